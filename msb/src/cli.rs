@@ -1,0 +1,64 @@
+//! What every command line of msb does alike: parsing, words for a wrong call, and pages made from the flags.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::exit;
+
+use clap::Parser;
+
+use crate::exit::warn;
+
+/// Parses the process's arguments, or ends the process.
+///
+/// `--help` and `--version` print and end with 0; a wrong call says why and ends with `usage_code`. The hidden
+/// `--generate man|bash|zsh|fish|schema` prints the manual page, a completion or the record's JSON Schema.
+pub fn parse<A: Parser>(usage_code: u8) -> A {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let [_, flag, what] = args.as_slice()
+        && flag == "--generate"
+    {
+        exit(i32::from(generate(A::command(), &what.to_string_lossy())));
+    }
+    match A::try_parse_from(args) {
+        Ok(parsed) => parsed,
+        Err(error) if error.use_stderr() => {
+            let words = error.render().to_string();
+            let words = words.strip_prefix("error: ").unwrap_or(&words);
+            warn(A::command().get_name(), words.trim_end());
+            exit(i32::from(usage_code));
+        }
+        Err(page) => {
+            let _ = page.print();
+            exit(0);
+        }
+    }
+}
+
+fn generate(mut command: clap::Command, what: &str) -> u8 {
+    let name = command.get_name().to_owned();
+    let mut out = Vec::new();
+    let made = match what {
+        "man" => clap_mangen::Man::new(command).render(&mut out),
+        "schema" => serde_json::to_writer_pretty(&mut out, &schemars::schema_for!(crate::record::Record))
+            .map_err(Into::into)
+            .and_then(|()| out.write_all(b"\n")),
+        _ => match what.parse::<clap_complete::Shell>() {
+            Ok(shell) => {
+                clap_complete::generate(shell, &mut command, &name, &mut out);
+                Ok(())
+            }
+            Err(_) => {
+                warn(&name, &format!("cannot generate {what:?} (man, bash, zsh, fish or schema)"));
+                return crate::exit::USAGE;
+            }
+        },
+    };
+    match made.and_then(|()| std::io::stdout().write_all(&out)) {
+        Ok(()) => 0,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => crate::exit::READER_GONE,
+        Err(error) => {
+            warn(&name, &format!("stdout: {error}"));
+            crate::exit::FAILED
+        }
+    }
+}

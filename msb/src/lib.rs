@@ -1,0 +1,19 @@
+//! What the msb tools share: the record that flows through the pipe, the merge rule of a root file
+//! system, the wire between host and guest, and the manners of a command line tool.
+//!
+//! The tools depend on this crate and never on one another.
+
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod exit;
+#[cfg(feature = "cli")]
+pub mod line;
+#[cfg(feature = "overlay")]
+pub mod overlay;
+#[cfg(feature = "cli")]
+pub mod record;
+pub mod script;
+#[cfg(feature = "cli")]
+pub mod state;
+pub mod wire;

@@ -1,0 +1,128 @@
+//! Where state lives on the host, and how a file of it becomes visible: written aside, synced, renamed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The directory for what outlives a VM (blobs, layers, sandboxes): `$MSB_HOME`, else `$XDG_DATA_HOME/msb`, else
+/// `~/.local/share/msb`.
+///
+/// # Errors
+/// When none of the three variables says where.
+pub fn home() -> io::Result<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = from("MSB_HOME")
+        .or_else(|| from("XDG_DATA_HOME").map(|dir| dir.join("msb")))
+        .or_else(|| from("HOME").map(|dir| dir.join(".local/share/msb")))
+        .ok_or_else(|| io::Error::other("neither MSB_HOME nor XDG_DATA_HOME nor HOME is set"))?;
+    std::path::absolute(home)
+}
+
+/// The directory for what lives as long as a VM: `$XDG_RUNTIME_DIR/msb/NAME`, for root without one `/run/msb/NAME`.
+///
+/// # Errors
+/// When the user is not root and `XDG_RUNTIME_DIR` is not set.
+pub fn run_dir(name: &str) -> io::Result<PathBuf> {
+    let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
+        Some(dir) => PathBuf::from(dir),
+        None if rustix::process::geteuid().is_root() => PathBuf::from("/run"),
+        None => return Err(io::Error::other("XDG_RUNTIME_DIR is not set")),
+    };
+    Ok(std::path::absolute(base)?.join("msb").join(name))
+}
+
+/// Checks the name of a VM. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most
+/// 63 bytes, a letter or digit first.
+///
+/// # Errors
+/// The reason in words.
+pub fn check_vm_name(name: &str) -> Result<(), &'static str> {
+    let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if starts_well && is_plain && name.len() <= 63 {
+        Ok(())
+    } else {
+        Err("a name is 1 to 63 letters, digits, \"-\", \"_\" or \".\", the first a letter or digit")
+    }
+}
+
+/// A name for something that must not meet another of its kind: 12 hex digits from the kernel's random source.
+///
+/// # Errors
+/// What `getrandom(2)` says.
+pub fn fresh_id() -> io::Result<String> {
+    let mut bytes = [0u8; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes a directory and its parents with mode 0700: images hold files (a shadow) that are for root alone.
+///
+/// # Errors
+/// What `mkdir(2)` says.
+pub fn make_private_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// The name beside `path` under which it is prepared: a dot, the name, this process, a counter.
+pub fn aside(path: &Path) -> PathBuf {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+    path.with_file_name(format!(".{name}.{}.{count}", std::process::id()))
+}
+
+/// Writes a file so that readers see the old content or the new one, also after a crash.
+///
+/// # Errors
+/// What writing, syncing or renaming says; then nothing is left beside `path`.
+pub fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let aside = aside(path);
+    let written = (|| {
+        let mut file = File::options().write(true).create_new(true).mode(mode).open(&aside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)?;
+        sync_parent(path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    written
+}
+
+/// Syncs the directory that holds `path`, so that a rename in it survives a crash.
+///
+/// # Errors
+/// What opening or `fsync(2)` says.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_vms_are_safe_as_directories_and_hostnames() {
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "a\n", &"x".repeat(64)] {
+            assert!(check_vm_name(bad).is_err(), "{bad:?}");
+        }
+        for good in ["worker", "a", "9.b-c_d"] {
+            assert!(check_vm_name(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record.json");
+        write_file(&path, b"old", 0o600).unwrap();
+        fs::create_dir(dir.path().join("full")).unwrap();
+        assert!(write_file(&dir.path().join("full"), b"new", 0o600).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+}
