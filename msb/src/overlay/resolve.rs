@@ -1,1 +1,240 @@
+//! Where a path leads inside a merged root: component by component across all layers, symlinks followed as the guest's
+//! kernel would, `..` clamped at the root. What is found is a chain of open directories, never a host path.
 
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FileType;
+
+use super::beneath::Name;
+use super::{Leaf, Merged, Node};
+
+/// How many symlinks one path may take, as in Linux (`path_resolution(7)`).
+const MAX_SYMLINKS: usize = 40;
+/// The longest path, in bytes, without the NUL (`PATH_MAX` less one).
+const MAX_PATH: usize = 4095;
+
+/// What happens to a symlink at the end of a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// It is followed, as by `open(2)`.
+    Follow,
+    /// It is the answer, as for `unlink(2)`.
+    Keep,
+}
+
+/// A directory on the way.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Its name in the step before; empty for the root.
+    pub name: OsString,
+    /// The directory.
+    pub dir: Merged,
+}
+
+/// What is at the end of a path.
+#[derive(Debug)]
+pub enum End {
+    /// The last step itself.
+    Dir,
+    /// A file in the last step.
+    Leaf(OsString, Leaf),
+    /// Nothing: the names that are missing in the last step, each below the one before.
+    Missing(Vec<OsString>),
+}
+
+/// Where a path leads.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The directories from the root on; never empty.
+    pub steps: Vec<Step>,
+    /// What is at the end.
+    pub end: End,
+}
+
+/// Why a path leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path does not begin with a slash, or is too long, or a component is.
+    #[error("{0}")]
+    Unusable(&'static str),
+    /// More than 40 symlinks.
+    #[error("too many levels of symlinks (a loop?)")]
+    Loop,
+    /// A component that should hold the next is a file.
+    #[error("{0:?} is not a directory")]
+    NotDirectory(PathBuf),
+    /// A `..` behind something that is not there.
+    #[error("{0:?} does not exist")]
+    Missing(PathBuf),
+    /// A layer could not be read.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl Resolved {
+    /// The path without symlinks, for words and reports.
+    pub fn path(&self) -> PathBuf {
+        let mut path = path_of(&self.steps);
+        match &self.end {
+            End::Dir => {}
+            End::Leaf(name, _) => path.push(name),
+            End::Missing(names) => path.extend(names),
+        }
+        path
+    }
+}
+
+fn path_of(steps: &[Step]) -> PathBuf {
+    let mut path = PathBuf::from("/");
+    path.extend(steps.iter().skip(1).map(|step| &step.name));
+    path
+}
+
+fn components(path: &OsStr) -> impl DoubleEndedIterator<Item = OsString> + '_ {
+    let parts = path.as_bytes().split(|&byte| byte == b'/');
+    parts.filter(|part| !matches!(*part, b"" | b".")).map(|part| OsStr::from_bytes(part).to_owned())
+}
+
+/// Follows `path` from `root`.
+///
+/// # Errors
+/// See [`Error`]. What does not exist is no error but [`End::Missing`].
+pub fn resolve(root: &Merged, path: &Path, last: Last) -> Result<Resolved, Error> {
+    let bytes = path.as_os_str().as_bytes();
+    if !bytes.starts_with(b"/") {
+        return Err(Error::Unusable("the path is not absolute"));
+    }
+    if bytes.len() > MAX_PATH {
+        return Err(Error::Unusable("the path is longer than 4095 bytes"));
+    }
+    if bytes.contains(&0) {
+        return Err(Error::Unusable("the path holds a NUL"));
+    }
+    let mut pending: VecDeque<OsString> = components(path.as_os_str()).collect();
+    let mut steps = vec![Step { name: OsString::new(), dir: root.clone() }];
+    let mut symlinks = 0;
+    while let Some(component) = pending.pop_front() {
+        if component == ".." {
+            if steps.len() > 1 {
+                steps.pop();
+            }
+            continue;
+        }
+        let name = Name::new(&component).map_err(|_| Error::Unusable("a component is longer than 255 bytes"))?;
+        let here = &steps.last().expect("the root stays").dir;
+        let leaf = match here.lookup(name)? {
+            Some(Node::Dir(dir)) => {
+                steps.push(Step { name: component, dir });
+                continue;
+            }
+            Some(Node::Leaf(leaf)) => leaf,
+            None => {
+                let mut missing = vec![component];
+                for name in pending {
+                    if name == ".." {
+                        let mut gone = path_of(&steps);
+                        gone.extend(&missing);
+                        return Err(Error::Missing(gone));
+                    }
+                    if name.len() > super::beneath::NAME_MAX {
+                        return Err(Error::Unusable("a component is longer than 255 bytes"));
+                    }
+                    missing.push(name);
+                }
+                return Ok(Resolved { steps, end: End::Missing(missing) });
+            }
+        };
+        let is_last = pending.is_empty();
+        if leaf.entry.file_type() == FileType::Symlink && !(is_last && last == Last::Keep) {
+            symlinks += 1;
+            if symlinks > MAX_SYMLINKS {
+                return Err(Error::Loop);
+            }
+            let target = leaf.entry.read_link()?;
+            if target.as_bytes().starts_with(b"/") {
+                steps.truncate(1);
+            }
+            for part in components(&target).rev() {
+                pending.push_front(part);
+            }
+            continue;
+        }
+        if !is_last {
+            let mut file = path_of(&steps);
+            file.push(&component);
+            return Err(Error::NotDirectory(file));
+        }
+        return Ok(Resolved { steps, end: End::Leaf(component, leaf) });
+    }
+    Ok(Resolved { steps, end: End::Dir })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn tree() -> (tempfile::TempDir, Merged) {
+        let scratch = tempfile::tempdir().unwrap();
+        let (top, bottom) = (scratch.path().join("top"), scratch.path().join("bottom"));
+        fs::create_dir_all(bottom.join("usr/bin")).unwrap();
+        fs::write(bottom.join("usr/bin/tar"), "").unwrap();
+        fs::create_dir_all(top.join("etc")).unwrap();
+        for (target, link) in [
+            ("usr/bin", "bin"),
+            ("/usr/bin/tar", "etc/tar"),
+            ("../../../../bin", "etc/out"),
+            ("loop-b", "loop-a"),
+            ("loop-a", "loop-b"),
+            ("/nowhere/file", "etc/dangling"),
+        ] {
+            symlink(target, top.join(link)).unwrap();
+        }
+        let merged = Merged::open(&[top, bottom], None).unwrap();
+        (scratch, merged)
+    }
+
+    #[test]
+    fn paths_lead_where_the_guest_would_go() {
+        let (_scratch, root) = tree();
+        for (path, last, leads_to) in [
+            ("/", Last::Follow, "/"),
+            ("/../..", Last::Follow, "/"),
+            ("//usr/./bin/", Last::Follow, "/usr/bin"),
+            ("/bin/tar", Last::Follow, "/usr/bin/tar"),
+            ("/bin", Last::Keep, "/bin"),
+            ("/bin", Last::Follow, "/usr/bin"),
+            ("/etc/tar", Last::Follow, "/usr/bin/tar"),
+            ("/etc/tar", Last::Keep, "/etc/tar"),
+            ("/etc/out/tar", Last::Keep, "/usr/bin/tar"),
+            ("/etc/dangling", Last::Follow, "/nowhere/file"),
+            ("/etc/dangling", Last::Keep, "/etc/dangling"),
+            ("/bin/new/deep", Last::Follow, "/usr/bin/new/deep"),
+        ] {
+            let resolved = resolve(&root, Path::new(path), last).unwrap();
+            assert_eq!(resolved.path(), Path::new(leads_to), "{path}");
+        }
+    }
+
+    #[test]
+    fn dead_ends_have_words() {
+        let (_scratch, root) = tree();
+        for (path, words) in [
+            ("etc", "not absolute"),
+            ("/loop-a", "too many levels of symlinks"),
+            ("/usr/bin/tar/x", "\"/usr/bin/tar\" is not a directory"),
+            ("/none/../etc", "\"/none\" does not exist"),
+            (&format!("/{}", "x".repeat(256)), "longer than 255 bytes"),
+            (&format!("/none/{}", "x".repeat(256)), "longer than 255 bytes"),
+            (&"/a".repeat(2048), "longer than 4095 bytes"),
+        ] {
+            let error = resolve(&root, Path::new(path), Last::Follow).unwrap_err().to_string();
+            assert!(error.contains(words), "{path}: {error}");
+        }
+    }
+}

@@ -1,1 +1,307 @@
+//! Changes to the writable layer: create, remove, copy up.
+//!
+//! What replaces something is prepared in the work directory and renamed into place, so whoever looks sees the old
+//! file or the new one. Whiteouts and opaque directories appear by themselves, where a lower layer would show through.
 
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat, XattrFlags};
+use rustix::io::Errno;
+
+use super::beneath::{Dir, Entry, Name, times_of};
+use super::resolve::Step;
+use super::{Merged, Node, whiteout};
+
+/// What our names in a work directory begin with; the kernel's overlayfs keeps others there.
+const ASIDE_PREFIX: &str = "msb.";
+
+/// The right to change an upper: its work directory, locked.
+#[derive(Debug)]
+pub struct Writer {
+    work: Dir,
+    _lock: OwnedFd,
+    counter: AtomicU64,
+    durable: bool,
+}
+
+/// What [`copy_data`] needs to know of how much there is.
+pub const WHOLE: u64 = u64::MAX;
+
+impl Writer {
+    /// Locks a work directory, and clears away what a killed writer left in it.
+    ///
+    /// `durable`: whether a copied-up file is on disk before it shows. A caller that syncs the whole upper before
+    /// anyone sees it goes without.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where another process writes; else what opening says.
+    pub fn open(work: &Path, durable: bool) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(work, flags, Mode::empty())?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let work = Dir::open(work)?;
+        let mut left = Vec::<OsString>::new();
+        for child in work.read()? {
+            let name = child?.file_name().to_string_lossy().into_owned();
+            if name.starts_with(ASIDE_PREFIX) {
+                left.push(name.into());
+            }
+        }
+        for name in &left {
+            work.remove_tree(Name::new(name)?)?;
+        }
+        Ok(Self { work, _lock: lock, counter: AtomicU64::new(0), durable })
+    }
+
+    /// Prepares a file in the work directory with `make`, then puts it at `name`, over whatever the upper has there.
+    ///
+    /// # Errors
+    /// What `make` or renaming says; then nothing is left over and the old file stays.
+    pub fn place<T>(
+        &self,
+        parent: &Dir,
+        name: Name<'_>,
+        make: impl FnOnce(&Dir, Name<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let aside = OsString::from(format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)));
+        let aside = Name::new(&aside)?;
+        let placed = make(&self.work, aside).and_then(|made| {
+            match self.work.rename(aside, parent, name, RenameFlags::empty()) {
+                // A directory cannot replace a whiteout, nor a file a directory, but each can change places with it.
+                Err(error) if is_type_clash(&error) => {
+                    self.work.rename(aside, parent, name, RenameFlags::EXCHANGE)?;
+                    self.work.remove_tree(aside)?;
+                }
+                other => other?,
+            }
+            Ok(made)
+        });
+        if placed.is_err() {
+            let _ = self.work.remove_tree(aside);
+        }
+        placed
+    }
+
+    /// Makes a directory where nothing is visible. It is opaque where a lower layer has one behind a whiteout.
+    /// `prepare` sets its attributes before it shows.
+    ///
+    /// # Errors
+    /// What `mkdir(2)` or `prepare` says.
+    pub fn mkdir(
+        &self,
+        parent: &Merged,
+        name: Name<'_>,
+        prepare: impl FnOnce(&Dir) -> io::Result<()>,
+    ) -> io::Result<Dir> {
+        let hides = matches!(parent.lookup_lower(name)?, Some(Node::Dir(_)));
+        self.place(upper_of(parent)?, name, |work, aside| {
+            let dir = work.mkdir(aside, Mode::from_raw_mode(0o700))?;
+            if hides {
+                whiteout::make_opaque(&dir)?;
+            }
+            prepare(&dir)?;
+            Ok(dir)
+        })
+    }
+
+    /// Removes `name` with everything below it: a whiteout where a lower layer has it, else nothing is left.
+    ///
+    /// # Errors
+    /// What removing says. What is not there is no error.
+    pub fn remove(&self, parent: &Merged, name: Name<'_>) -> io::Result<()> {
+        let upper = upper_of(parent)?;
+        if parent.lookup_lower(name)?.is_some() {
+            return match whiteout::make_whiteout(upper, name) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.place(upper, name, whiteout::make_whiteout)
+                }
+                other => other,
+            };
+        }
+        match upper.unlink(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::ISDIR | Errno::PERM)) => {
+                let aside = OsString::from(format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)));
+                let aside = Name::new(&aside)?;
+                upper.rename(name, &self.work, aside, RenameFlags::empty())?;
+                self.work.remove_tree(aside)
+            }
+            other => other,
+        }
+    }
+
+    /// Copies a directory of a lower layer up, without what is in it: owner, mode, xattrs and times, the parent's
+    /// times kept. Two callers at once is fine, one of them copies.
+    ///
+    /// # Errors
+    /// What making or setting says.
+    pub fn copy_up_dir(&self, parent: &Dir, name: Name<'_>, from: &Entry) -> io::Result<Dir> {
+        if let Some(there) = parent.entry(name)?
+            && there.is_dir()
+        {
+            return there.to_dir();
+        }
+        keeping_times(parent, || {
+            self.place(parent, name, |work, aside| {
+                let dir = work.mkdir(aside, Mode::from_raw_mode(0o700))?;
+                copy_attributes(from, &dir.to_entry()?)?;
+                Ok(dir)
+            })
+        })
+    }
+
+    /// Copies a file of a lower layer up, with its first `length` bytes ([`WHOLE`] for all): data, owner, mode, xattrs
+    /// and times, the parent's times kept. A hardlink to it stays below.
+    ///
+    /// # Errors
+    /// What copying says: ENOSPC; then the upper is as it was.
+    pub fn copy_up(&self, parent: &Dir, name: Name<'_>, from: &Entry, length: u64) -> io::Result<Entry> {
+        keeping_times(parent, || self.place(parent, name, |work, aside| self.copy_leaf(from, work, aside, length)))
+    }
+
+    /// Makes a copy of a file that is no directory, attributes and all, at a free name of any directory of the upper.
+    ///
+    /// # Errors
+    /// What copying says.
+    pub fn copy_leaf(&self, from: &Entry, to: &Dir, name: Name<'_>, length: u64) -> io::Result<Entry> {
+        let stat = from.stat();
+        match from.file_type() {
+            FileType::RegularFile => {
+                let file = to.create(name, Mode::from_raw_mode(0o600))?;
+                if length > 0 && stat.st_size > 0 {
+                    copy_data(&from.open_to_read()?, &file, length.min(stat.st_size as u64))?;
+                    if self.durable {
+                        file.sync_data()?;
+                    }
+                }
+            }
+            FileType::Symlink => to.symlink(name, &from.read_link()?)?,
+            FileType::Directory => return Err(Errno::ISDIR.into()),
+            special => to.mknod(name, special, Mode::from_raw_mode(0o600), stat.st_rdev)?,
+        }
+        let copy = to.entry(name)?.ok_or(Errno::NOENT)?;
+        copy_attributes(from, &copy)?;
+        Ok(copy)
+    }
+
+    /// Copies every directory of `steps` up that is not in the upper yet, so that the last one can be written.
+    ///
+    /// # Errors
+    /// As [`Self::copy_up_dir`].
+    pub fn copy_up_steps(&self, steps: &mut [Step]) -> io::Result<()> {
+        for place in 1..steps.len() {
+            let (before, rest) = steps.split_at_mut(place);
+            let step = &mut rest[0];
+            if step.dir.upper.is_none() {
+                let parent = upper_of(&before[place - 1].dir)?;
+                let from = step.dir.top().0.to_entry()?;
+                step.dir.upper = Some(Arc::new(self.copy_up_dir(parent, Name::new(&step.name)?, &from)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_type_clash(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST))
+}
+
+/// The part of a merged directory that can be written.
+///
+/// # Errors
+/// EROFS where the directory has not been copied up.
+pub fn upper_of(dir: &Merged) -> io::Result<&Dir> {
+    dir.upper.as_deref().ok_or_else(|| Errno::ROFS.into())
+}
+
+/// Runs `change`, then gives `dir` back the times it had.
+///
+/// # Errors
+/// What `change` or `utimensat(2)` says.
+pub fn keeping_times<T>(dir: &Dir, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let before = dir.stat()?;
+    let changed = change()?;
+    dir.to_entry()?.set_times(&times_of(&before))?;
+    Ok(changed)
+}
+
+/// Gives `to` the owner, xattrs, mode and times of `from`, in the order in which the kernel does not undo them:
+/// a change of owner clears set-id bits and capabilities, an ACL changes the mode, everything changes the times.
+///
+/// # Errors
+/// What setting says.
+pub fn copy_attributes(from: &Entry, to: &Entry) -> io::Result<()> {
+    let stat: &Stat = from.stat();
+    to.set_owner(Some(stat.st_uid), Some(stat.st_gid))?;
+    for name in from.xattr_names()? {
+        if !whiteout::is_private_xattr(&name) {
+            to.set_xattr(&name, &from.xattr(&name)?, XattrFlags::empty())?;
+        }
+    }
+    if to.file_type() != FileType::Symlink {
+        to.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    }
+    to.set_times(&times_of(stat))
+}
+
+/// Copies the first `length` bytes inside the kernel, holes as holes, by reference where the file system can.
+///
+/// # Errors
+/// What reading or writing says: ENOSPC.
+pub fn copy_data(from: &File, to: &File, length: u64) -> io::Result<()> {
+    let whole = from.metadata()?.len() <= length;
+    if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    to.set_len(length)?;
+    let mut at = 0;
+    while at < length {
+        // A file system without SEEK_DATA has data everywhere.
+        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => break,
+            Err(_) => at,
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(start)).unwrap_or(length).min(length);
+        copy_range(from, to, start, end)?;
+        at = end.max(start + 1);
+    }
+    Ok(())
+}
+
+fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
+    let (mut read_at, mut write_at) = (start, start);
+    while read_at < end {
+        let left = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(1 << 30);
+        match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                return copy_by_hand(from, to, read_at, end);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut block = vec![0u8; 1 << 18];
+    while at < end {
+        let wanted = block.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        let got = from.read_at(&mut block[..wanted], at)?;
+        if got == 0 {
+            break;
+        }
+        to.write_all_at(&block[..got], at)?;
+        at += got as u64;
+    }
+    Ok(())
+}
