@@ -3,6 +3,7 @@
 //!
 //! The tools depend on this crate and never on one another.
 
+pub mod boot;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]

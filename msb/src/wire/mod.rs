@@ -1,1 +1,386 @@
+//! Frames between host and guest: a length, a kind, a payload.
+//!
+//! ```text
+//! 0        4      5                5 + length
+//! | length | kind | payload        |
+//!   u32 LE   u8
+//! ```
+//!
+//! One vsock connection carries one exec, or one shutdown, or the agent's report that it is up. The first frame both
+//! ways is [`Message::Hello`]. Nothing here trusts the other side: a length is checked against its kind's limit before a
+//! byte of the payload is taken, and whatever is wrong ends the connection. `man/msb-wire.5` specifies it.
 
+#[cfg(feature = "cli")]
+pub mod dial;
+pub mod exec;
+
+use std::io::{self, Read, Write};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use exec::{Exit, Failure, Hello, Ready, Request, Resize, Shutdown, Signal, Started};
+
+/// The version that a [`Hello`] says.
+pub const VERSION: u32 = 1;
+/// The port in the guest on which the agent takes connections.
+pub const AGENT_PORT: u32 = 1024;
+/// The port on the host on which msb-boot waits for the agent's [`Ready`].
+pub const READY_PORT: u32 = 1025;
+/// The most bytes of a stream that one frame carries.
+pub const MAX_DATA: usize = 64 << 10;
+/// The most bytes of JSON in a frame: a little more than the longest argument list of Linux with its escapes.
+pub const MAX_CONTROL: usize = 4 << 20;
+/// The bytes before the payload.
+pub const HEADER: usize = 5;
+
+/// Why a connection cannot go on. The other side is to blame for all but `Io`.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The length is over the limit of the kind.
+    #[error("a frame of {length} bytes, and kind {kind} may have {limit} at most")]
+    TooLong {
+        /// What the frame says.
+        length: usize,
+        /// The frame's kind.
+        kind: u8,
+        /// What the kind allows.
+        limit: usize,
+    },
+    /// A kind that this version does not know.
+    #[error("a frame of unknown kind {0}")]
+    UnknownKind(u8),
+    /// A payload that its kind does not allow.
+    #[error("a frame of kind {kind} with a bad payload: {why}")]
+    BadPayload {
+        /// The frame's kind.
+        kind: u8,
+        /// What is wrong.
+        why: String,
+    },
+    /// A frame that is known, at a time when it makes no sense.
+    #[error("a frame out of turn: {0}")]
+    OutOfTurn(&'static str),
+    /// The other side speaks another version.
+    #[error("the other side speaks version {0} of the wire, this one version {VERSION} (use tools of one release)")]
+    OtherVersion(u32),
+    /// The connection broke.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A stream of an exec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Host to guest.
+    Stdin,
+    /// Guest to host.
+    Stdout,
+    /// Guest to host.
+    Stderr,
+}
+
+impl Stream {
+    fn number(self) -> u8 {
+        match self {
+            Self::Stdin => 0,
+            Self::Stdout => 1,
+            Self::Stderr => 2,
+        }
+    }
+
+    fn from_number(number: u8) -> Option<Self> {
+        [Self::Stdin, Self::Stdout, Self::Stderr].into_iter().find(|stream| stream.number() == number)
+    }
+}
+
+/// What a frame says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// First frame both ways.
+    Hello(Hello),
+    /// Host to guest: run this.
+    Exec(Request),
+    /// Guest to host: it runs.
+    Started(Started),
+    /// Bytes of a stream, no more than the receiver gave credit for.
+    Data(Stream, Vec<u8>),
+    /// The stream has ended; the connection goes on.
+    Eof(Stream),
+    /// The receiver of a stream takes this many bytes more. A stream starts without credit.
+    Credit(Stream, u32),
+    /// Host to guest: send this signal to the process group.
+    Signal(Signal),
+    /// Host to guest: the terminal has a new size.
+    Resize(Resize),
+    /// Guest to host: how the command ended. The last frame.
+    Exit(Exit),
+    /// Guest to host: the request cannot be met. The last frame.
+    Failure(Failure),
+    /// Host to guest: stop the machine.
+    Shutdown(Shutdown),
+    /// Guest to host, on [`READY_PORT`]: the agent takes connections.
+    Ready(Ready),
+}
+
+const HELLO: u8 = 1;
+const EXEC: u8 = 2;
+const STARTED: u8 = 3;
+const DATA: u8 = 4; // to 6, by stream
+const EOF: u8 = 7;
+const CREDIT: u8 = 8;
+const SIGNAL: u8 = 9;
+const RESIZE: u8 = 10;
+const EXIT: u8 = 11;
+const FAILURE: u8 = 12;
+const SHUTDOWN: u8 = 13;
+const READY: u8 = 14;
+
+fn limit(kind: u8) -> Result<usize, Error> {
+    match kind {
+        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN => Ok(1 << 10),
+        EXIT | FAILURE | READY => Ok(MAX_DATA),
+        EXEC => Ok(MAX_CONTROL),
+        DATA..EOF => Ok(MAX_DATA),
+        EOF => Ok(1),
+        CREDIT => Ok(5),
+        _ => Err(Error::UnknownKind(kind)),
+    }
+}
+
+/// Reads a header: the payload's length, checked, and the kind.
+///
+/// # Errors
+/// [`Error::UnknownKind`], [`Error::TooLong`].
+pub fn read_header(header: [u8; HEADER]) -> Result<(usize, u8), Error> {
+    let [a, b, c, d, kind] = header;
+    let length = u32::from_le_bytes([a, b, c, d]) as usize;
+    let limit = limit(kind)?;
+    if length > limit { Err(Error::TooLong { length, kind, limit }) } else { Ok((length, kind)) }
+}
+
+/// Appends a frame with bytes of a stream to `out`.
+///
+/// # Panics
+/// When `bytes` is longer than [`MAX_DATA`].
+pub fn put_data(out: &mut Vec<u8>, stream: Stream, bytes: &[u8]) {
+    assert!(bytes.len() <= MAX_DATA, "the caller cuts data into frames");
+    put(out, DATA + stream.number(), bytes);
+}
+
+fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
+    let length = u32::try_from(payload.len()).expect("limits are far below 4 GiB");
+    out.extend_from_slice(&length.to_le_bytes());
+    out.push(kind);
+    out.extend_from_slice(payload);
+}
+
+fn put_json(out: &mut Vec<u8>, kind: u8, body: &impl Serialize) {
+    put(out, kind, &serde_json::to_vec(body).expect("messages have string keys and plain values"));
+}
+
+fn json<T: DeserializeOwned>(kind: u8, payload: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(payload).map_err(|error| Error::BadPayload { kind, why: error.to_string() })
+}
+
+impl Message {
+    /// The hello of this version.
+    pub fn hello() -> Self {
+        Self::Hello(Hello { version: VERSION })
+    }
+
+    /// Appends the message's frame to `out`.
+    ///
+    /// # Panics
+    /// When a [`Message::Data`] is longer than [`MAX_DATA`].
+    pub fn put(&self, out: &mut Vec<u8>) {
+        match self {
+            Self::Hello(body) => put_json(out, HELLO, body),
+            Self::Exec(body) => put_json(out, EXEC, body),
+            Self::Started(body) => put_json(out, STARTED, body),
+            Self::Data(stream, bytes) => put_data(out, *stream, bytes),
+            Self::Eof(stream) => put(out, EOF, &[stream.number()]),
+            Self::Credit(stream, bytes) => {
+                let mut payload = [stream.number(), 0, 0, 0, 0];
+                payload[1..].copy_from_slice(&bytes.to_le_bytes());
+                put(out, CREDIT, &payload);
+            }
+            Self::Signal(body) => put_json(out, SIGNAL, body),
+            Self::Resize(body) => put_json(out, RESIZE, body),
+            Self::Exit(body) => put_json(out, EXIT, body),
+            Self::Failure(body) => put_json(out, FAILURE, body),
+            Self::Shutdown(body) => put_json(out, SHUTDOWN, body),
+            Self::Ready(body) => put_json(out, READY, body),
+        }
+    }
+
+    /// The message as a frame of its own.
+    pub fn to_frame(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        self.put(&mut frame);
+        frame
+    }
+
+    /// Reads a payload of a kind.
+    ///
+    /// # Errors
+    /// [`Error::UnknownKind`], [`Error::BadPayload`].
+    pub fn read_payload(kind: u8, payload: &[u8]) -> Result<Self, Error> {
+        let bad = |why: &str| Error::BadPayload { kind, why: why.to_owned() };
+        let stream = |number| Stream::from_number(number).ok_or_else(|| bad("no such stream"));
+        Ok(match kind {
+            HELLO => Self::Hello(json(kind, payload)?),
+            EXEC => Self::Exec(json(kind, payload)?),
+            STARTED => Self::Started(json(kind, payload)?),
+            DATA..EOF => Self::Data(stream(kind - DATA)?, payload.to_vec()),
+            EOF => match payload {
+                [number] => Self::Eof(stream(*number)?),
+                _ => return Err(bad("one byte is expected")),
+            },
+            CREDIT => match *payload {
+                [number, a, b, c, d] => Self::Credit(stream(number)?, u32::from_le_bytes([a, b, c, d])),
+                _ => return Err(bad("five bytes are expected")),
+            },
+            SIGNAL => Self::Signal(json(kind, payload)?),
+            RESIZE => Self::Resize(json(kind, payload)?),
+            EXIT => Self::Exit(json(kind, payload)?),
+            FAILURE => Self::Failure(json(kind, payload)?),
+            SHUTDOWN => Self::Shutdown(json(kind, payload)?),
+            READY => Self::Ready(json(kind, payload)?),
+            _ => return Err(Error::UnknownKind(kind)),
+        })
+    }
+
+    /// Writes the message's frame in one call.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn send(&self, to: &mut impl Write) -> io::Result<()> {
+        to.write_all(&self.to_frame())?;
+        to.flush()
+    }
+
+    /// Reads one message; `None` where the connection ends between two frames.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with [`io::ErrorKind::UnexpectedEof`] where it ends within one; else see [`Error`].
+    pub fn receive(from: &mut impl Read) -> Result<Option<Self>, Error> {
+        let mut header = [0u8; HEADER];
+        let mut have = 0;
+        while have < HEADER {
+            match from.read(&mut header[have..]) {
+                Ok(0) if have == 0 => return Ok(None),
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+                Ok(got) => have += got,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let (length, kind) = read_header(header)?;
+        let mut payload = vec![0u8; length];
+        from.read_exact(&mut payload)?;
+        Self::read_payload(kind, &payload).map(Some)
+    }
+}
+
+/// Messages out of bytes that arrive in any portions, for a caller that may not wait.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Decoder {
+    /// Takes bytes that arrived. Take all messages out before the next call, so that no more than one frame and one
+    /// portion are ever held.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next whole message, if there is one.
+    ///
+    /// # Errors
+    /// See [`Error`]. The connection is over then.
+    pub fn next_message(&mut self) -> Result<Option<Message>, Error> {
+        let pending = &self.buffer[self.start..];
+        let Some((header, rest)) = pending.split_first_chunk::<HEADER>() else { return Ok(None) };
+        let (length, kind) = read_header(*header)?;
+        let Some(payload) = rest.get(..length) else { return Ok(None) };
+        let message = Message::read_payload(kind, payload)?;
+        self.start += HEADER + length;
+        Ok(Some(message))
+    }
+
+    /// Whether the bytes so far end within a frame.
+    pub fn is_within_frame(&self) -> bool {
+        self.start < self.buffer.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_length_is_checked_before_the_payload_is_taken() {
+        let header = |length: u32, kind| {
+            let [a, b, c, d] = length.to_le_bytes();
+            read_header([a, b, c, d, kind])
+        };
+        assert!(matches!(header(u32::MAX, DATA), Err(Error::TooLong { .. })));
+        assert!(matches!(header(MAX_DATA as u32 + 1, DATA), Err(Error::TooLong { .. })));
+        assert!(matches!(header(2, EOF), Err(Error::TooLong { .. })));
+        assert!(matches!(header(0, 0), Err(Error::UnknownKind(0))));
+        assert!(matches!(header(0, 200), Err(Error::UnknownKind(200))));
+        assert_eq!(header(MAX_DATA as u32, DATA).unwrap(), (MAX_DATA, DATA));
+    }
+
+    #[test]
+    fn a_connection_that_ends_within_a_frame_is_an_error_and_between_two_is_none() {
+        let frame = Message::hello().to_frame();
+        assert!(Message::receive(&mut &frame[..0]).unwrap().is_none());
+        for cut in 1..frame.len() {
+            assert!(matches!(Message::receive(&mut &frame[..cut]), Err(Error::Io(_))), "{cut}");
+        }
+        assert_eq!(Message::receive(&mut &frame[..]).unwrap(), Some(Message::hello()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_give_messages_or_an_error_and_never_a_panic(bytes: Vec<u8>, portion in 1usize..40) {
+            let mut decoder = Decoder::default();
+            'bytes: for portion in bytes.chunks(portion) {
+                decoder.feed(portion);
+                loop {
+                    match decoder.next_message() {
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(_) => break 'bytes,
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_put_comes_out_however_it_is_cut(data: Vec<Vec<u8>>, portion in 1usize..40) {
+            let mut frames = Vec::new();
+            for bytes in &data {
+                put_data(&mut frames, Stream::Stdout, bytes);
+            }
+            let mut decoder = Decoder::default();
+            let mut out = Vec::new();
+            for portion in frames.chunks(portion) {
+                decoder.feed(portion);
+                while let Some(message) = decoder.next_message().unwrap() {
+                    let Message::Data(Stream::Stdout, bytes) = message else { panic!() };
+                    out.push(bytes);
+                }
+            }
+            prop_assert_eq!(out, data);
+            prop_assert!(!decoder.is_within_frame());
+        }
+    }
+}

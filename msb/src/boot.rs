@@ -1,0 +1,72 @@
+//! `boot.json`: all that agentd must know, written by msb-boot into the boot share and read once.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::exec::Text;
+
+/// The file's name in the boot share.
+pub const FILE_NAME: &str = "boot.json";
+/// agentd's name in the boot share: what libkrun's kernel runs, and what we tell QEMU's kernel to run.
+pub const INIT_NAME: &str = "init.krun";
+/// Where agentd finds the guest's real root once [`Boot::mounts`] are done, before it becomes `/`.
+pub const NEW_ROOT: &str = "/mnt";
+/// The directory of the boot share that becomes the guest's `/.msb`.
+pub const MSB_DIR: &str = "msb";
+/// The version that this crate reads and writes.
+pub const VERSION: u32 = 1;
+
+/// What agentd does at boot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Boot {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The guest's name.
+    pub hostname: String,
+    /// The way to the real root, in order; the last is on [`NEW_ROOT`].
+    pub mounts: Vec<MountStep>,
+    /// What an exec gets that does not say otherwise.
+    pub defaults: Defaults,
+    /// The init to hand PID 1 to.
+    #[serde(default)]
+    pub init: Option<Init>,
+}
+
+/// One mount.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MountStep {
+    /// A virtiofs tag, a device, or the file system's name again.
+    pub source: String,
+    /// A directory that is there, in the boot share or by an earlier step.
+    pub target: PathBuf,
+    /// The file system's type.
+    pub fstype: String,
+    /// As in fstab: `ro`, `nosuid`, `nodev`, `noexec` and what the file system takes.
+    #[serde(default)]
+    pub options: Vec<String>,
+}
+
+/// What an exec gets that does not say otherwise: the image's configuration and msb-boot's flags over it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Defaults {
+    /// `K=V` each.
+    pub env: Vec<Text>,
+    /// The working directory; empty for `/`.
+    pub cwd: String,
+    /// `user[:group]`; empty for root.
+    pub user: String,
+    /// The command without one: entrypoint and cmd.
+    pub argv: Vec<Text>,
+}
+
+/// An init that becomes PID 1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Init {
+    /// An absolute path in the guest; `None` to look for one.
+    pub path: Option<String>,
+    /// The arguments behind the path.
+    pub args: Vec<Text>,
+    /// `K=V` each, over the inherited.
+    pub env: Vec<Text>,
+}

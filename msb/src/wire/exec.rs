@@ -1,0 +1,154 @@
+//! The messages of one exec, and the two others that travel alone: shutdown and ready.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use serde::{Deserialize, Serialize};
+
+/// A string of the operating system in JSON: a string where it is UTF-8, else an array of its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Text {
+    /// UTF-8.
+    Utf8(String),
+    /// Anything else.
+    Bytes(Vec<u8>),
+}
+
+impl From<&OsStr> for Text {
+    fn from(text: &OsStr) -> Self {
+        text.to_str().map_or_else(|| Self::Bytes(text.as_bytes().to_vec()), |text| Self::Utf8(text.to_owned()))
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self::Utf8(text.to_owned())
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self::Utf8(text)
+    }
+}
+
+impl From<Text> for OsString {
+    fn from(text: Text) -> Self {
+        match text {
+            Text::Utf8(text) => text.into(),
+            Text::Bytes(bytes) => Self::from_vec(bytes),
+        }
+    }
+}
+
+/// The first frame both ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`super::VERSION`].
+    pub version: u32,
+}
+
+impl Hello {
+    /// Checks the other side's version.
+    ///
+    /// # Errors
+    /// [`super::Error::OtherVersion`].
+    pub fn check(&self) -> Result<(), super::Error> {
+        if self.version == super::VERSION { Ok(()) } else { Err(super::Error::OtherVersion(self.version)) }
+    }
+}
+
+/// A command to run. What is left out is the image's, then the agent's default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The command and its arguments; empty for the image's entrypoint and cmd.
+    #[serde(default)]
+    pub argv: Vec<Text>,
+    /// `K=V` each, over the image's.
+    #[serde(default)]
+    pub env: Vec<Text>,
+    /// The working directory.
+    #[serde(default)]
+    pub cwd: Option<Text>,
+    /// `user[:group]` by name or number.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// A terminal for the command: stdout carries all it prints.
+    #[serde(default)]
+    pub tty: Option<Tty>,
+}
+
+/// A terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tty {
+    /// Its kind, for TERM.
+    pub term: Option<Text>,
+    /// Its size.
+    pub size: Resize,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resize {
+    /// Lines.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}
+
+/// The command runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// Its process ID in the guest.
+    pub pid: i32,
+}
+
+/// A signal by its number in Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal {
+    /// 1 to 64.
+    pub signal: i32,
+}
+
+/// How a command ended: one of the two is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its exit status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<u8>,
+    /// The signal that ended it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+}
+
+/// Why a request cannot be met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The exit status for it, as `env(1)` has them: 125, 126, 127.
+    pub code: u8,
+    /// Words.
+    pub message: String,
+}
+
+/// A request to stop the machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shutdown {
+    /// How long sessions may take to end on TERM, in milliseconds.
+    pub grace_ms: u64,
+}
+
+/// How the start of the machine went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Why there is no agent to talk to; the machine powers off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When the kernel started agentd, in milliseconds since power-on.
+    pub kernel_ms: u64,
+    /// When the agent was listening, in milliseconds since power-on.
+    pub agent_ms: u64,
+    /// The init that PID 1 was handed to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+}
