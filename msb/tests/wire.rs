@@ -16,7 +16,7 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         (Message::hello(), b"\x0d\0\0\0\x01{\"version\":1}"),
         (
             Message::Exec(request),
-            b"\x8e\0\0\0\x02{\"argv\":[\"cat\",[255]],\"env\":[\"A=b\"],\"cwd\":\"/\",\"user\":\"app:users\",\
+            b"\x75\0\0\0\x02{\"argv\":[\"cat\",[255]],\"env\":[\"A=b\"],\"cwd\":\"/\",\"user\":\"app:users\",\
               \"tty\":{\"term\":\"xterm\",\"size\":{\"rows\":24,\"cols\":80}}}",
         ),
         (Message::Started(Started { pid: 42 }), b"\x0a\0\0\0\x03{\"pid\":42}"),

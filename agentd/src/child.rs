@@ -1,0 +1,275 @@
+//! One command of an exec: who it is, what it finds in its environment, and the ends of its streams that stay with us.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use msb::boot::Defaults;
+use msb::script::GUEST_DIR;
+use msb::wire::exec::{Failure, Request, Resize, Text};
+
+use crate::reap::{Awaited, Reaper};
+use crate::{sys, user};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+const TOOL_FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+
+/// A running command.
+#[derive(Debug)]
+pub struct Child {
+    /// The process.
+    pub process: Arc<Awaited>,
+    /// Our ends of its streams.
+    pub streams: Streams,
+}
+
+/// Our ends of a command's streams.
+#[derive(Debug)]
+pub enum Streams {
+    /// One pipe each.
+    Pipes {
+        /// To its stdin.
+        stdin: OwnedFd,
+        /// From its stdout.
+        stdout: OwnedFd,
+        /// From its stderr.
+        stderr: OwnedFd,
+    },
+    /// A terminal's other end, for all three.
+    Terminal(OwnedFd),
+}
+
+fn failure(code: u8, message: impl Into<String>) -> Failure {
+    Failure { code, message: message.into() }
+}
+
+/// Starts the command of a request.
+///
+/// # Errors
+/// The failure to send: 126 and 127 as `env(1)` has them, 125 for what is ours.
+pub fn start(reaper: &Reaper, request: Request, defaults: &Defaults) -> Result<Child, Failure> {
+    let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
+    let mut argv = argv.into_iter().map(OsString::from);
+    let program = argv
+        .next()
+        .ok_or_else(|| failure(TOOL_FAILED, "no command given, and the image has neither entrypoint nor cmd"))?;
+    let user =
+        user::find(request.user.as_deref().unwrap_or(&defaults.user)).map_err(|why| failure(TOOL_FAILED, why))?;
+    let given = request.cwd.map(OsString::from).map(PathBuf::from);
+    let cwd = given.unwrap_or_else(|| PathBuf::from(&defaults.cwd));
+    let cwd = Path::new("/").join(cwd);
+    if !fs::metadata(&cwd).map_err(|error| failure(TOOL_FAILED, format!("workdir {cwd:?}: {error}")))?.is_dir() {
+        return Err(failure(TOOL_FAILED, format!("workdir {cwd:?}: not a directory")));
+    }
+    let term = request.tty.as_ref().map(|tty| tty.term.clone().map_or_else(|| OsString::from("xterm"), OsString::from));
+    let env = environment(&defaults.env, request.env, &user, term);
+    let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
+    let file = locate(&program, &path, &cwd)?;
+
+    let internal = |error: io::Error| failure(TOOL_FAILED, format!("streams: {error}"));
+    let (streams, [stdin, stdout, stderr]) = match &request.tty {
+        Some(tty) => terminal(tty.size, user.identity.uid).map_err(internal)?,
+        None => pipes().map_err(internal)?,
+    };
+    let launch = |file: &OsStr, first: Option<&OsStr>| -> io::Result<Arc<Awaited>> {
+        let mut command = Command::new(file);
+        command.args(first).args(argv.clone()).current_dir(&cwd).env_clear().envs(env.iter().cloned());
+        command.stdin(stdin.try_clone()?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        sys::prepare(&mut command, user.identity.clone(), request.tty.is_some());
+        reaper.spawn(&mut command)
+    };
+    let process = match launch(file.as_os_str(), None) {
+        // A script without a shebang, which a shell would run itself.
+        Err(error) if error.raw_os_error() == Some(nix::libc::ENOEXEC) => {
+            launch(OsStr::new("/bin/sh"), Some(file.as_os_str()))
+        }
+        other => other,
+    };
+    let process = process.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            failure(NOT_FOUND, format!("{program:?}: the interpreter that it names is not in the guest"))
+        }
+        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => failure(TOOL_FAILED, format!("{program:?}: {error}")),
+        _ => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
+    })?;
+    Ok(Child { process, streams })
+}
+
+/// The file that a name stands for, by the command's own PATH, as `execvp(3)` goes about it.
+fn locate(program: &OsStr, path: &OsStr, cwd: &Path) -> Result<PathBuf, Failure> {
+    let check = |file: &Path| -> Result<(), Failure> {
+        let meta = fs::metadata(cwd.join(file)).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
+            _ => failure(NOT_FOUND, format!("{program:?}: not found in the guest")),
+        })?;
+        if meta.is_dir() {
+            return Err(failure(NOT_EXECUTABLE, format!("{program:?}: is a directory")));
+        }
+        if meta.permissions().mode() & 0o111 == 0 {
+            return Err(failure(NOT_EXECUTABLE, format!("{program:?}: not executable (its mode has no x)")));
+        }
+        Ok(())
+    };
+    if program.is_empty() {
+        return Err(failure(NOT_FOUND, "the command is an empty word"));
+    }
+    if program.as_bytes().contains(&b'/') {
+        let file = PathBuf::from(program);
+        return check(&file).map(|()| file);
+    }
+    let mut worst = None;
+    for dir in path.as_bytes().split(|&byte| byte == b':') {
+        let dir = if dir.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(dir)) };
+        let file = dir.join(program);
+        match check(&file) {
+            Ok(()) => return Ok(file),
+            Err(why) if why.code == NOT_EXECUTABLE => worst = worst.or(Some(why)),
+            Err(_) => {}
+        }
+    }
+    Err(worst.unwrap_or_else(|| failure(NOT_FOUND, format!("{program:?}: not found in the guest's PATH"))))
+}
+
+/// The image's variables and the request's over them, with what people expect to find: PATH with the scripts first,
+/// HOME, USER, LOGNAME, and TERM on a terminal.
+fn environment(
+    defaults: &[Text],
+    request: Vec<Text>,
+    user: &user::User,
+    term: Option<OsString>,
+) -> Vec<(OsString, OsString)> {
+    let mut env: Vec<(OsString, OsString)> = Vec::new();
+    let mut set = |name: &OsStr, value: OsString| match env.iter_mut().find(|(there, _)| there == name) {
+        Some((_, old)) => *old = value,
+        None => env.push((name.to_owned(), value)),
+    };
+    set(OsStr::new("PATH"), DEFAULT_PATH.into());
+    set(OsStr::new("HOME"), user.home.clone().into());
+    if let Some(name) = &user.name {
+        set(OsStr::new("USER"), name.into());
+        set(OsStr::new("LOGNAME"), name.into());
+    }
+    if let Some(term) = term {
+        set(OsStr::new("TERM"), term);
+    }
+    for assignment in defaults.iter().cloned().chain(request) {
+        let assignment = OsString::from(assignment);
+        let bytes = assignment.as_bytes();
+        // A name before the first "="; an assignment without a name is none.
+        if let Some(end) = bytes.iter().position(|&byte| byte == b'=').filter(|&end| end > 0) {
+            set(OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(&bytes[end + 1..]).to_owned());
+        }
+    }
+    if let Some((_, path)) = env.iter_mut().find(|(name, _)| name == "PATH") {
+        let dirs: HashSet<&[u8]> = path.as_bytes().split(|&byte| byte == b':').collect();
+        if !dirs.contains(GUEST_DIR.as_bytes()) {
+            let mut with_scripts = OsString::from(GUEST_DIR);
+            with_scripts.push(":");
+            with_scripts.push(&*path);
+            *path = with_scripts;
+        }
+    }
+    env
+}
+
+type Ends = (Streams, [OwnedFd; 3]);
+
+fn pipes() -> io::Result<Ends> {
+    let (child_in, stdin) = io::pipe()?;
+    let (stdout, child_out) = io::pipe()?;
+    let (stderr, child_err) = io::pipe()?;
+    let streams = Streams::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
+    Ok((streams, [child_in.into(), child_out.into(), child_err.into()]))
+}
+
+fn terminal(size: Resize, owner: u32) -> io::Result<Ends> {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    set_size(&ours, size)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let theirs: OwnedFd =
+        fs::File::options().read(true).write(true).open(Path::new(OsStr::from_bytes(name.as_bytes())))?.into();
+    // tty(1), mesg(1) and su want the terminal to belong to its user.
+    rustix::fs::fchown(&theirs, Some(rustix::fs::Uid::from_raw(owner)), None)?;
+    let (second, third) = (theirs.try_clone()?, theirs.try_clone()?);
+    Ok((Streams::Terminal(ours), [theirs, second, third]))
+}
+
+/// Tells a terminal its size.
+///
+/// # Errors
+/// What `ioctl(2)` says.
+pub fn set_size(terminal: &OwnedFd, size: Resize) -> io::Result<()> {
+    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    Ok(rustix::termios::tcsetwinsize(terminal, size)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(env: &[(OsString, OsString)], name: &str) -> Option<String> {
+        env.iter().find(|(there, _)| there == name).map(|(_, value)| value.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn the_environment_is_the_images_then_the_requests_with_the_scripts_first_in_path() {
+        let user = user::User { home: "/home/app".into(), name: Some("app".into()), ..Default::default() };
+        for (image, request, name, expected) in [
+            (
+                vec![],
+                vec![],
+                "PATH",
+                Some("/.msb/scripts:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+            ),
+            (vec!["PATH=/opt/bin"], vec![], "PATH", Some("/.msb/scripts:/opt/bin")),
+            (vec!["PATH=/opt/bin"], vec!["PATH=/x:/.msb/scripts"], "PATH", Some("/x:/.msb/scripts")),
+            (vec![], vec![], "HOME", Some("/home/app")),
+            (vec!["HOME=/data"], vec![], "HOME", Some("/data")),
+            (vec![], vec![], "USER", Some("app")),
+            (vec!["A=1"], vec!["A=2", "A=a=b"], "A", Some("a=b")),
+            (vec!["A=1"], vec!["A="], "A", Some("")),
+            (vec!["=x", "no-assignment"], vec![], "", None),
+            (vec![], vec![], "TERM", None),
+        ] {
+            let image: Vec<Text> = image.into_iter().map(Text::from).collect();
+            let request = request.into_iter().map(Text::from).collect();
+            let env = environment(&image, request, &user, None);
+            assert_eq!(value(&env, name).as_deref(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_command_is_found_as_a_shell_finds_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir_all(scratch.path().join("a/dir")).unwrap();
+        fs::create_dir(scratch.path().join("b")).unwrap();
+        fs::write(scratch.path().join("a/plain"), "").unwrap();
+        for file in ["b/plain", "b/tool"] {
+            fs::write(scratch.path().join(file), "").unwrap();
+            fs::set_permissions(scratch.path().join(file), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = OsString::from(format!("{0}/a:{0}/b", scratch.path().display()));
+        let find = |program: &str| locate(OsStr::new(program), &path, scratch.path());
+        assert_eq!(find("tool").unwrap(), scratch.path().join("b/tool"));
+        assert_eq!(find("plain").unwrap(), scratch.path().join("b/plain"), "what cannot be executed is passed over");
+        assert_eq!(find("b/tool").unwrap(), Path::new("b/tool"));
+        assert_eq!(find("none").unwrap_err().code, NOT_FOUND);
+        assert_eq!(find("").unwrap_err().code, NOT_FOUND);
+        assert_eq!(find("dir").unwrap_err().code, NOT_EXECUTABLE);
+        assert_eq!(find("./a/plain").unwrap_err().code, NOT_EXECUTABLE);
+        assert_eq!(find("./none").unwrap_err().code, NOT_FOUND);
+    }
+}

@@ -1,0 +1,190 @@
+//! What is mounted before anything else: the kernel's own file systems, from one table, and then the way to the real
+//! root that boot.json gives. Ends with the real root as `/`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use msb::boot::{self, Boot, MountStep};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::Error;
+
+struct Early {
+    fstype: &'static str,
+    target: &'static str,
+    flags: MsFlags,
+    data: Option<&'static str>,
+}
+
+const SAFE: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
+
+/// In order; each is moved into the real root later, the ones below another one with it.
+const TABLE: &[Early] = &[
+    Early { fstype: "proc", target: "/proc", flags: SAFE.union(MsFlags::MS_NODEV), data: None },
+    Early { fstype: "sysfs", target: "/sys", flags: SAFE.union(MsFlags::MS_NODEV), data: None },
+    Early { fstype: "cgroup2", target: "/sys/fs/cgroup", flags: SAFE.union(MsFlags::MS_NODEV), data: None },
+    Early { fstype: "devtmpfs", target: "/dev", flags: MsFlags::MS_NOSUID, data: Some("mode=0755") },
+    Early { fstype: "devpts", target: "/dev/pts", flags: SAFE, data: Some("gid=5,mode=0620,ptmxmode=0666") },
+    Early { fstype: "tmpfs", target: "/dev/shm", flags: SAFE.union(MsFlags::MS_NODEV), data: Some("mode=1777") },
+];
+
+/// The file systems that move, each with all that is mounted below it.
+const MOVED: &[&str] = &["proc", "sys", "dev"];
+
+/// What a program expects in `/dev` beside the kernel's nodes.
+const DEV_LINKS: &[(&str, &str)] = &[
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+];
+
+/// Mounts the kernel's file systems. The kernel may have mounted `/dev` itself.
+///
+/// # Errors
+/// The first mount that fails, but for cgroup2, which a kernel may lack.
+pub fn mount_kernel_file_systems() -> Result<(), Error> {
+    for entry in TABLE {
+        let _ = fs::create_dir(entry.target);
+        match mount(Some(entry.fstype), entry.target, Some(entry.fstype), entry.flags, entry.data) {
+            Ok(()) | Err(nix::Error::EBUSY) => {}
+            Err(error) if entry.fstype == "cgroup2" => crate::say(&format!("no cgroup2: {error}")),
+            Err(error) => return Err(Error::step(format!("mount {}", entry.target), error.into())),
+        }
+    }
+    for (target, link) in DEV_LINKS {
+        // devtmpfs has a node of its own for ptmx; devpts's is the one with our options.
+        let _ = fs::remove_file(link);
+        std::os::unix::fs::symlink(target, link).map_err(|error| Error::step(format!("symlink {link}"), error))?;
+    }
+    Ok(())
+}
+
+/// The mount points that were made in the real root, to be taken away again at the end.
+pub type Made = Vec<PathBuf>;
+
+/// Mounts the real root by boot.json's steps and makes it `/`.
+///
+/// # Errors
+/// The step that fails, by name.
+pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
+    for step in &boot.mounts {
+        mount_step(step)?;
+    }
+    let root = Path::new(boot::NEW_ROOT);
+    if !boot.mounts.iter().any(|step| step.target == root) {
+        return Err(Error::step("enter the root".into(), io::Error::other("boot.json mounts nothing on /mnt")));
+    }
+    let mut made = Made::new();
+    for name in MOVED {
+        let (from, to) = (Path::new("/").join(name), root.join(name));
+        make_mount_point(&to, name, &mut made)?;
+        mount(Some(&from), &to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(|error| Error::step(format!("move {} to the root", from.display()), error.into()))?;
+    }
+    let run = root.join("run");
+    make_mount_point(&run, "run", &mut made)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), &run, Some("tmpfs"), flags, Some("mode=0755"))
+        .map_err(|error| Error::step("mount /run".into(), error.into()))?;
+    let msb = root.join(".msb");
+    make_mount_point(&msb, ".msb", &mut made)?;
+    let share = Path::new("/").join(boot::MSB_DIR);
+    mount(Some(&share), &msb, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .and_then(|()| {
+            let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+            mount(None::<&str>, &msb, None::<&str>, read_only | MsFlags::MS_NODEV, None::<&str>)
+        })
+        .map_err(|error| Error::step("mount /.msb".into(), error.into()))?;
+    // As switch_root(8) does it: the new root over the old one, then into it.
+    let into = || -> nix::Result<()> {
+        nix::unistd::chdir(root)?;
+        mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+        nix::unistd::chroot(".")?;
+        nix::unistd::chdir("/")
+    };
+    into().map_err(|error| Error::step("enter the root".into(), error.into()))?;
+    Ok(made)
+}
+
+/// A runtime mounts on directories that an image need not have; what we make we also take away.
+fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Error> {
+    match fs::symlink_metadata(path) {
+        // A symlink could lead the mount anywhere, also over what is mounted already.
+        Ok(there) if there.is_dir() => return Ok(()),
+        Ok(_) => return Err(Error::step(format!("mount /{name}"), io::Error::other("the image has a file there"))),
+        Err(_) => {}
+    }
+    fs::create_dir(path).map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
+    made.push(Path::new("/").join(name));
+    Ok(())
+}
+
+fn mount_step(step: &MountStep) -> Result<(), Error> {
+    let mut flags = MsFlags::empty();
+    let mut data = Vec::new();
+    for option in &step.options {
+        match option.as_str() {
+            "ro" => flags |= MsFlags::MS_RDONLY,
+            "nosuid" => flags |= MsFlags::MS_NOSUID,
+            "nodev" => flags |= MsFlags::MS_NODEV,
+            "noexec" => flags |= MsFlags::MS_NOEXEC,
+            "noatime" => flags |= MsFlags::MS_NOATIME,
+            other => data.push(other),
+        }
+    }
+    let data = data.join(",");
+    mount(Some(step.source.as_str()), &step.target, Some(step.fstype.as_str()), flags, Some(data.as_str())).map_err(
+        |error| Error::step(format!("mount {:?} ({}) on {:?}", step.source, step.fstype, step.target), error.into()),
+    )
+}
+
+/// Takes everything down again, last mount first: what can be unmounted is, the rest is made read-only.
+pub fn leave_root(made: &Made) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let targets: Vec<String> = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect();
+    for target in targets.iter().rev().filter(|target| *target != "/" && *target != "/proc") {
+        let _ = umount2(target.as_str(), MntFlags::UMOUNT_NOFOLLOW)
+            .or_else(|_| umount2(target.as_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
+    }
+    let _ = umount2("/proc", MntFlags::MNT_DETACH);
+    for path in made {
+        let _ = fs::remove_dir(path);
+    }
+    let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits (`proc_pid_mountinfo(5)`).
+fn unescape(field: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = field;
+    while let Some((before, escaped)) = rest.split_once('\\') {
+        plain.push_str(before);
+        let code = escaped.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match code {
+            Some(code) => {
+                plain.push(char::from(code));
+                rest = &escaped[3..];
+            }
+            None => {
+                plain.push('\\');
+                rest = escaped;
+            }
+        }
+    }
+    plain + rest
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn mount_points_are_read_as_mountinfo_writes_them() {
+        for (field, plain) in
+            [("/a", "/a"), (r"/a\040b", "/a b"), (r"/\134x", r"/\x"), (r"/a\", r"/a\"), (r"/\9", r"/\9")]
+        {
+            assert_eq!(super::unescape(field), plain);
+        }
+    }
+}

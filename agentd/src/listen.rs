@@ -1,0 +1,97 @@
+//! Connections from the host: who may connect, the hello, and one thread each for what follows.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
+use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+
+use crate::{Agent, Error, session};
+
+/// How long the host may take for a frame of the hello, and to take the last one.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A session's stack, in bytes: its buffers are on the heap.
+const STACK: usize = 128 << 10;
+
+/// Takes connections from now on, in a thread of its own.
+///
+/// # Errors
+/// What `socket(2)`, `bind(2)` or starting the thread says.
+pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
+    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
+        .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
+    let agent = Arc::clone(agent);
+    let accept = move || {
+        loop {
+            match listener.accept() {
+                // Only the host: a process in the guest has other ways to start one.
+                Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => serve(connection, &agent),
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
+                    // Every descriptor is a session's; the next one that ends makes room.
+                    crate::say(&format!("accept: {error}"));
+                    agent.sessions.wait_for_change();
+                }
+                Err(error) => crate::say(&format!("accept: {error}")),
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("listen".into())
+        .stack_size(STACK)
+        .spawn(accept)
+        .map(drop)
+        .map_err(|error| Error::step("start a thread".into(), error))
+}
+
+fn serve(connection: VsockStream, agent: &Arc<Agent>) {
+    let agent = Arc::clone(agent);
+    let started = thread::Builder::new().name("session".into()).stack_size(STACK).spawn(move || {
+        match greet(connection, &agent) {
+            Ok(()) => {}
+            // The caller left, which is its right.
+            Err(wire::Error::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {}
+            Err(error) => crate::say(&format!("connection ended: {error}")),
+        }
+    });
+    if let Err(error) = started {
+        crate::say(&format!("start a thread: {error}"));
+    }
+}
+
+fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Error> {
+    connection.set_read_timeout(Some(PATIENCE))?;
+    Message::hello().send(&mut connection)?;
+    match Message::receive(&mut connection)? {
+        Some(Message::Hello(hello)) => hello.check()?,
+        Some(_) => return Err(wire::Error::OutOfTurn("the first one is no hello")),
+        None => return Ok(()),
+    }
+    match Message::receive(&mut connection)? {
+        Some(Message::Exec(request)) => {
+            connection.set_read_timeout(None)?;
+            session::run(connection, agent, request)
+        }
+        Some(Message::Shutdown(shutdown)) => {
+            agent.shutdown.ask(Duration::from_millis(shutdown.grace_ms));
+            Ok(())
+        }
+        Some(_) => Err(wire::Error::OutOfTurn("neither exec nor shutdown")),
+        None => Ok(()),
+    }
+}
+
+/// Tells the host how the start went.
+///
+/// # Errors
+/// What connecting or writing says.
+pub fn report(ready: wire::exec::Ready) -> io::Result<()> {
+    let mut host = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, READY_PORT))?;
+    host.set_write_timeout(Some(PATIENCE))?;
+    let mut frames = Message::hello().to_frame();
+    Message::Ready(ready).put(&mut frames);
+    io::Write::write_all(&mut host, &frames)
+}

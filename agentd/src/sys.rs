@@ -1,0 +1,71 @@
+//! The calls for which no safe crate exists: what a child does between fork and exec, and the loopback interface.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::libc;
+
+/// Who a child becomes, and whether its stdin is its terminal.
+#[derive(Clone, Debug, Default)]
+pub struct Identity {
+    /// The user ID.
+    pub uid: u32,
+    /// The group ID.
+    pub gid: u32,
+    /// The supplementary group IDs.
+    pub groups: Vec<u32>,
+}
+
+/// Has `command` start as the leader of a session of its own, as `identity`, with no signal blocked; with
+/// `has_terminal`, stdin becomes its controlling terminal.
+pub fn prepare(command: &mut Command, identity: Identity, has_terminal: bool) {
+    let become_it = move || -> io::Result<()> {
+        rustix::process::setsid()?;
+        if has_terminal {
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        }
+        // Plain system calls: this is a process of one thread, and the C library's forms would look for others.
+        // SAFETY: the pointer and the length are those of a vector that outlives the call.
+        if unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: setresgid takes three numbers and touches no memory.
+        if unsafe { libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: setresuid takes three numbers and touches no memory.
+        if unsafe { libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        nix::sys::signal::SigSet::empty().thread_set_mask()?;
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls alone; it neither allocates nor takes a lock that another thread of the
+    // parent may hold.
+    unsafe {
+        command.pre_exec(become_it);
+    }
+}
+
+/// Brings the loopback interface up.
+///
+/// # Errors
+/// What `socket(2)` or `ioctl(2)` says.
+pub fn bring_loopback_up() -> io::Result<()> {
+    let socket: OwnedFd = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: ifreq is plain data, for which all zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = libc::c_char::from_ne_bytes([b'l']);
+    request.ifr_name[1] = libc::c_char::from_ne_bytes([b'o']);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads the name and the flags of the ifreq that the pointer leads to.
+    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

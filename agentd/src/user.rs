@@ -1,0 +1,122 @@
+//! Who a command runs as: `user[:group]`, by name or number, from the guest's own passwd and group files. A static
+//! program has no NSS, and an image has no use for one here.
+
+use std::fs;
+use std::path::Path;
+
+use crate::sys::Identity;
+
+/// A user as `/etc/passwd` has it, or a bare number.
+#[derive(Clone, Debug, Default)]
+pub struct User {
+    /// What the process becomes.
+    pub identity: Identity,
+    /// The name, where passwd knows the number.
+    pub name: Option<String>,
+    /// The home directory; `/` where passwd has none.
+    pub home: String,
+}
+
+/// The longest file that is read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Looks `user[:group]` up. Without a group: the user's own and all that list it; with one: that alone.
+///
+/// # Errors
+/// Words for a name that is not there.
+pub fn find(spec: &str) -> Result<User, String> {
+    find_in(spec, &read(Path::new("/etc/passwd")), &read(Path::new("/etc/group")))
+}
+
+fn read(path: &Path) -> String {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {}
+        _ => return String::new(),
+    }
+    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
+    let (user, group_spec) = match spec.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (spec, None),
+    };
+    let user = if user.is_empty() { "0" } else { user };
+    let number = user.parse::<u32>().ok();
+    let lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let line = lines.filter(|fields| fields.len() >= 6).find(|fields| match number {
+        Some(number) => fields[2].parse() == Ok(number),
+        None => fields[0] == user,
+    });
+    let mut found = User { home: "/".to_owned(), ..User::default() };
+    match (line, number) {
+        (Some(fields), _) => {
+            let bad = || format!("user {user:?}: its line in /etc/passwd has no valid numbers");
+            found.identity.uid = fields[2].parse().map_err(|_| bad())?;
+            found.identity.gid = fields[3].parse().map_err(|_| bad())?;
+            found.name = Some(fields[0].to_owned());
+            if !fields[5].is_empty() {
+                fields[5].clone_into(&mut found.home);
+            }
+        }
+        (None, Some(number)) => found.identity.uid = number,
+        (None, None) => return Err(format!("user {user:?}: not in the guest's /etc/passwd")),
+    }
+    let groups = || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 3);
+    match group_spec {
+        Some(group) => {
+            found.identity.gid = match group.parse() {
+                Ok(number) => number,
+                Err(_) => groups()
+                    .find(|fields| fields[0] == group)
+                    .and_then(|fields| fields[2].parse().ok())
+                    .ok_or_else(|| format!("group {group:?}: not in the guest's /etc/group"))?,
+            };
+        }
+        None => {
+            if let Some(name) = &found.name {
+                let lists_it = |fields: &Vec<&str>| {
+                    fields.get(3).is_some_and(|members| members.split(',').any(|member| member == name))
+                };
+                found.identity.groups = groups().filter(lists_it).filter_map(|fields| fields[2].parse().ok()).collect();
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1000:1001:,,,:/home/app:/bin/sh\nnohome:x:7:7:::\n";
+    const GROUP: &str = "root:x:0:\naudio:x:29:app,other\nvideo:x:44:application\nstaff:x:50:root,app\nusers:x:100:\n";
+
+    #[test]
+    fn users_are_found_as_docker_finds_them() {
+        for (spec, uid, gid, groups, home) in [
+            ("", 0, 0, vec![50], "/root"),
+            ("root", 0, 0, vec![50], "/root"),
+            ("app", 1000, 1001, vec![29, 50], "/home/app"),
+            ("1000", 1000, 1001, vec![29, 50], "/home/app"),
+            ("app:users", 1000, 100, vec![], "/home/app"),
+            ("app:9", 1000, 9, vec![], "/home/app"),
+            ("4711", 4711, 0, vec![], "/"),
+            ("4711:4712", 4711, 4712, vec![], "/"),
+            ("nohome", 7, 7, vec![], "/"),
+            (":users", 0, 100, vec![], "/root"),
+        ] {
+            let user = find_in(spec, PASSWD, GROUP).unwrap();
+            let found = (user.identity.uid, user.identity.gid, user.identity.groups, user.home.as_str());
+            assert_eq!(found, (uid, gid, groups, home), "{spec:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_said() {
+        assert!(find_in("nobody-here", PASSWD, GROUP).unwrap_err().contains("\"nobody-here\""));
+        assert!(find_in("app:none", PASSWD, GROUP).unwrap_err().contains("group \"none\""));
+        assert!(find_in("bad line", PASSWD, GROUP).is_err());
+    }
+}
