@@ -14,6 +14,8 @@ pub mod line;
 pub mod overlay;
 #[cfg(feature = "cli")]
 pub mod record;
+#[cfg(feature = "cli")]
+pub mod rundir;
 pub mod script;
 #[cfg(feature = "cli")]
 pub mod state;

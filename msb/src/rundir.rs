@@ -1,0 +1,202 @@
+//! The run directory of a VM: who holds it, what is in it, and what stays of it when the VM has ended.
+//!
+//! The VM's supervisor holds a lock on the directory itself as long as it lives; every process of the VM, the
+//! supervisor included, holds one on the file [`ALIVE`]. So whoever gets the first knows that nobody looks after the VM,
+//! and whoever then gets the second knows that nothing of it runs any more. When a VM ends by itself, the supervisor
+//! leaves the record, the kernel's log and [`ENDED`]; msb-stop, or the next msb-boot of that name, removes them.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::state;
+
+/// The socket on which the agent answers.
+pub const AGENT_SOCKET: &str = "agent.sock";
+/// What the guest's kernel and agentd said.
+pub const KERNEL_LOG: &str = "kernel.log";
+/// The directory that is the guest's first root.
+pub const BOOT_SHARE: &str = "share";
+/// The file that every process of the VM holds a lock on.
+pub const ALIVE: &str = "alive";
+/// How the VM ended, an [`Ended`].
+pub const ENDED: &str = "ended.json";
+/// What msb-stop wants of the supervisor, a [`Stop`].
+pub const STOP: &str = "stop.json";
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// In words, the VM's name left out.
+    pub reason: String,
+    /// Whether it was asked to stop and did not within its grace.
+    pub forced: bool,
+}
+
+/// A wish that comes before SIGTERM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// How long the guest may take, in milliseconds.
+    pub grace_ms: u64,
+}
+
+/// Puts an [`Ended`] or a [`Stop`] into the run directory `dir`.
+///
+/// # Errors
+/// What writing says.
+pub fn leave(dir: &Path, file: &str, note: &impl Serialize) -> io::Result<()> {
+    state::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
+}
+
+/// Reads an [`Ended`] or a [`Stop`]; `None` where there is none that can be read.
+pub fn find<N: DeserializeOwned>(dir: &Path, file: &str) -> Option<N> {
+    serde_json::from_slice(&fs::read(dir.join(file)).ok()?).ok()
+}
+
+/// A run directory that is held: nobody else holds it, and the path leads to it.
+#[derive(Debug)]
+pub struct Held {
+    path: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Held {
+    /// Makes the directory where it is missing, and takes hold of it. `None`: another process holds it.
+    ///
+    /// # Errors
+    /// What making or opening says.
+    pub fn make(path: &Path) -> io::Result<Option<Self>> {
+        state::make_private_dir(path.parent().unwrap_or(Path::new("/")))?;
+        loop {
+            match DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            match Self::take(path) {
+                // Its last holder removed it in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Takes hold of a directory that is there. `None`: another process holds it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] where it is gone; else what opening says.
+    pub fn take(path: &Path) -> io::Result<Option<Self>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let lock = rustix::fs::open(path, flags, Mode::empty())?;
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            other => other?,
+        }
+        // The lock may be on a directory that was removed, or replaced, before it was ours.
+        let ours = rustix::fs::fstat(&lock)?;
+        let there = fs::symlink_metadata(path)?;
+        if (ours.st_dev, ours.st_ino) != (there.dev(), there.ino()) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(Some(Self { path: path.to_owned(), _lock: lock }))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens [`ALIVE`] with a shared lock, for the supervisor to keep and its children to inherit.
+    ///
+    /// # Errors
+    /// What opening or locking says.
+    pub fn show_life(&self) -> io::Result<File> {
+        let file = self.open_alive()?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
+        Ok(file)
+    }
+
+    /// Waits until no process of the VM is left. It has no time limit: run it where waiting does no harm.
+    ///
+    /// # Errors
+    /// What opening or locking says.
+    pub fn await_death(&self) -> io::Result<()> {
+        Ok(rustix::fs::flock(self.open_alive()?, FlockOperation::LockExclusive)?)
+    }
+
+    fn open_alive(&self) -> io::Result<File> {
+        File::options().create(true).truncate(false).write(true).mode(0o600).open(self.path.join(ALIVE))
+    }
+
+    /// Removes what is in the directory but for the names in `keep`. True: there was something to remove.
+    ///
+    /// # Errors
+    /// What removing says.
+    pub fn clear(&self, keep: &[&str]) -> io::Result<bool> {
+        let mut removed = false;
+        for entry in fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if keep.iter().any(|name| entry.file_name() == *name) {
+                continue;
+            }
+            if entry.file_type()?.is_dir() {
+                fs::remove_dir_all(entry.path())?;
+            } else {
+                fs::remove_file(entry.path())?;
+            }
+            removed = true;
+        }
+        Ok(removed)
+    }
+
+    /// Removes the directory and all in it.
+    ///
+    /// # Errors
+    /// What removing says.
+    pub fn remove(self) -> io::Result<()> {
+        self.clear(&[])?;
+        fs::remove_dir(&self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_process_holds_a_directory_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("msb/worker");
+        let held = Held::make(&path).unwrap().unwrap();
+        assert!(Held::make(&path).unwrap().is_none());
+        assert!(Held::take(&path).unwrap().is_none());
+        drop(held);
+        assert!(Held::take(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_directory_that_is_gone_cannot_be_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("worker");
+        Held::make(&path).unwrap().unwrap().remove().unwrap();
+        assert!(!path.exists());
+        assert_eq!(Held::take(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn clearing_keeps_what_is_named_and_says_whether_there_was_anything_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Held::make(&dir.path().join("worker")).unwrap().unwrap();
+        leave(held.path(), ENDED, &Ended { reason: "x".into(), forced: true }).unwrap();
+        fs::create_dir_all(held.path().join("share/msb")).unwrap();
+        assert!(held.clear(&[ENDED]).unwrap());
+        assert!(!held.clear(&[ENDED]).unwrap());
+        assert_eq!(find::<Ended>(held.path(), ENDED).unwrap().reason, "x");
+        assert_eq!(find::<Stop>(held.path(), STOP), None);
+    }
+}
