@@ -59,6 +59,10 @@ impl Writer {
         Ok(Self { work, _lock: lock, counter: AtomicU64::new(0), durable })
     }
 
+    fn fresh_name(&self) -> OsString {
+        format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
     /// Prepares a file in the work directory with `make`, then puts it at `name`, over whatever the upper has there.
     ///
     /// # Errors
@@ -69,7 +73,7 @@ impl Writer {
         name: Name<'_>,
         make: impl FnOnce(&Dir, Name<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
-        let aside = OsString::from(format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)));
+        let aside = self.fresh_name();
         let aside = Name::new(&aside)?;
         let placed = make(&self.work, aside).and_then(|made| {
             match self.work.rename(aside, parent, name, RenameFlags::empty()) {
@@ -127,7 +131,7 @@ impl Writer {
         match upper.unlink(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::ISDIR | Errno::PERM)) => {
-                let aside = OsString::from(format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)));
+                let aside = self.fresh_name();
                 let aside = Name::new(&aside)?;
                 upper.rename(name, &self.work, aside, RenameFlags::empty())?;
                 self.work.remove_tree(aside)
@@ -210,6 +214,17 @@ impl Writer {
 
 fn is_type_clash(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST))
+}
+
+/// Makes an empty upper and its work directory for a stack of lower directories. The upper's own attributes are what
+/// the merged root shows, so they are the lower root's.
+///
+/// # Errors
+/// What making says: EEXIST.
+pub fn create(upper: &Path, work: &Path, lower: &Merged) -> io::Result<()> {
+    rustix::fs::mkdir(work, Mode::from_raw_mode(0o700))?;
+    rustix::fs::mkdir(upper, Mode::from_raw_mode(0o700))?;
+    copy_attributes(&lower.top().0.to_entry()?, &Dir::open(upper)?.to_entry()?)
 }
 
 /// The part of a merged directory that can be written.
