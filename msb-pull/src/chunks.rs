@@ -1,0 +1,159 @@
+//! The bounded channels between the threads of one layer. A stream that ends says so; one that merely stops was cut off,
+//! and whoever reads it hears [`Hangup`], which is never the cause of a failure.
+
+use std::fmt;
+use std::io::{self, BufRead, Read, Write};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use crate::tape::Skip;
+
+type Piece = Arc<Vec<u8>>;
+
+/// The other end is gone, for reasons of its own.
+#[derive(Debug)]
+pub(crate) struct Hangup;
+
+impl fmt::Display for Hangup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("given up")
+    }
+}
+
+impl std::error::Error for Hangup {}
+
+/// Whether an error only says that another thread failed first.
+pub(crate) fn is_hangup(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        // An io::Error hides the error it was made of from the chain.
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause.is::<Hangup>() || inner.is_some_and(|inner| inner.is::<Hangup>())
+    })
+}
+
+/// A channel that holds `depth` pieces at most.
+pub(crate) fn channel(depth: usize) -> (Sink, Stream) {
+    let (sender, receiver) = sync_channel(depth);
+    (Sink(sender), Stream { receiver, piece: Piece::default(), at: 0, ended: false })
+}
+
+/// The end that is written to.
+pub(crate) struct Sink(SyncSender<Option<Piece>>);
+
+impl Sink {
+    /// Passes a piece on without copying it.
+    ///
+    /// # Errors
+    /// [`Hangup`].
+    pub(crate) fn send(&self, piece: Piece) -> io::Result<()> {
+        self.0.send(Some(piece)).map_err(|_| io::Error::other(Hangup))
+    }
+
+    /// Says that the stream is whole.
+    ///
+    /// # Errors
+    /// [`Hangup`].
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.0.send(None).map_err(|_| io::Error::other(Hangup))
+    }
+}
+
+impl Write for Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(Arc::new(bytes.to_vec()))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The end that is read from.
+pub(crate) struct Stream {
+    receiver: Receiver<Option<Piece>>,
+    piece: Piece,
+    at: usize,
+    ended: bool,
+}
+
+impl Stream {
+    /// Reads on to the end and forgets it.
+    ///
+    /// # Errors
+    /// [`Hangup`].
+    pub(crate) fn drain(&mut self) -> io::Result<()> {
+        loop {
+            match self.fill_buf()?.len() {
+                0 => return Ok(()),
+                length => self.consume(length),
+            }
+        }
+    }
+}
+
+impl BufRead for Stream {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.at == self.piece.len() && !self.ended {
+            match self.receiver.recv() {
+                Ok(Some(piece)) => (self.piece, self.at) = (piece, 0),
+                Ok(None) => self.ended = true,
+                Err(_) => return Err(io::Error::other(Hangup)),
+            }
+        }
+        Ok(&self.piece[self.at..])
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.at += length;
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut available = self.fill_buf()?;
+        let got = available.read(into)?;
+        self.consume(got);
+        Ok(got)
+    }
+}
+
+impl Skip for Stream {
+    fn skip(&mut self, mut length: u64) -> io::Result<()> {
+        while length > 0 {
+            let available = self.fill_buf()?.len();
+            if available == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let step = available.min(usize::try_from(length).unwrap_or(usize::MAX));
+            self.consume(step);
+            length -= step as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_from_a_hangup() {
+        let (mut sink, mut stream) = channel(4);
+        sink.write_all(b"whole").unwrap();
+        sink.finish().unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "whole");
+
+        let (mut sink, mut stream) = channel(4);
+        sink.write_all(b"par").unwrap();
+        drop(sink);
+        assert!(is_hangup(&stream.read_to_string(&mut text).unwrap_err().into()));
+
+        let (mut sink, stream) = channel(4);
+        drop(stream);
+        assert!(is_hangup(&anyhow::Error::from(sink.write_all(b"x").unwrap_err()).context("words")));
+        assert!(!is_hangup(&io::Error::other("full").into()));
+    }
+}

@@ -1,0 +1,43 @@
+//! Roots that are on this host already: a directory, used as it is, or a disk image. Nothing is copied.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, bail, ensure};
+use msb::record::{DiskFormat, Rootfs};
+
+/// The first bytes of a qcow2 file (QEMU's `docs/interop/qcow2.txt`).
+const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
+
+/// The root at `path`.
+///
+/// # Errors
+/// Words for what is neither a directory nor a disk image.
+pub(crate) fn root(path: &Path) -> anyhow::Result<Rootfs> {
+    describe(path).with_context(|| format!("source {path:?}"))
+}
+
+fn describe(path: &Path) -> anyhow::Result<Rootfs> {
+    let absolute = fs::canonicalize(path)?;
+    let metadata = fs::metadata(&absolute)?;
+    if metadata.is_dir() {
+        return Ok(Rootfs::Dir { lower: vec![absolute] });
+    }
+    // By name alone: a guest writes what it likes into a raw disk, also the magic of a qcow2 file that names another
+    // file of the host as its base.
+    let format = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("qcow2") => DiskFormat::Qcow2,
+        Some("raw" | "img") => DiskFormat::Raw,
+        _ => bail!(
+            "neither a directory nor a disk (.qcow2, .raw, .img); an archive is oci-archive:FILE or docker-archive:FILE"
+        ),
+    };
+    ensure!(metadata.is_file(), "not a regular file");
+    if format == DiskFormat::Qcow2 {
+        let mut magic = Vec::new();
+        File::open(&absolute)?.take(4).read_to_end(&mut magic)?;
+        ensure!(magic == QCOW2_MAGIC, "not a qcow2 image: the magic is missing (is it raw? name it .raw)");
+    }
+    Ok(Rootfs::Disk { path: absolute, format })
+}

@@ -1,0 +1,198 @@
+//! The documents of an image: index, manifest, configuration, in OCI's and docker's media types. Pure.
+
+use anyhow::{Context, anyhow, bail, ensure};
+use msb::record::ImageConfig;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::digest::Digest;
+use crate::platform::Platform;
+
+/// The largest index or manifest, in bytes: registries accept no larger ones.
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+/// The largest configuration, in bytes.
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// More layers than overlayfs mounts (it takes 500).
+const MAX_LAYERS: usize = 500;
+
+/// The media types that a registry is asked for.
+pub(crate) const MEDIA_TYPES: &[&str] = &[
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+];
+
+/// A pointer to a blob.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    pub(crate) platform: Option<Platform>,
+    #[serde(default)]
+    pub(crate) annotations: serde_json::Map<String, Value>,
+}
+
+/// An index or a manifest.
+#[derive(Debug)]
+pub(crate) enum Document {
+    Index(Vec<Descriptor>),
+    Manifest { config: Descriptor, layers: Vec<Descriptor> },
+}
+
+impl Document {
+    /// Reads an index or a manifest.
+    ///
+    /// # Errors
+    /// Words for what is neither.
+    pub(crate) fn parse(text: &[u8]) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Either {
+            schema_version: Option<u64>,
+            manifests: Option<Vec<Descriptor>>,
+            config: Option<Descriptor>,
+            layers: Option<Vec<Descriptor>>,
+        }
+        let either: Either = serde_json::from_slice(text).context("malformed manifest")?;
+        ensure!(either.schema_version != Some(1), "manifest schema 1 is not supported (push the image again)");
+        match either {
+            // A document that is both would be read differently by different tools (CVE-2021-41190).
+            Either { manifests: Some(_), config: Some(_), .. } | Either { manifests: Some(_), layers: Some(_), .. } => {
+                bail!("malformed manifest: it is an index and a manifest at once")
+            }
+            Either { manifests: Some(manifests), .. } => Ok(Self::Index(manifests)),
+            Either { config: Some(config), layers: Some(layers), .. } => Ok(Self::Manifest { config, layers }),
+            _ => bail!("malformed manifest: neither an index nor an image manifest"),
+        }
+    }
+}
+
+/// The entry of an index that fits best; the first of equals.
+///
+/// # Errors
+/// Words that list what there is.
+pub(crate) fn select<'a>(entries: &'a [Descriptor], wanted: &Platform) -> anyhow::Result<&'a Descriptor> {
+    let fit = |entry: &Descriptor| entry.platform.as_ref().map_or(Some(0), |offered| wanted.fit(offered));
+    let best = entries.iter().rev().filter_map(|entry| Some((fit(entry)?, entry))).max_by_key(|(fit, _)| *fit);
+    best.map(|(_, entry)| entry).ok_or_else(|| {
+        let offered = entries.iter().filter_map(|entry| entry.platform.as_ref());
+        let offered: Vec<String> =
+            offered.filter(|platform| platform.os != "unknown").map(Platform::to_string).collect();
+        let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
+        anyhow!("no image for {wanted}: it offers {offered} (choose with --platform)")
+    })
+}
+
+/// An image's configuration.
+#[derive(Debug)]
+pub(crate) struct Configuration {
+    pub(crate) platform: Platform,
+    pub(crate) config: ImageConfig,
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+impl Configuration {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// Words for what is none, or has too many layers.
+    pub(crate) fn parse(text: &[u8]) -> anyhow::Result<Self> {
+        #[derive(Deserialize)]
+        struct Raw {
+            #[serde(flatten)]
+            platform: Platform,
+            #[serde(default)]
+            config: Option<Value>,
+            rootfs: RootFs,
+        }
+        #[derive(Deserialize)]
+        struct RootFs {
+            diff_ids: Vec<Digest>,
+        }
+        let raw: Raw = serde_json::from_slice(text).context("malformed image configuration")?;
+        ensure!(!raw.rootfs.diff_ids.is_empty(), "the image has no layers");
+        ensure!(raw.rootfs.diff_ids.len() <= MAX_LAYERS, "the image has more than {MAX_LAYERS} layers");
+        let mut config = raw.config.unwrap_or_default();
+        // Go writes an absent list or string as null.
+        match config.as_object_mut() {
+            Some(members) => members.retain(|_, value| !value.is_null()),
+            None => config = Value::Object(serde_json::Map::new()),
+        }
+        let config = serde_json::from_value(config).context("malformed image configuration")?;
+        Ok(Self { platform: raw.platform, config, diff_ids: raw.rootfs.diff_ids })
+    }
+
+    /// Checks that the image is for the platform that was asked for.
+    ///
+    /// # Errors
+    /// Words with both platforms.
+    pub(crate) fn check_platform(&self, wanted: &Platform) -> anyhow::Result<()> {
+        let has = &self.platform;
+        let says_nothing = has.os.is_empty() && has.architecture.is_empty();
+        // A variant was already chosen by the index, and a lone manifest offers no choice.
+        let is_right = has.os == wanted.os && has.architecture == wanted.architecture;
+        ensure!(says_nothing || is_right, "the image is for {has}, not for {wanted} (choose with --platform)");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(platform: &str) -> Value {
+        let platform = Platform::parse(platform).unwrap();
+        serde_json::json!({"mediaType": "m", "digest": Digest::of(platform.to_string().as_bytes()).to_string(), "size": 1,
+            "platform": {"os": platform.os, "architecture": platform.architecture}})
+    }
+
+    #[test]
+    fn an_index_is_searched_and_says_what_it_has() {
+        let text = serde_json::json!({"schemaVersion": 2, "manifests":
+            [entry("linux/arm64"), entry("linux/amd64"), entry("unknown/unknown")]});
+        let Document::Index(entries) = Document::parse(text.to_string().as_bytes()).unwrap() else {
+            panic!("no index")
+        };
+        let chosen = select(&entries, &Platform::parse("linux/amd64").unwrap()).unwrap();
+        assert_eq!(chosen.digest, Digest::of(b"linux/amd64"));
+        let error = select(&entries, &Platform::parse("linux/s390x").unwrap()).unwrap_err().to_string();
+        assert!(error.contains("no image for linux/s390x: it offers linux/arm64, linux/amd64 ("), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_manifest_is_refused() {
+        let digest = Digest::of(b"").to_string();
+        let descriptor = format!(r#"{{"digest":"{digest}","size":1}}"#);
+        for (text, words) in [
+            ("", "malformed manifest"),
+            ("[]", "malformed manifest"),
+            (r#"{"schemaVersion":2}"#, "neither"),
+            (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
+            (&format!(r#"{{"manifests":[],"layers":[],"config":{descriptor}}}"#), "at once"),
+            (r#"{"config":{"digest":"sha256:../../etc","size":1},"layers":[]}"#, "hex digits"),
+            (&format!(r#"{{"config":{{"digest":"{digest}","size":-1}},"layers":[]}}"#), "malformed manifest"),
+        ] {
+            let error = format!("{:#}", Document::parse(text.as_bytes()).unwrap_err());
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_keeps_what_it_knows_not_and_drops_nulls() {
+        let text = format!(
+            r#"{{"os":"linux","architecture":"amd64","config":{{"Env":null,"Cmd":["sh"],"WorkingDir":null,"Labels":{{"a":"b"}}}},
+                "rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+            Digest::of(b"")
+        );
+        let configuration = Configuration::parse(text.as_bytes()).unwrap();
+        assert_eq!(configuration.config.cmd.unwrap(), ["sh"]);
+        assert_eq!(configuration.config.unknown["Labels"]["a"], "b");
+        let arm = Platform::parse("linux/arm64").unwrap();
+        let error = Configuration::parse(text.as_bytes()).unwrap().check_platform(&arm).unwrap_err().to_string();
+        assert!(error.contains("for linux/amd64, not for linux/arm64"), "{error}");
+    }
+}

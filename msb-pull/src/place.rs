@@ -1,0 +1,227 @@
+//! Where an entry's path leads inside a layer that is being unpacked. Symlinks that the same layer brought are followed
+//! inside the layer's root, as containerd does; directories that no entry announced are made, and remembered as implied.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use msb::overlay::beneath::{Dir, Name};
+use msb::overlay::whiteout;
+use rustix::fs::{FileType, Mode};
+
+use crate::tape::{Attributes, MAX_PATH};
+
+/// How many symlinks one path may take, as in Linux.
+const MAX_SYMLINKS: usize = 40;
+
+/// What is known of a directory of the layer. Its attributes are set when everything is in it.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// Only entries below it were listed.
+    Implied,
+    /// It stands where this layer removed something, so nothing shows through: the defaults hold.
+    New,
+    /// An entry of its own.
+    Listed(Attributes),
+}
+
+/// A directory of the layer and the way to it.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) path: PathBuf,
+    pub(crate) dir: Arc<Dir>,
+}
+
+/// A layer in the making.
+pub(crate) struct Tree {
+    root: Arc<Dir>,
+    /// By path from the root, so that a directory is followed by what is below it.
+    pub(crate) dirs: BTreeMap<PathBuf, Known>,
+    /// The last parent: entries come directory by directory.
+    last: Option<(Vec<u8>, Place)>,
+}
+
+/// Splits a path of an entry into components. A leading slash and `.` mean nothing.
+///
+/// # Errors
+/// Words for a `..`, which no honest layer holds.
+pub(crate) fn components(path: &[u8]) -> anyhow::Result<Vec<&OsStr>> {
+    let parts = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
+    let parts: Vec<&OsStr> = parts.map(OsStr::from_bytes).collect();
+    ensure!(!parts.iter().any(|part| *part == ".."), "its path has a \"..\" in it and leaves the layer");
+    Ok(parts)
+}
+
+impl Tree {
+    pub(crate) fn new(root: Dir) -> Self {
+        Self { root: Arc::new(root), dirs: BTreeMap::from([(PathBuf::new(), Known::Implied)]), last: None }
+    }
+
+    pub(crate) fn root(&self) -> &Dir {
+        &self.root
+    }
+
+    /// The directory that `components` lead to, made where it is missing.
+    ///
+    /// # Errors
+    /// Words for a symlink loop or a path that grows too long; else what opening or making says.
+    pub(crate) fn parent(&mut self, components: &[&OsStr]) -> anyhow::Result<Place> {
+        let key = components.iter().map(|part| part.as_bytes()).collect::<Vec<_>>().join(&b'/');
+        if let Some((last, place)) = &self.last
+            && *last == key
+        {
+            return Ok(place.clone());
+        }
+        let path: PathBuf = components.iter().collect();
+        // One call where every step is a directory of this layer already, which is nearly always.
+        let place = match self.root.descend(&path) {
+            Ok(dir) => Place { path, dir: Arc::new(dir) },
+            Err(_) => self.walk(components, true)?.ok_or_else(|| anyhow!("its parent cannot be made"))?,
+        };
+        self.last = Some((key, place.clone()));
+        Ok(place)
+    }
+
+    /// The directory that `components` lead to, if the layer has it.
+    ///
+    /// # Errors
+    /// As [`Self::parent`].
+    pub(crate) fn find(&mut self, components: &[&OsStr]) -> anyhow::Result<Option<Place>> {
+        self.walk(components, false)
+    }
+
+    fn walk(&mut self, components: &[&OsStr], make: bool) -> anyhow::Result<Option<Place>> {
+        let mut pending: VecDeque<OsString> = components.iter().map(|&part| part.to_owned()).collect();
+        let mut here = Place { path: PathBuf::new(), dir: self.root.clone() };
+        let mut symlinks = 0;
+        while let Some(part) = pending.pop_front() {
+            if part == ".." {
+                here.path.pop();
+                here.dir = Arc::new(self.root.descend(&here.path)?);
+                continue;
+            }
+            let name = Name::new(&part)?;
+            let entry = here.dir.entry(name)?;
+            match entry {
+                Some(entry) if entry.is_dir() => {
+                    here.path.push(&part);
+                    here.dir = Arc::new(entry.to_dir()?);
+                }
+                Some(entry) if entry.file_type() == FileType::Symlink => {
+                    symlinks += 1;
+                    ensure!(symlinks <= MAX_SYMLINKS, "its path goes through too many symlinks (a loop?)");
+                    let target = entry.read_link()?;
+                    if target.as_bytes().starts_with(b"/") {
+                        here = Place { path: PathBuf::new(), dir: self.root.clone() };
+                    }
+                    let parts = target.as_bytes().split(|&byte| byte == b'/');
+                    for part in parts.filter(|part| !matches!(*part, b"" | b".")).rev() {
+                        pending.push_front(OsStr::from_bytes(part).to_owned());
+                    }
+                }
+                _ if !make => return Ok(None),
+                there => {
+                    // A file in the way gives way, as it does where layers are unpacked one onto the other.
+                    let hides = there.is_some();
+                    if hides {
+                        here.dir.unlink(name)?;
+                    }
+                    here.path.push(&part);
+                    ensure!(here.path.as_os_str().len() <= MAX_PATH, "its path is longer than 4095 bytes");
+                    here.dir = Arc::new(here.dir.mkdir(name, Mode::RWXU)?);
+                    if hides {
+                        whiteout::make_opaque(&here.dir)?;
+                    }
+                    self.dirs.insert(here.path.clone(), if hides { Known::New } else { Known::Implied });
+                }
+            }
+        }
+        Ok(Some(here))
+    }
+
+    /// Takes away what this layer has at `name`, so that something else can be there. Tells whether there was anything.
+    ///
+    /// # Errors
+    /// What removing says.
+    pub(crate) fn clear(&mut self, parent: &Place, name: Name<'_>) -> io::Result<bool> {
+        let Some(there) = parent.dir.entry(name)? else { return Ok(false) };
+        if there.is_dir() {
+            self.last = None;
+            self.forget(&parent.path.join(name.as_os_str()));
+        }
+        parent.dir.remove_tree(name)?;
+        Ok(true)
+    }
+
+    fn forget(&mut self, path: &Path) {
+        let below = self.dirs.range::<Path, _>((Bound::Included(path), Bound::Unbounded));
+        let gone: Vec<PathBuf> = below.map(|(dir, _)| dir).take_while(|dir| dir.starts_with(path)).cloned().collect();
+        for dir in gone {
+            self.dirs.remove(&dir);
+        }
+    }
+
+    /// Makes the directory of an entry, or takes the one that is there.
+    ///
+    /// # Errors
+    /// What making says.
+    pub(crate) fn directory(&mut self, parent: &Place, name: Name<'_>, attributes: Attributes) -> anyhow::Result<()> {
+        let path = parent.path.join(name.as_os_str());
+        let is_there = match parent.dir.mkdir(name, Mode::RWXU) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                parent.dir.entry(name)?.is_some_and(|entry| entry.is_dir())
+            }
+            Err(error) => return Err(error).context("mkdir"),
+        };
+        if !is_there {
+            // Over a whiteout or a file of this very layer: whatever lower layers have here was removed first.
+            self.clear(parent, name)?;
+            whiteout::make_opaque(&parent.dir.mkdir(name, Mode::RWXU)?)?;
+        }
+        self.dirs.insert(path, Known::Listed(attributes));
+        Ok(())
+    }
+
+    /// Removes `name` of the lower layers; what this layer has there stays.
+    ///
+    /// # Errors
+    /// What making the whiteout says.
+    pub(crate) fn whiteout(&mut self, parent: &Place, name: Name<'_>) -> anyhow::Result<()> {
+        match parent.dir.entry(name)? {
+            None => whiteout::make_whiteout(&parent.dir, name)?,
+            Some(there) if there.is_dir() => {
+                whiteout::make_opaque(&there.to_dir()?)?;
+                if let Some(known @ Known::Implied) = self.dirs.get_mut(&parent.path.join(name.as_os_str())) {
+                    *known = Known::New;
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The file that a hardlink names. The last component is not followed, as by `link(2)`.
+    ///
+    /// # Errors
+    /// Words where the layer has no such file.
+    pub(crate) fn link_target(&mut self, path: &[u8]) -> anyhow::Result<msb::overlay::beneath::Entry> {
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let parts = components(path).map_err(|_| anyhow!("hardlink target {shown:?} is outside of the layer"))?;
+        let Some((last, parents)) = parts.split_last() else { bail!("hardlink target {shown:?} is no file") };
+        let found = match self.find(parents)? {
+            Some(parent) => parent.dir.entry(Name::new(last)?)?,
+            None => None,
+        };
+        match found {
+            Some(entry) if entry.is_dir() => bail!("hardlink target {shown:?} is a directory"),
+            Some(entry) if !whiteout::is_whiteout(entry.stat()) => Ok(entry),
+            _ => bail!("hardlink target {shown:?} is not in this layer"),
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! A pull: from a source to a record. Documents first, from the store where it has them; then the layers that are missing,
+//! several at once; then all of it becomes visible, and the record names it.
+
+use std::collections::HashMap;
+use std::fs::DirBuilder;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use msb::record::{Image, Record, Rootfs};
+use msb::state;
+use oci_distribution::Reference;
+
+use crate::archive::Files;
+use crate::args::Config;
+use crate::chunks::is_hangup;
+use crate::credentials;
+use crate::digest::{Digest, Verifier};
+use crate::disk;
+use crate::docker::DockerArchive;
+use crate::implied::inherit;
+use crate::layer::{Layer, fetch_and_unpack};
+use crate::layout::Layout;
+use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
+use crate::platform::Platform;
+use crate::progress::Progress;
+use crate::reference::Source;
+use crate::registry::Registry;
+use crate::store::Store;
+
+/// How many layers are on their way at once.
+const AT_ONCE: usize = 4;
+/// How deep indexes may nest.
+const MAX_DEPTH: usize = 4;
+
+/// Where blobs come from. What it hands out is not verified yet.
+pub(crate) trait Origin: Sync {
+    /// An index or a manifest.
+    ///
+    /// # Errors
+    /// Words, also for one over [`MAX_MANIFEST`].
+    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>>;
+
+    /// Writes a blob's bytes to `out`.
+    ///
+    /// # Errors
+    /// Words; the writer's own error as it came.
+    fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()>;
+}
+
+/// A blob of an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob {
+    pub(crate) digest: Option<Digest>,
+    member: String,
+    pub(crate) size: u64,
+    pub(crate) media_type: String,
+}
+
+impl Blob {
+    fn described(descriptor: &Descriptor) -> Self {
+        let digest = Some(descriptor.digest.clone());
+        Self { digest, member: String::new(), size: descriptor.size, media_type: descriptor.media_type.clone() }
+    }
+
+    /// A blob that has a name in an archive instead of a digest.
+    pub(crate) fn member(size: u64, name: String) -> Self {
+        Self { digest: None, member: name, size, media_type: String::new() }
+    }
+
+    /// Its name in an origin that files digests as `path` says.
+    pub(crate) fn name_in(&self, path: impl Fn(&Digest) -> String) -> String {
+        self.digest.as_ref().map_or_else(|| self.member.clone(), path)
+    }
+
+    /// Its name, for words.
+    pub(crate) fn name(&self) -> String {
+        self.name_in(Digest::to_string)
+    }
+}
+
+/// An image whose documents are known.
+struct Found {
+    digest: Option<Digest>,
+    configuration: Configuration,
+    /// Bottom first, one for each diff_id.
+    layers: Vec<Layer>,
+    /// What to keep, the most particular first.
+    documents: Vec<(Digest, Vec<u8>)>,
+}
+
+/// Pulls what `config` names.
+///
+/// # Errors
+/// Words that name the source.
+pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
+    if let Source::Path(path) = &config.source {
+        return Ok(Record { rootfs: Some(disk::root(path)?), ..Record::new() });
+    }
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "unpacking layers needs root, for owners and device nodes (run it with sudo)"
+    );
+    let store = Store::open(&state::home()?)?;
+    match &config.source {
+        Source::Registry(reference) => {
+            let name = reference.whole();
+            from_registry(config, &store, reference).with_context(|| format!("image {name:?}"))
+        }
+        Source::OciDir(path, tag) => {
+            let open = || from_layout(config, &store, Layout::dir(path)?, tag.as_deref(), named("oci:", path, tag)?);
+            open().with_context(|| format!("layout {path:?}"))
+        }
+        Source::OciArchive(path, tag) => {
+            let open = || {
+                let layout = Layout::of(Files::tar(path)?)?;
+                from_layout(config, &store, layout, tag.as_deref(), named("oci-archive:", path, tag)?)
+            };
+            open().with_context(|| format!("archive {path:?}"))
+        }
+        Source::DockerArchive(path, tag) => {
+            let open = || {
+                let archive = DockerArchive::of(Files::tar(path)?)?;
+                from_docker(config, &store, &archive, tag.as_deref(), named("docker-archive:", path, tag)?)
+            };
+            open().with_context(|| format!("archive {path:?}"))
+        }
+        Source::Stdin => from_stdin(config, &store).context("archive on stdin"),
+        Source::Path(_) => unreachable!("taken above"),
+    }
+}
+
+/// An archive's name in the record: as given, made absolute.
+fn named(prefix: &str, path: &Path, tag: &Option<String>) -> anyhow::Result<String> {
+    let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+    Ok(format!("{prefix}{}{tag}", std::path::absolute(path)?.display()))
+}
+
+fn from_registry(config: &Config, store: &Store, reference: &Reference) -> anyhow::Result<Record> {
+    let wanted = config.platform.clone().unwrap_or_else(Platform::host);
+    // What a digest names cannot have changed: a store that has all of it needs no registry.
+    if let Some(digest) = reference.digest() {
+        let digest = Digest::parse(digest)?;
+        if let Ok(found) = find(&Nowhere, store, &digest, &wanted)
+            && let Some(lower) = stored(store, &found.layers)
+        {
+            return Ok(record(reference.whole(), found, lower));
+        }
+    }
+    let credentials = credentials::find(reference.resolve_registry(), config.authfile.as_deref())?;
+    let registry = Registry::connect(reference, config.plain_http, config.ca_file.as_deref(), credentials)?;
+    let digest = match reference.digest() {
+        Some(digest) => Digest::parse(digest)?,
+        None => registry.resolve()?,
+    };
+    let found = find(&registry, store, &digest, &wanted)?;
+    take(config, store, &registry, found, reference.whole())
+}
+
+fn from_layout(
+    config: &Config,
+    store: &Store,
+    layout: Layout,
+    tag: Option<&str>,
+    name: String,
+) -> anyhow::Result<Record> {
+    let wanted = config.platform.clone().unwrap_or_else(Platform::host);
+    let chosen = layout.choose(tag)?;
+    let found = find(&layout, store, &select(&chosen, &wanted)?.digest, &wanted)?;
+    take(config, store, &layout, found, name)
+}
+
+fn from_docker(
+    config: &Config,
+    store: &Store,
+    archive: &DockerArchive,
+    tag: Option<&str>,
+    name: String,
+) -> anyhow::Result<Record> {
+    let wanted = config.platform.clone().unwrap_or_else(Platform::host);
+    let (text, blobs) = archive.choose(tag)?;
+    let configuration = Configuration::parse(&text)?;
+    configuration.check_platform(&wanted)?;
+    let layers = pair(blobs, &configuration)?;
+    let documents = vec![(Digest::of(&text), text)];
+    take(config, store, archive, Found { digest: None, configuration, layers, documents }, name)
+}
+
+fn from_stdin(config: &Config, store: &Store) -> anyhow::Result<Record> {
+    // The documents come last in some archives, so it has to be all there before the first layer can be checked.
+    let spool = store.scratch("archive");
+    let mut file = std::fs::File::create(&spool)?;
+    let length = std::io::copy(&mut std::io::stdin().lock(), &mut file).context("spooling it")?;
+    ensure!(length > 0, "it is empty");
+    let files = Files::tar(&spool)?;
+    std::fs::remove_file(&spool)?;
+    if Layout::is_in(&files) {
+        from_layout(config, store, Layout::of(files)?, None, "-".into())
+    } else {
+        let archive = DockerArchive::of(files).map_err(|_| anyhow!("neither an OCI nor a docker archive"))?;
+        from_docker(config, store, &archive, None, "-".into())
+    }
+}
+
+/// An origin that has nothing: to see whether the store is enough.
+struct Nowhere;
+
+impl Origin for Nowhere {
+    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
+        bail!("{digest} is not in the store")
+    }
+
+    fn copy_blob(&self, blob: &Blob, _: &mut dyn Write) -> anyhow::Result<()> {
+        bail!("{} is not in the store", blob.name())
+    }
+}
+
+/// Follows indexes to the manifest of the platform, and reads its configuration.
+fn find(origin: &dyn Origin, store: &Store, start: &Digest, wanted: &Platform) -> anyhow::Result<Found> {
+    let mut documents = Vec::new();
+    let mut digest = start.clone();
+    for _ in 0..MAX_DEPTH {
+        let text = match store.document(&digest, MAX_MANIFEST)? {
+            Some(text) => text,
+            None => {
+                let text = origin.manifest(&digest).with_context(|| format!("manifest \"{digest}\""))?;
+                digest.check(&text).with_context(|| format!("manifest \"{digest}\""))?;
+                text
+            }
+        };
+        let parsed = Document::parse(&text)?;
+        documents.insert(0, (digest.clone(), text));
+        match parsed {
+            Document::Index(entries) => digest = select(&entries, wanted)?.digest.clone(),
+            Document::Manifest { config, layers } => {
+                let text = configuration(origin, store, &config)?;
+                let configuration = Configuration::parse(&text)?;
+                configuration.check_platform(wanted)?;
+                documents.insert(0, (config.digest, text));
+                let layers = pair(layers.iter().map(Blob::described).collect(), &configuration)?;
+                return Ok(Found { digest: Some(digest), configuration, layers, documents });
+            }
+        }
+    }
+    bail!("indexes are nested more than {MAX_DEPTH} deep")
+}
+
+fn configuration(origin: &dyn Origin, store: &Store, config: &Descriptor) -> anyhow::Result<Vec<u8>> {
+    if let Some(text) = store.document(&config.digest, MAX_CONFIG)? {
+        return Ok(text);
+    }
+    let fetch = || {
+        ensure!(config.size <= MAX_CONFIG, "{} bytes, {MAX_CONFIG} at most", config.size);
+        let mut verifier = Verifier::new(Vec::new(), Some(&config.digest), config.size);
+        origin.copy_blob(&Blob::described(config), &mut verifier)?;
+        verifier.finish(Some(&config.digest))
+    };
+    fetch().with_context(|| format!("configuration \"{}\"", config.digest))
+}
+
+fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::Result<Vec<Layer>> {
+    let diff_ids = &configuration.diff_ids;
+    ensure!(
+        blobs.len() == diff_ids.len(),
+        "{} layers, but {} diff_ids in the configuration",
+        blobs.len(),
+        diff_ids.len()
+    );
+    Ok(blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id: diff_id.clone() }).collect())
+}
+
+/// The chain ID of each layer, bottom first; of a diff_id that is there twice, the one of its highest place.
+fn chain_ids(layers: &[Layer]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::new();
+    for layer in layers {
+        chain.push(layer.diff_id.on(chain.last()));
+    }
+    let highest = |layer: &Layer| layers.iter().rposition(|other| other.diff_id == layer.diff_id).unwrap_or(0);
+    layers.iter().map(|layer| chain[highest(layer)].clone()).collect()
+}
+
+/// A layer's ID in the store: of its own where its content is the same on any layers, else its chain's.
+fn in_store(store: &Store, layer: &Layer, chain_id: &Digest) -> Option<PathBuf> {
+    store.layer(&layer.diff_id).or_else(|| store.layer(chain_id))
+}
+
+/// The lower directories, top first, if the store has all of them.
+fn stored(store: &Store, layers: &[Layer]) -> Option<Vec<PathBuf>> {
+    let lower = layers.iter().zip(chain_ids(layers)).map(|(layer, chain_id)| in_store(store, layer, &chain_id));
+    Some(stack(lower.collect::<Option<_>>()?))
+}
+
+/// Bottom first to top first. A layer that is there twice stays where it is highest, which hides the other; overlayfs
+/// refuses to have it twice.
+fn stack(layers: Vec<PathBuf>) -> Vec<PathBuf> {
+    let mut lower: Vec<PathBuf> = Vec::new();
+    for layer in layers.into_iter().rev() {
+        if !lower.contains(&layer) {
+            lower.push(layer);
+        }
+    }
+    lower
+}
+
+fn take(config: &Config, store: &Store, origin: &dyn Origin, found: Found, name: String) -> anyhow::Result<Record> {
+    let chain = chain_ids(&found.layers);
+    let missing = missing(store, &found.layers, &chain);
+    let unpacked = unpack_all(config, store, origin, &missing)?;
+    let mut lower: Vec<PathBuf> = Vec::new();
+    let mut fresh: HashMap<PathBuf, Digest> = HashMap::new();
+    for (layer, chain_id) in found.layers.iter().zip(&chain) {
+        let Some((scratch, implied)) = unpacked.get(layer.diff_id.hex()) else {
+            let there = in_store(store, layer, chain_id).ok_or_else(|| anyhow!("a layer vanished from the store"))?;
+            lower.push(there);
+            continue;
+        };
+        let below: Vec<PathBuf> = stack(lower.clone()).into_iter().filter(|dir| dir != scratch).collect();
+        inherit(scratch, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
+        let id = if implied.is_empty() { &layer.diff_id } else { chain_id };
+        fresh.insert(scratch.clone(), id.clone());
+        lower.push(scratch.clone());
+    }
+    let layers: Vec<(PathBuf, Digest)> = fresh.clone().into_iter().collect();
+    store.commit(&layers, &found.documents)?;
+    let place = |dir: PathBuf| fresh.get(&dir).map_or(dir, |id| store.future_layer(id));
+    let lower = stack(lower).into_iter().map(place).collect();
+    Ok(record(name, found, lower))
+}
+
+/// The layers to fetch, each diff_id once.
+fn missing<'a>(store: &Store, layers: &'a [Layer], chain: &[Digest]) -> Vec<&'a Layer> {
+    let mut missing: Vec<&Layer> = Vec::new();
+    for (layer, chain_id) in layers.iter().zip(chain) {
+        let is_known = missing.iter().any(|other| other.diff_id == layer.diff_id);
+        if !is_known && in_store(store, layer, chain_id).is_none() {
+            missing.push(layer);
+        }
+    }
+    missing
+}
+
+/// Directory and implied directories of each layer, by diff_id.
+type Unpacked = HashMap<String, (PathBuf, Vec<PathBuf>)>;
+
+fn unpack_all(config: &Config, store: &Store, origin: &dyn Origin, layers: &[&Layer]) -> anyhow::Result<Unpacked> {
+    let progress = Progress::new(config.quiet);
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let done = Mutex::new((Unpacked::new(), Vec::<anyhow::Error>::new()));
+    thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(layers.len()) {
+            scope.spawn(|| {
+                while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = unpack_one(store, origin, layer, &progress, &stop);
+                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                    match result {
+                        Ok(unpacked) => drop(done.0.insert(layer.diff_id.hex().to_owned(), unpacked)),
+                        Err(error) => {
+                            stop.store(true, Ordering::Relaxed);
+                            done.1.push(error);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (unpacked, errors) = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match errors.into_iter().reduce(|first, next| if is_hangup(&first) { next } else { first }) {
+        Some(error) => Err(error),
+        None => Ok(unpacked),
+    }
+}
+
+fn unpack_one(
+    store: &Store,
+    origin: &dyn Origin,
+    layer: &Layer,
+    progress: &Progress,
+    stop: &AtomicBool,
+) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
+    let scratch = store.scratch(layer.diff_id.hex());
+    DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
+    let bar = progress.layer(&layer.diff_id, layer.blob.size);
+    let implied = fetch_and_unpack(origin, layer, &scratch, &bar, stop)?;
+    Ok((scratch, implied))
+}
+
+fn record(name: String, found: Found, lower: Vec<PathBuf>) -> Record {
+    let image = Image {
+        reference: name,
+        digest: found.digest.map(|digest| digest.to_string()),
+        platform: Some(found.configuration.platform.to_string()).filter(|platform| platform != "/"),
+        config: found.configuration.config,
+        ..Image::default()
+    };
+    Record { image: Some(image), rootfs: Some(Rootfs::Layers { lower }), ..Record::new() }
+}

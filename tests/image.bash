@@ -1,0 +1,165 @@
+# shellcheck shell=bash
+# Test images, made with other people's tools: mmdebstrap, tar, umoci. Each function prints the path of an OCI layout
+# with the tag "latest". A layout is made once and kept in target/fixtures under the hash of its recipe.
+#
+#   source tests/image.bash; demo_image
+
+image_fixtures=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/fixtures
+image_epoch=1700000000
+
+# image_cached NAME RECIPE…: runs the function NAME_recipe in a scratch directory, unless its layout is there already.
+# The hash covers the functions named.
+image_cached() {
+    local name=$1 hash layout scratch
+    hash=$(declare -f "$@" | sha256sum | cut -c 1-12)
+    layout=$image_fixtures/${name%_recipe}-$hash
+    if [[ ! -d $layout ]]; then
+        mkdir -p "$image_fixtures"
+        scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
+        if ! (cd "$scratch" && "$name") >&2; then
+            rm -rf "$scratch"
+            echo "image: $name failed" >&2
+            return 1
+        fi
+        # Somebody else may have been faster; then theirs is as good.
+        mv -T "$scratch/layout" "$layout" 2>/dev/null || [[ -d $layout ]]
+        rm -rf "$scratch"
+    fi
+    printf '%s\n' "$layout"
+}
+
+# image_from_tars LAYER.tar…: an OCI layout in ./layout, bottom layer first.
+image_from_tars() {
+    umoci init --layout layout
+    umoci new --image layout:latest
+    local layer
+    for layer in "$@"; do
+        umoci raw add-layer --image layout:latest "$layer"
+    done
+}
+
+# demo_image: Debian bookworm, minbase, one layer. What a person would pull.
+demo_image() {
+    image_cached demo_recipe image_from_tars
+}
+
+demo_recipe() {
+    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant=minbase \
+        --include=ca-certificates \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
+        bookworm layer.tar
+    image_from_tars layer.tar
+    umoci config --image layout:latest --config.cmd /bin/bash \
+        --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    umoci gc --layout layout
+}
+
+# tiny_image: a static BusyBox with its applets, one layer. For VMs that should start fast.
+tiny_image() {
+    image_cached tiny_recipe image_from_tars image_tar
+}
+
+tiny_recipe() {
+    local busybox applet
+    busybox=$(command -v busybox) || { echo "image: busybox is missing (apt install busybox-static)" >&2; return 1; }
+    mkdir -p root/{bin,dev,etc,proc,root,run,sbin,sys,tmp,usr/bin,usr/sbin,var/tmp}
+    cp "$busybox" root/bin/busybox
+    "$busybox" --list | while read -r applet; do
+        [[ $applet == busybox ]] || ln -s busybox "root/bin/$applet"
+    done
+    chmod 0700 root/root
+    chmod 1777 root/tmp root/var/tmp
+    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n' >root/etc/passwd
+    printf 'root:x:0:\nnogroup:x:65534:\n' >root/etc/group
+    printf '127.0.0.1\tlocalhost\n' >root/etc/hosts
+    image_tar layer.tar root
+    image_from_tars layer.tar
+    umoci config --image layout:latest --config.entrypoint /bin/echo --config.cmd hello \
+        --config.env PATH=/bin:/sbin --config.env GREETING=hi --config.workingdir /root --config.stopsignal SIGTERM
+    umoci gc --layout layout
+}
+
+# layered_image: three layers with everything that a layer may hold.
+layered_image() {
+    image_cached layered_recipe image_from_tars image_tar layered_base layered_changes layered_implied
+}
+
+layered_recipe() {
+    mkdir base changes
+    layered_base
+    layered_changes
+    layered_implied
+    image_from_tars base.tar changes.tar implied.tar
+    umoci config --image layout:latest --config.cmd /bin/true --config.label kept=yes
+    umoci gc --layout layout
+}
+
+layered_base() {
+    mkdir -p base/{etc/conf.d,usr/bin,var/cache/deep/er,var/spool,opt/gone,opt/kept,tmp}
+    ln -s usr/bin base/bin
+    echo one >base/etc/one
+    echo two >base/etc/two
+    echo a >base/etc/conf.d/a
+    echo b >base/etc/conf.d/b
+    echo cached >base/var/cache/deep/er/file
+    echo gone >base/opt/gone/file
+    echo kept >base/opt/kept/file
+    echo file-then-dir >base/opt/file-then-dir
+    mkdir base/opt/dir-then-file
+    echo x >base/opt/dir-then-file/x
+    printf '#!/bin/sh\n' >base/usr/bin/tool
+    chmod 4755 base/usr/bin/tool
+    chmod 1777 base/tmp
+    chmod 2750 base/var/spool
+    chown 13:37 base/var/spool base/etc/two
+    setfattr -n user.note -v base base/var/spool
+    image_tar base.tar base
+}
+
+layered_changes() {
+    local long
+    mkdir -p changes/{etc/conf.d,var/cache,opt/dev}
+    touch changes/etc/.wh.one changes/opt/.wh.gone changes/etc/.wh.never-was
+    touch changes/etc/conf.d/.wh..wh..opq
+    echo c >changes/etc/conf.d/c
+    echo linked >changes/opt/link-a
+    ln changes/opt/link-a changes/opt/link-b
+    ln -s /etc/two changes/opt/absolute
+    ln -s nowhere changes/opt/dangling
+    ln changes/opt/dangling changes/opt/dangling-too 2>/dev/null || true
+    mknod changes/opt/dev/null c 1 3
+    mknod changes/opt/dev/loop0 b 7 0
+    mkfifo -m 0622 changes/opt/dev/fifo
+    mkdir changes/opt/file-then-dir
+    echo inside >changes/opt/file-then-dir/inside
+    echo file >changes/opt/dir-then-file
+    setfattr -n user.line -v $'a\nb=c\n' changes/opt/link-a
+    setfattr -n trusted.note -v trusted changes/opt/dev
+    printf '\001\000\000\002\000\004\000\000\000\000\000\000\000\000\000\000\000\000\000\000' >capability
+    setfattr -n security.capability -v "0x$(od -An -v -tx1 capability | tr -d ' \n')" changes/opt/link-a
+    long=changes/opt/$(printf 'n%.0s' {1..200})
+    mkdir "$long"
+    echo long >"$long/$(printf 'f%.0s' {1..200})"
+    chown -h 123456:654321 changes/opt/absolute changes/opt/dev/fifo
+    touch -d '2001-02-03 04:05:06.123456789' changes/opt/link-a
+    touch -h -d '1969-12-31 23:59:58' changes/opt/dangling
+    image_tar changes.tar changes
+}
+
+# No entry for any directory: what they look like, the layers below say. And bin is a symlink there.
+layered_implied() {
+    mkdir -p implied/{bin,var/spool/new,etc/conf.d}
+    printf '#!/bin/sh\n' >implied/bin/late
+    echo mail >implied/var/spool/new/mail
+    touch implied/etc/conf.d/.wh.c
+    tar --format=pax --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime --numeric-owner \
+        -C implied -cf implied.tar bin/late var/spool/new/mail etc/conf.d/.wh.c
+}
+
+# image_tar FILE DIR: DIR as a layer, reproducible but for the times its recipe set.
+image_tar() {
+    find "$2" -newermt '2020-01-01' -exec touch -h -d "@$image_epoch" {} +
+    tar --format=pax --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime --numeric-owner --sort=name \
+        --xattrs --xattrs-include='*' -C "$2" -cf "$1" .
+}
