@@ -1,0 +1,53 @@
+//! The command line of msb-patch.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+/// Write patch operations into the upper directory of a record
+///
+/// Reads a record and a stream of operations (JSON objects), writes them into an upper directory above the image, and
+/// prints the record with it. The image itself is never touched. All or nothing: an operation that fails leaves the
+/// upper as it was.
+#[derive(Debug, Parser)]
+#[command(
+    name = "msb-patch",
+    version,
+    after_help = "\
+Operations, one JSON object each (msb-ops(5) has them all):
+  {\"op\":\"text\",\"path\":\"/etc/motd\",\"content\":\"hi\\n\",\"replace\":true}
+  {\"op\":\"mkdir\",\"path\":\"/app\",\"mode\":\"0755\"}
+  {\"op\":\"copy_file\",\"src\":\"./cert.pem\",\"dst\":\"/etc/ssl/cert.pem\"}
+  {\"op\":\"append\",\"path\":\"/etc/hosts\",\"content\":\"127.0.0.1 myapp.local\\n\"}
+  {\"op\":\"script\",\"name\":\"setup\",\"content\":\"#!/bin/sh\\n…\"}
+
+Examples:
+  { msb-pull alpine; cat ops.jsonl; } | msb-patch > patched.json
+  msb-patch -r image.json -f ops.jsonl -n"
+)]
+pub struct Args {
+    /// The record: a file, the name of a running VM, or - for the first line of stdin [default: $MSB_RECORD, else stdin]
+    #[arg(short = 'r', long = "record", value_name = "FILE|NAME")]
+    pub record: Option<String>,
+
+    /// Read the operations from a file, - for stdin [default: the rest of stdin]
+    #[arg(short = 'f', long = "file", value_name = "OPS")]
+    pub file: Option<PathBuf>,
+
+    /// Write into this upper directory, and continue what is in it [default: the record's, else a new one]
+    #[arg(long, value_name = "DIR")]
+    pub upper: Option<PathBuf>,
+
+    /// Print what each operation would do, and change nothing
+    #[arg(short = 'n', long = "dry-run")]
+    pub dry_run: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        super::Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,205 @@
+//! What an operation will do, decided against the merged view as it is now, before anything is written.
+
+use std::path::Path;
+
+use anyhow::{Context, anyhow, bail};
+use msb::overlay::resolve::{End, Error, Last, Resolved, resolve};
+use msb::overlay::{Layer, Leaf, Merged};
+use msb::script;
+use rustix::fs::FileType;
+use serde::Serialize;
+
+use crate::op::Op;
+
+/// A decided operation.
+#[derive(Debug)]
+pub enum Plan {
+    /// Write a file at the end of the way.
+    Write(Resolved),
+    /// Make the missing directories, and set what is asked for on the last.
+    MakeDirs(Resolved),
+    /// Add to the file at the end of the way.
+    Append(Resolved),
+    /// Copy a directory's content into the directory at the end of the way.
+    CopyDir(Resolved),
+    /// Put a symlink at the end of the way.
+    Symlink(Resolved),
+    /// Remove what is at the end of the way.
+    Remove(Resolved),
+    /// Write a script.
+    Script,
+    /// What is asked for is so already.
+    Nothing(String),
+}
+
+/// A line of `-n`: what an operation would do.
+#[derive(Debug, Serialize)]
+pub struct Line<'a> {
+    /// The operation's number, from 1.
+    pub n: usize,
+    /// Its name.
+    pub op: &'static str,
+    /// The path as given.
+    pub path: &'a str,
+    /// The path with all symlinks followed.
+    pub resolved: String,
+    /// Whether something is there.
+    pub exists: bool,
+    /// The layer that answers: `upper`, or `lower N` from 0 at the top.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layer: Option<String>,
+}
+
+/// Decides what `op` does.
+///
+/// # Errors
+/// Words, without the operation's name and path.
+pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
+    Ok(match op {
+        Op::Text { path, replace, .. } | Op::File { path, replace, .. } => {
+            Plan::Write(for_writing(root, path, *replace)?)
+        }
+        Op::CopyFile { src, dst, replace, .. } => {
+            let meta = std::fs::metadata(src).with_context(|| format!("src {src:?}"))?;
+            if meta.is_dir() {
+                bail!("src {src:?}: is a directory (use copy_dir)");
+            }
+            if !meta.is_file() {
+                bail!("src {src:?}: not a regular file");
+            }
+            Plan::Write(for_writing(root, dst, *replace)?)
+        }
+        Op::Mkdir { path, mode, uid, gid } => {
+            let resolved = follow(root, path)?;
+            match &resolved.end {
+                End::Leaf(_, leaf) => bail!("exists{} and is {}", whereabouts(leaf), kind(leaf)),
+                End::Dir if mode.is_none() && uid.is_none() && gid.is_none() => Plan::Nothing(display(&resolved)),
+                _ => Plan::MakeDirs(resolved),
+            }
+        }
+        Op::Append { path, .. } => {
+            let resolved = follow(root, path)?;
+            match &resolved.end {
+                End::Dir => bail!("is a directory"),
+                End::Missing(_) => bail!("does not exist (append adds to a file that is there; text makes one)"),
+                End::Leaf(_, leaf) if leaf.entry.file_type() != FileType::RegularFile => bail!("is {}", kind(leaf)),
+                End::Leaf(..) => Plan::Append(resolved),
+            }
+        }
+        Op::CopyDir { src, dst, .. } => {
+            let meta = std::fs::metadata(src).with_context(|| format!("src {src:?}"))?;
+            if !meta.is_dir() {
+                bail!("src {src:?}: not a directory (use copy_file)");
+            }
+            let resolved = follow(root, dst)?;
+            if let End::Leaf(_, leaf) = &resolved.end {
+                bail!("exists{} and is {}", whereabouts(leaf), kind(leaf));
+            }
+            Plan::CopyDir(resolved)
+        }
+        Op::Symlink { link, target, replace } => {
+            if target.is_empty() {
+                bail!("the target is empty");
+            }
+            let resolved = keep(root, link)?;
+            match &resolved.end {
+                End::Dir => bail!("exists and is a directory (remove it first)"),
+                End::Leaf(_, leaf) if !replace => bail!("{}", exists(leaf)),
+                _ => Plan::Symlink(resolved),
+            }
+        }
+        Op::Remove { path } => match keep_maybe(root, path)? {
+            Some(resolved) if matches!(resolved.end, End::Missing(_)) => Plan::Nothing(display(&resolved)),
+            Some(resolved) if resolved.steps.len() == 1 && matches!(resolved.end, End::Dir) => {
+                bail!("is the root, which stays")
+            }
+            Some(resolved) => Plan::Remove(resolved),
+            None => Plan::Nothing(path.clone()),
+        },
+        Op::Script { name, .. } => {
+            script::check_name(name).map_err(|why| anyhow!(why))?;
+            Plan::Script
+        }
+    })
+}
+
+fn for_writing(root: &Merged, path: &str, replace: bool) -> anyhow::Result<Resolved> {
+    let resolved = follow(root, path)?;
+    match &resolved.end {
+        End::Dir => bail!("exists and is a directory"),
+        End::Leaf(_, leaf) if !replace => bail!("{}", exists(leaf)),
+        _ if path.ends_with('/') => bail!("a file's path does not end with \"/\""),
+        _ => Ok(resolved),
+    }
+}
+
+fn follow(root: &Merged, path: &str) -> anyhow::Result<Resolved> {
+    Ok(resolve(root, Path::new(path), Last::Follow)?)
+}
+
+fn keep(root: &Merged, path: &str) -> anyhow::Result<Resolved> {
+    Ok(resolve(root, Path::new(path), Last::Keep)?)
+}
+
+/// `None` for a path that nothing can be at, as below a file.
+fn keep_maybe(root: &Merged, path: &str) -> anyhow::Result<Option<Resolved>> {
+    match resolve(root, Path::new(path), Last::Keep) {
+        Ok(resolved) => Ok(Some(resolved)),
+        Err(Error::NotDirectory(_) | Error::Missing(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn exists(leaf: &Leaf) -> String {
+    format!("exists{} (set \"replace\": true to overwrite it)", whereabouts(leaf))
+}
+
+fn whereabouts(leaf: &Leaf) -> &'static str {
+    match leaf.layer {
+        Layer::Lower(_) => " in the image",
+        Layer::Upper => "",
+    }
+}
+
+fn kind(leaf: &Leaf) -> &'static str {
+    match leaf.entry.file_type() {
+        FileType::RegularFile => "a file",
+        FileType::Symlink => "a symlink",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        _ => "a device",
+    }
+}
+
+fn display(resolved: &Resolved) -> String {
+    resolved.path().to_string_lossy().into_owned()
+}
+
+impl Plan {
+    /// The line that `-n` prints.
+    pub fn line<'a>(&self, n: usize, op: &'a Op) -> Line<'a> {
+        let (name, path) = op.subject();
+        let (resolved, exists, layer) = match self {
+            Self::Write(at)
+            | Self::MakeDirs(at)
+            | Self::Append(at)
+            | Self::CopyDir(at)
+            | Self::Symlink(at)
+            | Self::Remove(at) => {
+                let layer = match &at.end {
+                    End::Leaf(_, leaf) => Some(leaf.layer),
+                    End::Dir => at.steps.last().map(|step| step.dir.top().1),
+                    End::Missing(_) => None,
+                };
+                (display(at), layer.is_some(), layer)
+            }
+            Self::Script => (format!("{}/{path}", script::GUEST_DIR), false, None),
+            Self::Nothing(resolved) => (resolved.clone(), matches!(op, Op::Mkdir { .. }), None),
+        };
+        let layer = layer.map(|layer| match layer {
+            Layer::Upper => "upper".to_owned(),
+            Layer::Lower(number) => format!("lower {number}"),
+        });
+        Line { n, op: name, path, resolved, exists, layer }
+    }
+}

@@ -1,0 +1,301 @@
+//! The upper while it is being made: aside, and visible in one rename. A run that is killed leaves the old upper or the
+//! new one, and what it left aside is cleared away by the next.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use msb::overlay::beneath::{Dir, Entry, Name, times_of};
+use msb::overlay::upper::{self, WHOLE, Writer, copy_attributes};
+use msb::overlay::{Merged, whiteout};
+use msb::record::Upper;
+use msb::state;
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, RenameFlags};
+
+/// An upper that is being made.
+#[derive(Debug)]
+pub struct Staging {
+    /// The directory that holds all that a failure takes away again.
+    aside: PathBuf,
+    /// Where the new upper is made.
+    upper: PathBuf,
+    publish: Publish,
+}
+
+#[derive(Debug)]
+enum Publish {
+    /// The whole sandbox directory is new: it is renamed into place.
+    Sandbox(Draft),
+    /// An upper of the caller's that was not there: it is renamed into place.
+    New { to: PathBuf, work: PathBuf },
+    /// An upper that was there: the two change places.
+    Exchange { with: PathBuf, work: PathBuf },
+}
+
+/// What [`Staging::begin`] opens.
+pub struct Begun {
+    /// The staging.
+    pub staging: Staging,
+    /// The layers with the new upper above them.
+    pub root: Merged,
+    /// The right to change the new upper.
+    pub writer: Writer,
+    /// Files of the new upper that are still the old one's, by inode.
+    pub borrowed: HashSet<u64>,
+}
+
+/// A sandbox's directory while it is being made: locked, so that it is told from an abandoned one.
+#[derive(Debug)]
+pub struct Draft {
+    /// Where it is made.
+    pub aside: PathBuf,
+    /// Where it will be.
+    pub to: PathBuf,
+    _lock: File,
+}
+
+impl Draft {
+    /// Starts a new sandbox, and clears away those that were never finished.
+    ///
+    /// # Errors
+    /// What making or locking says.
+    pub fn begin() -> anyhow::Result<Self> {
+        let sandboxes = state::home()?.join("sandboxes");
+        state::make_private_dir(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
+        clear_abandoned(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
+        let to = sandboxes.join(state::fresh_id()?);
+        let aside = state::aside(&to);
+        state::make_private_dir(&aside).with_context(|| format!("{aside:?}"))?;
+        let lock = try_lock(&aside).with_context(|| format!("{aside:?}"))?.context("another process took it")?;
+        Ok(Self { aside, to, _lock: lock })
+    }
+
+    /// Makes the sandbox visible, on disk first.
+    ///
+    /// # Errors
+    /// What syncing or renaming says.
+    pub fn publish(&self) -> io::Result<()> {
+        rustix::fs::syncfs(File::open(&self.aside)?)?;
+        fs::rename(&self.aside, &self.to)?;
+        state::sync_parent(&self.to)
+    }
+}
+
+fn try_lock(dir: &Path) -> io::Result<Option<File>> {
+    let dir = File::open(dir)?;
+    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(dir)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Sandboxes that were never finished: dotted, and nobody holds their lock.
+fn clear_abandoned(sandboxes: &Path) -> io::Result<()> {
+    for child in fs::read_dir(sandboxes)? {
+        let child = child?;
+        if child.file_name().as_bytes().starts_with(b".")
+            && let Ok(Some(_lock)) = try_lock(&child.path())
+        {
+            remove(&child.path())?;
+        }
+    }
+    Ok(())
+}
+
+impl Staging {
+    /// Starts an upper: a copy of the one that is to be continued, or an empty one.
+    ///
+    /// # Errors
+    /// Words; among them that another process writes the upper.
+    pub fn begin(lower: &[PathBuf], continued: Option<&Upper>, named: Option<&Path>) -> anyhow::Result<Begun> {
+        let layers = Merged::open(lower, None)?;
+        let existing = match (named, continued) {
+            (Some(dir), Some(upper)) if upper.dir == dir => Some(upper.clone()),
+            (None, Some(upper)) => Some(upper.clone()),
+            (Some(dir), _) if dir.exists() => Some(beside(dir)),
+            _ => None,
+        };
+        let (staging, work, borrowed) = match (existing, named) {
+            (Some(upper), _) => Self::exchange(&upper)?,
+            (None, Some(dir)) => Self::new_upper(dir, &layers)?,
+            (None, None) => Self::new_sandbox(&layers)?,
+        };
+        let root = Merged::open(lower, Some(&staging.upper))?;
+        Ok(Begun { staging, root, writer: work, borrowed })
+    }
+
+    fn new_sandbox(layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
+        let draft = Draft::begin()?;
+        let aside = draft.aside.clone();
+        let (upper, work) = (aside.join("upper"), aside.join("work"));
+        upper::create(&upper, &work, layers).with_context(|| format!("{aside:?}"))?;
+        let writer = lock(&upper, &work)?;
+        Ok((Self { aside, upper, publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
+    }
+
+    /// The sandbox that is being made, if it is a whole new one.
+    pub fn draft(&self) -> Option<&Draft> {
+        match &self.publish {
+            Publish::Sandbox(draft) => Some(draft),
+            _ => None,
+        }
+    }
+
+    fn new_upper(dir: &Path, layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
+        let work = beside(dir).work;
+        if !work.is_dir() {
+            fs::create_dir(&work).with_context(|| format!("{work:?}"))?;
+        }
+        let writer = lock(dir, &work)?;
+        let aside = state::aside(dir);
+        let spare = state::aside(dir);
+        upper::create(&aside, &spare, layers).with_context(|| format!("{aside:?}"))?;
+        fs::remove_dir(&spare)?;
+        let publish = Publish::New { to: dir.to_owned(), work };
+        Ok((Self { upper: aside.clone(), aside, publish }, writer, HashSet::new()))
+    }
+
+    fn exchange(upper: &Upper) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
+        let gone = |dir: &Path| anyhow!("upper {dir:?} is gone");
+        for dir in [&upper.dir, &upper.work] {
+            if !dir.is_dir() && !(dir == &upper.work && fs::create_dir(dir).is_ok()) {
+                return Err(gone(dir));
+            }
+        }
+        let writer = lock(&upper.dir, &upper.work)?;
+        // The lock is ours, so whatever lies beside the upper was left by a run that is over.
+        let parent = upper.dir.parent().unwrap_or(Path::new("/"));
+        clear_asides(parent, &aside_prefix(&upper.dir))?;
+        let aside = state::aside(&upper.dir);
+        let borrowed =
+            clone_tree(&upper.dir, &aside, &writer).with_context(|| format!("copy of upper {:?}", upper.dir));
+        let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
+        let staging = Self { upper: aside.clone(), aside, publish };
+        match borrowed {
+            Ok(borrowed) => Ok((staging, writer, borrowed)),
+            Err(error) => {
+                staging.discard();
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the new upper visible, on disk first.
+    ///
+    /// # Errors
+    /// What syncing or renaming says; then the old upper is still there.
+    pub fn publish(self) -> anyhow::Result<Upper> {
+        let written = File::open(&self.upper).and_then(|dir| rustix::fs::syncfs(dir).map_err(Into::into));
+        let published = written.and_then(|()| match &self.publish {
+            Publish::Sandbox(draft) => draft.publish(),
+            Publish::New { to, .. } => fs::rename(&self.upper, to).and_then(|()| state::sync_parent(to)),
+            Publish::Exchange { with, .. } => {
+                rustix::fs::renameat_with(CWD, &self.upper, CWD, with, RenameFlags::EXCHANGE)?;
+                state::sync_parent(with)
+            }
+        });
+        if let Err(error) = published {
+            self.discard();
+            return Err(anyhow!(error).context("upper"));
+        }
+        let (dir, work) = match &self.publish {
+            Publish::Sandbox(draft) => (draft.to.join("upper"), draft.to.join("work")),
+            Publish::New { to, work } => (to.clone(), work.clone()),
+            Publish::Exchange { with, work } => {
+                self.discard();
+                (with.clone(), work.clone())
+            }
+        };
+        Ok(Upper { dir, work, unknown: serde_json::Map::new() })
+    }
+
+    /// Takes everything away again.
+    pub fn discard(&self) {
+        let _ = remove(&self.aside);
+    }
+}
+
+/// An upper that the caller names has its work directory beside it.
+fn beside(dir: &Path) -> Upper {
+    let mut work = dir.as_os_str().to_owned();
+    work.push(".work");
+    Upper { dir: dir.to_owned(), work: work.into(), unknown: serde_json::Map::new() }
+}
+
+fn lock(upper: &Path, work: &Path) -> anyhow::Result<Writer> {
+    Writer::open(work, false).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            anyhow!("upper {upper:?}: in use by another msb-patch or msb-mount (unmount it first)")
+        }
+        _ => anyhow!(error).context(format!("work {work:?}")),
+    })
+}
+
+fn aside_prefix(path: &Path) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(path.file_name().unwrap_or_default());
+    prefix.push(".");
+    prefix
+}
+
+fn clear_asides(parent: &Path, prefix: &OsStr) -> io::Result<()> {
+    for child in fs::read_dir(parent)? {
+        let child = child?;
+        if child.file_name().as_bytes().starts_with(prefix.as_bytes()) {
+            remove(&child.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let parent = Dir::open(path.parent().unwrap_or(Path::new("/")))?;
+    parent.remove_tree(Name::new(path.file_name().unwrap_or_default())?)
+}
+
+/// Copies an upper so that changes to the copy leave the original alone. Data is shared by hardlinks; the inodes that
+/// are shared so are returned, for whoever wants to write to one must copy it first. Files that were hardlinked already
+/// are copied, once each, since a link more would not show.
+fn clone_tree(from: &Path, to: &Path, writer: &Writer) -> io::Result<HashSet<u64>> {
+    rustix::fs::mkdir(to, Mode::from_raw_mode(0o700))?;
+    let (from_root, to_root) = (Dir::open(from)?, Dir::open(to)?);
+    let mut borrowed = HashSet::new();
+    let mut copied: HashMap<u64, Entry> = HashMap::new();
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        let (from, to) = (from_root.descend(&path)?, to_root.descend(&path)?);
+        for child in from.read()? {
+            let child = child?;
+            let child = OsStr::from_bytes(child.file_name().to_bytes());
+            let Ok(name) = Name::new(child) else { continue };
+            let Some(entry) = from.entry(name)? else { continue };
+            let stat = entry.stat();
+            if entry.is_dir() {
+                to.mkdir(name, Mode::from_raw_mode(0o700))?;
+                pending.push(path.join(child));
+            } else if entry.file_type() == FileType::RegularFile && stat.st_nlink == 1 {
+                to.link(name, &entry)?;
+                borrowed.insert(stat.st_ino);
+            } else if let Some(first) = copied.get(&stat.st_ino) {
+                to.link(name, first)?;
+            } else {
+                let copy = writer.copy_leaf(&entry, &to, name, WHOLE)?;
+                if stat.st_nlink > 1 {
+                    copied.insert(stat.st_ino, copy);
+                }
+            }
+        }
+        let (from, to) = (from.to_entry()?, to.to_entry()?);
+        copy_attributes(&from, &to)?;
+        if whiteout::is_opaque(&from.to_dir()?)? {
+            whiteout::make_opaque(&to.to_dir()?)?;
+        }
+        to.set_times(&times_of(from.stat()))?;
+    }
+    Ok(borrowed)
+}

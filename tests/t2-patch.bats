@@ -1,0 +1,397 @@
+#!/usr/bin/env bats
+# msb-patch: operations into an upper, judged by the kernel's overlayfs on the record's directories.
+
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    export MSB_HOME="$BATS_TEST_TMPDIR/home"
+    unset MSB_RECORD SOURCE_DATE_EPOCH
+    cd "$BATS_TEST_TMPDIR" || return
+    # A small usr-merged image of two layers.
+    mkdir -p bottom/{etc/ssl,usr/bin,var/cache/apt} top/etc merged
+    ln -s usr/bin bottom/bin
+    echo tar > bottom/usr/bin/tar
+    echo 'root:*:19000::::::' > bottom/etc/shadow
+    chown 0:42 bottom/etc/shadow
+    chmod 0640 bottom/etc/shadow
+    echo 'old motd' > bottom/etc/motd
+    chown 7:8 bottom/etc
+    chmod 0751 bottom/etc
+    setfattr -n user.note -v kept bottom/etc
+    echo x > bottom/var/cache/apt/pkg
+    echo '127.0.0.1 localhost' > top/etc/hosts
+    touch -h -d @1000000 bottom/etc/* bottom/etc top/etc/* top/etc
+    printf '{"msb":1,"rootfs":{"kind":"layers","lower":["%s/top","%s/bottom"]}}\n' "$PWD" "$PWD" > image.json
+    chown 7:8 top/etc
+    chmod 0751 top/etc
+    setfattr -n user.note -v kept top/etc
+}
+
+teardown() {
+    ! mountpoint -q "$BATS_TEST_TMPDIR/merged" || umount "$BATS_TEST_TMPDIR/merged"
+}
+
+# patch OP...: patches image.json; the record is in patched.json.
+patch() {
+    { cat image.json; printf '%s\n' "$@"; } | msb-patch > patched.json
+}
+
+# Shows the record's root at ./merged, by the kernel.
+show() {
+    local lower upper work
+    lower=$(jq -r '.rootfs.lower | join(":")' patched.json)
+    upper=$(jq -r .upper.dir patched.json)
+    work=$(jq -r .upper.work patched.json)
+    mount -t overlay overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work" merged
+}
+
+# Every fact about the layers that a patch must not change.
+base() {
+    find bottom top -printf '%p %y %m %U %G %s %T@ %l\n' | sort
+    find bottom top -type f -exec sha256sum {} + | sort
+}
+
+sandboxes() {
+    find "$MSB_HOME/sandboxes" -mindepth 1 -maxdepth 1 2>/dev/null
+}
+
+@test "the seed page's example lands as it says, and the image stays as it was" {
+    base > before
+    echo certificate > cert.pem
+    patch '{"op":"text","path":"/etc/greeting.txt","content":"Hello from a patched rootfs!\n"}' \
+        '{"op":"text","path":"/etc/motd","content":"Custom message of the day.\n","replace":true}' \
+        '{"op":"mkdir","path":"/app","mode":"0755"}' \
+        '{"op":"text","path":"/app/config.json","content":"{\"debug\": true}","mode":"0644"}' \
+        '{"op":"copy_file","src":"./cert.pem","dst":"/etc/ssl/cert.pem"}' \
+        '{"op":"append","path":"/etc/hosts","content":"127.0.0.1 myapp.local\n"}'
+    base | diff before -
+    show
+    [ "$(cat merged/etc/greeting.txt)" = 'Hello from a patched rootfs!' ]
+    [ "$(cat merged/etc/motd)" = 'Custom message of the day.' ]
+    [ "$(cat merged/app/config.json)" = '{"debug": true}' ]
+    [ "$(stat -c '%a %u %g' merged/app/config.json)" = '644 0 0' ]
+    [ "$(cat merged/etc/ssl/cert.pem)" = certificate ]
+    [ "$(cat merged/etc/hosts)" = $'127.0.0.1 localhost\n127.0.0.1 myapp.local' ]
+    [ "$(find merged -path '*tar')" = merged/usr/bin/tar ]
+}
+
+@test "a path goes through the image's symlinks: /bin/x lands in /usr/bin" {
+    patch '{"op":"text","path":"/bin/x","content":"x","mode":"0755"}'
+    show
+    [ -L merged/bin ]
+    [ "$(cat merged/usr/bin/x)" = x ]
+    [ "$(stat -c %a merged/usr/bin/x)" = 755 ]
+}
+
+@test "remove /bin/tar removes /usr/bin/tar" {
+    patch '{"op":"remove","path":"/bin/tar"}'
+    show
+    [ -L merged/bin ]
+    [ ! -e merged/usr/bin/tar ]
+}
+
+@test "append to /etc/shadow leaves it 0640 root:shadow with its times" {
+    patch '{"op":"append","path":"/etc/shadow","content":"app:*:::::::\n"}'
+    show
+    [ "$(stat -c '%a %u %g %Y' merged/etc/shadow)" = '640 0 42 1000000' ]
+    [ "$(tail -n 1 merged/etc/shadow)" = 'app:*:::::::' ]
+    [ "$(wc -l < merged/etc/shadow)" = 2 ]
+}
+
+@test "replacing /etc/shadow without a mode keeps it 0640 root:shadow" {
+    patch '{"op":"text","path":"/etc/shadow","content":"new\n","replace":true}'
+    show
+    [ "$(stat -c '%a %u %g' merged/etc/shadow)" = '640 0 42' ]
+    [ "$(cat merged/etc/shadow)" = new ]
+}
+
+@test "mkdir with a mode on an existing directory sets the mode, and without one leaves it" {
+    patch '{"op":"mkdir","path":"/var/cache","mode":"1777"}' '{"op":"mkdir","path":"/var"}' \
+        '{"op":"mkdir","path":"/srv/a/b","mode":"0700","uid":5,"gid":6}'
+    show
+    [ "$(stat -c %a merged/var/cache)" = 1777 ]
+    [ "$(stat -c %a merged/var)" = "$(stat -c %a bottom/var)" ]
+    [ "$(stat -c '%a %u %g' merged/srv/a/b)" = '700 5 6' ]
+    [ "$(stat -c '%a %u %g' merged/srv/a)" = '755 0 0' ]
+    [ -e merged/var/cache/apt/pkg ]
+}
+
+@test "parents that are copied up keep owner, mode, xattrs and times" {
+    patch '{"op":"text","path":"/etc/new","content":""}'
+    show
+    [ "$(stat -c '%a %u %g %Y' merged/etc)" = '751 7 8 1000000' ]
+    [ "$(getfattr --only-values -n user.note merged/etc)" = kept ]
+    [ "$(stat -c '%a %Y' merged/)" = "$(stat -c '%a %Y' top)" ]
+}
+
+@test "remove then mkdir of the same directory gives an empty, opaque directory" {
+    patch '{"op":"remove","path":"/var/cache"}' '{"op":"mkdir","path":"/var/cache"}'
+    upper=$(jq -r .upper.dir patched.json)
+    [ "$(getfattr --only-values -n trusted.overlay.opaque "$upper/var/cache")" = y ]
+    show
+    [ -d merged/var/cache ]
+    [ -z "$(ls -A merged/var/cache)" ]
+}
+
+@test "remove leaves a whiteout only where a layer has the name, and is idempotent" {
+    patch '{"op":"text","path":"/own","content":""}' '{"op":"remove","path":"/own"}' '{"op":"remove","path":"/etc/motd"}' \
+        '{"op":"remove","path":"/etc/motd"}' '{"op":"remove","path":"/never/there"}' '{"op":"remove","path":"/etc/hosts/below"}'
+    upper=$(jq -r .upper.dir patched.json)
+    [ ! -e "$upper/own" ]
+    [ "$(stat -c '%F %t %T' "$upper/etc/motd")" = 'character special file 0 0' ]
+    show
+    [ ! -e merged/etc/motd ]
+    [ -e merged/etc/hosts ]
+}
+
+@test "symlink puts a link where it is told, over one that is there only with replace" {
+    patch '{"op":"symlink","target":"../usr/bin/tar","link":"/opt/tar"}' \
+        '{"op":"symlink","target":"/run","link":"/bin","replace":true}'
+    show
+    [ "$(readlink merged/opt/tar)" = ../usr/bin/tar ]
+    [ "$(readlink merged/bin)" = /run ]
+    run --separate-stderr patch '{"op":"symlink","target":"x","link":"/bin"}'
+    [ "$status" = 1 ]
+    [[ $stderr == *'op 1: symlink "/bin": exists in the image (set "replace": true to overwrite it)'* ]]
+}
+
+@test "file writes any bytes, copy_file any size, in order" {
+    head -c 300000 /dev/urandom > big
+    patch '{"op":"file","path":"/bytes","content_base64":"AP+ACg=="}' '{"op":"copy_file","src":"big","dst":"/big","mode":"4755"}' \
+        '{"op":"append","path":"/big","content":"end"}'
+    show
+    printf '\0\377\200\n' | cmp - merged/bytes
+    { cat big; printf end; } | cmp - merged/big
+    [ "$(stat -c '%a %u' merged/big)" = '4755 0' ]
+}
+
+@test "copy_dir merges, and keeps modes, symlinks, hardlinks and xattrs" {
+    mkdir -p src/etc/new.d src/bin
+    echo a > src/etc/new.d/a
+    chmod 0640 src/etc/new.d/a
+    chmod 0710 src/etc/new.d
+    ln src/etc/new.d/a src/etc/new.d/b
+    ln -s a src/etc/new.d/link
+    setfattr -n user.tag -v v src/etc/new.d/a
+    echo tool > src/bin/tool
+    patch '{"op":"copy_dir","src":"src","dst":"/"}'
+    show
+    [ "$(stat -c %a merged/etc)" = 751 ]
+    [ "$(stat -c %a merged/etc/new.d)" = 710 ]
+    [ "$(stat -c '%a %u' merged/etc/new.d/a)" = '640 0' ]
+    [ "$(stat -c %i merged/etc/new.d/a)" = "$(stat -c %i merged/etc/new.d/b)" ]
+    [ "$(readlink merged/etc/new.d/link)" = a ]
+    [ "$(getfattr --only-values -n user.tag merged/etc/new.d/a)" = v ]
+    [ -L merged/bin ]
+    [ "$(cat merged/usr/bin/tool)" = tool ]
+    [ "$(cat merged/etc/shadow)" = "$(cat bottom/etc/shadow)" ]
+}
+
+@test "copy_dir refuses a file that is there, and a FIFO, before anything shows" {
+    mkdir -p src/etc
+    echo x > src/etc/motd
+    run --separate-stderr patch '{"op":"copy_dir","src":"src","dst":"/"}'
+    [ "$status" = 1 ]
+    [[ $stderr == *'/etc/motd'*'exists (set "replace": true'* ]]
+    rm src/etc/motd
+    mkfifo src/pipe
+    run --separate-stderr patch '{"op":"copy_dir","src":"src","dst":"/"}'
+    [ "$status" = 1 ]
+    [[ $stderr == *'src/pipe'*'FIFO'* ]]
+    [ -z "$(sandboxes)" ]
+}
+
+@test "scripts go beside the root, 0755, into the record" {
+    patch '{"op":"script","name":"setup","content":"#!/bin/sh\necho set up\n"}' '{"op":"script","name":"start","content":"echo"}'
+    setup=$(jq -r .scripts.setup patched.json)
+    [ "$(stat -c %a "$setup")" = 755 ]
+    [ "$("$setup")" = 'set up' ]
+    [ "$(jq -r '.scripts | keys | join(" ")' patched.json)" = 'setup start' ]
+    show
+    [ ! -e merged/.msb ]
+    for name in '' . .. a/b; do
+        run --separate-stderr patch "{\"op\":\"script\",\"name\":\"$name\",\"content\":\"\"}"
+        [ "$status" = 1 ]
+    done
+    run --separate-stderr patch '{"op":"script","name":"a","content":""}' '{"op":"script","name":"a","content":""}'
+    [ "$status" = 1 ]
+    [[ $stderr == *'op 2: script "a": there is a script of that name already'* ]]
+}
+
+@test "an existing path is an error that says what to do" {
+    run --separate-stderr patch '{"op":"mkdir","path":"/x"}' '{"op":"text","path":"/etc/motd","content":""}'
+    [ "$status" = 1 ]
+    [ -z "$output" ]
+    [ "$stderr" = 'msb-patch: op 2: text "/etc/motd": exists in the image (set "replace": true to overwrite it)' ]
+}
+
+@test "each wrong operation says what is wrong" {
+    echo file > plain
+    mkfifo pipe
+    while IFS='|' read -r op words; do
+        run --separate-stderr patch "$op"
+        [ "$status" = 1 ] || { echo "$op: status $status"; return 1; }
+        [[ $stderr == *"$words"* ]] || { echo "$op: $stderr"; return 1; }
+        [ -z "$output" ]
+    done <<'END'
+{"op":"text","path":"etc/motd","content":""}|the path is not absolute
+{"op":"text","path":"/etc","content":"","replace":true}|exists and is a directory
+{"op":"text","path":"/etc/motd/x","content":""}|"/etc/motd" is not a directory
+{"op":"text","path":"/new/","content":""}|does not end with "/"
+{"op":"mkdir","path":"/etc/motd"}|exists in the image and is a file
+{"op":"append","path":"/none","content":""}|does not exist (append adds to a file that is there
+{"op":"append","path":"/etc","content":""}|is a directory
+{"op":"copy_file","src":"none","dst":"/x"}|src "none": No such file
+{"op":"copy_file","src":".","dst":"/x"}|is a directory (use copy_dir)
+{"op":"copy_file","src":"pipe","dst":"/x"}|not a regular file
+{"op":"copy_dir","src":"plain","dst":"/x"}|not a directory (use copy_file)
+{"op":"symlink","target":"","link":"/x"}|the target is empty
+{"op":"remove","path":"/"}|is the root, which stays
+{"op":"teleport"}|op 1: unknown variant `teleport`
+{"op":"remove","path":"/a","replace":true}|unknown field `replace`
+END
+}
+
+@test "a failing op leaves no upper, and an upper that was there as it was" {
+    run patch '{"op":"text","path":"/a","content":"a"}' '{"op":"append","path":"/none","content":""}'
+    [ "$status" = 1 ]
+    [ -z "$(sandboxes)" ]
+    patch '{"op":"text","path":"/a","content":"first"}' '{"op":"remove","path":"/etc/motd"}'
+    upper=$(jq -r .upper.dir patched.json)
+    facts() { find "$upper" -printf '%P %y %m %U %G %s %T@ %n %l\n' | sort; find "$upper" -type f -exec sha256sum {} +; }
+    facts > before
+    run msb-patch -r patched.json -f - <<< '{"op":"append","path":"/a","content":"second"} {"op":"append","path":"/none","content":""}'
+    [ "$status" = 1 ]
+    facts | diff before -
+    [ "$(find "$upper/.." -maxdepth 1 -name '.*' | wc -l)" = 1 ]
+}
+
+@test "a second run continues the upper, whiteouts and opaque directories included" {
+    patch '{"op":"text","path":"/a","content":"first "}' '{"op":"remove","path":"/etc/motd"}' \
+        '{"op":"remove","path":"/var/cache"}' '{"op":"mkdir","path":"/var/cache"}'
+    upper=$(jq -r .upper.dir patched.json)
+    msb-patch -r patched.json -f - <<< '{"op":"append","path":"/a","content":"second"}' > again.json
+    [ "$(jq -r .upper.dir again.json)" = "$upper" ]
+    show
+    [ "$(cat merged/a)" = 'first second' ]
+    [ "$(stat -c %h merged/a)" = 1 ]
+    [ ! -e merged/etc/motd ]
+    [ -z "$(ls -A merged/var/cache)" ]
+}
+
+@test "--upper names the upper, and continues it" {
+    export SOURCE_DATE_EPOCH=1700000000
+    msb-patch --upper ./mine -r image.json -f - <<< '{"op":"text","path":"/a","content":"1"}' > patched.json
+    [ "$(jq -r .upper.dir patched.json)" = "$PWD/mine" ]
+    [ "$(stat -c %Y mine/a)" = 1700000000 ]
+    msb-patch --upper mine -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
+    show
+    [ "$(cat merged/a merged/b)" = 12 ]
+}
+
+@test "killed at any moment, it leaves the old upper or the new one, and the next run succeeds" {
+    head -c 3000000 /dev/urandom > big
+    patch '{"op":"text","path":"/a","content":"old"}'
+    upper=$(jq -r .upper.dir patched.json)
+    for i in $(seq 300); do printf '{"op":"copy_file","src":"big","dst":"/f%s","replace":true}\n' "$i"; done > many.jsonl
+    echo '{"op":"text","path":"/a","content":"new","replace":true}' >> many.jsonl
+    for delay in 0.002 0.01 0.03 0.06 0.1 0.2 0.4; do
+        timeout -s KILL "$delay" msb-patch -r patched.json -f many.jsonl > /dev/null || true
+        count=$(find "$upper" -name 'f*' | wc -l)
+        case $(cat "$upper/a") in
+            old) [ "$count" = 0 ] ;;
+            new) [ "$count" = 300 ] ;;
+            *) false ;;
+        esac
+    done
+    msb-patch -r patched.json -f many.jsonl > again.json
+    [ "$(cat "$upper/a")" = new ]
+    [ "$(find "$upper/.." -maxdepth 1 -name '.upper*' | wc -l)" = 0 ]
+}
+
+@test "two at once on one upper: the second is told" {
+    patch '{"op":"mkdir","path":"/a"}'
+    mkfifo ops
+    msb-patch -r patched.json -f ops > /dev/null &
+    first=$!
+    exec 9> ops
+    echo '{"op":"mkdir","path":"/b"}' >&9
+    # The first holds the upper by the time it has read an op.
+    timeout 5 sh -c 'until msb-patch -n -r patched.json -f /dev/null 2>&1 | grep -q "in use"; do :; done'
+    run --separate-stderr msb-patch -r patched.json -f /dev/null
+    [ "$status" = 1 ]
+    [[ $stderr == *'in use by another msb-patch or msb-mount'* ]]
+    exec 9>&-
+    wait "$first"
+}
+
+@test "a directory root is patched in an upper too, never in place" {
+    printf '{"msb":1,"rootfs":{"kind":"dir","lower":["%s/bottom"]}}\n' "$PWD" > image.json
+    base > before
+    patch '{"op":"text","path":"/etc/motd","content":"new","replace":true}'
+    base | diff before -
+    show
+    [ "$(cat merged/etc/motd)" = new ]
+}
+
+@test "a disk root takes scripts and refuses patches in words" {
+    truncate -s 1M disk.qcow2
+    printf '{"msb":1,"rootfs":{"kind":"disk","path":"%s/disk.qcow2","format":"qcow2"}}\n' "$PWD" > image.json
+    patch '{"op":"script","name":"setup","content":"x"}'
+    [ -e "$(jq -r .scripts.setup patched.json)" ]
+    run --separate-stderr patch '{"op":"mkdir","path":"/a"}'
+    [ "$status" = 1 ]
+    [ "$stderr" = 'msb-patch: op 1: mkdir "/a": patches need a layered or directory root, and this is a qcow2 disk' ]
+}
+
+@test "-n says what each op would do and changes nothing" {
+    run --separate-stderr msb-patch -n -r image.json -f - <<'END'
+{"op":"text","path":"/bin/x","content":"x"}
+{"op":"remove","path":"/etc/motd"}
+{"op":"append","path":"/bin/x","content":"y"}
+END
+    [ "$status" = 0 ]
+    [ "$(jq -c '[.n, .op, .resolved, .exists, .layer]' <<< "$output")" = '[1,"text","/usr/bin/x",false,null]
+[2,"remove","/etc/motd",true,"lower 1"]
+[3,"append","/usr/bin/x",true,"upper"]' ]
+    [ -z "$(sandboxes)" ]
+}
+
+@test "an image whose symlinks point at the host is patched inside itself" {
+    mkdir -p outside
+    echo untouched > outside/file
+    ln -s "$PWD/outside" bottom/leak
+    ln -s ../../../../../../../../../../etc bottom/up
+    patch "{\"op\":\"text\",\"path\":\"/leak/file\",\"content\":\"x\"}" '{"op":"text","path":"/up/patched-by-test","content":"x"}'
+    [ "$(cat outside/file)" = untouched ]
+    [ ! -e /etc/patched-by-test ]
+    show
+    [ "$(cat "merged$PWD/outside/file")" = x ]
+    [ "$(cat merged/etc/patched-by-test)" = x ]
+}
+
+@test "no record, another version, gone paths, and a full disk are said" {
+    run --separate-stderr msb-patch < /dev/null
+    [ "$status" = 1 ]
+    [[ $stderr == 'msb-patch: no record on stdin'* ]]
+    run --separate-stderr msb-patch <<< '{"msb":2}'
+    [[ $stderr == *'record version 2 is not supported'* ]]
+    run --separate-stderr msb-patch <<< '{"msb":1,"rootfs":{"kind":"dir","lower":["/gone"]}}'
+    [ "$status" = 1 ]
+    [[ $stderr == *'rootfs "/gone" is gone'* ]]
+    mkdir small
+    mount -t tmpfs -o size=1M tmpfs small
+    head -c 2000000 /dev/zero > big
+    MSB_HOME=$PWD/small run --separate-stderr patch '{"op":"copy_file","src":"big","dst":"/big"}'
+    left=$(find small/sandboxes -mindepth 1 | wc -l)
+    umount small
+    [ "$status" = 1 ]
+    [[ $stderr == *'No space left on device'* ]]
+    [ "$left" = 0 ]
+}
+
+@test "a reader that leaves is no error in words" {
+    run --separate-stderr bash -c 'msb-patch -r image.json -f /dev/null | true; echo "${PIPESTATUS[0]}"'
+    [ -z "$stderr" ]
+}
