@@ -6,6 +6,7 @@
 //! room; no other file decides what is visible. Source: the kernel's `Documentation/filesystems/overlayfs.rst`.
 
 pub mod beneath;
+pub mod live;
 pub mod resolve;
 pub mod upper;
 pub mod whiteout;

@@ -24,7 +24,7 @@ const ASIDE_PREFIX: &str = "msb.";
 /// The right to change an upper: its work directory, locked.
 #[derive(Debug)]
 pub struct Writer {
-    work: Dir,
+    pub(super) work: Dir,
     _lock: OwnedFd,
     counter: AtomicU64,
     durable: bool,
@@ -59,7 +59,7 @@ impl Writer {
         Ok(Self { work, _lock: lock, counter: AtomicU64::new(0), durable })
     }
 
-    fn fresh_name(&self) -> OsString {
+    pub(super) fn fresh_name(&self) -> OsString {
         format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)).into()
     }
 
@@ -131,6 +131,9 @@ impl Writer {
         match upper.unlink(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::ISDIR | Errno::PERM)) => {
+                if upper.rmdir(name).is_ok() {
+                    return Ok(());
+                }
                 let aside = self.fresh_name();
                 let aside = Name::new(&aside)?;
                 upper.rename(name, &self.work, aside, RenameFlags::empty())?;
