@@ -1,0 +1,77 @@
+# make demo   everything a fresh machine needs, then the whole pipe on a real image in a real VM
+# make test   everything a fresh machine needs, then unit tests and tests/*.bats over the real tools
+
+SHELL = /bin/bash
+.SHELLFLAGS = -euo pipefail -c
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+# What is fetched or built besides this workspace. It outlives a clone.
+export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
+
+TOOLS = msb-pull msb-patch msb-mount msb-boot msb-exec msb-stop
+RELEASE = target/release
+# agentd runs in any root, so it brings its own C library. The flags want a target directory of their own, and a target
+# by name, so that build scripts do not get them.
+TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: help deps build agentd man demo test lint bench install clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -n 2
+
+deps:
+	@tools/deps.sh
+
+build: agentd
+	@echo "== building the tools (cargo, release)"
+	$(CARGO) build --release --locked --workspace --exclude agentd
+	@cp -uL $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
+	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
+
+agentd:
+	@echo "== building agentd (static)"
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile agent --locked -p agentd \
+		--target $(TRIPLE) --target-dir target/static
+	@mkdir -p $(RELEASE)
+	@cp -u target/static/$(TRIPLE)/agent/agentd $(RELEASE)/agentd
+
+# The pages of section 1 come from the flags; tests/t9-manual.bats holds them together.
+man: build
+	@for tool in $(TOOLS); do $(RELEASE)/$$tool --generate man > man/$$tool.1; done
+	@$(RELEASE)/msb-pull --generate schema > man/msb-record.schema.json
+
+demo: deps build
+	@tools/demo.sh
+
+test: deps build
+	@tests/run
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	shellcheck -x tools/*.sh tests/run tests/*.bash tests/*.sh .ci/run
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
+	else echo "cargo-deny is missing, so licences and sources are not checked (cargo install --locked cargo-deny)"; fi
+
+# Ratios against other people's tools, in one run. Nothing passes or fails.
+bench: deps build
+	@for bench in tests/bench-*.sh; do echo "== $$bench"; $$bench; done
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/man/man,1 5 7 8)
+	install -m 0755 $(addprefix $(RELEASE)/,$(TOOLS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(RELEASE)/agentd $(RELEASE)/vhost-device-vsock $(DESTDIR)$(PREFIX)/libexec/msb
+	if [ -e $(RELEASE)/libkrunfw.so.5 ]; then install -m 0644 $(RELEASE)/libkrunfw.so.5 $(DESTDIR)$(PREFIX)/lib/msb; fi
+	for section in 1 5 7 8; do install -m 0644 man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section; done
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions)
+	for tool in $(TOOLS); do \
+		$(RELEASE)/$$tool --generate bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$tool; \
+		$(RELEASE)/$$tool --generate zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$$tool; \
+	done
+
+clean:
+	$(CARGO) clean
