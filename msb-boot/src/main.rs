@@ -1,1 +1,47 @@
-fn main() {}
+//! msb-boot: boot a microVM from a record.
+//!
+//! One program in three roles. Called by a person it checks everything, starts the supervisor, prints the record when
+//! the agent is ready, and ends. The supervisor stays as long as the VM. What it starts, it starts through this program
+//! again, so that nothing outlives it.
+
+mod args;
+mod bootshare;
+mod config;
+mod defaults;
+mod elf;
+mod kernel;
+mod krun;
+mod launch;
+mod programs;
+mod qemu;
+mod respawn;
+mod supervise;
+mod vmm;
+
+use std::process::ExitCode;
+
+use msb::record::Record;
+use msb::{cli, exit};
+
+use respawn::Role;
+
+/// The tool's name in its words.
+const TOOL: &str = "msb-boot";
+
+fn main() -> ExitCode {
+    match respawn::role() {
+        Some(Role::Supervise) => supervise::main(),
+        Some(Role::Tied(program)) => respawn::become_program(program),
+        Some(Role::Enter(vm)) => vmm::enter(&vm),
+        None => {
+            let args: args::Args = cli::parse(exit::USAGE);
+            exit::report(TOOL, exit::FAILED, run(&args))
+        }
+    }
+}
+
+fn run(args: &args::Args) -> anyhow::Result<u8> {
+    let record = Record::take(args.record.as_deref())?;
+    let config = config::Config::check(args, record)?;
+    launch::launch(&config)
+}

@@ -1,0 +1,91 @@
+//! The boot share: the small directory that is the guest's first root. It holds the agent, what the agent must know, and
+//! the scripts; nothing of the image.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use msb::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR};
+
+/// The directories that the agent mounts on.
+const MOUNT_POINTS: [&str; 5] = ["mnt", "dev", "proc", "sys", "etc"];
+
+/// Makes the boot share at `dir`, which is not there yet.
+///
+/// # Errors
+/// Words with the file that could not be made or read.
+pub(crate) fn make(dir: &Path, agent: &Path, boot: &Boot, scripts: &BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+    let scripts_dir = dir.join(MSB_DIR).join("scripts");
+    make_dir(dir)?;
+    make_dir(&dir.join(MSB_DIR))?;
+    make_dir(&scripts_dir)?;
+    for name in MOUNT_POINTS {
+        make_dir(&dir.join(name))?;
+    }
+    let init = dir.join(INIT_NAME);
+    fs::copy(agent, &init).with_context(|| format!("agentd {agent:?} to {init:?}"))?;
+    fs::set_permissions(&init, Permissions::from_mode(0o755))?;
+
+    let file = dir.join(FILE_NAME);
+    let json = serde_json::to_vec(boot)?;
+    let written = File::options().write(true).create_new(true).mode(0o600).open(&file);
+    written.and_then(|mut out| out.write_all(&json)).with_context(|| format!("{file:?}"))?;
+
+    for (name, source) in scripts {
+        let target = scripts_dir.join(name);
+        fs::copy(source, &target).with_context(|| format!("script {name:?} from {source:?}"))?;
+        fs::set_permissions(&target, Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().mode(0o755).create(dir);
+    made.and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o755))).with_context(|| format!("{dir:?}"))
+}
+
+/// Checks a script's file. `Some`: a warning in words.
+///
+/// # Errors
+/// Words for one that cannot be read, or is no file.
+pub(crate) fn check_script(name: &str, source: &Path) -> anyhow::Result<Option<String>> {
+    let subject = || format!("script {name:?} from {source:?}");
+    if !fs::metadata(source).with_context(subject)?.is_file() {
+        bail!("{}: not a file", subject());
+    }
+    let file = File::open(source).with_context(subject)?;
+    Ok(has_dos_interpreter(file).with_context(subject)?.then(|| {
+        format!(
+            "script {name:?}: its first line ends in CR LF, so the guest looks for an interpreter with a CR in its \
+             name (save it with LF alone)"
+        )
+    }))
+}
+
+/// Whether a script starts with `#!` and ends that line in CR LF. Linux reads 256 bytes of it.
+fn has_dos_interpreter(file: impl Read) -> io::Result<bool> {
+    let mut line = Vec::new();
+    BufReader::new(file).take(256).read_until(b'\n', &mut line)?;
+    Ok(line.starts_with(b"#!") && line.ends_with(b"\r\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_interpreters_line_that_ends_in_cr_lf_is_warned_of() {
+        for (script, expected) in [
+            ("#!/bin/sh\r\necho\n", true),
+            ("#!/bin/sh\necho\r\n", false),
+            ("echo\r\n", false),
+            ("", false),
+            ("#!/bin/sh\r", false),
+        ] {
+            assert_eq!(has_dos_interpreter(script.as_bytes()).unwrap(), expected, "{script:?}");
+        }
+    }
+}

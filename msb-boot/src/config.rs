@@ -1,0 +1,197 @@
+//! What is to be booted, checked: whatever can be wrong before a process starts is said here.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use msb::boot::{self, Boot, MountStep};
+use msb::record::{Mount, Record, Rootfs};
+use msb::{exit, rundir, state};
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+
+use crate::args::{Args, RootChoice};
+use crate::qemu::Parts;
+use crate::vmm::{self, Kind, Root, Vm};
+use crate::{TOOL, bootshare, defaults, kernel, programs};
+
+/// `sun_path` of `sockaddr_un`, with its NUL.
+const SOCKET_PATH_MAX: usize = 108;
+
+/// All that the supervisor needs.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Config {
+    /// The VM's name.
+    pub name: String,
+    /// The VM.
+    pub vm: Vm,
+    /// How the root reaches the guest, as the record has it.
+    pub root: String,
+    /// For the agent.
+    pub boot: Boot,
+    /// The agent's file.
+    pub agent: PathBuf,
+    /// The scripts' files by name.
+    pub scripts: BTreeMap<String, PathBuf>,
+    /// How long the guest may take until its agent answers.
+    pub timeout: Duration,
+    /// The record that the VM is added to.
+    pub record: Record,
+    /// When the record was there, on the monotonic clock.
+    pub started: Duration,
+}
+
+/// The time on the monotonic clock, which all processes of the machine share.
+pub(crate) fn now() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+impl Config {
+    /// Checks the flags and the record, and finds all that the VM needs.
+    ///
+    /// # Errors
+    /// Words for the first thing that is wrong.
+    pub(crate) fn check(args: &Args, record: Record) -> anyhow::Result<Self> {
+        let started = now();
+        if let Some(vm) = &record.vm {
+            bail!("the record has a VM already, {:?} (stop it with msb-stop, which passes the record on)", vm.name);
+        }
+        let root = root(&record, args.root)?;
+        let name = match &args.name {
+            Some(name) => name.clone(),
+            None => format!("vm-{}", state::fresh_id()?),
+        };
+        let scripts = scripts(&record, args)?;
+        let agent = programs::agent()?;
+        let library = kernel::library()?;
+        let (kind, words) = vmm::choose(args.vmm)?;
+        let qemu = match kind {
+            Kind::Qemu => Some(Parts::find(&library)?),
+            Kind::Krun => None,
+        };
+        if let Some(words) = words {
+            exit::warn(TOOL, &words);
+        }
+        let vm = Vm {
+            vmm: kind,
+            dir: run_dir(&name)?,
+            cpus: args.cpus,
+            memory_mib: args.memory,
+            kernel: library,
+            root,
+            qemu,
+            links: Vec::new(),
+        };
+        let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
+        let boot = Boot {
+            version: boot::VERSION,
+            hostname: name.clone(),
+            mounts: vec![mount_step(&vm.root)],
+            defaults: defaults::defaults(&image, args),
+            init: None,
+        };
+        let root = match vm.root {
+            Root::Share(_) => "share",
+            Root::Disk { .. } => "disk",
+        };
+        let timeout = Duration::from_secs(args.timeout.into());
+        Ok(Self { name, vm, root: root.into(), boot, agent, scripts, timeout, record, started })
+    }
+}
+
+fn root(record: &Record, choice: RootChoice) -> anyhow::Result<Root> {
+    if let Some(mount) = &record.mount {
+        check_mount(mount)?;
+        return Ok(Root::Share(mount.path.clone()));
+    }
+    match record.rootfs()? {
+        Rootfs::Layers { .. } => bail!("the record has layers and no mount (put msb-mount before msb-boot)"),
+        Rootfs::Dir { lower } => bail!(
+            "directory root {:?} is not mounted, and the guest may not write into it itself (put msb-mount before msb-boot)",
+            lower[0]
+        ),
+        Rootfs::Disk { path, .. } if choice == RootChoice::Share => {
+            bail!("disk {path:?} cannot be shared (leave --root out)")
+        }
+        Rootfs::Disk { path, format } => Ok(Root::Disk { path: path.clone(), format: *format }),
+    }
+}
+
+fn check_mount(mount: &Mount) -> anyhow::Result<()> {
+    match std::fs::metadata(&mount.path) {
+        Ok(meta) if meta.is_dir() => Ok(()),
+        Ok(_) => Err(anyhow!("mount {:?}: not a directory", mount.path)),
+        Err(error) => Err(anyhow!("mount {:?}: {error} (run msb-mount again)", mount.path)),
+    }
+}
+
+fn mount_step(root: &Root) -> MountStep {
+    let (source, fstype) = match root {
+        Root::Share(_) => ("rootfs", "virtiofs"),
+        Root::Disk { .. } => ("/dev/vda", "ext4"),
+    };
+    MountStep { source: source.into(), target: boot::NEW_ROOT.into(), fstype: fstype.into(), options: Vec::new() }
+}
+
+/// The record's scripts, and the caller's over them.
+fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut scripts = record.scripts.clone();
+    for (name, file) in &args.scripts {
+        let file = std::path::absolute(file).with_context(|| format!("script {name:?}"))?;
+        scripts.insert(name.clone(), file);
+    }
+    for (name, file) in &scripts {
+        msb::script::check_name(name).map_err(|why| anyhow!("script {name:?}: {why}"))?;
+        if let Some(words) = bootshare::check_script(name, file)? {
+            exit::warn(TOOL, &words);
+        }
+    }
+    Ok(scripts)
+}
+
+fn run_dir(name: &str) -> anyhow::Result<PathBuf> {
+    let dir = state::run_dir(name).context("run directory (set XDG_RUNTIME_DIR)")?;
+    check_socket_path(&dir)?;
+    Ok(dir)
+}
+
+fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
+    let longest = format!("{}_00000", rundir::AGENT_SOCKET);
+    let length = dir.join(longest).as_os_str().len() + 1;
+    if length > SOCKET_PATH_MAX {
+        bail!(
+            "run directory {dir:?}: {} bytes too long for the sockets in it (choose a shorter --name, or a shorter \
+             XDG_RUNTIME_DIR)",
+            length - SOCKET_PATH_MAX
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_directory_is_refused_when_a_socket_in_it_would_be_too_long() {
+        assert!(check_socket_path(&Path::new("/").join("x".repeat(89))).is_ok());
+        let words = check_socket_path(&Path::new("/").join("x".repeat(91))).unwrap_err().to_string();
+        assert!(words.contains("1 bytes too long"), "{words}");
+    }
+
+    #[test]
+    fn a_root_that_is_not_mounted_names_the_stage_that_is_missing() {
+        let dir = std::env::temp_dir();
+        for (rootfs, words) in [
+            (Some(Rootfs::Layers { lower: vec![dir.clone()] }), "put msb-mount before"),
+            (Some(Rootfs::Dir { lower: vec![dir.clone()] }), "put msb-mount before"),
+            (None, "start with msb-pull"),
+        ] {
+            let record = Record { rootfs, ..Record::new() };
+            let error = root(&record, RootChoice::Auto).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The C interfaces of libkrun and libkrunfw, and all of this tool's unsafe code. What leaves this file is safe to call.
+#![allow(unsafe_code)]
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libloading::Library;
+
+/// A kernel image in the library's own pages, which stay mapped.
+pub(crate) struct KernelImage {
+    /// The raw image.
+    pub bytes: &'static [u8],
+    /// The physical address it wants to be at.
+    pub load: u64,
+}
+
+fn open(name: &Path) -> io::Result<Library> {
+    // SAFETY: loading runs the library's initialisers. It is the caller's choice of a libkrunfw, as with any program
+    // that is linked to one; its initialisers are those of the C runtime.
+    unsafe { Library::new(name) }.map_err(io::Error::other)
+}
+
+/// Where the loader finds a library; `None` where it does not.
+pub(crate) fn loaders_path(name: &str) -> Option<PathBuf> {
+    let _loaded = open(Path::new(name)).ok()?;
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    let path = maps.lines().filter_map(|line| line.find('/').map(|at| &line[at..])).find(|path| {
+        let file = path.rsplit('/').next().unwrap_or_default();
+        file.starts_with(name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.'))
+    })?;
+    Some(path.into())
+}
+
+/// Loads a library so that a later load by its own name (its SONAME) finds it, for the rest of the process's life.
+pub(crate) fn keep_loaded(library: &Path) -> io::Result<()> {
+    std::mem::forget(open(library)?);
+    Ok(())
+}
+
+/// The kernel in a libkrunfw.
+pub(crate) fn kernel_image(library: &Path) -> io::Result<KernelImage> {
+    type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *const u8;
+    let library = std::mem::ManuallyDrop::new(open(library)?);
+    // SAFETY: the type is that of the symbol in version 5 of libkrunfw's interface.
+    let get_kernel = unsafe { library.get::<GetKernel>(b"krunfw_get_kernel\0") }.map_err(io::Error::other)?;
+    let (mut load, mut entry, mut size) = (0, 0, 0);
+    // SAFETY: it writes one value through each of the three pointers, which are valid.
+    let start = unsafe { get_kernel(&raw mut load, &raw mut entry, &raw mut size) };
+    if start.is_null() || size == 0 {
+        return Err(io::Error::other("it holds no kernel"));
+    }
+    // SAFETY: the library says so, its pages are never written, and it is never unloaded.
+    let bytes = unsafe { std::slice::from_raw_parts(start, size) };
+    Ok(KernelImage { bytes, load })
+}
+
+/// A VM of libkrun that is being described.
+pub(crate) struct Context(u32);
+
+impl Context {
+    /// An empty one. libkrun's own words go to stderr, errors only, whatever the environment says.
+    pub(crate) fn new() -> io::Result<Self> {
+        const STDERR: i32 = 2;
+        const ERRORS: u32 = 1;
+        const NEVER_COLOUR: u32 = 2;
+        const NO_ENVIRONMENT: u32 = 1;
+        // SAFETY: for stderr no ownership of an fd is passed.
+        check(unsafe { krun::krun_init_log(STDERR, ERRORS, NEVER_COLOUR, NO_ENVIRONMENT) })?;
+        Ok(Self(check(krun::krun_create_ctx())?))
+    }
+
+    /// Processors and memory.
+    pub(crate) fn set_size(&self, cpus: u8, memory_mib: u32) -> io::Result<()> {
+        check(krun::krun_set_vm_config(self.0, cpus, memory_mib)).map(drop)
+    }
+
+    /// The directory that is the guest's first root, with an `init.krun` of our own in it.
+    pub(crate) fn set_root(&self, dir: &Path) -> io::Result<()> {
+        let dir = c_path(dir)?;
+        check(krun::krun_disable_implicit_init(self.0))?;
+        // SAFETY: a C string that outlives the call.
+        check(unsafe { krun::krun_set_root(self.0, dir.as_ptr()) }).map(drop)
+    }
+
+    /// A directory under a tag.
+    pub(crate) fn add_share(&self, tag: &std::ffi::CStr, dir: &Path) -> io::Result<()> {
+        let dir = c_path(dir)?;
+        // SAFETY: two C strings that outlive the call.
+        check(unsafe { krun::krun_add_virtiofs(self.0, tag.as_ptr(), dir.as_ptr()) }).map(drop)
+    }
+
+    /// A vsock device without libkrun's way of giving the guest the host's network.
+    pub(crate) fn add_plain_vsock(&self) -> io::Result<()> {
+        check(krun::krun_disable_implicit_vsock(self.0))?;
+        check(krun::krun_add_vsock(self.0, 0)).map(drop)
+    }
+
+    /// A vsock port that is a Unix socket on the host; `listen`: the host connects, else the guest does.
+    pub(crate) fn add_port(&self, port: u32, socket: &Path, listen: bool) -> io::Result<()> {
+        let socket = c_path(socket)?;
+        // SAFETY: a C string that outlives the call.
+        check(unsafe { krun::krun_add_vsock_port2(self.0, port, socket.as_ptr(), listen) }).map(drop)
+    }
+
+    /// The file that the guest's console writes to.
+    pub(crate) fn set_console(&self, file: &Path) -> io::Result<()> {
+        let file = c_path(file)?;
+        // SAFETY: a C string that outlives the call.
+        check(unsafe { krun::krun_set_console_output(self.0, file.as_ptr()) }).map(drop)
+    }
+
+    /// Runs it. The process ends with the VM; this returns only when it did not start.
+    pub(crate) fn enter(self) -> io::Error {
+        match check(krun::krun_start_enter(self.0)) {
+            Ok(_) => io::Error::other("libkrun came back"),
+            Err(error) => error,
+        }
+    }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    // libkrun takes UTF-8 alone and says EINVAL to anything else.
+    if path.to_str().is_none() {
+        return Err(io::Error::other(format!("path {path:?} is not UTF-8, which libkrun needs")));
+    }
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// libkrun's answers are a number of its own, or a negative errno.
+fn check(answer: i32) -> io::Result<u32> {
+    u32::try_from(answer).map_err(|_| io::Error::from_raw_os_error(-answer))
+}

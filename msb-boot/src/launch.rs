@@ -1,0 +1,108 @@
+//! The part of msb-boot that a person calls: it starts the supervisor, passes its words on, and prints the record.
+//!
+//! The two talk over a socket pair that is the supervisor's stdin. Until this side has said that the record is printed,
+//! its end of the pair is what keeps the VM: whatever ends this process before that ends the VM too.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+
+use anyhow::{Context, anyhow, bail};
+use msb::record::Record;
+use msb::{exit, line};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use rustix::event::{PollFd, PollFlags, poll};
+use serde::{Deserialize, Serialize};
+
+use crate::config::Config;
+use crate::{TOOL, respawn};
+
+/// What the supervisor tells, a line each.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Report {
+    /// Words for stderr.
+    Say(String),
+    /// The VM is up: the record to print.
+    Ready(Box<Record>),
+    /// There is no VM, in words. Nothing of it is left.
+    Failed(String),
+}
+
+/// What this side says when the record is printed.
+pub(crate) const PRINTED: u8 = b'\n';
+
+/// The signals of a person who does not want to wait.
+const INTERRUPTS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Boots, and prints the record.
+///
+/// # Errors
+/// The supervisor's words, or those of a record that cannot be printed; then there is no VM.
+pub(crate) fn launch(config: &Config) -> anyhow::Result<u8> {
+    let interrupts: SigSet = INTERRUPTS.into_iter().collect();
+    interrupts.thread_block()?;
+    let interrupts = SignalFd::new(&interrupts)?;
+
+    let (mut ours, theirs) = UnixStream::pair()?;
+    let mut supervisor = respawn::supervisor(OwnedFd::from(theirs).into()).spawn().context("supervisor")?;
+    let mut order = serde_json::to_vec(config)?;
+    order.push(b'\n');
+    // Where it died instead of reading, its silence below says more.
+    let _ = ours.write_all(&order);
+
+    let mut reports = BufReader::new(ours.try_clone()?);
+    loop {
+        if reports.buffer().is_empty() {
+            let mut fds = [PollFd::new(&interrupts, PollFlags::IN), PollFd::new(&ours, PollFlags::IN)];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+            if !fds[0].revents().is_empty() {
+                let signal = interrupts.read_signal()?.map_or(Signal::SIGINT as u32, |info| info.ssi_signo);
+                exit::warn(TOOL, "interrupted: ending the VM");
+                give_up(ours, reports, supervisor)?;
+                return Ok(exit::SIGNAL_BASE.saturating_add(u8::try_from(signal)?));
+            }
+        }
+        match next(&mut reports)? {
+            Some(Report::Say(words)) => exit::warn(TOOL, &words),
+            Some(Report::Failed(words)) => {
+                supervisor.wait()?;
+                bail!("{words}");
+            }
+            Some(Report::Ready(record)) => {
+                if let Err(error) = line::put(&record) {
+                    give_up(ours, reports, supervisor)?;
+                    return Err(error);
+                }
+                ours.write_all(&[PRINTED]).context("supervisor")?;
+                return Ok(0);
+            }
+            None => {
+                let status = supervisor.wait()?;
+                bail!("supervisor: {} without a word", crate::supervise::crew::describe(status));
+            }
+        }
+    }
+}
+
+fn next(reports: &mut impl BufRead) -> anyhow::Result<Option<Report>> {
+    let mut line = String::new();
+    match reports.read_line(&mut line) {
+        Ok(0) => Ok(None),
+        Ok(_) => serde_json::from_str(&line).map(Some).map_err(|error| anyhow!("supervisor: {error}")),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
+        Err(error) => Err(error).context("supervisor"),
+    }
+}
+
+/// Hangs up, and waits until the supervisor has cleaned up behind the VM.
+fn give_up(ours: UnixStream, reports: BufReader<UnixStream>, mut supervisor: Child) -> anyhow::Result<()> {
+    drop((ours, reports));
+    supervisor.wait()?;
+    Ok(())
+}

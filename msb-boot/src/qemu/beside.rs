@@ -1,0 +1,103 @@
+//! The processes that serve QEMU's vhost-user devices. Their sockets are connected here and handed to QEMU as fds, so
+//! nobody waits for a path to appear and none is left over.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
+
+use super::{GUEST_CID, Parts};
+use crate::supervise::crew::{Crew, fd_flag};
+use crate::vmm::{Root, Vm};
+
+/// How long vhost-device-vsock may take to listen. It takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Starts them, the agent's first: it takes longest. Returns the sockets in the order of [`Vm::links`].
+pub(super) fn start(vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {
+    let parts = vm.qemu.clone().ok_or_else(|| anyhow!("qemu: its parts were not looked for"))?;
+    let vsock = Vsock::start(vm, &parts, crew)?;
+    let mut links = vec![share(&vm.dir, &parts, &vm.boot_share(), crew)?];
+    if let Root::Share(root) = &vm.root {
+        links.push(share(&vm.dir, &parts, root, crew)?);
+    }
+    links.insert(0, vsock.connect()?);
+    vm.links = links.iter().map(AsRawFd::as_raw_fd).collect();
+    Ok(links)
+}
+
+/// Starts a virtiofsd for a directory. It gets a socket that listens already, so the connection is made at once.
+fn share(run: &Path, parts: &Parts, dir: &Path, crew: &mut Crew) -> anyhow::Result<OwnedFd> {
+    let path = run.join("virtiofs.sock");
+    let listener = OwnedFd::from(UnixListener::bind(&path).with_context(|| format!("{path:?}"))?);
+    let link = UnixStream::connect(&path).with_context(|| format!("{path:?}"));
+    fs::remove_file(&path)?;
+    let link = link?;
+    // The directory by an fd: in an option a comma in a path would end it, and virtiofsd leaves its working directory.
+    let dir = OwnedFd::from(File::open(dir).with_context(|| format!("root {dir:?}"))?);
+    let socket = fd_flag("--fd=", &listener);
+    let mut options = fd_flag("source=/proc/self/fd/", &dir);
+    options.push("/.,cache=auto,sandbox=chroot,xattr,log_level=warn");
+    crew.start("virtiofsd", &parts.virtiofsd, &[&socket, OsStr::new("-o"), &options], &[listener, dir])?;
+    Ok(link.into())
+}
+
+/// A vhost-device-vsock that was started. It makes its socket itself.
+struct Vsock {
+    socket: std::path::PathBuf,
+    events: OwnedFd,
+    process: OwnedFd,
+}
+
+impl Vsock {
+    fn start(vm: &Vm, parts: &Parts, crew: &mut Crew) -> anyhow::Result<Self> {
+        let socket = vm.dir.join("vsock.sock");
+        let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&events, &vm.dir, inotify::WatchFlags::CREATE)?;
+        let agent = vm.agent_socket();
+        let cid = GUEST_CID.to_string();
+        let args = [
+            OsStr::new("--guest-cid"),
+            OsStr::new(&cid),
+            OsStr::new("--socket"),
+            socket.as_os_str(),
+            OsStr::new("--uds-path"),
+            agent.as_os_str(),
+        ];
+        crew.start("vhost-device-vsock", &parts.vsock, &args, &[])?;
+        Ok(Self { socket, events, process: crew.last_pidfd()? })
+    }
+
+    /// Connects once it listens.
+    fn connect(self) -> anyhow::Result<OwnedFd> {
+        let patience = Timespec::try_from(PATIENCE)?;
+        loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(link) => {
+                    // It removes the socket itself, and maybe did already.
+                    let _ = fs::remove_file(&self.socket);
+                    return Ok(link.into());
+                }
+                // Between its bind(2), which shows the socket, and its listen(2): the next instruction or so.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::thread::yield_now(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    let mut fds = [PollFd::new(&self.events, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
+                    let happened = poll(&mut fds, Some(&patience))?;
+                    if happened == 0 || !fds[1].revents().is_empty() {
+                        return Err(anyhow!("vhost-device-vsock did not come up"));
+                    }
+                    let mut buffer = [0u8; 4096];
+                    let _ = rustix::io::read(&self.events, &mut buffer);
+                }
+                Err(error) => return Err(error).with_context(|| format!("{:?}", self.socket)),
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! QEMU's microvm, with libkrunfw's kernel, virtiofsd for the shares and vhost-device-vsock for the agent. In software
+//! where KVM is not usable.
+
+mod beside;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::{Deserialize, Serialize};
+
+use crate::supervise::crew::Crew;
+use crate::vmm::{Root, Vm, Vmm, Why, kvm};
+use crate::{kernel, programs};
+
+/// The guest's context identifier; the device is the guest's own, so it need not be unique.
+const GUEST_CID: u32 = 3;
+
+/// Quiet, because every line of the kernel's costs a walk through the console. `reboot=k` with `-no-reboot` is how the
+/// machine ends: the kernel knows no way to switch a microvm off.
+const COMMAND_LINE: &str = "console=hvc0 reboot=k panic=-1 rootfstype=virtiofs root=/dev/root rw quiet \
+                            tsc=reliable no_timer_check random.trust_cpu=on init=/init.krun";
+
+/// What QEMU needs, as found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Parts {
+    qemu: PathBuf,
+    virtiofsd: PathBuf,
+    vsock: PathBuf,
+    kernel: PathBuf,
+}
+
+impl Parts {
+    /// Finds them.
+    ///
+    /// # Errors
+    /// Words for the first that is missing.
+    pub(crate) fn find(library: &Path) -> anyhow::Result<Self> {
+        Ok(Self {
+            qemu: programs::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")?,
+            virtiofsd: programs::find(
+                "virtiofsd",
+                // Where Debian has QEMU's own, and the one in Rust that came after it.
+                &["/usr/libexec", "/usr/lib/qemu"],
+                "apt-get install virtiofsd; on Debian 12: qemu-system-common",
+            )?,
+            vsock: programs::find("vhost-device-vsock", &[], "make deps")?,
+            kernel: kernel::elf(library)?,
+        })
+    }
+}
+
+/// The room.
+pub(crate) struct Qemu;
+
+impl Vmm for Qemu {
+    fn probe(&self) -> Result<(), Why> {
+        programs::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")
+            .map(drop)
+            .map_err(|error| Why(error.to_string()))
+    }
+
+    fn prepare(&self, vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {
+        beside::start(vm, crew)
+    }
+
+    fn enter(&self, vm: &Vm) -> io::Error {
+        let Some(parts) = &vm.qemu else { return io::ErrorKind::InvalidInput.into() };
+        Command::new(&parts.qemu).args(arguments(vm, &parts.kernel, kvm::probe().is_ok())).exec()
+    }
+}
+
+/// QEMU's command line. The order of `vm.links` is that of [`beside::start`].
+fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
+    let mut args: Vec<OsString> = Vec::new();
+    let mut put = |words: &[&str]| args.extend(words.iter().map(OsString::from));
+    put(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
+    put(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    put(&[
+        "-M",
+        "microvm,acpi=off,rtc=on,isa-serial=off,x-option-roms=off,memory-backend=memory,auto-kernel-cmdline=on",
+    ]);
+    // Without it virtiofsd refuses the device, and the guest hangs without a word.
+    put(&["-global", "virtio-mmio.force-legacy=false"]);
+    if kvm {
+        put(&["-accel", "kvm", "-cpu", "host"]);
+    } else {
+        put(&["-accel", "tcg,thread=multi", "-cpu", "max"]);
+    }
+    put(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
+    put(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
+    put(&["-chardev", "stdio,id=console,signal=off", "-device", "virtio-serial-device"]);
+    put(&["-device", "virtconsole,chardev=console"]);
+
+    let mut devices = vec!["vhost-user-vsock-device", "vhost-user-fs-device,tag=/dev/root"];
+    match &vm.root {
+        Root::Share(_) => devices.push("vhost-user-fs-device,tag=rootfs"),
+        Root::Disk { path, format } => {
+            // A comma ends an option's value; two are one.
+            let path = path.to_string_lossy().replace(',', ",,");
+            put(&["-drive", &format!("if=none,id=root,snapshot=on,format={format},file={path}")]);
+            put(&["-device", "virtio-blk-device,drive=root"]);
+        }
+    }
+    for (number, (device, fd)) in devices.into_iter().zip(&vm.links).enumerate() {
+        put(&["-chardev", &format!("socket,id=link{number},fd={fd}")]);
+        put(&["-device", &format!("{device},chardev=link{number}")]);
+    }
+    put(&["-append", COMMAND_LINE]);
+    args.extend(["-kernel".into(), kernel.into()]);
+    args
+}

@@ -1,0 +1,97 @@
+//! This program in its other roles. They are for itself: the first argument says which, and no person writes it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use nix::sys::signal::SigSet;
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+
+use crate::vmm::Vm;
+
+const SUPERVISE: &str = "--as-supervisor";
+const TIED: &str = "--as-tied-process";
+const ENTER: &str = "--as-vmm";
+
+/// This program, also where another release has taken its place on the disk.
+const OURSELVES: &str = "/proc/self/exe";
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// What this process is.
+pub(crate) enum Role {
+    /// The VM's supervisor.
+    Supervise,
+    /// About to become a program that ends with the supervisor: the program and its arguments.
+    Tied(Vec<OsString>),
+    /// About to become a VMM that ends with the supervisor.
+    Enter(Box<Vm>),
+}
+
+/// The role that the arguments give; `None` for a call by a person.
+pub(crate) fn role() -> Option<Role> {
+    let mut args = std::env::args_os().skip(1);
+    let role = args.next()?;
+    if role == SUPERVISE {
+        return Some(Role::Supervise);
+    }
+    if role != TIED && role != ENTER {
+        return None;
+    }
+    let supervisor = args.next()?.to_str()?.parse().ok()?;
+    if tie(supervisor).is_err() {
+        std::process::exit(1);
+    }
+    if role == TIED {
+        return Some(Role::Tied(args.collect()));
+    }
+    serde_json::from_str(args.next()?.to_str()?).ok().map(Role::Enter)
+}
+
+/// Makes the kernel kill this process when the supervisor dies, however it dies; programs that it becomes inherit that.
+fn tie(supervisor: i32) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    if getppid().map(|parent| parent.as_raw_nonzero().get()) != Some(supervisor) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    // The supervisor takes its signals from an fd, so it blocks them, and children inherit that.
+    SigSet::empty().thread_set_mask()?;
+    Ok(())
+}
+
+/// Becomes a program.
+pub(crate) fn become_program(mut words: Vec<OsString>) -> ExitCode {
+    let program = words.remove(0);
+    let error = Command::new(&program).args(words).exec();
+    eprintln!("{}: {error}", Path::new(&program).display());
+    ExitCode::FAILURE
+}
+
+/// A supervisor, not yet started. All it knows comes from its stdin.
+pub(crate) fn supervisor(stdin: Stdio) -> Command {
+    let mut command = Command::new(OURSELVES);
+    command.arg(SUPERVISE).env_clear().env("PATH", PATH);
+    command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// A program that ends with this process, not yet started. Its environment is empty but for PATH.
+pub(crate) fn tied(program: &Path) -> Command {
+    let mut command = in_role(TIED);
+    command.arg(program);
+    command
+}
+
+/// A VMM that ends with this process, not yet started.
+pub(crate) fn vmm(vm: &Vm) -> io::Result<Command> {
+    let mut command = in_role(ENTER);
+    command.arg(serde_json::to_string(vm)?);
+    Ok(command)
+}
+
+fn in_role(role: &str) -> Command {
+    let mut command = Command::new(OURSELVES);
+    command.arg(role).arg(getpid().as_raw_nonzero().get().to_string()).env_clear().env("PATH", PATH);
+    command
+}

@@ -1,0 +1,147 @@
+//! The processes of a VM: they start tied to the supervisor, and they are all ended and reaped before it ends.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, PipeWriter};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::Context;
+use rustix::io::FdFlags;
+
+use crate::respawn;
+use crate::vmm::Vm;
+
+/// One of them.
+struct Member {
+    name: &'static str,
+    child: Child,
+    status: Option<ExitStatus>,
+}
+
+/// All of them, the VMM itself too.
+pub(crate) struct Crew {
+    members: Vec<Member>,
+    /// Their stderr.
+    words: PipeWriter,
+    /// The lock that says that something of the VM runs.
+    alive: File,
+}
+
+impl Crew {
+    /// None yet. What they say on stderr goes to `words`.
+    ///
+    /// # Errors
+    /// What `fcntl(2)` says.
+    pub(crate) fn new(words: PipeWriter, alive: File) -> io::Result<Self> {
+        inherit(&alive)?;
+        Ok(Self { members: Vec::new(), words, alive })
+    }
+
+    /// Starts a program with `fds` open under the numbers that they have here.
+    ///
+    /// # Errors
+    /// Words with the program's name.
+    pub(crate) fn start(
+        &mut self,
+        name: &'static str,
+        program: &Path,
+        args: &[&OsStr],
+        fds: &[OwnedFd],
+    ) -> anyhow::Result<()> {
+        let mut command = respawn::tied(program);
+        command.args(args).current_dir("/").stdout(Stdio::null());
+        self.spawn(name, command, fds).context(name)
+    }
+
+    /// Starts the VMM with its console on `console`.
+    ///
+    /// # Errors
+    /// Words with the VMM's name.
+    pub(crate) fn start_vmm(&mut self, vm: &Vm, console: PipeWriter, fds: &[OwnedFd]) -> anyhow::Result<()> {
+        let name = vm.vmm.name();
+        let mut command = respawn::vmm(vm).context(name)?;
+        command.current_dir("/").stdout(console);
+        self.spawn(name, command, fds).context(name)
+    }
+
+    fn spawn(&mut self, name: &'static str, mut command: Command, fds: &[OwnedFd]) -> io::Result<()> {
+        command.stdin(Stdio::null()).stderr(self.words.try_clone()?);
+        for fd in fds {
+            inherit(fd)?;
+        }
+        let spawned = command.spawn();
+        for fd in fds {
+            rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
+        }
+        self.members.push(Member { name, child: spawned?, status: None });
+        Ok(())
+    }
+
+    /// A pidfd of the member started last.
+    ///
+    /// # Errors
+    /// What `pidfd_open(2)` says.
+    pub(crate) fn last_pidfd(&self) -> io::Result<OwnedFd> {
+        let member = self.members.last().ok_or(io::ErrorKind::NotFound)?;
+        let pid = rustix::process::Pid::from_child(&member.child);
+        Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+    }
+
+    /// Reaps who has ended. The name and the end of the one that matters most: the VMM's before any other's.
+    pub(crate) fn lost(&mut self, vmm: &str) -> Option<(&'static str, ExitStatus)> {
+        for member in self.members.iter_mut().filter(|member| member.status.is_none()) {
+            member.status = member.child.try_wait().ok().flatten();
+        }
+        let mut ended = self.members.iter().filter_map(|member| Some((member.name, member.status?)));
+        ended.clone().find(|(name, _)| *name == vmm).or_else(|| ended.next())
+    }
+
+    /// Kills one, if it is there.
+    pub(crate) fn kill(&mut self, name: &str) {
+        for member in self.members.iter_mut().filter(|member| member.name == name && member.status.is_none()) {
+            let _ = member.child.kill();
+        }
+    }
+
+    /// Kills and reaps all that are left.
+    pub(crate) fn end(&mut self) {
+        for member in self.members.iter_mut().rev().filter(|member| member.status.is_none()) {
+            let _ = member.child.kill();
+        }
+        for member in self.members.iter_mut().filter(|member| member.status.is_none()) {
+            member.status = member.child.wait().ok();
+        }
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        self.end();
+        let _ = rustix::fs::flock(&self.alive, rustix::fs::FlockOperation::Unlock);
+    }
+}
+
+/// Lets the next children have the fd.
+fn inherit(fd: impl AsFd) -> io::Result<()> {
+    Ok(rustix::io::fcntl_setfd(fd, FdFlags::empty())?)
+}
+
+/// `flag` and the number of an fd, for a command line.
+pub(crate) fn fd_flag(flag: &str, fd: &OwnedFd) -> OsString {
+    format!("{flag}{}", fd.as_raw_fd()).into()
+}
+
+/// How a process ended, as a clause.
+pub(crate) fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("ended with {code}"),
+        (None, Some(signal)) => match nix::sys::signal::Signal::try_from(signal) {
+            Ok(name) => format!("was killed by {name}"),
+            Err(_) => format!("was killed by signal {signal}"),
+        },
+        (None, None) => "ended".into(),
+    }
+}

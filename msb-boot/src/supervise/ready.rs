@@ -1,0 +1,83 @@
+//! The agent's report that it is up: one connection from the guest, one message, and the door is closed.
+
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use msb::wire::exec::Ready;
+use msb::wire::{Decoder, Message};
+
+/// Waits for the report, without holding up anything else.
+pub(super) struct Report {
+    path: PathBuf,
+    listener: UnixListener,
+    connection: Option<(UnixStream, Decoder, bool)>,
+}
+
+impl Report {
+    /// Opens the door.
+    pub(super) fn expect_at(path: &Path) -> anyhow::Result<Self> {
+        let listener = UnixListener::bind(path).with_context(|| format!("{path:?}"))?;
+        listener.set_nonblocking(true)?;
+        Ok(Self { path: path.to_owned(), listener, connection: None })
+    }
+
+    /// Takes what has come. `Some`: the whole report.
+    ///
+    /// # Errors
+    /// Words for an agent that says something else.
+    pub(super) fn take(&mut self) -> anyhow::Result<Option<Ready>> {
+        match &mut self.connection {
+            None => {
+                match self.listener.accept() {
+                    Ok((mut stream, _)) => {
+                        stream.set_nonblocking(true)?;
+                        Message::hello().send(&mut stream).context("agent")?;
+                        self.connection = Some((stream, Decoder::default(), false));
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(error.into()),
+                }
+                Ok(None)
+            }
+            Some((stream, decoder, greeted)) => {
+                let mut buffer = [0u8; 4096];
+                match stream.read(&mut buffer) {
+                    Ok(0) => bail!("the agent hung up before it had reported"),
+                    Ok(got) => decoder.feed(&buffer[..got]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                    Err(error) => return Err(error).context("agent"),
+                }
+                while let Some(message) = decoder.next_message().context("agent")? {
+                    match message {
+                        Message::Hello(hello) if !*greeted => {
+                            hello.check().context("agent")?;
+                            *greeted = true;
+                        }
+                        Message::Ready(ready) if *greeted => return Ok(Some(ready)),
+                        _ => bail!("agent: a message out of turn"),
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl AsFd for Report {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.connection {
+            Some((stream, ..)) => stream.as_fd(),
+            None => self.listener.as_fd(),
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}

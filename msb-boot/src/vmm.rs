@@ -1,0 +1,151 @@
+//! What all VMMs have in common: the trait, the VM they are told to run, and the choice between them.
+
+pub(crate) mod kvm;
+
+use std::fmt;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use msb::record::DiskFormat;
+use msb::rundir;
+use msb::wire::READY_PORT;
+use serde::{Deserialize, Serialize};
+
+use crate::args::VmmChoice;
+use crate::krun::Krun;
+use crate::qemu::Qemu;
+use crate::supervise::crew::Crew;
+
+/// Why a VMM cannot be used here, in words.
+#[derive(Debug)]
+pub(crate) struct Why(pub(crate) String);
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Something that runs a VM.
+pub(crate) trait Vmm {
+    /// Whether it can run one on this machine.
+    fn probe(&self) -> Result<(), Why>;
+
+    /// In the supervisor, before the VMM's own process: starts what serves the VM beside it, into `crew`. Returns the fds that
+    /// the VMM is to inherit.
+    ///
+    /// # Errors
+    /// Words for what did not start.
+    fn prepare(&self, vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>>;
+
+    /// In a process of its own: becomes the VM. Stdout is the guest's console, stderr the VMM's words. Returns only on
+    /// failure.
+    fn enter(&self, vm: &Vm) -> io::Error;
+}
+
+/// The VMMs there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    Krun,
+    Qemu,
+}
+
+impl Kind {
+    /// The VMM behind the name.
+    pub(crate) fn vmm(self) -> &'static dyn Vmm {
+        match self {
+            Self::Krun => &Krun,
+            Self::Qemu => &Qemu,
+        }
+    }
+
+    /// Whether one Unix socket leads to all ports of the guest, by `CONNECT port`.
+    pub(crate) fn has_one_socket_for_all_ports(self) -> bool {
+        self == Self::Qemu
+    }
+
+    /// As the record has it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Krun => "krun",
+            Self::Qemu => "qemu",
+        }
+    }
+}
+
+/// The guest's root as the VMM sees it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Root {
+    /// A directory under the tag `rootfs`.
+    Share(PathBuf),
+    /// A disk whose file stays as it is: what the guest writes is gone with the VM.
+    Disk { path: PathBuf, format: DiskFormat },
+}
+
+/// The VM to run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Vm {
+    /// Who runs it.
+    pub vmm: Kind,
+    /// Its run directory.
+    pub dir: PathBuf,
+    /// Virtual processors.
+    pub cpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// The file of libkrunfw.
+    pub kernel: PathBuf,
+    /// Its root.
+    pub root: Root,
+    /// For QEMU: the programs and files that were found for it.
+    pub qemu: Option<crate::qemu::Parts>,
+    /// For QEMU: the connected sockets of its vhost-user devices, which it inherits.
+    pub links: Vec<RawFd>,
+}
+
+impl Vm {
+    /// The directory that is the guest's first root.
+    pub(crate) fn boot_share(&self) -> PathBuf {
+        self.dir.join(rundir::BOOT_SHARE)
+    }
+
+    /// Where the agent answers.
+    pub(crate) fn agent_socket(&self) -> PathBuf {
+        self.dir.join(rundir::AGENT_SOCKET)
+    }
+
+    /// Where the agent's ready message arrives. The name is the one that vhost-device-vsock has for a connection from
+    /// the guest.
+    pub(crate) fn ready_socket(&self) -> PathBuf {
+        self.dir.join(format!("{}_{READY_PORT}", rundir::AGENT_SOCKET))
+    }
+}
+
+/// Picks the VMM. The words say which and why, where it was this program's choice.
+///
+/// # Errors
+/// Words, where the caller's choice cannot run here.
+pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<(Kind, Option<String>)> {
+    match choice {
+        VmmChoice::Qemu => Ok((Kind::Qemu, None)),
+        VmmChoice::Krun => match Krun.probe() {
+            Ok(()) => Ok((Kind::Krun, None)),
+            Err(why) => Err(anyhow::anyhow!("krun: {why} (use --vmm qemu, or leave --vmm out)")),
+        },
+        VmmChoice::Auto => Ok(match Krun.probe() {
+            Ok(()) => (Kind::Krun, Some("using krun: KVM is usable".into())),
+            Err(why) => (Kind::Qemu, Some(format!("krun: {why}; using qemu (software emulation)"))),
+        }),
+    }
+}
+
+/// The VMM's own process.
+pub(crate) fn enter(vm: &Vm) -> ExitCode {
+    let error = vm.vmm.vmm().enter(vm);
+    eprintln!("{}: {error}", vm.vmm.name());
+    ExitCode::FAILURE
+}
