@@ -1,0 +1,60 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Stop a running microVM
+///
+/// Asks the guest to end its commands, write what it holds and stop; kills it when it has not after the grace. A VM that
+/// has ended already, or whose processes were killed, is tidied up. Says on stderr which it was, and prints the record
+/// without "vm".
+#[derive(Debug, Parser)]
+#[command(name = "msb-stop", version, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The record: a file, the name of a VM, or "-" for the first line of stdin [default: $MSB_RECORD, else stdin]
+    #[arg(short, long, value_name = "RECORD")]
+    pub record: Option<String>,
+
+    /// How many seconds the guest may take; 0 kills it at once
+    #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub grace: Duration,
+
+    /// Unmount the root too, if msb-mount mounted one
+    #[arg(long)]
+    pub unmount: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  msb-stop -r vm.json
+  msb-stop -r worker -t 2
+  msb-stop -r vm.json --unmount > stopped.json";
+
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    const MOST: f64 = 86_400.0;
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=MOST).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("a number of seconds up to a day is expected"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_seconds_up_to_a_day() {
+        assert_eq!(seconds("2"), Ok(Duration::from_secs(2)));
+        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
+        for bad in ["", "-1", "NaN", "inf", "86401", "2s"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_flags_fit_together() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+}

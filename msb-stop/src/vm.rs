@@ -1,0 +1,196 @@
+//! The end of a VM, by its run directory. A process is signalled only through a pidfd, and only while the lock on the
+//! directory shows that it is the supervisor: a number that the system gave to somebody else is never killed.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use msb::record::{self, Record, Vm};
+use msb::rundir::{self, Ended, Held, Stop};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How long a supervisor may take beyond the grace, and processes to die that the kernel is killing.
+const MARGIN: Duration = Duration::from_secs(5);
+
+/// How it went, in words.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// As the supervisor tells it.
+    Told(Ended),
+    /// It did not react, and was killed.
+    SupervisorKilled,
+    /// It had ended before.
+    Before(Ended),
+    /// The supervisor had been killed before.
+    Abandoned,
+    /// There is nothing of it, or its name is another VM's now.
+    Gone,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Told(ended) => f.write_str(&ended.reason),
+            Self::SupervisorKilled => f.write_str("its supervisor did not react, killed"),
+            Self::Before(ended) => write!(f, "had ended already: {}; tidied up", ended.reason),
+            Self::Abandoned => f.write_str("its supervisor had been killed; tidied up"),
+            Self::Gone => f.write_str("is gone already, nothing to do"),
+        }
+    }
+}
+
+/// Ends the VM and removes its run directory.
+///
+/// # Errors
+/// Words, where something of it is still there.
+pub(crate) fn stop(vm: &Vm, grace: Duration) -> anyhow::Result<End> {
+    let dir = run_dir(vm)?;
+    let ours = |dir: &Path| {
+        let text = std::fs::read(dir.join(record::FILE_NAME)).ok()?;
+        Some(Record::parse(text.trim_ascii_end()).ok()?.vm?.pid == vm.pid)
+    };
+    match ours(&dir) {
+        Some(true) => {}
+        Some(false) => return Ok(End::Gone),
+        None if !dir.exists() => return Ok(End::Gone),
+        None => bail!("run directory {dir:?}: it holds no record of {:?} (is it starting?)", vm.name),
+    }
+    if let Some(held) = take(&dir)? {
+        let ended = rundir::find(held.path(), rundir::ENDED);
+        return tidy(held).map(|()| ended.map_or(End::Abandoned, End::Before));
+    }
+    // Somebody holds the directory. With the pidfd open and the lock still held, whose record is in it, the pid is
+    // the holder's.
+    let supervisor = open(vm.pid)?;
+    let held = match (supervisor, take(&dir)?) {
+        (_, Some(held)) => held,
+        (None, None) => bail!("run directory {dir:?} is held by another process (is another msb-stop at work?)"),
+        (Some(supervisor), None) => {
+            let grace_ms = u64::try_from(grace.as_millis())?;
+            rundir::leave(&dir, rundir::STOP, &Stop { grace_ms }).with_context(|| format!("run directory {dir:?}"))?;
+            send(&supervisor, Signal::TERM)?;
+            if !ends_within(&supervisor, grace + MARGIN)? {
+                send(&supervisor, Signal::KILL)?;
+                if !ends_within(&supervisor, MARGIN)? {
+                    bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);
+                }
+            }
+            let Some(held) = take(&dir)? else { return Ok(End::Gone) };
+            held
+        }
+    };
+    let ended = rundir::find(held.path(), rundir::ENDED);
+    tidy(held)?;
+    Ok(ended.map_or(End::SupervisorKilled, End::Told))
+}
+
+/// The run directory: where the record says that the sockets are. It is removed later, so it must have the VM's name.
+fn run_dir(vm: &Vm) -> anyhow::Result<PathBuf> {
+    let dir = vm.endpoint.unix.parent().filter(|dir| dir.file_name().is_some_and(|name| name == vm.name.as_str()));
+    dir.map(Path::to_owned)
+        .ok_or_else(|| anyhow!("record: socket {:?} is not in a run directory of VM {:?}", vm.endpoint.unix, vm.name))
+}
+
+/// Takes hold of the directory; `None`: another process holds it, or it is gone.
+fn take(dir: &Path) -> anyhow::Result<Option<Held>> {
+    match Held::take(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.with_context(|| format!("run directory {dir:?}")),
+    }
+}
+
+/// Waits for processes that the kernel is still ending, then removes the directory.
+fn tidy(held: Held) -> anyhow::Result<()> {
+    let dir = held.path().to_owned();
+    let (done, wait) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(held.await_death().map(|()| held));
+    });
+    match wait.recv_timeout(MARGIN) {
+        Ok(held) => held.and_then(Held::remove).with_context(|| format!("run directory {dir:?}")),
+        Err(_) => bail!(
+            "run directory {dir:?}: a process of the VM is still there (see \"fuser -v\" of the file \"alive\" in it)"
+        ),
+    }
+}
+
+fn open(pid: i32) -> anyhow::Result<Option<OwnedFd>> {
+    let pid = Pid::from_raw(pid).filter(|_| pid > 1).ok_or_else(|| anyhow!("record: {pid} is no process's number"))?;
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        other => other.map(Some).context("supervisor"),
+    }
+}
+
+fn send(supervisor: &OwnedFd, signal: Signal) -> anyhow::Result<()> {
+    match pidfd_send_signal(supervisor, signal) {
+        Err(rustix::io::Errno::SRCH) => Ok(()),
+        other => other.context("supervisor"),
+    }
+}
+
+/// Whether the process ends in time.
+pub(crate) fn ends_within(process: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
+    let patience = Timespec::try_from(patience)?;
+    loop {
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&patience)) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other? > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(dir: &Path, pid: i32) -> Vm {
+        let socket = dir.join(rundir::AGENT_SOCKET);
+        let log = dir.join(rundir::KERNEL_LOG);
+        serde_json::from_value(serde_json::json!({
+            "name": "worker", "pid": pid, "vmm": "qemu", "root": "share", "cpus": 1, "memory_mib": 1,
+            "endpoint": {"unix": socket, "port": 1}, "kernel_log": log,
+            "timings_ms": {"spawn": 0, "kernel": 0, "agent": 0, "ready": 0},
+        }))
+        .unwrap()
+    }
+
+    fn put_record(dir: &Path, pid: i32) {
+        std::fs::create_dir_all(dir).unwrap();
+        let record = Record { vm: Some(vm(dir, pid)), ..Record::new() };
+        std::fs::write(dir.join(record::FILE_NAME), serde_json::to_vec(&record).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_nobody_holds_is_removed_and_its_end_told() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("worker");
+        put_record(&dir, 4242);
+        let ended = Ended { reason: "the guest powered off".into(), forced: false };
+        rundir::leave(&dir, rundir::ENDED, &ended).unwrap();
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO).unwrap(), End::Before(ended));
+        assert!(!dir.exists());
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO).unwrap(), End::Gone);
+    }
+
+    #[test]
+    fn a_directory_of_another_vm_of_that_name_is_left_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("worker");
+        put_record(&dir, 4243);
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO).unwrap(), End::Gone);
+        assert!(dir.exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_the_vms_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let words = stop(&vm(base.path(), 4242), Duration::ZERO).unwrap_err().to_string();
+        assert!(words.contains("is not in a run directory of VM \"worker\""), "{words}");
+    }
+}
