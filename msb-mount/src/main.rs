@@ -1,1 +1,49 @@
-fn main() {}
+//! `msb-mount`: a record's layers as one tree on the host.
+
+mod args;
+mod attr;
+mod background;
+mod config;
+mod fs;
+mod handle;
+mod inode;
+mod listing;
+mod lock;
+mod mountpoint;
+mod number;
+mod serve;
+mod tree;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use msb::{exit, line};
+
+use args::Args;
+use config::Config;
+
+fn main() -> ExitCode {
+    let args: Args = msb::cli::parse(exit::USAGE);
+    exit::report("msb-mount", exit::FAILED, run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<u8> {
+    if args.unmount {
+        let path = args.mountpoint.as_deref().context("no mount point")?;
+        mountpoint::unmount(path)?;
+        return Ok(0);
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("mounting needs root: the layers hold files of many owners (run it as root)");
+    }
+    if args.serve {
+        let config = Config::received(args)?;
+        return background::serve(&config);
+    }
+    let config = Config::new(args)?;
+    if args.foreground {
+        serve::run(&config, || line::put(&config.mounted(rustix::process::getpid())))?;
+        return Ok(0);
+    }
+    background::start(&config)
+}

@@ -1,0 +1,78 @@
+//! Attributes between `stat(2)` and FUSE.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
+use rustix::fs::{FileType as Type, Stat, Timespec, UTIME_NOW, UTIME_OMIT};
+
+/// `stat` as FUSE says it, with inode number `ino`.
+pub(crate) fn of(stat: &Stat, ino: u64) -> FileAttr {
+    let mtime = time(stat.st_mtime as _, stat.st_mtime_nsec as _);
+    FileAttr {
+        ino: INodeNo(ino),
+        size: stat.st_size as u64,
+        blocks: stat.st_blocks as u64,
+        atime: time(stat.st_atime as _, stat.st_atime_nsec as _),
+        mtime,
+        ctime: time(stat.st_ctime as _, stat.st_ctime_nsec as _),
+        crtime: mtime,
+        kind: file_type(Type::from_raw_mode(stat.st_mode)),
+        perm: (stat.st_mode & 0o7777) as u16,
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        // FUSE has the low 32 bits of glibc's device number: 12 bits of major, 20 of minor.
+        rdev: stat.st_rdev as u32,
+        blksize: stat.st_blksize as u32,
+        flags: 0,
+    }
+}
+
+/// A file type as FUSE says it.
+pub(crate) fn file_type(file_type: Type) -> FileType {
+    match file_type {
+        Type::Directory => FileType::Directory,
+        Type::Symlink => FileType::Symlink,
+        Type::CharacterDevice => FileType::CharDevice,
+        Type::BlockDevice => FileType::BlockDevice,
+        Type::Fifo => FileType::NamedPipe,
+        Type::Socket => FileType::Socket,
+        Type::RegularFile | Type::Unknown => FileType::RegularFile,
+    }
+}
+
+fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
+    let whole = Duration::from_secs(seconds.unsigned_abs());
+    let second = if seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
+    second.unwrap_or(UNIX_EPOCH) + Duration::from_nanos(u64::from(nanoseconds))
+}
+
+/// A time to set, as `utimensat(2)` takes it.
+pub(crate) fn timespec(wanted: Option<TimeOrNow>) -> Timespec {
+    match wanted {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(TimeOrNow::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => Timespec { tv_sec: after.as_secs() as _, tv_nsec: after.subsec_nanos() as _ },
+            Err(before) => {
+                let before = before.duration();
+                let borrow = i64::from(before.subsec_nanos() > 0);
+                let nanoseconds = (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000;
+                Timespec { tv_sec: -(before.as_secs() as i64) - borrow, tv_nsec: nanoseconds as _ }
+            }
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_the_epoch_survive() {
+        for (seconds, nanoseconds) in [(0, 0), (1, 5), (-1, 0), (-2, 800_000_000), (-1, 999_999_999)] {
+            let there = timespec(Some(TimeOrNow::SpecificTime(time(seconds, nanoseconds))));
+            assert_eq!((there.tv_sec, there.tv_nsec as u32), (seconds, nanoseconds));
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! What to mount where: the checked command line and record.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use msb::overlay::Merged;
+use msb::overlay::upper;
+use msb::record::{Mount, Record, Rootfs, Upper};
+use msb::state;
+use rustix::process::Pid;
+
+use crate::args::Args;
+use crate::mountpoint;
+
+/// A mount to make.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// The record as it came, with an upper unless the mount is read-only.
+    pub(crate) record: Record,
+    /// Top first.
+    pub(crate) lower: Vec<PathBuf>,
+    pub(crate) is_read_only: bool,
+    /// Absolute, free of symlinks, and there.
+    pub(crate) mountpoint: PathBuf,
+    /// A sandbox made for this mount, to be taken back if it fails.
+    made: Option<PathBuf>,
+}
+
+impl Config {
+    /// Takes the record, makes what is missing: upper, mount point.
+    pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
+        let mut record = Record::take(args.record.as_deref())?;
+        let lower = lower(&record)?;
+        if let Some(upper) = &record.upper {
+            for dir in [&upper.dir, &upper.work] {
+                if !dir.is_dir() {
+                    bail!("upper {dir:?} is gone (run msb-patch again)");
+                }
+            }
+        }
+        let mut made = None;
+        if record.upper.is_none() && (!args.ro || args.mountpoint.is_none()) {
+            let sandbox = make_sandbox(&lower, !args.ro)?;
+            if !args.ro {
+                let (dir, work) = (sandbox.join("upper"), sandbox.join("work"));
+                record.upper = Some(Upper { dir, work, unknown: Default::default() });
+            }
+            made = Some(sandbox);
+        }
+        let beside = || {
+            let upper = record.upper.as_ref().and_then(|upper| upper.dir.parent());
+            upper.or(made.as_deref()).map(|sandbox| sandbox.join("root"))
+        };
+        let wanted = args.mountpoint.clone().or_else(beside).context("no mount point")?;
+        let mountpoint = mountpoint::prepare(&wanted);
+        let config = Self { lower, is_read_only: args.ro, mountpoint: PathBuf::new(), made, record };
+        match mountpoint {
+            Ok(mountpoint) => Ok(Self { mountpoint, ..config }),
+            Err(error) => {
+                config.take_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes what the process that started this one has prepared.
+    pub(crate) fn received(args: &Args) -> anyhow::Result<Self> {
+        let record = Record::take(Some("-"))?;
+        let mountpoint = args.mountpoint.clone().context("no mount point")?;
+        Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, made: None, record })
+    }
+
+    /// The record of the mount once process `pid` serves it.
+    pub(crate) fn mounted(&self, pid: Pid) -> Record {
+        let mut record = self.record.clone();
+        record.mount = Some(Mount {
+            path: self.mountpoint.clone(),
+            pid: pid.as_raw_nonzero().get(),
+            fstype: mountpoint::FSTYPE.into(),
+            unknown: Default::default(),
+        });
+        record
+    }
+
+    /// The directory that holds the upper.
+    pub(crate) fn sandbox(&self) -> Option<&Path> {
+        self.record.upper.as_ref().and_then(|upper| upper.dir.parent())
+    }
+
+    /// Removes the sandbox made for a mount that failed.
+    pub(crate) fn take_back(&self) {
+        if let Some(sandbox) = &self.made {
+            let _ = std::fs::remove_dir_all(sandbox);
+        }
+    }
+}
+
+fn lower(record: &Record) -> anyhow::Result<Vec<PathBuf>> {
+    match record.rootfs()? {
+        Rootfs::Layers { lower } | Rootfs::Dir { lower } => Ok(lower.clone()),
+        Rootfs::Disk { format, .. } => {
+            bail!("a mount needs a layered or directory root, and this is a {format} disk (msb-boot takes it as it is)")
+        }
+    }
+}
+
+fn make_sandbox(lower: &[PathBuf], with_upper: bool) -> anyhow::Result<PathBuf> {
+    let sandbox = state::home()?.join("sandboxes").join(state::fresh_id()?);
+    let made = state::make_private_dir(&sandbox).and_then(|()| {
+        if !with_upper {
+            return Ok(());
+        }
+        upper::create(&sandbox.join("upper"), &sandbox.join("work"), &Merged::open(lower, None)?)
+    });
+    if made.is_err() {
+        let _ = std::fs::remove_dir_all(&sandbox);
+    }
+    made.map_err(|error| anyhow!("sandbox {sandbox:?}: {error}"))?;
+    Ok(sandbox)
+}

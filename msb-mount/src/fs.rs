@@ -1,0 +1,515 @@
+//! FUSE requests as calls on the merged tree, and its answers as replies. Nothing is decided here.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use msb::overlay::beneath::Entry;
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+
+use crate::attr;
+use crate::handle::Way;
+use crate::inode::Node;
+use crate::listing::{DOT, DOTDOT};
+use crate::tree::{Caller, Tree, Wanted};
+
+/// Nobody but the kernel, through us, changes what is mounted: what it knows stays true.
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+const GENERATION: Generation = Generation(0);
+
+/// An xattr of the root that no list shows: the server's process id.
+pub(crate) const SERVER_XATTR: &str = "trusted.msb.server";
+
+/// The FUSE side of a mount.
+#[derive(Debug)]
+pub(crate) struct Fs {
+    tree: Tree,
+}
+
+impl Fs {
+    pub(crate) fn new(tree: Tree) -> Self {
+        Self { tree }
+    }
+
+    fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
+        self.tree.table.get(ino.0)
+    }
+
+    /// The attributes of a node for a reply that counts a lookup. A node with an id of its own says it, for the reply
+    /// knows no other place for ids, and then the attributes hold for no time: the kernel asks for them by themselves.
+    fn entry_attr(&self, node: &Node) -> io::Result<(FileAttr, Duration)> {
+        let mut attr = self.tree.attr(node)?;
+        let is_itself = attr.ino.0 == node.id;
+        attr.ino = INodeNo(node.id);
+        Ok((attr, if is_itself { LONG } else { Duration::ZERO }))
+    }
+
+    fn reply_entry(&self, node: io::Result<Arc<Node>>, reply: ReplyEntry) {
+        match node.and_then(|node| self.entry_attr(&node)) {
+            Ok((attr, ttl)) => reply.entry_with_ttls(&ttl, &LONG, &attr, GENERATION),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn open_node(
+        &self,
+        req: &Request,
+        node: &Arc<Node>,
+        flags: i32,
+        back: impl FnOnce(&Entry) -> io::Result<BackingId>,
+    ) -> io::Result<Way> {
+        self.tree.open(node, OFlags::from_bits_retain(flags as u32), req.uid(), back)
+    }
+}
+
+fn caller(req: &Request, umask: u32) -> Caller {
+    Caller { uid: req.uid(), gid: req.gid(), umask }
+}
+
+fn reply_empty(result: io::Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(error.into()),
+    }
+}
+
+fn reply_xattr(value: io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match value {
+        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
+        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(error.into()),
+    }
+}
+
+impl Filesystem for Fs {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_ASYNC_DIO,
+        ] {
+            // An older kernel goes without; each is for speed, or its part is done by the kernel then.
+            let _ = config.add_capabilities(wanted);
+        }
+        // One level: an overlayfs may be stacked on the mount, and layers may not lie on one.
+        let passthrough =
+            config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok();
+        self.tree.passthrough.store(passthrough, Ordering::Relaxed);
+        let _ = config.set_max_background(64);
+        let _ = config.set_max_write(1 << 20);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.node(parent).and_then(|parent| self.tree.lookup(&parent, name)) {
+            // Id 0 says that there is nothing, and for how long.
+            Ok(None) => match self.tree.root().and_then(|root| self.tree.attr(&root)) {
+                Ok(attr) => reply.entry(&LONG, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
+                Err(error) => reply.error(error.into()),
+            },
+            Ok(Some(node)) => self.reply_entry(Ok(node), reply),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, count: u64) {
+        self.tree.table.forget(ino.0, count);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        match self.node(ino).and_then(|node| self.tree.attr(&node)) {
+            Ok(attr) => reply.attr(&LONG, &attr),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let wanted = Wanted { mode, uid, gid, size, atime, mtime };
+        let set = self.node(ino).and_then(|node| {
+            self.tree.set_attributes(&node, &wanted, req.uid())?;
+            self.tree.attr(&node)
+        });
+        match set {
+            Ok(attr) => reply.attr(&LONG, &attr),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.node(ino).and_then(|node| self.tree.read_link(&node)) {
+            Ok(target) => reply.data(target.as_bytes()),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
+        let made = self.node(parent).and_then(|parent| self.tree.mknod(&parent, name, mode, rdev, caller(req, umask)));
+        self.reply_entry(made, reply);
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let made = self.node(parent).and_then(|parent| self.tree.mkdir(&parent, name, mode, caller(req, umask)));
+        self.reply_entry(made, reply);
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(self.node(parent).and_then(|parent| self.tree.unlink(&parent, name)), reply);
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(self.node(parent).and_then(|parent| self.tree.rmdir(&parent, name)), reply);
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let made =
+            self.node(parent).and_then(|parent| self.tree.symlink(&parent, name, target.as_os_str(), caller(req, 0)));
+        self.reply_entry(made, reply);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        to: INodeNo,
+        to_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
+        let renamed = (|| self.tree.rename(&self.node(parent)?, name, &self.node(to)?, to_name, flags))();
+        reply_empty(renamed, reply);
+    }
+
+    fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.reply_entry((|| self.tree.link(&self.node(ino)?, &self.node(parent)?, name))(), reply);
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opened =
+            self.node(ino).and_then(|node| self.open_node(req, &node, flags.0, |file| reply.open_backing(file)));
+        match opened {
+            Ok(Way::Passthrough(backing)) => {
+                let handle = FileHandle(Way::Passthrough(backing.clone()).handle());
+                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+            }
+            Ok(way) => reply.opened(FileHandle(way.handle()), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let flags = flags & !(OFlags::TRUNC.bits() as i32);
+        let created = (|| {
+            let node = self.tree.create(&self.node(parent)?, name, mode, caller(req, umask))?;
+            let way = self.open_node(req, &node, flags, |file| reply.open_backing(file))?;
+            Ok::<_, io::Error>((self.entry_attr(&node)?.0, way))
+        })();
+        match created {
+            Ok((attr, Way::Passthrough(backing))) => {
+                let handle = FileHandle(Way::Passthrough(backing.clone()).handle());
+                reply.created_passthrough(&LONG, &attr, GENERATION, handle, FopenFlags::empty(), &backing);
+            }
+            Ok((attr, way)) => {
+                let handle = FileHandle(way.handle());
+                reply.created(&LONG, &attr, GENERATION, handle, FopenFlags::FOPEN_KEEP_CACHE);
+            }
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        thread_local! {
+            static BLOCK: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
+        }
+        let file = match self.node(ino).and_then(|node| node.leaf()?.file(false)) {
+            Ok(file) => file,
+            Err(error) => return reply.error(error.into()),
+        };
+        BLOCK.with_borrow_mut(|block| {
+            let size = size as usize;
+            if block.len() < size {
+                block.resize(size, 0);
+            }
+            let mut filled = 0;
+            // Short only at the end of the file: the kernel takes a short answer for the end.
+            while let Some(rest) = block.get_mut(filled..size).filter(|rest| !rest.is_empty()) {
+                match rustix::io::pread(&file, rest, offset + filled as u64) {
+                    Ok(0) => break,
+                    Ok(got) => filled += got,
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return reply.error(Errno::from_i32(error.raw_os_error())),
+                }
+            }
+            reply.data(block.get(..filled).unwrap_or_default());
+        });
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let clear = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.node(ino).and_then(|node| self.tree.write(&node, offset, data, clear)) {
+            Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
+        // Nothing is held back; the kernel stops asking.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(self.node(ino).and_then(|node| node.leaf().map(|leaf| leaf.released(fh.0))), reply);
+    }
+
+    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        reply_empty(self.node(ino).and_then(|node| self.tree.sync(&node, datasync)), reply);
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Listings need no handle: the kernel stops asking, and caches them.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let filled = (|| {
+            let node = self.node(ino)?;
+            let own = INodeNo(node.ino());
+            let above = INodeNo(node.place.as_ref().map_or(node.ino(), |(parent, _)| parent.ino()));
+            for (place, ino, name) in [(DOT, own, "."), (DOTDOT, above, "..")] {
+                if offset < place && reply.add(ino, place, FileType::Directory, name) {
+                    return Ok(());
+                }
+            }
+            for (place, listed) in self.tree.list(&node, offset == 0)?.after(offset) {
+                let ino = INodeNo(self.tree.listed_ino(&node, listed)?);
+                if reply.add(ino, *place, attr::file_type(listed.file_type), &listed.name) {
+                    return Ok(());
+                }
+            }
+            Ok::<_, io::Error>(())
+        })();
+        match filled {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let filled = (|| {
+            let node = self.node(ino)?;
+            let attr = self.tree.attr(&node)?;
+            // The kernel takes no attributes from these two.
+            for (place, name) in [(DOT, "."), (DOTDOT, "..")] {
+                if offset < place && reply.add(attr.ino, place, name, &Duration::ZERO, &attr, GENERATION) {
+                    return Ok(());
+                }
+            }
+            for (place, listed) in self.tree.list(&node, offset == 0)?.after(offset) {
+                let Some(child) = self.tree.lookup(&node, &listed.name)? else { continue };
+                let (attr, ttl) = self.entry_attr(&child)?;
+                if reply.add(attr.ino, *place, &listed.name, &ttl, &attr, GENERATION) {
+                    self.tree.table.forget(child.id, 1);
+                    return Ok(());
+                }
+            }
+            Ok::<_, io::Error>(())
+        })();
+        match filled {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        reply_empty(self.node(ino).and_then(|node| self.tree.sync(&node, datasync)), reply);
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let stat = self.tree.root().and_then(|root| Ok(rustix::fs::fstatvfs(root.dir()?.merged().top().0)?));
+        match stat {
+            Ok(stat) => reply.statfs(
+                stat.f_blocks,
+                stat.f_bfree,
+                stat.f_bavail,
+                stat.f_files,
+                stat.f_ffree,
+                u32::try_from(stat.f_bsize).unwrap_or(4096),
+                u32::try_from(stat.f_namemax).unwrap_or(255),
+                u32::try_from(stat.f_frsize).unwrap_or(4096),
+            ),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags)), reply);
+    }
+
+    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if ino == INodeNo::ROOT && name == SERVER_XATTR {
+            return reply_xattr(Ok(std::process::id().to_string().into_bytes()), size, reply);
+        }
+        reply_xattr(self.node(ino).and_then(|node| self.tree.xattr(&node, name)), size, reply);
+    }
+
+    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(self.node(ino).and_then(|node| self.tree.xattr_names(&node)), size, reply);
+    }
+
+    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(self.node(ino).and_then(|node| self.tree.remove_xattr(&node, name)), reply);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = FallocateFlags::from_bits_retain(mode as u32);
+        let allocated = (|| Ok(rustix::fs::fallocate(&*self.node(ino)?.leaf()?.file(true)?, mode, offset, length)?))();
+        reply_empty(allocated, reply);
+    }
+
+    fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let sought = (|| {
+            let offset = u64::try_from(offset).map_err(|_| rustix::io::Errno::NXIO)?;
+            // linux/fs.h: SEEK_DATA is 3, SEEK_HOLE is 4; the kernel sends no others.
+            let whence = if whence == 3 { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
+            Ok::<_, io::Error>(rustix::fs::seek(&*self.node(ino)?.leaf()?.file(false)?, whence)?)
+        })();
+        match sought {
+            Ok(offset) => reply.offset(offset as i64),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        mut offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        mut offset_out: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let copied = (|| {
+            let from = self.node(ino_in)?.leaf()?.file(false)?;
+            let to = self.node(ino_out)?.leaf()?.file(true)?;
+            let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+            let copied =
+                rustix::fs::copy_file_range(&*from, Some(&mut offset_in), &*to, Some(&mut offset_out), length)?;
+            Ok::<_, io::Error>(copied)
+        })();
+        match copied {
+            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+}

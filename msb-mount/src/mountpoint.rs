@@ -1,0 +1,101 @@
+//! The place where a mount goes: made ready before, cleared after.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use msb::exit::warn;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::fs::SERVER_XATTR;
+
+/// The type that `/proc/self/mountinfo` shows.
+pub(crate) const FSTYPE: &str = "fuse.msb";
+
+/// How long a server has to end once its mount is gone, in seconds.
+const PATIENCE: i64 = 10;
+
+/// Makes a mount point ready: there, and nothing mounted on it. Returns its real path.
+pub(crate) fn prepare(wanted: &Path) -> anyhow::Result<PathBuf> {
+    let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error} (make its parent first)"))?;
+    match is_mounted(&path) {
+        Err(Errno::NOTCONN) => {
+            warn("msb-mount", &format!("mount point {path:?}: a mount without a server, cleared"));
+            detach(&path)?;
+        }
+        Err(Errno::NOENT) => {}
+        Err(error) => bail!("mount point {path:?}: {error}"),
+        Ok(true) => {
+            bail!("mount point {path:?}: something is mounted there (unmount it with msb-mount -u, or choose another)")
+        }
+        Ok(false) => {}
+    }
+    match std::fs::create_dir(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => bail!("mount point {path:?}: {error}"),
+        _ if !path.is_dir() => bail!("mount point {path:?}: not a directory"),
+        _ => Ok(path),
+    }
+}
+
+/// Unmounts what is at `wanted`, and waits for a server of ours to end.
+pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
+    let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error}"))?;
+    match is_mounted(&path) {
+        Err(Errno::NOTCONN) => {
+            warn("msb-mount", &format!("mount point {path:?}: its server is gone, the mount is cleared"));
+            return detach(&path);
+        }
+        Err(error) => bail!("mount point {path:?}: {error}"),
+        Ok(false) => bail!("mount point {path:?}: nothing is mounted there"),
+        Ok(true) => {}
+    }
+    // Opened before, so that no other process can have taken the number.
+    let server = server(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    match rustix::mount::unmount(&path, UnmountFlags::empty()) {
+        Err(Errno::BUSY) => {
+            bail!("mount point {path:?}: in use (end what runs or has files open there; fuser -vm names it)")
+        }
+        other => other.with_context(|| format!("mount point {path:?}"))?,
+    }
+    let Some(server) = server else { return Ok(()) };
+    let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
+    match rustix::event::poll(&mut [PollFd::new(&server, PollFlags::IN)], Some(&patience)) {
+        Ok(0) => bail!("mount point {path:?}: unmounted, but its server does not end"),
+        other => other.map(drop).with_context(|| format!("mount point {path:?}: its server")),
+    }
+}
+
+/// Takes a mount out of the tree, whatever its server does.
+pub(crate) fn detach(path: &Path) -> anyhow::Result<()> {
+    rustix::mount::unmount(path, UnmountFlags::DETACH).with_context(|| format!("mount point {path:?}"))
+}
+
+/// The path without symlinks. Its last component is not touched: there may be a mount without a server.
+fn real(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    match (path.symlink_metadata(), path.parent(), path.file_name()) {
+        (Ok(meta), ..) if meta.is_symlink() => path.canonicalize(),
+        (_, Some(parent), Some(name)) => Ok(parent.canonicalize()?.join(name)),
+        _ => path.canonicalize(),
+    }
+}
+
+/// Whether a path is the root of a mount. ENOTCONN: one whose server is gone.
+fn is_mounted(path: &Path) -> Result<bool, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::ALL)?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// The process that serves the mount at `path`, if it is one of ours.
+fn server(path: &Path) -> Option<Pid> {
+    let mut value = [0u8; 16];
+    let length = rustix::fs::getxattr(path, OsStr::new(SERVER_XATTR), &mut value[..]).ok()?;
+    let digits = std::str::from_utf8(value.get(..length)?).ok()?;
+    Pid::from_raw(digits.parse().ok()?)
+}

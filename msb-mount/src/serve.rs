@@ -1,0 +1,125 @@
+//! The server's life: lock the upper, mount, say so, answer until the mount is gone or a signal asks for the end.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{anyhow, bail};
+use fuser::{Config as Options, MountOption, Session, SessionACL};
+use msb::exit::warn;
+use msb::overlay::Merged;
+use msb::overlay::upper::Writer;
+use nix::sys::signal::{SigSet, Signal};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Resource, Rlimit};
+
+use crate::config::Config;
+use crate::fs::Fs;
+use crate::mountpoint;
+use crate::tree::Tree;
+
+/// Mounts, calls `ready` when the mount answers, and serves it to its end.
+pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let signals = block_signals()?;
+    raise_open_files();
+    // What is made gets the mode that the caller asked for.
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let path = &config.mountpoint;
+    let session = Session::new(Fs::new(open(config)?), path, &options(config))
+        .map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
+    let ended = Arc::new(AtomicBool::new(false));
+    std::thread::Builder::new().name("signals".into()).spawn({
+        let (path, ended) = (path.clone(), ended.clone());
+        move || await_signal(&signals, &path, &ended)
+    })?;
+    let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
+    // The kernel has its answer to INIT, so the first look waits for nothing but us.
+    let answered = rustix::fs::stat(path).map_err(io::Error::from);
+    if let Err(error) = answered.map_err(|error| anyhow!("mount point {path:?}: {error}")).and_then(|_| ready()) {
+        let _ = mountpoint::detach(path);
+        return Err(error);
+    }
+    let served = server.join();
+    ended.store(true, Ordering::Release);
+    match served {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => bail!("mount point {path:?}: {error}"),
+        Err(_) => bail!("mount point {path:?}: the server panicked"),
+    }
+}
+
+fn open(config: &Config) -> anyhow::Result<Tree> {
+    let upper = config.record.upper.as_ref();
+    let writer = match upper.filter(|_| !config.is_read_only) {
+        None => None,
+        Some(upper) => match Writer::open(&upper.work, true) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("upper {:?}: in use by another msb-mount or msb-patch (unmount or await that first)", upper.dir)
+            }
+            other => Some(other.map_err(|error| anyhow!("upper {:?}: {error}", upper.dir))?),
+        },
+    };
+    let root = Merged::open(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
+    Ok(Tree::new(root, writer)?)
+}
+
+fn options(config: &Config) -> Options {
+    let mut options = Options::default();
+    options.mount_options = vec![
+        MountOption::FSName("msb".into()),
+        // The kernel's own option; the crate's goes to fusermount alone.
+        MountOption::CUSTOM("subtype=msb".into()),
+        MountOption::DefaultPermissions,
+        MountOption::NoSuid,
+        MountOption::NoDev,
+        if config.is_read_only { MountOption::RO } else { MountOption::RW },
+    ];
+    options.acl = SessionACL::All;
+    options.n_threads = Some(std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)));
+    options.clone_fd = true;
+    options
+}
+
+fn block_signals() -> anyhow::Result<SigSet> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    Ok(signals)
+}
+
+/// Unmounts at a signal. The session then ends by itself, but for a mount in use: that is detached, and who uses it
+/// gets ENOTCONN.
+fn await_signal(signals: &SigSet, path: &Path, ended: &AtomicBool) {
+    loop {
+        let Ok(signal) = signals.wait() else { continue };
+        if ended.load(Ordering::Acquire) {
+            return;
+        }
+        match rustix::mount::unmount(path, UnmountFlags::empty()) {
+            Ok(()) => return,
+            Err(_) => {
+                warn("msb-mount", &format!("mount point {path:?}: {signal}, still in use, taken away from its users"));
+                let root = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+                if let Ok(root) = rustix::fs::open(path, root, rustix::fs::Mode::empty()) {
+                    let _ = rustix::fs::syncfs(&root);
+                }
+                let _ = mountpoint::detach(path);
+                std::process::exit(0);
+            }
+        }
+    }
+}
+
+/// Every file that the kernel knows is a descriptor here.
+fn raise_open_files() {
+    let limit = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let limit: u64 = limit.unwrap_or(1 << 20);
+    let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) });
+    if raised.is_err() {
+        let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
+        let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard });
+    }
+}

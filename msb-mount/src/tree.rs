@@ -1,0 +1,184 @@
+//! The merged tree as the requests see it: nodes looked up, listed and copied up. What a request changes is in
+//! [`change`], what it does to one file in [`file`].
+
+mod change;
+mod file;
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use fuser::FileAttr;
+use msb::overlay::beneath::{Entry, Name};
+use msb::overlay::upper::{Writer, upper_of};
+use msb::overlay::{self, Layer, Leaf, Listed, Merged};
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+pub(crate) use change::Caller;
+pub(crate) use file::Wanted;
+
+use crate::attr;
+use crate::inode::{Kind, Node, ROOT, Table};
+use crate::listing::Listing;
+use crate::lock::hold;
+
+/// A mounted tree.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) table: Table,
+    /// None for a read-only mount.
+    writer: Option<Writer>,
+    /// Whether the kernel can read and write backing files by itself.
+    pub(crate) passthrough: AtomicBool,
+}
+
+impl Tree {
+    pub(crate) fn new(root: Merged, writer: Option<Writer>) -> io::Result<Self> {
+        Ok(Self { table: Table::new(root)?, writer, passthrough: AtomicBool::new(false) })
+    }
+
+    fn writer(&self) -> io::Result<&Writer> {
+        self.writer.as_ref().ok_or_else(|| Errno::ROFS.into())
+    }
+
+    /// What `name` in `parent` is, counted as a lookup; `None` where nothing is visible.
+    pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<Option<Arc<Node>>> {
+        let found = parent.dir()?.merged().lookup(Name::new(name)?)?;
+        found.map(|found| self.table.intern(parent, name, found)).transpose()
+    }
+
+    /// Runs `with` on what `name` in `parent` is, without counting a lookup.
+    fn with_child<T>(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        with: impl FnOnce(&Arc<Node>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let node = self.lookup(parent, name)?.ok_or(Errno::NOENT)?;
+        let result = with(&node);
+        self.table.forget(node.id, 1);
+        result
+    }
+
+    pub(crate) fn attr(&self, node: &Node) -> io::Result<FileAttr> {
+        Ok(attr::of(&node.stat()?, node.ino()))
+    }
+
+    /// The names of a directory. `rewind`: whether the reader starts and must see what changed.
+    pub(crate) fn list(&self, node: &Node, rewind: bool) -> io::Result<Arc<Listing>> {
+        let dir = node.dir()?;
+        let mut kept = hold(&dir.listing);
+        if let Some(listing) = kept.as_ref()
+            && !(rewind && dir.stale.load(Ordering::Acquire))
+        {
+            return Ok(listing.clone());
+        }
+        dir.stale.store(false, Ordering::Release);
+        let listing = Arc::new(Listing::new(dir.merged().list()?, kept.as_deref()));
+        *kept = Some(listing.clone());
+        Ok(listing)
+    }
+
+    /// The inode number that a listed name shows.
+    pub(crate) fn listed_ino(&self, parent: &Node, listed: &Listed) -> io::Result<u64> {
+        let merged = parent.dir()?.merged();
+        if listed.file_type == FileType::Directory
+            && merged.is_merge()
+            && let Some(overlay::Node::Dir(dir)) = merged.lookup(Name::new(&listed.name)?)?
+        {
+            let part = dir.lower.first().map_or_else(|| dir.top().0, |lower| &lower.dir);
+            return Ok(self.table.numbers.of(&part.stat()?));
+        }
+        let part = match listed.layer {
+            Layer::Upper => merged.upper.as_ref(),
+            Layer::Lower(layer) => merged.lower.iter().find(|part| part.layer == layer).map(|part| &part.dir),
+        };
+        let own = self.table.numbers.fold(part.ok_or(Errno::STALE)?.stat()?.st_dev, listed.ino);
+        Ok(if listed.layer == Layer::Upper { self.table.shown(own) } else { own })
+    }
+
+    /// A directory's parts, the upper one among them: it and the directories above are copied up where they are not.
+    fn in_upper(&self, node: &Arc<Node>) -> io::Result<Arc<Merged>> {
+        let writer = self.writer()?;
+        let mut missing = Vec::new();
+        let mut at = node;
+        while at.dir()?.merged().upper.is_none() {
+            let (parent, _) = at.place.as_ref().ok_or(Errno::ROFS)?;
+            missing.push(at);
+            at = parent;
+        }
+        for node in missing.into_iter().rev() {
+            let Some((parent, name)) = &node.place else { continue };
+            let dir = node.dir()?;
+            let _changes = hold(&parent.dir()?.changes);
+            let merged = dir.merged();
+            if merged.upper.is_some() {
+                continue;
+            }
+            let above = parent.dir()?.merged();
+            let name = Name::new(name)?;
+            // A directory that was removed while somebody holds it open has no place to be copied to.
+            let is_there = match above.lookup(name)? {
+                Some(overlay::Node::Dir(now)) => {
+                    let number = |merged: &Merged| Ok::<_, io::Error>(self.table.numbers.of(&merged.top().0.stat()?));
+                    number(&now)? == number(&merged)?
+                }
+                _ => false,
+            };
+            if !is_there {
+                return Err(Errno::NOENT.into());
+            }
+            let upper = writer.copy_up_dir(upper_of(&above)?, name, &merged.top().0.to_entry()?)?;
+            dir.set_merged(Merged { upper: Some(Arc::new(upper)), lower: merged.lower.clone() });
+        }
+        Ok(node.dir()?.merged())
+    }
+
+    /// Brings a file into the upper, with its first `length` bytes.
+    fn copy_up(&self, node: &Arc<Node>, length: u64) -> io::Result<()> {
+        let leaf = match &node.kind {
+            Kind::Dir(_) => return self.in_upper(node).map(drop),
+            Kind::Leaf(leaf) => leaf,
+        };
+        let writer = self.writer()?;
+        if leaf.get().layer == Layer::Upper {
+            return Ok(());
+        }
+        let _copying = hold(&leaf.copying);
+        let from = leaf.get();
+        if from.layer == Layer::Upper {
+            return Ok(());
+        }
+        let (parent, name) = node.place.as_ref().ok_or(Errno::ROFS)?;
+        let name = Name::new(name)?;
+        let (copy, prepared) = writer.prepare_copy(&from.entry, length)?;
+        self.table.note_copy(node, copy.stat());
+        // Fails for a parent that was removed, and then the file was too.
+        let above = self.in_upper(parent).ok();
+        let changes = hold(&parent.dir()?.changes);
+        let visible = parent.dir()?.merged().lookup(name)?;
+        match (above, visible) {
+            (Some(above), Some(overlay::Node::Leaf(now))) if is_same(&now.entry, &from.entry) => {
+                prepared.put(upper_of(&above)?, name)?;
+            }
+            // Removed while open: the copy has no name and lives as long as the descriptors do.
+            (_, None) => drop(prepared),
+            _ => return Err(Errno::STALE.into()),
+        }
+        drop(changes);
+        leaf.set(Leaf { entry: copy, layer: Layer::Upper });
+        leaf.reopen();
+        Ok(())
+    }
+
+    /// The root of the tree.
+    pub(crate) fn root(&self) -> io::Result<Arc<Node>> {
+        self.table.get(ROOT)
+    }
+}
+
+fn is_same(one: &Entry, other: &Entry) -> bool {
+    (one.stat().st_dev, one.stat().st_ino) == (other.stat().st_dev, other.stat().st_ino)
+}

@@ -1,0 +1,213 @@
+//! Names that come, go and move. The kernel holds the directories of a request for itself meanwhile; only copy-ups
+//! of other names go on beside it, and they take [`crate::inode::DirNode::changes`] as we do.
+
+use std::ffi::OsStr;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use msb::overlay::beneath::{Dir, Entry, Name};
+use msb::overlay::live::DEFAULT_ACL;
+use msb::overlay::upper::{WHOLE, upper_of};
+use msb::overlay::{self, Layer, Leaf, Merged};
+use rustix::fs::{FileType, Mode, RenameFlags, Stat};
+use rustix::io::Errno;
+
+use super::Tree;
+use crate::inode::Node;
+use crate::lock::hold;
+
+/// Who asks for a new file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) umask: u32,
+}
+
+const SET_UID: u32 = 0o4000;
+const SET_GID: u32 = 0o2000;
+
+impl Tree {
+    /// Makes a regular file.
+    pub(crate) fn create(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Arc<Node>> {
+        self.add(parent, name, mode, caller, |dir, name, mode| dir.create(name, mode).map(drop))
+    }
+
+    /// Makes a device node, FIFO, socket, or a regular file.
+    pub(crate) fn mknod(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        mode: u32,
+        device: u32,
+        caller: Caller,
+    ) -> io::Result<Arc<Node>> {
+        let kind = FileType::from_raw_mode(mode);
+        if kind == FileType::CharacterDevice && device == 0 {
+            // It would be a whiteout.
+            return Err(Errno::PERM.into());
+        }
+        self.add(parent, name, mode, caller, |dir, name, mode| dir.mknod(name, kind, mode, u64::from(device)))
+    }
+
+    pub(crate) fn symlink(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        target: &OsStr,
+        caller: Caller,
+    ) -> io::Result<Arc<Node>> {
+        self.add(parent, name, 0o777, caller, |dir, name, _| dir.symlink(name, target))
+    }
+
+    fn add(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        mode: u32,
+        caller: Caller,
+        make: impl Fn(&Dir, Name<'_>, Mode) -> io::Result<()>,
+    ) -> io::Result<Arc<Node>> {
+        let above = self.in_upper(parent)?;
+        let checked = Name::new(name)?;
+        let birth = Birth::new(upper_of(&above)?, mode, caller)?;
+        self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| make(dir, name, birth.mode)))?;
+        let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
+        let entry = birth.settle(entry)?;
+        self.table.intern(parent, name, overlay::Node::Leaf(Leaf { entry, layer: Layer::Upper }))
+    }
+
+    pub(crate) fn mkdir(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Arc<Node>> {
+        let above = self.in_upper(parent)?;
+        let checked = Name::new(name)?;
+        let mut birth = Birth::new(upper_of(&above)?, mode, caller)?;
+        birth.set_id |= birth.inherited;
+        self.changing(parent, || self.writer()?.make_dir(&above, checked, birth.mode))?;
+        let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
+        let upper = Some(Arc::new(birth.settle(entry)?.to_dir()?));
+        self.table.intern(parent, name, overlay::Node::Dir(Merged { upper, lower: Vec::new() }))
+    }
+
+    /// Makes `name` another name of `node`.
+    pub(crate) fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) -> io::Result<Arc<Node>> {
+        self.copy_up(node, WHOLE)?;
+        let above = self.in_upper(parent)?;
+        let leaf = node.leaf()?.get();
+        let checked = Name::new(name)?;
+        self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| dir.link(name, &leaf.entry)))?;
+        self.lookup(parent, name)?.ok_or_else(|| Errno::NOENT.into())
+    }
+
+    /// Removes a file that is no directory.
+    pub(crate) fn unlink(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
+        let above = self.in_upper(parent)?;
+        let name = Name::new(name)?;
+        self.changing(parent, || self.writer()?.remove(&above, name))
+    }
+
+    /// Removes a directory where nothing is visible.
+    pub(crate) fn rmdir(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
+        let above = self.in_upper(parent)?;
+        let name = Name::new(name)?;
+        self.check_empty(&above, name)?;
+        self.changing(parent, || self.writer()?.remove(&above, name))
+    }
+
+    fn check_empty(&self, parent: &Merged, name: Name<'_>) -> io::Result<()> {
+        match parent.lookup(name)? {
+            Some(overlay::Node::Dir(dir)) if dir.is_empty()? => Ok(()),
+            Some(overlay::Node::Dir(_)) => Err(Errno::NOTEMPTY.into()),
+            Some(overlay::Node::Leaf(_)) => Err(Errno::NOTDIR.into()),
+            None => Err(Errno::NOENT.into()),
+        }
+    }
+
+    pub(crate) fn rename(
+        &self,
+        parent: &Arc<Node>,
+        name: &OsStr,
+        to: &Arc<Node>,
+        to_name: &OsStr,
+        flags: RenameFlags,
+    ) -> io::Result<()> {
+        let exchange = flags == RenameFlags::EXCHANGE;
+        self.with_child(parent, name, |node| self.make_movable(node))?;
+        let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
+        let (checked, to_checked) = (Name::new(name)?, Name::new(to_name)?);
+        if exchange {
+            self.with_child(to, to_name, |node| self.make_movable(node))?;
+        } else if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
+            self.check_empty(&to_above, to_checked)?;
+        }
+        let rename = || self.writer()?.rename(&above, checked, &to_above, to_checked, flags);
+        if parent.id == to.id {
+            self.changing(parent, rename)
+        } else if parent.id < to.id {
+            self.changing(parent, || self.changing(to, rename))
+        } else {
+            self.changing(to, || self.changing(parent, rename))
+        }
+    }
+
+    /// Brings what is to be renamed into the upper. A directory with parts below stays where they are; the caller then
+    /// copies and removes, as it does between file systems.
+    fn make_movable(&self, node: &Arc<Node>) -> io::Result<()> {
+        match node.dir() {
+            Ok(dir) if !dir.merged().lower.is_empty() => Err(Errno::XDEV.into()),
+            Ok(_) => Ok(()),
+            Err(_) => self.copy_up(node, WHOLE),
+        }
+    }
+
+    fn changing<T>(&self, parent: &Node, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        let dir = parent.dir()?;
+        let changes = hold(&dir.changes);
+        let changed = change();
+        drop(changes);
+        dir.stale.store(true, Ordering::Release);
+        changed
+    }
+}
+
+/// What a new file is born with: mode, owner, and what its directory passes on.
+#[derive(Debug)]
+struct Birth {
+    /// The mode to make it with; a default ACL of the directory takes the umask's place.
+    mode: Mode,
+    set_id: u32,
+    inherited: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl Birth {
+    fn new(parent: &Dir, mode: u32, caller: Caller) -> io::Result<Self> {
+        let stat: Stat = parent.stat()?;
+        let inherited = stat.st_mode & SET_GID;
+        let mut acl = [0u8; 0];
+        // Asked for its size alone.
+        let has_acl = rustix::fs::getxattr(parent.proc_path(), DEFAULT_ACL, &mut acl[..]).is_ok();
+        let mode = if has_acl { mode } else { mode & !caller.umask };
+        Ok(Self {
+            mode: Mode::from_raw_mode(mode & 0o7777),
+            set_id: mode & (SET_UID | SET_GID),
+            inherited,
+            uid: caller.uid,
+            gid: if inherited == 0 { caller.gid } else { stat.st_gid },
+        })
+    }
+
+    /// Gives the new file its owner, which takes set-id bits away, and then those.
+    fn settle(&self, entry: Entry) -> io::Result<Entry> {
+        let (stat, is_symlink) = (*entry.stat(), entry.file_type() == FileType::Symlink);
+        if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {
+            entry.set_owner(Some(self.uid), Some(self.gid))?;
+        }
+        let mode = if is_symlink { stat.st_mode } else { entry.stat_now()?.st_mode };
+        if !is_symlink && mode & (SET_UID | SET_GID) != self.set_id {
+            entry.set_mode(Mode::from_raw_mode(mode & 0o1777 | self.set_id))?;
+        }
+        Ok(entry)
+    }
+}

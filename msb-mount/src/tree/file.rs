@@ -1,0 +1,171 @@
+//! What a request does to one file, whatever its name: attributes, xattrs, data.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fuser::{BackingId, TimeOrNow};
+use msb::overlay::beneath::Entry;
+use msb::overlay::upper::WHOLE;
+use msb::overlay::{Layer, whiteout};
+use rustix::fs::{FileType, Mode, OFlags, Timestamps, XattrFlags};
+use rustix::io::Errno;
+
+use super::Tree;
+use crate::attr::timespec;
+use crate::handle::{Way, has_set_id};
+use crate::inode::{Kind, Node};
+
+/// Attributes to set; what is `None` stays.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) size: Option<u64>,
+    pub(crate) atime: Option<TimeOrNow>,
+    pub(crate) mtime: Option<TimeOrNow>,
+}
+
+impl Tree {
+    /// Runs `on` on the file that answers for a node's attributes.
+    fn on_entry<T>(&self, node: &Node, on: impl FnOnce(&Entry) -> io::Result<T>) -> io::Result<T> {
+        match &node.kind {
+            Kind::Dir(dir) => on(&dir.merged().top().0.to_entry()?),
+            Kind::Leaf(leaf) => on(&leaf.get().entry),
+        }
+    }
+
+    pub(crate) fn set_attributes(&self, node: &Arc<Node>, wanted: &Wanted, uid: u32) -> io::Result<()> {
+        self.copy_up(node, wanted.size.unwrap_or(WHOLE))?;
+        self.on_entry(node, |entry| {
+            if wanted.uid.is_some() || wanted.gid.is_some() {
+                entry.set_owner(wanted.uid, wanted.gid)?;
+            }
+            if let Some(mode) = wanted.mode {
+                entry.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
+            }
+            if let Some(size) = wanted.size {
+                node.leaf()?.file(true)?.set_len(size)?;
+                if uid != 0 {
+                    clear_set_id(entry)?;
+                }
+            }
+            if wanted.atime.is_some() || wanted.mtime.is_some() {
+                entry.set_times(&Timestamps {
+                    last_access: timespec(wanted.atime),
+                    last_modification: timespec(wanted.mtime),
+                })?;
+            }
+            Ok(())
+        })
+    }
+
+    pub(crate) fn read_link(&self, node: &Node) -> io::Result<OsString> {
+        node.leaf()?.get().entry.read_link()
+    }
+
+    /// Opens a regular file. `back` registers a backing file with the kernel.
+    pub(crate) fn open(
+        &self,
+        node: &Arc<Node>,
+        flags: OFlags,
+        uid: u32,
+        back: impl FnOnce(&Entry) -> io::Result<BackingId>,
+    ) -> io::Result<Way> {
+        let leaf = node.leaf()?;
+        let to_write = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        let truncate = flags.contains(OFlags::TRUNC);
+        if to_write {
+            self.copy_up(node, if truncate { 0 } else { WHOLE })?;
+        }
+        let current = leaf.get();
+        if truncate {
+            current.entry.open(OFlags::WRONLY | OFlags::TRUNC)?;
+            if uid != 0 {
+                clear_set_id(&current.entry)?;
+            }
+        }
+        // A file of a lower layer may be copied up while it is open, and then its backing would have to change.
+        let is_settled = current.layer == Layer::Upper || self.writer.is_none();
+        let passthrough = is_settled
+            && self.passthrough.load(Ordering::Relaxed)
+            && !(to_write && has_set_id(&current.entry.stat_now()?));
+        Ok(leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(&leaf.entry))))
+    }
+
+    pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clear: bool) -> io::Result<usize> {
+        let leaf = node.leaf()?;
+        let file = leaf.file(true)?;
+        std::os::unix::fs::FileExt::write_all_at(&*file, data, offset)?;
+        if clear {
+            clear_set_id(&leaf.get().entry)?;
+        }
+        Ok(data.len())
+    }
+
+    /// Brings a file's or directory's own changes to the disk.
+    pub(crate) fn sync(&self, node: &Node, data_only: bool) -> io::Result<()> {
+        match &node.kind {
+            Kind::Leaf(leaf) if leaf.get().layer == Layer::Upper => {
+                let file = leaf.file(false)?;
+                if data_only { file.sync_data() } else { file.sync_all() }
+            }
+            Kind::Dir(dir) if dir.merged().upper.is_some() => {
+                let merged = dir.merged();
+                let (dir, _) = merged.top();
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                Ok(rustix::fs::fsync(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn xattr(&self, node: &Node, name: &OsStr) -> io::Result<Vec<u8>> {
+        if whiteout::is_private_xattr(name) {
+            return Err(Errno::NODATA.into());
+        }
+        self.on_entry(node, |entry| entry.xattr(name))
+    }
+
+    /// The names of the xattrs, each with a NUL behind it.
+    pub(crate) fn xattr_names(&self, node: &Node) -> io::Result<Vec<u8>> {
+        use std::os::unix::ffi::OsStrExt;
+        let names = self.on_entry(node, Entry::xattr_names)?;
+        let mut list = Vec::new();
+        for name in names.iter().filter(|name| !whiteout::is_private_xattr(name)) {
+            list.extend_from_slice(name.as_bytes());
+            list.push(0);
+        }
+        Ok(list)
+    }
+
+    pub(crate) fn set_xattr(&self, node: &Arc<Node>, name: &OsStr, value: &[u8], flags: i32) -> io::Result<()> {
+        if whiteout::is_private_xattr(name) {
+            return Err(Errno::PERM.into());
+        }
+        self.copy_up(node, WHOLE)?;
+        self.on_entry(node, |entry| entry.set_xattr(name, value, XattrFlags::from_bits_retain(flags as u32)))
+    }
+
+    pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &OsStr) -> io::Result<()> {
+        if whiteout::is_private_xattr(name) {
+            return Err(Errno::PERM.into());
+        }
+        // Nothing to copy up for.
+        self.xattr(node, name)?;
+        self.copy_up(node, WHOLE)?;
+        self.on_entry(node, |entry| entry.remove_xattr(name))
+    }
+}
+
+/// Clears the set-id bits of an executable, as a write by anyone but root does.
+fn clear_set_id(entry: &Entry) -> io::Result<()> {
+    let stat = entry.stat_now()?;
+    if entry.file_type() != FileType::RegularFile || !has_set_id(&stat) {
+        return Ok(());
+    }
+    let cleared = if stat.st_mode & 0o010 == 0 { 0o4000 } else { 0o6000 };
+    entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777 & !cleared))
+}
