@@ -149,12 +149,12 @@ layered_changes() {
 
 # No entry for any directory: what they look like, the layers below say. And bin is a symlink there.
 layered_implied() {
-    mkdir -p implied/{bin,var/spool/new,etc/conf.d}
+    mkdir -p implied/{bin,var/spool,etc/conf.d}
     printf '#!/bin/sh\n' >implied/bin/late
-    echo mail >implied/var/spool/new/mail
+    echo mail >implied/var/spool/mail
     touch implied/etc/conf.d/.wh.c
     tar --format=pax --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime --numeric-owner \
-        -C implied -cf implied.tar bin/late var/spool/new/mail etc/conf.d/.wh.c
+        -C implied -cf implied.tar bin/late var/spool/mail etc/conf.d/.wh.c
 }
 
 # image_tar FILE DIR: DIR as a layer, reproducible but for the times its recipe set.

@@ -1,0 +1,526 @@
+#!/usr/bin/env bats
+# msb-pull against real registries, archives written by skopeo, and umoci as the judge of what a layer means.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets stderr and stderr_lines
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/image.bash"
+    source "$BATS_TEST_DIRNAME/registry.bash"
+    layered=$(layered_image)
+    tiny=$(tiny_image)
+    registry_start "$BATS_FILE_TMPDIR/registry"
+    export PATH layered tiny registry_host
+    skopeo copy -q --dest-tls-verify=false "oci:$layered:latest" "docker://$registry_host/layered:latest"
+    skopeo copy -q --dest-tls-verify=false "oci:$tiny:latest" "docker://$registry_host/group/tiny:v1"
+}
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/registry.bash"
+    registry_stop "$BATS_FILE_TMPDIR/registry"
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/registry.bash"
+    export MSB_HOME=$BATS_TEST_TMPDIR/home
+    unset REGISTRY_AUTH_FILE XDG_DATA_HOME
+    export DOCKER_CONFIG=$BATS_TEST_TMPDIR/docker
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    if mountpoint -q "$BATS_TEST_TMPDIR/merged"; then umount "$BATS_TEST_TMPDIR/merged"; fi
+    if mountpoint -q "$BATS_TEST_TMPDIR/small"; then umount "$BATS_TEST_TMPDIR/small"; fi
+    registry_stop "$BATS_TEST_TMPDIR/registry"
+}
+
+# Everything that a tree is: names, types, modes, owners, times, link targets and counts, sizes, devices, content, xattrs.
+tree() (
+    cd "$1" || exit
+    find . -printf '%p|%y|%m|%U:%G|%T@|%l|%n\n' | awk -F'|' -v OFS='|' '$2 == "d" { $7 = "-" } 1' | sort
+    find . -type f -printf '%p|%s\n' | sort
+    find . \( -type c -o -type b \) -exec stat -c '%n %t,%T' {} + | sort
+    find . -type f -print0 | sort -z | xargs -0 -r sha256sum
+    find . -print0 | sort -z | xargs -0 -r getfattr -h -d -m '^(user\.|security\.|system\.|trusted\.note)' -e hex 2>&1
+)
+
+# same_as_umoci LAYOUT RECORD: the kernel's overlay of the record's layers is the tree that umoci unpacks.
+same_as_umoci() {
+    umoci unpack --image "$1:latest" unpacked
+    mkdir -p merged
+    local lower
+    lower=$(jq -r '.rootfs.lower | if length == 1 then . + ["'"$PWD/empty"'"] else . end | join(":")' "$2")
+    mkdir -p empty
+    mount -t overlay overlay -o "lowerdir=$lower" merged
+    tree unpacked/rootfs >expected
+    tree merged >actual
+    umount merged
+    [[ $(wc -l <expected) -gt 50 ]]
+    diff expected actual
+}
+
+# fails WORDS COMMAND…: it ends with 1, says WORDS in one line, prints no record, and leaves nothing half-made.
+fails() {
+    local words=$1
+    shift
+    run --separate-stderr "$@"
+    echo "status $status: $stderr"
+    [[ $status -eq 1 ]]
+    [[ -z $output ]]
+    [[ $stderr == "msb-pull: "*"$words"* ]]
+    [[ ${#stderr_lines[@]} -eq 1 ]]
+    nothing_half_made
+}
+
+nothing_half_made() {
+    [[ -z $(ls -A "$MSB_HOME/tmp" 2>/dev/null) ]]
+    [[ -z $(ls -A "$MSB_HOME/layers/sha256" 2>/dev/null) ]]
+    [[ -z $(ls -A "$MSB_HOME/blobs/sha256" 2>/dev/null) ]]
+}
+
+# image_of LAYER [MEDIA_TYPE] [DIFF_ID]: a layout ./made of one layer file, put together by hand so that it may lie.
+image_of() {
+    local layer=$1 media=${2:-application/vnd.oci.image.layer.v1.tar} diff_id=${3:-}
+    local blobs=made/blobs/sha256
+    rm -rf made
+    mkdir -p "$blobs"
+    [[ -n $diff_id ]] || diff_id=sha256:$(sha256sum <"$layer" | cut -d' ' -f1)
+    printf '{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["%s"]}}' "$diff_id" >config
+    put_blob config
+    put_blob "$layer"
+    printf '{"schemaVersion":2,"config":%s,"layers":[%s]}' "$(descriptor config)" "$(descriptor "$layer" "$media")" >manifest
+    put_blob manifest
+    printf '{"schemaVersion":2,"manifests":[%s]}' \
+        "$(descriptor manifest application/vnd.oci.image.manifest.v1+json)" >made/index.json
+    printf '{"imageLayoutVersion":"1.0.0"}' >made/oci-layout
+}
+
+put_blob() { cp "$1" "made/blobs/sha256/$(sha256sum <"$1" | cut -d' ' -f1)"; }
+
+descriptor() {
+    printf '{"mediaType":"%s","digest":"sha256:%s","size":%d}' "${2:-application/octet-stream}" \
+        "$(sha256sum <"$1" | cut -d' ' -f1)" "$(stat -c %s "$1")"
+}
+
+@test "the layers, mounted by the kernel, are the tree that umoci unpacks" {
+    msb-pull --plain-http "$registry_host/layered" >record
+    same_as_umoci "$layered" record
+}
+
+@test "whiteouts are 0/0 devices, opaque directories have the xattr, and hardlinks share an inode" {
+    msb-pull "oci:$layered" >record
+    local changes
+    changes=$(jq -r '.rootfs.lower[1]' record)
+    [[ $(stat -c '%F %t,%T' "$changes/etc/one") == "character special file 0,0" ]]
+    [[ $(stat -c '%t,%T' "$changes/opt/gone") == 0,0 ]]
+    [[ $(getfattr --only-values -n trusted.overlay.opaque "$changes/etc/conf.d") == y ]]
+    run getfattr -n trusted.overlay.opaque "$changes/etc"
+    [[ $status -ne 0 ]]
+    [[ $(stat -c %i "$changes/opt/link-a") == "$(stat -c %i "$changes/opt/link-b")" ]]
+    [[ $(stat -c '%F %t,%T' "$changes/opt/dev/null") == "character special file 1,3" ]]
+    [[ -z $(find "$MSB_HOME" -name '.wh.*') ]]
+}
+
+@test "a directory that a layer implies looks as below, and one that is a symlink below is followed" {
+    msb-pull "oci:$layered" >record
+    local top
+    top=$(jq -r '.rootfs.lower[0]' record)
+    [[ $(stat -c '%a %u:%g %Y' "$top/var/spool") == "2750 13:37 1700000000" ]]
+    [[ $(getfattr --only-values -n user.note "$top/var/spool") == base ]]
+    [[ -f $top/usr/bin/late ]]
+    [[ ! -e $top/bin ]]
+}
+
+@test "the record names the image, its platform and configuration, and the layers top first" {
+    msb-pull --plain-http "$registry_host/group/tiny:v1" >record
+    [[ $(wc -l <record) -eq 1 ]]
+    jq -e --arg ref "$registry_host/group/tiny:v1" --arg home "$MSB_HOME" '.msb == 1 and .image.ref == $ref
+        and (.image.digest | startswith("sha256:")) and .image.platform == "linux/amd64"
+        and .image.config.Entrypoint == ["/bin/echo"] and .image.config.Cmd == ["hello"]
+        and (.image.config.Env | index("GREETING=hi")) != null and .image.config.WorkingDir == "/root"
+        and .image.config.StopSignal == "SIGTERM"
+        and .rootfs.kind == "layers" and (.rootfs.lower | all(startswith($home)))' record
+    [[ $(skopeo inspect --tls-verify=false "docker://$registry_host/group/tiny:v1" | jq -r .Digest) == "$(jq -r .image.digest record)" ]]
+    msb-pull "oci:$layered" | jq -e '.image.config.Labels.kept == "yes" and (.rootfs.lower | length) == 3'
+}
+
+@test "the store is for root alone" {
+    msb-pull "oci:$tiny" >/dev/null
+    [[ $(stat -c %a "$MSB_HOME" "$MSB_HOME/layers" "$MSB_HOME/blobs" "$MSB_HOME/tmp" | sort -u) == 700 ]]
+}
+
+@test "a second pull moves no blob, and one by digest needs no registry at all" {
+    registry_start registry
+    skopeo copy -q --dest-tls-verify=false "oci:$layered:latest" "docker://$registry_host/layered:latest"
+    msb-pull --plain-http "$registry_host/layered" >first
+    : >registry/log
+    msb-pull --plain-http "$registry_host/layered" >second
+    cmp first second
+    grep -q 'HEAD /v2/layered/manifests/latest' registry/log
+    run grep -E 'GET /v2/layered/' registry/log
+    [[ $status -eq 1 ]]
+    registry_stop registry
+    msb-pull "$registry_host/layered@$(jq -r .image.digest first)" | jq -e --slurpfile first first '.rootfs == $first[0].rootfs'
+}
+
+@test "a layer that two images share is fetched once" {
+    umoci_copy=$BATS_TEST_TMPDIR/more
+    cp -a "$tiny" "$umoci_copy"
+    mkdir extra
+    echo extra >extra/file
+    tar -C extra -cf extra.tar .
+    umoci raw add-layer --image "$umoci_copy:latest" extra.tar
+    msb-pull "oci:$tiny" | jq -r '.rootfs.lower[]' >one
+    msb-pull "oci:$umoci_copy" | jq -r '.rootfs.lower[]' >two
+    [[ $(tail -n 1 two) == "$(cat one)" ]]
+    [[ $(find "$MSB_HOME/layers/sha256" -mindepth 1 -maxdepth 1 | wc -l) -eq 2 ]]
+}
+
+@test "HTTPS with a certificate authority of one's own, and not without it" {
+    registry_start registry --tls
+    skopeo copy -q --dest-tls-verify=false "oci:$tiny:latest" "docker://$registry_host/tiny:v1"
+    fails "unknown authority (name it with --ca-file)" msb-pull "$registry_host/tiny:v1"
+    msb-pull --ca-file registry/ca.pem "$registry_host/tiny:v1" | jq -e '.rootfs.lower | length == 1'
+}
+
+@test "basic auth comes from docker's config file, an authfile or a credential helper" {
+    registry_start registry --auth 'user:pass:word'
+    skopeo copy -q --dest-tls-verify=false --dest-creds 'user:pass:word' "oci:$tiny:latest" "docker://$registry_host/tiny:v1"
+    fails "not authorized" msb-pull --plain-http "$registry_host/tiny:v1"
+    mkdir -p docker bin
+    printf '{"auths":{"http://%s/v1/":{"auth":"%s"}}}' "$registry_host" "$(printf 'user:pass:word' | base64)" >good
+    printf '{"auths":{"%s":{"auth":"%s"}}}' "$registry_host" "$(printf 'user:wrong' | base64)" >bad
+    cp bad docker/config.json
+    fails "not authorized" msb-pull --plain-http "$registry_host/tiny:v1"
+    msb-pull --plain-http --authfile good "$registry_host/tiny:v1" | jq -e .rootfs
+    cp good docker/config.json
+    rm -r home
+    msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
+    # shellcheck disable=SC2016 # the helper's own variable
+    printf '#!/bin/sh\nread host; [ "$host" = "%s" ] && echo %s\n' "$registry_host" \
+        "'{\"Username\":\"user\",\"Secret\":\"pass:word\"}'" >bin/docker-credential-test
+    chmod +x bin/docker-credential-test
+    printf '{"credHelpers":{"%s":"test"}}' "$registry_host" >docker/config.json
+    rm -r home
+    PATH=$PWD/bin:$PATH msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
+}
+
+@test "layout, archives of both kinds, and stdin give the same layers as the registry" {
+    skopeo copy -q "oci:$layered:latest" oci-archive:oci.tar:v1
+    skopeo copy -q "oci:$layered:latest" docker-archive:docker.tar:name:v1
+    msb-pull --plain-http "$registry_host/layered" | jq -c '.rootfs.lower | map(split("/") | last)' >expected
+    local source
+    for source in "oci:$layered" "oci:$layered:latest" oci-archive:oci.tar oci-archive:oci.tar:v1 docker-archive:docker.tar \
+        docker-archive:docker.tar:docker.io/library/name:v1; do
+        MSB_HOME=$PWD/other msb-pull "$source" >record
+        jq -c '.rootfs.lower | map(split("/") | last)' record | cmp - expected
+        [[ $(jq -r .image.ref record) == "${source%%:*}:/"* ]]
+        rm -r other
+    done
+    for source in oci.tar docker.tar; do
+        MSB_HOME=$PWD/other msb-pull - <"$source" | jq -c '.rootfs.lower | map(split("/") | last)' | cmp - expected
+        [[ -z $(ls -A other/tmp) ]]
+        rm -r other
+    done
+}
+
+@test "gzip, several gzip members, zstd and plain layers unpack alike" {
+    tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .
+    local id half
+    id=sha256:$(sha256sum <layer.tar | cut -d' ' -f1)
+    half=$(($(stat -c %s layer.tar) / 2))
+    gzip -n <layer.tar >one.gz
+    { head -c "$half" layer.tar | gzip; tail -c +$((half + 1)) layer.tar | gzip; } >two.gz
+    zstd -q layer.tar -o layer.zst
+    local gzip=application/vnd.oci.image.layer.v1.tar+gzip zstd=application/vnd.oci.image.layer.v1.tar+zstd
+    local layer media
+    while read -r layer media; do
+        image_of "$layer" "$media" "$id"
+        MSB_HOME=$PWD/$layer.home msb-pull oci:made >record
+        diff -r "$BATS_TEST_DIRNAME" "$(jq -r '.rootfs.lower[0]' record)"
+    done <<END
+layer.tar application/vnd.oci.image.layer.v1.tar
+one.gz $gzip
+two.gz $gzip
+one.gz application/vnd.docker.image.rootfs.diff.tar.gzip
+layer.zst $zstd
+END
+}
+
+@test "an index gives the image of the platform, and lists what it has" {
+    mkdir -p one/etc
+    echo amd64 >one/etc/arch
+    tar -C one -cf amd64.tar .
+    echo arm64 >one/etc/arch
+    tar -C one -cf arm64.tar .
+    local arch
+    for arch in amd64 arm64; do
+        umoci init --layout $arch
+        umoci new --image $arch:latest
+        umoci raw add-layer --image $arch:latest $arch.tar
+        umoci config --image $arch:latest --architecture $arch
+        skopeo copy -q --dest-tls-verify=false oci:$arch:latest "docker://$registry_host/multi:$arch"
+        skopeo inspect --raw --tls-verify=false "docker://$registry_host/multi:$arch" >$arch.json
+    done
+    printf '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[%s,%s]}' \
+        "$(descriptor arm64.json application/vnd.oci.image.manifest.v1+json | jq -c '.platform={os:"linux",architecture:"arm64",variant:"v8"}')" \
+        "$(descriptor amd64.json application/vnd.oci.image.manifest.v1+json | jq -c '.platform={os:"linux",architecture:"amd64"}')" >index
+    curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.index.v1+json' --data-binary @index \
+        "http://$registry_host/v2/multi/manifests/all"
+    for arch in amd64 arm64; do
+        msb-pull --plain-http --platform linux/$arch "$registry_host/multi:all" >record
+        [[ $(cat "$(jq -r '.rootfs.lower[0]' record)/etc/arch") == "$arch" ]]
+        [[ $(jq -r .image.platform record) == linux/$arch ]]
+    done
+    rm -r home
+    fails "no image for linux/s390x: it offers linux/arm64/v8, linux/amd64" \
+        msb-pull --plain-http --platform linux/s390x "$registry_host/multi:all"
+    fails "the image is for linux/arm64, not for linux/amd64" msb-pull --plain-http --platform linux/amd64 "$registry_host/multi:arm64"
+}
+
+@test "a directory is a root as it is, and a disk is known by name and magic" {
+    mkdir root
+    printf 'QFI\373\0\0\0\3' >disk.qcow2
+    truncate -s 1M disk.qcow2 disk.raw fake.qcow2
+    cp disk.qcow2 lying.img
+    [[ $(msb-pull ./root) == '{"msb":1,"rootfs":{"kind":"dir","lower":["'"$PWD"'/root"]}}' ]]
+    [[ $(msb-pull ./disk.qcow2 | jq -r '.rootfs | "\(.kind) \(.format) \(.path)"') == "disk qcow2 $PWD/disk.qcow2" ]]
+    [[ $(msb-pull "$PWD/disk.raw" | jq -r .rootfs.format) == raw ]]
+    [[ $(msb-pull ./lying.img | jq -r .rootfs.format) == raw ]]
+    fails "not a qcow2 image" msb-pull ./fake.qcow2
+    fails "neither a directory nor a disk" msb-pull "$layered/index.json"
+    fails "No such file or directory" msb-pull ./missing
+    [[ ! -e home ]]
+}
+
+@test "an image with a layer twice and an empty layer mounts" {
+    mkdir base middle
+    echo base >base/file
+    touch middle/.wh.file
+    tar -C base -cf base.tar file
+    tar -C middle -cf middle.tar .wh.file
+    tar -cf empty.tar -T /dev/null
+    umoci init --layout twice
+    umoci new --image twice:latest
+    local layer
+    for layer in base empty middle empty base; do umoci raw add-layer --image twice:latest $layer.tar; done
+    msb-pull oci:twice >record
+    mkdir merged
+    mount -t overlay overlay -o "lowerdir=$(jq -r '.rootfs.lower | join(":")' record)" merged
+    [[ $(cat merged/file) == base ]]
+    umount merged
+    msb-pull oci:twice | cmp - record
+}
+
+@test "several pulls of one image at once all give the same record" {
+    local i pids=()
+    for i in 1 2 3 4; do
+        msb-pull --plain-http "$registry_host/layered" >"record$i" &
+        pids+=($!)
+    done
+    for i in "${pids[@]}"; do wait "$i"; done
+    for i in 2 3 4; do cmp record1 "record$i"; done
+    [[ -z $(ls -A home/tmp) ]]
+    same_as_umoci "$layered" record1
+}
+
+@test "what a killed pull left behind is gone after the next, and a live one's is not touched" {
+    mkfifo slow
+    msb-pull - <slow >/dev/null 2>&1 &
+    local pid=$!
+    exec 5>slow
+    head -c 100000 /dev/zero >&5
+    until [[ -s $(echo home/tmp/*/archive) ]]; do kill -0 $pid; done
+    msb-pull "oci:$tiny" >/dev/null
+    [[ $(find home/tmp -mindepth 1 -maxdepth 1 | wc -l) -eq 1 ]]
+    kill -KILL $pid
+    wait $pid || true
+    exec 5>&-
+    [[ $(find home/tmp -mindepth 1 -maxdepth 1 | wc -l) -eq 1 ]]
+    msb-pull "oci:$tiny" >/dev/null
+    [[ -z $(ls -A home/tmp) ]]
+}
+
+# hostile_layer PYTHON: an image ./made of a layer by Python's tarfile, with add(name, type, link, data).
+hostile_layer() {
+    python3 - "$1" <<'END'
+import io, sys, tarfile
+tar = tarfile.open("hostile.tar", "w", format=tarfile.PAX_FORMAT)
+def add(name, type=tarfile.REGTYPE, link="", data=b"", **more):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size, info.mode = type, link, len(data), 0o755
+    for key, value in more.items():
+        setattr(info, key, value)
+    tar.addfile(info, io.BytesIO(data))
+SYM, LINK, DIR, CHR = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE
+exec(sys.argv[1])
+tar.close()
+END
+    image_of hostile.tar
+}
+
+@test "a layer that reaches outside is refused" {
+    echo secret >victim
+    local words layer
+    while IFS='|' read -r words layer; do
+        hostile_layer "$layer"
+        fails "$words" msb-pull oci:made
+    done <<END
+leaves the layer|add("../victim", data=b"owned")
+leaves the layer|add("a/../../../victim", data=b"owned")
+outside of the layer|add("link", LINK, "../../../../victim")
+is not in this layer|add("link", LINK, "$PWD/victim")
+is not in this layer|add("away", SYM, "$PWD"); add("link", LINK, "away/victim")
+is a directory|add("d", DIR); add("link", LINK, "d")
+a whiteout of no name|add("a/.wh...")
+root must be a directory|add("./", SYM, "/etc")
+takes for a whiteout|add("null", CHR, devmajor=0, devminor=0)
+too many symlinks|add("a", SYM, "b"); add("b", SYM, "a"); add("a/x")
+sparse files are not supported|add("s", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
+END
+    [[ $(cat victim) == secret ]]
+}
+
+@test "symlinks, absolute names and overlayfs xattrs of a layer stay inside of it" {
+    echo secret >victim
+    hostile_layer "
+add('abs', SYM, '$PWD'); add('abs/victim', data=b'inside')
+add('up', SYM, '../../../../..'); add('up/over', data=b'inside')
+add('/etc/rooted', data=b'inside')
+add('redirect', DIR, pax_headers={'SCHILY.xattr.trusted.overlay.redirect': '/etc', 'SCHILY.xattr.user.fine': 'yes'})
+add('twice', data=b'first'); add('twice', SYM, '$PWD/victim'); add('twice', data=b'last')
+add('tree/deep/file', data=b'x'); add('tree', data=b'file')
+add('file', data=b'x'); add('file/below', data=b'y')"
+    msb-pull oci:made >record
+    local root
+    root=$(jq -r '.rootfs.lower[0]' record)
+    [[ $(cat victim) == secret ]]
+    [[ $(cat "$root$PWD/victim") == inside ]]
+    [[ $(cat "$root/over") == inside && $(cat "$root/etc/rooted") == inside ]]
+    [[ $(getfattr --absolute-names -d -m . "$root/redirect" | grep -c =) -eq 1 ]]
+    [[ -f $root/twice && ! -L $root/twice && $(cat "$root/twice") == last ]]
+    [[ $(cat "$root/tree") == file ]]
+    [[ $(cat "$root/file/below") == y ]]
+}
+
+@test "a registry that is not there, a name that is not there, and the wrong protocol have words" {
+    fails "connection refused" msb-pull --plain-http 127.0.0.1:1/demo
+    fails "unknown host" msb-pull --plain-http no-such-host.invalid/demo
+    fails "not found in registry" msb-pull --plain-http "$registry_host/layered:missing"
+    fails "not found in registry" msb-pull --plain-http "$registry_host/missing"
+    fails "it does not speak TLS (use --plain-http" msb-pull "$registry_host/layered"
+    fails "no PEM certificate" msb-pull --ca-file "$layered/index.json" "$registry_host/layered"
+    fails "No such file or directory" msb-pull --plain-http --authfile missing "$registry_host/layered"
+}
+
+@test "a blob that the registry damaged or cut off is named with both digests or sizes" {
+    registry_start registry
+    skopeo copy -q --dest-tls-verify=false "oci:$tiny:latest" "docker://$registry_host/tiny:v1"
+    local layer file
+    layer=$(skopeo inspect --raw --tls-verify=false "docker://$registry_host/tiny:v1" | jq -r '.layers[0].digest')
+    file=registry/storage/docker/registry/v2/blobs/sha256/${layer:7:2}/${layer:7}/data
+    cp "$file" whole
+    printf 'X' | dd of="$file" bs=1 seek=5000 conv=notrunc status=none
+    fails "wrong digest: expected $layer, got sha256:$(sha256sum <"$file" | cut -d' ' -f1)" msb-pull --plain-http "$registry_host/tiny:v1"
+    head -c 5000 whole >"$file"
+    fails "truncated: 5000 of $(stat -c %s whole) bytes came" msb-pull --plain-http "$registry_host/tiny:v1"
+    { cat whole; echo more; } >"$file"
+    fails "longer than the $(stat -c %s whole) bytes" msb-pull --plain-http "$registry_host/tiny:v1"
+    rm "$file"
+    fails "registry \"$registry_host\"" msb-pull --plain-http "$registry_host/tiny:v1"
+    cp whole "$file"
+    msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
+}
+
+@test "layers that are not what the image says have words" {
+    local gzip=application/vnd.oci.image.layer.v1.tar+gzip zstd=application/vnd.oci.image.layer.v1.tar+zstd id
+    tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .
+    id=sha256:$(sha256sum <layer.tar | cut -d' ' -f1)
+    image_of layer.tar '' "sha256:$(printf '0%.0s' {1..64})"
+    fails "wrong diff_id: expected sha256:0000" msb-pull oci:made
+    head -c 5000 layer.tar >cut.tar
+    image_of cut.tar
+    fails "truncated tar archive" msb-pull oci:made
+    gzip -n <layer.tar >layer.gz
+    head -c 3000 layer.gz >cut.gz
+    image_of cut.gz "$gzip" "$id"
+    fails "truncated gzip data" msb-pull oci:made
+    { head -c -8 layer.gz; head -c 8 /dev/zero; } >bad.gz
+    image_of bad.gz "$gzip" "$id"
+    fails "bad gzip data" msb-pull oci:made
+    image_of layer.tar "$gzip"
+    fails "not Gzip data" msb-pull oci:made
+    { zstd -q -c layer.tar | head -c 2000; } >cut.zst
+    image_of cut.zst "$zstd" "$id"
+    fails "truncated zstd data" msb-pull oci:made
+    head -c 4096 /dev/urandom >noise
+    image_of noise
+    fails "not a tar archive" msb-pull oci:made
+    image_of layer.tar
+    printf 'X' >>"made/blobs/sha256/$(sha256sum <config | cut -d' ' -f1)"
+    fails "configuration" msb-pull oci:made
+    image_of layer.tar
+    rm "made/blobs/sha256/$(sha256sum <layer.tar | cut -d' ' -f1)"
+    fails "No such file or directory" msb-pull oci:made
+}
+
+@test "archives that are none, are cut off, or lack the tag have words" {
+    skopeo copy -q "oci:$tiny:latest" oci-archive:oci.tar:v1
+    skopeo copy -q "oci:$tiny:latest" docker-archive:docker.tar:name:v1
+    head -c 300000 oci.tar >cut.tar
+    head -c 4096 /dev/urandom >noise
+    tar -cf other.tar "$BATS_TEST_DIRNAME/t1-pull.bats" 2>/dev/null
+    mkdir no-layout
+    fails "truncated" msb-pull oci-archive:cut.tar
+    fails "truncated" msb-pull - <cut.tar
+    fails "not a tar archive" msb-pull oci-archive:noise
+    fails "not a tar archive" msb-pull - <noise
+    fails "it is empty" msb-pull - </dev/null
+    fails "not an OCI layout" msb-pull oci-archive:other.tar
+    fails "not a docker archive" msb-pull docker-archive:oci.tar
+    fails "neither an OCI nor a docker archive" msb-pull - <other.tar
+    fails 'no tag "v2": it has v1' msb-pull oci-archive:oci.tar:v2
+    fails 'no tag "v2": it has docker.io/library/name:v1' msb-pull docker-archive:docker.tar:v2
+    fails "No such file or directory" msb-pull oci:missing
+    fails "No such file or directory" msb-pull docker-archive:missing
+    fails "not an OCI layout" msb-pull oci:no-layout
+    gzip -k oci.tar
+    fails "decompress it with gzip -d first" msb-pull - <oci.tar.gz
+}
+
+@test "a full disk is said so, and leaves nothing" {
+    mkdir small
+    mount -t tmpfs -o size=1m tmpfs small
+    export MSB_HOME=$PWD/small/home
+    fails "No space left on device" msb-pull "oci:$tiny"
+    umount small
+}
+
+@test "without root it says that root is needed" {
+    # The test's own directory is closed to others.
+    local open
+    open=$(mktemp -d)
+    chmod 755 "$open"
+    cp "$(command -v msb-pull)" "$open"
+    run --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$open/msb-pull" "oci:$tiny"
+    rm -r "$open"
+    [[ $status -eq 1 ]]
+    [[ $stderr == *"needs root"* ]]
+}
+
+@test "a wrong call ends with 2 and says why" {
+    local call
+    for call in "" "a b" "UPPER" "oci:" "--platform x alpine" "--platform linux/amd64 ./root" "--ca-file f --plain-http a"; do
+        # shellcheck disable=SC2086 # words on purpose
+        run --separate-stderr msb-pull $call
+        [[ $status -eq 2 && $stderr == "msb-pull: "* && -z $output ]]
+    done
+}
+
+@test "a closed stdout is quiet" {
+    # The reader closes its end, then lets the writer go on.
+    mkfifo gone
+    run --separate-stderr bash -c '{ read -r <gone; msb-pull ./; echo $? >code; } | { exec <&-; echo >gone; }; wait'
+    [[ -z $stderr && $(cat code) == 141 ]]
+}
