@@ -56,10 +56,10 @@ impl File {
     fn find(&self, registry: &str) -> anyhow::Result<Option<Credentials>> {
         let is_it = |key: &String| same_registry(key, registry);
         let helper = self.cred_helpers.iter().find(|(key, _)| is_it(key)).map(|(_, helper)| helper);
-        if let Some(helper) = helper.or(self.creds_store.as_ref()) {
-            if let Some(found) = ask(helper, registry)? {
-                return Ok(Some(found));
-            }
+        if let Some(helper) = helper.or(self.creds_store.as_ref())
+            && let Some(found) = ask(helper, registry)?
+        {
+            return Ok(Some(found));
         }
         self.auths
             .iter()

@@ -126,7 +126,7 @@ mod tests {
         fs::create_dir_all(layer.join("var/spool")).unwrap();
         fs::write(layer.join("bin/tool"), "tool").unwrap();
         let implied = ["", "bin", "bin/deep", "var", "var/spool"].map(PathBuf::from);
-        inherit(&layer, &implied, &[lower.clone()]).unwrap();
+        inherit(&layer, &implied, std::slice::from_ref(&lower)).unwrap();
         assert_eq!(fs::read(layer.join("usr/bin/tool")).unwrap(), b"tool");
         assert!(!layer.join("bin").exists());
         let (own, theirs) =

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use msb::overlay::beneath::{Dir, Name};
 use msb::state;
-use rustix::fs::{FlockOperation, Mode, OFlags, RenameFlags};
+use rustix::fs::{FlockOperation, IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
@@ -37,6 +37,7 @@ impl Store {
             state::make_private_dir(&home.join(dir))?;
         }
         let all = home.join("tmp");
+        spread(&all);
         // While this is held nobody is between making a directory and locking it.
         let gate = lock(&all, FlockOperation::LockExclusive)?;
         let stale = Self::stale(&all)?;
@@ -146,6 +147,19 @@ fn publish(from: &Path, to: &Path) -> anyhow::Result<()> {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => bail!("{to:?}: {error}"),
     }
+}
+
+/// Asks ext4 to put each pull's directory into a block group of its own choice (`chattr(1)`, attribute T). Else it picks
+/// one near the last, and in a group where a tree was deleted within minutes it passes over every inode of it, one by
+/// one, for each file it makes. Other file systems know no such attribute.
+fn spread(dir: &Path) {
+    let ask = || -> rustix::io::Result<()> {
+        let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let flags = rustix::fs::ioctl_getflags(&fd)?;
+        rustix::fs::ioctl_setflags(&fd, flags | IFlags::TOPDIR)
+    };
+    // Nothing but time is lost without it.
+    let _ = ask();
 }
 
 fn lock(dir: &Path, how: FlockOperation) -> Result<OwnedFd, Errno> {

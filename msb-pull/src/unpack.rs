@@ -71,7 +71,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
             let target = tree.link_target(&link)?;
             let there = parent.dir.entry(name)?;
             // A second link to itself is there already, and must not be removed to be made.
-            if !there.is_some_and(|there| there.stat().st_ino == target.stat().st_ino) {
+            if there.is_none_or(|there| there.stat().st_ino != target.stat().st_ino) {
                 over(tree, &parent, name, |dir| dir.link(name, &target))?;
             }
         }
