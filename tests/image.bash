@@ -45,7 +45,6 @@ demo_image() {
 
 demo_recipe() {
     SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant=minbase \
-        --include=ca-certificates \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' \
         bookworm layer.tar

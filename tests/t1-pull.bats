@@ -450,7 +450,7 @@ add('file', data=b'x'); add('file/below', data=b'y')"
     image_of bad.gz "$gzip" "$id"
     fails "bad gzip data" msb-pull oci:made
     image_of layer.tar "$gzip"
-    fails "not Gzip data" msb-pull oci:made
+    fails "not gzip data" msb-pull oci:made
     { zstd -q -c layer.tar | head -c 2000; } >cut.zst
     image_of cut.zst "$zstd" "$id"
     fails "truncated zstd data" msb-pull oci:made

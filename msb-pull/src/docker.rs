@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use crate::archive::Files;
 use crate::digest::Digest;
+use crate::image::{Blob, Origin};
 use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
-use crate::pull::{Blob, Origin};
 
 const MANIFEST: &str = "manifest.json";
 

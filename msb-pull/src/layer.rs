@@ -11,8 +11,8 @@ use anyhow::{Context, anyhow, bail};
 
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
 use crate::digest::{Digest, Hash, Verifier};
+use crate::image::{Blob, Origin};
 use crate::progress::Bar;
-use crate::pull::{Blob, Origin};
 use crate::tape::Tape;
 use crate::unpack::unpack;
 
@@ -164,20 +164,24 @@ impl Compression {
             Self::None
         };
         if said != Self::None && found != said {
-            bail!("not {said:?} data, as its media type {media_type:?} says")
+            bail!("not {} data, as its media type {media_type:?} says", said.name())
         }
         Ok(found)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "plain",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
     }
 
     fn words(self, error: std::io::Error) -> anyhow::Error {
         if error.get_ref().is_some_and(|inner| inner.is::<Hangup>()) {
             return error.into();
         }
-        let name = match self {
-            Self::None => return error.into(),
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-        };
+        let name = self.name();
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
             return anyhow!("truncated {name} data");
         }

@@ -7,8 +7,8 @@ use anyhow::{Context, bail, ensure};
 
 use crate::archive::Files;
 use crate::digest::Digest;
+use crate::image::{Blob, Origin};
 use crate::manifest::{Descriptor, Document, MAX_MANIFEST};
-use crate::pull::{Blob, Origin};
 
 const INDEX: &str = "index.json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

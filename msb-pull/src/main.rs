@@ -7,6 +7,7 @@ mod credentials;
 mod digest;
 mod disk;
 mod docker;
+mod image;
 mod implied;
 mod layer;
 mod layout;

@@ -1,16 +1,16 @@
-//! A pull: from a source to a record. Documents first, from the store where it has them; then the layers that are missing,
-//! several at once; then all of it becomes visible, and the record names it.
+//! A pull: from a source to a record. Documents first, then the layers that the store does not have, several at once;
+//! then all of it becomes visible, and the record names it.
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;
-use std::io::Write;
+use std::io::IsTerminal;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use msb::record::{Image, Record, Rootfs};
 use msb::state;
 use oci_distribution::Reference;
@@ -19,13 +19,14 @@ use crate::archive::Files;
 use crate::args::Config;
 use crate::chunks::is_hangup;
 use crate::credentials;
-use crate::digest::{Digest, Verifier};
+use crate::digest::Digest;
 use crate::disk;
 use crate::docker::DockerArchive;
+use crate::image::{Found, Nowhere, Origin, find, pair};
 use crate::implied::inherit;
 use crate::layer::{Layer, fetch_and_unpack};
 use crate::layout::Layout;
-use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
+use crate::manifest::{Configuration, select};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::Source;
@@ -34,65 +35,6 @@ use crate::store::Store;
 
 /// How many layers are on their way at once.
 const AT_ONCE: usize = 4;
-/// How deep indexes may nest.
-const MAX_DEPTH: usize = 4;
-
-/// Where blobs come from. What it hands out is not verified yet.
-pub(crate) trait Origin: Sync {
-    /// An index or a manifest.
-    ///
-    /// # Errors
-    /// Words, also for one over [`MAX_MANIFEST`].
-    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>>;
-
-    /// Writes a blob's bytes to `out`.
-    ///
-    /// # Errors
-    /// Words; the writer's own error as it came.
-    fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()>;
-}
-
-/// A blob of an image.
-#[derive(Clone, Debug)]
-pub(crate) struct Blob {
-    pub(crate) digest: Option<Digest>,
-    member: String,
-    pub(crate) size: u64,
-    pub(crate) media_type: String,
-}
-
-impl Blob {
-    fn described(descriptor: &Descriptor) -> Self {
-        let digest = Some(descriptor.digest.clone());
-        Self { digest, member: String::new(), size: descriptor.size, media_type: descriptor.media_type.clone() }
-    }
-
-    /// A blob that has a name in an archive instead of a digest.
-    pub(crate) fn member(size: u64, name: String) -> Self {
-        Self { digest: None, member: name, size, media_type: String::new() }
-    }
-
-    /// Its name in an origin that files digests as `path` says.
-    pub(crate) fn name_in(&self, path: impl Fn(&Digest) -> String) -> String {
-        self.digest.as_ref().map_or_else(|| self.member.clone(), path)
-    }
-
-    /// Its name, for words.
-    pub(crate) fn name(&self) -> String {
-        self.name_in(Digest::to_string)
-    }
-}
-
-/// An image whose documents are known.
-struct Found {
-    digest: Option<Digest>,
-    configuration: Configuration,
-    /// Bottom first, one for each diff_id.
-    layers: Vec<Layer>,
-    /// What to keep, the most particular first.
-    documents: Vec<(Digest, Vec<u8>)>,
-}
-
 /// Pulls what `config` names.
 ///
 /// # Errors
@@ -192,6 +134,7 @@ fn from_docker(
 
 fn from_stdin(config: &Config, store: &Store) -> anyhow::Result<Record> {
     // The documents come last in some archives, so it has to be all there before the first layer can be checked.
+    ensure!(!std::io::stdin().is_terminal(), "stdin is a terminal (pipe an archive in)");
     let spool = store.scratch("archive");
     let mut file = std::fs::File::create(&spool)?;
     let length = std::io::copy(&mut std::io::stdin().lock(), &mut file).context("spooling it")?;
@@ -204,73 +147,6 @@ fn from_stdin(config: &Config, store: &Store) -> anyhow::Result<Record> {
         let archive = DockerArchive::of(files).map_err(|_| anyhow!("neither an OCI nor a docker archive"))?;
         from_docker(config, store, &archive, None, "-".into())
     }
-}
-
-/// An origin that has nothing: to see whether the store is enough.
-struct Nowhere;
-
-impl Origin for Nowhere {
-    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
-        bail!("{digest} is not in the store")
-    }
-
-    fn copy_blob(&self, blob: &Blob, _: &mut dyn Write) -> anyhow::Result<()> {
-        bail!("{} is not in the store", blob.name())
-    }
-}
-
-/// Follows indexes to the manifest of the platform, and reads its configuration.
-fn find(origin: &dyn Origin, store: &Store, start: &Digest, wanted: &Platform) -> anyhow::Result<Found> {
-    let mut documents = Vec::new();
-    let mut digest = start.clone();
-    for _ in 0..MAX_DEPTH {
-        let text = match store.document(&digest, MAX_MANIFEST)? {
-            Some(text) => text,
-            None => {
-                let text = origin.manifest(&digest).with_context(|| format!("manifest \"{digest}\""))?;
-                digest.check(&text).with_context(|| format!("manifest \"{digest}\""))?;
-                text
-            }
-        };
-        let parsed = Document::parse(&text)?;
-        documents.insert(0, (digest.clone(), text));
-        match parsed {
-            Document::Index(entries) => digest = select(&entries, wanted)?.digest.clone(),
-            Document::Manifest { config, layers } => {
-                let text = configuration(origin, store, &config)?;
-                let configuration = Configuration::parse(&text)?;
-                configuration.check_platform(wanted)?;
-                documents.insert(0, (config.digest, text));
-                let layers = pair(layers.iter().map(Blob::described).collect(), &configuration)?;
-                return Ok(Found { digest: Some(digest), configuration, layers, documents });
-            }
-        }
-    }
-    bail!("indexes are nested more than {MAX_DEPTH} deep")
-}
-
-fn configuration(origin: &dyn Origin, store: &Store, config: &Descriptor) -> anyhow::Result<Vec<u8>> {
-    if let Some(text) = store.document(&config.digest, MAX_CONFIG)? {
-        return Ok(text);
-    }
-    let fetch = || {
-        ensure!(config.size <= MAX_CONFIG, "{} bytes, {MAX_CONFIG} at most", config.size);
-        let mut verifier = Verifier::new(Vec::new(), Some(&config.digest), config.size);
-        origin.copy_blob(&Blob::described(config), &mut verifier)?;
-        verifier.finish(Some(&config.digest))
-    };
-    fetch().with_context(|| format!("configuration \"{}\"", config.digest))
-}
-
-fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::Result<Vec<Layer>> {
-    let diff_ids = &configuration.diff_ids;
-    ensure!(
-        blobs.len() == diff_ids.len(),
-        "{} layers, but {} diff_ids in the configuration",
-        blobs.len(),
-        diff_ids.len()
-    );
-    Ok(blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id: diff_id.clone() }).collect())
 }
 
 /// The chain ID of each layer, bottom first; of a diff_id that is there twice, the one of its highest place.
@@ -326,7 +202,7 @@ fn take(config: &Config, store: &Store, origin: &dyn Origin, found: Found, name:
     }
     let layers: Vec<(PathBuf, Digest)> = fresh.clone().into_iter().collect();
     store.commit(&layers, &found.documents)?;
-    let place = |dir: PathBuf| fresh.get(&dir).map_or(dir, |id| store.future_layer(id));
+    let place = |dir: PathBuf| fresh.get(&dir).map_or(dir, |id| store.layer_path(id));
     let lower = stack(lower).into_iter().map(place).collect();
     Ok(record(name, found, lower))
 }

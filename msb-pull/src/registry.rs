@@ -17,8 +17,8 @@ use tokio::runtime::Runtime;
 
 use crate::credentials::Credentials;
 use crate::digest::Digest;
+use crate::image::{Blob, Origin};
 use crate::manifest::{MAX_MANIFEST, MEDIA_TYPES};
-use crate::pull::{Blob, Origin};
 
 /// How long a registry may be silent. Not a limit for a download that moves.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,7 +52,7 @@ impl Registry {
             ..ClientConfig::default()
         };
         let client = Client::try_from(config).map_err(|error| anyhow!("cannot set TLS up: {}", deepest(&error)))?;
-        // Two cores' worth: the threads that decompress and write want the rest.
+        // One thread moves the bytes of all connections; the processors are for decompressing and writing.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let registry = Self { runtime, client, reference: reference.clone(), plain_http };
         let auth = credentials.map_or(RegistryAuth::Anonymous, |it| RegistryAuth::Basic(it.user, it.password));

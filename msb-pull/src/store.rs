@@ -93,7 +93,8 @@ impl Store {
         self.home.join("blobs/sha256").join(digest.hex())
     }
 
-    fn layer_path(&self, id: &Digest) -> PathBuf {
+    /// Where the layer of this ID is, once it is there.
+    pub(crate) fn layer_path(&self, id: &Digest) -> PathBuf {
         self.home.join("layers/sha256").join(id.hex())
     }
 
@@ -122,11 +123,6 @@ impl Store {
             File::open(self.home.join(dir))?.sync_all()?;
         }
         Ok(())
-    }
-
-    /// Where a layer of this ID will be.
-    pub(crate) fn future_layer(&self, id: &Digest) -> PathBuf {
-        self.layer_path(id)
     }
 }
 

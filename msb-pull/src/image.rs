@@ -1,0 +1,145 @@
+//! An image's documents, found and verified: from a reference to the manifest of one platform, its configuration and the
+//! layers to unpack. Nothing here writes.
+
+use std::io::Write;
+
+use anyhow::{Context, bail, ensure};
+
+use crate::digest::{Digest, Verifier};
+use crate::layer::Layer;
+use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
+use crate::platform::Platform;
+use crate::store::Store;
+
+/// How deep indexes may nest.
+const MAX_DEPTH: usize = 4;
+
+/// Where blobs come from. What it hands out is not verified yet.
+pub(crate) trait Origin: Sync {
+    /// An index or a manifest.
+    ///
+    /// # Errors
+    /// Words, also for one over [`MAX_MANIFEST`].
+    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>>;
+
+    /// Writes a blob's bytes to `out`.
+    ///
+    /// # Errors
+    /// Words; the writer's own error as it came.
+    fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()>;
+}
+
+/// A blob of an image.
+#[derive(Clone, Debug)]
+pub(crate) struct Blob {
+    pub(crate) digest: Option<Digest>,
+    member: String,
+    pub(crate) size: u64,
+    pub(crate) media_type: String,
+}
+
+impl Blob {
+    fn described(descriptor: &Descriptor) -> Self {
+        let digest = Some(descriptor.digest.clone());
+        Self { digest, member: String::new(), size: descriptor.size, media_type: descriptor.media_type.clone() }
+    }
+
+    /// A blob that has a name in an archive instead of a digest.
+    pub(crate) fn member(size: u64, name: String) -> Self {
+        Self { digest: None, member: name, size, media_type: String::new() }
+    }
+
+    /// Its name in an origin that files digests as `path` says.
+    pub(crate) fn name_in(&self, path: impl Fn(&Digest) -> String) -> String {
+        self.digest.as_ref().map_or_else(|| self.member.clone(), path)
+    }
+
+    /// Its name, for words.
+    pub(crate) fn name(&self) -> String {
+        self.name_in(Digest::to_string)
+    }
+}
+
+/// An image whose documents are known.
+pub(crate) struct Found {
+    pub(crate) digest: Option<Digest>,
+    pub(crate) configuration: Configuration,
+    /// Bottom first, one for each diff_id.
+    pub(crate) layers: Vec<Layer>,
+    /// What to keep, the most particular first.
+    pub(crate) documents: Vec<(Digest, Vec<u8>)>,
+}
+
+/// An origin that has nothing: to see whether the store is enough.
+pub(crate) struct Nowhere;
+
+impl Origin for Nowhere {
+    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
+        bail!("{digest} is not in the store")
+    }
+
+    fn copy_blob(&self, blob: &Blob, _: &mut dyn Write) -> anyhow::Result<()> {
+        bail!("{} is not in the store", blob.name())
+    }
+}
+
+/// Follows indexes to the manifest of the platform, and reads its configuration.
+///
+/// # Errors
+/// Words for a document that is missing, malformed or not the one its digest names, and for an image of another platform.
+pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Digest, wanted: &Platform) -> anyhow::Result<Found> {
+    let mut documents = Vec::new();
+    let mut digest = start.clone();
+    for _ in 0..MAX_DEPTH {
+        let text = match store.document(&digest, MAX_MANIFEST)? {
+            Some(text) => text,
+            None => {
+                let text = origin.manifest(&digest).with_context(|| format!("manifest \"{digest}\""))?;
+                digest.check(&text).with_context(|| format!("manifest \"{digest}\""))?;
+                text
+            }
+        };
+        let parsed = Document::parse(&text)?;
+        documents.insert(0, (digest.clone(), text));
+        match parsed {
+            Document::Index(entries) => digest = select(&entries, wanted)?.digest.clone(),
+            Document::Manifest { config, layers } => {
+                let text = configuration(origin, store, &config)?;
+                let configuration = Configuration::parse(&text)?;
+                configuration.check_platform(wanted)?;
+                documents.insert(0, (config.digest, text));
+                let layers = pair(layers.iter().map(Blob::described).collect(), &configuration)?;
+                return Ok(Found { digest: Some(digest), configuration, layers, documents });
+            }
+        }
+    }
+    bail!("indexes are nested more than {MAX_DEPTH} deep")
+}
+
+fn configuration(origin: &dyn Origin, store: &Store, config: &Descriptor) -> anyhow::Result<Vec<u8>> {
+    if let Some(text) = store.document(&config.digest, MAX_CONFIG)? {
+        return Ok(text);
+    }
+    let fetch = || {
+        ensure!(config.size <= MAX_CONFIG, "{} bytes, {MAX_CONFIG} at most", config.size);
+        let mut verifier = Verifier::new(Vec::new(), Some(&config.digest), config.size);
+        origin.copy_blob(&Blob::described(config), &mut verifier)?;
+        verifier.finish(Some(&config.digest))
+    };
+    fetch().with_context(|| format!("configuration \"{}\"", config.digest))
+}
+
+/// Brings layers and diff_ids together.
+///
+/// # Errors
+/// Words where they are not as many.
+pub(crate) fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::Result<Vec<Layer>> {
+    let diff_ids = &configuration.diff_ids;
+    ensure!(
+        blobs.len() == diff_ids.len(),
+        "{} layers, but {} diff_ids in the configuration",
+        blobs.len(),
+        diff_ids.len()
+    );
+    Ok(blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id: diff_id.clone() }).collect())
+}
