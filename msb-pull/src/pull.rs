@@ -47,7 +47,20 @@ pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
         rustix::process::geteuid().is_root(),
         "unpacking layers needs root, for owners and device nodes (run it with sudo)"
     );
-    let store = Store::open(&state::home()?)?;
+    let home = state::home()?;
+    from_elsewhere(config, &home).map_err(|error| match is_full(&error) {
+        true => anyhow!("{error:#} (make room in {home:?}, or set MSB_HOME)"),
+        false => error,
+    })
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    let is_full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
+}
+
+fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
+    let store = Store::open(home)?;
     match &config.source {
         Source::Registry(reference) => {
             let name = reference.whole();

@@ -43,7 +43,11 @@ impl Registry {
         credentials: Option<Credentials>,
     ) -> anyhow::Result<Self> {
         let certificates = ca_file.map(certificate).transpose()?;
+        let proxies = Proxies::of_environment();
         let config = ClientConfig {
+            http_proxy: proxies.http,
+            https_proxy: proxies.https,
+            no_proxy: Some(proxies.none),
             protocol: if plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
             extra_root_certificates: certificates.into_iter().collect(),
             connect_timeout: Some(PATIENCE),
@@ -172,6 +176,25 @@ impl AsyncWrite for Blocking<'_> {
 
     fn poll_shutdown(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
         self.poll_flush(task)
+    }
+}
+
+/// The proxies of the environment. Loopback goes without one, as docker and skopeo have it.
+struct Proxies {
+    http: Option<String>,
+    https: Option<String>,
+    none: String,
+}
+
+impl Proxies {
+    fn of_environment() -> Self {
+        let variable = |upper: &str| {
+            let value = std::env::var(upper.to_lowercase()).or_else(|_| std::env::var(upper)).ok();
+            value.filter(|value| !value.is_empty())
+        };
+        let all = variable("ALL_PROXY");
+        let none = [variable("NO_PROXY").as_deref().unwrap_or_default(), "localhost,127.0.0.0/8,::1"].join(",");
+        Self { http: variable("HTTP_PROXY").or_else(|| all.clone()), https: variable("HTTPS_PROXY").or(all), none }
     }
 }
 
