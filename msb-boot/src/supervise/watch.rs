@@ -32,8 +32,6 @@ enum Phase {
     Reported,
     /// Nothing to wait for.
     Running,
-    /// A process that serves the VM is gone.
-    Losing { until: Duration, words: String },
     /// It was asked to stop.
     Stopping { until: Duration, grace: Duration },
 }
@@ -49,6 +47,8 @@ pub(super) struct Watch<'a> {
     report: Option<ready::Report>,
     signals: SignalFd,
     phase: Phase,
+    /// A process that serves the VM is gone: which and how, and until when the VMM may end by itself.
+    lost: Option<(Duration, String)>,
     spawned: Duration,
 }
 
@@ -82,6 +82,7 @@ impl<'a> Watch<'a> {
             report: Some(report),
             signals,
             phase: Phase::Booting { until: now() + config.timeout },
+            lost: None,
             spawned: now(),
         })
     }
@@ -125,9 +126,10 @@ impl<'a> Watch<'a> {
 
     fn wait(&self) -> anyhow::Result<Happened> {
         let until = match self.phase {
-            Phase::Booting { until } | Phase::Losing { until, .. } | Phase::Stopping { until, .. } => Some(until),
+            Phase::Booting { until } | Phase::Stopping { until, .. } => Some(until),
             Phase::Reported | Phase::Running => None,
         };
+        let until = until.into_iter().chain(self.lost.iter().map(|(until, _)| *until)).min();
         let timeout = until.map(|until| Timespec::try_from(until.saturating_sub(now()))).transpose()?;
         let sources = [
             Some(self.words.as_fd()),
@@ -235,38 +237,31 @@ impl<'a> Watch<'a> {
         self.read_console();
         let words = format!("{name} {}", crew::describe(status));
         if name != vmm {
-            if !matches!(self.phase, Phase::Losing { .. } | Phase::Stopping { .. }) {
-                if matches!(self.phase, Phase::Booting { .. }) {
-                    return Err(self.failed(&words));
-                }
-                self.phase = Phase::Losing { until: now() + LOSS_GRACE, words };
-            }
+            self.lost.get_or_insert((now() + LOSS_GRACE, words));
             return Ok(None);
         }
         // With -no-reboot QEMU ends by itself; where it would not, the reader of the console has killed it.
         let by_guest = status.success() || self.console.halted();
         let reason = match &self.phase {
-            Phase::Booting { .. } => return Err(self.failed(&words)),
             _ if self.console.panicked() => "the guest's kernel panicked".into(),
             Phase::Stopping { .. } if by_guest => "stopped".into(),
+            Phase::Booting { .. } if by_guest => "the guest ended before its agent had reported".into(),
             _ if by_guest => "the guest powered off".into(),
             _ => self.with_words(&words),
         };
-        Ok(Some(Ended { reason, forced: false }))
+        self.ended(reason).map(Some)
     }
 
     /// Does what is due.
     fn check_time(&mut self) -> anyhow::Result<Option<Ended>> {
         let now = now();
-        match &self.phase {
-            Phase::Booting { until } if *until <= now => {
-                let words = format!("the agent did not report within {} s", self.config.timeout.as_secs());
-                Err(self.failed(&words))
+        match (&self.phase, &self.lost) {
+            (_, Some((until, words))) if *until <= now => self.ended(self.with_words(words)).map(Some),
+            (Phase::Booting { until }, _) if *until <= now => {
+                let limit = self.config.timeout.as_secs();
+                Err(self.failed(&self.with_words(&format!("the agent did not report within {limit} s"))))
             }
-            Phase::Losing { until, words } if *until <= now => {
-                Ok(Some(Ended { reason: self.with_words(words), forced: false }))
-            }
-            Phase::Stopping { until, grace } if *until <= now => {
+            (Phase::Stopping { until, grace }, _) if *until <= now => {
                 let reason = format!("did not stop within {} s, killed", grace.as_secs_f32());
                 Ok(Some(Ended { reason, forced: true }))
             }
@@ -274,9 +269,17 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// The end of a VM; before the agent has reported it is an error.
+    fn ended(&self, reason: String) -> anyhow::Result<Ended> {
+        match self.phase {
+            Phase::Booting { .. } => Err(self.failed(&reason)),
+            _ => Ok(Ended { reason, forced: false }),
+        }
+    }
+
     /// Words for a VM that did not come up, with what it said last.
     fn failed(&self, words: &str) -> anyhow::Error {
-        let mut words = format!("the VM did not come up: {}", self.with_words(words));
+        let mut words = format!("the VM did not come up: {words}");
         for line in self.console.words() {
             words.push_str("\n  guest: ");
             words.push_str(&line);

@@ -1,0 +1,355 @@
+#!/usr/bin/env bats
+# msb-boot: from a record to a VM whose agent answers, and what is left when that does not come about.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_teardown
+}
+
+release=$BATS_TEST_DIRNAME/../target/release
+
+has_virtualization() {
+    grep -qwE 'vmx|svm' /proc/cpuinfo
+}
+
+# A fresh directory with only this of our own programs.
+alone() {
+    mkdir -p alone
+    cp "$release/$1" alone/
+}
+
+# Starts msb-boot in the background ($boot), and returns when the VM's processes are being started.
+boot_halfway() {
+    env --default-signal=INT msb-boot -r "$vm_record" --name half >half.json 2>half.err 3>&- &
+    boot=$!
+    local tries=0
+    until [ -S "$XDG_RUNTIME_DIR/msb/half/agent.sock" ]; do
+        kill -0 "$boot" && [ $((tries += 1)) -lt 1000 ] || return 1
+        read -rt 0.01 <> <(:) || true
+    done
+}
+
+@test "auto takes qemu where the CPU has no virtualization, and says why in a line" {
+    if has_virtualization; then skip "this CPU has virtualization"; fi
+    vm_boot worker
+    [ "$(jq -r .vm.vmm worker.json)" = qemu ]
+    if [ -e /dev/kvm ]; then grep -q 'krun: /dev/kvm is there but the CPU shows no vmx or svm' worker.err; fi
+    grep -q 'using qemu' worker.err
+    [ "$(wc -l <worker.err)" -eq 1 ]
+}
+
+@test "--vmm krun is refused where the CPU has no virtualization, and leaves nothing" {
+    if has_virtualization; then skip "this CPU has virtualization"; fi
+    run --separate-stderr msb-boot -r "$vm_record" --vmm krun
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [[ $stderr == "msb-boot: krun: "*"use --vmm qemu"* ]]
+    vm_assert_nothing
+}
+
+@test "the record goes on with a member vm, the same on stdout and in the run directory" {
+    vm_boot worker --vmm qemu
+    diff worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"
+    [ "$(wc -l <worker.json)" -eq 1 ]
+    diff <(jq -S 'del(.vm)' worker.json) <(jq -S . "$vm_record")
+    jq -e '.vm | .name == "worker" and .root == "share" and .init == null and .endpoint.handshake' worker.json
+    jq -e '.vm.timings_ms | 0 < .spawn and .spawn < .kernel and .kernel <= .agent and .agent <= .ready' worker.json
+    [ ! -s worker.err ]
+}
+
+@test "all in the run directory is for its owner alone" {
+    vm_boot worker
+    [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker")" = 700 ]
+    [ -z "$(find "$XDG_RUNTIME_DIR/msb/worker" -maxdepth 1 ! -type d ! -perm /077 -prune -o ! -type d -print)" ]
+    [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = 600 ]
+}
+
+@test "two VMs run at once, each with its own name" {
+    vm_boot one &
+    vm_boot two
+    wait $!
+    [ "$(vm_exec one hostname)" = one ]
+    [ "$(vm_exec two hostname)" = two ]
+}
+
+@test "a VM without a name gets one of its own" {
+    msb-boot -r "$vm_record" >worker.json
+    name=$(jq -r .vm.name worker.json)
+    [[ $name == vm-* ]]
+    [ "$(msb-exec -r "$name" -- hostname)" = "$name" ]
+}
+
+@test "a name in use is refused, and the VM of that name goes on" {
+    vm_boot worker
+    run --separate-stderr msb-boot -r "$vm_record" --vmm qemu --name worker
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [[ $stderr == 'msb-boot: name "worker": a VM of that name is running (take another --name, or run "msb-stop -r worker")' ]]
+    [ "$(vm_exec worker hostname)" = worker ]
+}
+
+@test "what a killed VM left is removed by the next of its name, which says so" {
+    vm_boot worker
+    kill -KILL "$(vm_pid worker)"
+    vm_await_end "$(vm_pid worker)"
+    vm_boot worker --vmm qemu
+    [ "$(cat worker.err)" = 'msb-boot: removed what an earlier VM "worker" had left' ]
+    [ "$(vm_exec worker hostname)" = worker ]
+}
+
+@test "the guest has the processors and the memory that were asked for" {
+    vm_boot worker -c 2 -m 1G
+    [ "$(vm_exec worker nproc)" -eq 2 ]
+    memory=$(vm_exec worker awk '/MemTotal/ { print int($2 / 1024) }' /proc/meminfo)
+    [ "$memory" -gt 900 ]
+    [ "$memory" -le 1024 ]
+    jq -e '.vm.cpus == 2 and .vm.memory_mib == 1024' worker.json
+}
+
+@test "what the guest writes is on the host at once, and the other way round" {
+    vm_boot worker
+    vm_exec worker sh -c 'echo from the guest >/tmp/guest'
+    [ "$(cat "$vm_root/tmp/guest")" = 'from the guest' ]
+    echo from the host >"$vm_root/tmp/host"
+    [ "$(vm_exec worker cat /tmp/host)" = 'from the host' ]
+}
+
+@test "a root whose path has commas, spaces and backslashes boots" {
+    odd="$BATS_TEST_TMPDIR/a,b \\c"
+    mv "$vm_root" "$odd"
+    jq -c --arg root "$odd" '.mount.path = $root | .rootfs.lower = [$root]' "$vm_record" >odd.json
+    vm_record=odd.json vm_boot worker
+    [ "$(vm_exec worker cat /etc/group)" = "$(cat "$odd/etc/group")" ]
+}
+
+@test "flags go over the image's environment, directory, user and command" {
+    jq -c '.image = {ref: "x", config: {Env: ["PATH=/bin", "A=image", "B=image"], Entrypoint: ["/bin/echo"], Cmd: ["cmd"],
+        WorkingDir: "/tmp", User: ""}}' "$vm_record" >image.json
+    export FROM_HERE=here
+    vm_record=image.json vm_boot plain
+    vm_record=image.json vm_boot flags -e A=flag -e FROM_HERE -e NOT_SET -w /etc -u nobody --entrypoint /bin/pwd
+    [ "$(msb-exec -r plain.json)" = cmd ]
+    [ "$(vm_exec plain pwd)" = /tmp ]
+    [ "$(msb-exec -r flags.json)" = /etc ]
+    [ "$(vm_exec flags id -un)" = nobody ]
+    [ "$(vm_exec flags sh -c 'echo "$A $B $FROM_HERE ${NOT_SET-unset}"')" = 'flag image here unset' ]
+}
+
+@test "scripts of the record and of the flags are on the guest's PATH" {
+    printf '#!/bin/sh\necho setup ran with $1\n' >setup.sh
+    printf '#!/bin/sh\necho of the record\n' >old.sh
+    printf '#!/bin/sh\necho of the flag\n' >new.sh
+    jq -c --arg dir "$PWD" '.scripts = {setup: "\($dir)/setup.sh", both: "\($dir)/old.sh"}' "$vm_record" >scripts.json
+    vm_record=scripts.json vm_boot worker --script both=new.sh
+    [ "$(vm_exec worker setup me)" = 'setup ran with me' ]
+    [ "$(vm_exec worker both)" = 'of the flag' ]
+}
+
+@test "a script whose first line ends in CR LF is warned of" {
+    printf '#!/bin/sh\r\necho\r\n' >dos.sh
+    vm_boot worker --vmm qemu --script dos=dos.sh
+    grep -q 'script "dos": its first line ends in CR LF' worker.err
+}
+
+@test "a disk root boots, and its file stays as it is" {
+    truncate -s 64M disk.raw
+    mke2fs -q -t ext4 -d "$vm_root" disk.raw
+    sum=$(sha256sum <disk.raw)
+    jq -nc --arg path "$PWD/disk.raw" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "raw"}}' >disk.json
+    vm_record=disk.json vm_boot worker --vmm qemu
+    jq -e '.vm.root == "disk"' worker.json
+    vm_exec worker sh -c 'echo new >/tmp/new; sync'
+    [ "$(vm_exec worker cat /tmp/new)" = new ]
+    [ "$(sha256sum <disk.raw)" = "$sum" ]
+}
+
+@test "a boot that is interrupted leaves no process, no directory, no socket" {
+    boot_halfway
+    kill -INT "$boot"
+    status=0
+    wait "$boot" || status=$?
+    [ "$status" -eq 130 ]
+    grep -q 'interrupted' half.err
+    [ ! -s half.json ]
+    vm_assert_nothing
+}
+
+@test "a boot that is killed leaves no process, no directory, no socket" {
+    boot_halfway
+    kill -KILL "$boot"
+    for pid in $(vm_processes); do vm_await_end "$pid"; done
+    vm_assert_nothing
+}
+
+@test "a record that cannot be printed ends the VM" {
+    run --separate-stderr bash -c 'msb-boot -r "$1" --vmm qemu >/dev/full' - "$vm_record"
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-boot: stdout: No space left on device"* ]]
+    vm_assert_nothing
+}
+
+@test "a reader who has left ends the VM without a word" {
+    run --separate-stderr bash -c 'msb-boot -r "$1" --vmm qemu | true; exit "${PIPESTATUS[0]}"' - "$vm_record"
+    [ "$status" -eq 141 ]
+    [ -z "$stderr" ]
+    vm_assert_nothing
+}
+
+@test "no process of a VM outlives its supervisor" {
+    vm_boot worker
+    processes=$(vm_processes)
+    [ "$(wc -w <<<"$processes")" -eq 5 ]
+    kill -KILL "$(vm_pid worker)"
+    for pid in $processes; do vm_await_end "$pid"; done
+    [ -z "$(vm_processes)" ]
+}
+
+@test "a VM holds no file of its caller's open" {
+    exec {open}<>held
+    vm_boot worker
+    for pid in $(vm_processes); do
+        [ -z "$(find "/proc/$pid/fd" -lname "$PWD/held")" ]
+    done
+    exec {open}>&-
+}
+
+@test "a guest that powers off by itself ends its VM, and kernel.log stays" {
+    vm_boot worker
+    vm_exec worker poweroff -f || true
+    vm_await_end "$(vm_pid worker)"
+    [ -z "$(vm_processes)" ]
+    jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
+    grep -q 'System halted' "$XDG_RUNTIME_DIR/msb/worker/kernel.log"
+}
+
+@test "a guest that reboots by itself ends its VM" {
+    vm_boot worker
+    vm_exec worker reboot -f || true
+    vm_await_end "$(vm_pid worker)"
+    [ -z "$(vm_processes)" ]
+    jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
+}
+
+@test "a guest that ends before it is ready is shown with its last words" {
+    run --separate-stderr env MSB_AGENTD="$vm_root/bin/busybox" msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [ "${stderr_lines[0]}" = 'msb-boot: the VM did not come up: the guest ended before its agent had reported' ]
+    [ "${stderr_lines[1]}" = '  guest: init.krun: applet not found' ]
+    vm_assert_nothing
+}
+
+@test "a guest whose kernel panics is shown with the panic" {
+    # An ELF file without a segment: what msb-boot can see of it is right, and no kernel can run it.
+    { head -c 56 "$release/agentd"; head -c 4096 /dev/zero; } >hollow
+    run --separate-stderr env MSB_AGENTD=hollow msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [ "${stderr_lines[0]}" = "msb-boot: the VM did not come up: the guest's kernel panicked" ]
+    [[ $stderr == *'  guest: '*'Kernel panic - not syncing: '* ]]
+    vm_assert_nothing
+}
+
+@test "a root that the agent cannot mount is told in the agent's words" {
+    truncate -s 8M disk.raw
+    jq -nc --arg path "$PWD/disk.raw" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "raw"}}' >disk.json
+    run --separate-stderr msb-boot -r disk.json --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-boot: guest: "*"/dev/vda"* ]]
+    vm_assert_nothing
+}
+
+@test "a guest that does not report in time is given up" {
+    run --separate-stderr msb-boot -r "$vm_record" --vmm qemu --timeout 1 -m 96
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-boot: the VM did not come up: the agent did not report within 1 s"* ]]
+    vm_assert_nothing
+}
+
+@test "a missing or unfit part is named, with what to do" {
+    for try in \
+        'MSB_LIBKRUNFW=/nonexistent|guest kernel "/nonexistent"' \
+        'MSB_LIBKRUNFW=/etc/passwd|guest kernel "/etc/passwd"' \
+        'MSB_AGENTD=/nonexistent|agentd "/nonexistent": No such file' \
+        'MSB_AGENTD=/etc/passwd|agentd "/etc/passwd": it is no 64-bit ELF program' \
+        "MSB_AGENTD=$release/msb-boot|it is dynamically linked"; do
+        run --separate-stderr env "${try%%|*}" msb-boot -r "$vm_record" --vmm qemu
+        [ "$status" -eq 1 ]
+        [ -z "$output" ]
+        [[ $stderr == "msb-boot: "*"${try#*|}"* ]]
+    done
+    alone msb-boot
+    run --separate-stderr env MSB_LIBKRUNFW="$release/libkrunfw.so.5" alone/msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'agentd: not beside msb-boot'*'make build'* ]]
+    vm_assert_nothing
+}
+
+@test "a missing program is named, with what to install" {
+    alone msb-boot
+    export MSB_LIBKRUNFW=$release/libkrunfw.so.5 MSB_AGENTD=$release/agentd
+    run --separate-stderr env PATH=/nonexistent alone/msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'qemu-system-x86_64 is not installed (apt-get install qemu-system-x86)' ]]
+    run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'vhost-device-vsock is not installed (make deps)' ]]
+    run --separate-stderr unshare -m sh -c '
+        for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
+        PATH=/usr/bin exec alone/msb-boot -r "$1" --vmm qemu' - "$vm_record"
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'virtiofsd is not installed (apt-get install virtiofsd'* ]]
+    vm_assert_nothing
+}
+
+@test "a record that cannot be booted says which stage is missing" {
+    for try in \
+        '{"msb":1}|the record has no rootfs (start with msb-pull)' \
+        '{"msb":1,"rootfs":{"kind":"layers","lower":["/tmp"]}}|put msb-mount before msb-boot' \
+        '{"msb":1,"rootfs":{"kind":"dir","lower":["/tmp"]}}|put msb-mount before msb-boot' \
+        '{"msb":1,"rootfs":{"kind":"disk","path":"/nonexistent","format":"raw"}}|rootfs "/nonexistent" is gone' \
+        '{"msb":1,"mount":{"path":"/nonexistent","pid":1,"fstype":"x"}}|mount "/nonexistent": No such file' \
+        '{"msb":1,"mount":{"path":"/etc/passwd","pid":1,"fstype":"x"}}|mount "/etc/passwd": not a directory' \
+        '{"msb":2}|record version 2 is not supported' \
+        'words|not a record'; do
+        run --separate-stderr msb-boot --vmm qemu <<<"${try%%|*}"
+        [ "$status" -eq 1 ]
+        [ -z "$output" ]
+        [[ $stderr == "msb-boot: "*"${try#*|}"* ]]
+    done
+    run --separate-stderr msb-boot </dev/null
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'no record on stdin'* ]]
+    vm_assert_nothing
+}
+
+@test "a record that has a VM is refused" {
+    vm_boot worker
+    run --separate-stderr msb-boot -r worker.json --name other
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'the record has a VM already, "worker"'* ]]
+}
+
+@test "a run directory whose path is too long for a socket is refused" {
+    run --separate-stderr env XDG_RUNTIME_DIR="/tmp/$(printf 'x%.0s' {1..90})" msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'too long for the sockets in it'* ]]
+}
+
+@test "a wrong call ends with 2 and says what is wrong" {
+    for call in '--name ../up' '-c 0' '-m 1X' '-m 5' '-w etc' '--script x' '--vmm xen' '--timeout 0' 'positional'; do
+        # shellcheck disable=SC2086 # several words
+        run --separate-stderr msb-boot -r "$vm_record" $call
+        [ "$status" -eq 2 ]
+        [ -z "$output" ]
+        [[ $stderr == "msb-boot: "* ]]
+    done
+}

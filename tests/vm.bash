@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# VMs for tests: a small root, a record for it, and what is left of a VM. A plain directory stands in for the mount, so
+# that these tests are about msb-boot and msb-stop alone.
+#
+#   source tests/vm.bash; vm_setup; vm_boot worker; …; vm_teardown
+
+# vm_setup: state of this test's own, a root and a record for it ($vm_record).
+vm_setup() {
+    export MSB_HOME=$BATS_FILE_TMPDIR/home XDG_RUNTIME_DIR=$BATS_TEST_TMPDIR/run
+    unset MSB_RECORD MSB_AGENTD MSB_LIBKRUNFW
+    mkdir -p "$XDG_RUNTIME_DIR"
+    vm_root=$BATS_TEST_TMPDIR/root
+    vm_record=$BATS_TEST_TMPDIR/record.json
+    local busybox applet
+    busybox=$(command -v busybox)
+    mkdir -p "$vm_root"/{bin,dev,etc,proc,root,run,sys,tmp}
+    cp "$busybox" "$vm_root/bin/busybox"
+    for applet in $("$busybox" --list); do
+        [ "$applet" = busybox ] || ln -s busybox "$vm_root/bin/$applet"
+    done
+    printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$vm_root/etc/passwd"
+    printf 'root:x:0:\nnogroup:x:65534:\n' >"$vm_root/etc/group"
+    jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
+        mount: {path: $root, pid: 1, fstype: "none"}, later: {kept: true}}' >"$vm_record"
+}
+
+# vm_teardown: ends this test's VMs. The status says whether one was left that could not be ended.
+vm_teardown() {
+    local dir pid
+    for dir in "$XDG_RUNTIME_DIR"/msb/*/; do
+        [ ! -e "$dir/record.json" ] || msb-stop -t 0 -r "$dir/record.json" >/dev/null 2>&1 || true
+    done
+    for pid in $(vm_processes); do kill -KILL "$pid" 2>/dev/null || true; done
+}
+
+# vm_boot NAME [ARG…]: boots, with the record in $BATS_TEST_TMPDIR/NAME.json and the words in NAME.err.
+vm_boot() {
+    local name=$1
+    shift
+    msb-boot -r "$vm_record" --name "$name" "$@" >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" || {
+        local status=$?
+        cat "$BATS_TEST_TMPDIR/$name.err" >&2
+        return "$status"
+    }
+}
+
+# vm_exec NAME COMMAND…: a command in a VM of vm_boot.
+vm_exec() {
+    local name=$1
+    shift
+    msb-exec -r "$BATS_TEST_TMPDIR/$name.json" -- "$@"
+}
+
+# vm_pid NAME: the supervisor.
+vm_pid() {
+    jq .vm.pid "$BATS_TEST_TMPDIR/$1.json"
+}
+
+# vm_processes: all processes of this test's VMs. Each holds a file in the run directory open.
+vm_processes() {
+    local process
+    for process in /proc/[0-9]*; do
+        if [ -n "$(find "$process/fd" -lname "$XDG_RUNTIME_DIR/msb/*" -print -quit 2>/dev/null)" ]; then
+            echo "${process#/proc/}"
+        fi
+    done
+}
+
+# vm_process NAME PROGRAM: the process of a VM that runs a program.
+vm_process() {
+    local pid
+    for pid in $(vm_processes); do
+        if [ -n "$(find "/proc/$pid/fd" -lname "$XDG_RUNTIME_DIR/msb/$1/*" -print -quit)" ] &&
+            [ "$(basename "$(readlink "/proc/$pid/exe")")" = "$2" ]; then
+            echo "$pid"
+        fi
+    done
+}
+
+# vm_await_end PID: waits for a process that is no child of this shell.
+vm_await_end() {
+    timeout 30 tail --pid="$1" -f /dev/null
+}
+
+# vm_assert_nothing: no process, no directory, no socket of a VM.
+vm_assert_nothing() {
+    local left
+    left=$(vm_processes; find "$XDG_RUNTIME_DIR" -mindepth 2)
+    [ -z "$left" ] || { echo "left over: $left" >&2; return 1; }
+}
