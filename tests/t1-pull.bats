@@ -401,6 +401,7 @@ is a directory|add("d", DIR); add("link", LINK, "d")
 a whiteout of no name|add("a/.wh...")
 root must be a directory|add("./", SYM, "/etc")
 takes for a whiteout|add("null", CHR, devmajor=0, devminor=0)
+a symlink without a target|add("s", SYM)
 too many symlinks|add("a", SYM, "b"); add("b", SYM, "a"); add("a/x")
 sparse files are not supported|add("s", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
 END
@@ -416,7 +417,8 @@ add('/etc/rooted', data=b'inside')
 add('redirect', DIR, pax_headers={'SCHILY.xattr.trusted.overlay.redirect': '/etc', 'SCHILY.xattr.user.fine': 'yes'})
 add('twice', data=b'first'); add('twice', SYM, '$PWD/victim'); add('twice', data=b'last')
 add('tree/deep/file', data=b'x'); add('tree', data=b'file')
-add('file', data=b'x'); add('file/below', data=b'y')"
+add('file', data=b'x'); add('file/below', data=b'y')
+add('target', DIR); add('swap', SYM, 'target'); add('swap/one'); add('swap', DIR); add('swap/two')"
     msb-pull oci:made >record
     local root
     root=$(jq -r '.rootfs.lower[0]' record)
@@ -427,6 +429,7 @@ add('file', data=b'x'); add('file/below', data=b'y')"
     [[ -f $root/twice && ! -L $root/twice && $(cat "$root/twice") == last ]]
     [[ $(cat "$root/tree") == file ]]
     [[ $(cat "$root/file/below") == y ]]
+    [[ $(cd "$root" && echo target/* swap/*) == "target/one swap/two" ]]
 }
 
 @test "a name that a layer both removes and makes is new, whichever comes first" {

@@ -77,7 +77,11 @@ fn parse_time(value: &[u8]) -> anyhow::Result<(i64, u32)> {
         bail!("malformed PAX time {text:?}");
     }
     let nanos: u32 = format!("{fraction:0<9}")[..9].parse()?;
-    Ok(if seconds.starts_with('-') && nanos > 0 { (whole - 1, 1_000_000_000 - nanos) } else { (whole, nanos) })
+    Ok(if seconds.starts_with('-') && nanos > 0 {
+        (whole.saturating_sub(1), 1_000_000_000 - nanos)
+    } else {
+        (whole, nanos)
+    })
 }
 
 #[cfg(test)]
@@ -110,6 +114,7 @@ mod tests {
             ("1.0000000019", (1, 1)),
             ("-1.25", (-2, 750_000_000)),
             ("-0.5", (-1, 500_000_000)),
+            ("-9223372036854775808.5", (i64::MIN, 500_000_000)),
         ] {
             assert_eq!(parse_time(text.as_bytes()).unwrap(), time, "{text}");
         }

@@ -150,8 +150,9 @@ impl Tree {
     /// What removing says.
     pub(crate) fn clear(&mut self, parent: &Place, name: Name<'_>) -> io::Result<bool> {
         let Some(there) = parent.dir.entry(name)? else { return Ok(false) };
+        // The way to the last parent may go through it, also where it is a symlink.
+        self.last = None;
         if there.is_dir() {
-            self.last = None;
             self.forget(&parent.path.join(name.as_os_str()));
         }
         parent.dir.remove_tree(name)?;

@@ -86,12 +86,12 @@ impl<R: Skip> Tape<R> {
                 EntryType::GNULongName => long_name = Some(self.name(size)?),
                 EntryType::GNULongLink => long_link = Some(self.name(size)?),
                 // Defaults for all members (git puts a comment there), and a volume label: nothing for a file system.
-                EntryType::XGlobalHeader => self.announce(size),
-                other if other.as_byte() == b'V' => self.announce(size),
+                EntryType::XGlobalHeader => self.announce(size)?,
+                other if other.as_byte() == b'V' => self.announce(size)?,
                 _ => {
                     let size = pax.size.unwrap_or(size);
                     let member = member(&header, pax, long_name, long_link, size)?;
-                    self.announce(if member.kind == Kind::File { size } else { 0 });
+                    self.announce(if member.kind == Kind::File { size } else { 0 })?;
                     return Ok(Some(member));
                 }
             }
@@ -113,9 +113,11 @@ impl<R: Skip> Tape<R> {
         self.input
     }
 
-    fn announce(&mut self, size: u64) {
-        self.left = size;
-        self.padding = size.next_multiple_of(BLOCK as u64) - size;
+    fn announce(&mut self, size: u64) -> anyhow::Result<()> {
+        let padded = size.checked_next_multiple_of(BLOCK as u64);
+        let padded = padded.ok_or_else(|| anyhow!("malformed tar header: bad size"))?;
+        (self.left, self.padding) = (size, padded - size);
+        Ok(())
     }
 
     fn leave(&mut self) -> io::Result<()> {
@@ -149,7 +151,7 @@ impl<R: Skip> Tape<R> {
 
     fn document(&mut self, size: u64, limit: u64) -> anyhow::Result<Vec<u8>> {
         ensure!(size <= limit, "malformed tar header: extension of {size} bytes, {limit} at most");
-        self.announce(size);
+        self.announce(size)?;
         let mut text = vec![0; usize::try_from(size)?];
         self.input.read_exact(&mut text).map_err(cut)?;
         self.left = 0;
@@ -295,11 +297,13 @@ mod tests {
         huge.set_entry_type(EntryType::XHeader);
         huge.set_size(1 << 40);
         huge.set_cksum();
+        let vast = [block(EntryType::XHeader, "p", b"29 size=18446744073709551615\n"), whole.clone()].concat();
         let sparse = [block(EntryType::XHeader, "p", b"22 GNU.sparse.major=1\n"), whole.clone()].concat();
         for (archive, words) in [
             (&[b'x'; 512][..], "bad header checksum"),
             (&whole[..100], "truncated"),
             (huge.as_bytes(), "1048576 at most"),
+            (&vast, "bad size"),
             (&block(EntryType::GNULongName, "l", &[b'x'; 5000]), "long name"),
             (&sparse, "sparse files are not supported"),
             (&block(EntryType::GNUSparse, "s", b""), "sparse files are not supported"),

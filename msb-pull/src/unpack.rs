@@ -64,6 +64,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
             dress_file(&file, &attributes)?;
         }
         Kind::Symlink => {
+            anyhow::ensure!(!link.is_empty(), "a symlink without a target");
             over(tree, &parent, name, |dir| dir.symlink(name, OsStr::from_bytes(&link)))?;
             dress(&made(&parent, name)?, &attributes)?;
         }
