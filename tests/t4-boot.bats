@@ -34,7 +34,7 @@ boot_halfway() {
     local tries=0
     until [ -S "$XDG_RUNTIME_DIR/msb/half/agent.sock" ]; do
         kill -0 "$boot" && [ $((tries += 1)) -lt 1000 ] || return 1
-        read -rt 0.01 <> <(:) || true
+        sleep 0.01
     done
 }
 

@@ -77,9 +77,24 @@ vm_process() {
     done
 }
 
+# vm_has_ended PID: whether a process is gone, or only waits to be reaped by somebody else.
+vm_has_ended() {
+    case $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) in
+        '' | Z* | X*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
 # vm_await_end PID: waits for a process that is no child of this shell.
 vm_await_end() {
-    timeout 30 tail --pid="$1" -f /dev/null
+    local tries=0
+    until vm_has_ended "$1"; do
+        if [ $((tries += 1)) -gt 1500 ]; then
+            echo "process $1 does not end" >&2
+            return 1
+        fi
+        sleep 0.02
+    done
 }
 
 # vm_assert_nothing: no process, no directory, no socket of a VM.

@@ -9,6 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use nix::sys::signal::SigSet;
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 
+use crate::TOOL;
 use crate::vmm::Vm;
 
 const SUPERVISE: &str = "--as-supervisor";
@@ -33,11 +34,13 @@ pub(crate) enum Role {
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?;
+    if ![SUPERVISE, TIED, ENTER].iter().any(|known| role == *known) {
+        return None;
+    }
+    // The kernel took the name from the path, and "exe" would be all that ps(1) shows.
+    let _ = rustix::thread::set_name(c"msb-boot");
     if role == SUPERVISE {
         return Some(Role::Supervise);
-    }
-    if role != TIED && role != ENTER {
-        return None;
     }
     let supervisor = args.next()?.to_str()?.parse().ok()?;
     if tie(supervisor).is_err() {
@@ -71,7 +74,7 @@ pub(crate) fn become_program(mut words: Vec<OsString>) -> ExitCode {
 /// A supervisor, not yet started. All it knows comes from its stdin.
 pub(crate) fn supervisor(stdin: Stdio) -> Command {
     let mut command = Command::new(OURSELVES);
-    command.arg(SUPERVISE).env_clear().env("PATH", PATH);
+    command.arg0(TOOL).arg(SUPERVISE).env_clear().env("PATH", PATH);
     command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -92,6 +95,6 @@ pub(crate) fn vmm(vm: &Vm) -> io::Result<Command> {
 
 fn in_role(role: &str) -> Command {
     let mut command = Command::new(OURSELVES);
-    command.arg(role).arg(getpid().as_raw_nonzero().get().to_string()).env_clear().env("PATH", PATH);
+    command.arg0(TOOL).arg(role).arg(getpid().as_raw_nonzero().get().to_string()).env_clear().env("PATH", PATH);
     command
 }

@@ -40,9 +40,14 @@ pub(crate) fn unmount(mount: &Mount) -> anyhow::Result<()> {
     }
 }
 
+/// By its program: the number may be somebody else's by now.
 fn is_msb_mount(pid: i32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "msb-mount")
+    let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    program.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.trim_end_matches(DELETED) == "msb-mount")
 }
+
+/// What the kernel appends to a program's path when its file is gone: after an upgrade, for one.
+const DELETED: &str = " (deleted)";
 
 /// Only root may call umount(2); for others fusermount3, which is setuid, unmounts what they mounted.
 fn by_helper(mount: &Mount) -> io::Result<()> {

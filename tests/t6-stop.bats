@@ -1,0 +1,217 @@
+#!/usr/bin/env bats
+# msb-stop: a VM ends gracefully, else by force, and what a killed one left is tidied up; it always says which.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    if mountpoint -q "$BATS_TEST_TMPDIR/mounted"; then umount -l "$BATS_TEST_TMPDIR/mounted"; fi
+    vm_teardown
+}
+
+@test "a VM stops gracefully, and the record goes on without vm" {
+    vm_boot worker
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    diff <(jq -S . <<<"$output") <(jq -S . "$vm_record")
+    vm_assert_nothing
+}
+
+@test "commands in the guest get TERM and the time to end by themselves" {
+    vm_boot worker
+    vm_exec worker sh -c 'trap "echo ended >/tmp/trap; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
+    until grep -q up up; do sleep 0.02; done
+    run --separate-stderr msb-stop -r worker.json
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    [ "$(cat "$vm_root/tmp/trap")" = ended ]
+    wait
+}
+
+@test "a VM is stopped by its name" {
+    vm_boot worker
+    run --separate-stderr msb-stop -r worker
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    vm_assert_nothing
+}
+
+@test "SIGTERM to the supervisor stops the VM, and leaves its record, log and end" {
+    vm_boot worker
+    kill -TERM "$(vm_pid worker)"
+    vm_await_end "$(vm_pid worker)"
+    [ -z "$(vm_processes)" ]
+    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nkernel.log\nrecord.json' ]
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: had ended already: stopped; tidied up' ]
+    vm_assert_nothing
+}
+
+@test "a guest that does not stop is killed after the grace, and that is said" {
+    vm_boot worker
+    kill -STOP "$(vm_process worker qemu-system-x86_64)"
+    run --separate-stderr msb-stop -r worker.json -t 0.5
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: did not stop within 0.5 s, killed' ]
+    jq -e 'has("vm") | not' <<<"$output"
+    vm_assert_nothing
+}
+
+@test "no grace at all kills at once" {
+    vm_boot worker
+    run --separate-stderr msb-stop -r worker.json -t 0
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: did not stop within 0 s, killed' ]
+    vm_assert_nothing
+}
+
+@test "a supervisor that does not react is killed, and nothing of the VM is left" {
+    vm_boot worker
+    kill -STOP "$(vm_pid worker)"
+    run --separate-stderr msb-stop -r worker.json -t 0
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: its supervisor did not react, killed' ]
+    vm_assert_nothing
+}
+
+@test "a VM whose VMM was killed is tidied up, and that is said" {
+    vm_boot worker
+    kill -KILL "$(vm_process worker qemu-system-x86_64)"
+    vm_await_end "$(vm_pid worker)"
+    [ -z "$(vm_processes)" ]
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [[ $stderr == 'msb-stop: worker: had ended already: qemu was killed by SIGKILL'*'; tidied up' ]]
+    jq -e 'has("vm") | not' <<<"$output"
+    vm_assert_nothing
+}
+
+@test "a VM whose helper was killed ends, and that is said" {
+    vm_boot worker
+    kill -KILL "$(vm_process worker vhost-device-vsock)"
+    vm_await_end "$(vm_pid worker)"
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [[ $stderr == 'msb-stop: worker: had ended already: vhost-device-vsock was killed by SIGKILL'*'; tidied up' ]]
+    vm_assert_nothing
+}
+
+@test "a VM whose supervisor was killed is tidied up, and that is said" {
+    vm_boot worker
+    kill -KILL "$(vm_pid worker)"
+    vm_await_end "$(vm_pid worker)"
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: its supervisor had been killed; tidied up' ]
+    vm_assert_nothing
+}
+
+@test "a VM that powered off by itself is tidied up, and that is said" {
+    vm_boot worker
+    vm_exec worker poweroff -f || true
+    vm_await_end "$(vm_pid worker)"
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: had ended already: the guest powered off; tidied up' ]
+    vm_assert_nothing
+}
+
+@test "stopping again is no error" {
+    vm_boot worker
+    msb-stop -r worker.json >stopped.json
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: is gone already, nothing to do' ]
+    [ "$output" = "$(cat stopped.json)" ]
+}
+
+@test "a record of an earlier VM does not stop the one that has its name now" {
+    vm_boot worker
+    cp worker.json earlier.json
+    msb-stop -r worker.json >stopped.json
+    vm_boot worker
+    run --separate-stderr msb-stop -r earlier.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: is gone already, nothing to do' ]
+    [ "$(vm_exec worker hostname)" = worker ]
+}
+
+@test "a process that has the supervisor's number by now is not touched" {
+    sleep 60 3>&- &
+    sleep=$!
+    vm_boot worker
+    supervisor=$(vm_pid worker)
+    kill -KILL "$supervisor"
+    vm_await_end "$supervisor"
+    for record in worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"; do
+        jq -c --argjson pid "$sleep" '.vm.pid = $pid' "$record" >other.json
+        mv other.json "$record"
+    done
+    run --separate-stderr msb-stop -r worker.json -t 0
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: its supervisor had been killed; tidied up' ]
+    kill "$sleep"
+}
+
+@test "--unmount ends msb-mount too and takes the mount out of the record" {
+    mkdir mounted
+    jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
+    server=$(jq .mount.pid mount.json)
+    vm_record=mount.json vm_boot worker
+    run --separate-stderr msb-stop -r worker.json --unmount
+    [ "$status" -eq 0 ]
+    jq -e '(has("vm") or has("mount")) | not' <<<"$output"
+    jq -e '.upper.dir' <<<"$output"
+    run mountpoint -q mounted
+    [ "$status" -ne 0 ]
+    vm_has_ended "$server"
+}
+
+@test "--unmount also works for a VM whose supervisor was killed" {
+    mkdir mounted
+    jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
+    vm_record=mount.json vm_boot worker
+    kill -KILL "$(vm_pid worker)"
+    run --separate-stderr msb-stop -r worker.json --unmount
+    [ "$status" -eq 0 ]
+    run mountpoint -q mounted
+    [ "$status" -ne 0 ]
+    vm_assert_nothing
+}
+
+@test "a mount in use stays in the record, and that is an error" {
+    mkdir mounted
+    jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
+    vm_record=mount.json vm_boot worker
+    exec {open}<mounted/etc/passwd
+    run --separate-stderr msb-stop -r worker.json --unmount
+    exec {open}<&-
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'msb-stop: mount "'*'/mounted": it is in use'* ]]
+    jq -e 'has("mount") and (has("vm") | not)' <<<"$output"
+}
+
+@test "a record without a VM, a wrong directory and a wrong call are errors" {
+    run --separate-stderr msb-stop -r "$vm_record"
+    [ "$status" -eq 1 ]
+    [ "$stderr" = 'msb-stop: the record has no running VM (start one with msb-boot)' ]
+    run --separate-stderr msb-stop -r nobody
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-stop: record "nobody": no such file, and no VM of that name is running' ]]
+    vm_boot worker
+    jq -c '.vm.endpoint.unix = "/etc/agent.sock"' worker.json >wrong.json
+    run --separate-stderr msb-stop -r wrong.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'socket "/etc/agent.sock" is not in a run directory of VM "worker"'* ]]
+    run --separate-stderr msb-stop -r worker.json -t soon
+    [ "$status" -eq 2 ]
+    [[ $stderr == "msb-stop: "*"a number of seconds"* ]]
+}
