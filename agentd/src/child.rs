@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -84,6 +85,9 @@ pub fn start(reaper: &Reaper, request: Request, defaults: &Defaults) -> Result<C
     let launch = |file: &OsStr, first: Option<&OsStr>| -> io::Result<Arc<Awaited>> {
         let mut command = Command::new(file);
         command.args(first).args(argv.clone()).current_dir(&cwd).env_clear().envs(env.iter().cloned());
+        if first.is_none() {
+            command.arg0(&program);
+        }
         command.stdin(stdin.try_clone()?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
         sys::prepare(&mut command, user.identity.clone(), request.tty.is_some());
         reaper.spawn(&mut command)

@@ -2,7 +2,7 @@
 //! one of them alone. What is in memory is bounded by the credit given for stdin and one frame a stream.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,14 @@ use vsock::VsockStream;
 use crate::Agent;
 use crate::child::{self, Streams};
 
-/// How many bytes of stdin the host may send ahead of the command.
-const STDIN_CREDIT: u32 = 256 << 10;
+/// How many bytes of stdin the host may send ahead of the command. Less than the 256 KiB that Linux buffers for a vsock
+/// connection: then vsock's own flow control, at which VMMs get stuck, never has to act.
+const STDIN_CREDIT: u32 = 128 << 10;
 /// Output is read while less than this waits for the connection, in bytes.
 const OUT_ENOUGH: usize = 2 * MAX_DATA;
+/// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over
+/// 32 KiB over several descriptors, and vhost-device-vsock 0.3.0 drops what is scattered.
+const MAX_PACKET: usize = 16 << 10;
 /// How long a command may take to end on HUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// Ctrl-D: the end of input as a terminal says it.
@@ -278,8 +282,8 @@ impl Session {
     /// Writes as much as the connection takes now.
     fn flush(&mut self) -> io::Result<()> {
         while !self.out.is_empty() {
-            let (front, back) = self.out.as_slices();
-            match (&self.connection).write_vectored(&[IoSlice::new(front), IoSlice::new(back)]) {
+            let (front, _) = self.out.as_slices();
+            match (&self.connection).write(&front[..front.len().min(MAX_PACKET)]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => drop(self.out.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
