@@ -68,7 +68,7 @@ impl Fs {
         flags: i32,
         back: impl FnOnce(&Entry) -> io::Result<BackingId>,
     ) -> io::Result<Way> {
-        self.tree.open(node, OFlags::from_bits_retain(flags as u32), req.uid(), back)
+        self.tree.open(node, OFlags::from_bits_retain(flags as u32), caller(req, 0), back)
     }
 }
 
@@ -161,7 +161,7 @@ impl Filesystem for Fs {
     ) {
         let wanted = Wanted { mode, uid, gid, size, atime, mtime };
         let set = self.node(ino).and_then(|node| {
-            self.tree.set_attributes(&node, &wanted, req.uid())?;
+            self.tree.set_attributes(&node, &wanted, caller(req, 0))?;
             self.tree.attr(&node)
         });
         match set {
@@ -301,7 +301,7 @@ impl Filesystem for Fs {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -311,7 +311,7 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let clear = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let clear = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req, 0));
         match self.node(ino).and_then(|node| self.tree.write(&node, offset, data, clear)) {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(error) => reply.error(error.into()),
@@ -418,7 +418,7 @@ impl Filesystem for Fs {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -426,7 +426,10 @@ impl Filesystem for Fs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags)), reply);
+        reply_empty(
+            self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags, caller(req, 0))),
+            reply,
+        );
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

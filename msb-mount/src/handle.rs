@@ -112,7 +112,7 @@ impl LeafNode {
     }
 }
 
-/// Whether a write must clear set-id bits, which the kernel leaves to us and passthrough would skip.
+/// Whether a write may have to clear set-id bits, which the kernel leaves to us and passthrough would skip.
 pub(crate) fn has_set_id(stat: &Stat) -> bool {
-    stat.st_mode & 0o4000 != 0 || stat.st_mode & 0o2010 == 0o2010
+    stat.st_mode & 0o6000 != 0
 }

@@ -6,10 +6,10 @@ mod file;
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use fuser::FileAttr;
+use fuser::{FileAttr, INodeNo, Notifier};
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::upper::{Writer, upper_of};
 use msb::overlay::{self, Layer, Leaf, Listed, Merged};
@@ -32,11 +32,13 @@ pub(crate) struct Tree {
     writer: Option<Writer>,
     /// Whether the kernel can read and write backing files by itself.
     pub(crate) passthrough: AtomicBool,
+    /// The way to tell the kernel what it could not know. Set once the mount is there.
+    notifier: Arc<OnceLock<Notifier>>,
 }
 
 impl Tree {
-    pub(crate) fn new(root: Merged, writer: Option<Writer>) -> io::Result<Self> {
-        Ok(Self { table: Table::new(root)?, writer, passthrough: AtomicBool::new(false) })
+    pub(crate) fn new(root: Merged, writer: Option<Writer>, notifier: Arc<OnceLock<Notifier>>) -> io::Result<Self> {
+        Ok(Self { table: Table::new(root)?, writer, passthrough: AtomicBool::new(false), notifier })
     }
 
     fn writer(&self) -> io::Result<&Writer> {
@@ -170,7 +172,16 @@ impl Tree {
         drop(changes);
         leaf.set(Leaf { entry: copy, layer: Layer::Upper });
         leaf.reopen();
+        self.forget_attributes(node);
         Ok(())
+    }
+
+    /// Has the kernel ask for a node's attributes again: they changed by more than the request that it made.
+    fn forget_attributes(&self, node: &Node) {
+        if let Some(notifier) = self.notifier.get() {
+            // An offset below zero leaves the cached data alone.
+            let _ = notifier.inval_inode(INodeNo(node.id), -1, 0);
+        }
     }
 
     /// The root of the tree.

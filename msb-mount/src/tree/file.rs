@@ -12,10 +12,12 @@ use msb::overlay::{Layer, whiteout};
 use rustix::fs::{FileType, Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::Tree;
+use super::{Caller, Tree};
 use crate::attr::timespec;
 use crate::handle::{Way, has_set_id};
 use crate::inode::{Kind, Node};
+
+const ACCESS_ACL: &str = "system.posix_acl_access";
 
 /// Attributes to set; what is `None` stays.
 #[derive(Debug, Default)]
@@ -37,7 +39,7 @@ impl Tree {
         }
     }
 
-    pub(crate) fn set_attributes(&self, node: &Arc<Node>, wanted: &Wanted, uid: u32) -> io::Result<()> {
+    pub(crate) fn set_attributes(&self, node: &Arc<Node>, wanted: &Wanted, caller: Caller) -> io::Result<()> {
         self.copy_up(node, wanted.size.unwrap_or(WHOLE))?;
         self.on_entry(node, |entry| {
             if wanted.uid.is_some() || wanted.gid.is_some() {
@@ -48,8 +50,8 @@ impl Tree {
             }
             if let Some(size) = wanted.size {
                 node.leaf()?.file(true)?.set_len(size)?;
-                if uid != 0 {
-                    clear_set_id(entry)?;
+                if caller.uid != 0 {
+                    clear_set_id(entry, caller)?;
                 }
             }
             if wanted.atime.is_some() || wanted.mtime.is_some() {
@@ -71,7 +73,7 @@ impl Tree {
         &self,
         node: &Arc<Node>,
         flags: OFlags,
-        uid: u32,
+        caller: Caller,
         back: impl FnOnce(&Entry) -> io::Result<BackingId>,
     ) -> io::Result<Way> {
         let leaf = node.leaf()?;
@@ -83,8 +85,8 @@ impl Tree {
         let current = leaf.get();
         if truncate {
             current.entry.open(OFlags::WRONLY | OFlags::TRUNC)?;
-            if uid != 0 {
-                clear_set_id(&current.entry)?;
+            if caller.uid != 0 {
+                clear_set_id(&current.entry, caller)?;
             }
         }
         // A file of a lower layer may be copied up while it is open, and then its backing would have to change.
@@ -95,12 +97,13 @@ impl Tree {
         Ok(leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(&leaf.entry))))
     }
 
-    pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clear: bool) -> io::Result<usize> {
+    /// Writes. `clearing`: for whom set-id bits are to be cleared.
+    pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clearing: Option<Caller>) -> io::Result<usize> {
         let leaf = node.leaf()?;
         let file = leaf.file(true)?;
         std::os::unix::fs::FileExt::write_all_at(&*file, data, offset)?;
-        if clear {
-            clear_set_id(&leaf.get().entry)?;
+        if let Some(caller) = clearing {
+            clear_set_id(&leaf.get().entry, caller)?;
         }
         Ok(data.len())
     }
@@ -141,12 +144,27 @@ impl Tree {
         Ok(list)
     }
 
-    pub(crate) fn set_xattr(&self, node: &Arc<Node>, name: &OsStr, value: &[u8], flags: i32) -> io::Result<()> {
+    pub(crate) fn set_xattr(
+        &self,
+        node: &Arc<Node>,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        caller: Caller,
+    ) -> io::Result<()> {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::PERM.into());
         }
         self.copy_up(node, WHOLE)?;
-        self.on_entry(node, |entry| entry.set_xattr(name, value, XattrFlags::from_bits_retain(flags as u32)))
+        self.on_entry(node, |entry| {
+            entry.set_xattr(name, value, XattrFlags::from_bits_retain(flags as u32))?;
+            let stat = entry.stat_now()?;
+            // As chmod does; the caller's other groups are not known here, and a bit too few harms nobody.
+            if name == ACCESS_ACL && stat.st_mode & 0o2000 != 0 && caller.uid != 0 && caller.gid != stat.st_gid {
+                entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o5777))?;
+            }
+            Ok(())
+        })
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &OsStr) -> io::Result<()> {
@@ -160,12 +178,14 @@ impl Tree {
     }
 }
 
-/// Clears the set-id bits of an executable, as a write by anyone but root does.
-fn clear_set_id(entry: &Entry) -> io::Result<()> {
+/// Clears set-id bits as a change of the data by anyone but root does: a set-group-id bit that marks no executable
+/// stays for members of the group.
+fn clear_set_id(entry: &Entry, caller: Caller) -> io::Result<()> {
     let stat = entry.stat_now()?;
     if entry.file_type() != FileType::RegularFile || !has_set_id(&stat) {
         return Ok(());
     }
-    let cleared = if stat.st_mode & 0o010 == 0 { 0o4000 } else { 0o6000 };
+    let keeps_gid = stat.st_mode & 0o010 == 0 && caller.gid == stat.st_gid;
+    let cleared = if keeps_gid { 0o4000 } else { 0o6000 };
     entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777 & !cleared))
 }

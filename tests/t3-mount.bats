@@ -1,0 +1,363 @@
+#!/usr/bin/env bats
+# msb-mount: a record's layers as one tree, judged by the kernel's overlayfs on the same directories. Needs root and
+# /dev/fuse.
+
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    export TOOLS=$BATS_TEST_DIRNAME/../target/release
+    export DEMO=$BATS_FILE_TMPDIR/demo
+    # shellcheck source=tests/image.bash
+    source "$BATS_TEST_DIRNAME/image.bash"
+    umoci raw unpack --image "$(demo_image):latest" "$DEMO" >/dev/null
+}
+
+setup() {
+    # shellcheck source=tests/tree.bash
+    source "$BATS_TEST_DIRNAME/tree.bash"
+    PATH=$TOOLS:$PATH
+    unset MSB_RECORD
+    cd "$BATS_TEST_TMPDIR" || return
+    export MSB_HOME=$PWD/home
+    mkdir top bottom kernel
+    mkdir -p bottom/etc/conf.d bottom/bin top/etc
+    echo bottom >bottom/etc/motd
+    echo one >bottom/etc/conf.d/one
+    echo two >bottom/etc/conf.d/two
+    echo tool >bottom/bin/tool
+    ln bottom/bin/tool bottom/bin/link
+    ln -s tool bottom/bin/symlink
+    echo top >top/etc/hosts
+    chmod 0755 top bottom
+    jq -nc --arg dir "$PWD" '{msb: 1, rootfs: {kind: "layers", lower: [$dir + "/top", $dir + "/bottom"]}}' >record
+}
+
+teardown() {
+    local point
+    for point in "$BATS_TEST_TMPDIR"/{root,other,kernel,one/root,two/root}; do
+        umount -l "$point" 2>/dev/null || true
+    done
+}
+
+# Mounts the record on ./root; $pid, $upper and $work are what the printed record says.
+mounted() {
+    msb-mount -r record "$@" ./root >mounted 3>&-
+    pid=$(jq .mount.pid mounted)
+    upper=$(jq -r '.upper.dir // empty' mounted)
+    work=$(jq -r '.upper.work // empty' mounted)
+}
+
+kernel_overlay() {
+    mount -t overlay overlay -o "nosuid,nodev,lowerdir=$1,upperdir=$upper,workdir=$work" kernel
+}
+
+@test "the record is printed when the mount answers, with upper and mount, and the caller's streams are let go" {
+    run --separate-stderr msb-mount -r record ./root
+    [ "$status" -eq 0 ]
+    [ "$(cat root/etc/motd)" = bottom ]
+    [ "$(cat root/etc/hosts)" = top ]
+    [ "$(jq -r .mount.path <<<"$output")" = "$PWD/root" ]
+    [ "$(jq -r .mount.fstype <<<"$output")" = fuse.msb ]
+    [ -d "$(jq -r .upper.dir <<<"$output")" ]
+    grep -q " $PWD/root .* - fuse.msb msb " /proc/self/mountinfo
+    [ "$(readlink "/proc/$(jq .mount.pid <<<"$output")/exe")" = "$(realpath "$TOOLS/msb-mount")" ]
+}
+
+@test "without a mount point the root is mounted beside the upper" {
+    msb-mount -r record >mounted 3>&-
+    point=$(jq -r .mount.path mounted)
+    [ "$point" = "$(dirname "$(jq -r .upper.dir mounted)")/root" ]
+    [ "$(cat "$point/etc/motd")" = bottom ]
+    msb-mount -u "$point"
+}
+
+@test "a Debian image looks as it does through the kernel's overlayfs" {
+    jq -nc --arg lower "$DEMO" --arg top "$PWD/top" '{msb: 1, rootfs: {kind: "layers", lower: [$top, $lower]}}' >record
+    mounted
+    tree_manifest root >ours
+    msb-mount -u root
+    kernel_overlay "$PWD/top:$DEMO"
+    tree_manifest kernel >kernels
+    [ "$(wc -l <ours)" -gt 5000 ]
+    diff ours kernels
+}
+
+@test "inode numbers are the layers' own and stay through a copy-up" {
+    mounted
+    before=$(stat -c %i root/etc/motd root/etc root/bin/tool root/bin/link)
+    [ "$before" = "$(stat -c %i bottom/etc/motd top/etc bottom/bin/tool bottom/bin/link)" ]
+    echo more >>root/etc/motd
+    [ "$(stat -c %i root/etc/motd root/etc)" = "$(head -n 2 <<<"$before")" ]
+    echo 2 >/proc/sys/vm/drop_caches
+    [ "$(stat -c %i root/etc/motd root/etc)" = "$(head -n 2 <<<"$before")" ]
+}
+
+@test "what is changed shows the same through the kernel's overlayfs afterwards, and the layers are untouched" {
+    cp -a "$DEMO" bottom/debian
+    tree_manifest top >top.before
+    tree_manifest bottom >bottom.before
+    mounted
+    (
+        cd root
+        echo new >etc/new
+        echo more >>etc/motd
+        chmod 0600 etc/hosts
+        chown 1000:1000 bin/tool
+        mv etc/conf.d/one etc/conf.d/renamed
+        ln etc/motd etc/motd.link
+        ln -sf elsewhere bin/symlink
+        rm etc/conf.d/two
+        mkdir etc/conf.d/two
+        mkfifo etc/fifo
+        rm -rf debian/usr/lib
+        mkdir debian/usr/lib
+        echo again >debian/usr/lib/again
+        rm -r debian/etc
+        mv debian/var/lib/dpkg/status status
+        cp -a debian/usr/bin copied
+        mkdir made
+        mv made moved
+        truncate -s 3 debian/usr/bin/tail
+        touch -d @1000 debian/usr/bin/head
+        setfattr -n user.note -v kept debian/usr/bin/sort
+        setfacl -m u:1000:rx moved
+    )
+    tree_manifest root >ours
+    msb-mount -u root
+    kernel_overlay "$PWD/top:$PWD/bottom"
+    tree_manifest kernel >kernels
+    diff ours kernels
+    umount kernel
+    tree_manifest top | diff top.before -
+    tree_manifest bottom | diff bottom.before -
+}
+
+@test "random operations are answered as the kernel's overlayfs answers them" {
+    for seed in 1 4 5 8; do
+        mkdir -p "$seed"/{upper,work,root,k/upper,k/work,k/root}
+        cd "$seed"
+        python3 "$BATS_TEST_DIRNAME/mount-diff.py" lower "$seed" .
+        cp -a top bottom k
+        chmod 0777 upper k/upper
+        touch -d @1000000000 upper k/upper
+        jq -nc --arg dir "$PWD" '{msb: 1,
+            rootfs: {kind: "layers", lower: [$dir + "/top", $dir + "/bottom"]},
+            upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' | msb-mount root >/dev/null 3>&-
+        mount -t overlay overlay k/root \
+            -o nosuid,nodev,redirect_dir=off,index=off,metacopy=off,lowerdir=k/top:k/bottom,upperdir=k/upper,workdir=k/work
+        python3 "$BATS_TEST_DIRNAME/mount-diff.py" run "$seed" 500 root k/root || failed=$seed
+        msb-mount -u root
+        mount -t overlay overlay -o nosuid,nodev,lowerdir=top:bottom,upperdir=upper,workdir=work root
+        [ -n "${failed:-}" ] || python3 "$BATS_TEST_DIRNAME/mount-diff.py" compare root k/root || failed=$seed
+        umount root k/root
+        [ -z "${failed:-}" ]
+        cd ..
+    done
+}
+
+@test "an open file outlives its name, and a reader sees what is written after the copy-up" {
+    mounted
+    python3 - root/etc <<'EOF'
+import mmap, os, sys
+os.chdir(sys.argv[1])
+reader = os.open("motd", os.O_RDONLY)
+assert os.pread(reader, 100, 0) == b"bottom\n"
+with open("motd", "ab") as writer:
+    writer.write(b"more\n")
+assert os.pread(reader, 100, 0) == b"bottom\nmore\n"
+os.unlink("motd")
+assert os.pread(reader, 100, 0) == b"bottom\nmore\n"
+lower = os.open("conf.d/one", os.O_RDONLY)
+os.unlink("conf.d/one")
+os.fchmod(lower, 0o600)
+assert os.fstat(lower).st_mode & 0o777 == 0o600 and os.pread(lower, 9, 0) == b"one\n"
+with open("over", "wb") as file:
+    file.write(b"over\n")
+held = os.open("conf.d/two", os.O_RDONLY)
+os.rename("over", "conf.d/two")
+assert os.pread(held, 9, 0) == b"two\n" and open("conf.d/two").read() == "over\n"
+with open("hosts", "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+    view[0:3] = b"TOP"
+    view.flush()
+assert open("hosts").read() == "TOP\n"
+EOF
+    [ "$(cat top/etc/hosts)" = top ]
+    [ "$(cat bottom/etc/conf.d/two)" = two ]
+    msb-mount -u root
+    [ "$(cat "$upper/etc/hosts")" = TOP ]
+}
+
+@test "two writers that copy one file up at once both get through" {
+    head -c 20M /dev/urandom >bottom/big
+    mounted
+    printf a | dd of=root/big conv=notrunc bs=1 seek=0 status=none 3>&- &
+    one=$!
+    printf b | dd of=root/big conv=notrunc bs=1 seek=20000000 status=none 3>&-
+    wait "$one"
+    cp bottom/big expected
+    printf a | dd of=expected conv=notrunc bs=1 seek=0 status=none
+    printf b | dd of=expected conv=notrunc bs=1 seek=20000000 status=none
+    cmp root/big expected
+}
+
+@test "5000 files can be open at once" {
+    mounted
+    python3 - root <<'EOF'
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (6000, 6000))
+files = [open(os.path.join(sys.argv[1], f"file{n}"), "w+") for n in range(5000)]
+for number, file in enumerate(files):
+    file.write(str(number))
+    file.flush()
+for number, file in enumerate(files):
+    file.seek(0)
+    assert file.read() == str(number)
+EOF
+    [ "$(find root -name 'file*' | wc -l)" -eq 5000 ]
+}
+
+@test "other users get their own files and no more" {
+    mounted
+    mkdir -m 1777 root/tmp
+    chmod 2777 root/bin
+    setpriv --reuid=1000 --regid=1000 --clear-groups touch root/tmp/mine root/bin/ours
+    [ "$(stat -c %u:%g root/tmp/mine)" = 1000:1000 ]
+    [ "$(stat -c %u:%g root/bin/ours)" = 1000:0 ]
+    run setpriv --reuid=1000 --regid=1000 --clear-groups sh -c 'echo x >>root/etc/motd'
+    [ "$status" -ne 0 ]
+    run setpriv --reuid=1001 --regid=1001 --clear-groups rm -f root/tmp/mine
+    [ "$status" -ne 0 ]
+    [ "$(cat root/etc/motd)" = bottom ]
+}
+
+@test "a lock on a file keeps others out" {
+    mounted
+    exec 9>root/lock
+    flock 9
+    run -1 flock -n root/lock true
+    exec 9>&-
+    flock -n root/lock true
+}
+
+@test "overlayfs's own xattrs are neither shown nor settable" {
+    mounted
+    rm -r root/etc/conf.d
+    mkdir root/etc/conf.d
+    [ "$(getfattr -n trusted.overlay.opaque --only-values "$upper/etc/conf.d")" = y ]
+    [ -z "$(getfattr -d -m - root/etc/conf.d)" ]
+    run ! setfattr -n trusted.overlay.opaque -v y root/etc
+}
+
+@test "a default ACL is inherited, also where a whiteout was" {
+    mounted
+    setfacl -d -m u:1000:rwx root/etc/conf.d
+    rm root/etc/conf.d/one
+    echo again >root/etc/conf.d/one
+    echo new >root/etc/conf.d/new
+    for file in one new; do
+        getfacl -np "root/etc/conf.d/$file" | grep -q '^user:1000:rwx'
+    done
+}
+
+@test "--ro refuses writes and makes no upper" {
+    mounted --ro
+    [ -z "$upper" ]
+    [ "$(cat root/etc/motd)" = bottom ]
+    run touch root/etc/motd
+    [[ "$output" == *"Read-only file system"* ]]
+    msb-mount -u root
+    [ ! -e home ]
+}
+
+@test "-u ends the server, and says so where nothing is mounted" {
+    mounted
+    msb-mount -u root
+    [ ! -e "/proc/$pid/exe" ]
+    [ -z "$(ls -A root)" ]
+    run -1 msb-mount -u root
+    [[ "$output" == *"nothing is mounted there"* ]]
+}
+
+@test "-u refuses a mount in use" {
+    mounted
+    exec 9<root/etc/motd
+    run -1 msb-mount -u root
+    [[ "$output" == *"in use"* ]]
+    exec 9<&-
+    msb-mount -u root
+}
+
+@test "SIGTERM unmounts" {
+    mounted
+    kill "$pid"
+    tail --pid="$pid" -f /dev/null
+    [ -z "$(ls -A root)" ]
+}
+
+@test "-f serves in the foreground until SIGTERM" {
+    mkfifo out
+    msb-mount -f -r record root >out 3>&- &
+    server=$!
+    read -r line <out
+    [ "$(jq .mount.pid <<<"$line")" -eq "$server" ]
+    [ "$(cat root/etc/motd)" = bottom ]
+    kill "$server"
+    wait "$server"
+    [ -z "$(ls -A root)" ]
+}
+
+@test "after a kill the mount is cleared by -u, and by the next mount, which shows what was written" {
+    mounted
+    echo kept >root/kept
+    kill -9 "$pid"
+    tail --pid="$pid" -f /dev/null
+    run --separate-stderr msb-mount -u root
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"its server is gone"* ]]
+    jq -c 'del(.mount)' mounted >record
+    mounted
+    [ "$(cat root/kept)" = kept ]
+    kill -9 "$pid"
+    tail --pid="$pid" -f /dev/null
+    run --separate-stderr msb-mount -r record root
+    [ "$status" -eq 0 ]
+    [[ "$stderr" == *"without a server, cleared"* ]]
+    [ "$(cat root/kept)" = kept ]
+}
+
+@test "one upper has one mount at a time, and one mount point too" {
+    mounted
+    run -1 msb-mount -r mounted other
+    [[ "$output" == *"in use by another msb-mount or msb-patch"* ]]
+    run -1 msb-mount -r record root
+    [[ "$output" == *"something is mounted there"* ]]
+}
+
+@test "what cannot be mounted is refused in words" {
+    echo '{"msb":1,"rootfs":{"kind":"disk","path":"/dev/null","format":"qcow2"}}' >disk
+    run -1 msb-mount -r disk root
+    [[ "$output" == *"a mount needs a layered or directory root, and this is a qcow2 disk"* ]]
+    echo '{"msb":1,"rootfs":{"kind":"dir","lower":["/nowhere"]}}' >gone
+    run -1 msb-mount -r gone root
+    [[ "$output" == *'"/nowhere" is gone'* ]]
+    run -1 msb-mount -r record no/parent/root
+    [[ "$output" == *"no/parent/root"* ]]
+    [ ! -e home/sandboxes ] || [ -z "$(ls -A home/sandboxes)" ]
+    run -2 msb-mount --nonsense
+    [ ! -e root ]
+}
+
+@test "a full disk is said as one, and nothing half-copied shows" {
+    mkdir small
+    mount -t tmpfs -o size=1M tmpfs small
+    mkdir small/{upper,work}
+    head -c 4M /dev/urandom >bottom/big
+    jq -c --arg dir "$PWD/small" '. + {upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' record >full
+    msb-mount -r full root >/dev/null 3>&-
+    run bash -c 'echo x >>root/big'
+    [[ "$output" == *"No space left"* ]]
+    cmp root/big bottom/big
+    [ -z "$(ls small/upper)" ]
+    msb-mount -u root
+    umount small
+}
