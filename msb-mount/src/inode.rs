@@ -53,6 +53,8 @@ pub(crate) struct LeafNode {
     /// Held by the one who copies the file up.
     pub(crate) copying: Mutex<()>,
     pub(crate) data: Mutex<Data>,
+    /// What the kernel was last told of the data: a number made of size and mtime.
+    told: AtomicU64,
 }
 
 impl Node {
@@ -68,6 +70,7 @@ impl Node {
                 leaf: RwLock::new(Arc::new(leaf)),
                 copying: Mutex::default(),
                 data: Mutex::default(),
+                told: AtomicU64::new(0),
             }),
         };
         Self { id, ino: AtomicU64::new(ino), lookups: AtomicU64::new(1), place, kind }
@@ -140,6 +143,12 @@ impl DirNode {
 impl LeafNode {
     pub(crate) fn get(&self) -> Arc<Leaf> {
         read(&self.leaf).clone()
+    }
+
+    /// Notes what the kernel is told of the data, and says whether it was told the same before.
+    pub(crate) fn tell(&self, stat: &Stat) -> bool {
+        let told = (stat.st_size as u64) ^ (stat.st_mtime as u64).rotate_left(32) ^ (stat.st_mtime_nsec as u64);
+        self.told.swap(told, Ordering::Relaxed) == told
     }
 
     pub(crate) fn set(&self, leaf: Leaf) {

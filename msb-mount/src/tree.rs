@@ -65,7 +65,11 @@ impl Tree {
     }
 
     pub(crate) fn attr(&self, node: &Node) -> io::Result<FileAttr> {
-        Ok(attr::of(&node.stat()?, node.ino()))
+        let stat = node.stat()?;
+        if let Kind::Leaf(leaf) = &node.kind {
+            leaf.tell(&stat);
+        }
+        Ok(attr::of(&stat, node.ino()))
     }
 
     /// The names of a directory. `rewind`: whether the reader starts and must see what changed.

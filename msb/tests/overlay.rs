@@ -11,7 +11,7 @@ use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::resolve::{End, Last, resolve};
 use msb::overlay::upper::{WHOLE, Writer};
 use msb::overlay::{Layer, Merged, Node, whiteout};
-use rustix::fs::Mode;
+use rustix::fs::{Mode, RenameFlags};
 
 struct Stack {
     scratch: tempfile::TempDir,
@@ -233,4 +233,65 @@ fn a_symlink_in_the_upper_does_not_lead_out() {
     symlink(stack.path("outside"), stack.path("upper/etc")).unwrap();
     let resolved = resolve(&stack.open(), Path::new("/etc/file"), Last::Follow).unwrap();
     assert!(matches!(resolved.end, End::Missing(_)), "the target is looked up inside the root");
+}
+
+#[test]
+fn renames_leave_whiteouts_and_cover_lower_directories() {
+    let stack = Stack::new();
+    stack.write("bottom/etc/motd", "m");
+    stack.write("bottom/etc/conf.d/below", "b");
+    stack.write("upper/etc/motd", "copied up");
+    stack.write("upper/made/file", "f");
+    stack.write("upper/other/file", "o");
+    let writer = stack.writer();
+    let root = stack.open();
+    let Some(Node::Dir(etc)) = root.lookup(name("etc")).unwrap() else { panic!() };
+    let none = RenameFlags::empty();
+    writer.rename(&etc, name("motd"), &root, name("motd"), none).unwrap();
+    assert!(etc.lookup(name("motd")).unwrap().is_none());
+    writer.remove(&etc, name("conf.d")).unwrap();
+    writer.rename(&root, name("made"), &etc, name("conf.d"), none).unwrap();
+    let Some(Node::Dir(moved)) = etc.lookup(name("conf.d")).unwrap() else { panic!() };
+    assert!(whiteout::is_opaque(moved.top().0).unwrap());
+    writer.rename(&root, name("other"), &etc, name("conf.d"), RenameFlags::EXCHANGE).unwrap();
+    assert_eq!(stack.ours(), stack.kernels());
+    let refused = |result: std::io::Result<()>| result.unwrap_err().raw_os_error();
+    let exdev = writer.rename(&root, name("etc"), &root, name("etc2"), none);
+    assert_eq!(refused(exdev), Some(rustix::io::Errno::XDEV.raw_os_error()));
+    let eexist = writer.rename(&root, name("motd"), &etc, name("conf.d"), RenameFlags::NOREPLACE);
+    assert_eq!(refused(eexist), Some(rustix::io::Errno::EXIST.raw_os_error()));
+}
+
+#[test]
+fn a_file_and_a_directory_can_be_made_where_a_whiteout_is() {
+    let stack = Stack::new();
+    stack.write("bottom/file", "b");
+    stack.write("bottom/dir/below", "b");
+    let writer = stack.writer();
+    let root = stack.open();
+    let make = |dir: &Dir, name: Name<'_>| dir.create(name, Mode::from_raw_mode(0o644)).map(drop);
+    for gone in ["file", "dir"] {
+        writer.remove(&root, name(gone)).unwrap();
+    }
+    writer.make(&root, name("file"), make).unwrap();
+    writer.make_dir(&root, name("dir"), Mode::from_raw_mode(0o755)).unwrap();
+    let again = writer.make(&root, name("file"), make).unwrap_err();
+    assert_eq!(again.kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(stack.ours(), stack.kernels());
+    assert_eq!(stack.ours(), ["dir dir 40755", "file 100644 0"]);
+}
+
+#[test]
+fn a_prepared_copy_shows_only_once_it_is_put() {
+    let stack = Stack::new();
+    stack.write("bottom/file", "content");
+    let writer = stack.writer();
+    let root = stack.open();
+    let Some(Node::Leaf(leaf)) = root.lookup(name("file")).unwrap() else { panic!() };
+    drop(writer.prepare_copy(&leaf.entry, WHOLE).unwrap());
+    assert_eq!(fs::read_dir(stack.path("work")).unwrap().count(), 0);
+    let (_, prepared) = writer.prepare_copy(&leaf.entry, 3).unwrap();
+    assert!(!stack.path("upper/file").exists());
+    prepared.put(root.upper.as_ref().unwrap(), name("file")).unwrap();
+    assert_eq!(fs::read_to_string(stack.path("upper/file")).unwrap(), "con");
 }

@@ -97,6 +97,16 @@ impl Tree {
         Ok(leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(&leaf.entry))))
     }
 
+    /// Takes an open back. What was written through a mapping of a backing file, the kernel has not noticed itself.
+    pub(crate) fn release(&self, node: &Node, handle: u64, was_writable: bool) -> io::Result<()> {
+        let leaf = node.leaf()?;
+        leaf.released(handle);
+        if handle != 0 && was_writable && !leaf.tell(&leaf.get().entry.stat_now()?) {
+            self.forget_attributes(node);
+        }
+        Ok(())
+    }
+
     /// Writes. `clearing`: for whom set-id bits are to be cleared.
     pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clearing: Option<Caller>) -> io::Result<usize> {
         let leaf = node.leaf()?;

@@ -94,7 +94,8 @@ impl Writer {
             Err(Errno::EXIST) if is_whited_out(upper, name)? => {
                 let hides = matches!(parent.lookup_lower(name)?, Some(Node::Dir(_)));
                 self.place(upper, name, |work, aside| {
-                    let dir = self.inheriting(upper, work, aside, &|dir: &Dir, name: Name<'_>| dir.mkdir(name, mode))?;
+                    let dir =
+                        self.inheriting(upper, work, aside, &|dir: &Dir, name: Name<'_>| dir.mkdir(name, mode))?;
                     if hides { whiteout::make_opaque(&dir) } else { Ok(()) }
                 })
             }
