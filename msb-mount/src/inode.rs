@@ -147,7 +147,7 @@ impl LeafNode {
 
     /// Notes what the kernel is told of the data, and says whether it was told the same before.
     pub(crate) fn tell(&self, stat: &Stat) -> bool {
-        let told = (stat.st_size as u64) ^ (stat.st_mtime as u64).rotate_left(32) ^ (stat.st_mtime_nsec as u64);
+        let told = (stat.st_size as u64) ^ (stat.st_mtime as u64).rotate_left(32) ^ stat.st_mtime_nsec;
         self.told.swap(told, Ordering::Relaxed) == told
     }
 
