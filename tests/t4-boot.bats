@@ -13,6 +13,9 @@ setup() {
 
 teardown() {
     vm_teardown
+    for place in small mounted; do
+        if grep -q " $BATS_TEST_TMPDIR/$place " /proc/self/mountinfo; then umount -l "$place"; fi
+    done
 }
 
 release=$BATS_TEST_DIRNAME/../target/release
@@ -328,6 +331,31 @@ boot_halfway() {
     run --separate-stderr msb-boot </dev/null
     [ "$status" -eq 1 ]
     [[ $stderr == *'no record on stdin'* ]]
+    vm_assert_nothing
+}
+
+@test "a full disk is an error, and nothing half-made is left" {
+    mkdir small
+    mount -t tmpfs -o size=512k none small
+    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/small" msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-boot: "*"No space left on device"* ]]
+    [ -z "$(find small -mindepth 2)" ]
+    run --separate-stderr env MSB_HOME="$PWD/small" msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-boot: "*"No space left on device"* ]]
+    [ -z "$(find small -type f)" ]
+    vm_assert_nothing
+}
+
+@test "a mount whose msb-mount was killed is an error that says what to do" {
+    mkdir mounted
+    jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
+    kill -KILL "$(jq .mount.pid mount.json)"
+    vm_await_end "$(jq .mount.pid mount.json)"
+    run --separate-stderr msb-boot -r mount.json --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-boot: mount "'*'/mounted": Transport endpoint is not connected'*'(run msb-mount again)' ]]
     vm_assert_nothing
 }
 

@@ -11,13 +11,9 @@ vm_setup() {
     mkdir -p "$XDG_RUNTIME_DIR"
     vm_root=$BATS_TEST_TMPDIR/root
     vm_record=$BATS_TEST_TMPDIR/record.json
-    local busybox applet
-    busybox=$(command -v busybox)
     mkdir -p "$vm_root"/{bin,dev,etc,proc,root,run,sys,tmp}
-    cp "$busybox" "$vm_root/bin/busybox"
-    for applet in $("$busybox" --list); do
-        [ "$applet" = busybox ] || ln -s busybox "$vm_root/bin/$applet"
-    done
+    cp "$(command -v busybox)" "$vm_root/bin/busybox"
+    "$vm_root/bin/busybox" --install "$vm_root/bin"
     printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >"$vm_root/etc/passwd"
     printf 'root:x:0:\nnogroup:x:65534:\n' >"$vm_root/etc/group"
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
@@ -56,24 +52,16 @@ vm_pid() {
     jq .vm.pid "$BATS_TEST_TMPDIR/$1.json"
 }
 
-# vm_processes: all processes of this test's VMs. Each holds a file in the run directory open.
+# vm_processes [PREFIX]: all processes of this test's VMs, or of those whose path there starts so. Each holds a file in the run directory open.
 vm_processes() {
-    local process
-    for process in /proc/[0-9]*; do
-        if [ -n "$(find "$process/fd" -lname "$XDG_RUNTIME_DIR/msb/*" -print -quit 2>/dev/null)" ]; then
-            echo "${process#/proc/}"
-        fi
-    done
+    find /proc/[0-9]*/fd -lname "$XDG_RUNTIME_DIR/msb/${1:-}*" -printf '%h\n' 2>/dev/null | cut -d/ -f3 | sort -nu
 }
 
 # vm_process NAME PROGRAM: the process of a VM that runs a program.
 vm_process() {
     local pid
-    for pid in $(vm_processes); do
-        if [ -n "$(find "/proc/$pid/fd" -lname "$XDG_RUNTIME_DIR/msb/$1/*" -print -quit)" ] &&
-            [ "$(basename "$(readlink "/proc/$pid/exe")")" = "$2" ]; then
-            echo "$pid"
-        fi
+    for pid in $(vm_processes "$1/"); do
+        if [ "$(basename "$(readlink "/proc/$pid/exe")")" = "$2" ]; then echo "$pid"; fi
     done
 }
 

@@ -68,13 +68,13 @@ impl Config {
         let agent = programs::agent()?;
         let library = kernel::library()?;
         let (kind, words) = vmm::choose(args.vmm)?;
+        if let Some(words) = words {
+            exit::warn(TOOL, &words);
+        }
         let qemu = match kind {
             Kind::Qemu => Some(Parts::find(&library)?),
             Kind::Krun => None,
         };
-        if let Some(words) = words {
-            exit::warn(TOOL, &words);
-        }
         let vm = Vm {
             vmm: kind,
             dir: run_dir(&name)?,

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use msb::wire::{AGENT_PORT, READY_PORT};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::supervise::crew::Crew;
 use crate::vmm::{Root, Vm, Vmm, Why, kvm};
@@ -28,6 +29,7 @@ impl Vmm for Krun {
 
     fn enter(&self, vm: &Vm) -> io::Error {
         let described = (|| {
+            raise_open_files()?;
             ffi::keep_loaded(&vm.kernel)?;
             let context = ffi::Context::new()?;
             context.set_size(vm.cpus, vm.memory_mib)?;
@@ -46,4 +48,10 @@ impl Vmm for Krun {
             Err(error) => error,
         }
     }
+}
+
+/// As many open files as this user may have: libkrun holds one for every inode that the guest knows.
+fn raise_open_files() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
 }

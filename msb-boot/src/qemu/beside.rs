@@ -42,9 +42,10 @@ fn share(run: &Path, parts: &Parts, dir: &Path, crew: &mut Crew) -> anyhow::Resu
     let link = link?;
     // The directory by an fd: in an option a comma in a path would end it, and virtiofsd leaves its working directory.
     let dir = OwnedFd::from(File::open(dir).with_context(|| format!("root {dir:?}"))?);
+    // QEMU's virtiofsd and the one in Rust both know these options, and no others of either are used.
     let socket = fd_flag("--fd=", &listener);
     let mut options = fd_flag("source=/proc/self/fd/", &dir);
-    options.push("/.,cache=auto,sandbox=chroot,xattr,log_level=warn");
+    options.push("/.,cache=auto,sandbox=chroot,xattr");
     crew.start("virtiofsd", &parts.virtiofsd, &[&socket, OsStr::new("-o"), &options], &[listener, dir])?;
     Ok(link.into())
 }
