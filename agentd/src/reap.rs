@@ -33,18 +33,30 @@ impl Awaited {
     }
 }
 
-/// All children, by process ID.
-#[derive(Debug, Default)]
+/// All children.
+#[derive(Debug)]
 pub struct Reaper {
-    awaited: Mutex<HashMap<i32, Arc<Awaited>>>,
-    /// Whether a process was reaped since, and whether any is left.
-    childless: Mutex<bool>,
+    children: Mutex<Children>,
     changed: Condvar,
 }
 
+#[derive(Debug)]
+struct Children {
+    /// Those that a session waits for, by process ID.
+    awaited: HashMap<i32, Arc<Awaited>>,
+    /// Whether there is no other either.
+    none_left: bool,
+}
+
+impl Default for Reaper {
+    fn default() -> Self {
+        Self { children: Mutex::new(Children { awaited: HashMap::new(), none_left: true }), changed: Condvar::new() }
+    }
+}
+
 impl Reaper {
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Arc<Awaited>>> {
-        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Children> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a child. Nobody but [`Self::run`] may wait for it.
@@ -55,11 +67,12 @@ impl Reaper {
         let event = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
         // Held while the child starts: one that ends at once must find its entry, and one whose exec fails is waited
         // for by the standard library itself.
-        let mut awaited = self.lock();
+        let mut children = self.lock();
         let child = command.spawn()?;
         let pid = child.id().cast_signed();
         let entry = Arc::new(Awaited { pid, exit: Mutex::new(None), event });
-        awaited.insert(pid, Arc::clone(&entry));
+        children.awaited.insert(pid, Arc::clone(&entry));
+        children.none_left = false;
         Ok(entry)
     }
 
@@ -75,8 +88,8 @@ impl Reaper {
     }
 
     fn reap(&self) {
-        let mut awaited = self.lock();
-        let childless = loop {
+        let mut children = self.lock();
+        children.none_left = loop {
             let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some(ended)) => ended,
                 Ok(None) => break false,
@@ -85,26 +98,25 @@ impl Reaper {
             };
             let code = status.exit_status().map(|code| code as u8);
             let exit = Exit { code, signal: status.terminating_signal() };
-            if let Some(entry) = awaited.remove(&pid.as_raw_nonzero().get()) {
+            if let Some(entry) = children.awaited.remove(&pid.as_raw_nonzero().get()) {
                 *entry.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
                 let _ = entry.event.write(1);
             }
         };
-        drop(awaited);
-        *self.childless.lock().unwrap_or_else(PoisonError::into_inner) = childless;
+        drop(children);
         self.changed.notify_all();
     }
 
     /// Waits until no process is left, for `limit` at most. Says whether that came true.
     pub fn wait_childless(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
-        let mut childless = self.childless.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*childless {
+        let mut children = self.lock();
+        while !children.none_left {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;
             }
-            childless = self.changed.wait_timeout(childless, left).unwrap_or_else(PoisonError::into_inner).0;
+            children = self.changed.wait_timeout(children, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }

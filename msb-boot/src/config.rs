@@ -98,6 +98,7 @@ impl Config {
             Root::Disk { .. } => "disk",
         };
         let timeout = Duration::from_secs(args.timeout.into());
+        let record = Record { scripts: scripts.clone(), ..record };
         Ok(Self { name, vm, root: root.into(), boot, agent, scripts, timeout, record, started })
     }
 }

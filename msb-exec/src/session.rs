@@ -20,9 +20,11 @@ use nix::sys::signal::{SigSet, Signal};
 
 use crate::tty;
 
-/// How many bytes of each output may be on their way. More than the round trip times the speed we see; less than a Unix
-/// socket holds, so that even a stopped msb-exec does not make the VMM wait.
-const OUTPUT_CREDIT: u32 = 160 << 10;
+/// How many bytes of each output may be on their way. Both together are less than a Linux guest sends ahead on a vsock
+/// connection (256 KiB) and than a Unix socket holds (208 KiB), so that even a stopped msb-exec makes no VMM wait.
+const OUTPUT_CREDIT: u32 = 96 << 10;
+/// How long what came before a failure of the guest may take to be written.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a command that timed out may take to end on TERM.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
@@ -115,8 +117,10 @@ pub fn run(connection: UnixStream, request: &Request, timeout: Option<Duration>)
     let stdout = Output::start(out.into(), Stream::Stdout, &connection, &sending)?;
     let stderr = Output::start(err.into(), Stream::Stderr, &connection, &sending)?;
     let ended = receive(&connection, &credit, &stdout, &stderr);
+    // A reader that takes its time is waited for, but not to say that the guest has failed.
+    let limit = if ended.is_ok() { None } else { Some(LAST_WORDS) };
     // Both first: what was queued is written even where the other one failed.
-    let written = [("stdout", stdout.finish()), ("stderr", stderr.finish())];
+    let written = [("stdout", stdout.finish(limit)), ("stderr", stderr.finish(limit))];
     for (name, result) in written {
         match result {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(ReaderGone.into()),
@@ -195,7 +199,7 @@ struct Output {
     queue: Sender<Vec<u8>>,
     /// Bytes that came and were not written yet.
     pending: Arc<AtomicUsize>,
-    writer: thread::JoinHandle<io::Result<()>>,
+    written: Receiver<io::Result<()>>,
 }
 
 impl Output {
@@ -203,20 +207,23 @@ impl Output {
     fn start(mut to: File, stream: Stream, connection: &UnixStream, sending: &Sending) -> io::Result<Self> {
         let (queue, queued): (Sender<Vec<u8>>, Receiver<Vec<u8>>) = channel();
         let pending = Arc::new(AtomicUsize::new(0));
-        let (sending, connection, written) = (sending.clone(), connection.try_clone()?, Arc::clone(&pending));
-        let writer = thread::spawn(move || {
+        let (sending, connection, unwritten) = (sending.clone(), connection.try_clone()?, Arc::clone(&pending));
+        let (done, written) = channel();
+        thread::spawn(move || {
+            let mut result = Ok(());
             for bytes in queued {
-                if let Err(error) = to.write_all(&bytes) {
+                result = to.write_all(&bytes);
+                if result.is_err() {
                     let _ = connection.shutdown(Shutdown::Both);
-                    return Err(error);
+                    break;
                 }
-                written.fetch_sub(bytes.len(), Ordering::Relaxed);
+                unwritten.fetch_sub(bytes.len(), Ordering::Relaxed);
                 // The command may have ended, and the connection with it.
                 let _ = sending.message(&Message::Credit(stream, bytes.len() as u32));
             }
-            Ok(())
+            let _ = done.send(result);
         });
-        Ok(Self { queue, pending, writer })
+        Ok(Self { queue, pending, written })
     }
 
     /// Takes bytes of the guest's, which may not send more than it has credit for.
@@ -230,10 +237,13 @@ impl Output {
         Ok(())
     }
 
-    /// Waits until all is written.
-    fn finish(self) -> io::Result<()> {
+    /// Waits until all is written, or for `limit` at most.
+    fn finish(self, limit: Option<Duration>) -> io::Result<()> {
         drop(self.queue);
-        self.writer.join().unwrap_or_else(|_| Err(io::Error::other("the writing thread ended")))
+        match limit {
+            Some(limit) => self.written.recv_timeout(limit).unwrap_or(Ok(())),
+            None => self.written.recv().unwrap_or_else(|_| Err(io::Error::other("the writing thread ended"))),
+        }
     }
 }
 

@@ -42,10 +42,12 @@ fn share(run: &Path, parts: &Parts, dir: &Path, crew: &mut Crew) -> anyhow::Resu
     let link = link?;
     // The directory by an fd: in an option a comma in a path would end it, and virtiofsd leaves its working directory.
     let dir = OwnedFd::from(File::open(dir).with_context(|| format!("root {dir:?}"))?);
-    // QEMU's virtiofsd and the one in Rust both know these options, and no others of either are used.
+    // QEMU's own virtiofsd (it left QEMU with 8.0) keeps what the guest has cached over an open, and still lets it see
+    // the host's changes within a second. The one in Rust does the one or the other.
+    let caching = if parts.virtiofsd.ends_with("qemu/virtiofsd") { "cache=always,timeout=1" } else { "cache=auto" };
     let socket = fd_flag("--fd=", &listener);
     let mut options = fd_flag("source=/proc/self/fd/", &dir);
-    options.push("/.,cache=auto,sandbox=chroot,xattr");
+    options.push(format!("/.,{caching},sandbox=chroot,xattr"));
     crew.start("virtiofsd", &parts.virtiofsd, &[&socket, OsStr::new("-o"), &options], &[listener, dir])?;
     Ok(link.into())
 }
@@ -71,6 +73,9 @@ impl Vsock {
             socket.as_os_str(),
             OsStr::new("--uds-path"),
             agent.as_os_str(),
+            // At its own 64 KiB it gets stuck when a connection is full; what the wire gives credit for never fills this.
+            OsStr::new("--tx-buffer-size"),
+            OsStr::new("1048576"),
         ];
         crew.start("vhost-device-vsock", &parts.vsock, &args, &[])?;
         Ok(Self { socket, events, process: crew.last_pidfd()? })

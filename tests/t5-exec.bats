@@ -1,0 +1,353 @@
+#!/usr/bin/env bats
+# msb-exec and agentd: a command in the VM, as if it ran here. One VM serves the whole file.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    mkdir -p "$vm_root/home/app"
+    chown 1000:1001 "$vm_root/home/app"
+    echo 'app:x:1000:1001::/home/app:/bin/sh' >> "$vm_root/etc/passwd"
+    printf 'app:x:1001:\naudio:x:29:app\nstaff:x:50:nobody\n' >> "$vm_root/etc/group"
+    printf '#!/bin/sh\necho "script $*"\n' > "$BATS_FILE_TMPDIR/hello"
+    echo 'echo "no shebang $1"' > "$BATS_FILE_TMPDIR/plain"
+    jq -c '.image = {ref: "test", config: {Env: ["GREETING=hi", "PATH=/bin:/opt/bin"], Entrypoint: ["/bin/echo", "entry"],
+        Cmd: ["cmd"], WorkingDir: "/tmp", User: ""}}' "$vm_record" > "$vm_record.new"
+    mv "$vm_record.new" "$vm_record"
+    vm_boot worker -c 2 --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
+    export MSB_RECORD=$BATS_FILE_TMPDIR/worker.json
+}
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_teardown
+}
+
+setup() {
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+# guest PROCESS-NAME: how many processes of that name the guest has.
+guest() {
+    msb-exec -- sh -c 'cat /proc/[0-9]*/comm 2>/dev/null | grep -cx "$1" || true' sh "$1"
+}
+
+@test "arguments arrive word for word, whatever is in them" {
+    run --separate-stderr msb-exec -- printf '[%s]' a 'b c' '' '$HOME' $'new\nline' '*' -n -- ü
+    [ "$status" = 0 ]
+    [ "$output" = '[a][b c][][$HOME][new
+line][*][-n][--][ü]' ]
+    [ "$(msb-exec -- printf %s $'\xff\xfe' | od -An -tx1)" = ' ff fe' ]
+}
+
+@test "without a command the image's entrypoint and cmd run" {
+    [ "$(msb-exec < /dev/null)" = 'entry cmd' ]
+}
+
+@test "--shell runs a line by /bin/sh, with the words behind it as its arguments" {
+    [ "$(msb-exec --shell 'echo "$0 $1" | tr a-z A-Z; exit 3' zero one || echo "$?")" = $'ZERO ONE\n3' ]
+}
+
+@test "the environment is the image's, then -e; -e K passes the caller's value on" {
+    [ "$(msb-exec -- sh -c 'echo $GREETING')" = hi ]
+    [ "$(msb-exec -e GREETING=hello -e EMPTY= -- sh -c 'echo $GREETING ${EMPTY-unset}.')" = 'hello .' ]
+    [ "$(FROM_HERE=value msb-exec -e FROM_HERE -e MSB_NEVER_SET -- sh -c 'echo $FROM_HERE ${MSB_NEVER_SET-unset}')" = 'value unset' ]
+    [ -z "$(FROM_HERE=value msb-exec -- sh -c 'echo $FROM_HERE')" ]
+    [ "$(msb-exec -- sh -c 'echo $PATH')" = /.msb/scripts:/bin:/opt/bin ]
+    run --separate-stderr msb-exec -e =x -- true
+    [ "$status" = 125 ]
+}
+
+@test "-w sets the working directory, by default the image's; a missing one is 125 in words" {
+    [ "$(msb-exec -- pwd)" = /tmp ]
+    [ "$(msb-exec -w /etc -- pwd)" = /etc ]
+    run --separate-stderr msb-exec -w /no/such -- pwd
+    [ "$status" = 125 ]
+    [[ $stderr == 'msb-exec: workdir "/no/such": No such file or directory'* ]]
+    run --separate-stderr msb-exec -w /etc/passwd -- pwd
+    [ "$status" = 125 ]
+    [[ $stderr == *'not a directory'* ]]
+}
+
+@test "-u takes names and numbers from the guest's own files, with groups, HOME and USER" {
+    [ "$(msb-exec -- id -un)" = root ]
+    [ "$(msb-exec -u app -- sh -c 'id -u; id -g; id -G; echo $HOME $USER $LOGNAME')" = $'1000\n1001\n1001 29\n/home/app app app' ]
+    [ "$(msb-exec -u 1000:50 -- sh -c 'id -u; id -G')" = $'1000\n50' ]
+    [ "$(msb-exec -u 4711 -- sh -c 'id -u; id -g; echo $HOME')" = $'4711\n0\n/' ]
+    run --separate-stderr msb-exec -u nobody-here -- true
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: user \"nobody-here\": not in the guest's /etc/passwd" ]
+    run --separate-stderr msb-exec -u app -- touch /etc/forbidden
+    [ "$status" = 1 ]
+}
+
+@test "stdout and stderr stay apart" {
+    msb-exec -- sh -c 'echo out; echo err >&2' > out 2> err
+    [ "$(cat out)" = out ]
+    [ "$(cat err)" = err ]
+}
+
+@test "stdin arrives to its last byte, and its end too" {
+    head -c 3000001 /dev/urandom > bytes
+    msb-exec -- cat < bytes | cmp - bytes
+    [ "$(msb-exec -- wc -c < bytes)" = 3000001 ]
+    [ "$(msb-exec -- cat < /dev/null | wc -c)" = 0 ]
+    mkdir tree && cp bytes tree/ && ln -s bytes tree/link
+    tar -C tree -c . | msb-exec -- sh -c 'mkdir /tmp/tree && tar -x -C /tmp/tree'
+    msb-exec -- tar -c -C /tmp/tree . | tar -t | sort | diff - <(tar -C tree -c . | tar -t | sort)
+    msb-exec -- cat /tmp/tree/link | cmp - bytes
+}
+
+@test "the exit status is the command's, 128+N for a signal" {
+    for code in 0 1 7 125 255; do
+        run msb-exec -- sh -c "exit $code"
+        [ "$status" = "$code" ]
+    done
+    run msb-exec -- sh -c 'kill -9 $$'
+    [ "$status" = 137 ]
+    run msb-exec -- sh -c 'kill -TERM $$'
+    [ "$status" = 143 ]
+}
+
+@test "127 for what is not there, 126 for what cannot be executed, each in words" {
+    run -127 --separate-stderr msb-exec -- no-such-command
+    [ "$stderr" = "msb-exec: \"no-such-command\": not found in the guest's PATH" ]
+    run --separate-stderr msb-exec -- /etc/passwd
+    [ "$status" = 126 ]
+    [ "$stderr" = 'msb-exec: "/etc/passwd": not executable (its mode has no x)' ]
+    run --separate-stderr msb-exec -- /etc
+    [ "$status" = 126 ]
+    msb-exec -- sh -c 'printf "#!/no/interpreter\n" > /tmp/odd && chmod +x /tmp/odd'
+    run -127 --separate-stderr msb-exec -- /tmp/odd
+    [[ $stderr == *'interpreter'* ]]
+}
+
+@test "scripts are called by name, one without a shebang too, and cannot be changed" {
+    [ "$(msb-exec -- hello a 'b c')" = 'script a b c' ]
+    [ "$(msb-exec --shell 'hello x')" = 'script x' ]
+    [ "$(msb-exec -- plain y)" = 'no shebang y' ]
+    [ "$(msb-exec -u app -- hello z)" = 'script z' ]
+    run --separate-stderr msb-exec --shell 'echo x > /.msb/scripts/hello'
+    [ "$status" != 0 ]
+    grep -q 'echo "script' "$(jq -r .scripts.hello "$MSB_RECORD")"
+}
+
+@test "two at once do not wait for one another" {
+    mkfifo gate
+    # The first ends only when the second has.
+    msb-exec -- cat < gate > first &
+    exec 9> gate
+    echo held >&9
+    [ "$(msb-exec -- echo second)" = second ]
+    [ "$(guest cat)" -ge 1 ]
+    exec 9>&-
+    wait $!
+    [ "$(cat first)" = held ]
+}
+
+@test "a stopped reader stalls its own command and no other" {
+    mkfifo pipe
+    msb-exec -- yes > pipe &
+    exec 9< pipe
+    for n in 1 2 3; do [ "$(msb-exec -- echo "$n")" = "$n" ]; done
+    head -c 2000000 <&9 | sort -u > got
+    exec 9<&-
+    wait $! || true
+    [ "$(cat got)" = y ] || [ "$(head -n 1 got)" = '' ]
+}
+
+@test "a reader that leaves ends the command, quietly" {
+    run --separate-stderr bash -c 'msb-exec -- yes | head -n 1; echo "${PIPESTATUS[0]}"'
+    [ "$output" = $'y\n141' ]
+    [ -z "$stderr" ]
+    for _ in 1 2 3 4 5 6 7 8 9 10; do [ "$(guest yes)" != 0 ] || return 0; sleep 0.3; done
+    false
+}
+
+@test "a command that never reads stdin, or closes it, ends as it would here" {
+    run bash -c 'yes | msb-exec -- true; echo "${PIPESTATUS[*]}"'
+    [ "$output" = '141 0' ]
+    [ "$(yes | msb-exec -- head -n 1)" = y ]
+}
+
+@test "output that comes after the command's end is waited for, as by a pipe" {
+    [ "$(msb-exec -- sh -c '(sleep 1; echo late) & echo early')" = $'early\nlate' ]
+}
+
+@test "signals sent to msb-exec reach the command" {
+    for signal in TERM INT HUP USR1; do
+        mkfifo "ready-$signal"
+        env --default-signal="$signal" msb-exec -- sh -c "trap 'echo got $signal; exit 9' $signal; echo up; while :; do sleep 0.1; done" > "ready-$signal" &
+        pid=$!
+        exec 8< "ready-$signal"
+        read -r up <&8
+        [ "$up" = up ]
+        kill -s "$signal" "$pid"
+        read -r answer <&8
+        exec 8<&-
+        [ "$answer" = "got $signal" ]
+        status=0
+        wait "$pid" || status=$?
+        [ "$status" = 9 ]
+    done
+}
+
+@test "msb-exec killed outright ends the command in the guest" {
+    msb-exec -- sh -c 'exec sleep 4242' &
+    for _ in 1 2 3 4 5 6 7 8 9 10; do [ "$(guest sleep)" = 0 ] || break; sleep 0.2; done
+    [ "$(guest sleep)" = 1 ]
+    kill -KILL $!
+    for _ in $(seq 20); do [ "$(guest sleep)" != 0 ] || return 0; sleep 0.3; done
+    false
+}
+
+@test "--timeout ends the command, KILL after TERM, with status 124" {
+    run --separate-stderr msb-exec --timeout 500ms -- sleep 60
+    [ "$status" = 124 ]
+    [ "$stderr" = 'msb-exec: the command took too long and was ended' ]
+    run msb-exec --timeout 1s -- sh -c 'trap "" TERM; while :; do sleep 1; done'
+    [ "$status" = 124 ]
+    [ "$(msb-exec --timeout 30 -- echo in time)" = 'in time' ]
+}
+
+@test "-t gives the command a terminal of the caller's size, and puts the caller's back" {
+    cat > terminal.py <<'END'
+import fcntl, os, pty, struct, sys, termios
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp("msb-exec", ["msb-exec", "-t", "--", "sh", "-c", "tty; stty size; echo $TERM; read line; echo got $line; exit 5"])
+fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+before = termios.tcgetattr(fd)
+out = b""
+while b"vt220\r\n" not in out:
+    out += os.read(fd, 1000)
+os.write(fd, b"typed\r")
+try:
+    while True:
+        more = os.read(fd, 1000)
+        if not more: break
+        out += more
+except OSError:
+    pass
+sys.stdout.write(out.decode().replace("\r", ""))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+END
+    TERM=vt220 run timeout 30 python3 terminal.py
+    [ "$status" = 5 ]
+    [[ ${lines[0]} == /dev/pts/* ]]
+    [ "${lines[2]}" = vt220 ]
+    [[ $output == *'got typed'* ]]
+}
+
+@test "a hundred in a row and thirty at once leave no process and no descriptor behind" {
+    before=$(msb-exec -- sh -c 'ls /proc/1/fd | wc -l')
+    for _ in $(seq 100); do msb-exec -- true; done
+    pids=()
+    for n in $(seq 30); do msb-exec -- sh -c "echo $n" > "out-$n" & pids+=($!); done
+    wait "${pids[@]}"
+    for n in $(seq 30); do [ "$(cat "out-$n")" = "$n" ]; done
+    [ "$(msb-exec -- sh -c 'ls /proc/1/fd | wc -l')" = "$before" ]
+    [ "$(msb-exec -- sh -c 'grep -l "^State:.Z" /proc/[0-9]*/status | wc -l')" = 0 ]
+}
+
+# An agent that answers every connection with the bytes in a file, and then says no more.
+fake_agent() {
+    cat > agent.py <<'END'
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind("fake.sock")
+s.listen()
+print("listening", flush=True)
+c, _ = s.accept()
+c.sendall(open("answer", "rb").read())
+if len(sys.argv) > 1:
+    c.shutdown(socket.SHUT_WR)
+while c.recv(65536):
+    pass
+END
+    rm -f fake.sock
+    coproc AGENT { exec python3 agent.py "$@"; }
+    read -r _ <&"${AGENT[0]}"
+    jq -c --arg sock "$PWD/fake.sock" '.vm.endpoint = {unix: $sock, port: 1024, handshake: false}' "$MSB_RECORD" > fake.json
+}
+
+@test "an agent that speaks nonsense is an error in words, status 125" {
+    hello='\r\0\0\0\1{"version":1}'
+    while IFS='|' read -r answer words; do
+        printf "$answer" > answer
+        fake_agent close
+        run --separate-stderr timeout 60 msb-exec -r fake.json -- true
+        wait "$AGENT_PID" || true
+        [ "$status" = 125 ] || { echo "$answer: status $status: $stderr"; return 1; }
+        [[ $stderr == *"$words"* ]] || { echo "$answer: $stderr"; return 1; }
+    done <<END
+\r\0\0\0\1{"version":7}|version 7
+$hello\377\377\377\377\5|a frame of 4294967295 bytes
+$hello\0\0\0\0\143|a frame of unknown kind 99
+$hello\4\0\0\0\13{"c"|bad payload
+$hello\2\0\0\0\5xy\1\0\0\0\1x|speaks nonsense
+\12\0\0\0\13{"code":0}|the first one is no hello
+|it is gone
+$hello|it is gone
+$hello\1\0|it is gone
+END
+}
+
+@test "a guest that sends more than it has credit for is cut off" {
+    { printf '\r\0\0\0\1{"version":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
+    fake_agent
+    mkfifo never-read
+    timeout 60 msb-exec -r fake.json -- true > never-read 2> err &
+    exec 9< never-read
+    wait $! || status=$?
+    exec 9<&-
+    kill "$AGENT_PID" 2>/dev/null || true
+    [ "$status" = 125 ]
+    grep -q 'output past its credit' err
+}
+
+@test "a client that speaks nonsense to the agent loses its connection, and nobody else theirs" {
+    cat > client.py <<'END'
+import json, socket, struct, sys
+endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
+def frame(kind, payload): return struct.pack("<IB", len(payload), kind) + payload
+hello = frame(1, b'{"version":1}')
+for junk in [b"\xff" * 64, frame(99, b""), struct.pack("<IB", 2**32 - 1, 2), hello + frame(11, b"{}"), frame(1, b'{"version":9}'),
+             hello + frame(2, b"not json"), hello + frame(2, b'{"argv":["sleep","99"]}') + frame(4, b"x" * 65536) * 4]:
+    s = socket.socket(socket.AF_UNIX)
+    s.settimeout(20)
+    s.connect(endpoint["unix"])
+    if endpoint["handshake"]:
+        s.sendall(b"CONNECT %d\n" % endpoint["port"])
+        line = b""
+        while not line.endswith(b"\n"): line += s.recv(1)
+    try:
+        s.sendall(junk)
+        while s.recv(65536): pass
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+    print("ended")
+END
+    [ "$(timeout 120 python3 client.py "$MSB_RECORD" | grep -c ended)" = 7 ]
+    [ "$(msb-exec -- echo alive)" = alive ]
+}
+
+@test "a VM that is gone is said, with status 125" {
+    jq -c '.vm.endpoint.unix = "/nonexistent/agent.sock"' "$MSB_RECORD" > gone.json
+    run --separate-stderr msb-exec -r gone.json -- true
+    [ "$status" = 125 ]
+    [[ $stderr == 'msb-exec: vm "worker": it is gone'* ]]
+    run --separate-stderr msb-exec -r "$vm_record" -- true
+    [ "$status" = 125 ]
+    run --separate-stderr msb-exec -r - -- true <<< '{"msb":1}'
+    [ "$status" = 125 ]
+    [[ $stderr == *'the record has no running VM (start one with msb-boot)'* ]]
+}
+
+@test "the record may come first on stdin, and the rest is the command's" {
+    [ "$({ cat "$MSB_RECORD"; printf 'for\nyou'; } | msb-exec -r - -- cat)" = $'for\nyou' ]
+}
