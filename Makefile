@@ -28,15 +28,15 @@ deps:
 build: agentd
 	@echo "== building the tools (cargo, release)"
 	$(CARGO) build --release --locked --workspace --exclude agentd
-	@cp -uL $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
-	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
+	@cp -uL --remove-destination $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
+	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL --remove-destination $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
 
 agentd:
 	@echo "== building agentd (static)"
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --profile agent --locked -p agentd \
 		--target $(TRIPLE) --target-dir target/static
 	@mkdir -p $(RELEASE)
-	@cp -u target/static/$(TRIPLE)/agent/agentd $(RELEASE)/agentd
+	@cp -u --remove-destination target/static/$(TRIPLE)/agent/agentd $(RELEASE)/agentd
 
 # The pages of section 1 come from the flags; tests/t9-manual.bats holds them together.
 man: build

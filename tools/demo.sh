@@ -56,7 +56,7 @@ step() {
 
 # Every fact about the base layers: names, types, modes, owners, times, targets, and the hash of each file.
 base_facts() {
-    jq -r '.rootfs.lower[]' patched.json | while read -r layer; do
+    jq -r '.rootfs.lower[]' image.json | while read -r layer; do
         (cd "$layer" && find . -printf '%p %y %m %U %G %s %T@ %l\n' && find . -type f -print0 | xargs -0r sha256sum) | sort
     done | sha256sum
 }
@@ -81,9 +81,12 @@ cat >ops.jsonl <<'END'
 END
 step "cat ops.jsonl"
 
-say "Image to patched, mounted, booted VM"
-step "{ msb-pull --plain-http $registry_host/demo:latest; cat ops.jsonl; } | msb-patch | tee patched.json | msb-mount ./root | msb-boot -c 2 -m 1G > vm.json"
+say "The image's layers, unpacked once: the pipe below moves no blob"
+step "msb-pull --plain-http $registry_host/demo:latest > image.json"
 base_facts >before
+
+say "Image to patched, mounted, booted VM"
+step "{ msb-pull --plain-http $registry_host/demo:latest; cat ops.jsonl; } | msb-patch | msb-mount ./root | msb-boot -c 2 -m 1G > vm.json"
 step "jq -c '{image: .image.ref, vm: (.vm | {name, vmm, cpus, memory_mib, timings_ms})}' vm.json"
 
 say "Through the mount, from the host"

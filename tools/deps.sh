@@ -14,10 +14,11 @@ kernel_sha256=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
 
 packages=(
     build-essential pkg-config curl ca-certificates                     # building
-    qemu-system-x86 fuse3 erofs-utils                                   # running
+    qemu-system-x86 fuse3                                               # running
     bats jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
     openssl attr acl busybox-static e2fsprogs fuse-overlayfs shellcheck # tests: the rest
-    hyperfine python3                                                   # measuring, unpacking
+    python3 python3-jsonschema mandoc                                    # tests: the manual
+    hyperfine                                                           # measuring
 )
 
 say() { echo "deps: $*" >&2; }
@@ -68,7 +69,7 @@ check_rust() {
     have=$(rustc --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ -z "$have" ] || ! command -v cargo >/dev/null; then
         die "no Rust toolchain (Rust $wanted or newer: \"apt-get install rustup && rustup default stable\" where the" \
-            "distribution has rustup, else see https://rustup.rs)"
+            "distribution has rustup, else by rustup's own installer)"
     fi
     if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
         die "Rust $have is too old ($wanted or newer: \"rustup update stable\"; a distribution's own is often older)"

@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved, Step, resolve};
 use msb::overlay::upper::{WHOLE, Writer, copy_data, keeping_times, upper_of};
-use msb::overlay::{Layer, Merged, whiteout};
+use msb::overlay::{Layer, Leaf, Merged, whiteout};
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 use crate::op::Op;
@@ -27,6 +27,14 @@ struct Wanted {
     mode: Option<u32>,
     uid: Option<u32>,
     gid: Option<u32>,
+}
+
+/// Where an operation writes: a name in a directory that is in the upper.
+struct Place {
+    parent: Merged,
+    name: OsString,
+    /// What is there now, if it is no directory.
+    old: Option<Leaf>,
 }
 
 /// The root that operations change.
@@ -84,23 +92,22 @@ impl Target {
         Timestamps { last_access: time, last_modification: time }
     }
 
-    /// The directory that is to hold the last name of the way, in the upper, with parents made; and that name. What is
-    /// there now, if it is a file, comes along.
-    fn parent(&self, mut at: Resolved) -> anyhow::Result<(Merged, OsString, Option<(Entry, Layer)>)> {
+    /// The place that a way ends at, with its parents made.
+    fn parent(&self, mut at: Resolved) -> anyhow::Result<Place> {
         match at.end {
             End::Leaf(name, leaf) => {
                 self.writer.copy_up_steps(&mut at.steps)?;
-                Ok((last(at.steps), name, Some((leaf.entry, leaf.layer))))
+                Ok(Place { parent: last(at.steps), name, old: Some(leaf) })
             }
             End::Missing(mut names) => {
                 let name = names.pop().expect("something is missing");
                 at.end = End::Missing(names);
-                Ok((self.make_dirs(at, Wanted::default())?, name, None))
+                Ok(Place { parent: self.make_dirs(at, Wanted::default())?, name, old: None })
             }
             End::Dir => {
                 let step = at.steps.pop().expect("the root is refused before");
                 self.writer.copy_up_steps(&mut at.steps)?;
-                Ok((last(at.steps), step.name, None))
+                Ok(Place { parent: last(at.steps), name: step.name, old: None })
             }
         }
     }
@@ -141,8 +148,8 @@ impl Target {
         fill: impl FnOnce(&mut File) -> io::Result<()>,
     ) -> anyhow::Result<()> {
         let times = self.now();
-        let (parent, name, old) = self.parent(at)?;
-        let old = old.map(|(entry, _)| entry).filter(|entry| entry.file_type() == FileType::RegularFile);
+        let Place { parent, name, old } = self.parent(at)?;
+        let old = old.map(|leaf| leaf.entry).filter(|entry| entry.file_type() == FileType::RegularFile);
         let upper = upper_of(&parent)?;
         keeping_times(upper, || {
             self.writer.place(upper, Name::new(&name)?, |work, aside| {
@@ -179,8 +186,8 @@ impl Target {
     }
 
     fn append(&self, at: Resolved, content: &[u8]) -> anyhow::Result<()> {
-        let (parent, name, old) = self.parent(at)?;
-        let (old, layer) = old.context("the file is gone")?;
+        let Place { parent, name, old } = self.parent(at)?;
+        let Leaf { entry: old, layer } = old.context("the file is gone")?;
         let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
         let length = if self.dry_run { 0 } else { WHOLE };
         let file = if layer == Layer::Upper && !self.borrowed.contains(&old.stat().st_ino) {
@@ -199,7 +206,7 @@ impl Target {
 
     fn symlink(&self, at: Resolved, target: &OsStr) -> anyhow::Result<()> {
         let times = self.now();
-        let (parent, name, _) = self.parent(at)?;
+        let Place { parent, name, .. } = self.parent(at)?;
         let upper = upper_of(&parent)?;
         keeping_times(upper, || self.place_symlink(upper, Name::new(&name)?, target, &times))?;
         Ok(())
@@ -213,7 +220,7 @@ impl Target {
     }
 
     fn remove(&self, at: Resolved) -> anyhow::Result<()> {
-        let (parent, name, _) = self.parent(at)?;
+        let Place { parent, name, .. } = self.parent(at)?;
         keeping_times(upper_of(&parent)?, || self.writer.remove(&parent, Name::new(&name)?))?;
         Ok(())
     }
@@ -285,7 +292,7 @@ impl Target {
             End::Leaf(..) if !replace => bail!("exists (set \"replace\": true to overwrite it)"),
             _ => {}
         }
-        let (parent, name, _) = self.parent(at)?;
+        let Place { parent, name, .. } = self.parent(at)?;
         let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
         let stat = entry.stat();
         let key = (stat.st_dev, stat.st_ino);

@@ -161,11 +161,11 @@ impl Staging {
     }
 
     fn exchange(upper: &Upper) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
-        let gone = |dir: &Path| anyhow!("upper {dir:?} is gone");
-        for dir in [&upper.dir, &upper.work] {
-            if !dir.is_dir() && !(dir == &upper.work && fs::create_dir(dir).is_ok()) {
-                return Err(gone(dir));
-            }
+        if !upper.dir.is_dir() {
+            return Err(anyhow!("upper {:?} is gone", upper.dir));
+        }
+        if !upper.work.is_dir() {
+            fs::create_dir(&upper.work).with_context(|| format!("work {:?}", upper.work))?;
         }
         let writer = lock(&upper.dir, &upper.work)?;
         // The lock is ours, so whatever lies beside the upper was left by a run that is over.
