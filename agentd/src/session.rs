@@ -23,7 +23,7 @@ const STDIN_CREDIT: u32 = 128 << 10;
 const OUT_ENOUGH: usize = 2 * MAX_DATA;
 /// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over
 /// 32 KiB over several descriptors, and vhost-device-vsock 0.3.0 drops what is scattered.
-const MAX_PACKET: usize = 16 << 10;
+const MAX_PACKET: usize = 31 << 10;
 /// How long a command may take to end on HUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// Ctrl-D: the end of input as a terminal says it.
@@ -46,7 +46,8 @@ struct Session {
     stdin_credit: u64,
     stdin_ended: bool,
     outputs: Vec<Output>,
-    out: VecDeque<u8>,
+    /// Frames on their way out.
+    out: Vec<u8>,
 }
 
 /// Serves an exec on a connection that has said hello.
@@ -84,7 +85,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         stdin_credit: STDIN_CREDIT.into(),
         stdin_ended: false,
         outputs: sources.into_iter().map(|(stream, fd)| Output { stream, source: Some(fd), credit: 0 }).collect(),
-        out: out.into(),
+        out,
     };
     let result = session.pump();
     if session.process.exit().is_none() {
@@ -265,9 +266,7 @@ impl Session {
             Ok(got) => {
                 output.credit -= got as u64;
                 let stream = output.stream;
-                let mut frame = Vec::with_capacity(got + wire::HEADER);
-                wire::put_data(&mut frame, stream, &block[..got]);
-                self.out.extend(frame);
+                wire::put_data(&mut self.out, stream, &block[..got]);
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -276,21 +275,23 @@ impl Session {
     }
 
     fn send(&mut self, message: &Message) {
-        self.out.extend(message.to_frame());
+        message.put(&mut self.out);
     }
 
     /// Writes as much as the connection takes now.
     fn flush(&mut self) -> io::Result<()> {
-        while !self.out.is_empty() {
-            let (front, _) = self.out.as_slices();
-            match (&self.connection).write(&front[..front.len().min(MAX_PACKET)]) {
+        let mut sent = 0;
+        while sent < self.out.len() {
+            let packet = &self.out[sent..];
+            match (&self.connection).write(&packet[..packet.len().min(MAX_PACKET)]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => drop(self.out.drain(..count)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+        self.out.drain(..sent);
         Ok(())
     }
 
