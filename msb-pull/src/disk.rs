@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use msb::record::{DiskFormat, Rootfs};
+use msb::record::{DiskFormat, Rootfs, Unknown};
 
 /// The first bytes of a qcow2 file (QEMU's `docs/interop/qcow2.txt`).
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -22,7 +22,7 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     let absolute = fs::canonicalize(path)?;
     let metadata = fs::metadata(&absolute)?;
     if metadata.is_dir() {
-        return Ok(Rootfs::Dir { lower: vec![absolute] });
+        return Ok(Rootfs::Dir { lower: vec![absolute], unknown: Unknown::new() });
     }
     // By name alone: a guest writes what it likes into a raw disk, also the magic of a qcow2 file that names another
     // file of the host as its base.
@@ -39,5 +39,5 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
         File::open(&absolute)?.take(4).read_to_end(&mut magic)?;
         ensure!(magic == QCOW2_MAGIC, "not a qcow2 image: the magic is missing (is it raw? name it .raw)");
     }
-    Ok(Rootfs::Disk { path: absolute, format })
+    Ok(Rootfs::Disk { path: absolute, format, unknown: Unknown::new() })
 }

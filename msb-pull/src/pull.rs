@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, anyhow, ensure};
-use msb::record::{Image, Record, Rootfs};
+use msb::record::{Image, Record, Rootfs, Unknown};
 use msb::state;
 use oci_distribution::Reference;
 
@@ -286,5 +286,5 @@ fn record(name: String, found: Found, lower: Vec<PathBuf>) -> Record {
         config: found.configuration.config,
         ..Image::default()
     };
-    Record { image: Some(image), rootfs: Some(Rootfs::Layers { lower }), ..Record::new() }
+    Record { image: Some(image), rootfs: Some(Rootfs::Layers { lower, unknown: Unknown::new() }), ..Record::new() }
 }
