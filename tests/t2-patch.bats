@@ -264,7 +264,7 @@ END
     run msb-patch -r patched.json -f - <<< '{"op":"append","path":"/a","content":"second"} {"op":"append","path":"/none","content":""}'
     [ "$status" = 1 ]
     facts | diff before -
-    [ "$(find "$upper/.." -maxdepth 1 -name '.*' | wc -l)" = 1 ]
+    [ -z "$(ls -A "$upper/../work")" ]
 }
 
 @test "a second run continues the upper, whiteouts and opaque directories included" {
@@ -290,6 +290,29 @@ END
     [ "$(cat merged/a merged/b)" = 12 ]
 }
 
+@test "--upper touches nothing beside it, and a dry run or a failure leaves nothing" {
+    mkdir env && touch .env.local .env.production
+    msb-patch --upper ./env -r image.json -f - <<< '{"op":"text","path":"/a","content":"1"}' > patched.json
+    msb-patch --upper ./env -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
+    [ -e .env.local ] && [ -e .env.production ]
+    msb-patch -n --upper ./dry -r image.json -f - <<< '{"op":"mkdir","path":"/x"}'
+    run msb-patch --upper ./dry -r image.json -f - <<< '{"op":"append","path":"/none","content":""}'
+    [ "$status" = 1 ]
+    [ -z "$(find . -maxdepth 1 -name '*dry*')" ]
+}
+
+@test "copy_dir of a tree that holds the upper is refused, not copied into itself" {
+    run --separate-stderr patch "{\"op\":\"copy_dir\",\"src\":\"$PWD\",\"dst\":\"/copy\"}"
+    [ "$status" = 1 ]
+    [[ $stderr == *'is the upper that is being written (copy a smaller directory)'* ]]
+    [ -z "$(sandboxes)" ]
+}
+
+@test "copy_file takes what a file of /proc holds" {
+    patch '{"op":"copy_file","src":"/proc/version","dst":"/version"}'
+    cmp "$(jq -r .upper.dir patched.json)/version" /proc/version
+}
+
 @test "killed at any moment, it leaves the old upper or the new one, and the next run succeeds" {
     head -c 3000000 /dev/urandom > big
     patch '{"op":"text","path":"/a","content":"old"}'
@@ -307,7 +330,7 @@ END
     done
     msb-patch -r patched.json -f many.jsonl > again.json
     [ "$(cat "$upper/a")" = new ]
-    [ "$(find "$upper/.." -maxdepth 1 -name '.upper*' | wc -l)" = 0 ]
+    [ -z "$(ls -A "$upper/../work")" ]
 }
 
 @test "two at once on one upper: the second is told" {

@@ -77,6 +77,13 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
     if !boot.mounts.iter().any(|step| step.target == root) {
         return Err(Error::step("enter the root".into(), io::Error::other("boot.json mounts nothing on /mnt")));
     }
+    for name in MOVED.iter().chain(&["run", ".msb"]) {
+        // A symlink could lead the mount anywhere, also over what is mounted already. Nothing is made before all is clear.
+        if fs::symlink_metadata(root.join(name)).is_ok_and(|there| !there.is_dir()) {
+            let why = io::Error::other("the image has something else than a directory there");
+            return Err(Error::step(format!("mount /{name}"), why));
+        }
+    }
     let mut made = Made::new();
     for name in MOVED {
         let (from, to) = (Path::new("/").join(name), root.join(name));
@@ -111,11 +118,8 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
 
 /// A runtime mounts on directories that an image need not have; what we make we also take away.
 fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Error> {
-    match fs::symlink_metadata(path) {
-        // A symlink could lead the mount anywhere, also over what is mounted already.
-        Ok(there) if there.is_dir() => return Ok(()),
-        Ok(_) => return Err(Error::step(format!("mount /{name}"), io::Error::other("the image has a file there"))),
-        Err(_) => {}
+    if path.is_dir() {
+        return Ok(());
     }
     fs::create_dir(path).map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
     made.push(Path::new("/").join(name));

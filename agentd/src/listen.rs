@@ -26,15 +26,11 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     let agent = Arc::clone(agent);
     let accept = move || {
         loop {
+            agent.sessions.wait_for_room();
             match listener.accept() {
                 // Only the host: a process in the guest has other ways to start one.
                 Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => serve(connection, &agent),
                 Ok(_) => {}
-                Err(error) if matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) => {
-                    // Every descriptor is a session's; the next one that ends makes room.
-                    crate::say(&format!("accept: {error}"));
-                    agent.sessions.wait_for_change();
-                }
                 Err(error) => crate::say(&format!("accept: {error}")),
             }
         }
@@ -50,6 +46,7 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
 fn serve(connection: VsockStream, agent: &Arc<Agent>) {
     let agent = Arc::clone(agent);
     let started = thread::Builder::new().name("session".into()).stack_size(STACK).spawn(move || {
+        let _place = agent.sessions.enter();
         match greet(connection, &agent) {
             Ok(()) => {}
             // The caller left, which is its right.
@@ -65,11 +62,7 @@ fn serve(connection: VsockStream, agent: &Arc<Agent>) {
 fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Error> {
     connection.set_read_timeout(Some(PATIENCE))?;
     Message::hello().send(&mut connection)?;
-    match Message::receive(&mut connection)? {
-        Some(Message::Hello(hello)) => hello.check()?,
-        Some(_) => return Err(wire::Error::OutOfTurn("the first one is no hello")),
-        None => return Ok(()),
-    }
+    Message::receive_hello(&mut connection)?;
     match Message::receive(&mut connection)? {
         Some(Message::Exec(request)) => {
             connection.set_read_timeout(None)?;

@@ -20,17 +20,21 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use msb::boot::{self, Boot, Defaults};
 use msb::wire::exec::Ready;
 use nix::sys::signal::{SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};
+use rustix::process::{Resource, Rlimit};
 
 use early::Made;
 use reap::Reaper;
 use sessions::Sessions;
 use shutdown::Wish;
 
+/// How long sessions may take to send what is left of an output, and the exit, when the machine ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The largest boot.json, in bytes.
 const MAX_BOOT_JSON: u64 = 8 << 20;
 
@@ -68,7 +72,7 @@ fn say(words: &str) {
 }
 
 fn uptime_ms() -> u64 {
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from).unwrap_or_default();
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -96,6 +100,8 @@ fn main() -> ExitCode {
     // This thread goes on reaping, so that the other one sees when nobody is left.
     thread::spawn(move || -> ! {
         shutdown::end_processes(&reaping.reaper, reaping.shutdown.grace());
+        // Callers hear how their commands ended.
+        reaping.sessions.wait_until_none(LAST_WORDS);
         shutdown::end_machine(&made)
     });
     loop {
@@ -108,6 +114,10 @@ fn enter(made: &mut Made) -> Result<Arc<Agent>, Error> {
     early::mount_kernel_file_systems()?;
     let boot = read_boot_json()?;
     *made = early::enter_root(&boot)?;
+    let files = Rlimit { current: Some(sys::OPEN_FILES), maximum: Some(sys::OPEN_FILES) };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {
+        say(&format!("raise the number of open files: {error}"));
+    }
     nix::unistd::sethostname(&boot.hostname).map_err(|error| Error::step("set the hostname".into(), error.into()))?;
     if let Err(error) = sys::bring_loopback_up() {
         say(&format!("bring lo up: {error}"));

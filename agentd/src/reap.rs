@@ -76,6 +76,14 @@ impl Reaper {
         Ok(entry)
     }
 
+    /// Sends a signal, by its number, to a child's process group, if the child has not been reaped: until then the
+    /// number is its own.
+    pub fn signal(&self, child: &Awaited, signal: i32) {
+        if self.lock().awaited.contains_key(&child.pid) {
+            crate::sys::signal_group(child.pid, signal);
+        }
+    }
+
     /// Reaps on SIGCHLD until another signal of `signals` comes, and returns that. They must be blocked in every thread.
     pub fn run(&self, signals: &SigSet) -> Signal {
         loop {

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use msb::wire::exec::{Exit, Request, Started};
 use msb::wire::{self, Decoder, MAX_DATA, Message, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use vsock::VsockStream;
 
 use crate::Agent;
 use crate::child::{self, Streams};
+use crate::reap::Reaper;
 
 /// How many bytes of stdin the host may send ahead of the command. Less than the 256 KiB that Linux buffers for a vsock
 /// connection: then vsock's own flow control, at which VMMs get stuck, never has to act.
@@ -36,7 +36,8 @@ struct Output {
     credit: u64,
 }
 
-struct Session {
+struct Session<'a> {
+    reaper: &'a Reaper,
     connection: VsockStream,
     decoder: Decoder,
     process: std::sync::Arc<crate::reap::Awaited>,
@@ -59,7 +60,6 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         Ok(child) => child,
         Err(failure) => return Ok(Message::Failure(failure).send(&mut connection)?),
     };
-    let _registered = agent.sessions.enter(child.process.pid);
     let (stdin, terminal, sources) = match child.streams {
         Streams::Pipes { stdin, stdout, stderr } => {
             (stdin, None, vec![(Stream::Stdout, stdout), (Stream::Stderr, stderr)])
@@ -76,6 +76,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
     let mut out = Message::Started(Started { pid: child.process.pid }).to_frame();
     Message::Credit(Stream::Stdin, STDIN_CREDIT).put(&mut out);
     let mut session = Session {
+        reaper: &agent.reaper,
         connection,
         decoder: Decoder::default(),
         process: child.process,
@@ -101,7 +102,7 @@ struct Woken {
     outputs: Vec<PollFlags>,
 }
 
-impl Session {
+impl Session<'_> {
     /// Moves bytes until the command has ended, its output is sent, and its exit is.
     fn pump(&mut self) -> Result<(), wire::Error> {
         let mut block = vec![0u8; MAX_DATA];
@@ -134,7 +135,9 @@ impl Session {
         if !exited {
             fds.push(PollFd::new(self.process.event().as_fd(), PollFlags::POLLIN));
         }
-        let stdin_at = self.stdin.as_ref().map(|fd| {
+        // A pipe says by itself that its reader left. A terminal says so for ever, and its output is what tells.
+        let watched = self.stdin.as_ref().filter(|_| self.terminal.is_none() || !self.stdin_queue.is_empty());
+        let stdin_at = watched.map(|fd| {
             let wanted = if self.stdin_queue.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             fds.push(PollFd::new(fd.as_fd(), wanted));
             fds.len() - 1
@@ -199,10 +202,16 @@ impl Session {
                     output.credit = output.credit.saturating_add(bytes.into());
                 }
             }
-            Message::Signal(wanted) => {
-                let signal = Signal::try_from(wanted.signal).map_err(|_| wire::Error::OutOfTurn("no such signal"))?;
-                self.signal(signal);
+            Message::Signal(wanted) if !(1..=64).contains(&wanted.signal) => {
+                return Err(wire::Error::OutOfTurn("no such signal"));
             }
+            // The command has ended, and what it left behind holds its streams: the caller does not want to wait for that.
+            Message::Signal(_) if self.process.exit().is_some() => {
+                for output in &mut self.outputs {
+                    output.source = None;
+                }
+            }
+            Message::Signal(wanted) => self.reaper.signal(&self.process, wanted.signal),
             Message::Resize(size) => {
                 if let Some(terminal) = &self.terminal {
                     let _ = child::set_size(terminal, size);
@@ -211,13 +220,6 @@ impl Session {
             _ => return Err(wire::Error::OutOfTurn("not a frame for a running exec")),
         }
         Ok(())
-    }
-
-    fn signal(&self, signal: Signal) {
-        // The number is the command's as long as it has not been reaped.
-        if self.process.exit().is_none() {
-            let _ = killpg(Pid::from_raw(self.process.pid), signal);
-        }
     }
 
     /// Writes what is queued for stdin, and gives credit for it. A command that closed its stdin is not an error: the
@@ -307,10 +309,10 @@ impl Session {
         self.outputs.clear();
         self.stdin = None;
         self.terminal = None;
-        self.signal(Signal::SIGHUP);
-        self.signal(Signal::SIGCONT);
+        self.reaper.signal(&self.process, Signal::SIGHUP as i32);
+        self.reaper.signal(&self.process, Signal::SIGCONT as i32);
         wait_readable(self.process.event().as_fd(), Instant::now() + ORPHAN_GRACE);
-        self.signal(Signal::SIGKILL);
+        self.reaper.signal(&self.process, Signal::SIGKILL as i32);
     }
 }
 

@@ -1,41 +1,54 @@
-//! How many execs there are: what a full descriptor table waits for.
+//! How many connections are served: a bound on threads and descriptors, and what the end of the machine waits for.
 
-use std::collections::HashSet;
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// The sessions of the moment, by the process ID of their command.
+/// The most connections at a time. Each takes a thread and up to six descriptors.
+const MAX: usize = 4096;
+
+/// The connections of the moment.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    running: Mutex<HashSet<i32>>,
+    count: Mutex<usize>,
     changed: Condvar,
 }
 
-/// One session's place; it is given back when this is dropped.
+/// One connection's place; it is given back when this is dropped.
 #[derive(Debug)]
-pub struct Registered<'a> {
-    sessions: &'a Sessions,
-    pid: i32,
-}
+pub struct Place<'a>(&'a Sessions);
 
 impl Sessions {
-    /// Takes a place.
-    pub fn enter(&self, pid: i32) -> Registered<'_> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
-        Registered { sessions: self, pid }
+    /// Waits until there is a place for one more.
+    pub fn wait_for_room(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count >= MAX {
+            count = self.changed.wait(count).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
-    /// Waits until a session ends.
-    pub fn wait_for_change(&self) {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if !running.is_empty() {
-            drop(self.changed.wait(running).unwrap_or_else(PoisonError::into_inner));
+    /// Takes a place.
+    pub fn enter(&self) -> Place<'_> {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Place(self)
+    }
+
+    /// Waits until no connection is served, for `limit` at most.
+    pub fn wait_until_none(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        while *count > 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            count = self.changed.wait_timeout(count, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
 
-impl Drop for Registered<'_> {
+impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.sessions.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.pid);
-        self.sessions.changed.notify_all();
+        *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.changed.notify_all();
     }
 }

@@ -8,6 +8,12 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::libc;
+use rustix::process::{Resource, Rlimit};
+
+/// The most descriptors that a process may have, and ask for: what container runtimes give.
+pub const OPEN_FILES: u64 = 1 << 20;
+/// The most descriptors that a command has without asking, for programs that use select(2) or close all of them.
+const SOFT_OPEN_FILES: u64 = 1024;
 
 /// Who a child becomes, and whether its stdin is its terminal.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +47,8 @@ pub fn prepare(command: &mut Command, identity: Identity, has_terminal: bool) {
         if unsafe { libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) } < 0 {
             return Err(io::Error::last_os_error());
         }
+        let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
+        rustix::process::setrlimit(Resource::Nofile, files)?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         nix::sys::signal::SigSet::empty().thread_set_mask()?;
         Ok(())
@@ -49,6 +57,14 @@ pub fn prepare(command: &mut Command, identity: Identity, has_terminal: bool) {
     // parent may hold.
     unsafe {
         command.pre_exec(become_it);
+    }
+}
+
+/// Sends a signal by its number, real-time ones included, to a process group that the caller knows to be its child's.
+pub fn signal_group(group: i32, signal: i32) {
+    // SAFETY: kill takes two numbers and touches no memory. A group or a signal that does not exist is its error.
+    unsafe {
+        libc::kill(-group, signal);
     }
 }
 

@@ -110,14 +110,14 @@ fn root(record: &Record, choice: RootChoice) -> anyhow::Result<Root> {
     }
     match record.rootfs()? {
         Rootfs::Layers { .. } => bail!("the record has layers and no mount (put msb-mount before msb-boot)"),
-        Rootfs::Dir { lower } => bail!(
+        Rootfs::Dir { lower, .. } => bail!(
             "directory root {:?} is not mounted, and the guest may not write into it itself (put msb-mount before msb-boot)",
             lower[0]
         ),
         Rootfs::Disk { path, .. } if choice == RootChoice::Share => {
             bail!("disk {path:?} cannot be shared (leave --root out)")
         }
-        Rootfs::Disk { path, format } => Ok(Root::Disk { path: path.clone(), format: *format }),
+        Rootfs::Disk { path, format, .. } => Ok(Root::Disk { path: path.clone(), format: *format }),
     }
 }
 
@@ -187,8 +187,8 @@ mod tests {
     fn a_root_that_is_not_mounted_names_the_stage_that_is_missing() {
         let dir = std::env::temp_dir();
         for (rootfs, words) in [
-            (Some(Rootfs::Layers { lower: vec![dir.clone()] }), "put msb-mount before"),
-            (Some(Rootfs::Dir { lower: vec![dir.clone()] }), "put msb-mount before"),
+            (Some(Rootfs::Layers { lower: vec![dir.clone()], unknown: Default::default() }), "put msb-mount before"),
+            (Some(Rootfs::Dir { lower: vec![dir.clone()], unknown: Default::default() }), "put msb-mount before"),
             (None, "start with msb-pull"),
         ] {
             let record = Record { rootfs, ..Record::new() };

@@ -10,6 +10,7 @@ use std::process::Child;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::Record;
+use msb::rundir::Held;
 use msb::{exit, line};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -85,6 +86,10 @@ pub(crate) fn launch(config: &Config) -> anyhow::Result<u8> {
             }
             None => {
                 let status = supervisor.wait()?;
+                if let Ok(Some(held)) = Held::take(&config.vm.dir) {
+                    held.await_death()?;
+                    held.remove()?;
+                }
                 bail!("supervisor: {} without a word", crate::supervise::crew::describe(status));
             }
         }

@@ -104,13 +104,14 @@ pub fn run(connection: UnixStream, request: &Request, timeout: Option<Duration>)
     let mut opening = Message::Exec(request.clone()).to_frame();
     Message::Credit(Stream::Stdout, OUTPUT_CREDIT).put(&mut opening);
     Message::Credit(Stream::Stderr, OUTPUT_CREDIT).put(&mut opening);
+    pass_signals_on(&sending, has_terminal);
     sending.frame(&opening)?;
 
     let credit = Arc::new(Credit::default());
     let (reading, giving) = (sending.clone(), Arc::clone(&credit));
     thread::spawn(move || send_stdin(&reading, &giving));
-    pass_signals_on(&sending, has_terminal);
-    let timed_out = timeout.map(|limit| watch_clock(&sending, limit));
+    let clock = connection.try_clone()?;
+    let timed_out = timeout.map(|limit| watch_clock(&sending, clock, limit));
 
     // Files of our own on the same descriptors: the standard library's would hold bytes back until a newline.
     let (out, err) = (io::stdout().as_fd().try_clone_to_owned()?, io::stderr().as_fd().try_clone_to_owned()?);
@@ -127,9 +128,12 @@ pub fn run(connection: UnixStream, request: &Request, timeout: Option<Duration>)
             other => other.context(name)?,
         }
     }
-    match ended? {
-        Ended::Exit(_) if timed_out.is_some_and(|flag| flag.load(Ordering::Relaxed)) => Ok(Ended::TimedOut),
-        other => Ok(other),
+    match ended {
+        // Also where the guest did not even end the command on KILL, and we ended the connection.
+        Ok(Ended::Exit(_)) | Err(_) if timed_out.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) => {
+            Ok(Ended::TimedOut)
+        }
+        other => Ok(other?),
     }
 }
 
@@ -228,6 +232,10 @@ impl Output {
 
     /// Takes bytes of the guest's, which may not send more than it has credit for.
     fn queue(&self, bytes: Vec<u8>) -> Result<(), wire::Error> {
+        if bytes.is_empty() {
+            // They cost no credit, and so there would be no end to them.
+            return Err(wire::Error::OutOfTurn("output without a byte"));
+        }
         let pending = self.pending.fetch_add(bytes.len(), Ordering::Relaxed) + bytes.len();
         if pending > OUTPUT_CREDIT as usize {
             return Err(wire::Error::OutOfTurn("output past its credit"));
@@ -263,25 +271,34 @@ fn signals() -> SigSet {
     PASSED_ON.into_iter().chain([Signal::SIGWINCH]).collect()
 }
 
+/// After so many INT or TERM a person wants an end here, whatever the guest does.
+const PATIENT_SIGNALS: usize = 3;
+
 fn pass_signals_on(sending: &Sending, has_terminal: bool) {
     let sending = sending.clone();
     thread::spawn(move || {
         let signals = signals();
+        let mut insisted = 0;
         while let Ok(signal) = signals.wait() {
             let message = match signal {
                 Signal::SIGWINCH if has_terminal => Message::Resize(tty::size()),
                 Signal::SIGWINCH => continue,
                 other => Message::Signal(SignalBody { signal: other as i32 }),
             };
-            if sending.message(&message).is_err() {
-                return;
+            insisted += usize::from(matches!(signal, Signal::SIGINT | Signal::SIGTERM));
+            let sent = sending.message(&message);
+            if signal != Signal::SIGWINCH && (sent.is_err() || insisted >= PATIENT_SIGNALS) {
+                // Nobody there to pass it on to: it is for us.
+                tty::restore();
+                let _ = signals.thread_unblock();
+                let _ = nix::sys::signal::raise(signal);
             }
         }
     });
 }
 
 /// Ends the command after `limit`. The flag says that it came to that.
-fn watch_clock(sending: &Sending, limit: Duration) -> Arc<AtomicBool> {
+fn watch_clock(sending: &Sending, connection: UnixStream, limit: Duration) -> Arc<AtomicBool> {
     let over = Arc::new(AtomicBool::new(false));
     let (flag, sending) = (Arc::clone(&over), sending.clone());
     thread::spawn(move || {
@@ -291,6 +308,8 @@ fn watch_clock(sending: &Sending, limit: Duration) -> Arc<AtomicBool> {
         let _ = end(Signal::SIGTERM).and_then(|()| end(Signal::SIGCONT));
         thread::sleep(KILL_AFTER);
         let _ = end(Signal::SIGKILL);
+        thread::sleep(KILL_AFTER);
+        let _ = connection.shutdown(Shutdown::Both);
     });
     over
 }

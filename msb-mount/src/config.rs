@@ -97,7 +97,7 @@ impl Config {
 
 fn lower(record: &Record) -> anyhow::Result<Vec<PathBuf>> {
     match record.rootfs()? {
-        Rootfs::Layers { lower } | Rootfs::Dir { lower } => Ok(lower.clone()),
+        Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => Ok(lower.clone()),
         Rootfs::Disk { format, .. } => {
             bail!("a mount needs a layered or directory root, and this is a {format} disk (msb-boot takes it as it is)")
         }

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved, Step, resolve};
-use msb::overlay::upper::{WHOLE, Writer, copy_data, keeping_times, upper_of};
-use msb::overlay::{Layer, Leaf, Merged, whiteout};
-use rustix::fs::{FileType, Mode, Timespec, Timestamps, XattrFlags};
+use msb::overlay::upper::{WHOLE, Writer, copy_data, copy_to_end, copy_xattrs, keeping_times, upper_of};
+use msb::overlay::{Layer, Leaf, Merged};
+use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 
 use crate::op::Op;
 use crate::plan::Plan;
@@ -241,6 +241,9 @@ impl Target {
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
             let from = src_dir.descend(&path).with_context(|| format!("src {:?}", src.join(&path)))?;
+            if is_same(&from, upper_of(&self.root)?)? {
+                bail!("src {:?}: is the upper that is being written (copy a smaller directory)", src.join(&path));
+            }
             let mut children: Vec<OsString> = Vec::new();
             for child in from.read()? {
                 children.push(OsStr::from_bytes(child?.file_name().to_bytes()).to_owned());
@@ -334,6 +337,11 @@ impl Target {
     }
 }
 
+fn is_same(one: &Dir, other: &Dir) -> io::Result<bool> {
+    let (one, other) = (one.stat()?, other.stat()?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
 fn last(mut steps: Vec<Step>) -> Merged {
     steps.pop().expect("the root stays").dir
 }
@@ -349,13 +357,4 @@ fn set_attributes(entry: &Entry, wanted: Wanted) -> io::Result<()> {
     } else {
         Ok(())
     }
-}
-
-fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> io::Result<()> {
-    for name in from.xattr_names()? {
-        if which(&name) && !whiteout::is_private_xattr(&name) {
-            to.set_xattr(&name, &from.xattr(&name)?, XattrFlags::empty())?;
-        }
-    }
-    Ok(())
 }

@@ -29,10 +29,11 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     let epoch = source_date_epoch()?;
+    msb::overlay::raise_open_files();
     let mut record = Record::take(args.record.as_deref())?;
     let upper_named = args.upper.as_deref().map(std::path::absolute).transpose()?;
     let lower = match record.rootfs()? {
-        Rootfs::Layers { lower } | Rootfs::Dir { lower } => Some(lower.clone()),
+        Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => Some(lower.clone()),
         Rootfs::Disk { .. } => None,
     };
     if lower.is_some() && !rustix::process::geteuid().is_root() {

@@ -2,19 +2,23 @@
 //! new one, and what it left aside is cleared away by the next.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use msb::overlay::beneath::{Dir, Entry, Name, times_of};
+use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::upper::{self, WHOLE, Writer, copy_attributes};
 use msb::overlay::{Merged, whiteout};
 use msb::record::Upper;
-use msb::state;
+use msb::{exit, state};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, RenameFlags};
+
+/// An upper's name while it is made in its work directory, which is on the same file system, and where a later
+/// [`Writer`] clears away what a run that was killed has left.
+const ASIDE: &str = "msb.upper";
 
 /// An upper that is being made.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct Staging {
     aside: PathBuf,
     /// Where the new upper is made.
     upper: PathBuf,
+    /// The work directory, where it was not there before.
+    made_work: Option<PathBuf>,
     publish: Publish,
 }
 
@@ -66,11 +72,13 @@ impl Draft {
     pub fn begin() -> anyhow::Result<Self> {
         let sandboxes = state::home()?.join("sandboxes");
         state::make_private_dir(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
-        clear_abandoned(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
+        // Nobody may take a directory for abandoned between its making and its locking.
+        let _gate = lock_dir(&sandboxes, FlockOperation::LockExclusive).with_context(|| format!("{sandboxes:?}"))?;
+        clear_abandoned(&sandboxes);
         let to = sandboxes.join(state::fresh_id()?);
         let aside = state::aside(&to);
         state::make_private_dir(&aside).with_context(|| format!("{aside:?}"))?;
-        let lock = try_lock(&aside).with_context(|| format!("{aside:?}"))?.context("another process took it")?;
+        let lock = lock_dir(&aside, FlockOperation::NonBlockingLockExclusive).with_context(|| format!("{aside:?}"))?;
         Ok(Self { aside, to, _lock: lock })
     }
 
@@ -85,26 +93,26 @@ impl Draft {
     }
 }
 
-fn try_lock(dir: &Path) -> io::Result<Option<File>> {
+fn lock_dir(dir: &Path, how: FlockOperation) -> io::Result<File> {
     let dir = File::open(dir)?;
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(dir)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
+    rustix::fs::flock(&dir, how)?;
+    Ok(dir)
 }
 
-/// Sandboxes that were never finished: dotted, and nobody holds their lock.
-fn clear_abandoned(sandboxes: &Path) -> io::Result<()> {
-    for child in fs::read_dir(sandboxes)? {
-        let child = child?;
+/// Sandboxes that were never finished: dotted, and nobody holds their lock. What cannot be removed is somebody else's
+/// trouble, not this run's.
+fn clear_abandoned(sandboxes: &Path) {
+    for child in fs::read_dir(sandboxes).into_iter().flatten().flatten() {
         if child.file_name().as_bytes().starts_with(b".")
-            && let Ok(Some(_lock)) = try_lock(&child.path())
+            && let Ok(_lock) = lock_dir(&child.path(), FlockOperation::NonBlockingLockExclusive)
+            && let Err(error) = remove(&child.path())
         {
-            remove(&child.path())?;
+            exit::warn(
+                "msb-patch",
+                &format!("{:?}: left by an earlier run, and cannot be removed: {error}", child.path()),
+            );
         }
     }
-    Ok(())
 }
 
 impl Staging {
@@ -135,7 +143,7 @@ impl Staging {
         let (upper, work) = (aside.join("upper"), aside.join("work"));
         upper::create(&upper, &work, layers).with_context(|| format!("{aside:?}"))?;
         let writer = lock(&upper, &work)?;
-        Ok((Self { aside, upper, publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
+        Ok((Self { aside, upper, made_work: None, publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
     }
 
     /// The sandbox that is being made, if it is a whole new one.
@@ -148,39 +156,35 @@ impl Staging {
 
     fn new_upper(dir: &Path, layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
         let work = beside(dir).work;
-        if !work.is_dir() {
-            fs::create_dir(&work).with_context(|| format!("{work:?}"))?;
-        }
+        let made_work = make_work(&work)?;
         let writer = lock(dir, &work)?;
-        let aside = state::aside(dir);
-        let spare = state::aside(dir);
-        upper::create(&aside, &spare, layers).with_context(|| format!("{aside:?}"))?;
-        fs::remove_dir(&spare)?;
-        let publish = Publish::New { to: dir.to_owned(), work };
-        Ok((Self { upper: aside.clone(), aside, publish }, writer, HashSet::new()))
+        let aside = work.join(ASIDE);
+        let publish = Publish::New { to: dir.to_owned(), work: work.clone() };
+        let staging = Self { upper: aside.clone(), aside, made_work: made_work.then_some(work), publish };
+        match upper::create_upper(&staging.upper, layers) {
+            Ok(()) => Ok((staging, writer, HashSet::new())),
+            Err(error) => {
+                staging.discard();
+                Err(error).with_context(|| format!("{:?}", staging.upper))
+            }
+        }
     }
 
     fn exchange(upper: &Upper) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
         if !upper.dir.is_dir() {
             return Err(anyhow!("upper {:?} is gone", upper.dir));
         }
-        if !upper.work.is_dir() {
-            fs::create_dir(&upper.work).with_context(|| format!("work {:?}", upper.work))?;
-        }
+        let made_work = make_work(&upper.work)?;
         let writer = lock(&upper.dir, &upper.work)?;
-        // The lock is ours, so whatever lies beside the upper was left by a run that is over.
-        let parent = upper.dir.parent().unwrap_or(Path::new("/"));
-        clear_asides(parent, &aside_prefix(&upper.dir))?;
-        let aside = state::aside(&upper.dir);
-        let borrowed =
-            clone_tree(&upper.dir, &aside, &writer).with_context(|| format!("copy of upper {:?}", upper.dir));
+        let aside = upper.work.join(ASIDE);
         let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
-        let staging = Self { upper: aside.clone(), aside, publish };
-        match borrowed {
+        let made_work = made_work.then(|| upper.work.clone());
+        let staging = Self { upper: aside.clone(), aside, made_work, publish };
+        match clone_tree(&upper.dir, &staging.upper, &writer) {
             Ok(borrowed) => Ok((staging, writer, borrowed)),
             Err(error) => {
                 staging.discard();
-                Err(error)
+                Err(error).with_context(|| format!("copy of upper {:?}", upper.dir))
             }
         }
     }
@@ -207,7 +211,8 @@ impl Staging {
             Publish::Sandbox(draft) => (draft.to.join("upper"), draft.to.join("work")),
             Publish::New { to, work } => (to.clone(), work.clone()),
             Publish::Exchange { with, work } => {
-                self.discard();
+                // What is aside is the old one now.
+                let _ = remove(&self.aside);
                 (with.clone(), work.clone())
             }
         };
@@ -217,6 +222,9 @@ impl Staging {
     /// Takes everything away again.
     pub fn discard(&self) {
         let _ = remove(&self.aside);
+        if let Some(work) = &self.made_work {
+            let _ = fs::remove_dir(work);
+        }
     }
 }
 
@@ -236,21 +244,13 @@ fn lock(upper: &Path, work: &Path) -> anyhow::Result<Writer> {
     })
 }
 
-fn aside_prefix(path: &Path) -> OsString {
-    let mut prefix = OsString::from(".");
-    prefix.push(path.file_name().unwrap_or_default());
-    prefix.push(".");
-    prefix
-}
-
-fn clear_asides(parent: &Path, prefix: &OsStr) -> io::Result<()> {
-    for child in fs::read_dir(parent)? {
-        let child = child?;
-        if child.file_name().as_bytes().starts_with(prefix.as_bytes()) {
-            remove(&child.path())?;
-        }
+/// Makes a work directory that is missing. True: it was.
+fn make_work(work: &Path) -> anyhow::Result<bool> {
+    if work.is_dir() {
+        return Ok(false);
     }
-    Ok(())
+    fs::create_dir(work).with_context(|| format!("work {work:?}"))?;
+    Ok(true)
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -295,7 +295,6 @@ fn clone_tree(from: &Path, to: &Path, writer: &Writer) -> io::Result<HashSet<u64
         if whiteout::is_opaque(&from.to_dir()?)? {
             whiteout::make_opaque(&to.to_dir()?)?;
         }
-        to.set_times(&times_of(from.stat()))?;
     }
     Ok(borrowed)
 }

@@ -56,8 +56,22 @@ pub fn report(tool: &str, failed: u8, result: anyhow::Result<u8>) -> ExitCode {
     }
 }
 
+/// Somebody else's words for a terminal: each control character is replaced, so that they cannot drive it or look like
+/// lines of ours.
+pub fn printable(words: &str) -> String {
+    words.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 /// Says one line as `tool: words` on stderr. A closed stderr is no reason to fail.
 pub fn warn(tool: &str, words: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("{tool}: {words}\n").as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_guests_words_cannot_drive_the_terminal() {
+        assert_eq!(super::printable("no\u{1b}[2Jfile\n"), "no\u{fffd}[2Jfile\u{fffd}");
+    }
 }

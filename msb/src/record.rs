@@ -110,11 +110,17 @@ pub enum Rootfs {
     Layers {
         /// Top first.
         lower: Vec<PathBuf>,
+        /// Members of other versions.
+        #[serde(flatten)]
+        unknown: Unknown,
     },
     /// One directory of the caller's, used as it is and never written.
     Dir {
         /// The directory alone.
         lower: Vec<PathBuf>,
+        /// Members of other versions.
+        #[serde(flatten)]
+        unknown: Unknown,
     },
     /// A disk image with a root file system in it.
     Disk {
@@ -122,6 +128,9 @@ pub enum Rootfs {
         path: PathBuf,
         /// Its format.
         format: DiskFormat,
+        /// Members of other versions.
+        #[serde(flatten)]
+        unknown: Unknown,
     },
 }
 
@@ -254,7 +263,7 @@ impl Record {
         if let Some(path) = record.paths().into_iter().find(|path| !path.is_absolute()) {
             bail!("record: path {path:?} is not absolute");
         }
-        if let Some(Rootfs::Layers { lower } | Rootfs::Dir { lower }) = &record.rootfs
+        if let Some(Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) = &record.rootfs
             && lower.is_empty()
         {
             bail!("record: rootfs has no lower directory");
@@ -265,7 +274,9 @@ impl Record {
     fn paths(&self) -> Vec<&Path> {
         let mut paths: Vec<&Path> = self.scripts.values().map(PathBuf::as_path).collect();
         match &self.rootfs {
-            Some(Rootfs::Layers { lower } | Rootfs::Dir { lower }) => paths.extend(lower.iter().map(PathBuf::as_path)),
+            Some(Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) => {
+                paths.extend(lower.iter().map(PathBuf::as_path))
+            }
             Some(Rootfs::Disk { path, .. }) => paths.push(path),
             None => {}
         }
@@ -305,7 +316,7 @@ impl Record {
 
     fn locate(name: &str) -> anyhow::Result<PathBuf> {
         let path = PathBuf::from(name);
-        if name.contains('/') || path.exists() {
+        if name.contains('/') || (path.exists() && !path.is_dir()) {
             return Ok(path);
         }
         if state::check_vm_name(name).is_ok() {
@@ -324,7 +335,7 @@ impl Record {
     pub fn rootfs(&self) -> anyhow::Result<&Rootfs> {
         let rootfs = self.rootfs.as_ref().ok_or_else(|| anyhow!("the record has no rootfs (start with msb-pull)"))?;
         let gone = match rootfs {
-            Rootfs::Layers { lower } | Rootfs::Dir { lower } => lower.iter().find(|dir| !dir.is_dir()),
+            Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => lower.iter().find(|dir| !dir.is_dir()),
             Rootfs::Disk { path, .. } => Some(path).filter(|path| !path.exists()),
         };
         match gone {
@@ -348,11 +359,12 @@ mod tests {
 
     #[test]
     fn keeps_members_it_does_not_know_at_any_depth() {
-        let text = r#"{"msb":1,"image":{"ref":"a","config":{"Labels":{"x":"y"}},"new":1},"rootfs":{"kind":"layers","lower":["/l"]},"later":[1,2]}"#;
+        let text = r#"{"msb":1,"image":{"ref":"a","config":{"Labels":{"x":"y"}},"new":1},"rootfs":{"kind":"layers","lower":["/l"],"new":2},"later":[1,2]}"#;
         let record = Record::parse(text.as_bytes()).unwrap();
         let value = serde_json::to_value(&record).unwrap();
         assert_eq!(value["image"]["config"]["Labels"]["x"], "y");
         assert_eq!(value["image"]["new"], 1);
+        assert_eq!(value["rootfs"]["new"], 2);
         assert_eq!(value["later"][1], 2);
     }
 

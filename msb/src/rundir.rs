@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::overlay::beneath::{Dir, Name};
 use crate::state;
 
 /// The socket on which the agent answers.
@@ -139,17 +140,13 @@ impl Held {
     /// What removing says.
     pub fn clear(&self, keep: &[&str]) -> io::Result<bool> {
         let mut removed = false;
+        let dir = Dir::open(&self.path)?;
         for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            if keep.iter().any(|name| entry.file_name() == *name) {
-                continue;
+            let name = entry?.file_name();
+            if !keep.iter().any(|kept| name == *kept) {
+                dir.remove_tree(Name::new(&name)?)?;
+                removed = true;
             }
-            if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
-            } else {
-                fs::remove_file(entry.path())?;
-            }
-            removed = true;
         }
         Ok(removed)
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -83,8 +83,13 @@ impl Vsock {
 
     /// Connects once it listens.
     fn connect(self) -> anyhow::Result<OwnedFd> {
-        let patience = Timespec::try_from(PATIENCE)?;
+        let deadline = Instant::now() + PATIENCE;
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let died = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&Timespec::default()))? > 0;
+            if died || left.is_zero() {
+                return Err(anyhow!("vhost-device-vsock did not come up"));
+            }
             match UnixStream::connect(&self.socket) {
                 Ok(link) => {
                     // It removes the socket itself, and maybe did already.
@@ -95,10 +100,7 @@ impl Vsock {
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::thread::yield_now(),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let mut fds = [PollFd::new(&self.events, PollFlags::IN), PollFd::new(&self.process, PollFlags::IN)];
-                    let happened = poll(&mut fds, Some(&patience))?;
-                    if happened == 0 || !fds[1].revents().is_empty() {
-                        return Err(anyhow!("vhost-device-vsock did not come up"));
-                    }
+                    poll(&mut fds, Some(&Timespec::try_from(left)?))?;
                     let mut buffer = [0u8; 4096];
                     let _ = rustix::io::read(&self.events, &mut buffer);
                 }

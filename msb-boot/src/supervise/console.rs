@@ -58,8 +58,7 @@ impl Tail {
 
 /// A line without what would command a terminal.
 fn printable(line: &[u8]) -> String {
-    let text = String::from_utf8_lossy(line);
-    text.trim_end().chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    msb::exit::printable(String::from_utf8_lossy(line).trim_end())
 }
 
 /// A pipe from the VM's processes, read without waiting.

@@ -63,7 +63,9 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
             config.name
         );
     };
-    let left = held.clear(&[]);
+    // What an earlier supervisor was killed over ends by itself, and soon.
+    held.await_death()?;
+    let left = held.clear(&[rundir::ALIVE]);
     if left.with_context(|| format!("run directory {:?}", held.path()))? {
         talk.tell(&Report::Say(format!("removed what an earlier VM {:?} had left", config.name)));
     }
@@ -71,9 +73,9 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
     let outcome = Watch::start(&config, &held, front).and_then(|mut watch| watch.until_the_end());
     match outcome {
         Ok(ended) => {
-            rundir::leave(held.path(), rundir::ENDED, &ended)?;
-            held.clear(&[record::FILE_NAME, rundir::KERNEL_LOG, rundir::ENDED])?;
-            Ok(())
+            // In this order: where the file system is full, it has room then.
+            held.clear(&[record::FILE_NAME, rundir::KERNEL_LOG])?;
+            Ok(rundir::leave(held.path(), rundir::ENDED, &ended)?)
         }
         Err(error) => {
             held.remove().with_context(|| format!("run directory of {:?}", config.name))?;

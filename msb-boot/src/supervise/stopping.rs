@@ -1,6 +1,6 @@
 //! Asking the guest to stop.
 
-use std::io::Read;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(super) fn ask(endpoint: Endpoint, grace: Duration) {
         let Ok(mut stream) = dial::dial(&endpoint) else { return };
         if Message::Shutdown(Shutdown { grace_ms }).send(&mut stream).is_ok() {
             // Hanging up early could overtake the message.
-            let _ = stream.read_to_end(&mut Vec::new());
+            let _ = io::copy(&mut stream, &mut io::sink());
         }
     });
 }

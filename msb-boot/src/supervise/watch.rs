@@ -109,7 +109,8 @@ impl<'a> Watch<'a> {
                 let said = talk.listen();
                 *self.front = None;
                 match said {
-                    Said::Printed => self.phase = Phase::Running,
+                    Said::Printed if matches!(self.phase, Phase::Reported) => self.phase = Phase::Running,
+                    Said::Printed => {}
                     Said::Gone => bail!("interrupted"),
                 }
             }
@@ -163,7 +164,7 @@ impl<'a> Watch<'a> {
         let Some(ready) = report.take()? else { return Ok(()) };
         self.report = None;
         if let Some(words) = ready.error {
-            bail!("guest: {}", words.replace(|c: char| c.is_control() && c != '\n', "\u{fffd}"));
+            bail!("guest: {}", msb::exit::printable(&words));
         }
         let record = self.record(&ready)?;
         let path = self.held.path().join(record::FILE_NAME);
@@ -216,7 +217,7 @@ impl<'a> Watch<'a> {
             }
             match self.phase {
                 Phase::Booting { .. } => bail!("stopped by a signal before the agent had reported"),
-                Phase::Stopping { .. } => {}
+                Phase::Stopping { until, .. } => self.hurry(until),
                 _ => self.ask_to_stop(),
             }
         }
@@ -227,6 +228,14 @@ impl<'a> Watch<'a> {
         let grace = stopping::grace(self.held.path());
         stopping::ask(self.endpoint(), grace);
         self.phase = Phase::Stopping { until: now() + grace, grace };
+    }
+
+    /// A second wish to stop counts where it leaves less time than the first.
+    fn hurry(&mut self, until: Duration) {
+        let grace = stopping::grace(self.held.path());
+        if now() + grace < until {
+            self.phase = Phase::Stopping { until: now() + grace, grace };
+        }
     }
 
     /// Sees whether a process of the VM has ended, and what that means.

@@ -56,6 +56,11 @@ pub struct Entry {
     stat: Stat,
 }
 
+/// What unlink(2) says of a directory: EISDIR is Linux's word, EPERM is POSIX's.
+fn is_directory(error: &io::Error) -> bool {
+    matches!(rustix::io::Errno::from_io_error(error), Some(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM))
+}
+
 const ANY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const DIRECTORY: OFlags = ANY.union(OFlags::DIRECTORY);
 
@@ -218,44 +223,56 @@ impl Dir {
         Ok(rustix::fs::unlinkat(&self.0, name.0, AtFlags::REMOVEDIR)?)
     }
 
-    /// Removes `name` with everything below it, if it is there. Goes down by descriptors and never through a symlink.
+    /// Removes `name` with everything below it, if it is there. Goes by descriptors and never through a symlink.
+    ///
+    /// A tree may be deeper than descriptors or the stack would last, so each directory below is first moved up beside
+    /// `name`, as `name.1`, `name.2` and so on; a run that is killed leaves those.
     ///
     /// # Errors
-    /// What opening, reading or unlinking says.
+    /// What opening, reading, renaming or unlinking says.
     pub fn remove_tree(&self, name: Name<'_>) -> io::Result<()> {
-        match self.unlink(name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            // EISDIR is Linux's word for a directory, EPERM is POSIX's.
-            Err(error) if matches!(error.raw_os_error(), Some(21 | 1)) => {}
-            other => return other,
-        }
-        // A stack of our own: a hostile tree may be deeper than ours may grow.
-        let mut open = vec![(self.dir(name)?, name.0.to_owned())];
-        while let Some((dir, dir_name)) = open.last() {
-            let mut deeper = None;
-            for child in dir.read()? {
-                let child = child?;
-                let child_name = OsStr::from_bytes(child.file_name().to_bytes());
-                let Ok(child_name) = Name::new(child_name) else { continue };
-                match dir.unlink(child_name) {
-                    Ok(()) => {}
-                    Err(error) if matches!(error.raw_os_error(), Some(21 | 1)) => {
-                        deeper = Some((dir.dir(child_name)?, child_name.0.to_owned()));
-                        break;
-                    }
-                    Err(error) => return Err(error),
+        let mut pending = vec![name.0.to_owned()];
+        let mut moved = 0u64;
+        while let Some(next) = pending.pop() {
+            let next = Name::new(&next)?;
+            match self.unlink(next) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) if is_directory(&error) => {}
+                other => {
+                    other?;
+                    continue;
                 }
             }
-            if deeper.is_some() {
-                open.extend(deeper);
-                continue;
+            let dir = self.dir(next)?;
+            for child in dir.read()? {
+                let child = child?;
+                let Ok(child) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
+                match dir.unlink(child) {
+                    Err(error) if is_directory(&error) => match dir.rmdir(child) {
+                        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                            pending.push(self.move_up(&dir, child, name, &mut moved)?);
+                        }
+                        other => other?,
+                    },
+                    other => other?,
+                }
             }
-            let done = dir_name.clone();
-            open.pop();
-            let parent = open.last().map_or(self, |(dir, _)| dir);
-            parent.rmdir(Name::new(&done)?)?;
+            self.rmdir(next)?;
         }
         Ok(())
+    }
+
+    /// Moves `child` of `dir` here, under a free name that begins with `name`.
+    fn move_up(&self, dir: &Self, child: Name<'_>, name: Name<'_>, moved: &mut u64) -> io::Result<OsString> {
+        loop {
+            *moved += 1;
+            let mut free = name.0.to_owned();
+            free.push(format!(".{moved}"));
+            match dir.rename(child, self, Name::new(&free)?, RenameFlags::NOREPLACE) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other.map(|()| free),
+            }
+        }
     }
 
     /// A path that leads to this very directory while it is open.
@@ -484,6 +501,19 @@ mod tests {
         root.remove_tree(name("gone")).unwrap();
         assert!(!scratch.path().join("gone").exists());
         assert!(scratch.path().join("kept/file").exists());
+    }
+
+    #[test]
+    fn a_tree_deeper_than_descriptors_last_is_removed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = Dir::open(scratch.path()).unwrap();
+        let mut dir = root.mkdir(name("deep"), Mode::RWXU).unwrap();
+        for _ in 0..3000 {
+            dir = dir.mkdir(name("d"), Mode::RWXU).unwrap();
+            dir.create(name("f"), Mode::RUSR).unwrap();
+        }
+        root.remove_tree(name("deep")).unwrap();
+        assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
     }
 
     #[test]

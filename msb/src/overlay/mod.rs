@@ -83,6 +83,19 @@ pub struct Listed {
     pub layer: Layer,
 }
 
+/// Raises the number of files that this process may have open as far as it may: looking a path up holds a descriptor for
+/// each step in each layer, and there may be hundreds of layers.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
+    let limit: u64 = limit.unwrap_or(1 << 20);
+    // Root may go up to the kernel's limit, others to their own.
+    if setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).is_err() {
+        let hard = getrlimit(Resource::Nofile).maximum;
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard });
+    }
+}
+
 impl Merged {
     /// Opens a stack's root. `lower` is top first.
     ///

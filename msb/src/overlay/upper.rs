@@ -3,10 +3,11 @@
 //! What replaces something is prepared in the work directory and renamed into place, so whoever looks sees the old
 //! file or the new one. Whiteouts and opaque directories appear by themselves, where a lower layer would show through.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -226,6 +227,14 @@ fn is_type_clash(error: &io::Error) -> bool {
 /// What making says: EEXIST.
 pub fn create(upper: &Path, work: &Path, lower: &Merged) -> io::Result<()> {
     rustix::fs::mkdir(work, Mode::from_raw_mode(0o700))?;
+    create_upper(upper, lower)
+}
+
+/// Makes an empty upper alone.
+///
+/// # Errors
+/// What making says: EEXIST.
+pub fn create_upper(upper: &Path, lower: &Merged) -> io::Result<()> {
     rustix::fs::mkdir(upper, Mode::from_raw_mode(0o700))?;
     copy_attributes(&lower.top().0.to_entry()?, &Dir::open(upper)?.to_entry()?)
 }
@@ -257,15 +266,31 @@ pub fn keeping_times<T>(dir: &Dir, change: impl FnOnce() -> io::Result<T>) -> io
 pub fn copy_attributes(from: &Entry, to: &Entry) -> io::Result<()> {
     let stat: &Stat = from.stat();
     to.set_owner(Some(stat.st_uid), Some(stat.st_gid))?;
-    for name in from.xattr_names()? {
-        if !whiteout::is_private_xattr(&name) {
-            to.set_xattr(&name, &from.xattr(&name)?, XattrFlags::empty())?;
-        }
-    }
+    copy_xattrs(from, to, |_| true)?;
     if to.file_type() != FileType::Symlink {
         to.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     }
     to.set_times(&times_of(stat))
+}
+
+/// Gives `to` those xattrs of `from` that `which` wants, overlayfs's own left out. One that the file system of `to` does
+/// not take is left behind, as the kernel's overlayfs does it, unless it says who may do what.
+///
+/// # Errors
+/// What reading or setting says.
+pub fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+    for name in from.xattr_names()? {
+        if whiteout::is_private_xattr(&name) || !which(&name) {
+            continue;
+        }
+        let is_about_rights =
+            ["security.", "system.posix_acl_"].iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()));
+        match to.set_xattr(&name, &from.xattr(&name)?, XattrFlags::empty()) {
+            Err(error) if !is_about_rights && Errno::from_io_error(&error) == Some(Errno::NOTSUP) => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 /// Copies the first `length` bytes inside the kernel, holes as holes, by reference where the file system can.
@@ -307,6 +332,14 @@ fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Copies all that can be read, whatever size the file says it has.
+///
+/// # Errors
+/// What reading or writing says: ENOSPC.
+pub fn copy_to_end(from: &File, to: &File) -> io::Result<()> {
+    copy_by_hand(from, to, 0, u64::MAX)
 }
 
 fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {

@@ -2,12 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Message;
 use crate::record::Endpoint;
 
-/// How long the VMM and the agent may take to answer. A guest under load answers in milliseconds; a dead one never.
+/// How long the VMM and the agent together may take to answer. A guest under load answers in milliseconds; a dead one never.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The longest answer of a VMM to `CONNECT`, in bytes.
@@ -19,31 +19,45 @@ const MAX_ANSWER: usize = 64;
 /// [`io::ErrorKind::ConnectionRefused`] or `NotFound` where the VM is gone; `TimedOut` or `WouldBlock` after
 /// [`PATIENCE`]; [`super::Error`] for an agent that says nonsense.
 pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, super::Error> {
-    let mut stream = UnixStream::connect(&endpoint.unix)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let stream = UnixStream::connect(&endpoint.unix)?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    let mut patient = Patient { stream: &stream, until: Instant::now() + PATIENCE };
     if endpoint.handshake {
-        connect_port(&mut stream, endpoint.port)?;
+        connect_port(&mut patient, endpoint.port)?;
     }
-    Message::hello().send(&mut stream)?;
-    match Message::receive(&mut stream)? {
-        Some(Message::Hello(hello)) => hello.check()?,
-        Some(_) => return Err(super::Error::OutOfTurn("the first one is no hello")),
-        None => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
-    }
+    Message::hello().send(&mut &stream)?;
+    Message::receive_hello(&mut patient)?;
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
     Ok(stream)
 }
 
+/// A stream that is read until a moment, not a while from each read: a guest that sends a byte now and then gets no more
+/// time than one that sends none.
+struct Patient<'a> {
+    stream: &'a UnixStream,
+    until: Instant,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.stream.set_read_timeout(Some(left))?;
+        self.stream.read(block)
+    }
+}
+
 /// Asks a VMM whose socket serves all ports for one of them: `CONNECT port`, answered by `OK port`. Nothing may be
 /// sent before the answer, or the VMM loses it.
-fn connect_port(stream: &mut UnixStream, port: u32) -> io::Result<()> {
-    stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+fn connect_port(patient: &mut Patient<'_>, port: u32) -> io::Result<()> {
+    patient.stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut byte = [0u8];
     while !answer.ends_with(b"\n") {
-        if stream.read(&mut byte)? == 0 {
+        if patient.read(&mut byte)? == 0 {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         answer.push(byte[0]);

@@ -251,6 +251,23 @@ impl Message {
         })
     }
 
+    /// Reads the other side's hello, which must come first, and checks its version.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTurn`] for another frame, of which only the header is read; [`Error::OtherVersion`]; a connection
+    /// that ends.
+    pub fn receive_hello(from: &mut impl Read) -> Result<(), Error> {
+        let mut header = [0u8; HEADER];
+        from.read_exact(&mut header)?;
+        let (length, kind) = read_header(header)?;
+        if kind != HELLO {
+            return Err(Error::OutOfTurn("the first one is no hello"));
+        }
+        let mut payload = vec![0u8; length];
+        from.read_exact(&mut payload)?;
+        json::<Hello>(kind, &payload)?.check()
+    }
+
     /// Writes the message's frame in one call.
     ///
     /// # Errors
