@@ -278,8 +278,8 @@ def run(seed, count, one, other):
     log = []
     for number in range(count):
         words, act, first, second = operations(rng)
-        # Who may remove what decides how far rmtree gets, in an order that is not the same on both sides; and a
-        # passthrough file that got a set-id bit after it was opened keeps it when somebody writes.
+        # Who may remove what decides how far rmtree gets, in an order that is not the same on both sides; and a file
+        # that got a set-id bit after root opened it keeps the bit when another user writes to root's descriptor.
         user, umask = rng.choice(USERS), rng.choice([0, 0o22, 0o77])
         if words.startswith(("pwrite", "mmap", "rmtree")):
             user = (0, 0)

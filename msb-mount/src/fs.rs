@@ -464,7 +464,7 @@ impl Filesystem for Fs {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -473,7 +473,7 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
-        let allocated = (|| Ok(rustix::fs::fallocate(&*self.node(ino)?.leaf()?.file(true)?, mode, offset, length)?))();
+        let allocated = self.node(ino).and_then(|node| self.tree.allocate(&node, mode, offset, length, caller(req, 0)));
         reply_empty(allocated, reply);
     }
 
@@ -492,24 +492,20 @@ impl Filesystem for Fs {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
-        mut offset_in: u64,
+        offset_in: u64,
         ino_out: INodeNo,
         _fh_out: FileHandle,
-        mut offset_out: u64,
+        offset_out: u64,
         length: u64,
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
         let copied = (|| {
-            let from = self.node(ino_in)?.leaf()?.file(false)?;
-            let to = self.node(ino_out)?.leaf()?.file(true)?;
-            let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
-            let copied =
-                rustix::fs::copy_file_range(&*from, Some(&mut offset_in), &*to, Some(&mut offset_out), length)?;
-            Ok::<_, io::Error>(copied)
+            let (from, to) = (self.node(ino_in)?, self.node(ino_out)?);
+            self.tree.copy_range((&from, offset_in), (&to, offset_out), length, caller(req, 0))
         })();
         match copied {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),

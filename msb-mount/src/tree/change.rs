@@ -132,14 +132,22 @@ impl Tree {
         flags: RenameFlags,
     ) -> io::Result<()> {
         let exchange = flags == RenameFlags::EXCHANGE;
-        self.with_child(parent, name, |node| self.make_movable(node))?;
-        let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
         let (checked, to_checked) = (Name::new(name)?, Name::new(to_name)?);
+        // What forbids it comes first: a rename that fails copies nothing up.
+        self.with_child(parent, name, |node| check_movable(node))?;
         if exchange {
-            self.with_child(to, to_name, |node| self.make_movable(node))?;
-        } else if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
-            self.check_empty(&to_above, to_checked)?;
+            self.with_child(to, to_name, |node| check_movable(node))?;
+        } else {
+            let to_above = to.dir()?.merged();
+            if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
+                self.check_empty(&to_above, to_checked)?;
+            }
         }
+        self.with_child(parent, name, |node| self.copy_up(node, WHOLE))?;
+        if exchange {
+            self.with_child(to, to_name, |node| self.copy_up(node, WHOLE))?;
+        }
+        let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
         let rename = || self.writer()?.rename(&above, checked, &to_above, to_checked, flags);
         if parent.id == to.id {
             self.changing(parent, rename)
@@ -150,16 +158,6 @@ impl Tree {
         }
     }
 
-    /// Brings what is to be renamed into the upper. A directory with parts below stays where they are; the caller then
-    /// copies and removes, as it does between file systems.
-    fn make_movable(&self, node: &Arc<Node>) -> io::Result<()> {
-        match node.dir() {
-            Ok(dir) if !dir.merged().lower.is_empty() => Err(Errno::XDEV.into()),
-            Ok(_) => Ok(()),
-            Err(_) => self.copy_up(node, WHOLE),
-        }
-    }
-
     fn changing<T>(&self, parent: &Node, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let dir = parent.dir()?;
         let changes = hold(&dir.changes);
@@ -167,6 +165,15 @@ impl Tree {
         drop(changes);
         dir.stale.store(true, Ordering::Release);
         changed
+    }
+}
+
+/// A directory with parts in lower layers cannot follow a rename: EXDEV, and the caller then copies and removes, as it
+/// does between file systems.
+fn check_movable(node: &Node) -> io::Result<()> {
+    match node.dir() {
+        Ok(dir) if !dir.merged().lower.is_empty() => Err(Errno::XDEV.into()),
+        _ => Ok(()),
     }
 }
 

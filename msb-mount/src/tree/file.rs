@@ -9,7 +9,7 @@ use fuser::{BackingId, TimeOrNow};
 use msb::overlay::beneath::Entry;
 use msb::overlay::upper::WHOLE;
 use msb::overlay::{Layer, whiteout};
-use rustix::fs::{FileType, Mode, OFlags, Timestamps, XattrFlags};
+use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::{Caller, Tree};
@@ -43,6 +43,10 @@ impl Tree {
         self.copy_up(node, wanted.size.unwrap_or(WHOLE))?;
         self.on_entry(node, |entry| {
             if wanted.uid.is_some() || wanted.gid.is_some() {
+                // Whether a set-group-id bit stays is a matter of the group before.
+                if caller.uid != 0 {
+                    clear_set_id(entry, caller)?;
+                }
                 entry.set_owner(wanted.uid, wanted.gid)?;
             }
             if let Some(mode) = wanted.mode {
@@ -91,10 +95,20 @@ impl Tree {
         }
         // A file of a lower layer may be copied up while it is open, and then its backing would have to change.
         let is_settled = current.layer == Layer::Upper || self.writer.is_none();
+        // The kernel leaves set-id bits to us and never asks for a passthrough write, so a file that has them, and who
+        // must clear them if they come later, writes by us.
+        let clears_set_id = to_write && caller.uid != 0;
         let passthrough = is_settled
             && self.passthrough.load(Ordering::Relaxed)
-            && !(to_write && has_set_id(&current.entry.stat_now()?));
-        Ok(leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(&leaf.entry))))
+            && (self.writer.is_none() || !clears_set_id && !has_set_id(&current.entry.stat_now()?));
+        let way = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(&leaf.entry)));
+        if clears_set_id && matches!(way, Way::Passthrough(_)) {
+            // Somebody else's open has settled the way: cleared before the first write then. Bits that come even later
+            // stay, as they do for a descriptor that root opened and handed on.
+            clear_set_id(&current.entry, caller)?;
+            self.forget_attributes(node);
+        }
+        Ok(way)
     }
 
     /// Takes an open back. What was written through a mapping of a backing file, the kernel has not noticed itself.
@@ -116,6 +130,37 @@ impl Tree {
             clear_set_id(&leaf.get().entry, caller)?;
         }
         Ok(data.len())
+    }
+
+    /// Allocates or frees room for data, which clears set-id bits as a write does.
+    pub(crate) fn allocate(
+        &self,
+        node: &Node,
+        mode: FallocateFlags,
+        offset: u64,
+        length: u64,
+        caller: Caller,
+    ) -> io::Result<()> {
+        let leaf = node.leaf()?;
+        rustix::fs::fallocate(&*leaf.file(true)?, mode, offset, length)?;
+        if caller.uid != 0 { clear_set_id(&leaf.get().entry, caller) } else { Ok(()) }
+    }
+
+    /// Copies data from one file to another inside the server's kernel; how much, it says.
+    pub(crate) fn copy_range(
+        &self,
+        (from, mut from_at): (&Node, u64),
+        (to, mut to_at): (&Node, u64),
+        length: u64,
+        caller: Caller,
+    ) -> io::Result<usize> {
+        let (source, target) = (from.leaf()?.file(false)?, to.leaf()?.file(true)?);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
+        let copied = rustix::fs::copy_file_range(&*source, Some(&mut from_at), &*target, Some(&mut to_at), length)?;
+        if caller.uid != 0 {
+            clear_set_id(&to.leaf()?.get().entry, caller)?;
+        }
+        Ok(copied)
     }
 
     /// Brings a file's or directory's own changes to the disk.
