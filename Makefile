@@ -4,6 +4,8 @@
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DELETE_ON_ERROR:
+# deps, build and what needs them come in the order in which they are written; cargo uses all processors by itself.
+.NOTPARALLEL:
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
@@ -28,6 +30,7 @@ deps:
 build: agentd
 	@echo "== building the tools (cargo, release)"
 	$(CARGO) build --release --locked --workspace --exclude agentd
+	@test -e $(MSB_DEPS)/bin/vhost-device-vsock || { echo "vhost-device-vsock is missing: run \"make deps\" first" >&2; exit 1; }
 	@cp -uL --remove-destination $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
 	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL --remove-destination $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
 

@@ -16,14 +16,13 @@ image_cached() {
     if [[ ! -d $layout ]]; then
         mkdir -p "$image_fixtures"
         scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
-        if ! (cd "$scratch" && "$name") >&2; then
-            rm -rf "$scratch"
-            echo "image: $name failed" >&2
-            return 1
-        fi
-        # Somebody else may have been faster; then theirs is as good.
-        mv -T "$scratch/layout" "$layout" 2>/dev/null || [[ -d $layout ]]
-        rm -rf "$scratch"
+        (
+            trap 'rm -rf "$scratch"' EXIT
+            trap 'exit 130' INT TERM
+            cd "$scratch" && "$name" >&2 || { echo "image: $name failed" >&2; exit 1; }
+            # Somebody else may have been faster; then theirs is as good.
+            mv -T "$scratch/layout" "$layout" 2>/dev/null || [[ -d $layout ]]
+        ) || return
     fi
     printf '%s\n' "$layout"
 }

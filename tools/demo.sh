@@ -9,10 +9,12 @@ export PATH="$checkout/target/release:$PATH"
 source "$checkout/tests/image.bash"
 # shellcheck source-path=SCRIPTDIR/..
 source "$checkout/tests/registry.bash"
+# shellcheck source-path=SCRIPTDIR/..
+source "$checkout/tests/tree.bash"
 
 if [ "$(id -u)" != 0 ]; then
-    echo "demo: root is needed, for owners, devices and mounts (sudo make demo)" >&2
-    exit 1
+    echo "demo: root is needed, for owners, devices and mounts: going on by sudo" >&2
+    exec sudo env "PATH=$PATH" "HOME=$HOME" "$0" "$@"
 fi
 
 work=$(mktemp -d /tmp/msb-demo.XXXXXX) || exit 1
@@ -54,21 +56,19 @@ step() {
     fi
 }
 
-# Every fact about the base layers: names, types, modes, owners, times, targets, and the hash of each file.
+# Every fact about the base layers: names, types, modes, owners, times, targets, xattrs, and the hash of each file.
 base_facts() {
-    jq -r '.rootfs.lower[]' image.json | while read -r layer; do
-        (cd "$layer" && find . -printf '%p %y %m %U %G %s %T@ %l\n' && find . -type f -print0 | xargs -0r sha256sum) | sort
-    done | sha256sum
+    jq -r '.rootfs.lower[]' image.json | while read -r layer; do tree_manifest "$layer"; done
 }
 
-say "A Debian image by mmdebstrap (made once), pushed to a registry on loopback by skopeo"
-layout=$(demo_image) || exit 1
-registry_start registry || exit 1
+say "A Debian image by mmdebstrap (made once, then kept in target/fixtures), pushed to a registry on loopback by skopeo"
+# shellcheck disable=SC2016 # step evaluates it
+step 'layout=$(demo_image)'
+step "registry_start registry"
 step "skopeo copy --quiet --dest-tls-verify=false oci:$layout:latest docker://$registry_host/demo:latest"
 
 say "What is to be different: a few patches and two scripts"
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=myapp.local \
-    -keyout /dev/null -out cert.pem 2>/dev/null
+step "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=myapp.local -keyout key.pem -out cert.pem 2> openssl.log"
 cat >ops.jsonl <<'END'
 {"op":"text","path":"/etc/greeting.txt","content":"Hello from a patched rootfs!\n"}
 {"op":"text","path":"/etc/motd","content":"Custom message of the day.\n","replace":true}

@@ -16,8 +16,8 @@ packages=(
     build-essential pkg-config curl ca-certificates                     # building
     qemu-system-x86 fuse3                                               # running
     bats jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
-    openssl attr acl busybox-static e2fsprogs fuse-overlayfs shellcheck # tests: the rest
-    python3 python3-jsonschema mandoc                                    # tests: the manual
+    openssl zstd attr acl busybox-static e2fsprogs fuse-overlayfs       # tests: the rest
+    python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     hyperfine                                                           # measuring
 )
 
@@ -73,6 +73,9 @@ check_rust() {
     fi
     if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
         die "Rust $have is too old ($wanted or newer: \"rustup update stable\"; a distribution's own is often older)"
+    fi
+    if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+        say "rustfmt or clippy is missing, which only \"make lint\" needs (rustup component add rustfmt clippy)"
     fi
 }
 

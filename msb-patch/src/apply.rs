@@ -177,12 +177,12 @@ impl Target {
         let meta = rustix::fs::fstat(&from)?;
         let length = meta.st_size as u64;
         let mode = meta.st_mode & 0o777;
-        self.write(
-            at,
-            wanted,
-            mode,
-            |file| if self.dry_run { file.set_len(length) } else { copy_data(&from, file, length) },
-        )
+        self.write(at, wanted, mode, |file| match length {
+            _ if self.dry_run => file.set_len(length),
+            // Files of /proc and /sys say that they are empty, and are not.
+            0 => copy_to_end(&from, file),
+            _ => copy_data(&from, file, length),
+        })
     }
 
     fn append(&self, at: Resolved, content: &[u8]) -> anyhow::Result<()> {
