@@ -8,10 +8,8 @@ use std::time::Duration;
 use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
-use crate::{Agent, Error, session};
-
-/// How long the host may take for a frame of the hello, and to take the last one.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::session::{self, PATIENCE};
+use crate::{Agent, Error};
 
 /// A session's stack, in bytes: its buffers are on the heap.
 const STACK: usize = 128 << 10;

@@ -16,6 +16,8 @@ use crate::Agent;
 use crate::child::{self, Streams};
 use crate::reap::Reaper;
 
+/// How long the host may take for a frame of the hello, and to take the last one.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How many bytes of stdin the host may send ahead of the command. Less than the 256 KiB that Linux buffers for a vsock
 /// connection: then vsock's own flow control, at which VMMs get stuck, never has to act.
 const STDIN_CREDIT: u32 = 128 << 10;
@@ -300,7 +302,7 @@ impl Session<'_> {
     fn say_goodbye(&mut self, exit: Exit) -> Result<(), wire::Error> {
         self.send(&Message::Exit(exit));
         self.connection.set_nonblocking(false)?;
-        self.connection.set_write_timeout(Some(crate::listen::PATIENCE))?;
+        self.connection.set_write_timeout(Some(PATIENCE))?;
         Ok(self.flush()?)
     }
 
