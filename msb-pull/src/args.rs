@@ -25,8 +25,8 @@ pub(crate) struct Args {
     /// A certificate authority (PEM) to trust besides the system's
     #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
     ca_file: Option<PathBuf>,
-    /// Credentials, in the form of docker's config.json [default: $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json,
-    /// ~/.docker/config.json]
+    /// Credentials, in the form of docker's config.json [default: $REGISTRY_AUTH_FILE, else
+    /// $XDG_RUNTIME_DIR/containers/auth.json, then $DOCKER_CONFIG/config.json or ~/.docker/config.json]
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
     /// Show no progress
