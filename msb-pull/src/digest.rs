@@ -38,10 +38,12 @@ impl Digest {
         &self.0
     }
 
-    /// The chain ID of a layer with this diff_id on layers with chain ID `below` (the OCI image specification's
-    /// `config.md`, "Layer ChainID").
+    /// What a layer with this diff_id is in the store on layers with the ID `below`: a chain as in the OCI image
+    /// specification's `config.md`, "Layer ChainID", but that of a bottom layer is never its diff_id, which in the store
+    /// means a form that is the same on any layers.
     pub(crate) fn on(&self, below: Option<&Self>) -> Self {
-        below.map_or_else(|| self.clone(), |below| Self::of(format!("{below} {self}").as_bytes()))
+        let below = below.map_or_else(|| "nothing".to_owned(), Self::to_string);
+        Self::of(format!("{below} {self}").as_bytes())
     }
 
     /// Checks a document against this digest.
@@ -166,9 +168,10 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_id_of_the_bottom_is_its_diff_id() {
+    fn a_layer_on_nothing_is_another_than_on_any_layers() {
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-        assert_eq!(a.on(None), a);
+        assert_ne!(a.on(None), a);
+        assert_ne!(a.on(None), a.on(Some(&b)));
         assert_eq!(b.on(Some(&a)), Digest::of(format!("{a} {b}").as_bytes()));
     }
 }

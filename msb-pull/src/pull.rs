@@ -11,6 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context, anyhow, ensure};
+use msb::overlay::beneath::Dir;
+use msb::overlay::whiteout;
 use msb::record::{Image, Record, Rootfs, Unknown};
 use msb::state;
 use oci_distribution::Reference;
@@ -106,7 +108,8 @@ fn from_registry(config: &Config, store: &Store, reference: &Reference) -> anyho
             return Ok(record(reference.whole(), found, lower));
         }
     }
-    let credentials = credentials::find(reference.resolve_registry(), config.authfile.as_deref())?;
+    let image = format!("{}/{}", reference.registry(), reference.repository());
+    let credentials = credentials::find(&image, config.authfile.as_deref())?;
     let registry = Registry::connect(reference, config.plain_http, config.ca_file.as_deref(), credentials)?;
     let digest = match reference.digest() {
         Some(digest) => Digest::parse(digest)?,
@@ -179,8 +182,23 @@ fn in_store(store: &Store, layer: &Layer, chain_id: &Digest) -> Option<PathBuf> 
 
 /// The lower directories, top first, if the store has all of them.
 fn stored(store: &Store, layers: &[Layer]) -> Option<Vec<PathBuf>> {
-    let lower = layers.iter().zip(chain_ids(layers)).map(|(layer, chain_id)| in_store(store, layer, &chain_id));
-    Some(stack(lower.collect::<Option<_>>()?))
+    let mut lower = Vec::new();
+    for (layer, chain_id) in layers.iter().zip(chain_ids(layers)) {
+        let there = in_store(store, layer, &chain_id)?;
+        // What cannot be read is pulled again, and that has words for it.
+        lay(&mut lower, there).ok()?;
+    }
+    Some(stack(lower))
+}
+
+/// Lays a layer on those below. overlayfs does not look whether a layer's root is opaque, so what such a root hides is
+/// left out.
+fn lay(lower: &mut Vec<PathBuf>, layer: PathBuf) -> anyhow::Result<()> {
+    if whiteout::is_opaque(&Dir::open(&layer)?)? {
+        lower.clear();
+    }
+    lower.push(layer);
+    Ok(())
 }
 
 /// Bottom first to top first. A layer that is there twice stays where it is highest, which hides the other; overlayfs
@@ -204,14 +222,14 @@ fn take(config: &Config, store: &Store, origin: &dyn Origin, found: Found, name:
     for (layer, chain_id) in found.layers.iter().zip(&chain) {
         let Some((scratch, implied)) = unpacked.get(layer.diff_id.hex()) else {
             let there = in_store(store, layer, chain_id).ok_or_else(|| anyhow!("a layer vanished from the store"))?;
-            lower.push(there);
+            lay(&mut lower, there)?;
             continue;
         };
         let below: Vec<PathBuf> = stack(lower.clone()).into_iter().filter(|dir| dir != scratch).collect();
         inherit(scratch, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
         let id = if implied.is_empty() { &layer.diff_id } else { chain_id };
         fresh.insert(scratch.clone(), id.clone());
-        lower.push(scratch.clone());
+        lay(&mut lower, scratch.clone())?;
     }
     let layers: Vec<(PathBuf, Digest)> = fresh.clone().into_iter().collect();
     store.commit(&layers, &found.documents)?;
