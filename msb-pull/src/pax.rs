@@ -1,7 +1,11 @@
 //! PAX extended headers (POSIX.1-2024, pax, "pax Extended Header"): records of `LENGTH KEY=VALUE\n`. A value may hold
 //! newlines (a capability does), so the length alone says where a record ends. Pure.
 
-use anyhow::{anyhow, bail};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use anyhow::{anyhow, bail, ensure};
+use msb::overlay::whiteout::is_private_xattr;
 
 /// What one extended header says about the next member, as far as we care.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,6 +21,8 @@ pub(crate) struct Pax {
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// The longest value that the kernel takes (`XATTR_SIZE_MAX`).
+const MAX_XATTR: usize = 1 << 16;
 const SPARSE: &[u8] = b"GNU.sparse.";
 
 impl Pax {
@@ -50,7 +56,16 @@ impl Pax {
             b"mtime" => self.mtime = Some(parse_time(value)?),
             _ if key.starts_with(SPARSE) => self.sparse = true,
             _ => {
-                if let Some(name) = key.strip_prefix(XATTR) {
+                // Overlayfs's own xattrs would let an image play tricks with the mount.
+                if let Some(name) = key.strip_prefix(XATTR)
+                    && !is_private_xattr(OsStr::from_bytes(name))
+                {
+                    ensure!(
+                        value.len() <= MAX_XATTR,
+                        "xattr {:?}: {} bytes, {MAX_XATTR} at most",
+                        String::from_utf8_lossy(name),
+                        value.len()
+                    );
                     self.xattrs.push((name.to_vec(), value.to_vec()));
                 }
             }
@@ -104,6 +119,15 @@ mod tests {
         assert_eq!(pax.path.unwrap(), b"a=b\n9 x=y");
         assert_eq!(pax.xattrs, [(b"user.k".to_vec(), b"\n\0\xff".to_vec())]);
         assert_eq!(pax.uid, Some(70000));
+    }
+
+    #[test]
+    fn xattrs_are_those_that_an_image_may_set_and_the_kernel_takes() {
+        let text = [record("SCHILY.xattr.trusted.overlay.redirect", b"/etc"), record("SCHILY.xattr.user.k", b"v")];
+        assert_eq!(Pax::parse(&text.concat()).unwrap().xattrs, [(b"user.k".to_vec(), b"v".to_vec())]);
+        assert!(Pax::parse(&record("SCHILY.xattr.user.k", &[b'x'; MAX_XATTR])).is_ok());
+        let error = Pax::parse(&record("SCHILY.xattr.user.k", &[b'x'; MAX_XATTR + 1])).unwrap_err().to_string();
+        assert!(error.contains("65537 bytes, 65536 at most"), "{error}");
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::tape::{Attributes, MAX_PATH};
 
 /// How many symlinks one path may take, as in Linux.
 const MAX_SYMLINKS: usize = 40;
+const TOO_LONG: &str = "its path is longer than 4095 bytes";
+/// The most bytes of directories' xattrs that wait for the end of a layer. Real layers have some hundreds.
+const MAX_KEPT: usize = 16 << 20;
 
 /// What is known of a directory of the layer. Its attributes are set when everything is in it.
 #[derive(Debug)]
@@ -41,7 +44,9 @@ pub(crate) struct Place {
 pub(crate) struct Tree {
     root: Arc<Dir>,
     /// By path from the root, so that a directory is followed by what is below it.
-    pub(crate) dirs: BTreeMap<PathBuf, Known>,
+    dirs: BTreeMap<PathBuf, Known>,
+    /// Bytes of xattrs in `dirs`.
+    kept: usize,
     /// The last parent: entries come directory by directory.
     last: Option<(Vec<u8>, Place)>,
 }
@@ -59,11 +64,29 @@ pub(crate) fn components(path: &[u8]) -> anyhow::Result<Vec<&OsStr>> {
 
 impl Tree {
     pub(crate) fn new(root: Dir) -> Self {
-        Self { root: Arc::new(root), dirs: BTreeMap::from([(PathBuf::new(), Known::Implied)]), last: None }
+        Self { root: Arc::new(root), dirs: BTreeMap::from([(PathBuf::new(), Known::Implied)]), kept: 0, last: None }
     }
 
     pub(crate) fn root(&self) -> &Dir {
         &self.root
+    }
+
+    /// The directories of the layer, parents first.
+    pub(crate) fn dirs(&self) -> impl Iterator<Item = (&PathBuf, &Known)> {
+        self.dirs.iter()
+    }
+
+    /// Keeps what an entry says of a directory until everything is in it.
+    ///
+    /// # Errors
+    /// Words for a layer with more to keep than memory is good for.
+    pub(crate) fn list(&mut self, path: PathBuf, attributes: Attributes) -> anyhow::Result<()> {
+        self.kept += attributes.size();
+        if let Some(Known::Listed(before)) = self.dirs.insert(path, Known::Listed(attributes)) {
+            self.kept -= before.size();
+        }
+        ensure!(self.kept <= MAX_KEPT, "the layer's directories have more than {MAX_KEPT} bytes of xattrs");
+        Ok(())
     }
 
     /// The directory that `components` lead to, made where it is missing.
@@ -132,7 +155,7 @@ impl Tree {
                         here.dir.unlink(name)?;
                     }
                     here.path.push(&part);
-                    ensure!(here.path.as_os_str().len() <= MAX_PATH, "its path is longer than 4095 bytes");
+                    ensure!(here.path.as_os_str().len() <= MAX_PATH, TOO_LONG);
                     here.dir = Arc::new(here.dir.mkdir(name, Mode::RWXU)?);
                     if hides {
                         whiteout::make_opaque(&here.dir)?;
@@ -163,7 +186,9 @@ impl Tree {
         let below = self.dirs.range::<Path, _>((Bound::Included(path), Bound::Unbounded));
         let gone: Vec<PathBuf> = below.map(|(dir, _)| dir).take_while(|dir| dir.starts_with(path)).cloned().collect();
         for dir in gone {
-            self.dirs.remove(&dir);
+            if let Some(Known::Listed(attributes)) = self.dirs.remove(&dir) {
+                self.kept -= attributes.size();
+            }
         }
     }
 
@@ -173,6 +198,7 @@ impl Tree {
     /// What making says.
     pub(crate) fn directory(&mut self, parent: &Place, name: Name<'_>, attributes: Attributes) -> anyhow::Result<()> {
         let path = parent.path.join(name.as_os_str());
+        ensure!(path.as_os_str().len() <= MAX_PATH, TOO_LONG);
         let is_there = match parent.dir.mkdir(name, Mode::RWXU) {
             Ok(_) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -185,8 +211,7 @@ impl Tree {
             self.clear(parent, name)?;
             whiteout::make_opaque(&parent.dir.mkdir(name, Mode::RWXU)?)?;
         }
-        self.dirs.insert(path, Known::Listed(attributes));
-        Ok(())
+        self.list(path, attributes)
     }
 
     /// Removes `name` of the lower layers; what this layer has there stays.
@@ -222,7 +247,10 @@ impl Tree {
         match found {
             Some(entry) if entry.is_dir() => bail!("hardlink target {shown:?} is a directory"),
             Some(entry) if !whiteout::is_whiteout(entry.stat()) => Ok(entry),
-            _ => bail!("hardlink target {shown:?} is not in this layer"),
+            _ => bail!(
+                "hardlink target {shown:?} is not in this layer (the link is to a layer below, which is not supported; \
+                 rebuild the layer with both files)"
+            ),
         }
     }
 }

@@ -58,6 +58,13 @@ pub(crate) struct Attributes {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Attributes {
+    /// What holding the xattrs costs, in bytes, about.
+    pub(crate) fn size(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| size_of::<(Vec<u8>, Vec<u8>)>() + name.len() + value.len()).sum()
+    }
+}
+
 /// A tar stream.
 pub(crate) struct Tape<R> {
     input: R,

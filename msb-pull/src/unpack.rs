@@ -39,8 +39,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
     let parts = components(&path)?;
     let Some((&last, parents)) = parts.split_last() else {
         anyhow::ensure!(kind == Kind::Directory, "the layer's root must be a directory");
-        tree.dirs.insert(PathBuf::new(), Known::Listed(attributes));
-        return Ok(());
+        return tree.list(PathBuf::new(), attributes);
     };
     if parents.iter().any(|part| whiteout::read_oci_name(part) != OciName::Plain) {
         return Ok(());
@@ -155,10 +154,8 @@ fn dress(entry: &Entry, attributes: &Attributes) -> anyhow::Result<()> {
     Ok(entry.set_times(&times(attributes))?)
 }
 
-/// The xattrs that an image may set: overlayfs's own would let it play tricks with the mount.
 fn wanted(attributes: &Attributes) -> impl Iterator<Item = (&OsStr, &[u8])> {
-    let all = attributes.xattrs.iter().map(|(name, value)| (OsStr::from_bytes(name), value.as_slice()));
-    all.filter(|(name, _)| !whiteout::is_private_xattr(name))
+    attributes.xattrs.iter().map(|(name, value)| (OsStr::from_bytes(name), value.as_slice()))
 }
 
 /// A file system that has no place for a kind of xattr goes without, as docker does it.
@@ -172,7 +169,7 @@ fn tolerate(name: &OsStr, set: Result<(), Errno>) -> anyhow::Result<()> {
 /// Gives the directories their attributes, now that nothing changes in them any more.
 fn finish(tree: &Tree) -> anyhow::Result<Vec<PathBuf>> {
     let mut implied = Vec::new();
-    for (path, known) in &tree.dirs {
+    for (path, known) in tree.dirs() {
         let attributes = match known {
             Known::Listed(attributes) => attributes,
             Known::New => &DEFAULT,
