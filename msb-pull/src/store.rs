@@ -46,7 +46,11 @@ impl Store {
         let alive = lock(&temp, FlockOperation::NonBlockingLockExclusive)?;
         drop(gate);
         for (name, _dead) in &stale {
-            Dir::open(&all)?.remove_tree(Name::new(name)?)?;
+            let removed = Name::new(name).and_then(|name| Dir::open(&all)?.remove_tree(name));
+            if let Err(error) = removed {
+                let left = all.join(name);
+                msb::exit::warn("msb-pull", &format!("what a killed pull left in {left:?} cannot be removed: {error}"));
+            }
         }
         Ok(Self { home: home.to_owned(), temp, _alive: alive })
     }
@@ -104,7 +108,10 @@ impl Store {
     /// # Errors
     /// What writing, syncing or renaming says.
     pub(crate) fn commit(&self, layers: &[(PathBuf, Digest)], documents: &[(Digest, Vec<u8>)]) -> anyhow::Result<()> {
-        let missing: Vec<_> = documents.iter().filter(|(digest, _)| !self.blob_path(digest).exists()).collect();
+        let is_missing = |digest: &Digest, text: &[u8]| {
+            self.document(digest, text.len() as u64).map_or(true, |there| there.is_none())
+        };
+        let missing: Vec<_> = documents.iter().filter(|(digest, text)| is_missing(digest, text)).collect();
         if layers.is_empty() && missing.is_empty() {
             return Ok(());
         }
@@ -117,7 +124,9 @@ impl Store {
             publish(scratch, &self.layer_path(id))?;
         }
         for (digest, _) in &missing {
-            publish(&self.scratch(digest.hex()), &self.blob_path(digest))?;
+            // Over one that was damaged, or one that another pull was faster with.
+            let path = self.blob_path(digest);
+            fs::rename(self.scratch(digest.hex()), &path).with_context(|| format!("{path:?}"))?;
         }
         for dir in ["layers/sha256", "blobs/sha256"] {
             File::open(self.home.join(dir))?.sync_all()?;
@@ -198,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_document_counts_as_missing() {
+    fn a_damaged_document_counts_as_missing_until_it_is_written_again() {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(home.path()).unwrap();
         let digest = Digest::of(b"text");
@@ -206,5 +215,7 @@ mod tests {
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");
         fs::write(home.path().join("blobs/sha256").join(digest.hex()), "tixt").unwrap();
         assert!(store.document(&digest, 100).unwrap().is_none());
+        store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
+        assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");
     }
 }
