@@ -20,11 +20,24 @@ pub(crate) fn inherit(layer: &Path, implied: &[PathBuf], lower: &[PathBuf]) -> a
     }
     let below = Merged::open(lower, None)?;
     let root = Dir::open(layer)?;
+    let moving = behind_symlinks(&root, &below, implied);
     // Parents first, so a symlink is met before what was unpacked behind it.
-    for path in implied {
+    for path in implied.iter().chain(&moving) {
         inherit_one(&root, &below, path).with_context(|| format!("implied directory {path:?}"))?;
     }
     Ok(())
+}
+
+/// Where those implied directories will be that lie behind a symlink of the layers below. Not those that meet a directory
+/// of the layer's own there: that one answers for itself.
+fn behind_symlinks(root: &Dir, below: &Merged, implied: &[PathBuf]) -> Vec<PathBuf> {
+    let moved = implied.iter().filter_map(|path| {
+        let from = Path::new("/").join(path);
+        let to = resolve(below, &from, Last::Keep).ok()?.path();
+        let to = (to != from).then(|| to.strip_prefix("/").map(Path::to_owned).ok())??;
+        root.descend(&to).is_err().then_some(to)
+    });
+    moved.collect()
 }
 
 fn inherit_one(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
@@ -43,7 +56,7 @@ fn inherit_one(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
         }
         match own.entry(name)? {
             Some(entry) if entry.is_dir() => own = entry.to_dir()?,
-            // It was moved behind a symlink with its parent.
+            // It was moved behind a symlink with its parent, and has its turn there.
             _ => return Ok(()),
         }
     }
@@ -132,6 +145,36 @@ mod tests {
         let (own, theirs) =
             (fs::metadata(layer.join("var/spool")).unwrap(), fs::metadata(lower.join("var/spool")).unwrap());
         assert_eq!((own.mode(), own.mtime(), own.mtime_nsec()), (theirs.mode(), theirs.mtime(), theirs.mtime_nsec()));
+    }
+
+    #[test]
+    fn what_moves_behind_a_symlink_looks_as_it_does_there() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (layer, lower) = (scratch.path().join("layer"), scratch.path().join("lower"));
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o7777;
+        let set = |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        for dir in ["var", "run/pg/deep", "run/own", "srv/far"] {
+            fs::create_dir_all(lower.join(dir)).unwrap();
+        }
+        symlink("/run", lower.join("var/run")).unwrap();
+        symlink("../srv/far", lower.join("run/far")).unwrap();
+        for (dir, mode) in [("run/pg", 0o2770), ("run/pg/deep", 0o700), ("run/own", 0o2770), ("srv/far", 0o711)] {
+            set(lower.join(dir), mode);
+        }
+        for dir in ["var/run/pg/deep", "var/run/own", "var/run/far", "run/own"] {
+            fs::create_dir_all(layer.join(dir)).unwrap();
+        }
+        fs::write(layer.join("var/run/far/file"), "far").unwrap();
+        set(layer.join("run/own"), 0o705);
+        let implied = ["", "run", "var", "var/run", "var/run/far", "var/run/own", "var/run/pg", "var/run/pg/deep"]
+            .map(PathBuf::from);
+        inherit(&layer, &implied, std::slice::from_ref(&lower)).unwrap();
+        assert!(!layer.join("var/run").exists());
+        assert_eq!(mode(layer.join("run/pg")), 0o2770);
+        assert_eq!(mode(layer.join("run/pg/deep")), 0o700);
+        assert_eq!(mode(layer.join("run/own")), 0o705);
+        assert_eq!(mode(layer.join("srv/far")), 0o711);
+        assert_eq!(fs::read(layer.join("srv/far/file")).unwrap(), b"far");
     }
 
     #[test]
