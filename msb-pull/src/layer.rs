@@ -111,12 +111,14 @@ fn inflate(media_type: &str, mut blob: Stream, hash: Sink, tar: Sink) -> anyhow:
 }
 
 fn decompress(media_type: &str, blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> {
-    let compression = Compression::of(media_type, blob.fill_buf()?)?;
+    let head = magic(blob)?;
+    let compression = Compression::of(media_type, &head)?;
+    let whole = head.chain(&mut *blob);
     let mut plain: Box<dyn Read + '_> = match compression {
         // Several members are one stream (RFC 1952, section 2.2): pigz and stargz write them.
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(&mut *blob)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(&mut *blob)?),
-        Compression::None => Box::new(&mut *blob),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
+        Compression::None => Box::new(whole),
     };
     loop {
         let mut piece = vec![0; PIECE];
@@ -137,6 +139,13 @@ fn decompress(media_type: &str, blob: &mut Stream, hash: &Sink, tar: &Sink) -> a
     }
     drop(plain);
     Ok(blob.drain()?)
+}
+
+/// What a blob begins with, enough to know its compression: a connection may bring it byte by byte.
+fn magic(blob: &mut Stream) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::new();
+    blob.take(4).read_to_end(&mut head)?;
+    Ok(head)
 }
 
 /// How a layer is compressed.
@@ -219,6 +228,17 @@ fn write(tar: Stream, into: &Path) -> anyhow::Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_blob_that_comes_byte_by_byte_is_decompressed() {
+        let packed = zstd::encode_all(&b"plain"[..], 0).unwrap();
+        let (mut sink, mut blob) = channel(packed.len() + 1);
+        packed.iter().for_each(|byte| sink.write_all(&[*byte]).unwrap());
+        sink.finish().unwrap();
+        let ((hash, _hashed), (tar, mut plain)) = (channel(2), channel(2));
+        decompress("", &mut blob, &hash, &tar).unwrap();
+        assert_eq!(plain.fill_buf().unwrap(), b"plain");
+    }
 
     #[test]
     fn a_media_type_is_held_against_the_bytes() {
