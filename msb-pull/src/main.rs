@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<u8> {
     let config = Config::try_from(args)?;
+    msb::overlay::raise_open_files();
     line::put(&pull::pull(&config)?)?;
     Ok(0)
 }

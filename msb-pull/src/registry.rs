@@ -8,6 +8,7 @@ use std::task::{Context as Task, Poll};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use msb::exit::printable;
 use oci_distribution::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_distribution::errors::{OciDistributionError, OciErrorCode};
 use oci_distribution::secrets::RegistryAuth;
@@ -22,6 +23,8 @@ use crate::manifest::{MAX_MANIFEST, MEDIA_TYPES};
 
 /// How long a registry may be silent. Not a limit for a download that moves.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one document or the authentication may take as a whole, for a registry that sends a byte now and then.
+const DOCUMENT_LIMIT: Duration = Duration::from_secs(120);
 
 /// One repository of a registry.
 pub(crate) struct Registry {
@@ -61,7 +64,7 @@ impl Registry {
         let registry = Self { runtime, client, reference: reference.clone(), plain_http };
         let auth = credentials.map_or(RegistryAuth::Anonymous, |it| RegistryAuth::Basic(it.user, it.password));
         let authenticated = registry.client.auth(reference, &auth, RegistryOperation::Pull);
-        registry.runtime.block_on(authenticated).map_err(|error| registry.words(error))?;
+        registry.wait(authenticated)?;
         Ok(registry)
     }
 
@@ -71,8 +74,14 @@ impl Registry {
     /// Words for an image that is not there.
     pub(crate) fn resolve(&self) -> anyhow::Result<Digest> {
         let digest = self.client.fetch_manifest_digest(&self.reference, &RegistryAuth::Anonymous);
-        let digest = self.runtime.block_on(digest).map_err(|error| self.words(error))?;
-        Digest::parse(&digest)
+        Digest::parse(&self.wait(digest)?)
+    }
+
+    fn wait<T>(&self, answer: impl Future<Output = Result<T, OciDistributionError>>) -> anyhow::Result<T> {
+        match self.runtime.block_on(async { tokio::time::timeout(DOCUMENT_LIMIT, answer).await }) {
+            Ok(answer) => answer.map_err(|error| self.words(error)),
+            Err(_) => bail!("registry {:?}: no answer (timed out)", self.reference.resolve_registry()),
+        }
     }
 
     fn words(&self, error: OciDistributionError) -> anyhow::Error {
@@ -100,7 +109,7 @@ impl Registry {
                     );
                 }
                 let said: Vec<&str> = envelope.errors.iter().map(|error| error.message.as_str()).collect();
-                anyhow!("registry {registry:?}: {}", said.join(", "))
+                anyhow!("registry {registry:?}: {}", printable(&said.join(", ")))
             }
             OciDistributionError::ServerError { code: 404, .. } => {
                 anyhow!("not found in registry {registry:?} (is name and tag right?)")
@@ -142,7 +151,7 @@ impl Origin for Registry {
     fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
         let reference = self.reference.clone_with_digest(digest.to_string());
         let pulled = self.client.pull_manifest_raw(&reference, &RegistryAuth::Anonymous, MEDIA_TYPES);
-        let (text, _) = self.runtime.block_on(pulled).map_err(|error| self.words(error))?;
+        let (text, _) = self.wait(pulled)?;
         ensure!(text.len() as u64 <= MAX_MANIFEST, "manifest of {} bytes, {MAX_MANIFEST} at most", text.len());
         Ok(text.to_vec())
     }
@@ -209,7 +218,9 @@ fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
 }
 
+/// Words of somebody else, which may quote the registry, in the grammar of ours.
 fn lower(words: &str) -> String {
+    let words = printable(words);
     let mut chars = words.trim_end_matches('.').chars();
     chars.next().map_or_else(String::new, |first| first.to_ascii_lowercase().to_string() + chars.as_str())
 }
