@@ -205,6 +205,11 @@ descriptor() {
     cp good docker/config.json
     rm -r home
     msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
+    rm -r home docker/config.json
+    mkdir -p run/containers
+    printf '{"auths":{"%s":{"auth":"%s"},"%s/tiny":{"auth":"%s"}}}' "$registry_host" "$(printf 'user:wrong' | base64)" \
+        "$registry_host" "$(printf 'user:pass:word' | base64)" >run/containers/auth.json
+    XDG_RUNTIME_DIR=$PWD/run msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
     # shellcheck disable=SC2016 # the helper's own variable
     printf '#!/bin/sh\nread host; [ "$host" = "%s" ] && echo %s\n' "$registry_host" \
         "'{\"Username\":\"user\",\"Secret\":\"pass:word\"}'" >bin/docker-credential-test
@@ -338,6 +343,55 @@ END
     msb-pull oci:twice | cmp - record
 }
 
+# image_of_tars NAME LAYER.tar…: a layout ./NAME, bottom layer first.
+image_of_tars() {
+    umoci init --layout "$1"
+    umoci new --image "$1:latest"
+    local layer
+    for layer in "${@:2}"; do umoci raw add-layer --image "$1:latest" "$layer"; done
+}
+
+@test "a layer that was pulled as the bottom of one image looks in another as it does there alone" {
+    mkdir -p base/var/spool upper/var/spool
+    chmod 2750 base/var/spool
+    chown 13:37 base/var/spool
+    echo mail >upper/var/spool/mail
+    tar -C base -cf base.tar .
+    tar -C upper -cf upper.tar var/spool/mail
+    image_of_tars one upper.tar
+    image_of_tars two base.tar upper.tar
+    mkdir merged
+    MSB_HOME=$PWD/alone msb-pull oci:two >alone.record
+    msb-pull oci:one >one.record
+    msb-pull oci:two >two.record
+    local record
+    for record in alone two; do
+        mount -t overlay overlay -o "lowerdir=$(jq -r '.rootfs.lower | join(":")' $record.record)" merged
+        tree merged >$record.tree
+        umount merged
+    done
+    diff alone.tree two.tree
+    [[ $(stat -c '%a %u:%g' "$(jq -r '.rootfs.lower[0]' two.record)/var/spool") == "2750 13:37" ]]
+    [[ $(stat -c '%a %u:%g' "$(jq -r '.rootfs.lower[0]' one.record)/var/spool") == "755 0:0" ]]
+}
+
+@test "a layer whose root is opaque hides all below it" {
+    mkdir base opaque top
+    echo base >base/base
+    touch opaque/.wh..wh..opq
+    echo opaque >opaque/opaque
+    echo top >top/top
+    local layer
+    for layer in base opaque top; do tar -C $layer -cf $layer.tar .; done
+    image_of_tars image base.tar opaque.tar top.tar
+    msb-pull oci:image >first
+    msb-pull oci:image | cmp - first
+    mkdir merged
+    mount -t overlay overlay -o "lowerdir=$(jq -r '.rootfs.lower | join(":")' first)" merged
+    [[ $(cd merged && echo *) == "opaque top" ]]
+    umount merged
+}
+
 @test "several pulls of one image at once all give the same record" {
     local i pids=()
     for i in 1 2 3 4; do
@@ -365,6 +419,16 @@ END
     [[ $(find home/tmp -mindepth 1 -maxdepth 1 | wc -l) -eq 1 ]]
     msb-pull "oci:$tiny" >/dev/null
     [[ -z $(ls -A home/tmp) ]]
+}
+
+@test "what a killed pull left behind and cannot be removed is a warning" {
+    mkdir -p home/tmp/dead/small
+    mount -t tmpfs tmpfs home/tmp/dead/small
+    run --separate-stderr msb-pull "oci:$tiny"
+    umount home/tmp/dead/small
+    [[ $status -eq 0 ]]
+    [[ $stderr == "msb-pull: what a killed pull left in \"$PWD/home/tmp/dead\" cannot be removed: "* ]]
+    jq -e .rootfs <<<"$output"
 }
 
 # hostile_layer PYTHON: an image ./made of a layer by Python's tarfile, with add(name, type, link, data).
@@ -395,13 +459,15 @@ END
 leaves the layer|add("../victim", data=b"owned")
 leaves the layer|add("a/../../../victim", data=b"owned")
 outside of the layer|add("link", LINK, "../../../../victim")
-is not in this layer|add("link", LINK, "$PWD/victim")
+is not in this layer (the link is to a layer below, which is not supported|add("link", LINK, "$PWD/victim")
 is not in this layer|add("away", SYM, "$PWD"); add("link", LINK, "away/victim")
 is a directory|add("d", DIR); add("link", LINK, "d")
 a whiteout of no name|add("a/.wh...")
 root must be a directory|add("./", SYM, "/etc")
 takes for a whiteout|add("null", CHR, devmajor=0, devminor=0)
 a symlink without a target|add("s", SYM)
+its path is longer than 4095 bytes|long = "/".join(["d" * 250] * 16); add(long, DIR); add("s", SYM, long); add("s/" + "e" * 100, DIR)
+bytes of xattrs|[add(f"d{i}", DIR, pax_headers={"SCHILY.xattr.user.big": "x" * 60000}) for i in range(300)]
 too many symlinks|add("a", SYM, "b"); add("b", SYM, "a"); add("a/x")
 sparse files are not supported|add("s", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0"})
 END
@@ -458,6 +524,34 @@ add('kept/.wh..wh..opq'); add('kept/y', data=b'y'); add('.wh..wh.plnk/1.2', data
     fails "it does not speak TLS (use --plain-http" msb-pull "$registry_host/layered"
     fails "no PEM certificate" msb-pull --ca-file "$layered/index.json" "$registry_host/layered"
     fails "No such file or directory" msb-pull --plain-http --authfile missing "$registry_host/layered"
+}
+
+@test "a registry's own words cannot drive the terminal" {
+    mkfifo port
+    python3 - >port <<'END' &
+import http.server
+class Rude(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        found = self.path == "/v2/"
+        body = b"{}" if found else b'{"errors":[{"code":"UNKNOWN","message":"no\\u001b[2Jimage"}]}'
+        self.send_response(200 if found else 418)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def do_HEAD(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *words):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Rude)
+print(server.server_port, flush=True)
+server.serve_forever()
+END
+    local pid=$! port
+    read -r port <port
+    run --separate-stderr msb-pull --plain-http "127.0.0.1:$port/demo"
+    kill $pid
+    [[ $status -eq 1 && $stderr == *"no�[2Jimage"* ]]
 }
 
 @test "a blob that the registry damaged or cut off is named with both digests or sizes" {
