@@ -25,7 +25,7 @@ teardown_file() {
 setup() {
     source "$BATS_TEST_DIRNAME/registry.bash"
     export MSB_HOME=$BATS_TEST_TMPDIR/home
-    unset REGISTRY_AUTH_FILE XDG_DATA_HOME
+    unset REGISTRY_AUTH_FILE XDG_DATA_HOME XDG_RUNTIME_DIR
     export DOCKER_CONFIG=$BATS_TEST_TMPDIR/docker
     cd "$BATS_TEST_TMPDIR" || return
 }
