@@ -27,6 +27,9 @@ use crate::tree::{Caller, Tree, Wanted};
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 const GENERATION: Generation = Generation(0);
 
+/// How many bytes one read or write may carry.
+pub(crate) const LARGEST_REQUEST: u32 = 1 << 20;
+
 /// An xattr of the root that no list shows: the server's process id.
 pub(crate) const SERVER_XATTR: &str = "trusted.msb.server";
 
@@ -114,7 +117,7 @@ impl Filesystem for Fs {
             config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok();
         self.tree.passthrough.store(passthrough, Ordering::Relaxed);
         let _ = config.set_max_background(64);
-        let _ = config.set_max_write(1 << 20);
+        let _ = config.set_max_write(LARGEST_REQUEST);
         Ok(())
     }
 
