@@ -305,6 +305,20 @@ EOF
     [ ! -e home ]
 }
 
+@test "a read-only mount of an upper keeps writers away from it, and not other readers" {
+    mounted
+    msb-mount -u root
+    jq -c 'del(.mount)' mounted > with-upper
+    msb-mount -r with-upper --ro ./root > /dev/null 3>&-
+    run -1 msb-patch -r with-upper -f /dev/null
+    [[ "$output" == *"in use by another msb-patch or msb-mount"* ]]
+    msb-mount -r with-upper --ro ./second > /dev/null 3>&-
+    [ "$(cat second/etc/motd)" = bottom ]
+    msb-mount -u second
+    msb-mount -u root
+    msb-patch -r with-upper -f /dev/null > /dev/null
+}
+
 @test "-u ends the server, and says so where nothing is mounted" {
     mounted
     msb-mount -u root

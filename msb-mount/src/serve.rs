@@ -1,6 +1,7 @@
 //! The server's life: lock the upper, mount, say so, answer until the mount is gone or a signal asks for the end.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,11 +9,10 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{anyhow, bail};
 use fuser::{Config as Options, MountOption, Notifier, Session, SessionACL};
 use msb::exit::warn;
-use msb::overlay::Merged;
-use msb::overlay::upper::Writer;
+use msb::overlay::upper::{Writer, lock_to_read};
+use msb::overlay::{Merged, raise_open_files};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Resource, Rlimit};
 
 use crate::config::Config;
 use crate::fs::{Fs, LARGEST_REQUEST};
@@ -22,12 +22,14 @@ use crate::tree::Tree;
 /// Mounts, calls `ready` when the mount answers, and serves it to its end.
 pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let signals = block_signals()?;
+    // Every file that the kernel knows is a descriptor here.
     raise_open_files();
     // What is made gets the mode that the caller asked for.
     rustix::process::umask(rustix::fs::Mode::empty());
     let path = &config.mountpoint;
     let notifier = Arc::new(OnceLock::new());
-    let session = Session::new(Fs::new(open(config, notifier.clone())?), path, &options(config))
+    let (tree, _lock) = open(config, notifier.clone())?;
+    let session = Session::new(Fs::new(tree), path, &options(config))
         .map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
     let _ = notifier.set(session.notifier());
     let ended = Arc::new(AtomicBool::new(false));
@@ -54,19 +56,25 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     }
 }
 
-fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<Tree> {
+/// The tree, and what keeps other writers away while it is served.
+fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(Tree, Option<OwnedFd>)> {
     let upper = config.record.upper.as_ref();
-    let writer = match upper.filter(|_| !config.is_read_only) {
-        None => None,
-        Some(upper) => match Writer::open(&upper.work, true) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                bail!("upper {:?}: in use by another msb-mount or msb-patch (unmount or await that first)", upper.dir)
+    let (mut writer, mut lock) = (None, None);
+    if let Some(upper) = upper {
+        let locked = if config.is_read_only {
+            lock_to_read(&upper.work).map(|held| lock = Some(held))
+        } else {
+            Writer::open(&upper.work, true).map(|opened| writer = Some(opened))
+        };
+        locked.map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                anyhow!("upper {:?}: in use by another msb-mount or msb-patch (unmount or await that first)", upper.dir)
             }
-            other => Some(other.map_err(|error| anyhow!("upper {:?}: {error}", upper.dir))?),
-        },
-    };
+            _ => anyhow!("upper {:?}: {error}", upper.dir),
+        })?;
+    }
     let root = Merged::open(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
-    Ok(Tree::new(root, writer, notifier)?)
+    Ok((Tree::new(root, writer, notifier)?, lock))
 }
 
 fn options(config: &Config) -> Options {
@@ -124,16 +132,5 @@ fn await_signal(signals: &SigSet, path: &Path, ended: &AtomicBool) {
                 std::process::exit(0);
             }
         }
-    }
-}
-
-/// Every file that the kernel knows is a descriptor here.
-fn raise_open_files() {
-    let limit = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
-    let limit: u64 = limit.unwrap_or(1 << 20);
-    let raised = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) });
-    if raised.is_err() {
-        let hard = rustix::process::getrlimit(Resource::Nofile).maximum;
-        let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard });
     }
 }

@@ -220,6 +220,17 @@ fn is_type_clash(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST))
 }
 
+/// Keeps writers away from an upper for as long as the lock is held, as a read-only mount of it must.
+///
+/// # Errors
+/// [`io::ErrorKind::WouldBlock`] where another process writes; else what opening says.
+pub fn lock_to_read(work: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let lock = rustix::fs::open(work, flags, Mode::empty())?;
+    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared)?;
+    Ok(lock)
+}
+
 /// Makes an empty upper and its work directory for a stack of lower directories. The upper's own attributes are what
 /// the merged root shows, so they are the lower root's.
 ///
