@@ -18,7 +18,7 @@ packages=(
     bats jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
     openssl zstd attr acl busybox-static e2fsprogs fuse-overlayfs       # tests: the rest
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
-    hyperfine                                                           # measuring
+    hyperfine bsdextrautils                                             # measuring
 )
 
 say() { echo "deps: $*" >&2; }
