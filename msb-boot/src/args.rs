@@ -54,8 +54,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = RootChoice::Auto)]
     pub root: RootChoice,
 
-    /// What runs the VM
-    #[arg(long, value_enum, default_value_t = VmmChoice::Auto)]
+    /// What runs the VM [default: $MSB_VMM, else auto]
+    #[arg(long, value_enum, env = "MSB_VMM", hide_env = true, default_value_t = VmmChoice::Auto, hide_default_value = true)]
     pub vmm: VmmChoice,
 
     /// How many seconds the guest may take until its agent answers
