@@ -55,12 +55,12 @@ boot_halfway() {
     run --separate-stderr msb-boot -r "$vm_record" --vmm krun
     [ "$status" -eq 1 ]
     [ -z "$output" ]
-    [[ $stderr == "msb-boot: krun: "*"use --vmm qemu"* ]]
+    [[ $stderr == "msb-boot: krun: "*"use"* ]]
     vm_assert_nothing
 }
 
 @test "the record goes on with a member vm, the same on stdout and in the run directory" {
-    vm_boot worker --vmm qemu
+    vm_boot worker
     diff worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"
     [ "$(wc -l <worker.json)" -eq 1 ]
     diff <(jq -S 'del(.vm)' worker.json) <(jq -S . "$vm_record")
@@ -93,7 +93,7 @@ boot_halfway() {
 
 @test "a name in use is refused, and the VM of that name goes on" {
     vm_boot worker
-    run --separate-stderr msb-boot -r "$vm_record" --vmm qemu --name worker
+    run --separate-stderr msb-boot -r "$vm_record" --name worker
     [ "$status" -eq 1 ]
     [ -z "$output" ]
     [[ $stderr == 'msb-boot: name "worker": a VM of that name is running (take another --name, or run "msb-stop -r worker")' ]]
@@ -104,7 +104,7 @@ boot_halfway() {
     vm_boot worker
     kill -KILL "$(vm_pid worker)"
     vm_await_end "$(vm_pid worker)"
-    vm_boot worker --vmm qemu
+    vm_boot worker
     [ "$(cat worker.err)" = 'msb-boot: removed what an earlier VM "worker" had left' ]
     [ "$(vm_exec worker hostname)" = worker ]
 }
@@ -159,7 +159,7 @@ boot_halfway() {
 
 @test "a script whose first line ends in CR LF is warned of" {
     printf '#!/bin/sh\r\necho\r\n' >dos.sh
-    vm_boot worker --vmm qemu --script dos=dos.sh
+    vm_boot worker --script dos=dos.sh
     grep -q 'script "dos": its first line ends in CR LF' worker.err
 }
 
@@ -168,7 +168,7 @@ boot_halfway() {
     mke2fs -q -t ext4 -d "$vm_root" disk.raw
     sum=$(sha256sum <disk.raw)
     jq -nc --arg path "$PWD/disk.raw" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "raw"}}' >disk.json
-    vm_record=disk.json vm_boot worker --vmm qemu
+    vm_record=disk.json vm_boot worker
     jq -e '.vm.root == "disk"' worker.json
     vm_exec worker sh -c 'echo new >/tmp/new; sync'
     [ "$(vm_exec worker cat /tmp/new)" = new ]
@@ -194,14 +194,14 @@ boot_halfway() {
 }
 
 @test "a record that cannot be printed ends the VM" {
-    run --separate-stderr bash -c 'msb-boot -r "$1" --vmm qemu >/dev/full' - "$vm_record"
+    run --separate-stderr bash -c 'msb-boot -r "$1" >/dev/full' - "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: stdout: No space left on device"* ]]
     vm_assert_nothing
 }
 
 @test "a reader who has left ends the VM without a word" {
-    run --separate-stderr bash -c 'msb-boot -r "$1" --vmm qemu | true; exit "${PIPESTATUS[0]}"' - "$vm_record"
+    run --separate-stderr bash -c 'msb-boot -r "$1" | true; exit "${PIPESTATUS[0]}"' - "$vm_record"
     [ "$status" -eq 141 ]
     [ -z "$stderr" ]
     vm_assert_nothing
@@ -243,7 +243,7 @@ boot_halfway() {
 }
 
 @test "a guest that ends before it is ready is shown with its last words" {
-    run --separate-stderr env MSB_AGENTD="$vm_root/bin/busybox" msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env MSB_AGENTD="$vm_root/bin/busybox" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [ -z "$output" ]
     [ "${stderr_lines[0]}" = 'msb-boot: the VM did not come up: the guest ended before its agent had reported' ]
@@ -254,7 +254,7 @@ boot_halfway() {
 @test "a guest whose kernel panics is shown with the panic" {
     # An ELF file without a segment: what msb-boot can see of it is right, and no kernel can run it.
     { head -c 56 "$release/agentd"; head -c 4096 /dev/zero; } >hollow
-    run --separate-stderr env MSB_AGENTD=hollow msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env MSB_AGENTD=hollow msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [ "${stderr_lines[0]}" = "msb-boot: the VM did not come up: the guest's kernel panicked" ]
     [[ $stderr == *'  guest: '*'Kernel panic - not syncing: '* ]]
@@ -264,14 +264,14 @@ boot_halfway() {
 @test "a root that the agent cannot mount is told in the agent's words" {
     truncate -s 8M disk.raw
     jq -nc --arg path "$PWD/disk.raw" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "raw"}}' >disk.json
-    run --separate-stderr msb-boot -r disk.json --vmm qemu
+    run --separate-stderr msb-boot -r disk.json
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: guest: "*"/dev/vda"* ]]
     vm_assert_nothing
 }
 
 @test "a guest that does not report in time is given up" {
-    run --separate-stderr msb-boot -r "$vm_record" --vmm qemu --timeout 1 -m 96
+    run --separate-stderr msb-boot -r "$vm_record" --timeout 1 -m 96
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: the VM did not come up: the agent did not report within 1 s"* ]]
     vm_assert_nothing
@@ -284,13 +284,13 @@ boot_halfway() {
         'MSB_AGENTD=/nonexistent|agentd "/nonexistent": No such file' \
         'MSB_AGENTD=/etc/passwd|agentd "/etc/passwd": it is no 64-bit ELF program' \
         "MSB_AGENTD=$release/msb-boot|it is dynamically linked"; do
-        run --separate-stderr env "${try%%|*}" msb-boot -r "$vm_record" --vmm qemu
+        run --separate-stderr env "${try%%|*}" msb-boot -r "$vm_record"
         [ "$status" -eq 1 ]
         [ -z "$output" ]
         [[ $stderr == "msb-boot: "*"${try#*|}"* ]]
     done
     alone msb-boot
-    run --separate-stderr env MSB_LIBKRUNFW="$release/libkrunfw.so.5" alone/msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env MSB_LIBKRUNFW="$release/libkrunfw.so.5" alone/msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'agentd: not beside msb-boot'*'make build'* ]]
     vm_assert_nothing
@@ -299,15 +299,15 @@ boot_halfway() {
 @test "a missing program is named, with what to install" {
     alone msb-boot
     export MSB_LIBKRUNFW=$release/libkrunfw.so.5 MSB_AGENTD=$release/agentd
-    run --separate-stderr env PATH=/nonexistent alone/msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env PATH=/nonexistent alone/msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'qemu-system-x86_64 is not installed (apt-get install qemu-system-x86)' ]]
-    run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'vhost-device-vsock is not installed (make deps)' ]]
     run --separate-stderr unshare -m sh -c '
         for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
-        PATH=/usr/bin exec alone/msb-boot -r "$1" --vmm qemu' - "$vm_record"
+        PATH=/usr/bin exec alone/msb-boot -r "$1"' - "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'virtiofsd is not installed (apt-get install virtiofsd'* ]]
     vm_assert_nothing
@@ -323,7 +323,7 @@ boot_halfway() {
         '{"msb":1,"mount":{"path":"/etc/passwd","pid":1,"fstype":"x"}}|mount "/etc/passwd": not a directory' \
         '{"msb":2}|record version 2 is not supported' \
         'words|not a record'; do
-        run --separate-stderr msb-boot --vmm qemu <<<"${try%%|*}"
+        run --separate-stderr msb-boot <<<"${try%%|*}"
         [ "$status" -eq 1 ]
         [ -z "$output" ]
         [[ $stderr == "msb-boot: "*"${try#*|}"* ]]
@@ -337,11 +337,11 @@ boot_halfway() {
 @test "a full disk is an error, and nothing half-made is left" {
     mkdir small
     mount -t tmpfs -o size=512k none small
-    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/small" msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/small" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: "*"No space left on device"* ]]
     [ -z "$(find small -mindepth 2)" ]
-    run --separate-stderr env MSB_HOME="$PWD/small" msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env MSB_HOME="$PWD/small" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: "*"No space left on device"* ]]
     [ -z "$(find small -type f)" ]
@@ -353,7 +353,7 @@ boot_halfway() {
     jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
     kill -KILL "$(jq .mount.pid mount.json)"
     vm_await_end "$(jq .mount.pid mount.json)"
-    run --separate-stderr msb-boot -r mount.json --vmm qemu
+    run --separate-stderr msb-boot -r mount.json
     [ "$status" -eq 1 ]
     [[ $stderr == 'msb-boot: mount "'*'/mounted": Transport endpoint is not connected'*'(run msb-mount again)' ]]
     vm_assert_nothing
@@ -367,7 +367,7 @@ boot_halfway() {
 }
 
 @test "a run directory whose path is too long for a socket is refused" {
-    run --separate-stderr env XDG_RUNTIME_DIR="/tmp/$(printf 'x%.0s' {1..90})" msb-boot -r "$vm_record" --vmm qemu
+    run --separate-stderr env XDG_RUNTIME_DIR="/tmp/$(printf 'x%.0s' {1..90})" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'too long for the sockets in it'* ]]
 }

@@ -17,6 +17,7 @@ packages=(
     qemu-system-x86 fuse3                                               # running
     bats jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
     openssl zstd attr acl busybox-static e2fsprogs fuse-overlayfs       # tests: the rest
+    qemu-utils                                                          # tests: disk images
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     hyperfine bsdextrautils                                             # measuring
 )

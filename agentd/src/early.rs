@@ -147,48 +147,14 @@ fn mount_step(step: &MountStep) -> Result<(), Error> {
 
 /// Takes everything down again, last mount first: what can be unmounted is, the rest is made read-only.
 pub fn leave_root(made: &Made) {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let targets: Vec<String> = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).collect();
-    for target in targets.iter().rev().filter(|target| *target != "/" && *target != "/proc") {
-        let _ = umount2(target.as_str(), MntFlags::UMOUNT_NOFOLLOW)
-            .or_else(|_| umount2(target.as_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    for target in msb::mountinfo::mount_points(&table).rev().filter(|target| target != "/" && target != "/proc") {
+        let _ = umount2(target.as_os_str(), MntFlags::UMOUNT_NOFOLLOW)
+            .or_else(|_| umount2(target.as_os_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
     }
     let _ = umount2("/proc", MntFlags::MNT_DETACH);
     for path in made {
         let _ = fs::remove_dir(path);
     }
     let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits (`proc_pid_mountinfo(5)`).
-fn unescape(field: &str) -> String {
-    let mut plain = String::new();
-    let mut rest = field;
-    while let Some((before, escaped)) = rest.split_once('\\') {
-        plain.push_str(before);
-        let code = escaped.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                plain.push(char::from(code));
-                rest = &escaped[3..];
-            }
-            None => {
-                plain.push('\\');
-                rest = escaped;
-            }
-        }
-    }
-    plain + rest
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn mount_points_are_read_as_mountinfo_writes_them() {
-        for (field, plain) in
-            [("/a", "/a"), (r"/a\040b", "/a b"), (r"/\134x", r"/\x"), (r"/a\", r"/a\"), (r"/\9", r"/\9")]
-        {
-            assert_eq!(super::unescape(field), plain);
-        }
-    }
 }

@@ -54,6 +54,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = RootChoice::Auto)]
     pub root: RootChoice,
 
+    /// For a disk root: the qcow2 file that takes what the guest writes, made where it is missing [default: none, and the
+    /// disk is as it was when the VM has ended]
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
+
     /// What runs the VM [default: $MSB_VMM, else auto]
     #[arg(long, value_enum, env = "MSB_VMM", hide_env = true, default_value_t = VmmChoice::Auto, hide_default_value = true)]
     pub vmm: VmmChoice,

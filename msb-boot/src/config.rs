@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::boot::{self, Boot, MountStep};
 use msb::record::{Mount, Record, Rootfs};
-use msb::wire::READY_PORT;
 use msb::{exit, rundir, state};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, RootChoice};
+use crate::disk::Disk;
 use crate::qemu::Parts;
 use crate::vmm::{self, Kind, Root, Vm};
 use crate::{TOOL, bootshare, defaults, kernel, programs};
@@ -59,7 +59,7 @@ impl Config {
         if let Some(vm) = &record.vm {
             bail!("the record has a VM already, {:?} (stop it with msb-stop, which passes the record on)", vm.name);
         }
-        let root = root(&record, args.root)?;
+        let root = root(&record, args)?;
         let name = match &args.name {
             Some(name) => name.clone(),
             None => format!("vm-{}", state::fresh_id()?),
@@ -83,6 +83,7 @@ impl Config {
             kernel: library,
             root,
             qemu,
+            overlay: None,
             links: Vec::new(),
         };
         let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
@@ -95,7 +96,7 @@ impl Config {
         };
         let root = match vm.root {
             Root::Share(_) => "share",
-            Root::Disk { .. } => "disk",
+            Root::Disk(_) => "disk",
         };
         let timeout = Duration::from_secs(args.timeout.into());
         let record = Record { scripts: scripts.clone(), ..record };
@@ -103,7 +104,10 @@ impl Config {
     }
 }
 
-fn root(record: &Record, choice: RootChoice) -> anyhow::Result<Root> {
+fn root(record: &Record, args: &Args) -> anyhow::Result<Root> {
+    if args.overlay.is_some() && !matches!(record.rootfs, Some(Rootfs::Disk { .. })) {
+        bail!("--overlay is for a disk root, and this record has another (leave it out)");
+    }
     if let Some(mount) = &record.mount {
         check_mount(mount)?;
         return Ok(Root::Share(mount.path.clone()));
@@ -114,10 +118,10 @@ fn root(record: &Record, choice: RootChoice) -> anyhow::Result<Root> {
             "directory root {:?} is not mounted, and the guest may not write into it itself (put msb-mount before msb-boot)",
             lower[0]
         ),
-        Rootfs::Disk { path, .. } if choice == RootChoice::Share => {
+        Rootfs::Disk { path, .. } if args.root == RootChoice::Share => {
             bail!("disk {path:?} cannot be shared (leave --root out)")
         }
-        Rootfs::Disk { path, format, .. } => Ok(Root::Disk { path: path.clone(), format: *format }),
+        Rootfs::Disk { path, format, .. } => Ok(Root::Disk(Disk::check(path, *format, args.overlay.as_deref())?)),
     }
 }
 
@@ -132,7 +136,7 @@ fn check_mount(mount: &Mount) -> anyhow::Result<()> {
 fn mount_step(root: &Root) -> MountStep {
     let (source, fstype) = match root {
         Root::Share(_) => ("rootfs", "virtiofs"),
-        Root::Disk { .. } => ("/dev/vda", "ext4"),
+        Root::Disk(_) => ("/dev/vda", "ext4"),
     };
     MountStep { source: source.into(), target: boot::NEW_ROOT.into(), fstype: fstype.into(), options: Vec::new() }
 }
@@ -160,8 +164,7 @@ fn run_dir(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
-    let longest = format!("{}_{READY_PORT}", rundir::AGENT_SOCKET);
-    let length = dir.join(longest).as_os_str().len() + 1;
+    let length = vmm::ready_socket(&dir.join(rundir::DOOR)).as_os_str().len() + 1;
     if length > SOCKET_PATH_MAX {
         bail!(
             "run directory {dir:?}: {} bytes too long for the sockets in it (choose a shorter --name, or a shorter \
@@ -174,12 +177,14 @@ fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
     fn a_run_directory_is_refused_when_a_socket_in_it_would_be_too_long() {
-        assert!(check_socket_path(&Path::new("/").join("x".repeat(90))).is_ok());
-        let words = check_socket_path(&Path::new("/").join("x".repeat(91))).unwrap_err().to_string();
+        assert!(check_socket_path(&Path::new("/").join("x".repeat(85))).is_ok());
+        let words = check_socket_path(&Path::new("/").join("x".repeat(86))).unwrap_err().to_string();
         assert!(words.contains("1 bytes too long"), "{words}");
     }
 
@@ -192,7 +197,8 @@ mod tests {
             (None, "start with msb-pull"),
         ] {
             let record = Record { rootfs, ..Record::new() };
-            let error = root(&record, RootChoice::Auto).unwrap_err().to_string();
+            let args = Args::try_parse_from(["msb-boot"]).unwrap();
+            let error = root(&record, &args).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
     }

@@ -6,8 +6,10 @@
 
 mod args;
 mod bootshare;
+mod cell;
 mod config;
 mod defaults;
+mod disk;
 mod elf;
 mod kernel;
 mod krun;
@@ -31,7 +33,7 @@ const TOOL: &str = "msb-boot";
 fn main() -> ExitCode {
     match respawn::role() {
         Some(Role::Supervise) => supervise::main(),
-        Some(Role::Tied(program)) => respawn::become_program(program),
+        Some(Role::Tied(cell, words)) => respawn::become_program(&cell, &words),
         Some(Role::Enter(vm)) => vmm::enter(&vm),
         None => {
             let args: args::Args = cli::parse(exit::USAGE);

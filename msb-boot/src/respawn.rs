@@ -1,15 +1,17 @@
 //! This program in its other roles. They are for itself: the first argument says which, and no person writes it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use nix::sys::signal::SigSet;
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::TOOL;
+use crate::cell::Cell;
 use crate::vmm::Vm;
 
 const SUPERVISE: &str = "--as-supervisor";
@@ -24,8 +26,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 pub(crate) enum Role {
     /// The VM's supervisor.
     Supervise,
-    /// About to become a program that ends with the supervisor: the program and its arguments.
-    Tied(Vec<OsString>),
+    /// About to become a program that ends with the supervisor: its cell, the program and its arguments.
+    Tied(Box<Cell>, Vec<OsString>),
     /// About to become a VMM that ends with the supervisor.
     Enter(Box<Vm>),
 }
@@ -42,32 +44,39 @@ pub(crate) fn role() -> Option<Role> {
     if role == SUPERVISE {
         return Some(Role::Supervise);
     }
-    let supervisor = args.next()?.to_str()?.parse().ok()?;
-    if tie(supervisor).is_err() {
+    if tie().is_err() {
         std::process::exit(1);
     }
+    let what = args.next()?;
     if role == TIED {
-        return Some(Role::Tied(args.collect()));
+        return Some(Role::Tied(serde_json::from_str(what.to_str()?).ok()?, args.collect()));
     }
-    serde_json::from_str(args.next()?.to_str()?).ok().map(Role::Enter)
+    serde_json::from_str(what.to_str()?).ok().map(Role::Enter)
 }
 
 /// Makes the kernel kill this process when the supervisor dies, however it dies; programs that it becomes inherit that.
-fn tie(supervisor: i32) -> io::Result<()> {
+fn tie() -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    if getppid().map(|parent| parent.as_raw_nonzero().get()) != Some(supervisor) {
-        return Err(io::ErrorKind::NotFound.into());
+    // It may have died before that, which no PID tells in a PID namespace of our own. It alone reads our stderr.
+    let mut stderr = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::empty())];
+    poll(&mut stderr, Some(&Timespec::default()))?;
+    if stderr[0].revents().contains(PollFlags::ERR) {
+        return Err(io::ErrorKind::BrokenPipe.into());
     }
     // The supervisor takes its signals from an fd, so it blocks them, and children inherit that.
     SigSet::empty().thread_set_mask()?;
     Ok(())
 }
 
-/// Becomes a program.
-pub(crate) fn become_program(mut words: Vec<OsString>) -> ExitCode {
-    let program = words.remove(0);
-    let error = Command::new(&program).args(words).exec();
-    eprintln!("{}: {error}", Path::new(&program).display());
+/// Becomes a program in a cell.
+pub(crate) fn become_program(cell: &Cell, words: &[OsString]) -> ExitCode {
+    let Some((program, args)) = words.split_first() else { return ExitCode::FAILURE };
+    if let Err(error) = cell.enter() {
+        eprintln!("cell: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(program).args(args).exec();
+    eprintln!("{}: {error}", Path::new(program).display());
     ExitCode::FAILURE
 }
 
@@ -79,22 +88,20 @@ pub(crate) fn supervisor(stdin: Stdio) -> Command {
     command
 }
 
-/// A program that ends with this process, not yet started. Its environment is empty but for PATH.
-pub(crate) fn tied(program: &Path) -> Command {
-    let mut command = in_role(TIED);
+/// A program in a cell that ends with this process, not yet started. Its environment is empty but for PATH.
+pub(crate) fn tied(cell: &Cell, program: &Path) -> io::Result<Command> {
+    let mut command = in_role(TIED, serde_json::to_string(cell)?.as_ref());
     command.arg(program);
-    command
+    Ok(command)
 }
 
 /// A VMM that ends with this process, not yet started.
 pub(crate) fn vmm(vm: &Vm) -> io::Result<Command> {
-    let mut command = in_role(ENTER);
-    command.arg(serde_json::to_string(vm)?);
-    Ok(command)
+    Ok(in_role(ENTER, serde_json::to_string(vm)?.as_ref()))
 }
 
-fn in_role(role: &str) -> Command {
+fn in_role(role: &str, what: &OsStr) -> Command {
     let mut command = Command::new(OURSELVES);
-    command.arg0(TOOL).arg(role).arg(getpid().as_raw_nonzero().get().to_string()).env_clear().env("PATH", PATH);
+    command.arg0(TOOL).arg(role).arg(what).env_clear().env("PATH", PATH);
     command
 }

@@ -3,17 +3,17 @@
 pub(crate) mod kvm;
 
 use std::fmt;
-use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use msb::record::DiskFormat;
 use msb::rundir;
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::args::VmmChoice;
+use crate::cell::{Cell, Powers};
+use crate::disk::Disk;
 use crate::krun::Krun;
 use crate::qemu::Qemu;
 use crate::supervise::crew::Crew;
@@ -40,9 +40,9 @@ pub(crate) trait Vmm {
     /// Words for what did not start.
     fn prepare(&self, vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>>;
 
-    /// In a process of its own: becomes the VM. Stdout is the guest's console, stderr the VMM's words. Returns only on
+    /// In a process of its own: becomes the VM, in a cell. Stdout is the guest's console, stderr the VMM's words. Returns only on
     /// failure.
-    fn enter(&self, vm: &Vm) -> io::Error;
+    fn enter(&self, vm: &Vm) -> anyhow::Error;
 }
 
 /// The VMMs there are.
@@ -82,8 +82,8 @@ impl Kind {
 pub(crate) enum Root {
     /// A directory under the tag `rootfs`.
     Share(PathBuf),
-    /// A disk whose file stays as it is: what the guest writes is gone with the VM.
-    Disk { path: PathBuf, format: DiskFormat },
+    /// A disk.
+    Disk(Disk),
 }
 
 /// The VM to run.
@@ -103,6 +103,8 @@ pub(crate) struct Vm {
     pub root: Root,
     /// For QEMU: the programs and files that were found for it.
     pub qemu: Option<crate::qemu::Parts>,
+    /// For a disk root: its overlay, which the VMM inherits.
+    pub overlay: Option<RawFd>,
     /// For QEMU: the connected sockets of its vhost-user devices, which it inherits.
     pub links: Vec<RawFd>,
 }
@@ -113,16 +115,36 @@ impl Vm {
         self.dir.join(rundir::BOOT_SHARE)
     }
 
-    /// Where the agent answers.
+    /// Where the agent answers, once it has reported.
     pub(crate) fn agent_socket(&self) -> PathBuf {
         self.dir.join(rundir::AGENT_SOCKET)
     }
 
-    /// Where the agent's ready message arrives. The name is the one that vhost-device-vsock has for a connection from
-    /// the guest.
-    pub(crate) fn ready_socket(&self) -> PathBuf {
-        self.dir.join(format!("{}_{READY_PORT}", rundir::AGENT_SOCKET))
+    /// The directory in which the VM's sockets appear.
+    pub(crate) fn door(&self) -> PathBuf {
+        self.dir.join(rundir::DOOR)
     }
+
+    /// An empty cell for a process of this VM.
+    pub(crate) fn cell(&self, powers: Powers) -> Cell {
+        Cell::new(&self.dir, powers)
+    }
+
+    /// The overlay's path in a cell that shows `/proc/self/fd`.
+    pub(crate) fn overlay_path(&self) -> Option<String> {
+        self.overlay.map(|fd| format!("/proc/self/fd/{fd}"))
+    }
+
+    /// Where the agent's ready message arrives.
+    pub(crate) fn ready_socket(&self) -> PathBuf {
+        ready_socket(&self.door())
+    }
+}
+
+/// The socket in `door` for the ready message. The name is the one that vhost-device-vsock has for a connection from the
+/// guest.
+pub(crate) fn ready_socket(door: &Path) -> PathBuf {
+    door.join(format!("{}_{READY_PORT}", rundir::AGENT_SOCKET))
 }
 
 /// Picks the VMM. The words say which and why, where it was this program's choice.
@@ -146,6 +168,6 @@ pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<(Kind, Option<String>)
 /// The VMM's own process.
 pub(crate) fn enter(vm: &Vm) -> ExitCode {
     let error = vm.vmm.vmm().enter(vm);
-    eprintln!("{}: {error}", vm.vmm.name());
+    eprintln!("{}: {error:#}", vm.vmm.name());
     ExitCode::FAILURE
 }

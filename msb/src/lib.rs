@@ -10,6 +10,7 @@ pub mod cli;
 pub mod exit;
 #[cfg(feature = "cli")]
 pub mod line;
+pub mod mountinfo;
 #[cfg(feature = "overlay")]
 pub mod overlay;
 #[cfg(feature = "cli")]

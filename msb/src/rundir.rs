@@ -5,10 +5,11 @@
 //! and whoever then gets the second knows that nothing of it runs any more. When a VM ends by itself, the supervisor
 //! leaves the record, the kernel's log and [`ENDED`]; msb-stop, or the next msb-boot of that name, removes them.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -20,6 +21,9 @@ use crate::state;
 
 /// The socket on which the agent answers.
 pub const AGENT_SOCKET: &str = "agent.sock";
+/// The directory in which the VM's sockets appear while it boots. Whatever serves the VM can make files in it, so what is of
+/// use is taken out, and the directory away, when the agent has reported.
+pub const DOOR: &str = "door";
 /// What the guest's kernel and agentd said.
 pub const KERNEL_LOG: &str = "kernel.log";
 /// The directory that is the guest's first root.
@@ -112,14 +116,29 @@ impl Held {
         &self.path
     }
 
-    /// Opens [`ALIVE`] with a shared lock, for the supervisor to keep and its children to inherit.
+    /// Opens [`ALIVE`] with a shared lock, for the supervisor to keep and its children to inherit; they cannot write to it.
     ///
     /// # Errors
     /// What opening or locking says.
     pub fn show_life(&self) -> io::Result<File> {
-        let file = self.open_alive()?;
+        self.open_alive()?;
+        let file = File::open(self.path.join(ALIVE))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
         Ok(file)
+    }
+
+    /// Takes [`AGENT_SOCKET`] out of [`DOOR`] and removes that. Nothing can be made in it any more, also not by who has it as
+    /// its own directory still.
+    ///
+    /// # Errors
+    /// What renaming says, and [`io::ErrorKind::InvalidData`] for something that is no socket.
+    pub fn close_door(&self) -> io::Result<()> {
+        let socket = self.path.join(AGENT_SOCKET);
+        fs::rename(self.path.join(DOOR).join(AGENT_SOCKET), &socket)?;
+        if !fs::symlink_metadata(&socket)?.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
+        }
+        Dir::open(&self.path)?.remove_tree(Name::new(OsStr::new(DOOR))?)
     }
 
     /// Waits until no process of the VM is left. It has no time limit: run it where waiting does no harm.

@@ -1,7 +1,7 @@
 //! The C interfaces of libkrun and libkrunfw, and all of this tool's unsafe code. What leaves this file is safe to call.
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -77,19 +77,37 @@ impl Context {
         check(krun::krun_set_vm_config(self.0, cpus, memory_mib)).map(drop)
     }
 
-    /// The directory that is the guest's first root, with an `init.krun` of our own in it.
-    pub(crate) fn set_root(&self, dir: &Path) -> io::Result<()> {
-        let dir = c_path(dir)?;
+    /// The directory that is the guest's first root, read-only, with an `init.krun` of our own in it.
+    pub(crate) fn add_root_share(&self, dir: &Path) -> io::Result<()> {
         check(krun::krun_disable_implicit_init(self.0))?;
-        // SAFETY: a C string that outlives the call.
-        check(unsafe { krun::krun_set_root(self.0, dir.as_ptr()) }).map(drop)
+        self.add_virtiofs(c"/dev/root", dir, true)
     }
 
     /// A directory under a tag.
-    pub(crate) fn add_share(&self, tag: &std::ffi::CStr, dir: &Path) -> io::Result<()> {
-        let dir = c_path(dir)?;
+    pub(crate) fn add_share(&self, tag: &CStr, dir: &Path) -> io::Result<()> {
+        self.add_virtiofs(tag, dir, false)
+    }
+
+    fn add_virtiofs(&self, tag: &CStr, dir: &Path, read_only: bool) -> io::Result<()> {
+        const NO_WINDOW: u64 = 0;
+        const LINUX_SEMANTICS: u32 = 0;
+        let (tag, dir) = (tag.as_ptr(), c_path(dir)?);
         // SAFETY: two C strings that outlive the call.
-        check(unsafe { krun::krun_add_virtiofs(self.0, tag.as_ptr(), dir.as_ptr()) }).map(drop)
+        check(unsafe { krun::krun_add_virtiofs4(self.0, tag, dir.as_ptr(), NO_WINDOW, read_only, LINUX_SEMANTICS) })
+            .map(drop)
+    }
+
+    /// A qcow2 image as the guest's first disk. What its header names is opened too.
+    pub(crate) fn add_qcow2(&self, file: &Path) -> io::Result<()> {
+        const QCOW2: u32 = 1;
+        const FLUSHES_REACH_THE_DISK: u32 = 2;
+        let file = c_path(file)?;
+        // SAFETY: two C strings that outlive the call.
+        check(unsafe {
+            let id = c"root".as_ptr();
+            krun::krun_add_disk3(self.0, id, file.as_ptr(), QCOW2, false, false, FLUSHES_REACH_THE_DISK)
+        })
+        .map(drop)
     }
 
     /// A vsock device without libkrun's way of giving the guest the host's network.

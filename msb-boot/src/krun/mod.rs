@@ -2,15 +2,15 @@
 
 pub(crate) mod ffi;
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use msb::rundir;
 use msb::wire::{AGENT_PORT, READY_PORT};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::cell::{self, Cell, Powers};
 use crate::supervise::crew::Crew;
-use crate::vmm::{Root, Vm, Vmm, Why, kvm};
+use crate::vmm::{self, Root, Vm, Vmm, Why, kvm};
 
 /// The room.
 pub(crate) struct Krun;
@@ -20,38 +20,49 @@ impl Vmm for Krun {
         kvm::probe()
     }
 
-    fn prepare(&self, vm: &mut Vm, _: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {
-        match vm.root {
-            Root::Share(_) => Ok(Vec::new()),
-            Root::Disk { .. } => anyhow::bail!("a disk root under libkrun is not supported (use --vmm qemu)"),
-        }
+    fn prepare(&self, _: &mut Vm, _: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {
+        Ok(Vec::new())
     }
 
-    fn enter(&self, vm: &Vm) -> io::Error {
+    fn enter(&self, vm: &Vm) -> anyhow::Error {
         let described = (|| {
-            raise_open_files()?;
+            // It is found by its name later, in a cell where it has no path.
             ffi::keep_loaded(&vm.kernel)?;
+            cell(vm).enter()?;
+            let door = Path::new(cell::DOOR);
             let context = ffi::Context::new()?;
             context.set_size(vm.cpus, vm.memory_mib)?;
-            context.set_root(&vm.boot_share())?;
-            if let Root::Share(dir) = &vm.root {
-                context.add_share(c"rootfs", dir)?;
+            context.add_root_share(Path::new(cell::BOOT))?;
+            match &vm.root {
+                Root::Share(_) => context.add_share(c"rootfs", Path::new(cell::ROOT))?,
+                Root::Disk(_) => context.add_qcow2(Path::new(&vm.overlay_path().unwrap_or_default()))?,
             }
             context.add_plain_vsock()?;
-            context.add_port(AGENT_PORT, &vm.agent_socket(), true)?;
-            context.add_port(READY_PORT, &vm.ready_socket(), false)?;
+            context.add_port(AGENT_PORT, &door.join(rundir::AGENT_SOCKET), true)?;
+            context.add_port(READY_PORT, &vmm::ready_socket(door), false)?;
             context.set_console(Path::new("/proc/self/fd/1"))?;
-            Ok(context)
+            anyhow::Ok(context)
         })();
         match described {
-            Ok(context) => context.enter(),
+            Ok(context) => context.enter().into(),
             Err(error) => error,
         }
     }
 }
 
-/// As many open files as this user may have: libkrun holds one for every inode that the guest knows.
-fn raise_open_files() -> io::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
+/// What libkrun opens while it makes a VM. Its virtiofs would follow a guest to any name in there.
+fn cell(vm: &Vm) -> Cell {
+    let powers = if matches!(vm.root, Root::Share(_)) { Powers::Serve } else { Powers::None };
+    // Its virtiofs opens by descriptors' links, and nothing else of /proc.
+    let descriptors = Path::new("/proc/self/fd");
+    let cell = vm
+        .cell(powers)
+        .show(&vm.boot_share(), cell::BOOT, false)
+        .show(&vm.door(), cell::DOOR, true)
+        .show(descriptors, descriptors, true)
+        .show_device(kvm::DEVICE);
+    match &vm.root {
+        Root::Share(dir) => cell.show(dir, cell::ROOT, true),
+        Root::Disk(disk) => cell.show(&disk.base, &disk.base, false),
+    }
 }

@@ -2,7 +2,7 @@
 //! nobody waits for a path to appear and none is left over.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,13 +10,17 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use msb::rundir;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use super::{GUEST_CID, Parts};
+use crate::cell::{self, Cell, Powers};
 use crate::supervise::crew::{Crew, fd_flag};
 use crate::vmm::{Root, Vm};
 
+/// vhost-device-vsock's own socket.
+const VHOST_SOCKET: &str = "vsock.sock";
 /// How long vhost-device-vsock may take to listen. It takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -24,8 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) fn start(vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {
     let parts = vm.qemu.clone().ok_or_else(|| anyhow!("qemu: its parts were not looked for"))?;
     let vsock = Vsock::start(vm, &parts, crew)?;
-    let mut links = vec![share(&vm.dir, &parts, &vm.boot_share(), crew)?];
+    let boot = vm.cell(Powers::ServeConfined).show(&vm.boot_share(), cell::ROOT, false);
+    let mut links = vec![share(&vm.dir, &parts, boot, crew)?];
     if let Root::Share(root) = &vm.root {
+        let root = vm.cell(Powers::ServeConfined).show(root, cell::ROOT, true);
         links.push(share(&vm.dir, &parts, root, crew)?);
     }
     links.insert(0, vsock.connect()?);
@@ -33,22 +39,25 @@ pub(super) fn start(vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>
     Ok(links)
 }
 
-/// Starts a virtiofsd for a directory. It gets a socket that listens already, so the connection is made at once.
-fn share(run: &Path, parts: &Parts, dir: &Path, crew: &mut Crew) -> anyhow::Result<OwnedFd> {
+/// Starts a virtiofsd for the root that `cell` shows. It gets a socket that listens already, so the connection is made at
+/// once.
+fn share(run: &Path, parts: &Parts, cell: Cell, crew: &mut Crew) -> anyhow::Result<OwnedFd> {
     let path = run.join("virtiofs.sock");
     let listener = OwnedFd::from(UnixListener::bind(&path).with_context(|| format!("{path:?}"))?);
     let link = UnixStream::connect(&path).with_context(|| format!("{path:?}"));
     fs::remove_file(&path)?;
     let link = link?;
-    // The directory by an fd: in an option a comma in a path would end it, and virtiofsd leaves its working directory.
-    let dir = OwnedFd::from(File::open(dir).with_context(|| format!("root {dir:?}"))?);
     // QEMU's own virtiofsd (it left QEMU with 8.0) keeps what the guest has cached over an open, and still lets it see
     // the host's changes within a second. The one in Rust does the one or the other.
     let caching = if parts.virtiofsd.ends_with("qemu/virtiofsd") { "cache=always,timeout=1" } else { "cache=auto" };
     let socket = fd_flag("--fd=", &listener);
-    let mut options = fd_flag("source=/proc/self/fd/", &dir);
-    options.push(format!("/.,{caching},sandbox=chroot,xattr"));
-    crew.start("virtiofsd", &parts.virtiofsd, &[&socket, OsStr::new("-o"), &options], &[listener, dir])?;
+    let options = format!("source={},{caching},sandbox=chroot,xattr", cell::ROOT);
+    // It opens by descriptors' links, and looks at its own threads. It has as many files open as the cell lets it, and wants
+    // to know how many there may be all the same.
+    let (itself, most_files) = (Path::new("/proc/self"), Path::new("/proc/sys/fs/file-max"));
+    let cell = cell.show_program(&parts.virtiofsd).show(itself, itself, true).show(most_files, most_files, false);
+    let args = [&socket, OsStr::new("--rlimit-nofile=0"), OsStr::new("-o"), OsStr::new(&options)];
+    crew.start("virtiofsd", &cell, &parts.virtiofsd, &args, &[listener])?;
     Ok(link.into())
 }
 
@@ -61,23 +70,25 @@ struct Vsock {
 
 impl Vsock {
     fn start(vm: &Vm, parts: &Parts, crew: &mut Crew) -> anyhow::Result<Self> {
-        let socket = vm.dir.join("vsock.sock");
+        let (inside, outside) = (Path::new(cell::DOOR), vm.door());
+        let socket = outside.join(VHOST_SOCKET);
         let events = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&events, &vm.dir, inotify::WatchFlags::CREATE)?;
-        let agent = vm.agent_socket();
+        inotify::add_watch(&events, &outside, inotify::WatchFlags::CREATE)?;
+        let (vhost, agent) = (inside.join(VHOST_SOCKET), inside.join(rundir::AGENT_SOCKET));
         let cid = GUEST_CID.to_string();
         let args = [
             OsStr::new("--guest-cid"),
             OsStr::new(&cid),
             OsStr::new("--socket"),
-            socket.as_os_str(),
+            vhost.as_os_str(),
             OsStr::new("--uds-path"),
             agent.as_os_str(),
             // At its own 64 KiB it gets stuck when a connection is full; what the wire gives credit for never fills this.
             OsStr::new("--tx-buffer-size"),
             OsStr::new("1048576"),
         ];
-        crew.start("vhost-device-vsock", &parts.vsock, &args, &[])?;
+        let cell = vm.cell(Powers::None).show_program(&parts.vsock).show(&outside, inside, true);
+        crew.start("vhost-device-vsock", &cell, &parts.vsock, &args, &[])?;
         Ok(Self { socket, events, process: crew.last_pidfd()? })
     }
 

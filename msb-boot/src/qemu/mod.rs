@@ -4,7 +4,6 @@
 mod beside;
 
 use std::ffi::OsString;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cell::Powers;
 use crate::supervise::crew::Crew;
 use crate::vmm::{Root, Vm, Vmm, Why, kvm};
 use crate::{kernel, programs};
@@ -68,11 +68,27 @@ impl Vmm for Qemu {
         beside::start(vm, crew)
     }
 
-    fn enter(&self, vm: &Vm) -> io::Error {
-        let Some(parts) = &vm.qemu else { return io::ErrorKind::InvalidInput.into() };
-        Command::new(&parts.qemu).args(arguments(vm, &parts.kernel, kvm::probe().is_ok())).exec()
+    fn enter(&self, vm: &Vm) -> anyhow::Error {
+        let Some(parts) = &vm.qemu else { return anyhow::anyhow!("its parts were not looked for") };
+        let kvm = kvm::probe().is_ok();
+        let kernel = Path::new(KERNEL);
+        let mut cell = vm.cell(Powers::None).show_program(&parts.qemu).show(&parts.kernel, kernel, false);
+        if kvm {
+            cell = cell.show_device(kvm::DEVICE);
+        }
+        if let Root::Disk(disk) = &vm.root {
+            let descriptors = Path::new("/proc/self/fd");
+            cell = cell.show(&disk.base, &disk.base, false).show(descriptors, descriptors, true);
+        }
+        if let Err(error) = cell.enter() {
+            return error;
+        }
+        Command::new(&parts.qemu).args(arguments(vm, kernel, kvm)).exec().into()
     }
 }
+
+/// The kernel's file in QEMU's cell.
+const KERNEL: &str = "/msb/kernel";
 
 /// QEMU's command line. The order of `vm.links` is that of [`beside::start`].
 fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
@@ -100,10 +116,9 @@ fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
     let mut devices = vec!["vhost-user-vsock-device", "vhost-user-fs-device,tag=/dev/root"];
     match &vm.root {
         Root::Share(_) => devices.push("vhost-user-fs-device,tag=rootfs"),
-        Root::Disk { path, format } => {
-            // A comma ends an option's value; two are one.
-            let path = path.to_string_lossy().replace(',', ",,");
-            put(&["-drive", &format!("if=none,id=root,snapshot=on,format={format},file={path}")]);
+        Root::Disk(_) => {
+            let overlay = vm.overlay_path().unwrap_or_default();
+            put(&["-drive", &format!("if=none,id=root,format=qcow2,file={overlay}")]);
             put(&["-device", "virtio-blk-device,drive=root"]);
         }
     }

@@ -1,4 +1,5 @@
-//! The processes of a VM: they start tied to the supervisor, and they are all ended and reaped before it ends.
+//! The processes of a VM: they start tied to the supervisor, each alone in a PID namespace, and they are all ended and reaped
+//! before it ends.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -9,8 +10,10 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context;
+use nix::sched::CloneFlags;
 use rustix::io::FdFlags;
 
+use crate::cell::Cell;
 use crate::respawn;
 use crate::vmm::Vm;
 
@@ -40,18 +43,19 @@ impl Crew {
         Ok(Self { members: Vec::new(), words, alive })
     }
 
-    /// Starts a program with `fds` open under the numbers that they have here.
+    /// Starts a program in a cell with `fds` open under the numbers that they have here.
     ///
     /// # Errors
     /// Words with the program's name.
     pub(crate) fn start(
         &mut self,
         name: &'static str,
+        cell: &Cell,
         program: &Path,
         args: &[&OsStr],
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
-        let mut command = respawn::tied(program);
+        let mut command = respawn::tied(cell, program).context(name)?;
         command.args(args).current_dir("/").stdout(Stdio::null());
         self.spawn(name, command, fds).context(name)
     }
@@ -72,7 +76,7 @@ impl Crew {
         for fd in fds {
             inherit(fd)?;
         }
-        let spawned = command.spawn();
+        let spawned = alone(|| command.spawn());
         for fd in fds {
             rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
         }
@@ -122,6 +126,15 @@ impl Drop for Crew {
         self.end();
         let _ = rustix::fs::flock(&self.alive, rustix::fs::FlockOperation::Unlock);
     }
+}
+
+/// Starts a process that is the first of a PID namespace of its own: it can signal nobody outside, and not see who is there.
+fn alone(spawn: impl FnOnce() -> io::Result<Child>) -> io::Result<Child> {
+    let ours = File::open("/proc/self/ns/pid_for_children")?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
+    let spawned = spawn();
+    nix::sched::setns(ours, CloneFlags::CLONE_NEWPID)?;
+    spawned
 }
 
 /// Lets the next children have the fd.

@@ -1,6 +1,6 @@
 //! The watch over one VM, from its first process to its end.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -20,6 +20,7 @@ use super::{ready, stopping};
 use crate::bootshare;
 use crate::config::{Config, now};
 use crate::launch::Report;
+use crate::vmm::Root;
 
 /// How long a VMM may outlive the loss of a process that serves it: if it is ending itself, that is the reason to tell.
 const LOSS_GRACE: Duration = Duration::from_secs(1);
@@ -66,12 +67,18 @@ impl<'a> Watch<'a> {
         let mut crew = Crew::new(words_in, held.show_life()?)?;
         let mut vm = config.vm.clone();
         bootshare::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
+        state::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
         let report = ready::Report::expect_at(&vm.ready_socket())?;
-        let links: Vec<OwnedFd> = vm.vmm.vmm().prepare(&mut vm, &mut crew)?;
+        let mut inherited: Vec<OwnedFd> = vm.vmm.vmm().prepare(&mut vm, &mut crew)?;
+        if let Root::Disk(disk) = &vm.root {
+            let overlay = disk.open_overlay()?;
+            vm.overlay = Some(overlay.as_raw_fd());
+            inherited.push(overlay);
+        }
         let (console, console_in) = std::io::pipe()?;
         let log = held.path().join(rundir::KERNEL_LOG);
         let console = Console::new(console, &log).with_context(|| format!("{log:?}"))?;
-        crew.start_vmm(&vm, console_in, &links)?;
+        crew.start_vmm(&vm, console_in, &inherited)?;
         Ok(Self {
             config,
             held,
@@ -166,6 +173,7 @@ impl<'a> Watch<'a> {
         if let Some(words) = ready.error {
             bail!("guest: {}", msb::exit::printable(&words));
         }
+        self.held.close_door().context("the agent's socket")?;
         let record = self.record(&ready)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;

@@ -6,7 +6,7 @@ use std::io;
 
 use super::Why;
 
-const DEVICE: &str = "/dev/kvm";
+pub(crate) const DEVICE: &str = "/dev/kvm";
 
 /// Whether guests would run.
 pub(crate) fn probe() -> Result<(), Why> {

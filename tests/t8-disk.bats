@@ -1,0 +1,149 @@
+#!/usr/bin/env bats
+# Disk roots: raw and qcow2 images with ext4 in them. The image stays as it is; what the guest writes is in an overlay.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH:/usr/sbin"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_teardown
+}
+
+# disk FORMAT: the small root as a disk image, and its record ($vm_record).
+disk() {
+    truncate -s 64M disk.raw
+    mke2fs -q -t ext4 -d "$vm_root" disk.raw
+    [ "$1" = raw ] || qemu-img convert -f raw -O qcow2 disk.raw disk.qcow2
+    vm_record=$PWD/disk.json
+    msb-pull "./disk.$1" >"$vm_record"
+}
+
+# A VM with the disk shows it, takes what is written, and runs scripts.
+shows_the_disk() {
+    jq -e '.vm.root == "disk"' worker.json
+    [ "$(vm_exec worker stat -f -c %T /)" = ext2/ext3 ]
+    grep -q '^nobody:' <(vm_exec worker cat /etc/passwd)
+    vm_exec worker sh -c 'echo new >/tmp/new; rm /etc/group; sync'
+    [ "$(vm_exec worker cat /tmp/new)" = new ]
+    [ "$(vm_exec worker hello)" = 'hello from a script' ]
+}
+
+a_disk_boots() {
+    disk "$1"
+    printf '#!/bin/sh\necho hello from a script\n' >hello
+    sum=$(sha256sum <"disk.$1")
+    vm_boot worker --script hello=hello
+    shows_the_disk
+    msb-stop -r worker.json >stopped.json
+    [ "$(sha256sum <"disk.$1")" = "$sum" ]
+    [ -z "$(find "$MSB_HOME" -name '*overlay*')" ]
+    # And nothing of the first VM is in the second.
+    vm_boot worker
+    [ "$(vm_exec worker cat /etc/group | wc -l)" -eq 2 ]
+}
+
+an_overlay_keeps() {
+    disk "$1"
+    printf '#!/bin/sh\necho hello from a script\n' >hello
+    sum=$(sha256sum <"disk.$1")
+    vm_boot worker --script hello=hello --overlay kept.qcow2
+    shows_the_disk
+    run --separate-stderr msb-boot -r "$vm_record" --overlay kept.qcow2
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"overlay \"$PWD/kept.qcow2\": another VM has it"* ]]
+    msb-stop -r worker.json >stopped.json
+    qemu-img check -q kept.qcow2
+    [ "$(sha256sum <"disk.$1")" = "$sum" ]
+    vm_boot worker --overlay kept.qcow2
+    [ "$(vm_exec worker cat /tmp/new)" = new ]
+    run vm_exec worker cat /etc/group
+    [ "$status" -ne 0 ]
+    # The journal had nothing left to do.
+    run grep -c 'EXT4-fs.*recovery' "$XDG_RUNTIME_DIR/msb/worker/kernel.log"
+    [ "$output" = 0 ]
+}
+
+@test "a raw disk boots with scripts, and its file stays as it is" {
+    a_disk_boots raw
+}
+
+@test "a qcow2 disk boots with scripts, and its file stays as it is" {
+    a_disk_boots qcow2
+}
+
+@test "what a guest writes to a raw disk is kept in --overlay, and the disk stays as it is" {
+    an_overlay_keeps raw
+}
+
+@test "what a guest writes to a qcow2 disk is kept in --overlay, and the disk stays as it is" {
+    an_overlay_keeps qcow2
+}
+
+@test "two VMs share a disk, and each has its own overlay" {
+    disk raw
+    vm_boot one
+    vm_boot two
+    vm_exec one sh -c 'echo one >/tmp/who'
+    vm_exec two sh -c 'echo two >/tmp/who'
+    [ "$(vm_exec one cat /tmp/who) $(vm_exec two cat /tmp/who)" = 'one two' ]
+}
+
+@test "a disk that leads to other files of the host is refused" {
+    disk raw
+    echo secret >canary
+    truncate -s 1M canary
+    qemu-img create -q -f qcow2 -b "$PWD/canary" -F raw trap.qcow2
+    jq -nc --arg path "$PWD/trap.qcow2" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "qcow2"}}' >trap.json
+    run --separate-stderr msb-boot -r trap.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"trap.qcow2\": it stands on another image"*"qemu-img convert"* ]]
+    qemu-img create -q -f qcow2 -o "data_file=$PWD/canary,data_file_raw=on" data.qcow2 1M
+    jq -nc --arg path "$PWD/data.qcow2" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "qcow2"}}' >trap.json
+    run --separate-stderr msb-boot -r trap.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'data.qcow2": its data is in another file'* ]]
+    vm_assert_nothing
+}
+
+@test "an overlay of another disk, one that is no overlay, and one without a disk root are refused" {
+    root_record=$vm_record
+    disk raw
+    cp disk.raw other.raw
+    qemu-img create -q -f qcow2 -b "$PWD/other.raw" -F raw other.qcow2
+    for try in 'other.qcow2|it stands on "*/other.raw" and not on "*/disk.raw"' 'disk.raw|it is no qcow2 image' '/nonexistent/x|No such file'; do
+        run --separate-stderr msb-boot -r "$vm_record" --overlay "${try%%|*}"
+        [ "$status" -eq 1 ]
+        # shellcheck disable=SC2053 # a pattern
+        [[ $stderr == *'overlay "'*"${try%%|*}\": "*${try#*|}* ]]
+    done
+    run --separate-stderr msb-boot -r "$root_record" --overlay x
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'--overlay is for a disk root'* ]]
+    vm_assert_nothing
+}
+
+@test "a disk without a file system is told in the agent's words" {
+    truncate -s 8M disk.raw
+    jq -nc --arg path "$PWD/disk.raw" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "raw"}}' >disk.json
+    run --separate-stderr msb-boot -r disk.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"msb-boot: guest: "*"/dev/vda"* ]]
+    vm_assert_nothing
+}
+
+@test "msb-patch and msb-mount refuse a disk in the same words" {
+    disk qcow2
+    echo '{"op":"mkdir","path":"/a"}' >ops
+    run --separate-stderr msb-patch -r "$vm_record" -f ops
+    [ "$status" -eq 1 ]
+    [[ $stderr == *': patches need a layered or directory root, and this is a qcow2 disk' ]]
+    run --separate-stderr msb-mount -r "$vm_record" root
+    [ "$status" -eq 1 ]
+    [[ $stderr == *': a mount needs a layered or directory root, and this is a qcow2 disk'* ]]
+}
