@@ -63,6 +63,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, env = "MSB_VMM", hide_env = true, default_value_t = VmmChoice::Auto, hide_default_value = true)]
     pub vmm: VmmChoice,
 
+    /// Boot nothing: print as JSON what this machine has for a VM, which VMM would be taken, and what to install or add
+    #[arg(long)]
+    pub probe: bool,
+
     /// How many seconds the guest may take until its agent answers
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: u32,

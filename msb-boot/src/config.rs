@@ -65,12 +65,16 @@ impl Config {
             None => format!("vm-{}", state::fresh_id()?),
         };
         let scripts = scripts(&record, args)?;
+        for words in more_than_there_is(args)? {
+            exit::warn(TOOL, &words);
+        }
         let agent = programs::agent()?;
         let library = kernel::library()?;
         let (kind, words) = vmm::choose(args.vmm)?;
         if let Some(words) = words {
             exit::warn(TOOL, &words);
         }
+        vmm::privileges()?;
         let qemu = match kind {
             Kind::Qemu => Some(Parts::find(&library)?),
             Kind::Krun => None,
@@ -102,6 +106,20 @@ impl Config {
         let record = Record { scripts: scripts.clone(), ..record };
         Ok(Self { name, vm, root: root.into(), boot, agent, scripts, timeout, record, started })
     }
+}
+
+/// Words for what the VM is to have and this machine has not: it runs all the same, and badly.
+fn more_than_there_is(args: &Args) -> anyhow::Result<Vec<String>> {
+    let mut words = Vec::new();
+    let cpus = std::thread::available_parallelism()?.get();
+    if usize::from(args.cpus) > cpus {
+        words.push(format!("{} processors are more than the {cpus} of this machine, and take turns", args.cpus));
+    }
+    let memory = nix::sys::sysinfo::sysinfo()?.ram_total() >> 20;
+    if u64::from(args.memory) > memory {
+        words.push(format!("{} MiB of memory are more than the {memory} MiB of this machine", args.memory));
+    }
+    Ok(words)
 }
 
 fn root(record: &Record, args: &Args) -> anyhow::Result<Root> {

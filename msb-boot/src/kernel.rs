@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use msb::state;
 
 use crate::krun::ffi;
+use crate::vmm::Why;
 use crate::{elf, programs};
 
 /// The library's name to the loader. The number is the version of its interface.
@@ -18,18 +19,20 @@ pub(crate) const LIBRARY: &str = "libkrunfw.so.5";
 ///
 /// # Errors
 /// Words that say where it was looked for.
-pub(crate) fn library() -> anyhow::Result<PathBuf> {
+pub(crate) fn library() -> Result<PathBuf, Why> {
     if let Some(path) = std::env::var_os("MSB_LIBKRUNFW").filter(|path| !path.is_empty()) {
-        return fs::canonicalize(&path).with_context(|| format!("guest kernel {path:?} (from MSB_LIBKRUNFW)"));
+        return fs::canonicalize(&path).map_err(|error| {
+            Why::new(format!("guest kernel {path:?}: {error}"), "MSB_LIBKRUNFW names it: name another, or unset it")
+        });
     }
     let own = programs::near_us("../lib/msb", LIBRARY);
     if let Some(path) = own.into_iter().find(|path| path.exists()) {
         return Ok(path);
     }
     ffi::loaders_path(LIBRARY).ok_or_else(|| {
-        anyhow!(
-            "guest kernel {LIBRARY:?}: not beside msb-boot, not in ../lib/msb and not known to the loader \
-             (run \"make deps\", or name the file in MSB_LIBKRUNFW)"
+        Why::new(
+            format!("guest kernel {LIBRARY:?}: not beside msb-boot, not in ../lib/msb and not known to the loader"),
+            "install libkrunfw, or run \"make deps build\", or name the file in MSB_LIBKRUNFW",
         )
     })
 }

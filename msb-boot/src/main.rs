@@ -14,6 +14,7 @@ mod elf;
 mod kernel;
 mod krun;
 mod launch;
+mod probe;
 mod programs;
 mod qemu;
 mod respawn;
@@ -23,7 +24,7 @@ mod vmm;
 use std::process::ExitCode;
 
 use msb::record::Record;
-use msb::{cli, exit};
+use msb::{cli, exit, line};
 
 use respawn::Role;
 
@@ -43,6 +44,11 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &args::Args) -> anyhow::Result<u8> {
+    if args.probe {
+        let probe = probe::Probe::run(args.vmm);
+        line::put(&probe)?;
+        return Ok(if probe.is_good() { 0 } else { exit::FAILED });
+    }
     let record = Record::take(args.record.as_deref())?;
     let config = config::Config::check(args, record)?;
     launch::launch(&config)

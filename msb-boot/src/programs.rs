@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 
+use crate::vmm::Why;
+
 /// `name` beside this program, and in `elsewhere` as seen from there.
 pub(crate) fn near_us(elsewhere: &str, name: &str) -> Vec<PathBuf> {
     let here = std::env::current_exe().ok();
@@ -16,7 +18,7 @@ pub(crate) fn near_us(elsewhere: &str, name: &str) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// Words with `remedy`.
-pub(crate) fn find(name: &str, dirs: &[&str], remedy: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(name: &str, dirs: &[&str], remedy: &str) -> Result<PathBuf, Why> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
     let fixed = dirs.iter().map(|dir| Path::new(dir).join(name));
@@ -25,7 +27,7 @@ pub(crate) fn find(name: &str, dirs: &[&str], remedy: &str) -> anyhow::Result<Pa
         .chain(on_path)
         .chain(fixed)
         .find(|file| is_program(file))
-        .ok_or_else(|| anyhow!("{name} is not installed ({remedy})"))
+        .ok_or_else(|| Why::new(format!("{name} is not installed"), remedy))
 }
 
 fn is_program(file: &Path) -> bool {

@@ -7,6 +7,7 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::{Context, anyhow};
 use msb::rundir;
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
@@ -18,20 +19,34 @@ use crate::krun::Krun;
 use crate::qemu::Qemu;
 use crate::supervise::crew::Crew;
 
-/// Why a VMM cannot be used here, in words.
-#[derive(Debug)]
-pub(crate) struct Why(pub(crate) String);
+/// Why something cannot be used here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Why {
+    /// What was found, in words.
+    pub found: String,
+    /// What to do about it.
+    pub remedy: String,
+}
 
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+impl Why {
+    /// From both words.
+    pub(crate) fn new(found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { found: found.into(), remedy: remedy.into() }
     }
 }
 
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.found, self.remedy)
+    }
+}
+
+impl std::error::Error for Why {}
+
 /// Something that runs a VM.
 pub(crate) trait Vmm {
-    /// Whether it can run one on this machine.
-    fn probe(&self) -> Result<(), Why>;
+    /// Whether it can run one on this machine, and what with, in words.
+    fn probe(&self) -> Result<&'static str, Why>;
 
     /// In the supervisor, before the VMM's own process: starts what serves the VM beside it, into `crew`. Returns the fds that
     /// the VMM is to inherit.
@@ -150,19 +165,26 @@ pub(crate) fn ready_socket(door: &Path) -> PathBuf {
 /// Picks the VMM. The words say which and why, where it was this program's choice.
 ///
 /// # Errors
-/// Words, where the caller's choice cannot run here.
+/// Words, where the caller's choice, or none at all, can run here.
 pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<(Kind, Option<String>)> {
     match choice {
-        VmmChoice::Qemu => Ok((Kind::Qemu, None)),
-        VmmChoice::Krun => match Krun.probe() {
-            Ok(()) => Ok((Kind::Krun, None)),
-            Err(why) => Err(anyhow::anyhow!("krun: {why} (use --vmm qemu, or leave --vmm out)")),
+        VmmChoice::Qemu => Ok((Qemu.probe().map(|_| Kind::Qemu).context("qemu")?, None)),
+        VmmChoice::Krun => Ok((Krun.probe().map(|_| Kind::Krun).context("krun")?, None)),
+        VmmChoice::Auto => match (Krun.probe(), Qemu.probe()) {
+            (Ok(how), _) => Ok((Kind::Krun, Some(format!("using krun ({how})")))),
+            (Err(why), Ok(how)) => Ok((Kind::Qemu, Some(format!("krun: {why}; using qemu ({how})")))),
+            (Err(krun), Err(qemu)) if krun == qemu => Err(krun.into()),
+            (Err(krun), Err(qemu)) => Err(anyhow!("krun: {krun}; qemu: {qemu}")),
         },
-        VmmChoice::Auto => Ok(match Krun.probe() {
-            Ok(()) => (Kind::Krun, Some("using krun: KVM is usable".into())),
-            Err(why) => (Kind::Qemu, Some(format!("krun: {why}; using qemu (software emulation)"))),
-        }),
     }
+}
+
+/// Whether this user may give a VM's processes roots and namespaces of their own.
+pub(crate) fn privileges() -> Result<&'static str, Why> {
+    if rustix::process::geteuid().is_root() {
+        return Ok("root");
+    }
+    Err(Why::new("this user is not root, which confining a VM and serving its root take today", "run it by sudo"))
 }
 
 /// The VMM's own process.

@@ -9,6 +9,7 @@ use msb::rundir;
 use msb::wire::{AGENT_PORT, READY_PORT};
 
 use crate::cell::{self, Cell, Powers};
+use crate::kernel;
 use crate::supervise::crew::Crew;
 use crate::vmm::{self, Root, Vm, Vmm, Why, kvm};
 
@@ -16,8 +17,10 @@ use crate::vmm::{self, Root, Vm, Vmm, Why, kvm};
 pub(crate) struct Krun;
 
 impl Vmm for Krun {
-    fn probe(&self) -> Result<(), Why> {
-        kvm::probe()
+    fn probe(&self) -> Result<&'static str, Why> {
+        kvm::probe()?;
+        kernel::library()?;
+        Ok("KVM works here")
     }
 
     fn prepare(&self, _: &mut Vm, _: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {

@@ -38,30 +38,36 @@ impl Parts {
     /// Finds them.
     ///
     /// # Errors
-    /// Words for the first that is missing.
+    /// Words for the first that is missing, or for a kernel that QEMU could not boot.
     pub(crate) fn find(library: &Path) -> anyhow::Result<Self> {
-        Ok(Self {
-            qemu: programs::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")?,
-            virtiofsd: programs::find(
-                "virtiofsd",
-                // Where Debian has QEMU's own, and the one in Rust that came after it.
-                &["/usr/libexec", "/usr/lib/qemu"],
-                "apt-get install virtiofsd; on Debian 12: qemu-system-common",
-            )?,
-            vsock: programs::find("vhost-device-vsock", &[], "make deps")?,
-            kernel: kernel::elf(library)?,
-        })
+        Ok(Self { qemu: qemu()?, virtiofsd: virtiofsd()?, vsock: vsock()?, kernel: kernel::elf(library)? })
     }
+}
+
+/// Where QEMU is.
+pub(crate) fn qemu() -> Result<PathBuf, Why> {
+    programs::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")
+}
+
+/// Where virtiofsd is: Debian has QEMU's own, and the one in Rust that came after it, where no PATH leads.
+pub(crate) fn virtiofsd() -> Result<PathBuf, Why> {
+    let dirs = ["/usr/libexec", "/usr/lib/qemu"];
+    programs::find("virtiofsd", &dirs, "apt-get install virtiofsd; on Debian 12: qemu-system-common")
+}
+
+/// Where vhost-device-vsock is.
+pub(crate) fn vsock() -> Result<PathBuf, Why> {
+    programs::find("vhost-device-vsock", &[], "make deps build; else: cargo install vhost-device-vsock")
 }
 
 /// The room.
 pub(crate) struct Qemu;
 
 impl Vmm for Qemu {
-    fn probe(&self) -> Result<(), Why> {
-        programs::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")
-            .map(drop)
-            .map_err(|error| Why(error.to_string()))
+    fn probe(&self) -> Result<&'static str, Why> {
+        kernel::library()?;
+        (qemu()?, virtiofsd()?, vsock()?);
+        Ok(if kvm::probe().is_ok() { "on KVM" } else { "software emulation" })
     }
 
     fn prepare(&self, vm: &mut Vm, crew: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {

@@ -1,0 +1,130 @@
+#!/usr/bin/env bash
+# What a VM under libkrun costs, on a machine with usable KVM: the time from the record to the agent's answer against libkrun
+# alone (boot and a trivial init), turn by turn; the memory of an idle VM's host processes; ten VMs at once. `make bench-krun`
+# builds what it needs and runs it here or in the nested host. Nothing passes or fails, but that nothing may be left over.
+#
+#   tests/bench-krun.sh [ROUNDS]
+# shellcheck disable=SC2154 # coproc sets variables
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH=$PWD/target/release:$PATH
+rounds=${1:-7}
+memory=512
+work=$(mktemp -d /tmp/msb-bench.XXXXXX)
+export MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_VMM=krun
+trap 'rm -rf "$work"' EXIT
+mkdir "$XDG_RUNTIME_DIR"
+
+# The root, the same for all, and the trivial init's share.
+mkdir -p "$work/root"/{bin,dev,etc,proc,root,run,sys,tmp} "$work/share"/{mnt,dev,proc,sys}
+cp "$(command -v busybox)" "$work/root/bin/busybox"
+"$work/root/bin/busybox" --install "$work/root/bin"
+printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/root/etc/passwd"
+jq -nc --arg root "$work/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
+    mount: {path: $root, pid: 1, fstype: "none"}}' >"$work/record.json"
+cp target/bench/trivial-init "$work/share/init.krun"
+
+now() { echo "${EPOCHREALTIME/./}"; }
+median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
+
+# Milliseconds from nothing to the trivial init's word.
+bare() {
+    local start
+    start=$(now)
+    coproc krun { exec target/bench/bare-krun "$PWD/target/release/libkrunfw.so.5" "$work/share" "$work/root" "$memory" \
+        2>/dev/null; }
+    grep -qm 1 up <&"${krun[0]}"
+    echo $((($(now) - start) / 1000))
+    kill -KILL "$krun_PID" 2>/dev/null || true
+    wait 2>/dev/null || true
+}
+
+# Milliseconds from the record to the agent's answer, as a caller sees it; the timings go to $work/timings.
+ours() {
+    local start
+    start=$(now)
+    msb-boot -r "$work/record.json" --name bench -m "$memory" >"$work/vm.json"
+    echo $((($(now) - start) / 1000))
+    jq -c .vm.timings_ms "$work/vm.json" >>"$work/timings"
+    msb-stop -r "$work/vm.json" -t 0 >/dev/null 2>&1
+}
+
+# processes_of RECORD: the supervisor and its children.
+processes_of() {
+    local supervisor
+    supervisor=$(jq .vm.pid "$1")
+    echo "$supervisor"
+    ps -o pid= --ppid "$supervisor"
+}
+
+# memory_of RECORD…: KiB of host memory of the VMs' processes, shared pages by their share, as "host guest kernel": what is
+# the processes' own, the guests' memory that was touched, and the guest kernel's image.
+memory_of() {
+    local record pid
+    for record in "$@"; do
+        for pid in $(processes_of "$record"); do cat "/proc/$pid/smaps"; done
+    done | awk -v guest_kib=$((memory * 1024)) '
+        /^[0-9a-f]+-[0-9a-f]+ / { image = /libkrunfw/; size = 0 }
+        /^Size:/ { size = $2 }
+        /^Pss:/ { if (image) kernel += $2; else if (size >= guest_kib / 2) guest += $2; else host += $2 }
+        END { printf "%d %d %d\n", host, guest, kernel }'
+}
+
+echo "-- record to ready, $rounds rounds, milliseconds"
+ours >/dev/null
+rm "$work/timings"
+for ((round = 0; round < rounds; round++)); do
+    bare >>"$work/bare"
+    ours >>"$work/ours"
+done
+bare=$(median <"$work/bare")
+ours=$(median <"$work/ours")
+printf '%-46s %8s %8s %8s\n' '' median best ratio
+printf '%-46s %8d %8d %8s\n' 'libkrun alone to a trivial init' "$bare" "$(sort -n "$work/bare" | head -n 1)" 1.00
+printf '%-46s %8d %8d %8s\n' 'msb-boot to an agent that answers' "$ours" "$(sort -n "$work/ours" | head -n 1)" \
+    "$(awk -v a="$ours" -v b="$bare" 'BEGIN { printf "%.2f", a / b }')"
+echo "timings_ms of the rounds (median of each):"
+jq -sc 'def median: sort | .[(length - 1) / 2 | floor];
+    {spawn: map(.spawn) | median, kernel: map(.kernel) | median, agent: map(.agent) | median, ready: map(.ready) | median}' \
+    "$work/timings"
+
+echo "-- memory of one idle VM with $memory MiB"
+msb-boot -r "$work/record.json" --name one -m "$memory" >"$work/one.json"
+msb-exec -r "$work/one.json" -- true
+read -r host guest kernel < <(memory_of "$work/one.json")
+printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
+printf '%-46s %8.1f MiB\n' "the guest's memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
+printf '%-46s %8.1f MiB\n' "the guest kernel's image" "$(awk -v k="$kernel" 'BEGIN { print k / 1024 }')"
+msb-stop -r "$work/one.json" >/dev/null 2>&1
+
+echo "-- ten VMs at once"
+start=$(now)
+pids=()
+for n in {0..9}; do
+    msb-boot -r "$work/record.json" --name "ten-$n" -m "$memory" --timeout 300 >"$work/ten-$n.json" &
+    pids+=($!)
+done
+wait "${pids[@]}"
+pids=()
+for n in {0..9}; do
+    msb-exec -r "$work/ten-$n.json" -- hostname >"$work/answer-$n" &
+    pids+=($!)
+done
+wait "${pids[@]}"
+printf '%-46s %8d ms\n' 'until all have answered' $((($(now) - start) / 1000))
+for n in {0..9}; do [ "$(cat "$work/answer-$n")" = "ten-$n" ]; done
+read -r host guest kernel < <(memory_of "$work"/ten-*.json)
+printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
+printf '%-46s %8.1f MiB\n' "the guests' memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
+printf '%-46s %8.1f MiB\n' "the guest kernel's image, shared" "$(awk -v k="$kernel" 'BEGIN { print k / 1024 }')"
+supervisors=$(for n in {0..9}; do processes_of "$work/ten-$n.json"; done)
+start=$(now)
+for n in {0..9}; do msb-stop -r "$work/ten-$n.json" >/dev/null 2>&1 & done
+wait
+printf '%-46s %8d ms\n' 'until all have stopped' $((($(now) - start) / 1000))
+for pid in $supervisors; do
+    if [ -e "/proc/$pid" ]; then echo "process $pid is left" >&2; exit 1; fi
+done
+left=$(find "$XDG_RUNTIME_DIR" -mindepth 2; grep "$work" /proc/self/mountinfo || true)
+if [ -n "$left" ]; then echo "left over: $left" >&2; exit 1; fi
+echo "nothing is left over"
