@@ -19,7 +19,7 @@ RELEASE = target/release
 # by name, so that build scripts do not get them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo test lint bench install clean
+.PHONY: help deps build agentd man demo test test-krun lint bench bench-krun install clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -51,17 +51,30 @@ demo: deps build
 
 test: deps build
 	@tests/run
+	@echo "== the VM's tests again, with libkrun (in a nested host where this machine has no KVM)"
+	@tests/kvm-host/run
+
+test-krun: deps build
+	@tests/kvm-host/run
 
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
-	shellcheck -x tools/*.sh tests/run tests/*.bash tests/*.sh .ci/run
+	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh .ci/run
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is missing, so licences and sources are not checked (cargo install --locked cargo-deny)"; fi
 
 # Ratios against other people's tools, in one run. Nothing passes or fails.
 bench: deps build
-	@for bench in tests/bench-*.sh; do echo "== $$bench"; $$bench; done
+	@for bench in $(filter-out %-krun.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
+
+# The same for libkrun, in the nested host where this machine has no KVM.
+bench-krun: deps build
+	@$(CARGO) build --release --locked -p msb-boot --example bare-krun
+	@mkdir -p target/bench
+	@cp -u --remove-destination $(RELEASE)/examples/bare-krun target/bench/
+	@cc -Os -static -o target/bench/trivial-init tests/guest/trivial-init.c
+	@tests/kvm-host/run tests/bench-krun.sh
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb

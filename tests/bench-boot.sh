@@ -22,19 +22,7 @@ jq -nc --arg root "$work/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
 
 # The trivial init.
 mkdir -p "$work/share"/{mnt,dev,proc,sys}
-cat >"$work/init.c" <<'C'
-#include <sys/mount.h>
-#include <unistd.h>
-int main(void)
-{
-    if (mount("rootfs", "/mnt", "virtiofs", 0, 0))
-        return 1;
-    write(1, "up\n", 3);
-    for (;;)
-        pause();
-}
-C
-cc -Os -static -o "$work/share/init.krun" "$work/init.c"
+cc -Os -static -o "$work/share/init.krun" tests/guest/trivial-init.c
 
 virtiofsd=$(PATH=$PATH:/usr/libexec:/usr/lib/qemu command -v virtiofsd)
 
