@@ -20,14 +20,24 @@ teardown() {
 
 release=$BATS_TEST_DIRNAME/../target/release
 
-has_virtualization() {
-    grep -qwE 'vmx|svm' /proc/cpuinfo
-}
-
 # A fresh directory with only this of our own programs.
 alone() {
     mkdir -p alone
     cp "$release/$1" alone/
+}
+
+# idle_agent FILE: the smallest program that a kernel can run and that never ends: an ELF header, one segment, pause(2) in a loop.
+idle_agent() {
+    {
+        printf '\177ELF\2\1\1\0\0\0\0\0\0\0\0\0' # 64 bits, little-endian
+        printf '\2\0\76\0\1\0\0\0\170\0\100\0\0\0\0\0' # an executable for x86-64, its entry
+        printf '\100\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0' # where the program header is
+        printf '\0\0\0\0\100\0\70\0\1\0\0\0\0\0\0\0' # sizes
+        printf '\1\0\0\0\5\0\0\0\0\0\0\0\0\0\0\0' # load and execute the file from its start
+        printf '\0\0\100\0\0\0\0\0\0\0\100\0\0\0\0\0' # at 4 MiB
+        printf '\201\0\0\0\0\0\0\0\201\0\0\0\0\0\0\0\0\20\0\0\0\0\0\0' # all of it, in pages
+        printf '\270\42\0\0\0\17\5\353\367' # mov $34, %eax; syscall; jmp back
+    } >"$1"
 }
 
 # Starts msb-boot in the background ($boot), and returns when the VM's processes are being started.
@@ -35,28 +45,10 @@ boot_halfway() {
     env --default-signal=INT msb-boot -r "$vm_record" --name half >half.json 2>half.err 3>&- &
     boot=$!
     local tries=0
-    until [ -S "$XDG_RUNTIME_DIR/msb/half/agent.sock" ]; do
+    until [ -S "$XDG_RUNTIME_DIR/msb/half/door/agent.sock" ]; do
         kill -0 "$boot" && [ $((tries += 1)) -lt 1000 ] || return 1
         sleep 0.01
     done
-}
-
-@test "auto takes qemu where the CPU has no virtualization, and says why in a line" {
-    if has_virtualization; then skip "this CPU has virtualization"; fi
-    vm_boot worker
-    [ "$(jq -r .vm.vmm worker.json)" = qemu ]
-    if [ -e /dev/kvm ]; then grep -q 'krun: /dev/kvm is there but the CPU shows no vmx or svm' worker.err; fi
-    grep -q 'using qemu' worker.err
-    [ "$(wc -l <worker.err)" -eq 1 ]
-}
-
-@test "--vmm krun is refused where the CPU has no virtualization, and leaves nothing" {
-    if has_virtualization; then skip "this CPU has virtualization"; fi
-    run --separate-stderr msb-boot -r "$vm_record" --vmm krun
-    [ "$status" -eq 1 ]
-    [ -z "$output" ]
-    [[ $stderr == "msb-boot: krun: "*"use"* ]]
-    vm_assert_nothing
 }
 
 @test "the record goes on with a member vm, the same on stdout and in the run directory" {
@@ -64,7 +56,7 @@ boot_halfway() {
     diff worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"
     [ "$(wc -l <worker.json)" -eq 1 ]
     diff <(jq -S 'del(.vm)' worker.json) <(jq -S . "$vm_record")
-    jq -e '.vm | .name == "worker" and .root == "share" and .init == null and .endpoint.handshake' worker.json
+    jq -e '.vm | .name == "worker" and .root == "share" and .init == null and (.endpoint.handshake | type) == "boolean"' worker.json
     jq -e '.vm.timings_ms | 0 < .spawn and .spawn < .kernel and .kernel <= .agent and .agent <= .ready' worker.json
     [ ! -s worker.err ]
 }
@@ -210,7 +202,7 @@ boot_halfway() {
 @test "no process of a VM outlives its supervisor" {
     vm_boot worker
     processes=$(vm_processes)
-    [ "$(wc -w <<<"$processes")" -eq 5 ]
+    grep -qx "$(vm_vmm worker)" <<<"$processes"
     kill -KILL "$(vm_pid worker)"
     for pid in $processes; do vm_await_end "$pid"; done
     [ -z "$(vm_processes)" ]
@@ -271,9 +263,10 @@ boot_halfway() {
 }
 
 @test "a guest that does not report in time is given up" {
-    run --separate-stderr msb-boot -r "$vm_record" --timeout 1 -m 96
+    idle_agent idle
+    run --separate-stderr env MSB_AGENTD=idle msb-boot -r "$vm_record" --timeout 3
     [ "$status" -eq 1 ]
-    [[ $stderr == "msb-boot: the VM did not come up: the agent did not report within 1 s"* ]]
+    [[ $stderr == "msb-boot: the VM did not come up: the agent did not report within 3 s"* ]]
     vm_assert_nothing
 }
 
@@ -287,29 +280,12 @@ boot_halfway() {
         run --separate-stderr env "${try%%|*}" msb-boot -r "$vm_record"
         [ "$status" -eq 1 ]
         [ -z "$output" ]
-        [[ $stderr == "msb-boot: "*"${try#*|}"* ]]
+        [[ $stderr == "msb-boot: "*"${try#*|}"* ]] || { echo "${try%%|*}: $stderr"; return 1; }
     done
     alone msb-boot
     run --separate-stderr env MSB_LIBKRUNFW="$release/libkrunfw.so.5" alone/msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'agentd: not beside msb-boot'*'make build'* ]]
-    vm_assert_nothing
-}
-
-@test "a missing program is named, with what to install" {
-    alone msb-boot
-    export MSB_LIBKRUNFW=$release/libkrunfw.so.5 MSB_AGENTD=$release/agentd
-    run --separate-stderr env PATH=/nonexistent alone/msb-boot -r "$vm_record"
-    [ "$status" -eq 1 ]
-    [[ $stderr == *'qemu-system-x86_64 is not installed (apt-get install qemu-system-x86)' ]]
-    run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record"
-    [ "$status" -eq 1 ]
-    [[ $stderr == *'vhost-device-vsock is not installed (make deps)' ]]
-    run --separate-stderr unshare -m sh -c '
-        for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
-        PATH=/usr/bin exec alone/msb-boot -r "$1"' - "$vm_record"
-    [ "$status" -eq 1 ]
-    [[ $stderr == *'virtiofsd is not installed (apt-get install virtiofsd'* ]]
     vm_assert_nothing
 }
 
@@ -341,10 +317,6 @@ boot_halfway() {
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: "*"No space left on device"* ]]
     [ -z "$(find small -mindepth 2)" ]
-    run --separate-stderr env MSB_HOME="$PWD/small" msb-boot -r "$vm_record"
-    [ "$status" -eq 1 ]
-    [[ $stderr == "msb-boot: "*"No space left on device"* ]]
-    [ -z "$(find small -type f)" ]
     vm_assert_nothing
 }
 
@@ -355,6 +327,7 @@ boot_halfway() {
     vm_await_end "$(jq .mount.pid mount.json)"
     run --separate-stderr msb-boot -r mount.json
     [ "$status" -eq 1 ]
+    echo "$stderr"
     [[ $stderr == 'msb-boot: mount "'*'/mounted": Transport endpoint is not connected'*'(run msb-mount again)' ]]
     vm_assert_nothing
 }

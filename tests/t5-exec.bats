@@ -5,6 +5,8 @@
 bats_require_minimum_version 1.5.0
 
 setup_file() {
+    # Tests count what the guest has.
+    export BATS_NO_PARALLELIZE_WITHIN_FILE=true
     PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
     BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
     source "$BATS_TEST_DIRNAME/vm.bash"
@@ -28,7 +30,12 @@ teardown_file() {
 }
 
 setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
     cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_show
 }
 
 # guest PROCESS-NAME: how many processes of that name the guest has.

@@ -57,7 +57,7 @@ teardown() {
 
 @test "a guest that does not stop is killed after the grace, and that is said" {
     vm_boot worker
-    kill -STOP "$(vm_process worker qemu-system-x86_64)"
+    kill -STOP "$(vm_vmm worker)"
     run --separate-stderr msb-stop -r worker.json -t 0.5
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: did not stop within 0.5 s, killed' ]
@@ -84,24 +84,30 @@ teardown() {
 
 @test "a VM whose VMM was killed is tidied up, and that is said" {
     vm_boot worker
-    kill -KILL "$(vm_process worker qemu-system-x86_64)"
+    kill -KILL "$(vm_vmm worker)"
     vm_await_end "$(vm_pid worker)"
     [ -z "$(vm_processes)" ]
     run --separate-stderr msb-stop -r worker.json
     [ "$status" -eq 0 ]
-    [[ $stderr == 'msb-stop: worker: had ended already: qemu was killed by SIGKILL'*'; tidied up' ]]
+    [[ $stderr == "msb-stop: worker: had ended already: $(jq -r .vm.vmm worker.json) was killed by SIGKILL"*'; tidied up' ]]
     jq -e 'has("vm") | not' <<<"$output"
     vm_assert_nothing
 }
 
-@test "a VM whose helper was killed ends, and that is said" {
-    vm_boot worker
-    kill -KILL "$(vm_process worker vhost-device-vsock)"
-    vm_await_end "$(vm_pid worker)"
-    run --separate-stderr msb-stop -r worker.json
-    [ "$status" -eq 0 ]
-    [[ $stderr == 'msb-stop: worker: had ended already: vhost-device-vsock was killed by SIGKILL'*'; tidied up' ]]
-    vm_assert_nothing
+@test "a VM that loses any one of its processes ends, and that process is named" {
+    for ((number = 1; ; number++)); do
+        vm_boot worker
+        lost=$(vm_crew worker | sed -n "${number}p")
+        [ -n "$lost" ] || break
+        name=$(vm_member worker "$lost")
+        kill -KILL "$lost"
+        vm_await_end "$(vm_pid worker)"
+        run --separate-stderr msb-stop -r worker.json
+        [ "$status" -eq 0 ]
+        [[ $stderr == "msb-stop: worker: had ended already: $name was killed by SIGKILL"*'; tidied up' ]]
+        vm_assert_nothing
+    done
+    [ "$number" -gt 1 ]
 }
 
 @test "a VM whose supervisor was killed is tidied up, and that is said" {

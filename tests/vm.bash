@@ -20,9 +20,15 @@ vm_setup() {
         mount: {path: $root, pid: 1, fstype: "none"}, later: {kept: true}}' >"$vm_record"
 }
 
-# vm_teardown: ends this test's VMs. The status says whether one was left that could not be ended.
+# vm_show: where a test has failed, how its VMs ended and what they said last. For a teardown.
+vm_show() {
+    [ "${BATS_TEST_COMPLETED:-}" = 1 ] || tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} 2>/dev/null || true
+}
+
+# vm_teardown: ends this test's VMs.
 vm_teardown() {
     local dir pid
+    [ -z "${BATS_TEST_NAME:-}" ] || vm_show
     for dir in "$XDG_RUNTIME_DIR"/msb/*/; do
         [ ! -e "$dir/record.json" ] || msb-stop -t 0 -r "$dir/record.json" >/dev/null 2>&1 || true
     done
@@ -52,17 +58,46 @@ vm_pid() {
     jq .vm.pid "$BATS_TEST_TMPDIR/$1.json"
 }
 
-# vm_processes [PREFIX]: all processes of this test's VMs, or of those whose path there starts so. Each holds a file in the run directory open.
+# vm_processes [PREFIX]: all processes of this test's VMs, or of those whose path there starts so: who has a file in the run
+# directory open (each inherits the one that shows life, also in a root of its own), and what came of those.
 vm_processes() {
-    find /proc/[0-9]*/fd -lname "$XDG_RUNTIME_DIR/msb/${1:-}*" -printf '%h\n' 2>/dev/null | cut -d/ -f3 | sort -nu
+    {
+        find /proc/[0-9]*/fd -lname "$XDG_RUNTIME_DIR/msb/${1:-}*" -printf '%h\n' 2>/dev/null | cut -d/ -f3
+        echo all
+        ps -e -o pid= -o ppid= -o stat= --sort=pid
+    } | awk '
+        /^all$/ { listing = 1; next }
+        !listing { theirs[$1]; next }
+        $3 ~ /^[ZX]/ { next }
+        { pids[++count] = $1; parent[$1] = $2 }
+        END {
+            do {
+                more = 0
+                for (i = 1; i <= count; i++)
+                    if (!(pids[i] in theirs) && parent[pids[i]] in theirs) { theirs[pids[i]]; more = 1 }
+            } while (more)
+            for (i = 1; i <= count; i++) if (pids[i] in theirs) print pids[i]
+        }'
 }
 
-# vm_process NAME PROGRAM: the process of a VM that runs a program.
-vm_process() {
+# vm_crew NAME: the processes of a VM but for its supervisor.
+vm_crew() {
+    vm_processes "$1/" | grep -vx "$(vm_pid "$1")"
+}
+
+# vm_vmm NAME: the process that is the VMM. Its stdout is the guest's console, which the supervisor reads.
+vm_vmm() {
     local pid
-    for pid in $(vm_processes "$1/"); do
-        if [ "$(basename "$(readlink "/proc/$pid/exe")")" = "$2" ]; then echo "$pid"; fi
+    for pid in $(vm_crew "$1"); do
+        case $(readlink "/proc/$pid/fd/1") in
+            pipe:*) echo "$pid" ;;
+        esac
     done
+}
+
+# vm_member NAME PID: what the VM's supervisor calls one of its processes.
+vm_member() {
+    if [ "$2" = "$(vm_vmm "$1")" ]; then jq -r .vm.vmm "$BATS_TEST_TMPDIR/$1.json"; else basename "$(readlink "/proc/$2/exe")"; fi
 }
 
 # vm_has_ended PID: whether a process is gone, or only waits to be reaped by somebody else.

@@ -1,6 +1,7 @@
 //! msb-exec: runs a command in a running microVM, as plainly as if it ran here.
 
 mod args;
+mod ended;
 mod session;
 mod tty;
 
@@ -100,10 +101,8 @@ fn gone(vm: &Vm, error: wire::Error) -> String {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::UnexpectedEof => {
-                format!(
-                    "vm {name:?}: it is gone, or its agent is (see {:?}, then msb-stop and msb-boot)",
-                    vm.kernel_log
-                )
+                let why = ended::reason(vm).map_or(", or its agent is".into(), |reason| format!(": {reason}"));
+                format!("vm {name:?}: it is gone{why} (see {:?}, then msb-stop and msb-boot)", vm.kernel_log)
             }
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
                 format!("vm {name:?}: its agent does not answer (see {:?})", vm.kernel_log)

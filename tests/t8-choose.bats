@@ -1,0 +1,126 @@
+#!/usr/bin/env bats
+# The choice of a VMM, and what it says where one cannot be had. For a machine without virtualization; elsewhere these skip.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    unset MSB_VMM
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_teardown
+    if grep -q " $BATS_TEST_TMPDIR/small " /proc/self/mountinfo; then umount -l small; fi
+}
+
+release=$BATS_TEST_DIRNAME/../target/release
+
+has_virtualization() {
+    grep -qwE 'vmx|svm' /proc/cpuinfo
+}
+
+# A fresh directory with only this of our own programs.
+alone() {
+    mkdir -p alone
+    cp "$release/$1" alone/
+}
+
+@test "auto takes qemu where the CPU has no virtualization, and says why in a line" {
+    if has_virtualization; then skip "this CPU has virtualization"; fi
+    vm_boot worker
+    [ "$(jq -r .vm.vmm worker.json)" = qemu ]
+    if [ -e /dev/kvm ]; then grep -q 'krun: /dev/kvm is there but the CPU shows no vmx or svm' worker.err; fi
+    grep -q 'using qemu' worker.err
+    [ "$(wc -l <worker.err)" -eq 1 ]
+}
+
+@test "--vmm krun is refused where the CPU has no virtualization, and leaves nothing" {
+    if has_virtualization; then skip "this CPU has virtualization"; fi
+    run --separate-stderr msb-boot -r "$vm_record" --vmm krun
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [[ $stderr == "msb-boot: krun: /dev/kvm "*" the CPU shows no vmx or svm"*" (switch virtualization on "* ]]
+    vm_assert_nothing
+}
+
+@test "--probe says as JSON what there is, what would be taken, and what to do about the rest" {
+    msb-boot --probe >probe.json || [ "$(id -u)" != 0 ]
+    [ "$(wc -l <probe.json)" -eq 1 ]
+    jq -e '.parts | keys == ["agentd", "kvm", "libkrunfw", "privileges", "qemu", "vhost-device-vsock", "virtiofsd"]' probe.json
+    jq -e '[.parts[], .vmms[]] | all(if .usable then .by else .found and .remedy end)' probe.json
+    if has_virtualization; then skip "this CPU has virtualization"; fi
+    jq -e '.vmm == "qemu" and .vmms.qemu.by == "software emulation" and (.words | endswith("; using qemu (software emulation)"))' probe.json
+    vm_boot worker
+    [ "$(cat worker.err)" = "msb-boot: $(jq -r .words probe.json)" ]
+}
+
+# without COMMAND: the probe where COMMAND, in a mount namespace of its own, has taken something away.
+without() {
+    unshare -m sh -c "$1"' && exec msb-boot --probe'
+}
+
+@test "each thing that a machine may lack is found, with its remedy, and the choice follows" {
+    if has_virtualization; then skip "this CPU has virtualization"; fi
+    [ -e /dev/kvm ] || skip "there is no /dev/kvm to take away"
+    mkdir empty
+    run without 'mount -t tmpfs none /dev'
+    jq -e '.vmm == "qemu" and (.parts.kvm.found | startswith("there is no /dev/kvm"))' <<<"$output"
+    cp "$release/msb-boot" /tmp/msb-boot-for-nobody.$$
+    run setpriv --reuid 65534 --regid 65534 --clear-groups /tmp/msb-boot-for-nobody.$$ --probe
+    rm /tmp/msb-boot-for-nobody.$$
+    [ "$status" -eq 1 ]
+    jq -e '(.parts.kvm.remedy | startswith("usermod -aG kvm nobody")) and (.parts.privileges.remedy | contains("sudo"))' <<<"$output"
+    jq -e '.vmm == null and (.parts.agentd.found | contains("not beside msb-boot")) and (.parts.libkrunfw.remedy | contains("MSB_LIBKRUNFW"))' <<<"$output"
+    run env MSB_LIBKRUNFW=/nonexistent msb-boot --probe
+    [ "$status" -eq 1 ]
+    jq -e '.vmm == null and (.vmms | all(.usable | not)) and (.words | contains("guest kernel \"/nonexistent\""))' <<<"$output"
+    run without 'for dir in /usr/lib/qemu /usr/libexec; do [ ! -d $dir ] || mount --bind empty $dir || exit; done'
+    [ "$status" -eq 1 ]
+    jq -e '.vmm == null and (.parts.virtiofsd.remedy | contains("apt-get install virtiofsd")) and (.words | contains("virtiofsd is not installed"))' <<<"$output"
+    run without 'mount --bind /etc/passwd "$(command -v qemu-system-x86_64)"'
+    [ "$status" -eq 1 ]
+    jq -e '.vmm == null and (.parts.qemu.remedy == "apt-get install qemu-system-x86")' <<<"$output"
+}
+
+@test "more than the machine has is warned of, and what no guest can have is refused" {
+    vm_boot worker --vmm qemu -c 64 -m 96M --timeout 1 || true
+    grep -q "msb-boot: 64 processors are more than the $(nproc) of this machine" worker.err
+    run --separate-stderr msb-boot -r "$vm_record" -m 1000G --timeout 1
+    [[ $stderr == *'msb-boot: 1024000 MiB of memory are more than the '* ]]
+    for call in '-c 0' '-c 65' '-m 16M' '-m 16' '-m 1025G'; do
+        # shellcheck disable=SC2086 # several words
+        run --separate-stderr msb-boot -r "$vm_record" $call
+        [ "$status" -eq 2 ]
+    done
+}
+
+@test "a missing program is named, with what to install" {
+    alone msb-boot
+    export MSB_LIBKRUNFW=$release/libkrunfw.so.5 MSB_AGENTD=$release/agentd
+    run --separate-stderr env PATH=/nonexistent alone/msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'qemu-system-x86_64 is not installed (apt-get install qemu-system-x86)' ]]
+    run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'vhost-device-vsock is not installed (make deps build;'* ]]
+    run --separate-stderr unshare -m sh -c '
+        for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
+        PATH=/usr/bin exec alone/msb-boot -r "$1" --vmm qemu' - "$vm_record"
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'virtiofsd is not installed (apt-get install virtiofsd'* ]]
+    vm_assert_nothing
+}
+
+@test "a kernel's file for QEMU that the disk has no room for is an error, and nothing half-made is left" {
+    mkdir small
+    mount -t tmpfs -o size=512k none small
+    run --separate-stderr env MSB_HOME="$PWD/small" msb-boot -r "$vm_record" --vmm qemu
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-boot: "*"No space left on device"* ]]
+    [ -z "$(find small -type f)" ]
+    vm_assert_nothing
+}
