@@ -157,6 +157,17 @@ layered_implied() {
         -C implied -cf implied.tar bin/late var/spool/mail etc/conf.d/.wh.c
 }
 
+# guest_program NAME: tests/guest/NAME.c as a static program, made once.
+guest_program() {
+    local source=${BASH_SOURCE[0]%/*}/guest/$1.c program
+    program=$image_fixtures/guest/$1-$(sha256sum <"$source" | cut -c 1-12)
+    if [[ ! -e $program ]]; then
+        mkdir -p "${program%/*}"
+        cc -Os -static -o "$program.$$" "$source" && mv "$program.$$" "$program" || return
+    fi
+    printf '%s\n' "$program"
+}
+
 # image_tar FILE DIR: DIR as a layer, reproducible but for the times its recipe set.
 image_tar() {
     find "$2" -newermt '2020-01-01' -exec touch -h -d "@$image_epoch" {} +

@@ -101,7 +101,8 @@ impl Cell {
     /// Shows a device node under its own name, where there is one.
     pub(crate) fn show_device(mut self, device: &str) -> Self {
         if Path::new(device).exists() {
-            self.shown.push(Shown { from: device.into(), to: device.into(), writable: true, devices: true });
+            // Read-only is the node, its mode and owner; the device behind it is as it is.
+            self.shown.push(Shown { from: device.into(), to: device.into(), writable: false, devices: true });
         }
         self
     }

@@ -77,7 +77,10 @@ impl Config {
         vmm::privileges()?;
         let qemu = match kind {
             Kind::Qemu => Some(Parts::find(&library)?),
-            Kind::Krun => None,
+            Kind::Krun => {
+                kernel::check(&library)?;
+                None
+            }
         };
         let vm = Vm {
             vmm: kind,
@@ -144,8 +147,10 @@ fn root(record: &Record, args: &Args) -> anyhow::Result<Root> {
 }
 
 fn check_mount(mount: &Mount) -> anyhow::Result<()> {
-    match std::fs::metadata(&mount.path) {
-        Ok(meta) if meta.is_dir() => Ok(()),
+    // The kernel may remember what a dead server said of its root, but asks it how full its file system is.
+    let asked = std::fs::metadata(&mount.path).and_then(|meta| Ok((meta, rustix::fs::statvfs(&mount.path)?)));
+    match asked {
+        Ok((meta, _)) if meta.is_dir() => Ok(()),
         Ok(_) => Err(anyhow!("mount {:?}: not a directory", mount.path)),
         Err(error) => Err(anyhow!("mount {:?}: {error} (run msb-mount again)", mount.path)),
     }

@@ -37,6 +37,14 @@ pub(crate) fn library() -> Result<PathBuf, Why> {
     })
 }
 
+/// Checks that the library holds a kernel.
+///
+/// # Errors
+/// Words for a file that is no such library.
+pub(crate) fn check(library: &Path) -> anyhow::Result<()> {
+    ffi::kernel_image(library).map(drop).with_context(|| format!("guest kernel {library:?}"))
+}
+
 /// The library's kernel as an ELF file for QEMU. It is made once and kept under `$MSB_HOME/kernel`.
 ///
 /// # Errors

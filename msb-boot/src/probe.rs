@@ -48,7 +48,9 @@ impl Probe {
         let agent = programs::agent().map_err(|error| Why::new(format!("{error:#}"), "make build"));
         let chosen = agent.clone().map_err(Into::into).and_then(|_| vmm::choose(choice));
         let (vmm, words) = match chosen {
-            Ok((kind, words)) => (Some(kind.name()), words.unwrap_or_else(|| format!("using {}, as told", kind.name()))),
+            Ok((kind, words)) => {
+                (Some(kind.name()), words.unwrap_or_else(|| format!("using {}, as told", kind.name())))
+            }
             Err(error) => (None, format!("{error:#}")),
         };
         let vmms = [("krun", krun::Krun.probe().into()), ("qemu", qemu::Qemu.probe().into())];

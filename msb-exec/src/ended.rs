@@ -27,13 +27,15 @@ pub(crate) fn reason(vm: &Vm) -> Option<String> {
 }
 
 fn wait_for_reason(dir: &Path, supervisor: i32) -> Option<String> {
-    match pidfd_open(Pid::from_raw(supervisor)?, PidfdFlags::empty()) {
+    let has_ended = match pidfd_open(Pid::from_raw(supervisor)?, PidfdFlags::empty()) {
         Ok(process) => {
             let limit = Timespec::try_from(PATIENCE).ok()?;
-            poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).ok()?;
-            rundir::find::<Ended>(dir, rundir::ENDED).map(|ended| ended.reason)
+            poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).ok()? > 0
         }
-        Err(Errno::SRCH) => Some("its supervisor was killed".into()),
-        Err(_) => None,
+        Err(error) => error == Errno::SRCH,
+    };
+    match rundir::find::<Ended>(dir, rundir::ENDED) {
+        Some(ended) => Some(ended.reason),
+        None => has_ended.then(|| "its supervisor was killed".into()),
     }
 }

@@ -62,7 +62,7 @@ fn cell(vm: &Vm) -> Cell {
         .cell(powers)
         .show(&vm.boot_share(), cell::BOOT, false)
         .show(&vm.door(), cell::DOOR, true)
-        .show(descriptors, descriptors, true)
+        .show(descriptors, descriptors, false)
         .show_device(kvm::DEVICE);
     match &vm.root {
         Root::Share(dir) => cell.show(dir, cell::ROOT, true),

@@ -55,7 +55,7 @@ fn share(run: &Path, parts: &Parts, cell: Cell, crew: &mut Crew) -> anyhow::Resu
     // It opens by descriptors' links, and looks at its own threads. It has as many files open as the cell lets it, and wants
     // to know how many there may be all the same.
     let (itself, most_files) = (Path::new("/proc/self"), Path::new("/proc/sys/fs/file-max"));
-    let cell = cell.show_program(&parts.virtiofsd).show(itself, itself, true).show(most_files, most_files, false);
+    let cell = cell.show_program(&parts.virtiofsd).show(itself, itself, false).show(most_files, most_files, false);
     let args = [&socket, OsStr::new("--rlimit-nofile=0"), OsStr::new("-o"), OsStr::new(&options)];
     crew.start("virtiofsd", &cell, &parts.virtiofsd, &args, &[listener])?;
     Ok(link.into())

@@ -84,7 +84,7 @@ impl Vmm for Qemu {
         }
         if let Root::Disk(disk) = &vm.root {
             let descriptors = Path::new("/proc/self/fd");
-            cell = cell.show(&disk.base, &disk.base, false).show(descriptors, descriptors, true);
+            cell = cell.show(&disk.base, &disk.base, false).show(descriptors, descriptors, false);
         }
         if let Err(error) = cell.enter() {
             return error;

@@ -168,7 +168,15 @@ impl<'a> Watch<'a> {
 
     fn read_report(&mut self) -> anyhow::Result<()> {
         let Some(report) = &mut self.report else { return Ok(()) };
-        let Some(ready) = report.take()? else { return Ok(()) };
+        let taken = report.take();
+        let ready = match taken {
+            Ok(Some(ready)) => ready,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.read_console();
+                return Err(self.failed(&format!("{error:#}")));
+            }
+        };
         self.report = None;
         if let Some(words) = ready.error {
             bail!("guest: {}", msb::exit::printable(&words));

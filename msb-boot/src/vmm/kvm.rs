@@ -20,14 +20,18 @@ fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Why> {
     let no_cpu = "switch virtualization on in the firmware; in a virtual machine, let its host pass it on";
     match opened {
         Ok(()) if virtual_cpu => Ok(()),
-        Ok(()) => {
-            Err(Why::new(format!("{DEVICE} is there but the CPU shows no vmx or svm, so guests would never start"), no_cpu))
-        }
+        Ok(()) => Err(Why::new(
+            format!("{DEVICE} is there but the CPU shows no vmx or svm, so guests would never start"),
+            no_cpu,
+        )),
         Err(error) => Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-            Some(rustix::io::Errno::NOENT) if virtual_cpu => {
-                Why::new(format!("there is no {DEVICE}"), "modprobe kvm_intel or kvm_amd; in a container: --device /dev/kvm")
+            Some(rustix::io::Errno::NOENT) if virtual_cpu => Why::new(
+                format!("there is no {DEVICE}"),
+                "modprobe kvm_intel or kvm_amd; in a container: --device /dev/kvm",
+            ),
+            Some(rustix::io::Errno::NOENT) => {
+                Why::new(format!("there is no {DEVICE}, and the CPU shows no vmx or svm"), no_cpu)
             }
-            Some(rustix::io::Errno::NOENT) => Why::new(format!("there is no {DEVICE}, and the CPU shows no vmx or svm"), no_cpu),
             Some(rustix::io::Errno::ACCESS) => Why::new(
                 format!("{DEVICE} may not be opened by this user"),
                 format!("usermod -aG kvm {}, then log in again", user()),

@@ -1,0 +1,103 @@
+#!/usr/bin/env bats
+# Whatever serves a VM is confined: a guest that sends virtiofs requests of its own making reaches its root and nothing else.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    source "$BATS_TEST_DIRNAME/image.bash"
+    vm_setup
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_teardown
+    ! mountpoint -q "$vm_root/data" || umount -l "$vm_root/data"
+}
+
+# What the guest of the test below tries to reach, and what it would leave there.
+elsewhere() {
+    find outside -printf '%p %m %u %s %l\n' | sort
+    find / /etc /root /dev -xdev -maxdepth 1 ! -name tty* -printf '%p %m %u %l\n' | sort
+}
+
+@test "a guest with full control of both virtiofs devices reaches its root and nothing else" {
+    program=$(guest_program virtiofs-escape)
+    word=secret-$RANDOM$RANDOM$RANDOM
+    mkdir outside
+    echo "$word" >outside/canary
+    echo "$PWD/outside/canary" >canary
+    echo 'this is inside' >"$vm_root/inside"
+    before=$(elsewhere)
+    run --separate-stderr env MSB_AGENTD="$program" msb-boot -r "$vm_record" --script canary=canary
+    echo "$stderr"
+    [ "$status" -eq 1 ]
+    # It had control: its own requests were answered, all of them, and one made a file.
+    [[ $stderr == *'READ inside: this is inside'* ]]
+    [[ $stderr == *'guest: done'* ]]
+    [ "$(grep -c 'attempts: .*, silent: 0$' <<<"$stderr")" -eq 2 ]
+    [ -f "$vm_root/made-by-hand" ]
+    # And it got nothing from outside, and left nothing there.
+    [[ $stderr != *"$word"* ]]
+    [ "$(grep 'guest: READ ' <<<"$stderr" | grep -cv 'READ inside')" -eq 0 ]
+    [ "$(cat outside/canary)" = "$word" ]
+    [ "$(elsewhere)" = "$before" ]
+    vm_assert_nothing
+}
+
+@test "the boot share is read-only, and a guest's root cannot change that" {
+    printf '#!/bin/sh\necho mine\n' >mine
+    vm_boot worker --script mine=mine
+    sum=$(find "$XDG_RUNTIME_DIR/msb/worker/share" -type f -exec sha256sum {} + | sort)
+    vm_exec worker sh -c 'mkdir /tmp/boot; mount -t virtiofs /dev/root /tmp/boot; mount -o remount,rw /tmp/boot
+        mount -o remount,rw /.msb; mount -o remount,bind,rw /.msb
+        for dir in /tmp/boot /.msb; do echo x >$dir/new; echo x >$dir/scripts/mine; rm -r $dir/scripts; mknod $dir/null c 1 3; done' 2>/dev/null || true
+    [ "$(find "$XDG_RUNTIME_DIR/msb/worker/share" -type f -exec sha256sum {} + | sort)" = "$sum" ]
+    [ "$(vm_exec worker mine)" = mine ]
+}
+
+@test "each process that serves a VM is alone: root, processes, network, capabilities" {
+    vm_boot worker
+    crew=$(vm_crew worker)
+    [ -n "$crew" ]
+    for pid in $crew; do
+        for space in mnt pid net ipc uts; do
+            [ "$(readlink "/proc/$pid/ns/$space")" != "$(readlink "/proc/self/ns/$space")" ]
+        done
+        [ ! -e "/proc/$pid/root$BATS_TEST_TMPDIR" ]
+        [ ! -e "/proc/$pid/root/etc/passwd" ] || [ "/proc/$pid/root/etc/passwd" -ef "$vm_root/etc/passwd" ]
+        grep -q '^NoNewPrivs:.*1$' "/proc/$pid/status"
+        # chown, dac_override, fowner, fsetid, setgid, setuid, mknod, setfcap, or none.
+        grep -qE '^CapPrm:.*(00000000880000db|0000000000000000)$' "/proc/$pid/status"
+        grep -q '^Max core file size  *0  *0 ' "/proc/$pid/limits"
+        [ "$(tr '\0' '\n' <"/proc/$pid/environ" | cut -d= -f1)" = PATH ]
+    done
+    # The directory in which the sockets appeared is gone, and nobody can make files in it any more.
+    [ ! -e "$XDG_RUNTIME_DIR/msb/worker/door" ]
+    [ -S "$XDG_RUNTIME_DIR/msb/worker/agent.sock" ]
+}
+
+@test "what is mounted below the root is the guest's too, without its device nodes" {
+    mkdir "$vm_root/data"
+    mount -t tmpfs none "$vm_root/data"
+    mknod -m 666 "$vm_root/data/zero" c 1 5
+    echo below >"$vm_root/data/file"
+    vm_boot worker
+    [ "$(vm_exec worker cat /data/file)" = below ]
+    # As the process that serves it sees it.
+    opened=0
+    for pid in $(vm_crew worker); do
+        for path in "/proc/$pid/root/data/zero" "/proc/$pid/root/msb/root/data/zero"; do
+            if [ -c "$path" ]; then
+                opened=$((opened + 1))
+                run head -c 1 "$path"
+                [[ $output == *'Permission denied'* ]]
+            fi
+        done
+    done
+    [ "$opened" -ge 1 ]
+    msb-stop -r worker.json >stopped.json
+    umount "$vm_root/data"
+}

@@ -1,0 +1,155 @@
+#!/usr/bin/env bats
+# Life and death of a VM: however it ends, nothing of it is left after msb-stop, and whoever asks is told why, in time.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_teardown
+    ! grep -q " $BATS_TEST_TMPDIR/mounted " /proc/self/mountinfo || umount -l mounted
+}
+
+# ends_with REASON: the VM ends by itself; msb-exec and msb-stop say why, and nothing is left.
+ends_with() {
+    vm_await_end "$(vm_pid worker)"
+    [ -z "$(vm_processes)" ]
+    run --separate-stderr timeout 30 msb-exec -r worker.json -- true
+    [ "$status" -eq 125 ]
+    # shellcheck disable=SC2053 # a pattern
+    [[ $stderr == "msb-exec: vm \"worker\": it is gone: "$1*'kernel.log'* ]] || { echo "$stderr"; return 1; }
+    run --separate-stderr timeout 30 msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    vm_assert_nothing
+}
+
+@test "a guest that powers off" {
+    vm_boot worker
+    vm_exec worker poweroff -f || true
+    ends_with 'the guest powered off'
+}
+
+@test "a guest that halts, with a VMM that would live on" {
+    vm_boot worker
+    vm_exec worker halt -f || true
+    ends_with 'the guest powered off'
+}
+
+@test "a guest that reboots" {
+    vm_boot worker
+    vm_exec worker reboot -f || true
+    ends_with 'the guest powered off'
+}
+
+@test "a guest whose kernel panics" {
+    vm_boot worker -m 128M
+    vm_exec worker sh -c 'echo 1 >/proc/sys/vm/panic_on_oom; exec awk "BEGIN { while (1) a[i++] = sprintf(\"%10000d\", i) }"' || true
+    ends_with "the guest's kernel panicked"
+}
+
+@test "a command in the guest hears that its VM is gone, and why" {
+    vm_boot worker
+    run --separate-stderr timeout 60 msb-exec -r worker.json -- sh -c 'sleep 1; poweroff -f; sleep 60'
+    [ "$status" -eq 125 ]
+    [[ $stderr == *'it is gone: the guest powered off'* ]]
+}
+
+@test "agentd cannot be killed from inside, and TERM is its way to end the machine" {
+    vm_boot worker
+    vm_exec worker sh -c 'kill -KILL 1; kill -SEGV 1; kill -STOP 1; sleep 0.2'
+    [ "$(vm_exec worker echo alive)" = alive ]
+    vm_exec worker kill -TERM 1 || true
+    ends_with 'the guest powered off'
+}
+
+@test "memory that runs out costs a process in the guest, and not the VM" {
+    vm_boot worker -m 128M
+    run timeout 120 msb-exec -r worker.json -- awk 'BEGIN { while (1) a[i++] = sprintf("%10000d", i) }'
+    [ "$status" -eq 137 ]
+    [ "$(vm_exec worker echo alive)" = alive ]
+    grep -qi 'out of memory' <(vm_exec worker dmesg)
+}
+
+@test "a VMM that is killed, and one that is stopped" {
+    vm_boot worker
+    kill -KILL "$(vm_vmm worker)"
+    ends_with '* was killed by SIGKILL'
+    vm_boot worker
+    kill -STOP "$(vm_vmm worker)"
+    run --separate-stderr timeout 40 msb-exec -r worker.json -- true
+    [ "$status" -eq 125 ]
+    [[ $stderr == *'its agent does not answer'* ]]
+    run --separate-stderr timeout 30 msb-stop -r worker.json -t 1
+    [ "$status" -eq 0 ]
+    vm_assert_nothing
+}
+
+@test "a supervisor that is killed takes its VM along" {
+    vm_boot worker
+    kill -KILL "$(vm_pid worker)"
+    ends_with 'its supervisor was killed'
+}
+
+@test "a mount that dies under a running VM: commands fail, nothing hangs, and all can be ended" {
+    mkdir mounted
+    jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
+    vm_record=mount.json vm_boot worker
+    kill -KILL "$(jq .mount.pid mount.json)"
+    status=0
+    timeout 60 msb-exec -r worker.json --timeout 20 -- sh -c 'cat /etc/group' || status=$?
+    [ "$status" -ne 0 ]
+    [ "$status" -ne 124 ]
+    run --separate-stderr timeout 60 msb-stop -r worker.json -t 5 --unmount
+    [ "$status" -eq 0 ]
+    vm_assert_nothing
+    run mountpoint -q mounted
+    [ "$status" -ne 0 ]
+}
+
+@test "msb-boot interrupted at any moment leaves a VM with a true record, or nothing" {
+    for moment in 0.01 0.03 0.06 0.1 0.2 0.4 0.8 1.2 1.6 2 3; do
+        for signal in INT TERM KILL; do
+            # A third of the moments for each signal, so that this ends.
+            [ $((10#${moment/./} % 3)) -eq $((${#signal} % 3)) ] || [ "$signal" = KILL ] || continue
+            timeout --preserve-status -s "$signal" "$moment" msb-boot -r "$vm_record" --name any >any.json 2>any.err || true
+            if [ -s any.json ]; then
+                [ "$(timeout 30 msb-exec -r any.json -- hostname)" = any ]
+                timeout 30 msb-stop -r any.json -t 0 >/dev/null 2>&1
+            else
+                for pid in $(vm_processes); do vm_await_end "$pid"; done
+            fi
+            vm_assert_nothing || { echo "after $signal at $moment s"; cat any.err; return 1; }
+        done
+    done
+}
+
+@test "time in the guest is the host's at boot, and again after the VM was paused" {
+    vm_boot worker
+    difference() {
+        local before after guest
+        before=$(date +%s)
+        guest=$(vm_exec worker date +%s)
+        after=$(date +%s)
+        [ "$guest" -ge $((before - 2)) ] && [ "$guest" -le $((after + 2)) ] || { echo "host $before..$after, guest $guest"; return 1; }
+    }
+    difference
+    kill -STOP "$(vm_vmm worker)"
+    sleep 5
+    kill -CONT "$(vm_vmm worker)"
+    difference
+}
+
+@test "random bytes are there at once, and the host's name is the VM's" {
+    vm_boot worker
+    [ "$(vm_exec worker sh -c 'head -c 64 /dev/random | wc -c')" -eq 64 ]
+    # Since the guest's start; what waits for entropy waits for minutes.
+    [ "$(vm_exec worker sed 's/\..*//' /proc/uptime)" -lt 30 ]
+    [ "$(vm_exec worker hostname)" = worker ]
+    [ "$(vm_exec worker cat /proc/sys/kernel/hostname)" = worker ]
+}
