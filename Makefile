@@ -51,8 +51,8 @@ demo: deps build
 
 test: deps build
 	@tests/run
-	@echo "== the VM's tests again, with libkrun (in a nested host where this machine has no KVM)"
-	@tests/kvm-host/run
+	@echo "== VMs with libkrun (in a nested host where this machine has no KVM); make test-krun has all their tests"
+	@tests/kvm-host/run tests/t6-stop.bats tests/t8-disk.bats tests/t8-life.bats
 
 test-krun: deps build
 	@tests/kvm-host/run

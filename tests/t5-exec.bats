@@ -20,7 +20,7 @@ setup_file() {
     jq -c '.image = {ref: "test", config: {Env: ["GREETING=hi", "PATH=/bin:/opt/bin"], Entrypoint: ["/bin/echo", "entry"],
         Cmd: ["cmd"], WorkingDir: "/tmp", User: ""}}' "$vm_record" > "$vm_record.new"
     mv "$vm_record.new" "$vm_record"
-    vm_boot worker -c 2 --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
+    vm_boot worker --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
     export MSB_RECORD=$BATS_FILE_TMPDIR/worker.json
 }
 

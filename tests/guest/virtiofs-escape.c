@@ -132,7 +132,9 @@ static int ask(uint32_t opcode, uint64_t node, const void *body, size_t size, co
     memcpy((void *)in, &header, sizeof header);
     memset((void *)out, 0, PAGE);
     desc[0] = (struct desc){ in_at, length, 1, 1 };
-    desc[1] = (struct desc){ out_at, PAGE, 2, 0 };
+    /* As the kernel has it: the answer's header, and what follows it. */
+    desc[1] = (struct desc){ out_at, sizeof(struct fuse_out_header), 2 | 1, 2 };
+    desc[2] = (struct desc){ out_at + sizeof(struct fuse_out_header), PAGE - sizeof(struct fuse_out_header), 2, 0 };
     avail->ring[turn % ENTRIES] = 0;
     __sync_synchronize();
     avail->idx = ++turn;
@@ -164,11 +166,18 @@ static void show(const char *attempt, uint64_t node)
 {
     struct fuse_open_in open_in = { .flags = O_RDONLY | O_NONBLOCK };
     struct fuse_read_in read_in = { .size = 64 };
-    if (node == 0 || ask(FUSE_OPEN, node, &open_in, sizeof open_in, NULL, NULL) != 0)
+    int error;
+    if (node == 0)
+        return;
+    error = ask(FUSE_OPEN, node, &open_in, sizeof open_in, NULL, NULL);
+    if (error != 0)
         return;
     read_in.fh = ((struct fuse_open_out *)payload())->fh;
-    if (ask(FUSE_READ, node, &read_in, sizeof read_in, NULL, NULL) == 0 && ((struct fuse_out_header *)out)->len > 16)
+    error = ask(FUSE_READ, node, &read_in, sizeof read_in, NULL, NULL);
+    if (error == 0 && ((struct fuse_out_header *)out)->len > 16)
         printf("READ %s: %.60s\n", attempt, (char *)payload());
+    else if (!strcmp(attempt, "inside"))
+        printf("inside: error %d, %u bytes\n", error, ((struct fuse_out_header *)out)->len);
 }
 
 static void make(uint64_t parent, const char *name)

@@ -66,7 +66,9 @@ pub(crate) struct Qemu;
 impl Vmm for Qemu {
     fn probe(&self) -> Result<&'static str, Why> {
         kernel::library()?;
-        (qemu()?, virtiofsd()?, vsock()?);
+        qemu()?;
+        virtiofsd()?;
+        vsock()?;
         Ok(if kvm::probe().is_ok() { "on KVM" } else { "software emulation" })
     }
 
