@@ -10,31 +10,20 @@ cd "$(dirname "$0")/.."
 PATH=$PWD/target/release:$PATH
 rounds=${1:-7}
 memory=512
-work=$(mktemp -d /tmp/msb-bench.XXXXXX)
-export MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_VMM=krun
-trap 'rm -rf "$work"' EXIT
-mkdir "$XDG_RUNTIME_DIR"
-
-# The root, the same for all, and the trivial init's share.
-mkdir -p "$work/root"/{bin,dev,etc,proc,root,run,sys,tmp} "$work/share"/{mnt,dev,proc,sys}
-cp "$(command -v busybox)" "$work/root/bin/busybox"
-"$work/root/bin/busybox" --install "$work/root/bin"
-printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/root/etc/passwd"
-jq -nc --arg root "$work/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
-    mount: {path: $root, pid: 1, fstype: "none"}}' >"$work/record.json"
+export MSB_VMM=krun
+# shellcheck source-path=SCRIPTDIR/..
+source tests/bench.bash
+bench_setup
 cp target/bench/trivial-init "$work/share/init.krun"
-
-now() { echo "${EPOCHREALTIME/./}"; }
-median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
 
 # Milliseconds from nothing to the trivial init's word.
 bare() {
     local start
-    start=$(now)
+    start=$(bench_now)
     coproc krun { exec target/bench/bare-krun "$PWD/target/release/libkrunfw.so.5" "$work/share" "$work/root" "$memory" \
         2>/dev/null; }
     grep -qm 1 up <&"${krun[0]}"
-    echo $((($(now) - start) / 1000))
+    echo $((($(bench_now) - start) / 1000))
     kill -KILL "$krun_PID" 2>/dev/null || true
     wait 2>/dev/null || true
 }
@@ -42,9 +31,9 @@ bare() {
 # Milliseconds from the record to the agent's answer, as a caller sees it; the timings go to $work/timings.
 ours() {
     local start
-    start=$(now)
+    start=$(bench_now)
     msb-boot -r "$work/record.json" --name bench -m "$memory" >"$work/vm.json"
-    echo $((($(now) - start) / 1000))
+    echo $((($(bench_now) - start) / 1000))
     jq -c .vm.timings_ms "$work/vm.json" >>"$work/timings"
     msb-stop -r "$work/vm.json" -t 0 >/dev/null 2>&1
 }
@@ -73,16 +62,8 @@ memory_of() {
 echo "-- record to ready, $rounds rounds, milliseconds"
 ours >/dev/null
 rm "$work/timings"
-for ((round = 0; round < rounds; round++)); do
-    bare >>"$work/bare"
-    ours >>"$work/ours"
-done
-bare=$(median <"$work/bare")
-ours=$(median <"$work/ours")
-printf '%-46s %8s %8s %8s\n' '' median best ratio
-printf '%-46s %8d %8d %8s\n' 'libkrun alone to a trivial init' "$bare" "$(sort -n "$work/bare" | head -n 1)" 1.00
-printf '%-46s %8d %8d %8s\n' 'msb-boot to an agent that answers' "$ours" "$(sort -n "$work/ours" | head -n 1)" \
-    "$(awk -v a="$ours" -v b="$bare" 'BEGIN { printf "%.2f", a / b }')"
+bench_pair "$rounds"
+bench_table '' 'libkrun alone to a trivial init'
 echo "timings_ms of the rounds (median of each):"
 jq -sc 'def median: sort | .[(length - 1) / 2 | floor];
     {spawn: map(.spawn) | median, kernel: map(.kernel) | median, agent: map(.agent) | median, ready: map(.ready) | median}' \
@@ -98,7 +79,7 @@ printf '%-46s %8.1f MiB\n' "the guest kernel's image" "$(awk -v k="$kernel" 'BEG
 msb-stop -r "$work/one.json" >/dev/null 2>&1
 
 echo "-- ten VMs at once"
-start=$(now)
+start=$(bench_now)
 pids=()
 for n in {0..9}; do
     msb-boot -r "$work/record.json" --name "ten-$n" -m "$memory" --timeout 300 >"$work/ten-$n.json" &
@@ -111,17 +92,17 @@ for n in {0..9}; do
     pids+=($!)
 done
 wait "${pids[@]}"
-printf '%-46s %8d ms\n' 'until all have answered' $((($(now) - start) / 1000))
+printf '%-46s %8d ms\n' 'until all have answered' $((($(bench_now) - start) / 1000))
 for n in {0..9}; do [ "$(cat "$work/answer-$n")" = "ten-$n" ]; done
 read -r host guest kernel < <(memory_of "$work"/ten-*.json)
 printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
 printf '%-46s %8.1f MiB\n' "the guests' memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
 printf '%-46s %8.1f MiB\n' "the guest kernel's image, shared" "$(awk -v k="$kernel" 'BEGIN { print k / 1024 }')"
 supervisors=$(for n in {0..9}; do processes_of "$work/ten-$n.json"; done)
-start=$(now)
+start=$(bench_now)
 for n in {0..9}; do msb-stop -r "$work/ten-$n.json" >/dev/null 2>&1 & done
 wait
-printf '%-46s %8d ms\n' 'until all have stopped' $((($(now) - start) / 1000))
+printf '%-46s %8d ms\n' 'until all have stopped' $((($(bench_now) - start) / 1000))
 for pid in $supervisors; do
     if [ -e "/proc/$pid" ]; then echo "process $pid is left" >&2; exit 1; fi
 done

@@ -7,7 +7,6 @@ bats_require_minimum_version 1.5.0
 setup_file() {
     # Tests count what the guest has.
     export BATS_NO_PARALLELIZE_WITHIN_FILE=true
-    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
     BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
     source "$BATS_TEST_DIRNAME/vm.bash"
     vm_setup

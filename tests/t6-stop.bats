@@ -5,10 +5,8 @@
 bats_require_minimum_version 1.5.0
 
 setup() {
-    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
     source "$BATS_TEST_DIRNAME/vm.bash"
     vm_setup
-    cd "$BATS_TEST_TMPDIR" || return
 }
 
 teardown() {

@@ -5,11 +5,9 @@
 bats_require_minimum_version 1.5.0
 
 setup() {
-    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
     source "$BATS_TEST_DIRNAME/vm.bash"
     vm_setup
     unset MSB_VMM
-    cd "$BATS_TEST_TMPDIR" || return
 }
 
 teardown() {
@@ -17,16 +15,8 @@ teardown() {
     if grep -q " $BATS_TEST_TMPDIR/small " /proc/self/mountinfo; then umount -l small; fi
 }
 
-release=$BATS_TEST_DIRNAME/../target/release
-
 has_virtualization() {
     grep -qwE 'vmx|svm' /proc/cpuinfo
-}
-
-# A fresh directory with only this of our own programs.
-alone() {
-    mkdir -p alone
-    cp "$release/$1" alone/
 }
 
 @test "auto takes qemu where the CPU has no virtualization, and says why in a line" {
@@ -99,7 +89,7 @@ without() {
 }
 
 @test "a missing program is named, with what to install" {
-    alone msb-boot
+    vm_alone msb-boot
     export MSB_LIBKRUNFW=$release/libkrunfw.so.5 MSB_AGENTD=$release/agentd
     run --separate-stderr env PATH=/nonexistent alone/msb-boot -r "$vm_record" --vmm qemu
     [ "$status" -eq 1 ]

@@ -5,11 +5,9 @@
 bats_require_minimum_version 1.5.0
 
 setup() {
-    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
     source "$BATS_TEST_DIRNAME/vm.bash"
     source "$BATS_TEST_DIRNAME/image.bash"
     vm_setup
-    cd "$BATS_TEST_TMPDIR" || return
 }
 
 teardown() {

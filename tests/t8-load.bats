@@ -6,7 +6,6 @@
 bats_require_minimum_version 1.5.0
 
 setup_file() {
-    PATH="$BATS_TEST_DIRNAME/../target/release:$PATH"
     BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
     # The guest's processes and files are counted.
     export BATS_NO_PARALLELIZE_WITHIN_FILE=true
@@ -14,7 +13,6 @@ setup_file() {
     source "$BATS_TEST_DIRNAME/image.bash"
     vm_setup
     program=$(guest_program files)
-    cd "$BATS_FILE_TMPDIR" || return
     printf '{"op":"copy_file","src":"%s","dst":"/bin/files","mode":"0755"}\n' "$program" >ops
     echo '{"op":"mkdir","path":"/srv","mode":"0777"}' >>ops
     msb-pull -q "oci:$(tiny_image):latest" | msb-patch -f ops | msb-mount "$BATS_FILE_TMPDIR/root" >mount.json

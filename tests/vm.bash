@@ -4,8 +4,10 @@
 #
 #   source tests/vm.bash; vm_setup; vm_boot worker; …; vm_teardown
 
-# vm_setup: state of this test's own, a root and a record for it ($vm_record).
+# vm_setup: our tools on PATH, in a scratch directory with state of this test's own, a root and a record for it ($vm_record).
 vm_setup() {
+    release=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release
+    PATH=$release:$PATH:/usr/sbin
     export MSB_HOME=$BATS_FILE_TMPDIR/home XDG_RUNTIME_DIR=$BATS_TEST_TMPDIR/run
     unset MSB_RECORD MSB_AGENTD MSB_LIBKRUNFW
     mkdir -p "$XDG_RUNTIME_DIR"
@@ -18,6 +20,13 @@ vm_setup() {
     printf 'root:x:0:\nnogroup:x:65534:\n' >"$vm_root/etc/group"
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
         mount: {path: $root, pid: 1, fstype: "none"}, later: {kept: true}}' >"$vm_record"
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+# vm_alone PROGRAM: a fresh directory "alone" with only this of our own programs.
+vm_alone() {
+    mkdir -p alone
+    cp "$release/$1" alone/
 }
 
 # vm_show: where a test has failed, how its VMs ended and what they said last. For a teardown.

@@ -279,26 +279,16 @@ impl Filesystem for Fs {
         thread_local! {
             static BLOCK: std::cell::RefCell<Vec<u8>> = const { std::cell::RefCell::new(Vec::new()) };
         }
-        let file = match self.node(ino).and_then(|node| node.leaf()?.file(false)) {
-            Ok(file) => file,
-            Err(error) => return reply.error(error.into()),
-        };
         BLOCK.with_borrow_mut(|block| {
             let size = size as usize;
             if block.len() < size {
                 block.resize(size, 0);
             }
-            let mut filled = 0;
-            // Short only at the end of the file: the kernel takes a short answer for the end.
-            while let Some(rest) = block.get_mut(filled..size).filter(|rest| !rest.is_empty()) {
-                match rustix::io::pread(&file, rest, offset + filled as u64) {
-                    Ok(0) => break,
-                    Ok(got) => filled += got,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(error) => return reply.error(Errno::from_i32(error.raw_os_error())),
-                }
+            let block = block.get_mut(..size).unwrap_or_default();
+            match self.node(ino).and_then(|node| self.tree.read(&node, offset, block)) {
+                Ok(filled) => reply.data(block.get(..filled).unwrap_or_default()),
+                Err(error) => reply.error(error.into()),
             }
-            reply.data(block.get(..filled).unwrap_or_default());
         });
     }
 

@@ -121,6 +121,21 @@ impl Tree {
         Ok(())
     }
 
+    /// Reads until `block` is full or the file ends: the kernel takes a short answer for the end.
+    pub(crate) fn read(&self, node: &Node, offset: u64, block: &mut [u8]) -> io::Result<usize> {
+        let file = node.leaf()?.file(false)?;
+        let mut filled = 0;
+        while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match rustix::io::pread(&file, rest, offset + filled as u64) {
+                Ok(0) => break,
+                Ok(got) => filled += got,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(filled)
+    }
+
     /// Writes. `clearing`: for whom set-id bits are to be cleared.
     pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clearing: Option<Caller>) -> io::Result<usize> {
         let leaf = node.leaf()?;

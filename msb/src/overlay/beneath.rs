@@ -5,16 +5,18 @@
 //! tree, an operation acts inside it. Longer ways go through `openat2(2)` with `RESOLVE_IN_ROOT`, or through
 //! [`super::resolve`], which knows all layers.
 
+mod entry;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
+
+pub use entry::{Entry, times_of};
 
 /// The longest name that Linux takes, in bytes.
 pub const NAME_MAX: usize = 255;
@@ -48,13 +50,6 @@ impl<'a> Name<'a> {
 /// A directory, held by an `O_PATH` descriptor.
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
-
-/// Any file, held by an `O_PATH` descriptor, with what `stat(2)` said when it was opened.
-#[derive(Debug)]
-pub struct Entry {
-    fd: OwnedFd,
-    stat: Stat,
-}
 
 /// What unlink(2) says of a directory: EISDIR is Linux's word, EPERM is POSIX's.
 fn is_directory(error: &io::Error) -> bool {
@@ -112,12 +107,10 @@ impl Dir {
     /// # Errors
     /// What `openat(2)` says, but for ENOENT.
     pub fn entry(&self, name: Name<'_>) -> io::Result<Option<Entry>> {
-        let fd = match rustix::fs::openat(&self.0, name.0, ANY, Mode::empty()) {
-            Err(rustix::io::Errno::NOENT) => return Ok(None),
-            other => other?,
-        };
-        let stat = rustix::fs::fstat(&fd)?;
-        Ok(Some(Entry { fd, stat }))
+        match rustix::fs::openat(&self.0, name.0, ANY, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            other => Entry::of(other?).map(Some),
+        }
     }
 
     /// The file at a path inside this root, symlinks followed inside it, as `chroot(2)` would see it.
@@ -127,8 +120,7 @@ impl Dir {
     pub fn entry_in_root(&self, path: &Path) -> io::Result<Entry> {
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let fd = rustix::fs::openat2(&self.0, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)?;
-        let stat = rustix::fs::fstat(&fd)?;
-        Ok(Entry { fd, stat })
+        Entry::of(fd)
     }
 
     /// This directory as a file.
@@ -136,7 +128,7 @@ impl Dir {
     /// # Errors
     /// What `fstat(2)` or `fcntl(2)` says.
     pub fn to_entry(&self) -> io::Result<Entry> {
-        Ok(Entry { fd: self.0.try_clone()?, stat: rustix::fs::fstat(&self.0)? })
+        Entry::of(self.0.try_clone()?)
     }
 
     /// What `stat(2)` says now.
@@ -195,7 +187,7 @@ impl Dir {
     /// # Errors
     /// What `linkat(2)` says: EEXIST, EXDEV.
     pub fn link(&self, name: Name<'_>, from: &Entry) -> io::Result<()> {
-        let source = proc_path(from.fd.as_fd());
+        let source = proc_path(from.as_fd());
         Ok(rustix::fs::linkat(rustix::fs::CWD, source, &self.0, name.0, AtFlags::SYMLINK_FOLLOW)?)
     }
 
@@ -287,172 +279,6 @@ impl AsFd for Dir {
     }
 }
 
-impl AsFd for Entry {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
-impl Entry {
-    /// What `stat(2)` said when the file was opened.
-    pub fn stat(&self) -> &Stat {
-        &self.stat
-    }
-
-    /// What `stat(2)` says now.
-    ///
-    /// # Errors
-    /// What `fstat(2)` says.
-    pub fn stat_now(&self) -> io::Result<Stat> {
-        Ok(rustix::fs::fstat(&self.fd)?)
-    }
-
-    /// The file's type.
-    pub fn file_type(&self) -> FileType {
-        FileType::from_raw_mode(self.stat.st_mode)
-    }
-
-    /// Whether this is a directory.
-    pub fn is_dir(&self) -> bool {
-        self.file_type() == FileType::Directory
-    }
-
-    /// This file as a directory.
-    ///
-    /// # Errors
-    /// ENOTDIR where it is none; EMFILE.
-    pub fn to_dir(&self) -> io::Result<Dir> {
-        if !self.is_dir() {
-            return Err(rustix::io::Errno::NOTDIR.into());
-        }
-        Ok(Dir(self.fd.try_clone()?))
-    }
-
-    /// Opens the file itself. Meant for regular files: opening a FIFO waits, opening a device acts.
-    ///
-    /// # Errors
-    /// What `open(2)` says.
-    pub fn open(&self, flags: OFlags) -> io::Result<File> {
-        Ok(rustix::fs::open(self.proc_path(), flags | OFlags::CLOEXEC, Mode::empty())?.into())
-    }
-
-    /// Opens a regular file for reading, and leaves its access time alone where the kernel allows.
-    ///
-    /// # Errors
-    /// EINVAL for what is no regular file; else what `open(2)` says.
-    pub fn open_to_read(&self) -> io::Result<File> {
-        if self.file_type() != FileType::RegularFile {
-            return Err(rustix::io::Errno::INVAL.into());
-        }
-        match self.open(OFlags::RDONLY | OFlags::NOATIME) {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.open(OFlags::RDONLY),
-            other => other,
-        }
-    }
-
-    /// A symlink's target.
-    ///
-    /// # Errors
-    /// What `readlinkat(2)` says: EINVAL where it is no symlink.
-    pub fn read_link(&self) -> io::Result<OsString> {
-        let target = rustix::fs::readlinkat(&self.fd, c"", Vec::new())?;
-        Ok(OsString::from_vec(target.into_bytes()))
-    }
-
-    /// Sets owner and group; `None` leaves one as it is. Linux clears set-id bits and capabilities with it.
-    ///
-    /// # Errors
-    /// What `fchownat(2)` says.
-    pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
-        let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
-        Ok(rustix::fs::chownat(&self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
-    }
-
-    /// Sets the permission bits, set-id and sticky bits included. A symlink has none.
-    ///
-    /// # Errors
-    /// What `chmod(2)` says.
-    pub fn set_mode(&self, mode: Mode) -> io::Result<()> {
-        Ok(rustix::fs::chmod(self.proc_path(), mode)?)
-    }
-
-    /// Sets access and modification time.
-    ///
-    /// # Errors
-    /// What `utimensat(2)` says.
-    pub fn set_times(&self, times: &Timestamps) -> io::Result<()> {
-        Ok(rustix::fs::utimensat(rustix::fs::CWD, self.proc_path(), times, AtFlags::empty())?)
-    }
-
-    /// The names of the xattrs, overlayfs's own included.
-    ///
-    /// # Errors
-    /// What `listxattr(2)` says; a file system without xattrs has none.
-    pub fn xattr_names(&self) -> io::Result<Vec<OsString>> {
-        let mut list = vec![0u8; 1024];
-        loop {
-            match rustix::fs::listxattr(self.proc_path(), &mut list[..]) {
-                Ok(length) => {
-                    list.truncate(length);
-                    let names = list.split(|&byte| byte == 0).filter(|name| !name.is_empty());
-                    return Ok(names.map(|name| OsStr::from_bytes(name).to_owned()).collect());
-                }
-                // The kernel's own limit for a list is 64 KiB.
-                Err(rustix::io::Errno::RANGE) if list.len() < 1 << 16 => list.resize(list.len() * 4, 0),
-                Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// An xattr's value.
-    ///
-    /// # Errors
-    /// What `getxattr(2)` says: ENODATA where there is none.
-    pub fn xattr(&self, name: &OsStr) -> io::Result<Vec<u8>> {
-        let mut value = vec![0u8; 256];
-        loop {
-            match rustix::fs::getxattr(self.proc_path(), name, &mut value[..]) {
-                Ok(length) => {
-                    value.truncate(length);
-                    return Ok(value);
-                }
-                Err(rustix::io::Errno::RANGE) if value.len() < 1 << 16 => value.resize(1 << 16, 0),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Sets an xattr.
-    ///
-    /// # Errors
-    /// What `setxattr(2)` says.
-    pub fn set_xattr(&self, name: &OsStr, value: &[u8], flags: XattrFlags) -> io::Result<()> {
-        Ok(rustix::fs::setxattr(self.proc_path(), name, value, flags)?)
-    }
-
-    /// Removes an xattr.
-    ///
-    /// # Errors
-    /// What `removexattr(2)` says: ENODATA where there is none.
-    pub fn remove_xattr(&self, name: &OsStr) -> io::Result<()> {
-        Ok(rustix::fs::removexattr(self.proc_path(), name)?)
-    }
-
-    /// A path that leads to this very file while it is open.
-    pub fn proc_path(&self) -> String {
-        proc_path(self.fd.as_fd())
-    }
-}
-
-/// Access and modification time of a file, for [`Entry::set_times`].
-pub fn times_of(stat: &Stat) -> Timestamps {
-    Timestamps {
-        last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
-        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -514,19 +340,5 @@ mod tests {
         }
         root.remove_tree(name("deep")).unwrap();
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn symlinks_have_xattrs_times_and_owners_of_their_own() {
-        let scratch = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("nowhere", scratch.path().join("link")).unwrap();
-        let root = Dir::open(scratch.path()).unwrap();
-        let link = root.entry(name("link")).unwrap().unwrap();
-        let mut times = times_of(link.stat());
-        times.last_modification.tv_sec = 1000;
-        link.set_times(&times).unwrap();
-        assert_eq!(link.stat_now().unwrap().st_mtime, 1000);
-        assert_eq!(link.read_link().unwrap(), "nowhere");
-        assert!(link.xattr_names().unwrap().is_empty());
     }
 }

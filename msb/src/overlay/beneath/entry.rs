@@ -1,0 +1,210 @@
+//! One file beneath a root, whatever it is: what it is, what it holds, and the setting of its attributes.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
+
+use super::{Dir, proc_path};
+
+/// Any file, held by an `O_PATH` descriptor, with what `stat(2)` said when it was opened.
+#[derive(Debug)]
+pub struct Entry {
+    fd: OwnedFd,
+    stat: Stat,
+}
+
+impl AsFd for Entry {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Entry {
+    /// The file behind an `O_PATH` descriptor.
+    pub(super) fn of(fd: OwnedFd) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(&fd)?;
+        Ok(Self { fd, stat })
+    }
+
+    /// What `stat(2)` said when the file was opened.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// What `stat(2)` says now.
+    ///
+    /// # Errors
+    /// What `fstat(2)` says.
+    pub fn stat_now(&self) -> io::Result<Stat> {
+        Ok(rustix::fs::fstat(&self.fd)?)
+    }
+
+    /// The file's type.
+    pub fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.stat.st_mode)
+    }
+
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.file_type() == FileType::Directory
+    }
+
+    /// This file as a directory.
+    ///
+    /// # Errors
+    /// ENOTDIR where it is none; EMFILE.
+    pub fn to_dir(&self) -> io::Result<Dir> {
+        if !self.is_dir() {
+            return Err(rustix::io::Errno::NOTDIR.into());
+        }
+        Ok(Dir(self.fd.try_clone()?))
+    }
+
+    /// Opens the file itself. Meant for regular files: opening a FIFO waits, opening a device acts.
+    ///
+    /// # Errors
+    /// What `open(2)` says.
+    pub fn open(&self, flags: OFlags) -> io::Result<File> {
+        Ok(rustix::fs::open(self.proc_path(), flags | OFlags::CLOEXEC, Mode::empty())?.into())
+    }
+
+    /// Opens a regular file for reading, and leaves its access time alone where the kernel allows.
+    ///
+    /// # Errors
+    /// EINVAL for what is no regular file; else what `open(2)` says.
+    pub fn open_to_read(&self) -> io::Result<File> {
+        if self.file_type() != FileType::RegularFile {
+            return Err(rustix::io::Errno::INVAL.into());
+        }
+        match self.open(OFlags::RDONLY | OFlags::NOATIME) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.open(OFlags::RDONLY),
+            other => other,
+        }
+    }
+
+    /// A symlink's target.
+    ///
+    /// # Errors
+    /// What `readlinkat(2)` says: EINVAL where it is no symlink.
+    pub fn read_link(&self) -> io::Result<OsString> {
+        let target = rustix::fs::readlinkat(&self.fd, c"", Vec::new())?;
+        Ok(OsString::from_vec(target.into_bytes()))
+    }
+
+    /// Sets owner and group; `None` leaves one as it is. Linux clears set-id bits and capabilities with it.
+    ///
+    /// # Errors
+    /// What `fchownat(2)` says.
+    pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+        Ok(rustix::fs::chownat(&self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Sets the permission bits, set-id and sticky bits included. A symlink has none.
+    ///
+    /// # Errors
+    /// What `chmod(2)` says.
+    pub fn set_mode(&self, mode: Mode) -> io::Result<()> {
+        Ok(rustix::fs::chmod(self.proc_path(), mode)?)
+    }
+
+    /// Sets access and modification time.
+    ///
+    /// # Errors
+    /// What `utimensat(2)` says.
+    pub fn set_times(&self, times: &Timestamps) -> io::Result<()> {
+        Ok(rustix::fs::utimensat(rustix::fs::CWD, self.proc_path(), times, AtFlags::empty())?)
+    }
+
+    /// The names of the xattrs, overlayfs's own included.
+    ///
+    /// # Errors
+    /// What `listxattr(2)` says; a file system without xattrs has none.
+    pub fn xattr_names(&self) -> io::Result<Vec<OsString>> {
+        let mut list = vec![0u8; 1024];
+        loop {
+            match rustix::fs::listxattr(self.proc_path(), &mut list[..]) {
+                Ok(length) => {
+                    list.truncate(length);
+                    let names = list.split(|&byte| byte == 0).filter(|name| !name.is_empty());
+                    return Ok(names.map(|name| OsStr::from_bytes(name).to_owned()).collect());
+                }
+                // The kernel's own limit for a list is 64 KiB.
+                Err(rustix::io::Errno::RANGE) if list.len() < 1 << 16 => list.resize(list.len() * 4, 0),
+                Err(rustix::io::Errno::NOTSUP) => return Ok(Vec::new()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// An xattr's value.
+    ///
+    /// # Errors
+    /// What `getxattr(2)` says: ENODATA where there is none.
+    pub fn xattr(&self, name: &OsStr) -> io::Result<Vec<u8>> {
+        let mut value = vec![0u8; 256];
+        loop {
+            match rustix::fs::getxattr(self.proc_path(), name, &mut value[..]) {
+                Ok(length) => {
+                    value.truncate(length);
+                    return Ok(value);
+                }
+                Err(rustix::io::Errno::RANGE) if value.len() < 1 << 16 => value.resize(1 << 16, 0),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Sets an xattr.
+    ///
+    /// # Errors
+    /// What `setxattr(2)` says.
+    pub fn set_xattr(&self, name: &OsStr, value: &[u8], flags: XattrFlags) -> io::Result<()> {
+        Ok(rustix::fs::setxattr(self.proc_path(), name, value, flags)?)
+    }
+
+    /// Removes an xattr.
+    ///
+    /// # Errors
+    /// What `removexattr(2)` says: ENODATA where there is none.
+    pub fn remove_xattr(&self, name: &OsStr) -> io::Result<()> {
+        Ok(rustix::fs::removexattr(self.proc_path(), name)?)
+    }
+
+    /// A path that leads to this very file while it is open.
+    pub fn proc_path(&self) -> String {
+        proc_path(self.fd.as_fd())
+    }
+}
+
+/// Access and modification time of a file, for [`Entry::set_times`].
+pub fn times_of(stat: &Stat) -> Timestamps {
+    Timestamps {
+        last_access: Timespec { tv_sec: stat.st_atime as _, tv_nsec: stat.st_atime_nsec as _ },
+        last_modification: Timespec { tv_sec: stat.st_mtime as _, tv_nsec: stat.st_mtime_nsec as _ },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Name;
+    use super::*;
+
+    #[test]
+    fn symlinks_have_xattrs_times_and_owners_of_their_own() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("nowhere", scratch.path().join("link")).unwrap();
+        let root = Dir::open(scratch.path()).unwrap();
+        let link = root.entry(Name::new(OsStr::new("link")).unwrap()).unwrap().unwrap();
+        let mut times = times_of(link.stat());
+        times.last_modification.tv_sec = 1000;
+        link.set_times(&times).unwrap();
+        assert_eq!(link.stat_now().unwrap().st_mtime, 1000);
+        assert_eq!(link.read_link().unwrap(), "nowhere");
+        assert!(link.xattr_names().unwrap().is_empty());
+    }
+}

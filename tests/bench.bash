@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# What the benchmarks of a VM's start share: a scratch place ($work) with state of its own, a small root and its record
+# ($work/record.json), the time, and the table of two ways to a VM.
+#
+#   source tests/bench.bash; bench_setup; bench_pair "$rounds"; bench_table TITLE OTHER
+
+# bench_setup: $work, which goes with the shell, and what lies in it. A share for a trivial init is in $work/share.
+bench_setup() {
+    work=$(mktemp -d /tmp/msb-bench.XXXXXX)
+    export MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run
+    trap 'rm -rf "$work"' EXIT
+    mkdir "$XDG_RUNTIME_DIR"
+    mkdir -p "$work/root"/{bin,dev,etc,proc,root,run,sys,tmp} "$work/share"/{mnt,dev,proc,sys}
+    cp "$(command -v busybox)" "$work/root/bin/busybox"
+    "$work/root/bin/busybox" --install "$work/root/bin"
+    printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/root/etc/passwd"
+    jq -nc --arg root "$work/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
+        mount: {path: $root, pid: 1, fstype: "none"}}' >"$work/record.json"
+}
+
+# bench_now: microseconds.
+bench_now() { echo "${EPOCHREALTIME/./}"; }
+
+# bench_pair ROUNDS: the functions bare and ours turn by turn; each prints its milliseconds.
+bench_pair() {
+    local round
+    for ((round = 0; round < $1; round++)); do
+        bare >>"$work/bare"
+        ours >>"$work/ours"
+    done
+}
+
+# bench_table TITLE OTHER: medians, best values and their ratio.
+bench_table() {
+    local bare ours
+    bare=$(bench_median <"$work/bare")
+    ours=$(bench_median <"$work/ours")
+    printf '%-46s %8s %8s %8s\n' "$1" median best ratio
+    printf '%-46s %8d %8d %8s\n' "$2" "$bare" "$(sort -n "$work/bare" | head -n 1)" 1.00
+    printf '%-46s %8d %8d %8s\n' 'msb-boot to an agent that answers' "$ours" "$(sort -n "$work/ours" | head -n 1)" \
+        "$(awk -v a="$ours" -v b="$bare" 'BEGIN { printf "%.2f", a / b }')"
+}
+
+bench_median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
