@@ -46,15 +46,20 @@ man: build
 	@for tool in $(TOOLS); do $(RELEASE)/$$tool --generate man > man/$$tool.1; done
 	@$(RELEASE)/msb-pull --generate schema > man/msb-record.schema.json
 
+# libkrun with nothing around it, for comparisons.
+bare-krun = $(CARGO) build --release --locked -p msb-boot --example bare-krun
+
 demo: deps build
 	@tools/demo.sh
 
 test: deps build
 	@tests/run
+	@$(bare-krun)
 	@echo "== VMs with libkrun (in a nested host where this machine has no KVM); make test-krun has all their tests"
 	@tests/kvm-host/run tests/t6-stop.bats tests/t8-disk.bats tests/t8-life.bats
 
 test-krun: deps build
+	@$(bare-krun)
 	@tests/kvm-host/run
 
 lint:
@@ -70,10 +75,7 @@ bench: deps build
 
 # The same for libkrun, in the nested host where this machine has no KVM.
 bench-krun: deps build
-	@$(CARGO) build --release --locked -p msb-boot --example bare-krun
-	@mkdir -p target/bench
-	@cp -u --remove-destination $(RELEASE)/examples/bare-krun target/bench/
-	@cc -Os -static -o target/bench/trivial-init tests/guest/trivial-init.c
+	@$(bare-krun)
 	@tests/kvm-host/run tests/bench-krun.sh
 
 install: build

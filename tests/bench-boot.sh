@@ -10,8 +10,9 @@ PATH=$PWD/target/release:$PATH
 rounds=${1:-10}
 # shellcheck source-path=SCRIPTDIR/..
 source tests/bench.bash
+source tests/image.bash
 bench_setup
-cc -Os -static -o "$work/share/init.krun" tests/guest/trivial-init.c
+cp "$(guest_program trivial-init)" "$work/share/init.krun"
 
 virtiofsd=$(PATH=$PATH:/usr/libexec:/usr/lib/qemu command -v virtiofsd)
 

@@ -13,14 +13,15 @@ memory=512
 export MSB_VMM=krun
 # shellcheck source-path=SCRIPTDIR/..
 source tests/bench.bash
+source tests/image.bash
 bench_setup
-cp target/bench/trivial-init "$work/share/init.krun"
+cp "$(guest_program trivial-init)" "$work/share/init.krun"
 
 # Milliseconds from nothing to the trivial init's word.
 bare() {
     local start
     start=$(bench_now)
-    coproc krun { exec target/bench/bare-krun "$PWD/target/release/libkrunfw.so.5" "$work/share" "$work/root" "$memory" \
+    coproc krun { exec target/release/examples/bare-krun "$PWD/target/release/libkrunfw.so.5" "$work/share" "$work/root" "$memory" \
         2>/dev/null; }
     grep -qm 1 up <&"${krun[0]}"
     echo $((($(bench_now) - start) / 1000))

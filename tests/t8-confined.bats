@@ -21,13 +21,18 @@ elsewhere() {
     find / /etc /root /dev -xdev -maxdepth 1 ! -name tty* -printf '%p %m %u %l\n' | sort
 }
 
-@test "a guest with full control of both virtiofs devices reaches its root and nothing else" {
+# A guest program that sends virtiofs requests of its own, a file of the host that it is told to look for, and a file in its root.
+hostile() {
     program=$(guest_program virtiofs-escape)
     word=secret-$RANDOM$RANDOM$RANDOM
     mkdir outside
     echo "$word" >outside/canary
     echo "$PWD/outside/canary" >canary
     echo 'this is inside' >"$vm_root/inside"
+}
+
+@test "a guest with full control of both virtiofs devices reaches its root and nothing else" {
+    hostile
     before=$(elsewhere)
     run --separate-stderr env MSB_AGENTD="$program" msb-boot -r "$vm_record" --script canary=canary
     echo "$stderr"
@@ -43,6 +48,20 @@ elsewhere() {
     [ "$(cat outside/canary)" = "$word" ]
     [ "$(elsewhere)" = "$before" ]
     vm_assert_nothing
+}
+
+@test "the same guest reads the host's files where nothing confines libkrun" {
+    [ -n "${MSB_KVM_HOST:-}" ] || skip "a guest that gets out is for a host that is thrown away, as tests/kvm-host makes one"
+    hostile
+    mkdir -p share/{mnt,dev,proc,sys,msb/scripts}
+    cp canary share/msb/scripts/
+    cp "$program" share/init.krun
+    coproc krun { exec timeout 120 "$release/examples/bare-krun" "$release/libkrunfw.so.5" share "$vm_root" 256 2>/dev/null; }
+    # libkrun's process outlives the guest.
+    sed /^done/q <&"${krun[0]}" >said
+    kill "$krun_PID" || true
+    grep -aF "$word" said
+    grep -a '^READ /etc/passwd: root:' said
 }
 
 @test "the boot share is read-only, and a guest's root cannot change that" {

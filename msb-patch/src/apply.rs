@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,13 +14,88 @@ use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved, Step, resolve};
 use msb::overlay::upper::{WHOLE, Writer, copy_data, copy_to_end, copy_xattrs, keeping_times, upper_of};
 use msb::overlay::{Layer, Leaf, Merged};
-use rustix::fs::{FileType, Mode, Timespec, Timestamps};
+use rustix::fs::{FileType, Mode, Stat, Timespec, Timestamps};
 
-use crate::op::Op;
+use crate::op::{self, Op};
 use crate::plan::Plan;
 
 const FILE_MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
+/// How much is compared at once, in bytes.
+const BLOCK: usize = 1 << 16;
+
+/// What an operation came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Whether the upper is another now; what was asked for may have been so already.
+    pub changed: bool,
+    /// How much data it brings, in bytes.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Done {
+    fn add_assign(&mut self, other: Self) {
+        self.changed |= other.changed;
+        self.bytes += other.bytes;
+    }
+}
+
+/// What a file is to hold.
+#[derive(Clone, Copy)]
+enum Content<'a> {
+    Bytes(&'a [u8]),
+    /// All of a file of the host.
+    File(&'a File),
+}
+
+impl Content<'_> {
+    /// In bytes. A file of /proc says 0, and is not empty.
+    fn length(self) -> io::Result<u64> {
+        match self {
+            Self::Bytes(bytes) => Ok(bytes.len() as u64),
+            Self::File(file) => Ok(file.metadata()?.len()),
+        }
+    }
+
+    fn put(self, to: &mut File) -> io::Result<()> {
+        match (self, self.length()?) {
+            (Self::Bytes(bytes), _) => to.write_all(bytes),
+            (Self::File(file), 0) => copy_to_end(file, to),
+            (Self::File(file), length) => copy_data(file, to, length),
+        }
+    }
+
+    /// Whether `file` holds just this.
+    fn is_in(self, file: &File) -> io::Result<bool> {
+        let length = self.length()?;
+        if length != file.metadata()?.len() {
+            return Ok(false);
+        }
+        let (mut block, mut wanted) = ([0u8; BLOCK], [0u8; BLOCK]);
+        let mut at = 0;
+        // One read more than the length says, for what has no length.
+        loop {
+            let got = file.read_at(&mut block, at)?;
+            let same = match self {
+                Self::Bytes(bytes) => {
+                    usize::try_from(at).ok().and_then(|at| bytes.get(at..at + got)) == block.get(..got)
+                }
+                Self::File(other) if got == 0 => other.read_at(&mut wanted[..1], at)? == 0,
+                Self::File(other) => {
+                    let wanted = &mut wanted[..got];
+                    match other.read_exact_at(wanted, at) {
+                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+                        read => read.map(|()| *wanted == block[..got])?,
+                    }
+                }
+            };
+            if !same || got == 0 {
+                return Ok(same);
+            }
+            at += got as u64;
+        }
+    }
+}
 
 /// Attributes that an operation asks for.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +103,15 @@ struct Wanted {
     mode: Option<u32>,
     uid: Option<u32>,
     gid: Option<u32>,
+}
+
+impl Wanted {
+    /// Whether a file has all that already.
+    fn is_had_by(&self, stat: &Stat) -> bool {
+        self.mode.is_none_or(|mode| mode == stat.st_mode & 0o7777)
+            && self.uid.is_none_or(|uid| uid == stat.st_uid)
+            && self.gid.is_none_or(|gid| gid == stat.st_gid)
+    }
 }
 
 /// Where an operation writes: a name in a directory that is in the upper.
@@ -57,29 +142,30 @@ impl Target {
     ///
     /// # Errors
     /// Words, without the operation's name and path.
-    pub fn apply(&self, op: &Op, plan: Plan) -> anyhow::Result<()> {
+    pub fn apply(&self, op: &Op, plan: Plan) -> anyhow::Result<Done> {
+        let wanted = |mode: &Option<op::Mode>, uid: &Option<u32>, gid: &Option<u32>| Wanted {
+            mode: mode.map(|mode| mode.0),
+            uid: *uid,
+            gid: *gid,
+        };
         match (op, plan) {
             (Op::Text { content, mode, uid, gid, .. }, Plan::Write(at)) => {
-                let wanted = Wanted { mode: mode.map(|mode| mode.0), uid: *uid, gid: *gid };
-                self.write(at, wanted, FILE_MODE, |file| file.write_all(content.as_bytes()))
+                self.write(at, wanted(mode, uid, gid), FILE_MODE, Content::Bytes(content.as_bytes()))
             }
             (Op::File { content_base64, mode, uid, gid, .. }, Plan::Write(at)) => {
-                let wanted = Wanted { mode: mode.map(|mode| mode.0), uid: *uid, gid: *gid };
-                self.write(at, wanted, FILE_MODE, |file| file.write_all(&content_base64.0))
+                self.write(at, wanted(mode, uid, gid), FILE_MODE, Content::Bytes(&content_base64.0))
             }
             (Op::CopyFile { src, mode, uid, gid, .. }, Plan::Write(at)) => {
-                let wanted = Wanted { mode: mode.map(|mode| mode.0), uid: *uid, gid: *gid };
-                self.copy_file(at, wanted, src)
+                let from = File::open(src).with_context(|| format!("src {src:?}"))?;
+                let default_mode = rustix::fs::fstat(&from)?.st_mode & 0o777;
+                self.write(at, wanted(mode, uid, gid), default_mode, Content::File(&from))
             }
-            (Op::Mkdir { mode, uid, gid, .. }, Plan::MakeDirs(at)) => {
-                let wanted = Wanted { mode: mode.map(|mode| mode.0), uid: *uid, gid: *gid };
-                self.make_dirs(at, wanted).map(drop)
-            }
+            (Op::Mkdir { mode, uid, gid, .. }, Plan::MakeDirs(at)) => self.mkdir(at, wanted(mode, uid, gid)),
             (Op::Append { content, .. }, Plan::Append(at)) => self.append(at, content.as_bytes()),
             (Op::CopyDir { src, replace, .. }, Plan::CopyDir(at)) => self.copy_dir(at, src, *replace),
             (Op::Symlink { target, .. }, Plan::Symlink(at)) => self.symlink(at, OsStr::new(target)),
             (_, Plan::Remove(at)) => self.remove(at),
-            (_, Plan::Nothing(_) | Plan::Script) => Ok(()),
+            (_, Plan::Nothing(_) | Plan::Script) => Ok(Done::default()),
             (op, plan) => unreachable!("{op:?} is not planned as {plan:?}"),
         }
     }
@@ -128,6 +214,16 @@ impl Target {
         Ok(dir)
     }
 
+    fn mkdir(&self, at: Resolved, wanted: Wanted) -> anyhow::Result<Done> {
+        if let (End::Dir, Some(step)) = (&at.end, at.steps.last())
+            && wanted.is_had_by(&step.dir.top().0.stat()?)
+        {
+            return Ok(Done::default());
+        }
+        self.make_dirs(at, wanted)?;
+        Ok(Done { changed: true, bytes: 0 })
+    }
+
     fn make_dir(&self, parent: &Merged, name: Name<'_>, wanted: Wanted) -> io::Result<Merged> {
         let made = keeping_times(upper_of(parent)?, || {
             self.writer.mkdir(parent, name, |dir| {
@@ -139,14 +235,18 @@ impl Target {
         Ok(Merged { upper: Some(Arc::new(made)), lower: Vec::new() })
     }
 
-    /// Puts a new file in place. One that it replaces leaves it its owner, mode and xattrs, as `cat > file` would.
-    fn write(
-        &self,
-        at: Resolved,
-        wanted: Wanted,
-        default_mode: u32,
-        fill: impl FnOnce(&mut File) -> io::Result<()>,
-    ) -> anyhow::Result<()> {
+    /// Puts a new file in place. One that it replaces leaves it its owner, mode and xattrs, as `cat > file` would; and stays
+    /// where it is what is asked for.
+    fn write(&self, at: Resolved, wanted: Wanted, default_mode: u32, content: Content<'_>) -> anyhow::Result<Done> {
+        let mut done = Done { changed: true, bytes: content.length()? };
+        if let End::Leaf(_, leaf) = &at.end
+            && leaf.entry.file_type() == FileType::RegularFile
+            && wanted.is_had_by(leaf.entry.stat())
+            && content.is_in(&leaf.entry.open_to_read()?)?
+        {
+            done.changed = false;
+            return Ok(done);
+        }
         let times = self.now();
         let Place { parent, name, old } = self.parent(at)?;
         let old = old.map(|leaf| leaf.entry).filter(|entry| entry.file_type() == FileType::RegularFile);
@@ -154,7 +254,11 @@ impl Target {
         keeping_times(upper, || {
             self.writer.place(upper, Name::new(&name)?, |work, aside| {
                 let mut file = work.create(aside, Mode::from_raw_mode(0o600))?;
-                fill(&mut file)?;
+                match content {
+                    Content::File(from) if self.dry_run => file.set_len(from.metadata()?.len())?,
+                    content => content.put(&mut file)?,
+                }
+                done.bytes = done.bytes.max(file.metadata()?.len());
                 drop(file);
                 let new = work.entry(aside)?.ok_or(rustix::io::Errno::NOENT)?;
                 let mut wanted = wanted;
@@ -169,23 +273,13 @@ impl Target {
                 new.set_times(&times)
             })
         })?;
-        Ok(())
+        Ok(done)
     }
 
-    fn copy_file(&self, at: Resolved, wanted: Wanted, src: &Path) -> anyhow::Result<()> {
-        let from = File::open(src).with_context(|| format!("src {src:?}"))?;
-        let meta = rustix::fs::fstat(&from)?;
-        let length = meta.st_size as u64;
-        let mode = meta.st_mode & 0o777;
-        self.write(at, wanted, mode, |file| match length {
-            _ if self.dry_run => file.set_len(length),
-            // Files of /proc and /sys say that they are empty, and are not.
-            0 => copy_to_end(&from, file),
-            _ => copy_data(&from, file, length),
-        })
-    }
-
-    fn append(&self, at: Resolved, content: &[u8]) -> anyhow::Result<()> {
+    fn append(&self, at: Resolved, content: &[u8]) -> anyhow::Result<Done> {
+        if content.is_empty() {
+            return Ok(Done::default());
+        }
         let Place { parent, name, old } = self.parent(at)?;
         let Leaf { entry: old, layer } = old.context("the file is gone")?;
         let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
@@ -201,38 +295,51 @@ impl Target {
         drop(open);
         // A write by root keeps set-id bits and drops capabilities, as it would in the guest. The times stay: the file
         // is as old as the image says.
-        Ok(file.set_times(&times_of(&before))?)
+        file.set_times(&times_of(&before))?;
+        Ok(Done { changed: true, bytes: content.len() as u64 })
     }
 
-    fn symlink(&self, at: Resolved, target: &OsStr) -> anyhow::Result<()> {
+    fn symlink(&self, at: Resolved, target: &OsStr) -> anyhow::Result<Done> {
+        if let End::Leaf(_, leaf) = &at.end
+            && leaf.entry.file_type() == FileType::Symlink
+            && leaf.entry.read_link()? == target
+        {
+            return Ok(Done::default());
+        }
         let times = self.now();
         let Place { parent, name, .. } = self.parent(at)?;
         let upper = upper_of(&parent)?;
-        keeping_times(upper, || self.place_symlink(upper, Name::new(&name)?, target, &times))?;
-        Ok(())
+        keeping_times(upper, || {
+            self.writer.place(upper, Name::new(&name)?, |work, aside| {
+                work.symlink(aside, target)?;
+                work.entry(aside)?.ok_or(rustix::io::Errno::NOENT)?.set_times(&times)
+            })
+        })?;
+        Ok(Done { changed: true, bytes: 0 })
     }
 
-    fn place_symlink(&self, upper: &Dir, name: Name<'_>, target: &OsStr, times: &Timestamps) -> io::Result<()> {
-        self.writer.place(upper, name, |work, aside| {
-            work.symlink(aside, target)?;
-            work.entry(aside)?.ok_or(rustix::io::Errno::NOENT)?.set_times(times)
-        })
-    }
-
-    fn remove(&self, at: Resolved) -> anyhow::Result<()> {
+    fn remove(&self, at: Resolved) -> anyhow::Result<Done> {
         let Place { parent, name, .. } = self.parent(at)?;
-        keeping_times(upper_of(&parent)?, || self.writer.remove(&parent, Name::new(&name)?))?;
-        Ok(())
+        let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
+        keeping_times(upper, || {
+            self.writer.remove(&parent, name)?;
+            match upper.entry(name)? {
+                Some(whiteout) => whiteout.set_times(&self.now()),
+                None => Ok(()),
+            }
+        })?;
+        Ok(Done { changed: true, bytes: 0 })
     }
 
     /// Copies a tree of the host. Directories merge and keep what they have; files are refused or replaced.
-    fn copy_dir(&self, at: Resolved, src: &Path, replace: bool) -> anyhow::Result<()> {
+    fn copy_dir(&self, at: Resolved, src: &Path, replace: bool) -> anyhow::Result<Done> {
         let src_dir = Dir::open(src).with_context(|| format!("src {src:?}"))?;
         let is_new = matches!(at.end, End::Missing(_));
         let top = at.path();
         let mode = src_dir.stat()?.st_mode & 0o7777;
-        let dir = self.make_dirs(at, Wanted { mode: is_new.then_some(mode), ..Wanted::default() })?;
+        let mut done = Done { changed: is_new, bytes: 0 };
         if is_new {
+            let dir = self.make_dirs(at, Wanted { mode: Some(mode), ..Wanted::default() })?;
             self.finish_dir(&src_dir, &dir)?;
         }
         let mut hardlinks: HashMap<(u64, u64), PathBuf> = HashMap::new();
@@ -255,13 +362,13 @@ impl Target {
                 let child = path.join(&child);
                 let guest = top.join(&child);
                 let copied = self.copy_child(&entry, &guest, replace, &mut hardlinks);
-                copied.with_context(|| format!("src {:?}: {guest:?}", src.join(&child)))?;
+                done += copied.with_context(|| format!("src {:?}: {guest:?}", src.join(&child)))?;
                 if entry.is_dir() {
                     pending.push(child);
                 }
             }
         }
-        Ok(())
+        Ok(done)
     }
 
     /// Copies one entry of a host tree, of a directory only itself.
@@ -271,21 +378,19 @@ impl Target {
         guest: &Path,
         replace: bool,
         hardlinks: &mut HashMap<(u64, u64), PathBuf>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Done> {
         let last = if entry.is_dir() { Last::Follow } else { Last::Keep };
         let at = resolve(&self.root, guest, last)?;
         if entry.is_dir() {
             let dir = entry.to_dir()?;
             match &at.end {
-                End::Dir => {}
+                End::Dir => return Ok(Done::default()),
                 End::Leaf(..) => bail!("exists and is not a directory"),
-                End::Missing(_) => {
-                    let wanted = Wanted { mode: Some(entry.stat().st_mode & 0o7777), ..Wanted::default() };
-                    let made = self.make_dirs(at, wanted)?;
-                    self.finish_dir(&dir, &made)?;
-                }
+                End::Missing(_) => {}
             }
-            return Ok(());
+            let made = self.make_dirs(at, Wanted { mode: Some(entry.stat().st_mode & 0o7777), ..Wanted::default() })?;
+            self.finish_dir(&dir, &made)?;
+            return Ok(Done { changed: true, bytes: 0 });
         }
         if !matches!(entry.file_type(), FileType::RegularFile | FileType::Symlink) {
             bail!("is a FIFO, socket or device, which cannot be copied");
@@ -295,15 +400,35 @@ impl Target {
             End::Leaf(..) if !replace => bail!("exists (set \"replace\": true to overwrite it)"),
             _ => {}
         }
-        let Place { parent, name, .. } = self.parent(at)?;
-        let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
         let stat = entry.stat();
         let key = (stat.st_dev, stat.st_ino);
-        if let Some(first) = hardlinks.get(&key)
-            && let End::Leaf(_, leaf) = resolve(&self.root, first, Last::Keep)?.end
+        let first = match hardlinks.get(&key) {
+            Some(first) => match resolve(&self.root, first, Last::Keep)?.end {
+                End::Leaf(_, leaf) => Some(leaf.entry),
+                _ => None,
+            },
+            None => None,
+        };
+        if stat.st_nlink > 1 && first.is_none() {
+            hardlinks.insert(key, guest.to_owned());
+        }
+        let mut done = Done { changed: true, bytes: if first.is_none() { stat.st_size as u64 } else { 0 } };
+        if let End::Leaf(_, there) = &at.end
+            && match &first {
+                Some(first) => {
+                    (first.stat().st_dev, first.stat().st_ino) == (there.entry.stat().st_dev, there.entry.stat().st_ino)
+                }
+                None => self.is_copy(entry, &there.entry)?,
+            }
         {
-            keeping_times(upper, || self.writer.place(upper, name, |work, aside| work.link(aside, &leaf.entry)))?;
-            return Ok(());
+            done.changed = false;
+            return Ok(done);
+        }
+        let Place { parent, name, .. } = self.parent(at)?;
+        let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
+        if let Some(first) = first {
+            keeping_times(upper, || self.writer.place(upper, name, |work, aside| work.link(aside, &first)))?;
+            return Ok(done);
         }
         keeping_times(upper, || {
             self.writer.place(upper, name, |work, aside| {
@@ -319,10 +444,24 @@ impl Target {
                 copy.set_times(&self.times_of(entry))
             })
         })?;
-        if stat.st_nlink > 1 {
-            hardlinks.insert(key, guest.to_owned());
+        Ok(done)
+    }
+
+    /// Whether `there` is what copying `entry` would make. Xattrs are not compared: whoever changes those changes the file.
+    fn is_copy(&self, entry: &Entry, there: &Entry) -> io::Result<bool> {
+        let (one, other) = (entry.stat(), there.stat());
+        let (wanted, had) = (self.times_of(entry).last_modification, times_of(other).last_modification);
+        if entry.file_type() != there.file_type()
+            || (other.st_uid, other.st_gid) != (0, 0)
+            // The time of now is no time that can be found again.
+            || (wanted.tv_sec, wanted.tv_nsec) != (had.tv_sec, had.tv_nsec)
+        {
+            return Ok(false);
         }
-        Ok(())
+        if entry.file_type() == FileType::Symlink {
+            return Ok(entry.read_link()? == there.read_link()?);
+        }
+        Ok(one.st_mode == other.st_mode && Content::File(&entry.open_to_read()?).is_in(&there.open_to_read()?)?)
     }
 
     /// A copy is as old as its source, unless all is to be of one age.

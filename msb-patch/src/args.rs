@@ -38,7 +38,11 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub upper: Option<PathBuf>,
 
-    /// Print what each operation would do, and change nothing
+    /// Write what each operation did to a file: one JSON object a line, as --dry-run prints them
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+
+    /// Print what each operation would do, as one JSON object a line, and every error; change nothing
     #[arg(short = 'n', long = "dry-run")]
     pub dry_run: bool,
 }

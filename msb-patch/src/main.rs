@@ -4,23 +4,27 @@ mod apply;
 mod args;
 mod op;
 mod plan;
+mod report;
 mod scripts;
 mod staging;
+mod stream;
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Read};
+use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use apply::Target;
+use apply::{Done, Target};
 use args::Args;
 use msb::record::{Record, Rootfs};
 use msb::{cli, exit, line};
 use op::Op;
 use plan::Plan;
+use report::{Found, Report};
 use scripts::Scripts;
 use staging::{Begun, Staging};
+use stream::Numbered;
 
 fn main() -> ExitCode {
     let args: Args = cli::parse(exit::USAGE);
@@ -39,7 +43,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if lower.is_some() && !rustix::process::geteuid().is_root() {
         bail!("root is needed: an upper has owners, devices and trusted xattrs (run it by sudo)");
     }
-    let mut ops = op::read(open_ops(args.file.as_deref())?).enumerate();
+    let ops = stream::read(open_ops(args.file.as_deref())?);
+    let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
     let (target, staging) = match &lower {
         Some(lower) => {
@@ -49,65 +54,112 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => (None, None),
     };
-    let mut scripts = Scripts::default();
-    let done = ops.try_for_each(|(place, op)| {
-        let n = place + 1;
-        let op = op.map_err(|error| anyhow!("op {n}: {error}"))?;
-        let (name, subject) = op.subject();
-        carry_out(&record, n, &op, target.as_ref(), staging.as_ref(), &mut scripts, args.dry_run)
-            .with_context(|| format!("op {n}: {name} {subject:?}"))
-    });
-    if let (Err(_), _) | (_, true) = (&done, args.dry_run) {
-        if let Some(staging) = &staging {
-            staging.discard();
+    let mut run =
+        Run { record: &record, target: target.as_ref(), staging: staging.as_ref(), scripts: Scripts::default() };
+    let done = run.all(ops, args.dry_run, &mut report);
+    let scripts = run.scripts;
+    let changed = match done {
+        Ok(changed) if !args.dry_run => changed,
+        other => {
+            if let Some(staging) = &staging {
+                staging.discard();
+            }
+            scripts.discard();
+            report.close()?;
+            return other.map(drop);
         }
-        scripts.discard();
-        return done;
-    }
+    };
     // The work directory's lock is held until all is in place.
     if let Some(staging) = staging {
-        record.upper = Some(staging.publish()?);
+        record.upper = Some(staging.publish(changed)?);
     }
     drop(target);
     record.scripts.extend(scripts.publish()?);
+    report.close()?;
     line::put(&record)
 }
 
-fn carry_out(
-    record: &Record,
-    n: usize,
-    op: &Op,
-    target: Option<&Target>,
-    staging: Option<&Staging>,
-    scripts: &mut Scripts,
-    dry_run: bool,
-) -> anyhow::Result<()> {
-    if let Op::Script { name, content } = op {
+/// What operations work on.
+struct Run<'a> {
+    record: &'a Record,
+    /// None for a disk.
+    target: Option<&'a Target>,
+    staging: Option<&'a Staging>,
+    scripts: Scripts,
+}
+
+impl Run<'_> {
+    /// Carries out one operation after the other; says whether the root is another now. A dry run goes on behind an error, so
+    /// that all are said.
+    fn all(&mut self, ops: impl Iterator<Item = Numbered>, dry_run: bool, report: &mut Report) -> anyhow::Result<bool> {
+        let (mut changed, mut count, mut failed) = (false, 0, 0);
+        for Numbered { n, line, op } in ops {
+            count = n;
+            let done = match &op {
+                Ok(op) => {
+                    let (name, subject) = op.subject();
+                    self.one(n, op).with_context(|| format!("op {n}: {name} {subject:?}"))
+                }
+                Err(error) => Err(anyhow!("op {n}, line {line}: {error}")),
+            };
+            let error = match (&op, done) {
+                (Ok(op), Ok((found, done))) => {
+                    // A script is no file of the root.
+                    changed |= done.changed && !matches!(op, Op::Script { .. });
+                    report.done(n, op, &found, done)?;
+                    continue;
+                }
+                (_, Ok(_)) => continue,
+                (_, Err(error)) => error,
+            };
+            report.failed(n, op.as_ref().ok(), &format!("{error:#}"))?;
+            if !dry_run {
+                return Err(error);
+            }
+            exit::warn("msb-patch", &format!("{error:#}"));
+            failed += 1;
+        }
+        if failed > 0 {
+            bail!("{failed} of {count} operations would fail");
+        }
+        Ok(changed)
+    }
+
+    fn one(&mut self, n: usize, op: &Op) -> anyhow::Result<(Found, Done)> {
+        if let Op::Script { name, content } = op {
+            return Ok((Found::new(op, &Plan::Script), self.script(n, name, content)?));
+        }
+        let Some(target) = self.target else {
+            let Some(Rootfs::Disk { format, .. }) = &self.record.rootfs else {
+                unreachable!("other roots have a target")
+            };
+            bail!("patches need a layered or directory root, and this is a {format} disk");
+        };
+        let plan = plan::plan(&target.root, op)?;
+        let found = Found::new(op, &plan);
+        Ok((found, target.apply(op, plan)?))
+    }
+
+    fn script(&mut self, n: usize, name: &str, content: &str) -> anyhow::Result<Done> {
         msb::script::check_name(name).map_err(|why| anyhow!(why))?;
-        if record.scripts.contains_key(name) {
-            bail!("there is a script of that name already");
+        if let Some(there) = self.record.scripts.get(name) {
+            if std::fs::read(there).is_ok_and(|there| there == content.as_bytes()) {
+                return Ok(Done::default());
+            }
+            bail!("there is another script of that name already");
         }
         if content.starts_with("#!") && content.split('\n').next().is_some_and(|line| line.ends_with('\r')) {
             let words =
                 format!("op {n}: script {name:?}: line 1 ends with a carriage return, so no interpreter will be found");
             exit::warn("msb-patch", &words);
         }
-        scripts.add(staging, name, content)?;
-        return if dry_run { line::put(&Plan::Script.line(n, op)) } else { Ok(()) };
+        self.scripts.add(self.staging, name, content)?;
+        Ok(Done { changed: true, bytes: content.len() as u64 })
     }
-    let Some(target) = target else {
-        let Some(Rootfs::Disk { format, .. }) = &record.rootfs else { unreachable!("other roots have a target") };
-        bail!("patches need a layered or directory root, and this is a {format} disk");
-    };
-    let plan = plan::plan(&target.root, op)?;
-    if dry_run {
-        line::put(&plan.line(n, op))?;
-    }
-    target.apply(op, plan)
 }
 
 /// Where the operations come from.
-fn open_ops(file: Option<&Path>) -> anyhow::Result<Box<dyn Read>> {
+fn open_ops(file: Option<&Path>) -> anyhow::Result<Box<dyn BufRead>> {
     match file {
         Some(path) if path != Path::new("-") => {
             let file = File::open(path).with_context(|| format!("{path:?}"))?;

@@ -7,7 +7,6 @@ use msb::overlay::resolve::{End, Error, Last, Resolved, resolve};
 use msb::overlay::{Layer, Leaf, Merged};
 use msb::script;
 use rustix::fs::FileType;
-use serde::Serialize;
 
 use crate::op::Op;
 
@@ -30,24 +29,6 @@ pub enum Plan {
     Script,
     /// What is asked for is so already.
     Nothing(String),
-}
-
-/// A line of `-n`: what an operation would do.
-#[derive(Debug, Serialize)]
-pub struct Line<'a> {
-    /// The operation's number, from 1.
-    pub n: usize,
-    /// Its name.
-    pub op: &'static str,
-    /// The path as given.
-    pub path: &'a str,
-    /// The path with all symlinks followed.
-    pub resolved: String,
-    /// Whether something is there.
-    pub exists: bool,
-    /// The layer that answers: `upper`, or `lower N` from 0 at the top.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub layer: Option<String>,
 }
 
 /// Decides what `op` does.
@@ -105,6 +86,7 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
             match &resolved.end {
                 End::Dir => bail!("exists and is a directory (remove it first)"),
                 End::Leaf(_, leaf) if !replace => bail!("{}", exists(leaf)),
+                End::Missing(_) if link.ends_with('/') => bail!("a symlink's path does not end with \"/\""),
                 _ => Plan::Symlink(resolved),
             }
         }
@@ -134,17 +116,25 @@ fn for_writing(root: &Merged, path: &str, replace: bool) -> anyhow::Result<Resol
 }
 
 fn follow(root: &Merged, path: &str) -> anyhow::Result<Resolved> {
-    Ok(resolve(root, Path::new(path), Last::Follow)?)
+    directory_if_slash(path, resolve(root, Path::new(path), Last::Follow)?)
 }
 
 fn keep(root: &Merged, path: &str) -> anyhow::Result<Resolved> {
-    Ok(resolve(root, Path::new(path), Last::Keep)?)
+    directory_if_slash(path, resolve(root, Path::new(path), Last::Keep)?)
+}
+
+/// A path that ends with a slash names a directory, or nothing yet.
+fn directory_if_slash(path: &str, resolved: Resolved) -> anyhow::Result<Resolved> {
+    match resolved.end {
+        End::Leaf(..) if path.ends_with('/') => bail!("{:?} is not a directory", display(&resolved)),
+        _ => Ok(resolved),
+    }
 }
 
 /// `None` for a path that nothing can be at, as below a file.
 fn keep_maybe(root: &Merged, path: &str) -> anyhow::Result<Option<Resolved>> {
     match resolve(root, Path::new(path), Last::Keep) {
-        Ok(resolved) => Ok(Some(resolved)),
+        Ok(resolved) => directory_if_slash(path, resolved).map(Some),
         Err(Error::NotDirectory(_) | Error::Missing(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -173,33 +163,4 @@ fn kind(leaf: &Leaf) -> &'static str {
 
 fn display(resolved: &Resolved) -> String {
     resolved.path().to_string_lossy().into_owned()
-}
-
-impl Plan {
-    /// The line that `-n` prints.
-    pub fn line<'a>(&self, n: usize, op: &'a Op) -> Line<'a> {
-        let (name, path) = op.subject();
-        let (resolved, exists, layer) = match self {
-            Self::Write(at)
-            | Self::MakeDirs(at)
-            | Self::Append(at)
-            | Self::CopyDir(at)
-            | Self::Symlink(at)
-            | Self::Remove(at) => {
-                let layer = match &at.end {
-                    End::Leaf(_, leaf) => Some(leaf.layer),
-                    End::Dir => at.steps.last().map(|step| step.dir.top().1),
-                    End::Missing(_) => None,
-                };
-                (display(at), layer.is_some(), layer)
-            }
-            Self::Script => (format!("{}/{path}", script::GUEST_DIR), false, None),
-            Self::Nothing(resolved) => (resolved.clone(), matches!(op, Op::Mkdir { .. }), None),
-        };
-        let layer = layer.map(|layer| match layer {
-            Layer::Upper => "upper".to_owned(),
-            Layer::Lower(number) => format!("lower {number}"),
-        });
-        Line { n, op: name, path, resolved, exists, layer }
-    }
 }

@@ -189,11 +189,18 @@ impl Staging {
         }
     }
 
-    /// Makes the new upper visible, on disk first.
+    /// Makes the new upper visible, on disk first. One that is continued and was not `changed` stays untouched, so that its
+    /// age says so too.
     ///
     /// # Errors
     /// What syncing or renaming says; then the old upper is still there.
-    pub fn publish(self) -> anyhow::Result<Upper> {
+    pub fn publish(self, changed: bool) -> anyhow::Result<Upper> {
+        if let Publish::Exchange { with, work } = &self.publish
+            && !changed
+        {
+            self.discard();
+            return Ok(Upper { dir: with.clone(), work: work.clone(), unknown: serde_json::Map::new() });
+        }
         let written = File::open(&self.upper).and_then(|dir| rustix::fs::syncfs(dir).map_err(Into::into));
         let published = written.and_then(|()| match &self.publish {
             Publish::Sandbox(draft) => draft.publish(),
