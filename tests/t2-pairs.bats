@@ -1,0 +1,69 @@
+#!/usr/bin/env bats
+# Every operation, alone and after every other on the same path, on everything that may be there; and each fact of the tree that
+# comes of it, as the kernel's overlayfs and as msb-mount show it, against a model on a plain file system (pairs.py).
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    cd "$BATS_FILE_TMPDIR" || return
+    python3 "$BATS_TEST_DIRNAME/pairs.py" layers .
+    mkdir flat merged
+    mount -t overlay overlay -o ro,lowerdir=top:bottom merged
+    cp -a merged/. flat/
+    umount merged
+    cp -a flat single
+    python3 "$BATS_TEST_DIRNAME/pairs.py" model .
+    source "$BATS_TEST_DIRNAME/tree.bash"
+    # A second name of a file of a layer is counted as in its layer, also where the first has been copied up.
+    tree_manifest flat | sed -E 's|^(f .*) 1 ([0-9]+ \./c/[0-9]+/twin)$|\1 2 \2|' | sort >expected
+}
+
+setup() {
+    PATH="$(cd "$BATS_TEST_DIRNAME/.." && pwd)/target/release:$PATH"
+    source "$BATS_TEST_DIRNAME/tree.bash"
+    export MSB_HOME="$BATS_TEST_TMPDIR/home" SOURCE_DATE_EPOCH=1700000000
+    cd "$BATS_FILE_TMPDIR" || return
+}
+
+teardown() {
+    ! mountpoint -q merged || umount merged
+    ! mountpoint -q mounted || msb-mount -u mounted
+}
+
+# shows_the_model LOWER…: with these layers, those operations fail that should, and all others make the model's tree.
+shows_the_model() {
+    local kind=layers upper
+    [ $# -gt 1 ] || kind=dir
+    jq -nc --arg kind "$kind" '{msb: 1, rootfs: {kind: $kind, lower: $ARGS.positional}}' --args "$@" >image.json
+    run --separate-stderr msb-patch -n -r image.json -f all.jsonl
+    [ "$status" -eq 1 ]
+    [ "$(wc -l <<<"$output")" -eq "$(wc -l <all.jsonl)" ]
+    diff failing <(jq 'select(.error) | .n' <<<"$output") | head -n 20 >differences
+    cat differences
+    [ ! -s differences ]
+    msb-patch -r image.json -f good.jsonl >patched.json
+    upper=$(jq -r .upper.dir patched.json)
+    local IFS=:
+    mount -t overlay overlay -o "lowerdir=$*,upperdir=$upper,workdir=$(jq -r .upper.work patched.json)" merged
+    tree_manifest merged >shown
+    umount merged
+    diff expected shown | head -n 40 >differences
+    cat differences
+    [ ! -s differences ]
+    mkdir -p mounted
+    msb-mount -r patched.json --ro mounted >/dev/null
+    tree_manifest mounted >shown
+    msb-mount -u mounted
+    diff expected shown | head -n 40 >differences
+    cat differences
+    [ ! -s differences ]
+}
+
+@test "all pairs of operations on layers" {
+    shows_the_model "$PWD/top" "$PWD/bottom"
+}
+
+@test "all pairs of operations on a directory" {
+    shows_the_model "$PWD/single"
+}
