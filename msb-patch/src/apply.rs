@@ -18,6 +18,7 @@ use rustix::fs::{FileType, Mode, Stat, Timespec, Timestamps};
 
 use crate::op::{self, Op};
 use crate::plan::Plan;
+use crate::user::User;
 
 const FILE_MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
@@ -135,6 +136,8 @@ pub struct Target {
     pub dry_run: bool,
     /// The modification time for what is made: `SOURCE_DATE_EPOCH`, or the clock's.
     pub epoch: Option<i64>,
+    /// Who owns what is made.
+    pub user: User,
 }
 
 impl Target {
@@ -435,7 +438,7 @@ impl Target {
                 let length = if self.dry_run { 0 } else { WHOLE };
                 let copy = self.writer.copy_leaf(entry, work, aside, length)?;
                 // The host's users mean nothing in the image.
-                copy.set_owner(Some(0), Some(0))?;
+                copy.set_owner(Some(self.user.uid), Some(self.user.gid))?;
                 if entry.file_type() == FileType::RegularFile {
                     // A change of owner has cleared them.
                     copy.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777))?;
@@ -452,7 +455,7 @@ impl Target {
         let (one, other) = (entry.stat(), there.stat());
         let (wanted, had) = (self.times_of(entry).last_modification, times_of(other).last_modification);
         if entry.file_type() != there.file_type()
-            || (other.st_uid, other.st_gid) != (0, 0)
+            || (other.st_uid, other.st_gid) != (self.user.uid, self.user.gid)
             // The time of now is no time that can be found again.
             || (wanted.tv_sec, wanted.tv_nsec) != (had.tv_sec, had.tv_nsec)
         {

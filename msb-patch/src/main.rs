@@ -8,6 +8,7 @@ mod report;
 mod scripts;
 mod staging;
 mod stream;
+mod user;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal};
@@ -25,6 +26,7 @@ use report::{Found, Report};
 use scripts::Scripts;
 use staging::{Begun, Staging};
 use stream::Numbered;
+use user::User;
 
 fn main() -> ExitCode {
     let args: Args = cli::parse(exit::USAGE);
@@ -36,13 +38,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     msb::overlay::raise_open_files();
     let mut record = Record::take(args.record.as_deref())?;
     let upper_named = args.upper.as_deref().map(std::path::absolute).transpose()?;
+    let user = User::of_this_process();
     let lower = match record.rootfs()? {
-        Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => Some(lower.clone()),
         Rootfs::Disk { .. } => None,
+        Rootfs::Dir { lower, .. } if lower.iter().all(|dir| user.owns(dir)) => Some(lower.clone()),
+        Rootfs::Dir { lower, .. } | Rootfs::Layers { lower, .. } => {
+            user.check_is_root()?;
+            Some(lower.clone())
+        }
     };
-    if lower.is_some() && !rustix::process::geteuid().is_root() {
-        bail!("root is needed: an upper has owners, devices and trusted xattrs (run it by sudo)");
-    }
     let ops = stream::read(open_ops(args.file.as_deref())?);
     let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
@@ -50,7 +54,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Some(lower) => {
             let begun = Staging::begin(lower, record.upper.as_ref(), upper_named.as_deref())?;
             let Begun { staging, root, writer, borrowed } = begun;
-            (Some(Target { root, writer, borrowed, dry_run: args.dry_run, epoch }), Some(staging))
+            (Some(Target { root, writer, borrowed, dry_run: args.dry_run, epoch, user }), Some(staging))
         }
         None => (None, None),
     };
@@ -136,8 +140,9 @@ impl Run<'_> {
             bail!("patches need a layered or directory root, and this is a {format} disk");
         };
         let plan = plan::plan(&target.root, op)?;
+        target.user.check(op)?;
         let found = Found::new(op, &plan);
-        Ok((found, target.apply(op, plan)?))
+        Ok((found, target.apply(op, plan).map_err(|error| target.user.explain(error))?))
     }
 
     fn script(&mut self, n: usize, name: &str, content: &str) -> anyhow::Result<Done> {

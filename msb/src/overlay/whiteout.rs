@@ -19,6 +19,7 @@ const OCI_OPAQUE: &[u8] = b".wh..wh..opq";
 const PRIVATE_XATTR: &[u8] = b"trusted.overlay.";
 const PRIVATE_USER_XATTR: &[u8] = b"user.overlay.";
 const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+const OPAQUE_USER_XATTR: &str = "user.overlay.opaque";
 
 /// What the last component of a layer entry's path says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,26 +61,35 @@ pub fn make_whiteout(dir: &Dir, name: Name<'_>) -> io::Result<()> {
     dir.mknod(name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-/// Whether a directory of a layer hides everything below it.
+/// Whether a directory of a layer hides everything below it, by either of the xattrs that say so: no image and no guest can
+/// set them, so who did was the writer of the layer, as root or without.
 ///
 /// # Errors
 /// What `getxattr(2)` says, but for a file system without xattrs.
 pub fn is_opaque(dir: &Dir) -> io::Result<bool> {
-    let mut value = [0u8; 2];
-    match rustix::fs::getxattr(dir.proc_path(), OPAQUE_XATTR, &mut value[..]) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
-        Err(error) => Err(error.into()),
+    let path = dir.proc_path();
+    for xattr in [OPAQUE_XATTR, OPAQUE_USER_XATTR] {
+        let mut value = [0u8; 2];
+        match rustix::fs::getxattr(&path, xattr, &mut value[..]) {
+            Ok(length) if value[..length] == *b"y" => return Ok(true),
+            Ok(_) | Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
+    Ok(false)
 }
 
-/// Makes a directory of a layer hide everything below it.
+/// Makes a directory of a layer hide everything below it. Who may not set the xattr that only root may sets the one that the
+/// kernel reads with the mount option `userxattr`.
 ///
 /// # Errors
-/// What `setxattr(2)` says: EPERM without CAP_SYS_ADMIN.
+/// What `setxattr(2)` says.
 pub fn make_opaque(dir: &Dir) -> io::Result<()> {
-    rustix::fs::setxattr(dir.proc_path(), OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty())?;
-    Ok(())
+    let set = |xattr| rustix::fs::setxattr(dir.proc_path(), xattr, b"y", rustix::fs::XattrFlags::empty());
+    match set(OPAQUE_XATTR) {
+        Err(Errno::PERM) => Ok(set(OPAQUE_USER_XATTR)?),
+        other => Ok(other?),
+    }
 }
 
 /// Whether an xattr is overlayfs's own bookkeeping: it is neither shown nor copied up.

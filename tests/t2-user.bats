@@ -1,0 +1,89 @@
+#!/usr/bin/env bats
+# msb-patch without root: a directory of one's own is patched with what is one's own, and the rest is said in words.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    source "$BATS_TEST_DIRNAME/patch.bash"
+    patch_setup
+    chmod 0755 "$BATS_RUN_TMPDIR" "$BATS_FILE_TMPDIR" "$BATS_TEST_TMPDIR" "$BATS_TEST_TMPDIR"/.. "$BATS_TEST_TMPDIR"/../..
+    mkdir -p own/root/{etc/conf.d,bin} own/tools
+    # Where a user can run it from.
+    cp "$(type -P msb-patch)" own/tools/
+    echo one >own/root/etc/one
+    echo old >own/root/etc/conf.d/old
+    chmod 0600 own/root/etc/one
+    jq -nc --arg root "$PWD/own/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >own/own.json
+    cp image.json own/
+    echo host >own/src
+    chown -R 65534:65534 own
+    cd own || return
+}
+
+# as_nobody COMMAND…
+as_nobody() {
+    setpriv --reuid 65534 --regid 65534 --clear-groups env PATH="$PWD/tools:$PATH" MSB_HOME="$PWD/home" "$@"
+}
+
+@test "a directory of the user's own is patched, and the kernel shows it in the user's namespace" {
+    cat >ops.jsonl <<'END'
+{"op":"text","path":"/etc/motd","content":"hi"}
+{"op":"append","path":"/etc/one","content":"more\n"}
+{"op":"remove","path":"/bin"}
+{"op":"remove","path":"/etc/conf.d"}
+{"op":"mkdir","path":"/etc/conf.d","mode":"0711","uid":65534}
+{"op":"copy_file","src":"src","dst":"/srv/src"}
+{"op":"copy_dir","src":"tools","dst":"/srv/tools"}
+END
+    as_nobody msb-patch -r own.json -f ops.jsonl >patched.json
+    upper=$(jq -r .upper.dir patched.json)
+    [ "$(find "$upper" -printf '%U:%G\n' | sort -u)" = 65534:65534 ]
+    mkdir merged
+    as_nobody unshare -rm sh -euc '
+        mount -t overlay overlay -o "userxattr,lowerdir=$1/root,upperdir=$2,workdir=$3" merged
+        [ "$(cat merged/etc/motd)" = hi ]
+        [ "$(cat merged/etc/one)" = "one
+more" ]
+        [ "$(stat -c %a merged/etc/one)" = 600 ]
+        [ ! -e merged/bin ]
+        [ -z "$(ls -A merged/etc/conf.d)" ]
+        [ "$(stat -c %a merged/etc/conf.d)" = 711 ]
+        cmp src merged/srv/src
+        [ -x merged/srv/tools/msb-patch ]' - "$PWD" "$upper" "$(jq -r .upper.work patched.json)"
+    # A second run continues it, and finds the directory as empty as it was made.
+    as_nobody msb-patch -n -r patched.json -f - <<<'{"op":"append","path":"/etc/conf.d/old","content":"x"}' >said || true
+    jq -e '.error | contains("does not exist")' said
+    # And what msb-mount shows, which root runs.
+    mkdir mounted
+    msb-mount -r patched.json --ro mounted >/dev/null
+    [ -z "$(ls -A mounted/etc/conf.d)" ]
+    [ ! -e mounted/bin ]
+    msb-mount -u mounted
+}
+
+@test "what takes root is said, and nothing is written" {
+    for try in '{"op":"text","path":"/x","content":"","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
+        '{"op":"mkdir","path":"/x","gid":7}|gid 7: this user is not in that group (run it by sudo)'; do
+        run --separate-stderr as_nobody msb-patch -r own.json -f - <<<"${try%%|*}"
+        [ "$status" -eq 1 ]
+        [[ $stderr == "msb-patch: op 1: "*"${try#*|}" ]] || { echo "$stderr"; return 1; }
+        [ -z "$(ls -A home/sandboxes)" ]
+    done
+    # Somebody else's file in the user's directory.
+    echo theirs >root/etc/theirs
+    chmod 0644 root/etc/theirs
+    run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"append","path":"/etc/theirs","content":"x"}'
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'root is needed for what is not this user'*'(run it by sudo): Operation not permitted'* ]] || { echo "$stderr"; return 1; }
+    [ -z "$(ls -A home/sandboxes)" ]
+    # An image, and somebody else's directory.
+    run --separate-stderr as_nobody msb-patch -r image.json -f - <<<'{"op":"mkdir","path":"/x"}'
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-patch: root is needed: '*'(run it by sudo; '* ]]
+    chown 0 root
+    run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-patch: root is needed: '* ]]
+    [ -z "$(ls -A home/sandboxes)" ]
+}
