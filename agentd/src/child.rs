@@ -1,6 +1,5 @@
 //! One command of an exec: who it is, what it finds in its environment, and the ends of its streams that stay with us.
 
-use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
@@ -19,7 +18,8 @@ use msb::wire::exec::{Failure, Request, Resize, Text};
 use crate::reap::{Awaited, Reaper};
 use crate::{sys, user};
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// PATH where neither the image nor the request says one.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const TOOL_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -153,10 +153,7 @@ fn environment(
     term: Option<OsString>,
 ) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = Vec::new();
-    let mut set = |name: &OsStr, value: OsString| match env.iter_mut().find(|(there, _)| there == name) {
-        Some((_, old)) => *old = value,
-        None => env.push((name.to_owned(), value)),
-    };
+    let mut set = |name: &OsStr, value: OsString| set_variable(&mut env, name, value);
     set(OsStr::new("PATH"), DEFAULT_PATH.into());
     set(OsStr::new("HOME"), user.home.clone().into());
     if let Some(name) = &user.name {
@@ -166,24 +163,36 @@ fn environment(
     if let Some(term) = term {
         set(OsStr::new("TERM"), term);
     }
-    for assignment in defaults.iter().cloned().chain(request) {
+    merge_environment(env, defaults.iter().cloned().chain(request))
+}
+
+/// Puts `K=V` assignments over the variables that are there already, and the scripts in front of PATH, once.
+pub fn merge_environment(
+    mut env: Vec<(OsString, OsString)>,
+    assignments: impl Iterator<Item = Text>,
+) -> Vec<(OsString, OsString)> {
+    for assignment in assignments {
         let assignment = OsString::from(assignment);
         let bytes = assignment.as_bytes();
         // A name before the first "="; an assignment without a name is none.
         if let Some(end) = bytes.iter().position(|&byte| byte == b'=').filter(|&end| end > 0) {
-            set(OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(&bytes[end + 1..]).to_owned());
+            set_variable(&mut env, OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(&bytes[end + 1..]).to_owned());
         }
     }
-    if let Some((_, path)) = env.iter_mut().find(|(name, _)| name == "PATH") {
-        let dirs: HashSet<&[u8]> = path.as_bytes().split(|&byte| byte == b':').collect();
-        if !dirs.contains(GUEST_DIR.as_bytes()) {
-            let mut with_scripts = OsString::from(GUEST_DIR);
-            with_scripts.push(":");
-            with_scripts.push(&*path);
-            *path = with_scripts;
-        }
+    let path = env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH.into(), |(_, path)| path.clone());
+    let has_scripts = path.as_bytes().split(|&byte| byte == b':').any(|dir| dir == GUEST_DIR.as_bytes());
+    if !has_scripts {
+        let with_scripts = [OsStr::new(GUEST_DIR), &path].join(OsStr::new(":"));
+        set_variable(&mut env, OsStr::new("PATH"), with_scripts);
     }
     env
+}
+
+fn set_variable(env: &mut Vec<(OsString, OsString)>, name: &OsStr, value: OsString) {
+    match env.iter_mut().find(|(there, _)| there == name) {
+        Some((_, old)) => *old = value,
+        None => env.push((name.to_owned(), value)),
+    }
 }
 
 type Ends = (Streams, [OwnedFd; 3]);

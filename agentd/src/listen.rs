@@ -67,7 +67,7 @@ fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Er
             session::run(connection, agent, request)
         }
         Some(Message::Shutdown(shutdown)) => {
-            agent.shutdown.ask(Duration::from_millis(shutdown.grace_ms));
+            agent.shutdown.ask(Duration::from_millis(shutdown.grace_ms), connection);
             Ok(())
         }
         Some(_) => Err(wire::Error::OutOfTurn("neither exec nor shutdown")),

@@ -1,12 +1,15 @@
 //! agentd: PID 1 of the microVM. It mounts, enters the real root, says that it is ready, runs commands for the host,
-//! and ends the machine.
+//! and ends the machine. Or it hands PID 1 to the image's init, and does the rest beside that.
 //!
 //! The order matters: signals are blocked before a thread exists, the host hears "ready" only when connections are
-//! taken, and from [`enter`] on this process may not die, for the kernel would panic.
+//! taken, and from [`enter`] on this process may not die while it is PID 1, for the kernel would panic.
 
 mod child;
 mod early;
+mod handoff;
+mod init;
 mod listen;
+mod poweroff;
 mod reap;
 mod session;
 mod sessions;
@@ -17,10 +20,11 @@ mod user;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use msb::boot::{self, Boot, Defaults};
 use msb::wire::exec::Ready;
@@ -32,6 +36,7 @@ use early::Made;
 use reap::Reaper;
 use sessions::Sessions;
 use shutdown::Wish;
+use sys::Side;
 
 /// How long sessions may take to send what is left of an output, and the exit, when the machine ends.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -86,31 +91,77 @@ fn main() -> ExitCode {
     // Every thread inherits the mask; children get an empty one.
     let _ = SigSet::all().thread_block();
     let mut made = Made::new();
-    let agent = match enter(&mut made) {
-        Ok(agent) => agent,
+    let (agent, wanted) = match enter(&mut made) {
+        Ok(entered) => entered,
         Err(error) => give_up(&error.to_string(), kernel_ms, &made),
     };
     let ready = Ready { kernel_ms, agent_ms: uptime_ms(), ..Ready::default() };
-    if let Err(error) = listen::report(ready) {
-        say(&format!("tell the host: {error}"));
-    }
-    let cause = agent.reaper.run(&signals);
-    say(&format!("shutting down ({cause})"));
-    let reaping = Arc::clone(&agent);
-    // This thread goes on reaping, so that the other one sees when nobody is left.
-    thread::spawn(move || -> ! {
-        shutdown::end_processes(&reaping.reaper, reaping.shutdown.grace());
-        // Callers hear how their commands ended.
-        reaping.sessions.wait_until_none(LAST_WORDS);
-        shutdown::end_machine(&made)
-    });
-    loop {
-        agent.reaper.run(&signals);
+    match wanted {
+        None => be_pid_1(agent, &signals, ready, made),
+        Some(wanted) => hand_over(agent, &wanted, &signals, ready, &made),
     }
 }
 
-/// Everything up to "ready".
-fn enter(made: &mut Made) -> Result<Arc<Agent>, Error> {
+/// Stays PID 1 to the end.
+fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, made: Made) -> ! {
+    let agent = Arc::new(agent);
+    if let Err(error) = listen::start(&agent) {
+        give_up(&error.to_string(), ready.kernel_ms, &made);
+    }
+    tell_host(ready);
+    let cause = agent.reaper.run(signals);
+    say(&format!("shutting down ({cause})"));
+    let reaping = Arc::clone(&agent);
+    // This thread goes on reaping, so that the other one sees when nobody is left.
+    thread::spawn(move || -> ! { shutdown::as_pid_1(&reaping, &made) });
+    loop {
+        agent.reaper.run(signals);
+    }
+}
+
+/// Hands PID 1 to the image's init, and goes on beside it.
+fn hand_over(mut agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, made: &Made) -> ! {
+    let Ready { kernel_ms, agent_ms, .. } = ready;
+    let init = match init::find(wanted, Path::new("/")) {
+        Ok(init) => init,
+        Err(words) => give_up(&words, kernel_ms, made),
+    };
+    let env = handoff::environment(&agent.defaults, &wanted.env);
+    handoff::prepare(&init);
+    if init.is_entrypoint {
+        // It runs as PID 1 already.
+        agent.defaults.argv.clear();
+    }
+    let gate = match handoff::fork() {
+        Ok((Side::Child, gate)) => gate,
+        Ok((Side::Parent, gate)) => {
+            let error = handoff::become_init(gate, &init, env);
+            give_up(&format!("the agent ended before the init was started: {error}"), kernel_ms, made)
+        }
+        Err(error) => give_up(&format!("start the agent beside the init: {error}"), kernel_ms, made),
+    };
+    let _ = rustix::thread::set_name(c"agentd");
+    let _ = rustix::process::setsid();
+    let agent = Arc::new(agent);
+    if let Err(error) = listen::start(&agent) {
+        give_up(&error.to_string(), kernel_ms, made);
+    }
+    if let Err(words) = handoff::start(gate, Duration::from_millis(wanted.limit_ms)) {
+        give_up(&format!("init {:?}: {words}", init.path), kernel_ms, made);
+    }
+    let init = Some(init.path.to_string_lossy().into_owned());
+    tell_host(Ready { kernel_ms, agent_ms, init, init_ms: Some(uptime_ms()), error: None });
+    shutdown::beside_init(&agent, made, signals)
+}
+
+fn tell_host(ready: Ready) {
+    if let Err(error) = listen::report(ready) {
+        say(&format!("tell the host: {error}"));
+    }
+}
+
+/// Everything up to where connections are taken, without a thread. The init, where there is to be one.
+fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
     early::mount_kernel_file_systems()?;
     let boot = read_boot_json()?;
     *made = early::enter_root(&boot)?;
@@ -122,14 +173,13 @@ fn enter(made: &mut Made) -> Result<Arc<Agent>, Error> {
     if let Err(error) = sys::bring_loopback_up() {
         say(&format!("bring lo up: {error}"));
     }
-    let agent = Arc::new(Agent {
+    let agent = Agent {
         reaper: Reaper::default(),
         sessions: Sessions::default(),
         defaults: boot.defaults,
         shutdown: Wish::default(),
-    });
-    listen::start(&agent)?;
-    Ok(agent)
+    };
+    Ok((agent, boot.init))
 }
 
 fn read_boot_json() -> Result<Boot, Error> {
@@ -148,12 +198,10 @@ fn read_boot_json() -> Result<Boot, Error> {
 
 /// Says why there will be no agent, on the console and to the host, and ends the machine.
 fn give_up(words: &str, kernel_ms: u64, made: &Made) -> ! {
+    let since = Instant::now();
     say(words);
-    let ready = Ready { error: Some(words.to_owned()), kernel_ms, agent_ms: uptime_ms(), init: None };
-    if let Err(error) = listen::report(ready) {
-        say(&format!("tell the host: {error}"));
-    }
-    shutdown::end_machine(made)
+    tell_host(Ready { error: Some(words.to_owned()), kernel_ms, agent_ms: uptime_ms(), ..Ready::default() });
+    shutdown::end_machine(made, since)
 }
 
 /// SIGCHLD, and what people and programs send to PID 1 to end a machine.

@@ -10,7 +10,7 @@ use msb::wire::exec::Exit;
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
-use rustix::process::WaitOptions;
+use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 /// A child that a session waits for.
 #[derive(Debug)]
@@ -84,19 +84,28 @@ impl Reaper {
         }
     }
 
+    /// Sends a signal to the process groups of all children that a session waits for.
+    pub fn signal_all(&self, signal: i32) {
+        for &pid in self.lock().awaited.keys() {
+            crate::sys::signal_group(pid, signal);
+        }
+    }
+
     /// Reaps on SIGCHLD until another signal of `signals` comes, and returns that. They must be blocked in every thread.
     pub fn run(&self, signals: &SigSet) -> Signal {
         loop {
             match signals.wait() {
-                Ok(Signal::SIGCHLD) => self.reap(),
+                Ok(Signal::SIGCHLD) => drop(self.reap()),
                 Ok(other) => return other,
                 Err(_) => {}
             }
         }
     }
 
-    fn reap(&self) {
+    /// Reaps all that have ended. What it found of PID 1, which is no child: this process traces it, and it has stopped.
+    pub fn reap(&self) -> Option<WaitStatus> {
         let mut children = self.lock();
+        let mut traced = None;
         children.none_left = loop {
             let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some(ended)) => ended,
@@ -104,6 +113,10 @@ impl Reaper {
                 Err(Errno::INTR) => continue,
                 Err(_) => break true,
             };
+            if pid == Pid::INIT {
+                traced = Some(status);
+                continue;
+            }
             let code = status.exit_status().map(|code| code as u8);
             let exit = Exit { code, signal: status.terminating_signal() };
             if let Some(entry) = children.awaited.remove(&pid.as_raw_nonzero().get()) {
@@ -113,6 +126,7 @@ impl Reaper {
         };
         drop(children);
         self.changed.notify_all();
+        traced
     }
 
     /// Waits until no process is left, for `limit` at most. Says whether that came true.

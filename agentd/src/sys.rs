@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit};
 /// The most descriptors that a process may have, and ask for: what container runtimes give.
 pub const OPEN_FILES: u64 = 1 << 20;
 /// The most descriptors that a command has without asking, for programs that use select(2) or close all of them.
-const SOFT_OPEN_FILES: u64 = 1024;
+pub const SOFT_OPEN_FILES: u64 = 1024;
 
 /// Who a child becomes, and whether its stdin is its terminal.
 #[derive(Clone, Debug, Default)]
@@ -84,4 +84,81 @@ pub fn bring_loopback_up() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Sends a signal by its number, real-time ones included, to one process.
+pub fn signal_process(pid: i32, signal: i32) {
+    // SAFETY: kill takes two numbers and touches no memory. A process or a signal that does not exist is its error.
+    unsafe {
+        libc::kill(pid, signal);
+    }
+}
+
+/// Which side of a fork this is.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The process that was there before.
+    Parent,
+    /// The new one.
+    Child,
+}
+
+/// Makes a second process of this one, which must have one thread.
+///
+/// # Errors
+/// What `fork(2)` says.
+pub fn fork() -> io::Result<Side> {
+    // SAFETY: with one thread there is no lock that somebody else holds, so the child may go on as if nothing had happened.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Side::Child),
+        _ => Ok(Side::Parent),
+    }
+}
+
+/// How a traced process goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// To the next event.
+    Event,
+    /// To the next event, or the next system call's begin or end.
+    SystemCall,
+    /// Traced no more.
+    Free,
+}
+
+/// Lets a stopped process go on that the calling thread traces, with a signal, or 0 for none.
+///
+/// # Errors
+/// What `ptrace(2)` says: ESRCH where it is gone, or not stopped.
+pub fn resume(pid: i32, how: Resume, signal: i32) -> io::Result<()> {
+    let request = match how {
+        Resume::Event => libc::PTRACE_CONT,
+        Resume::SystemCall => libc::PTRACE_SYSCALL,
+        Resume::Free => libc::PTRACE_DETACH,
+    };
+    // SAFETY: these requests take numbers; the address is not used, and data is the signal.
+    if unsafe { libc::ptrace(request, pid, std::ptr::null_mut::<libc::c_void>(), signal as libc::c_long) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The system call that a process begins which stopped for one; `None` where it ends one.
+///
+/// # Errors
+/// What `ptrace(2)` says: EIO from a kernel before 5.3.
+pub fn begun_system_call(pid: i32) -> io::Result<Option<libc::c_long>> {
+    // SAFETY: the structure is plain data, for which all zeroes are valid.
+    let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
+    let size = size_of_val(&info);
+    // SAFETY: the kernel writes at most `size` bytes to the structure, which is that large.
+    if unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, pid, size, &raw mut info) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
+        return Ok(None);
+    }
+    // SAFETY: `op` says that the kernel filled this member in.
+    Ok(libc::c_long::try_from(unsafe { info.u.entry.nr }).ok())
 }

@@ -30,9 +30,23 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = memory)]
     pub memory: u32,
 
-    /// The command that runs when msb-exec names none; the image's entrypoint and cmd are left out, as docker does it
-    #[arg(long, value_name = "CMD")]
-    pub entrypoint: Option<OsString>,
+    /// Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint where that is an init, else the first of
+    /// /sbin/init, /lib/systemd/systemd and /usr/lib/systemd/systemd
+    #[arg(long, value_name = "auto|PATH", value_parser = init)]
+    pub init: Option<InitChoice>,
+
+    /// An argument for the init (again for more)
+    #[arg(long = "init-arg", value_name = "ARG", requires = "init", allow_hyphen_values = true)]
+    pub init_args: Vec<OsString>,
+
+    /// A variable for the init, over those that it inherits (again for more)
+    #[arg(long = "init-env", value_name = "K[=V]", requires = "init", value_parser = OsStringValueParser::new().try_map(variable))]
+    pub init_env: Vec<OsString>,
+
+    /// What runs when msb-exec names no command, before the words behind --; the image's entrypoint and cmd are left out, as docker
+    /// does it. One word, or a JSON array of several; empty for none
+    #[arg(long, value_name = "CMD", value_parser = OsStringValueParser::new().try_map(entrypoint))]
+    pub entrypoint: Option<Entrypoint>,
 
     /// A script for the guest: FILE becomes /.msb/scripts/NAME, which is on PATH (again for more)
     #[arg(long = "script", value_name = "NAME=FILE", value_parser = script_file)]
@@ -63,6 +77,15 @@ pub(crate) struct Args {
     #[arg(long, value_enum, env = "MSB_VMM", hide_env = true, default_value_t = VmmChoice::Auto, hide_default_value = true)]
     pub vmm: VmmChoice,
 
+    /// Stay until the VM has ended; Ctrl-C stops it
+    #[arg(short, long)]
+    pub foreground: bool,
+
+    /// Write what the guest's kernel and agent say to this file, which stays; FILE.1 holds what came before [default: kernel.log in
+    /// the VM's run directory]
+    #[arg(long, value_name = "FILE")]
+    pub kernel_log: Option<PathBuf>,
+
     /// Boot nothing: print as JSON what this machine has for a VM, which VMM would be taken, and what to install or add
     #[arg(long)]
     pub probe: bool,
@@ -70,16 +93,45 @@ pub(crate) struct Args {
     /// How many seconds the guest may take until its agent answers
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: u32,
+
+    /// What msb-exec runs without a command, behind the entrypoint [default: the image's cmd]
+    #[arg(value_name = "CMD", last = true)]
+    pub command: Vec<OsString>,
+}
+
+/// The words of `--entrypoint`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entrypoint(pub Vec<OsString>);
+
+/// What `--init` asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum InitChoice {
+    /// To look for one.
+    Auto,
+    /// This one.
+    Path(String),
 }
 
 const EXAMPLES: &str = "\
 Examples:
   msb-pull alpine | msb-mount ./root | msb-boot > vm.json
   msb-boot -r mounted.json --name worker -c 2 -m 1G > vm.json
+  msb-boot -r systemd.json -m 1G --init auto > vm.json
+  msb-boot -r systemd.json --init /lib/systemd/systemd --init-arg --unit=multi-user.target > vm.json
   msb-exec -r vm.json -- uname -a
   msb-stop -r vm.json
 
-The VM's files are in $XDG_RUNTIME_DIR/msb/NAME (for root /run/msb/NAME): record.json, kernel.log.";
+The VM's files are in $XDG_RUNTIME_DIR/msb/NAME (for root /run/msb/NAME): record.json, kernel.log.
+
+Inits, and how msb-stop asks each to power off:
+  systemd        SIGRTMIN+4
+  BusyBox        SIGUSR2 (also Finit)
+  sysvinit       runlevel 0 on /run/initctl (also OpenRC behind it)
+  runit          /run/runit.stopit and SIGCONT
+  s6-svscan      SIGUSR1 where s6-linux-init set it up, else SIGTERM
+  others         SIGRTMIN+4 where they catch it, and SIGTERM
+One that has not powered off within the grace is ended by force, and one that just ends (as inits of containers do) ends the
+machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd).";
 
 /// How the root reaches the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -138,6 +190,26 @@ fn variable(text: OsString) -> Result<OsString, &'static str> {
     }
 }
 
+fn init(text: &str) -> Result<InitChoice, &'static str> {
+    match text {
+        "auto" => Ok(InitChoice::Auto),
+        path if path.starts_with('/') => Ok(InitChoice::Path(path.to_owned())),
+        _ => Err("\"auto\" or an absolute path in the guest is expected"),
+    }
+}
+
+fn entrypoint(text: OsString) -> Result<Entrypoint, String> {
+    let words = text.to_str().filter(|text| text.starts_with('['));
+    match words {
+        Some(words) => match serde_json::from_str::<Vec<String>>(words) {
+            Ok(words) => Ok(Entrypoint(words.into_iter().map(Into::into).collect())),
+            Err(error) => Err(format!("no JSON array of words: {error}")),
+        },
+        None if text.is_empty() => Ok(Entrypoint(Vec::new())),
+        None => Ok(Entrypoint(vec![text])),
+    }
+}
+
 fn absolute(text: &str) -> Result<String, &'static str> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err("a path in the guest starts with \"/\"") }
 }
@@ -170,6 +242,29 @@ mod tests {
         for bad in ["setup", "=x", "a/b=x", "..=x"] {
             assert!(script_file(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_entrypoint_is_a_word_or_an_array_of_words() {
+        let words = |words: &[&str]| Ok(Entrypoint(words.iter().map(Into::into).collect()));
+        for (text, expected) in [
+            ("/bin/run", words(&["/bin/run"])),
+            ("with space", words(&["with space"])),
+            ("[\"sh\", \"-c\", \"a b\"]", words(&["sh", "-c", "a b"])),
+            ("[]", words(&[])),
+            ("", words(&[])),
+        ] {
+            assert_eq!(entrypoint(text.into()), expected, "{text}");
+        }
+        assert!(entrypoint("[1]".into()).is_err());
+        assert!(entrypoint("[".into()).is_err());
+    }
+
+    #[test]
+    fn an_init_is_auto_or_an_absolute_path() {
+        assert_eq!(init("auto"), Ok(InitChoice::Auto));
+        assert_eq!(init("/sbin/init"), Ok(InitChoice::Path("/sbin/init".into())));
+        assert!(init("sbin/init").is_err() && init("").is_err());
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub boot: Boot,
     /// The agent's file.
     pub agent: PathBuf,
+    /// Where the guest's console goes; none for the run directory.
+    pub kernel_log: Option<PathBuf>,
     /// The scripts' files by name.
     pub scripts: BTreeMap<String, PathBuf>,
     /// How long the guest may take until its agent answers.
@@ -99,7 +101,7 @@ impl Config {
             hostname: name.clone(),
             mounts: vec![mount_step(&vm.root)],
             defaults: defaults::defaults(&image, args),
-            init: None,
+            init: defaults::init(&image, args),
         };
         let root = match vm.root {
             Root::Share(_) => "share",
@@ -107,7 +109,8 @@ impl Config {
         };
         let timeout = Duration::from_secs(args.timeout.into());
         let record = Record { scripts: scripts.clone(), ..record };
-        Ok(Self { name, vm, root: root.into(), boot, agent, scripts, timeout, record, started })
+        let kernel_log = args.kernel_log.as_ref().map(std::path::absolute).transpose()?;
+        Ok(Self { name, vm, root: root.into(), boot, agent, kernel_log, scripts, timeout, record, started })
     }
 }
 

@@ -61,12 +61,17 @@ pub struct Defaults {
 }
 
 /// An init that becomes PID 1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Init {
     /// An absolute path in the guest; `None` to look for one.
     pub path: Option<String>,
+    /// The image's entrypoint and cmd, where it begins with an init: looked at first when one is looked for.
+    #[serde(default)]
+    pub entrypoint: Vec<Text>,
     /// The arguments behind the path.
     pub args: Vec<Text>,
     /// `K=V` each, over the inherited.
     pub env: Vec<Text>,
+    /// How long it may take until it waits for something, in milliseconds.
+    pub limit_ms: u64,
 }

@@ -232,6 +232,9 @@ pub struct Timings {
     pub kernel: u64,
     /// agentd had the root mounted, by the same clock.
     pub agent: u64,
+    /// The init had started, by the same clock; only where PID 1 was handed to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<u64>,
     /// agentd's ready message had arrived.
     pub ready: u64,
     /// Members of other versions.

@@ -26,6 +26,8 @@ pub const AGENT_SOCKET: &str = "agent.sock";
 pub const DOOR: &str = "door";
 /// What the guest's kernel and agentd said.
 pub const KERNEL_LOG: &str = "kernel.log";
+/// What they said before that, where it was too much for one file.
+pub const OLD_KERNEL_LOG: &str = "kernel.log.1";
 /// The directory that is the guest's first root.
 pub const BOOT_SHARE: &str = "share";
 /// The file that every process of the VM holds a lock on.

@@ -35,7 +35,7 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         ),
         (Message::Shutdown(Shutdown { grace_ms: 5 }), b"\x0e\0\0\0\x0d{\"grace_ms\":5}"),
         (
-            Message::Ready(Ready { error: None, kernel_ms: 1, agent_ms: 2, init: None }),
+            Message::Ready(Ready { error: None, kernel_ms: 1, agent_ms: 2, ..Ready::default() }),
             b"\x1c\0\0\0\x0e{\"kernel_ms\":1,\"agent_ms\":2}",
         ),
     ]

@@ -3,21 +3,22 @@
 //! Both are the guest's to fill, so both are bounded, and neither reaches a terminal with its control characters.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-/// The most bytes that kernel.log has.
-const MAX_LOG: usize = 16 << 20;
-const CUT: &[u8] = b"\n[msb-boot: the guest said more; this log ends at 16 MiB]\n";
+/// The most bytes that kernel.log has; then it becomes kernel.log.1, and a new one begins.
+const MAX_LOG: usize = 4 << 20;
 
 /// What the kernel says when it has stopped and the VMM will not notice: no microvm can be switched off.
 const HALTED: [&[u8]; 3] = [b"reboot: System halted", b"reboot: Power down", b"Power off not available"];
 const PANIC: &[u8] = b"Kernel panic - not syncing";
+/// What it says of a PID 1 that ended.
+const INIT_ENDED: &[u8] = b"Attempted to kill init!";
 
 /// The lines that are kept for an error's words.
 const KEPT_LINES: usize = 12;
@@ -89,30 +90,31 @@ impl Source {
 /// The guest's console.
 pub(super) struct Console {
     source: Source,
-    log: File,
-    logged: usize,
+    log: Log,
     tail: Tail,
     open: bool,
     halted: bool,
     panicked: bool,
+    init_ended: bool,
 }
 
 impl Console {
     /// From a pipe into a new file.
     pub(super) fn new(pipe: PipeReader, log: &Path) -> io::Result<Self> {
-        let log = File::options().write(true).create_new(true).mode(0o600).open(log)?;
-        let source = Source::new(pipe)?;
-        Ok(Self { source, log, logged: 0, tail: Tail::default(), open: true, halted: false, panicked: false })
+        let (source, log) = (Source::new(pipe)?, Log::begin(log)?);
+        let tail = Tail::default();
+        Ok(Self { source, log, tail, open: true, halted: false, panicked: false, init_ended: false })
     }
 
     /// Takes what is there.
     pub(super) fn drain(&mut self) {
-        let Self { source, log, logged, tail, open, halted, panicked } = self;
+        let Self { source, log, tail, open, halted, panicked, init_ended } = self;
         *open = source.drain(|bytes| {
-            keep(log, logged, bytes);
+            log.add(bytes);
             tail.feed(bytes, |line| {
                 *halted |= HALTED.iter().any(|words| says(line, words));
                 *panicked |= says(line, PANIC);
+                *init_ended |= says(line, PANIC) && says(line, INIT_ENDED);
             });
         });
     }
@@ -132,6 +134,11 @@ impl Console {
         self.panicked
     }
 
+    /// Whether that was because PID 1 had ended.
+    pub(super) fn init_ended(&self) -> bool {
+        self.init_ended
+    }
+
     /// The last lines.
     pub(super) fn words(&self) -> Vec<String> {
         self.tail.words()
@@ -144,16 +151,44 @@ impl AsFd for Console {
     }
 }
 
-/// Appends to the log as far as it may grow. A full disk costs the log and not the VM.
-fn keep(log: &mut File, logged: &mut usize, bytes: &[u8]) {
-    if *logged >= MAX_LOG {
-        return;
+/// kernel.log. A full disk costs the log and not the VM.
+struct Log {
+    path: PathBuf,
+    file: File,
+    /// How much is in it, in bytes.
+    length: usize,
+}
+
+impl Log {
+    fn begin(path: &Path) -> io::Result<Self> {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), file, length: 0 })
     }
-    let room = bytes.len().min(MAX_LOG - *logged);
-    let _ = log.write_all(&bytes[..room]);
-    *logged += room;
-    if *logged == MAX_LOG {
-        let _ = log.write_all(CUT);
+
+    fn add(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.length >= MAX_LOG {
+                self.rotate();
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(MAX_LOG.saturating_sub(self.length)));
+            let _ = self.file.write_all(now);
+            self.length += now.len();
+            bytes = later;
+        }
+    }
+
+    /// Puts what is there aside. Where that fails, it is written over: the newest words matter most.
+    fn rotate(&mut self) {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        let _ = fs::rename(&self.path, old);
+        match Self::begin(&self.path) {
+            Ok(new) => *self = new,
+            Err(_) => {
+                let _ = io::Seek::rewind(&mut self.file);
+                self.length = 0;
+            }
+        }
     }
 }
 
@@ -225,18 +260,19 @@ mod tests {
     }
 
     #[test]
-    fn the_log_ends_with_words_at_its_limit() {
-        let (mut log, mut logged) = (tempfile(), MAX_LOG - 2);
-        keep(&mut log, &mut logged, b"abc");
-        keep(&mut log, &mut logged, b"def");
-        let mut text = Vec::new();
-        std::io::Seek::rewind(&mut log).unwrap();
-        log.read_to_end(&mut text).unwrap();
-        assert_eq!(text, [b"ab", CUT].concat());
-    }
-
-    fn tempfile() -> File {
-        let flags = OFlags::TMPFILE | OFlags::RDWR;
-        rustix::fs::open(std::env::temp_dir(), flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap().into()
+    fn the_log_is_rotated_at_its_limit_and_loses_no_byte_of_the_last_two() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("kernel.log");
+        let mut log = Log::begin(&path).unwrap();
+        let line = |number: usize| format!("{number:015}\n").into_bytes();
+        let lines = MAX_LOG / 16 * 5 / 2;
+        let all: Vec<u8> = (0..lines).flat_map(line).collect();
+        for portion in all.chunks(10_007) {
+            log.add(portion);
+        }
+        let (new, old) = (fs::read(&path).unwrap(), fs::read(scratch.path().join("kernel.log.1")).unwrap());
+        assert_eq!(old.len(), MAX_LOG);
+        assert_eq!([old, new].concat(), all[MAX_LOG..]);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
     }
 }

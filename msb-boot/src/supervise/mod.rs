@@ -74,7 +74,7 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
     match outcome {
         Ok(ended) => {
             // In this order: where the file system is full, it has room then.
-            held.clear(&[record::FILE_NAME, rundir::KERNEL_LOG])?;
+            held.clear(&[record::FILE_NAME, rundir::KERNEL_LOG, rundir::OLD_KERNEL_LOG])?;
             Ok(rundir::leave(held.path(), rundir::ENDED, &ended)?)
         }
         Err(error) => {

@@ -1,6 +1,7 @@
 //! The watch over one VM, from its first process to its end.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -34,7 +35,7 @@ enum Phase {
     /// Nothing to wait for.
     Running,
     /// It was asked to stop.
-    Stopping { until: Duration, grace: Duration },
+    Stopping { until: Duration, grace: Duration, answer: stopping::Answer },
 }
 
 /// The watch.
@@ -76,7 +77,7 @@ impl<'a> Watch<'a> {
             inherited.push(overlay);
         }
         let (console, console_in) = std::io::pipe()?;
-        let log = held.path().join(rundir::KERNEL_LOG);
+        let log = log_path(config, held);
         let console = Console::new(console, &log).with_context(|| format!("{log:?}"))?;
         crew.start_vmm(&vm, console_in, &inherited)?;
         Ok(Self {
@@ -207,11 +208,12 @@ impl<'a> Watch<'a> {
             memory_mib: vm.memory_mib,
             init: ready.init.clone(),
             endpoint: self.endpoint(),
-            kernel_log: self.held.path().join(rundir::KERNEL_LOG),
+            kernel_log: log_path(self.config, self.held),
             timings_ms: Timings {
                 spawn,
                 kernel: spawn.saturating_add(ready.kernel_ms),
                 agent: spawn.saturating_add(ready.agent_ms),
+                init: ready.init_ms.map(|init| spawn.saturating_add(init)),
                 ready: since(now())?,
                 unknown: record::Unknown::new(),
             },
@@ -231,9 +233,9 @@ impl<'a> Watch<'a> {
             if signal.ssi_signo == Signal::SIGCHLD as u32 {
                 continue;
             }
-            match self.phase {
+            match &self.phase {
                 Phase::Booting { .. } => bail!("stopped by a signal before the agent had reported"),
-                Phase::Stopping { until, .. } => self.hurry(until),
+                Phase::Stopping { .. } => self.hurry(),
                 _ => self.ask_to_stop(),
             }
         }
@@ -242,15 +244,17 @@ impl<'a> Watch<'a> {
 
     fn ask_to_stop(&mut self) {
         let grace = stopping::grace(self.held.path());
-        stopping::ask(self.endpoint(), grace);
-        self.phase = Phase::Stopping { until: now() + grace, grace };
+        let answer = stopping::ask(self.endpoint(), grace);
+        self.phase = Phase::Stopping { until: now() + grace, grace, answer };
     }
 
     /// A second wish to stop counts where it leaves less time than the first.
-    fn hurry(&mut self, until: Duration) {
-        let grace = stopping::grace(self.held.path());
-        if now() + grace < until {
-            self.phase = Phase::Stopping { until: now() + grace, grace };
+    fn hurry(&mut self) {
+        let wanted = stopping::grace(self.held.path());
+        if let Phase::Stopping { until, grace, .. } = &mut self.phase
+            && now() + wanted < *until
+        {
+            (*until, *grace) = (now() + wanted, wanted);
         }
     }
 
@@ -268,8 +272,12 @@ impl<'a> Watch<'a> {
         // With -no-reboot QEMU ends by itself; where it would not, the reader of the console has killed it.
         let by_guest = status.success() || self.console.halted();
         let reason = match &self.phase {
+            _ if self.console.init_ended() => "the guest's PID 1 ended, so its kernel panicked".into(),
             _ if self.console.panicked() => "the guest's kernel panicked".into(),
-            Phase::Stopping { .. } if by_guest => "stopped".into(),
+            Phase::Stopping { answer, .. } if by_guest => match answer.take() {
+                Some(words) => return Ok(Some(Ended { reason: format!("{words}, ended by force"), forced: true })),
+                None => "stopped".into(),
+            },
             Phase::Booting { .. } if by_guest => "the guest ended before its agent had reported".into(),
             _ if by_guest => "the guest powered off".into(),
             _ => self.with_words(&words),
@@ -286,7 +294,7 @@ impl<'a> Watch<'a> {
                 let limit = self.config.timeout.as_secs();
                 Err(self.failed(&self.with_words(&format!("the agent did not report within {limit} s"))))
             }
-            (Phase::Stopping { until, grace }, _) if *until <= now => {
+            (Phase::Stopping { until, grace, .. }, _) if *until <= now => {
                 let reason = format!("did not stop within {} s, killed", grace.as_secs_f32());
                 Ok(Some(Ended { reason, forced: true }))
             }
@@ -317,6 +325,11 @@ impl<'a> Watch<'a> {
         let said = self.words.words();
         if said.is_empty() { words.to_owned() } else { format!("{words}: {}", said.join("; ")) }
     }
+}
+
+/// Where the guest's console goes.
+fn log_path(config: &Config, held: &Held) -> PathBuf {
+    config.kernel_log.clone().unwrap_or_else(|| held.path().join(rundir::KERNEL_LOG))
 }
 
 /// Which fds have something.

@@ -151,4 +151,7 @@ pub struct Ready {
     /// The init that PID 1 was handed to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
+    /// When the init had started, in milliseconds since power-on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_ms: Option<u64>,
 }

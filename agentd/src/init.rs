@@ -1,0 +1,236 @@
+//! Which init PID 1 is handed to, and whether the kernel would run it: all that can be known before it is too late, since a
+//! PID 1 that cannot go on takes the kernel with it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use msb::boot;
+
+/// Where inits are, in the order in which they are looked for.
+const CANDIDATES: [&str; 3] = ["/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"];
+
+/// As much of a file as says what kind of program it is: the kernel itself looks at 256 bytes for `#!`, and an ELF file's
+/// program headers follow its header.
+const HEAD: u64 = 4096;
+
+/// What becomes PID 1.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Init {
+    /// The file, as it was named.
+    pub path: PathBuf,
+    /// Its arguments, its own name first.
+    pub argv: Vec<OsString>,
+    /// Whether this is the image's entrypoint, which then is no command for an exec any more.
+    pub is_entrypoint: bool,
+}
+
+/// Finds the init that boot.json asks for below `root`, which is `/` but for tests.
+///
+/// # Errors
+/// Words that list every path that was looked at.
+pub fn find(wanted: &boot::Init, root: &Path) -> Result<Init, String> {
+    let args = || wanted.args.iter().cloned().map(OsString::from);
+    if let Some(path) = &wanted.path {
+        check(root, Path::new(path)).map_err(|why| format!("init {path:?}: {why}"))?;
+        let argv = [OsString::from(path)].into_iter().chain(args()).collect();
+        return Ok(Init { path: path.into(), argv, is_entrypoint: false });
+    }
+    let mut looked_at = Vec::new();
+    let entrypoint: Vec<OsString> = wanted.entrypoint.iter().cloned().map(OsString::from).collect();
+    let paths = entrypoint.first().map(|first| (PathBuf::from(first), true)).into_iter();
+    for (path, is_entrypoint) in paths.chain(CANDIDATES.map(|path| (path.into(), false))) {
+        match check(root, &path) {
+            Ok(()) => {
+                let command = if is_entrypoint { entrypoint } else { vec![path.clone().into()] };
+                return Ok(Init { path, argv: command.into_iter().chain(args()).collect(), is_entrypoint });
+            }
+            Err(why) => looked_at.push(format!("{}: {why}", path.display())),
+        }
+    }
+    Err(format!(
+        "init auto: none found; looked at {} (take an image with an init in it, or name one with --init PATH)",
+        looked_at.join(", ")
+    ))
+}
+
+/// Whether the kernel would run a file as a program.
+fn check(root: &Path, path: &Path) -> Result<(), String> {
+    let head = program(root, path)?;
+    if let Some(line) = head.strip_prefix(b"#!") {
+        let interpreter = interpreter_of_script(line).ok_or("a script whose first line names no interpreter")?;
+        return match program(root, Path::new(&interpreter)) {
+            Ok(_) => Ok(()),
+            Err(why) => Err(format!("a script for {interpreter:?}, and that is {why}")),
+        };
+    }
+    let elf = Elf::read(&head).ok_or("neither a program nor a script (its first line has no \"#!\")")?;
+    if !elf.is_native() {
+        return Err("a program for another processor".into());
+    }
+    match elf.interpreter() {
+        Some(interpreter) => program(root, Path::new(&interpreter))
+            .map(drop)
+            .map_err(|why| format!("a program that needs {interpreter:?}, and that is {why}")),
+        None => Ok(()),
+    }
+}
+
+/// The first bytes of an executable file.
+fn program(root: &Path, path: &Path) -> Result<Vec<u8>, String> {
+    let file = if root == Path::new("/") { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) };
+    let meta = match fs::metadata(&file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let is_link = fs::symlink_metadata(&file).is_ok();
+            return Err(if is_link { "a symlink to what is not there" } else { "not there" }.into());
+        }
+        other => other.map_err(|error| error.to_string())?,
+    };
+    if meta.is_dir() {
+        return Err("a directory".into());
+    }
+    if !meta.is_file() {
+        return Err("no file that can be run".into());
+    }
+    if meta.permissions().mode() & 0o111 == 0 {
+        return Err("not executable (its mode has no x)".into());
+    }
+    let mut head = Vec::new();
+    File::open(&file).and_then(|file| file.take(HEAD).read_to_end(&mut head)).map_err(|error| error.to_string())?;
+    if head.is_empty() {
+        return Err("an empty file".into());
+    }
+    Ok(head)
+}
+
+/// The first word behind `#!`.
+fn interpreter_of_script(line: &[u8]) -> Option<OsString> {
+    let line = line.split(|&byte| byte == b'\n').next()?;
+    let word = line.split(|byte| matches!(byte, b' ' | b'\t')).find(|word| !word.is_empty())?;
+    Some(OsStr::from_bytes(word).to_owned())
+}
+
+/// The head of a 64-bit ELF file in this processor's byte order (`elf(5)`).
+struct Elf<'a>(&'a [u8]);
+
+impl<'a> Elf<'a> {
+    const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
+    const PROGRAM_HEADER: usize = 56;
+    const PT_INTERP: u32 = 3;
+
+    fn read(head: &'a [u8]) -> Option<Self> {
+        (head.starts_with(b"\x7fELF") && head.len() >= 64).then_some(Self(head))
+    }
+
+    fn is_native(&self) -> bool {
+        let (class, order) = (self.0[4], self.0[5]);
+        class == 2 && order == 1 && u16::from_le_bytes([self.0[18], self.0[19]]) == Self::MACHINE
+    }
+
+    fn number(&self, at: usize) -> Option<usize> {
+        let bytes = self.0.get(at..at.checked_add(8)?)?;
+        usize::try_from(u64::from_le_bytes(bytes.try_into().ok()?)).ok()
+    }
+
+    /// The dynamic linker that it names, where that can be seen in the head.
+    fn interpreter(&self) -> Option<OsString> {
+        let start = self.number(32)?;
+        let count = usize::from(u16::from_le_bytes([self.0[56], self.0[57]]));
+        (0..count).find_map(|place| {
+            let at = start.checked_add(place * Self::PROGRAM_HEADER)?;
+            let kind = self.0.get(at..at.checked_add(4)?)?;
+            if u32::from_le_bytes(kind.try_into().ok()?) != Self::PT_INTERP {
+                return None;
+            }
+            let (from, length) = (self.number(at + 8)?, self.number(at + 32)?);
+            let name = self.0.get(from..from.checked_add(length)?)?;
+            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
+            Some(OsString::from_vec(name.to_owned()))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msb::wire::exec::Text;
+
+    /// A root with a file of each kind.
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        let put = |path: &str, content: &[u8], mode: u32| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, content).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let own = fs::read("/proc/self/exe").unwrap();
+        let mut foreign = own[..4096].to_vec();
+        foreign[18] = 40;
+        put("bin/sh", b"#!/bin/true\n", 0o755);
+        put("script", b"#! /bin/sh -e\n", 0o755);
+        put("orphan", b"#!/bin/none\n", 0o755);
+        put("nameless", b"#!\n", 0o755);
+        put("plain", b"words\n", 0o755);
+        put("empty", b"", 0o755);
+        put("locked", b"#!/bin/sh\n", 0o644);
+        put("foreign", &foreign, 0o755);
+        put("linked", &own[..4096], 0o755);
+        fs::create_dir(root.path().join("dir")).unwrap();
+        std::os::unix::fs::symlink("nowhere", root.path().join("dangling")).unwrap();
+        root
+    }
+
+    #[test]
+    fn what_the_kernel_would_not_run_is_said() {
+        let root = root();
+        for (path, words) in [
+            ("/none", "init \"/none\": not there"),
+            ("/dangling", "a symlink to what is not there"),
+            ("/dir", "a directory"),
+            ("/locked", "not executable (its mode has no x)"),
+            ("/empty", "an empty file"),
+            ("/plain", "neither a program nor a script"),
+            ("/orphan", "a script for \"/bin/none\", and that is not there"),
+            ("/nameless", "names no interpreter"),
+            ("/foreign", "a program for another processor"),
+            ("/linked", "a program that needs \"/lib64/ld-linux-x86-64.so.2\", and that is not there"),
+        ] {
+            let wanted = boot::Init { path: Some(path.into()), ..boot::Init::default() };
+            let error = find(&wanted, root.path()).unwrap_err();
+            assert!(error.contains(words), "{path}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_named_init_has_its_path_and_the_arguments_as_argv() {
+        let root = root();
+        let wanted =
+            boot::Init { path: Some("/script".into()), args: vec!["--unit=x".into()], ..boot::Init::default() };
+        let found = find(&wanted, root.path()).unwrap();
+        assert_eq!(found.argv, ["/script", "--unit=x"]);
+        assert!(!found.is_entrypoint);
+    }
+
+    #[test]
+    fn auto_takes_the_entrypoint_first_and_lists_what_it_looked_at() {
+        let root = root();
+        let words: Vec<Text> = vec!["/script".into(), "cmd".into()];
+        let mut wanted = boot::Init { entrypoint: words, args: vec!["arg".into()], ..boot::Init::default() };
+        let found = find(&wanted, root.path()).unwrap();
+        assert_eq!(found.argv, ["/script", "cmd", "arg"]);
+        assert!(found.is_entrypoint);
+        wanted.entrypoint = vec!["/init".into()];
+        let error = find(&wanted, root.path()).unwrap_err();
+        for path in ["/init", "/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"] {
+            assert!(error.contains(&format!("{path}: not there")), "{error}");
+        }
+        fs::create_dir_all(root.path().join("lib/systemd")).unwrap();
+        fs::copy(root.path().join("script"), root.path().join("lib/systemd/systemd")).unwrap();
+        let found = find(&wanted, root.path()).unwrap();
+        assert_eq!(found.argv, ["/lib/systemd/systemd", "arg"]);
+    }
+}
