@@ -55,6 +55,35 @@ demo_recipe() {
     umoci gc --layout layout
 }
 
+# inits_image: a small Debian with those of its inits that live beside one another: systemd, runit, s6 and Finit.
+inits_image() {
+    image_cached inits_recipe init_recipe image_from_tars
+}
+
+# sysvinit_image: one with sysvinit as /sbin/init.
+sysvinit_image() {
+    image_cached sysvinit_recipe init_recipe image_from_tars
+}
+
+# openrc_image: one with OpenRC, which Debian has behind sysvinit's PID 1 alone.
+openrc_image() {
+    image_cached openrc_recipe init_recipe image_from_tars
+}
+
+inits_recipe() { init_recipe systemd,runit,s6,execline,finit; }
+sysvinit_recipe() { init_recipe sysvinit-core,sysv-rc; }
+openrc_recipe() { init_recipe sysvinit-core,openrc; }
+
+# init_recipe PACKAGES
+init_recipe() {
+    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant=essential --include="$1" \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/zoneinfo/*' \
+        bookworm layer.tar
+    image_from_tars layer.tar
+    umoci gc --layout layout
+}
+
 # tiny_image: a static BusyBox with its applets, one layer. For VMs that should start fast.
 tiny_image() {
     image_cached tiny_recipe image_from_tars image_tar

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use msb::boot::{self, Boot, MountStep};
+use msb::script;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use crate::Error;
@@ -105,6 +106,9 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
             mount(None::<&str>, &msb, None::<&str>, read_only | MsFlags::MS_NODEV, None::<&str>)
         })
         .map_err(|error| Error::step("mount /.msb".into(), error.into()))?;
+    if let Err(error) = show_profile(root, &mut made) {
+        crate::say(&format!("{}: {error}", root.join(PROFILE).display()));
+    }
     // As switch_root(8) does it: the new root over the old one, then into it.
     let into = || -> nix::Result<()> {
         nix::unistd::chdir(root)?;
@@ -114,6 +118,29 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
     };
     into().map_err(|error| Error::step("enter the root".into(), error.into()))?;
     Ok(made)
+}
+
+/// What login shells read, where they read such files at all.
+const PROFILE: &str = "etc/profile.d/msb-scripts.sh";
+
+/// Shows the file that puts the scripts on PATH again where login shells look for it. An image that has no such place needs none.
+fn show_profile(root: &Path, made: &mut Made) -> io::Result<()> {
+    let target = root.join(PROFILE);
+    for dir in [root.join("etc"), root.join("etc/profile.d")] {
+        if !fs::symlink_metadata(dir).is_ok_and(|meta| meta.is_dir()) {
+            return Ok(());
+        }
+    }
+    match fs::symlink_metadata(&target) {
+        Ok(meta) if !meta.is_file() => return Ok(()),
+        Ok(_) => {}
+        Err(_) => {
+            fs::File::create_new(&target)?;
+            made.push(Path::new("/").join(PROFILE));
+        }
+    }
+    let source = Path::new("/").join(boot::MSB_DIR).join(script::PROFILE_NAME);
+    Ok(mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
 /// A runtime mounts on directories that an image need not have; what we make we also take away.
@@ -154,7 +181,7 @@ pub fn leave_root(made: &Made) {
     }
     let _ = umount2("/proc", MntFlags::MNT_DETACH);
     for path in made {
-        let _ = fs::remove_dir(path);
+        let _ = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
     }
     let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
 }

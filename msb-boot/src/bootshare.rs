@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR};
+use msb::script;
 
 /// The directories that the agent mounts on.
 const MOUNT_POINTS: [&str; 5] = ["mnt", "dev", "proc", "sys", "etc"];
@@ -33,6 +34,10 @@ pub(crate) fn make(dir: &Path, agent: &Path, boot: &Boot, scripts: &BTreeMap<Str
     let json = serde_json::to_vec(boot)?;
     let written = File::options().write(true).create_new(true).mode(0o600).open(&file);
     written.and_then(|mut out| out.write_all(&json)).with_context(|| format!("{file:?}"))?;
+
+    let profile = dir.join(MSB_DIR).join(script::PROFILE_NAME);
+    fs::write(&profile, script::PROFILE).with_context(|| format!("{profile:?}"))?;
+    fs::set_permissions(&profile, Permissions::from_mode(0o644))?;
 
     for (name, source) in scripts {
         let target = scripts_dir.join(name);

@@ -10,11 +10,12 @@ use std::process::Child;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::Record;
-use msb::rundir::Held;
+use msb::rundir::{self, Ended, Held, Stop};
 use msb::{exit, line};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -42,7 +43,7 @@ const INTERRUPTS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP
 ///
 /// # Errors
 /// The supervisor's words, or those of a record that cannot be printed; then there is no VM.
-pub(crate) fn launch(config: &Config) -> anyhow::Result<u8> {
+pub(crate) fn launch(config: &Config, foreground: bool) -> anyhow::Result<u8> {
     let ignored = ignored(&std::fs::read_to_string("/proc/self/status")?);
     let interrupts: SigSet = INTERRUPTS.into_iter().filter(|&signal| ignored >> (signal as u32 - 1) & 1 == 0).collect();
     interrupts.thread_block()?;
@@ -82,7 +83,7 @@ pub(crate) fn launch(config: &Config) -> anyhow::Result<u8> {
                     return Err(error);
                 }
                 ours.write_all(&[PRINTED]).context("supervisor")?;
-                return Ok(0);
+                return if foreground { stay(config, &interrupts, supervisor) } else { Ok(0) };
             }
             None => {
                 let status = supervisor.wait()?;
@@ -94,6 +95,43 @@ pub(crate) fn launch(config: &Config) -> anyhow::Result<u8> {
             }
         }
     }
+}
+
+/// Waits until the VM has ended, and tidies up behind it, as msb-stop would. A signal is passed on as the wish to stop it, a second
+/// one as the wish not to wait.
+fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow::Result<u8> {
+    let pid = Pid::from_child(&supervisor);
+    let process = pidfd_open(pid, PidfdFlags::empty())?;
+    let mut asked = false;
+    loop {
+        let mut fds = [PollFd::new(interrupts, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        if !fds[1].revents().is_empty() {
+            break;
+        }
+        interrupts.read_signal()?;
+        if asked {
+            rundir::leave(&config.vm.dir, rundir::STOP, &Stop { grace_ms: 0 })?;
+        }
+        asked = true;
+        let _ = pidfd_send_signal(&process, rustix::process::Signal::TERM);
+    }
+    let status = supervisor.wait()?;
+    let Some(held) = Held::take(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))? else {
+        return Ok(0);
+    };
+    held.await_death()?;
+    let ended = rundir::find::<Ended>(held.path(), rundir::ENDED);
+    held.remove()?;
+    let Some(ended) = ended else { bail!("supervisor: {}", crate::supervise::crew::describe(status)) };
+    if !ended.is_orderly() {
+        bail!("{}: {}", config.name, ended.reason);
+    }
+    exit::warn(TOOL, &format!("{}: {}", config.name, ended.reason));
+    Ok(0)
 }
 
 /// The signals that this process was told to ignore, as nohup(1) does it: the mask in a `/proc/PID/status`.

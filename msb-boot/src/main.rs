@@ -51,5 +51,5 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     }
     let record = Record::take(args.record.as_deref())?;
     let config = config::Config::check(args, record)?;
-    launch::launch(&config)
+    launch::launch(&config, args.foreground)
 }

@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use nix::sys::signal::SigSet;
+use nix::sys::signal::{SigSet, Signal as Interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -63,8 +63,10 @@ fn tie() -> io::Result<()> {
     if stderr[0].revents().contains(PollFlags::ERR) {
         return Err(io::ErrorKind::BrokenPipe.into());
     }
-    // The supervisor takes its signals from an fd, so it blocks them, and children inherit that.
-    SigSet::empty().thread_set_mask()?;
+    // A host that goes down sends TERM to every process, and a terminal INT or HUP to all of a group: when the VM ends is the
+    // supervisor's to say, who ends this one by KILL.
+    let ignored: SigSet = [Interrupt::SIGTERM, Interrupt::SIGINT, Interrupt::SIGHUP].into_iter().collect();
+    ignored.thread_set_mask()?;
     Ok(())
 }
 

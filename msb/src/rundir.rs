@@ -46,6 +46,18 @@ pub struct Ended {
     pub forced: bool,
 }
 
+impl Ended {
+    /// It was asked to stop, and did.
+    pub const STOPPED: &str = "stopped";
+    /// It ended because the guest wanted it.
+    pub const POWERED_OFF: &str = "the guest powered off";
+
+    /// Whether this is how a VM should end.
+    pub fn is_orderly(&self) -> bool {
+        !self.forced && [Self::STOPPED, Self::POWERED_OFF].contains(&self.reason.as_str())
+    }
+}
+
 /// A wish that comes before SIGTERM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stop {

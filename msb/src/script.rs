@@ -1,7 +1,18 @@
-//! The one rule for a script's name, on both sides of the boot share.
+//! What both sides of the boot share must know of scripts: the rule for a name, and the way to PATH.
 
 /// Where the guest finds its scripts. The directory is on PATH.
 pub const GUEST_DIR: &str = "/.msb/scripts";
+
+/// The file beside that directory which puts it on PATH again in a login shell: those set PATH anew.
+pub const PROFILE_NAME: &str = "profile.sh";
+/// What is in it.
+pub const PROFILE: &str = "\
+# The scripts of this VM come first in PATH, once.
+case \":$PATH:\" in
+    *:/.msb/scripts:*) ;;
+    *) PATH=/.msb/scripts${PATH:+:$PATH} ;;
+esac
+";
 
 /// Checks a script's name: one path component that a shell can call.
 ///
@@ -19,6 +30,19 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_profile_puts_the_scripts_first_in_path_and_once() {
+        let path = |before: &str| {
+            let line = format!("{}{}echo \"$PATH\"", super::PROFILE, super::PROFILE);
+            let output =
+                std::process::Command::new("/bin/sh").args(["-c", &line]).env("PATH", before).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(path("/usr/bin:/bin"), "/.msb/scripts:/usr/bin:/bin\n");
+        assert_eq!(path("/bin:/.msb/scripts"), "/bin:/.msb/scripts\n");
+        assert!(super::PROFILE.contains(super::GUEST_DIR));
+    }
+
     #[test]
     fn refuses_names_that_are_not_one_component() {
         for bad in ["", ".", "..", "a/b", "/a", "a\0", "a\nb", &"x".repeat(256)] {

@@ -276,10 +276,10 @@ impl<'a> Watch<'a> {
             _ if self.console.panicked() => "the guest's kernel panicked".into(),
             Phase::Stopping { answer, .. } if by_guest => match answer.take() {
                 Some(words) => return Ok(Some(Ended { reason: format!("{words}, ended by force"), forced: true })),
-                None => "stopped".into(),
+                None => Ended::STOPPED.into(),
             },
             Phase::Booting { .. } if by_guest => "the guest ended before its agent had reported".into(),
-            _ if by_guest => "the guest powered off".into(),
+            _ if by_guest => Ended::POWERED_OFF.into(),
             _ => self.with_words(&words),
         };
         self.ended(reason).map(Some)
