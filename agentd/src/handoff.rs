@@ -1,8 +1,9 @@
 //! PID 1 goes to the image's init: this process forks, the parent becomes the init, the child goes on as the agent.
 //!
-//! Whoever is PID 1 may not end, for the kernel panics over that. So the child traces the parent (`ptrace(2)`) while the init
-//! starts, and whenever the machine is to end: then an init that ends is held at its last step, and the machine is ended in
-//! order, with words. An init has started when it waits for something for the first time. In between nobody traces it.
+//! Whoever is PID 1 may not end: the kernel panics over that, or, as libkrunfw's does, resets the machine without a word. So the
+//! child traces the parent (`ptrace(2)`) while the init starts, and whenever the machine is to end: then an init that ends is
+//! held at its last step, and the machine is ended in order, with words. An init has started when it waits for something for
+//! the first time. In between nobody traces it.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -24,9 +25,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, WaitOptions, WaitStatus};
 
-use crate::child;
 use crate::init::Init;
 use crate::sys::{self, Resume, Side};
+use crate::{child, poweroff};
 
 /// PID 1.
 const INIT: i32 = 1;
@@ -52,6 +53,9 @@ const WAITING: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_pause,
 ];
+
+/// The signals of a program that did what it cannot.
+const FAULTS: [i32; 5] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
 
 /// After so many system calls an init has started too: it does something, and each one costs two stops.
 const ENOUGH_CALLS: usize = 1000;
@@ -85,7 +89,8 @@ pub fn become_init(gate: Gate, init: &Init, env: Vec<(OsString, OsString)>) -> i
     if let Some((name, args)) = init.argv.split_first() {
         command.arg0(name).args(args);
     }
-    // It empties the signal mask, and gives SIGPIPE back its meaning.
+    let _ = SigSet::empty().thread_set_mask();
+    // It gives SIGPIPE back its meaning.
     let error = command.env_clear().envs(env).current_dir("/").exec();
     let _ = gate.write_all(error.to_string().as_bytes());
     drop(gate);
@@ -155,6 +160,12 @@ impl Traced {
                 Some(number) => Stop::Call(number),
                 None => Stop::Other(0),
             },
+            // Of a fault that would be its end, the kernel says no more to whoever traces PID 1: it faults again and again.
+            0 if FAULTS.contains(&signal)
+                && !poweroff::catches(&std::fs::read_to_string("/proc/1/status")?, signal) =>
+            {
+                Stop::Ending(signal)
+            }
             0 => Stop::Other(signal),
             _ => Stop::Other(0),
         })

@@ -2,7 +2,7 @@
 //! and ends the machine. Or it hands PID 1 to the image's init, and does the rest beside that.
 //!
 //! The order matters: signals are blocked before a thread exists, the host hears "ready" only when connections are
-//! taken, and from [`enter`] on this process may not die while it is PID 1, for the kernel would panic.
+//! taken, and from [`enter`] on this process may not die while it is PID 1, for the machine would with it.
 
 mod child;
 mod early;

@@ -105,7 +105,7 @@ fn is_fifo(path: &str) -> bool {
 }
 
 /// Whether a process catches a signal, or waits for it in a signalfd, by its `/proc/PID/status`.
-fn catches(status: &str, signal: i32) -> bool {
+pub fn catches(status: &str, signal: i32) -> bool {
     let masks = status.lines().filter_map(|line| line.strip_prefix("SigCgt:").or(line.strip_prefix("SigBlk:")));
     masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask >> (signal - 1) & 1 == 1)
 }

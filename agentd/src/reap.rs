@@ -131,9 +131,18 @@ impl Reaper {
 
     /// Waits until no process is left, for `limit` at most. Says whether that came true.
     pub fn wait_childless(&self, limit: Duration) -> bool {
+        self.wait_until(limit, |children| children.none_left)
+    }
+
+    /// Waits until no child is left that a session waits for, for `limit` at most.
+    pub fn wait_unawaited(&self, limit: Duration) -> bool {
+        self.wait_until(limit, |children| children.awaited.is_empty())
+    }
+
+    fn wait_until(&self, limit: Duration, is_so: impl Fn(&Children) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         let mut children = self.lock();
-        while !children.none_left {
+        while !is_so(&children) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

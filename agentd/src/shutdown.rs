@@ -151,7 +151,8 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     }
     go_on_reaping(agent);
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    agent.reaper.wait_childless(KILL_GRACE);
+    // The init is nobody's child, and it stays where it is.
+    agent.reaper.wait_unawaited(KILL_GRACE);
     agent.sessions.wait_until_none(LAST_WORDS);
     agent.shutdown.hang_up();
     end_machine(made, since)

@@ -17,8 +17,6 @@ const MAX_LOG: usize = 4 << 20;
 /// What the kernel says when it has stopped and the VMM will not notice: no microvm can be switched off.
 const HALTED: [&[u8]; 3] = [b"reboot: System halted", b"reboot: Power down", b"Power off not available"];
 const PANIC: &[u8] = b"Kernel panic - not syncing";
-/// What it says of a PID 1 that ended.
-const INIT_ENDED: &[u8] = b"Attempted to kill init!";
 
 /// The lines that are kept for an error's words.
 const KEPT_LINES: usize = 12;
@@ -95,7 +93,6 @@ pub(super) struct Console {
     open: bool,
     halted: bool,
     panicked: bool,
-    init_ended: bool,
 }
 
 impl Console {
@@ -103,18 +100,17 @@ impl Console {
     pub(super) fn new(pipe: PipeReader, log: &Path) -> io::Result<Self> {
         let (source, log) = (Source::new(pipe)?, Log::begin(log)?);
         let tail = Tail::default();
-        Ok(Self { source, log, tail, open: true, halted: false, panicked: false, init_ended: false })
+        Ok(Self { source, log, tail, open: true, halted: false, panicked: false })
     }
 
     /// Takes what is there.
     pub(super) fn drain(&mut self) {
-        let Self { source, log, tail, open, halted, panicked, init_ended } = self;
+        let Self { source, log, tail, open, halted, panicked } = self;
         *open = source.drain(|bytes| {
             log.add(bytes);
             tail.feed(bytes, |line| {
                 *halted |= HALTED.iter().any(|words| says(line, words));
                 *panicked |= says(line, PANIC);
-                *init_ended |= says(line, PANIC) && says(line, INIT_ENDED);
             });
         });
     }
@@ -132,11 +128,6 @@ impl Console {
     /// Whether the kernel has said that it gave up.
     pub(super) fn panicked(&self) -> bool {
         self.panicked
-    }
-
-    /// Whether that was because PID 1 had ended.
-    pub(super) fn init_ended(&self) -> bool {
-        self.init_ended
     }
 
     /// The last lines.

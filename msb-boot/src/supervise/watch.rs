@@ -272,7 +272,6 @@ impl<'a> Watch<'a> {
         // With -no-reboot QEMU ends by itself; where it would not, the reader of the console has killed it.
         let by_guest = status.success() || self.console.halted();
         let reason = match &self.phase {
-            _ if self.console.init_ended() => "the guest's PID 1 ended, so its kernel panicked".into(),
             _ if self.console.panicked() => "the guest's kernel panicked".into(),
             Phase::Stopping { answer, .. } if by_guest => match answer.take() {
                 Some(words) => return Ok(Some(Ended { reason: format!("{words}, ended by force"), forced: true })),

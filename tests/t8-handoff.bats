@@ -1,0 +1,222 @@
+#!/usr/bin/env bats
+# PID 1 handed to an init: what it is started with, what becomes of one that fails, and how the machine ends with one.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    mkdir -p "$vm_root"/{sbin,srv}
+}
+
+teardown() {
+    vm_teardown
+}
+
+# put PATH: an executable file in the root, from stdin.
+put() {
+    cat >"$vm_root$1"
+    chmod 0755 "$vm_root$1"
+}
+
+# busybox_init [LINE…]: BusyBox as /sbin/init, with an inittab.
+busybox_init() {
+    ln -sf ../bin/busybox "$vm_root/sbin/init"
+    printf '%s\n' ::sysinit:/bin/true "$@" >"$vm_root/etc/inittab"
+}
+
+# refused WORDS FLAG…: there is no VM, in these words, the same on stderr and in the log, without a panic; and nothing is left.
+refused() {
+    local words=$1
+    shift
+    run --separate-stderr msb-boot -r "$vm_record" --kernel-log log "$@"
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [ "$stderr" = "msb-boot: guest: $words" ] || { printf '%s\n' "$stderr"; return 1; }
+    grep -qxF "agentd: $words" <(tr -d '\r' <log)
+    run ! grep -q panic log
+    vm_assert_nothing
+}
+
+@test "auto takes /sbin/init: PID 1 is the init, and exec, scripts and stop are as without" {
+    busybox_init '::shutdown:/bin/touch /srv/shutdown'
+    printf '#!/bin/sh\necho "setup ran with $1"\n' >setup.sh
+    vm_boot worker --init auto --script setup=setup.sh
+    jq -e '.vm.init == "/sbin/init" and .vm.timings_ms.agent <= .vm.timings_ms.init and .vm.timings_ms.init <= .vm.timings_ms.ready' worker.json
+    [ "$(vm_exec worker cat /proc/1/comm)" = init ]
+    [ "$(vm_exec worker readlink /proc/1/exe)" = /bin/busybox ]
+    [ "$(vm_exec worker setup me)" = 'setup ran with me' ]
+    [ "$(msb-exec -r worker -u nobody --shell 'setup you')" = 'setup ran with you' ]
+    run ! vm_exec worker sh -c 'echo >/.msb/scripts/setup'
+    run --separate-stderr msb-stop -r worker.json
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    [ -e "$vm_root/srv/shutdown" ]
+    vm_assert_nothing
+}
+
+@test "an init has its path and the arguments as argv, and the variables over those that it inherits" {
+    put /bin/init.sh <<'END'
+#!/bin/sh
+printf '[%s]' "$0" "$@" >/srv/argv
+env >/srv/env
+exec sleep 100000
+END
+    jq -c '.image = {ref: "x", config: {Env: ["PATH=/bin", "A=image"]}}' "$vm_record" >image.json
+    B=here vm_record=image.json vm_boot worker --init /bin/init.sh --init-arg --unit=x --init-arg 'two words' --init-arg '' \
+        --init-env A=init --init-env B
+    [ "$(vm_exec worker cat /srv/argv)" = '[/bin/init.sh][--unit=x][two words][]' ]
+    [ "$(grep -E '^(A|B|PATH|HOME)=' "$vm_root/srv/env" | sort | xargs)" = 'A=init B=here HOME=/ PATH=/.msb/scripts:/bin' ]
+    [ "$(vm_exec worker sh -c 'echo $A ${B-unset}')" = 'image unset' ]
+    # It is PID 1 with no signal blocked, and with no file of the agent's.
+    [ "$(vm_exec worker sh -c 'grep SigBlk /proc/1/status; ls /proc/1/fd | xargs')" = $'SigBlk:\t0000000000000000\n0 1 2' ]
+}
+
+@test "auto takes an entrypoint that is an init, with the rest of the command, and then there is no command for an exec" {
+    put /init <<'END'
+#!/bin/sh
+printf '[%s]' "$0" "$@" >/srv/argv
+exec sleep 100000
+END
+    busybox_init
+    jq -c '.image = {ref: "x", config: {Entrypoint: ["/init", "-v"], Cmd: ["app"]}}' "$vm_record" >image.json
+    vm_record=image.json vm_boot worker --init auto --init-arg last
+    [ "$(cat "$vm_root/srv/argv")" = '[/init][-v][app][last]' ]
+    [ "$(jq -r .vm.init worker.json)" = /init ]
+    run --separate-stderr msb-exec -r worker.json
+    [ "$status" -eq 125 ]
+    # And with --entrypoint the two have nothing to do with one another.
+    vm_record=image.json vm_boot other --init auto --entrypoint '["echo", "mine"]' -- too
+    [ "$(jq -r .vm.init other.json)" = /sbin/init ]
+    [ "$(msb-exec -r other.json)" = 'mine too' ]
+}
+
+@test "an init that the kernel would not run is refused before it has PID 1" {
+    refused 'init auto: none found; looked at /sbin/init: not there, /lib/systemd/systemd: not there, /usr/lib/systemd/systemd: not there (take an image with an init in it, or name one with --init PATH)' --init auto
+    refused 'init "/none": not there' --init /none
+    refused 'init "/etc": a directory' --init /etc
+    refused 'init "/etc/passwd": not executable (its mode has no x)' --init /etc/passwd
+    put /bin/orphan <<<'#!/bin/none'
+    refused 'init "/bin/orphan": a script for "/bin/none", and that is not there' --init /bin/orphan
+    put /bin/words <<<words
+    refused 'init "/bin/words": neither a program nor a script (its first line has no "#!")' --init /bin/words
+    { head -c 18 "$vm_root/bin/busybox"; printf '\267\0'; tail -c +21 "$vm_root/bin/busybox"; } | put /bin/foreign
+    refused 'init "/bin/foreign": a program for another processor' --init /bin/foreign
+}
+
+@test "an init that ends at once, that is killed, or that hangs is told in words, without a panic" {
+    put /bin/ends <<<$'#!/bin/sh\nexit 3'
+    refused 'init "/bin/ends": it ended at once (exit status 3)' --init /bin/ends
+    # An ELF program of one instruction (ud2) that no processor runs.
+    { head -c 24 "$vm_root/bin/busybox"; printf '\170\0\100\0\0\0\0\0\100\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\100\0\70\0\1\0\0\0\0\0\0\0'
+        printf '\1\0\0\0\5\0\0\0\0\0\0\0\0\0\0\0\0\0\100\0\0\0\0\0\0\0\100\0\0\0\0\0\172\0\0\0\0\0\0\0\172\0\0\0\0\0\0\0\0\20\0\0\0\0\0\0'
+        printf '\17\13'; } | put /bin/dies
+    refused 'init "/bin/dies": it ended at once (killed by SIGILL)' --init /bin/dies
+    put /bin/spins <<<$'#!/bin/sh\nwhile :; do :; done'
+    # Half of the time that the boot may take.
+    refused 'init "/bin/spins": it hangs: after 10 s it has not come so far as to wait for anything' --init /bin/spins --timeout 20
+}
+
+@test "an init that ends later ends the VM" {
+    put /bin/later <<<$'#!/bin/sh\nwhile [ ! -e /srv/end ]; do sleep 0.1; done; exit 0'
+    vm_boot worker --init /bin/later
+    touch "$vm_root/srv/end"
+    vm_await_end "$(vm_pid worker)"
+    run --separate-stderr vm_exec worker true
+    [ "$status" -eq 125 ]
+    [[ $stderr == *'it is gone: the guest powered off'* ]]
+}
+
+@test "an init that ends when it is asked to, as those for containers do, ends the machine in order" {
+    put /bin/tiny <<<$'#!/bin/sh\ntrap "echo ended >/srv/ended; exit 0" TERM\nwhile :; do sleep 1000 & wait $!; done'
+    vm_boot worker --init /bin/tiny
+    vm_exec worker sh -c 'echo late >/srv/late'
+    run --separate-stderr msb-stop -r worker.json
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    [ "$(cat "$vm_root/srv/ended" "$vm_root/srv/late")" = $'ended\nlate' ]
+    vm_assert_nothing
+}
+
+@test "an init that does not power off within the grace is ended by force, and that is said; commands had their TERM" {
+    put /bin/deaf <<<$'#!/bin/sh\nexec sleep 100000'
+    vm_boot worker --init /bin/deaf
+    vm_exec worker sh -c 'trap "echo ended >/srv/trap; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
+    until grep -q up up; do sleep 0.02; done
+    run --separate-stderr msb-stop -r worker.json -t 4
+    [ "$status" -eq 0 ]
+    [[ $stderr == 'msb-stop: worker: the init did not power off within 3.'*' s, ended by force' ]] || { echo "$stderr"; return 1; }
+    [ "$(cat "$vm_root/srv/trap")" = ended ]
+    wait
+    vm_assert_nothing
+}
+
+@test "a guest's own poweroff goes by its init, and the agent is no hindrance" {
+    busybox_init '::shutdown:/bin/touch /srv/shutdown'
+    vm_boot worker --init auto
+    vm_exec worker poweroff || true
+    vm_await_end "$(vm_pid worker)"
+    jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
+    [ -e "$vm_root/srv/shutdown" ]
+}
+
+@test "SIGTERM to every process of a VM, as a host that goes down sends it, is a graceful stop" {
+    busybox_init '::shutdown:/bin/touch /srv/shutdown'
+    vm_boot worker --init auto
+    # shellcheck disable=SC2046 # a number each
+    kill -TERM $(vm_processes)
+    vm_await_end "$(vm_pid worker)"
+    jq -e '.reason == "stopped"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
+    [ -e "$vm_root/srv/shutdown" ]
+}
+
+@test "--foreground stays until the VM has ended; Ctrl-C is a graceful stop, a second one does not wait" {
+    busybox_init '::shutdown:/bin/touch /srv/shutdown'
+    # boot_in_front FLAG…
+    boot_in_front() {
+        rm -f front.json
+        env --default-signal=INT msb-boot -r "$vm_record" --name front -f "$@" >front.json 2>front.err 3>&- &
+        front=$!
+        until [ -s front.json ]; do kill -0 "$front" || return; sleep 0.02; done
+    }
+    boot_in_front --init auto
+    [ "$(vm_exec front cat /proc/1/comm)" = init ]
+    kill -INT "$front"
+    wait "$front"
+    [ "$(tail -n 1 front.err)" = 'msb-boot: front: stopped' ]
+    [ -e "$vm_root/srv/shutdown" ]
+    vm_assert_nothing
+    put /bin/deaf <<<$'#!/bin/sh\nexec sleep 100000'
+    boot_in_front --init /bin/deaf --kernel-log log
+    kill -INT "$front"
+    timeout 20 sh -c 'until grep -q "agentd: asked" log; do sleep 0.05; done'
+    kill -INT "$front"
+    status=0
+    wait "$front" || status=$?
+    [ "$status" -eq 1 ]
+    [[ $(tail -n 1 front.err) == 'msb-boot: front: '*'killed' ]]
+    vm_assert_nothing
+    boot_in_front
+    vm_exec front poweroff -f || true
+    wait "$front"
+    [ "$(tail -n 1 front.err)" = 'msb-boot: front: the guest powered off' ]
+}
+
+@test "scripts are on PATH once: in a login shell, where the image sets a PATH, and under the init" {
+    mkdir "$vm_root/etc/profile.d"
+    printf 'PATH=/usr/bin:/bin\nfor file in /etc/profile.d/*.sh; do . "$file"; done\n' >"$vm_root/etc/profile"
+    busybox_init '::once:/bin/sh -c "exec /.msb/scripts/note"'
+    printf '#!/bin/sh\necho "$0" >/srv/note\n' >note.sh
+    vm_boot worker --init auto --script note=note.sh
+    [ "$(vm_exec worker sh -lc 'echo $PATH; note; cat /srv/note')" = $'/.msb/scripts:/usr/bin:/bin\n/.msb/scripts/note' ]
+    [ "$(msb-exec -r worker -e PATH=/bin:/.msb/scripts -- sh -c 'echo $PATH')" = /bin:/.msb/scripts ]
+    msb-stop -r worker.json >/dev/null
+}
+
+@test "wrong calls: a relative init, arguments without an init" {
+    for call in '--init sbin/init' '--init-arg x' '--init-env A=b' '--init auto --init-env =x' '--entrypoint [1]'; do
+        # shellcheck disable=SC2086 # several words
+        run --separate-stderr msb-boot -r "$vm_record" $call
+        [ "$status" -eq 2 ]
+        [[ $stderr == "msb-boot: "* ]]
+    done
+}
