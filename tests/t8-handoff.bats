@@ -52,6 +52,8 @@ refused() {
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     [ -e "$vm_root/srv/shutdown" ]
+    # The agent's mount points are gone, though the init ended the machine.
+    [ ! -e "$vm_root/.msb" ]
     vm_assert_nothing
 }
 

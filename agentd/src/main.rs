@@ -95,7 +95,7 @@ fn main() -> ExitCode {
         Ok(entered) => entered,
         Err(error) => give_up(&error.to_string(), kernel_ms, &made),
     };
-    let ready = Ready { kernel_ms, agent_ms: uptime_ms(), ..Ready::default() };
+    let ready = Ready { kernel_ms, agent_ms: uptime_ms(), made: made.clone(), ..Ready::default() };
     match wanted {
         None => be_pid_1(agent, &signals, ready, made),
         Some(wanted) => hand_over(agent, &wanted, &signals, ready, &made),
@@ -121,7 +121,7 @@ fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, made: Made) -> ! {
 
 /// Hands PID 1 to the image's init, and goes on beside it.
 fn hand_over(mut agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, made: &Made) -> ! {
-    let Ready { kernel_ms, agent_ms, .. } = ready;
+    let kernel_ms = ready.kernel_ms;
     let init = match init::find(wanted, Path::new("/")) {
         Ok(init) => init,
         Err(words) => give_up(&words, kernel_ms, made),
@@ -150,7 +150,7 @@ fn hand_over(mut agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Rea
         give_up(&format!("init {:?}: {words}", init.path), kernel_ms, made);
     }
     let init = Some(init.path.to_string_lossy().into_owned());
-    tell_host(Ready { kernel_ms, agent_ms, init, init_ms: Some(uptime_ms()), error: None });
+    tell_host(Ready { init, init_ms: Some(uptime_ms()), ..ready });
     shutdown::beside_init(&agent, made, signals)
 }
 

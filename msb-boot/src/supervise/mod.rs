@@ -6,6 +6,7 @@
 mod console;
 pub(crate) mod crew;
 mod front;
+mod leftovers;
 mod ready;
 mod stopping;
 mod watch;

@@ -17,7 +17,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::console::{Console, Words};
 use super::crew::{self, Crew};
 use super::front::{Front, Said};
-use super::{ready, stopping};
+use super::{leftovers, ready, stopping};
 use crate::bootshare;
 use crate::config::{Config, now};
 use crate::launch::Report;
@@ -49,6 +49,8 @@ pub(super) struct Watch<'a> {
     report: Option<ready::Report>,
     signals: SignalFd,
     phase: Phase,
+    /// What the agent made in the root.
+    made: Vec<PathBuf>,
     /// A process that serves the VM is gone: which and how, and until when the VMM may end by itself.
     lost: Option<(Duration, String)>,
     spawned: Duration,
@@ -90,6 +92,7 @@ impl<'a> Watch<'a> {
             report: Some(report),
             signals,
             phase: Phase::Booting { until: now() + config.timeout },
+            made: Vec::new(),
             lost: None,
             spawned: now(),
         })
@@ -183,6 +186,7 @@ impl<'a> Watch<'a> {
             bail!("guest: {}", msb::exit::printable(&words));
         }
         self.held.close_door().context("the agent's socket")?;
+        self.made.clone_from(&ready.made);
         let record = self.record(&ready)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
@@ -323,6 +327,15 @@ impl<'a> Watch<'a> {
     fn with_words(&self, words: &str) -> String {
         let said = self.words.words();
         if said.is_empty() { words.to_owned() } else { format!("{words}: {}", said.join("; ")) }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        self.crew.end();
+        if let Root::Share(root) = &self.config.vm.root {
+            leftovers::remove(root, std::mem::take(&mut self.made));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -154,4 +155,7 @@ pub struct Ready {
     /// When the init had started, in milliseconds since power-on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_ms: Option<u64>,
+    /// Mount points that the agent made in the root, to be removed with the machine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made: Vec<PathBuf>,
 }
