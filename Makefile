@@ -19,7 +19,7 @@ RELEASE = target/release
 # by name, so that build scripts do not get them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo test test-krun lint bench bench-krun install clean
+.PHONY: help deps build agentd man demo test test-krun lint bench bench-krun bench-shutdown install clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -71,12 +71,18 @@ lint:
 
 # Ratios against other people's tools, in one run. Nothing passes or fails.
 bench: deps build
-	@for bench in $(filter-out %-krun.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
+	@for bench in $(filter-out %-krun.sh %-shutdown.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
 
 # The same for libkrun, in the nested host where this machine has no KVM.
 bench-krun: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run tests/bench-krun.sh
+
+# What handing PID 1 to each of seven inits costs, and how long each takes to go down, on both VMMs.
+bench-shutdown: deps build
+	@$(bare-krun)
+	@tests/bench-shutdown.sh
+	@tests/kvm-host/run tests/bench-shutdown.sh 1
 
 install: build
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb
