@@ -4,7 +4,7 @@
 #
 #   source tests/inits.bash; inits_record systemd mounted >mount.json; msb-boot -r mount.json $(inits_flags systemd)
 
-# shellcheck source-path=SCRIPTDIR/..
+# shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/image.bash"
 
 # shellcheck disable=SC2034 # for those who source this
