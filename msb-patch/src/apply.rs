@@ -1,29 +1,27 @@
 //! Doing what was planned, in an upper that nobody sees yet.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use msb::overlay::beneath::{Dir, Entry, Name, times_of};
-use msb::overlay::resolve::{End, Last, Resolved, Step, resolve};
-use msb::overlay::upper::{WHOLE, Writer, copy_data, copy_to_end, copy_xattrs, keeping_times, upper_of};
+use msb::overlay::resolve::{End, Resolved, Step, Trail};
+use msb::overlay::upper::{WHOLE, Writer, copy_xattrs, upper_of};
 use msb::overlay::{Layer, Leaf, Merged};
 use rustix::fs::{FileType, Mode, Stat, Timespec, Timestamps};
 
+use crate::content::Content;
+use crate::kept::Kept;
 use crate::op::{self, Op};
-use crate::plan::Plan;
+use crate::plan::{Plan, plan};
+use crate::staging::Layers;
 use crate::user::User;
 
 const FILE_MODE: u32 = 0o644;
 const DIR_MODE: u32 = 0o755;
-/// How much is compared at once, in bytes.
-const BLOCK: usize = 1 << 16;
 
 /// What an operation came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,69 +39,12 @@ impl std::ops::AddAssign for Done {
     }
 }
 
-/// What a file is to hold.
-#[derive(Clone, Copy)]
-enum Content<'a> {
-    Bytes(&'a [u8]),
-    /// All of a file of the host.
-    File(&'a File),
-}
-
-impl Content<'_> {
-    /// In bytes. A file of /proc says 0, and is not empty.
-    fn length(self) -> io::Result<u64> {
-        match self {
-            Self::Bytes(bytes) => Ok(bytes.len() as u64),
-            Self::File(file) => Ok(file.metadata()?.len()),
-        }
-    }
-
-    fn put(self, to: &mut File) -> io::Result<()> {
-        match (self, self.length()?) {
-            (Self::Bytes(bytes), _) => to.write_all(bytes),
-            (Self::File(file), 0) => copy_to_end(file, to),
-            (Self::File(file), length) => copy_data(file, to, length),
-        }
-    }
-
-    /// Whether `file` holds just this.
-    fn is_in(self, file: &File) -> io::Result<bool> {
-        let length = self.length()?;
-        if length != file.metadata()?.len() {
-            return Ok(false);
-        }
-        let (mut block, mut wanted) = ([0u8; BLOCK], [0u8; BLOCK]);
-        let mut at = 0;
-        // One read more than the length says, for what has no length.
-        loop {
-            let got = file.read_at(&mut block, at)?;
-            let same = match self {
-                Self::Bytes(bytes) => {
-                    usize::try_from(at).ok().and_then(|at| bytes.get(at..at + got)) == block.get(..got)
-                }
-                Self::File(other) if got == 0 => other.read_at(&mut wanted[..1], at)? == 0,
-                Self::File(other) => {
-                    let wanted = &mut wanted[..got];
-                    match other.read_exact_at(wanted, at) {
-                        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
-                        read => read.map(|()| *wanted == block[..got])?,
-                    }
-                }
-            };
-            if !same || got == 0 {
-                return Ok(same);
-            }
-            at += got as u64;
-        }
-    }
-}
-
 /// Attributes that an operation asks for.
 #[derive(Clone, Copy, Debug, Default)]
-struct Wanted {
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
+pub(crate) struct Wanted {
+    pub(crate) mode: Option<u32>,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
 }
 
 impl Wanted {
@@ -116,7 +57,7 @@ impl Wanted {
 }
 
 /// Where an operation writes: a name in a directory that is in the upper.
-struct Place {
+pub(crate) struct Place {
     parent: Merged,
     name: OsString,
     /// What is there now, if it is no directory.
@@ -127,25 +68,57 @@ struct Place {
 #[derive(Debug)]
 pub struct Target {
     /// The merged view: the image's layers and the new upper.
-    pub root: Merged,
+    pub(crate) root: Merged,
     /// The right to change the upper.
-    pub writer: Writer,
+    pub(crate) writer: Writer,
     /// Files of the new upper whose data is still the old upper's, by inode: they are copied before they change.
-    pub borrowed: HashSet<u64>,
+    borrowed: HashSet<u64>,
     /// Whether only the shape of things matters, and data need not be copied.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// The modification time for what is made: `SOURCE_DATE_EPOCH`, or the clock's.
-    pub epoch: Option<i64>,
+    pub(crate) epoch: Option<i64>,
     /// Who owns what is made.
-    pub user: User,
+    pub(crate) user: User,
+    /// The way to where the last path led.
+    pub(crate) trail: Trail,
+    /// The times of where the last change was.
+    pub(crate) kept: Kept,
 }
 
 impl Target {
+    /// The root of these layers. What is made is of the time `epoch`, or of now.
+    pub fn new(layers: Layers, dry_run: bool, epoch: Option<i64>, user: User) -> Self {
+        let Layers { root, writer, borrowed } = layers;
+        Self { root, writer, borrowed, dry_run, epoch, user, trail: Trail::default(), kept: Kept::default() }
+    }
+
+    /// Decides what an operation does.
+    ///
+    /// # Errors
+    /// Words, without the operation's name and path.
+    pub fn plan(&mut self, op: &Op) -> anyhow::Result<Plan> {
+        let plan = plan(&self.root, &mut self.trail, op)?;
+        self.user.check(op)?;
+        Ok(plan)
+    }
+
+    /// Finishes the upper, behind the last operation.
+    ///
+    /// # Errors
+    /// What `utimensat(2)` says.
+    pub fn finish(&mut self) -> io::Result<()> {
+        self.kept.release()
+    }
+
     /// Carries a plan out. Scripts are not files of the root, and none of our business.
     ///
     /// # Errors
     /// Words, without the operation's name and path.
-    pub fn apply(&self, op: &Op, plan: Plan) -> anyhow::Result<Done> {
+    pub fn apply(&mut self, op: &Op, plan: Plan) -> anyhow::Result<Done> {
+        self.carry_out(op, plan).map_err(|error| self.user.explain(error))
+    }
+
+    fn carry_out(&mut self, op: &Op, plan: Plan) -> anyhow::Result<Done> {
         let wanted = |mode: &Option<op::Mode>, uid: &Option<u32>, gid: &Option<u32>| Wanted {
             mode: mode.map(|mode| mode.0),
             uid: *uid,
@@ -173,7 +146,7 @@ impl Target {
         }
     }
 
-    fn now(&self) -> Timestamps {
+    pub(crate) fn now(&self) -> Timestamps {
         let time = match self.epoch {
             Some(seconds) => Timespec { tv_sec: seconds, tv_nsec: 0 },
             None => Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
@@ -182,10 +155,10 @@ impl Target {
     }
 
     /// The place that a way ends at, with its parents made.
-    fn parent(&self, mut at: Resolved) -> anyhow::Result<Place> {
+    pub(crate) fn parent(&mut self, mut at: Resolved) -> anyhow::Result<Place> {
         match at.end {
             End::Leaf(name, leaf) => {
-                self.writer.copy_up_steps(&mut at.steps)?;
+                self.copy_up_steps(&mut at.steps)?;
                 Ok(Place { parent: last(at.steps), name, old: Some(leaf) })
             }
             End::Missing(mut names) => {
@@ -195,18 +168,58 @@ impl Target {
             }
             End::Dir => {
                 let step = at.steps.pop().expect("the root is refused before");
-                self.writer.copy_up_steps(&mut at.steps)?;
+                self.copy_up_steps(&mut at.steps)?;
                 Ok(Place { parent: last(at.steps), name: step.name, old: None })
             }
         }
     }
 
+    fn copy_up_steps(&mut self, steps: &mut [Step]) -> io::Result<()> {
+        if steps.iter().any(|step| step.dir.upper.is_none()) {
+            // A copy-up keeps the times of its parent by itself.
+            self.kept.release()?;
+            self.writer.copy_up_steps(steps)?;
+        }
+        Ok(())
+    }
+
+    /// Puts something new, or in place of what the upper or a layer has. Nobody sees this upper yet, so what is new is made
+    /// where it will be, and inherits an ACL as in the guest.
+    fn place<T>(&mut self, at: &Place, make: impl Fn(&Dir, Name<'_>) -> io::Result<T>) -> io::Result<T> {
+        let (upper, name) = (upper_of(&at.parent)?, Name::new(&at.name)?);
+        self.kept.hold(upper)?;
+        match &at.old {
+            None => self.writer.make(&at.parent, name, make),
+            Some(old) => {
+                if old.entry.file_type() == FileType::Symlink {
+                    self.trail.forget();
+                }
+                self.writer.place(upper, name, make)
+            }
+        }
+    }
+
+    /// The same for what is to be just what `make` makes of it.
+    pub(crate) fn place_exactly<T>(
+        &mut self,
+        at: &Place,
+        make: impl Fn(&Dir, Name<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let upper = upper_of(&at.parent)?;
+        self.kept.hold(upper)?;
+        if at.old.is_none() && self.kept.bequeaths() {
+            return self.writer.place(upper, Name::new(&at.name)?, make);
+        }
+        self.place(at, make)
+    }
+
     /// Makes what is missing and gives the last directory what is wanted; says which directory that is.
-    fn make_dirs(&self, mut at: Resolved, wanted: Wanted) -> anyhow::Result<Merged> {
-        self.writer.copy_up_steps(&mut at.steps)?;
+    pub(crate) fn make_dirs(&mut self, mut at: Resolved, wanted: Wanted) -> anyhow::Result<Merged> {
+        self.copy_up_steps(&mut at.steps)?;
         let mut dir = last(at.steps);
         let End::Missing(names) = at.end else {
-            set_attributes(&upper_of(&dir)?.to_entry()?, wanted)?;
+            let entry = upper_of(&dir)?.to_entry()?;
+            set_attributes(&entry, entry.stat(), wanted)?;
             return Ok(dir);
         };
         let count = names.len();
@@ -217,7 +230,7 @@ impl Target {
         Ok(dir)
     }
 
-    fn mkdir(&self, at: Resolved, wanted: Wanted) -> anyhow::Result<Done> {
+    fn mkdir(&mut self, at: Resolved, wanted: Wanted) -> anyhow::Result<Done> {
         if let (End::Dir, Some(step)) = (&at.end, at.steps.last())
             && wanted.is_had_by(&step.dir.top().0.stat()?)
         {
@@ -227,276 +240,150 @@ impl Target {
         Ok(Done { changed: true, bytes: 0 })
     }
 
-    fn make_dir(&self, parent: &Merged, name: Name<'_>, wanted: Wanted) -> io::Result<Merged> {
-        let made = keeping_times(upper_of(parent)?, || {
-            self.writer.mkdir(parent, name, |dir| {
-                let dir = dir.to_entry()?;
-                set_attributes(&dir, Wanted { mode: Some(wanted.mode.unwrap_or(DIR_MODE)), ..wanted })?;
-                dir.set_times(&self.now())
-            })
-        })?;
+    fn make_dir(&mut self, parent: &Merged, name: Name<'_>, wanted: Wanted) -> io::Result<Merged> {
+        let upper = upper_of(parent)?;
+        self.kept.hold(upper)?;
+        let mode = wanted.mode.unwrap_or(DIR_MODE);
+        self.writer.make_dir(parent, name, Mode::from_raw_mode(mode & 0o777))?;
+        let made = upper.dir(name)?;
+        let entry = made.to_entry()?;
+        set_attributes(&entry, entry.stat(), self.new_attributes(wanted, DIR_MODE))?;
+        if self.epoch.is_some() {
+            entry.set_times(&self.now())?;
+        }
         Ok(Merged { upper: Some(Arc::new(made)), lower: Vec::new() })
+    }
+
+    /// What something new in the directory that is held gets: what is wanted, else the owner whom we make things for, and
+    /// the mode of its kind if no ACL of the directory has decided.
+    fn new_attributes(&self, wanted: Wanted, default_mode: u32) -> Wanted {
+        let mode = if self.kept.bequeaths() { None } else { Some(default_mode) };
+        Wanted {
+            mode: wanted.mode.or(mode),
+            uid: wanted.uid.or(Some(self.user.uid)),
+            gid: wanted.gid.or(Some(self.user.gid)),
+        }
     }
 
     /// Puts a new file in place. One that it replaces leaves it its owner, mode and xattrs, as `cat > file` would; and stays
     /// where it is what is asked for.
-    fn write(&self, at: Resolved, wanted: Wanted, default_mode: u32, content: Content<'_>) -> anyhow::Result<Done> {
-        let mut done = Done { changed: true, bytes: content.length()? };
+    fn write(&mut self, at: Resolved, wanted: Wanted, default_mode: u32, content: Content<'_>) -> anyhow::Result<Done> {
         if let End::Leaf(_, leaf) = &at.end
             && leaf.entry.file_type() == FileType::RegularFile
             && wanted.is_had_by(leaf.entry.stat())
             && content.is_in(&leaf.entry.open_to_read()?)?
         {
-            done.changed = false;
-            return Ok(done);
+            return Ok(Done { changed: false, bytes: content.length()? });
         }
-        let times = self.now();
-        let Place { parent, name, old } = self.parent(at)?;
-        let old = old.map(|leaf| leaf.entry).filter(|entry| entry.file_type() == FileType::RegularFile);
-        let upper = upper_of(&parent)?;
-        keeping_times(upper, || {
-            self.writer.place(upper, Name::new(&name)?, |work, aside| {
-                let mut file = work.create(aside, Mode::from_raw_mode(0o600))?;
-                match content {
-                    Content::File(from) if self.dry_run => file.set_len(from.metadata()?.len())?,
-                    content => content.put(&mut file)?,
-                }
-                done.bytes = done.bytes.max(file.metadata()?.len());
-                drop(file);
-                let new = work.entry(aside)?.ok_or(rustix::io::Errno::NOENT)?;
-                let mut wanted = wanted;
-                if let Some(old) = &old {
-                    let stat = old.stat();
-                    wanted.uid = wanted.uid.or(Some(stat.st_uid));
-                    wanted.gid = wanted.gid.or(Some(stat.st_gid));
-                    wanted.mode = wanted.mode.or(Some(stat.st_mode & 0o7777));
-                    copy_xattrs(old, &new, |name| name != "security.capability")?;
-                }
-                set_attributes(&new, Wanted { mode: Some(wanted.mode.unwrap_or(default_mode)), ..wanted })?;
-                new.set_times(&times)
-            })
+        let at = self.parent(at)?;
+        let old = at.old.as_ref().map(|leaf| &leaf.entry).filter(|entry| entry.file_type() == FileType::RegularFile);
+        let mode = if old.is_some() { 0o600 } else { wanted.mode.unwrap_or(default_mode) & 0o777 };
+        let (dry_run, epoch) = (self.dry_run, self.epoch.map(|_| self.now()));
+        let new = self.place(&at, |dir, name| {
+            let mut file = dir.create(name, Mode::from_raw_mode(mode))?;
+            match content {
+                Content::File(from) if dry_run => file.set_len(from.metadata()?.len())?,
+                content => content.put(&mut file)?,
+            }
+            let new = Entry::of_open(file)?;
+            if let Some(old) = old {
+                copy_xattrs(old, &new, |name| name != "security.capability")?;
+            }
+            Ok(new)
         })?;
-        Ok(done)
+        let bytes = new.stat().st_size as u64;
+        match old.map(Entry::stat) {
+            Some(old) => {
+                let (mode, uid, gid) = (old.st_mode & 0o7777, old.st_uid, old.st_gid);
+                let mode = wanted.mode.or(Some(mode));
+                let wanted = Wanted { mode, uid: wanted.uid.or(Some(uid)), gid: wanted.gid.or(Some(gid)) };
+                // An ACL that it had has changed the mode.
+                set_attributes(&new, &new.stat_now()?, wanted)?;
+            }
+            None => set_attributes(&new, new.stat(), self.new_attributes(wanted, default_mode))?,
+        }
+        if let Some(times) = epoch {
+            new.set_times(&times)?;
+        }
+        Ok(Done { changed: true, bytes })
     }
 
-    fn append(&self, at: Resolved, content: &[u8]) -> anyhow::Result<Done> {
+    fn append(&mut self, at: Resolved, content: &[u8]) -> anyhow::Result<Done> {
         if content.is_empty() {
             return Ok(Done::default());
         }
-        let Place { parent, name, old } = self.parent(at)?;
-        let Leaf { entry: old, layer } = old.context("the file is gone")?;
-        let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
-        let length = if self.dry_run { 0 } else { WHOLE };
-        let file = if layer == Layer::Upper && !self.borrowed.contains(&old.stat().st_ino) {
-            old
-        } else {
-            self.writer.copy_up(upper, name, &old, length)?
-        };
+        let file = self.own(at)?;
         let before = file.stat_now()?;
         let mut open = file.open(rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::APPEND)?;
         open.write_all(content)?;
-        drop(open);
         // A write by root keeps set-id bits and drops capabilities, as it would in the guest. The times stay: the file
         // is as old as the image says.
-        file.set_times(&times_of(&before))?;
+        Entry::of_open(open)?.set_times(&times_of(&before))?;
         Ok(Done { changed: true, bytes: content.len() as u64 })
     }
 
-    fn symlink(&self, at: Resolved, target: &OsStr) -> anyhow::Result<Done> {
+    /// The file at the end of a way, as one that may change: copied up, and copied where its data is still the old upper's.
+    pub(crate) fn own(&mut self, at: Resolved) -> anyhow::Result<Entry> {
+        let Place { parent, name, old } = self.parent(at)?;
+        let Leaf { entry, layer } = old.context("the file is gone")?;
+        if layer == Layer::Upper && !self.borrowed.contains(&entry.stat().st_ino) {
+            return Ok(entry);
+        }
+        // A copy-up keeps the times of its parent by itself.
+        self.kept.release()?;
+        let length = if self.dry_run { 0 } else { WHOLE };
+        Ok(self.writer.copy_up(upper_of(&parent)?, Name::new(&name)?, &entry, length)?)
+    }
+
+    fn symlink(&mut self, at: Resolved, target: &OsStr) -> anyhow::Result<Done> {
         if let End::Leaf(_, leaf) = &at.end
             && leaf.entry.file_type() == FileType::Symlink
             && leaf.entry.read_link()? == target
         {
             return Ok(Done::default());
         }
-        let times = self.now();
-        let Place { parent, name, .. } = self.parent(at)?;
-        let upper = upper_of(&parent)?;
-        keeping_times(upper, || {
-            self.writer.place(upper, Name::new(&name)?, |work, aside| {
-                work.symlink(aside, target)?;
-                work.entry(aside)?.ok_or(rustix::io::Errno::NOENT)?.set_times(&times)
-            })
-        })?;
+        let at = self.parent(at)?;
+        self.place(&at, |dir, name| dir.symlink(name, target))?;
+        let made = upper_of(&at.parent)?.entry(Name::new(&at.name)?)?.context("the symlink is gone")?;
+        let owner = Wanted { mode: None, ..self.new_attributes(Wanted::default(), 0) };
+        set_attributes(&made, made.stat(), owner)?;
+        if self.epoch.is_some() {
+            made.set_times(&self.now())?;
+        }
         Ok(Done { changed: true, bytes: 0 })
     }
 
-    fn remove(&self, at: Resolved) -> anyhow::Result<Done> {
+    fn remove(&mut self, at: Resolved) -> anyhow::Result<Done> {
         let Place { parent, name, .. } = self.parent(at)?;
         let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
-        keeping_times(upper, || {
-            self.writer.remove(&parent, name)?;
-            match upper.entry(name)? {
-                Some(whiteout) => whiteout.set_times(&self.now()),
-                None => Ok(()),
-            }
-        })?;
+        self.trail.forget();
+        self.kept.hold(upper)?;
+        self.writer.remove(&parent, name)?;
+        if self.epoch.is_some()
+            && let Some(whiteout) = upper.entry(name)?
+        {
+            whiteout.set_times(&self.now())?;
+        }
         Ok(Done { changed: true, bytes: 0 })
     }
-
-    /// Copies a tree of the host. Directories merge and keep what they have; files are refused or replaced.
-    fn copy_dir(&self, at: Resolved, src: &Path, replace: bool) -> anyhow::Result<Done> {
-        let src_dir = Dir::open(src).with_context(|| format!("src {src:?}"))?;
-        let is_new = matches!(at.end, End::Missing(_));
-        let top = at.path();
-        let mode = src_dir.stat()?.st_mode & 0o7777;
-        let mut done = Done { changed: is_new, bytes: 0 };
-        if is_new {
-            let dir = self.make_dirs(at, Wanted { mode: Some(mode), ..Wanted::default() })?;
-            self.finish_dir(&src_dir, &dir)?;
-        }
-        let mut hardlinks: HashMap<(u64, u64), PathBuf> = HashMap::new();
-        // By paths, not by recursion or open directories: a host tree may be deeper or wider than either may grow. Each
-        // is looked up again when its turn comes, since symlinks in the image may lead it elsewhere.
-        let mut pending = vec![PathBuf::new()];
-        while let Some(path) = pending.pop() {
-            let from = src_dir.descend(&path).with_context(|| format!("src {:?}", src.join(&path)))?;
-            if is_same(&from, upper_of(&self.root)?)? {
-                bail!("src {:?}: is the upper that is being written (copy a smaller directory)", src.join(&path));
-            }
-            let mut children: Vec<OsString> = Vec::new();
-            for child in from.read()? {
-                children.push(OsStr::from_bytes(child?.file_name().to_bytes()).to_owned());
-            }
-            children.sort();
-            for child in children {
-                let Ok(name) = Name::new(&child) else { continue };
-                let Some(entry) = from.entry(name)? else { continue };
-                let child = path.join(&child);
-                let guest = top.join(&child);
-                let copied = self.copy_child(&entry, &guest, replace, &mut hardlinks);
-                done += copied.with_context(|| format!("src {:?}: {guest:?}", src.join(&child)))?;
-                if entry.is_dir() {
-                    pending.push(child);
-                }
-            }
-        }
-        Ok(done)
-    }
-
-    /// Copies one entry of a host tree, of a directory only itself.
-    fn copy_child(
-        &self,
-        entry: &Entry,
-        guest: &Path,
-        replace: bool,
-        hardlinks: &mut HashMap<(u64, u64), PathBuf>,
-    ) -> anyhow::Result<Done> {
-        let last = if entry.is_dir() { Last::Follow } else { Last::Keep };
-        let at = resolve(&self.root, guest, last)?;
-        if entry.is_dir() {
-            let dir = entry.to_dir()?;
-            match &at.end {
-                End::Dir => return Ok(Done::default()),
-                End::Leaf(..) => bail!("exists and is not a directory"),
-                End::Missing(_) => {}
-            }
-            let made = self.make_dirs(at, Wanted { mode: Some(entry.stat().st_mode & 0o7777), ..Wanted::default() })?;
-            self.finish_dir(&dir, &made)?;
-            return Ok(Done { changed: true, bytes: 0 });
-        }
-        if !matches!(entry.file_type(), FileType::RegularFile | FileType::Symlink) {
-            bail!("is a FIFO, socket or device, which cannot be copied");
-        }
-        match &at.end {
-            End::Dir => bail!("exists and is a directory"),
-            End::Leaf(..) if !replace => bail!("exists (set \"replace\": true to overwrite it)"),
-            _ => {}
-        }
-        let stat = entry.stat();
-        let key = (stat.st_dev, stat.st_ino);
-        let first = match hardlinks.get(&key) {
-            Some(first) => match resolve(&self.root, first, Last::Keep)?.end {
-                End::Leaf(_, leaf) => Some(leaf.entry),
-                _ => None,
-            },
-            None => None,
-        };
-        if stat.st_nlink > 1 && first.is_none() {
-            hardlinks.insert(key, guest.to_owned());
-        }
-        let mut done = Done { changed: true, bytes: if first.is_none() { stat.st_size as u64 } else { 0 } };
-        if let End::Leaf(_, there) = &at.end
-            && match &first {
-                Some(first) => {
-                    (first.stat().st_dev, first.stat().st_ino) == (there.entry.stat().st_dev, there.entry.stat().st_ino)
-                }
-                None => self.is_copy(entry, &there.entry)?,
-            }
-        {
-            done.changed = false;
-            return Ok(done);
-        }
-        let Place { parent, name, .. } = self.parent(at)?;
-        let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
-        if let Some(first) = first {
-            keeping_times(upper, || self.writer.place(upper, name, |work, aside| work.link(aside, &first)))?;
-            return Ok(done);
-        }
-        keeping_times(upper, || {
-            self.writer.place(upper, name, |work, aside| {
-                let length = if self.dry_run { 0 } else { WHOLE };
-                let copy = self.writer.copy_leaf(entry, work, aside, length)?;
-                // The host's users mean nothing in the image.
-                copy.set_owner(Some(self.user.uid), Some(self.user.gid))?;
-                if entry.file_type() == FileType::RegularFile {
-                    // A change of owner has cleared them.
-                    copy.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-                    copy_xattrs(entry, &copy, |name| name == "security.capability")?;
-                }
-                copy.set_times(&self.times_of(entry))
-            })
-        })?;
-        Ok(done)
-    }
-
-    /// Whether `there` is what copying `entry` would make. Xattrs are not compared: whoever changes those changes the file.
-    fn is_copy(&self, entry: &Entry, there: &Entry) -> io::Result<bool> {
-        let (one, other) = (entry.stat(), there.stat());
-        let (wanted, had) = (self.times_of(entry).last_modification, times_of(other).last_modification);
-        if entry.file_type() != there.file_type()
-            || (other.st_uid, other.st_gid) != (self.user.uid, self.user.gid)
-            // The time of now is no time that can be found again.
-            || (wanted.tv_sec, wanted.tv_nsec) != (had.tv_sec, had.tv_nsec)
-        {
-            return Ok(false);
-        }
-        if entry.file_type() == FileType::Symlink {
-            return Ok(entry.read_link()? == there.read_link()?);
-        }
-        Ok(one.st_mode == other.st_mode && Content::File(&entry.open_to_read()?).is_in(&there.open_to_read()?)?)
-    }
-
-    /// A copy is as old as its source, unless all is to be of one age.
-    fn times_of(&self, entry: &Entry) -> Timestamps {
-        if self.epoch.is_some() { self.now() } else { times_of(entry.stat()) }
-    }
-
-    fn finish_dir(&self, from: &Dir, to: &Merged) -> io::Result<()> {
-        let (from, to) = (from.to_entry()?, upper_of(to)?.to_entry()?);
-        copy_xattrs(&from, &to, |_| true)?;
-        to.set_times(&self.times_of(&from))
-    }
-}
-
-fn is_same(one: &Dir, other: &Dir) -> io::Result<bool> {
-    let (one, other) = (one.stat()?, other.stat()?);
-    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 fn last(mut steps: Vec<Step>) -> Merged {
     steps.pop().expect("the root stays").dir
 }
 
-/// Owner first: a change of it clears set-id bits.
-fn set_attributes(entry: &Entry, wanted: Wanted) -> io::Result<()> {
-    if wanted.uid.is_some() || wanted.gid.is_some() {
-        let mode = entry.stat_now()?.st_mode & 0o7777;
+/// Sets what is another, by the file's `stat` of now. Owner first: a change of it clears set-id bits.
+fn set_attributes(entry: &Entry, stat: &Stat, wanted: Wanted) -> io::Result<()> {
+    let mode = stat.st_mode & 0o7777;
+    let is_given_away =
+        wanted.uid.is_some_and(|uid| uid != stat.st_uid) || wanted.gid.is_some_and(|gid| gid != stat.st_gid);
+    if is_given_away {
         entry.set_owner(wanted.uid, wanted.gid)?;
-        entry.set_mode(Mode::from_raw_mode(wanted.mode.unwrap_or(mode)))
-    } else if let Some(mode) = wanted.mode {
-        entry.set_mode(Mode::from_raw_mode(mode))
-    } else {
-        Ok(())
+    }
+    match wanted.mode.unwrap_or(mode) {
+        wanted if wanted != mode || is_given_away && entry.file_type() != FileType::Symlink => {
+            entry.set_mode(Mode::from_raw_mode(wanted))
+        }
+        _ => Ok(()),
     }
 }

@@ -1,32 +1,22 @@
 //! msb-patch: writes patch operations into the upper directory of a record.
 
-mod apply;
-mod args;
-mod op;
-mod plan;
-mod report;
-mod scripts;
-mod staging;
-mod stream;
-mod user;
-
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use apply::{Done, Target};
-use args::Args;
 use msb::record::{Record, Rootfs};
 use msb::{cli, exit, line};
-use op::Op;
-use plan::Plan;
-use report::{Found, Report};
-use scripts::Scripts;
-use staging::{Begun, Staging};
-use stream::Numbered;
-use user::User;
+use msb_patch::apply::{Done, Target};
+use msb_patch::args::Args;
+use msb_patch::op::Op;
+use msb_patch::plan::Plan;
+use msb_patch::report::{Found, Report};
+use msb_patch::scripts::Scripts;
+use msb_patch::staging::Staging;
+use msb_patch::stream::{self, Numbered};
+use msb_patch::user::User;
 
 fn main() -> ExitCode {
     let args: Args = cli::parse(exit::USAGE);
@@ -50,16 +40,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let ops = stream::read(open_ops(args.file.as_deref())?);
     let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
-    let (target, staging) = match &lower {
+    let (mut target, staging) = match &lower {
         Some(lower) => {
             let begun = Staging::begin(lower, record.upper.as_ref(), upper_named.as_deref())?;
-            let Begun { staging, root, writer, borrowed } = begun;
-            (Some(Target { root, writer, borrowed, dry_run: args.dry_run, epoch, user }), Some(staging))
+            (Some(Target::new(begun.layers, args.dry_run, epoch, user)), Some(begun.staging))
         }
         None => (None, None),
     };
     let mut run =
-        Run { record: &record, target: target.as_ref(), staging: staging.as_ref(), scripts: Scripts::default() };
+        Run { record: &record, target: target.as_mut(), staging: staging.as_ref(), scripts: Scripts::default() };
     let done = run.all(ops, args.dry_run, &mut report);
     let scripts = run.scripts;
     let changed = match done {
@@ -87,7 +76,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 struct Run<'a> {
     record: &'a Record,
     /// None for a disk.
-    target: Option<&'a Target>,
+    target: Option<&'a mut Target>,
     staging: Option<&'a Staging>,
     scripts: Scripts,
 }
@@ -100,17 +89,19 @@ impl Run<'_> {
         for Numbered { n, line, op } in ops {
             count = n;
             let done = match &op {
-                Ok(op) => {
+                Ok(op) => self.one(n, op, report).with_context(|| {
                     let (name, subject) = op.subject();
-                    self.one(n, op).with_context(|| format!("op {n}: {name} {subject:?}"))
-                }
+                    format!("op {n}: {name} {subject:?}")
+                }),
                 Err(error) => Err(anyhow!("op {n}, line {line}: {error}")),
             };
             let error = match (&op, done) {
                 (Ok(op), Ok((found, done))) => {
                     // A script is no file of the root.
                     changed |= done.changed && !matches!(op, Op::Script { .. });
-                    report.done(n, op, &found, done)?;
+                    if let Some(found) = found {
+                        report.done(n, op, &found, done)?;
+                    }
                     continue;
                 }
                 (_, Ok(_)) => continue,
@@ -126,23 +117,26 @@ impl Run<'_> {
         if failed > 0 {
             bail!("{failed} of {count} operations would fail");
         }
+        if let Some(target) = &mut self.target {
+            target.finish()?;
+        }
         Ok(changed)
     }
 
-    fn one(&mut self, n: usize, op: &Op) -> anyhow::Result<(Found, Done)> {
+    /// Carries an operation out; says what was there, if the report wants that.
+    fn one(&mut self, n: usize, op: &Op, report: &Report) -> anyhow::Result<(Option<Found>, Done)> {
+        let found = |plan: &Plan| report.is_wanted().then(|| Found::new(op, plan));
         if let Op::Script { name, content } = op {
-            return Ok((Found::new(op, &Plan::Script), self.script(n, name, content)?));
+            return Ok((found(&Plan::Script), self.script(n, name, content)?));
         }
-        let Some(target) = self.target else {
+        let Some(target) = &mut self.target else {
             let Some(Rootfs::Disk { format, .. }) = &self.record.rootfs else {
                 unreachable!("other roots have a target")
             };
             bail!("patches need a layered or directory root, and this is a {format} disk");
         };
-        let plan = plan::plan(&target.root, op)?;
-        target.user.check(op)?;
-        let found = Found::new(op, &plan);
-        Ok((found, target.apply(op, plan).map_err(|error| target.user.explain(error))?))
+        let plan = target.plan(op)?;
+        Ok((found(&plan), target.apply(op, plan)?))
     }
 
     fn script(&mut self, n: usize, name: &str, content: &str) -> anyhow::Result<Done> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail};
-use msb::overlay::resolve::{End, Error, Last, Resolved, resolve};
+use msb::overlay::resolve::{End, Error, Last, Resolved, Trail};
 use msb::overlay::{Layer, Leaf, Merged};
 use msb::script;
 use rustix::fs::FileType;
@@ -35,10 +35,11 @@ pub enum Plan {
 ///
 /// # Errors
 /// Words, without the operation's name and path.
-pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
+pub fn plan(root: &Merged, trail: &mut Trail, op: &Op) -> anyhow::Result<Plan> {
+    let mut way = Way { root, trail };
     Ok(match op {
         Op::Text { path, replace, .. } | Op::File { path, replace, .. } => {
-            Plan::Write(for_writing(root, path, *replace)?)
+            Plan::Write(way.for_writing(path, *replace)?)
         }
         Op::CopyFile { src, dst, replace, .. } => {
             let meta = std::fs::metadata(src).with_context(|| format!("src {src:?}"))?;
@@ -48,10 +49,10 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
             if !meta.is_file() {
                 bail!("src {src:?}: not a regular file");
             }
-            Plan::Write(for_writing(root, dst, *replace)?)
+            Plan::Write(way.for_writing(dst, *replace)?)
         }
         Op::Mkdir { path, mode, uid, gid } => {
-            let resolved = follow(root, path)?;
+            let resolved = way.follow(path)?;
             match &resolved.end {
                 End::Leaf(_, leaf) => bail!("exists{} and is {}", whereabouts(leaf), kind(leaf)),
                 End::Dir if mode.is_none() && uid.is_none() && gid.is_none() => Plan::Nothing(display(&resolved)),
@@ -59,7 +60,7 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
             }
         }
         Op::Append { path, .. } => {
-            let resolved = follow(root, path)?;
+            let resolved = way.follow(path)?;
             match &resolved.end {
                 End::Dir => bail!("is a directory"),
                 End::Missing(_) => bail!("does not exist (append adds to a file that is there; text makes one)"),
@@ -72,7 +73,7 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
             if !meta.is_dir() {
                 bail!("src {src:?}: not a directory (use copy_file)");
             }
-            let resolved = follow(root, dst)?;
+            let resolved = way.follow(dst)?;
             if let End::Leaf(_, leaf) = &resolved.end {
                 bail!("exists{} and is {}", whereabouts(leaf), kind(leaf));
             }
@@ -82,7 +83,7 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
             if target.is_empty() {
                 bail!("the target is empty");
             }
-            let resolved = keep(root, link)?;
+            let resolved = way.keep(link)?;
             match &resolved.end {
                 End::Dir => bail!("exists and is a directory (remove it first)"),
                 End::Leaf(_, leaf) if !replace => bail!("{}", exists(leaf)),
@@ -90,7 +91,7 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
                 _ => Plan::Symlink(resolved),
             }
         }
-        Op::Remove { path } => match keep_maybe(root, path)? {
+        Op::Remove { path } => match way.keep_maybe(path)? {
             Some(resolved) if matches!(resolved.end, End::Missing(_)) => Plan::Nothing(display(&resolved)),
             Some(resolved) if resolved.steps.len() == 1 && matches!(resolved.end, End::Dir) => {
                 bail!("is the root, which stays")
@@ -105,22 +106,39 @@ pub fn plan(root: &Merged, op: &Op) -> anyhow::Result<Plan> {
     })
 }
 
-fn for_writing(root: &Merged, path: &str, replace: bool) -> anyhow::Result<Resolved> {
-    let resolved = follow(root, path)?;
-    match &resolved.end {
-        End::Dir => bail!("exists and is a directory"),
-        End::Leaf(_, leaf) if !replace => bail!("{}", exists(leaf)),
-        _ if path.ends_with('/') => bail!("a file's path does not end with \"/\""),
-        _ => Ok(resolved),
+/// Looks paths up.
+struct Way<'a> {
+    root: &'a Merged,
+    trail: &'a mut Trail,
+}
+
+impl Way<'_> {
+    fn for_writing(&mut self, path: &str, replace: bool) -> anyhow::Result<Resolved> {
+        let resolved = self.follow(path)?;
+        match &resolved.end {
+            End::Dir => bail!("exists and is a directory"),
+            End::Leaf(_, leaf) if !replace => bail!("{}", exists(leaf)),
+            _ if path.ends_with('/') => bail!("a file's path does not end with \"/\""),
+            _ => Ok(resolved),
+        }
     }
-}
 
-fn follow(root: &Merged, path: &str) -> anyhow::Result<Resolved> {
-    directory_if_slash(path, resolve(root, Path::new(path), Last::Follow)?)
-}
+    fn follow(&mut self, path: &str) -> anyhow::Result<Resolved> {
+        directory_if_slash(path, self.trail.resolve(self.root, Path::new(path), Last::Follow)?)
+    }
 
-fn keep(root: &Merged, path: &str) -> anyhow::Result<Resolved> {
-    directory_if_slash(path, resolve(root, Path::new(path), Last::Keep)?)
+    fn keep(&mut self, path: &str) -> anyhow::Result<Resolved> {
+        directory_if_slash(path, self.trail.resolve(self.root, Path::new(path), Last::Keep)?)
+    }
+
+    /// `None` for a path that nothing can be at, as below a file.
+    fn keep_maybe(&mut self, path: &str) -> anyhow::Result<Option<Resolved>> {
+        match self.trail.resolve(self.root, Path::new(path), Last::Keep) {
+            Ok(resolved) => directory_if_slash(path, resolved).map(Some),
+            Err(Error::NotDirectory(_) | Error::Missing(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// A path that ends with a slash names a directory, or nothing yet.
@@ -128,15 +146,6 @@ fn directory_if_slash(path: &str, resolved: Resolved) -> anyhow::Result<Resolved
     match resolved.end {
         End::Leaf(..) if path.ends_with('/') => bail!("{:?} is not a directory", display(&resolved)),
         _ => Ok(resolved),
-    }
-}
-
-/// `None` for a path that nothing can be at, as below a file.
-fn keep_maybe(root: &Merged, path: &str) -> anyhow::Result<Option<Resolved>> {
-    match resolve(root, Path::new(path), Last::Keep) {
-        Ok(resolved) => directory_if_slash(path, resolved).map(Some),
-        Err(Error::NotDirectory(_) | Error::Missing(_)) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 

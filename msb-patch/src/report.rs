@@ -131,6 +131,11 @@ impl Report {
         Ok(Self { dry_run, file: file.transpose()? })
     }
 
+    /// Whether anybody reads it.
+    pub fn is_wanted(&self) -> bool {
+        self.dry_run || self.file.is_some()
+    }
+
     /// An operation that was carried out.
     ///
     /// # Errors

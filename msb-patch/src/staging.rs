@@ -16,6 +16,8 @@ use msb::record::Upper;
 use msb::{exit, state};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, RenameFlags};
 
+use crate::sync;
+
 /// An upper's name while it is made in its work directory, which is on the same file system, and where a later
 /// [`Writer`] clears away what a run that was killed has left.
 const ASIDE: &str = "msb.upper";
@@ -46,6 +48,13 @@ enum Publish {
 pub struct Begun {
     /// The staging.
     pub staging: Staging,
+    /// What operations work on.
+    pub layers: Layers,
+}
+
+/// The layers while the upper is being made.
+#[derive(Debug)]
+pub struct Layers {
     /// The layers with the new upper above them.
     pub root: Merged,
     /// The right to change the new upper.
@@ -87,7 +96,7 @@ impl Draft {
     /// # Errors
     /// What syncing or renaming says.
     pub fn publish(&self) -> io::Result<()> {
-        rustix::fs::syncfs(File::open(&self.aside)?)?;
+        sync::tree(&self.aside)?;
         fs::rename(&self.aside, &self.to)?;
         state::sync_parent(&self.to)
     }
@@ -128,13 +137,13 @@ impl Staging {
             (Some(dir), _) if dir.exists() => Some(beside(dir)),
             _ => None,
         };
-        let (staging, work, borrowed) = match (existing, named) {
+        let (staging, writer, borrowed) = match (existing, named) {
             (Some(upper), _) => Self::exchange(&upper)?,
             (None, Some(dir)) => Self::new_upper(dir, &layers)?,
             (None, None) => Self::new_sandbox(&layers)?,
         };
         let root = Merged::open(lower, Some(&staging.upper))?;
-        Ok(Begun { staging, root, writer: work, borrowed })
+        Ok(Begun { staging, layers: Layers { root, writer, borrowed } })
     }
 
     fn new_sandbox(layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
@@ -201,15 +210,19 @@ impl Staging {
             self.discard();
             return Ok(Upper { dir: with.clone(), work: work.clone(), unknown: serde_json::Map::new() });
         }
-        let written = File::open(&self.upper).and_then(|dir| rustix::fs::syncfs(dir).map_err(Into::into));
-        let published = written.and_then(|()| match &self.publish {
+        let published = (|| match &self.publish {
             Publish::Sandbox(draft) => draft.publish(),
-            Publish::New { to, .. } => fs::rename(&self.upper, to).and_then(|()| state::sync_parent(to)),
+            Publish::New { to, .. } => {
+                sync::tree(&self.upper)?;
+                fs::rename(&self.upper, to)?;
+                state::sync_parent(to)
+            }
             Publish::Exchange { with, .. } => {
+                sync::tree(&self.upper)?;
                 rustix::fs::renameat_with(CWD, &self.upper, CWD, with, RenameFlags::EXCHANGE)?;
                 state::sync_parent(with)
             }
-        });
+        })();
         if let Err(error) = published {
             self.discard();
             return Err(anyhow!(error).context("upper"));
@@ -256,7 +269,7 @@ fn make_work(work: &Path) -> anyhow::Result<bool> {
     if work.is_dir() {
         return Ok(false);
     }
-    fs::create_dir(work).with_context(|| format!("work {work:?}"))?;
+    rustix::fs::mkdir(work, Mode::RWXU).map_err(io::Error::from).with_context(|| format!("work {work:?}"))?;
     Ok(true)
 }
 

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use msb::overlay::beneath::{Dir, Entry, Name};
-use msb::overlay::live::DEFAULT_ACL;
-use msb::overlay::upper::{WHOLE, upper_of};
+use msb::overlay::upper::{DEFAULT_ACL, WHOLE, upper_of};
 use msb::overlay::{self, Layer, Leaf, Merged};
 use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;

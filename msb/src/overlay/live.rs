@@ -1,5 +1,5 @@
 //! Changes to the writable layer as a live mount makes them: one name at a time, seen at once, other names changing
-//! meanwhile. The rules are [`super::upper`]'s; here is what only a mount asks for: a copy-up in two steps, files made
+//! meanwhile. The rules are [`super::upper`]'s; here is what a mount asks for besides: a copy-up in two steps, files made
 //! where a directory's default ACL counts, and renames.
 
 use std::ffi::OsString;
@@ -9,11 +9,8 @@ use rustix::fs::{Mode, RenameFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
-use super::upper::{Writer, keeping_times, upper_of};
+use super::upper::{DEFAULT_ACL, Writer, keeping_times, upper_of};
 use super::{Merged, Node, whiteout};
-
-/// The xattr that the files made in a directory inherit.
-pub const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 /// A copy that waits in the work directory. Dropped without [`Prepared::put`], its name goes and it lives on only as
 /// long as somebody holds it open.

@@ -146,7 +146,8 @@ impl Merged {
 
     fn lookup_in<'a>(parts: impl Iterator<Item = (&'a Arc<Dir>, Layer)>, name: Name<'_>) -> io::Result<Option<Node>> {
         let mut found: Option<Self> = None;
-        for (part, layer) in parts {
+        let mut parts = parts.peekable();
+        while let Some((part, layer)) = parts.next() {
             let Some(entry) = part.entry(name)? else { continue };
             if !entry.is_dir() {
                 return Ok(match found {
@@ -155,8 +156,9 @@ impl Merged {
                     None => Some(Node::Leaf(Leaf { entry, layer })),
                 });
             }
-            let dir = Arc::new(entry.to_dir()?);
-            let is_opaque = whiteout::is_opaque(&dir)?;
+            let dir = Arc::new(entry.into_dir()?);
+            // The lowest hides nothing.
+            let is_opaque = parts.peek().is_some() && whiteout::is_opaque(&dir)?;
             let merged = found.get_or_insert(Self { upper: None, lower: Vec::new() });
             match layer {
                 Layer::Upper => merged.upper = Some(dir),

@@ -104,6 +104,57 @@ fn components(path: &OsStr) -> impl DoubleEndedIterator<Item = OsString> + '_ {
 /// # Errors
 /// See [`Error`]. What does not exist is no error but [`End::Missing`].
 pub fn resolve(root: &Merged, path: &Path, last: Last) -> Result<Resolved, Error> {
+    Trail::default().resolve(root, path, last)
+}
+
+/// The way to the directory of the last path, so that many paths into one directory take one step each.
+///
+/// Only directories that are in the upper are kept. New names never lead a path that is there elsewhere; whoever replaces
+/// or removes one calls [`Trail::forget`].
+#[derive(Debug, Default)]
+pub struct Trail(Option<Known>);
+
+#[derive(Debug)]
+struct Known {
+    /// As it is written, with the slash behind it.
+    path: Vec<u8>,
+    steps: Vec<Step>,
+    symlinks: usize,
+}
+
+impl Trail {
+    /// Forgets the way.
+    pub fn forget(&mut self) {
+        self.0 = None;
+    }
+
+    /// [`resolve`], from where the path before this one has led to if it can.
+    ///
+    /// # Errors
+    /// As [`resolve`].
+    pub fn resolve(&mut self, root: &Merged, path: &Path, last: Last) -> Result<Resolved, Error> {
+        check(path)?;
+        let bytes = path.as_os_str().as_bytes();
+        let (above, name) = bytes.split_at(bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1));
+        let has_name = !matches!(name, b"" | b"." | b"..");
+        match &self.0 {
+            Some(known) if has_name && known.path == above => {
+                let pending = VecDeque::from([OsStr::from_bytes(name).to_owned()]);
+                walk(pending, known.steps.clone(), known.symlinks, last, |_, _| {})
+            }
+            _ => {
+                let root = Step { name: OsString::new(), dir: root.clone() };
+                walk(components(path.as_os_str()).collect(), vec![root], 0, last, |steps, symlinks| {
+                    if has_name && steps.last().is_some_and(|step| step.dir.upper.is_some()) {
+                        self.0 = Some(Known { path: above.to_owned(), steps: steps.to_owned(), symlinks });
+                    }
+                })
+            }
+        }
+    }
+}
+
+fn check(path: &Path) -> Result<(), Error> {
     let bytes = path.as_os_str().as_bytes();
     if !bytes.starts_with(b"/") {
         return Err(Error::Unusable("the path is not absolute"));
@@ -114,10 +165,24 @@ pub fn resolve(root: &Merged, path: &Path, last: Last) -> Result<Resolved, Error
     if bytes.contains(&0) {
         return Err(Error::Unusable("the path holds a NUL"));
     }
-    let mut pending: VecDeque<OsString> = components(path.as_os_str()).collect();
-    let mut steps = vec![Step { name: OsString::new(), dir: root.clone() }];
-    let mut symlinks = 0;
+    Ok(())
+}
+
+/// Follows what is pending. `at_last` sees the way to the directory in which the path's own last component is looked up.
+fn walk(
+    mut pending: VecDeque<OsString>,
+    mut steps: Vec<Step>,
+    mut symlinks: usize,
+    last: Last,
+    at_last: impl FnOnce(&[Step], usize),
+) -> Result<Resolved, Error> {
+    let mut at_last = Some(at_last);
     while let Some(component) = pending.pop_front() {
+        if pending.is_empty()
+            && let Some(at_last) = at_last.take()
+        {
+            at_last(&steps, symlinks);
+        }
         if component == ".." {
             if steps.len() > 1 {
                 steps.pop();

@@ -12,12 +12,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat, XattrFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name, times_of};
 use super::resolve::Step;
-use super::{Merged, Node, whiteout};
+use super::{Merged, whiteout};
 
 /// What our names in a work directory begin with; the kernel's overlayfs keeps others there.
 const ASIDE_PREFIX: &str = "msb.";
@@ -33,6 +33,14 @@ pub struct Writer {
 
 /// What [`copy_data`] needs to know of how much there is.
 pub const WHOLE: u64 = u64::MAX;
+
+/// A file that one read has whole, in bytes: the kernel's own copy takes longer to begin.
+const SMALL: u64 = 1 << 15;
+
+/// The xattr that says who may do what with a file.
+const ACL: &str = "system.posix_acl_access";
+/// And the one that the files made in a directory inherit.
+pub const DEFAULT_ACL: &str = "system.posix_acl_default";
 
 impl Writer {
     /// Locks a work directory, and clears away what a killed writer left in it.
@@ -57,6 +65,8 @@ impl Writer {
         for name in &left {
             work.remove_tree(Name::new(name)?)?;
         }
+        // What is prepared here inherits nothing.
+        disinherit(&work.to_entry()?)?;
         Ok(Self { work, _lock: lock, counter: AtomicU64::new(0), durable })
     }
 
@@ -91,28 +101,6 @@ impl Writer {
             let _ = self.work.remove_tree(aside);
         }
         placed
-    }
-
-    /// Makes a directory where nothing is visible. It is opaque where a lower layer has one behind a whiteout.
-    /// `prepare` sets its attributes before it shows.
-    ///
-    /// # Errors
-    /// What `mkdir(2)` or `prepare` says.
-    pub fn mkdir(
-        &self,
-        parent: &Merged,
-        name: Name<'_>,
-        prepare: impl FnOnce(&Dir) -> io::Result<()>,
-    ) -> io::Result<Dir> {
-        let hides = matches!(parent.lookup_lower(name)?, Some(Node::Dir(_)));
-        self.place(upper_of(parent)?, name, |work, aside| {
-            let dir = work.mkdir(aside, Mode::from_raw_mode(0o700))?;
-            if hides {
-                whiteout::make_opaque(&dir)?;
-            }
-            prepare(&dir)?;
-            Ok(dir)
-        })
     }
 
     /// Removes `name` with everything below it: a whiteout where a lower layer has it, else nothing is left.
@@ -178,23 +166,10 @@ impl Writer {
     /// # Errors
     /// What copying says.
     pub fn copy_leaf(&self, from: &Entry, to: &Dir, name: Name<'_>, length: u64) -> io::Result<Entry> {
-        let stat = from.stat();
-        match from.file_type() {
-            FileType::RegularFile => {
-                let file = to.create(name, Mode::from_raw_mode(0o600))?;
-                if length > 0 && stat.st_size > 0 {
-                    copy_data(&from.open_to_read()?, &file, length.min(stat.st_size as u64))?;
-                    if self.durable {
-                        file.sync_data()?;
-                    }
-                }
-            }
-            FileType::Symlink => to.symlink(name, &from.read_link()?)?,
-            FileType::Directory => return Err(Errno::ISDIR.into()),
-            special => to.mknod(name, special, Mode::from_raw_mode(0o600), stat.st_rdev)?,
+        let copy = copy_leaf_as(from, to, name, length, &Attributes::of(from.stat()))?;
+        if self.durable && copy.file_type() == FileType::RegularFile {
+            rustix::fs::fdatasync(&copy)?;
         }
-        let copy = to.entry(name)?.ok_or(Errno::NOENT)?;
-        copy_attributes(from, &copy)?;
         Ok(copy)
     }
 
@@ -247,15 +222,60 @@ pub fn create(upper: &Path, work: &Path, lower: &Merged) -> io::Result<()> {
 /// What making says: EEXIST.
 pub fn create_upper(upper: &Path, lower: &Merged) -> io::Result<()> {
     rustix::fs::mkdir(upper, Mode::from_raw_mode(0o700))?;
-    copy_attributes(&lower.top().0.to_entry()?, &Dir::open(upper)?.to_entry()?)
+    let made = Dir::open(upper)?.to_entry()?;
+    disinherit(&made)?;
+    copy_attributes(&lower.top().0.to_entry()?, &made)
+}
+
+/// Makes a copy of a file that is no directory, with its xattrs, at a free name. Where `length` is less than all of a regular
+/// file, it is cut off there.
+///
+/// # Errors
+/// What copying says.
+pub fn copy_leaf_as(from: &Entry, to: &Dir, name: Name<'_>, length: u64, attributes: &Attributes) -> io::Result<Entry> {
+    let stat = from.stat();
+    if from.file_type() == FileType::RegularFile {
+        let file = to.create(name, Mode::from_raw_mode(attributes.mode & 0o777))?;
+        let from = from.open_to_read()?;
+        if length > 0 && stat.st_size > 0 {
+            copy_data(&from, &file, length.min(stat.st_size as u64))?;
+        }
+        let copy = Entry::of_open(file)?;
+        attributes.give(&Entry::of_open(from)?, &copy)?;
+        return Ok(copy);
+    }
+    match from.file_type() {
+        FileType::Symlink => to.symlink(name, &from.read_link()?)?,
+        FileType::Directory => return Err(Errno::ISDIR.into()),
+        special => to.mknod(name, special, Mode::from_raw_mode(0o600), stat.st_rdev)?,
+    }
+    let copy = to.entry(name)?.ok_or(Errno::NOENT)?;
+    attributes.give(from, &copy)?;
+    Ok(copy)
+}
+
+/// Takes the ACLs away that a directory has from the one where the caller keeps his state: they are not the image's.
+///
+/// # Errors
+/// What `removexattr(2)` says.
+pub fn disinherit(dir: &Entry) -> io::Result<()> {
+    for acl in [DEFAULT_ACL, ACL] {
+        match dir.remove_xattr(acl.as_ref()) {
+            Err(error) if !matches!(Errno::from_io_error(&error), Some(Errno::NODATA | Errno::NOTSUP)) => {
+                return Err(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The part of a merged directory that can be written.
 ///
 /// # Errors
 /// EROFS where the directory has not been copied up.
-pub fn upper_of(dir: &Merged) -> io::Result<&Dir> {
-    dir.upper.as_deref().ok_or_else(|| Errno::ROFS.into())
+pub fn upper_of(dir: &Merged) -> io::Result<&Arc<Dir>> {
+    dir.upper.as_ref().ok_or_else(|| Errno::ROFS.into())
 }
 
 /// Runs `change`, then gives `dir` back the times it had.
@@ -269,27 +289,61 @@ pub fn keeping_times<T>(dir: &Dir, change: impl FnOnce() -> io::Result<T>) -> io
     Ok(changed)
 }
 
-/// Gives `to` the owner, xattrs, mode and times of `from`, in the order in which the kernel does not undo them:
-/// a change of owner clears set-id bits and capabilities, an ACL changes the mode, everything changes the times.
+/// Gives `to` the owner, xattrs, mode and times of `from`.
 ///
 /// # Errors
 /// What setting says.
 pub fn copy_attributes(from: &Entry, to: &Entry) -> io::Result<()> {
-    let stat: &Stat = from.stat();
-    to.set_owner(Some(stat.st_uid), Some(stat.st_gid))?;
-    copy_xattrs(from, to, |_| true)?;
-    if to.file_type() != FileType::Symlink {
-        to.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    Attributes::of(from.stat()).give(from, to)
+}
+
+/// What a copy is given besides its data and xattrs.
+#[derive(Clone, Debug)]
+pub struct Attributes {
+    /// The owner.
+    pub uid: u32,
+    /// The group.
+    pub gid: u32,
+    /// The permission bits, set-id and sticky bits included.
+    pub mode: u32,
+    /// Access and modification time.
+    pub times: Timestamps,
+}
+
+impl Attributes {
+    /// A file's own.
+    pub fn of(stat: &Stat) -> Self {
+        Self { uid: stat.st_uid, gid: stat.st_gid, mode: stat.st_mode & 0o7777, times: times_of(stat) }
     }
-    to.set_times(&times_of(stat))
+
+    /// Gives them to `to`, with the xattrs of `from`, in the order in which the kernel does not undo them: a change of owner
+    /// clears set-id bits and capabilities, an ACL changes the mode, everything changes the times. What is so already costs
+    /// no call; `to` is as its [`Entry::stat`] says.
+    ///
+    /// # Errors
+    /// What setting says.
+    pub fn give(&self, from: &Entry, to: &Entry) -> io::Result<()> {
+        let is = to.stat();
+        let is_owned = (is.st_uid, is.st_gid) == (self.uid, self.gid);
+        if !is_owned {
+            to.set_owner(Some(self.uid), Some(self.gid))?;
+        }
+        let has_xattrs = copy_xattrs(from, to, |_| true)?;
+        let is_symlink = to.file_type() == FileType::Symlink;
+        if !is_symlink && (!is_owned || has_xattrs || is.st_mode & 0o7777 != self.mode) {
+            to.set_mode(Mode::from_raw_mode(self.mode))?;
+        }
+        to.set_times(&self.times)
+    }
 }
 
 /// Gives `to` those xattrs of `from` that `which` wants, overlayfs's own left out. One that the file system of `to` does
-/// not take is left behind, as the kernel's overlayfs does it, unless it says who may do what.
+/// not take is left behind, as the kernel's overlayfs does it, unless it says who may do what. True: there was one.
 ///
 /// # Errors
 /// What reading or setting says.
-pub fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> io::Result<()> {
+pub fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> io::Result<bool> {
+    let mut is_changed = false;
     for name in from.xattr_names()? {
         if whiteout::is_private_xattr(&name) || !which(&name) {
             continue;
@@ -300,8 +354,9 @@ pub fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> 
             Err(error) if !is_about_rights && Errno::from_io_error(&error) == Some(Errno::NOTSUP) => {}
             other => other?,
         }
+        is_changed = true;
     }
-    Ok(())
+    Ok(is_changed)
 }
 
 /// Copies the first `length` bytes inside the kernel, holes as holes, by reference where the file system can.
@@ -309,9 +364,16 @@ pub fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> 
 /// # Errors
 /// What reading or writing says: ENOSPC.
 pub fn copy_data(from: &File, to: &File, length: u64) -> io::Result<()> {
-    let whole = from.metadata()?.len() <= length;
-    if whole && rustix::fs::ioctl_ficlone(to, from).is_ok() {
+    let stat = rustix::fs::fstat(from)?;
+    let size = stat.st_size as u64;
+    if size <= length && rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
+    }
+    if size <= SMALL {
+        return copy_by_hand(from, to, 0, length);
+    }
+    if stat.st_blocks as u64 * 512 >= size {
+        return copy_range(from, to, 0, length);
     }
     to.set_len(length)?;
     let mut at = 0;
@@ -355,7 +417,7 @@ pub fn copy_to_end(from: &File, to: &File) -> io::Result<()> {
 
 fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
-    let mut block = vec![0u8; 1 << 18];
+    let mut block = vec![0u8; usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(1 << 18)];
     while at < end {
         let wanted = block.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
         let got = from.read_at(&mut block[..wanted], at)?;

@@ -1,4 +1,7 @@
 //! One file beneath a root, whatever it is: what it is, what it holds, and the setting of its attributes.
+//!
+//! An `O_PATH` descriptor opens nothing, so any file can be held by one, but several calls take it only by its name in
+//! /proc. Where a file is open for its data anyway, they take the descriptor itself, which costs half.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -10,11 +13,13 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 
 use super::{Dir, proc_path};
 
-/// Any file, held by an `O_PATH` descriptor, with what `stat(2)` said when it was opened.
+/// Any file, held by a descriptor, with what `stat(2)` said when it was opened.
 #[derive(Debug)]
 pub struct Entry {
     fd: OwnedFd,
     stat: Stat,
+    /// Whether the descriptor is no `O_PATH` one.
+    is_open: bool,
 }
 
 impl AsFd for Entry {
@@ -27,7 +32,16 @@ impl Entry {
     /// The file behind an `O_PATH` descriptor.
     pub(super) fn of(fd: OwnedFd) -> io::Result<Self> {
         let stat = rustix::fs::fstat(&fd)?;
-        Ok(Self { fd, stat })
+        Ok(Self { fd, stat, is_open: false })
+    }
+
+    /// A file that is open, as it is now.
+    ///
+    /// # Errors
+    /// What `fstat(2)` says.
+    pub fn of_open(file: File) -> io::Result<Self> {
+        let stat = rustix::fs::fstat(&file)?;
+        Ok(Self { fd: file.into(), stat, is_open: true })
     }
 
     /// What `stat(2)` said when the file was opened.
@@ -62,6 +76,17 @@ impl Entry {
             return Err(rustix::io::Errno::NOTDIR.into());
         }
         Ok(Dir(self.fd.try_clone()?))
+    }
+
+    /// The same without a second descriptor.
+    ///
+    /// # Errors
+    /// ENOTDIR where it is none.
+    pub fn into_dir(self) -> io::Result<Dir> {
+        if !self.is_dir() {
+            return Err(rustix::io::Errno::NOTDIR.into());
+        }
+        Ok(Dir(self.fd))
     }
 
     /// Opens the file itself. Meant for regular files: opening a FIFO waits, opening a device acts.
@@ -109,7 +134,7 @@ impl Entry {
     /// # Errors
     /// What `chmod(2)` says.
     pub fn set_mode(&self, mode: Mode) -> io::Result<()> {
-        Ok(rustix::fs::chmod(self.proc_path(), mode)?)
+        Ok(if self.is_open { rustix::fs::fchmod(&self.fd, mode) } else { rustix::fs::chmod(self.proc_path(), mode) }?)
     }
 
     /// Sets access and modification time.
@@ -117,6 +142,9 @@ impl Entry {
     /// # Errors
     /// What `utimensat(2)` says.
     pub fn set_times(&self, times: &Timestamps) -> io::Result<()> {
+        if self.is_open {
+            return Ok(rustix::fs::futimens(&self.fd, times)?);
+        }
         Ok(rustix::fs::utimensat(rustix::fs::CWD, self.proc_path(), times, AtFlags::empty())?)
     }
 
@@ -127,7 +155,12 @@ impl Entry {
     pub fn xattr_names(&self) -> io::Result<Vec<OsString>> {
         let mut list = vec![0u8; 1024];
         loop {
-            match rustix::fs::listxattr(self.proc_path(), &mut list[..]) {
+            let listed = if self.is_open {
+                rustix::fs::flistxattr(&self.fd, &mut list[..])
+            } else {
+                rustix::fs::listxattr(self.proc_path(), &mut list[..])
+            };
+            match listed {
                 Ok(length) => {
                     list.truncate(length);
                     let names = list.split(|&byte| byte == 0).filter(|name| !name.is_empty());
@@ -148,7 +181,12 @@ impl Entry {
     pub fn xattr(&self, name: &OsStr) -> io::Result<Vec<u8>> {
         let mut value = vec![0u8; 256];
         loop {
-            match rustix::fs::getxattr(self.proc_path(), name, &mut value[..]) {
+            let got = if self.is_open {
+                rustix::fs::fgetxattr(&self.fd, name, &mut value[..])
+            } else {
+                rustix::fs::getxattr(self.proc_path(), name, &mut value[..])
+            };
+            match got {
                 Ok(length) => {
                     value.truncate(length);
                     return Ok(value);
@@ -164,6 +202,9 @@ impl Entry {
     /// # Errors
     /// What `setxattr(2)` says.
     pub fn set_xattr(&self, name: &OsStr, value: &[u8], flags: XattrFlags) -> io::Result<()> {
+        if self.is_open {
+            return Ok(rustix::fs::fsetxattr(&self.fd, name, value, flags)?);
+        }
         Ok(rustix::fs::setxattr(self.proc_path(), name, value, flags)?)
     }
 

@@ -1,0 +1,15 @@
+//! msb-patch's parts. The tool is `main`; fuzz targets (tests/fuzz) call the parser, the plan and its carrying out by themselves.
+
+pub mod apply;
+pub mod args;
+mod content;
+mod copy;
+mod kept;
+pub mod op;
+pub mod plan;
+pub mod report;
+pub mod scripts;
+pub mod staging;
+pub mod stream;
+mod sync;
+pub mod user;

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# What msb-patch costs: ten thousand text operations against a loop of openat, write and close; one operation from a cold start
+# against umoci insert and cp; large copies against cp, with the most memory that was taken. Turn by turn, medians.
+#
+#   tests/bench-patch.sh [ROUNDS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PATH=$PWD/target/release:$PATH
+rounds=${1:-7}
+# shellcheck source-path=SCRIPTDIR/..
+source tests/bench.bash
+source tests/image.bash
+bench_setup
+TIMEFORMAT='%3R %3U %3S'
+layout=$(tiny_image)
+
+# cost NAME COMMAND…: appends "wall cpu" in milliseconds to $work/NAME.
+cost() {
+    local name=$1 took
+    shift
+    took=$({ time "$@" >/dev/null 2>"$work/words"; } 2>&1) || { cat "$work/words" >&2; return 1; }
+    awk '{ print $1 * 1000, ($2 + $3) * 1000 }' <<<"$took" >>"$work/$name"
+}
+
+# median NAME COLUMN
+median() { awk -v column="$2" '{ print $column }' "$work/$1" | bench_median; }
+
+row() { printf '%-46s %10s %10s\n' "$@"; }
+
+cc -O2 -o "$work/files" tests/bench-files.c
+mkdir "$work/image"
+msb-pull -q "oci:$layout:latest" >"$work/image.json"
+cd "$work"
+
+echo "-- 10 000 text operations, $rounds rounds"
+for n in $(seq 0 9999); do printf '{"op":"text","path":"/etc/many/f%d","content":"hello"}\n' "$n"; done >many.jsonl
+for ((round = 0; round < rounds; round++)); do
+    mkdir "loop-$round"
+    (cd "loop-$round" && cost loop "$work/files" 10000)
+    cost many msb-patch -r image.json -f many.jsonl --upper "$work/upper-$round"
+done
+row '' 'ms' 'CPU ms'
+row 'openat, write, close' "$(median loop 1)" "$(median loop 2)"
+row 'msb-patch' "$(median many 1)" "$(median many 2)"
+awk -v a="$(median many 2)" -v b="$(median loop 2)" 'BEGIN { printf "over the files themselves, an operation: %.1f microseconds of CPU\n", (a - b) / 10 }'
+
+echo "-- one text operation from a cold start, $rounds rounds"
+echo '{"op":"text","path":"/etc/motd","content":"hello"}' >one.jsonl
+echo hello >one
+cp -a "$layout" layout
+for ((round = 0; round < rounds; round++)); do
+    cost cp cp one "$work/copy-$round"
+    cost one msb-patch -r image.json -f one.jsonl --upper "$work/one-$round"
+    cost umoci umoci insert --image layout:latest one "/etc/motd-$round"
+done
+row '' 'ms' 'CPU ms'
+for name in cp one umoci; do row "$name" "$(median "$name" 1)" "$(median "$name" 2)"; done
+
+echo "-- copies, $rounds rounds"
+# peak NAME COMMAND…: the most memory that it had, in MiB.
+peak() {
+    python3 -c 'import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1))' "$@"
+}
+head -c 1G /dev/urandom >large
+echo '{"op":"copy_file","src":"large","dst":"/large"}' >large.jsonl
+echo '{"op":"copy_dir","src":"/usr","dst":"/copy"}' >usr.jsonl
+# The disk is written to behind our backs: what is there goes to it first, and what is made goes away.
+turn() {
+    local name=$1 made=$2
+    shift 2
+    sync
+    cost "$name" "$@"
+    rm -rf "$made" "$made.work"
+}
+for ((round = 0; round < (rounds + 1) / 2; round++)); do
+    turn cp-large copied bash -c 'cp --reflink=auto large copied && sync -f copied'
+    turn our-large upper msb-patch -r image.json -f large.jsonl --upper "$work/upper"
+    turn cp-usr copied bash -c 'cp -a /usr copied && sync -f copied'
+    turn our-usr upper msb-patch -r image.json -f usr.jsonl --upper "$work/upper"
+done
+row '' 'ms' 'CPU ms'
+row 'cp --reflink=auto of 1 GiB, sync' "$(median cp-large 1)" "$(median cp-large 2)"
+row 'copy_file of 1 GiB' "$(median our-large 1)" "$(median our-large 2)"
+row 'cp -a /usr, sync' "$(median cp-usr 1)" "$(median cp-usr 2)"
+row 'copy_dir of /usr' "$(median our-usr 1)" "$(median our-usr 2)"
+row 'most memory, MiB: copy_file, copy_dir' "$(peak msb-patch -r image.json -f large.jsonl)" "$(peak msb-patch -r image.json -f usr.jsonl)"
