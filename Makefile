@@ -19,7 +19,7 @@ RELEASE = target/release
 # by name, so that build scripts do not get them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo test test-krun lint bench bench-krun bench-shutdown install clean
+.PHONY: help deps build agentd man demo test test-krun fuzz lint bench bench-krun bench-shutdown install clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -61,6 +61,20 @@ test: deps build
 test-krun: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run
+
+# Each target of tests/fuzz for so long. What fails lands in tests/fuzz/artifacts; fixed, it is kept in tests/fuzz/seeds.
+FUZZ_SECONDS ?= 600
+# Coverage is asked for by flags that the stable compiler keeps to itself.
+fuzz: export RUSTC_BOOTSTRAP = 1
+fuzz:
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
+	@cd tests/fuzz; for target in targets/*.rs; do \
+		target=$$(basename $$target .rs); \
+		echo "== fuzzing $$target for $(FUZZ_SECONDS) s"; \
+		mkdir -p ../../target/fuzz/corpus/$$target; \
+		$(CARGO) fuzz run --fuzz-dir . --target-dir ../../target/fuzz --sanitizer none $$target \
+			../../target/fuzz/corpus/$$target seeds/$$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512; \
+	done
 
 lint:
 	$(CARGO) fmt --all --check

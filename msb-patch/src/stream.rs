@@ -1,14 +1,11 @@
 //! The stream of operations: JSON values, pretty or one a line. Each is held by itself, so that a list may be of any length,
 //! and a mistake in one leaves the others readable.
 
-use std::cell::Cell;
 use std::fmt;
-use std::io::{self, BufRead, Read};
-use std::rc::Rc;
+use std::io::{self, BufRead};
 
 use anyhow::{anyhow, bail};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use crate::op::Op;
@@ -29,21 +26,30 @@ pub struct Numbered {
 
 /// Reads operations one by one, however they are spaced. Behind what is no JSON nothing can be read.
 pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
-    let place = Rc::new(Cell::new(Place { line: 1, start: None, length: 0 }));
-    let counted = Counted { from, place: Rc::clone(&place) };
-    let mut values = serde_json::Deserializer::from_reader(counted).into_iter::<Box<RawValue>>();
+    let mut values = Values { from, line: 1, text: Vec::new() };
     let mut n = 0;
     let mut broken = false;
     std::iter::from_fn(move || {
-        place.set(Place { start: None, length: 0, ..place.get() });
-        let value = if broken { None } else { values.next() }?;
+        if broken {
+            return None;
+        }
+        let value = values.next().transpose()?;
         n += 1;
         let (line, op) = match value {
-            Ok(value) => (place.get().start.unwrap_or(1), parse(value.get())),
             Err(error) => {
                 broken = true;
-                (if error.line() == 0 { place.get().line } else { error.line() }, Err(anyhow!(without_place(&error))))
+                (values.line, Err(anyhow!(error)))
             }
+            Ok(line) => match serde_json::from_slice(&values.text) {
+                Ok(Members(members)) => (line, parse(members)),
+                Err(error) if error.is_data() => {
+                    (line, Err(anyhow!("{} (an operation is an object)", without_place(&error))))
+                }
+                Err(error) => {
+                    broken = true;
+                    (line + error.line() - 1, Err(anyhow!(without_place(&error))))
+                }
+            },
         };
         Some(Numbered { n, line, op })
     })
@@ -53,9 +59,7 @@ pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
 ///
 /// # Errors
 /// Words that name the member.
-fn parse(text: &str) -> anyhow::Result<Op> {
-    let Members(mut members) =
-        serde_json::from_str(text).map_err(|error| anyhow!("{} (an operation is an object)", without_place(&error)))?;
+fn parse(mut members: Map<String, Value>) -> anyhow::Result<Op> {
     let op = match members.remove("op") {
         Some(Value::String(op)) => op,
         Some(_) => bail!("member \"op\": a string is expected"),
@@ -108,44 +112,95 @@ impl<'de> Deserialize<'de> for Members {
     }
 }
 
-/// Where the reader is.
-#[derive(Clone, Copy)]
-struct Place {
-    line: usize,
-    /// The line of the value's first byte.
-    start: Option<usize>,
-    /// How much of the value was read, in bytes.
-    length: usize,
-}
-
-/// A reader that counts lines. serde_json takes a byte at a time, and none behind the end of a value.
-struct Counted<R> {
+/// The stream, cut into values. Where one ends is all that is decided here; whether it is one is the parser's to say.
+struct Values<R> {
     from: R,
-    place: Rc<Cell<Place>>,
+    /// Where the reader is, from 1.
+    line: usize,
+    /// The value that was read last.
+    text: Vec<u8>,
 }
 
-impl<R: BufRead> Read for Counted<R> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let got = self.from.read(into)?;
-        let mut place = self.place.get();
-        for &byte in into.get(..got).unwrap_or_default() {
-            if place.start.is_none() && !byte.is_ascii_whitespace() {
-                place.start = Some(place.line);
+/// Where in a value a reader is.
+#[derive(Clone, Copy)]
+enum Within {
+    /// Between values.
+    Nothing,
+    /// A word or a number, which ends before what can be no part of it.
+    Word,
+    /// A string; `escaped`: behind a backslash.
+    String { escaped: bool },
+    /// An array or an object, between strings.
+    Brackets,
+}
+
+impl<R: BufRead> Values<R> {
+    /// Reads one value into `text`; says the line that it begins at. What is cut off at the end of the stream is one too.
+    fn next(&mut self) -> io::Result<Option<usize>> {
+        self.text.clear();
+        let (mut within, mut depth, mut begin) = (Within::Nothing, 0usize, 0);
+        loop {
+            let block = self.from.fill_buf()?;
+            if block.is_empty() {
+                return Ok((!self.text.is_empty()).then_some(begin));
             }
-            place.length += usize::from(place.start.is_some());
-            place.line += usize::from(byte == b'\n');
+            let (mut from, mut to, mut is_whole) = (0, 0, false);
+            for &byte in block {
+                if matches!((within, byte), (Within::Word, b' ' | b'\t' | b'\r' | b'\n' | b'{' | b'[' | b'"')) {
+                    is_whole = true;
+                    break;
+                }
+                to += 1;
+                self.line += usize::from(byte == b'\n');
+                within = match (within, byte) {
+                    (Within::Nothing, b' ' | b'\t' | b'\r' | b'\n') => {
+                        from = to;
+                        continue;
+                    }
+                    (Within::String { escaped: false }, b'\\') => Within::String { escaped: true },
+                    (Within::String { escaped: false }, b'"') => Within::Brackets,
+                    (Within::String { .. }, _) => Within::String { escaped: false },
+                    (within, byte) => {
+                        if matches!(within, Within::Nothing) {
+                            begin = self.line;
+                        }
+                        match (within, byte) {
+                            (Within::Nothing | Within::Brackets, b'"') => Within::String { escaped: false },
+                            (Within::Nothing | Within::Brackets, b'{' | b'[') => {
+                                depth += 1;
+                                Within::Brackets
+                            }
+                            (Within::Brackets, b'}' | b']') => {
+                                depth -= 1;
+                                Within::Brackets
+                            }
+                            (Within::Nothing, _) => Within::Word,
+                            (within, _) => within,
+                        }
+                    }
+                };
+                if matches!(within, Within::Brackets) && depth == 0 {
+                    is_whole = true;
+                    break;
+                }
+            }
+            self.text.extend_from_slice(&block[from..to]);
+            self.from.consume(to);
+            if is_whole {
+                return Ok(Some(begin));
+            }
+            if self.text.len() > MAX {
+                let words = format!("an operation of more than {} MiB (copy_file takes files of any size)", MAX >> 20);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+            }
         }
-        self.place.set(place);
-        if place.length > MAX {
-            let words = format!("an operation of more than {} MiB (copy_file takes files of any size)", MAX >> 20);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
-        }
-        Ok(got)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn one(text: &str) -> Result<Op, String> {
@@ -212,6 +267,20 @@ mod tests {
                     {\"op\":\"remove\",\"path\":\"/c\"} {\"op\":\"y\"}\n\n  oops\n{}";
         let ops: Vec<_> = read(text.as_bytes()).map(|value| (value.n, value.line, value.op.is_ok())).collect();
         assert_eq!(ops, [(1, 1, true), (2, 2, true), (3, 7, false), (4, 8, true), (5, 8, false), (6, 10, false)]);
+    }
+
+    #[test]
+    fn where_a_value_ends_does_not_depend_on_how_it_is_read() {
+        let text = "{\"op\":\"text\",\"path\":\"/a\\\"}\",\"content\":\"\\\\\"}[{}]7\n\"x\\\"{\" {\"op\":\"remove\",\"path\":\"/[\"}\n null{}";
+        let values = |from: &mut dyn BufRead| -> Vec<_> {
+            read(from).map(|value| (value.n, value.line, value.op.map_err(|error| error.to_string()))).collect()
+        };
+        let whole = values(&mut text.as_bytes());
+        assert_eq!(whole.iter().map(|(_, line, _)| *line).collect::<Vec<_>>(), [1, 1, 1, 2, 2, 3, 3]);
+        assert!(matches!(&whole[0].2, Ok(Op::Text { path, content, .. }) if path == "/a\"}" && content == "\\"));
+        for size in 1..20 {
+            assert_eq!(values(&mut io::BufReader::with_capacity(size, text.as_bytes())), whole);
+        }
     }
 
     #[test]

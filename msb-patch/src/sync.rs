@@ -40,14 +40,10 @@ fn collect(dir: Dir, into: &mut Vec<File>) -> io::Result<bool> {
     for name in &names {
         let Ok(name) = Name::new(name) else { continue };
         let Some(entry) = dir.entry(name)? else { continue };
-        match entry.file_type() {
-            FileType::Directory => {
-                if !collect(entry.into_dir()?, into)? {
-                    return Ok(false);
-                }
-            }
-            FileType::RegularFile => into.push(entry.open(OFlags::RDONLY)?),
-            _ => {}
+        if entry.file_type() == FileType::RegularFile {
+            into.push(entry.open(OFlags::RDONLY)?);
+        } else if entry.is_dir() && !collect(entry.into_dir()?, into)? {
+            return Ok(false);
         }
     }
     into.push(

@@ -1,0 +1,274 @@
+//! msb-patch's plans and what comes of them, in a scratch root of layers that a bad image might have: whatever the operations
+//! are, nothing outside the upper changes, and an operation that fails leaves the upper as it was.
+//!
+//! The bytes are read as a list of choices: the files of two layers, then operations, in up to three runs.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use msb::overlay::beneath::{Dir, Name};
+use msb::overlay::{Merged, whiteout};
+use msb::record::Upper;
+use msb_patch::apply::Target;
+use msb_patch::op::{Base64, Mode, Op};
+use msb_patch::staging::Staging;
+use msb_patch::user::User;
+use rustix::fs::{FileType, Mode as Bits, XattrFlags};
+
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "etc", "file"];
+/// The most files of a layer, and the most operations of a run.
+const MANY: u8 = 24;
+
+/// # Panics
+/// Where something outside has changed, or a failure has left something.
+pub fn check(data: &[u8]) {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let place = |name: &str| scratch.path().join(name);
+    make_canary(&place("canary"));
+    make_source(&place("src"), &place("canary"));
+    let mut choices = Choices { data, outside: place("canary") };
+    for layer in ["bottom", "top"] {
+        fs::create_dir(place(layer)).unwrap();
+        make_layer(&place(layer), &mut choices);
+    }
+    let lower = [place("top"), place("bottom")];
+    let outside = [place("canary"), place("src"), place("top"), place("bottom")].map(|dir| facts(&dir, true));
+    let upper = place("upper");
+    for run in 0..3 {
+        let before = upper.exists().then(|| facts(&upper, false));
+        let continued = Upper { dir: upper.clone(), work: place("upper.work"), unknown: serde_json::Map::new() };
+        let dry_run = choices.one_in(6);
+        let begun = Staging::begin(&lower, before.is_some().then_some(&continued), Some(&upper));
+        let begun = begun.expect("layers that can be opened");
+        let staging = begun.staging;
+        let epoch = choices.one_in(2).then_some(1_700_000_000);
+        let mut target = Target::new(begun.layers, dry_run, epoch, User::of_this_process());
+        let mut changed = false;
+        let mut failed = dry_run;
+        for _ in 0..choices.below(MANY) {
+            let op = choose_op(&mut choices, &place("src"));
+            match target.plan(&op).and_then(|plan| target.apply(&op, plan)) {
+                Ok(done) => changed |= done.changed,
+                Err(_) => failed = true,
+            }
+            if failed && !dry_run {
+                break;
+            }
+        }
+        if failed {
+            staging.discard();
+            assert_eq!(upper.exists().then(|| facts(&upper, false)), before, "a failure left something");
+        } else {
+            target.finish().expect("times");
+            staging.publish(changed).expect("an upper");
+            Merged::open(&lower, Some(&upper)).and_then(|root| root.list()).expect("a merged root");
+        }
+        drop(target);
+        let now = [place("canary"), place("src"), place("top"), place("bottom")].map(|dir| facts(&dir, true));
+        assert_eq!(now, outside, "run {run} changed something outside");
+        let mut names: Vec<_> = fs::read_dir(scratch.path()).unwrap().map(|child| child.unwrap().file_name()).collect();
+        names.retain(|name| {
+            !["bottom", "canary", "src", "top", "upper", "upper.work"].iter().any(|known| name == known)
+        });
+        assert!(names.is_empty(), "run {run} made {names:?}");
+        if choices.data.is_empty() {
+            break;
+        }
+    }
+}
+
+/// The bytes, read one after the other. Behind the last they are zeros.
+struct Choices<'a> {
+    data: &'a [u8],
+    /// Where symlinks may point besides the layers.
+    outside: PathBuf,
+}
+
+impl Choices<'_> {
+    fn next(&mut self) -> u8 {
+        let Some((&first, rest)) = self.data.split_first() else { return 0 };
+        self.data = rest;
+        first
+    }
+
+    fn below(&mut self, end: u8) -> u8 {
+        self.next() % end
+    }
+
+    /// Seldom where the bytes are zeros.
+    fn one_in(&mut self, many: u8) -> bool {
+        self.below(many) == many - 1
+    }
+
+    fn name(&mut self) -> &'static str {
+        NAMES[usize::from(self.below(NAMES.len() as u8))]
+    }
+
+    /// What a symlink holds, or an operation's path if it is `absolute`.
+    fn path(&mut self, absolute: bool) -> String {
+        let mut path = String::from(if absolute || self.one_in(3) { "/" } else { "" });
+        if self.one_in(8) {
+            path = self.outside.to_str().expect("a path of ours").to_owned() + "/";
+        }
+        for _ in 0..=self.below(4) {
+            match self.below(12) {
+                0 => path += "../",
+                1 => path += "./",
+                2 => path += "../../../../../../../../",
+                3 => path += &format!("{}//", self.name()),
+                _ => path += &format!("{}/", self.name()),
+            }
+        }
+        if !self.one_in(10) {
+            path.truncate(path.trim_end_matches('/').len());
+        }
+        if path.is_empty() { "/".to_owned() } else { path }
+    }
+
+    fn content(&mut self) -> String {
+        "x".repeat(usize::from(self.below(5)))
+    }
+
+    fn maybe<T>(&mut self, value: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        self.one_in(3).then(|| value(self))
+    }
+
+    fn mode(&mut self) -> Option<Mode> {
+        self.maybe(|choices| Mode([0o644, 0o600, 0o4755, 0o2770, 0o1777, 0][usize::from(choices.below(6))]))
+    }
+
+    fn owner(&mut self) -> Option<u32> {
+        self.maybe(|choices| u32::from(choices.below(3)))
+    }
+}
+
+fn choose_op(choices: &mut Choices<'_>, src: &Path) -> Op {
+    let kind = choices.below(12);
+    let path = choices.path(true);
+    match kind {
+        0 | 9 => {
+            let (content, replace) = (choices.content(), choices.one_in(2));
+            Op::Text { path, content, mode: choices.mode(), uid: choices.owner(), gid: choices.owner(), replace }
+        }
+        1 => {
+            let (content_base64, replace) = (Base64(choices.content().into_bytes()), choices.one_in(2));
+            Op::File { path, content_base64, mode: choices.mode(), uid: choices.owner(), gid: choices.owner(), replace }
+        }
+        2 | 10 => Op::Mkdir { path, mode: choices.mode(), uid: choices.owner(), gid: choices.owner() },
+        3 => Op::Append { path, content: choices.content() },
+        4 => {
+            let src = src.join(["file", "hard", "leak"][usize::from(choices.below(3))]);
+            let replace = choices.one_in(2);
+            Op::CopyFile { src, dst: path, mode: choices.mode(), uid: choices.owner(), gid: choices.owner(), replace }
+        }
+        5 | 11 => {
+            let src = if choices.one_in(2) { src.join("etc") } else { src.to_owned() };
+            Op::CopyDir { src, dst: path, replace: choices.one_in(2) }
+        }
+        6 => Op::Symlink { target: choices.path(false), link: path, replace: choices.one_in(2) },
+        7 | 8 => Op::Remove { path },
+        _ => unreachable!(),
+    }
+}
+
+/// Files, by steps that follow nothing: what cannot be made is left out.
+fn make_layer(layer: &Path, choices: &mut Choices<'_>) {
+    let root = Dir::open(layer).unwrap();
+    for _ in 0..choices.below(MANY) {
+        let mut dir = root.try_clone().unwrap();
+        for _ in 0..choices.below(3) {
+            let name = Name::new(OsStr::new(choices.name())).unwrap();
+            let Ok(next) = dir.dir(name).or_else(|_| dir.mkdir(name, Bits::from_raw_mode(0o755))) else { break };
+            dir = next;
+        }
+        let name = Name::new(OsStr::new(choices.name())).unwrap();
+        let _ = match choices.below(9) {
+            0 | 8 => dir.create(name, Bits::from_raw_mode(0o640)).and_then(|file| file.set_len(3)),
+            1 => dir.mkdir(name, Bits::from_raw_mode(0o2755)).map(drop),
+            2 | 3 => dir.symlink(name, OsStr::new(&choices.path(false))),
+            4 => whiteout::make_whiteout(&dir, name),
+            5 => dir.dir(name).and_then(|dir| whiteout::make_opaque(&dir)),
+            6 => dir.mknod(name, FileType::Fifo, Bits::from_raw_mode(0o600), 0),
+            _ => {
+                let other = Name::new(OsStr::new(choices.name())).unwrap();
+                match dir.entry(other) {
+                    Ok(Some(entry)) if !entry.is_dir() => dir.link(name, &entry),
+                    _ => Ok(()),
+                }
+            }
+        };
+        if choices.one_in(6)
+            && let Ok(Some(entry)) = dir.entry(name)
+        {
+            let _ = entry.set_xattr(OsStr::new("user.note"), b"note", XattrFlags::empty());
+            let _ = entry.set_owner(Some(7), Some(8));
+        }
+    }
+}
+
+/// What must stay as it is, though symlinks lead to it.
+fn make_canary(dir: &Path) {
+    fs::create_dir_all(dir.join("a/b")).unwrap();
+    for file in ["file", "a/file", "a/b/c", "etc"] {
+        fs::write(dir.join(file), "canary").unwrap();
+    }
+}
+
+/// A tree for copy_dir: names that the layers have too, a hardlink, links out.
+fn make_source(dir: &Path, canary: &Path) {
+    fs::create_dir_all(dir.join("etc/d")).unwrap();
+    fs::create_dir(dir.join("a")).unwrap();
+    for file in ["file", "a/b", "etc/file", "etc/d/c"] {
+        fs::write(dir.join(file), "source").unwrap();
+    }
+    fs::hard_link(dir.join("file"), dir.join("hard")).unwrap();
+    fs::hard_link(dir.join("etc/file"), dir.join("etc/hard")).unwrap();
+    symlink(canary, dir.join("etc/out")).unwrap();
+    symlink(canary.join("file"), dir.join("leak")).unwrap();
+}
+
+/// Every fact about a tree. Change times are left out where hardlinks may have come and gone.
+fn facts(dir: &Path, with_change_times: bool) -> BTreeMap<PathBuf, String> {
+    let mut facts = BTreeMap::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(path) = pending.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let mut fact = format!(
+            "{:o} {}:{} {} {} {} {}.{}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.rdev(),
+            meta.nlink(),
+            if meta.is_dir() { 0 } else { meta.len() },
+            meta.mtime(),
+            meta.mtime_nsec()
+        );
+        if with_change_times {
+            fact += &format!(" {} {}.{}", meta.ino(), meta.ctime(), meta.ctime_nsec());
+        }
+        if meta.is_symlink() {
+            fact += &format!(" {:?}", fs::read_link(&path).unwrap());
+        } else if meta.is_file() {
+            fact += &format!(" {:?}", fs::read(&path).unwrap());
+        } else if meta.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|child| child.unwrap().path()));
+        }
+        if meta.is_file() || meta.is_dir() {
+            let mut names = vec![0; 4096];
+            let length = rustix::fs::llistxattr(&path, &mut names[..]).unwrap_or(0);
+            for name in names[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
+                let mut value = [0u8; 64];
+                let name = OsStr::from_bytes(name);
+                let length = rustix::fs::lgetxattr(&path, name, &mut value[..]).unwrap_or(0);
+                fact += &format!(" {name:?}={:?}", &value[..length]);
+            }
+        }
+        facts.insert(path, fact);
+    }
+    facts
+}
