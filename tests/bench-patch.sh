@@ -2,11 +2,11 @@
 # What msb-patch costs: ten thousand text operations against a loop of openat, write and close; one operation from a cold start
 # against umoci insert and cp; large copies against cp, with the most memory that was taken. Turn by turn, medians.
 #
-#   tests/bench-patch.sh [ROUNDS]
+#   tests/bench-patch.sh [ROUNDS [TREE]]        TREE: what copy_dir copies, /usr by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/target/release:$PATH
-rounds=${1:-7}
+rounds=${1:-7} tree=${2:-/usr}
 # shellcheck source-path=SCRIPTDIR/..
 source tests/bench.bash
 source tests/image.bash
@@ -65,24 +65,26 @@ print(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1))' 
 }
 head -c 1G /dev/urandom >large
 echo '{"op":"copy_file","src":"large","dst":"/large"}' >large.jsonl
-echo '{"op":"copy_dir","src":"/usr","dst":"/copy"}' >usr.jsonl
-# The disk is written to behind our backs: what is there goes to it first, and what is made goes away.
+jq -nc --arg src "$tree" '{op: "copy_dir", src: $src, dst: "/copy"}' >tree.jsonl
+# What is there goes to disk first. Copies of the tree stay until all is measured: ext4 is slow to make files for a while after
+# many were removed.
 turn() {
-    local name=$1 made=$2
-    shift 2
+    local name=$1
+    shift
     sync
     cost "$name" "$@"
-    rm -rf "$made" "$made.work"
 }
-for ((round = 0; round < (rounds + 1) / 2; round++)); do
-    turn cp-large copied bash -c 'cp --reflink=auto large copied && sync -f copied'
-    turn our-large upper msb-patch -r image.json -f large.jsonl --upper "$work/upper"
-    turn cp-usr copied bash -c 'cp -a /usr copied && sync -f copied'
-    turn our-usr upper msb-patch -r image.json -f usr.jsonl --upper "$work/upper"
+for ((round = 0; round < (rounds + 1) / 3; round++)); do
+    turn cp-large bash -c 'cp --reflink=auto large copied && sync -f copied'
+    turn our-large msb-patch -r image.json -f large.jsonl --upper "$work/upper"
+    rm -r copied upper upper.work
+    # shellcheck disable=SC2016 # the inner shell's own
+    turn cp-tree bash -c 'cp -a "$1" "$2" && sync -f "$2"' - "$tree" "copied-$round"
+    turn our-tree msb-patch -r image.json -f tree.jsonl --upper "$work/tree-$round"
 done
 row '' 'ms' 'CPU ms'
 row 'cp --reflink=auto of 1 GiB, sync' "$(median cp-large 1)" "$(median cp-large 2)"
 row 'copy_file of 1 GiB' "$(median our-large 1)" "$(median our-large 2)"
-row 'cp -a /usr, sync' "$(median cp-usr 1)" "$(median cp-usr 2)"
-row 'copy_dir of /usr' "$(median our-usr 1)" "$(median our-usr 2)"
-row 'most memory, MiB: copy_file, copy_dir' "$(peak msb-patch -r image.json -f large.jsonl)" "$(peak msb-patch -r image.json -f usr.jsonl)"
+row "cp -a $tree, sync" "$(median cp-tree 1)" "$(median cp-tree 2)"
+row "copy_dir of $tree" "$(median our-tree 1)" "$(median our-tree 2)"
+row 'most memory, MiB: copy_file, copy_dir' "$(peak msb-patch -r image.json -f large.jsonl)" "$(peak msb-patch -n -r image.json -f tree.jsonl)"

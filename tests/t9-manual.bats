@@ -63,6 +63,11 @@ setup() {
     done
 }
 
+# example_of PAGE: what the page has between "example:" and "end", as it is read.
+example_of() {
+    sed -n '/^\.\\" example:/,/^\.\\" end/p' "$root/man/$1" | grep -v '^\.' | sed 's/\\-/-/g; s/\\e/\\/g'
+}
+
 # check_record: whether stdin is a record by the schema.
 check_record() {
     /usr/bin/python3 -c '
@@ -71,7 +76,7 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
 }
 
 @test "the example in msb-record(5) is a record, and a wrong one is none" {
-    example=$(sed -n '/^\.\\" example:/,/^\.\\" end/p' "$root/man/msb-record.5" | grep -v '^\.')
+    example=$(example_of msb-record.5)
     check_record <<< "$example"
     run check_record <<< "${example/\"layers\"/\"tape\"}"
     [ "$status" != 0 ]
@@ -79,20 +84,86 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
     [ "$status" != 0 ]
 }
 
-@test "every example in msb-ops(5) works" {
+@test "every example in msb-ops(5) works, and does what the page says" {
     cd "$BATS_TEST_TMPDIR"
     export MSB_HOME="$PWD/home"
-    mkdir -p base/etc base/bin site
-    touch base/etc/motd base/etc/hosts cert.pem site/index.html
+    mkdir -p base/{etc,usr/bin,var/cache/apt} site
+    ln -s usr/bin base/bin
+    touch base/etc/hosts base/var/cache/apt/pkg cert.pem site/index.html
+    echo old >base/etc/motd
+    chmod 0751 base/etc
     ops=$(grep '^{"op"' "$root/man/msb-ops.5" | sed 's/\\\\/\\/g')
-    [ "$(grep -c . <<< "$ops")" = 9 ]
+    # Each operation has its section, and an example at least.
+    diff <(sed -n '/^.SH OPERATIONS/,/^.SH WHAT/s/^.SS //p' "$root/man/msb-ops.5" | sort) <(jq -r .op <<<"$ops" | sort -u)
     { printf '{"msb":1,"rootfs":{"kind":"dir","lower":["%s/base"]}}\n%s\n' "$PWD" "$ops"; } | msb-patch > patched.json
     check_record < patched.json
     upper=$(jq -r .upper.dir patched.json)
+    [ "$(cat "$upper/app/config.json")" = '{"debug": true}' ]
     [ "$(cat "$upper/etc/motd")" = hi ]
+    [ "$(stat -c '%a %u' "$upper/etc/motd")" = '640 7' ]
+    [ "$(od -An -tx1 "$upper/etc/key")" = ' 00 01 02' ]
+    [ "$(stat -c '%a %u %g' "$upper/app/data")" = '700 1000 1000' ]
+    [ "$(stat -c %a "$upper/etc")" = 751 ]
     [ "$(cat "$upper/etc/hosts")" = '127.0.0.1 myapp.local' ]
+    [ -e "$upper/etc/ssl/cert.pem" ]
     [ -e "$upper/srv/www/index.html" ]
+    [ "$(readlink "$upper/etc/localtime")" = /usr/share/zoneinfo/UTC ]
+    [ "$(stat -c %t:%T "$upper/var/cache/apt")" = 0:0 ]
     [ "$(jq -r '.scripts | keys[]' patched.json)" = setup ]
+    # The line that -n prints.
+    line=$(grep '^{"n"' "$root/man/msb-ops.5")
+    printf '{"msb":1,"rootfs":{"kind":"dir","lower":["%s/base"]}}\n{"op":"text","path":"/bin/x","content":"12345"}' "$PWD" | msb-patch -n > said
+    [ "$(cat said)" = "$line" ]
+}
+
+@test "msb-ops(5)'s script makes a layer: umoci and msb-pull show what the kernel shows of the upper" {
+    source "$root/tests/image.bash"
+    source "$root/tests/tree.bash"
+    cd "$BATS_TEST_TMPDIR"
+    export MSB_HOME="$PWD/home" SOURCE_DATE_EPOCH=1700000000
+    example_of msb-ops.5 >upper-to-layer
+    [ "$(head -n 1 upper-to-layer)" = '#!/bin/bash' ]
+    bash -n upper-to-layer
+    shellcheck upper-to-layer
+    cp -a "$(layered_image)" image
+    msb-pull oci:image >image.json
+    mkdir -p src/sub merged expected
+    echo one >src/one
+    ln src/one src/sub/again
+    ln -s one src/soft
+    chmod 2750 src/sub
+    setfattr -n user.note -v "$(printf 'a\nb')" src/sub/again
+    msb-patch -r image.json -f - >patched.json <<'END'
+{"op":"remove","path":"/etc/two"}
+{"op":"remove","path":"/opt/kept"}
+{"op":"remove","path":"/var/cache"}
+{"op":"mkdir","path":"/var/cache","mode":"1770","uid":5,"gid":6}
+{"op":"text","path":"/var/cache/new file","content":"new"}
+{"op":"remove","path":"/opt/absolute"}
+{"op":"append","path":"/bin/tool","content":"exit\n"}
+{"op":"copy_dir","src":"src","dst":"/srv"}
+{"op":"symlink","target":"/nowhere","link":"/etc/link"}
+{"op":"remove","path":"/bin"}
+{"op":"mkdir","path":"/bin"}
+{"op":"text","path":"/bin/own","content":"own","mode":"4711","uid":9}
+END
+    upper=$(jq -r .upper.dir patched.json)
+    mount -t overlay overlay -o "lowerdir=$(jq -r '.rootfs.lower | join(":")' patched.json),upperdir=$upper,workdir=$(jq -r .upper.work patched.json)" merged
+    tree_manifest merged >expected/tree
+    umount merged
+    [ "$(grep -c '^f ' expected/tree)" -gt 5 ]
+    bash upper-to-layer "$upper" layer.tar
+    [ "$(tar -tf layer.tar | grep -c '/\.wh\.')" -eq 4 ]
+    [[ $(tar -tf layer.tar) == *./var/cache/.wh..wh..opq* ]]
+    umoci raw add-layer --image image:latest layer.tar
+    umoci unpack --image image:latest unpacked
+    tree_manifest unpacked/rootfs | diff expected/tree -
+    msb-pull oci:image >again.json
+    [ "$(jq '.rootfs.lower | length' again.json)" -eq $(($(jq '.rootfs.lower | length' image.json) + 1)) ]
+    mount -t overlay overlay -o "lowerdir=$(jq -r '.rootfs.lower | join(":")' again.json)" merged
+    tree_manifest merged >shown
+    umount merged
+    diff expected/tree shown
 }
 
 @test "tools depend on the shared crate and never on one another" {
