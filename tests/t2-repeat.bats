@@ -76,7 +76,8 @@ everything() {
 
 @test "with SOURCE_DATE_EPOCH the same record and operations give uppers of the same bytes" {
     state_ops
-    echo '{"op":"append","path":"/etc/hosts","content":"more\n"}' >>ops.jsonl
+    mkdir -p bottom/var/cache2
+    printf '%s\n' '{"op":"append","path":"/etc/hosts","content":"more\n"}' '{"op":"remove","path":"/var/cache2"}' '{"op":"mkdir","path":"/var/cache2"}' >>ops.jsonl
     export SOURCE_DATE_EPOCH=1700000000
     for try in one two; do
         msb-patch -r image.json -f ops.jsonl --upper "$PWD/upper-$try" >"$try.json"
@@ -84,7 +85,10 @@ everything() {
         sleep 1.1
     done
     cmp one.tar two.tar
-    [ "$(stat -c %Y upper-one/app upper-one/app/big upper-one/srv/tree/one | sort -u)" = 1700000000 ]
+    # Whiteouts and opaque directories too; what was there keeps its own.
+    [ "$(stat -c %Y upper-one/app upper-one/app/big upper-one/app/bin upper-one/srv/tree/one upper-one/var/cache upper-one/var/cache2 | sort -u)" = 1700000000 ]
+    [ "$(stat -c %Y upper-one/etc upper-one/etc/hosts | sort -u)" = 1000000 ]
+    [ "$(stat -c %y upper-one)" = "$(stat -c %y top)" ]
 }
 
 @test "-n says what each operation would do, and every error, and changes nothing" {

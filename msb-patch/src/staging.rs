@@ -6,9 +6,10 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::upper::{self, WHOLE, Writer, copy_attributes};
 use msb::overlay::{Merged, whiteout};
@@ -184,6 +185,16 @@ impl Staging {
             return Err(anyhow!("upper {:?} is gone", upper.dir));
         }
         let made_work = make_work(&upper.work)?;
+        if fs::metadata(&upper.dir)?.dev() != fs::metadata(&upper.work)?.dev() {
+            if made_work {
+                let _ = fs::remove_dir(&upper.work);
+            }
+            bail!(
+                "upper {:?} and its work directory {:?} are on different file systems (name a directory that is no mount point)",
+                upper.dir,
+                upper.work
+            );
+        }
         let writer = lock(&upper.dir, &upper.work)?;
         let aside = upper.work.join(ASIDE);
         let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
