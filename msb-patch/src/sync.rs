@@ -1,5 +1,8 @@
 //! Bringing what was made to disk, before it shows. `syncfs(2)` writes all that anybody has written to the file system, which
-//! may take seconds; so where little was made, it is that alone.
+//! may take seconds; so where little was made, it is those files alone.
+//!
+//! Names and attributes need no sync of their own: file systems bring them to disk in the order in which they were changed
+//! (ext4, XFS and btrfs do), so where the rename has come, they have. Data is another matter.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -8,19 +11,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use msb::overlay::beneath::{Dir, Name};
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 
-/// How many files are little.
+/// How many names are little.
 const FEW: usize = 16;
 
-/// Syncs a directory and all below it.
+/// Syncs the data of all files below a directory.
 ///
 /// # Errors
 /// What opening, reading or syncing says.
 pub fn tree(path: &Path) -> io::Result<()> {
-    let mut few = Vec::new();
-    if collect(Dir::open(path)?, &mut few)? {
-        for file in few {
+    let (mut files, mut names) = (Vec::new(), 0);
+    if collect(Dir::open(path)?, &mut files, &mut names)? {
+        for file in files {
             file.sync_all()?;
         }
         return Ok(());
@@ -28,26 +31,46 @@ pub fn tree(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(File::open(path)?)?)
 }
 
-/// Opens the files and directories from `dir` on, each before the directory that names it. False: there are more than a few.
-fn collect(dir: Dir, into: &mut Vec<File>) -> io::Result<bool> {
-    let mut names: Vec<OsString> = Vec::new();
+/// Opens the files from `dir` on. False: there are more than a few names.
+fn collect(dir: Dir, files: &mut Vec<File>, names: &mut usize) -> io::Result<bool> {
+    let mut children: Vec<OsString> = Vec::new();
     for child in dir.read()? {
-        names.push(OsStr::from_bytes(child?.file_name().to_bytes()).to_owned());
-        if names.len() + into.len() > FEW + 2 {
+        let child = child?;
+        if let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) {
+            children.push(name.as_os_str().to_owned());
+            *names += 1;
+        }
+        if *names > FEW {
             return Ok(false);
         }
     }
-    for name in &names {
-        let Ok(name) = Name::new(name) else { continue };
-        let Some(entry) = dir.entry(name)? else { continue };
+    for name in &children {
+        let Some(entry) = dir.entry(Name::new(name)?)? else { continue };
         if entry.file_type() == FileType::RegularFile {
-            into.push(entry.open(OFlags::RDONLY)?);
-        } else if entry.is_dir() && !collect(entry.into_dir()?, into)? {
+            files.push(entry.open(OFlags::RDONLY)?);
+        } else if entry.is_dir() && !collect(entry.into_dir()?, files, names)? {
             return Ok(false);
         }
     }
-    into.push(
-        rustix::fs::openat(&dir, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?.into(),
-    );
-    Ok(into.len() <= FEW)
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_names_are_told_from_many_wherever_they_are() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(scratch.path().join("a/b")).unwrap();
+        std::os::unix::fs::symlink("nowhere", scratch.path().join("a/link")).unwrap();
+        for number in 3..=FEW {
+            let (mut files, mut names) = (Vec::new(), 0);
+            assert!(collect(Dir::open(scratch.path()).unwrap(), &mut files, &mut names).unwrap());
+            assert_eq!((names, files.len()), (number, number - 3));
+            std::fs::write(scratch.path().join(format!("a/b/{number}")), "").unwrap();
+        }
+        let (mut files, mut names) = (Vec::new(), 0);
+        assert!(!collect(Dir::open(scratch.path()).unwrap(), &mut files, &mut names).unwrap());
+    }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::resolve::{End, Last, resolve};
-use msb::overlay::upper::{WHOLE, Writer};
+use msb::overlay::upper::{WHOLE, Writer, upper_of};
 use msb::overlay::{Layer, Merged, Node, whiteout};
 use rustix::fs::{Mode, RenameFlags};
 
@@ -158,7 +158,8 @@ fn a_directory_made_where_one_was_removed_is_empty_and_opaque() {
     writer.copy_up_steps(&mut resolved.steps).unwrap();
     let etc = &resolved.steps[1].dir;
     writer.remove(etc, name("conf.d")).unwrap();
-    let made = writer.mkdir(etc, name("conf.d"), |dir| dir.to_entry()?.set_mode(Mode::from_raw_mode(0o755))).unwrap();
+    writer.make_dir(etc, name("conf.d"), Mode::from_raw_mode(0o755)).unwrap();
+    let made = upper_of(etc).unwrap().dir(name("conf.d")).unwrap();
     assert!(whiteout::is_opaque(&made).unwrap());
     assert_eq!(stack.ours(), stack.kernels());
     assert_eq!(stack.ours(), ["etc dir 40755", "etc/conf.d dir 40755"]);

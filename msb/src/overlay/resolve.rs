@@ -287,6 +287,64 @@ mod tests {
     }
 
     #[test]
+    fn a_trail_leads_where_one_starting_at_the_root_leads() {
+        let (scratch, root) = tree();
+        let upper = scratch.path().join("upper");
+        fs::create_dir_all(upper.join("usr/bin/deep")).unwrap();
+        fs::create_dir_all(upper.join("etc")).unwrap();
+        let root = Merged { upper: Some(Merged::open(&[&upper], None).unwrap().lower[0].dir.clone()), ..root };
+        let paths = [
+            "/bin/tar",
+            "/bin/new",
+            "/bin/deep/x",
+            "/bin/../x",
+            "/bin/deep/..",
+            "/bin/deep/../y",
+            "/bin/deep/",
+            "/bin/deep/.",
+            "/etc/tar",
+            "/etc/out/tar",
+            "/etc/out",
+            "/x",
+            "/etc/tar/x",
+        ];
+        let mut trail = Trail::default();
+        let mut remembered = 0;
+        for one in paths {
+            for other in paths {
+                for path in [one, other, one] {
+                    for last in [Last::Follow, Last::Keep] {
+                        let far = resolve(&root, Path::new(path), last)
+                            .map(|way| way.path())
+                            .map_err(|error| error.to_string());
+                        let near = trail.resolve(&root, Path::new(path), last).map(|way| way.path());
+                        assert_eq!(near.map_err(|error| error.to_string()), far, "{path}");
+                        remembered += usize::from(trail.0.is_some());
+                    }
+                }
+                trail.forget();
+            }
+        }
+        assert!(remembered > 500, "{remembered}");
+        // The limit of symlinks counts those of the way that is remembered.
+        for link in 0..39 {
+            symlink(
+                if link == 0 { "usr".into() } else { format!("link{}", link - 1) },
+                upper.join(format!("link{link}")),
+            )
+            .unwrap();
+        }
+        for (target, link) in [("deep", "one"), ("one", "two")] {
+            symlink(target, upper.join("usr/bin").join(link)).unwrap();
+        }
+        let mut trail = Trail::default();
+        for path in ["/link38/bin/x", "/link38/bin/one"] {
+            trail.resolve(&root, Path::new(path), Last::Follow).unwrap();
+        }
+        assert!(matches!(trail.resolve(&root, Path::new("/link38/bin/two"), Last::Follow), Err(Error::Loop)));
+    }
+
+    #[test]
     fn dead_ends_have_words() {
         let (_scratch, root) = tree();
         for (path, words) in [
