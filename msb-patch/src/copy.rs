@@ -38,14 +38,22 @@ impl Target {
             if is_same(&from.stat()?, &upper_of(&self.root)?.stat()?) {
                 bail!("src {:?}: is the upper that is being written (copy a smaller directory)", src.join(&path));
             }
-            let mut children: Vec<OsString> = Vec::new();
+            let mut children: Vec<(OsString, FileType)> = Vec::new();
             for child in from.read()? {
-                children.push(OsStr::from_bytes(child?.file_name().to_bytes()).to_owned());
+                let child = child?;
+                children.push((OsStr::from_bytes(child.file_name().to_bytes()).to_owned(), child.file_type()));
             }
-            children.sort();
-            for child in children {
+            children.sort_by(|(one, _), (other, _)| one.cmp(other));
+            for (child, file_type) in children {
                 let Ok(name) = Name::new(&child) else { continue };
-                let Some(entry) = from.entry(name)? else { continue };
+                let opened = if file_type == FileType::RegularFile { from.regular(name) } else { Ok(None) };
+                let entry = match opened.with_context(|| format!("src {:?}", src.join(&path).join(&child)))? {
+                    Some(open) => open,
+                    None => match from.entry(name)? {
+                        Some(entry) => entry,
+                        None => continue,
+                    },
+                };
                 let child = path.join(&child);
                 let guest = top.join(&child);
                 let copied = self.copy_child(&entry, &guest, replace, &mut hardlinks);

@@ -113,6 +113,24 @@ impl Dir {
         }
     }
 
+    /// The regular file `name`, open for reading, as [`Entry::open_to_read`] does it in two steps; `None` where it is none now.
+    /// For a name of which `readdir(3)` said that it is one: opening anything else may act.
+    ///
+    /// # Errors
+    /// What `openat(2)` says, but for ENOENT and ELOOP.
+    pub fn regular(&self, name: Name<'_>) -> io::Result<Option<Entry>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = match rustix::fs::openat(&self.0, name.0, flags | OFlags::NOATIME, Mode::empty()) {
+            Err(rustix::io::Errno::PERM) => rustix::fs::openat(&self.0, name.0, flags, Mode::empty()),
+            other => other,
+        };
+        let entry = match opened {
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::LOOP) => return Ok(None),
+            other => Entry::of_open(other?.into())?,
+        };
+        Ok((entry.file_type() == FileType::RegularFile).then_some(entry))
+    }
+
     /// The file at a path inside this root, symlinks followed inside it, as `chroot(2)` would see it.
     ///
     /// # Errors

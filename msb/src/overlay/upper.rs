@@ -260,11 +260,8 @@ pub fn copy_leaf_as(from: &Entry, to: &Dir, name: Name<'_>, length: u64, attribu
 /// What `removexattr(2)` says.
 pub fn disinherit(dir: &Entry) -> io::Result<()> {
     for acl in [DEFAULT_ACL, ACL] {
-        match dir.remove_xattr(acl.as_ref()) {
-            Err(error) if !matches!(Errno::from_io_error(&error), Some(Errno::NODATA | Errno::NOTSUP)) => {
-                return Err(error);
-            }
-            _ => {}
+        if dir.xattr(acl.as_ref()).is_ok() {
+            dir.remove_xattr(acl.as_ref())?;
         }
     }
     Ok(())

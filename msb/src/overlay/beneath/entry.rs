@@ -97,13 +97,17 @@ impl Entry {
         Ok(rustix::fs::open(self.proc_path(), flags | OFlags::CLOEXEC, Mode::empty())?.into())
     }
 
-    /// Opens a regular file for reading, and leaves its access time alone where the kernel allows.
+    /// Opens a regular file for reading, and leaves its access time alone where the kernel allows. A file that is open already
+    /// shares its offset.
     ///
     /// # Errors
     /// EINVAL for what is no regular file; else what `open(2)` says.
     pub fn open_to_read(&self) -> io::Result<File> {
         if self.file_type() != FileType::RegularFile {
             return Err(rustix::io::Errno::INVAL.into());
+        }
+        if self.is_open {
+            return Ok(self.fd.try_clone()?.into());
         }
         match self.open(OFlags::RDONLY | OFlags::NOATIME) {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => self.open(OFlags::RDONLY),
