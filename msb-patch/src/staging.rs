@@ -168,6 +168,9 @@ impl Staging {
         let work = beside(dir).work;
         let made_work = make_work(&work)?;
         let writer = lock(dir, &work)?;
+        if dir.exists() {
+            bail!("upper {dir:?}: another msb-patch has made it just now (run this one again to continue it)");
+        }
         let aside = work.join(ASIDE);
         let publish = Publish::New { to: dir.to_owned(), work: work.clone() };
         let staging = Self { upper: aside.clone(), aside, made_work: made_work.then_some(work), publish };
