@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use msb::{script, state};
+use msb::{env, script, state};
 
 /// Boot a microVM from a record
 ///
@@ -55,6 +55,10 @@ pub(crate) struct Args {
     /// A variable for all commands in the guest; K alone takes its value from here (again for more)
     #[arg(short, long = "env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
+
+    /// A file of variables, a line each: K=V or K; -e goes over them (again for more)
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
 
     /// The directory in the guest that commands start in [default: the image's]
     #[arg(short, long, value_name = "DIR", value_parser = absolute)]
@@ -184,10 +188,7 @@ fn script_file(text: &str) -> Result<(String, PathBuf), String> {
 }
 
 fn variable(text: OsString) -> Result<OsString, &'static str> {
-    match text.as_encoded_bytes().first() {
-        None | Some(b'=') => Err("a variable needs a name"),
-        Some(_) => Ok(text),
-    }
+    env::check(&text).map(|()| text)
 }
 
 fn init(text: &str) -> Result<InitChoice, &'static str> {

@@ -100,7 +100,7 @@ impl Config {
             version: boot::VERSION,
             hostname: name.clone(),
             mounts: vec![mount_step(&vm.root)],
-            defaults: defaults::defaults(&image, args),
+            defaults: defaults::defaults(&image, args)?,
             init: defaults::init(&image, args),
         };
         let root = match vm.root {

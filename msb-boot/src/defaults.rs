@@ -1,22 +1,30 @@
 //! What an exec in the guest gets that does not say otherwise: the image's configuration and the flags over it.
 
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 
 use msb::boot::{self, Defaults};
+use msb::env;
 use msb::record::ImageConfig;
 use msb::wire::exec::Text;
 
 use crate::args::{Args, Entrypoint, InitChoice};
 
 /// The image's configuration with the flags over it.
-pub(crate) fn defaults(image: &ImageConfig, args: &Args) -> Defaults {
-    Defaults {
-        env: environment(&image.env, &args.env, |name| std::env::var_os(name)),
+///
+/// # Errors
+/// Words for an env file that cannot be read.
+pub(crate) fn defaults(image: &ImageConfig, args: &Args) -> anyhow::Result<Defaults> {
+    let mut variables = Vec::new();
+    for file in &args.env_file {
+        variables.extend(env::read_file(file)?);
+    }
+    variables.extend(args.env.iter().cloned());
+    Ok(Defaults {
+        env: environment(&image.env, &variables, |name| std::env::var_os(name)),
         cwd: args.workdir.clone().unwrap_or_else(|| image.working_dir.clone()),
         user: args.user.clone().unwrap_or_else(|| image.user.clone()),
         argv: command(image, args.entrypoint.as_ref(), &args.command),
-    }
+    })
 }
 
 /// Docker's table: an entrypoint of the caller's replaces the image's and drops its cmd, and an empty one leaves nothing of
@@ -78,24 +86,13 @@ pub(crate) fn init(image: &ImageConfig, args: &Args) -> Option<boot::Init> {
 fn environment(image: &[String], caller: &[OsString], here: impl Fn(&OsStr) -> Option<OsString>) -> Vec<Text> {
     let mut merged: Vec<OsString> = image.iter().map(OsString::from).collect();
     for variable in caller {
-        let name = name_of(variable);
-        let wanted = if name == variable {
-            here(name).map(|value| [name, &value].join(OsStr::new("=")))
-        } else {
-            Some(variable.clone())
-        };
-        let Some(wanted) = wanted else { continue };
-        match merged.iter().position(|other| name_of(other) == name) {
+        let Some(wanted) = env::resolve(variable, &here) else { continue };
+        match merged.iter().position(|other| env::name_of(other) == env::name_of(variable)) {
             Some(place) => merged[place] = wanted,
             None => merged.push(wanted),
         }
     }
     merged.iter().map(|variable| variable.as_os_str().into()).collect()
-}
-
-fn name_of(variable: &OsStr) -> &OsStr {
-    let bytes = variable.as_bytes();
-    OsStr::from_bytes(bytes.split(|&byte| byte == b'=').next().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ pub mod boot;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
+pub mod env;
+#[cfg(feature = "cli")]
 pub mod exit;
 #[cfg(feature = "cli")]
 pub mod line;

@@ -1,0 +1,108 @@
+//! Variables as a caller gives them: `K=V`, `K` with the caller's own value, and a file of such lines.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use anyhow::{Context, anyhow};
+
+/// The largest file of variables, in bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// The name in `K=V` or `K`.
+pub fn name_of(variable: &OsStr) -> &OsStr {
+    let bytes = variable.as_bytes();
+    OsStr::from_bytes(bytes.split(|&byte| byte == b'=').next().unwrap_or_default())
+}
+
+/// Checks `K=V` or `K`.
+///
+/// # Errors
+/// The reason in words.
+pub fn check(variable: &OsStr) -> Result<(), &'static str> {
+    match variable.as_bytes() {
+        [] | [b'=', ..] => Err("a variable needs a name"),
+        bytes if bytes.contains(&0) => Err("a variable cannot hold NUL"),
+        _ => Ok(()),
+    }
+}
+
+/// `K=V` as it is; `K` with its value from `here`, and `None` where there is none.
+pub fn resolve(variable: &OsStr, here: impl Fn(&OsStr) -> Option<OsString>) -> Option<OsString> {
+    let name = name_of(variable);
+    if name == variable {
+        here(name).map(|value| [name, &value].join(OsStr::new("=")))
+    } else {
+        Some(variable.to_owned())
+    }
+}
+
+/// Reads a file of variables in docker's format.
+///
+/// # Errors
+/// Words with the file's name, and the line's number where a line is wrong.
+pub fn read_file(path: &Path) -> anyhow::Result<Vec<OsString>> {
+    let subject = || format!("env file {path:?}");
+    if fs::metadata(path).with_context(subject)?.len() > MAX_FILE {
+        return Err(anyhow!("{}: over {} MiB long", subject(), MAX_FILE >> 20));
+    }
+    parse_file(&fs::read(path).with_context(subject)?).map_err(|why| anyhow!("{}: {why}", subject()))
+}
+
+/// Takes the lines of an env file apart as docker does: blanks in front go, empty lines and those that begin with `#` are
+/// passed over, the rest is `K=V` (V as it stands, quotes included) or `K`.
+fn parse_file(text: &[u8]) -> Result<Vec<OsString>, String> {
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+    let mut variables = Vec::new();
+    for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line).trim_ascii_start();
+        if line.is_empty() || line.starts_with(b"#") {
+            continue;
+        }
+        let variable = OsString::from_vec(line.to_vec());
+        let wrong = |why: &str| format!("line {}: {why}", number + 1);
+        check(&variable).map_err(wrong)?;
+        let name = name_of(&variable);
+        if name.as_bytes().iter().any(u8::is_ascii_whitespace) {
+            return Err(wrong(&format!("the name {name:?} has a blank in it")));
+        }
+        variables.push(variable);
+    }
+    Ok(variables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_is_given_with_its_value_or_passed_on() {
+        let here = |name: &OsStr| (name == "HERE").then(|| OsString::from("x=y"));
+        for (given, resolved) in [
+            ("A=b=c", Some("A=b=c")),
+            ("A=", Some("A=")),
+            ("HERE", Some("HERE=x=y")),
+            ("HERE=z", Some("HERE=z")),
+            ("NOT_SET", None),
+        ] {
+            assert_eq!(resolve(OsStr::new(given), here).as_deref(), resolved.map(OsStr::new), "{given}");
+        }
+        for bad in ["", "=x", "a=\0"] {
+            assert!(check(OsStr::new(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_variables_is_read_as_docker_reads_it() {
+        let text = b"\xef\xbb\xbf# comment\n\n  A=1\nB=\"quoted\" # no comment \r\nC\n\t#another\nD=\nE=a=b\xff";
+        let expected: [&[u8]; 5] = [b"A=1", b"B=\"quoted\" # no comment ", b"C", b"D=", b"E=a=b\xff"];
+        assert_eq!(parse_file(text).unwrap(), expected.map(|line| OsString::from_vec(line.to_vec())));
+        for (text, words) in
+            [("A=1\n=x", "line 2: a variable needs a name"), ("A B=1", "line 1: the name \"A B\" has a blank in it")]
+        {
+            assert_eq!(parse_file(text.as_bytes()).unwrap_err(), words);
+        }
+        assert!(parse_file(b"A=\0").is_err());
+    }
+}
