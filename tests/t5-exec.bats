@@ -315,7 +315,7 @@ END
 }
 
 @test "a guest that sends more than it has credit for is cut off" {
-    { printf '\r\0\0\0\1{"version":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
+    { printf '\r\0\0\0\1{"version":1}\20\0\0\0\3{"pid":1,"id":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
     fake_agent
     mkfifo never-read
     timeout 60 msb-exec -r fake.json -- true > never-read 2> err &

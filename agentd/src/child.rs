@@ -11,15 +11,19 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
-use msb::boot::Defaults;
 use msb::script::GUEST_DIR;
-use msb::wire::exec::{Failure, Request, Resize, Text};
+use msb::wire::exec::{Failure, Limit, Request, Resize, Text};
+use rustix::process::{Resource, Rlimit};
 
-use crate::reap::{Awaited, Reaper};
-use crate::{sys, user};
+use crate::group::Group;
+use crate::reap::Awaited;
+use crate::{Agent, sys, user};
 
 /// PATH where neither the image nor the request says one.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The file mode creation mask of a command that does not ask for another.
+const DEFAULT_UMASK: u32 = 0o022;
 
 const TOOL_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -28,8 +32,8 @@ const NOT_FOUND: u8 = 127;
 /// A running command.
 #[derive(Debug)]
 pub struct Child {
-    /// The process.
-    pub process: Arc<Awaited>,
+    /// The process, and those that it will have.
+    pub group: Group,
     /// Our ends of its streams.
     pub streams: Streams,
 }
@@ -39,8 +43,8 @@ pub struct Child {
 pub enum Streams {
     /// One pipe each.
     Pipes {
-        /// To its stdin.
-        stdin: OwnedFd,
+        /// To its stdin; none where that is `/dev/null`.
+        stdin: Option<OwnedFd>,
         /// From its stdout.
         stdout: OwnedFd,
         /// From its stderr.
@@ -54,11 +58,12 @@ fn failure(code: u8, message: impl Into<String>) -> Failure {
     Failure { code, message: message.into() }
 }
 
-/// Starts the command of a request.
+/// Starts the command of a request, as the exec of a number.
 ///
 /// # Errors
 /// The failure to send: 126 and 127 as `env(1)` has them, 125 for what is ours.
-pub fn start(reaper: &Reaper, request: Request, defaults: &Defaults) -> Result<Child, Failure> {
+pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure> {
+    let defaults = &agent.defaults;
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
     let mut argv = argv.into_iter().map(OsString::from);
     let program = argv
@@ -77,11 +82,18 @@ pub fn start(reaper: &Reaper, request: Request, defaults: &Defaults) -> Result<C
     let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
     let file = locate(&program, &path, &cwd)?;
 
+    let limits = request.rlimits.iter().map(limit).collect::<Result<Vec<_>, _>>()?;
+    let umask = request.umask.unwrap_or(DEFAULT_UMASK);
+    if umask > 0o777 {
+        return Err(failure(TOOL_FAILED, format!("umask {umask:o}: over 777")));
+    }
+
     let internal = |error: io::Error| failure(TOOL_FAILED, format!("streams: {error}"));
     let (streams, [stdin, stdout, stderr]) = match &request.tty {
         Some(tty) => terminal(tty.size, user.identity.uid).map_err(internal)?,
-        None => pipes().map_err(internal)?,
+        None => pipes(request.no_stdin).map_err(internal)?,
     };
+    let cgroup = agent.execs.cgroups.make(id);
     let launch = |file: &OsStr, first: Option<&OsStr>| -> io::Result<Arc<Awaited>> {
         let mut command = Command::new(file);
         command.args(first).args(argv.clone()).current_dir(&cwd).env_clear().envs(env.iter().cloned());
@@ -89,8 +101,15 @@ pub fn start(reaper: &Reaper, request: Request, defaults: &Defaults) -> Result<C
             command.arg0(&program);
         }
         command.stdin(stdin.try_clone()?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
-        sys::prepare(&mut command, user.identity.clone(), request.tty.is_some());
-        reaper.spawn(&mut command)
+        let start = sys::Start {
+            identity: user.identity.clone(),
+            has_terminal: request.tty.is_some(),
+            umask,
+            limits: limits.clone(),
+            cgroup: cgroup.as_ref().map(|cgroup| cgroup.entrance().try_clone_to_owned()).transpose()?,
+        };
+        sys::prepare(&mut command, start);
+        agent.reaper.spawn(&mut command)
     };
     let process = match launch(file.as_os_str(), None) {
         // A script without a shebang, which a shell would run itself.
@@ -99,14 +118,57 @@ pub fn start(reaper: &Reaper, request: Request, defaults: &Defaults) -> Result<C
         }
         other => other,
     };
-    let process = process.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            failure(NOT_FOUND, format!("{program:?}: the interpreter that it names is not in the guest"))
+    match process {
+        Ok(process) => Ok(Child { group: Group::new(process, cgroup), streams }),
+        Err(error) => {
+            if let Some(cgroup) = cgroup {
+                agent.execs.cgroups.dispose(cgroup);
+            }
+            Err(match error.kind() {
+                io::ErrorKind::NotFound => {
+                    failure(NOT_FOUND, format!("{program:?}: the interpreter that it names is not in the guest"))
+                }
+                io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
+                    failure(TOOL_FAILED, format!("{program:?}: {error}"))
+                }
+                _ => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
+            })
         }
-        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => failure(TOOL_FAILED, format!("{program:?}: {error}")),
-        _ => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
-    })?;
-    Ok(Child { process, streams })
+    }
+}
+
+/// A limit as the kernel has it, checked as far as the kernel would refuse it to root.
+fn limit(limit: &Limit) -> Result<(Resource, Rlimit), Failure> {
+    let refused = |why: &str| failure(TOOL_FAILED, format!("limit {:?}: {why}", limit.name));
+    let resource = match limit.name.as_str() {
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return Err(refused("no such resource")),
+    };
+    if limit.soft.unwrap_or(u64::MAX) > limit.hard.unwrap_or(u64::MAX) {
+        return Err(refused("the soft limit is over the hard one"));
+    }
+    if resource == Resource::Nofile {
+        let most = fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse::<u64>().ok());
+        if let Some(most) = most.filter(|&most| limit.hard.is_none_or(|hard| hard > most)) {
+            return Err(refused(&format!("over the {most} of the guest's fs.nr_open")));
+        }
+    }
+    Ok((resource, Rlimit { current: limit.soft, maximum: limit.hard }))
 }
 
 /// The file that a name stands for, by the command's own PATH, as `execvp(3)` goes about it.
@@ -197,12 +259,17 @@ fn set_variable(env: &mut Vec<(OsString, OsString)>, name: &OsStr, value: OsStri
 
 type Ends = (Streams, [OwnedFd; 3]);
 
-fn pipes() -> io::Result<Ends> {
-    let (child_in, stdin) = io::pipe()?;
+fn pipes(no_stdin: bool) -> io::Result<Ends> {
+    let (child_in, stdin): (OwnedFd, Option<OwnedFd>) = if no_stdin {
+        (fs::File::open("/dev/null")?.into(), None)
+    } else {
+        let (theirs, ours) = io::pipe()?;
+        (theirs.into(), Some(ours.into()))
+    };
     let (stdout, child_out) = io::pipe()?;
     let (stderr, child_err) = io::pipe()?;
-    let streams = Streams::Pipes { stdin: stdin.into(), stdout: stdout.into(), stderr: stderr.into() };
-    Ok((streams, [child_in.into(), child_out.into(), child_err.into()]))
+    let streams = Streams::Pipes { stdin, stdout: stdout.into(), stderr: stderr.into() };
+    Ok((streams, [child_in, child_out.into(), child_err.into()]))
 }
 
 fn terminal(size: Resize, owner: u32) -> io::Result<Ends> {

@@ -1,15 +1,17 @@
 //! Connections from the host: who may connect, the hello, and one thread each for what follows.
 
+use std::fs;
 use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use msb::wire::exec::Execs;
 use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::session::{self, PATIENCE};
-use crate::{Agent, Error};
+use crate::{Agent, Error, visit};
 
 /// A session's stack, in bytes: its buffers are on the heap.
 const STACK: usize = 128 << 10;
@@ -21,6 +23,10 @@ const STACK: usize = 128 << 10;
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
         .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
+    // Where memory runs out, commands go (see sys::prepare) and not who could tell of it.
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
+        crate::say(&format!("oom_score_adj: {error}"));
+    }
     let agent = Arc::clone(agent);
     let accept = move || {
         loop {
@@ -66,11 +72,17 @@ fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Er
             connection.set_read_timeout(None)?;
             session::run(connection, agent, request)
         }
+        Some(Message::Attach(attach)) => {
+            connection.set_read_timeout(None)?;
+            visit::attach(connection, agent, attach)
+        }
+        Some(Message::Kill(kill)) => visit::kill(connection, agent, kill),
+        Some(Message::List) => Ok(Message::Execs(Execs { execs: agent.execs.list() }).send(&mut connection)?),
         Some(Message::Shutdown(shutdown)) => {
             agent.shutdown.ask(Duration::from_millis(shutdown.grace_ms), connection);
             Ok(())
         }
-        Some(_) => Err(wire::Error::OutOfTurn("neither exec nor shutdown")),
+        Some(_) => Err(wire::Error::OutOfTurn("it asks for nothing")),
         None => Ok(()),
     }
 }

@@ -4,11 +4,16 @@
 //! The order matters: signals are blocked before a thread exists, the host hears "ready" only when connections are
 //! taken, and from [`enter`] on this process may not die while it is PID 1, for the machine would with it.
 
+mod cgroup;
 mod child;
 mod early;
+mod execs;
+mod group;
 mod handoff;
 mod init;
+mod link;
 mod listen;
+mod output;
 mod poweroff;
 mod reap;
 mod session;
@@ -16,6 +21,7 @@ mod sessions;
 mod shutdown;
 mod sys;
 mod user;
+mod visit;
 
 use std::fmt;
 use std::fs::File;
@@ -33,6 +39,7 @@ use nix::time::{ClockId, clock_gettime};
 use rustix::process::{Resource, Rlimit};
 
 use early::Made;
+use execs::Execs;
 use reap::Reaper;
 use sessions::Sessions;
 use shutdown::Wish;
@@ -48,6 +55,7 @@ const MAX_BOOT_JSON: u64 = 8 << 20;
 struct Agent {
     reaper: Reaper,
     sessions: Sessions,
+    execs: Execs,
     defaults: Defaults,
     shutdown: Wish,
 }
@@ -176,6 +184,7 @@ fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
     let agent = Agent {
         reaper: Reaper::default(),
         sessions: Sessions::default(),
+        execs: Execs::default(),
         defaults: boot.defaults,
         shutdown: Wish::default(),
     };

@@ -6,17 +6,20 @@ use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use msb::wire::exec::Exit;
+use msb::wire::exec::{Exit, Usage};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, WaitStatus};
+use rustix::process::{Pid, WaitStatus};
+
+use crate::sys;
 
 /// A child that a session waits for.
 #[derive(Debug)]
 pub struct Awaited {
     /// Its process ID, which is also that of its group and session.
     pub pid: i32,
+    started: Instant,
     exit: Mutex<Option<Exit>>,
     event: EventFd,
 }
@@ -68,9 +71,10 @@ impl Reaper {
         // Held while the child starts: one that ends at once must find its entry, and one whose exec fails is waited
         // for by the standard library itself.
         let mut children = self.lock();
+        let started = Instant::now();
         let child = command.spawn()?;
         let pid = child.id().cast_signed();
-        let entry = Arc::new(Awaited { pid, exit: Mutex::new(None), event });
+        let entry = Arc::new(Awaited { pid, started, exit: Mutex::new(None), event });
         children.awaited.insert(pid, Arc::clone(&entry));
         children.none_left = false;
         Ok(entry)
@@ -80,14 +84,14 @@ impl Reaper {
     /// number is its own.
     pub fn signal(&self, child: &Awaited, signal: i32) {
         if self.lock().awaited.contains_key(&child.pid) {
-            crate::sys::signal_group(child.pid, signal);
+            sys::signal_group(child.pid, signal);
         }
     }
 
     /// Sends a signal to the process groups of all children that a session waits for.
     pub fn signal_all(&self, signal: i32) {
         for &pid in self.lock().awaited.keys() {
-            crate::sys::signal_group(pid, signal);
+            sys::signal_group(pid, signal);
         }
     }
 
@@ -107,19 +111,21 @@ impl Reaper {
         let mut children = self.lock();
         let mut traced = None;
         children.none_left = loop {
-            let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
-                Ok(Some(ended)) => ended,
+            let dead = match sys::reap_one() {
+                Ok(Some(dead)) => dead,
                 Ok(None) => break false,
                 Err(Errno::INTR) => continue,
                 Err(_) => break true,
             };
-            if pid == Pid::INIT {
-                traced = Some(status);
+            if dead.pid == Pid::INIT.as_raw_nonzero().get() {
+                traced = Some(dead.status);
                 continue;
             }
-            let code = status.exit_status().map(|code| code as u8);
-            let exit = Exit { code, signal: status.terminating_signal() };
-            if let Some(entry) = children.awaited.remove(&pid.as_raw_nonzero().get()) {
+            if let Some(entry) = children.awaited.remove(&dead.pid) {
+                let wall_us = u64::try_from(entry.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                let usage = Some(Usage { wall_us, ..dead.usage });
+                let code = dead.status.exit_status().map(|code| code as u8);
+                let exit = Exit { code, signal: dead.status.terminating_signal(), usage };
                 *entry.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
                 let _ = entry.event.write(1);
             }

@@ -1,56 +1,47 @@
-//! One exec, from its first frame to its exit: a loop over the connection and the command's streams that never waits on
-//! one of them alone. What is in memory is bounded by the credit given for stdin and one frame a stream.
+//! One exec, from its start to its exit: a loop over the caller's connection and the command's streams that never waits on
+//! one of them alone. What is in memory is bounded by the credit given for stdin, a few packets, and what is kept of the
+//! output of a command without a caller.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use msb::wire::exec::{Exit, Request, Started};
-use msb::wire::{self, Decoder, MAX_DATA, Message, Stream};
+use msb::wire::exec::{Execs, Exit, Request, Started};
+use msb::wire::{self, Message, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vsock::VsockStream;
 
 use crate::Agent;
 use crate::child::{self, Streams};
-use crate::reap::Reaper;
+use crate::execs::{Exec, Rest};
+use crate::group::Group;
+use crate::link::{Link, PORTION};
+use crate::output::Output;
 
 /// How long the host may take for a frame of the hello, and to take the last one.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How many bytes of stdin the host may send ahead of the command. Less than the 256 KiB that Linux buffers for a vsock
 /// connection: then vsock's own flow control, at which VMMs get stuck, never has to act.
 const STDIN_CREDIT: u32 = 128 << 10;
-/// Output is read while less than this waits for the connection, in bytes.
-const OUT_ENOUGH: usize = 2 * MAX_DATA;
-/// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over
-/// 32 KiB over several descriptors, and vhost-device-vsock 0.3.0 drops what is scattered.
-const MAX_PACKET: usize = 31 << 10;
 /// How long a command may take to end on HUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// Ctrl-D: the end of input as a terminal says it.
 const END_OF_TRANSMISSION: u8 = 4;
 
-/// An output of the command.
-struct Output {
-    stream: Stream,
-    source: Option<OwnedFd>,
-    credit: u64,
-}
-
 struct Session<'a> {
-    reaper: &'a Reaper,
-    connection: VsockStream,
-    decoder: Decoder,
-    process: std::sync::Arc<crate::reap::Awaited>,
+    agent: &'a Agent,
+    exec: Arc<Exec>,
+    /// The command's processes; none where it ended before there was a caller.
+    group: Option<Group>,
+    link: Option<Link>,
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     stdin_queue: VecDeque<u8>,
-    stdin_credit: u64,
     stdin_ended: bool,
     outputs: Vec<Output>,
-    /// Frames on their way out.
-    out: Vec<u8>,
 }
 
 /// Serves an exec on a connection that has said hello.
@@ -58,7 +49,8 @@ struct Session<'a> {
 /// # Errors
 /// A broken connection, or frames that make no sense. The command is ended first.
 pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
-    let child = match child::start(&agent.reaper, request, &agent.defaults) {
+    let (id, detach, argv) = (agent.execs.number(), request.detach, request.argv.clone());
+    let child = match child::start(agent, id, request) {
         Ok(child) => child,
         Err(failure) => return Ok(Message::Failure(failure).send(&mut connection)?),
     };
@@ -68,113 +60,206 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         }
         Streams::Terminal(fd) => {
             let (reading, sizing) = (fd.try_clone()?, fd.try_clone()?);
-            (fd, Some(sizing), vec![(Stream::Stdout, reading)])
+            (Some(fd), Some(sizing), vec![(Stream::Stdout, reading)])
         }
     };
-    for fd in sources.iter().map(|(_, fd)| fd).chain([&stdin]) {
+    for fd in sources.iter().map(|(_, fd)| fd).chain(&stdin) {
         rustix::io::ioctl_fionbio(fd, true).map_err(io::Error::from)?;
     }
-    connection.set_nonblocking(true)?;
-    let mut out = Message::Started(Started { pid: child.process.pid }).to_frame();
-    Message::Credit(Stream::Stdin, STDIN_CREDIT).put(&mut out);
+    let argv = if argv.is_empty() { &agent.defaults.argv } else { &argv };
+    let exec = agent.execs.add(id, Arc::clone(&child.group.process), argv, detach)?;
     let mut session = Session {
-        reaper: &agent.reaper,
-        connection,
-        decoder: Decoder::default(),
-        process: child.process,
+        agent,
+        exec,
+        group: Some(child.group),
+        link: None,
         terminal,
-        stdin: Some(stdin),
+        stdin,
         stdin_queue: VecDeque::new(),
-        stdin_credit: STDIN_CREDIT.into(),
         stdin_ended: false,
-        outputs: sources.into_iter().map(|(stream, fd)| Output { stream, source: Some(fd), credit: 0 }).collect(),
-        out,
+        outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, Some(fd), VecDeque::new())).collect(),
     };
-    let result = session.pump();
-    if session.process.exit().is_none() {
-        session.end_orphan();
+    if detach {
+        // Nobody may be there to hear it, and the command was to run anyway.
+        let _ = Link::new(connection).and_then(|link| link.finish(&session.started()));
+    } else {
+        session.welcome(Link::new(connection)?);
     }
+    let result = session.serve();
+    session.close();
+    result
+}
+
+/// Serves somebody who comes to an exec that has ended, with what is left of its output.
+///
+/// # Errors
+/// A broken connection, or frames that make no sense.
+pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: Rest) -> Result<(), wire::Error> {
+    let mut session = Session {
+        agent,
+        exec,
+        group: None,
+        link: None,
+        terminal: None,
+        stdin: None,
+        stdin_queue: VecDeque::new(),
+        stdin_ended: true,
+        outputs: rest.into_iter().map(|(stream, tail)| Output::new(stream, None, tail)).collect(),
+    };
+    let result = Link::new(connection).map_err(Into::into).and_then(|link| {
+        session.welcome(link);
+        session.pump()
+    });
+    let rest = session.rest();
+    session.exec.leave(rest);
     result
 }
 
 /// What a round of polling found.
 struct Woken {
-    connection: PollFlags,
+    link: PollFlags,
+    bell: PollFlags,
     stdin: PollFlags,
     outputs: Vec<PollFlags>,
 }
 
 impl Session<'_> {
-    /// Moves bytes until the command has ended, its output is sent, and its exit is.
-    fn pump(&mut self) -> Result<(), wire::Error> {
-        let mut block = vec![0u8; MAX_DATA];
+    fn started(&self) -> Message {
+        Message::Started(Started { pid: self.exec.process.pid, id: self.exec.id })
+    }
+
+    /// Tells a caller how things are.
+    fn welcome(&mut self, mut link: Link) {
+        link.queue(&self.started());
+        if self.stdin.is_some() && !self.stdin_ended {
+            let credit = STDIN_CREDIT - u32::try_from(self.stdin_queue.len()).unwrap_or(0).min(STDIN_CREDIT);
+            link.turn.give(credit);
+            link.queue(&Message::Credit(Stream::Stdin, credit));
+        } else {
+            link.queue(&Message::Eof(Stream::Stdin));
+        }
+        for output in &mut self.outputs {
+            output.start_anew();
+        }
+        self.link = Some(link);
+    }
+
+    /// Serves until the command has ended and somebody has been told, or nobody is there to tell.
+    fn serve(&mut self) -> Result<(), wire::Error> {
         loop {
-            let exit = self.process.exit();
-            let drained = self.outputs.iter().all(|output| output.source.is_none());
-            if let (Some(exit), true) = (exit, drained) {
-                return self.say_goodbye(exit);
-            }
-            let woken = self.wait(exit.is_some())?;
-            if woken.connection.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-                self.take_frames(&mut block)?;
-            }
-            self.feed_stdin(woken.stdin)?;
-            for (place, flags) in woken.outputs.iter().enumerate() {
-                if !flags.is_empty() {
-                    self.take_output(place, &mut block)?;
+            match self.pump() {
+                Err(error) if self.exec.is_detached() => {
+                    if !matches!(error, wire::Error::Io(_)) {
+                        crate::say(&format!("connection ended: {error}"));
+                    }
+                    self.link = None;
+                    self.exec.caller_left();
                 }
+                Err(error) => {
+                    self.end_orphan();
+                    return Err(error);
+                }
+                Ok(()) => {}
             }
-            self.flush()?;
+            if !self.is_over() {
+                continue;
+            }
+            let rest = self.rest();
+            let Some((caller, rest)) = self.exec.leave(rest) else { return Ok(()) };
+            for (output, (_, tail)) in self.outputs.iter_mut().zip(rest) {
+                output.tail = tail;
+            }
+            self.welcome(Link::new(caller)?);
         }
     }
 
-    fn wait(&self, exited: bool) -> Result<Woken, wire::Error> {
-        let mut wanted = PollFlags::POLLIN;
-        if !self.out.is_empty() {
-            wanted |= PollFlags::POLLOUT;
+    /// What nobody has read.
+    fn rest(&mut self) -> Rest {
+        self.outputs.iter_mut().map(|output| (output.stream, std::mem::take(&mut output.tail))).collect()
+    }
+
+    /// Whether the command has ended and nothing can come out of it any more.
+    fn is_over(&self) -> bool {
+        self.exec.exit().is_some() && self.outputs.iter().all(|output| output.source.is_none())
+    }
+
+    /// Moves bytes until the command has ended, and with a caller, until that has its output and its exit.
+    fn pump(&mut self) -> Result<(), wire::Error> {
+        let mut block = vec![0u8; PORTION];
+        loop {
+            if let Some(link) = &mut self.link {
+                for output in &mut self.outputs {
+                    output.hand_over(link);
+                }
+                link.flush()?;
+            }
+            if let Some(exit) = self.exec.exit()
+                && self.is_over()
+            {
+                match self.link.take() {
+                    None => return Ok(()),
+                    Some(link) if self.outputs.iter().all(Output::is_drained) => return self.say_goodbye(link, exit),
+                    link => self.link = link,
+                }
+            }
+            let woken = self.wait()?;
+            if !woken.bell.is_empty()
+                && let Some(caller) = self.exec.caller()
+            {
+                self.welcome(Link::new(caller)?);
+            }
+            if !woken.link.is_empty() {
+                self.take_frames(&mut block)?;
+            }
+            self.feed_stdin(woken.stdin);
+            for (output, flags) in self.outputs.iter_mut().zip(woken.outputs) {
+                if !flags.is_empty() {
+                    output.take(self.link.as_mut(), &mut block)?;
+                }
+            }
         }
-        let mut fds = vec![PollFd::new(self.connection.as_fd(), wanted)];
-        if !exited {
-            fds.push(PollFd::new(self.process.event().as_fd(), PollFlags::POLLIN));
+    }
+
+    fn wait(&self) -> Result<Woken, wire::Error> {
+        let mut fds = Vec::with_capacity(6);
+        let mut watch = |fd, flags| {
+            fds.push(PollFd::new(fd, flags));
+            fds.len() - 1
+        };
+        let link_at = self.link.as_ref().map(Link::wanted).map(|(fd, flags)| watch(fd, flags));
+        let bell_at = self.link.is_none().then(|| watch(self.exec.bell().as_fd(), PollFlags::POLLIN));
+        if self.exec.exit().is_none() {
+            watch(self.exec.process.event().as_fd(), PollFlags::POLLIN);
         }
         // A pipe says by itself that its reader left. A terminal says so for ever, and its output is what tells.
-        let watched = self.stdin.as_ref().filter(|_| self.terminal.is_none() || !self.stdin_queue.is_empty());
-        let stdin_at = watched.map(|fd| {
-            let wanted = if self.stdin_queue.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
-            fds.push(PollFd::new(fd.as_fd(), wanted));
-            fds.len() - 1
+        let stdin = self.stdin.as_ref().filter(|_| self.terminal.is_none() || !self.stdin_queue.is_empty());
+        let stdin_at = stdin.map(|fd| {
+            watch(fd.as_fd(), if self.stdin_queue.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT })
         });
-        let outputs_at: Vec<Option<usize>> = self.outputs.iter().map(|output| self.watch(output, &mut fds)).collect();
+        let outputs_at: Vec<Option<usize>> = self
+            .outputs
+            .iter()
+            .map(|output| output.wants(self.link.as_ref()).map(|fd| watch(fd.as_fd(), PollFlags::POLLIN)))
+            .collect();
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
-        let flags = |at: usize| fds[at].revents().unwrap_or(PollFlags::empty());
+        let flags = |at: Option<usize>| at.and_then(|at| fds[at].revents()).unwrap_or(PollFlags::empty());
         Ok(Woken {
-            connection: flags(0),
-            stdin: stdin_at.map_or(PollFlags::empty(), flags),
-            outputs: outputs_at.into_iter().map(|at| at.map_or(PollFlags::empty(), flags)).collect(),
+            link: flags(link_at),
+            bell: flags(bell_at),
+            stdin: flags(stdin_at),
+            outputs: outputs_at.into_iter().map(flags).collect(),
         })
     }
 
-    /// An output is watched only while there is credit and room: a hang-up cannot be masked, and would spin.
-    fn watch<'a>(&self, output: &'a Output, fds: &mut Vec<PollFd<'a>>) -> Option<usize> {
-        let source = output.source.as_ref().filter(|_| output.credit > 0 && self.out.len() < OUT_ENOUGH)?;
-        fds.push(PollFd::new(source.as_fd(), PollFlags::POLLIN));
-        Some(fds.len() - 1)
-    }
-
     fn take_frames(&mut self, block: &mut [u8]) -> Result<(), wire::Error> {
-        let got = match (&self.connection).read(block) {
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
-            Ok(got) => got,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                return Ok(());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        self.decoder.feed(&block[..got]);
-        while let Some(message) = self.decoder.next_message()? {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.read(block)?;
+        while let Some(link) = &mut self.link
+            && let Some(message) = link.next()?
+        {
             self.obey(message)?;
         }
         Ok(())
@@ -182,52 +267,40 @@ impl Session<'_> {
 
     fn obey(&mut self, message: Message) -> Result<(), wire::Error> {
         match message {
-            Message::Data(Stream::Stdin, bytes) => {
-                let length = bytes.len() as u64;
-                if self.stdin_ended || length > self.stdin_credit {
-                    return Err(wire::Error::OutOfTurn("stdin past its credit or its end"));
-                }
-                self.stdin_credit -= length;
-                if self.stdin.is_some() {
-                    self.stdin_queue.extend(bytes);
-                }
-            }
-            Message::Eof(Stream::Stdin) => {
-                self.stdin_ended = true;
-                if self.terminal.is_some() {
-                    self.stdin_queue.push_back(END_OF_TRANSMISSION);
-                }
-            }
-            Message::Credit(stream, bytes) => {
-                let output = self.outputs.iter_mut().find(|output| output.stream == stream);
-                if let Some(output) = output {
-                    output.credit = output.credit.saturating_add(bytes.into());
-                }
-            }
-            Message::Signal(wanted) if !(1..=64).contains(&wanted.signal) => {
-                return Err(wire::Error::OutOfTurn("no such signal"));
-            }
+            Message::Data(Stream::Stdin, bytes) if self.stdin.is_some() => self.stdin_queue.extend(bytes),
+            Message::Eof(Stream::Stdin) if self.terminal.is_some() => self.stdin_queue.push_back(END_OF_TRANSMISSION),
+            Message::Eof(Stream::Stdin) => self.stdin_ended = true,
             // The command has ended, and what it left behind holds its streams: the caller does not want to wait for that.
-            Message::Signal(_) if self.process.exit().is_some() => {
-                for output in &mut self.outputs {
-                    output.source = None;
+            Message::Signal(_) if self.exec.exit().is_some() => self.outputs.iter_mut().for_each(Output::close),
+            Message::Signal(wanted) => {
+                if let Some(group) = &self.group {
+                    let signal = if wanted.all { Group::signal_all } else { Group::signal };
+                    signal(group, &self.agent.reaper, wanted.signal);
                 }
             }
-            Message::Signal(wanted) => self.reaper.signal(&self.process, wanted.signal),
             Message::Resize(size) => {
                 if let Some(terminal) = &self.terminal {
                     let _ = child::set_size(terminal, size);
                 }
             }
-            _ => return Err(wire::Error::OutOfTurn("not a frame for a running exec")),
+            Message::Detach => {
+                self.exec.detach();
+                let execs = Execs { execs: vec![self.exec.listed()] };
+                if let Some(link) = self.link.take() {
+                    let _ = link.finish(&Message::Execs(execs));
+                }
+                self.exec.caller_left();
+            }
+            // Credit, which the link has taken, and bytes for a stdin that is closed.
+            _ => {}
         }
         Ok(())
     }
 
     /// Writes what is queued for stdin, and gives credit for it. A command that closed its stdin is not an error: the
     /// caller is told, and stops.
-    fn feed_stdin(&mut self, woken: PollFlags) -> io::Result<()> {
-        let Some(stdin) = &self.stdin else { return Ok(()) };
+    fn feed_stdin(&mut self, woken: PollFlags) {
+        let Some(stdin) = &self.stdin else { return };
         let mut reader_left = woken.contains(PollFlags::POLLERR) && self.terminal.is_none();
         let mut written = 0;
         while !reader_left && !self.stdin_queue.is_empty() {
@@ -241,80 +314,54 @@ impl Session<'_> {
                 Err(_) => reader_left = true,
             }
         }
+        let link = self.link.as_mut().filter(|link| !link.turn.stdin_ended());
         if reader_left {
             self.stdin_queue.clear();
             self.stdin = None;
-            if !self.stdin_ended {
-                self.send(&Message::Eof(Stream::Stdin));
+            if let Some(link) = link {
+                link.queue(&Message::Eof(Stream::Stdin));
             }
-        } else if self.stdin_ended && self.stdin_queue.is_empty() && self.terminal.is_none() {
+        } else if self.stdin_ended && self.stdin_queue.is_empty() {
             self.stdin = None;
-        } else if written > 0 && !self.stdin_ended {
-            self.stdin_credit += written as u64;
-            self.send(&Message::Credit(Stream::Stdin, written as u32));
+        } else if let (Some(link), Ok(written @ 1..)) = (link, u32::try_from(written)) {
+            link.turn.give(written);
+            link.queue(&Message::Credit(Stream::Stdin, written));
         }
+    }
+
+    /// Says how the command ended, when nothing of it is left.
+    fn say_goodbye(&mut self, link: Link, mut exit: Exit) -> Result<(), wire::Error> {
+        if let Some(group) = self.group.as_ref().filter(|_| !self.exec.is_detached()) {
+            group.end();
+        }
+        if let (Some(usage), Some((user, system))) = (&mut exit.usage, self.group.as_ref().and_then(Group::time)) {
+            (usage.user_us, usage.system_us) = (usage.user_us.max(user), usage.system_us.max(system));
+        }
+        link.finish(&Message::Exit(exit))?;
         Ok(())
     }
 
-    fn take_output(&mut self, place: usize, block: &mut [u8]) -> io::Result<()> {
-        let output = &mut self.outputs[place];
-        let Some(source) = &output.source else { return Ok(()) };
-        let wanted = block.len().min(usize::try_from(output.credit).unwrap_or(usize::MAX));
-        match rustix::io::read(source, &mut block[..wanted]) {
-            // EIO is how a terminal says that nobody is at its other end any more.
-            Ok(0) | Err(rustix::io::Errno::IO) => {
-                output.source = None;
-                let stream = output.stream;
-                self.send(&Message::Eof(stream));
-            }
-            Ok(got) => {
-                output.credit -= got as u64;
-                let stream = output.stream;
-                wire::put_data(&mut self.out, stream, &block[..got]);
-            }
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
-    }
-
-    fn send(&mut self, message: &Message) {
-        message.put(&mut self.out);
-    }
-
-    /// Writes as much as the connection takes now.
-    fn flush(&mut self) -> io::Result<()> {
-        let mut sent = 0;
-        while sent < self.out.len() {
-            let packet = &self.out[sent..];
-            match (&self.connection).write(&packet[..packet.len().min(MAX_PACKET)]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        self.out.drain(..sent);
-        Ok(())
-    }
-
-    fn say_goodbye(&mut self, exit: Exit) -> Result<(), wire::Error> {
-        self.send(&Message::Exit(exit));
-        self.connection.set_nonblocking(false)?;
-        self.connection.set_write_timeout(Some(PATIENCE))?;
-        Ok(self.flush()?)
-    }
-
-    /// Ends a command whose caller is gone: HUP, as a closed terminal does it, then KILL.
+    /// Ends a command whose caller is gone: HUP, as a closed terminal does it, then KILL for all that is left.
     fn end_orphan(&mut self) {
+        self.link = None;
         self.outputs.clear();
         self.stdin = None;
         self.terminal = None;
-        self.reaper.signal(&self.process, Signal::SIGHUP as i32);
-        self.reaper.signal(&self.process, Signal::SIGCONT as i32);
-        wait_readable(self.process.event().as_fd(), Instant::now() + ORPHAN_GRACE);
-        self.reaper.signal(&self.process, Signal::SIGKILL as i32);
+        let Some(group) = &self.group else { return };
+        if self.exec.exit().is_none() {
+            group.signal(&self.agent.reaper, Signal::SIGHUP as i32);
+            group.signal(&self.agent.reaper, Signal::SIGCONT as i32);
+            wait_readable(self.exec.process.event().as_fd(), Instant::now() + ORPHAN_GRACE);
+            group.signal(&self.agent.reaper, Signal::SIGKILL as i32);
+        }
+        group.end();
+    }
+
+    fn close(&mut self) {
+        self.agent.execs.end(&self.exec);
+        if let Some(group) = &mut self.group {
+            group.dispose(&self.agent.execs.cgroups);
+        }
     }
 }
 

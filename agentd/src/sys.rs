@@ -1,4 +1,5 @@
-//! The calls for which no safe crate exists: what a child does between fork and exec, and the loopback interface.
+//! The calls for which no safe crate exists: what a child does between fork and exec, how one ended and what it took, and the
+//! loopback interface.
 
 #![allow(unsafe_code)]
 
@@ -7,8 +8,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use msb::wire::exec::Usage;
 use nix::libc;
-use rustix::process::{Resource, Rlimit};
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, WaitStatus};
 
 /// The most descriptors that a process may have, and ask for: what container runtimes give.
 pub const OPEN_FILES: u64 = 1 << 20;
@@ -26,14 +29,42 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// Has `command` start as the leader of a session of its own, as `identity`, with no signal blocked; with
-/// `has_terminal`, stdin becomes its controlling terminal.
-pub fn prepare(command: &mut Command, identity: Identity, has_terminal: bool) {
+/// What a child does before it becomes its command.
+#[derive(Debug)]
+pub struct Start {
+    /// Who it becomes.
+    pub identity: Identity,
+    /// Whether its stdin is its terminal.
+    pub has_terminal: bool,
+    /// The file mode creation mask.
+    pub umask: u32,
+    /// Limits over the default ones.
+    pub limits: Vec<(Resource, Rlimit)>,
+    /// Where its cgroup is entered.
+    pub cgroup: Option<OwnedFd>,
+}
+
+/// Has `command` start as the leader of a session of its own, with no signal blocked, as `start` says.
+pub fn prepare(command: &mut Command, start: Start) {
     let become_it = move || -> io::Result<()> {
         rustix::process::setsid()?;
-        if has_terminal {
+        if start.has_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
+        if let Some(cgroup) = &start.cgroup {
+            rustix::io::write(cgroup, b"0")?;
+        }
+        // The agent is not to be killed where memory runs out; its commands are.
+        let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+        if let Ok(score) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
+            let _ = rustix::io::write(score, b"0");
+        }
+        let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
+        rustix::process::setrlimit(Resource::Nofile, files)?;
+        for (resource, limit) in &start.limits {
+            rustix::process::setrlimit(*resource, *limit)?;
+        }
+        let identity = &start.identity;
         // Plain system calls: this is a process of one thread, and the C library's forms would look for others.
         // SAFETY: the pointer and the length are those of a vector that outlives the call.
         if unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) } < 0 {
@@ -47,9 +78,7 @@ pub fn prepare(command: &mut Command, identity: Identity, has_terminal: bool) {
         if unsafe { libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
-        rustix::process::setrlimit(Resource::Nofile, files)?;
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(start.umask));
         nix::sys::signal::SigSet::empty().thread_set_mask()?;
         Ok(())
     };
@@ -57,6 +86,56 @@ pub fn prepare(command: &mut Command, identity: Identity, has_terminal: bool) {
     // parent may hold.
     unsafe {
         command.pre_exec(become_it);
+    }
+}
+
+/// A child that was reaped.
+#[derive(Clone, Copy)]
+pub struct Dead {
+    /// Its process ID.
+    pub pid: i32,
+    /// How it ended; or, of a process that this one traces, how it has stopped.
+    pub status: WaitStatus,
+    /// What it took, the time it lived left out.
+    pub usage: Usage,
+}
+
+/// Reaps a child that has ended. `None`: there are children, and none has.
+///
+/// # Errors
+/// What `wait4(2)` says: ECHILD where there are no children.
+pub fn reap_one() -> Result<Option<Dead>, Errno> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data, for which all zeroes are valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers lead to variables of the types that wait4 writes.
+    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+    if pid < 0 {
+        return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::CHILD));
+    }
+    let microseconds = |time: libc::timeval| {
+        u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(time.tv_usec).unwrap_or(0)
+    };
+    Ok((pid > 0).then(|| Dead {
+        pid,
+        // SAFETY: it is the number, and nothing else (repr(transparent)); the crate only makes it in calls of its own.
+        status: unsafe { std::mem::transmute::<i32, WaitStatus>(status) },
+        usage: Usage {
+            wall_us: 0,
+            user_us: microseconds(usage.ru_utime),
+            system_us: microseconds(usage.ru_stime),
+            max_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+        },
+    }))
+}
+
+/// Sends a signal by its number to a process. Whether it is still the one that was meant is the caller's to know.
+pub fn signal_process(pid: i32, signal: i32) {
+    if pid > 1 {
+        // SAFETY: kill takes two numbers and touches no memory. A process or a signal that does not exist is its error.
+        unsafe {
+            libc::kill(pid, signal);
+        }
     }
 }
 

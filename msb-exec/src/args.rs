@@ -1,40 +1,53 @@
 //! The command line of msb-exec.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{ArgGroup, Parser};
+use msb::env;
+use msb::wire::exec::{LIMITS, Limit};
+
+use crate::keys::Keys;
+use crate::signals;
 
 /// Run a command in a running microVM
 ///
 /// The command's streams are the caller's: bytes pass unchanged both ways, end-of-file included, and stdout and stderr
-/// stay apart. Signals sent to msb-exec reach the command.
+/// stay apart. INT, TERM, HUP, QUIT, USR1, USR2 and WINCH sent to msb-exec reach the command's process group. When the command
+/// ends, or msb-exec does, whatever the command has left running ends too; --detach keeps it.
 #[derive(Debug, Parser)]
-#[command(
-    name = "msb-exec",
-    version,
-    after_help = "\
-Exit status: the command's own; 128+N where signal N ended it; 124 timed out; 125 msb-exec or the VM failed; \
-126 the command cannot be executed; 127 it was not found.
-
-Examples:
-  msb-exec -r vm.json -- cat /etc/motd
-  msb-exec -r worker --shell 'setup && start'
-  tar -C src -c . | msb-exec -r worker -w /srv -- tar -x
-  msb-exec -r worker -t -- bash"
-)]
+#[command(name = "msb-exec", version, after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("other").args(["detach", "attach", "wait", "signal", "list", "rsh"]).multiple(false))]
 pub struct Args {
     /// The record: a file, the name of a running VM, or - for the first line of stdin [default: $MSB_RECORD, else stdin]
     #[arg(short = 'r', long = "record", value_name = "FILE|NAME")]
     pub record: Option<String>,
 
-    /// Give the command a terminal
-    #[arg(short = 't', long = "tty")]
+    /// Give the command a terminal [default: where stdin and stdout are one]
+    #[arg(short = 't', long = "tty", overrides_with = "no_tty")]
     pub tty: bool,
 
-    /// Set a variable; without a value, pass the caller's on
-    #[arg(short = 'e', long = "env", value_name = "K[=V]")]
+    /// Give the command no terminal
+    #[arg(short = 'T', long = "no-tty", overrides_with = "tty")]
+    pub no_tty: bool,
+
+    /// Keep stdin open: for --detach, whose command else has /dev/null (without --detach it is always open, as with ssh)
+    #[arg(short = 'i', long = "interactive", conflicts_with = "no_stdin")]
+    pub interactive: bool,
+
+    /// Read nothing from stdin, and give the command /dev/null
+    #[arg(short = 'n', long = "no-stdin")]
+    pub no_stdin: bool,
+
+    /// Set a variable; without a value, pass the caller's on (again for more)
+    #[arg(short = 'e', long = "env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
+
+    /// A file of variables, a line each: K=V or K; -e goes over them (again for more)
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
 
     /// The working directory [default: the image's]
     #[arg(short = 'w', long = "workdir", value_name = "DIR")]
@@ -44,20 +57,114 @@ pub struct Args {
     #[arg(short = 'u', long = "user", value_name = "USER[:GROUP]")]
     pub user: Option<String>,
 
-    /// End the command after this long: TERM, then KILL after 5 s (90, 90s, 1.5m, 2h, 500ms)
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    /// A resource limit as in prlimit(1): as, core, cpu, nofile, nproc, stack, …; "unlimited" is a number (again for more)
+    #[arg(long = "rlimit", value_name = "NAME=SOFT[:HARD]", value_parser = rlimit)]
+    pub rlimits: Vec<Limit>,
+
+    /// The file mode creation mask, in octal [default: 022]
+    #[arg(long, value_name = "MASK", value_parser = umask)]
+    pub umask: Option<u32>,
+
+    /// End the command after this long, with all that it has started: TERM, then KILL after 5 s (90, 90s, 1.5m, 2h, 500ms)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub timeout: Option<Duration>,
+
+    /// Wait this long for the VM to be up
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub wait_ready: Option<Duration>,
+
+    /// Write how the command ended, and what it took, to FILE as a line of JSON
+    #[arg(long, value_name = "FILE")]
+    pub json_status: Option<PathBuf>,
 
     /// Run a line by the guest's /bin/sh; words behind it are its $0, $1, …
     #[arg(long, value_name = "LINE")]
     pub shell: Option<OsString>,
+
+    /// Be a remote shell for rsync, git and the like: the words are [-l USER] [USER@]HOST COMMAND…, the host is the record's VM
+    /// whatever its name, and the command is run by the guest's /bin/sh in the user's home
+    #[arg(long, conflicts_with_all = ["shell", "tty"])]
+    pub rsh: bool,
+
+    /// With --rsh: the user
+    #[arg(short = 'l', value_name = "USER", requires = "rsh", conflicts_with = "user", hide = true)]
+    pub login: Option<String>,
+
+    /// Start the command, print a line of JSON with its id, and leave it running
+    #[arg(short = 'd', long)]
+    pub detach: bool,
+
+    /// The keys that leave the command running and end msb-exec, on a terminal; "" for none
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = Keys::parse)]
+    pub detach_keys: Keys,
+
+    /// Be the caller of the command with this id: its newest output first (64 KiB of each stream are kept), then all as if it
+    /// were started now
+    #[arg(long, value_name = "ID", conflicts_with = "command")]
+    pub attach: Option<u32>,
+
+    /// Wait for the command with this id, and end as it did
+    #[arg(long, value_name = "ID", conflicts_with = "command")]
+    pub wait: Option<u32>,
+
+    /// Send a signal, by name or number, to the command with this id
+    #[arg(long, value_names = ["SIGNAL", "ID"], num_args = 2, conflicts_with = "command")]
+    pub signal: Option<Vec<String>>,
+
+    /// Print a line of JSON for each command that runs, and for the last 32 detached ones that have ended
+    #[arg(long, conflicts_with = "command")]
+    pub list: bool,
 
     /// The command and its arguments [default: the image's entrypoint and cmd]
     #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = false)]
     pub command: Vec<OsString>,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+const EXAMPLES: &str = "\
+Exit status: the command's own; 128+N where signal N ended it; 124 timed out; 125 msb-exec or the VM failed; \
+126 the command cannot be executed; 127 it was not found.
+
+Examples:
+  msb-exec -r vm.json -- cat /etc/motd
+  msb-exec -r worker --shell 'setup && start'
+  msb-exec -r worker -- bash
+  id=$(msb-exec -r worker -d -- make | jq .id); msb-exec -r worker --wait $id
+
+Copying files:
+  tar -C src -c . | msb-exec -r worker -w /srv -- tar -x          a tree into the guest
+  msb-exec -r worker -w /srv -- tar -c . | tar -C dst -x          a tree out of it
+  msb-exec -r worker -- tee /etc/motd < motd > /dev/null          a file
+  rsync -a -e 'msb-exec -r worker --rsh' src/ vm:/srv/            what is new, with rsync in the guest
+  GIT_SSH_COMMAND='msb-exec -r worker --rsh' git clone vm:/srv/repository
+  git clone 'ext::msb-exec -r worker -- git-upload-pack /srv/repository'";
+
+fn variable(text: OsString) -> Result<OsString, &'static str> {
+    env::check(&text).map(|()| text)
+}
+
+fn umask(text: &str) -> Result<u32, &'static str> {
+    u32::from_str_radix(text, 8).ok().filter(|mask| *mask <= 0o777).ok_or("an octal number up to 777 is expected")
+}
+
+fn rlimit(text: &str) -> Result<Limit, String> {
+    let (name, values) = text.split_once('=').ok_or("NAME=SOFT[:HARD] is expected")?;
+    let name = name.to_ascii_lowercase();
+    if !LIMITS.contains(&name.as_str()) {
+        return Err(format!("no resource {name:?} ({})", LIMITS.join(", ")));
+    }
+    let value = |text: &str| match text {
+        "unlimited" | "-1" => Ok(None),
+        number => number.parse().map(Some).map_err(|_| format!("{number:?} is no number")),
+    };
+    let (soft, hard) = values.split_once(':').unwrap_or((values, values));
+    let (soft, hard) = (value(soft)?, value(hard)?);
+    if soft.unwrap_or(u64::MAX) > hard.unwrap_or(u64::MAX) {
+        return Err("the soft limit is over the hard one".into());
+    }
+    Ok(Limit { name, soft, hard })
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let scale = match &text[digits.len()..] {
         "" | "s" => 1.0,
@@ -71,6 +178,16 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * scale).map_err(|error| error.to_string())
 }
 
+/// The signal and the id of `--signal`.
+///
+/// # Errors
+/// Words for what is neither.
+pub fn signal_and_id(words: &[String]) -> Result<(i32, u32), String> {
+    let [signal, id] = words else { return Err("--signal SIGNAL ID is expected".into()) };
+    let id = id.parse().map_err(|_| format!("id {id:?}: not a number"))?;
+    Ok((signals::number(signal).ok_or_else(|| format!("signal {signal:?}: there is none of that name"))?, id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,10 +196,25 @@ mod tests {
     fn durations_are_read_as_people_write_them() {
         for (text, milliseconds) in [("90", 90_000), ("2s", 2000), ("1.5m", 90_000), ("500ms", 500), ("1h", 3_600_000)]
         {
-            assert_eq!(parse_duration(text).unwrap().as_millis(), milliseconds, "{text}");
+            assert_eq!(duration(text).unwrap().as_millis(), milliseconds, "{text}");
         }
         for bad in ["", "s", "-1", "1 s", "1y", "nan", "1e300"] {
-            assert!(parse_duration(bad).is_err(), "{bad:?}");
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_read_as_prlimit_reads_them() {
+        for (text, name, soft, hard) in [
+            ("nofile=100", "nofile", Some(100), Some(100)),
+            ("NPROC=1:2", "nproc", Some(1), Some(2)),
+            ("core=0:unlimited", "core", Some(0), None),
+            ("stack=unlimited", "stack", None, None),
+        ] {
+            assert_eq!(rlimit(text), Ok(Limit { name: name.into(), soft, hard }), "{text}");
+        }
+        for bad in ["nofile", "none=1", "nofile=x", "nofile=2:1", "nofile=unlimited:1", "nofile=", "=1"] {
+            assert!(rlimit(bad).is_err(), "{bad}");
         }
     }
 
@@ -99,5 +231,26 @@ mod tests {
         let args = Args::try_parse_from(["msb-exec", "ls", "-t"]).unwrap();
         assert_eq!(args.command, ["ls", "-t"]);
         assert!(!args.tty);
+    }
+
+    #[test]
+    fn a_remote_shell_is_called_as_rsync_and_git_call_theirs() {
+        let args = Args::try_parse_from(["msb-exec", "--rsh", "-l", "app", "vm", "rsync", "--server", "-e.x"]).unwrap();
+        assert_eq!(args.login.as_deref(), Some("app"));
+        assert_eq!(args.command, ["vm", "rsync", "--server", "-e.x"]);
+        for bad in [&["--rsh", "-d", "vm", "true"][..], &["-l", "app", "vm", "true"], &["--list", "true"]] {
+            assert!(Args::try_parse_from([&["msb-exec"], bad].concat()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_signal_has_a_name_or_a_number_and_a_target() {
+        let words = |signal: &str, id: &str| signal_and_id(&[signal.to_owned(), id.to_owned()]);
+        for (signal, number) in [("TERM", 15), ("SIGTERM", 15), ("term", 15), ("9", 9), ("64", 64)] {
+            assert_eq!(words(signal, "3"), Ok((number, 3)), "{signal}");
+        }
+        for (signal, id) in [("NONE", "3"), ("0", "3"), ("65", "3"), ("TERM", "x"), ("", "3")] {
+            assert!(words(signal, id).is_err(), "{signal} {id}");
+        }
     }
 }

@@ -26,6 +26,14 @@ pub(crate) fn reason(vm: &Vm) -> Option<String> {
     }
 }
 
+/// Whether the VM's supervisor lives.
+pub(crate) fn is_alive(vm: &Vm) -> bool {
+    let Some(pid) = Pid::from_raw(vm.pid) else { return false };
+    pidfd_open(pid, PidfdFlags::empty()).is_ok_and(|process| {
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|ended| ended == 0)
+    })
+}
+
 fn wait_for_reason(dir: &Path, supervisor: i32) -> Option<String> {
     let has_ended = match pidfd_open(Pid::from_raw(supervisor)?, PidfdFlags::empty()) {
         Ok(process) => {

@@ -5,20 +5,27 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use msb::wire::exec::Resize;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
 
 /// Whether stdin is a terminal.
 pub fn is_terminal() -> bool {
-    rustix::termios::isatty(rustix::stdio::stdin())
+    isatty(rustix::stdio::stdin())
+}
+
+/// Whether a person types, and reads what is answered.
+pub fn is_on_both_sides() -> bool {
+    is_terminal() && isatty(rustix::stdio::stdout())
 }
 
 /// The terminal's size; 24 by 80 where it has none.
 pub fn size() -> Resize {
-    match tcgetwinsize(rustix::stdio::stdin()) {
-        Ok(size) if size.ws_row > 0 && size.ws_col > 0 => Resize { rows: size.ws_row, cols: size.ws_col },
-        _ => Resize { rows: 24, cols: 80 },
+    let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
+    let sizes = streams.into_iter().filter_map(|stream| tcgetwinsize(stream).ok());
+    match sizes.into_iter().find(|size| size.ws_row > 0 && size.ws_col > 0) {
+        Some(size) => Resize { rows: size.ws_row, cols: size.ws_col },
+        None => Resize { rows: 24, cols: 80 },
     }
 }
 

@@ -1,6 +1,9 @@
 //! The bytes of the wire, pinned. A change here is a new version of it.
 
-use msb::wire::exec::{Exit, Failure, Ready, Request, Resize, Shutdown, Signal, Started, Text, Tty};
+use msb::wire::exec::{
+    Attach, Execs, Exit, Failure, Kill, Limit, Listed, Ready, Request, Resize, Shutdown, Signal, Started, Text, Tty,
+    Usage,
+};
 use msb::wire::{Message, Stream};
 
 /// Every kind once, with the bytes of its frame.
@@ -11,7 +14,19 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         cwd: Some("/".into()),
         user: Some("app:users".into()),
         tty: Some(Tty { term: Some("xterm".into()), size: Resize { rows: 24, cols: 80 } }),
+        ..Request::default()
     };
+    let all = Request {
+        argv: vec!["a".into()],
+        no_stdin: true,
+        detach: true,
+        rlimits: vec![Limit { name: "core".into(), soft: Some(0), hard: None }],
+        umask: Some(0o77),
+        ..Request::default()
+    };
+    let usage = Usage { wall_us: 1, user_us: 2, system_us: 3, max_rss_kib: 4 };
+    let ended = Exit { code: None, signal: Some(9), usage: Some(usage) };
+    let listed = |exit| Listed { id: 7, pid: 42, argv: vec!["a".into()], detached: true, attached: false, exit };
     vec![
         (Message::hello(), b"\x0d\0\0\0\x01{\"version\":1}"),
         (
@@ -19,16 +34,25 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             b"\x75\0\0\0\x02{\"argv\":[\"cat\",[255]],\"env\":[\"A=b\"],\"cwd\":\"/\",\"user\":\"app:users\",\
               \"tty\":{\"term\":\"xterm\",\"size\":{\"rows\":24,\"cols\":80}}}",
         ),
-        (Message::Started(Started { pid: 42 }), b"\x0a\0\0\0\x03{\"pid\":42}"),
+        (
+            Message::Exec(all),
+            b"\x93\0\0\0\x02{\"argv\":[\"a\"],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"no_stdin\":true,\
+              \"detach\":true,\"rlimits\":[{\"name\":\"core\",\"soft\":0,\"hard\":null}],\"umask\":63}",
+        ),
+        (Message::Started(Started { pid: 42, id: 7 }), b"\x11\0\0\0\x03{\"pid\":42,\"id\":7}"),
         (Message::Data(Stream::Stdin, b"in".to_vec()), b"\x02\0\0\0\x04in"),
         (Message::Data(Stream::Stdout, b"out".to_vec()), b"\x03\0\0\0\x05out"),
         (Message::Data(Stream::Stderr, vec![]), b"\0\0\0\0\x06"),
         (Message::Eof(Stream::Stdin), b"\x01\0\0\0\x07\0"),
         (Message::Credit(Stream::Stdout, 0x1_0000), b"\x05\0\0\0\x08\x01\0\0\x01\0"),
-        (Message::Signal(Signal { signal: 15 }), b"\x0d\0\0\0\x09{\"signal\":15}"),
+        (Message::Signal(Signal { signal: 15, all: false }), b"\x0d\0\0\0\x09{\"signal\":15}"),
+        (Message::Signal(Signal { signal: 9, all: true }), b"\x17\0\0\0\x09{\"signal\":9,\"all\":true}"),
         (Message::Resize(Resize { rows: 1, cols: 2 }), b"\x13\0\0\0\x0a{\"rows\":1,\"cols\":2}"),
-        (Message::Exit(Exit { code: Some(3), signal: None }), b"\x0a\0\0\0\x0b{\"code\":3}"),
-        (Message::Exit(Exit { code: None, signal: Some(9) }), b"\x0c\0\0\0\x0b{\"signal\":9}"),
+        (Message::Exit(Exit { code: Some(3), signal: None, usage: None }), b"\x0a\0\0\0\x0b{\"code\":3}"),
+        (
+            Message::Exit(ended),
+            b"\x4c\0\0\0\x0b{\"signal\":9,\"usage\":{\"wall_us\":1,\"user_us\":2,\"system_us\":3,\"max_rss_kib\":4}}",
+        ),
         (
             Message::Failure(Failure { code: 127, message: "no".into() }),
             b"\x1b\0\0\0\x0c{\"code\":127,\"message\":\"no\"}",
@@ -38,6 +62,19 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             Message::Ready(Ready { error: None, kernel_ms: 1, agent_ms: 2, ..Ready::default() }),
             b"\x1c\0\0\0\x0e{\"kernel_ms\":1,\"agent_ms\":2}",
         ),
+        (Message::Attach(Attach { id: 7, streams: true }), b"\x17\0\0\0\x0f{\"id\":7,\"streams\":true}"),
+        (Message::List, b"\0\0\0\0\x10"),
+        (Message::Kill(Kill { id: 7, signal: 15 }), b"\x14\0\0\0\x11{\"id\":7,\"signal\":15}"),
+        (
+            Message::Execs(Execs { execs: vec![listed(None)] }),
+            b"\x4b\0\0\0\x12{\"execs\":[{\"id\":7,\"pid\":42,\"argv\":[\"a\"],\"detached\":true,\"attached\":false}]}",
+        ),
+        (
+            Message::Execs(Execs { execs: vec![listed(Some(Exit { code: Some(3), signal: None, usage: None }))] }),
+            b"\x5d\0\0\0\x12{\"execs\":[{\"id\":7,\"pid\":42,\"argv\":[\"a\"],\"detached\":true,\"attached\":false,\
+              \"exit\":{\"code\":3}}]}",
+        ),
+        (Message::Detach, b"\0\0\0\0\x13"),
     ]
 }
 

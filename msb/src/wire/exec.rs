@@ -1,4 +1,4 @@
-//! The messages of one exec, and the two others that travel alone: shutdown and ready.
+//! The messages of an exec, and those that travel alone: what is asked about execs, shutdown and ready.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -78,7 +78,54 @@ pub struct Request {
     /// A terminal for the command: stdout carries all it prints.
     #[serde(default)]
     pub tty: Option<Tty>,
+    /// Stdin is `/dev/null`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub no_stdin: bool,
+    /// The command goes on without a caller: [`Started`] is the last frame.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub detach: bool,
+    /// Limits of the process, over the agent's.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rlimits: Vec<Limit>,
+    /// The file mode creation mask.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u32>,
 }
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A resource limit of `setrlimit(2)`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// The resource in lower case, without `RLIMIT_`: one of [`LIMITS`].
+    pub name: String,
+    /// What holds; none for unlimited.
+    pub soft: Option<u64>,
+    /// How far the process may raise it; none for unlimited.
+    pub hard: Option<u64>,
+}
+
+/// The names of resources.
+pub const LIMITS: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
 
 /// A terminal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,6 +150,8 @@ pub struct Resize {
 pub struct Started {
     /// Its process ID in the guest.
     pub pid: i32,
+    /// The exec's own number, by which it is attached to; counted from 1 by each agent.
+    pub id: u32,
 }
 
 /// A signal by its number in Linux.
@@ -110,9 +159,55 @@ pub struct Started {
 pub struct Signal {
     /// 1 to 64.
     pub signal: i32,
+    /// For all processes of the exec, not only for the command's process group.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub all: bool,
 }
 
-/// How a command ended: one of the two is set.
+/// A caller for an exec that goes on without one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// The exec's number.
+    pub id: u32,
+    /// Whether the streams are wanted; else only [`Exit`] is sent, and there may be many such callers.
+    pub streams: bool,
+}
+
+/// A signal for an exec by somebody who is not attached to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kill {
+    /// The exec's number.
+    pub id: u32,
+    /// 1 to 64.
+    pub signal: i32,
+}
+
+/// The execs that there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Execs {
+    /// By their numbers, the oldest first.
+    pub execs: Vec<Listed>,
+}
+
+/// An exec as others see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Its number.
+    pub id: u32,
+    /// The process ID of its command in the guest.
+    pub pid: i32,
+    /// The command and its arguments, cut short where they are long.
+    pub argv: Vec<Text>,
+    /// Whether it goes on without a caller.
+    pub detached: bool,
+    /// Whether it has a caller now.
+    pub attached: bool,
+    /// How it ended, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+}
+
+/// How a command ended: either code or signal is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Its exit status.
@@ -121,6 +216,22 @@ pub struct Exit {
     /// The signal that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
+    /// What it took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// What a command took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// From its start to its end by the guest's clock, in microseconds.
+    pub wall_us: u64,
+    /// Processor time in user mode, with that of its descendants as far as the agent knows it, in microseconds.
+    pub user_us: u64,
+    /// The same in the kernel.
+    pub system_us: u64,
+    /// The largest resident set of the command or one of its descendants that it waited for, in KiB.
+    pub max_rss_kib: u64,
 }
 
 /// Why a request cannot be met.

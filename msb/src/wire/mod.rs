@@ -6,20 +6,23 @@
 //!   u32 LE   u8
 //! ```
 //!
-//! One vsock connection carries one exec, or one shutdown, or the agent's report that it is up. The first frame both
+//! One vsock connection carries one exec, or one question about execs, or one shutdown, or the agent's report that it is up. The first frame both
 //! ways is [`Message::Hello`]. Nothing here trusts the other side: a length is checked against its kind's limit before a
 //! byte of the payload is taken, and whatever is wrong ends the connection. `man/msb-wire.5` specifies it.
 
+mod decoder;
 #[cfg(feature = "cli")]
 pub mod dial;
 pub mod exec;
+pub mod turn;
 
 use std::io::{self, Read, Write};
 
+pub use decoder::Decoder;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use exec::{Exit, Failure, Hello, Ready, Request, Resize, Shutdown, Signal, Started};
+use exec::{Attach, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started};
 
 /// The version that a [`Hello`] says.
 pub const VERSION: u32 = 1;
@@ -121,6 +124,17 @@ pub enum Message {
     Shutdown(Shutdown),
     /// Guest to host, on [`READY_PORT`]: the agent takes connections.
     Ready(Ready),
+    /// Host to guest: be the caller of an exec that has none.
+    Attach(Attach),
+    /// Host to guest: which execs are there?
+    List,
+    /// Host to guest: send a signal to an exec.
+    Kill(Kill),
+    /// Guest to host: all execs for [`Message::List`], the one that was meant for [`Message::Kill`] and
+    /// [`Message::Detach`]. The last frame.
+    Execs(Execs),
+    /// Host to guest: the caller goes, the command stays.
+    Detach,
 }
 
 const HELLO: u8 = 1;
@@ -135,12 +149,18 @@ const EXIT: u8 = 11;
 const FAILURE: u8 = 12;
 const SHUTDOWN: u8 = 13;
 const READY: u8 = 14;
+const ATTACH: u8 = 15;
+const LIST: u8 = 16;
+const KILL: u8 = 17;
+const EXECS: u8 = 18;
+const DETACH: u8 = 19;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
-        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN => Ok(1 << 10),
+        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | ATTACH | KILL => Ok(1 << 10),
         EXIT | FAILURE | READY => Ok(MAX_DATA),
-        EXEC => Ok(MAX_CONTROL),
+        EXEC | EXECS => Ok(MAX_CONTROL),
+        LIST | DETACH => Ok(0),
         DATA..EOF => Ok(MAX_DATA),
         EOF => Ok(1),
         CREDIT => Ok(5),
@@ -211,6 +231,11 @@ impl Message {
             Self::Failure(body) => put_json(out, FAILURE, body),
             Self::Shutdown(body) => put_json(out, SHUTDOWN, body),
             Self::Ready(body) => put_json(out, READY, body),
+            Self::Attach(body) => put_json(out, ATTACH, body),
+            Self::List => put(out, LIST, &[]),
+            Self::Kill(body) => put_json(out, KILL, body),
+            Self::Execs(body) => put_json(out, EXECS, body),
+            Self::Detach => put(out, DETACH, &[]),
         }
     }
 
@@ -247,6 +272,11 @@ impl Message {
             FAILURE => Self::Failure(json(kind, payload)?),
             SHUTDOWN => Self::Shutdown(json(kind, payload)?),
             READY => Self::Ready(json(kind, payload)?),
+            ATTACH => Self::Attach(json(kind, payload)?),
+            LIST => Self::List,
+            KILL => Self::Kill(json(kind, payload)?),
+            EXECS => Self::Execs(json(kind, payload)?),
+            DETACH => Self::Detach,
             _ => return Err(Error::UnknownKind(kind)),
         })
     }
@@ -300,46 +330,9 @@ impl Message {
     }
 }
 
-/// Messages out of bytes that arrive in any portions, for a caller that may not wait.
-#[derive(Debug, Default)]
-pub struct Decoder {
-    buffer: Vec<u8>,
-    start: usize,
-}
-
-impl Decoder {
-    /// Takes bytes that arrived. Take all messages out before the next call, so that no more than one frame and one
-    /// portion are ever held.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.buffer.drain(..self.start);
-        self.start = 0;
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The next whole message, if there is one.
-    ///
-    /// # Errors
-    /// See [`Error`]. The connection is over then.
-    pub fn next_message(&mut self) -> Result<Option<Message>, Error> {
-        let pending = &self.buffer[self.start..];
-        let Some((header, rest)) = pending.split_first_chunk::<HEADER>() else { return Ok(None) };
-        let (length, kind) = read_header(*header)?;
-        let Some(payload) = rest.get(..length) else { return Ok(None) };
-        let message = Message::read_payload(kind, payload)?;
-        self.start += HEADER + length;
-        Ok(Some(message))
-    }
-
-    /// Whether the bytes so far end within a frame.
-    pub fn is_within_frame(&self) -> bool {
-        self.start < self.buffer.len()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
     fn a_length_is_checked_before_the_payload_is_taken() {
@@ -363,41 +356,5 @@ mod tests {
             assert!(matches!(Message::receive(&mut &frame[..cut]), Err(Error::Io(_))), "{cut}");
         }
         assert_eq!(Message::receive(&mut &frame[..]).unwrap(), Some(Message::hello()));
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_give_messages_or_an_error_and_never_a_panic(bytes: Vec<u8>, portion in 1usize..40) {
-            let mut decoder = Decoder::default();
-            'bytes: for portion in bytes.chunks(portion) {
-                decoder.feed(portion);
-                loop {
-                    match decoder.next_message() {
-                        Ok(Some(_)) => {}
-                        Ok(None) => break,
-                        Err(_) => break 'bytes,
-                    }
-                }
-            }
-        }
-
-        #[test]
-        fn what_is_put_comes_out_however_it_is_cut(data: Vec<Vec<u8>>, portion in 1usize..40) {
-            let mut frames = Vec::new();
-            for bytes in &data {
-                put_data(&mut frames, Stream::Stdout, bytes);
-            }
-            let mut decoder = Decoder::default();
-            let mut out = Vec::new();
-            for portion in frames.chunks(portion) {
-                decoder.feed(portion);
-                while let Some(message) = decoder.next_message().unwrap() {
-                    let Message::Data(Stream::Stdout, bytes) = message else { panic!() };
-                    out.push(bytes);
-                }
-            }
-            prop_assert_eq!(out, data);
-            prop_assert!(!decoder.is_within_frame());
-        }
     }
 }

@@ -1,0 +1,178 @@
+//! A cgroup for each exec, below one for all: what it may take, all of its processes at once, and what they took. A guest's
+//! kernel or init may have other ideas, so nothing here may fail an exec: without cgroups its process group has to do.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// A directory of our own: an init that manages cgroups leaves alone what it does not know.
+const OURS: &str = "/sys/fs/cgroup/msb";
+/// How long the kernel may take to end what got KILL.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+/// The least memory that execs leave to the agent and the kernel, in bytes.
+const LEAST_RESERVE: u64 = 24 << 20;
+
+/// The cgroups of all execs.
+#[derive(Debug, Default)]
+pub struct Cgroups {
+    usable: OnceLock<bool>,
+    /// Those whose exec is over and who have processes still.
+    outlived: Mutex<Vec<PathBuf>>,
+}
+
+impl Cgroups {
+    /// A cgroup for an exec. `None`: there are none here, which was said once.
+    pub fn make(&self, id: u32) -> Option<Cgroup> {
+        if !*self.usable.get_or_init(set_up_or_say) {
+            return None;
+        }
+        self.sweep();
+        Cgroup::make(Path::new(OURS).join(id.to_string())).ok()
+    }
+
+    /// Takes back a cgroup whose exec is over.
+    pub fn dispose(&self, cgroup: Cgroup) {
+        let Cgroup { dir, .. } = cgroup;
+        if fs::remove_dir(&dir).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
+            self.outlived.lock().unwrap_or_else(PoisonError::into_inner).push(dir);
+        }
+    }
+
+    fn sweep(&self) {
+        self.outlived
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|dir| fs::remove_dir(dir).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
+    }
+}
+
+fn set_up_or_say() -> bool {
+    match set_up() {
+        Ok(missing) if missing.is_empty() => true,
+        Ok(missing) => {
+            crate::say(&format!("execs are not limited: this kernel's cgroups have no {}", missing.join(" and no ")));
+            true
+        }
+        Err(error) => {
+            crate::say(&format!("execs have process groups only: {OURS}: {error}"));
+            false
+        }
+    }
+}
+
+/// Makes the cgroup for all. Says which controllers are missing.
+fn set_up() -> io::Result<Vec<&'static str>> {
+    let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))?;
+    // Without it, each process that enters a cgroup waits for all processors to pass through the scheduler.
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let _ = mount(None::<&str>, ROOT, None::<&str>, flags, Some("favordynmods"));
+    match fs::create_dir(OURS) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let enable = |dir: &str, name: &str| fs::write(Path::new(dir).join("cgroup.subtree_control"), format!("+{name}"));
+    let has = |name: &str| controllers.split_whitespace().any(|there| there == name);
+    let mut missing = Vec::new();
+    for name in ["pids", "memory"] {
+        if !has(name) || enable(ROOT, name).and_then(|()| enable(OURS, name)).is_err() {
+            missing.push(name);
+        }
+    }
+    let ours = Path::new(OURS);
+    // Whatever execs do, some processes and some memory are left to the agent, and to the next exec that wants to look.
+    let _ = fs::write(ours.join("pids.max"), (most_processes() / 8 * 7).to_string());
+    if let Some(total) = memory() {
+        let _ = fs::write(ours.join("memory.max"), total.saturating_sub(LEAST_RESERVE.max(total / 16)).to_string());
+    }
+    Ok(missing)
+}
+
+/// The most processes and threads that the kernel makes.
+fn most_processes() -> u64 {
+    let limit = |name| fs::read_to_string(name).ok().and_then(|text| text.trim().parse().ok());
+    let limits = ["/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"].into_iter().filter_map(limit);
+    limits.min().unwrap_or(1 << 15)
+}
+
+/// The machine's memory, in bytes.
+fn memory() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
+}
+
+/// The cgroup of one exec.
+#[derive(Debug)]
+pub struct Cgroup {
+    dir: PathBuf,
+    entrance: OwnedFd,
+}
+
+impl Cgroup {
+    fn make(dir: PathBuf) -> io::Result<Self> {
+        match fs::create_dir(&dir) {
+            // Of an agent before this one.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let _ = fs::write(dir.join("pids.max"), (most_processes() / 4 * 3).to_string());
+        // Who is out of memory goes as a whole: half a pipeline is of no use.
+        let _ = fs::write(dir.join("memory.oom.group"), "1");
+        let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
+        Ok(Self { dir, entrance })
+    }
+
+    /// A process that writes "0" here is in.
+    pub fn entrance(&self) -> BorrowedFd<'_> {
+        self.entrance.as_fd()
+    }
+
+    /// The processes in it now.
+    pub fn processes(&self) -> Vec<i32> {
+        let list = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
+        list.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect()
+    }
+
+    /// Ends all processes in it, and waits until they have. True: there is none any more.
+    pub fn end(&self) -> bool {
+        let Ok(mut events) = File::open(self.dir.join("cgroup.events")) else { return false };
+        if !is_populated(&mut events) {
+            return true;
+        }
+        if fs::write(self.dir.join("cgroup.kill"), "1").is_err() {
+            return false;
+        }
+        let deadline = Instant::now() + KILL_GRACE;
+        loop {
+            if !is_populated(&mut events) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let _ = poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], timeout);
+        }
+    }
+
+    /// The processor time of all that ever was in it, in microseconds: in user mode and in the kernel.
+    pub fn time(&self) -> Option<(u64, u64)> {
+        let text = fs::read_to_string(self.dir.join("cpu.stat")).ok()?;
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Some((value("user_usec ")?, value("system_usec ")?))
+    }
+}
+
+fn is_populated(events: &mut File) -> bool {
+    let mut text = String::new();
+    let read = events.rewind().and_then(|()| events.read_to_string(&mut text));
+    read.is_ok() && text.lines().any(|line| line == "populated 1")
+}

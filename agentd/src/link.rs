@@ -1,0 +1,139 @@
+//! The connection to an exec's caller: frames in as the wire allows them, frames out as the connection takes them.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use msb::wire::turn::FromHost;
+use msb::wire::{self, Decoder, HEADER, Message, Stream};
+use nix::poll::PollFlags;
+use vsock::VsockStream;
+
+use crate::session::PATIENCE;
+
+/// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over
+/// 32 KiB over several descriptors, and vhost-device-vsock 0.3.0 drops what is scattered.
+const MAX_PACKET: usize = 31 << 10;
+/// How much of an output is read at a time, in bytes: with its header it is one packet.
+pub const PORTION: usize = MAX_PACKET - HEADER;
+/// Output is read while less than this waits for the connection, in bytes.
+const OUT_ENOUGH: usize = 4 * MAX_PACKET;
+
+/// A caller.
+#[derive(Debug)]
+pub struct Link {
+    connection: VsockStream,
+    decoder: Decoder,
+    /// What the caller may send.
+    pub turn: FromHost,
+    credit: [u64; 2],
+    /// Frames on their way out.
+    out: Vec<u8>,
+}
+
+impl Link {
+    /// A connection that has said hello.
+    ///
+    /// # Errors
+    /// What `ioctl(2)` says.
+    pub fn new(connection: VsockStream) -> io::Result<Self> {
+        connection.set_nonblocking(true)?;
+        let (decoder, turn) = (Decoder::default(), FromHost::default());
+        Ok(Self { connection, decoder, turn, credit: [0; 2], out: Vec::new() })
+    }
+
+    /// What to wait for.
+    pub fn wanted(&self) -> (BorrowedFd<'_>, PollFlags) {
+        let out = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
+        (self.connection.as_fd(), PollFlags::POLLIN | out)
+    }
+
+    /// How many bytes of an output may be sent now.
+    pub fn room(&self, stream: Stream) -> usize {
+        let credit = self.credit.get(place(stream)).copied().unwrap_or(0);
+        if self.out.len() < OUT_ENOUGH { usize::try_from(credit).unwrap_or(usize::MAX).min(PORTION) } else { 0 }
+    }
+
+    /// Takes bytes that arrived; whole frames are then there for [`Self::next`].
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ConnectionAborted`] where the caller is gone; else what reading says.
+    pub fn read(&mut self, block: &mut [u8]) -> io::Result<()> {
+        match self.connection.read(block) {
+            Ok(0) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Ok(got) => {
+                self.decoder.feed(&block[..got]);
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next frame; credit is taken here.
+    ///
+    /// # Errors
+    /// A frame that makes no sense, or none now.
+    pub fn next(&mut self) -> Result<Option<Message>, wire::Error> {
+        let Some(message) = self.decoder.next_message()? else { return Ok(None) };
+        self.turn.take(&message)?;
+        if let Message::Credit(stream, bytes) = message
+            && let Some(credit) = self.credit.get_mut(place(stream))
+        {
+            *credit = credit.saturating_add(bytes.into());
+        }
+        Ok(Some(message))
+    }
+
+    /// Queues a frame.
+    pub fn queue(&mut self, message: &Message) {
+        message.put(&mut self.out);
+    }
+
+    /// Queues bytes of an output, which [`Self::room`] allows.
+    pub fn queue_data(&mut self, stream: Stream, bytes: &[u8]) {
+        wire::put_data(&mut self.out, stream, bytes);
+        if let Some(credit) = self.credit.get_mut(place(stream)) {
+            *credit = credit.saturating_sub(bytes.len() as u64);
+        }
+    }
+
+    /// Writes as much as the connection takes now.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let mut sent = 0;
+        while sent < self.out.len() {
+            let packet = &self.out[sent..];
+            match self.connection.write(&packet[..packet.len().min(MAX_PACKET)]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.drain(..sent);
+        Ok(())
+    }
+
+    /// Sends the last frame, behind all that is queued.
+    ///
+    /// # Errors
+    /// What writing says, also where it takes longer than [`PATIENCE`].
+    pub fn finish(mut self, last: &Message) -> io::Result<()> {
+        self.queue(last);
+        self.connection.set_nonblocking(false)?;
+        self.connection.set_write_timeout(Some(PATIENCE))?;
+        self.flush()
+    }
+}
+
+/// Where an output's credit is.
+fn place(stream: Stream) -> usize {
+    match stream {
+        Stream::Stdout => 0,
+        Stream::Stderr => 1,
+        Stream::Stdin => usize::MAX,
+    }
+}

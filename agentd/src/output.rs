@@ -1,0 +1,113 @@
+//! An output of a command: its own end of the pipe, and what came out of it while nobody was there to take it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use msb::wire::{Message, Stream};
+
+use crate::link::{Link, PORTION};
+
+/// How much of an output without a taker is kept, in bytes. The oldest goes first.
+const TAIL: usize = 64 << 10;
+
+/// An output.
+#[derive(Debug)]
+pub struct Output {
+    /// Which one.
+    pub stream: Stream,
+    /// Our end; none where it has come to its end.
+    pub source: Option<OwnedFd>,
+    /// What nobody has taken.
+    pub tail: VecDeque<u8>,
+    end_told: bool,
+}
+
+impl Output {
+    /// An output of a command that runs, or the rest of one that does not.
+    pub fn new(stream: Stream, source: Option<OwnedFd>, tail: VecDeque<u8>) -> Self {
+        Self { stream, source, tail, end_told: false }
+    }
+
+    /// Whether there is nothing to come, and nothing left.
+    pub fn is_drained(&self) -> bool {
+        self.source.is_none() && self.tail.is_empty()
+    }
+
+    /// There is a new caller, who has been told nothing.
+    pub fn start_anew(&mut self) {
+        self.end_told = false;
+    }
+
+    /// Nobody wants any more of it.
+    pub fn close(&mut self) {
+        self.source = None;
+        self.tail.clear();
+    }
+
+    /// Whether to wait for more of it: only while there is somebody to take it, or nobody at all. (A hang-up cannot be masked,
+    /// and would spin.)
+    pub fn wants(&self, link: Option<&Link>) -> Option<&OwnedFd> {
+        let has_room = link.is_none_or(|link| self.tail.is_empty() && link.room(self.stream) > 0);
+        self.source.as_ref().filter(|_| has_room)
+    }
+
+    /// Takes what there is.
+    ///
+    /// # Errors
+    /// What reading says.
+    pub fn take(&mut self, link: Option<&mut Link>, block: &mut [u8]) -> io::Result<()> {
+        let Some(source) = &self.source else { return Ok(()) };
+        let wanted = link.as_ref().map_or(PORTION, |link| link.room(self.stream)).min(block.len());
+        match rustix::io::read(source, &mut block[..wanted]) {
+            // EIO is how a terminal says that nobody is at its other end any more.
+            Ok(0) | Err(rustix::io::Errno::IO) => self.source = None,
+            Ok(got) => match link {
+                Some(link) => link.queue_data(self.stream, &block[..got]),
+                None => self.keep(&block[..got]),
+            },
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let surplus = (self.tail.len() + bytes.len()).saturating_sub(TAIL).min(self.tail.len());
+        self.tail.drain(..surplus);
+        self.tail.extend(bytes);
+    }
+
+    /// Gives a caller what was kept, and the word that there is no more.
+    pub fn hand_over(&mut self, link: &mut Link) {
+        while !self.tail.is_empty() && link.room(self.stream) > 0 {
+            let front = self.tail.as_slices().0;
+            let count = front.len().min(link.room(self.stream));
+            link.queue_data(self.stream, &front[..count]);
+            self.tail.drain(..count);
+        }
+        if self.tail.capacity() > 0 && self.tail.is_empty() {
+            self.tail = VecDeque::new();
+        }
+        if self.is_drained() && !self.end_told {
+            self.end_told = true;
+            link.queue(&Message::Eof(self.stream));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_without_a_taker_keeps_its_newest_bytes() {
+        let mut output = Output::new(Stream::Stdout, None, VecDeque::new());
+        for portion in 0..=255u8 {
+            output.keep(&[portion; 1000]);
+        }
+        assert_eq!(output.tail.len(), TAIL);
+        assert_eq!(output.tail.back(), Some(&255));
+        assert_eq!(output.tail.front(), Some(&(255 - (TAIL / 1000) as u8)));
+    }
+}

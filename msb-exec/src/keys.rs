@@ -1,0 +1,121 @@
+//! The keys that leave a command running, found in what a person types.
+
+use std::fmt;
+
+/// A sequence of keys, as docker writes them: `ctrl-` and a letter or one of `@[\]^_`, or a character, with commas between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keys(Vec<u8>);
+
+impl Keys {
+    /// Reads a sequence; an empty one is found nowhere.
+    ///
+    /// # Errors
+    /// Words for a key that is none.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        text.split(',').map(key).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl fmt::Display for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, key) in self.0.iter().enumerate() {
+            let comma = if place > 0 { "," } else { "" };
+            match key {
+                0..32 => write!(f, "{comma}ctrl-{}", (key + 64).to_ascii_lowercase() as char)?,
+                key => write!(f, "{comma}{}", *key as char)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key(word: &str) -> Result<u8, String> {
+    match word.strip_prefix("ctrl-").unwrap_or(word).as_bytes() {
+        [letter @ (b'a'..=b'z' | b'@' | b'['..=b'_')] if word.starts_with("ctrl-") => {
+            Ok(letter.to_ascii_uppercase() - 64)
+        }
+        [character @ 33..=126] if word.len() == 1 => Ok(*character),
+        _ => Err(format!("{word:?} is no key (a character, or ctrl- and a letter or one of @[\\]^_)")),
+    }
+}
+
+/// Looks for [`Keys`] in bytes that come in portions.
+#[derive(Debug)]
+pub struct Watch {
+    keys: Vec<u8>,
+    matched: usize,
+}
+
+impl Watch {
+    /// Looks for `keys`.
+    pub fn new(keys: Keys) -> Self {
+        Self { keys: keys.0, matched: 0 }
+    }
+
+    /// How many bytes are held back.
+    pub fn held(&self) -> usize {
+        self.matched
+    }
+
+    /// What of `bytes` is for the command goes to `out`: all but the keys. What may be the sequence's beginning is held back
+    /// until the next key shows. True: the sequence was typed, and what came behind it is dropped.
+    pub fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> bool {
+        for &byte in bytes {
+            if self.keys.is_empty() {
+                out.push(byte);
+                continue;
+            }
+            // The longest beginning of the sequence that what was held back and this byte end with; the rest goes out.
+            let held = [&self.keys[..self.matched], &[byte]].concat();
+            let surplus = (0..=held.len()).find(|&from| self.keys.starts_with(&held[from..])).unwrap_or(held.len());
+            out.extend_from_slice(&held[..surplus]);
+            self.matched = held.len() - surplus;
+            if self.matched == self.keys.len() {
+                self.matched = 0;
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_written_as_docker_writes_them() {
+        for (text, keys) in
+            [("ctrl-p,ctrl-q", &b"\x10\x11"[..]), ("a", b"a"), ("ctrl-@,ctrl-[,~,.", b"\0\x1b~."), ("", b"")]
+        {
+            let parsed = Keys::parse(text).unwrap();
+            assert_eq!(parsed.0, keys, "{text}");
+            assert_eq!(parsed.to_string(), text);
+        }
+        for bad in ["ctrl-", "ctrl-ab", "ab", ",", "ctrl-1", "a,,b", "ü"] {
+            assert!(Keys::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_sequence_is_found_however_it_is_cut_and_all_else_passes() {
+        for (keys, typed, passed, found) in [
+            ("ctrl-p,ctrl-q", &b"ls\r\x10\x11rest"[..], &b"ls\r"[..], true),
+            ("ctrl-p,ctrl-q", b"\x10\x10\x11", b"\x10", true),
+            ("ctrl-p,ctrl-q", b"\x10a\x11", b"\x10a\x11", false),
+            ("a,a,b", b"aaab", b"a", true),
+            ("a,b,a,c", b"ababac", b"ab", true),
+            ("", b"\x10\x11", b"\x10\x11", false),
+        ] {
+            for portion in 1..=typed.len() {
+                let mut watch = Watch::new(Keys::parse(keys).unwrap());
+                let mut out = Vec::new();
+                let was_found = typed.chunks(portion).any(|bytes| watch.pass(bytes, &mut out));
+                assert_eq!((was_found, out.as_slice()), (found, passed), "{keys} in {typed:?} by {portion}");
+            }
+        }
+    }
+}

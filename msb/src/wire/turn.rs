@@ -1,0 +1,238 @@
+//! What may come when in an exec: one side's frames as the other checks them, one after the other. Data and no I/O, so that
+//! both sides are tested, and fuzzed, with tables of frames.
+
+use super::{Error, Message, Stream};
+
+/// How much of a stream may come, and whether it has ended.
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    credit: u64,
+    ended: bool,
+}
+
+impl Flow {
+    fn take(&mut self, bytes: usize, past: &'static str) -> Result<(), Error> {
+        if bytes == 0 {
+            // They cost no credit, and so there would be no end to them.
+            return Err(Error::OutOfTurn("data without a byte"));
+        }
+        match self.credit.checked_sub(bytes as u64) {
+            Some(left) if !self.ended => {
+                self.credit = left;
+                Ok(())
+            }
+            _ => Err(Error::OutOfTurn(past)),
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        if self.ended {
+            return Err(Error::OutOfTurn("a second end of a stream"));
+        }
+        self.ended = true;
+        Ok(())
+    }
+}
+
+/// What the guest sends in an exec, checked by the host.
+#[derive(Clone, Debug, Default)]
+pub struct FromGuest {
+    started: bool,
+    over: bool,
+    refused: bool,
+    detaching: bool,
+    stdout: Flow,
+    stderr: Flow,
+}
+
+impl FromGuest {
+    /// The host gives credit for an output.
+    pub fn give(&mut self, stream: Stream, bytes: u32) {
+        if let Some(flow) = self.flow(stream) {
+            flow.credit = flow.credit.saturating_add(bytes.into());
+        }
+    }
+
+    /// The host asks to be let go.
+    pub fn detach(&mut self) {
+        self.detaching = true;
+    }
+
+    /// Whether the command runs, or ran.
+    pub fn has_started(&self) -> bool {
+        self.started
+    }
+
+    fn flow(&mut self, stream: Stream) -> Option<&mut Flow> {
+        match stream {
+            Stream::Stdin => None,
+            Stream::Stdout => Some(&mut self.stdout),
+            Stream::Stderr => Some(&mut self.stderr),
+        }
+    }
+
+    /// Takes the next frame.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTurn`]. The connection is over then.
+    pub fn take(&mut self, message: &Message) -> Result<(), Error> {
+        let out_of_turn = |why| Err(Error::OutOfTurn(why));
+        if self.over {
+            return out_of_turn("one behind the last one");
+        }
+        match message {
+            Message::Failure(_) if !self.started => self.over = true,
+            Message::Started(_) if !self.started => self.started = true,
+            Message::Started(_) => return out_of_turn("the command started twice"),
+            _ if !self.started => return out_of_turn("the command has not started"),
+            Message::Data(stream, bytes) => match self.flow(*stream) {
+                Some(flow) => flow.take(bytes.len(), "output past its credit or its end")?,
+                None => return out_of_turn("stdin from the guest"),
+            },
+            Message::Credit(Stream::Stdin, _) if !self.refused => {}
+            Message::Eof(Stream::Stdin) if !self.refused => self.refused = true,
+            Message::Eof(stream) => match self.flow(*stream) {
+                Some(flow) => flow.end()?,
+                None => return out_of_turn("stdin was refused twice"),
+            },
+            Message::Exit(_) => self.over = true,
+            Message::Execs(_) if self.detaching => self.over = true,
+            _ => return out_of_turn("not a frame for the caller of an exec"),
+        }
+        Ok(())
+    }
+}
+
+/// What the host sends in an exec, checked by the guest.
+#[derive(Clone, Debug, Default)]
+pub struct FromHost {
+    stdin: Flow,
+    detaching: bool,
+}
+
+impl FromHost {
+    /// The guest gives credit for stdin.
+    pub fn give(&mut self, bytes: u32) {
+        self.stdin.credit = self.stdin.credit.saturating_add(bytes.into());
+    }
+
+    /// Whether the host has said that stdin is at its end.
+    pub fn stdin_ended(&self) -> bool {
+        self.stdin.ended
+    }
+
+    /// Takes the next frame.
+    ///
+    /// # Errors
+    /// [`Error::OutOfTurn`]. The connection is over then.
+    pub fn take(&mut self, message: &Message) -> Result<(), Error> {
+        if self.detaching {
+            return Err(Error::OutOfTurn("one behind the last one"));
+        }
+        match message {
+            Message::Data(Stream::Stdin, bytes) => self.stdin.take(bytes.len(), "stdin past its credit or its end"),
+            Message::Eof(Stream::Stdin) => self.stdin.end(),
+            Message::Signal(wanted) => check_signal(wanted.signal),
+            Message::Credit(Stream::Stdout | Stream::Stderr, _) | Message::Resize(_) => Ok(()),
+            Message::Detach => {
+                self.detaching = true;
+                Ok(())
+            }
+            _ => Err(Error::OutOfTurn("not a frame for a running exec")),
+        }
+    }
+}
+
+/// Checks a signal's number.
+///
+/// # Errors
+/// [`Error::OutOfTurn`] for a number that is no signal of Linux.
+pub fn check_signal(number: i32) -> Result<(), Error> {
+    if (1..=64).contains(&number) { Ok(()) } else { Err(Error::OutOfTurn("no such signal")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::exec::{Exit, Failure, Resize, Signal, Started};
+
+    fn started() -> Message {
+        Message::Started(Started { pid: 1, id: 1 })
+    }
+
+    fn data(stream: Stream, bytes: usize) -> Message {
+        Message::Data(stream, vec![0; bytes])
+    }
+
+    fn failure() -> Message {
+        Message::Failure(Failure { code: 127, message: String::new() })
+    }
+
+    #[test]
+    fn a_guest_may_send_what_an_exec_is_made_of_and_within_its_credit() {
+        let exit = || Message::Exit(Exit::default());
+        let (out, err) = (Stream::Stdout, Stream::Stderr);
+        for (frames, wrong) in [
+            (vec![started(), data(out, 10), Message::Eof(out), data(err, 1), exit()], None),
+            (vec![started(), Message::Credit(Stream::Stdin, 9), Message::Eof(Stream::Stdin), exit()], None),
+            (vec![failure()], None),
+            (vec![data(out, 1)], Some(0)),
+            (vec![exit()], Some(0)),
+            (vec![started(), started()], Some(1)),
+            (vec![started(), failure()], Some(1)),
+            (vec![started(), data(out, 0)], Some(1)),
+            (vec![started(), data(out, 11)], Some(1)),
+            (vec![started(), data(out, 6), data(out, 5)], Some(2)),
+            (vec![started(), data(out, 10), data(err, 10), data(err, 1)], Some(3)),
+            (vec![started(), Message::Eof(out), data(out, 1)], Some(2)),
+            (vec![started(), Message::Eof(out), Message::Eof(out)], Some(2)),
+            (vec![started(), Message::Eof(Stream::Stdin), Message::Eof(Stream::Stdin)], Some(2)),
+            (vec![started(), Message::Eof(Stream::Stdin), Message::Credit(Stream::Stdin, 1)], Some(2)),
+            (vec![started(), data(Stream::Stdin, 1)], Some(1)),
+            (vec![started(), Message::Credit(out, 1)], Some(1)),
+            (vec![started(), exit(), exit()], Some(2)),
+            (vec![started(), Message::Execs(Default::default())], Some(1)),
+            (vec![Message::hello()], Some(0)),
+        ] {
+            let mut turn = FromGuest::default();
+            turn.give(out, 10);
+            turn.give(err, 10);
+            assert_eq!(frames.iter().position(|frame| turn.take(frame).is_err()), wrong, "{frames:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_caller_who_asked_to_be_let_go_is() {
+        let mut turn = FromGuest::default();
+        turn.take(&started()).unwrap();
+        turn.detach();
+        turn.take(&Message::Execs(Default::default())).unwrap();
+        assert!(turn.take(&Message::Exit(Exit::default())).is_err());
+    }
+
+    #[test]
+    fn a_host_may_send_what_an_exec_takes_and_within_its_credit() {
+        let signal = |signal| Message::Signal(Signal { signal, all: false });
+        let stdin = Stream::Stdin;
+        for (frames, wrong) in [
+            (vec![data(stdin, 10), Message::Eof(stdin), signal(64), Message::Credit(Stream::Stderr, 1)], None),
+            (vec![Message::Resize(Resize { rows: 1, cols: 1 }), Message::Detach], None),
+            (vec![data(stdin, 11)], Some(0)),
+            (vec![data(stdin, 0)], Some(0)),
+            (vec![Message::Eof(stdin), data(stdin, 1)], Some(1)),
+            (vec![Message::Eof(stdin), Message::Eof(stdin)], Some(1)),
+            (vec![signal(0)], Some(0)),
+            (vec![signal(65)], Some(0)),
+            (vec![Message::Eof(Stream::Stdout)], Some(0)),
+            (vec![Message::Credit(stdin, 1)], Some(0)),
+            (vec![data(Stream::Stdout, 1)], Some(0)),
+            (vec![Message::Detach, signal(1)], Some(1)),
+            (vec![started()], Some(0)),
+            (vec![Message::List], Some(0)),
+        ] {
+            let mut turn = FromHost::default();
+            turn.give(10);
+            assert_eq!(frames.iter().position(|frame| turn.take(frame).is_err()), wrong, "{frames:?}");
+        }
+    }
+}
