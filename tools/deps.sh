@@ -19,6 +19,7 @@ packages=(
     openssl zstd attr acl busybox-static e2fsprogs fuse-overlayfs       # tests: the rest
     qemu-utils                                                          # tests: disk images
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
+    rsync git tmux                                                      # tests: what runs over msb-exec
     hyperfine bsdextrautils                                             # measuring
 )
 

@@ -1,0 +1,232 @@
+#!/usr/bin/env bats
+# How a command ends and is ended: status, signals, time; what it is started with; and commands that go on without a caller.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    exec_root
+    printf '# for all\nFROM_FILE=boot\nBOTH=file\nPASSED\n' >"$BATS_FILE_TMPDIR/boot.env"
+    PASSED=on exec_boot -c 2 --env-file "$BATS_FILE_TMPDIR/boot.env" -e BOTH=flag
+}
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    vm_teardown
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    cd "$BATS_TEST_TMPDIR" || return
+}
+
+teardown() {
+    vm_show
+}
+
+@test "every exit status from 0 to 255 comes back" {
+    # Many at once, for the time's sake.
+    printf '%s\n' {0..255} | xargs -P 16 -I N sh -c 'msb-exec -n -- sh -c "exit N"; [ $? = N ] || echo "N: $?"' >wrong
+    [ ! -s wrong ] || { cat wrong; false; }
+}
+
+@test "a command that a signal ends is 128 and the signal's number" {
+    for signal in 1 2 6 9 11 15 34 64; do
+        run msb-exec -- sh -c "kill -$signal \$\$"
+        [ "$status" = $((128 + signal)) ]
+    done
+}
+
+@test "--timeout ends all that the command has started, children that hide included" {
+    run --separate-stderr msb-exec --timeout 1s -- sh -c 'setsid sleep 4711 & sleep 4711'
+    [ "$status" = 124 ]
+    [ "$stderr" = 'msb-exec: the command took too long and was ended' ]
+    exec_await exec_has 0 sleep
+}
+
+@test "--json-status writes how it ended and what it took" {
+    msb-exec --json-status ok.json -- true
+    jq -e '.status == 0 and .exit == 0 and .signal == null and .timed_out == false and .wall_ms > 0 and .max_rss_kib > 100' ok.json
+    msb-exec --json-status busy.json -- sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exit 3' || true
+    jq -e '.status == 3 and .exit == 3 and .user_ms + .system_ms > 5 and .wall_ms >= (.user_ms + .system_ms) / 2' busy.json
+    # What a child took that nobody waited for counts too.
+    msb-exec --json-status child.json -- sh -c '(i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo x) & exit 0'
+    jq -e '.user_ms + .system_ms > 5' child.json
+    msb-exec --json-status killed.json -- sh -c 'kill -9 $$' || true
+    jq -e '.status == 137 and .exit == null and .signal == 9' killed.json
+    msb-exec --timeout 300ms --json-status late.json -- sleep 60 2>/dev/null || true
+    jq -e '.status == 124 and .timed_out and .signal == 15 and .wall_ms >= 200' late.json
+    msb-exec --json-status none.json -- no-such-command 2>/dev/null || true
+    jq -e '.status == 127 and (.error | contains("not found"))' none.json
+    msb-exec --json-status big.json -- sh -c 'dd if=/dev/zero of=/dev/null bs=24M count=1 2>/dev/null'
+    jq -e '.max_rss_kib > 20000' big.json
+    for file in *.json; do [ "$(wc -l <"$file")" = 1 ]; done
+    run --separate-stderr msb-exec --json-status /no/such/file -- touch /tmp/ran
+    [ "$status" = 125 ]
+    [[ $stderr == *'status file "/no/such/file"'* ]]
+    run msb-exec -- test -e /tmp/ran
+    [ "$status" = 1 ]
+}
+
+@test "each signal that is passed on reaches the whole process group" {
+    for signal in INT TERM HUP QUIT USR1 USR2 WINCH; do
+        mkfifo "up-$signal"
+        env --default-signal="$signal" msb-exec -- sh -c "trap 'echo parent' $signal; sh -c 'trap \"echo child; exit\" $signal; echo up; while :; do sleep 0.1; done'
+            exit 9" >"up-$signal" &
+        pid=$!
+        exec 8<"up-$signal"
+        read -r _ <&8
+        kill -s "$signal" "$pid"
+        [ "$(timeout 20 sort <&8)" = $'child\nparent' ]
+        exec 8<&-
+        status=0
+        wait "$pid" || status=$?
+        [ "$status" = 9 ] || { echo "$signal: $status"; false; }
+    done
+}
+
+@test "a signal that the caller ignores stays the caller's" {
+    mkfifo out
+    nohup msb-exec -- sh -c 'echo up; read -r line; echo "$line"' < <(sleep 1; echo last) >out 2>/dev/null &
+    pid=$!
+    exec 8<out
+    read -r _ <&8
+    kill -HUP "$pid"
+    [ "$(cat <&8)" = last ]
+    exec 8<&-
+    wait "$pid"
+}
+
+@test "what a command leaves running ends with it, and with msb-exec" {
+    msb-exec -- sh -c 'setsid sleep 4801 >/dev/null 2>&1 <&- & (sleep 4801 >/dev/null 2>&1 &) ; exit 0'
+    [ "$(exec_count sleep)" = 0 ]
+    msb-exec -- sh -c 'setsid sleep 4802 & (setsid sh -c "trap \"\" HUP TERM; sleep 4802") & echo up; sleep 4802' >up &
+    exec_await exec_has 3 sleep
+    kill -KILL $!
+    exec_await exec_has 0 sleep
+}
+
+@test "limits, the mask and an env file are the command's; a wrong one is said" {
+    [ "$(msb-exec --rlimit nofile=77:88 --rlimit core=0 -- sh -c 'ulimit -Sn; ulimit -Hn; ulimit -c')" = $'77\n88\n0' ]
+    [ "$(msb-exec --rlimit stack=unlimited -- sh -c 'ulimit -s')" = unlimited ]
+    [ "$(msb-exec --umask 077 -- sh -c 'umask')" = 0077 ]
+    [ "$(msb-exec -- sh -c 'umask; ulimit -Sn')" = $'0022\n1024' ]
+    printf '# a comment\n\n  A=1\nB="two words"\nCALLER\nUNSET_HERE\nOVER=file\n' >env
+    [ "$(CALLER=mine msb-exec --env-file env -e OVER=flag -- sh -c 'echo "$A $B $CALLER ${UNSET_HERE-none} $OVER"')" = '1 "two words" mine none flag' ]
+    [ "$(msb-exec -- sh -c 'echo "$FROM_FILE $BOTH $PASSED"')" = 'boot flag on' ]
+    printf 'A=1\nA B=2\n' >bad
+    while IFS='|' read -r flags words; do
+        # shellcheck disable=SC2086 # two words
+        run --separate-stderr msb-exec $flags -- true
+        [ "$status" = 125 ]
+        [[ $stderr == *"$words"* ]] || { echo "$flags: $stderr"; false; }
+    done <<'END'
+--env-file bad|env file "bad": line 2: the name "A B" has a blank in it
+--env-file none|env file "none": No such file
+--rlimit none=1|no resource "none"
+--rlimit nofile=2:1|the soft limit is over the hard one
+--rlimit nofile=unlimited|limit "nofile": over the
+--umask 888|an octal number up to 777
+END
+}
+
+@test "supplementary groups, and a user or a group that is not there" {
+    [ "$(msb-exec -u app -- id -G)" = '1001 29' ]
+    [ "$(msb-exec -u app:audio -- sh -c 'id -g; id -G')" = $'29\n29' ]
+    [ "$(msb-exec -u :audio -- sh -c 'id -u; id -g')" = $'0\n29' ]
+    run --separate-stderr msb-exec -u app:none -- true
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: group \"none\": not in the guest's /etc/group" ]
+}
+
+@test "-n leaves stdin unread, and -i reads it as always" {
+    { msb-exec -n -- cat; cat; } <<<mine >out
+    [ "$(cat out)" = mine ]
+    [ "$(msb-exec -n -- readlink /proc/self/fd/0)" = /dev/null ]
+    [ "$(msb-exec -i -- cat <<<theirs)" = theirs ]
+}
+
+@test "--detach leaves a command running, whose id is waited for, signalled and listed" {
+    msb-exec -d -- sh -c 'trap "exit 7" USR1; echo started; while :; do sleep 0.1; done' >exec.json
+    id=$(jq .id exec.json)
+    jq -e '.vm == "worker" and .pid > 1 and .command[0] == "sh" and .detached' exec.json
+    msb-exec --list >list
+    jq -es --argjson id "$id" 'map(select(.id == $id)) | length == 1 and (.[0] | .detached and (.attached | not) and .code == null)' list
+    msb-exec --wait "$id" &
+    waiting=$!
+    # Its trap is set when it has said so; --attach shows what it said before.
+    msb-exec -T --attach "$id" >attached <&- &
+    attached=$!
+    exec_await grep -q started attached
+    msb-exec --signal USR1 "$id"
+    for pid in "$waiting" "$attached"; do
+        status=0
+        wait "$pid" || status=$?
+        [ "$status" = 7 ]
+    done
+    # It is remembered.
+    run msb-exec --wait "$id"
+    [ "$status" = 7 ]
+    run --separate-stderr msb-exec --signal TERM "$id"
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: exec $id: it has ended" ]
+    msb-exec --list | jq -es --argjson id "$id" '.[] | select(.id == $id) | .code == 7'
+}
+
+@test "a detached command keeps what it has started, and the newest of what it said" {
+    id=$(msb-exec -d -- sh -c 'setsid sleep 4901 >/dev/null 2>&1 & seq 100000; echo error >&2' | jq .id)
+    msb-exec --wait "$id"
+    [ "$(exec_count sleep)" = 1 ]
+    msb-exec -- killall sleep
+    msb-exec --attach "$id" >out 2>err
+    [ "$(wc -c <out)" = 65536 ]
+    [ "$(tail -n 1 out)" = 100000 ]
+    [ "$(cat err)" = error ]
+    # Once it has been read it is gone, and the status is not.
+    [ -z "$(msb-exec --attach "$id")" ]
+}
+
+@test "an attached caller's stdin, signals and end are those of the detached command" {
+    id=$(msb-exec -d -i -- sh -c 'read -r line; echo "got $line"; trap "echo term; exit 4" TERM; echo ready; while :; do sleep 0.1; done' | jq .id)
+    mkfifo in
+    msb-exec --attach "$id" <in >out &
+    pid=$!
+    exec 9>in
+    echo hello >&9
+    exec_await grep -q ready out
+    # One at a time.
+    run --separate-stderr msb-exec --attach "$id"
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: exec $id: somebody is attached to it" ]
+    # Killed outright, it leaves the command be.
+    kill -KILL "$pid"
+    wait "$pid" || true
+    exec 9>&-
+    again() { msb-exec --list | jq -es --argjson id "$id" '.[] | select(.id == $id) | .attached | not'; }
+    exec_await again
+    msb-exec -n --attach "$id" >more &
+    pid=$!
+    attached() { ! again; }
+    exec_await attached
+    kill -TERM "$pid"
+    status=0
+    wait "$pid" || status=$?
+    [ "$status" = 4 ]
+    [ "$(cat out)" = $'got hello\nready' ]
+    [ "$(cat more)" = term ]
+}
+
+@test "an id that is none, and calls that make no sense, are said" {
+    for flag in --attach --wait "--signal TERM"; do
+        # shellcheck disable=SC2086 # two words
+        run --separate-stderr msb-exec $flag 99999
+        [ "$status" = 125 ]
+        [ "$stderr" = 'msb-exec: exec 99999: there is none of that number (msb-exec --list shows which there are)' ]
+    done
+    run --separate-stderr msb-exec --signal NONE 1
+    [ "$status" = 125 ]
+    [ "$stderr" = 'msb-exec: signal "NONE": there is none of that name' ]
+    run --separate-stderr msb-exec --detach --list
+    [ "$status" = 125 ]
+}

@@ -1,0 +1,214 @@
+#!/usr/bin/env bats
+# A terminal in the guest behind one here: programs that draw on it, keys, sizes, job control, and the way out. tmux is the
+# terminal.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    exec_root
+    seq 500 >"$vm_root/tmp/numbers"
+    exec_boot -c 2
+}
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    vm_teardown
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    cd "$BATS_TEST_TMPDIR" || return
+    # Servers of this test's own, one a terminal.
+    export TMUX_TMPDIR=$BATS_TEST_TMPDIR
+    unset TMUX
+    terminals=0
+}
+
+teardown() {
+    tmux kill-server 2>/dev/null || true
+    vm_show
+}
+
+tmux() { command tmux -L "terminal-$terminals" "$@"; }
+
+# terminal COMMAND: a terminal of 80 by 24 that runs it, and says "ended STATUS" behind it. The one before is closed.
+terminal() {
+    [ "$terminals" = 0 ] || tmux kill-server
+    terminals=$((terminals + 1))
+    tmux -f /dev/null new-session -d -x 80 -y 24 "PS1=; $1; echo \"ended \$?\"; stty -a | grep -o -- '-\\?icanon'; exec cat"
+}
+
+screen() { tmux capture-pane -p; }
+
+# type_in KEYS…: as tmux names them.
+type_in() { tmux send-keys "$@"; }
+
+# shows TEXT: waits until the screen has it.
+shows() {
+    local tries
+    for ((tries = 0; tries < 150; tries++)); do
+        ! screen | grep -qF -- "$1" || return 0
+        sleep 0.1
+    done
+    echo "the screen does not show \"$1\":"
+    screen
+    return 1
+}
+
+@test "a terminal is the default on one, with its kind, its colours and its size; -T gives none" {
+    terminal 'TERM=screen COLORTERM=truecolor msb-exec -- sh -c "tty; echo \$TERM \$COLORTERM; stty size"'
+    shows 'ended 0'
+    shows /dev/pts/
+    shows 'screen truecolor'
+    shows '24 80'
+    # Put back as it was.
+    shows icanon
+    ! screen | grep -q -- -icanon
+    terminal 'msb-exec -T -- sh -c "tty; echo [\$TERM]"'
+    shows 'not a tty'
+    shows '[]'
+    # Neither where only one side is a terminal.
+    terminal 'msb-exec -- tty | cat; msb-exec -- tty < /dev/null'
+    shows 'ended 1'
+    [ "$(screen | grep -c 'not a tty')" = 2 ]
+}
+
+@test "Ctrl-C ends the command and not msb-exec, Ctrl-D is its end of file, Ctrl-\\ quits it" {
+    terminal 'msb-exec -- sh'
+    type_in 'sleep 5000' Enter
+    exec_await exec_has 1 sleep
+    type_in C-c
+    type_in 'echo st''atus $?' Enter
+    shows 'status 130'
+    type_in cat Enter
+    type_in typed Enter
+    type_in C-d
+    type_in 'echo ca''t $?' Enter
+    shows 'cat 0'
+    type_in 'sleep 5000' Enter
+    exec_await exec_has 1 sleep
+    type_in 'C-\'
+    type_in 'echo qu''it $?' Enter
+    shows 'quit 131'
+    type_in 'exit 6' Enter
+    shows 'ended 6'
+    shows icanon
+}
+
+@test "jobs stop, go to the background and come back" {
+    terminal 'msb-exec -- sh'
+    type_in 'sleep 5001' Enter
+    exec_await exec_has 1 sleep
+    type_in C-z
+    shows Stopped
+    type_in bg Enter
+    type_in jobs Enter
+    shows Running
+    type_in fg Enter
+    type_in C-c
+    type_in 'echo ba''ck $?' Enter
+    shows 'back 130'
+    type_in 'exit 3' Enter
+    shows 'ended 3'
+}
+
+@test "a new size of the terminal is the command's" {
+    terminal 'msb-exec -- sh -c "trap \"stty size\" WINCH; stty size; while :; do sleep 0.1; done"'
+    shows '24 80'
+    tmux resize-window -x 100 -y 30
+    shows '30 100'
+    tmux resize-window -x 61 -y 17
+    shows '17 61'
+    type_in C-c
+    shows 'ended 130'
+}
+
+@test "vi edits a file, less shows one, top draws, and each leaves the terminal as it was" {
+    terminal 'msb-exec -- vi /tmp/edited'
+    shows '~'
+    type_in i 'first line' Enter 'second' Escape
+    shows 'first line'
+    type_in ':wq' Enter
+    shows 'ended 0'
+    [ "$(msb-exec -- cat /tmp/edited)" = $'first line\nsecond' ]
+    terminal 'msb-exec -- less /tmp/numbers'
+    shows 22
+    type_in Space
+    shows 44
+    type_in G
+    shows 500
+    type_in q
+    shows 'ended 0'
+    shows icanon
+    terminal 'msb-exec -- top -d 1'
+    shows 'Mem:'
+    shows init.krun
+    type_in q
+    shows 'ended 0'
+    shows icanon
+}
+
+@test "the detach keys leave the command running, and --attach comes back to it" {
+    terminal 'msb-exec -- sh; msb-exec --list | jq -r ".id" | tail -n 1 > id'
+    type_in 'echo he''re' Enter
+    shows here
+    type_in 'sleep 5002; echo do''ne' Enter
+    exec_await exec_has 1 sleep
+    type_in C-p
+    type_in C-q
+    shows 'goes on without you'
+    shows 'ended 0'
+    shows icanon
+    [ "$(exec_count sleep)" = 1 ]
+    is_attached() { msb-exec --list | jq -es '.[0].attached'; }
+    terminal 'msb-exec --attach $(cat id)'
+    exec_await is_attached
+    type_in C-c
+    type_in 'echo re''turned' Enter
+    shows returned
+    type_in 'exit 8' Enter
+    shows 'ended 8'
+    shows icanon
+    # Other keys, or none at all.
+    terminal 'msb-exec --detach-keys "" -- sh -c "stty -icanon -echo -ixon min 2; head -c 2 | od -An -tx1"'
+    exec_await exec_has 1 head
+    type_in C-p
+    type_in C-q
+    shows '10 11'
+    terminal 'msb-exec --detach-keys x,y -- sleep 5003'
+    exec_await exec_has 1 sleep
+    type_in x
+    type_in y
+    shows 'ended 0'
+    msb-exec -- killall sleep
+}
+
+@test "the terminal is put back where msb-exec is ended, or its VM" {
+    terminal 'msb-exec -- sleep 5004'
+    exec_await exec_has 1 sleep
+    pid=$(pgrep -f 'msb-exec -- sleep 5004' | tail -n 1)
+    # What a person does who has had enough; the first ones are for the command, which has none of its own to catch them.
+    kill -TERM "$pid"
+    shows 'ended 143'
+    shows icanon
+    ! screen | grep -q -- -icanon
+    terminal 'msb-exec -- sh -c "trap \"\" TERM HUP; echo deaf; while :; do sleep 0.1; done"'
+    shows deaf
+    pid=$(pgrep -f 'msb-exec -- sh -c trap' | tail -n 1)
+    for _ in 1 2 3; do
+        kill -TERM "$pid"
+        sleep 0.2
+    done
+    shows 'ended 143'
+    shows icanon
+    ! screen | grep -q -- -icanon
+    vm_boot brief
+    terminal "msb-exec -r $BATS_TEST_TMPDIR/brief.json -- sh -c 'echo ready; sleep 5005'"
+    shows ready
+    msb-stop -t 0 -r "$BATS_TEST_TMPDIR/brief.json" >/dev/null
+    shows 'ended 1'
+    shows icanon
+    ! screen | grep -q -- -icanon
+}
