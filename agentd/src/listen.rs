@@ -13,6 +13,9 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStre
 use crate::session::{self, PATIENCE};
 use crate::{Agent, Error, visit};
 
+/// The priority of what answers callers, as nice(1) has it, and of what serves them then.
+const ANSWERING: i32 = -19;
+const SERVING: i32 = -10;
 /// A session's stack, in bytes: its buffers are on the heap.
 const STACK: usize = 128 << 10;
 
@@ -29,6 +32,8 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     }
     let agent = Arc::clone(agent);
     let accept = move || {
+        // However busy the guest is, a caller hears from it; commands start with the usual priority (see sys::prepare).
+        let _ = rustix::process::setpriority_process(None, ANSWERING);
         loop {
             agent.sessions.wait_for_room();
             match listener.accept() {
@@ -67,6 +72,7 @@ fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Er
     connection.set_read_timeout(Some(PATIENCE))?;
     Message::hello().send(&mut connection)?;
     Message::receive_hello(&mut connection)?;
+    let _ = rustix::process::setpriority_process(None, SERVING);
     match Message::receive(&mut connection)? {
         Some(Message::Exec(request)) => {
             connection.set_read_timeout(None)?;

@@ -59,6 +59,7 @@ pub fn prepare(command: &mut Command, start: Start) {
         if let Ok(score) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
             let _ = rustix::io::write(score, b"0");
         }
+        rustix::process::setpriority_process(None, 0)?;
         let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
         rustix::process::setrlimit(Resource::Nofile, files)?;
         for (resource, limit) in &start.limits {

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use msb::exit::ReaderGone;
-use msb::wire::dial::PATIENCE;
 use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody};
 use msb::wire::{self, Decoder, MAX_DATA, Message, Stream};
 use nix::sys::signal::Signal;
@@ -22,6 +21,8 @@ use crate::output::{self, Output, Turn};
 use crate::sending::Sending;
 use crate::signals;
 
+/// How long the guest may take to start a command. One with hundreds of others to start takes its time.
+const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long what came before a failure of the guest may take to be written.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a command that timed out may take to end on TERM.
@@ -146,7 +147,7 @@ fn receive(
     let mut decoder = Decoder::default();
     let mut block = vec![0u8; MAX_DATA];
     // A command may be silent for ever, but not whoever starts it.
-    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_read_timeout(Some(START_PATIENCE))?;
     loop {
         let got = match connection.read(&mut block) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),

@@ -6,10 +6,10 @@
 //! leaves the record, the kernel's log and [`ENDED`]; msb-stop, or the next msb-boot of that name, removes them.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -152,6 +152,8 @@ impl Held {
         if !fs::symlink_metadata(&socket)?.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
         }
+        // The directory is private already; this is for whoever makes it less so.
+        fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
         Dir::open(&self.path)?.remove_tree(Name::new(OsStr::new(DOOR))?)
     }
 

@@ -1,0 +1,153 @@
+#!/usr/bin/env bats
+# Many commands, and greedy ones: what is left of them, what the others notice, and what the agent keeps.
+#
+#   MSB_MANY=10000 tests/run tests/t5-many.bats     so many in a row, and a twentieth of them at once; fewer without
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    source "$BATS_TEST_DIRNAME/image.bash"
+    exec_root
+    cp "$(guest_program greedy)" "$vm_root/bin/greedy"
+    exec_boot -c 2 -m 384M
+}
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    vm_teardown
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/exec.bash"
+    cd "$BATS_TEST_TMPDIR" || return
+    agent=$(exec_agent)
+}
+
+teardown() {
+    vm_show
+}
+
+# of_agent: the agent's descriptors, threads, resident KiB, and the guest's zombies and cgroups, but for the asking exec's own.
+of_agent() {
+    msb-exec -- sh -c 'echo $(ls /proc/$1/fd | wc -l) $(awk "/^Threads|^VmRSS/ { print \$2 }" /proc/$1/status) \
+        $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z ") $(ls -d /sys/fs/cgroup/msb/*/ | wc -l)' sh "$agent"
+}
+
+# unchanged BEFORE: whether the agent has what it had; its memory may have grown by 600 KiB.
+unchanged() {
+    local fds rss threads zombies cgroups before
+    before=($1)
+    read -r fds rss threads zombies cgroups < <(of_agent)
+    echo "descriptors, KiB, threads, zombies, cgroups: $1, then $fds $rss $threads $zombies $cgroups"
+    [ "$fds" -le "${before[0]}" ] && [ "$rss" -le $((before[1] + 600)) ] && [ "$threads" -le "${before[2]}" ] && \
+        [ "$zombies" = 0 ] && [ "$cgroups" -le "${before[4]}" ]
+}
+
+@test "many in a row leave nothing behind, on either side" {
+    for _ in $(seq 20); do msb-exec -- true; done
+    before=$(of_agent)
+    fds() { for pid in $(vm_processes); do ls "/proc/$pid/fd"; done | wc -l; }
+    fds_before=$(fds)
+    for _ in $(seq "${MSB_MANY:-150}"); do msb-exec -n -- true; done
+    exec_await unchanged "$before"
+    [ "$(fds)" -le "$fds_before" ]
+}
+
+@test "many at once are all served, each with its own bytes and status" {
+    count=$((${MSB_MANY:-2000} / 20))
+    before=$(of_agent)
+    for n in $(seq "$count"); do
+        { status=0; msb-exec -n -- sh -c "echo $n; exit $((n % 200))" || status=$?; echo "$status"; } >"out-$n" 2>"err-$n" &
+    done
+    wait
+    for n in $(seq "$count"); do
+        [ "$(cat "out-$n")" = "$n"$'\n'"$((n % 200))" ] || { head "out-$n" "err-$n"; false; }
+    done
+    # The C library keeps some of what so many threads had.
+    before=($before)
+    before[1]=$((before[1] + 4000))
+    exec_await unchanged "${before[*]}"
+}
+
+@test "a new command is answered while others flood in both directions" {
+    pids=()
+    for _ in 1 2 3; do
+        msb-exec -n -- yes >/dev/null &
+        pids+=($!)
+        (yes || true) | msb-exec -- cat >/dev/null &
+        pids+=($!)
+    done
+    for n in $(seq 10); do [ "$(timeout 20 msb-exec -- echo "$n" <<<in)" = "$n" ]; done
+    kill "${pids[@]}"
+    wait || true
+    exec_await exec_has 0 yes
+}
+
+@test "thousands of orphans leave no zombie, and PID 1 no larger" {
+    rss() { msb-exec -- awk '/^VmRSS/ { print $2 }' /proc/1/status; }
+    before=$(rss)
+    [ "$(msb-exec -- greedy orphans "${MSB_MANY:-2000}")" = "made ${MSB_MANY:-2000}" ]
+    [ "$(msb-exec -- sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z " || true')" = 0 ]
+    [ "$(rss)" -le $((before + 300)) ]
+}
+
+@test "a fork bomb is limited to its exec, and ends with it" {
+    msb-exec -- greedy forks >said 2>&1 &
+    exec_await grep -q full said
+    for n in 1 2 3; do [ "$(timeout 60 msb-exec -- echo "$n")" = "$n" ]; done
+    kill -KILL $!
+    exec_await exec_has 0 greedy
+    [ "$(msb-exec -- echo alive)" = alive ]
+    [ "$(exec_agent)" = "$agent" ]
+}
+
+@test "a command that fills the memory is ended, with all of its exec, and nobody else" {
+    msb-exec -n -- sleep 5100 &
+    exec_await exec_has 1 sleep
+    status=0
+    timeout 120 msb-exec -- sh -c 'greedy memory; echo survived' >said 2>&1 || status=$?
+    [ "$status" = 137 ]
+    ! grep -q survived said
+    [ "$(exec_count sleep)" = 1 ]
+    [ "$(exec_agent)" = "$agent" ]
+    kill %1
+    wait %1 || true
+}
+
+@test "a command may not be spared where memory runs out, and the agent is" {
+    [ "$(msb-exec -- cat /proc/self/oom_score_adj)" = 0 ]
+    [ "$(msb-exec -- cat "/proc/$agent/oom_score_adj")" = -1000 ]
+}
+
+@test "signals of the guest's own do not end PID 1" {
+    msb-exec -- sh -c 'for n in 1 3 4 5 6 7 8 9 11 13 14 18 19 20 21 22 23 28 34 64; do kill -$n 1 || echo "no $n"; done'
+    [ "$(msb-exec -- echo alive)" = alive ]
+    [ "$(msb-exec -u nobody -- sh -c 'kill -TERM 1 2>/dev/null || echo refused')" = refused ]
+}
+
+@test "--wait-ready waits for a VM by name or by file, and says when it waited in vain" {
+    msb-exec --wait-ready 60s -r soon -- hostname <&- >by-name &
+    by_name=$!
+    msb-exec --wait-ready 60s -r "$PWD/soon.json" -- hostname <&- >by-file &
+    by_file=$!
+    # Both are waiting, for a file that is there and empty too.
+    : >soon.json
+    vm_boot soon
+    wait "$by_name" "$by_file"
+    [ "$(cat by-name by-file)" = $'soon\nsoon' ]
+    [ "$(msb-exec --wait-ready 5s -- echo at once)" = 'at once' ]
+    run --separate-stderr msb-exec --wait-ready 300ms -r never -- true
+    [ "$status" = 125 ]
+    [[ $stderr == 'msb-exec: record "never": no such file'*'(waited 300ms for it)' ]]
+    # And one that goes in the middle is said.
+    msb-exec -r soon -- sh -c 'echo up; sleep 5101' >up 2>err <&- &
+    pid=$!
+    exec_await test -s up
+    kill -KILL "$(vm_vmm soon)"
+    status=0
+    wait "$pid" || status=$?
+    [ "$status" = 125 ]
+    grep -q 'msb-exec: vm "soon": it is gone: ' err
+}
