@@ -137,7 +137,7 @@ impl Cgroup {
     /// The processes in it now.
     pub fn processes(&self) -> Vec<i32> {
         let list = fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default();
-        list.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 0).collect()
+        list.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 1).collect()
     }
 
     /// Ends all processes in it, and waits until they have. True: there is none any more.

@@ -130,16 +130,6 @@ pub fn reap_one() -> Result<Option<Dead>, Errno> {
     }))
 }
 
-/// Sends a signal by its number to a process. Whether it is still the one that was meant is the caller's to know.
-pub fn signal_process(pid: i32, signal: i32) {
-    if pid > 1 {
-        // SAFETY: kill takes two numbers and touches no memory. A process or a signal that does not exist is its error.
-        unsafe {
-            libc::kill(pid, signal);
-        }
-    }
-}
-
 /// Sends a signal by its number, real-time ones included, to a process group that the caller knows to be its child's.
 pub fn signal_group(group: i32, signal: i32) {
     // SAFETY: kill takes two numbers and touches no memory. A group or a signal that does not exist is its error.
