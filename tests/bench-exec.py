@@ -21,7 +21,7 @@ def connect(endpoint, port=None):
 def exactly(agent, count):
     data = b""
     while len(data) < count:
-        data += agent.recv(count - len(data))
+        data += agent.recv(count - len(data)) or sys.exit("the VM is gone")
     return data
 
 
@@ -35,7 +35,7 @@ def steps(endpoint):
     agent.sendall(frame(1, b'{"version":1}'))
     exactly(agent, struct.unpack("<IB", exactly(agent, 5))[0])
     marks.append(time.monotonic())
-    agent.sendall(frame(2, b'{"argv":["/bin/true"],"no_stdin":true}'))
+    agent.sendall(frame(2, b'{"argv":["/bin/true"],"no_stdin":true}') + frame(8, b"\1\0\0\1\0") + frame(8, b"\2\0\0\1\0"))
     while True:
         length, kind = struct.unpack("<IB", exactly(agent, 5))
         exactly(agent, length)
@@ -72,7 +72,12 @@ def main(how, record, *numbers):
         agent, block, start = connect(endpoint, port), bytearray(65536), time.monotonic()
         agent.sendall(b"s" if how == "from" else struct.pack("<cQ", b"t", left))
         while left > 0:
-            left -= agent.recv_into(block) if how == "from" else agent.send(block[:left])
+            if how == "to":
+                left -= agent.send(block[:left])
+                continue
+            exactly(agent, 31 << 10)
+            agent.sendall(b".")
+            left -= 31 << 10
         if how == "to":
             exactly(agent, 1)
         print(f"{(numbers[1] << 20) / (time.monotonic() - start) / 1e6:.0f}")

@@ -21,7 +21,7 @@ exec_boot -c 2
 runs=${RUNS:-200} mib=${MIB:-64} port=2000
 handshake=$(jq .vm.endpoint.handshake "$MSB_RECORD")
 
-# ms COMMAND…: its time, in microseconds.
+# us COMMAND…: its time, in microseconds.
 us() {
     local start=${EPOCHREALTIME/./}
     "$@" >/dev/null </dev/null
@@ -34,7 +34,7 @@ row() {
     shift
     for ((run = 0; run < runs; run++)); do us "$@"; done | sort -n | awk -v name="$name" '
         { value[NR] = $1 / 1000 }
-        END { printf "%s\t%.2f\t%.2f\n", name, value[int((NR + 1) / 2)], value[int(NR * 0.99) > 0 ? int(NR * 0.99) : 1] }'
+        END { printf "%s\t%.2f\t%.2f\n", name, value[int((NR + 1) / 2)], value[int(NR * 0.99 + 0.99)] }'
 }
 
 # rate COMMAND…: MB/s, the best of three.
@@ -43,7 +43,7 @@ rate() {
     for run in 1 2 3; do us "$@"; done | sort -n | awk -v bytes=$((mib << 20)) 'NR == 1 { printf "%.0f\n", bytes / $1 }'
 }
 
-# shellcheck disable=SC2317,SC2329 # called by rate and ms
+# shellcheck disable=SC2317,SC2329 # called by rate and us
 {
     stdout() { msb-exec -n -- dd if=/dev/zero bs=64k count=$((mib * 16)) 2>/dev/null; }
     stdin() { head -c "${mib}M" /dev/zero | msb-exec -- dd of=/dev/null bs=64k 2>/dev/null; }

@@ -1,6 +1,7 @@
 // A bare vsock peer for benchmarks: what msb-exec's figures are held against. On port PORT, each connection may say
 //
-//   "e" and then bytes, which come back;  "s" and it sends zeroes without end;  "t", a number of 8 bytes and so many bytes, and
+//   "e" and then bytes, which come back;  "s" and it sends blocks of zeroes, each for a byte that came, six ahead (VMMs get stuck where
+//   vsock's own flow control has to act);  "t", a number of 8 bytes and so many bytes, and
 //   it says a byte when it has all;  "f" and it runs /bin/true and says a byte.
 //
 //   echo-agent PORT
@@ -13,6 +14,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+// Six of them are less than what Linux sends ahead.
+enum { AHEAD = 6 };
 static char block[31 << 10];
 
 static void serve(int fd) {
@@ -25,11 +28,17 @@ static void serve(int fd) {
             if (write(fd, block, got) != got)
                 return;
         return;
-    case 's':
+    case 's': {
+        char answers[AHEAD];
         memset(block, 0, sizeof block);
-        while (write(fd, block, sizeof block) > 0)
-            ;
-        return;
+        for (int ahead = 0;; ahead -= got) {
+            for (; ahead < AHEAD; ahead++)
+                if (write(fd, block, sizeof block) != sizeof block)
+                    return;
+            if ((got = read(fd, answers, sizeof answers)) <= 0)
+                return;
+        }
+    }
     case 't': {
         uint64_t left;
         if (read(fd, &left, sizeof left) != sizeof left)
