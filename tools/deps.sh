@@ -15,7 +15,7 @@ kernel_sha256=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
 packages=(
     build-essential pkg-config curl ca-certificates                     # building
     qemu-system-x86 fuse3                                               # running
-    bats jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
+    bats parallel jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
     openssl zstd attr acl busybox-static e2fsprogs fuse-overlayfs       # tests: the rest
     qemu-utils                                                          # tests: disk images
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
@@ -44,12 +44,18 @@ have_virtiofsd() {
     [ -x /usr/libexec/virtiofsd ] || [ -x /usr/lib/qemu/virtiofsd ]
 }
 
-install_packages() {
-    local missing=() package
+# missing_packages: those of ours that are not installed, a line each.
+missing_packages() {
+    local package
     for package in "${packages[@]}"; do
-        is_installed "$package" || missing+=("$package")
+        is_installed "$package" || echo "$package"
     done
-    python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+    python3 -m pip --version >/dev/null 2>&1 || echo python3-pip
+}
+
+install_packages() {
+    local missing round
+    mapfile -t missing < <(missing_packages)
     if [ "${#missing[@]}" -eq 0 ] && have_virtiofsd; then
         return
     fi
@@ -60,8 +66,14 @@ install_packages() {
     if ! have_virtiofsd && apt-cache show virtiofsd >/dev/null 2>&1; then
         missing+=(virtiofsd)
     fi
-    say "apt-get install ${missing[*]}"
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
+    # Twice where need be: what was there of another release, as backports have it, may have had to go for what came.
+    for round in first last; do
+        say "apt-get install ${missing[*]}"
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
+        mapfile -t missing < <(missing_packages)
+        [ "${#missing[@]}" -gt 0 ] || break
+        [ "$round" = first ] || die "still missing: ${missing[*]}"
+    done
     have_virtiofsd || die "virtiofsd is still missing (it should be in /usr/libexec or /usr/lib/qemu)"
 }
 

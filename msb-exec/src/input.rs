@@ -6,6 +6,7 @@ use std::thread;
 
 use msb::wire::{HEADER, MAX_DATA, Message, Stream, put_data};
 
+use crate::blocking;
 use crate::keys::Watch;
 use crate::sending::Sending;
 
@@ -70,12 +71,8 @@ fn pump(sending: &Sending, credit: &Credit, mut watch: Option<Watch>) -> bool {
         let held = watch.as_ref().map_or(0, Watch::held);
         let Some(available) = credit.available(held) else { break };
         let wanted = available.min(MAX_DATA - held);
-        let got = match rustix::io::read(rustix::stdio::stdin(), &mut block[..wanted]) {
-            Ok(got) => got,
-            Err(rustix::io::Errno::INTR) => continue,
-            // A closed stdin has nothing to say.
-            Err(_) => 0,
-        };
+        // A closed stdin has nothing to say.
+        let got = blocking::read(rustix::stdio::stdin(), &mut block[..wanted]).unwrap_or(0);
         if got == 0 {
             let _ = sending.message(&Message::Eof(Stream::Stdin));
             return false;

@@ -1,6 +1,7 @@
 //! msb-exec: runs a command in a running microVM, as plainly as if it ran here.
 
 mod args;
+mod blocking;
 mod connect;
 mod ended;
 mod input;

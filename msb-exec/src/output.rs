@@ -1,7 +1,6 @@
 //! An output of ours: a queue, and a thread that writes it and gives credit for what is written.
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -13,6 +12,7 @@ use std::time::Duration;
 use msb::wire::turn::FromGuest;
 use msb::wire::{Message, Stream};
 
+use crate::blocking;
 use crate::sending::Sending;
 
 /// How many bytes of each output may be on their way. Both together are less than a Linux guest sends ahead on a vsock
@@ -40,15 +40,15 @@ impl Output {
         sending: &Sending,
         turn: &Turn,
     ) -> io::Result<Self> {
-        // A file of our own on the same descriptor: the standard library's would hold bytes back until a newline.
-        let mut to = File::from(to.as_fd().try_clone_to_owned()?);
+        // A descriptor of our own: the standard library's stdout would hold bytes back until a newline.
+        let to = to.as_fd().try_clone_to_owned()?;
         let (queue, queued): (Sender<Vec<u8>>, Receiver<Vec<u8>>) = channel();
         let (sending, connection, turn) = (sending.clone(), connection.try_clone()?, Arc::clone(turn));
         let (done, written) = channel();
         thread::spawn(move || {
             let mut result = Ok(());
             for bytes in queued {
-                result = to.write_all(&bytes);
+                result = blocking::write_all(&to, &bytes);
                 if result.is_err() {
                     let _ = connection.shutdown(Shutdown::Both);
                     break;
