@@ -109,10 +109,16 @@ pub fn environment(defaults: &Defaults, wanted: &[msb::wire::exec::Text]) -> Vec
 /// Where systemd takes its services' variables from, for this boot alone: it gives them a PATH of its own otherwise.
 const SYSTEMD_DROP_IN: &str = "/run/systemd/system.conf.d/50-msb.conf";
 
+/// Hidden from systemd: it would wait for the console as a device for a minute and a half, where no udev says that it is there, and
+/// nobody can log in on a log.
+const SYSTEMD_CONSOLE: &str = "/run/systemd/system/serial-getty@hvc0.service";
+
 /// Readies what an init takes from elsewhere than its environment.
 pub fn prepare(init: &Init) {
     let program = std::fs::canonicalize(&init.path).unwrap_or_default();
     if program.file_name().is_some_and(|name| name == "systemd") {
+        let _ = std::fs::create_dir_all("/run/systemd/system");
+        let _ = std::os::unix::fs::symlink("/dev/null", SYSTEMD_CONSOLE);
         let path = child::DEFAULT_PATH;
         let words = format!("[Manager]\nDefaultEnvironment=PATH={}:{path}\n", script::GUEST_DIR);
         let dir = Path::new(SYSTEMD_DROP_IN).parent().unwrap_or(Path::new("/run"));
