@@ -11,13 +11,13 @@ use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::resolve::{End, Resolved, Step, Trail};
 use msb::overlay::upper::{WHOLE, Writer, copy_xattrs, upper_of};
 use msb::overlay::{Layer, Leaf, Merged};
+use msb::staging::Layers;
 use rustix::fs::{FileType, Mode, Stat, Timespec, Timestamps};
 
 use crate::content::Content;
 use crate::kept::Kept;
 use crate::op::{self, Op};
 use crate::plan::{Plan, plan};
-use crate::staging::Layers;
 use crate::user::User;
 
 const FILE_MODE: u32 = 0o644;

@@ -9,7 +9,5 @@ pub mod op;
 pub mod plan;
 pub mod report;
 pub mod scripts;
-pub mod staging;
 pub mod stream;
-mod sync;
 pub mod user;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
+use msb::staging::Staging;
 use msb::{cli, exit, line};
 use msb_patch::apply::{Done, Target};
 use msb_patch::args::Args;
@@ -14,7 +15,6 @@ use msb_patch::op::Op;
 use msb_patch::plan::Plan;
 use msb_patch::report::{Found, Report};
 use msb_patch::scripts::Scripts;
-use msb_patch::staging::Staging;
 use msb_patch::stream::{self, Numbered};
 use msb_patch::user::User;
 
@@ -42,7 +42,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let (mut target, staging) = match &lower {
         Some(lower) => {
-            let begun = Staging::begin(lower, record.upper.as_ref(), upper_named.as_deref())?;
+            let begun = Staging::begin(&msb::state::home()?, lower, record.upper.as_ref(), upper_named.as_deref())?;
             (Some(Target::new(begun.layers, args.dry_run, epoch, user)), Some(begun.staging))
         }
         None => (None, None),

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
+use msb::staging::{Draft, Staging};
 use msb::state;
-
-use crate::staging::{Draft, Staging};
 
 /// The scripts of this run.
 #[derive(Debug, Default)]
@@ -37,7 +36,7 @@ impl Scripts {
             None => {
                 let draft = match staging.and_then(Staging::draft) {
                     Some(draft) => draft,
-                    None => self.own.insert(Draft::begin()?),
+                    None => self.own.insert(Draft::begin(&state::home()?)?),
                 };
                 let dirs = Dirs { aside: draft.aside.join("scripts"), to: draft.to.join("scripts") };
                 state::make_private_dir(&dirs.aside)?;

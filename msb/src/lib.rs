@@ -21,5 +21,9 @@ pub mod record;
 pub mod rundir;
 pub mod script;
 #[cfg(feature = "cli")]
+pub mod staging;
+#[cfg(feature = "cli")]
 pub mod state;
+#[cfg(feature = "cli")]
+mod sync;
 pub mod wire;

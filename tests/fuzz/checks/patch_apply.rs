@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::{Merged, whiteout};
 use msb::record::Upper;
+use msb::staging::Staging;
 use msb_patch::apply::Target;
 use msb_patch::op::{Base64, Mode, Op};
-use msb_patch::staging::Staging;
 use msb_patch::user::User;
 use rustix::fs::{FileType, Mode as Bits, XattrFlags};
 
@@ -42,7 +42,7 @@ pub fn check(data: &[u8]) {
         let before = upper.exists().then(|| facts(&upper, false));
         let continued = Upper { dir: upper.clone(), work: place("upper.work"), unknown: serde_json::Map::new() };
         let dry_run = choices.one_in(6);
-        let begun = Staging::begin(&lower, before.is_some().then_some(&continued), Some(&upper));
+        let begun = Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&upper));
         let begun = begun.expect("layers that can be opened");
         let staging = begun.staging;
         let epoch = choices.one_in(2).then_some(1_700_000_000);

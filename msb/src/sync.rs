@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use msb::overlay::beneath::{Dir, Name};
+use crate::overlay::beneath::{Dir, Name};
 use rustix::fs::{FileType, OFlags};
 
 /// How many names are little.

@@ -1,5 +1,5 @@
-//! The upper while it is being made: aside, and visible in one rename. A run that is killed leaves the old upper or the
-//! new one, and what it left aside is cleared away by the next.
+//! An upper while it is being made, by msb-patch or by a commit: aside, and visible in one rename. A run that is killed leaves
+//! the old upper or the new one, and what it left aside is cleared away by the next.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -10,14 +10,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use msb::overlay::beneath::{Dir, Entry, Name};
-use msb::overlay::upper::{self, WHOLE, Writer, copy_attributes};
-use msb::overlay::{Merged, whiteout};
-use msb::record::Upper;
-use msb::{exit, state};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, RenameFlags};
 
-use crate::sync;
+use crate::overlay::beneath::{Dir, Entry, Name};
+use crate::overlay::upper::{self, WHOLE, Writer, copy_attributes};
+use crate::overlay::{Merged, whiteout};
+use crate::record::Upper;
+use crate::{exit, state, sync};
 
 /// An upper's name while it is made in its work directory, which is on the same file system, and where a later
 /// [`Writer`] clears away what a run that was killed has left.
@@ -75,12 +74,12 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Starts a new sandbox, and clears away those that were never finished.
+    /// Starts a new sandbox under the state directory `home`, and clears away those that were never finished.
     ///
     /// # Errors
     /// What making or locking says.
-    pub fn begin() -> anyhow::Result<Self> {
-        let sandboxes = state::home()?.join("sandboxes");
+    pub fn begin(home: &Path) -> anyhow::Result<Self> {
+        let sandboxes = home.join("sandboxes");
         state::make_private_dir(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
         // Nobody may take a directory for abandoned between its making and its locking.
         let _gate = lock_dir(&sandboxes, FlockOperation::LockExclusive).with_context(|| format!("{sandboxes:?}"))?;
@@ -117,20 +116,23 @@ fn clear_abandoned(sandboxes: &Path) {
             && let Ok(_lock) = lock_dir(&child.path(), FlockOperation::NonBlockingLockExclusive)
             && let Err(error) = remove(&child.path())
         {
-            exit::warn(
-                "msb-patch",
-                &format!("{:?}: left by an earlier run, and cannot be removed: {error}", child.path()),
-            );
+            exit::warn("msb", &format!("{:?}: left by an earlier run, and cannot be removed: {error}", child.path()));
         }
     }
 }
 
 impl Staging {
-    /// Starts an upper: a copy of the one that is to be continued, or an empty one.
+    /// Starts an upper: a copy of the one that is to be continued, or an empty one, under the state directory `home` where
+    /// nobody names a place.
     ///
     /// # Errors
     /// Words; among them that another process writes the upper.
-    pub fn begin(lower: &[PathBuf], continued: Option<&Upper>, named: Option<&Path>) -> anyhow::Result<Begun> {
+    pub fn begin(
+        home: &Path,
+        lower: &[PathBuf],
+        continued: Option<&Upper>,
+        named: Option<&Path>,
+    ) -> anyhow::Result<Begun> {
         let layers = Merged::open(lower, None)?;
         let existing = match (named, continued) {
             (Some(dir), Some(upper)) if upper.dir == dir => Some(upper.clone()),
@@ -141,14 +143,14 @@ impl Staging {
         let (staging, writer, borrowed) = match (existing, named) {
             (Some(upper), _) => Self::exchange(&upper)?,
             (None, Some(dir)) => Self::new_upper(dir, &layers)?,
-            (None, None) => Self::new_sandbox(&layers)?,
+            (None, None) => Self::new_sandbox(home, &layers)?,
         };
         let root = Merged::open(lower, Some(&staging.upper))?;
         Ok(Begun { staging, layers: Layers { root, writer, borrowed } })
     }
 
-    fn new_sandbox(layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
-        let draft = Draft::begin()?;
+    fn new_sandbox(home: &Path, layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
+        let draft = Draft::begin(home)?;
         let aside = draft.aside.clone();
         let (upper, work) = (aside.join("upper"), aside.join("work"));
         upper::create(&upper, &work, layers).with_context(|| format!("{aside:?}"))?;
