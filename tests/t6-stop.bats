@@ -24,6 +24,7 @@ teardown() {
 }
 
 @test "commands in the guest get TERM and the time to end by themselves" {
+    vm_needs_share
     vm_boot worker
     vm_exec worker sh -c 'trap "echo ended >/tmp/trap; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
     until grep -q up up; do sleep 0.02; done

@@ -3,6 +3,8 @@
 # that these tests are about msb-boot and msb-stop alone.
 #
 #   source tests/vm.bash; vm_setup; vm_boot worker; …; vm_teardown
+#
+# With MSB_TEST_ROOT=block the root is made of disks, not shared. A test that is about a shared root says vm_needs_share.
 
 # vm_setup: our tools on PATH, in a scratch directory with state of this test's own, a root and a record for it ($vm_record).
 vm_setup() {
@@ -20,7 +22,18 @@ vm_setup() {
     printf 'root:x:0:\nnogroup:x:65534:\n' >"$vm_root/etc/group"
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
         mount: {path: $root, pid: 1, fstype: "none"}, later: {kept: true}}' >"$vm_record"
+    if [ "${MSB_TEST_ROOT:-share}" = block ]; then
+        # The same root as a disk. Tests use the same names, and a name's disk is another one's there.
+        export MSB_HOME=$BATS_TEST_TMPDIR/home
+        jq -c 'del(.mount)' "$vm_record" >"$vm_record.block"
+        mv "$vm_record.block" "$vm_record"
+    fi
     cd "$BATS_TEST_TMPDIR" || return
+}
+
+# vm_needs_share: skips a test that looks from the host at what the guest sees.
+vm_needs_share() {
+    [ "${MSB_TEST_ROOT:-share}" = share ] || skip "it looks into a shared root from the host"
 }
 
 # vm_alone PROGRAM: a fresh directory "alone" with only this of our own programs.

@@ -3,11 +3,17 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use msb::boot::{self, Boot, MountStep};
+use msb::boot::{self, Boot, Directory, MountStep};
+use msb::overlay::beneath::Dir;
+use msb::overlay::upper::copy_attributes;
 use msb::script;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::Mode;
 
 use crate::Error;
 
@@ -63,16 +69,34 @@ pub fn mount_kernel_file_systems() -> Result<(), Error> {
     Ok(())
 }
 
-/// The mount points that were made in the real root, to be taken away again at the end.
-pub type Made = Vec<PathBuf>;
+/// What was made on the way to the real root, to be taken down again at the end.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// Mount points in the real root; the host hears of them too.
+    pub points: Vec<PathBuf>,
+    /// Writable file systems below it, which no path leads to any more.
+    below: Vec<OwnedFd>,
+}
+
+impl Made {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
 
 /// Mounts the real root by boot.json's steps and makes it `/`.
 ///
 /// # Errors
 /// The step that fails, by name.
 pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
+    let mut made = Made::new();
     for step in &boot.mounts {
         mount_step(step)?;
+        if !step.directories.is_empty() {
+            let below = open(&step.target, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty());
+            made.below.push(below.map_err(|error| Error::step(format!("open {:?}", step.target), error.into()))?);
+        }
     }
     let root = Path::new(boot::NEW_ROOT);
     if !boot.mounts.iter().any(|step| step.target == root) {
@@ -85,7 +109,6 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
             return Err(Error::step(format!("mount /{name}"), why));
         }
     }
-    let mut made = Made::new();
     for name in MOVED {
         let (from, to) = (Path::new("/").join(name), root.join(name));
         make_mount_point(&to, name, &mut made)?;
@@ -136,11 +159,19 @@ fn show_profile(root: &Path, made: &mut Made) -> io::Result<()> {
         Ok(_) => {}
         Err(_) => {
             fs::File::create_new(&target)?;
-            made.push(Path::new("/").join(PROFILE));
+            made.points.push(Path::new("/").join(PROFILE));
         }
     }
     let source = Path::new("/").join(boot::MSB_DIR).join(script::PROFILE_NAME);
     Ok(mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+/// Mounts by boot.json's steps alone.
+///
+/// # Errors
+/// The step that fails, by name.
+pub fn mount_steps(boot: &Boot) -> Result<(), Error> {
+    boot.mounts.iter().try_for_each(mount_step)
 }
 
 /// A runtime mounts on directories that an image need not have; what we make we also take away.
@@ -149,7 +180,7 @@ fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Erro
         return Ok(());
     }
     fs::create_dir(path).map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
-    made.push(Path::new("/").join(name));
+    made.points.push(Path::new("/").join(name));
     Ok(())
 }
 
@@ -169,7 +200,28 @@ fn mount_step(step: &MountStep) -> Result<(), Error> {
     let data = data.join(",");
     mount(Some(step.source.as_str()), &step.target, Some(step.fstype.as_str()), flags, Some(data.as_str())).map_err(
         |error| Error::step(format!("mount {:?} ({}) on {:?}", step.source, step.fstype, step.target), error.into()),
-    )
+    )?;
+    for directory in &step.directories {
+        make_directory(directory)
+            .map_err(|error| Error::step(format!("make the directory {:?}", directory.path), error))?;
+    }
+    Ok(())
+}
+
+/// Makes a directory that is missing. One that was made and not finished before is made again: it is empty.
+fn make_directory(directory: &Directory) -> io::Result<()> {
+    if directory.path.is_dir() {
+        return Ok(());
+    }
+    let aside = directory.path.with_extension("new");
+    match fs::DirBuilder::new().mode(0o700).create(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if let Some(like) = &directory.like {
+        copy_attributes(&Dir::open(like)?.to_entry()?, &Dir::open(&aside)?.to_entry()?)?;
+    }
+    fs::rename(&aside, &directory.path)
 }
 
 /// Takes everything down again, last mount first: what can be unmounted is, the rest is made read-only.
@@ -180,8 +232,14 @@ pub fn leave_root(made: &Made) {
             .or_else(|_| umount2(target.as_os_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
     }
     let _ = umount2("/proc", MntFlags::MNT_DETACH);
-    for path in made {
+    for path in &made.points {
         let _ = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
     }
-    let _ = mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>);
+    let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    let _ = mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>);
+    // After that, so that it has nothing to write any more: its journal is empty for the next boot.
+    for below in &made.below {
+        let _ =
+            nix::unistd::fchdir(below).and_then(|()| mount(None::<&str>, ".", None::<&str>, read_only, None::<&str>));
+    }
 }

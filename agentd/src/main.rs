@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod child;
+mod commit;
 mod early;
 mod execs;
 mod group;
@@ -103,7 +104,7 @@ fn main() -> ExitCode {
         Ok(entered) => entered,
         Err(error) => give_up(&error.to_string(), kernel_ms, &made),
     };
-    let ready = Ready { kernel_ms, agent_ms: uptime_ms(), made: made.clone(), ..Ready::default() };
+    let ready = Ready { kernel_ms, agent_ms: uptime_ms(), made: made.points.clone(), ..Ready::default() };
     match wanted {
         None => be_pid_1(agent, &signals, ready, made),
         Some(wanted) => hand_over(agent, &wanted, &signals, ready, &made),
@@ -172,6 +173,11 @@ fn tell_host(ready: Ready) {
 fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
     early::mount_kernel_file_systems()?;
     let boot = read_boot_json()?;
+    if boot.commit {
+        let since = Instant::now();
+        commit::run(&boot)?;
+        shutdown::end_machine(made, since);
+    }
     *made = early::enter_root(&boot)?;
     let files = Rlimit { current: Some(sys::OPEN_FILES), maximum: Some(sys::OPEN_FILES) };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {

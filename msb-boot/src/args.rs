@@ -72,6 +72,20 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = RootChoice::Auto)]
     pub root: RootChoice,
 
+    /// For a block root: the size of the disk that takes what the guest writes, with K, M, G or T; it takes room as it
+    /// fills. The VM of a --name finds its disk again [default: 4G]
+    #[arg(long, value_name = "SIZE", value_parser = disk_size)]
+    pub disk: Option<u64>,
+
+    /// For a block root: keep what the guest writes in its memory, and nothing of it when the VM has ended
+    #[arg(long, conflicts_with = "disk")]
+    pub ephemeral: bool,
+
+    /// For a block root: bring what the guest has written into the record's upper when the VM has ended, as msb-stop --commit
+    /// does
+    #[arg(long, conflicts_with = "ephemeral")]
+    pub commit_on_stop: bool,
+
     /// For a disk root: the qcow2 file that takes what the guest writes, made where it is missing [default: none, and the
     /// disk is as it was when the VM has ended]
     #[arg(long, value_name = "FILE")]
@@ -89,6 +103,10 @@ pub(crate) struct Args {
     /// the VM's run directory]
     #[arg(long, value_name = "FILE")]
     pub kernel_log: Option<PathBuf>,
+
+    /// Say on stderr which root was chosen, and why
+    #[arg(short, long)]
+    pub verbose: bool,
 
     /// Boot nothing: print as JSON what this machine has for a VM, which VMM would be taken, and what to install or add
     #[arg(long)]
@@ -144,6 +162,10 @@ pub(crate) enum RootChoice {
     Auto,
     /// The mounted root as a shared directory: what the guest writes shows on the host at once
     Share,
+    /// Disks made of the layers and the patches, and one for what the guest writes: the fast one
+    Block,
+    /// The record's disk
+    Disk,
 }
 
 /// What runs the VM.
@@ -176,6 +198,30 @@ fn memory(text: &str) -> Result<u32, String> {
         _ => Err(format!("a guest has {MIN_MEMORY} MiB to {} GiB", MAX_MEMORY / 1024)),
     }
 }
+
+/// Reads the size of a disk, in bytes.
+fn disk_size(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "a size is a number with K, M, G or T".to_owned())?;
+    let shift = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "k" => 10,
+        "" | "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("{unit:?} is no unit of a size (K, M, G or T)")),
+    };
+    match number.checked_mul(1 << shift) {
+        Some(bytes) if (MIN_DISK..=MAX_DISK).contains(&bytes) => Ok(bytes & !0xfff),
+        _ => Err(format!("a disk has {} MiB to {} TiB", MIN_DISK >> 20, MAX_DISK >> 40)),
+    }
+}
+
+/// What a disk has where nobody says.
+pub(crate) const DEFAULT_DISK: u64 = 4 << 30;
+/// Less, and the journal has no place.
+const MIN_DISK: u64 = 256 << 20;
+/// The most that ext4 takes without its feature bigalloc, by blocks of 4 KiB.
+const MAX_DISK: u64 = 16 << 40;
 
 /// Less, and the kernel finds no room for its own tables.
 const MIN_MEMORY: u32 = 96;
@@ -234,6 +280,16 @@ mod tests {
         }
         for bad in ["", "G", "-1", "1T", "1.5G", "95", "99999999999999999999G", "18446744073709551615G", "512 M"] {
             assert!(memory(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_disks_size_is_mib_unless_it_says_otherwise() {
+        for (text, mib) in [("256", 256), ("1G", 1024), ("4GiB", 4096), ("1T", 1 << 20)] {
+            assert_eq!(disk_size(text), Ok(mib << 20), "{text}");
+        }
+        for bad in ["", "G", "255M", "17T", "1P", "-1", "99999999999999999999G", "18446744073709551615T"] {
+            assert!(disk_size(bad).is_err(), "{bad}");
         }
     }
 

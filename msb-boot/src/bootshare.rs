@@ -12,7 +12,7 @@ use msb::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR};
 use msb::script;
 
 /// The directories that the agent mounts on.
-const MOUNT_POINTS: [&str; 5] = ["mnt", "dev", "proc", "sys", "etc"];
+const MOUNT_POINTS: [&str; 8] = ["mnt", "dev", "proc", "sys", "etc", "base", "patches", "top"];
 
 /// Makes the boot share at `dir`, which is not there yet.
 ///

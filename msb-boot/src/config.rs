@@ -11,7 +11,9 @@ use msb::{exit, rundir, state};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::args::{Args, RootChoice};
+use crate::args::{Args, DEFAULT_DISK, RootChoice};
+use crate::block::Block;
+use crate::block::top::Top;
 use crate::disk::Disk;
 use crate::qemu::Parts;
 use crate::vmm::{self, Kind, Root, Vm};
@@ -27,8 +29,8 @@ pub(crate) struct Config {
     pub name: String,
     /// The VM.
     pub vm: Vm,
-    /// How the root reaches the guest, as the record has it.
-    pub root: String,
+    /// Why the root reaches the guest as it does, in words.
+    pub root_why: String,
     /// For the agent.
     pub boot: Boot,
     /// The agent's file.
@@ -41,6 +43,8 @@ pub(crate) struct Config {
     pub timeout: Duration,
     /// The record that the VM is added to.
     pub record: Record,
+    /// Whether what the guest wrote comes into the upper when the VM has ended, whoever ends it.
+    pub commit_on_stop: bool,
     /// When the record was there, on the monotonic clock.
     pub started: Duration,
 }
@@ -61,7 +65,8 @@ impl Config {
         if let Some(vm) = &record.vm {
             bail!("the record has a VM already, {:?} (stop it with msb-stop, which passes the record on)", vm.name);
         }
-        let root = root(&record, args)?;
+        check_flags(&record, args)?;
+        let choice = choose_root(&record, args)?;
         let name = match &args.name {
             Some(name) => name.clone(),
             None => format!("vm-{}", state::fresh_id()?),
@@ -84,33 +89,49 @@ impl Config {
                 None
             }
         };
+        let dir = run_dir(&name)?;
+        // What takes long comes last.
+        let root = root(&record, args, choice.root)?;
+        if args.verbose {
+            exit::warn(TOOL, &format!("root: {} ({})", root.name(), choice.why));
+        }
         let vm = Vm {
             vmm: kind,
-            dir: run_dir(&name)?,
+            dir,
             cpus: args.cpus,
             memory_mib: args.memory,
             kernel: library,
             root,
             qemu,
-            overlay: None,
+            drives: Vec::new(),
             links: Vec::new(),
         };
         let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
         let boot = Boot {
             version: boot::VERSION,
             hostname: name.clone(),
-            mounts: vec![mount_step(&vm.root)],
+            mounts: mount_steps(&vm.root),
             defaults: defaults::defaults(&image, args)?,
+            commit: false,
             init: defaults::init(&image, args),
         };
-        let root = match vm.root {
-            Root::Share(_) => "share",
-            Root::Disk(_) => "disk",
-        };
         let timeout = Duration::from_secs(args.timeout.into());
+        let commit_on_stop = args.commit_on_stop;
         let record = Record { scripts: scripts.clone(), ..record };
         let kernel_log = args.kernel_log.as_ref().map(std::path::absolute).transpose()?;
-        Ok(Self { name, vm, root: root.into(), boot, agent, kernel_log, scripts, timeout, record, started })
+        Ok(Self {
+            name,
+            vm,
+            root_why: choice.why.into(),
+            boot,
+            agent,
+            kernel_log,
+            scripts,
+            timeout,
+            record,
+            commit_on_stop,
+            started,
+        })
     }
 }
 
@@ -128,24 +149,79 @@ fn more_than_there_is(args: &Args) -> anyhow::Result<Vec<String>> {
     Ok(words)
 }
 
-fn root(record: &Record, args: &Args) -> anyhow::Result<Root> {
+/// A root that was chosen, and why.
+#[derive(Debug, PartialEq, Eq)]
+struct Choice {
+    root: RootChoice,
+    why: &'static str,
+}
+
+/// The root by what the record holds, or the caller's choice where the record allows it.
+fn choose_root(record: &Record, args: &Args) -> anyhow::Result<Choice> {
+    let chosen = |root, why| Ok(Choice { root, why });
+    let rootfs = if record.mount.is_some() { None } else { Some(record.rootfs()?) };
+    match (args.root, rootfs) {
+        (RootChoice::Auto, None) => chosen(RootChoice::Share, "the record has a mount"),
+        (RootChoice::Auto, Some(Rootfs::Layers { .. })) => {
+            chosen(RootChoice::Block, "the record has layers and no mount")
+        }
+        (RootChoice::Auto, Some(Rootfs::Dir { .. })) => {
+            chosen(RootChoice::Block, "the record has a directory and no mount")
+        }
+        (RootChoice::Auto, Some(Rootfs::Disk { .. })) => chosen(RootChoice::Disk, "the record has a disk"),
+        (RootChoice::Share, Some(Rootfs::Disk { path, .. })) => {
+            bail!("disk {path:?} cannot be shared (leave --root out)")
+        }
+        (RootChoice::Share, Some(_)) => {
+            bail!("a shared root is a mounted one, and the record has no mount (put msb-mount before msb-boot)")
+        }
+        (root, _) => match (root, record.rootfs()?) {
+            (RootChoice::Block, Rootfs::Disk { path, .. }) => {
+                bail!("disk {path:?} is a root by itself (leave --root out)")
+            }
+            (RootChoice::Disk, Rootfs::Layers { .. } | Rootfs::Dir { .. }) => {
+                bail!("--root disk is for a disk root, and this record has another (leave it out)")
+            }
+            (root, _) => chosen(root, "--root says so"),
+        },
+    }
+}
+
+/// Flags that another root than the record's would need.
+fn check_flags(record: &Record, args: &Args) -> anyhow::Result<()> {
     if args.overlay.is_some() && !matches!(record.rootfs, Some(Rootfs::Disk { .. })) {
         bail!("--overlay is for a disk root, and this record has another (leave it out)");
     }
-    if let Some(mount) = &record.mount {
-        check_mount(mount)?;
-        return Ok(Root::Share(mount.path.clone()));
+    Ok(())
+}
+
+fn root(record: &Record, args: &Args, choice: RootChoice) -> anyhow::Result<Root> {
+    let block_flags =
+        [("--disk", args.disk.is_some()), ("--ephemeral", args.ephemeral), ("--commit-on-stop", args.commit_on_stop)];
+    if choice != RootChoice::Block
+        && let Some((flag, _)) = block_flags.iter().find(|(_, given)| *given)
+    {
+        bail!("{flag} is for a block root, and this one is not (leave it out, or leave msb-mount out)");
+    }
+    match (choice, &record.mount) {
+        (RootChoice::Share, Some(mount)) => {
+            check_mount(mount)?;
+            return Ok(Root::Share(mount.path.clone()));
+        }
+        (RootChoice::Share, None) => bail!("the record has no mount (put msb-mount before msb-boot)"),
+        _ => {}
     }
     match record.rootfs()? {
-        Rootfs::Layers { .. } => bail!("the record has layers and no mount (put msb-mount before msb-boot)"),
-        Rootfs::Dir { lower, .. } => bail!(
-            "directory root {:?} is not mounted, and the guest may not write into it itself (put msb-mount before msb-boot)",
-            lower[0]
-        ),
-        Rootfs::Disk { path, .. } if args.root == RootChoice::Share => {
-            bail!("disk {path:?} cannot be shared (leave --root out)")
-        }
         Rootfs::Disk { path, format, .. } => Ok(Root::Disk(Disk::check(path, *format, args.overlay.as_deref())?)),
+        Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => {
+            let base = Block::base_name(lower)?;
+            let top = match &args.name {
+                _ if args.ephemeral => Top::Memory,
+                Some(name) => Top::named(name, args.disk, base.as_encoded_bytes())?,
+                None => Top::Unnamed { size: args.disk.unwrap_or(DEFAULT_DISK) },
+            };
+            Ok(Root::Block(Block::check(lower, record.upper.as_ref(), top)?))
+        }
     }
 }
 
@@ -159,12 +235,21 @@ fn check_mount(mount: &Mount) -> anyhow::Result<()> {
     }
 }
 
-fn mount_step(root: &Root) -> MountStep {
+fn mount_steps(root: &Root) -> Vec<MountStep> {
     let (source, fstype) = match root {
         Root::Share(_) => ("rootfs", "virtiofs"),
         Root::Disk(_) => ("/dev/vda", "ext4"),
+        Root::Block(block) => return block.mount_steps(),
     };
-    MountStep { source: source.into(), target: boot::NEW_ROOT.into(), fstype: fstype.into(), options: Vec::new() }
+    let target = boot::NEW_ROOT.into();
+    let step = MountStep {
+        source: source.into(),
+        target,
+        fstype: fstype.into(),
+        options: Vec::new(),
+        directories: Vec::new(),
+    };
+    vec![step]
 }
 
 /// The record's scripts, and the caller's over them.
@@ -204,6 +289,7 @@ fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use msb::record::DiskFormat;
 
     use super::*;
 
@@ -215,17 +301,34 @@ mod tests {
     }
 
     #[test]
-    fn a_root_that_is_not_mounted_names_the_stage_that_is_missing() {
+    fn the_root_is_chosen_by_the_record_and_by_the_caller_where_it_can_be() {
         let dir = std::env::temp_dir();
-        for (rootfs, words) in [
-            (Some(Rootfs::Layers { lower: vec![dir.clone()], unknown: Default::default() }), "put msb-mount before"),
-            (Some(Rootfs::Dir { lower: vec![dir.clone()], unknown: Default::default() }), "put msb-mount before"),
-            (None, "start with msb-pull"),
+        let layers = || Some(Rootfs::Layers { lower: vec![dir.clone()], unknown: Default::default() });
+        let directory = || Some(Rootfs::Dir { lower: vec![dir.clone()], unknown: Default::default() });
+        let disk = || Some(Rootfs::Disk { path: dir.clone(), format: DiskFormat::Raw, unknown: Default::default() });
+        let mount = || Mount { path: dir.clone(), pid: 1, fstype: "x".into(), unknown: Default::default() };
+        let record = |rootfs, mount| Record { rootfs, mount, ..Record::new() };
+        for (record, flag, expected) in [
+            (record(layers(), None), "auto", Ok(RootChoice::Block)),
+            (record(directory(), None), "auto", Ok(RootChoice::Block)),
+            (record(disk(), None), "auto", Ok(RootChoice::Disk)),
+            (record(layers(), Some(mount())), "auto", Ok(RootChoice::Share)),
+            (record(None, Some(mount())), "auto", Ok(RootChoice::Share)),
+            (record(layers(), Some(mount())), "block", Ok(RootChoice::Block)),
+            (record(None, None), "auto", Err("start with msb-pull")),
+            (record(None, Some(mount())), "block", Err("start with msb-pull")),
+            (record(layers(), None), "share", Err("put msb-mount before")),
+            (record(directory(), None), "share", Err("put msb-mount before")),
+            (record(disk(), None), "share", Err("cannot be shared")),
+            (record(disk(), None), "block", Err("is a root by itself")),
+            (record(layers(), None), "disk", Err("is for a disk root")),
         ] {
-            let record = Record { rootfs, ..Record::new() };
-            let args = Args::try_parse_from(["msb-boot"]).unwrap();
-            let error = root(&record, &args).unwrap_err().to_string();
-            assert!(error.contains(words), "{error}");
+            let args = Args::try_parse_from(["msb-boot", "--root", flag]).unwrap();
+            match (choose_root(&record, &args), expected) {
+                (Ok(choice), Ok(root)) => assert_eq!(choice.root, root, "{record:?} {flag}"),
+                (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
+                (other, _) => panic!("{record:?} {flag}: {other:?}"),
+            }
         }
     }
 }

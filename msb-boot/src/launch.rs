@@ -10,7 +10,7 @@ use std::process::Child;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::Record;
-use msb::rundir::{self, Ended, Held, Stop};
+use msb::rundir::{self, Committed, Ended, Held, Stop};
 use msb::{exit, line};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -114,7 +114,8 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
         }
         interrupts.read_signal()?;
         if asked {
-            rundir::leave(&config.vm.dir, rundir::STOP, &Stop { grace_ms: 0 })?;
+            let commit = rundir::find(&config.vm.dir, rundir::STOP).is_some_and(|stop: Stop| stop.commit);
+            rundir::leave(&config.vm.dir, rundir::STOP, &Stop { grace_ms: 0, commit })?;
         }
         asked = true;
         let _ = pidfd_send_signal(&process, rustix::process::Signal::TERM);
@@ -125,13 +126,26 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
     };
     held.await_death()?;
     let ended = rundir::find::<Ended>(held.path(), rundir::ENDED);
-    held.remove()?;
+    let committed = rundir::find::<Committed>(held.path(), rundir::COMMITTED);
+    if committed.is_some() && !config.commit_on_stop {
+        // Who asked for it takes the answer, and tidies up.
+        drop(held);
+    } else {
+        held.remove()?;
+    }
     let Some(ended) = ended else { bail!("supervisor: {}", crate::supervise::crew::describe(status)) };
     if !ended.is_orderly() {
         bail!("{}: {}", config.name, ended.reason);
     }
     exit::warn(TOOL, &format!("{}: {}", config.name, ended.reason));
-    Ok(0)
+    match committed {
+        Some(Committed::Failed(words)) => bail!("{}: not committed: {words}", config.name),
+        Some(Committed::Into { dir, .. }) => {
+            exit::warn(TOOL, &format!("{}: committed into upper {dir:?}", config.name));
+            Ok(0)
+        }
+        None => Ok(0),
+    }
 }
 
 /// The signals that this process was told to ignore, as nohup(1) does it: the mask in a `/proc/PID/status`.

@@ -5,6 +5,7 @@
 //! again, so that nothing outlives it.
 
 mod args;
+mod block;
 mod bootshare;
 mod cell;
 mod config;

@@ -3,16 +3,18 @@
 pub(crate) mod kvm;
 
 use std::fmt;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
+use msb::record::{self, DiskFormat};
 use msb::rundir;
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::args::VmmChoice;
+use crate::block::Block;
 use crate::cell::{Cell, Powers};
 use crate::disk::Disk;
 use crate::krun::Krun;
@@ -99,6 +101,45 @@ pub(crate) enum Root {
     Share(PathBuf),
     /// A disk.
     Disk(Disk),
+    /// Disks that the guest's overlayfs puts together.
+    Block(Block),
+}
+
+impl Root {
+    /// As the record has it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Share(_) => "share",
+            Self::Disk(_) => "disk",
+            Self::Block(_) => "block",
+        }
+    }
+
+    /// What takes what the guest writes, as the record has it.
+    pub(crate) fn top(&self) -> Option<record::Top> {
+        match self {
+            Self::Block(block) => Some(block.top.in_record()),
+            _ => None,
+        }
+    }
+}
+
+/// A disk of the guest's that the VMM inherits.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Drive {
+    /// The file.
+    pub fd: RawFd,
+    /// What it is.
+    pub format: DiskFormat,
+    /// Whether the guest may write to it.
+    pub writable: bool,
+}
+
+impl Drive {
+    /// Its path in a cell that shows `/proc/self/fd`.
+    pub(crate) fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.fd)
+    }
 }
 
 /// The VM to run.
@@ -118,8 +159,8 @@ pub(crate) struct Vm {
     pub root: Root,
     /// For QEMU: the programs and files that were found for it.
     pub qemu: Option<crate::qemu::Parts>,
-    /// For a disk root: its overlay, which the VMM inherits.
-    pub overlay: Option<RawFd>,
+    /// Its disks, in the guest's order.
+    pub drives: Vec<Drive>,
     /// For QEMU: the connected sockets of its vhost-user devices, which it inherits.
     pub links: Vec<RawFd>,
 }
@@ -145,9 +186,25 @@ impl Vm {
         Cell::new(&self.dir, powers)
     }
 
-    /// The overlay's path in a cell that shows `/proc/self/fd`.
-    pub(crate) fn overlay_path(&self) -> Option<String> {
-        self.overlay.map(|fd| format!("/proc/self/fd/{fd}"))
+    /// Opens the root's disks, which the VMM is to inherit.
+    ///
+    /// # Errors
+    /// Words for a disk that another VM has, or that cannot be made.
+    pub(crate) fn open_drives(&mut self) -> anyhow::Result<Vec<OwnedFd>> {
+        let opened = match &self.root {
+            Root::Share(_) => Vec::new(),
+            Root::Disk(disk) => vec![(disk.open_overlay()?, DiskFormat::Qcow2, true)],
+            Root::Block(block) => {
+                block.open()?.into_iter().map(|disk| (disk.file, DiskFormat::Raw, disk.writable)).collect()
+            }
+        };
+        let drive = |(file, format, writable): &(OwnedFd, _, _)| Drive {
+            fd: file.as_raw_fd(),
+            format: *format,
+            writable: *writable,
+        };
+        self.drives = opened.iter().map(drive).collect();
+        Ok(opened.into_iter().map(|(file, ..)| file).collect())
     }
 
     /// Where the agent's ready message arrives.

@@ -20,6 +20,11 @@ pub(crate) struct Args {
     #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub grace: Duration,
 
+    /// For a block root: bring what the guest has written into the record's upper, where msb-mount shows it, msb-patch goes on
+    /// from it, and the next VM has it
+    #[arg(long)]
+    pub commit: bool,
+
     /// Unmount the root too, if msb-mount mounted one
     #[arg(long)]
     pub unmount: bool,
@@ -29,7 +34,8 @@ const EXAMPLES: &str = "\
 Examples:
   msb-stop -r vm.json
   msb-stop -r worker -t 2
-  msb-stop -r vm.json --unmount > stopped.json";
+  msb-stop -r vm.json --unmount > stopped.json
+  msb-stop -r vm.json --commit | msb-mount ./root";
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {
     const MOST: f64 = 86_400.0;

@@ -10,12 +10,30 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, Vm};
-use msb::rundir::{self, Ended, Held, Stop};
+use msb::rundir::{self, Committed, Ended, Held, Stop};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// How long a supervisor may take beyond the grace, and processes to die that the kernel is killing.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// How long a commit may take beyond that: it copies as much as the guest's disk holds, and its supervisor sees that it goes on.
+const COMMIT: Duration = Duration::from_secs(6 * 3600);
+
+/// How it went.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stopped {
+    /// The VM.
+    pub end: End,
+    /// What it wrote.
+    pub committed: Option<Committed>,
+}
+
+impl From<End> for Stopped {
+    fn from(end: End) -> Self {
+        Self { end, committed: None }
+    }
+}
 
 /// How it went, in words.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,7 +66,7 @@ impl fmt::Display for End {
 ///
 /// # Errors
 /// Words, where something of it is still there.
-pub(crate) fn stop(vm: &Vm, grace: Duration) -> anyhow::Result<End> {
+pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Stopped> {
     let dir = run_dir(vm)?;
     let ours = |dir: &Path| {
         let text = std::fs::read(dir.join(record::FILE_NAME)).ok()?;
@@ -56,13 +74,15 @@ pub(crate) fn stop(vm: &Vm, grace: Duration) -> anyhow::Result<End> {
     };
     match ours(&dir) {
         Some(true) => {}
-        Some(false) => return Ok(End::Gone),
-        None if !dir.exists() => return Ok(End::Gone),
+        Some(false) => return Ok(End::Gone.into()),
+        None if !dir.exists() => return Ok(End::Gone.into()),
         None => bail!("run directory {dir:?}: it holds no record of {:?} (is it starting?)", vm.name),
     }
     if let Some(held) = take(&dir)? {
         let ended = rundir::find(held.path(), rundir::ENDED);
-        return tidy(held).map(|()| ended.map_or(End::Abandoned, End::Before));
+        let committed = rundir::find(held.path(), rundir::COMMITTED);
+        tidy(held)?;
+        return Ok(Stopped { end: ended.map_or(End::Abandoned, End::Before), committed });
     }
     // Somebody holds the directory. With the pidfd open and the lock still held, whose record is in it, the pid is
     // the holder's.
@@ -72,21 +92,24 @@ pub(crate) fn stop(vm: &Vm, grace: Duration) -> anyhow::Result<End> {
         (None, None) => bail!("run directory {dir:?} is held by another process (is another msb-stop at work?)"),
         (Some(supervisor), None) => {
             let grace_ms = u64::try_from(grace.as_millis())?;
-            rundir::leave(&dir, rundir::STOP, &Stop { grace_ms }).with_context(|| format!("run directory {dir:?}"))?;
+            rundir::leave(&dir, rundir::STOP, &Stop { grace_ms, commit })
+                .with_context(|| format!("run directory {dir:?}"))?;
             send(&supervisor, Signal::TERM)?;
-            if !ends_within(&supervisor, grace + MARGIN)? {
+            let patience = grace + MARGIN + if commit { COMMIT } else { Duration::ZERO };
+            if !ends_within(&supervisor, patience)? {
                 send(&supervisor, Signal::KILL)?;
                 if !ends_within(&supervisor, MARGIN)? {
                     bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);
                 }
             }
-            let Some(held) = take(&dir)? else { return Ok(End::Gone) };
+            let Some(held) = take(&dir)? else { return Ok(End::Gone.into()) };
             held
         }
     };
     let ended = rundir::find(held.path(), rundir::ENDED);
+    let committed = rundir::find(held.path(), rundir::COMMITTED);
     tidy(held)?;
-    Ok(ended.map_or(End::SupervisorKilled, End::Told))
+    Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Told), committed })
 }
 
 /// The run directory: where the record says that the sockets are. It is removed later, so it must have the VM's name.
@@ -173,9 +196,9 @@ mod tests {
         put_record(&dir, 4242);
         let ended = Ended { reason: "the guest powered off".into(), forced: false };
         rundir::leave(&dir, rundir::ENDED, &ended).unwrap();
-        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO).unwrap(), End::Before(ended));
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Before(ended).into());
         assert!(!dir.exists());
-        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO).unwrap(), End::Gone);
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Gone.into());
     }
 
     #[test]
@@ -183,14 +206,14 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("worker");
         put_record(&dir, 4243);
-        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO).unwrap(), End::Gone);
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Gone.into());
         assert!(dir.exists());
     }
 
     #[test]
     fn a_directory_that_is_not_the_vms_is_refused() {
         let base = tempfile::tempdir().unwrap();
-        let words = stop(&vm(base.path(), 4242), Duration::ZERO).unwrap_err().to_string();
+        let words = stop(&vm(base.path(), 4242), Duration::ZERO, false).unwrap_err().to_string();
         assert!(words.contains("is not in a run directory of VM \"worker\""), "{words}");
     }
 }

@@ -12,6 +12,12 @@ pub const FILE_NAME: &str = "boot.json";
 pub const INIT_NAME: &str = "init.krun";
 /// Where agentd finds the guest's real root once [`Boot::mounts`] are done, before it becomes `/`.
 pub const NEW_ROOT: &str = "/mnt";
+/// Where the disk with the image goes, for a root of disks.
+pub const BASE: &str = "/base";
+/// Where the disk with the patches goes.
+pub const PATCHES: &str = "/patches";
+/// Where the disk goes that takes what the guest writes.
+pub const TOP: &str = "/top";
 /// The directory of the boot share that becomes the guest's `/.msb`.
 pub const MSB_DIR: &str = "msb";
 /// The version that this crate reads and writes.
@@ -28,6 +34,9 @@ pub struct Boot {
     pub mounts: Vec<MountStep>,
     /// What an exec gets that does not say otherwise.
     pub defaults: Defaults,
+    /// Nothing is to run: the upper on [`TOP`] is sent to the host, and the machine ends.
+    #[serde(default)]
+    pub commit: bool,
     /// The init to hand PID 1 to.
     #[serde(default)]
     pub init: Option<Init>,
@@ -45,6 +54,19 @@ pub struct MountStep {
     /// As in fstab: `ro`, `nosuid`, `nodev`, `noexec` and what the file system takes.
     #[serde(default)]
     pub options: Vec<String>,
+    /// What is made in it once it is mounted, where it is missing.
+    #[serde(default)]
+    pub directories: Vec<Directory>,
+}
+
+/// A directory that a later mount needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Directory {
+    /// Where.
+    pub path: PathBuf,
+    /// The directory whose owner, mode, times and xattrs it gets; else it is root's alone.
+    #[serde(default)]
+    pub like: Option<PathBuf>,
 }
 
 /// What an exec gets that does not say otherwise: the image's configuration and msb-boot's flags over it.

@@ -7,7 +7,11 @@ pub mod boot;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
+pub mod commit;
+#[cfg(feature = "cli")]
 pub mod env;
+#[cfg(feature = "cli")]
+pub mod erofs;
 #[cfg(feature = "cli")]
 pub mod exit;
 #[cfg(feature = "cli")]

@@ -190,6 +190,12 @@ pub struct Vm {
     pub vmm: String,
     /// How the root reaches the guest: `share`, `block` or `disk`.
     pub root: String,
+    /// Why it is that one, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_why: Option<String>,
+    /// For `block`: what takes what the guest writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub top: Option<Top>,
     /// Virtual processors.
     pub cpus: u8,
     /// Memory, in MiB.
@@ -206,6 +212,29 @@ pub struct Vm {
     /// Members of other versions.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// What takes what the guest of a block root writes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Top {
+    /// What it is.
+    pub kind: TopKind,
+    /// The disk's file; none for one that is gone with the VM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// Members of other versions.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// Where the top of a block root is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TopKind {
+    /// A disk.
+    Disk,
+    /// The guest's memory.
+    Memory,
 }
 
 /// Where an agent answers: a Unix socket of the VMM that leads to a vsock port in the guest.
@@ -286,6 +315,8 @@ impl Record {
         paths.extend(self.upper.iter().flat_map(|upper| [upper.dir.as_path(), upper.work.as_path()]));
         paths.extend(self.mount.iter().map(|mount| mount.path.as_path()));
         paths.extend(self.vm.iter().flat_map(|vm| [vm.endpoint.unix.as_path(), vm.kernel_log.as_path()]));
+        let top = self.vm.iter().filter_map(|vm| vm.top.as_ref()?.path.as_deref());
+        paths.extend(top);
         paths
     }
 

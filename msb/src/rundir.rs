@@ -34,6 +34,8 @@ pub const BOOT_SHARE: &str = "share";
 pub const ALIVE: &str = "alive";
 /// How the VM ended, an [`Ended`].
 pub const ENDED: &str = "ended.json";
+/// What came of a commit, a [`Committed`].
+pub const COMMITTED: &str = "committed.json";
 /// What msb-stop wants of the supervisor, a [`Stop`].
 pub const STOP: &str = "stop.json";
 
@@ -63,6 +65,24 @@ impl Ended {
 pub struct Stop {
     /// How long the guest may take, in milliseconds.
     pub grace_ms: u64,
+    /// Whether what the guest wrote is to come into the record's upper.
+    #[serde(default)]
+    pub commit: bool,
+}
+
+/// How a commit went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Committed {
+    /// The upper that has it.
+    Into {
+        /// The layer.
+        dir: PathBuf,
+        /// Its work directory.
+        work: PathBuf,
+    },
+    /// Why it did not, in words; nothing has changed then.
+    Failed(String),
 }
 
 /// Puts an [`Ended`] or a [`Stop`] into the run directory `dir`.

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
+use msb::record::DiskFormat;
 
 /// A kernel image in the library's own pages, which stay mapped.
 pub(crate) struct KernelImage {
@@ -97,15 +98,17 @@ impl Context {
             .map(drop)
     }
 
-    /// A qcow2 image as the guest's first disk. What its header names is opened too.
-    pub(crate) fn add_qcow2(&self, file: &Path) -> io::Result<()> {
-        const QCOW2: u32 = 1;
+    /// The guest's next disk. What a qcow2 image's header names is opened too.
+    pub(crate) fn add_disk(&self, id: &str, file: &Path, format: DiskFormat, read_only: bool) -> io::Result<()> {
         const FLUSHES_REACH_THE_DISK: u32 = 2;
-        let file = c_path(file)?;
+        let format = match format {
+            DiskFormat::Raw => 0,
+            DiskFormat::Qcow2 => 1,
+        };
+        let (id, file) = (CString::new(id)?, c_path(file)?);
         // SAFETY: two C strings that outlive the call.
         check(unsafe {
-            let id = c"root".as_ptr();
-            krun::krun_add_disk3(self.0, id, file.as_ptr(), QCOW2, false, false, FLUSHES_REACH_THE_DISK)
+            krun::krun_add_disk3(self.0, id.as_ptr(), file.as_ptr(), format, read_only, false, FLUSHES_REACH_THE_DISK)
         })
         .map(drop)
     }

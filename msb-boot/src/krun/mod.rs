@@ -36,9 +36,11 @@ impl Vmm for Krun {
             let context = ffi::Context::new()?;
             context.set_size(vm.cpus, vm.memory_mib)?;
             context.add_root_share(Path::new(cell::BOOT))?;
-            match &vm.root {
-                Root::Share(_) => context.add_share(c"rootfs", Path::new(cell::ROOT))?,
-                Root::Disk(_) => context.add_qcow2(Path::new(&vm.overlay_path().unwrap_or_default()))?,
+            if let Root::Share(_) = &vm.root {
+                context.add_share(c"rootfs", Path::new(cell::ROOT))?;
+            }
+            for (number, drive) in vm.drives.iter().enumerate() {
+                context.add_disk(&format!("drive{number}"), Path::new(&drive.path()), drive.format, !drive.writable)?;
             }
             context.add_plain_vsock()?;
             context.add_port(AGENT_PORT, &door.join(rundir::AGENT_SOCKET), true)?;
@@ -67,5 +69,6 @@ fn cell(vm: &Vm) -> Cell {
     match &vm.root {
         Root::Share(dir) => cell.show(dir, cell::ROOT, true),
         Root::Disk(disk) => cell.show(&disk.base, &disk.base, false),
+        Root::Block(_) => cell,
     }
 }

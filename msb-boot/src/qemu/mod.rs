@@ -85,8 +85,11 @@ impl Vmm for Qemu {
             cell = cell.show_device(kvm::DEVICE);
         }
         if let Root::Disk(disk) = &vm.root {
+            cell = cell.show(&disk.base, &disk.base, false);
+        }
+        if !vm.drives.is_empty() {
             let descriptors = Path::new("/proc/self/fd");
-            cell = cell.show(&disk.base, &disk.base, false).show(descriptors, descriptors, false);
+            cell = cell.show(descriptors, descriptors, false);
         }
         if let Err(error) = cell.enter() {
             return error;
@@ -118,21 +121,27 @@ fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
     }
     put(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
     put(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
-    put(&["-chardev", "stdio,id=console,signal=off", "-device", "virtio-serial-device"]);
+    // Explicitly, as QEMU itself would take them, but for the one whose interrupt is the clock's: one of the two would get none.
+    let mut buses = [7, 6, 5, 4, 2, 1, 0].into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
+    let mut bus = || buses.next().unwrap_or_default();
+    put(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);
     put(&["-device", "virtconsole,chardev=console"]);
 
     let mut devices = vec!["vhost-user-vsock-device", "vhost-user-fs-device,tag=/dev/root"];
-    match &vm.root {
-        Root::Share(_) => devices.push("vhost-user-fs-device,tag=rootfs"),
-        Root::Disk(_) => {
-            let overlay = vm.overlay_path().unwrap_or_default();
-            put(&["-drive", &format!("if=none,id=root,format=qcow2,file={overlay}")]);
-            put(&["-device", "virtio-blk-device,drive=root"]);
-        }
+    if let Root::Share(_) = &vm.root {
+        devices.push("vhost-user-fs-device,tag=rootfs");
+    }
+    for (number, drive) in vm.drives.iter().enumerate() {
+        // The guest is told of a full or broken disk; the machine would stop by itself. What it flushes is on the host's disk.
+        let (file, format) = (drive.path(), drive.format);
+        let writable = if drive.writable { "readonly=off,discard=unmap" } else { "readonly=on" };
+        let options = "cache=writeback,werror=report,rerror=report";
+        put(&["-drive", &format!("if=none,id=drive{number},format={format},file={file},{writable},{options}")]);
+        put(&["-device", &format!("virtio-blk-device,drive=drive{number},{}", bus())]);
     }
     for (number, (device, fd)) in devices.into_iter().zip(&vm.links).enumerate() {
         put(&["-chardev", &format!("socket,id=link{number},fd={fd}")]);
-        put(&["-device", &format!("{device},chardev=link{number}")]);
+        put(&["-device", &format!("{device},chardev=link{number},{}", bus())]);
     }
     put(&["-append", COMMAND_LINE]);
     args.extend(["-kernel".into(), kernel.into()]);

@@ -3,6 +3,7 @@
 //!
 //! What may not happen here: a VM, a process, a socket or a directory that stays behind a boot that failed.
 
+mod commit;
 mod console;
 pub(crate) mod crew;
 mod front;
@@ -71,11 +72,18 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
         talk.tell(&Report::Say(format!("removed what an earlier VM {:?} had left", config.name)));
     }
     // In here everything is started, and, when it returns, has been ended.
-    let outcome = Watch::start(&config, &held, front).and_then(|mut watch| watch.until_the_end());
+    let outcome = Watch::start(&config, &held, front).and_then(|mut watch| {
+        let ended = watch.until_the_end()?;
+        Ok((ended, watch.into_top()))
+    });
     match outcome {
-        Ok(ended) => {
+        Ok((ended, top)) => {
+            if let Some(disk) = top.filter(|_| commit::wanted(&config, &held)) {
+                let committed = commit::run(&config, &held, disk);
+                rundir::leave(held.path(), rundir::COMMITTED, &committed)?;
+            }
             // In this order: where the file system is full, it has room then.
-            held.clear(&[record::FILE_NAME, rundir::KERNEL_LOG, rundir::OLD_KERNEL_LOG])?;
+            held.clear(&[record::FILE_NAME, rundir::KERNEL_LOG, rundir::OLD_KERNEL_LOG, rundir::COMMITTED])?;
             Ok(rundir::leave(held.path(), rundir::ENDED, &ended)?)
         }
         Err(error) => {

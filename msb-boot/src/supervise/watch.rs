@@ -1,6 +1,6 @@
 //! The watch over one VM, from its first process to its end.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub(super) struct Watch<'a> {
     /// A process that serves the VM is gone: which and how, and until when the VMM may end by itself.
     lost: Option<(Duration, String)>,
     spawned: Duration,
+    /// The disk that takes what the guest writes, for a commit.
+    top: Option<OwnedFd>,
 }
 
 impl<'a> Watch<'a> {
@@ -72,12 +74,10 @@ impl<'a> Watch<'a> {
         bootshare::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
         state::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
         let report = ready::Report::expect_at(&vm.ready_socket())?;
-        let mut inherited: Vec<OwnedFd> = vm.vmm.vmm().prepare(&mut vm, &mut crew)?;
-        if let Root::Disk(disk) = &vm.root {
-            let overlay = disk.open_overlay()?;
-            vm.overlay = Some(overlay.as_raw_fd());
-            inherited.push(overlay);
-        }
+        let mut inherited: Vec<OwnedFd> = vm.open_drives()?;
+        let writable = vm.drives.iter().position(|drive| drive.writable && matches!(vm.root, Root::Block(_)));
+        let top = writable.map(|place| inherited[place].try_clone()).transpose()?;
+        inherited.extend(vm.vmm.vmm().prepare(&mut vm, &mut crew)?);
         let (console, console_in) = std::io::pipe()?;
         let log = log_path(config, held);
         let console = Console::new(console, &log).with_context(|| format!("{log:?}"))?;
@@ -95,7 +95,13 @@ impl<'a> Watch<'a> {
             made: Vec::new(),
             lost: None,
             spawned: now(),
+            top,
         })
+    }
+
+    /// Ends all that is left of the VM but its disk.
+    pub(super) fn into_top(mut self) -> Option<OwnedFd> {
+        self.top.take()
     }
 
     /// Looks after the VM until it has ended.
@@ -200,14 +206,16 @@ impl<'a> Watch<'a> {
     }
 
     fn record(&self, ready: &Ready) -> anyhow::Result<record::Record> {
-        let Config { name, vm, root, record, started, .. } = self.config;
+        let Config { name, vm, root_why, record, started, .. } = self.config;
         let since = |time: Duration| u64::try_from(time.saturating_sub(*started).as_millis());
         let spawn = since(self.spawned)?;
         let vm = record::Vm {
             name: name.clone(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
             vmm: vm.vmm.name().into(),
-            root: root.clone(),
+            root: vm.root.name().into(),
+            root_why: Some(root_why.clone()),
+            top: vm.root.top(),
             cpus: vm.cpus,
             memory_mib: vm.memory_mib,
             init: ready.init.clone(),

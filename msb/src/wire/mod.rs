@@ -15,6 +15,7 @@ mod decoder;
 pub mod dial;
 pub mod exec;
 pub mod turn;
+pub mod upper;
 
 use std::io::{self, Read, Write};
 
@@ -135,6 +136,10 @@ pub enum Message {
     Execs(Execs),
     /// Host to guest: the caller goes, the command stays.
     Detach,
+    /// Guest to host, on [`READY_PORT`], in a commit: a file of the upper.
+    Entry(Box<upper::Entry>),
+    /// Guest to host, in a commit: so many bytes of a file are a hole.
+    Hole(u64),
 }
 
 const HELLO: u8 = 1;
@@ -154,13 +159,16 @@ const LIST: u8 = 16;
 const KILL: u8 = 17;
 const EXECS: u8 = 18;
 const DETACH: u8 = 19;
+const ENTRY: u8 = 32;
+const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
         HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | ATTACH | KILL => Ok(1 << 10),
-        EXIT | FAILURE | READY => Ok(MAX_DATA),
+        EXIT | FAILURE | READY | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS => Ok(MAX_CONTROL),
         LIST | DETACH => Ok(0),
+        HOLE => Ok(8),
         DATA..EOF => Ok(MAX_DATA),
         EOF => Ok(1),
         CREDIT => Ok(5),
@@ -236,6 +244,8 @@ impl Message {
             Self::Kill(body) => put_json(out, KILL, body),
             Self::Execs(body) => put_json(out, EXECS, body),
             Self::Detach => put(out, DETACH, &[]),
+            Self::Entry(body) => put_json(out, ENTRY, body),
+            Self::Hole(bytes) => put(out, HOLE, &bytes.to_le_bytes()),
         }
     }
 
@@ -277,6 +287,11 @@ impl Message {
             KILL => Self::Kill(json(kind, payload)?),
             EXECS => Self::Execs(json(kind, payload)?),
             DETACH => Self::Detach,
+            ENTRY => Self::Entry(json(kind, payload)?),
+            HOLE => match payload.try_into() {
+                Ok(bytes) => Self::Hole(u64::from_le_bytes(bytes)),
+                Err(_) => return Err(bad("eight bytes are expected")),
+            },
             _ => return Err(Error::UnknownKind(kind)),
         })
     }

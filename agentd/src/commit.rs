@@ -1,0 +1,193 @@
+//! The guest's half of a commit: no command runs, the disk is mounted read-only, and its upper goes to the host as a stream.
+//! It is a boot of its own, so the disk is at rest, however the machine before it ended.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use msb::boot::{self, Boot};
+use msb::overlay::beneath::{self, Dir, Name};
+use msb::overlay::whiteout;
+use msb::wire::exec::Text;
+use msb::wire::upper::{Attributes, Entry, What};
+use msb::wire::{HEADER, MAX_DATA, Message, READY_PORT, Stream};
+use rustix::fs::{FileType, SeekFrom};
+use rustix::io::Errno;
+use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
+
+use crate::{Error, early};
+
+/// Sends the upper.
+///
+/// # Errors
+/// The step that fails. What has come to the host by then is thrown away there.
+pub fn run(boot: &Boot) -> Result<(), Error> {
+    early::mount_steps(boot)?;
+    let failed = |why: io::Error| Error::step("commit".into(), why);
+    let mut sender = Sender::connect().map_err(failed)?;
+    let upper = Path::new(boot::TOP).join("upper");
+    match send_tree(&mut sender, &upper) {
+        Ok(()) => sender.hang_up().map_err(failed),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// How much of a file is one message: of larger ones vhost-device-vsock loses parts on a connection that the guest has made.
+const CHUNK: usize = 16 << 10;
+
+/// The connection to the host, which says how much it takes.
+struct Sender {
+    host: VsockStream,
+    credit: u64,
+}
+
+impl Sender {
+    fn connect() -> io::Result<Self> {
+        let mut host = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, READY_PORT))?;
+        Message::hello().send(&mut host)?;
+        Message::receive_hello(&mut host).map_err(io::Error::other)?;
+        Ok(Self { host, credit: 0 })
+    }
+
+    fn send(&mut self, message: &Message) -> io::Result<()> {
+        let frame = message.to_frame();
+        if frame.len() > HEADER + MAX_DATA {
+            return Err(io::Error::other("a file's xattrs are too long for the wire"));
+        }
+        while self.credit < frame.len() as u64 {
+            match Message::receive(&mut self.host).map_err(io::Error::other)? {
+                Some(Message::Credit(Stream::Stdout, bytes)) => self.credit += u64::from(bytes),
+                _ => return Err(io::Error::other("the host hung up")),
+            }
+        }
+        self.credit -= frame.len() as u64;
+        io::Write::write_all(&mut self.host, &frame)
+    }
+
+    fn entry(&mut self, name: Option<&OsStr>, what: What, attributes: Option<Attributes>) -> io::Result<()> {
+        self.send(&Message::Entry(Box::new(Entry { name: name.map(Text::from), what, attributes, number: None })))
+    }
+
+    /// Waits until the host has read all, and hangs up in its turn.
+    fn hang_up(mut self) -> io::Result<()> {
+        while Message::receive(&mut self.host).is_ok_and(|message| message.is_some()) {}
+        Ok(())
+    }
+}
+
+/// A directory that is being sent: itself, and the names in it that are left.
+struct Level {
+    dir: Dir,
+    names: Vec<OsString>,
+}
+
+impl Level {
+    fn new(dir: Dir) -> io::Result<Self> {
+        let mut names = Vec::new();
+        for child in dir.read()? {
+            let name = child?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name));
+            }
+        }
+        Ok(Self { dir, names })
+    }
+}
+
+fn send_tree(sender: &mut Sender, upper: &Path) -> io::Result<()> {
+    let root = Dir::open(upper)?;
+    sender.entry(None, What::Directory { opaque: false }, Some(looks(&root.to_entry()?)?))?;
+    let mut levels = vec![Level::new(root)?];
+    let mut sent = HashSet::new();
+    while let Some(level) = levels.last_mut() {
+        let Some(name) = level.names.pop() else {
+            sender.entry(None, What::Leave, None)?;
+            levels.pop();
+            continue;
+        };
+        let entry = level.dir.entry(Name::new(&name)?)?.ok_or(Errno::NOENT)?;
+        if entry.is_dir() {
+            let dir = entry.to_dir()?;
+            let opaque = whiteout::is_opaque(&dir)?;
+            sender.entry(Some(&name), What::Directory { opaque }, Some(looks(&entry)?))?;
+            levels.push(Level::new(dir)?);
+        } else {
+            send_leaf(sender, &name, &entry, &mut sent)?;
+        }
+    }
+    Ok(())
+}
+
+fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &mut HashSet<u64>) -> io::Result<()> {
+    let stat = entry.stat();
+    // overlayfs hardlinks its whiteouts to one another; those are no links.
+    if whiteout::is_whiteout(stat) {
+        return sender.entry(Some(name), What::Whiteout, None);
+    }
+    let number = (stat.st_nlink > 1).then_some(stat.st_ino);
+    if let Some(to) = number.filter(|number| sent.contains(number)) {
+        return sender.entry(Some(name), What::Link { to }, None);
+    }
+    let kind = entry.file_type();
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    let what = match kind {
+        FileType::RegularFile => What::File { size },
+        FileType::Symlink => What::Symlink { target: entry.read_link()?.as_os_str().into() },
+        FileType::Fifo => What::Fifo,
+        FileType::Socket => What::Socket,
+        device => What::Device {
+            block: device == FileType::BlockDevice,
+            major: rustix::fs::major(stat.st_rdev),
+            minor: rustix::fs::minor(stat.st_rdev),
+        },
+    };
+    let attributes = Some(looks(entry)?);
+    sender.send(&Message::Entry(Box::new(Entry { name: Some(name.into()), what, attributes, number })))?;
+    sent.extend(number);
+    if kind == FileType::RegularFile { send_content(sender, &entry.open_to_read()?, size) } else { Ok(()) }
+}
+
+/// A file's data, and its holes as holes.
+fn send_content(sender: &mut Sender, file: &File, size: u64) -> io::Result<()> {
+    let mut block = vec![0u8; CHUNK];
+    let mut at = 0;
+    while at < size {
+        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data.min(size),
+            Err(Errno::NXIO) => size,
+            Err(error) => return Err(error.into()),
+        };
+        if data > at {
+            sender.send(&Message::Hole(data - at))?;
+            at = data;
+            continue;
+        }
+        let end = rustix::fs::seek(file, SeekFrom::Hole(at))?.min(size);
+        while at < end {
+            let wanted = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
+            let got = file.read_at(&mut block[..wanted], at)?;
+            if got == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            sender.send(&Message::Data(Stream::Stdout, block[..got].to_vec()))?;
+            at += got as u64;
+        }
+    }
+    Ok(())
+}
+
+fn looks(entry: &beneath::Entry) -> io::Result<Attributes> {
+    let stat = entry.stat();
+    let mut xattrs = Vec::new();
+    for name in entry.xattr_names()?.into_iter().filter(|name| !whiteout::is_private_xattr(name)) {
+        let value = entry.xattr(&name)?;
+        xattrs.push((Text::from(name.as_os_str()), Text::from(OsStr::from_bytes(&value))));
+    }
+    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
+    let mode = stat.st_mode & 0o7777;
+    Ok(Attributes { mode, uid: stat.st_uid, gid: stat.st_gid, mtime: (stat.st_mtime, nanoseconds), xattrs })
+}

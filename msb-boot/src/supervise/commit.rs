@@ -1,0 +1,163 @@
+//! The commit of a block root: what the guest wrote to its disk becomes part of the record's upper.
+//!
+//! The disk is the guest's work and may be broken on purpose, so no kernel of the host's ever mounts it. A machine of its own
+//! does, with nothing but that disk, where only the agent runs; it sends what is there, and [`msb::commit`] takes it. The
+//! upper changes in one rename when all has come, and only then the disk goes.
+
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use msb::boot::{self, Boot, MountStep};
+use msb::record::{DiskFormat, Rootfs, Upper};
+use msb::rundir::{self, Committed, Held, Stop};
+use msb::staging::{Begun, Layers, Staging};
+use msb::wire::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::crew::Crew;
+use crate::bootshare;
+use crate::config::Config;
+use crate::vmm::{Drive, Root};
+
+/// The memory of a machine that only reads a disk, in MiB.
+const MEMORY: u32 = 256;
+/// How much of what the machine says is kept for an error.
+const LAST_WORDS: usize = 2000;
+
+/// Commits, where msb-stop or the caller of msb-boot wants it.
+pub(super) fn wanted(config: &Config, held: &Held) -> bool {
+    config.commit_on_stop || rundir::find::<Stop>(held.path(), rundir::STOP).is_some_and(|stop| stop.commit)
+}
+
+/// Commits what is on `disk`. Where it fails, a disk without a name gets one, so that nothing is lost.
+pub(super) fn run(config: &Config, held: &Held, disk: OwnedFd) -> Committed {
+    let Root::Block(block) = &config.vm.root else { return Committed::Failed("the root is no disk of ours".into()) };
+    match bring(config, held, &disk) {
+        Ok(upper) => {
+            // What was on it is in the upper; applied twice it would only say the same again.
+            block.top.forget();
+            Committed::Into { dir: upper.dir, work: upper.work }
+        }
+        Err(error) => {
+            let kept = match block.keep(&config.name, &disk) {
+                Ok(Some(path)) => {
+                    format!("; what it wrote is kept in {path:?} (\"msb-boot --name {}\" has it)", config.name)
+                }
+                Ok(None) => String::new(),
+                Err(error) => format!("; its disk cannot be kept either: {error:#}"),
+            };
+            Committed::Failed(format!("{error:#}{kept}"))
+        }
+    }
+}
+
+fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> {
+    let record = &config.record;
+    let (Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) = record.rootfs()? else {
+        bail!("the record's root has no layers");
+    };
+    let Root::Block(block) = &config.vm.root else { bail!("the root is no disk of ours") };
+    let size = rustix::fs::fstat(disk)?.st_size;
+    let begun = Staging::begin(block.home(), lower, record.upper.as_ref(), None)?;
+    let Begun { staging, layers: Layers { root, writer, .. } } = begun;
+    let received =
+        receive(config, held, disk, |guest| msb::commit::receive(guest, &root, &writer, u64::try_from(size)?));
+    match received {
+        Ok(()) => staging.publish(true),
+        Err(error) => {
+            staging.discard();
+            Err(error)
+        }
+    }
+}
+
+/// Starts the machine and has `take` read what it sends.
+fn receive(
+    config: &Config,
+    held: &Held,
+    disk: &OwnedFd,
+    take: impl FnOnce(&mut UnixStream) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    held.clear(&[rundir::ALIVE, rundir::KERNEL_LOG, rundir::OLD_KERNEL_LOG, msb::record::FILE_NAME, rundir::STOP])?;
+    let mut vm = config.vm.clone();
+    vm.memory_mib = MEMORY;
+    vm.cpus = 1;
+    let drive = disk.try_clone()?;
+    vm.drives = vec![Drive { fd: drive.as_raw_fd(), format: DiskFormat::Raw, writable: true }];
+    let boot = Boot { commit: true, mounts: vec![mount_step()], ..config.boot.clone() };
+    bootshare::make(&vm.boot_share(), &config.agent, &boot, &Default::default())?;
+    msb::state::make_private_dir(&vm.door())?;
+    let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
+    let (mut words, words_in) = std::io::pipe()?;
+    let (mut console, console_in) = std::io::pipe()?;
+    let mut crew = Crew::new(words_in, held.show_life()?)?;
+    let mut inherited = vec![drive];
+    inherited.extend(vm.vmm.vmm().prepare(&mut vm, &mut crew)?);
+    crew.start_vmm(&vm, console_in, &inherited)?;
+    drop(inherited);
+    let vmm = crew.last_pidfd()?;
+    // Both pipes have to be read, or the machine would wait.
+    let said = std::thread::spawn(move || last_of(&mut console));
+    std::thread::spawn(move || last_of(&mut words));
+    let received = accept(&listener, &vmm, config.timeout).and_then(|mut guest| {
+        guest.set_write_timeout(Some(config.timeout))?;
+        Message::hello().send(&mut guest)?;
+        guest.set_read_timeout(Some(config.timeout))?;
+        Message::receive_hello(&mut guest).map_err(|error| anyhow!("guest: {error}"))?;
+        take(&mut guest)
+    });
+    crew.end();
+    drop(crew);
+    received.map_err(|error| match said.join() {
+        Ok(said) if !said.is_empty() => error.context(format!("commit (the machine said last: {said})")),
+        _ => error.context("commit"),
+    })
+}
+
+fn mount_step() -> MountStep {
+    MountStep {
+        source: "/dev/vda".into(),
+        target: boot::TOP.into(),
+        fstype: "ext4".into(),
+        // What is in its journal is written all the same.
+        options: vec!["ro".into(), "nosuid".into(), "nodev".into(), "noexec".into()],
+        directories: Vec::new(),
+    }
+}
+
+fn accept(listener: &UnixListener, vmm: &OwnedFd, patience: Duration) -> anyhow::Result<UnixStream> {
+    let until = Instant::now() + patience;
+    loop {
+        let left = Timespec::try_from(until.saturating_duration_since(Instant::now()))?;
+        let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN), PollFd::new(vmm, PollFlags::IN)];
+        match poll(&mut fds, Some(&left)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(0) => bail!("the machine did not answer within {} s", patience.as_secs()),
+            other => drop(other?),
+        }
+        if !fds[0].revents().is_empty() {
+            return Ok(listener.accept()?.0);
+        }
+        bail!("the machine ended before it had sent anything");
+    }
+}
+
+/// Reads to the end, and keeps the end.
+fn last_of(pipe: &mut impl Read) -> String {
+    let mut last = Vec::new();
+    let mut block = [0u8; 4096];
+    while let Ok(got @ 1..) = pipe.read(&mut block) {
+        last.extend_from_slice(&block[..got]);
+        last.drain(..last.len().saturating_sub(LAST_WORDS));
+    }
+    let lines = String::from_utf8_lossy(&last)
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ");
+    msb::exit::printable(&lines)
+}

@@ -1,0 +1,43 @@
+//! What the guest wrote, on its way into the record's upper. The VM's supervisor does it; here is what a person is told.
+
+use anyhow::{anyhow, bail};
+use msb::record::{TopKind, Unknown, Upper, Vm};
+use msb::rundir::Committed;
+
+/// Checks that there will be something to commit, before anything is stopped.
+///
+/// # Errors
+/// Words for a root whose writes are elsewhere already, or nowhere.
+pub(crate) fn check(vm: &Vm) -> anyhow::Result<()> {
+    match &vm.top {
+        Some(top) if top.kind == TopKind::Disk => Ok(()),
+        Some(_) => {
+            bail!("{}: --commit needs a disk, and this VM keeps what it writes in its memory (--ephemeral)", vm.name)
+        }
+        None => bail!(
+            "{}: --commit is for a block root, and this one is {:?}: what the guest writes is in its place already",
+            vm.name,
+            vm.root
+        ),
+    }
+}
+
+/// The upper that has what the guest wrote, if it was to be brought there.
+///
+/// # Errors
+/// Words for a commit that failed, or never was; the upper is as it was then.
+pub(crate) fn outcome(vm: &Vm, committed: Option<Committed>, wanted: bool) -> anyhow::Result<Option<Upper>> {
+    match committed {
+        Some(Committed::Into { dir, work }) => Ok(Some(Upper { dir, work, unknown: Unknown::new() })),
+        Some(Committed::Failed(words)) => Err(anyhow!("{}: not committed: {words}", vm.name)),
+        None if !wanted => Ok(None),
+        None if vm.top.as_ref().is_some_and(|top| top.path.is_some()) => Err(anyhow!(
+            "{0}: not committed: it had ended before (its disk is still there: \"msb-boot --name {0}\", then \"msb-stop --commit\")",
+            vm.name
+        )),
+        None => Err(anyhow!(
+            "{}: not committed: it had ended before, and its disk had no name (see msb-boot --name)",
+            vm.name
+        )),
+    }
+}

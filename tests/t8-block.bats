@@ -1,0 +1,194 @@
+#!/usr/bin/env bats
+# Block roots: the image as an EROFS disk that is made once, the patches as a small one, and an ext4 disk on top for what the
+# guest writes. The image stays as it is, whatever happens to the machine.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    source "$BATS_TEST_DIRNAME/image.bash"
+    vm_setup
+    # What one test leaves on a disk is not for the next.
+    export MSB_HOME=$BATS_TEST_TMPDIR/home
+    vm_record=$PWD/image.json
+    msb-pull -q "oci:$(tiny_image)" >"$vm_record"
+}
+
+teardown() {
+    vm_teardown
+    for place in merged small; do
+        if grep -q " $BATS_TEST_TMPDIR/$place " /proc/self/mountinfo; then umount -l "$BATS_TEST_TMPDIR/$place"; fi
+    done
+}
+
+# merged RECORD DIR: the record's layers and upper, as the kernel's overlayfs shows them.
+merged() {
+    mkdir -p "$2" empty
+    mount -t overlay -o "ro,lowerdir=$(jq -r '[.upper.dir, .rootfs.lower[]] | map(select(. != null)) | join(":")' "$1"):empty" overlay "$2"
+}
+
+lower_of() {
+    vm_exec "$1" sed -n 's/^overlay \/ .*lowerdir=\([^,]*\).*/\1/p' /proc/mounts
+}
+
+@test "the guest's tree is that of the layers: whiteouts, opaque directories, links, xattrs, devices, owners, times" {
+    msb-pull -q "oci:$(layered_image)" >layered.json
+    merged layered.json merged
+    program=$(guest_program manifest)
+    vm_record=layered.json vm_boot worker --script manifest="$program"
+    vm_exec worker manifest / >guest
+    "$program" merged >host
+    [ "$(grep -c . host)" -gt 20 ]
+    diff host guest
+}
+
+@test "the guest's tree with patches is that of the layers and the upper, and the patches are a disk more" {
+    cat >ops <<'END'
+{"op":"text","path":"/etc/new","content":"new\n","uid":12,"gid":34,"mode":"0640"}
+{"op":"remove","path":"/etc/one"}
+{"op":"remove","path":"/etc/two"}
+{"op":"remove","path":"/opt/kept"}
+{"op":"mkdir","path":"/opt/kept","mode":"0711"}
+{"op":"append","path":"/opt/link-a","content":"more\n"}
+{"op":"symlink","target":"nowhere","link":"/opt/dangling","replace":true}
+END
+    { msb-pull -q "oci:$(layered_image)"; cat ops; } | msb-patch >patched.json
+    merged patched.json merged
+    program=$(guest_program manifest)
+    vm_record=patched.json vm_boot worker --script manifest="$program" --script sed="$(command -v busybox)"
+    [ "$(lower_of worker)" = /patches:/base ]
+    vm_exec worker manifest / >guest
+    "$program" merged >host
+    grep -q '^/opt/kept 40711' host
+    run ! grep -q '^/opt/kept/' host
+    diff host guest
+}
+
+@test "a directory without a mount is a disk made for each boot, and stays as it is" {
+    before=$(cd "$vm_root" && find . -printf '%p %y %m %T@ %s\n' | sort | sha256sum)
+    jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >dir.json
+    vm_record=dir.json vm_boot worker
+    vm_exec worker sh -c 'echo new >/etc/new; rm /etc/group'
+    vm_exec worker sync
+    [ "$(cd "$vm_root" && find . -printf '%p %y %m %T@ %s\n' | sort | sha256sum)" = "$before" ]
+    [ -z "$(find "$MSB_HOME/erofs" -name '*.erofs' -newer dir.json)" ]
+}
+
+@test "-v and the record say which root was chosen, and why" {
+    vm_boot worker -v
+    grep -qx 'msb-boot: root: block (the record has layers and no mount)' worker.err
+    jq -e '.vm | .root == "block" and .root_why == "the record has layers and no mount" and .top.kind == "disk"' worker.json
+    [ "$(jq -r .vm.top.path worker.json)" = "$MSB_HOME/sandboxes/worker/top.ext4" ]
+}
+
+@test "an upper without a change is no disk" {
+    echo '{"op":"remove","path":"/not-there"}' | msb-patch -r "$vm_record" -f - >patched.json
+    jq -e .upper patched.json
+    vm_record=patched.json vm_boot worker
+    [ "$(lower_of worker)" = /base ]
+}
+
+@test "an image that several boots want is made once, and one that was damaged is made again" {
+    vm_boot one &
+    first=$!
+    vm_boot two
+    wait "$first"
+    [ "$(cat one.err two.err | grep -c 'making the image')" = 1 ]
+    [ "$(find "$MSB_HOME/erofs" -name '*.erofs' | wc -l)" = 1 ]
+    msb-stop -t 0 -r one >/dev/null
+    truncate -s -4096 "$MSB_HOME"/erofs/*.erofs
+    vm_boot three
+    grep -q 'making the image' three.err
+    [ "$(vm_exec three cat /etc/passwd)" = "$(vm_exec two cat /etc/passwd)" ]
+}
+
+@test "the VM of a name finds its disk again, with nothing to recover" {
+    vm_boot again
+    vm_exec again sh -c 'echo kept >/root/kept; rm /etc/hosts'
+    msb-stop -r again >/dev/null
+    vm_boot again
+    [ "$(vm_exec again cat /root/kept)" = kept ]
+    run vm_exec again cat /etc/hosts
+    [ "$status" -ne 0 ]
+    run ! grep -q 'EXT4-fs.*recovery' <(vm_exec again dmesg)
+}
+
+@test "the disk of a VM without a name, and --ephemeral, leave nothing" {
+    before=$(find "$MSB_HOME/sandboxes" 2>/dev/null | sort)
+    msb-boot -r "$vm_record" >unnamed.json
+    jq -e '.vm.top == {kind: "disk"}' unnamed.json
+    vm_boot memory --ephemeral
+    jq -e '.vm.top == {kind: "memory"}' memory.json
+    for record in unnamed memory; do
+        [ "$(msb-exec -r $record.json -- sh -c 'echo new >/root/new; cat /root/new')" = new ]
+        msb-stop -r $record.json >/dev/null
+    done
+    [ "$(find "$MSB_HOME/sandboxes" | sort | grep -vx "$MSB_HOME/sandboxes")" = "$(grep -vx "$MSB_HOME/sandboxes" <<<"$before")" ]
+}
+
+@test "a disk that another VM has, of another image or another size, is refused" {
+    vm_boot disk
+    mkdir other-run
+    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/other-run" msb-boot -r "$vm_record" --name disk
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"disk \"$MSB_HOME/sandboxes/disk/top.ext4\": another VM has it"* ]]
+    [ "$(vm_exec disk echo on)" = on ]
+    msb-stop -t 0 -r disk >/dev/null
+    run --separate-stderr msb-boot -r "$vm_record" --name disk --disk 1G
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'it has 4096 MiB already'* ]]
+    msb-pull -q "oci:$(layered_image)" >layered.json
+    run --separate-stderr msb-boot -r layered.json --name disk
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'it stands on "sha256:'*'take another --name'* ]]
+    [ -z "$(vm_processes)" ]
+}
+
+@test "what the guest has synced is there after the VMM was killed in the middle of writing" {
+    vm_boot crash
+    vm_exec crash sh -c 'dd if=/dev/urandom of=/root/synced bs=64k count=16 2>/dev/null; sync; sha256sum /root/synced' >sum
+    vm_exec crash sh -c 'echo up; while :; do dd if=/dev/zero of=/root/more bs=64k count=64 2>/dev/null; done' >up &
+    until grep -q up up; do sleep 0.02; done
+    kill -KILL "$(vm_vmm crash)"
+    vm_await_end "$(vm_pid crash)"
+    wait
+    vm_boot crash
+    vm_exec crash dmesg | grep -q 'EXT4-fs.*recovery complete'
+    vm_exec crash sha256sum -c <sum
+}
+
+@test "a disk that is full is an error in the guest, which goes on" {
+    vm_boot worker --disk 256M
+    run vm_exec worker dd if=/dev/zero of=/root/big bs=1M count=400
+    [ "$status" -ne 0 ]
+    [[ $output == *'No space left on device'* ]]
+    vm_exec worker rm /root/big
+    [ "$(vm_exec worker sh -c 'echo room >/root/small; sync; cat /root/small')" = room ]
+}
+
+@test "a host's disk that is full is an error in the guest and in its log, and the image stays as it is" {
+    mkdir small
+    mount -t tmpfs -o size=80m none small
+    export MSB_HOME=$PWD/small/home
+    msb-pull -q "oci:$(tiny_image)" >"$vm_record"
+    vm_boot worker
+    sum=$(sha256sum "$MSB_HOME"/erofs/*.erofs)
+    dd if=/dev/zero of=small/filler bs=1M 2>/dev/null || true
+    vm_exec worker sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=20; sync' || true
+    grep -q 'I/O error, dev vdb' "$XDG_RUNTIME_DIR/msb/worker/kernel.log"
+    [ "$(sha256sum "$MSB_HOME"/erofs/*.erofs)" = "$sum" ]
+    [ "$(vm_exec worker cat /etc/hosts)" = "$(cat "$(jq -r '.rootfs.lower[0]' "$vm_record")/etc/hosts")" ]
+}
+
+@test "a boot with a hundred patches costs little more than one without" {
+    seq 100 | jq -c '{op: "text", path: "/srv/dir\(. % 10)/file\(.)", content: "\(.)\n"}' |
+        msb-patch -r "$vm_record" -f - >patched.json
+    vm_boot none --ephemeral
+    vm_record=patched.json vm_boot hundred --ephemeral
+    [ "$(vm_exec hundred sh -c 'cat /srv/*/* | wc -l')" = 100 ]
+    # What is made before the VMM starts; what the guest does with it is one mount more.
+    cost=$(($(jq .vm.timings_ms.spawn hundred.json) - $(jq .vm.timings_ms.spawn none.json)))
+    echo "$cost ms"
+    [ "$cost" -lt 250 ]
+}

@@ -1,0 +1,134 @@
+#!/usr/bin/env bats
+# msb-stop --commit: what the guest wrote to its disk comes into the record's upper, all or nothing; the kernel's overlayfs on the
+# host is the judge.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    source "$BATS_TEST_DIRNAME/image.bash"
+    vm_setup
+    export MSB_HOME=$BATS_TEST_TMPDIR/home
+    vm_record=$PWD/image.json
+    msb-pull -q "oci:$(tiny_image)" >"$vm_record"
+}
+
+teardown() {
+    vm_teardown
+    for place in merged mounted; do
+        if grep -q " $BATS_TEST_TMPDIR/$place " /proc/self/mountinfo; then umount -l "$BATS_TEST_TMPDIR/$place"; fi
+    done
+}
+
+# merged RECORD: its layers and upper in "merged", as the kernel's overlayfs shows them.
+merged() {
+    mkdir -p merged empty
+    mount -t overlay -o "ro,lowerdir=$(jq -r '[.upper.dir, .rootfs.lower[]] | map(select(. != null)) | join(":")' "$1"):empty" overlay merged
+}
+
+# What a guest may do to a tree with patches.
+changes='set -e
+echo new >/root/new; echo more >>/etc/hosts; rm /etc/group /srv/patched; mkdir -p /srv/deep/er; echo deep >/srv/deep/er/file
+mv /srv/dir /srv/moved; rm -r /srv/replaced; mkdir /srv/replaced; echo inside >/srv/replaced/inside
+rm -r /usr/bin; echo a file now >/usr/bin; rm /etc/passwd; mkdir /etc/passwd
+ln -s nowhere /root/link; echo linked >/root/a; ln /root/a /root/b; ln /root/a /root/c; mkfifo -m 0620 /root/fifo; mknod /root/null c 1 3
+chmod 0700 /srv; chown 12:34 /root/new; chmod 4711 /root/new; touch -d 2001-02-03 /root/new
+dd if=/dev/urandom of=/root/sparse bs=4096 count=1 seek=5000 2>/dev/null; dd if=/dev/urandom of=/root/big bs=1M count=5 2>/dev/null'
+
+patched() {
+    cat >ops <<'END'
+{"op":"text","path":"/srv/patched","content":"by msb-patch\n"}
+{"op":"text","path":"/srv/dir/file","content":"in a directory\n"}
+{"op":"text","path":"/srv/replaced/old","content":"old\n"}
+{"op":"remove","path":"/etc/nothing"}
+END
+    msb-patch -r "$vm_record" -f ops >patched.json
+    vm_record=$PWD/patched.json
+}
+
+@test "what the guest did to a patched root is on the host as it was in the guest" {
+    patched
+    program=$(guest_program manifest)
+    vm_boot worker --script manifest="$program"
+    vm_exec worker sh -c "$changes" >/dev/null
+    vm_exec worker manifest / >guest
+    msb-stop -r worker.json --commit >stopped.json
+    jq -e '.vm == null' stopped.json
+    [ "$(jq -r .upper.dir stopped.json)" = "$(jq -r .upper.dir patched.json)" ]
+    merged stopped.json
+    "$program" merged >host
+    diff guest host
+    grep -q '^/root/b .* links 3 ' host
+    [ -z "$(find "$(jq -r .upper.dir stopped.json)" -printf '%f\n' | grep '^\.wh')" ]
+    [ ! -e "$MSB_HOME/sandboxes/worker" ]
+    vm_assert_nothing
+}
+
+@test "a record without an upper gets one; msb-mount shows it, msb-patch goes on from it, and the next VM has it" {
+    vm_boot worker
+    vm_exec worker sh -c 'echo one >/root/one; rm /etc/hosts'
+    msb-stop -r worker.json --commit >one.json
+    msb-mount -r one.json mounted >mount.json
+    [ "$(cat mounted/root/one)" = one ]
+    [ ! -e mounted/etc/hosts ]
+    msb-mount -u mounted
+    echo '{"op":"append","path":"/root/one","content":"two\n"}' | msb-patch -r one.json -f - >two.json
+    vm_record=two.json vm_boot worker
+    [ "$(vm_exec worker cat /root/one)" = $'one\ntwo' ]
+    run vm_exec worker cat /etc/hosts
+    [ "$status" -ne 0 ]
+    vm_exec worker sh -c 'rm /root/one; echo three >/root/three'
+    msb-stop -r worker.json --commit >three.json
+    [ "$(find "$(jq -r .upper.dir three.json)" -type f -printf '%f\n')" = three ]
+}
+
+@test "--commit-on-stop commits whoever ends the VM, and a disk without a name too" {
+    msb-boot -r "$vm_record" --commit-on-stop >worker.json
+    msb-exec -r worker.json -- sh -c 'echo kept >/root/kept'
+    msb-exec -r worker.json -- poweroff -f || true
+    vm_await_end "$(vm_pid worker)"
+    msb-stop -r worker.json >stopped.json
+    [ "$(cat "$(jq -r .upper.dir stopped.json)/root/kept")" = kept ]
+}
+
+@test "after a crash the disk is still there, and is committed by the next VM of that name" {
+    vm_boot worker
+    vm_exec worker sh -c 'echo synced >/root/synced; sync'
+    kill -KILL "$(vm_vmm worker)"
+    vm_await_end "$(vm_pid worker)"
+    run --separate-stderr msb-stop -r worker.json --commit
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'not committed: it had ended before (its disk is still there'* ]]
+    vm_boot worker
+    msb-stop -r worker.json --commit >stopped.json
+    [ "$(cat "$(jq -r .upper.dir stopped.json)/root/synced")" = synced ]
+}
+
+@test "a commit that cannot be made leaves the upper as it was, and the disk" {
+    patched
+    vm_boot worker
+    vm_exec worker sh -c 'echo new >/root/new'
+    msb-mount -r patched.json mounted >mount.json
+    run --separate-stderr msb-stop -r worker.json --commit
+    [ "$status" -eq 1 ]
+    jq -e '.vm == null' <<<"$output"
+    [[ $stderr == *'worker: not committed: '*'in use by another msb-patch or msb-mount'* ]]
+    [ ! -e "$(jq -r .upper.dir patched.json)/root" ]
+    msb-mount -u mounted
+    vm_boot worker
+    [ "$(vm_exec worker cat /root/new)" = new ]
+}
+
+@test "--commit of a root that is none of disks, or in memory, is refused before anything stops" {
+    jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}, mount: {path: $root, pid: 1, fstype: "none"}}' >shared.json
+    vm_record=shared.json vm_boot share
+    run --separate-stderr msb-stop -r share.json --commit
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'--commit is for a block root'* ]]
+    vm_boot memory --ephemeral
+    run --separate-stderr msb-stop -r memory.json --commit
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'keeps what it writes in its memory'* ]]
+    [ "$(vm_exec memory echo on)" = on ]
+}
