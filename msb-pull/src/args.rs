@@ -29,13 +29,22 @@ pub(crate) struct Args {
     /// $XDG_RUNTIME_DIR/containers/auth.json, then $DOCKER_CONFIG/config.json or ~/.docker/config.json]
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
+    /// Make the EROFS image that a VM without a mount boots from, too: else the first boot does
+    #[arg(long)]
+    erofs: bool,
+    /// Fetch nothing: print what $MSB_HOME holds, a JSON object a line with its size, and remove what no image and no sandbox needs
+    #[arg(long, conflicts_with_all = ["source", "erofs"])]
+    pub(crate) gc: bool,
+    /// With --gc: remove nothing
+    #[arg(short = 'n', long, requires = "gc")]
+    pub(crate) dry_run: bool,
     /// Show no progress
     #[arg(short, long)]
     quiet: bool,
     /// What to fetch: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG],
     /// - (an archive on stdin), ./DIR, or ./DISK.qcow2, .raw or .img
-    #[arg(value_name = "SOURCE")]
-    source: String,
+    #[arg(value_name = "SOURCE", required_unless_present = "gc")]
+    source: Option<String>,
 }
 
 const EXAMPLES: &str = "\
@@ -46,7 +55,8 @@ Examples:
   msb-pull oci:./layout:v1                         an OCI layout, by tag
   docker save alpine | msb-pull -                  an archive on stdin
   msb-pull ./rootfs                                a directory as the root
-  msb-pull alpine | msb-mount ./root               on through the pipe";
+  msb-pull alpine | msb-mount ./root               on through the pipe
+  msb-pull --gc -n                                 what is in the store, and what of it could go";
 
 /// What to do, checked.
 #[derive(Debug)]
@@ -57,6 +67,7 @@ pub(crate) struct Config {
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) authfile: Option<PathBuf>,
     pub(crate) quiet: bool,
+    pub(crate) erofs: bool,
 }
 
 impl TryFrom<Args> for Config {
@@ -64,7 +75,7 @@ impl TryFrom<Args> for Config {
 
     fn try_from(args: Args) -> anyhow::Result<Self> {
         let usage = |words: String| exit::coded(exit::USAGE, words);
-        let source = Source::parse(&args.source).map_err(usage)?;
+        let source = Source::parse(&args.source.unwrap_or_default()).map_err(usage)?;
         let platform = args.platform.as_deref().map(Platform::parse).transpose().map_err(usage)?;
         if platform.is_some() && matches!(source, Source::Path(_)) {
             return Err(usage("--platform: a directory or disk has no platforms to choose from".into()));
@@ -76,6 +87,7 @@ impl TryFrom<Args> for Config {
             ca_file: args.ca_file,
             authfile: args.authfile,
             quiet: args.quiet,
+            erofs: args.erofs,
         })
     }
 }
