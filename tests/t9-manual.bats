@@ -180,6 +180,7 @@ END
     run grep -rn --include=*.rs -e '"\.wh\.' -e '"trusted\.overlay' msb*/src agentd/src
     [ -n "$output" ]
     [ -z "$(grep -v '^msb/src/overlay/whiteout.rs:' <<< "$output")" ]
-    run grep -rln --include=*.rs 'to_le_bytes\|from_le_bytes' msb/src agentd/src msb-exec/src msb-stop/src
+    # agentd's init.rs reads ELF files, whose numbers are no wire's.
+    run grep -rln --include=*.rs --exclude=init.rs 'to_le_bytes\|from_le_bytes' msb/src agentd/src msb-exec/src msb-stop/src
     [ "$output" = msb/src/wire/mod.rs ]
 }
