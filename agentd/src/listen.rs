@@ -11,7 +11,7 @@ use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::session::{self, PATIENCE};
-use crate::{Agent, Error, visit};
+use crate::{Agent, Error, clock, visit};
 
 /// The priority of what answers callers, as nice(1) has it, and of what serves them then.
 const ANSWERING: i32 = -19;
@@ -75,6 +75,7 @@ fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Er
     let _ = rustix::process::setpriority_process(None, SERVING);
     match Message::receive(&mut connection)? {
         Some(Message::Exec(request)) => {
+            request.now_ms.into_iter().for_each(clock::catch_up);
             connection.set_read_timeout(None)?;
             session::run(connection, agent, request)
         }

@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod child;
+mod clock;
 mod commit;
 mod early;
 mod execs;

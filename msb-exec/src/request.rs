@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use msb::env;
 use msb::exit::{self, coded};
@@ -48,7 +49,14 @@ pub fn request(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
         detach: args.detach,
         rlimits: args.rlimits.clone(),
         umask: args.umask,
+        now_ms: now_ms(),
     })
+}
+
+/// The time, in milliseconds since 1970.
+fn now_ms() -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(now.as_millis()).ok()
 }
 
 /// A call as rsync and git make it of a remote shell: `[USER@]HOST COMMAND…`.

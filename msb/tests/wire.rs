@@ -22,6 +22,7 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         detach: true,
         rlimits: vec![Limit { name: "core".into(), soft: Some(0), hard: None }],
         umask: Some(0o77),
+        now_ms: Some(5),
         ..Request::default()
     };
     let usage = Usage { wall_us: 1, user_us: 2, system_us: 3, max_rss_kib: 4 };
@@ -36,8 +37,8 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         ),
         (
             Message::Exec(all),
-            b"\x93\0\0\0\x02{\"argv\":[\"a\"],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"no_stdin\":true,\
-              \"detach\":true,\"rlimits\":[{\"name\":\"core\",\"soft\":0,\"hard\":null}],\"umask\":63}",
+            b"\x9e\0\0\0\x02{\"argv\":[\"a\"],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"no_stdin\":true,\
+              \"detach\":true,\"rlimits\":[{\"name\":\"core\",\"soft\":0,\"hard\":null}],\"umask\":63,\"now_ms\":5}",
         ),
         (Message::Started(Started { pid: 42, id: 7 }), b"\x11\0\0\0\x03{\"pid\":42,\"id\":7}"),
         (Message::Data(Stream::Stdin, b"in".to_vec()), b"\x02\0\0\0\x04in"),
