@@ -62,10 +62,10 @@ an_overlay_keeps() {
     [ "$(vm_exec worker cat /tmp/new)" = new ]
     run vm_exec worker cat /etc/group
     [ "$status" -ne 0 ]
-    # The journal had nothing left to do after a stop, also by an init; it has after a kill, and what was synced is there.
+    # The journal had nothing left to do after a stop, also by an init that unmounts; it has after a kill, and what was synced is there.
     [ "$(recoveries)" = 0 ]
     [ "$1" = raw ] || return 0
-    vm_exec worker sh -c 'ln -sf ../bin/busybox /bin/init; echo ::sysinit:/bin/true >/etc/inittab'
+    vm_exec worker sh -c 'ln -sf ../bin/busybox /bin/init; printf "%s\n" ::sysinit:/bin/true "::shutdown:/bin/umount -a -r" >/etc/inittab'
     msb-stop -r worker.json >stopped.json
     vm_boot worker --overlay kept.qcow2 --init /bin/init
     vm_exec worker sh -c 'echo more >/tmp/more'
