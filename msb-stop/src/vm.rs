@@ -95,8 +95,11 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
             rundir::leave(&dir, rundir::STOP, &Stop { grace_ms, commit })
                 .with_context(|| format!("run directory {dir:?}"))?;
             send(&supervisor, Signal::TERM)?;
-            let patience = grace + MARGIN + if commit { COMMIT } else { Duration::ZERO };
-            if !ends_within(&supervisor, patience)? {
+            let mut has_ended = ends_within(&supervisor, grace + MARGIN)?;
+            if !has_ended && dir.join(rundir::COMMITTED).exists() {
+                has_ended = ends_within(&supervisor, COMMIT)?;
+            }
+            if !has_ended {
                 send(&supervisor, Signal::KILL)?;
                 if !ends_within(&supervisor, MARGIN)? {
                     bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);

@@ -81,7 +81,14 @@ fn receive(
     disk: &OwnedFd,
     take: impl FnOnce(&mut UnixStream) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    held.clear(&[rundir::ALIVE, rundir::KERNEL_LOG, rundir::OLD_KERNEL_LOG, msb::record::FILE_NAME, rundir::STOP])?;
+    held.clear(&[
+        rundir::ALIVE,
+        rundir::KERNEL_LOG,
+        rundir::OLD_KERNEL_LOG,
+        msb::record::FILE_NAME,
+        rundir::STOP,
+        rundir::COMMITTED,
+    ])?;
     let mut vm = config.vm.clone();
     vm.memory_mib = MEMORY;
     vm.cpus = 1;

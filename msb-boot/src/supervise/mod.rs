@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use msb::record;
-use msb::rundir::{self, Held};
+use msb::rundir::{self, Committed, Held};
 
 use crate::launch::Report;
 use front::Front;
@@ -79,6 +79,9 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
     match outcome {
         Ok((ended, top)) => {
             if let Some(disk) = top.filter(|_| commit::wanted(&config, &held)) {
+                // Who waits for the end sees by it that this may take long; and it stands where this process is killed.
+                let killed = Committed::Failed("its supervisor was killed in the middle of it".into());
+                rundir::leave(held.path(), rundir::COMMITTED, &killed)?;
                 let committed = commit::run(&config, &held, disk);
                 rundir::leave(held.path(), rundir::COMMITTED, &committed)?;
             }
