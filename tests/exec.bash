@@ -50,7 +50,7 @@ exec_agent() {
 # exec_await COMMAND…: waits until it succeeds. Nothing tells this side what the guest's processes do.
 exec_await() {
     local tries
-    for ((tries = 0; tries < 100; tries++)); do
+    for ((tries = 0; tries < 600; tries++)); do
         ! "$@" || return 0
         sleep 0.1
     done

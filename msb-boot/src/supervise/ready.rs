@@ -35,7 +35,8 @@ impl Report {
                 match self.listener.accept() {
                     Ok((mut stream, _)) => {
                         stream.set_nonblocking(true)?;
-                        Message::hello().send(&mut stream).context("agent")?;
+                        // It may have said all it has to say, and hung up, while this machine was busy.
+                        let _ = Message::hello().send(&mut stream);
                         self.connection = Some((stream, Decoder::default(), false));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
