@@ -74,13 +74,19 @@ turn() {
     sync
     cost "$name" "$@"
 }
-for ((round = 0; round < (rounds + 1) / 3; round++)); do
+# shellcheck disable=SC2016 # the inner shell's own
+copies() {
     turn cp-large bash -c 'cp --reflink=auto large copied && sync -f copied'
+    turn cp-tree bash -c 'cp -a "$1" "$2" && sync -f "$2"' - "$tree" "copied-$1"
+}
+ours() {
     turn our-large msb-patch -r image.json -f large.jsonl --upper "$work/upper"
+    turn our-tree msb-patch -r image.json -f tree.jsonl --upper "$work/tree-$1"
+}
+for ((round = 0; round < (rounds + 1) / 2; round++)); do
+    # Whoever comes second finds a fuller disk.
+    if ((round % 2)); then ours "$round"; copies "$round"; else copies "$round"; ours "$round"; fi
     rm -r copied upper upper.work
-    # shellcheck disable=SC2016 # the inner shell's own
-    turn cp-tree bash -c 'cp -a "$1" "$2" && sync -f "$2"' - "$tree" "copied-$round"
-    turn our-tree msb-patch -r image.json -f tree.jsonl --upper "$work/tree-$round"
 done
 row '' 'ms' 'CPU ms'
 row 'cp --reflink=auto of 1 GiB, sync' "$(median cp-large 1)" "$(median cp-large 2)"

@@ -159,7 +159,7 @@ impl Target {
         match at.end {
             End::Leaf(name, leaf) => {
                 self.copy_up_steps(&mut at.steps)?;
-                Ok(Place { parent: last(at.steps), name, old: Some(leaf) })
+                Ok(Place { parent: last(&at.steps), name, old: Some(leaf) })
             }
             End::Missing(mut names) => {
                 let name = names.pop().expect("something is missing");
@@ -167,14 +167,14 @@ impl Target {
                 Ok(Place { parent: self.make_dirs(at, Wanted::default())?, name, old: None })
             }
             End::Dir => {
-                let step = at.steps.pop().expect("the root is refused before");
+                let step = Arc::make_mut(&mut at.steps).pop().expect("the root is refused before");
                 self.copy_up_steps(&mut at.steps)?;
-                Ok(Place { parent: last(at.steps), name: step.name, old: None })
+                Ok(Place { parent: last(&at.steps), name: step.name, old: None })
             }
         }
     }
 
-    fn copy_up_steps(&mut self, steps: &mut [Step]) -> io::Result<()> {
+    fn copy_up_steps(&mut self, steps: &mut Arc<Vec<Step>>) -> io::Result<()> {
         if steps.iter().any(|step| step.dir.upper.is_none()) {
             // A copy-up keeps the times of its parent by itself.
             self.kept.release()?;
@@ -216,7 +216,7 @@ impl Target {
     /// Makes what is missing and gives the last directory what is wanted; says which directory that is.
     pub(crate) fn make_dirs(&mut self, mut at: Resolved, wanted: Wanted) -> anyhow::Result<Merged> {
         self.copy_up_steps(&mut at.steps)?;
-        let mut dir = last(at.steps);
+        let mut dir = last(&at.steps);
         let End::Missing(names) = at.end else {
             let entry = upper_of(&dir)?.to_entry()?;
             set_attributes(&entry, entry.stat(), wanted)?;
@@ -368,8 +368,8 @@ impl Target {
     }
 }
 
-fn last(mut steps: Vec<Step>) -> Merged {
-    steps.pop().expect("the root stays").dir
+fn last(steps: &[Step]) -> Merged {
+    steps.last().expect("the root stays").dir.clone()
 }
 
 /// Sets what is another, by the file's `stat` of now. Owner first: a change of it clears set-id bits.

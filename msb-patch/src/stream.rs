@@ -5,7 +5,8 @@ use std::fmt;
 use std::io::{self, BufRead};
 
 use anyhow::{anyhow, bail};
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
+use serde::de::value::StrDeserializer;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, VariantAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::op::Op;
@@ -41,18 +42,97 @@ pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
                 (values.line, Err(anyhow!(error)))
             }
             Ok(line) => match serde_json::from_slice(&values.text) {
-                Ok(Members(members)) => (line, parse(members)),
-                Err(error) if error.is_data() => {
-                    (line, Err(anyhow!("{} (an operation is an object)", without_place(&error))))
-                }
-                Err(error) => {
-                    broken = true;
-                    (line + error.line() - 1, Err(anyhow!(without_place(&error))))
-                }
+                Ok(Written(op)) => (line, Ok(op)),
+                Err(_) => match serde_json::from_slice(&values.text) {
+                    Ok(Members(members)) => (line, parse(members)),
+                    Err(error) if error.is_data() => {
+                        (line, Err(anyhow!("{} (an operation is an object)", without_place(&error))))
+                    }
+                    Err(error) => {
+                        broken = true;
+                        (line + error.line() - 1, Err(anyhow!(without_place(&error))))
+                    }
+                },
             },
         };
         Some(Numbered { n, line, op })
     })
+}
+
+/// An operation as almost all are written: the member "op" first, and no mistake. It is read as it comes; all else goes the
+/// long way of [`Members`] and [`parse`], which has the words.
+struct Written(Op);
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct OpFirst;
+        impl<'de> Visitor<'de> for OpFirst {
+            type Value = Op;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an operation")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Op, A::Error> {
+                match entries.next_key::<&'de str>()? {
+                    Some("op") => Op::deserialize(Tagged { op: entries.next_value()?, rest: entries }),
+                    _ => Err(A::Error::custom("the operation's name does not come first")),
+                }
+            }
+        }
+        from.deserialize_map(OpFirst).map(Self)
+    }
+}
+
+/// An operation's name, and its members behind it.
+struct Tagged<'de, A> {
+    op: &'de str,
+    rest: A,
+}
+
+impl<'de, A: MapAccess<'de>> Deserializer<'de> for Tagged<'de, A> {
+    type Error = A::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, A::Error> {
+        visitor.visit_enum(self)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct newtype_struct seq tuple
+        tuple_struct map struct enum identifier ignored_any
+    }
+}
+
+impl<'de, A: MapAccess<'de>> EnumAccess<'de> for Tagged<'de, A> {
+    type Error = A::Error;
+    type Variant = Rest<A>;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(self, seed: V) -> Result<(V::Value, Rest<A>), A::Error> {
+        Ok((seed.deserialize(StrDeserializer::new(self.op))?, Rest(self.rest)))
+    }
+}
+
+/// The members of an operation whose name is known.
+struct Rest<A>(A);
+
+impl<'de, A: MapAccess<'de>> VariantAccess<'de> for Rest<A> {
+    type Error = A::Error;
+
+    fn unit_variant(self) -> Result<(), A::Error> {
+        Err(A::Error::custom("every operation has members"))
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, _: T) -> Result<T::Value, A::Error> {
+        Err(A::Error::custom("every operation has members"))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, A::Error> {
+        Err(A::Error::custom("every operation has members"))
+    }
+
+    fn struct_variant<V: Visitor<'de>>(self, _: &'static [&'static str], visitor: V) -> Result<V::Value, A::Error> {
+        visitor.visit_map(self.0)
+    }
 }
 
 /// One operation.
@@ -204,6 +284,11 @@ mod tests {
     use super::*;
 
     fn one(text: &str) -> Result<Op, String> {
+        // The short way is never another way.
+        if let Ok(Written(op)) = serde_json::from_str(text) {
+            let Members(members) = serde_json::from_str(text).unwrap();
+            assert_eq!(parse(members).unwrap(), op);
+        }
         let mut ops = read(text.as_bytes());
         let op = ops.next().expect("one op").op.map_err(|error| error.to_string());
         assert!(ops.next().is_none());
@@ -226,6 +311,10 @@ mod tests {
             let op = one(text).unwrap();
             assert_eq!(op.subject(), subject);
         }
+        let Ok(Op::Text { path, .. }) = one(r#"{"\u006fp":"te\u0078t","path":"/\u0061","content":""}"#) else {
+            panic!()
+        };
+        assert_eq!(path, "/a");
         let Ok(Op::File { content_base64, .. }) = one(r#"{"op":"file","path":"/a","content_base64":"AAH/"}"#) else {
             panic!()
         };
@@ -238,6 +327,7 @@ mod tests {
             (r#"{"op":"chmod","path":"/a"}"#, "unknown operation `chmod`"),
             (r#"{"path":"/a"}"#, "member \"op\" is missing"),
             (r#"{"op":7}"#, "member \"op\": a string is expected"),
+            (r#"{"op":"remove","op":"remove","path":"/a"}"#, "member \"op\" is there twice"),
             (r#"{"op":"text","path":"/a"}"#, "missing field `content`"),
             (r#"{"op":"text","path":"/a","content":"","modee":"0644"}"#, "unknown field `modee`"),
             (r#"{"op":"remove","path":"/a","replace":true}"#, "unknown field `replace`"),

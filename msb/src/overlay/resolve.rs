@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::FileType;
 
@@ -49,8 +50,8 @@ pub enum End {
 /// Where a path leads.
 #[derive(Debug)]
 pub struct Resolved {
-    /// The directories from the root on; never empty.
-    pub steps: Vec<Step>,
+    /// The directories from the root on; never empty. Shared: many paths lead through the same.
+    pub steps: Arc<Vec<Step>>,
     /// What is at the end.
     pub end: End,
 }
@@ -118,7 +119,7 @@ pub struct Trail(Option<Known>);
 struct Known {
     /// As it is written, with the slash behind it.
     path: Vec<u8>,
-    steps: Vec<Step>,
+    steps: Arc<Vec<Step>>,
     symlinks: usize,
 }
 
@@ -140,13 +141,13 @@ impl Trail {
         match &self.0 {
             Some(known) if has_name && known.path == above => {
                 let pending = VecDeque::from([OsStr::from_bytes(name).to_owned()]);
-                walk(pending, known.steps.clone(), known.symlinks, last, |_, _| {})
+                walk(pending, Arc::clone(&known.steps), known.symlinks, last, |_, _| {})
             }
             _ => {
                 let root = Step { name: OsString::new(), dir: root.clone() };
-                walk(components(path.as_os_str()).collect(), vec![root], 0, last, |steps, symlinks| {
+                walk(components(path.as_os_str()).collect(), Arc::new(vec![root]), 0, last, |steps, symlinks| {
                     if has_name && steps.last().is_some_and(|step| step.dir.upper.is_some()) {
-                        self.0 = Some(Known { path: above.to_owned(), steps: steps.to_owned(), symlinks });
+                        self.0 = Some(Known { path: above.to_owned(), steps: Arc::clone(steps), symlinks });
                     }
                 })
             }
@@ -171,10 +172,10 @@ fn check(path: &Path) -> Result<(), Error> {
 /// Follows what is pending. `at_last` sees the way to the directory in which the path's own last component is looked up.
 fn walk(
     mut pending: VecDeque<OsString>,
-    mut steps: Vec<Step>,
+    mut steps: Arc<Vec<Step>>,
     mut symlinks: usize,
     last: Last,
-    at_last: impl FnOnce(&[Step], usize),
+    at_last: impl FnOnce(&Arc<Vec<Step>>, usize),
 ) -> Result<Resolved, Error> {
     let mut at_last = Some(at_last);
     while let Some(component) = pending.pop_front() {
@@ -185,7 +186,7 @@ fn walk(
         }
         if component == ".." {
             if steps.len() > 1 {
-                steps.pop();
+                Arc::make_mut(&mut steps).pop();
             }
             continue;
         }
@@ -193,7 +194,7 @@ fn walk(
         let here = &steps.last().expect("the root stays").dir;
         let leaf = match here.lookup(name)? {
             Some(Node::Dir(dir)) => {
-                steps.push(Step { name: component, dir });
+                Arc::make_mut(&mut steps).push(Step { name: component, dir });
                 continue;
             }
             Some(Node::Leaf(leaf)) => leaf,
@@ -221,7 +222,7 @@ fn walk(
             }
             let target = leaf.entry.read_link()?;
             if target.as_bytes().starts_with(b"/") {
-                steps.truncate(1);
+                Arc::make_mut(&mut steps).truncate(1);
             }
             for part in components(&target).rev() {
                 pending.push_front(part);

@@ -177,7 +177,8 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Self::copy_up_dir`].
-    pub fn copy_up_steps(&self, steps: &mut [Step]) -> io::Result<()> {
+    pub fn copy_up_steps(&self, steps: &mut Arc<Vec<Step>>) -> io::Result<()> {
+        let steps = Arc::make_mut(steps);
         for place in 1..steps.len() {
             let (before, rest) = steps.split_at_mut(place);
             let step = &mut rest[0];
