@@ -32,15 +32,33 @@ mkdir "$work/image"
 msb-pull -q "oci:$layout:latest" >"$work/image.json"
 cd "$work"
 
+# Each turn has a file system of its own: ext4 is slow to make files for a while after many were removed.
+# turn NAME COMMAND…
+turn() {
+    local name=$1
+    shift
+    rm -f disk
+    truncate -s 12G disk
+    mke2fs -q -t ext4 disk
+    mount -o loop disk fresh
+    sync
+    cost "$name" "$@"
+    umount fresh
+}
+mkdir fresh
+trap 'umount -q "$work/fresh" || true; rm -rf "$work"' EXIT
+
 echo "-- 10 000 text operations, $rounds rounds"
 for n in $(seq 0 9999); do printf '{"op":"text","path":"/etc/many/f%d","content":"hello"}\n' "$n"; done >many.jsonl
 for ((round = 0; round < rounds; round++)); do
-    mkdir "loop-$round"
-    (cd "loop-$round" && cost loop "$work/files" 10000)
-    cost many msb-patch -r image.json -f many.jsonl --upper "$work/upper-$round"
+    turn loop env -C fresh "$work/files" 10000
+    # shellcheck disable=SC2016 # the inner shell's own
+    turn synced env -C fresh bash -c '"$1" 10000 && sync -f .' - "$work/files"
+    turn many msb-patch -r image.json -f many.jsonl --upper "$work/fresh/upper"
 done
 row '' 'ms' 'CPU ms'
 row 'openat, write, close' "$(median loop 1)" "$(median loop 2)"
+row 'the same and sync' "$(median synced 1)" "$(median synced 2)"
 row 'msb-patch' "$(median many 1)" "$(median many 2)"
 awk -v a="$(median many 2)" -v b="$(median loop 2)" 'BEGIN { printf "over the files themselves, an operation: %.1f microseconds of CPU\n", (a - b) / 10 }'
 
@@ -66,27 +84,12 @@ print(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1))' 
 head -c 1G /dev/urandom >large
 echo '{"op":"copy_file","src":"large","dst":"/large"}' >large.jsonl
 jq -nc --arg src "$tree" '{op: "copy_dir", src: $src, dst: "/copy"}' >tree.jsonl
-# What is there goes to disk first. Copies of the tree stay until all is measured: ext4 is slow to make files for a while after
-# many were removed.
-turn() {
-    local name=$1
-    shift
-    sync
-    cost "$name" "$@"
-}
 # shellcheck disable=SC2016 # the inner shell's own
-copies() {
-    turn cp-large bash -c 'cp --reflink=auto large copied && sync -f copied'
-    turn cp-tree bash -c 'cp -a "$1" "$2" && sync -f "$2"' - "$tree" "copied-$1"
-}
-ours() {
-    turn our-large msb-patch -r image.json -f large.jsonl --upper "$work/upper"
-    turn our-tree msb-patch -r image.json -f tree.jsonl --upper "$work/tree-$1"
-}
 for ((round = 0; round < (rounds + 1) / 2; round++)); do
-    # Whoever comes second finds a fuller disk.
-    if ((round % 2)); then ours "$round"; copies "$round"; else copies "$round"; ours "$round"; fi
-    rm -r copied upper upper.work
+    turn cp-large bash -c 'cp --reflink=auto large fresh/copy && sync -f fresh'
+    turn our-large msb-patch -r image.json -f large.jsonl --upper "$work/fresh/upper"
+    turn cp-tree bash -c 'cp -a "$1" fresh/copy && sync -f fresh' - "$tree"
+    turn our-tree msb-patch -r image.json -f tree.jsonl --upper "$work/fresh/upper"
 done
 row '' 'ms' 'CPU ms'
 row 'cp --reflink=auto of 1 GiB, sync' "$(median cp-large 1)" "$(median cp-large 2)"

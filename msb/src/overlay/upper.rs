@@ -37,6 +37,11 @@ pub const WHOLE: u64 = u64::MAX;
 /// A file that one read has whole, in bytes: the kernel's own copy takes longer to begin.
 const SMALL: u64 = 1 << 15;
 
+/// How much is copied at once by hand, in bytes: it stays in a processor's cache.
+const BLOCK: usize = 1 << 17;
+/// The kernel copies into memory that begins at a page up to twice as fast, in bytes.
+const PAGE: usize = 4096;
+
 /// The xattr that says who may do what with a file.
 const ACL: &str = "system.posix_acl_access";
 /// And the one that the files made in a directory inherit.
@@ -415,9 +420,12 @@ pub fn copy_to_end(from: &File, to: &File) -> io::Result<()> {
 
 fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt;
-    let mut block = vec![0u8; usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(1 << 18)];
+    let size = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(BLOCK);
+    let mut space = vec![0u8; size + PAGE];
+    let aligned = space.as_ptr().align_offset(PAGE);
+    let block = &mut space[aligned..aligned + size];
     while at < end {
-        let wanted = block.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        let wanted = size.min(usize::try_from(end - at).unwrap_or(usize::MAX));
         let got = from.read_at(&mut block[..wanted], at)?;
         if got == 0 {
             break;
