@@ -5,7 +5,7 @@
 #   tests/bench-patch.sh [ROUNDS [TREE]]        TREE: what copy_dir copies, /usr by default
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PATH=$PWD/target/release:$PATH
+PATH=$PWD/target/release:$PATH:/usr/sbin:/sbin
 rounds=${1:-7} tree=${2:-/usr}
 # shellcheck source-path=SCRIPTDIR/..
 source tests/bench.bash

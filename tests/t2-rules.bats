@@ -286,13 +286,16 @@ while True:
             if libc.renameat2(-100, (place + "/dir").encode(), -100, spare.encode(), 2) == 0:
                 swaps += 1
     if swaps and swaps % 500 < 3:
-        open(secret + ".swaps", "w").write(str(swaps))
+        # The kill may come at any moment.
+        with open(secret + ".aside", "w") as count:
+            count.write(str(swaps))
+        os.replace(secret + ".aside", secret + ".swaps")
 END
     racer=$!
     for _ in $(seq 100); do msb-patch -r patched.json -f ops.jsonl >/dev/null 2>&1 || true; done
     kill "$racer"
     wait "$racer" || true
-    rm -rf secret.link
+    rm -rf secret.link secret.aside
     echo "swaps: $(cat secret.swaps)"
     [ "$(cat secret.swaps)" -gt 2000 ]
     outside | diff before -

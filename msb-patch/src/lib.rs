@@ -6,6 +6,7 @@ mod content;
 mod copy;
 mod kept;
 pub mod op;
+mod parse;
 pub mod plan;
 pub mod report;
 pub mod scripts;

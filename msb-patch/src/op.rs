@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use base64::Engine;
 use serde::{Deserialize, Deserializer};
 
-/// One operation. [`crate::stream`] takes the member `op` for the variant's name.
+/// One operation. [`crate::parse`] takes the member `op` for the variant's name.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Op {
