@@ -88,8 +88,8 @@ fn set_up() -> io::Result<Vec<&'static str>> {
     let ours = Path::new(OURS);
     // Whatever execs do, some processes and some memory are left to the agent, and to the next exec that wants to look.
     let _ = fs::write(ours.join("pids.max"), (most_processes() / 8 * 7).to_string());
-    if let Some(total) = memory() {
-        let _ = fs::write(ours.join("memory.max"), total.saturating_sub(LEAST_RESERVE.max(total / 16)).to_string());
+    if let Some(memory) = Memory::read() {
+        let _ = fs::write(ours.join("memory.max"), memory.for_execs().to_string());
     }
     Ok(missing)
 }
@@ -101,11 +101,28 @@ fn most_processes() -> u64 {
     limits.min().unwrap_or(1 << 15)
 }
 
-/// The machine's memory, in bytes.
-fn memory() -> Option<u64> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
+/// The machine's memory, in bytes, as /proc/meminfo has it.
+#[derive(Clone, Copy, Debug)]
+struct Memory {
+    total: u64,
+    available: u64,
+}
+
+impl Memory {
+    fn read() -> Option<Self> {
+        let info = fs::read_to_string("/proc/meminfo").ok()?;
+        let value = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? << 10)
+        };
+        Some(Self { total: value("MemTotal")?, available: value("MemAvailable")? })
+    }
+
+    /// What all execs may take. It has to be there, or the kernel would look for it in the programs' own pages, which
+    /// are read again at once: that goes on for minutes before it ends anybody. Half of the machine they get in any case.
+    fn for_execs(self) -> u64 {
+        self.available.saturating_sub(LEAST_RESERVE.max(self.total / 16)).max(self.total / 2)
+    }
 }
 
 /// The cgroup of one exec.

@@ -193,8 +193,11 @@ impl Session<'_> {
                 }
                 link.flush()?;
             }
-            if let Some(exit) = self.exec.exit()
-                && self.is_over()
+            // Asked once a round: a command that ends after this wakes the wait.
+            let exit = self.exec.exit();
+            let runs = exit.is_none();
+            if let Some(exit) = exit
+                && self.outputs.iter().all(|output| output.source.is_none())
             {
                 match self.link.take() {
                     None => return Ok(()),
@@ -202,7 +205,7 @@ impl Session<'_> {
                     link => self.link = link,
                 }
             }
-            let woken = self.wait()?;
+            let woken = self.wait(runs)?;
             if !woken.bell.is_empty()
                 && let Some(caller) = self.exec.caller()
             {
@@ -220,7 +223,8 @@ impl Session<'_> {
         }
     }
 
-    fn wait(&self) -> Result<Woken, wire::Error> {
+    /// Waits for what there is to wait for; for the command's end, while it `runs`.
+    fn wait(&self, runs: bool) -> Result<Woken, wire::Error> {
         let mut fds = Vec::with_capacity(6);
         let mut watch = |fd, flags| {
             fds.push(PollFd::new(fd, flags));
@@ -228,7 +232,7 @@ impl Session<'_> {
         };
         let link_at = self.link.as_ref().map(Link::wanted).map(|(fd, flags)| watch(fd, flags));
         let bell_at = self.link.is_none().then(|| watch(self.exec.bell().as_fd(), PollFlags::POLLIN));
-        if self.exec.exit().is_none() {
+        if runs {
             watch(self.exec.process.event().as_fd(), PollFlags::POLLIN);
         }
         // A pipe says by itself that its reader left. A terminal says so for ever, and its output is what tells.
