@@ -58,10 +58,12 @@ unchanged() {
 @test "many at once are all served, each with its own bytes and status" {
     count=$((${MSB_MANY:-2000} / 20))
     before=$(of_agent)
+    pids=()
     for n in $(seq "$count"); do
         { status=0; msb-exec -n -- sh -c "echo $n; exit $((n % 200))" || status=$?; echo "$status"; } >"out-$n" 2>"err-$n" &
+        pids+=($!)
     done
-    wait
+    wait "${pids[@]}"
     for n in $(seq "$count"); do
         [ "$(cat "out-$n")" = "$n"$'\n'"$((n % 200))" ] || { head "out-$n" "err-$n"; false; }
     done
@@ -81,7 +83,7 @@ unchanged() {
     done
     for n in $(seq 10); do [ "$(timeout 20 msb-exec -- echo "$n" <<<in)" = "$n" ]; done
     kill "${pids[@]}"
-    wait || true
+    wait "${pids[@]}" || true
     exec_await exec_has 0 yes
 }
 

@@ -31,7 +31,7 @@ teardown() {
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     [ "$(cat "$vm_root/tmp/trap")" = ended ]
-    wait
+    wait $! || true
 }
 
 @test "a VM is stopped by its name" {

@@ -152,7 +152,7 @@ END
     until grep -q up up; do sleep 0.02; done
     kill -KILL "$(vm_vmm crash)"
     vm_await_end "$(vm_pid crash)"
-    wait
+    wait $! || true
     vm_boot crash
     vm_exec crash dmesg | grep -q 'EXT4-fs.*recovery complete'
     vm_exec crash sha256sum -c <sum

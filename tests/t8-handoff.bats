@@ -148,7 +148,7 @@ END
     [ "$status" -eq 0 ]
     [[ $stderr == 'msb-stop: worker: the init did not power off within 3.'*' s, ended by force' ]] || { echo "$stderr"; return 1; }
     [ "$(cat "$vm_root/srv/trap")" = ended ]
-    wait
+    wait $! || true
     vm_assert_nothing
 }
 

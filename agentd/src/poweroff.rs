@@ -5,12 +5,15 @@ use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::libc;
 
 use crate::sys;
 
 const INIT: i32 = 1;
+/// How long sysvinit waits for what inittab starts, at most.
+const SYSV_WAIT: Duration = Duration::from_secs(3);
 
 /// The language of an init.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,11 +37,11 @@ pub struct Asked {
     pub may_try_term: bool,
 }
 
-/// Asks.
+/// Asks. Services have a part of the `grace` to end by themselves, where it is not the init that knows how long.
 ///
 /// # Errors
 /// What writing to its FIFO or its files says; a signal does not fail.
-pub fn ask() -> io::Result<Asked> {
+pub fn ask(grace: Duration) -> io::Result<Asked> {
     let program = fs::read_link("/proc/1/exe")?;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let language = language(&name, is_fifo, |path| Path::new(path).exists());
@@ -49,7 +52,7 @@ pub fn ask() -> io::Result<Asked> {
             format!("{name}, by {}", signal_name(signal))
         }
         Language::SysV(fifo) => {
-            request_runlevel_0(Path::new(fifo))?;
+            request_runlevel_0(Path::new(fifo), SYSV_WAIT.min(grace / 3))?;
             format!("{name}, by {fifo}")
         }
         Language::Runit => {
@@ -110,12 +113,14 @@ pub fn catches(status: &str, signal: i32) -> bool {
     masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// Writes what `telinit 0` writes: `struct init_request` of sysvinit's `initreq.h`, 384 bytes.
-fn request_runlevel_0(fifo: &Path) -> io::Result<()> {
+/// Writes what `telinit -t WAIT 0` writes: `struct init_request` of sysvinit's `initreq.h`, 384 bytes. Of what inittab starts,
+/// whoever lives `wait` after TERM gets KILL; sysvinit looks once a second, and kills at once for a wait of 0.
+fn request_runlevel_0(fifo: &Path, wait: Duration) -> io::Result<()> {
     const MAGIC: i32 = 0x0309_1969;
     const RUNLEVEL: i32 = 1;
     let mut request = [0u8; 384];
-    for (place, word) in [MAGIC, RUNLEVEL, i32::from(b'0')].into_iter().enumerate() {
+    let seconds = i32::try_from(wait.as_secs()).unwrap_or(i32::MAX).max(1);
+    for (place, word) in [MAGIC, RUNLEVEL, i32::from(b'0'), seconds].into_iter().enumerate() {
         request[place * 4..place * 4 + 4].copy_from_slice(&word.to_ne_bytes());
     }
     // Without a reader, opening fails rather than waits.
@@ -173,11 +178,11 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let fifo = scratch.path().join("initctl");
         nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(request_runlevel_0(&fifo).is_err(), "nobody reads");
+        assert!(request_runlevel_0(&fifo, Duration::ZERO).is_err(), "nobody reads");
         let mut reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
-        request_runlevel_0(&fifo).unwrap();
+        request_runlevel_0(&fifo, Duration::from_secs(3)).unwrap();
         let mut got = [0u8; 400];
         assert_eq!(io::Read::read(&mut reader, &mut got).unwrap(), 384);
-        assert_eq!(got[..12], [0x69, 0x19, 0x09, 0x03, 1, 0, 0, 0, b'0', 0, 0, 0]);
+        assert_eq!(got[..16], [0x69, 0x19, 0x09, 0x03, 1, 0, 0, 0, b'0', 0, 0, 0, 3, 0, 0, 0]);
     }
 }

@@ -133,7 +133,7 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     // Signals first: whatever ends now is not held up by a caller.
     agent.reaper.signal_all(Signal::SIGTERM as i32);
     agent.reaper.signal_all(Signal::SIGCONT as i32);
-    let asked = poweroff::ask();
+    let asked = poweroff::ask(grace);
     match &asked {
         Ok(asked) => crate::say(&format!("asked {}", asked.how)),
         Err(error) => crate::say(&format!("ask the init to power off: {error}")),

@@ -117,7 +117,7 @@ fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
         put(&["-accel", "kvm", "-cpu", "host"]);
     } else {
         // A fifth level of page tables makes every miss of the emulated TLB dearer, and no guest here needs it.
-        put(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+        put(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off,erms=off"]);
     }
     put(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
     put(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
