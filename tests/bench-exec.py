@@ -3,7 +3,7 @@
 
     bench-exec.py steps RECORD COUNT         an exec of /bin/true by the wire, step by step
     bench-exec.py bare RECORD PORT COUNT     a byte there and back, and one after the guest's fork and exec, by guest/echo-agent.c
-    bench-exec.py from|to RECORD PORT MIB    so much by the same, in MB/s
+    bench-exec.py from|to|from-pipe|to-pipe RECORD PORT MIB    so much by the same, in MB/s
 """
 import json, socket, struct, sys, time
 
@@ -70,15 +70,16 @@ def main(how, record, *numbers):
     else:
         port, left = numbers[0], numbers[1] << 20
         agent, block, start = connect(endpoint, port), bytearray(65536), time.monotonic()
-        agent.sendall(b"s" if how == "from" else struct.pack("<cQ", b"t", left))
+        letter, there = {"from": "s", "from-pipe": "S", "to": "t", "to-pipe": "T"}[how].encode(), how.startswith("to")
+        agent.sendall(struct.pack("<cQ", letter, left) if there else letter)
         while left > 0:
-            if how == "to":
+            if there:
                 left -= agent.send(block[:left])
                 continue
             exactly(agent, 31 << 10)
             agent.sendall(b".")
             left -= 31 << 10
-        if how == "to":
+        if there:
             exactly(agent, 1)
         print(f"{(numbers[1] << 20) / (time.monotonic() - start) / 1e6:.0f}")
 

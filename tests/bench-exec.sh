@@ -62,14 +62,11 @@ msb-exec -n -- true
     if [ "$handshake" = true ]; then "$here/bench-exec.py" bare "$MSB_RECORD" "$port" "$runs"; fi
 } | column -t -s $'\t'
 {
-    printf '%s MiB, MB/s\tmsb-exec\tbare vsock\n' "$mib"
-    from=- to=-
-    if [ "$handshake" = true ]; then
-        from=$("$here/bench-exec.py" from "$MSB_RECORD" "$port" "$mib") to=$("$here/bench-exec.py" to "$MSB_RECORD" "$port" "$mib")
-    fi
-    printf 'stdout\t%s\t%s\n' "$(rate stdout)" "$from"
-    printf 'stdin\t%s\t%s\n' "$(rate stdin)" "$to"
-    printf 'a pipe in the guest\t%s\t\n' "$(rate alone)"
+    printf '%s MiB, MB/s\tmsb-exec\tbare vsock from or to a pipe\tbare vsock\n' "$mib"
+    bare() { if [ "$handshake" = true ]; then "$here/bench-exec.py" "$1" "$MSB_RECORD" "$port" "$mib"; else echo -; fi; }
+    printf 'stdout\t%s\t%s\t%s\n' "$(rate stdout)" "$(bare from-pipe)" "$(bare from)"
+    printf 'stdin\t%s\t%s\t%s\n' "$(rate stdin)" "$(bare to-pipe)" "$(bare to)"
+    printf 'a pipe in the guest\t%s\t\t\n' "$(rate alone)"
 } | column -t -s $'\t'
 printf '100 in a row %d ms, 100 at once %d ms\n' $(($(us in_a_row) / 1000)) $(($(us at_once) / 1000))
 

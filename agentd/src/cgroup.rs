@@ -94,11 +94,14 @@ fn set_up() -> io::Result<Vec<&'static str>> {
     Ok(missing)
 }
 
-/// The most processes and threads that the kernel makes.
+/// The most processes and threads that the kernel makes, as it was when it was first asked.
 fn most_processes() -> u64 {
-    let limit = |name| fs::read_to_string(name).ok().and_then(|text| text.trim().parse().ok());
-    let limits = ["/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"].into_iter().filter_map(limit);
-    limits.min().unwrap_or(1 << 15)
+    static MOST: OnceLock<u64> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        let limit = |name| fs::read_to_string(name).ok().and_then(|text| text.trim().parse().ok());
+        let limits = ["/proc/sys/kernel/threads-max", "/proc/sys/kernel/pid_max"].into_iter().filter_map(limit);
+        limits.min().unwrap_or(1 << 15)
+    })
 }
 
 /// The machine's memory, in bytes, as /proc/meminfo has it.

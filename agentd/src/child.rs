@@ -1,23 +1,23 @@
 //! One command of an exec: who it is, what it finds in its environment, and the ends of its streams that stay with us.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 
 use msb::script::GUEST_DIR;
 use msb::wire::exec::{Failure, Limit, Request, Resize, Text};
 use rustix::process::{Resource, Rlimit};
 
+use crate::cgroup::Cgroup;
 use crate::group::Group;
 use crate::reap::Awaited;
-use crate::{Agent, sys, user};
+use crate::sys::Launch;
+use crate::{Agent, user};
 
 /// PATH where neither the image nor the request says one.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -65,9 +65,9 @@ fn failure(code: u8, message: impl Into<String>) -> Failure {
 pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure> {
     let defaults = &agent.defaults;
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
-    let mut argv = argv.into_iter().map(OsString::from);
+    let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
     let program = argv
-        .next()
+        .first()
         .ok_or_else(|| failure(TOOL_FAILED, "no command given, and the image has neither entrypoint nor cmd"))?;
     let user =
         user::find(request.user.as_deref().unwrap_or(&defaults.user)).map_err(|why| failure(TOOL_FAILED, why))?;
@@ -80,7 +80,7 @@ pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure>
     let term = request.tty.as_ref().map(|tty| tty.term.clone().map_or_else(|| OsString::from("xterm"), OsString::from));
     let env = environment(&defaults.env, request.env, &user, term);
     let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
-    let file = locate(&program, &path, &cwd)?;
+    let file = locate(program, &path, &cwd)?;
 
     let limits = request.rlimits.iter().map(limit).collect::<Result<Vec<_>, _>>()?;
     let umask = request.umask.unwrap_or(DEFAULT_UMASK);
@@ -94,27 +94,27 @@ pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure>
         None => pipes(request.no_stdin).map_err(internal)?,
     };
     let cgroup = agent.execs.cgroups.make(id);
-    let launch = |file: &OsStr, first: Option<&OsStr>| -> io::Result<Arc<Awaited>> {
-        let mut command = Command::new(file);
-        command.args(first).args(argv.clone()).current_dir(&cwd).env_clear().envs(env.iter().cloned());
-        if first.is_none() {
-            command.arg0(&program);
-        }
-        command.stdin(stdin.try_clone()?).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
-        let start = sys::Start {
+    let launch = |file: &Path, argv: &[&OsStr]| -> io::Result<Arc<Awaited>> {
+        agent.reaper.spawn(&Launch {
+            file: c_string(file.as_os_str())?,
+            argv: argv.iter().map(|word| c_string(word)).collect::<io::Result<_>>()?,
+            env: env.iter().map(|(name, value)| c_string(&join(name, value))).collect::<io::Result<_>>()?,
+            cwd: c_string(cwd.as_os_str())?,
+            stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             identity: user.identity.clone(),
             has_terminal: request.tty.is_some(),
             umask,
             limits: limits.clone(),
-            cgroup: cgroup.as_ref().map(|cgroup| cgroup.entrance().try_clone_to_owned()).transpose()?,
-        };
-        sys::prepare(&mut command, start);
-        agent.reaper.spawn(&mut command)
+            cgroup: cgroup.as_ref().map(Cgroup::entrance),
+        })
     };
-    let process = match launch(file.as_os_str(), None) {
+    let words: Vec<&OsStr> = argv.iter().map(OsString::as_os_str).collect();
+    let process = match launch(&file, &words) {
         // A script without a shebang, which a shell would run itself.
         Err(error) if error.raw_os_error() == Some(nix::libc::ENOEXEC) => {
-            launch(OsStr::new("/bin/sh"), Some(file.as_os_str()))
+            let words: Vec<&OsStr> =
+                [OsStr::new("sh"), file.as_os_str()].into_iter().chain(words.iter().skip(1).copied()).collect();
+            launch(Path::new("/bin/sh"), &words)
         }
         other => other,
     };
@@ -135,6 +135,14 @@ pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure>
             })
         }
     }
+}
+
+fn c_string(word: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(word.as_bytes())?)
+}
+
+fn join(name: &OsStr, value: &OsStr) -> OsString {
+    [name, OsStr::new("="), value].into_iter().collect()
 }
 
 /// A limit as the kernel has it, checked as far as the kernel would refuse it to root.

@@ -14,7 +14,7 @@ use crate::session::PATIENCE;
 /// 32 KiB over several descriptors, and vhost-device-vsock 0.3.0 drops what is scattered.
 const MAX_PACKET: usize = 31 << 10;
 /// How much of an output is read at a time, in bytes: with its header it is one packet.
-pub const PORTION: usize = MAX_PACKET - HEADER;
+pub const PORTION: usize = 2 * MAX_PACKET - HEADER;
 /// Output is read while less than this waits for the connection, in bytes.
 const OUT_ENOUGH: usize = 4 * MAX_PACKET;
 
@@ -92,8 +92,26 @@ impl Link {
     /// Queues bytes of an output, which [`Self::room`] allows.
     pub fn queue_data(&mut self, stream: Stream, bytes: &[u8]) {
         wire::put_data(&mut self.out, stream, bytes);
+        self.spend(stream, bytes.len());
+    }
+
+    /// Sends `length` bytes of an output, which [`Self::room`] allows and which are in `block` behind [`HEADER`] bytes of room:
+    /// from there, where nothing is before them; what the connection does not take now is queued.
+    ///
+    /// # Errors
+    /// What writing says.
+    pub fn send_data(&mut self, stream: Stream, block: &mut [u8], length: usize) -> io::Result<()> {
+        let frame = &mut block[..HEADER + length];
+        frame[..HEADER].copy_from_slice(&wire::data_header(stream, length));
+        let sent = if self.out.is_empty() { write(&mut self.connection, frame)? } else { 0 };
+        self.out.extend_from_slice(&frame[sent..]);
+        self.spend(stream, length);
+        Ok(())
+    }
+
+    fn spend(&mut self, stream: Stream, bytes: usize) {
         if let Some(credit) = self.credit.get_mut(place(stream)) {
-            *credit = credit.saturating_sub(bytes.len() as u64);
+            *credit = credit.saturating_sub(bytes as u64);
         }
     }
 
@@ -102,17 +120,7 @@ impl Link {
     /// # Errors
     /// What writing says.
     pub fn flush(&mut self) -> io::Result<()> {
-        let mut sent = 0;
-        while sent < self.out.len() {
-            let packet = &self.out[sent..];
-            match self.connection.write(&packet[..packet.len().min(MAX_PACKET)]) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => sent += count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let sent = write(&mut self.connection, &self.out)?;
         self.out.drain(..sent);
         Ok(())
     }
@@ -127,6 +135,22 @@ impl Link {
         self.connection.set_write_timeout(Some(PATIENCE))?;
         self.flush()
     }
+}
+
+/// Writes as much as the connection takes now, and says how much that was.
+fn write(connection: &mut VsockStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        let packet = &bytes[sent..];
+        match connection.write(&packet[..packet.len().min(MAX_PACKET)]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => sent += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(sent)
 }
 
 /// Where an output's credit is.

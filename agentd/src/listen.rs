@@ -26,13 +26,13 @@ const STACK: usize = 128 << 10;
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
         .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
-    // Where memory runs out, commands go (see sys::prepare) and not who could tell of it.
+    // Where memory runs out, commands go (see sys::Launch) and not who could tell of it.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         crate::say(&format!("oom_score_adj: {error}"));
     }
     let agent = Arc::clone(agent);
     let accept = move || {
-        // However busy the guest is, a caller hears from it; commands start with the usual priority (see sys::prepare).
+        // However busy the guest is, a caller hears from it; commands start with the usual priority (see sys::Launch).
         let _ = rustix::process::setpriority_process(None, ANSWERING);
         loop {
             agent.sessions.wait_for_room();

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use msb::wire::{Message, Stream};
+use msb::wire::{HEADER, Message, Stream};
 
 use crate::link::{Link, PORTION};
 
@@ -52,24 +52,33 @@ impl Output {
         self.source.as_ref().filter(|_| has_room)
     }
 
-    /// Takes what there is.
+    /// Takes what there is, up to a portion; `block` has room for that and for a header. True: it was a whole one, and there
+    /// may be more.
     ///
     /// # Errors
-    /// What reading says.
-    pub fn take(&mut self, link: Option<&mut Link>, block: &mut [u8]) -> io::Result<()> {
-        let Some(source) = &self.source else { return Ok(()) };
-        let wanted = link.as_ref().map_or(PORTION, |link| link.room(self.stream)).min(block.len());
-        match rustix::io::read(source, &mut block[..wanted]) {
+    /// What reading or sending says.
+    pub fn take(&mut self, link: Option<&mut Link>, block: &mut [u8]) -> io::Result<bool> {
+        let Some(source) = &self.source else { return Ok(false) };
+        let wanted = link.as_ref().map_or(PORTION, |link| link.room(self.stream));
+        if wanted == 0 {
+            // The other output has just taken the room. Reading nothing would look like the end.
+            return Ok(false);
+        }
+        let (_, portion) = block.split_at_mut(HEADER);
+        match rustix::io::read(source, &mut portion[..wanted]) {
             // EIO is how a terminal says that nobody is at its other end any more.
             Ok(0) | Err(rustix::io::Errno::IO) => self.source = None,
-            Ok(got) => match link {
-                Some(link) => link.queue_data(self.stream, &block[..got]),
-                None => self.keep(&block[..got]),
-            },
+            Ok(got) => {
+                match link {
+                    Some(link) => link.send_data(self.stream, block, got)?,
+                    None => self.keep(&portion[..got]),
+                }
+                return Ok(got == PORTION);
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(())
+        Ok(false)
     }
 
     fn keep(&mut self, bytes: &[u8]) {

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
 
-use crate::sys;
+use crate::sys::{self, Launch};
 
 /// A child that a session waits for.
 #[derive(Debug)]
@@ -66,14 +65,13 @@ impl Reaper {
     ///
     /// # Errors
     /// What starting says: ENOENT, EACCES.
-    pub fn spawn(&self, command: &mut Command) -> io::Result<Arc<Awaited>> {
+    pub fn spawn(&self, launch: &Launch<'_>) -> io::Result<Arc<Awaited>> {
         let event = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
         // Held while the child starts: one that ends at once must find its entry, and one whose exec fails is waited
-        // for by the standard library itself.
+        // for there.
         let mut children = self.lock();
         let started = Instant::now();
-        let child = command.spawn()?;
-        let pid = child.id().cast_signed();
+        let pid = launch.start()?;
         let entry = Arc::new(Awaited { pid, started, exit: Mutex::new(None), event });
         children.awaited.insert(pid, Arc::clone(&entry));
         children.none_left = false;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msb::wire::exec::{Execs, Exit, Request, Started};
-use msb::wire::{self, Message, Stream};
+use msb::wire::{self, HEADER, Message, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vsock::VsockStream;
@@ -185,7 +185,7 @@ impl Session<'_> {
 
     /// Moves bytes until the command has ended, and with a caller, until that has its output and its exit.
     fn pump(&mut self) -> Result<(), wire::Error> {
-        let mut block = vec![0u8; PORTION];
+        let mut block = vec![0u8; HEADER + PORTION];
         loop {
             if let Some(link) = &mut self.link {
                 for output in &mut self.outputs {
@@ -216,9 +216,11 @@ impl Session<'_> {
             }
             self.feed_stdin(woken.stdin);
             for (output, flags) in self.outputs.iter_mut().zip(woken.outputs) {
-                if !flags.is_empty() {
-                    output.take(self.link.as_mut(), &mut block)?;
+                if flags.is_empty() {
+                    continue;
                 }
+                // A pipe may hold several portions. The caller's credit is their end; without a caller there would be none.
+                while output.take(self.link.as_mut(), &mut block)? && self.link.is_some() {}
             }
         }
     }

@@ -3,10 +3,9 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use msb::wire::exec::Usage;
 use nix::libc;
@@ -18,7 +17,7 @@ pub const OPEN_FILES: u64 = 1 << 20;
 /// The most descriptors that a command has without asking, for programs that use select(2) or close all of them.
 pub const SOFT_OPEN_FILES: u64 = 1024;
 
-/// Who a child becomes, and whether its stdin is its terminal.
+/// Who a child becomes.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
     /// The user ID.
@@ -29,9 +28,20 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
-/// What a child does before it becomes its command.
+/// A command that is ready to be started, as the leader of a session of its own. All that a child needs has been made: between
+/// its start and its exec it shares this process's memory, and may make system calls alone.
 #[derive(Debug)]
-pub struct Start {
+pub struct Launch<'a> {
+    /// The file to execute.
+    pub file: CString,
+    /// Its arguments, the first included.
+    pub argv: Vec<CString>,
+    /// Its environment, `NAME=VALUE` each.
+    pub env: Vec<CString>,
+    /// Its working directory.
+    pub cwd: CString,
+    /// Its stdin, stdout and stderr.
+    pub stdio: [BorrowedFd<'a>; 3],
     /// Who it becomes.
     pub identity: Identity,
     /// Whether its stdin is its terminal.
@@ -41,17 +51,62 @@ pub struct Start {
     /// Limits over the default ones.
     pub limits: Vec<(Resource, Rlimit)>,
     /// Where its cgroup is entered.
-    pub cgroup: Option<OwnedFd>,
+    pub cgroup: Option<BorrowedFd<'a>>,
 }
 
-/// Has `command` start as the leader of a session of its own, with no signal blocked, as `start` says.
-pub fn prepare(command: &mut Command, start: Start) {
-    let become_it = move || -> io::Result<()> {
+/// How much stack a child has until its exec, in bytes: some system calls.
+const CHILD_STACK: usize = 32 << 10;
+
+impl Launch<'_> {
+    /// Starts the command, as vfork(2) does it: without a copy of this process's memory, and with this thread waiting until
+    /// the child has become its command. Its process ID.
+    ///
+    /// # Errors
+    /// What a step of the child's, or `execve(2)`, said; the child has been waited for.
+    pub fn start(&self) -> io::Result<i32> {
+        let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+            strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+        };
+        let (argv, env) = (pointers(&self.argv), pointers(&self.env));
+        let mut stack = vec![0; CHILD_STACK];
+        let mut failed = None;
+        let child = Box::new(|| {
+            let error = match self.become_it() {
+                Err(error) => error,
+                Ok(()) => {
+                    // SAFETY: the strings end with a zero, both lists with a null pointer, and all of it outlives the call.
+                    unsafe { libc::execve(self.file.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+                    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOEXEC)
+                }
+            };
+            failed = Some(error);
+            127
+        });
+        let flags = nix::sched::CloneFlags::CLONE_VM | nix::sched::CloneFlags::CLONE_VFORK;
+        // SAFETY: the child has a stack of its own and shares the rest with this thread, which waits meanwhile. It makes
+        // system calls alone: it neither allocates nor takes a lock that another thread may hold.
+        let pid = unsafe { nix::sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
+        match failed {
+            None => Ok(pid.as_raw()),
+            Some(error) => {
+                let _ = nix::sys::wait::waitpid(pid, None);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// What the child does before it becomes its command.
+    fn become_it(&self) -> Result<(), Errno> {
+        let [stdin, stdout, stderr] = &self.stdio;
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)?;
+        rustix::process::chdir(&self.cwd)?;
         rustix::process::setsid()?;
-        if start.has_terminal {
+        if self.has_terminal {
             rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
         }
-        if let Some(cgroup) = &start.cgroup {
+        if let Some(cgroup) = &self.cgroup {
             rustix::io::write(cgroup, b"0")?;
         }
         // The agent is not to be killed where memory runs out; its commands are.
@@ -62,32 +117,27 @@ pub fn prepare(command: &mut Command, start: Start) {
         rustix::process::setpriority_process(None, 0)?;
         let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
         rustix::process::setrlimit(Resource::Nofile, files)?;
-        for (resource, limit) in &start.limits {
+        for (resource, limit) in &self.limits {
             rustix::process::setrlimit(*resource, *limit)?;
         }
-        let identity = &start.identity;
-        // Plain system calls: this is a process of one thread, and the C library's forms would look for others.
+        let identity = &self.identity;
+        // Plain system calls: they are this process's alone, and the C library's forms would tell the agent's threads.
         // SAFETY: the pointer and the length are those of a vector that outlives the call.
-        if unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check(unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) })?;
         // SAFETY: setresgid takes three numbers and touches no memory.
-        if unsafe { libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check(unsafe { libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid) })?;
         // SAFETY: setresuid takes three numbers and touches no memory.
-        if unsafe { libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(start.umask));
-        nix::sys::signal::SigSet::empty().thread_set_mask()?;
-        Ok(())
-    };
-    // SAFETY: the closure makes system calls alone; it neither allocates nor takes a lock that another thread of the
-    // parent may hold.
-    unsafe {
-        command.pre_exec(become_it);
+        check(unsafe { libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) })?;
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
+        // Rust programs ignore it, and others count on it.
+        // SAFETY: the default is no function of ours, and who handles a signal is not shared with the agent.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+        nix::sys::signal::SigSet::empty().thread_set_mask().map_err(|error| Errno::from_raw_os_error(error as i32))
     }
+}
+
+fn check(result: libc::c_long) -> Result<(), Errno> {
+    if result < 0 { Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::PERM)) } else { Ok(()) }
 }
 
 /// A child that was reaped.

@@ -15,9 +15,14 @@ use msb::wire::{Message, Stream};
 use crate::blocking;
 use crate::sending::Sending;
 
-/// How many bytes of each output may be on their way. Both together are less than a Linux guest sends ahead on a vsock
+/// How many bytes of an output may be on their way. Both together are less than a Linux guest sends ahead on a vsock
 /// connection (256 KiB) and than a Unix socket holds (208 KiB), so that even a stopped msb-exec makes no VMM wait.
-pub const CREDIT: u32 = 96 << 10;
+pub fn credit(stream: Stream) -> u32 {
+    match stream {
+        Stream::Stderr => 62 << 10,
+        _ => 124 << 10,
+    }
+}
 
 /// What the guest may send, which writers give credit for.
 pub type Turn = Arc<Mutex<FromGuest>>;
@@ -47,16 +52,21 @@ impl Output {
         let (done, written) = channel();
         thread::spawn(move || {
             let mut result = Ok(());
+            // Each message to the guest interrupts it, so credit goes back in portions; the rest of it lasts meanwhile.
+            let mut owed = 0;
             for bytes in queued {
                 result = blocking::write_all(&to, &bytes);
                 if result.is_err() {
                     let _ = connection.shutdown(Shutdown::Both);
                     break;
                 }
-                let count = u32::try_from(bytes.len()).unwrap_or(0);
-                turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, count);
-                // The command may have ended, and the connection with it.
-                let _ = sending.message(&Message::Credit(stream, count));
+                owed += u32::try_from(bytes.len()).unwrap_or(0);
+                if owed >= credit(stream) / 3 {
+                    turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, owed);
+                    // The command may have ended, and the connection with it.
+                    let _ = sending.message(&Message::Credit(stream, owed));
+                    owed = 0;
+                }
             }
             let _ = done.send(result);
         });

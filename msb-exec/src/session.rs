@@ -91,8 +91,8 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
     let mut opening = call.opening.message().to_frame();
     if call.opening.has_streams() {
         for stream in [Stream::Stdout, Stream::Stderr] {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, output::CREDIT);
-            Message::Credit(stream, output::CREDIT).put(&mut opening);
+            turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, output::credit(stream));
+            Message::Credit(stream, output::credit(stream)).put(&mut opening);
         }
     }
     // A signal that comes from now on finds a command.

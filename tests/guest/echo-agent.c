@@ -2,7 +2,8 @@
 //
 //   "e" and then bytes, which come back;  "s" and it sends blocks of zeroes, each for a byte that came, six ahead (VMMs get stuck where
 //   vsock's own flow control has to act);  "t", a number of 8 bytes and so many bytes, and
-//   it says a byte when it has all;  "f" and it runs /bin/true and says a byte.
+//   it says a byte when it has all;  "f" and it runs /bin/true and says a byte;  "S" and "T", as "s" and "t" with the bytes
+//   from and to a command's pipe.
 //
 //   echo-agent PORT
 #include <linux/vm_sockets.h>
@@ -18,6 +19,31 @@
 enum { AHEAD = 6 };
 static char block[31 << 10];
 
+// A command's end of a pipe that is its stdin (0) or its stdout (1).
+static int command(int end, const char *operand) {
+    int ends[2];
+    if (pipe(ends) < 0)
+        return -1;
+    if (fork() == 0) {
+        dup2(ends[end], end);
+        close(ends[0]);
+        close(ends[1]);
+        execlp("dd", "dd", "bs=64k", operand, NULL);
+        _exit(127);
+    }
+    close(ends[end]);
+    return ends[!end];
+}
+
+// Exactly as much, but for the end.
+static ssize_t fill(int fd, char *bytes, size_t wanted) {
+    size_t had = 0;
+    ssize_t got = 1;
+    while (had < wanted && (got = read(fd, bytes + had, wanted - had)) > 0)
+        had += got;
+    return had;
+}
+
 static void serve(int fd) {
     ssize_t got = read(fd, block, 1);
     if (got != 1)
@@ -28,23 +54,28 @@ static void serve(int fd) {
             if (write(fd, block, got) != got)
                 return;
         return;
-    case 's': {
+    case 's':
+    case 'S': {
         char answers[AHEAD];
+        int source = block[0] == 'S' ? command(1, "if=/dev/zero") : -1;
         memset(block, 0, sizeof block);
         for (int ahead = 0;; ahead -= got) {
             for (; ahead < AHEAD; ahead++)
-                if (write(fd, block, sizeof block) != sizeof block)
+                if ((source >= 0 && fill(source, block, sizeof block) != sizeof block) || write(fd, block, sizeof block) != sizeof block)
                     return;
             if ((got = read(fd, answers, sizeof answers)) <= 0)
                 return;
         }
     }
-    case 't': {
+    case 't':
+    case 'T': {
+        int sink = block[0] == 'T' ? command(0, "of=/dev/null") : -1;
         uint64_t left;
         if (read(fd, &left, sizeof left) != sizeof left)
             return;
-        while (left > 0 && (got = read(fd, block, sizeof block)) > 0)
-            left -= got;
+        for (; left > 0 && (got = read(fd, block, sizeof block)) > 0; left -= got)
+            if (sink >= 0 && write(sink, block, got) != got)
+                return;
         if (write(fd, "t", 1) != 1)
             return;
         return;

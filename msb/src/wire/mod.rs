@@ -196,10 +196,22 @@ pub fn put_data(out: &mut Vec<u8>, stream: Stream, bytes: &[u8]) {
     put(out, DATA + stream.number(), bytes);
 }
 
+/// What is before `length` bytes of a stream, for who has room for it there.
+///
+/// # Panics
+/// When `length` is more than [`MAX_DATA`].
+pub fn data_header(stream: Stream, length: usize) -> [u8; HEADER] {
+    assert!(length <= MAX_DATA, "the caller cuts data into frames");
+    make_header(DATA + stream.number(), length)
+}
+
+fn make_header(kind: u8, length: usize) -> [u8; HEADER] {
+    let [a, b, c, d] = u32::try_from(length).expect("limits are far below 4 GiB").to_le_bytes();
+    [a, b, c, d, kind]
+}
+
 fn put(out: &mut Vec<u8>, kind: u8, payload: &[u8]) {
-    let length = u32::try_from(payload.len()).expect("limits are far below 4 GiB");
-    out.extend_from_slice(&length.to_le_bytes());
-    out.push(kind);
+    out.extend_from_slice(&make_header(kind, payload.len()));
     out.extend_from_slice(payload);
 }
 
