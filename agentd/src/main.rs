@@ -97,6 +97,7 @@ fn main() -> ExitCode {
         return if std::env::args().nth(1).as_deref() == Some("--version") { 0.into() } else { 2.into() };
     }
     let kernel_ms = uptime_ms();
+    sys::keep_memory_small();
     let signals = handled_signals();
     // Every thread inherits the mask; children get an empty one.
     let _ = SigSet::all().thread_block();

@@ -17,6 +17,16 @@ pub const OPEN_FILES: u64 = 1 << 20;
 /// The most descriptors that a command has without asking, for programs that use select(2) or close all of them.
 pub const SOFT_OPEN_FILES: u64 = 1024;
 
+/// Has the C library give back what many threads had: one heap, as what they ask for is little, and blocks for streams by
+/// themselves.
+pub fn keep_memory_small() {
+    // SAFETY: mallopt takes two numbers, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 10);
+    }
+}
+
 /// Who a child becomes.
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
