@@ -90,7 +90,7 @@ bench: deps build
 # The same for libkrun, in the nested host where this machine has no KVM.
 bench-krun: deps build
 	@$(bare-krun)
-	@tests/kvm-host/run tests/bench-krun.sh
+	@for bench in bench-krun bench-exec bench-block-krun; do echo "== $$bench"; tests/kvm-host/run tests/$$bench.sh; done
 
 # What handing PID 1 to each of seven inits costs, and how long each takes to go down, on both VMMs.
 bench-shutdown: deps build

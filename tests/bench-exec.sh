@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # msb-exec into a VM that runs: a warm command step by step, streams, a hundred at once, the agent's memory; each against a bare
-# vsock peer in the same guest (QEMU alone leads other ports there), or against what the guest needs by itself. Nothing passes or
-# fails.
+# vsock peer, or against what the guest needs by itself. The peer is in the same guest under QEMU; libkrun leads no other port
+# there, so it has a VM of its own, of the same size and root. Nothing passes or fails.
 #
 #   [RUNS=200] [MIB=64] tests/bench-exec.sh
 set -euo pipefail
@@ -14,12 +14,24 @@ BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
 source "$here/exec.bash"
 # shellcheck disable=SC1091
 source "$here/image.bash"
-trap 'vm_teardown; rm -rf "$BATS_FILE_TMPDIR"' EXIT
+krun_PID=
+trap '[ -z "$krun_PID" ] || kill -KILL "$krun_PID"; vm_teardown; rm -rf "$BATS_FILE_TMPDIR"' EXIT
 exec_root
 cp "$(guest_program echo-agent)" "$vm_root/bin/echo-agent"
 exec_boot -c 2
 runs=${RUNS:-200} mib=${MIB:-64} port=2000
-handshake=$(jq .vm.endpoint.handshake "$MSB_RECORD")
+bare_record=$MSB_RECORD
+if [ "$(jq .vm.endpoint.handshake "$MSB_RECORD")" = true ]; then
+    msb-exec -d -- echo-agent "$port" >/dev/null
+else
+    mkdir -p bare/mnt
+    cp "$(guest_program echo-agent)" bare/init.krun
+    coproc krun { exec "$release/examples/bare-krun" "$release/libkrunfw.so.5" bare "$vm_root" 512 2 "$port" "$PWD/bare.sock" 2>bare.err; }
+    # shellcheck disable=SC2154 # coproc sets it
+    grep -qm 1 listening <&"${krun[0]}" || { cat bare.err >&2; exit 1; }
+    bare_record=$PWD/bare.json
+    jq -nc --arg unix "$PWD/bare.sock" '{vm: {endpoint: {$unix, handshake: false}}}' >"$bare_record"
+fi
 
 # us COMMAND…: its time, in microseconds.
 us() {
@@ -52,18 +64,17 @@ rate() {
     at_once() { for _ in {1..100}; do msb-exec -n -- true & done; wait; }
 }
 
-if [ "$handshake" = true ]; then msb-exec -d -- echo-agent "$port" >/dev/null; fi
 msb-exec -n -- true
 {
     printf '%s, %s runs, ms\tmedian\t99 %%\n' "$(jq -r .vm.vmm "$MSB_RECORD")" "$runs"
     row 'msb-exec -- true' msb-exec -n -- true
     row 'msb-exec --version: process start' msb-exec --version
     "$here/bench-exec.py" steps "$MSB_RECORD" "$runs"
-    if [ "$handshake" = true ]; then "$here/bench-exec.py" bare "$MSB_RECORD" "$port" "$runs"; fi
+    "$here/bench-exec.py" bare "$bare_record" "$port" "$runs"
 } | column -t -s $'\t'
 {
     printf '%s MiB, MB/s\tmsb-exec\tbare vsock from or to a pipe\tbare vsock\n' "$mib"
-    bare() { if [ "$handshake" = true ]; then "$here/bench-exec.py" "$1" "$MSB_RECORD" "$port" "$mib"; else echo -; fi; }
+    bare() { "$here/bench-exec.py" "$1" "$bare_record" "$port" "$mib"; }
     printf 'stdout\t%s\t%s\t%s\n' "$(rate stdout)" "$(bare from-pipe)" "$(bare from)"
     printf 'stdin\t%s\t%s\t%s\n' "$(rate stdin)" "$(bare to-pipe)" "$(bare to)"
     printf 'a pipe in the guest\t%s\t\t\n' "$(rate alone)"
@@ -82,4 +93,4 @@ done
 exec_await exec_has 50 sleep
 printf "the agent's memory: idle now %s KiB, with 50 sessions %s KiB\n" "$idle" "$(rss)"
 kill "${pids[@]}"
-wait
+wait "${pids[@]}" || true

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use msb::erofs::Mkfs;
 use serde::Serialize;
 
 use crate::args::VmmChoice;
+use crate::block::top;
 use crate::vmm::{self, Vmm, Why, kvm};
 use crate::{kernel, krun, programs, qemu};
 
@@ -54,10 +56,14 @@ impl Probe {
             Err(error) => (None, format!("{error:#}")),
         };
         let vmms = [("krun", krun::Krun.probe().into()), ("qemu", qemu::Qemu.probe().into())];
+        let erofs = Mkfs::find().map(|mkfs| mkfs.program().to_owned());
+        let erofs = erofs.map_err(|_| Why::new("mkfs.erofs is not installed", "apt-get install erofs-utils"));
         let parts = [
             ("agentd", agent.into()),
             ("kvm", kvm::probe().map(|()| kvm::DEVICE.into()).into()),
             ("libkrunfw", kernel::library().into()),
+            ("mke2fs", top::mke2fs().into()),
+            ("mkfs.erofs", erofs.into()),
             ("privileges", vmm::privileges().map(PathBuf::from).into()),
             ("qemu", qemu::qemu().into()),
             ("vhost-device-vsock", qemu::vsock().into()),

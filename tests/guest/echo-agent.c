@@ -6,11 +6,14 @@
 //   from and to a command's pipe.
 //
 //   echo-agent PORT
+//
+// As PID 1, of a VM that is nothing else, it does so on port 2000, in the root that is shared with the VM.
 #include <linux/vm_sockets.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -94,10 +97,18 @@ static void serve(int fd) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 2)
+    int port = 2000;
+    if (getpid() == 1) {
+        if (mount("rootfs", "/mnt", "virtiofs", 0, NULL) || mount("devtmpfs", "/mnt/dev", "devtmpfs", 0, NULL) ||
+            chroot("/mnt") || chdir("/"))
+            return 1;
+    } else if (argc != 2) {
         return 2;
+    } else {
+        port = atoi(argv[1]);
+    }
     int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
-    struct sockaddr_vm here = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = atoi(argv[1])};
+    struct sockaddr_vm here = {.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = port};
     if (listener < 0 || bind(listener, (struct sockaddr *)&here, sizeof here) < 0 || listen(listener, 16) < 0) {
         perror("echo-agent");
         return 1;

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::DEFAULT_DISK;
 use crate::programs;
+use crate::vmm::Why;
 
 /// The disk's file in a sandbox's directory.
 const DISK: &str = "top.ext4";
@@ -174,6 +175,14 @@ fn unnamed(dir: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?.into())
 }
 
+/// What makes templates.
+///
+/// # Errors
+/// What to install.
+pub(crate) fn mke2fs() -> Result<PathBuf, Why> {
+    programs::find("mke2fs", &["/sbin", "/usr/sbin"], "apt-get install e2fsprogs")
+}
+
 /// The template for a size, made where it is missing.
 fn template(home: &Path, size: u64) -> anyhow::Result<File> {
     let dir = home.join("templates");
@@ -182,8 +191,7 @@ fn template(home: &Path, size: u64) -> anyhow::Result<File> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other.with_context(|| format!("{path:?}")),
     }
-    let remedy = "apt-get install e2fsprogs";
-    let mke2fs = programs::find("mke2fs", &["/sbin", "/usr/sbin"], remedy)?;
+    let mke2fs = mke2fs()?;
     state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
     let file = unnamed(&dir).with_context(|| format!("{dir:?}"))?;
     file.set_len(size)?;

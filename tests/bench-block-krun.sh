@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# What a root costs its guest, of disks and shared: files found, read and made in a Debian image, cold and warm; the time to a VM
+# that answers, with and without patches; what ten VMs of one image take on the host. On libkrun, on a machine with usable KVM;
+# `make bench-krun` runs it there or in the nested host. Nothing passes or fails.
+#
+#   tests/bench-block-krun.sh [ROUNDS]
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+PATH=$here/../target/release:$PATH
+rounds=${1:-3}
+export MSB_VMM=${MSB_VMM:-krun}
+# shellcheck source-path=SCRIPTDIR
+source "$here/bench.bash"
+# shellcheck source-path=SCRIPTDIR
+source "$here/image.bash"
+bench_setup
+cd "$work"
+
+# table [FILE]: lines of a name and figures, as one line for each name, with medians.
+table() {
+    local name column columns
+    cat "$@" >lines
+    columns=$(head -n 1 lines | awk -F'\t' '{ print NF }')
+    cut -f 1 lines | awk '!seen[$0]++' | while read -r name; do
+        printf '%s' "$name"
+        for ((column = 2; column <= columns; column++)); do
+            printf '\t%s' "$(awk -F'\t' -v n="$name" -v c="$column" '$1 == n { print $c }' lines | bench_median)"
+        done
+        echo
+    done
+}
+
+layout=$(inits_image)
+msb-pull -q "oci:$layout:latest" >block.json
+mkdir mnt
+msb-mount mnt <block.json >share.json
+
+echo "-- a guest's work on its root, seconds ($MSB_VMM, medians of $rounds)"
+# shellcheck disable=SC2016 # the guest's shells expand it
+works=(
+    'find in /usr with sizes and modes, cold' 'find /usr -xdev -printf "%s %m\n" >/dev/null'
+    'find, warm' 'find /usr -xdev -printf "%s %m\n" >/dev/null'
+    'tar /usr to a pipe, cold' 'tar -C / -c usr | cat >/dev/null'
+    'tar, warm' 'tar -C / -c usr | cat >/dev/null'
+    'read perl and the shared libraries, cold' 'cat /usr/bin/perl /usr/lib/x86_64-linux-gnu/*.so* >/dev/null'
+    '20 fork and exec' 'n=0; while [ $n -lt 20 ]; do /bin/true; n=$((n + 1)); done'
+    'create 300 files' 'mkdir /root/f; cd /root/f; n=0; while [ $n -lt 300 ]; do echo x >$n; n=$((n + 1)); done; cd /; rm -r /root/f'
+    'write 64 MiB and sync it' 'dd if=/dev/zero of=/root/big bs=1M count=64 conv=fsync 2>/dev/null; rm /root/big'
+)
+for ((turn = 0; turn < rounds; turn++)); do
+    for root in share block; do
+        msb-boot -r "$root.json" --name "work-$root" -m 1G --timeout 300 >vm.json
+        for ((place = 0; place < ${#works[@]}; place += 2)); do
+            case ${works[place]} in *cold) msb-exec -r vm.json -- sh -c 'sync; echo 3 >/proc/sys/vm/drop_caches' ;; esac
+            # By the guest's clock: starting a command is measured elsewhere.
+            # shellcheck disable=SC2016
+            msb-exec -r vm.json -- sh -c 'read a _ </proc/uptime; eval "$1"; read b _ </proc/uptime; echo $a $b' sh "${works[place + 1]}" |
+                awk -v n="${works[place]}" '{ printf "%s\t%.2f\n", n, $2 - $1 }' >>"times-$root"
+        done
+        msb-stop -r vm.json >/dev/null 2>&1
+    done
+done
+{
+    printf 'work\tshare\tblock\tratio\n'
+    paste times-share <(cut -f 2 times-block) | table | awk -F'\t' '{ printf "%s\t%.2f", $0, $2 > 0 ? $3 / $2 : 0; print "" }'
+} | column -t -s $'\t'
+
+echo "-- record to ready, milliseconds (medians of $rounds)"
+for n in {1..100}; do jq -nc --arg n "$n" '{op: "text", path: "/etc/patch-\($n)", content: "patched"}'; done >ops
+msb-patch -f ops <block.json >patched.json
+cp "$(guest_program trivial-init)" share/init.krun
+# shellcheck disable=SC2154 # coproc sets its variables
+bare() {
+    local start
+    start=$(bench_now)
+    coproc krun { exec "$here/../target/release/examples/bare-krun" "$here/../target/release/libkrunfw.so.5" share root 512 2>/dev/null; }
+    grep -qm 1 up <&"${krun[0]}"
+    echo $((($(bench_now) - start) / 1000))
+    kill -KILL "$krun_PID" 2>/dev/null || true
+    wait "$krun_PID" 2>/dev/null || true
+}
+ready() {
+    local start
+    start=$(bench_now)
+    msb-boot -r "$1.json" --name "ready-$1" -m 512 --timeout 300 >vm.json
+    echo $((($(bench_now) - start) / 1000))
+    msb-stop -r vm.json -t 0 >/dev/null 2>&1
+}
+for root in block patched share; do ready "$root" >/dev/null; done
+for ((turn = 0; turn < rounds; turn++)); do
+    for root in share block patched; do printf '%s\t%s\n' "$root" "$(ready "$root")" >>readies; done
+    if [ "$MSB_VMM" = krun ]; then printf 'libkrun alone\t%s\n' "$(bare)" >>readies; fi
+done
+table readies | column -t -s $'\t'
+
+echo "-- ten VMs of one image, block roots, 256 MiB each"
+pids=()
+for n in {0..9}; do
+    msb-boot -r block.json --name "ten-$n" -m 256 --timeout 600 >"ten-$n.json" &
+    pids+=($!)
+done
+wait "${pids[@]}"
+for n in {0..9}; do
+    supervisor=$(jq .vm.pid "ten-$n.json")
+    for pid in $supervisor $(ps -o pid= --ppid "$supervisor"); do awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup"; done
+done | awk '{ kib += $1 } END { printf "memory of their processes, the guests'"'"' touched memory included: %.0f MiB\n", kib / 1024 }'
+find "$MSB_HOME" -name '*.erofs' -printf '%f\t%b\n' | awk -F'\t' '{ n++; b += $2 } END { printf "EROFS files: %d, %.0f MiB\n", n, b / 2048 }'
+find "$MSB_HOME" -name top.ext4 -printf '%s\t%b\n' | awk '{ n++; s += $1; b += $2 } END { printf "ext4 disks: %d, %.0f MiB on the host of %.0f\n", n, b / 2048, s / 1048576 }'
+for n in {0..9}; do msb-stop -r "ten-$n.json" -t 0 >/dev/null 2>&1; done
+msb-mount -u mnt
