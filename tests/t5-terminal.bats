@@ -97,16 +97,23 @@ shows() {
     shows icanon
 }
 
+# in_front NAME: whether a process of that name has its terminal: what is typed before that is the shell's.
+in_front() {
+    msb-exec -- sh -c 'cat /proc/[0-9]*/stat' 2>/dev/null |
+        awk -v name="($1)" '$2 == name && $5 == $8 { found = 1 } END { exit !found }'
+}
+
 @test "jobs stop, go to the background and come back" {
     terminal 'msb-exec -- sh'
     type_in 'sleep 5001' Enter
-    exec_await exec_has 1 sleep
+    exec_await in_front sleep
     type_in C-z
     shows Stopped
     type_in bg Enter
     type_in jobs Enter
     shows Running
     type_in fg Enter
+    exec_await in_front sleep
     type_in C-c
     type_in 'echo ba''ck $?' Enter
     shows 'back 130'

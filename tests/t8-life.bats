@@ -72,7 +72,7 @@ ends_with() {
     run timeout 120 msb-exec -r worker.json -- awk 'BEGIN { while (1) a[i++] = sprintf("%10000d", i) }'
     [ "$status" -eq 137 ]
     [ "$(vm_exec worker echo alive)" = alive ]
-    grep -qi 'out of memory' <(vm_exec worker dmesg)
+    grep -qi 'out of memory' "$XDG_RUNTIME_DIR/msb/worker/kernel.log"
 }
 
 @test "a VMM that is killed, and one that is stopped" {

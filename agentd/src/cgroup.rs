@@ -5,9 +5,11 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::thrash;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -25,16 +27,37 @@ pub struct Cgroups {
     usable: OnceLock<bool>,
     /// Those whose exec is over and who have processes still.
     outlived: Mutex<Vec<PathBuf>>,
+    /// One that is ready for the next exec: making one takes the kernel longer than starting a small command.
+    spare: Mutex<Option<Cgroup>>,
+    made: AtomicU32,
 }
 
 impl Cgroups {
     /// A cgroup for an exec. `None`: there are none here, which was said once.
-    pub fn make(&self, id: u32) -> Option<Cgroup> {
+    pub fn take(&self) -> Option<Cgroup> {
         if !*self.usable.get_or_init(set_up_or_say) {
             return None;
         }
+        // The guest's root may have removed it.
+        self.spare().take().filter(|spare| spare.dir.exists()).or_else(|| self.make())
+    }
+
+    /// Prepares for the next exec, when nobody waits for it.
+    pub fn prepare(&self) {
         self.sweep();
-        Cgroup::make(Path::new(OURS).join(id.to_string())).ok()
+        let mut spare = self.spare();
+        if spare.is_none() && self.usable.get() == Some(&true) {
+            *spare = self.make();
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<Cgroup>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self) -> Option<Cgroup> {
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        Cgroup::make(Path::new(OURS).join(number.to_string())).ok()
     }
 
     /// Takes back a cgroup whose exec is over.
@@ -85,11 +108,14 @@ fn set_up() -> io::Result<Vec<&'static str>> {
             missing.push(name);
         }
     }
-    let ours = Path::new(OURS);
+    let ours: &'static Path = Path::new(OURS);
     // Whatever execs do, some processes and some memory are left to the agent, and to the next exec that wants to look.
     let _ = fs::write(ours.join("pids.max"), (most_processes() / 8 * 7).to_string());
     if let Some(memory) = Memory::read() {
-        let _ = fs::write(ours.join("memory.max"), memory.for_execs().to_string());
+        let limit = memory.for_execs();
+        if fs::write(ours.join("memory.max"), limit.to_string()).is_ok() {
+            thrash::watch(ours, limit)?;
+        }
     }
     Ok(missing)
 }

@@ -58,11 +58,11 @@ fn failure(code: u8, message: impl Into<String>) -> Failure {
     Failure { code, message: message.into() }
 }
 
-/// Starts the command of a request, as the exec of a number.
+/// Starts the command of a request.
 ///
 /// # Errors
 /// The failure to send: 126 and 127 as `env(1)` has them, 125 for what is ours.
-pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure> {
+pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     let defaults = &agent.defaults;
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
     let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
@@ -93,7 +93,7 @@ pub fn start(agent: &Agent, id: u32, request: Request) -> Result<Child, Failure>
         Some(tty) => terminal(tty.size, user.identity.uid).map_err(internal)?,
         None => pipes(request.no_stdin).map_err(internal)?,
     };
-    let cgroup = agent.execs.cgroups.make(id);
+    let cgroup = agent.execs.cgroups.take();
     let launch = |file: &Path, argv: &[&OsStr]| -> io::Result<Arc<Awaited>> {
         agent.reaper.spawn(&Launch {
             file: c_string(file.as_os_str())?,

@@ -22,6 +22,7 @@ mod session;
 mod sessions;
 mod shutdown;
 mod sys;
+mod thrash;
 mod user;
 mod visit;
 

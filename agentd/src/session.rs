@@ -50,7 +50,7 @@ struct Session<'a> {
 /// A broken connection, or frames that make no sense. The command is ended first.
 pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
     let (id, detach, argv) = (agent.execs.number(), request.detach, request.argv.clone());
-    let child = match child::start(agent, id, request) {
+    let child = match child::start(agent, request) {
         Ok(child) => child,
         Err(failure) => return Ok(Message::Failure(failure).send(&mut connection)?),
     };
@@ -367,6 +367,7 @@ impl Session<'_> {
         self.agent.execs.end(&self.exec);
         if let Some(group) = &mut self.group {
             group.dispose(&self.agent.execs.cgroups);
+            self.agent.execs.cgroups.prepare();
         }
     }
 }

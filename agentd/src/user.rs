@@ -2,7 +2,9 @@
 //! program has no NSS, and an image has no use for one here.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::sys::Identity;
 
@@ -19,21 +21,56 @@ pub struct User {
 
 /// The longest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
+/// The longest file that is kept in memory, in bytes.
+const MAX_KEPT: u64 = 256 << 10;
+/// How long ago a file must have changed to be kept, in seconds.
+const SETTLED: i64 = 2;
 
 /// Looks `user[:group]` up. Without a group: the user's own and all that list it; with one: that alone.
 ///
 /// # Errors
 /// Words for a name that is not there.
 pub fn find(spec: &str) -> Result<User, String> {
-    find_in(spec, &read(Path::new("/etc/passwd")), &read(Path::new("/etc/group")))
+    static PASSWD: Known = Known::of("/etc/passwd");
+    static GROUP: Known = Known::of("/etc/group");
+    find_in(spec, &PASSWD.read(), &GROUP.read())
 }
 
-fn read(path: &Path) -> String {
-    match fs::metadata(path) {
-        Ok(meta) if meta.is_file() && meta.len() <= MAX_FILE => {}
-        _ => return String::new(),
+/// A file that is read again only when it has changed: over virtiofs, opening and closing are messages to the host.
+struct Known {
+    path: &'static str,
+    read: Mutex<Option<(Stamp, Arc<str>)>>,
+}
+
+/// What changes with a file's content: device, inode, size, and the time of the last change in seconds and nanoseconds.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl Known {
+    const fn of(path: &'static str) -> Self {
+        Self { path, read: Mutex::new(None) }
     }
-    fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+
+    /// The text of the file; nothing where there is none, or one that is too long.
+    fn read(&self) -> Arc<str> {
+        let Ok(meta) = fs::metadata(self.path) else { return "".into() };
+        if !meta.is_file() || meta.len() > MAX_FILE {
+            return "".into();
+        }
+        let stamp = (meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec());
+        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, text)) = &*known
+            && *then == stamp
+        {
+            return Arc::clone(text);
+        }
+        let text: Arc<str> =
+            fs::read(self.path).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default();
+        // A file that has just changed may change again within the same tick of its file system's clock.
+        let age =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs().cast_signed() - meta.ctime());
+        *known = (meta.len() <= MAX_KEPT && age >= SETTLED).then(|| (stamp, Arc::clone(&text)));
+        text
+    }
 }
 
 fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {

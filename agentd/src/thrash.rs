@@ -1,0 +1,111 @@
+//! Thrashing: commands have filled the memory that they may have, but for the pages of the programs that run, which are thrown out
+//! and read again all the time. The kernel takes that for progress, and may go on so for minutes before it ends anybody. It
+//! would say how long it stalls (PSI), where it is built for that; libkrunfw's is not, so pages are counted here.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long pages are counted, and how often in a row it must be so.
+const WINDOW: Duration = Duration::from_secs(1);
+const WINDOWS: u32 = 3;
+/// How many pages of files, read again within a window, are many. A disk that does no more does nothing else.
+const MANY: u64 = 250;
+
+/// Watches the cgroup of all execs, which may have `limit` bytes, in a thread. Where it thrashes, its largest child ends.
+///
+/// # Errors
+/// What opening, or a thread's start, says.
+pub fn watch(cgroup: &'static Path, limit: u64) -> io::Result<()> {
+    let mut events = File::open(cgroup.join("memory.events"))?;
+    let watch = move || {
+        loop {
+            // The limit was hit since the last look.
+            let seen = events.rewind().and_then(|()| events.read_to_string(&mut String::new()));
+            if seen.is_err() || poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], PollTimeout::NONE).is_err()
+            {
+                return;
+            }
+            if thrashes(cgroup, limit) {
+                end_largest(cgroup);
+            }
+        }
+    };
+    thread::Builder::new().name("thrash".into()).spawn(watch).map(drop)
+}
+
+/// Whether it does so, window after window.
+fn thrashes(cgroup: &Path, limit: u64) -> bool {
+    let Some(mut before) = Usage::read(cgroup) else { return false };
+    for _ in 0..WINDOWS {
+        thread::sleep(WINDOW);
+        let Some(now) = Usage::read(cgroup) else { return false };
+        if !now.thrashes_since(before, limit) {
+            return false;
+        }
+        before = now;
+    }
+    true
+}
+
+/// What matters of `memory.stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Usage {
+    /// Memory that no file backs, in bytes.
+    anon: u64,
+    /// Pages of files that were thrown out and read again.
+    refaults: u64,
+}
+
+impl Usage {
+    fn read(cgroup: &Path) -> Option<Self> {
+        Self::parse(&fs::read_to_string(cgroup.join("memory.stat")).ok()?)
+    }
+
+    fn parse(stat: &str) -> Option<Self> {
+        let value = |name: &str| stat.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Some(Self { anon: value("anon ")?, refaults: value("workingset_refault_file ")? })
+    }
+
+    /// Programs that read much read it again, too, and are let be: files have most of their memory.
+    fn thrashes_since(self, before: Self, limit: u64) -> bool {
+        self.anon > limit / 10 * 9 && self.refaults.saturating_sub(before.refaults) >= MANY
+    }
+}
+
+fn end_largest(cgroup: &Path) {
+    let children = fs::read_dir(cgroup).into_iter().flatten().filter_map(|child| Some(child.ok()?.path()));
+    let sized = children.filter_map(|child| Some((fs::read_to_string(child.join("memory.current")).ok()?, child)));
+    let parsed = sized.filter_map(|(bytes, child)| Some((bytes.trim().parse::<u64>().ok()?, child)));
+    let Some((bytes, largest)): Option<(u64, PathBuf)> = parsed.max() else { return };
+    crate::say(&format!("out of memory: commands thrash; ending the largest, {} MiB in {largest:?}", bytes >> 20));
+    if let Err(error) = fs::write(largest.join("cgroup.kill"), "1") {
+        crate::say(&format!("{largest:?}: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_no_memory_for_files_and_reads_them_again_thrashes() {
+        let stat = |anon: u64, refaults: u64| {
+            let text = format!(
+                "anon {anon}\nfile 4096\nanon_thp 7\nworkingset_refault_anon 3\nworkingset_refault_file {refaults}\n"
+            );
+            Usage::parse(&text).unwrap()
+        };
+        let before = stat(0, 1000);
+        assert_eq!(before, Usage { anon: 0, refaults: 1000 });
+        assert!(stat(95 << 20, 1000 + MANY).thrashes_since(before, 100 << 20));
+        assert!(!stat(95 << 20, 1000 + MANY - 1).thrashes_since(before, 100 << 20));
+        assert!(!stat(80 << 20, 9000).thrashes_since(before, 100 << 20));
+        assert_eq!(Usage::parse("anon 1\n"), None);
+    }
+}
