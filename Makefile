@@ -46,8 +46,9 @@ man: build
 	@for tool in $(TOOLS); do $(RELEASE)/$$tool --generate man > man/$$tool.1; done
 	@$(RELEASE)/msb-pull --generate schema > man/msb-record.schema.json
 
-# libkrun with nothing around it, for comparisons.
-bare-krun = $(CARGO) build --release --locked -p msb-boot --example bare-krun
+# libkrun with nothing around it, for comparisons. As one of the workspace, or its dependencies would be built again, with other
+# features.
+bare-krun = $(CARGO) build --release --locked --workspace --exclude agentd --example bare-krun
 
 demo: deps build
 	@tools/demo.sh

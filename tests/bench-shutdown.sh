@@ -27,7 +27,7 @@ round() {
         timeout 180 msb-exec -r vm.json -- sh -c 'until [ -e /srv/note ]; do sleep 0.1; done'
     fi
     start=$(bench_now)
-    msb-stop -r vm.json -t 90 >/dev/null 2>words
+    msb-stop -r vm.json -t 300 >/dev/null 2>words
     stop=$((($(bench_now) - start) / 1000))
     grep -q ': stopped$' words || cat words >&2
     # By the agent's own clock, where the agent is there to see the end.

@@ -1,10 +1,15 @@
 # shellcheck shell=bash disable=SC2154,SC2016 # vm.bash sets variables; the guest's shells expand theirs
 # One VM for a file of tests about msb-exec, and what such tests ask of its guest.
 #
-#   setup_file() { source tests/exec.bash; exec_boot [ARG…]; }     teardown_file() { source tests/exec.bash; vm_teardown; }
+#   source "$BATS_TEST_DIRNAME/exec.bash"; setup_file() { exec_root; exec_boot [ARG…]; }
 
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/vm.bash"
+
+# What files of such tests have alike. One with needs of its own says so after it has read this.
+teardown_file() { vm_teardown; }
+setup() { cd "$BATS_TEST_TMPDIR" || return; }
+teardown() { vm_show; }
 
 # exec_root: a root for the VM, to be changed before exec_boot.
 exec_root() {

@@ -3,38 +3,17 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
+source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
-    # Tests count what the guest has.
-    export BATS_NO_PARALLELIZE_WITHIN_FILE=true
-    BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
-    source "$BATS_TEST_DIRNAME/vm.bash"
-    vm_setup
-    mkdir -p "$vm_root/home/app"
-    chown 1000:1001 "$vm_root/home/app"
-    echo 'app:x:1000:1001::/home/app:/bin/sh' >> "$vm_root/etc/passwd"
-    printf 'app:x:1001:\naudio:x:29:app\nstaff:x:50:nobody\n' >> "$vm_root/etc/group"
+    exec_root
+    echo 'staff:x:50:nobody' >>"$vm_root/etc/group"
     printf '#!/bin/sh\necho "script $*"\n' > "$BATS_FILE_TMPDIR/hello"
     echo 'echo "no shebang $1"' > "$BATS_FILE_TMPDIR/plain"
     jq -c '.image = {ref: "test", config: {Env: ["GREETING=hi", "PATH=/bin:/opt/bin"], Entrypoint: ["/bin/echo", "entry"],
         Cmd: ["cmd"], WorkingDir: "/tmp", User: ""}}' "$vm_record" > "$vm_record.new"
     mv "$vm_record.new" "$vm_record"
-    vm_boot worker --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
-    export MSB_RECORD=$BATS_FILE_TMPDIR/worker.json
-}
-
-teardown_file() {
-    source "$BATS_TEST_DIRNAME/vm.bash"
-    vm_teardown
-}
-
-setup() {
-    source "$BATS_TEST_DIRNAME/vm.bash"
-    cd "$BATS_TEST_TMPDIR" || return
-}
-
-teardown() {
-    vm_show
+    exec_boot --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
 }
 
 # guest PROCESS-NAME: how many processes of that name the guest has.

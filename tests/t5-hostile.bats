@@ -4,27 +4,13 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
+source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     source "$BATS_TEST_DIRNAME/image.bash"
     exec_root
     cp "$(guest_program vsock-client)" "$vm_root/bin/vsock-client"
     exec_boot
-}
-
-teardown_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    vm_teardown
-}
-
-setup() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    cd "$BATS_TEST_TMPDIR" || return
-}
-
-teardown() {
-    vm_show
 }
 
 # fake_agent HOW: an agent at fake.json that says hello and then does as HOW says, for one caller.

@@ -5,28 +5,18 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
+source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     source "$BATS_TEST_DIRNAME/image.bash"
     exec_root
     cp "$(guest_program greedy)" "$vm_root/bin/greedy"
     exec_boot -c 2 -m 384M
 }
 
-teardown_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    vm_teardown
-}
-
 setup() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     cd "$BATS_TEST_TMPDIR" || return
     agent=$(exec_agent)
-}
-
-teardown() {
-    vm_show
 }
 
 # of_agent: the agent's descriptors, threads, resident KiB, and the guest's zombies and cgroups, but for the asking exec's own.

@@ -3,26 +3,12 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
+source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     exec_root
     printf '# for all\nFROM_FILE=boot\nBOTH=file\nPASSED\n' >"$BATS_FILE_TMPDIR/boot.env"
     PASSED=on exec_boot -c 2 --env-file "$BATS_FILE_TMPDIR/boot.env" -e BOTH=flag
-}
-
-teardown_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    vm_teardown
-}
-
-setup() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    cd "$BATS_TEST_TMPDIR" || return
-}
-
-teardown() {
-    vm_show
 }
 
 @test "every exit status from 0 to 255 comes back" {

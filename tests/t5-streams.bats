@@ -4,28 +4,14 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
+source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     exec_root
     exec_install rsync git
     ln -s git "$vm_root/bin/git-upload-pack"
     mkdir -p "$vm_root/srv"
     exec_boot -c 2
-}
-
-teardown_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    vm_teardown
-}
-
-setup() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    cd "$BATS_TEST_TMPDIR" || return
-}
-
-teardown() {
-    vm_show
 }
 
 # a_tree DIR: files of all kinds.

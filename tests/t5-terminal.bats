@@ -4,21 +4,15 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
+source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     exec_root
     seq 500 >"$vm_root/tmp/numbers"
     exec_boot -c 2
 }
 
-teardown_file() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
-    vm_teardown
-}
-
 setup() {
-    source "$BATS_TEST_DIRNAME/exec.bash"
     cd "$BATS_TEST_TMPDIR" || return
     # Servers of this test's own, one a terminal.
     export TMUX_TMPDIR=$BATS_TEST_TMPDIR

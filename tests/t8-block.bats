@@ -4,29 +4,7 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
-
-setup() {
-    source "$BATS_TEST_DIRNAME/vm.bash"
-    source "$BATS_TEST_DIRNAME/image.bash"
-    vm_setup
-    # What one test leaves on a disk is not for the next.
-    export MSB_HOME=$BATS_TEST_TMPDIR/home
-    vm_record=$PWD/image.json
-    msb-pull -q "oci:$(tiny_image)" >"$vm_record"
-}
-
-teardown() {
-    vm_teardown
-    for place in merged small; do
-        if grep -q " $BATS_TEST_TMPDIR/$place " /proc/self/mountinfo; then umount -l "$BATS_TEST_TMPDIR/$place"; fi
-    done
-}
-
-# merged RECORD DIR: the record's layers and upper, as the kernel's overlayfs shows them.
-merged() {
-    mkdir -p "$2" empty
-    mount -t overlay -o "ro,lowerdir=$(jq -r '[.upper.dir, .rootfs.lower[]] | map(select(. != null)) | join(":")' "$1"):empty" overlay "$2"
-}
+source "$BATS_TEST_DIRNAME/block.bash"
 
 lower_of() {
     vm_exec "$1" sed -n 's/^overlay \/ .*lowerdir=\([^,]*\).*/\1/p' /proc/mounts
@@ -34,7 +12,7 @@ lower_of() {
 
 @test "the guest's tree is that of the layers: whiteouts, opaque directories, links, xattrs, devices, owners, times" {
     msb-pull -q "oci:$(layered_image)" >layered.json
-    merged layered.json merged
+    merged layered.json
     program=$(guest_program manifest)
     vm_record=layered.json vm_boot worker --script manifest="$program"
     vm_exec worker manifest / >guest
@@ -54,7 +32,7 @@ lower_of() {
 {"op":"symlink","target":"nowhere","link":"/opt/dangling","replace":true}
 END
     { msb-pull -q "oci:$(layered_image)"; cat ops; } | msb-patch >patched.json
-    merged patched.json merged
+    merged patched.json
     program=$(guest_program manifest)
     vm_record=patched.json vm_boot worker --script manifest="$program" --script sed="$(command -v busybox)"
     [ "$(lower_of worker)" = /patches:/base ]
@@ -73,6 +51,23 @@ END
     vm_exec worker sync
     [ "$(cd "$vm_root" && find . -printf '%p %y %m %T@ %s\n' | sort | sha256sum)" = "$before" ]
     [ -z "$(find "$MSB_HOME/erofs" -name '*.erofs' -newer dir.json)" ]
+}
+
+@test "a directory that a user without root has made opaque is so in the guest" {
+    mkdir -p own/root own/tools
+    cp -a "$vm_root/." own/root/
+    mkdir -p own/root/srv/conf.d
+    touch own/root/srv/conf.d/old
+    cp "$(type -P msb-patch)" own/tools/
+    jq -nc --arg root "$PWD/own/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >own/own.json
+    chmod 0755 "$BATS_RUN_TMPDIR" "$BATS_FILE_TMPDIR" "$BATS_TEST_TMPDIR" "$BATS_TEST_TMPDIR"/.. "$BATS_TEST_TMPDIR"/../..
+    chown -R 65534:65534 own
+    printf '%s\n' '{"op":"remove","path":"/srv/conf.d"}' '{"op":"text","path":"/srv/conf.d/new","content":"new"}' |
+        setpriv --reuid 65534 --regid 65534 --clear-groups env MSB_HOME="$PWD/own/home" own/tools/msb-patch -r own/own.json -f - >patched.json
+    upper=$(jq -r .upper.dir patched.json)
+    [ "$(getfattr --only-values -n user.overlay.opaque "$upper/srv/conf.d" 2>/dev/null)" = y ]
+    vm_record=patched.json vm_boot worker
+    [ "$(vm_exec worker ls /srv/conf.d)" = new ]
 }
 
 @test "-v and the record say which root was chosen, and why" {

@@ -4,28 +4,7 @@
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
-
-setup() {
-    source "$BATS_TEST_DIRNAME/vm.bash"
-    source "$BATS_TEST_DIRNAME/image.bash"
-    vm_setup
-    export MSB_HOME=$BATS_TEST_TMPDIR/home
-    vm_record=$PWD/image.json
-    msb-pull -q "oci:$(tiny_image)" >"$vm_record"
-}
-
-teardown() {
-    vm_teardown
-    for place in merged mounted; do
-        if grep -q " $BATS_TEST_TMPDIR/$place " /proc/self/mountinfo; then umount -l "$BATS_TEST_TMPDIR/$place"; fi
-    done
-}
-
-# merged RECORD: its layers and upper in "merged", as the kernel's overlayfs shows them.
-merged() {
-    mkdir -p merged empty
-    mount -t overlay -o "ro,lowerdir=$(jq -r '[.upper.dir, .rootfs.lower[]] | map(select(. != null)) | join(":")' "$1"):empty" overlay merged
-}
+source "$BATS_TEST_DIRNAME/block.bash"
 
 # What a guest may do to a tree with patches.
 changes='set -e
@@ -131,4 +110,65 @@ END
     [ "$status" -eq 1 ]
     [[ $stderr == *'keeps what it writes in its memory'* ]]
     [ "$(vm_exec memory echo on)" = on ]
+}
+
+# in_front FLAG…: a VM in the foreground, in $front, its record in front.json.
+in_front() {
+    rm -f front.json
+    env --default-signal=INT msb-boot -r "$vm_record" --name front -f "$@" >front.json 2>front.err 3>&- &
+    front=$!
+    until [ -s front.json ]; do kill -0 "$front" || return; sleep 0.02; done
+}
+
+@test "in the foreground --commit-on-stop says what came of it, of a forced stop too" {
+    patched
+    in_front --commit-on-stop
+    vm_exec front sh -c 'echo one >/root/one'
+    kill -INT "$front"
+    wait "$front"
+    upper=$(jq -r .upper.dir patched.json)
+    [[ $(tail -n 2 front.err) == 'msb-boot: front: stopped'$'\n'"msb-boot: front: committed into upper \"$upper\"" ]]
+    [ "$(cat "$upper/root/one")" = one ]
+    vm_assert_nothing
+    in_front --commit-on-stop
+    vm_exec front sh -c 'echo two >/root/two; sync'
+    kill -STOP "$(vm_vmm front)"
+    kill -INT "$front"
+    kill -INT "$front"
+    status=0
+    wait "$front" || status=$?
+    [ "$status" -eq 1 ]
+    [[ $(tail -n 2 front.err) == "msb-boot: front: committed into upper \"$upper\""$'\n''msb-boot: front: '*'killed' ]]
+    [ "$(cat "$upper/root/two")" = two ]
+    vm_assert_nothing
+}
+
+@test "a commit that takes longer than the grace is not cut short" {
+    vm_boot worker
+    vm_exec worker sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=32 2>/dev/null; sync; sha256sum </root/big' >sum
+    msb-stop -r worker.json -t 1 --commit >stopped.json
+    sha256sum <"$(jq -r .upper.dir stopped.json)/root/big" | diff sum -
+}
+
+@test "a guest that breaks its disk on purpose changes nothing, and the host's words say so" {
+    patched
+    upper=$(jq -r .upper.dir patched.json)
+    find "$upper" | sort >before
+    # The disk by itself: image, patches, top.
+    for harm in \
+        'mount -t ext4 /dev/vdc /mnt; mv /mnt/upper /mnt/real; ln -s / /mnt/upper; sync' \
+        'mount -t ext4 /dev/vdc /mnt; mv /mnt/upper /mnt/real; mkfifo /mnt/upper; sync' \
+        'dd if=/dev/urandom of=/dev/vdc bs=64k count=64; sync' \
+        'dd if=/dev/zero of=/dev/vdc bs=64k count=64; sync'; do
+        vm_boot worker --commit-on-stop
+        vm_exec worker sh -c "mkdir -p /mnt; echo new >/root/new; sync; $harm" 2>/dev/null
+        kill -KILL "$(vm_vmm worker)"
+        vm_await_end "$(vm_pid worker)"
+        run --separate-stderr msb-stop -r worker.json
+        [ "$status" -eq 1 ]
+        [[ $stderr == *"worker: not committed: commit"*": guest: "*' (os error '* ]] || { echo "$stderr"; return 1; }
+        find "$upper" | sort | diff before -
+        rm -r "$MSB_HOME/sandboxes/worker"
+        vm_assert_nothing
+    done
 }

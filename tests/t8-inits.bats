@@ -28,7 +28,7 @@ becomes() {
 
 # goes_down: the init powers the VM off, and ends the service before that.
 goes_down() {
-    run --separate-stderr msb-stop -r worker.json -t 90
+    run --separate-stderr msb-stop -r worker.json -t 240
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: stopped' ] || { echo "$stderr"; return 1; }
     diff mounted/srv/note <(printf "started\nstopped\n")

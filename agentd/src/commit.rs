@@ -12,7 +12,7 @@ use std::path::Path;
 use msb::boot::{self, Boot};
 use msb::overlay::beneath::{self, Dir, Name};
 use msb::overlay::whiteout;
-use msb::wire::exec::Text;
+use msb::wire::exec::{Failure, Text};
 use msb::wire::upper::{Attributes, Entry, What};
 use msb::wire::{HEADER, MAX_DATA, Message, READY_PORT, Stream};
 use rustix::fs::{FileType, SeekFrom};
@@ -29,10 +29,16 @@ pub fn run(boot: &Boot) -> Result<(), Error> {
     early::mount_steps(boot)?;
     let failed = |why: io::Error| Error::step("commit".into(), why);
     let mut sender = Sender::connect().map_err(failed)?;
-    let upper = Path::new(boot::TOP).join("upper");
-    match send_tree(&mut sender, &upper) {
+    // The disk is the guest's work: a symlink there would lead to this machine's own root.
+    let upper = Dir::open(Path::new(boot::TOP)).and_then(|top| top.dir(Name::new(OsStr::new("upper"))?));
+    match upper.and_then(|upper| send_tree(&mut sender, upper)) {
         Ok(()) => sender.hang_up().map_err(failed),
-        Err(error) => Err(failed(error)),
+        Err(error) => {
+            // What the connection itself did cannot be said over it, which is fine: the host has seen that.
+            let failure = Failure { code: 1, message: error.to_string() };
+            let _ = Message::Failure(failure).send(&mut sender.host);
+            Err(failed(error))
+        }
     }
 }
 
@@ -98,8 +104,7 @@ impl Level {
     }
 }
 
-fn send_tree(sender: &mut Sender, upper: &Path) -> io::Result<()> {
-    let root = Dir::open(upper)?;
+fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
     sender.entry(None, What::Directory { opaque: false }, Some(looks(&root.to_entry()?)?))?;
     let mut levels = vec![Level::new(root)?];
     let mut sent = HashSet::new();

@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
-use crate::Error;
+use crate::{Error, sys};
 
 struct Early {
     fstype: &'static str,
@@ -184,7 +184,14 @@ fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Erro
     Ok(())
 }
 
+/// How far an image is read ahead, in KiB. The kernel's default, 128, makes more of requests, and each takes a way out of the VM.
+const READ_AHEAD: usize = 1024;
+
 fn mount_step(step: &MountStep) -> Result<(), Error> {
+    if step.fstype == "erofs" {
+        // Without it everything works, only slower.
+        let _ = sys::set_read_ahead(Path::new(&step.source), READ_AHEAD);
+    }
     let mut flags = MsFlags::empty();
     let mut data = Vec::new();
     for option in &step.options {

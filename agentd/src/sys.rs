@@ -6,6 +6,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use msb::wire::exec::Usage;
 use nix::libc;
@@ -213,6 +214,19 @@ pub fn bring_loopback_up() -> io::Result<()> {
     if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(())
+}
+
+/// Sets how far the kernel reads ahead of who reads a block device's files, in KiB.
+///
+/// # Errors
+/// What opening it or `ioctl(2)` says.
+pub fn set_read_ahead(device: &Path, kib: usize) -> io::Result<()> {
+    // _IO(0x12, 98) in the kernel's linux/fs.h; its argument is a number of sectors of 512 bytes.
+    const BLKRASET: rustix::ioctl::Opcode = rustix::ioctl::opcode::none(0x12, 98);
+    let device = std::fs::File::open(device)?;
+    // SAFETY: BLKRASET takes a number and touches no memory.
+    unsafe { rustix::ioctl::ioctl(&device, rustix::ioctl::IntegerSetter::<BLKRASET>::new_usize(kib * 2)) }?;
     Ok(())
 }
 

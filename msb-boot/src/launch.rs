@@ -134,17 +134,22 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
         held.remove()?;
     }
     let Some(ended) = ended else { bail!("supervisor: {}", crate::supervise::crew::describe(status)) };
-    if !ended.is_orderly() {
-        bail!("{}: {}", config.name, ended.reason);
+    if ended.is_orderly() {
+        exit::warn(TOOL, &format!("{}: {}", config.name, ended.reason));
     }
-    exit::warn(TOOL, &format!("{}: {}", config.name, ended.reason));
-    match committed {
-        Some(Committed::Failed(words)) => bail!("{}: not committed: {words}", config.name),
+    let not_committed = match committed {
         Some(Committed::Into { dir, .. }) => {
             exit::warn(TOOL, &format!("{}: committed into upper {dir:?}", config.name));
-            Ok(0)
+            None
         }
-        None => Ok(0),
+        Some(Committed::Failed(words)) => Some(format!("not committed: {words}")),
+        None => None,
+    };
+    let reason = Some(ended.reason.clone()).filter(|_| !ended.is_orderly());
+    let wrong: Vec<_> = reason.into_iter().chain(not_committed).collect();
+    match wrong.is_empty() {
+        true => Ok(0),
+        false => bail!("{}: {}", config.name, wrong.join("; ")),
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::fs::{FileType, Mode, Timespec, Timestamps, XattrFlags};
 use crate::overlay::beneath::{Dir, Entry as Opened, Name};
 use crate::overlay::upper::{Writer, upper_of};
 use crate::overlay::{Merged, Node, whiteout};
+use crate::wire::exec::{Failure, Ready};
 use crate::wire::upper::{Attributes, Entry, What};
 use crate::wire::{HEADER, Message, Stream};
 
@@ -134,8 +135,10 @@ impl<G: Patient> Receiver<'_, G> {
         self.guest.wait_at_most(left.min(PATIENCE))?;
         let message = Message::receive(self.guest).map_err(|error| anyhow!("guest: {error}"))?;
         let message = message.ok_or_else(|| anyhow!("guest: it hung up before it had sent all"))?;
-        if let Message::Failure(failure) = &message {
-            bail!("guest: {}", crate::exit::printable(&failure.message));
+        // The second one: a machine that cannot even start.
+        if let Message::Failure(Failure { message, .. }) | Message::Ready(Ready { error: Some(message), .. }) = &message
+        {
+            bail!("guest: {}", crate::exit::printable(message));
         }
         let length = match &message {
             Message::Data(_, bytes) => HEADER + bytes.len(),
@@ -388,6 +391,8 @@ mod tests {
             (vec![directory(None), entry(Some("f"), What::File { size: 9999 }), data(), data()], "more data"),
             (vec![directory(None), to_etc(), directory(Some("d"))], "hung up"),
             (vec![directory(None), Message::Credit(Stream::Stdin, 1)], "out of turn"),
+            (vec![Message::Ready(Ready { error: Some("no disk\x1b[m".into()), ..Ready::default() })], "guest: no disk"),
+            (vec![Message::Ready(Ready::default())], "out of turn"),
             (vec![directory(None); 3000], "without a name"),
             ([vec![directory(None)], vec![directory(Some("d")); 3000]].concat(), "deeper"),
         ] {

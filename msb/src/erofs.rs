@@ -21,9 +21,11 @@ use crate::state;
 
 /// What every image is made with. Changing it changes the images' names.
 ///
-/// Extended inodes: a compact one has no mtime of its own. Plain data: a guest has nothing to decompress, and the image takes
-/// the room of its files once more.
-const OPTIONS: &[&str] = &["-E", "force-inode-extended"];
+/// Extended inodes: a compact one has no mtime of its own. No file's end beside its inode: so the inodes lie together, and a walk
+/// through a tree that nothing of is in memory takes a tenth of the reads (123, not 1702, for the 4 600 names in a small /usr;
+/// 154 with `--chunksize`, which has mkfs.erofs write all data twice); the image is larger by 3 in 100. Plain data: a guest has
+/// nothing to decompress, and the image takes the room of its files once more.
+const OPTIONS: &[&str] = &["-E", "force-inode-extended,noinline_data"];
 
 /// Where the images are in the state directory.
 pub const DIR: &str = "erofs";

@@ -16,7 +16,7 @@ use msb::boot::{self, Directory, MountStep};
 use msb::erofs::{self, Mkfs};
 use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::lock_to_read;
-use msb::overlay::whiteout::is_private_xattr;
+use msb::overlay::whiteout::{is_private_xattr, spell_for_root};
 use msb::record::Upper;
 use msb::{exit, state};
 use serde::{Deserialize, Serialize};
@@ -119,6 +119,9 @@ impl Block {
                 }
                 _ => anyhow!(error).context(format!("work {:?}", upper.work)),
             })?;
+            Dir::open(&upper.dir)
+                .and_then(|dir| spell_for_root(&dir))
+                .with_context(|| format!("upper {:?}", upper.dir))?;
             let image = Mkfs::find()?.layer(&images, &upper.dir)?;
             disks.push(Disk { file: image.file.into(), writable: false });
         }

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, Stat};
 use rustix::io::Errno;
@@ -67,16 +68,16 @@ pub fn make_whiteout(dir: &Dir, name: Name<'_>) -> io::Result<()> {
 /// # Errors
 /// What `getxattr(2)` says, but for a file system without xattrs.
 pub fn is_opaque(dir: &Dir) -> io::Result<bool> {
-    let path = dir.proc_path();
-    for xattr in [OPAQUE_XATTR, OPAQUE_USER_XATTR] {
-        let mut value = [0u8; 2];
-        match rustix::fs::getxattr(&path, xattr, &mut value[..]) {
-            Ok(length) if value[..length] == *b"y" => return Ok(true),
-            Ok(_) | Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => {}
-            Err(error) => return Err(error.into()),
-        }
+    Ok(says_opaque(dir, OPAQUE_XATTR)? || says_opaque(dir, OPAQUE_USER_XATTR)?)
+}
+
+fn says_opaque(dir: &Dir, xattr: &str) -> io::Result<bool> {
+    let mut value = [0u8; 2];
+    match rustix::fs::getxattr(dir.proc_path(), xattr, &mut value[..]) {
+        Ok(length) => Ok(value[..length] == *b"y"),
+        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
+        Err(error) => Err(error.into()),
     }
-    Ok(false)
 }
 
 /// Makes a directory of a layer hide everything below it. Who may not set the xattr that only root may sets the one that the
@@ -90,6 +91,33 @@ pub fn make_opaque(dir: &Dir) -> io::Result<()> {
         Err(Errno::PERM) => Ok(set(OPAQUE_USER_XATTR)?),
         other => Ok(other?),
     }
+}
+
+/// Has a layer say by root's xattr what a user without root has said by the other one: a kernel that mounts with the rights of
+/// root reads no other. What the layer shows stays the same.
+///
+/// # Errors
+/// What opening or `setxattr(2)` says.
+pub fn spell_for_root(layer: &Dir) -> io::Result<()> {
+    // Paths, and not descriptors: a directory may have any number of directories.
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        let dir = layer.descend(&path)?;
+        if !says_opaque(&dir, OPAQUE_XATTR)? && says_opaque(&dir, OPAQUE_USER_XATTR)? {
+            rustix::fs::setxattr(dir.proc_path(), OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty())?;
+        }
+        for child in dir.read()? {
+            let child = child?;
+            let name = OsStr::from_bytes(child.file_name().to_bytes());
+            let may_be_dir = matches!(child.file_type(), FileType::Directory | FileType::Unknown);
+            if let Some(name) = Name::new(name).ok().filter(|_| may_be_dir)
+                && dir.entry(name)?.is_some_and(|entry| entry.is_dir())
+            {
+                pending.push(path.join(Path::new(name.as_os_str())));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Whether an xattr is overlayfs's own bookkeeping: it is neither shown nor copied up.
