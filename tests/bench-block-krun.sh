@@ -52,6 +52,7 @@ for ((turn = 0; turn < rounds; turn++)); do
         msb-boot -r "$root.json" --name "work-$root" -m 1G --timeout 300 >vm.json
         for ((place = 0; place < ${#works[@]}; place += 2)); do
             case ${works[place]} in *cold) msb-exec -r vm.json -- sh -c 'sync; echo 3 >/proc/sys/vm/drop_caches' ;; esac
+            echo "   $root: ${works[place]}" >&2
             # By the guest's clock: starting a command is measured elsewhere.
             # shellcheck disable=SC2016
             msb-exec -r vm.json -- sh -c 'read a _ </proc/uptime; eval "$1"; read b _ </proc/uptime; echo $a $b' sh "${works[place + 1]}" |
@@ -62,7 +63,7 @@ for ((turn = 0; turn < rounds; turn++)); do
 done
 {
     printf 'work\tshare\tblock\tratio\n'
-    paste times-share <(cut -f 2 times-block) | table | awk -F'\t' '{ printf "%s\t%.2f", $0, $2 > 0 ? $3 / $2 : 0; print "" }'
+    paste times-share <(cut -f 2 times-block) | table | awk -F'\t' '{ printf "%s\t%.2f\n", $0, ($2 > 0 ? $3 / $2 : 0) }'
 } | column -t -s $'\t'
 
 echo "-- record to ready, milliseconds (medians of $rounds)"

@@ -8,7 +8,7 @@
 bench_setup() {
     work=$(mktemp -d /tmp/msb-bench.XXXXXX)
     export MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run
-    trap 'rm -rf "$work"' EXIT
+    trap bench_end EXIT
     mkdir "$XDG_RUNTIME_DIR"
     mkdir -p "$work/root"/{bin,dev,etc,proc,root,run,sys,tmp} "$work/share"/{mnt,dev,proc,sys}
     cp "$(command -v busybox)" "$work/root/bin/busybox"
@@ -16,6 +16,17 @@ bench_setup() {
     printf 'root:x:0:0:root:/root:/bin/sh\n' >"$work/root/etc/passwd"
     jq -nc --arg root "$work/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
         mount: {path: $root, pid: 1, fstype: "none"}}' >"$work/record.json"
+}
+
+# bench_end: what the VMs said last where a run breaks off, and nothing stays.
+bench_end() {
+    local status=$? mounted
+    [ "$status" = 0 ] || tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} >&2 2>/dev/null || true
+    for mounted in "$work"/mnt*; do
+        if mountpoint -q "$mounted"; then umount -l "$mounted"; fi
+    done
+    rm -rf "$work"
+    return "$status"
 }
 
 # bench_now: microseconds.

@@ -157,9 +157,7 @@ in_front() {
     # The disk by itself: image, patches, top.
     for harm in \
         'mount -t ext4 /dev/vdc /mnt; mv /mnt/upper /mnt/real; ln -s / /mnt/upper; sync' \
-        'mount -t ext4 /dev/vdc /mnt; mv /mnt/upper /mnt/real; mkfifo /mnt/upper; sync' \
-        'dd if=/dev/urandom of=/dev/vdc bs=64k count=64; sync' \
-        'dd if=/dev/zero of=/dev/vdc bs=64k count=64; sync'; do
+        'dd if=/dev/urandom of=/dev/vdc bs=64k count=64; sync'; do
         vm_boot worker --commit-on-stop
         vm_exec worker sh -c "mkdir -p /mnt; echo new >/root/new; sync; $harm" 2>/dev/null
         kill -KILL "$(vm_vmm worker)"
