@@ -19,7 +19,7 @@ RELEASE = target/release
 # by name, so that build scripts do not get them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo test test-krun fuzz lint bench bench-krun bench-shutdown install clean
+.PHONY: help deps build agentd man demo test test-krun test-block fuzz lint bench bench-krun bench-shutdown install clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -62,6 +62,14 @@ test: deps build
 test-krun: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run
+
+# The tests in which a root of disks does what a shared one does, on both VMMs.
+alike = $(wildcard tests/t[4-6]-*.bats)
+test-block: export MSB_TEST_ROOT = block
+test-block: deps build
+	@tests/run $(alike)
+	@$(bare-krun)
+	@tests/kvm-host/run $(alike)
 
 # Each target of tests/fuzz for so long. What fails lands in tests/fuzz/artifacts; fixed, it is kept in tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600

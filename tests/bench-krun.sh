@@ -66,7 +66,7 @@ rm "$work/timings"
 bench_pair "$rounds"
 bench_table '' 'libkrun alone to a trivial init'
 echo "timings_ms of the rounds (median of each):"
-jq -sc 'def median: sort | .[(length - 1) / 2 | floor];
+jq -Msc 'def median: sort | .[(length - 1) / 2 | floor];
     {spawn: map(.spawn) | median, kernel: map(.kernel) | median, agent: map(.agent) | median, ready: map(.ready) | median}' \
     "$work/timings"
 
