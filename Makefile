@@ -57,7 +57,7 @@ test: deps build
 	@tests/run
 	@$(bare-krun)
 	@echo "== VMs with libkrun (in a nested host where this machine has no KVM); make test-krun has all their tests"
-	@tests/kvm-host/run tests/t6-stop.bats
+	@tests/kvm-host/run tests/t6-stop.bats tests/t6-gone.bats
 
 test-krun: deps build
 	@$(bare-krun)
