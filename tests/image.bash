@@ -60,6 +60,11 @@ inits_image() {
     image_cached inits_recipe init_recipe image_from_tars
 }
 
+# systemd_image: one with systemd as /sbin/init and with dbus, as people boot it.
+systemd_image() {
+    image_cached systemd_recipe init_recipe image_from_tars
+}
+
 # sysvinit_image: one with sysvinit as /sbin/init.
 sysvinit_image() {
     image_cached sysvinit_recipe init_recipe image_from_tars
@@ -71,6 +76,7 @@ openrc_image() {
 }
 
 inits_recipe() { init_recipe systemd,runit,s6,execline,finit; }
+systemd_recipe() { init_recipe systemd-sysv,dbus; }
 sysvinit_recipe() { init_recipe sysvinit-core,sysv-rc; }
 openrc_recipe() { init_recipe sysvinit-core,openrc; }
 

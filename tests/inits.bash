@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Seven inits out of Debian's packages, each with a service of ours that says on /srv/note when it starts and when it is told to end.
-# OpenRC is behind sysvinit's PID 1 there, so it is asked as sysvinit is.
+# systemd has a second image, with a D-Bus and an /sbin/init; OpenRC is behind sysvinit's PID 1 there, so it is asked as sysvinit is.
 #
 #   source tests/inits.bash; inits_record systemd mounted >mount.json; msb-boot -r mount.json $(inits_flags systemd)
 
@@ -25,6 +25,7 @@ inits_comm() {
     case $1 in
         busybox | sysvinit | openrc) echo init ;;
         s6) echo s6-svscan ;;
+        systemd_sysv) echo systemd ;;
         *) echo "$1" ;;
     esac
 }
@@ -35,6 +36,7 @@ inits_record() {
     case $1 in
         busybox) layout=$(tiny_image) ;;
         sysvinit | openrc) layout=$("${1}_image") ;;
+        systemd_sysv) layout=$(systemd_image) ;;
         *) layout=$(inits_image) ;;
     esac
     msb-pull -q "oci:$layout:latest" | msb-patch -f <(inits_ops "$1") | msb-mount "$2"
@@ -76,6 +78,8 @@ ExecStart=/bin/sh -c 'exec teller'
 END
     inits_link ../teller.service /etc/systemd/system/multi-user.target.wants/teller.service
 }
+
+inits_ops_systemd_sysv() { inits_ops_systemd; }
 
 inits_ops_busybox() {
     inits_text /etc/inittab <<'END'

@@ -18,8 +18,8 @@ source "$BATS_TEST_DIRNAME/init-vm.bash"
     goes_down
 }
 
-@test "systemd, by its path, goes by the unit that it is told" {
-    becomes systemd --init /lib/systemd/systemd --init-arg --unit=multi-user.target --init-env container=msb
+@test "systemd of another image, by its path, goes by the unit that it is told" {
+    becomes systemd_sysv --init /sbin/init --init-arg --unit=multi-user.target --init-env container=msb
     [ "$(vm_exec worker systemctl list-units --type=target --state=active --plain --no-legend graphical.target | wc -l)" = 0 ]
     [ "$(vm_exec worker systemd-detect-virt --container)" != none ]
     goes_down
