@@ -20,8 +20,11 @@ bench_setup() {
 
 # bench_end: what the VMs said last where a run breaks off, and nothing stays.
 bench_end() {
-    local status=$? mounted
+    local status=$? mounted dir
     [ "$status" = 0 ] || tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} >&2 2>/dev/null || true
+    for dir in "$XDG_RUNTIME_DIR"/msb/*/; do
+        [ ! -e "$dir/record.json" ] || msb-stop -t 0 -r "$dir/record.json" >/dev/null 2>&1 || true
+    done
     for mounted in "$work"/mnt*; do
         if mountpoint -q "$mounted"; then umount -l "$mounted"; fi
     done

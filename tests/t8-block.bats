@@ -73,6 +73,8 @@ END
 @test "-v and the record say which root was chosen, and why" {
     vm_boot worker -v
     grep -qx 'msb-boot: root: block (the record has layers and no mount)' worker.err
+    # Without it the guest reads as well, only slower, and nobody would know.
+    [ "$(vm_exec worker cat /sys/block/vda/queue/read_ahead_kb)" = 1024 ]
     jq -e '.vm | .root == "block" and .root_why == "the record has layers and no mount" and .top.kind == "disk"' worker.json
     [ "$(jq -r .vm.top.path worker.json)" = "$MSB_HOME/sandboxes/worker/top.ext4" ]
 }

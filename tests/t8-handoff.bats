@@ -173,14 +173,7 @@ END
 
 @test "--foreground stays until the VM has ended; Ctrl-C is a graceful stop, a second one does not wait" {
     busybox_init '::shutdown:/bin/touch /srv/shutdown'
-    # boot_in_front FLAG…
-    boot_in_front() {
-        rm -f front.json
-        env --default-signal=INT msb-boot -r "$vm_record" --name front -f "$@" >front.json 2>front.err 3>&- &
-        front=$!
-        until [ -s front.json ]; do kill -0 "$front" || return; sleep 0.02; done
-    }
-    boot_in_front --init auto
+    vm_front front --init auto
     [ "$(vm_exec front cat /proc/1/comm)" = init ]
     kill -INT "$front"
     wait "$front"
@@ -188,7 +181,7 @@ END
     [ -e "$vm_root/srv/shutdown" ]
     vm_assert_nothing
     put /bin/deaf <<<$'#!/bin/sh\nexec sleep 100000'
-    boot_in_front --init /bin/deaf --kernel-log log
+    vm_front front --init /bin/deaf --kernel-log log
     kill -INT "$front"
     timeout 20 sh -c 'until grep -q "agentd: asked" log; do sleep 0.05; done'
     kill -INT "$front"
@@ -197,7 +190,7 @@ END
     [ "$status" -eq 1 ]
     [[ $(tail -n 1 front.err) == 'msb-boot: front: '*'killed' ]]
     vm_assert_nothing
-    boot_in_front
+    vm_front front
     vm_exec front poweroff -f || true
     wait "$front"
     [ "$(tail -n 1 front.err)" = 'msb-boot: front: the guest powered off' ]

@@ -68,6 +68,18 @@ vm_boot() {
     }
 }
 
+# vm_front NAME [ARG…]: boots in the foreground, and returns when the VM is up; msb-boot's process is in $front.
+vm_front() {
+    local name=$1
+    shift
+    rm -f "$BATS_TEST_TMPDIR/$name.json"
+    # Background jobs of a shell ignore INT.
+    env --default-signal=INT msb-boot -r "$vm_record" --name "$name" -f "$@" \
+        >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" 3>&- &
+    front=$!
+    until [ -s "$BATS_TEST_TMPDIR/$name.json" ]; do kill -0 "$front" || return; sleep 0.02; done
+}
+
 # vm_exec NAME COMMAND…: a command in a VM of vm_boot.
 vm_exec() {
     local name=$1

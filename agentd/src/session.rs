@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msb::wire::exec::{Execs, Exit, Request, Started};
+use msb::wire::turn::Owed;
 use msb::wire::{self, HEADER, Message, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
@@ -26,9 +27,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How many bytes of stdin the host may send ahead of the command. Less than the 256 KiB that Linux buffers for a vsock
 /// connection: then vsock's own flow control, at which VMMs get stuck, never has to act.
 const STDIN_CREDIT: u32 = 128 << 10;
-/// How much of that is given back at once. Each credit is a packet of its own, and a way out of the VM and back; and who has
-/// little credit sends little frames.
-const STDIN_PORTION: u32 = STDIN_CREDIT / 4;
+/// What is owed for stdin at first.
+const STDIN_OWED: Owed = Owed::in_portions_of(STDIN_CREDIT / 4);
 /// How long a command may take to end on HUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// Ctrl-D: the end of input as a terminal says it.
@@ -43,8 +43,7 @@ struct Session<'a> {
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     stdin_queue: VecDeque<u8>,
-    /// Bytes that the command has, for which the caller was given no credit yet.
-    stdin_owed: u32,
+    stdin_owed: Owed,
     stdin_ended: bool,
     outputs: Vec<Output>,
 }
@@ -81,7 +80,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         terminal,
         stdin,
         stdin_queue: VecDeque::new(),
-        stdin_owed: 0,
+        stdin_owed: STDIN_OWED,
         stdin_ended: false,
         outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, Some(fd), VecDeque::new())).collect(),
     };
@@ -109,7 +108,7 @@ pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: 
         terminal: None,
         stdin: None,
         stdin_queue: VecDeque::new(),
-        stdin_owed: 0,
+        stdin_owed: STDIN_OWED,
         stdin_ended: true,
         outputs: rest.into_iter().map(|(stream, tail)| Output::new(stream, None, tail)).collect(),
     };
@@ -140,7 +139,7 @@ impl Session<'_> {
         link.queue(&self.started());
         if self.stdin.is_some() && !self.stdin_ended {
             let credit = STDIN_CREDIT - u32::try_from(self.stdin_queue.len()).unwrap_or(0).min(STDIN_CREDIT);
-            self.stdin_owed = 0;
+            self.stdin_owed = STDIN_OWED;
             link.turn.give(credit);
             link.queue(&Message::Credit(Stream::Stdin, credit));
         } else {
@@ -316,11 +315,12 @@ impl Session<'_> {
     fn feed_stdin(&mut self, woken: PollFlags) {
         let Some(stdin) = &self.stdin else { return };
         let mut reader_left = woken.contains(PollFlags::POLLERR) && self.terminal.is_none();
+        let mut written = 0;
         while !reader_left && !self.stdin_queue.is_empty() {
             match rustix::io::write(stdin, self.stdin_queue.as_slices().0) {
                 Ok(count) => {
                     self.stdin_queue.drain(..count);
-                    self.stdin_owed = self.stdin_owed.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+                    written += count;
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => break,
@@ -336,8 +336,9 @@ impl Session<'_> {
             }
         } else if self.stdin_ended && self.stdin_queue.is_empty() {
             self.stdin = None;
-        } else if let Some(link) = link.filter(|_| self.stdin_owed >= STDIN_PORTION) {
-            let owed = std::mem::take(&mut self.stdin_owed);
+        } else if let Some(link) = link
+            && let Some(owed) = self.stdin_owed.add(written)
+        {
             link.turn.give(owed);
             link.queue(&Message::Credit(Stream::Stdin, owed));
         }

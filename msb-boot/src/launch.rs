@@ -134,19 +134,19 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
         held.remove()?;
     }
     let Some(ended) = ended else { bail!("supervisor: {}", crate::supervise::crew::describe(status)) };
+    let mut wrong = Vec::new();
     if ended.is_orderly() {
         exit::warn(TOOL, &format!("{}: {}", config.name, ended.reason));
+    } else {
+        wrong.push(ended.reason);
     }
-    let not_committed = match committed {
+    match committed {
         Some(Committed::Into { dir, .. }) => {
             exit::warn(TOOL, &format!("{}: committed into upper {dir:?}", config.name));
-            None
         }
-        Some(Committed::Failed(words)) => Some(format!("not committed: {words}")),
-        None => None,
-    };
-    let reason = Some(ended.reason.clone()).filter(|_| !ended.is_orderly());
-    let wrong: Vec<_> = reason.into_iter().chain(not_committed).collect();
+        Some(Committed::Failed(words)) => wrong.push(format!("not committed: {words}")),
+        None => {}
+    }
     match wrong.is_empty() {
         true => Ok(0),
         false => bail!("{}: {}", config.name, wrong.join("; ")),

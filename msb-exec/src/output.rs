@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use msb::wire::turn::FromGuest;
+use msb::wire::turn::{FromGuest, Owed};
 use msb::wire::{Message, Stream};
 
 use crate::blocking;
@@ -52,20 +52,17 @@ impl Output {
         let (done, written) = channel();
         thread::spawn(move || {
             let mut result = Ok(());
-            // Each message to the guest interrupts it, so credit goes back in portions; the rest of it lasts meanwhile.
-            let mut owed = 0;
+            let mut owed = Owed::in_portions_of(credit(stream) / 3);
             for bytes in queued {
                 result = blocking::write_all(&to, &bytes);
                 if result.is_err() {
                     let _ = connection.shutdown(Shutdown::Both);
                     break;
                 }
-                owed += u32::try_from(bytes.len()).unwrap_or(0);
-                if owed >= credit(stream) / 3 {
+                if let Some(owed) = owed.add(bytes.len()) {
                     turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, owed);
                     // The command may have ended, and the connection with it.
                     let _ = sending.message(&Message::Credit(stream, owed));
-                    owed = 0;
                 }
             }
             let _ = done.send(result);

@@ -20,6 +20,7 @@ use crate::overlay::beneath::{Dir, Entry as Opened, Name};
 use crate::overlay::upper::{Writer, upper_of};
 use crate::overlay::{Merged, Node, whiteout};
 use crate::wire::exec::{Failure, Ready};
+use crate::wire::turn::Owed;
 use crate::wire::upper::{Attributes, Entry, What};
 use crate::wire::{HEADER, Message, Stream};
 
@@ -56,7 +57,7 @@ struct Counted {
     entries: u64,
     disk: u64,
     started: Instant,
-    unacknowledged: u32,
+    owed: Owed,
 }
 
 /// A directory of the upper that is being filled.
@@ -71,7 +72,8 @@ struct Level {
 /// # Errors
 /// Words; the upper is half-changed then.
 pub fn receive(guest: &mut impl Patient, root: &Merged, writer: &Writer, disk: u64) -> anyhow::Result<()> {
-    let counted = Counted { data: 0, entries: 0, disk, started: Instant::now(), unacknowledged: 0 };
+    let counted =
+        Counted { data: 0, entries: 0, disk, started: Instant::now(), owed: Owed::in_portions_of(WINDOW / 4) };
     let upper = upper_of(root)?.try_clone()?;
     let mut receiver = Receiver { guest, writer, upper, counted, links: HashMap::new() };
     Message::Credit(Stream::Stdout, WINDOW).send(receiver.guest)?;
@@ -144,10 +146,8 @@ impl<G: Patient> Receiver<'_, G> {
             Message::Data(_, bytes) => HEADER + bytes.len(),
             other => other.to_frame().len(),
         };
-        counted.unacknowledged = counted.unacknowledged.saturating_add(u32::try_from(length)?);
-        if counted.unacknowledged >= WINDOW / 4 {
-            Message::Credit(Stream::Stdout, counted.unacknowledged).send(self.guest)?;
-            counted.unacknowledged = 0;
+        if let Some(owed) = counted.owed.add(length) {
+            Message::Credit(Stream::Stdout, owed).send(self.guest)?;
         }
         Ok(message)
     }

@@ -17,6 +17,8 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use sha2::{Digest, Sha256};
 
+use crate::overlay::beneath::Dir;
+use crate::overlay::whiteout;
 use crate::state;
 
 /// What every image is made with. Changing it changes the images' names.
@@ -150,6 +152,8 @@ impl Mkfs {
     pub fn layer(&self, dir: &Path, layer: &Path) -> anyhow::Result<Image> {
         let subject = || format!("image of {layer:?}");
         let file = unnamed_file(dir).with_context(subject)?;
+        // Who mounts it is root of the guest.
+        Dir::open(layer).and_then(|layer| whiteout::spell_for_root(&layer)).with_context(subject)?;
         self.run(Command::new(&self.program), &file, layer, &uuid(layer)).with_context(subject)?;
         Ok(Image { file, path: None, made: true })
     }

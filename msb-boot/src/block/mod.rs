@@ -16,7 +16,7 @@ use msb::boot::{self, Directory, MountStep};
 use msb::erofs::{self, Mkfs};
 use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::lock_to_read;
-use msb::overlay::whiteout::{is_private_xattr, spell_for_root};
+use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
 use msb::{exit, state};
 use serde::{Deserialize, Serialize};
@@ -81,14 +81,14 @@ impl Block {
         &self.home
     }
 
-    /// Gives the disk of a VM without a name one, that of the VM. `None`: it has one.
+    /// Where what the guest wrote stays. The disk of a VM without a name gets one for it, that of the VM.
     ///
     /// # Errors
     /// What linking says.
-    pub(crate) fn keep(&self, name: &str, disk: &OwnedFd) -> anyhow::Result<Option<PathBuf>> {
-        match &self.top {
-            Top::Unnamed { .. } => Ok(Some(top::keep(&self.home, name, &self.base_name, disk)?)),
-            _ => Ok(None),
+    pub(crate) fn keep(&self, name: &str, disk: &OwnedFd) -> anyhow::Result<PathBuf> {
+        match self.top.path() {
+            Some(path) => Ok(path),
+            None => top::keep(&self.home, name, &self.base_name, disk),
         }
     }
 
@@ -119,9 +119,6 @@ impl Block {
                 }
                 _ => anyhow!(error).context(format!("work {:?}", upper.work)),
             })?;
-            Dir::open(&upper.dir)
-                .and_then(|dir| spell_for_root(&dir))
-                .with_context(|| format!("upper {:?}", upper.dir))?;
             let image = Mkfs::find()?.layer(&images, &upper.dir)?;
             disks.push(Disk { file: image.file.into(), writable: false });
         }

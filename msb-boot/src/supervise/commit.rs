@@ -43,10 +43,7 @@ pub(super) fn run(config: &Config, held: &Held, disk: OwnedFd) -> Committed {
         }
         Err(error) => {
             let kept = match block.keep(&config.name, &disk) {
-                Ok(Some(path)) => {
-                    format!("; what it wrote is kept in {path:?} (\"msb-boot --name {}\" has it)", config.name)
-                }
-                Ok(None) => String::new(),
+                Ok(path) => format!("; what it wrote is kept in {path:?} (\"msb-boot --name {}\" has it)", config.name),
                 Err(error) => format!("; its disk cannot be kept either: {error:#}"),
             };
             Committed::Failed(format!("{error:#}{kept}"))

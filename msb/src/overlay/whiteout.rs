@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{FileType, Mode, Stat};
 use rustix::io::Errno;
@@ -113,7 +113,7 @@ pub fn spell_for_root(layer: &Dir) -> io::Result<()> {
             if let Some(name) = Name::new(name).ok().filter(|_| may_be_dir)
                 && dir.entry(name)?.is_some_and(|entry| entry.is_dir())
             {
-                pending.push(path.join(Path::new(name.as_os_str())));
+                pending.push(path.join(name.as_os_str()));
             }
         }
     }

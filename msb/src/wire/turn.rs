@@ -34,6 +34,27 @@ impl Flow {
     }
 }
 
+/// The credit that a receiver owes for bytes it has taken. It is given in portions, for each is a packet of its own and a way
+/// between guest and host; and who has little credit sends little frames.
+#[derive(Clone, Copy, Debug)]
+pub struct Owed {
+    portion: u32,
+    owed: u32,
+}
+
+impl Owed {
+    /// Nothing is owed yet. A portion is a fraction of what the sender was given at first, or it waits for ever.
+    pub const fn in_portions_of(portion: u32) -> Self {
+        Self { portion, owed: 0 }
+    }
+
+    /// Counts bytes that were taken. `Some`: so many are to be given now.
+    pub fn add(&mut self, bytes: usize) -> Option<u32> {
+        self.owed = self.owed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+        (self.owed > 0 && self.owed >= self.portion).then(|| std::mem::take(&mut self.owed))
+    }
+}
+
 /// What the guest sends in an exec, checked by the host.
 #[derive(Clone, Debug, Default)]
 pub struct FromGuest {
@@ -166,6 +187,17 @@ mod tests {
 
     fn failure() -> Message {
         Message::Failure(Failure { code: 127, message: String::new() })
+    }
+
+    #[test]
+    fn credit_is_given_in_portions_and_none_is_lost() {
+        let mut owed = Owed::in_portions_of(100);
+        assert_eq!(
+            [60, 39, 1, 0, 250, 99].map(|bytes| owed.add(bytes)),
+            [None, None, Some(100), None, Some(250), None]
+        );
+        assert_eq!(owed.add(usize::MAX), Some(u32::MAX));
+        assert_eq!(Owed::in_portions_of(0).add(0), None);
     }
 
     #[test]
