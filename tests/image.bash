@@ -194,11 +194,13 @@ layered_implied() {
 
 # guest_program NAME: tests/guest/NAME.c as a static program, made once.
 guest_program() {
-    local source=${BASH_SOURCE[0]%/*}/guest/$1.c program
+    local source=${BASH_SOURCE[0]%/*}/guest/$1.c program aside
     program=$image_fixtures/guest/$1-$(sha256sum <"$source" | cut -c 1-12)
     if [[ ! -e $program ]]; then
         mkdir -p "${program%/*}"
-        cc -Os -static -o "$program.$$" "$source" && mv "$program.$$" "$program" || return
+        # BASHPID, since subshells that make it at once share $$.
+        aside=$program.$BASHPID
+        cc -Os -static -o "$aside" "$source" && mv "$aside" "$program" || return
     fi
     printf '%s\n' "$program"
 }
