@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a root costs its guest, of disks and shared: files found, read and made in a Debian image, cold and warm; the time to a VM
-# that answers, with and without patches; what ten VMs of one image take on the host. On libkrun, on a machine with usable KVM;
+# What a root costs its guest, of disks and shared, and microsandbox's, where that can be had: files found, read and made in a
+# Debian image, cold and warm; the time to a VM that answers, with and without patches; what ten VMs of one image take on the host. On libkrun, on a machine with usable KVM;
 # `make bench-krun` runs it there or in the nested host. Nothing passes or fails.
 #
 #   tests/bench-block-krun.sh [ROUNDS]
@@ -13,6 +13,8 @@ export MSB_VMM=${MSB_VMM:-krun}
 source "$here/bench.bash"
 # shellcheck source-path=SCRIPTDIR
 source "$here/image.bash"
+# shellcheck source-path=SCRIPTDIR
+source "$here/microsandbox.bash"
 bench_setup
 cd "$work"
 
@@ -35,6 +37,35 @@ msb-pull -q "oci:$layout:latest" >block.json
 mkdir mnt
 msb-mount mnt <block.json >share.json
 
+roots=(share block)
+if [ "$MSB_VMM" = krun ] && microsandbox_fetch >/dev/null; then
+    mkdir microsandbox
+    skopeo copy -q "oci:$layout:latest" docker-archive:image.tar:bench:latest
+    microsandbox load -q -i image.tar -t bench
+    rm image.tar
+    roots+=(microsandbox)
+fi
+
+# A VM with a root of that kind, a command's shell in it, and its end.
+up() {
+    case $1 in
+        microsandbox) microsandbox create -q -n "work-$1" -c 1 -m 1G --no-net bench >&2 ;;
+        *) msb-boot -r "$1.json" --name "work-$1" -c 1 -m 1G --timeout 300 >vm.json ;;
+    esac
+}
+inside() {
+    case $1 in
+        microsandbox) microsandbox exec "work-$1" -- sh -c "${@:2}" ;;
+        *) msb-exec -n -r vm.json -- sh -c "${@:2}" ;;
+    esac
+}
+down() {
+    case $1 in
+        microsandbox) microsandbox stop "work-$1" && microsandbox remove "work-$1" ;;
+        *) msb-stop -r vm.json ;;
+    esac >/dev/null 2>&1
+}
+
 echo "-- a guest's work on its root, seconds ($MSB_VMM, medians of $rounds)"
 # shellcheck disable=SC2016 # the guest's shells expand it
 works=(
@@ -48,22 +79,28 @@ works=(
     'write 64 MiB and sync it' 'dd if=/dev/zero of=/root/big bs=1M count=64 conv=fsync 2>/dev/null; rm /root/big'
 )
 for ((turn = 0; turn < rounds; turn++)); do
-    for root in share block; do
-        msb-boot -r "$root.json" --name "work-$root" -m 1G --timeout 300 >vm.json
+    for root in "${roots[@]}"; do
+        up "$root"
         for ((place = 0; place < ${#works[@]}; place += 2)); do
-            case ${works[place]} in *cold) msb-exec -r vm.json -- sh -c 'sync; echo 3 >/proc/sys/vm/drop_caches' ;; esac
+            case ${works[place]} in *cold) inside "$root" 'sync; echo 3 >/proc/sys/vm/drop_caches' ;; esac
             echo "   $root: ${works[place]}" >&2
             # By the guest's clock: starting a command is measured elsewhere.
             # shellcheck disable=SC2016
-            msb-exec -r vm.json -- sh -c 'read a _ </proc/uptime; eval "$1"; read b _ </proc/uptime; echo $a $b' sh "${works[place + 1]}" |
+            inside "$root" 'read a _ </proc/uptime; eval "$1"; read b _ </proc/uptime; echo $a $b' sh "${works[place + 1]}" |
                 awk -v n="${works[place]}" '{ printf "%s\t%.2f\n", n, $2 - $1 }' >>"times-$root"
         done
-        msb-stop -r vm.json >/dev/null 2>&1
+        down "$root"
     done
 done
 {
-    printf 'work\tshare\tblock\tratio\n'
-    paste times-share <(cut -f 2 times-block) | table | awk -F'\t' '{ printf "%s\t%.2f\n", $0, ($2 > 0 ? $3 / $2 : 0) }'
+    printf 'work'
+    printf '\t%s' "${roots[@]}"
+    printf '\tblock to share%s\n' "${roots[2]:+	block to ${roots[2]}}"
+    cp times-share times
+    for root in "${roots[@]:1}"; do paste times <(cut -f 2 "times-$root") >wider && mv wider times; done
+    table times | awk -F'\t' '
+        function ratio(other) { return sprintf("\t%.2f", other > 0 ? $3 / other : 0) }
+        { print $0 ratio($2) (NF > 3 ? ratio($4) : "") }'
 } | column -t -s $'\t'
 
 echo "-- record to ready, milliseconds (medians of $rounds)"
