@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """The host's side of tests/bench-exec.sh: what it times without a process started for each call.
 
-    bench-exec.py steps RECORD COUNT         an exec of /bin/true by the wire, step by step
-    bench-exec.py bare RECORD PORT COUNT     a byte there and back, and one after the guest's fork and exec, by guest/echo-agent.c
-    bench-exec.py from|to|from-pipe|to-pipe RECORD PORT MIB    so much by the same, in MB/s
+    bench-exec.py steps RECORD BARE PORT COUNT    turn by turn: an exec of /bin/true by the wire, step by step; and by guest/echo-agent.c
+                                                  at the other record's port, a byte there and back, and one after its fork and exec
+    bench-exec.py from|to|from-pipe|to-pipe BARE PORT MIB    so much by the latter, in MB/s; "to-pipe" also comes from a pipe
 """
-import json, socket, struct, sys, time
+import json, socket, struct, subprocess, sys, time
 
 
 def connect(endpoint, port=None):
@@ -58,30 +58,45 @@ def line(name, values):
     print(f"{name}\t{values[len(values) // 2]:.2f}\t{values[int(len(values) * 0.99)]:.2f}")
 
 
-def main(how, record, *numbers):
-    endpoint, numbers = json.load(open(record))["vm"]["endpoint"], [int(number) for number in numbers]
-    if how == "steps":
-        columns = zip(*(steps(endpoint) for _ in range(numbers[0])))
-        for name, values in zip(["connect and hello", "spawn", "exit", "exec by the wire, all"], columns):
-            line(name, values)
-    elif how == "bare":
-        line("bare vsock: a byte there and back", [bare(endpoint, numbers[0], b"ex") for _ in range(numbers[1])])
-        line("bare vsock, fork, exec and wait", [bare(endpoint, numbers[0], b"f") for _ in range(numbers[1])])
-    else:
-        port, left = numbers[0], numbers[1] << 20
-        agent, block, start = connect(endpoint, port), bytearray(65536), time.monotonic()
-        letter, there = {"from": "s", "from-pipe": "S", "to": "t", "to-pipe": "T"}[how].encode(), how.startswith("to")
-        agent.sendall(struct.pack("<cQ", letter, left) if there else letter)
-        while left > 0:
-            if there:
-                left -= agent.send(block[:left])
-                continue
-            exactly(agent, 31 << 10)
-            agent.sendall(b".")
-            left -= 31 << 10
+def turns(record, bare_record, port, count):
+    bare_endpoint = endpoint_of(bare_record)
+    rows = [steps(endpoint_of(record)) + [bare(bare_endpoint, port, b"ex"), bare(bare_endpoint, port, b"f")] for _ in range(count)]
+    names = ["connect and hello", "spawn", "exit", "exec by the wire, all"]
+    names += ["bare vsock: a byte there and back", "bare vsock, and fork, exec and wait between"]
+    columns = list(zip(*rows))
+    for name, values in zip(names, columns):
+        line(name, values)
+    median = lambda values: sorted(values)[len(values) // 2]
+    print(f"exec by the wire against that\t{median(columns[3]) / median(columns[5]):.2f}")
+
+
+def copy(how, record, port, mib):
+    left = mib << 20
+    agent, block, start = connect(endpoint_of(record), port), bytearray(65536), time.monotonic()
+    letter, there = {"from": "s", "from-pipe": "S", "to": "t", "to-pipe": "T"}[how].encode(), how.startswith("to")
+    source = ["head", "-c", str(left), "/dev/zero"] if how == "to-pipe" else None
+    source = source and subprocess.Popen(source, stdout=subprocess.PIPE, bufsize=0).stdout
+    agent.sendall(struct.pack("<cQ", letter, left) if there else letter)
+    while left > 0:
         if there:
-            exactly(agent, 1)
-        print(f"{(numbers[1] << 20) / (time.monotonic() - start) / 1e6:.0f}")
+            got = source.read(len(block)) if source else block[:left]
+            agent.sendall(got)
+            left -= len(got)
+            continue
+        exactly(agent, 31 << 10)
+        agent.sendall(b".")
+        left -= 31 << 10
+    if there:
+        exactly(agent, 1)
+    print(f"{(mib << 20) / (time.monotonic() - start) / 1e6:.0f}")
 
 
-main(*sys.argv[1:])
+def endpoint_of(record):
+    return json.load(open(record))["vm"]["endpoint"]
+
+
+how, *operands = sys.argv[1:]
+if how == "steps":
+    turns(*operands[:2], *map(int, operands[2:]))
+else:
+    copy(how, operands[0], *map(int, operands[1:]))

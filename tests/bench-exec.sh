@@ -72,11 +72,10 @@ msb-exec -n -- true
     printf '%s, %s runs, ms\tmedian\t99 %%\n' "$(jq -r .vm.vmm "$MSB_RECORD")" "$runs"
     row 'msb-exec -- true' msb-exec -n -- true
     row 'msb-exec --version: process start' msb-exec --version
-    "$here/bench-exec.py" steps "$MSB_RECORD" "$runs"
-    "$here/bench-exec.py" bare "$bare_record" "$port" "$runs"
+    "$here/bench-exec.py" steps "$MSB_RECORD" "$bare_record" "$port" "$runs"
 } | column -t -s $'\t'
 {
-    printf '%s MiB, MB/s\tmsb-exec\tbare vsock from or to a pipe\tbare vsock\n' "$mib"
+    printf '%s MiB, MB/s\tmsb-exec\tbare vsock between pipes\tbare vsock\n' "$mib"
     bare() { "$here/bench-exec.py" "$1" "$bare_record" "$port" "$mib"; }
     printf 'stdout\t%s\t%s\t%s\n' "$(rate stdout)" "$(bare from-pipe)" "$(bare from)"
     printf 'stdin\t%s\t%s\t%s\n' "$(rate stdin)" "$(bare to-pipe)" "$(bare to)"

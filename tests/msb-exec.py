@@ -13,6 +13,7 @@ class Agent:
     def __init__(self, endpoint):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(endpoint["unix"])
+        self.sending = threading.Lock()
         if endpoint.get("handshake"):
             self.socket.sendall(b"CONNECT %d\n" % endpoint["port"])
             while self.exactly(1) != b"\n":
@@ -27,7 +28,8 @@ class Agent:
     def send(self, kind, body):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         try:
-            self.socket.sendall(struct.pack("<IB", len(body), kind) + body)
+            with self.sending:
+                self.socket.sendall(struct.pack("<IB", len(body), kind) + body)
         except BrokenPipeError:
             pass  # it has said its last, which is still to be read
 

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use msb::wire::turn::FromHost;
-use msb::wire::{self, Decoder, HEADER, Message, Stream};
+use msb::wire::{self, Decoder, HEADER, Message, Piece, Stream};
 use nix::poll::PollFlags;
 use vsock::VsockStream;
 
@@ -53,35 +53,32 @@ impl Link {
         if self.out.len() < OUT_ENOUGH { usize::try_from(credit).unwrap_or(usize::MAX).min(PORTION) } else { 0 }
     }
 
-    /// Takes bytes that arrived; whole frames are then there for [`Self::next`].
+    /// Reads what has arrived, for [`Self::next`].
     ///
     /// # Errors
     /// [`io::ErrorKind::ConnectionAborted`] where the caller is gone; else what reading says.
-    pub fn read(&mut self, block: &mut [u8]) -> io::Result<()> {
+    pub fn read<'a>(&mut self, block: &'a mut [u8]) -> io::Result<&'a [u8]> {
         match self.connection.read(block) {
             Ok(0) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Ok(got) => {
-                self.decoder.feed(&block[..got]);
-                Ok(())
-            }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(()),
+            Ok(got) => Ok(&block[..got]),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(&[]),
             Err(error) => Err(error),
         }
     }
 
-    /// The next frame; credit is taken here.
+    /// The next piece of what was read, which becomes what is behind it; credit is taken here.
     ///
     /// # Errors
     /// A frame that makes no sense, or none now.
-    pub fn next(&mut self) -> Result<Option<Message>, wire::Error> {
-        let Some(message) = self.decoder.next_message()? else { return Ok(None) };
-        self.turn.take(&message)?;
-        if let Message::Credit(stream, bytes) = message
+    pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, wire::Error> {
+        let Some(piece) = self.decoder.next(bytes)? else { return Ok(None) };
+        self.turn.take(&piece)?;
+        if let Piece::Message(Message::Credit(stream, bytes)) = piece
             && let Some(credit) = self.credit.get_mut(place(stream))
         {
             *credit = credit.saturating_add(bytes.into());
         }
-        Ok(Some(message))
+        Ok(Some(piece))
     }
 
     /// Queues a frame.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -11,11 +12,14 @@ use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::session::{self, PATIENCE};
-use crate::{Agent, Error, clock, visit};
+use crate::{Agent, Error, clock, sys, visit};
 
 /// The priority of what answers callers, as nice(1) has it, and of what serves them then.
 const ANSWERING: i32 = -19;
 const SERVING: i32 = -10;
+/// What the kernel buffers for a connection until it is read, in bytes; Linux's own 256 KiB are little for a way as long as that
+/// through a VMM.
+const BUFFER: u64 = 1 << 20;
 /// A session's stack, in bytes: its buffers are on the heap.
 const STACK: usize = 128 << 10;
 
@@ -26,6 +30,9 @@ const STACK: usize = 128 << 10;
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
         .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
+    // Connections have it from the listener.
+    sys::set_vsock_buffer(listener.as_fd(), BUFFER)
+        .map_err(|error| Error::step("enlarge vsock's buffers".into(), error))?;
     // Where memory runs out, commands go (see sys::Launch) and not who could tell of it.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         crate::say(&format!("oom_score_adj: {error}"));

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msb::wire::exec::{Execs, Exit, Request, Started};
-use msb::wire::turn::Owed;
-use msb::wire::{self, HEADER, Message, Stream};
+use msb::wire::turn::Window;
+use msb::wire::{self, HEADER, Message, Piece, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vsock::VsockStream;
@@ -24,11 +24,15 @@ use crate::output::Output;
 
 /// How long the host may take for a frame of the hello, and to take the last one.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// How many bytes of stdin the host may send ahead of the command. Less than the 256 KiB that Linux buffers for a vsock
-/// connection: then vsock's own flow control, at which VMMs get stuck, never has to act.
+/// How many bytes of stdin the host may send ahead of the command at first, and of one that waits for more. The latter is
+/// less than what the kernel buffers for a connection ([`crate::listen`]): then vsock's own flow control, at which VMMs get
+/// stuck, never has to act.
 const STDIN_CREDIT: u32 = 128 << 10;
-/// What is owed for stdin at first.
-const STDIN_OWED: Owed = Owed::in_portions_of(STDIN_CREDIT / 4);
+const MAX_STDIN_CREDIT: u32 = 512 << 10;
+/// The window for stdin at first.
+const STDIN_WINDOW: Window = Window::growing(STDIN_CREDIT, MAX_STDIN_CREDIT);
+/// How long a command that has closed its outputs may take to end, for the word of both to be one packet.
+const END_FOLLOWS: Duration = Duration::from_millis(10);
 /// How long a command may take to end on HUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 /// Ctrl-D: the end of input as a terminal says it.
@@ -43,7 +47,9 @@ struct Session<'a> {
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     stdin_queue: VecDeque<u8>,
-    stdin_owed: Owed,
+    /// What was written past the queue, and not counted yet.
+    stdin_written: usize,
+    stdin_window: Window,
     stdin_ended: bool,
     outputs: Vec<Output>,
 }
@@ -80,7 +86,8 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         terminal,
         stdin,
         stdin_queue: VecDeque::new(),
-        stdin_owed: STDIN_OWED,
+        stdin_written: 0,
+        stdin_window: STDIN_WINDOW,
         stdin_ended: false,
         outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, Some(fd), VecDeque::new())).collect(),
     };
@@ -108,7 +115,8 @@ pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: 
         terminal: None,
         stdin: None,
         stdin_queue: VecDeque::new(),
-        stdin_owed: STDIN_OWED,
+        stdin_written: 0,
+        stdin_window: STDIN_WINDOW,
         stdin_ended: true,
         outputs: rest.into_iter().map(|(stream, tail)| Output::new(stream, None, tail)).collect(),
     };
@@ -139,7 +147,7 @@ impl Session<'_> {
         link.queue(&self.started());
         if self.stdin.is_some() && !self.stdin_ended {
             let credit = STDIN_CREDIT - u32::try_from(self.stdin_queue.len()).unwrap_or(0).min(STDIN_CREDIT);
-            self.stdin_owed = STDIN_OWED;
+            self.stdin_window = STDIN_WINDOW;
             link.turn.give(credit);
             link.queue(&Message::Credit(Stream::Stdin, credit));
         } else {
@@ -193,24 +201,32 @@ impl Session<'_> {
     /// Moves bytes until the command has ended, and with a caller, until that has its output and its exit.
     fn pump(&mut self) -> Result<(), wire::Error> {
         let mut block = vec![0u8; HEADER + PORTION];
+        let mut had_closed = false;
         loop {
             if let Some(link) = &mut self.link {
                 for output in &mut self.outputs {
                     output.hand_over(link);
                 }
-                link.flush()?;
+            }
+            let has_closed = self.outputs.iter().all(|output| output.source.is_none());
+            if has_closed && !std::mem::replace(&mut had_closed, true) {
+                // It ends a moment later, nearly always.
+                wait_readable(self.exec.process.event().as_fd(), Instant::now() + END_FOLLOWS);
             }
             // Asked once a round: a command that ends after this wakes the wait.
             let exit = self.exec.exit();
             let runs = exit.is_none();
             if let Some(exit) = exit
-                && self.outputs.iter().all(|output| output.source.is_none())
+                && has_closed
             {
                 match self.link.take() {
                     None => return Ok(()),
                     Some(link) if self.outputs.iter().all(Output::is_drained) => return self.say_goodbye(link, exit),
                     link => self.link = link,
                 }
+            }
+            if let Some(link) = &mut self.link {
+                link.flush()?;
             }
             let woken = self.wait(runs)?;
             if !woken.bell.is_empty()
@@ -269,18 +285,29 @@ impl Session<'_> {
 
     fn take_frames(&mut self, block: &mut [u8]) -> Result<(), wire::Error> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        link.read(block)?;
+        let mut bytes = link.read(block)?;
         while let Some(link) = &mut self.link
-            && let Some(message) = link.next()?
+            && let Some(piece) = link.next(&mut bytes)?
         {
-            self.obey(message)?;
+            match piece {
+                Piece::Data(_, bytes) => self.take_stdin(bytes),
+                Piece::Message(message) => self.obey(message)?,
+            }
         }
         Ok(())
     }
 
+    /// Hands bytes on to the command's stdin; what that does not take now waits in the queue.
+    fn take_stdin(&mut self, bytes: &[u8]) {
+        let Some(stdin) = &self.stdin else { return };
+        // An error will show again where the queue is written.
+        let count = if self.stdin_queue.is_empty() { rustix::io::write(stdin, bytes).unwrap_or(0) } else { 0 };
+        self.stdin_written += count;
+        self.stdin_queue.extend(&bytes[count..]);
+    }
+
     fn obey(&mut self, message: Message) -> Result<(), wire::Error> {
         match message {
-            Message::Data(Stream::Stdin, bytes) if self.stdin.is_some() => self.stdin_queue.extend(bytes),
             Message::Eof(Stream::Stdin) if self.terminal.is_some() => self.stdin_queue.push_back(END_OF_TRANSMISSION),
             Message::Eof(Stream::Stdin) => self.stdin_ended = true,
             // The command has ended, and what it left behind holds its streams: the caller does not want to wait for that.
@@ -310,12 +337,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Writes what is queued for stdin, and gives credit for it. A command that closed its stdin is not an error: the
+    /// Writes what is queued for stdin, and gives credit for what was written. A command that closed its stdin is not an error: the
     /// caller is told, and stops.
     fn feed_stdin(&mut self, woken: PollFlags) {
         let Some(stdin) = &self.stdin else { return };
         let mut reader_left = woken.contains(PollFlags::POLLERR) && self.terminal.is_none();
-        let mut written = 0;
+        let mut written = std::mem::take(&mut self.stdin_written);
         while !reader_left && !self.stdin_queue.is_empty() {
             match rustix::io::write(stdin, self.stdin_queue.as_slices().0) {
                 Ok(count) => {
@@ -337,7 +364,7 @@ impl Session<'_> {
         } else if self.stdin_ended && self.stdin_queue.is_empty() {
             self.stdin = None;
         } else if let Some(link) = link
-            && let Some(owed) = self.stdin_owed.add(written)
+            && let Some(owed) = self.stdin_window.add(written, self.stdin_queue.len())
         {
             link.turn.give(owed);
             link.queue(&Message::Credit(Stream::Stdin, owed));

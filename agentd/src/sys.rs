@@ -230,6 +230,26 @@ pub fn set_read_ahead(device: &Path, kib: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets how much the kernel buffers for a vsock connection until it is read, in bytes, and for those that a listener accepts.
+///
+/// # Errors
+/// What `setsockopt(2)` says.
+pub fn set_vsock_buffer(socket: BorrowedFd<'_>, bytes: u64) -> io::Result<()> {
+    // In the kernel's linux/vm_sockets.h. The size is cut to the most, so that is first.
+    const SO_VM_SOCKETS_BUFFER_SIZE: libc::c_int = 0;
+    const SO_VM_SOCKETS_BUFFER_MAX_SIZE: libc::c_int = 2;
+    for option in [SO_VM_SOCKETS_BUFFER_MAX_SIZE, SO_VM_SOCKETS_BUFFER_SIZE] {
+        let length = size_of_val(&bytes) as libc::socklen_t;
+        // SAFETY: the kernel reads so many bytes of a number that outlives the call.
+        let result =
+            unsafe { libc::setsockopt(socket.as_raw_fd(), libc::AF_VSOCK, option, (&raw const bytes).cast(), length) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Sends a signal by its number, real-time ones included, to one process.
 pub fn signal_process(pid: i32, signal: i32) {
     // SAFETY: kill takes two numbers and touches no memory. A process or a signal that does not exist is its error.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use msb::exit::ReaderGone;
 use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody};
-use msb::wire::{self, Decoder, MAX_DATA, Message, Stream};
+use msb::wire::{self, Decoder, MAX_DATA, Message, Piece, Stream};
 use nix::sys::signal::Signal;
 
 use crate::input::{self, Credit};
@@ -149,15 +149,25 @@ fn receive(
     // A command may be silent for ever, but not whoever starts it.
     connection.set_read_timeout(Some(START_PATIENCE))?;
     loop {
-        let got = match connection.read(&mut block) {
+        let mut bytes = match connection.read(&mut block) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
-            Ok(got) => got,
+            Ok(got) => &block[..got],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error.into()),
         };
-        decoder.feed(&block[..got]);
-        while let Some(message) = decoder.next_message()? {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).take(&message)?;
+        while let Some(piece) = decoder.next(&mut bytes)? {
+            turn.lock().unwrap_or_else(PoisonError::into_inner).take(&piece)?;
+            let message = match piece {
+                Piece::Data(Stream::Stdout, bytes) => {
+                    stdout.queue(bytes.to_vec());
+                    continue;
+                }
+                Piece::Data(_, bytes) => {
+                    stderr.queue(bytes.to_vec());
+                    continue;
+                }
+                Piece::Message(message) => message,
+            };
             match message {
                 Message::Started(started) if is_detached => {
                     let listed = Listed {
@@ -171,8 +181,6 @@ fn receive(
                     return Ok(Ended::Detached(Some(listed)));
                 }
                 Message::Started(_) => connection.set_read_timeout(None)?,
-                Message::Data(Stream::Stdout, bytes) => stdout.queue(bytes),
-                Message::Data(_, bytes) => stderr.queue(bytes),
                 Message::Credit(_, bytes) => credit.give(bytes),
                 Message::Eof(Stream::Stdin) => credit.refuse(),
                 Message::Exit(exit) => return Ok(Ended::Exit(exit)),

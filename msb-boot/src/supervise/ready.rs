@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::wire::exec::Ready;
-use msb::wire::{Decoder, Message};
+use msb::wire::{Decoder, Message, Piece};
 
 /// Waits for the report, without holding up anything else.
 pub(super) struct Report {
@@ -46,19 +46,19 @@ impl Report {
             }
             Some((stream, decoder, greeted)) => {
                 let mut buffer = [0u8; 4096];
-                match stream.read(&mut buffer) {
+                let mut bytes = match stream.read(&mut buffer) {
                     Ok(0) => bail!("the agent hung up before it had reported"),
-                    Ok(got) => decoder.feed(&buffer[..got]),
+                    Ok(got) => &buffer[..got],
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                     Err(error) => return Err(error).context("agent"),
-                }
-                while let Some(message) = decoder.next_message().context("agent")? {
-                    match message {
-                        Message::Hello(hello) if !*greeted => {
+                };
+                while let Some(piece) = decoder.next(&mut bytes).context("agent")? {
+                    match piece {
+                        Piece::Message(Message::Hello(hello)) if !*greeted => {
                             hello.check().context("agent")?;
                             *greeted = true;
                         }
-                        Message::Ready(ready) if *greeted => return Ok(Some(ready)),
+                        Piece::Message(Message::Ready(ready)) if *greeted => return Ok(Some(ready)),
                         _ => bail!("agent: a message out of turn"),
                     }
                 }

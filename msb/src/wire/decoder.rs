@@ -1,62 +1,100 @@
 //! Frames taken apart by a reader that may not wait for them.
 
-use super::{Error, HEADER, Message, read_header};
+use super::{Error, HEADER, Message, Stream, data_stream, read_header};
 
-/// Messages out of bytes that arrive in any portions, for a caller that may not wait.
+/// What a [`Decoder`] finds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Piece<'a> {
+    /// Bytes of a stream: as much of a frame as is there. Without a byte where the frame has none.
+    Data(Stream, &'a [u8]),
+    /// A whole frame of another kind.
+    Message(Message),
+}
+
+impl<'a> From<&'a Message> for Piece<'a> {
+    fn from(message: &'a Message) -> Self {
+        match message {
+            Message::Data(stream, bytes) => Self::Data(*stream, bytes),
+            other => Self::Message(other.clone()),
+        }
+    }
+}
+
+/// Frames out of bytes that arrive in any portions, for a caller that may not wait. Data goes through where it lies; what is held
+/// is the begin of a frame of another kind.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    buffer: Vec<u8>,
-    start: usize,
+    begun: Vec<u8>,
+    data: Option<(Stream, usize)>,
 }
 
 impl Decoder {
-    /// Takes bytes that arrived. Take all messages out before the next call, so that no more than one frame and one
-    /// portion are ever held.
-    pub fn feed(&mut self, bytes: &[u8]) {
-        self.buffer.drain(..self.start);
-        self.start = 0;
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The next whole message, if there is one.
+    /// The next piece of bytes that arrived, which become those behind it. `None`: none is left, but for a begin that is kept.
     ///
     /// # Errors
     /// See [`Error`]. The connection is over then.
-    pub fn next_message(&mut self) -> Result<Option<Message>, Error> {
-        let pending = &self.buffer[self.start..];
-        let Some((header, rest)) = pending.split_first_chunk::<HEADER>() else { return Ok(None) };
-        let (length, kind) = read_header(*header)?;
-        let Some(payload) = rest.get(..length) else { return Ok(None) };
-        let message = Message::read_payload(kind, payload)?;
-        self.start += HEADER + length;
-        Ok(Some(message))
+    pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, Error> {
+        if let Some((stream, left)) = self.data.filter(|_| !bytes.is_empty()) {
+            let piece = split_off(bytes, left);
+            self.data = Some((stream, left - piece.len())).filter(|(_, left)| *left > 0);
+            return Ok(Some(Piece::Data(stream, piece)));
+        }
+        if !self.collect(HEADER, bytes) {
+            return Ok(None);
+        }
+        let (length, kind) = read_header(*self.begun.first_chunk().expect("it is that long"))?;
+        if let Some(stream) = data_stream(kind) {
+            self.begun.clear();
+            self.data = Some((stream, length)).filter(|_| length > 0);
+            return if length > 0 { self.next(bytes) } else { Ok(Some(Piece::Data(stream, &[]))) };
+        }
+        if !self.collect(HEADER + length, bytes) {
+            return Ok(None);
+        }
+        let message = Message::read_payload(kind, &self.begun[HEADER..])?;
+        self.begun.clear();
+        Ok(Some(Piece::Message(message)))
+    }
+
+    /// Has `length` bytes of the frame that has begun, if they are there.
+    fn collect(&mut self, length: usize, bytes: &mut &[u8]) -> bool {
+        let missing = length.saturating_sub(self.begun.len());
+        self.begun.extend_from_slice(split_off(bytes, missing));
+        self.begun.len() >= length
     }
 
     /// Whether the bytes so far end within a frame.
     pub fn is_within_frame(&self) -> bool {
-        self.start < self.buffer.len()
+        self.data.is_some() || !self.begun.is_empty()
     }
+}
+
+/// The first bytes, `most` at most, of those, which become the others.
+fn split_off<'a>(bytes: &mut &'a [u8], most: usize) -> &'a [u8] {
+    let (first, others) = bytes.split_at(most.min(bytes.len()));
+    *bytes = others;
+    first
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Stream, put_data};
+    use crate::wire::put_data;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn any_bytes_give_messages_or_an_error_and_never_a_panic(bytes: Vec<u8>, portion in 1usize..40) {
+        fn any_bytes_give_pieces_or_an_error_and_never_a_panic(bytes: Vec<u8>, portion in 1usize..40) {
             let mut decoder = Decoder::default();
-            'bytes: for portion in bytes.chunks(portion) {
-                decoder.feed(portion);
+            'bytes: for mut portion in bytes.chunks(portion) {
                 loop {
-                    match decoder.next_message() {
+                    match decoder.next(&mut portion) {
                         Ok(Some(_)) => {}
                         Ok(None) => break,
                         Err(_) => break 'bytes,
                     }
                 }
+                prop_assert!(portion.is_empty());
             }
         }
 
@@ -65,18 +103,35 @@ mod tests {
             let mut frames = Vec::new();
             for bytes in &data {
                 put_data(&mut frames, Stream::Stdout, bytes);
+                Message::Eof(Stream::Stdout).put(&mut frames);
             }
             let mut decoder = Decoder::default();
-            let mut out = Vec::new();
-            for portion in frames.chunks(portion) {
-                decoder.feed(portion);
-                while let Some(message) = decoder.next_message().unwrap() {
-                    let Message::Data(Stream::Stdout, bytes) = message else { panic!() };
-                    out.push(bytes);
+            let (mut out, mut current) = (Vec::new(), Vec::new());
+            for mut portion in frames.chunks(portion) {
+                while let Some(piece) = decoder.next(&mut portion).unwrap() {
+                    match piece {
+                        Piece::Data(Stream::Stdout, bytes) => current.extend_from_slice(bytes),
+                        Piece::Message(Message::Eof(Stream::Stdout)) => out.push(std::mem::take(&mut current)),
+                        _ => panic!(),
+                    }
                 }
             }
             prop_assert_eq!(out, data);
             prop_assert!(!decoder.is_within_frame());
         }
+    }
+
+    #[test]
+    fn a_frame_of_data_is_there_before_its_end() {
+        let mut decoder = Decoder::default();
+        let mut bytes = &b"\x03\0\0\0\x05ou"[..];
+        assert_eq!(decoder.next(&mut bytes).unwrap(), Some(Piece::Data(Stream::Stdout, b"ou")));
+        assert_eq!(decoder.next(&mut bytes).unwrap(), None);
+        assert!(decoder.is_within_frame());
+        let mut bytes = &b"t\0\0\0\0\x06\x01"[..];
+        assert_eq!(decoder.next(&mut bytes).unwrap(), Some(Piece::Data(Stream::Stdout, b"t")));
+        assert_eq!(decoder.next(&mut bytes).unwrap(), Some(Piece::Data(Stream::Stderr, b"")), "one without a byte");
+        assert_eq!(decoder.next(&mut bytes).unwrap(), None);
+        assert!(decoder.is_within_frame(), "of the next one there is a byte");
     }
 }

@@ -19,7 +19,7 @@ pub mod upper;
 
 use std::io::{self, Read, Write};
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Piece};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -205,6 +205,11 @@ pub fn data_header(stream: Stream, length: usize) -> [u8; HEADER] {
     make_header(DATA + stream.number(), length)
 }
 
+/// The stream of a frame of data, by its kind.
+fn data_stream(kind: u8) -> Option<Stream> {
+    kind.checked_sub(DATA).and_then(Stream::from_number)
+}
+
 fn make_header(kind: u8, length: usize) -> [u8; HEADER] {
     let [a, b, c, d] = u32::try_from(length).expect("limits are far below 4 GiB").to_le_bytes();
     [a, b, c, d, kind]
@@ -275,11 +280,13 @@ impl Message {
     pub fn read_payload(kind: u8, payload: &[u8]) -> Result<Self, Error> {
         let bad = |why: &str| Error::BadPayload { kind, why: why.to_owned() };
         let stream = |number| Stream::from_number(number).ok_or_else(|| bad("no such stream"));
+        if let Some(stream) = data_stream(kind) {
+            return Ok(Self::Data(stream, payload.to_vec()));
+        }
         Ok(match kind {
             HELLO => Self::Hello(json(kind, payload)?),
             EXEC => Self::Exec(json(kind, payload)?),
             STARTED => Self::Started(json(kind, payload)?),
-            DATA..EOF => Self::Data(stream(kind - DATA)?, payload.to_vec()),
             EOF => match payload {
                 [number] => Self::Eof(stream(*number)?),
                 _ => return Err(bad("one byte is expected")),

@@ -1,7 +1,7 @@
 //! What may come when in an exec: one side's frames as the other checks them, one after the other. Data and no I/O, so that
 //! both sides are tested, and fuzzed, with tables of frames.
 
-use super::{Error, Message, Stream};
+use super::{Error, Message, Piece, Stream};
 
 /// How much of a stream may come, and whether it has ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +55,41 @@ impl Owed {
     }
 }
 
+/// Credit that grows with what its taker takes. A window is what may be on the way at once, so over a slow way it is what limits
+/// a fast taker; a slow one is better off with little, which waits in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    size: u32,
+    most: u32,
+    taken: u32,
+    owed: Owed,
+}
+
+impl Window {
+    /// A window of `size` bytes, which the sender has been given, and which may grow to `most`.
+    pub const fn growing(size: u32, most: u32) -> Self {
+        Self { size, most, taken: 0, owed: Owed::in_portions_of(size / 4) }
+    }
+
+    /// Counts bytes that were taken, with so many `left` that the taker did not want yet. `Some`: so many are to be given now. It
+    /// doubles where the taker has had a whole one and waits for more.
+    pub fn add(&mut self, bytes: usize, left: usize) -> Option<u32> {
+        let owed = self.owed.add(bytes);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.taken = self.taken.saturating_add(bytes);
+        let growth = self.size.min(self.most.saturating_sub(self.size));
+        match owed {
+            Some(owed) if left == 0 && self.taken >= self.size && growth > 0 => {
+                self.size += growth;
+                self.taken = 0;
+                self.owed = Owed::in_portions_of(self.size / 4);
+                Some(owed.saturating_add(growth))
+            }
+            owed => owed,
+        }
+    }
+}
+
 /// What the guest sends in an exec, checked by the host.
 #[derive(Clone, Debug, Default)]
 pub struct FromGuest {
@@ -92,24 +127,31 @@ impl FromGuest {
         }
     }
 
-    /// Takes the next frame.
+    /// Takes what comes next.
     ///
     /// # Errors
     /// [`Error::OutOfTurn`]. The connection is over then.
-    pub fn take(&mut self, message: &Message) -> Result<(), Error> {
-        let out_of_turn = |why| Err(Error::OutOfTurn(why));
+    pub fn take(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
         if self.over {
-            return out_of_turn("one behind the last one");
+            return Err(Error::OutOfTurn("one behind the last one"));
         }
+        match piece {
+            Piece::Message(message) => self.take_message(message),
+            Piece::Data(..) if !self.started => Err(Error::OutOfTurn("the command has not started")),
+            Piece::Data(stream, bytes) => match self.flow(*stream) {
+                Some(flow) => flow.take(bytes.len(), "output past its credit or its end"),
+                None => Err(Error::OutOfTurn("stdin from the guest")),
+            },
+        }
+    }
+
+    fn take_message(&mut self, message: &Message) -> Result<(), Error> {
+        let out_of_turn = |why| Err(Error::OutOfTurn(why));
         match message {
             Message::Failure(_) if !self.started => self.over = true,
             Message::Started(_) if !self.started => self.started = true,
             Message::Started(_) => return out_of_turn("the command started twice"),
             _ if !self.started => return out_of_turn("the command has not started"),
-            Message::Data(stream, bytes) => match self.flow(*stream) {
-                Some(flow) => flow.take(bytes.len(), "output past its credit or its end")?,
-                None => return out_of_turn("stdin from the guest"),
-            },
             Message::Credit(Stream::Stdin, _) if !self.refused => {}
             Message::Eof(Stream::Stdin) if !self.refused => self.refused = true,
             Message::Eof(stream) => match self.flow(*stream) {
@@ -142,16 +184,23 @@ impl FromHost {
         self.stdin.ended
     }
 
-    /// Takes the next frame.
+    /// Takes what comes next.
     ///
     /// # Errors
     /// [`Error::OutOfTurn`]. The connection is over then.
-    pub fn take(&mut self, message: &Message) -> Result<(), Error> {
+    pub fn take(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
         if self.detaching {
             return Err(Error::OutOfTurn("one behind the last one"));
         }
+        let out_of_turn = || Err(Error::OutOfTurn("not a frame for a running exec"));
+        let message = match piece {
+            Piece::Data(Stream::Stdin, bytes) => {
+                return self.stdin.take(bytes.len(), "stdin past its credit or its end");
+            }
+            Piece::Data(..) => return out_of_turn(),
+            Piece::Message(message) => message,
+        };
         match message {
-            Message::Data(Stream::Stdin, bytes) => self.stdin.take(bytes.len(), "stdin past its credit or its end"),
             Message::Eof(Stream::Stdin) => self.stdin.end(),
             Message::Signal(wanted) => check_signal(wanted.signal),
             Message::Credit(Stream::Stdout | Stream::Stderr, _) | Message::Resize(_) => Ok(()),
@@ -159,7 +208,7 @@ impl FromHost {
                 self.detaching = true;
                 Ok(())
             }
-            _ => Err(Error::OutOfTurn("not a frame for a running exec")),
+            _ => out_of_turn(),
         }
     }
 }
@@ -201,6 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn a_window_grows_for_who_has_had_one_and_waits() {
+        let mut window = Window::growing(100, 250);
+        let mut taken = |bytes, left| window.add(bytes, left);
+        assert_eq!([taken(20, 0), taken(30, 0), taken(30, 0)], [None, Some(50), Some(30)]);
+        assert_eq!([taken(90, 1), taken(900, 1)], [Some(90), Some(900)], "there is some for it yet");
+        assert_eq!(taken(25, 0), Some(25 + 100));
+        assert_eq!(
+            [taken(49, 0), taken(151, 0)],
+            [None, Some(200 + 50)],
+            "portions are larger now, and the limit is near"
+        );
+        assert_eq!(taken(250, 0), Some(250), "it does not grow over its limit");
+    }
+
+    #[test]
     fn a_guest_may_send_what_an_exec_is_made_of_and_within_its_credit() {
         let exit = || Message::Exit(Exit::default());
         let (out, err) = (Stream::Stdout, Stream::Stderr);
@@ -229,17 +293,17 @@ mod tests {
             let mut turn = FromGuest::default();
             turn.give(out, 10);
             turn.give(err, 10);
-            assert_eq!(frames.iter().position(|frame| turn.take(frame).is_err()), wrong, "{frames:?}");
+            assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
         }
     }
 
     #[test]
     fn only_a_caller_who_asked_to_be_let_go_is() {
         let mut turn = FromGuest::default();
-        turn.take(&started()).unwrap();
+        turn.take(&Piece::from(&started())).unwrap();
         turn.detach();
-        turn.take(&Message::Execs(Default::default())).unwrap();
-        assert!(turn.take(&Message::Exit(Exit::default())).is_err());
+        turn.take(&Piece::from(&Message::Execs(Default::default()))).unwrap();
+        assert!(turn.take(&Piece::from(&Message::Exit(Exit::default()))).is_err());
     }
 
     #[test]
@@ -264,7 +328,7 @@ mod tests {
         ] {
             let mut turn = FromHost::default();
             turn.give(10);
-            assert_eq!(frames.iter().position(|frame| turn.take(frame).is_err()), wrong, "{frames:?}");
+            assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
         }
     }
 }

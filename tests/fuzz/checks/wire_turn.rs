@@ -2,46 +2,45 @@
 //! starts once, and nothing follows the last frame. The first byte gives credit.
 
 use msb::wire::turn::{FromGuest, FromHost};
-use msb::wire::{Decoder, Message, Stream};
+use msb::wire::{Decoder, Message, Piece, Stream};
 
 /// # Panics
 /// Where any of that is not so.
 pub fn check(data: &[u8]) {
-    let Some((&first, frames)) = data.split_first() else { return };
+    let Some((&first, mut frames)) = data.split_first() else { return };
     let credit = u32::from(first) * 4;
     let mut decoder = Decoder::default();
-    decoder.feed(frames);
-    let mut messages = Vec::new();
-    while let Ok(Some(message)) = decoder.next_message() {
-        messages.push(message);
+    let mut pieces = Vec::new();
+    while let Ok(Some(piece)) = decoder.next(&mut frames) {
+        pieces.push(piece);
     }
-    from_guest(&messages, credit);
-    from_host(&messages, credit);
+    from_guest(&pieces, credit);
+    from_host(&pieces, credit);
 }
 
-fn from_guest(messages: &[Message], credit: u32) {
+fn from_guest(pieces: &[Piece<'_>], credit: u32) {
     let mut turn = FromGuest::default();
     turn.give(Stream::Stdout, credit);
     turn.give(Stream::Stderr, credit);
     // As whoever writes what came gives it back.
     let mut given = [u64::from(credit); 2];
     let (mut taken, mut ended, mut started, mut over) = ([0u64; 2], [false; 2], false, false);
-    for message in messages {
-        if turn.take(message).is_err() {
+    for piece in pieces {
+        if turn.take(piece).is_err() {
             return;
         }
-        assert!(!over, "{message:?} behind the last frame");
-        match message {
-            Message::Started(_) => assert!(!std::mem::replace(&mut started, true)),
-            Message::Failure(_) => {
+        assert!(!over, "{piece:?} behind the last frame");
+        match piece {
+            Piece::Message(Message::Started(_)) => assert!(!std::mem::replace(&mut started, true)),
+            Piece::Message(Message::Failure(_)) => {
                 assert!(!started);
                 over = true;
             }
-            _ => assert!(started, "{message:?} before the start"),
+            _ => assert!(started, "{piece:?} before the start"),
         }
         assert_eq!(turn.has_started(), started);
-        match message {
-            Message::Data(stream, bytes) => {
+        match piece {
+            Piece::Data(stream, bytes) => {
                 let place = usize::from(*stream == Stream::Stderr);
                 assert!(*stream != Stream::Stdin && !bytes.is_empty() && !ended[place]);
                 taken[place] += bytes.len() as u64;
@@ -51,35 +50,35 @@ fn from_guest(messages: &[Message], credit: u32) {
                     given[place] += bytes.len() as u64;
                 }
             }
-            Message::Eof(Stream::Stdin) => {}
-            Message::Eof(stream) => {
+            Piece::Message(Message::Eof(Stream::Stdin)) => {}
+            Piece::Message(Message::Eof(stream)) => {
                 assert!(!std::mem::replace(&mut ended[usize::from(*stream == Stream::Stderr)], true));
             }
-            Message::Exit(_) => over = true,
-            Message::Execs(_) => panic!("let go without having asked"),
+            Piece::Message(Message::Exit(_)) => over = true,
+            Piece::Message(Message::Execs(_)) => panic!("let go without having asked"),
             _ => {}
         }
     }
 }
 
-fn from_host(messages: &[Message], credit: u32) {
+fn from_host(pieces: &[Piece<'_>], credit: u32) {
     let mut turn = FromHost::default();
     turn.give(credit);
     let (mut taken, mut ended, mut over) = (0u64, false, false);
-    for message in messages {
-        if turn.take(message).is_err() {
+    for piece in pieces {
+        if turn.take(piece).is_err() {
             return;
         }
-        assert!(!over, "{message:?} behind the last frame");
-        match message {
-            Message::Data(stream, bytes) => {
+        assert!(!over, "{piece:?} behind the last frame");
+        match piece {
+            Piece::Data(stream, bytes) => {
                 assert!(*stream == Stream::Stdin && !bytes.is_empty() && !ended);
                 taken += bytes.len() as u64;
                 assert!(taken <= u64::from(credit));
             }
-            Message::Eof(_) => ended = true,
-            Message::Signal(signal) => assert!((1..=64).contains(&signal.signal)),
-            Message::Detach => over = true,
+            Piece::Message(Message::Eof(_)) => ended = true,
+            Piece::Message(Message::Signal(signal)) => assert!((1..=64).contains(&signal.signal)),
+            Piece::Message(Message::Detach) => over = true,
             _ => {}
         }
         assert_eq!(turn.stdin_ended(), ended);
