@@ -58,6 +58,8 @@ impl Registry {
             user_agent: concat!("msb-pull/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
         };
+        // The client leaves the choice to the program. An error: it is made already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::try_from(config).map_err(|error| anyhow!("cannot set TLS up: {}", deepest(&error)))?;
         // One thread moves the bytes of all connections; the processors are for decompressing and writing.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
