@@ -51,9 +51,9 @@ refused() {
     run ! vm_exec worker sh -c 'echo >/.msb/scripts/setup'
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
-    [ -e "$vm_root/srv/shutdown" ]
+    vm_has worker /srv/shutdown
     # The agent's mount points are gone, though the init ended the machine.
-    [ ! -e "$vm_root/.msb" ]
+    run ! vm_has worker /.msb
     vm_assert_nothing
 }
 
@@ -68,7 +68,7 @@ END
     B=here vm_record=image.json vm_boot worker --init /bin/init.sh --init-arg --unit=x --init-arg 'two words' --init-arg '' \
         --init-env A=init --init-env B
     [ "$(vm_exec worker cat /srv/argv)" = '[/bin/init.sh][--unit=x][two words][]' ]
-    [ "$(grep -E '^(A|B|PATH|HOME)=' "$vm_root/srv/env" | sort | xargs)" = 'A=init B=here HOME=/ PATH=/.msb/scripts:/bin' ]
+    [ "$(vm_exec worker grep -E '^(A|B|PATH|HOME)=' /srv/env | sort | xargs)" = 'A=init B=here HOME=/ PATH=/.msb/scripts:/bin' ]
     [ "$(vm_exec worker sh -c 'echo $A ${B-unset}')" = 'image unset' ]
     # It is PID 1 with no signal blocked, and with no file of the agent's.
     [ "$(vm_exec worker sh -c 'grep SigBlk /proc/1/status; ls /proc/1/fd | xargs')" = $'SigBlk:\t0000000000000000\n0 1 2' ]
@@ -83,7 +83,7 @@ END
     busybox_init
     jq -c '.image = {ref: "x", config: {Entrypoint: ["/init", "-v"], Cmd: ["app"]}}' "$vm_record" >image.json
     vm_record=image.json vm_boot worker --init auto --init-arg last
-    [ "$(cat "$vm_root/srv/argv")" = '[/init][-v][app][last]' ]
+    [ "$(vm_exec worker cat /srv/argv)" = '[/init][-v][app][last]' ]
     [ "$(jq -r .vm.init worker.json)" = /init ]
     run --separate-stderr msb-exec -r worker.json
     [ "$status" -eq 125 ]
@@ -122,7 +122,7 @@ END
 @test "an init that ends later ends the VM" {
     put /bin/later <<<$'#!/bin/sh\nwhile [ ! -e /srv/end ]; do sleep 0.1; done; exit 0'
     vm_boot worker --init /bin/later
-    touch "$vm_root/srv/end"
+    vm_exec worker touch /srv/end
     vm_await_end "$(vm_pid worker)"
     run --separate-stderr vm_exec worker true
     [ "$status" -eq 125 ]
@@ -135,7 +135,7 @@ END
     vm_exec worker sh -c 'echo late >/srv/late'
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
-    [ "$(cat "$vm_root/srv/ended" "$vm_root/srv/late")" = $'ended\nlate' ]
+    [ "$(vm_left worker /srv/ended; vm_left worker /srv/late)" = $'ended\nlate' ]
     vm_assert_nothing
 }
 
@@ -147,7 +147,7 @@ END
     run --separate-stderr msb-stop -r worker.json -t 4
     [ "$status" -eq 0 ]
     [[ $stderr == 'msb-stop: worker: the init did not power off within 3.'*' s, ended by force' ]] || { echo "$stderr"; return 1; }
-    [ "$(cat "$vm_root/srv/trap")" = ended ]
+    [ "$(vm_left worker /srv/trap)" = ended ]
     wait $! || true
     vm_assert_nothing
 }
@@ -158,7 +158,7 @@ END
     vm_exec worker poweroff || true
     vm_await_end "$(vm_pid worker)"
     jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
-    [ -e "$vm_root/srv/shutdown" ]
+    vm_has worker /srv/shutdown
 }
 
 @test "SIGTERM to every process of a VM, as a host that goes down sends it, is a graceful stop" {
@@ -168,7 +168,7 @@ END
     kill -TERM $(vm_processes)
     vm_await_end "$(vm_pid worker)"
     jq -e '.reason == "stopped"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
-    [ -e "$vm_root/srv/shutdown" ]
+    vm_has worker /srv/shutdown
 }
 
 @test "--foreground stays until the VM has ended; Ctrl-C is a graceful stop, a second one does not wait" {
@@ -178,7 +178,7 @@ END
     kill -INT "$front"
     wait "$front"
     [ "$(tail -n 1 front.err)" = 'msb-boot: front: stopped' ]
-    [ -e "$vm_root/srv/shutdown" ]
+    vm_has front /srv/shutdown
     vm_assert_nothing
     put /bin/deaf <<<$'#!/bin/sh\nexec sleep 100000'
     vm_front front --init /bin/deaf --kernel-log log

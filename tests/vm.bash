@@ -36,6 +36,24 @@ vm_needs_share() {
     [ "${MSB_TEST_ROOT:-share}" = share ] || skip "it looks into a shared root from the host"
 }
 
+# vm_left NAME PATH: the content of a file that a VM's guest made, once the VM has ended; fails where there is none.
+vm_left() {
+    if [ "${MSB_TEST_ROOT:-share}" = share ]; then
+        cat "$vm_root$2"
+    else
+        vm_has "$1" "$2" && debugfs -R "cat /upper$2" "$MSB_HOME/sandboxes/$1/top.ext4" 2>/dev/null
+    fi
+}
+
+# vm_has NAME PATH: whether a guest left something there.
+vm_has() {
+    if [ "${MSB_TEST_ROOT:-share}" = share ]; then
+        [ -e "$vm_root$2" ]
+    else
+        debugfs -R "stat /upper$2" "$MSB_HOME/sandboxes/$1/top.ext4" 2>/dev/null | grep -q '^Inode:'
+    fi
+}
+
 # vm_alone PROGRAM: a fresh directory "alone" with only this of our own programs.
 vm_alone() {
     mkdir -p alone
