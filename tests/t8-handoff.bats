@@ -52,8 +52,8 @@ refused() {
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_has worker /srv/shutdown
-    # The agent's mount points are gone, though the init ended the machine.
-    run ! vm_has worker /.msb
+    # The agent's mount points are gone, though the init ended the machine. (Those on a disk are no part of a commit.)
+    [ "${MSB_TEST_ROOT:-share}" = block ] || [ ! -e "$vm_root/.msb" ]
     vm_assert_nothing
 }
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use msb::boot::{self, Boot};
 use msb::overlay::beneath::{self, Dir, Name};
@@ -86,14 +86,15 @@ impl Sender {
     }
 }
 
-/// A directory that is being sent: itself, and the names in it that are left.
+/// A directory that is being sent: itself, its path, and the names in it that are left.
 struct Level {
     dir: Dir,
+    path: PathBuf,
     names: Vec<OsString>,
 }
 
 impl Level {
-    fn new(dir: Dir) -> io::Result<Self> {
+    fn new(dir: Dir, path: PathBuf) -> io::Result<Self> {
         let mut names = Vec::new();
         for child in dir.read()? {
             let name = child?.file_name().to_bytes().to_vec();
@@ -101,13 +102,14 @@ impl Level {
                 names.push(OsString::from_vec(name));
             }
         }
-        Ok(Self { dir, names })
+        Ok(Self { dir, path, names })
     }
 }
 
+/// Sends all but what the agent mounts on in every root: it takes that away when it ends a machine, but an init or a crash does not.
 fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
     sender.entry(None, What::Directory { opaque: false }, Some(looks(&root.to_entry()?)?))?;
-    let mut levels = vec![Level::new(root)?];
+    let mut levels = vec![Level::new(root, PathBuf::new())?];
     let mut sent = HashSet::new();
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.names.pop() else {
@@ -116,16 +118,25 @@ fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
             continue;
         };
         let entry = level.dir.entry(Name::new(&name)?)?.ok_or(Errno::NOENT)?;
+        let path = level.path.join(&name);
         if entry.is_dir() {
             let dir = entry.to_dir()?;
             let opaque = whiteout::is_opaque(&dir)?;
+            let next = Level::new(dir, path)?;
+            if next.path == Path::new(early::SHARE) && next.names.is_empty() {
+                continue;
+            }
             sender.entry(Some(&name), What::Directory { opaque }, Some(looks(&entry)?))?;
-            levels.push(Level::new(dir)?);
-        } else {
+            levels.push(next);
+        } else if !(path == Path::new(early::PROFILE) && is_empty_file(&entry)) {
             send_leaf(sender, &name, &entry, &mut sent)?;
         }
     }
     Ok(())
+}
+
+fn is_empty_file(entry: &beneath::Entry) -> bool {
+    entry.file_type() == FileType::RegularFile && entry.stat().st_size == 0
 }
 
 fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &mut HashSet<u64>) -> io::Result<()> {

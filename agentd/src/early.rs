@@ -102,7 +102,7 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
     if !boot.mounts.iter().any(|step| step.target == root) {
         return Err(Error::step("enter the root".into(), io::Error::other("boot.json mounts nothing on /mnt")));
     }
-    for name in MOVED.iter().chain(&["run", ".msb"]) {
+    for name in MOVED.iter().chain(&["run", SHARE]) {
         // A symlink could lead the mount anywhere, also over what is mounted already. Nothing is made before all is clear.
         if fs::symlink_metadata(root.join(name)).is_ok_and(|there| !there.is_dir()) {
             let why = io::Error::other("the image has something else than a directory there");
@@ -120,8 +120,8 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), &run, Some("tmpfs"), flags, Some("mode=0755"))
         .map_err(|error| Error::step("mount /run".into(), error.into()))?;
-    let msb = root.join(".msb");
-    make_mount_point(&msb, ".msb", &mut made)?;
+    let msb = root.join(SHARE);
+    make_mount_point(&msb, SHARE, &mut made)?;
     let share = Path::new("/").join(boot::MSB_DIR);
     mount(Some(&share), &msb, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .and_then(|()| {
@@ -143,8 +143,10 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
     Ok(made)
 }
 
+/// Where the boot share is shown.
+pub const SHARE: &str = ".msb";
 /// What login shells read, where they read such files at all.
-const PROFILE: &str = "etc/profile.d/msb-scripts.sh";
+pub const PROFILE: &str = "etc/profile.d/msb-scripts.sh";
 
 /// Shows the file that puts the scripts on PATH again where login shells look for it. An image that has no such place needs none.
 fn show_profile(root: &Path, made: &mut Made) -> io::Result<()> {
