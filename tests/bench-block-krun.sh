@@ -3,7 +3,7 @@
 # Debian image, cold and warm; the time to a VM that answers, with and without patches; what ten VMs of one image take on the host. On libkrun, on a machine with usable KVM;
 # `make bench-krun` runs it there or in the nested host. Nothing passes or fails.
 #
-#   tests/bench-block-krun.sh [ROUNDS]
+#   tests/bench-block-krun.sh [ROUNDS [ROOT…]]      the work alone, on these: share, block, microsandbox
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$here/../target/release:$PATH
@@ -37,13 +37,16 @@ msb-pull -q "oci:$layout:latest" >block.json
 mkdir mnt
 msb-mount mnt <block.json >share.json
 
-roots=(share block)
-if [ "$MSB_VMM" = krun ] && microsandbox_fetch >/dev/null; then
+roots=("${@:2}")
+if [ $# -lt 2 ]; then
+    roots=(share block)
+    if [ "$MSB_VMM" = krun ] && microsandbox_fetch >/dev/null; then roots+=(microsandbox); fi
+fi
+if [[ " ${roots[*]} " == *' microsandbox '* ]]; then
     mkdir microsandbox
     skopeo copy -q "oci:$layout:latest" docker-archive:image.tar:bench:latest
     microsandbox load -q -i image.tar -t bench
     rm image.tar
-    roots+=(microsandbox)
 fi
 
 # A VM with a root of that kind, a command's shell in it, and its end.
@@ -95,13 +98,20 @@ done
 {
     printf 'work'
     printf '\t%s' "${roots[@]}"
-    printf '\tblock to share%s\n' "${roots[2]:+	block to ${roots[2]}}"
-    cp times-share times
+    echo
+    cp "times-${roots[0]}" times
     for root in "${roots[@]:1}"; do paste times <(cut -f 2 "times-$root") >wider && mv wider times; done
-    table times | awk -F'\t' '
-        function ratio(other) { return sprintf("\t%.2f", other > 0 ? $3 / other : 0) }
-        { print $0 ratio($2) (NF > 3 ? ratio($4) : "") }'
-} | column -t -s $'\t'
+    table times
+} | awk -F'\t' '
+    NR == 1 { for (i = 2; i <= NF; i++) if ($i == "block") block = i }
+    {
+        line = $0
+        for (i = 2; i <= NF; i++)
+            if (block && i != block) line = line "\t" (NR == 1 ? "block to " $i : sprintf("%.2f", $i > 0 ? $block / $i : 0))
+        print line
+    }
+' | column -t -s $'\t'
+[ $# -lt 2 ] || exit 0
 
 echo "-- record to ready, milliseconds (medians of $rounds)"
 for n in {1..100}; do jq -nc --arg n "$n" '{op: "text", path: "/etc/patch-\($n)", content: "patched"}'; done >ops

@@ -26,7 +26,8 @@ use crate::state;
 /// Extended inodes: a compact one has no mtime of its own. No file's end beside its inode: so the inodes lie together, and a walk
 /// through a tree that nothing of is in memory takes a tenth of the reads (123, not 1702, for the 4 600 names in a small /usr;
 /// 154 with `--chunksize`, which has mkfs.erofs write all data twice); the image is larger by 3 in 100. Plain data: a guest has
-/// nothing to decompress, and the image takes the room of its files once more.
+/// nothing to decompress, and the image takes the room of its files once more. (With lz4 it took 0.59 of that room, or 0.55 in
+/// clusters of 64 KiB, for as many reads, one a file, and 1.2 times the time of a cold tar of /usr under emulation.)
 const OPTIONS: &[&str] = &["-E", "force-inode-extended,noinline_data"];
 
 /// Where the images are in the state directory.
