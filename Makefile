@@ -64,7 +64,7 @@ test-krun: deps build
 	@tests/kvm-host/run
 
 # The tests in which a root of disks does what a shared one does, on both VMMs.
-alike = $(wildcard tests/t[4-6]-*.bats)
+alike = $(wildcard tests/t[4-6]-*.bats) tests/t8-handoff.bats
 test-block: export MSB_TEST_ROOT = block
 test-block: deps build
 	@tests/run $(alike)
