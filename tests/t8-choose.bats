@@ -105,7 +105,7 @@ without() {
     vm_assert_nothing
 }
 
-@test "a kernel's file for QEMU that the disk has no room for is an error, and nothing half-made is left" {
+@test "a kernel's file that the disk has no room for is an error, and nothing half-made is left" {
     mkdir small
     mount -t tmpfs -o size=512k none small
     run --separate-stderr env MSB_HOME="$PWD/small" msb-boot -r "$vm_record" --vmm qemu

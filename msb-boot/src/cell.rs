@@ -25,6 +25,9 @@ pub(crate) const ROOT: &str = "/msb/root";
 /// The directory for the VM's sockets.
 pub(crate) const DOOR: &str = "/msb/door";
 
+/// The guest's kernel in the cell of the VMM.
+pub(crate) const KERNEL: &str = "/msb/kernel";
+
 /// Where the system's programs and libraries are, on one distribution or another. Nothing of a user's is there.
 const SYSTEM: [&str; 9] =
     ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store", "/gnu/store"];

@@ -83,12 +83,10 @@ impl Config {
         }
         vmm::privileges()?;
         let qemu = match kind {
-            Kind::Qemu => Some(Parts::find(&library)?),
-            Kind::Krun => {
-                kernel::check(&library)?;
-                None
-            }
+            Kind::Qemu => Some(Parts::find()?),
+            Kind::Krun => None,
         };
+        let kernel = kernel::elf(&library, kind)?;
         let dir = run_dir(&name)?;
         // What takes long comes last.
         let root = root(&record, args, choice.root)?;
@@ -100,7 +98,7 @@ impl Config {
             dir,
             cpus: args.cpus,
             memory_mib: args.memory,
-            kernel: library,
+            kernel,
             root,
             qemu,
             drives: Vec::new(),

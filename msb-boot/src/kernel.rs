@@ -1,15 +1,15 @@
-//! The guest's kernel: where libkrunfw is, and its image in the form that QEMU takes.
+//! The guest's kernel: where libkrunfw is, and its image in the form that both VMMs take.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, ensure};
 use msb::state;
 
-use crate::krun::ffi;
-use crate::vmm::Why;
+use crate::krun::ffi::{self, KernelImage};
+use crate::vmm::{Kind, Why};
 use crate::{elf, programs};
 
 /// The library's name to the loader. The number is the version of its interface.
@@ -37,43 +37,45 @@ pub(crate) fn library() -> Result<PathBuf, Why> {
     })
 }
 
-/// Checks that the library holds a kernel.
+/// The library's kernel as an ELF file, which both VMMs take. It is made once and kept under `$MSB_HOME/kernel`.
+///
+/// libkrun would map the kernel where the library has it, and find the guest's memory around it: every page of it then
+/// takes a way out of the VM, or two, and the memory's addresses are such that large pages hardly ever fit.
 ///
 /// # Errors
-/// Words for a file that is no such library.
-pub(crate) fn check(library: &Path) -> anyhow::Result<()> {
-    ffi::kernel_image(library).map(drop).with_context(|| format!("guest kernel {library:?}"))
-}
-
-/// The library's kernel as an ELF file for QEMU. It is made once and kept under `$MSB_HOME/kernel`.
-///
-/// # Errors
-/// Words for a library that holds no kernel with a PVH entry, or a file that cannot be written.
-pub(crate) fn elf(library: &Path) -> anyhow::Result<PathBuf> {
+/// Words for a library that holds no kernel, or none that `vmm` can enter, and for a file that cannot be written.
+pub(crate) fn elf(library: &Path, vmm: Kind) -> anyhow::Result<PathBuf> {
     let subject = || format!("guest kernel {library:?}");
     let meta = fs::metadata(library).with_context(subject)?;
-    let name = format!("{:x}-{:x}-{:x}.{:x}.elf", meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+    let name = format!("{:x}-{:x}-{:x}.{:x}.vmlinux", meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
     let dir = state::home()?.join("kernel");
     let kept = dir.join(name);
-    if kept.exists() {
-        return Ok(kept);
+    if !kept.exists() {
+        let image = ffi::kernel_image(library).with_context(subject)?;
+        state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
+        write(&image, &kept).with_context(|| format!("{kept:?}"))?;
     }
-    let image = ffi::kernel_image(library).with_context(subject)?;
-    let entry = elf::pvh_entry(image.bytes, image.load)
-        .ok_or_else(|| anyhow!("guest kernel {library:?}: no PVH entry in it (it is too old for QEMU)"))?;
+    if vmm == Kind::Qemu {
+        let mut headers = [0; elf::IMAGE_OFFSET];
+        File::open(&kept).and_then(|mut file| file.read_exact(&mut headers)).with_context(|| format!("{kept:?}"))?;
+        ensure!(elf::has_pvh_entry(&headers), "guest kernel {library:?}: no PVH entry in it (it is too old for QEMU)");
+    }
+    Ok(kept)
+}
 
-    state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
-    let aside = state::aside(&kept);
+/// Writes the file, all or nothing.
+fn write(image: &KernelImage, kept: &Path) -> io::Result<()> {
+    let aside = state::aside(kept);
     let written = (|| {
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(&elf::headers(image.bytes.len(), image.load, entry))?;
+        let pvh = elf::pvh_entry(image.bytes, image.load);
+        file.write_all(&elf::headers(image.bytes.len(), image.load, image.entry, pvh))?;
         file.write_all(image.bytes)?;
         file.sync_all()?;
-        fs::rename(&aside, &kept)
+        fs::rename(&aside, kept)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&aside);
     }
-    written.with_context(|| format!("{kept:?}"))?;
-    Ok(kept)
+    written
 }

@@ -153,7 +153,7 @@ pub(crate) struct Vm {
     pub cpus: u8,
     /// Memory, in MiB.
     pub memory_mib: u32,
-    /// The file of libkrunfw.
+    /// The guest's kernel, an ELF file.
     pub kernel: PathBuf,
     /// Its root.
     pub root: Root,

@@ -1,4 +1,4 @@
-//! The C interfaces of libkrun and libkrunfw, and all of this tool's unsafe code. What leaves this file is safe to call.
+//! The C interfaces of libkrun and libkrunfw. What leaves this file is safe to call.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -16,6 +16,8 @@ pub(crate) struct KernelImage {
     pub bytes: &'static [u8],
     /// The physical address it wants to be at.
     pub load: u64,
+    /// Where a processor in 64-bit mode enters it.
+    pub entry: u64,
 }
 
 fn open(name: &Path) -> io::Result<Library> {
@@ -35,12 +37,6 @@ pub(crate) fn loaders_path(name: &str) -> Option<PathBuf> {
     Some(path.into())
 }
 
-/// Loads a library so that a later load by its own name (its SONAME) finds it, for the rest of the process's life.
-pub(crate) fn keep_loaded(library: &Path) -> io::Result<()> {
-    std::mem::forget(open(library)?);
-    Ok(())
-}
-
 /// The kernel in a libkrunfw.
 pub(crate) fn kernel_image(library: &Path) -> io::Result<KernelImage> {
     type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *const u8;
@@ -55,7 +51,7 @@ pub(crate) fn kernel_image(library: &Path) -> io::Result<KernelImage> {
     }
     // SAFETY: the library says so, its pages are never written, and it is never unloaded.
     let bytes = unsafe { std::slice::from_raw_parts(start, size) };
-    Ok(KernelImage { bytes, load })
+    Ok(KernelImage { bytes, load, entry })
 }
 
 /// A VM of libkrun that is being described.
@@ -76,6 +72,15 @@ impl Context {
     /// Processors and memory.
     pub(crate) fn set_size(&self, cpus: u8, memory_mib: u32) -> io::Result<()> {
         check(krun::krun_set_vm_config(self.0, cpus, memory_mib)).map(drop)
+    }
+
+    /// The guest's kernel, an ELF file that enters at its 64-bit entry. libkrun copies it into the guest's memory.
+    pub(crate) fn set_kernel(&self, file: &Path) -> io::Result<()> {
+        const ELF: u32 = 1;
+        let file = c_path(file)?;
+        let (no_initramfs, usual_command_line) = (std::ptr::null(), std::ptr::null());
+        // SAFETY: a C string that outlives the call, and two that may be missing.
+        check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), ELF, no_initramfs, usual_command_line) }).map(drop)
     }
 
     /// The directory that is the guest's first root, read-only, with an `init.krun` of our own in it.

@@ -1,6 +1,7 @@
 //! libkrun: the VMM in this process, on KVM.
 
 pub(crate) mod ffi;
+mod place;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -29,12 +30,11 @@ impl Vmm for Krun {
 
     fn enter(&self, vm: &Vm) -> anyhow::Error {
         let described = (|| {
-            // It is found by its name later, in a cell where it has no path.
-            ffi::keep_loaded(&vm.kernel)?;
             cell(vm).enter()?;
             let door = Path::new(cell::DOOR);
             let context = ffi::Context::new()?;
             context.set_size(vm.cpus, vm.memory_mib)?;
+            context.set_kernel(Path::new(cell::KERNEL))?;
             context.add_root_share(Path::new(cell::BOOT))?;
             if let Root::Share(_) = &vm.root {
                 context.add_share(c"rootfs", Path::new(cell::ROOT))?;
@@ -49,7 +49,11 @@ impl Vmm for Krun {
             anyhow::Ok(context)
         })();
         match described {
-            Ok(context) => context.enter().into(),
+            Ok(context) => {
+                // Without it everything works, only slower.
+                let _ = place::prepare(vm.memory_mib);
+                context.enter().into()
+            }
             Err(error) => error,
         }
     }
@@ -64,6 +68,7 @@ fn cell(vm: &Vm) -> Cell {
         .cell(powers)
         .show(&vm.boot_share(), cell::BOOT, false)
         .show(&vm.door(), cell::DOOR, true)
+        .show(&vm.kernel, cell::KERNEL, false)
         .show(descriptors, descriptors, false)
         .show_device(kvm::DEVICE);
     match &vm.root {

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cell::Powers;
+use crate::cell::{self, Powers};
 use crate::supervise::crew::Crew;
 use crate::vmm::{Root, Vm, Vmm, Why, kvm};
 use crate::{kernel, programs};
@@ -31,16 +31,15 @@ pub(crate) struct Parts {
     qemu: PathBuf,
     virtiofsd: PathBuf,
     vsock: PathBuf,
-    kernel: PathBuf,
 }
 
 impl Parts {
     /// Finds them.
     ///
     /// # Errors
-    /// Words for the first that is missing, or for a kernel that QEMU could not boot.
-    pub(crate) fn find(library: &Path) -> anyhow::Result<Self> {
-        Ok(Self { qemu: qemu()?, virtiofsd: virtiofsd()?, vsock: vsock()?, kernel: kernel::elf(library)? })
+    /// Words for the first that is missing.
+    pub(crate) fn find() -> Result<Self, Why> {
+        Ok(Self { qemu: qemu()?, virtiofsd: virtiofsd()?, vsock: vsock()? })
     }
 }
 
@@ -79,8 +78,8 @@ impl Vmm for Qemu {
     fn enter(&self, vm: &Vm) -> anyhow::Error {
         let Some(parts) = &vm.qemu else { return anyhow::anyhow!("its parts were not looked for") };
         let kvm = kvm::probe().is_ok();
-        let kernel = Path::new(KERNEL);
-        let mut cell = vm.cell(Powers::None).show_program(&parts.qemu).show(&parts.kernel, kernel, false);
+        let kernel = Path::new(cell::KERNEL);
+        let mut cell = vm.cell(Powers::None).show_program(&parts.qemu).show(&vm.kernel, kernel, false);
         if kvm {
             cell = cell.show_device(kvm::DEVICE);
         }
@@ -97,9 +96,6 @@ impl Vmm for Qemu {
         Command::new(&parts.qemu).args(arguments(vm, kernel, kvm)).exec().into()
     }
 }
-
-/// The kernel's file in QEMU's cell.
-const KERNEL: &str = "/msb/kernel";
 
 /// QEMU's command line. The order of `vm.links` is that of [`beside::start`].
 fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
