@@ -60,7 +60,7 @@ c, _ = s.accept()
 try:
     if how == "endless credit":
         c.sendall(hello + started)
-        for _ in range(200000): c.sendall(frame(8, b"\0\xff\xff\xff\xff"))
+        for _ in range(200): c.sendall(frame(8, b"\0\xff\xff\xff\xff") * 1000)
         c.sendall(frame(11, b'{"code":4}'))
     elif how == "endless output":
         c.sendall(hello + started)
