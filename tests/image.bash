@@ -39,40 +39,61 @@ image_from_tars() {
 
 # demo_image: Debian bookworm, minbase, one layer. What a person would pull.
 demo_image() {
-    image_cached demo_recipe image_from_tars
+    image_cached demo_recipe image_debian image_from_tars
 }
 
 demo_recipe() {
     # shellcheck disable=SC2016 # the hook's own shell has $1
-    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant=minbase \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-        --dpkgopt='path-exclude=/usr/share/locale/*' \
-        --customize-hook='printf "127.0.0.1\tlocalhost\n" >"$1/etc/hosts"' \
-        bookworm layer.tar
+    image_debian minbase layer.tar --customize-hook='printf "127.0.0.1\tlocalhost\n" >"$1/etc/hosts"'
     image_from_tars layer.tar
     umoci config --image layout:latest --config.cmd /bin/bash \
         --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     umoci gc --layout layout
 }
 
+# image_debian VARIANT TO.tar [FLAG…]: Debian bookworm by mmdebstrap, without what only people read.
+image_debian() {
+    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant="$1" "${@:3}" \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$2"
+}
+
+# image_more BASE.tar TO.tar PACKAGES [FLAG…]: such a Debian with more packages.
+image_more() {
+    # shellcheck disable=SC2016 # the hook's own shell has $1
+    image_debian custom "$2" --skip=check/empty --include="$3" "${@:4}" \
+        --setup-hook='tar -C "$1" --xattrs --xattrs-include="*" -xf "'"$1"'"'
+}
+
+# essential_layer: the packages that no Debian is without, as a tar file. A Debian takes a minute to make, more of one seconds.
+essential_layer() {
+    local made
+    made=$(image_cached essential_recipe image_debian) && printf '%s\n' "$made/layer.tar"
+}
+
+essential_recipe() {
+    mkdir layout
+    image_debian essential layout/layer.tar --dpkgopt='path-exclude=/usr/share/zoneinfo/*'
+}
+
 # inits_image: a small Debian with those of its inits that live beside one another: systemd, runit, s6 and Finit.
 inits_image() {
-    image_cached inits_recipe init_recipe image_from_tars
+    image_cached inits_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
 
 # systemd_image: one with systemd as /sbin/init and with dbus, as people boot it.
 systemd_image() {
-    image_cached systemd_recipe init_recipe image_from_tars
+    image_cached systemd_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
 
 # sysvinit_image: one with sysvinit as /sbin/init.
 sysvinit_image() {
-    image_cached sysvinit_recipe init_recipe image_from_tars
+    image_cached sysvinit_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
 
 # openrc_image: one with OpenRC, which Debian has behind sysvinit's PID 1 alone.
 openrc_image() {
-    image_cached openrc_recipe init_recipe image_from_tars
+    image_cached openrc_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
 
 inits_recipe() { init_recipe systemd,runit,s6,execline,finit; }
@@ -82,10 +103,9 @@ openrc_recipe() { init_recipe sysvinit-core,openrc; }
 
 # init_recipe PACKAGES
 init_recipe() {
-    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant=essential --include="$1" \
-        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-        --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/zoneinfo/*' \
-        bookworm layer.tar
+    local base
+    base=$(essential_layer) || return
+    image_more "$base" layer.tar "$1" --dpkgopt='path-exclude=/usr/share/zoneinfo/*'
     image_from_tars layer.tar
     umoci gc --layout layout
 }
