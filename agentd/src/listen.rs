@@ -19,7 +19,7 @@ const ANSWERING: i32 = -19;
 const SERVING: i32 = -10;
 /// What the kernel buffers for a connection until it is read, in bytes; Linux's own 256 KiB are little for a way as long as that
 /// through a VMM.
-const BUFFER: u64 = 1 << 20;
+const BUFFER: u64 = 4 << 20;
 /// A session's stack, in bytes: its buffers are on the heap.
 const STACK: usize = 128 << 10;
 

@@ -28,7 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// less than what the kernel buffers for a connection ([`crate::listen`]): then vsock's own flow control, at which VMMs get
 /// stuck, never has to act.
 const STDIN_CREDIT: u32 = 128 << 10;
-const MAX_STDIN_CREDIT: u32 = 512 << 10;
+const MAX_STDIN_CREDIT: u32 = 2 << 20;
 /// The window for stdin at first.
 const STDIN_WINDOW: Window = Window::growing(STDIN_CREDIT, MAX_STDIN_CREDIT);
 /// How long a command that has closed its outputs may take to end, for the word of both to be one packet.
