@@ -276,7 +276,7 @@ END
     for i in $(seq 300); do printf '{"op":"copy_file","src":"big","dst":"/f%s","replace":true}\n' "$i"; done > many.jsonl
     echo '{"op":"text","path":"/a","content":"new","replace":true}' >> many.jsonl
     for delay in 0.002 0.01 0.03 0.06 0.1 0.2 0.4; do
-        timeout -s KILL "$delay" msb-patch -r patched.json -f many.jsonl > /dev/null || true
+        timeout --foreground -s KILL "$delay" msb-patch -r patched.json -f many.jsonl > /dev/null || true
         count=$(find "$upper" -name 'f*' | wc -l)
         case $(cat "$upper/a") in
             old) [ "$count" = 0 ] ;;
