@@ -47,17 +47,16 @@ processes_of() {
     ps -o pid= --ppid "$supervisor"
 }
 
-# memory_of RECORD…: KiB of host memory of the VMs' processes, shared pages by their share, as "host guest kernel": what is
-# the processes' own, the guests' memory that was touched, and the guest kernel's image.
+# memory_of RECORD…: KiB of host memory of the VMs' processes, shared pages by their share, as "host guest": what is the
+# processes' own, and the guests' memory that was touched, their kernels' image included.
 memory_of() {
     local record pid
     for record in "$@"; do
         for pid in $(processes_of "$record"); do cat "/proc/$pid/smaps"; done
     done | awk -v guest_kib=$((memory * 1024)) '
-        /^[0-9a-f]+-[0-9a-f]+ / { image = /libkrunfw/; size = 0 }
         /^Size:/ { size = $2 }
-        /^Pss:/ { if (image) kernel += $2; else if (size >= guest_kib / 2) guest += $2; else host += $2 }
-        END { printf "%d %d %d\n", host, guest, kernel }'
+        /^Pss:/ { if (size >= guest_kib / 2) guest += $2; else host += $2 }
+        END { printf "%d %d\n", host, guest }'
 }
 
 echo "-- record to ready, $rounds rounds, milliseconds"
@@ -73,10 +72,9 @@ jq -Msc 'def median: sort | .[(length - 1) / 2 | floor];
 echo "-- memory of one idle VM with $memory MiB"
 msb-boot -r "$work/record.json" --name one -m "$memory" >"$work/one.json"
 msb-exec -r "$work/one.json" -- true
-read -r host guest kernel < <(memory_of "$work/one.json")
+read -r host guest < <(memory_of "$work/one.json")
 printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
 printf '%-46s %8.1f MiB\n' "the guest's memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
-printf '%-46s %8.1f MiB\n' "the guest kernel's image" "$(awk -v k="$kernel" 'BEGIN { print k / 1024 }')"
 msb-stop -r "$work/one.json" >/dev/null 2>&1
 
 echo "-- ten VMs at once"
@@ -95,10 +93,9 @@ done
 wait "${pids[@]}"
 printf '%-46s %8d ms\n' 'until all have answered' $((($(bench_now) - start) / 1000))
 for n in {0..9}; do [ "$(cat "$work/answer-$n")" = "ten-$n" ]; done
-read -r host guest kernel < <(memory_of "$work"/ten-*.json)
+read -r host guest < <(memory_of "$work"/ten-*.json)
 printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
 printf '%-46s %8.1f MiB\n' "the guests' memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
-printf '%-46s %8.1f MiB\n' "the guest kernel's image, shared" "$(awk -v k="$kernel" 'BEGIN { print k / 1024 }')"
 supervisors=$(for n in {0..9}; do processes_of "$work/ten-$n.json"; done)
 start=$(bench_now)
 for n in {0..9}; do msb-stop -r "$work/ten-$n.json" >/dev/null 2>&1 & done
