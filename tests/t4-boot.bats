@@ -91,6 +91,17 @@ boot_halfway() {
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
+@test "the guest's memory lies where large pages fit" {
+    local pid range ends=()
+    vm_boot worker -m 256
+    for pid in $(pgrep -P "$(vm_pid worker)"); do
+        while read -r range _; do
+            [ $((16#${range#*-} - 16#${range%-*})) -lt $((256 << 20)) ] || ends+=($((16#${range#*-} % (2 << 20))))
+        done <"/proc/$pid/maps"
+    done
+    [[ " ${ends[*]} " == *' 0 '* ]] || { echo "none of: ${ends[*]}"; false; }
+}
+
 @test "the guest has the processors and the memory that were asked for" {
     vm_boot worker -c 2 -m 1G
     [ "$(vm_exec worker nproc)" -eq 2 ]

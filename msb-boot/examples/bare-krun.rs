@@ -14,10 +14,8 @@ mod ffi;
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let ([library, share, root, mib], door) = arguments.split_first_chunk().expect("four arguments");
-    // libkrun loads it by its own name, and finds what is loaded already.
-    // SAFETY: as any program that is linked to it.
-    #[allow(unsafe_code)]
-    std::mem::forget(unsafe { libloading::Library::new(library) }.map_err(std::io::Error::other)?);
+    // It stays loaded, and libkrun finds it by its own name.
+    ffi::kernel_image(Path::new(library))?;
     let context = ffi::Context::new()?;
     let cpus = door.first().map_or(1, |cpus| cpus.parse().expect("a number of CPUs"));
     context.set_size(cpus, mib.parse().expect("a number of MiB"))?;

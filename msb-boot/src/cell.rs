@@ -24,7 +24,6 @@ pub(crate) const BOOT: &str = "/msb/boot";
 pub(crate) const ROOT: &str = "/msb/root";
 /// The directory for the VM's sockets.
 pub(crate) const DOOR: &str = "/msb/door";
-
 /// The guest's kernel in the cell of the VMM.
 pub(crate) const KERNEL: &str = "/msb/kernel";
 

@@ -1,14 +1,14 @@
 //! The guest's kernel: where libkrunfw is, and its image in the form that both VMMs take.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use msb::state;
 
-use crate::krun::ffi::{self, KernelImage};
+use crate::krun::ffi;
 use crate::vmm::{Kind, Why};
 use crate::{elf, programs};
 
@@ -53,29 +53,17 @@ pub(crate) fn elf(library: &Path, vmm: Kind) -> anyhow::Result<PathBuf> {
     if !kept.exists() {
         let image = ffi::kernel_image(library).with_context(subject)?;
         state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
-        write(&image, &kept).with_context(|| format!("{kept:?}"))?;
+        let pvh = elf::pvh_entry(image.bytes, image.load);
+        let headers = elf::headers(image.bytes.len(), image.load, image.entry, pvh);
+        state::write_file(&kept, &[&headers, image.bytes].concat(), 0o600).with_context(|| format!("{kept:?}"))?;
     }
     if vmm == Kind::Qemu {
         let mut headers = [0; elf::IMAGE_OFFSET];
         File::open(&kept).and_then(|mut file| file.read_exact(&mut headers)).with_context(|| format!("{kept:?}"))?;
-        ensure!(elf::has_pvh_entry(&headers), "guest kernel {library:?}: no PVH entry in it (it is too old for QEMU)");
+        ensure!(
+            elf::has_pvh_entry(&headers),
+            "guest kernel {library:?}: no PVH entry in it (it is too old for QEMU: name another in MSB_LIBKRUNFW)"
+        );
     }
     Ok(kept)
-}
-
-/// Writes the file, all or nothing.
-fn write(image: &KernelImage, kept: &Path) -> io::Result<()> {
-    let aside = state::aside(kept);
-    let written = (|| {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(&aside)?;
-        let pvh = elf::pvh_entry(image.bytes, image.load);
-        file.write_all(&elf::headers(image.bytes.len(), image.load, image.entry, pvh))?;
-        file.write_all(image.bytes)?;
-        file.sync_all()?;
-        fs::rename(&aside, kept)
-    })();
-    if written.is_err() {
-        let _ = fs::remove_file(&aside);
-    }
-    written
 }

@@ -204,7 +204,7 @@ impl Tidy {
         for (dir, kind, why) in [
             ("blobs/sha256", "blob", "an image's document"),
             ("templates", "template", "new disks are copies of it"),
-            ("kernel", "kernel", "QEMU boots it"),
+            ("kernel", "kernel", "VMs boot it"),
         ] {
             for path in children(&self.home.join(dir))? {
                 self.settle(&path, kind, Ok(why))?;

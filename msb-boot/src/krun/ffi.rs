@@ -1,4 +1,4 @@
-//! The C interfaces of libkrun and libkrunfw. What leaves this file is safe to call.
+//! The C interfaces of libkrun and libkrunfw, and all of this tool's unsafe code. What leaves this file is safe to call.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -6,9 +6,11 @@ use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr;
 
 use libloading::Library;
 use msb::record::DiskFormat;
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// A kernel image in the library's own pages, which stay mapped.
 pub(crate) struct KernelImage {
@@ -37,7 +39,7 @@ pub(crate) fn loaders_path(name: &str) -> Option<PathBuf> {
     Some(path.into())
 }
 
-/// The kernel in a libkrunfw.
+/// The kernel in a libkrunfw, which stays loaded for the rest of the process's life.
 pub(crate) fn kernel_image(library: &Path) -> io::Result<KernelImage> {
     type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *const u8;
     let library = std::mem::ManuallyDrop::new(open(library)?);
@@ -52,6 +54,25 @@ pub(crate) fn kernel_image(library: &Path) -> io::Result<KernelImage> {
     // SAFETY: the library says so, its pages are never written, and it is never unloaded.
     let bytes = unsafe { std::slice::from_raw_parts(start, size) };
     Ok(KernelImage { bytes, load, entry })
+}
+
+/// The address that the kernel would have for a new mapping of so many bytes.
+pub(crate) fn next_place(length: usize) -> io::Result<usize> {
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping, taken away before anybody uses it.
+    unsafe {
+        let place = mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags)?;
+        munmap(place, length)?;
+        Ok(place.addr())
+    }
+}
+
+/// Takes an address out of use, for the rest of the process's life. What is there stays, and is an error.
+pub(crate) fn occupy(address: usize) -> io::Result<()> {
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: a new mapping of a page that replaces none, and that nobody can read or write.
+    unsafe { mmap_anonymous(ptr::without_provenance_mut(address), 1, ProtFlags::empty(), flags) }?;
+    Ok(())
 }
 
 /// A VM of libkrun that is being described.
@@ -78,7 +99,7 @@ impl Context {
     pub(crate) fn set_kernel(&self, file: &Path) -> io::Result<()> {
         const ELF: u32 = 1;
         let file = c_path(file)?;
-        let (no_initramfs, usual_command_line) = (std::ptr::null(), std::ptr::null());
+        let (no_initramfs, usual_command_line) = (ptr::null(), ptr::null());
         // SAFETY: a C string that outlives the call, and two that may be missing.
         check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), ELF, no_initramfs, usual_command_line) }).map(drop)
     }

@@ -1,16 +1,13 @@
 //! Where the guest's memory comes to lie in this process. KVM gives a guest large pages only where its memory has the same
 //! place within a large page on both sides, and libkrun takes whatever place the kernel has for it. Since Linux 6.7 that is a
 //! place for large pages; before, it is one by luck, and each small page that the guest touches takes a way out of the VM.
-#![allow(unsafe_code)]
 
 use std::io;
-use std::ptr;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use super::ffi;
 
 /// The size of a large page, in bytes.
 const LARGE: usize = 2 << 20;
-const SMALL: usize = 4 << 10;
 /// What is left free, in bytes, for the little that is mapped before the guest's memory and would take its place. The memory
 /// must not fit in there.
 const ROOM: usize = 16 << 20;
@@ -21,49 +18,37 @@ const ROOM: usize = 16 << 20;
 /// What `mmap(2)` says.
 pub(super) fn prepare(memory_mib: u32) -> io::Result<()> {
     let length = (memory_mib as usize) << 20;
-    let place = place_for(length)?;
+    let place = ffi::next_place(length)?;
     if place.is_multiple_of(LARGE) {
         return Ok(());
     }
     // The kernel goes down from the highest place. A page just above the wanted one keeps it from what is higher.
     let wanted = (place - ROOM) / LARGE * LARGE;
-    let fence = ptr::without_provenance_mut(wanted + length);
-    // SAFETY: a new mapping that replaces none, and that nobody uses.
-    unsafe { mmap_anonymous(fence, SMALL, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE) }?;
-    Ok(())
-}
-
-/// The address that the kernel has for so many bytes.
-fn place_for(length: usize) -> io::Result<usize> {
-    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // SAFETY: a new mapping, taken away before anybody uses it.
-    unsafe {
-        let place = mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags)?;
-        munmap(place, length)?;
-        Ok(place.addr())
-    }
+    ffi::occupy(wanted + length)
 }
 
 #[cfg(test)]
 mod tests {
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, fork};
+    use std::process::Command;
 
     use super::*;
 
     #[test]
     fn a_prepared_place_fits_large_pages() {
-        // In a process of one thread, as the VMM is: other tests map things too.
-        // SAFETY: the child maps memory and ends, and takes no lock.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Child => {
-                let fits = |memory_mib: u32| {
-                    prepare(memory_mib).is_ok()
-                        && place_for((memory_mib as usize) << 20).is_ok_and(|place| place.is_multiple_of(LARGE))
-                };
-                std::process::exit(i32::from(![64, 65, 512, 4096].into_iter().all(fits)))
-            }
-            ForkResult::Parent { child } => assert_eq!(waitpid(child, None).unwrap(), WaitStatus::Exited(child, 0)),
+        // In a process of its own, with one thread, as the VMM is: other tests map things too.
+        const ALONE: &str = "MSB_TEST_ALONE";
+        if std::env::var_os(ALONE).is_none() {
+            let own = ["--exact", "krun::place::tests::a_prepared_place_fits_large_pages", "--test-threads=1"];
+            let run = Command::new(std::env::current_exe().unwrap()).args(own).env(ALONE, "1").output().unwrap();
+            let words = String::from_utf8_lossy(&run.stdout);
+            assert!(run.status.success() && words.contains("1 passed"), "{words}");
+            return;
+        }
+        // Memory of an odd number of MiB has no place for large pages from any kernel.
+        for memory_mib in [64, 65, 512, 513, 4096] {
+            prepare(memory_mib).unwrap();
+            let place = ffi::next_place((memory_mib as usize) << 20).unwrap();
+            assert!(place.is_multiple_of(LARGE), "{memory_mib} MiB at {place:#x}");
         }
     }
 }
