@@ -41,6 +41,7 @@ boot_halfway() {
     done
 }
 
+# bats test_tags=vmm
 @test "the record goes on with a member vm, the same on stdout and in the run directory" {
     vm_boot worker
     diff worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"
@@ -91,6 +92,7 @@ boot_halfway() {
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
+# bats test_tags=vmm
 @test "the guest's memory lies where large pages fit" {
     local pid range ends=()
     vm_boot worker -m 256
@@ -102,6 +104,7 @@ boot_halfway() {
     [[ " ${ends[*]} " == *' 0 '* ]] || { echo "none of: ${ends[*]}"; false; }
 }
 
+# bats test_tags=vmm
 @test "the guest has the processors and the memory that were asked for" {
     vm_boot worker -c 2 -m 1G
     [ "$(vm_exec worker nproc)" -eq 2 ]
@@ -111,6 +114,7 @@ boot_halfway() {
     jq -e '.vm.cpus == 2 and .vm.memory_mib == 1024' worker.json
 }
 
+# bats test_tags=vmm
 @test "what the guest writes is on the host at once, and the other way round" {
     vm_needs_share
     vm_boot worker
@@ -158,6 +162,7 @@ boot_halfway() {
     grep -q 'script "dos": its first line ends in CR LF' worker.err
 }
 
+# bats test_tags=vmm
 @test "a boot that is interrupted leaves no process, no directory, no socket" {
     boot_halfway
     kill -INT "$boot"
@@ -169,6 +174,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "a boot that is killed leaves no process, no directory, no socket" {
     boot_halfway
     kill -KILL "$boot"
@@ -190,6 +196,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "no process of a VM outlives its supervisor" {
     vm_boot worker
     processes=$(vm_processes)
@@ -208,6 +215,7 @@ boot_halfway() {
     exec {open}>&-
 }
 
+# bats test_tags=vmm
 @test "a guest that powers off by itself ends its VM, and kernel.log stays" {
     vm_boot worker
     vm_exec worker poweroff -f || true
@@ -225,6 +233,7 @@ boot_halfway() {
     jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
 }
 
+# bats test_tags=vmm
 @test "a guest that ends before it is ready is shown with its last words" {
     run --separate-stderr env MSB_AGENTD="$vm_root/bin/busybox" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
@@ -234,6 +243,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "a guest whose kernel panics is shown with the panic" {
     # An ELF file without a segment: what msb-boot can see of it is right, and no kernel can run it.
     { head -c 56 "$release/agentd"; head -c 4096 /dev/zero; } >hollow
@@ -244,6 +254,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "a guest that does not report in time is given up" {
     idle_agent idle
     run --separate-stderr env MSB_AGENTD=idle msb-boot -r "$vm_record" --timeout 3

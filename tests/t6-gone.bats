@@ -11,6 +11,7 @@ setup() {
 
 teardown() { vm_teardown; }
 
+# bats test_tags=vmm
 @test "a VM whose VMM was killed is tidied up, and that is said" {
     vm_boot worker
     kill -KILL "$(vm_vmm worker)"
@@ -39,6 +40,7 @@ teardown() { vm_teardown; }
     [ "$number" -gt 1 ]
 }
 
+# bats test_tags=vmm
 @test "a VM whose supervisor was killed is tidied up, and that is said" {
     vm_boot worker
     kill -KILL "$(vm_pid worker)"

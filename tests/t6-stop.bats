@@ -14,6 +14,7 @@ teardown() {
     vm_teardown
 }
 
+# bats test_tags=vmm
 @test "a VM stops gracefully, and the record goes on without vm" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker.json
@@ -42,6 +43,7 @@ teardown() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "SIGTERM to the supervisor stops the VM, and leaves its record, log and end" {
     vm_boot worker
     kill -TERM "$(vm_pid worker)"
@@ -54,6 +56,7 @@ teardown() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "a guest that does not stop is killed after the grace, and that is said" {
     vm_boot worker
     kill -STOP "$(vm_vmm worker)"
@@ -64,6 +67,7 @@ teardown() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "no grace at all kills at once" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker.json -t 0

@@ -27,6 +27,7 @@ push() {
     skopeo copy --quiet --dest-tls-verify=false "oci:$1:latest" "docker://$registry_host/demo:latest"
 }
 
+# bats test_tags=vmm
 @test "image to patched, mounted, booted VM with a command in it; what the guest writes is on the host and in the upper" {
     push "$(tiny_image)"
     cat > ops.jsonl <<'END'

@@ -100,6 +100,7 @@ END
     [ "$(vm_exec three cat /etc/passwd)" = "$(vm_exec two cat /etc/passwd)" ]
 }
 
+# bats test_tags=vmm
 @test "the VM of a name finds its disk again, with nothing to recover" {
     vm_boot again
     vm_exec again sh -c 'echo kept >/root/kept; rm /etc/hosts'
@@ -142,6 +143,7 @@ END
     [ -z "$(vm_processes)" ]
 }
 
+# bats test_tags=vmm
 @test "what the guest has synced is there after the VMM was killed in the middle of writing" {
     vm_boot crash
     vm_exec crash sh -c 'dd if=/dev/urandom of=/root/synced bs=64k count=16 2>/dev/null; sync; sha256sum /root/synced' >sum

@@ -44,6 +44,7 @@ END
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "a record without an upper gets one; msb-mount shows it, msb-patch goes on from it, and the next VM has it" {
     vm_boot worker
     vm_exec worker sh -c 'echo one >/root/one; rm /etc/hosts'

@@ -31,6 +31,7 @@ hostile() {
     echo 'this is inside' >"$vm_root/inside"
 }
 
+# bats test_tags=vmm
 @test "a guest with full control of both virtiofs devices reaches its root and nothing else" {
     hostile
     before=$(elsewhere)
@@ -50,6 +51,7 @@ hostile() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "the same guest reads the host's files where nothing confines libkrun" {
     [ -n "${MSB_KVM_HOST:-}" ] || skip "a guest that gets out is for a host that is thrown away, as tests/kvm-host makes one"
     hostile
@@ -64,6 +66,7 @@ hostile() {
     grep -a '^READ /etc/passwd: root:' said
 }
 
+# bats test_tags=vmm
 @test "the boot share is read-only, and a guest's root cannot change that" {
     printf '#!/bin/sh\necho mine\n' >mine
     vm_boot worker --script mine=mine
@@ -75,6 +78,7 @@ hostile() {
     [ "$(vm_exec worker mine)" = mine ]
 }
 
+# bats test_tags=vmm
 @test "each process that serves a VM is alone: root, processes, network, capabilities" {
     vm_boot worker
     crew=$(vm_crew worker)
@@ -96,6 +100,7 @@ hostile() {
     [ -S "$XDG_RUNTIME_DIR/msb/worker/agent.sock" ]
 }
 
+# bats test_tags=vmm
 @test "what is mounted below the root is the guest's too, without its device nodes" {
     mkdir "$vm_root/data"
     mount -t tmpfs none "$vm_root/data"

@@ -90,6 +90,7 @@ recoveries() {
     a_disk_boots raw
 }
 
+# bats test_tags=vmm
 @test "a qcow2 disk boots with scripts, and its file stays as it is" {
     a_disk_boots qcow2
 }

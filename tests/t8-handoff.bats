@@ -39,6 +39,7 @@ refused() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "auto takes /sbin/init: PID 1 is the init, and exec, scripts and stop are as without" {
     busybox_init '::shutdown:/bin/touch /srv/shutdown'
     printf '#!/bin/sh\necho "setup ran with $1"\n' >setup.sh

@@ -33,6 +33,7 @@ ends_with() {
     ends_with 'the guest powered off'
 }
 
+# bats test_tags=vmm
 @test "a guest that halts, with a VMM that would live on" {
     vm_boot worker
     vm_exec worker halt -f || true
@@ -89,12 +90,14 @@ ends_with() {
     vm_assert_nothing
 }
 
+# bats test_tags=vmm
 @test "a supervisor that is killed takes its VM along" {
     vm_boot worker
     kill -KILL "$(vm_pid worker)"
     ends_with 'its supervisor was killed'
 }
 
+# bats test_tags=vmm
 @test "a mount that dies under a running VM: commands fail, nothing hangs, and all can be ended" {
     mkdir mounted
     jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
@@ -128,6 +131,7 @@ ends_with() {
     done
 }
 
+# bats test_tags=vmm
 @test "time in the guest is the host's at boot, and again after the VM was paused" {
     vm_boot worker
     difference() {

@@ -67,6 +67,7 @@ guest() {
     [ ! -e "$mounted/srv/tree" ]
 }
 
+# bats test_tags=vmm
 @test "links, renames over what is there, and files that are open without a name" {
     guest 'cd /srv; echo one >one; ln one two; [ "$(stat -c "%h %i" one)" = "$(stat -c "%h %i" two)" ]; [ "$(stat -c %h one)" = 2 ]
         echo more >>two; [ "$(tail -n 1 one)" = more ]; rm two; [ "$(stat -c %h one)" = 1 ]'
@@ -79,6 +80,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     [ "$(tail -n 1 "$mounted/etc/hosts")" = '127.0.0.2 more' ]
 }
 
+# bats test_tags=vmm
 @test "memory maps, locks, positions, holes, sizes, attributes: what a program asks for" {
     run guest 'cd /srv; files calls'
     echo "$output"
@@ -95,6 +97,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     guest 'rm -r /srv/many'
 }
 
+# bats test_tags=vmm
 @test "users of the guest own what they make, and are kept from what they may not" {
     guest 'mkdir -m 1777 /srv/shared; mkdir -m 2775 /srv/group; chown 0:77 /srv/group'
     timeout 60 msb-exec -u 1000:1001 -- sh -euc 'cd /srv/shared; echo mine >mine; mkdir dir; ln -s mine link; mkfifo fifo
