@@ -53,19 +53,19 @@ fi
 up() {
     case $1 in
         microsandbox) microsandbox create -q -n "work-$1" -c 1 -m 1G --no-net bench >&2 ;;
-        *) msb-boot -r "$1.json" --name "work-$1" -c 1 -m 1G --timeout 300 >vm.json ;;
+        *) msb-boot -r "$1.json" --name "work-$1" -c 1 -m 1G --timeout 300 >"vm-$1.json" ;;
     esac
 }
 inside() {
     case $1 in
         microsandbox) microsandbox exec "work-$1" -- sh -c "${@:2}" ;;
-        *) msb-exec -n -r vm.json -- sh -c "${@:2}" ;;
+        *) msb-exec -n -r "vm-$1.json" -- sh -c "${@:2}" ;;
     esac
 }
 down() {
     case $1 in
         microsandbox) microsandbox stop "work-$1" && microsandbox remove "work-$1" ;;
-        *) msb-stop -r vm.json ;;
+        *) msb-stop -r "vm-$1.json" ;;
     esac >/dev/null 2>&1
 }
 
@@ -82,9 +82,10 @@ works=(
     'write 64 MiB and sync it' 'dd if=/dev/zero of=/root/big bs=1M count=64 conv=fsync 2>/dev/null; rm /root/big'
 )
 for ((turn = 0; turn < rounds; turn++)); do
-    for root in "${roots[@]}"; do
-        up "$root"
-        for ((place = 0; place < ${#works[@]}; place += 2)); do
+    for root in "${roots[@]}"; do up "$root"; done
+    # One work after the other, on each root in turn: a machine may be half as fast minutes later.
+    for ((place = 0; place < ${#works[@]}; place += 2)); do
+        for root in "${roots[@]}"; do
             case ${works[place]} in *cold) inside "$root" 'sync; echo 3 >/proc/sys/vm/drop_caches' ;; esac
             echo "   $root: ${works[place]}" >&2
             # By the guest's clock: starting a command is measured elsewhere.
@@ -92,8 +93,8 @@ for ((turn = 0; turn < rounds; turn++)); do
             inside "$root" 'read a _ </proc/uptime; eval "$1"; read b _ </proc/uptime; echo $a $b' sh "${works[place + 1]}" |
                 awk -v n="${works[place]}" '{ printf "%s\t%.2f\n", n, $2 - $1 }' >>"times-$root"
         done
-        down "$root"
     done
+    for root in "${roots[@]}"; do down "$root"; done
 done
 {
     printf 'work'
