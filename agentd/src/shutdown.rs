@@ -133,6 +133,9 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     // Signals first: whatever ends now is not held up by a caller.
     agent.reaper.signal_all(Signal::SIGTERM as i32);
     agent.reaper.signal_all(Signal::SIGCONT as i32);
+    // Before it is asked: one that ends at once would take the machine along, with what is not written back. Somebody may
+    // trace it already; then its end is the kernel's to tell.
+    let traced = Traced::seize();
     let asked = poweroff::ask(grace);
     match &asked {
         Ok(asked) => crate::say(&format!("asked {}", asked.how)),
@@ -140,7 +143,7 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     }
     let may_try_term = asked.is_ok_and(|asked| asked.may_try_term);
     let deadline = since + grace - FORCE_TIME.min(grace / 4);
-    match await_init(agent, since, deadline, may_try_term) {
+    match await_init(agent, traced.ok().as_ref(), since, deadline, may_try_term) {
         Outcome::Told => leave(agent),
         Outcome::Ended(how) => crate::say(&format!("the init ended ({how}); ending the machine")),
         Outcome::Late => {
@@ -168,9 +171,13 @@ enum Outcome {
     Late,
 }
 
-fn await_init(agent: &Agent, since: Instant, deadline: Instant, mut may_try_term: bool) -> Outcome {
-    // Somebody may trace it already; then its end is the kernel's to tell.
-    let traced = Traced::seize();
+fn await_init(
+    agent: &Agent,
+    traced: Option<&Traced>,
+    since: Instant,
+    deadline: Instant,
+    mut may_try_term: bool,
+) -> Outcome {
     let signals: SigSet = [Signal::SIGCHLD, Signal::SIGTERM].into_iter().collect();
     let Ok(signals) = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
         return Outcome::Late;
@@ -196,7 +203,7 @@ fn await_init(agent: &Agent, since: Instant, deadline: Instant, mut may_try_term
                 return Outcome::Told;
             }
         }
-        if let (Some(status), Ok(traced)) = (agent.reaper.reap(), &traced)
+        if let (Some(status), Some(traced)) = (agent.reaper.reap(), traced)
             && let Some(how) = traced.ending(status)
         {
             return Outcome::Ended(how);
