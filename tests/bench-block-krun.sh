@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # What a root costs its guest, of disks and shared, and microsandbox's, where that can be had: files found, read and made in a
-# Debian image, cold and warm; the time to a VM that answers, with and without patches; what ten VMs of one image take on the host. On libkrun, on a machine with usable KVM;
-# `make bench-krun` runs it there or in the nested host. Nothing passes or fails. What is read warm, and fork and exec, never ask
-# a disk: there the kernel's page cache and overlayfs are measured, which microsandbox has too.
+# Debian image, cold and warm; the time to a VM that answers, with and without patches; what ten VMs of one image take on the
+# host. On libkrun, on a machine with usable KVM; `make bench-krun` runs it there or in the nested host. Nothing passes or fails.
+# What is read warm, and fork and exec, never ask a disk: there the kernel's page cache and overlayfs are measured, which
+# microsandbox has too.
 #
 #   tests/bench-block-krun.sh [ROUNDS [ROOT…]]      the work alone, on these: share, block, microsandbox
 set -euo pipefail
