@@ -191,3 +191,17 @@ END
     echo "$cost ms"
     [ "$cost" -lt 250 ]
 }
+
+@test "holes that are more than the room on the host are refused before its disk is full" {
+    truncate -s 4T huge
+    echo '{"op":"copy_file","src":"huge","dst":"/srv/huge"}' | msb-patch -r "$vm_record" -f - >patched.json
+    run --separate-stderr msb-boot -r patched.json --name worker
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'no space left for the image'*'4194304 of them in "/srv/huge"'*'make room'* ]]
+    [ ! -e "$XDG_RUNTIME_DIR/msb/worker" ]
+    # With the room for it, it is a file as any other.
+    truncate -s 64M huge
+    echo '{"op":"copy_file","src":"huge","dst":"/srv/huge","replace":true}' | msb-patch -r patched.json -f - >less.json
+    vm_record=less.json vm_boot worker
+    [ "$(vm_exec worker stat -c %s /srv/huge)" = $((64 << 20)) ]
+}

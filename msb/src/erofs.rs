@@ -5,6 +5,7 @@
 //! lock, so several that want it at once make it once. The kernel's own overlayfs merges the layers, in a mount namespace
 //! that ends with the thread: whiteouts, opaque directories and hardlinks mean there what they mean in the guest.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use sha2::{Digest, Sha256};
 
@@ -40,6 +41,9 @@ pub const LOCK_SUFFIX: &str = ".lock";
 /// Where the superblock is, its magic, and what it says (the kernel's `fs/erofs/erofs_fs.h`).
 const SUPERBLOCK: u64 = 1024;
 const MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
+
+/// What an image is counted in, in bytes.
+const BLOCK: u64 = 4096;
 
 /// The most directories that one overlayfs takes (`OVL_MAX_STACK`), one for our empty one.
 const MOST_LAYERS: usize = 499;
@@ -154,7 +158,7 @@ impl Mkfs {
         let subject = || format!("image of {layer:?}");
         let file = unnamed_file(dir).with_context(subject)?;
         // Who mounts it is root of the guest.
-        Dir::open(layer).and_then(|layer| whiteout::spell_for_root(&layer)).with_context(subject)?;
+        has_room(&file, layer, whiteout::spell_for_root).with_context(subject)?;
         self.run(Command::new(&self.program), &file, layer, &uuid(layer)).with_context(subject)?;
         Ok(Image { file, path: None, made: true })
     }
@@ -168,6 +172,7 @@ impl Mkfs {
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 let root = merge(dir, lower).context("merging the layers")?;
+                has_room(&file, &root, |_| Ok(()))?;
                 let mut command = Command::new(&self.program);
                 command.current_dir(dir);
                 self.run(command, &file, &root, uuid)
@@ -243,6 +248,40 @@ fn merge(stand: &Path, lower: &[PathBuf]) -> anyhow::Result<PathBuf> {
 /// A file without a name in `dir`: a run that is killed leaves nothing.
 fn unnamed_file(dir: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// Refuses a tree whose files the file system of `image` has no room for, before it is full: what is a hole in a file is zeros in
+/// an image, and a file that a guest has committed may be of any length. `dirs` is shown every directory.
+fn has_room(image: &File, root: &Path, dirs: impl FnMut(&Dir) -> io::Result<()>) -> anyhow::Result<()> {
+    let (mut needed, mut longest) = (0u64, (0u64, PathBuf::new()));
+    let mut linked = HashSet::new();
+    Dir::open(root)?.walk(dirs, |path, entry| {
+        let stat = entry.stat();
+        let is_new = stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino));
+        if entry.file_type() == FileType::RegularFile && is_new {
+            let size = u64::try_from(stat.st_size).unwrap_or(0);
+            needed = needed.saturating_add(size.next_multiple_of(BLOCK));
+            if size > longest.0 {
+                longest = (size, path.to_owned());
+            }
+        }
+        Ok(())
+    })?;
+    let left = rustix::fs::fstatvfs(image)?;
+    let room = left.f_bavail.saturating_mul(left.f_frsize);
+    if needed > room {
+        let (size, path) = longest;
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        bail!(
+            "no space left for the image: its files have {} MiB, {} of them in {:?}, and {} MiB are free (holes take room too; make \
+             room, set MSB_HOME, or use --root share)",
+            mib(needed),
+            mib(size),
+            Path::new("/").join(path),
+            room >> 20,
+        );
+    }
+    Ok(())
 }
 
 /// Opens a kept image with a shared lock; `None` where it is missing, or is not what its name says.

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 
@@ -283,6 +283,33 @@ impl Dir {
                 other => return other.map(|()| free),
             }
         }
+    }
+
+    /// Shows this directory and every one below it to `dirs`, and whatever else is there to `others`, in no order.
+    ///
+    /// # Errors
+    /// What opening or reading says, ENAMETOOLONG for a way longer than `PATH_MAX`, and what `dirs` and `others` say.
+    pub fn walk(
+        &self,
+        mut dirs: impl FnMut(&Self) -> io::Result<()>,
+        mut others: impl FnMut(&Path, &Entry) -> io::Result<()>,
+    ) -> io::Result<()> {
+        // Paths, and not descriptors: a directory may have any number of directories.
+        let mut pending = vec![PathBuf::new()];
+        while let Some(path) = pending.pop() {
+            let dir = self.descend(&path)?;
+            dirs(&dir)?;
+            for child in dir.read()? {
+                let child = child?;
+                let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
+                match dir.entry(name)? {
+                    Some(entry) if entry.is_dir() => pending.push(path.join(name.0)),
+                    Some(entry) => others(&path.join(name.0), &entry)?,
+                    None => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A path that leads to this very directory while it is open.

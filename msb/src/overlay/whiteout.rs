@@ -6,7 +6,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use rustix::fs::{FileType, Mode, Stat};
 use rustix::io::Errno;
@@ -93,29 +92,14 @@ pub fn make_opaque(dir: &Dir) -> io::Result<()> {
     }
 }
 
-/// Has a layer say by root's xattr what a user without root has said by the other one: a kernel that mounts with the rights of
-/// root reads no other. What the layer shows stays the same.
+/// Has a directory of a layer say by root's xattr what a user without root has said by the other one: a kernel that mounts with
+/// the rights of root reads no other. What the layer shows stays the same.
 ///
 /// # Errors
-/// What opening or `setxattr(2)` says.
-pub fn spell_for_root(layer: &Dir) -> io::Result<()> {
-    // Paths, and not descriptors: a directory may have any number of directories.
-    let mut pending = vec![PathBuf::new()];
-    while let Some(path) = pending.pop() {
-        let dir = layer.descend(&path)?;
-        if !says_opaque(&dir, OPAQUE_XATTR)? && says_opaque(&dir, OPAQUE_USER_XATTR)? {
-            rustix::fs::setxattr(dir.proc_path(), OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty())?;
-        }
-        for child in dir.read()? {
-            let child = child?;
-            let name = OsStr::from_bytes(child.file_name().to_bytes());
-            let may_be_dir = matches!(child.file_type(), FileType::Directory | FileType::Unknown);
-            if let Some(name) = Name::new(name).ok().filter(|_| may_be_dir)
-                && dir.entry(name)?.is_some_and(|entry| entry.is_dir())
-            {
-                pending.push(path.join(name.as_os_str()));
-            }
-        }
+/// What `setxattr(2)` says.
+pub fn spell_for_root(dir: &Dir) -> io::Result<()> {
+    if !says_opaque(dir, OPAQUE_XATTR)? && says_opaque(dir, OPAQUE_USER_XATTR)? {
+        rustix::fs::setxattr(dir.proc_path(), OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty())?;
     }
     Ok(())
 }
