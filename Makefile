@@ -27,9 +27,12 @@ help:
 deps:
 	@tools/deps.sh
 
-build: agentd
+# Both at once: each leaves a processor idle towards its end.
+build:
 	@echo "== building the tools (cargo, release)"
-	$(CARGO) build --release --locked --workspace --exclude agentd
+	@CARGO_TERM_PROGRESS_WHEN=never $(MAKE) --no-print-directory agentd & tools=0; \
+	$(CARGO) build --release --locked --workspace --exclude agentd || tools=$$?; \
+	wait $$! && exit $$tools
 	@test -e $(MSB_DEPS)/bin/vhost-device-vsock || { echo "vhost-device-vsock is missing: run \"make deps\" first" >&2; exit 1; }
 	@cp -uL --remove-destination $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
 	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL --remove-destination $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
