@@ -162,7 +162,6 @@ boot_halfway() {
     grep -q 'script "dos": its first line ends in CR LF' worker.err
 }
 
-# bats test_tags=vmm
 @test "a boot that is interrupted leaves no process, no directory, no socket" {
     boot_halfway
     kill -INT "$boot"
@@ -254,7 +253,6 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
 @test "a guest that does not report in time is given up" {
     idle_agent idle
     run --separate-stderr env MSB_AGENTD=idle msb-boot -r "$vm_record" --timeout 3

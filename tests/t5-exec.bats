@@ -88,7 +88,6 @@ line][*][-n][--][ü]' ]
     msb-exec -- cat /tmp/tree/link | cmp - bytes
 }
 
-# bats test_tags=vmm
 @test "the exit status is the command's, 128+N for a signal" {
     for code in 0 1 7 125 255; do
         run msb-exec -- sh -c "exit $code"
@@ -123,7 +122,6 @@ line][*][-n][--][ü]' ]
     grep -q 'echo "script' "$(jq -r .scripts.hello "$MSB_RECORD")"
 }
 
-# bats test_tags=vmm
 @test "two at once do not wait for one another" {
     mkfifo gate
     # The first ends only when the second has.
@@ -280,7 +278,6 @@ $hello\1\0|it is gone
 END
 }
 
-# bats test_tags=vmm
 @test "a guest that sends more than it has credit for is cut off" {
     { printf '\r\0\0\0\1{"version":1}\20\0\0\0\3{"pid":1,"id":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
     fake_agent
@@ -294,7 +291,6 @@ END
     grep -q 'output past its credit' err
 }
 
-# bats test_tags=vmm
 @test "a client that speaks nonsense to the agent loses its connection, and nobody else theirs" {
     cat > client.py <<'END'
 import json, socket, struct, sys

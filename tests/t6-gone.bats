@@ -40,7 +40,6 @@ teardown() { vm_teardown; }
     [ "$number" -gt 1 ]
 }
 
-# bats test_tags=vmm
 @test "a VM whose supervisor was killed is tidied up, and that is said" {
     vm_boot worker
     kill -KILL "$(vm_pid worker)"

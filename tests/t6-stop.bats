@@ -67,7 +67,6 @@ teardown() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
 @test "no grace at all kills at once" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker.json -t 0

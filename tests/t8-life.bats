@@ -90,7 +90,6 @@ ends_with() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
 @test "a supervisor that is killed takes its VM along" {
     vm_boot worker
     kill -KILL "$(vm_pid worker)"

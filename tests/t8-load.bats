@@ -67,7 +67,6 @@ guest() {
     [ ! -e "$mounted/srv/tree" ]
 }
 
-# bats test_tags=vmm
 @test "links, renames over what is there, and files that are open without a name" {
     guest 'cd /srv; echo one >one; ln one two; [ "$(stat -c "%h %i" one)" = "$(stat -c "%h %i" two)" ]; [ "$(stat -c %h one)" = 2 ]
         echo more >>two; [ "$(tail -n 1 one)" = more ]; rm two; [ "$(stat -c %h one)" = 1 ]'
