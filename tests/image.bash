@@ -15,14 +15,16 @@ image_cached() {
     layout=$image_fixtures/${name%_recipe}-$hash
     if [[ ! -d $layout ]]; then
         mkdir -p "$image_fixtures"
-        scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
         (
+            # Who wants it too waits for who makes it.
+            flock 9
+            [[ ! -d $layout ]] || exit 0
+            scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
             trap 'rm -rf "$scratch"' EXIT
             trap 'exit 130' INT TERM
             cd "$scratch" && "$name" >&2 || { echo "image: $name failed" >&2; exit 1; }
-            # Somebody else may have been faster; then theirs is as good.
-            mv -T "$scratch/layout" "$layout" 2>/dev/null || [[ -d $layout ]]
-        ) || return
+            mv -T "$scratch/layout" "$layout"
+        ) 9>"$image_fixtures/.${name%_recipe}.lock" || return
     fi
     printf '%s\n' "$layout"
 }
