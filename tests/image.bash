@@ -10,7 +10,7 @@ image_epoch=1700000000
 # image_cached NAME RECIPE…: runs the function NAME_recipe in a scratch directory, unless its layout is there already.
 # The hash covers the functions named.
 image_cached() {
-    local name=$1 hash layout scratch
+    local name=$1 hash layout
     hash=$(declare -f "$@" | sha256sum | cut -c 1-12)
     layout=$image_fixtures/${name%_recipe}-$hash
     if [[ ! -d $layout ]]; then
@@ -19,11 +19,11 @@ image_cached() {
             # Who wants it too waits for who makes it.
             flock 9
             [[ ! -d $layout ]] || exit 0
-            scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
-            trap 'rm -rf "$scratch"' EXIT
+            image_scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
+            trap 'rm -rf "$image_scratch"' EXIT
             trap 'exit 130' INT TERM
-            cd "$scratch" && "$name" >&2 || { echo "image: $name failed" >&2; exit 1; }
-            mv -T "$scratch/layout" "$layout"
+            cd "$image_scratch" && "$name" >&2 || { echo "image: $name failed" >&2; exit 1; }
+            mv -T "$image_scratch/layout" "$layout"
         ) 9>"$image_fixtures/.${name%_recipe}.lock" || return
     fi
     printf '%s\n' "$layout"
