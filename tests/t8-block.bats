@@ -199,6 +199,13 @@ END
     [ "$status" -eq 1 ]
     [[ $stderr == *'no space left for the image'*'4194304 of them in "/srv/huge"'*'make room'* ]]
     [ ! -e "$XDG_RUNTIME_DIR/msb/worker" ]
+    # And so in what the image is made of.
+    cp -a "$vm_root" own
+    mv huge own/srv-huge
+    jq -nc --arg root "$PWD/own" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >own.json
+    run --separate-stderr msb-boot -r own.json --name other
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'no space left for the image'*'4194304 of them in "/srv-huge"'* ]]
     # With the room for it, it is a file as any other.
     truncate -s 64M huge
     echo '{"op":"copy_file","src":"huge","dst":"/srv/huge","replace":true}' | msb-patch -r patched.json -f - >less.json

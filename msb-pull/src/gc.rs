@@ -227,18 +227,21 @@ fn children(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
 
 /// What a file or a tree takes of the disk, hardlinked files once.
 fn size(path: &Path) -> anyhow::Result<u64> {
-    let mut seen = HashSet::new();
-    let mut pending = vec![path.to_owned()];
-    let mut bytes = 0;
-    while let Some(path) = pending.pop() {
-        let meta = fs::symlink_metadata(&path).with_context(|| format!("{path:?}"))?;
-        if meta.is_dir() {
-            pending.extend(children(&path)?);
-        }
-        if meta.nlink() < 2 || meta.is_dir() || seen.insert(meta.ino()) {
-            bytes += meta.blocks() * 512;
-        }
+    let subject = || format!("{path:?}");
+    let meta = fs::symlink_metadata(path).with_context(subject)?;
+    if !meta.is_dir() {
+        return Ok(meta.blocks() * 512);
     }
+    let mut seen = HashSet::new();
+    let mut bytes = 0;
+    let walked = Dir::open(path)?.walk(|_, entry| {
+        let stat = entry.stat();
+        if stat.st_nlink < 2 || entry.is_dir() || seen.insert(stat.st_ino) {
+            bytes += stat.st_blocks.unsigned_abs() * 512;
+        }
+        Ok(())
+    });
+    walked.with_context(subject)?;
     Ok(bytes)
 }
 

@@ -18,7 +18,7 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use sha2::{Digest, Sha256};
 
-use crate::overlay::beneath::Dir;
+use crate::overlay::beneath::{Dir, Entry};
 use crate::overlay::whiteout;
 use crate::state;
 
@@ -65,6 +65,17 @@ pub struct Image {
     pub path: Option<PathBuf>,
     /// Whether this call made it.
     pub made: bool,
+}
+
+/// What the files of a tree take in an image: what is a hole in a file is zeros there, and a file that a guest has committed may
+/// be of any length.
+#[derive(Debug, Default)]
+struct Need {
+    bytes: u64,
+    /// The size of the longest file, and its path.
+    longest: (u64, PathBuf),
+    /// Files of several names, by device and number.
+    linked: HashSet<(u64, u64)>,
 }
 
 impl Mkfs {
@@ -158,7 +169,13 @@ impl Mkfs {
         let subject = || format!("image of {layer:?}");
         let file = unnamed_file(dir).with_context(subject)?;
         // Who mounts it is root of the guest.
-        has_room(&file, layer, whiteout::spell_for_root).with_context(subject)?;
+        let mut need = Need::default();
+        let seen = Dir::open(layer)?.walk(|path, entry| {
+            need.add(path, entry);
+            if entry.is_dir() { whiteout::spell_for_root(&entry.to_dir()?) } else { Ok(()) }
+        });
+        seen.with_context(subject)?;
+        need.check(&file).with_context(subject)?;
         self.run(Command::new(&self.program), &file, layer, &uuid(layer)).with_context(subject)?;
         Ok(Image { file, path: None, made: true })
     }
@@ -172,7 +189,12 @@ impl Mkfs {
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 let root = merge(dir, lower).context("merging the layers")?;
-                has_room(&file, &root, |_| Ok(()))?;
+                let mut need = Need::default();
+                Dir::open(&root)?.walk(|path, entry| {
+                    need.add(path, entry);
+                    Ok(())
+                })?;
+                need.check(&file)?;
                 let mut command = Command::new(&self.program);
                 command.current_dir(dir);
                 self.run(command, &file, &root, uuid)
@@ -250,38 +272,37 @@ fn unnamed_file(dir: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-/// Refuses a tree whose files the file system of `image` has no room for, before it is full: what is a hole in a file is zeros in
-/// an image, and a file that a guest has committed may be of any length. `dirs` is shown every directory.
-fn has_room(image: &File, root: &Path, dirs: impl FnMut(&Dir) -> io::Result<()>) -> anyhow::Result<()> {
-    let (mut needed, mut longest) = (0u64, (0u64, PathBuf::new()));
-    let mut linked = HashSet::new();
-    Dir::open(root)?.walk(dirs, |path, entry| {
+impl Need {
+    /// Counts what a tree shows, a file of several names once.
+    fn add(&mut self, path: &Path, entry: &Entry) {
         let stat = entry.stat();
-        let is_new = stat.st_nlink < 2 || linked.insert((stat.st_dev, stat.st_ino));
+        let is_new = stat.st_nlink < 2 || self.linked.insert((stat.st_dev, stat.st_ino));
         if entry.file_type() == FileType::RegularFile && is_new {
             let size = u64::try_from(stat.st_size).unwrap_or(0);
-            needed = needed.saturating_add(size.next_multiple_of(BLOCK));
-            if size > longest.0 {
-                longest = (size, path.to_owned());
+            self.bytes = self.bytes.saturating_add(size.next_multiple_of(BLOCK));
+            if size > self.longest.0 {
+                self.longest = (size, Path::new("/").join(path));
             }
         }
-        Ok(())
-    })?;
-    let left = rustix::fs::fstatvfs(image)?;
-    let room = left.f_bavail.saturating_mul(left.f_frsize);
-    if needed > room {
-        let (size, path) = longest;
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        bail!(
-            "no space left for the image: its files have {} MiB, {} of them in {:?}, and {} MiB are free (holes take room too; make \
-             room, set MSB_HOME, or use --root share)",
-            mib(needed),
-            mib(size),
-            Path::new("/").join(path),
-            room >> 20,
-        );
     }
-    Ok(())
+
+    /// Refuses a tree that the file system of `image` has no room for, before that is full.
+    fn check(&self, image: &File) -> anyhow::Result<()> {
+        let left = rustix::fs::fstatvfs(image)?;
+        let room = left.f_bavail.saturating_mul(left.f_frsize);
+        if self.bytes > room {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            let (size, path) = &self.longest;
+            bail!(
+                "no space left for the image: its files have {} MiB with their holes, {} of them in {path:?}, and {} MiB are free \
+                 (make room, set MSB_HOME, or mount the root with msb-mount)",
+                mib(self.bytes),
+                mib(*size),
+                room >> 20,
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Opens a kept image with a shared lock; `None` where it is missing, or is not what its name says.

@@ -285,26 +285,23 @@ impl Dir {
         }
     }
 
-    /// Shows this directory and every one below it to `dirs`, and whatever else is there to `others`, in no order.
+    /// Shows all there is to `visit`, by its path from here: this directory, whose path is empty, and everything below it, what is in
+    /// a directory after the directory.
     ///
     /// # Errors
-    /// What opening or reading says, ENAMETOOLONG for a way longer than `PATH_MAX`, and what `dirs` and `others` say.
-    pub fn walk(
-        &self,
-        mut dirs: impl FnMut(&Self) -> io::Result<()>,
-        mut others: impl FnMut(&Path, &Entry) -> io::Result<()>,
-    ) -> io::Result<()> {
+    /// What opening or reading says, ENAMETOOLONG for a path longer than `PATH_MAX`, and what `visit` says.
+    pub fn walk(&self, mut visit: impl FnMut(&Path, &Entry) -> io::Result<()>) -> io::Result<()> {
         // Paths, and not descriptors: a directory may have any number of directories.
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
             let dir = self.descend(&path)?;
-            dirs(&dir)?;
+            visit(&path, &dir.to_entry()?)?;
             for child in dir.read()? {
                 let child = child?;
                 let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
                 match dir.entry(name)? {
                     Some(entry) if entry.is_dir() => pending.push(path.join(name.0)),
-                    Some(entry) => others(&path.join(name.0), &entry)?,
+                    Some(entry) => visit(&path.join(name.0), &entry)?,
                     None => {}
                 }
             }
