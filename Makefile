@@ -71,6 +71,7 @@ test-krun test-krun-all: deps build
 # The tests in which a root of disks does what a shared one does, on both VMMs.
 alike = $(wildcard tests/t[4-6]-*.bats) tests/t8-handoff.bats
 test-block: export MSB_TEST_ROOT = block
+test-block: export MSB_KVM_HOST_LIMIT ?= 3600
 test-block: deps build
 	@tests/run $(alike)
 	@$(bare-krun)
@@ -102,6 +103,7 @@ bench: deps build
 	@for bench in $(filter-out %-krun.sh %-shutdown.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
 
 # The same for libkrun, in the nested host where this machine has no KVM.
+bench-krun: export MSB_KVM_HOST_LIMIT ?= 7200
 bench-krun: deps build
 	@$(bare-krun)
 	@for bench in bench-krun bench-exec bench-block-krun; do echo "== $$bench"; tests/kvm-host/run tests/$$bench.sh; done
