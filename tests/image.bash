@@ -4,10 +4,11 @@
 #
 #   source tests/image.bash; demo_image
 
-image_fixtures=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/fixtures
+image_source=$(realpath "${BASH_SOURCE[0]}")
+image_fixtures=${image_source%/*/*}/target/fixtures
 image_epoch=1700000000
 
-# image_cached NAME RECIPE…: runs the function NAME_recipe in a scratch directory, unless its layout is there already.
+# image_cached RECIPE FUNCTION…: runs the function RECIPE in a scratch directory, unless its layout is there already.
 # The hash covers the functions named.
 image_cached() {
     local name=$1 hash layout
@@ -22,7 +23,10 @@ image_cached() {
             image_scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
             trap 'rm -rf "$image_scratch"' EXIT
             trap 'exit 130' INT TERM
-            cd "$image_scratch" && "$name" >&2 || { echo "image: $name failed" >&2; exit 1; }
+            # In a shell of its own, since errexit is without effect in this one when the caller looks at the status.
+            # shellcheck disable=SC2016 # that shell's own arguments
+            cd "$image_scratch" && bash -euo pipefail -c 'source "$1"; "$2"' - "$image_source" "$name" >&2 ||
+                { echo "image: $name failed" >&2; exit 1; }
             mv -T "$image_scratch/layout" "$layout"
         ) 9>"$image_fixtures/.${name%_recipe}.lock" || return
     fi
@@ -55,9 +59,11 @@ demo_recipe() {
 
 # image_debian VARIANT TO.tar [FLAG…]: Debian bookworm by mmdebstrap, without what only people read.
 image_debian() {
-    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --quiet --variant="$1" "${@:3}" \
+    # No file is handed down: mmdebstrap has apt run "cat >&N" by sh(1), and dash takes an N of one digit only.
+    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --variant="$1" "${@:3}" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
-        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$2"
+        --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$2" \
+        >debian.log 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- || { cat debian.log >&2; return 1; }
 }
 
 # image_more BASE.tar TO.tar PACKAGES [FLAG…]: such a Debian with more packages.
@@ -106,7 +112,7 @@ openrc_recipe() { init_recipe sysvinit-core,openrc; }
 # init_recipe PACKAGES
 init_recipe() {
     local base
-    base=$(essential_layer) || return
+    base=$(essential_layer)
     image_more "$base" layer.tar "$1" --dpkgopt='path-exclude=/usr/share/zoneinfo/*'
     image_from_tars layer.tar
     umoci gc --layout layout
