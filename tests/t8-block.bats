@@ -199,6 +199,7 @@ END
     [ "$status" -eq 1 ]
     [[ $stderr == *'no space left for the image'*'4194304 of them in "/srv/huge"'*'make room'* ]]
     [ ! -e "$XDG_RUNTIME_DIR/msb/worker" ]
+    [ ! -e "$MSB_HOME/sandboxes/worker" ]
     # And so in what the image is made of.
     cp -a "$vm_root" own
     mv huge own/srv-huge

@@ -122,7 +122,10 @@ impl Block {
             let image = Mkfs::find()?.layer(&images, &upper.dir)?;
             disks.push(Disk { file: image.file.into(), writable: false });
         }
-        disks.extend(top.map(|file| Disk { file: file.into(), writable: true }));
+        // Last, so that a boot that fails leaves no disk behind that nothing is on.
+        if let Some(top) = top {
+            disks.push(Disk { file: top.into_file()?.into(), writable: true });
+        }
         Ok(disks)
     }
 

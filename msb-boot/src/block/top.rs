@@ -24,6 +24,8 @@ use crate::vmm::Why;
 const DISK: &str = "top.ext4";
 /// The file beside it that says what the disk stands on: without that it makes no sense.
 const BASE: &str = "top.base";
+/// Why a name cannot be had.
+const TAKEN: &str = "another VM has it (stop that one, or take another --name)";
 
 /// How the template is made. No block is kept for root, whose guest it is; nothing is written that the kernel does not need.
 /// Part of its name, so that another release makes its own.
@@ -79,6 +81,7 @@ impl Top {
     /// Takes the disk's name away, when nothing is on it that is not elsewhere.
     pub(crate) fn forget(&self) {
         if let Self::Named { dir, .. } = self {
+            let _gate = gate(dir);
             let _ = fs::remove_file(dir.join(DISK));
             let _ = fs::remove_file(dir.join(BASE));
             // A sandbox that holds more stays.
@@ -86,49 +89,57 @@ impl Top {
         }
     }
 
-    /// Opens the disk, made where it is missing, with a lock that it keeps as long as somebody has it open.
+    /// Opens the disk, with a lock that it keeps as long as somebody has it open. One that is missing is made.
     ///
     /// # Errors
     /// Words for one that another VM has, or that stands on another image.
-    pub(crate) fn open(&self, home: &Path) -> anyhow::Result<Option<File>> {
-        match self {
-            Self::Memory => Ok(None),
-            Self::Unnamed { size } => {
-                let dir = home.join("sandboxes");
-                state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
-                let disk = make(home, &dir, *size).with_context(|| format!("disk in {dir:?}"))?;
-                lock(&disk)?;
-                Ok(Some(disk))
-            }
+    pub(crate) fn open(&self, home: &Path) -> anyhow::Result<Option<Open<'_>>> {
+        let (file, unnamed) = match self {
+            Self::Memory => return Ok(None),
+            Self::Unnamed { size } => (make(home, *size)?, None),
             Self::Named { dir, size, base } => {
                 let path = dir.join(DISK);
-                open_named(home, dir, &path, *size, base).with_context(|| format!("disk {path:?}")).map(Some)
+                match open_named(dir, &path, *size, base).with_context(|| format!("disk {path:?}"))? {
+                    Some(disk) => (disk, None),
+                    None => (make(home, size.unwrap_or(DEFAULT_DISK))?, Some((dir.as_path(), base.as_slice()))),
+                }
             }
-        }
+        };
+        Ok(Some(Open { file, unnamed }))
     }
 }
 
-fn open_named(home: &Path, dir: &Path, path: &Path, size: Option<u64>, base: &[u8]) -> anyhow::Result<File> {
-    state::make_private_dir(dir)?;
-    // While this is held nobody else makes the disk, or takes it away.
-    let gate = File::open(dir)?;
-    rustix::fs::flock(&gate, FlockOperation::LockExclusive)?;
+/// A disk that is open. One that was just made has its name still to come: what it is made for may fail.
+#[derive(Debug)]
+pub(crate) struct Open<'a> {
+    file: File,
+    /// The sandbox's directory that it belongs into, and what it stands on.
+    unnamed: Option<(&'a Path, &'a [u8])>,
+}
+
+impl Open<'_> {
+    /// The disk, under its name.
+    ///
+    /// # Errors
+    /// Words for a name that another VM has taken since.
+    pub(crate) fn into_file(self) -> anyhow::Result<File> {
+        if let Some((dir, base)) = self.unnamed {
+            self.file.sync_all()?;
+            give_name(&self.file, dir, base)?;
+        }
+        Ok(self.file)
+    }
+}
+
+/// `None`: it is missing.
+fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8]) -> anyhow::Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let disk = match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(disk) => File::from(disk),
-        Err(rustix::io::Errno::NOENT) => {
-            state::write_file(&dir.join(BASE), base, 0o600)?;
-            let disk = make(home, dir, size.unwrap_or(DEFAULT_DISK))?;
-            disk.sync_all()?;
-            let unnamed = format!("/proc/self/fd/{}", disk.as_raw_fd());
-            rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
-            state::sync_parent(path)?;
-            disk
-        }
-        Err(error) => return Err(error.into()),
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        other => File::from(other?),
     };
     if lock(&disk).is_err() {
-        bail!("another VM has it (stop that one, or take another --name)");
+        bail!(TAKEN);
     }
     let stands_on = fs::read(dir.join(BASE)).context("what it stands on")?;
     if stands_on != base {
@@ -142,33 +153,62 @@ fn open_named(home: &Path, dir: &Path, path: &Path, size: Option<u64>, base: &[u
     if size.is_some_and(|size| size != has) {
         bail!("it has {} MiB already (leave --disk out, or take another --name)", has >> 20);
     }
-    Ok(disk)
+    Ok(Some(disk))
 }
 
 /// Gives a disk without a name that of a VM.
 ///
 /// # Errors
-/// What linking says.
+/// Words for a name that is taken, or what linking says.
 pub(crate) fn keep(home: &Path, name: &str, base: &[u8], disk: &OwnedFd) -> anyhow::Result<PathBuf> {
-    let dir = home.join("sandboxes").join(name);
-    state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
-    state::write_file(&dir.join(BASE), base, 0o600)?;
-    let (path, unnamed) = (dir.join(DISK), format!("/proc/self/fd/{}", disk.as_raw_fd()));
-    rustix::fs::linkat(CWD, unnamed, CWD, &path, AtFlags::SYMLINK_FOLLOW).with_context(|| format!("{path:?}"))?;
-    state::sync_parent(&path)?;
+    give_name(disk, &home.join("sandboxes").join(name), base)
+}
+
+fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {
+    let path = dir.join(DISK);
+    let give = || -> anyhow::Result<()> {
+        state::make_private_dir(dir)?;
+        let _gate = gate(dir)?;
+        if path.try_exists()? {
+            bail!(TAKEN);
+        }
+        state::write_file(&dir.join(BASE), base, 0o600)?;
+        link(disk, &path)?;
+        Ok(state::sync_parent(&path)?)
+    };
+    give().with_context(|| format!("disk {path:?}"))?;
     Ok(path)
+}
+
+/// While this is held nobody else gives the name or takes it away, so what is said of the base is said of the disk.
+fn gate(dir: &Path) -> io::Result<File> {
+    let gate = File::open(dir)?;
+    rustix::fs::flock(&gate, FlockOperation::LockExclusive)?;
+    Ok(gate)
+}
+
+/// Gives a file without a name its first one.
+fn link(file: &impl AsRawFd, path: &Path) -> rustix::io::Result<()> {
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)
 }
 
 fn lock(disk: &File) -> io::Result<()> {
     Ok(rustix::fs::flock(disk, FlockOperation::NonBlockingLockExclusive)?)
 }
 
-/// A fresh disk without a name in `dir`.
-fn make(home: &Path, dir: &Path, size: u64) -> anyhow::Result<File> {
-    let template = template(home, size)?;
-    let disk = unnamed(dir)?;
-    copy_data(&template, &disk, size)?;
-    Ok(disk)
+/// A fresh disk without a name, where it can be given one, and locked.
+fn make(home: &Path, size: u64) -> anyhow::Result<File> {
+    let dir = home.join("sandboxes");
+    let make = || -> anyhow::Result<File> {
+        state::make_private_dir(&dir)?;
+        let template = template(home, size)?;
+        let disk = unnamed(&dir)?;
+        copy_data(&template, &disk, size)?;
+        lock(&disk)?;
+        Ok(disk)
+    };
+    make().with_context(|| format!("disk in {dir:?}"))
 }
 
 fn unnamed(dir: &Path) -> io::Result<File> {
@@ -208,8 +248,7 @@ fn template(home: &Path, size: u64) -> anyhow::Result<File> {
         bail!("{mke2fs:?} ended with {}: {}", output.status, words.trim());
     }
     file.sync_all()?;
-    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    match rustix::fs::linkat(CWD, name, CWD, &path, AtFlags::SYMLINK_FOLLOW) {
+    match link(&file, &path) {
         // Another boot was faster; one is as good as the other.
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(file),
         Err(error) => Err(error).with_context(|| format!("{path:?}")),
