@@ -67,6 +67,33 @@ boot_halfway() {
     [ "$(vm_exec two hostname)" = two ]
 }
 
+# bats test_tags=vmm
+@test "VMs that share a root keep what is mounted in it until they end, and the last one leaves it as it was" {
+    vm_needs_share
+    rmdir "$vm_root"/{dev,proc,run,sys}
+    mkdir -p "$vm_root/etc/profile.d"
+    before=$(cd "$vm_root" && find . | sort)
+    printf '#!/bin/sh\necho hello\n' >hello
+    # Killed, it leaves a list of what its agent had made; that is nobody's when the next one boots.
+    vm_boot killed
+    kill -KILL "$(vm_pid killed)"
+    vm_await_end "$(vm_pid killed)"
+    rmdir "$vm_root"/{dev,proc,run,sys,.msb}
+    rm "$vm_root/etc/profile.d/msb-scripts.sh"
+    for name in one two three; do vm_boot "$name" --script hello=hello & done
+    wait
+    for name in one two; do
+        msb-stop -r "$name" >/dev/null
+        # Longer than a guest believes what it has seen of a shared directory.
+        sleep 2
+        [ "$(vm_exec three sh -lc 'hello; ls -d /proc/self /dev/null /sys/fs /run/..' | xargs)" = \
+            'hello /dev/null /proc/self /run/.. /sys/fs' ]
+    done
+    msb-stop -r three >/dev/null
+    [ "$(cd "$vm_root" && find . | sort)" = "$before" ]
+    [ ! -e "$XDG_RUNTIME_DIR/msb/.roots" ]
+}
+
 @test "a VM without a name gets one of its own" {
     msb-boot -r "$vm_record" >worker.json
     name=$(jq -r .vm.name worker.json)

@@ -47,6 +47,7 @@ teardown() { vm_teardown; }
     run --separate-stderr msb-stop -r worker.json
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: its supervisor had been killed; tidied up' ]
+    [ ! -e "$vm_root/.msb" ]
     vm_assert_nothing
 }
 

@@ -72,8 +72,10 @@ pub fn mount_kernel_file_systems() -> Result<(), Error> {
 /// What was made on the way to the real root, to be taken down again at the end.
 #[derive(Debug, Default)]
 pub struct Made {
-    /// Mount points in the real root; the host hears of them too.
+    /// Mount points in the real root. The host hears of them: only there is known who else has a shared root.
     pub points: Vec<PathBuf>,
+    /// Whether they are the host's to remove.
+    shared: bool,
     /// Writable file systems below it, which no path leads to any more.
     below: Vec<OwnedFd>,
 }
@@ -85,12 +87,11 @@ impl Made {
     }
 }
 
-/// Mounts the real root by boot.json's steps and makes it `/`.
+/// Mounts the real root by boot.json's steps and makes it `/`. What was made is in `made`, also after an error.
 ///
 /// # Errors
 /// The step that fails, by name.
-pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
-    let mut made = Made::new();
+pub fn enter_root(boot: &Boot, made: &mut Made) -> Result<(), Error> {
     for step in &boot.mounts {
         mount_step(step)?;
         if !step.directories.is_empty() {
@@ -99,9 +100,10 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
         }
     }
     let root = Path::new(boot::NEW_ROOT);
-    if !boot.mounts.iter().any(|step| step.target == root) {
+    let Some(step) = boot.mounts.iter().find(|step| step.target == root) else {
         return Err(Error::step("enter the root".into(), io::Error::other("boot.json mounts nothing on /mnt")));
-    }
+    };
+    made.shared = step.fstype == "virtiofs";
     for name in MOVED.iter().chain(&["run", SHARE]) {
         // A symlink could lead the mount anywhere, also over what is mounted already. Nothing is made before all is clear.
         if fs::symlink_metadata(root.join(name)).is_ok_and(|there| !there.is_dir()) {
@@ -111,17 +113,17 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
     }
     for name in MOVED {
         let (from, to) = (Path::new("/").join(name), root.join(name));
-        make_mount_point(&to, name, &mut made)?;
+        make_mount_point(&to, name, made)?;
         mount(Some(&from), &to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
             .map_err(|error| Error::step(format!("move {} to the root", from.display()), error.into()))?;
     }
     let run = root.join("run");
-    make_mount_point(&run, "run", &mut made)?;
+    make_mount_point(&run, "run", made)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), &run, Some("tmpfs"), flags, Some("mode=0755"))
         .map_err(|error| Error::step("mount /run".into(), error.into()))?;
     let msb = root.join(SHARE);
-    make_mount_point(&msb, SHARE, &mut made)?;
+    make_mount_point(&msb, SHARE, made)?;
     let share = Path::new("/").join(boot::MSB_DIR);
     mount(Some(&share), &msb, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .and_then(|()| {
@@ -129,7 +131,7 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
             mount(None::<&str>, &msb, None::<&str>, read_only | MsFlags::MS_NODEV, None::<&str>)
         })
         .map_err(|error| Error::step("mount /.msb".into(), error.into()))?;
-    if let Err(error) = show_profile(root, &mut made) {
+    if let Err(error) = show_profile(root, made) {
         crate::say(&format!("{}: {error}", root.join(PROFILE).display()));
     }
     // As switch_root(8) does it: the new root over the old one, then into it.
@@ -139,8 +141,7 @@ pub fn enter_root(boot: &Boot) -> Result<Made, Error> {
         nix::unistd::chroot(".")?;
         nix::unistd::chdir("/")
     };
-    into().map_err(|error| Error::step("enter the root".into(), error.into()))?;
-    Ok(made)
+    into().map_err(|error| Error::step("enter the root".into(), error.into()))
 }
 
 /// Where the boot share is shown.
@@ -159,10 +160,14 @@ fn show_profile(root: &Path, made: &mut Made) -> io::Result<()> {
     match fs::symlink_metadata(&target) {
         Ok(meta) if !meta.is_file() => return Ok(()),
         Ok(_) => {}
-        Err(_) => {
-            fs::File::create_new(&target)?;
-            made.points.push(Path::new("/").join(PROFILE));
-        }
+        Err(_) => match fs::File::create_new(&target) {
+            // Another VM of this root was faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => {
+                other?;
+                made.points.push(Path::new("/").join(PROFILE));
+            }
+        },
     }
     let source = Path::new("/").join(boot::MSB_DIR).join(script::PROFILE_NAME);
     Ok(mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
@@ -181,8 +186,14 @@ fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Erro
     if path.is_dir() {
         return Ok(());
     }
-    fs::create_dir(path).map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
-    made.points.push(Path::new("/").join(name));
+    match fs::create_dir(path) {
+        // Another VM of this root was faster.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        other => {
+            other.map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
+            made.points.push(Path::new("/").join(name));
+        }
+    }
     Ok(())
 }
 
@@ -241,7 +252,7 @@ pub fn leave_root(made: &Made) {
             .or_else(|_| umount2(target.as_os_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
     }
     let _ = umount2("/proc", MntFlags::MNT_DETACH);
-    for path in &made.points {
+    for path in made.points.iter().filter(|_| !made.shared) {
         let _ = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
     }
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;

@@ -181,7 +181,7 @@ fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
         commit::run(&boot)?;
         shutdown::end_machine(made, since);
     }
-    *made = early::enter_root(&boot)?;
+    early::enter_root(&boot, made)?;
     let files = Rlimit { current: Some(sys::OPEN_FILES), maximum: Some(sys::OPEN_FILES) };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {
         say(&format!("raise the number of open files: {error}"));
@@ -218,7 +218,14 @@ fn read_boot_json() -> Result<Boot, Error> {
 fn give_up(words: &str, kernel_ms: u64, made: &Made) -> ! {
     let since = Instant::now();
     say(words);
-    tell_host(Ready { error: Some(words.to_owned()), kernel_ms, agent_ms: uptime_ms(), ..Ready::default() });
+    let made_points = made.points.clone();
+    tell_host(Ready {
+        error: Some(words.to_owned()),
+        kernel_ms,
+        agent_ms: uptime_ms(),
+        made: made_points,
+        ..Ready::default()
+    });
     shutdown::end_machine(made, since)
 }
 

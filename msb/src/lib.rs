@@ -15,6 +15,8 @@ pub mod erofs;
 #[cfg(feature = "cli")]
 pub mod exit;
 #[cfg(feature = "cli")]
+pub mod leftovers;
+#[cfg(feature = "cli")]
 pub mod line;
 pub mod mountinfo;
 #[cfg(feature = "overlay")]

@@ -17,7 +17,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::overlay::beneath::{Dir, Name};
-use crate::state;
+use crate::record::{self, Record};
+use crate::{leftovers, state};
 
 /// The socket on which the agent answers.
 pub const AGENT_SOCKET: &str = "agent.sock";
@@ -189,11 +190,15 @@ impl Held {
         File::options().create(true).truncate(false).write(true).mode(0o600).open(self.path.join(ALIVE))
     }
 
-    /// Removes what is in the directory but for the names in `keep`. True: there was something to remove.
+    /// Removes what is in the directory but for the names in `keep`, and what a killed VM has left in a root that it shared. True:
+    /// there was something to remove.
     ///
     /// # Errors
     /// What removing says.
     pub fn clear(&self, keep: &[&str]) -> io::Result<bool> {
+        if let Some(root) = self.shared_root() {
+            leftovers::tidy(&self.path, root);
+        }
         let mut removed = false;
         let dir = Dir::open(&self.path)?;
         for entry in fs::read_dir(&self.path)? {
@@ -204,6 +209,13 @@ impl Held {
             }
         }
         Ok(removed)
+    }
+
+    fn shared_root(&self) -> Option<PathBuf> {
+        let text = fs::read(self.path.join(record::FILE_NAME)).ok()?;
+        let record = Record::parse(text.trim_ascii_end()).ok()?;
+        record.vm.filter(|vm| vm.root == "share")?;
+        Some(record.mount?.path)
     }
 
     /// Removes the directory and all in it.

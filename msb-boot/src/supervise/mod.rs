@@ -7,7 +7,6 @@ mod commit;
 mod console;
 pub(crate) mod crew;
 mod front;
-mod leftovers;
 mod ready;
 mod stopping;
 mod watch;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use msb::leftovers::Leftovers;
 use msb::record::{self, Endpoint, Timings};
 use msb::rundir::{self, Ended, Held};
 use msb::state;
@@ -17,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::console::{Console, Words};
 use super::crew::{self, Crew};
 use super::front::{Front, Said};
-use super::{leftovers, ready, stopping};
+use super::{ready, stopping};
 use crate::bootshare;
 use crate::config::{Config, now};
 use crate::launch::Report;
@@ -49,8 +50,8 @@ pub(super) struct Watch<'a> {
     report: Option<ready::Report>,
     signals: SignalFd,
     phase: Phase,
-    /// What the agent made in the root.
-    made: Vec<PathBuf>,
+    /// What agents made in the root, where it is shared.
+    leftovers: Option<Leftovers>,
     /// A process that serves the VM is gone: which and how, and until when the VMM may end by itself.
     lost: Option<(Duration, String)>,
     spawned: Duration,
@@ -68,6 +69,10 @@ impl<'a> Watch<'a> {
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
 
+        let leftovers = match &config.vm.root {
+            Root::Share(root) => Some(Leftovers::hold(&config.vm.dir, root).with_context(|| format!("root {root:?}"))?),
+            _ => None,
+        };
         let (words, words_in) = std::io::pipe()?;
         let mut crew = Crew::new(words_in, held.show_life()?)?;
         let mut vm = config.vm.clone();
@@ -92,7 +97,7 @@ impl<'a> Watch<'a> {
             report: Some(report),
             signals,
             phase: Phase::Booting { until: now() + config.timeout },
-            made: Vec::new(),
+            leftovers,
             lost: None,
             spawned: now(),
             top,
@@ -188,11 +193,13 @@ impl<'a> Watch<'a> {
             }
         };
         self.report = None;
+        if let Some(leftovers) = &mut self.leftovers {
+            leftovers.add(&ready.made).context("what the agent made in the root")?;
+        }
         if let Some(words) = ready.error {
             bail!("guest: {}", msb::exit::printable(&words));
         }
         self.held.close_door().context("the agent's socket")?;
-        self.made.clone_from(&ready.made);
         let record = self.record(&ready)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
@@ -340,10 +347,8 @@ impl<'a> Watch<'a> {
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
+        // Before what is in `leftovers` goes.
         self.crew.end();
-        if let Root::Share(root) = &self.config.vm.root {
-            leftovers::remove(root, std::mem::take(&mut self.made));
-        }
     }
 }
 
