@@ -27,12 +27,9 @@ help:
 deps:
 	@tools/deps.sh
 
-# Both at once: each leaves a processor idle towards its end.
-build:
+build: agentd
 	@echo "== building the tools (cargo, release)"
-	@CARGO_TERM_PROGRESS_WHEN=never $(MAKE) --no-print-directory agentd & tools=0; \
-	$(CARGO) build --release --locked --workspace --exclude agentd || tools=$$?; \
-	wait $$! && exit $$tools
+	$(CARGO) build --release --locked --workspace --exclude agentd
 	@test -e $(MSB_DEPS)/bin/vhost-device-vsock || { echo "vhost-device-vsock is missing: run \"make deps\" first" >&2; exit 1; }
 	@cp -uL --remove-destination $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
 	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL --remove-destination $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
