@@ -104,7 +104,9 @@ fn gate(path: &Path) -> io::Result<Option<File>> {
 /// Removes what is on the list, and the list, unless somebody has the root.
 fn let_go(mut list: File, path: &Path, root: &Path) -> io::Result<()> {
     let Some(_gate) = gate(path)? else { return Ok(()) };
-    if flock(&list, FlockOperation::NonBlockingLockExclusive).is_err() {
+    let is_held = flock(&list, FlockOperation::NonBlockingLockExclusive).is_err();
+    // Where it is removed already, the path may lead to a newer one.
+    if is_held || rustix::fs::fstat(&list)?.st_nlink == 0 {
         return Ok(());
     }
     fs::remove_file(path)?;
