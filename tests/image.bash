@@ -59,11 +59,12 @@ demo_recipe() {
 
 # image_debian VARIANT TO.tar [FLAG…]: Debian bookworm by mmdebstrap, without what only people read.
 image_debian() {
+    local words
     # No file is handed down: mmdebstrap has apt run "cat >&N" by sh(1), and dash takes an N of one digit only.
-    SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --variant="$1" "${@:3}" \
+    words=$(SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --variant="$1" "${@:3}" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$2" \
-        >debian.log 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- || { cat debian.log >&2; return 1; }
+        2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-) || { printf '%s\n' "$words" >&2; return 1; }
 }
 
 # image_more BASE.tar TO.tar PACKAGES [FLAG…]: such a Debian with more packages.
