@@ -21,6 +21,7 @@ pub mod line;
 pub mod mountinfo;
 #[cfg(feature = "overlay")]
 pub mod overlay;
+pub mod owner;
 #[cfg(feature = "cli")]
 pub mod record;
 #[cfg(feature = "cli")]

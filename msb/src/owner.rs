@@ -1,0 +1,123 @@
+//! The number of a user or group, checked once where it is read: on a command line, in an image, a passwd file, a message or
+//! an operation.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A uid or gid: 0 to 4294967294. The number above, -1 as 32 bits, is none: chown(2) and setresuid(2) take it to mean "leave
+/// it as it is", so a process that asks for it stays root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id(u32);
+
+/// Why a number or text is not an [`Id`]. It displays as the reason alone; the caller says of what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAnId {
+    /// 4294967295.
+    #[error("4294967295 is reserved (for the kernel it means \"unchanged\")")]
+    Reserved,
+    /// Beyond 32 bits, or negative.
+    #[error("not a number from 0 to 4294967294")]
+    OutOfRange,
+    /// Not digits alone.
+    #[error("not a decimal number")]
+    NotANumber,
+}
+
+impl Id {
+    /// Root's.
+    pub const ROOT: Self = Self(0);
+
+    /// Checks a number.
+    ///
+    /// # Errors
+    /// See [`NotAnId`].
+    pub const fn new(number: u64) -> Result<Self, NotAnId> {
+        match number {
+            0..=0xffff_fffe => Ok(Self(number as u32)),
+            0xffff_ffff => Err(NotAnId::Reserved),
+            _ => Err(NotAnId::OutOfRange),
+        }
+    }
+
+    /// The number, which is never 4294967295.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Id {
+    type Err = NotAnId;
+
+    /// Takes decimal digits alone: no sign, no spaces.
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(NotAnId::NotANumber);
+        }
+        Self::new(text.parse().map_err(|_| NotAnId::OutOfRange)?)
+    }
+}
+
+impl fmt::Display for Id {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Id {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        Self::new(u64::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_number_is_an_id_but_the_one_that_means_unchanged() {
+        for (text, id) in [
+            ("0", Ok(0)),
+            ("007", Ok(7)),
+            ("4294967294", Ok(u32::MAX - 1)),
+            ("4294967295", Err(NotAnId::Reserved)),
+            ("04294967295", Err(NotAnId::Reserved)),
+            ("4294967296", Err(NotAnId::OutOfRange)),
+            ("18446744073709551616", Err(NotAnId::OutOfRange)),
+            ("", Err(NotAnId::NotANumber)),
+            ("-1", Err(NotAnId::NotANumber)),
+            ("+1", Err(NotAnId::NotANumber)),
+            ("0x1", Err(NotAnId::NotANumber)),
+            (" 1", Err(NotAnId::NotANumber)),
+            ("root", Err(NotAnId::NotANumber)),
+            ("\u{661}", Err(NotAnId::NotANumber)),
+        ] {
+            assert_eq!(text.parse::<Id>().map(Id::get), id, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn json_takes_the_same_numbers_and_gives_them_back() {
+        for (json, words) in [
+            ("4294967295", "reserved"),
+            ("4294967296", "0 to 4294967294"),
+            ("-1", "invalid value"),
+            ("1.5", "invalid type"),
+            ("\"1\"", "invalid type"),
+        ] {
+            let error = serde_json::from_str::<Id>(json).unwrap_err().to_string();
+            assert!(error.contains(words), "{json}: {error}");
+        }
+        let id: Id = serde_json::from_str("4294967294").unwrap();
+        assert_eq!(serde_json::to_string(&id).unwrap(), "4294967294");
+        assert_eq!(id.to_string(), "4294967294");
+        assert_eq!(Id::default(), Id::ROOT);
+    }
+}
