@@ -330,7 +330,7 @@ boot_halfway() {
 @test "a full disk is an error, and nothing half-made is left" {
     mkdir small
     mount -t tmpfs -o size=512k none small
-    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/small" msb-boot -r "$vm_record"
+    run --separate-stderr env MSB_RUN="$PWD/small/msb" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == "msb-boot: "*"No space left on device"* ]]
     [ -z "$(find small -mindepth 2)" ]
@@ -349,15 +349,55 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a record that has a VM is refused" {
-    vm_boot worker
+@test "a record whose VM runs is refused; when it has ended, it boots again as before, and flags override what was asked for" {
+    vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 50 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
+    jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", init: null, entrypoint: null,
+        cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", disk: null, ephemeral: false,
+        commit_on_stop: false, overlay: null, vmm: null, kernel_log: null, timeout_s: 50}' worker.json
+    [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     run --separate-stderr msb-boot -r worker.json --name other
     [ "$status" -eq 1 ]
-    [[ $stderr == *'the record has a VM already, "worker"'* ]]
+    [[ $stderr == *'the record has a VM already, "worker", and it runs (stop it with "msb-stop worker"'* ]]
+    cp worker.json first.json
+    msb-stop worker >stopped.json
+    jq -e '.boot.cpus == 2 and (has("vm") | not)' stopped.json
+
+    # The record of the ended VM, as it was printed.
+    msb-boot -r first.json -o again.json
+    [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
+    jq -e --slurpfile first first.json '.boot == $first[0].boot and .vm.pid != $first[0].vm.pid and .vm.cpus == 2' again.json
+    msb-stop -q worker >/dev/null
+
+    # The record that msb-stop prints, changed by hand and by a flag.
+    jq '.boot.cpus = 1 | .boot.network = {mode: "none"}' stopped.json | msb-boot -e GREETING=you >changed.json
+    [ "$(msb-exec worker)" = 'you /tmp nobody host 1' ]
+    jq -e '.boot.network.mode == "none" and .boot.env.GREETING == "you" and .boot.memory_mib == 200' changed.json
+    # Ended by itself, and its end not tidied up yet.
+    vm_exec worker poweroff -f || true
+    vm_await_end "$(jq .vm.pid changed.json)"
+    msb-boot -q -r worker --hostname other --vmm qemu -o last.json
+    [ "$(msb-exec worker)" = 'you /tmp nobody other 1' ]
+}
+
+@test "a generated name is kept when the VM boots again, and what a record asks for is checked" {
+    msb-boot -q -r "$vm_record" -o vm.json
+    name=$(jq -r .vm.name vm.json)
+    jq -e '.boot.name == null' vm.json
+    kill -KILL "$(jq .vm.pid vm.json)"
+    vm_await_end "$(jq .vm.pid vm.json)"
+    msb-boot -q -r vm.json -o vm.json
+    [ "$(jq -r .vm.name vm.json)" = "$name" ]
+    [ "$(msb-exec "$name" -- hostname)" = "$name" ]
+    for wrong in '.cpus = 0' '.cpus = "2"' '.memory_mib = 1' '.init = {path: "x"}' '.root = "tape"' '.workdir = "x"' '.env = {"A=": "b"}'; do
+        jq -c ".boot |= ({} | $wrong)" "$vm_record" >wrong.json
+        run --separate-stderr msb-boot -r wrong.json
+        [ "$status" -eq 1 ]
+        [[ $stderr == *"boot.$(sed 's/\.\([a-z_]*\).*/\1/' <<<"$wrong")"* ]]
+    done
 }
 
 @test "a run directory whose path is too long for a socket is refused" {
-    run --separate-stderr env XDG_RUNTIME_DIR="/tmp/$(printf 'x%.0s' {1..90})" msb-boot -r "$vm_record"
+    run --separate-stderr env MSB_RUN="/tmp/$(printf 'x%.0s' {1..90})" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'too long for the sockets in it'* ]]
 }

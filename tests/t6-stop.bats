@@ -128,7 +128,7 @@ teardown() {
     [ "$stderr" = 'msb-stop: the record has no running VM (start one with msb-boot)' ]
     run --separate-stderr msb-stop -r nobody
     [ "$status" -eq 1 ]
-    [[ $stderr == 'msb-stop: record "nobody": no such file, and no VM of that name is running' ]]
+    [[ $stderr == 'msb-stop: record "nobody": no such file, and no VM of that name is running in "'"$MSB_RUN"'"' ]]
     vm_boot worker
     jq -c '.vm.endpoint.unix = "/etc/agent.sock"' worker.json >wrong.json
     run --separate-stderr msb-stop -r wrong.json

@@ -11,6 +11,7 @@ setup() {
     source "$BATS_TEST_DIRNAME/tree.bash"
     source "$BATS_TEST_DIRNAME/vm.bash"
     export MSB_HOME=$BATS_TEST_TMPDIR/home XDG_RUNTIME_DIR=$BATS_TEST_TMPDIR/run
+    export MSB_RUN=$XDG_RUNTIME_DIR/msb
     unset MSB_RECORD
     mkdir -p "$XDG_RUNTIME_DIR"
     cd "$BATS_TEST_TMPDIR" || return

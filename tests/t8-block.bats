@@ -128,7 +128,7 @@ END
 @test "a disk that another VM has, of another image or another size, is refused" {
     vm_boot disk
     mkdir other-run
-    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/other-run" msb-boot -r "$vm_record" --name disk
+    run --separate-stderr env MSB_RUN="$PWD/other-run" msb-boot -r "$vm_record" --name disk
     [ "$status" -eq 1 ]
     [[ $stderr == *"disk \"$MSB_HOME/sandboxes/disk/top.ext4\": another VM has it"* ]]
     [ "$(vm_exec disk echo on)" = on ]

@@ -36,7 +36,7 @@ setup() {
         [ "$tool" != msb-exec ] || expected=125
         run --separate-stderr "$tool" < /dev/null
         [ "$status" = "$expected" ]
-        [ "$stderr" = "$tool: no record on stdin: the stage before this one printed none" ]
+        [ "$stderr" = "$tool: no record on stdin (the previous stage failed, or nothing is piped in: use -r FILE)" ]
         run --separate-stderr "$tool" <<< '{"msb":7}'
         [ "$status" = "$expected" ]
         [[ $stderr == "$tool: stdin: record version 7 is not supported"* ]]

@@ -11,6 +11,7 @@ vm_setup() {
     release=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release
     PATH=$release:$PATH:/usr/sbin
     export MSB_HOME=$BATS_FILE_TMPDIR/home XDG_RUNTIME_DIR=$BATS_TEST_TMPDIR/run
+    export MSB_RUN=$XDG_RUNTIME_DIR/msb
     unset MSB_RECORD MSB_AGENTD MSB_LIBKRUNFW
     mkdir -p "$XDG_RUNTIME_DIR"
     vm_root=$BATS_TEST_TMPDIR/root

@@ -18,7 +18,7 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 work=$(mktemp -d /tmp/msb-demo.XXXXXX) || exit 1
-export MSB_HOME="$work/home" XDG_RUNTIME_DIR="$work/run"
+export MSB_HOME="$work/home" XDG_RUNTIME_DIR="$work/run" MSB_RUN="$work/run/msb"
 mkdir "$XDG_RUNTIME_DIR"
 cd "$work" || exit 1
 

@@ -1,10 +1,14 @@
 //! The command line.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
+use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Parser, ValueEnum};
+use msb::output::Output;
+use msb::record::{RootChoice, VmmChoice};
+use msb::source::StageRecord;
 use msb::{env, script, state};
 
 /// Boot a microVM from a record
@@ -14,49 +18,56 @@ use msb::{env, script, state};
 #[derive(Debug, Parser)]
 #[command(name = "msb-boot", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The record: a file, or "-" for the first line of stdin [default: $MSB_RECORD, else stdin]
-    #[arg(short, long, value_name = "RECORD")]
-    pub record: Option<String>,
+    #[command(flatten)]
+    pub record: StageRecord,
 
-    /// The VM's name: msb-exec and msb-stop know it by that, and it is the guest's hostname [default: made up]
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The VM's name, used by msb-exec and msb-stop and as the guest's hostname [default: generated]
     #[arg(long, value_name = "NAME", value_parser = vm_name)]
     pub name: Option<String>,
 
-    /// Virtual processors
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub cpus: u8,
+    /// The guest's hostname [default: the VM's name]
+    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    pub hostname: Option<String>,
 
-    /// Memory: MiB, or a number with K, M or G
-    #[arg(short, long, value_name = "SIZE", default_value = "512M", value_parser = memory)]
-    pub memory: u32,
+    /// Virtual processors [default: 1]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(CPUS))]
+    pub cpus: Option<u8>,
 
-    /// Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint where that is an init, else the first of
-    /// /sbin/init, /lib/systemd/systemd and /usr/lib/systemd/systemd
-    #[arg(long, value_name = "auto|PATH", value_parser = init)]
+    /// Memory: MiB, or a number with K, M or G [default: 512M]
+    #[arg(short, long, value_name = "SIZE", value_parser = memory)]
+    pub memory: Option<u32>,
+
+    /// Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint if that is an init, else the first of
+    /// /sbin/init, /lib/systemd/systemd and /usr/lib/systemd/systemd [default: none]
+    #[arg(long, value_name = "auto|none|PATH", value_parser = init)]
     pub init: Option<InitChoice>,
 
-    /// An argument for the init (again for more)
-    #[arg(long = "init-arg", value_name = "ARG", requires = "init", allow_hyphen_values = true)]
+    /// An argument for the init (repeatable)
+    #[arg(long = "init-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub init_args: Vec<OsString>,
 
-    /// A variable for the init, over those that it inherits (again for more)
-    #[arg(long = "init-env", value_name = "K[=V]", requires = "init", value_parser = OsStringValueParser::new().try_map(variable))]
+    /// A variable for the init, in addition to those that it inherits (repeatable)
+    #[arg(long = "init-env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub init_env: Vec<OsString>,
 
-    /// What runs when msb-exec names no command, before the words behind --; the image's entrypoint and cmd are left out, as docker
-    /// does it. One word, or a JSON array of several; empty for none
+    /// What msb-exec runs without a command, followed by CMD; it replaces the image's entrypoint and cmd, as with docker. One
+    /// word, or a JSON array of several; empty for none
     #[arg(long, value_name = "CMD", value_parser = OsStringValueParser::new().try_map(entrypoint))]
     pub entrypoint: Option<Entrypoint>,
 
-    /// A script for the guest: FILE becomes /.msb/scripts/NAME, which is on PATH (again for more)
+    /// A script for the guest: FILE becomes /.msb/scripts/NAME, which is on PATH (repeatable)
     #[arg(long = "script", value_name = "NAME=FILE", value_parser = script_file)]
     pub scripts: Vec<(String, PathBuf)>,
 
-    /// A variable for all commands in the guest; K alone takes its value from here (again for more)
+    /// A variable for all commands in the guest; K alone takes its value from the caller's environment (repeatable). Values are
+    /// kept in the record
     #[arg(short, long = "env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
 
-    /// A file of variables, a line each: K=V or K; -e goes over them (again for more)
+    /// A file of variables, one a line: K=V or K; -e overrides it (repeatable)
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
 
@@ -68,32 +79,32 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<String>,
 
-    /// How the root reaches the guest
-    #[arg(long, value_enum, default_value_t = RootChoice::Auto)]
-    pub root: RootChoice,
+    /// How the root reaches the guest [default: auto]
+    #[arg(long, value_enum)]
+    pub root: Option<RootChoice>,
 
-    /// For a block root: the size of the disk that takes what the guest writes, with K, M, G or T; it takes room as it
-    /// fills. The VM of a --name finds its disk again [default: 4G]
+    /// For a block root: the size of the disk for what the guest writes, with K, M, G or T; sparse. A VM with --name reuses its
+    /// disk [default: 4G]
     #[arg(long, value_name = "SIZE", value_parser = disk_size)]
     pub disk: Option<u64>,
 
     /// For a block root: keep what the guest writes in its memory, and nothing of it when the VM has ended
-    #[arg(long, conflicts_with = "disk")]
-    pub ephemeral: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "disk")]
+    pub ephemeral: Option<bool>,
 
-    /// For a block root: bring what the guest has written into the record's upper when the VM has ended, as msb-stop --commit
+    /// For a block root: commit what the guest has written into the record's upper when the VM has ended, as msb-stop --commit
     /// does
-    #[arg(long, conflicts_with = "ephemeral")]
-    pub commit_on_stop: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub commit_on_stop: Option<bool>,
 
-    /// For a disk root: the qcow2 file that takes what the guest writes, made where it is missing [default: none, and the
-    /// disk is as it was when the VM has ended]
+    /// For a disk root: the qcow2 file for what the guest writes, made if it is missing [default: none, and the disk is
+    /// unchanged when the VM has ended]
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,
 
     /// What runs the VM [default: $MSB_VMM, else auto]
-    #[arg(long, value_enum, env = "MSB_VMM", hide_env = true, default_value_t = VmmChoice::Auto, hide_default_value = true)]
-    pub vmm: VmmChoice,
+    #[arg(long, value_enum)]
+    pub vmm: Option<VmmChoice>,
 
     /// Stay until the VM has ended; Ctrl-C stops it
     #[arg(short, long)]
@@ -108,15 +119,15 @@ pub(crate) struct Args {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Boot nothing: print as JSON what this machine has for a VM, which VMM would be taken, and what to install or add
+    /// Boot nothing: print as JSON what this machine has for a VM, which VMM would be used, and what is missing
     #[arg(long)]
     pub probe: bool,
 
-    /// How many seconds the guest may take until its agent answers
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
-    pub timeout: u32,
+    /// How many seconds the guest may take until its agent answers [default: 60]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeout: Option<u32>,
 
-    /// What msb-exec runs without a command, behind the entrypoint [default: the image's cmd]
+    /// Default command for msb-exec, appended to the entrypoint [default: the image's cmd]
     #[arg(value_name = "CMD", last = true)]
     pub command: Vec<OsString>,
 }
@@ -128,6 +139,8 @@ pub(crate) struct Entrypoint(pub Vec<OsString>);
 /// What `--init` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum InitChoice {
+    /// None.
+    None,
     /// To look for one.
     Auto,
     /// This one.
@@ -142,8 +155,10 @@ Examples:
   msb-boot -r systemd.json --init /lib/systemd/systemd --init-arg --unit=multi-user.target > vm.json
   msb-exec -r vm.json -- uname -a
   msb-stop -r vm.json
+  msb-boot -r vm.json -m 2G -o vm.json                 the same again, with more memory
 
-The VM's files are in $XDG_RUNTIME_DIR/msb/NAME (for root /run/msb/NAME): record.json, kernel.log.
+The record that is printed holds in its member boot what was asked for, so the record of a VM that has ended boots it again
+the same way. Flags override it.
 
 Inits, and how msb-stop asks each to power off:
   systemd        SIGRTMIN+4
@@ -154,30 +169,6 @@ Inits, and how msb-stop asks each to power off:
   others         SIGRTMIN+4 where they catch it, and SIGTERM
 One that has not powered off within the grace is ended by force, and one that just ends (as inits of containers do) ends the
 machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd).";
-
-/// How the root reaches the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum RootChoice {
-    /// By what the record holds
-    Auto,
-    /// The mounted root as a shared directory: what the guest writes shows on the host at once
-    Share,
-    /// Disks made of the layers and the patches, and one for what the guest writes: the fast one
-    Block,
-    /// The record's disk
-    Disk,
-}
-
-/// What runs the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum VmmChoice {
-    /// libkrun where the machine has usable KVM, else QEMU; says which and why
-    Auto,
-    /// libkrun, on KVM
-    Krun,
-    /// QEMU, on KVM or in software
-    Qemu,
-}
 
 fn vm_name(text: &str) -> Result<String, &'static str> {
     state::check_vm_name(text).map(|()| text.to_owned())
@@ -191,8 +182,13 @@ fn memory(text: &str) -> Result<u32, String> {
         "k" => number / 1024,
         "" | "m" => number,
         "g" => number.saturating_mul(1024),
-        _ => return Err(format!("{unit:?} is no unit of a size (K, M or G)")),
+        _ => return Err(format!("unknown unit {unit:?} (K, M or G)")),
     };
+    check_memory(mib)
+}
+
+/// Holds the memory of a guest, in MiB, to what it can have.
+pub(crate) fn check_memory(mib: u64) -> Result<u32, String> {
     match u32::try_from(mib) {
         Ok(mib) if (MIN_MEMORY..=MAX_MEMORY).contains(&mib) => Ok(mib),
         _ => Err(format!("a guest has {MIN_MEMORY} MiB to {} GiB", MAX_MEMORY / 1024)),
@@ -200,7 +196,7 @@ fn memory(text: &str) -> Result<u32, String> {
 }
 
 /// Reads the size of a disk, in bytes.
-fn disk_size(text: &str) -> Result<u64, String> {
+pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| "a size is a number with K, M, G or T".to_owned())?;
     let shift = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
@@ -208,7 +204,7 @@ fn disk_size(text: &str) -> Result<u64, String> {
         "" | "m" => 20,
         "g" => 30,
         "t" => 40,
-        _ => return Err(format!("{unit:?} is no unit of a size (K, M, G or T)")),
+        _ => return Err(format!("unknown unit {unit:?} (K, M, G or T)")),
     };
     match number.checked_mul(1 << shift) {
         Some(bytes) if (MIN_DISK..=MAX_DISK).contains(&bytes) => Ok(bytes & !0xfff),
@@ -216,7 +212,10 @@ fn disk_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// What a disk has where nobody says.
+/// How many processors a guest can have.
+pub(crate) const CPUS: RangeInclusive<i64> = 1..=64;
+
+/// The size of a disk by default.
 pub(crate) const DEFAULT_DISK: u64 = 4 << 30;
 /// Less, and the journal has no place.
 const MIN_DISK: u64 = 256 << 20;
@@ -237,11 +236,12 @@ fn variable(text: OsString) -> Result<OsString, &'static str> {
     env::check(&text).map(|()| text)
 }
 
-fn init(text: &str) -> Result<InitChoice, &'static str> {
+pub(crate) fn init(text: &str) -> Result<InitChoice, &'static str> {
     match text {
+        "none" => Ok(InitChoice::None),
         "auto" => Ok(InitChoice::Auto),
         path if path.starts_with('/') => Ok(InitChoice::Path(path.to_owned())),
-        _ => Err("\"auto\" or an absolute path in the guest is expected"),
+        _ => Err("\"auto\", \"none\" or an absolute path in the guest is expected"),
     }
 }
 
@@ -250,18 +250,18 @@ fn entrypoint(text: OsString) -> Result<Entrypoint, String> {
     match words {
         Some(words) => match serde_json::from_str::<Vec<String>>(words) {
             Ok(words) => Ok(Entrypoint(words.into_iter().map(Into::into).collect())),
-            Err(error) => Err(format!("no JSON array of words: {error}")),
+            Err(error) => Err(format!("not a JSON array of strings: {error}")),
         },
         None if text.is_empty() => Ok(Entrypoint(Vec::new())),
         None => Ok(Entrypoint(vec![text])),
     }
 }
 
-fn absolute(text: &str) -> Result<String, &'static str> {
+pub(crate) fn absolute(text: &str) -> Result<String, &'static str> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err("a path in the guest starts with \"/\"") }
 }
 
-fn user(text: &str) -> Result<String, &'static str> {
+pub(crate) fn user(text: &str) -> Result<String, &'static str> {
     if OsStr::new(text).is_empty() || text.starts_with(':') {
         Err("a user's name or number is expected")
     } else {
@@ -318,8 +318,9 @@ mod tests {
     }
 
     #[test]
-    fn an_init_is_auto_or_an_absolute_path() {
+    fn an_init_is_auto_none_or_an_absolute_path() {
         assert_eq!(init("auto"), Ok(InitChoice::Auto));
+        assert_eq!(init("none"), Ok(InitChoice::None));
         assert_eq!(init("/sbin/init"), Ok(InitChoice::Path("/sbin/init".into())));
         assert!(init("sbin/init").is_err() && init("").is_err());
     }

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::boot::{self, Boot, MountStep};
-use msb::record::{Mount, Record, Rootfs};
-use msb::{exit, rundir, state};
+use msb::record::{self, Mount, Record, RootChoice, Rootfs, VmmChoice};
+use msb::{env, exit, rundir, state, supervisor};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::args::{Args, DEFAULT_DISK, RootChoice};
+use crate::args::{Args, DEFAULT_DISK};
 use crate::block::Block;
 use crate::block::top::Top;
 use crate::disk::Disk;
 use crate::qemu::Parts;
 use crate::vmm::{self, Kind, Root, Vm};
-use crate::{TOOL, bootshare, defaults, kernel, programs};
+use crate::{TOOL, bootshare, defaults, kernel, programs, request};
 
 /// `sun_path` of `sockaddr_un`, with its NUL.
 const SOCKET_PATH_MAX: usize = 108;
@@ -62,22 +62,23 @@ impl Config {
     /// Words for the first thing that is wrong.
     pub(crate) fn check(args: &Args, record: Record) -> anyhow::Result<Self> {
         let started = now();
-        if let Some(vm) = &record.vm {
-            bail!("the record has a VM already, {:?} (stop it with msb-stop, which passes the record on)", vm.name);
-        }
-        check_flags(&record, args)?;
-        let choice = choose_root(&record, args)?;
-        let name = match &args.name {
-            Some(name) => name.clone(),
-            None => format!("vm-{}", state::fresh_id()?),
+        let asked = asked(record.boot.as_ref(), args)?;
+        let ended = record.vm.as_ref().map(has_ended).transpose()?;
+        check_flags(&record, &asked)?;
+        let choice = choose_root(&record, asked.root)?;
+        let name = match (&asked.name, ended) {
+            (Some(name), _) => name.clone(),
+            // The same VM again: a generated name is kept.
+            (None, Some(vm)) => vm.name.clone(),
+            (None, None) => format!("vm-{}", state::fresh_id()?),
         };
         let scripts = scripts(&record, args)?;
-        for words in more_than_there_is(args)? {
+        for words in more_than_there_is(&asked)? {
             exit::warn(TOOL, &words);
         }
         let agent = programs::agent()?;
         let library = kernel::library()?;
-        let (kind, words) = vmm::choose(args.vmm)?;
+        let (kind, words) = vmm::choose(vmm_choice(asked.vmm)?)?;
         if let Some(words) = words {
             exit::warn(TOOL, &words);
         }
@@ -89,15 +90,15 @@ impl Config {
         let kernel = kernel::elf(&library, kind)?;
         let dir = run_dir(&name)?;
         // What takes long comes last.
-        let root = root(&record, args, choice.root)?;
+        let root = root(&record, args, &asked, choice.root)?;
         if args.verbose {
             exit::warn(TOOL, &format!("root: {} ({})", root.name(), choice.why));
         }
         let vm = Vm {
             vmm: kind,
             dir,
-            cpus: args.cpus,
-            memory_mib: args.memory,
+            cpus: asked.cpus,
+            memory_mib: asked.memory_mib,
             kernel,
             root,
             qemu,
@@ -107,42 +108,77 @@ impl Config {
         let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
         let boot = Boot {
             version: boot::VERSION,
-            hostname: name.clone(),
+            hostname: asked.hostname.clone().unwrap_or_else(|| name.clone()),
             mounts: mount_steps(&vm.root),
-            defaults: defaults::defaults(&image, args)?,
+            defaults: defaults::defaults(&image, &asked),
             commit: false,
-            init: defaults::init(&image, args),
+            init: defaults::init(&image, &asked),
         };
-        let timeout = Duration::from_secs(args.timeout.into());
-        let commit_on_stop = args.commit_on_stop;
-        let record = Record { scripts: scripts.clone(), ..record };
-        let kernel_log = args.kernel_log.as_ref().map(std::path::absolute).transpose()?;
         Ok(Self {
             name,
-            vm,
             root_why: choice.why.into(),
             boot,
             agent,
-            kernel_log,
-            scripts,
-            timeout,
-            record,
-            commit_on_stop,
+            kernel_log: asked.kernel_log.clone(),
+            scripts: scripts.clone(),
+            timeout: Duration::from_secs(asked.timeout_s.into()),
+            commit_on_stop: asked.commit_on_stop && matches!(vm.root, Root::Block(_)),
+            record: Record { scripts, boot: Some(asked), vm: None, ..record },
+            vm,
             started,
         })
     }
 }
 
+/// What is asked for, by the record and by the flags.
+fn asked(recorded: Option<&record::Boot>, args: &Args) -> anyhow::Result<record::Boot> {
+    let mut variables = Vec::new();
+    for file in &args.env_file {
+        variables.extend(env::read_file(file)?);
+    }
+    variables.extend(args.env.iter().cloned());
+    request::request(recorded, args, &variables, |name| std::env::var_os(name))
+}
+
+/// The VM of a record that is to boot again.
+///
+/// # Errors
+/// That it runs.
+fn has_ended(vm: &record::Vm) -> anyhow::Result<&record::Vm> {
+    if supervisor::find(vm).context("supervisor")?.is_some() {
+        bail!(
+            "the record has a VM already, {0:?}, and it runs (stop it with \"msb-stop {0}\"; for another VM like it, take \"vm\" out: \
+             jq -c 'del(.vm)')",
+            vm.name
+        );
+    }
+    Ok(vm)
+}
+
+/// What is to run the VM: the request, else `$MSB_VMM`.
+///
+/// # Errors
+/// A usage error for a variable that names none.
+pub(crate) fn vmm_choice(asked: Option<VmmChoice>) -> anyhow::Result<VmmChoice> {
+    let variable = std::env::var_os("MSB_VMM").filter(|value| !value.is_empty());
+    match (asked, variable) {
+        (Some(choice), _) => Ok(choice),
+        (None, None) => Ok(VmmChoice::Auto),
+        (None, Some(value)) => <VmmChoice as clap::ValueEnum>::from_str(&value.to_string_lossy(), false)
+            .map_err(|_| exit::coded(exit::USAGE, format!("MSB_VMM {value:?}: auto, krun or qemu is expected"))),
+    }
+}
+
 /// Words for what the VM is to have and this machine has not: it runs all the same, and badly.
-fn more_than_there_is(args: &Args) -> anyhow::Result<Vec<String>> {
+fn more_than_there_is(asked: &record::Boot) -> anyhow::Result<Vec<String>> {
     let mut words = Vec::new();
     let cpus = std::thread::available_parallelism()?.get();
-    if usize::from(args.cpus) > cpus {
-        words.push(format!("{} processors are more than the {cpus} of this machine, and take turns", args.cpus));
+    if usize::from(asked.cpus) > cpus {
+        words.push(format!("{} processors are more than the {cpus} of this machine, and take turns", asked.cpus));
     }
     let memory = nix::sys::sysinfo::sysinfo()?.ram_total() >> 20;
-    if u64::from(args.memory) > memory {
-        words.push(format!("{} MiB of memory are more than the {memory} MiB of this machine", args.memory));
+    if u64::from(asked.memory_mib) > memory {
+        words.push(format!("{} MiB of memory are more than the {memory} MiB of this machine", asked.memory_mib));
     }
     Ok(words)
 }
@@ -155,10 +191,10 @@ struct Choice {
 }
 
 /// The root by what the record holds, or the caller's choice where the record allows it.
-fn choose_root(record: &Record, args: &Args) -> anyhow::Result<Choice> {
+fn choose_root(record: &Record, asked: RootChoice) -> anyhow::Result<Choice> {
     let chosen = |root, why| Ok(Choice { root, why });
     let rootfs = if record.mount.is_some() { None } else { Some(record.rootfs()?) };
-    match (args.root, rootfs) {
+    match (asked, rootfs) {
         (RootChoice::Auto, None) => chosen(RootChoice::Share, "the record has a mount"),
         (RootChoice::Auto, Some(Rootfs::Layers { .. })) => {
             chosen(RootChoice::Block, "the record has layers and no mount")
@@ -186,16 +222,20 @@ fn choose_root(record: &Record, args: &Args) -> anyhow::Result<Choice> {
 }
 
 /// Flags that another root than the record's would need.
-fn check_flags(record: &Record, args: &Args) -> anyhow::Result<()> {
-    if args.overlay.is_some() && !matches!(record.rootfs, Some(Rootfs::Disk { .. })) {
+fn check_flags(record: &Record, asked: &record::Boot) -> anyhow::Result<()> {
+    if asked.overlay.is_some() && !matches!(record.rootfs, Some(Rootfs::Disk { .. })) {
         bail!("--overlay is for a disk root, and this record has another (leave it out)");
     }
     Ok(())
 }
 
-fn root(record: &Record, args: &Args, choice: RootChoice) -> anyhow::Result<Root> {
-    let block_flags =
-        [("--disk", args.disk.is_some()), ("--ephemeral", args.ephemeral), ("--commit-on-stop", args.commit_on_stop)];
+fn root(record: &Record, args: &Args, asked: &record::Boot, choice: RootChoice) -> anyhow::Result<Root> {
+    // A disk that an earlier boot of the record had is no reason to refuse another root. That nothing is kept would be one.
+    let block_flags = [
+        ("--disk", args.disk.is_some()),
+        ("--ephemeral", asked.ephemeral),
+        ("--commit-on-stop", args.commit_on_stop == Some(true)),
+    ];
     if choice != RootChoice::Block
         && let Some((flag, _)) = block_flags.iter().find(|(_, given)| *given)
     {
@@ -210,13 +250,14 @@ fn root(record: &Record, args: &Args, choice: RootChoice) -> anyhow::Result<Root
         _ => {}
     }
     match record.rootfs()? {
-        Rootfs::Disk { path, format, .. } => Ok(Root::Disk(Disk::check(path, *format, args.overlay.as_deref())?)),
+        Rootfs::Disk { path, format, .. } => Ok(Root::Disk(Disk::check(path, *format, asked.overlay.as_deref())?)),
         Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => {
             let base = Block::base_name(lower)?;
-            let top = match &args.name {
-                _ if args.ephemeral => Top::Memory,
-                Some(name) => Top::named(name, args.disk, base.as_encoded_bytes())?,
-                None => Top::Unnamed { size: args.disk.unwrap_or(DEFAULT_DISK) },
+            let size = request::disk_size(asked)?;
+            let top = match &asked.name {
+                _ if asked.ephemeral => Top::Memory,
+                Some(name) => Top::named(name, size, base.as_encoded_bytes())?,
+                None => Top::Unnamed { size: size.unwrap_or(DEFAULT_DISK) },
             };
             Ok(Root::Block(Block::check(lower, record.upper.as_ref(), top)?))
         }
@@ -267,7 +308,7 @@ fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, Path
 }
 
 fn run_dir(name: &str) -> anyhow::Result<PathBuf> {
-    let dir = state::run_dir(name).context("run directory (set XDG_RUNTIME_DIR)")?;
+    let dir = state::run_dir(name).context("run directory (set MSB_RUN)")?;
     check_socket_path(&dir)?;
     Ok(dir)
 }
@@ -276,8 +317,7 @@ fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
     let length = vmm::ready_socket(&dir.join(rundir::DOOR)).as_os_str().len() + 1;
     if length > SOCKET_PATH_MAX {
         bail!(
-            "run directory {dir:?}: {} bytes too long for the sockets in it (choose a shorter --name, or a shorter \
-             XDG_RUNTIME_DIR)",
+            "run directory {dir:?}: {} bytes too long for the sockets in it (choose a shorter --name, or a shorter MSB_RUN)",
             length - SOCKET_PATH_MAX
         );
     }
@@ -286,7 +326,7 @@ fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::ValueEnum;
     use msb::record::DiskFormat;
 
     use super::*;
@@ -321,8 +361,8 @@ mod tests {
             (record(disk(), None), "block", Err("is a root by itself")),
             (record(layers(), None), "disk", Err("is for a disk root")),
         ] {
-            let args = Args::try_parse_from(["msb-boot", "--root", flag]).unwrap();
-            match (choose_root(&record, &args), expected) {
+            let asked = RootChoice::from_str(flag, false).unwrap();
+            match (choose_root(&record, asked), expected) {
                 (Ok(choice), Ok(root)) => assert_eq!(choice.root, root, "{record:?} {flag}"),
                 (Err(error), Err(words)) => assert!(error.to_string().contains(words), "{error}"),
                 (other, _) => panic!("{record:?} {flag}: {other:?}"),

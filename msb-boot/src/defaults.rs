@@ -1,45 +1,30 @@
-//! What an exec in the guest gets that does not say otherwise: the image's configuration and the flags over it.
+//! What an exec in the guest gets that does not say otherwise: the image's configuration with the request over it.
 
-use std::ffi::{OsStr, OsString};
+use std::collections::BTreeMap;
 
 use msb::boot::{self, Defaults};
-use msb::env;
-use msb::record::ImageConfig;
+use msb::record::{Boot, ImageConfig, Init};
 use msb::wire::exec::Text;
 
-use crate::args::{Args, Entrypoint, InitChoice};
-
-/// The image's configuration with the flags over it.
-///
-/// # Errors
-/// Words for an env file that cannot be read.
-pub(crate) fn defaults(image: &ImageConfig, args: &Args) -> anyhow::Result<Defaults> {
-    let mut variables = Vec::new();
-    for file in &args.env_file {
-        variables.extend(env::read_file(file)?);
+/// The image's configuration with the request over it.
+pub(crate) fn defaults(image: &ImageConfig, boot: &Boot) -> Defaults {
+    Defaults {
+        env: environment(&image.env, &boot.env),
+        cwd: boot.workdir.clone().unwrap_or_else(|| image.working_dir.clone()),
+        user: boot.user.clone().unwrap_or_else(|| image.user.clone()),
+        argv: command(image, boot.entrypoint.as_deref(), boot.cmd.as_deref()),
     }
-    variables.extend(args.env.iter().cloned());
-    Ok(Defaults {
-        env: environment(&image.env, &variables, |name| std::env::var_os(name)),
-        cwd: args.workdir.clone().unwrap_or_else(|| image.working_dir.clone()),
-        user: args.user.clone().unwrap_or_else(|| image.user.clone()),
-        argv: command(image, args.entrypoint.as_ref(), &args.command),
-    })
 }
 
 /// Docker's table: an entrypoint of the caller's replaces the image's and drops its cmd, and an empty one leaves nothing of
 /// either; a command of the caller's replaces the image's cmd alone.
-fn command(image: &ImageConfig, entrypoint: Option<&Entrypoint>, command: &[OsString]) -> Vec<Text> {
-    let texts = |words: &[OsString]| words.iter().map(|word| word.as_os_str().into()).collect::<Vec<Text>>();
+fn command(image: &ImageConfig, entrypoint: Option<&[Text]>, cmd: Option<&[Text]>) -> Vec<Text> {
     let image_texts = |words: &Option<Vec<String>>| words.iter().flatten().map(|word| word.as_str().into()).collect();
-    let first: Vec<Text> = match entrypoint {
-        Some(Entrypoint(words)) => texts(words),
-        None => image_texts(&image.entrypoint),
-    };
-    let rest: Vec<Text> = match entrypoint {
-        _ if !command.is_empty() => texts(command),
-        Some(_) => Vec::new(),
-        None => image_texts(&image.cmd),
+    let first: Vec<Text> = entrypoint.map_or_else(|| image_texts(&image.entrypoint), <[Text]>::to_vec);
+    let rest: Vec<Text> = match (entrypoint, cmd) {
+        (_, Some(cmd)) => cmd.to_vec(),
+        (Some(_), None) => Vec::new(),
+        (None, None) => image_texts(&image.cmd),
     };
     [first, rest].concat()
 }
@@ -61,38 +46,34 @@ const INITS: [&str; 13] = [
     "/usr/bin/s6-svscan",
 ];
 
-/// The init that the flags ask for. It may take half of the time that the whole boot may.
-pub(crate) fn init(image: &ImageConfig, args: &Args) -> Option<boot::Init> {
-    let here = |name: &OsStr| std::env::var_os(name);
-    let (path, entrypoint) = match args.init.as_ref()? {
-        InitChoice::Path(path) => (Some(path.clone()), Vec::new()),
-        InitChoice::Auto => {
-            let first = image.entrypoint.iter().flatten().next();
-            let is_init = args.entrypoint.is_none() && first.is_some_and(|first| INITS.contains(&first.as_str()));
-            (None, if is_init { command(image, None, &args.command) } else { Vec::new() })
-        }
-    };
+/// The init that is asked for. It may take half of the time that the whole boot may.
+pub(crate) fn init(image: &ImageConfig, boot: &Boot) -> Option<boot::Init> {
+    let init = boot.init.as_ref()?;
+    let is_searched = init.path == Init::AUTO;
+    let first = image.entrypoint.iter().flatten().next();
+    let is_init = boot.entrypoint.is_none() && first.is_some_and(|first| INITS.contains(&first.as_str()));
     Some(boot::Init {
-        path,
-        entrypoint,
-        args: args.init_args.iter().map(|arg| arg.as_os_str().into()).collect(),
-        env: environment(&[], &args.init_env, here),
-        limit_ms: u64::from(args.timeout) * 500,
+        path: (!is_searched).then(|| init.path.clone()),
+        entrypoint: if is_searched && is_init { command(image, None, boot.cmd.as_deref()) } else { Vec::new() },
+        args: init.args.clone(),
+        env: environment(&[], &init.env),
+        limit_ms: u64::from(boot.timeout_s) * 500,
     })
 }
 
-/// `K=V` of the caller over `K=V` of the image, in the image's order. `K` alone takes its value from `here`, and is
-/// left out where there is none.
-fn environment(image: &[String], caller: &[OsString], here: impl Fn(&OsStr) -> Option<OsString>) -> Vec<Text> {
-    let mut merged: Vec<OsString> = image.iter().map(OsString::from).collect();
-    for variable in caller {
-        let Some(wanted) = env::resolve(variable, &here) else { continue };
-        match merged.iter().position(|other| env::name_of(other) == env::name_of(variable)) {
-            Some(place) => merged[place] = wanted,
-            None => merged.push(wanted),
-        }
-    }
-    merged.iter().map(|variable| variable.as_os_str().into()).collect()
+/// The caller's variables over `K=V` of the image, in the image's order.
+fn environment(image: &[String], caller: &BTreeMap<String, Text>) -> Vec<Text> {
+    let name_of = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+    let set = |name: &str, value: &Text| match value {
+        Text::Utf8(value) => Text::Utf8(format!("{name}={value}")),
+        Text::Bytes(value) => Text::Bytes([name.as_bytes(), b"=", value].concat()),
+    };
+    let kept = image.iter().map(|variable| match caller.get_key_value(&name_of(variable)) {
+        Some((name, value)) => set(name, value),
+        None => variable.as_str().into(),
+    });
+    let is_new = |name: &String| !image.iter().any(|variable| name_of(variable) == *name);
+    kept.chain(caller.iter().filter(|(name, _)| is_new(name)).map(|(name, value)| set(name, value))).collect()
 }
 
 #[cfg(test)]
@@ -126,27 +107,25 @@ mod tests {
             (exec, cmd, Some(none), &["mine"][..], vec!["mine"]),
         ] {
             let image = ImageConfig { entrypoint: words(entrypoint), cmd: words(image_cmd), ..ImageConfig::default() };
-            let flag = flag.map(|flag| Entrypoint(flag.iter().map(Into::into).collect()));
-            let given: Vec<OsString> = words_given.iter().map(Into::into).collect();
-            let expected: Vec<Text> = expected.into_iter().map(Text::from).collect();
-            assert_eq!(command(&image, flag.as_ref(), &given), expected, "{image:?} {flag:?} {given:?}");
+            let texts = |words: &[&str]| words.iter().map(|word| Text::from(*word)).collect::<Vec<_>>();
+            let flag = flag.map(texts);
+            let given = (!words_given.is_empty()).then(|| texts(words_given));
+            let got = command(&image, flag.as_deref(), given.as_deref());
+            assert_eq!(got, texts(&expected), "{image:?} {flag:?} {given:?}");
         }
     }
 
     #[test]
     fn auto_looks_at_an_entrypoint_that_is_an_init_first() {
-        use clap::Parser;
         let image = ImageConfig { entrypoint: words(&["/init"]), cmd: words(&["app"]), ..ImageConfig::default() };
-        let asked = |flags: &[&str]| {
-            let args = Args::try_parse_from([&["msb-boot"], flags].concat()).unwrap();
-            init(&image, &args)
-        };
-        assert_eq!(asked(&[]), None);
-        assert_eq!(asked(&["--init", "auto"]).unwrap().entrypoint, ["/init", "app"].map(Text::from));
-        assert_eq!(asked(&["--init", "auto", "--", "x"]).unwrap().entrypoint, ["/init", "x"].map(Text::from));
-        assert!(asked(&["--init", "auto", "--entrypoint", "run"]).unwrap().entrypoint.is_empty());
-        let named =
-            asked(&["--init", "/sbin/init", "--init-arg", "-x", "--init-env", "A=b", "--timeout", "8"]).unwrap();
+        let asked = |boot: serde_json::Value| init(&image, &serde_json::from_value(boot).unwrap());
+        let auto = serde_json::json!({"path": "auto"});
+        assert_eq!(asked(serde_json::json!({})), None);
+        let entrypoint = |boot| asked(boot).unwrap().entrypoint;
+        assert_eq!(entrypoint(serde_json::json!({"init": auto})), ["/init", "app"].map(Text::from));
+        assert_eq!(entrypoint(serde_json::json!({"init": auto, "cmd": ["x"]})), ["/init", "x"].map(Text::from));
+        assert!(entrypoint(serde_json::json!({"init": auto, "entrypoint": ["run"]})).is_empty());
+        let named = serde_json::json!({"path": "/sbin/init", "args": ["-x"], "env": {"A": "b"}});
         let expected = boot::Init {
             path: Some("/sbin/init".into()),
             entrypoint: vec![],
@@ -154,15 +133,17 @@ mod tests {
             env: vec!["A=b".into()],
             limit_ms: 4000,
         };
-        assert_eq!(named, expected);
+        assert_eq!(asked(serde_json::json!({"init": named, "timeout_s": 8})).unwrap(), expected);
     }
 
     #[test]
-    fn the_callers_variables_go_over_the_images() {
-        let image = ["PATH=/bin".to_owned(), "A=image".to_owned()];
-        let here = |name: &OsStr| (name == "FROM_HERE").then(|| "x=y".into());
-        let caller = ["A=b=c", "NEW=", "FROM_HERE", "NOT_SET"].map(OsString::from);
-        let expected = ["PATH=/bin", "A=b=c", "NEW=", "FROM_HERE=x=y"].map(Text::from);
-        assert_eq!(environment(&image, &caller, here), expected);
+    fn the_callers_variables_override_the_images() {
+        let image = ["PATH=/bin".to_owned(), "A=image".to_owned(), "AB=1".to_owned(), "BARE".to_owned()];
+        let caller =
+            [("A", Text::from("b=c")), ("NEW", Text::from("")), ("ODD", Text::Bytes(vec![255])), ("BARE", "x".into())];
+        let caller = caller.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let mut expected = ["PATH=/bin", "A=b=c", "AB=1", "BARE=x", "NEW="].map(Text::from).to_vec();
+        expected.push(Text::Bytes(b"ODD=\xff".to_vec()));
+        assert_eq!(environment(&image, &caller), expected);
     }
 }

@@ -7,11 +7,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use msb::exit;
+use msb::output::Output;
 use msb::record::Record;
 use msb::rundir::{self, Committed, Ended, Held, Stop};
-use msb::{exit, line};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -43,7 +45,7 @@ const INTERRUPTS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP
 ///
 /// # Errors
 /// The supervisor's words, or those of a record that cannot be printed; then there is no VM.
-pub(crate) fn launch(config: &Config, foreground: bool) -> anyhow::Result<u8> {
+pub(crate) fn launch(config: &Config, output: &Output, foreground: bool) -> anyhow::Result<u8> {
     let ignored = ignored(&std::fs::read_to_string("/proc/self/status")?);
     let interrupts: SigSet = INTERRUPTS.into_iter().filter(|&signal| ignored >> (signal as u32 - 1) & 1 == 0).collect();
     interrupts.thread_block()?;
@@ -72,13 +74,13 @@ pub(crate) fn launch(config: &Config, foreground: bool) -> anyhow::Result<u8> {
             }
         }
         match next(&mut reports)? {
-            Some(Report::Say(words)) => exit::warn(TOOL, &words),
+            Some(Report::Say(words)) => output.say(TOOL, &words),
             Some(Report::Failed(words)) => {
                 supervisor.wait()?;
                 bail!("{words}");
             }
             Some(Report::Ready(record)) => {
-                if let Err(error) = line::put(&record) {
+                if let Err(error) = output.put(&record, || summary(&record)) {
                     give_up(ours, reports, supervisor)?;
                     return Err(error);
                 }
@@ -95,6 +97,13 @@ pub(crate) fn launch(config: &Config, foreground: bool) -> anyhow::Result<u8> {
             }
         }
     }
+}
+
+/// What a person is told instead of the record.
+fn summary(record: &Record) -> String {
+    let Some(vm) = &record.vm else { return String::new() };
+    let seconds = Duration::from_millis(vm.timings_ms.ready).as_secs_f64();
+    format!("{0}: up in {seconds:.1} s; try: msb-exec {0}", vm.name)
 }
 
 /// Waits until the VM has ended, and tidies up behind it, as msb-stop would. A signal is passed on as the wish to stop it, a second

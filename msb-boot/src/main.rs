@@ -18,13 +18,13 @@ mod launch;
 mod probe;
 mod programs;
 mod qemu;
+mod request;
 mod respawn;
 mod supervise;
 mod vmm;
 
 use std::process::ExitCode;
 
-use msb::record::Record;
 use msb::{cli, exit, line};
 
 use respawn::Role;
@@ -46,11 +46,12 @@ fn main() -> ExitCode {
 
 fn run(args: &args::Args) -> anyhow::Result<u8> {
     if args.probe {
-        let probe = probe::Probe::run(args.vmm);
+        let probe = probe::Probe::run(config::vmm_choice(args.vmm)?);
         line::put(&probe)?;
         return Ok(if probe.is_good() { 0 } else { exit::FAILED });
     }
-    let record = Record::take(args.record.as_deref())?;
+    args.output.check()?;
+    let record = args.record.take(TOOL)?;
     let config = config::Config::check(args, record)?;
-    launch::launch(&config, args.foreground)
+    launch::launch(&config, &args.output, args.foreground)
 }

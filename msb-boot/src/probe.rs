@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use msb::erofs::Mkfs;
+use msb::record::VmmChoice;
 use serde::Serialize;
 
-use crate::args::VmmChoice;
 use crate::block::top;
 use crate::vmm::{self, Vmm, Why, kvm};
 use crate::{kernel, krun, programs, qemu};

@@ -8,12 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
-use msb::record::{self, DiskFormat};
+use msb::record::{self, DiskFormat, VmmChoice};
 use msb::rundir;
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
-use crate::args::VmmChoice;
 use crate::block::Block;
 use crate::cell::{Cell, Powers};
 use crate::disk::Disk;

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{ArgGroup, Parser};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser};
 use msb::env;
+use msb::source::VmRecord;
 use msb::wire::exec::{LIMITS, Limit};
 
 use crate::keys::Keys;
@@ -18,12 +20,15 @@ use crate::signals;
 /// stay apart. INT, TERM, HUP, QUIT, USR1, USR2 and WINCH sent to msb-exec reach the command's process group. When the command
 /// ends, or msb-exec does, whatever the command has left running ends too; --detach keeps it.
 #[derive(Debug, Parser)]
-#[command(name = "msb-exec", version, after_help = EXAMPLES)]
+#[command(name = "msb-exec", version, after_help = EXAMPLES, override_usage = USAGE)]
 #[command(group = ArgGroup::new("other").args(["detach", "attach", "wait", "signal", "list", "rsh"]).multiple(false))]
 pub struct Args {
-    /// The record: a file, the name of a running VM, or - for the first line of stdin [default: $MSB_RECORD, else stdin]
-    #[arg(short = 'r', long = "record", value_name = "FILE|NAME")]
-    pub record: Option<String>,
+    #[command(flatten)]
+    pub record: VmRecord,
+
+    /// Print no messages but errors and warnings
+    #[arg(short = 'q', long)]
+    pub quiet: bool,
 
     /// Give the command a terminal [default: where stdin and stdout are one]
     #[arg(short = 't', long = "tty", overrides_with = "no_tty")]
@@ -100,24 +105,54 @@ pub struct Args {
 
     /// Be the caller of the command with this id: its newest output first (64 KiB of each stream are kept), then all as if it
     /// were started now
-    #[arg(long, value_name = "ID", conflicts_with = "command")]
+    #[arg(long, value_name = "ID")]
     pub attach: Option<u32>,
 
     /// Wait for the command with this id, and end as it did
-    #[arg(long, value_name = "ID", conflicts_with = "command")]
+    #[arg(long, value_name = "ID")]
     pub wait: Option<u32>,
 
     /// Send a signal, by name or number, to the command with this id
-    #[arg(long, value_names = ["SIGNAL", "ID"], num_args = 2, conflicts_with = "command")]
+    #[arg(long, value_names = ["SIGNAL", "ID"], num_args = 2)]
     pub signal: Option<Vec<String>>,
 
     /// Print a line of JSON for each command that runs, and for the last 32 detached ones that have ended
-    #[arg(long, conflicts_with = "command")]
+    #[arg(long)]
     pub list: bool,
 
-    /// The command and its arguments [default: the image's entrypoint and cmd]
-    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = false)]
+    /// Behind --, or behind -r: the command and its arguments [default: the image's entrypoint and cmd]. Without -r, a word that
+    /// is not behind -- is the VM's name, and options, -- and the command may follow it
+    #[arg(value_name = "NAME] [-- CMD", trailing_var_arg = true, allow_hyphen_values = false)]
     pub command: Vec<OsString>,
+
+    /// Whether the record was named by a word.
+    #[arg(skip)]
+    pub is_named_by_word: bool,
+}
+
+const USAGE: &str = "msb-exec [OPTIONS] [NAME] [-- CMD...]\n       msb-exec [OPTIONS] -r RECORD [--] [CMD...]";
+
+impl Args {
+    /// Reads a command line. A word where no `-r` is given, and which is not behind `--`, is the same as `-r WORD`.
+    ///
+    /// # Errors
+    /// A usage error.
+    pub fn read(argv: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut args = Self::try_parse_from(&argv)?;
+        let place = argv.len() - args.command.len();
+        let is_behind_dashes = place > 0 && argv[place - 1] == "--";
+        if !args.command.is_empty() && !args.rsh && args.record.record.is_none() && !is_behind_dashes {
+            let (before, words) = argv.split_at(place);
+            let with_flag = before.iter().cloned().chain(["-r".into()]).chain(words.iter().cloned());
+            args = Self { is_named_by_word: true, ..Self::try_parse_from(with_flag)? };
+        }
+        let is_about_others = args.attach.is_some() || args.wait.is_some() || args.signal.is_some() || args.list;
+        if is_about_others && !args.command.is_empty() {
+            let message = "--attach, --wait, --signal and --list take no command";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(args)
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -126,9 +161,10 @@ Exit status: the command's own; 128+N where signal N ended it; 124 timed out; 12
 
 Examples:
   msb-exec -r vm.json -- cat /etc/motd
-  msb-exec -r worker --shell 'setup && start'
-  msb-exec -r worker -- bash
-  id=$(msb-exec -r worker -d -- make | jq .id); msb-exec -r worker --wait $id
+  msb-exec worker -- bash
+  msb-exec worker --shell 'setup && start'
+  id=$(msb-exec worker -d -- make | jq .id); msb-exec worker --wait $id
+  while read -r line; do msb-exec -n worker -- echo \"$line\"; done < list   -n leaves the list to the loop
 
 Copying files:
   tar -C src -c . | msb-exec -r worker -w /srv -- tar -x          a tree into the guest
@@ -220,17 +256,64 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Args::command().debug_assert();
     }
 
     #[test]
     fn words_behind_the_command_are_its_own() {
-        let args = Args::try_parse_from(["msb-exec", "-r", "vm", "--", "ls", "-t", "--", "-r"]).unwrap();
+        let args = read("-r vm -- ls -t -- -r").unwrap();
         assert_eq!(args.command, ["ls", "-t", "--", "-r"]);
-        let args = Args::try_parse_from(["msb-exec", "ls", "-t"]).unwrap();
+        let args = read("-r vm ls -t").unwrap();
         assert_eq!(args.command, ["ls", "-t"]);
         assert!(!args.tty);
+    }
+
+    fn read(line: &str) -> Result<Args, clap::Error> {
+        Args::read(["msb-exec"].into_iter().chain(line.split_whitespace()).map(Into::into).collect())
+    }
+
+    #[test]
+    fn a_word_in_front_is_the_vm_and_what_is_behind_dashes_is_the_command() {
+        for (line, name, command, tty) in [
+            ("", None, "", false),
+            ("--", None, "", false),
+            ("-- ls -l", None, "ls -l", false),
+            ("-- -- ls", None, "-- ls", false),
+            ("w1", Some("w1"), "", false),
+            ("w1 --", Some("w1"), "", false),
+            ("w1 -- ls -l", Some("w1"), "ls -l", false),
+            ("w1 ls -l", Some("w1"), "ls -l", false),
+            ("w1 -t -- ls -t", Some("w1"), "ls -t", true),
+            ("-t w1 -- ls", Some("w1"), "ls", true),
+            ("-w -t w1 -- ls", None, "", false),
+            ("-w /srv w1 ls", Some("w1"), "ls", false),
+            ("-t -- w1 -- ls", None, "w1 -- ls", true),
+            ("./vm.json -- ls", Some("./vm.json"), "ls", false),
+            ("-r a b -- ls", Some("a"), "b -- ls", false),
+            ("- -- cat", Some("-"), "cat", false),
+        ] {
+            let Ok(args) = read(line) else {
+                assert!(line.starts_with("-w -t"), "{line}");
+                continue;
+            };
+            assert_eq!(args.record.record.as_deref(), name, "{line}");
+            assert_eq!(args.command, command.split_whitespace().collect::<Vec<_>>(), "{line}");
+            assert_eq!(args.tty, tty, "{line}");
+            assert_eq!(args.is_named_by_word, name.is_some() && !line.contains("-r "), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_other_commands_takes_a_name_and_no_command() {
+        for line in ["--list w1", "w1 --list", "--wait 3 w1", "w1 --attach 3", "--signal TERM 3 w1", "-r w1 --list"] {
+            let args = read(line).unwrap();
+            assert_eq!(args.record.record.as_deref(), Some("w1"), "{line}");
+        }
+        for line in
+            ["--list w1 ls", "--list -- ls", "w1 --wait 3 -- ls", "-r w1 --attach 3 ls", "w1 --signal TERM 3 -- x"]
+        {
+            assert_eq!(read(line).unwrap_err().kind(), ErrorKind::ArgumentConflict, "{line}");
+        }
     }
 
     #[test]
@@ -238,7 +321,9 @@ mod tests {
         let args = Args::try_parse_from(["msb-exec", "--rsh", "-l", "app", "vm", "rsync", "--server", "-e.x"]).unwrap();
         assert_eq!(args.login.as_deref(), Some("app"));
         assert_eq!(args.command, ["vm", "rsync", "--server", "-e.x"]);
-        for bad in [&["--rsh", "-d", "vm", "true"][..], &["-l", "app", "vm", "true"], &["--list", "true"]] {
+        let args = read("--rsh vm ls").unwrap();
+        assert_eq!((args.record.record, args.command.len()), (None, 2));
+        for bad in [&["--rsh", "-d", "vm", "true"][..], &["-l", "app", "vm", "true"]] {
             assert!(Args::try_parse_from([&["msb-exec"], bad].concat()).is_err(), "{bad:?}");
         }
     }

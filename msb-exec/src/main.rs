@@ -23,12 +23,12 @@ use args::Args;
 use msb::exit::{self, coded};
 use msb::record::Vm;
 use msb::wire::exec::{Attach, Kill, Listed, Text};
-use msb::{cli, wire};
+use msb::{cli, source, wire};
 use session::{Call, Ended, Opening};
 use status::Status;
 
 fn main() -> ExitCode {
-    let args: Args = cli::parse(exit::TOOL_FAILED);
+    let args: Args = cli::parse_by(exit::TOOL_FAILED, Args::read);
     let say = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         tty::restore();
@@ -44,7 +44,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let signal = signal.map_err(|why| coded(exit::TOOL_FAILED, why))?;
     let call = call(args)?;
     let status = args.json_status.as_deref().map(Status::open).transpose()?;
-    let record = ready::take(args.record.as_deref(), args.wait_ready)?;
+    let record = ready::take(&args.record, args.wait_ready).map_err(|error| match &args.record.record {
+        Some(word) if args.is_named_by_word && !error.is::<source::Lost>() => {
+            coded(exit::TOOL_FAILED, format!("{error:#} (a command goes behind --: msb-exec -- {word})"))
+        }
+        _ => error,
+    })?;
     let vm = record.vm()?;
     if args.list || signal.is_some() {
         let connection = connect::connect(vm)?;
@@ -120,7 +125,12 @@ fn detached(args: &Args, vm: &Vm, exec: Option<Listed>) -> anyhow::Result<u8> {
         exec.argv = args.command.iter().map(|word| Text::from(word.as_os_str())).collect();
         others::print(vm, &exec)?;
     } else {
-        exit::warn("msb-exec", &format!("the command goes on without you (msb-exec --attach {} to return)", exec.id));
+        if !args.quiet {
+            exit::warn(
+                "msb-exec",
+                &format!("the command goes on without you (msb-exec --attach {} to return)", exec.id),
+            );
+        }
     }
     Ok(0)
 }

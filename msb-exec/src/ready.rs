@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use msb::exit::{self, coded};
-use msb::record::{self, Record};
-use msb::state;
+use msb::record::Record;
+use msb::source::{self, VmRecord};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
 /// Takes the record of a running VM, if need be as soon as there is one.
 ///
 /// # Errors
-/// What [`Record::take`] says; after the wait what it says last.
-pub fn take(named: Option<&str>, patience: Option<Duration>) -> anyhow::Result<Record> {
-    let variable = std::env::var("MSB_RECORD").ok().filter(|value| !value.is_empty());
-    let (Some(patience), Some(name)) = (patience, named.or(variable.as_deref()).filter(|name| *name != "-")) else {
+/// What [`VmRecord::take`] says; after the wait what it says last.
+pub fn take(from: &VmRecord, patience: Option<Duration>) -> anyhow::Result<Record> {
+    let name = from.record.clone().or_else(source::variable).filter(|name| name != "-");
+    let (Some(patience), Some(name)) = (patience, name.as_deref()) else {
         // From stdin it comes when the stage before has it.
-        return Record::take(named);
+        return from.take(None);
     };
     let deadline = Instant::now() + patience;
     let places = places(name)?;
     loop {
         // First, so that nothing that happens from here on is missed.
         let watch = watch(&places).context("inotify")?;
-        let why = match Record::take(Some(name)) {
+        let why = match source::named(name) {
             Ok(record) if record.vm.is_some() => return Ok(record),
             Ok(_) => anyhow::anyhow!("record {name:?}: it has no running VM"),
             Err(error) => error,
@@ -42,11 +42,7 @@ pub fn take(named: Option<&str>, patience: Option<Duration>) -> anyhow::Result<R
 
 /// The files that a name may stand for.
 fn places(name: &str) -> io::Result<Vec<PathBuf>> {
-    let mut places = vec![std::path::absolute(name)?];
-    if !name.contains('/') && state::check_vm_name(name).is_ok() {
-        places.extend(state::run_dir(name).map(|dir| dir.join(record::FILE_NAME)).ok());
-    }
-    Ok(places)
+    source::places(name).into_iter().map(std::path::absolute).collect()
 }
 
 /// Watches the directory of each file, or the nearest one above that is there.

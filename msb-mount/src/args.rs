@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use msb::output::Output;
+use msb::source::StageRecord;
 
 const LONG_ABOUT: &str = "\
 Mount a record's root on the host: its lower layers and its upper as one tree, by FUSE.
@@ -17,15 +19,17 @@ Examples:
   msb-pull alpine | msb-mount --ro ./root > root.json    to look at only
   msb-mount -u ./root                                    unmount it; a server that died leaves nothing behind
 
-Exit status: 0, 1 if mounting failed, 2 for a wrong call.";
+Exit status: 0 success, 1 failure, 2 usage error.";
 
 /// Mount a record's root on the host
 #[derive(Debug, Parser)]
 #[command(name = "msb-mount", version, long_about = LONG_ABOUT, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The record: a file, a running VM's name, or - for stdin [default: $MSB_RECORD, else the first line of stdin]
-    #[arg(short, long, value_name = "FILE|NAME")]
-    pub(crate) record: Option<String>,
+    #[command(flatten)]
+    pub(crate) record: StageRecord,
+
+    #[command(flatten)]
+    pub(crate) output: Output,
 
     /// Mount read-only, without an upper if the record has none
     #[arg(long)]
@@ -36,7 +40,7 @@ pub(crate) struct Args {
     pub(crate) foreground: bool,
 
     /// Unmount MOUNTPOINT, also after a crash of its server
-    #[arg(short, long, requires = "mountpoint", conflicts_with_all = ["record", "ro", "foreground"])]
+    #[arg(short, long, requires = "mountpoint", conflicts_with_all = ["record", "output", "ro", "foreground"])]
     pub(crate) unmount: bool,
 
     /// Serve what stdin says, for the process that started this one

@@ -6,7 +6,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
-use msb::{exit, line};
+use msb::exit;
+use msb::output::Output;
 use rustix::process::Pid;
 
 use crate::config::Config;
@@ -21,10 +22,10 @@ const LOG: &str = "mount.log";
 
 /// Starts the server, prints the record when it is ready, and returns the tool's exit code: a server that fails has
 /// said why on the stderr it shares.
-pub(crate) fn start(config: &Config) -> anyhow::Result<u8> {
+pub(crate) fn start(config: &Config, output: &Output) -> anyhow::Result<u8> {
     match spawn(config) {
         Ok(Some(pid)) => {
-            let put = line::put(&config.mounted(pid));
+            let put = output.put(&config.mounted(pid), || config.summary());
             if put.is_err() {
                 // Nobody knows of the mount.
                 let _ = mountpoint::unmount(&config.mountpoint);

@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
-use msb::state;
+use msb::{source, state};
 use rustix::process::Pid;
 
 use crate::args::Args;
@@ -29,7 +29,8 @@ pub(crate) struct Config {
 impl Config {
     /// Takes the record, makes what is missing: upper, mount point.
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
-        let mut record = Record::take(args.record.as_deref())?;
+        args.output.check()?;
+        let mut record = args.record.take("msb-mount")?;
         let lower = lower(&record)?;
         if let Some(upper) = &record.upper {
             for dir in [&upper.dir, &upper.work] {
@@ -65,7 +66,7 @@ impl Config {
 
     /// Takes what the process that started this one has prepared.
     pub(crate) fn received(args: &Args) -> anyhow::Result<Self> {
-        let record = Record::take(Some("-"))?;
+        let record = source::stdin()?;
         let mountpoint = args.mountpoint.clone().context("no mount point")?;
         Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, made: None, record })
     }
@@ -80,6 +81,12 @@ impl Config {
             unknown: Default::default(),
         });
         record
+    }
+
+    /// What a person is told instead of the record.
+    pub(crate) fn summary(&self) -> String {
+        let how = if self.is_read_only { " read-only" } else { "" };
+        format!("{0}: mounted{how}; to unmount it: msb-mount -u {0}", self.mountpoint.display())
     }
 
     /// The directory that holds the upper.

@@ -17,7 +17,7 @@ mod tree;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use msb::{exit, line};
+use msb::exit;
 
 use args::Args;
 use config::Config;
@@ -42,8 +42,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     let config = Config::new(args)?;
     if args.foreground {
-        serve::run(&config, || line::put(&config.mounted(rustix::process::getpid())))?;
+        let mounted = || config.mounted(rustix::process::getpid());
+        serve::run(&config, || args.output.put(&mounted(), || config.summary()))?;
         return Ok(0);
     }
-    background::start(&config)
+    background::start(&config, &args.output)
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use msb::output::Output;
+use msb::source::StageRecord;
 
 /// Write patch operations into the upper directory of a record
 ///
@@ -26,11 +28,15 @@ Examples:
   msb-patch -r image.json -f ops.jsonl -n"
 )]
 pub struct Args {
-    /// The record: a file, the name of a running VM, or - for the first line of stdin [default: $MSB_RECORD, else stdin]
-    #[arg(short = 'r', long = "record", value_name = "FILE|NAME")]
-    pub record: Option<String>,
+    /// Which record.
+    #[command(flatten)]
+    pub record: StageRecord,
 
-    /// Read the operations from a file, - for stdin [default: the rest of stdin]
+    /// Where the record with the upper goes.
+    #[command(flatten)]
+    pub output: Output,
+
+    /// Read the operations from a file, - for stdin [default: stdin, behind a record that is piped in]
     #[arg(short = 'f', long = "file", value_name = "OPS")]
     pub file: Option<PathBuf>,
 

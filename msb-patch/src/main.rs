@@ -1,14 +1,14 @@
 //! msb-patch: writes patch operations into the upper directory of a record.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal};
+use std::io::{self, BufRead, BufReader, Cursor, IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
 use msb::staging::Staging;
-use msb::{cli, exit, line};
+use msb::{cli, exit};
 use msb_patch::apply::{Done, Target};
 use msb_patch::args::Args;
 use msb_patch::op::Op;
@@ -26,7 +26,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> anyhow::Result<()> {
     let epoch = source_date_epoch()?;
     msb::overlay::raise_open_files();
-    let mut record = Record::take(args.record.as_deref())?;
+    args.output.check()?;
+    let ops_on_stdin = args.file.as_deref().is_none_or(|file| file == Path::new("-"));
+    let is_op = |value: &[u8]| ops_on_stdin && stream::is_operation(value);
+    let (mut record, first_op) = args.record.take_before("msb-patch", is_op)?;
     let upper_named = args.upper.as_deref().map(std::path::absolute).transpose()?;
     let user = User::of_this_process();
     let lower = match record.rootfs()? {
@@ -37,7 +40,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             Some(lower.clone())
         }
     };
-    let ops = stream::read(open_ops(args.file.as_deref())?);
+    let ops = stream::read(open_ops(args.file.as_deref(), first_op.unwrap_or_default())?);
     let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
     let (mut target, staging) = match &lower {
@@ -69,7 +72,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     drop(target);
     record.scripts.extend(scripts.publish()?);
     report.close()?;
-    line::put(&record)
+    args.output.put(&record, || summary(&record))
+}
+
+/// What a person is told instead of the record.
+fn summary(record: &Record) -> String {
+    match &record.upper {
+        Some(upper) => format!("{}: patched", upper.dir.display()),
+        None => "patched".into(),
+    }
 }
 
 /// What operations work on.
@@ -157,8 +168,8 @@ impl Run<'_> {
     }
 }
 
-/// Where the operations come from.
-fn open_ops(file: Option<&Path>) -> anyhow::Result<Box<dyn BufRead>> {
+/// Where the operations come from. `first` was read from stdin, in search of a record.
+fn open_ops(file: Option<&Path>, first: Vec<u8>) -> anyhow::Result<Box<dyn BufRead>> {
     match file {
         Some(path) if path != Path::new("-") => {
             let file = File::open(path).with_context(|| format!("{path:?}"))?;
@@ -167,7 +178,7 @@ fn open_ops(file: Option<&Path>) -> anyhow::Result<Box<dyn BufRead>> {
         _ if io::stdin().is_terminal() => {
             bail!("no operations: stdin is a terminal (pipe them in, or name a file with -f)")
         }
-        _ => Ok(Box::new(BufReader::new(io::stdin()))),
+        _ => Ok(Box::new(Cursor::new(first).chain(BufReader::new(io::stdin())))),
     }
 }
 

@@ -51,6 +51,12 @@ pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
     })
 }
 
+/// Whether a value is an operation rather than a record, by its members.
+pub fn is_operation(value: &[u8]) -> bool {
+    let value: Option<serde_json::Value> = serde_json::from_slice(value).ok();
+    value.is_some_and(|value| value.get("op").is_some() && value.get("msb").is_none())
+}
+
 /// The stream, cut into values. Where one ends is all that is decided here; whether it is one is the parser's to say.
 struct Values<R> {
     from: R,
@@ -148,6 +154,21 @@ mod tests {
                     {\"op\":\"remove\",\"path\":\"/c\"} {\"op\":\"y\"}\n\n  oops\n{}";
         let ops: Vec<_> = read(text.as_bytes()).map(|value| (value.n, value.line, value.op.is_ok())).collect();
         assert_eq!(ops, [(1, 1, true), (2, 2, true), (3, 7, false), (4, 8, true), (5, 8, false), (6, 10, false)]);
+    }
+
+    #[test]
+    fn an_operation_is_told_from_a_record() {
+        for (value, expected) in [
+            (r#"{"op":"remove","path":"/a"}"#, true),
+            (r#"{"path":"/a","op":1}"#, true),
+            (r#"{"msb":1}"#, false),
+            (r#"{"msb":1,"op":"x"}"#, false),
+            ("{}", false),
+            ("oops", false),
+            ("[]", false),
+        ] {
+            assert_eq!(is_operation(value.as_bytes()), expected, "{value}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use msb::exit;
+use msb::output::Output;
 
 use crate::platform::Platform;
 use crate::reference::Source;
@@ -33,14 +34,13 @@ pub(crate) struct Args {
     #[arg(long)]
     erofs: bool,
     /// Fetch nothing: print what $MSB_HOME holds, a JSON object a line with its size, and remove what no image and no sandbox needs
-    #[arg(long, conflicts_with_all = ["source", "erofs"])]
+    #[arg(long, conflicts_with_all = ["source", "erofs", "output"])]
     pub(crate) gc: bool,
     /// With --gc: remove nothing
     #[arg(short = 'n', long, requires = "gc")]
     pub(crate) dry_run: bool,
-    /// Show no progress
-    #[arg(short, long)]
-    quiet: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
     /// What to fetch: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG],
     /// - (an archive on stdin), ./DIR, or ./DISK.qcow2, .raw or .img
     #[arg(value_name = "SOURCE", required_unless_present = "gc")]
@@ -86,7 +86,7 @@ impl TryFrom<Args> for Config {
             plain_http: args.plain_http,
             ca_file: args.ca_file,
             authfile: args.authfile,
-            quiet: args.quiet,
+            quiet: args.output.quiet,
             erofs: args.erofs,
         })
     }

@@ -30,7 +30,7 @@ use anyhow::Context;
 use args::{Args, Config};
 use msb::erofs::{self, Mkfs};
 use msb::record::{Record, Rootfs};
-use msb::{cli, exit, line, state};
+use msb::{cli, exit, state};
 
 fn main() -> ExitCode {
     let args: Args = cli::parse(exit::USAGE);
@@ -42,14 +42,28 @@ fn run(args: Args) -> anyhow::Result<u8> {
         gc::run(args.dry_run)?;
         return Ok(0);
     }
+    let output = args.output.clone();
     let config = Config::try_from(args)?;
+    output.check()?;
     msb::overlay::raise_open_files();
     let record = pull::pull(&config)?;
     if config.erofs {
         make_image(&record)?;
     }
-    line::put(&record)?;
+    output.put(&record, || summary(&record))?;
     Ok(0)
+}
+
+/// What a person is told instead of the record.
+fn summary(record: &Record) -> String {
+    let name = record.image.as_ref().map_or("", |image| &image.reference);
+    match &record.rootfs {
+        Some(Rootfs::Layers { lower, .. }) if lower.len() == 1 => format!("{name}: 1 layer"),
+        Some(Rootfs::Layers { lower, .. }) => format!("{name}: {} layers", lower.len()),
+        Some(Rootfs::Dir { lower, .. }) => format!("{}: a directory", lower[0].display()),
+        Some(Rootfs::Disk { path, format, .. }) => format!("{}: a {format} disk", path.display()),
+        None => String::new(),
+    }
 }
 
 /// Makes the image that a VM would, where the record has layers of the store's.

@@ -3,18 +3,26 @@
 use std::time::Duration;
 
 use clap::Parser;
+use msb::output::Output;
+use msb::source::VmRecord;
 
 /// Stop a running microVM
 ///
-/// Asks the guest to end its commands, write what it holds and stop; kills it when it has not after the grace. A VM that
-/// has ended already, or whose processes were killed, is tidied up. Says on stderr which it was, and prints the record
+/// Asks the guest to end its commands, write out its data and stop; kills it if it has not stopped in time. Cleans up after
+/// a VM that has ended already, or whose processes were killed. Reports on stderr which happened, and prints the record
 /// without "vm".
 #[derive(Debug, Parser)]
 #[command(name = "msb-stop", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The record: a file, the name of a VM, or "-" for the first line of stdin [default: $MSB_RECORD, else stdin]
-    #[arg(short, long, value_name = "RECORD")]
-    pub record: Option<String>,
+    #[command(flatten)]
+    pub record: VmRecord,
+
+    #[command(flatten)]
+    pub output: Output,
+
+    /// The VMs to stop, by name or by file
+    #[arg(value_name = "NAME", conflicts_with = "record")]
+    pub names: Vec<String>,
 
     /// How many seconds the guest may take; 0 kills it at once
     #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
@@ -32,8 +40,9 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
+  msb-stop worker                                  by name; several names stop several VMs
   msb-stop -r vm.json
-  msb-stop -r worker -t 2
+  msb-stop worker -t 2
   msb-stop -r vm.json --unmount > stopped.json
   msb-stop -r vm.json --commit | msb-mount ./root";
 

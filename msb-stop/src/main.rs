@@ -8,7 +8,7 @@ mod vm;
 use std::process::ExitCode;
 
 use msb::record::Record;
-use msb::{cli, exit, line};
+use msb::{cli, exit, source};
 
 /// The tool's name in its words.
 const TOOL: &str = "msb-stop";
@@ -19,13 +19,32 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &args::Args) -> anyhow::Result<u8> {
-    let mut record = Record::take(args.record.as_deref())?;
+    args.output.check()?;
+    if args.names.len() > 1 && args.output.output.is_some() {
+        return Err(exit::coded(exit::USAGE, "-o is for the record of one VM (leave it out, or name one VM)"));
+    }
+    let Some((last, names)) = args.names.split_last() else { return stop(args, args.record.take(None)?) };
+    // One that cannot be stopped is no reason to leave the others running.
+    let mut code = 0;
+    for name in names {
+        code = source::named(name).and_then(|record| stop(args, record)).map_or_else(
+            |error| {
+                exit::warn(TOOL, &format!("{error:#}"));
+                exit::FAILED
+            },
+            |done| done.max(code),
+        );
+    }
+    Ok(stop(args, source::named(last)?)?.max(code))
+}
+
+fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     let vm = record.vm()?;
     if args.commit {
         commit::check(vm)?;
     }
     let stopped = vm::stop(vm, args.grace, args.commit)?;
-    exit::warn(TOOL, &format!("{}: {}", vm.name, stopped.end));
+    args.output.say(TOOL, &format!("{}: {}", vm.name, stopped.end));
     let committed = commit::outcome(vm, stopped.committed, args.commit);
     record.vm = None;
     if let Ok(Some(upper)) = &committed {
@@ -36,7 +55,7 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
         Some(mount) => unmount::unmount(&mount).inspect_err(|_| record.mount = Some(mount)),
         None => Ok(()),
     };
-    line::put(&record)?;
+    args.output.put(&record, String::new)?;
     committed?;
     unmounted.map(|()| 0)
 }

@@ -179,7 +179,7 @@ mod tests {
         let socket = dir.join(rundir::AGENT_SOCKET);
         let log = dir.join(rundir::KERNEL_LOG);
         serde_json::from_value(serde_json::json!({
-            "name": "worker", "pid": pid, "vmm": "qemu", "root": "share", "cpus": 1, "memory_mib": 1,
+            "name": "worker", "pid": pid, "start_time": 1, "vmm": "qemu", "root": "share", "cpus": 1, "memory_mib": 1,
             "endpoint": {"unix": socket, "port": 1}, "kernel_log": log,
             "timings_ms": {"spawn": 0, "kernel": 0, "agent": 0, "ready": 0},
         }))

@@ -13,13 +13,18 @@ use crate::exit::warn;
 /// `--help` and `--version` print and end with 0; a wrong call says why and ends with `usage_code`. The hidden
 /// `--generate man|bash|zsh|fish|schema` prints the manual page, a completion or the record's JSON Schema.
 pub fn parse<A: Parser>(usage_code: u8) -> A {
+    parse_by(usage_code, A::try_parse_from)
+}
+
+/// As [`parse`], for a tool that reads its command line by more rules than clap's.
+pub fn parse_by<A: Parser>(usage_code: u8, parse: impl FnOnce(Vec<OsString>) -> Result<A, clap::Error>) -> A {
     let args: Vec<OsString> = std::env::args_os().collect();
     if let [_, flag, what] = args.as_slice()
         && flag == "--generate"
     {
         exit(i32::from(generate(A::command(), &what.to_string_lossy())));
     }
-    match A::try_parse_from(args) {
+    match parse(args) {
         Ok(parsed) => parsed,
         Err(error) if error.use_stderr() => {
             let words = error.render().to_string();

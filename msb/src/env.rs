@@ -16,6 +16,11 @@ pub fn name_of(variable: &OsStr) -> &OsStr {
     OsStr::from_bytes(bytes.split(|&byte| byte == b'=').next().unwrap_or_default())
 }
 
+/// The value in `K=V`; `None` for `K` alone.
+pub fn value_of(variable: &OsStr) -> Option<&OsStr> {
+    variable.as_bytes().get(name_of(variable).len() + 1..).map(OsStr::from_bytes)
+}
+
 /// Checks `K=V` or `K`.
 ///
 /// # Errors
@@ -90,6 +95,16 @@ mod tests {
         }
         for bad in ["", "=x", "a=\0"] {
             assert!(check(OsStr::new(bad)).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_has_a_name_and_maybe_a_value() {
+        for (variable, name, value) in
+            [("A=b=c", "A", Some("b=c")), ("A=", "A", Some("")), ("A", "A", None), ("", "", None)]
+        {
+            assert_eq!(name_of(OsStr::new(variable)), name);
+            assert_eq!(value_of(OsStr::new(variable)), value.map(OsStr::new), "{variable}");
         }
     }
 

@@ -19,6 +19,8 @@ pub mod leftovers;
 #[cfg(feature = "cli")]
 pub mod line;
 pub mod mountinfo;
+#[cfg(feature = "cli")]
+pub mod output;
 #[cfg(feature = "overlay")]
 pub mod overlay;
 pub mod owner;
@@ -28,9 +30,13 @@ pub mod record;
 pub mod rundir;
 pub mod script;
 #[cfg(feature = "cli")]
+pub mod source;
+#[cfg(feature = "cli")]
 pub mod staging;
 #[cfg(feature = "cli")]
 pub mod state;
+#[cfg(feature = "cli")]
+pub mod supervisor;
 #[cfg(feature = "cli")]
 mod sync;
 pub mod wire;

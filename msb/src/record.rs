@@ -3,16 +3,17 @@
 //! Each stage adds one member and passes the rest on; members that a stage does not know, at any depth, stay as they
 //! were. `man/msb-record.5` specifies it in words.
 
+mod boot;
+
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{line, state};
+pub use boot::{Boot, Init, RootChoice, VmmChoice};
 
 /// The version that this crate reads and writes: the value of the member `msb`.
 pub const VERSION: u64 = 1;
@@ -43,6 +44,9 @@ pub struct Record {
     /// The mounted root, by msb-mount.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mount: Option<Mount>,
+    /// What msb-boot was asked for, or is to be asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boot: Option<Boot>,
     /// The running VM, by msb-boot.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vm: Option<Vm>,
@@ -186,6 +190,10 @@ pub struct Vm {
     pub name: String,
     /// The supervisor: SIGTERM to it stops the VM gracefully.
     pub pid: i32,
+    /// When the supervisor was started, in clock ticks since the host's boot: field 22 of `/proc/PID/stat`. With `pid` it
+    /// names one process for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<u64>,
     /// `krun` or `qemu`.
     pub vmm: String,
     /// How the root reaches the guest: `share`, `block` or `disk`.
@@ -277,12 +285,13 @@ impl Record {
         Self { msb: VERSION, ..Self::default() }
     }
 
-    /// Reads a record from one line of JSON.
+    /// Reads a record from JSON.
     ///
     /// # Errors
-    /// Words for what is no JSON, no record, a record of another version, or one with relative paths.
-    pub fn parse(line: &[u8]) -> anyhow::Result<Self> {
-        let value: Value = serde_json::from_slice(line).map_err(|error| anyhow!("not a record: {error}"))?;
+    /// Text that is not JSON, not a record, a record of another version, or one with relative paths.
+    pub fn parse(text: &[u8]) -> anyhow::Result<Self> {
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
+        let value: Value = serde_json::from_slice(text).map_err(|error| anyhow!("not a record: {error}"))?;
         match value.get("msb").map(Value::as_u64) {
             None => bail!("not a record: it has no member \"msb\""),
             Some(Some(VERSION)) => {}
@@ -290,6 +299,11 @@ impl Record {
                 "record version {} is not supported (this is a tool for version {VERSION}; use tools of one release)",
                 value["msb"]
             ),
+        }
+        if let Some(boot) = value.get("boot").filter(|boot| !boot.is_null()) {
+            // For an error that names the member, which people edit.
+            serde_path_to_error::deserialize::<_, Boot>(boot)
+                .map_err(|error| anyhow!("record: boot.{}: {}", error.path(), error.inner()))?;
         }
         let record: Self = serde_json::from_value(value).map_err(|error| anyhow!("not a record: {error}"))?;
         if let Some(path) = record.paths().into_iter().find(|path| !path.is_absolute()) {
@@ -317,49 +331,10 @@ impl Record {
         paths.extend(self.vm.iter().flat_map(|vm| [vm.endpoint.unix.as_path(), vm.kernel_log.as_path()]));
         let top = self.vm.iter().filter_map(|vm| vm.top.as_ref()?.path.as_deref());
         paths.extend(top);
+        paths.extend(
+            self.boot.iter().flat_map(|boot| [&boot.overlay, &boot.kernel_log]).flatten().map(PathBuf::as_path),
+        );
         paths
-    }
-
-    /// Takes the record a tool was given: `named` (`-r`: `-`, a file, or a running VM's name), else `$MSB_RECORD`,
-    /// else the first line of stdin. Whatever follows that line stays unread.
-    ///
-    /// # Errors
-    /// Words for a source that is missing, empty or holds no record.
-    pub fn take(named: Option<&str>) -> anyhow::Result<Self> {
-        let variable = std::env::var("MSB_RECORD").ok().filter(|value| !value.is_empty());
-        match named.or(variable.as_deref()) {
-            None | Some("-") => {
-                if std::io::stdin().is_terminal() {
-                    bail!("no record: stdin is a terminal (pipe a record in, or name one with -r)");
-                }
-                let line = line::take(std::io::stdin()).context("stdin")?;
-                let line = line.ok_or_else(|| anyhow!("no record on stdin: the stage before this one printed none"))?;
-                Self::parse(&line).context("stdin")
-            }
-            Some(name) => {
-                let file = Self::locate(name)?;
-                let text = std::fs::read(&file).map_err(|error| anyhow!("record {name:?}: {error}"))?;
-                let first = text.split(|&byte| byte == b'\n').next().unwrap_or_default();
-                // A record that somebody pretty-printed for reading is still one JSON value in a file of its own.
-                Self::parse(first)
-                    .or_else(|error| Self::parse(&text).map_err(|_| error))
-                    .with_context(|| format!("{name:?}"))
-            }
-        }
-    }
-
-    fn locate(name: &str) -> anyhow::Result<PathBuf> {
-        let path = PathBuf::from(name);
-        if name.contains('/') || (path.exists() && !path.is_dir()) {
-            return Ok(path);
-        }
-        if state::check_vm_name(name).is_ok() {
-            let running = state::run_dir(name)?.join(FILE_NAME);
-            if running.exists() {
-                return Ok(running);
-            }
-        }
-        bail!("record {name:?}: no such file, and no VM of that name is running")
     }
 
     /// The member `rootfs`.
@@ -393,13 +368,16 @@ mod tests {
 
     #[test]
     fn keeps_members_it_does_not_know_at_any_depth() {
-        let text = r#"{"msb":1,"image":{"ref":"a","config":{"Labels":{"x":"y"}},"new":1},"rootfs":{"kind":"layers","lower":["/l"],"new":2},"later":[1,2]}"#;
+        let text = r#"{"msb":1,"boot":{"init":{"later":3},"network":{"mode":"none"}},"image":{"ref":"a","config":{"Labels":{"x":"y"}},"new":1},"rootfs":{"kind":"layers","lower":["/l"],"new":2},"later":[1,2]}"#;
         let record = Record::parse(text.as_bytes()).unwrap();
         let value = serde_json::to_value(&record).unwrap();
         assert_eq!(value["image"]["config"]["Labels"]["x"], "y");
         assert_eq!(value["image"]["new"], 1);
         assert_eq!(value["rootfs"]["new"], 2);
         assert_eq!(value["later"][1], 2);
+        assert_eq!(value["boot"]["network"]["mode"], "none");
+        assert_eq!(value["boot"]["init"]["later"], 3);
+        assert_eq!((&value["boot"]["init"]["path"], &value["boot"]["cpus"]), (&"auto".into(), &1.into()));
     }
 
     #[test]
@@ -413,6 +391,10 @@ mod tests {
             (r#"{"msb":1,"rootfs":{"kind":"tape"}}"#, "unknown variant"),
             (r#"{"msb":1,"rootfs":{"kind":"dir","lower":["rel"]}}"#, "not absolute"),
             (r#"{"msb":1,"rootfs":{"kind":"layers","lower":[]}}"#, "no lower directory"),
+            (r#"{"msb":1,"boot":{"cpus":"4"}}"#, "record: boot.cpus: invalid type: string"),
+            (r#"{"msb":1,"boot":{"init":{"args":[{}]}}}"#, "record: boot.init.args[0]: "),
+            (r#"{"msb":1,"boot":{"root":"tape"}}"#, "record: boot.root: unknown variant"),
+            (r#"{"msb":1,"boot":{"overlay":"rel"}}"#, "not absolute"),
         ] {
             let error = format!("{:#}", Record::parse(text.as_bytes()).unwrap_err());
             assert!(error.contains(words), "{text}: {error}");

@@ -20,17 +20,32 @@ pub fn home() -> io::Result<PathBuf> {
     std::path::absolute(home)
 }
 
-/// The directory for what lives as long as a VM: `$XDG_RUNTIME_DIR/msb/NAME`, for root without one `/run/msb/NAME`.
+/// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
+///
+/// For root the variable of a login session does not count: the session ends before a VM does, and sudo, cron and services
+/// have another or none.
 ///
 /// # Errors
-/// When the user is not root and `XDG_RUNTIME_DIR` is not set.
-pub fn run_dir(name: &str) -> io::Result<PathBuf> {
-    let base = match std::env::var_os("XDG_RUNTIME_DIR").filter(|value| !value.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
-        None if rustix::process::geteuid().is_root() => PathBuf::from("/run"),
-        None => return Err(io::Error::other("XDG_RUNTIME_DIR is not set")),
+/// When the user is not root and neither variable is set.
+pub fn run_base() -> io::Result<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = match (from("MSB_RUN"), rustix::process::geteuid().is_root()) {
+        (Some(dir), _) => dir,
+        (None, true) => PathBuf::from("/run/msb"),
+        (None, false) => match from("XDG_RUNTIME_DIR") {
+            Some(dir) => dir.join("msb"),
+            None => return Err(io::Error::other("neither MSB_RUN nor XDG_RUNTIME_DIR is set")),
+        },
     };
-    Ok(std::path::absolute(base)?.join("msb").join(name))
+    std::path::absolute(base)
+}
+
+/// The directory for what lives as long as the VM `name`, in [`run_base`].
+///
+/// # Errors
+/// As for [`run_base`].
+pub fn run_dir(name: &str) -> io::Result<PathBuf> {
+    Ok(run_base()?.join(name))
 }
 
 /// Checks the name of a VM. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most

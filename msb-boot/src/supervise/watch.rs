@@ -8,9 +8,9 @@ use anyhow::{Context, anyhow, bail};
 use msb::leftovers::Leftovers;
 use msb::record::{self, Endpoint, Timings};
 use msb::rundir::{self, Ended, Held};
-use msb::state;
 use msb::wire::AGENT_PORT;
 use msb::wire::exec::Ready;
+use msb::{state, supervisor};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -216,9 +216,11 @@ impl<'a> Watch<'a> {
         let Config { name, vm, root_why, record, started, .. } = self.config;
         let since = |time: Duration| u64::try_from(time.saturating_sub(*started).as_millis());
         let spawn = since(self.spawned)?;
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
         let vm = record::Vm {
             name: name.clone(),
-            pid: rustix::process::getpid().as_raw_nonzero().get(),
+            pid,
+            start_time: Some(supervisor::start_time(pid).context("when the supervisor was started")?),
             vmm: vm.vmm.name().into(),
             root: vm.root.name().into(),
             root_why: Some(root_why.clone()),

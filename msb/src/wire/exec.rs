@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A string of the operating system in JSON: a string where it is UTF-8, else an array of its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Text {
     /// UTF-8.

@@ -1,0 +1,342 @@
+//! What is to be booted: the record's member `boot`, and the flags that override it. Everything behind this module reads
+//! the result and never asks where a value came from.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use msb::record::{Boot, Init};
+use msb::wire::exec::Text;
+use msb::{env, exit, state};
+
+use crate::args::{self, Args, InitChoice};
+
+/// The recorded request with the flags over it. `variables` are those of the env files and of `-e`, in this order; one
+/// without a value takes it from `here`.
+///
+/// # Errors
+/// A usage error for flags that do not fit together, and the first value that makes no sense, whoever gave it.
+pub(crate) fn request(
+    recorded: Option<&Boot>,
+    args: &Args,
+    variables: &[OsString],
+    here: impl Fn(&OsStr) -> Option<OsString>,
+) -> anyhow::Result<Boot> {
+    let mut boot = recorded.cloned().unwrap_or_default();
+    override_some(&mut boot.name, args.name.as_ref());
+    override_some(&mut boot.hostname, args.hostname.as_ref());
+    boot.cpus = args.cpus.unwrap_or(boot.cpus);
+    boot.memory_mib = args.memory.unwrap_or(boot.memory_mib);
+    boot.root = args.root.unwrap_or(boot.root);
+    match &args.init {
+        None => {}
+        Some(InitChoice::None) => boot.init = None,
+        // Arguments and variables were meant for the init that was recorded with them.
+        Some(InitChoice::Auto) => boot.init = Some(Init::default()),
+        Some(InitChoice::Path(path)) => boot.init = Some(Init { path: path.clone(), ..Init::default() }),
+    }
+    match &mut boot.init {
+        Some(init) => {
+            if !args.init_args.is_empty() {
+                init.args = texts(&args.init_args);
+            }
+            set_variables(&mut init.env, &args.init_env, &here)?;
+        }
+        None if args.init_args.is_empty() && args.init_env.is_empty() => {}
+        None => {
+            return Err(exit::coded(exit::USAGE, "--init-arg and --init-env are for an init (name one with --init)"));
+        }
+    }
+    if let Some(entrypoint) = &args.entrypoint {
+        // As docker does it: another entrypoint takes the command of the old one away.
+        (boot.entrypoint, boot.cmd) = (Some(texts(&entrypoint.0)), None);
+    }
+    if !args.command.is_empty() {
+        boot.cmd = Some(texts(&args.command));
+    }
+    set_variables(&mut boot.env, variables, &here)?;
+    override_some(&mut boot.workdir, args.workdir.as_ref());
+    override_some(&mut boot.user, args.user.as_ref());
+    if let Some(size) = args.disk {
+        (boot.disk, boot.ephemeral) = (Some(size_text(size)), false);
+    }
+    if let Some(ephemeral) = args.ephemeral {
+        boot.ephemeral = ephemeral;
+        boot.disk = boot.disk.filter(|_| !ephemeral);
+    }
+    boot.commit_on_stop = args.commit_on_stop.unwrap_or(boot.commit_on_stop);
+    override_some(&mut boot.overlay, path(args.overlay.as_deref())?.as_ref());
+    override_some(&mut boot.kernel_log, path(args.kernel_log.as_deref())?.as_ref());
+    boot.vmm = args.vmm.or(boot.vmm);
+    boot.timeout_s = args.timeout.unwrap_or(boot.timeout_s);
+    check(&boot)?;
+    Ok(boot)
+}
+
+fn override_some<T: Clone>(member: &mut Option<T>, flag: Option<&T>) {
+    if flag.is_some() {
+        *member = flag.cloned();
+    }
+}
+
+fn texts(words: &[OsString]) -> Vec<Text> {
+    words.iter().map(|word| word.as_os_str().into()).collect()
+}
+
+/// Sets `K=V`; `K` alone takes its value from `here`, and is left as it is where there is none.
+fn set_variables(
+    env: &mut BTreeMap<String, Text>,
+    variables: &[OsString],
+    here: impl Fn(&OsStr) -> Option<OsString>,
+) -> anyhow::Result<()> {
+    for variable in variables {
+        let Some(resolved) = env::resolve(variable, &here) else { continue };
+        let name = env::name_of(&resolved);
+        let Some(text) = name.to_str() else {
+            bail!("variable {name:?}: its name is not UTF-8, so no record can hold it")
+        };
+        let value = env::value_of(&resolved).unwrap_or_default();
+        env.insert(text.to_owned(), value.into());
+    }
+    Ok(())
+}
+
+/// An absolute path that a record can hold.
+fn path(path: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+    let Some(path) = path else { return Ok(None) };
+    let path = std::path::absolute(path).with_context(|| format!("{path:?}"))?;
+    if path.to_str().is_none() {
+        bail!("{path:?}: not UTF-8, so no record can hold it");
+    }
+    Ok(Some(path))
+}
+
+/// A size as people write it: in the largest unit that it is a multiple of.
+fn size_text(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M")];
+    let (shift, unit) = units.into_iter().find(|(shift, _)| bytes.is_multiple_of(1 << shift)).unwrap_or((10, "K"));
+    format!("{}{unit}", bytes >> shift)
+}
+
+/// The size of the disk for what the guest writes, in bytes.
+///
+/// # Errors
+/// Text that is no size.
+pub(crate) fn disk_size(boot: &Boot) -> anyhow::Result<Option<u64>> {
+    boot.disk.as_deref().map(args::disk_size).transpose().map_err(|why| anyhow!("boot.disk: {why}"))
+}
+
+/// Holds what people may have written into a record to what the flags are held to.
+fn check(boot: &Boot) -> anyhow::Result<()> {
+    let wrong = |member: &str, why: String| Err(anyhow!("boot.{member}: {why}"));
+    for (member, name) in [("name", &boot.name), ("hostname", &boot.hostname)] {
+        if let Some(Err(why)) = name.as_deref().map(state::check_vm_name) {
+            return wrong(member, format!("{:?}: {why}", name.as_deref().unwrap_or_default()));
+        }
+    }
+    if !args::CPUS.contains(&i64::from(boot.cpus)) {
+        return wrong("cpus", format!("a guest has {} to {} processors", args::CPUS.start(), args::CPUS.end()));
+    }
+    if let Err(why) = args::check_memory(u64::from(boot.memory_mib)) {
+        return wrong("memory_mib", why);
+    }
+    if let Some(init) = &boot.init {
+        match args::init(&init.path) {
+            Ok(InitChoice::Auto | InitChoice::Path(_)) => {}
+            _ => return wrong("init.path", format!("{:?}: \"auto\" or an absolute path is expected", init.path)),
+        }
+    }
+    let lists = [("entrypoint", &boot.entrypoint), ("cmd", &boot.cmd)];
+    let init_args = boot.init.as_ref().map(|init| &init.args);
+    let lists = lists.into_iter().filter_map(|(member, words)| Some((member, words.as_ref()?)));
+    for (member, words) in lists.chain(init_args.map(|words| ("init.args", words))) {
+        if words.iter().any(has_nul) {
+            return wrong(member, "an argument cannot hold NUL".into());
+        }
+    }
+    let init_env = boot.init.iter().map(|init| ("init.env", &init.env));
+    for (member, env) in [("env", &boot.env)].into_iter().chain(init_env) {
+        for (name, value) in env {
+            if name.contains('=') {
+                return wrong(member, format!("{name:?}: the name of a variable has no \"=\""));
+            }
+            if let Err(why) = env::check(OsStr::new(name)) {
+                return wrong(member, format!("{name:?}: {why}"));
+            }
+            if has_nul(value) {
+                return wrong(member, format!("{name:?}: a variable cannot hold NUL"));
+            }
+        }
+    }
+    if let Some(Err(why)) = boot.workdir.as_deref().map(args::absolute) {
+        return wrong("workdir", why.into());
+    }
+    if let Some(Err(why)) = boot.user.as_deref().map(args::user) {
+        return wrong("user", why.into());
+    }
+    disk_size(boot)?;
+    if boot.timeout_s == 0 {
+        return wrong("timeout_s", "at least one second is expected".into());
+    }
+    if boot.ephemeral && boot.disk.is_some() {
+        bail!("--disk and --ephemeral exclude each other (--disk SIZE or --ephemeral alone)");
+    }
+    if boot.ephemeral && boot.commit_on_stop {
+        bail!(
+            "--commit-on-stop needs a disk, and --ephemeral keeps what the guest writes in memory (leave one of them out)"
+        );
+    }
+    Ok(())
+}
+
+fn has_nul(text: &Text) -> bool {
+    match text {
+        Text::Utf8(text) => text.contains('\0'),
+        Text::Bytes(bytes) => bytes.contains(&0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn asked(recorded: Value, flags: &[&str]) -> anyhow::Result<Value> {
+        let recorded: Option<Boot> = serde_json::from_value(recorded).unwrap();
+        let args = Args::try_parse_from([&["msb-boot"], flags].concat())?;
+        let here = |name: &OsStr| (name == "HERE").then(|| "x=y".into());
+        let boot = request(recorded.as_ref(), &args, &args.env, here)?;
+        Ok(serde_json::to_value(boot)?)
+    }
+
+    /// What `asked` differs in from the defaults.
+    fn difference(recorded: Value, flags: &[&str]) -> Value {
+        let (asked, default) = (asked(recorded, flags).unwrap(), serde_json::to_value(Boot::default()).unwrap());
+        let members = asked.as_object().unwrap().clone();
+        Value::Object(members.into_iter().filter(|(member, value)| default.get(member) != Some(value)).collect())
+    }
+
+    #[test]
+    fn a_flag_overrides_its_member_and_no_other() {
+        let init = |path: &str, args: Value, env: Value| json!({"path": path, "args": args, "env": env});
+        let recorded = json!({"cpus": 3, "memory_mib": 700, "name": "old", "user": "app", "new": {"kept": 1}});
+        assert_eq!(difference(recorded.clone(), &[]), recorded);
+        for (flags, member, value) in [
+            (&["--name", "w"][..], "name", json!("w")),
+            (&["--hostname", "h"], "hostname", json!("h")),
+            (&["-c", "2"], "cpus", json!(2)),
+            (&["-m", "1G"], "memory_mib", json!(1024)),
+            (&["--root", "block"], "root", json!("block")),
+            (&["--init", "auto"], "init", init("auto", json!([]), json!({}))),
+            (&["--init=/i", "--init-arg=-x", "--init-env=A=b"], "init", init("/i", json!(["-x"]), json!({"A": "b"}))),
+            (&["--entrypoint", "run"], "entrypoint", json!(["run"])),
+            (&["--entrypoint", ""], "entrypoint", json!([])),
+            (&["--", "a", "b"], "cmd", json!(["a", "b"])),
+            (&["-e", "A=b=c", "-e", "HERE", "-e", "NOT_SET"], "env", json!({"A": "b=c", "HERE": "x=y"})),
+            (&["-w", "/srv"], "workdir", json!("/srv")),
+            (&["-u", "1:2"], "user", json!("1:2")),
+            (&["--disk", "2048"], "disk", json!("2G")),
+            (&["--ephemeral"], "ephemeral", json!(true)),
+            (&["--commit-on-stop"], "commit_on_stop", json!(true)),
+            (&["--overlay", "/o.qcow2"], "overlay", json!("/o.qcow2")),
+            (&["--kernel-log", "/log"], "kernel_log", json!("/log")),
+            (&["--vmm", "qemu"], "vmm", json!("qemu")),
+            (&["--timeout", "9"], "timeout_s", json!(9)),
+        ] {
+            let mut expected = recorded.clone();
+            expected[member] = value;
+            assert_eq!(difference(recorded.clone(), flags), expected, "{flags:?}");
+            // And what is written back asks for the same.
+            assert_eq!(difference(expected.clone(), &[]), expected, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_flag_resets_what_belonged_to_its_old_value() {
+        let init = json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b"}}});
+        let command = json!({"entrypoint": ["run"], "cmd": ["me"]});
+        for (recorded, flags, expected) in [
+            (init.clone(), &["--init", "none"][..], json!({})),
+            (init.clone(), &["--init", "/j"], json!({"init": {"path": "/j", "args": [], "env": {}}})),
+            (init.clone(), &["--init-arg", "y"], json!({"init": {"path": "/i", "args": ["y"], "env": {"A": "b"}}})),
+            (
+                init,
+                &["--init-env", "C=d"],
+                json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b", "C": "d"}}}),
+            ),
+            (command.clone(), &["--entrypoint", "other"], json!({"entrypoint": ["other"]})),
+            (command, &["--", "you"], json!({"entrypoint": ["run"], "cmd": ["you"]})),
+            (json!({"env": {"A": "1", "B": "2"}}), &["-e", "A=3"], json!({"env": {"A": "3", "B": "2"}})),
+            (json!({"disk": "8G"}), &["--ephemeral"], json!({"ephemeral": true})),
+            (json!({"disk": "8G"}), &["--ephemeral=false"], json!({"disk": "8G"})),
+            (json!({"ephemeral": true}), &["--disk", "8G"], json!({"disk": "8G"})),
+            (json!({"ephemeral": true}), &["--ephemeral=false"], json!({})),
+            (json!({"commit_on_stop": true}), &["--commit-on-stop=false"], json!({})),
+        ] {
+            assert_eq!(difference(recorded.clone(), flags), expected, "{recorded} {flags:?}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_held_to_what_flags_are_held_to() {
+        for (recorded, words) in [
+            (json!({"name": "a/b"}), "boot.name: \"a/b\""),
+            (json!({"hostname": "-"}), "boot.hostname: \"-\""),
+            (json!({"cpus": 0}), "boot.cpus: a guest has 1 to 64 processors"),
+            (json!({"cpus": 65}), "boot.cpus"),
+            (json!({"memory_mib": 95}), "boot.memory_mib: a guest has 96 MiB"),
+            (json!({"init": {"path": "init"}}), "boot.init.path: \"init\""),
+            (json!({"init": {"path": "none"}}), "boot.init.path: \"none\""),
+            (json!({"init": {"args": ["\0"]}}), "boot.init.args"),
+            (json!({"init": {"env": {"": "x"}}}), "boot.init.env: \"\""),
+            (json!({"entrypoint": ["a\0"]}), "boot.entrypoint"),
+            (json!({"cmd": [[0, 255]]}), "boot.cmd"),
+            (json!({"env": {"A=B": "x"}}), "boot.env: \"A=B\""),
+            (json!({"env": {"A": "\0"}}), "boot.env: \"A\""),
+            (json!({"workdir": "srv"}), "boot.workdir"),
+            (json!({"user": ""}), "boot.user"),
+            (json!({"user": ":1"}), "boot.user"),
+            (json!({"disk": "1X"}), "boot.disk: unknown unit \"X\""),
+            (json!({"timeout_s": 0}), "boot.timeout_s"),
+            (json!({"ephemeral": true, "disk": "1G"}), "exclude each other"),
+            (json!({"ephemeral": true, "commit_on_stop": true}), "--commit-on-stop needs a disk"),
+        ] {
+            let error = asked(recorded.clone(), &[]).unwrap_err().to_string();
+            assert!(error.contains(words), "{recorded}: {error}");
+        }
+        assert!(asked(json!({"cpus": 64, "memory_mib": 96, "disk": "256M", "timeout_s": 1}), &[]).is_ok());
+    }
+
+    #[test]
+    fn what_is_for_an_init_needs_one() {
+        for flags in [&["--init-arg", "x"][..], &["--init-env", "A=b"], &["--init", "none", "--init-arg", "x"]] {
+            let error = asked(Value::Null, flags).unwrap_err().to_string();
+            assert!(error.contains("name one with --init"), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn words_that_are_not_utf8_are_kept_and_a_name_that_is_not_is_refused() {
+        use std::os::unix::ffi::OsStringExt;
+        let odd = |text: &[u8]| OsString::from_vec(text.to_vec());
+        let args = Args::try_parse_from([odd(b"msb-boot"), odd(b"--"), odd(b"\xff")]).unwrap();
+        let boot = request(None, &args, &[odd(b"A=\xff")], |_| None).unwrap();
+        assert_eq!(boot.cmd, Some(vec![Text::Bytes(vec![255])]));
+        assert_eq!(boot.env["A"], Text::Bytes(vec![255]));
+        let args = Args::try_parse_from(["msb-boot"]).unwrap();
+        assert!(request(None, &args, &[odd(b"\xff=x")], |_| None).is_err());
+        let args = Args::try_parse_from([odd(b"msb-boot"), odd(b"--kernel-log"), odd(b"/\xff")]).unwrap();
+        assert!(request(None, &args, &[], |_| None).unwrap_err().to_string().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn a_size_is_written_in_the_largest_unit_that_fits() {
+        for text in ["256M", "4G", "1T", "1025M", "262148K"] {
+            assert_eq!(size_text(args::disk_size(text).unwrap()), text);
+        }
+        assert_eq!(size_text(4096 << 20), "4G");
+    }
+}

@@ -1,0 +1,134 @@
+//! The member `boot`: what msb-boot is asked for, so that a record boots again alike.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Unknown;
+use crate::wire::exec::Text;
+
+/// What msb-boot is asked for. Its flags override these members, and it writes them all back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Boot {
+    /// The VM's name; null for a generated one.
+    pub name: Option<String>,
+    /// The guest's hostname; null for the VM's name.
+    pub hostname: Option<String>,
+    /// Virtual processors.
+    pub cpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// How the root reaches the guest.
+    pub root: RootChoice,
+    /// The init that PID 1 is handed to; null for none.
+    pub init: Option<Init>,
+    /// Replaces the image's entrypoint and cmd; null for the image's, an empty array for none.
+    pub entrypoint: Option<Vec<Text>>,
+    /// Replaces the image's cmd; null for the image's.
+    pub cmd: Option<Vec<Text>>,
+    /// Variables for all commands, over the image's.
+    pub env: BTreeMap<String, Text>,
+    /// The directory that commands start in; null for the image's.
+    pub workdir: Option<String>,
+    /// The user that commands run as, `user[:group]`; null for the image's.
+    pub user: Option<String>,
+    /// For a block root: the size of the disk for what the guest writes, with K, M, G or T; null for the default.
+    pub disk: Option<String>,
+    /// For a block root: what the guest writes stays in its memory.
+    pub ephemeral: bool,
+    /// For a block root: what the guest wrote is committed into the upper when the VM has ended.
+    pub commit_on_stop: bool,
+    /// For a disk root: the qcow2 file for what the guest writes; null for none.
+    pub overlay: Option<PathBuf>,
+    /// What runs the VM; null for `$MSB_VMM`, else auto.
+    pub vmm: Option<VmmChoice>,
+    /// The file for the guest's console; null for kernel.log in the run directory.
+    pub kernel_log: Option<PathBuf>,
+    /// How long the guest may take until its agent answers, in seconds.
+    pub timeout_s: u32,
+    /// Members of other versions.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl Default for Boot {
+    fn default() -> Self {
+        Self {
+            name: None,
+            hostname: None,
+            cpus: 1,
+            memory_mib: 512,
+            root: RootChoice::Auto,
+            init: None,
+            entrypoint: None,
+            cmd: None,
+            env: BTreeMap::new(),
+            workdir: None,
+            user: None,
+            disk: None,
+            ephemeral: false,
+            commit_on_stop: false,
+            overlay: None,
+            vmm: None,
+            kernel_log: None,
+            timeout_s: 60,
+            unknown: Unknown::new(),
+        }
+    }
+}
+
+/// The init that PID 1 is handed to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Init {
+    /// Its absolute path in the guest, or `auto`.
+    pub path: String,
+    /// Its arguments.
+    pub args: Vec<Text>,
+    /// Variables for it, over those that it inherits.
+    pub env: BTreeMap<String, Text>,
+    /// Members of other versions.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl Init {
+    /// The path that asks for a search.
+    pub const AUTO: &str = "auto";
+}
+
+impl Default for Init {
+    fn default() -> Self {
+        Self { path: Self::AUTO.into(), args: Vec::new(), env: BTreeMap::new(), unknown: Unknown::new() }
+    }
+}
+
+/// How the root reaches the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum RootChoice {
+    /// Whatever suits the record
+    Auto,
+    /// The mounted root as a shared directory: what the guest writes shows on the host at once
+    Share,
+    /// Disks made of the layers and the patches, and one for what the guest writes: the fast one
+    Block,
+    /// The record's disk
+    Disk,
+}
+
+/// What runs the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum VmmChoice {
+    /// libkrun if the machine has usable KVM, otherwise QEMU
+    Auto,
+    /// libkrun, on KVM
+    Krun,
+    /// QEMU, on KVM or in software
+    Qemu,
+}

@@ -1,0 +1,147 @@
+//! Which process is the supervisor of a VM that a record names. A record may come from anybody and a process ID may be used
+//! again, so a number alone is never believed: the process must have been started when the record says, belong to this
+//! user, and hold the VM's run directory open.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::record::Vm;
+
+/// The argument with which msb-boot starts itself as a supervisor.
+pub const ROLE: &str = "--as-supervisor";
+
+/// What the kernel appends to the path of an open directory that was removed.
+const DELETED: &[u8] = b" (deleted)";
+
+/// The run directory that the record of a VM names: its sockets are in it.
+pub fn run_dir(vm: &Vm) -> Option<&Path> {
+    vm.endpoint.unix.parent().filter(|dir| dir.file_name().is_some_and(|name| name == vm.name.as_str()))
+}
+
+/// When a process was started, in clock ticks since the host's boot.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] for a process that does not exist.
+pub fn start_time(pid: i32) -> io::Result<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Field 22 of `/proc/PID/stat`. The second field is the process's name in parentheses, which may hold anything.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+    let fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
+    fields.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// A pidfd of the supervisor of the VM, if it lives; `None` also for a process that has its number by now, and for one that
+/// this user has no business with.
+///
+/// # Errors
+/// What `pidfd_open(2)` says.
+pub fn find(vm: &Vm) -> io::Result<Option<OwnedFd>> {
+    let (Some(dir), Some(pid)) = (run_dir(vm), Pid::from_raw(vm.pid).filter(|_| vm.pid > 1)) else { return Ok(None) };
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL) => return Ok(None),
+        other => other?,
+    };
+    let is_recorded = |started: u64| vm.start_time.is_none_or(|recorded| recorded == started);
+    if !start_time(vm.pid).is_ok_and(is_recorded) || !holds(vm.pid, dir) {
+        return Ok(None);
+    }
+    // All of the above was said of this process only if it lives still: until then nobody else can have had its number.
+    Ok(Some(process).filter(is_alive))
+}
+
+/// The supervisor that holds the run directory `dir`, which may have been removed.
+pub fn holder(dir: &Path) -> Option<i32> {
+    let numbers = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    numbers.into_iter().find(|&pid| holds(pid, dir))
+}
+
+/// Whether a process is a supervisor of this user's that has `dir` open.
+fn holds(pid: i32, dir: &Path) -> bool {
+    is_supervisor(pid) && has_open(pid, dir).unwrap_or(false)
+}
+
+fn is_supervisor(pid: i32) -> bool {
+    let proc = format!("/proc/{pid}");
+    let is_ours = fs::metadata(&proc).is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw());
+    let has_role = |words: Vec<u8>| words.split(|&byte| byte == 0).nth(1).is_some_and(|word| word == ROLE.as_bytes());
+    is_ours && fs::read(format!("{proc}/cmdline")).is_ok_and(has_role)
+}
+
+fn has_open(pid: i32, dir: &Path) -> io::Result<bool> {
+    let there = fs::symlink_metadata(dir).ok().map(|meta| (meta.dev(), meta.ino()));
+    let removed = real(dir).into_os_string().into_vec();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let link = entry?.path();
+        let is_there = there.is_some() && fs::metadata(&link).ok().map(|meta| (meta.dev(), meta.ino())) == there;
+        let target = fs::read_link(&link).unwrap_or_default().into_os_string().into_vec();
+        if is_there || target.strip_suffix(DELETED) == Some(&removed) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The path as the kernel shows it: without symlinks, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let mut missing: Vec<&OsStr> = Vec::new();
+    let mut above = path;
+    loop {
+        if let Ok(real) = above.canonicalize() {
+            return missing.iter().rev().fold(real, |path, name| path.join(name));
+        }
+        match (above.parent(), above.file_name()) {
+            (Some(parent), Some(name)) => {
+                missing.push(name);
+                above = parent;
+            }
+            _ => return path.to_owned(),
+        }
+    }
+}
+
+fn is_alive(process: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)) == Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_time_is_read_whatever_the_process_is_called() {
+        let stat = |name: &str| {
+            let fields: Vec<String> = (3..=52).map(|number: u32| (number * 100).to_string()).collect();
+            format!("42 ({name}) {}", fields.join(" "))
+        };
+        for name in ["msb-boot", "a b", ") 1 2 3 (", "x) R 1 1 1"] {
+            assert_eq!(parse_start_time(stat(name).as_bytes()), Some(2200), "{name}");
+        }
+        for bad in ["", "42", "42 (x) R 1 2", "42 (x) a b c d e f g h i j k l m n o p q r s t"] {
+            assert_eq!(parse_start_time(bad.as_bytes()), None, "{bad}");
+        }
+        let ours = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(start_time(ours).unwrap(), start_time(ours).unwrap());
+    }
+
+    #[test]
+    fn a_path_is_resolved_as_far_as_it_exists() {
+        let base = tempfile::tempdir().unwrap();
+        let real_base = base.path().canonicalize().unwrap();
+        std::os::unix::fs::symlink(".", base.path().join("link")).unwrap();
+        assert_eq!(real(&base.path().join("link/msb/worker")), real_base.join("msb/worker"));
+        assert_eq!(real(&base.path().join("link")), real_base);
+    }
+}

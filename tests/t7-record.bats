@@ -1,0 +1,189 @@
+#!/usr/bin/env bats
+# Which record a tool reads: -r, a pipe, $MSB_RECORD, a name; and where it writes the one that it prints.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    # Two roots that can be told apart.
+    for name in a b; do
+        mkdir -p "roots/$name"
+        echo "$name" >"roots/$name/name"
+        jq -nc --arg root "$PWD/roots/$name" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >"$name.json"
+    done
+}
+
+teardown() {
+    local mounted
+    for mounted in m m1 m2 m3; do
+        if mountpoint -q "$BATS_TEST_TMPDIR/$mounted"; then umount -l "$BATS_TEST_TMPDIR/$mounted"; fi
+    done
+    vm_teardown
+}
+
+# lower: the root that a record on stdin names.
+lower() { jq -r '.rootfs.lower[0] | sub(".*/"; "")'; }
+
+op='{"op":"text","path":"/new","content":"x"}'
+
+@test "a stage prefers -r, then a record in a pipe, a socket or a file, then MSB_RECORD" {
+    export MSB_RECORD=$PWD/b.json
+    [ "$(msb-patch -f /dev/null <a.json | lower)" = a ]
+    [ "$(cat a.json | msb-patch -f /dev/null | lower)" = a ]
+    [ "$(cat a.json | msb-patch -r b.json -f /dev/null | lower)" = b ]
+    [ "$(msb-patch -r - -f /dev/null <a.json | lower)" = a ]
+    [ "$(msb-patch -f /dev/null </dev/null | lower)" = b ]
+    [ "$(msb-patch -f /dev/null <&- | lower)" = b ]
+    [ "$(cat a.json | msb-mount --ro ./m | lower)" = a ]
+    [ "$(cat m/name)" = a ]
+    msb-mount -u ./m
+    msb-mount --ro ./m </dev/null >mounted.json
+    [ "$(cat m/name)" = b ]
+    msb-mount -u ./m
+    python3 -c '
+import socket, subprocess, sys
+ours, theirs = socket.socketpair()
+ours.sendall(open("a.json", "rb").read())
+ours.close()
+sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returncode)' >out
+    [ "$(lower <out)" = a ]
+    # The variable may hold what is wrong: nobody asks it.
+    MSB_RECORD=/nonexistent
+    [ "$(msb-patch -f /dev/null <a.json | lower)" = a ]
+    run --separate-stderr msb-patch -f /dev/null </dev/null
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-patch: $MSB_RECORD: record "/nonexistent": No such file'* ]]
+}
+
+@test "a pipe in which nothing comes is said where MSB_RECORD stands in, and an error where it does not" {
+    run --separate-stderr bash -c ': | msb-patch -f /dev/null'
+    [ "$status" -eq 1 ]
+    [ "$stderr" = 'msb-patch: no record on stdin (the previous stage failed, or nothing is piped in: use -r FILE)' ]
+    run --separate-stderr bash -c ': | MSB_RECORD=b.json msb-patch -f /dev/null'
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-patch: nothing came on stdin: taking the record of $MSB_RECORD, "b.json"' ]
+    [ "$(lower <<<"$output")" = b ]
+    # An empty file is what a tool that failed has left.
+    : >empty.json
+    for call in '-r empty.json' '-r - ' ''; do
+        run --separate-stderr bash -c "MSB_RECORD=b.json msb-patch $call -f /dev/null <empty.json"
+        [ "$status" -eq 1 ]
+        [[ $stderr == *'it is empty: the tool that wrote it failed' ]]
+    done
+    run --separate-stderr bash -c 'MSB_RECORD=empty.json msb-mount --ro m </dev/null'
+    [ "$stderr" = 'msb-mount: $MSB_RECORD: record "empty.json": it is empty: the tool that wrote it failed' ]
+    run --separate-stderr msb-stop -r empty.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'it is empty'* ]]
+}
+
+@test "operations alone on stdin go with MSB_RECORD, behind a record with that one" {
+    export MSB_RECORD=$PWD/b.json
+    [ "$({ cat a.json; echo "$op"; } | msb-patch | tee out | lower)" = a ]
+    [ "$(cat "$(jq -r .upper.dir out)/new")" = x ]
+    for rest in '' '-f -'; do
+        # shellcheck disable=SC2086 # flags
+        [ "$(printf '%s\n%s' "$op" "${op/new/two}" | msb-patch $rest | tee out | lower)" = b ]
+        [ "$(cat "$(jq -r .upper.dir out)"/{new,two})" = xx ]
+    done
+    [ "$(msb-patch -f <(echo "$op") <a.json | lower)" = a ]
+    [ "$(echo "$op" | msb-patch -r a.json | lower)" = a ]
+    # A mistake is told by its own line.
+    run --separate-stderr msb-patch <<<"$op"$'\n{"op":"none"}'
+    [[ $stderr == 'msb-patch: op 2, line 2: '* ]]
+    unset MSB_RECORD
+    run --separate-stderr msb-patch <<<"$op"
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'an operation, and no record before it'* ]]
+}
+
+@test "a record may be pretty everywhere, and what follows it is left to whom it belongs" {
+    [ "$({ jq . a.json; echo "$op"; } | msb-patch | tee out | lower)" = a ]
+    [ -e "$(jq -r .upper.dir out)/new" ]
+    [ "$({ jq . a.json | tr -d '\n'; printf %s "$op"; } | msb-patch | lower)" = a ]
+    jq . a.json >pretty.json
+    [ "$(msb-patch -r pretty.json -f /dev/null | lower)" = a ]
+    [ "$(jq . a.json | msb-patch -f /dev/null | jq . | msb-mount --ro ./m | jq . | lower)" = a ]
+    [ "$({ printf '\xef\xbb\xbf'; cat a.json; } | msb-patch -f /dev/null | lower)" = a ]
+}
+
+@test "-o has the record when all went well, and else what it had" {
+    msb-patch -r a.json -f <(echo "$op") -o patched.json >out
+    [ ! -s out ]
+    [ "$(lower <patched.json)" = a ]
+    cp patched.json before.json
+    run msb-patch -r patched.json -f <(echo '{"op":"none"}') -o patched.json
+    [ "$status" -eq 1 ]
+    cmp patched.json before.json
+    [ "$(ls -A | grep -c '^\.')" = 0 ]
+    ln -s patched.json link.json
+    msb-mount -r patched.json -o link.json ./m
+    [ -L link.json ]
+    jq -e .mount patched.json
+    run --separate-stderr msb-boot -r b.json -o none/vm.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-boot: output "'*'/none/vm.json": no directory'* ]]
+    vm_assert_nothing
+    run msb-boot -r "$vm_record" -o vm.json --root disk
+    [ "$status" -eq 1 ]
+    [ ! -e vm.json ]
+    msb-pull -q ./roots/a -o /dev/stdout | lower
+}
+
+@test "on a terminal a tool prints a line for a person, with --json the record, and nothing with -q" {
+    on_terminal() { script -qec "$*" /dev/null </dev/null | tr -d '\r'; }
+    [ "$(on_terminal msb-pull ./roots/a)" = "$PWD/roots/a: a directory" ]
+    [ "$(on_terminal msb-pull --json ./roots/a | lower)" = a ]
+    [ -z "$(on_terminal msb-pull -q ./roots/a)" ]
+    [[ $(on_terminal msb-patch -r a.json -f /dev/null) == */upper:\ patched ]]
+    [ "$(on_terminal msb-mount --ro -r a.json ./m)" = "$PWD/m: mounted read-only; to unmount it: msb-mount -u $PWD/m" ]
+    run on_terminal msb-boot -q -r "$vm_record" --name worker
+    [ -z "$output" ]
+    msb-stop -q worker >out
+    jq -e .msb out
+    run on_terminal msb-boot -r "$vm_record" --name worker -o vm.json
+    [[ $output == 'worker: up in '*' s; try: msb-exec worker' ]]
+    jq -e '.vm.name == "worker"' vm.json
+    [ "$(on_terminal msb-stop worker)" = 'msb-stop: worker: stopped' ]
+}
+
+@test "msb-exec and msb-stop take a name, and know a VM before a file" {
+    vm_boot worker -- echo cmd
+    vm_boot other
+    echo '#!/bin/sh' >worker
+    cp worker.json named.json
+    export MSB_RECORD=$PWD/other.json
+    for call in 'worker -- hostname' 'worker hostname' '-r worker -- hostname' '-r worker hostname' 'named.json -- hostname' \
+        './named.json -T -- hostname' '-T worker -w / -- hostname'; do
+        # shellcheck disable=SC2086 # words
+        [ "$(msb-exec $call)" = worker ]
+    done
+    [ "$(msb-exec worker)" = cmd ]
+    [ "$(msb-exec -- hostname)" = other ]
+    # The record in the pipe is for a stage; here stdin is the command's.
+    [ "$(msb-exec -- cat <worker.json)" = "$(cat worker.json)" ]
+    run --separate-stderr msb-exec hostname
+    [ "$status" -eq 125 ]
+    [[ $stderr == *'no VM of that name is running in "'"$MSB_RUN"'" (a command goes behind --: msb-exec -- hostname)' ]]
+    unset MSB_RECORD
+    # stdin: the record, then exactly what is the command's, from a pipe and from a file, pretty or not.
+    head -c 100000 /dev/urandom >data
+    for record in worker.json <(jq . worker.json) <(jq -j . worker.json); do
+        { cat "$record"; cat data; } >both
+        cat both | msb-exec -- cat | cmp - data
+        msb-exec -- cat <both | cmp - data
+    done
+    [ "$({ jq -c . worker.json; echo; } | msb-exec - -- od -An -c | tr -d ' ')" = '\n' ]
+    # The file named worker is no record: the VM is meant, and in a directory of its own the file.
+    run --separate-stderr msb-exec -r ./worker -- true
+    [ "$status" -eq 125 ]
+    [[ $stderr == *'not a record'* ]]
+    # Several, one of which there is not.
+    run --separate-stderr msb-stop worker nobody other
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'msb-stop: worker: stopped'*'"nobody": no such file'*'msb-stop: other: stopped'* ]]
+    [ "$(jq -r .boot.name <<<"$output" | xargs)" = 'worker other' ]
+    vm_assert_nothing
+}
