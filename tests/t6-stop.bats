@@ -20,7 +20,8 @@ teardown() {
     run --separate-stderr msb-stop -r worker.json
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: stopped' ]
-    diff <(jq -S . <<<"$output") <(jq -S . "$vm_record")
+    diff <(jq -S 'del(.boot)' <<<"$output") <(jq -S . "$vm_record")
+    jq -e '.boot.name == "worker"' <<<"$output"
     vm_assert_nothing
 }
 
@@ -96,6 +97,26 @@ teardown() {
     run mountpoint -q mounted
     [ "$status" -ne 0 ]
     vm_has_ended "$server"
+}
+
+@test "a mount that another VM has is left by --unmount, and refused by msb-mount -u" {
+    vm_needs_share
+    mkdir mounted
+    jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
+    vm_record=mount.json vm_boot worker
+    vm_record=mount.json vm_boot other
+    run --separate-stderr msb-mount -u mounted
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-mount: mount point "'*'/mounted": still in use by VM "'*'" and VM "'*'" (stop it first: msb-stop '* ]]
+    run --separate-stderr msb-stop worker --unmount
+    [ "$status" -eq 0 ]
+    [[ $stderr == *'msb-stop: mount "'*'/mounted": left, because VM "other" has it' ]]
+    jq -e .mount.pid <<<"$output"
+    [ "$(vm_exec other cat /etc/passwd)" = "$(cat mounted/etc/passwd)" ]
+    msb-stop other --unmount >stopped.json
+    jq -e 'has("mount") | not' stopped.json
+    run mountpoint -q mounted
+    [ "$status" -ne 0 ]
 }
 
 @test "--unmount also works for a VM whose supervisor was killed" {

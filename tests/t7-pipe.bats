@@ -99,7 +99,7 @@ sys.stdout.write(line)' "$BATS_TEST_DIRNAME/../man/msb-record.schema.json"
     msb-boot < 3 | check > 4
     msb-stop --unmount < 4 | check > 5
     [ "$(wc -l < records)" = 5 ]
-    diff <(jq -S . 2) <(jq -S . 5)
+    diff <(jq -S . 2) <(jq -S 'del(.boot)' 5)
 }
 
 @test "a Debian image boots, and its own tools work in it" {

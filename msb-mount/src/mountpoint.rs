@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use msb::exit::warn;
+use msb::supervisor::{self, vm_names};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
@@ -54,6 +55,11 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
         Ok(false) => bail!("mount point {path:?}: nothing is mounted there"),
         Ok(true) => {}
     }
+    // Their view of it is in namespaces of their own, so the kernel would not say that it is busy.
+    let users = supervisor::sharing(&path);
+    if let [first, ..] = users.as_slice() {
+        bail!("mount point {path:?}: still in use by {} (stop it first: msb-stop {first})", vm_names(&users));
+    }
     // Opened before, so that no other process can have taken the number.
     let server = server(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     match rustix::mount::unmount(&path, UnmountFlags::empty()) {
@@ -65,7 +71,9 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
     let Some(server) = server else { return Ok(()) };
     let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
     match rustix::event::poll(&mut [PollFd::new(&server, PollFlags::IN)], Some(&patience)) {
-        Ok(0) => bail!("mount point {path:?}: unmounted, but its server does not end"),
+        Ok(0) => {
+            bail!("mount point {path:?}: still in use (its server, which has the mount open elsewhere, does not end)")
+        }
         other => other.map(drop).with_context(|| format!("mount point {path:?}: its server")),
     }
 }

@@ -7,7 +7,9 @@ mod vm;
 
 use std::process::ExitCode;
 
+use anyhow::bail;
 use msb::record::Record;
+use msb::supervisor::{self, vm_names};
 use msb::{cli, exit, source};
 
 /// The tool's name in its words.
@@ -23,11 +25,11 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     if args.names.len() > 1 && args.output.output.is_some() {
         return Err(exit::coded(exit::USAGE, "-o is for the record of one VM (leave it out, or name one VM)"));
     }
-    let Some((last, names)) = args.names.split_last() else { return stop(args, args.record.take(None)?) };
+    let Some((last, names)) = args.names.split_last() else { return stop_record(args, args.record.take(None)) };
     // One that cannot be stopped is no reason to leave the others running.
     let mut code = 0;
     for name in names {
-        code = source::named(name).and_then(|record| stop(args, record)).map_or_else(
+        code = stop_record(args, source::named(name)).map_or_else(
             |error| {
                 exit::warn(TOOL, &format!("{error:#}"));
                 exit::FAILED
@@ -35,7 +37,23 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
             |done| done.max(code),
         );
     }
-    Ok(stop(args, source::named(last)?)?.max(code))
+    Ok(stop_record(args, source::named(last))?.max(code))
+}
+
+/// Stops the VM of a record; also one whose record went with its run directory.
+fn stop_record(args: &args::Args, record: anyhow::Result<Record>) -> anyhow::Result<u8> {
+    let lost = match record.map_err(|error| error.downcast::<source::Lost>()) {
+        Ok(record) => return stop(args, record),
+        Err(Ok(lost)) => lost,
+        Err(Err(other)) => return Err(other),
+    };
+    let Some(process) = supervisor::of_dir(&lost.dir)? else { bail!("{}: it has just ended", lost.name) };
+    let stopped = vm::stop_lost(&lost.dir, &process, args.grace)?;
+    exit::warn(
+        TOOL,
+        &format!("{}: {}; its record went with the directory, so none is printed", lost.name, stopped.end),
+    );
+    Ok(0)
 }
 
 fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
@@ -52,7 +70,14 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     }
     // The VM is gone whether or not the mount goes, so the record is passed on in any case.
     let unmounted = match record.mount.take_if(|_| args.unmount) {
-        Some(mount) => unmount::unmount(&mount).inspect_err(|_| record.mount = Some(mount)),
+        Some(mount) => match supervisor::sharing(&mount.path) {
+            users if !users.is_empty() => {
+                args.output.say(TOOL, &format!("mount {:?}: left, because {} has it", mount.path, vm_names(&users)));
+                record.mount = Some(mount);
+                Ok(())
+            }
+            _ => unmount::unmount(&mount).inspect_err(|_| record.mount = Some(mount)),
+        },
         None => Ok(()),
     };
     args.output.put(&record, String::new)?;

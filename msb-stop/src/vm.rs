@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -11,8 +12,9 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, Vm};
 use msb::rundir::{self, Committed, Ended, Held, Stop};
+use msb::supervisor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 /// How long a supervisor may take beyond the grace, and processes to die that the kernel is killing.
 const MARGIN: Duration = Duration::from_secs(5);
@@ -46,6 +48,8 @@ pub(crate) enum End {
     Before(Ended),
     /// The supervisor had been killed before.
     Abandoned,
+    /// Its run directory had been removed, so that it could not be asked; as the supervisor tells it, if it did.
+    Lost(Option<Ended>),
     /// There is nothing of it, or its name is another VM's now.
     Gone,
 }
@@ -57,6 +61,10 @@ impl fmt::Display for End {
             Self::SupervisorKilled => f.write_str("its supervisor did not react, killed"),
             Self::Before(ended) => write!(f, "had ended already: {}; tidied up", ended.reason),
             Self::Abandoned => f.write_str("its supervisor had been killed; tidied up"),
+            Self::Lost(ended) => {
+                let reason = ended.as_ref().map_or("killed", |ended| &ended.reason);
+                write!(f, "{reason}; its run directory had been removed, so the guest could not be asked")
+            }
             Self::Gone => f.write_str("is gone already, nothing to do"),
         }
     }
@@ -68,15 +76,21 @@ impl fmt::Display for End {
 /// Words, where something of it is still there.
 pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Stopped> {
     let dir = run_dir(vm)?;
+    check_owner(&dir)?;
     let ours = |dir: &Path| {
         let text = std::fs::read(dir.join(record::FILE_NAME)).ok()?;
-        Some(Record::parse(text.trim_ascii_end()).ok()?.vm?.pid == vm.pid)
+        let theirs = Record::parse(text.trim_ascii_end()).ok()?.vm?;
+        Some((theirs.pid, theirs.start_time) == (vm.pid, vm.start_time))
     };
     match ours(&dir) {
         Some(true) => {}
-        Some(false) => return Ok(End::Gone.into()),
-        None if !dir.exists() => return Ok(End::Gone.into()),
-        None => bail!("run directory {dir:?}: it holds no record of {:?} (is it starting?)", vm.name),
+        found => match supervisor::find(vm).context("supervisor")? {
+            Some(process) => return stop_lost(&dir, &process, grace),
+            None if found.is_none() && dir.exists() => {
+                bail!("run directory {dir:?}: it holds no record of {:?} (is it starting?)", vm.name)
+            }
+            None => return Ok(End::Gone.into()),
+        },
     }
     if let Some(held) = take(&dir)? {
         let ended = rundir::find(held.path(), rundir::ENDED);
@@ -86,7 +100,7 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
     }
     // Somebody holds the directory. With the pidfd open and the lock still held, whose record is in it, the pid is
     // the holder's.
-    let supervisor = open(vm.pid)?;
+    let supervisor = supervisor::find(vm).context("supervisor")?;
     let held = match (supervisor, take(&dir)?) {
         (_, Some(held)) => held,
         (None, None) => bail!("run directory {dir:?} is held by another process (is another msb-stop at work?)"),
@@ -115,10 +129,48 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
     Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Told), committed })
 }
 
+/// Ends a VM whose run directory was removed. With it went the way to the guest, which therefore gets the grace and is killed.
+///
+/// # Errors
+/// A supervisor that cannot be killed.
+pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> anyhow::Result<Stopped> {
+    // The supervisor looks for the grace there, and leaves there how it ended. Nobody else gets the name meanwhile.
+    let held = Held::make(dir).with_context(|| format!("run directory {dir:?}"))?;
+    let has_ended = match &held {
+        Some(held) => {
+            let grace_ms = u64::try_from(grace.as_millis())?;
+            rundir::leave(held.path(), rundir::STOP, &Stop { grace_ms, commit: false })?;
+            send(supervisor, Signal::TERM)?;
+            ends_within(supervisor, grace + MARGIN)?
+        }
+        // The path leads to another VM by now, and the supervisor would ask that one, and clear it away.
+        None => false,
+    };
+    if !has_ended {
+        send(supervisor, Signal::KILL)?;
+        if !ends_within(supervisor, MARGIN)? {
+            bail!("the supervisor cannot be killed (the kernel is holding it)");
+        }
+    }
+    let ended = held.as_ref().and_then(|held| rundir::find(held.path(), rundir::ENDED));
+    held.map(Held::remove).transpose().with_context(|| format!("run directory {dir:?}"))?;
+    Ok(End::Lost(ended).into())
+}
+
+/// A record may be another user's, with processes and files of ours in it.
+fn check_owner(dir: &Path) -> anyhow::Result<()> {
+    match std::fs::symlink_metadata(dir) {
+        Ok(meta) if meta.uid() != rustix::process::geteuid().as_raw() => {
+            bail!("run directory {dir:?}: it belongs to the user {} (run msb-stop as that user)", meta.uid())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The run directory: where the record says that the sockets are. It is removed later, so it must have the VM's name.
 fn run_dir(vm: &Vm) -> anyhow::Result<PathBuf> {
-    let dir = vm.endpoint.unix.parent().filter(|dir| dir.file_name().is_some_and(|name| name == vm.name.as_str()));
-    dir.map(Path::to_owned)
+    supervisor::run_dir(vm)
+        .map(Path::to_owned)
         .ok_or_else(|| anyhow!("record: socket {:?} is not in a run directory of VM {:?}", vm.endpoint.unix, vm.name))
 }
 
@@ -142,14 +194,6 @@ fn tidy(held: Held) -> anyhow::Result<()> {
         Err(_) => bail!(
             "run directory {dir:?}: a process of the VM is still there (see \"fuser -v\" of the file \"alive\" in it)"
         ),
-    }
-}
-
-fn open(pid: i32) -> anyhow::Result<Option<OwnedFd>> {
-    let pid = Pid::from_raw(pid).filter(|_| pid > 1).ok_or_else(|| anyhow!("record: {pid} is no process's number"))?;
-    match pidfd_open(pid, PidfdFlags::empty()) {
-        Err(rustix::io::Errno::SRCH) => Ok(None),
-        other => other.map(Some).context("supervisor"),
     }
 }
 

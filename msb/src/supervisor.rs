@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::record::Vm;
+use crate::record::{self, Record, Vm};
+use crate::state;
 
 /// The argument with which msb-boot starts itself as a supervisor.
 pub const ROLE: &str = "--as-supervisor";
@@ -59,6 +60,43 @@ pub fn find(vm: &Vm) -> io::Result<Option<OwnedFd>> {
     }
     // All of the above was said of this process only if it lives still: until then nobody else can have had its number.
     Ok(Some(process).filter(is_alive))
+}
+
+/// A pidfd of the supervisor that holds the run directory `dir`, which may have been removed.
+///
+/// # Errors
+/// What `pidfd_open(2)` says.
+pub fn of_dir(dir: &Path) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = holder(dir).and_then(Pid::from_raw) else { return Ok(None) };
+    match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => Ok(None),
+        Err(error) => Err(error.into()),
+        // It was found by its number, which may be another's since.
+        Ok(process) => Ok(Some(process).filter(|_| holds(pid.as_raw_nonzero().get(), dir)).filter(is_alive)),
+    }
+}
+
+/// The records of this user's running VMs.
+pub fn running() -> Vec<Record> {
+    let Some(dirs) = state::run_base().ok().and_then(|base| fs::read_dir(base).ok()) else { return Vec::new() };
+    let record = |dir: PathBuf| Record::parse(&fs::read(dir.join(record::FILE_NAME)).ok()?).ok();
+    let records = dirs.filter_map(|entry| record(entry.ok()?.path()));
+    records.filter(|record| record.vm.as_ref().is_some_and(|vm| matches!(find(vm), Ok(Some(_))))).collect()
+}
+
+/// The names of the VMs that have the directory `root`, a mount point as a rule, as their root.
+pub fn sharing(root: &Path) -> Vec<String> {
+    let number = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
+    let is_root = |path: &Path| path == root || (number(path).is_some() && number(path) == number(root));
+    let shares = |record: &Record| record.mount.as_ref().is_some_and(|mount| is_root(&mount.path));
+    let vms = running().into_iter().filter(shares).filter_map(|record| record.vm);
+    vms.filter(|vm| vm.root == "share").map(|vm| vm.name).collect()
+}
+
+/// VMs as a message names them.
+pub fn vm_names(names: &[String]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| format!("VM {name:?}")).collect();
+    quoted.join(" and ")
 }
 
 /// The supervisor that holds the run directory `dir`, which may have been removed.
