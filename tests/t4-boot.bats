@@ -46,7 +46,7 @@ boot_halfway() {
     vm_boot worker
     diff worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"
     [ "$(wc -l <worker.json)" -eq 1 ]
-    diff <(jq -S 'del(.vm)' worker.json) <(jq -S . "$vm_record")
+    diff <(jq -S 'del(.vm, .boot)' worker.json) <(jq -S . "$vm_record")
     jq -e --arg root "${MSB_TEST_ROOT:-share}" '.vm | .name == "worker" and .root == $root and .init == null and (.endpoint.handshake | type) == "boolean"' worker.json
     jq -e '.vm.timings_ms | 0 < .spawn and .spawn < .kernel and .kernel <= .agent and .agent <= .ready' worker.json
     [ ! -s worker.err ]
