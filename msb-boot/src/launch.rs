@@ -10,10 +10,10 @@ use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use msb::exit;
 use msb::output::Output;
 use msb::record::Record;
 use msb::rundir::{self, Committed, Ended, Held, Stop};
+use msb::{exit, start};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -46,8 +46,8 @@ const INTERRUPTS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP
 /// # Errors
 /// The supervisor's words, or those of a record that cannot be printed; then there is no VM.
 pub(crate) fn launch(config: &Config, output: &Output, foreground: bool) -> anyhow::Result<u8> {
-    let ignored = ignored(&std::fs::read_to_string("/proc/self/status")?);
-    let interrupts: SigSet = INTERRUPTS.into_iter().filter(|&signal| ignored >> (signal as u32 - 1) & 1 == 0).collect();
+    let ignored = start::ignored().unwrap_or(SigSet::empty());
+    let interrupts: SigSet = INTERRUPTS.into_iter().filter(|&signal| !ignored.contains(signal)).collect();
     interrupts.thread_block()?;
     let interrupts = SignalFd::new(&interrupts)?;
 
@@ -162,12 +162,6 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
     }
 }
 
-/// The signals that this process was told to ignore, as nohup(1) does it: the mask in a `/proc/PID/status`.
-fn ignored(status: &str) -> u64 {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-}
-
 fn next(reports: &mut impl BufRead) -> anyhow::Result<Option<Report>> {
     let mut line = String::new();
     match reports.read_line(&mut line) {
@@ -183,13 +177,4 @@ fn give_up(ours: UnixStream, reports: BufReader<UnixStream>, mut supervisor: Chi
     drop((ours, reports));
     supervisor.wait()?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn the_mask_of_ignored_signals_is_read() {
-        assert_eq!(super::ignored("SigBlk:\t01\nSigIgn:\t0000000000001001\nSigCgt:\t02\n"), 0x1001);
-        assert_eq!(super::ignored(""), 0);
-    }
 }

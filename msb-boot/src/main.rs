@@ -25,7 +25,7 @@ mod vmm;
 
 use std::process::ExitCode;
 
-use msb::{cli, exit, line};
+use msb::{cli, exit, line, start};
 
 use respawn::Role;
 
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Some(Role::Tied(cell, words)) => respawn::become_program(&cell, &words),
         Some(Role::Enter(vm)) => vmm::enter(&vm),
         None => {
+            start::signals();
             let args: args::Args = cli::parse(exit::USAGE);
             exit::report(TOOL, exit::FAILED, run(&args))
         }

@@ -23,6 +23,7 @@ use args::Args;
 use config::Config;
 
 fn main() -> ExitCode {
+    msb::start::signals();
     let args: Args = msb::cli::parse(exit::USAGE);
     exit::report("msb-mount", exit::FAILED, run(&args))
 }

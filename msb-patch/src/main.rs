@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
 use msb::staging::Staging;
-use msb::{cli, exit};
+use msb::{cli, exit, start};
 use msb_patch::apply::{Done, Target};
 use msb_patch::args::Args;
 use msb_patch::op::Op;
@@ -19,6 +19,7 @@ use msb_patch::stream::{self, Numbered};
 use msb_patch::user::User;
 
 fn main() -> ExitCode {
+    start::signals();
     let args: Args = cli::parse(exit::USAGE);
     exit::report("msb-patch", exit::FAILED, run(&args).map(|()| 0))
 }

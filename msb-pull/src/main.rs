@@ -30,9 +30,10 @@ use anyhow::Context;
 use args::{Args, Config};
 use msb::erofs::{self, Mkfs};
 use msb::record::{Record, Rootfs};
-use msb::{cli, exit, state};
+use msb::{cli, exit, start, state};
 
 fn main() -> ExitCode {
+    start::signals();
     let args: Args = cli::parse(exit::USAGE);
     exit::report("msb-pull", exit::FAILED, run(args))
 }

@@ -10,12 +10,13 @@ use std::process::ExitCode;
 use anyhow::bail;
 use msb::record::Record;
 use msb::supervisor::{self, vm_names};
-use msb::{cli, exit, source};
+use msb::{cli, exit, source, start};
 
 /// The tool's name in its words.
 const TOOL: &str = "msb-stop";
 
 fn main() -> ExitCode {
+    start::signals();
     let args: args::Args = cli::parse(exit::USAGE);
     exit::report(TOOL, exit::FAILED, run(&args))
 }

@@ -1,12 +1,13 @@
 //! What every command line of msb does alike: parsing, words for a wrong call, and pages made from the flags.
 
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::exit;
 
 use clap::Parser;
 
 use crate::exit::warn;
+use crate::line;
 
 /// Parses the process's arguments, or ends the process.
 ///
@@ -33,8 +34,13 @@ pub fn parse_by<A: Parser>(usage_code: u8, parse: impl FnOnce(Vec<OsString>) -> 
             exit(i32::from(usage_code));
         }
         Err(page) => {
-            let _ = page.print();
-            exit(0);
+            // On a terminal it has colours.
+            let result = if std::io::stdout().is_terminal() {
+                page.print()
+            } else {
+                line::write(page.render().to_string().as_bytes())
+            };
+            exit(i32::from(printed(A::command().get_name(), result)));
         }
     }
 }
@@ -58,11 +64,16 @@ fn generate(mut command: clap::Command, what: &str) -> u8 {
             }
         },
     };
-    match made.and_then(|()| std::io::stdout().write_all(&out)) {
+    printed(&name, made.and_then(|()| line::write(&out)))
+}
+
+/// The exit status behind a page.
+fn printed(name: &str, result: std::io::Result<()>) -> u8 {
+    match result {
         Ok(()) => 0,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => crate::exit::READER_GONE,
         Err(error) => {
-            warn(&name, &format!("stdout: {error}"));
+            warn(name, &format!("stdout: {error}"));
             crate::exit::FAILED
         }
     }

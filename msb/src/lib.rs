@@ -8,6 +8,10 @@ pub mod boot;
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod commit;
+#[cfg(feature = "overlay")]
+pub mod device;
+#[cfg(feature = "cli")]
+pub mod duration;
 #[cfg(feature = "cli")]
 pub mod env;
 #[cfg(feature = "cli")]
@@ -33,6 +37,8 @@ pub mod script;
 pub mod source;
 #[cfg(feature = "cli")]
 pub mod staging;
+#[cfg(feature = "cli")]
+pub mod start;
 #[cfg(feature = "cli")]
 pub mod state;
 #[cfg(feature = "cli")]

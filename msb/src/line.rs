@@ -1,5 +1,6 @@
 //! Lines between stages: take exactly one from stdin without touching what follows, put one on stdout whole.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -196,6 +197,14 @@ fn peek(fd: BorrowedFd<'_>) -> rustix::io::Result<Option<u8>> {
     }
 }
 
+/// Writes to stdout, past the standard library, which takes a closed stdout for one that everything was written to.
+///
+/// # Errors
+/// What `write(2)` says.
+pub fn write(bytes: &[u8]) -> io::Result<()> {
+    File::from(rustix::stdio::stdout().try_clone_to_owned()?).write_all(bytes)
+}
+
 /// Puts `value` on stdout as one line of JSON, in one write where the pipe allows.
 ///
 /// # Errors
@@ -203,8 +212,7 @@ fn peek(fd: BorrowedFd<'_>) -> rustix::io::Result<Option<u8>> {
 pub fn put(value: &impl Serialize) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    let mut stdout = io::stdout().lock();
-    match stdout.write_all(&line).and_then(|()| stdout.flush()) {
+    match write(&line) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
         Err(error) => Err(anyhow::Error::new(error).context("stdout")),
         Ok(()) => Ok(()),
