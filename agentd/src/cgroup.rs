@@ -33,13 +33,19 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// A cgroup for an exec. `None`: there are none here, which was said once.
-    pub fn take(&self) -> Option<Cgroup> {
+    /// A cgroup for an exec, which is ended as a whole where it is out of memory, or only its largest process. `None`: there are none
+    /// here, which was said once.
+    pub fn take(&self, ends_as_a_whole: bool) -> Option<Cgroup> {
         if !*self.usable.get_or_init(set_up_or_say) {
             return None;
         }
         // The guest's root may have removed it.
-        self.spare().take().filter(|spare| spare.dir.exists()).or_else(|| self.make())
+        let spare = self.spare().take().filter(|spare| spare.dir.exists());
+        let cgroup = spare.or_else(|| self.make())?;
+        if !ends_as_a_whole {
+            let _ = fs::write(cgroup.dir.join("memory.oom.group"), "0");
+        }
+        Some(cgroup)
     }
 
     /// Prepares for the next exec, when nobody waits for it.
@@ -171,7 +177,7 @@ impl Cgroup {
             _ => {}
         }
         let _ = fs::write(dir.join("pids.max"), (most_processes() / 4 * 3).to_string());
-        // Who is out of memory goes as a whole: half a pipeline is of no use.
+        // Half a pipeline is of no use. A terminal's shell is, when a command in it has taken too much: see `Cgroups::take`.
         let _ = fs::write(dir.join("memory.oom.group"), "1");
         let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
         Ok(Self { dir, entrance })

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use msb::script::GUEST_DIR;
 use msb::wire::exec::{Failure, Limit, Request, Resize, Text};
 use rustix::process::{Resource, Rlimit};
+use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex};
 
 use crate::cgroup::Cgroup;
 use crate::group::Group;
 use crate::reap::Awaited;
-use crate::sys::Launch;
+use crate::sys::{Launch, NotStarted};
 use crate::{Agent, user};
 
 /// PATH where neither the image nor the request says one.
@@ -24,6 +25,9 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 
 /// The file mode creation mask of a command that does not ask for another.
 const DEFAULT_UMASK: u32 = 0o022;
+
+/// Ctrl-D.
+const END_OF_TRANSMISSION: u8 = 4;
 
 const TOOL_FAILED: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
@@ -90,15 +94,18 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
 
     let internal = |error: io::Error| failure(TOOL_FAILED, format!("streams: {error}"));
     let (streams, [stdin, stdout, stderr]) = match &request.tty {
-        Some(tty) => terminal(tty.size, user.identity.uid).map_err(internal)?,
+        Some(tty) => terminal(tty.size, user.identity.uid.get()).map_err(internal)?,
         None => pipes(request.no_stdin).map_err(internal)?,
     };
-    let cgroup = agent.execs.cgroups.take();
-    let launch = |file: &Path, argv: &[&OsStr]| -> io::Result<Arc<Awaited>> {
+    let cgroup = agent.execs.cgroups.take(request.tty.is_none());
+    let launch = |file: &Path, argv: &[&OsStr]| -> Result<Arc<Awaited>, NotStarted> {
+        let c_string = |word: &OsStr| {
+            CString::new(word.as_bytes()).map_err(|error| NotStarted { step: Some("its strings"), why: error.into() })
+        };
         agent.reaper.spawn(&Launch {
             file: c_string(file.as_os_str())?,
-            argv: argv.iter().map(|word| c_string(word)).collect::<io::Result<_>>()?,
-            env: env.iter().map(|(name, value)| c_string(&join(name, value))).collect::<io::Result<_>>()?,
+            argv: argv.iter().map(|word| c_string(word)).collect::<Result<_, _>>()?,
+            env: env.iter().map(|(name, value)| c_string(&join(name, value))).collect::<Result<_, _>>()?,
             cwd: c_string(cwd.as_os_str())?,
             stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             identity: user.identity.clone(),
@@ -111,7 +118,7 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     let words: Vec<&OsStr> = argv.iter().map(OsString::as_os_str).collect();
     let process = match launch(&file, &words) {
         // A script without a shebang, which a shell would run itself.
-        Err(error) if error.raw_os_error() == Some(nix::libc::ENOEXEC) => {
+        Err(NotStarted { step: None, why }) if why.raw_os_error() == Some(nix::libc::ENOEXEC) => {
             let words: Vec<&OsStr> =
                 [OsStr::new("sh"), file.as_os_str()].into_iter().chain(words.iter().skip(1).copied()).collect();
             launch(Path::new("/bin/sh"), &words)
@@ -120,25 +127,34 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     };
     match process {
         Ok(process) => Ok(Child { group: Group::new(process, cgroup), streams }),
-        Err(error) => {
+        Err(NotStarted { step, why }) => {
             if let Some(cgroup) = cgroup {
                 agent.execs.cgroups.dispose(cgroup);
             }
-            Err(match error.kind() {
-                io::ErrorKind::NotFound => {
+            Err(match (step, why.kind()) {
+                (Some(step), _) => failure(TOOL_FAILED, format!("{program:?}: {step}: {why}")),
+                (None, io::ErrorKind::NotFound) => {
                     failure(NOT_FOUND, format!("{program:?}: the interpreter that it names is not in the guest"))
                 }
-                io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock => {
-                    failure(TOOL_FAILED, format!("{program:?}: {error}"))
+                (None, io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock) => {
+                    failure(TOOL_FAILED, format!("{program:?}: {why}"))
                 }
-                _ => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
+                (None, _) if is_of_storage(&why) => failure(TOOL_FAILED, storage_failed(program, &why)),
+                (None, _) => failure(NOT_EXECUTABLE, format!("{program:?}: {why}")),
             })
         }
     }
 }
 
-fn c_string(word: &OsStr) -> io::Result<CString> {
-    Ok(CString::new(word.as_bytes())?)
+/// Whether an error is one of the storage that a file is on, or of what serves it, so that it says nothing about the file.
+fn is_of_storage(error: &io::Error) -> bool {
+    use nix::libc::{ECONNABORTED, EHOSTDOWN, EIO, ENOTCONN, EREMOTEIO, ESTALE, ETIMEDOUT};
+    let of_storage = [EIO, ENOTCONN, ECONNABORTED, ESTALE, ETIMEDOUT, EREMOTEIO, EHOSTDOWN];
+    error.raw_os_error().is_some_and(|error| of_storage.contains(&error))
+}
+
+fn storage_failed(program: &OsStr, why: &io::Error) -> String {
+    format!("{program:?}: the storage that it is on does not answer: {why}")
 }
 
 fn join(name: &OsStr, value: &OsStr) -> OsString {
@@ -184,6 +200,7 @@ fn locate(program: &OsStr, path: &OsStr, cwd: &Path) -> Result<PathBuf, Failure>
     let check = |file: &Path| -> Result<(), Failure> {
         let meta = fs::metadata(cwd.join(file)).map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
+            _ if is_of_storage(&error) => failure(TOOL_FAILED, storage_failed(program, &error)),
             _ => failure(NOT_FOUND, format!("{program:?}: not found in the guest")),
         })?;
         if meta.is_dir() {
@@ -208,6 +225,8 @@ fn locate(program: &OsStr, path: &OsStr, cwd: &Path) -> Result<PathBuf, Failure>
         match check(&file) {
             Ok(()) => return Ok(file),
             Err(why) if why.code == NOT_EXECUTABLE => worst = worst.or(Some(why)),
+            // What is behind it is not what the caller means, or may not be.
+            Err(why) if why.code == TOOL_FAILED => return Err(why),
             Err(_) => {}
         }
     }
@@ -304,6 +323,23 @@ pub fn set_size(terminal: &OwnedFd, size: Resize) -> io::Result<()> {
     Ok(rustix::termios::tcsetwinsize(terminal, size)?)
 }
 
+/// What is typed at a terminal for the end of input, behind the byte `last`: the character for it, twice where a line has begun, since
+/// the first one only ends that line (termios(3), VEOF).
+pub fn end_of_input(terminal: Option<&OwnedFd>, last: Option<u8>) -> Vec<u8> {
+    let state = terminal.and_then(|terminal| rustix::termios::tcgetattr(terminal).ok());
+    let special = |index| state.as_ref().map(|state| state.special_codes[index]);
+    let eof = special(SpecialCodeIndex::VEOF).filter(|&byte| byte != 0).unwrap_or(END_OF_TRANSMISSION);
+    let modes = state.as_ref().map(|state| (state.input_modes, state.local_modes));
+    let (input, local) = modes.unwrap_or((InputModes::ICRNL, LocalModes::ICANON));
+    let ends_line = |byte: u8| {
+        let is_special =
+            [SpecialCodeIndex::VEOL, SpecialCodeIndex::VEOL2].into_iter().any(|at| special(at) == Some(byte));
+        byte == b'\n' || byte == eof || byte == b'\r' && input.contains(InputModes::ICRNL) || byte != 0 && is_special
+    };
+    let has_begun = local.contains(LocalModes::ICANON) && last.is_some_and(|byte| !ends_line(byte));
+    vec![eof; if has_begun { 2 } else { 1 }]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,6 +373,52 @@ mod tests {
             let env = environment(&image, request, &user, None);
             assert_eq!(value(&env, name).as_deref(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn the_end_of_input_is_said_twice_where_a_line_has_begun() {
+        for (last, count) in
+            [(None, 1), (Some(b'\n'), 1), (Some(b'\r'), 1), (Some(4), 1), (Some(b'c'), 2), (Some(0), 2)]
+        {
+            assert_eq!(end_of_input(None, last), vec![4; count], "{last:?}");
+            let (Streams::Terminal(terminal), _theirs) = terminal(Resize { rows: 24, cols: 80 }, own_uid()).unwrap()
+            else {
+                panic!("no terminal")
+            };
+            assert_eq!(end_of_input(Some(&terminal), last), vec![4; count], "{last:?}");
+            let mut state = rustix::termios::tcgetattr(&terminal).unwrap();
+            state.special_codes[SpecialCodeIndex::VEOF] = b'!';
+            state.special_codes[SpecialCodeIndex::VEOL] = b'c';
+            state.input_modes.remove(InputModes::ICRNL);
+            rustix::termios::tcsetattr(&terminal, rustix::termios::OptionalActions::Now, &state).unwrap();
+            let count = if matches!(last, None | Some(b'\n' | b'c')) { 1 } else { 2 };
+            assert_eq!(end_of_input(Some(&terminal), last), vec![b'!'; count], "{last:?}");
+            state.make_raw();
+            rustix::termios::tcsetattr(&terminal, rustix::termios::OptionalActions::Now, &state).unwrap();
+            assert_eq!(end_of_input(Some(&terminal), last).len(), 1, "{last:?}");
+        }
+    }
+
+    fn own_uid() -> u32 {
+        rustix::process::getuid().as_raw()
+    }
+
+    #[test]
+    fn an_error_of_storage_says_nothing_about_the_file() {
+        use nix::libc::{EACCES, EIO, ELOOP, ENOENT, ENOTCONN, ENOTDIR, ESTALE, ETXTBSY};
+        for (error, is_one) in [
+            (EIO, true),
+            (ENOTCONN, true),
+            (ESTALE, true),
+            (ENOENT, false),
+            (ENOTDIR, false),
+            (EACCES, false),
+            (ELOOP, false),
+            (ETXTBSY, false),
+        ] {
+            assert_eq!(is_of_storage(&io::Error::from_raw_os_error(error)), is_one, "{error}");
+        }
+        assert!(!is_of_storage(&io::Error::other("of no number")));
     }
 
     #[test]

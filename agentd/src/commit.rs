@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use msb::boot::{self, Boot};
 use msb::overlay::beneath::{self, Dir, Name};
 use msb::overlay::whiteout;
+use msb::owner::Id;
 use msb::wire::exec::{Failure, Text};
 use msb::wire::upper::{Attributes, Entry, What};
 use msb::wire::{HEADER, MAX_DATA, Message, READY_PORT, Stream};
@@ -206,5 +207,6 @@ fn looks(entry: &beneath::Entry) -> io::Result<Attributes> {
     }
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
     let mode = stat.st_mode & 0o7777;
-    Ok(Attributes { mode, uid: stat.st_uid, gid: stat.st_gid, mtime: (stat.st_mtime, nanoseconds), xattrs })
+    let id = |number: u32| Id::new(number.into()).map_err(io::Error::other);
+    Ok(Attributes { mode, uid: id(stat.st_uid)?, gid: id(stat.st_gid)?, mtime: (stat.st_mtime, nanoseconds), xattrs })
 }

@@ -1,8 +1,8 @@
 //! Collecting the dead: ours, whose sessions wait for them, and the orphans that PID 1 inherits.
 
 use std::collections::HashMap;
-use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use msb::wire::exec::{Exit, Usage};
@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
 
-use crate::sys::{self, Launch};
+use crate::sys::{self, Dead, Launch, NotStarted};
 
 /// A child that a session waits for.
 #[derive(Debug)]
@@ -23,7 +23,25 @@ pub struct Awaited {
     event: EventFd,
 }
 
+/// A child on its way to its exec. Nothing is locked meanwhile: an exec takes as long as storage does, which may be for ever.
+#[derive(Debug, Default)]
+struct Starting {
+    /// Its process ID, there before the child runs; 0 before that.
+    pid: AtomicI32,
+    /// How it ended, where it did so before its start was over.
+    dead: OnceLock<Dead>,
+}
+
 impl Awaited {
+    fn end(&self, dead: &Dead) {
+        let wall_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let usage = Some(Usage { wall_us, ..dead.usage });
+        let code = dead.status.exit_status().map(|code| code as u8);
+        let exit = Exit { code, signal: dead.status.terminating_signal(), usage };
+        *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
+        let _ = self.event.write(1);
+    }
+
     /// How the child ended, once [`Self::event`] can be read.
     pub fn exit(&self) -> Option<Exit> {
         *self.exit.lock().unwrap_or_else(PoisonError::into_inner)
@@ -46,13 +64,16 @@ pub struct Reaper {
 struct Children {
     /// Those that a session waits for, by process ID.
     awaited: HashMap<i32, Arc<Awaited>>,
+    /// Those whose start is not over.
+    starting: Vec<Arc<Starting>>,
     /// Whether there is no other either.
     none_left: bool,
 }
 
 impl Default for Reaper {
     fn default() -> Self {
-        Self { children: Mutex::new(Children { awaited: HashMap::new(), none_left: true }), changed: Condvar::new() }
+        let children = Children { awaited: HashMap::new(), starting: Vec::new(), none_left: true };
+        Self { children: Mutex::new(children), changed: Condvar::new() }
     }
 }
 
@@ -64,17 +85,25 @@ impl Reaper {
     /// Starts a child. Nobody but [`Self::run`] may wait for it.
     ///
     /// # Errors
-    /// What starting says: ENOENT, EACCES.
-    pub fn spawn(&self, launch: &Launch<'_>) -> io::Result<Arc<Awaited>> {
-        let event = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
-        // Held while the child starts: one that ends at once must find its entry, and one whose exec fails is waited
-        // for there.
-        let mut children = self.lock();
+    /// See [`NotStarted`].
+    pub fn spawn(&self, launch: &Launch<'_>) -> Result<Arc<Awaited>, NotStarted> {
+        let event = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)
+            .map_err(|error| NotStarted { step: Some("eventfd"), why: error.into() })?;
+        let starting = Arc::new(Starting::default());
+        self.lock().starting.push(Arc::clone(&starting));
         let started = Instant::now();
-        let pid = launch.start()?;
+        let result = launch.start(&starting.pid);
+        let mut children = self.lock();
+        children.starting.retain(|other| !Arc::ptr_eq(other, &starting));
+        let pid = result?;
         let entry = Arc::new(Awaited { pid, started, exit: Mutex::new(None), event });
-        children.awaited.insert(pid, Arc::clone(&entry));
-        children.none_left = false;
+        match starting.dead.get() {
+            Some(dead) => entry.end(dead),
+            None => {
+                children.awaited.insert(pid, Arc::clone(&entry));
+                children.none_left = false;
+            }
+        }
         Ok(entry)
     }
 
@@ -120,12 +149,9 @@ impl Reaper {
                 continue;
             }
             if let Some(entry) = children.awaited.remove(&dead.pid) {
-                let wall_us = u64::try_from(entry.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                let usage = Some(Usage { wall_us, ..dead.usage });
-                let code = dead.status.exit_status().map(|code| code as u8);
-                let exit = Exit { code, signal: dead.status.terminating_signal(), usage };
-                *entry.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
-                let _ = entry.event.write(1);
+                entry.end(&dead);
+            } else if let Some(starting) = children.starting.iter().find(|one| one.pid.load(Relaxed) == dead.pid) {
+                let _ = starting.dead.set(dead);
             }
         };
         drop(children);
@@ -135,7 +161,7 @@ impl Reaper {
 
     /// Waits until no process is left, for `limit` at most. Says whether that came true.
     pub fn wait_childless(&self, limit: Duration) -> bool {
-        self.wait_until(limit, |children| children.none_left)
+        self.wait_until(limit, |children| children.none_left && children.starting.is_empty())
     }
 
     /// Waits until no child is left that a session waits for, for `limit` at most.

@@ -7,7 +7,9 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::AtomicI32;
 
+use msb::owner::Id;
 use msb::wire::exec::Usage;
 use nix::libc;
 use rustix::io::Errno;
@@ -32,9 +34,9 @@ pub fn keep_memory_small() {
 #[derive(Clone, Debug, Default)]
 pub struct Identity {
     /// The user ID.
-    pub uid: u32,
+    pub uid: Id,
     /// The group ID.
-    pub gid: u32,
+    pub gid: Id,
     /// The supplementary group IDs.
     pub groups: Vec<u32>,
 }
@@ -65,86 +67,119 @@ pub struct Launch<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
 }
 
+/// Why a command did not start.
+#[derive(Debug)]
+pub struct NotStarted {
+    /// What failed before the command's own file was executed; `None` where executing it did.
+    pub step: Option<&'static str>,
+    /// The kernel's reason.
+    pub why: io::Error,
+}
+
+/// A step before the exec, and why it failed.
+type Failed = (Option<&'static str>, Errno);
+
+/// What a child needs until its exec.
+struct Child<'a> {
+    launch: &'a Launch<'a>,
+    argv: Vec<*const libc::c_char>,
+    env: Vec<*const libc::c_char>,
+    failed: Option<Failed>,
+}
+
 /// How much stack a child has until its exec, in bytes: some system calls.
 const CHILD_STACK: usize = 32 << 10;
 
 impl Launch<'_> {
     /// Starts the command, as vfork(2) does it: without a copy of this process's memory, and with this thread waiting until
-    /// the child has become its command. Its process ID.
+    /// the child has become its command, which takes as long as the storage does that its file is on. Its process ID, which is also
+    /// in `born` before the child runs.
     ///
     /// # Errors
-    /// What a step of the child's, or `execve(2)`, said; the child has been waited for.
-    pub fn start(&self) -> io::Result<i32> {
+    /// See [`NotStarted`]. The child, where there was one, is still to be waited for.
+    pub fn start(&self, born: &AtomicI32) -> Result<i32, NotStarted> {
         let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
             strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
         };
-        let (argv, env) = (pointers(&self.argv), pointers(&self.env));
-        let mut stack = vec![0; CHILD_STACK];
-        let mut failed = None;
-        let child = Box::new(|| {
-            let error = match self.become_it() {
-                Err(error) => error,
-                Ok(()) => {
-                    // SAFETY: the strings end with a zero, both lists with a null pointer, and all of it outlives the call.
-                    unsafe { libc::execve(self.file.as_ptr(), argv.as_ptr(), env.as_ptr()) };
-                    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOEXEC)
-                }
-            };
-            failed = Some(error);
-            127
-        });
-        let flags = nix::sched::CloneFlags::CLONE_VM | nix::sched::CloneFlags::CLONE_VFORK;
-        // SAFETY: the child has a stack of its own and shares the rest with this thread, which waits meanwhile. It makes
-        // system calls alone: it neither allocates nor takes a lock that another thread may hold.
-        let pid = unsafe { nix::sched::clone(child, &mut stack, flags, Some(libc::SIGCHLD)) }?;
-        match failed {
-            None => Ok(pid.as_raw()),
-            Some(error) => {
-                let _ = nix::sys::wait::waitpid(pid, None);
-                Err(error.into())
-            }
+        let mut child = Child { launch: self, argv: pointers(&self.argv), env: pointers(&self.env), failed: None };
+        // Of 16 bytes each, as the stack's end has to be aligned (clone(2) does not see to it).
+        let mut stack = vec![0u128; CHILD_STACK / 16];
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+        // SAFETY: the child has a stack of its own, which grows down from its end, and shares the rest with this thread, which
+        // waits meanwhile, so `child` and `born` outlive its use of them. It makes system calls alone: it neither allocates nor
+        // takes a lock that another thread may hold.
+        let pid = unsafe {
+            let end = stack.as_mut_ptr().add(stack.len());
+            libc::clone(become_command, end.cast(), flags, (&raw mut child).cast(), born.as_ptr())
+        };
+        if pid < 0 {
+            return Err(NotStarted { step: Some("start a process"), why: io::Error::last_os_error() });
+        }
+        match child.failed {
+            None => Ok(pid),
+            Some((step, why)) => Err(NotStarted { step, why: why.into() }),
         }
     }
 
     /// What the child does before it becomes its command.
-    fn become_it(&self) -> Result<(), Errno> {
+    fn become_it(&self) -> Result<(), Failed> {
+        let at = |step: &'static str| move |why: Errno| (Some(step), why);
         let [stdin, stdout, stderr] = &self.stdio;
-        rustix::stdio::dup2_stdin(stdin)?;
-        rustix::stdio::dup2_stdout(stdout)?;
-        rustix::stdio::dup2_stderr(stderr)?;
-        rustix::process::chdir(&self.cwd)?;
-        rustix::process::setsid()?;
+        rustix::stdio::dup2_stdin(stdin).map_err(at("stdin"))?;
+        rustix::stdio::dup2_stdout(stdout).map_err(at("stdout"))?;
+        rustix::stdio::dup2_stderr(stderr).map_err(at("stderr"))?;
+        rustix::process::chdir(&self.cwd).map_err(at("enter the working directory"))?;
+        rustix::process::setsid().map_err(at("make a session"))?;
         if self.has_terminal {
-            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).map_err(at("take the terminal"))?;
         }
         if let Some(cgroup) = &self.cgroup {
-            rustix::io::write(cgroup, b"0")?;
+            rustix::io::write(cgroup, b"0").map_err(at("enter the cgroup"))?;
         }
         // The agent is not to be killed where memory runs out; its commands are.
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
         if let Ok(score) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
             let _ = rustix::io::write(score, b"0");
         }
-        rustix::process::setpriority_process(None, 0)?;
+        rustix::process::setpriority_process(None, 0).map_err(at("set the priority"))?;
         let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
-        rustix::process::setrlimit(Resource::Nofile, files)?;
+        rustix::process::setrlimit(Resource::Nofile, files).map_err(at("set the limit of open files"))?;
         for (resource, limit) in &self.limits {
-            rustix::process::setrlimit(*resource, *limit)?;
+            rustix::process::setrlimit(*resource, *limit).map_err(at("set a limit"))?;
         }
         let identity = &self.identity;
         // Plain system calls: they are this process's alone, and the C library's forms would tell the agent's threads.
         // SAFETY: the pointer and the length are those of a vector that outlives the call.
-        check(unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) })?;
+        check(unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) })
+            .map_err(at("set the supplementary groups"))?;
+        let (uid, gid) = (identity.uid.get(), identity.gid.get());
         // SAFETY: setresgid takes three numbers and touches no memory.
-        check(unsafe { libc::syscall(libc::SYS_setresgid, identity.gid, identity.gid, identity.gid) })?;
+        check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map_err(at("set the group"))?;
         // SAFETY: setresuid takes three numbers and touches no memory.
-        check(unsafe { libc::syscall(libc::SYS_setresuid, identity.uid, identity.uid, identity.uid) })?;
+        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map_err(at("set the user"))?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
         // Rust programs ignore it, and others count on it.
         // SAFETY: the default is no function of ours, and who handles a signal is not shared with the agent.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
-        nix::sys::signal::SigSet::empty().thread_set_mask().map_err(|error| Errno::from_raw_os_error(error as i32))
+        let unblocked = nix::sys::signal::SigSet::empty().thread_set_mask();
+        unblocked.map_err(|error| (Some("unblock signals"), Errno::from_raw_os_error(error as i32)))
     }
+}
+
+/// A child's whole life until its exec; where it returns, the child ends.
+extern "C" fn become_command(child: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: `Launch::start` passes a pointer to its own `Child`, and does not touch that until this process has become its
+    // command or has ended.
+    let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    child.failed = Some(match child.launch.become_it() {
+        Err(failed) => failed,
+        Ok(()) => {
+            // SAFETY: the strings end with a zero, both lists with a null pointer, and all of it outlives the call.
+            unsafe { libc::execve(child.launch.file.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
+            (None, Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOEXEC))
+        }
+    });
+    127
 }
 
 fn check(result: libc::c_long) -> Result<(), Errno> {
@@ -152,7 +187,7 @@ fn check(result: libc::c_long) -> Result<(), Errno> {
 }
 
 /// A child that was reaped.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Dead {
     /// Its process ID.
     pub pid: i32,

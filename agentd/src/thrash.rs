@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::sys;
 
 /// How long pages are counted, and how often in a row it must be so.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -84,9 +87,23 @@ fn end_largest(cgroup: &Path) {
     let parsed = sized.filter_map(|(bytes, child)| Some((bytes.trim().parse::<u64>().ok()?, child)));
     let Some((bytes, largest)): Option<(u64, PathBuf)> = parsed.max() else { return };
     crate::say(&format!("out of memory: commands thrash; ending the largest, {} MiB in {largest:?}", bytes >> 20));
-    if let Err(error) = fs::write(largest.join("cgroup.kill"), "1") {
+    // As the kernel does it in a cgroup that runs out of memory.
+    if fs::read_to_string(largest.join("memory.oom.group")).is_ok_and(|text| text.trim() == "0") {
+        let list = fs::read_to_string(largest.join("cgroup.procs")).unwrap_or_default();
+        if let Some(pid) = largest_process(list.lines().filter_map(|line| line.parse().ok())) {
+            sys::signal_process(pid, SIGKILL);
+        }
+    } else if let Err(error) = fs::write(largest.join("cgroup.kill"), "1") {
         crate::say(&format!("{largest:?}: {error}"));
     }
+}
+
+/// Which of some processes has the most memory, its threads' own not counted twice.
+fn largest_process(pids: impl Iterator<Item = i32>) -> Option<i32> {
+    let pages = |pid: i32| -> Option<u64> {
+        fs::read_to_string(format!("/proc/{pid}/statm")).ok()?.split_whitespace().nth(1)?.parse().ok()
+    };
+    pids.filter(|&pid| pid > 1).filter_map(|pid| Some((pages(pid)?, pid))).max().map(|(_, pid)| pid)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use msb::owner::{Id, NotAnId};
+
 use crate::sys::Identity;
 
 /// A user as `/etc/passwd` has it, or a bare number.
@@ -79,7 +81,7 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
         None => (spec, None),
     };
     let user = if user.is_empty() { "0" } else { user };
-    let number = user.parse::<u32>().ok();
+    let number = as_number(user).map_err(|why| format!("user {user:?}: {why}"))?;
     let lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
     let line = lines.filter(|fields| fields.len() >= 6).find(|fields| match number {
         Some(number) => fields[2].parse() == Ok(number),
@@ -88,9 +90,11 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
     let mut found = User { home: "/".to_owned(), ..User::default() };
     match (line, number) {
         (Some(fields), _) => {
-            let bad = || format!("user {user:?}: its line in /etc/passwd has no valid numbers");
-            found.identity.uid = fields[2].parse().map_err(|_| bad())?;
-            found.identity.gid = fields[3].parse().map_err(|_| bad())?;
+            let id = |what: &str, text: &str| {
+                text.parse().map_err(|why| format!("user {user:?}: its {what} in /etc/passwd, {text:?}: {why}"))
+            };
+            found.identity.uid = id("uid", fields[2])?;
+            found.identity.gid = id("gid", fields[3])?;
             found.name = Some(fields[0].to_owned());
             if !fields[5].is_empty() {
                 fields[5].clone_into(&mut found.home);
@@ -100,14 +104,19 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
         (None, None) => return Err(format!("user {user:?}: not in the guest's /etc/passwd")),
     }
     let groups = || group.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 3);
+    let gid = |fields: &[&str]| {
+        let [name, _, text, ..] = fields else { unreachable!("a line has three fields at least") };
+        text.parse::<Id>().map_err(|why| (why, format!("group {name:?}: its gid in /etc/group, {text:?}: {why}")))
+    };
     match group_spec {
         Some(group) => {
-            found.identity.gid = match group.parse() {
-                Ok(number) => number,
-                Err(_) => groups()
-                    .find(|fields| fields[0] == group)
-                    .and_then(|fields| fields[2].parse().ok())
-                    .ok_or_else(|| format!("group {group:?}: not in the guest's /etc/group"))?,
+            found.identity.gid = match as_number(group).map_err(|why| format!("group {group:?}: {why}"))? {
+                Some(number) => number,
+                None => {
+                    let line = groups().find(|fields| fields[0] == group);
+                    let line = line.ok_or_else(|| format!("group {group:?}: not in the guest's /etc/group"))?;
+                    gid(&line).map_err(|(_, words)| words)?
+                }
             };
         }
         None => {
@@ -115,11 +124,27 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
                 let lists_it = |fields: &Vec<&str>| {
                     fields.get(3).is_some_and(|members| members.split(',').any(|member| member == name))
                 };
-                found.identity.groups = groups().filter(lists_it).filter_map(|fields| fields[2].parse().ok()).collect();
+                for line in groups().filter(lists_it) {
+                    match gid(&line) {
+                        Ok(id) => found.identity.groups.push(id.get()),
+                        // A line without a number is passed over, as the C library does it.
+                        Err((NotAnId::NotANumber, _)) => {}
+                        Err((_, words)) => return Err(words),
+                    }
+                }
             }
         }
     }
     Ok(found)
+}
+
+/// The number of a user or group; `None` for a name.
+fn as_number(text: &str) -> Result<Option<Id>, NotAnId> {
+    match text.parse() {
+        Ok(id) => Ok(Some(id)),
+        Err(NotAnId::NotANumber) => Ok(None),
+        Err(why) => Err(why),
+    }
 }
 
 #[cfg(test)]
@@ -145,9 +170,38 @@ mod tests {
             (":users", 0, 100, vec![], "/root"),
         ] {
             let user = find_in(spec, PASSWD, GROUP).unwrap();
-            let found = (user.identity.uid, user.identity.gid, user.identity.groups, user.home.as_str());
+            let Identity { uid: its_uid, gid: its_gid, groups: its_groups } = user.identity;
+            let found = (its_uid.get(), its_gid.get(), its_groups, user.home.as_str());
             assert_eq!(found, (uid, gid, groups, home), "{spec:?}");
         }
+    }
+
+    #[test]
+    fn the_number_that_means_unchanged_is_refused_wherever_it_is_read() {
+        let passwd = "root:x:0:0::/:\nbig:x:4294967295:0::/:\nwide:x:1:4294967295::/:\nmember:x:2:2::/:\nfar:x:4294967296:0::/:\n";
+        let group = "all:x:4294967295:member\nodd:x:x:fine\nodder:x:-1:fine\n";
+        for (spec, words) in [
+            ("4294967295", "user \"4294967295\": 4294967295 is reserved"),
+            ("4294967295:0", "user \"4294967295\": "),
+            ("0:4294967295", "group \"4294967295\": "),
+            (":4294967295", "group \"4294967295\": "),
+            ("4294967296", "user \"4294967296\": not a number from"),
+            ("big", "user \"big\": its uid in /etc/passwd, \"4294967295\": "),
+            ("big:0", "user \"big\": its uid"),
+            ("wide", "user \"wide\": its gid in /etc/passwd, \"4294967295\": "),
+            ("1", "user \"1\": its gid"),
+            ("far", "user \"far\": its uid"),
+            ("root:all", "group \"all\": its gid in /etc/group, \"4294967295\": "),
+            ("member", "group \"all\": its gid"),
+            ("2", "group \"all\": its gid"),
+        ] {
+            let error = find_in(spec, passwd, group).unwrap_err();
+            assert!(error.starts_with(words), "{spec}: {error}");
+        }
+        // With a group of its own, those that list it do not matter.
+        assert_eq!(find_in("member:7", passwd, group).unwrap().identity.gid.get(), 7);
+        let passwd = "fine:x:3:3::/:\n";
+        assert!(find_in("fine", passwd, group).unwrap().identity.groups.is_empty());
     }
 
     #[test]

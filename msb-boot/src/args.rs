@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use msb::output::Output;
 use msb::record::{RootChoice, VmmChoice};
 use msb::source::StageRecord;
-use msb::{env, script, state};
+use msb::{env, owner, script, state};
 
 /// Boot a microVM from a record
 ///
@@ -261,12 +261,11 @@ pub(crate) fn absolute(text: &str) -> Result<String, &'static str> {
     if text.starts_with('/') { Ok(text.to_owned()) } else { Err("a path in the guest starts with \"/\"") }
 }
 
-pub(crate) fn user(text: &str) -> Result<String, &'static str> {
-    if OsStr::new(text).is_empty() || text.starts_with(':') {
-        Err("a user's name or number is expected")
-    } else {
-        Ok(text.to_owned())
+pub(crate) fn user(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.starts_with(':') {
+        return Err("a user's name or number is expected".into());
     }
+    owner::check_user(text).map(|()| text.to_owned())
 }
 
 #[cfg(test)]

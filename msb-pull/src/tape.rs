@@ -5,6 +5,7 @@
 use std::io::{self, Read};
 
 use anyhow::{Context, anyhow, bail, ensure};
+use msb::owner::Id;
 use rustix::fs::Timespec;
 use tar::{EntryType, Header};
 
@@ -52,8 +53,8 @@ pub(crate) struct Member {
 #[derive(Clone, Debug)]
 pub(crate) struct Attributes {
     pub(crate) mode: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
+    pub(crate) uid: Id,
+    pub(crate) gid: Id,
     pub(crate) mtime: Timespec,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
@@ -206,7 +207,7 @@ fn member(
     let bad = |field: &str| anyhow!("entry {:?}: malformed {field}", shown());
     let id = |said: Option<u64>, header: io::Result<u64>, field| {
         let wide = said.map_or_else(|| header.map_err(|_| bad(field)), Ok)?;
-        u32::try_from(wide).map_err(|_| bad(field))
+        Id::new(wide).map_err(|why| anyhow!("entry {:?}: {field} {wide}: {why}", shown()))
     };
     let attributes = Attributes {
         mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
@@ -280,7 +281,7 @@ mod tests {
         let mut tape = Tape::new(&archive[..]);
         assert_eq!(tape.next().unwrap().unwrap().path, b"a");
         let member = tape.next().unwrap().unwrap();
-        assert_eq!((member.path, member.attributes.mode, member.attributes.uid), (b"b".to_vec(), 0o644, 1));
+        assert_eq!((member.path, member.attributes.mode, member.attributes.uid.get()), (b"b".to_vec(), 0o644, 1));
         assert!(tape.next().unwrap().is_none());
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::whiteout::{self, OciName};
+use msb::owner::Id;
 use rustix::fs::{FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -17,8 +18,13 @@ use crate::place::{Known, Place, Tree, components};
 use crate::tape::{Attributes, Kind, Member, Skip, Tape, cut};
 
 /// What a directory has that nobody described.
-const DEFAULT: Attributes =
-    Attributes { mode: 0o755, uid: 0, gid: 0, mtime: Timespec { tv_sec: 0, tv_nsec: 0 }, xattrs: Vec::new() };
+const DEFAULT: Attributes = Attributes {
+    mode: 0o755,
+    uid: Id::ROOT,
+    gid: Id::ROOT,
+    mtime: Timespec { tv_sec: 0, tv_nsec: 0 },
+    xattrs: Vec::new(),
+};
 
 /// Unpacks a layer into the empty directory `root`. Returns the directories that the layer implies without listing
 /// them, parents first: what they look like is for the layers below to say.
@@ -83,7 +89,9 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
             };
             let is_whiteout = kind == Kind::CharDevice && device == (0, 0);
             anyhow::ensure!(!is_whiteout, "a 0/0 character device, which overlayfs takes for a whiteout");
-            let device = rustix::fs::makedev(device.0, device.1);
+            let (major, minor) = device;
+            let device = msb::device::number(major, minor)
+                .ok_or_else(|| anyhow::anyhow!("Linux has no device {major}:{minor}"))?;
             over(tree, &parent, name, |dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device))?;
             dress(&made(&parent, name)?, &attributes)?;
         }
@@ -130,7 +138,7 @@ fn times(attributes: &Attributes) -> Timestamps {
 /// The order is the one in which the kernel undoes nothing: a change of owner clears set-id bits and capabilities, an
 /// ACL changes the mode, everything changes the times.
 fn dress_file(file: &File, attributes: &Attributes) -> anyhow::Result<()> {
-    rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
+    rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid.get())), Some(Gid::from_raw(attributes.gid.get())))?;
     for (name, value) in wanted(attributes) {
         tolerate(name, rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))?;
     }
@@ -139,7 +147,7 @@ fn dress_file(file: &File, attributes: &Attributes) -> anyhow::Result<()> {
 }
 
 fn dress(entry: &Entry, attributes: &Attributes) -> anyhow::Result<()> {
-    entry.set_owner(Some(attributes.uid), Some(attributes.gid))?;
+    entry.set_owner(Some(attributes.uid.get()), Some(attributes.gid.get()))?;
     for (name, value) in wanted(attributes) {
         let set = entry.set_xattr(name, value, XattrFlags::empty());
         let set = set.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));

@@ -185,7 +185,8 @@ impl<G: Patient> Receiver<'_, G> {
             }
             What::Device { block, major, minor } => {
                 let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
-                let device = rustix::fs::makedev(major, minor);
+                let device = crate::device::number(major, minor)
+                    .ok_or_else(|| anyhow!("guest: Linux has no device {major}:{minor}"))?;
                 if kind == FileType::CharacterDevice && device == 0 {
                     bail!("guest: a whiteout that says that it is a device");
                 }
@@ -264,7 +265,7 @@ fn present(parent: &Merged, name: Name<'_>) -> anyhow::Result<Opened> {
 
 /// Gives a file its looks, in the order in which the kernel does not undo them.
 fn dress(file: &Opened, attributes: &Attributes) -> anyhow::Result<()> {
-    file.set_owner(Some(attributes.uid), Some(attributes.gid))?;
+    file.set_owner(Some(attributes.uid.get()), Some(attributes.gid.get()))?;
     for name in file.xattr_names()?.iter().filter(|name| !whiteout::is_private_xattr(name)) {
         let wanted = attributes.xattrs.iter().any(|(wanted, _)| OsString::from(wanted.clone()) == *name);
         // A directory's old ones; security modules of this host have their own.
@@ -282,13 +283,19 @@ fn dress(file: &Opened, attributes: &Attributes) -> anyhow::Result<()> {
     if file.file_type() != FileType::Symlink {
         file.set_mode(Mode::from_raw_mode(attributes.mode & 0o7777))?;
     }
-    let time = Timespec { tv_sec: attributes.mtime.0 as _, tv_nsec: attributes.mtime.1 as _ };
+    let (seconds, nanoseconds) = attributes.mtime;
+    if nanoseconds >= 1_000_000_000 {
+        // Two of these numbers would mean "now" and "leave it as it is" (utimensat(2)).
+        bail!("guest: {nanoseconds} nanoseconds are more than a second has");
+    }
+    let time = Timespec { tv_sec: seconds as _, tv_nsec: nanoseconds as _ };
     Ok(file.set_times(&Timestamps { last_access: time, last_modification: time })?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::owner::Id;
     use crate::wire::exec::Text;
 
     /// A guest that has said all it will ever say.
@@ -318,8 +325,9 @@ mod tests {
 
     fn entry(name: Option<&str>, what: What) -> Message {
         let stat = rustix::fs::stat("/proc/self").unwrap();
-        let attributes =
-            Attributes { mode: 0o755, uid: stat.st_uid, gid: stat.st_gid, mtime: (1, 2), xattrs: Vec::new() };
+        let id = |number: u32| Id::new(number.into()).unwrap();
+        let (uid, gid) = (id(stat.st_uid), id(stat.st_gid));
+        let attributes = Attributes { mode: 0o755, uid, gid, mtime: (1, 2), xattrs: Vec::new() };
         let name = name.map(Text::from);
         Message::Entry(Box::new(Entry { name, what, attributes: Some(attributes), number: Some(7) }))
     }

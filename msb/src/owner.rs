@@ -77,9 +77,43 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
+/// Checks `user[:group]` as far as that is possible without the guest's passwd and group files: a part that is a number is an
+/// [`Id`].
+///
+/// # Errors
+/// Says which part is not, and why.
+pub fn check_user(spec: &str) -> Result<(), String> {
+    let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
+    for (what, part) in [("user", user), ("group", group)] {
+        if let Err(why @ (NotAnId::Reserved | NotAnId::OutOfRange)) = part.parse::<Id>() {
+            return Err(format!("{what} {part:?}: {why}"));
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_and_a_group_by_number_are_ids_and_names_are_anything() {
+        for good in ["", "root", "0", "1000:1000", ":100", "4294967294:4294967294", "app:staff", "-1", "a:4294967295x"]
+        {
+            assert_eq!(check_user(good), Ok(()), "{good}");
+        }
+        for (bad, words) in [
+            ("4294967295", "user \"4294967295\": 4294967295 is reserved"),
+            ("4294967295:0", "user \"4294967295\""),
+            ("0:4294967295", "group \"4294967295\": 4294967295 is reserved"),
+            (":04294967295", "group \"04294967295\""),
+            ("4294967296", "user \"4294967296\": not a number from 0"),
+            ("root:99999999999999999999", "group \"99999999999999999999\": not a number from 0"),
+        ] {
+            let error = check_user(bad).unwrap_err();
+            assert!(error.starts_with(words), "{bad}: {error}");
+        }
+    }
 
     #[test]
     fn every_number_is_an_id_but_the_one_that_means_unchanged() {

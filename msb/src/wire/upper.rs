@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::exec::Text;
+use crate::owner::Id;
 
 /// One file of an upper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,9 +74,9 @@ pub struct Attributes {
     /// The permission bits, with set-id and sticky bits.
     pub mode: u32,
     /// The owner.
-    pub uid: u32,
+    pub uid: Id,
     /// The group.
-    pub gid: u32,
+    pub gid: Id,
     /// Seconds and nanoseconds of the last modification.
     pub mtime: (i64, u32),
     /// Names and values, overlayfs's own left out.
