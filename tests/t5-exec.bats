@@ -256,7 +256,7 @@ END
     jq -c --arg sock "$PWD/fake.sock" '.vm.endpoint = {unix: $sock, port: 1024, handshake: false}' "$MSB_RECORD" > fake.json
 }
 
-@test "an agent that speaks nonsense is an error in words, status 125" {
+@test "an agent that breaks the protocol is an error that says so, status 125" {
     hello='\r\0\0\0\1{"version":1}'
     while IFS='|' read -r answer words; do
         printf "$answer" > answer
@@ -270,11 +270,11 @@ END
 $hello\377\377\377\377\5|a frame of 4294967295 bytes
 $hello\0\0\0\0\143|a frame of unknown kind 99
 $hello\4\0\0\0\13{"c"|bad payload
-$hello\2\0\0\0\5xy\1\0\0\0\1x|speaks nonsense
+$hello\2\0\0\0\5xy\1\0\0\0\1x|breaks the protocol
 \12\0\0\0\13{"code":0}|the first one is no hello
-|it is gone
-$hello|it is gone
-$hello\1\0|it is gone
+|its agent does not answer (see "
+$hello|its agent does not answer (see "
+$hello\1\0|its agent does not answer (see "
 END
 }
 
@@ -291,7 +291,7 @@ END
     grep -q 'output past its credit' err
 }
 
-@test "a client that speaks nonsense to the agent loses its connection, and nobody else theirs" {
+@test "a client that breaks the protocol loses its connection, and nobody else theirs" {
     cat > client.py <<'END'
 import json, socket, struct, sys
 endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
@@ -322,7 +322,12 @@ END
     jq -c '.vm.endpoint.unix = "/nonexistent/agent.sock"' "$MSB_RECORD" > gone.json
     run --separate-stderr msb-exec -r gone.json -- true
     [ "$status" = 125 ]
-    [[ $stderr == 'msb-exec: vm "worker": it is gone'* ]]
+    [[ $stderr == 'msb-exec: vm "worker": it runs, but its socket "/nonexistent/agent.sock" is gone ('* ]]
+    # One that has ended, and whose log msb-stop has removed: no message names that.
+    jq -c '.vm.endpoint.unix = "/nonexistent/agent.sock" | .vm.pid = 4194303 | .vm.kernel_log = "/nonexistent/kernel.log"' "$MSB_RECORD" >gone.json
+    run --separate-stderr msb-exec -r gone.json -- true
+    [ "$status" = 125 ]
+    [ "$stderr" = 'msb-exec: vm "worker": it is not running (msb-stop and msb-boot)' ]
     run --separate-stderr msb-exec -r "$vm_record" -- true
     [ "$status" = 125 ]
     run --separate-stderr msb-exec -r - -- true <<< '{"msb":1}'

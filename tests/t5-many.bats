@@ -14,6 +14,7 @@ setup_file() {
     source "$BATS_TEST_DIRNAME/image.bash"
     exec_root
     cp "$(guest_program greedy)" "$vm_root/bin/greedy"
+    cp "$(guest_program hung-file)" "$vm_root/bin/hung-file"
     exec_boot -c 2 -m 384M
 }
 
@@ -90,6 +91,32 @@ unchanged() {
     [ "$(msb-exec -- greedy orphans "$many")" = "made $many" ]
     [ "$(msb-exec -- sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z " || true')" = 0 ]
     [ "$(rss)" -le $((before + 300)) ]
+}
+
+@test "a command whose file is on storage that does not answer delays no other, and ends as such" {
+    msb-exec -n -- sh -c 'mkdir /tmp/hung; exec hung-file /tmp/hung' >server &
+    server=$!
+    # Executable, and there: only reading it takes for ever.
+    exec_await msb-exec -n -- test -x /tmp/hung/hung
+    for n in 1 2; do msb-exec -n -- /tmp/hung/hung >/dev/null 2>"err-$n" & pids[n]=$!; done
+    exec_await grep -q asked server
+    for n in 1 2 3; do [ "$(timeout 20 msb-exec -n -- echo "$n")" = "$n" ]; done
+    id=$(timeout 20 msb-exec -d -- sleep 5200 | jq .id)
+    timeout 20 msb-exec --signal TERM "$id"
+    run -143 timeout 20 msb-exec --wait "$id"
+    # The dead are collected meanwhile.
+    [ "$(timeout 20 msb-exec -n -- sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z " || true')" = 0 ]
+    kill "$server"
+    for n in 1 2; do
+        status=0
+        wait "${pids[n]}" || status=$?
+        [ "$status" = 125 ]
+        grep -q '"/tmp/hung/hung": the storage that it is on does not answer: ' "err-$n"
+    done
+    run -125 msb-exec -n -- /tmp/hung/hung
+    run -125 msb-exec -n -e PATH=/tmp/hung:/bin -- hung
+    msb-exec -n -- umount /tmp/hung
+    run -127 msb-exec -n -- /tmp/hung/hung
 }
 
 @test "a fork bomb is limited to its exec, and ends with it" {

@@ -7,6 +7,8 @@ source "$BATS_TEST_DIRNAME/exec.bash"
 
 setup_file() {
     exec_root
+    printf 'big:x:4294967295:0::/:\nwide:x:1:4294967295::/:\n' >>"$vm_root/etc/passwd"
+    echo 'huge:x:4294967295:' >>"$vm_root/etc/group"
     printf '# for all\nFROM_FILE=boot\nBOTH=file\nPASSED\n' >"$BATS_FILE_TMPDIR/boot.env"
     PASSED=on exec_boot -c 2 --env-file "$BATS_FILE_TMPDIR/boot.env" -e BOTH=flag
 }
@@ -29,6 +31,9 @@ setup_file() {
     [ "$status" = 124 ]
     [ "$stderr" = 'msb-exec: the command took too long and was ended' ]
     exec_await exec_has 0 sleep
+    run -124 msb-exec --timeout 0m1s -- sleep 4711
+    # As for timeout(1), 0 is no limit.
+    [ "$(msb-exec --timeout 0 -- sh -c 'sleep 1; echo whole')" = whole ]
 }
 
 @test "--json-status writes how it ended and what it took" {
@@ -114,7 +119,18 @@ setup_file() {
 --rlimit nofile=2:1|the soft limit is over the hard one
 --rlimit nofile=unlimited|limit "nofile": over the
 --umask 888|an octal number up to 777
+--timeout 1m30|30 has no unit (ms, s, m, h or d)
+-u 4294967295|user "4294967295": 4294967295 is reserved
+-u 0:4294967295|group "4294967295": 4294967295 is reserved
+-u big|user "big": its uid in /etc/passwd, "4294967295": 4294967295 is reserved
+-u wide|user "wide": its gid in /etc/passwd, "4294967295": 4294967295 is reserved
+-u app:huge|group "huge": its gid in /etc/group, "4294967295": 4294967295 is reserved
 END
+    # More than a request takes: bytes that are not UTF-8 need four times their size.
+    printf 'A=%s\n' "$(head -c 1200000 /dev/zero | tr '\0' '\377')" >long
+    run --separate-stderr msb-exec --env-file long -- true
+    [ "$status" = 125 ]
+    [[ $stderr == *'msb-exec: the command and its environment take '*' bytes of a request, which has 4194304 at most (pass'* ]]
 }
 
 @test "supplementary groups, and a user or a group that is not there" {
@@ -169,8 +185,58 @@ END
     [ "$(wc -c <out)" = 65536 ]
     [ "$(tail -n 1 out)" = 100000 ]
     [ "$(cat err)" = error ]
-    # Once it has been read it is gone, and the status is not.
-    [ -z "$(msb-exec --attach "$id")" ]
+    # As often as one asks, and by several at a time.
+    for n in 1 2 3; do msb-exec --attach "$id" >"out-$n" 2>"err-$n" & done
+    wait
+    for n in 1 2 3; do cmp out "out-$n"; cmp err "err-$n"; done
+    # Also what a caller has had while it ran: all of it is shown once it has ended.
+    id=$(msb-exec -d -- sh -c 'echo first; trap "echo last; exit 4" USR1; while :; do sleep 0.1; done' | jq .id)
+    msb-exec -T --attach "$id" >out <&- &
+    exec_await grep -q first out
+    msb-exec --signal USR1 "$id"
+    status=0
+    wait $! || status=$?
+    [ "$status" = 4 ]
+    [ "$(cat out)" = $'first\nlast' ]
+    for _ in 1 2; do
+        run -4 msb-exec --attach "$id"
+        [ "$output" = $'first\nlast' ]
+    done
+}
+
+@test "of many detached commands the exit statuses are kept, and what is forgotten is not what never was" {
+    first=$(msb-exec -d -- sh -c 'echo said; exit 9' | jq .id)
+    msb-exec --wait "$first" || true
+    attached=$(msb-exec -- sh -c 'exit 0'; msb-exec -d -- true | jq '.id - 1')
+    seq 120 | xargs -P 8 -I N sh -c 'msb-exec -d -- sh -c "exit N"' >many
+    [ "$(wc -l <many)" = 120 ]
+    jq -r '"\(.id) \(.command[2])"' many | while read -r id command; do
+        status=0
+        msb-exec --wait "$id" || status=$?
+        [ "exit $status" = "$command" ] || { echo "$id: $status, $command"; false; }
+    done
+    run -9 msb-exec --wait "$first"
+    run -125 msb-exec --attach "$first"
+    [ "$output" = "msb-exec: exec $first: it has ended, and its output is not kept any more (--wait tells how it ended)" ]
+    run -125 msb-exec --signal TERM "$first"
+    [ "$output" = "msb-exec: exec $first: it has ended" ]
+    # The listing says that there are more.
+    msb-exec --list >list 2>err
+    [ "$(jq -s 'map(select(.code != null)) | length' list)" = 32 ]
+    grep -qE '^msb-exec: [0-9]+ older detached commands have ended \(--wait ID tells how\)$' err
+    # One that was not detached is known to have been, and is not kept.
+    for flag in --attach --wait '--signal TERM'; do
+        # shellcheck disable=SC2086 # two words
+        run -125 msb-exec $flag "$attached"
+        [ "$output" = "msb-exec: exec $attached: it has ended and is forgotten (exit statuses are kept of detached commands alone, of the last 65536)" ]
+        # shellcheck disable=SC2086 # two words
+        run -125 msb-exec $flag 99999
+        [ "$output" = 'msb-exec: exec 99999: no command with this id (msb-exec --list shows which there are)' ]
+    done
+    # A command that did not start has had no number.
+    before=$(msb-exec -d -- true | jq .id)
+    run -127 msb-exec -- no-such-command
+    [ "$(msb-exec -d -- true | jq .id)" = $((before + 1)) ]
 }
 
 @test "an attached caller's stdin, signals and end are those of the detached command" {
@@ -203,16 +269,10 @@ END
     [ "$(cat more)" = term ]
 }
 
-@test "an id that is none, and calls that make no sense, are said" {
-    for flag in --attach --wait "--signal TERM"; do
-        # shellcheck disable=SC2086 # two words
-        run --separate-stderr msb-exec $flag 99999
-        [ "$status" = 125 ]
-        [ "$stderr" = 'msb-exec: exec 99999: there is none of that number (msb-exec --list shows which there are)' ]
-    done
+@test "calls that make no sense are said" {
     run --separate-stderr msb-exec --signal NONE 1
     [ "$status" = 125 ]
-    [ "$stderr" = 'msb-exec: signal "NONE": there is none of that name' ]
+    [ "$stderr" = 'msb-exec: unknown signal "NONE"' ]
     run --separate-stderr msb-exec --detach --list
     [ "$status" = 125 ]
 }

@@ -151,6 +151,9 @@ in_front() {
     shows icanon
 }
 
+# is_attached ID: whether a command has a caller.
+is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | select(.id == $id) | .attached'; }
+
 @test "the detach keys leave the command running, and --attach comes back to it" {
     terminal 'msb-exec -- sh; msb-exec --list | jq -r ".id" | tail -n 1 > id'
     type_in 'echo he''re' Enter
@@ -163,9 +166,8 @@ in_front() {
     shows 'ended 0'
     shows icanon
     [ "$(exec_count sleep)" = 1 ]
-    is_attached() { msb-exec --list | jq -es '.[0].attached'; }
     terminal 'msb-exec --attach $(cat id)'
-    exec_await is_attached
+    exec_await is_attached "$(cat id)"
     type_in C-c
     type_in 'echo re''turned' Enter
     shows returned
@@ -184,6 +186,111 @@ in_front() {
     type_in y
     shows 'ended 0'
     msb-exec -- killall sleep
+}
+
+@test "a key that begins the detach keys reaches the command by itself, and the keys work all the same" {
+    terminal 'msb-exec -- sh -c "stty raw -echo; echo up; dd bs=1 count=1 2>/dev/null | od -An -tx1; stty sane; sleep 5006"'
+    shows up
+    type_in C-p
+    shows ' 10'
+    # The first one has been let through; the second one of the sequence may take as long as it likes.
+    exec_await exec_has 1 sleep
+    type_in C-p
+    sleep 1
+    type_in C-q
+    shows 'goes on without you'
+    shows 'ended 0'
+    msb-exec -- killall sleep
+}
+
+@test "the detach keys work where the command takes no input, and where it never will" {
+    # Its stdin is closed; it is one that reads nothing, with more typed than it is given credit for.
+    terminal 'msb-exec -- sh -c "exec 0<&- ; stty raw -echo </dev/tty; echo up; sleep 5007"'
+    shows up
+    type_in words
+    type_in C-p
+    type_in C-q
+    shows 'goes on without you'
+    shows icanon
+    msb-exec -- killall sleep
+}
+
+@test "--attach to a command without a terminal leaves ours its lines: Ctrl-C is a signal, the keys leave, and it is put back" {
+    id=$(msb-exec -d -i -- sh -c 'trap "echo interrupted" INT; echo up; while read -r line || [ $? -gt 128 ]; do echo "got $line"; done; echo over; sleep 5008' | jq .id)
+    terminal "stty -a | md5sum >before; msb-exec --attach $id; stty -a | md5sum >after"
+    shows up
+    type_in 'a lyne' BSpace BSpace BSpace 'ine' Enter
+    shows 'got a line'
+    type_in C-p
+    type_in C-q
+    shows 'goes on without you'
+    exec_await test -s after
+    cmp before after
+    # Once more, with a command that has stdin from /dev/null: the guest takes no more at once.
+    deaf=$(msb-exec -d -- sh -c 'echo deaf; trap "echo interrupted; exit 7" INT; while :; do sleep 0.1; done' | jq .id)
+    terminal "msb-exec --attach $deaf"
+    shows deaf
+    type_in words Enter
+    type_in C-p
+    type_in C-q
+    shows 'ended 0'
+    terminal "msb-exec --attach $deaf"
+    exec_await is_attached "$deaf"
+    type_in C-c
+    shows interrupted
+    shows 'ended 7'
+    shows icanon
+    # The end of input is the command's, and the keys go on working.
+    terminal "msb-exec --attach $id"
+    exec_await is_attached "$id"
+    type_in C-d
+    shows over
+    type_in C-p
+    type_in C-q
+    shows 'goes on without you'
+    msb-exec -- killall sleep
+}
+
+# job_control: an interactive shell, with msb-exec in its foreground: its process in $client, its terminal in $tty.
+job_control() {
+    terminal 'exec bash --norc --noprofile -i'
+    type_in 'PS1=; stty -a >cooked; msb-exec -- sh -c "stty -echo; echo up; read -r line; echo got \$line; sleep 5009"' Enter
+    shows up
+    client=$(pgrep -f 'msb-exec -- sh -c stty' | tail -n 1)
+    tty=$(readlink "/proc/$client/fd/0")
+}
+
+@test "msb-exec that is stopped leaves the terminal as it was, and has it again in the foreground" {
+    job_control
+    is_raw() { stty -a <"$tty" | grep -q -- '-opost'; }
+    is_cooked() { ! is_raw; }
+    for signal in TSTP STOP; do
+        exec_await is_raw
+        kill -s "$signal" "$client"
+        # The shell says so, and its own modes are there.
+        shows Stopped
+        exec_await is_cooked
+        type_in 'clear; echo he''re' Enter
+        shows here
+        type_in fg Enter
+        exec_await is_raw
+    done
+    type_in 'typed' Enter
+    shows 'got typed'
+    type_in C-c
+    exec_await is_cooked
+    type_in 'echo st''atus $?; stty -a | cmp - cooked && echo sa''me' Enter
+    shows 'status 130'
+    shows same
+}
+
+@test "printf abc | msb-exec -t -- cat ends, as with a newline, without a byte, and with ^D in it" {
+    for input in abc 'abc\n' '' 'abc\004' 'a\004b'; do
+        # shellcheck disable=SC2059 # escapes
+        printf "$input" | timeout 30 msb-exec -t -- sh -c 'stty -echo; cat' >out
+        # shellcheck disable=SC2059 # escapes
+        [ "$(tr -d '\r' <out)" = "$(printf "$input" | tr -d '\004')" ] || { echo "$input"; od -c out; false; }
+    done
 }
 
 @test "the terminal is put back where msb-exec is ended, or its VM" {

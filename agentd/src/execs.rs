@@ -2,29 +2,68 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use msb::wire::Stream;
-use msb::wire::exec::{Exit, Listed, Text};
+use msb::wire::exec::{Execs as Listing, Exit, Listed, Text};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vsock::VsockStream;
 
 use crate::cgroup::Cgroups;
 use crate::reap::Awaited;
 
-/// How many detached execs are remembered after their end.
-const REMEMBERED: usize = 32;
+/// How many detached execs are kept whole after their end, with the newest of their outputs.
+const KEPT_WHOLE: usize = 32;
+/// Of how many detached execs that are not kept whole any more the exit is, the oldest going first. Each takes some 30 bytes.
+const KEPT_EXITS: usize = 1 << 16;
 /// How much of a command line is listed, in bytes: what all execs together have fits in a frame.
 const MAX_LISTED: usize = 200;
 
 /// All execs, and their cgroups.
 #[derive(Debug, Default)]
 pub struct Execs {
-    last: AtomicU32,
-    all: Mutex<BTreeMap<u32, Arc<Exec>>>,
+    known: Mutex<Known>,
     /// Their cgroups.
     pub cgroups: Cgroups,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The newest exec's number; those that there ever were are 1 to this.
+    last: u32,
+    /// Those that run, and those that are kept whole.
+    all: BTreeMap<u32, Arc<Exec>>,
+    exits: BTreeMap<u32, Past>,
+}
+
+/// What is kept of an exec that ended long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Past {
+    /// The process ID that its command had.
+    pub pid: i32,
+    code: Option<u8>,
+    signal: Option<u8>,
+}
+
+impl Past {
+    /// How it ended, without what it took.
+    pub fn exit(&self) -> Exit {
+        Exit { code: self.code, signal: self.signal.map(i32::from), usage: None }
+    }
+}
+
+/// What is known of an exec's number.
+#[derive(Debug)]
+pub enum Found {
+    /// It runs, or is kept whole.
+    Whole(Arc<Exec>),
+    /// It has ended, and only how is still known.
+    Exit(Past),
+    /// It has ended, and nothing is kept.
+    Forgotten,
+    /// There never was one.
+    Never,
 }
 
 /// One exec.
@@ -45,11 +84,11 @@ pub struct Exec {
 enum Door {
     /// The exec's own thread serves it.
     Open { attached: bool, waiting: Option<VsockStream> },
-    /// Its thread has ended and left what nobody has read yet; `None` while somebody reads it.
-    Ended(Option<Rest>),
+    /// Its thread has ended and left the newest of its outputs.
+    Ended(Arc<Rest>),
 }
 
-/// What nobody has read of each output.
+/// The newest bytes of each output.
 pub type Rest = Vec<(Stream, VecDeque<u8>)>;
 
 /// What became of somebody who wants to be the caller.
@@ -57,60 +96,85 @@ pub type Rest = Vec<(Stream, VecDeque<u8>)>;
 pub enum Entry {
     /// The exec's own thread takes over.
     Taken,
-    /// The exec has ended: this is left. [`Exec::leave`] must follow.
-    Ended(VsockStream, Rest),
+    /// The exec has ended: this is left.
+    Ended(VsockStream, Arc<Rest>),
     /// There is a caller.
     Busy(VsockStream),
 }
 
 impl Execs {
-    /// A number for the next exec.
-    pub fn number(&self) -> u32 {
-        self.last.fetch_add(1, Ordering::Relaxed) + 1
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Arc<Exec>>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An exec that has started, with a caller but where it is detached.
     ///
     /// # Errors
     /// What `eventfd(2)` says.
-    pub fn add(&self, id: u32, process: Arc<Awaited>, argv: &[Text], detached: bool) -> std::io::Result<Arc<Exec>> {
+    pub fn add(&self, process: Arc<Awaited>, argv: &[Text], detached: bool) -> std::io::Result<Arc<Exec>> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let mut known = self.lock();
+        known.last += 1;
         let exec = Arc::new(Exec {
-            id,
+            id: known.last,
             process,
             argv: cut(argv),
             detached: detached.into(),
             door: Mutex::new(Door::Open { attached: !detached, waiting: None }),
-            bell: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+            bell,
         });
-        self.lock().insert(id, Arc::clone(&exec));
+        known.all.insert(exec.id, Arc::clone(&exec));
         Ok(exec)
     }
 
-    /// Forgets an exec that has ended; a detached one only when there are newer ones enough.
+    /// Forgets an exec that has ended; of a detached one something is kept, less and less as there are newer ones.
     pub fn end(&self, exec: &Exec) {
-        let mut all = self.lock();
+        let mut known = self.lock();
         if !exec.is_detached() {
-            all.remove(&exec.id);
+            known.all.remove(&exec.id);
             return;
         }
-        let ended: Vec<u32> = all.values().filter(|exec| exec.has_ended()).map(|exec| exec.id).collect();
-        for id in ended.iter().take(ended.len().saturating_sub(REMEMBERED)) {
-            all.remove(id);
+        let ended: Vec<u32> = known.all.values().filter(|exec| exec.has_ended()).map(|exec| exec.id).collect();
+        for id in ended.iter().take(ended.len().saturating_sub(KEPT_WHOLE)) {
+            if let Some(exec) = known.all.remove(id) {
+                known.keep_exit(*id, exec.process.pid, exec.exit().unwrap_or_default());
+            }
         }
     }
 
-    /// The exec of a number.
-    pub fn find(&self, id: u32) -> Option<Arc<Exec>> {
-        self.lock().get(&id).cloned()
+    /// What is known of a number.
+    pub fn find(&self, id: u32) -> Found {
+        let known = self.lock();
+        match known.all.get(&id) {
+            Some(exec) => Found::Whole(Arc::clone(exec)),
+            None => known.past(id),
+        }
     }
 
-    /// All, as others see them.
-    pub fn list(&self) -> Vec<Listed> {
-        self.lock().values().map(|exec| exec.listed()).collect()
+    /// Those that run and those that are kept whole, as others see them, and how many more there are of which the exit is known.
+    pub fn list(&self) -> Listing {
+        let known = self.lock();
+        let execs = known.all.values().map(|exec| exec.listed()).collect();
+        Listing { execs, older: u32::try_from(known.exits.len()).unwrap_or(u32::MAX) }
+    }
+}
+
+impl Known {
+    fn keep_exit(&mut self, id: u32, pid: i32, exit: Exit) {
+        let signal = exit.signal.and_then(|signal| u8::try_from(signal).ok());
+        self.exits.insert(id, Past { pid, code: exit.code, signal });
+        while self.exits.len() > KEPT_EXITS {
+            self.exits.pop_first();
+        }
+    }
+
+    /// What is known of an exec that is not kept whole.
+    fn past(&self, id: u32) -> Found {
+        match self.exits.get(&id) {
+            Some(past) => Found::Exit(*past),
+            None if (1..=self.last).contains(&id) => Found::Forgotten,
+            None => Found::Never,
+        }
     }
 }
 
@@ -142,7 +206,7 @@ impl Exec {
     pub fn listed(&self) -> Listed {
         let attached = match &*self.door() {
             Door::Open { attached, waiting } => *attached || waiting.is_some(),
-            Door::Ended(rest) => rest.is_none(),
+            Door::Ended(_) => false,
         };
         let (detached, exit) = (self.is_detached(), self.exit());
         Listed { id: self.id, pid: self.process.pid, argv: self.argv.clone(), detached, attached, exit }
@@ -156,10 +220,7 @@ impl Exec {
                 let _ = self.bell.write(1);
                 Entry::Taken
             }
-            Door::Ended(rest) => match rest.take() {
-                Some(rest) => Entry::Ended(connection, rest),
-                None => Entry::Busy(connection),
-            },
+            Door::Ended(rest) => Entry::Ended(connection, Arc::clone(rest)),
             Door::Open { .. } => Entry::Busy(connection),
         }
     }
@@ -198,7 +259,7 @@ impl Exec {
             *attached = true;
             return Some((caller, rest));
         }
-        *door = Door::Ended(Some(rest));
+        *door = Door::Ended(Arc::new(rest));
         None
     }
 }
@@ -225,6 +286,25 @@ fn cut(argv: &[Text]) -> Vec<Text> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exits_are_kept_by_the_thousand_and_forgotten_differs_from_never() {
+        let mut known = Known { last: 100_000, ..Known::default() };
+        let code = |id: u32| Exit { code: Some((id % 200) as u8), ..Exit::default() };
+        for id in 1..=99_999 {
+            known.keep_exit(id, id as i32 + 7, code(id));
+        }
+        known.keep_exit(100_000, 5, Exit { signal: Some(64), ..Exit::default() });
+        let oldest = 100_000 - KEPT_EXITS as u32 + 1;
+        for id in [oldest, oldest + 1, 99_999] {
+            let Found::Exit(past) = known.past(id) else { panic!("{id}") };
+            assert_eq!((past.pid, past.exit()), (id as i32 + 7, code(id)));
+        }
+        let Found::Exit(past) = known.past(100_000) else { panic!() };
+        assert_eq!(past.exit(), Exit { code: None, signal: Some(64), usage: None });
+        assert!(matches!((known.past(1), known.past(oldest - 1)), (Found::Forgotten, Found::Forgotten)));
+        assert!(matches!((known.past(0), known.past(100_001)), (Found::Never, Found::Never)));
+    }
 
     #[test]
     fn a_long_command_line_is_cut() {

@@ -7,21 +7,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use msb::wire::exec::Execs;
 use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::session::{self, PATIENCE};
+use crate::sessions::Sessions;
 use crate::{Agent, Error, clock, sys, visit};
 
+/// The longest grace of a shutdown.
+const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The priority of what answers callers, as nice(1) has it, and of what serves them then.
 const ANSWERING: i32 = -19;
 const SERVING: i32 = -10;
 /// What the kernel buffers for a connection until it is read, in bytes; Linux's own 256 KiB are little for a way as long as that
 /// through a VMM.
 const BUFFER: u64 = 4 << 20;
-/// A session's stack, in bytes: its buffers are on the heap.
-const STACK: usize = 128 << 10;
+/// How many connections may wait to be taken. Where there are more, the kernel turns them away.
+const BACKLOG: i32 = 4096;
 
 /// Takes connections from now on, in a thread of its own.
 ///
@@ -30,6 +32,8 @@ const STACK: usize = 128 << 10;
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
         .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
+    // The crate's own is 128, which a hundred callers at once come near to.
+    rustix::net::listen(&listener, BACKLOG).map_err(|error| Error::step("set the backlog".into(), error.into()))?;
     // Connections have it from the listener.
     sys::set_vsock_buffer(listener.as_fd(), BUFFER)
         .map_err(|error| Error::step("enlarge vsock's buffers".into(), error))?;
@@ -53,29 +57,24 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     };
     thread::Builder::new()
         .name("listen".into())
-        .stack_size(STACK)
         .spawn(accept)
         .map(drop)
         .map_err(|error| Error::step("start a thread".into(), error))
 }
 
 fn serve(connection: VsockStream, agent: &Arc<Agent>) {
-    let agent = Arc::clone(agent);
-    let started = thread::Builder::new().name("session".into()).stack_size(STACK).spawn(move || {
-        let _place = agent.sessions.enter();
-        match greet(connection, &agent) {
-            Ok(()) => {}
-            // The caller left, which is its right.
-            Err(wire::Error::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {}
-            Err(error) => crate::say(&format!("connection ended: {error}")),
-        }
+    let started = Sessions::serve(agent, |agent| match greet(connection, agent) {
+        Ok(()) => {}
+        // The caller left, which is its right.
+        Err(wire::Error::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {}
+        Err(error) => crate::say(&format!("connection ended: {error}")),
     });
     if let Err(error) = started {
         crate::say(&format!("start a thread: {error}"));
     }
 }
 
-fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Error> {
+fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> {
     connection.set_read_timeout(Some(PATIENCE))?;
     Message::hello().send(&mut connection)?;
     Message::receive_hello(&mut connection)?;
@@ -91,9 +90,15 @@ fn greet(mut connection: VsockStream, agent: &Arc<Agent>) -> Result<(), wire::Er
             visit::attach(connection, agent, attach)
         }
         Some(Message::Kill(kill)) => visit::kill(connection, agent, kill),
-        Some(Message::List) => Ok(Message::Execs(Execs { execs: agent.execs.list() }).send(&mut connection)?),
+        Some(Message::List) => Ok(Message::Execs(agent.execs.list()).send(&mut connection)?),
+        Some(Message::Clock(clock)) => {
+            clock::set(clock.now_ms);
+            Ok(())
+        }
         Some(Message::Shutdown(shutdown)) => {
-            agent.shutdown.ask(Duration::from_millis(shutdown.grace_ms), connection);
+            // More than any clock here can add.
+            let grace = Duration::from_millis(shutdown.grace_ms).min(MAX_GRACE);
+            agent.shutdown.ask(grace, connection);
             Ok(())
         }
         Some(_) => Err(wire::Error::OutOfTurn("it asks for nothing")),

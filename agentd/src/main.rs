@@ -63,6 +63,12 @@ struct Agent {
     shutdown: Wish,
 }
 
+impl AsRef<Sessions> for Agent {
+    fn as_ref(&self) -> &Sessions {
+        &self.sessions
+    }
+}
+
 /// A step of the start that failed.
 #[derive(Debug)]
 struct Error {

@@ -35,8 +35,6 @@ const STDIN_WINDOW: Window = Window::growing(STDIN_CREDIT, MAX_STDIN_CREDIT);
 const END_FOLLOWS: Duration = Duration::from_millis(10);
 /// How long a command may take to end on HUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
-/// Ctrl-D: the end of input as a terminal says it.
-const END_OF_TRANSMISSION: u8 = 4;
 
 struct Session<'a> {
     agent: &'a Agent,
@@ -51,6 +49,8 @@ struct Session<'a> {
     stdin_written: usize,
     stdin_window: Window,
     stdin_ended: bool,
+    /// The last byte that came.
+    stdin_last: Option<u8>,
     outputs: Vec<Output>,
 }
 
@@ -59,7 +59,7 @@ struct Session<'a> {
 /// # Errors
 /// A broken connection, or frames that make no sense. The command is ended first.
 pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
-    let (id, detach, argv) = (agent.execs.number(), request.detach, request.argv.clone());
+    let (detach, argv) = (request.detach, request.argv.clone());
     let child = match child::start(agent, request) {
         Ok(child) => child,
         Err(failure) => return Ok(Message::Failure(failure).send(&mut connection)?),
@@ -77,7 +77,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         rustix::io::ioctl_fionbio(fd, true).map_err(io::Error::from)?;
     }
     let argv = if argv.is_empty() { &agent.defaults.argv } else { &argv };
-    let exec = agent.execs.add(id, Arc::clone(&child.group.process), argv, detach)?;
+    let exec = agent.execs.add(Arc::clone(&child.group.process), argv, detach)?;
     let mut session = Session {
         agent,
         exec,
@@ -89,7 +89,8 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         stdin_written: 0,
         stdin_window: STDIN_WINDOW,
         stdin_ended: false,
-        outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, Some(fd), VecDeque::new())).collect(),
+        stdin_last: None,
+        outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, fd)).collect(),
     };
     if detach {
         // Nobody may be there to hear it, and the command was to run anyway.
@@ -97,16 +98,14 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
     } else {
         session.welcome(Link::new(connection)?);
     }
-    let result = session.serve();
-    session.close();
-    result
+    session.serve()
 }
 
-/// Serves somebody who comes to an exec that has ended, with what is left of its output.
+/// Serves a caller that attaches to an exec that has ended, with what is kept of its output, which stays for the next one.
 ///
 /// # Errors
 /// A broken connection, or frames that make no sense.
-pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: Rest) -> Result<(), wire::Error> {
+pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: &Rest) -> Result<(), wire::Error> {
     let mut session = Session {
         agent,
         exec,
@@ -118,15 +117,11 @@ pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: 
         stdin_written: 0,
         stdin_window: STDIN_WINDOW,
         stdin_ended: true,
-        outputs: rest.into_iter().map(|(stream, tail)| Output::new(stream, None, tail)).collect(),
+        stdin_last: None,
+        outputs: rest.iter().map(|(stream, tail)| Output::ended(*stream, tail.clone())).collect(),
     };
-    let result = Link::new(connection).map_err(Into::into).and_then(|link| {
-        session.welcome(link);
-        session.pump()
-    });
-    let rest = session.rest();
-    session.exec.leave(rest);
-    result
+    session.welcome(Link::new(connection)?);
+    session.pump()
 }
 
 /// What a round of polling found.
@@ -139,7 +134,7 @@ struct Woken {
 
 impl Session<'_> {
     fn started(&self) -> Message {
-        Message::Started(Started { pid: self.exec.process.pid, id: self.exec.id })
+        Message::Started(Started { pid: self.exec.process.pid, id: self.exec.id, terminal: self.terminal.is_some() })
     }
 
     /// Tells a caller how things are.
@@ -179,18 +174,11 @@ impl Session<'_> {
             if !self.is_over() {
                 continue;
             }
-            let rest = self.rest();
+            let rest = self.outputs.drain(..).map(Output::into_kept).collect();
             let Some((caller, rest)) = self.exec.leave(rest) else { return Ok(()) };
-            for (output, (_, tail)) in self.outputs.iter_mut().zip(rest) {
-                output.tail = tail;
-            }
+            self.outputs = rest.into_iter().map(|(stream, tail)| Output::ended(stream, tail)).collect();
             self.welcome(Link::new(caller)?);
         }
-    }
-
-    /// What nobody has read.
-    fn rest(&mut self) -> Rest {
-        self.outputs.iter_mut().map(|output| (output.stream, std::mem::take(&mut output.tail))).collect()
     }
 
     /// Whether the command has ended and nothing can come out of it any more.
@@ -243,7 +231,8 @@ impl Session<'_> {
                     continue;
                 }
                 // A pipe may hold several portions. The caller's credit is their end; without a caller there would be none.
-                while output.take(self.link.as_mut(), &mut block)? && self.link.is_some() {}
+                let keeps = self.exec.is_detached();
+                while output.take(self.link.as_mut(), keeps, &mut block)? && self.link.is_some() {}
             }
         }
     }
@@ -300,6 +289,7 @@ impl Session<'_> {
     /// Hands bytes on to the command's stdin; what that does not take now waits in the queue.
     fn take_stdin(&mut self, bytes: &[u8]) {
         let Some(stdin) = &self.stdin else { return };
+        self.stdin_last = bytes.last().copied().or(self.stdin_last);
         // An error will show again where the queue is written.
         let count = if self.stdin_queue.is_empty() { rustix::io::write(stdin, bytes).unwrap_or(0) } else { 0 };
         self.stdin_written += count;
@@ -308,7 +298,9 @@ impl Session<'_> {
 
     fn obey(&mut self, message: Message) -> Result<(), wire::Error> {
         match message {
-            Message::Eof(Stream::Stdin) if self.terminal.is_some() => self.stdin_queue.push_back(END_OF_TRANSMISSION),
+            Message::Eof(Stream::Stdin) if self.terminal.is_some() => {
+                self.stdin_queue.extend(child::end_of_input(self.terminal.as_ref(), self.stdin_last));
+            }
             Message::Eof(Stream::Stdin) => self.stdin_ended = true,
             // The command has ended, and what it left behind holds its streams: the caller does not want to wait for that.
             Message::Signal(_) if self.exec.exit().is_some() => self.outputs.iter_mut().for_each(Output::close),
@@ -325,7 +317,7 @@ impl Session<'_> {
             }
             Message::Detach => {
                 self.exec.detach();
-                let execs = Execs { execs: vec![self.exec.listed()] };
+                let execs = Execs { execs: vec![self.exec.listed()], ..Execs::default() };
                 if let Some(link) = self.link.take() {
                     let _ = link.finish(&Message::Execs(execs));
                 }
@@ -398,8 +390,17 @@ impl Session<'_> {
         }
         group.end();
     }
+}
 
-    fn close(&mut self) {
+impl Drop for Session<'_> {
+    /// Also where a panic ends the session: its command may not go on without anybody to wait for it.
+    fn drop(&mut self) {
+        if self.group.is_none() {
+            return;
+        }
+        if std::thread::panicking() {
+            self.end_orphan();
+        }
         self.agent.execs.end(&self.exec);
         if let Some(group) = &mut self.group {
             group.dispose(&self.agent.execs.cgroups);

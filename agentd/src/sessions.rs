@@ -1,8 +1,15 @@
 //! How many connections are served: a bound on threads and descriptors, and what the end of the machine waits for.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
+/// A session's stack, in bytes: its buffers are on the heap.
+const STACK: usize = 128 << 10;
+// A panic ends one session, and not PID 1 and so the machine.
+const _: () = assert!(cfg!(panic = "unwind"));
 /// The most connections at a time. Each takes a thread and up to six descriptors.
 const MAX: usize = 4096;
 
@@ -26,8 +33,26 @@ impl Sessions {
         }
     }
 
+    /// Serves a connection in a thread of its own. A panic there ends that thread alone; what it says goes to stderr.
+    ///
+    /// # Errors
+    /// What starting the thread says.
+    pub fn serve<A: AsRef<Self> + Send + Sync + 'static>(
+        agent: &Arc<A>,
+        work: impl FnOnce(&A) + Send + 'static,
+    ) -> io::Result<()> {
+        let agent = Arc::clone(agent);
+        let serve = move || {
+            let sessions: &Self = (*agent).as_ref();
+            let _place = sessions.enter();
+            // What a session shares with others is behind locks, none of which is left in the middle of a change.
+            let _ = catch_unwind(AssertUnwindSafe(|| work(&agent)));
+        };
+        thread::Builder::new().name("session".into()).stack_size(STACK).spawn(serve).map(drop)
+    }
+
     /// Takes a place.
-    pub fn enter(&self) -> Place<'_> {
+    fn enter(&self) -> Place<'_> {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
         Place(self)
     }
@@ -50,5 +75,46 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.changed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[derive(Default)]
+    struct Agent(Sessions);
+
+    impl AsRef<Sessions> for Agent {
+        fn as_ref(&self) -> &Sessions {
+            &self.0
+        }
+    }
+
+    /// Gives word when it is dropped, as a session closes its connection.
+    struct Connection(std::sync::mpsc::Sender<bool>);
+
+    impl Drop for Connection {
+        fn drop(&mut self) {
+            let _ = self.0.send(thread::panicking());
+        }
+    }
+
+    #[test]
+    fn a_panic_ends_its_own_session_and_gives_its_place_back() {
+        let agent = Arc::new(Agent::default());
+        let (sender, said) = channel();
+        for bad in [true, false, true] {
+            let connection = Connection(sender.clone());
+            Sessions::serve(&agent, move |_| {
+                let _connection = connection;
+                assert!(!bad, "a session's own fault");
+            })
+            .unwrap();
+            assert_eq!(said.recv(), Ok(bad), "its connection is closed");
+        }
+        agent.0.wait_until_none(Duration::from_secs(60));
+        assert_eq!(*agent.0.count.lock().unwrap(), 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Connections of those who did not start an exec: to become its caller, to learn how it ends, to send it a signal.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vsock::VsockStream;
 
 use crate::Agent;
-use crate::execs::{Entry, Exec};
+use crate::execs::{Entry, Exec, Found};
 use crate::session;
 
 const TOOL_FAILED: u8 = 125;
@@ -20,14 +20,28 @@ const TOOL_FAILED: u8 = 125;
 /// # Errors
 /// A broken connection, or frames that make no sense.
 pub fn attach(mut connection: VsockStream, agent: &Agent, attach: Attach) -> Result<(), wire::Error> {
-    let Some(exec) = agent.execs.find(attach.id) else { return refuse(connection, no_such(attach.id)) };
+    let id = attach.id;
+    let exec = match agent.execs.find(id) {
+        Found::Whole(exec) => exec,
+        Found::Exit(past) if !attach.streams => {
+            let mut frames = Message::Started(Started { pid: past.pid, id, terminal: false }).to_frame();
+            Message::Exit(past.exit()).put(&mut frames);
+            return Ok(connection.write_all(&frames)?);
+        }
+        Found::Exit(_) => {
+            let why = "it has ended, and its output is not kept any more (--wait tells how it ended)";
+            return refuse(connection, format!("exec {id}: {why}"));
+        }
+        Found::Forgotten => return refuse(connection, forgotten(id)),
+        Found::Never => return refuse(connection, no_such(id)),
+    };
     if !attach.streams {
-        Message::Started(Started { pid: exec.process.pid, id: exec.id }).send(&mut connection)?;
+        Message::Started(Started { pid: exec.process.pid, id, terminal: false }).send(&mut connection)?;
         return tell_end(connection, &exec);
     }
     match exec.come_in(connection) {
         Entry::Taken => Ok(()),
-        Entry::Ended(connection, rest) => session::run_ended(connection, agent, exec, rest),
+        Entry::Ended(connection, rest) => session::run_ended(connection, agent, exec, &rest),
         Entry::Busy(connection) => refuse(connection, format!("exec {}: somebody is attached to it", attach.id)),
     }
 }
@@ -38,13 +52,24 @@ pub fn attach(mut connection: VsockStream, agent: &Agent, attach: Attach) -> Res
 /// A broken connection, or no signal of that number.
 pub fn kill(mut connection: VsockStream, agent: &Agent, kill: Kill) -> Result<(), wire::Error> {
     turn::check_signal(kill.signal)?;
-    let Some(exec) = agent.execs.find(kill.id) else { return refuse(connection, no_such(kill.id)) };
+    let exec = match agent.execs.find(kill.id) {
+        Found::Whole(exec) => exec,
+        Found::Exit(_) => return refuse(connection, format!("exec {}: it has ended", kill.id)),
+        Found::Forgotten => return refuse(connection, forgotten(kill.id)),
+        Found::Never => return refuse(connection, no_such(kill.id)),
+    };
     agent.reaper.signal(&exec.process, kill.signal);
-    Ok(Message::Execs(Execs { execs: vec![exec.listed()] }).send(&mut connection)?)
+    Ok(Message::Execs(Execs { execs: vec![exec.listed()], ..Execs::default() }).send(&mut connection)?)
 }
 
 fn no_such(id: u32) -> String {
-    format!("exec {id}: there is none of that number (msb-exec --list shows which there are)")
+    format!("exec {id}: no command with this id (msb-exec --list shows which there are)")
+}
+
+fn forgotten(id: u32) -> String {
+    format!(
+        "exec {id}: it has ended and is forgotten (exit statuses are kept of detached commands alone, of the last 65536)"
+    )
 }
 
 fn refuse(mut connection: VsockStream, message: String) -> Result<(), wire::Error> {

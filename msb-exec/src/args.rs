@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
-use msb::env;
 use msb::source::VmRecord;
 use msb::wire::exec::{LIMITS, Limit};
+use msb::{duration, env, owner};
 
 use crate::keys::Keys;
 use crate::signals;
@@ -18,7 +18,7 @@ use crate::signals;
 ///
 /// The command's streams are the caller's: bytes pass unchanged both ways, end-of-file included, and stdout and stderr
 /// stay apart. INT, TERM, HUP, QUIT, USR1, USR2 and WINCH sent to msb-exec reach the command's process group. When the command
-/// ends, or msb-exec does, whatever the command has left running ends too; --detach keeps it.
+/// ends, or msb-exec does, anything the command left running is killed too; use --detach to keep it.
 #[derive(Debug, Parser)]
 #[command(name = "msb-exec", version, after_help = EXAMPLES, override_usage = USAGE)]
 #[command(group = ArgGroup::new("other").args(["detach", "attach", "wait", "signal", "list", "rsh"]).multiple(false))]
@@ -46,11 +46,11 @@ pub struct Args {
     #[arg(short = 'n', long = "no-stdin")]
     pub no_stdin: bool,
 
-    /// Set a variable; without a value, pass the caller's on (again for more)
+    /// Set a variable; without a value, pass on the caller's (repeatable)
     #[arg(short = 'e', long = "env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
 
-    /// A file of variables, a line each: K=V or K; -e goes over them (again for more)
+    /// A file of variables, one a line: K=V or K; -e overrides it (repeatable)
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
 
@@ -59,10 +59,10 @@ pub struct Args {
     pub workdir: Option<OsString>,
 
     /// Run as this user, by name or number [default: the image's]
-    #[arg(short = 'u', long = "user", value_name = "USER[:GROUP]")]
+    #[arg(short = 'u', long = "user", value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<String>,
 
-    /// A resource limit as in prlimit(1): as, core, cpu, nofile, nproc, stack, …; "unlimited" is a number (again for more)
+    /// A resource limit as in prlimit(1): as, core, cpu, nofile, nproc, stack, …; "unlimited" is accepted (repeatable)
     #[arg(long = "rlimit", value_name = "NAME=SOFT[:HARD]", value_parser = rlimit)]
     pub rlimits: Vec<Limit>,
 
@@ -70,45 +70,47 @@ pub struct Args {
     #[arg(long, value_name = "MASK", value_parser = umask)]
     pub umask: Option<u32>,
 
-    /// End the command after this long, with all that it has started: TERM, then KILL after 5 s (90, 90s, 1.5m, 2h, 500ms)
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// End the command after this long, with all that it has started: TERM, then KILL after 5 s (90, 1m30s, 2h, 500ms; 0 for
+    /// no limit)
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub timeout: Option<Duration>,
 
     /// Wait this long for the VM to be up
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub wait_ready: Option<Duration>,
 
-    /// Write how the command ended, and what it took, to FILE as a line of JSON
+    /// Write exit status and resource usage to FILE, as a line of JSON
     #[arg(long, value_name = "FILE")]
     pub json_status: Option<PathBuf>,
 
-    /// Run a line by the guest's /bin/sh; words behind it are its $0, $1, …
+    /// Run a line with the guest's /bin/sh; arguments after it are its $0, $1, …
     #[arg(long, value_name = "LINE")]
     pub shell: Option<OsString>,
 
-    /// Be a remote shell for rsync, git and the like: the words are [-l USER] [USER@]HOST COMMAND…, the host is the record's VM
-    /// whatever its name, and the command is run by the guest's /bin/sh in the user's home
+    /// Act as the remote shell for rsync, git and the like: arguments are [-l USER] [USER@]HOST COMMAND…; the host is the record's VM
+    /// whatever its name, and the guest's /bin/sh runs the command in the user's home
     #[arg(long, conflicts_with_all = ["shell", "tty"])]
     pub rsh: bool,
 
     /// With --rsh: the user
-    #[arg(short = 'l', value_name = "USER", requires = "rsh", conflicts_with = "user", hide = true)]
+    #[arg(short = 'l', value_name = "USER", value_parser = user, requires = "rsh", conflicts_with = "user", hide = true)]
     pub login: Option<String>,
 
     /// Start the command, print a line of JSON with its id, and leave it running
     #[arg(short = 'd', long)]
     pub detach: bool,
 
-    /// The keys that leave the command running and end msb-exec, on a terminal; "" for none
+    /// The keys that leave the command running and end msb-exec, on a terminal; "" for none. The first ones alone reach the command
+    /// after a moment
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = Keys::parse)]
     pub detach_keys: Keys,
 
-    /// Be the caller of the command with this id: its newest output first (64 KiB of each stream are kept), then all as if it
-    /// were started now
+    /// Reattach to the detached command with this id: recent output first (the last 64 KiB of each stream), then live. A command that
+    /// has ended, of the last 32, shows the same each time
     #[arg(long, value_name = "ID")]
     pub attach: Option<u32>,
 
-    /// Wait for the command with this id, and end as it did
+    /// Wait for the command with this id and exit with its status, which is kept of the last 65536 detached ones that have ended
     #[arg(long, value_name = "ID")]
     pub wait: Option<u32>,
 
@@ -116,7 +118,7 @@ pub struct Args {
     #[arg(long, value_names = ["SIGNAL", "ID"], num_args = 2)]
     pub signal: Option<Vec<String>>,
 
-    /// Print a line of JSON for each command that runs, and for the last 32 detached ones that have ended
+    /// Print a line of JSON for each running command, and for the last 32 detached ones that have ended
     #[arg(long)]
     pub list: bool,
 
@@ -178,6 +180,10 @@ fn variable(text: OsString) -> Result<OsString, &'static str> {
     env::check(&text).map(|()| text)
 }
 
+fn user(text: &str) -> Result<String, String> {
+    owner::check_user(text).map(|()| text.to_owned())
+}
+
 fn umask(text: &str) -> Result<u32, &'static str> {
     u32::from_str_radix(text, 8).ok().filter(|mask| *mask <= 0o777).ok_or("an octal number up to 777 is expected")
 }
@@ -200,20 +206,6 @@ fn rlimit(text: &str) -> Result<Limit, String> {
     Ok(Limit { name, soft, hard })
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let scale = match &text[digits.len()..] {
-        "" | "s" => 1.0,
-        "ms" => 0.001,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86400.0,
-        unit => return Err(format!("unknown unit {unit:?} (ms, s, m, h or d)")),
-    };
-    let number: f64 = digits.parse().map_err(|_| "not a number with a unit".to_owned())?;
-    Duration::try_from_secs_f64(number * scale).map_err(|error| error.to_string())
-}
-
 /// The signal and the id of `--signal`.
 ///
 /// # Errors
@@ -221,23 +213,12 @@ fn duration(text: &str) -> Result<Duration, String> {
 pub fn signal_and_id(words: &[String]) -> Result<(i32, u32), String> {
     let [signal, id] = words else { return Err("--signal SIGNAL ID is expected".into()) };
     let id = id.parse().map_err(|_| format!("id {id:?}: not a number"))?;
-    Ok((signals::number(signal).ok_or_else(|| format!("signal {signal:?}: there is none of that name"))?, id))
+    Ok((signals::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_are_read_as_people_write_them() {
-        for (text, milliseconds) in [("90", 90_000), ("2s", 2000), ("1.5m", 90_000), ("500ms", 500), ("1h", 3_600_000)]
-        {
-            assert_eq!(duration(text).unwrap().as_millis(), milliseconds, "{text}");
-        }
-        for bad in ["", "s", "-1", "1 s", "1y", "nan", "1e300"] {
-            assert!(duration(bad).is_err(), "{bad:?}");
-        }
-    }
 
     #[test]
     fn limits_are_read_as_prlimit_reads_them() {

@@ -7,27 +7,27 @@ use std::time::{Duration, Instant};
 
 use msb::exit::{self, coded};
 use msb::record::Vm;
-use msb::wire::{self, dial::dial};
+use msb::wire::{self, dial};
 
 use crate::ended;
 
-/// How long a connection that was turned away is tried again: the VMM and the guest's kernel take only so many at once.
+/// How long a connection that was turned away is tried again.
 const RETRY: Duration = Duration::from_secs(10);
 /// The first pause before another try, which doubles up to the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(320);
 
-/// Connects and exchanges hellos.
+/// Connects, sends `frames`, and returns when the agent has said hello.
 ///
 /// # Errors
 /// Words for a VM that is gone or does not answer.
-pub fn connect(vm: &Vm) -> anyhow::Result<UnixStream> {
+pub fn connect(vm: &Vm, frames: &[u8]) -> anyhow::Result<UnixStream> {
     let deadline = Instant::now() + RETRY;
     let mut pause = FIRST_PAUSE;
     loop {
-        match dial(&vm.endpoint) {
+        match dial::ask(&vm.endpoint, frames) {
             Ok(connection) => return Ok(connection),
-            // Nothing tells when there is room again, so this is a pause and no wait.
+            // Nothing tells when there is room again. The agent has not seen the frames, so they are sent again.
             Err(error) if is_turned_away(&error) && Instant::now() + pause < deadline && ended::is_alive(vm) => {
                 thread::sleep(pause);
                 pause = (pause * 2).min(LAST_PAUSE);
@@ -37,16 +37,17 @@ pub fn connect(vm: &Vm) -> anyhow::Result<UnixStream> {
     }
 }
 
-/// Whether somebody was there, and too busy. A socket that nobody listens on is another matter.
+/// Whether a guest turned the connection away: thousands of others wait for its agent already. A full queue of the VMM's, which is
+/// shorter, is waited for where this connects.
 fn is_turned_away(error: &wire::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof, WouldBlock};
-    matches!(error, wire::Error::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
-        || error.kind() == WouldBlock && error.raw_os_error() == Some(nix::libc::EAGAIN))
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error, wire::Error::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof))
 }
 
-/// Words for a connection that was refused or broke.
+/// Says why a connection was refused or broke.
 pub fn gone(vm: &Vm, error: wire::Error) -> String {
     let name = &vm.name;
+    let log = || if vm.kernel_log.exists() { format!("see {:?}", vm.kernel_log) } else { String::new() };
     match error {
         wire::Error::Io(error) => match error.kind() {
             io::ErrorKind::NotFound
@@ -55,14 +56,26 @@ pub fn gone(vm: &Vm, error: wire::Error) -> String {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::UnexpectedEof => {
-                let why = ended::reason(vm).map_or(", or its agent is".into(), |reason| format!(": {reason}"));
-                format!("vm {name:?}: it is gone{why} (see {:?}, then msb-stop and msb-boot)", vm.kernel_log)
+                let what = match ended::reason(vm) {
+                    Some(reason) => format!("it is gone: {reason}"),
+                    None if ended::is_alive(vm) && error.kind() == io::ErrorKind::NotFound => {
+                        format!("it runs, but its socket {:?} is gone", vm.endpoint.unix)
+                    }
+                    None if ended::is_alive(vm) => "its agent does not answer".to_owned(),
+                    None => "it is not running".to_owned(),
+                };
+                let remedy = [log(), "then msb-stop and msb-boot".to_owned()];
+                let remedy =
+                    remedy.iter().filter(|part| !part.is_empty()).map(String::as_str).collect::<Vec<_>>().join(", ");
+                format!("vm {name:?}: {what} ({})", remedy.trim_start_matches("then "))
             }
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-                format!("vm {name:?}: its agent does not answer (see {:?})", vm.kernel_log)
+                let log = log();
+                let log = if log.is_empty() { log } else { format!(" ({log})") };
+                format!("vm {name:?}: its agent does not answer{log}")
             }
             _ => format!("vm {name:?}: {error}"),
         },
-        nonsense => format!("vm {name:?}: its agent speaks nonsense: {}", exit::printable(&nonsense.to_string())),
+        broken => format!("vm {name:?}: its agent breaks the protocol: {}", exit::printable(&broken.to_string())),
     }
 }

@@ -19,6 +19,13 @@ impl Keys {
     }
 }
 
+impl Keys {
+    /// The key that ends the sequence.
+    pub fn last(&self) -> Option<u8> {
+        self.0.last().copied()
+    }
+}
+
 impl fmt::Display for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (place, key) in self.0.iter().enumerate() {
@@ -46,35 +53,45 @@ fn key(word: &str) -> Result<u8, String> {
 #[derive(Debug)]
 pub struct Watch {
     keys: Vec<u8>,
+    /// How many of the keys what was typed last begins with.
     matched: usize,
+    /// How many of those were let through.
+    released: usize,
 }
 
 impl Watch {
     /// Looks for `keys`.
     pub fn new(keys: Keys) -> Self {
-        Self { keys: keys.0, matched: 0 }
+        Self { keys: keys.0, matched: 0, released: 0 }
     }
 
     /// How many bytes are held back.
     pub fn held(&self) -> usize {
-        self.matched
+        self.matched - self.released
+    }
+
+    /// Lets through what is held back. The sequence may go on all the same.
+    pub fn release(&mut self, out: &mut impl Extend<u8>) {
+        out.extend(self.keys[self.released..self.matched].iter().copied());
+        self.released = self.matched;
     }
 
     /// What of `bytes` is for the command goes to `out`: all but the keys. What may be the sequence's beginning is held back
-    /// until the next key shows. True: the sequence was typed, and what came behind it is dropped.
-    pub fn pass(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> bool {
+    /// until the next key shows, or [`Self::release`] is called. True: the sequence was typed, and what came behind it is dropped.
+    pub fn pass(&mut self, bytes: &[u8], out: &mut impl Extend<u8>) -> bool {
         for &byte in bytes {
             if self.keys.is_empty() {
-                out.push(byte);
+                out.extend([byte]);
                 continue;
             }
             // The longest beginning of the sequence that what was held back and this byte end with; the rest goes out.
             let held = [&self.keys[..self.matched], &[byte]].concat();
             let surplus = (0..=held.len()).find(|&from| self.keys.starts_with(&held[from..])).unwrap_or(held.len());
-            out.extend_from_slice(&held[..surplus]);
+            out.extend(held[self.released.min(surplus)..surplus].iter().copied());
+            self.released = self.released.saturating_sub(surplus);
             self.matched = held.len() - surplus;
             if self.matched == self.keys.len() {
-                self.matched = 0;
+                (self.matched, self.released) = (0, 0);
                 return true;
             }
         }
@@ -97,6 +114,29 @@ mod tests {
         }
         for bad in ["ctrl-", "ctrl-ab", "ab", ",", "ctrl-1", "a,,b", "ü"] {
             assert!(Keys::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_beginning_that_was_let_through_is_not_sent_twice_and_the_sequence_may_go_on() {
+        for (keys, portions, passed, found) in [
+            ("ctrl-p,ctrl-q", &[&b"\x10"[..], b"\x11"][..], &b"\x10"[..], true),
+            ("ctrl-p,ctrl-q", &[b"\x10", b"\x10", b"\x11"], b"\x10\x10", true),
+            ("ctrl-p,ctrl-q", &[b"\x10", b"a", b"\x11"], b"\x10a\x11", false),
+            ("a,a,b", &[b"a", b"a", b"a", b"b"], b"aaa", true),
+            ("a,b,a,c", &[b"aba", b"bac"], b"aba", true),
+            ("a,b,a,c", &[b"aba", b"x"], b"abax", false),
+            ("x", &[b"y", b"x"], b"y", true),
+        ] {
+            let mut watch = Watch::new(Keys::parse(keys).unwrap());
+            let mut out = Vec::new();
+            let mut was_found = false;
+            for portion in portions {
+                was_found = watch.pass(portion, &mut out);
+                watch.release(&mut out);
+                assert_eq!(watch.held(), 0);
+            }
+            assert_eq!((was_found, out.as_slice()), (found, passed), "{keys} in {portions:?}");
         }
     }
 

@@ -15,6 +15,7 @@ mod session;
 mod signals;
 mod status;
 mod tty;
+mod typed;
 
 use std::panic;
 use std::process::ExitCode;
@@ -23,11 +24,12 @@ use args::Args;
 use msb::exit::{self, coded};
 use msb::record::Vm;
 use msb::wire::exec::{Attach, Kill, Listed, Text};
-use msb::{cli, source, wire};
+use msb::{cli, source, start, wire};
 use session::{Call, Ended, Opening};
 use status::Status;
 
 fn main() -> ExitCode {
+    start::signals();
     let args: Args = cli::parse_by(exit::TOOL_FAILED, Args::read);
     let say = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -51,12 +53,11 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         _ => error,
     })?;
     let vm = record.vm()?;
-    if args.list || signal.is_some() {
-        let connection = connect::connect(vm)?;
-        return match signal {
-            Some((signal, id)) => others::signal(vm, connection, Kill { id, signal }),
-            None => others::list(vm, connection),
-        };
+    if let Some((signal, id)) = signal {
+        return others::signal(vm, Kill { id, signal });
+    }
+    if args.list {
+        return others::list(vm);
     }
     let ended = exec(args, vm, call);
     tty::restore();
@@ -96,9 +97,8 @@ fn call(args: &Args) -> anyhow::Result<Call> {
     };
     Ok(Call {
         sends_stdin: !args.no_stdin && args.wait.is_none() && !args.detach,
-        has_terminal: wants_terminal && args.wait.is_none(),
         detach_keys: args.detach_keys.clone(),
-        timeout: args.timeout,
+        timeout: args.timeout.filter(|limit| !limit.is_zero()),
         opening,
     })
 }
@@ -106,10 +106,8 @@ fn call(args: &Args) -> anyhow::Result<Call> {
 fn exec(args: &Args, vm: &Vm, call: Call) -> anyhow::Result<Ended> {
     // Who waits for another's command is ended by a signal like anybody else.
     let held = if args.wait.is_none() && !args.detach { Some(signals::hold()?) } else { None };
-    let connection = connect::connect(vm)?;
-    if call.has_terminal && call.sends_stdin && tty::is_terminal() {
-        tty::make_raw()?;
-    }
+    let opening = call.opening()?;
+    let connection = connect::connect(vm, &opening)?;
     session::run(connection, call, held).map_err(|error| match error.downcast::<wire::Error>() {
         Ok(broken) => coded(exit::TOOL_FAILED, connect::gone(vm, broken)),
         Err(other) => other,

@@ -1,16 +1,14 @@
 //! What concerns execs that others started: which there are, and signals for them. Each is a line of JSON on stdout.
 
-use std::os::unix::net::UnixStream;
-
 use msb::exit::{self, coded};
 use msb::line;
 use msb::record::Vm;
 use msb::wire::dial::PATIENCE;
-use msb::wire::exec::{Exit, Kill, Listed, Text};
+use msb::wire::exec::{Execs, Exit, Kill, Listed, Text};
 use msb::wire::{self, Message};
 use serde::Serialize;
 
-use crate::connect::gone;
+use crate::connect::{connect, gone};
 
 /// An exec as a record.
 #[derive(Serialize)]
@@ -39,9 +37,14 @@ pub fn print(vm: &Vm, exec: &Listed) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// Words for an agent that fails.
-pub fn list(vm: &Vm, connection: UnixStream) -> anyhow::Result<u8> {
-    for exec in ask(vm, connection, &Message::List)? {
-        print(vm, &exec)?;
+pub fn list(vm: &Vm) -> anyhow::Result<u8> {
+    let listing = ask(vm, &Message::List)?;
+    for exec in &listing.execs {
+        print(vm, exec)?;
+    }
+    if listing.older > 0 {
+        let words = format!("{} older detached commands have ended (--wait ID tells how)", listing.older);
+        exit::warn("msb-exec", &words);
     }
     Ok(0)
 }
@@ -50,23 +53,23 @@ pub fn list(vm: &Vm, connection: UnixStream) -> anyhow::Result<u8> {
 ///
 /// # Errors
 /// Words for an agent that fails, or an exec that is not there.
-pub fn signal(vm: &Vm, connection: UnixStream, kill: Kill) -> anyhow::Result<u8> {
-    let execs = ask(vm, connection, &Message::Kill(kill))?;
+pub fn signal(vm: &Vm, kill: Kill) -> anyhow::Result<u8> {
+    let execs = ask(vm, &Message::Kill(kill))?.execs;
     if execs.iter().any(|exec| exec.exit.is_some()) {
         return Err(coded(exit::TOOL_FAILED, format!("exec {}: it has ended", kill.id)));
     }
     Ok(0)
 }
 
-fn ask(vm: &Vm, mut connection: UnixStream, question: &Message) -> anyhow::Result<Vec<Listed>> {
+fn ask(vm: &Vm, question: &Message) -> anyhow::Result<Execs> {
+    let mut connection = connect(vm, &question.to_frame())?;
     let mut answer = || -> Result<Message, wire::Error> {
         connection.set_read_timeout(Some(PATIENCE))?;
-        question.send(&mut connection)?;
         Message::receive(&mut connection)?
             .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
     };
     match answer().map_err(|error| coded(exit::TOOL_FAILED, gone(vm, error)))? {
-        Message::Execs(execs) => Ok(execs.execs),
+        Message::Execs(execs) => Ok(execs),
         Message::Failure(failure) => Err(coded(failure.code, exit::printable(&failure.message))),
         _ => Err(coded(exit::TOOL_FAILED, gone(vm, wire::Error::OutOfTurn("not an answer to a question")))),
     }

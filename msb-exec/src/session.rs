@@ -10,8 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use msb::exit::ReaderGone;
-use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody};
+use msb::exit::{self, ReaderGone, coded};
+use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started};
 use msb::wire::{self, Decoder, MAX_DATA, Message, Piece, Stream};
 use nix::sys::signal::Signal;
 
@@ -19,7 +19,7 @@ use crate::input::{self, Credit};
 use crate::keys::{Keys, Watch};
 use crate::output::{self, Output, Turn};
 use crate::sending::Sending;
-use crate::signals;
+use crate::{signals, tty, typed};
 
 /// How long the guest may take to start a command. One with hundreds of others to start takes its time.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -47,8 +47,6 @@ pub struct Call {
     pub opening: Opening,
     /// Whether our stdin is for the command.
     pub sends_stdin: bool,
-    /// Whether the command has a terminal, and ours is it.
-    pub has_terminal: bool,
     /// What a person types to leave.
     pub detach_keys: Keys,
     /// How long the command may take.
@@ -80,7 +78,29 @@ impl Opening {
     }
 }
 
-/// Runs a call on a connection that has said hello, with this process's streams, until the command has ended and its
+impl Call {
+    /// The frames that open it.
+    ///
+    /// # Errors
+    /// Words for a request that is too long.
+    pub fn opening(&self) -> anyhow::Result<Vec<u8>> {
+        let mut frames = self.opening.message().to_frame();
+        if let Err(wire::Error::TooLong { length, limit, .. }) = Message::check_length(&frames) {
+            let why =
+                format!("the command and its environment take {length} bytes of a request, which has {limit} at most");
+            let why = format!("{why} (pass what is long by stdin or a file)");
+            return Err(coded(exit::TOOL_FAILED, why));
+        }
+        if self.opening.has_streams() {
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                Message::Credit(stream, output::credit(stream)).put(&mut frames);
+            }
+        }
+        Ok(frames)
+    }
+}
+
+/// Runs a call on a connection on which [`Call::opening`] was sent, with this process's streams, until the command has ended and its
 /// output is written. `held` are the signals that are the command's.
 ///
 /// # Errors
@@ -88,27 +108,17 @@ impl Opening {
 pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> anyhow::Result<Ended> {
     let sending = Sending::new(&connection)?;
     let turn = Turn::default();
-    let mut opening = call.opening.message().to_frame();
     if call.opening.has_streams() {
         for stream in [Stream::Stdout, Stream::Stderr] {
             turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, output::credit(stream));
-            Message::Credit(stream, output::credit(stream)).put(&mut opening);
         }
     }
-    // A signal that comes from now on finds a command.
-    sending.frames(&opening)?;
+    // Signals that have come since they are held find a command.
+    let has_terminal = Arc::new(AtomicBool::new(false));
     if let Some(held) = held {
-        signals::pass_on(held, &sending, call.has_terminal);
+        signals::pass_on(held, &sending, &has_terminal);
     }
-    let credit = Arc::new(Credit::default());
-    if call.sends_stdin {
-        let watch = call.has_terminal.then(|| Watch::new(call.detach_keys));
-        let (asking, turn) = (sending.clone(), Arc::clone(&turn));
-        input::send(&sending, &credit, watch, move || {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).detach();
-            let _ = asking.message(&Message::Detach);
-        });
-    }
+    let credit = Arc::new(Credit::new()?);
     let timed_out = match call.timeout {
         Some(limit) => Some(watch_clock(&sending, connection.try_clone()?, limit)),
         None => None,
@@ -116,7 +126,32 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
     let stdout = Output::start(io::stdout(), Stream::Stdout, &connection, &sending, &turn)?;
     let stderr = Output::start(io::stderr(), Stream::Stderr, &connection, &sending, &turn)?;
     let is_detached = matches!(&call.opening, Opening::Exec(request) if request.detach);
-    let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached);
+    let start = |started: &Started| -> io::Result<()> {
+        has_terminal.store(started.terminal, Ordering::Relaxed);
+        if !call.sends_stdin {
+            return Ok(());
+        }
+        let keys = &call.detach_keys;
+        let mode = match &call.opening {
+            _ if !tty::is_terminal() => None,
+            _ if started.terminal => Some(tty::Mode::Raw),
+            // Its keys are lines that this side's terminal edits, and Ctrl-C is a signal.
+            Opening::Attach(_) => keys.last().map(tty::Mode::Lines),
+            Opening::Exec(_) => None,
+        };
+        let Some(mode) = mode else {
+            input::send(&sending, &credit);
+            return Ok(());
+        };
+        tty::set(mode)?;
+        let (asking, turn) = (sending.clone(), Arc::clone(&turn));
+        typed::send(&sending, &credit, Watch::new(keys.clone()), mode, move || {
+            turn.lock().unwrap_or_else(PoisonError::into_inner).detach();
+            let _ = asking.message(&Message::Detach);
+        });
+        Ok(())
+    };
+    let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached, start);
     // A reader that takes its time is waited for, but not to say that the guest has failed.
     let limit = if ended.is_ok() { None } else { Some(LAST_WORDS) };
     // Both first: what was queued is written even where the other one failed.
@@ -143,6 +178,7 @@ fn receive(
     credit: &Credit,
     [stdout, stderr]: [&Output; 2],
     is_detached: bool,
+    start: impl Fn(&Started) -> io::Result<()>,
 ) -> Result<Ended, wire::Error> {
     let mut decoder = Decoder::default();
     let mut block = vec![0u8; MAX_DATA];
@@ -180,7 +216,10 @@ fn receive(
                     };
                     return Ok(Ended::Detached(Some(listed)));
                 }
-                Message::Started(_) => connection.set_read_timeout(None)?,
+                Message::Started(started) => {
+                    connection.set_read_timeout(None)?;
+                    start(&started)?;
+                }
                 Message::Credit(_, bytes) => credit.give(bytes),
                 Message::Eof(Stream::Stdin) => credit.refuse(),
                 Message::Exit(exit) => return Ok(Ended::Exit(exit)),

@@ -1,7 +1,10 @@
 //! Signals that are the command's, not ours.
 
-use std::{fs, io, thread};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{io, thread};
 
+use msb::start;
 use msb::wire::Message;
 use msb::wire::exec::Signal as SignalBody;
 use nix::sys::signal::{SigSet, Signal};
@@ -20,6 +23,9 @@ const PASSED_ON: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
+/// Signals of job control, which are for this process, and change whose the terminal is.
+const OF_JOBS: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
+
 /// After so many INT or TERM a person wants an end here, whatever the guest does.
 const PATIENT_SIGNALS: usize = 3;
 
@@ -32,32 +38,34 @@ pub struct Held(SigSet);
 /// # Errors
 /// What `pthread_sigmask(3)` says.
 pub fn hold() -> io::Result<Held> {
-    let ignored = ignored(&fs::read_to_string("/proc/self/status").unwrap_or_default());
-    let is_heard = |signal: &Signal| ignored & (1 << (*signal as i32 - 1)) == 0 || *signal == Signal::SIGWINCH;
-    let signals: SigSet = PASSED_ON.into_iter().filter(is_heard).collect();
+    let ignored = start::ignored().unwrap_or(SigSet::empty());
+    let is_heard = |signal: &Signal| !ignored.contains(*signal) || *signal == Signal::SIGWINCH;
+    let signals: SigSet = PASSED_ON.into_iter().chain(OF_JOBS).filter(is_heard).collect();
     signals.thread_block()?;
     Ok(Held(signals))
 }
 
-/// The set of ignored signals in `/proc/PID/status`.
-fn ignored(status: &str) -> u64 {
-    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
-}
-
 /// Passes signals on from now on; a change of the terminal's size as that, where the command has a terminal.
-pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: bool) {
-    let sending = sending.clone();
+pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: &Arc<AtomicBool>) {
+    let (sending, has_terminal) = (sending.clone(), Arc::clone(has_terminal));
     thread::spawn(move || {
         let mut insisted = 0;
         while let Ok(signal) = signals.wait() {
+            let has_terminal = has_terminal.load(Ordering::Relaxed);
             let message = match signal {
+                Signal::SIGTSTP => {
+                    stop();
+                    continue;
+                }
+                // The size may have changed meanwhile.
+                Signal::SIGCONT if tty::resume() && has_terminal => Message::Resize(tty::size()),
+                Signal::SIGCONT => continue,
                 Signal::SIGWINCH if has_terminal => Message::Resize(tty::size()),
                 other => Message::Signal(SignalBody { signal: other as i32, all: false }),
             };
             insisted += usize::from(matches!(signal, Signal::SIGINT | Signal::SIGTERM));
             let sent = sending.message(&message);
-            if signal != Signal::SIGWINCH && (sent.is_err() || insisted >= PATIENT_SIGNALS) {
+            if !matches!(signal, Signal::SIGWINCH | Signal::SIGCONT) && (sent.is_err() || insisted >= PATIENT_SIGNALS) {
                 // Nobody there to pass it on to: it is for us.
                 tty::restore();
                 let _ = signals.thread_unblock();
@@ -65,6 +73,15 @@ pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: bool) {
             }
         }
     });
+}
+
+/// Stops this process, as the terminal's user wants it, with the terminal as it was. Returns when it goes on.
+fn stop() {
+    tty::suspend();
+    let signal: SigSet = [Signal::SIGTSTP].into_iter().collect();
+    let _ = signal.thread_unblock();
+    let _ = nix::sys::signal::raise(Signal::SIGTSTP);
+    let _ = signal.thread_block();
 }
 
 /// A signal's number, by its name with or without SIG, or as it is.
@@ -75,13 +92,4 @@ pub fn number(text: &str) -> Option<i32> {
     let name = text.to_ascii_uppercase();
     let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
     name.parse::<Signal>().ok().map(|signal| signal as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn ignored_signals_are_read_from_the_kernels_set() {
-        assert_eq!(super::ignored("SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n"), 0x1001);
-        assert_eq!(super::ignored(""), 0);
-    }
 }

@@ -1,8 +1,8 @@
 //! The bytes of the wire, pinned. A change here is a new version of it.
 
 use msb::wire::exec::{
-    Attach, Execs, Exit, Failure, Kill, Limit, Listed, Ready, Request, Resize, Shutdown, Signal, Started, Text, Tty,
-    Usage,
+    Attach, Clock, Execs, Exit, Failure, Kill, Limit, Listed, Ready, Request, Resize, Shutdown, Signal, Started, Text,
+    Tty, Usage,
 };
 use msb::wire::{Message, Stream};
 
@@ -40,7 +40,13 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             b"\x9e\0\0\0\x02{\"argv\":[\"a\"],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"no_stdin\":true,\
               \"detach\":true,\"rlimits\":[{\"name\":\"core\",\"soft\":0,\"hard\":null}],\"umask\":63,\"now_ms\":5}",
         ),
-        (Message::Started(Started { pid: 42, id: 7 }), b"\x11\0\0\0\x03{\"pid\":42,\"id\":7}"),
+        (Message::Started(Started { pid: 42, id: 7, terminal: false }), b"\x11\0\0\0\x03{\"pid\":42,\"id\":7}"),
+        (
+            Message::Started(Started { pid: 42, id: 7, terminal: true }),
+            b"\x21\0\0\0\x03{\"pid\":42,\"id\":7,\"terminal\":true}",
+        ),
+        (Message::Clock(Clock { now_ms: 5 }), b"\x0c\0\0\0\x15{\"now_ms\":5}"),
+        (Message::Execs(Execs { execs: Vec::new(), older: 9 }), b"\x16\0\0\0\x12{\"execs\":[],\"older\":9}"),
         (Message::Data(Stream::Stdin, b"in".to_vec()), b"\x02\0\0\0\x04in"),
         (Message::Data(Stream::Stdout, b"out".to_vec()), b"\x03\0\0\0\x05out"),
         (Message::Data(Stream::Stderr, vec![]), b"\0\0\0\0\x06"),
@@ -67,11 +73,14 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         (Message::List, b"\0\0\0\0\x10"),
         (Message::Kill(Kill { id: 7, signal: 15 }), b"\x14\0\0\0\x11{\"id\":7,\"signal\":15}"),
         (
-            Message::Execs(Execs { execs: vec![listed(None)] }),
+            Message::Execs(Execs { execs: vec![listed(None)], older: 0 }),
             b"\x4b\0\0\0\x12{\"execs\":[{\"id\":7,\"pid\":42,\"argv\":[\"a\"],\"detached\":true,\"attached\":false}]}",
         ),
         (
-            Message::Execs(Execs { execs: vec![listed(Some(Exit { code: Some(3), signal: None, usage: None }))] }),
+            Message::Execs(Execs {
+                execs: vec![listed(Some(Exit { code: Some(3), signal: None, usage: None }))],
+                older: 0,
+            }),
             b"\x5d\0\0\0\x12{\"execs\":[{\"id\":7,\"pid\":42,\"argv\":[\"a\"],\"detached\":true,\"attached\":false,\
               \"exit\":{\"code\":3}}]}",
         ),

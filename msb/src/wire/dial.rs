@@ -2,7 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::Message;
 use crate::record::Endpoint;
@@ -16,20 +21,46 @@ const MAX_ANSWER: usize = 64;
 /// Connects to the agent and exchanges hellos. The stream has no time limits then.
 ///
 /// # Errors
-/// [`io::ErrorKind::ConnectionRefused`] or `NotFound` where the VM is gone; `TimedOut` or `WouldBlock` after
-/// [`PATIENCE`]; [`super::Error`] for an agent that says nonsense.
+/// See [`ask`].
 pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, super::Error> {
-    let stream = UnixStream::connect(&endpoint.unix)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    ask(endpoint, &[])
+}
+
+/// Connects to the agent and sends `frames` together with the hello, for one way through the VMM instead of two; returns when the
+/// agent's hello is there. The stream has no time limits then.
+///
+/// The agent says hello before it reads: where this fails before that, the agent has not seen the frames.
+///
+/// # Errors
+/// [`io::ErrorKind::ConnectionRefused`] or `NotFound` where the VM is gone; `TimedOut` or `WouldBlock` after
+/// [`PATIENCE`]; [`super::Error`] for an agent that breaks the protocol.
+pub fn ask(endpoint: &Endpoint, frames: &[u8]) -> Result<UnixStream, super::Error> {
+    let stream = connect(&endpoint.unix)?;
     let mut patient = Patient { stream: &stream, until: Instant::now() + PATIENCE };
     if endpoint.handshake {
         connect_port(&mut patient, endpoint.port)?;
     }
-    Message::hello().send(&mut &stream)?;
+    let mut opening = Message::hello().to_frame();
+    opening.extend_from_slice(frames);
+    (&stream).write_all(&opening)?;
     Message::receive_hello(&mut patient)?;
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
     Ok(stream)
+}
+
+/// Connects to a socket of a VMM, whose queue of connections may be short: where it is full, connect(2) waits until there is room, and
+/// no longer than the time limit for sending (unix(7), socket(7)).
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    let address = SocketAddrUnix::new(path)?;
+    loop {
+        match net::connect(&socket, &address) {
+            Err(Errno::INTR) => {}
+            other => return other.map(|()| socket.into()).map_err(Into::into),
+        }
+    }
 }
 
 /// A stream that is read until a moment, not a while from each read: a guest that sends a byte now and then gets no more

@@ -156,6 +156,9 @@ pub struct Started {
     pub pid: i32,
     /// The exec's own number, by which it is attached to; counted from 1 by each agent.
     pub id: u32,
+    /// Whether it has a terminal.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub terminal: bool,
 }
 
 /// A signal by its number in Linux.
@@ -191,6 +194,9 @@ pub struct Kill {
 pub struct Execs {
     /// By their numbers, the oldest first.
     pub execs: Vec<Listed>,
+    /// How many more detached ones have ended of which the exit is known.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub older: u32,
 }
 
 /// An exec as others see it.
@@ -252,6 +258,13 @@ pub struct Failure {
 pub struct Shutdown {
     /// How long sessions may take to end on TERM, in milliseconds.
     pub grace_ms: u64,
+}
+
+/// The host's time, for a guest whose clock is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// In milliseconds since 1970.
+    pub now_ms: u64,
 }
 
 /// How the start of the machine went.

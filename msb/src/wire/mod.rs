@@ -23,7 +23,7 @@ pub use decoder::{Decoder, Piece};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use exec::{Attach, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started};
+use exec::{Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started};
 
 /// The version that a [`Hello`] says.
 pub const VERSION: u32 = 1;
@@ -136,6 +136,8 @@ pub enum Message {
     Execs(Execs),
     /// Host to guest: the caller goes, the command stays.
     Detach,
+    /// Host to guest: the time, which has changed there, or stood still here. Nothing answers it.
+    Clock(Clock),
     /// Guest to host, on [`READY_PORT`], in a commit: a file of the upper.
     Entry(Box<upper::Entry>),
     /// Guest to host, in a commit: so many bytes of a file are a hole.
@@ -159,12 +161,13 @@ const LIST: u8 = 16;
 const KILL: u8 = 17;
 const EXECS: u8 = 18;
 const DETACH: u8 = 19;
+const CLOCK: u8 = 21;
 const ENTRY: u8 = 32;
 const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
-        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | ATTACH | KILL => Ok(1 << 10),
+        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | ATTACH | KILL | CLOCK => Ok(1 << 10),
         EXIT | FAILURE | READY | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS => Ok(MAX_CONTROL),
         LIST | DETACH => Ok(0),
@@ -261,6 +264,7 @@ impl Message {
             Self::Kill(body) => put_json(out, KILL, body),
             Self::Execs(body) => put_json(out, EXECS, body),
             Self::Detach => put(out, DETACH, &[]),
+            Self::Clock(body) => put_json(out, CLOCK, body),
             Self::Entry(body) => put_json(out, ENTRY, body),
             Self::Hole(bytes) => put(out, HOLE, &bytes.to_le_bytes()),
         }
@@ -306,6 +310,7 @@ impl Message {
             KILL => Self::Kill(json(kind, payload)?),
             EXECS => Self::Execs(json(kind, payload)?),
             DETACH => Self::Detach,
+            CLOCK => Self::Clock(json(kind, payload)?),
             ENTRY => Self::Entry(json(kind, payload)?),
             HOLE => match payload.try_into() {
                 Ok(bytes) => Self::Hole(u64::from_le_bytes(bytes)),
@@ -330,6 +335,14 @@ impl Message {
         let mut payload = vec![0u8; length];
         from.read_exact(&mut payload)?;
         json::<Hello>(kind, &payload)?.check()
+    }
+
+    /// Checks that the other side takes a frame, which is too long for it only where its content is a person's.
+    ///
+    /// # Errors
+    /// [`Error::TooLong`].
+    pub fn check_length(frame: &[u8]) -> Result<(), Error> {
+        frame.first_chunk().map_or(Ok(()), |header| read_header(*header).map(drop))
     }
 
     /// Writes the message's frame in one call.

@@ -227,7 +227,7 @@ mod tests {
     use crate::wire::exec::{Exit, Failure, Resize, Signal, Started};
 
     fn started() -> Message {
-        Message::Started(Started { pid: 1, id: 1 })
+        Message::Started(Started { pid: 1, id: 1, terminal: false })
     }
 
     fn data(stream: Stream, bytes: usize) -> Message {
