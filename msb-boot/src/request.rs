@@ -173,7 +173,7 @@ fn check(boot: &Boot) -> anyhow::Result<()> {
         return wrong("workdir", why.into());
     }
     if let Some(Err(why)) = boot.user.as_deref().map(args::user) {
-        return wrong("user", why.into());
+        return wrong("user", why);
     }
     disk_size(boot)?;
     if boot.timeout_s == 0 {
