@@ -19,9 +19,10 @@ setup() {
 teardown() {
     vm_teardown
     local place
-    for place in merged small mounted; do
+    for place in kernel merged small mounted; do
         if grep -q " $BATS_TEST_TMPDIR/$place " /proc/self/mountinfo; then umount -l "$BATS_TEST_TMPDIR/$place"; fi
     done
+    rm -rf "${open:-}"
 }
 
 # merged RECORD: the record's layers and upper in "merged", as the kernel's overlayfs shows them.

@@ -2,6 +2,7 @@
 """The same random operations on two mounts, which must answer alike.
 
 mount-diff.py lower SEED DIR        make layers DIR/top and DIR/bottom to mount
+mount-diff.py change SEED COUNT A   COUNT operations on A alone, and as many on files that are there
 mount-diff.py run SEED COUNT A B    COUNT operations on A and on B; every answer is compared, then the trees
 mount-diff.py compare A B           the trees alone
 
@@ -298,9 +299,32 @@ def run(seed, count, one, other):
     return True
 
 
+def change(seed, count, root):
+    rng = random.Random(seed)
+    side = Side(root)
+    for number in range(count):
+        _, act, _, _ = operations(rng)
+        answer(side, act, (0, 0), 0o22)
+        paths = sorted(os.path.join(parent, name) for parent, dirs, files in os.walk(root) for name in dirs + files)
+        path, beside = rng.choice(paths), os.path.dirname(rng.choice(paths))
+        act = rng.choice([
+            lambda _: os.rename(path, os.path.join(beside, rng.choice(NAMES) + rng.choice(["", "1", "2"]))),
+            lambda _: os.rename(path, os.path.join(beside, rng.choice(NAMES))),
+            lambda _: os.chmod(path, rng.choice([0o644, 0o4755, 0o700, 0o777])),
+            lambda _: os.chown(path, rng.choice([0, 1000]), 5, follow_symlinks=False),
+            lambda _: os.link(path, os.path.join(beside, f"link{number}"), follow_symlinks=False),
+            lambda _: os.setxattr(path, "user.changed", b"value"),
+            lambda _: os.truncate(path, rng.choice([0, 7])),
+        ])
+        if not stat.S_ISFIFO(os.lstat(path).st_mode):
+            answer(side, act, (0, 0), 0o22)
+
+
 def main(argv):
     if argv[:1] == ["lower"] and len(argv) == 3:
         make_lower(int(argv[1]), argv[2])
+    elif argv[:1] == ["change"] and len(argv) == 4:
+        change(int(argv[1]), int(argv[2]), argv[3])
     elif argv[:1] == ["run"] and len(argv) == 5:
         return 0 if run(int(argv[1]), int(argv[2]), argv[3], argv[4]) else 1
     elif argv[:1] == ["compare"] and len(argv) == 3:

@@ -11,7 +11,9 @@ setup() {
 
 teardown() {
     patch_teardown
-    ! mountpoint -q "$BATS_TEST_TMPDIR/mine" || umount "$BATS_TEST_TMPDIR/mine"
+    for dir in mine empty; do
+        ! mountpoint -q "$BATS_TEST_TMPDIR/$dir" || umount "$BATS_TEST_TMPDIR/$dir"
+    done
 }
 
 # acls DIR NAME…: the ACLs of each.
@@ -153,13 +155,17 @@ END
     [ "$(cat "$(jq -r .upper.dir image.json)/srv/second")" = $'one\ntwo' ]
 }
 
-@test "an upper that is a mount point is refused in words, and stays" {
-    mkdir mine
+@test "an upper that is a mount point is refused, and stays; a mount point that is empty holds a new one" {
+    mkdir mine empty
+    mount -t tmpfs none empty
+    msb-patch -r image.json --upper empty -f - >patched.json <<<'{"op":"mkdir","path":"/x"}'
+    [ -d empty/upper/x ]
     mount -t tmpfs none mine
+    echo old >mine/file
     run --separate-stderr msb-patch -r image.json --upper "$PWD/mine" -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == *"/mine\" and its work directory "*"are on different file systems (name a directory that is no mount point)" ]] || { echo "$stderr"; return 1; }
-    [ -z "$(ls -A mine)" ]
+    [[ $stderr == *"/mine\" and its work directory "*"are on different file systems (name a directory that is not a mount point)" ]] || { echo "$stderr"; return 1; }
+    [ "$(ls -A mine)" = file ]
     [ ! -e mine.work ]
 }
 
@@ -169,10 +175,9 @@ END
         [ "$status" -eq 1 ]
         [ -z "$(find "$MSB_HOME" -mindepth 2)" ]
         [ ! -e mine ]
-        [ ! -e mine.work ]
     done
     msb-patch -r image.json --upper mine -f - >patched.json <<<'{"op":"script","name":"setup","content":"x"} {"op":"text","path":"/a","content":"x"}'
-    [ "$(cat "$(jq -r .scripts.setup patched.json)" mine/a)" = xx ]
+    [ "$(cat "$(jq -r .scripts.setup patched.json)" mine/upper/a)" = xx ]
     # Another upper that fails leaves the script of the first.
     run msb-patch -r patched.json -f - <<<'{"op":"script","name":"more","content":"x"} {"op":"append","path":"/none","content":"x"}'
     [ "$status" -eq 1 ]

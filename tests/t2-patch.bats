@@ -236,14 +236,113 @@ END
     [ -z "$(ls -A merged/var/cache)" ]
 }
 
-@test "--upper names the upper, and continues it" {
+@test "--upper names a directory of mode 0700 that holds the upper, and continues what is in it" {
     export SOURCE_DATE_EPOCH=1700000000
-    msb-patch --upper ./mine -r image.json -f - <<< '{"op":"text","path":"/a","content":"1"}' > patched.json
-    [ "$(jq -r .upper.dir patched.json)" = "$PWD/mine" ]
-    [ "$(stat -c %Y mine/a)" = 1700000000 ]
-    msb-patch --upper mine -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
+    mkdir -m 0755 empty
+    for dir in mine empty; do
+        msb-patch --upper "./$dir" -r image.json -f - <<< '{"op":"text","path":"/a","content":"1"}' > patched.json
+        [ "$(jq -r '.upper | .dir, .work' patched.json)" = "$PWD/$dir/upper"$'\n'"$PWD/$dir/work" ]
+        [ "$(stat -c '%a %a' "$dir")" = '700 700' ]
+        [ "$(stat -c %Y "$dir/upper/a")" = 1700000000 ]
+        # By the directory, by the record, and by the upper in it.
+        msb-patch --upper "$dir" -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
+        msb-patch --upper "$dir" -r patched.json -f - <<< '{"op":"text","path":"/c","content":"3"}' > again.json
+        msb-patch --upper "$dir/upper" -r image.json -f - <<< '{"op":"text","path":"/d","content":"4"}' > again.json
+        cmp patched.json again.json
+        show
+        [ "$(cat merged/a merged/b merged/c merged/d)" = 1234 ]
+        umount merged
+    done
+}
+
+@test "--upper goes on with an upper of the form that had its work directory beside it" {
+    patch '{"op":"text","path":"/a","content":"1"}'
+    cp -a "$(jq -r .upper.dir patched.json)" old
+    mkdir -m 0700 old.work
+    # A root may have directories of these names.
+    mkdir old/upper old/work
+    msb-patch --upper old -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
+    [ "$(jq -r '.upper | .dir, .work' patched.json)" = "$PWD/old"$'\n'"$PWD/old.work" ]
     show
     [ "$(cat merged/a merged/b)" = 12 ]
+    [ -d merged/upper ]
+    umount merged
+    # One that is gone is made in the new form, also where its work directory is left.
+    rm -r old
+    for content in 1 2; do
+        msb-patch --upper old -r image.json -f - <<< '{"op":"append","path":"/etc/motd","content":"'$content'"}' > patched.json
+    done
+    [ "$(jq -r .upper.dir patched.json)" = "$PWD/old/upper" ]
+    show
+    [ "$(tail -n 1 merged/etc/motd)" = 12 ]
+}
+
+@test "what a record cannot hold is refused before anything is made" {
+    bad=$'bad\xff'
+    run --separate-stderr msb-patch --upper "./$bad" -r image.json -f - <<< '{"op":"mkdir","path":"/a"}'
+    [ "$status" = 1 ]
+    [[ $stderr == 'msb-patch: --upper: "'*'\xFF" is not UTF-8, and a record cannot hold such a path (choose another)' ]]
+    for ops in '{"op":"mkdir","path":"/a"}' '{"op":"script","name":"a","content":"x"}'; do
+        MSB_HOME=$PWD/$bad run --separate-stderr msb-patch -r image.json -f - <<< "$ops"
+        [ "$status" = 1 ]
+        [[ $stderr == *'is not UTF-8'* ]]
+    done
+    MSB_HOME=$PWD/$bad run --separate-stderr msb-mount -r image.json
+    [ "$status" = 1 ]
+    [[ $stderr == *'is not UTF-8'* ]]
+    run --separate-stderr msb-mount -r image.json "./$bad"
+    [ "$status" = 1 ]
+    [[ $stderr == *'is not UTF-8'* ]]
+    [ -z "$(sandboxes)" ]
+    [ ! -e "$bad" ]
+    mkdir "$bad"
+    cd "$bad"
+    run --separate-stderr msb-patch --upper mine -r ../image.json -f - <<< '{"op":"mkdir","path":"/a"}'
+    [ "$status" = 1 ]
+    [[ $stderr == *'is not UTF-8'* ]]
+    run --separate-stderr msb-mount -r ../image.json mnt
+    [ "$status" = 1 ]
+    [[ $stderr == *'is not UTF-8'* ]]
+    run --separate-stderr msb-pull .
+    [ "$status" = 1 ]
+    [[ $stderr == *'is not UTF-8'* ]]
+    [ -z "$(ls -A)" ]
+}
+
+@test "a record that cannot be printed leaves the old upper, or none, and no script" {
+    ops='{"op":"text","path":"/a","content":"new","replace":true} {"op":"script","name":"setup","content":"x"}'
+    for upper in '' "$PWD/mine"; do
+        run --separate-stderr sh -c 'msb-patch -r image.json ${1:+--upper "$1"} -f - > /dev/full' - "$upper" <<< "$ops"
+        [ "$status" = 1 ]
+        [[ $stderr == 'msb-patch: stdout: '* ]]
+        [ -z "$(sandboxes)" ]
+        [ ! -e mine ]
+    done
+    patch '{"op":"text","path":"/a","content":"old"}'
+    upper=$(jq -r .upper.dir patched.json)
+    run --separate-stderr sh -c 'msb-patch -r patched.json -f - > /dev/full' <<< "$ops"
+    [ "$status" = 1 ]
+    [ "$(cat "$upper/a")" = old ]
+    [ "$(sandboxes | wc -l)" = 1 ]
+    [ -z "$(ls -A "$upper/../work")" ]
+}
+
+@test "scripts that cannot be written leave the upper as it was, and no report is left by a failure" {
+    msb-patch --upper mine -r image.json -f - <<< '{"op":"text","path":"/a","content":"old"}' > patched.json
+    mkdir small
+    mount -t tmpfs -o size=16k none small
+    head -c 100000 /dev/zero | tr '\0' x > x
+    { cat <<< '{"op":"text","path":"/a","content":"new","replace":true}'; printf '{"op":"script","name":"setup","content":"%s"}' "$(cat x)"; } > ops
+    MSB_HOME=$PWD/small run msb-patch -r patched.json -f ops --report said.jsonl
+    umount small
+    [ "$status" = 1 ]
+    [ "$(cat mine/upper/a)" = old ]
+    rm said.jsonl
+    rm -r mine
+    run msb-patch -r patched.json -f ops --report said.jsonl
+    [ "$status" = 1 ]
+    [[ $output == *'is gone'* ]]
+    [ -z "$(find . -maxdepth 1 -name '*said*')" ]
 }
 
 @test "--upper touches nothing beside it, and a dry run or a failure leaves nothing" {
@@ -287,6 +386,17 @@ END
     msb-patch -r patched.json -f many.jsonl > again.json
     [ "$(cat "$upper/a")" = new ]
     [ -z "$(ls -A "$upper/../work")" ]
+    # One of the caller's own is whole, or not there.
+    for delay in 0.002 0.01 0.03 0.06 0.1 0.2 0.4; do
+        timeout --foreground -s KILL "$delay" msb-patch -r image.json --upper mine -f many.jsonl > /dev/null || true
+        if [ -e mine/upper ]; then
+            [ "$(find mine/upper -name 'f*' | wc -l)" = 300 ]
+            rm -r mine
+        fi
+    done
+    msb-patch -r image.json --upper mine -f many.jsonl > again.json
+    [ "$(find mine/upper -name 'f*' | wc -l)" = 300 ]
+    [ -z "$(ls -A mine/work)" ]
 }
 
 @test "two at once on one upper: the second is told" {

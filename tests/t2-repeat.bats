@@ -81,14 +81,14 @@ everything() {
     export SOURCE_DATE_EPOCH=1700000000
     for try in one two; do
         msb-patch -r image.json -f ops.jsonl --upper "$PWD/upper-$try" >"$try.json"
-        tar --sort=name --xattrs --xattrs-include='*' --format=pax --pax-option=delete=atime,delete=ctime -C "upper-$try" -cf "$try.tar" .
+        tar --sort=name --xattrs --xattrs-include='*' --format=pax --pax-option=delete=atime,delete=ctime -C "upper-$try/upper" -cf "$try.tar" .
         sleep 1.1
     done
     cmp one.tar two.tar
     # Whiteouts and opaque directories too; what was there keeps its own.
-    [ "$(stat -c %Y upper-one/app upper-one/app/big upper-one/app/bin upper-one/srv/tree/one upper-one/var/cache upper-one/var/cache2 | sort -u)" = 1700000000 ]
-    [ "$(stat -c %Y upper-one/etc upper-one/etc/hosts | sort -u)" = 1000000 ]
-    [ "$(stat -c %y upper-one)" = "$(stat -c %y top)" ]
+    [ "$(cd upper-one/upper && stat -c %Y app app/big app/bin srv/tree/one var/cache var/cache2 | sort -u)" = 1700000000 ]
+    [ "$(stat -c %Y upper-one/upper/etc upper-one/upper/etc/hosts | sort -u)" = 1000000 ]
+    [ "$(stat -c %y upper-one/upper)" = "$(stat -c %y top)" ]
 }
 
 @test "-n says what each operation would do, and every error, and changes nothing" {
@@ -193,19 +193,19 @@ END
     mkdir small
     mount -t tmpfs -o size=1M none small
     msb-patch -r image.json --upper "$PWD/small/upper" -f <(echo '{"op":"text","path":"/a","content":"old"}') >patched.json
-    everything small/upper >before
+    everything small/upper/upper >before
     head -c 2000000 /dev/urandom >big
     for op in '{"op":"copy_file","src":"big","dst":"/big"}' '{"op":"append","path":"/a","content":"'"$(head -c 1500000 /dev/zero | tr '\0' x)"'"}'; do
         run --separate-stderr msb-patch -r patched.json -f - <<<"$op"
         [ "$status" -eq 1 ]
         [[ $stderr == *'No space left on device'* ]]
-        diff before <(everything small/upper)
+        diff before <(everything small/upper/upper)
     done
     mount -o remount,ro small
     run --separate-stderr msb-patch -r patched.json -f - <<<'{"op":"remove","path":"/a"}'
     [ "$status" -eq 1 ]
     [[ $stderr == *'Read-only file system'* ]]
-    diff before <(everything small/upper)
+    diff before <(everything small/upper/upper)
 }
 
 @test "a million operations take the memory of a few, and a 2 GiB file that of none" {

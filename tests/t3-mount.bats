@@ -156,6 +156,139 @@ kernel_overlay() {
     done
 }
 
+# The layers and the upper by the kernel, read-only, with all that it may follow.
+kernel_follows() {
+    mount -t overlay overlay kernel \
+        -o "ro,nosuid,nodev,redirect_dir=on,metacopy=on,index=off,lowerdir=$1,upperdir=$2,workdir=$3"
+}
+
+# mark FILE NAME VALUE: one of overlayfs's own xattrs.
+mark() {
+    setfattr -h -n "trusted.overlay.$2" -v "$3" "$1"
+}
+
+@test "redirects, metacopies and whiteouts that are xattrs mean what they mean to the kernel, and lead nowhere outside" {
+    mkdir -p upper work kernel-work bottom/{rel-from,chain-from,abs-from/in,far-from,hidden/deep,plain,self,xw} \
+        top/{rel,mid,x/abs,y/far,opaque/below,dangling,link,loop,xw} upper/{chain,far,self/self}
+    for dir in rel-from chain-from abs-from/in far-from hidden/deep plain; do echo "$dir" >"bottom/$dir/f"; done
+    echo content >bottom/file
+    touch bottom/xw/{gone,stays} top/xw/gone top/empty
+    ln -s /etc bottom/sym
+    # As a rename leaves it: what is below is hidden at its old name.
+    for name in top/rel-from top/chain-from top/abs-from top/far-from top/hidden upper/mid upper/y upper/m-top; do mknod "$name" c 0 0; done
+    mark top/rel redirect rel-from
+    mark top/mid redirect chain-from
+    mark upper/chain redirect mid
+    mark top/x/abs redirect /abs-from/in
+    mark top/y/far redirect /far-from
+    mark upper/far redirect /y/far
+    mark top/opaque opaque y
+    mark top/opaque redirect /plain
+    mark top/opaque/below redirect /hidden/deep
+    mark top/dangling redirect /none/at/all
+    mark top/link redirect /sym
+    mark top/loop redirect /loop
+    mark upper/self/self redirect /self
+    mark top/xw opaque x
+    mark top/xw/gone whiteout y
+    for file in top/m-top upper/m-upper top/empty upper/lost; do
+        truncate -s 8 "$file"
+        mark "$file" metacopy ''
+    done
+    chmod 0640 top/m-top
+    mark top/m-top redirect /file
+    mark upper/m-upper redirect /m-top
+    ln upper/m-upper upper/linked
+    # Directories that the kernel refuses: what they name is no way, or leaves the root.
+    bad=(dots up down both empty-way slashes)
+    for name in "${bad[@]}"; do mkdir "upper/$name"; done
+    mark upper/dots redirect ..
+    mark upper/up redirect /../../etc
+    mark upper/down redirect /plain/../..
+    mark upper/both redirect a/b
+    mark upper/empty-way redirect ''
+    mark upper/slashes redirect //plain
+    # The owner of a file can set these, so they are refused.
+    mkdir upper/users
+    setfattr -n user.overlay.redirect -v /plain upper/users
+    truncate -s 8 upper/users-file
+    setfattr -n user.overlay.metacopy -v '' upper/users-file
+    jq -c --arg dir "$PWD" '.upper = {dir: ($dir + "/upper"), work: ($dir + "/work")}' record >marked
+    kernel_follows "$PWD/top:$PWD/bottom" upper kernel-work
+    msb-mount --ro -r marked root >/dev/null 3>&-
+    for name in "${bad[@]}"; do
+        run ! ls "root/$name"
+        run ! ls "kernel/$name"
+    done
+    for name in users users-file empty lost; do run ! cp -r "root/$name" copied; done
+    for name in empty lost; do run ! cat "kernel/$name"; done
+    # One that cannot be read hides no other.
+    diff <(ls root) <(ls kernel)
+    [ "$(cat root/{rel,chain,x/abs,far,opaque/below}/f)" = $'rel-from\nchain-from\nabs-from/in\nfar-from\nhidden/deep' ]
+    [ "$(cat root/m-upper root/linked)" = $'content\ncontent' ]
+    [ "$(stat -c '%a %s %b' root/m-upper)" = "$(stat -c '%a %s %b' kernel/m-upper)" ]
+    [ "$(ls root/xw)" = stays ]
+    for path in rel chain x far opaque dangling link loop xw plain etc bin; do
+        python3 "$BATS_TEST_DIRNAME/mount-diff.py" compare "root/$path" "kernel/$path"
+    done
+    for file in m-upper linked file; do cmp "root/$file" "kernel/$file"; done
+    # Nothing goes round for ever.
+    timeout 20 find root/self root/loop -maxdepth 5 >/dev/null
+    msb-mount -u root
+    umount kernel
+    # msb-patch and the mount go on from there: what is written gets data of its own, and all else stays as it was.
+    msb-patch -r marked -f - >patched <<'END'
+{"op":"append","path":"/m-upper","content":"more\n"} {"op":"text","path":"/chain/new","content":"new\n"}
+END
+    msb-mount -r patched root >/dev/null 3>&-
+    echo through >>root/linked
+    echo written >root/far/f
+    mv root/x/abs/f root/plain/moved
+    msb-mount -u root
+    kernel_follows "$PWD/top:$PWD/bottom" upper kernel-work
+    [ "$(cat kernel/m-upper)" = $'content\nmore\nthrough' ]
+    cmp kernel/m-upper kernel/linked
+    [ "$(cat kernel/chain/new kernel/chain/f kernel/far/f kernel/plain/moved)" = $'new\nchain-from\nwritten\nabs-from/in' ]
+    [ ! -e kernel/x/abs/f ]
+}
+
+@test "what the kernel wrote with redirects and metacopies reads the same here, also after msb-patch and after writes here" {
+    for seed in 2 13 36; do
+        mkdir -p "$seed"/{upper,work,root,kernel}
+        cd "$seed"
+        python3 "$BATS_TEST_DIRNAME/mount-diff.py" lower "$seed" .
+        chmod 0777 upper
+        layers="lowerdir=top:bottom,upperdir=upper,workdir=work"
+        mount -t overlay overlay kernel -o "nosuid,nodev,redirect_dir=on,metacopy=on,index=off,$layers"
+        python3 "$BATS_TEST_DIRNAME/mount-diff.py" change "$seed" 150 kernel
+        umount kernel
+        getfattr -R -h -m 'trusted.overlay.(redirect|metacopy)' upper | grep -q redirect
+        jq -nc --arg dir "$PWD" '{msb: 1, rootfs: {kind: "layers", lower: [$dir + "/top", $dir + "/bottom"]},
+            upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' >record
+        for writer in kernel patch mount; do
+            case $writer in
+                patch) msb-patch -r record -f - <<<'{"op":"text","path":"/of-patch","content":"new"}' >/dev/null ;;
+                mount)
+                    msb-mount -r record root >/dev/null 3>&-
+                    python3 "$BATS_TEST_DIRNAME/mount-diff.py" change "$((seed + 1))" 200 root
+                    msb-mount -u root
+                    ;;
+            esac
+            kernel_follows top:bottom upper work
+            msb-mount --ro -r record root >/dev/null 3>&-
+            python3 "$BATS_TEST_DIRNAME/mount-diff.py" compare root kernel
+            msb-mount -u root
+            # What the kernel showed before must still show.
+            case $writer in
+                kernel) cp -a kernel before ;;
+                patch) [ "$(diff -r --no-dereference before kernel | grep -v ' is a fifo while ')" = 'Only in kernel: of-patch' ] ;;
+            esac
+            umount kernel
+        done
+        cd ..
+    done
+}
+
 @test "an open file outlives its name, and a reader sees what is written after the copy-up" {
     mounted
     python3 - root/etc <<'EOF'

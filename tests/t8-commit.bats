@@ -44,6 +44,57 @@ END
     vm_assert_nothing
 }
 
+@test "a record whose VM is running is neither patched nor mounted, and one whose VM has ended is" {
+    echo '{"op":"text","path":"/q","content":"q"}' >ops
+    vm_boot worker
+    for tool in "msb-patch -f ops" "msb-patch -n -f ops" "msb-mount ./mnt" "msb-mount --ro ./mnt"; do
+        run -1 $tool -r worker.json
+        [[ "$output" == *': VM "worker" is running on this record'*'"msb-stop worker --commit"'* ]]
+    done
+    [ ! -e mnt ]
+    [ "$(ls "$MSB_HOME/sandboxes")" = worker ]
+    kill -KILL "$(vm_pid worker)"
+    vm_await_end "$(vm_pid worker)"
+    msb-patch -r worker.json -f ops >ended.json
+    jq -e '.vm == null and .upper != null' ended.json
+    msb-mount --ro ./mnt -r worker.json >mounted.json
+    jq -e '.vm == null' mounted.json
+    msb-mount -u ./mnt
+}
+
+@test "a guest reads what the kernel wrote with redirects and metacopies, and its commit goes into that upper" {
+    # Bats keeps its own directories to root alone.
+    open=$(mktemp -d /tmp/msb-open.XXXXXX)
+    chmod 0755 "$open"
+    mkdir -p "$open"/{upper,work} kernel
+    layers="lowerdir=$vm_root,upperdir=$open/upper,workdir=$open/work"
+    mkdir -p "$vm_root/srv/dir/in"
+    echo inner >"$vm_root/srv/dir/in/f"
+    echo content >"$vm_root/srv/file"
+    mount -t overlay overlay kernel -o "redirect_dir=on,metacopy=on,$layers"
+    mv kernel/srv/dir kernel/srv/moved
+    chmod 0600 kernel/srv/file
+    umount kernel
+    jq -c --arg dir "$open" 'del(.mount) | .upper = {dir: ($dir + "/upper"), work: ($dir + "/work")}' "$vm_record" >kernels.json
+    # Other users can enter: refused before anything boots, and before anything stops.
+    run -1 msb-boot -r kernels.json --commit-on-stop
+    [[ "$output" == *"--commit-on-stop: upper \"$open/upper\": other users of this machine can enter it"* ]]
+    vm_assert_nothing
+    vm_record=$PWD/kernels.json
+    vm_boot worker
+    [ "$(vm_exec worker sh -c 'cat /srv/moved/in/f /srv/file; stat -c %a /srv/file; ls /srv')" = $'inner\ncontent\n600\nfile\nmoved' ]
+    vm_exec worker sh -c 'echo more >>/srv/file; echo new >/srv/moved/in/new; rm /srv/moved/in/f'
+    run -1 msb-stop -r worker.json --commit
+    [[ "$output" == *"worker: not stopped: --commit: upper \"$open/upper\""*"chmod 0700 $open"* ]]
+    vm_exec worker true
+    chmod 0700 "$open"
+    msb-stop -r worker.json --commit >stopped.json
+    mount -t overlay overlay kernel -o "ro,redirect_dir=on,metacopy=on,$layers"
+    [ "$(cat kernel/srv/file kernel/srv/moved/in/new)" = $'content\nmore\nnew' ]
+    [ "$(cd kernel/srv && find . | sort | tr '\n' ' ')" = '. ./file ./moved ./moved/in ./moved/in/new ' ]
+    umount kernel
+}
+
 # bats test_tags=vmm
 @test "a record without an upper gets one; msb-mount shows it, msb-patch goes on from it, and the next VM has it" {
     vm_boot worker

@@ -146,11 +146,12 @@ fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &m
     if whiteout::is_whiteout(stat) {
         return sender.entry(Some(name), What::Whiteout, None);
     }
-    let number = (stat.st_nlink > 1).then_some(stat.st_ino);
+    let kind = entry.file_type();
+    // Other files with several names become several files: the host links regular ones alone.
+    let number = (kind == FileType::RegularFile && stat.st_nlink > 1).then_some(stat.st_ino);
     if let Some(to) = number.filter(|number| sent.contains(number)) {
         return sender.entry(Some(name), What::Link { to }, None);
     }
-    let kind = entry.file_type();
     let size = u64::try_from(stat.st_size).unwrap_or(0);
     let what = match kind {
         FileType::RegularFile => What::File { size },

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::boot::{self, Boot, MountStep};
 use msb::record::{self, Mount, Record, RootChoice, Rootfs, VmmChoice};
-use msb::{env, exit, rundir, state, supervisor};
+use msb::{env, exit, reach, rundir, state, supervisor};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,9 @@ impl Config {
         let asked = asked(record.boot.as_ref(), args)?;
         let ended = record.vm.as_ref().map(has_ended).transpose()?;
         check_flags(&record, &asked)?;
+        if let Some(upper) = record.upper.as_ref().filter(|_| asked.commit_on_stop) {
+            reach::require_private(&upper.dir).context("--commit-on-stop")?;
+        }
         let choice = choose_root(&record, asked.root)?;
         let name = match (&asked.name, ended) {
             (Some(name), _) => name.clone(),
@@ -295,7 +298,7 @@ fn mount_steps(root: &Root) -> Vec<MountStep> {
 fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut scripts = record.scripts.clone();
     for (name, file) in &args.scripts {
-        let file = std::path::absolute(file).with_context(|| format!("script {name:?}"))?;
+        let file = state::absolute(file).with_context(|| format!("script {name:?}"))?;
         scripts.insert(name.clone(), file);
     }
     for (name, file) in &scripts {

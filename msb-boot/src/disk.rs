@@ -49,7 +49,7 @@ impl Disk {
             bail!("disk {base:?}: its path is not UTF-8, which the overlay's header needs");
         }
         let overlay = match overlay {
-            Some(path) => Overlay::File(std::path::absolute(path)?),
+            Some(path) => Overlay::File(msb::state::absolute(path)?),
             None => Overlay::Unnamed(state::home()?),
         };
         let disk = Self { base, format, overlay };

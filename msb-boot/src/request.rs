@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use msb::record::{Boot, Init};
 use msb::wire::exec::Text;
 use msb::{env, exit, state};
@@ -104,12 +104,7 @@ fn set_variables(
 
 /// An absolute path that a record can hold.
 fn path(path: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
-    let Some(path) = path else { return Ok(None) };
-    let path = std::path::absolute(path).with_context(|| format!("{path:?}"))?;
-    if path.to_str().is_none() {
-        bail!("{path:?}: not UTF-8, so no record can hold it");
-    }
-    Ok(Some(path))
+    Ok(path.map(state::absolute).transpose()?)
 }
 
 /// A size as people write it: in the largest unit that it is a multiple of.

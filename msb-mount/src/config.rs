@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
-use msb::{source, state};
+use msb::{source, state, supervisor};
 use rustix::process::Pid;
 
 use crate::args::Args;
@@ -31,6 +31,7 @@ impl Config {
     pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
         args.output.check()?;
         let mut record = args.record.take("msb-mount")?;
+        supervisor::require_ended(&mut record)?;
         let lower = lower(&record)?;
         if let Some(upper) = &record.upper {
             for dir in [&upper.dir, &upper.work] {
@@ -39,6 +40,7 @@ impl Config {
                 }
             }
         }
+        let given = args.mountpoint.as_deref().map(mountpoint::locate).transpose()?;
         let mut made = None;
         if record.upper.is_none() && (!args.ro || args.mountpoint.is_none()) {
             let sandbox = make_sandbox(&lower, !args.ro)?;
@@ -52,8 +54,11 @@ impl Config {
             let upper = record.upper.as_ref().and_then(|upper| upper.dir.parent());
             upper.or(made.as_deref()).map(|sandbox| sandbox.join("root"))
         };
-        let wanted = args.mountpoint.clone().or_else(beside).context("no mount point")?;
-        let mountpoint = mountpoint::prepare(&wanted);
+        let located = match given {
+            Some(path) => Ok(path),
+            None => beside().context("no mount point").and_then(|path| mountpoint::locate(&path)),
+        };
+        let mountpoint = located.and_then(mountpoint::prepare);
         let config = Self { lower, is_read_only: args.ro, mountpoint: PathBuf::new(), made, record };
         match mountpoint {
             Ok(mountpoint) => Ok(Self { mountpoint, ..config }),

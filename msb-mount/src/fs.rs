@@ -21,6 +21,7 @@ use crate::attr;
 use crate::handle::Way;
 use crate::inode::Node;
 use crate::listing::{DOT, DOTDOT};
+use crate::number;
 use crate::tree::{Caller, Tree, Wanted};
 
 /// Nobody but the kernel, through us, changes what is mounted: what it knows stays true.
@@ -374,7 +375,20 @@ impl Filesystem for Fs {
                 }
             }
             for (place, listed) in self.tree.list(&node, offset == 0)?.after(offset) {
-                let Some(child) = self.tree.lookup(&node, &listed.name)? else { continue };
+                let child = match self.tree.lookup(&node, &listed.name) {
+                    Ok(Some(child)) => child,
+                    Ok(None) => continue,
+                    // One name that cannot be read hides no others. The attributes hold for no time: whoever wants them looks
+                    // the name up again, and gets the error.
+                    Err(_) => {
+                        let kind = attr::file_type(listed.file_type);
+                        let unknown = FileAttr { ino: INodeNo(number::unreadable(node.id, *place)), kind, ..attr };
+                        if reply.add(unknown.ino, *place, &listed.name, &Duration::ZERO, &unknown, GENERATION) {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                };
                 let (attr, ttl) = self.entry_attr(&child)?;
                 if reply.add(attr.ino, *place, &listed.name, &ttl, &attr, GENERATION) {
                     self.tree.table.forget(child.id, 1);

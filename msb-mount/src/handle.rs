@@ -93,15 +93,16 @@ impl LeafNode {
             return Ok(file.clone());
         }
         let leaf = self.get();
-        let file = match leaf.layer {
-            Layer::Upper => leaf.entry.open(OFlags::RDWR)?,
-            Layer::Lower(_) if to_write => return Err(rustix::io::Errno::ROFS.into()),
-            Layer::Lower(_) => leaf.entry.open_to_read()?,
+        let is_writable = leaf.layer == Layer::Upper && !leaf.is_metacopy();
+        let file = match is_writable {
+            true => leaf.entry.open(OFlags::RDWR)?,
+            false if to_write => return Err(rustix::io::Errno::ROFS.into()),
+            false => leaf.data().open_to_read()?,
         };
         let file = Arc::new(file);
         if data.passthrough + data.cached > 0 {
             data.file = Some(file.clone());
-            data.is_writable = leaf.layer == Layer::Upper;
+            data.is_writable = is_writable;
         }
         Ok(file)
     }

@@ -121,10 +121,14 @@ impl Node {
             }
             Kind::Leaf(leaf) => {
                 let leaf = leaf.get();
-                match leaf.layer {
-                    Layer::Lower(_) => Ok(*leaf.entry.stat()),
-                    Layer::Upper => leaf.entry.stat_now(),
+                let mut stat = match leaf.layer {
+                    Layer::Lower(_) => *leaf.entry.stat(),
+                    Layer::Upper => leaf.entry.stat_now()?,
+                };
+                if leaf.is_metacopy() {
+                    stat.st_blocks = leaf.data().stat().st_blocks;
                 }
+                Ok(stat)
             }
         }
     }
@@ -301,8 +305,6 @@ impl Table {
     }
 }
 
-/// A directory's number is that of its topmost lower part, so that copying it up does not change it.
 fn dir_number(numbers: &Numbers, merged: &Merged) -> io::Result<u64> {
-    let part = merged.lower.first().map_or_else(|| merged.top().0, |lower| &lower.dir);
-    Ok(numbers.of(&part.stat()?))
+    Ok(numbers.of(&merged.identity().stat()?))
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use msb::exit::warn;
+use msb::state;
 use msb::supervisor::{self, vm_names};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
@@ -21,9 +22,15 @@ pub(crate) const FSTYPE: &str = "fuse.msb";
 /// How long a server has to end once its mount is gone, in seconds.
 const PATIENCE: i64 = 10;
 
-/// Makes a mount point ready: there, and nothing mounted on it. Returns its real path.
-pub(crate) fn prepare(wanted: &Path) -> anyhow::Result<PathBuf> {
+/// The real path of a mount point that is to be, which a record can hold.
+pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
     let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error} (make its parent first)"))?;
+    state::require_utf8(&path).context("mount point")?;
+    Ok(path)
+}
+
+/// Makes a mount point ready: there, and nothing mounted on it.
+pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<PathBuf> {
     match is_mounted(&path) {
         Err(Errno::NOTCONN) => {
             warn("msb-mount", &format!("mount point {path:?}: a mount without a server, cleared"));

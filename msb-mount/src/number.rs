@@ -10,6 +10,11 @@ use crate::lock::{read, write};
 /// Set in the ids of nodes that have no inode number of their own to go by.
 pub(crate) const NAMELESS: u64 = 1 << 63;
 
+/// The number of a name that is listed in directory `parent` at `place`, and cannot be looked up: no node ever has it.
+pub(crate) fn unreadable(parent: u64, place: u64) -> u64 {
+    NAMELESS | 1 << 62 | (parent.rotate_left(20) ^ place) >> 2
+}
+
 /// Bits that hold a file system's own inode number; above them is the place of the file system.
 const OWN_BITS: u32 = 48;
 

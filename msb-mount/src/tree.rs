@@ -94,8 +94,7 @@ impl Tree {
             && merged.is_merge()
             && let Some(overlay::Node::Dir(dir)) = merged.lookup(Name::new(&listed.name)?)?
         {
-            let part = dir.lower.first().map_or_else(|| dir.top().0, |lower| &lower.dir);
-            return Ok(self.table.numbers.of(&part.stat()?));
+            return Ok(self.table.numbers.of(&dir.identity().stat()?));
         }
         let part = match listed.layer {
             Layer::Upper => merged.upper.as_ref(),
@@ -137,7 +136,7 @@ impl Tree {
                 return Err(Errno::NOENT.into());
             }
             let upper = writer.copy_up_dir(upper_of(&above)?, name, &merged.top().0.to_entry()?)?;
-            dir.set_merged(Merged { upper: Some(Arc::new(upper)), lower: merged.lower.clone() });
+            dir.set_merged(merged.copied_up(Arc::new(upper)));
         }
         Ok(node.dir()?.merged())
     }
@@ -149,17 +148,24 @@ impl Tree {
             Kind::Leaf(leaf) => leaf,
         };
         let writer = self.writer()?;
-        if leaf.get().layer == Layer::Upper {
+        let is_whole = |leaf: &Leaf| leaf.layer == Layer::Upper && !leaf.is_metacopy();
+        if is_whole(&leaf.get()) {
             return Ok(());
         }
         let _copying = hold(&leaf.copying);
         let from = leaf.get();
+        if is_whole(&from) {
+            return Ok(());
+        }
         if from.layer == Layer::Upper {
+            leaf.set(Leaf::new(writer.fill(&from, length)?, Layer::Upper));
+            leaf.reopen();
+            self.forget_attributes(node);
             return Ok(());
         }
         let (parent, name) = node.place.as_ref().ok_or(Errno::ROFS)?;
         let name = Name::new(name)?;
-        let (copy, prepared) = writer.prepare_copy(&from.entry, length)?;
+        let (copy, prepared) = writer.prepare_copy(&from, length)?;
         self.table.note_copy(node, copy.stat());
         // Fails for a parent that was removed, and then the file was too.
         let above = self.in_upper(parent).ok();
@@ -174,7 +180,7 @@ impl Tree {
             _ => return Err(Errno::STALE.into()),
         }
         drop(changes);
-        leaf.set(Leaf { entry: copy, layer: Layer::Upper });
+        leaf.set(Leaf::new(copy, Layer::Upper));
         leaf.reopen();
         self.forget_attributes(node);
         Ok(())

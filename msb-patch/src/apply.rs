@@ -251,7 +251,7 @@ impl Target {
         if self.epoch.is_some() {
             entry.set_times(&self.now())?;
         }
-        Ok(Merged { upper: Some(Arc::new(made)), lower: Vec::new() })
+        Ok(parent.new_upper(Arc::new(made)))
     }
 
     /// What something new in the directory that is held gets: what is wanted, else the owner whom we make things for, and
@@ -271,7 +271,7 @@ impl Target {
         if let End::Leaf(_, leaf) = &at.end
             && leaf.entry.file_type() == FileType::RegularFile
             && wanted.is_had_by(leaf.entry.stat())
-            && content.is_in(&leaf.entry.open_to_read()?)?
+            && content.is_in(&leaf.data().open_to_read()?)?
         {
             return Ok(Done { changed: false, bytes: content.length()? });
         }
@@ -325,14 +325,14 @@ impl Target {
     /// The file at the end of a way, as one that may change: copied up, and copied where its data is still the old upper's.
     pub(crate) fn own(&mut self, at: Resolved) -> anyhow::Result<Entry> {
         let Place { parent, name, old } = self.parent(at)?;
-        let Leaf { entry, layer } = old.context("the file is gone")?;
-        if layer == Layer::Upper && !self.borrowed.contains(&entry.stat().st_ino) {
-            return Ok(entry);
+        let leaf = old.context("the file is gone")?;
+        let length = if self.dry_run { 0 } else { WHOLE };
+        if leaf.layer == Layer::Upper && !self.borrowed.contains(&leaf.entry.stat().st_ino) {
+            return Ok(if leaf.is_metacopy() { self.writer.fill(&leaf, length)? } else { leaf.entry });
         }
         // A copy-up keeps the times of its parent by itself.
         self.kept.release()?;
-        let length = if self.dry_run { 0 } else { WHOLE };
-        Ok(self.writer.copy_up(upper_of(&parent)?, Name::new(&name)?, &entry, length)?)
+        Ok(self.writer.copy_up(upper_of(&parent)?, Name::new(&name)?, &leaf, length)?)
     }
 
     fn symlink(&mut self, at: Resolved, target: &OsStr) -> anyhow::Result<Done> {

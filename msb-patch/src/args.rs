@@ -40,7 +40,8 @@ pub struct Args {
     #[arg(short = 'f', long = "file", value_name = "OPS")]
     pub file: Option<PathBuf>,
 
-    /// Write into this upper directory, and continue what is in it [default: the record's, else a new one]
+    /// Write into the upper in this directory, which gets mode 0700, and continue what is in it [default: the record's, else a new
+    /// one]
     #[arg(long, value_name = "DIR")]
     pub upper: Option<PathBuf>,
 

@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msb::overlay::Merged;
 use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved};
 use msb::overlay::upper::{Attributes, WHOLE, copy_leaf_as, copy_xattrs, disinherit, upper_of};
+use msb::overlay::{Leaf, Merged};
 use rustix::fs::{FileType, Stat, Timestamps};
 
 use crate::apply::{Done, Target, Wanted};
@@ -99,7 +99,7 @@ impl Target {
         let first = if stat.st_nlink > 1 { self.first(hardlinks, stat, guest)? } else { None };
         let unchanged = match (&at.end, first.as_ref().map(|first| &first.end)) {
             (End::Leaf(_, there), Some(End::Leaf(_, first))) => is_same(there.entry.stat(), first.entry.stat()),
-            (End::Leaf(_, there), None) => self.is_copy(entry, &there.entry)?,
+            (End::Leaf(_, there), None) => self.is_copy(entry, there)?,
             _ => false,
         };
         let mut done = Done { changed: !unchanged, bytes: if first.is_none() { stat.st_size as u64 } else { 0 } };
@@ -144,7 +144,9 @@ impl Target {
     }
 
     /// Whether `there` is what copying `entry` would make. Xattrs are not compared: whoever changes those changes the file.
-    fn is_copy(&self, entry: &Entry, there: &Entry) -> io::Result<bool> {
+    fn is_copy(&self, entry: &Entry, there: &Leaf) -> io::Result<bool> {
+        let data = there.data();
+        let there = &there.entry;
         let (one, other) = (entry.stat(), there.stat());
         let (wanted, had) = (self.times_of(entry).last_modification, times_of(other).last_modification);
         if entry.file_type() != there.file_type()
@@ -157,7 +159,7 @@ impl Target {
         if entry.file_type() == FileType::Symlink {
             return Ok(entry.read_link()? == there.read_link()?);
         }
-        Ok(one.st_mode == other.st_mode && Content::File(&entry.open_to_read()?).is_in(&there.open_to_read()?)?)
+        Ok(one.st_mode == other.st_mode && Content::File(&entry.open_to_read()?).is_in(&data.open_to_read()?)?)
     }
 
     /// A copy is as old as its source, unless all is to be of one age.

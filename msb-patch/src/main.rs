@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
+use msb::exit::ReaderGone;
 use msb::record::{Record, Rootfs};
-use msb::staging::Staging;
-use msb::{cli, exit, start};
+use msb::staging::{Published, Staging};
+use msb::{cli, exit, start, state, supervisor};
 use msb_patch::apply::{Done, Target};
 use msb_patch::args::Args;
 use msb_patch::op::Op;
@@ -31,7 +32,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let ops_on_stdin = args.file.as_deref().is_none_or(|file| file == Path::new("-"));
     let is_op = |value: &[u8]| ops_on_stdin && stream::is_operation(value);
     let (mut record, first_op) = args.record.take_before("msb-patch", is_op)?;
-    let upper_named = args.upper.as_deref().map(std::path::absolute).transpose()?;
+    supervisor::require_ended(&mut record)?;
+    let upper_named = args.upper.as_deref().map(state::absolute).transpose().context("--upper")?;
+    let home = state::home()?;
     let user = User::of_this_process();
     let lower = match record.rootfs()? {
         Rootfs::Disk { .. } => None,
@@ -46,13 +49,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let (mut target, staging) = match &lower {
         Some(lower) => {
-            let begun = Staging::begin(&msb::state::home()?, lower, record.upper.as_ref(), upper_named.as_deref())?;
+            let begun = Staging::begin(&home, lower, record.upper.as_ref(), upper_named.as_deref())?;
             (Some(Target::new(begun.layers, args.dry_run, epoch, user)), Some(begun.staging))
         }
         None => (None, None),
     };
     let mut run =
-        Run { record: &record, target: target.as_mut(), staging: staging.as_ref(), scripts: Scripts::default() };
+        Run { record: &record, target: target.as_mut(), staging: staging.as_ref(), scripts: Scripts::new(&home) };
     let done = run.all(ops, args.dry_run, &mut report);
     let scripts = run.scripts;
     let changed = match done {
@@ -66,14 +69,42 @@ fn run(args: &Args) -> anyhow::Result<()> {
             return other.map(drop);
         }
     };
-    // The work directory's lock is held until all is in place.
-    if let Some(staging) = staging {
-        record.upper = Some(staging.publish(changed)?);
+    // What nobody needs if the upper fails comes first, and the work directory's lock is held until all is in place.
+    let scripts = scripts.publish().inspect_err(|_| {
+        if let Some(staging) = &staging {
+            staging.discard();
+        }
+    })?;
+    let upper = match staging.map(|staging| staging.publish(changed)).transpose() {
+        Ok(upper) => upper,
+        Err(error) => {
+            scripts.discard();
+            return Err(error);
+        }
+    };
+    if let Some(Published { upper, unsynced, .. }) = &upper {
+        record.upper = Some(upper.clone());
+        if let Some(error) = unsynced {
+            exit::warn("msb-patch", &format!("upper {:?}: a crash now may bring the old one back: {error}", upper.dir));
+        }
     }
-    drop(target);
-    record.scripts.extend(scripts.publish()?);
-    report.close()?;
-    args.output.put(&record, || summary(&record))
+    record.scripts.extend(scripts.files());
+    let shown = report.close().and_then(|()| args.output.put(&record, || summary(&record)));
+    match shown {
+        // Somebody who does not read the record may still have wanted the upper.
+        Err(error) if !error.is::<ReaderGone>() => {
+            if let Some(upper) = upper {
+                upper.take_back().context("upper: it could not be taken back")?;
+            }
+            scripts.discard();
+            Err(error)
+        }
+        shown => {
+            drop(upper.map(Published::keep));
+            drop(target);
+            shown
+        }
+    }
 }
 
 /// What a person is told instead of the record.

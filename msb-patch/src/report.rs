@@ -169,15 +169,26 @@ impl Report {
     /// # Errors
     /// What writing or renaming says.
     pub fn close(self) -> anyhow::Result<()> {
-        let Some(ReportFile { to, aside, mut file }) = self.file else { return Ok(()) };
-        let closed = file.flush().and_then(|()| match aside {
+        let Some(mut report) = self.file else { return Ok(()) };
+        let closed = report.file.flush().and_then(|()| match &report.aside {
             Some(aside) => {
-                file.get_ref().sync_all()?;
-                std::fs::rename(aside, &to)
+                report.file.get_ref().sync_all()?;
+                std::fs::rename(aside, &report.to)
             }
             None => Ok(()),
         });
-        closed.with_context(|| format!("report {to:?}"))
+        if closed.is_ok() {
+            report.aside = None;
+        }
+        closed.with_context(|| format!("report {:?}", report.to))
+    }
+}
+
+impl Drop for ReportFile {
+    fn drop(&mut self) {
+        if let Some(aside) = &self.aside {
+            let _ = std::fs::remove_file(aside);
+        }
     }
 }
 

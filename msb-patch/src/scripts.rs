@@ -1,15 +1,16 @@
 //! Scripts on their way into the record: one file each, in the sandbox's directory, never in the root.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::staging::{Draft, Staging};
 use msb::state;
 
 /// The scripts of this run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Scripts {
+    /// The state directory.
+    home: PathBuf,
     /// A sandbox of their own, where the upper is in none that is being made.
     own: Option<Draft>,
     dirs: Option<Dirs>,
@@ -23,6 +24,11 @@ struct Dirs {
 }
 
 impl Scripts {
+    /// None yet; `home` is the state directory.
+    pub fn new(home: &Path) -> Self {
+        Self { home: home.to_owned(), own: None, dirs: None, names: Vec::new() }
+    }
+
     /// Writes a script. Its name is checked already.
     ///
     /// # Errors
@@ -36,7 +42,7 @@ impl Scripts {
             None => {
                 let draft = match staging.and_then(Staging::draft) {
                     Some(draft) => draft,
-                    None => self.own.insert(Draft::begin(&state::home()?)?),
+                    None => self.own.insert(Draft::begin(&self.home)?),
                 };
                 let dirs = Dirs { aside: draft.aside.join("scripts"), to: draft.to.join("scripts") };
                 state::make_private_dir(&dirs.aside)?;
@@ -49,22 +55,30 @@ impl Scripts {
         Ok(())
     }
 
-    /// Makes the scripts visible, after the upper is. Says where each is.
+    /// Makes the scripts visible that are in a sandbox of their own. Those in the upper's sandbox become visible with it.
     ///
     /// # Errors
-    /// What renaming says.
-    pub fn publish(self) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-        if let Some(draft) = &self.own {
-            draft.publish().context("scripts")?;
+    /// What renaming says; then nothing of them is left.
+    pub fn publish(self) -> anyhow::Result<Self> {
+        if let Some(draft) = &self.own
+            && let Err(error) = draft.publish()
+        {
+            draft.discard();
+            return Err(error).context("scripts");
         }
-        let Some(dirs) = self.dirs else { return Ok(BTreeMap::new()) };
-        Ok(self.names.into_iter().map(|name| (name.clone(), dirs.to.join(name))).collect())
+        Ok(self)
     }
 
-    /// Takes away what [`Self::publish`] would have shown.
+    /// Where each script is once it is visible.
+    pub fn files(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let dir = self.dirs.as_ref().map(|dirs| dirs.to.clone()).unwrap_or_default();
+        self.names.iter().map(move |name| (name.clone(), dir.join(name)))
+    }
+
+    /// Takes the scripts away again, visible or not.
     pub fn discard(&self) {
         if let Some(draft) = &self.own {
-            let _ = std::fs::remove_dir_all(&draft.aside);
+            draft.discard();
         }
     }
 }

@@ -94,7 +94,7 @@ fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
 /// An archive's name in the record: as given, made absolute.
 fn named(prefix: &str, path: &Path, tag: &Option<String>) -> anyhow::Result<String> {
     let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
-    Ok(format!("{prefix}{}{tag}", std::path::absolute(path)?.display()))
+    Ok(format!("{prefix}{}{tag}", state::absolute(path)?.display()))
 }
 
 fn from_registry(config: &Config, store: &Store, reference: &Reference) -> anyhow::Result<Record> {

@@ -1,14 +1,18 @@
 //! What the guest wrote, on its way into the record's upper. The VM's supervisor does it; here is what a person is told.
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
+use msb::reach;
 use msb::record::{TopKind, Unknown, Upper, Vm};
 use msb::rundir::Committed;
 
 /// Checks that there will be something to commit, before anything is stopped.
 ///
 /// # Errors
-/// Words for a root whose writes are elsewhere already, or nowhere.
-pub(crate) fn check(vm: &Vm) -> anyhow::Result<()> {
+/// A message for a root whose writes are elsewhere already, or nowhere, and for an upper that other users can enter.
+pub(crate) fn check(vm: &Vm, upper: Option<&Upper>) -> anyhow::Result<()> {
+    if let Some(upper) = upper {
+        reach::require_private(&upper.dir).with_context(|| format!("{}: not stopped: --commit", vm.name))?;
+    }
     match &vm.top {
         Some(top) if top.kind == TopKind::Disk => Ok(()),
         Some(_) => {

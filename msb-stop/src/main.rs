@@ -60,7 +60,7 @@ fn stop_record(args: &args::Args, record: anyhow::Result<Record>) -> anyhow::Res
 fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     let vm = record.vm()?;
     if args.commit {
-        commit::check(vm)?;
+        commit::check(vm, record.upper.as_ref())?;
     }
     let stopped = vm::stop(vm, args.grace, args.commit)?;
     args.output.say(TOOL, &format!("{}: {}", vm.name, stopped.end));

@@ -1,9 +1,9 @@
 //! The host's half of a commit: a stream of an overlayfs upper becomes part of an upper here.
 //!
 //! The sender is a guest, so nothing it says is believed: names are single components, what is opened is opened beneath the
-//! upper, and its numbers end where the disk does from which it reads. What is here is a draft until all of it has come.
+//! upper, there are no more files than its disk has room for, and a file costs no memory once it is written. What is here is a
+//! draft until all of it has come.
 
-use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,7 +17,7 @@ use anyhow::{Context, anyhow, bail};
 use rustix::fs::{FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 use crate::overlay::beneath::{Dir, Entry as Opened, Name};
-use crate::overlay::upper::{Writer, upper_of};
+use crate::overlay::upper::{Scratch, Writer, upper_of};
 use crate::overlay::{Merged, Node, whiteout};
 use crate::wire::exec::{Failure, Ready};
 use crate::wire::turn::Owed;
@@ -31,8 +31,16 @@ const WINDOW: u32 = 96 << 10;
 const DEEPEST: usize = 1000;
 /// Less than this in a second, and the guest is taken for one that only wants to be waited for.
 const BYTES_A_SECOND: u64 = 64 << 10;
-/// A file more counts as much as that many bytes.
+/// Each entry counts as this many bytes towards that rate.
 const ENTRY_BYTES: u64 = 1 << 10;
+/// The longest path, in bytes: `PATH_MAX` without its NUL.
+const LONGEST_PATH: usize = 4095;
+/// The largest file of an ext4 with blocks of 4 KiB, in bytes. Most of it is holes then: its data has to fit on the disk.
+const LARGEST_FILE: u64 = 16 << 40;
+/// The least that a file takes on an ext4, in bytes: the smallest inode.
+const INODE_BYTES: u64 = 128;
+/// The least that a name takes there, in bytes: a directory entry of one to four letters.
+const NAME_BYTES: u64 = 12;
 /// How long the guest may take before it sends anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -54,7 +62,8 @@ impl Patient for std::os::unix::net::UnixStream {
 /// What has come so far, against what there can be.
 struct Counted {
     data: u64,
-    entries: u64,
+    names: u64,
+    files: u64,
     disk: u64,
     started: Instant,
     owed: Owed,
@@ -73,9 +82,9 @@ struct Level {
 /// Words; the upper is half-changed then.
 pub fn receive(guest: &mut impl Patient, root: &Merged, writer: &Writer, disk: u64) -> anyhow::Result<()> {
     let counted =
-        Counted { data: 0, entries: 0, disk, started: Instant::now(), owed: Owed::in_portions_of(WINDOW / 4) };
-    let upper = upper_of(root)?.try_clone()?;
-    let mut receiver = Receiver { guest, writer, upper, counted, links: HashMap::new() };
+        Counted { data: 0, names: 0, files: 0, disk, started: Instant::now(), owed: Owed::in_portions_of(WINDOW / 4) };
+    let links = writer.scratch()?;
+    let mut receiver = Receiver { guest, writer, counted, links };
     Message::Credit(Stream::Stdout, WINDOW).send(receiver.guest)?;
     let first = receiver.entry()?;
     let (What::Directory { .. }, Some(attributes), None) = (first.what, first.attributes, first.name) else {
@@ -91,6 +100,9 @@ pub fn receive(guest: &mut impl Patient, root: &Merged, writer: &Writer, disk: u
         }
         let name: OsString = entry.name.clone().ok_or_else(|| anyhow!("guest: an entry without a name"))?.into();
         let path = level.path.join(&name);
+        if path.as_os_str().len() > LONGEST_PATH {
+            bail!("guest: a path longer than {LONGEST_PATH} bytes");
+        }
         let deeper = receiver.put(level, &name, &path, entry).with_context(|| format!("{path:?}"))?;
         if let Some(deeper) = deeper {
             levels.push(deeper);
@@ -105,22 +117,16 @@ pub fn receive(guest: &mut impl Patient, root: &Merged, writer: &Writer, disk: u
 struct Receiver<'a, G> {
     guest: &'a mut G,
     writer: &'a Writer,
-    /// The upper's own root.
-    upper: Dir,
     counted: Counted,
-    /// Files with several names, by number: a path to one of them, in the upper.
-    links: HashMap<u64, PathBuf>,
+    /// One more name for each file that has several, its number: so a link costs no memory, whatever is at its path by then.
+    links: Scratch<'a>,
 }
 
 impl<G: Patient> Receiver<'_, G> {
     fn entry(&mut self) -> anyhow::Result<Entry> {
         match self.message()? {
             Message::Entry(entry) => {
-                self.counted.entries += 1;
-                // A name in a directory of ext4 takes more than 16 bytes.
-                if self.counted.entries > self.counted.disk / 16 {
-                    bail!("guest: more files than its disk can hold");
-                }
+                self.counted.add(&entry.what)?;
                 Ok(*entry)
             }
             _ => bail!("guest: a message out of turn"),
@@ -130,7 +136,7 @@ impl<G: Patient> Receiver<'_, G> {
     /// The next message. The guest is given credit for it, so that it never fills what is between.
     fn message(&mut self) -> anyhow::Result<Message> {
         let counted = &mut self.counted;
-        let sent = counted.data + counted.entries * ENTRY_BYTES;
+        let sent = counted.data + counted.names * ENTRY_BYTES;
         let patience = PATIENCE + Duration::from_secs(sent / BYTES_A_SECOND);
         let left = patience.checked_sub(counted.started.elapsed()).filter(|left| !left.is_zero());
         let left = left.ok_or_else(|| anyhow!("guest: it sends too slowly"))?;
@@ -167,20 +173,25 @@ impl<G: Patient> Receiver<'_, G> {
             }
             What::Whiteout => writer.remove(parent, name)?,
             What::File { size } => {
+                if size > LARGEST_FILE {
+                    bail!("guest: a file of {size} bytes, which its file system cannot hold");
+                }
                 let file =
                     writer.place(upper_of(parent)?, name, |work, aside| work.create(aside, Mode::RUSR | Mode::WUSR));
                 self.fill(&file?, size)?;
-                dress(&present(parent, name)?, dressed()?)?;
+                let made = present(parent, name)?;
+                dress(&made, dressed()?)?;
+                if let Some(number) = entry.number {
+                    self.links.dir.link(Name::new(link_name(number).as_ref())?, &made).context("guest: its number")?;
+                }
             }
             What::Symlink { target } => {
                 let target: OsString = target.into();
                 self.make(parent, name, dressed()?, |work, aside| work.symlink(aside, &target))?;
             }
             What::Link { to } => {
-                let there = self.links.get(&to).ok_or_else(|| anyhow!("guest: a link to a file that did not come"))?;
-                let first = self.upper.descend(there.parent().unwrap_or(Path::new("")))?;
-                let first = first.entry(Name::new(there.file_name().unwrap_or_default())?)?;
-                let first = first.filter(|first| !first.is_dir()).ok_or_else(|| anyhow!("guest: the file is gone"))?;
+                let first = self.links.dir.entry(Name::new(link_name(to).as_ref())?)?;
+                let first = first.ok_or_else(|| anyhow!("guest: a link to a file that did not come"))?;
                 writer.place(upper_of(parent)?, name, |work, aside| work.link(aside, &first))?;
             }
             What::Device { block, major, minor } => {
@@ -196,9 +207,6 @@ impl<G: Patient> Receiver<'_, G> {
                 let kind = if entry.what == What::Fifo { FileType::Fifo } else { FileType::Socket };
                 self.make(parent, name, dressed()?, |work, aside| work.mknod(aside, kind, Mode::empty(), 0))?;
             }
-        }
-        if let Some(number) = entry.number {
-            self.links.insert(number, path.to_owned());
         }
         Ok(None)
     }
@@ -235,16 +243,37 @@ impl<G: Patient> Receiver<'_, G> {
     }
 }
 
+impl Counted {
+    /// Counts an entry of a stream.
+    fn add(&mut self, what: &What) -> anyhow::Result<()> {
+        match what {
+            What::Leave => return Ok(()),
+            // Names alone: overlayfs makes all its whiteouts names of one file.
+            What::Link { .. } | What::Whiteout => {}
+            _ => self.files += 1,
+        }
+        self.names += 1;
+        if self.files > self.disk / INODE_BYTES || self.names > self.disk / NAME_BYTES {
+            bail!("guest: more files than its disk can hold");
+        }
+        Ok(())
+    }
+}
+
+fn link_name(number: u64) -> OsString {
+    format!("{number:x}").into()
+}
+
 /// The directory `name`, in the upper and ready for what is in it.
 fn open_directory(writer: &Writer, parent: &Merged, name: Name<'_>, opaque: bool) -> anyhow::Result<Merged> {
     let there = parent.lookup(name)?;
     match there {
         Some(Node::Dir(merged)) if !opaque => {
-            let dir = match merged.upper {
-                Some(dir) => dir,
-                None => Arc::new(writer.copy_up_dir(upper_of(parent)?, name, &merged.top().0.to_entry()?)?),
-            };
-            Ok(Merged { upper: Some(dir), lower: merged.lower })
+            if merged.upper.is_some() {
+                return Ok(merged);
+            }
+            let dir = writer.copy_up_dir(upper_of(parent)?, name, &merged.top().0.to_entry()?)?;
+            Ok(merged.copied_up(Arc::new(dir)))
         }
         there => {
             if there.is_some() {
@@ -336,26 +365,33 @@ mod tests {
         entry(name, What::Directory { opaque: false })
     }
 
-    /// What comes of a stream: its words, and the tree's names.
+    fn file(name: &str) -> Message {
+        entry(Some(name), What::File { size: 0 })
+    }
+
+    /// What comes of a stream: its error, and the tree's names.
     fn take(messages: &[Message], disk: u64) -> (Result<(), String>, Vec<PathBuf>) {
-        let scratch = tempfile::tempdir().unwrap();
+        take_in(tempfile::tempdir().unwrap().path(), messages, disk)
+    }
+
+    fn take_in(scratch: &Path, messages: &[Message], disk: u64) -> (Result<(), String>, Vec<PathBuf>) {
         for name in ["root/lower", "root/upper", "root/work"] {
-            std::fs::create_dir_all(scratch.path().join(name)).unwrap();
+            std::fs::create_dir_all(scratch.join(name)).unwrap();
         }
-        let root = scratch.path().join("root");
+        let root = scratch.join("root");
         let merged = Merged::open(&[root.join("lower")], Some(&root.join("upper"))).unwrap();
         let writer = Writer::open(&root.join("work"), false).unwrap();
         let mut guest = Said(io::Cursor::new(messages.iter().flat_map(Message::to_frame).collect()));
         let taken = receive(&mut guest, &merged, &writer, disk).map_err(|error| format!("{error:#}"));
         let mut found = Vec::new();
-        let mut pending = vec![scratch.path().to_owned()];
+        let mut pending = vec![scratch.to_owned()];
         while let Some(dir) = pending.pop() {
             for child in std::fs::read_dir(dir).unwrap() {
                 let child = child.unwrap();
                 if child.file_type().unwrap().is_dir() {
                     pending.push(child.path());
                 }
-                found.push(child.path().strip_prefix(scratch.path()).unwrap().to_owned());
+                found.push(child.path().strip_prefix(scratch).unwrap().to_owned());
             }
         }
         found.retain(|path| {
@@ -402,17 +438,62 @@ mod tests {
             (vec![Message::Ready(Ready { error: Some("no disk\x1b[m".into()), ..Ready::default() })], "guest: no disk"),
             (vec![Message::Ready(Ready::default())], "out of turn"),
             (vec![directory(None); 3000], "without a name"),
+            (
+                vec![directory(None), entry(Some("f"), What::Fifo), entry(Some("l"), What::Link { to: 7 })],
+                "did not come",
+            ),
+            (vec![directory(None), entry(Some("f"), What::File { size: (16 << 40) + 1 })], "cannot hold"),
+            (vec![directory(None), file("f"), file("g")], "its number"),
+            ([vec![directory(None)], vec![directory(Some(&"x".repeat(250))); 17]].concat(), "longer than 4095"),
             ([vec![directory(None)], vec![directory(Some("d")); 3000]].concat(), "deeper"),
         ] {
-            let disk = if words == "deeper" { 1 << 20 } else { 1500 };
+            let disk = if ["deeper", "longer than 4095"].contains(&words) { 1 << 20 } else { 1500 };
             let (taken, found) = take(&stream, disk);
             let error = taken.unwrap_err();
             assert!(error.contains(words), "{words}: {error}");
             assert!(found.iter().all(|path| path.starts_with("root/upper")), "{found:?}");
         }
-        let many: Vec<Message> =
-            std::iter::once(directory(None)).chain((0..200).map(|n| entry(Some(&n.to_string()), What::Fifo))).collect();
-        assert!(take(&many, 1000).0.unwrap_err().contains("more files"));
+    }
+
+    #[test]
+    fn there_are_no_more_files_and_names_than_the_disk_has_room_for() {
+        // The root is a file and a name, too.
+        for (what, least) in [(What::Fifo, 128), (What::Whiteout, 12), (What::Link { to: 7 }, 12)] {
+            for (count, fits) in [(100, true), (101, false)] {
+                let mut stream = vec![directory(None), file("first")];
+                stream.extend((3..=count).map(|n| entry(Some(&n.to_string()), what.clone())));
+                stream.push(entry(None, What::Leave));
+                let (taken, _) = take(&stream, 100 * least);
+                assert_eq!(taken.is_ok(), fits, "{what:?} {count}: {taken:?}");
+                assert!(fits || taken.unwrap_err().contains("more files"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_is_to_the_file_of_its_number_whatever_is_at_its_path_by_then() {
+        let other = |message| match message {
+            Message::Entry(mut entry) => {
+                entry.number = Some(8);
+                Message::Entry(entry)
+            }
+            other => other,
+        };
+        let stream = [
+            directory(None),
+            entry(Some("f"), What::File { size: 5 }),
+            Message::Data(Stream::Stdout, b"first".to_vec()),
+            other(file("f")),
+            entry(Some("l"), What::Link { to: 7 }),
+            entry(Some("m"), What::Link { to: 8 }),
+            entry(None, What::Leave),
+        ];
+        let scratch = tempfile::tempdir().unwrap();
+        let (taken, _) = take_in(scratch.path(), &stream, 1 << 20);
+        assert_eq!(taken, Ok(()));
+        let read = |name| std::fs::read_to_string(scratch.path().join("root/upper").join(name)).unwrap();
+        assert_eq!([read("l"), read("f"), read("m")], ["first", "", ""]);
+        assert_eq!(std::fs::read_dir(scratch.path().join("root/work")).unwrap().count(), 0);
     }
 
     #[test]

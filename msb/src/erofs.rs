@@ -172,7 +172,7 @@ impl Mkfs {
         let mut need = Need::default();
         let seen = Dir::open(layer)?.walk(|path, entry| {
             need.add(path, entry);
-            if entry.is_dir() { whiteout::spell_for_root(&entry.to_dir()?) } else { Ok(()) }
+            if entry.is_dir() { whiteout::promote_opaque(entry) } else { Ok(()) }
         });
         seen.with_context(subject)?;
         need.check(&file).with_context(subject)?;
@@ -261,7 +261,7 @@ fn merge(stand: &Path, lower: &[PathBuf]) -> anyhow::Result<PathBuf> {
         std::os::unix::fs::symlink(format!("/proc/self/fd/{}", layer.as_raw_fd()), number.to_string())?;
         names.push_str(&format!("{number}:"));
     }
-    let options = std::ffi::CString::new(format!("lowerdir={names}empty,xino=off"))?;
+    let options = std::ffi::CString::new(format!("lowerdir={names}empty,xino=off,redirect_dir=on,metacopy=on"))?;
     let flags = MountFlags::RDONLY | MountFlags::NOATIME;
     rustix::mount::mount("overlay", "root", "overlay", flags, options.as_c_str()).context("overlayfs")?;
     Ok(stand.join("root"))

@@ -29,6 +29,8 @@ pub mod output;
 pub mod overlay;
 pub mod owner;
 #[cfg(feature = "cli")]
+pub mod reach;
+#[cfg(feature = "cli")]
 pub mod record;
 #[cfg(feature = "cli")]
 pub mod rundir;

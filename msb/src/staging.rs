@@ -3,24 +3,28 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use rustix::fs::{CWD, FileType, FlockOperation, Mode, RenameFlags};
+use rustix::io::Errno;
 
+use crate::overlay::Merged;
 use crate::overlay::beneath::{Dir, Entry, Name};
-use crate::overlay::upper::{self, WHOLE, Writer, copy_attributes};
-use crate::overlay::{Merged, whiteout};
+use crate::overlay::upper::{self, Writer};
 use crate::record::Upper;
 use crate::{exit, state, sync};
 
 /// An upper's name while it is made in its work directory, which is on the same file system, and where a later
 /// [`Writer`] clears away what a run that was killed has left.
 const ASIDE: &str = "msb.upper";
+/// The names of an upper and its work directory in a sandbox, and in a directory of the caller's.
+const UPPER: &str = "upper";
+const WORK: &str = "work";
 
 /// An upper that is being made.
 #[derive(Debug)]
@@ -29,8 +33,8 @@ pub struct Staging {
     aside: PathBuf,
     /// Where the new upper is made.
     upper: PathBuf,
-    /// The work directory, where it was not there before.
-    made_work: Option<PathBuf>,
+    /// Directories that were made for it and are empty again after a failure, the innermost first.
+    made: Vec<PathBuf>,
     publish: Publish,
 }
 
@@ -38,10 +42,22 @@ pub struct Staging {
 enum Publish {
     /// The whole sandbox directory is new: it is renamed into place.
     Sandbox(Draft),
-    /// An upper of the caller's that was not there: it is renamed into place.
+    /// A new upper in a directory of the caller's: it is renamed into place.
     New { to: PathBuf, work: PathBuf },
     /// An upper that was there: the two change places.
     Exchange { with: PathBuf, work: PathBuf },
+}
+
+/// An upper that is visible. What it replaced is still there, until the caller keeps the new one or takes it back; a run that is
+/// killed before either keeps the new one.
+#[derive(Debug)]
+pub struct Published {
+    /// Where the upper is, for the record.
+    pub upper: Upper,
+    /// Why the rename may be lost if the machine crashes now: its directory could not be synced.
+    pub unsynced: Option<io::Error>,
+    /// None where nothing was changed.
+    staging: Option<Staging>,
 }
 
 /// What [`Staging::begin`] opens.
@@ -91,14 +107,20 @@ impl Draft {
         Ok(Self { aside, to, _lock: lock })
     }
 
-    /// Makes the sandbox visible, on disk first.
+    /// Makes the sandbox visible, on disk first. The value: why the rename may be lost if the machine crashes now.
     ///
     /// # Errors
-    /// What syncing or renaming says.
-    pub fn publish(&self) -> io::Result<()> {
+    /// What syncing the files or renaming says; then nothing is visible.
+    pub fn publish(&self) -> io::Result<Option<io::Error>> {
         sync::tree(&self.aside)?;
         fs::rename(&self.aside, &self.to)?;
-        state::sync_parent(&self.to)
+        Ok(state::sync_parent(&self.to).err())
+    }
+
+    /// Removes the sandbox, visible or not.
+    pub fn discard(&self) {
+        let _ = fs::rename(&self.to, &self.aside);
+        let _ = remove(&self.aside);
     }
 }
 
@@ -122,11 +144,11 @@ fn clear_abandoned(sandboxes: &Path) {
 }
 
 impl Staging {
-    /// Starts an upper: a copy of the one that is to be continued, or an empty one, under the state directory `home` where
-    /// nobody names a place.
+    /// Starts an upper: a copy of the one that is to be continued, or an empty one. `named` is the caller's directory, which
+    /// gets mode 0700 and holds `upper` and `work`; without it an upper is made in a sandbox under the state directory `home`.
     ///
     /// # Errors
-    /// Words; among them that another process writes the upper.
+    /// A message; among the reasons that another process writes the upper.
     pub fn begin(
         home: &Path,
         lower: &[PathBuf],
@@ -135,27 +157,26 @@ impl Staging {
     ) -> anyhow::Result<Begun> {
         let layers = Merged::open(lower, None)?;
         let existing = match (named, continued) {
-            (Some(dir), Some(upper)) if upper.dir == dir => Some(upper.clone()),
-            (None, Some(upper)) => Some(upper.clone()),
-            (Some(dir), _) if dir.exists() => Some(beside(dir)),
-            _ => None,
+            (None, continued) => continued.cloned(),
+            (Some(dir), Some(upper)) if upper.dir == dir || upper.dir == dir.join(UPPER) => Some(upper.clone()),
+            (Some(dir), _) => existing_in(dir).with_context(|| format!("upper {dir:?}"))?,
         };
         let (staging, writer, borrowed) = match (existing, named) {
             (Some(upper), _) => Self::exchange(&upper)?,
-            (None, Some(dir)) => Self::new_upper(dir, &layers)?,
+            (None, Some(dir)) => Self::new_in(dir, &layers)?,
             (None, None) => Self::new_sandbox(home, &layers)?,
         };
-        let root = Merged::open(lower, Some(&staging.upper))?;
+        let root = Merged::open(lower, Some(&staging.upper)).inspect_err(|_| staging.discard())?;
         Ok(Begun { staging, layers: Layers { root, writer, borrowed } })
     }
 
     fn new_sandbox(home: &Path, layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
         let draft = Draft::begin(home)?;
         let aside = draft.aside.clone();
-        let (upper, work) = (aside.join("upper"), aside.join("work"));
-        upper::create(&upper, &work, layers).with_context(|| format!("{aside:?}"))?;
-        let writer = lock(&upper, &work)?;
-        Ok((Self { aside, upper, made_work: None, publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
+        let (upper, work) = (aside.join(UPPER), aside.join(WORK));
+        let made = upper::create(&upper, &work, layers).with_context(|| format!("{aside:?}"));
+        let writer = made.and_then(|()| lock(&upper, &work)).inspect_err(|_| draft.discard())?;
+        Ok((Self { aside, upper, made: Vec::new(), publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
     }
 
     /// The sandbox that is being made, if it is a whole new one.
@@ -166,21 +187,32 @@ impl Staging {
         }
     }
 
-    fn new_upper(dir: &Path, layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
-        let work = beside(dir).work;
-        let made_work = make_work(&work)?;
-        let writer = lock(dir, &work)?;
-        if dir.exists() {
-            bail!("upper {dir:?}: another msb-patch has made it just now (run this one again to continue it)");
+    fn new_in(dir: &Path, layers: &Merged) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
+        let upper = pair(dir.join(UPPER), dir.join(WORK));
+        let mut made = Vec::new();
+        if make_missing(dir).with_context(|| format!("upper {dir:?}"))? {
+            made.push(dir.to_owned());
         }
-        let aside = work.join(ASIDE);
-        let publish = Publish::New { to: dir.to_owned(), work: work.clone() };
-        let staging = Self { upper: aside.clone(), aside, made_work: made_work.then_some(work), publish };
-        match upper::create_upper(&staging.upper, layers) {
-            Ok(()) => Ok((staging, writer, HashSet::new())),
+        let begun = (|| {
+            if make_missing(&upper.work).with_context(|| format!("work {:?}", upper.work))? {
+                made.insert(0, upper.work.clone());
+            }
+            let writer = lock(dir, &upper.work)?;
+            if upper.dir.exists() {
+                bail!("upper {dir:?}: another msb-patch has made it just now (run this one again to continue it)");
+            }
+            let aside = upper.work.join(ASIDE);
+            upper::create_upper(&aside, layers).with_context(|| format!("{aside:?}"))?;
+            Ok((aside, writer))
+        })();
+        match begun {
+            Ok((aside, writer)) => {
+                let publish = Publish::New { to: upper.dir, work: upper.work };
+                Ok((Self { upper: aside.clone(), aside, made, publish }, writer, HashSet::new()))
+            }
             Err(error) => {
-                staging.discard();
-                Err(error).with_context(|| format!("{:?}", staging.upper))
+                remove_made(&made);
+                Err(error)
             }
         }
     }
@@ -189,23 +221,27 @@ impl Staging {
         if !upper.dir.is_dir() {
             return Err(anyhow!("upper {:?} is gone", upper.dir));
         }
-        let made_work = make_work(&upper.work)?;
-        if fs::metadata(&upper.dir)?.dev() != fs::metadata(&upper.work)?.dev() {
-            if made_work {
-                let _ = fs::remove_dir(&upper.work);
+        let made = if make_missing(&upper.work).with_context(|| format!("work {:?}", upper.work))? {
+            vec![upper.work.clone()]
+        } else {
+            Vec::new()
+        };
+        let locked = (|| {
+            if fs::metadata(&upper.dir)?.dev() != fs::metadata(&upper.work)?.dev() {
+                bail!(
+                    "upper {:?} and its work directory {:?} are on different file systems (name a directory that is not a mount \
+                     point)",
+                    upper.dir,
+                    upper.work
+                );
             }
-            bail!(
-                "upper {:?} and its work directory {:?} are on different file systems (name a directory that is no mount point)",
-                upper.dir,
-                upper.work
-            );
-        }
-        let writer = lock(&upper.dir, &upper.work)?;
+            lock(&upper.dir, &upper.work)
+        })();
+        let writer = locked.inspect_err(|_| remove_made(&made))?;
         let aside = upper.work.join(ASIDE);
         let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
-        let made_work = made_work.then(|| upper.work.clone());
-        let staging = Self { upper: aside.clone(), aside, made_work, publish };
-        match clone_tree(&upper.dir, &staging.upper, &writer) {
+        let staging = Self { upper: aside.clone(), aside, made, publish };
+        match clone_tree(&upper.dir, &staging.upper) {
             Ok(borrowed) => Ok((staging, writer, borrowed)),
             Err(error) => {
                 staging.discard();
@@ -218,57 +254,112 @@ impl Staging {
     /// age says so too.
     ///
     /// # Errors
-    /// What syncing or renaming says; then the old upper is still there.
-    pub fn publish(self, changed: bool) -> anyhow::Result<Upper> {
-        if let Publish::Exchange { with, work } = &self.publish
-            && !changed
-        {
+    /// What syncing or renaming says; then the old upper is still in its place, and nothing else is left.
+    pub fn publish(self, changed: bool) -> anyhow::Result<Published> {
+        let upper = match &self.publish {
+            Publish::Sandbox(draft) => pair(draft.to.join(UPPER), draft.to.join(WORK)),
+            Publish::New { to: dir, work } | Publish::Exchange { with: dir, work } => pair(dir.clone(), work.clone()),
+        };
+        if matches!(self.publish, Publish::Exchange { .. }) && !changed {
             self.discard();
-            return Ok(Upper { dir: with.clone(), work: work.clone(), unknown: serde_json::Map::new() });
+            return Ok(Published { upper, unsynced: None, staging: None });
         }
-        let published = (|| match &self.publish {
+        // The rename is the last step that can fail: what comes after it can be told, and not undone.
+        let renamed = (|| match &self.publish {
             Publish::Sandbox(draft) => draft.publish(),
             Publish::New { to, .. } => {
                 sync::tree(&self.upper)?;
+                let dir = to.parent().unwrap_or(Path::new("/"));
+                // An empty directory may have been the caller's, with a mode of his.
+                fs::set_permissions(dir, Permissions::from_mode(0o700))?;
                 fs::rename(&self.upper, to)?;
-                state::sync_parent(to)
+                Ok(state::sync_parent(to).and_then(|()| state::sync_parent(dir)).err())
             }
             Publish::Exchange { with, .. } => {
                 sync::tree(&self.upper)?;
-                rustix::fs::renameat_with(CWD, &self.upper, CWD, with, RenameFlags::EXCHANGE)?;
-                state::sync_parent(with)
+                exchange(&self.upper, with)?;
+                Ok(state::sync_parent(with).err())
             }
         })();
-        if let Err(error) = published {
-            self.discard();
-            return Err(anyhow!(error).context("upper"));
-        }
-        let (dir, work) = match &self.publish {
-            Publish::Sandbox(draft) => (draft.to.join("upper"), draft.to.join("work")),
-            Publish::New { to, work } => (to.clone(), work.clone()),
-            Publish::Exchange { with, work } => {
-                // What is aside is the old one now.
-                let _ = remove(&self.aside);
-                (with.clone(), work.clone())
+        match renamed {
+            Ok(unsynced) => Ok(Published { upper, unsynced, staging: Some(self) }),
+            Err(error) => {
+                self.discard();
+                Err(anyhow!(error).context(format!("upper {:?}", upper.dir)))
             }
-        };
-        Ok(Upper { dir, work, unknown: serde_json::Map::new() })
+        }
     }
 
-    /// Takes everything away again.
+    /// Takes everything away again, before it is published.
     pub fn discard(&self) {
         let _ = remove(&self.aside);
-        if let Some(work) = &self.made_work {
-            let _ = fs::remove_dir(work);
-        }
+        remove_made(&self.made);
     }
 }
 
-/// An upper that the caller names has its work directory beside it.
-fn beside(dir: &Path) -> Upper {
-    let mut work = dir.as_os_str().to_owned();
-    work.push(".work");
-    Upper { dir: dir.to_owned(), work: work.into(), unknown: serde_json::Map::new() }
+impl Published {
+    /// Removes what was replaced. What of it cannot be removed the next writer of the upper clears away.
+    pub fn keep(self) -> Upper {
+        if let Some(Staging { aside, publish: Publish::Exchange { .. }, .. }) = &self.staging {
+            let _ = remove(aside);
+        }
+        self.upper
+    }
+
+    /// Puts what was there before back into its place.
+    ///
+    /// # Errors
+    /// What renaming says; then the new upper stays.
+    pub fn take_back(self) -> io::Result<()> {
+        let Some(staging) = &self.staging else { return Ok(()) };
+        match &staging.publish {
+            Publish::Sandbox(draft) => fs::rename(&draft.to, &draft.aside)?,
+            Publish::New { to, .. } => fs::rename(to, &staging.upper)?,
+            Publish::Exchange { with, .. } => exchange(&staging.upper, with)?,
+        }
+        staging.discard();
+        Ok(())
+    }
+}
+
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+fn pair(dir: PathBuf, work: PathBuf) -> Upper {
+    Upper { dir, work, unknown: serde_json::Map::new() }
+}
+
+/// The upper that a directory of the caller's is or holds; `None` where one can be made in it.
+///
+/// Earlier releases made DIR itself the upper, with its work directory at DIR.work: those go on.
+fn existing_in(dir: &Path) -> io::Result<Option<Upper>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let beside = {
+        let mut beside = dir.as_os_str().to_owned();
+        beside.push(".work");
+        PathBuf::from(beside)
+    };
+    let names = fs::read_dir(dir)?.count();
+    let has = |name: &str| dir.join(name).is_dir();
+    let is_private = fs::metadata(dir)?.mode() & 0o077 == 0;
+    if !beside.is_dir() || is_private && has(WORK) {
+        // One with a work directory alone is what a run that was killed has left.
+        if names == 0 || names == 1 && has(WORK) {
+            return Ok(None);
+        }
+        if has(UPPER) && has(WORK) {
+            return Ok(Some(pair(dir.join(UPPER), dir.join(WORK))));
+        }
+        // The upper of a directory of ours, or of the kernel's overlayfs.
+        let work = dir.with_file_name(WORK);
+        if dir.file_name().is_some_and(|name| name == UPPER) && work.is_dir() {
+            return Ok(Some(pair(dir.to_owned(), work)));
+        }
+    }
+    Ok(Some(pair(dir.to_owned(), beside)))
 }
 
 fn lock(upper: &Path, work: &Path) -> anyhow::Result<Writer> {
@@ -280,13 +371,18 @@ fn lock(upper: &Path, work: &Path) -> anyhow::Result<Writer> {
     })
 }
 
-/// Makes a work directory that is missing. True: it was.
-fn make_work(work: &Path) -> anyhow::Result<bool> {
-    if work.is_dir() {
-        return Ok(false);
+/// Makes a directory that is missing, with mode 0700. True: it was.
+fn make_missing(dir: &Path) -> io::Result<bool> {
+    match rustix::fs::mkdir(dir, Mode::RWXU) {
+        Err(Errno::EXIST) if dir.is_dir() => Ok(false),
+        other => Ok(other.map(|()| true)?),
     }
-    rustix::fs::mkdir(work, Mode::RWXU).map_err(io::Error::from).with_context(|| format!("work {work:?}"))?;
-    Ok(true)
+}
+
+fn remove_made(made: &[PathBuf]) {
+    for dir in made {
+        let _ = fs::remove_dir(dir);
+    }
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -295,9 +391,9 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Copies an upper so that changes to the copy leave the original alone. Data is shared by hardlinks; the inodes that
-/// are shared so are returned, for whoever wants to write to one must copy it first. Files that were hardlinked already
-/// are copied, once each, since a link more would not show.
-fn clone_tree(from: &Path, to: &Path, writer: &Writer) -> io::Result<HashSet<u64>> {
+/// are shared so are returned: before one is written to, it is copied. Files that were hardlinked already are copied, once
+/// each, since a link more would not show.
+fn clone_tree(from: &Path, to: &Path) -> io::Result<HashSet<u64>> {
     rustix::fs::mkdir(to, Mode::from_raw_mode(0o700))?;
     let (from_root, to_root) = (Dir::open(from)?, Dir::open(to)?);
     let mut borrowed = HashSet::new();
@@ -320,17 +416,13 @@ fn clone_tree(from: &Path, to: &Path, writer: &Writer) -> io::Result<HashSet<u64
             } else if let Some(first) = copied.get(&stat.st_ino) {
                 to.link(name, first)?;
             } else {
-                let copy = writer.copy_leaf(&entry, &to, name, WHOLE)?;
+                let copy = upper::clone_leaf(&entry, &to, name)?;
                 if stat.st_nlink > 1 {
                     copied.insert(stat.st_ino, copy);
                 }
             }
         }
-        let (from, to) = (from.to_entry()?, to.to_entry()?);
-        copy_attributes(&from, &to)?;
-        if whiteout::is_opaque(&from.to_dir()?)? {
-            whiteout::make_opaque(&to.to_dir()?)?;
-        }
+        upper::clone_attributes(&from.to_entry()?, &to.to_entry()?)?;
     }
     Ok(borrowed)
 }

@@ -10,14 +10,39 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// `~/.local/share/msb`.
 ///
 /// # Errors
-/// When none of the three variables says where.
+/// When none of the three variables says where, or as [`absolute`].
 pub fn home() -> io::Result<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = from("MSB_HOME")
         .or_else(|| from("XDG_DATA_HOME").map(|dir| dir.join("msb")))
         .or_else(|| from("HOME").map(|dir| dir.join(".local/share/msb")))
         .ok_or_else(|| io::Error::other("neither MSB_HOME nor XDG_DATA_HOME nor HOME is set"))?;
-    std::path::absolute(home)
+    absolute(&home)
+}
+
+/// A caller's path, made absolute, for a record to hold. A record is JSON, so the path must be UTF-8: tools call this before
+/// they create anything.
+///
+/// # Errors
+/// What `getcwd(2)` says, and [`io::ErrorKind::InvalidInput`] for an empty path or one that is not UTF-8.
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    require_utf8(&path)?;
+    Ok(path)
+}
+
+/// Checks that a record can hold a path.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] for a path that is not UTF-8.
+pub fn require_utf8(path: &Path) -> io::Result<()> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{path:?} is not UTF-8, and a record cannot hold such a path (choose another)"),
+        )),
+    }
 }
 
 /// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
@@ -37,7 +62,7 @@ pub fn run_base() -> io::Result<PathBuf> {
             None => return Err(io::Error::other("neither MSB_RUN nor XDG_RUNTIME_DIR is set")),
         },
     };
-    std::path::absolute(base)
+    absolute(&base)
 }
 
 /// The directory for what lives as long as the VM `name`, in [`run_base`].
@@ -127,6 +152,19 @@ mod tests {
         }
         for good in ["worker", "a", "9.b-c_d"] {
             assert!(check_vm_name(good).is_ok(), "{good:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_a_record_cannot_hold_is_refused() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+        assert_eq!(absolute(Path::new("/a/b")).unwrap(), Path::new("/a/b"));
+        assert!(absolute(Path::new("\u{fc}")).unwrap().is_absolute());
+        for bad in [&b"/a/\xff"[..], b"\xff/a", b"/a\xc3"] {
+            let refused = absolute(Path::new(OsStr::from_bytes(bad))).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+            assert!(refused.to_string().contains("is not UTF-8"), "{refused}");
         }
     }
 

@@ -10,10 +10,11 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::record::{self, Record, Vm};
+use crate::record::{self, Record, TopKind, Vm};
 use crate::state;
 
 /// The argument with which msb-boot starts itself as a supervisor.
@@ -99,6 +100,30 @@ pub fn vm_names(names: &[String]) -> String {
     quoted.join(" and ")
 }
 
+/// For a tool that changes or mounts a record's root: refuses a record whose VM is running, and takes the member `vm` of one that
+/// has ended out of the record.
+///
+/// # Errors
+/// A message with the VM's name and what to do.
+pub fn require_ended(record: &mut Record) -> anyhow::Result<()> {
+    let Some(vm) = &record.vm else { return Ok(()) };
+    if find(vm).context("supervisor")?.is_some() {
+        bail!("VM {:?} is running on this record's root ({})", vm.name, how_to_stop(vm));
+    }
+    record.vm = None;
+    Ok(())
+}
+
+fn how_to_stop(vm: &Vm) -> String {
+    let (flag, what) = match &vm.top {
+        Some(top) if top.kind == TopKind::Disk => {
+            (" --commit", ", which brings what its guest wrote into the record's upper,")
+        }
+        _ => ("", ""),
+    };
+    format!("stop it with \"msb-stop {}{flag}\"{what} and use the record that msb-stop prints", vm.name)
+}
+
 /// The supervisor that holds the run directory `dir`, which may have been removed.
 pub fn holder(dir: &Path) -> Option<i32> {
     let numbers = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -172,6 +197,28 @@ mod tests {
         }
         let ours = i32::try_from(std::process::id()).unwrap();
         assert_eq!(start_time(ours).unwrap(), start_time(ours).unwrap());
+    }
+
+    #[test]
+    fn a_vm_that_has_ended_is_no_part_of_its_record() {
+        let vm = |top: Option<&str>| {
+            serde_json::from_value::<Vm>(serde_json::json!({
+                "name": "worker", "pid": 1 << 30, "vmm": "qemu", "root": "block", "cpus": 1, "memory_mib": 1,
+                "top": top.map(|kind| serde_json::json!({"kind": kind})),
+                "endpoint": {"unix": "/nowhere/worker/agent.sock", "port": 1}, "kernel_log": "/nowhere/log",
+                "timings_ms": {"spawn": 0, "kernel": 0, "agent": 0, "ready": 0},
+            }))
+            .unwrap()
+        };
+        let mut record = Record { vm: Some(vm(None)), ..Record::new() };
+        require_ended(&mut record).unwrap();
+        assert_eq!(record, Record::new());
+        require_ended(&mut record).unwrap();
+        for (top, commits) in [(Some("disk"), true), (Some("memory"), false), (None, false)] {
+            let advice = how_to_stop(&vm(top));
+            assert!(advice.contains("\"msb-stop worker"), "{advice}");
+            assert_eq!(advice.contains("--commit\", which brings"), commits, "{advice}");
+        }
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! What the wire's fuzz targets (tests/fuzz) begin with, and whatever has failed in them once.
 
+#[path = "../../tests/fuzz/checks/commit_receive.rs"]
+mod commit_receive;
 #[path = "../../tests/fuzz/checks/wire_decoder.rs"]
 mod wire_decoder;
+#[path = "../../tests/fuzz/checks/wire_report.rs"]
+mod wire_report;
 #[path = "../../tests/fuzz/checks/wire_turn.rs"]
 mod wire_turn;
 
@@ -21,6 +25,16 @@ fn run(target: &str, check: fn(&[u8])) {
 #[test]
 fn seeds_of_the_decoder() {
     run("wire_decoder", wire_decoder::check);
+}
+
+#[test]
+fn seeds_of_the_report() {
+    run("wire_report", wire_report::check);
+}
+
+#[test]
+fn seeds_of_a_commit() {
+    run("commit_receive", commit_receive::check);
 }
 
 #[test]

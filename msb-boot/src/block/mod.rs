@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use msb::boot::{self, Directory, MountStep};
 use msb::erofs::{self, Mkfs};
+use msb::overlay;
 use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::lock_to_read;
 use msb::overlay::whiteout::is_private_xattr;
@@ -46,7 +47,17 @@ enum Base {
     /// A kept image.
     Kept(PathBuf),
     /// Directories that may change, so that each boot makes an image of its own.
-    Fresh(Vec<PathBuf>),
+    Fresh(Box<Stack>),
+}
+
+/// The directories of an image that is made for one boot.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Stack {
+    /// Top first.
+    lower: Vec<PathBuf>,
+    /// An upper that a guest could not read as a disk of its own: the kernel's overlayfs has written redirects or metacopies
+    /// into it, which a guest does not follow. It is merged into the image.
+    upper: Option<Upper>,
 }
 
 impl Block {
@@ -57,20 +68,28 @@ impl Block {
     pub(crate) fn check(lower: &[PathBuf], upper: Option<&Upper>, top: Top) -> anyhow::Result<Self> {
         let mkfs = Mkfs::find()?;
         let home = state::home()?;
-        let base = match erofs::chain_id(&home, lower) {
+        let patches = match upper {
+            Some(upper) if has_changes(upper, lower).with_context(|| format!("upper {:?}", upper.dir))? => {
+                Some(upper.clone())
+            }
+            _ => None,
+        };
+        let is_plain = |upper: &Upper| {
+            let plain = Dir::open(&upper.dir).and_then(|dir| overlay::is_plain(&dir));
+            plain.with_context(|| format!("upper {:?}", upper.dir))
+        };
+        let (patches, merged) = match patches {
+            Some(upper) if !is_plain(&upper)? => (None, Some(upper)),
+            patches => (patches, None),
+        };
+        let base = match erofs::chain_id(&home, lower).filter(|_| merged.is_none()) {
             Some(chain_id) => {
                 let image = mkfs.kept(&chain_id, lower, |path| {
                     exit::warn(TOOL, &format!("making the image's disk, once: {}", path.display()));
                 })?;
                 Base::Kept(image.path.ok_or_else(|| anyhow!("the image has no name"))?)
             }
-            None => Base::Fresh(lower.to_vec()),
-        };
-        let patches = match upper {
-            Some(upper) if has_changes(upper, lower).with_context(|| format!("upper {:?}", upper.dir))? => {
-                Some(upper.clone())
-            }
-            _ => None,
+            None => Base::Fresh(Box::new(Stack { lower: lower.to_vec(), upper: merged })),
         };
         let base_name = Self::base_name(lower)?.into_encoded_bytes();
         Ok(Self { home, base, base_name, patches, top })
@@ -109,16 +128,16 @@ impl Block {
         let top = self.top.open(&self.home)?;
         let base = match &self.base {
             Base::Kept(path) => erofs::open(path)?,
-            Base::Fresh(lower) => Mkfs::find()?.merged(&images, lower)?.file,
+            Base::Fresh(stack) => {
+                let Stack { lower, upper } = stack.as_ref();
+                let _lock = upper.as_ref().map(lock_upper).transpose()?;
+                let layers: Vec<_> = upper.iter().map(|upper| &upper.dir).chain(lower).cloned().collect();
+                Mkfs::find()?.merged(&images, &layers)?.file
+            }
         };
         disks.push(Disk { file: base.into(), writable: false });
         if let Some(upper) = &self.patches {
-            let _kept_still = lock_to_read(&upper.work).map_err(|error| match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    anyhow!("upper {:?}: in use by msb-patch or msb-mount (unmount it first)", upper.dir)
-                }
-                _ => anyhow!(error).context(format!("work {:?}", upper.work)),
-            })?;
+            let _lock = lock_upper(upper)?;
             let image = Mkfs::find()?.layer(&images, &upper.dir)?;
             disks.push(Disk { file: image.file.into(), writable: false });
         }
@@ -180,6 +199,16 @@ pub(crate) struct Disk {
     pub file: OwnedFd,
     /// Whether the guest may write to it.
     pub writable: bool,
+}
+
+/// Keeps an upper as it is while an image of it is made.
+fn lock_upper(upper: &Upper) -> anyhow::Result<OwnedFd> {
+    lock_to_read(&upper.work).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            anyhow!("upper {:?}: in use by msb-patch or msb-mount (unmount it first)", upper.dir)
+        }
+        _ => anyhow!(error).context(format!("work {:?}", upper.work)),
+    })
 }
 
 /// Whether an upper shows anything that `lower` does not.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use msb::boot::{self, Boot, MountStep};
+use msb::reach;
 use msb::record::{DiskFormat, Rootfs, Upper};
 use msb::rundir::{self, Committed, Held, Stop};
 use msb::staging::{Begun, Layers, Staging};
@@ -58,12 +59,15 @@ fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> 
     };
     let Root::Block(block) = &config.vm.root else { bail!("the root is no disk of ours") };
     let size = rustix::fs::fstat(disk)?.st_size;
+    if let Some(upper) = &record.upper {
+        reach::require_private(&upper.dir)?;
+    }
     let begun = Staging::begin(block.home(), lower, record.upper.as_ref(), None)?;
     let Begun { staging, layers: Layers { root, writer, .. } } = begun;
     let received =
         receive(config, held, disk, |guest| msb::commit::receive(guest, &root, &writer, u64::try_from(size)?));
     match received {
-        Ok(()) => staging.publish(true),
+        Ok(()) => Ok(staging.publish(true)?.keep()),
         Err(error) => {
             staging.discard();
             Err(error)

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::wire::exec::Ready;
-use msb::wire::{Decoder, Message, Piece};
+use msb::wire::{self, Message};
 
 /// Waits for the report, without holding up anything else.
 pub(super) struct Report {
     path: PathBuf,
     listener: UnixListener,
-    connection: Option<(UnixStream, Decoder, bool)>,
+    connection: Option<(UnixStream, wire::Report)>,
 }
 
 impl Report {
@@ -37,32 +37,22 @@ impl Report {
                         stream.set_nonblocking(true)?;
                         // It may have said all it has to say, and hung up, while this machine was busy.
                         let _ = Message::hello().send(&mut stream);
-                        self.connection = Some((stream, Decoder::default(), false));
+                        self.connection = Some((stream, wire::Report::default()));
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(error.into()),
                 }
                 Ok(None)
             }
-            Some((stream, decoder, greeted)) => {
+            Some((stream, report)) => {
                 let mut buffer = [0u8; 4096];
-                let mut bytes = match stream.read(&mut buffer) {
+                let bytes = match stream.read(&mut buffer) {
                     Ok(0) => bail!("the agent hung up before it had reported"),
                     Ok(got) => &buffer[..got],
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                     Err(error) => return Err(error).context("agent"),
                 };
-                while let Some(piece) = decoder.next(&mut bytes).context("agent")? {
-                    match piece {
-                        Piece::Message(Message::Hello(hello)) if !*greeted => {
-                            hello.check().context("agent")?;
-                            *greeted = true;
-                        }
-                        Piece::Message(Message::Ready(ready)) if *greeted => return Ok(Some(ready)),
-                        _ => bail!("agent: a message out of turn"),
-                    }
-                }
-                Ok(None)
+                report.take(bytes).context("agent")
             }
         }
     }

@@ -74,7 +74,7 @@ impl Tree {
         self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| make(dir, name, birth.mode)))?;
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
         let entry = birth.settle(entry)?;
-        self.table.intern(parent, name, overlay::Node::Leaf(Leaf { entry, layer: Layer::Upper }))
+        self.table.intern(parent, name, overlay::Node::Leaf(Leaf::new(entry, Layer::Upper)))
     }
 
     pub(crate) fn mkdir(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Arc<Node>> {
@@ -84,8 +84,8 @@ impl Tree {
         birth.set_id |= birth.inherited;
         self.changing(parent, || self.writer()?.make_dir(&above, checked, birth.mode))?;
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
-        let upper = Some(Arc::new(birth.settle(entry)?.to_dir()?));
-        self.table.intern(parent, name, overlay::Node::Dir(Merged { upper, lower: Vec::new() }))
+        let upper = Arc::new(birth.settle(entry)?.to_dir()?);
+        self.table.intern(parent, name, overlay::Node::Dir(above.new_upper(upper)))
     }
 
     /// Makes `name` another name of `node`.

@@ -94,14 +94,15 @@ impl Tree {
             }
         }
         // A file of a lower layer may be copied up while it is open, and then its backing would have to change.
-        let is_settled = current.layer == Layer::Upper || self.writer.is_none();
+        let is_whole = current.layer == Layer::Upper && !current.is_metacopy();
+        let is_settled = is_whole || self.writer.is_none();
         // The kernel leaves set-id bits to us and never asks for a passthrough write, so a file that has them, and who
         // must clear them if they come later, writes by us.
         let clears_set_id = to_write && caller.uid != 0;
         let passthrough = is_settled
             && self.passthrough.load(Ordering::Relaxed)
             && (self.writer.is_none() || !clears_set_id && !has_set_id(&current.entry.stat_now()?));
-        let way = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(&leaf.entry)));
+        let way = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(leaf.data())));
         if clears_set_id && matches!(way, Way::Passthrough(_)) {
             // Somebody else's open has settled the way: cleared before the first write then. Bits that come even later
             // stay, as they do for a descriptor that root opened and handed on.
@@ -182,6 +183,10 @@ impl Tree {
     pub(crate) fn sync(&self, node: &Node, data_only: bool) -> io::Result<()> {
         match &node.kind {
             Kind::Leaf(leaf) if leaf.get().layer == Layer::Upper => {
+                let current = leaf.get();
+                if current.is_metacopy() {
+                    return current.entry.open_to_read()?.sync_all();
+                }
                 let file = leaf.file(false)?;
                 if data_only { file.sync_data() } else { file.sync_all() }
             }

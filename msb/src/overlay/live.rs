@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
 use super::upper::{DEFAULT_ACL, Writer, keeping_times, upper_of};
-use super::{Merged, Node, whiteout};
+use super::{Leaf, Merged, Node, whiteout};
 
 /// A copy that waits in the work directory. Dropped without [`Prepared::put`], its name goes and it lives on only as
 /// long as somebody holds it open.
@@ -54,7 +54,7 @@ impl Writer {
     ///
     /// # Errors
     /// What copying says: ENOSPC.
-    pub fn prepare_copy(&self, from: &Entry, length: u64) -> io::Result<(Entry, Prepared<'_>)> {
+    pub fn prepare_copy(&self, from: &Leaf, length: u64) -> io::Result<(Entry, Prepared<'_>)> {
         let aside = self.fresh_name();
         let prepared = Prepared { writer: self, name: Some(aside.clone()) };
         let copy = self.copy_leaf(from, &self.work, Name::new(&aside)?, length)?;
@@ -171,7 +171,7 @@ impl Writer {
 }
 
 fn is_whited_out(upper: &Dir, name: Name<'_>) -> io::Result<bool> {
-    Ok(upper.entry(name)?.is_some_and(|entry| whiteout::is_whiteout(entry.stat())))
+    upper.entry(name)?.map_or(Ok(false), |entry| whiteout::is_either_whiteout(&entry))
 }
 
 fn movable_dir(node: Option<Node>) -> io::Result<Option<Merged>> {

@@ -2,12 +2,15 @@
 //!
 //! A root is a stack of directories in overlayfs form, one upper at most on any number of lowers. Looking a name up in
 //! a merged directory asks its parts from the top: the first non-directory answers alone, directories merge until one
-//! is opaque or something else is below, a whiteout ends the search. Everything that reads or writes layers calls this
-//! room; no other file decides what is visible. Source: the kernel's `Documentation/filesystems/overlayfs.rst`.
+//! is opaque or something else is below, a whiteout ends the search; a redirect says that lower layers have the rest of a
+//! renamed part elsewhere, and a metacopy has its data below. Everything that reads or writes layers calls this room; no other
+//! file decides what is visible. Source: the kernel's `Documentation/filesystems/overlayfs.rst`.
 
 pub mod beneath;
 pub mod live;
+mod marks;
 pub mod resolve;
+mod search;
 pub mod upper;
 pub mod whiteout;
 
@@ -21,6 +24,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use beneath::{Dir, Entry, Name};
+use marks::Marks;
 
 /// The place of a layer in the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,15 +54,21 @@ pub struct Merged {
     pub upper: Option<Arc<Dir>>,
     /// The parts in the lower layers, top first. Empty where the upper part hides them.
     pub lower: Vec<LowerDir>,
+    /// The roots of the lower layers, top first: an absolute redirect leads from there.
+    roots: Arc<[LowerDir]>,
+    /// Whether the upper part says that the lower ones are elsewhere.
+    is_redirected: bool,
 }
 
-/// A file that is no directory, and the layer that answers for it.
+/// A file that is not a directory, and the layer that answers for it.
 #[derive(Debug)]
 pub struct Leaf {
     /// The file.
     pub entry: Entry,
     /// Its layer.
     pub layer: Layer,
+    /// The file of a lower layer that has the data, where `entry` is a metacopy: it has the attributes and the size alone.
+    data: Option<Box<Entry>>,
 }
 
 /// What a name stands for.
@@ -83,6 +93,21 @@ pub struct Listed {
     pub layer: Layer,
 }
 
+/// Whether all files of an upper are as we and a guest write them: 0/0 devices for whiteouts, opaque directories, and every file
+/// with its own data at its own place.
+///
+/// # Errors
+/// What reading the tree says, and a message for marks that cannot be followed.
+pub fn is_plain(upper: &Dir) -> io::Result<bool> {
+    let mut is_plain = true;
+    upper.walk(|path, entry| {
+        let marks = Marks::of(entry).map_err(|error| io::Error::new(error.kind(), format!("{path:?}: {error}")))?;
+        is_plain &= marks.are_plain();
+        Ok(())
+    })?;
+    Ok(is_plain)
+}
+
 /// Raises the number of files that this process may have open as far as it may: looking a path up holds a descriptor for
 /// each step in each layer, and there may be hundreds of layers.
 pub fn raise_open_files() {
@@ -93,6 +118,23 @@ pub fn raise_open_files() {
     if setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).is_err() {
         let hard = getrlimit(Resource::Nofile).maximum;
         let _ = setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard });
+    }
+}
+
+impl Leaf {
+    /// A file whose data is its own.
+    pub fn new(entry: Entry, layer: Layer) -> Self {
+        Self { entry, layer, data: None }
+    }
+
+    /// The file that holds the data.
+    pub fn data(&self) -> &Entry {
+        self.data.as_deref().unwrap_or(&self.entry)
+    }
+
+    /// Whether the data is in another file than the attributes.
+    pub fn is_metacopy(&self) -> bool {
+        self.data.is_some()
     }
 }
 
@@ -109,7 +151,27 @@ impl Merged {
         let upper = upper.map(open).transpose()?;
         let lower = lower.iter().enumerate();
         let lower = lower.map(|(layer, path)| Ok(LowerDir { layer, dir: open(path.as_ref())? }));
-        Ok(Self { upper, lower: lower.collect::<io::Result<_>>()? })
+        let lower = lower.collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { upper, roots: lower.clone().into(), lower, is_redirected: false })
+    }
+
+    /// A directory that is in the upper alone, somewhere below this one.
+    pub fn new_upper(&self, upper: Arc<Dir>) -> Self {
+        Self { upper: Some(upper), lower: Vec::new(), roots: Arc::clone(&self.roots), is_redirected: false }
+    }
+
+    /// This directory, once it is copied up to `upper`.
+    pub fn copied_up(&self, upper: Arc<Dir>) -> Self {
+        Self { upper: Some(upper), ..self.clone() }
+    }
+
+    /// The part that identifies the directory: the topmost lower one, so that copying it up does not change it; but the upper one
+    /// where that takes its lower parts from elsewhere, for there they may be those of another directory as well.
+    pub fn identity(&self) -> &Dir {
+        match self.lower.first() {
+            Some(lower) if !self.is_redirected => &lower.dir,
+            _ => self.top().0,
+        }
     }
 
     /// The part that answers for the directory's own owner, mode, times and xattrs.
@@ -129,11 +191,10 @@ impl Merged {
     /// Looks `name` up by the merge rule.
     ///
     /// # Errors
-    /// What opening in a layer says, but for ENOENT.
+    /// What opening in a layer says, but for ENOENT; EIO for a metacopy without data below; a message for a redirect that cannot be
+    /// followed.
     pub fn lookup(&self, name: Name<'_>) -> io::Result<Option<Node>> {
-        let upper = self.upper.iter().map(|dir| (dir, Layer::Upper));
-        let lower = self.lower.iter().map(|part| (&part.dir, Layer::Lower(part.layer)));
-        Self::lookup_in(upper.chain(lower), name)
+        self.search(self.upper.as_ref(), name)
     }
 
     /// Looks `name` up in the lower layers alone: what would show if the upper had no such name.
@@ -141,34 +202,7 @@ impl Merged {
     /// # Errors
     /// As [`Self::lookup`].
     pub fn lookup_lower(&self, name: Name<'_>) -> io::Result<Option<Node>> {
-        Self::lookup_in(self.lower.iter().map(|part| (&part.dir, Layer::Lower(part.layer))), name)
-    }
-
-    fn lookup_in<'a>(parts: impl Iterator<Item = (&'a Arc<Dir>, Layer)>, name: Name<'_>) -> io::Result<Option<Node>> {
-        let mut found: Option<Self> = None;
-        let mut parts = parts.peekable();
-        while let Some((part, layer)) = parts.next() {
-            let Some(entry) = part.entry(name)? else { continue };
-            if !entry.is_dir() {
-                return Ok(match found {
-                    Some(merged) => Some(Node::Dir(merged)),
-                    None if whiteout::is_whiteout(entry.stat()) => None,
-                    None => Some(Node::Leaf(Leaf { entry, layer })),
-                });
-            }
-            let dir = Arc::new(entry.into_dir()?);
-            // The lowest hides nothing.
-            let is_opaque = parts.peek().is_some() && whiteout::is_opaque(&dir)?;
-            let merged = found.get_or_insert(Self { upper: None, lower: Vec::new() });
-            match layer {
-                Layer::Upper => merged.upper = Some(dir),
-                Layer::Lower(layer) => merged.lower.push(LowerDir { layer, dir }),
-            }
-            if is_opaque {
-                break;
-            }
-        }
-        Ok(found.map(Node::Dir))
+        self.search(None, name)
     }
 
     /// The visible names, without `.` and `..`, each once, in no particular order.
@@ -202,16 +236,20 @@ impl Merged {
     }
 
     fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {
+        // As the kernel does, files are examined only in a directory that says that they may be whiteouts.
+        let files_may_be = Marks::of(&dir.to_entry()?)?.has_xattr_whiteouts;
         for child in dir.read()? {
             let child = child?;
             let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
             let mut file_type = child.file_type();
             let mut is_whiteout = false;
-            // Only a device may be a whiteout, and a file system may not tell types.
-            if matches!(file_type, FileType::CharacterDevice | FileType::Unknown) {
+            // A file system may not tell types.
+            if matches!(file_type, FileType::CharacterDevice | FileType::Unknown)
+                || files_may_be && file_type == FileType::RegularFile
+            {
                 let Some(entry) = dir.entry(name)? else { continue };
                 file_type = entry.file_type();
-                is_whiteout = whiteout::is_whiteout(entry.stat());
+                is_whiteout = whiteout::is_either_whiteout(&entry)?;
             }
             let listed = Listed { name: name.as_os_str().to_owned(), file_type, ino: child.ino(), layer };
             each(listed, is_whiteout);

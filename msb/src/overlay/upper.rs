@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name, times_of};
 use super::resolve::Step;
-use super::{Merged, whiteout};
+use super::{Layer, Leaf, Merged, marks, whiteout};
 
 /// What our names in a work directory begin with; the kernel's overlayfs keeps others there.
 const ASIDE_PREFIX: &str = "msb.";
@@ -46,6 +46,19 @@ const PAGE: usize = 4096;
 const ACL: &str = "system.posix_acl_access";
 /// And the one that the files made in a directory inherit.
 pub const DEFAULT_ACL: &str = "system.posix_acl_default";
+/// The xattr that a change of a file's data removes.
+const CAPABILITY: &str = "security.capability";
+
+/// What becomes of overlayfs's own xattrs in a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Private {
+    /// They stay behind: they are about the place that the file had.
+    Left,
+    /// They are copied: the copy takes the file's place.
+    Kept,
+    /// They are copied, but for those of a metacopy: the copy has its own data.
+    KeptWithData,
+}
 
 impl Writer {
     /// Locks a work directory, and clears away what a killed writer left in it.
@@ -77,6 +90,16 @@ impl Writer {
 
     pub(super) fn fresh_name(&self) -> OsString {
         format!("{ASIDE_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)).into()
+    }
+
+    /// A directory for the caller alone.
+    ///
+    /// # Errors
+    /// What `mkdirat(2)` says.
+    pub fn scratch(&self) -> io::Result<Scratch<'_>> {
+        let name = self.fresh_name();
+        let dir = self.work.mkdir(Name::new(&name)?, Mode::RWXU)?;
+        Ok(Scratch { writer: self, name, dir })
     }
 
     /// Prepares a file in the work directory with `make`, then puts it at `name`, over whatever the upper has there.
@@ -157,25 +180,53 @@ impl Writer {
         })
     }
 
-    /// Copies a file of a lower layer up, with its first `length` bytes ([`WHOLE`] for all): data, owner, mode, xattrs
-    /// and times, the parent's times kept. A hardlink to it stays below.
+    /// Copies a file up, with its first `length` bytes ([`WHOLE`] for all): data, owner, mode, xattrs and times, the parent's
+    /// times kept. A hardlink to it stays below.
     ///
     /// # Errors
     /// What copying says: ENOSPC; then the upper is as it was.
-    pub fn copy_up(&self, parent: &Dir, name: Name<'_>, from: &Entry, length: u64) -> io::Result<Entry> {
+    pub fn copy_up(&self, parent: &Dir, name: Name<'_>, from: &Leaf, length: u64) -> io::Result<Entry> {
         keeping_times(parent, || self.place(parent, name, |work, aside| self.copy_leaf(from, work, aside, length)))
     }
 
-    /// Makes a copy of a file that is no directory, attributes and all, at a free name of any directory of the upper.
+    /// Makes a copy of a file that is not a directory, attributes and all, at a free name of any directory of the upper.
     ///
     /// # Errors
     /// What copying says.
-    pub fn copy_leaf(&self, from: &Entry, to: &Dir, name: Name<'_>, length: u64) -> io::Result<Entry> {
-        let copy = copy_leaf_as(from, to, name, length, &Attributes::of(from.stat()))?;
+    pub(super) fn copy_leaf(&self, from: &Leaf, to: &Dir, name: Name<'_>, length: u64) -> io::Result<Entry> {
+        let private = if from.layer == Layer::Upper { Private::KeptWithData } else { Private::Left };
+        let attributes = Attributes::of(from.entry.stat());
+        let copy = copy_file(&from.entry, from.data(), to, name, length, &attributes, private)?;
         if self.durable && copy.file_type() == FileType::RegularFile {
             rustix::fs::fdatasync(&copy)?;
         }
         Ok(copy)
+    }
+
+    /// Gives a metacopy of the upper its own data, the first `length` bytes of it, in its place: all its names have it then. It
+    /// stays a metacopy until the data is there.
+    ///
+    /// # Errors
+    /// What copying says: ENOSPC.
+    pub fn fill(&self, leaf: &Leaf, length: u64) -> io::Result<Entry> {
+        let before = leaf.entry.stat_now()?;
+        let capability = leaf.entry.xattr(CAPABILITY.as_ref()).ok();
+        let file = leaf.entry.open(OFlags::RDWR)?;
+        let size = u64::try_from(before.st_size).unwrap_or(0);
+        let length = length.min(size);
+        if length > 0 {
+            copy_data(&leaf.data().open_to_read()?, &file, length)?;
+        }
+        if self.durable {
+            rustix::fs::fdatasync(&file)?;
+        }
+        marks::remove_metacopy(&leaf.entry)?;
+        file.set_len(length)?;
+        if let Some(capability) = capability {
+            leaf.entry.set_xattr(CAPABILITY.as_ref(), &capability, XattrFlags::empty())?;
+        }
+        leaf.entry.set_times(&times_of(&before))?;
+        Entry::of_open(file)
     }
 
     /// Copies every directory of `steps` up that is not in the upper yet, so that the last one can be written.
@@ -194,6 +245,24 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+/// An empty directory on the upper's file system for what its user needs for a while. It goes with the value; after a kill the next
+/// writer removes it.
+#[derive(Debug)]
+pub struct Scratch<'a> {
+    writer: &'a Writer,
+    name: OsString,
+    /// The directory.
+    pub dir: Dir,
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        if let Ok(name) = Name::new(&self.name) {
+            let _ = self.writer.work.remove_tree(name);
+        }
     }
 }
 
@@ -233,21 +302,42 @@ pub fn create_upper(upper: &Path, lower: &Merged) -> io::Result<()> {
     copy_attributes(&lower.top().0.to_entry()?, &made)
 }
 
-/// Makes a copy of a file that is no directory, with its xattrs, at a free name. Where `length` is less than all of a regular
+/// Makes a copy of a file that is not a directory, with its xattrs, at a free name. Where `length` is less than all of a regular
 /// file, it is cut off there.
 ///
 /// # Errors
 /// What copying says.
 pub fn copy_leaf_as(from: &Entry, to: &Dir, name: Name<'_>, length: u64, attributes: &Attributes) -> io::Result<Entry> {
+    copy_file(from, from, to, name, length, attributes, Private::Left)
+}
+
+/// Makes a copy of a file of an upper for another upper that takes its place: a metacopy stays one.
+///
+/// # Errors
+/// What copying says.
+pub fn clone_leaf(from: &Entry, to: &Dir, name: Name<'_>) -> io::Result<Entry> {
+    copy_file(from, from, to, name, WHOLE, &Attributes::of(from.stat()), Private::Kept)
+}
+
+/// Copies a file whose data is in `data`.
+fn copy_file(
+    from: &Entry,
+    data: &Entry,
+    to: &Dir,
+    name: Name<'_>,
+    length: u64,
+    attributes: &Attributes,
+    private: Private,
+) -> io::Result<Entry> {
     let stat = from.stat();
     if from.file_type() == FileType::RegularFile {
         let file = to.create(name, Mode::from_raw_mode(attributes.mode & 0o777))?;
-        let from = from.open_to_read()?;
+        let data = data.open_to_read()?;
         if length > 0 && stat.st_size > 0 {
-            copy_data(&from, &file, length.min(stat.st_size as u64))?;
+            copy_data(&data, &file, length.min(stat.st_size as u64))?;
         }
         let copy = Entry::of_open(file)?;
-        attributes.give(&Entry::of_open(from)?, &copy)?;
+        attributes.give(from, &copy, private)?;
         return Ok(copy);
     }
     match from.file_type() {
@@ -256,7 +346,7 @@ pub fn copy_leaf_as(from: &Entry, to: &Dir, name: Name<'_>, length: u64, attribu
         special => to.mknod(name, special, Mode::from_raw_mode(0o600), stat.st_rdev)?,
     }
     let copy = to.entry(name)?.ok_or(Errno::NOENT)?;
-    attributes.give(from, &copy)?;
+    attributes.give(from, &copy, private)?;
     Ok(copy)
 }
 
@@ -297,7 +387,15 @@ pub fn keeping_times<T>(dir: &Dir, change: impl FnOnce() -> io::Result<T>) -> io
 /// # Errors
 /// What setting says.
 pub fn copy_attributes(from: &Entry, to: &Entry) -> io::Result<()> {
-    Attributes::of(from.stat()).give(from, to)
+    Attributes::of(from.stat()).give(from, to, Private::Left)
+}
+
+/// The same for a directory of an upper that takes the place of `from`, with overlayfs's own xattrs.
+///
+/// # Errors
+/// What setting says.
+pub fn clone_attributes(from: &Entry, to: &Entry) -> io::Result<()> {
+    Attributes::of(from.stat()).give(from, to, Private::Kept)
 }
 
 /// What a copy is given besides its data and xattrs.
@@ -320,18 +418,18 @@ impl Attributes {
     }
 
     /// Gives them to `to`, with the xattrs of `from`, in the order in which the kernel does not undo them: a change of owner
-    /// clears set-id bits and capabilities, an ACL changes the mode, everything changes the times. What is so already costs
-    /// no call; `to` is as its [`Entry::stat`] says.
+    /// clears set-id bits and capabilities, an ACL changes the mode, everything changes the times. Skips calls whose effect
+    /// [`Entry::stat`] of `to` already shows; that must be current.
     ///
     /// # Errors
     /// What setting says.
-    pub fn give(&self, from: &Entry, to: &Entry) -> io::Result<()> {
+    pub fn give(&self, from: &Entry, to: &Entry, private: Private) -> io::Result<()> {
         let is = to.stat();
         let is_owned = (is.st_uid, is.st_gid) == (self.uid, self.gid);
         if !is_owned {
             to.set_owner(Some(self.uid), Some(self.gid))?;
         }
-        let has_xattrs = copy_xattrs(from, to, |_| true)?;
+        let has_xattrs = copy_xattrs_with(from, to, private, |_| true)?;
         let is_symlink = to.file_type() == FileType::Symlink;
         if !is_symlink && (!is_owned || has_xattrs || is.st_mode & 0o7777 != self.mode) {
             to.set_mode(Mode::from_raw_mode(self.mode))?;
@@ -346,9 +444,20 @@ impl Attributes {
 /// # Errors
 /// What reading or setting says.
 pub fn copy_xattrs(from: &Entry, to: &Entry, which: impl Fn(&OsStr) -> bool) -> io::Result<bool> {
+    copy_xattrs_with(from, to, Private::Left, which)
+}
+
+fn copy_xattrs_with(from: &Entry, to: &Entry, private: Private, which: impl Fn(&OsStr) -> bool) -> io::Result<bool> {
     let mut is_changed = false;
     for name in from.xattr_names()? {
-        if whiteout::is_private_xattr(&name) || !which(&name) {
+        let stays = whiteout::is_private_xattr(&name)
+            && !marks::is_escaped_xattr(&name)
+            && match private {
+                Private::Left => true,
+                Private::Kept => false,
+                Private::KeptWithData => marks::is_of_metacopy(&name),
+            };
+        if stays || !which(&name) {
             continue;
         }
         let is_about_rights =

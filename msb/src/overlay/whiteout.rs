@@ -1,5 +1,5 @@
-//! Whiteouts and opaque directories, in the two spellings the world has: OCI layers say them in file names (`.wh.NAME`,
-//! `.wh..wh..opq`), overlayfs in a 0/0 character device and an xattr. Nobody outside this file knows either spelling.
+//! Whiteouts and opaque directories: OCI layers say them in file names (`.wh.NAME`, `.wh..wh..opq`), overlayfs in a 0/0
+//! character device and in xattrs, which [`super::marks`] reads.
 //!
 //! Sources: the OCI image specification's `layer.md`, "Whiteouts"; the kernel's `Documentation/filesystems/overlayfs.rst`.
 
@@ -8,18 +8,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{FileType, Mode, Stat};
-use rustix::io::Errno;
 
-use super::beneath::{Dir, Name};
+use super::beneath::{Dir, Entry, Name};
+use super::marks::{self, Marks};
+
+pub use super::marks::is_private_xattr;
 
 const OCI_PREFIX: &[u8] = b".wh.";
 const OCI_RESERVED: &[u8] = b".wh..wh.";
 const OCI_OPAQUE: &[u8] = b".wh..wh..opq";
-
-const PRIVATE_XATTR: &[u8] = b"trusted.overlay.";
-const PRIVATE_USER_XATTR: &[u8] = b"user.overlay.";
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
-const OPAQUE_USER_XATTR: &str = "user.overlay.opaque";
 
 /// What the last component of a layer entry's path says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +45,7 @@ pub fn read_oci_name(name: &OsStr) -> OciName<'_> {
     }
 }
 
-/// Whether a file in a layer is a whiteout: a character device 0/0.
+/// Whether a file in a layer is a whiteout in the form that we and the kernel write: a character device 0/0.
 pub fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
@@ -61,52 +58,39 @@ pub fn make_whiteout(dir: &Dir, name: Name<'_>) -> io::Result<()> {
     dir.mknod(name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-/// Whether a directory of a layer hides everything below it, by either of the xattrs that say so: no image and no guest can
-/// set them, so who did was the writer of the layer, as root or without.
+/// Whether a file in a layer is a whiteout in either form: a 0/0 device, or an empty file with an xattr.
 ///
 /// # Errors
-/// What `getxattr(2)` says, but for a file system without xattrs.
+/// What reading xattrs says.
+pub fn is_either_whiteout(entry: &Entry) -> io::Result<bool> {
+    let may_be_marked = entry.file_type() == FileType::RegularFile && entry.stat().st_size == 0;
+    Ok(is_whiteout(entry.stat()) || may_be_marked && Marks::of(entry)?.is_whiteout)
+}
+
+/// Whether a directory of a layer hides everything below it. No image and no guest can say that, so it is the writer of the layer
+/// who did, with or without root.
+///
+/// # Errors
+/// What reading xattrs says.
 pub fn is_opaque(dir: &Dir) -> io::Result<bool> {
-    Ok(says_opaque(dir, OPAQUE_XATTR)? || says_opaque(dir, OPAQUE_USER_XATTR)?)
+    Ok(Marks::of(&dir.to_entry()?)?.is_opaque)
 }
 
-fn says_opaque(dir: &Dir, xattr: &str) -> io::Result<bool> {
-    let mut value = [0u8; 2];
-    match rustix::fs::getxattr(dir.proc_path(), xattr, &mut value[..]) {
-        Ok(length) => Ok(value[..length] == *b"y"),
-        Err(Errno::NODATA | Errno::NOTSUP | Errno::RANGE) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
+/// Has a directory that is opaque by the xattr of a user without root say so by the one of root, too: a kernel that mounts as root
+/// reads no other. What the layer shows stays the same.
+///
+/// # Errors
+/// What `setxattr(2)` says.
+pub fn promote_opaque(dir: &Entry) -> io::Result<()> {
+    marks::promote_opaque(dir)
 }
 
-/// Makes a directory of a layer hide everything below it. Who may not set the xattr that only root may sets the one that the
-/// kernel reads with the mount option `userxattr`.
+/// Makes a directory of a layer hide everything below it.
 ///
 /// # Errors
 /// What `setxattr(2)` says.
 pub fn make_opaque(dir: &Dir) -> io::Result<()> {
-    let set = |xattr| rustix::fs::setxattr(dir.proc_path(), xattr, b"y", rustix::fs::XattrFlags::empty());
-    match set(OPAQUE_XATTR) {
-        Err(Errno::PERM) => Ok(set(OPAQUE_USER_XATTR)?),
-        other => Ok(other?),
-    }
-}
-
-/// Has a directory of a layer say by root's xattr what a user without root has said by the other one: a kernel that mounts with
-/// the rights of root reads no other. What the layer shows stays the same.
-///
-/// # Errors
-/// What `setxattr(2)` says.
-pub fn spell_for_root(dir: &Dir) -> io::Result<()> {
-    if !says_opaque(dir, OPAQUE_XATTR)? && says_opaque(dir, OPAQUE_USER_XATTR)? {
-        rustix::fs::setxattr(dir.proc_path(), OPAQUE_XATTR, b"y", rustix::fs::XattrFlags::empty())?;
-    }
-    Ok(())
-}
-
-/// Whether an xattr is overlayfs's own bookkeeping: it is neither shown nor copied up.
-pub fn is_private_xattr(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(PRIVATE_XATTR) || name.as_bytes().starts_with(PRIVATE_USER_XATTR)
+    marks::set_opaque(&dir.to_entry()?)
 }
 
 #[cfg(test)]
@@ -128,13 +112,5 @@ mod tests {
         ] {
             assert_eq!(read_oci_name(OsStr::new(name)), meaning, "{name}");
         }
-    }
-
-    #[test]
-    fn private_xattrs_are_overlayfs_own() {
-        assert!(is_private_xattr(OsStr::new("trusted.overlay.opaque")));
-        assert!(is_private_xattr(OsStr::new("user.overlay.origin")));
-        assert!(!is_private_xattr(OsStr::new("trusted.other")));
-        assert!(!is_private_xattr(OsStr::new("security.capability")));
     }
 }

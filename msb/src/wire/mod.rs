@@ -14,12 +14,14 @@ mod decoder;
 #[cfg(feature = "cli")]
 pub mod dial;
 pub mod exec;
+mod report;
 pub mod turn;
 pub mod upper;
 
 use std::io::{self, Read, Write};
 
 pub use decoder::{Decoder, Piece};
+pub use report::Report;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -20,7 +20,7 @@ pub struct Entry {
     /// Owner, mode, times and xattrs; none for a whiteout, a link or [`What::Leave`].
     #[serde(default)]
     pub attributes: Option<Attributes>,
-    /// For a file with several names: the number by which [`What::Link`] means it.
+    /// For a regular file with several names: the number by which [`What::Link`] means it.
     #[serde(default)]
     pub number: Option<u64>,
 }

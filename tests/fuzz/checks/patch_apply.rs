@@ -37,12 +37,12 @@ pub fn check(data: &[u8]) {
     }
     let lower = [place("top"), place("bottom")];
     let outside = [place("canary"), place("src"), place("top"), place("bottom")].map(|dir| facts(&dir, true));
-    let upper = place("upper");
+    let (named, upper) = (place("mine"), place("mine/upper"));
     for run in 0..3 {
         let before = upper.exists().then(|| facts(&upper, false));
-        let continued = Upper { dir: upper.clone(), work: place("upper.work"), unknown: serde_json::Map::new() };
+        let continued = Upper { dir: upper.clone(), work: place("mine/work"), unknown: serde_json::Map::new() };
         let dry_run = choices.one_in(6);
-        let begun = Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&upper));
+        let begun = Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named));
         let begun = begun.expect("layers that can be opened");
         let staging = begun.staging;
         let epoch = choices.one_in(2).then_some(1_700_000_000);
@@ -64,16 +64,14 @@ pub fn check(data: &[u8]) {
             assert_eq!(upper.exists().then(|| facts(&upper, false)), before, "a failure left something");
         } else {
             target.finish().expect("times");
-            staging.publish(changed).expect("an upper");
+            staging.publish(changed).expect("an upper").keep();
             Merged::open(&lower, Some(&upper)).and_then(|root| root.list()).expect("a merged root");
         }
         drop(target);
         let now = [place("canary"), place("src"), place("top"), place("bottom")].map(|dir| facts(&dir, true));
         assert_eq!(now, outside, "run {run} changed something outside");
         let mut names: Vec<_> = fs::read_dir(scratch.path()).unwrap().map(|child| child.unwrap().file_name()).collect();
-        names.retain(|name| {
-            !["bottom", "canary", "src", "top", "upper", "upper.work"].iter().any(|known| name == known)
-        });
+        names.retain(|name| !["bottom", "canary", "mine", "src", "top"].iter().any(|known| name == known));
         assert!(names.is_empty(), "run {run} made {names:?}");
         if choices.data.is_empty() {
             break;

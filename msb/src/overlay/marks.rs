@@ -1,0 +1,238 @@
+//! The xattrs by which overlayfs marks files of a layer: what they mean for the merge rule, and which are private.
+//!
+//! Each has two spellings. `trusted.overlay.` takes CAP_SYS_ADMIN to set, so whoever may write a layer has set it.
+//! `user.overlay.` is what overlayfs reads under its mount option `userxattr`, and the owner of a file can set it, also a user
+//! of the root itself while overlayfs is mounted without that option. So the second spelling may hide what lies below
+//! (`opaque`, `whiteout`), but not show anything from another place: `redirect` and `metacopy` in that spelling are refused, as
+//! the kernel refuses them.
+//!
+//! Source: the kernel's `Documentation/filesystems/overlayfs.rst` and `fs/overlayfs/{namei,util}.c`.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use rustix::fs::{FileType, XattrFlags};
+use rustix::io::Errno;
+
+use super::beneath::{Entry, Name};
+
+const TRUSTED: &str = "trusted.overlay.";
+const USER: &str = "user.overlay.";
+
+const OPAQUE: &str = "opaque";
+const REDIRECT: &str = "redirect";
+const METACOPY: &str = "metacopy";
+const WHITEOUT: &str = "whiteout";
+/// The value of [`OPAQUE`] on a directory that hides what lies below it.
+const HIDES: &[u8] = b"y";
+/// And on one that has whiteouts in the form of empty files with the xattr [`WHITEOUT`].
+const HAS_XATTR_WHITEOUTS: &[u8] = b"x";
+/// In front of the rest of a name: the xattr is not this overlayfs's, but of one that is mounted inside it.
+const ESCAPE: &[u8] = b"overlay.";
+
+/// What the xattrs of one file say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Of a directory: it hides what lower layers have at its place.
+    pub(super) is_opaque: bool,
+    /// Of a directory: empty files in it may be whiteouts.
+    pub(super) has_xattr_whiteouts: bool,
+    /// Of an empty regular file: it is a whiteout.
+    pub(super) is_whiteout: bool,
+    /// Of a regular file: its data is that of the file below.
+    pub(super) is_metacopy: bool,
+    /// Where the lower layers have the file's lower part, if not at its own name.
+    pub(super) redirect: Option<Redirect>,
+}
+
+/// Where the lower layers have a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Redirect {
+    /// Whether the names lead from the root; if not, there is one name, in the directory of the file.
+    pub(super) is_absolute: bool,
+    /// Each can be a [`Name`].
+    pub(super) names: Vec<OsString>,
+}
+
+impl Redirect {
+    /// Reads the value of the xattr: one name, or a slash and names with one slash between them.
+    fn parse(value: &[u8]) -> Option<Self> {
+        let is_absolute = value.starts_with(b"/");
+        let names = if is_absolute { &value[1..] } else { value };
+        let names: Vec<_> = names.split(|&byte| byte == b'/').map(|name| OsString::from_vec(name.to_vec())).collect();
+        let are_names = names.iter().all(|name| Name::new(name).is_ok());
+        (are_names && (is_absolute || names.len() == 1)).then_some(Self { is_absolute, names })
+    }
+}
+
+impl Marks {
+    /// Reads the marks of a directory or a regular file; other files have none that count.
+    ///
+    /// # Errors
+    /// What reading xattrs says; [`io::ErrorKind::InvalidData`] for a redirect that is not a path, and
+    /// [`io::ErrorKind::PermissionDenied`] for one, or a metacopy, in the user's spelling.
+    pub(super) fn of(entry: &Entry) -> io::Result<Self> {
+        let mut marks = Self::default();
+        if !matches!(entry.file_type(), FileType::Directory | FileType::RegularFile) {
+            return Ok(marks);
+        }
+        for name in entry.xattr_names()? {
+            let (is_trusted, mark) = match split(&name) {
+                Some((TRUSTED, mark)) => (true, mark),
+                Some((_, mark)) => (false, mark),
+                None => continue,
+            };
+            let refused = |what| {
+                let error = format!("{name:?}: a {what} that any user of the root could have set is not followed");
+                Err(io::Error::new(io::ErrorKind::PermissionDenied, error))
+            };
+            match (entry.is_dir(), mark) {
+                (true, mark) if mark == OPAQUE.as_bytes() => {
+                    let value = entry.xattr(&name)?;
+                    marks.is_opaque |= value == HIDES;
+                    marks.has_xattr_whiteouts |= value == HAS_XATTR_WHITEOUTS;
+                }
+                (false, mark) if mark == WHITEOUT.as_bytes() => marks.is_whiteout = entry.stat().st_size == 0,
+                (false, mark) if mark == METACOPY.as_bytes() => match is_trusted {
+                    true => marks.is_metacopy = true,
+                    false => return refused("metacopy"),
+                },
+                (is_dir, mark) if mark == REDIRECT.as_bytes() => match (is_trusted, is_dir) {
+                    (true, _) => {
+                        let value = entry.xattr(&name)?;
+                        let redirect = Redirect::parse(&value).ok_or_else(|| {
+                            let value = String::from_utf8_lossy(&value);
+                            io::Error::new(io::ErrorKind::InvalidData, format!("{name:?}: {value:?} is not a path"))
+                        })?;
+                        marks.redirect = Some(redirect);
+                    }
+                    // Of a file it counts with a metacopy alone.
+                    (false, true) => return refused("redirect"),
+                    (false, false) => {}
+                },
+                _ => {}
+            }
+        }
+        Ok(marks)
+    }
+
+    /// Whether a layer with this file says more than 0/0 devices and opaque directories do, which is all that a guest and older
+    /// kernels read.
+    pub(super) fn are_plain(&self) -> bool {
+        !self.has_xattr_whiteouts && !self.is_whiteout && !self.is_metacopy && self.redirect.is_none()
+    }
+}
+
+/// The spelling and the mark of a private xattr's name.
+fn split(name: &OsStr) -> Option<(&'static str, &[u8])> {
+    [TRUSTED, USER]
+        .into_iter()
+        .find_map(|spelling| Some((spelling, name.as_bytes().strip_prefix(spelling.as_bytes())?)))
+}
+
+/// Whether an xattr is overlayfs's own bookkeeping: it is neither shown nor settable, nor copied from a lower layer.
+pub fn is_private_xattr(name: &OsStr) -> bool {
+    split(name).is_some()
+}
+
+/// Whether an xattr is private, and belongs to an overlayfs that is mounted inside this one: it goes with the file.
+pub(super) fn is_escaped_xattr(name: &OsStr) -> bool {
+    split(name).is_some_and(|(_, mark)| mark.starts_with(ESCAPE))
+}
+
+/// Whether an xattr says that a regular file's data is in another place, which ends when the file gets its own.
+pub(super) fn is_of_metacopy(name: &OsStr) -> bool {
+    split(name).is_some_and(|(_, mark)| mark == METACOPY.as_bytes() || mark == REDIRECT.as_bytes())
+}
+
+/// Makes a directory of a layer hide everything below it. Without CAP_SYS_ADMIN that is said in the user's spelling.
+///
+/// # Errors
+/// What `setxattr(2)` says.
+pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
+    let set = |spelling: &str| dir.set_xattr((spelling.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty());
+    match set(TRUSTED) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => set(USER),
+        other => other,
+    }
+}
+
+/// Says in the trusted spelling, too, that a directory is opaque in the user's: a kernel that mounts without `userxattr` reads no
+/// other. What the layer shows stays the same.
+///
+/// # Errors
+/// What `setxattr(2)` says.
+pub(super) fn promote_opaque(dir: &Entry) -> io::Result<()> {
+    let says = |spelling: &str| dir.xattr((spelling.to_owned() + OPAQUE).as_ref()).is_ok_and(|value| value == HIDES);
+    if says(USER) && !says(TRUSTED) {
+        dir.set_xattr((TRUSTED.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Says that a file has its own data now.
+///
+/// # Errors
+/// What `removexattr(2)` says.
+pub(super) fn remove_metacopy(file: &Entry) -> io::Result<()> {
+    match file.remove_xattr((TRUSTED.to_owned() + METACOPY).as_ref()) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_is_one_name_or_an_absolute_path() {
+        let read = |value: &str| {
+            let Redirect { is_absolute, names } = Redirect::parse(value.as_bytes())?;
+            Some((is_absolute, names.join(OsStr::new("|")).into_string().unwrap()))
+        };
+        for (value, expected) in [
+            ("a", Some((false, "a"))),
+            ("a b", Some((false, "a b"))),
+            ("...", Some((false, "..."))),
+            ("/a", Some((true, "a"))),
+            ("/a/b/c", Some((true, "a|b|c"))),
+            ("", None),
+            ("/", None),
+            ("//a", None),
+            ("/a//b", None),
+            ("/a/", None),
+            ("a/b", None),
+            (".", None),
+            ("..", None),
+            ("/a/../b", None),
+            ("/./a", None),
+            ("a\0b", None),
+        ] {
+            assert_eq!(read(value), expected.map(|(absolute, names)| (absolute, names.to_owned())), "{value:?}");
+        }
+        assert!(Redirect::parse(&[b'x'; 255]).is_some());
+        assert!(Redirect::parse(&[b'x'; 256]).is_none());
+    }
+
+    #[test]
+    fn private_xattrs_are_overlayfs_own() {
+        for (name, private, escaped, of_metacopy) in [
+            ("trusted.overlay.opaque", true, false, false),
+            ("user.overlay.origin", true, false, false),
+            ("trusted.overlay.overlay.opaque", true, true, false),
+            ("user.overlay.overlay.redirect", true, true, false),
+            ("trusted.overlay.metacopy", true, false, true),
+            ("trusted.overlay.redirect", true, false, true),
+            ("trusted.overlayopaque", false, false, false),
+            ("trusted.other", false, false, false),
+            ("security.capability", false, false, false),
+        ] {
+            let name = OsStr::new(name);
+            assert_eq!(is_private_xattr(name), private, "{name:?}");
+            assert_eq!(is_escaped_xattr(name), escaped, "{name:?}");
+            assert_eq!(is_of_metacopy(name), of_metacopy, "{name:?}");
+        }
+    }
+}
