@@ -51,10 +51,11 @@ ours() {
     start=$(bench_now)
     msb-boot -r "$work/record.json" --name bench --vmm qemu >"$work/vm.json"
     echo $((($(bench_now) - start) / 1000))
-    msb-stop -r "$work/vm.json" -t 0 >/dev/null 2>&1
+    bench_kill "$work/vm.json"
 }
 
 ours >/dev/null # makes the kernel's file
-kernel=$(echo "$MSB_HOME"/kernel/*.elf)
+kernel=$(find "$MSB_HOME/kernel" -name "*.vmlinux")
+[ -f "$kernel" ]
 bench_pair "$rounds"
 bench_table "start of a VM, $rounds rounds, milliseconds" 'QEMU alone to a trivial init'

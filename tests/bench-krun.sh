@@ -36,7 +36,7 @@ ours() {
     msb-boot -r "$work/record.json" --name bench -m "$memory" >"$work/vm.json"
     echo $((($(bench_now) - start) / 1000))
     jq -c .vm.timings_ms "$work/vm.json" >>"$work/timings"
-    msb-stop -r "$work/vm.json" -t 0 >/dev/null 2>&1
+    bench_kill "$work/vm.json"
 }
 
 # processes_of RECORD: the supervisor and its children.

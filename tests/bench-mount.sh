@@ -24,12 +24,16 @@ else
     # shellcheck source=tests/image.bash
     source "$here/image.bash"
     lower=$scratch/lower
-    umoci raw unpack --image "$(demo_image):latest" "$lower" &>/dev/null
+    image=demo_image
+    [ -z "${BENCH_SMOKE:-}" ] || image=tiny_image
+    umoci raw unpack --image "$("$image"):latest" "$lower" &>/dev/null
 fi
 
 lowers=$scratch/big:$lower
 mkdir "$scratch/big"
-head -c 512M /dev/zero >"$scratch/big/512M"
+size=512
+[ -z "${BENCH_SMOKE:-}" ] || size=16
+head -c "${size}M" /dev/zero >"$scratch/big/large"
 tar -C "$lower" -cf "$scratch/usr.tar" usr
 
 mounted_kernel() { mount -t overlay overlay -o "lowerdir=$lowers,upperdir=$1/upper,workdir=$1/work" "$1/root"; }
@@ -42,7 +46,7 @@ mounted_msb() {
 
 work_find() { find "$1" -printf '%s %m\n' >/dev/null; }
 work_tar() { tar -C "$1" -cf - usr etc | cat >/dev/null; }
-work_read() { dd if="$1/512M" of=/dev/null bs=1M status=none; }
+work_read() { dd if="$1/large" of=/dev/null bs=1M status=none; }
 work_untar() { mkdir "$1/new" && tar -C "$1/new" -xf "$scratch/usr.tar"; }
 work_rm() { rm -r "$1/new"; }
 
@@ -84,10 +88,10 @@ while read -r work words; do
     awk -v words="$words" -v k="${figure[kernel.$work]}" -v f="${figure[fuse_overlayfs.$work]}" -v m="${figure[msb.$work]}" 'BEGIN {
         printf "%-28s %10.3f %15.3f %10.3f %11.2fx %19.2fx\n", words, k / 1e6, f / 1e6, m / 1e6, k / m, f / m
     }'
-done <<'EOF'
+done <<EOF
 find find -printf, warm
 tar tar of /usr and /etc, warm
-read read 512 MiB, warm
+read read $size MiB, warm
 untar untar /usr
 rm rm -r of it
 EOF

@@ -27,6 +27,10 @@ median() { awk -v column="$2" '{ print $column }' "$work/$1" | bench_median; }
 
 row() { printf '%-46s %10s %10s\n' "$@"; }
 
+# What is made: small files, and the large one, in MiB.
+files=10000 large_mib=1024
+[ -z "${BENCH_SMOKE:-}" ] || files=100 large_mib=16
+
 cc -O2 -o "$work/files" tests/bench-files.c
 mkdir "$work/image"
 msb-pull -q "oci:$layout:latest" >"$work/image.json"
@@ -48,19 +52,19 @@ turn() {
 mkdir fresh
 trap 'umount -q "$work/fresh" || true; rm -rf "$work"' EXIT
 
-echo "-- 10 000 text operations, $rounds rounds"
-for n in $(seq 0 9999); do printf '{"op":"text","path":"/etc/many/f%d","content":"hello"}\n' "$n"; done >many.jsonl
+echo "-- $files text operations, $rounds rounds"
+for ((n = 0; n < files; n++)); do printf '{"op":"text","path":"/etc/many/f%d","content":"hello"}\n' "$n"; done >many.jsonl
 for ((round = 0; round < rounds; round++)); do
-    turn loop env -C fresh "$work/files" 10000
+    turn loop env -C fresh "$work/files" "$files"
     # shellcheck disable=SC2016 # the inner shell's own
-    turn synced env -C fresh bash -c '"$1" 10000 && sync -f .' - "$work/files"
+    turn synced env -C fresh bash -c '"$1" "$2" && sync -f .' - "$work/files" "$files"
     turn many msb-patch -r image.json -f many.jsonl --upper "$work/fresh/upper"
 done
 row '' 'ms' 'CPU ms'
 row 'openat, write, close' "$(median loop 1)" "$(median loop 2)"
 row 'the same and sync' "$(median synced 1)" "$(median synced 2)"
 row 'msb-patch' "$(median many 1)" "$(median many 2)"
-awk -v a="$(median many 2)" -v b="$(median loop 2)" 'BEGIN { printf "over the files themselves, an operation: %.1f microseconds of CPU\n", (a - b) / 10 }'
+awk -v n="$files" -v a="$(median many 2)" -v b="$(median loop 2)" 'BEGIN { printf "over the files themselves, an operation: %.1f microseconds of CPU\n", (a - b) * 1000 / n }'
 
 echo "-- one text operation from a cold start, $rounds rounds"
 echo '{"op":"text","path":"/etc/motd","content":"hello"}' >one.jsonl
@@ -81,7 +85,7 @@ peak() {
 subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
 print(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1))' "$@"
 }
-head -c 1G /dev/urandom >large
+head -c "${large_mib}M" /dev/urandom >large
 echo '{"op":"copy_file","src":"large","dst":"/large"}' >large.jsonl
 jq -nc --arg src "$tree" '{op: "copy_dir", src: $src, dst: "/copy"}' >tree.jsonl
 # shellcheck disable=SC2016 # the inner shell's own
@@ -92,8 +96,8 @@ for ((round = 0; round < (rounds + 1) / 2; round++)); do
     turn our-tree msb-patch -r image.json -f tree.jsonl --upper "$work/fresh/upper"
 done
 row '' 'ms' 'CPU ms'
-row 'cp --reflink=auto of 1 GiB, sync' "$(median cp-large 1)" "$(median cp-large 2)"
-row 'copy_file of 1 GiB' "$(median our-large 1)" "$(median our-large 2)"
+row "cp --reflink=auto of $large_mib MiB, sync" "$(median cp-large 1)" "$(median cp-large 2)"
+row "copy_file of $large_mib MiB" "$(median our-large 1)" "$(median our-large 2)"
 row "cp -a $tree, sync" "$(median cp-tree 1)" "$(median cp-tree 2)"
 row "copy_dir of $tree" "$(median our-tree 1)" "$(median our-tree 2)"
 row 'most memory, MiB: copy_file, copy_dir' "$(peak msb-patch -r image.json -f large.jsonl)" "$(peak msb-patch -n -r image.json -f tree.jsonl)"

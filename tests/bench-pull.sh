@@ -13,7 +13,9 @@ source "$here/registry.bash"
 
 work=$(mktemp -d)
 trap 'registry_stop "$work/registry"; rm -rf "$work"' EXIT
-layout=$(demo_image)
+image=demo_image
+[ -z "${BENCH_SMOKE:-}" ] || image=tiny_image
+layout=$("$image")
 registry_start "$work/registry"
 ref=$registry_host/demo:latest
 skopeo copy --quiet --dest-tls-verify=false "oci:$layout:latest" "docker://$ref"

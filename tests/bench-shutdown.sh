@@ -2,7 +2,7 @@
 # What an init costs: from the agent's start to the init's, to the first answered command behind that, and from msb-stop to its end;
 # without a handoff in the same run. The second column is what microsandbox's documentation gives as typical on hardware.
 #
-#   [MSB_VMM=krun] tests/bench-shutdown.sh [ROUNDS]
+#   [MSB_VMM=krun] tests/bench-shutdown.sh [ROUNDS [INIT…]]
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$here/../target/release:$PATH
@@ -14,6 +14,8 @@ source "$here/bench.bash"
 source "$here/inits.bash"
 bench_setup
 cd "$work"
+wanted=("${@:2}")
+[ $# -gt 1 ] || wanted=("${inits_all[@]}")
 
 # round NAME FLAG…: appends "to the init, first command, stop, in the guest", in milliseconds, to $work/times-NAME.
 round() {
@@ -46,7 +48,7 @@ typical() {
 
 cp record.json none.json
 for ((turn = 0; turn < rounds; turn++)); do round none; done
-for name in "${inits_all[@]}"; do
+for name in "${wanted[@]}"; do
     mkdir -p "mnt-$name"
     inits_record "$name" "mnt-$name" >"$name.json"
     for ((turn = 0; turn < rounds; turn++)); do
@@ -59,7 +61,7 @@ done
 echo "$MSB_VMM, medians of $rounds, milliseconds"
 {
     printf 'init\ttypical stop\tagent to init\tfirst command\tmsb-stop\tof it in the guest\n'
-    for name in none "${inits_all[@]}"; do
+    for name in none "${wanted[@]}"; do
         printf '%s\t%s' "$name" "$(typical "$name")"
         for column in 1 2 3 4; do printf '\t%s' "$(awk -v c="$column" '{ print $c }' "times-$name" | bench_median)"; done
         echo

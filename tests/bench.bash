@@ -3,6 +3,8 @@
 # ($work/record.json), the time, and the table of two ways to a VM.
 #
 #   source tests/bench.bash; bench_setup; bench_pair "$rounds"; bench_table TITLE OTHER
+#
+# With BENCH_SMOKE set a benchmark does little, and its figures mean nothing: tests/t9-bench.bats sees that it still runs.
 
 # bench_setup: $work, which goes with the shell, and what lies in it. A share for a trivial init is in $work/share.
 bench_setup() {
@@ -31,6 +33,9 @@ bench_end() {
     rm -rf "$work"
     return "$status"
 }
+
+# bench_kill RECORD: ends a VM by force, which msb-stop reports.
+bench_kill() { msb-stop -r "$1" -t 0 >/dev/null 2>&1 || [ $? = 1 ]; }
 
 # bench_now: microseconds.
 bench_now() { echo "${EPOCHREALTIME/./}"; }

@@ -1,0 +1,49 @@
+#!/usr/bin/env bats
+# Benchmarks pass and fail nothing by themselves, so nobody would see that one no longer runs. Each runs once here, with little to
+# do, and must come to the end of its table.
+
+# shellcheck disable=SC2154 # bats sets variables
+bats_require_minimum_version 1.5.0
+
+setup() {
+    export BENCH_SMOKE=1 MSB_VMM=qemu
+    cd "$BATS_TEST_DIRNAME/.." || return
+}
+
+@test "bench-boot, bench-exec and bench-shutdown run" {
+    run --separate-stderr tests/bench-boot.sh 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'msb-boot to an agent that answers '* ]]
+    run --separate-stderr tests/bench-exec.sh 2 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ $output == *"the agent's memory: idle now "* ]]
+    run --separate-stderr tests/bench-shutdown.sh 1 busybox
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'busybox '* ]]
+}
+
+@test "bench-pull, bench-patch and bench-mount run" {
+    RUNS=1 run --separate-stderr tests/bench-pull.sh
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'ratio '* ]]
+    run --separate-stderr tests/bench-patch.sh 1 "$BATS_TEST_DIRNAME"
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'most memory, MiB: copy_file, copy_dir '* ]]
+    RUNS=1 run --separate-stderr tests/bench-mount.sh
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ $output == *'rm -r of it '* ]]
+}
+
+@test "bench-block-krun runs, on QEMU too" {
+    run --separate-stderr tests/bench-block-krun.sh 1 block
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'write 64 MiB and sync it '* ]]
+}
+
+@test "bench-krun runs" {
+    target/release/msb-boot --probe | jq -e .vmms.krun.usable || skip "this machine has no usable KVM"
+    [ -x target/release/examples/bare-krun ] || skip "bare-krun is not built (make bench-krun builds it)"
+    run --separate-stderr tests/bench-krun.sh 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'nothing is left over' ]]
+}
