@@ -227,3 +227,31 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)' "$@"
     [ "$copy" -lt $((few + 4096)) ]
     [ "$many" -lt 16384 ]
 }
+
+@test "an interrupt in the middle ends a run within a moment, and nothing of it is left" {
+    before=$(find "$MSB_HOME" 2>/dev/null | sort)
+    mkfifo ops
+    exec {held}<>ops
+    fallocate -l 3G large
+    copy=$(jq -nc --arg src "$PWD/large" '{op: "copy_file", src: $src, dst: "/large"}')
+    for op in '{"op":"text","path":"/etc/new","content":"new"}' "$copy"; do
+        for signal in INT TERM HUP; do
+            env --default-signal=INT msb-patch -r image.json -f - <ops >out.json 2>err 3>&- &
+            patch=$!
+            echo "$op" >&"$held"
+            # It has begun, and waits for more operations or copies.
+            until [ -n "$(find "$MSB_HOME/sandboxes" -path '*/.*' \( -path '*/etc/new' -o -name large -size +0 \) 2>/dev/null)" ]; do
+                kill -0 "$patch"
+                sleep 0.01
+            done
+            kill -"$signal" "$patch"
+            status=0
+            wait "$patch" || status=$?
+            [ "$status" -eq $((128 + $(kill -l "$signal"))) ] || { echo "$op $signal: $status"; cat err; return 1; }
+            [ "$(cat err)" = 'msb-patch: interrupted' ]
+            [ ! -s out.json ]
+            [ "$(find "$MSB_HOME" -mindepth 2 -path '*/sandboxes/*')" = "$(grep '/sandboxes/' <<<"$before" || true)" ]
+        done
+    done
+    exec {held}>&-
+}

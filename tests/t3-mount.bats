@@ -544,3 +544,22 @@ EOF
     msb-mount -u root
     umount small
 }
+
+@test "an interrupt while a mount is being made leaves a mount that is told of, or none" {
+    for moment in 0.004 0.008 0.012 0.016 0.02 0.03 0.05; do
+        for signal in INT TERM HUP; do
+            status=0
+            timeout --preserve-status -s "$signal" "$moment" msb-mount -r record ./root >out.json 2>err 3>&- || status=$?
+            if [ -s out.json ]; then
+                [ "$(cat root/etc/hosts)" = top ]
+                msb-mount -u ./root
+                rm -r "$MSB_HOME"
+            else
+                [ "$status" -gt 128 ] || { cat err; return 1; }
+            fi
+            run mountpoint -q root
+            [ "$status" -ne 0 ]
+            [ -z "$(find "$MSB_HOME/sandboxes" -mindepth 1 2>/dev/null)" ] || { find "$MSB_HOME"; cat err; return 1; }
+        done
+    done
+}

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
 use msb::exit;
+use msb::interrupt::{self, Begun};
 use msb::output::Output;
 use rustix::process::Pid;
 
@@ -22,10 +23,17 @@ const LOG: &str = "mount.log";
 
 /// Starts the server, prints the record when it is ready, and returns the tool's exit code: a server that fails has
 /// said why on the stderr it shares.
-pub(crate) fn start(config: &Config, output: &Output) -> anyhow::Result<u8> {
+pub(crate) fn start(config: &Config, output: &Output, begun: Begun) -> anyhow::Result<u8> {
     match spawn(config) {
         Ok(Some(pid)) => {
-            let put = output.put(&config.mounted(pid), || config.summary());
+            // A signal that came meanwhile has ended the server, or comes too late.
+            let put = match interrupt::check() {
+                Ok(()) => output.put(&config.mounted(pid), || config.summary()),
+                Err(error) => Err(error.into()),
+            };
+            if put.is_ok() {
+                begun.finish();
+            }
             if put.is_err() {
                 // Nobody knows of the mount.
                 let _ = mountpoint::unmount(&config.mountpoint);
@@ -45,6 +53,8 @@ fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
     command.arg("--serve").args(config.is_read_only.then_some("--ro")).arg("--").arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
+    // It takes its mount away.
+    let _registered = interrupt::register(&server, rustix::process::Signal::TERM)?;
     let mut record = serde_json::to_vec(&config.record)?;
     record.push(b'\n');
     // A server that ends before it reads has its own words for it.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use msb::interrupt::Begun;
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
@@ -28,10 +29,11 @@ pub(crate) struct Config {
 
 impl Config {
     /// Takes the record, makes what is missing: upper, mount point.
-    pub(crate) fn new(args: &Args) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &Args) -> anyhow::Result<(Self, Begun)> {
         args.output.check()?;
         let mut record = args.record.take("msb-mount")?;
         supervisor::require_ended(&mut record)?;
+        let begun = Begun::new();
         let lower = lower(&record)?;
         if let Some(upper) = &record.upper {
             for dir in [&upper.dir, &upper.work] {
@@ -61,7 +63,7 @@ impl Config {
         let mountpoint = located.and_then(mountpoint::prepare);
         let config = Self { lower, is_read_only: args.ro, mountpoint: PathBuf::new(), made, record };
         match mountpoint {
-            Ok(mountpoint) => Ok(Self { mountpoint, ..config }),
+            Ok(mountpoint) => Ok((Self { mountpoint, ..config }, begun)),
             Err(error) => {
                 config.take_back();
                 Err(error)

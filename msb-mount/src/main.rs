@@ -17,7 +17,7 @@ mod tree;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use msb::exit;
+use msb::{exit, interrupt};
 
 use args::Args;
 use config::Config;
@@ -41,11 +41,13 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         let config = Config::received(args)?;
         return background::serve(&config);
     }
-    let config = Config::new(args)?;
+    let _guard = if args.foreground { None } else { Some(interrupt::Guard::new("msb-mount")?) };
+    let (config, begun) = Config::new(args)?;
     if args.foreground {
+        begun.finish();
         let mounted = || config.mounted(rustix::process::getpid());
         serve::run(&config, || args.output.put(&mounted(), || config.summary()))?;
         return Ok(0);
     }
-    background::start(&config, &args.output)
+    background::start(&config, &args.output, begun)
 }

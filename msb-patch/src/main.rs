@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use msb::exit::ReaderGone;
+use msb::interrupt::{self, Begun};
 use msb::record::{Record, Rootfs};
 use msb::staging::{Published, Staging};
 use msb::{cli, exit, start, state, supervisor};
@@ -47,6 +48,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let ops = stream::read(open_ops(args.file.as_deref(), first_op.unwrap_or_default())?);
     let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
+    let _guard = interrupt::Guard::new("msb-patch")?;
+    let begun = Begun::new();
     let (mut target, staging) = match &lower {
         Some(lower) => {
             let begun = Staging::begin(&home, lower, record.upper.as_ref(), upper_named.as_deref())?;
@@ -102,6 +105,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         shown => {
             drop(upper.map(Published::keep));
             drop(target);
+            begun.finish();
             shown
         }
     }
@@ -130,6 +134,7 @@ impl Run<'_> {
     fn all(&mut self, ops: impl Iterator<Item = Numbered>, dry_run: bool, report: &mut Report) -> anyhow::Result<bool> {
         let (mut changed, mut count, mut failed) = (false, 0, 0);
         for Numbered { n, line, op } in ops {
+            interrupt::check()?;
             count = n;
             let done = match &op {
                 Ok(op) => self.one(n, op, report).with_context(|| {
@@ -210,7 +215,7 @@ fn open_ops(file: Option<&Path>, first: Vec<u8>) -> anyhow::Result<Box<dyn BufRe
         _ if io::stdin().is_terminal() => {
             bail!("no operations: stdin is a terminal (pipe them in, or name a file with -f)")
         }
-        _ => Ok(Box::new(Cursor::new(first).chain(BufReader::new(io::stdin())))),
+        _ => Ok(Box::new(Cursor::new(first).chain(BufReader::new(interrupt::Stdin)))),
     }
 }
 

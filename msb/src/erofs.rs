@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use sha2::{Digest, Sha256};
 
+use crate::interrupt::{self, Begun};
 use crate::overlay::beneath::{Dir, Entry};
 use crate::overlay::whiteout;
 use crate::state;
@@ -134,6 +135,7 @@ impl Mkfs {
         }
         started(&path);
         let make = || -> anyhow::Result<()> {
+            let _begun = Begun::new();
             let file = self.unnamed(&dir, lower, &uuid)?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(0o400))?;
             file.sync_all()?;
@@ -208,7 +210,7 @@ impl Mkfs {
         // stdin is the one descriptor that a child has under a number that is known here, and mkfs.erofs reads nothing.
         command.args(OPTIONS).args(["-d1", "-U", uuid, "--", "/proc/self/fd/0"]).arg(source);
         command.env_clear().stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::null()).stderr(Stdio::piped());
-        let output = command.output().with_context(|| format!("{:?}", self.program))?;
+        let output = interrupt::output(&mut command).with_context(|| format!("{:?}", self.program))?;
         if output.status.success() && whole(file, uuid)? {
             return Ok(());
         }

@@ -5,6 +5,8 @@
 
 use std::process::ExitCode;
 
+use crate::interrupt;
+
 /// The operation failed.
 pub const FAILED: u8 = 1;
 /// The command line was wrong.
@@ -44,12 +46,17 @@ pub fn coded(code: u8, message: impl Into<String>) -> anyhow::Error {
 
 /// Ends `main`: says an error as `tool: words` on stderr and picks the exit code.
 ///
-/// The code is that of a [`Coded`] error in the chain, else `failed`. A [`ReaderGone`] says nothing.
+/// The code is that of a [`Coded`] error in the chain, else `failed`. A [`ReaderGone`] says nothing. Where a signal has interrupted
+/// the tool, its errors come of that: the code is 128 and the signal's number.
 pub fn report(tool: &str, failed: u8, result: anyhow::Result<u8>) -> ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(error) if error.chain().any(|cause| cause.is::<ReaderGone>()) => READER_GONE.into(),
         Err(error) => {
+            if let Some(signal) = interrupt::signal() {
+                warn(tool, "interrupted");
+                return u8::try_from(signal).map_or(failed, |signal| SIGNAL_BASE.saturating_add(signal)).into();
+            }
             warn(tool, &format!("{error:#}"));
             error.chain().find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
         }

@@ -18,6 +18,7 @@ pub mod env;
 pub mod erofs;
 #[cfg(feature = "cli")]
 pub mod exit;
+pub mod interrupt;
 #[cfg(feature = "cli")]
 pub mod leftovers;
 #[cfg(feature = "cli")]

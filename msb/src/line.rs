@@ -212,7 +212,15 @@ pub fn write(bytes: &[u8]) -> io::Result<()> {
 pub fn put(value: &impl Serialize) -> anyhow::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
-    match write(&line) {
+    put_bytes(&line)
+}
+
+/// Puts `bytes` on stdout in one write where the pipe allows.
+///
+/// # Errors
+/// As [`put`].
+pub fn put_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    match write(bytes) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
         Err(error) => Err(anyhow::Error::new(error).context("stdout")),
         Ok(()) => Ok(()),

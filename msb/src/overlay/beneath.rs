@@ -14,6 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use crate::interrupt;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat};
 
 pub use entry::{Entry, times_of};
@@ -289,11 +290,12 @@ impl Dir {
     /// a directory after the directory.
     ///
     /// # Errors
-    /// What opening or reading says, ENAMETOOLONG for a path longer than `PATH_MAX`, and what `visit` says.
+    /// What opening or reading says, ENAMETOOLONG for a path longer than `PATH_MAX`, what `visit` says, and [`interrupt::check`].
     pub fn walk(&self, mut visit: impl FnMut(&Path, &Entry) -> io::Result<()>) -> io::Result<()> {
         // Paths, and not descriptors: a directory may have any number of directories.
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
+            interrupt::check()?;
             let dir = self.descend(&path)?;
             visit(&path, &dir.to_entry()?)?;
             for child in dir.read()? {

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use super::beneath::{Dir, Entry, Name, times_of};
 use super::resolve::Step;
 use super::{Layer, Leaf, Merged, marks, whiteout};
+use crate::interrupt;
 
 /// What our names in a work directory begin with; the kernel's overlayfs keeps others there.
 const ASIDE_PREFIX: &str = "msb.";
@@ -329,6 +330,7 @@ fn copy_file(
     attributes: &Attributes,
     private: Private,
 ) -> io::Result<Entry> {
+    interrupt::check()?;
     let stat = from.stat();
     if from.file_type() == FileType::RegularFile {
         let file = to.create(name, Mode::from_raw_mode(attributes.mode & 0o777))?;
@@ -503,10 +505,14 @@ pub fn copy_data(from: &File, to: &File, length: u64) -> io::Result<()> {
     Ok(())
 }
 
+/// How much the kernel copies at once, in bytes: a signal of a person has to wait for it.
+const MOST_AT_ONCE: usize = 64 << 20;
+
 fn copy_range(from: &File, to: &File, start: u64, end: u64) -> io::Result<()> {
     let (mut read_at, mut write_at) = (start, start);
     while read_at < end {
-        let left = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(1 << 30);
+        interrupt::check()?;
+        let left = usize::try_from(end - read_at).unwrap_or(usize::MAX).min(MOST_AT_ONCE);
         match rustix::fs::copy_file_range(from, Some(&mut read_at), to, Some(&mut write_at), left) {
             Ok(0) => break,
             Ok(_) | Err(Errno::INTR) => {}
@@ -534,6 +540,7 @@ fn copy_by_hand(from: &File, to: &File, mut at: u64, end: u64) -> io::Result<()>
     let aligned = space.as_ptr().align_offset(PAGE);
     let block = &mut space[aligned..aligned + size];
     while at < end {
+        interrupt::check()?;
         let wanted = size.min(usize::try_from(end - at).unwrap_or(usize::MAX));
         let got = from.read_at(&mut block[..wanted], at)?;
         if got == 0 {
