@@ -200,6 +200,21 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+@test "a boot whose record nobody reads can be interrupted, and leaves nothing" {
+    mkfifo out
+    exec {out}<>out
+    head -c 65536 /dev/zero >&"$out"
+    env --default-signal=INT msb-boot -r "$vm_record" --name half >out 2>half.err 3>&- &
+    boot=$!
+    until [ -e "$XDG_RUNTIME_DIR/msb/half/record.json" ]; do kill -0 "$boot"; sleep 0.02; done
+    kill -INT "$boot"
+    status=0
+    wait "$boot" || status=$?
+    [ "$status" -eq 130 ]
+    vm_assert_nothing
+    exec {out}>&-
+}
+
 # bats test_tags=vmm
 @test "a boot that is killed leaves no process, no directory, no socket" {
     boot_halfway
@@ -256,7 +271,7 @@ boot_halfway() {
     vm_exec worker reboot -f || true
     vm_await_end "$(vm_pid worker)"
     [ -z "$(vm_processes)" ]
-    jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
+    jq -e '.reason == "the guest rebooted" and .cause == "reboot"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
 }
 
 # bats test_tags=vmm
@@ -284,8 +299,31 @@ boot_halfway() {
     idle_agent idle
     run --separate-stderr env MSB_AGENTD=idle msb-boot -r "$vm_record" --timeout 3
     [ "$status" -eq 1 ]
-    [[ $stderr == "msb-boot: the VM did not come up: the agent did not report within 3 s"* ]]
+    [ "${stderr_lines[0]}" = 'msb-boot: the VM did not come up: the agent did not report within 3 s' ]
+    run ! grep -qi virtio <<<"$stderr"
     vm_assert_nothing
+}
+
+# bats test_tags=vmm
+@test "a boot that fails keeps the guest's log, and names it" {
+    cat >agent.c <<'END'
+#include <stdio.h>
+#include <unistd.h>
+int main() { for (int n = 1; n <= 30; n++) printf("line %d\n", n); puts("FATAL: config missing"); fflush(stdout); sleep(1); return 3; }
+END
+    cc -static -o agent agent.c
+    run --separate-stderr env MSB_AGENTD=agent msb-boot -r "$vm_record" --name failing
+    [ "$status" -eq 1 ]
+    [[ $stderr == *$'\n  guest: FATAL: config missing\n'* ]]
+    [ "$(grep -c '^  guest: ' <<<"$stderr")" -le 11 ]
+    log=$MSB_HOME/logs/failing/kernel.log
+    [ "${stderr_lines[-1]}" = "  log: $log" ]
+    grep -q '^line 1.$' "$log"
+    grep -q 'supervisor .* of "failing" started' "$MSB_HOME/logs/failing/supervisor.log"
+    vm_assert_nothing
+    run --separate-stderr env MSB_AGENTD=agent msb-boot -r "$vm_record" --kernel-log own.log
+    [ "${stderr_lines[-1]}" = "  log: $PWD/own.log" ]
+    grep -q '^FATAL' own.log
 }
 
 @test "a missing or unfit part is named, with what to do" {
@@ -353,7 +391,7 @@ boot_halfway() {
     vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 50 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
     jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", disk: null, ephemeral: false,
-        commit_on_stop: false, overlay: null, vmm: null, kernel_log: null, timeout_s: 50}' worker.json
+        commit_on_stop: false, overlay: null, restart: "no", vmm: null, kernel_log: null, timeout_s: 50}' worker.json
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     run --separate-stderr msb-boot -r worker.json --name other
     [ "$status" -eq 1 ]

@@ -315,7 +315,7 @@ job_control() {
     vm_boot brief
     terminal "msb-exec -r $BATS_TEST_TMPDIR/brief.json -- sh -c 'echo ready; sleep 5005'"
     shows ready
-    msb-stop -t 0 -r "$BATS_TEST_TMPDIR/brief.json" >/dev/null
+    vm_kill "$BATS_TEST_TMPDIR/brief.json"
     shows 'ended 1'
     shows icanon
     ! screen | grep -q -- -icanon

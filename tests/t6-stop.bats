@@ -36,6 +36,45 @@ teardown() {
     wait $! || true
 }
 
+@test "commands have the whole grace but for a quarter, and those that do not end in it are counted" {
+    vm_boot worker
+    vm_exec worker sh -c 'trap "sleep 2; echo done >/root/done; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
+    until grep -q up up; do sleep 0.02; done
+    run --separate-stderr msb-stop -r worker.json -t 4
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    wait $! || true
+    [ "$(vm_left worker /root/done)" = done ]
+    vm_boot worker
+    for n in 1 2; do
+        vm_exec worker sh -c 'trap "" TERM; echo up; while :; do sleep 1; done' >"up-$n" &
+        until grep -q up "up-$n"; do sleep 0.02; done
+    done
+    run --separate-stderr msb-stop -r worker.json -t 2
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: stopped, 2 commands killed after 1.5 s' ]
+    wait
+    vm_boot worker
+    vm_exec worker setsid sh -c '(trap "" TERM; exec sleep 60) </dev/null >/dev/null 2>&1 &'
+    run --separate-stderr msb-stop -r worker.json -t 2
+    [ "$status" -eq 0 ]
+    [[ $stderr == 'msb-stop: worker: stopped'* ]]
+    vm_assert_nothing
+}
+
+@test "the supervisor's log says what it did" {
+    vm_boot worker
+    log=$XDG_RUNTIME_DIR/msb/worker/supervisor.log
+    [ "$(stat -c %a "$log")" = 600 ]
+    kill -TERM "$(vm_pid worker)"
+    vm_await_end "$(vm_pid worker)"
+    sed -E 's/^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{12}Z //; s/[0-9]+/N/g' "$log" >events
+    for event in 'supervisor N of "worker" started' "$(jq -r .vm.vmm worker.json) started: process N" ready 'SIGTERM: stopping, with a grace of N s' \
+        'ended: stopped'; do
+        grep -qxF "$event" events || { echo "no $event"; cat "$log"; return 1; }
+    done
+}
+
 @test "a VM is stopped by its name" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker
@@ -50,7 +89,7 @@ teardown() {
     kill -TERM "$(vm_pid worker)"
     vm_await_end "$(vm_pid worker)"
     [ -z "$(vm_processes)" ]
-    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nkernel.log\nrecord.json' ]
+    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nkernel.log\nrecord.json\nsupervisor.log' ]
     run --separate-stderr msb-stop -r worker.json
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: had ended already: stopped; tidied up' ]
@@ -62,7 +101,7 @@ teardown() {
     vm_boot worker
     kill -STOP "$(vm_vmm worker)"
     run --separate-stderr msb-stop -r worker.json -t 0.5
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-stop: worker: did not stop within 0.5 s, killed' ]
     jq -e 'has("vm") | not' <<<"$output"
     vm_assert_nothing
@@ -71,7 +110,7 @@ teardown() {
 @test "no grace at all kills at once" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker.json -t 0
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-stop: worker: did not stop within 0 s, killed' ]
     vm_assert_nothing
 }
@@ -80,7 +119,7 @@ teardown() {
     vm_boot worker
     kill -STOP "$(vm_pid worker)"
     run --separate-stderr msb-stop -r worker.json -t 0
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-stop: worker: its supervisor did not react, killed' ]
     vm_assert_nothing
 }

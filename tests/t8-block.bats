@@ -93,7 +93,7 @@ END
     wait "$first"
     [ "$(cat one.err two.err | grep -c 'making the image')" = 1 ]
     [ "$(find "$MSB_HOME/erofs" -name '*.erofs' | wc -l)" = 1 ]
-    msb-stop -t 0 -r one >/dev/null
+    vm_kill one
     truncate -s -4096 "$MSB_HOME"/erofs/*.erofs
     vm_boot three
     grep -q 'making the image' three.err
@@ -110,6 +110,100 @@ END
     run vm_exec again cat /etc/hosts
     [ "$status" -ne 0 ]
     run ! grep -q 'EXT4-fs.*recovery' <(vm_exec again dmesg)
+}
+
+@test "a disk that is used again is said, with what is on it; --fresh starts a new one, when nobody has the old one" {
+    vm_boot again
+    run ! grep -q reusing again.err
+    vm_exec again sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=6 2>/dev/null; echo old >/root/kept'
+    run --separate-stderr msb-boot -r "$vm_record" --name again --fresh
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'a VM of that name is running'* ]]
+    msb-stop -r again >/dev/null
+    vm_boot again
+    [[ $(cat again.err) =~ ^'msb-boot: again: reusing its disk, '([0-9]+)'.'[0-9]' MiB written; --fresh starts a new one'$ ]] ||
+        { cat again.err; return 1; }
+    [ "${BASH_REMATCH[1]}" -ge 6 ]
+    [ "${BASH_REMATCH[1]}" -lt 60 ]
+    [ "$(vm_exec again cat /root/kept)" = old ]
+    mkdir other-run
+    run --separate-stderr env XDG_RUNTIME_DIR="$PWD/other-run" MSB_RUN="$PWD/other-run" msb-boot -r "$vm_record" --name again --fresh
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'again/top.ext4": another VM has it'* ]]
+    msb-stop -r again >/dev/null
+    # The patches are newer than the disk.
+    echo '{"op":"text","path":"/etc/hosts","content":"patched\n","replace":true}' | msb-patch -r "$vm_record" -f - >patched.json
+    vm_record=patched.json vm_boot again
+    grep -q 'reusing its disk, .*, which hides patches that were made since to the same files; --fresh' again.err
+    msb-stop -r again >/dev/null
+    vm_record=patched.json vm_boot again --fresh --disk 1G
+    run ! grep -q reusing again.err
+    [ "$(vm_exec again sh -c 'cat /etc/hosts; ls /root')" = patched ]
+    [ "$(ls "$MSB_HOME/sandboxes/again")" = $'top.base\ntop.ext4' ]
+    msb-stop -r again >/dev/null
+    # A boot that fails leaves the disk that is there.
+    vm_record=patched.json vm_boot again
+    vm_exec again sh -c 'echo kept >/root/kept'
+    msb-stop -r again >/dev/null
+    run --separate-stderr env MSB_AGENTD=/etc/passwd msb-boot -r patched.json --name again --fresh
+    [ "$status" -eq 1 ]
+    vm_record=patched.json vm_boot again
+    [ "$(vm_exec again cat /root/kept)" = kept ]
+}
+
+@test "what a boot is bound to fail over is said before an image is made" {
+    for try in \
+        "--kernel-log=$PWD/missing/log|missing/log\": its directory: No such file" \
+        "--kernel-log=$PWD|is a directory (name a file)" \
+        "--kernel-log=$vm_record/log|is not a directory" \
+        "--memory=900G|MiB of swap (ask for less by --memory)" \
+        "--env-file=missing|missing" \
+        "--script=x=missing|script \"x\""; do
+        run --separate-stderr msb-boot -r "$vm_record" "${try%%|*}"
+        [ "$status" -eq 1 ]
+        [[ $stderr == "msb-boot: "*"${try#*|}"* ]] || { echo "${try%%|*}: $stderr"; return 1; }
+    done
+    jq -c --arg dir "$PWD/gone" '.upper = {dir: "\($dir)/upper", work: "\($dir)/work"}' "$vm_record" >gone.json
+    run --separate-stderr msb-boot -r gone.json
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-boot: '*'upper "'*'/gone/upper" is gone (run msb-patch again)' ]]
+    mkdir -p "$MSB_HOME/sandboxes/taken"
+    printf other >"$MSB_HOME/sandboxes/taken/top.base"
+    truncate -s 4G "$MSB_HOME/sandboxes/taken/top.ext4"
+    run --separate-stderr msb-boot -r "$vm_record" --name taken
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'it stands on "other"'*'--fresh'* ]]
+    [ ! -e "$MSB_HOME/erofs" ]
+    [ ! -e "$MSB_HOME/kernel" ]
+    vm_assert_nothing
+}
+
+@test "an interrupt ends the making of an image within a moment, and leaves nothing" {
+    # The real mkfs.erofs, stopped at its start, as one that takes long is; the supervisor has a PATH of its own, and a large file.
+    mkdir tools
+    printf '#!/bin/sh\nkill -STOP $$\nexec %q "$@"\n' "$(type -P mkfs.erofs)" >tools/mkfs.erofs
+    chmod +x tools/mkfs.erofs
+    cp -a "$vm_root" large
+    truncate -s 3G large/file
+    jq -nc --arg root "$PWD/large" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >dir.json
+    for record in "$vm_record" dir.json; do
+        for signal in INT TERM HUP; do
+            env --default-signal=INT PATH="$PWD/tools:$PATH" msb-boot -r "$record" --name half >half.json 2>half.err 3>&- &
+            boot=$!
+            until mkfs=$(pgrep -f "mkfs.erofs .*$MSB_HOME"); do kill -0 "$boot"; sleep 0.02; done
+            kill -"$signal" "$boot"
+            status=0
+            wait "$boot" || status=$?
+            [ "$status" -eq $((128 + $(kill -l "$signal"))) ] || { echo "$record $signal: $status"; cat half.err; return 1; }
+            grep -q '^msb-boot: interrupted' half.err
+            [ ! -s half.json ]
+            vm_await_end "$mkfs"
+            vm_assert_nothing
+        done
+    done
+    [ -z "$(find "$MSB_HOME" -name '*.erofs' -o -name '.*')" ]
+    [ ! -e "$MSB_HOME/sandboxes/half" ]
+    [ ! -e "$MSB_HOME/logs" ]
 }
 
 @test "the disk of a VM without a name, and --ephemeral, leave nothing" {
@@ -132,7 +226,7 @@ END
     [ "$status" -eq 1 ]
     [[ $stderr == *"disk \"$MSB_HOME/sandboxes/disk/top.ext4\": another VM has it"* ]]
     [ "$(vm_exec disk echo on)" = on ]
-    msb-stop -t 0 -r disk >/dev/null
+    vm_kill disk
     run --separate-stderr msb-boot -r "$vm_record" --name disk --disk 1G
     [ "$status" -eq 1 ]
     [[ $stderr == *'it has 4096 MiB already'* ]]

@@ -33,7 +33,7 @@ refused() {
     run --separate-stderr msb-boot -r "$vm_record" --kernel-log log "$@"
     [ "$status" -eq 1 ]
     [ -z "$output" ]
-    [ "$stderr" = "msb-boot: guest: $words" ] || { printf '%s\n' "$stderr"; return 1; }
+    [ "${stderr_lines[0]}" = "msb-boot: guest: $words" ] || { printf '%s\n' "$stderr"; return 1; }
     grep -qxF "agentd: $words" <(tr -d '\r' <log)
     run ! grep -q panic log
     vm_assert_nothing
@@ -147,7 +147,7 @@ END
     vm_exec worker sh -c 'trap "echo ended >/srv/trap; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
     until grep -q up up; do sleep 0.02; done
     run --separate-stderr msb-stop -r worker.json -t 4
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [[ $stderr == 'msb-stop: worker: the init did not power off within 3.'*' s, ended by force' ]] || { echo "$stderr"; return 1; }
     [ "$(vm_left worker /srv/trap)" = ended ]
     wait $! || true

@@ -40,10 +40,64 @@ ends_with() {
     ends_with 'the guest powered off'
 }
 
-@test "a guest that reboots" {
+@test "a guest that reboots, by itself and by the agent" {
+    for command in 'reboot -f' reboot; do
+        vm_boot worker
+        # shellcheck disable=SC2086 # several words
+        vm_exec worker $command || true
+        ends_with 'the guest rebooted'
+    done
+}
+
+@test "a guest that powers off by the agent" {
     vm_boot worker
-    vm_exec worker reboot -f || true
+    vm_exec worker poweroff || true
     ends_with 'the guest powered off'
+}
+
+# bats test_tags=vmm
+@test "nothing that is written to the console ends a VM, or says how it ended" {
+    vm_boot worker
+    vm_exec worker sh -c '
+        for line in "reboot: System halted" "[    1.000000] reboot: Power down" "Power off not available" \
+            "[    2.000000] Kernel panic - not syncing: nothing" "[    3.000000] reboot: Power off not available: System halted instead"; do
+            echo "$line" >/dev/console; echo "<0>$line" >/dev/kmsg; echo "<0>${line#*] }" >/dev/kmsg
+        done'
+    until grep -q 'its agent answers: it goes on' "$XDG_RUNTIME_DIR/msb/worker/supervisor.log"; do sleep 0.05; done
+    sleep 1.5
+    [ "$(vm_exec worker echo alive)" = alive ]
+    vm_exec worker poweroff -f || true
+    ends_with 'the guest powered off'
+}
+
+@test "a caller who ignores SIGCHLD has a VM as any other" {
+    bash -c "trap '' CHLD; exec msb-boot -r \"\$1\" --name worker" - "$vm_record" >worker.json
+    vm_exec worker poweroff -f || true
+    ends_with 'the guest powered off'
+    bash -c "trap '' CHLD; exec msb-boot -r \"\$1\" --name worker" - "$vm_record" >worker.json
+    run --separate-stderr bash -c "trap '' CHLD; exec msb-stop -r worker.json"
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    vm_assert_nothing
+}
+
+# bats test_tags=vmm
+@test "--restart starts a VM again, with its name, its disk and its record, but not one that was stopped" {
+    vm_boot worker --restart on-reboot
+    vm_exec worker sh -c 'echo kept >/root/kept; sync; reboot -f' || true
+    until [ "$(jq '.vm.restarts // 0' "$XDG_RUNTIME_DIR/msb/worker/record.json")" = 1 ]; do kill -0 "$(vm_pid worker)"; sleep 0.05; done
+    [ "$(vm_exec worker cat /root/kept)" = kept ]
+    [ "$(jq .vm.pid "$XDG_RUNTIME_DIR/msb/worker/record.json")" = "$(vm_pid worker)" ]
+    grep -q 'starting it again in 0.1 s' "$XDG_RUNTIME_DIR/msb/worker/supervisor.log"
+    vm_exec worker poweroff -f || true
+    ends_with 'the guest powered off'
+
+    vm_boot worker --restart always
+    kill -KILL "$(vm_vmm worker)"
+    until [ "$(jq '.vm.restarts // 0' "$XDG_RUNTIME_DIR/msb/worker/record.json")" = 1 ]; do kill -0 "$(vm_pid worker)"; sleep 0.05; done
+    [ "$(vm_exec worker cat /root/kept)" = kept ]
+    run --separate-stderr msb-stop -r worker.json
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
+    vm_assert_nothing
 }
 
 @test "a guest whose kernel panics" {
@@ -86,7 +140,7 @@ ends_with() {
     [ "$status" -eq 125 ]
     [[ $stderr == *'its agent does not answer'* ]]
     run --separate-stderr timeout 30 msb-stop -r worker.json -t 1
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     vm_assert_nothing
 }
 
@@ -121,7 +175,7 @@ ends_with() {
             timeout --preserve-status -s "$signal" "$moment" msb-boot -r "$vm_record" --name any >any.json 2>any.err || true
             if [ -s any.json ]; then
                 [ "$(timeout 30 msb-exec -r any.json -- hostname)" = any ]
-                timeout 30 msb-stop -r any.json -t 0 >/dev/null 2>&1
+                vm_kill any.json
             else
                 for pid in $(vm_processes); do vm_await_end "$pid"; done
             fi

@@ -46,7 +46,13 @@ impl Group {
         if self.cgroup.as_ref().is_some_and(Cgroup::end) {
             return;
         }
-        for pid in session_of(self.process.pid) {
+        let session = session_of(self.process.pid);
+        // The command has been reaped. One of its number is another's, and then nobody of the session was left: the kernel gives no
+        // number of a session that there is.
+        if session.contains(&self.process.pid) {
+            return;
+        }
+        for pid in session {
             sys::signal_process(pid, SIGKILL);
         }
     }

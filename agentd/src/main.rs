@@ -127,11 +127,14 @@ fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, made: Made) -> ! {
         give_up(&error.to_string(), ready.kernel_ms, &made);
     }
     tell_host(ready);
-    let cause = agent.reaper.run(signals);
-    say(&format!("shutting down ({cause})"));
+    let cause = match shutdown::await_cause(&agent, signals) {
+        Ok(cause) => cause,
+        Err(error) => give_up(&format!("signalfd: {error}"), 0, &made),
+    };
+    say(&format!("shutting down ({})", cause.signal));
     let reaping = Arc::clone(&agent);
     // This thread goes on reaping, so that the other one sees when nobody is left.
-    thread::spawn(move || -> ! { shutdown::as_pid_1(&reaping, &made) });
+    thread::spawn(move || -> ! { shutdown::as_pid_1(&reaping, &made, cause.next) });
     loop {
         agent.reaper.run(signals);
     }
@@ -173,7 +176,7 @@ fn hand_over(mut agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Rea
 }
 
 fn tell_host(ready: Ready) {
-    if let Err(error) = listen::report(ready) {
+    if let Err(error) = listen::report(Ready { sent_ms: Some(uptime_ms()), ..ready }) {
         say(&format!("tell the host: {error}"));
     }
 }
@@ -185,8 +188,9 @@ fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
     if boot.commit {
         let since = Instant::now();
         commit::run(&boot)?;
-        shutdown::end_machine(made, since);
+        shutdown::end_machine(made, since, None, shutdown::Next::Off);
     }
+    shutdown::show_kernel_messages(shutdown::REBOOTS);
     early::enter_root(&boot, made)?;
     let files = Rlimit { current: Some(sys::OPEN_FILES), maximum: Some(sys::OPEN_FILES) };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, files) {
@@ -232,7 +236,7 @@ fn give_up(words: &str, kernel_ms: u64, made: &Made) -> ! {
         made: made_points,
         ..Ready::default()
     });
-    shutdown::end_machine(made, since)
+    shutdown::end_machine(made, since, None, shutdown::Next::Off)
 }
 
 /// SIGCHLD, and what people and programs send to PID 1 to end a machine.

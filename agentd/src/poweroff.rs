@@ -109,7 +109,16 @@ fn is_fifo(path: &str) -> bool {
 
 /// Whether a process catches a signal, or waits for it in a signalfd, by its `/proc/PID/status`.
 pub fn catches(status: &str, signal: i32) -> bool {
-    let masks = status.lines().filter_map(|line| line.strip_prefix("SigCgt:").or(line.strip_prefix("SigBlk:")));
+    is_in_mask(status, "SigCgt:", signal) || is_in_mask(status, "SigBlk:", signal)
+}
+
+/// Whether a process ignores a signal, by its `/proc/PID/status`.
+pub fn ignores(status: &str, signal: i32) -> bool {
+    is_in_mask(status, "SigIgn:", signal)
+}
+
+fn is_in_mask(status: &str, mask: &str, signal: i32) -> bool {
+    let masks = status.lines().filter_map(|line| line.strip_prefix(mask));
     masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
@@ -171,6 +180,7 @@ mod tests {
         assert!(catches(status, 15));
         assert!(!catches(status, 1));
         assert!(!catches("", 15));
+        assert!(ignores(status, 1) && !ignores(status, 15) && !ignores("", 1));
     }
 
     #[test]

@@ -117,9 +117,19 @@ impl Reaper {
 
     /// Sends a signal to the process groups of all children that a session waits for.
     pub fn signal_all(&self, signal: i32) {
-        for &pid in self.lock().awaited.keys() {
+        self.signal_those(signal, |_| true);
+    }
+
+    /// Sends a signal to the process groups of those children for which `wanted` is true.
+    pub fn signal_those(&self, signal: i32, wanted: impl Fn(i32) -> bool) {
+        for &pid in self.lock().awaited.keys().filter(|&&pid| wanted(pid)) {
             sys::signal_group(pid, signal);
         }
+    }
+
+    /// How many children sessions wait for.
+    pub fn awaited(&self) -> u32 {
+        u32::try_from(self.lock().awaited.len()).unwrap_or(u32::MAX)
     }
 
     /// Reaps on SIGCHLD until another signal of `signals` comes, and returns that. They must be blocked in every thread.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use msb::output::Output;
-use msb::record::{RootChoice, VmmChoice};
+use msb::record::{RestartPolicy, RootChoice, VmmChoice};
 use msb::source::StageRecord;
 use msb::{env, owner, script, state};
 
@@ -88,6 +88,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = disk_size)]
     pub disk: Option<u64>,
 
+    /// For a block root: start with a new disk, where the VM of this --name has one. That one goes when the new one takes its place
+    #[arg(long, conflicts_with = "ephemeral")]
+    pub fresh: bool,
+
     /// For a block root: keep what the guest writes in its memory, and nothing of it when the VM has ended
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "disk")]
     pub ephemeral: Option<bool>,
@@ -106,12 +110,17 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     pub vmm: Option<VmmChoice>,
 
+    /// Whether the VM is started again when it has ended, with the same name and disk: after a reboot of its guest, or however it has
+    /// ended. One that msb-stop has stopped stays stopped
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub restart: Option<RestartPolicy>,
+
     /// Stay until the VM has ended; Ctrl-C stops it
     #[arg(short, long)]
     pub foreground: bool,
 
-    /// Write what the guest's kernel and agent say to this file, which stays; FILE.1 holds what came before [default: kernel.log in
-    /// the VM's run directory]
+    /// Write what the guest's kernel and agent say to this file, in the place of what is in it; at 4 MiB it becomes FILE.1, and a new
+    /// one begins [default: kernel.log in the VM's run directory; of a boot that fails, $MSB_HOME/logs/NAME/kernel.log]
     #[arg(long, value_name = "FILE")]
     pub kernel_log: Option<PathBuf>,
 

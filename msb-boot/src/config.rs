@@ -1,19 +1,21 @@
 //! What is to be booted, checked: whatever can be wrong before a process starts is said here.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use msb::boot::{self, Boot, MountStep};
-use msb::record::{self, Mount, Record, RootChoice, Rootfs, VmmChoice};
+use msb::record::{self, Mount, Record, RestartPolicy, RootChoice, Rootfs, Upper, VmmChoice};
+use msb::rundir::Held;
 use msb::{env, exit, reach, rundir, state, supervisor};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::args::{Args, DEFAULT_DISK};
 use crate::block::Block;
-use crate::block::top::Top;
+use crate::block::top::{Reused, Top};
 use crate::disk::Disk;
 use crate::qemu::Parts;
 use crate::vmm::{self, Kind, Root, Vm};
@@ -45,6 +47,10 @@ pub(crate) struct Config {
     pub record: Record,
     /// Whether what the guest wrote comes into the upper when the VM has ended, whoever ends it.
     pub commit_on_stop: bool,
+    /// When the VM is started again.
+    pub restart: RestartPolicy,
+    /// Where the logs of boots that failed are kept.
+    pub logs: PathBuf,
     /// When the record was there, on the monotonic clock.
     pub started: Duration,
 }
@@ -79,6 +85,9 @@ impl Config {
         for words in more_than_there_is(&asked)? {
             exit::warn(TOOL, &words);
         }
+        let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
+        let (defaults, init) = (defaults::defaults(&image, &asked), defaults::init(&image, &asked));
+        let kernel_log = asked.kernel_log.as_deref().map(kernel_log).transpose()?;
         let agent = programs::agent()?;
         let library = kernel::library()?;
         let (kind, words) = vmm::choose(vmm_choice(asked.vmm)?)?;
@@ -90,9 +99,10 @@ impl Config {
             Kind::Qemu => Some(Parts::find()?),
             Kind::Krun => None,
         };
-        let kernel = kernel::elf(&library, kind)?;
         let dir = run_dir(&name)?;
+        check_name(&name, &dir)?;
         // What takes long comes last.
+        let kernel = kernel::elf(&library, kind)?;
         let root = root(&record, args, &asked, choice.root)?;
         if args.verbose {
             exit::warn(TOOL, &format!("root: {} ({})", root.name(), choice.why));
@@ -108,28 +118,34 @@ impl Config {
             drives: Vec::new(),
             links: Vec::new(),
         };
-        let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
         let boot = Boot {
             version: boot::VERSION,
             hostname: asked.hostname.clone().unwrap_or_else(|| name.clone()),
             mounts: mount_steps(&vm.root),
-            defaults: defaults::defaults(&image, &asked),
+            defaults,
             commit: false,
-            init: defaults::init(&image, &asked),
+            init,
         };
         Ok(Self {
             name,
             root_why: choice.why.into(),
             boot,
             agent,
-            kernel_log: asked.kernel_log.clone(),
+            kernel_log,
             scripts: scripts.clone(),
             timeout: Duration::from_secs(asked.timeout_s.into()),
+            restart: asked.restart,
+            logs: state::home()?.join("logs"),
             commit_on_stop: asked.commit_on_stop && matches!(vm.root, Root::Block(_)),
             record: Record { scripts, boot: Some(asked), vm: None, ..record },
             vm,
             started,
         })
+    }
+
+    /// Where the guest's console goes.
+    pub(crate) fn log_path(&self, held: &Held) -> PathBuf {
+        self.kernel_log.clone().unwrap_or_else(|| held.path().join(rundir::KERNEL_LOG))
     }
 }
 
@@ -172,14 +188,24 @@ pub(crate) fn vmm_choice(asked: Option<VmmChoice>) -> anyhow::Result<VmmChoice> 
     }
 }
 
-/// Words for what the VM is to have and this machine has not: it runs all the same, and badly.
+/// Warnings of what the VM is to have and this machine has not: it runs all the same, and badly.
+///
+/// # Errors
+/// Memory that could not come from anywhere.
 fn more_than_there_is(asked: &record::Boot) -> anyhow::Result<Vec<String>> {
     let mut words = Vec::new();
     let cpus = std::thread::available_parallelism()?.get();
     if usize::from(asked.cpus) > cpus {
         words.push(format!("{} processors are more than the {cpus} of this machine, and take turns", asked.cpus));
     }
-    let memory = nix::sys::sysinfo::sysinfo()?.ram_total() >> 20;
+    let system = nix::sys::sysinfo::sysinfo()?;
+    let (memory, swap) = (system.ram_total() >> 20, system.swap_total() >> 20);
+    if u64::from(asked.memory_mib) > memory + swap {
+        bail!(
+            "{} MiB of memory are more than the {memory} MiB of this machine and its {swap} MiB of swap (ask for less by --memory)",
+            asked.memory_mib
+        );
+    }
     if u64::from(asked.memory_mib) > memory {
         words.push(format!("{} MiB of memory are more than the {memory} MiB of this machine", asked.memory_mib));
     }
@@ -236,6 +262,7 @@ fn root(record: &Record, args: &Args, asked: &record::Boot, choice: RootChoice) 
     // A disk that an earlier boot of the record had is no reason to refuse another root. That nothing is kept would be one.
     let block_flags = [
         ("--disk", args.disk.is_some()),
+        ("--fresh", args.fresh),
         ("--ephemeral", asked.ephemeral),
         ("--commit-on-stop", args.commit_on_stop == Some(true)),
     ];
@@ -259,12 +286,63 @@ fn root(record: &Record, args: &Args, asked: &record::Boot, choice: RootChoice) 
             let size = request::disk_size(asked)?;
             let top = match &asked.name {
                 _ if asked.ephemeral => Top::Memory,
-                Some(name) => Top::named(name, size, base.as_encoded_bytes())?,
+                Some(name) => Top::named(name, size, base.as_encoded_bytes(), args.fresh)?,
                 None => Top::Unnamed { size: size.unwrap_or(DEFAULT_DISK) },
             };
+            if let Some(upper) = &record.upper {
+                check_upper(upper)?;
+            }
+            if let (Some(reused), Some(name)) = (top.check(&state::home()?)?, &asked.name) {
+                args.output.say(TOOL, &reuse(name, &reused, record.upper.as_ref()));
+            }
             Ok(Root::Block(Block::check(lower, record.upper.as_ref(), top)?))
         }
     }
+}
+
+/// What to say of a disk that a VM finds again.
+fn reuse(name: &str, disk: &Reused, upper: Option<&Upper>) -> String {
+    let newer = upper.is_some_and(|upper| {
+        let changed = std::fs::metadata(&upper.dir).map(|meta| {
+            SystemTime::UNIX_EPOCH + Duration::new(meta.ctime().unsigned_abs(), meta.ctime_nsec().unsigned_abs() as u32)
+        });
+        changed.is_ok_and(|changed| changed > disk.last_written)
+    });
+    let hidden = if newer { ", which hides patches that were made since to the same files" } else { "" };
+    let mib = disk.written as f64 / f64::from(1 << 20);
+    format!("{name}: reusing its disk, {mib:.1} MiB written{hidden}; --fresh starts a new one")
+}
+
+fn check_upper(upper: &Upper) -> anyhow::Result<()> {
+    match [&upper.dir, &upper.work].into_iter().find(|dir| !dir.is_dir()) {
+        Some(dir) => bail!("upper {dir:?} is gone (run msb-patch again)"),
+        None => Ok(()),
+    }
+}
+
+/// Where the log goes that the caller names, which is made when the VM starts.
+fn kernel_log(file: &Path) -> anyhow::Result<PathBuf> {
+    let file = std::path::absolute(file)?;
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    match (std::fs::metadata(dir), std::fs::metadata(&file)) {
+        (Err(error), _) => Err(anyhow!(error).context(format!("--kernel-log {file:?}: its directory"))),
+        (Ok(meta), _) if !meta.is_dir() => bail!("--kernel-log {file:?}: {dir:?} is not a directory"),
+        (_, Ok(meta)) if meta.is_dir() => bail!("--kernel-log {file:?}: is a directory (name a file)"),
+        _ => Ok(file),
+    }
+}
+
+/// Refuses a name that a running VM has. The supervisor takes it, where it is free.
+fn check_name(name: &str, dir: &Path) -> anyhow::Result<()> {
+    match Held::take(dir) {
+        Ok(None) => bail!(name_in_use(name)),
+        _ => Ok(()),
+    }
+}
+
+/// What to say of it.
+pub(crate) fn name_in_use(name: &str) -> String {
+    format!("name {name:?}: a VM of that name is running (take another --name, or run \"msb-stop -r {name}\")")
 }
 
 fn check_mount(mount: &Mount) -> anyhow::Result<()> {

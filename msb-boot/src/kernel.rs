@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
 use msb::state;
@@ -20,6 +21,11 @@ pub(crate) const LIBRARY: &str = "libkrunfw.so.5";
 /// # Errors
 /// Words that say where it was looked for.
 pub(crate) fn library() -> Result<PathBuf, Why> {
+    static FOUND: OnceLock<Result<PathBuf, Why>> = OnceLock::new();
+    FOUND.get_or_init(find_library).clone()
+}
+
+fn find_library() -> Result<PathBuf, Why> {
     if let Some(path) = std::env::var_os("MSB_LIBKRUNFW").filter(|path| !path.is_empty()) {
         return fs::canonicalize(&path).map_err(|error| {
             Why::new(format!("guest kernel {path:?}: {error}"), "MSB_LIBKRUNFW names it: name another, or unset it")

@@ -3,7 +3,7 @@
 //! The two talk over a socket pair that is the supervisor's stdin. Until this side has said that the record is printed,
 //! its end of the pair is what keeps the VM: whatever ends this process before that ends the VM too.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
@@ -12,8 +12,8 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::output::Output;
 use msb::record::Record;
-use msb::rundir::{self, Committed, Ended, Held, Stop};
-use msb::{exit, start};
+use msb::rundir::{self, Committed, Ended, Held};
+use msb::{exit, line, start};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -21,7 +21,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::{TOOL, respawn};
+use crate::{TOOL, failed, respawn};
 
 /// What the supervisor tells, a line each.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,10 +67,10 @@ pub(crate) fn launch(config: &Config, output: &Output, foreground: bool) -> anyh
                 other => other?,
             };
             if !fds[0].revents().is_empty() {
-                let signal = interrupts.read_signal()?.map_or(Signal::SIGINT as u32, |info| info.ssi_signo);
+                let signal = read(&interrupts)?;
                 exit::warn(TOOL, "interrupted: ending the VM");
-                give_up(ours, reports, supervisor)?;
-                return Ok(exit::SIGNAL_BASE.saturating_add(u8::try_from(signal)?));
+                give_up(ours, reports, supervisor, &interrupts)?;
+                return Ok(exit::SIGNAL_BASE.saturating_add(signal));
             }
         }
         match next(&mut reports)? {
@@ -80,20 +80,32 @@ pub(crate) fn launch(config: &Config, output: &Output, foreground: bool) -> anyh
                 bail!("{words}");
             }
             Some(Report::Ready(record)) => {
-                if let Err(error) = output.put(&record, || summary(&record)) {
-                    give_up(ours, reports, supervisor)?;
-                    return Err(error);
+                match put(output, &record, &interrupts) {
+                    Ok(None) => {}
+                    Ok(Some(signal)) => {
+                        exit::warn(TOOL, "interrupted: ending the VM");
+                        give_up(ours, reports, supervisor, &interrupts)?;
+                        return Ok(exit::SIGNAL_BASE.saturating_add(signal));
+                    }
+                    Err(error) => {
+                        give_up(ours, reports, supervisor, &interrupts)?;
+                        return Err(error);
+                    }
                 }
                 ours.write_all(&[PRINTED]).context("supervisor")?;
                 return if foreground { stay(config, &interrupts, supervisor) } else { Ok(0) };
             }
             None => {
                 let status = supervisor.wait()?;
+                let mut message = format!("supervisor: {} without a word", crate::supervise::crew::describe(status));
                 if let Ok(Some(held)) = Held::take(&config.vm.dir) {
                     held.await_death()?;
+                    if let Some(log) = failed::keep_logs(config, held.path()) {
+                        message.push_str(&format!("\n  log: {}", log.display()));
+                    }
                     held.remove()?;
                 }
-                bail!("supervisor: {} without a word", crate::supervise::crew::describe(status));
+                bail!(message);
             }
         }
     }
@@ -123,8 +135,7 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
         }
         interrupts.read_signal()?;
         if asked {
-            let commit = rundir::find(&config.vm.dir, rundir::STOP).is_some_and(|stop: Stop| stop.commit);
-            rundir::leave(&config.vm.dir, rundir::STOP, &Stop { grace_ms: 0, commit })?;
+            rundir::ask_to_stop(&config.vm.dir, 0, false)?;
         }
         asked = true;
         let _ = pidfd_send_signal(&process, rustix::process::Signal::TERM);
@@ -172,9 +183,56 @@ fn next(reports: &mut impl BufRead) -> anyhow::Result<Option<Report>> {
     }
 }
 
-/// Hangs up, and waits until the supervisor has cleaned up behind the VM.
-fn give_up(ours: UnixStream, reports: BufReader<UnixStream>, mut supervisor: Child) -> anyhow::Result<()> {
+/// The signal that came, by its number.
+fn read(interrupts: &SignalFd) -> anyhow::Result<u8> {
+    let signal = interrupts.read_signal()?.map_or(Signal::SIGINT as u32, |info| info.ssi_signo);
+    Ok(u8::try_from(signal)?)
+}
+
+/// Hands the record on, and waits for its reader no longer than until a signal comes, whose number it returns then.
+fn put(output: &Output, record: &Record, interrupts: &SignalFd) -> anyhow::Result<Option<u8>> {
+    let stdout = std::io::stdout();
+    if output.output.is_some() || (stdout.is_terminal() && !output.json) {
+        return output.put(record, || summary(record)).map(|()| None);
+    }
+    let mut line = serde_json::to_vec(record)?;
+    line.push(b'\n');
+    // A pipe that has room has it for so much at least, so that a write does not wait.
+    for portion in line.chunks(rustix::pipe::PIPE_BUF) {
+        loop {
+            let mut fds = [PollFd::new(interrupts, PollFlags::IN), PollFd::new(&stdout, PollFlags::OUT)];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other?,
+            };
+            if !fds[0].revents().is_empty() {
+                return read(interrupts).map(Some);
+            }
+            break;
+        }
+        line::put_bytes(portion)?;
+    }
+    Ok(None)
+}
+
+/// Hangs up, and waits until the supervisor has cleaned up behind the VM; it goes on with that alone where a signal comes once more.
+fn give_up(
+    ours: UnixStream,
+    reports: BufReader<UnixStream>,
+    mut supervisor: Child,
+    interrupts: &SignalFd,
+) -> anyhow::Result<()> {
     drop((ours, reports));
-    supervisor.wait()?;
-    Ok(())
+    let process = pidfd_open(Pid::from_child(&supervisor), PidfdFlags::empty())?;
+    loop {
+        let mut fds = [PollFd::new(interrupts, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        if !fds[1].revents().is_empty() {
+            supervisor.wait()?;
+        }
+        return Ok(());
+    }
 }

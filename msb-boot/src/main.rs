@@ -12,6 +12,7 @@ mod config;
 mod defaults;
 mod disk;
 mod elf;
+mod failed;
 mod kernel;
 mod krun;
 mod launch;
@@ -25,7 +26,7 @@ mod vmm;
 
 use std::process::ExitCode;
 
-use msb::{cli, exit, line, start};
+use msb::{cli, exit, interrupt, line, start};
 
 use respawn::Role;
 
@@ -53,6 +54,9 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     }
     args.output.check()?;
     let record = args.record.take(TOOL)?;
+    let guard = interrupt::Guard::new(TOOL)?;
     let config = config::Config::check(args, record)?;
+    interrupt::check()?;
+    drop(guard);
     launch::launch(&config, &args.output, args.foreground)
 }

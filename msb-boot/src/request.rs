@@ -68,6 +68,7 @@ pub(crate) fn request(
     boot.commit_on_stop = args.commit_on_stop.unwrap_or(boot.commit_on_stop);
     override_some(&mut boot.overlay, path(args.overlay.as_deref())?.as_ref());
     override_some(&mut boot.kernel_log, path(args.kernel_log.as_deref())?.as_ref());
+    boot.restart = args.restart.unwrap_or(boot.restart);
     boot.vmm = args.vmm.or(boot.vmm);
     boot.timeout_s = args.timeout.unwrap_or(boot.timeout_s);
     check(&boot)?;
@@ -237,6 +238,7 @@ mod tests {
             (&["--ephemeral"], "ephemeral", json!(true)),
             (&["--commit-on-stop"], "commit_on_stop", json!(true)),
             (&["--overlay", "/o.qcow2"], "overlay", json!("/o.qcow2")),
+            (&["--restart", "on-reboot"], "restart", json!("on-reboot")),
             (&["--kernel-log", "/log"], "kernel_log", json!("/log")),
             (&["--vmm", "qemu"], "vmm", json!("qemu")),
             (&["--timeout", "9"], "timeout_s", json!(9)),

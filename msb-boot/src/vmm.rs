@@ -226,12 +226,17 @@ pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<(Kind, Option<String>)
     match choice {
         VmmChoice::Qemu => Ok((Qemu.probe().map(|_| Kind::Qemu).context("qemu")?, None)),
         VmmChoice::Krun => Ok((Krun.probe().map(|_| Kind::Krun).context("krun")?, None)),
-        VmmChoice::Auto => match (Krun.probe(), Qemu.probe()) {
-            (Ok(how), _) => Ok((Kind::Krun, Some(format!("using krun ({how})")))),
-            (Err(why), Ok(how)) => Ok((Kind::Qemu, Some(format!("krun: {why}; using qemu ({how})")))),
-            (Err(krun), Err(qemu)) if krun == qemu => Err(krun.into()),
-            (Err(krun), Err(qemu)) => Err(anyhow!("krun: {krun}; qemu: {qemu}")),
-        },
+        VmmChoice::Auto => {
+            let krun = match Krun.probe() {
+                Ok(how) => return Ok((Kind::Krun, Some(format!("using krun ({how})")))),
+                Err(why) => why,
+            };
+            match Qemu.probe() {
+                Ok(how) => Ok((Kind::Qemu, Some(format!("krun: {krun}; using qemu ({how})")))),
+                Err(qemu) if krun == qemu => Err(krun.into()),
+                Err(qemu) => Err(anyhow!("krun: {krun}; qemu: {qemu}")),
+            }
+        }
     }
 }
 

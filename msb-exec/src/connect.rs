@@ -9,10 +9,12 @@ use msb::exit::{self, coded};
 use msb::record::Vm;
 use msb::wire::{self, dial};
 
-use crate::ended;
+use crate::ended::{self, Fate};
 
 /// How long a connection that was turned away is tried again.
 const RETRY: Duration = Duration::from_secs(10);
+/// How long a VM that is started again may take.
+const RESTART: Duration = Duration::from_secs(90);
 /// The first pause before another try, which doubles up to the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(320);
@@ -32,9 +34,21 @@ pub fn connect(vm: &Vm, frames: &[u8]) -> anyhow::Result<UnixStream> {
                 thread::sleep(pause);
                 pause = (pause * 2).min(LAST_PAUSE);
             }
+            Err(error) if is_gone(&error) && matches!(ended::fate(vm), Fate::Restarting(_)) => {
+                if !ended::await_restart(vm, Instant::now() + RESTART) {
+                    return Err(coded(exit::TOOL_FAILED, gone(vm, error)));
+                }
+            }
             Err(error) => return Err(coded(exit::TOOL_FAILED, gone(vm, error))),
         }
     }
+}
+
+/// Whether nobody was there.
+fn is_gone(error: &wire::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
+    matches!(error, wire::Error::Io(error) if matches!(error.kind(),
+        BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof))
 }
 
 /// Whether a guest turned the connection away: thousands of others wait for its agent already. A full queue of the VMM's, which is
@@ -56,13 +70,16 @@ pub fn gone(vm: &Vm, error: wire::Error) -> String {
             | io::ErrorKind::ConnectionAborted
             | io::ErrorKind::BrokenPipe
             | io::ErrorKind::UnexpectedEof => {
-                let what = match ended::reason(vm) {
-                    Some(reason) => format!("it is gone: {reason}"),
-                    None if ended::is_alive(vm) && error.kind() == io::ErrorKind::NotFound => {
+                let what = match ended::fate(vm) {
+                    Fate::Ended(reason) => format!("it is gone: {reason}"),
+                    Fate::Restarting(reason) => {
+                        return format!("vm {name:?}: it is being started again: {reason} (try again in a moment)");
+                    }
+                    Fate::Unknown if ended::is_alive(vm) && error.kind() == io::ErrorKind::NotFound => {
                         format!("it runs, but its socket {:?} is gone", vm.endpoint.unix)
                     }
-                    None if ended::is_alive(vm) => "its agent does not answer".to_owned(),
-                    None => "it is not running".to_owned(),
+                    Fate::Unknown if ended::is_alive(vm) => "its agent does not answer".to_owned(),
+                    Fate::Unknown => "it is not running".to_owned(),
                 };
                 let remedy = [log(), "then msb-stop and msb-boot".to_owned()];
                 let remedy =

@@ -1,29 +1,82 @@
-//! Why a VM is gone: what its supervisor left in the run directory.
+//! What becomes of a VM that does not answer: what its supervisor left in the run directory.
 
 use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use msb::record::{self, Record, Vm};
-use msb::rundir::{self, Ended};
+use msb::rundir::{self, Ended, Restarting};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 /// How long a supervisor may take from the end of its VM to its own: it writes down how the VM ended in between.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How the VM ended, in words; `None` where nobody knows, or another VM has its run directory by now.
-pub(crate) fn reason(vm: &Vm) -> Option<String> {
+/// What became of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It has ended, for this reason.
+    Ended(String),
+    /// It has ended for this reason, and is started again.
+    Restarting(String),
+    /// Nobody knows, or another VM has its run directory by now.
+    Unknown,
+}
+
+/// What became of a VM that was there a moment ago.
+pub(crate) fn fate(vm: &Vm) -> Fate {
+    look(vm).unwrap_or(Fate::Unknown)
+}
+
+fn look(vm: &Vm) -> Option<Fate> {
     let dir = vm.endpoint.unix.parent()?;
     let left: Record = serde_json::from_slice(&fs::read(dir.join(record::FILE_NAME)).ok()?).ok()?;
     if left.vm?.pid != vm.pid {
         return None;
     }
-    match rundir::find::<Ended>(dir, rundir::ENDED) {
-        Some(ended) => Some(ended.reason),
-        None => wait_for_reason(dir, vm.pid),
+    let deadline = Instant::now() + PATIENCE;
+    let (watch, supervisor) = (watch(dir).ok()?, pidfd_open(Pid::from_raw(vm.pid)?, PidfdFlags::empty()));
+    loop {
+        // First what is seen by the events after this.
+        let has_ended = match &supervisor {
+            Ok(process) => poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&Timespec::default())).ok()? > 0,
+            Err(error) => *error == Errno::SRCH,
+        };
+        if let Some(ended) = rundir::find::<Ended>(dir, rundir::ENDED) {
+            return Some(Fate::Ended(ended.reason));
+        }
+        if has_ended {
+            return Some(Fate::Ended("its supervisor was killed".into()));
+        }
+        if let Some(restarting) = rundir::find::<Restarting>(dir, rundir::RESTARTING) {
+            return Some(Fate::Restarting(restarting.reason));
+        }
+        if !happens(&watch, supervisor.as_ref().ok(), deadline).ok()? {
+            return None;
+        }
     }
+}
+
+/// Waits until a VM that is started again is up. False: it does not come up before `deadline`.
+pub(crate) fn await_restart(vm: &Vm, deadline: Instant) -> bool {
+    let wait = || -> io::Result<bool> {
+        let dir = vm.endpoint.unix.parent().unwrap_or(Path::new("/"));
+        let process = pidfd_open(Pid::from_raw(vm.pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?;
+        let watch = watch(dir)?;
+        while dir.join(rundir::RESTARTING).exists() {
+            let has_ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&Timespec::default()))? > 0;
+            if has_ended || !happens(&watch, Some(&process), deadline)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    };
+    wait().unwrap_or(false)
 }
 
 /// Whether the VM's supervisor lives.
@@ -34,16 +87,23 @@ pub(crate) fn is_alive(vm: &Vm) -> bool {
     })
 }
 
-fn wait_for_reason(dir: &Path, supervisor: i32) -> Option<String> {
-    let has_ended = match pidfd_open(Pid::from_raw(supervisor)?, PidfdFlags::empty()) {
-        Ok(process) => {
-            let limit = Timespec::try_from(PATIENCE).ok()?;
-            poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).ok()? > 0
-        }
-        Err(error) => error == Errno::SRCH,
+fn watch(dir: &Path) -> io::Result<OwnedFd> {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    inotify::add_watch(&watch, dir, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE)?;
+    Ok(watch)
+}
+
+/// Waits until something happens in the directory, or the process ends; false where neither does in time.
+fn happens(watch: &OwnedFd, process: Option<&OwnedFd>, deadline: Instant) -> io::Result<bool> {
+    let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
+    let mut fds = vec![PollFd::new(watch, PollFlags::IN)];
+    fds.extend(process.map(|process| PollFd::new(process, PollFlags::IN)));
+    let happened = match poll(&mut fds, Some(&left)) {
+        Err(Errno::INTR) => true,
+        other => other? > 0,
     };
-    match rundir::find::<Ended>(dir, rundir::ENDED) {
-        Some(ended) => Some(ended.reason),
-        None => has_ended.then(|| "its supervisor was killed".into()),
-    }
+    let mut space = [MaybeUninit::uninit(); 4096];
+    let mut events = Reader::new(watch, &mut space);
+    while events.next().is_ok() {}
+    Ok(happened)
 }

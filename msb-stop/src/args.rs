@@ -8,9 +8,9 @@ use msb::source::VmRecord;
 
 /// Stop a running microVM
 ///
-/// Asks the guest to end its commands, write out its data and stop; kills it if it has not stopped in time. Cleans up after
-/// a VM that has ended already, or whose processes were killed. Reports on stderr which happened, and prints the record
-/// without "vm".
+/// Asks the guest to end its commands, write out its data and stop; kills it if it has not stopped in time, and then exits with 1.
+/// Cleans up after a VM that has ended already, or whose processes were killed. Reports on stderr which happened, and how many
+/// commands had to be killed, and prints the record without "vm".
 #[derive(Debug, Parser)]
 #[command(name = "msb-stop", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -24,12 +24,14 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", conflicts_with = "record")]
     pub names: Vec<String>,
 
-    /// How many seconds the guest may take; 0 kills it at once
+    /// How many seconds the guest may take: its commands have all of it but 2 seconds, or a quarter where that is less. One that still
+    /// writes data back then has up to a minute more. 0 kills it at once
     #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub grace: Duration,
 
     /// For a block root: bring what the guest has written into the record's upper, where msb-mount shows it, msb-patch goes on
-    /// from it, and the next VM has it
+    /// from it, and the next VM has it. Asked for once, it is done, whoever asks the VM to stop again. The disk of a VM that had to be
+    /// killed is kept, and not committed
     #[arg(long)]
     pub commit: bool,
 

@@ -5,6 +5,8 @@ use msb::reach;
 use msb::record::{TopKind, Unknown, Upper, Vm};
 use msb::rundir::Committed;
 
+use crate::vm::{End, Stopped};
+
 /// Checks that there will be something to commit, before anything is stopped.
 ///
 /// # Errors
@@ -29,19 +31,21 @@ pub(crate) fn check(vm: &Vm, upper: Option<&Upper>) -> anyhow::Result<()> {
 /// The upper that has what the guest wrote, if it was to be brought there.
 ///
 /// # Errors
-/// Words for a commit that failed, or never was; the upper is as it was then.
-pub(crate) fn outcome(vm: &Vm, committed: Option<Committed>, wanted: bool) -> anyhow::Result<Option<Upper>> {
-    match committed {
+/// A commit that failed, or never was; the upper is as it was then.
+pub(crate) fn outcome(vm: &Vm, stopped: &Stopped, wanted: bool) -> anyhow::Result<Option<Upper>> {
+    let why = match stopped.end {
+        End::SupervisorKilled | End::Abandoned => "its supervisor was killed",
+        _ => "it had ended before",
+    };
+    match stopped.committed.clone() {
         Some(Committed::Into { dir, work }) => Ok(Some(Upper { dir, work, unknown: Unknown::new() })),
         Some(Committed::Failed(words)) => Err(anyhow!("{}: not committed: {words}", vm.name)),
         None if !wanted => Ok(None),
         None if vm.top.as_ref().is_some_and(|top| top.path.is_some()) => Err(anyhow!(
-            "{0}: not committed: it had ended before (its disk is still there: \"msb-boot --name {0}\", then \"msb-stop --commit\")",
+            "{0}: not committed: {why} (its disk is still there: \"msb-boot --name {0}\" with this record, then \
+             \"msb-stop -r {0} --commit\")",
             vm.name
         )),
-        None => Err(anyhow!(
-            "{}: not committed: it had ended before, and its disk had no name (see msb-boot --name)",
-            vm.name
-        )),
+        None => Err(anyhow!("{}: not committed: {why}, and its disk had no name (see msb-boot --name)", vm.name)),
     }
 }

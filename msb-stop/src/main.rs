@@ -64,7 +64,7 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     }
     let stopped = vm::stop(vm, args.grace, args.commit)?;
     args.output.say(TOOL, &format!("{}: {}", vm.name, stopped.end));
-    let committed = commit::outcome(vm, stopped.committed, args.commit);
+    let committed = commit::outcome(vm, &stopped, args.commit);
     record.vm = None;
     if let Ok(Some(upper)) = &committed {
         record.upper = Some(upper.clone());
@@ -83,5 +83,7 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     };
     args.output.put(&record, String::new)?;
     committed?;
-    unmounted.map(|()| 0)
+    unmounted?;
+    // What was forced is said already.
+    Ok(if stopped.end.is_forced() { exit::FAILED } else { 0 })
 }

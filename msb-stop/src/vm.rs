@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, Vm};
-use msb::rundir::{self, Committed, Ended, Held, Stop};
+use msb::rundir::{self, Committed, Ended, Extended, Held, Stop};
 use msb::supervisor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -37,7 +37,7 @@ impl From<End> for Stopped {
     }
 }
 
-/// How it went, in words.
+/// How it went.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// As the supervisor tells it.
@@ -52,6 +52,18 @@ pub(crate) enum End {
     Lost(Option<Ended>),
     /// There is nothing of it, or its name is another VM's now.
     Gone,
+}
+
+impl End {
+    /// Whether this call ended it by force.
+    pub(crate) fn is_forced(&self) -> bool {
+        match self {
+            Self::Told(ended) => ended.forced,
+            Self::SupervisorKilled => true,
+            Self::Lost(ended) => ended.as_ref().is_none_or(|ended| ended.forced),
+            Self::Before(_) | Self::Abandoned | Self::Gone => false,
+        }
+    }
 }
 
 impl fmt::Display for End {
@@ -106,10 +118,13 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
         (None, None) => bail!("run directory {dir:?} is held by another process (is another msb-stop at work?)"),
         (Some(supervisor), None) => {
             let grace_ms = u64::try_from(grace.as_millis())?;
-            rundir::leave(&dir, rundir::STOP, &Stop { grace_ms, commit })
-                .with_context(|| format!("run directory {dir:?}"))?;
+            let reader = rundir::be_reader(&dir).with_context(|| format!("run directory {dir:?}"))?;
+            rundir::ask_to_stop(&dir, grace_ms, commit).with_context(|| format!("run directory {dir:?}"))?;
             send(&supervisor, Signal::TERM)?;
             let mut has_ended = ends_within(&supervisor, grace + MARGIN)?;
+            while !has_ended && let Some(left) = extension(&dir) {
+                has_ended = ends_within(&supervisor, left + MARGIN)?;
+            }
             if !has_ended && dir.join(rundir::COMMITTED).exists() {
                 has_ended = ends_within(&supervisor, COMMIT)?;
             }
@@ -119,8 +134,12 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
                     bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);
                 }
             }
-            let Some(held) = take(&dir)? else { return Ok(End::Gone.into()) };
-            held
+            let ended = rundir::find(&dir, rundir::ENDED);
+            let committed = rundir::find(&dir, rundir::COMMITTED);
+            drop(reader);
+            // Where another msb-stop tidies up, it had to wait for that.
+            take(&dir)?.map(tidy).transpose()?;
+            return Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Told), committed });
         }
     };
     let ended = rundir::find(held.path(), rundir::ENDED);
@@ -167,6 +186,15 @@ fn check_owner(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// How much more time the supervisor has given a guest that still writes data back.
+fn extension(dir: &Path) -> Option<Duration> {
+    let Extended { until_ms } = rundir::find(dir, rundir::EXTENDED)?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+    // The margin was for the supervisor's own work.
+    Duration::from_millis(until_ms).checked_sub(now)
+}
+
 /// The run directory: where the record says that the sockets are. It is removed later, so it must have the VM's name.
 fn run_dir(vm: &Vm) -> anyhow::Result<PathBuf> {
     supervisor::run_dir(vm)
@@ -187,7 +215,7 @@ fn tidy(held: Held) -> anyhow::Result<()> {
     let dir = held.path().to_owned();
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {
-        let _ = done.send(held.await_death().map(|()| held));
+        let _ = done.send(held.await_death().and_then(|()| held.await_readers()).map(|()| held));
     });
     match wait.recv_timeout(MARGIN) {
         Ok(held) => held.and_then(Held::remove).with_context(|| format!("run directory {dir:?}")),
@@ -217,6 +245,8 @@ pub(crate) fn ends_within(process: &OwnedFd, patience: Duration) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
+    use msb::rundir::Cause;
+
     use super::*;
 
     fn vm(dir: &Path, pid: i32) -> Vm {
@@ -241,7 +271,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("worker");
         put_record(&dir, 4242);
-        let ended = Ended { reason: "the guest powered off".into(), forced: false };
+        let ended = Ended::by(Cause::PowerOff);
         rundir::leave(&dir, rundir::ENDED, &ended).unwrap();
         assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Before(ended).into());
         assert!(!dir.exists());

@@ -57,11 +57,10 @@ impl Drop for Begun {
 }
 
 #[cfg(feature = "cli")]
-pub use guard::{Guard, Registered, Stdin, ignored, output, register};
+pub use guard::{Guard, Registered, Stdin, output, register};
 
 #[cfg(feature = "cli")]
 mod guard {
-    use std::fs;
     use std::io::{self, PipeReader, PipeWriter, Read};
     use std::os::fd::{AsFd, OwnedFd};
     use std::process::{Child, Command, Output, Stdio};
@@ -76,7 +75,7 @@ mod guard {
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
     use super::{BEGUN, SIGNAL, check, signal};
-    use crate::exit;
+    use crate::{exit, start};
 
     /// How long after the first signal another one is a person's who does not want to wait: timeout(1), for one, sends it twice, to its
     /// child and to the group.
@@ -124,9 +123,9 @@ mod guard {
         }
 
         fn start(peer: Option<OwnedFd>) -> io::Result<Self> {
-            let ignored = ignored(&fs::read_to_string("/proc/self/status")?);
+            let ignored = start::ignored().unwrap_or(SigSet::empty());
             let wanted = [Number::SIGINT, Number::SIGTERM, Number::SIGHUP].into_iter();
-            let signals: SigSet = wanted.filter(|&signal| ignored >> (signal as u32 - 1) & 1 == 0).collect();
+            let signals: SigSet = wanted.filter(|&signal| !ignored.contains(signal)).collect();
             signals.thread_block()?;
             let signals = SignalFd::new(&signals)?;
             let (ended, end) = io::pipe()?;
@@ -253,20 +252,5 @@ mod guard {
         drop(registered);
         check()?;
         output
-    }
-
-    /// The signals that a process ignores, as nohup(1) has it: the mask in its `/proc/PID/status`.
-    pub fn ignored(status: &str) -> u64 {
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-    }
-
-    #[cfg(test)]
-    mod tests {
-        #[test]
-        fn the_mask_of_ignored_signals_is_read() {
-            assert_eq!(super::ignored("SigBlk:\t01\nSigIgn:\t0000000000001001\nSigCgt:\t02\n"), 0x1001);
-            assert_eq!(super::ignored(""), 0);
-        }
     }
 }

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use boot::{Boot, Init, RootChoice, VmmChoice};
+pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};
 
 /// The version that this crate reads and writes: the value of the member `msb`.
 pub const VERSION: u64 = 1;
@@ -217,9 +217,16 @@ pub struct Vm {
     pub kernel_log: PathBuf,
     /// How long the start took.
     pub timings_ms: Timings,
+    /// How often its supervisor has started it again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub restarts: u32,
     /// Members of other versions.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// What takes what the guest of a block root writes.
@@ -265,7 +272,7 @@ pub struct Endpoint {
 pub struct Timings {
     /// The VMM's process was started.
     pub spawn: u64,
-    /// The kernel had handed over to agentd, by the guest's own clock since its power-on added to `spawn`.
+    /// The kernel had handed over to agentd, by the guest's own clock, counted back from `ready`.
     pub kernel: u64,
     /// agentd had the root mounted, by the same clock.
     pub agent: u64,

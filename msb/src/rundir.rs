@@ -3,7 +3,7 @@
 //! The VM's supervisor holds a lock on the directory itself as long as it lives; every process of the VM, the
 //! supervisor included, holds one on the file [`ALIVE`]. So whoever gets the first knows that nobody looks after the VM,
 //! and whoever then gets the second knows that nothing of it runs any more. When a VM ends by itself, the supervisor
-//! leaves the record, the kernel's log and [`ENDED`]; msb-stop, or the next msb-boot of that name, removes them.
+//! leaves the record, the logs and [`ENDED`]; msb-stop, or the next msb-boot of that name, removes them.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -29,6 +29,10 @@ pub const DOOR: &str = "door";
 pub const KERNEL_LOG: &str = "kernel.log";
 /// What they said before that, where it was too much for one file.
 pub const OLD_KERNEL_LOG: &str = "kernel.log.1";
+/// What the supervisor did and saw.
+pub const SUPERVISOR_LOG: &str = "supervisor.log";
+/// The part of it that was too much for one file.
+pub const OLD_SUPERVISOR_LOG: &str = "supervisor.log.1";
 /// The directory that is the guest's first root.
 pub const BOOT_SHARE: &str = "share";
 /// The file that every process of the VM holds a lock on.
@@ -39,26 +43,88 @@ pub const ENDED: &str = "ended.json";
 pub const COMMITTED: &str = "committed.json";
 /// What msb-stop wants of the supervisor, a [`Stop`].
 pub const STOP: &str = "stop.json";
+/// The file that is locked while [`STOP`] is read and written again.
+const STOP_LOCK: &str = "stop.lock";
+/// The file that each msb-stop holds a lock on until it has read how the VM ended.
+pub const READERS: &str = "readers.lock";
+/// How far a guest that still writes data back has extended the grace, an [`Extended`].
+pub const EXTENDED: &str = "extended.json";
+/// Present while the supervisor starts the VM again: a [`Restarting`].
+pub const RESTARTING: &str = "restarting.json";
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
-    /// In words, the VM's name left out.
+    /// The message for people, without the VM's name.
     pub reason: String,
     /// Whether it was asked to stop and did not within its grace.
     pub forced: bool,
+    /// What ended it.
+    #[serde(default)]
+    pub cause: Cause,
+    /// How many commands did not end within the grace and were killed.
+    #[serde(default)]
+    pub killed: u32,
+}
+
+/// What ended a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Cause {
+    /// It was asked to stop.
+    Stop,
+    /// The guest powered off, or halted.
+    PowerOff,
+    /// The guest rebooted.
+    Reboot,
+    /// The guest's kernel panicked.
+    Panic,
+    /// A process of the VM failed or was killed.
+    #[default]
+    Failure,
 }
 
 impl Ended {
-    /// It was asked to stop, and did.
-    pub const STOPPED: &str = "stopped";
-    /// It ended because the guest wanted it.
-    pub const POWERED_OFF: &str = "the guest powered off";
+    /// An end in order.
+    pub fn by(cause: Cause) -> Self {
+        let reason = match cause {
+            Cause::Stop => "stopped",
+            Cause::PowerOff => "the guest powered off",
+            Cause::Reboot => "the guest rebooted",
+            Cause::Panic => "the guest's kernel panicked",
+            Cause::Failure => "failed",
+        };
+        Self { reason: reason.into(), forced: false, cause, killed: 0 }
+    }
+
+    /// An end for which nobody asked.
+    pub fn failure(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), ..Self::by(Cause::Failure) }
+    }
+
+    /// The end of a VM that was asked to stop, and had to be killed.
+    pub fn forced(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), forced: true, ..Self::by(Cause::Stop) }
+    }
 
     /// Whether this is how a VM should end.
     pub fn is_orderly(&self) -> bool {
-        !self.forced && [Self::STOPPED, Self::POWERED_OFF].contains(&self.reason.as_str())
+        !self.forced && matches!(self.cause, Cause::Stop | Cause::PowerOff | Cause::Reboot)
     }
+}
+
+/// Until when a VM that was asked to stop has time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extended {
+    /// On the monotonic clock, in milliseconds.
+    pub until_ms: u64,
+}
+
+/// A VM that is started again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarting {
+    /// Why it had ended.
+    pub reason: String,
 }
 
 /// A wish that comes before SIGTERM.
@@ -84,6 +150,28 @@ pub enum Committed {
     },
     /// Why it did not, in words; nothing has changed then.
     Failed(String),
+}
+
+/// Asks for a stop: leaves a [`Stop`] in the run directory `dir`. A commit that an earlier wish asked for stays asked for, whoever
+/// asks again and for what.
+///
+/// # Errors
+/// What locking or writing says.
+pub fn ask_to_stop(dir: &Path, grace_ms: u64, commit: bool) -> io::Result<()> {
+    let lock = File::options().create(true).append(true).mode(0o600).open(dir.join(STOP_LOCK))?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    let commit = commit || find::<Stop>(dir, STOP).is_some_and(|earlier| earlier.commit);
+    leave(dir, STOP, &Stop { grace_ms, commit })
+}
+
+/// As long as what this returns is open, [`Held::await_readers`] waits: the caller wants to read how the VM ends.
+///
+/// # Errors
+/// What opening or locking says.
+pub fn be_reader(dir: &Path) -> io::Result<File> {
+    let file = File::options().create(true).append(true).mode(0o600).open(dir.join(READERS))?;
+    rustix::fs::flock(&file, FlockOperation::LockShared)?;
+    Ok(file)
 }
 
 /// Puts an [`Ended`] or a [`Stop`] into the run directory `dir`.
@@ -186,6 +274,17 @@ impl Held {
         Ok(rustix::fs::flock(self.open_alive()?, FlockOperation::LockExclusive)?)
     }
 
+    /// Waits until everybody who wanted to know has read how the VM ended. It has no time limit either.
+    ///
+    /// # Errors
+    /// What opening or locking says.
+    pub fn await_readers(&self) -> io::Result<()> {
+        match File::open(self.path.join(READERS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => Ok(rustix::fs::flock(other?, FlockOperation::LockExclusive)?),
+        }
+    }
+
     fn open_alive(&self) -> io::Result<File> {
         File::options().create(true).truncate(false).write(true).mode(0o600).open(self.path.join(ALIVE))
     }
@@ -256,11 +355,45 @@ mod tests {
     fn clearing_keeps_what_is_named_and_says_whether_there_was_anything_else() {
         let dir = tempfile::tempdir().unwrap();
         let held = Held::make(&dir.path().join("worker")).unwrap().unwrap();
-        leave(held.path(), ENDED, &Ended { reason: "x".into(), forced: true }).unwrap();
+        leave(held.path(), ENDED, &Ended::forced("x")).unwrap();
         fs::create_dir_all(held.path().join("share/msb")).unwrap();
         assert!(held.clear(&[ENDED]).unwrap());
         assert!(!held.clear(&[ENDED]).unwrap());
         assert_eq!(find::<Ended>(held.path(), ENDED).unwrap().reason, "x");
         assert_eq!(find::<Stop>(held.path(), STOP), None);
+    }
+
+    #[test]
+    fn a_commit_that_was_asked_for_once_stays_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        for (grace_ms, commit, expected) in
+            [(5, false, false), (10_000, true, true), (2_000, false, true), (0, false, true)]
+        {
+            ask_to_stop(dir.path(), grace_ms, commit).unwrap();
+            assert_eq!(find::<Stop>(dir.path(), STOP), Some(Stop { grace_ms, commit: expected }));
+        }
+    }
+
+    #[test]
+    fn only_an_end_that_the_host_or_the_guest_wanted_is_in_order() {
+        for (cause, expected) in [
+            (Cause::Stop, true),
+            (Cause::PowerOff, true),
+            (Cause::Reboot, true),
+            (Cause::Panic, false),
+            (Cause::Failure, false),
+        ] {
+            assert_eq!(Ended::by(cause).is_orderly(), expected, "{cause:?}");
+        }
+        assert!(!Ended::forced("x").is_orderly());
+        assert!(!Ended::failure("x").is_orderly());
+    }
+
+    #[test]
+    fn an_end_that_an_earlier_release_left_is_read() {
+        let ended: Ended = serde_json::from_str(r#"{"reason":"stopped","forced":false}"#).unwrap();
+        assert_eq!(ended, Ended::failure("stopped"));
+        let text = serde_json::to_string(&Ended::by(Cause::PowerOff)).unwrap();
+        assert_eq!(text, r#"{"reason":"the guest powered off","forced":false,"cause":"poweroff","killed":0}"#);
     }
 }

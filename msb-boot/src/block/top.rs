@@ -6,10 +6,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use msb::interrupt::{self, Begun};
 use msb::overlay::upper::copy_data;
 use msb::record::{self, TopKind};
 use msb::state;
@@ -24,6 +27,8 @@ use crate::vmm::Why;
 const DISK: &str = "top.ext4";
 /// The file beside it that says what the disk stands on: without that it makes no sense.
 const BASE: &str = "top.base";
+/// Where templates are in the state directory.
+const TEMPLATES: &str = "templates";
 /// Why a name cannot be had.
 const TAKEN: &str = "another VM has it (stop that one, or take another --name)";
 
@@ -52,7 +57,18 @@ pub(crate) enum Top {
         size: Option<u64>,
         /// What it stands on.
         base: Vec<u8>,
+        /// Whether a new one takes the place of the one that is there.
+        fresh: bool,
     },
+}
+
+/// A disk that a VM finds again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reused {
+    /// What its guests have written, in bytes.
+    pub written: u64,
+    /// When they did that last.
+    pub last_written: SystemTime,
 }
 
 impl Top {
@@ -60,8 +76,31 @@ impl Top {
     ///
     /// # Errors
     /// When nothing says where state is.
-    pub(crate) fn named(name: &str, size: Option<u64>, base: &[u8]) -> io::Result<Self> {
-        Ok(Self::Named { dir: state::home()?.join("sandboxes").join(name), size, base: base.to_owned() })
+    pub(crate) fn named(name: &str, size: Option<u64>, base: &[u8], fresh: bool) -> io::Result<Self> {
+        Ok(Self::Named { dir: state::home()?.join("sandboxes").join(name), size, base: base.to_owned(), fresh })
+    }
+
+    /// Checks that the disk can be had, without making anything. The disk that will be used again, if there is one.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and what to install where a new one cannot be made.
+    pub(crate) fn check(&self, home: &Path) -> anyhow::Result<Option<Reused>> {
+        let size = match self {
+            Self::Memory => return Ok(None),
+            Self::Unnamed { size } => *size,
+            Self::Named { dir, size, base, fresh } => {
+                let path = dir.join(DISK);
+                let there = open_named(dir, &path, *size, base, *fresh).with_context(|| format!("disk {path:?}"))?;
+                if let Some(disk) = there.filter(|_| !fresh) {
+                    return Ok(Some(reused(home, &disk)?));
+                }
+                size.unwrap_or(DEFAULT_DISK)
+            }
+        };
+        if !template_path(home, size).exists() {
+            mke2fs()?;
+        }
+        Ok(None)
     }
 
     /// The disk's file, where it has a name.
@@ -97,15 +136,18 @@ impl Top {
         let (file, unnamed) = match self {
             Self::Memory => return Ok(None),
             Self::Unnamed { size } => (make(home, *size)?, None),
-            Self::Named { dir, size, base } => {
+            Self::Named { dir, size, base, fresh } => {
                 let path = dir.join(DISK);
-                match open_named(dir, &path, *size, base).with_context(|| format!("disk {path:?}"))? {
-                    Some(disk) => (disk, None),
-                    None => (make(home, size.unwrap_or(DEFAULT_DISK))?, Some((dir.as_path(), base.as_slice()))),
+                match open_named(dir, &path, *size, base, *fresh).with_context(|| format!("disk {path:?}"))? {
+                    Some(disk) if !fresh => (disk, None),
+                    replaced => {
+                        let name = Name { dir, base, replaced };
+                        (make(home, size.unwrap_or(DEFAULT_DISK))?, Some(name))
+                    }
                 }
             }
         };
-        Ok(Some(Open { file, unnamed }))
+        Ok(Some(Open { file, name: unnamed }))
     }
 }
 
@@ -113,8 +155,18 @@ impl Top {
 #[derive(Debug)]
 pub(crate) struct Open<'a> {
     file: File,
-    /// The sandbox's directory that it belongs into, and what it stands on.
-    unnamed: Option<(&'a Path, &'a [u8])>,
+    name: Option<Name<'a>>,
+}
+
+/// The name that a disk is to have.
+#[derive(Debug)]
+struct Name<'a> {
+    /// The sandbox's directory that it belongs into.
+    dir: &'a Path,
+    /// What it stands on.
+    base: &'a [u8],
+    /// The disk that has the name yet, locked.
+    replaced: Option<File>,
 }
 
 impl Open<'_> {
@@ -123,16 +175,19 @@ impl Open<'_> {
     /// # Errors
     /// Words for a name that another VM has taken since.
     pub(crate) fn into_file(self) -> anyhow::Result<File> {
-        if let Some((dir, base)) = self.unnamed {
+        if let Some(Name { dir, base, replaced }) = self.name {
             self.file.sync_all()?;
-            give_name(&self.file, dir, base)?;
+            match replaced {
+                None => give_name(&self.file, dir, base)?,
+                Some(_) => replace(&self.file, dir, base)?,
+            };
         }
         Ok(self.file)
     }
 }
 
-/// `None`: it is missing.
-fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8]) -> anyhow::Result<Option<File>> {
+/// `None`: it is missing. One that is to be replaced need not fit.
+fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8], fresh: bool) -> anyhow::Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let disk = match rustix::fs::open(path, flags, Mode::empty()) {
         Err(rustix::io::Errno::NOENT) => return Ok(None),
@@ -141,17 +196,20 @@ fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8]) -> anyhow
     if lock(&disk).is_err() {
         bail!(TAKEN);
     }
+    if fresh {
+        return Ok(Some(disk));
+    }
     let stands_on = fs::read(dir.join(BASE)).context("what it stands on")?;
     if stands_on != base {
         bail!(
-            "it stands on {:?}, and this root is {:?} (take another --name, or remove {dir:?} with what that VM has written)",
+            "it stands on {:?}, and this root is {:?} (take another --name, or --fresh for a new disk without what that VM has written)",
             String::from_utf8_lossy(&stands_on),
             String::from_utf8_lossy(base)
         );
     }
     let has = disk.metadata()?.len();
     if size.is_some_and(|size| size != has) {
-        bail!("it has {} MiB already (leave --disk out, or take another --name)", has >> 20);
+        bail!("it has {} MiB already (leave --disk out, take another --name, or --fresh for a new disk)", has >> 20);
     }
     Ok(Some(disk))
 }
@@ -178,6 +236,30 @@ fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<Pat
     };
     give().with_context(|| format!("disk {path:?}"))?;
     Ok(path)
+}
+
+/// Puts a disk without a name in the place of the one that has it.
+fn replace(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {
+    let path = dir.join(DISK);
+    let replace = || -> anyhow::Result<()> {
+        let _gate = gate(dir)?;
+        let _begun = Begun::new();
+        let aside = state::aside(&path);
+        link(disk, &aside)?;
+        fs::rename(&aside, &path).inspect_err(|_| drop(fs::remove_file(&aside)))?;
+        // In this order: a new disk that is said to stand on the old one's base is refused, and an old one is not mistaken for a new.
+        state::write_file(&dir.join(BASE), base, 0o600)?;
+        Ok(state::sync_parent(&path)?)
+    };
+    replace().with_context(|| format!("disk {path:?}"))?;
+    Ok(path)
+}
+
+fn reused(home: &Path, disk: &File) -> io::Result<Reused> {
+    let meta = disk.metadata()?;
+    // An empty disk has the blocks of its template.
+    let empty = fs::metadata(template_path(home, meta.len())).map_or(0, |template| template.blocks());
+    Ok(Reused { written: meta.blocks().saturating_sub(empty) * 512, last_written: meta.modified()? })
 }
 
 /// While this is held nobody else gives the name or takes it away, so what is said of the base is said of the disk.
@@ -223,10 +305,14 @@ pub(crate) fn mke2fs() -> Result<PathBuf, Why> {
     programs::find("mke2fs", &["/sbin", "/usr/sbin"], "apt-get install e2fsprogs")
 }
 
+fn template_path(home: &Path, size: u64) -> PathBuf {
+    home.join(TEMPLATES).join(format!("ext4-{TEMPLATE_VERSION}-{size}"))
+}
+
 /// The template for a size, made where it is missing.
 fn template(home: &Path, size: u64) -> anyhow::Result<File> {
-    let dir = home.join("templates");
-    let path = dir.join(format!("ext4-{TEMPLATE_VERSION}-{size}"));
+    let dir = home.join(TEMPLATES);
+    let path = template_path(home, size);
     match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other.with_context(|| format!("{path:?}")),
@@ -235,14 +321,10 @@ fn template(home: &Path, size: u64) -> anyhow::Result<File> {
     state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
     let file = unnamed(&dir).with_context(|| format!("{dir:?}"))?;
     file.set_len(size)?;
-    let output = Command::new(&mke2fs)
-        .args(["-q", "-F", "-t", "ext4"])
-        .args(OPTIONS)
-        .arg("/proc/self/fd/0")
-        .env_clear()
-        .stdin(Stdio::from(file.try_clone()?))
-        .output()
-        .with_context(|| format!("{mke2fs:?}"))?;
+    let mut command = Command::new(&mke2fs);
+    command.args(["-q", "-F", "-t", "ext4"]).args(OPTIONS).arg("/proc/self/fd/0").env_clear();
+    command.stdin(Stdio::from(file.try_clone()?));
+    let output = interrupt::output(&mut command).with_context(|| format!("{mke2fs:?}"))?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
         bail!("{mke2fs:?} ended with {}: {}", output.status, words.trim());

@@ -4,9 +4,11 @@
 //! does, with nothing but that disk, where only the agent runs; it sends what is there, and [`msb::commit`] takes it. The
 //! upper changes in one rename when all has come, and only then the disk goes.
 
+use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -29,7 +31,7 @@ const MEMORY: u32 = 256;
 const LAST_WORDS: usize = 2000;
 
 /// Commits, where msb-stop or the caller of msb-boot wants it.
-pub(super) fn wanted(config: &Config, held: &Held) -> bool {
+pub(super) fn is_wanted(config: &Config, held: &Held) -> bool {
     config.commit_on_stop || rundir::find::<Stop>(held.path(), rundir::STOP).is_some_and(|stop| stop.commit)
 }
 
@@ -42,14 +44,21 @@ pub(super) fn run(config: &Config, held: &Held, disk: OwnedFd) -> Committed {
             block.top.forget();
             Committed::Into { dir: upper.dir, work: upper.work }
         }
-        Err(error) => {
-            let kept = match block.keep(&config.name, &disk) {
-                Ok(path) => format!("; what it wrote is kept in {path:?} (\"msb-boot --name {}\" has it)", config.name),
-                Err(error) => format!("; its disk cannot be kept either: {error:#}"),
-            };
-            Committed::Failed(format!("{error:#}{kept}"))
-        }
+        Err(error) => keep(config, &disk, &format!("{error:#}")),
     }
+}
+
+/// Keeps the disk, for `why`, and says how to go on with it. One without a name gets the VM's.
+pub(super) fn keep(config: &Config, disk: &OwnedFd, why: &str) -> Committed {
+    let Root::Block(block) = &config.vm.root else { return Committed::Failed(why.into()) };
+    let name = &config.name;
+    Committed::Failed(match block.keep(name, disk) {
+        Ok(path) => format!(
+            "{why}; what it wrote is kept in {path:?} (to commit it: \"msb-boot --name {name}\" with this record, then \
+             \"msb-stop -r {name} --commit\")"
+        ),
+        Err(error) => format!("{why}; its disk cannot be kept either: {error:#}"),
+    })
 }
 
 fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> {
@@ -82,26 +91,32 @@ fn receive(
     disk: &OwnedFd,
     take: impl FnOnce(&mut UnixStream) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    let mut vm = config.vm.clone();
+    // The VM's own, and not what another release has put in its place meanwhile.
+    let agent = File::open(vm.boot_share().join(boot::INIT_NAME)).context("the VM's agent")?;
     held.clear(&[
         rundir::ALIVE,
         rundir::KERNEL_LOG,
         rundir::OLD_KERNEL_LOG,
+        rundir::SUPERVISOR_LOG,
+        rundir::OLD_SUPERVISOR_LOG,
         msb::record::FILE_NAME,
         rundir::STOP,
+        rundir::READERS,
         rundir::COMMITTED,
     ])?;
-    let mut vm = config.vm.clone();
     vm.memory_mib = MEMORY;
     vm.cpus = 1;
     let drive = disk.try_clone()?;
     vm.drives = vec![Drive { fd: drive.as_raw_fd(), format: DiskFormat::Raw, writable: true }];
     let boot = Boot { commit: true, mounts: vec![mount_step()], ..config.boot.clone() };
-    bootshare::make(&vm.boot_share(), &config.agent, &boot, &Default::default())?;
+    let agent_path = PathBuf::from(format!("/proc/self/fd/{}", agent.as_raw_fd()));
+    bootshare::make(&vm.boot_share(), &agent_path, &boot, &Default::default())?;
     msb::state::make_private_dir(&vm.door())?;
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
     let (mut words, words_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;
-    let mut crew = Crew::new(words_in, held.show_life()?)?;
+    let mut crew = Crew::new(words_in.try_clone()?, words_in, held.show_life()?)?;
     let mut inherited = vec![drive];
     inherited.extend(vm.vmm.vmm().prepare(&mut vm, &mut crew)?);
     crew.start_vmm(&vm, console_in, &inherited)?;

@@ -3,23 +3,24 @@
 //! Both are the guest's to fill, so both are bounded, and neither reaches a terminal with its control characters.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
+
+use super::log;
+use super::rotated::Rotated;
+use super::verdict::Verdict;
 
 /// The most bytes that kernel.log has; then it becomes kernel.log.1, and a new one begins.
 const MAX_LOG: usize = 4 << 20;
 
-/// What the kernel says when it has stopped and the VMM will not notice: no microvm can be switched off.
-const HALTED: [&[u8]; 3] = [b"reboot: System halted", b"reboot: Power down", b"Power off not available"];
-const PANIC: &[u8] = b"Kernel panic - not syncing";
-
-/// The lines that are kept for an error's words.
-const KEPT_LINES: usize = 12;
+/// The lines that are kept for an error's message.
+const KEPT_LINES: usize = 10;
+/// How long the kernel's word of a machine's end is the reason for that end. A halted one stays until its VMM is ended.
+const FRESH: Duration = Duration::from_secs(5);
 /// The most bytes of a line that are kept.
 const KEPT_LINE: usize = 400;
 
@@ -88,30 +89,38 @@ impl Source {
 /// The guest's console.
 pub(super) struct Console {
     source: Source,
-    log: Log,
+    log: Rotated,
     tail: Tail,
     open: bool,
-    halted: bool,
-    panicked: bool,
+    verdict: Option<Verdict>,
+    /// When there was a line last.
+    last_line: Instant,
 }
 
 impl Console {
     /// From a pipe into a new file.
     pub(super) fn new(pipe: PipeReader, log: &Path) -> io::Result<Self> {
-        let (source, log) = (Source::new(pipe)?, Log::begin(log)?);
-        let tail = Tail::default();
-        Ok(Self { source, log, tail, open: true, halted: false, panicked: false })
+        Ok(Self::with_log(Source::new(pipe)?, Rotated::begin(log, MAX_LOG)?))
+    }
+
+    /// The same, behind what an earlier start of the VM has left in the file.
+    pub(super) fn resume(pipe: PipeReader, log: &Path) -> io::Result<Self> {
+        Ok(Self::with_log(Source::new(pipe)?, Rotated::resume(log, MAX_LOG)?))
+    }
+
+    fn with_log(source: Source, log: Rotated) -> Self {
+        Self { source, log, tail: Tail::default(), open: true, verdict: None, last_line: Instant::now() }
     }
 
     /// Takes what is there.
     pub(super) fn drain(&mut self) {
-        let Self { source, log, tail, open, halted, panicked } = self;
+        let Self { source, log, tail, open, verdict, last_line } = self;
         *open = source.drain(|bytes| {
             log.add(bytes);
-            tail.feed(bytes, |line| {
-                *halted |= HALTED.iter().any(|words| says(line, words));
-                *panicked |= says(line, PANIC);
-            });
+            // A machine that goes on for so long did not end then.
+            *verdict = verdict.filter(|_| last_line.elapsed() < FRESH);
+            tail.feed(bytes, |line| *verdict = Verdict::after(*verdict, line));
+            *last_line = Instant::now();
         });
     }
 
@@ -120,14 +129,14 @@ impl Console {
         self.open
     }
 
-    /// Whether the kernel has said that it stopped.
-    pub(super) fn halted(&self) -> bool {
-        self.halted
+    /// What the kernel said last of the machine's end.
+    pub(super) fn verdict(&self) -> Option<Verdict> {
+        self.verdict.filter(|&verdict| verdict == Verdict::Halted || self.last_line.elapsed() < FRESH)
     }
 
-    /// Whether the kernel has said that it gave up.
-    pub(super) fn panicked(&self) -> bool {
-        self.panicked
+    /// Forgets it: the machine goes on.
+    pub(super) fn dismiss(&mut self) {
+        self.verdict = None;
     }
 
     /// The last lines.
@@ -142,67 +151,29 @@ impl AsFd for Console {
     }
 }
 
-/// kernel.log. A full disk costs the log and not the VM.
-struct Log {
-    path: PathBuf,
-    file: File,
-    /// How much is in it, in bytes.
-    length: usize,
-}
-
-impl Log {
-    fn begin(path: &Path) -> io::Result<Self> {
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        Ok(Self { path: path.to_owned(), file, length: 0 })
-    }
-
-    fn add(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            if self.length >= MAX_LOG {
-                self.rotate();
-            }
-            let (now, later) = bytes.split_at(bytes.len().min(MAX_LOG.saturating_sub(self.length)));
-            let _ = self.file.write_all(now);
-            self.length += now.len();
-            bytes = later;
-        }
-    }
-
-    /// Puts what is there aside. Where that fails, it is written over: the newest words matter most.
-    fn rotate(&mut self) {
-        let mut old = self.path.clone().into_os_string();
-        old.push(".1");
-        let _ = fs::rename(&self.path, old);
-        match Self::begin(&self.path) {
-            Ok(new) => *self = new,
-            Err(_) => {
-                let _ = io::Seek::rewind(&mut self.file);
-                self.length = 0;
-            }
-        }
-    }
-}
-
-fn says(line: &[u8], words: &[u8]) -> bool {
-    line.windows(words.len()).any(|window| window == words)
-}
-
-/// The stderr of the processes that serve the VM.
+/// The stderr of processes of the VM. It goes to the supervisor's log.
 pub(super) struct Words {
     source: Source,
     tail: Tail,
+    whose: &'static str,
+    open: bool,
 }
 
 impl Words {
     /// From a pipe.
-    pub(super) fn new(pipe: PipeReader) -> io::Result<Self> {
-        Ok(Self { source: Source::new(pipe)?, tail: Tail::default() })
+    pub(super) fn new(pipe: PipeReader, whose: &'static str) -> io::Result<Self> {
+        Ok(Self { source: Source::new(pipe)?, tail: Tail::default(), whose, open: true })
     }
 
     /// Takes what is there.
     pub(super) fn drain(&mut self) {
-        let tail = &mut self.tail;
-        self.source.drain(|bytes| tail.feed(bytes, |_| {}));
+        let Self { source, tail, whose, open } = self;
+        *open = source.drain(|bytes| tail.feed(bytes, |line| log::note(format_args!("{whose}: {}", printable(line)))));
+    }
+
+    /// Whether more can come.
+    pub(super) fn is_open(&self) -> bool {
+        self.open
     }
 
     /// The last lines.
@@ -235,35 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_halt_is_seen_however_the_line_is_cut() {
-        let mut halted = false;
-        let mut tail = Tail::default();
-        for byte in b"[    1.0] reboot: System halted\r\n" {
-            tail.feed(&[*byte], |line| halted |= says(line, HALTED[0]));
-        }
-        assert!(halted);
-        assert!(!says(b"reboot: Restarting system", HALTED[0]));
-    }
-
-    #[test]
     fn nothing_that_commands_a_terminal_gets_into_words() {
         assert_eq!(printable(b"a\x1b[2Jb\r"), "a\u{fffd}[2Jb");
-    }
-
-    #[test]
-    fn the_log_is_rotated_at_its_limit_and_loses_no_byte_of_the_last_two() {
-        let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("kernel.log");
-        let mut log = Log::begin(&path).unwrap();
-        let line = |number: usize| format!("{number:015}\n").into_bytes();
-        let lines = MAX_LOG / 16 * 5 / 2;
-        let all: Vec<u8> = (0..lines).flat_map(line).collect();
-        for portion in all.chunks(10_007) {
-            log.add(portion);
-        }
-        let (new, old) = (fs::read(&path).unwrap(), fs::read(scratch.path().join("kernel.log.1")).unwrap());
-        assert_eq!(old.len(), MAX_LOG);
-        assert_eq!([old, new].concat(), all[MAX_LOG..]);
-        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
     }
 }

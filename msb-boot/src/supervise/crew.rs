@@ -4,7 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, PipeWriter};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,7 +12,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use anyhow::Context;
 use nix::sched::CloneFlags;
 use rustix::io::FdFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::log;
 use crate::cell::Cell;
 use crate::respawn;
 use crate::vmm::Vm;
@@ -21,26 +23,30 @@ use crate::vmm::Vm;
 struct Member {
     name: &'static str,
     child: Child,
+    /// Readable when it has ended, whatever this process does with SIGCHLD.
+    process: OwnedFd,
     status: Option<ExitStatus>,
 }
 
 /// All of them, the VMM itself too.
 pub(crate) struct Crew {
     members: Vec<Member>,
-    /// Their stderr.
+    /// The VMM's stderr, which tells why it fails.
     words: PipeWriter,
+    /// That of the others, which chat.
+    chatter: PipeWriter,
     /// The lock that says that something of the VM runs.
     alive: File,
 }
 
 impl Crew {
-    /// None yet. What they say on stderr goes to `words`.
+    /// None yet. What the VMM says on stderr goes to `words`, and what the others say to `chatter`.
     ///
     /// # Errors
     /// What `fcntl(2)` says.
-    pub(crate) fn new(words: PipeWriter, alive: File) -> io::Result<Self> {
+    pub(crate) fn new(words: PipeWriter, chatter: PipeWriter, alive: File) -> io::Result<Self> {
         inherit(&alive)?;
-        Ok(Self { members: Vec::new(), words, alive })
+        Ok(Self { members: Vec::new(), words, chatter, alive })
     }
 
     /// Starts a program in a cell with `fds` open under the numbers that they have here.
@@ -56,7 +62,7 @@ impl Crew {
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
         let mut command = respawn::tied(cell, program).context(name)?;
-        command.args(args).current_dir("/").stdout(Stdio::null());
+        command.args(args).current_dir("/").stdout(Stdio::null()).stderr(self.chatter.try_clone()?);
         self.spawn(name, command, fds).context(name)
     }
 
@@ -67,12 +73,12 @@ impl Crew {
     pub(crate) fn start_vmm(&mut self, vm: &Vm, console: PipeWriter, fds: &[OwnedFd]) -> anyhow::Result<()> {
         let name = vm.vmm.name();
         let mut command = respawn::vmm(vm).context(name)?;
-        command.current_dir("/").stdout(console);
+        command.current_dir("/").stdout(console).stderr(self.words.try_clone()?);
         self.spawn(name, command, fds).context(name)
     }
 
     fn spawn(&mut self, name: &'static str, mut command: Command, fds: &[OwnedFd]) -> io::Result<()> {
-        command.stdin(Stdio::null()).stderr(self.words.try_clone()?);
+        command.stdin(Stdio::null());
         for fd in fds {
             inherit(fd)?;
         }
@@ -80,24 +86,40 @@ impl Crew {
         for fd in fds {
             rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
         }
-        self.members.push(Member { name, child: spawned?, status: None });
+        let mut child = spawned?;
+        let process = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(process) => process,
+            Err(error) => {
+                let _ = child.kill().and_then(|()| child.wait());
+                return Err(error.into());
+            }
+        };
+        log::note(format_args!("{name} started: process {}", child.id()));
+        self.members.push(Member { name, child, process, status: None });
         Ok(())
     }
 
     /// A pidfd of the member started last.
     ///
     /// # Errors
-    /// What `pidfd_open(2)` says.
+    /// What `dup(2)` says.
     pub(crate) fn last_pidfd(&self) -> io::Result<OwnedFd> {
-        let member = self.members.last().ok_or(io::ErrorKind::NotFound)?;
-        let pid = rustix::process::Pid::from_child(&member.child);
-        Ok(rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?)
+        self.members.last().ok_or(io::ErrorKind::NotFound)?.process.try_clone()
+    }
+
+    /// The pidfds of those that are not known to have ended.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.members.iter().filter(|member| member.status.is_none()).map(|member| member.process.as_fd())
     }
 
     /// Reaps who has ended. The name and the end of the one that matters most: the VMM's before any other's.
     pub(crate) fn lost(&mut self, vmm: &str) -> Option<(&'static str, ExitStatus)> {
         for member in self.members.iter_mut().filter(|member| member.status.is_none()) {
-            member.status = member.child.try_wait().ok().flatten();
+            // Where somebody else has reaped it, that it has ended is all that there is to know.
+            member.status = member.child.try_wait().unwrap_or(Some(ExitStatus::default()));
+            if let Some(status) = member.status {
+                log::note(format_args!("{} {}", member.name, describe(status)));
+            }
         }
         let mut ended = self.members.iter().filter_map(|member| Some((member.name, member.status?)));
         ended.clone().find(|(name, _)| *name == vmm).or_else(|| ended.next())

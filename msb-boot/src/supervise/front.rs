@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
+use msb::interrupt::Guard;
 use msb::line;
 
 use crate::config::Config;
@@ -34,6 +35,11 @@ impl Front {
     pub(super) fn config(&self) -> anyhow::Result<Config> {
         let order = line::take(&self.0)?.context("no order")?;
         Ok(serde_json::from_slice(&order)?)
+    }
+
+    /// While this lives, long steps of this process are interrupted when the other side goes, or a signal comes.
+    pub(super) fn guard(&self) -> io::Result<Guard> {
+        Guard::with_peer(self.0.as_fd().try_clone_to_owned()?)
     }
 
     /// Tells it something. Where it is gone, [`Front::listen`] will say so.

@@ -1,31 +1,31 @@
-//! The watch over one VM, from its first process to its end.
+//! The watch over one start of a VM, from its first process to its end.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use msb::leftovers::Leftovers;
 use msb::record::{self, Endpoint, Timings};
-use msb::rundir::{self, Ended, Held};
-use msb::wire::AGENT_PORT;
+use msb::rundir::{self, Cause, Ended, Held};
 use msb::wire::exec::Ready;
+use msb::wire::{AGENT_PORT, dial};
 use msb::{state, supervisor};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::console::{Console, Words};
 use super::crew::{self, Crew};
-use super::front::{Front, Said};
-use super::{ready, stopping};
-use crate::bootshare;
+use super::front::Said;
+use super::machine::Machine;
+use super::stopping::Deadline;
+use super::verdict::Verdict;
+use super::{log, ready, stopping};
 use crate::config::{Config, now};
-use crate::launch::Report;
-use crate::vmm::Root;
 
 /// How long a VMM may outlive the loss of a process that serves it: if it is ending itself, that is the reason to tell.
 const LOSS_GRACE: Duration = Duration::from_secs(1);
+/// How long a VMM may outlive its guest, which has halted; and so where the end was asked for, and is no surprise.
+const HALT_GRACE: Duration = Duration::from_secs(1);
+const STOPPED_HALT_GRACE: Duration = Duration::from_millis(200);
 
 /// Where the VM is in its life, and until when.
 enum Phase {
@@ -36,110 +36,97 @@ enum Phase {
     /// Nothing to wait for.
     Running,
     /// It was asked to stop.
-    Stopping { until: Duration, grace: Duration, answer: stopping::Answer },
+    Stopping { deadline: Deadline, answer: Option<stopping::Answer> },
+}
+
+/// The guest's kernel said that it has halted.
+struct Halt {
+    /// When its VMM is killed.
+    until: Duration,
+    /// Has a byte, if the agent answers all the same: then it was somebody else who said it.
+    answer: Option<PipeReader>,
 }
 
 /// The watch.
-pub(super) struct Watch<'a> {
+pub(super) struct Watch<'a, 'f> {
     config: &'a Config,
     held: &'a Held,
-    front: &'a mut Option<Front>,
+    machine: &'a mut Machine<'f>,
     crew: Crew,
     console: Console,
     words: Words,
+    chatter: Words,
     report: Option<ready::Report>,
-    signals: SignalFd,
     phase: Phase,
-    /// What agents made in the root, where it is shared.
-    leftovers: Option<Leftovers>,
+    halt: Option<Halt>,
     /// A process that serves the VM is gone: which and how, and until when the VMM may end by itself.
     lost: Option<(Duration, String)>,
+    /// When the record was there, or the VM was to be started again; and when its VMM was started.
+    started: Duration,
     spawned: Duration,
-    /// The disk that takes what the guest writes, for a commit.
-    top: Option<OwnedFd>,
 }
 
-impl<'a> Watch<'a> {
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Words,
+    Chatter,
+    Console,
+    Report,
+    Front,
+    Signal,
+    Process,
+    News,
+    Answer,
+}
+
+impl<'a, 'f> Watch<'a, 'f> {
     /// Starts the VM's processes.
     ///
     /// # Errors
-    /// Words for what did not start.
-    pub(super) fn start(config: &'a Config, held: &'a Held, front: &'a mut Option<Front>) -> anyhow::Result<Self> {
-        let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD].into_iter().collect();
-        set.thread_block()?;
-        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-
-        let leftovers = match &config.vm.root {
-            Root::Share(root) => Some(Leftovers::hold(&config.vm.dir, root).with_context(|| format!("root {root:?}"))?),
-            _ => None,
-        };
+    /// What did not start.
+    pub(super) fn start(config: &'a Config, held: &'a Held, machine: &'a mut Machine<'f>) -> anyhow::Result<Self> {
+        let started = if machine.restarts == 0 { config.started } else { now() };
         let (words, words_in) = std::io::pipe()?;
-        let mut crew = Crew::new(words_in, held.show_life()?)?;
-        let mut vm = config.vm.clone();
-        bootshare::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
+        let (chatter, chatter_in) = std::io::pipe()?;
+        let mut crew = Crew::new(words_in, chatter_in, held.show_life()?)?;
+        let mut inherited = machine.drives()?;
+        let mut vm = machine.vm.clone();
         state::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
         let report = ready::Report::expect_at(&vm.ready_socket())?;
-        let mut inherited: Vec<OwnedFd> = vm.open_drives()?;
-        let writable = vm.drives.iter().position(|drive| drive.writable && matches!(vm.root, Root::Block(_)));
-        let top = writable.map(|place| inherited[place].try_clone()).transpose()?;
         inherited.extend(vm.vmm.vmm().prepare(&mut vm, &mut crew)?);
         let (console, console_in) = std::io::pipe()?;
-        let log = log_path(config, held);
-        let console = Console::new(console, &log).with_context(|| format!("{log:?}"))?;
+        let log = config.log_path(held);
+        let console = if machine.restarts == 0 { Console::new(console, &log) } else { Console::resume(console, &log) };
+        let console = console.with_context(|| format!("{log:?}"))?;
         crew.start_vmm(&vm, console_in, &inherited)?;
         Ok(Self {
             config,
             held,
-            front,
+            machine,
             crew,
             console,
-            words: Words::new(words)?,
+            words: Words::new(words, vm.vmm.name())?,
+            chatter: Words::new(chatter, "helper")?,
             report: Some(report),
-            signals,
             phase: Phase::Booting { until: now() + config.timeout },
-            leftovers,
+            halt: None,
             lost: None,
+            started,
             spawned: now(),
-            top,
         })
-    }
-
-    /// Ends all that is left of the VM but its disk.
-    pub(super) fn into_top(mut self) -> Option<OwnedFd> {
-        self.top.take()
     }
 
     /// Looks after the VM until it has ended.
     ///
     /// # Errors
-    /// Words, where there never was a VM for the caller.
+    /// Why there never was a VM for the caller.
     pub(super) fn until_the_end(&mut self) -> anyhow::Result<Ended> {
         loop {
-            let happened = self.wait()?;
-            if happened.words {
-                self.words.drain();
-            }
-            if happened.console {
-                self.read_console();
-            }
-            if happened.report {
-                self.read_report()?;
-            }
-            if happened.front
-                && let Some(talk) = self.front
-            {
-                let said = talk.listen();
-                *self.front = None;
-                match said {
-                    Said::Printed if matches!(self.phase, Phase::Reported) => self.phase = Phase::Running,
-                    Said::Printed => {}
-                    Said::Gone => bail!("interrupted"),
+            for event in self.wait()? {
+                if let Some(ended) = self.on(event)? {
+                    return Ok(ended);
                 }
-            }
-            if happened.signal
-                && let Some(ended) = self.read_signals()?
-            {
-                return Ok(ended);
             }
             if let Some(ended) = self.check_time()? {
                 return Ok(ended);
@@ -147,43 +134,92 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn wait(&self) -> anyhow::Result<Happened> {
+    /// Whether the host asked for the end.
+    pub(super) fn was_asked_to_stop(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. })
+    }
+
+    fn on(&mut self, event: Event) -> anyhow::Result<Option<Ended>> {
+        match event {
+            Event::Words => self.words.drain(),
+            Event::Chatter => self.chatter.drain(),
+            Event::Console => self.read_console(),
+            Event::Report => self.read_report()?,
+            Event::Front => self.read_front()?,
+            Event::Signal => self.read_signals()?,
+            Event::Process => return self.check_crew(),
+            Event::News => self.read_news(),
+            Event::Answer => self.read_answer(),
+        }
+        Ok(None)
+    }
+
+    fn wait(&self) -> anyhow::Result<Vec<Event>> {
         let until = match self.phase {
-            Phase::Booting { until } | Phase::Stopping { until, .. } => Some(until),
+            Phase::Booting { until } => Some(until),
+            Phase::Stopping { deadline, .. } => Some(deadline.until),
             Phase::Reported | Phase::Running => None,
         };
-        let until = until.into_iter().chain(self.lost.iter().map(|(until, _)| *until)).min();
+        let lost = self.lost.iter().map(|(until, _)| *until);
+        let until = until.into_iter().chain(lost).chain(self.halt.iter().map(|halt| halt.until)).min();
         let timeout = until.map(|until| Timespec::try_from(until.saturating_sub(now()))).transpose()?;
-        let sources = [
-            Some(self.words.as_fd()),
-            self.console.is_open().then(|| self.console.as_fd()),
-            self.report.as_ref().map(AsFd::as_fd),
-            self.front.as_ref().map(AsFd::as_fd),
-            Some(self.signals.as_fd()),
-        ];
-        let mut fds: Vec<PollFd<'_>> =
-            sources.iter().flatten().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let news = match &self.phase {
+            Phase::Stopping { answer, .. } => answer.as_ref().map(AsFd::as_fd),
+            _ => None,
+        };
+        let mut sources: Vec<(Event, BorrowedFd<'_>)> = Vec::new();
+        let mut add = |event, fd: Option<_>| sources.extend(fd.map(|fd| (event, fd)));
+        add(Event::Words, self.words.is_open().then(|| self.words.as_fd()));
+        add(Event::Chatter, self.chatter.is_open().then(|| self.chatter.as_fd()));
+        add(Event::Console, self.console.is_open().then(|| self.console.as_fd()));
+        add(Event::Report, self.report.as_ref().map(AsFd::as_fd));
+        add(Event::Front, self.machine.front.as_ref().map(AsFd::as_fd));
+        add(Event::Signal, Some(self.machine.signals.as_fd()));
+        add(Event::News, news);
+        add(Event::Answer, self.halt.as_ref().and_then(|halt| halt.answer.as_ref()).map(AsFd::as_fd));
+        sources.extend(self.crew.processes().map(|process| (Event::Process, process)));
+        let mut fds: Vec<_> = sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
         match poll(&mut fds, timeout.as_ref()) {
-            Err(rustix::io::Errno::INTR) => return Ok(Happened::default()),
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
             other => other?,
         };
-        let mut results = fds.iter().map(|fd| !fd.revents().is_empty());
-        let mut next = sources.iter().map(|source| source.is_some() && results.next() == Some(true));
-        let mut next = || next.next() == Some(true);
-        Ok(Happened { words: next(), console: next(), report: next(), front: next(), signal: next() })
+        let happened = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        let mut happened: Vec<Event> = happened.map(|((event, _), _)| *event).collect();
+        happened.dedup();
+        Ok(happened)
     }
 
     fn read_console(&mut self) {
         self.console.drain();
-        if self.console.halted() {
-            // Its VMM would stay, with nothing in it. SIGCHLD brings the rest.
-            self.crew.kill(self.config.vm.vmm.name());
+        match (self.console.verdict(), &self.halt) {
+            (Some(Verdict::Halted), None) => {
+                let (grace, answer) = match self.phase {
+                    Phase::Booting { .. } => (HALT_GRACE, None),
+                    Phase::Stopping { .. } => (STOPPED_HALT_GRACE, None),
+                    _ => (HALT_GRACE, does_agent_answer(self.endpoint())),
+                };
+                self.halt = Some(Halt { until: now() + grace, answer });
+            }
+            (Some(Verdict::Halted), Some(_)) => {}
+            _ => self.halt = None,
+        }
+    }
+
+    /// The agent answers, or cannot be reached, after a halt.
+    fn read_answer(&mut self) {
+        let Some(halt) = &mut self.halt else { return };
+        let Some(mut answer) = halt.answer.take() else { return };
+        if answer.read(&mut [0]).is_ok_and(|got| got > 0) {
+            log::note("the console says that the guest has halted, but its agent answers: it goes on");
+            self.console.dismiss();
+            self.halt = None;
         }
     }
 
     fn read_report(&mut self) -> anyhow::Result<()> {
         let Some(report) = &mut self.report else { return Ok(()) };
         let taken = report.take();
+        let arrived = now();
         let ready = match taken {
             Ok(Some(ready)) => ready,
             Ok(None) => return Ok(()),
@@ -193,29 +229,43 @@ impl<'a> Watch<'a> {
             }
         };
         self.report = None;
-        if let Some(leftovers) = &mut self.leftovers {
-            leftovers.add(&ready.made).context("what the agent made in the root")?;
-        }
-        if let Some(words) = ready.error {
-            bail!("guest: {}", msb::exit::printable(&words));
+        self.machine.add_leftovers(&ready.made)?;
+        if let Some(error) = ready.error {
+            self.read_console();
+            return Err(self.with_console(format!("guest: {}", msb::exit::printable(&error))));
         }
         self.held.close_door().context("the agent's socket")?;
-        let record = self.record(&ready)?;
+        let record = self.record(&ready, arrived)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
         state::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
-        if let Some(front) = self.front {
-            front.tell(&Report::Ready(Box::new(record)));
-        }
-        self.phase = Phase::Reported;
+        let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
+        log::note("ready");
+        self.phase = match self.machine.report(record) {
+            true => Phase::Reported,
+            false => Phase::Running,
+        };
         Ok(())
     }
 
-    fn record(&self, ready: &Ready) -> anyhow::Result<record::Record> {
-        let Config { name, vm, root_why, record, started, .. } = self.config;
-        let since = |time: Duration| u64::try_from(time.saturating_sub(*started).as_millis());
-        let spawn = since(self.spawned)?;
+    fn read_front(&mut self) -> anyhow::Result<()> {
+        let Some(front) = self.machine.front.as_mut() else { return Ok(()) };
+        let said = front.listen();
+        *self.machine.front = None;
+        match said {
+            Said::Gone => bail!("interrupted"),
+            Said::Printed => self.machine.is_printed = true,
+        }
+        if matches!(self.phase, Phase::Reported) {
+            self.phase = Phase::Running;
+        }
+        Ok(())
+    }
+
+    fn record(&self, ready: &Ready, arrived: Duration) -> anyhow::Result<record::Record> {
+        let Config { name, root_why, record, .. } = self.config;
+        let vm = &self.machine.vm;
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let vm = record::Vm {
             name: name.clone(),
@@ -229,142 +279,183 @@ impl<'a> Watch<'a> {
             memory_mib: vm.memory_mib,
             init: ready.init.clone(),
             endpoint: self.endpoint(),
-            kernel_log: log_path(self.config, self.held),
-            timings_ms: Timings {
-                spawn,
-                kernel: spawn.saturating_add(ready.kernel_ms),
-                agent: spawn.saturating_add(ready.agent_ms),
-                init: ready.init_ms.map(|init| spawn.saturating_add(init)),
-                ready: since(now())?,
-                unknown: record::Unknown::new(),
-            },
+            kernel_log: self.config.log_path(self.held),
+            timings_ms: timings(self.started, self.spawned, arrived, ready),
+            restarts: self.machine.restarts,
             unknown: record::Unknown::new(),
         };
         Ok(record::Record { vm: Some(vm), ..record.clone() })
     }
 
     fn endpoint(&self) -> Endpoint {
-        let vm = &self.config.vm;
+        let vm = &self.machine.vm;
         let handshake = vm.vmm.has_one_socket_for_all_ports();
         Endpoint { unix: vm.agent_socket(), port: AGENT_PORT, handshake, unknown: record::Unknown::new() }
     }
 
-    fn read_signals(&mut self) -> anyhow::Result<Option<Ended>> {
-        while let Some(signal) = self.signals.read_signal()? {
-            if signal.ssi_signo == Signal::SIGCHLD as u32 {
-                continue;
-            }
-            match &self.phase {
-                Phase::Booting { .. } => bail!("stopped by a signal before the agent had reported"),
-                Phase::Stopping { .. } => self.hurry(),
-                _ => self.ask_to_stop(),
+    fn read_signals(&mut self) -> anyhow::Result<()> {
+        while let Some(signal) = self.machine.read_signal()? {
+            let grace = stopping::grace(self.held.path());
+            match &mut self.phase {
+                Phase::Booting { .. } => bail!("stopped by {signal} before the agent had reported"),
+                Phase::Stopping { deadline, .. } => {
+                    log::note(format_args!("{signal} again, with a grace of {} s", grace.as_secs_f32()));
+                    deadline.hurry(now(), grace);
+                }
+                _ => {
+                    log::note(format_args!("{signal}: stopping, with a grace of {} s", grace.as_secs_f32()));
+                    self.phase = Phase::Stopping {
+                        deadline: Deadline::new(now(), grace),
+                        answer: (!grace.is_zero()).then(|| stopping::ask(self.endpoint(), grace)).transpose()?,
+                    };
+                }
             }
         }
-        self.check_crew()
+        Ok(())
     }
 
-    fn ask_to_stop(&mut self) {
-        let grace = stopping::grace(self.held.path());
-        let answer = stopping::ask(self.endpoint(), grace);
-        self.phase = Phase::Stopping { until: now() + grace, grace, answer };
-    }
-
-    /// A second wish to stop counts where it leaves less time than the first.
-    fn hurry(&mut self) {
-        let wanted = stopping::grace(self.held.path());
-        if let Phase::Stopping { until, grace, .. } = &mut self.phase
-            && now() + wanted < *until
-        {
-            (*until, *grace) = (now() + wanted, wanted);
+    fn read_news(&mut self) {
+        let Phase::Stopping { deadline, answer: Some(answer) } = &mut self.phase else { return };
+        if answer.take() && deadline.extend(now()) {
+            log::note("the guest is still writing data back: it has more time");
+            // Where msb-stop does not see it, it gives up earlier, and kills the VM.
+            let _ = rundir::leave(self.held.path(), rundir::EXTENDED, &deadline.note());
         }
     }
 
     /// Sees whether a process of the VM has ended, and what that means.
     fn check_crew(&mut self) -> anyhow::Result<Option<Ended>> {
-        let vmm = self.config.vm.vmm.name();
+        let vmm = self.machine.vm.vmm.name();
         let Some((name, status)) = self.crew.lost(vmm) else { return Ok(None) };
         self.words.drain();
-        self.read_console();
-        let words = format!("{name} {}", crew::describe(status));
+        self.chatter.drain();
+        self.console.drain();
+        let message = format!("{name} {}", crew::describe(status));
         if name != vmm {
-            self.lost.get_or_insert((now() + LOSS_GRACE, words));
+            self.lost.get_or_insert((now() + LOSS_GRACE, message));
             return Ok(None);
         }
-        // With -no-reboot QEMU ends by itself; where it would not, the reader of the console has killed it.
-        let by_guest = status.success() || self.console.halted();
-        let reason = match &self.phase {
-            _ if self.console.panicked() => "the guest's kernel panicked".into(),
-            Phase::Stopping { answer, .. } if by_guest => match answer.take() {
-                Some(words) => return Ok(Some(Ended { reason: format!("{words}, ended by force"), forced: true })),
-                None => Ended::STOPPED.into(),
-            },
-            Phase::Booting { .. } if by_guest => "the guest ended before its agent had reported".into(),
-            _ if by_guest => Ended::POWERED_OFF.into(),
-            _ => self.with_words(&words),
+        // With -no-reboot QEMU ends by itself; the VMM of a halted guest was killed here.
+        let verdict = self.console.verdict();
+        let by_guest = status.success() || verdict == Some(Verdict::Halted);
+        let ended = match (&mut self.phase, verdict) {
+            (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed("the guest's kernel panicked")),
+            (_, Some(Verdict::Panicked)) => Ended::by(Cause::Panic),
+            (Phase::Booting { .. }, _) if by_guest => {
+                return Err(self.failed("the guest ended before its agent had reported"));
+            }
+            (Phase::Booting { .. }, _) => return Err(self.failed(&self.with_words(&message))),
+            (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
+            (_, Some(Verdict::Rebooting)) if by_guest => Ended::by(Cause::Reboot),
+            _ if by_guest => Ended::by(Cause::PowerOff),
+            _ => Ended::failure(self.with_words(&message)),
         };
-        self.ended(reason).map(Some)
+        Ok(Some(ended))
     }
 
     /// Does what is due.
     fn check_time(&mut self) -> anyhow::Result<Option<Ended>> {
         let now = now();
+        if self.halt.as_ref().is_some_and(|halt| halt.until <= now) {
+            // Its end brings the rest.
+            self.halt = None;
+            log::note("the guest has halted, and its VMM stays: killing it");
+            self.crew.kill(self.machine.vm.vmm.name());
+        }
         match (&self.phase, &self.lost) {
-            (_, Some((until, words))) if *until <= now => self.ended(self.with_words(words)).map(Some),
+            (Phase::Booting { .. }, Some((until, message))) if *until <= now => Err(self.failed(message)),
+            (_, Some((until, message))) if *until <= now => Ok(Some(Ended::failure(message.clone()))),
             (Phase::Booting { until }, _) if *until <= now => {
                 let limit = self.config.timeout.as_secs();
-                Err(self.failed(&self.with_words(&format!("the agent did not report within {limit} s"))))
+                Err(self.failed(&format!("the agent did not report within {limit} s")))
             }
-            (Phase::Stopping { until, grace, .. }, _) if *until <= now => {
-                let reason = format!("did not stop within {} s, killed", grace.as_secs_f32());
-                Ok(Some(Ended { reason, forced: true }))
+            (Phase::Stopping { deadline, .. }, _) if deadline.until <= now => {
+                let grace = deadline.grace.as_secs_f32();
+                let writing = if deadline.is_extended() { " (it was still writing data back)" } else { "" };
+                Ok(Some(Ended::forced(format!("did not stop within {grace} s, killed{writing}"))))
             }
             _ => Ok(None),
         }
     }
 
-    /// The end of a VM; before the agent has reported it is an error.
-    fn ended(&self, reason: String) -> anyhow::Result<Ended> {
-        match self.phase {
-            Phase::Booting { .. } => Err(self.failed(&reason)),
-            _ => Ok(Ended { reason, forced: false }),
-        }
+    /// The error for a VM that did not come up, with what it said last.
+    fn failed(&self, message: &str) -> anyhow::Error {
+        self.with_console(format!("the VM did not come up: {message}"))
     }
 
-    /// Words for a VM that did not come up, with what it said last.
-    fn failed(&self, words: &str) -> anyhow::Error {
-        let mut words = format!("the VM did not come up: {words}");
+    fn with_console(&self, mut message: String) -> anyhow::Error {
         for line in self.console.words() {
-            words.push_str("\n  guest: ");
-            words.push_str(&line);
+            message.push_str("\n  guest: ");
+            message.push_str(&line);
         }
-        anyhow!(words)
+        anyhow!(message)
     }
 
-    /// Words with what the VM's processes said last.
-    fn with_words(&self, words: &str) -> String {
+    /// A message with what the VMM said last.
+    fn with_words(&self, message: &str) -> String {
         let said = self.words.words();
-        if said.is_empty() { words.to_owned() } else { format!("{words}: {}", said.join("; ")) }
+        if said.is_empty() { message.to_owned() } else { format!("{message}: {}", said.join("; ")) }
     }
 }
 
-impl Drop for Watch<'_> {
+impl Drop for Watch<'_, '_> {
     fn drop(&mut self) {
-        // Before what is in `leftovers` goes.
+        // Before what is in the machine goes.
         self.crew.end();
+        self.console.drain();
     }
 }
 
-/// Where the guest's console goes.
-fn log_path(config: &Config, held: &Held) -> PathBuf {
-    config.kernel_log.clone().unwrap_or_else(|| held.path().join(rundir::KERNEL_LOG))
+/// Asks the agent whether it is there, in a thread.
+fn does_agent_answer(endpoint: Endpoint) -> Option<PipeReader> {
+    let (answer, answered) = std::io::pipe().ok()?;
+    std::thread::spawn(move || {
+        if dial::dial(&endpoint).is_ok() {
+            let _ = std::io::Write::write_all(&mut &answered, b".");
+        }
+    });
+    Some(answer)
 }
 
-/// Which fds have something.
-#[derive(Default)]
-struct Happened {
-    words: bool,
-    console: bool,
-    report: bool,
-    front: bool,
-    signal: bool,
+/// When each step was reached. The guest's clock starts with the machine, when nobody here knows, so its times are counted back
+/// from the arrival of the report, which says when it was sent.
+fn timings(started: Duration, spawned: Duration, arrived: Duration, ready: &Ready) -> Timings {
+    let since = |time: Duration| u64::try_from(time.saturating_sub(started).as_millis()).unwrap_or(u64::MAX);
+    let (spawn, arrival) = (since(spawned), since(arrived));
+    let guest = |ms: u64| match ready.sent_ms {
+        // A guest may say anything.
+        Some(sent) => arrival.saturating_sub(sent.saturating_sub(ms)).max(spawn),
+        None => spawn.saturating_add(ms),
+    };
+    Timings {
+        spawn,
+        kernel: guest(ready.kernel_ms),
+        agent: guest(ready.agent_ms),
+        init: ready.init_ms.map(guest),
+        ready: arrival,
+        unknown: record::Unknown::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_times_are_counted_back_from_the_arrival_of_its_report() {
+        let ms = Duration::from_millis;
+        for (sent, kernel, agent, init, expected) in [
+            // Started at 1000, the VMM at 1100, the report there at 3000.
+            (Some(900), 400, 800, None, (100, 1500, 1900, None, 2000)),
+            (Some(900), 400, 600, Some(850), (100, 1500, 1700, Some(1950), 2000)),
+            // A guest whose clock was running before, and one that says nonsense.
+            (Some(5000), 400, 800, None, (100, 100, 100, None, 2000)),
+            (Some(0), u64::MAX, 1, Some(u64::MAX), (100, 2000, 2000, Some(2000), 2000)),
+            (None, 400, 800, None, (100, 500, 900, None, 2000)),
+        ] {
+            let ready = Ready { kernel_ms: kernel, agent_ms: agent, init_ms: init, sent_ms: sent, ..Ready::default() };
+            let Timings { spawn, kernel, agent, init, ready, .. } = timings(ms(1000), ms(1100), ms(3000), &ready);
+            assert_eq!((spawn, kernel, agent, init, ready), expected);
+        }
+    }
 }

@@ -3,15 +3,20 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::sync::OnceLock;
 
 use super::Why;
 
 pub(crate) const DEVICE: &str = "/dev/kvm";
 
-/// Whether guests would run.
+/// Whether guests would run. It is looked for once: the list of processors is long on a large machine.
 pub(crate) fn probe() -> Result<(), Why> {
-    let opened = File::options().read(true).write(true).open(DEVICE);
-    judge(opened.map(drop), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+    static FOUND: OnceLock<Result<(), Why>> = OnceLock::new();
+    let look = || {
+        let opened = File::options().read(true).write(true).open(DEVICE);
+        judge(opened.map(drop), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+    };
+    FOUND.get_or_init(look).clone()
 }
 
 /// What opening the device, and the machine's processor, say.

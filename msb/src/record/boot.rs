@@ -44,6 +44,8 @@ pub struct Boot {
     pub commit_on_stop: bool,
     /// For a disk root: the qcow2 file for what the guest writes; null for none.
     pub overlay: Option<PathBuf>,
+    /// Whether the VM is started again when it has ended.
+    pub restart: RestartPolicy,
     /// What runs the VM; null for `$MSB_VMM`, else auto.
     pub vmm: Option<VmmChoice>,
     /// The file for the guest's console; null for kernel.log in the run directory.
@@ -73,6 +75,7 @@ impl Default for Boot {
             ephemeral: false,
             commit_on_stop: false,
             overlay: None,
+            restart: RestartPolicy::No,
             vmm: None,
             kernel_log: None,
             timeout_s: 60,
@@ -105,6 +108,19 @@ impl Default for Init {
     fn default() -> Self {
         Self { path: Self::AUTO.into(), args: Vec::new(), env: BTreeMap::new(), unknown: Unknown::new() }
     }
+}
+
+/// Whether a VM that has ended is started again. One that was asked to stop never is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartPolicy {
+    /// Never
+    #[default]
+    No,
+    /// When its guest has rebooted
+    OnReboot,
+    /// However it has ended
+    Always,
 }
 
 /// How the root reaches the guest.

@@ -256,7 +256,7 @@ pub struct Failure {
 /// A request to stop the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shutdown {
-    /// How long sessions may take to end on TERM, in milliseconds.
+    /// How long the end of the machine may take, in milliseconds; the agent keeps what it needs of it, commands have the rest.
     pub grace_ms: u64,
 }
 
@@ -265,6 +265,23 @@ pub struct Shutdown {
 pub struct Clock {
     /// In milliseconds since 1970.
     pub now_ms: u64,
+}
+
+/// How a requested shutdown goes on. The agent sends it when there is news, and again and again while it writes data back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// How many commands did not end in time and were killed.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub killed: u32,
+    /// How many other processes were.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub killed_others: u32,
+    /// How long they had had, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub after_ms: u64,
+    /// Data is being written back to the disks, which cannot be cut short without a loss.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub writing: bool,
 }
 
 /// How the start of the machine went.
@@ -277,6 +294,9 @@ pub struct Ready {
     pub kernel_ms: u64,
     /// When the agent was listening, in milliseconds since power-on.
     pub agent_ms: u64,
+    /// When this was sent, in milliseconds since power-on: the host counts back from its arrival.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_ms: Option<u64>,
     /// The init that PID 1 was handed to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,

@@ -25,7 +25,9 @@ pub use report::Report;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use exec::{Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started};
+use exec::{
+    Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started, Stopping,
+};
 
 /// The version that a [`Hello`] says.
 pub const VERSION: u32 = 1;
@@ -125,6 +127,8 @@ pub enum Message {
     Failure(Failure),
     /// Host to guest: stop the machine.
     Shutdown(Shutdown),
+    /// Guest to host, after [`Message::Shutdown`]: how that goes on.
+    Stopping(Stopping),
     /// Guest to host, on [`READY_PORT`]: the agent takes connections.
     Ready(Ready),
     /// Host to guest: be the caller of an exec that has none.
@@ -163,13 +167,14 @@ const LIST: u8 = 16;
 const KILL: u8 = 17;
 const EXECS: u8 = 18;
 const DETACH: u8 = 19;
+const STOPPING: u8 = 20;
 const CLOCK: u8 = 21;
 const ENTRY: u8 = 32;
 const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
-        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | ATTACH | KILL | CLOCK => Ok(1 << 10),
+        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
         EXIT | FAILURE | READY | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS => Ok(MAX_CONTROL),
         LIST | DETACH => Ok(0),
@@ -260,6 +265,7 @@ impl Message {
             Self::Exit(body) => put_json(out, EXIT, body),
             Self::Failure(body) => put_json(out, FAILURE, body),
             Self::Shutdown(body) => put_json(out, SHUTDOWN, body),
+            Self::Stopping(body) => put_json(out, STOPPING, body),
             Self::Ready(body) => put_json(out, READY, body),
             Self::Attach(body) => put_json(out, ATTACH, body),
             Self::List => put(out, LIST, &[]),
@@ -306,6 +312,7 @@ impl Message {
             EXIT => Self::Exit(json(kind, payload)?),
             FAILURE => Self::Failure(json(kind, payload)?),
             SHUTDOWN => Self::Shutdown(json(kind, payload)?),
+            STOPPING => Self::Stopping(json(kind, payload)?),
             READY => Self::Ready(json(kind, payload)?),
             ATTACH => Self::Attach(json(kind, payload)?),
             LIST => Self::List,
