@@ -1,8 +1,8 @@
 //! The bytes of the wire, pinned. A change here is a new version of it.
 
 use msb::wire::exec::{
-    Attach, Clock, Execs, Exit, Failure, Kill, Limit, Listed, Ready, Request, Resize, Shutdown, Signal, Started, Text,
-    Tty, Usage,
+    Attach, Clock, Execs, Exit, Failure, Kill, Limit, Listed, Ready, Request, Resize, Shutdown, Signal, Started,
+    Stopping, Text, Tty, Usage,
 };
 use msb::wire::{Message, Stream};
 
@@ -65,6 +65,11 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             b"\x1b\0\0\0\x0c{\"code\":127,\"message\":\"no\"}",
         ),
         (Message::Shutdown(Shutdown { grace_ms: 5 }), b"\x0e\0\0\0\x0d{\"grace_ms\":5}"),
+        (
+            Message::Stopping(Stopping { killed: 2, after_ms: 8000, ..Stopping::default() }),
+            b"\x1c\0\0\0\x14{\"killed\":2,\"after_ms\":8000}",
+        ),
+        (Message::Stopping(Stopping { writing: true, ..Stopping::default() }), b"\x10\0\0\0\x14{\"writing\":true}"),
         (
             Message::Ready(Ready { error: None, kernel_ms: 1, agent_ms: 2, ..Ready::default() }),
             b"\x1c\0\0\0\x0e{\"kernel_ms\":1,\"agent_ms\":2}",
