@@ -12,7 +12,6 @@ use msb::wire::exec::{LIMITS, Limit};
 use msb::{duration, env, owner};
 
 use crate::keys::Keys;
-use crate::signals;
 
 /// Run a command in a running microVM
 ///
@@ -213,7 +212,7 @@ fn rlimit(text: &str) -> Result<Limit, String> {
 pub fn signal_and_id(words: &[String]) -> Result<(i32, u32), String> {
     let [signal, id] = words else { return Err("--signal SIGNAL ID is expected".into()) };
     let id = id.parse().map_err(|_| format!("id {id:?}: not a number"))?;
-    Ok((signals::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
+    Ok((msb::signal::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
 }
 
 #[cfg(test)]

@@ -83,13 +83,3 @@ fn stop() {
     let _ = nix::sys::signal::raise(Signal::SIGTSTP);
     let _ = signal.thread_block();
 }
-
-/// A signal's number, by its name with or without SIG, or as it is.
-pub fn number(text: &str) -> Option<i32> {
-    if let Ok(number) = text.parse() {
-        return (1..=64).contains(&number).then_some(number);
-    }
-    let name = text.to_ascii_uppercase();
-    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
-    name.parse::<Signal>().ok().map(|signal| signal as i32)
-}

@@ -37,6 +37,7 @@ pub mod record;
 pub mod rundir;
 pub mod script;
 #[cfg(feature = "cli")]
+pub mod signal;
 pub mod source;
 #[cfg(feature = "cli")]
 pub mod staging;
