@@ -23,7 +23,7 @@ inits_flags() {
 # inits_comm NAME: what PID 1 is called then.
 inits_comm() {
     case $1 in
-        busybox | sysvinit | openrc) echo init ;;
+        sysvinit | openrc) echo init ;;
         s6) echo s6-svscan ;;
         systemd_sysv) echo systemd ;;
         *) echo "$1" ;;
@@ -70,6 +70,12 @@ inits_without() {
     jq -nc --arg path "$1" '{op: "remove", $path}, {op: "mkdir", $path}'
 }
 
+# A step of the start-up that takes its time: an init that has one is not usable before that.
+inits_slow='sleep 1; echo >/srv/booted'
+
+# inits_is_slow NAME: whether it has one. s6-svscan by itself has no start-up.
+inits_is_slow() { [ "$1" != s6 ]; }
+
 # Services that run the script by its name have it from PATH; inits that set a PATH of their own want all of it.
 inits_ops_systemd() {
     inits_text /etc/systemd/system/teller.service <<'END'
@@ -77,13 +83,19 @@ inits_ops_systemd() {
 ExecStart=/bin/sh -c 'exec teller'
 END
     inits_link ../teller.service /etc/systemd/system/multi-user.target.wants/teller.service
+    inits_text /etc/systemd/system/slow.service <<END
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '$inits_slow'
+END
+    inits_link ../slow.service /etc/systemd/system/multi-user.target.wants/slow.service
 }
 
 inits_ops_systemd_sysv() { inits_ops_systemd; }
 
 inits_ops_busybox() {
-    inits_text /etc/inittab <<'END'
-::sysinit:/bin/true
+    inits_text /etc/inittab <<END
+::sysinit:/bin/sh -c '$inits_slow'
 ::respawn:/.msb/scripts/teller
 END
     inits_link ../bin/busybox /sbin/init
@@ -91,6 +103,8 @@ END
 
 inits_ops_sysvinit() {
     inits_without /etc/rcS.d
+    inits_text /etc/init.d/slow 0755 <<<$'#!/bin/sh\n'"[ \"\$1\" != start ] || { $inits_slow; }"
+    inits_link ../init.d/slow /etc/rc2.d/S99slow
     inits_text /etc/inittab <<'END'
 id:2:initdefault:
 si::sysinit:/etc/init.d/rcS
@@ -110,6 +124,8 @@ command_background=true
 pidfile=/run/teller.pid
 END
     inits_link /etc/init.d/teller /etc/runlevels/default/teller
+    inits_text /etc/init.d/slow 0755 <<<$'#!/sbin/openrc-run\n'"start() { $inits_slow; }"
+    inits_link /etc/init.d/slow /etc/runlevels/default/slow
 }
 
 inits_ops_runit() {
@@ -118,6 +134,7 @@ inits_ops_runit() {
 exec /.msb/scripts/teller
 END
     inits_link ../../../sv/teller /etc/runit/runsvdir/default/teller
+    inits_text /etc/rcS.d/S99slow 0755 <<<$'#!/bin/sh\n'"$inits_slow"
 }
 
 inits_ops_s6() {
@@ -130,5 +147,7 @@ END
 inits_ops_finit() {
     inits_text /etc/finit.d/teller.conf <<'END'
 service [2345] /.msb/scripts/teller -- Teller
+run [2345] /etc/slow -- Slow
 END
+    inits_text /etc/slow 0755 <<<$'#!/bin/sh\n'"$inits_slow"
 }

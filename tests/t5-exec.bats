@@ -33,6 +33,25 @@ line][*][-n][--][ü]' ]
     [ "$(msb-exec < /dev/null)" = 'entry cmd' ]
 }
 
+@test "any user opens its own streams again by /dev and /proc, also behind su, binds low ports and sends pings" {
+    for user in root nobody 1234:1234; do
+        [ "$(msb-exec -n -u "$user" --shell 'echo out >/dev/stdout; echo err >/dev/stderr; echo fd >>/proc/self/fd/1' 2>err)" = $'out\nfd' ]
+        [ "$(cat err)" = err ]
+        [ "$(echo in | msb-exec -u "$user" --shell 'cat /dev/stdin; cat </proc/self/fd/0')" = in ]
+        # With a terminal, the three are that.
+        [ "$(msb-exec -n -t -u "$user" --shell 'echo out >/dev/stdout; echo err >/dev/stderr; echo tty >/dev/tty' | tr -d '\r')" = $'out\nerr\ntty' ]
+    done
+    [ "$(msb-exec -n -- su -s /bin/sh nobody -c 'id -un >/dev/stdout; echo err >/dev/stderr' 2>&1 | xargs)" = 'nobody err' ]
+    [ "$(echo in | msb-exec -- su -s /bin/sh nobody -c 'cat /dev/stdin')" = in ]
+    # What is there to be read cannot be written, and the other way round.
+    run msb-exec -n -- su -s /bin/sh nobody -c 'cat </proc/self/fd/1'
+    [ "$status" -ne 0 ]
+    id=$(msb-exec -d -u nobody --shell 'echo out >/dev/stdout; echo err >/dev/stderr' | jq .id)
+    [ "$(msb-exec --attach "$id" 2>&1 | sort | xargs)" = 'err out' ]
+    [ "$(msb-exec -n -u nobody --shell 'timeout 1 nc -l -p 80; echo $?')" = 143 ]
+    [ "$(msb-exec -n -- cat /proc/sys/net/ipv4/ping_group_range | xargs)" = '0 2147483647' ]
+}
+
 @test "--shell runs a line by /bin/sh, with the words behind it as its arguments" {
     [ "$(msb-exec --shell 'echo "$0 $1" | tr a-z A-Z; exit 3' zero one || echo "$?")" = $'ZERO ONE\n3' ]
 }

@@ -127,12 +127,13 @@ END
     echo '{"op":"text","path":"/etc/profile.d/other.sh","content":"true\n"}' >ops
     msb-patch -r "$vm_record" -f ops >patched.json
     vm_record=patched.json vm_boot worker --script tool=ops --commit-on-stop
-    vm_exec worker sh -c 'cat /etc/profile.d/msb-scripts.sh; ls /.msb; echo kept >/etc/profile.d/kept.sh; sync'
+    vm_exec worker sh -c 'cat /etc/profile.d/msb-scripts.sh; ls /.msb; echo kept >/etc/profile.d/kept.sh
+        for file in hosts hostname resolv.conf; do echo changed >>/etc/$file; done; sync'
     vm_exec worker poweroff -f || true
     vm_await_end "$(vm_pid worker)"
     msb-stop -r worker.json >stopped.json
     cd "$(jq -r .upper.dir stopped.json)"
-    [ "$(find . -path './.msb*' -o -path './etc/profile.d/*' | sort)" = $'./etc/profile.d/kept.sh\n./etc/profile.d/other.sh' ]
+    [ "$(find . -path './.msb*' -o -path './etc/*' -type f | sort)" = $'./etc/profile.d/kept.sh\n./etc/profile.d/other.sh' ]
 }
 
 @test "after a crash the disk is still there, and is committed by the next VM of that name" {

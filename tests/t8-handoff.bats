@@ -45,7 +45,7 @@ refused() {
     printf '#!/bin/sh\necho "setup ran with $1"\n' >setup.sh
     vm_boot worker --init auto --script setup=setup.sh
     jq -e '.vm.init == "/sbin/init" and .vm.timings_ms.agent <= .vm.timings_ms.init and .vm.timings_ms.init <= .vm.timings_ms.ready' worker.json
-    [ "$(vm_exec worker cat /proc/1/comm)" = init ]
+    [ "$(vm_exec worker cat /proc/1/comm)" = busybox ]
     [ "$(vm_exec worker readlink /proc/1/exe)" = /bin/busybox ]
     [ "$(vm_exec worker setup me)" = 'setup ran with me' ]
     [ "$(msb-exec -r worker -u nobody --shell 'setup you')" = 'setup ran with you' ]
@@ -88,6 +88,16 @@ END
     [ "$(jq -r .vm.init worker.json)" = /init ]
     run --separate-stderr msb-exec -r worker.json
     [ "$status" -eq 125 ]
+    # The cmd may be the init as well, by itself or behind an entrypoint that executes it.
+    put /start <<<$'#!/bin/sh\nprintf "[%s]" "$@" >/srv/start\nexec "$@"'
+    for entrypoint in null '["/start"]'; do
+        jq -c --argjson entrypoint "$entrypoint" '.image.config = {Entrypoint: $entrypoint, Cmd: ["/init", "x"]}' image.json >start.json
+        vm_record=start.json vm_boot cmd --init auto
+        [ "$(vm_exec cmd cat /srv/argv)" = '[/init][x]' ]
+        run --separate-stderr msb-exec -r cmd.json
+        [ "$status" -eq 125 ]
+        msb-stop -t 0 -r cmd.json >/dev/null
+    done
     # And with --entrypoint the two have nothing to do with one another.
     vm_record=image.json vm_boot other --init auto --entrypoint '["echo", "mine"]' -- too
     [ "$(jq -r .vm.init other.json)" = /sbin/init ]
@@ -132,13 +142,41 @@ END
 }
 
 @test "an init that ends when it is asked to, as those for containers do, ends the machine in order" {
+    # BusyBox by its file, but a shell that runs a script is not its init.
+    ln -sf busybox "$vm_root/bin/sh"
     put /bin/tiny <<<$'#!/bin/sh\ntrap "echo ended >/srv/ended; exit 0" TERM\nwhile :; do sleep 1000 & wait $!; done'
     vm_boot worker --init /bin/tiny
+    [ "$(vm_exec worker readlink /proc/1/exe)" = /bin/busybox ]
     vm_exec worker sh -c 'echo late >/srv/late'
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     [ "$(vm_left worker /srv/ended; vm_left worker /srv/late)" = $'ended\nlate' ]
     vm_assert_nothing
+    # One that catches another signal gets that one.
+    put /bin/other <<<$'#!/bin/sh\ntrap "echo other >/srv/other; exit 0" PWR\nwhile :; do sleep 1000 & wait $!; done'
+    vm_boot other --init /bin/other
+    run --separate-stderr msb-stop -r other.json
+    [ "$stderr" = 'msb-stop: other: stopped' ]
+    [ "$(vm_left other /srv/other)" = other ]
+}
+
+@test "msb-boot returns when the init is usable, with --no-wait-init as soon as it runs, and says what it waited for in vain" {
+    mkfifo "$vm_root/srv/gate"
+    busybox_init '::sysinit:/bin/sh -c "read line </srv/gate"'
+    run --separate-stderr msb-boot -r "$vm_record" --init auto --timeout 16
+    [ "$status" -eq 1 ]
+    [[ $stderr =~ ^'msb-boot: guest: init "/sbin/init": it is not usable after '[0-9]+' s: a sysinit or wait action of /etc/inittab still runs: /bin/sh -c read line </srv/gate (give it more --timeout, or --no-wait-init)'$ ]] ||
+        { echo "$stderr"; return 1; }
+    vm_assert_nothing
+    vm_boot worker --init auto --no-wait-init
+    [ "$(vm_exec worker cat /proc/1/comm)" = busybox ]
+    vm_exec worker sh -c 'echo >/srv/gate'
+    msb-stop -t 2 -r worker.json >/dev/null
+}
+
+@test "PID 1 is agentd without an init" {
+    vm_boot worker
+    [ "$(vm_exec worker cat /proc/1/comm)" = agentd ]
 }
 
 @test "an init that does not power off within the grace is ended by force, and that is said; commands had their TERM" {
@@ -176,7 +214,7 @@ END
 @test "--foreground stays until the VM has ended; Ctrl-C is a graceful stop, a second one does not wait" {
     busybox_init '::shutdown:/bin/touch /srv/shutdown'
     vm_front front --init auto
-    [ "$(vm_exec front cat /proc/1/comm)" = init ]
+    [ "$(vm_exec front cat /proc/1/comm)" = busybox ]
     kill -INT "$front"
     wait "$front"
     [ "$(tail -n 1 front.err)" = 'msb-boot: front: stopped' ]

@@ -8,14 +8,22 @@ source "$BATS_TEST_DIRNAME/init-vm.bash"
 @test "systemd, found by auto, starts a unit of ours and says how it is" {
     becomes systemd --init auto
     [ "$(jq -r .vm.init worker.json)" = /lib/systemd/systemd ]
-    run timeout 240 msb-exec -r worker.json -- systemctl is-system-running --wait
-    if [ "$output" != running ]; then
-        echo "$output:"
-        msb-exec -r worker.json -- systemctl --failed --no-legend --plain
-        [ "$output" = degraded ]
-    fi
+    run --separate-stderr msb-exec -r worker.json -- systemctl is-system-running
+    [ "$output" = running ] || { msb-exec -r worker.json -- systemctl --failed --no-legend --plain; return 1; }
+    [ ! -s worker.err ]
+    [ -z "$(vm_exec worker systemctl list-jobs --no-legend)" ]
     [ "$(vm_exec worker systemctl is-active teller.service)" = active ]
     goes_down
+}
+
+@test "a systemd with a unit that failed is usable, and that is said" {
+    { inits_text /etc/systemd/system/broken.service <<<$'[Service]\nType=oneshot\nExecStart=/bin/false'
+        inits_link ../broken.service /etc/systemd/system/multi-user.target.wants/broken.service; } >ops
+    msb-pull -q "oci:$(inits_image):latest" | msb-patch -f ops >patched.json
+    vm_record=patched.json vm_boot worker --root block --ephemeral --init auto
+    [ "$(tail -n 1 worker.err)" = 'msb-boot: worker: systemd is degraded: broken.service failed' ]
+    run --separate-stderr msb-exec -r worker.json -- systemctl is-system-running
+    [ "$output" = degraded ]
 }
 
 @test "systemd of another image, by its path, goes by the unit that it is told" {

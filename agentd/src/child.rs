@@ -70,9 +70,12 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     let defaults = &agent.defaults;
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
     let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
-    let program = argv
-        .first()
-        .ok_or_else(|| failure(TOOL_FAILED, "no command given, and the image has neither entrypoint nor cmd"))?;
+    let program = argv.first().ok_or_else(|| {
+        failure(
+            TOOL_FAILED,
+            "no command given, and the image has none (neither entrypoint nor cmd, or they are its init)",
+        )
+    })?;
     let user =
         user::find(request.user.as_deref().unwrap_or(&defaults.user)).map_err(|why| failure(TOOL_FAILED, why))?;
     let given = request.cwd.map(OsString::from).map(PathBuf::from);
@@ -95,7 +98,7 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     let internal = |error: io::Error| failure(TOOL_FAILED, format!("streams: {error}"));
     let (streams, [stdin, stdout, stderr]) = match &request.tty {
         Some(tty) => terminal(tty.size, user.identity.uid.get()).map_err(internal)?,
-        None => pipes(request.no_stdin).map_err(internal)?,
+        None => pipes(request.no_stdin, user.identity.uid.get()).map_err(internal)?,
     };
     let cgroup = agent.execs.cgroups.take(request.tty.is_none());
     let launch = |file: &Path, argv: &[&OsStr]| -> Result<Arc<Awaited>, NotStarted> {
@@ -286,15 +289,28 @@ fn set_variable(env: &mut Vec<(OsString, OsString)>, name: &OsStr, value: OsStri
 
 type Ends = (Streams, [OwnedFd; 3]);
 
-fn pipes(no_stdin: bool) -> io::Result<Ends> {
+/// The modes of the pipes for stdin and for the outputs. The command opens `/dev/stdin` and `/dev/stdout` as their owner, as in a
+/// container; a user that it changes to can do the same, for what the pipe is for.
+const STDIN_MODE: u32 = 0o644;
+const OUTPUT_MODE: u32 = 0o622;
+
+/// Makes a pipe that a user can open again by its descriptor (`/proc/self/fd/N`).
+fn pipe_of(owner: u32, mode: u32) -> io::Result<(io::PipeReader, io::PipeWriter)> {
+    let (reader, writer) = io::pipe()?;
+    rustix::fs::fchown(&reader, Some(rustix::fs::Uid::from_raw(owner)), None)?;
+    rustix::fs::fchmod(&reader, rustix::fs::Mode::from_raw_mode(mode))?;
+    Ok((reader, writer))
+}
+
+fn pipes(no_stdin: bool, owner: u32) -> io::Result<Ends> {
     let (child_in, stdin): (OwnedFd, Option<OwnedFd>) = if no_stdin {
         (fs::File::open("/dev/null")?.into(), None)
     } else {
-        let (theirs, ours) = io::pipe()?;
+        let (theirs, ours) = pipe_of(owner, STDIN_MODE)?;
         (theirs.into(), Some(ours.into()))
     };
-    let (stdout, child_out) = io::pipe()?;
-    let (stderr, child_err) = io::pipe()?;
+    let (stdout, child_out) = pipe_of(owner, OUTPUT_MODE)?;
+    let (stderr, child_err) = pipe_of(owner, OUTPUT_MODE)?;
     let streams = Streams::Pipes { stdin, stdout: stdout.into(), stderr: stderr.into() };
     Ok((streams, [child_in, child_out.into(), child_err.into()]))
 }

@@ -20,7 +20,7 @@ use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-use crate::{Error, early};
+use crate::{Error, early, etc};
 
 /// Sends the upper.
 ///
@@ -107,7 +107,7 @@ impl Level {
     }
 }
 
-/// Sends all but what the agent mounts on in every root: it takes that away when it ends a machine, but an init or a crash does not.
+/// Sends everything but the agent's mount points: it removes those when it ends a machine, but an init or a crash does not.
 fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
     sender.entry(None, What::Directory { opaque: false }, Some(looks(&root.to_entry()?)?))?;
     let mut levels = vec![Level::new(root, PathBuf::new())?];
@@ -129,11 +129,16 @@ fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
             }
             sender.entry(Some(&name), What::Directory { opaque }, Some(looks(&entry)?))?;
             levels.push(next);
-        } else if !(path == Path::new(early::PROFILE) && is_empty_file(&entry)) {
+        } else if !(is_mount_point(&path) && is_empty_file(&entry)) {
             send_leaf(sender, &name, &entry, &mut sent)?;
         }
     }
     Ok(())
+}
+
+/// Whether the agent mounts a file there.
+fn is_mount_point(path: &Path) -> bool {
+    etc::FILES.into_iter().chain([early::PROFILE]).any(|file| path == Path::new(file))
 }
 
 fn is_empty_file(entry: &beneath::Entry) -> bool {

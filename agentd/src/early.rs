@@ -1,5 +1,5 @@
-//! What is mounted before anything else: the kernel's own file systems, from one table, and then the way to the real
-//! root that boot.json gives. Ends with the real root as `/`.
+//! What is mounted before anything else: the kernel's own file systems, from one table, and then the real root, by the steps in
+//! boot.json. Ends with the real root as `/`.
 
 use std::fs;
 use std::io;
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 
 use msb::boot::{self, Boot, Directory, MountStep};
 use msb::overlay::beneath::Dir;
-use msb::overlay::upper::copy_attributes;
+use msb::overlay::upper::{copy_attributes, keeping_times};
 use msb::script;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 
-use crate::{Error, sys};
+use crate::{Error, etc, path, run, sys};
 
 struct Early {
     fstype: &'static str,
@@ -85,6 +85,11 @@ impl Made {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// Adds a mount point. It comes before those that were added earlier: what is in a directory goes before the directory.
+    pub fn add(&mut self, point: &Path) {
+        self.points.insert(0, point.to_owned());
+    }
 }
 
 /// Mounts the real root by boot.json's steps and makes it `/`. What was made is in `made`, also after an error.
@@ -104,7 +109,7 @@ pub fn enter_root(boot: &Boot, made: &mut Made) -> Result<(), Error> {
         return Err(Error::step("enter the root".into(), io::Error::other("boot.json mounts nothing on /mnt")));
     };
     made.shared = step.fstype == "virtiofs";
-    for name in MOVED.iter().chain(&["run", SHARE]) {
+    for name in MOVED.iter().chain(&[SHARE]) {
         // A symlink could lead the mount anywhere, also over what is mounted already. Nothing is made before all is clear.
         if fs::symlink_metadata(root.join(name)).is_ok_and(|there| !there.is_dir()) {
             let why = io::Error::other("the image has something else than a directory there");
@@ -117,11 +122,6 @@ pub fn enter_root(boot: &Boot, made: &mut Made) -> Result<(), Error> {
         mount(Some(&from), &to, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
             .map_err(|error| Error::step(format!("move {} to the root", from.display()), error.into()))?;
     }
-    let run = root.join("run");
-    make_mount_point(&run, "run", made)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("tmpfs"), &run, Some("tmpfs"), flags, Some("mode=0755"))
-        .map_err(|error| Error::step("mount /run".into(), error.into()))?;
     let msb = root.join(SHARE);
     make_mount_point(&msb, SHARE, made)?;
     let share = Path::new("/").join(boot::MSB_DIR);
@@ -141,7 +141,23 @@ pub fn enter_root(boot: &Boot, made: &mut Made) -> Result<(), Error> {
         nix::unistd::chroot(".")?;
         nix::unistd::chdir("/")
     };
-    into().map_err(|error| Error::step("enter the root".into(), error.into()))
+    into().map_err(|error| Error::step("enter the root".into(), error.into()))?;
+    // From here on a path is the root's, and the image's symlinks lead nowhere else.
+    let run = run::mount_tmpfs(made)?;
+    etc::bind_all(&boot.hostname, run.as_deref(), made);
+    make_directories(boot);
+    Ok(())
+}
+
+/// Makes the directories that the image declares and need not have: its volumes and its working directory. What comes of one that
+/// cannot be made, whoever needs it is told.
+fn make_directories(boot: &Boot) {
+    let cwd = Some(&boot.defaults.cwd).filter(|cwd| !cwd.is_empty());
+    for directory in boot.directories.iter().chain(cwd) {
+        if let Err(error) = path::make_directories(Path::new("/"), Path::new(directory), &mut Made::new()) {
+            crate::say(&format!("make the directory {directory:?}: {error}"));
+        }
+    }
 }
 
 /// Where the boot share is shown.
@@ -165,7 +181,7 @@ fn show_profile(root: &Path, made: &mut Made) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => {
                 other?;
-                made.points.push(Path::new("/").join(PROFILE));
+                made.add(&Path::new("/").join(PROFILE));
             }
         },
     }
@@ -191,7 +207,7 @@ fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Erro
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         other => {
             other.map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
-            made.points.push(Path::new("/").join(name));
+            made.add(&Path::new("/").join(name));
         }
     }
     Ok(())
@@ -253,7 +269,8 @@ pub fn leave_root(made: &Made) {
     }
     let _ = umount2("/proc", MntFlags::MNT_DETACH);
     for path in made.points.iter().filter(|_| !made.shared) {
-        let _ = fs::remove_dir(path).or_else(|_| fs::remove_file(path));
+        let remove = || fs::remove_dir(path).or_else(|_| fs::remove_file(path));
+        let _ = Dir::open(path.parent().unwrap_or(path)).and_then(|parent| keeping_times(&parent, remove));
     }
     let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     let _ = mount(None::<&str>, "/", None::<&str>, read_only, None::<&str>);

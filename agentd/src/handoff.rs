@@ -1,9 +1,9 @@
 //! PID 1 goes to the image's init: this process forks, the parent becomes the init, the child goes on as the agent.
 //!
-//! Whoever is PID 1 may not end: the kernel panics over that, or, as libkrunfw's does, resets the machine without a word. So the
-//! child traces the parent (`ptrace(2)`) while the init starts, and whenever the machine is to end: then an init that ends is
-//! held at its last step, and the machine is ended in order, with words. An init has started when it waits for something for
-//! the first time. In between nobody traces it.
+//! PID 1 must not end: the kernel panics if it does, or, as libkrunfw's, resets the machine silently. So the
+//! child traces the parent (`ptrace(2)`) while the init starts, and again while the machine is being stopped: an init that ends then
+//! is held at its last step, and the machine is ended in order, with a message. An init has started when it waits for something
+//! for the first time, and is usable when its [`Sign`] says so. In between nobody traces it.
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
@@ -27,7 +27,8 @@ use rustix::process::{Resource, Rlimit, WaitOptions, WaitStatus};
 
 use crate::init::Init;
 use crate::sys::{self, Resume, Side};
-use crate::{child, poweroff};
+use crate::usable::{self, Sign};
+use crate::{child, poweroff, sysctl};
 
 /// PID 1.
 const INIT: i32 = 1;
@@ -85,7 +86,7 @@ pub fn become_init(gate: Gate, init: &Init, env: Vec<(OsString, OsString)>) -> i
     let files = Rlimit { current: Some(sys::SOFT_OPEN_FILES), maximum: Some(sys::OPEN_FILES) };
     let _ = rustix::process::setrlimit(Resource::Nofile, files);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    let mut command = Command::new(&init.path);
+    let mut command = Command::new(init.file());
     if let Some((name, args)) = init.argv.split_first() {
         command.arg0(name).args(args);
     }
@@ -100,10 +101,29 @@ pub fn become_init(gate: Gate, init: &Init, env: Vec<(OsString, OsString)>) -> i
     }
 }
 
-/// The init's environment: what PID 1 had from the kernel, the image's variables with the scripts in PATH, and what was asked for.
-pub fn environment(defaults: &Defaults, wanted: &[msb::wire::exec::Text]) -> Vec<(OsString, OsString)> {
-    let inherited = std::env::vars_os().collect();
+/// The init's environment: what PID 1 had from the kernel, for systemd its socket, the image's variables with the scripts in PATH, and
+/// what was asked for.
+pub fn environment(
+    defaults: &Defaults,
+    wanted: &[msb::wire::exec::Text],
+    is_systemd: bool,
+) -> Vec<(OsString, OsString)> {
+    let socket = is_systemd.then(|| (NOTIFY.into(), usable::NOTIFY_SOCKET.into()));
+    let inherited = std::env::vars_os().chain(socket).collect();
     child::merge_environment(inherited, defaults.env.iter().chain(wanted).cloned())
+}
+
+/// Where `sd_notify(3)` finds the socket.
+const NOTIFY: &str = "NOTIFY_SOCKET";
+
+/// The sign by which an init with this environment is usable; `None` if only its start can tell.
+///
+/// # Errors
+/// What `bind(2)` says.
+pub fn sign_of(init: &Init, env: &[(OsString, OsString)]) -> io::Result<Option<Sign>> {
+    // Somebody else may want to hear systemd.
+    let is_ours = env.iter().any(|(name, value)| name == NOTIFY && value == usable::NOTIFY_SOCKET);
+    if init.is_systemd() && is_ours { Sign::of_systemd().map(Some) } else { Ok(None) }
 }
 
 /// Where systemd takes its services' variables from, for this boot alone: it gives them a PATH of its own otherwise.
@@ -115,8 +135,7 @@ const SYSTEMD_CONSOLE: &str = "/run/systemd/system/serial-getty@hvc0.service";
 
 /// Readies what an init takes from elsewhere than its environment.
 pub fn prepare(init: &Init) {
-    let program = std::fs::canonicalize(&init.path).unwrap_or_default();
-    if program.file_name().is_some_and(|name| name == "systemd") {
+    if init.is_systemd() {
         let _ = std::fs::create_dir_all("/run/systemd/system");
         let _ = std::os::unix::fs::symlink("/dev/null", SYSTEMD_CONSOLE);
         let path = child::DEFAULT_PATH;
@@ -125,6 +144,9 @@ pub fn prepare(init: &Init) {
         let put = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(SYSTEMD_DROP_IN, words));
         if let Err(error) = put {
             crate::say(&format!("{SYSTEMD_DROP_IN}: {error}"));
+        }
+        if let Err(error) = sysctl::override_pid_max() {
+            crate::say(&format!("kernel.pid_max: {error}"));
         }
     }
 }
@@ -154,6 +176,25 @@ impl Traced {
         let options = Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_TRACESYSGOOD;
         ptrace::seize(Pid::from_raw(INIT), options)?;
         Ok(Self)
+    }
+
+    /// Traces no more, once the init runs freely.
+    ///
+    /// # Errors
+    /// How it has ended, if it is about to.
+    fn let_go(self) -> Result<(), String> {
+        let failed = |error: io::Error| format!("trace PID 1: {error}");
+        ptrace::interrupt(Pid::from_raw(INIT)).map_err(|error| failed(error.into()))?;
+        let stopped = rustix::process::waitpid(Some(rustix::process::Pid::INIT), WaitOptions::empty());
+        let signal = match stopped.map_err(|error| failed(error.into()))? {
+            Some((_, status)) => match Self::stop(status).map_err(failed)? {
+                Stop::Ending(status) => return Err(describe(status)),
+                Stop::Other(signal) => signal,
+                Stop::Exec | Stop::Call(_) => 0,
+            },
+            None => 0,
+        };
+        sys::resume(INIT, Resume::Free, signal).map_err(failed)
     }
 
     fn stop(status: WaitStatus) -> io::Result<Stop> {
@@ -194,68 +235,164 @@ impl Traced {
     }
 }
 
-/// As the agent, before it has other children: lets PID 1 become the init, and waits until that has started.
+/// How long an init may take.
+pub struct Limits {
+    /// Until it waits for something for the first time.
+    pub start: Duration,
+    /// Until it is usable; `None` not to wait for that.
+    pub usable: Option<Duration>,
+}
+
+/// An init that has started.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Started {
+    /// When it waited for something for the first time, in milliseconds since power-on.
+    pub since_ms: u64,
+    /// What is not as it should be, though it is usable.
+    pub warning: Option<String>,
+}
+
+/// As the agent, before it has other children: lets PID 1 become the init, and waits until that has started, or is usable. `sign` is
+/// what tells that, if it is known before.
 ///
 /// # Errors
-/// Words for an init that could not be run, ended at once, or hangs. Where it has ended, it is held.
-pub fn start(gate: Gate, limit: Duration) -> Result<(), String> {
-    let deadline = Instant::now() + limit;
+/// Why the init could not be run, that it has ended, or what it does after its time. If it has ended, it is held.
+pub fn start(gate: Gate, limits: &Limits, sign: Option<Sign>) -> Result<Started, String> {
+    let began = Instant::now();
     let Gate(mut gate) = gate;
-    let words = |error: io::Error| format!("trace PID 1: {error}");
-    let _traced = Traced::seize().map_err(words)?;
+    let failed = |error: io::Error| format!("trace PID 1: {error}");
+    let traced = Traced::seize().map_err(failed)?;
     let mut set = SigSet::empty();
     set.add(Signal::SIGCHLD);
     let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(|error| words(error.into()))?;
-    gate.write_all(&[0]).map_err(words)?;
-    let (mut started, mut calls, mut open) = (false, 0, true);
+        .map_err(|error| failed(error.into()))?;
+    gate.write_all(&[0]).map_err(failed)?;
+    let (mut has_executed, mut calls, mut open) = (false, 0, true);
+    // The system call that PID 1 is in, as far as that is followed.
+    let mut call = None;
+    let mut progress = Progress { sign, since_ms: None, missing: String::new(), wants_usable: limits.usable.is_some() };
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let limit = if progress.since_ms.is_some() { limits.usable.unwrap_or_default() } else { limits.start };
+        let left = limit.saturating_sub(began.elapsed());
         if left.is_zero() {
-            return Err(format!(
-                "it hangs: after {} s it has not come so far as to wait for anything",
-                limit.as_secs_f32()
-            ));
+            return Err(progress.late(limit));
         }
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         if open {
             fds.push(PollFd::new(gate.as_fd(), PollFlags::POLLIN));
         }
+        fds.extend(progress.sign.as_ref().and_then(Sign::as_fd).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         // Rounded up, so that the limit is reached and not looked for again and again.
-        let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut fds, left) {
+        let left = left + Duration::from_millis(1);
+        let left = if progress.has_ticks() { left.min(usable::TICK) } else { left };
+        match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => return Err(words(error.into())),
+            Err(error) => return Err(failed(error.into())),
         }
-        let said = fds.get(1).and_then(PollFd::any) == Some(true);
+        let has_failed = open && fds.get(1).and_then(PollFd::any) == Some(true);
         while let Ok(Some(_)) = signals.read_signal() {}
-        if said {
+        if has_failed {
             let mut why = String::new();
-            gate.read_to_string(&mut why).map_err(words)?;
+            gate.read_to_string(&mut why).map_err(failed)?;
             if !why.is_empty() {
                 return Err(why);
             }
             open = false;
         }
         while let Some((_, status)) = rustix::process::waitpid(Some(rustix::process::Pid::INIT), WaitOptions::NOHANG)
-            .map_err(|e| words(e.into()))?
+            .map_err(|error| failed(error.into()))?
         {
-            let (how, signal) = match Traced::stop(status).map_err(words)? {
-                Stop::Ending(status) => return Err(format!("it ended at once ({})", describe(status))),
-                Stop::Exec => {
-                    started = true;
-                    (Resume::SystemCall, 0)
+            let mut passed_on = 0;
+            call = None;
+            match Traced::stop(status).map_err(failed)? {
+                Stop::Ending(status) if progress.since_ms.is_some() => {
+                    return Err(format!("it ended before it was usable ({})", describe(status)));
                 }
+                Stop::Ending(status) => return Err(format!("it ended at once ({})", describe(status))),
+                Stop::Exec => has_executed = true,
                 Stop::Call(number) => {
+                    call = Some(number);
                     calls += 1;
                     if WAITING.contains(&number) || calls >= ENOUGH_CALLS {
-                        return sys::resume(INIT, Resume::Free, 0).map_err(words);
+                        progress.has_started();
                     }
-                    (Resume::SystemCall, 0)
+                    if progress.is_usable(Some(number)) {
+                        sys::resume(INIT, Resume::Free, 0).map_err(failed)?;
+                        return Ok(progress.started());
+                    }
                 }
-                Stop::Other(signal) => (if started { Resume::SystemCall } else { Resume::Event }, signal),
+                Stop::Other(signal) => passed_on = signal,
+            }
+            let how = if has_executed && progress.wants_calls() { Resume::SystemCall } else { Resume::Event };
+            sys::resume(INIT, how, passed_on).map_err(failed)?;
+        }
+        if progress.is_usable(call) {
+            return match traced.let_go() {
+                Ok(()) => Ok(progress.started()),
+                Err(how) => Err(format!("it ended ({how})")),
             };
-            sys::resume(INIT, how, signal).map_err(words)?;
+        }
+    }
+}
+
+/// How far an init has come.
+struct Progress {
+    sign: Option<Sign>,
+    /// When it had started.
+    since_ms: Option<u64>,
+    /// What it lacked when its sign was looked for last.
+    missing: String,
+    wants_usable: bool,
+}
+
+impl Progress {
+    fn has_started(&mut self) {
+        if self.since_ms.is_some() {
+            return;
+        }
+        self.since_ms = Some(crate::uptime_ms());
+        if !self.wants_usable {
+            self.sign = Some(Sign::Started);
+        }
+        self.sign.get_or_insert_with(Sign::of_pid_1);
+    }
+
+    /// Whether it is usable now, in this system call.
+    fn is_usable(&mut self, call: Option<c_long>) -> bool {
+        let (Some(_), Some(sign)) = (self.since_ms, &self.sign) else { return false };
+        match sign.look(call) {
+            Ok(()) => true,
+            Err(missing) => {
+                self.missing = missing;
+                false
+            }
+        }
+    }
+
+    /// Whether system calls tell anything.
+    fn wants_calls(&self) -> bool {
+        self.since_ms.is_none() || matches!(self.sign, Some(Sign::Call(_)))
+    }
+
+    /// Whether the sign has to be looked for at intervals.
+    fn has_ticks(&self) -> bool {
+        self.since_ms.is_some() && matches!(self.sign, Some(Sign::Look(_) | Sign::Call(_)))
+    }
+
+    fn started(&self) -> Started {
+        let warning = self.sign.as_ref().filter(|_| self.wants_usable).and_then(Sign::warning);
+        Started { since_ms: self.since_ms.unwrap_or_default(), warning }
+    }
+
+    /// The message about an init whose time is over.
+    fn late(self, limit: Duration) -> String {
+        let seconds = limit.as_secs_f32();
+        match (self.since_ms, &self.sign) {
+            (Some(_), Some(sign)) => {
+                let missing = sign.explain(self.missing);
+                format!("it is not usable after {seconds:.0} s: {missing} (give it more --timeout, or --no-wait-init)")
+            }
+            _ => format!("it hangs: after {seconds} s it has not come so far as to wait for anything"),
         }
     }
 }

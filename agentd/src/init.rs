@@ -24,29 +24,49 @@ pub struct Init {
     pub path: PathBuf,
     /// Its arguments, its own name first.
     pub argv: Vec<OsString>,
-    /// Whether this is the image's entrypoint, which then is no command for an exec any more.
+    /// Whether this is the image's own command.
     pub is_entrypoint: bool,
+    /// Whether it is a script, for which the kernel runs another program.
+    pub is_script: bool,
+}
+
+impl Init {
+    /// The file to execute. The kernel names PID 1 after it, so for a program it is the one that symlinks lead to: `busybox`, and
+    /// not `init`. A script has its path for its arguments, so it is executed by the path that was given.
+    pub fn file(&self) -> PathBuf {
+        if self.is_script {
+            return self.path.clone();
+        }
+        fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone())
+    }
+
+    /// Whether systemd comes of it: it is that, or executes what its arguments name, as entrypoints do.
+    pub fn is_systemd(&self) -> bool {
+        let words = self.argv.iter().skip(1).filter(|_| self.is_entrypoint).map(Path::new);
+        let mut files = words.filter(|word| word.is_absolute()).chain([self.path.as_path()]);
+        files.any(|file| fs::canonicalize(file).is_ok_and(|file| file.file_name() == Some(OsStr::new("systemd"))))
+    }
 }
 
 /// Finds the init that boot.json asks for below `root`, which is `/` but for tests.
 ///
 /// # Errors
-/// Words that list every path that was looked at.
+/// Every path that was looked at, with its reason.
 pub fn find(wanted: &boot::Init, root: &Path) -> Result<Init, String> {
     let args = || wanted.args.iter().cloned().map(OsString::from);
     if let Some(path) = &wanted.path {
-        check(root, Path::new(path)).map_err(|why| format!("init {path:?}: {why}"))?;
+        let is_script = check(root, Path::new(path)).map_err(|why| format!("init {path:?}: {why}"))?;
         let argv = [OsString::from(path)].into_iter().chain(args()).collect();
-        return Ok(Init { path: path.into(), argv, is_entrypoint: false });
+        return Ok(Init { path: path.into(), argv, is_entrypoint: false, is_script });
     }
     let mut looked_at = Vec::new();
     let entrypoint: Vec<OsString> = wanted.entrypoint.iter().cloned().map(OsString::from).collect();
     let paths = entrypoint.first().map(|first| (PathBuf::from(first), true)).into_iter();
     for (path, is_entrypoint) in paths.chain(CANDIDATES.map(|path| (path.into(), false))) {
         match check(root, &path) {
-            Ok(()) => {
+            Ok(is_script) => {
                 let command = if is_entrypoint { entrypoint } else { vec![path.clone().into()] };
-                return Ok(Init { path, argv: command.into_iter().chain(args()).collect(), is_entrypoint });
+                return Ok(Init { path, argv: command.into_iter().chain(args()).collect(), is_entrypoint, is_script });
             }
             Err(why) => looked_at.push(format!("{}: {why}", path.display())),
         }
@@ -57,13 +77,13 @@ pub fn find(wanted: &boot::Init, root: &Path) -> Result<Init, String> {
     ))
 }
 
-/// Whether the kernel would run a file as a program.
-fn check(root: &Path, path: &Path) -> Result<(), String> {
+/// Checks that the kernel would run a file as a program. True: as a script.
+fn check(root: &Path, path: &Path) -> Result<bool, String> {
     let head = program(root, path)?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let interpreter = interpreter_of_script(line).ok_or("a script whose first line names no interpreter")?;
         return match program(root, Path::new(&interpreter)) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             Err(why) => Err(format!("a script for {interpreter:?}, and that is {why}")),
         };
     }
@@ -73,9 +93,9 @@ fn check(root: &Path, path: &Path) -> Result<(), String> {
     }
     match elf.interpreter() {
         Some(interpreter) => program(root, Path::new(&interpreter))
-            .map(drop)
+            .map(|_| false)
             .map_err(|why| format!("a program that needs {interpreter:?}, and that is {why}")),
-        None => Ok(()),
+        None => Ok(false),
     }
 }
 
@@ -212,7 +232,44 @@ mod tests {
             boot::Init { path: Some("/script".into()), args: vec!["--unit=x".into()], ..boot::Init::default() };
         let found = find(&wanted, root.path()).unwrap();
         assert_eq!(found.argv, ["/script", "--unit=x"]);
-        assert!(!found.is_entrypoint);
+        assert!(!found.is_entrypoint && found.is_script);
+    }
+
+    #[test]
+    fn a_program_is_executed_by_its_own_path_and_a_script_by_the_given_one() {
+        let root = root();
+        let at = |path: &str| root.path().join(path);
+        fs::create_dir_all(at("sbin")).unwrap();
+        fs::copy("/proc/self/exe", at("bin/tool")).unwrap();
+        std::os::unix::fs::symlink("../bin/tool", at("sbin/init")).unwrap();
+        std::os::unix::fs::symlink("../script", at("sbin/start")).unwrap();
+        let init =
+            |path: &str, is_script| Init { path: at(path), argv: vec!["x".into()], is_entrypoint: false, is_script };
+        let root = fs::canonicalize(root.path()).unwrap();
+        assert_eq!(init("sbin/init", false).file(), root.join("bin/tool"));
+        assert_eq!(init("sbin/start", true).file(), at("sbin/start"));
+        assert_eq!(init("none", false).file(), at("none"));
+    }
+
+    #[test]
+    fn systemd_is_known_behind_a_symlink_and_behind_an_entrypoint() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        fs::write(at("systemd"), "").unwrap();
+        fs::write(at("run.sh"), "").unwrap();
+        std::os::unix::fs::symlink("systemd", at("init")).unwrap();
+        for (words, is_entrypoint, expected) in [
+            (&["init"][..], false, true),
+            (&["systemd"], false, true),
+            (&["run.sh"], false, false),
+            (&["run.sh", "init"], true, true),
+            (&["run.sh", "init"], false, false),
+            (&["none"], false, false),
+        ] {
+            let argv: Vec<OsString> = words.iter().map(|word| at(word).into()).collect();
+            let init = Init { path: argv[0].clone().into(), argv, is_entrypoint, is_script: false };
+            assert_eq!(init.is_systemd(), expected, "{words:?}");
+        }
     }
 
     #[test]

@@ -9,20 +9,26 @@ mod child;
 mod clock;
 mod commit;
 mod early;
+mod etc;
 mod execs;
 mod group;
 mod handoff;
 mod init;
+mod kind;
 mod link;
 mod listen;
 mod output;
+mod path;
 mod poweroff;
 mod reap;
+mod run;
 mod session;
 mod sessions;
 mod shutdown;
 mod sys;
+mod sysctl;
 mod thrash;
+mod usable;
 mod user;
 mod visit;
 
@@ -60,6 +66,8 @@ struct Agent {
     sessions: Sessions,
     execs: Execs,
     defaults: Defaults,
+    /// The number of the signal that the image wants its init to be stopped by.
+    init_stop_signal: i32,
     shutdown: Wish,
 }
 
@@ -104,6 +112,8 @@ fn main() -> ExitCode {
         return if std::env::args().nth(1).as_deref() == Some("--version") { 0.into() } else { 2.into() };
     }
     let kernel_ms = uptime_ms();
+    // The kernel has named this process after the file in the boot share.
+    let _ = rustix::thread::set_name(c"agentd");
     sys::keep_memory_small();
     let signals = handled_signals();
     // Every thread inherits the mask; children get an empty one.
@@ -141,18 +151,18 @@ fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, made: Made) -> ! {
 }
 
 /// Hands PID 1 to the image's init, and goes on beside it.
-fn hand_over(mut agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, made: &Made) -> ! {
+fn hand_over(agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, made: &Made) -> ! {
     let kernel_ms = ready.kernel_ms;
     let init = match init::find(wanted, Path::new("/")) {
         Ok(init) => init,
         Err(words) => give_up(&words, kernel_ms, made),
     };
-    let env = handoff::environment(&agent.defaults, &wanted.env);
+    let env = handoff::environment(&agent.defaults, &wanted.env, init.is_systemd());
+    let sign = handoff::sign_of(&init, &env).unwrap_or_else(|error| {
+        say(&format!("listen to systemd: {error}"));
+        None
+    });
     handoff::prepare(&init);
-    if init.is_entrypoint {
-        // It runs as PID 1 already.
-        agent.defaults.argv.clear();
-    }
     let gate = match handoff::fork() {
         Ok((Side::Child, gate)) => gate,
         Ok((Side::Parent, gate)) => {
@@ -161,17 +171,22 @@ fn hand_over(mut agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Rea
         }
         Err(error) => give_up(&format!("start the agent beside the init: {error}"), kernel_ms, made),
     };
-    let _ = rustix::thread::set_name(c"agentd");
     let _ = rustix::process::setsid();
     let agent = Arc::new(agent);
     if let Err(error) = listen::start(&agent) {
         give_up(&error.to_string(), kernel_ms, made);
     }
-    if let Err(words) = handoff::start(gate, Duration::from_millis(wanted.limit_ms)) {
-        give_up(&format!("init {:?}: {words}", init.path), kernel_ms, made);
-    }
+    let since_power_on = Duration::from_millis(uptime_ms());
+    let limits = handoff::Limits {
+        start: Duration::from_millis(wanted.limit_ms),
+        usable: wanted.usable_ms.map(|limit| Duration::from_millis(limit).saturating_sub(since_power_on)),
+    };
+    let started = match handoff::start(gate, &limits, sign) {
+        Ok(started) => started,
+        Err(words) => give_up(&format!("init {:?}: {words}", init.path), kernel_ms, made),
+    };
     let init = Some(init.path.to_string_lossy().into_owned());
-    tell_host(Ready { init, init_ms: Some(uptime_ms()), ..ready });
+    tell_host(Ready { init, init_ms: Some(started.since_ms), warning: started.warning, ..ready });
     shutdown::beside_init(&agent, made, signals)
 }
 
@@ -197,6 +212,7 @@ fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
         say(&format!("raise the number of open files: {error}"));
     }
     nix::unistd::sethostname(&boot.hostname).map_err(|error| Error::step("set the hostname".into(), error.into()))?;
+    sysctl::open_to_commands();
     if let Err(error) = sys::bring_loopback_up() {
         say(&format!("bring lo up: {error}"));
     }
@@ -205,6 +221,7 @@ fn enter(made: &mut Made) -> Result<(Agent, Option<boot::Init>), Error> {
         sessions: Sessions::default(),
         execs: Execs::default(),
         defaults: boot.defaults,
+        init_stop_signal: boot.init.as_ref().map_or(Signal::SIGTERM as i32, |init| init.stop_signal),
         shutdown: Wish::default(),
     };
     Ok((agent, boot.init))

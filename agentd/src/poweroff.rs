@@ -1,5 +1,5 @@
-//! Asking the init that has PID 1 to power the machine off, in its own language. Which one that is, is told by the program that
-//! PID 1 runs.
+//! Asking the init that has PID 1 to power the machine off, in its own language: by the kind of init that it is, and else by the
+//! signals that it catches.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::libc;
 
+use crate::kind::Kind;
 use crate::sys;
 
 const INIT: i32 = 1;
@@ -24,7 +25,7 @@ enum Language {
     SysV(&'static str),
     /// Files whose modes say what to do, and SIGCONT (`runit-init(8)`).
     Runit,
-    /// Unknown: systemd's signal where PID 1 catches it, and TERM.
+    /// Unknown: a signal that PID 1 catches.
     Unknown,
 }
 
@@ -33,18 +34,18 @@ enum Language {
 pub struct Asked {
     /// In words.
     pub how: String,
-    /// Whether TERM is worth a try where nothing happens: what is not known may understand that.
+    /// Whether TERM is worth a try if nothing happens: an init that is not known may understand it.
     pub may_try_term: bool,
 }
 
-/// Asks. Services have a part of the `grace` to end by themselves, where it is not the init that knows how long.
+/// Asks. Services have a part of the `grace` to end by themselves, unless it is the init that decides how long. `stop_signal`
+/// is the one that the image wants to be stopped by.
 ///
 /// # Errors
 /// What writing to its FIFO or its files says; a signal does not fail.
-pub fn ask(grace: Duration) -> io::Result<Asked> {
-    let program = fs::read_link("/proc/1/exe")?;
-    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let language = language(&name, is_fifo, |path| Path::new(path).exists());
+pub fn ask(grace: Duration, stop_signal: i32) -> io::Result<Asked> {
+    let (kind, name) = Kind::of_pid_1()?;
+    let language = language(kind, is_fifo, |path| Path::new(path).exists());
     let mut may_try_term = false;
     let how = match language {
         Language::Signal(signal) => {
@@ -63,9 +64,8 @@ pub fn ask(grace: Duration) -> io::Result<Asked> {
             format!("{name}, by {stop}")
         }
         Language::Unknown => {
-            let poweroff = libc::SIGRTMIN() + 4;
-            may_try_term = catches(&fs::read_to_string("/proc/1/status")?, poweroff);
-            let signal = if may_try_term { poweroff } else { libc::SIGTERM };
+            let signal = understood(&fs::read_to_string("/proc/1/status")?, stop_signal);
+            may_try_term = signal != libc::SIGTERM;
             sys::signal_process(INIT, signal);
             format!("{name}, by {}", signal_name(signal))
         }
@@ -85,22 +85,33 @@ fn signal_name(signal: i32) -> String {
     }
 }
 
-fn language(name: &str, is_fifo: impl Fn(&'static str) -> bool, exists: impl Fn(&'static str) -> bool) -> Language {
-    match name {
+fn language(kind: Kind, is_fifo: impl Fn(&'static str) -> bool, exists: impl Fn(&'static str) -> bool) -> Language {
+    match kind {
         // systemd(1), "SIGNALS".
-        "systemd" => Language::Signal(libc::SIGRTMIN() + 4),
+        Kind::Systemd => Language::Signal(libc::SIGRTMIN() + 4),
         // BusyBox's init.c and Finit, which follows it: USR1 halts, USR2 powers off, TERM reboots.
-        "busybox" | "finit" => Language::Signal(libc::SIGUSR2),
-        "runit" => Language::Runit,
+        Kind::BusyBox | Kind::Finit => Language::Signal(libc::SIGUSR2),
+        Kind::Runit => Language::Runit,
         // s6-svscan runs a script of that name, where s6-linux-init put one; by itself it ends its services on TERM.
-        "s6-svscan" if exists("/proc/1/cwd/.s6-svscan/SIGUSR1") => Language::Signal(libc::SIGUSR1),
-        "s6-svscan" => Language::Signal(libc::SIGTERM),
-        "init" => match ["/run/initctl", "/dev/initctl"].into_iter().find(|path| is_fifo(path)) {
+        Kind::S6 if exists("/proc/1/cwd/.s6-svscan/SIGUSR1") => Language::Signal(libc::SIGUSR1),
+        Kind::S6 => Language::Signal(libc::SIGTERM),
+        Kind::SysV => match ["/run/initctl", "/dev/initctl"].into_iter().find(|path| is_fifo(path)) {
             Some(fifo) => Language::SysV(fifo),
             None => Language::Unknown,
         },
-        _ => Language::Unknown,
+        Kind::OpenRc | Kind::Other => Language::Unknown,
     }
+}
+
+/// The signal that an unknown PID 1 may understand as a wish that it ends: the image's own if it catches that, else the first that
+/// it catches of systemd's for a power-off, TERM, BusyBox's for a power-off, PWR, QUIT and INT, which shells catch for themselves.
+/// The kernel drops what PID 1 does not catch.
+fn understood(status: &str, stop_signal: i32) -> i32 {
+    let systemd = libc::SIGRTMIN() + 4;
+    // Of an image that says nothing it is TERM, which is one of several.
+    let own = Some(stop_signal).filter(|&signal| signal != libc::SIGTERM);
+    let usual = [systemd, libc::SIGTERM, libc::SIGUSR2, libc::SIGPWR, libc::SIGQUIT, libc::SIGINT];
+    own.into_iter().chain(usual).find(|&signal| catches(status, signal)).unwrap_or(libc::SIGTERM)
 }
 
 fn is_fifo(path: &str) -> bool {
@@ -157,19 +168,46 @@ mod tests {
 
     #[test]
     fn each_init_is_asked_in_its_own_language() {
-        for (name, there, expected) in [
-            ("systemd", "", Language::Signal(libc::SIGRTMIN() + 4)),
-            ("busybox", "", Language::Signal(libc::SIGUSR2)),
-            ("finit", "", Language::Signal(libc::SIGUSR2)),
-            ("runit", "", Language::Runit),
-            ("s6-svscan", "", Language::Signal(libc::SIGTERM)),
-            ("s6-svscan", "/proc/1/cwd/.s6-svscan/SIGUSR1", Language::Signal(libc::SIGUSR1)),
-            ("init", "/run/initctl", Language::SysV("/run/initctl")),
-            ("init", "/dev/initctl", Language::SysV("/dev/initctl")),
-            ("init", "", Language::Unknown),
-            ("tini", "/run/initctl", Language::Unknown),
+        for (kind, there, expected) in [
+            (Kind::Systemd, "", Language::Signal(libc::SIGRTMIN() + 4)),
+            (Kind::BusyBox, "", Language::Signal(libc::SIGUSR2)),
+            (Kind::Finit, "", Language::Signal(libc::SIGUSR2)),
+            (Kind::Runit, "", Language::Runit),
+            (Kind::S6, "", Language::Signal(libc::SIGTERM)),
+            (Kind::S6, "/proc/1/cwd/.s6-svscan/SIGUSR1", Language::Signal(libc::SIGUSR1)),
+            (Kind::SysV, "/run/initctl", Language::SysV("/run/initctl")),
+            (Kind::SysV, "/dev/initctl", Language::SysV("/dev/initctl")),
+            (Kind::SysV, "", Language::Unknown),
+            (Kind::OpenRc, "/run/initctl", Language::Unknown),
+            (Kind::Other, "/run/initctl", Language::Unknown),
         ] {
-            assert_eq!(language(name, |path| path == there, |path| path == there), expected, "{name} {there}");
+            assert_eq!(language(kind, |path| path == there, |path| path == there), expected, "{kind:?} {there}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_init_is_asked_by_a_signal_that_it_catches() {
+        let status = |caught: &[i32]| {
+            let mask = caught.iter().fold(0u64, |mask, signal| mask | 1 << (signal - 1));
+            format!("SigBlk:\t0000000000000000\nSigCgt:\t{mask:016x}\n")
+        };
+        use libc::{SIGCHLD, SIGHUP, SIGINT, SIGPWR, SIGQUIT, SIGTERM, SIGUSR2};
+        for (caught, stop_signal, expected) in [
+            (&[SIGTERM][..], SIGTERM, SIGTERM),
+            (&[], SIGTERM, SIGTERM),
+            (&[SIGCHLD, SIGHUP], SIGTERM, SIGTERM),
+            (&[SIGTERM, SIGINT], SIGTERM, SIGTERM),
+            (&[SIGINT, SIGUSR2], SIGTERM, SIGUSR2),
+            (&[SIGUSR2, SIGPWR], SIGTERM, SIGUSR2),
+            (&[SIGPWR, SIGQUIT], SIGTERM, SIGPWR),
+            (&[SIGINT, SIGQUIT], SIGTERM, SIGQUIT),
+            (&[SIGINT, SIGCHLD], SIGTERM, SIGINT),
+            (&[38, SIGTERM], SIGTERM, 38),
+            (&[38, SIGTERM, SIGQUIT], SIGQUIT, SIGQUIT),
+            (&[37, SIGTERM], 37, 37),
+            (&[SIGTERM], SIGQUIT, SIGTERM),
+        ] {
+            assert_eq!(understood(&status(caught), stop_signal), expected, "{caught:?} {stop_signal}");
         }
     }
 

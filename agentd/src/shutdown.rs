@@ -27,6 +27,8 @@ use crate::{Agent, LAST_WORDS, poweroff};
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// How long the kernel may take to end what got KILL: only a process stuck in the kernel needs any.
 const KILL_GRACE: Duration = Duration::from_secs(1);
+/// What is kept of the commands' time for those that do not end by the image's own signal, at most.
+const TERM_TIME: Duration = Duration::from_secs(1);
 /// What is kept of the grace for ending the machine behind its commands, or without its init, at most.
 const FORCE_TIME: Duration = Duration::from_secs(2);
 /// What is kept of it for an init, where commands take their time, at most.
@@ -235,7 +237,7 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     let Some(grace) = agent.shutdown.grace() else { unreachable!("somebody asked") };
     let since = Instant::now();
     // Signals first: whatever ends now is not held up by a caller.
-    agent.reaper.signal_all(Signal::SIGTERM as i32);
+    agent.reaper.signal_all(agent.defaults.stop_signal);
     agent.reaper.signal_all(Signal::SIGCONT as i32);
     hang_up_shells(&agent.reaper);
     let deadline = since + grace - reserve(grace);
@@ -244,7 +246,7 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     // Before it is asked: one that ends at once would take the machine along, with what is not written back. Somebody may
     // trace it already; then its end is the kernel's to tell.
     let traced = Traced::seize();
-    let asked = poweroff::ask(grace);
+    let asked = poweroff::ask(grace, agent.init_stop_signal);
     match &asked {
         Ok(asked) => crate::say(&format!("asked {}", asked.how)),
         Err(error) => crate::say(&format!("ask the init to power off: {error}")),
@@ -389,6 +391,16 @@ fn await_init(
 /// Ends every process but this one; the agent's reaper must be running in another thread.
 fn end_processes(agent: &Agent, grace: Duration) {
     let (reaper, everybody, since) = (&agent.reaper, Pid::from_raw(-1), Instant::now());
+    let mut grace = grace;
+    if agent.defaults.stop_signal != Signal::SIGTERM as i32 {
+        // The image wants its command to be stopped by a signal of its own. TERM may mean something else to it, so it comes when the
+        // commands have ended, or shortly before the end of the grace.
+        reaper.signal_all(agent.defaults.stop_signal);
+        reaper.signal_all(Signal::SIGCONT as i32);
+        hang_up_shells(reaper);
+        reaper.wait_unawaited(grace - TERM_TIME.min(grace / 4));
+        grace = grace.saturating_sub(since.elapsed());
+    }
     let _ = kill(everybody, Signal::SIGTERM);
     let _ = kill(everybody, Signal::SIGCONT);
     hang_up_shells(reaper);

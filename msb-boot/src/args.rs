@@ -9,7 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use msb::output::Output;
 use msb::record::{RestartPolicy, RootChoice, VmmChoice};
 use msb::source::StageRecord;
-use msb::{env, owner, script, state};
+use msb::{env, owner, script, signal, state};
 
 /// Boot a microVM from a record
 ///
@@ -40,10 +40,19 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     pub memory: Option<u32>,
 
-    /// Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint if that is an init, else the first of
-    /// /sbin/init, /lib/systemd/systemd and /usr/lib/systemd/systemd [default: none]
+    /// Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint or cmd if that is an init, else the first
+    /// of /sbin/init, /lib/systemd/systemd and /usr/lib/systemd/systemd [default: none]
     #[arg(long, value_name = "auto|none|PATH", value_parser = init)]
     pub init: Option<InitChoice>,
+
+    /// Return when the init is usable, that is, when what it starts at boot has started (the default with --init; agentd(8) says
+    /// what that is for each init)
+    #[arg(long, overrides_with = "no_wait_init")]
+    pub wait_init: bool,
+
+    /// Return as soon as the init runs
+    #[arg(long, overrides_with = "wait_init")]
+    pub no_wait_init: bool,
 
     /// An argument for the init (repeatable)
     #[arg(long = "init-arg", value_name = "ARG", allow_hyphen_values = true)]
@@ -78,6 +87,10 @@ pub(crate) struct Args {
     /// The user in the guest that commands run as [default: the image's]
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<String>,
+
+    /// The signal that asks commands to end when the VM stops, by name or number [default: the image's, else TERM]
+    #[arg(long, value_name = "SIGNAL", value_parser = stop_signal)]
+    pub stop_signal: Option<String>,
 
     /// How the root reaches the guest [default: auto]
     #[arg(long, value_enum)]
@@ -132,7 +145,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub probe: bool,
 
-    /// How many seconds the guest may take until its agent answers [default: 60]
+    /// How many seconds the guest may take until its agent answers and its init is usable [default: 60, or 180 for an init that is
+    /// waited for]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: Option<u32>,
 
@@ -171,11 +185,11 @@ the same way. Flags override it.
 
 Inits, and how msb-stop asks each to power off:
   systemd        SIGRTMIN+4
-  BusyBox        SIGUSR2 (also Finit)
+  BusyBox        SIGUSR2 (also Finit and Toybox)
   sysvinit       runlevel 0 on /run/initctl (also OpenRC behind it)
   runit          /run/runit.stopit and SIGCONT
   s6-svscan      SIGUSR1 where s6-linux-init set it up, else SIGTERM
-  others         SIGRTMIN+4 where they catch it, and SIGTERM
+  others         a signal that they catch, the image's stop signal first
 One that has not powered off within the grace is ended by force, and one that just ends (as inits of containers do) ends the
 machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd).";
 
@@ -243,6 +257,11 @@ fn script_file(text: &str) -> Result<(String, PathBuf), String> {
 
 fn variable(text: OsString) -> Result<OsString, &'static str> {
     env::check(&text).map(|()| text)
+}
+
+pub(crate) fn stop_signal(text: &str) -> Result<String, &'static str> {
+    let is_known = signal::number(text).is_some();
+    is_known.then(|| text.to_owned()).ok_or("a signal's name or number is expected (TERM, SIGQUIT, RTMIN+3, 15)")
 }
 
 pub(crate) fn init(text: &str) -> Result<InitChoice, &'static str> {

@@ -71,6 +71,7 @@ impl Config {
         let asked = asked(record.boot.as_ref(), args)?;
         let ended = record.vm.as_ref().map(has_ended).transpose()?;
         check_flags(&record, &asked)?;
+        defaults::check_platform(record.image.as_ref().and_then(|image| image.platform.as_deref()))?;
         if let Some(upper) = record.upper.as_ref().filter(|_| asked.commit_on_stop) {
             reach::require_private(&upper.dir).context("--commit-on-stop")?;
         }
@@ -86,6 +87,9 @@ impl Config {
             exit::warn(TOOL, &words);
         }
         let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
+        if let Some(warning) = defaults::unknown_stop_signal(&image, &asked) {
+            exit::warn(TOOL, &warning);
+        }
         let (defaults, init) = (defaults::defaults(&image, &asked), defaults::init(&image, &asked));
         let kernel_log = asked.kernel_log.as_deref().map(kernel_log).transpose()?;
         let agent = programs::agent()?;
@@ -123,6 +127,7 @@ impl Config {
             hostname: asked.hostname.clone().unwrap_or_else(|| name.clone()),
             mounts: mount_steps(&vm.root),
             defaults,
+            directories: defaults::volumes(&image),
             commit: false,
             init,
         };
@@ -133,7 +138,7 @@ impl Config {
             agent,
             kernel_log,
             scripts: scripts.clone(),
-            timeout: Duration::from_secs(asked.timeout_s.into()),
+            timeout: Duration::from_secs(asked.timeout_s().into()),
             restart: asked.restart,
             logs: state::home()?.join("logs"),
             commit_on_stop: asked.commit_on_stop && matches!(vm.root, Root::Block(_)),

@@ -1,64 +1,144 @@
 //! What an exec in the guest gets that does not say otherwise: the image's configuration with the request over it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
 
+use anyhow::bail;
 use msb::boot::{self, Defaults};
 use msb::record::{Boot, ImageConfig, Init};
+use msb::signal;
 use msb::wire::exec::Text;
+use serde_json::Value;
 
 /// The image's configuration with the request over it.
 pub(crate) fn defaults(image: &ImageConfig, boot: &Boot) -> Defaults {
+    // The image's command is the init then, and its stop signal is for that.
+    let is_init_the_command = boot.init.is_some() && !init_command(image, boot).is_empty();
+    let argv = command(image, boot.entrypoint.as_deref(), boot.cmd.as_deref());
     Defaults {
         env: environment(&image.env, &boot.env),
         cwd: boot.workdir.clone().unwrap_or_else(|| image.working_dir.clone()),
         user: boot.user.clone().unwrap_or_else(|| image.user.clone()),
-        argv: command(image, boot.entrypoint.as_deref(), boot.cmd.as_deref()),
+        argv: if is_init_the_command { Vec::new() } else { argv },
+        stop_signal: if is_init_the_command {
+            stop_signal(&ImageConfig::default(), boot)
+        } else {
+            stop_signal(image, boot)
+        },
     }
 }
 
+/// The number of the signal that asks commands to end: the one that was asked for, else the image's. Docker ignores a signal of
+/// an image's that does not exist.
+fn stop_signal(image: &ImageConfig, boot: &Boot) -> i32 {
+    boot.stop_signal
+        .as_deref()
+        .and_then(signal::number)
+        .or_else(|| signal::number(&image.stop_signal))
+        .unwrap_or(SIGTERM)
+}
+
+const SIGTERM: i32 = 15;
+
+/// A warning about an image whose stop signal does not exist.
+pub(crate) fn unknown_stop_signal(image: &ImageConfig, boot: &Boot) -> Option<String> {
+    let text = &image.stop_signal;
+    let is_unknown = boot.stop_signal.is_none() && !text.is_empty() && signal::number(text).is_none();
+    is_unknown
+        .then(|| format!("the image's stop signal {text:?} does not exist: commands get SIGTERM (set --stop-signal)"))
+}
+
+/// The directories that an image declares as volumes. They exist in a container, and so they do here.
+pub(crate) fn volumes(image: &ImageConfig) -> Vec<String> {
+    let declared = image.unknown.get("Volumes").and_then(Value::as_object);
+    // Only a path that the guest can make: boot.json must not name anything else.
+    declared.into_iter().flat_map(|volumes| volumes.keys()).filter(|path| path.starts_with('/')).cloned().collect()
+}
+
+/// Checks that this machine's processor runs the image's programs.
+///
+/// # Errors
+/// The platform that it does not run.
+pub(crate) fn check_platform(platform: Option<&str>) -> anyhow::Result<()> {
+    let Some(platform) = platform.filter(|platform| !platform.is_empty()) else { return Ok(()) };
+    let mut parts = platform.split('/');
+    let (os, architecture) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    let runs = match std::env::consts::ARCH {
+        "x86_64" => architecture == "amd64" || architecture == "x86_64",
+        "aarch64" => architecture == "arm64" || architecture == "aarch64",
+        other => architecture == other,
+    };
+    if os == "linux" && (runs || architecture.is_empty()) {
+        return Ok(());
+    }
+    let ours = match std::env::consts::ARCH {
+        "x86_64" => "linux/amd64",
+        "aarch64" => "linux/arm64",
+        other => other,
+    };
+    bail!("the image is for {platform}, and this machine runs {ours} (pull it with msb-pull --platform {ours})")
+}
+
 /// Docker's table: an entrypoint of the caller's replaces the image's and drops its cmd, and an empty one leaves nothing of
-/// either; a command of the caller's replaces the image's cmd alone.
+/// either; a command of the caller's replaces the image's cmd alone. An entrypoint of one empty word is none, and so is a
+/// command of nothing but that.
 fn command(image: &ImageConfig, entrypoint: Option<&[Text]>, cmd: Option<&[Text]>) -> Vec<Text> {
     let image_texts = |words: &Option<Vec<String>>| words.iter().flatten().map(|word| word.as_str().into()).collect();
-    let first: Vec<Text> = entrypoint.map_or_else(|| image_texts(&image.entrypoint), <[Text]>::to_vec);
+    let is_empty_word = |words: &[Text]| matches!(words, [word] if *word == Text::from(""));
+    let mut first: Vec<Text> = entrypoint.map_or_else(|| image_texts(&image.entrypoint), <[Text]>::to_vec);
+    if is_empty_word(&first) {
+        first.clear();
+    }
     let rest: Vec<Text> = match (entrypoint, cmd) {
         (_, Some(cmd)) => cmd.to_vec(),
         (Some(_), None) => Vec::new(),
         (None, None) => image_texts(&image.cmd),
     };
-    [first, rest].concat()
+    let whole = [first, rest].concat();
+    if is_empty_word(&whole) { Vec::new() } else { whole }
 }
 
-/// Programs that are an init wherever they are an image's entrypoint.
-const INITS: [&str; 13] = [
-    "/init",
-    "/sbin/init",
-    "/usr/sbin/init",
-    "/bin/init",
-    "/lib/systemd/systemd",
-    "/usr/lib/systemd/systemd",
-    "/bin/systemd",
-    "/sbin/runit-init",
-    "/sbin/runit",
-    "/sbin/openrc-init",
-    "/sbin/finit",
-    "/bin/s6-svscan",
-    "/usr/bin/s6-svscan",
-];
+/// Where an image's init is, and what it is called: a command of an image that is such a file is an init.
+const INIT_DIRECTORIES: [&str; 9] =
+    ["/", "/bin", "/sbin", "/usr/bin", "/usr/sbin", "/lib/systemd", "/usr/lib/systemd", "/lib/runit", "/usr/lib/runit"];
+const INIT_NAMES: [&str; 9] =
+    ["init", "linuxrc", "systemd", "runit", "runit-init", "openrc-init", "finit", "s6-svscan", "s6-linux-init"];
 
-/// The init that is asked for. It may take half of the time that the whole boot may.
+fn is_init(word: &Text) -> bool {
+    let word = OsString::from(word.clone());
+    let path = Path::new(&word);
+    let (Some(dir), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name()) else { return false };
+    INIT_DIRECTORIES.contains(&dir) && INIT_NAMES.iter().any(|init| name == *init)
+}
+
+/// The init that is asked for. It may take half of the time that the whole boot may, to start; until it is usable there is the
+/// rest, but for the time in which the agent says that it is late.
 pub(crate) fn init(image: &ImageConfig, boot: &Boot) -> Option<boot::Init> {
     let init = boot.init.as_ref()?;
     let is_searched = init.path == Init::AUTO;
-    let first = image.entrypoint.iter().flatten().next();
-    let is_init = boot.entrypoint.is_none() && first.is_some_and(|first| INITS.contains(&first.as_str()));
+    let limit_ms = u64::from(boot.timeout_s()) * 1000;
     Some(boot::Init {
         path: (!is_searched).then(|| init.path.clone()),
-        entrypoint: if is_searched && is_init { command(image, None, boot.cmd.as_deref()) } else { Vec::new() },
+        entrypoint: if is_searched { init_command(image, boot) } else { Vec::new() },
         args: init.args.clone(),
         env: environment(&[], &init.env),
-        limit_ms: u64::from(boot.timeout_s) * 500,
+        limit_ms: limit_ms / 2,
+        stop_signal: stop_signal(image, boot),
+        usable_ms: init.wait.then_some(limit_ms / 4 * 3),
     })
+}
+
+/// The image's command, if an init is in it: as its entrypoint, as its cmd, or as the cmd behind an entrypoint that executes it. An
+/// entrypoint of the caller's is for commands alone.
+fn init_command(image: &ImageConfig, boot: &Boot) -> Vec<Text> {
+    if boot.entrypoint.is_some() {
+        return Vec::new();
+    }
+    let whole = command(image, None, boot.cmd.as_deref());
+    let entrypoint = command(&ImageConfig { cmd: None, ..image.clone() }, None, None);
+    let has_init = |place: usize| whole.get(place).is_some_and(is_init);
+    if has_init(0) || has_init(entrypoint.len()) { whole } else { Vec::new() }
 }
 
 /// The caller's variables over `K=V` of the image, in the image's order.
@@ -90,6 +170,7 @@ mod tests {
         let shell = &["/bin/sh", "-c", "exec_entry p1"][..];
         let (none, exec, cmd) = (&[][..], &["exec_entry", "p1"][..], &["exec_cmd", "p2"][..]);
         let shell_cmd = &["/bin/sh", "-c", "exec_cmd p2"][..];
+        let empty = &[""][..];
         for (entrypoint, image_cmd, flag, words_given, expected) in [
             (none, none, None, none, vec![]),
             (none, cmd, None, none, vec!["exec_cmd", "p2"]),
@@ -105,6 +186,15 @@ mod tests {
             (exec, cmd, Some(&["other", "-x"][..]), &["mine"][..], vec!["other", "-x", "mine"]),
             (exec, cmd, Some(none), none, vec![]),
             (exec, cmd, Some(none), &["mine"][..], vec!["mine"]),
+            (empty, cmd, None, none, vec!["exec_cmd", "p2"]),
+            (empty, none, None, none, vec![]),
+            (empty, empty, None, none, vec![]),
+            (none, empty, None, none, vec![]),
+            (none, cmd, None, empty, vec![]),
+            (exec, cmd, Some(empty), none, vec![]),
+            (exec, cmd, Some(empty), &["mine"][..], vec!["mine"]),
+            (exec, empty, None, none, vec!["exec_entry", "p1", ""]),
+            (&["", "x"][..], none, None, none, vec!["", "x"]),
         ] {
             let image = ImageConfig { entrypoint: words(entrypoint), cmd: words(image_cmd), ..ImageConfig::default() };
             let texts = |words: &[&str]| words.iter().map(|word| Text::from(*word)).collect::<Vec<_>>();
@@ -116,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn auto_looks_at_an_entrypoint_that_is_an_init_first() {
+    fn auto_looks_at_the_images_own_init_first() {
         let image = ImageConfig { entrypoint: words(&["/init"]), cmd: words(&["app"]), ..ImageConfig::default() };
         let asked = |boot: serde_json::Value| init(&image, &serde_json::from_value(boot).unwrap());
         let auto = serde_json::json!({"path": "auto"});
@@ -132,8 +222,100 @@ mod tests {
             args: vec!["-x".into()],
             env: vec!["A=b".into()],
             limit_ms: 4000,
+            stop_signal: 15,
+            usable_ms: Some(6000),
         };
         assert_eq!(asked(serde_json::json!({"init": named, "timeout_s": 8})).unwrap(), expected);
+        let times = |boot| asked(boot).map(|init| (init.limit_ms, init.usable_ms)).unwrap();
+        assert_eq!(times(serde_json::json!({"init": {"wait": false}})), (30_000, None));
+        assert_eq!(times(serde_json::json!({"init": {}})), (90_000, Some(135_000)));
+        for (entrypoint, cmd, expected) in [
+            (&[][..], &["/sbin/init"][..], &["/sbin/init"][..]),
+            (&[], &["/usr/lib/systemd/systemd", "--unit=x"], &["/usr/lib/systemd/systemd", "--unit=x"]),
+            (&[""], &["/lib/systemd/systemd"], &["/lib/systemd/systemd"]),
+            (&["/entrypoint.sh"], &["/sbin/init"], &["/entrypoint.sh", "/sbin/init"]),
+            (&["/bin/sh"], &["-c", "/sbin/init"], &[]),
+            (&[], &["init"], &[]),
+            (&[], &["/app/init"], &[]),
+            (&[], &["/bin/sh"], &[]),
+            (&["/init", "x"], &[], &["/init", "x"]),
+            (&[], &[], &[]),
+        ] {
+            let image = ImageConfig { entrypoint: words(entrypoint), cmd: words(cmd), ..ImageConfig::default() };
+            let expected: Vec<Text> = expected.iter().map(|word| Text::from(*word)).collect();
+            let boot = serde_json::from_value(serde_json::json!({"init": {}})).unwrap();
+            assert_eq!(init(&image, &boot).unwrap().entrypoint, expected, "{entrypoint:?} {cmd:?}");
+        }
+    }
+
+    #[test]
+    fn commands_stop_by_the_signal_that_is_asked_for_or_the_images() {
+        for (image, asked, expected, is_warned) in [
+            ("", None, 15, false),
+            ("SIGQUIT", None, 3, false),
+            ("SIGRTMIN+3", None, 37, false),
+            ("2", None, 2, false),
+            ("SIGQUIT", Some("INT"), 2, false),
+            ("nonsense", None, 15, true),
+            ("nonsense", Some("9"), 9, false),
+        ] {
+            let image = ImageConfig { stop_signal: image.into(), ..ImageConfig::default() };
+            let boot = Boot { stop_signal: asked.map(str::to_owned), ..Boot::default() };
+            assert_eq!(defaults(&image, &boot).stop_signal, expected, "{image:?} {asked:?}");
+            assert_eq!(unknown_stop_signal(&image, &boot).is_some(), is_warned, "{image:?} {asked:?}");
+        }
+    }
+
+    #[test]
+    fn an_image_whose_command_is_the_init_has_no_other_command_and_no_signal_for_others() {
+        let image =
+            ImageConfig { cmd: words(&["/sbin/init"]), stop_signal: "SIGRTMIN+3".into(), ..ImageConfig::default() };
+        for (boot, argv, commands, init_signal) in [
+            (serde_json::json!({}), &["/sbin/init"][..], 37, None),
+            (serde_json::json!({"init": {}}), &[], 15, Some(37)),
+            (serde_json::json!({"init": {"path": "/lib/systemd/systemd"}}), &[], 15, Some(37)),
+            (serde_json::json!({"init": {}, "stop_signal": "INT"}), &[], 2, Some(2)),
+            (serde_json::json!({"init": {}, "cmd": ["app"]}), &["app"], 37, Some(37)),
+            (serde_json::json!({"init": {}, "entrypoint": ["app"]}), &["app"], 37, Some(37)),
+        ] {
+            let asked: Boot = serde_json::from_value(boot.clone()).unwrap();
+            let defaults = defaults(&image, &asked);
+            let argv: Vec<Text> = argv.iter().map(|word| Text::from(*word)).collect();
+            let init = init(&image, &asked).map(|init| init.stop_signal);
+            assert_eq!((defaults.argv, defaults.stop_signal, init), (argv, commands, init_signal), "{boot}");
+        }
+    }
+
+    #[test]
+    fn volumes_are_the_absolute_paths_that_the_image_declares() {
+        for (json, expected) in [
+            ("{}", &[][..]),
+            (r#"{"Volumes":null}"#, &[]),
+            (r#"{"Volumes":{}}"#, &[]),
+            (r#"{"Volumes":["/data"]}"#, &[]),
+            (r#"{"Volumes":{"/data":{},"relative":{},"/var/lib/x":null}}"#, &["/data", "/var/lib/x"]),
+        ] {
+            let image: ImageConfig = serde_json::from_str(json).unwrap();
+            assert_eq!(volumes(&image), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn an_image_for_another_platform_is_refused() {
+        let (ours, theirs) = match std::env::consts::ARCH {
+            "aarch64" => ("arm64", "amd64"),
+            _ => ("amd64", "arm64"),
+        };
+        for good in [ours, &format!("{ours}/v3"), ""] {
+            check_platform(Some(&format!("linux/{good}"))).unwrap();
+        }
+        check_platform(None).unwrap();
+        check_platform(Some("")).unwrap();
+        for bad in [format!("linux/{theirs}"), format!("windows/{ours}"), "linux/386".into(), "unknown/unknown".into()]
+        {
+            let error = check_platform(Some(&bad)).unwrap_err().to_string();
+            assert!(error.contains(&format!("the image is for {bad}, and this machine runs linux/{ours}")), "{error}");
+        }
     }
 
     #[test]

@@ -42,10 +42,12 @@ pub(crate) fn request(
                 init.args = texts(&args.init_args);
             }
             set_variables(&mut init.env, &args.init_env, &here)?;
+            init.wait = (init.wait || args.wait_init) && !args.no_wait_init;
         }
-        None if args.init_args.is_empty() && args.init_env.is_empty() => {}
+        None if args.init_args.is_empty() && args.init_env.is_empty() && !args.wait_init && !args.no_wait_init => {}
         None => {
-            return Err(exit::coded(exit::USAGE, "--init-arg and --init-env are for an init (name one with --init)"));
+            let why = "--init-arg, --init-env, --wait-init and --no-wait-init are for an init (name one with --init)";
+            return Err(exit::coded(exit::USAGE, why));
         }
     }
     if let Some(entrypoint) = &args.entrypoint {
@@ -58,6 +60,7 @@ pub(crate) fn request(
     set_variables(&mut boot.env, variables, &here)?;
     override_some(&mut boot.workdir, args.workdir.as_ref());
     override_some(&mut boot.user, args.user.as_ref());
+    override_some(&mut boot.stop_signal, args.stop_signal.as_ref());
     if let Some(size) = args.disk {
         (boot.disk, boot.ephemeral) = (Some(size_text(size)), false);
     }
@@ -70,7 +73,7 @@ pub(crate) fn request(
     override_some(&mut boot.kernel_log, path(args.kernel_log.as_deref())?.as_ref());
     boot.restart = args.restart.unwrap_or(boot.restart);
     boot.vmm = args.vmm.or(boot.vmm);
-    boot.timeout_s = args.timeout.unwrap_or(boot.timeout_s);
+    boot.timeout_s = args.timeout.or(boot.timeout_s);
     check(&boot)?;
     Ok(boot)
 }
@@ -171,8 +174,11 @@ fn check(boot: &Boot) -> anyhow::Result<()> {
     if let Some(Err(why)) = boot.user.as_deref().map(args::user) {
         return wrong("user", why);
     }
+    if let Some(Err(why)) = boot.stop_signal.as_deref().map(args::stop_signal) {
+        return wrong("stop_signal", why.into());
+    }
     disk_size(boot)?;
-    if boot.timeout_s == 0 {
+    if boot.timeout_s == Some(0) {
         return wrong("timeout_s", "at least one second is expected".into());
     }
     if boot.ephemeral && boot.disk.is_some() {
@@ -217,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_flag_overrides_its_member_and_no_other() {
-        let init = |path: &str, args: Value, env: Value| json!({"path": path, "args": args, "env": env});
+        let init = |path: &str, args: Value, env: Value| json!({"path": path, "args": args, "env": env, "wait": true});
         let recorded = json!({"cpus": 3, "memory_mib": 700, "name": "old", "user": "app", "new": {"kept": 1}});
         assert_eq!(difference(recorded.clone(), &[]), recorded);
         for (flags, member, value) in [
@@ -234,6 +240,7 @@ mod tests {
             (&["-e", "A=b=c", "-e", "HERE", "-e", "NOT_SET"], "env", json!({"A": "b=c", "HERE": "x=y"})),
             (&["-w", "/srv"], "workdir", json!("/srv")),
             (&["-u", "1:2"], "user", json!("1:2")),
+            (&["--stop-signal", "SIGRTMIN+3"], "stop_signal", json!("SIGRTMIN+3")),
             (&["--disk", "2048"], "disk", json!("2G")),
             (&["--ephemeral"], "ephemeral", json!(true)),
             (&["--commit-on-stop"], "commit_on_stop", json!(true)),
@@ -253,17 +260,26 @@ mod tests {
 
     #[test]
     fn a_flag_resets_what_belonged_to_its_old_value() {
-        let init = json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b"}}});
+        let init = json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b"}, "wait": true}});
+        let impatient = json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b"}, "wait": false}});
         let command = json!({"entrypoint": ["run"], "cmd": ["me"]});
         for (recorded, flags, expected) in [
             (init.clone(), &["--init", "none"][..], json!({})),
-            (init.clone(), &["--init", "/j"], json!({"init": {"path": "/j", "args": [], "env": {}}})),
-            (init.clone(), &["--init-arg", "y"], json!({"init": {"path": "/i", "args": ["y"], "env": {"A": "b"}}})),
+            (init.clone(), &["--init", "/j"], json!({"init": {"path": "/j", "args": [], "env": {}, "wait": true}})),
             (
-                init,
-                &["--init-env", "C=d"],
-                json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b", "C": "d"}}}),
+                init.clone(),
+                &["--init-arg", "y"],
+                json!({"init": {"path": "/i", "args": ["y"], "env": {"A": "b"}, "wait": true}}),
             ),
+            (
+                init.clone(),
+                &["--init-env", "C=d"],
+                json!({"init": {"path": "/i", "args": ["-x"], "env": {"A": "b", "C": "d"}, "wait": true}}),
+            ),
+            (init.clone(), &["--no-wait-init"], impatient.clone()),
+            (impatient.clone(), &["--wait-init"], init.clone()),
+            (impatient.clone(), &[], impatient),
+            (init.clone(), &["--wait-init"], init),
             (command.clone(), &["--entrypoint", "other"], json!({"entrypoint": ["other"]})),
             (command, &["--", "you"], json!({"entrypoint": ["run"], "cmd": ["you"]})),
             (json!({"env": {"A": "1", "B": "2"}}), &["-e", "A=3"], json!({"env": {"A": "3", "B": "2"}})),
@@ -296,6 +312,7 @@ mod tests {
             (json!({"workdir": "srv"}), "boot.workdir"),
             (json!({"user": ""}), "boot.user"),
             (json!({"user": ":1"}), "boot.user"),
+            (json!({"stop_signal": "SIGNONE"}), "boot.stop_signal"),
             (json!({"disk": "1X"}), "boot.disk: unknown unit \"X\""),
             (json!({"timeout_s": 0}), "boot.timeout_s"),
             (json!({"ephemeral": true, "disk": "1G"}), "exclude each other"),
@@ -309,7 +326,12 @@ mod tests {
 
     #[test]
     fn what_is_for_an_init_needs_one() {
-        for flags in [&["--init-arg", "x"][..], &["--init-env", "A=b"], &["--init", "none", "--init-arg", "x"]] {
+        for flags in [
+            &["--init-arg", "x"][..],
+            &["--init-env", "A=b"],
+            &["--init", "none", "--init-arg", "x"],
+            &["--no-wait-init"],
+        ] {
             let error = asked(Value::Null, flags).unwrap_err().to_string();
             assert!(error.contains("name one with --init"), "{flags:?}: {error}");
         }

@@ -21,7 +21,7 @@ pub const TOP: &str = "/top";
 /// The directory of the boot share that becomes the guest's `/.msb`.
 pub const MSB_DIR: &str = "msb";
 /// The version that this crate reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What agentd does at boot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +34,9 @@ pub struct Boot {
     pub mounts: Vec<MountStep>,
     /// What an exec gets that does not say otherwise.
     pub defaults: Defaults,
+    /// Absolute paths of directories that are made in the root where they are missing: the image's volumes.
+    #[serde(default)]
+    pub directories: Vec<String>,
     /// Nothing is to run: the upper on [`TOP`] is sent to the host, and the machine ends.
     #[serde(default)]
     pub commit: bool,
@@ -70,16 +73,18 @@ pub struct Directory {
 }
 
 /// What an exec gets that does not say otherwise: the image's configuration and msb-boot's flags over it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Defaults {
     /// `K=V` each.
     pub env: Vec<Text>,
-    /// The working directory; empty for `/`.
+    /// The working directory, which is made where it is missing; empty for `/`.
     pub cwd: String,
     /// `user[:group]`; empty for root.
     pub user: String,
     /// The command without one: entrypoint and cmd.
     pub argv: Vec<Text>,
+    /// The number of the signal that asks commands to end when the machine stops.
+    pub stop_signal: i32,
 }
 
 /// An init that becomes PID 1.
@@ -87,7 +92,7 @@ pub struct Defaults {
 pub struct Init {
     /// An absolute path in the guest; `None` to look for one.
     pub path: Option<String>,
-    /// The image's entrypoint and cmd, where it begins with an init: looked at first when one is looked for.
+    /// The image's entrypoint and cmd, if an init is in them: looked at first when one is looked for.
     #[serde(default)]
     pub entrypoint: Vec<Text>,
     /// The arguments behind the path.
@@ -96,4 +101,9 @@ pub struct Init {
     pub env: Vec<Text>,
     /// How long it may take until it waits for something, in milliseconds.
     pub limit_ms: u64,
+    /// The number of the signal that the image wants it to be stopped by.
+    pub stop_signal: i32,
+    /// When it has to be usable, in milliseconds since power-on; `None` not to wait for that.
+    #[serde(default)]
+    pub usable_ms: Option<u64>,
 }

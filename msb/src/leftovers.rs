@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 
 use crate::overlay::beneath::{Dir, Name};
+use crate::overlay::upper::keeping_times;
 use crate::state;
 
 /// The roots' lists, a file for each, are in a directory beside the VMs' own; it is no name of a VM. Who holds or lets go of a list
@@ -136,8 +137,10 @@ fn remove_one(root: &Path, path: &Path) -> io::Result<()> {
     let parent = Dir::open(root)?.descend(parent.strip_prefix("/").unwrap_or(parent))?;
     let name = Name::new(name)?;
     match parent.entry(name)? {
-        Some(entry) if entry.is_dir() => parent.rmdir(name),
-        Some(entry) if entry.file_type().is_file() && entry.stat().st_size == 0 => parent.unlink(name),
+        Some(entry) if entry.is_dir() => keeping_times(&parent, || parent.rmdir(name)),
+        Some(entry) if entry.file_type().is_file() && entry.stat().st_size == 0 => {
+            keeping_times(&parent, || parent.unlink(name))
+        }
         _ => Ok(()),
     }
 }

@@ -38,6 +38,7 @@ pub mod rundir;
 pub mod script;
 #[cfg(feature = "cli")]
 pub mod signal;
+#[cfg(feature = "cli")]
 pub mod source;
 #[cfg(feature = "cli")]
 pub mod staging;

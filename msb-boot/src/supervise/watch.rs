@@ -242,6 +242,9 @@ impl<'a, 'f> Watch<'a, 'f> {
         state::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
         let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
         log::note("ready");
+        if let (Some(warning), Some(front)) = (&ready.warning, self.machine.front.as_mut()) {
+            front.tell(&crate::launch::Report::Say(format!("{}: {}", self.config.name, msb::exit::printable(warning))));
+        }
         self.phase = match self.machine.report(record) {
             true => Phase::Reported,
             false => Phase::Running,

@@ -36,6 +36,8 @@ pub struct Boot {
     pub workdir: Option<String>,
     /// The user that commands run as, `user[:group]`; null for the image's.
     pub user: Option<String>,
+    /// The signal that asks commands to end when the VM stops, by name or number; null for the image's.
+    pub stop_signal: Option<String>,
     /// For a block root: the size of the disk for what the guest writes, with K, M, G or T; null for the default.
     pub disk: Option<String>,
     /// For a block root: what the guest writes stays in its memory.
@@ -50,8 +52,8 @@ pub struct Boot {
     pub vmm: Option<VmmChoice>,
     /// The file for the guest's console; null for kernel.log in the run directory.
     pub kernel_log: Option<PathBuf>,
-    /// How long the guest may take until its agent answers, in seconds.
-    pub timeout_s: u32,
+    /// How long the guest may take until its agent answers and its init is usable, in seconds; null for the default.
+    pub timeout_s: Option<u32>,
     /// Members of other versions.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -71,6 +73,7 @@ impl Default for Boot {
             env: BTreeMap::new(),
             workdir: None,
             user: None,
+            stop_signal: None,
             disk: None,
             ephemeral: false,
             commit_on_stop: false,
@@ -78,7 +81,7 @@ impl Default for Boot {
             restart: RestartPolicy::No,
             vmm: None,
             kernel_log: None,
-            timeout_s: 60,
+            timeout_s: None,
             unknown: Unknown::new(),
         }
     }
@@ -94,6 +97,8 @@ pub struct Init {
     pub args: Vec<Text>,
     /// Variables for it, over those that it inherits.
     pub env: BTreeMap<String, Text>,
+    /// Whether to wait until it is usable.
+    pub wait: bool,
     /// Members of other versions.
     #[serde(flatten)]
     pub unknown: Unknown,
@@ -104,9 +109,17 @@ impl Init {
     pub const AUTO: &str = "auto";
 }
 
+impl Boot {
+    /// How many seconds the boot may take: systemd alone gives a unit a minute and a half.
+    pub fn timeout_s(&self) -> u32 {
+        let is_init_awaited = self.init.as_ref().is_some_and(|init| init.wait);
+        self.timeout_s.unwrap_or(if is_init_awaited { 180 } else { 60 })
+    }
+}
+
 impl Default for Init {
     fn default() -> Self {
-        Self { path: Self::AUTO.into(), args: Vec::new(), env: BTreeMap::new(), unknown: Unknown::new() }
+        Self { path: Self::AUTO.into(), args: Vec::new(), env: BTreeMap::new(), wait: true, unknown: Unknown::new() }
     }
 }
 

@@ -303,6 +303,9 @@ pub struct Ready {
     /// When the init had started, in milliseconds since power-on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_ms: Option<u64>,
+    /// What is not as it should be in a machine that can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
     /// Mount points that the agent made in the root, to be removed when no machine has that root any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub made: Vec<PathBuf>,

@@ -1,0 +1,195 @@
+//! The files of `/etc` that are the machine's and not the image's: hosts, hostname and resolv.conf. As docker does it, they are
+//! bound over the image's, so the guest can change them and nothing of it comes into the root. Without them there is a VM all
+//! the same: what goes wrong here is said on the console.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::early::{self, Made};
+use crate::path;
+
+/// The files, below `/etc`.
+pub const FILES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
+
+/// The most that is kept of an image's file, in bytes.
+const MAX_CONTENT: u64 = 1 << 20;
+
+/// What resolv.conf says in an image that has none.
+const NO_NAME_SERVER: &[u8] = b"# This machine has no network, and so no name server.\n";
+
+/// Binds all of them. `run` is where a tmpfs is on `/run`, which is the machine's own: a file there is written in place.
+pub fn bind_all(hostname: &str, run: Option<&Path>, made: &mut Made) {
+    // A place that exists in every root: the tmpfs is there until its files are bound.
+    let aside = Path::new("/").join(early::SHARE);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if let Err(error) = mount(Some("tmpfs"), &aside, Some("tmpfs"), flags, Some("mode=0755")) {
+        crate::say(&format!("the machine's files in /etc: {error}"));
+        return;
+    }
+    let has_ipv6 = Path::new("/proc/net/if_inet6").exists();
+    for (number, file) in FILES.iter().enumerate() {
+        let content = |image: &[u8]| match number {
+            0 => hosts(image, hostname, has_ipv6),
+            1 => format!("{hostname}\n").into_bytes(),
+            _ if image.is_empty() => NO_NAME_SERVER.to_vec(),
+            _ => image.to_vec(),
+        };
+        let path = Path::new("/").join(file);
+        if let Err(error) = bind(&path, content, &aside.join(number.to_string()), run, made) {
+            crate::say(&format!("{}: {error}", path.display()));
+        }
+    }
+    let _ = umount2(&aside, MntFlags::MNT_DETACH);
+}
+
+/// Shows one file, with what `content` makes of the image's.
+fn bind(
+    path: &Path,
+    content: impl Fn(&[u8]) -> Vec<u8>,
+    aside: &Path,
+    run: Option<&Path>,
+    made: &mut Made,
+) -> io::Result<()> {
+    let root = Path::new("/");
+    let place = path::follow(root, path)?;
+    if path::is_foreign(&place) {
+        return Err(io::Error::other(format!("it stays the image's, which has a symlink to {place:?} there")));
+    }
+    let found = match fs::symlink_metadata(&place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        other => Some(other?),
+    };
+    if found.as_ref().is_some_and(fs::Metadata::is_dir) {
+        return Err(io::Error::other("it stays the image's, which has a directory there"));
+    }
+    let image = match &found {
+        Some(meta) if meta.is_file() => read(&place)?,
+        _ => Vec::new(),
+    };
+    let content = content(&image);
+    let is_in_run = run.is_some_and(|run| place.starts_with(run));
+    if is_in_run && found.is_some() && content == image {
+        return Ok(());
+    }
+    let parent = place.parent().unwrap_or(root);
+    if is_in_run {
+        path::make_directories(root, parent, &mut Made::default())?;
+        if found.is_some_and(|meta| !meta.is_file()) {
+            return Err(io::Error::other("it stays the image's, which has no regular file there"));
+        }
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let mut options = File::options();
+        return options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o644)
+            .custom_flags(flags)
+            .open(&place)?
+            .write_all(&content);
+    }
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(aside)?;
+    file.write_all(&content)?;
+    match found {
+        Some(meta) if meta.is_file() => {
+            fchown(&file, Some(meta.uid()), Some(meta.gid()))?;
+            file.set_permissions(Permissions::from_mode(meta.mode() & 0o7777))?;
+        }
+        Some(_) => {}
+        None => {
+            path::make_directories(root, parent, made)?;
+            if path::make(&place, || File::create_new(&place).map(drop))? {
+                made.add(&place);
+            }
+        }
+    }
+    Ok(mount(Some(aside), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+}
+
+/// A regular file's content. It may be another one by now, where a host changes a shared root.
+fn read(path: &PathBuf) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let mut content = Vec::new();
+    file.take(MAX_CONTENT + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_CONTENT {
+        return Err(io::Error::other(format!("it stays the image's, which has more than {MAX_CONTENT} bytes there")));
+    }
+    Ok(content)
+}
+
+/// The image's hosts(5), and lines for localhost and the machine's name where it has none.
+fn hosts(image: &[u8], hostname: &str, has_ipv6: bool) -> Vec<u8> {
+    let mut hosts = image.to_vec();
+    if hosts.last().is_some_and(|&byte| byte != b'\n') {
+        hosts.push(b'\n');
+    }
+    let has = |name: &str, is_ipv6: bool| image.split(|&byte| byte == b'\n').any(|line| names_in(line, is_ipv6, name));
+    let mut lines = String::new();
+    if !has("localhost", false) {
+        lines.push_str("127.0.0.1\tlocalhost\n");
+    }
+    if has_ipv6 && !has("localhost", true) && !has("ip6-localhost", true) {
+        lines.push_str("::1\tlocalhost ip6-localhost ip6-loopback\n");
+    }
+    if !hostname.eq_ignore_ascii_case("localhost") && !has(hostname, false) && !has(hostname, true) {
+        lines.push_str(&format!("127.0.0.1\t{hostname}\n"));
+    }
+    hosts.extend(lines.as_bytes());
+    hosts
+}
+
+/// Whether a line of hosts(5) gives an address of that kind to a name.
+fn names_in(line: &[u8], is_ipv6: bool, name: &str) -> bool {
+    let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    words.next().is_some_and(|address| address.contains(&b':') == is_ipv6)
+        && words.any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_keeps_the_images_lines_and_gets_those_that_are_missing() {
+        const LOCAL: &str = "127.0.0.1\tlocalhost\n";
+        const LOCAL_6: &str = "::1\tlocalhost ip6-localhost ip6-loopback\n";
+        const OWN: &str = "127.0.0.1\tworker\n";
+        for (image, expected) in [
+            ("", format!("{LOCAL}{LOCAL_6}{OWN}")),
+            ("192.0.2.7 mine\n", format!("192.0.2.7 mine\n{LOCAL}{LOCAL_6}{OWN}")),
+            ("192.0.2.7 mine", format!("192.0.2.7 mine\n{LOCAL}{LOCAL_6}{OWN}")),
+            ("127.0.0.1\tlocalhost\n", format!("{LOCAL}{LOCAL_6}{OWN}")),
+            ("  127.0.0.1  a LocalHost # x\n", format!("  127.0.0.1  a LocalHost # x\n{LOCAL_6}{OWN}")),
+            ("# 127.0.0.1 localhost\n", format!("# 127.0.0.1 localhost\n{LOCAL}{LOCAL_6}{OWN}")),
+            ("127.0.0.1 localhost.localdomain\n", format!("127.0.0.1 localhost.localdomain\n{LOCAL}{LOCAL_6}{OWN}")),
+            ("localhost\n", format!("localhost\n{LOCAL}{LOCAL_6}{OWN}")),
+            ("::1 localhost\n", format!("::1 localhost\n{LOCAL}{OWN}")),
+            ("::1 ip6-localhost\n127.0.0.1 localhost\n", format!("::1 ip6-localhost\n127.0.0.1 localhost\n{OWN}")),
+            ("10.0.0.1 WORKER\n", format!("10.0.0.1 WORKER\n{LOCAL}{LOCAL_6}")),
+            ("fd00::1 worker\n", format!("fd00::1 worker\n{LOCAL}{LOCAL_6}")),
+            ("10.0.0.1 x # worker\n", format!("10.0.0.1 x # worker\n{LOCAL}{LOCAL_6}{OWN}")),
+        ] {
+            assert_eq!(String::from_utf8(hosts(image.as_bytes(), "worker", true)).unwrap(), expected, "{image:?}");
+        }
+        assert_eq!(hosts(b"", "worker", false), format!("{LOCAL}{OWN}").into_bytes());
+        assert_eq!(hosts(b"", "localhost", false), LOCAL.as_bytes());
+        assert_eq!(hosts(b"\xff\n", "localhost", false), [b"\xff\n", LOCAL.as_bytes()].concat());
+    }
+
+    #[test]
+    fn an_images_file_is_read_to_a_limit() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("file");
+        let size = usize::try_from(MAX_CONTENT).unwrap();
+        fs::write(&file, vec![b'x'; size]).unwrap();
+        assert_eq!(read(&file).unwrap().len(), size);
+        fs::write(&file, vec![b'x'; size + 1]).unwrap();
+        assert!(read(&file).unwrap_err().to_string().contains("more than 1048576 bytes"));
+    }
+}

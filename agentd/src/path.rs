@@ -1,0 +1,217 @@
+//! Paths in the guest's root: where one leads, also if nothing exists there yet, and the directories on the way. The image made
+//! the symlinks, so nothing here follows one out of the root, or into a file system of the kernel's.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use msb::overlay::beneath::Dir;
+use msb::overlay::upper::keeping_times;
+use nix::errno::Errno;
+
+use crate::early::{self, Made};
+
+/// As many symlinks as the kernel follows in one path (`path_resolution(7)`).
+const MAX_SYMLINKS: usize = 40;
+
+/// Where a path leads below `root`, which is `/` but for tests: all symlinks are followed, the last one too, and the rest of
+/// a path that does not exist is kept as it is. The result is absolute, without `root`.
+///
+/// # Errors
+/// ELOOP for too many symlinks.
+pub fn follow(root: &Path, path: &Path) -> io::Result<PathBuf> {
+    let mut followed = PathBuf::from("/");
+    let mut left = names(path);
+    let mut links = 0;
+    while let Some(name) = left.pop() {
+        if name == ".." {
+            followed.pop();
+            continue;
+        }
+        let next = followed.join(&name);
+        let Ok(target) = fs::read_link(below(root, &next)) else {
+            followed = next;
+            continue;
+        };
+        links += 1;
+        if links > MAX_SYMLINKS {
+            return Err(Errno::ELOOP.into());
+        }
+        if target.is_absolute() {
+            followed = PathBuf::from("/");
+        }
+        left.extend(names(&target));
+    }
+    Ok(followed)
+}
+
+/// The names in a path, last first.
+fn names(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    let mut names: Vec<OsString> = names.collect();
+    names.reverse();
+    names
+}
+
+fn below(root: &Path, path: &Path) -> PathBuf {
+    if root == Path::new("/") { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) }
+}
+
+/// Whether a path from [`follow`] is the whole root, or in a file system that is not the root's.
+pub fn is_foreign(path: &Path) -> bool {
+    let foreign = ["/proc", "/sys", "/dev"].into_iter().chain([early::SHARE]);
+    path == Path::new("/") || foreign.into_iter().any(|dir| path.starts_with(Path::new("/").join(dir)))
+}
+
+/// Makes a directory below `root` where it is missing, with those above it, as root's and with the mode 0755. What was made is
+/// added to `made`, the innermost first. Where the path leads is returned.
+///
+/// # Errors
+/// What making one says: ENOTDIR or EEXIST for something else there; ELOOP; EPERM for a path into a file system that is not the
+/// root's.
+pub fn make_directories(root: &Path, path: &Path, made: &mut Made) -> io::Result<PathBuf> {
+    let path = follow(root, path)?;
+    let mut step = PathBuf::from("/");
+    for name in path.components().skip(1) {
+        step.push(name);
+        let dir = below(root, &step);
+        if dir.is_dir() {
+            continue;
+        }
+        if is_foreign(&path) {
+            return Err(Errno::EPERM.into());
+        }
+        if make(&dir, || fs::create_dir(&dir))? {
+            made.add(&step);
+        }
+    }
+    Ok(path)
+}
+
+/// Makes something at a path, and leaves its directory's times as they are. False: another VM of this root was faster.
+///
+/// # Errors
+/// What making it says.
+pub fn make(path: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
+    let parent = Dir::open(path.parent().unwrap_or(Path::new("/")))?;
+    match keeping_times(&parent, make) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // It may be a file of the image's.
+            if path.is_dir() || path.is_file() { Ok(false) } else { Err(error) }
+        }
+        other => other.map(|()| true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn root() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("var/run/inner")).unwrap();
+        fs::write(root.path().join("file"), "").unwrap();
+        for (target, link) in [
+            ("/var/run", "run"),
+            ("../var", "var/up"),
+            ("../../../../var", "beyond"),
+            ("/nowhere/at/all", "dangling"),
+            ("loop-b", "loop-a"),
+            ("/loop-a", "loop-b"),
+            ("/proc/self", "process"),
+            ("/", "all"),
+            ("run", "chain"),
+        ] {
+            symlink(target, root.path().join(link)).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn a_path_is_followed_inside_the_root_also_to_what_does_not_exist() {
+        let root = root();
+        for (path, expected) in [
+            ("/run", "/var/run"),
+            ("/run/inner/x", "/var/run/inner/x"),
+            ("/chain/a/b", "/var/run/a/b"),
+            ("relative", "/relative"),
+            ("/var/up/up/up/x", "/var/x"),
+            ("/beyond/x", "/var/x"),
+            ("/../../x", "/x"),
+            ("/run/../y", "/var/y"),
+            ("/dangling", "/nowhere/at/all"),
+            ("/dangling/../z", "/nowhere/at/z"),
+            ("/all", "/"),
+            ("/", "/"),
+            ("/process/fd", "/proc/self/fd"),
+        ] {
+            assert_eq!(follow(root.path(), Path::new(path)).unwrap(), Path::new(expected), "{path}");
+        }
+        assert_eq!(follow(root.path(), Path::new("/loop-a")).unwrap_err().raw_os_error(), Some(Errno::ELOOP as i32));
+    }
+
+    #[test]
+    fn forty_symlinks_are_followed_and_no_more() {
+        let root = tempfile::tempdir().unwrap();
+        for number in 0..42 {
+            symlink(format!("{}", number + 1), root.path().join(number.to_string())).unwrap();
+        }
+        assert_eq!(follow(root.path(), Path::new("/2")).unwrap(), Path::new("/42"));
+        assert!(follow(root.path(), Path::new("/1")).is_err());
+    }
+
+    #[test]
+    fn the_kernels_file_systems_are_not_the_roots() {
+        for (path, expected) in [
+            ("/", true),
+            ("/proc", true),
+            ("/proc/1/root", true),
+            ("/sys/fs", true),
+            ("/dev", true),
+            ("/.msb/scripts", true),
+            ("/process", false),
+            ("/etc/hosts", false),
+            ("/var/dev", false),
+        ] {
+            assert_eq!(is_foreign(Path::new(path)), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn missing_directories_are_made_in_the_root_and_written_down_innermost_first() {
+        let root = root();
+        let mut made = Made::default();
+        let at = |path: &str| root.path().join(path);
+        let mut make = |path: &str| make_directories(root.path(), Path::new(path), &mut made);
+        assert_eq!(make("/run/a/b").unwrap(), Path::new("/var/run/a/b"));
+        assert_eq!(make("/run/a/b").unwrap(), Path::new("/var/run/a/b"));
+        assert_eq!(make("/dangling").unwrap(), Path::new("/nowhere/at/all"));
+        assert_eq!(make("/").unwrap(), Path::new("/"));
+        assert!(make("/file/x").is_err());
+        assert!(make("/loop-a/x").is_err());
+        assert_eq!(make("/process/x").unwrap_err().raw_os_error(), Some(Errno::EPERM as i32));
+        assert!(at("var/run/a/b").is_dir() && at("nowhere/at/all").is_dir() && !at("proc").exists());
+        assert_eq!(fs::metadata(at("var/run/a")).unwrap().permissions().mode() & 0o7777, 0o755);
+        let expected = ["/nowhere/at/all", "/nowhere/at", "/nowhere", "/var/run/a/b", "/var/run/a"];
+        assert_eq!(made.points, expected.map(PathBuf::from));
+    }
+
+    #[test]
+    fn the_times_of_the_directory_stay() {
+        let root = root();
+        let times = || {
+            let meta = fs::metadata(root.path().join("var")).unwrap();
+            (meta.modified().unwrap(), meta.accessed().unwrap())
+        };
+        let before = times();
+        assert!(make(&root.path().join("var/x"), || fs::create_dir(root.path().join("var/x"))).unwrap());
+        assert!(!make(&root.path().join("var/x"), || fs::create_dir(root.path().join("var/x"))).unwrap());
+        assert_eq!(times(), before);
+    }
+}
