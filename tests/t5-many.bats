@@ -164,6 +164,8 @@ unchanged() {
     wait "$by_name" "$by_file"
     [ "$(cat by-name by-file)" = $'soon\nsoon' ]
     [ "$(msb-exec --wait-ready 5s -- echo at once)" = 'at once' ]
+    # Longer than clocks can count.
+    [ "$(msb-exec --wait-ready 99999999999d -- echo at once)" = 'at once' ]
     run --separate-stderr msb-exec --wait-ready 300ms -r never -- true
     [ "$status" = 125 ]
     [[ $stderr == 'msb-exec: record "never": no such file'*'(waited 300ms for it)' ]]

@@ -1,17 +1,22 @@
 //! A cgroup for each exec, below one for all: what it may take, all of its processes at once, and what they took. A guest's
 //! kernel or init may have other ideas, so nothing here may fail an exec: without cgroups its process group has to do.
 
+use std::collections::HashSet;
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::thrash;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// A directory of our own: an init that manages cgroups leaves alone what it does not know.
@@ -20,6 +25,8 @@ const OURS: &str = "/sys/fs/cgroup/msb";
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// The least memory that execs leave to the agent and the kernel, in bytes.
 const LEAST_RESERVE: u64 = 24 << 20;
+/// How many cgroups are kept for execs to come.
+const MOST_SPARE: usize = 64;
 
 /// The cgroups of all execs.
 #[derive(Debug, Default)]
@@ -27,48 +34,82 @@ pub struct Cgroups {
     usable: OnceLock<bool>,
     /// Those whose exec is over and who have processes still.
     outlived: Mutex<Vec<PathBuf>>,
-    /// One that is ready for the next exec: making one takes the kernel longer than starting a small command.
-    spare: Mutex<Option<Cgroup>>,
+    /// Those that are ready for the next execs. They are used again, for making and removing one takes the kernel nearly half as long as
+    /// starting a small command.
+    spare: Mutex<Vec<Cgroup>>,
+    /// Whether somebody makes a spare one.
+    prepares: AtomicBool,
     made: AtomicU32,
+    /// What is changed in the cgroups of execs. One that an exec has given other limits is not used again.
+    changes: OnceLock<Option<Changes>>,
 }
 
 impl Cgroups {
-    /// A cgroup for an exec, which is ended as a whole where it is out of memory, or only its largest process. `None`: there are none
-    /// here, which was said once.
+    /// A cgroup for an exec. Where it is out of memory it is ended as a whole, for half a pipeline is of no use; or only its largest
+    /// process is, for the shell of a terminal should stay. `None`: there are no cgroups here, which was said once.
     pub fn take(&self, ends_as_a_whole: bool) -> Option<Cgroup> {
         if !*self.usable.get_or_init(set_up_or_say) {
             return None;
         }
-        // The guest's root may have removed it.
-        let spare = self.spare().take().filter(|spare| spare.dir.exists());
+        // The guest's root may have removed it, or changed it since it was put back.
+        let spare = loop {
+            let Some(spare) = self.spare().pop() else { break None };
+            if spare.dir.exists() && !self.is_changed(&spare) {
+                break Some(spare);
+            }
+            self.remove(spare.dir);
+        };
         let cgroup = spare.or_else(|| self.make())?;
-        if !ends_as_a_whole {
-            let _ = fs::write(cgroup.dir.join("memory.oom.group"), "0");
-        }
+        let _ = fs::write(cgroup.dir.join("memory.oom.group"), if ends_as_a_whole { "1" } else { "0" });
         Some(cgroup)
+    }
+
+    /// Whether anybody has changed a cgroup but for its processes.
+    fn is_changed(&self, cgroup: &Cgroup) -> bool {
+        match (self.changes.get(), cgroup.watch) {
+            (Some(Some(changes)), Some(watch)) => changes.have(watch),
+            _ => true,
+        }
     }
 
     /// Prepares for the next exec, when nobody waits for it.
     pub fn prepare(&self) {
         self.sweep();
-        let mut spare = self.spare();
-        if spare.is_none() && self.usable.get() == Some(&true) {
-            *spare = self.make();
+        if self.usable.get() != Some(&true) || self.prepares.swap(true, Ordering::Relaxed) {
+            return;
         }
+        if self.spare().is_empty() {
+            // Not under the lock: others that start commands meanwhile make their own.
+            let made = self.make();
+            self.spare().extend(made);
+        }
+        self.prepares.store(false, Ordering::Relaxed);
     }
 
-    fn spare(&self) -> MutexGuard<'_, Option<Cgroup>> {
+    fn spare(&self) -> MutexGuard<'_, Vec<Cgroup>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn make(&self) -> Option<Cgroup> {
         let number = self.made.fetch_add(1, Ordering::Relaxed);
-        Cgroup::make(Path::new(OURS).join(number.to_string())).ok()
+        let mut cgroup = Cgroup::make(Path::new(OURS).join(number.to_string())).ok()?;
+        let changes = self.changes.get_or_init(|| Changes::new().ok());
+        cgroup.watch = changes.as_ref().and_then(|changes| changes.watch(&cgroup.dir).ok());
+        Some(cgroup)
     }
 
     /// Takes back a cgroup whose exec is over.
-    pub fn dispose(&self, cgroup: Cgroup) {
-        let Cgroup { dir, .. } = cgroup;
+    pub fn dispose(&self, mut cgroup: Cgroup) {
+        let has_room = self.spare().len() < MOST_SPARE;
+        if has_room && cgroup.is_as_new() && !self.is_changed(&cgroup) {
+            cgroup.time_before = cgroup.time_in_all().unwrap_or_default();
+            self.spare().push(cgroup);
+        } else {
+            self.remove(cgroup.dir);
+        }
+    }
+
+    fn remove(&self, dir: PathBuf) {
         if fs::remove_dir(&dir).is_err_and(|error| error.kind() != io::ErrorKind::NotFound) {
             self.outlived.lock().unwrap_or_else(PoisonError::into_inner).push(dir);
         }
@@ -162,11 +203,72 @@ impl Memory {
     }
 }
 
+/// Changes of files in cgroups, which the kernel tells also for its own files (inotify(7)).
+#[derive(Debug)]
+struct Changes {
+    inotify: OwnedFd,
+    /// The watches of cgroups that were changed.
+    changed: Mutex<Changed>,
+}
+
+#[derive(Debug, Default)]
+struct Changed {
+    watches: HashSet<i32>,
+    /// Whether some were lost.
+    are_unknown: bool,
+}
+
+impl Changes {
+    /// What agentd itself writes to, and what the kernel does.
+    const HARMLESS: [&str; 4] = ["cgroup.procs", "cgroup.threads", "cgroup.kill", "memory.oom.group"];
+
+    fn new() -> io::Result<Self> {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        Ok(Self { inotify, changed: Mutex::default() })
+    }
+
+    fn watch(&self, dir: &Path) -> io::Result<i32> {
+        let what = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
+        let watch = inotify::add_watch(&self.inotify, dir, what)?;
+        self.lock().watches.remove(&watch);
+        Ok(watch)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Changed> {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there was a change in a cgroup, by its watch. A process that made one has ended, so that it has been told.
+    fn have(&self, watch: i32) -> bool {
+        let mut changed = self.lock();
+        let mut block = [MaybeUninit::uninit(); 4096];
+        let mut events = Reader::new(&self.inotify, &mut block);
+        while let Ok(event) = events.next() {
+            if event.events().contains(ReadFlags::IGNORED) {
+                // It is gone, and its number does not come again.
+                changed.watches.remove(&event.wd());
+                continue;
+            }
+            changed.are_unknown |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            let name = event.file_name().map(CStr::to_string_lossy).unwrap_or_default();
+            // Counters that a program may wait for are changed by the kernel.
+            if !Self::HARMLESS.contains(&&*name) && !name.contains(".events") {
+                changed.watches.insert(event.wd());
+            }
+        }
+        changed.are_unknown || changed.watches.contains(&watch)
+    }
+}
+
 /// The cgroup of one exec.
 #[derive(Debug)]
 pub struct Cgroup {
     dir: PathBuf,
     entrance: OwnedFd,
+    /// Its watch of [`Changes`].
+    watch: Option<i32>,
+    /// The processor time that was taken in it before this exec, in microseconds: in user mode and in the kernel.
+    time_before: (u64, u64),
 }
 
 impl Cgroup {
@@ -177,10 +279,8 @@ impl Cgroup {
             _ => {}
         }
         let _ = fs::write(dir.join("pids.max"), (most_processes() / 4 * 3).to_string());
-        // Half a pipeline is of no use. A terminal's shell is, when a command in it has taken too much: see `Cgroups::take`.
-        let _ = fs::write(dir.join("memory.oom.group"), "1");
         let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
-        Ok(Self { dir, entrance })
+        Ok(Self { dir, entrance, watch: None, time_before: (0, 0) })
     }
 
     /// A process that writes "0" here is in.
@@ -217,8 +317,20 @@ impl Cgroup {
         }
     }
 
-    /// The processor time of all that ever was in it, in microseconds: in user mode and in the kernel.
+    /// Whether there is no process in it, and no cgroup below it.
+    fn is_as_new(&self) -> bool {
+        let is_empty = File::open(self.dir.join("cgroup.events")).is_ok_and(|mut events| !is_populated(&mut events));
+        is_empty && fs::metadata(&self.dir).is_ok_and(|meta| meta.nlink() == 2)
+    }
+
+    /// The processor time of all that was in it for this exec, in microseconds: in user mode and in the kernel.
     pub fn time(&self) -> Option<(u64, u64)> {
+        let (user, system) = self.time_in_all()?;
+        let (user_before, system_before) = self.time_before;
+        Some((user.saturating_sub(user_before), system.saturating_sub(system_before)))
+    }
+
+    fn time_in_all(&self) -> Option<(u64, u64)> {
         let text = fs::read_to_string(self.dir.join("cpu.stat")).ok()?;
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         Some((value("user_usec ")?, value("system_usec ")?))

@@ -13,6 +13,9 @@ use msb::source::{self, VmRecord};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
+/// The longest wait: more than a clock may be able to add.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Takes the record of a running VM, if need be as soon as there is one.
 ///
 /// # Errors
@@ -23,7 +26,7 @@ pub fn take(from: &VmRecord, patience: Option<Duration>) -> anyhow::Result<Recor
         // From stdin it comes when the stage before has it.
         return from.take(None);
     };
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + patience.min(LONGEST);
     let places = places(name)?;
     loop {
         // First, so that nothing that happens from here on is missed.
