@@ -218,3 +218,28 @@ ends_with() {
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_assert_nothing
 }
+
+@test "the guest's clock is set right when its VMM goes on after a stop, in both directions, without a command" {
+    vm_boot worker
+    id=$(msb-exec -r worker.json -d -- sh -c 'while :; do date +%s; sleep 0.1; done' | jq .id)
+    msb-exec -r worker.json -n --attach "$id" >clock &
+    attached=$!
+    # apart SECONDS: whether the guest's newest time is that far from the host's, or farther.
+    apart() { [ "$(($(tail -n 1 clock) - EPOCHSECONDS))" -ge "$1" ] || [ "$((EPOCHSECONDS - $(tail -n 1 clock)))" -ge "$1" ]; }
+    right() { ! apart 3; }
+    vmm=$(vm_vmm worker)
+    for wrong in 1000000000 4000000000; do
+        vm_exec worker date -s "@$wrong" >/dev/null
+        until apart 1000; do sleep 0.1; done
+        kill -STOP "$vmm"
+        kill -CONT "$vmm"
+        for ((tries = 0; tries < 200; tries++)); do
+            ! right || break
+            sleep 0.1
+        done
+        right
+    done
+    kill "$attached"
+    wait "$attached" || true
+    msb-stop -r worker.json >/dev/null
+}

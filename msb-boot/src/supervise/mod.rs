@@ -3,6 +3,7 @@
 //!
 //! What may not happen here: a VM, a process, a socket or a directory that stays behind a boot that failed.
 
+mod clock;
 mod commit;
 mod console;
 pub(crate) mod crew;

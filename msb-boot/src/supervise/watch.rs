@@ -12,6 +12,7 @@ use msb::wire::{AGENT_PORT, dial};
 use msb::{state, supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::clock::{self, Clock};
 use super::console::{Console, Words};
 use super::crew::{self, Crew};
 use super::front::Said;
@@ -58,6 +59,7 @@ pub(super) struct Watch<'a, 'f> {
     chatter: Words,
     report: Option<ready::Report>,
     phase: Phase,
+    clock: Clock,
     halt: Option<Halt>,
     /// A process that serves the VM is gone: which and how, and until when the VMM may end by itself.
     lost: Option<(Duration, String)>,
@@ -69,6 +71,7 @@ pub(super) struct Watch<'a, 'f> {
 /// What can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
+    Clock,
     Words,
     Chatter,
     Console,
@@ -91,6 +94,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let (chatter, chatter_in) = std::io::pipe()?;
         let mut crew = Crew::new(words_in, chatter_in, held.show_life()?)?;
         let mut inherited = machine.drives()?;
+        let clock = Clock::watch().context("watch the clock")?;
         let mut vm = machine.vm.clone();
         state::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
         let report = ready::Report::expect_at(&vm.ready_socket())?;
@@ -110,6 +114,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             chatter: Words::new(chatter, "helper")?,
             report: Some(report),
             phase: Phase::Booting { until: now() + config.timeout },
+            clock,
             halt: None,
             lost: None,
             started,
@@ -141,6 +146,7 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     fn on(&mut self, event: Event) -> anyhow::Result<Option<Ended>> {
         match event {
+            Event::Clock => self.tell_time(),
             Event::Words => self.words.drain(),
             Event::Chatter => self.chatter.drain(),
             Event::Console => self.read_console(),
@@ -175,6 +181,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         add(Event::Report, self.report.as_ref().map(AsFd::as_fd));
         add(Event::Front, self.machine.front.as_ref().map(AsFd::as_fd));
         add(Event::Signal, Some(self.machine.signals.as_fd()));
+        add(Event::Clock, Some(self.clock.as_fd()));
         add(Event::News, news);
         add(Event::Answer, self.halt.as_ref().and_then(|halt| halt.answer.as_ref()).map(AsFd::as_fd));
         sources.extend(self.crew.processes().map(|process| (Event::Process, process)));
@@ -187,6 +194,13 @@ impl<'a, 'f> Watch<'a, 'f> {
         let mut happened: Vec<Event> = happened.map(|((event, _), _)| *event).collect();
         happened.dedup();
         Ok(happened)
+    }
+
+    /// Tells the guest the time, where its clock may be wrong.
+    fn tell_time(&self) {
+        if self.clock.has_jumped() && matches!(self.phase, Phase::Reported | Phase::Running) {
+            clock::tell(self.endpoint());
+        }
     }
 
     fn read_console(&mut self) {
