@@ -7,9 +7,10 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Child;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use msb::interrupt::IMPATIENCE;
 use msb::output::Output;
 use msb::record::Record;
 use msb::rundir::{self, Committed, Ended, Held};
@@ -123,7 +124,7 @@ fn summary(record: &Record) -> String {
 fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow::Result<u8> {
     let pid = Pid::from_child(&supervisor);
     let process = pidfd_open(pid, PidfdFlags::empty())?;
-    let mut asked = false;
+    let mut asked: Option<Instant> = None;
     loop {
         let mut fds = [PollFd::new(interrupts, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -134,10 +135,12 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
             break;
         }
         interrupts.read_signal()?;
-        if asked {
-            rundir::ask_to_stop(&config.vm.dir, 0, false)?;
+        match asked {
+            // The same one, sent twice.
+            Some(since) if since.elapsed() < IMPATIENCE => continue,
+            Some(_) => rundir::ask_to_stop(&config.vm.dir, 0, false)?,
+            None => asked = Some(Instant::now()),
         }
-        asked = true;
         let _ = pidfd_send_signal(&process, rustix::process::Signal::TERM);
     }
     let status = supervisor.wait()?;
@@ -151,6 +154,7 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
         // Who asked for it takes the answer, and tidies up.
         drop(held);
     } else {
+        held.await_readers()?;
         held.remove()?;
     }
     let Some(ended) = ended else { bail!("supervisor: {}", crate::supervise::crew::describe(status)) };
@@ -223,7 +227,7 @@ fn give_up(
     interrupts: &SignalFd,
 ) -> anyhow::Result<()> {
     drop((ours, reports));
-    let process = pidfd_open(Pid::from_child(&supervisor), PidfdFlags::empty())?;
+    let (process, since) = (pidfd_open(Pid::from_child(&supervisor), PidfdFlags::empty())?, Instant::now());
     loop {
         let mut fds = [PollFd::new(interrupts, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -232,7 +236,11 @@ fn give_up(
         };
         if !fds[1].revents().is_empty() {
             supervisor.wait()?;
+            return Ok(());
         }
-        return Ok(());
+        interrupts.read_signal()?;
+        if since.elapsed() >= IMPATIENCE {
+            return Ok(());
+        }
     }
 }

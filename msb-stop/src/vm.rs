@@ -128,18 +128,24 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
             if !has_ended && dir.join(rundir::COMMITTED).exists() {
                 has_ended = ends_within(&supervisor, COMMIT)?;
             }
-            if !has_ended {
+            let is_stuck = !has_ended;
+            if is_stuck {
                 send(&supervisor, Signal::KILL)?;
                 if !ends_within(&supervisor, MARGIN)? {
                     bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);
                 }
             }
-            let ended = rundir::find(&dir, rundir::ENDED);
+            let end = match rundir::find(&dir, rundir::ENDED) {
+                Some(ended) => End::Told(ended),
+                None if is_stuck => End::SupervisorKilled,
+                None if dir.exists() => End::Abandoned,
+                None => End::Gone,
+            };
             let committed = rundir::find(&dir, rundir::COMMITTED);
             drop(reader);
             // Where another msb-stop tidies up, it had to wait for that.
             take(&dir)?.map(tidy).transpose()?;
-            return Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Told), committed });
+            return Ok(Stopped { end, committed });
         }
     };
     let ended = rundir::find(held.path(), rundir::ENDED);

@@ -87,6 +87,7 @@ pub(super) struct Answer {
     news: Receiver<News>,
     /// Has a byte for each news.
     bell: PipeReader,
+    is_open: bool,
     failure: Option<String>,
     killed: Option<Stopping>,
 }
@@ -95,12 +96,17 @@ impl Answer {
     /// Takes what has come. True: the guest is writing data back.
     pub(super) fn take(&mut self) -> bool {
         let mut bytes = [0u8; 64];
-        let _ = self.bell.read(&mut bytes);
+        self.is_open = !matches!(self.bell.read(&mut bytes), Ok(0));
         let mut writing = false;
         while let Ok(news) = self.news.try_recv() {
             writing |= self.keep(news);
         }
         writing
+    }
+
+    /// Whether more can come.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
     }
 
     fn keep(&mut self, news: News) -> bool {
@@ -162,7 +168,7 @@ pub(super) fn ask(endpoint: Endpoint, grace: Duration) -> std::io::Result<Answer
     let (bell, ring) = std::io::pipe()?;
     rustix::fs::fcntl_setfl(&bell, rustix::fs::OFlags::NONBLOCK)?;
     std::thread::spawn(move || listen(&endpoint, grace, &sender, ring));
-    Ok(Answer { news, bell, failure: None, killed: None })
+    Ok(Answer { news, bell, is_open: true, failure: None, killed: None })
 }
 
 fn listen(endpoint: &Endpoint, grace: Duration, news: &SyncSender<News>, mut ring: PipeWriter) {

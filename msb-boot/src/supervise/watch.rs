@@ -170,7 +170,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let until = until.into_iter().chain(lost).chain(self.halt.iter().map(|halt| halt.until)).min();
         let timeout = until.map(|until| Timespec::try_from(until.saturating_sub(now()))).transpose()?;
         let news = match &self.phase {
-            Phase::Stopping { answer, .. } => answer.as_ref().map(AsFd::as_fd),
+            Phase::Stopping { answer, .. } => answer.as_ref().filter(|answer| answer.is_open()).map(AsFd::as_fd),
             _ => None,
         };
         let mut sources: Vec<(Event, BorrowedFd<'_>)> = Vec::new();
