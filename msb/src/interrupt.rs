@@ -57,7 +57,7 @@ impl Drop for Begun {
 }
 
 #[cfg(feature = "cli")]
-pub use guard::{Guard, Registered, Stdin, output, register};
+pub use guard::{Guard, IMPATIENCE, Registered, Stdin, output, register};
 
 #[cfg(feature = "cli")]
 mod guard {
