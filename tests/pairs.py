@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import stat
+import struct
 import sys
 
 EPOCH = 1700000000
@@ -119,19 +120,41 @@ def aged(path):
     os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
 
 
+def has(path, mode, uid, gid):
+    """Whether a file has what an operation asks for."""
+    old = os.lstat(path)
+    return all([mode in (None, stat.S_IMODE(old.st_mode)), uid in (None, old.st_uid), gid in (None, old.st_gid)])
+
+
+def holds(path, content):
+    with open(path, "rb") as now:
+        return now.read() == content
+
+
+def own(path):
+    """What is changed is another file than the one that a layer has under another name: overlayfs copies one name up."""
+    twin = os.path.dirname(path) + "/twin"
+    if os.path.lexists(twin) and os.path.lexists(path) and os.path.samefile(twin, path):
+        was = os.stat(path)
+        new = path + ".new"
+        with keeping_times(os.path.dirname(path)):
+            shutil.copy2(path, new)
+            os.chown(new, was.st_uid, was.st_gid)
+            os.chmod(new, stat.S_IMODE(was.st_mode))
+            os.utime(new, ns=(was.st_atime_ns, was.st_mtime_ns))
+            os.rename(new, path)
+
+
 def write(path, content, replace, default_mode, mode=None, uid=None, gid=None):
     path = os.path.realpath(path)
     old = None
     if os.path.lexists(path):
+        old = os.lstat(path)
+        if os.path.isfile(path) and has(path, mode, uid, gid) and holds(path, content):
+            return True
         if os.path.isdir(path) or not replace:
             return False
-        old = os.lstat(path)
     regular = old is not None and stat.S_ISREG(old.st_mode)
-    if regular:
-        same = [mode in (None, stat.S_IMODE(old.st_mode)), uid in (None, old.st_uid), gid in (None, old.st_gid)]
-        with open(path, "rb") as now:
-            if all(same) and now.read() == content:
-                return True
     with keeping_times(os.path.dirname(path)):
         new = path + ".new"
         with open(new, "wb") as to:
@@ -164,31 +187,54 @@ def mkdir(path, mode=None, uid=None):
     return True
 
 
-def append(path, content):
+def append(path, content, once=False, create=False):
     path = os.path.realpath(path)
+    if create and not os.path.lexists(path):
+        return write(path, content, False, 0o644)
     if not os.path.isfile(path):
         return False
-    with keeping_times(os.path.dirname(path)):
-        new = path + ".new"
-        shutil.copy2(path, new)
-        was = os.stat(path)
-        with open(new, "ab") as to:
-            to.write(content)
-        os.chown(new, was.st_uid, was.st_gid)
-        os.chmod(new, stat.S_IMODE(was.st_mode))
-        os.utime(new, ns=(was.st_atime_ns, was.st_mtime_ns))
-        os.rename(new, path)
+    with open(path, "rb") as now:
+        text = now.read()
+        if once and (text.endswith(content) or b"\n" + content in b"\n" + text):
+            return True
+    own(path)
+    was = os.stat(path)
+    with open(path, "ab") as to:
+        to.write(content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
     return True
 
 
-def copy_dir(path, src, replace):
+def edit(path, word, behind):
+    """Each line that begins with the word gets something behind it."""
+    path = os.path.realpath(path)
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as now:
+        lines = now.read().split(b"\n")
+    if word not in lines:
+        return any(line.endswith(behind) for line in lines)
+    new = [line + behind if line == word else line for line in lines]
+    return write(path, b"\n".join(new), True, 0o644)
+
+
+def copy_dir(path, src, replace, mode=None, uid=None):
     path = os.path.realpath(path)
     if os.path.lexists(path) and not os.path.isdir(path):
         return False
+
+    def is_there(old, new):
+        """Whether a file that may not be replaced need not be."""
+        if os.path.islink(old) or os.path.islink(new):
+            return os.path.islink(old) and os.path.islink(new) and os.readlink(old) == os.readlink(new)
+        with open(old, "rb") as content:
+            return os.path.isfile(new) and has(new, mode, uid, None) and holds(new, content.read())
+
     for dir, dirs, files in os.walk(src):
         to = os.path.normpath(os.path.join(path, os.path.relpath(dir, src)))
-        if any(os.path.lexists(to + "/" + name) and (not replace or os.path.isdir(to + "/" + name)) for name in files):
-            return False
+        for name in files:
+            if os.path.lexists(to + "/" + name) and (os.path.isdir(to + "/" + name) or not replace and not is_there(dir + "/" + name, to + "/" + name)):
+                return False
         if any(os.path.lexists(to + "/" + name) and not os.path.isdir(to + "/" + name) for name in dirs):
             return False
     first = {}
@@ -198,31 +244,37 @@ def copy_dir(path, src, replace):
             with keeping_times(os.path.dirname(to)):
                 os.mkdir(to)
                 shutil.copystat(dir, to)
+                if mode is not None:
+                    os.chmod(to, mode | (mode & 0o444) >> 2)
+                os.chown(to, uid or 0, 0)
                 aged(to)
-        for name in files:
+        for name in sorted(files):
             old, new = dir + "/" + name, to + "/" + name
             with keeping_times(to):
-                if os.path.lexists(new):
-                    os.unlink(new)
                 inode = os.lstat(old).st_ino
+                if os.path.lexists(new):
+                    if not replace:
+                        first.setdefault(inode, new)
+                        continue
+                    os.unlink(new)
                 if inode in first:
                     os.link(first[inode], new)
                     continue
                 first[inode] = new
                 shutil.copy2(old, new, follow_symlinks=False)
-                os.chown(new, 0, 0, follow_symlinks=False)
+                os.chown(new, uid or 0, 0, follow_symlinks=False)
                 if not os.path.islink(new):
-                    os.chmod(new, stat.S_IMODE(os.stat(old).st_mode))
+                    os.chmod(new, stat.S_IMODE(os.stat(old).st_mode) if mode is None else mode)
                 aged(new)
     return True
 
 
 def symlink(path, target, replace):
     if os.path.lexists(path):
-        if not os.path.islink(path) and os.path.isdir(path) or not replace:
-            return False
         if os.path.islink(path) and os.readlink(path) == target:
             return True
+        if not os.path.islink(path) and os.path.isdir(path) or not replace:
+            return False
     with keeping_times(os.path.dirname(path)):
         if os.path.lexists(path):
             os.unlink(path)
@@ -239,6 +291,85 @@ def remove(path):
         else:
             shutil.rmtree(path)
     return True
+
+
+def is_directory(path):
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def hardlink(target, link, replace):
+    if not os.path.lexists(target) or is_directory(target) or is_directory(link):
+        return False
+    if os.path.lexists(link):
+        if os.path.samestat(os.lstat(link), os.lstat(target)):
+            return True
+        if not replace:
+            return False
+    own(target)
+    with keeping_times(os.path.dirname(link)):
+        if os.path.lexists(link):
+            os.unlink(link)
+        os.link(target, link, follow_symlinks=False)
+    return True
+
+
+def rename(old, new, replace):
+    if not os.path.lexists(old):
+        return os.path.lexists(new)
+    with keeping_times(os.path.dirname(old)):
+        if os.path.lexists(new):
+            if os.path.samestat(os.lstat(old), os.lstat(new)):
+                os.unlink(old)
+                return True
+            if is_directory(old) or is_directory(new) or not replace:
+                return False
+        own(old)
+        os.rename(old, new)
+    return True
+
+
+def change(path, change, is_possible=lambda mode: True):
+    """An attribute of what is there."""
+    path = os.path.realpath(path)
+    if not os.path.lexists(path) or not is_possible(os.stat(path).st_mode):
+        return False
+    own(path)
+    change(path)
+    return True
+
+
+def chown(path, uid, gid):
+    for dir, dirs, files in os.walk(path):
+        for file in [dir] + [dir + "/" + name for name in dirs + files]:
+            give(file, uid, gid)
+    give(path, uid, gid)
+
+
+def give(path, uid, gid):
+    was = os.lstat(path)
+    if (was.st_uid, was.st_gid) != (uid, gid):
+        os.chown(path, uid, gid, follow_symlinks=False)
+
+
+def touch(path, time):
+    path = os.path.realpath(path)
+    if not os.path.lexists(path):
+        write(path, b"", False, 0o644)
+    own(path)
+    os.utime(path, (time, time))
+    return True
+
+
+def removexattr(path, name):
+    if name in os.listxattr(path):
+        os.removexattr(path, name)
+
+
+def has_xattrs(mode):
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+KILL = struct.pack("<5I", 0x02000001, 1 << 5, 0, 0, 0)
 
 
 def operations(base):
@@ -264,12 +395,39 @@ def operations(base):
         ("symlink", {"target": "here"}, "link", lambda p: symlink(p, "here", False)),
         ("symlink", {"target": "../there", "replace": True}, "link", lambda p: symlink(p, "../there", True)),
         ("remove", {}, "path", remove),
+        ("append", {"content": "A\n", "once": True, "create": True}, "path", lambda p: append(p, b"A\n", True, True)),
+        ("edit", {"regex": "^(below)$", "with": "$1!"}, "path", lambda p: edit(p, b"below", b"!")),
+        ("copy_dir", {"src": tree, "mode": "0640", "uid": 3}, "dst", lambda p: copy_dir(p, tree, False, 0o640, 3)),
+        ("hardlink", {"link": "CASE/z"}, "target", lambda p: hardlink(p, beside(p, "z"), False)),
+        ("hardlink", {"target": "CASE/y", "replace": True}, "link", lambda p: hardlink(beside(p, "y"), p, True)),
+        ("rename", {"to": "CASE/z"}, "from", lambda p: rename(p, beside(p, "z"), False)),
+        ("rename", {"from": "CASE/y", "replace": True}, "to", lambda p: rename(beside(p, "y"), p, True)),
+        ("chmod", {"mode": "2711"}, "path", lambda p: change(p, lambda file: os.chmod(file, 0o2711))),
+        ("chown", {"uid": 11, "gid": 12, "recursive": True}, "path", lambda p: change(p, lambda file: chown(file, 11, 12))),
+        ("touch", {"mtime": 5}, "path", lambda p: touch(p, 5)),
+        ("xattr", {"name": "user.note", "value": "set"}, "path",
+         lambda p: change(p, lambda file: os.setxattr(file, "user.note", b"set"), has_xattrs)),
+        ("xattr", {"name": "user.note", "remove": True}, "path",
+         lambda p: change(p, lambda file: removexattr(file, "user.note"), has_xattrs)),
+        ("capability", {"caps": "cap_kill=ep"}, "path",
+         lambda p: change(p, lambda file: os.setxattr(file, "security.capability", KILL), stat.S_ISREG)),
     ]
+
+
+def beside(path, name):
+    return os.path.dirname(path) + "/" + name
+
+
+# Of the operations that change what is there, which of the others each is tried with, before and after: all would be too many.
+MAKING = 15
+COMPANY = [1, 6, 7, 11, 13, 14, 18, 20, 23]
 
 
 def cases(base):
     ops = operations(base)
-    return enumerate(itertools.product(STATES, ops, [None, *ops]))
+    making, changing, company = ops[:MAKING], ops[MAKING:], [ops[place] for place in COMPANY]
+    pairs = [*itertools.product(making, [None, *making]), *itertools.product(changing, [None, *company]), *itertools.product(company, changing)]
+    return ((number, (state, *pair)) for number, (state, pair) in enumerate(itertools.product(STATES, pairs)))
 
 
 def age(tree):
@@ -294,6 +452,7 @@ def make_layers(base):
         for dir in dirs:
             directory(dir, 0o755, (1, 1))
         state(*dirs)
+        put(dirs[0] + "/y", "y\n", 0o444, (3, 3))
     for layer in ("bottom", "top"):
         age(base + "/" + layer)
 
@@ -305,7 +464,7 @@ def make_model(base):
             for op in filter(None, pair):
                 name, members, where, effect = op
                 n += 1
-                line = json.dumps({"op": name, where: f"/c/{number}/x", **members}) + "\n"
+                line = json.dumps({"op": name, where: f"/c/{number}/x", **members}).replace("CASE", f"/c/{number}") + "\n"
                 everything.write(line)
                 if effect(f"{base}/flat/c/{number}/x"):
                     good.write(line)

@@ -170,9 +170,16 @@ teardown() {
         run --separate-stderr patch "{\"op\":\"script\",\"name\":\"$name\",\"content\":\"\"}"
         [ "$status" = 1 ]
     done
-    run --separate-stderr patch '{"op":"script","name":"a","content":""}' '{"op":"script","name":"a","content":""}'
+    run --separate-stderr patch '{"op":"script","name":"a","content":""}' '{"op":"script","name":"a","content":"x"}'
     [ "$status" = 1 ]
-    [[ $stderr == *'op 2: script "a": there is a script of that name already'* ]]
+    [[ $stderr == *'op 2: script "a": there is a script of that name already, and it is another (set "replace": true to overwrite it)'* ]]
+    patch '{"op":"script","name":"a","content":"1"}' '{"op":"script","name":"a","content":"1"}' '{"op":"script","name":"a","content":"2","replace":true}'
+    cp patched.json image.json
+    [ "$(cat "$(jq -r .scripts.a image.json)")" = 2 ]
+    run --separate-stderr patch '{"op":"script","name":"a","content":"3"}'
+    [ "$status" = 1 ]
+    patch '{"op":"script","name":"a","content":"3","replace":true}' '{"op":"script","name":"b","content":"b"}'
+    [ "$(cat "$(jq -r .scripts.a patched.json)" "$(jq -r .scripts.b patched.json)" "$(jq -r .scripts.a image.json)")" = 3b2 ]
 }
 
 @test "an existing path is an error that says what to do" {
@@ -196,7 +203,7 @@ teardown() {
 {"op":"text","path":"/etc/motd/x","content":""}|"/etc/motd" is not a directory
 {"op":"text","path":"/new/","content":""}|does not end with "/"
 {"op":"mkdir","path":"/etc/motd"}|exists in the image and is a file
-{"op":"append","path":"/none","content":""}|does not exist (append adds to a file that is there
+{"op":"append","path":"/none","content":""}|does not exist (append adds to a file that is there; set "create": true to make it)
 {"op":"append","path":"/etc","content":""}|is a directory
 {"op":"copy_file","src":"none","dst":"/x"}|src "none": No such file
 {"op":"copy_file","src":".","dst":"/x"}|is a directory (use copy_dir)
@@ -204,7 +211,17 @@ teardown() {
 {"op":"copy_dir","src":"plain","dst":"/x"}|not a directory (use copy_file)
 {"op":"symlink","target":"","link":"/x"}|the target is empty
 {"op":"remove","path":"/"}|is the root, which stays
+{"op":"text","path":"/none","content":"","create":false}|does not exist, and "create" is false
+{"op":"append","path":"/none/","content":"","create":true}|a file's path does not end with "/"
 {"op":"teleport"}|op 1, line 1: unknown operation `teleport`
+{"op":"copyFile"}|op 1, line 1: unknown operation `copyFile` (did you mean copy_file?)
+{"op":"mkdri","path":"/x"}|op 1, line 1: unknown operation `mkdri` (did you mean mkdir?)
+{"op":"text","path":"/x","contents":""}|unknown field `contents` (did you mean content?)
+{"op":"mkdir","path":"/x","mode":"0755","mode":"0700"}|op 1, line 1: duplicate member "mode"
+{"op":"file","path":"/x","content_base64":"AA@="}|member "content_base64": not base64: invalid character "@" at offset 2
+# a comment|op 1, line 1: not JSON (operations are JSON objects, see msb-ops(5))
+- op: mkdir|op 1, line 1: not JSON (operations are JSON objects, see msb-ops(5))
+[{"op":"mkdir","path":"/x"}]|an array, and an operation is an object (write one behind the other
 {"op":"remove","path":"/a","replace":true}|unknown field `replace`
 END
 }
@@ -366,6 +383,38 @@ END
 @test "copy_file takes what a file of /proc holds" {
     patch '{"op":"copy_file","src":"/proc/version","dst":"/version"}'
     cmp "$(jq -r .upper.dir patched.json)/version" /proc/version
+}
+
+@test "operations of other systems' editors: a byte order mark, carriage returns, base64 in lines" {
+    head -c 100 /dev/urandom >bytes
+    { printf '\xef\xbb\xbf{"op":"text","path":"/a",\r\n"content":"a"}\r\n'
+        jq -c --null-input --arg bytes "$(base64 bytes)" '{op: "file", path: "/bytes", content_base64: $bytes}' | sed 's/$/\r/'; } >ops.jsonl
+    grep -q '\\n' ops.jsonl
+    msb-patch -r image.json -f ops.jsonl >patched.json
+    show
+    [ "$(cat merged/a)" = a ]
+    cmp bytes merged/bytes
+}
+
+@test "a relative src is looked up in the working directory, or in that of -C, wherever the operations are" {
+    mkdir -p elsewhere/ops
+    echo here >one
+    echo there >elsewhere/one
+    printf '%s\n' '{"op":"copy_file","src":"one","dst":"/one","replace":true}' '{"op":"copy_dir","src":".","dst":"/all"}' "{\"op\":\"copy_file\",\"src\":\"$PWD/one\",\"dst\":\"/absolute\"}" >elsewhere/ops/ops.jsonl
+    msb-patch -r image.json -f elsewhere/ops/ops.jsonl -C elsewhere >patched.json
+    show
+    [ "$(cat merged/one merged/all/one merged/absolute)" = $'there\nthere\nhere' ]
+    umount merged
+    msb-patch -r image.json -f <(head -n 1 elsewhere/ops/ops.jsonl) >patched.json
+    show
+    [ "$(cat merged/one)" = here ]
+    for dir in none one; do
+        run --separate-stderr msb-patch -r image.json -f elsewhere/ops/ops.jsonl -C "$dir"
+        [ "$status" -eq 1 ]
+        [[ $stderr == "msb-patch: directory \"$dir\": "* ]]
+    done
+    run --separate-stderr msb-patch -r image.json -f - -C elsewhere <<<'{"op":"copy_file","src":"two","dst":"/x"}'
+    [[ $stderr == 'msb-patch: op 1: copy_file "/x": src "elsewhere/two": No such file'* ]]
 }
 
 @test "killed at any moment, it leaves the old upper or the new one, and the next run succeeds" {

@@ -34,6 +34,33 @@ state_ops() {
 {"op":"remove","path":"/var/cache"}
 {"op":"remove","path":"/nothing"}
 {"op":"script","name":"setup","content":"#!/bin/sh\n"}
+{"op":"text","path":"/once/text","content":"text"}
+{"op":"text","path":"/once/own","content":"text","mode":"0600","uid":3,"gid":4}
+{"op":"file","path":"/once/file","content_base64":"AAH/"}
+{"op":"copy_file","src":"big","dst":"/once/big","mode":"0755"}
+{"op":"copy_dir","src":"tree","dst":"/once/tree"}
+{"op":"copy_dir","src":"tree","dst":"/once/mode","mode":"0640","uid":5,"gid":6}
+{"op":"symlink","target":"big","link":"/once/link"}
+{"op":"hardlink","target":"/once/big","link":"/once/hard"}
+{"op":"hardlink","target":"/usr/bin/tar","link":"/once/tar"}
+{"op":"append","path":"/etc/hosts","content":"10.0.0.1 once\n","once":true}
+{"op":"append","path":"/etc/hosts","content":"10.0.0.2 twice\n","once":true}
+{"op":"append","path":"/once/append","content":"made","once":true,"create":true}
+{"op":"append","path":"/once/append","content":" and more","once":true,"create":true}
+{"op":"edit","path":"/etc/hosts","line":"127.0.0.1 localhost","with":"127.0.0.1 localhost here"}
+{"op":"edit","path":"/etc/hosts","regex":"^10\\.0\\.0\\.(\\d) (once|twice)$","with":"10.0.0.$1 $2","count":2}
+{"op":"chmod","path":"/once/text","mode":"0711"}
+{"op":"chmod","path":"/once/tree/sub","mode":"0700"}
+{"op":"chown","path":"/once/file","uid":7,"gid":8}
+{"op":"chown","path":"/once/tree","uid":9,"recursive":true}
+{"op":"touch","path":"/once/touched"}
+{"op":"touch","path":"/once/big","mtime":"2026-01-31T12:00:00.5Z"}
+{"op":"touch","path":"/once","mtime":5}
+{"op":"xattr","path":"/once","name":"user.note","value":"x"}
+{"op":"xattr","path":"/once/text","name":"user.none","remove":true}
+{"op":"capability","path":"/once/big","caps":"cap_kill=ep"}
+{"op":"rename","from":"/bin","to":"/sbin"}
+{"op":"rename","from":"/etc/ssl","to":"/etc/tls"}
 END
 }
 
@@ -56,6 +83,122 @@ everything() {
     msb-patch -r first.json -f ops.jsonl --report report >third.json
     [ "$(jq -c 'select(.action != "nothing") | [.n, .action]' report)" = '[1,"replace"]' ]
     [ "$(cat "$upper/etc/motd")" = ho ]
+}
+
+@test "the same operations on an image that has their result already change nothing either, whatever layer has it" {
+    state_ops
+    msb-patch -r image.json -f ops.jsonl >first.json
+    # The result as a lower layer, below an empty upper.
+    jq -c '{msb, scripts, rootfs: {kind: "layers", lower: ([.upper.dir] + .rootfs.lower)}}' first.json >flat.json
+    msb-patch -r flat.json -f ops.jsonl --report report >second.json
+    jq -c 'select(.action != "nothing")' report >changes
+    diff changes /dev/null
+    [ -z "$(ls -A "$(jq -r .upper.dir second.json)")" ]
+    # A dry run says so too.
+    msb-patch -n -r flat.json -f ops.jsonl >said
+    diff said report
+}
+
+@test "something else of the same name, mode or owner is an error without replace, and stays" {
+    mkdir tree
+    echo x >tree/x
+    touch -d @5 tree/x
+    patch '{"op":"text","path":"/text","content":"x","mode":"0640","uid":3}' '{"op":"copy_dir","src":"tree","dst":"/tree"}' '{"op":"symlink","target":"x","link":"/link"}' \
+        '{"op":"text","path":"/other","content":"x","mode":"0640","uid":3}'
+    for op in '"text","path":"/text","content":"y"' '"text","path":"/text","content":"x","mode":"0600"' '"text","path":"/text","content":"x","uid":0' '"text","path":"/text","content":"x","gid":1' \
+        '"file","path":"/text","content_base64":""' '"copy_file","src":"image.json","dst":"/text"' '"copy_file","src":"tree/x","dst":"/tree/x","mode":"0600"' \
+        '"copy_dir","src":"tree","dst":"/tree","mode":"0600"' '"copy_dir","src":"tree","dst":"/tree","uid":1' '"symlink","target":"y","link":"/link"' '"hardlink","target":"/other","link":"/text"' \
+        '"symlink","target":"x","link":"/text"' '"text","path":"/link","content":""'; do
+        run --separate-stderr msb-patch -r patched.json -f - <<<"{\"op\":$op}"
+        case $op in
+            *'"/link","content"'*) [ "$status" -eq 0 ] ;;
+            *) [ "$status" -eq 1 ] && [[ $stderr == *'exists (set "replace": true to overwrite it)' ]] ;;
+        esac || { echo "$op: $stderr"; return 1; }
+    done
+    # What differs in what is not asked for does not.
+    touch -d @6 tree/x
+    chmod 0600 tree/x
+    for op in '"text","path":"/text","content":"x"' '"copy_file","src":"tree/x","dst":"/tree/x"' '"copy_dir","src":"tree","dst":"/tree"'; do
+        msb-patch -n -r patched.json -f - <<<"{\"op\":$op}" >said
+        jq -e '.action == "nothing" or .op == "copy_dir" and .action == "nothing"' said
+    done
+    # With replace, copy_dir brings what its source has.
+    msb-patch -r patched.json -f - <<<'{"op":"copy_dir","src":"tree","dst":"/tree","replace":true}' >again.json
+    [ "$(stat -c '%a %Y' "$(jq -r .upper.dir again.json)/tree/x")" = '600 6' ]
+}
+
+@test "append once adds what the file does not have as lines of its own, across the whole file" {
+    printf '#one\ntwo' >bottom/etc/list
+    { head -c 200000 /dev/zero | tr '\0' x; printf '\nneedle\n'; head -c 200000 /dev/zero | tr '\0' y; } >bottom/etc/long
+    patch '{"op":"append","path":"/etc/list","content":"\n","once":true}' '{"op":"append","path":"/etc/list","content":"one\n","once":true}' '{"op":"append","path":"/etc/list","content":"two\n","once":true}' \
+        '{"op":"append","path":"/etc/long","content":"needle\n","once":true}' '{"op":"append","path":"/etc/long","content":"eedl","once":true}' '{"op":"append","path":"/etc/long","content":"eedle\n","once":true}'
+    show
+    [ "$(cat merged/etc/list)" = $'#one\ntwo' ] || [ "$(cat merged/etc/list)" = $'#one\ntwo\none' ]
+    [ "$(stat -c %s merged/etc/long)" -eq $(($(stat -c %s bottom/etc/long) + 6)) ]
+}
+
+@test "a rename whose file is back is carried out again, and one whose file is gone was carried out before" {
+    mkdir -p bottom/srv/dir
+    echo x >bottom/srv/dir/file
+    printf '%s\n' '{"op":"mkdir","path":"/made/sub"}' '{"op":"text","path":"/made/sub/file","content":"x","mode":"0600"}' '{"op":"rename","from":"/made","to":"/moved"}' \
+        '{"op":"text","path":"/a","content":"a"}' '{"op":"rename","from":"/a","to":"/b"}' '{"op":"rename","from":"/srv/dir","to":"/srv/new"}' >ops.jsonl
+    msb-patch -r image.json -f ops.jsonl >first.json
+    content() { (cd "$1" && find . -printf '%p %y %m %U:%G %s\n' | sort); }
+    content "$(jq -r .upper.dir first.json)" >before
+    msb-patch -r first.json -f ops.jsonl --report report >second.json
+    content "$(jq -r .upper.dir second.json)" | diff before -
+    [ "$(jq -r .action report | xargs)" = 'create create rename create rename nothing' ]
+    # Not if what is there differs.
+    sed -i 's/"content":"a"/"content":"other"/' ops.jsonl
+    run --separate-stderr msb-patch -r first.json -f ops.jsonl
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'op 5: rename "/a": to "/b": exists (set "replace": true to overwrite it)' ]]
+    echo '{"op":"rename","from":"/none","to":"/neither"}' >ops.jsonl
+    run --separate-stderr msb-patch -r first.json -f ops.jsonl
+    [ "$status" -eq 1 ]
+}
+
+@test "--fresh makes the upper of these operations alone, in the place of the old one, which a failure leaves" {
+    patch '{"op":"text","path":"/old","content":"old"}' '{"op":"remove","path":"/etc/motd"}' '{"op":"script","name":"old","content":"old"}' '{"op":"script","name":"both","content":"both"}'
+    upper=$(jq -r .upper.dir patched.json)
+    printf '%s\n' '{"op":"text","path":"/new","content":"new"}' '{"op":"append","path":"/etc/motd","content":"more\n"}' '{"op":"script","name":"both","content":"both"}' '{"op":"script","name":"new","content":"new"}' >ops.jsonl
+    everything "$upper" >before
+    for more in '{"op":"append","path":"/none","content":""}' oops; do
+        run msb-patch -r patched.json -f <(cat ops.jsonl; echo "$more") --fresh
+        [ "$status" -eq 1 ]
+        everything "$upper" | diff before -
+    done
+    msb-patch -n -r patched.json -f ops.jsonl --fresh >said
+    [ "$(jq -r '.layer // "-"' said | xargs)" = '- lower 1 - -' ]
+    everything "$upper" | diff before -
+    [ -z "$(ls -A "$(jq -r .upper.work patched.json)")" ]
+    msb-patch -r patched.json -f ops.jsonl --fresh >fresh.json
+    [ "$(jq -r .upper.dir fresh.json)" = "$upper" ]
+    [ "$(jq -c '.scripts | keys' fresh.json)" = '["both","new"]' ]
+    [ "$(jq -r .scripts.both fresh.json)" = "$(jq -r .scripts.both patched.json)" ]
+    cp fresh.json patched.json
+    show
+    [ ! -e merged/old ]
+    [ "$(cat merged/new merged/etc/motd)" = $'newold motd\nmore' ]
+    umount merged
+    # Again it comes to the same.
+    msb-patch -r fresh.json -f ops.jsonl --fresh >again.json
+    [ "$(cat "$upper/etc/motd")" = $'old motd\nmore' ]
+    # Where none was, and where one is mounted.
+    msb-patch -r image.json -f ops.jsonl --fresh --upper "$PWD/mine" >mine.json
+    msb-patch -r image.json -f <(head -n 1 ops.jsonl) --fresh --upper "$PWD/mine" >mine.json
+    [ "$(ls "$(jq -r .upper.dir mine.json)")" = new ]
+    mkdir mounted
+    msb-mount -r mine.json mounted >mounted.json
+    run --separate-stderr msb-patch -r mine.json -f ops.jsonl --fresh
+    msb-mount -u mounted
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'in use by another msb-patch or msb-mount'* ]]
+    [ "$(ls "$(jq -r .upper.dir mine.json)")" = new ]
+    # An upper that is gone is no loss.
+    rm -r "$upper"
+    msb-patch -r fresh.json -f ops.jsonl --fresh >again.json
+    [ "$(cat "$(jq -r .upper.dir again.json)/new")" = new ]
 }
 
 @test "what a replaced file had, and an operation does not ask for, needs no change; what it asks for does" {
@@ -95,7 +238,7 @@ everything() {
     cat >ops.jsonl <<'END'
 {"op":"text","path":"/bin/new","content":"12345"}
 {"op":"text","path":"/etc/motd","content":""}
-{"op":"chmod","path":"/etc/motd"}
+{"op":"chmodd","path":"/etc/motd"}
 {
   "op": "mkdir",
   "path": "/etc", "mode": 755
@@ -123,11 +266,12 @@ END
 [9,"mkdir","/etc",true,"lower 0","set",0]
 [10,"remove","/none",false,null,"nothing",0]
 END
-    diff - <(printf '%s\n' "$stderr") <<'END'
-msb-patch: op 2: text "/etc/motd": exists in the image (set "replace": true to overwrite it)
-msb-patch: op 3, line 3: unknown operation `chmod`, expected one of `text`, `file`, `mkdir`, `append`, `copy_file`, `copy_dir`, `symlink`, `remove`, `script`
-msb-patch: op 4, line 4: member "mode": a quoted octal number is expected, as in "0644"
-msb-patch: 3 of 10 operations would fail
+    # Each error once.
+    [ "$stderr" = 'msb-patch: 3 of 10 operations would fail' ]
+    diff - <(jq -r 'select(.error) | "\(.line): \(.error)"' <<<"$output") <<'END'
+2: op 2: text "/etc/motd": exists in the image (set "replace": true to overwrite it)
+3: op 3, line 3: unknown operation `chmodd` (did you mean chmod?)
+4: op 4, line 4: member "mode": a quoted octal number is expected, as in "0644"
 END
     diff before <(base)
     [ -z "$(sandboxes)" ]

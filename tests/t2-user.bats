@@ -13,6 +13,9 @@ setup() {
     cp "$(type -P msb-patch)" own/tools/
     echo one >own/root/etc/one
     echo old >own/root/etc/conf.d/old
+    mkdir -p own/root/lib/deep own/root/opt
+    echo lib >own/root/lib/deep/file
+    echo moved >own/root/opt/file
     chmod 0600 own/root/etc/one
     jq -nc --arg root "$PWD/own/root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >own/own.json
     cp image.json own/
@@ -35,6 +38,14 @@ as_nobody() {
 {"op":"mkdir","path":"/etc/conf.d","mode":"0711","uid":65534}
 {"op":"copy_file","src":"src","dst":"/srv/src"}
 {"op":"copy_dir","src":"tools","dst":"/srv/tools"}
+{"op":"rename","from":"/lib","to":"/usr/lib"}
+{"op":"rename","from":"/opt/file","to":"/opt/moved"}
+{"op":"hardlink","target":"/opt/moved","link":"/opt/again"}
+{"op":"chmod","path":"/opt","mode":"0750"}
+{"op":"chown","path":"/opt","uid":65534,"gid":65534,"recursive":true}
+{"op":"touch","path":"/opt/moved","mtime":5}
+{"op":"edit","path":"/opt/moved","line":"moved","with":"edited"}
+{"op":"xattr","path":"/opt","name":"user.note","value":"x"}
 END
     as_nobody msb-patch -r own.json -f ops.jsonl >patched.json
     upper=$(jq -r .upper.dir patched.json)
@@ -49,6 +60,13 @@ more" ]
         [ ! -e merged/bin ]
         [ -z "$(ls -A merged/etc/conf.d)" ]
         [ "$(stat -c %a merged/etc/conf.d)" = 711 ]
+        [ ! -e merged/lib ]
+        [ "$(cat merged/usr/lib/deep/file)" = lib ]
+        [ ! -e merged/opt/file ]
+        [ "$(cat merged/opt/again)" = moved ]
+        [ "$(cat merged/opt/moved)" = edited ]
+        [ "$(stat -c %a merged/opt)" = 750 ]
+        [ "$(getfattr --only-values -n user.note merged/opt)" = x ]
         cmp src merged/srv/src
         [ -x merged/srv/tools/msb-patch ]' - "$PWD" "$upper" "$(jq -r .upper.work patched.json)"
     # A second run continues it, and finds the directory as empty as it was made.
@@ -64,12 +82,17 @@ more" ]
 
 @test "what takes root is said, and nothing is written" {
     for try in '{"op":"text","path":"/x","content":"","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
-        '{"op":"mkdir","path":"/x","gid":7}|gid 7: this user is not in that group (run it by sudo)'; do
+        '{"op":"mkdir","path":"/x","gid":7}|gid 7: this user is not in that group (run it by sudo)' \
+        '{"op":"chown","path":"/bin","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
+        '{"op":"copy_dir","src":"tools","dst":"/x","uid":0}|uid 0: root alone gives files to other users (run it by sudo)'; do
         run --separate-stderr as_nobody msb-patch -r own.json -f - <<<"${try%%|*}"
         [ "$status" -eq 1 ]
         [[ $stderr == "msb-patch: op 1: "*"${try#*|}" ]] || { echo "$stderr"; return 1; }
         [ -z "$(ls -A home/sandboxes)" ]
     done
+    run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"capability","path":"/opt/file","caps":"cap_kill=ep"}'
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'root is needed for what is not this user'*'(run it by sudo): capabilities: Operation not permitted'* ]] || { echo "$stderr"; return 1; }
     # Somebody else's file in the user's directory.
     echo theirs >root/etc/theirs
     chmod 0644 root/etc/theirs

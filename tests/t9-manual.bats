@@ -94,7 +94,7 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
     chmod 0751 base/etc
     ops=$(grep '^{"op"' "$root/man/msb-ops.5" | sed 's/\\\\/\\/g')
     # Each operation has its section, and an example at least.
-    diff <(sed -n '/^.SH OPERATIONS/,/^.SH WHAT/s/^.SS //p' "$root/man/msb-ops.5" | sort) <(jq -r .op <<<"$ops" | sort -u)
+    diff <(sed -n '/^.SH OPERATIONS/,/^.SH OUTPUT/s/^.SS //p' "$root/man/msb-ops.5" | sort) <(jq -r .op <<<"$ops" | sort -u)
     { printf '{"msb":1,"rootfs":{"kind":"dir","lower":["%s/base"]}}\n%s\n' "$PWD" "$ops"; } | msb-patch > patched.json
     check_record < patched.json
     upper=$(jq -r .upper.dir patched.json)
@@ -110,6 +110,12 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
     [ "$(readlink "$upper/etc/localtime")" = /usr/share/zoneinfo/UTC ]
     [ "$(stat -c %t:%T "$upper/var/cache/apt")" = 0:0 ]
     [ "$(jq -r '.scripts | keys[]' patched.json)" = setup ]
+    [ "$(cat "$upper/etc/app.conf")" = $'port = 8080\nhost = a.local\nhost = c' ]
+    [ "$(stat -c '%u:%g %Y' "$upper/app/run")" = '1000:1000 1700000000' ]
+    [ "$(stat -c %i "$upper/app/run")" = "$(stat -c %i "$upper/app/bin/start")" ]
+    [ "$(stat -c '%a %n' "$upper"/app/site{,/index.html} | sed "s|$upper||")" = $'2750 /app/site\n640 /app/site/index.html' ]
+    [ "$(stat -c %Y "$upper/app/installed")" = "$(date -d 2026-01-31T12:00:00Z +%s)" ]
+    [ "$(cd "$upper/app" && PATH=$PATH:/usr/sbin:/sbin getcap run)" = 'run cap_net_bind_service=ep' ]
     # The line that -n prints.
     line=$(grep '^{"n"' "$root/man/msb-ops.5")
     printf '{"msb":1,"rootfs":{"kind":"dir","lower":["%s/base"]}}\n{"op":"text","path":"/bin/x","content":"12345"}' "$PWD" | msb-patch -n > said

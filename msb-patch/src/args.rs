@@ -20,12 +20,14 @@ Operations, one JSON object each (msb-ops(5) has them all):
   {\"op\":\"text\",\"path\":\"/etc/motd\",\"content\":\"hi\\n\",\"replace\":true}
   {\"op\":\"mkdir\",\"path\":\"/app\",\"mode\":\"0755\"}
   {\"op\":\"copy_file\",\"src\":\"./cert.pem\",\"dst\":\"/etc/ssl/cert.pem\"}
-  {\"op\":\"append\",\"path\":\"/etc/hosts\",\"content\":\"127.0.0.1 myapp.local\\n\"}
+  {\"op\":\"append\",\"path\":\"/etc/hosts\",\"content\":\"127.0.0.1 myapp.local\\n\",\"once\":true}
+  {\"op\":\"chown\",\"path\":\"/app\",\"uid\":\"app\",\"gid\":\"app\",\"recursive\":true}
   {\"op\":\"script\",\"name\":\"setup\",\"content\":\"#!/bin/sh\\n…\"}
 
 Examples:
   { msb-pull alpine; cat ops.jsonl; } | msb-patch > patched.json
-  msb-patch -r image.json -f ops.jsonl -n"
+  msb-patch -r image.json -f ops.jsonl -n
+  msb-patch -r image.json -f ops.jsonl --upper ./upper --fresh > patched.json"
 )]
 pub struct Args {
     /// Which record.
@@ -44,6 +46,17 @@ pub struct Args {
     /// one]
     #[arg(long, value_name = "DIR")]
     pub upper: Option<PathBuf>,
+
+    /// Start from an empty upper, as if nothing had been patched before, and put it in the place of the old one
+    ///
+    /// The old upper stays until the new one is whole. Scripts that the record has are dropped, unless an operation gives
+    /// them again.
+    #[arg(long)]
+    pub fresh: bool,
+
+    /// Look up relative src paths of operations in this directory [default: the working directory]
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
 
     /// Write what each operation did to a file: one JSON object a line, as --dry-run prints them
     #[arg(long, value_name = "FILE")]

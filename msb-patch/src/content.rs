@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
+use memchr::memmem::Finder;
+use msb::interrupt;
 use msb::overlay::upper::{copy_data, copy_to_end};
 
 /// How much is compared at once, in bytes.
@@ -55,6 +57,7 @@ impl Content<'_> {
         let mut at = 0;
         // One read more than the length says, for what has no length.
         loop {
+            interrupt::check()?;
             let got = file.read_at(&mut block, at)?;
             let same = match self {
                 Self::Bytes(bytes) => {
@@ -74,5 +77,106 @@ impl Content<'_> {
             }
             at += got as u64;
         }
+    }
+}
+
+/// Whether a file has a text already: at its end, or anywhere in it; what ends with a newline is lines, and is there only where
+/// it begins a line.
+///
+/// # Errors
+/// What reading says.
+pub fn contains(file: &File, text: &[u8]) -> io::Result<bool> {
+    let finder = Finder::new(text);
+    let is_lines = text.ends_with(b"\n");
+    // A block begins with the end of the one before: the text may lie across, behind a newline.
+    let mut block: Vec<u8> = Vec::new();
+    let mut at = 0;
+    let mut begins_file = true;
+    loop {
+        interrupt::check()?;
+        let kept = block.len();
+        block.resize(kept + text.len() + BLOCK, 0);
+        let got = loop {
+            match file.read_at(&mut block[kept..], at) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if got == 0 {
+            // The last block has been searched; its end is the file's.
+            return Ok(block[..kept].ends_with(text));
+        }
+        block.truncate(kept + got);
+        at += got as u64;
+        let mut from = 0;
+        while let Some(found) = finder.find(&block[from..]).map(|found| from + found) {
+            let begins_line = if found == 0 { begins_file } else { block[found - 1] == b'\n' };
+            if !is_lines || begins_line {
+                return Ok(true);
+            }
+            from = found + 1;
+        }
+        let spare = block.len().saturating_sub(text.len() + 1);
+        begins_file &= spare == 0;
+        block.drain(..spare);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn lines_are_there_at_the_begin_of_a_line_and_other_text_anywhere() {
+        for (holds, text, is_there) in [
+            ("a\nb\n", "a\n", true),
+            ("a\nb\n", "b\n", true),
+            ("a\nb\n", "a\nb\n", true),
+            ("#b\nc\n", "b\n", false),
+            ("#b\nb\n", "b\n", true),
+            ("b\nc", "b", true),
+            ("abc", "b", true),
+            ("a", "b", false),
+            ("", "b", false),
+            ("", "b\n", false),
+            ("b", "b\n", false),
+            // Added to a line that had no end.
+            ("ab\n", "b\n", true),
+            ("ab\nc\n", "b\n", false),
+            ("\n", "\n", true),
+        ] {
+            assert_eq!(contains(&file(holds.as_bytes()), text.as_bytes()).unwrap(), is_there, "{holds:?} {text:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_lies_across_blocks_is_found() {
+        for before in [BLOCK - 3, BLOCK - 1, BLOCK, BLOCK + 1, BLOCK + 4, 2 * BLOCK + 3] {
+            let mut holds = vec![b'x'; before];
+            holds.extend(b"\nline\nmore\n");
+            assert!(contains(&file(&holds), b"line\n").unwrap(), "{before}");
+            holds[before] = b'#';
+            assert!(!contains(&file(&holds), b"line\n").unwrap(), "{before}");
+            assert!(contains(&file(&holds), b"line").unwrap(), "{before}");
+        }
+    }
+
+    #[test]
+    fn content_is_in_a_file_that_holds_just_that() {
+        let large = vec![b'x'; BLOCK + 7];
+        for (holds, is_in) in [(&large[..], true), (&large[1..], false), (b"", false)] {
+            assert_eq!(Content::Bytes(&large).is_in(&file(holds)).unwrap(), is_in);
+            assert_eq!(Content::File(&file(&large)).is_in(&file(holds)).unwrap(), is_in);
+        }
+        let mut other = large.clone();
+        other[BLOCK + 3] = b'y';
+        assert!(!Content::Bytes(&large).is_in(&file(&other)).unwrap());
+        assert!(!Content::File(&file(&large)).is_in(&file(&other)).unwrap());
     }
 }

@@ -1,14 +1,22 @@
-//! msb-patch's parts. The tool is `main`; fuzz targets (tests/fuzz) call the parser, the plan and its carrying out by themselves.
+//! msb-patch's parts. The tool is `main`; fuzz targets (tests/fuzz) call the parser and the operations by themselves.
 
-pub mod apply;
 pub mod args;
+mod attributes;
+pub mod caps;
 mod content;
-mod copy;
+pub mod found;
+mod hint;
 mod kept;
+pub mod lines;
+mod lookup;
+pub mod member;
+mod names;
 pub mod op;
 mod parse;
-pub mod plan;
 pub mod report;
+mod same;
 pub mod scripts;
 pub mod stream;
+pub mod target;
 pub mod user;
+mod write;

@@ -11,13 +11,13 @@ use msb::interrupt::{self, Begun};
 use msb::record::{Record, Rootfs};
 use msb::staging::{Published, Staging};
 use msb::{cli, exit, start, state, supervisor};
-use msb_patch::apply::{Done, Target};
 use msb_patch::args::Args;
-use msb_patch::op::Op;
-use msb_patch::plan::Plan;
-use msb_patch::report::{Found, Report};
+use msb_patch::found::Found;
+use msb_patch::op::{Op, Script};
+use msb_patch::report::Report;
 use msb_patch::scripts::Scripts;
 use msb_patch::stream::{self, Numbered};
+use msb_patch::target::{Done, Settings, Target};
 use msb_patch::user::User;
 
 fn main() -> ExitCode {
@@ -45,6 +45,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
             Some(lower.clone())
         }
     };
+    let src_dir = args.directory.clone().unwrap_or_default();
+    if let Some(dir) = &args.directory
+        && !std::fs::metadata(dir).with_context(|| format!("directory {dir:?}"))?.is_dir()
+    {
+        bail!("directory {dir:?}: not a directory");
+    }
     let ops = stream::read(open_ops(args.file.as_deref(), first_op.unwrap_or_default())?);
     let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
@@ -52,13 +58,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let begun = Begun::new();
     let (mut target, staging) = match &lower {
         Some(lower) => {
-            let begun = Staging::begin(&home, lower, record.upper.as_ref(), upper_named.as_deref())?;
-            (Some(Target::new(begun.layers, args.dry_run, epoch, user)), Some(begun.staging))
+            let begun = Staging::begin(&home, lower, record.upper.as_ref(), upper_named.as_deref(), args.fresh)?;
+            let settings = Settings { dry_run: args.dry_run, is_reported: report.is_wanted(), epoch, user, src_dir };
+            (Some(Target::new(begun.layers, settings)), Some(begun.staging))
         }
         None => (None, None),
     };
-    let mut run =
-        Run { record: &record, target: target.as_mut(), staging: staging.as_ref(), scripts: Scripts::new(&home) };
+    let scripts = Scripts::of_record(&home, std::mem::take(&mut record.scripts), args.fresh);
+    let mut run = Run { record: &record, target: target.as_mut(), staging: staging.as_ref(), scripts };
     let done = run.all(ops, args.dry_run, &mut report);
     let scripts = run.scripts;
     let changed = match done {
@@ -78,7 +85,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             staging.discard();
         }
     })?;
-    let upper = match staging.map(|staging| staging.publish(changed)).transpose() {
+    let upper = match staging.map(|staging| staging.publish(changed || args.fresh)).transpose() {
         Ok(upper) => upper,
         Err(error) => {
             scripts.discard();
@@ -91,7 +98,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             exit::warn("msb-patch", &format!("upper {:?}: a crash now may bring the old one back: {error}", upper.dir));
         }
     }
-    record.scripts.extend(scripts.files());
+    record.scripts = scripts.files();
     let shown = report.close().and_then(|()| args.output.put(&record, || summary(&record)));
     match shown {
         // Somebody who does not read the record may still have wanted the upper.
@@ -130,36 +137,33 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Carries out one operation after the other; says whether the root is another now. A dry run goes on behind an error, so
-    /// that all are said.
+    /// that all are reported.
     fn all(&mut self, ops: impl Iterator<Item = Numbered>, dry_run: bool, report: &mut Report) -> anyhow::Result<bool> {
         let (mut changed, mut count, mut failed) = (false, 0, 0);
         for Numbered { n, line, op } in ops {
             interrupt::check()?;
             count = n;
             let done = match &op {
-                Ok(op) => self.one(n, op, report).with_context(|| {
+                Ok(op) => self.one(n, op).with_context(|| {
                     let (name, subject) = op.subject();
                     format!("op {n}: {name} {subject:?}")
                 }),
                 Err(error) => Err(anyhow!("op {n}, line {line}: {error}")),
             };
             let error = match (&op, done) {
-                (Ok(op), Ok((found, done))) => {
-                    // A script is no file of the root.
-                    changed |= done.changed && !matches!(op, Op::Script { .. });
-                    if let Some(found) = found {
-                        report.done(n, op, &found, done)?;
-                    }
+                (Ok(op), Ok(done)) => {
+                    // A script is not a file of the root.
+                    changed |= done.changed && !matches!(op, Op::Script(_));
+                    report.done(n, op, &done)?;
                     continue;
                 }
                 (_, Ok(_)) => continue,
                 (_, Err(error)) => error,
             };
-            report.failed(n, op.as_ref().ok(), &format!("{error:#}"))?;
+            report.failed(n, line, op.as_ref().ok(), &format!("{error:#}"))?;
             if !dry_run {
                 return Err(error);
             }
-            exit::warn("msb-patch", &format!("{error:#}"));
             failed += 1;
         }
         if failed > 0 {
@@ -171,37 +175,32 @@ impl Run<'_> {
         Ok(changed)
     }
 
-    /// Carries an operation out; says what was there, if the report wants that.
-    fn one(&mut self, n: usize, op: &Op, report: &Report) -> anyhow::Result<(Option<Found>, Done)> {
-        let found = |plan: &Plan| report.is_wanted().then(|| Found::new(op, plan));
-        if let Op::Script { name, content } = op {
-            return Ok((found(&Plan::Script), self.script(n, name, content)?));
-        }
+    /// Carries an operation out.
+    fn one(&mut self, n: usize, op: &Op) -> anyhow::Result<Done> {
+        let op = match (op, op.on_root()) {
+            (Op::Script(script), _) => return self.script(n, script),
+            (_, op) => op.expect("all others are on the root"),
+        };
         let Some(target) = &mut self.target else {
             let Some(Rootfs::Disk { format, .. }) = &self.record.rootfs else {
                 unreachable!("other roots have a target")
             };
             bail!("patches need a layered or directory root, and this is a {format} disk");
         };
-        let plan = target.plan(op)?;
-        Ok((found(&plan), target.apply(op, plan)?))
+        target.run_on_root(op)
     }
 
-    fn script(&mut self, n: usize, name: &str, content: &str) -> anyhow::Result<Done> {
-        msb::script::check_name(name).map_err(|why| anyhow!(why))?;
-        if let Some(there) = self.record.scripts.get(name) {
-            if std::fs::read(there).is_ok_and(|there| there == content.as_bytes()) {
-                return Ok(Done::default());
-            }
-            bail!("there is another script of that name already");
-        }
-        if content.starts_with("#!") && content.split('\n').next().is_some_and(|line| line.ends_with('\r')) {
-            let words =
+    fn script(&mut self, n: usize, script: &Script) -> anyhow::Result<Done> {
+        let Script { name, content, .. } = script;
+        let found = Found::script(name, self.scripts.has(name));
+        let changed = self.scripts.add(self.staging, script)?;
+        if changed && content.starts_with("#!") && content.split('\n').next().is_some_and(|line| line.ends_with('\r')) {
+            let message =
                 format!("op {n}: script {name:?}: line 1 ends with a carriage return, so no interpreter will be found");
-            exit::warn("msb-patch", &words);
+            exit::warn("msb-patch", &message);
         }
-        self.scripts.add(self.staging, name, content)?;
-        Ok(Done { changed: true, bytes: content.len() as u64 })
+        let bytes = if changed { content.len() as u64 } else { 0 };
+        Ok(Done { changed, bytes, found: Some(found) })
     }
 }
 

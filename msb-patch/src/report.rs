@@ -1,33 +1,32 @@
 //! What each operation came to, as one JSON line: on stdout for a dry run, in a file for `--report`.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use msb::overlay::Layer;
-use msb::overlay::resolve::{End, Resolved};
-use msb::{line, script, state};
-use serde::Serialize;
+use msb::{line, state};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
-use crate::apply::Done;
 use crate::op::Op;
-use crate::plan::Plan;
+use crate::target::Done;
 
 /// A line.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     n: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    op: Option<&'static str>,
     #[serde(flatten)]
-    subject: Option<Subject<'a>>,
+    path: Shown<'a>,
     #[serde(flatten)]
     outcome: Outcome<'a>,
-}
-
-#[derive(Debug, Serialize)]
-struct Subject<'a> {
-    op: &'static str,
-    path: &'a str,
 }
 
 #[derive(Debug, Serialize)]
@@ -35,62 +34,35 @@ struct Subject<'a> {
 enum Outcome<'a> {
     Done {
         #[serde(flatten)]
-        found: &'a Found,
+        resolved: Shown<'a>,
+        #[serde(flatten)]
+        to: Shown<'a>,
+        exists: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        layer: Option<String>,
         action: &'static str,
         bytes: u64,
     },
     Failed {
+        line: usize,
         error: &'a str,
     },
 }
 
-/// What was at an operation's path before.
-#[derive(Debug, Serialize)]
-pub struct Found {
-    /// The path with all symlinks followed.
-    resolved: String,
-    exists: bool,
-    /// The layer that answers: `upper`, or `lower N` from 0 at the top.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layer: Option<String>,
-    /// What is done to it.
-    #[serde(skip)]
-    action: &'static str,
-}
+/// A member that holds a path, and besides a member in base64 if the path is not UTF-8.
+#[derive(Debug)]
+struct Shown<'a>(&'static str, Option<&'a OsStr>);
 
-impl Found {
-    /// From the plan, which the operation uses up.
-    pub fn new(op: &Op, plan: &Plan) -> Self {
-        match plan {
-            Plan::Write(at) | Plan::Symlink(at) => Self::at(at, "replace"),
-            Plan::MakeDirs(at) => Self::at(at, "set"),
-            Plan::Append(at) => Self::at(at, "append"),
-            Plan::CopyDir(at) => Self::at(at, "merge"),
-            Plan::Remove(at) => Self::at(at, "remove"),
-            Plan::Script => {
-                let resolved = format!("{}/{}", script::GUEST_DIR, op.subject().1);
-                Self { resolved, exists: false, layer: None, action: "create" }
-            }
-            Plan::Nothing(resolved) => {
-                let exists = matches!(op, Op::Mkdir { .. });
-                Self { resolved: resolved.clone(), exists, layer: None, action: "nothing" }
+impl Serialize for Shown<'_> {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        let mut members = to.serialize_map(None)?;
+        if let Some(path) = self.1 {
+            members.serialize_entry(self.0, &path.to_string_lossy())?;
+            if path.to_str().is_none() {
+                members.serialize_entry(&format!("{}_base64", self.0), &STANDARD.encode(path.as_bytes()))?;
             }
         }
-    }
-
-    fn at(at: &Resolved, action: &'static str) -> Self {
-        let layer = match &at.end {
-            End::Leaf(_, leaf) => Some(leaf.layer),
-            End::Dir => at.steps.last().map(|step| step.dir.top().1),
-            End::Missing(_) => None,
-        };
-        let layer = layer.map(|layer| match layer {
-            Layer::Upper => "upper".to_owned(),
-            Layer::Lower(number) => format!("lower {number}"),
-        });
-        let exists = layer.is_some();
-        let action = if exists { action } else { "create" };
-        Self { resolved: at.path().to_string_lossy().into_owned(), exists, layer, action }
+        members.end()
     }
 }
 
@@ -140,17 +112,30 @@ impl Report {
     ///
     /// # Errors
     /// What writing says.
-    pub fn done(&mut self, n: usize, op: &Op, found: &Found, done: Done) -> anyhow::Result<()> {
-        let action = if done.changed { found.action } else { "nothing" };
-        self.put(&Line { n, subject: Some(op.into()), outcome: Outcome::Done { found, action, bytes: done.bytes } })
+    pub fn done(&mut self, n: usize, op: &Op, done: &Done) -> anyhow::Result<()> {
+        let Some(found) = &done.found else { return Ok(()) };
+        let (name, subject) = op.subject();
+        let outcome = Outcome::Done {
+            resolved: Shown("resolved", Some(found.resolved.as_ref())),
+            to: Shown("to", found.to.as_deref().map(AsRef::as_ref)),
+            exists: found.exists,
+            layer: found.layer.map(|layer| match layer {
+                Layer::Upper => "upper".to_owned(),
+                Layer::Lower(number) => format!("lower {number}"),
+            }),
+            action: if done.changed { found.action } else { "nothing" },
+            bytes: done.bytes,
+        };
+        self.put(&Line { n, op: Some(name), path: Shown("path", Some(subject)), outcome })
     }
 
-    /// One that failed, or that was none.
+    /// One that failed, or a value that is none, and the line of the operations where it begins.
     ///
     /// # Errors
     /// What writing says.
-    pub fn failed(&mut self, n: usize, op: Option<&Op>, error: &str) -> anyhow::Result<()> {
-        self.put(&Line { n, subject: op.map(Subject::from), outcome: Outcome::Failed { error } })
+    pub fn failed(&mut self, n: usize, line: usize, op: Option<&Op>, error: &str) -> anyhow::Result<()> {
+        let (name, subject) = op.map(Op::subject).unzip();
+        self.put(&Line { n, op: name, path: Shown("path", subject), outcome: Outcome::Failed { line, error } })
     }
 
     fn put(&mut self, what: &Line<'_>) -> anyhow::Result<()> {
@@ -189,12 +174,5 @@ impl Drop for ReportFile {
         if let Some(aside) = &self.aside {
             let _ = std::fs::remove_file(aside);
         }
-    }
-}
-
-impl<'a> From<&'a Op> for Subject<'a> {
-    fn from(op: &'a Op) -> Self {
-        let (op, path) = op.subject();
-        Self { op, path }
     }
 }

@@ -22,9 +22,13 @@ pub struct Numbered {
     pub op: anyhow::Result<Op>,
 }
 
-/// Reads operations one by one, however they are spaced. Behind what is no JSON nothing can be read.
+/// What editors of some systems begin a file with: a byte order mark in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Reads operations one by one, however they are spaced, behind a byte order mark or without. Behind what is not JSON nothing can
+/// be read.
 pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
-    let mut values = Values { from, line: 1, text: Vec::new() };
+    let mut values = Values { from, line: 1, is_first: true, text: Vec::new() };
     let mut n = 0;
     let mut broken = false;
     std::iter::from_fn(move || {
@@ -40,10 +44,10 @@ pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
             }
             Ok(line) => match parse(&values.text) {
                 Ok(op) => (line, Ok(op)),
-                Err(Mistake::Operation(words)) => (line, Err(anyhow!(words))),
-                Err(Mistake::Json { line: within, words }) => {
+                Err(Mistake::Operation(message)) => (line, Err(anyhow!(message))),
+                Err(Mistake::Json { line: within, message }) => {
                     broken = true;
-                    (line + within - 1, Err(anyhow!(words)))
+                    (line + within - 1, Err(anyhow!(message)))
                 }
             },
         };
@@ -53,6 +57,7 @@ pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
 
 /// Whether a value is an operation rather than a record, by its members.
 pub fn is_operation(value: &[u8]) -> bool {
+    let value = value.strip_prefix(BYTE_ORDER_MARK).unwrap_or(value);
     let value: Option<serde_json::Value> = serde_json::from_slice(value).ok();
     value.is_some_and(|value| value.get("op").is_some() && value.get("msb").is_none())
 }
@@ -62,6 +67,8 @@ struct Values<R> {
     from: R,
     /// Where the reader is, from 1.
     line: usize,
+    /// Whether no value has been read yet.
+    is_first: bool,
     /// The value that was read last.
     text: Vec<u8>,
 }
@@ -82,6 +89,20 @@ enum Within {
 impl<R: BufRead> Values<R> {
     /// Reads one value into `text`; says the line that it begins at. What is cut off at the end of the stream is one too.
     fn next(&mut self) -> io::Result<Option<usize>> {
+        let begin = self.cut()?;
+        // The mark and what follows it are no value's begin, so they have been cut as a word, which may be all of the value.
+        if self.is_first && self.text.starts_with(BYTE_ORDER_MARK) {
+            self.is_first = false;
+            self.text.drain(..BYTE_ORDER_MARK.len());
+            if self.text.is_empty() {
+                return self.cut();
+            }
+        }
+        self.is_first = false;
+        Ok(begin)
+    }
+
+    fn cut(&mut self) -> io::Result<Option<usize>> {
         self.text.clear();
         let (mut within, mut depth, mut begin) = (Within::Nothing, 0usize, 0);
         loop {
@@ -135,8 +156,9 @@ impl<R: BufRead> Values<R> {
                 return Ok(Some(begin));
             }
             if self.text.len() > MAX {
-                let words = format!("an operation of more than {} MiB (copy_file takes files of any size)", MAX >> 20);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+                let message =
+                    format!("an operation of more than {} MiB (copy_file takes files of any size)", MAX >> 20);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }
     }
@@ -179,9 +201,30 @@ mod tests {
         };
         let whole = values(&mut text.as_bytes());
         assert_eq!(whole.iter().map(|(_, line, _)| *line).collect::<Vec<_>>(), [1, 1, 1, 2, 2, 3, 3]);
-        assert!(matches!(&whole[0].2, Ok(Op::Text { path, content, .. }) if path == "/a\"}" && content == "\\"));
+        assert!(matches!(&whole[0].2, Ok(Op::Text(text)) if *text.path == *"/a\"}" && text.content == "\\"));
         for size in 1..20 {
             assert_eq!(values(&mut io::BufReader::with_capacity(size, text.as_bytes())), whole);
+        }
+    }
+
+    #[test]
+    fn a_byte_order_mark_and_carriage_returns_count_for_nothing() {
+        let remove = "{\"op\":\"remove\",\"path\":\"/a\"}";
+        for (text, expected) in [
+            (format!("\u{feff}{remove}\r\n{remove}\r\n"), vec![(1, true), (2, true)]),
+            (format!("\u{feff}\r\n {remove}"), vec![(2, true)]),
+            (format!("\u{feff}{{\r\n\"op\":\r\n\"remove\",\"path\":\"/a\"}}\r\n"), vec![(1, true)]),
+            ("\u{feff}".to_owned(), vec![]),
+            ("\u{feff}\n".to_owned(), vec![]),
+            (format!("\u{feff}\u{feff}{remove}"), vec![(1, false)]),
+            (format!("{remove}\u{feff}{remove}"), vec![(1, true), (1, false)]),
+            (format!("\u{feff}oops {remove}"), vec![(1, false)]),
+        ] {
+            for size in 1..8 {
+                let values: Vec<_> = read(io::BufReader::with_capacity(size, text.as_bytes())).collect();
+                let values: Vec<_> = values.iter().map(|value| (value.line, value.op.is_ok())).collect();
+                assert_eq!(values, expected, "{text:?} in blocks of {size}");
+            }
         }
     }
 

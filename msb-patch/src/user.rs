@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::bail;
 use rustix::process::{getegid, geteuid, getgroups};
 
-use crate::op::Op;
+use crate::attributes::Wanted;
 
 /// The user of this process.
 #[derive(Clone, Debug)]
@@ -32,7 +32,7 @@ impl User {
     }
 
     /// # Errors
-    /// Words, for anybody but root.
+    /// A message, for anybody but root.
     pub fn check_is_root(&self) -> anyhow::Result<()> {
         if self.uid != 0 {
             bail!(
@@ -43,25 +43,18 @@ impl User {
         Ok(())
     }
 
-    /// Whether this user may do what an operation asks for.
+    /// Whether this user may give files what an operation asks for.
     ///
     /// # Errors
-    /// Words for an owner that only root can set.
-    pub fn check(&self, op: &Op) -> anyhow::Result<()> {
-        let (Op::Text { uid, gid, .. }
-        | Op::File { uid, gid, .. }
-        | Op::Mkdir { uid, gid, .. }
-        | Op::CopyFile { uid, gid, .. }) = op
-        else {
-            return Ok(());
-        };
+    /// A message for an owner that only root can set.
+    pub fn check(&self, wanted: Wanted) -> anyhow::Result<()> {
         if self.uid == 0 {
             return Ok(());
         }
-        if let Some(uid) = uid.filter(|&uid| uid != self.uid) {
+        if let Some(uid) = wanted.uid.filter(|&uid| uid != self.uid) {
             bail!("uid {uid}: root alone gives files to other users (run it by sudo)");
         }
-        if let Some(gid) = gid.filter(|&gid| gid != self.gid && !self.groups.contains(&gid)) {
+        if let Some(gid) = wanted.gid.filter(|&gid| gid != self.gid && !self.groups.contains(&gid)) {
             bail!("gid {gid}: this user is not in that group (run it by sudo)");
         }
         Ok(())

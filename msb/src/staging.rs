@@ -146,6 +146,7 @@ fn clear_abandoned(sandboxes: &Path) {
 impl Staging {
     /// Starts an upper: a copy of the one that is to be continued, or an empty one. `named` is the caller's directory, which
     /// gets mode 0700 and holds `upper` and `work`; without it an upper is made in a sandbox under the state directory `home`.
+    /// With `is_fresh`, one that is there is not continued: the new one is empty, and takes its place.
     ///
     /// # Errors
     /// A message; among the reasons that another process writes the upper.
@@ -154,6 +155,7 @@ impl Staging {
         lower: &[PathBuf],
         continued: Option<&Upper>,
         named: Option<&Path>,
+        is_fresh: bool,
     ) -> anyhow::Result<Begun> {
         let layers = Merged::open(lower, None)?;
         let existing = match (named, continued) {
@@ -161,8 +163,10 @@ impl Staging {
             (Some(dir), Some(upper)) if upper.dir == dir || upper.dir == dir.join(UPPER) => Some(upper.clone()),
             (Some(dir), _) => existing_in(dir).with_context(|| format!("upper {dir:?}"))?,
         };
+        // One that is gone cannot be continued, and need not be.
+        let existing = existing.filter(|upper| !is_fresh || upper.dir.is_dir());
         let (staging, writer, borrowed) = match (existing, named) {
-            (Some(upper), _) => Self::exchange(&upper)?,
+            (Some(upper), _) => Self::exchange(&upper, is_fresh.then_some(&layers))?,
             (None, Some(dir)) => Self::new_in(dir, &layers)?,
             (None, None) => Self::new_sandbox(home, &layers)?,
         };
@@ -217,7 +221,8 @@ impl Staging {
         }
     }
 
-    fn exchange(upper: &Upper) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
+    /// Continues an upper, or begins anew on `fresh` layers what is to take its place.
+    fn exchange(upper: &Upper, fresh: Option<&Merged>) -> anyhow::Result<(Self, Writer, HashSet<u64>)> {
         if !upper.dir.is_dir() {
             return Err(anyhow!("upper {:?} is gone", upper.dir));
         }
@@ -241,7 +246,11 @@ impl Staging {
         let aside = upper.work.join(ASIDE);
         let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
         let staging = Self { upper: aside.clone(), aside, made, publish };
-        match clone_tree(&upper.dir, &staging.upper) {
+        let made = match fresh {
+            Some(layers) => upper::create_upper(&staging.upper, layers).map(|()| HashSet::new()),
+            None => clone_tree(&upper.dir, &staging.upper),
+        };
+        match made {
             Ok(borrowed) => Ok((staging, writer, borrowed)),
             Err(error) => {
                 staging.discard();

@@ -71,7 +71,7 @@ fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> 
     if let Some(upper) = &record.upper {
         reach::require_private(&upper.dir)?;
     }
-    let begun = Staging::begin(block.home(), lower, record.upper.as_ref(), None)?;
+    let begun = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
     let Begun { staging, layers: Layers { root, writer, .. } } = begun;
     let received =
         receive(config, held, disk, |guest| msb::commit::receive(guest, &root, &writer, u64::try_from(size)?));

@@ -194,7 +194,7 @@ impl Writer {
     ///
     /// # Errors
     /// What copying says.
-    pub(super) fn copy_leaf(&self, from: &Leaf, to: &Dir, name: Name<'_>, length: u64) -> io::Result<Entry> {
+    pub fn copy_leaf(&self, from: &Leaf, to: &Dir, name: Name<'_>, length: u64) -> io::Result<Entry> {
         let private = if from.layer == Layer::Upper { Private::KeptWithData } else { Private::Left };
         let attributes = Attributes::of(from.entry.stat());
         let copy = copy_file(&from.entry, from.data(), to, name, length, &attributes, private)?;

@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::{Merged, whiteout};
+use msb::owner::Id;
 use msb::record::Upper;
 use msb::staging::Staging;
-use msb_patch::apply::Target;
-use msb_patch::op::{Base64, Mode, Op};
+use msb_patch::caps::FileCaps;
+use msb_patch::member::{Base64, Mode, Owner, RawPath, Timestamp};
+use msb_patch::op::{self, Op};
+use msb_patch::target::{Settings, Target};
 use msb_patch::user::User;
 use rustix::fs::{FileType, Mode as Bits, XattrFlags};
 
@@ -42,17 +45,24 @@ pub fn check(data: &[u8]) {
         let before = upper.exists().then(|| facts(&upper, false));
         let continued = Upper { dir: upper.clone(), work: place("mine/work"), unknown: serde_json::Map::new() };
         let dry_run = choices.one_in(6);
-        let begun = Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named));
+        let is_fresh = choices.one_in(12);
+        let begun =
+            Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named), is_fresh);
         let begun = begun.expect("layers that can be opened");
         let staging = begun.staging;
         let epoch = choices.one_in(2).then_some(1_700_000_000);
-        let mut target = Target::new(begun.layers, dry_run, epoch, User::of_this_process());
-        let mut changed = false;
+        let (user, src_dir) = (User::of_this_process(), place("src"));
+        let mut target =
+            Target::new(begun.layers, Settings { dry_run, is_reported: choices.one_in(2), epoch, user, src_dir });
+        let mut changed = is_fresh;
         let mut failed = dry_run;
         for _ in 0..choices.below(MANY) {
-            let op = choose_op(&mut choices, &place("src"));
-            match target.plan(&op).and_then(|plan| target.apply(&op, plan)) {
-                Ok(done) => changed |= done.changed,
+            let op = choose_op(&mut choices);
+            match target.run(&op) {
+                Ok(done) => {
+                    changed |= done.changed;
+                    check_again(&mut target, &op);
+                }
                 Err(_) => failed = true,
             }
             if failed && !dry_run {
@@ -139,36 +149,115 @@ impl Choices<'_> {
         self.maybe(|choices| Mode([0o644, 0o600, 0o4755, 0o2770, 0o1777, 0][usize::from(choices.below(6))]))
     }
 
-    fn owner(&mut self) -> Option<u32> {
-        self.maybe(|choices| u32::from(choices.below(3)))
+    fn owner(&mut self) -> Option<Owner> {
+        self.maybe(|choices| match choices.below(5) {
+            // The layers may have a passwd file, and most have none.
+            3 => Owner::Name("root".to_owned()),
+            number => Owner::Id(Id::new(number.into()).expect("a small number")),
+        })
     }
 }
 
-fn choose_op(choices: &mut Choices<'_>, src: &Path) -> Op {
-    let kind = choices.below(12);
-    let path = choices.path(true);
+/// What an operation asks for is so behind it, so that it changes nothing if it is carried out again at once.
+fn check_again(target: &mut Target, op: &Op) {
+    match op {
+        Op::Append(append) if !append.once => {}
+        // A name may be gone, or another file's, behind a rename that led through it.
+        Op::Rename(_) | Op::Remove(_) | Op::CopyDir(_) => {}
+        op => {
+            let again = target.run(op).unwrap_or_else(|error| panic!("{op:?} again: {error:#}"));
+            assert!(!again.changed, "{op:?} changes something again");
+        }
+    }
+}
+
+fn choose_op(choices: &mut Choices<'_>) -> Op {
+    let kind = choices.below(24);
+    let path = RawPath::from(choices.path(true));
     match kind {
-        0 | 9 => {
-            let (content, replace) = (choices.content(), choices.one_in(2));
-            Op::Text { path, content, mode: choices.mode(), uid: choices.owner(), gid: choices.owner(), replace }
+        0 | 9 => Op::Text(op::Text {
+            path,
+            content: choices.content(),
+            replace: choices.one_in(2),
+            mode: choices.mode(),
+            uid: choices.owner(),
+            gid: choices.owner(),
+            create: !choices.one_in(8),
+        }),
+        1 => Op::File(op::File {
+            path,
+            content_base64: Base64(choices.content().into_bytes()),
+            replace: choices.one_in(2),
+            mode: choices.mode(),
+            uid: choices.owner(),
+            gid: choices.owner(),
+            create: true,
+        }),
+        2 | 10 => Op::Mkdir(op::Mkdir { path, mode: choices.mode(), uid: choices.owner(), gid: choices.owner() }),
+        3 => Op::Append(op::Append {
+            path,
+            content: choices.content(),
+            once: choices.one_in(2),
+            create: choices.one_in(2),
+        }),
+        4 => Op::CopyFile(op::CopyFile {
+            src: ["file", "hard", "leak"][usize::from(choices.below(3))].to_owned().into(),
+            dst: path,
+            replace: choices.one_in(2),
+            mode: choices.mode(),
+            uid: choices.owner(),
+            gid: choices.owner(),
+        }),
+        5 | 11 => Op::CopyDir(op::CopyDir {
+            src: if choices.one_in(2) { "etc" } else { "." }.to_owned().into(),
+            dst: path,
+            replace: choices.one_in(2),
+            mode: choices.mode(),
+            uid: choices.owner(),
+            gid: choices.owner(),
+        }),
+        6 => Op::Symlink(op::Symlink { target: choices.path(false).into(), link: path, replace: choices.one_in(2) }),
+        7 | 8 => Op::Remove(op::Remove { path }),
+        12 | 13 => {
+            Op::Hardlink(op::Hardlink { target: choices.path(true).into(), link: path, replace: choices.one_in(2) })
         }
-        1 => {
-            let (content_base64, replace) = (Base64(choices.content().into_bytes()), choices.one_in(2));
-            Op::File { path, content_base64, mode: choices.mode(), uid: choices.owner(), gid: choices.owner(), replace }
+        14..=16 => Op::Rename(op::Rename { from: path, to: choices.path(true).into(), replace: choices.one_in(2) }),
+        17 => Op::Chmod(op::Chmod { path, mode: choices.mode().unwrap_or(Mode(0o751)) }),
+        18 | 19 => Op::Chown(op::Chown {
+            path,
+            uid: choices.owner(),
+            gid: choices.owner(),
+            recursive: choices.one_in(2),
+            follow: choices.one_in(2),
+        }),
+        20 => Op::Touch(op::Touch {
+            path,
+            mtime: choices.maybe(|choices| Timestamp { seconds: choices.next().into(), nanoseconds: 0 }),
+            create: choices.one_in(2),
+            follow: choices.one_in(2),
+        }),
+        21 => {
+            let value = choices.maybe(Choices::content);
+            Op::Xattr(op::Xattr {
+                path,
+                name: ["user.note", "user.other", "trusted.overlay.opaque"][usize::from(choices.below(3))].to_owned(),
+                remove: value.is_none(),
+                value,
+                value_base64: None,
+                follow: choices.one_in(2),
+            })
         }
-        2 | 10 => Op::Mkdir { path, mode: choices.mode(), uid: choices.owner(), gid: choices.owner() },
-        3 => Op::Append { path, content: choices.content() },
-        4 => {
-            let src = src.join(["file", "hard", "leak"][usize::from(choices.below(3))]);
-            let replace = choices.one_in(2);
-            Op::CopyFile { src, dst: path, mode: choices.mode(), uid: choices.owner(), gid: choices.owner(), replace }
+        22 => {
+            let caps = ["cap_kill=ep", "", "=i"][usize::from(choices.below(3))];
+            Op::Capability(op::Capability { path, caps: FileCaps::from_text(caps).expect("good"), rootid: None })
         }
-        5 | 11 => {
-            let src = if choices.one_in(2) { src.join("etc") } else { src.to_owned() };
-            Op::CopyDir { src, dst: path, replace: choices.one_in(2) }
-        }
-        6 => Op::Symlink { target: choices.path(false), link: path, replace: choices.one_in(2) },
-        7 | 8 => Op::Remove { path },
+        23 => Op::Edit(op::Edit {
+            path,
+            line: Some("x".repeat(usize::from(choices.below(4)))),
+            regex: None,
+            with: choices.content(),
+            count: None,
+        }),
         _ => unreachable!(),
     }
 }

@@ -1,0 +1,67 @@
+//! symlink: a link that names a path.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use anyhow::{Context, bail};
+use msb::overlay::beneath::Name;
+use msb::overlay::resolve::{End, Last};
+use msb::overlay::upper::upper_of;
+use rustix::fs::FileType;
+use serde::Deserialize;
+
+use super::Operation;
+use crate::attributes::{Wanted, set_attributes};
+use crate::lookup::exists;
+use crate::member::RawPath;
+use crate::target::{Done, Target};
+
+/// The members of symlink.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Symlink {
+    /// What it holds.
+    pub target: RawPath,
+    /// Where it is.
+    pub link: RawPath,
+    /// Overwrite what is there.
+    #[serde(default)]
+    pub replace: bool,
+}
+
+impl Operation for Symlink {
+    fn path(&self) -> &OsStr {
+        &self.link
+    }
+
+    fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
+        if self.target.is_empty() {
+            bail!("the target is empty");
+        }
+        if self.target.as_bytes().contains(&0) {
+            bail!("the target holds a NUL");
+        }
+        let at = target.look_up(&self.link, Last::Keep)?;
+        let found = target.found(&at, "replace");
+        match &at.end {
+            End::Dir => bail!("exists and is a directory (remove it first)"),
+            End::Leaf(_, leaf)
+                if leaf.entry.file_type() == FileType::Symlink && leaf.entry.read_link()? == *self.target =>
+            {
+                return Ok(Done::unchanged(found));
+            }
+            End::Leaf(_, leaf) if !self.replace => bail!("{}", exists(leaf)),
+            End::Missing(_) if self.link.ends_with_slash() => bail!("a symlink's path does not end with \"/\""),
+            _ => {}
+        }
+        let at = target.parent(at)?;
+        target.place(&at, |dir, name| dir.symlink(name, &self.target))?;
+        let made = upper_of(&at.parent)?.entry(Name::new(&at.name)?)?.context("the symlink is gone")?;
+        let owner = Wanted { mode: None, ..target.new_attributes(Wanted::default(), 0) };
+        set_attributes(&made, made.stat(), owner)?;
+        if target.epoch.is_some() {
+            made.set_times(&target.now())?;
+        }
+        Ok(Done::changed(found))
+    }
+}
