@@ -344,6 +344,31 @@ END
     [ -z "$(ls -A "$upper/../work")" ]
 }
 
+@test "a directory that cannot be synced after the rename is a warning, and the new upper stays" {
+    cat > sync.c <<'END'
+#include <errno.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int fsync(int fd) {
+    struct stat st;
+    if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode)) { errno = EIO; return -1; }
+    return syscall(SYS_fsync, fd);
+}
+END
+    cc -shared -fPIC -o sync.so sync.c
+    for upper in mine ''; do
+        LD_PRELOAD=$PWD/sync.so run --separate-stderr msb-patch -r image.json ${upper:+--upper "$upper"} -f - <<< '{"op":"text","path":"/a","content":"old"}'
+        [ "$status" = 0 ]
+        [[ $stderr == *': a crash now may bring the old one back: Input/output error'* ]]
+        echo "$output" > patched.json
+        LD_PRELOAD=$PWD/sync.so run --separate-stderr msb-patch -r patched.json -f - <<< '{"op":"text","path":"/a","content":"new","replace":true}'
+        [ "$status" = 0 ]
+        [ "$(cat "$(jq -r .upper.dir patched.json)/a")" = new ]
+        [ -z "$(ls -A "$(jq -r .upper.work patched.json)")" ]
+    done
+}
+
 @test "scripts that cannot be written leave the upper as it was, and no report is left by a failure" {
     msb-patch --upper mine -r image.json -f - <<< '{"op":"text","path":"/a","content":"old"}' > patched.json
     mkdir small

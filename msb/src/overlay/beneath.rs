@@ -273,12 +273,14 @@ impl Dir {
         Ok(())
     }
 
-    /// Moves `child` of `dir` here, under a free name that begins with `name`.
+    /// Moves `child` of `dir` here, under a free name that begins with `name`, as much of it as there is room for.
     fn move_up(&self, dir: &Self, child: Name<'_>, name: Name<'_>, moved: &mut u64) -> io::Result<OsString> {
         loop {
             *moved += 1;
-            let mut free = name.0.to_owned();
-            free.push(format!(".{moved}"));
+            let suffix = format!(".{moved}");
+            let kept = name.0.len().min(NAME_MAX - suffix.len());
+            let mut free = OsStr::from_bytes(&name.0.as_bytes()[..kept]).to_owned();
+            free.push(suffix);
             match dir.rename(child, self, Name::new(&free)?, RenameFlags::NOREPLACE) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return other.map(|()| free),
@@ -371,6 +373,20 @@ mod tests {
         root.remove_tree(name("gone")).unwrap();
         assert!(!scratch.path().join("gone").exists());
         assert!(scratch.path().join("kept/file").exists());
+    }
+
+    #[test]
+    fn a_tree_with_a_name_as_long_as_names_can_be_is_removed() {
+        for length in [NAME_MAX - 3, NAME_MAX - 1, NAME_MAX] {
+            let scratch = tempfile::tempdir().unwrap();
+            let long = "x".repeat(length);
+            std::fs::create_dir_all(scratch.path().join(&long).join("a/b")).unwrap();
+            std::fs::create_dir_all(scratch.path().join(&long).join("c/d")).unwrap();
+            // A name that is taken already.
+            std::fs::write(scratch.path().join(format!("{}.1", "x".repeat(length.min(NAME_MAX - 2)))), "").unwrap();
+            Dir::open(scratch.path()).unwrap().remove_tree(name(&long)).unwrap();
+            assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 1, "{length}");
+        }
     }
 
     #[test]
