@@ -67,31 +67,32 @@ END
     open=$(mktemp -d /tmp/msb-open.XXXXXX)
     chmod 0755 "$open"
     mkdir -p "$open"/{upper,work} kernel
-    layers="lowerdir=$vm_root,upperdir=$open/upper,workdir=$open/work"
-    mkdir -p "$vm_root/srv/dir/in"
-    echo inner >"$vm_root/srv/dir/in/f"
-    echo content >"$vm_root/srv/file"
+    mkdir -p layer/srv/tree/dir/in
+    echo inner >layer/srv/tree/dir/in/f
+    echo content >layer/srv/tree/file
+    layers="lowerdir=$PWD/layer:$(jq -r '.rootfs.lower | join(":")' "$vm_record"),upperdir=$open/upper,workdir=$open/work"
     mount -t overlay overlay kernel -o "redirect_dir=on,metacopy=on,$layers"
-    mv kernel/srv/dir kernel/srv/moved
-    chmod 0600 kernel/srv/file
+    mv kernel/srv/tree/dir kernel/srv/tree/moved
+    chmod 0600 kernel/srv/tree/file
     umount kernel
-    jq -c --arg dir "$open" 'del(.mount) | .upper = {dir: ($dir + "/upper"), work: ($dir + "/work")}' "$vm_record" >kernels.json
+    jq -c --arg dir "$open" --arg layer "$PWD/layer" '.rootfs.lower |= [$layer] + .
+        | .upper = {dir: ($dir + "/upper"), work: ($dir + "/work")}' "$vm_record" >kernels.json
     # Other users can enter: refused before anything boots, and before anything stops.
     run -1 msb-boot -r kernels.json --commit-on-stop
     [[ "$output" == *"--commit-on-stop: upper \"$open/upper\": other users of this machine can enter it"* ]]
     vm_assert_nothing
     vm_record=$PWD/kernels.json
     vm_boot worker
-    [ "$(vm_exec worker sh -c 'cat /srv/moved/in/f /srv/file; stat -c %a /srv/file; ls /srv')" = $'inner\ncontent\n600\nfile\nmoved' ]
-    vm_exec worker sh -c 'echo more >>/srv/file; echo new >/srv/moved/in/new; rm /srv/moved/in/f'
+    [ "$(vm_exec worker sh -c 'cd /srv/tree; cat moved/in/f file; stat -c %a file; ls')" = $'inner\ncontent\n600\nfile\nmoved' ]
+    vm_exec worker sh -c 'cd /srv/tree; echo more >>file; echo new >moved/in/new; rm moved/in/f'
     run -1 msb-stop -r worker.json --commit
     [[ "$output" == *"worker: not stopped: --commit: upper \"$open/upper\""*"chmod 0700 $open"* ]]
     vm_exec worker true
     chmod 0700 "$open"
     msb-stop -r worker.json --commit >stopped.json
     mount -t overlay overlay kernel -o "ro,redirect_dir=on,metacopy=on,$layers"
-    [ "$(cat kernel/srv/file kernel/srv/moved/in/new)" = $'content\nmore\nnew' ]
-    [ "$(cd kernel/srv && find . | sort | tr '\n' ' ')" = '. ./file ./moved ./moved/in ./moved/in/new ' ]
+    [ "$(cat kernel/srv/tree/file kernel/srv/tree/moved/in/new)" = $'content\nmore\nnew' ]
+    [ "$(cd kernel/srv/tree && find . | sort | tr '\n' ' ')" = '. ./file ./moved ./moved/in ./moved/in/new ' ]
     umount kernel
 }
 
