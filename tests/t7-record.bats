@@ -147,6 +147,14 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [[ $output == 'worker: up in '*' s; try: msb-exec worker' ]]
     jq -e '.vm.name == "worker"' vm.json
     [ "$(on_terminal msb-stop worker)" = 'msb-stop: worker: stopped' ]
+    # In the foreground a person sees the console, with the end of the VM last.
+    on_terminal env --default-signal=INT msb-boot -f -r "$vm_record" --name front >front.out &
+    until [ -e "$MSB_RUN/front/record.json" ]; do sleep 0.05; done
+    msb-exec front -- sh -c 'printf "seen \033[1mhere\033[0m\n" >/dev/console; poweroff -f' || true
+    wait $!
+    grep -q '^front: up in ' front.out
+    grep -qx 'seen here' front.out
+    [[ $(tail -n 1 front.out) == 'msb-boot: front: the guest powered off' ]]
 }
 
 @test "msb-exec and msb-stop take a name, and know a VM before a file" {

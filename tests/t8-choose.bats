@@ -19,13 +19,20 @@ has_virtualization() {
     grep -qwE 'vmx|svm' /proc/cpuinfo
 }
 
-@test "auto takes qemu where the CPU has no virtualization, and says why in a line" {
+@test "auto takes qemu where the CPU has no virtualization, and says why in a line, once or with -v" {
     if has_virtualization; then skip "this CPU has virtualization"; fi
+    export MSB_HOME=$PWD/home
+    vm_boot quiet -q
+    [ ! -s quiet.err ]
     vm_boot worker
     [ "$(jq -r .vm.vmm worker.json)" = qemu ]
     if [ -e /dev/kvm ]; then grep -q 'krun: /dev/kvm is there but the CPU shows no vmx or svm' worker.err; fi
     grep -q 'using qemu' worker.err
     [ "$(wc -l <worker.err)" -eq 1 ]
+    vm_boot again
+    [ ! -s again.err ]
+    vm_boot verbose -v
+    [ "$(head -n 1 verbose.err)" = "$(cat worker.err)" ]
 }
 
 @test "--vmm krun is refused where the CPU has no virtualization, and leaves nothing" {
@@ -44,8 +51,8 @@ has_virtualization() {
     jq -e '[.parts[], .vmms[]] | all(if .usable then .by else .found and .remedy end)' probe.json
     if has_virtualization; then skip "this CPU has virtualization"; fi
     jq -e '.vmm == "qemu" and .vmms.qemu.by == "software emulation" and (.words | endswith("; using qemu (software emulation)"))' probe.json
-    vm_boot worker
-    [ "$(cat worker.err)" = "msb-boot: $(jq -r .words probe.json)" ]
+    vm_boot worker -v
+    [ "$(head -n 1 worker.err)" = "msb-boot: $(jq -r .words probe.json)" ]
 }
 
 # without COMMAND: the probe where COMMAND, in a mount namespace of its own, has taken something away.

@@ -56,6 +56,37 @@ setup() {
     msb-pull --generate schema | diff "$root/man/msb-record.schema.json" -
 }
 
+@test "completions are scripts, and know running VMs behind -r and as the first word" {
+    export MSB_RUN=$BATS_TEST_TMPDIR/run
+    mkdir -p "$MSB_RUN"/{worker,wonder,ended}
+    touch "$MSB_RUN"/{worker,wonder,ended}/record.json "$MSB_RUN/ended/ended.json"
+    cd "$MSB_RUN"
+    for tool in "${tools[@]}"; do
+        "$tool" --generate bash >"$BATS_TEST_TMPDIR/$tool.bash"
+        bash -n "$BATS_TEST_TMPDIR/$tool.bash"
+        "$tool" --generate zsh >"$BATS_TEST_TMPDIR/$tool.zsh"
+        ! command -v zsh || zsh -n "$BATS_TEST_TMPDIR/$tool.zsh"
+    done
+    # completed TOOL WORD…: what bash offers for the last word.
+    completed() {
+        bash -c 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            complete -p "$1" | grep -q _or_vms
+            _msb__"${1#msb-}"_or_vms "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            printf "%s\n" "${COMPREPLY[@]}" | sort -u | xargs' - "$BATS_TEST_TMPDIR/$1.bash" "$@"
+    }
+    mkdir "$BATS_TEST_TMPDIR/empty"
+    cd "$BATS_TEST_TMPDIR/empty"
+    for tool in msb-patch msb-mount msb-boot msb-exec msb-stop; do
+        [ "$(completed "$tool" -r '')" = 'wonder worker' ]
+        [ "$(completed "$tool" --record wor)" = worker ]
+        [[ $(completed "$tool" --rec) == --record ]]
+        grep -q ':NAME|FILE:_msb_vms_or_files' "$BATS_TEST_TMPDIR/$tool.zsh"
+    done
+    [ "$(completed msb-exec won)" = wonder ]
+    [ "$(completed msb-stop '')" = 'wonder worker' ]
+    [ -z "$(completed msb-mount won)" ]
+}
+
 @test "every page is clean for mandoc" {
     for page in "$root"/man/*.[1578]; do
         run mandoc -T lint -W error "$page"

@@ -128,7 +128,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "POLICY")]
     pub restart: Option<RestartPolicy>,
 
-    /// Stay until the VM has ended; Ctrl-C stops it
+    /// Stay until the VM has ended, and on a terminal show the guest's console; Ctrl-C stops the VM
     #[arg(short, long)]
     pub foreground: bool,
 
@@ -137,7 +137,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub kernel_log: Option<PathBuf>,
 
-    /// Say on stderr which root was chosen, and why
+    /// Say on stderr which VMM and which root were chosen, and why
     #[arg(short, long)]
     pub verbose: bool,
 
@@ -175,10 +175,11 @@ Examples:
   msb-pull alpine | msb-mount ./root | msb-boot > vm.json
   msb-boot -r mounted.json --name worker -c 2 -m 1G > vm.json
   msb-boot -r systemd.json -m 1G --init auto > vm.json
-  msb-boot -r systemd.json --init /lib/systemd/systemd --init-arg --unit=multi-user.target > vm.json
+  msb-boot -r systemd.json --init /lib/systemd/systemd \\
+    --init-arg --unit=multi-user.target > vm.json
   msb-exec -r vm.json -- uname -a
   msb-stop -r vm.json
-  msb-boot -r vm.json -m 2G -o vm.json                 the same again, with more memory
+  msb-boot -r vm.json -m 2G -o vm.json       the same again, with more memory
 
 The record that is printed holds in its member boot what was asked for, so the record of a VM that has ended boots it again
 the same way. Flags override it.

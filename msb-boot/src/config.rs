@@ -96,7 +96,10 @@ impl Config {
         let library = kernel::library()?;
         let (kind, words) = vmm::choose(vmm_choice(asked.vmm)?)?;
         if let Some(words) = words {
-            exit::warn(TOOL, &words);
+            // That KVM is used is no news to anybody.
+            if args.verbose || (kind == Kind::Qemu && !args.output.quiet && state::is_news("vmm", &words)) {
+                exit::warn(TOOL, &words);
+            }
         }
         vmm::privileges()?;
         let qemu = match kind {

@@ -22,6 +22,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::follow::Follow;
 use crate::{TOOL, failed, respawn};
 
 /// What the supervisor tells, a line each.
@@ -94,7 +95,11 @@ pub(crate) fn launch(config: &Config, output: &Output, foreground: bool) -> anyh
                     }
                 }
                 ours.write_all(&[PRINTED]).context("supervisor")?;
-                return if foreground { stay(config, &interrupts, supervisor) } else { Ok(0) };
+                if !foreground {
+                    return Ok(0);
+                }
+                let console = console(&record, output)?;
+                return stay(config, &interrupts, supervisor, console);
             }
             None => {
                 let status = supervisor.wait()?;
@@ -119,9 +124,20 @@ fn summary(record: &Record) -> String {
     format!("{0}: up in {seconds:.1} s; try: msb-exec {0}", vm.name)
 }
 
+/// Shows the guest's console to a person on a terminal. Where stdout has the record, that is stderr.
+fn console(record: &Record, output: &Output) -> anyhow::Result<Option<Follow>> {
+    let Some(vm) = record.vm.as_ref().filter(|_| !output.quiet) else { return Ok(None) };
+    let follow = match (std::io::stdout().is_terminal(), std::io::stderr().is_terminal()) {
+        (true, _) => Follow::start(&vm.kernel_log, std::io::stdout()),
+        (false, true) => Follow::start(&vm.kernel_log, std::io::stderr()),
+        (false, false) => return Ok(None),
+    };
+    follow.map(Some).with_context(|| format!("console {:?}", vm.kernel_log))
+}
+
 /// Waits until the VM has ended, and tidies up behind it, as msb-stop would. A signal is passed on as the wish to stop it, a second
 /// one as the wish not to wait.
-fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow::Result<u8> {
+fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child, console: Option<Follow>) -> anyhow::Result<u8> {
     let pid = Pid::from_child(&supervisor);
     let process = pidfd_open(pid, PidfdFlags::empty())?;
     let mut asked: Option<Instant> = None;
@@ -144,6 +160,7 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child) -> anyhow
         let _ = pidfd_send_signal(&process, rustix::process::Signal::TERM);
     }
     let status = supervisor.wait()?;
+    drop(console);
     let Some(held) = Held::take(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))? else {
         return Ok(0);
     };

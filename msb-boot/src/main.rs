@@ -13,6 +13,7 @@ mod defaults;
 mod disk;
 mod elf;
 mod failed;
+mod follow;
 mod kernel;
 mod krun;
 mod launch;

@@ -43,6 +43,11 @@ pub(crate) fn agent() -> anyhow::Result<PathBuf> {
     let named = std::env::var_os("MSB_AGENTD").filter(|path| !path.is_empty()).map(PathBuf::from);
     let agent = match named {
         Some(path) => path,
+        None if std::env::current_exe().is_err() => {
+            bail!(
+                "agentd: looked for beside msb-boot, and without /proc nothing says where that is (mount -t proc proc /proc)"
+            )
+        }
         None => near_us("../libexec/msb", "agentd").into_iter().find(|path| path.exists()).ok_or_else(|| {
             anyhow!(
                 "agentd: not beside msb-boot and not in ../libexec/msb (run \"make build\", or name it in MSB_AGENTD)"
@@ -65,7 +70,7 @@ fn runs_alone(file: &[u8]) -> Result<(), &'static str> {
         Ok::<u64, &'static str>(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     };
     if !file.starts_with(b"\x7fELF\x02\x01") {
-        return Err("it is no 64-bit ELF program");
+        return Err("not a 64-bit ELF program");
     }
     if number(18, 2)? != MACHINE {
         return Err("it is for another kind of machine");
@@ -88,7 +93,7 @@ mod tests {
     fn an_agent_that_a_guest_could_not_run_is_seen() {
         let dynamic = fs::read(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(runs_alone(&dynamic), Err("it is dynamically linked"));
-        assert_eq!(runs_alone(b"#!/bin/sh\n"), Err("it is no 64-bit ELF program"));
+        assert_eq!(runs_alone(b"#!/bin/sh\n"), Err("not a 64-bit ELF program"));
         assert_eq!(runs_alone(&dynamic[..60]), Err("it is cut short"));
         let mut other = dynamic.clone();
         other[18] ^= 1;

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use msb::record::{self, DiskFormat, VmmChoice};
-use msb::rundir;
 use msb::wire::READY_PORT;
+use msb::{capability, rundir};
 use serde::{Deserialize, Serialize};
 
 use crate::block::Block;
@@ -242,10 +242,13 @@ pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<(Kind, Option<String>)
 
 /// Whether this user may give a VM's processes roots and namespaces of their own.
 pub(crate) fn privileges() -> Result<&'static str, Why> {
-    if rustix::process::geteuid().is_root() {
-        return Ok("root");
+    if !rustix::process::geteuid().is_root() {
+        return Err(Why::new("msb-boot needs root, to confine the VM and serve its root", "run it with sudo"));
     }
-    Err(Why::new("this user is not root, which confining a VM and serving its root take today", "run it by sudo"))
+    match capability::check_sys_admin() {
+        Ok(()) => Ok("root"),
+        Err(missing) => Err(Why::new(format!("msb-boot cannot confine a VM: {}", missing.found), missing.remedy)),
+    }
 }
 
 /// The VMM's own process.

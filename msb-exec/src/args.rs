@@ -165,15 +165,20 @@ Examples:
   msb-exec worker -- bash
   msb-exec worker --shell 'setup && start'
   id=$(msb-exec worker -d -- make | jq .id); msb-exec worker --wait $id
-  while read -r line; do msb-exec -n worker -- echo \"$line\"; done < list   -n leaves the list to the loop
+  while read -r x; do msb-exec -n worker -- echo \"$x\"; done < list   (-n!)
 
 Copying files:
-  tar -C src -c . | msb-exec -r worker -w /srv -- tar -x          a tree into the guest
-  msb-exec -r worker -w /srv -- tar -c . | tar -C dst -x          a tree out of it
-  msb-exec -r worker -- tee /etc/motd < motd > /dev/null          a file
-  rsync -a -e 'msb-exec -r worker --rsh' src/ vm:/srv/            what is new, with rsync in the guest
-  GIT_SSH_COMMAND='msb-exec -r worker --rsh' git clone vm:/srv/repository
-  git clone 'ext::msb-exec -r worker -- git-upload-pack /srv/repository'";
+  a tree into the guest, and out of it:
+    tar -C src -c . | msb-exec worker -w /srv -- tar -x
+    msb-exec worker -w /srv -- tar -c . | tar -C dst -x
+  a file:
+    msb-exec worker -- tee /etc/motd < motd > /dev/null
+  only what is new, with rsync in the guest:
+    rsync -a -e 'msb-exec -r worker --rsh' src/ vm:/srv/
+  a repository, with git in the guest:
+    GIT_SSH_COMMAND='msb-exec -r worker --rsh' git clone vm:/srv/repository
+    git -c protocol.ext.allow=always clone \
+      'ext::msb-exec -r worker -- git-upload-pack /srv/repository'";
 
 fn variable(text: OsString) -> Result<OsString, &'static str> {
     env::check(&text).map(|()| text)
@@ -195,7 +200,7 @@ fn rlimit(text: &str) -> Result<Limit, String> {
     }
     let value = |text: &str| match text {
         "unlimited" | "-1" => Ok(None),
-        number => number.parse().map(Some).map_err(|_| format!("{number:?} is no number")),
+        number => number.parse().map(Some).map_err(|_| format!("not a number: {number:?}")),
     };
     let (soft, hard) = values.split_once(':').unwrap_or((values, values));
     let (soft, hard) = (value(soft)?, value(hard)?);

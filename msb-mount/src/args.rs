@@ -9,8 +9,8 @@ use msb::source::StageRecord;
 const LONG_ABOUT: &str = "\
 Mount a record's root on the host: its lower layers and its upper as one tree, by FUSE.
 
-Takes a record, adds the members \"upper\" (where the record had none) and \"mount\", and prints it as soon as the mount \
-answers. The server stays in the background and ends with the mount. What is changed below MOUNTPOINT lands in the \
+Takes a record, adds the members \"upper\" (where the record had none) and \"mount\", and prints the record once the mount \
+is up. The server stays in the background and ends with the mount. What is changed below MOUNTPOINT lands in the \
 upper, in overlayfs form; the layers are never written. Set-id bits and device nodes have no effect on the host.";
 
 const EXAMPLES: &str = "\

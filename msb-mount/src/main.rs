@@ -35,8 +35,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     if !rustix::process::geteuid().is_root() {
-        bail!("mounting needs root: the layers hold files of many owners (run it as root)");
+        bail!("mounting needs root: the layers hold files of many owners (run it with sudo)");
     }
+    msb::capability::check_sys_admin().context("msb-mount cannot mount")?;
     if args.serve {
         let config = Config::received(args)?;
         return background::serve(&config);

@@ -17,7 +17,7 @@ use crate::reference::Source;
 #[derive(Debug, Parser)]
 #[command(name = "msb-pull", version, after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The platform to take from an image for several, as os/architecture[/variant] [default: this host's]
+    /// The platform to pick from a multi-platform image, as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
     /// Speak HTTP to the registry, without TLS
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// $XDG_RUNTIME_DIR/containers/auth.json, then $DOCKER_CONFIG/config.json or ~/.docker/config.json]
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
-    /// Make the EROFS image that a VM without a mount boots from, too: else the first boot does
+    /// Also make the EROFS image that a VM without a mount boots from; otherwise the first boot makes it
     #[arg(long)]
     erofs: bool,
     /// Fetch nothing: print what $MSB_HOME holds, a JSON object a line with its size, and remove what no image and no sandbox needs
@@ -50,12 +50,12 @@ pub(crate) struct Args {
 const EXAMPLES: &str = "\
 Examples:
   msb-pull alpine                                  docker.io/library/alpine:latest
-  msb-pull --plain-http 127.0.0.1:5000/demo:v1     a registry of one's own
+  msb-pull --plain-http 127.0.0.1:5000/demo:v1     a private registry
   msb-pull name@sha256:…                           fetches nothing if the store has it
   msb-pull oci:./layout:v1                         an OCI layout, by tag
   docker save alpine | msb-pull -                  an archive on stdin
   msb-pull ./rootfs                                a directory as the root
-  msb-pull alpine | msb-mount ./root               on through the pipe
+  msb-pull alpine | msb-mount ./root               feed the next stage
   msb-pull --gc -n                                 what is in the store, and what of it could go";
 
 /// What to do, checked.

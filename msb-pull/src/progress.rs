@@ -1,24 +1,67 @@
-//! Progress on stderr, one bar a layer. Nothing is drawn where stderr is no terminal.
+//! Progress on stderr: one bar a layer on a terminal, and elsewhere, in a log, a line at the end.
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::digest::Digest;
 
+/// The narrowest terminal that has room for the speed.
+const NARROW: u16 = 72;
+
 /// All bars of one pull.
-pub(crate) struct Progress(MultiProgress);
+pub(crate) struct Progress {
+    bars: MultiProgress,
+    style: ProgressStyle,
+    layers: AtomicU64,
+    bytes: AtomicU64,
+    in_a_log: bool,
+}
 
 impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
         let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-        Self(MultiProgress::with_draw_target(target))
+        let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| size.ws_col);
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .into_iter()
+            .find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+        Self {
+            bars: MultiProgress::with_draw_target(target),
+            style: style(columns, &locale.unwrap_or_default()),
+            layers: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            in_a_log: !quiet && !std::io::stderr().is_terminal(),
+        }
     }
 
     /// The bar of one layer of `size` compressed bytes.
     pub(crate) fn layer(&self, diff_id: &Digest, size: u64) -> Bar {
-        let style = ProgressStyle::with_template("{prefix} {bar:32} {bytes:>11} of {total_bytes:<11} {bytes_per_sec}");
+        self.layers.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
         let bar = ProgressBar::new(size).with_prefix(diff_id.hex()[..12].to_owned());
-        Bar(self.0.add(bar.with_style(style.expect("the template is well-formed"))))
+        Bar(self.bars.add(bar.with_style(self.style.clone())))
     }
+
+    /// Says in a log what was fetched.
+    pub(crate) fn finish(&self, name: &str) {
+        if let (true, layers @ 1..) = (self.in_a_log, self.layers.load(Ordering::Relaxed)) {
+            let noun = if layers == 1 { "layer" } else { "layers" };
+            let size = HumanBytes(self.bytes.load(Ordering::Relaxed));
+            msb::exit::warn("msb-pull", &format!("{name}: unpacked {layers} {noun}, {size} compressed"));
+        }
+    }
+}
+
+/// A line that fits a terminal of so many columns, in characters that its locale has.
+fn style(columns: u16, locale: &str) -> ProgressStyle {
+    let template = match columns {
+        ..NARROW => "{prefix} {wide_bar} {bytes} of {total_bytes}",
+        _ => "{prefix} {wide_bar} {bytes:>11} of {total_bytes:<11} {bytes_per_sec:>12}",
+    };
+    let style = ProgressStyle::with_template(template).expect("the template is well-formed");
+    let is_utf8 = ["UTF-8", "utf8", "UTF8", "utf-8"].iter().any(|name| locale.ends_with(name));
+    if is_utf8 { style } else { style.progress_chars("#> ") }
 }
 
 /// The bar of one layer.
@@ -34,5 +77,26 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bar_fits_its_terminal_and_its_locale() {
+        for (columns, locale, has_speed, is_ascii) in [
+            (80, "C.UTF-8", true, false),
+            (50, "en_US.utf8", false, false),
+            (71, "C", false, true),
+            (72, "", true, true),
+        ] {
+            let bar = ProgressBar::with_draw_target(Some(10), ProgressDrawTarget::hidden());
+            bar.set_style(style(columns, locale));
+            let shown = format!("{:?}", style(columns, locale));
+            assert_eq!(shown.contains("bytes_per_sec"), has_speed, "{columns}: {shown}");
+            assert_eq!(shown.contains('#'), is_ascii, "{locale}: {shown}");
+        }
     }
 }

@@ -216,7 +216,8 @@ fn stack(layers: Vec<PathBuf>) -> Vec<PathBuf> {
 fn take(config: &Config, store: &Store, origin: &dyn Origin, found: Found, name: String) -> anyhow::Result<Record> {
     let chain = chain_ids(&found.layers);
     let missing = missing(store, &found.layers, &chain);
-    let unpacked = unpack_all(config, store, origin, &missing)?;
+    let progress = Progress::new(config.quiet);
+    let unpacked = unpack_all(&progress, store, origin, &missing)?;
     let mut lower: Vec<PathBuf> = Vec::new();
     let mut fresh: HashMap<PathBuf, Digest> = HashMap::new();
     for (layer, chain_id) in found.layers.iter().zip(&chain) {
@@ -233,6 +234,7 @@ fn take(config: &Config, store: &Store, origin: &dyn Origin, found: Found, name:
     }
     let layers: Vec<(PathBuf, Digest)> = fresh.clone().into_iter().collect();
     store.commit(&layers, &found.documents)?;
+    progress.finish(&name);
     let place = |dir: PathBuf| fresh.get(&dir).map_or(dir, |id| store.layer_path(id));
     let lower = stack(lower).into_iter().map(place).collect();
     Ok(record(name, found, lower))
@@ -253,15 +255,14 @@ fn missing<'a>(store: &Store, layers: &'a [Layer], chain: &[Digest]) -> Vec<&'a 
 /// Directory and implied directories of each layer, by diff_id.
 type Unpacked = HashMap<String, (PathBuf, Vec<PathBuf>)>;
 
-fn unpack_all(config: &Config, store: &Store, origin: &dyn Origin, layers: &[&Layer]) -> anyhow::Result<Unpacked> {
-    let progress = Progress::new(config.quiet);
+fn unpack_all(progress: &Progress, store: &Store, origin: &dyn Origin, layers: &[&Layer]) -> anyhow::Result<Unpacked> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let done = Mutex::new((Unpacked::new(), Vec::<anyhow::Error>::new()));
     thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(layers.len()) {
             scope.spawn(|| {
                 while let Some(layer) = layers.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let result = unpack_one(store, origin, layer, &progress, &stop);
+                    let result = unpack_one(store, origin, layer, progress, &stop);
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
                         Ok(unpacked) => drop(done.0.insert(layer.diff_id.hex().to_owned(), unpacked)),

@@ -29,8 +29,8 @@ pub(crate) struct Args {
     #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub grace: Duration,
 
-    /// For a block root: bring what the guest has written into the record's upper, where msb-mount shows it, msb-patch goes on
-    /// from it, and the next VM has it. Asked for once, it is done, whoever asks the VM to stop again. The disk of a VM that had to be
+    /// For a block root: commit what the guest has written into the record's upper, where msb-mount shows it, msb-patch
+    /// continues it, and the next VM has it. Asked for once, it is done, whoever asks the VM to stop again. The disk of a VM that had to be
     /// killed is kept, and not committed
     #[arg(long)]
     pub commit: bool,
@@ -42,7 +42,7 @@ pub(crate) struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  msb-stop worker                                  by name; several names stop several VMs
+  msb-stop worker                    by name; several names stop several VMs
   msb-stop -r vm.json
   msb-stop worker -t 2
   msb-stop -r vm.json --unmount > stopped.json

@@ -1,5 +1,7 @@
 //! What every command line of msb does alike: parsing, words for a wrong call, and pages made from the flags.
 
+mod completion;
+
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::exit;
@@ -56,6 +58,7 @@ fn generate(mut command: clap::Command, what: &str) -> u8 {
         _ => match what.parse::<clap_complete::Shell>() {
             Ok(shell) => {
                 clap_complete::generate(shell, &mut command, &name, &mut out);
+                out = completion::with_vm_names(shell, &name, &out);
                 Ok(())
             }
             Err(_) => {

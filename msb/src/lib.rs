@@ -5,6 +5,8 @@
 
 pub mod boot;
 #[cfg(feature = "cli")]
+pub mod capability;
+#[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod commit;

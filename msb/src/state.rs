@@ -137,6 +137,18 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     written
 }
 
+/// Whether something was not said before on this machine: it is said once, and again when it changes. `subject` is the name
+/// of a file in [`home`]. Where nothing can be kept, everything is news.
+pub fn is_news(subject: &str, text: &str) -> bool {
+    let Ok(file) = home().map(|home| home.join("news").join(subject)) else { return true };
+    if fs::read(&file).is_ok_and(|said| said == text.as_bytes()) {
+        return false;
+    }
+    let dir = file.parent().unwrap_or(Path::new("/"));
+    let _ = make_private_dir(dir).and_then(|()| write_file(&file, text.as_bytes(), 0o600));
+    true
+}
+
 /// Syncs the directory that holds `path`, so that a rename in it survives a crash.
 ///
 /// # Errors

@@ -97,8 +97,10 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
     };
     // What an earlier supervisor was killed over ends by itself, and soon.
     held.await_death()?;
+    // One that ended in order is expected to have left its end.
+    let was_killed = !held.path().join(rundir::ENDED).exists();
     let left = held.clear(&[rundir::ALIVE]);
-    if left.with_context(|| format!("run directory {:?}", held.path()))? {
+    if left.with_context(|| format!("run directory {:?}", held.path()))? && was_killed {
         talk.tell(&Report::Say(format!("removed what an earlier VM {:?} had left", config.name)));
     }
     log::open(&held.path().join(rundir::SUPERVISOR_LOG));
