@@ -71,7 +71,7 @@ teardown() { vm_teardown; }
     [ "$status" -eq 125 ]
     [[ $stderr == *'vm "worker": it runs, but its run directory "'"$MSB_RUN"'/worker" was removed'*'msb-stop worker'* ]]
     run --separate-stderr msb-stop -r worker.json -t 1
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [[ $stderr == 'msb-stop: worker: did not stop within 1 s, killed; its run directory had been removed'* ]]
     jq -e '.boot.name == "worker" and (has("vm") | not)' <<<"$output"
     vm_has_ended "$(vm_pid worker)"
@@ -82,7 +82,7 @@ teardown() { vm_teardown; }
     vm_boot worker
     rm -rf "$MSB_RUN/worker"
     run --separate-stderr msb-stop worker -t 0
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [[ $stderr == *'its run directory had been removed'* ]]
     vm_has_ended "$(vm_pid worker)"
     vm_assert_nothing
@@ -96,7 +96,7 @@ teardown() { vm_teardown; }
     vm_needs_share
     vm_boot worker
     run --separate-stderr msb-stop -r first.json -t 0
-    [ "$status" -eq 0 ]
+    [ "$status" -eq 1 ]
     [[ $stderr == 'msb-stop: worker: killed; its run directory had been removed'* ]]
     vm_has_ended "$(jq .vm.pid first.json)"
     [ "$(vm_exec worker hostname)" = worker ]

@@ -54,7 +54,7 @@ fn stop_record(args: &args::Args, record: anyhow::Result<Record>) -> anyhow::Res
         TOOL,
         &format!("{}: {}; its record went with the directory, so none is printed", lost.name, stopped.end),
     );
-    Ok(0)
+    Ok(code(&stopped.end))
 }
 
 fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
@@ -63,7 +63,12 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
         commit::check(vm, record.upper.as_ref())?;
     }
     let stopped = vm::stop(vm, args.grace, args.commit)?;
-    args.output.say(TOOL, &format!("{}: {}", vm.name, stopped.end));
+    let message = format!("{}: {}", vm.name, stopped.end);
+    if stopped.end.is_forced() {
+        exit::warn(TOOL, &message);
+    } else {
+        args.output.say(TOOL, &message);
+    }
     let committed = commit::outcome(vm, &stopped, args.commit);
     record.vm = None;
     if let Ok(Some(upper)) = &committed {
@@ -84,6 +89,10 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     args.output.put(&record, String::new)?;
     committed?;
     unmounted?;
-    // What was forced is said already.
-    Ok(if stopped.end.is_forced() { exit::FAILED } else { 0 })
+    Ok(code(&stopped.end))
+}
+
+/// What was forced is said already.
+fn code(end: &vm::End) -> u8 {
+    if end.is_forced() { exit::FAILED } else { 0 }
 }
