@@ -170,7 +170,7 @@ impl Header {
             }
         }
         if !bytes.starts_with(MAGIC) {
-            bail!("not a qcow2 image");
+            bail!("it is no qcow2 image");
         }
         let wide = |at: usize| bytes[at..at + 8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
         let narrow = |at: usize| bytes[at..at + 4].iter().fold(0, |number, &byte| number << 8 | u32::from(byte));

@@ -70,7 +70,7 @@ fn runs_alone(file: &[u8]) -> Result<(), &'static str> {
         Ok::<u64, &'static str>(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     };
     if !file.starts_with(b"\x7fELF\x02\x01") {
-        return Err("not a 64-bit ELF program");
+        return Err("it is no 64-bit ELF program");
     }
     if number(18, 2)? != MACHINE {
         return Err("it is for another kind of machine");
@@ -93,7 +93,7 @@ mod tests {
     fn an_agent_that_a_guest_could_not_run_is_seen() {
         let dynamic = fs::read(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(runs_alone(&dynamic), Err("it is dynamically linked"));
-        assert_eq!(runs_alone(b"#!/bin/sh\n"), Err("not a 64-bit ELF program"));
+        assert_eq!(runs_alone(b"#!/bin/sh\n"), Err("it is no 64-bit ELF program"));
         assert_eq!(runs_alone(&dynamic[..60]), Err("it is cut short"));
         let mut other = dynamic.clone();
         other[18] ^= 1;
