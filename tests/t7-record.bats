@@ -122,6 +122,11 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     msb-mount -r patched.json -o link.json ./m
     [ -L link.json ]
     jq -e .mount patched.json
+    # The upper is in use, and the directory that was made for the second mount goes.
+    jq -c 'del(.mount)' patched.json >again.json
+    run msb-mount -r again.json ./m1
+    [ "$status" -eq 1 ]
+    [ ! -e m1 ]
     run --separate-stderr msb-boot -r b.json -o none/vm.json
     [ "$status" -eq 1 ]
     [[ $stderr == 'msb-boot: output "'*'/none/vm.json": no directory'* ]]
@@ -155,6 +160,19 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     grep -q '^front: up in ' front.out
     grep -qx 'seen here' front.out
     [[ $(tail -n 1 front.out) == 'msb-boot: front: the guest powered off' ]]
+}
+
+@test "root that lacks CAP_SYS_ADMIN, as in a container, and others than root are told what is missing" {
+    lacking() { setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"; }
+    for try in 'msb-boot -r a.json|cannot confine a VM' 'msb-mount -r a.json --ro ./m|cannot mount'; do
+        # shellcheck disable=SC2086 # words
+        run --separate-stderr lacking ${try%|*}
+        [ "$status" -eq 1 ]
+        [ "$stderr" = "${try%% *}: ${try#*|}: the capability CAP_SYS_ADMIN is missing (in a container: docker run --privileged)" ]
+    done
+    run --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$(command -v msb-boot)" -r - <a.json
+    [ "$status" -eq 1 ]
+    [ "$stderr" = 'msb-boot: needs root, to confine the VM and serve its root (run it with sudo)' ]
 }
 
 @test "msb-exec and msb-stop take a name, and know a VM before a file" {

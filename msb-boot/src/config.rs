@@ -92,6 +92,7 @@ impl Config {
         }
         let (defaults, init) = (defaults::defaults(&image, &asked), defaults::init(&image, &asked));
         let kernel_log = asked.kernel_log.as_deref().map(kernel_log).transpose()?;
+        vmm::privileges()?;
         let agent = programs::agent()?;
         let library = kernel::library()?;
         let (kind, words) = vmm::choose(vmm_choice(asked.vmm)?)?;
@@ -101,7 +102,6 @@ impl Config {
                 exit::warn(TOOL, &words);
             }
         }
-        vmm::privileges()?;
         let qemu = match kind {
             Kind::Qemu => Some(Parts::find()?),
             Kind::Krun => None,

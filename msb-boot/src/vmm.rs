@@ -243,11 +243,11 @@ pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<(Kind, Option<String>)
 /// Whether this user may give a VM's processes roots and namespaces of their own.
 pub(crate) fn privileges() -> Result<&'static str, Why> {
     if !rustix::process::geteuid().is_root() {
-        return Err(Why::new("msb-boot needs root, to confine the VM and serve its root", "run it with sudo"));
+        return Err(Why::new("needs root, to confine the VM and serve its root", "run it with sudo"));
     }
     match capability::check_sys_admin() {
         Ok(()) => Ok("root"),
-        Err(missing) => Err(Why::new(format!("msb-boot cannot confine a VM: {}", missing.found), missing.remedy)),
+        Err(missing) => Err(Why::new(format!("cannot confine a VM: {}", missing.found), missing.remedy)),
     }
 }
 

@@ -23,6 +23,8 @@ pub(crate) struct Config {
     pub(crate) is_read_only: bool,
     /// Absolute, free of symlinks, and there.
     pub(crate) mountpoint: PathBuf,
+    /// Whether the mount point was made for this mount.
+    is_new: bool,
     /// A sandbox made for this mount, to be taken back if it fails.
     made: Option<PathBuf>,
 }
@@ -61,9 +63,10 @@ impl Config {
             None => beside().context("no mount point").and_then(|path| mountpoint::locate(&path)),
         };
         let mountpoint = located.and_then(mountpoint::prepare);
-        let config = Self { lower, is_read_only: args.ro, mountpoint: PathBuf::new(), made, record };
+        let is_new = matches!(mountpoint, Ok((_, true)));
+        let config = Self { lower, is_read_only: args.ro, mountpoint: PathBuf::new(), is_new, made, record };
         match mountpoint {
-            Ok(mountpoint) => Ok((Self { mountpoint, ..config }, begun)),
+            Ok((mountpoint, _)) => Ok((Self { mountpoint, ..config }, begun)),
             Err(error) => {
                 config.take_back();
                 Err(error)
@@ -75,7 +78,7 @@ impl Config {
     pub(crate) fn received(args: &Args) -> anyhow::Result<Self> {
         let record = source::stdin()?;
         let mountpoint = args.mountpoint.clone().context("no mount point")?;
-        Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, made: None, record })
+        Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, is_new: false, made: None, record })
     }
 
     /// The record of the mount once process `pid` serves it.
@@ -103,6 +106,9 @@ impl Config {
 
     /// Removes the sandbox made for a mount that failed.
     pub(crate) fn take_back(&self) {
+        if self.is_new {
+            let _ = std::fs::remove_dir(&self.mountpoint);
+        }
         if let Some(sandbox) = &self.made {
             let _ = std::fs::remove_dir_all(sandbox);
         }

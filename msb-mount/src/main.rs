@@ -37,7 +37,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     if !rustix::process::geteuid().is_root() {
         bail!("mounting needs root: the layers hold files of many owners (run it with sudo)");
     }
-    msb::capability::check_sys_admin().context("msb-mount cannot mount")?;
+    msb::capability::check_sys_admin().context("cannot mount")?;
     if args.serve {
         let config = Config::received(args)?;
         return background::serve(&config);

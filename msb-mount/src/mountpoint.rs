@@ -29,8 +29,8 @@ pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Makes a mount point ready: there, and nothing mounted on it.
-pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<PathBuf> {
+/// Makes a mount point ready: there, and nothing mounted on it. True: it was made.
+pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<(PathBuf, bool)> {
     match is_mounted(&path) {
         Err(Errno::NOTCONN) => {
             warn("msb-mount", &format!("mount point {path:?}: a mount without a server, cleared"));
@@ -46,7 +46,7 @@ pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<PathBuf> {
     match std::fs::create_dir(&path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => bail!("mount point {path:?}: {error}"),
         _ if !path.is_dir() => bail!("mount point {path:?}: not a directory"),
-        _ => Ok(path),
+        created => Ok((path, created.is_ok())),
     }
 }
 
