@@ -170,7 +170,8 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
         [ "$status" -eq 1 ]
         [ "$stderr" = "${try%% *}: ${try#*|}: the capability CAP_SYS_ADMIN is missing (in a container: docker run --privileged)" ]
     done
-    run --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$(command -v msb-boot)" -r - <a.json
+    run --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$(command -v msb-boot)" -r - \
+        <<<'{"msb":1,"rootfs":{"kind":"dir","lower":["/usr"]}}'
     [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-boot: needs root, to confine the VM and serve its root (run it with sudo)' ]
 }
