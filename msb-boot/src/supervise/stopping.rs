@@ -93,15 +93,16 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// Takes what has come. True: the guest is writing data back.
+    /// Takes what has come. True: there was something, so the end goes on, and needs time.
     pub(super) fn take(&mut self) -> bool {
         let mut bytes = [0u8; 64];
         self.is_open = !matches!(self.bell.read(&mut bytes), Ok(0));
-        let mut writing = false;
+        let mut goes_on = false;
         while let Ok(news) = self.news.try_recv() {
-            writing |= self.keep(news);
+            self.keep(news);
+            goes_on = true;
         }
-        writing
+        goes_on
     }
 
     /// Whether more can come.
@@ -109,13 +110,12 @@ impl Answer {
         self.is_open
     }
 
-    fn keep(&mut self, news: News) -> bool {
+    fn keep(&mut self, news: News) {
         match news {
             News::Failure(why) => self.failure = Some(why),
-            News::Stopping(Stopping { writing: true, .. }) => return true,
+            News::Stopping(Stopping { writing: true, .. }) => {}
             News::Stopping(killed) => self.killed = Some(killed),
         }
-        false
     }
 
     /// How the guest's end went, once it has ended.

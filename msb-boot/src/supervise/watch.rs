@@ -334,7 +334,7 @@ impl<'a, 'f> Watch<'a, 'f> {
     fn read_news(&mut self) {
         let Phase::Stopping { deadline, answer: Some(answer) } = &mut self.phase else { return };
         if answer.take() && deadline.extend(now()) {
-            log::note("the guest is still writing data back: it has more time");
+            log::note("the guest is still ending: it has more time");
             // Where msb-stop does not see it, it gives up earlier, and kills the VM.
             let _ = rundir::leave(self.held.path(), rundir::EXTENDED, &deadline.note());
         }
