@@ -190,7 +190,7 @@ END
     wait
     for n in 1 2 3; do cmp out "out-$n"; cmp err "err-$n"; done
     # Also what a caller has had while it ran: all of it is shown once it has ended.
-    id=$(msb-exec -d -- sh -c 'echo first; trap "echo last; exit 4" USR1; while :; do sleep 0.1; done' | jq .id)
+    id=$(msb-exec -d -- sh -c 'trap "echo last; exit 4" USR1; echo first; while :; do sleep 0.1; done' | jq .id)
     msb-exec -T --attach "$id" >out <&- &
     exec_await grep -q first out
     msb-exec --signal USR1 "$id"
