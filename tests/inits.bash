@@ -103,12 +103,12 @@ END
 
 inits_ops_sysvinit() {
     inits_without /etc/rcS.d
-    inits_text /etc/init.d/slow 0755 <<<$'#!/bin/sh\n'"[ \"\$1\" != start ] || { $inits_slow; }"
-    inits_link ../init.d/slow /etc/rc2.d/S99slow
+    inits_text /etc/slow 0755 <<<$'#!/bin/sh\n'"$inits_slow"
     inits_text /etc/inittab <<'END'
 id:2:initdefault:
 si::sysinit:/etc/init.d/rcS
 l2:2:wait:/etc/init.d/rc 2
+sl:2:wait:/etc/slow
 te:2:respawn:/.msb/scripts/teller
 l0:0:wait:/etc/init.d/rc 0
 l6:6:wait:/etc/init.d/rc 6
