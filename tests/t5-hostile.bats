@@ -109,7 +109,7 @@ status|125|bad payload
 nothing said|125|did not say how the command ended
 escapes|125|fine
 escapes in json|125|bad payload
-endless hello|125|nonsense
+endless hello|125|breaks the protocol
 endless output|125|output past its credit
 END
     # These end as the guest says, whatever it says besides.

@@ -199,7 +199,7 @@ END
     [ "$status" = 4 ]
     [ "$(cat out)" = $'first\nlast' ]
     for _ in 1 2; do
-        run -4 msb-exec --attach "$id"
+        run -4 --separate-stderr msb-exec --attach "$id"
         [ "$output" = $'first\nlast' ]
     done
 }
