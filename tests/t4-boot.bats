@@ -411,7 +411,7 @@ END
     [ "$(msb-exec worker)" = 'you /tmp nobody host 1' ]
     jq -e '.boot.network.mode == "none" and .boot.env.GREETING == "you" and .boot.memory_mib == 200' changed.json
     # Ended by itself, and its end not tidied up yet.
-    vm_exec worker poweroff -f || true
+    msb-exec -u root worker -- poweroff -f || true
     vm_await_end "$(jq .vm.pid changed.json)"
     msb-boot -q -r worker --hostname other --vmm qemu -o last.json
     [ "$(msb-exec worker)" = 'you /tmp nobody other 1' ]
