@@ -76,6 +76,17 @@ struct Level {
     attributes: Attributes,
 }
 
+/// Sends a message to a guest that may have hung up already: why it did, is in what it sent before, which is there to be read.
+///
+/// # Errors
+/// What writing says, but that nobody reads.
+pub fn tell(guest: &mut impl Write, message: &Message) -> io::Result<()> {
+    match message.send(guest) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+        other => other,
+    }
+}
+
 /// Takes a whole stream from `guest`, whose disk has `disk` bytes, into the upper of `root`. The hellos are said.
 ///
 /// # Errors
@@ -85,7 +96,7 @@ pub fn receive(guest: &mut impl Patient, root: &Merged, writer: &Writer, disk: u
         Counted { data: 0, names: 0, files: 0, disk, started: Instant::now(), owed: Owed::in_portions_of(WINDOW / 4) };
     let links = writer.scratch()?;
     let mut receiver = Receiver { guest, writer, counted, links };
-    Message::Credit(Stream::Stdout, WINDOW).send(receiver.guest)?;
+    tell(receiver.guest, &Message::Credit(Stream::Stdout, WINDOW))?;
     let first = receiver.entry()?;
     let (What::Directory { .. }, Some(attributes), None) = (first.what, first.attributes, first.name) else {
         bail!("guest: the first entry is not the root");
@@ -153,7 +164,7 @@ impl<G: Patient> Receiver<'_, G> {
             other => other.to_frame().len(),
         };
         if let Some(owed) = counted.owed.add(length) {
-            Message::Credit(Stream::Stdout, owed).send(self.guest)?;
+            tell(self.guest, &Message::Credit(Stream::Stdout, owed))?;
         }
         Ok(message)
     }
@@ -192,7 +203,7 @@ impl<G: Patient> Receiver<'_, G> {
             What::Link { to } => {
                 let first = self.links.dir.entry(Name::new(link_name(to).as_ref())?)?;
                 let first = first.ok_or_else(|| anyhow!("guest: a link to a file that did not come"))?;
-                writer.place(upper_of(parent)?, name, |work, aside| work.link(aside, &first))?;
+                writer.place_link(upper_of(parent)?, name, &first)?;
             }
             What::Device { block, major, minor } => {
                 let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
@@ -327,8 +338,8 @@ mod tests {
     use crate::owner::Id;
     use crate::wire::exec::Text;
 
-    /// A guest that has said all it will ever say.
-    struct Said(io::Cursor<Vec<u8>>);
+    /// A guest that has said all it will ever say, and what comes of writing to it.
+    struct Said(io::Cursor<Vec<u8>>, Option<io::ErrorKind>);
 
     impl Read for Said {
         fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
@@ -338,7 +349,7 @@ mod tests {
 
     impl Write for Said {
         fn write(&mut self, block: &[u8]) -> io::Result<usize> {
-            Ok(block.len())
+            self.1.map_or(Ok(block.len()), |kind| Err(kind.into()))
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -371,17 +382,22 @@ mod tests {
 
     /// What comes of a stream: its error, and the tree's names.
     fn take(messages: &[Message], disk: u64) -> (Result<(), String>, Vec<PathBuf>) {
-        take_in(tempfile::tempdir().unwrap().path(), messages, disk)
+        take_in(tempfile::tempdir().unwrap().path(), messages, None, disk)
     }
 
-    fn take_in(scratch: &Path, messages: &[Message], disk: u64) -> (Result<(), String>, Vec<PathBuf>) {
+    fn take_in(
+        scratch: &Path,
+        messages: &[Message],
+        written: Option<io::ErrorKind>,
+        disk: u64,
+    ) -> (Result<(), String>, Vec<PathBuf>) {
         for name in ["root/lower", "root/upper", "root/work"] {
             std::fs::create_dir_all(scratch.join(name)).unwrap();
         }
         let root = scratch.join("root");
         let merged = Merged::open(&[root.join("lower")], Some(&root.join("upper"))).unwrap();
         let writer = Writer::open(&root.join("work"), false).unwrap();
-        let mut guest = Said(io::Cursor::new(messages.iter().flat_map(Message::to_frame).collect()));
+        let mut guest = Said(io::Cursor::new(messages.iter().flat_map(Message::to_frame).collect()), written);
         let taken = receive(&mut guest, &merged, &writer, disk).map_err(|error| format!("{error:#}"));
         let mut found = Vec::new();
         let mut pending = vec![scratch.to_owned()];
@@ -400,6 +416,22 @@ mod tests {
         });
         found.sort();
         (taken, found)
+    }
+
+    #[test]
+    fn what_a_guest_said_before_it_hung_up_is_the_error() {
+        let failure = || Message::Failure(Failure { code: 1, message: "mount: no".into() });
+        let ready = Message::Ready(Ready { error: Some("mount: no".into()), ..Ready::default() });
+        for (messages, written, expected) in [
+            (vec![failure()], io::ErrorKind::BrokenPipe, "guest: mount: no"),
+            (vec![ready], io::ErrorKind::ConnectionReset, "guest: mount: no"),
+            (vec![directory(None), failure()], io::ErrorKind::BrokenPipe, "guest: mount: no"),
+            (vec![], io::ErrorKind::BrokenPipe, "guest: it hung up before it had sent all"),
+            (vec![failure()], io::ErrorKind::TimedOut, "timed out"),
+        ] {
+            let (taken, _) = take_in(tempfile::tempdir().unwrap().path(), &messages, Some(written), 1 << 20);
+            assert_eq!(taken.unwrap_err(), expected, "{messages:?}");
+        }
     }
 
     #[test]
@@ -485,11 +517,12 @@ mod tests {
             Message::Data(Stream::Stdout, b"first".to_vec()),
             other(file("f")),
             entry(Some("l"), What::Link { to: 7 }),
+            entry(Some("l"), What::Link { to: 7 }),
             entry(Some("m"), What::Link { to: 8 }),
             entry(None, What::Leave),
         ];
         let scratch = tempfile::tempdir().unwrap();
-        let (taken, _) = take_in(scratch.path(), &stream, 1 << 20);
+        let (taken, _) = take_in(scratch.path(), &stream, None, 1 << 20);
         assert_eq!(taken, Ok(()));
         let read = |name| std::fs::read_to_string(scratch.path().join("root/upper").join(name)).unwrap();
         assert_eq!([read("l"), read("f"), read("m")], ["first", "", ""]);

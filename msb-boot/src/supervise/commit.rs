@@ -127,7 +127,7 @@ fn receive(
     std::thread::spawn(move || last_of(&mut words));
     let received = accept(&listener, &vmm, config.timeout).and_then(|mut guest| {
         guest.set_write_timeout(Some(config.timeout))?;
-        Message::hello().send(&mut guest)?;
+        msb::commit::tell(&mut guest, &Message::hello())?;
         guest.set_read_timeout(Some(config.timeout))?;
         Message::receive_hello(&mut guest).map_err(|error| anyhow!("guest: {error}"))?;
         take(&mut guest)

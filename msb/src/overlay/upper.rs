@@ -132,6 +132,19 @@ impl Writer {
         placed
     }
 
+    /// Makes `name` one more name of `file`, over whatever the upper has there.
+    ///
+    /// # Errors
+    /// As for [`Writer::place`].
+    pub fn place_link(&self, parent: &Dir, name: Name<'_>, file: &Entry) -> io::Result<()> {
+        let inode = |entry: &Entry| (entry.stat().st_dev, entry.stat().st_ino);
+        // rename(2) does nothing with two names of one file, and would leave the one in the work directory.
+        if parent.entry(name)?.is_some_and(|there| inode(&there) == inode(file)) {
+            return Ok(());
+        }
+        self.place(parent, name, |work, aside| work.link(aside, file))
+    }
+
     /// Removes `name` with everything below it: a whiteout where a lower layer has it, else nothing is left.
     ///
     /// # Errors
