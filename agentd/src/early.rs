@@ -176,14 +176,11 @@ fn show_profile(root: &Path, made: &mut Made) -> io::Result<()> {
     match fs::symlink_metadata(&target) {
         Ok(meta) if !meta.is_file() => return Ok(()),
         Ok(_) => {}
-        Err(_) => match fs::File::create_new(&target) {
-            // Another VM of this root was faster.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => {
-                other?;
+        Err(_) => {
+            if path::make(&target, || fs::File::create_new(&target).map(drop))? {
                 made.add(&Path::new("/").join(PROFILE));
             }
-        },
+        }
     }
     let source = Path::new("/").join(boot::MSB_DIR).join(script::PROFILE_NAME);
     Ok(mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
@@ -202,13 +199,9 @@ fn make_mount_point(path: &Path, name: &str, made: &mut Made) -> Result<(), Erro
     if path.is_dir() {
         return Ok(());
     }
-    match fs::create_dir(path) {
-        // Another VM of this root was faster.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
-        other => {
-            other.map_err(|error| Error::step(format!("make the mount point /{name}"), error))?;
-            made.add(&Path::new("/").join(name));
-        }
+    let is_ours = path::make(path, || fs::create_dir(path));
+    if is_ours.map_err(|error| Error::step(format!("make the mount point /{name}"), error))? {
+        made.add(&Path::new("/").join(name));
     }
     Ok(())
 }

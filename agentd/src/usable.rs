@@ -139,7 +139,7 @@ fn busybox(call: c_long) -> Result<(), String> {
 
 /// sysvinit waits on its FIFO all the time, also while an action runs whose end it awaits. So it is usable when it has entered a
 /// runlevel, which is in its title then (`init [2]`), waits there, and has none of those among its children, and none that has not
-/// executed anything yet, or has ended and is not reaped.
+/// executed anything yet, is about to, or has ended and is not reaped.
 fn sysvinit(call: c_long) -> Result<(), String> {
     let waits = match call {
         libc::SYS_pselect6 | libc::SYS_ppoll => true,
@@ -150,7 +150,11 @@ fn sysvinit(call: c_long) -> Result<(), String> {
     let inittab = fs::read("/etc/inittab").unwrap_or_default();
     let awaited = awaited_actions(&String::from_utf8_lossy(&inittab));
     let mut children = children().map_err(|error| error.to_string())?;
-    children.retain(|child| child.is_zombie || child.is_fork_of_pid_1 || is_one_of(&child.arguments, &awaited));
+    children.retain(|child| {
+        // In the middle of an exec there are no arguments.
+        let has_begun = !child.is_fork_of_pid_1 && !child.arguments.is_empty();
+        child.is_zombie || !has_begun || is_one_of(&child.arguments, &awaited)
+    });
     let has_runlevel = fs::read("/proc/1/cmdline").is_ok_and(|title| title.contains(&b'['));
     if waits && has_runlevel && children.is_empty() {
         Ok(())
@@ -158,6 +162,9 @@ fn sysvinit(call: c_long) -> Result<(), String> {
         Err(running("an action of /etc/inittab", &children))
     }
 }
+
+/// What the scripts of those actions become if OpenRC is behind sysvinit.
+const OPENRC: &str = "/sbin/openrc";
 
 /// The programs of the actions that sysvinit waits for (`inittab(5)`).
 fn awaited_actions(inittab: &str) -> Vec<String> {
@@ -171,9 +178,12 @@ fn awaited_actions(inittab: &str) -> Vec<String> {
     inittab.lines().filter_map(program).collect()
 }
 
-/// Whether a command line runs one of these programs, itself or as a script.
+/// Whether a command line runs one of these programs, itself, as a script, or by way of the shell that sysvinit takes for a line
+/// with special characters: `/bin/sh -c "exec PROGRAM …"`. Also if it runs what such a program becomes.
 fn is_one_of(arguments: &[String], programs: &[String]) -> bool {
-    arguments.iter().take(3).any(|argument| programs.iter().any(|program| argument == program))
+    let program = |argument: &str| argument.split_whitespace().find(|&word| word != "exec").map(str::to_owned);
+    let mut first = arguments.iter().take(3).filter_map(|argument| program(argument));
+    first.any(|argument| argument == OPENRC || programs.contains(&argument))
 }
 
 /// openrc-init makes its FIFO when it has run the runlevels.
@@ -371,9 +381,13 @@ mod tests {
             ("/sbin/getty tty1", false),
             ("vi a b /l3", false),
             ("/etc/init.d/rc2", false),
+            ("/sbin/openrc default", true),
         ] {
             assert_eq!(is_one_of(&words(line), &awaited), expected, "{line}");
         }
+        let shell = |line: &str| ["/bin/sh", "-c", line].map(str::to_owned);
+        assert!(is_one_of(&shell("exec /l3 >/dev/null 2>&1"), &awaited));
+        assert!(!is_one_of(&shell("exec /bin/other /l3"), &awaited));
     }
 
     #[test]

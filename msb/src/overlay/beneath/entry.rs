@@ -149,7 +149,14 @@ impl Entry {
         if self.is_open {
             return Ok(rustix::fs::futimens(&self.fd, times)?);
         }
-        Ok(rustix::fs::utimensat(rustix::fs::CWD, self.proc_path(), times, AtFlags::empty())?)
+        // Where nothing is on /proc too: the agent takes its mount points out of the root when that is unmounted already.
+        match rustix::fs::utimensat(&self.fd, "", times, AtFlags::EMPTY_PATH) {
+            // Linux before 5.8.
+            Err(rustix::io::Errno::INVAL) => {
+                Ok(rustix::fs::utimensat(rustix::fs::CWD, self.proc_path(), times, AtFlags::empty())?)
+            }
+            other => Ok(other?),
+        }
     }
 
     /// The names of the xattrs, overlayfs's own included.
