@@ -108,9 +108,10 @@ impl Config {
         };
         let dir = run_dir(&name)?;
         check_name(&name, &dir)?;
-        // What takes long comes last.
-        let kernel = kernel::elf(&library, kind)?;
         let root = root(&record, args, &asked, choice.root)?;
+        // What makes a file comes behind all checks, and what takes long last.
+        let kernel = kernel::elf(&library, kind)?;
+        let root = root.make()?;
         if args.verbose {
             exit::warn(TOOL, &format!("root: {} ({})", root.name(), choice.why));
         }
@@ -266,7 +267,24 @@ fn check_flags(record: &Record, asked: &record::Boot) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn root(record: &Record, args: &Args, asked: &record::Boot, choice: RootChoice) -> anyhow::Result<Root> {
+/// A root that was checked.
+enum Checked<'r> {
+    /// There is nothing to make.
+    Whole(Root),
+    /// The image has to be made yet, where it is not kept.
+    Block { lower: &'r [PathBuf], upper: Option<&'r Upper>, top: Top },
+}
+
+impl Checked<'_> {
+    fn make(self) -> anyhow::Result<Root> {
+        match self {
+            Self::Whole(root) => Ok(root),
+            Self::Block { lower, upper, top } => Ok(Root::Block(Block::check(lower, upper, top)?)),
+        }
+    }
+}
+
+fn root<'r>(record: &'r Record, args: &Args, asked: &record::Boot, choice: RootChoice) -> anyhow::Result<Checked<'r>> {
     // A disk that an earlier boot of the record had is no reason to refuse another root. That nothing is kept would be one.
     let block_flags = [
         ("--disk", args.disk.is_some()),
@@ -282,13 +300,15 @@ fn root(record: &Record, args: &Args, asked: &record::Boot, choice: RootChoice) 
     match (choice, &record.mount) {
         (RootChoice::Share, Some(mount)) => {
             check_mount(mount)?;
-            return Ok(Root::Share(mount.path.clone()));
+            return Ok(Checked::Whole(Root::Share(mount.path.clone())));
         }
         (RootChoice::Share, None) => bail!("the record has no mount (put msb-mount before msb-boot)"),
         _ => {}
     }
     match record.rootfs()? {
-        Rootfs::Disk { path, format, .. } => Ok(Root::Disk(Disk::check(path, *format, asked.overlay.as_deref())?)),
+        Rootfs::Disk { path, format, .. } => {
+            Ok(Checked::Whole(Root::Disk(Disk::check(path, *format, asked.overlay.as_deref())?)))
+        }
         Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => {
             let base = Block::base_name(lower)?;
             let size = request::disk_size(asked)?;
@@ -303,7 +323,7 @@ fn root(record: &Record, args: &Args, asked: &record::Boot, choice: RootChoice) 
             if let (Some(reused), Some(name)) = (top.check(&state::home()?)?, &asked.name) {
                 args.output.say(TOOL, &reuse(name, &reused, record.upper.as_ref()));
             }
-            Ok(Root::Block(Block::check(lower, record.upper.as_ref(), top)?))
+            Ok(Checked::Block { lower, upper: record.upper.as_ref(), top })
         }
     }
 }

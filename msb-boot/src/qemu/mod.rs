@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use msb::record::DiskFormat;
 use serde::{Deserialize, Serialize};
 
 use crate::cell::{self, Powers};
@@ -133,7 +134,12 @@ fn arguments(vm: &Vm, kernel: &Path, kvm: bool) -> Vec<OsString> {
         // The guest is told of a full or broken disk; the machine would stop by itself. What it flushes is on the host's disk.
         let (file, format) = (drive.path(), drive.format);
         let writable = if drive.writable { "readonly=off,discard=unmap" } else { "readonly=on" };
-        let options = "cache=writeback,werror=report,rerror=report";
+        // msb-boot holds the locks. QEMU would look on /dev/null, which its cell lacks, for how to lock, and complain.
+        let unlocked = match format {
+            DiskFormat::Raw => "file.locking=off",
+            DiskFormat::Qcow2 => "file.locking=off,backing.file.locking=off",
+        };
+        let options = format!("cache=writeback,werror=report,rerror=report,{unlocked}");
         put(&["-drive", &format!("if=none,id=drive{number},format={format},file={file},{writable},{options}")]);
         put(&["-device", &format!("virtio-blk-device,drive=drive{number},{}", bus())]);
     }

@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context;
 use nix::sched::CloneFlags;
+use nix::sys::signal::Signal;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -169,11 +170,17 @@ pub(crate) fn fd_flag(flag: &str, fd: &OwnedFd) -> OsString {
     format!("{flag}{}", fd.as_raw_fd()).into()
 }
 
+/// Whether a process ended by a signal that somebody else has sent: nothing that it said before is the reason.
+pub(crate) fn was_killed(status: ExitStatus) -> bool {
+    let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
+    matches!(signal, Some(Signal::SIGHUP | Signal::SIGINT | Signal::SIGKILL | Signal::SIGTERM))
+}
+
 /// How a process ended, as a clause.
 pub(crate) fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("ended with {code}"),
-        (None, Some(signal)) => match nix::sys::signal::Signal::try_from(signal) {
+        (None, Some(signal)) => match Signal::try_from(signal) {
             Ok(name) => format!("was killed by {name}"),
             Err(_) => format!("was killed by signal {signal}"),
         },

@@ -347,11 +347,12 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.words.drain();
         self.chatter.drain();
         self.console.drain();
-        let message = format!("{name} {}", crew::describe(status));
+        let end = format!("{name} {}", crew::describe(status));
         if name != vmm {
-            self.lost.get_or_insert((now() + LOSS_GRACE, message));
+            self.lost.get_or_insert((now() + LOSS_GRACE, end));
             return Ok(None);
         }
+        let message = if crew::was_killed(status) { end } else { self.with_words(&end) };
         // With -no-reboot QEMU ends by itself; the VMM of a halted guest was killed here.
         let verdict = self.console.verdict();
         let by_guest = status.success() || verdict == Some(Verdict::Halted);
@@ -361,11 +362,11 @@ impl<'a, 'f> Watch<'a, 'f> {
             (Phase::Booting { .. }, _) if by_guest => {
                 return Err(self.failed("the guest ended before its agent had reported"));
             }
-            (Phase::Booting { .. }, _) => return Err(self.failed(&self.with_words(&message))),
+            (Phase::Booting { .. }, _) => return Err(self.failed(&message)),
             (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
             (_, Some(Verdict::Rebooting)) if by_guest => Ended::by(Cause::Reboot),
             _ if by_guest => Ended::by(Cause::PowerOff),
-            _ => Ended::failure(self.with_words(&message)),
+            _ => Ended::failure(message),
         };
         Ok(Some(ended))
     }
