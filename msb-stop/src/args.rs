@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser;
+use msb::duration;
 use msb::output::Output;
 use msb::source::VmRecord;
 
@@ -24,9 +25,9 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", conflicts_with = "record")]
     pub names: Vec<String>,
 
-    /// How many seconds the guest may take: its commands have all of it but 2 seconds, or a quarter where that is less. One that still
-    /// writes data back then has up to a minute more. 0 kills it at once
-    #[arg(short = 't', long = "time", value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    /// How long the guest may take, in seconds or as 500ms or 1m30s: its commands have all of it but 2 seconds, or a quarter where
+    /// that is less. A guest that still writes data back then has up to a minute more. 0 kills it at once
+    #[arg(short = 't', long = "time", value_name = "DURATION", default_value = "10", value_parser = grace)]
     pub grace: Duration,
 
     /// For a block root: commit what the guest has written into the record's upper, where msb-mount shows it, msb-patch
@@ -48,11 +49,13 @@ Examples:
   msb-stop -r vm.json --unmount > stopped.json
   msb-stop -r vm.json --commit | msb-mount ./root";
 
-fn seconds(text: &str) -> Result<Duration, &'static str> {
-    const MOST: f64 = 86_400.0;
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..=MOST).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err("a number of seconds up to a day is expected"),
+/// The longest grace: a longer one is a mistake, and an agent would count beyond what its timers hold.
+const MAX_GRACE: Duration = Duration::from_secs(86_400);
+
+fn grace(text: &str) -> Result<Duration, String> {
+    match duration::parse(text)? {
+        grace if grace > MAX_GRACE => Err("a guest has at most a day to stop".to_owned()),
+        grace => Ok(grace),
     }
 }
 
@@ -61,11 +64,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_seconds_up_to_a_day() {
-        assert_eq!(seconds("2"), Ok(Duration::from_secs(2)));
-        assert_eq!(seconds("0.25"), Ok(Duration::from_millis(250)));
-        for bad in ["", "-1", "NaN", "inf", "86401", "2s"] {
-            assert!(seconds(bad).is_err(), "{bad}");
+    fn a_grace_is_a_duration_up_to_a_day() {
+        for (text, milliseconds) in
+            [("2", 2000), ("0", 0), ("0.25", 250), ("2s", 2000), ("1m30s", 90_000), ("24h", 86_400_000)]
+        {
+            assert_eq!(grace(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for bad in ["", "-1", "NaN", "inf", "86401", "1d1ms", "2x"] {
+            assert!(grace(bad).is_err(), "{bad}");
         }
     }
 

@@ -12,15 +12,17 @@ pub fn parse(text: &str) -> Result<Duration, String> {
     while !rest.is_empty() || text.is_empty() {
         let (number, behind) = split_at(rest, |c| !c.is_ascii_digit() && c != '.');
         let (unit, behind) = split_at(behind, |c| !c.is_ascii_alphabetic());
+        if number.is_empty() {
+            return Err("a number with a unit is expected (90, 500ms, 1m30s)".to_owned());
+        }
         let scale = match unit {
-            "" if number.len() == text.len() && !number.is_empty() => 1.0,
+            "" if number.len() == text.len() => 1.0,
             "s" => 1.0,
             "ms" => 0.001,
             "m" => 60.0,
             "h" => 3600.0,
             "d" => 86400.0,
-            "" if !number.is_empty() => return Err(format!("{number} has no unit (ms, s, m, h or d)")),
-            _ if number.is_empty() => return Err("a number with a unit is expected (90, 500ms, 1m30s)".to_owned()),
+            "" => return Err(format!("{number} has no unit (ms, s, m, h or d)")),
             unit => return Err(format!("unknown unit {unit:?} (ms, s, m, h or d)")),
         };
         let number: f64 = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
