@@ -420,7 +420,7 @@ def beside(path, name):
 
 # Of the operations that change what is there, which of the others each is tried with, before and after: all would be too many.
 MAKING = 15
-COMPANY = [1, 6, 7, 11, 13, 14, 18, 20, 23]
+COMPANY = [6, 13, 18, 20]
 
 
 def cases(base):

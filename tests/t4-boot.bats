@@ -79,7 +79,7 @@ boot_halfway() {
     kill -KILL "$(vm_pid killed)"
     vm_await_end "$(vm_pid killed)"
     rmdir "$vm_root"/{dev,proc,run,sys,.msb}
-    rm "$vm_root/etc/profile.d/msb-scripts.sh"
+    rm "$vm_root/etc/profile.d/msb-scripts.sh" "$vm_root"/etc/{hosts,hostname,resolv.conf}
     for name in one two three; do vm_boot "$name" --script hello=hello & done
     wait
     for name in one two; do

@@ -41,7 +41,7 @@ line][*][-n][--][ü]' ]
         # With a terminal, the three are that.
         [ "$(msb-exec -n -t -u "$user" --shell 'echo out >/dev/stdout; echo err >/dev/stderr; echo tty >/dev/tty' | tr -d '\r')" = $'out\nerr\ntty' ]
     done
-    [ "$(msb-exec -n -- su -s /bin/sh nobody -c 'id -un >/dev/stdout; echo err >/dev/stderr' 2>&1 | xargs)" = 'nobody err' ]
+    [ "$(msb-exec -n -- su -s /bin/sh nobody -c 'id -un >/dev/stdout; echo err >/dev/stderr' 2>&1 | sort | xargs)" = 'err nobody' ]
     [ "$(echo in | msb-exec -- su -s /bin/sh nobody -c 'cat /dev/stdin')" = in ]
     # What is there to be read cannot be written, and the other way round.
     run msb-exec -n -- su -s /bin/sh nobody -c 'cat </proc/self/fd/1'
@@ -53,7 +53,7 @@ line][*][-n][--][ü]' ]
 }
 
 @test "--shell runs a line by /bin/sh, with the words behind it as its arguments" {
-    [ "$(msb-exec --shell 'echo "$0 $1" | tr a-z A-Z; exit 3' zero one || echo "$?")" = $'ZERO ONE\n3' ]
+    [ "$(msb-exec --shell 'echo "$0 $1" | tr a-z A-Z; exit 3' -- zero one || echo "$?")" = $'ZERO ONE\n3' ]
 }
 
 @test "the environment is the image's, then -e; -e K passes the caller's value on" {

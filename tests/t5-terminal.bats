@@ -287,9 +287,12 @@ job_control() {
 @test "printf abc | msb-exec -t -- cat ends, as with a newline, without a byte, and with ^D in it" {
     for input in abc 'abc\n' '' 'abc\004' 'a\004b'; do
         # shellcheck disable=SC2059 # escapes
-        printf "$input" | timeout 30 msb-exec -t -- sh -c 'stty -echo; cat' >out
+        # What comes before the echo is off is echoed.
+        : >out
+        { until grep -q ready out; do sleep 0.02; done; printf "$input"; } |
+            timeout 30 msb-exec -t -- sh -c 'stty -echo; echo ready; cat' >out
         # shellcheck disable=SC2059 # escapes
-        [ "$(tr -d '\r' <out)" = "$(printf "$input" | tr -d '\004')" ] || { echo "$input"; od -c out; false; }
+        [ "$(tr -d '\r' <out)" = "$(printf "ready\n$input" | tr -d '\004')" ] || { echo "$input"; od -c out; false; }
     done
 }
 

@@ -116,7 +116,7 @@ in_vm() {
     ln -s /proc "$vm_root/run"
     run --separate-stderr msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
-    [ "$stderr" = 'msb-boot: guest: mount /run: in the image it is a symlink to "/proc"' ]
+    [[ $stderr == 'msb-boot: guest: mount /run: in the image it is a symlink to "/proc"'* ]]
 }
 
 @test "an image's working directory and volumes exist, and an empty word is no entrypoint" {

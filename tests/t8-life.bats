@@ -232,6 +232,8 @@ ends_with() {
         vm_exec worker date -s "@$wrong" >/dev/null
         until apart 1000; do sleep 0.1; done
         kill -STOP "$vmm"
+        # A signal to go on takes one to stop back that has not had its effect.
+        until grep -q '^State:[[:space:]]*T' "/proc/$vmm/status"; do sleep 0.02; done
         kill -CONT "$vmm"
         for ((tries = 0; tries < 200; tries++)); do
             ! right || break

@@ -75,8 +75,8 @@ guest() {
         mkdir full; echo y >full/y; ! mv -T to full 2>/dev/null; rm -r to full'
     guest 'cd /srv; echo open >gone; exec 3<>gone; rm gone; echo again >&3; [ "$(cat /proc/self/fd/3)" = "open
 again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
-    guest 'cd /etc; echo 127.0.0.2 more >>hosts; mv hosts hosts.new; mv hosts.new hosts; tail -n 1 hosts' | grep -q 127.0.0.2
-    [ "$(tail -n 1 "$mounted/etc/hosts")" = '127.0.0.2 more' ]
+    guest 'cd /etc; echo more:x:4711: >>group; mv group group.new; mv group.new group; tail -n 1 group' | grep -qx more:x:4711:
+    [ "$(tail -n 1 "$mounted/etc/group")" = more:x:4711: ]
 }
 
 # bats test_tags=vmm
