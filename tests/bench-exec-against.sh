@@ -36,8 +36,7 @@ us() {
 one() { "${!1}/msb-exec" -r "$BATS_TEST_TMPDIR/$1.json" -n -- true; }
 # shellcheck disable=SC2317,SC2329 # called by us
 at_once() {
-    local n
-    for n in {1..100}; do one "$1" & done
+    for _ in {1..100}; do one "$1" & done
     wait
 }
 

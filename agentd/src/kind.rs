@@ -104,7 +104,7 @@ mod tests {
             ("busybox", "/bin/sh\0/init\0", Kind::Other),
             ("busybox", "/bin/busybox\0sh\0/init\0", Kind::Other),
             ("busybox", "/bin/busybox\0", Kind::Other),
-            ("busybox", "sleep\0100\0", Kind::Other),
+            ("busybox", "sleep\x00100\0", Kind::Other),
             ("busybox", "", Kind::Other),
             ("dash", "/bin/sh\0/sbin/init\0", Kind::Other),
             ("tini", "init\0", Kind::Other),

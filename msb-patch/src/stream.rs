@@ -213,7 +213,7 @@ mod tests {
         for (text, expected) in [
             (format!("\u{feff}{remove}\r\n{remove}\r\n"), vec![(1, true), (2, true)]),
             (format!("\u{feff}\r\n {remove}"), vec![(2, true)]),
-            (format!("\u{feff}{{\r\n\"op\":\r\n\"remove\",\"path\":\"/a\"}}\r\n"), vec![(1, true)]),
+            ("\u{feff}{\r\n\"op\":\r\n\"remove\",\"path\":\"/a\"}\r\n".to_string(), vec![(1, true)]),
             ("\u{feff}".to_owned(), vec![]),
             ("\u{feff}\n".to_owned(), vec![]),
             (format!("\u{feff}\u{feff}{remove}"), vec![(1, false)]),

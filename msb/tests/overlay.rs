@@ -184,7 +184,7 @@ fn copy_up_keeps_data_owner_mode_xattrs_times_and_the_parents_times() {
     let End::Leaf(leaf_name, leaf) = &resolved.end else { panic!() };
     assert_eq!(leaf.layer, Layer::Lower(1));
     let etc = resolved.steps[1].dir.upper.as_ref().unwrap();
-    writer.copy_up(etc, Name::new(leaf_name).unwrap(), &leaf, WHOLE).unwrap();
+    writer.copy_up(etc, Name::new(leaf_name).unwrap(), leaf, WHOLE).unwrap();
     let copy = stack.path("upper/etc/shadow");
     let meta = fs::metadata(&copy).unwrap();
     assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid(), meta.mtime()), (0o640, 0, 42, 1000));
@@ -206,7 +206,7 @@ fn a_copy_keeps_holes() {
     let resolved = resolve(&stack.open(), Path::new("/sparse"), Last::Follow).unwrap();
     let End::Leaf(_, leaf) = &resolved.end else { panic!() };
     let upper = stack.open().upper.unwrap();
-    stack.writer().copy_up(&upper, name("sparse"), &leaf, WHOLE).unwrap();
+    stack.writer().copy_up(&upper, name("sparse"), leaf, WHOLE).unwrap();
     let copy = fs::metadata(stack.path("upper/sparse")).unwrap();
     assert_eq!(copy.size(), 64 << 20);
     assert!(copy.blocks() * 512 < 1 << 20, "{} blocks", copy.blocks());

@@ -94,12 +94,12 @@ fn messages(data: &[u8]) -> Vec<u8> {
     let mut next = move || data.next();
     let attributes = |seed: u8| {
         let xattr = XATTRS[usize::from(seed) % XATTRS.len()];
-        let xattrs = if seed % 3 == 0 { vec![(Text::from(xattr), Text::from("y"))] } else { Vec::new() };
+        let xattrs = if seed.is_multiple_of(3) { vec![(Text::from(xattr), Text::from("y"))] } else { Vec::new() };
         let gid = Id::new(u64::from(seed)).expect("a gid");
         Attributes { mode: u32::from(seed) * 37, uid: Id::ROOT, gid, mtime: (1, u32::from(seed)), xattrs }
     };
     let entry = |name: Option<OsString>, what, seed: u8| {
-        let number = (seed % 2 == 0).then_some(u64::from(seed % 5));
+        let number = seed.is_multiple_of(2).then_some(u64::from(seed % 5));
         let name = name.map(|name| Text::from(name.as_os_str()));
         Message::Entry(Box::new(Entry { name, what, attributes: (seed != 255).then(|| attributes(seed)), number }))
     };
