@@ -306,13 +306,8 @@ boot_halfway() {
 
 # bats test_tags=vmm
 @test "a boot that fails keeps the guest's log, and names it" {
-    cat >agent.c <<'END'
-#include <stdio.h>
-#include <unistd.h>
-int main() { for (int n = 1; n <= 30; n++) printf("line %d\n", n); puts("FATAL: config missing"); fflush(stdout); sleep(1); return 3; }
-END
-    cc -static -o agent agent.c
-    run --separate-stderr env MSB_AGENTD=agent msb-boot -r "$vm_record" --name failing
+    agent=$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program failing-agent)
+    run --separate-stderr env MSB_AGENTD="$agent" msb-boot -r "$vm_record" --name failing
     [ "$status" -eq 1 ]
     [[ $stderr == *$'\n  guest: FATAL: config missing\n'* ]]
     [ "$(grep -c '^  guest: ' <<<"$stderr")" -le 11 ]
@@ -321,7 +316,7 @@ END
     grep -q '^line 1.$' "$log"
     grep -q 'supervisor .* of "failing" started' "$MSB_HOME/logs/failing/supervisor.log"
     vm_assert_nothing
-    run --separate-stderr env MSB_AGENTD=agent msb-boot -r "$vm_record" --kernel-log own.log
+    run --separate-stderr env MSB_AGENTD="$agent" msb-boot -r "$vm_record" --kernel-log own.log
     [ "${stderr_lines[-1]}" = "  log: $PWD/own.log" ]
     grep -q '^FATAL' own.log
 }

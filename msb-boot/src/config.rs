@@ -1,5 +1,6 @@
 //! What is to be booted, checked: whatever can be wrong before a process starts is said here.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -96,11 +97,8 @@ impl Config {
         let agent = programs::agent()?;
         let library = kernel::library()?;
         let (kind, words) = vmm::choose(vmm_choice(asked.vmm)?)?;
-        if let Some(words) = words {
-            // That KVM is used is no news to anybody.
-            if args.verbose || (kind == Kind::Qemu && !args.output.quiet && state::is_news("vmm", &words)) {
-                exit::warn(TOOL, &words);
-            }
+        if let Some(message) = words.as_ref().filter(|_| args.verbose) {
+            exit::warn(TOOL, message);
         }
         let qemu = match kind {
             Kind::Qemu => Some(Parts::find()?),
@@ -108,10 +106,20 @@ impl Config {
         };
         let dir = run_dir(&name)?;
         check_name(&name, &dir)?;
-        let root = root(&record, args, &asked, choice.root)?;
+        let has_said = Cell::new(false);
+        let say = |message: &str| {
+            has_said.set(true);
+            args.output.say(TOOL, message);
+        };
+        let root = root(&record, args, &asked, choice.root, say)?;
         // What makes a file comes behind all checks, and what takes long last.
         let kernel = kernel::elf(&library, kind)?;
-        let root = root.make()?;
+        let root = root.make(say)?;
+        // One line a boot is enough: the choice of the VMM can wait for a boot that has no other. That KVM is used is not news.
+        let is_silent = args.verbose || args.output.quiet || has_said.get() || kind != Kind::Qemu;
+        if let Some(message) = words.filter(|message| !is_silent && state::is_news("vmm", message)) {
+            exit::warn(TOOL, &message);
+        }
         if args.verbose {
             exit::warn(TOOL, &format!("root: {} ({})", root.name(), choice.why));
         }
@@ -276,15 +284,21 @@ enum Checked<'r> {
 }
 
 impl Checked<'_> {
-    fn make(self) -> anyhow::Result<Root> {
+    fn make(self, say: impl Fn(&str)) -> anyhow::Result<Root> {
         match self {
             Self::Whole(root) => Ok(root),
-            Self::Block { lower, upper, top } => Ok(Root::Block(Block::check(lower, upper, top)?)),
+            Self::Block { lower, upper, top } => Ok(Root::Block(Block::check(lower, upper, top, say)?)),
         }
     }
 }
 
-fn root<'r>(record: &'r Record, args: &Args, asked: &record::Boot, choice: RootChoice) -> anyhow::Result<Checked<'r>> {
+fn root<'r>(
+    record: &'r Record,
+    args: &Args,
+    asked: &record::Boot,
+    choice: RootChoice,
+    say: impl Fn(&str),
+) -> anyhow::Result<Checked<'r>> {
     // A disk that an earlier boot of the record had is no reason to refuse another root. That nothing is kept would be one.
     let block_flags = [
         ("--disk", args.disk.is_some()),
@@ -321,7 +335,7 @@ fn root<'r>(record: &'r Record, args: &Args, asked: &record::Boot, choice: RootC
                 check_upper(upper)?;
             }
             if let (Some(reused), Some(name)) = (top.check(&state::home()?)?, &asked.name) {
-                args.output.say(TOOL, &reuse(name, &reused, record.upper.as_ref()));
+                say(&reuse(name, &reused, record.upper.as_ref()));
             }
             Ok(Checked::Block { lower, upper: record.upper.as_ref(), top })
         }

@@ -19,10 +19,9 @@ use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::lock_to_read;
 use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
-use msb::{exit, state};
+use msb::state;
 use serde::{Deserialize, Serialize};
 
-use crate::TOOL;
 use top::Top;
 
 /// The disks of a block root, in the order in which the guest has them.
@@ -61,11 +60,16 @@ struct Stack {
 }
 
 impl Block {
-    /// Checks what the disks are made of, and makes the image where it is not kept already.
+    /// Checks what the disks are made of, and makes the image where it is not kept already, which `say` is told of.
     ///
     /// # Errors
     /// Words for what is missing.
-    pub(crate) fn check(lower: &[PathBuf], upper: Option<&Upper>, top: Top) -> anyhow::Result<Self> {
+    pub(crate) fn check(
+        lower: &[PathBuf],
+        upper: Option<&Upper>,
+        top: Top,
+        say: impl Fn(&str),
+    ) -> anyhow::Result<Self> {
         let mkfs = Mkfs::find()?;
         let home = state::home()?;
         let patches = match upper {
@@ -85,7 +89,7 @@ impl Block {
         let base = match erofs::chain_id(&home, lower).filter(|_| merged.is_none()) {
             Some(chain_id) => {
                 let image = mkfs.kept(&chain_id, lower, |path| {
-                    exit::warn(TOOL, &format!("making the image's disk, once: {}", path.display()));
+                    say(&format!("making the image's disk, once: {}", path.display()));
                 })?;
                 Base::Kept(image.path.ok_or_else(|| anyhow!("the image has no name"))?)
             }
