@@ -171,7 +171,7 @@ END
     vm_boot worker --init auto --no-wait-init
     [ "$(vm_exec worker cat /proc/1/comm)" = busybox ]
     vm_exec worker sh -c 'echo >/srv/gate'
-    msb-stop -t 2 -r worker.json >/dev/null
+    vm_kill worker.json
 }
 
 @test "PID 1 is agentd without an init" {
