@@ -242,7 +242,7 @@ END
     vm_front front --commit-on-stop
     vm_exec front sh -c 'echo one >/root/one'
     kill -INT "$front"
-    wait "$front"
+    wait "$front" || { cat front.err; false; }
     upper=$(jq -r .upper.dir patched.json)
     [[ $(tail -n 2 front.err) == 'msb-boot: front: stopped'$'\n'"msb-boot: front: committed into upper \"$upper\"" ]]
     [ "$(cat "$upper/root/one")" = one ]
