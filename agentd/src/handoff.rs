@@ -371,12 +371,12 @@ impl Progress {
 
     /// Whether system calls tell anything.
     fn wants_calls(&self) -> bool {
-        self.since_ms.is_none() || matches!(self.sign, Some(Sign::Call(_)))
+        self.since_ms.is_none() || matches!(self.sign, Some(Sign::Call(_) | Sign::SysV(_)))
     }
 
     /// Whether the sign has to be looked for at intervals.
     fn has_ticks(&self) -> bool {
-        self.since_ms.is_some() && matches!(self.sign, Some(Sign::Look(_) | Sign::Call(_)))
+        self.since_ms.is_some() && matches!(self.sign, Some(Sign::Look(_) | Sign::Call(_) | Sign::SysV(_)))
     }
 
     fn started(&self) -> Started {

@@ -1,6 +1,7 @@
 //! When an init is usable: when what it starts at boot has started. systemd says so itself; of others PID 1's own system calls, or
 //! the FIFOs of their services, tell. agentd(8) has the list.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -40,6 +41,8 @@ pub enum Sign {
     Notified(UnixDatagram),
     /// A system call that PID 1 is in: it waits for its next event.
     Call(fn(c_long) -> Result<(), String>),
+    /// The same of sysvinit, and since when it has waited without any child.
+    SysV(Cell<Option<Instant>>),
     /// What its services have in the file system.
     Look(fn() -> Result<(), String>),
 }
@@ -49,7 +52,7 @@ impl Sign {
     pub fn of_pid_1() -> Self {
         match Kind::of_pid_1() {
             Ok((Kind::BusyBox, _)) => Self::Call(busybox),
-            Ok((Kind::SysV, _)) => Self::Call(sysvinit),
+            Ok((Kind::SysV, _)) => Self::SysV(Cell::new(None)),
             Ok((Kind::OpenRc, _)) => Self::Call(openrc),
             Ok((Kind::Runit, _)) => Self::Look(runit),
             Ok((Kind::S6, _)) => Self::Look(s6),
@@ -87,7 +90,8 @@ impl Sign {
             (Self::Started, _) => Ok(()),
             (Self::Notified(socket), _) => notified(socket),
             (Self::Call(look), Some(call)) => look(call),
-            (Self::Call(_), None) => Err("what it starts at boot still runs".into()),
+            (Self::SysV(alone), Some(call)) => sysvinit(call, alone),
+            (Self::Call(_) | Self::SysV(_), None) => Err("what it starts at boot still runs".into()),
             (Self::Look(look), _) => look(),
         }
     }
@@ -140,7 +144,10 @@ fn busybox(call: c_long) -> Result<(), String> {
 /// sysvinit waits on its FIFO all the time, also while an action runs whose end it awaits. So it is usable when it has entered a
 /// runlevel, which is in its title then (`init [2]`), waits there, and has none of those among its children, and none that has not
 /// executed anything yet, is about to, or has ended and is not reaped.
-fn sysvinit(call: c_long) -> Result<(), String> {
+///
+/// It may miss the end of an action, which it notices when its wait is over; until then it has no child. So with none at all, as no
+/// respawn action runs either, it has to be that way for longer.
+fn sysvinit(call: c_long, alone: &Cell<Option<Instant>>) -> Result<(), String> {
     let waits = match call {
         libc::SYS_pselect6 | libc::SYS_ppoll => true,
         #[cfg(target_arch = "x86_64")]
@@ -150,18 +157,28 @@ fn sysvinit(call: c_long) -> Result<(), String> {
     let inittab = fs::read("/etc/inittab").unwrap_or_default();
     let awaited = awaited_actions(&String::from_utf8_lossy(&inittab));
     let mut children = children().map_err(|error| error.to_string())?;
+    let has_children = !children.is_empty();
     children.retain(|child| {
         // In the middle of an exec there are no arguments.
         let has_begun = !child.is_fork_of_pid_1 && !child.arguments.is_empty();
         child.is_zombie || !has_begun || is_one_of(&child.arguments, &awaited)
     });
     let has_runlevel = fs::read("/proc/1/cmdline").is_ok_and(|title| title.contains(&b'['));
-    if waits && has_runlevel && children.is_empty() {
+    if !waits || !has_runlevel || !children.is_empty() {
+        alone.set(None);
+        return Err(running("an action of /etc/inittab", &children));
+    }
+    let since = alone.get().unwrap_or_else(Instant::now);
+    alone.set(Some(since));
+    if has_children || since.elapsed() > SYSV_WAIT {
         Ok(())
     } else {
-        Err(running("an action of /etc/inittab", &children))
+        Err("sysvinit may have missed the end of an action of /etc/inittab".to_owned())
     }
 }
+
+/// A little more than sysvinit waits at a time: 5 seconds.
+const SYSV_WAIT: Duration = Duration::from_secs(6);
 
 /// What the scripts of those actions become if OpenRC is behind sysvinit.
 const OPENRC: &str = "/sbin/openrc";
