@@ -196,5 +196,5 @@ teardown() {
     [[ $stderr == *'socket "/etc/agent.sock" is not in a run directory of VM "worker"'* ]]
     run --separate-stderr msb-stop -r worker.json -t soon
     [ "$status" -eq 2 ]
-    [[ $stderr == "msb-stop: "*"a number of seconds"* ]]
+    [[ $stderr == "msb-stop: "*"a number with a unit is expected"* ]]
 }
