@@ -149,8 +149,8 @@ pub fn enter_root(boot: &Boot, made: &mut Made) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the directories that the image declares and need not have: its volumes and its working directory. What comes of one that
-/// cannot be made, whoever needs it is told.
+/// Makes the directories that the image declares and need not have: its volumes and its working directory. Says which one cannot be
+/// made.
 fn make_directories(boot: &Boot) {
     let cwd = Some(&boot.defaults.cwd).filter(|cwd| !cwd.is_empty());
     for directory in boot.directories.iter().chain(cwd) {

@@ -16,7 +16,7 @@ use crate::args::{self, Args, InitChoice};
 /// without a value takes it from `here`.
 ///
 /// # Errors
-/// A usage error for flags that do not fit together, and the first value that makes no sense, whoever gave it.
+/// A usage error for flags that do not fit together, and the first value that makes no sense, from a flag or from the record.
 pub(crate) fn request(
     recorded: Option<&Boot>,
     args: &Args,

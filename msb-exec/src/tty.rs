@@ -93,7 +93,7 @@ pub fn suspend() {
 pub fn resume() -> bool {
     let mut changed = changed();
     let Some(it) = &mut *changed else { return false };
-    // Whoever was in the foreground meanwhile has its own idea of the terminal, so it may not be as it was left.
+    // Another foreground job may have changed the terminal meanwhile.
     it.is_set = false;
     it.set().is_ok() && it.is_set
 }

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     pub grace: Duration,
 
     /// For a block root: commit what the guest has written into the record's upper, where msb-mount shows it, msb-patch
-    /// continues it, and the next VM has it. Asked for once, it is done, whoever asks the VM to stop again. The disk of a VM that had to be
+    /// continues it, and the next VM has it. A later msb-stop does not cancel it. The disk of a VM that had to be
     /// killed is kept, and not committed
     #[arg(long)]
     pub commit: bool,

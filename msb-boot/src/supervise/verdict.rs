@@ -1,5 +1,5 @@
 //! What the guest's kernel says last of a machine that ends. Anything in the guest can write to the console, so a line counts only
-//! as the kernel writes it, with its time, and as the last one; whoever acts on it asks the agent first whether it is true.
+//! as the kernel writes it, with its time, and as the last one; the supervisor asks the agent before it acts on it.
 
 /// How the kernel says that the machine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
