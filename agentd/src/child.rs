@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use msb::script::GUEST_DIR;
+use msb::record::script::GUEST_DIR;
 use msb::wire::exec::{Failure, Limit, Request, Resize, Text};
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex};

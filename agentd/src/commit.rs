@@ -9,10 +9,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use msb::boot::{self, Boot};
 use msb::overlay::beneath::{self, Dir, Name};
 use msb::overlay::whiteout;
-use msb::owner::Id;
+use msb::record::owner::Id;
+use msb::vm::boot::{self, Boot};
 use msb::wire::exec::{Failure, Text};
 use msb::wire::upper::{Attributes, Entry, What};
 use msb::wire::{HEADER, MAX_DATA, Message, READY_PORT, Stream};

@@ -7,10 +7,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use msb::boot::{self, Boot, Directory, MountStep};
 use msb::overlay::beneath::Dir;
 use msb::overlay::upper::{copy_attributes, keeping_times};
-use msb::script;
+use msb::record::script;
+use msb::vm::boot::{self, Boot, Directory, MountStep};
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
@@ -256,7 +256,9 @@ fn make_directory(directory: &Directory) -> io::Result<()> {
 /// Takes everything down again, last mount first: what can be unmounted is, the rest is made read-only.
 pub fn leave_root(made: &Made) {
     let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    for target in msb::mountinfo::mount_points(&table).rev().filter(|target| target != "/" && target != "/proc") {
+    for target in
+        msb::overlay::mountinfo::mount_points(&table).rev().filter(|target| target != "/" && target != "/proc")
+    {
         let _ = umount2(target.as_os_str(), MntFlags::UMOUNT_NOFOLLOW)
             .or_else(|_| umount2(target.as_os_str(), MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW));
     }

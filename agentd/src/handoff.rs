@@ -14,8 +14,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use msb::boot::Defaults;
-use msb::script;
+use msb::record::script;
+use msb::vm::boot::Defaults;
 use nix::errno::Errno;
 use nix::libc::{self, c_long};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

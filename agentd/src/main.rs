@@ -41,7 +41,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use msb::boot::{self, Boot, Defaults};
+use msb::vm::boot::{self, Boot, Defaults};
 use msb::wire::exec::Ready;
 use nix::sys::signal::{SigSet, Signal};
 use nix::time::{ClockId, clock_gettime};

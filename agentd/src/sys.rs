@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicI32;
 
-use msb::owner::Id;
+use msb::record::owner::Id;
 use msb::wire::exec::Usage;
 use nix::libc;
 use rustix::io::Errno;

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use msb::owner::{Id, NotAnId};
+use msb::record::owner::{Id, NotAnId};
 
 use crate::sys::Identity;
 

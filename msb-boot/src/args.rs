@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use msb::output::Output;
 use msb::record::{RestartPolicy, RootChoice, VmmChoice};
-use msb::source::StageRecord;
-use msb::{env, owner, script, signal, state};
+use msb::tool::output::Output;
+use msb::tool::source::StageRecord;
+use msb::{record::owner, record::script, store::home, tool::env, tool::signal};
 
 /// Boot a microVM from a record
 ///
@@ -195,7 +195,7 @@ One that has not powered off within the grace is ended by force, and one that ju
 machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd).";
 
 fn vm_name(text: &str) -> Result<String, &'static str> {
-    state::check_vm_name(text).map(|()| text.to_owned())
+    home::check_vm_name(text).map(|()| text.to_owned())
 }
 
 /// Reads a size as MiB.

@@ -8,8 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msb::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR};
-use msb::script;
+use msb::record::script;
+use msb::vm::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR};
 
 /// The directories that the agent mounts on.
 const MOUNT_POINTS: [&str; 8] = ["mnt", "dev", "proc", "sys", "etc", "base", "patches", "top"];

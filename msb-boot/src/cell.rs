@@ -155,7 +155,7 @@ impl Cell {
     /// A mount below one that is shown came with it and has flags of its own.
     fn narrow_what_is_below(&self) -> anyhow::Result<()> {
         let table = fs::read("/proc/self/mountinfo")?;
-        let mounted: Vec<PathBuf> = msb::mountinfo::mount_points(&table).map(PathBuf::from).collect();
+        let mounted: Vec<PathBuf> = msb::overlay::mountinfo::mount_points(&table).map(PathBuf::from).collect();
         for shown in &self.shown {
             let top = self.stand.join(shown.inside());
             for point in mounted.iter().filter(|point| point.starts_with(&top)) {

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
-use msb::boot::{self, Boot, MountStep};
 use msb::record::{self, Mount, Record, RestartPolicy, RootChoice, Rootfs, Upper, VmmChoice};
-use msb::rundir::Held;
-use msb::{env, exit, reach, rundir, state, supervisor};
+use msb::vm::boot::{self, Boot, MountStep};
+use msb::vm::rundir::Held;
+use msb::{overlay::reach, store::home, tool::env, tool::exit, vm::rundir, vm::supervisor};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,7 @@ impl Config {
             (Some(name), _) => name.clone(),
             // The same VM again: a generated name is kept.
             (None, Some(vm)) => vm.name.clone(),
-            (None, None) => format!("vm-{}", state::fresh_id()?),
+            (None, None) => format!("vm-{}", home::fresh_id()?),
         };
         let scripts = scripts(&record, args)?;
         for words in more_than_there_is(&asked)? {
@@ -117,7 +117,7 @@ impl Config {
         let root = root.make(say)?;
         // One line a boot is enough: the choice of the VMM can wait for a boot that has no other. That KVM is used is not news.
         let is_silent = args.verbose || args.output.quiet || has_said.get() || kind != Kind::Qemu;
-        if let Some(message) = words.filter(|message| !is_silent && state::is_news("vmm", message)) {
+        if let Some(message) = words.filter(|message| !is_silent && home::is_news("vmm", message)) {
             exit::warn(TOOL, &message);
         }
         if args.verbose {
@@ -152,7 +152,7 @@ impl Config {
             scripts: scripts.clone(),
             timeout: Duration::from_secs(asked.timeout_s().into()),
             restart: asked.restart,
-            logs: state::home()?.join("logs"),
+            logs: home::home()?.join("logs"),
             commit_on_stop: asked.commit_on_stop && matches!(vm.root, Root::Block(_)),
             record: Record { scripts, boot: Some(asked), vm: None, ..record },
             vm,
@@ -334,7 +334,7 @@ fn root<'r>(
             if let Some(upper) = &record.upper {
                 check_upper(upper)?;
             }
-            if let (Some(reused), Some(name)) = (top.check(&state::home()?)?, &asked.name) {
+            if let (Some(reused), Some(name)) = (top.check(&home::home()?)?, &asked.name) {
                 say(&reuse(name, &reused, record.upper.as_ref()));
             }
             Ok(Checked::Block { lower, upper: record.upper.as_ref(), top })
@@ -418,11 +418,11 @@ fn mount_steps(root: &Root) -> Vec<MountStep> {
 fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut scripts = record.scripts.clone();
     for (name, file) in &args.scripts {
-        let file = state::absolute(file).with_context(|| format!("script {name:?}"))?;
+        let file = home::absolute(file).with_context(|| format!("script {name:?}"))?;
         scripts.insert(name.clone(), file);
     }
     for (name, file) in &scripts {
-        msb::script::check_name(name).map_err(|why| anyhow!("script {name:?}: {why}"))?;
+        msb::record::script::check_name(name).map_err(|why| anyhow!("script {name:?}: {why}"))?;
         if let Some(words) = bootshare::check_script(name, file)? {
             exit::warn(TOOL, &words);
         }
@@ -431,7 +431,7 @@ fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, Path
 }
 
 fn run_dir(name: &str) -> anyhow::Result<PathBuf> {
-    let dir = state::run_dir(name).context("run directory (set MSB_RUN)")?;
+    let dir = home::run_dir(name).context("run directory (set MSB_RUN)")?;
     check_socket_path(&dir)?;
     Ok(dir)
 }

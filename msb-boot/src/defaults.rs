@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::bail;
-use msb::boot::{self, Defaults};
 use msb::record::{Boot, ImageConfig, Init};
-use msb::signal;
+use msb::tool::signal;
+use msb::vm::boot::{self, Defaults};
 use msb::wire::exec::Text;
 use serde_json::Value;
 

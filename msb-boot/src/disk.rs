@@ -13,7 +13,7 @@ use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2CreateBuilder;
 use imago::{FormatCreateBuilder, StorageOpenOptions};
 use msb::record::DiskFormat;
-use msb::state;
+use msb::store::home;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -49,8 +49,8 @@ impl Disk {
             bail!("disk {base:?}: its path is not UTF-8, which the overlay's header needs");
         }
         let overlay = match overlay {
-            Some(path) => Overlay::File(msb::state::absolute(path)?),
-            None => Overlay::Unnamed(state::home()?),
+            Some(path) => Overlay::File(msb::store::home::absolute(path)?),
+            None => Overlay::Unnamed(home::home()?),
         };
         let disk = Self { base, format, overlay };
         disk.size()?;
@@ -71,7 +71,7 @@ impl Disk {
         let path = match &self.overlay {
             Overlay::File(path) => path,
             Overlay::Unnamed(dir) => {
-                state::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
+                home::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
                 return Ok(self.make_overlay(dir).with_context(|| format!("overlay in {dir:?}"))?.into());
             }
         };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
-use msb::state;
+use msb::store::home;
 
 use crate::krun::ffi;
 use crate::vmm::{Kind, Why};
@@ -54,14 +54,14 @@ pub(crate) fn elf(library: &Path, vmm: Kind) -> anyhow::Result<PathBuf> {
     let subject = || format!("guest kernel {library:?}");
     let meta = fs::metadata(library).with_context(subject)?;
     let name = format!("{:x}-{:x}-{:x}.{:x}.vmlinux", meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
-    let dir = state::home()?.join("kernel");
+    let dir = home::home()?.join("kernel");
     let kept = dir.join(name);
     if !kept.exists() {
         let image = ffi::kernel_image(library).with_context(subject)?;
-        state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
+        home::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
         let pvh = elf::pvh_entry(image.bytes, image.load);
         let headers = elf::headers(image.bytes.len(), image.load, image.entry, pvh);
-        state::write_file(&kept, &[&headers, image.bytes].concat(), 0o600).with_context(|| format!("{kept:?}"))?;
+        home::write_file(&kept, &[&headers, image.bytes].concat(), 0o600).with_context(|| format!("{kept:?}"))?;
     }
     if vmm == Kind::Qemu {
         let mut headers = [0; elf::IMAGE_OFFSET];

@@ -10,11 +10,11 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use msb::interrupt::IMPATIENCE;
-use msb::output::Output;
 use msb::record::Record;
-use msb::rundir::{self, Committed, Ended, Held};
-use msb::{exit, line, start};
+use msb::tool::interrupt::IMPATIENCE;
+use msb::tool::output::Output;
+use msb::vm::rundir::{self, Committed, Ended, Held};
+use msb::{tool::exit, tool::line, tool::start};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use rustix::event::{PollFd, PollFlags, poll};

@@ -27,7 +27,7 @@ mod vmm;
 
 use std::process::ExitCode;
 
-use msb::{cli, exit, interrupt, line, start};
+use msb::{tool::cli, tool::exit, tool::interrupt, tool::line, tool::start};
 
 use respawn::Role;
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use msb::erofs::Mkfs;
 use msb::record::VmmChoice;
+use msb::store::erofs::Mkfs;
 use serde::Serialize;
 
 use crate::block::top;

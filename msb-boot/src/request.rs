@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{anyhow, bail};
 use msb::record::{Boot, Init};
 use msb::wire::exec::Text;
-use msb::{env, exit, state};
+use msb::{store::home, tool::env, tool::exit};
 
 use crate::args::{self, Args, InitChoice};
 
@@ -108,7 +108,7 @@ fn set_variables(
 
 /// An absolute path that a record can hold.
 fn path(path: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
-    Ok(path.map(state::absolute).transpose()?)
+    Ok(path.map(home::absolute).transpose()?)
 }
 
 /// A size as people write it: in the largest unit that it is a multiple of.
@@ -130,7 +130,7 @@ pub(crate) fn disk_size(boot: &Boot) -> anyhow::Result<Option<u64>> {
 fn check(boot: &Boot) -> anyhow::Result<()> {
     let wrong = |member: &str, why: String| Err(anyhow!("boot.{member}: {why}"));
     for (member, name) in [("name", &boot.name), ("hostname", &boot.hostname)] {
-        if let Some(Err(why)) = name.as_deref().map(state::check_vm_name) {
+        if let Some(Err(why)) = name.as_deref().map(home::check_vm_name) {
             return wrong(member, format!("{:?}: {why}", name.as_deref().unwrap_or_default()));
         }
     }

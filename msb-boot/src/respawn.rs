@@ -14,7 +14,7 @@ use crate::TOOL;
 use crate::cell::Cell;
 use crate::vmm::Vm;
 
-const SUPERVISE: &str = msb::supervisor::ROLE;
+const SUPERVISE: &str = msb::vm::supervisor::ROLE;
 const TIED: &str = "--as-tied-process";
 const ENTER: &str = "--as-vmm";
 

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow};
 use msb::record::{self, DiskFormat, VmmChoice};
 use msb::wire::READY_PORT;
-use msb::{capability, rundir};
+use msb::{tool::capability, vm::rundir};
 use serde::{Deserialize, Serialize};
 
 use crate::block::Block;

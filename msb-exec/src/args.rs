@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{ArgGroup, CommandFactory, Parser};
-use msb::source::VmRecord;
+use msb::tool::source::VmRecord;
 use msb::wire::exec::{LIMITS, Limit};
-use msb::{duration, env, owner};
+use msb::{record::owner, tool::duration, tool::env};
 
 use crate::keys::Keys;
 
@@ -217,7 +217,7 @@ fn rlimit(text: &str) -> Result<Limit, String> {
 pub fn signal_and_id(words: &[String]) -> Result<(i32, u32), String> {
     let [signal, id] = words else { return Err("--signal SIGNAL ID is expected".into()) };
     let id = id.parse().map_err(|_| format!("id {id:?}: not a number"))?;
-    Ok((msb::signal::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
+    Ok((msb::tool::signal::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
 }
 
 #[cfg(test)]

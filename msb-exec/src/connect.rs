@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use msb::exit::{self, coded};
 use msb::record::Vm;
+use msb::tool::exit::{self, coded};
 use msb::wire::{self, dial};
 
 use crate::ended::{self, Fate};

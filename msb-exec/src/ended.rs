@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use msb::record::{self, Record, Vm};
-use msb::rundir::{self, Ended, Restarting};
+use msb::vm::rundir::{self, Ended, Restarting};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;

@@ -21,10 +21,10 @@ use std::panic;
 use std::process::ExitCode;
 
 use args::Args;
-use msb::exit::{self, coded};
 use msb::record::Vm;
+use msb::tool::exit::{self, coded};
 use msb::wire::exec::{Attach, Kill, Listed, Text};
-use msb::{cli, source, start, wire};
+use msb::{tool::cli, tool::source, tool::start, wire};
 use session::{Call, Ended, Opening};
 use status::Status;
 

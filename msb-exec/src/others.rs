@@ -1,8 +1,8 @@
 //! What concerns execs that others started: which there are, and signals for them. Each is a line of JSON on stdout.
 
-use msb::exit::{self, coded};
-use msb::line;
 use msb::record::Vm;
+use msb::tool::exit::{self, coded};
+use msb::tool::line;
 use msb::wire::dial::PATIENCE;
 use msb::wire::exec::{Execs, Exit, Kill, Listed, Text};
 use msb::wire::{self, Message};

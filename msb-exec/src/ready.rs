@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use msb::exit::{self, coded};
 use msb::record::Record;
-use msb::source::{self, VmRecord};
+use msb::tool::exit::{self, coded};
+use msb::tool::source::{self, VmRecord};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 

@@ -4,8 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use msb::env;
-use msb::exit::{self, coded};
+use msb::tool::env;
+use msb::tool::exit::{self, coded};
 use msb::wire::exec::{Request, Text, Tty};
 
 use crate::args::Args;

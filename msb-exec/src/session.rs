@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use msb::exit::{self, ReaderGone, coded};
+use msb::tool::exit::{self, ReaderGone, coded};
 use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started};
 use msb::wire::{self, Decoder, MAX_DATA, Message, Piece, Stream};
 use nix::sys::signal::Signal;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, thread};
 
-use msb::start;
+use msb::tool::start;
 use msb::wire::Message;
 use msb::wire::exec::Signal as SignalBody;
 use nix::sys::signal::{SigSet, Signal};

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
-use msb::exit;
+use msb::tool::exit;
 use msb::wire::exec::Exit;
 use serde_json::{Value, json};
 

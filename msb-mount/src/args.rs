@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use msb::output::Output;
-use msb::source::StageRecord;
+use msb::tool::output::Output;
+use msb::tool::source::StageRecord;
 
 const LONG_ABOUT: &str = "\
 Mount a record's root on the host: its lower layers and its upper as one tree, by FUSE.

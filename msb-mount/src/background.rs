@@ -6,9 +6,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
-use msb::exit;
-use msb::interrupt::{self, Begun};
-use msb::output::Output;
+use msb::tool::exit;
+use msb::tool::interrupt::{self, Begun};
+use msb::tool::output::Output;
 use rustix::process::Pid;
 
 use crate::config::Config;

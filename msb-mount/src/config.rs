@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use msb::interrupt::Begun;
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
-use msb::{source, state, supervisor};
+use msb::tool::interrupt::Begun;
+use msb::{store::home, tool::source, vm::supervisor};
 use rustix::process::Pid;
 
 use crate::args::Args;
@@ -125,8 +125,8 @@ fn lower(record: &Record) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn make_sandbox(lower: &[PathBuf], with_upper: bool) -> anyhow::Result<PathBuf> {
-    let sandbox = state::home()?.join("sandboxes").join(state::fresh_id()?);
-    let made = state::make_private_dir(&sandbox).and_then(|()| {
+    let sandbox = home::home()?.join("sandboxes").join(home::fresh_id()?);
+    let made = home::make_private_dir(&sandbox).and_then(|()| {
         if !with_upper {
             return Ok(());
         }

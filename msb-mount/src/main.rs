@@ -17,14 +17,14 @@ mod tree;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use msb::{exit, interrupt};
+use msb::{tool::exit, tool::interrupt};
 
 use args::Args;
 use config::Config;
 
 fn main() -> ExitCode {
-    msb::start::signals();
-    let args: Args = msb::cli::parse(exit::USAGE);
+    msb::tool::start::signals();
+    let args: Args = msb::tool::cli::parse(exit::USAGE);
     exit::report("msb-mount", exit::FAILED, run(&args))
 }
 
@@ -37,7 +37,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     if !rustix::process::geteuid().is_root() {
         bail!("mounting needs root: the layers hold files of many owners (run it with sudo)");
     }
-    msb::capability::check_sys_admin().context("cannot mount")?;
+    msb::tool::capability::check_sys_admin().context("cannot mount")?;
     if args.serve {
         let config = Config::received(args)?;
         return background::serve(&config);

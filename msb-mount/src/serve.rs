@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{anyhow, bail};
 use fuser::{Config as Options, MountOption, Notifier, Session, SessionACL};
-use msb::exit::warn;
 use msb::overlay::upper::{Writer, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
+use msb::tool::exit::warn;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::mount::UnmountFlags;
 

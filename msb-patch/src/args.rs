@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use msb::output::Output;
-use msb::source::StageRecord;
+use msb::tool::output::Output;
+use msb::tool::source::StageRecord;
 
 /// Write patch operations into the upper directory of a record
 ///

@@ -3,7 +3,7 @@
 //! Sources: cap_text_formats(7) and cap_from_text(3) for the text, capabilities(7) and `linux/capability.h` for the names and
 //! for `struct vfs_ns_cap_data`.
 
-use msb::owner::Id;
+use msb::record::owner::Id;
 use serde::{Deserialize, Deserializer};
 
 /// By number, without `cap_`.

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use memchr::memmem::Finder;
-use msb::interrupt;
 use msb::overlay::upper::{copy_data, copy_to_end};
+use msb::tool::interrupt;
 
 /// How much is compared at once, in bytes.
 const BLOCK: usize = 1 << 16;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use msb::overlay::Layer;
 use msb::overlay::resolve::{End, Resolved};
-use msb::script::GUEST_DIR;
+use msb::record::script::GUEST_DIR;
 
 /// What was there.
 #[derive(Clone, Debug)]

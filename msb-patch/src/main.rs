@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use msb::exit::ReaderGone;
-use msb::interrupt::{self, Begun};
+use msb::overlay::staging::{Published, Staging};
 use msb::record::{Record, Rootfs};
-use msb::staging::{Published, Staging};
-use msb::{cli, exit, start, state, supervisor};
+use msb::tool::exit::ReaderGone;
+use msb::tool::interrupt::{self, Begun};
+use msb::{store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
 use msb_patch::args::Args;
 use msb_patch::found::Found;
 use msb_patch::op::{Op, Script};
@@ -34,8 +34,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let is_op = |value: &[u8]| ops_on_stdin && stream::is_operation(value);
     let (mut record, first_op) = args.record.take_before("msb-patch", is_op)?;
     supervisor::require_ended(&mut record)?;
-    let upper_named = args.upper.as_deref().map(state::absolute).transpose().context("--upper")?;
-    let home = state::home()?;
+    let upper_named = args.upper.as_deref().map(home::absolute).transpose().context("--upper")?;
+    let home = home::home()?;
     let user = User::of_this_process();
     let lower = match record.rootfs()? {
         Rootfs::Disk { .. } => None,

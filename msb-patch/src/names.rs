@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use msb::overlay::resolve::{End, Last, resolve};
-use msb::owner::Id;
+use msb::record::owner::Id;
 use rustix::fs::FileType;
 
 use crate::attributes::Wanted;

@@ -3,10 +3,10 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use msb::interrupt;
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::whiteout::is_private_xattr;
 use msb::overlay::{Leaf, Merged, Node};
+use msb::tool::interrupt;
 use rustix::fs::FileType;
 
 /// How much is compared at once, in bytes.

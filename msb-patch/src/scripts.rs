@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use msb::script::check_name;
-use msb::staging::{Draft, Staging};
-use msb::state;
+use msb::overlay::staging::{Draft, Staging};
+use msb::record::script::check_name;
+use msb::store::home;
 
 use crate::op::Script;
 
@@ -70,12 +70,12 @@ impl Scripts {
                     None => self.own.insert(Draft::begin(&self.home)?),
                 };
                 let dirs = Dirs { aside: draft.aside.join("scripts"), to: draft.to.join("scripts") };
-                state::make_private_dir(&dirs.aside)?;
+                home::make_private_dir(&dirs.aside)?;
                 self.dirs.insert(dirs)
             }
         };
         let file = dirs.aside.join(name);
-        state::write_file(&file, script.content.as_bytes(), 0o755).with_context(|| format!("{file:?}"))?;
+        home::write_file(&file, script.content.as_bytes(), 0o755).with_context(|| format!("{file:?}"))?;
         self.names.insert(name.clone());
         Ok(true)
     }

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::resolve::{End, Resolved, Step, Trail};
+use msb::overlay::staging::Layers;
 use msb::overlay::upper::{WHOLE, Writer, upper_of};
 use msb::overlay::{Layer, Leaf, Merged};
-use msb::staging::Layers;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 
 use crate::attributes::{Wanted, set_attributes};

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use msb::exit;
-use msb::output::Output;
+use msb::tool::exit;
+use msb::tool::output::Output;
 
 use crate::platform::Platform;
 use crate::reference::Source;

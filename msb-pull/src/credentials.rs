@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, anyhow, bail, ensure};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use msb::exit::printable;
+use msb::tool::exit::printable;
 use serde::Deserialize;
 
 /// A name and a password.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
 use msb::record::{DiskFormat, Rootfs, Unknown};
-use msb::state;
+use msb::store::home;
 
 /// The first bytes of a qcow2 file (QEMU's `docs/interop/qcow2.txt`).
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -21,7 +21,7 @@ pub(crate) fn root(path: &Path) -> anyhow::Result<Rootfs> {
 
 fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     let absolute = fs::canonicalize(path)?;
-    state::require_utf8(&absolute)?;
+    home::require_utf8(&absolute)?;
     let metadata = fs::metadata(&absolute)?;
     if metadata.is_dir() {
         return Ok(Rootfs::Dir { lower: vec![absolute], unknown: Unknown::new() });

@@ -12,9 +12,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use msb::erofs::{self, Mkfs};
 use msb::overlay::beneath::{Dir, Name};
-use msb::{exit, line, state};
+use msb::store::erofs::{self, Mkfs};
+use msb::{store::home, tool::exit, tool::line};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -43,7 +43,7 @@ struct Found {
 /// # Errors
 /// Words that name what could not be read or removed.
 pub(crate) fn run(dry_run: bool) -> anyhow::Result<()> {
-    let home = state::home()?;
+    let home = home::home()?;
     if !home.join("tmp").is_dir() {
         exit::warn("msb-pull", &format!("{home:?}: nothing there"));
         return Ok(());

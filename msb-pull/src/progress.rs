@@ -48,7 +48,7 @@ impl Progress {
         if let (true, layers @ 1..) = (self.in_a_log, self.layers.load(Ordering::Relaxed)) {
             let noun = if layers == 1 { "layer" } else { "layers" };
             let size = HumanBytes(self.bytes.load(Ordering::Relaxed));
-            msb::exit::warn("msb-pull", &format!("{name}: unpacked {layers} {noun}, {size} compressed"));
+            msb::tool::exit::warn("msb-pull", &format!("{name}: unpacked {layers} {noun}, {size} compressed"));
         }
     }
 }

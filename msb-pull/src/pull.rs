@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, ensure};
 use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
 use msb::record::{Image, Record, Rootfs, Unknown};
-use msb::state;
+use msb::store::home;
 use oci_distribution::Reference;
 
 use crate::archive::Files;
@@ -49,7 +49,7 @@ pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
         rustix::process::geteuid().is_root(),
         "unpacking layers needs root, for owners and device nodes (run it with sudo)"
     );
-    let home = state::home()?;
+    let home = home::home()?;
     from_elsewhere(config, &home).map_err(|error| match is_full(&error) {
         true => anyhow!("{error:#} (make room in {home:?}, or set MSB_HOME)"),
         false => error,
@@ -94,7 +94,7 @@ fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
 /// An archive's name in the record: as given, made absolute.
 fn named(prefix: &str, path: &Path, tag: &Option<String>) -> anyhow::Result<String> {
     let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
-    Ok(format!("{prefix}{}{tag}", state::absolute(path)?.display()))
+    Ok(format!("{prefix}{}{tag}", home::absolute(path)?.display()))
 }
 
 fn from_registry(config: &Config, store: &Store, reference: &Reference) -> anyhow::Result<Record> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::overlay::beneath::{Dir, Name};
-use msb::state;
+use msb::store::home;
 use rustix::fs::{FlockOperation, IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
@@ -34,22 +34,25 @@ impl Store {
 
     fn prepare(home: &Path) -> anyhow::Result<Self> {
         for dir in ["blobs/sha256", "layers/sha256", "tmp"] {
-            state::make_private_dir(&home.join(dir))?;
+            home::make_private_dir(&home.join(dir))?;
         }
         let all = home.join("tmp");
         spread(&all);
         // While this is held nobody is between making a directory and locking it.
         let gate = lock(&all, FlockOperation::LockExclusive)?;
         let stale = Self::stale(&all)?;
-        let temp = all.join(state::fresh_id()?);
-        state::make_private_dir(&temp)?;
+        let temp = all.join(home::fresh_id()?);
+        home::make_private_dir(&temp)?;
         let alive = lock(&temp, FlockOperation::NonBlockingLockExclusive)?;
         drop(gate);
         for (name, _dead) in &stale {
             let removed = Name::new(name).and_then(|name| Dir::open(&all)?.remove_tree(name));
             if let Err(error) = removed {
                 let left = all.join(name);
-                msb::exit::warn("msb-pull", &format!("what a killed pull left in {left:?} cannot be removed: {error}"));
+                msb::tool::exit::warn(
+                    "msb-pull",
+                    &format!("what a killed pull left in {left:?} cannot be removed: {error}"),
+                );
             }
         }
         Ok(Self { home: home.to_owned(), temp, _alive: alive })

@@ -5,7 +5,7 @@
 use std::io::{self, Read};
 
 use anyhow::{Context, anyhow, bail, ensure};
-use msb::owner::Id;
+use msb::record::owner::Id;
 use rustix::fs::Timespec;
 use tar::{EntryType, Header};
 

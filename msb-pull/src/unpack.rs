@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::whiteout::{self, OciName};
-use msb::owner::Id;
+use msb::record::owner::Id;
 use rustix::fs::{FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -90,7 +90,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
             let is_whiteout = kind == Kind::CharDevice && device == (0, 0);
             anyhow::ensure!(!is_whiteout, "a 0/0 character device, which overlayfs takes for a whiteout");
             let (major, minor) = device;
-            let device = msb::device::number(major, minor)
+            let device = msb::overlay::device::number(major, minor)
                 .ok_or_else(|| anyhow::anyhow!("Linux has no device {major}:{minor}"))?;
             over(tree, &parent, name, |dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device))?;
             dress(&made(&parent, name)?, &attributes)?;

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Parser;
-use msb::duration;
-use msb::output::Output;
-use msb::source::VmRecord;
+use msb::tool::duration;
+use msb::tool::output::Output;
+use msb::tool::source::VmRecord;
 
 /// Stop a running microVM
 ///

@@ -1,9 +1,9 @@
 //! What the guest wrote, on its way into the record's upper. The VM's supervisor does it; here is what a person is told.
 
 use anyhow::{Context, anyhow, bail};
-use msb::reach;
+use msb::overlay::reach;
 use msb::record::{TopKind, Unknown, Upper, Vm};
-use msb::rundir::Committed;
+use msb::vm::rundir::Committed;
 
 use crate::vm::{End, Stopped};
 

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use msb::record::Record;
-use msb::supervisor::{self, vm_names};
-use msb::{cli, exit, source, start};
+use msb::vm::supervisor::{self, vm_names};
+use msb::{tool::cli, tool::exit, tool::source, tool::start};
 
 /// The tool's name in its words.
 const TOOL: &str = "msb-stop";

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, Vm};
-use msb::rundir::{self, Committed, Ended, Extended, Held, Stop};
-use msb::supervisor;
+use msb::vm::rundir::{self, Committed, Ended, Extended, Held, Stop};
+use msb::vm::supervisor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -251,7 +251,7 @@ pub(crate) fn ends_within(process: &OwnedFd, patience: Duration) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
-    use msb::rundir::Cause;
+    use msb::vm::rundir::Cause;
 
     use super::*;
 

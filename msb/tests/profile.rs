@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use msb::script::{GUEST_DIR, PROFILE};
+use msb::record::script::{GUEST_DIR, PROFILE};
 
 #[test]
 fn a_profile_puts_the_scripts_first_in_path_and_once() {

@@ -12,14 +12,14 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use msb::boot::{self, Directory, MountStep};
-use msb::erofs::{self, Mkfs};
 use msb::overlay;
 use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::lock_to_read;
 use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
-use msb::state;
+use msb::store::erofs::{self, Mkfs};
+use msb::store::home;
+use msb::vm::boot::{self, Directory, MountStep};
 use serde::{Deserialize, Serialize};
 
 use top::Top;
@@ -71,7 +71,7 @@ impl Block {
         say: impl Fn(&str),
     ) -> anyhow::Result<Self> {
         let mkfs = Mkfs::find()?;
-        let home = state::home()?;
+        let home = home::home()?;
         let patches = match upper {
             Some(upper) if has_changes(upper, lower).with_context(|| format!("upper {:?}", upper.dir))? => {
                 Some(upper.clone())
@@ -118,7 +118,7 @@ impl Block {
     /// The tree below the top, by a name that tells it from another.
     pub(crate) fn base_name(lower: &[PathBuf]) -> anyhow::Result<OsString> {
         let joined = || lower.iter().map(|dir| dir.as_os_str()).collect::<Vec<_>>().join(std::ffi::OsStr::new(":"));
-        Ok(erofs::chain_id(&state::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
+        Ok(erofs::chain_id(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
     }
 
     /// Opens the disks for as long as the VM has them, and makes those that are made for this boot.

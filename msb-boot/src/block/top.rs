@@ -12,10 +12,10 @@ use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use msb::interrupt::{self, Begun};
 use msb::overlay::upper::copy_data;
 use msb::record::{self, TopKind};
-use msb::state;
+use msb::store::home;
+use msb::tool::interrupt::{self, Begun};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -77,7 +77,7 @@ impl Top {
     /// # Errors
     /// When nothing says where state is.
     pub(crate) fn named(name: &str, size: Option<u64>, base: &[u8], fresh: bool) -> io::Result<Self> {
-        Ok(Self::Named { dir: state::home()?.join("sandboxes").join(name), size, base: base.to_owned(), fresh })
+        Ok(Self::Named { dir: home::home()?.join("sandboxes").join(name), size, base: base.to_owned(), fresh })
     }
 
     /// Checks that the disk can be had, without making anything. The disk that will be used again, if there is one.
@@ -225,14 +225,14 @@ pub(crate) fn keep(home: &Path, name: &str, base: &[u8], disk: &OwnedFd) -> anyh
 fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {
     let path = dir.join(DISK);
     let give = || -> anyhow::Result<()> {
-        state::make_private_dir(dir)?;
+        home::make_private_dir(dir)?;
         let _gate = gate(dir)?;
         if path.try_exists()? {
             bail!(TAKEN);
         }
-        state::write_file(&dir.join(BASE), base, 0o600)?;
+        home::write_file(&dir.join(BASE), base, 0o600)?;
         link(disk, &path)?;
-        Ok(state::sync_parent(&path)?)
+        Ok(home::sync_parent(&path)?)
     };
     give().with_context(|| format!("disk {path:?}"))?;
     Ok(path)
@@ -244,12 +244,12 @@ fn replace(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathB
     let replace = || -> anyhow::Result<()> {
         let _gate = gate(dir)?;
         let _begun = Begun::new();
-        let aside = state::aside(&path);
+        let aside = home::aside(&path);
         link(disk, &aside)?;
         fs::rename(&aside, &path).inspect_err(|_| drop(fs::remove_file(&aside)))?;
         // In this order: a new disk that is said to stand on the old one's base is refused, and an old one is not mistaken for a new.
-        state::write_file(&dir.join(BASE), base, 0o600)?;
-        Ok(state::sync_parent(&path)?)
+        home::write_file(&dir.join(BASE), base, 0o600)?;
+        Ok(home::sync_parent(&path)?)
     };
     replace().with_context(|| format!("disk {path:?}"))?;
     Ok(path)
@@ -283,7 +283,7 @@ fn lock(disk: &File) -> io::Result<()> {
 fn make(home: &Path, size: u64) -> anyhow::Result<File> {
     let dir = home.join("sandboxes");
     let make = || -> anyhow::Result<File> {
-        state::make_private_dir(&dir)?;
+        home::make_private_dir(&dir)?;
         let template = template(home, size)?;
         let disk = unnamed(&dir)?;
         copy_data(&template, &disk, size)?;
@@ -318,7 +318,7 @@ fn template(home: &Path, size: u64) -> anyhow::Result<File> {
         other => return other.with_context(|| format!("{path:?}")),
     }
     let mke2fs = mke2fs()?;
-    state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
+    home::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
     let file = unnamed(&dir).with_context(|| format!("{dir:?}"))?;
     file.set_len(size)?;
     let mut command = Command::new(&mke2fs);

@@ -6,7 +6,7 @@ mod place;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use msb::rundir;
+use msb::vm::rundir;
 use msb::wire::{AGENT_PORT, READY_PORT};
 
 use crate::cell::{self, Cell, Powers};

@@ -1,7 +1,7 @@
 //! The commit of a block root: what the guest wrote to its disk becomes part of the record's upper.
 //!
 //! The disk is the guest's work and may be broken on purpose, so no kernel of the host's ever mounts it. A machine of its own
-//! does, with nothing but that disk, where only the agent runs; it sends what is there, and [`msb::commit`] takes it. The
+//! does, with nothing but that disk, where only the agent runs; it sends what is there, and [`msb::overlay::commit`] takes it. The
 //! upper changes in one rename when all has come, and only then the disk goes.
 
 use std::fs::File;
@@ -12,11 +12,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use msb::boot::{self, Boot, MountStep};
-use msb::reach;
+use msb::overlay::reach;
+use msb::overlay::staging::{Begun, Layers, Staging};
 use msb::record::{DiskFormat, Rootfs, Upper};
-use msb::rundir::{self, Committed, Held, Stop};
-use msb::staging::{Begun, Layers, Staging};
+use msb::vm::boot::{self, Boot, MountStep};
+use msb::vm::rundir::{self, Committed, Held, Stop};
 use msb::wire::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -74,7 +74,7 @@ fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> 
     let begun = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
     let Begun { staging, layers: Layers { root, writer, .. } } = begun;
     let received =
-        receive(config, held, disk, |guest| msb::commit::receive(guest, &root, &writer, u64::try_from(size)?));
+        receive(config, held, disk, |guest| msb::overlay::commit::receive(guest, &root, &writer, u64::try_from(size)?));
     match received {
         Ok(()) => Ok(staging.publish(true)?.keep()),
         Err(error) => {
@@ -112,7 +112,7 @@ fn receive(
     let boot = Boot { commit: true, mounts: vec![mount_step()], ..config.boot.clone() };
     let agent_path = PathBuf::from(format!("/proc/self/fd/{}", agent.as_raw_fd()));
     bootshare::make(&vm.boot_share(), &agent_path, &boot, &Default::default())?;
-    msb::state::make_private_dir(&vm.door())?;
+    msb::store::home::make_private_dir(&vm.door())?;
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
     let (mut words, words_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;
@@ -127,7 +127,7 @@ fn receive(
     std::thread::spawn(move || last_of(&mut words));
     let received = accept(&listener, &vmm, config.timeout).and_then(|mut guest| {
         guest.set_write_timeout(Some(config.timeout))?;
-        msb::commit::tell(&mut guest, &Message::hello())?;
+        msb::overlay::commit::tell(&mut guest, &Message::hello())?;
         guest.set_read_timeout(Some(config.timeout))?;
         Message::receive_hello(&mut guest).map_err(|error| anyhow!("guest: {error}"))?;
         take(&mut guest)
@@ -182,5 +182,5 @@ fn last_of(pipe: &mut impl Read) -> String {
         .filter(|line| !line.is_empty())
         .collect::<Vec<_>>()
         .join("; ");
-    msb::exit::printable(&lines)
+    msb::tool::exit::printable(&lines)
 }

@@ -58,7 +58,7 @@ impl Tail {
 
 /// A line without what would command a terminal.
 fn printable(line: &[u8]) -> String {
-    msb::exit::printable(String::from_utf8_lossy(line).trim_end())
+    msb::tool::exit::printable(String::from_utf8_lossy(line).trim_end())
 }
 
 /// A pipe from the VM's processes, read without waiting.

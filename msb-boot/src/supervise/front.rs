@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
-use msb::interrupt::Guard;
-use msb::line;
+use msb::tool::interrupt::Guard;
+use msb::tool::line;
 
 use crate::config::Config;
 use crate::launch::{PRINTED, Report};

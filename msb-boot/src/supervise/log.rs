@@ -29,7 +29,7 @@ pub(super) fn note(event: impl Display) {
     };
     if let Some(log) = log.as_mut() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        log.add(format!("{} {}\n", timestamp(now), msb::exit::printable(&event.to_string())).as_bytes());
+        log.add(format!("{} {}\n", timestamp(now), msb::tool::exit::printable(&event.to_string())).as_bytes());
     }
 }
 

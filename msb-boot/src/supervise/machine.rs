@@ -5,9 +5,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use anyhow::Context;
-use msb::leftovers::Leftovers;
 use msb::record::Record;
-use msb::rundir::Held;
+use msb::vm::rundir::Held;
+use msb::vm::shared_root::Leftovers;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 

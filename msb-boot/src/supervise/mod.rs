@@ -21,8 +21,8 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use msb::rundir::{self, Cause, Committed, Ended, Held, Restarting};
-use msb::{interrupt, record};
+use msb::vm::rundir::{self, Cause, Committed, Ended, Held, Restarting};
+use msb::{record, tool::interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::config::{Config, name_in_use, now};

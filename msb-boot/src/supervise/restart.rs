@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use msb::record::RestartPolicy;
-use msb::rundir::Cause;
+use msb::vm::rundir::Cause;
 
 /// Whether a VM that nobody stopped is to be started again.
 pub(super) fn applies(policy: RestartPolicy, cause: Cause) -> bool {

@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
 use msb::record::Endpoint;
-use msb::rundir::{self, Cause, Ended, Extended, Stop};
+use msb::vm::rundir::{self, Cause, Ended, Extended, Stop};
 use msb::wire::exec::{Shutdown, Stopping};
 use msb::wire::{Message, dial};
 
@@ -181,7 +181,7 @@ fn listen(endpoint: &Endpoint, grace: Duration, news: &SyncSender<News>, mut rin
     while let Ok(Some(message)) = Message::receive(&mut stream) {
         let said = match message {
             Message::Failure(failure) => {
-                News::Failure(msb::exit::printable(&failure.message).chars().take(MOST_CHARACTERS).collect())
+                News::Failure(msb::tool::exit::printable(&failure.message).chars().take(MOST_CHARACTERS).collect())
             }
             Message::Stopping(stopping) => News::Stopping(stopping),
             _ => return,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Endpoint, Timings};
-use msb::rundir::{self, Cause, Ended, Held};
+use msb::vm::rundir::{self, Cause, Ended, Held};
 use msb::wire::exec::Ready;
 use msb::wire::{AGENT_PORT, dial};
-use msb::{state, supervisor};
+use msb::{store::home, vm::supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clock::{self, Clock};
@@ -96,7 +96,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let mut inherited = machine.drives()?;
         let clock = Clock::watch().context("watch the clock")?;
         let mut vm = machine.vm.clone();
-        state::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
+        home::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
         let report = ready::Report::expect_at(&vm.ready_socket())?;
         inherited.extend(vm.vmm.vmm().prepare(&mut vm, &mut crew)?);
         let (console, console_in) = std::io::pipe()?;
@@ -246,18 +246,22 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.machine.add_leftovers(&ready.made)?;
         if let Some(error) = ready.error {
             self.read_console();
-            return Err(self.with_console(format!("guest: {}", msb::exit::printable(&error))));
+            return Err(self.with_console(format!("guest: {}", msb::tool::exit::printable(&error))));
         }
         self.held.close_door().context("the agent's socket")?;
         let record = self.record(&ready, arrived)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
-        state::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
+        home::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
         let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
         log::note("ready");
         if let (Some(warning), Some(front)) = (&ready.warning, self.machine.front.as_mut()) {
-            front.tell(&crate::launch::Report::Say(format!("{}: {}", self.config.name, msb::exit::printable(warning))));
+            front.tell(&crate::launch::Report::Say(format!(
+                "{}: {}",
+                self.config.name,
+                msb::tool::exit::printable(warning)
+            )));
         }
         self.phase = match self.machine.report(record) {
             true => Phase::Reported,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use msb::owner::{Id, NotAnId};
+use msb::record::owner::{Id, NotAnId};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 /// Who, before the image is asked.

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 
 use anyhow::{Context, bail};
 use msb::overlay::resolve::{End, Last};
-use msb::owner::Id;
+use msb::record::owner::Id;
 use rustix::fs::FileType;
 use serde::Deserialize;
 

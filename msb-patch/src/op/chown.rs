@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use msb::interrupt;
+use msb::tool::interrupt;
 use msb::overlay::resolve::{End, Last, Resolved};
 use rustix::fs::FileType;
 use serde::Deserialize;

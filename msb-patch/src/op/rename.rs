@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msb::interrupt;
+use msb::tool::interrupt;
 use msb::overlay::beneath::{Dir, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved};
 use msb::overlay::upper::{copy_attributes, disinherit, upper_of};

@@ -7,10 +7,20 @@
 //! file decides what is visible. Source: the kernel's `Documentation/filesystems/overlayfs.rst`.
 
 pub mod beneath;
+#[cfg(feature = "cli")]
+pub mod commit;
+pub mod device;
 pub mod live;
 mod marks;
+pub mod mountinfo;
+#[cfg(feature = "cli")]
+pub mod reach;
 pub mod resolve;
 mod search;
+#[cfg(feature = "cli")]
+pub mod staging;
+#[cfg(feature = "cli")]
+mod sync;
 pub mod upper;
 pub mod whiteout;
 

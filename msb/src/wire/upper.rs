@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::exec::Text;
-use crate::owner::Id;
+use crate::record::owner::Id;
 
 /// One file of an upper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -10,10 +10,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 use std::time::Duration;
 
-use msb::commit::{Patient, receive};
 use msb::overlay::Merged;
+use msb::overlay::commit::{Patient, receive};
 use msb::overlay::upper::Writer;
-use msb::owner::Id;
+use msb::record::owner::Id;
 use msb::wire::exec::Text;
 use msb::wire::upper::{Attributes, Entry, What};
 use msb::wire::{Message, Stream};

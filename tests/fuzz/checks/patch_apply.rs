@@ -11,10 +11,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::{Dir, Name};
+use msb::overlay::staging::Staging;
 use msb::overlay::{Merged, whiteout};
-use msb::owner::Id;
 use msb::record::Upper;
-use msb::staging::Staging;
+use msb::record::owner::Id;
 use msb_patch::caps::FileCaps;
 use msb_patch::member::{Base64, Mode, Owner, RawPath, Timestamp};
 use msb_patch::op::{self, Op};

@@ -8,8 +8,8 @@ use std::process::exit;
 
 use clap::Parser;
 
-use crate::exit::warn;
-use crate::line;
+use crate::tool::exit::warn;
+use crate::tool::line;
 
 /// Parses the process's arguments, or ends the process.
 ///
@@ -63,7 +63,7 @@ fn generate(mut command: clap::Command, what: &str) -> u8 {
             }
             Err(_) => {
                 warn(&name, &format!("cannot generate {what:?} (man, bash, zsh, fish or schema)"));
-                return crate::exit::USAGE;
+                return crate::tool::exit::USAGE;
             }
         },
     };
@@ -74,10 +74,10 @@ fn generate(mut command: clap::Command, what: &str) -> u8 {
 fn printed(name: &str, result: std::io::Result<()>) -> u8 {
     match result {
         Ok(()) => 0,
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => crate::exit::READER_GONE,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => crate::tool::exit::READER_GONE,
         Err(error) => {
             warn(name, &format!("stdout: {error}"));
-            crate::exit::FAILED
+            crate::tool::exit::FAILED
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::overlay::Merged;
 use crate::overlay::beneath::{Dir, Entry, Name};
 use crate::overlay::upper::{self, Writer};
 use crate::record::Upper;
-use crate::{exit, state, sync};
+use crate::{overlay::sync, store::home, tool::exit};
 
 /// An upper's name while it is made in its work directory, which is on the same file system, and where a later
 /// [`Writer`] clears away what a run that was killed has left.
@@ -96,13 +96,13 @@ impl Draft {
     /// What making or locking says.
     pub fn begin(home: &Path) -> anyhow::Result<Self> {
         let sandboxes = home.join("sandboxes");
-        state::make_private_dir(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
+        home::make_private_dir(&sandboxes).with_context(|| format!("{sandboxes:?}"))?;
         // Nobody may take a directory for abandoned between its making and its locking.
         let _gate = lock_dir(&sandboxes, FlockOperation::LockExclusive).with_context(|| format!("{sandboxes:?}"))?;
         clear_abandoned(&sandboxes);
-        let to = sandboxes.join(state::fresh_id()?);
-        let aside = state::aside(&to);
-        state::make_private_dir(&aside).with_context(|| format!("{aside:?}"))?;
+        let to = sandboxes.join(home::fresh_id()?);
+        let aside = home::aside(&to);
+        home::make_private_dir(&aside).with_context(|| format!("{aside:?}"))?;
         let lock = lock_dir(&aside, FlockOperation::NonBlockingLockExclusive).with_context(|| format!("{aside:?}"))?;
         Ok(Self { aside, to, _lock: lock })
     }
@@ -114,7 +114,7 @@ impl Draft {
     pub fn publish(&self) -> io::Result<Option<io::Error>> {
         sync::tree(&self.aside)?;
         fs::rename(&self.aside, &self.to)?;
-        Ok(state::sync_parent(&self.to).err())
+        Ok(home::sync_parent(&self.to).err())
     }
 
     /// Removes the sandbox, visible or not.
@@ -282,12 +282,12 @@ impl Staging {
                 // An empty directory may have been the caller's, with a mode of his.
                 fs::set_permissions(dir, Permissions::from_mode(0o700))?;
                 fs::rename(&self.upper, to)?;
-                Ok(state::sync_parent(to).and_then(|()| state::sync_parent(dir)).err())
+                Ok(home::sync_parent(to).and_then(|()| home::sync_parent(dir)).err())
             }
             Publish::Exchange { with, .. } => {
                 sync::tree(&self.upper)?;
                 exchange(&self.upper, with)?;
-                Ok(state::sync_parent(with).err())
+                Ok(home::sync_parent(with).err())
             }
         })();
         match renamed {

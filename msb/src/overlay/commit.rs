@@ -157,7 +157,7 @@ impl<G: Patient> Receiver<'_, G> {
         // The second one: a machine that cannot even start.
         if let Message::Failure(Failure { message, .. }) | Message::Ready(Ready { error: Some(message), .. }) = &message
         {
-            bail!("guest: {}", crate::exit::printable(message));
+            bail!("guest: {}", crate::tool::exit::printable(message));
         }
         let length = match &message {
             Message::Data(_, bytes) => HEADER + bytes.len(),
@@ -207,7 +207,7 @@ impl<G: Patient> Receiver<'_, G> {
             }
             What::Device { block, major, minor } => {
                 let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
-                let device = crate::device::number(major, minor)
+                let device = crate::overlay::device::number(major, minor)
                     .ok_or_else(|| anyhow!("guest: Linux has no device {major}:{minor}"))?;
                 if kind == FileType::CharacterDevice && device == 0 {
                     bail!("guest: a whiteout that says that it is a device");
@@ -335,7 +335,7 @@ fn dress(file: &Opened, attributes: &Attributes) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::owner::Id;
+    use crate::record::owner::Id;
     use crate::wire::exec::Text;
 
     /// A guest that has said all it will ever say, and what comes of writing to it.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::overlay::beneath::{Dir, Name};
 use crate::record::{self, Record};
-use crate::{leftovers, state};
+use crate::{store::home, vm::shared_root};
 
 /// The socket on which the agent answers.
 pub const AGENT_SOCKET: &str = "agent.sock";
@@ -179,7 +179,7 @@ pub fn be_reader(dir: &Path) -> io::Result<File> {
 /// # Errors
 /// What writing says.
 pub fn leave(dir: &Path, file: &str, note: &impl Serialize) -> io::Result<()> {
-    state::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
+    home::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
 }
 
 /// Reads an [`Ended`] or a [`Stop`]; `None` where there is none that can be read.
@@ -200,7 +200,7 @@ impl Held {
     /// # Errors
     /// What making or opening says.
     pub fn make(path: &Path) -> io::Result<Option<Self>> {
-        state::make_private_dir(path.parent().unwrap_or(Path::new("/")))?;
+        home::make_private_dir(path.parent().unwrap_or(Path::new("/")))?;
         loop {
             match DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -296,7 +296,7 @@ impl Held {
     /// What removing says.
     pub fn clear(&self, keep: &[&str]) -> io::Result<bool> {
         if let Some(root) = self.shared_root() {
-            leftovers::tidy(&self.path, root);
+            shared_root::tidy(&self.path, root);
         }
         let mut removed = false;
         let dir = Dir::open(&self.path)?;

@@ -18,10 +18,10 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use sha2::{Digest, Sha256};
 
-use crate::interrupt::{self, Begun};
 use crate::overlay::beneath::{Dir, Entry};
 use crate::overlay::whiteout;
-use crate::state;
+use crate::store::home;
+use crate::tool::interrupt::{self, Begun};
 
 /// What every image is made with. Changing it changes the images' names.
 ///
@@ -118,8 +118,8 @@ impl Mkfs {
     /// # Errors
     /// Words that name the image.
     pub fn kept(&self, chain_id: &str, lower: &[PathBuf], started: impl FnOnce(&Path)) -> anyhow::Result<Image> {
-        let dir = state::home()?.join(DIR);
-        state::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
+        let dir = home::home()?.join(DIR);
+        home::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
         let path = dir.join(format!("{chain_id}-{}{SUFFIX}", self.identity));
         let uuid = uuid(&path);
         let subject = || format!("image {path:?}");
@@ -139,11 +139,11 @@ impl Mkfs {
             let file = self.unnamed(&dir, lower, &uuid)?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(0o400))?;
             file.sync_all()?;
-            let aside = state::aside(&path);
+            let aside = home::aside(&path);
             let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
             rustix::fs::linkat(CWD, unnamed, CWD, &aside, AtFlags::SYMLINK_FOLLOW)?;
             fs::rename(&aside, &path).inspect_err(|_| drop(fs::remove_file(&aside)))?;
-            Ok(state::sync_parent(&path)?)
+            Ok(home::sync_parent(&path)?)
         };
         make().with_context(subject)?;
         // For whoever tidies up: what the image is of.
@@ -158,7 +158,7 @@ impl Mkfs {
     /// # Errors
     /// Words of mkfs.erofs's own, or for the step before it.
     pub fn merged(&self, dir: &Path, lower: &[PathBuf]) -> anyhow::Result<Image> {
-        state::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
+        home::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
         let file = self.unnamed(dir, lower, &uuid(dir)).with_context(|| format!("image of {:?}", lower[0]))?;
         Ok(Image { file, path: None, made: true })
     }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::interrupt::Begun;
+use crate::tool::interrupt::Begun;
 
 /// The directory for what outlives a VM (blobs, layers, sandboxes): `$MSB_HOME`, else `$XDG_DATA_HOME/msb`, else
 /// `~/.local/share/msb`.

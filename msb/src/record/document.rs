@@ -3,8 +3,6 @@
 //! Each stage adds one member and passes the rest on; members that a stage does not know, at any depth, stay as they
 //! were. `man/msb-record.5` specifies it in words.
 
-mod boot;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};
+use super::boot::Boot;
 
 /// The version that this crate reads and writes: the value of the member `msb`.
 pub const VERSION: u64 = 1;

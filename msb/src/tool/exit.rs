@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use crate::interrupt;
+use crate::tool::interrupt;
 
 /// The operation failed.
 pub const FAILED: u8 = 1;

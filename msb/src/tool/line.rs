@@ -10,7 +10,7 @@ use rustix::net::RecvFlags;
 use rustix::pipe::SpliceFlags;
 use serde::Serialize;
 
-use crate::exit::ReaderGone;
+use crate::tool::exit::ReaderGone;
 
 /// The longest line that is taken, in bytes.
 pub const MAX: usize = 16 << 20;

@@ -75,7 +75,7 @@ mod guard {
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
     use super::{BEGUN, SIGNAL, check, signal};
-    use crate::{exit, start};
+    use crate::{tool::exit, tool::start};
 
     /// How long after the first signal another one is a person's who does not want to wait: timeout(1), for one, sends it twice, to its
     /// child and to the group.

@@ -1,0 +1,10 @@
+//! What the host keeps of a running VM, and what it tells the guest's agent: the run directory, `boot.json`, and the mount points
+//! in a shared root. Nothing here knows a VMM or starts a process.
+
+pub mod boot;
+#[cfg(feature = "cli")]
+pub mod rundir;
+#[cfg(feature = "cli")]
+pub mod shared_root;
+#[cfg(feature = "cli")]
+pub mod supervisor;
