@@ -6,6 +6,8 @@
 #
 # With MSB_TEST_ROOT=block the root is made of disks, not shared. A test that is about a shared root says vm_needs_share.
 
+vm_here=$(realpath "${BASH_SOURCE[0]%/*}")
+
 # vm_setup: our tools on PATH, in a scratch directory with state of this test's own, a root and a record for it ($vm_record).
 vm_setup() {
     release=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release
@@ -68,12 +70,12 @@ vm_show() {
 
 # vm_teardown: ends this test's VMs.
 vm_teardown() {
-    local dir pid
+    local dir
     [ -z "${BATS_TEST_NAME:-}" ] || vm_show
     for dir in "$XDG_RUNTIME_DIR"/msb/*/; do
         [ ! -e "$dir/record.json" ] || vm_kill "$dir/record.json" || true
     done
-    for pid in $(vm_processes); do kill -KILL "$pid" 2>/dev/null || true; done
+    "$vm_here/vm-processes.pl" --kill "${XDG_RUNTIME_DIR:?}/msb/"
 }
 
 # vm_kill RECORD: ends a VM by force, which msb-stop reports.
@@ -116,26 +118,9 @@ vm_pid() {
     jq .vm.pid "$BATS_TEST_TMPDIR/$1.json"
 }
 
-# vm_processes [PREFIX]: all processes of this test's VMs, or of those whose path there starts so: who has a file in the run
-# directory open (each inherits the one that shows life, also in a root of its own), and what came of those.
+# vm_processes [PREFIX]: all processes of this test's VMs, or of those whose run directory's path starts so.
 vm_processes() {
-    {
-        find /proc/[0-9]*/fd -lname "$XDG_RUNTIME_DIR/msb/${1:-}*" -printf '%h\n' 2>/dev/null | cut -d/ -f3
-        echo all
-        ps -e -o pid= -o ppid= -o stat= --sort=pid
-    } | awk '
-        /^all$/ { listing = 1; next }
-        !listing { theirs[$1]; next }
-        $3 ~ /^[ZX]/ { next }
-        { pids[++count] = $1; parent[$1] = $2 }
-        END {
-            do {
-                more = 0
-                for (i = 1; i <= count; i++)
-                    if (!(pids[i] in theirs) && parent[pids[i]] in theirs) { theirs[pids[i]]; more = 1 }
-            } while (more)
-            for (i = 1; i <= count; i++) if (pids[i] in theirs) print pids[i]
-        }'
+    "$vm_here/vm-processes.pl" "${XDG_RUNTIME_DIR:?}/msb/${1:-}"
 }
 
 # vm_crew NAME: the processes of a VM but for its supervisor.
