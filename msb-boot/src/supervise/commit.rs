@@ -20,7 +20,7 @@ use msb::vm::rundir::{self, Committed, Held, Stop};
 use msb::wire::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::crew::Crew;
+use super::crew::{Crew, describe};
 use crate::bootshare;
 use crate::config::Config;
 use crate::vmm::{Drive, Root};
@@ -124,7 +124,7 @@ fn receive(
     let vmm = crew.last_pidfd()?;
     // Both pipes have to be read, or the machine would wait.
     let said = std::thread::spawn(move || last_of(&mut console));
-    std::thread::spawn(move || last_of(&mut words));
+    let complained = std::thread::spawn(move || last_of(&mut words));
     let received = accept(&listener, &vmm, config.timeout).and_then(|mut guest| {
         guest.set_write_timeout(Some(config.timeout))?;
         msb::overlay::commit::tell(&mut guest, &Message::hello())?;
@@ -132,11 +132,21 @@ fn receive(
         Message::receive_hello(&mut guest).map_err(|error| anyhow!("guest: {error}"))?;
         take(&mut guest)
     });
+    let name = vm.vmm.name();
+    let lost = if received.is_err() { crew.lost(name) } else { None };
     crew.end();
     drop(crew);
-    received.map_err(|error| match said.join() {
-        Ok(said) if !said.is_empty() => error.context(format!("commit (the machine said last: {said})")),
-        _ => error.context("commit"),
+    received.map_err(|error| {
+        let mut context = "commit".to_string();
+        // What the guest said last; without it, what the VMM and its helpers said.
+        let said = said.join().ok().filter(|said| !said.is_empty());
+        if let Some(said) = said.or_else(|| complained.join().ok().filter(|said| !said.is_empty())) {
+            context.push_str(&format!(" (the machine said last: {said})"));
+        }
+        match lost {
+            Some((name, status)) => error.context(format!("{name} {}", describe(status))).context(context),
+            None => error.context(context),
+        }
     })
 }
 
