@@ -12,14 +12,11 @@ mod early;
 mod etc;
 mod execs;
 mod group;
-mod handoff;
 mod init;
-mod kind;
 mod link;
 mod listen;
 mod output;
 mod path;
-mod poweroff;
 mod reap;
 mod run;
 mod session;
@@ -28,7 +25,6 @@ mod shutdown;
 mod sys;
 mod sysctl;
 mod thrash;
-mod usable;
 mod user;
 mod visit;
 
@@ -49,6 +45,7 @@ use rustix::process::{Resource, Rlimit};
 
 use early::Made;
 use execs::Execs;
+use init::{find, handoff};
 use reap::Reaper;
 use sessions::Sessions;
 use shutdown::Wish;
@@ -153,7 +150,7 @@ fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, made: Made) -> ! {
 /// Hands PID 1 to the image's init, and goes on beside it.
 fn hand_over(agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, made: &Made) -> ! {
     let kernel_ms = ready.kernel_ms;
-    let init = match init::find(wanted, Path::new("/")) {
+    let init = match find::find(wanted, Path::new("/")) {
         Ok(init) => init,
         Err(words) => give_up(&words, kernel_ms, made),
     };

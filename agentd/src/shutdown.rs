@@ -19,9 +19,10 @@ use nix::unistd::Pid;
 use vsock::VsockStream;
 
 use crate::early::{self, Made};
-use crate::handoff::Traced;
+use crate::init::handoff::Traced;
+use crate::init::power_off;
 use crate::reap::Reaper;
-use crate::{Agent, LAST_WORDS, poweroff};
+use crate::{Agent, LAST_WORDS};
 
 /// How long the end may take where nobody says.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
@@ -246,9 +247,9 @@ fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
     // Before it is asked: one that ends at once would take the machine along, with what is not written back. Somebody may
     // trace it already; then its end is the kernel's to tell.
     let traced = Traced::seize();
-    let asked = poweroff::ask(grace, agent.init_stop_signal);
+    let asked = power_off::ask(grace, agent.init_stop_signal);
     match &asked {
-        Ok(asked) => crate::say(&format!("asked {}", asked.how)),
+        Ok(asked) => crate::say(&format!("asked {} to power off", asked.how)),
         Err(error) => crate::say(&format!("ask the init to power off: {error}")),
     }
     let may_try_term = asked.is_ok_and(|asked| asked.may_try_term);
@@ -292,7 +293,7 @@ fn hang_up_shells(reaper: &Reaper) {
     reaper.signal_those(Signal::SIGHUP as i32, |pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        poweroff::ignores(&status, Signal::SIGTERM as i32) && has_terminal(&stat)
+        power_off::ignores(&status, Signal::SIGTERM as i32) && has_terminal(&stat)
     });
 }
 
@@ -364,7 +365,7 @@ fn await_init(
         let now = Instant::now();
         if may_try_term && now >= term_at {
             may_try_term = false;
-            poweroff::ask_by_term();
+            power_off::ask_with_term();
         }
         if now >= deadline {
             return Outcome::Late;

@@ -9,6 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use msb::record::{RestartPolicy, RootChoice, VmmChoice};
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
+use msb::vm::inits;
 use msb::{record::owner, record::script, store::home, tool::env, tool::signal};
 
 /// Boot a microVM from a record
@@ -16,7 +17,7 @@ use msb::{record::owner, record::script, store::home, tool::env, tool::signal};
 /// Reads a record, boots the root file system that it names in a microVM, and prints the record with the member "vm"
 /// when the agent in the guest answers. The VM stays until msb-stop ends it, or until it powers off by itself.
 #[derive(Debug, Parser)]
-#[command(name = "msb-boot", version, after_help = EXAMPLES)]
+#[command(name = "msb-boot", version, after_help = after_help())]
 pub(crate) struct Args {
     #[command(flatten)]
     pub record: StageRecord,
@@ -40,9 +41,8 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     pub memory: Option<u32>,
 
-    /// Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint or cmd if that is an init, else the first
-    /// of /sbin/init, /lib/systemd/systemd and /usr/lib/systemd/systemd [default: none]
-    #[arg(long, value_name = "auto|none|PATH", value_parser = init)]
+    // The search path is in the table of inits.
+    #[arg(long, value_name = "auto|none|PATH", value_parser = init, help = init_help())]
     pub init: Option<InitChoice>,
 
     /// Return when the init is usable, that is, when what it starts at boot has started (the default with --init; agentd(8) says
@@ -182,17 +182,32 @@ Examples:
   msb-boot -r vm.json -m 2G -o vm.json       the same again, with more memory
 
 The record that is printed holds in its member boot what was asked for, so the record of a VM that has ended boots it again
-the same way. Flags override it.
+the same way. Flags override it.";
+
+fn init_help() -> String {
+    let [first, second, third] = inits::SEARCH;
+    format!(
+        "Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint or cmd if that is an init, else the \
+         first of {first}, {second} and {third} [default: none]"
+    )
+}
+
+/// The examples, and the inits from the table.
+fn after_help() -> String {
+    let rows: String = inits::INIT_SYSTEMS
+        .iter()
+        .chain([&inits::OTHER])
+        .map(|init| format!("  {:<18} {}\n", init.name, init.power_off))
+        .collect();
+    format!(
+        "{EXAMPLES}
 
 Inits, and how msb-stop asks each to power off:
-  systemd        SIGRTMIN+4
-  BusyBox        SIGUSR2 (also Finit and Toybox)
-  sysvinit       runlevel 0 on /run/initctl (also OpenRC behind it)
-  runit          /run/runit.stopit and SIGCONT
-  s6-svscan      SIGUSR1 where s6-linux-init set it up, else SIGTERM
-  others         a signal that they catch, the image's stop signal first
-One that has not powered off within the grace is ended by force, and one that just ends (as inits of containers do) ends the
-machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd).";
+{rows}\
+An init that has not powered off within the grace is ended by force. One that just exits, as inits of containers do, ends the
+machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd)."
+    )
+}
 
 fn vm_name(text: &str) -> Result<String, &'static str> {
     home::check_vm_name(text).map(|()| text.to_owned())

@@ -8,6 +8,7 @@ use anyhow::bail;
 use msb::record::{Boot, ImageConfig, Init};
 use msb::tool::signal;
 use msb::vm::boot::{self, Defaults};
+use msb::vm::inits;
 use msb::wire::exec::Text;
 use serde_json::Value;
 
@@ -99,17 +100,8 @@ fn command(image: &ImageConfig, entrypoint: Option<&[Text]>, cmd: Option<&[Text]
     if is_empty_word(&whole) { Vec::new() } else { whole }
 }
 
-/// Where an image's init is, and what it is called: a command of an image that is such a file is an init.
-const INIT_DIRECTORIES: [&str; 9] =
-    ["/", "/bin", "/sbin", "/usr/bin", "/usr/sbin", "/lib/systemd", "/usr/lib/systemd", "/lib/runit", "/usr/lib/runit"];
-const INIT_NAMES: [&str; 9] =
-    ["init", "linuxrc", "systemd", "runit", "runit-init", "openrc-init", "finit", "s6-svscan", "s6-linux-init"];
-
-fn is_init(word: &Text) -> bool {
-    let word = OsString::from(word.clone());
-    let path = Path::new(&word);
-    let (Some(dir), Some(name)) = (path.parent().and_then(Path::to_str), path.file_name()) else { return false };
-    INIT_DIRECTORIES.contains(&dir) && INIT_NAMES.iter().any(|init| name == *init)
+fn is_init(argument: &Text) -> bool {
+    inits::is_init_command(Path::new(&OsString::from(argument.clone())))
 }
 
 /// The init that is asked for. It may take half of the time that the whole boot may, to start; until it is usable there is the

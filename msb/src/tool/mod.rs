@@ -16,7 +16,6 @@ pub mod interrupt;
 pub mod line;
 #[cfg(feature = "cli")]
 pub mod output;
-#[cfg(feature = "cli")]
 pub mod signal;
 #[cfg(feature = "cli")]
 pub mod source;

@@ -2,6 +2,7 @@
 //! in a shared root. Nothing here knows a VMM or starts a process.
 
 pub mod boot;
+pub mod inits;
 #[cfg(feature = "cli")]
 pub mod rundir;
 #[cfg(feature = "cli")]

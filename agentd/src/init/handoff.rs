@@ -25,13 +25,11 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use rustix::process::{Resource, Rlimit, WaitOptions, WaitStatus};
 
-use crate::init::Init;
+use super::find::Init;
+use super::usable::{self, Sign};
+use super::{pid_1::PID, power_off};
 use crate::sys::{self, Resume, Side};
-use crate::usable::{self, Sign};
-use crate::{child, poweroff, sysctl};
-
-/// PID 1.
-const INIT: i32 = 1;
+use crate::{child, sysctl};
 
 /// System calls in which a program waits for something to happen: what an init that has started does.
 const WAITING: &[c_long] = &[
@@ -174,7 +172,7 @@ impl Traced {
     /// What `ptrace(2)` says: EPERM where somebody else traces it.
     pub fn seize() -> io::Result<Self> {
         let options = Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_TRACEEXIT | Options::PTRACE_O_TRACESYSGOOD;
-        ptrace::seize(Pid::from_raw(INIT), options)?;
+        ptrace::seize(Pid::from_raw(PID), options)?;
         Ok(Self)
     }
 
@@ -184,7 +182,7 @@ impl Traced {
     /// How it has ended, if it is about to.
     fn let_go(self) -> Result<(), String> {
         let failed = |error: io::Error| format!("trace PID 1: {error}");
-        ptrace::interrupt(Pid::from_raw(INIT)).map_err(|error| failed(error.into()))?;
+        ptrace::interrupt(Pid::from_raw(PID)).map_err(|error| failed(error.into()))?;
         let stopped = rustix::process::waitpid(Some(rustix::process::Pid::INIT), WaitOptions::empty());
         let signal = match stopped.map_err(|error| failed(error.into()))? {
             Some((_, status)) => match Self::stop(status).map_err(failed)? {
@@ -194,7 +192,7 @@ impl Traced {
             },
             None => 0,
         };
-        sys::resume(INIT, Resume::Free, signal).map_err(failed)
+        sys::resume(PID, Resume::Free, signal).map_err(failed)
     }
 
     fn stop(status: WaitStatus) -> io::Result<Stop> {
@@ -202,14 +200,14 @@ impl Traced {
         let Some(signal) = status.stopping_signal() else { return Ok(Stop::Other(0)) };
         Ok(match status.as_raw() >> 16 {
             libc::PTRACE_EVENT_EXEC => Stop::Exec,
-            libc::PTRACE_EVENT_EXIT => Stop::Ending(ptrace::getevent(Pid::from_raw(INIT))? as i32),
-            0 if signal == SYSTEM_CALL => match sys::begun_system_call(INIT)? {
+            libc::PTRACE_EVENT_EXIT => Stop::Ending(ptrace::getevent(Pid::from_raw(PID))? as i32),
+            0 if signal == SYSTEM_CALL => match sys::begun_system_call(PID)? {
                 Some(number) => Stop::Call(number),
                 None => Stop::Other(0),
             },
             // Of a fault that would be its end, the kernel says no more to whoever traces PID 1: it faults again and again.
             0 if FAULTS.contains(&signal)
-                && !poweroff::catches(&std::fs::read_to_string("/proc/1/status")?, signal) =>
+                && !power_off::catches(&std::fs::read_to_string("/proc/1/status")?, signal) =>
             {
                 Stop::Ending(signal)
             }
@@ -224,11 +222,11 @@ impl Traced {
         match Self::stop(status) {
             Ok(Stop::Ending(status)) => Some(describe(status)),
             Ok(Stop::Other(signal)) => {
-                let _ = sys::resume(INIT, Resume::Event, signal);
+                let _ = sys::resume(PID, Resume::Event, signal);
                 None
             }
             _ => {
-                let _ = sys::resume(INIT, Resume::Event, 0);
+                let _ = sys::resume(PID, Resume::Event, 0);
                 None
             }
         }
@@ -317,14 +315,14 @@ pub fn start(gate: Gate, limits: &Limits, sign: Option<Sign>) -> Result<Started,
                         progress.has_started();
                     }
                     if progress.is_usable(Some(number)) {
-                        sys::resume(INIT, Resume::Free, 0).map_err(failed)?;
+                        sys::resume(PID, Resume::Free, 0).map_err(failed)?;
                         return Ok(progress.started());
                     }
                 }
                 Stop::Other(signal) => passed_on = signal,
             }
             let how = if has_executed && progress.wants_calls() { Resume::SystemCall } else { Resume::Event };
-            sys::resume(INIT, how, passed_on).map_err(failed)?;
+            sys::resume(PID, how, passed_on).map_err(failed)?;
         }
         if progress.is_usable(call) {
             return match traced.let_go() {

@@ -12,10 +12,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use msb::vm::inits::Usable;
 use nix::libc::{self, c_long};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::kind::Kind;
+use super::pid_1;
 
 /// Where systemd says that it has started, as the value of `$NOTIFY_SOCKET` (`sd_notify(3)`): a name outside the file system, so
 /// nothing is left of it.
@@ -50,15 +51,16 @@ pub enum Sign {
 impl Sign {
     /// The sign of the init that PID 1 is now.
     pub fn of_pid_1() -> Self {
-        match Kind::of_pid_1() {
-            Ok((Kind::BusyBox, _)) => Self::Call(busybox),
-            Ok((Kind::SysV, _)) => Self::SysV(Cell::new(None)),
-            Ok((Kind::OpenRc, _)) => Self::Call(openrc),
-            Ok((Kind::Runit, _)) => Self::Look(runit),
-            Ok((Kind::S6, _)) => Self::Look(s6),
-            Ok((Kind::Finit, _)) => Self::Look(finit),
-            // systemd is known before it starts.
-            Ok((Kind::Systemd | Kind::Other, _)) | Err(_) => Self::Started,
+        let Ok((init, _)) = pid_1::init_system() else { return Self::Started };
+        match init.usable {
+            Usable::BusyBoxActions => Self::Call(busybox),
+            Usable::SysvinitActions => Self::SysV(Cell::new(None)),
+            Usable::OpenRcFifo => Self::Call(openrc),
+            Usable::RunitServices => Self::Look(runit),
+            Usable::S6Services => Self::Look(s6),
+            Usable::FinitCondition => Self::Look(finit),
+            // The socket is bound before systemd starts, or another process has it.
+            Usable::Notification | Usable::Started => Self::Started,
         }
     }
 

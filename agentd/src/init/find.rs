@@ -9,9 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use msb::vm::boot;
-
-/// Where inits are, in the order in which they are looked for.
-const CANDIDATES: [&str; 3] = ["/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"];
+use msb::vm::inits::{self, Usable};
 
 /// As much of a file as says what kind of program it is: the kernel itself looks at 256 bytes for `#!`, and an ELF file's
 /// program headers follow its header.
@@ -44,7 +42,11 @@ impl Init {
     pub fn is_systemd(&self) -> bool {
         let words = self.argv.iter().skip(1).filter(|_| self.is_entrypoint).map(Path::new);
         let mut files = words.filter(|word| word.is_absolute()).chain([self.path.as_path()]);
-        files.any(|file| fs::canonicalize(file).is_ok_and(|file| file.file_name() == Some(OsStr::new("systemd"))))
+        files.any(|file| {
+            let file = fs::canonicalize(file).unwrap_or_default();
+            let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            inits::recognise(name, b"", b"").usable == Usable::Notification
+        })
     }
 }
 
@@ -62,7 +64,7 @@ pub fn find(wanted: &boot::Init, root: &Path) -> Result<Init, String> {
     let mut looked_at = Vec::new();
     let entrypoint: Vec<OsString> = wanted.entrypoint.iter().cloned().map(OsString::from).collect();
     let paths = entrypoint.first().map(|first| (PathBuf::from(first), true)).into_iter();
-    for (path, is_entrypoint) in paths.chain(CANDIDATES.map(|path| (path.into(), false))) {
+    for (path, is_entrypoint) in paths.chain(inits::SEARCH.map(|path| (path.into(), false))) {
         match check(root, &path) {
             Ok(is_script) => {
                 let command = if is_entrypoint { entrypoint } else { vec![path.clone().into()] };
