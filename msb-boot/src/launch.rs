@@ -14,6 +14,7 @@ use msb::record::Record;
 use msb::tool::interrupt::IMPATIENCE;
 use msb::tool::output::Output;
 use msb::vm::rundir::{self, Committed, Ended, Held};
+use msb::vm::shared_root;
 use msb::{tool::exit, tool::line, tool::start};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
@@ -109,6 +110,7 @@ pub(crate) fn launch(config: &Config, output: &Output, foreground: bool) -> anyh
                     if let Some(log) = failed::keep_logs(config, held.path()) {
                         message.push_str(&format!("\n  log: {}", log.display()));
                     }
+                    shared_root::remove_leftovers(held.path());
                     held.remove()?;
                 }
                 bail!(message);
@@ -172,6 +174,7 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child, console: 
         drop(held);
     } else {
         held.await_readers()?;
+        shared_root::remove_leftovers(held.path());
         held.remove()?;
     }
     let Some(ended) = ended else { bail!("supervisor: {}", crate::supervise::crew::describe(status)) };

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, Vm};
 use msb::vm::rundir::{self, Committed, Ended, Extended, Held, Stop};
-use msb::vm::supervisor;
+use msb::vm::{shared_root, supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -224,7 +224,11 @@ fn tidy(held: Held) -> anyhow::Result<()> {
         let _ = done.send(held.await_death().and_then(|()| held.await_readers()).map(|()| held));
     });
     match wait.recv_timeout(MARGIN) {
-        Ok(held) => held.and_then(Held::remove).with_context(|| format!("run directory {dir:?}")),
+        Ok(held) => {
+            let held = held.with_context(|| format!("run directory {dir:?}"))?;
+            shared_root::remove_leftovers(&dir);
+            held.remove().with_context(|| format!("run directory {dir:?}"))
+        }
         Err(_) => bail!(
             "run directory {dir:?}: a process of the VM is still there (see \"fuser -v\" of the file \"alive\" in it)"
         ),

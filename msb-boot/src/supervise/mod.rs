@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use msb::vm::rundir::{self, Cause, Committed, Ended, Held, Restarting};
+use msb::vm::shared_root;
 use msb::{record, tool::interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -99,6 +100,7 @@ fn boot_and_watch(front: &mut Option<Front>) -> anyhow::Result<()> {
     held.await_death()?;
     // One that ended in order is expected to have left its end.
     let was_killed = !held.path().join(rundir::ENDED).exists();
+    shared_root::remove_leftovers(held.path());
     let left = held.clear(&[rundir::ALIVE]);
     if left.with_context(|| format!("run directory {:?}", held.path()))? && was_killed {
         talk.tell(&Report::Say(format!("removed what an earlier VM {:?} had left", config.name)));

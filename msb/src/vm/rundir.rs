@@ -17,8 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::overlay::beneath::{Dir, Name};
-use crate::record::{self, Record};
-use crate::{store::home, vm::shared_root};
+use crate::store::home;
 
 /// The socket on which the agent answers.
 pub const AGENT_SOCKET: &str = "agent.sock";
@@ -289,15 +288,11 @@ impl Held {
         File::options().create(true).truncate(false).write(true).mode(0o600).open(self.path.join(ALIVE))
     }
 
-    /// Removes what is in the directory but for the names in `keep`, and what a killed VM has left in a root that it shared. True:
-    /// there was something to remove.
+    /// Removes everything in the directory except the names in `keep`. Returns whether there was anything to remove.
     ///
     /// # Errors
     /// What removing says.
     pub fn clear(&self, keep: &[&str]) -> io::Result<bool> {
-        if let Some(root) = self.shared_root() {
-            shared_root::tidy(&self.path, root);
-        }
         let mut removed = false;
         let dir = Dir::open(&self.path)?;
         for entry in fs::read_dir(&self.path)? {
@@ -308,13 +303,6 @@ impl Held {
             }
         }
         Ok(removed)
-    }
-
-    fn shared_root(&self) -> Option<PathBuf> {
-        let text = fs::read(self.path.join(record::FILE_NAME)).ok()?;
-        let record = Record::parse(text.trim_ascii_end()).ok()?;
-        record.vm.filter(|vm| vm.root == "share")?;
-        Some(record.mount?.path)
     }
 
     /// Removes the directory and all in it.

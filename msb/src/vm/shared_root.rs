@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::overlay::beneath::{Dir, Name};
 use crate::overlay::upper::keeping_times;
+use crate::record::{self, Record};
 use crate::store::home;
 
 /// The roots' lists, a file for each, are in a directory beside the VMs' own; it is no name of a VM. Who holds or lets go of a list
@@ -74,15 +75,26 @@ impl Drop for Leftovers {
     }
 }
 
-/// Removes what a VM whose supervisor was killed has left in `root`, unless somebody else has that.
-pub(crate) fn tidy(vm: &Path, root: PathBuf) {
-    if vm.with_file_name(LISTS).exists() {
+/// Removes the mount points that a VM whose supervisor was killed has left in its shared root, unless another VM uses that root.
+/// `vm` is the run directory, whose record names the root: call this before the directory is cleared.
+pub fn remove_leftovers(vm: &Path) {
+    if let Some(root) = recorded_root(vm)
+        && vm.with_file_name(LISTS).exists()
+    {
         let vm = vm.to_owned();
         patiently(move || {
             let path = list_of(&vm, &root)?;
             let_go(File::options().read(true).append(true).open(&path)?, &path, &root)
         });
     }
+}
+
+/// The shared root that the record in a run directory names.
+fn recorded_root(vm: &Path) -> Option<PathBuf> {
+    let text = fs::read(vm.join(record::FILE_NAME)).ok()?;
+    let record = Record::parse(text.trim_ascii_end()).ok()?;
+    record.vm.filter(|vm| vm.root == "share")?;
+    Some(record.mount?.path)
 }
 
 /// The list of a root, by its number.
