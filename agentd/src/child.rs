@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use msb::record::script::GUEST_DIR;
-use msb::wire::exec::{Failure, Limit, Request, Resize, Text};
+use msb::wire::exec::{DEFAULT_PATH, Failure, Limit, Request, Resize, Text};
+use msb::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, TOOL_FAILED};
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex};
 
@@ -20,18 +21,11 @@ use crate::reap::Awaited;
 use crate::sys::{Launch, NotStarted};
 use crate::{Agent, user};
 
-/// PATH where neither the image nor the request says one.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// The file mode creation mask of a command that does not ask for another.
 const DEFAULT_UMASK: u32 = 0o022;
 
 /// Ctrl-D.
 const END_OF_TRANSMISSION: u8 = 4;
-
-const TOOL_FAILED: u8 = 125;
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 
 /// A running command.
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use msb::wire::exec::{Attach, Execs, Failure, Kill, Started};
+use msb::wire::exit_status::TOOL_FAILED;
 use msb::wire::{self, Message, turn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vsock::VsockStream;
@@ -12,8 +13,6 @@ use vsock::VsockStream;
 use crate::Agent;
 use crate::execs::{Entry, Exec, Found};
 use crate::session;
-
-const TOOL_FAILED: u8 = 125;
 
 /// Makes somebody an exec's caller, or has them wait for its end.
 ///

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use msb::wire::exec::DEFAULT_PATH;
 use nix::sys::signal::{SigSet, Signal as Interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, set_parent_process_death_signal};
@@ -20,7 +21,6 @@ const ENTER: &str = "--as-vmm";
 
 /// This program, also where another release has taken its place on the disk.
 const OURSELVES: &str = "/proc/self/exe";
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What this process is.
 pub(crate) enum Role {
@@ -85,7 +85,7 @@ pub(crate) fn become_program(cell: &Cell, words: &[OsString]) -> ExitCode {
 /// A supervisor, not yet started. All it knows comes from its stdin.
 pub(crate) fn supervisor(stdin: Stdio) -> Command {
     let mut command = Command::new(OURSELVES);
-    command.arg0(TOOL).arg(SUPERVISE).env_clear().env("PATH", PATH);
+    command.arg0(TOOL).arg(SUPERVISE).env_clear().env("PATH", DEFAULT_PATH);
     command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -104,6 +104,6 @@ pub(crate) fn vmm(vm: &Vm) -> io::Result<Command> {
 
 fn in_role(role: &str, what: &OsStr) -> Command {
     let mut command = Command::new(OURSELVES);
-    command.arg0(TOOL).arg(role).arg(what).env_clear().env("PATH", PATH);
+    command.arg0(TOOL).arg(role).arg(what).env_clear().env("PATH", DEFAULT_PATH);
     command
 }

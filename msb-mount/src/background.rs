@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
 use msb::tool::exit;
-use msb::tool::interrupt::{self, Begun};
+use msb::tool::interrupt::{self, DeferExit};
 use msb::tool::output::Output;
 use rustix::process::Pid;
 
@@ -23,7 +23,7 @@ const LOG: &str = "mount.log";
 
 /// Starts the server, prints the record when it is ready, and returns the tool's exit code: a server that fails has
 /// said why on the stderr it shares.
-pub(crate) fn start(config: &Config, output: &Output, begun: Begun) -> anyhow::Result<u8> {
+pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyhow::Result<u8> {
     match spawn(config) {
         Ok(Some(pid)) => {
             // A signal that came meanwhile has ended the server, or comes too late.

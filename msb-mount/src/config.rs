@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
-use msb::tool::interrupt::Begun;
+use msb::tool::interrupt::DeferExit;
 use msb::{store::home, tool::source, vm::supervisor};
 use rustix::process::Pid;
 
@@ -31,11 +31,11 @@ pub(crate) struct Config {
 
 impl Config {
     /// Takes the record, makes what is missing: upper, mount point.
-    pub(crate) fn new(args: &Args) -> anyhow::Result<(Self, Begun)> {
+    pub(crate) fn new(args: &Args) -> anyhow::Result<(Self, DeferExit)> {
         args.output.check()?;
         let mut record = args.record.take("msb-mount")?;
         supervisor::require_ended(&mut record)?;
-        let begun = Begun::new();
+        let begun = DeferExit::new();
         let lower = lower(&record)?;
         if let Some(upper) = &record.upper {
             for dir in [&upper.dir, &upper.work] {

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::staging::{Published, Staging};
 use msb::record::{Record, Rootfs};
 use msb::tool::exit::ReaderGone;
-use msb::tool::interrupt::{self, Begun};
+use msb::tool::interrupt::{self, DeferExit};
 use msb::{store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
 use msb_patch::args::Args;
 use msb_patch::found::Found;
@@ -55,7 +55,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let mut report = Report::open(args.dry_run, args.report.as_deref())?;
 
     let _guard = interrupt::Guard::new("msb-patch")?;
-    let begun = Begun::new();
+    let begun = DeferExit::new();
     let (mut target, staging) = match &lower {
         Some(lower) => {
             let begun = Staging::begin(&home, lower, record.upper.as_ref(), upper_named.as_deref(), args.fresh)?;

@@ -1,13 +1,49 @@
-//! What the msb tools share: the record that flows through the pipe, the merge rule of a root file
-//! system, the protocol between host and guest, and the conventions of a command-line tool.
+//! What the msb tools share, for the tools and for other programs: the record that flows through the pipe, the protocol between
+//! host and guest, the merge rule of a root file system, the state on the host, and the conventions of a command-line tool.
 //!
 //! The tools depend on this crate and never on one another.
+//!
+//! # Modules and features
+//!
+//! Each module is a feature of the same name, which includes those above it in this table; imports run in the same
+//! direction. `tool` is on by default.
+//!
+//! | module | what is in it | what it needs |
+//! | --- | --- | --- |
+//! | [`record`] | the types of the record, IDs of users, names of scripts | serde, serde_json, thiserror |
+//! | `wire` | frames and messages between host and guest | and rustix |
+//! | `interrupt` | cancellation of long operations; with `overlay` | |
+//! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
+//! | `store` | the state directories on the host, EROFS images | and sha2 |
+//! | `vm` | run directories, supervisors, shared roots | |
+//! | `tool` | command lines, exit statuses, records on stdin and stdout | and clap, nix, schemars |
+//!
+//! `vm::boot` alone, the document that msb-boot leaves for agentd, comes with `wire`. The feature `schema` derives a JSON Schema for
+//! the record.
+//!
+//! # Errors and output
+//!
+//! Every error is a type that tells whose fault it was. Its `Display` leaves its source out: print the chain, as anyhow's `{:#}`
+//! does. Only `tool` reads the environment, writes to stdout or stderr, or ends the process.
+//!
+//! # Types of other crates in signatures
+//!
+//! - [`serde_json::Map`] holds members of the record that this version does not know ([`record::Unknown`]).
+//! - rustix's `Stat`, `FileType`, `Mode`, `Timestamps` and `XattrFlags` are in `overlay`, whose callers make system calls of
+//!   their own on the same files; rustix's `Signal` is in `interrupt`.
+//! - clap's traits are implemented in `tool`, and `nix`'s `SigSet` is returned there.
 
 #[cfg(feature = "overlay")]
+pub mod interrupt;
+#[cfg(feature = "overlay")]
 pub mod overlay;
+#[cfg(feature = "record")]
 pub mod record;
-#[cfg(feature = "cli")]
+#[cfg(feature = "store")]
 pub mod store;
+#[cfg(feature = "tool")]
 pub mod tool;
+#[cfg(feature = "wire")]
 pub mod vm;
+#[cfg(feature = "wire")]
 pub mod wire;

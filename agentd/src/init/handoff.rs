@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use msb::record::script;
 use msb::vm::boot::Defaults;
+use msb::wire::exec::DEFAULT_PATH;
 use nix::errno::Errno;
 use nix::libc::{self, c_long};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -136,7 +137,7 @@ pub fn prepare(init: &Init) {
     if init.is_systemd() {
         let _ = std::fs::create_dir_all("/run/systemd/system");
         let _ = std::os::unix::fs::symlink("/dev/null", SYSTEMD_CONSOLE);
-        let path = child::DEFAULT_PATH;
+        let path = DEFAULT_PATH;
         let words = format!("[Manager]\nDefaultEnvironment=PATH={}:{path}\n", script::GUEST_DIR);
         let dir = Path::new(SYSTEMD_DROP_IN).parent().unwrap_or(Path::new("/run"));
         let put = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(SYSTEMD_DROP_IN, words));

@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use msb::overlay::upper::copy_data;
 use msb::record::{self, TopKind};
 use msb::store::home;
-use msb::tool::interrupt::{self, Begun};
+use msb::tool::interrupt::{self, DeferExit};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
@@ -243,7 +243,7 @@ fn replace(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathB
     let path = dir.join(DISK);
     let replace = || -> anyhow::Result<()> {
         let _gate = gate(dir)?;
-        let _begun = Begun::new();
+        let _deferred = DeferExit::new();
         let aside = home::aside(&path);
         link(disk, &aside)?;
         fs::rename(&aside, &path).inspect_err(|_| drop(fs::remove_file(&aside)))?;

@@ -157,7 +157,7 @@ impl<G: Patient> Receiver<'_, G> {
         // The second one: a machine that cannot even start.
         if let Message::Failure(Failure { message, .. }) | Message::Ready(Ready { error: Some(message), .. }) = &message
         {
-            bail!("guest: {}", crate::tool::exit::printable(message));
+            bail!("guest: {}", crate::record::printable(message));
         }
         let length = match &message {
             Message::Data(_, bytes) => HEADER + bytes.len(),

@@ -7,19 +7,19 @@
 //! file decides what is visible. Source: the kernel's `Documentation/filesystems/overlayfs.rst`.
 
 pub mod beneath;
-#[cfg(feature = "cli")]
+#[cfg(feature = "store")]
 pub mod commit;
 pub mod device;
 pub mod live;
 mod marks;
 pub mod mountinfo;
-#[cfg(feature = "cli")]
+#[cfg(feature = "store")]
 pub mod reach;
 pub mod resolve;
 mod search;
-#[cfg(feature = "cli")]
+#[cfg(feature = "store")]
 pub mod staging;
-#[cfg(feature = "cli")]
+#[cfg(feature = "store")]
 mod sync;
 pub mod upper;
 pub mod whiteout;

@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::beneath::{Dir, Entry, Name, times_of};
 use super::resolve::Step;
 use super::{Layer, Leaf, Merged, marks, whiteout};
-use crate::tool::interrupt;
+use crate::interrupt;
 
 /// What our names in a work directory begin with; the kernel's overlayfs keeps others there.
 const ASIDE_PREFIX: &str = "msb.";

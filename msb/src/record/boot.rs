@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Unknown;
-use crate::wire::exec::Text;
+use super::{Text, Unknown};
 
 /// What msb-boot is asked for. Its flags override these members, and it writes them all back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Boot {
     /// The VM's name; null for a generated one.
@@ -88,7 +86,8 @@ impl Default for Boot {
 }
 
 /// The init that PID 1 is handed to.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Init {
     /// Its absolute path in the guest, or `auto`.
@@ -124,7 +123,9 @@ impl Default for Init {
 }
 
 /// Whether a VM that has ended is started again. One that was asked to stop never is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "tool", derive(clap::ValueEnum))]
 #[serde(rename_all = "kebab-case")]
 pub enum RestartPolicy {
     /// Never
@@ -137,7 +138,9 @@ pub enum RestartPolicy {
 }
 
 /// How the root reaches the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "tool", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum RootChoice {
     /// Whatever suits the record
@@ -151,7 +154,9 @@ pub enum RootChoice {
 }
 
 /// What runs the VM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "tool", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum VmmChoice {
     /// libkrun if the machine has usable KVM, otherwise QEMU

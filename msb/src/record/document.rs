@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -23,7 +22,8 @@ pub const FILE_NAME: &str = "record.json";
 pub type Unknown = Map<String, Value>;
 
 /// What flows through the pipe.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Record {
     /// The record's version, [`VERSION`].
     pub msb: u64,
@@ -54,7 +54,8 @@ pub struct Record {
 }
 
 /// The image that a root came from.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Image {
     /// The reference as resolved, e.g. `docker.io/library/alpine:3.20`.
     #[serde(rename = "ref")]
@@ -74,7 +75,8 @@ pub struct Image {
 }
 
 /// How an image wants to be run: the OCI image configuration's `config`, by its own names.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "PascalCase")]
 pub struct ImageConfig {
     /// `K=V` each.
@@ -105,7 +107,8 @@ fn null_is_empty<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Vec<Strin
 }
 
 /// The read-only base of a root.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Rootfs {
     /// Unpacked layers in overlayfs form.
@@ -137,7 +140,8 @@ pub enum Rootfs {
 }
 
 /// The format of a disk image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// The disk's bytes.
@@ -156,7 +160,8 @@ impl std::fmt::Display for DiskFormat {
 }
 
 /// The writable layer, in overlayfs form.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Upper {
     /// The layer itself.
     pub dir: PathBuf,
@@ -168,7 +173,8 @@ pub struct Upper {
 }
 
 /// A root that is mounted on the host.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Mount {
     /// The mount point.
     pub path: PathBuf,
@@ -182,7 +188,8 @@ pub struct Mount {
 }
 
 /// A running microVM.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Vm {
     /// The name that `-r NAME` takes.
     pub name: String,
@@ -228,7 +235,8 @@ fn is_zero(number: &u32) -> bool {
 }
 
 /// What takes what the guest of a block root writes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Top {
     /// What it is.
     pub kind: TopKind,
@@ -241,7 +249,8 @@ pub struct Top {
 }
 
 /// Where the top of a block root is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum TopKind {
     /// A disk.
@@ -251,7 +260,8 @@ pub enum TopKind {
 }
 
 /// Where an agent answers: a Unix socket of the VMM that leads to a vsock port in the guest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Endpoint {
     /// The socket's path.
     pub unix: PathBuf,
@@ -266,7 +276,8 @@ pub struct Endpoint {
 }
 
 /// When each step of a start was reached, in milliseconds since msb-boot had its record.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Timings {
     /// The VMM's process was started.
     pub spawn: u64,

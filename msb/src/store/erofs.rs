@@ -18,10 +18,10 @@ use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 use sha2::{Digest, Sha256};
 
+use crate::interrupt::{self, DeferExit};
 use crate::overlay::beneath::{Dir, Entry};
 use crate::overlay::whiteout;
 use crate::store::home;
-use crate::tool::interrupt::{self, Begun};
 
 /// What every image is made with. Changing it changes the images' names.
 ///
@@ -135,7 +135,7 @@ impl Mkfs {
         }
         started(&path);
         let make = || -> anyhow::Result<()> {
-            let _begun = Begun::new();
+            let _deferred = DeferExit::new();
             let file = self.unnamed(&dir, lower, &uuid)?;
             rustix::fs::fchmod(&file, Mode::from_raw_mode(0o400))?;
             file.sync_all()?;

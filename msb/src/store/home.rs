@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::tool::interrupt::Begun;
+use crate::interrupt::DeferExit;
 
 /// The directory for what outlives a VM (blobs, layers, sandboxes): `$MSB_HOME`, else `$XDG_DATA_HOME/msb`, else
 /// `~/.local/share/msb`.
@@ -122,7 +122,7 @@ pub fn aside(path: &Path) -> PathBuf {
 /// What writing, syncing or renaming says; then nothing is left beside `path`.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     // Not to be left beside it by who is interrupted.
-    let _begun = Begun::new();
+    let _deferred = DeferExit::new();
     let aside = aside(path);
     let written = (|| {
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&aside)?;

@@ -7,20 +7,13 @@ use std::process::ExitCode;
 
 use crate::tool::interrupt;
 
+pub use crate::record::printable;
+pub use crate::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE, TIMED_OUT, TOOL_FAILED};
+
 /// The operation failed.
 pub const FAILED: u8 = 1;
 /// The command line was wrong.
 pub const USAGE: u8 = 2;
-/// msb-exec: the command ran into its time limit, as `timeout(1)` says it.
-pub const TIMED_OUT: u8 = 124;
-/// msb-exec: the tool or the VM failed, not the command, as `env(1)` and `docker exec` say it.
-pub const TOOL_FAILED: u8 = 125;
-/// msb-exec: the command was found but is not executable.
-pub const NOT_EXECUTABLE: u8 = 126;
-/// msb-exec: the command was not found.
-pub const NOT_FOUND: u8 = 127;
-/// Added to the number of the signal that ended a command.
-pub const SIGNAL_BASE: u8 = 128;
 /// What a shell reports for a writer whose reader left: 128 + SIGPIPE.
 pub const READER_GONE: u8 = SIGNAL_BASE + 13;
 
@@ -63,22 +56,8 @@ pub fn report(tool: &str, failed: u8, result: anyhow::Result<u8>) -> ExitCode {
     }
 }
 
-/// Somebody else's words for a terminal: each control character is replaced, so that they cannot drive it or look like
-/// lines of ours.
-pub fn printable(words: &str) -> String {
-    words.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
-}
-
 /// Says one line as `tool: words` on stderr. A closed stderr is no reason to fail.
 pub fn warn(tool: &str, words: &str) {
     use std::io::Write;
     let _ = std::io::stderr().write_all(format!("{tool}: {words}\n").as_bytes());
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_guests_words_cannot_drive_the_terminal() {
-        assert_eq!(super::printable("no\u{1b}[2Jfile\n"), "no\u{fffd}[2Jfile\u{fffd}");
-    }
 }

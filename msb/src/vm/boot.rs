@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::exec::Text;
+use crate::record::Text;
 
 /// The file's name in the boot share.
 pub const FILE_NAME: &str = "boot.json";

@@ -3,9 +3,9 @@
 
 pub mod boot;
 pub mod inits;
-#[cfg(feature = "cli")]
+#[cfg(feature = "vm")]
 pub mod rundir;
-#[cfg(feature = "cli")]
+#[cfg(feature = "vm")]
 pub mod shared_root;
-#[cfg(feature = "cli")]
+#[cfg(feature = "vm")]
 pub mod supervisor;

@@ -1,48 +1,13 @@
 //! The messages of an exec, and those that travel alone: what is asked about execs, shutdown and ready.
 
-use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// A string of the operating system in JSON: a string where it is UTF-8, else an array of its bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "cli", derive(schemars::JsonSchema))]
-#[serde(untagged)]
-pub enum Text {
-    /// UTF-8.
-    Utf8(String),
-    /// Anything else.
-    Bytes(Vec<u8>),
-}
+pub use crate::record::Text;
 
-impl From<&OsStr> for Text {
-    fn from(text: &OsStr) -> Self {
-        text.to_str().map_or_else(|| Self::Bytes(text.as_bytes().to_vec()), |text| Self::Utf8(text.to_owned()))
-    }
-}
-
-impl From<&str> for Text {
-    fn from(text: &str) -> Self {
-        Self::Utf8(text.to_owned())
-    }
-}
-
-impl From<String> for Text {
-    fn from(text: String) -> Self {
-        Self::Utf8(text)
-    }
-}
-
-impl From<Text> for OsString {
-    fn from(text: Text) -> Self {
-        match text {
-            Text::Utf8(text) => text.into(),
-            Text::Bytes(bytes) => Self::from_vec(bytes),
-        }
-    }
-}
+/// PATH of a command if neither the image nor the request sets it.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The first frame both ways.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,9 +11,9 @@
 //! byte of the payload is taken, and whatever is wrong ends the connection. `man/msb-wire.5` specifies it.
 
 mod decoder;
-#[cfg(feature = "cli")]
 pub mod dial;
 pub mod exec;
+pub mod exit_status;
 mod report;
 pub mod turn;
 pub mod upper;
