@@ -121,7 +121,7 @@ impl Config {
             exit::warn(TOOL, &message);
         }
         if args.verbose {
-            exit::warn(TOOL, &format!("root: {} ({})", root.name(), choice.why));
+            exit::warn(TOOL, &format!("root: {} ({})", root.kind(), choice.why));
         }
         let vm = Vm {
             vmm: kind,
@@ -143,6 +143,8 @@ impl Config {
             commit: false,
             init,
         };
+        let mut record = record;
+        (record.scripts, record.boot, record.vm) = (scripts.clone(), Some(asked.clone()), None);
         Ok(Self {
             name,
             root_why: choice.why.into(),
@@ -154,7 +156,7 @@ impl Config {
             restart: asked.restart,
             logs: home::home()?.join("logs"),
             commit_on_stop: asked.commit_on_stop && matches!(vm.root, Root::Block(_)),
-            record: Record { scripts, boot: Some(asked), vm: None, ..record },
+            record,
             vm,
             started,
         })
@@ -464,11 +466,15 @@ mod tests {
     #[test]
     fn the_root_is_chosen_by_the_record_and_by_the_caller_where_it_can_be() {
         let dir = std::env::temp_dir();
-        let layers = || Some(Rootfs::Layers { lower: vec![dir.clone()], unknown: Default::default() });
-        let directory = || Some(Rootfs::Dir { lower: vec![dir.clone()], unknown: Default::default() });
-        let disk = || Some(Rootfs::Disk { path: dir.clone(), format: DiskFormat::Raw, unknown: Default::default() });
-        let mount = || Mount { path: dir.clone(), pid: 1, fstype: "x".into(), unknown: Default::default() };
-        let record = |rootfs, mount| Record { rootfs, mount, ..Record::new() };
+        let layers = || Some(Rootfs::layers(vec![dir.clone()]));
+        let directory = || Some(Rootfs::dir(dir.clone()));
+        let disk = || Some(Rootfs::disk(dir.clone(), DiskFormat::Raw));
+        let mount = || Mount::new(dir.clone(), 1, "x".into());
+        let record = |rootfs, mount| {
+            let mut record = Record::new();
+            (record.rootfs, record.mount) = (rootfs, mount);
+            record
+        };
         for (record, flag, expected) in [
             (record(layers(), None), "auto", Ok(RootChoice::Block)),
             (record(directory(), None), "auto", Ok(RootChoice::Block)),

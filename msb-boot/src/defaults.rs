@@ -128,7 +128,9 @@ fn init_command(image: &ImageConfig, boot: &Boot) -> Vec<Text> {
         return Vec::new();
     }
     let whole = command(image, None, boot.cmd.as_deref());
-    let entrypoint = command(&ImageConfig { cmd: None, ..image.clone() }, None, None);
+    let mut without_cmd = image.clone();
+    without_cmd.cmd = None;
+    let entrypoint = command(&without_cmd, None, None);
     let has_init = |place: usize| whole.get(place).is_some_and(is_init);
     if has_init(0) || has_init(entrypoint.len()) { whole } else { Vec::new() }
 }
@@ -151,6 +153,12 @@ fn environment(image: &[String], caller: &BTreeMap<String, Text>) -> Vec<Text> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn image_of(entrypoint: &[&str], cmd: &[&str]) -> ImageConfig {
+        let mut image = ImageConfig::default();
+        (image.entrypoint, image.cmd) = (words(entrypoint), words(cmd));
+        image
+    }
 
     fn words(words: &[&str]) -> Option<Vec<String>> {
         (!words.is_empty()).then(|| words.iter().map(|word| (*word).to_owned()).collect())
@@ -188,7 +196,7 @@ mod tests {
             (exec, empty, None, none, vec!["exec_entry", "p1", ""]),
             (&["", "x"][..], none, None, none, vec!["", "x"]),
         ] {
-            let image = ImageConfig { entrypoint: words(entrypoint), cmd: words(image_cmd), ..ImageConfig::default() };
+            let image = image_of(entrypoint, image_cmd);
             let texts = |words: &[&str]| words.iter().map(|word| Text::from(*word)).collect::<Vec<_>>();
             let flag = flag.map(texts);
             let given = (!words_given.is_empty()).then(|| texts(words_given));
@@ -199,7 +207,7 @@ mod tests {
 
     #[test]
     fn auto_looks_at_the_images_own_init_first() {
-        let image = ImageConfig { entrypoint: words(&["/init"]), cmd: words(&["app"]), ..ImageConfig::default() };
+        let image = image_of(&["/init"], &["app"]);
         let asked = |boot: serde_json::Value| init(&image, &serde_json::from_value(boot).unwrap());
         let auto = serde_json::json!({"path": "auto"});
         assert_eq!(asked(serde_json::json!({})), None);
@@ -233,7 +241,7 @@ mod tests {
             (&["/init", "x"], &[], &["/init", "x"]),
             (&[], &[], &[]),
         ] {
-            let image = ImageConfig { entrypoint: words(entrypoint), cmd: words(cmd), ..ImageConfig::default() };
+            let image = image_of(entrypoint, cmd);
             let expected: Vec<Text> = expected.iter().map(|word| Text::from(*word)).collect();
             let boot = serde_json::from_value(serde_json::json!({"init": {}})).unwrap();
             assert_eq!(init(&image, &boot).unwrap().entrypoint, expected, "{entrypoint:?} {cmd:?}");
@@ -251,17 +259,18 @@ mod tests {
             ("nonsense", None, 15, true),
             ("nonsense", Some("9"), 9, false),
         ] {
-            let image = ImageConfig { stop_signal: image.into(), ..ImageConfig::default() };
-            let boot = Boot { stop_signal: asked.map(str::to_owned), ..Boot::default() };
-            assert_eq!(defaults(&image, &boot).stop_signal, expected, "{image:?} {asked:?}");
-            assert_eq!(unknown_stop_signal(&image, &boot).is_some(), is_warned, "{image:?} {asked:?}");
+            let (mut config, mut boot) = (ImageConfig::default(), Boot::default());
+            config.stop_signal = image.into();
+            boot.stop_signal = asked.map(str::to_owned);
+            assert_eq!(defaults(&config, &boot).stop_signal, expected, "{image:?} {asked:?}");
+            assert_eq!(unknown_stop_signal(&config, &boot).is_some(), is_warned, "{image:?} {asked:?}");
         }
     }
 
     #[test]
     fn an_image_whose_command_is_the_init_has_no_other_command_and_no_signal_for_others() {
-        let image =
-            ImageConfig { cmd: words(&["/sbin/init"]), stop_signal: "SIGRTMIN+3".into(), ..ImageConfig::default() };
+        let mut image = image_of(&[], &["/sbin/init"]);
+        image.stop_signal = "SIGRTMIN+3".into();
         for (boot, argv, commands, init_signal) in [
             (serde_json::json!({}), &["/sbin/init"][..], 37, None),
             (serde_json::json!({"init": {}}), &[], 15, Some(37)),

@@ -34,7 +34,7 @@ pub(crate) fn request(
         Some(InitChoice::None) => boot.init = None,
         // Arguments and variables were meant for the init that was recorded with them.
         Some(InitChoice::Auto) => boot.init = Some(Init::default()),
-        Some(InitChoice::Path(path)) => boot.init = Some(Init { path: path.clone(), ..Init::default() }),
+        Some(InitChoice::Path(path)) => boot.init = Some(Init::new(path.clone())),
     }
     match &mut boot.init {
         Some(init) => {

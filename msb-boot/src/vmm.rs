@@ -84,6 +84,14 @@ impl Kind {
     }
 
     /// As the record has it.
+    pub(crate) fn in_record(self) -> record::Vmm {
+        match self {
+            Self::Krun => record::Vmm::Krun,
+            Self::Qemu => record::Vmm::Qemu,
+        }
+    }
+
+    /// Its name in messages.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Krun => "krun",
@@ -105,17 +113,17 @@ pub(crate) enum Root {
 }
 
 impl Root {
-    /// As the record has it.
-    pub(crate) fn name(&self) -> &'static str {
+    /// Its kind, as the record has it.
+    pub(crate) fn kind(&self) -> record::RootKind {
         match self {
-            Self::Share(_) => "share",
-            Self::Disk(_) => "disk",
-            Self::Block(_) => "block",
+            Self::Share(_) => record::RootKind::Share,
+            Self::Disk(_) => record::RootKind::Disk,
+            Self::Block(_) => record::RootKind::Block,
         }
     }
 
-    /// What takes what the guest writes, as the record has it.
-    pub(crate) fn top(&self) -> Option<record::Top> {
+    /// Where the guest's writes go, as the record has it.
+    pub(crate) fn scratch(&self) -> Option<record::Scratch> {
         match self {
             Self::Block(block) => Some(block.top.in_record()),
             _ => None,

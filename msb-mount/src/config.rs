@@ -50,7 +50,7 @@ impl Config {
             let sandbox = make_sandbox(&lower, !args.ro)?;
             if !args.ro {
                 let (dir, work) = (sandbox.join("upper"), sandbox.join("work"));
-                record.upper = Some(Upper { dir, work, unknown: Default::default() });
+                record.upper = Some(Upper::new(dir, work));
             }
             made = Some(sandbox);
         }
@@ -84,12 +84,7 @@ impl Config {
     /// The record of the mount once process `pid` serves it.
     pub(crate) fn mounted(&self, pid: Pid) -> Record {
         let mut record = self.record.clone();
-        record.mount = Some(Mount {
-            path: self.mountpoint.clone(),
-            pid: pid.as_raw_nonzero().get(),
-            fstype: mountpoint::FSTYPE.into(),
-            unknown: Default::default(),
-        });
+        record.mount = Some(Mount::new(self.mountpoint.clone(), pid.as_raw_nonzero().get(), mountpoint::FSTYPE.into()));
         record
     }
 

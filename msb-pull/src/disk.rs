@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use msb::record::{DiskFormat, Rootfs, Unknown};
+use msb::record::{DiskFormat, Rootfs};
 use msb::store::home;
 
 /// The first bytes of a qcow2 file (QEMU's `docs/interop/qcow2.txt`).
@@ -24,7 +24,7 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     home::require_utf8(&absolute)?;
     let metadata = fs::metadata(&absolute)?;
     if metadata.is_dir() {
-        return Ok(Rootfs::Dir { lower: vec![absolute], unknown: Unknown::new() });
+        return Ok(Rootfs::dir(absolute));
     }
     // By name alone: a guest writes what it likes into a raw disk, also the magic of a qcow2 file that names another
     // file of the host as its base.
@@ -41,5 +41,5 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
         File::open(&absolute)?.take(4).read_to_end(&mut magic)?;
         ensure!(magic == QCOW2_MAGIC, "not a qcow2 image: the magic is missing (is it raw? name it .raw)");
     }
-    Ok(Rootfs::Disk { path: absolute, format, unknown: Unknown::new() })
+    Ok(Rootfs::disk(absolute, format))
 }

@@ -13,7 +13,7 @@ use std::thread;
 use anyhow::{Context, anyhow, ensure};
 use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
-use msb::record::{Image, Record, Rootfs, Unknown};
+use msb::record::{Image, Record, Rootfs};
 use msb::store::home;
 use oci_distribution::Reference;
 
@@ -43,7 +43,9 @@ const AT_ONCE: usize = 4;
 /// Words that name the source.
 pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
     if let Source::Path(path) = &config.source {
-        return Ok(Record { rootfs: Some(disk::root(path)?), ..Record::new() });
+        let mut record = Record::new();
+        record.rootfs = Some(disk::root(path)?);
+        return Ok(record);
     }
     ensure!(
         rustix::process::geteuid().is_root(),
@@ -298,12 +300,11 @@ fn unpack_one(
 }
 
 fn record(name: String, found: Found, lower: Vec<PathBuf>) -> Record {
-    let image = Image {
-        reference: name,
-        digest: found.digest.map(|digest| digest.to_string()),
-        platform: Some(found.configuration.platform.to_string()).filter(|platform| platform != "/"),
-        config: found.configuration.config,
-        ..Image::default()
-    };
-    Record { image: Some(image), rootfs: Some(Rootfs::Layers { lower, unknown: Unknown::new() }), ..Record::new() }
+    let mut image = Image::new(name);
+    image.digest = found.digest.map(|digest| digest.to_string());
+    image.platform = Some(found.configuration.platform.to_string()).filter(|platform| platform != "/");
+    image.config = found.configuration.config;
+    let mut record = Record::new();
+    (record.image, record.rootfs) = (Some(image), Some(Rootfs::layers(lower)));
+    record
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
-use msb::record::{TopKind, Unknown, Upper, Vm};
+use msb::record::{ScratchKind, Upper, Vm};
 use msb::vm::rundir::Committed;
 
 use crate::vm::{End, Stopped};
@@ -15,13 +15,13 @@ pub(crate) fn check(vm: &Vm, upper: Option<&Upper>) -> anyhow::Result<()> {
     if let Some(upper) = upper {
         reach::require_private(&upper.dir).with_context(|| format!("{}: not stopped: --commit", vm.name))?;
     }
-    match &vm.top {
-        Some(top) if top.kind == TopKind::Disk => Ok(()),
+    match &vm.scratch {
+        Some(scratch) if scratch.kind == ScratchKind::Disk => Ok(()),
         Some(_) => {
             bail!("{}: --commit needs a disk, and this VM keeps what it writes in its memory (--ephemeral)", vm.name)
         }
         None => bail!(
-            "{}: --commit is for a block root, and this one is {:?}: what the guest writes is in its place already",
+            "{}: --commit is for a block root, and this one is \"{}\": what the guest writes is in its place already",
             vm.name,
             vm.root
         ),
@@ -38,10 +38,10 @@ pub(crate) fn outcome(vm: &Vm, stopped: &Stopped, wanted: bool) -> anyhow::Resul
         _ => "it had ended before",
     };
     match stopped.committed.clone() {
-        Some(Committed::Into { dir, work }) => Ok(Some(Upper { dir, work, unknown: Unknown::new() })),
+        Some(Committed::Into { dir, work }) => Ok(Some(Upper::new(dir, work))),
         Some(Committed::Failed(words)) => Err(anyhow!("{}: not committed: {words}", vm.name)),
         None if !wanted => Ok(None),
-        None if vm.top.as_ref().is_some_and(|top| top.path.is_some()) => Err(anyhow!(
+        None if vm.scratch.as_ref().is_some_and(|scratch| scratch.path.is_some()) => Err(anyhow!(
             "{0}: not committed: {why} (its disk is still there: \"msb-boot --name {0}\" with this record, then \
              \"msb-stop -r {0} --commit\")",
             vm.name

@@ -272,7 +272,8 @@ mod tests {
 
     fn put_record(dir: &Path, pid: i32) {
         std::fs::create_dir_all(dir).unwrap();
-        let record = Record { vm: Some(vm(dir, pid)), ..Record::new() };
+        let mut record = Record::new();
+        record.vm = Some(vm(dir, pid));
         std::fs::write(dir.join(record::FILE_NAME), serde_json::to_vec(&record).unwrap()).unwrap();
     }
 

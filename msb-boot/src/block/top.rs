@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use msb::overlay::upper::copy_data;
-use msb::record::{self, TopKind};
+use msb::record::{Scratch, ScratchKind};
 use msb::store::home;
 use msb::tool::interrupt::{self, DeferExit};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
@@ -112,9 +112,9 @@ impl Top {
     }
 
     /// As the record has it.
-    pub(crate) fn in_record(&self) -> record::Top {
-        let kind = if *self == Self::Memory { TopKind::Memory } else { TopKind::Disk };
-        record::Top { kind, path: self.path(), unknown: record::Unknown::new() }
+    pub(crate) fn in_record(&self) -> Scratch {
+        let kind = if *self == Self::Memory { ScratchKind::Memory } else { ScratchKind::Disk };
+        Scratch::new(kind, self.path())
     }
 
     /// Takes the disk's name away, when nothing is on it that is not elsewhere.

@@ -288,30 +288,25 @@ impl<'a, 'f> Watch<'a, 'f> {
         let Config { name, root_why, record, .. } = self.config;
         let vm = &self.machine.vm;
         let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let vm = record::Vm {
-            name: name.clone(),
-            pid,
-            start_time: Some(supervisor::start_time(pid).context("when the supervisor was started")?),
-            vmm: vm.vmm.name().into(),
-            root: vm.root.name().into(),
-            root_why: Some(root_why.clone()),
-            top: vm.root.top(),
-            cpus: vm.cpus,
-            memory_mib: vm.memory_mib,
-            init: ready.init.clone(),
-            endpoint: self.endpoint(),
-            kernel_log: self.config.log_path(self.held),
-            timings_ms: timings(self.started, self.spawned, arrived, ready),
-            restarts: self.machine.restarts,
-            unknown: record::Unknown::new(),
-        };
-        Ok(record::Record { vm: Some(vm), ..record.clone() })
+        let (vmm, root, log) = (vm.vmm.in_record(), vm.root.kind(), self.config.log_path(self.held));
+        let mut running = record::Vm::new(name.clone(), pid, vmm, root, self.endpoint(), log);
+        running.start_time = Some(supervisor::start_time(pid).context("when the supervisor was started")?);
+        running.root_why = Some(root_why.clone());
+        running.scratch = vm.root.scratch();
+        running.cpus = vm.cpus;
+        running.memory_mib = vm.memory_mib;
+        running.init = ready.init.clone();
+        running.timings_ms = timings(self.started, self.spawned, arrived, ready);
+        running.restarts = self.machine.restarts;
+        let mut record = record.clone();
+        record.vm = Some(running);
+        Ok(record)
     }
 
     fn endpoint(&self) -> Endpoint {
         let vm = &self.machine.vm;
         let handshake = vm.vmm.has_one_socket_for_all_ports();
-        Endpoint { unix: vm.agent_socket(), port: AGENT_PORT, handshake, unknown: record::Unknown::new() }
+        Endpoint::new(vm.agent_socket(), AGENT_PORT, handshake)
     }
 
     fn read_signals(&mut self) -> anyhow::Result<()> {
@@ -449,14 +444,13 @@ fn timings(started: Duration, spawned: Duration, arrived: Duration, ready: &Read
         Some(sent) => arrival.saturating_sub(sent.saturating_sub(ms)).max(spawn),
         None => spawn.saturating_add(ms),
     };
-    Timings {
-        spawn,
-        kernel: guest(ready.kernel_ms),
-        agent: guest(ready.agent_ms),
-        init: ready.init_ms.map(guest),
-        ready: arrival,
-        unknown: record::Unknown::new(),
-    }
+    let mut timings = Timings::default();
+    timings.spawn = spawn;
+    timings.kernel = guest(ready.kernel_ms);
+    timings.agent = guest(ready.agent_ms);
+    timings.init = ready.init_ms.map(guest);
+    timings.ready = arrival;
+    timings
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::{Text, Unknown};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Boot {
     /// The VM's name; null for a generated one.
     pub name: Option<String>,
@@ -89,6 +90,7 @@ impl Default for Boot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Init {
     /// Its absolute path in the guest, or `auto`.
     pub path: String,
@@ -106,6 +108,11 @@ pub struct Init {
 impl Init {
     /// The path that asks for a search.
     pub const AUTO: &str = "auto";
+
+    /// The init at `path`, without arguments.
+    pub fn new(path: String) -> Self {
+        Self { path, ..Self::default() }
+    }
 }
 
 impl Boot {

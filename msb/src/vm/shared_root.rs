@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::overlay::beneath::{Dir, Name};
 use crate::overlay::upper::keeping_times;
-use crate::record::{self, Record};
+use crate::record::{self, Record, RootKind};
 use crate::store::home;
 
 /// The roots' lists, a file for each, are in a directory beside the VMs' own; it is no name of a VM. Who holds or lets go of a list
@@ -93,7 +93,7 @@ pub fn remove_leftovers(vm: &Path) {
 fn recorded_root(vm: &Path) -> Option<PathBuf> {
     let text = fs::read(vm.join(record::FILE_NAME)).ok()?;
     let record = Record::parse(text.trim_ascii_end()).ok()?;
-    record.vm.filter(|vm| vm.root == "share")?;
+    record.vm.filter(|vm| vm.root == RootKind::Share)?;
     Some(record.mount?.path)
 }
 

@@ -14,7 +14,7 @@ use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::record::{self, Record, TopKind, Vm};
+use crate::record::{self, Record, RootKind, ScratchKind, Vm};
 use crate::store::home;
 
 /// The argument with which msb-boot starts itself as a supervisor.
@@ -91,7 +91,7 @@ pub fn sharing(root: &Path) -> Vec<String> {
     let is_root = |path: &Path| path == root || (number(path).is_some() && number(path) == number(root));
     let shares = |record: &Record| record.mount.as_ref().is_some_and(|mount| is_root(&mount.path));
     let vms = running().into_iter().filter(shares).filter_map(|record| record.vm);
-    vms.filter(|vm| vm.root == "share").map(|vm| vm.name).collect()
+    vms.filter(|vm| vm.root == RootKind::Share).map(|vm| vm.name).collect()
 }
 
 /// VMs as a message names them.
@@ -115,8 +115,8 @@ pub fn require_ended(record: &mut Record) -> anyhow::Result<()> {
 }
 
 fn how_to_stop(vm: &Vm) -> String {
-    let (flag, what) = match &vm.top {
-        Some(top) if top.kind == TopKind::Disk => {
+    let (flag, what) = match &vm.scratch {
+        Some(scratch) if scratch.kind == ScratchKind::Disk => {
             (" --commit", ", which brings what its guest wrote into the record's upper,")
         }
         _ => ("", ""),

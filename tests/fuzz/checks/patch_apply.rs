@@ -43,7 +43,7 @@ pub fn check(data: &[u8]) {
     let (named, upper) = (place("mine"), place("mine/upper"));
     for run in 0..3 {
         let before = upper.exists().then(|| facts(&upper, false));
-        let continued = Upper { dir: upper.clone(), work: place("mine/work"), unknown: serde_json::Map::new() };
+        let continued = Upper::new(upper.clone(), place("mine/work"));
         let dry_run = choices.one_in(6);
         let is_fresh = choices.one_in(12);
         let begun =
