@@ -427,7 +427,7 @@ image_of_tars() {
     run --separate-stderr msb-pull "oci:$tiny"
     umount home/tmp/dead/small
     [[ $status -eq 0 ]]
-    [[ $stderr == "msb-pull: what a killed pull left in \"$PWD/home/tmp/dead\" cannot be removed: "* ]]
+    [[ $stderr == "msb-pull: \"$PWD/home/tmp/dead\": left by a killed pull, cannot be removed: "* ]]
     jq -e .rootfs <<<"$output"
 }
 

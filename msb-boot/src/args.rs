@@ -9,8 +9,8 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use msb::record::{RestartPolicy, RootChoice, VmmChoice};
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
-use msb::vm::inits;
-use msb::{record::owner, record::script, store::home, tool::env, tool::signal};
+use msb::vm::{inits, name};
+use msb::{record::owner, record::script, tool::env, tool::signal};
 
 /// Boot a microVM from a record
 ///
@@ -210,7 +210,7 @@ machine in order. Most slim images have no init: take one that ships it, or buil
 }
 
 fn vm_name(text: &str) -> Result<String, &'static str> {
-    home::check_vm_name(text).map(|()| text.to_owned())
+    name::check(text).map(|()| text.to_owned())
 }
 
 /// Reads a size as MiB.

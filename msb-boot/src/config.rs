@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
+use msb::record::path;
 use msb::record::{self, Mount, Record, RestartPolicy, RootChoice, Rootfs, Upper, VmmChoice};
+use msb::store::{home, layout, notices};
 use msb::vm::boot::{self, Boot, MountStep};
 use msb::vm::rundir::Held;
-use msb::{overlay::reach, store::home, tool::env, tool::exit, vm::rundir, vm::supervisor};
+use msb::vm::{name, rundir, supervisor};
+use msb::{overlay::reach, tool::env, tool::exit};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +84,7 @@ impl Config {
             (Some(name), _) => name.clone(),
             // The same VM again: a generated name is kept.
             (None, Some(vm)) => vm.name.clone(),
-            (None, None) => format!("vm-{}", home::fresh_id()?),
+            (None, None) => format!("vm-{}", layout::fresh_id()?),
         };
         let scripts = scripts(&record, args)?;
         for words in more_than_there_is(&asked)? {
@@ -117,7 +120,7 @@ impl Config {
         let root = root.make(say)?;
         // One line a boot is enough: the choice of the VMM can wait for a boot that has no other. That KVM is used is not news.
         let is_silent = args.verbose || args.output.quiet || has_said.get() || kind != Kind::Qemu;
-        if let Some(message) = words.filter(|message| !is_silent && home::is_news("vmm", message)) {
+        if let Some(message) = words.filter(|message| !is_silent && notices::is_new("vmm", message)) {
             exit::warn(TOOL, &message);
         }
         if args.verbose {
@@ -420,7 +423,7 @@ fn mount_steps(root: &Root) -> Vec<MountStep> {
 fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut scripts = record.scripts.clone();
     for (name, file) in &args.scripts {
-        let file = home::absolute(file).with_context(|| format!("script {name:?}"))?;
+        let file = path::absolute(file).with_context(|| format!("script {name:?}"))?;
         scripts.insert(name.clone(), file);
     }
     for (name, file) in &scripts {
@@ -433,7 +436,7 @@ fn scripts(record: &Record, args: &Args) -> anyhow::Result<BTreeMap<String, Path
 }
 
 fn run_dir(name: &str) -> anyhow::Result<PathBuf> {
-    let dir = home::run_dir(name).context("run directory (set MSB_RUN)")?;
+    let dir = name::run_dir(name).context("run directory (set MSB_RUN)")?;
     check_socket_path(&dir)?;
     Ok(dir)
 }

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use anyhow::{Context, anyhow, bail};
 use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2CreateBuilder;
 use imago::{FormatCreateBuilder, StorageOpenOptions};
-use msb::record::DiskFormat;
-use msb::store::home;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
+use msb::lock::{self, Lock};
+use msb::record::{DiskFormat, path};
+use msb::store::{home, publish};
 use serde::{Deserialize, Serialize};
 
 /// A disk root.
@@ -49,7 +49,7 @@ impl Disk {
             bail!("disk {base:?}: its path is not UTF-8, which the overlay's header needs");
         }
         let overlay = match overlay {
-            Some(path) => Overlay::File(msb::store::home::absolute(path)?),
+            Some(path) => Overlay::File(path::absolute(path)?),
             None => Overlay::Unnamed(home::home()?),
         };
         let disk = Self { base, format, overlay };
@@ -71,7 +71,7 @@ impl Disk {
         let path = match &self.overlay {
             Overlay::File(path) => path,
             Overlay::Unnamed(dir) => {
-                home::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
+                publish::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
                 return Ok(self.make_overlay(dir).with_context(|| format!("overlay in {dir:?}"))?.into());
             }
         };
@@ -80,7 +80,7 @@ impl Disk {
             other => other.map_err(anyhow::Error::from),
         };
         let file = opened.with_context(|| words(path))?;
-        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if lock::take(&file, Lock::TryExclusive).is_err() {
             bail!("{}: another VM has it (stop that one, or name another file)", words(path));
         }
         self.check_overlay(path, &file)?;
@@ -118,8 +118,7 @@ impl Disk {
 
     /// An overlay without a name in `dir`.
     fn make_overlay(&self, dir: &Path) -> anyhow::Result<File> {
-        let mode = Mode::RUSR | Mode::WUSR;
-        let file = File::from(rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode)?);
+        let file = publish::unnamed_file(dir)?;
         let storage = ImageFile::from_open_file(file.try_clone()?, StorageOpenOptions::new().write(true))?;
         let format = match self.format {
             DiskFormat::Raw => "raw",
@@ -139,8 +138,7 @@ impl Disk {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("/"));
         let file = self.make_overlay(dir)?;
         file.sync_all()?;
-        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-        rustix::fs::linkat(rustix::fs::CWD, unnamed, rustix::fs::CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+        publish::link(&file, path)?;
         Ok(file)
     }
 }

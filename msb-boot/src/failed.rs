@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use msb::{store::home, vm::rundir};
+use msb::{store::publish, vm::rundir};
 
 use crate::config::Config;
 
@@ -26,8 +26,8 @@ pub(crate) fn keep_logs(config: &Config, run: &Path) -> Option<PathBuf> {
 
 fn keep(logs: &Path, name: &str, run: &Path) -> io::Result<PathBuf> {
     let dir = logs.join(name);
-    let staging = home::aside(&dir);
-    home::make_private_dir(&staging)?;
+    let staging = publish::staging_path(&dir);
+    publish::make_private_dir(&staging)?;
     let kept =
         [rundir::KERNEL_LOG, rundir::OLD_KERNEL_LOG, rundir::SUPERVISOR_LOG].iter().try_for_each(|log| match fs::copy(
             run.join(log),

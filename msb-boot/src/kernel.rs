@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
-use msb::store::home;
+use msb::store::{home, layout, publish};
 
 use crate::krun::ffi;
 use crate::vmm::{Kind, Why};
@@ -54,14 +54,14 @@ pub(crate) fn elf(library: &Path, vmm: Kind) -> anyhow::Result<PathBuf> {
     let subject = || format!("guest kernel {library:?}");
     let meta = fs::metadata(library).with_context(subject)?;
     let name = format!("{:x}-{:x}-{:x}.{:x}.vmlinux", meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
-    let dir = home::home()?.join("kernel");
+    let dir = layout::kernels(&home::home()?);
     let kept = dir.join(name);
     if !kept.exists() {
         let image = ffi::kernel_image(library).with_context(subject)?;
-        home::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
+        publish::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
         let pvh = elf::pvh_entry(image.bytes, image.load);
         let headers = elf::headers(image.bytes.len(), image.load, image.entry, pvh);
-        home::write_file(&kept, &[&headers, image.bytes].concat(), 0o600).with_context(|| format!("{kept:?}"))?;
+        publish::write_file(&kept, &[&headers, image.bytes].concat(), 0o600).with_context(|| format!("{kept:?}"))?;
     }
     if vmm == Kind::Qemu {
         let mut headers = [0; elf::IMAGE_OFFSET];

@@ -58,7 +58,7 @@ pub(crate) fn agent() -> anyhow::Result<PathBuf> {
     if let Err(why) = runs_alone(&file) {
         bail!("agentd {agent:?}: {why}, and a guest has only what is in the file itself (run \"make build\")");
     }
-    msb::store::home::absolute(&agent).map_err(Into::into)
+    msb::record::path::absolute(&agent).map_err(Into::into)
 }
 
 /// Checks that an ELF file is for this machine and names no loader.

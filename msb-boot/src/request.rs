@@ -6,9 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
+use msb::record::path;
 use msb::record::{Boot, Init};
+use msb::vm::name;
 use msb::wire::exec::Text;
-use msb::{store::home, tool::env, tool::exit};
+use msb::{tool::env, tool::exit};
 
 use crate::args::{self, Args, InitChoice};
 
@@ -108,7 +110,7 @@ fn set_variables(
 
 /// An absolute path that a record can hold.
 fn path(path: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
-    Ok(path.map(home::absolute).transpose()?)
+    Ok(path.map(path::absolute).transpose()?)
 }
 
 /// A size as people write it: in the largest unit that it is a multiple of.
@@ -130,7 +132,7 @@ pub(crate) fn disk_size(boot: &Boot) -> anyhow::Result<Option<u64>> {
 fn check(boot: &Boot) -> anyhow::Result<()> {
     let wrong = |member: &str, why: String| Err(anyhow!("boot.{member}: {why}"));
     for (member, name) in [("name", &boot.name), ("hostname", &boot.hostname)] {
-        if let Some(Err(why)) = name.as_deref().map(home::check_vm_name) {
+        if let Some(Err(why)) = name.as_deref().map(name::check) {
             return wrong(member, format!("{:?}: {why}", name.as_deref().unwrap_or_default()));
         }
     }

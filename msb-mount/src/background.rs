@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
+use msb::store::layout::MOUNT_LOG;
 use msb::tool::exit;
 use msb::tool::interrupt::{self, DeferExit};
 use msb::tool::output::Output;
@@ -17,9 +18,6 @@ use crate::serve;
 
 /// What the server says when the mount answers.
 const READY: &str = "ready";
-
-/// The file beside the upper that has the server's words.
-const LOG: &str = "mount.log";
 
 /// Starts the server, prints the record when it is ready, and returns the tool's exit code: a server that fails has
 /// said why on the stderr it shares.
@@ -81,7 +79,8 @@ pub(crate) fn serve(config: &Config) -> anyhow::Result<u8> {
         writeln!(stdout, "{READY}")?;
         stdout.flush()?;
         rustix::stdio::dup2_stdout(&null)?;
-        let log = config.sandbox().and_then(|dir| File::options().create(true).append(true).open(dir.join(LOG)).ok());
+        let log =
+            config.sandbox().and_then(|dir| File::options().create(true).append(true).open(dir.join(MOUNT_LOG)).ok());
         rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&null))?;
         Ok(())
     })?;

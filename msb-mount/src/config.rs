@@ -6,8 +6,10 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
+use msb::store::layout::{self, MOUNT_POINT, UPPER, WORK};
+use msb::store::{home, publish};
 use msb::tool::interrupt::DeferExit;
-use msb::{store::home, tool::source, vm::supervisor};
+use msb::{tool::source, vm::supervisor};
 use rustix::process::Pid;
 
 use crate::args::Args;
@@ -49,14 +51,14 @@ impl Config {
         if record.upper.is_none() && (!args.ro || args.mountpoint.is_none()) {
             let sandbox = make_sandbox(&lower, !args.ro)?;
             if !args.ro {
-                let (dir, work) = (sandbox.join("upper"), sandbox.join("work"));
+                let (dir, work) = (sandbox.join(UPPER), sandbox.join(WORK));
                 record.upper = Some(Upper::new(dir, work));
             }
             made = Some(sandbox);
         }
         let beside = || {
             let upper = record.upper.as_ref().and_then(|upper| upper.dir.parent());
-            upper.or(made.as_deref()).map(|sandbox| sandbox.join("root"))
+            upper.or(made.as_deref()).map(|sandbox| sandbox.join(MOUNT_POINT))
         };
         let located = match given {
             Some(path) => Ok(path),
@@ -120,8 +122,8 @@ fn lower(record: &Record) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn make_sandbox(lower: &[PathBuf], with_upper: bool) -> anyhow::Result<PathBuf> {
-    let sandbox = home::home()?.join("sandboxes").join(home::fresh_id()?);
-    let made = home::make_private_dir(&sandbox).and_then(|()| {
+    let sandbox = layout::sandbox(&home::home()?, &layout::fresh_id()?);
+    let made = publish::make_private_dir(&sandbox).and_then(|()| {
         if !with_upper {
             return Ok(());
         }

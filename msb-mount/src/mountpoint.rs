@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use msb::store::home;
+use msb::record::path;
 use msb::tool::exit::warn;
 use msb::vm::supervisor::{self, vm_names};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -25,7 +25,7 @@ const PATIENCE: i64 = 10;
 /// The real path of a mount point that is to be, which a record can hold.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
     let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error} (make its parent first)"))?;
-    home::require_utf8(&path).context("mount point")?;
+    path::require_utf8(&path).context("mount point")?;
     Ok(path)
 }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use msb::overlay::staging::{Published, Staging};
 use msb::record::{Record, Rootfs};
+use msb::store::staging::{Published, Staging};
 use msb::tool::exit::ReaderGone;
 use msb::tool::interrupt::{self, DeferExit};
-use msb::{store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
+use msb::{record::path, store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
 use msb_patch::args::Args;
 use msb_patch::found::Found;
 use msb_patch::op::{Op, Script};
@@ -34,7 +34,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let is_op = |value: &[u8]| ops_on_stdin && stream::is_operation(value);
     let (mut record, first_op) = args.record.take_before("msb-patch", is_op)?;
     supervisor::require_ended(&mut record)?;
-    let upper_named = args.upper.as_deref().map(home::absolute).transpose().context("--upper")?;
+    let upper_named = args.upper.as_deref().map(path::absolute).transpose().context("--upper")?;
     let home = home::home()?;
     let user = User::of_this_process();
     let lower = match record.rootfs()? {
@@ -58,9 +58,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let begun = DeferExit::new();
     let (mut target, staging) = match &lower {
         Some(lower) => {
-            let begun = Staging::begin(&home, lower, record.upper.as_ref(), upper_named.as_deref(), args.fresh)?;
+            let upper = record.upper.as_ref();
+            let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.fresh)?;
             let settings = Settings { dry_run: args.dry_run, is_reported: report.is_wanted(), epoch, user, src_dir };
-            (Some(Target::new(begun.layers, settings)), Some(begun.staging))
+            (Some(Target::new(layers, settings)), Some(staging))
         }
         None => (None, None),
     };
@@ -89,7 +90,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         Ok(upper) => upper,
         Err(error) => {
             scripts.discard();
-            return Err(error);
+            return Err(error.into());
         }
     };
     if let Some(Published { upper, unsynced, .. }) = &upper {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use msb::overlay::Layer;
-use msb::{store::home, tool::line};
+use msb::{store::publish, tool::line};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
@@ -92,7 +92,7 @@ impl Report {
                 bail!("report: stdout has the record (name a file)");
             }
             let is_stream = to.metadata().is_ok_and(|meta| !meta.is_file());
-            let aside = (!is_stream).then(|| home::aside(to));
+            let aside = (!is_stream).then(|| publish::staging_path(to));
             let file = match &aside {
                 Some(aside) => File::create(aside),
                 None => File::options().write(true).open(to),

@@ -5,9 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
-use msb::overlay::staging::{Draft, Staging};
 use msb::record::script::check_name;
-use msb::store::home;
+use msb::store::publish;
+use msb::store::staging::{Draft, Staging};
 
 use crate::op::Script;
 
@@ -30,7 +30,7 @@ pub struct Scripts {
 
 #[derive(Debug)]
 struct Dirs {
-    aside: PathBuf,
+    staging: PathBuf,
     to: PathBuf,
 }
 
@@ -54,7 +54,7 @@ impl Scripts {
         let name = &script.name;
         check_name(name).map_err(|why| anyhow!(why))?;
         let (new, given) = (self.names.contains(name), self.given.get(name));
-        let there = if new { self.dirs.as_ref().map(|dirs| dirs.aside.join(name)) } else { given.cloned() };
+        let there = if new { self.dirs.as_ref().map(|dirs| dirs.staging.join(name)) } else { given.cloned() };
         if there.is_some_and(|there| fs::read(there).is_ok_and(|there| there == script.content.as_bytes())) {
             self.again.insert(name.clone());
             return Ok(false);
@@ -69,13 +69,13 @@ impl Scripts {
                     Some(draft) => draft,
                     None => self.own.insert(Draft::begin(&self.home)?),
                 };
-                let dirs = Dirs { aside: draft.aside.join("scripts"), to: draft.to.join("scripts") };
-                home::make_private_dir(&dirs.aside)?;
+                let dirs = Dirs { staging: draft.dir.join("scripts"), to: draft.to.join("scripts") };
+                publish::make_private_dir(&dirs.staging)?;
                 self.dirs.insert(dirs)
             }
         };
-        let file = dirs.aside.join(name);
-        home::write_file(&file, script.content.as_bytes(), 0o755).with_context(|| format!("{file:?}"))?;
+        let file = dirs.staging.join(name);
+        publish::write_file(&file, script.content.as_bytes(), 0o755).with_context(|| format!("{file:?}"))?;
         self.names.insert(name.clone());
         Ok(true)
     }

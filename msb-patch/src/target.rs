@@ -9,9 +9,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::resolve::{End, Resolved, Step, Trail};
-use msb::overlay::staging::Layers;
 use msb::overlay::upper::{WHOLE, Writer, upper_of};
 use msb::overlay::{Layer, Leaf, Merged};
+use msb::store::staging::Layers;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 
 use crate::attributes::{Wanted, set_attributes};
@@ -94,7 +94,7 @@ pub struct Target {
 impl Target {
     /// The root of these layers.
     pub fn new(layers: Layers, settings: Settings) -> Self {
-        let Layers { root, writer, borrowed } = layers;
+        let Layers { root, writer, shared: borrowed } = layers;
         let Settings { dry_run, is_reported, epoch, user, src_dir } = settings;
         Self {
             root,

@@ -5,8 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
-use msb::record::{DiskFormat, Rootfs};
-use msb::store::home;
+use msb::record::{DiskFormat, Rootfs, path};
 
 /// The first bytes of a qcow2 file (QEMU's `docs/interop/qcow2.txt`).
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
@@ -21,7 +20,7 @@ pub(crate) fn root(path: &Path) -> anyhow::Result<Rootfs> {
 
 fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     let absolute = fs::canonicalize(path)?;
-    home::require_utf8(&absolute)?;
+    path::require_utf8(&absolute)?;
     let metadata = fs::metadata(&absolute)?;
     if metadata.is_dir() {
         return Ok(Rootfs::dir(absolute));

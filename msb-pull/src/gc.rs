@@ -1,8 +1,8 @@
-//! Tidying the state directory: what is there, how large it is, what needs it, and the removal of what nothing does.
+//! `--gc`: lists what is in the store, with its size and what needs it, and removes what nothing needs.
 //!
-//! Layers belong to the images whose configurations are in the store, EROFS images to their layers. What may belong to a record
-//! that only its owner knows (an upper, the disk of a VM with a name) always stays. While this runs no pull starts, and a layer
-//! or an image that a process has open stays too.
+//! Layers belong to the images whose configurations are in the store, and EROFS images to their layers. Everything that a record may
+//! name without the store knowing it, such as an upper or the scratch disk of a VM with a name, stays. No pull starts while this runs,
+//! and a layer or image that a process has open stays.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
@@ -12,11 +12,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use msb::overlay::beneath::{Dir, Name};
+use msb::lock::{self, Lock};
+use msb::overlay::beneath::Dir;
 use msb::store::erofs::{self, Mkfs};
-use msb::{store::home, tool::exit, tool::line};
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::io::Errno;
+use msb::store::layout::{self, SCRATCH_DISK};
+use msb::store::{chain, home, publish};
+use msb::{tool::exit, tool::line};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -25,111 +26,110 @@ use crate::digest::Digest;
 /// The largest configuration that is read, in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
-/// One thing of the state directory, as it is printed.
+/// A line of output: one thing in the store.
 #[derive(Debug, Serialize)]
-struct Found {
+struct Item {
     path: PathBuf,
     /// What it takes of the disk.
     bytes: u64,
     kind: &'static str,
-    /// `kept`, `removed`, or `unneeded` where nothing is to be removed.
+    /// `kept`, `removed`, or with `--dry-run` `unneeded`.
     state: &'static str,
-    /// Why.
+    /// The reason for the state.
     why: &'static str,
 }
 
-/// Prints what is in the state directory, a line of JSON each, and removes what nothing needs unless `dry_run`.
+/// Prints what is in the store, a line of JSON each, and removes what nothing needs unless `dry_run`.
 ///
 /// # Errors
-/// Words that name what could not be read or removed.
+/// The error names what could not be read or removed.
 pub(crate) fn run(dry_run: bool) -> anyhow::Result<()> {
     let home = home::home()?;
-    if !home.join("tmp").is_dir() {
+    let pulls = layout::pulls(&home);
+    if !pulls.is_dir() {
         exit::warn("msb-pull", &format!("{home:?}: nothing there"));
         return Ok(());
     }
-    let all = home.join("tmp");
-    let _gate = lock(&all, FlockOperation::LockExclusive).with_context(|| format!("{all:?}"))?;
-    let mut tidy = Tidy { home, dry_run, open: open_paths(), going: HashSet::new(), sums: BTreeMap::new() };
-    let pulling = tidy.pulls()?;
-    tidy.layers(pulling)?;
-    tidy.images()?;
-    tidy.sandboxes()?;
-    tidy.rest()?;
-    let words = |state: &str| {
-        let (count, bytes) = tidy.sums.get(state).copied().unwrap_or_default();
+    let _gate = lock::open(&pulls, Lock::Exclusive).with_context(|| format!("{pulls:?}"))?;
+    let (removed_layers, sums) = (HashSet::new(), BTreeMap::new());
+    let mut collector = Collector { home, dry_run, open: open_paths(), removed_layers, sums };
+    let is_pulling = collector.pulls()?;
+    collector.layers(is_pulling)?;
+    collector.images()?;
+    collector.sandboxes()?;
+    collector.rest()?;
+    let total = |state: &str| {
+        let (count, bytes) = collector.sums.get(state).copied().unwrap_or_default();
         format!("{count} {state} ({:.1} MiB)", bytes as f64 / f64::from(1 << 20))
     };
-    let gone = if dry_run { words("unneeded") } else { words("removed") };
-    exit::warn("msb-pull", &format!("{gone}, {}", words("kept")));
+    let removed = if dry_run { total("unneeded") } else { total("removed") };
+    exit::warn("msb-pull", &format!("{removed}, {}", total("kept")));
     Ok(())
 }
 
-struct Tidy {
+struct Collector {
     home: PathBuf,
     dry_run: bool,
-    /// What processes have open below the state directory.
+    /// The paths that processes have open.
     open: HashSet<PathBuf>,
-    /// Layers that go.
-    going: HashSet<String>,
+    /// The IDs of layers that are removed.
+    removed_layers: HashSet<String>,
     /// Number and bytes by state.
     sums: BTreeMap<&'static str, (u64, u64)>,
 }
 
-impl Tidy {
-    /// Says what is there, and removes it where `unneeded` says why it may go.
-    fn settle(
-        &mut self,
-        path: &Path,
-        kind: &'static str,
-        verdict: Result<&'static str, &'static str>,
-    ) -> anyhow::Result<()> {
+/// Whether something stays (`Ok`) or nothing needs it (`Err`), and why.
+type Verdict = Result<&'static str, &'static str>;
+
+impl Collector {
+    /// Prints an item, and removes it if nothing needs it.
+    fn settle(&mut self, path: &Path, kind: &'static str, verdict: Verdict) -> anyhow::Result<()> {
         let bytes = size(path)?;
         let (state, why) = match verdict {
             Ok(why) => ("kept", why),
             Err(why) if self.dry_run => ("unneeded", why),
             Err(why) => {
-                remove(path).with_context(|| format!("{path:?}"))?;
+                publish::remove_tree(path).with_context(|| format!("{path:?}"))?;
                 ("removed", why)
             }
         };
         let sum = self.sums.entry(state).or_default();
         *sum = (sum.0 + 1, sum.1 + bytes);
-        line::put(&Found { path: path.to_owned(), bytes, kind, state, why })
+        line::put(&Item { path: path.to_owned(), bytes, kind, state, why })
     }
 
     fn is_open(&self, path: &Path) -> bool {
         self.open.iter().any(|open| open.starts_with(path))
     }
 
-    /// What killed pulls have left. True: a pull is running.
+    /// Settles the directories of pulls. Returns whether a pull is running.
     fn pulls(&mut self) -> anyhow::Result<bool> {
-        let mut running = false;
-        for path in children(&self.home.join("tmp"))? {
-            match lock(&path, FlockOperation::NonBlockingLockExclusive) {
-                Ok(_dead) => self.settle(&path, "pull", Err("its pull was killed"))?,
-                Err(Errno::WOULDBLOCK) => {
-                    running = true;
+        let mut is_pulling = false;
+        for path in children(&layout::pulls(&self.home))? {
+            match lock::open(&path, Lock::TryExclusive) {
+                Ok(_lock) => self.settle(&path, "pull", Err("its pull was killed"))?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    is_pulling = true;
                     self.settle(&path, "pull", Ok("its pull is running"))?;
                 }
                 Err(error) => return Err(error).with_context(|| format!("{path:?}")),
             }
         }
-        Ok(running)
+        Ok(is_pulling)
     }
 
-    fn layers(&mut self, pulling: bool) -> anyhow::Result<()> {
-        let named = self.named_layers()?;
-        for path in children(&self.home.join("layers/sha256"))? {
+    fn layers(&mut self, is_pulling: bool) -> anyhow::Result<()> {
+        let needed = self.layers_of_images()?;
+        for path in children(&layout::layers(&self.home))? {
             let id = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            let verdict = if named.contains(id) {
+            let verdict = if needed.contains(id) {
                 Ok("an image has it")
-            } else if pulling {
+            } else if is_pulling {
                 Ok("a pull is running, and may need it")
             } else if self.is_open(&path) || is_mounted(&path) {
                 Ok("it is in use")
             } else {
-                self.going.insert(id.to_owned());
+                self.removed_layers.insert(id.to_owned());
                 Err("no image has it")
             };
             self.settle(&path, "layer", verdict)?;
@@ -137,48 +137,47 @@ impl Tidy {
         Ok(())
     }
 
-    /// The names in the store that the configurations' layers may have: each layer's own, and its chain's.
-    fn named_layers(&self) -> anyhow::Result<HashSet<String>> {
-        let mut named = HashSet::new();
-        for path in children(&self.home.join("blobs/sha256"))? {
+    /// The IDs under which the layers of all configurations may be stored: diff_ids and stacked IDs.
+    fn layers_of_images(&self) -> anyhow::Result<HashSet<String>> {
+        let mut ids = HashSet::new();
+        for path in children(&layout::blobs(&self.home))? {
             if fs::metadata(&path)?.len() > MAX_DOCUMENT {
                 continue;
             }
             let text = fs::read(&path).with_context(|| format!("{path:?}"))?;
             let Ok(document) = serde_json::from_slice::<Value>(&text) else { continue };
-            let mut chain: Option<Digest> = None;
+            let mut below: Option<String> = None;
             for diff_id in document["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
                 let Ok(diff_id) = Digest::parse(diff_id.as_str().unwrap_or_default()) else { break };
-                let next = diff_id.on(chain.as_ref());
-                named.extend([diff_id.hex().to_owned(), next.hex().to_owned()]);
-                chain = Some(next);
+                let stacked_id = chain::stacked_id(below.as_deref(), diff_id.hex());
+                ids.extend([diff_id.hex().to_owned(), stacked_id.clone()]);
+                below = Some(stacked_id);
             }
         }
-        Ok(named)
+        Ok(ids)
     }
 
     fn images(&mut self) -> anyhow::Result<()> {
         let mkfs = Mkfs::find().ok();
-        for path in children(&self.home.join(erofs::DIR))? {
-            let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default().to_owned();
-            if name.ends_with(erofs::LOCK_SUFFIX) {
+        for path in children(&layout::images(&self.home))? {
+            if layout::is_image_lock(&path) {
                 continue;
             }
             let layers = erofs::layers_of(&path).unwrap_or_default();
-            let is_whole = |id: &String| !self.going.contains(id) && self.home.join("layers/sha256").join(id).is_dir();
-            let verdict = if self.is_open(&path) || lock(&path, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let is_stored = |id: &String| !self.removed_layers.contains(id) && layout::layer(&self.home, id).is_dir();
+            let verdict = if self.is_open(&path) || lock::open(&path, Lock::TryExclusive).is_err() {
                 Ok("it is in use")
-            } else if !name.ends_with(erofs::SUFFIX) {
+            } else if !layout::is_image(&path) {
                 Err("it was never finished")
             } else if mkfs.as_ref().is_some_and(|mkfs| !mkfs.made(&path)) {
                 Err("another mkfs.erofs has made it")
-            } else if layers.iter().all(is_whole) {
+            } else if layers.iter().all(is_stored) {
                 Ok("its layers are there")
             } else {
                 Err("its layers are gone")
             };
             if verdict.is_err() && !self.dry_run {
-                let _ = fs::remove_file(path.with_extension(&erofs::LOCK_SUFFIX[1..]));
+                let _ = fs::remove_file(layout::image_lock(&path));
             }
             self.settle(&path, "erofs", verdict)?;
         }
@@ -186,14 +185,13 @@ impl Tidy {
     }
 
     fn sandboxes(&mut self) -> anyhow::Result<()> {
-        for path in children(&self.home.join("sandboxes"))? {
-            let is_draft = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-            let is_left = is_draft && lock(&path, FlockOperation::NonBlockingLockExclusive).is_ok();
-            let verdict = match (is_left, is_draft) {
-                (true, _) => Err("it was never finished"),
-                (false, true) => Ok("it is being made"),
-                (false, false) if path.join("top.ext4").exists() => Ok("the disk of a VM's name"),
-                (false, false) => Ok("a record may have it"),
+        for path in children(&layout::sandboxes(&self.home))? {
+            let verdict = if !layout::is_staging(&path) {
+                Ok(if path.join(SCRATCH_DISK).exists() { "the disk of a VM's name" } else { "a record may have it" })
+            } else if lock::open(&path, Lock::TryExclusive).is_ok() {
+                Err("it was never finished")
+            } else {
+                Ok("it is being made")
             };
             self.settle(&path, "sandbox", verdict)?;
         }
@@ -202,11 +200,11 @@ impl Tidy {
 
     fn rest(&mut self) -> anyhow::Result<()> {
         for (dir, kind, why) in [
-            ("blobs/sha256", "blob", "an image's document"),
-            ("templates", "template", "new disks are copies of it"),
-            ("kernel", "kernel", "VMs boot it"),
+            (layout::blobs(&self.home), "blob", "an image's document"),
+            (layout::disk_templates(&self.home), "template", "new disks are copies of it"),
+            (layout::kernels(&self.home), "kernel", "VMs boot it"),
         ] {
-            for path in children(&self.home.join(dir))? {
+            for path in children(&dir)? {
                 self.settle(&path, kind, Ok(why))?;
             }
         }
@@ -214,7 +212,7 @@ impl Tidy {
     }
 }
 
-/// The paths in a directory, sorted; none where it is missing.
+/// The paths in a directory, sorted; none if it is missing.
 fn children(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -225,7 +223,7 @@ fn children(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// What a file or a tree takes of the disk, hardlinked files once.
+/// What a file or a tree takes of the disk, in bytes; a hardlinked file counts once.
 fn size(path: &Path) -> anyhow::Result<u64> {
     let subject = || format!("{path:?}");
     let meta = fs::symlink_metadata(path).with_context(subject)?;
@@ -245,19 +243,7 @@ fn size(path: &Path) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    let parent = Dir::open(path.parent().unwrap_or(Path::new("/")))?;
-    parent.remove_tree(Name::new(path.file_name().unwrap_or_default())?)
-}
-
-fn lock(path: &Path, how: FlockOperation) -> Result<std::os::fd::OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(path, flags, Mode::empty())?;
-    rustix::fs::flock(&fd, how)?;
-    Ok(fd)
-}
-
-/// All that processes have open.
+/// The paths that processes have open.
 fn open_paths() -> HashSet<PathBuf> {
     let mut open = HashSet::new();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -268,7 +254,7 @@ fn open_paths() -> HashSet<PathBuf> {
     open
 }
 
-/// Whether a mount names it: the kernel's overlayfs has its layers open where no process does.
+/// Whether a mount names a path. The kernel's overlayfs has its layers open, and no process does.
 fn is_mounted(path: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     path.to_str().is_none_or(|path| table.contains(path))

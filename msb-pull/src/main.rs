@@ -29,8 +29,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use args::{Args, Config};
 use msb::record::{Record, Rootfs};
-use msb::store::erofs::{self, Mkfs};
-use msb::{store::home, tool::cli, tool::exit, tool::start};
+use msb::store::erofs::Mkfs;
+use msb::{store::chain, store::home, tool::cli, tool::exit, tool::start};
 
 fn main() -> ExitCode {
     start::signals();
@@ -72,6 +72,7 @@ fn make_image(record: &Record) -> anyhow::Result<()> {
     let Some(Rootfs::Layers { lower, .. }) = &record.rootfs else {
         anyhow::bail!("--erofs: only layers have an image that is kept (leave it out)");
     };
-    let chain_id = erofs::chain_id(&home::home()?, lower).context("--erofs: the layers are not in the store")?;
-    Mkfs::find()?.kept(&chain_id, lower, |_| {}).map(drop)
+    let chain_id = chain::chain_id_of(&home::home()?, lower).context("--erofs: the layers are not in the store")?;
+    Mkfs::find()?.kept(&chain_id, lower, |_| {})?;
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::ImageConfig;
+use msb::store::chain::MAX_LAYERS;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,8 +13,6 @@ use crate::platform::Platform;
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// The largest configuration, in bytes.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
-/// More layers than overlayfs mounts (it takes 500).
-const MAX_LAYERS: usize = 500;
 
 /// The media types that a registry is asked for.
 pub(crate) const MEDIA_TYPES: &[&str] = &[

@@ -13,8 +13,8 @@ use std::thread;
 use anyhow::{Context, anyhow, ensure};
 use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
-use msb::record::{Image, Record, Rootfs};
-use msb::store::home;
+use msb::record::{Image, Record, Rootfs, path};
+use msb::store::{chain, home};
 use oci_distribution::Reference;
 
 use crate::archive::Files;
@@ -96,7 +96,7 @@ fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
 /// An archive's name in the record: as given, made absolute.
 fn named(prefix: &str, path: &Path, tag: &Option<String>) -> anyhow::Result<String> {
     let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
-    Ok(format!("{prefix}{}{tag}", home::absolute(path)?.display()))
+    Ok(format!("{prefix}{}{tag}", path::absolute(path)?.display()))
 }
 
 fn from_registry(config: &Config, store: &Store, reference: &Reference) -> anyhow::Result<Record> {
@@ -167,35 +167,34 @@ fn from_stdin(config: &Config, store: &Store) -> anyhow::Result<Record> {
     }
 }
 
-/// The chain ID of each layer, bottom first; of a diff_id that is there twice, the one of its highest place.
-fn chain_ids(layers: &[Layer]) -> Vec<Digest> {
-    let mut chain: Vec<Digest> = Vec::new();
+/// The stacked ID of each layer, bottom first. A diff_id that occurs twice has the ID of its highest position.
+fn stacked_ids(layers: &[Layer]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
     for layer in layers {
-        chain.push(layer.diff_id.on(chain.last()));
+        ids.push(chain::stacked_id(ids.last().map(String::as_str), layer.diff_id.hex()));
     }
     let highest = |layer: &Layer| layers.iter().rposition(|other| other.diff_id == layer.diff_id).unwrap_or(0);
-    layers.iter().map(|layer| chain[highest(layer)].clone()).collect()
+    layers.iter().map(|layer| ids[highest(layer)].clone()).collect()
 }
 
-/// A layer's ID in the store: of its own where its content is the same on any layers, else its chain's.
-fn in_store(store: &Store, layer: &Layer, chain_id: &Digest) -> Option<PathBuf> {
-    store.layer(&layer.diff_id).or_else(|| store.layer(chain_id))
+/// A layer in the store. It is stored under its diff_id if its form is the same on any layers, else under its stacked ID.
+fn in_store(store: &Store, layer: &Layer, stacked_id: &str) -> Option<PathBuf> {
+    store.layer(layer.diff_id.hex()).or_else(|| store.layer(stacked_id))
 }
 
 /// The lower directories, top first, if the store has all of them.
 fn stored(store: &Store, layers: &[Layer]) -> Option<Vec<PathBuf>> {
     let mut lower = Vec::new();
-    for (layer, chain_id) in layers.iter().zip(chain_ids(layers)) {
-        let there = in_store(store, layer, &chain_id)?;
-        // What cannot be read is pulled again, and that has words for it.
-        lay(&mut lower, there).ok()?;
+    for (layer, stacked_id) in layers.iter().zip(stacked_ids(layers)) {
+        let stored = in_store(store, layer, &stacked_id)?;
+        // A layer that cannot be read is pulled again, and that reports the error.
+        push(&mut lower, stored).ok()?;
     }
-    Some(stack(lower))
+    Some(top_first(lower))
 }
 
-/// Lays a layer on those below. overlayfs does not look whether a layer's root is opaque, so what such a root hides is
-/// left out.
-fn lay(lower: &mut Vec<PathBuf>, layer: PathBuf) -> anyhow::Result<()> {
+/// Pushes a layer onto those below. overlayfs ignores an opaque root, so the layers that such a root hides are removed.
+fn push(lower: &mut Vec<PathBuf>, layer: PathBuf) -> anyhow::Result<()> {
     if whiteout::is_opaque(&Dir::open(&layer)?)? {
         lower.clear();
     }
@@ -203,9 +202,9 @@ fn lay(lower: &mut Vec<PathBuf>, layer: PathBuf) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bottom first to top first. A layer that is there twice stays where it is highest, which hides the other; overlayfs
-/// refuses to have it twice.
-fn stack(layers: Vec<PathBuf>) -> Vec<PathBuf> {
+/// Turns layers from bottom first to top first. A layer that occurs twice keeps its highest position, which hides the other one;
+/// overlayfs refuses a directory that occurs twice.
+fn top_first(layers: Vec<PathBuf>) -> Vec<PathBuf> {
     let mut lower: Vec<PathBuf> = Vec::new();
     for layer in layers.into_iter().rev() {
         if !lower.contains(&layer) {
@@ -216,38 +215,39 @@ fn stack(layers: Vec<PathBuf>) -> Vec<PathBuf> {
 }
 
 fn take(config: &Config, store: &Store, origin: &dyn Origin, found: Found, name: String) -> anyhow::Result<Record> {
-    let chain = chain_ids(&found.layers);
-    let missing = missing(store, &found.layers, &chain);
+    let stacked_ids = stacked_ids(&found.layers);
+    let missing = missing(store, &found.layers, &stacked_ids);
     let progress = Progress::new(config.quiet);
     let unpacked = unpack_all(&progress, store, origin, &missing)?;
     let mut lower: Vec<PathBuf> = Vec::new();
-    let mut fresh: HashMap<PathBuf, Digest> = HashMap::new();
-    for (layer, chain_id) in found.layers.iter().zip(&chain) {
+    let mut fresh: HashMap<PathBuf, String> = HashMap::new();
+    for (layer, stacked_id) in found.layers.iter().zip(&stacked_ids) {
         let Some((scratch, implied)) = unpacked.get(layer.diff_id.hex()) else {
-            let there = in_store(store, layer, chain_id).ok_or_else(|| anyhow!("a layer vanished from the store"))?;
-            lay(&mut lower, there)?;
+            let stored =
+                in_store(store, layer, stacked_id).ok_or_else(|| anyhow!("a layer vanished from the store"))?;
+            push(&mut lower, stored)?;
             continue;
         };
-        let below: Vec<PathBuf> = stack(lower.clone()).into_iter().filter(|dir| dir != scratch).collect();
+        let below: Vec<PathBuf> = top_first(lower.clone()).into_iter().filter(|dir| dir != scratch).collect();
         inherit(scratch, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
-        let id = if implied.is_empty() { &layer.diff_id } else { chain_id };
-        fresh.insert(scratch.clone(), id.clone());
-        lay(&mut lower, scratch.clone())?;
+        let id = if implied.is_empty() { layer.diff_id.hex() } else { stacked_id };
+        fresh.insert(scratch.clone(), id.to_owned());
+        push(&mut lower, scratch.clone())?;
     }
-    let layers: Vec<(PathBuf, Digest)> = fresh.clone().into_iter().collect();
+    let layers: Vec<(PathBuf, String)> = fresh.clone().into_iter().collect();
     store.commit(&layers, &found.documents)?;
     progress.finish(&name);
     let place = |dir: PathBuf| fresh.get(&dir).map_or(dir, |id| store.layer_path(id));
-    let lower = stack(lower).into_iter().map(place).collect();
+    let lower = top_first(lower).into_iter().map(place).collect();
     Ok(record(name, found, lower))
 }
 
 /// The layers to fetch, each diff_id once.
-fn missing<'a>(store: &Store, layers: &'a [Layer], chain: &[Digest]) -> Vec<&'a Layer> {
+fn missing<'a>(store: &Store, layers: &'a [Layer], stacked_ids: &[String]) -> Vec<&'a Layer> {
     let mut missing: Vec<&Layer> = Vec::new();
-    for (layer, chain_id) in layers.iter().zip(chain) {
-        let is_known = missing.iter().any(|other| other.diff_id == layer.diff_id);
-        if !is_known && in_store(store, layer, chain_id).is_none() {
+    for (layer, stacked_id) in layers.iter().zip(stacked_ids) {
+        let is_listed = missing.iter().any(|other| other.diff_id == layer.diff_id);
+        if !is_listed && in_store(store, layer, stacked_id).is_none() {
             missing.push(layer);
         }
     }

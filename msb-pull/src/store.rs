@@ -1,7 +1,6 @@
-//! The content-addressed store: `blobs/sha256/HEX` for manifests and configurations, `layers/sha256/HEX/` for unpacked
-//! layers (HEX of the diff_id, or of the chain ID where a layer's form depends on those below). Everything is made in a
-//! directory of this pull's own under `tmp/` and renamed when it is whole and on disk; so what is there is whole. A
-//! pull holds a lock on its directory while it lives, and the next one removes those whose lock nobody holds.
+//! The part of the store that pulls write: documents of images and unpacked layers. Each pull prepares them in a directory of its own,
+//! and renames them when they are complete and on disk, so whatever has a name in the store is complete. A pull holds a lock on its
+//! directory while it lives, and the next one removes directories that nobody has locked.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -9,9 +8,9 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msb::overlay::beneath::{Dir, Name};
-use msb::store::home;
-use rustix::fs::{FlockOperation, IFlags, Mode, OFlags, RenameFlags};
+use msb::lock::{self, Lock};
+use msb::store::{layout, publish};
+use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
@@ -19,69 +18,69 @@ use crate::digest::Digest;
 /// The store, opened for one pull.
 pub(crate) struct Store {
     home: PathBuf,
-    temp: PathBuf,
-    _alive: OwnedFd,
+    /// The directory of this pull.
+    scratch: PathBuf,
+    _lock: OwnedFd,
 }
 
 impl Store {
-    /// Opens the store, makes what is missing of it, and clears away what pulls that were killed left behind.
+    /// Opens the store, makes its directories if they are missing, and removes the directories of killed pulls.
     ///
     /// # Errors
-    /// Words that name the store.
+    /// The error names the store.
     pub(crate) fn open(home: &Path) -> anyhow::Result<Self> {
         Self::prepare(home).with_context(|| format!("store {home:?}"))
     }
 
     fn prepare(home: &Path) -> anyhow::Result<Self> {
-        for dir in ["blobs/sha256", "layers/sha256", "tmp"] {
-            home::make_private_dir(&home.join(dir))?;
+        let pulls = layout::pulls(home);
+        for dir in [&layout::blobs(home), &layout::layers(home), &pulls] {
+            publish::make_private_dir(dir)?;
         }
-        let all = home.join("tmp");
-        spread(&all);
-        // While this is held nobody is between making a directory and locking it.
-        let gate = lock(&all, FlockOperation::LockExclusive)?;
-        let stale = Self::stale(&all)?;
-        let temp = all.join(home::fresh_id()?);
-        home::make_private_dir(&temp)?;
-        let alive = lock(&temp, FlockOperation::NonBlockingLockExclusive)?;
+        spread(&pulls);
+        // While this is held, no other pull is between making its directory and locking it.
+        let gate = lock::open(&pulls, Lock::Exclusive)?;
+        let abandoned = Self::abandoned(&pulls)?;
+        let scratch = pulls.join(layout::fresh_id()?);
+        publish::make_private_dir(&scratch)?;
+        let lock = lock::open(&scratch, Lock::TryExclusive)?;
         drop(gate);
-        for (name, _dead) in &stale {
-            let removed = Name::new(name).and_then(|name| Dir::open(&all)?.remove_tree(name));
-            if let Err(error) = removed {
-                let left = all.join(name);
+        for (path, _lock) in &abandoned {
+            if let Err(error) = publish::remove_tree(path) {
                 msb::tool::exit::warn(
                     "msb-pull",
-                    &format!("what a killed pull left in {left:?} cannot be removed: {error}"),
+                    &format!("{path:?}: left by a killed pull, cannot be removed: {error}"),
                 );
             }
         }
-        Ok(Self { home: home.to_owned(), temp, _alive: alive })
+        Ok(Self { home: home.to_owned(), scratch, _lock: lock })
     }
 
-    fn stale(all: &Path) -> anyhow::Result<Vec<(std::ffi::OsString, OwnedFd)>> {
-        let mut stale = Vec::new();
-        for left in fs::read_dir(all)? {
-            let left = left?;
-            match lock(&left.path(), FlockOperation::NonBlockingLockExclusive) {
-                Ok(dead) => stale.push((left.file_name(), dead)),
-                Err(Errno::WOULDBLOCK | Errno::NOENT) => {}
-                Err(error) => return Err(error).with_context(|| format!("{:?}", left.path())),
+    /// The directories of pulls that were killed, with a lock on each.
+    fn abandoned(pulls: &Path) -> anyhow::Result<Vec<(PathBuf, OwnedFd)>> {
+        let mut abandoned = Vec::new();
+        for child in fs::read_dir(pulls)? {
+            let path = child?.path();
+            match lock::open(&path, Lock::TryExclusive) {
+                Ok(lock) => abandoned.push((path, lock)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotFound) => {}
+                Err(error) => return Err(error).with_context(|| format!("{path:?}")),
             }
         }
-        Ok(stale)
+        Ok(abandoned)
     }
 
-    /// A path of this pull's own.
+    /// A path in the directory of this pull.
     pub(crate) fn scratch(&self, name: &str) -> PathBuf {
-        self.temp.join(name)
+        self.scratch.join(name)
     }
 
-    /// A document that is in the store, checked again; `None` where it is missing.
+    /// A document in the store; `None` if it is missing or damaged.
     ///
     /// # Errors
-    /// What reading says. A document that was damaged counts as missing.
+    /// The error of reading.
     pub(crate) fn document(&self, digest: &Digest, limit: u64) -> anyhow::Result<Option<Vec<u8>>> {
-        let path = self.blob_path(digest);
+        let path = layout::blob(&self.home, digest.hex());
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("{path:?}"))?,
@@ -91,28 +90,23 @@ impl Store {
         Ok(digest.check(&text).is_ok().then_some(text))
     }
 
-    /// The unpacked layer of this ID, if the store has it.
-    pub(crate) fn layer(&self, id: &Digest) -> Option<PathBuf> {
+    /// The unpacked layer with this ID, if the store has it.
+    pub(crate) fn layer(&self, id: &str) -> Option<PathBuf> {
         Some(self.layer_path(id)).filter(|path| path.is_dir())
     }
 
-    fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.home.join("blobs/sha256").join(digest.hex())
+    /// Where the layer with this ID will be.
+    pub(crate) fn layer_path(&self, id: &str) -> PathBuf {
+        layout::layer(&self.home, id)
     }
 
-    /// Where the layer of this ID is, once it is there.
-    pub(crate) fn layer_path(&self, id: &Digest) -> PathBuf {
-        self.home.join("layers/sha256").join(id.hex())
-    }
-
-    /// Makes unpacked layers and documents visible: first all is on disk, then it is renamed, layers before the documents
-    /// that name them.
+    /// Syncs unpacked layers and documents and makes them visible, layers before the documents that name them.
     ///
     /// # Errors
-    /// What writing, syncing or renaming says.
-    pub(crate) fn commit(&self, layers: &[(PathBuf, Digest)], documents: &[(Digest, Vec<u8>)]) -> anyhow::Result<()> {
+    /// The error of writing, syncing or renaming.
+    pub(crate) fn commit(&self, layers: &[(PathBuf, String)], documents: &[(Digest, Vec<u8>)]) -> anyhow::Result<()> {
         let is_missing = |digest: &Digest, text: &[u8]| {
-            self.document(digest, text.len() as u64).map_or(true, |there| there.is_none())
+            self.document(digest, text.len() as u64).map_or(true, |stored| stored.is_none())
         };
         let missing: Vec<_> = documents.iter().filter(|(digest, text)| is_missing(digest, text)).collect();
         if layers.is_empty() && missing.is_empty() {
@@ -121,18 +115,17 @@ impl Store {
         for (digest, text) in &missing {
             fs::write(self.scratch(digest.hex()), text).context("writing a blob")?;
         }
-        let temp = File::open(&self.temp)?;
-        rustix::fs::syncfs(&temp).context("sync")?;
+        rustix::fs::syncfs(&File::open(&self.scratch)?).context("sync")?;
         for (scratch, id) in layers {
-            publish(scratch, &self.layer_path(id))?;
+            rename_if_missing(scratch, &self.layer_path(id))?;
         }
         for (digest, _) in &missing {
-            // Over one that was damaged, or one that another pull was faster with.
-            let path = self.blob_path(digest);
+            // Replaces a damaged one, or that of another pull.
+            let path = layout::blob(&self.home, digest.hex());
             fs::rename(self.scratch(digest.hex()), &path).with_context(|| format!("{path:?}"))?;
         }
-        for dir in ["layers/sha256", "blobs/sha256"] {
-            File::open(self.home.join(dir))?.sync_all()?;
+        for dir in [layout::layers(&self.home), layout::blobs(&self.home)] {
+            File::open(dir)?.sync_all()?;
         }
         Ok(())
     }
@@ -140,41 +133,30 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        let gone = || -> io::Result<()> {
-            let (Some(all), Some(name)) = (self.temp.parent(), self.temp.file_name()) else { return Ok(()) };
-            Dir::open(all)?.remove_tree(Name::new(name)?)
-        };
-        // What stays behind now, the next pull removes.
-        let _ = gone();
+        // The next pull removes what cannot be removed now.
+        let _ = publish::remove_tree(&self.scratch);
     }
 }
 
-/// Renames unless another pull was faster: then the same content is there.
-fn publish(from: &Path, to: &Path) -> anyhow::Result<()> {
+/// Renames a layer, unless another pull was faster: then the same content has the name.
+fn rename_if_missing(from: &Path, to: &Path) -> anyhow::Result<()> {
     match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(error) => bail!("{to:?}: {error}"),
     }
 }
 
-/// Asks ext4 to put each pull's directory into a block group of its own choice (`chattr(1)`, attribute T). Else it picks
-/// one near the last, and in a group where a tree was deleted within minutes it passes over every inode of it, one by
-/// one, for each file it makes. Other file systems know no such attribute.
+/// Sets the attribute T of `chattr(1)`, with which ext4 chooses a block group for each pull's directory. Otherwise it uses one near the
+/// last, and in a group where a tree was deleted minutes ago it passes over every inode of that tree, one by one, for each file that
+/// it makes. Other file systems do not have the attribute.
 fn spread(dir: &Path) {
-    let ask = || -> rustix::io::Result<()> {
+    let set = || -> rustix::io::Result<()> {
         let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let flags = rustix::fs::ioctl_getflags(&fd)?;
         rustix::fs::ioctl_setflags(&fd, flags | IFlags::TOPDIR)
     };
-    // Nothing but time is lost without it.
-    let _ = ask();
-}
-
-fn lock(dir: &Path, how: FlockOperation) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = rustix::fs::open(dir, flags, Mode::empty())?;
-    rustix::fs::flock(&fd, how)?;
-    Ok(fd)
+    // Without it, unpacking is slower.
+    let _ = set();
 }
 
 #[cfg(test)]
@@ -182,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dead_pull_is_cleared_away_and_a_live_one_is_left_alone() {
+    fn the_directory_of_a_killed_pull_is_removed_and_that_of_a_running_one_stays() {
         let home = tempfile::tempdir().unwrap();
         let live = Store::open(home.path()).unwrap();
         fs::create_dir_all(home.path().join("tmp/dead/layer/etc")).unwrap();
@@ -196,10 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn of_two_pulls_of_one_layer_the_first_stays() {
+    fn of_two_pulls_of_a_layer_the_first_one_counts() {
         let home = tempfile::tempdir().unwrap();
         let (one, two) = (Store::open(home.path()).unwrap(), Store::open(home.path()).unwrap());
-        let id = Digest::of(b"layer");
+        let id = Digest::of(b"layer").hex().to_owned();
         for (store, text) in [(&one, "one"), (&two, "two")] {
             let layer = store.scratch("layer");
             fs::create_dir(&layer).unwrap();
@@ -216,7 +198,7 @@ mod tests {
         let digest = Digest::of(b"text");
         store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");
-        fs::write(home.path().join("blobs/sha256").join(digest.hex()), "tixt").unwrap();
+        fs::write(layout::blob(home.path(), digest.hex()), "tixt").unwrap();
         assert!(store.document(&digest, 100).unwrap().is_none());
         store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");

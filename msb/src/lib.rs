@@ -13,6 +13,7 @@
 //! | [`record`] | the types of the record, IDs of users, names of scripts | serde, serde_json, thiserror |
 //! | `wire` | frames and messages between host and guest | and rustix |
 //! | `interrupt` | cancellation of long operations; with `overlay` | |
+//! | `lock` | locks on files and directories; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
@@ -35,6 +36,8 @@
 
 #[cfg(feature = "overlay")]
 pub mod interrupt;
+#[cfg(feature = "overlay")]
+pub mod lock;
 #[cfg(feature = "overlay")]
 pub mod overlay;
 #[cfg(feature = "record")]

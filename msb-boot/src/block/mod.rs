@@ -18,7 +18,7 @@ use msb::overlay::upper::lock_to_read;
 use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
 use msb::store::erofs::{self, Mkfs};
-use msb::store::home;
+use msb::store::{chain, home, layout};
 use msb::vm::boot::{self, Directory, MountStep};
 use serde::{Deserialize, Serialize};
 
@@ -86,7 +86,7 @@ impl Block {
             Some(upper) if !is_plain(&upper)? => (None, Some(upper)),
             patches => (patches, None),
         };
-        let base = match erofs::chain_id(&home, lower).filter(|_| merged.is_none()) {
+        let base = match chain::chain_id_of(&home, lower).filter(|_| merged.is_none()) {
             Some(chain_id) => {
                 let image = mkfs.kept(&chain_id, lower, |path| {
                     say(&format!("making the image's disk, once: {}", path.display()));
@@ -118,7 +118,7 @@ impl Block {
     /// The tree below the top, by a name that tells it from another.
     pub(crate) fn base_name(lower: &[PathBuf]) -> anyhow::Result<OsString> {
         let joined = || lower.iter().map(|dir| dir.as_os_str()).collect::<Vec<_>>().join(std::ffi::OsStr::new(":"));
-        Ok(erofs::chain_id(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
+        Ok(chain::chain_id_of(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
     }
 
     /// Opens the disks for as long as the VM has them, and makes those that are made for this boot.
@@ -126,7 +126,7 @@ impl Block {
     /// # Errors
     /// Words for a disk that is gone, or that another VM has.
     pub(crate) fn open(&self) -> anyhow::Result<Vec<Disk>> {
-        let images = self.home.join(erofs::DIR);
+        let images = layout::images(&self.home);
         let mut disks = Vec::new();
         // First, for it is the one that another VM may have.
         let top = self.top.open(&self.home)?;

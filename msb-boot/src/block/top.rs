@@ -12,23 +12,20 @@ use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
+use msb::lock::{self, Lock};
 use msb::overlay::upper::copy_data;
 use msb::record::{Scratch, ScratchKind};
-use msb::store::home;
-use msb::tool::interrupt::{self, DeferExit};
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags};
+use msb::store::layout::{self, SCRATCH_BASE, SCRATCH_DISK};
+use msb::store::publish::link;
+use msb::store::{home, publish};
+use msb::tool::interrupt;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::args::DEFAULT_DISK;
 use crate::programs;
 use crate::vmm::Why;
 
-/// The disk's file in a sandbox's directory.
-const DISK: &str = "top.ext4";
-/// The file beside it that says what the disk stands on: without that it makes no sense.
-const BASE: &str = "top.base";
-/// Where templates are in the state directory.
-const TEMPLATES: &str = "templates";
 /// Why a name cannot be had.
 const TAKEN: &str = "another VM has it (stop that one, or take another --name)";
 
@@ -77,7 +74,7 @@ impl Top {
     /// # Errors
     /// When nothing says where state is.
     pub(crate) fn named(name: &str, size: Option<u64>, base: &[u8], fresh: bool) -> io::Result<Self> {
-        Ok(Self::Named { dir: home::home()?.join("sandboxes").join(name), size, base: base.to_owned(), fresh })
+        Ok(Self::Named { dir: layout::sandbox(&home::home()?, name), size, base: base.to_owned(), fresh })
     }
 
     /// Checks that the disk can be had, without making anything. The disk that will be used again, if there is one.
@@ -89,7 +86,7 @@ impl Top {
             Self::Memory => return Ok(None),
             Self::Unnamed { size } => *size,
             Self::Named { dir, size, base, fresh } => {
-                let path = dir.join(DISK);
+                let path = dir.join(SCRATCH_DISK);
                 let there = open_named(dir, &path, *size, base, *fresh).with_context(|| format!("disk {path:?}"))?;
                 if let Some(disk) = there.filter(|_| !fresh) {
                     return Ok(Some(reused(home, &disk)?));
@@ -106,7 +103,7 @@ impl Top {
     /// The disk's file, where it has a name.
     pub(crate) fn path(&self) -> Option<PathBuf> {
         match self {
-            Self::Named { dir, .. } => Some(dir.join(DISK)),
+            Self::Named { dir, .. } => Some(dir.join(SCRATCH_DISK)),
             _ => None,
         }
     }
@@ -121,8 +118,8 @@ impl Top {
     pub(crate) fn forget(&self) {
         if let Self::Named { dir, .. } = self {
             let _gate = gate(dir);
-            let _ = fs::remove_file(dir.join(DISK));
-            let _ = fs::remove_file(dir.join(BASE));
+            let _ = fs::remove_file(dir.join(SCRATCH_DISK));
+            let _ = fs::remove_file(dir.join(SCRATCH_BASE));
             // A sandbox that holds more stays.
             let _ = fs::remove_dir(dir);
         }
@@ -137,7 +134,7 @@ impl Top {
             Self::Memory => return Ok(None),
             Self::Unnamed { size } => (make(home, *size)?, None),
             Self::Named { dir, size, base, fresh } => {
-                let path = dir.join(DISK);
+                let path = dir.join(SCRATCH_DISK);
                 match open_named(dir, &path, *size, base, *fresh).with_context(|| format!("disk {path:?}"))? {
                     Some(disk) if !fresh => (disk, None),
                     replaced => {
@@ -193,13 +190,13 @@ fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8], fresh: bo
         Err(rustix::io::Errno::NOENT) => return Ok(None),
         other => File::from(other?),
     };
-    if lock(&disk).is_err() {
+    if lock::take(&disk, Lock::TryExclusive).is_err() {
         bail!(TAKEN);
     }
     if fresh {
         return Ok(Some(disk));
     }
-    let stands_on = fs::read(dir.join(BASE)).context("what it stands on")?;
+    let stands_on = fs::read(dir.join(SCRATCH_BASE)).context("what it stands on")?;
     if stands_on != base {
         bail!(
             "it stands on {:?}, and this root is {:?} (take another --name, or --fresh for a new disk without what that VM has written)",
@@ -219,20 +216,20 @@ fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8], fresh: bo
 /// # Errors
 /// Words for a name that is taken, or what linking says.
 pub(crate) fn keep(home: &Path, name: &str, base: &[u8], disk: &OwnedFd) -> anyhow::Result<PathBuf> {
-    give_name(disk, &home.join("sandboxes").join(name), base)
+    give_name(disk, &layout::sandbox(home, name), base)
 }
 
 fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {
-    let path = dir.join(DISK);
+    let path = dir.join(SCRATCH_DISK);
     let give = || -> anyhow::Result<()> {
-        home::make_private_dir(dir)?;
+        publish::make_private_dir(dir)?;
         let _gate = gate(dir)?;
         if path.try_exists()? {
             bail!(TAKEN);
         }
-        home::write_file(&dir.join(BASE), base, 0o600)?;
+        publish::write_file(&dir.join(SCRATCH_BASE), base, 0o600)?;
         link(disk, &path)?;
-        Ok(home::sync_parent(&path)?)
+        Ok(publish::sync_parent(&path)?)
     };
     give().with_context(|| format!("disk {path:?}"))?;
     Ok(path)
@@ -240,16 +237,13 @@ fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<Pat
 
 /// Puts a disk without a name in the place of the one that has it.
 fn replace(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {
-    let path = dir.join(DISK);
+    let path = dir.join(SCRATCH_DISK);
     let replace = || -> anyhow::Result<()> {
         let _gate = gate(dir)?;
-        let _deferred = DeferExit::new();
-        let aside = home::aside(&path);
-        link(disk, &aside)?;
-        fs::rename(&aside, &path).inspect_err(|_| drop(fs::remove_file(&aside)))?;
+        publish::link_over(disk, &path)?;
         // In this order: a new disk that is said to stand on the old one's base is refused, and an old one is not mistaken for a new.
-        home::write_file(&dir.join(BASE), base, 0o600)?;
-        Ok(home::sync_parent(&path)?)
+        publish::write_file(&dir.join(SCRATCH_BASE), base, 0o600)?;
+        Ok(publish::sync_parent(&path)?)
     };
     replace().with_context(|| format!("disk {path:?}"))?;
     Ok(path)
@@ -263,38 +257,22 @@ fn reused(home: &Path, disk: &File) -> io::Result<Reused> {
 }
 
 /// While this is held nobody else gives the name or takes it away, so what is said of the base is said of the disk.
-fn gate(dir: &Path) -> io::Result<File> {
-    let gate = File::open(dir)?;
-    rustix::fs::flock(&gate, FlockOperation::LockExclusive)?;
-    Ok(gate)
-}
-
-/// Gives a file without a name its first one.
-fn link(file: &impl AsRawFd, path: &Path) -> rustix::io::Result<()> {
-    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
-    rustix::fs::linkat(CWD, unnamed, CWD, path, AtFlags::SYMLINK_FOLLOW)
-}
-
-fn lock(disk: &File) -> io::Result<()> {
-    Ok(rustix::fs::flock(disk, FlockOperation::NonBlockingLockExclusive)?)
+fn gate(dir: &Path) -> io::Result<OwnedFd> {
+    lock::open(dir, Lock::Exclusive)
 }
 
 /// A fresh disk without a name, where it can be given one, and locked.
 fn make(home: &Path, size: u64) -> anyhow::Result<File> {
-    let dir = home.join("sandboxes");
+    let dir = layout::sandboxes(home);
     let make = || -> anyhow::Result<File> {
-        home::make_private_dir(&dir)?;
+        publish::make_private_dir(&dir)?;
         let template = template(home, size)?;
-        let disk = unnamed(&dir)?;
+        let disk = publish::unnamed_file(&dir)?;
         copy_data(&template, &disk, size)?;
-        lock(&disk)?;
+        lock::take(&disk, Lock::TryExclusive)?;
         Ok(disk)
     };
     make().with_context(|| format!("disk in {dir:?}"))
-}
-
-fn unnamed(dir: &Path) -> io::Result<File> {
-    Ok(rustix::fs::open(dir, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// What makes templates.
@@ -306,20 +284,20 @@ pub(crate) fn mke2fs() -> Result<PathBuf, Why> {
 }
 
 fn template_path(home: &Path, size: u64) -> PathBuf {
-    home.join(TEMPLATES).join(format!("ext4-{TEMPLATE_VERSION}-{size}"))
+    layout::disk_template(home, TEMPLATE_VERSION, size)
 }
 
 /// The template for a size, made where it is missing.
 fn template(home: &Path, size: u64) -> anyhow::Result<File> {
-    let dir = home.join(TEMPLATES);
+    let dir = layout::disk_templates(home);
     let path = template_path(home, size);
     match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         other => return other.with_context(|| format!("{path:?}")),
     }
     let mke2fs = mke2fs()?;
-    home::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
-    let file = unnamed(&dir).with_context(|| format!("{dir:?}"))?;
+    publish::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
+    let file = publish::unnamed_file(&dir).with_context(|| format!("{dir:?}"))?;
     file.set_len(size)?;
     let mut command = Command::new(&mke2fs);
     command.args(["-q", "-F", "-t", "ext4"]).args(OPTIONS).arg("/proc/self/fd/0").env_clear();
@@ -332,7 +310,8 @@ fn template(home: &Path, size: u64) -> anyhow::Result<File> {
     file.sync_all()?;
     match link(&file, &path) {
         // Another boot was faster; one is as good as the other.
-        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(file),
+        Ok(()) => Ok(file),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(file),
         Err(error) => Err(error).with_context(|| format!("{path:?}")),
     }
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
-use msb::overlay::staging::{Begun, Layers, Staging};
 use msb::record::{DiskFormat, Rootfs, Upper};
+use msb::store::staging::{Layers, Staging};
 use msb::vm::boot::{self, Boot, MountStep};
 use msb::vm::rundir::{self, Committed, Held, Stop};
 use msb::wire::Message;
@@ -71,8 +71,8 @@ fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> 
     if let Some(upper) = &record.upper {
         reach::require_private(&upper.dir)?;
     }
-    let begun = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
-    let Begun { staging, layers: Layers { root, writer, .. } } = begun;
+    let (staging, layers) = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
+    let Layers { root, writer, .. } = layers;
     let received =
         receive(config, held, disk, |guest| msb::overlay::commit::receive(guest, &root, &writer, u64::try_from(size)?));
     match received {
@@ -112,7 +112,7 @@ fn receive(
     let boot = Boot { commit: true, mounts: vec![mount_step()], ..config.boot.clone() };
     let agent_path = PathBuf::from(format!("/proc/self/fd/{}", agent.as_raw_fd()));
     bootshare::make(&vm.boot_share(), &agent_path, &boot, &Default::default())?;
-    msb::store::home::make_private_dir(&vm.door())?;
+    msb::store::publish::make_private_dir(&vm.door())?;
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
     let (mut words, words_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;

@@ -9,7 +9,7 @@ use msb::record::{self, Endpoint, Timings};
 use msb::vm::rundir::{self, Cause, Ended, Held};
 use msb::wire::exec::Ready;
 use msb::wire::{AGENT_PORT, dial};
-use msb::{store::home, vm::supervisor};
+use msb::{store::publish, vm::supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clock::{self, Clock};
@@ -96,7 +96,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let mut inherited = machine.drives()?;
         let clock = Clock::watch().context("watch the clock")?;
         let mut vm = machine.vm.clone();
-        home::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
+        publish::make_private_dir(&vm.door()).with_context(|| format!("{:?}", vm.door()))?;
         let report = ready::Report::expect_at(&vm.ready_socket())?;
         inherited.extend(vm.vmm.vmm().prepare(&mut vm, &mut crew)?);
         let (console, console_in) = std::io::pipe()?;
@@ -253,7 +253,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
-        home::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
+        publish::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
         let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
         log::note("ready");
         if let (Some(warning), Some(front)) = (&ready.warning, self.machine.front.as_mut()) {

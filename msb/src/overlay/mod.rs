@@ -10,6 +10,7 @@ pub mod beneath;
 #[cfg(feature = "store")]
 pub mod commit;
 pub mod device;
+pub mod error;
 pub mod live;
 mod marks;
 pub mod mountinfo;
@@ -17,10 +18,6 @@ pub mod mountinfo;
 pub mod reach;
 pub mod resolve;
 mod search;
-#[cfg(feature = "store")]
-pub mod staging;
-#[cfg(feature = "store")]
-mod sync;
 pub mod upper;
 pub mod whiteout;
 

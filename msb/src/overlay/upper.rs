@@ -12,13 +12,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom, Stat, Timestamps, XattrFlags};
+use rustix::fs::{FileType, Mode, OFlags, RenameFlags, SeekFrom, Stat, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name, times_of};
 use super::resolve::Step;
 use super::{Layer, Leaf, Merged, marks, whiteout};
 use crate::interrupt;
+use crate::lock::{self, Lock};
 
 /// What our names in a work directory begin with; the kernel's overlayfs keeps others there.
 const ASIDE_PREFIX: &str = "msb.";
@@ -70,9 +71,7 @@ impl Writer {
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] where another process writes; else what opening says.
     pub fn open(work: &Path, durable: bool) -> io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let lock = rustix::fs::open(work, flags, Mode::empty())?;
-        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        let lock = lock::open(work, Lock::TryExclusive)?;
         let work = Dir::open(work)?;
         let mut left = Vec::<OsString>::new();
         for child in work.read()? {
@@ -289,10 +288,7 @@ fn is_type_clash(error: &io::Error) -> bool {
 /// # Errors
 /// [`io::ErrorKind::WouldBlock`] where another process writes; else what opening says.
 pub fn lock_to_read(work: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let lock = rustix::fs::open(work, flags, Mode::empty())?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared)?;
-    Ok(lock)
+    lock::open(work, Lock::TryShared)
 }
 
 /// Makes an empty upper and its work directory for a stack of lower directories. The upper's own attributes are what

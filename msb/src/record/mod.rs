@@ -4,6 +4,7 @@
 mod boot;
 mod document;
 pub mod owner;
+pub mod path;
 pub mod script;
 mod text;
 

@@ -1,4 +1,33 @@
-//! The state of msb on the host: where it is kept, how a file of it becomes visible, and the EROFS images made from it.
+//! The state directory: its [layout], its locks, how state in it becomes visible ([publish]), and what is made in it by more than one
+//! tool: EROFS images of layers ([erofs]) and uppers ([staging]).
+//!
+//! What only one tool makes, such as unpacked layers or scratch disks, is made by that tool, under the names and locks of this module.
+//!
+//! # Locks
+//!
+//! | locked | by | how | while |
+//! | --- | --- | --- | --- |
+//! | `tmp` | msb-pull | exclusive, waits | a pull's directory is made and locked; all the time of a `--gc` |
+//! | `tmp/ID` | msb-pull | exclusive | the pull lives |
+//! | `sandboxes` | msb-patch, a commit | exclusive, waits | a sandbox's staging directory is made and locked |
+//! | `sandboxes/.ID.PID.N` | msb-patch, a commit | exclusive | the sandbox is being made |
+//! | the work directory of an upper | msb-patch, msb-mount, a commit | exclusive | they may change the upper |
+//! | the same | `msb-mount --ro`, msb-boot | shared | they read the upper, and nobody may change it |
+//! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
+//! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
+//! | `sandboxes/NAME` | msb-boot | exclusive, waits | a scratch disk gets or loses the name |
+//! | `sandboxes/NAME/top.ext4` | msb-boot | exclusive | a VM has the disk |
+//!
+//! A lock that does not wait fails if another process holds it, so only those that wait could deadlock. A process that waits for one
+//! holds no other that is waited for, with one exception: `erofs/NAME.lock` is taken before `erofs/NAME.erofs`.
 
+pub mod chain;
 pub mod erofs;
 pub mod home;
+pub mod layout;
+pub mod notices;
+pub mod publish;
+pub mod staging;
+mod sync;
+
+pub use crate::overlay::error::{Error, Fault};

@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::record::Record;
+use crate::store::publish;
 use crate::tool::exit::{ReaderGone, warn};
-use crate::{store::home, tool::line};
+use crate::tool::line;
 
 /// The flags that say where a record goes.
 #[derive(Clone, Debug, Default, Args)]
@@ -88,8 +89,8 @@ fn print(summary: &str) -> anyhow::Result<()> {
 fn write(file: &Path, text: &[u8]) -> io::Result<()> {
     match fs::metadata(file) {
         Ok(meta) if !meta.is_file() => File::options().write(true).open(file)?.write_all(text),
-        Ok(_) => home::write_file(&file.canonicalize()?, text, 0o666),
-        Err(_) => home::write_file(&std::path::absolute(file)?, text, 0o666),
+        Ok(_) => publish::write_file(&file.canonicalize()?, text, 0o666),
+        Err(_) => publish::write_file(&std::path::absolute(file)?, text, 0o666),
     }
 }
 

@@ -13,7 +13,8 @@ use clap::Args;
 use rustix::fs::FileType;
 
 use crate::record::{FILE_NAME, Record};
-use crate::{store::home, tool::exit, tool::line, vm::supervisor};
+use crate::vm::{name, supervisor};
+use crate::{tool::exit, tool::line};
 
 /// The variable that names a record.
 pub const VARIABLE: &str = "MSB_RECORD";
@@ -135,12 +136,12 @@ pub fn named(name: &str) -> anyhow::Result<Record> {
 
 /// The files that a name may stand for, the first of which exists is meant.
 pub fn places(name: &str) -> Vec<PathBuf> {
-    let of_vm = home::run_dir(name).ok().filter(|_| is_word(name));
+    let of_vm = name::run_dir(name).ok().filter(|_| is_word(name));
     of_vm.map(|dir| dir.join(FILE_NAME)).into_iter().chain([PathBuf::from(name)]).collect()
 }
 
 fn is_word(name: &str) -> bool {
-    home::check_vm_name(name).is_ok()
+    name::check(name).is_ok()
 }
 
 fn locate(name: &str) -> anyhow::Result<PathBuf> {
@@ -151,7 +152,7 @@ fn locate(name: &str) -> anyhow::Result<PathBuf> {
         // Reading says what is wrong.
         return Ok(name.into());
     }
-    match home::run_dir(name) {
+    match name::run_dir(name) {
         Ok(dir) => match supervisor::holder(&dir) {
             Some(pid) if !dir.exists() => Err(Lost { name: name.into(), dir, pid }.into()),
             Some(_) => bail!("record {name:?}: the VM of that name is not up yet"),
@@ -224,7 +225,7 @@ mod tests {
         for path in ["./worker", "a/b", "/x", "-", "..", "a b"] {
             assert_eq!(places(path), [PathBuf::from(path)], "{path}");
         }
-        let Ok(dir) = home::run_dir("worker") else { return };
+        let Ok(dir) = name::run_dir("worker") else { return };
         assert_eq!(places("worker"), [dir.join(FILE_NAME), "worker".into()]);
     }
 }

@@ -4,6 +4,8 @@
 pub mod boot;
 pub mod inits;
 #[cfg(feature = "vm")]
+pub mod name;
+#[cfg(feature = "vm")]
 pub mod rundir;
 #[cfg(feature = "vm")]
 pub mod shared_root;

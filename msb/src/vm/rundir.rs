@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::overlay::beneath::{Dir, Name};
-use crate::store::home;
+use crate::store::publish;
 
 /// The socket on which the agent answers.
 pub const AGENT_SOCKET: &str = "agent.sock";
@@ -178,7 +178,7 @@ pub fn be_reader(dir: &Path) -> io::Result<File> {
 /// # Errors
 /// What writing says.
 pub fn leave(dir: &Path, file: &str, note: &impl Serialize) -> io::Result<()> {
-    home::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
+    publish::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
 }
 
 /// Reads an [`Ended`] or a [`Stop`]; `None` where there is none that can be read.
@@ -199,7 +199,7 @@ impl Held {
     /// # Errors
     /// What making or opening says.
     pub fn make(path: &Path) -> io::Result<Option<Self>> {
-        home::make_private_dir(path.parent().unwrap_or(Path::new("/")))?;
+        publish::make_private_dir(path.parent().unwrap_or(Path::new("/")))?;
         loop {
             match DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

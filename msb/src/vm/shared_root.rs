@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::overlay::beneath::{Dir, Name};
 use crate::overlay::upper::keeping_times;
 use crate::record::{self, Record, RootKind};
-use crate::store::home;
+use crate::store::publish;
 
 /// The roots' lists, a file for each, are in a directory beside the VMs' own; it is no name of a VM. Who holds or lets go of a list
 /// locks it meanwhile.
@@ -41,7 +41,7 @@ impl Leftovers {
     pub fn hold(vm: &Path, root: &Path) -> io::Result<Self> {
         let path = list_of(vm, root)?;
         let _gate = loop {
-            home::make_private_dir(path.parent().unwrap_or(vm))?;
+            publish::make_private_dir(path.parent().unwrap_or(vm))?;
             if let Some(gate) = gate(&path)? {
                 break gate;
             }

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::record::{self, Record, RootKind, ScratchKind, Vm};
-use crate::store::home;
+use crate::vm::name;
 
 /// The argument with which msb-boot starts itself as a supervisor.
 pub const ROLE: &str = "--as-supervisor";
@@ -79,7 +79,7 @@ pub fn of_dir(dir: &Path) -> io::Result<Option<OwnedFd>> {
 
 /// The records of this user's running VMs.
 pub fn running() -> Vec<Record> {
-    let Some(dirs) = home::run_base().ok().and_then(|base| fs::read_dir(base).ok()) else { return Vec::new() };
+    let Some(dirs) = name::run_base().ok().and_then(|base| fs::read_dir(base).ok()) else { return Vec::new() };
     let record = |dir: PathBuf| Record::parse(&fs::read(dir.join(record::FILE_NAME)).ok()?).ok();
     let records = dirs.filter_map(|entry| record(entry.ok()?.path()));
     records.filter(|record| record.vm.as_ref().is_some_and(|vm| matches!(find(vm), Ok(Some(_))))).collect()

@@ -11,10 +11,10 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::{Dir, Name};
-use msb::overlay::staging::Staging;
 use msb::overlay::{Merged, whiteout};
 use msb::record::Upper;
 use msb::record::owner::Id;
+use msb::store::staging::Staging;
 use msb_patch::caps::FileCaps;
 use msb_patch::member::{Base64, Mode, Owner, RawPath, Timestamp};
 use msb_patch::op::{self, Op};
@@ -48,12 +48,11 @@ pub fn check(data: &[u8]) {
         let is_fresh = choices.one_in(12);
         let begun =
             Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named), is_fresh);
-        let begun = begun.expect("layers that can be opened");
-        let staging = begun.staging;
+        let (staging, layers) = begun.expect("layers that can be opened");
         let epoch = choices.one_in(2).then_some(1_700_000_000);
         let (user, src_dir) = (User::of_this_process(), place("src"));
         let mut target =
-            Target::new(begun.layers, Settings { dry_run, is_reported: choices.one_in(2), epoch, user, src_dir });
+            Target::new(layers, Settings { dry_run, is_reported: choices.one_in(2), epoch, user, src_dir });
         let mut changed = is_fresh;
         let mut failed = dry_run;
         for _ in 0..choices.below(MANY) {

@@ -13,7 +13,7 @@ use std::path::Path;
 use crate::overlay::beneath::{Dir, Name};
 use rustix::fs::{FileType, OFlags};
 
-/// How many names are little.
+/// Trees with at most this many names are synced file by file.
 const FEW: usize = 16;
 
 /// Syncs the data of all files below a directory.

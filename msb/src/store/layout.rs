@@ -1,0 +1,144 @@
+//! The layout of the state directory: the name of every file and directory in it. No other module spells them.
+//!
+//! ```text
+//! $MSB_HOME
+//! ├── blobs/sha256/HEX            manifests and configurations of images, by digest
+//! ├── layers/sha256/HEX/          unpacked layers in overlayfs form, by diff_id or stacked ID
+//! ├── tmp/ID/                     what one pull is unpacking
+//! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
+//! ├── kernel/ID.vmlinux           guest kernels as ELF files
+//! ├── templates/ext4-VERSION-SIZE empty scratch disks
+//! ├── sandboxes/ID/               uppers, and the scratch disks of VMs with a name
+//! │   ├── upper/, work/           an upper and its work directory
+//! │   ├── root/, mount.log        the default mount point, and the messages of its server
+//! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
+//! └── news/SUBJECT                warnings that have been shown
+//! ```
+//!
+//! What begins with a dot is being made.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The name of an upper in a sandbox, and in a directory of the caller's.
+pub const UPPER: &str = "upper";
+/// The name of its work directory.
+pub const WORK: &str = "work";
+/// The name of the default mount point.
+pub const MOUNT_POINT: &str = "root";
+/// The file with the messages of the server of a mount.
+pub const MOUNT_LOG: &str = "mount.log";
+/// The scratch disk in the sandbox of a VM with a name.
+pub const SCRATCH_DISK: &str = "top.ext4";
+/// The file beside it with the name of the tree below it, without which the disk makes no sense.
+pub const SCRATCH_BASE: &str = "top.base";
+
+const IMAGE_EXTENSION: &str = "erofs";
+const IMAGE_LOCK_EXTENSION: &str = "lock";
+
+/// The manifests and configurations of images.
+pub fn blobs(home: &Path) -> PathBuf {
+    home.join("blobs/sha256")
+}
+
+/// The document with this digest, in hex.
+pub fn blob(home: &Path, hex: &str) -> PathBuf {
+    blobs(home).join(hex)
+}
+
+/// The unpacked layers.
+pub fn layers(home: &Path) -> PathBuf {
+    home.join("layers/sha256")
+}
+
+/// The layer with this ID, in hex: its diff_id, or its [stacked ID](super::chain::stacked_id).
+pub fn layer(home: &Path, hex: &str) -> PathBuf {
+    layers(home).join(hex)
+}
+
+/// The ID of a layer, if the path is that of a layer in the store.
+pub fn layer_id<'a>(home: &Path, layer: &'a Path) -> Option<&'a str> {
+    let id = layer.strip_prefix(layers(home)).ok()?.to_str()?;
+    let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_id.then_some(id)
+}
+
+/// The directories of pulls that are running.
+pub fn pulls(home: &Path) -> PathBuf {
+    home.join("tmp")
+}
+
+/// The EROFS images.
+pub fn images(home: &Path) -> PathBuf {
+    home.join("erofs")
+}
+
+/// The EROFS image of a stack of layers, which a certain mkfs.erofs has made.
+pub fn image(home: &Path, chain_id: &str, mkfs: &str) -> PathBuf {
+    images(home).join(format!("{chain_id}-{mkfs}.{IMAGE_EXTENSION}"))
+}
+
+/// The identity of the mkfs.erofs in the name of an image.
+pub fn image_mkfs(image: &Path) -> Option<&str> {
+    image.file_stem()?.to_str()?.rsplit_once('-').map(|(_, mkfs)| mkfs)
+}
+
+/// The file that is locked while an image is made. It lists the IDs of the image's layers.
+pub fn image_lock(image: &Path) -> PathBuf {
+    image.with_extension(IMAGE_LOCK_EXTENSION)
+}
+
+/// Whether a path is that of an image with a name, and not of one that is being made.
+pub fn is_image(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == IMAGE_EXTENSION)
+}
+
+/// Whether a path is that of an image's lock.
+pub fn is_image_lock(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == IMAGE_LOCK_EXTENSION)
+}
+
+/// The guest kernels.
+pub fn kernels(home: &Path) -> PathBuf {
+    home.join("kernel")
+}
+
+/// The empty disks that scratch disks are copied from.
+pub fn disk_templates(home: &Path) -> PathBuf {
+    home.join("templates")
+}
+
+/// The empty ext4 disk of `size` bytes, made by `version` of our mke2fs options.
+pub fn disk_template(home: &Path, version: u32, size: u64) -> PathBuf {
+    disk_templates(home).join(format!("ext4-{version}-{size}"))
+}
+
+/// The sandboxes.
+pub fn sandboxes(home: &Path) -> PathBuf {
+    home.join("sandboxes")
+}
+
+/// The sandbox with this ID, or of the VM with this name.
+pub fn sandbox(home: &Path, id: &str) -> PathBuf {
+    sandboxes(home).join(id)
+}
+
+/// Whether a sandbox is being made, or was abandoned while it was.
+pub fn is_staging(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// A warning that was shown.
+pub fn notice(home: &Path, subject: &str) -> PathBuf {
+    home.join("news").join(subject)
+}
+
+/// A new ID: 12 hex digits from the kernel's random source, so that no two collide.
+///
+/// # Errors
+/// The error of `getrandom(2)`.
+pub fn fresh_id() -> io::Result<String> {
+    let mut bytes = [0u8; 6];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(hex::encode(bytes))
+}

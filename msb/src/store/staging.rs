@@ -1,0 +1,421 @@
+//! An upper while it is being made, by msb-patch or by a commit: in a staging directory, and visible in one rename. A run that is killed
+//! leaves the old upper or the new one, and the next run removes its staging directory.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, RenameFlags};
+use rustix::io::Errno;
+
+use super::layout::{self, UPPER, WORK};
+use super::publish::{make_private_dir, remove_tree, staging_path, sync_parent};
+use super::{Error, sync};
+use crate::lock::{self, Lock};
+use crate::overlay::Merged;
+use crate::overlay::beneath::{Dir, Entry, Name};
+use crate::overlay::error::At;
+use crate::overlay::upper::{self, Writer};
+use crate::record::Upper;
+
+/// The name of an upper while it is made in its work directory, which is on the same file system. The next [`Writer`] removes it there
+/// if this run is killed.
+const STAGED_UPPER: &str = "msb.upper";
+
+/// An upper that is being made.
+#[derive(Debug)]
+pub struct Staging {
+    /// The staging directory, which a failure removes.
+    dir: PathBuf,
+    /// Where the new upper is made: the staging directory, or a directory in it.
+    upper: PathBuf,
+    /// Directories that were made for it, the innermost first. They are empty again after a failure.
+    made: Vec<PathBuf>,
+    publish: Publish,
+}
+
+/// How an upper becomes visible.
+#[derive(Debug)]
+enum Publish {
+    /// The whole sandbox is new and is renamed into place.
+    Sandbox(Draft),
+    /// The upper is new in a directory of the caller's and is renamed into place.
+    New { to: PathBuf, work: PathBuf },
+    /// The upper changes places with an existing one.
+    Exchange { with: PathBuf, work: PathBuf },
+}
+
+/// An upper that is visible. The one that it replaced exists until the caller decides for one of them. A run that is killed before that
+/// keeps the new one.
+#[derive(Debug)]
+pub struct Published {
+    /// Where the upper is, for the record.
+    pub upper: Upper,
+    /// Why a crash of the machine may undo the rename: its directory could not be synced.
+    pub unsynced: Option<io::Error>,
+    /// `None` if nothing was changed.
+    staging: Option<Staging>,
+}
+
+/// The layers while the upper is being made.
+#[derive(Debug)]
+pub struct Layers {
+    /// The layers with the new upper on top.
+    pub root: Merged,
+    /// The right to change the new upper.
+    pub writer: Writer,
+    /// The inode numbers of files that the new upper shares with the old one. They must be copied before they are written to.
+    pub shared: HashSet<u64>,
+}
+
+/// A sandbox that is being made. The lock on its staging directory tells it from an abandoned one.
+#[derive(Debug)]
+pub struct Draft {
+    /// The staging directory.
+    pub dir: PathBuf,
+    /// Where the sandbox will be.
+    pub to: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl Draft {
+    /// Starts a sandbox in the store at `home`, and removes abandoned staging directories.
+    ///
+    /// # Errors
+    /// The error of making or locking.
+    pub fn begin(home: &Path) -> Result<Self, Error> {
+        let sandboxes = layout::sandboxes(home);
+        make_private_dir(&sandboxes).at(|| format!("{sandboxes:?}"))?;
+        // No other process may find the staging directory between its making and its locking, and take it for abandoned.
+        let _gate = lock::open(&sandboxes, Lock::Exclusive).at(|| format!("{sandboxes:?}"))?;
+        remove_abandoned(&sandboxes);
+        let to = layout::sandbox(home, &layout::fresh_id()?);
+        let dir = staging_path(&to);
+        make_private_dir(&dir).at(|| format!("{dir:?}"))?;
+        let lock = lock::open(&dir, Lock::TryExclusive).at(|| format!("{dir:?}"))?;
+        Ok(Self { dir, to, _lock: lock })
+    }
+
+    /// Syncs the sandbox and makes it visible. Returns why a crash of the machine may undo that, if it may.
+    ///
+    /// # Errors
+    /// The error of syncing the files or of renaming; nothing is visible then.
+    pub fn publish(&self) -> io::Result<Option<io::Error>> {
+        sync::tree(&self.dir)?;
+        fs::rename(&self.dir, &self.to)?;
+        Ok(sync_parent(&self.to).err())
+    }
+
+    /// Removes the sandbox, visible or not.
+    pub fn discard(&self) {
+        let _ = fs::rename(&self.to, &self.dir);
+        let _ = remove_tree(&self.dir);
+    }
+}
+
+/// Removes staging directories that nobody has locked. One that cannot be removed is left to `msb-pull --gc`, which reports it.
+fn remove_abandoned(sandboxes: &Path) {
+    for child in fs::read_dir(sandboxes).into_iter().flatten().flatten() {
+        let path = child.path();
+        if layout::is_staging(&path)
+            && let Ok(_lock) = lock::open(&path, Lock::TryExclusive)
+        {
+            let _ = remove_tree(&path);
+        }
+    }
+}
+
+impl Staging {
+    /// Starts an upper: a copy of an existing one, or an empty one.
+    ///
+    /// `named` is a directory of the caller's. It gets mode 0700 and holds `upper` and `work`. Without it the upper is made in a sandbox
+    /// in the store at `home`. If an upper exists there, or `continued` names one, it is continued; with `is_fresh`, an empty one takes
+    /// its place.
+    ///
+    /// # Errors
+    /// [`Error::Caller`] if another process writes the upper, or it is gone.
+    pub fn begin(
+        home: &Path,
+        lower: &[PathBuf],
+        continued: Option<&Upper>,
+        named: Option<&Path>,
+        is_fresh: bool,
+    ) -> Result<(Self, Layers), Error> {
+        let layers = Merged::open(lower, None)?;
+        let existing = match (named, continued) {
+            (None, continued) => continued.cloned(),
+            (Some(dir), Some(upper)) if upper.dir == dir || upper.dir == dir.join(UPPER) => Some(upper.clone()),
+            (Some(dir), _) => existing_in(dir).at(|| format!("upper {dir:?}"))?,
+        };
+        // An upper that is gone can be replaced, but not continued.
+        let existing = existing.filter(|upper| !is_fresh || upper.dir.is_dir());
+        let (staging, writer, shared) = match (existing, named) {
+            (Some(upper), _) => Self::exchange(&upper, is_fresh.then_some(&layers))?,
+            (None, Some(dir)) => Self::new_in(dir, &layers)?,
+            (None, None) => Self::new_sandbox(home, &layers)?,
+        };
+        let root = Merged::open(lower, Some(&staging.upper)).inspect_err(|_| staging.discard())?;
+        Ok((staging, Layers { root, writer, shared }))
+    }
+
+    fn new_sandbox(home: &Path, layers: &Merged) -> Result<(Self, Writer, HashSet<u64>), Error> {
+        let draft = Draft::begin(home)?;
+        let dir = draft.dir.clone();
+        let (upper, work) = (dir.join(UPPER), dir.join(WORK));
+        let made = upper::create(&upper, &work, layers).at(|| format!("{dir:?}"));
+        let writer = made.and_then(|()| lock_upper(&upper, &work)).inspect_err(|_| draft.discard())?;
+        Ok((Self { dir, upper, made: Vec::new(), publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
+    }
+
+    /// The sandbox that is being made, if all of it is new.
+    pub fn draft(&self) -> Option<&Draft> {
+        match &self.publish {
+            Publish::Sandbox(draft) => Some(draft),
+            _ => None,
+        }
+    }
+
+    fn new_in(dir: &Path, layers: &Merged) -> Result<(Self, Writer, HashSet<u64>), Error> {
+        let upper = pair(dir.join(UPPER), dir.join(WORK));
+        let mut made = Vec::new();
+        if make_missing(dir).at(|| format!("upper {dir:?}"))? {
+            made.push(dir.to_owned());
+        }
+        let begun = (|| {
+            if make_missing(&upper.work).at(|| format!("work {:?}", upper.work))? {
+                made.insert(0, upper.work.clone());
+            }
+            let writer = lock_upper(dir, &upper.work)?;
+            if upper.dir.exists() {
+                return Err(Error::Caller(format!(
+                    "upper {dir:?}: another msb-patch has made it just now (run this one again to continue it)"
+                )));
+            }
+            let staged = upper.work.join(STAGED_UPPER);
+            upper::create_upper(&staged, layers).at(|| format!("{staged:?}"))?;
+            Ok((staged, writer))
+        })();
+        match begun {
+            Ok((staged, writer)) => {
+                let publish = Publish::New { to: upper.dir, work: upper.work };
+                Ok((Self { upper: staged.clone(), dir: staged, made, publish }, writer, HashSet::new()))
+            }
+            Err(error) => {
+                remove_made(&made);
+                Err(error)
+            }
+        }
+    }
+
+    /// Copies an upper; with `fresh`, makes an empty one on those layers. It will take the place of `upper`.
+    fn exchange(upper: &Upper, fresh: Option<&Merged>) -> Result<(Self, Writer, HashSet<u64>), Error> {
+        if !upper.dir.is_dir() {
+            return Err(Error::Caller(format!("upper {:?} is gone", upper.dir)));
+        }
+        let made = if make_missing(&upper.work).at(|| format!("work {:?}", upper.work))? {
+            vec![upper.work.clone()]
+        } else {
+            Vec::new()
+        };
+        let locked = (|| {
+            if fs::metadata(&upper.dir)?.dev() != fs::metadata(&upper.work)?.dev() {
+                return Err(Error::Caller(format!(
+                    "upper {:?} and its work directory {:?} are on different file systems (name a directory that is not a mount \
+                     point)",
+                    upper.dir, upper.work
+                )));
+            }
+            lock_upper(&upper.dir, &upper.work)
+        })();
+        let writer = locked.inspect_err(|_| remove_made(&made))?;
+        let staged = upper.work.join(STAGED_UPPER);
+        let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
+        let staging = Self { upper: staged.clone(), dir: staged, made, publish };
+        let made = match fresh {
+            Some(layers) => upper::create_upper(&staging.upper, layers).map(|()| HashSet::new()),
+            None => clone_tree(&upper.dir, &staging.upper),
+        };
+        match made {
+            Ok(shared) => Ok((staging, writer, shared)),
+            Err(error) => {
+                staging.discard();
+                Err(error).at(|| format!("copy of upper {:?}", upper.dir))
+            }
+        }
+    }
+
+    /// Syncs the new upper and makes it visible. A continued upper that was not `changed` is not touched, so its times stay.
+    ///
+    /// # Errors
+    /// The error of syncing or renaming. The old upper is still in its place then, and the staging directory is removed.
+    pub fn publish(self, changed: bool) -> Result<Published, Error> {
+        let upper = match &self.publish {
+            Publish::Sandbox(draft) => pair(draft.to.join(UPPER), draft.to.join(WORK)),
+            Publish::New { to: dir, work } | Publish::Exchange { with: dir, work } => pair(dir.clone(), work.clone()),
+        };
+        if matches!(self.publish, Publish::Exchange { .. }) && !changed {
+            self.discard();
+            return Ok(Published { upper, unsynced: None, staging: None });
+        }
+        // The rename is the last step that can fail. What fails after it is reported, not undone.
+        let renamed: io::Result<_> = (|| match &self.publish {
+            Publish::Sandbox(draft) => draft.publish(),
+            Publish::New { to, .. } => {
+                sync::tree(&self.upper)?;
+                let dir = to.parent().unwrap_or(Path::new("/"));
+                // An empty directory of the caller's may have had any mode.
+                fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+                fs::rename(&self.upper, to)?;
+                Ok(sync_parent(to).and_then(|()| sync_parent(dir)).err())
+            }
+            Publish::Exchange { with, .. } => {
+                sync::tree(&self.upper)?;
+                exchange(&self.upper, with)?;
+                Ok(sync_parent(with).err())
+            }
+        })();
+        match renamed {
+            Ok(unsynced) => Ok(Published { upper, unsynced, staging: Some(self) }),
+            Err(error) => {
+                self.discard();
+                Err(error).at(|| format!("upper {:?}", upper.dir))
+            }
+        }
+    }
+
+    /// Removes the upper that was not published, and what was made for it.
+    pub fn discard(&self) {
+        let _ = remove_tree(&self.dir);
+        remove_made(&self.made);
+    }
+}
+
+impl Published {
+    /// Decides for the new upper, and removes the one that it replaced. What cannot be removed is left to the next [`Writer`].
+    pub fn keep(self) -> Upper {
+        if let Some(Staging { dir, publish: Publish::Exchange { .. }, .. }) = &self.staging {
+            let _ = remove_tree(dir);
+        }
+        self.upper
+    }
+
+    /// Decides for the old state, and restores it.
+    ///
+    /// # Errors
+    /// The error of renaming; the new upper stays then.
+    pub fn take_back(self) -> io::Result<()> {
+        let Some(staging) = &self.staging else { return Ok(()) };
+        match &staging.publish {
+            Publish::Sandbox(draft) => fs::rename(&draft.to, &draft.dir)?,
+            Publish::New { to, .. } => fs::rename(to, &staging.upper)?,
+            Publish::Exchange { with, .. } => exchange(&staging.upper, with)?,
+        }
+        staging.discard();
+        Ok(())
+    }
+}
+
+fn exchange(one: &Path, other: &Path) -> io::Result<()> {
+    Ok(rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
+}
+
+fn pair(dir: PathBuf, work: PathBuf) -> Upper {
+    Upper { dir, work, unknown: serde_json::Map::new() }
+}
+
+/// The upper that a directory of the caller's is or holds; `None` if there is none and one can be made in it.
+///
+/// Earlier releases made DIR itself the upper, with its work directory at DIR.work. Those are still accepted.
+fn existing_in(dir: &Path) -> io::Result<Option<Upper>> {
+    if !dir.exists() {
+        return Ok(None);
+    }
+    let beside = {
+        let mut beside = dir.as_os_str().to_owned();
+        beside.push(".work");
+        PathBuf::from(beside)
+    };
+    let names = fs::read_dir(dir)?.count();
+    let has = |name: &str| dir.join(name).is_dir();
+    let is_private = fs::metadata(dir)?.mode() & 0o077 == 0;
+    if !beside.is_dir() || is_private && has(WORK) {
+        // A killed run leaves a work directory alone.
+        if names == 0 || names == 1 && has(WORK) {
+            return Ok(None);
+        }
+        if has(UPPER) && has(WORK) {
+            return Ok(Some(pair(dir.join(UPPER), dir.join(WORK))));
+        }
+        // The caller may name the upper itself, of a directory made by us or for the kernel's overlayfs.
+        let work = dir.with_file_name(WORK);
+        if dir.file_name().is_some_and(|name| name == UPPER) && work.is_dir() {
+            return Ok(Some(pair(dir.to_owned(), work)));
+        }
+    }
+    Ok(Some(pair(dir.to_owned(), beside)))
+}
+
+fn lock_upper(upper: &Path, work: &Path) -> Result<Writer, Error> {
+    match Writer::open(work, false) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(Error::Caller(format!("upper {upper:?}: in use by another msb-patch or msb-mount (unmount it first)")))
+        }
+        other => other.at(|| format!("work {work:?}")),
+    }
+}
+
+/// Makes a directory with mode 0700 unless it exists. Returns whether it was made.
+fn make_missing(dir: &Path) -> io::Result<bool> {
+    match rustix::fs::mkdir(dir, Mode::RWXU) {
+        Err(Errno::EXIST) if dir.is_dir() => Ok(false),
+        other => Ok(other.map(|()| true)?),
+    }
+}
+
+fn remove_made(made: &[PathBuf]) {
+    for dir in made {
+        let _ = fs::remove_dir(dir);
+    }
+}
+
+/// Copies an upper so that the original need not change. Regular files are hardlinked and their inode numbers returned: such a file must
+/// be copied before it is written to. Files that were hardlinked before are copied, once each, since their link count would not tell
+/// whether they are shared.
+fn clone_tree(from: &Path, to: &Path) -> io::Result<HashSet<u64>> {
+    rustix::fs::mkdir(to, Mode::from_raw_mode(0o700))?;
+    let (from_root, to_root) = (Dir::open(from)?, Dir::open(to)?);
+    let mut shared = HashSet::new();
+    let mut copied: HashMap<u64, Entry> = HashMap::new();
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        let (from, to) = (from_root.descend(&path)?, to_root.descend(&path)?);
+        for child in from.read()? {
+            let child = child?;
+            let child = OsStr::from_bytes(child.file_name().to_bytes());
+            let Ok(name) = Name::new(child) else { continue };
+            let Some(entry) = from.entry(name)? else { continue };
+            let stat = entry.stat();
+            if entry.is_dir() {
+                to.mkdir(name, Mode::from_raw_mode(0o700))?;
+                pending.push(path.join(child));
+            } else if entry.file_type() == FileType::RegularFile && stat.st_nlink == 1 {
+                to.link(name, &entry)?;
+                shared.insert(stat.st_ino);
+            } else if let Some(first) = copied.get(&stat.st_ino) {
+                to.link(name, first)?;
+            } else {
+                let copy = upper::clone_leaf(&entry, &to, name)?;
+                if stat.st_nlink > 1 {
+                    copied.insert(stat.st_ino, copy);
+                }
+            }
+        }
+        upper::clone_attributes(&from.to_entry()?, &to.to_entry()?)?;
+    }
+    Ok(shared)
+}

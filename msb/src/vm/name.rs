@@ -1,0 +1,64 @@
+//! The name of a VM, and the run directory that belongs to it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::record::path::absolute;
+
+/// Checks a VM's name. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most 63 bytes, and the
+/// first one a letter or a digit.
+///
+/// # Errors
+/// A message that states the rule.
+pub fn check(name: &str) -> Result<(), &'static str> {
+    let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if starts_well && is_plain && name.len() <= 63 {
+        Ok(())
+    } else {
+        Err("a name is 1 to 63 letters, digits, \"-\", \"_\" or \".\", the first a letter or digit")
+    }
+}
+
+/// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
+///
+/// Root ignores the variable of a login session: the session ends before a VM does, and sudo, cron and services have another one or
+/// none.
+///
+/// # Errors
+/// If the user is not root and neither variable is set.
+pub fn run_base() -> io::Result<PathBuf> {
+    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = match (from("MSB_RUN"), rustix::process::geteuid().is_root()) {
+        (Some(dir), _) => dir,
+        (None, true) => PathBuf::from("/run/msb"),
+        (None, false) => match from("XDG_RUNTIME_DIR") {
+            Some(dir) => dir.join("msb"),
+            None => return Err(io::Error::other("neither MSB_RUN nor XDG_RUNTIME_DIR is set")),
+        },
+    };
+    absolute(&base)
+}
+
+/// The run directory of the VM `name`, which lives as long as the VM.
+///
+/// # Errors
+/// As [`run_base`].
+pub fn run_dir(name: &str) -> io::Result<PathBuf> {
+    Ok(run_base()?.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_vms_are_safe_as_directories_and_hostnames() {
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "a\n", &"x".repeat(64)] {
+            assert!(check(bad).is_err(), "{bad:?}");
+        }
+        for good in ["worker", "a", "9.b-c_d"] {
+            assert!(check(good).is_ok(), "{good:?}");
+        }
+    }
+}
