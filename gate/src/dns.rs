@@ -1,0 +1,226 @@
+//! DNS messages, RFC 1035: the question that the guest asks, the addresses in an answer, and the two answers of the gate's own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::frame::{be16, be32};
+
+const HEADER: usize = 12;
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+const CLASS_IN: u16 = 1;
+const RESPONSE: u8 = 0x80;
+const OPCODE: u8 = 0x78;
+const NXDOMAIN: u8 = 3;
+const REFUSED: u8 = 5;
+/// How many compression pointers a name may follow.
+const MAX_POINTERS: usize = 16;
+
+/// A message with one question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Question {
+    /// The identifier that the answer repeats.
+    pub id: u16,
+    /// The name in lower case, without the last dot; empty for the root.
+    pub name: String,
+    /// Where the question ends in the message.
+    end: usize,
+}
+
+impl Question {
+    /// The question of a query; `None` for any other message.
+    pub(crate) fn parse_query(message: &[u8]) -> Option<Self> {
+        let question = Self::parse(message)?;
+        // Answers and authorities in a query are nobody's business.
+        let is_query = message[2] & (RESPONSE | OPCODE) == 0 && be16(message, 6) == 0 && be16(message, 8) == 0;
+        is_query.then_some(question)
+    }
+
+    /// The question of an answer; `None` for any other message.
+    pub(crate) fn parse_answer(message: &[u8]) -> Option<Self> {
+        let question = Self::parse(message)?;
+        (message[2] & (RESPONSE | OPCODE) == RESPONSE).then_some(question)
+    }
+
+    fn parse(message: &[u8]) -> Option<Self> {
+        if message.len() < HEADER || be16(message, 4) != 1 {
+            return None;
+        }
+        let (name, end) = name(message, HEADER)?;
+        let end = end + 4;
+        (end <= message.len()).then(|| Self { id: be16(message, 0), name, end })
+    }
+
+    /// The same message as a refusal to answer.
+    pub(crate) fn refused(&self, message: &[u8]) -> Vec<u8> {
+        self.without_answer(message, REFUSED)
+    }
+
+    /// The same message, which says that there is no such name.
+    pub(crate) fn no_such_name(&self, message: &[u8]) -> Vec<u8> {
+        self.without_answer(message, NXDOMAIN)
+    }
+
+    fn without_answer(&self, message: &[u8], code: u8) -> Vec<u8> {
+        let mut answer = message[..self.end].to_vec();
+        answer[2] = RESPONSE | (answer[2] & 1);
+        answer[3] = 0x80 | code;
+        answer[6..HEADER].fill(0);
+        answer
+    }
+
+    /// The addresses in an answer, with the seconds that they are valid; `None` if its records are malformed.
+    pub(crate) fn addresses(&self, message: &[u8]) -> Option<Vec<(IpAddr, u32)>> {
+        let mut addresses = Vec::new();
+        let mut at = self.end;
+        for _ in 0..be16(message, 6) {
+            let (_, header) = name(message, at)?;
+            let data = header + 10;
+            let head = message.get(header..data)?;
+            let (kind, class, ttl) = (be16(head, 0), be16(head, 2), be32(head, 4));
+            at = data + usize::from(be16(head, 8));
+            let data = message.get(data..at)?;
+            match (class, kind) {
+                (CLASS_IN, TYPE_A) => addresses.push((Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into(), ttl)),
+                (CLASS_IN, TYPE_AAAA) => addresses.push((Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into(), ttl)),
+                _ => {}
+            }
+        }
+        Some(addresses)
+    }
+}
+
+/// The name at `at`, and where it ends. Only letters, digits, "-" and "_" are taken.
+fn name(message: &[u8], at: usize) -> Option<(String, usize)> {
+    let (mut name, mut at, mut end, mut pointers) = (String::new(), at, None, 0);
+    loop {
+        let length = *message.get(at)?;
+        match length {
+            0 => return Some((name, end.unwrap_or(at + 1))),
+            1..=63 => {
+                let label = message.get(at + 1..at + 1 + usize::from(length))?;
+                if !label.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+                    return None;
+                }
+                if !name.is_empty() {
+                    name.push('.');
+                }
+                name.extend(label.iter().map(|&byte| char::from(byte.to_ascii_lowercase())));
+                if name.len() > 253 {
+                    return None;
+                }
+                at += 1 + usize::from(length);
+            }
+            0xc0.. => {
+                end.get_or_insert(at + 2);
+                at = usize::from(length & 0x3f) << 8 | usize::from(*message.get(at + 1)?);
+                pointers += 1;
+                if pointers > MAX_POINTERS {
+                    return None;
+                }
+            }
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn encode(name: &str) -> Vec<u8> {
+        let labels = name.split('.').filter(|label| !label.is_empty());
+        let mut bytes: Vec<u8> = labels.flat_map(|label| [&[label.len() as u8], label.as_bytes()].concat()).collect();
+        bytes.push(0);
+        bytes
+    }
+
+    /// A query for the A records of a name.
+    pub(crate) fn query(id: u16, name: &str) -> Vec<u8> {
+        let head = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+        [head, encode(name), vec![0, 1, 0, 1]].concat()
+    }
+
+    /// An answer to it with these addresses, valid for 300 seconds.
+    pub(crate) fn answer(id: u16, name: &str, addresses: &[&str]) -> Vec<u8> {
+        let mut message = query(id, name);
+        (message[2], message[3], message[7]) = (0x81, 0x80, addresses.len() as u8);
+        for address in addresses {
+            message.extend([0xc0, 12]);
+            match address.parse().unwrap() {
+                IpAddr::V4(address) => {
+                    message.extend([0, 1, 0, 1, 0, 0, 1, 44, 0, 4]);
+                    message.extend(address.octets());
+                }
+                IpAddr::V6(address) => {
+                    message.extend([0, 28, 0, 1, 0, 0, 1, 44, 0, 16]);
+                    message.extend(address.octets());
+                }
+            }
+        }
+        message
+    }
+
+    fn with(mut message: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
+        message[at] = byte;
+        message
+    }
+
+    #[test]
+    fn a_query_has_one_question() {
+        let good = query(0x1234, "WWW.Example.org");
+        let question = Question::parse_query(&good).unwrap();
+        assert_eq!((question.id, question.name.as_str(), question.end), (0x1234, "www.example.org", good.len()));
+        assert_eq!(Question::parse_query(&query(1, "")).unwrap().name, "");
+        // An OPT record behind the question, as most resolvers send.
+        let mut edns = with(good.clone(), 11, 1);
+        edns.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
+        assert!(Question::parse_query(&edns).is_some());
+        for (what, message) in [
+            ("nothing", Vec::new()),
+            ("half a header", good[..11].to_vec()),
+            ("no type", good[..good.len() - 1].to_vec()),
+            ("two questions", with(good.clone(), 5, 2)),
+            ("no question", with(good.clone(), 5, 0)),
+            ("an answer", with(good.clone(), 2, 0x81)),
+            ("an update", with(good.clone(), 2, 0x28)),
+            ("answers", with(good.clone(), 7, 1)),
+            ("authorities", with(good.clone(), 9, 1)),
+            ("a space in a label", with(good.clone(), 13, b' ')),
+            ("a NUL in a label", with(good.clone(), 13, 0)),
+            ("a label type of old", with(good.clone(), 12, 0x43)),
+            ("a pointer to itself", with(with(good.clone(), 12, 0xc0), 13, 12)),
+            ("a pointer past the end", with(with(good.clone(), 12, 0xff), 13, 255)),
+            ("a name of 300 bytes", query(1, &vec!["x".repeat(59); 5].join("."))),
+        ] {
+            assert_eq!(Question::parse_query(&message), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_answer_gives_addresses() {
+        let message = answer(7, "a.test", &["203.0.113.9", "2001:db8::9"]);
+        let question = Question::parse_answer(&message).unwrap();
+        let expected = ["203.0.113.9", "2001:db8::9"].map(|address| (address.parse().unwrap(), 300));
+        assert_eq!(question.addresses(&message).unwrap(), expected);
+        assert_eq!(Question::parse_answer(&query(7, "a.test")), None);
+        assert_eq!(question.addresses(&message[..message.len() - 1]), None);
+        // One that says it has a record more.
+        assert_eq!(question.addresses(&with(message.clone(), 7, 3)), None);
+        // Five bytes of address.
+        let short = answer(7, "a.test", &["203.0.113.9"]);
+        let at = short.len() - 5;
+        assert_eq!(question.addresses(&[with(short, at, 5), vec![0]].concat()), None);
+    }
+
+    #[test]
+    fn an_answer_of_our_own_has_the_question_alone() {
+        let message = answer(7, "a.test", &["10.9.9.9"]);
+        let question = Question::parse_answer(&message).unwrap();
+        let none = question.no_such_name(&message);
+        assert_eq!(none[..12], [0, 7, 0x81, 0x83, 0, 1, 0, 0, 0, 0, 0, 0]);
+        let again = Question::parse_answer(&none).unwrap();
+        assert_eq!((again, none.len()), (question.clone(), question.end));
+        let refused = question.refused(&query(7, "a.test"));
+        assert_eq!(refused[..4], [0, 7, 0x81, 0x85]);
+    }
+}

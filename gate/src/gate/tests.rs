@@ -1,0 +1,260 @@
+use super::*;
+use crate::dns::tests::{answer, query};
+use crate::frame::{FIN, tests as make};
+use crate::policy::Mode;
+use crate::policy::tests::policy;
+use crate::tls::tests::hello;
+
+const GUEST: &str = "10.0.2.15";
+const GUEST_6: &str = "fd00:6d73::15";
+const RESOLVER: &str = "10.0.2.3";
+const SERVER: &str = "203.0.113.9";
+const NOW: Duration = Duration::from_secs(1000);
+
+fn gate(mode: Mode, rules: &[&str]) -> Gate {
+    Gate::new(Config {
+        ipv4: Some(GUEST.parse().unwrap()),
+        ipv6: Some(GUEST_6.parse().unwrap()),
+        resolvers: vec![RESOLVER.parse().unwrap()],
+        udp_ports: vec![(5353, 5354)],
+        policy: policy(mode, rules),
+    })
+}
+
+fn syn(source: &str, destination: &str, port: u16) -> Vec<u8> {
+    make::tcp((source, 1000), (destination, port), 5, SYN, b"")
+}
+
+/// What a verdict is, in a word.
+fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Drop => "drop",
+        Verdict::Reply(frame) => match Packet::parse(frame).unwrap().icmp_type() {
+            Some(3 | 1) => "prohibited",
+            _ => "reply",
+        },
+        Verdict::Replace(_) => "replace",
+        Verdict::Both { .. } => "reset",
+    }
+}
+
+fn edited(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
+    frame[at] = byte;
+    frame
+}
+
+#[test]
+fn a_hostile_guest_reaches_nothing() {
+    let echo = [8, 0, 0, 0, 0, 1, 0, 1];
+    let echo_6 = [128, 0, 0, 0, 0, 1, 0, 1];
+    let solicitation = [135, 0, 0, 0, 0, 0, 0, 0];
+    let is_reply = [0, 0, 0, 0, 0, 0, 0, 0];
+    for (what, frame, expected) in [
+        ("the internet", syn(GUEST, SERVER, 80), "pass"),
+        ("the internet over IPv6", syn(GUEST_6, "2001:db8::9", 80), "pass"),
+        ("loopback", syn(GUEST, "127.0.0.1", 80), "prohibited"),
+        ("all of loopback", syn(GUEST, "127.9.9.9", 80), "prohibited"),
+        ("loopback over IPv6", syn(GUEST_6, "::1", 80), "prohibited"),
+        ("loopback mapped", syn(GUEST_6, "::ffff:127.0.0.1", 80), "prohibited"),
+        ("this host", syn(GUEST, "0.0.0.0", 80), "prohibited"),
+        ("the gateway", syn(GUEST, "10.0.2.2", 80), "prohibited"),
+        ("the host's address", syn(GUEST, "198.51.100.2", 80), "prohibited"),
+        ("the host's network", syn(GUEST, "198.51.100.3", 80), "prohibited"),
+        ("a private network", syn(GUEST, "10.9.9.9", 80), "prohibited"),
+        ("a private network over IPv6", syn(GUEST_6, "fd99::9", 80), "prohibited"),
+        ("metadata", syn(GUEST, "169.254.169.254", 80), "prohibited"),
+        ("metadata behind NAT64", syn(GUEST_6, "64:ff9b::169.254.169.254", 80), "prohibited"),
+        ("DNS over TCP", syn(GUEST, RESOLVER, 53), "prohibited"),
+        ("the resolver's other ports", syn(GUEST, RESOLVER, 80), "prohibited"),
+        ("another source", syn("1.2.3.4", SERVER, 80), "drop"),
+        ("loopback as the source", syn("127.0.0.1", SERVER, 80), "drop"),
+        ("another source over IPv6", syn("fd00:6d73::16", "2001:db8::9", 80), "drop"),
+        ("a SYN with FIN", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | FIN), "prohibited"),
+        ("a SYN with RST", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | RST), "prohibited"),
+        ("data in a SYN", make::tcp((GUEST, 1), (SERVER, 80), 5, SYN, b"x"), "drop"),
+        ("a segment of a connection", make::tcp((GUEST, 1), ("10.9.9.9", 80), 5, ACK, b"x"), "pass"),
+        ("a segment to loopback", make::tcp((GUEST, 1), ("127.0.0.1", 80), 5, ACK, b"x"), "drop"),
+        ("a fragment", edited(syn(GUEST, SERVER, 80), 20, 0x20), "drop"),
+        ("options", edited(syn(GUEST, SERVER, 80), 14, 0x46), "drop"),
+        ("half a TCP header", make::ip(GUEST, SERVER, PROTOCOL_TCP, &[0; 19]), "drop"),
+        ("UDP", make::udp((GUEST, 1), (SERVER, 123), b"x"), "pass"),
+        ("UDP to a private network", make::udp((GUEST, 1), ("10.9.9.9", 123), b"x"), "prohibited"),
+        ("UDP to a group", make::udp((GUEST, 1), ("224.0.0.251", 5353), b"x"), "prohibited"),
+        ("UDP with a false length", make::ip(GUEST, SERVER, PROTOCOL_UDP, &[0, 1, 0, 2, 0, 99, 0, 0]), "drop"),
+        ("what is not a question", make::udp((GUEST, 1), (RESOLVER, 53), b"x"), "drop"),
+        ("echo", make::ip(GUEST, SERVER, PROTOCOL_ICMP, &echo), "pass"),
+        ("echo to the gateway", make::ip(GUEST, "10.0.2.2", PROTOCOL_ICMP, &echo), "pass"),
+        ("echo to a private network", make::ip(GUEST, "10.9.9.9", PROTOCOL_ICMP, &echo), "prohibited"),
+        ("echo over IPv6", make::ip(GUEST_6, "2001:db8::9", PROTOCOL_ICMPV6, &echo_6), "pass"),
+        ("an echo reply", make::ip(GUEST, SERVER, PROTOCOL_ICMP, &is_reply), "drop"),
+        ("a redirect", make::ip(GUEST, SERVER, PROTOCOL_ICMP, &[5, 0, 0, 0, 0, 0, 0, 0]), "drop"),
+        ("IPv6's echo in IPv4", make::ip(GUEST, SERVER, PROTOCOL_ICMPV6, &echo_6), "drop"),
+        ("a solicitation", make::ip("fe80::1", "ff02::1:ff00:2", PROTOCOL_ICMPV6, &solicitation), "pass"),
+        ("one that was routed", edited(make::ip("::", "ff02::1", PROTOCOL_ICMPV6, &solicitation), 21, 64), "drop"),
+        ("an advertisement", make::ip(GUEST_6, "ff02::1", PROTOCOL_ICMPV6, &[134, 0, 0, 0, 0, 0, 0, 0]), "drop"),
+        ("an extension header", make::ip(GUEST_6, "2001:db8::9", 0, &[6, 0, 0, 0, 0, 0, 0, 0]), "drop"),
+        ("SCTP", make::ip(GUEST, SERVER, 132, &[0; 12]), "drop"),
+        ("ARP for another", edited(vec![0; 42], 12, 8), "drop"),
+        ("a VLAN tag", edited(syn(GUEST, SERVER, 80), 12, 0x81), "drop"),
+        ("nothing", Vec::new(), "drop"),
+        ("too much", vec![0; MAX_FRAME + 1], "drop"),
+    ] {
+        assert_eq!(word(&gate(Mode::Public, &[]).from_guest(&frame, NOW)), expected, "{what}");
+    }
+}
+
+#[test]
+fn only_what_passt_may_send_reaches_the_guest() {
+    for (what, frame, expected) in [
+        ("a segment", make::tcp((SERVER, 80), (GUEST, 1000), 5, ACK, b"x"), "pass"),
+        ("a connection", make::tcp((SERVER, 80), (GUEST, 1000), 5, SYN, b""), "pass"),
+        ("a datagram", make::udp((SERVER, 80), (GUEST, 1000), b"x"), "pass"),
+        ("an advertisement", make::ip("fe80::2", "ff02::1", PROTOCOL_ICMPV6, &[134, 0, 0, 0, 0, 0, 0, 0]), "drop"),
+        ("an unasked answer", make::udp((RESOLVER, 53), (GUEST, 1000), &answer(1, "a.test", &[SERVER])), "drop"),
+        ("ARP", edited(edited(vec![0; 42], 12, 8), 13, 6), "pass"),
+        ("another protocol", edited(edited(vec![0; 42], 12, 0x88), 13, 0xcc), "drop"),
+        ("too much", vec![0; MAX_FRAME + 1], "drop"),
+    ] {
+        assert_eq!(word(&gate(Mode::Public, &[]).to_guest(&frame, NOW)), expected, "{what}");
+    }
+}
+
+/// Asks for a name and passes an answer; what becomes of both.
+fn resolve(gate: &mut Gate, name: &str, addresses: &[&str]) -> (&'static str, &'static str) {
+    let asked = gate.from_guest(&make::udp((GUEST, 4000), (RESOLVER, 53), &query(7, name)), NOW);
+    let answered = gate.to_guest(&make::udp((RESOLVER, 53), (GUEST, 4000), &answer(7, name, addresses)), NOW);
+    (word(&asked), word(&answered))
+}
+
+#[test]
+fn names_are_resolved_by_the_policy() {
+    let mut public = gate(Mode::Public, &["deny bad.test"]);
+    assert_eq!(resolve(&mut public, "a.test", &[SERVER]), ("pass", "pass"));
+    assert_eq!(resolve(&mut public, "bad.test", &[SERVER]), ("reply", "drop"));
+    assert_eq!(resolve(&mut public, "rebind.test", &["10.9.9.9"]), ("pass", "replace"));
+    assert_eq!(resolve(&mut public, "rebind.test", &[SERVER, "127.0.0.1"]), ("pass", "replace"));
+    assert_eq!(resolve(&mut public, "many.test", &[SERVER; 129]), ("pass", "drop"));
+    let reasons: Vec<String> = public.take_denials().into_iter().map(|denial| denial.reason).collect();
+    assert_eq!(reasons[..2], ["the name is not allowed", "the answer has a forbidden address"]);
+    assert!(public.take_denials().is_empty());
+
+    // An answer to another question than was asked, or after its time.
+    let mut public = gate(Mode::Public, &[]);
+    let ask = make::udp((GUEST, 4000), (RESOLVER, 53), &query(7, "a.test"));
+    for (port, id, name, late, expected) in [
+        (4000, 7, "b.test", 0, "drop"),
+        (4001, 7, "a.test", 0, "drop"),
+        (4000, 8, "a.test", 0, "drop"),
+        (4000, 7, "a.test", 31, "drop"),
+        (4000, 7, "a.test", 29, "pass"),
+    ] {
+        public.from_guest(&ask, NOW);
+        let frame = make::udp((RESOLVER, 53), (GUEST, port), &answer(id, name, &[SERVER]));
+        assert_eq!(
+            word(&public.to_guest(&frame, NOW + Duration::from_secs(late))),
+            expected,
+            "{port} {id} {name} {late}"
+        );
+    }
+}
+
+#[test]
+fn a_rule_by_name_opens_the_addresses_of_its_answers_for_their_time() {
+    let mut gate = gate(Mode::Deny, &["allow *.test:443"]);
+    let connect = |gate: &mut Gate, port, seconds| {
+        word(&gate.from_guest(&syn(GUEST, SERVER, port), NOW + Duration::from_secs(seconds)))
+    };
+    assert_eq!(connect(&mut gate, 443, 0), "prohibited");
+    assert_eq!(resolve(&mut gate, "a.test", &[SERVER]), ("pass", "pass"));
+    assert_eq!(connect(&mut gate, 443, 299), "pass");
+    assert_eq!(connect(&mut gate, 80, 0), "prohibited");
+    assert_eq!(connect(&mut gate, 443, 300), "prohibited");
+    assert_eq!(gate.take_denials()[1].name.as_deref(), Some("a.test"));
+}
+
+#[test]
+fn a_client_that_names_another_server_is_reset() {
+    for (mode, rules, payload, expected) in [
+        (Mode::Deny, &["allow a.test"][..], hello("a.test"), "pass"),
+        (Mode::Deny, &["allow a.test"], hello("b.test"), "reset"),
+        (Mode::Deny, &["allow a.test"], b"GET / HTTP/1.1\r\nHost: b.test\r\n\r\n".to_vec(), "reset"),
+        (Mode::Deny, &["allow a.test"], b"GET / HTTP/1.0\r\n\r\n".to_vec(), "reset"),
+        (Mode::Deny, &["allow a.test"], b"SSH-2.0-x\r\n".to_vec(), "pass"),
+        (Mode::Deny, &["allow a.test"], hello("b.test")[..20].to_vec(), "pass"),
+        (Mode::Public, &["deny b.test"], hello("b.test"), "reset"),
+        (Mode::Public, &["deny b.test"], hello("c.test"), "pass"),
+        (Mode::Public, &["allow 203.0.113.9", "deny b.test"], hello("b.test"), "pass"),
+        (Mode::Public, &["deny b.test"], vec![22, 3, 1, 0, 0], "reset"),
+    ] {
+        let mut gate = gate(mode, rules);
+        resolve(&mut gate, "a.test", &[SERVER]);
+        assert_eq!(word(&gate.from_guest(&syn(GUEST, SERVER, 443), NOW)), "pass");
+        let data = make::tcp((GUEST, 1000), (SERVER, 443), 6, ACK, &payload);
+        assert_eq!(
+            word(&gate.from_guest(&data, NOW)),
+            expected,
+            "{mode:?} {rules:?} {:?}",
+            String::from_utf8_lossy(&payload)
+        );
+    }
+}
+
+#[test]
+fn a_second_syn_does_not_hide_a_connection() {
+    let mut gate = gate(Mode::Public, &["deny b.test"]);
+    assert_eq!(word(&gate.from_guest(&syn(GUEST, SERVER, 443), NOW)), "pass");
+    assert_eq!(word(&gate.from_guest(&syn(GUEST, SERVER, 443), NOW)), "pass");
+    let other = make::tcp((GUEST, 1000), (SERVER, 443), 500, SYN, b"");
+    assert_eq!(word(&gate.from_guest(&other, NOW)), "prohibited");
+    let data = make::tcp((GUEST, 1000), (SERVER, 443), 6, ACK, &hello("b.test"));
+    assert_eq!(word(&gate.from_guest(&data, NOW)), "reset");
+}
+
+#[test]
+fn a_bare_reset_acknowledges_the_syn() {
+    let mut gate = gate(Mode::Public, &[]);
+    let reset = |flags| make::tcp((SERVER, 80), (GUEST, 1000), 0, flags, b"");
+    gate.from_guest(&syn(GUEST, SERVER, 80), NOW);
+    let Verdict::Replace(frame) = gate.to_guest(&reset(RST), NOW) else { panic!("not replaced") };
+    let segment = Packet::parse(&frame).unwrap().tcp().unwrap();
+    assert_eq!((segment.flags, segment.acknowledgment, segment.source), (RST | ACK, 6, 80));
+    // Only while the SYN has no answer, and only a bare one.
+    assert_eq!(gate.to_guest(&reset(RST), NOW), Verdict::Pass);
+    gate.from_guest(&syn(GUEST, SERVER, 80), NOW);
+    assert_eq!(gate.to_guest(&reset(RST | ACK), NOW), Verdict::Pass);
+    gate.from_guest(&syn(GUEST, SERVER, 80), NOW);
+    assert_eq!(gate.to_guest(&make::tcp((SERVER, 80), (GUEST, 1000), 0, SYN | ACK, b""), NOW), Verdict::Pass);
+    assert_eq!(gate.to_guest(&reset(RST), NOW), Verdict::Pass);
+}
+
+#[test]
+fn a_published_port_answers_who_asked_it() {
+    let mut gate = gate(Mode::Deny, &[]);
+    let back = |port| make::udp((GUEST, port), ("10.9.9.9", 7), b"x");
+    assert_eq!(word(&gate.from_guest(&back(5353), NOW)), "prohibited");
+    for port in [5353, 5355] {
+        assert_eq!(gate.to_guest(&make::udp(("10.9.9.9", 7), (GUEST, port), b"x"), NOW), Verdict::Pass);
+    }
+    assert_eq!(word(&gate.from_guest(&back(5353), NOW)), "pass");
+    assert_eq!(word(&gate.from_guest(&back(5355), NOW)), "prohibited");
+    assert_eq!(word(&gate.from_guest(&back(5353), NOW + FLOW)), "prohibited");
+}
+
+#[test]
+fn the_hosts_addresses_change() {
+    let mut gate = gate(Mode::Public, &[]);
+    gate.set_host(vec![SERVER.parse().unwrap()], vec!["192.0.2.0/24".parse().unwrap()]);
+    for (address, expected) in [(SERVER, "prohibited"), ("192.0.2.7", "prohibited"), ("198.51.100.2", "pass")] {
+        assert_eq!(word(&gate.from_guest(&syn(GUEST, address, 80), NOW)), expected, "{address}");
+    }
+}
+
+#[test]
+fn a_flood_of_denials_is_bounded() {
+    let mut gate = gate(Mode::Deny, &[]);
+    for port in 1..1000 {
+        gate.from_guest(&syn(GUEST, SERVER, port), NOW);
+    }
+    assert_eq!(gate.take_denials().len(), MAX_ANSWERS);
+}

@@ -1,0 +1,209 @@
+//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, and another payload for a datagram.
+
+use std::net::IpAddr;
+
+use crate::frame::{
+    ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
+    RST, Segment,
+};
+
+/// How much of a refused packet its refusal quotes: the least MTU of IPv6 without the two headers allows 1232 bytes, and IPv4 asks
+/// for 576 in all.
+const QUOTED: usize = 520;
+
+/// The sum of big-endian words that internet checksums are made of.
+fn sum(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)));
+    words.sum()
+}
+
+/// The internet checksum of a sum, RFC 1071.
+fn fold(mut sum: u64) -> u16 {
+    while sum >> 16 != 0 {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// The checksum of a transport's message with the pseudo-header of its addresses.
+fn checksum(source: IpAddr, destination: IpAddr, protocol: u8, message: &[u8]) -> u16 {
+    fold(octets_sum(source) + octets_sum(destination) + u64::from(protocol) + message.len() as u64 + sum(message))
+}
+
+fn octets_sum(address: IpAddr) -> u64 {
+    match address {
+        IpAddr::V4(address) => sum(&address.octets()),
+        IpAddr::V6(address) => sum(&address.octets()),
+    }
+}
+
+/// A frame with an IP packet; `ethernet` is the two addresses. `None` if the addresses are of different families or the packet is too long.
+fn ip(ethernet: &[u8], source: IpAddr, destination: IpAddr, protocol: u8, body: &[u8]) -> Option<Vec<u8>> {
+    let mut frame = ethernet.to_vec();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            frame.extend(ETHERTYPE_IPV4.to_be_bytes());
+            frame.extend([0x45, 0]);
+            frame.extend(u16::try_from(20 + body.len()).ok()?.to_be_bytes());
+            frame.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
+            frame.extend(source.octets());
+            frame.extend(destination.octets());
+            let header = fold(sum(&frame[ETHERNET..]));
+            frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&header.to_be_bytes());
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            frame.extend(ETHERTYPE_IPV6.to_be_bytes());
+            frame.extend([0x60, 0, 0, 0]);
+            frame.extend(u16::try_from(body.len()).ok()?.to_be_bytes());
+            frame.extend([protocol, 64]);
+            frame.extend(source.octets());
+            frame.extend(destination.octets());
+        }
+        _ => return None,
+    }
+    frame.extend(body);
+    Some(frame)
+}
+
+/// The Ethernet addresses of a frame back to where `frame` is from.
+fn back(frame: &[u8]) -> [u8; 12] {
+    let mut addresses = [0; 12];
+    addresses[..6].copy_from_slice(&frame[6..12]);
+    addresses[6..].copy_from_slice(&frame[..6]);
+    addresses
+}
+
+/// "Communication administratively prohibited" from `gateway` to the sender of a packet: the guest's program fails at once, where a
+/// silent drop would look like a hang and a reset like a closed port.
+pub(crate) fn prohibited(packet: &Packet<'_>, gateway: IpAddr) -> Option<Vec<u8>> {
+    let (protocol, head) = match packet.source {
+        IpAddr::V4(_) => (PROTOCOL_ICMP, [3, 13]),
+        IpAddr::V6(_) => (PROTOCOL_ICMPV6, [1, 1]),
+    };
+    let quoted = packet.ip();
+    let mut message = [&head[..], &[0; 6], &quoted[..quoted.len().min(QUOTED)]].concat();
+    let sum = match packet.source {
+        IpAddr::V4(_) => fold(sum(&message)),
+        IpAddr::V6(_) => checksum(gateway, packet.source, protocol, &message),
+    };
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    ip(&back(packet.frame), gateway, packet.source, protocol, &message)
+}
+
+/// The datagram of a packet with another payload.
+pub(crate) fn with_payload(packet: &Packet<'_>, payload: &[u8]) -> Option<Vec<u8>> {
+    let datagram = packet.udp()?;
+    let ends = (packet.source, packet.destination);
+    udp(&packet.frame[..12], ends, (datagram.source, datagram.destination), payload)
+}
+
+/// A datagram from where a packet was sent to, back to its sender.
+pub(crate) fn answer(packet: &Packet<'_>, payload: &[u8]) -> Option<Vec<u8>> {
+    let datagram = packet.udp()?;
+    let ends = (packet.destination, packet.source);
+    udp(&back(packet.frame), ends, (datagram.destination, datagram.source), payload)
+}
+
+fn udp(ethernet: &[u8], (source, destination): (IpAddr, IpAddr), ports: (u16, u16), payload: &[u8]) -> Option<Vec<u8>> {
+    let length = u16::try_from(8 + payload.len()).ok()?;
+    let mut message: Vec<u8> = [ports.0, ports.1, length, 0].into_iter().flat_map(u16::to_be_bytes).collect();
+    message.extend(payload);
+    // A checksum of zero would say that there is none.
+    let sum = match checksum(source, destination, PROTOCOL_UDP, &message) {
+        0 => 0xffff,
+        sum => sum,
+    };
+    message[6..8].copy_from_slice(&sum.to_be_bytes());
+    ip(ethernet, source, destination, PROTOCOL_UDP, &message)
+}
+
+/// A reset from where a segment was sent to, back to its sender.
+pub(crate) fn reset_back(packet: &Packet<'_>, segment: &Segment<'_>) -> Option<Vec<u8>> {
+    let acknowledged = segment.sequence.wrapping_add(segment.payload.len() as u32);
+    let ports = (segment.destination, segment.source);
+    reset(&back(packet.frame), (packet.destination, packet.source), ports, segment.acknowledgment, acknowledged)
+}
+
+/// A reset in the place of a segment, from its sender, which acknowledges `acknowledged`.
+pub(crate) fn reset_onward(packet: &Packet<'_>, segment: &Segment<'_>, acknowledged: u32) -> Option<Vec<u8>> {
+    let ports = (segment.source, segment.destination);
+    let ends = (packet.source, packet.destination);
+    reset(&packet.frame[..12], ends, ports, segment.sequence, acknowledged)
+}
+
+fn reset(
+    ethernet: &[u8],
+    (source, destination): (IpAddr, IpAddr),
+    ports: (u16, u16),
+    sequence: u32,
+    acknowledged: u32,
+) -> Option<Vec<u8>> {
+    let mut message: Vec<u8> = [ports.0, ports.1].into_iter().flat_map(u16::to_be_bytes).collect();
+    message.extend(sequence.to_be_bytes());
+    message.extend(acknowledged.to_be_bytes());
+    message.extend([0x50, RST | ACK, 0, 0, 0, 0, 0, 0]);
+    let sum = checksum(source, destination, PROTOCOL_TCP, &message);
+    message[16..18].copy_from_slice(&sum.to_be_bytes());
+    ip(ethernet, source, destination, PROTOCOL_TCP, &message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{SYN, tests as make};
+
+    /// Whether the checksums of a packet are right: the sum over what they cover is zero then.
+    fn is_summed(packet: &Packet<'_>) -> bool {
+        let is_header_summed = packet.source.is_ipv6() || fold(sum(&packet.frame[ETHERNET..packet.transport])) == 0;
+        let body = packet.body();
+        let whole = match packet.protocol {
+            PROTOCOL_ICMP => fold(sum(body)),
+            protocol => checksum(packet.source, packet.destination, protocol, body),
+        };
+        is_header_summed && whole == 0
+    }
+
+    #[test]
+    fn a_refusal_goes_back_and_quotes_the_packet() {
+        for (source, destination, gateway, kind) in
+            [("10.0.2.15", "10.9.9.9", "10.0.2.2", 3), ("fd00:6d73::15", "fd99::9", "fd00:6d73::2", 1)]
+        {
+            let frame = make::tcp((source, 1000), (destination, 80), 5, SYN, &[7; 2000]);
+            let packet = Packet::parse(&frame).unwrap();
+            let reply = prohibited(&packet, gateway.parse().unwrap()).unwrap();
+            let refusal = Packet::parse(&reply).unwrap();
+            assert_eq!((refusal.source, refusal.destination), (gateway.parse().unwrap(), packet.source));
+            assert_eq!(refusal.icmp_type(), Some(kind));
+            assert!(is_summed(&refusal) && reply[..6] == frame[6..12] && reply[6..12] == frame[..6]);
+            assert_eq!(refusal.body()[8..], packet.ip()[..QUOTED]);
+        }
+    }
+
+    #[test]
+    fn resets_and_datagrams_are_summed() {
+        let frame = make::tcp(("10.0.2.15", 1000), ("203.0.113.9", 80), 5, ACK, b"abc");
+        let packet = Packet::parse(&frame).unwrap();
+        let segment = packet.tcp().unwrap();
+        let reply = reset_back(&packet, &segment).unwrap();
+        let reset = Packet::parse(&reply).unwrap();
+        assert!(is_summed(&reset));
+        let tcp = reset.tcp().unwrap();
+        assert_eq!((tcp.source, tcp.destination, tcp.flags), (80, 1000, RST | ACK));
+        assert_eq!((tcp.sequence, tcp.acknowledgment), (7, 8));
+        let onward = reset_onward(&packet, &segment, 9).unwrap();
+        let tcp = Packet::parse(&onward).unwrap().tcp().unwrap();
+        assert_eq!((tcp.source, tcp.destination, tcp.sequence, tcp.acknowledgment), (1000, 80, 5, 9));
+
+        for (source, destination) in [("10.0.2.15", "10.0.2.3"), ("fd00:6d73::15", "fd00:6d73::3")] {
+            let frame = make::udp((source, 1000), (destination, 53), b"question");
+            let packet = Packet::parse(&frame).unwrap();
+            for (reply, ports) in [(answer(&packet, b"no"), (53, 1000)), (with_payload(&packet, b"no"), (1000, 53))] {
+                let reply = reply.unwrap();
+                let reply = Packet::parse(&reply).unwrap();
+                let datagram = reply.udp().unwrap();
+                assert!(is_summed(&reply) && datagram.payload == b"no");
+                assert_eq!((datagram.source, datagram.destination), ports);
+            }
+        }
+    }
+}
