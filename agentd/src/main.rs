@@ -35,7 +35,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use msb::vm::boot::{self, Boot, Defaults};
 use msb::wire::exec::Ready;
@@ -103,12 +103,23 @@ fn uptime_ms() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// How long this boot takes already, if the host wrote boot.json at `asked` and waits for `limit`. The guest's own clock starts late: an
+/// emulated kernel may need seconds before it has one. It counts alone if the file is from before a restart, or the time is wrong.
+fn since_power_on(asked: Option<SystemTime>, limit: Duration) -> Duration {
+    let uptime = Duration::from_millis(uptime_ms());
+    asked
+        .and_then(|asked| asked.elapsed().ok())
+        .filter(|since| *since < limit)
+        .map_or(uptime, |since| since.max(uptime))
+}
+
 fn main() -> ExitCode {
     if std::process::id() != 1 {
         println!("agentd {} is PID 1 of a microVM; msb-boot starts it there", env!("CARGO_PKG_VERSION"));
         return if std::env::args().nth(1).as_deref() == Some("--version") { 0.into() } else { 2.into() };
     }
     let kernel_ms = uptime_ms();
+    let asked = std::fs::metadata(Path::new("/").join(boot::FILE_NAME)).and_then(|file| file.modified()).ok();
     // The kernel has named this process after the file in the boot share.
     let _ = rustix::thread::set_name(c"agentd");
     sys::keep_memory_small();
@@ -123,7 +134,7 @@ fn main() -> ExitCode {
     let ready = Ready { kernel_ms, agent_ms: uptime_ms(), made: made.points.clone(), ..Ready::default() };
     match wanted {
         None => be_pid_1(agent, &signals, ready, made),
-        Some(wanted) => hand_over(agent, &wanted, &signals, ready, &made),
+        Some(wanted) => hand_over(agent, &wanted, &signals, ready, &made, asked),
     }
 }
 
@@ -148,7 +159,14 @@ fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, made: Made) -> ! {
 }
 
 /// Hands PID 1 to the image's init, and goes on beside it.
-fn hand_over(agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, made: &Made) -> ! {
+fn hand_over(
+    agent: Agent,
+    wanted: &boot::Init,
+    signals: &SigSet,
+    ready: Ready,
+    made: &Made,
+    asked: Option<SystemTime>,
+) -> ! {
     let kernel_ms = ready.kernel_ms;
     let init = match find::find(wanted, Path::new("/")) {
         Ok(init) => init,
@@ -173,9 +191,11 @@ fn hand_over(agent: Agent, wanted: &boot::Init, signals: &SigSet, ready: Ready, 
     if let Err(error) = listen::start(&agent) {
         give_up(&error.to_string(), kernel_ms, made);
     }
-    let since_power_on = Duration::from_millis(uptime_ms());
+    let start = Duration::from_millis(wanted.limit_ms);
+    let since_power_on = since_power_on(asked, start * 2);
     let limits = handoff::Limits {
-        start: Duration::from_millis(wanted.limit_ms),
+        // It is half of what the host waits for. After a slow boot there is less, or the host would not hear why the init is late.
+        start: start.min((start * 3 / 2).saturating_sub(since_power_on)),
         usable: wanted.usable_ms.map(|limit| Duration::from_millis(limit).saturating_sub(since_power_on)),
     };
     let started = match handoff::start(gate, &limits, sign) {

@@ -128,7 +128,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "POLICY")]
     pub restart: Option<RestartPolicy>,
 
-    /// Stay until the VM has ended, and on a terminal show the guest's console; Ctrl-C stops the VM
+    /// Stay until the VM has ended, and show the guest's console (on stderr if stdout is not a terminal); Ctrl-C stops the VM
     #[arg(short, long)]
     pub foreground: bool,
 

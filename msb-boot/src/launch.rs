@@ -126,13 +126,13 @@ fn summary(record: &Record) -> String {
     format!("{0}: up in {seconds:.1} s; try: msb-exec {0}", vm.name)
 }
 
-/// Shows the guest's console to a person on a terminal. Where stdout has the record, that is stderr.
+/// Shows the guest's console: on stdout if that is a terminal, else on stderr, since the record is on stdout.
 fn console(record: &Record, output: &Output) -> anyhow::Result<Option<Follow>> {
     let Some(vm) = record.vm.as_ref().filter(|_| !output.quiet) else { return Ok(None) };
-    let follow = match (std::io::stdout().is_terminal(), std::io::stderr().is_terminal()) {
-        (true, _) => Follow::start(&vm.kernel_log, std::io::stdout()),
-        (false, true) => Follow::start(&vm.kernel_log, std::io::stderr()),
-        (false, false) => return Ok(None),
+    let follow = if std::io::stdout().is_terminal() {
+        Follow::start(&vm.kernel_log, std::io::stdout())
+    } else {
+        Follow::start(&vm.kernel_log, std::io::stderr())
     };
     follow.map(Some).with_context(|| format!("console {:?}", vm.kernel_log))
 }

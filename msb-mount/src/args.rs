@@ -47,6 +47,10 @@ pub(crate) struct Args {
     #[arg(long, hide = true, requires = "mountpoint")]
     pub(crate) serve: bool,
 
+    /// The mount point was made for this mount, so it is removed after it
+    #[arg(long, hide = true, requires = "serve")]
+    pub(crate) is_new: bool,
+
     /// The directory to mount on, made if it is missing [default: "root" beside the upper]
     pub(crate) mountpoint: Option<PathBuf>,
 }

@@ -48,7 +48,8 @@ pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyho
 
 fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--serve").args(config.is_read_only.then_some("--ro")).arg("--").arg(&config.mountpoint);
+    command.arg("--serve").args(config.is_read_only.then_some("--ro")).args(config.is_new.then_some("--is-new"));
+    command.arg("--").arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
     // It takes its mount away.

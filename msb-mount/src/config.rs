@@ -26,7 +26,7 @@ pub(crate) struct Config {
     /// Absolute, free of symlinks, and there.
     pub(crate) mountpoint: PathBuf,
     /// Whether the mount point was made for this mount.
-    is_new: bool,
+    pub(crate) is_new: bool,
     /// A sandbox made for this mount, to be taken back if it fails.
     made: Option<PathBuf>,
 }
@@ -80,7 +80,8 @@ impl Config {
     pub(crate) fn received(args: &Args) -> anyhow::Result<Self> {
         let record = source::stdin()?;
         let mountpoint = args.mountpoint.clone().context("no mount point")?;
-        Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, is_new: false, made: None, record })
+        let is_new = args.is_new;
+        Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, is_new, made: None, record })
     }
 
     /// The record of the mount once process `pid` serves it.
@@ -101,11 +102,16 @@ impl Config {
         self.record.upper.as_ref().and_then(|upper| upper.dir.parent())
     }
 
-    /// Removes the sandbox made for a mount that failed.
-    pub(crate) fn take_back(&self) {
+    /// Removes the mount point once it is unmounted, if it was made for the mount.
+    pub(crate) fn remove_mountpoint(&self) {
         if self.is_new {
             let _ = std::fs::remove_dir(&self.mountpoint);
         }
+    }
+
+    /// Removes the mount point and the sandbox made for a mount that failed.
+    pub(crate) fn take_back(&self) {
+        self.remove_mountpoint();
         if let Some(sandbox) = &self.made {
             let _ = std::fs::remove_dir_all(sandbox);
         }

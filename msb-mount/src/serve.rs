@@ -49,6 +49,7 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     }
     let served = server.join();
     ended.store(true, Ordering::Release);
+    config.remove_mountpoint();
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => bail!("mount point {path:?}: {error}"),

@@ -59,7 +59,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (mut target, staging) = match &lower {
         Some(lower) => {
             let upper = record.upper.as_ref();
-            let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.fresh)?;
+            let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.fresh)
+                .map_err(|error| user.explain(error.into()))?;
             let settings = Settings { dry_run: args.dry_run, is_reported: report.is_wanted(), epoch, user, src_dir };
             (Some(Target::new(layers, settings)), Some(staging))
         }

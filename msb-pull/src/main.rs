@@ -30,7 +30,7 @@ use anyhow::Context;
 use args::{Args, Config};
 use msb::record::{Record, Rootfs};
 use msb::store::erofs::Mkfs;
-use msb::{store::chain, store::home, tool::cli, tool::exit, tool::start};
+use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, tool::start};
 
 fn main() -> ExitCode {
     start::signals();
@@ -46,6 +46,10 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let output = args.output.clone();
     let config = Config::try_from(args)?;
     output.check()?;
+    let _guard = interrupt::Guard::with_message(
+        "msb-pull",
+        "interrupted (the layers that are complete are kept; run it again to fetch the rest)",
+    )?;
     msb::overlay::raise_open_files();
     let record = pull::pull(&config)?;
     if config.erofs {

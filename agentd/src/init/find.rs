@@ -215,7 +215,7 @@ mod tests {
             ("/dir", "a directory"),
             ("/locked", "not executable (its mode has no x)"),
             ("/empty", "an empty file"),
-            ("/plain", "neither a program nor a script"),
+            ("/plain", "neither a program nor a script (its first line has no \"#!\")"),
             ("/orphan", "a script for \"/bin/none\", and that is not there"),
             ("/nameless", "names no interpreter"),
             ("/foreign", "a program for another processor"),

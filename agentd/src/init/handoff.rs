@@ -391,7 +391,7 @@ impl Progress {
                 let missing = sign.explain(self.missing);
                 format!("it is not usable after {seconds:.0} s: {missing} (give it more --timeout, or --no-wait-init)")
             }
-            _ => format!("it hangs: after {seconds} s it has not come so far as to wait for anything"),
+            _ => format!("it hangs: after {seconds:.0} s it has not come so far as to wait for anything"),
         }
     }
 }

@@ -167,7 +167,8 @@ impl Staging {
         let draft = Draft::begin(home)?;
         let dir = draft.dir.clone();
         let (upper, work) = (dir.join(UPPER), dir.join(WORK));
-        let made = upper::create(&upper, &work, layers).at(|| format!("{dir:?}"));
+        let made = upper::create(&upper, &work, layers)
+            .at(|| format!("upper {upper:?}: owner and mode of the layers' root directory"));
         let writer = made.and_then(|()| lock_upper(&upper, &work)).inspect_err(|_| draft.discard())?;
         Ok((Self { dir, upper, made: Vec::new(), publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
     }

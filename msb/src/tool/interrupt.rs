@@ -18,13 +18,13 @@ use crate::tool::{exit, start};
 /// A second signal counts only this long after the first one: timeout(1), for one, signals its child and then the whole group.
 pub const IMPATIENCE: Duration = Duration::from_millis(500);
 
-/// The tool that exits when it is interrupted; none if its caller does that.
-static TOOL: Mutex<Option<&'static str>> = Mutex::new(None);
+/// The tool that exits when it is interrupted, and its message; none if its caller does that.
+static TOOL: Mutex<Option<(&'static str, &'static str)>> = Mutex::new(None);
 
 /// A pipe whose writer is closed once this process is interrupted.
 static INTERRUPTED: Mutex<Option<PipeReader>> = Mutex::new(None);
 
-fn tool() -> MutexGuard<'static, Option<&'static str>> {
+fn tool() -> MutexGuard<'static, Option<(&'static str, &'static str)>> {
     TOOL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -41,7 +41,15 @@ impl Guard {
     /// # Errors
     /// Those of `signalfd(2)` and of starting a thread.
     pub fn new(name: &'static str) -> io::Result<Self> {
-        *tool() = Some(name);
+        Self::with_message(name, "interrupted")
+    }
+
+    /// As [`Self::new`], with a message that says what is kept.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_message(name: &'static str, message: &'static str) -> io::Result<Self> {
+        *tool() = Some((name, message));
         on_release(Some(exit_if_interrupted));
         Self::start(None)
     }
@@ -132,8 +140,8 @@ fn on_signal(number: i32, first: &mut Option<Instant>) {
 }
 
 fn exit_if_interrupted() {
-    if let (Some(number), Some(tool)) = (signal(), *tool()) {
-        exit::warn(tool, "interrupted");
+    if let (Some(number), Some((tool, message))) = (signal(), *tool()) {
+        exit::warn(tool, message);
         std::process::exit(i32::from(exit::SIGNAL_BASE) + number);
     }
 }
