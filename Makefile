@@ -19,7 +19,7 @@ RELEASE = target/release
 # by name, so that build scripts do not get them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo test test-krun test-krun-all test-block fuzz lint bench bench-krun bench-shutdown install clean
+.PHONY: help deps build agentd man demo test test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-shutdown install clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 2
@@ -73,6 +73,11 @@ test-block: deps build
 	@tests/run $(alike)
 	@$(bare-krun)
 	@tests/kvm-host/run $(alike)
+
+# The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
+test-kill: export MSB_KILLS ?= 500
+test-kill: deps build
+	@tests/run --filter-tags kill tests/t2-repeat.bats tests/t3-mount.bats tests/t8-commit.bats
 
 # Each target of tests/fuzz for so long. What fails lands in tests/fuzz/artifacts; fixed, it is kept in tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600

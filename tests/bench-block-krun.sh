@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What a root costs its guest, of disks and shared, and microsandbox's, where that can be had: files found, read and made in a
+# What a root costs its guest, block and shared, and microsandbox's if it can be fetched: files found, read and made in a
 # Debian image, cold and warm; the time to a VM that answers, with and without patches; what ten VMs of one image take on the
 # host. On libkrun, on a machine with usable KVM; `make bench-krun` runs it there or in the nested host. Nothing passes or fails.
-# What is read warm, and fork and exec, never ask a disk: there the kernel's page cache and overlayfs are measured, which
+# Warm reads, fork and exec never access a disk: they measure the kernel's page cache and overlayfs, which
 # microsandbox has too.
 #
 #   tests/bench-block-krun.sh [ROUNDS [ROOT…]]      the work alone, on these: share, block, microsandbox
@@ -20,7 +20,7 @@ source "$here/microsandbox.bash"
 bench_setup
 cd "$work"
 
-# table [FILE]: lines of a name and figures, as one line for each name, with medians.
+# table [FILE]: turns lines of a name and figures into one line for each name, with medians.
 table() {
     local name column columns
     cat "$@" >lines
@@ -51,7 +51,7 @@ if [[ " ${roots[*]} " == *' microsandbox '* ]]; then
     rm image.tar
 fi
 
-# A VM with a root of that kind, a command's shell in it, and its end.
+# A VM with a root of that kind: boot, a shell command, stop.
 up() {
     case $1 in
         microsandbox) microsandbox create -q -n "work-$1" -c 1 -m 1G --no-net bench >&2 ;;
@@ -84,7 +84,7 @@ processes() {
         found=$(pgrep -P "${found//$'\n'/,}" || true)
     done
 }
-# others SIGNAL ROOT: to every VM but that one.
+# others SIGNAL ROOT: signals every VM but that one.
 others() {
     local root
     for root in "${roots[@]}"; do
@@ -106,7 +106,7 @@ works=(
     'create 300 files' 'mkdir /root/f; cd /root/f; n=0; while [ $n -lt 300 ]; do echo x >$n; n=$((n + 1)); done; cd /; rm -r /root/f'
     'write 64 MiB and sync it' 'dd if=/dev/zero of=/root/big bs=1M count=64 conv=fsync 2>/dev/null; rm /root/big'
 )
-# A small image has no /usr to walk through.
+# A small image has no /usr to search.
 [ -z "${BENCH_SMOKE:-}" ] || works=("${works[@]:0:2}" "${works[@]:12}")
 for ((turn = 0; turn < rounds; turn++)); do
     for root in "${roots[@]}"; do up "$root"; done
@@ -116,7 +116,7 @@ for ((turn = 0; turn < rounds; turn++)); do
             others STOP "$root"
             case ${works[place]} in *cold) inside "$root" 'sync; echo 3 >/proc/sys/vm/drop_caches' ;; esac
             echo "   $root: ${works[place]}" >&2
-            # By the guest's clock: starting a command is measured elsewhere.
+            # With the guest's clock: starting a command is measured elsewhere.
             # shellcheck disable=SC2016
             inside "$root" 'read a _ </proc/uptime; eval "$1"; read b _ </proc/uptime; echo $a $b' sh "${works[place + 1]}" |
                 awk -v n="${works[place]}" '{ printf "%s\t%.2f\n", n, $2 - $1 }' >>"times-$root"

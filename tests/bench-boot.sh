@@ -16,7 +16,7 @@ cp "$(guest_program trivial-init)" "$work/share/init.krun"
 
 virtiofsd=$(PATH=$PATH:/usr/libexec:/usr/lib/qemu command -v virtiofsd)
 
-# Milliseconds from nothing to the init's word.
+# Milliseconds to the trivial init's message.
 bare() {
     local start helpers=() share
     start=$(bench_now)

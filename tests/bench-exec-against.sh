@@ -25,7 +25,7 @@ for name in base ours; do
     eval "$name=\$release"
 done
 
-# us COMMAND…: its time, in microseconds.
+# us COMMAND…: prints its time, in microseconds.
 us() {
     local start=${EPOCHREALTIME/./}
     "$@" >/dev/null </dev/null

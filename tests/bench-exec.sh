@@ -20,7 +20,7 @@ exec_root
 cp "$(guest_program echo-agent)" "$vm_root/bin/echo-agent"
 runs=${1:-200} mib=${2:-64} port=2000 many=100
 [ -z "${BENCH_SMOKE:-}" ] || many=4
-# A nested host that is emulated loses guests of two processors now and then.
+# An emulated nested host sometimes loses guests with two processors.
 cpus=2
 [ "${MSB_KVM_HOST:-}" != nested ] || cpus=1
 exec_boot -c "$cpus"
@@ -37,7 +37,7 @@ else
     jq -nc --arg unix "$PWD/bare.sock" '{vm: {endpoint: {$unix, handshake: false}}}' >"$bare_record"
 fi
 
-# us COMMAND…: its time, in microseconds.
+# us COMMAND…: prints its time, in microseconds.
 us() {
     local start=${EPOCHREALTIME/./}
     "$@" >/dev/null </dev/null
@@ -53,7 +53,7 @@ row() {
         END { printf "%s\t%.2f\t%.2f\n", name, value[int((NR + 1) / 2)], value[int(NR * 0.99 + 0.99)] }'
 }
 
-# rate COMMAND…: MB/s, the best of three.
+# rate COMMAND…: prints MB/s, the best of three.
 rate() {
     local run
     for run in 1 2 3; do us "$@"; done | sort -n | awk -v bytes=$((mib << 20)) 'NR == 1 { printf "%.0f\n", bytes / $1 }'

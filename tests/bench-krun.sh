@@ -17,7 +17,7 @@ source tests/image.bash
 bench_setup
 cp "$(guest_program trivial-init)" "$work/share/init.krun"
 
-# Milliseconds from nothing to the trivial init's word.
+# Milliseconds to the trivial init's message.
 bare() {
     local start
     start=$(bench_now)
@@ -39,7 +39,7 @@ ours() {
     bench_kill "$work/vm.json"
 }
 
-# processes_of RECORD: the supervisor and its children.
+# processes_of RECORD: prints the supervisor and its children.
 processes_of() {
     local supervisor
     supervisor=$(jq .vm.pid "$1")

@@ -59,14 +59,14 @@ for way in "${ways[@]}"; do
     mkdir -p "$dir"/{upper,work,root}
     "mounted_$way" "$dir" 2>/dev/null
 done
-# In turns, so that whatever else the machine does meets all three.
+# In turn, so that other load on the machine affects all three.
 for ((run = 0; run < runs; run++)); do
     for work in find tar read untar rm; do
         for way in "${ways[@]}"; do
             case $work in
-                # What one way left to write is not the next one's to wait for.
+                # Dirty pages of one are not written during the next.
                 untar | rm) sync ;;
-                # Warm for all three alike: what the works before took out of the cache comes back untimed.
+                # Warm for all three: what earlier work has evicted from the cache is read again untimed.
                 *) "work_$work" "$scratch/$way/root" ;;
             esac
             start=$EPOCHREALTIME

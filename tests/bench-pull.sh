@@ -20,7 +20,7 @@ registry_start "$work/registry"
 ref=$registry_host/demo:latest
 skopeo copy --quiet --dest-tls-verify=false "oci:$layout:latest" "docker://$ref"
 
-# A new directory for each run, and nothing deleted in between: ext4 passes slowly over inodes that were freed lately.
+# A new directory for each run, and nothing is deleted in between: ext4 is slow to reuse inodes that were freed recently.
 # shellcheck disable=SC2016 # the inner shell's
 hyperfine --style none --warmup 1 --runs "${RUNS:-5}" --export-json "$work/times.json" \
     --command-name msb-pull 'MSB_HOME=$(mktemp -d -p '"$work"') msb-pull -q --plain-http '"$ref" \

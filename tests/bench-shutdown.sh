@@ -32,7 +32,7 @@ round() {
     msb-stop -r vm.json -t 300 >/dev/null 2>words
     stop=$((($(bench_now) - start) / 1000))
     grep -q ': stopped$' words || cat words >&2
-    # By the agent's own clock, where the agent is there to see the end.
+    # With the agent's clock, if the agent sees the end.
     guest=$(sed -n 's/.*the machine ends, \([0-9]*\) ms after.*/\1/p' log | tail -n 1)
     echo "$(jq '.vm.timings_ms | (.init // .agent) - .agent' vm.json) $command $stop ${guest:--}" >>"times-$name"
 }

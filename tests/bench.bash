@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the benchmarks of a VM's start share: a scratch place ($work) with state of its own, a small root and its record
+# What the benchmarks of a VM's start share: a scratch directory ($work) with its own state, a small root and its record
 # ($work/record.json), the time, and the table of two ways to a VM.
 #
 #   source tests/bench.bash; bench_setup; bench_pair "$rounds"; bench_table TITLE OTHER
 #
-# With BENCH_SMOKE set a benchmark does little, and its figures mean nothing: tests/t9-bench.bats sees that it still runs.
+# With BENCH_SMOKE set a benchmark does little and its figures mean nothing: tests/t9-bench.bats checks that it still runs.
 
-# bench_setup: $work, which goes with the shell, and what lies in it. A share for a trivial init is in $work/share.
+# bench_setup: makes $work, which is removed when the shell exits. A share for a trivial init is in $work/share.
 bench_setup() {
     work=$(mktemp -d /tmp/msb-bench.XXXXXX)
     export MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_RUN=$work/run/msb
@@ -20,7 +20,7 @@ bench_setup() {
         mount: {path: $root, pid: 1, fstype: "none"}}' >"$work/record.json"
 }
 
-# bench_end: what the VMs said last where a run breaks off, and nothing stays.
+# bench_end: prints the end of the VMs' logs after a failure, and removes everything.
 bench_end() {
     local status=$? mounted dir
     [ "$status" = 0 ] || tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} >&2 2>/dev/null || true
@@ -34,13 +34,13 @@ bench_end() {
     return "$status"
 }
 
-# bench_kill RECORD: ends a VM by force, which msb-stop reports.
+# bench_kill RECORD: kills a VM; msb-stop exits 1 then.
 bench_kill() { msb-stop -r "$1" -t 0 >/dev/null 2>&1 || [ $? = 1 ]; }
 
-# bench_now: microseconds.
+# bench_now: the time, in microseconds.
 bench_now() { echo "${EPOCHREALTIME/./}"; }
 
-# bench_pair ROUNDS: the functions bare and ours turn by turn; each prints its milliseconds.
+# bench_pair ROUNDS: runs the functions bare and ours in turn; each prints its milliseconds.
 bench_pair() {
     local round
     for ((round = 0; round < $1; round++)); do
@@ -49,7 +49,7 @@ bench_pair() {
     done
 }
 
-# bench_table TITLE OTHER: medians, best values and their ratio.
+# bench_table TITLE OTHER: prints medians, best values and their ratio.
 bench_table() {
     local bare ours
     bare=$(bench_median <"$work/bare")

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # vm.bash sets variables
-# What tests of block roots have alike: an image of layers, a disk store for each test, and the kernel's overlayfs as judge.
+# What tests of block roots share: a layered image, a state directory for each test, and the kernel's overlayfs as the judge.
 #
 #   source "$BATS_TEST_DIRNAME/block.bash"
 
@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/image.bash"
 
 setup() {
     vm_setup
-    # What one test leaves on a disk is not for the next.
+    # Named disks are not shared between tests.
     export MSB_HOME=$BATS_TEST_TMPDIR/home
     vm_record=$PWD/image.json
     msb-pull -q "oci:$(tiny_image)" >"$vm_record"
@@ -25,8 +25,13 @@ teardown() {
     rm -rf "${open:-}"
 }
 
-# merged RECORD: the record's layers and upper in "merged", as the kernel's overlayfs shows them.
+# merged RECORD: mounts the record's layers and upper on "merged" with the kernel's overlayfs.
 merged() {
     mkdir -p merged empty
     mount -t overlay -o "ro,lowerdir=$(jq -r '[.upper.dir, .rootfs.lower[]] | map(select(. != null)) | join(":")' "$1"):empty" overlay merged
+}
+
+# without_bound_files: filters the files that the agent binds over the image's from a manifest.
+without_bound_files() {
+    grep -Ev '^/etc/(hosts|hostname|resolv\.conf) '
 }

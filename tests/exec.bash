@@ -1,19 +1,19 @@
 # shellcheck shell=bash disable=SC2154,SC2016 # vm.bash sets variables; the guest's shells expand theirs
-# One VM for a file of tests about msb-exec, and what such tests ask of its guest.
+# One VM for a file of tests about msb-exec, and helpers that look into its guest.
 #
 #   source "$BATS_TEST_DIRNAME/exec.bash"; setup_file() { exec_root; exec_boot [ARG…]; }
 
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/vm.bash"
 
-# What files of such tests have alike. One with needs of its own says so after it has read this.
+# Defaults for such files; a file can redefine them after it has sourced this one.
 teardown_file() { vm_teardown; }
 setup() { cd "$BATS_TEST_TMPDIR" || return; }
-teardown() { vm_show; }
+teardown() { vm_show_logs; }
 
-# exec_root: a root for the VM, to be changed before exec_boot.
+# exec_root: makes a root for the VM, which can be changed before exec_boot.
 exec_root() {
-    # What a guest has is counted.
+    # The tests count the guest's processes and files.
     export BATS_NO_PARALLELIZE_WITHIN_FILE=true
     BATS_TEST_TMPDIR=$BATS_FILE_TMPDIR
     vm_setup
@@ -23,7 +23,7 @@ exec_root() {
     printf 'app:x:1001:\naudio:x:29:app\n' >>"$vm_root/etc/group"
 }
 
-# exec_install PROGRAM…: this machine's programs and their libraries, for the root.
+# exec_install PROGRAM…: copies this machine's programs and their libraries into the root.
 exec_install() {
     local program file
     for program in "$@"; do
@@ -36,23 +36,23 @@ exec_install() {
     done
 }
 
-# exec_boot [ARG…]: the VM "worker" on that root; all calls of msb-exec mean it.
+# exec_boot [ARG…]: boots the VM "worker" on that root; msb-exec uses it through MSB_RECORD.
 exec_boot() {
     vm_boot worker "$@"
     export MSB_RECORD=$BATS_FILE_TMPDIR/worker.json vm_record
 }
 
-# exec_count NAME: how many processes of that name the guest has.
+# exec_count NAME: prints how many processes of that name the guest has.
 exec_count() {
     msb-exec -- sh -c 'cat /proc/[0-9]*/comm 2>/dev/null | grep -cx "$1" || true' sh "$1"
 }
 
-# exec_agent: the agent's process ID in the guest, which is not 1 where an init has that.
+# exec_agent: prints the agent's process ID in the guest; it is not 1 if an init is PID 1.
 exec_agent() {
     msb-exec -- sh -c 'for p in /proc/[0-9]*; do case $(readlink $p/exe) in */init.krun) echo ${p#/proc/}; exit;; esac; done; echo 1'
 }
 
-# exec_await COMMAND…: waits until it succeeds. Nothing tells this side what the guest's processes do.
+# exec_await COMMAND…: waits until it succeeds. It polls, since no event tells the host about the guest's processes.
 exec_await() {
     local tries
     for ((tries = 0; tries < 600; tries++)); do
@@ -63,5 +63,5 @@ exec_await() {
     return 1
 }
 
-# exec_has COUNT NAME: whether the guest has so many processes of that name.
+# exec_has COUNT NAME: whether the guest has COUNT processes of that name.
 exec_has() { [ "$(exec_count "$2")" = "$1" ]; }

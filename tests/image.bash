@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Test images, made with other people's tools: mmdebstrap, tar, umoci. Each function prints the path of an OCI layout
+# Test images, made with independent tools: mmdebstrap, tar, umoci. Each function prints the path of an OCI layout
 # with the tag "latest". A layout is made once and kept in target/fixtures under the hash of its recipe.
 #
 #   source tests/image.bash; demo_image
@@ -17,13 +17,13 @@ image_cached() {
     if [[ ! -d $layout ]]; then
         mkdir -p "$image_fixtures"
         (
-            # Who wants it too waits for who makes it.
+            # Concurrent callers wait for the one that makes it.
             flock 9
             [[ ! -d $layout ]] || exit 0
             image_scratch=$(mktemp -d "$image_fixtures/.${name%_recipe}.XXXXXX")
             trap 'rm -rf "$image_scratch"' EXIT
             trap 'exit 130' INT TERM
-            # In a shell of its own, since errexit is without effect in this one when the caller looks at the status.
+            # In a new shell, since errexit has no effect in this one when the caller checks the status.
             # shellcheck disable=SC2016 # that shell's own arguments
             cd "$image_scratch" && bash -euo pipefail -c 'source "$1"; "$2"' - "$image_source" "$name" >&2 ||
                 { echo "image: $name failed" >&2; exit 1; }
@@ -43,7 +43,7 @@ image_from_tars() {
     done
 }
 
-# demo_image: Debian bookworm, minbase, one layer. What a person would pull.
+# demo_image: Debian bookworm, minbase, one layer: an image such as people pull.
 demo_image() {
     image_cached demo_recipe image_debian image_from_tars
 }
@@ -57,24 +57,24 @@ demo_recipe() {
     umoci gc --layout layout
 }
 
-# image_debian VARIANT TO.tar [FLAG…]: Debian bookworm by mmdebstrap, without what only people read.
+# image_debian VARIANT TO.tar [FLAG…]: makes a Debian bookworm with mmdebstrap, without documentation and locales.
 image_debian() {
     local words
-    # No file is handed down: mmdebstrap has apt run "cat >&N" by sh(1), and dash takes an N of one digit only.
+    # Descriptors from 3 on are closed: mmdebstrap has apt run "cat >&N" with sh(1), and dash accepts an N of one digit only.
     words=$(SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --variant="$1" "${@:3}" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$2" \
         2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-) || { printf '%s\n' "$words" >&2; return 1; }
 }
 
-# image_more BASE.tar TO.tar PACKAGES [FLAG…]: such a Debian with more packages.
+# image_more BASE.tar TO.tar PACKAGES [FLAG…]: makes a Debian with more packages from BASE.tar.
 image_more() {
     # shellcheck disable=SC2016 # the hook's own shell has $1
     image_debian custom "$2" --skip=check/empty --include="$3" "${@:4}" \
         --setup-hook='tar -C "$1" --xattrs --xattrs-include="*" -xf "'"$1"'"'
 }
 
-# essential_layer: the packages that no Debian is without, as a tar file. A Debian takes a minute to make, more of one seconds.
+# essential_layer: Debian's essential packages, as a tar file. Making a Debian takes a minute, adding packages takes seconds.
 essential_layer() {
     local made
     made=$(image_cached essential_recipe image_debian) && printf '%s\n' "$made/layer.tar"
@@ -85,12 +85,12 @@ essential_recipe() {
     image_debian essential layout/layer.tar --dpkgopt='path-exclude=/usr/share/zoneinfo/*'
 }
 
-# inits_image: a small Debian with those of its inits that live beside one another: systemd, runit, s6 and Finit.
+# inits_image: a small Debian with the inits that can be installed together: systemd, runit, s6 and Finit.
 inits_image() {
     image_cached inits_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
 
-# systemd_image: one with systemd as /sbin/init and with dbus, as people boot it.
+# systemd_image: one with systemd as /sbin/init and with dbus, as in a usual installation.
 systemd_image() {
     image_cached systemd_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
@@ -100,7 +100,7 @@ sysvinit_image() {
     image_cached sysvinit_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
 
-# openrc_image: one with OpenRC, which Debian has behind sysvinit's PID 1 alone.
+# openrc_image: one with OpenRC, which in Debian runs only under sysvinit as PID 1.
 openrc_image() {
     image_cached openrc_recipe init_recipe essential_recipe image_debian image_more image_from_tars
 }
@@ -119,7 +119,7 @@ init_recipe() {
     umoci gc --layout layout
 }
 
-# tiny_image: a static BusyBox with its applets, one layer. For VMs that should start fast.
+# tiny_image: a static BusyBox with its applets, in one layer, for VMs that start fast.
 tiny_image() {
     image_cached tiny_recipe image_from_tars image_tar
 }
@@ -144,7 +144,7 @@ tiny_recipe() {
     umoci gc --layout layout
 }
 
-# layered_image: three layers with everything that a layer may hold.
+# layered_image: three layers with every kind of entry that a layer may have.
 layered_image() {
     image_cached layered_recipe image_from_tars image_tar layered_base layered_changes layered_implied
 }
@@ -211,7 +211,7 @@ layered_changes() {
     image_tar changes.tar changes
 }
 
-# No entry for any directory: what they look like, the layers below say. And bin is a symlink there.
+# No directory has an entry: their attributes come from the layers below. There, bin is a symlink.
 layered_implied() {
     mkdir -p implied/{bin,var/spool,etc/conf.d}
     printf '#!/bin/sh\n' >implied/bin/late
@@ -221,20 +221,20 @@ layered_implied() {
         -C implied -cf implied.tar bin/late var/spool/mail etc/conf.d/.wh.c
 }
 
-# guest_program NAME: tests/guest/NAME.c as a static program, made once.
+# guest_program NAME: prints the path of tests/guest/NAME.c as a static program, which is compiled once.
 guest_program() {
     local source=${BASH_SOURCE[0]%/*}/guest/$1.c program aside
     program=$image_fixtures/guest/$1-$(sha256sum <"$source" | cut -c 1-12)
     if [[ ! -e $program ]]; then
         mkdir -p "${program%/*}"
-        # BASHPID, since subshells that make it at once share $$.
+        # BASHPID, since concurrent subshells share $$.
         aside=$program.$BASHPID
         cc -Os -static -o "$aside" "$source" && mv "$aside" "$program" || return
     fi
     printf '%s\n' "$program"
 }
 
-# image_tar FILE DIR: DIR as a layer, reproducible but for the times its recipe set.
+# image_tar FILE DIR: packs DIR as a layer, reproducibly, with the times that its recipe has set.
 image_tar() {
     find "$2" -newermt '2020-01-01' -exec touch -h -d "@$image_epoch" {} +
     tar --format=pax --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime --numeric-owner --sort=name \

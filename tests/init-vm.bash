@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # bats and vm.bash set variables
-# A VM with one of the inits of inits.bash as PID 1, for a file of tests.
+# A VM with one of the inits of inits.bash as PID 1.
 #
-#   source "$BATS_TEST_DIRNAME/init-vm.bash"; becomes systemd --init auto; goes_down
+#   source "$BATS_TEST_DIRNAME/init-vm.bash"; boot_init systemd --init auto; stop_init
 
 # shellcheck source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/vm.bash"
@@ -15,13 +15,13 @@ teardown() {
     ! mountpoint -q "$BATS_TEST_TMPDIR/mounted" || msb-mount -u "$BATS_TEST_TMPDIR/mounted"
 }
 
-# becomes NAME FLAG…: a VM whose PID 1 is that init; the service is up.
-becomes() {
+# boot_init NAME FLAG…: boots a VM with that init as PID 1, and waits until the service is up.
+boot_init() {
     local name=$1
     shift
     inits_record "$name" mounted >mount.json
     vm_record=mount.json vm_boot worker --timeout 120 "$@"
-    # What it does at boot is done when msb-boot returns.
+    # Its start-up is complete when msb-boot returns.
     ! inits_is_slow "$name" || [ -e mounted/srv/booted ]
     [ "$(vm_exec worker cat /proc/1/comm)" = "$(inits_comm "$name")" ]
     [ "$(vm_exec worker sh -c 'hostname; cat /etc/hostname' | xargs)" = 'worker worker' ]
@@ -29,8 +29,8 @@ becomes() {
     [ "$(cat mounted/srv/note)" = started ]
 }
 
-# goes_down: the init powers the VM off, and ends the service before that.
-goes_down() {
+# stop_init: stops the VM; the init ends the service and powers off.
+stop_init() {
     run --separate-stderr msb-stop -r worker.json -t 240
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: stopped' ] || { echo "$stderr"; return 1; }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Seven inits out of Debian's packages, each with a service of ours that says on /srv/note when it starts and when it is told to end.
-# systemd has a second image, with a D-Bus and an /sbin/init; OpenRC is behind sysvinit's PID 1 there, so it is asked as sysvinit is.
+# Seven inits from Debian's packages, each with a service that notes in /srv/note when it starts and when it gets TERM.
+# systemd has a second image, with D-Bus and /sbin/init. OpenRC runs under sysvinit as PID 1, and is powered off like it.
 #
 #   source tests/inits.bash; inits_record systemd mounted >mount.json; msb-boot -r mount.json $(inits_flags systemd)
 
@@ -10,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/image.bash"
 # shellcheck disable=SC2034 # for those who source this
 inits_all=(systemd busybox sysvinit openrc runit s6 finit)
 
-# inits_flags NAME: what msb-boot is told.
+# inits_flags NAME: msb-boot's flags for it.
 inits_flags() {
     case $1 in
         systemd | busybox | sysvinit | openrc) echo --init auto ;;
@@ -20,7 +20,7 @@ inits_flags() {
     esac
 }
 
-# inits_comm NAME: what PID 1 is called then.
+# inits_comm NAME: the name of PID 1.
 inits_comm() {
     case $1 in
         sysvinit | openrc) echo init ;;
@@ -30,7 +30,7 @@ inits_comm() {
     esac
 }
 
-# inits_record NAME MOUNTPOINT: the record of a mounted image with the init and the service.
+# inits_record NAME MOUNTPOINT: prints the record of a mounted image with the init and the service.
 inits_record() {
     local layout
     case $1 in
@@ -42,7 +42,7 @@ inits_record() {
     msb-pull -q "oci:$layout:latest" | msb-patch -f <(inits_ops "$1") | msb-mount "$2"
 }
 
-# inits_ops NAME: the operations that give the init the service.
+# inits_ops NAME: prints the operations that add the service.
 inits_ops() {
     jq -Rsc '{op: "script", name: "teller", content: .}' <<'END'
 #!/bin/sh
@@ -54,7 +54,7 @@ END
     "inits_ops_$1"
 }
 
-# inits_text PATH [MODE]: an operation that writes a file, from stdin, over what the image has.
+# inits_text PATH [MODE]: prints an operation that writes a file from stdin, and replaces an existing one.
 inits_text() {
     jq -Rsc --arg path "$1" --arg mode "${2:-0644}" '{op: "text", $path, $mode, content: ., replace: true}'
 }
@@ -64,19 +64,19 @@ inits_link() {
     jq -nc --arg target "$1" --arg link "$2" '{op: "symlink", $target, $link, replace: true}'
 }
 
-# inits_without PATH: a directory of start-up scripts for hardware that no VM has, emptied: they are shell, and take a minute of
-# emulation.
-inits_without() {
+# inits_empty PATH: prints operations that empty a directory of start-up scripts. They are for hardware that no VM has, and take
+# a minute under emulation.
+inits_empty() {
     jq -nc --arg path "$1" '{op: "remove", $path}, {op: "mkdir", $path}'
 }
 
-# A step of the start-up that takes its time: an init that has one is not usable before that.
+# A slow step of the start-up: the init is not usable before it is done.
 inits_slow='sleep 1; echo >/srv/booted'
 
-# inits_is_slow NAME: whether it has one. s6-svscan by itself has no start-up.
+# inits_is_slow NAME: whether the init has that step. s6-svscan alone has no start-up.
 inits_is_slow() { [ "$1" != s6 ]; }
 
-# Services that run the script by its name have it from PATH; inits that set a PATH of their own want all of it.
+# The script is on PATH. Inits that set their own PATH need its full path.
 inits_ops_systemd() {
     inits_text /etc/systemd/system/teller.service <<'END'
 [Service]
@@ -102,7 +102,7 @@ END
 }
 
 inits_ops_sysvinit() {
-    inits_without /etc/rcS.d
+    inits_empty /etc/rcS.d
     inits_text /etc/slow 0755 <<<$'#!/bin/sh\n'"$inits_slow"
     inits_text /etc/inittab <<'END'
 id:2:initdefault:
@@ -116,7 +116,7 @@ END
 }
 
 inits_ops_openrc() {
-    inits_without /etc/runlevels/sysinit
+    inits_empty /etc/runlevels/sysinit
     inits_text /etc/init.d/teller 0755 <<'END'
 #!/sbin/openrc-run
 command=/.msb/scripts/teller

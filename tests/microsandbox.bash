@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# microsandbox, the peer that ours is held against: the program of its published wheel, in target/fixtures.
+# microsandbox, which the benchmarks compare with: the program from its published wheel, in target/fixtures.
 #
 #   source tests/image.bash; source tests/microsandbox.bash; microsandbox_fetch; microsandbox load …
 
@@ -7,7 +7,7 @@ microsandbox_version=0.7.11
 # shellcheck disable=SC2154 # image.bash sets image_fixtures
 microsandbox_dir=$image_fixtures/microsandbox-$microsandbox_version
 
-# microsandbox_fetch: the directory with the program and its kernel, fetched once. Fails, with words, where it cannot be had.
+# microsandbox_fetch: prints the directory with the program and its kernel, fetched once. Fails with a message if that fails.
 microsandbox_fetch() {
     local scratch
     if [[ ! -d $microsandbox_dir ]]; then
@@ -26,7 +26,7 @@ microsandbox_fetch() {
     printf '%s\n' "$microsandbox_dir"
 }
 
-# microsandbox ARG…: the program, with its state in $work. Its variables have the names of ours.
+# microsandbox ARG…: runs the program with its state in $work. Its variables have the same names as ours.
 # shellcheck disable=SC2154 # bench.bash sets work
 microsandbox() {
     env -u MSB_HOME HOME="$work/microsandbox" "$microsandbox_dir/bin/msb" "$@" </dev/null

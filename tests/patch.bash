@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# A small image for the tests of msb-patch, and the kernel as the judge of what comes of it.
+# A small image for the tests of msb-patch, and the kernel's overlayfs as the judge of the result.
 #
 #   source tests/patch.bash; patch_setup; patch OP…; show; …; patch_teardown
 
-# patch_setup: a scratch directory with a small usr-merged image of two layers, ./top and ./bottom, and its record image.json.
+# patch_setup: makes a scratch directory with a small usr-merged image of two layers, ./top and ./bottom, and its record
+# image.json.
 patch_setup() {
     PATH="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release:$PATH"
     export MSB_HOME="$BATS_TEST_TMPDIR/home"
@@ -28,17 +29,17 @@ patch_setup() {
     setfattr -n user.note -v kept top/etc
 }
 
-# patch_teardown: takes the kernel's mount away.
+# patch_teardown: unmounts ./merged.
 patch_teardown() {
     ! mountpoint -q "$BATS_TEST_TMPDIR/merged" || umount "$BATS_TEST_TMPDIR/merged"
 }
 
-# patch OP...: patches image.json; the record is in patched.json.
+# patch OP…: patches image.json; the record is in patched.json.
 patch() {
     { cat image.json; printf '%s\n' "$@"; } | msb-patch > patched.json
 }
 
-# Shows the record's root at ./merged, by the kernel.
+# show: mounts the record's root on ./merged with the kernel's overlayfs.
 show() {
     local lower upper work
     lower=$(jq -r '.rootfs.lower | join(":")' patched.json)
@@ -47,7 +48,7 @@ show() {
     mount -t overlay overlay -o "lowerdir=$lower,upperdir=$upper,workdir=$work" merged
 }
 
-# Every fact about the layers that a patch must not change.
+# base: prints everything about the layers that a patch must not change.
 base() {
     find bottom top -printf '%p %y %m %U %G %s %T@ %l\n' | sort
     find bottom top -type f -exec sha256sum {} + | sort
@@ -57,7 +58,7 @@ sandboxes() {
     find "$MSB_HOME/sandboxes" -mindepth 1 -maxdepth 1 2>/dev/null
 }
 
-# patch_stdin: the same with the operations of stdin.
+# patch_stdin: the same with operations from stdin.
 patch_stdin() {
     { cat image.json; cat; } | msb-patch > patched.json
 }

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# A docker registry on a free loopback port, for tests and the demo.
+# A Docker registry on a free loopback port, for tests and the demo.
 #
 #   registry_start DIR [--tls] [--auth USER:PASSWORD]   sets registry_host; the log is DIR/log, the pid DIR/pid, with
 #                                                       --tls the certificate authority DIR/ca.pem
@@ -19,7 +19,7 @@ registry_start() {
     mkdir -p "$dir/storage"
     [[ -z $tls ]] || registry_certificates "$dir"
     [[ -z $auth ]] || htpasswd -Bbn "${auth%%:*}" "${auth#*:}" >"$dir/htpasswd"
-    # A port that looks free may be taken before the registry has it: then another one is tried.
+    # A free port may be taken before the registry binds it: then another one is tried.
     for _ in {1..20}; do
         port=$((20000 + RANDOM % 20000))
         registry_config "$dir" "$port" "$tls" "$auth" >"$dir/config.yml"
@@ -35,7 +35,7 @@ registry_start() {
     return 1
 }
 
-# The registry announces nothing when it is ready, so its port is tried, as long as the process lives.
+# The registry does not announce that it is ready, so its port is polled as long as the process lives.
 registry_answers() {
     local dir=$1 port=$2
     for _ in {1..200}; do
@@ -66,7 +66,7 @@ registry_config() {
     [[ -z $auth ]] || printf 'auth: {htpasswd: {realm: msb, path: "%s"}}\n' "$dir/htpasswd"
 }
 
-# A certificate authority of this test's own, and a certificate of it for loopback.
+# A private certificate authority, and its certificate for loopback.
 registry_certificates() {
     local dir=$1
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj '/CN=msb test CA' \

@@ -18,17 +18,17 @@ teardown() {
     if mountpoint -q "$BATS_TEST_TMPDIR/merged"; then umount "$BATS_TEST_TMPDIR/merged"; fi
 }
 
-# forget_tiny: no image in the store has tiny's layer any more.
+# forget_tiny: removes tiny's image from the store, so that no image has its layer.
 forget_tiny() {
     rm "$(grep -l "${tiny_layer##*/}" "$MSB_HOME"/blobs/sha256/*)"
 }
 
-# What is there, without what only gc's own calls change.
+# Lists the state directory, without what every call of --gc changes.
 there() {
     find "$MSB_HOME" ! -path "$MSB_HOME/tmp*" -printf '%p %y %s\n' | sort
 }
 
-@test "a store in which all is needed stays as it is, and everything is listed with its size" {
+@test "--gc leaves a store in which everything is needed as it is, and lists everything with its size" {
     there >before
     msb-pull --gc >listed
     diff before <(there)
@@ -38,7 +38,7 @@ there() {
     [ "$(jq --arg path "$tiny_layer" 'select(.path == $path).bytes' listed)" = "$(($(du -sk "$tiny_layer" | cut -f 1) * 1024))" ]
 }
 
-@test "a layer that no image has goes, and its EROFS image; -n only says so" {
+@test "--gc removes a layer that no image has, and its EROFS image; -n only reports it" {
     forget_tiny
     there >before
     run --separate-stderr msb-pull --gc -n
@@ -50,12 +50,12 @@ there() {
     [[ $stderr == 'msb-pull: 2 removed ('* ]]
     [ ! -e "$tiny_layer" ]
     [ "$(jq -r 'select(.state == "removed").kind' <<<"$output" | sort)" = $'erofs\nlayer' ]
-    # All of the other image is there.
+    # The other image is complete.
     jq -r '.rootfs.lower[]' layered.json | while read -r layer; do [ -d "$layer" ] || exit 1; done
     [ "$(find "$MSB_HOME/erofs" -name '*.erofs' | wc -l)" = 1 ]
 }
 
-@test "what is in use stays: a layer that is mounted, and an image that somebody has open" {
+@test "--gc keeps what is in use: a mounted layer, and an image that a process has open" {
     forget_tiny
     mkdir merged empty
     mount -t overlay -o "lowerdir=$tiny_layer:empty" overlay merged
@@ -70,7 +70,7 @@ there() {
     [ ! -e "$tiny_layer" ]
 }
 
-@test "what was never finished goes; uppers and the disks of names stay" {
+@test "--gc removes unfinished downloads and layers, and keeps uppers and the disks of named VMs" {
     mkdir -p "$MSB_HOME"/sandboxes/{.draft.1/upper,worker,0123456789ab/upper} "$MSB_HOME/tmp/dead"
     echo disk >"$MSB_HOME/sandboxes/worker/top.ext4"
     msb-pull --gc >listed

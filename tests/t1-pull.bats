@@ -36,7 +36,7 @@ teardown() {
     registry_stop "$BATS_TEST_TMPDIR/registry"
 }
 
-# Everything that a tree is: names, types, modes, owners, times, link targets and counts, sizes, devices, content, xattrs.
+# Prints everything about a tree: names, types, modes, owners, times, link targets and counts, sizes, devices, content, xattrs.
 tree() (
     cd "$1" || exit
     find . -printf '%p|%y|%m|%U:%G|%T@|%l|%n\n' | awk -F'|' -v OFS='|' '$2 == "d" { $7 = "-" } 1' | sort
@@ -61,15 +61,15 @@ same_as_umoci() {
     diff expected actual
 }
 
-# fails WORDS COMMAND…: it ends with 1, says WORDS in one line, prints no record, and leaves nothing half-made.
+# fails MESSAGE COMMAND…: it ends with 1 and a line with MESSAGE, prints no record, and leaves no partial files.
 fails() {
-    local words=$1
+    local message=$1
     shift
     run --separate-stderr "$@"
     echo "status $status: $stderr"
     [[ $status -eq 1 ]]
     [[ -z $output ]]
-    [[ $stderr == "msb-pull: "*"$words"* ]]
+    [[ $stderr == "msb-pull: "*"$message"* ]]
     [[ ${#stderr_lines[@]} -eq 1 ]]
     nothing_half_made
 }
@@ -80,7 +80,7 @@ nothing_half_made() {
     [[ -z $(ls -A "$MSB_HOME/blobs/sha256" 2>/dev/null) ]]
 }
 
-# image_of LAYER [MEDIA_TYPE] [DIFF_ID]: a layout ./made of one layer file, put together by hand so that it may lie.
+# image_of LAYER [MEDIA_TYPE] [DIFF_ID]: makes a layout ./made of one layer file by hand, so that its metadata can be wrong.
 image_of() {
     local layer=$1 media=${2:-application/vnd.oci.image.layer.v1.tar} diff_id=${3:-}
     local blobs=made/blobs/sha256
@@ -104,7 +104,7 @@ descriptor() {
         "$(sha256sum <"$1" | cut -d' ' -f1)" "$(stat -c %s "$1")"
 }
 
-@test "the layers, mounted by the kernel, are the tree that umoci unpacks" {
+@test "the layers, mounted with the kernel's overlayfs, are the tree that umoci unpacks" {
     msb-pull --plain-http "$registry_host/layered" >record
     same_as_umoci "$layered" record
 }
@@ -130,7 +130,7 @@ descriptor() {
     [[ -z $(find "$MSB_HOME" -name '.wh.*') ]]
 }
 
-@test "a directory that a layer implies looks as below, and one that is a symlink below is followed" {
+@test "a directory without an entry of its own keeps the attributes of the layer below, and a symlink below is followed" {
     msb-pull "oci:$layered" >record
     local top
     top=$(jq -r '.rootfs.lower[0]' record)
@@ -153,12 +153,12 @@ descriptor() {
     msb-pull "oci:$layered" | jq -e '.image.config.Labels.kept == "yes" and (.rootfs.lower | length) == 3'
 }
 
-@test "the store is for root alone" {
+@test "only root can enter the store" {
     msb-pull "oci:$tiny" >/dev/null
     [[ $(stat -c %a "$MSB_HOME" "$MSB_HOME/layers" "$MSB_HOME/blobs" "$MSB_HOME/tmp" | sort -u) == 700 ]]
 }
 
-@test "a second pull moves no blob, and one by digest needs no registry at all" {
+@test "a second pull downloads no blob, and a pull by digest needs no registry at all" {
     registry_start registry
     skopeo copy -q --dest-tls-verify=false "oci:$layered:latest" "docker://$registry_host/layered:latest"
     msb-pull --plain-http "$registry_host/layered" >first
@@ -185,7 +185,7 @@ descriptor() {
     [[ $(find "$MSB_HOME/layers/sha256" -mindepth 1 -maxdepth 1 | wc -l) -eq 2 ]]
 }
 
-@test "HTTPS with a certificate authority of one's own, and not without it" {
+@test "HTTPS works with a private certificate authority that is configured, and fails without it" {
     registry_start registry --tls
     skopeo copy -q --dest-tls-verify=false "oci:$tiny:latest" "docker://$registry_host/tiny:v1"
     fails "unknown authority (name it with --ca-file)" msb-pull "$registry_host/tiny:v1"
@@ -219,7 +219,7 @@ descriptor() {
     PATH=$PWD/bin:$PATH msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
 }
 
-@test "layout, archives of both kinds, and stdin give the same layers as the registry" {
+@test "a layout, an archive of either kind, and stdin give the same layers as the registry" {
     skopeo copy -q "oci:$layered:latest" oci-archive:oci.tar:v1
     skopeo copy -q "oci:$layered:latest" docker-archive:docker.tar:name:v1
     msb-pull --plain-http "$registry_host/layered" | jq -c '.rootfs.lower | map(split("/") | last)' >expected
@@ -238,7 +238,7 @@ descriptor() {
     done
 }
 
-@test "gzip, several gzip members, zstd and plain layers unpack alike" {
+@test "gzip, multi-member gzip, zstd and uncompressed layers unpack alike" {
     tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .
     local id half
     id=sha256:$(sha256sum <layer.tar | cut -d' ' -f1)
@@ -261,7 +261,7 @@ layer.zst $zstd
 END
 }
 
-@test "an index gives the image of the platform, and lists what it has" {
+@test "an index yields the image of the wanted platform, and an error lists the platforms that it has" {
     mkdir -p one/etc
     echo amd64 >one/etc/arch
     tar -C one -cf amd64.tar .
@@ -292,7 +292,7 @@ END
     fails "the image is for linux/arm64, not for linux/amd64" msb-pull --plain-http --platform linux/amd64 "$registry_host/multi:arm64"
 }
 
-@test "an index in a layout may hold an index" {
+@test "an index in a layout may be nested" {
     tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .
     image_of layer.tar
     cp made/index.json inner
@@ -303,13 +303,13 @@ END
     diff -r "$BATS_TEST_DIRNAME" "$(jq -r '.rootfs.lower[0]' record)"
 }
 
-@test "a proxy of the environment is not asked for loopback" {
+@test "a proxy from the environment is not used for loopback" {
     http_proxy=http://127.0.0.1:1 msb-pull --plain-http "$registry_host/layered" | jq -e .rootfs
     rm -r home
     fails "connection refused" env http_proxy=http://127.0.0.1:1 msb-pull --plain-http no-such-host.invalid/demo
 }
 
-@test "a directory is a root as it is, and a disk is known by name and magic" {
+@test "a directory is a root as it is, and a disk is recognized by its name and magic number" {
     mkdir root
     printf 'QFI\373\0\0\0\3' >disk.qcow2
     truncate -s 1M disk.qcow2 disk.raw fake.qcow2
@@ -351,7 +351,7 @@ image_of_tars() {
     for layer in "${@:2}"; do umoci raw add-layer --image "$1:latest" "$layer"; done
 }
 
-@test "a layer that was pulled as the bottom of one image looks in another as it does there alone" {
+@test "a layer that is the bottom of one image keeps its attributes in another image" {
     mkdir -p base/var/spool upper/var/spool
     chmod 2750 base/var/spool
     chown 13:37 base/var/spool
@@ -375,7 +375,7 @@ image_of_tars() {
     [[ $(stat -c '%a %u:%g' "$(jq -r '.rootfs.lower[0]' one.record)/var/spool") == "755 0:0" ]]
 }
 
-@test "a layer whose root is opaque hides all below it" {
+@test "a layer whose root is opaque hides all layers below it" {
     mkdir base opaque top
     echo base >base/base
     touch opaque/.wh..wh..opq
@@ -392,7 +392,7 @@ image_of_tars() {
     umount merged
 }
 
-@test "several pulls of one image at once all give the same record" {
+@test "concurrent pulls of one image all print the same record" {
     local i pids=()
     for i in 1 2 3 4; do
         msb-pull --plain-http "$registry_host/layered" >"record$i" &
@@ -404,7 +404,23 @@ image_of_tars() {
     same_as_umoci "$layered" record1
 }
 
-@test "what a killed pull left behind is gone after the next, and a live one's is not touched" {
+@test "an interrupted pull says what is kept, and the next one goes on from there" {
+    mkfifo slow
+    env --default-signal=INT msb-pull - <slow >out 2>err &
+    local pid=$! code=0
+    exec 5>slow
+    head -c 100000 /dev/zero >&5
+    until [[ -s $(echo home/tmp/*/archive) ]]; do kill -0 $pid; done
+    kill -INT $pid
+    wait $pid || code=$?
+    exec 5>&-
+    [[ $code -eq 130 && ! -s out ]]
+    [[ $(cat err) == 'msb-pull: interrupted (the layers that are complete are kept; run it again to fetch the rest)' ]]
+    msb-pull "oci:$tiny" >/dev/null
+    [[ -z $(ls -A home/tmp) ]]
+}
+
+@test "a pull removes what a killed pull left behind, and leaves the files of a running one" {
     mkfifo slow
     msb-pull - <slow >/dev/null 2>&1 &
     local pid=$!
@@ -421,7 +437,7 @@ image_of_tars() {
     [[ -z $(ls -A home/tmp) ]]
 }
 
-@test "what a killed pull left behind and cannot be removed is a warning" {
+@test "leftovers of a killed pull that cannot be removed are a warning" {
     mkdir -p home/tmp/dead/small
     mount -t tmpfs tmpfs home/tmp/dead/small
     run --separate-stderr msb-pull "oci:$tiny"
@@ -431,7 +447,7 @@ image_of_tars() {
     jq -e .rootfs <<<"$output"
 }
 
-# hostile_layer PYTHON: an image ./made of a layer by Python's tarfile, with add(name, type, link, data).
+# hostile_layer PYTHON: makes an image ./made of a layer written with Python's tarfile, with add(name, type, link, data).
 hostile_layer() {
     python3 - "$1" <<'END'
 import io, sys, tarfile
@@ -449,12 +465,12 @@ END
     image_of hostile.tar
 }
 
-@test "a layer that reaches outside is refused" {
+@test "a layer whose entries lead outside is refused" {
     echo secret >victim
-    local words layer
-    while IFS='|' read -r words layer; do
+    local message layer
+    while IFS='|' read -r message layer; do
         hostile_layer "$layer"
-        fails "$words" msb-pull oci:made
+        fails "$message" msb-pull oci:made
     done <<END
 leaves the layer|add("../victim", data=b"owned")
 leaves the layer|add("a/../../../victim", data=b"owned")
@@ -498,7 +514,7 @@ add('target', DIR); add('swap', SYM, 'target'); add('swap/one'); add('swap', DIR
     [[ $(cd "$root" && echo target/* swap/*) == "target/one swap/two" ]]
 }
 
-@test "a name that a layer both removes and makes is new, whichever comes first" {
+@test "a name that a layer both removes and creates is new, whichever entry comes first" {
     hostile_layer "
 add('.wh.before'); add('before', DIR); add('after', DIR); add('.wh.after')
 add('.wh.file'); add('file', data=b'new'); add('.wh.implied'); add('implied/x', data=b'x')
@@ -516,7 +532,7 @@ add('kept/.wh..wh..opq'); add('kept/y', data=b'y'); add('.wh..wh.plnk/1.2', data
     [[ $(find "$root" -mindepth 1 -maxdepth 1 | wc -l) -eq 7 ]]
 }
 
-@test "a registry that is not there, a name that is not there, and the wrong protocol have words" {
+@test "an unreachable registry, a missing name and the wrong protocol have error messages of their own" {
     fails "connection refused" msb-pull --plain-http 127.0.0.1:1/demo
     fails "unknown host" msb-pull --plain-http no-such-host.invalid/demo
     fails "not found in registry" msb-pull --plain-http "$registry_host/layered:missing"
@@ -526,7 +542,7 @@ add('kept/.wh..wh..opq'); add('kept/y', data=b'y'); add('.wh..wh.plnk/1.2', data
     fails "No such file or directory" msb-pull --plain-http --authfile missing "$registry_host/layered"
 }
 
-@test "a registry's own words cannot drive the terminal" {
+@test "a registry's error text cannot send escape sequences to the terminal" {
     mkfifo port
     python3 - >port <<'END' &
 import http.server
@@ -554,7 +570,7 @@ END
     [[ $status -eq 1 && $stderr == *"no�[2Jimage"* ]]
 }
 
-@test "a blob that the registry damaged or cut off is named with both digests or sizes" {
+@test "a damaged or truncated blob is an error that shows both digests or sizes" {
     registry_start registry
     skopeo copy -q --dest-tls-verify=false "oci:$tiny:latest" "docker://$registry_host/tiny:v1"
     local layer file
@@ -573,7 +589,7 @@ END
     msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
 }
 
-@test "layers that are not what the image says have words" {
+@test "layers that do not match the image's manifest or configuration are errors" {
     local gzip=application/vnd.oci.image.layer.v1.tar+gzip zstd=application/vnd.oci.image.layer.v1.tar+zstd id
     tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .
     id=sha256:$(sha256sum <layer.tar | cut -d' ' -f1)
@@ -605,7 +621,7 @@ END
     fails "No such file or directory" msb-pull oci:made
 }
 
-@test "archives that are none, are cut off, or lack the tag have words" {
+@test "a file that is no archive, a truncated archive and a missing tag are errors" {
     skopeo copy -q "oci:$tiny:latest" oci-archive:oci.tar:v1
     skopeo copy -q "oci:$tiny:latest" docker-archive:docker.tar:name:v1
     head -c 300000 oci.tar >cut.tar
@@ -629,7 +645,7 @@ END
     fails "decompress it with gzip -d first" msb-pull - <oci.tar.gz
 }
 
-@test "a full disk is said so, and leaves nothing" {
+@test "a full disk is an error, and nothing is left behind" {
     mkdir small
     mount -t tmpfs -o size=1m tmpfs small
     export MSB_HOME=$PWD/small/home
@@ -637,8 +653,8 @@ END
     umount small
 }
 
-@test "without root it says that root is needed" {
-    # The test's own directory is closed to others.
+@test "without root the error says that root is needed" {
+    # Other users cannot enter the test's directory.
     local open
     open=$(mktemp -d)
     chmod 755 "$open"
@@ -649,7 +665,7 @@ END
     [[ $stderr == *"needs root"* ]]
 }
 
-@test "a wrong call ends with 2 and says why" {
+@test "a usage error ends with 2 and a message" {
     local call
     for call in "" "a b" "UPPER" "oci:" "--platform x alpine" "--platform linux/amd64 ./root" "--ca-file f --plain-http a"; do
         # shellcheck disable=SC2086 # words on purpose
@@ -658,7 +674,7 @@ END
     done
 }
 
-@test "a closed stdout is quiet" {
+@test "a closed stdout is not an error message" {
     # The reader closes its end, then lets the writer go on.
     mkfifo gone
     run --separate-stderr bash -c '{ read -r <gone; msb-pull ./; echo $? >code; } | { exec <&-; echo >gone; }; wait'

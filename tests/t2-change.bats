@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-patch: operations that change what is there, its place, names and attributes. Judged by the kernel's overlayfs, and by
+# msb-patch: operations that change existing files, their place, names and attributes. Judged by the kernel's overlayfs, and by
 # stat, getcap, getfattr and getfacl on what that shows.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
@@ -26,7 +26,7 @@ refused() {
     [ -z "$(sandboxes)" ]
 }
 
-@test "chmod sets modes of files and directories of a layer and of the upper, and everything else stays" {
+@test "chmod sets the modes of files and directories of a layer and of the upper, and changes nothing else" {
     setfacl -m u:7:rwx bottom/var/cache
     patch '{"op":"chmod","path":"/etc/shadow","mode":"4711"}' '{"op":"chmod","path":"/var","mode":"1777"}' '{"op":"text","path":"/new","content":""}' \
         '{"op":"chmod","path":"/new","mode":"0"}' '{"op":"chmod","path":"/bin/tar","mode":"0755"}' '{"op":"chmod","path":"/","mode":"0711"}' \
@@ -45,7 +45,7 @@ refused() {
     refused 'member "mode": "u+x" is not an octal number' '{"op":"chmod","path":"/etc/motd","mode":"u+x"}'
 }
 
-@test "chown takes numbers, and names of the image's own passwd and group as the operations before have made them" {
+@test "chown takes numbers, and names from the image's passwd and group as earlier operations have changed them" {
     printf 'root:x:0:0:::\nwww:x:33:34::/:\n33:x:77:7:::\n' >bottom/etc/passwd
     printf 'root:x:0:\nweb:x:44:www\n' >bottom/etc/group
     cp "$(type -P true)" bottom/usr/bin/setuid
@@ -59,13 +59,13 @@ refused() {
     show
     [ "$(stat -c '%u:%g %Y' merged/etc/motd)" = '33:44 1000000' ]
     [ "$(stat -c %u:%g merged/etc/hosts merged/etc/shadow merged/own merged/dir | xargs)" = '4294967294:0 55:42 33:44 55:0' ]
-    # As the kernel does it.
+    # As the kernel does.
     [ "$(stat -c '%a %u:%g' merged/usr/bin/setuid)" = '755 0:9' ]
     [ -z "$(getcap merged/usr/bin/setuid)" ]
-    # A name of digits goes before the number, as in chown(1). Links are not followed.
+    # A name of digits is tried before the number, as in chown(1). Links are not followed.
     [ "$(find merged/var -printf '%U:%G\n' | sort -u)" = 77:33 ]
     [ "$(find merged/var | wc -l)" -eq 5 ]
-    # Below a link too, or the link itself.
+    # Below a link, or the link itself.
     cp patched.json image.json
     umount merged
     patch '{"op":"chown","path":"/var/link","uid":5}' '{"op":"chown","path":"/var/link","uid":6,"follow":false}'
@@ -73,7 +73,7 @@ refused() {
     [ "$(stat -c %u merged/etc/motd merged/var/link | xargs)" = '5 6' ]
 }
 
-@test "a name that the image does not have, and a passwd file that is not one, are said" {
+@test "a user that the image does not have, and a malformed passwd file, are errors" {
     refused 'uid "www": the image'\''s /etc/passwd: does not exist (give the number)' '{"op":"chown","path":"/etc/motd","uid":"www"}'
     echo 'root:x:0:0:::' >bottom/etc/passwd
     refused 'uid "www": the image'\''s /etc/passwd has no such name (add it first, or give the number)' '{"op":"chown","path":"/etc/motd","uid":"www"}'
@@ -89,7 +89,7 @@ refused() {
     refused 'its line has the number "4294967295": 4294967295 is reserved' '{"op":"chown","path":"/etc/motd","uid":"www"}'
     refused 'a member "uid" or "gid" is expected' '{"op":"chown","path":"/etc/motd"}'
     refused 'one user or group is expected' '{"op":"chown","path":"/etc/motd","uid":"root:root"}'
-    # Not the host's, a file that is too large, and one that would never end.
+    # Not the host's file, a file that is too large, and an endless one.
     ln -sf ../../../../../../../../etc/passwd bottom/etc/passwd
     refused 'too many levels of symlinks' '{"op":"chown","path":"/etc/motd","uid":"daemon"}'
     rm bottom/etc/passwd
@@ -100,7 +100,7 @@ refused() {
     refused 'is not a regular file' '{"op":"chown","path":"/etc/motd","uid":"www"}'
 }
 
-@test "touch sets times, and makes what is missing" {
+@test "touch sets times, and creates missing files" {
     ln -s motd bottom/etc/link
     touch -h -d @7 bottom/etc/link
     patch '{"op":"touch","path":"/etc/motd","mtime":1700000000}' '{"op":"touch","path":"/etc","mtime":"2001-09-09T03:46:40.25+02:00"}' \
@@ -117,7 +117,7 @@ refused() {
     refused 'does not end with "/"' '{"op":"touch","path":"/none/"}'
 }
 
-@test "xattr sets and removes attributes, and refuses those of overlayfs" {
+@test "xattr sets and removes attributes, and refuses overlayfs's own" {
     setfattr -n user.old -v old bottom/etc/motd
     ln -s motd bottom/etc/link
     patch '{"op":"xattr","path":"/etc/motd","name":"user.note","value":"text"}' '{"op":"xattr","path":"/etc/link","name":"user.bytes","value_base64":"AP8="}' \
@@ -146,7 +146,7 @@ END
     refused 'does not exist' '{"op":"xattr","path":"/none","name":"user.note","value":"y"}'
 }
 
-@test "capability sets what getcap shows as setcap would have set it" {
+@test "capability sets what setcap would set, as getcap shows it" {
     for file in one two three four five; do cp "$(type -P true)" bottom/usr/bin/$file; done
     setcap cap_net_raw=ep bottom/usr/bin/four
     setcap cap_net_raw=ep bottom/usr/bin/five
@@ -172,7 +172,7 @@ END
     refused 'does not exist' '{"op":"capability","path":"/none","caps":"cap_kill=ep"}'
 }
 
-@test "edit replaces lines, and says how many match where others are expected" {
+@test "edit replaces lines, and reports how many match if another number is expected" {
     printf '#Port 22\nPort 22\n# Port\nUser a\r\nUser b' >bottom/etc/conf
     chmod 0640 bottom/etc/conf
     chown 7:8 bottom/etc/conf
@@ -196,7 +196,7 @@ END
     refused 'is larger than 64 MiB' '{"op":"edit","path":"/etc/large","line":"a","with":"x"}'
 }
 
-@test "rename moves files and whole directories of layers, with all that they have, as mv does on the kernel's overlayfs" {
+@test "rename moves files and whole directories of layers with all their attributes, as mv does on the kernel's overlayfs" {
     mkdir -p bottom/srv/{data/{sub/deep,gone,hidden},other} top/srv/data/{sub,hidden} top/srv/free
     echo 1 >bottom/srv/data/one
     ln bottom/srv/data/one bottom/srv/data/sub/two
@@ -219,7 +219,7 @@ END
     chmod 4755 bottom/srv/data/sub/cap
     setcap cap_kill=ep bottom/srv/data/sub/cap
     find bottom top -depth -exec touch -h -d @1000000 {} +
-    # By mv, which copies and removes where the kernel says EXDEV; parents get their times back, as msb-patch promises.
+    # With mv, which copies and removes if the kernel returns EXDEV; the parents' times are restored, as msb-patch does.
     mkdir -p kernel/{upper,work}
     mount -t overlay overlay -o "lowerdir=$PWD/top:$PWD/bottom,upperdir=$PWD/kernel/upper,workdir=$PWD/kernel/work" merged
     echo upper >merged/srv/data/sub/upper
@@ -241,11 +241,11 @@ END
     [ -z "$(ls -A merged/srv/other/hidden)" ]
     [ "$(stat -c '%h %i' merged/srv/other/one)" = "$(stat -c '%h %i' merged/srv/other/sub/two)" ]
     [ "$(cd merged/srv/other/sub && getcap cap)" = 'cap cap_kill=ep' ]
-    # No whiteout is left in what is the upper's alone, where the kernel would list it.
+    # No whiteout is left in a directory that only the upper has: the kernel would list it.
     [ -z "$(find "$(jq -r .upper.dir patched.json)/srv/other" -type c ! -name null)" ]
 }
 
-@test "rename in an upper that is continued: back, over a file, over a whiteout, into a new parent" {
+@test "rename works in a continued upper: back, onto a file, onto a whiteout, into a new parent" {
     mkdir bottom/srv
     echo file >bottom/srv/file
     patch '{"op":"rename","from":"/srv","to":"/opt/srv"}' '{"op":"text","path":"/new/a","content":"a"}' '{"op":"text","path":"/new/b","content":"b"}'
@@ -260,7 +260,7 @@ END
     [ -e merged/new/cache/apt/pkg ]
 }
 
-@test "files whose data a kernel has left in a layer, and directories that it has moved, change and move with what they have" {
+@test "metacopies and redirected directories that a kernel has made can be changed and moved" {
     mkdir -p bottom/srv/{dir/sub,plain} mine/{upper,work}
     chmod 0700 mine
     for file in moved linked edited alone dir/sub/deep plain/file; do
@@ -309,7 +309,7 @@ data of plain/file' ]
     [ -d merged/srv/inner ]
 }
 
-@test "hardlink gives one file two names in the upper, also of a layer's file, a symlink and a FIFO" {
+@test "hardlink gives a file a second name in the upper: also a layer's file, a symlink and a FIFO" {
     ln bottom/etc/motd bottom/etc/twin
     mkfifo bottom/etc/fifo
     mkdir bottom/srv
@@ -328,7 +328,7 @@ data of plain/file' ]
     [ "$(stat -c '%h %a %u:%g' merged/etc/hosts merged/srv/shadow | sort -u)" = '3 640 0:42' ]
     [ -z "$(getfacl -nsp merged/srv/shadow)" ]
     umount merged
-    # Continued, they stay one file.
+    # In a continued upper they stay one file.
     cp patched.json image.json
     patch '{"op":"chmod","path":"/etc/motd","mode":"0600"}' '{"op":"hardlink","target":"/srv/deep/motd","link":"/third"}'
     show
@@ -344,7 +344,7 @@ data of plain/file' ]
     refused 'does not end with "/"' '{"op":"hardlink","target":"/etc/motd","link":"/x/"}'
 }
 
-@test "copy_dir with a mode and an owner gives them to all that it copies, and directories can be searched by who reads them" {
+@test "copy_dir gives its mode and owner to everything it copies, and a directory gets x wherever it has r" {
     echo 'web:x:33:' >bottom/etc/passwd
     mkdir -p src/sub
     echo a >src/sub/a
@@ -363,7 +363,7 @@ new/sub/a 2604 0:0' ]
     [ "$(stat -c %u:%g merged/srv/sub/link)" = 33:7 ]
 }
 
-@test "paths that are not UTF-8 are written in base64, by every operation and in the report" {
+@test "paths that are not UTF-8 are given in base64, in every operation and in the report" {
     bad=$(printf 'b\377d')
     base64() { printf %s "$1" | command base64 -w 0; }
     echo source >"$bad"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-patch: what something new has of the directory that it is made in, of what it replaces, and of what it is copied from.
+# msb-patch: what a new file inherits from its directory, from the file that it replaces, and from its source.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
 bats_require_minimum_version 1.5.0
@@ -21,11 +21,11 @@ acls() (
     cd "$1" && shift && getfacl -np "$@"
 )
 
-@test "what is new in a directory with a default ACL inherits it, as what the guest makes does; a mode that is given is set" {
+@test "a new file in a directory with a default ACL inherits it, as one that the guest makes does; a given mode is set" {
     setfacl -d -m u:7:rwx,g::r-x,o::--- bottom/var/cache
     echo x >bottom/var/cache/gone
     mkdir bottom/var/cache/gone.d
-    # As a guest makes them.
+    # As a guest would make them.
     mkdir -p kernel/{upper,work}
     mount -t overlay overlay -o "lowerdir=$PWD/top:$PWD/bottom,upperdir=$PWD/kernel/upper,workdir=$PWD/kernel/work" merged
     (cd merged/var/cache && rm -r gone gone.d && python3 -c 'import os
@@ -45,7 +45,7 @@ os.chmod("private", 0o604)')
     grep -q 'user:7:rwx' expected
 }
 
-@test "what replaces a file has its ACL, and what copy_dir copies has that of its source, whatever the directory bequeaths" {
+@test "a replacement has the ACL of the file it replaces, and a copy of copy_dir that of its source, whatever the default ACL" {
     setfacl -d -m u:7:rwx bottom/var/cache
     echo x >bottom/var/cache/listed
     echo x >bottom/var/cache/plain
@@ -64,7 +64,7 @@ os.chmod("private", 0o604)')
     acls merged/var/cache file dir dir/listed | diff copied -
 }
 
-@test "the host's ACLs and groups, where uppers are kept, are none of the image's" {
+@test "ACLs and set-group-ID bits of the host's directories do not leak into an upper" {
     mkdir "$MSB_HOME" mine.d
     for dir in "$MSB_HOME" mine.d; do
         chgrp 9 "$dir"
@@ -88,7 +88,7 @@ END
     done
 }
 
-@test "what is new in a set-group-ID directory belongs to root's group, as it is asked for" {
+@test "a new file in a set-group-ID directory belongs to the group that the operation asks for, root's by default" {
     chown 0:9 bottom/var/cache
     chmod 2775 bottom/var/cache
     patch '{"op":"text","path":"/var/cache/file","content":"x"}' '{"op":"mkdir","path":"/var/cache/dir"}' '{"op":"text","path":"/var/cache/own","content":"x","gid":4}'
@@ -97,7 +97,7 @@ END
     [ "$(stat -c '%a %u:%g' merged/var/cache)" = '2775 0:9' ]
 }
 
-@test "capabilities go with the file that is replaced, and come with the one that copy_dir copies" {
+@test "replacing a file drops its capabilities, and copy_dir copies those of its source" {
     mkdir tree
     for file in bottom/usr/bin/cap tree/cap; do
         cp "$(type -P true)" "$file"
@@ -112,7 +112,7 @@ END
     [ -z "$(getfattr -dm security merged/alone)" ]
 }
 
-@test "copy_dir links nothing to a file of a layer, though the layer has just that file" {
+@test "copy_dir hard-links nothing to a layer's file, even if it is the file that is copied" {
     mkdir -p bottom/srv tree
     echo same >bottom/srv/first
     chmod 0644 bottom/srv/first
@@ -128,7 +128,7 @@ END
     [ "$(stat -c %h merged/srv/first)" -eq 2 ]
 }
 
-@test "copy_dir links nothing to a file of the old upper that a failure leaves" {
+@test "copy_dir hard-links nothing to a file of the old upper, which a failure leaves in place" {
     mkdir tree
     echo same >tree/first
     patch '{"op":"copy_dir","src":"tree","dst":"/srv"}'
@@ -139,7 +139,7 @@ END
     [ "$(stat -c %h "$upper/srv/first")" -eq 2 ]
 }
 
-@test "names of one file in an upper that is continued stay names of one file" {
+@test "hard links in a continued upper stay hard links" {
     mkdir tree
     echo one >tree/first
     ln tree/first tree/second
@@ -155,7 +155,7 @@ END
     [ "$(cat "$(jq -r .upper.dir image.json)/srv/second")" = $'one\ntwo' ]
 }
 
-@test "an upper that is a mount point is refused, and stays; a mount point that is empty holds a new one" {
+@test "an upper that is a mount point is refused and unchanged; an empty mount point can hold a new one" {
     mkdir mine empty
     mount -t tmpfs none empty
     msb-patch -r image.json --upper empty -f - >patched.json <<<'{"op":"mkdir","path":"/x"}'
@@ -169,7 +169,7 @@ END
     [ ! -e mine.work ]
 }
 
-@test "scripts come with the upper or not at all" {
+@test "scripts are published with the upper or not at all" {
     for upper in '' mine; do
         run msb-patch -r image.json ${upper:+--upper "$upper"} -f - <<<'{"op":"script","name":"setup","content":"x"} {"op":"text","path":"/a","content":"x"} {"op":"append","path":"/none","content":"x"}'
         [ "$status" -eq 1 ]

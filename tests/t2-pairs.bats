@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# Every operation, alone and after every other on the same path, on everything that may be there; and each fact of the tree that
-# comes of it, as the kernel's overlayfs and as msb-mount show it, against a model on a plain file system (pairs.py).
+# Every operation, alone and after every other on the same path, on every kind of existing file; and the tree that
+# results, as the kernel's overlayfs and msb-mount show it, against a model on a plain file system (pairs.py).
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
 bats_require_minimum_version 1.5.0
@@ -15,7 +15,7 @@ setup_file() {
     cp -a flat single
     python3 "$BATS_TEST_DIRNAME/pairs.py" model .
     source "$BATS_TEST_DIRNAME/tree.bash"
-    # A second name of a file of a layer is counted as in its layer, also where the first has been copied up.
+    # The link count of a layer's file is that of its layer, also after another of its names was copied up.
     tree_manifest flat | sed -E 's|^(f .*) 1 ([0-9]+ \./c/[0-9]+/twin)$|\1 2 \2|' | sort >expected
 }
 
@@ -31,7 +31,7 @@ teardown() {
     ! mountpoint -q mounted || msb-mount -u mounted
 }
 
-# shows_the_model LOWER…: with these layers, those operations fail that should, and all others make the model's tree.
+# shows_the_model LOWER…: with these layers exactly the expected operations fail, and the others make the model's tree.
 shows_the_model() {
     local kind=layers upper part cases
     [ $# -gt 1 ] || kind=dir
@@ -51,7 +51,7 @@ shows_the_model() {
     diff expected shown | head -n 40 >differences
     cat differences
     [ ! -s differences ]
-    # In parts: a mount has the files open that the kernel knows of it, and there are more than a process may have.
+    # In parts: the server keeps every file open that the kernel has cached, and there are more than a process may open.
     mkdir -p mounted
     for part in 0 1 2 3; do
         mapfile -t cases < <(cd flat && printf '%s\n' ./c/* | awk -v part="$part" 'NR % 4 == part')

@@ -12,7 +12,7 @@ teardown() {
     patch_teardown
 }
 
-@test "the seed page's example lands as it says, and the image stays as it was" {
+@test "the seed page's example does what the page says, and the image does not change" {
     base > before
     echo certificate > cert.pem
     patch '{"op":"text","path":"/etc/greeting.txt","content":"Hello from a patched rootfs!\n"}' \
@@ -32,7 +32,7 @@ teardown() {
     [ "$(find merged -path '*tar')" = merged/usr/bin/tar ]
 }
 
-@test "a path goes through the image's symlinks: /bin/x lands in /usr/bin" {
+@test "a path is resolved through the image's symlinks: /bin/x is written to /usr/bin" {
     patch '{"op":"text","path":"/bin/x","content":"x","mode":"0755"}'
     show
     [ -L merged/bin ]
@@ -62,7 +62,7 @@ teardown() {
     [ "$(cat merged/etc/shadow)" = new ]
 }
 
-@test "mkdir with a mode on an existing directory sets the mode, and without one leaves it" {
+@test "mkdir on an existing directory sets a given mode, and without one leaves it" {
     patch '{"op":"mkdir","path":"/var/cache","mode":"1777"}' '{"op":"mkdir","path":"/var"}' \
         '{"op":"mkdir","path":"/srv/a/b","mode":"0700","uid":5,"gid":6}'
     show
@@ -73,7 +73,7 @@ teardown() {
     [ -e merged/var/cache/apt/pkg ]
 }
 
-@test "parents that are copied up keep owner, mode, xattrs and times" {
+@test "copied-up parents keep owner, mode, xattrs and times" {
     patch '{"op":"text","path":"/etc/new","content":""}'
     show
     [ "$(stat -c '%a %u %g %Y' merged/etc)" = '751 7 8 1000000' ]
@@ -101,7 +101,7 @@ teardown() {
     [ -e merged/etc/hosts ]
 }
 
-@test "symlink puts a link where it is told, over one that is there only with replace" {
+@test "symlink makes a link, and replaces an existing one only with replace" {
     patch '{"op":"symlink","target":"../usr/bin/tar","link":"/opt/tar"}' \
         '{"op":"symlink","target":"/run","link":"/bin","replace":true}'
     show
@@ -112,7 +112,7 @@ teardown() {
     [[ $stderr == *'op 1: symlink "/bin": exists in the image (set "replace": true to overwrite it)'* ]]
 }
 
-@test "file writes any bytes, copy_file any size, in order" {
+@test "file writes any bytes, and copy_file copies files of any size, in order" {
     head -c 300000 /dev/urandom > big
     patch '{"op":"file","path":"/bytes","content_base64":"AP+ACg=="}' '{"op":"copy_file","src":"big","dst":"/big","mode":"4755"}' \
         '{"op":"append","path":"/big","content":"end"}'
@@ -144,7 +144,7 @@ teardown() {
     [ "$(cat merged/etc/shadow)" = "$(cat bottom/etc/shadow)" ]
 }
 
-@test "copy_dir refuses a file that is there, and a FIFO, before anything shows" {
+@test "copy_dir refuses an existing file, and a FIFO, before anything is visible" {
     mkdir -p src/etc
     echo x > src/etc/motd
     run --separate-stderr patch '{"op":"copy_dir","src":"src","dst":"/"}'
@@ -158,7 +158,7 @@ teardown() {
     [ -z "$(sandboxes)" ]
 }
 
-@test "scripts go beside the root, 0755, into the record" {
+@test "scripts are stored beside the upper with mode 0755, and listed in the record" {
     patch '{"op":"script","name":"setup","content":"#!/bin/sh\necho set up\n"}' '{"op":"script","name":"start","content":"echo"}'
     setup=$(jq -r .scripts.setup patched.json)
     [ "$(stat -c %a "$setup")" = 755 ]
@@ -182,20 +182,20 @@ teardown() {
     [ "$(cat "$(jq -r .scripts.a patched.json)" "$(jq -r .scripts.b patched.json)" "$(jq -r .scripts.a image.json)")" = 3b2 ]
 }
 
-@test "an existing path is an error that says what to do" {
+@test "an existing path is an error that names the remedy" {
     run --separate-stderr patch '{"op":"mkdir","path":"/x"}' '{"op":"text","path":"/etc/motd","content":""}'
     [ "$status" = 1 ]
     [ -z "$output" ]
     [ "$stderr" = 'msb-patch: op 2: text "/etc/motd": exists in the image (set "replace": true to overwrite it)' ]
 }
 
-@test "each wrong operation says what is wrong" {
+@test "each malformed operation has an error message of its own" {
     echo file > plain
     mkfifo pipe
-    while IFS='|' read -r op words; do
+    while IFS='|' read -r op message; do
         run --separate-stderr patch "$op"
         [ "$status" = 1 ] || { echo "$op: status $status"; return 1; }
-        [[ $stderr == *"$words"* ]] || { echo "$op: $stderr"; return 1; }
+        [[ $stderr == *"$message"* ]] || { echo "$op: $stderr"; return 1; }
         [ -z "$output" ]
     done <<'END'
 {"op":"text","path":"etc/motd","content":""}|the path is not absolute
@@ -226,7 +226,7 @@ teardown() {
 END
 }
 
-@test "a failing op leaves no upper, and an upper that was there as it was" {
+@test "a failing operation leaves no new upper, and an existing one unchanged" {
     run patch '{"op":"text","path":"/a","content":"a"}' '{"op":"append","path":"/none","content":""}'
     [ "$status" = 1 ]
     [ -z "$(sandboxes)" ]
@@ -253,7 +253,7 @@ END
     [ -z "$(ls -A merged/var/cache)" ]
 }
 
-@test "--upper names a directory of mode 0700 that holds the upper, and continues what is in it" {
+@test "--upper DIR gives DIR mode 0700, makes the upper in it, and continues one that is there" {
     export SOURCE_DATE_EPOCH=1700000000
     mkdir -m 0755 empty
     for dir in mine empty; do
@@ -261,7 +261,7 @@ END
         [ "$(jq -r '.upper | .dir, .work' patched.json)" = "$PWD/$dir/upper"$'\n'"$PWD/$dir/work" ]
         [ "$(stat -c '%a %a' "$dir")" = '700 700' ]
         [ "$(stat -c %Y "$dir/upper/a")" = 1700000000 ]
-        # By the directory, by the record, and by the upper in it.
+        # Named as the directory, by the record, and as the upper in it.
         msb-patch --upper "$dir" -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
         msb-patch --upper "$dir" -r patched.json -f - <<< '{"op":"text","path":"/c","content":"3"}' > again.json
         msb-patch --upper "$dir/upper" -r image.json -f - <<< '{"op":"text","path":"/d","content":"4"}' > again.json
@@ -272,11 +272,11 @@ END
     done
 }
 
-@test "--upper goes on with an upper of the form that had its work directory beside it" {
+@test "--upper continues an upper of the older form, whose work directory is beside it" {
     patch '{"op":"text","path":"/a","content":"1"}'
     cp -a "$(jq -r .upper.dir patched.json)" old
     mkdir -m 0700 old.work
-    # A root may have directories of these names.
+    # A root may contain directories of these names.
     mkdir old/upper old/work
     msb-patch --upper old -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
     [ "$(jq -r '.upper | .dir, .work' patched.json)" = "$PWD/old"$'\n'"$PWD/old.work" ]
@@ -284,7 +284,7 @@ END
     [ "$(cat merged/a merged/b)" = 12 ]
     [ -d merged/upper ]
     umount merged
-    # One that is gone is made in the new form, also where its work directory is left.
+    # A missing one is made in the new form, even if its work directory is left.
     rm -r old
     for content in 1 2; do
         msb-patch --upper old -r image.json -f - <<< '{"op":"append","path":"/etc/motd","content":"'$content'"}' > patched.json
@@ -294,7 +294,7 @@ END
     [ "$(tail -n 1 merged/etc/motd)" = 12 ]
 }
 
-@test "what a record cannot hold is refused before anything is made" {
+@test "a path that a record cannot hold is refused before anything is made" {
     bad=$'bad\xff'
     run --separate-stderr msb-patch --upper "./$bad" -r image.json -f - <<< '{"op":"mkdir","path":"/a"}'
     [ "$status" = 1 ]
@@ -326,7 +326,7 @@ END
     [ -z "$(ls -A)" ]
 }
 
-@test "a record that cannot be printed leaves the old upper, or none, and no script" {
+@test "if the record cannot be printed, the old upper or none is left, and no script" {
     ops='{"op":"text","path":"/a","content":"new","replace":true} {"op":"script","name":"setup","content":"x"}'
     for upper in '' "$PWD/mine"; do
         run --separate-stderr sh -c 'msb-patch -r image.json ${1:+--upper "$1"} -f - > /dev/full' - "$upper" <<< "$ops"
@@ -344,7 +344,7 @@ END
     [ -z "$(ls -A "$upper/../work")" ]
 }
 
-@test "a directory that cannot be synced after the rename is a warning, and the new upper stays" {
+@test "a failed sync after the rename is a warning, and the new upper stays" {
     cat > sync.c <<'END'
 #include <errno.h>
 #include <sys/stat.h>
@@ -369,7 +369,7 @@ END
     done
 }
 
-@test "scripts that cannot be written leave the upper as it was, and no report is left by a failure" {
+@test "if scripts cannot be written, the upper does not change; a failure leaves no report" {
     msb-patch --upper mine -r image.json -f - <<< '{"op":"text","path":"/a","content":"old"}' > patched.json
     mkdir small
     mount -t tmpfs -o size=16k none small
@@ -398,19 +398,19 @@ END
     [ -z "$(find . -maxdepth 1 -name '*dry*')" ]
 }
 
-@test "copy_dir of a tree that holds the upper is refused, not copied into itself" {
+@test "copy_dir refuses a tree that contains the upper" {
     run --separate-stderr patch "{\"op\":\"copy_dir\",\"src\":\"$PWD\",\"dst\":\"/copy\"}"
     [ "$status" = 1 ]
     [[ $stderr == *'is the upper that is being written (copy a smaller directory)'* ]]
     [ -z "$(sandboxes)" ]
 }
 
-@test "copy_file takes what a file of /proc holds" {
+@test "copy_file copies the content of a file in /proc" {
     patch '{"op":"copy_file","src":"/proc/version","dst":"/version"}'
     cmp "$(jq -r .upper.dir patched.json)/version" /proc/version
 }
 
-@test "operations of other systems' editors: a byte order mark, carriage returns, base64 in lines" {
+@test "operations may have a byte order mark, carriage returns, and base64 with line breaks" {
     head -c 100 /dev/urandom >bytes
     { printf '\xef\xbb\xbf{"op":"text","path":"/a",\r\n"content":"a"}\r\n'
         jq -c --null-input --arg bytes "$(base64 bytes)" '{op: "file", path: "/bytes", content_base64: $bytes}' | sed 's/$/\r/'; } >ops.jsonl
@@ -442,7 +442,7 @@ END
     [[ $stderr == 'msb-patch: op 1: copy_file "/x": src "elsewhere/two": No such file'* ]]
 }
 
-@test "killed at any moment, it leaves the old upper or the new one, and the next run succeeds" {
+@test "killed at any moment, msb-patch leaves the old upper or the new one, also with --upper, and the next run succeeds" {
     head -c 3000000 /dev/urandom > big
     patch '{"op":"text","path":"/a","content":"old"}'
     upper=$(jq -r .upper.dir patched.json)
@@ -460,7 +460,7 @@ END
     msb-patch -r patched.json -f many.jsonl > again.json
     [ "$(cat "$upper/a")" = new ]
     [ -z "$(ls -A "$upper/../work")" ]
-    # One of the caller's own is whole, or not there.
+    # One that the caller named is complete or missing.
     for delay in 0.002 0.01 0.03 0.06 0.1 0.2 0.4; do
         timeout --foreground -s KILL "$delay" msb-patch -r image.json --upper mine -f many.jsonl > /dev/null || true
         if [ -e mine/upper ]; then
@@ -473,14 +473,14 @@ END
     [ -z "$(ls -A mine/work)" ]
 }
 
-@test "two at once on one upper: the second is told" {
+@test "of two concurrent runs on one upper the second is refused" {
     patch '{"op":"mkdir","path":"/a"}'
     mkfifo ops
     msb-patch -r patched.json -f ops > /dev/null &
     first=$!
     exec 9> ops
     echo '{"op":"mkdir","path":"/b"}' >&9
-    # The first holds the upper by the time it has read an op.
+    # The first has locked the upper once it has read an operation.
     timeout 5 sh -c 'until msb-patch -n -r patched.json -f /dev/null 2>&1 | grep -q "in use"; do :; done'
     run --separate-stderr msb-patch -r patched.json -f /dev/null
     [ "$status" = 1 ]
@@ -498,7 +498,7 @@ END
     [ "$(cat merged/etc/motd)" = new ]
 }
 
-@test "a disk root takes scripts and refuses patches in words" {
+@test "a disk root takes scripts and refuses patches" {
     truncate -s 1M disk.qcow2
     printf '{"msb":1,"rootfs":{"kind":"disk","path":"%s/disk.qcow2","format":"qcow2"}}\n' "$PWD" > image.json
     patch '{"op":"script","name":"setup","content":"x"}'
@@ -508,7 +508,7 @@ END
     [ "$stderr" = 'msb-patch: op 1: mkdir "/a": patches need a layered or directory root, and this is a qcow2 disk' ]
 }
 
-@test "-n says what each op would do and changes nothing" {
+@test "-n prints what each operation would do, and changes nothing" {
     run --separate-stderr msb-patch -n -r image.json -f - <<'END'
 {"op":"text","path":"/bin/x","content":"x"}
 {"op":"remove","path":"/etc/motd"}
@@ -534,7 +534,7 @@ END
     [ "$(cat merged/etc/patched-by-test)" = x ]
 }
 
-@test "no record, another version, gone paths, and a full disk are said" {
+@test "a missing record, another version, missing paths and a full disk are errors" {
     run --separate-stderr msb-patch < /dev/null
     [ "$status" = 1 ]
     [[ $stderr == 'msb-patch: no record on stdin'* ]]
@@ -554,7 +554,7 @@ END
     [ "$left" = 0 ]
 }
 
-@test "a reader that leaves is no error in words" {
+@test "a reader that closes the pipe causes no error message" {
     run --separate-stderr bash -c 'msb-patch -r image.json -f /dev/null | true; echo "${PIPESTATUS[0]}"'
     [ -z "$stderr" ]
 }

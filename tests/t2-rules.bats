@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-patch: where a path leads, what a change keeps, and what a hostile image gets of it: nothing. Judged by the kernel.
+# msb-patch: how paths are resolved, what a change preserves, and that a hostile image gains nothing. Judged by the kernel.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
 bats_require_minimum_version 1.5.0
@@ -14,7 +14,7 @@ teardown() {
     [ -z "${racer:-}" ] || kill "$racer" 2>/dev/null || true
 }
 
-# refused WORDS OP: the operation fails with the words, and nothing is left.
+# refused MESSAGE OP: the operation fails with the message, and nothing is left.
 refused() {
     run --separate-stderr patch "$2"
     [ "$status" -eq 1 ]
@@ -22,7 +22,7 @@ refused() {
     [ -z "$(sandboxes)" ]
 }
 
-@test "a path goes where the guest's kernel would go: ., // and .. count, and .. stays at the root" {
+@test "a path is resolved as the guest's kernel would: ., // and .. are honoured, and .. stops at the root" {
     ln -s ../../../../../../../../etc top/climb
     for way in /a1 //a2 /./a3 /etc/../a4 /../../a5 /etc/./..//a6 /climb/../a7 /bin/../a8; do
         printf '{"op":"text","path":"%s","content":"%s"}\n' "$way" "${way##*/}"
@@ -33,7 +33,7 @@ refused() {
     [ "$(cat merged/usr/a8)" = a8 ]
 }
 
-@test "a path that ends with / is a directory's, and is refused for a file" {
+@test "a path that ends with / names a directory, and is refused for a file" {
     patch '{"op":"mkdir","path":"/new/"}' '{"op":"mkdir","path":"/etc//"}' '{"op":"remove","path":"/var/cache/"}'
     show
     [ -d merged/new ]
@@ -47,7 +47,7 @@ refused() {
     refused '"/etc/motd" is not a directory' '{"op":"append","path":"/etc/motd/","content":"x"}'
 }
 
-@test "names of 255 bytes and paths of 4095 are taken, longer ones refused in words" {
+@test "names of 255 bytes and paths of 4095 are accepted, and longer ones refused" {
     name=$(printf 'n%.0s' {1..255})
     patch '{"op":"text","path":"/'"$name"'","content":"long"}'
     show
@@ -55,14 +55,14 @@ refused() {
     umount merged
     rm -r "$MSB_HOME"
     refused 'longer than 255 bytes' '{"op":"text","path":"/'"$name"'n","content":""}'
-    # 31 directories of 127 bytes, and a file that fills the path up.
+    # 31 directories of 127 bytes, and a file whose name fills the path up.
     dir=$(printf 'd%.0s' {1..127})
     path=$(printf "/$dir%.0s" {1..31})
     path+=/$(printf 'f%.0s' $(seq $((4095 - ${#path} - 1))))
     [ ${#path} -eq 4095 ]
     patch '{"op":"text","path":"'"$path"'","content":"deep"}'
     show
-    # A path below merged would be longer than a call takes.
+    # A path below merged would be too long for a system call.
     [ "$(cd merged && python3 -c 'import os, sys
 *dirs, name = sys.argv[1].strip("/").split("/")
 for dir in dirs: os.chdir(dir)
@@ -72,7 +72,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     refused 'longer than 4095 bytes' '{"op":"text","path":"'"$path"'f","content":""}'
 }
 
-@test "symlinks that go in circles are said, wherever they are" {
+@test "a symlink loop is an error, wherever it is" {
     ln -s two top/one
     ln -s one top/two
     ln -s self/x top/self
@@ -80,14 +80,14 @@ print(open(name).read(), end="")' "$path")" = deep ]
         refused 'too many' '{"op":"text","path":"'$path'","content":"","replace":true}'
         refused 'too many' '{"op":"append","path":"'$path'","content":"x"}'
     done
-    # The link itself can go.
+    # The link itself can be removed.
     patch '{"op":"remove","path":"/one"}' '{"op":"symlink","link":"/two","target":"etc","replace":true}' '{"op":"text","path":"/two/x","content":"x"}'
     show
     [ ! -L merged/one ]
     [ "$(cat merged/etc/x)" = x ]
 }
 
-@test "a parent that is a symlink of another layer leads to what is there in all layers" {
+@test "a parent that is a symlink in another layer leads to the merged directory" {
     mkdir -p bottom/data/store top/data
     echo below >bottom/data/store/file
     ln -s ../data/store top/link
@@ -99,7 +99,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     [ -L merged/link ]
 }
 
-@test "a parent that is a file, a FIFO or a device is said" {
+@test "a parent that is a file, a FIFO or a device is an error" {
     mkfifo top/pipe
     mknod top/null c 1 3
     for parent in /etc/motd /pipe /null; do
@@ -112,7 +112,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     refused 'is a device' '{"op":"append","path":"/null","content":"x"}'
 }
 
-@test "whiteouts and opaque directories of the layers hide what they hide" {
+@test "whiteouts and opaque directories of the layers are honoured" {
     mkdir -p bottom/opt/{a,b} top/opt/a
     echo hidden | tee bottom/opt/a/file bottom/opt/b/file >bottom/opt/gone
     mknod top/opt/gone c 0 0
@@ -127,7 +127,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     [ -z "$(ls -A merged/opt/b)" ]
 }
 
-@test "append to a hardlinked file of a layer changes our copy alone" {
+@test "append to a hard-linked file of a layer changes only the copy of that name" {
     echo one >bottom/etc/first
     ln bottom/etc/first bottom/etc/second
     patch '{"op":"append","path":"/etc/first","content":"two\n"}'
@@ -136,7 +136,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     [ "$(cat merged/etc/second)" = one ]
 }
 
-@test "append to a file of the upper with two names changes both, as in the guest" {
+@test "append to a hard-linked file of the upper changes both names, as in the guest" {
     mkdir tree
     echo one >tree/first
     ln tree/first tree/second
@@ -146,7 +146,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     [ "$(stat -c %h merged/tree/first)" -eq 2 ]
 }
 
-@test "a directory with a default ACL is copied up with it, and what is made in it gets the mode that was asked for" {
+@test "a directory is copied up with its default ACL, and a file made in it gets the mode that was asked for" {
     setfacl -d -m u:7:rwx,g::r-x,o::--- bottom/var/cache
     setfacl -m u:7:r-x bottom/var/cache
     getfacl -np bottom/var/cache | tail -n +2 >acl
@@ -156,7 +156,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     [ "$(stat -c %a merged/var/cache/file merged/var/cache/dir | xargs)" = '640 751' ]
 }
 
-@test "set-id bits and capabilities: append keeps the bits and drops the capabilities, as a write in the guest would" {
+@test "append keeps set-id bits and drops capabilities, as root's write in the guest would" {
     cp "$(type -P true)" bottom/usr/bin/cap
     setcap cap_net_raw+ep bottom/usr/bin/cap 2>/dev/null || setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 bottom/usr/bin/cap
     cp "$(type -P true)" bottom/usr/bin/setuid
@@ -176,7 +176,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     cmp direct/cap merged/usr/bin/cap
 }
 
-@test "holes of a sparse file stay holes: appended to, copied, copied with its directory" {
+@test "a sparse file stays sparse: appended to, copied, and copied with its directory" {
     mkdir tree
     truncate -s 64M bottom/etc/sparse
     echo x >>bottom/etc/sparse
@@ -189,7 +189,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     done
 }
 
-@test "what an image has may be no UTF-8: targets of symlinks lead on, names are merged and stay" {
+@test "names and symlink targets of an image need not be UTF-8" {
     bad=$(printf 'b\377d')
     mkdir "bottom/$bad" tree
     ln -s "$bad" bottom/good
@@ -200,7 +200,7 @@ print(open(name).read(), end="")' "$path")" = deep ]
     [ "$(cat "merged/$bad/$bad")" = x ]
 }
 
-@test "copy_dir with a FIFO, a socket or a device in it is refused, and nothing of it shows" {
+@test "copy_dir refuses a tree with a FIFO, a socket or a device, and nothing is visible" {
     mkdir -p tree/sub
     echo x >tree/a
     mkfifo tree/sub/pipe
@@ -213,12 +213,12 @@ print(open(name).read(), end="")' "$path")" = deep ]
     refused 'is a FIFO, socket or device' '{"op":"copy_dir","src":"tree","dst":"/t"}'
 }
 
-# Everything of the host that the tests below aim at.
+# All files of the host that the tests below try to reach.
 outside() {
     find /etc "$PWD/secret" -xdev -printf '%p %m %U %G %s %T@ %l\n' | sort
 }
 
-@test "links to the host's files, absolute or by .., are the image's own, and nothing of the host is read or written" {
+@test "symlinks to the host's files, absolute or through .., stay inside the image, and nothing of the host is read or written" {
     mkdir secret
     echo secret >secret/file
     ln -s "$PWD/secret" top/abs
@@ -238,7 +238,7 @@ outside() {
     [ "$(cat "merged$PWD/secret/new" "merged$PWD/secret/other" "merged$PWD/secret/file")" = xxmine ]
 }
 
-@test "an upper that somebody prepared with symlinks leads nowhere outside" {
+@test "an upper with planted symlinks leads nowhere outside" {
     mkdir -p secret upper/etc upper.work
     echo secret >secret/file
     ln -s "$PWD/secret" upper/dir
@@ -260,7 +260,7 @@ END
     outside | diff before - || [ "$status" -eq 0 ]
 }
 
-@test "a directory that another process swaps for a symlink, again and again, leads nowhere outside" {
+@test "a directory that another process keeps swapping for a symlink leads nowhere outside" {
     mkdir secret
     echo secret >secret/file
     patch '{"op":"text","path":"/swap/dir/file","content":"x"}'
@@ -270,7 +270,7 @@ END
         printf '{"op":"mkdir","path":"/swap/dir/sub","mode":"0777"}\n{"op":"remove","path":"/swap/dir/sub"}\n'
     done >ops.jsonl
     outside >before
-    # It goes for the upper that is being made, and for the layers.
+    # It attacks the upper that is being made, and the layers.
     mkdir -p bottom/swap/dir
     python3 - "$PWD/secret" "$(dirname "$upper")/work/msb.upper/swap" "$PWD/bottom/swap" "$upper/swap" <<'END' &
 import ctypes, os, sys
@@ -286,7 +286,7 @@ while True:
             if libc.renameat2(-100, (place + "/dir").encode(), -100, spare.encode(), 2) == 0:
                 swaps += 1
     if swaps and swaps % 500 < 3:
-        # The kill may come at any moment.
+        # The kill may come at any time.
         with open(secret + ".aside", "w") as count:
             count.write(str(swaps))
         os.replace(secret + ".aside", secret + ".swaps")

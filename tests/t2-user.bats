@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-patch without root: a directory of one's own is patched with what is one's own, and the rest is said in words.
+# msb-patch without root: users can patch their own directories, and everything else is an error.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -29,7 +29,7 @@ as_nobody() {
     setpriv --reuid 65534 --regid 65534 --clear-groups env PATH="$PWD/tools:$PATH" MSB_HOME="$PWD/home" "$@"
 }
 
-@test "a directory of the user's own is patched, and the kernel shows it in the user's namespace" {
+@test "a user without root patches a directory of their own, and the kernel shows the result in the user's namespace" {
     cat >ops.jsonl <<'END'
 {"op":"text","path":"/etc/motd","content":"hi"}
 {"op":"append","path":"/etc/one","content":"more\n"}
@@ -69,10 +69,10 @@ more" ]
         [ "$(getfattr --only-values -n user.note merged/opt)" = x ]
         cmp src merged/srv/src
         [ -x merged/srv/tools/msb-patch ]' - "$PWD" "$upper" "$(jq -r .upper.work patched.json)"
-    # A second run continues it, and finds the directory as empty as it was made.
+    # A second run continues it, and finds the directory still empty.
     as_nobody msb-patch -n -r patched.json -f - <<<'{"op":"append","path":"/etc/conf.d/old","content":"x"}' >said || true
     jq -e '.error | contains("does not exist")' said
-    # And what msb-mount shows, which root runs.
+    # msb-mount, run by root, shows the same.
     mkdir mounted
     msb-mount -r patched.json --ro mounted >/dev/null
     [ -z "$(ls -A mounted/etc/conf.d)" ]
@@ -80,7 +80,7 @@ more" ]
     msb-mount -u mounted
 }
 
-@test "what takes root is said, and nothing is written" {
+@test "what needs root is an error that says so, and nothing is written" {
     for try in '{"op":"text","path":"/x","content":"","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
         '{"op":"mkdir","path":"/x","gid":7}|gid 7: this user is not in that group (run it by sudo)' \
         '{"op":"chown","path":"/bin","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
@@ -104,6 +104,11 @@ more" ]
     run --separate-stderr as_nobody msb-patch -r image.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]
     [[ $stderr == 'msb-patch: root is needed: '*'(run it by sudo; '* ]]
+    # The user's own directory, with a group that the user is not in.
+    chgrp 42 root
+    run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'root is needed for what is not this user'*'/upper": owner and mode of the layers'*'Operation not permitted'* ]] || { echo "$stderr"; return 1; }
     chown 0 root
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]

@@ -39,7 +39,7 @@ teardown() {
     done
 }
 
-# Mounts the record on ./root; $pid, $upper and $work are what the printed record says.
+# mounted: mounts the record on ./root; $pid, $upper and $work are those of the printed record.
 mounted() {
     msb-mount -r record "$@" ./root >mounted 3>&-
     pid=$(jq .mount.pid mounted)
@@ -51,7 +51,7 @@ kernel_overlay() {
     mount -t overlay overlay -o "nosuid,nodev,lowerdir=$1,upperdir=$upper,workdir=$work" kernel
 }
 
-@test "the record is printed when the mount answers, with upper and mount, and the caller's streams are let go" {
+@test "the record is printed once the mount answers, with upper and mount, and the caller's streams are closed" {
     run --separate-stderr msb-mount -r record ./root
     [ "$status" -eq 0 ]
     [ "$(cat root/etc/motd)" = bottom ]
@@ -82,7 +82,7 @@ kernel_overlay() {
     diff ours kernels
 }
 
-@test "inode numbers are the layers' own and stay through a copy-up" {
+@test "inode numbers are the layers' and survive a copy-up" {
     mounted
     before=$(stat -c %i root/etc/motd root/etc root/bin/tool root/bin/link)
     [ "$before" = "$(stat -c %i bottom/etc/motd top/etc bottom/bin/tool bottom/bin/link)" ]
@@ -92,7 +92,7 @@ kernel_overlay() {
     [ "$(stat -c %i root/etc/motd root/etc)" = "$(head -n 2 <<<"$before")" ]
 }
 
-@test "what is changed shows the same through the kernel's overlayfs afterwards, and the layers are untouched" {
+@test "the kernel's overlayfs shows the same changes afterwards, and the layers are untouched" {
     cp -a "$DEMO" bottom/debian
     tree_manifest top >top.before
     tree_manifest bottom >bottom.before
@@ -133,7 +133,7 @@ kernel_overlay() {
 }
 
 @test "random operations are answered as the kernel's overlayfs answers them" {
-    # Each found something once: times, set-id bits, copy-ups for a rename that fails.
+    # Each of these seeds has found a bug: times, set-id bits, copy-ups for a rename that fails.
     for seed in 1 3 27 93 125 176; do
         mkdir -p "$seed"/{upper,work,root,k/upper,k/work,k/root}
         cd "$seed"
@@ -156,13 +156,13 @@ kernel_overlay() {
     done
 }
 
-# The layers and the upper by the kernel, read-only, with all that it may follow.
+# Mounts the layers and the upper with the kernel's overlayfs, read-only, with all features on.
 kernel_follows() {
     mount -t overlay overlay kernel \
         -o "ro,nosuid,nodev,redirect_dir=on,metacopy=on,index=off,lowerdir=$1,upperdir=$2,workdir=$3"
 }
 
-# mark FILE NAME VALUE: one of overlayfs's own xattrs.
+# mark FILE NAME VALUE: sets one of overlayfs's own xattrs.
 mark() {
     setfattr -h -n "trusted.overlay.$2" -v "$3" "$1"
 }
@@ -174,7 +174,7 @@ mark() {
     echo content >bottom/file
     touch bottom/xw/{gone,stays} top/xw/gone top/empty
     ln -s /etc bottom/sym
-    # As a rename leaves it: what is below is hidden at its old name.
+    # As a rename leaves it: the old name is a whiteout.
     for name in top/rel-from top/chain-from top/abs-from top/far-from top/hidden upper/mid upper/y upper/m-top; do mknod "$name" c 0 0; done
     mark top/rel redirect rel-from
     mark top/mid redirect chain-from
@@ -199,7 +199,7 @@ mark() {
     mark top/m-top redirect /file
     mark upper/m-upper redirect /m-top
     ln upper/m-upper upper/linked
-    # Directories that the kernel refuses: what they name is no way, or leaves the root.
+    # Redirects that the kernel refuses: they name no directory, or lead out of the root.
     bad=(dots up down both empty-way slashes)
     for name in "${bad[@]}"; do mkdir "upper/$name"; done
     mark upper/dots redirect ..
@@ -208,7 +208,7 @@ mark() {
     mark upper/both redirect a/b
     mark upper/empty-way redirect ''
     mark upper/slashes redirect //plain
-    # The owner of a file can set these, so they are refused.
+    # A file's owner can set these, so they are refused.
     mkdir upper/users
     setfattr -n user.overlay.redirect -v /plain upper/users
     truncate -s 8 upper/users-file
@@ -222,7 +222,7 @@ mark() {
     done
     for name in users users-file empty lost; do run ! cp -r "root/$name" copied; done
     for name in empty lost; do run ! cat "kernel/$name"; done
-    # One that cannot be read hides no other.
+    # An unreadable one does not hide the others.
     diff <(ls root) <(ls kernel)
     [ "$(cat root/{rel,chain,x/abs,far,opaque/below}/f)" = $'rel-from\nchain-from\nabs-from/in\nfar-from\nhidden/deep' ]
     [ "$(cat root/m-upper root/linked)" = $'content\ncontent' ]
@@ -232,11 +232,11 @@ mark() {
         python3 "$BATS_TEST_DIRNAME/mount-diff.py" compare "root/$path" "kernel/$path"
     done
     for file in m-upper linked file; do cmp "root/$file" "kernel/$file"; done
-    # Nothing goes round for ever.
+    # There is no endless loop.
     timeout 20 find root/self root/loop -maxdepth 5 >/dev/null
     msb-mount -u root
     umount kernel
-    # msb-patch and the mount go on from there: what is written gets data of its own, and all else stays as it was.
+    # msb-patch and the mount continue it: a written file gets its own data, and everything else is unchanged.
     msb-patch -r marked -f - >patched <<'END'
 {"op":"append","path":"/m-upper","content":"more\n"} {"op":"text","path":"/chain/new","content":"new\n"}
 END
@@ -252,7 +252,7 @@ END
     [ ! -e kernel/x/abs/f ]
 }
 
-@test "what the kernel wrote with redirects and metacopies reads the same here, also after msb-patch and after writes here" {
+@test "an upper with the kernel's redirects and metacopies reads the same, also after msb-patch and after writes" {
     for seed in 2 13 36; do
         mkdir -p "$seed"/{upper,work,root,kernel}
         cd "$seed"
@@ -278,7 +278,7 @@ END
             msb-mount --ro -r record root >/dev/null 3>&-
             python3 "$BATS_TEST_DIRNAME/mount-diff.py" compare root kernel
             msb-mount -u root
-            # What the kernel showed before must still show.
+            # What the kernel showed before must still be visible.
             case $writer in
                 kernel) cp -a kernel before ;;
                 patch) [ "$(diff -r --no-dereference before kernel | grep -v ' is a fifo while ')" = 'Only in kernel: of-patch' ] ;;
@@ -364,7 +364,7 @@ EOF
     [ "$(cat root/etc/motd)" = bottom ]
 }
 
-@test "whoever else than root writes clears the set-id bits, also those that came after the open" {
+@test "a write by another user than root clears set-id bits, also those set after the open" {
     mounted
     mkdir -m 1777 root/tmp
     python3 - root/tmp/file <<'EOF'
@@ -417,7 +417,7 @@ EOF
     run ! setfattr -n trusted.overlay.opaque -v y root/etc
 }
 
-@test "a default ACL is inherited, also where a whiteout was" {
+@test "a default ACL is inherited, also in the place of a whiteout" {
     mounted
     setfacl -d -m u:1000:rwx root/etc/conf.d
     rm root/etc/conf.d/one
@@ -438,7 +438,7 @@ EOF
     [ ! -e home ]
 }
 
-@test "a read-only mount of an upper keeps writers away from it, and not other readers" {
+@test "a read-only mount of an upper excludes writers, and not other readers" {
     mounted
     msb-mount -u root
     jq -c 'del(.mount)' mounted > with-upper
@@ -452,10 +452,15 @@ EOF
     msb-patch -r with-upper -f /dev/null > /dev/null
 }
 
-@test "-u ends the server, and says so where nothing is mounted" {
+@test "-u ends the server and removes a mount point that msb-mount made; without a mount it is an error" {
     mounted
     msb-mount -u root
     [ ! -e "/proc/$pid/exe" ]
+    [ ! -e root ]
+    mkdir root
+    jq -c 'del(.mount)' mounted >record
+    mounted
+    msb-mount -u root
     [ -z "$(ls -A root)" ]
     run -1 msb-mount -u root
     [[ "$output" == *"nothing is mounted there"* ]]
@@ -474,7 +479,7 @@ EOF
     mounted
     kill "$pid"
     tail --pid="$pid" -f /dev/null
-    [ -z "$(ls -A root)" ]
+    [ ! -e root ]
 }
 
 @test "-f serves in the foreground until SIGTERM" {
@@ -486,10 +491,10 @@ EOF
     [ "$(cat root/etc/motd)" = bottom ]
     kill "$server"
     wait "$server"
-    [ -z "$(ls -A root)" ]
+    [ ! -e root ]
 }
 
-@test "after a kill the mount is cleared by -u, and by the next mount, which shows what was written" {
+@test "a mount whose server was killed is cleared by -u and by the next mount, which shows what was written" {
     mounted
     echo kept >root/kept
     kill -9 "$pid"
@@ -508,7 +513,48 @@ EOF
     [ "$(cat root/kept)" = kept ]
 }
 
-@test "one upper has one mount at a time, and one mount point too" {
+# make test-kill has more moments.
+# bats test_tags=kill
+@test "killed at many moments of a copy-up, the server leaves the layer's file or the changed one, and the next mount shows it" {
+    moments=${MSB_KILLS:-20}
+    head -c 16M /dev/urandom >bottom/etc/big
+    (cat bottom/etc/big; echo changed) | sha256sum >changed
+    sha256sum <bottom/etc/big >unchanged
+    setfattr -n user.note -v kept bottom/etc/big
+    chown 12:34 bottom/etc/big
+    msb-mount -r record root | jq -c 'del(.mount)' >mount.json
+    upper=$(jq -r .upper.dir mount.json)
+    start=${EPOCHREALTIME/./}
+    echo changed >>root/etc/big
+    longest=$((${EPOCHREALTIME/./} - start))
+    olds=0 news=0
+    for moment in $(seq "$moments"); do
+        rm -f root/etc/big
+        msb-mount -u root
+        # A whiteout of the last round would hide the layer's file.
+        rm -rf "${upper:?}"/*
+        msb-mount -r mount.json root >again.json
+        delay=$((RANDOM * longest * 3 / 2 / 32768))
+        echo changed 2>/dev/null >>root/etc/big &
+        writer=$!
+        sleep "$(printf '%d.%06d' $((delay / 1000000)) $((delay % 1000000)))"
+        kill -KILL "$(jq .mount.pid again.json)"
+        wait "$writer" || true
+        msb-mount -r mount.json root >again.json
+        sha256sum <root/etc/big >now
+        if cmp -s now unchanged; then olds=$((olds + 1)); elif cmp -s now changed; then news=$((news + 1)); else
+            echo "at moment $moment: $(stat -c %s root/etc/big) bytes"
+            return 1
+        fi
+        [ "$(stat -c '%u %g' root/etc/big; getfattr --only-values -n user.note root/etc/big)" = $'12 34\nkept' ]
+        [ -z "$(find "$(jq -r .upper.work mount.json)" -mindepth 1 -type f)" ]
+    done
+    echo "unchanged: $olds, changed: $news"
+    [ "$olds" -gt 0 ]
+    msb-mount -u root
+}
+
+@test "an upper has one mount at a time, and so does a mount point" {
     mounted
     run -1 msb-mount -r mounted other
     [[ "$output" == *"in use by another msb-mount or msb-patch"* ]]
@@ -516,7 +562,7 @@ EOF
     [[ "$output" == *"something is mounted there"* ]]
 }
 
-@test "what cannot be mounted is refused in words" {
+@test "what cannot be mounted is refused" {
     echo '{"msb":1,"rootfs":{"kind":"disk","path":"/dev/null","format":"qcow2"}}' >disk
     run -1 msb-mount -r disk root
     [[ "$output" == *"a mount needs a layered or directory root, and this is a qcow2 disk"* ]]
@@ -530,7 +576,7 @@ EOF
     [ ! -e root ]
 }
 
-@test "a full disk is said as one, and nothing half-copied shows" {
+@test "a full disk is an error, and no partial copy is visible" {
     mkdir small
     mount -t tmpfs -o size=1M tmpfs small
     mkdir small/{upper,work}
@@ -545,7 +591,7 @@ EOF
     umount small
 }
 
-@test "an interrupt while a mount is being made leaves a mount that is told of, or none" {
+@test "an interrupt during a mount leaves a mount with a printed record, or none" {
     for moment in 0.004 0.008 0.012 0.016 0.02 0.03 0.05; do
         for signal in INT TERM HUP; do
             status=0

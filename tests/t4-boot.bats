@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-boot: from a record to a VM whose agent answers, and what is left when that does not come about.
+# msb-boot: from a record to a VM whose agent answers, and what a failed boot leaves behind.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -16,7 +16,7 @@ teardown() {
     done
 }
 
-# idle_agent FILE: the smallest program that a kernel can run and that never ends: an ELF header, one segment, pause(2) in a loop.
+# idle_agent FILE: writes the smallest program that never ends: an ELF header, one segment, pause(2) in a loop.
 idle_agent() {
     {
         printf '\177ELF\2\1\1\0\0\0\0\0\0\0\0\0' # 64 bits, little-endian
@@ -30,7 +30,7 @@ idle_agent() {
     } >"$1"
 }
 
-# Starts msb-boot in the background ($boot), and returns when the VM's processes are being started.
+# Starts msb-boot in the background ($boot), and returns once it starts the VM's processes.
 boot_halfway() {
     env --default-signal=INT msb-boot -r "$vm_record" --name half >half.json 2>half.err 3>&- &
     boot=$!
@@ -42,7 +42,7 @@ boot_halfway() {
 }
 
 # bats test_tags=vmm
-@test "the record goes on with a member vm, the same on stdout and in the run directory" {
+@test "the record gets the member vm, the same on stdout and in the run directory" {
     vm_boot worker
     diff worker.json "$XDG_RUNTIME_DIR/msb/worker/record.json"
     [ "$(wc -l <worker.json)" -eq 1 ]
@@ -52,14 +52,14 @@ boot_halfway() {
     [ ! -s worker.err ]
 }
 
-@test "all in the run directory is for its owner alone" {
+@test "only the owner can read the run directory" {
     vm_boot worker
     [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker")" = 700 ]
     [ -z "$(find "$XDG_RUNTIME_DIR/msb/worker" -maxdepth 1 ! -type d ! -perm /077 -prune -o ! -type d -print)" ]
     [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = 600 ]
 }
 
-@test "two VMs run at once, each with its own name" {
+@test "two VMs run at the same time, each with its own name" {
     vm_boot one &
     vm_boot two
     wait $!
@@ -67,14 +67,13 @@ boot_halfway() {
     [ "$(vm_exec two hostname)" = two ]
 }
 
-# bats test_tags=vmm
-@test "VMs that share a root keep what is mounted in it until they end, and the last one leaves it as it was" {
+@test "VMs that share a root keep the agent's mount points in it until the last one ends, which removes them" {
     vm_needs_share
     rmdir "$vm_root"/{dev,proc,run,sys}
     mkdir -p "$vm_root/etc/profile.d"
     before=$(cd "$vm_root" && find . | sort)
     printf '#!/bin/sh\necho hello\n' >hello
-    # Killed, it leaves a list of what its agent had made; that is nobody's when the next one boots.
+    # A killed VM leaves a list of its agent's mount points. It is stale when the next one boots.
     vm_boot killed
     kill -KILL "$(vm_pid killed)"
     vm_await_end "$(vm_pid killed)"
@@ -84,7 +83,7 @@ boot_halfway() {
     wait
     for name in one two; do
         msb-stop -r "$name" >/dev/null
-        # Longer than a guest believes what it has seen of a shared directory.
+        # Longer than a guest caches entries of a shared directory.
         sleep 2
         [ "$(vm_exec three sh -lc 'hello; ls -d /proc/self /dev/null /sys/fs /run/..' | xargs)" = \
             'hello /dev/null /proc/self /run/.. /sys/fs' ]
@@ -101,7 +100,7 @@ boot_halfway() {
     [ "$(msb-exec -r "$name" -- hostname)" = "$name" ]
 }
 
-@test "a name in use is refused, and the VM of that name goes on" {
+@test "a name in use is refused, and the VM of that name keeps running" {
     vm_boot worker
     run --separate-stderr msb-boot -r "$vm_record" --name worker
     [ "$status" -eq 1 ]
@@ -110,7 +109,7 @@ boot_halfway() {
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
-@test "what a killed VM left is removed by the next of its name, which says so" {
+@test "leftovers of a killed VM are removed by the next VM of its name, with a message" {
     vm_boot worker
     kill -KILL "$(vm_pid worker)"
     vm_await_end "$(vm_pid worker)"
@@ -120,7 +119,7 @@ boot_halfway() {
 }
 
 # bats test_tags=vmm
-@test "the guest's memory lies where large pages fit" {
+@test "the guest's memory is aligned for huge pages" {
     local pid range ends=()
     vm_boot worker -m 256
     for pid in $(pgrep -P "$(vm_pid worker)"); do
@@ -142,7 +141,7 @@ boot_halfway() {
 }
 
 # bats test_tags=vmm
-@test "what the guest writes is on the host at once, and the other way round" {
+@test "what the guest writes is visible on the host at once, and the other way round" {
     vm_needs_share
     vm_boot worker
     vm_exec worker sh -c 'echo from the guest >/tmp/guest'
@@ -160,7 +159,7 @@ boot_halfway() {
     [ "$(vm_exec worker cat /etc/group)" = "$(cat "$odd/etc/group")" ]
 }
 
-@test "flags go over the image's environment, directory, user and command" {
+@test "flags override the image's environment, directory, user and command" {
     jq -c '.image = {ref: "x", config: {Env: ["PATH=/bin", "A=image", "B=image"], Entrypoint: ["/bin/echo"], Cmd: ["cmd"],
         WorkingDir: "/tmp", User: ""}}' "$vm_record" >image.json
     export FROM_HERE=here
@@ -173,7 +172,7 @@ boot_halfway() {
     [ "$(vm_exec flags sh -c 'echo "$A $B $FROM_HERE ${NOT_SET-unset}"')" = 'flag image here unset' ]
 }
 
-@test "scripts of the record and of the flags are on the guest's PATH" {
+@test "scripts from the record and from flags are on the guest's PATH" {
     printf '#!/bin/sh\necho setup ran with $1\n' >setup.sh
     printf '#!/bin/sh\necho of the record\n' >old.sh
     printf '#!/bin/sh\necho of the flag\n' >new.sh
@@ -183,7 +182,7 @@ boot_halfway() {
     [ "$(vm_exec worker both)" = 'of the flag' ]
 }
 
-@test "a script whose first line ends in CR LF is warned of" {
+@test "a script whose first line ends in CR LF causes a warning" {
     printf '#!/bin/sh\r\necho\r\n' >dos.sh
     vm_boot worker --script dos=dos.sh
     grep -q 'script "dos": its first line ends in CR LF' worker.err
@@ -200,7 +199,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a boot whose record nobody reads can be interrupted, and leaves nothing" {
+@test "a boot that waits for a reader of its record can be interrupted, and leaves nothing" {
     mkfifo out
     exec {out}<>out
     head -c 65536 /dev/zero >&"$out"
@@ -215,7 +214,6 @@ boot_halfway() {
     exec {out}>&-
 }
 
-# bats test_tags=vmm
 @test "a boot that is killed leaves no process, no directory, no socket" {
     boot_halfway
     kill -KILL "$boot"
@@ -230,24 +228,14 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a reader who has left ends the VM without a word" {
+@test "a closed pipe ends the VM without a message" {
     run --separate-stderr bash -c 'msb-boot -r "$1" | true; exit "${PIPESTATUS[0]}"' - "$vm_record"
     [ "$status" -eq 141 ]
     [ -z "$stderr" ]
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
-@test "no process of a VM outlives its supervisor" {
-    vm_boot worker
-    processes=$(vm_processes)
-    grep -qx "$(vm_vmm worker)" <<<"$processes"
-    kill -KILL "$(vm_pid worker)"
-    for pid in $processes; do vm_await_end "$pid"; done
-    [ -z "$(vm_processes)" ]
-}
-
-@test "a VM holds no file of its caller's open" {
+@test "a VM inherits no open file of its caller" {
     exec {open}<>held
     vm_boot worker
     for pid in $(vm_processes); do
@@ -256,26 +244,7 @@ boot_halfway() {
     exec {open}>&-
 }
 
-# bats test_tags=vmm
-@test "a guest that powers off by itself ends its VM, and kernel.log stays" {
-    vm_boot worker
-    vm_exec worker poweroff -f || true
-    vm_await_end "$(vm_pid worker)"
-    [ -z "$(vm_processes)" ]
-    jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
-    grep -q 'System halted' "$XDG_RUNTIME_DIR/msb/worker/kernel.log"
-}
-
-@test "a guest that reboots by itself ends its VM" {
-    vm_boot worker
-    vm_exec worker reboot -f || true
-    vm_await_end "$(vm_pid worker)"
-    [ -z "$(vm_processes)" ]
-    jq -e '.reason == "the guest rebooted" and .cause == "reboot"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
-}
-
-# bats test_tags=vmm
-@test "a guest that ends before it is ready is shown with its last words" {
+@test "if a guest ends before it is ready, the error shows the end of its console" {
     run --separate-stderr env MSB_AGENTD="$vm_root/bin/busybox" msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [ -z "$output" ]
@@ -285,8 +254,8 @@ boot_halfway() {
 }
 
 # bats test_tags=vmm
-@test "a guest whose kernel panics is shown with the panic" {
-    # An ELF file without a segment: what msb-boot can see of it is right, and no kernel can run it.
+@test "if a guest's kernel panics, the error shows the panic" {
+    # An ELF file without a segment: msb-boot accepts its header, and no kernel can run it.
     { head -c 56 "$release/agentd"; head -c 4096 /dev/zero; } >hollow
     run --separate-stderr env MSB_AGENTD=hollow msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
@@ -295,7 +264,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a guest that does not report in time is given up" {
+@test "a guest that does not report in time is an error" {
     idle_agent idle
     run --separate-stderr env MSB_AGENTD=idle msb-boot -r "$vm_record" --timeout 3
     [ "$status" -eq 1 ]
@@ -305,7 +274,7 @@ boot_halfway() {
 }
 
 # bats test_tags=vmm
-@test "a boot that fails keeps the guest's log, and names it" {
+@test "a failed boot keeps the guest's log, and names it" {
     agent=$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program failing-agent)
     run --separate-stderr env MSB_AGENTD="$agent" msb-boot -r "$vm_record" --name failing
     [ "$status" -eq 1 ]
@@ -321,7 +290,7 @@ boot_halfway() {
     grep -q '^FATAL' own.log
 }
 
-@test "a missing or unfit part is named, with what to do" {
+@test "a missing or unusable component is an error that names it and the remedy" {
     for try in \
         'MSB_LIBKRUNFW=/nonexistent|guest kernel "/nonexistent"' \
         'MSB_LIBKRUNFW=/etc/passwd|guest kernel "/etc/passwd"' \
@@ -333,7 +302,7 @@ boot_halfway() {
         [ -z "$output" ]
         [[ $stderr == "msb-boot: "*"${try#*|}"* ]] || { echo "${try%%|*}: $stderr"; return 1; }
     done
-    vm_alone msb-boot
+    vm_copy_alone msb-boot
     run --separate-stderr env MSB_LIBKRUNFW="$release/libkrunfw.so.5" alone/msb-boot -r "$vm_record"
     [ "$status" -eq 1 ]
     [[ $stderr == *'agentd: not beside msb-boot'*'make build'* ]]
@@ -360,7 +329,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a full disk is an error, and nothing half-made is left" {
+@test "a full disk is an error, and no partial file is left" {
     mkdir small
     mount -t tmpfs -o size=512k none small
     run --separate-stderr env MSB_RUN="$PWD/small/msb" msb-boot -r "$vm_record"
@@ -370,7 +339,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a mount whose msb-mount was killed is an error that says what to do" {
+@test "a mount whose msb-mount was killed is an error that names the remedy" {
     mkdir mounted
     jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
     kill -KILL "$(jq .mount.pid mount.json)"
@@ -382,7 +351,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-@test "a record whose VM runs is refused; when it has ended, it boots again as before, and flags override what was asked for" {
+@test "a record whose VM is running is refused; once it has ended, it boots again in the same way, and flags override that" {
     vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 50 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
     jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", stop_signal: null, disk: null, ephemeral: false,
@@ -395,7 +364,7 @@ boot_halfway() {
     msb-stop worker >stopped.json
     jq -e '.boot.cpus == 2 and (has("vm") | not)' stopped.json
 
-    # The record of the ended VM, as it was printed.
+    # The printed record of the ended VM.
     msb-boot -r first.json -o again.json
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     jq -e --slurpfile first first.json '.boot == $first[0].boot and .vm.pid != $first[0].vm.pid and .vm.cpus == 2' again.json
@@ -405,14 +374,14 @@ boot_halfway() {
     jq '.boot.cpus = 1 | .boot.network = {mode: "none"}' stopped.json | msb-boot -e GREETING=you >changed.json
     [ "$(msb-exec worker)" = 'you /tmp nobody host 1' ]
     jq -e '.boot.network.mode == "none" and .boot.env.GREETING == "you" and .boot.memory_mib == 200' changed.json
-    # Ended by itself, and its end not tidied up yet.
+    # The VM has ended by itself, and msb-stop has not cleaned up yet.
     msb-exec -u root worker -- poweroff -f || true
     vm_await_end "$(jq .vm.pid changed.json)"
     msb-boot -q -r worker --hostname other --vmm qemu -o last.json
     [ "$(msb-exec worker)" = 'you /tmp nobody other 1' ]
 }
 
-@test "a generated name is kept when the VM boots again, and what a record asks for is checked" {
+@test "a generated name is kept when the VM boots again, and the record's member boot is checked" {
     msb-boot -q -r "$vm_record" -o vm.json
     name=$(jq -r .vm.name vm.json)
     jq -e '.boot.name == null' vm.json
@@ -435,7 +404,7 @@ boot_halfway() {
     [[ $stderr == *'too long for the sockets in it'* ]]
 }
 
-@test "a wrong call ends with 2 and says what is wrong" {
+@test "a usage error ends with 2 and says what is wrong" {
     for call in '--name ../up' '-c 0' '-m 1X' '-m 5' '-w etc' '--script x' '--vmm xen' '--timeout 0' 'positional'; do
         # shellcheck disable=SC2086 # several words
         run --separate-stderr msb-boot -r "$vm_record" $call

@@ -16,7 +16,7 @@ setup_file() {
     exec_boot --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
 }
 
-# guest PROCESS-NAME: how many processes of that name the guest has.
+# guest NAME: prints how many processes of that name the guest has.
 guest() {
     msb-exec -- sh -c 'cat /proc/[0-9]*/comm 2>/dev/null | grep -cx "$1" || true' sh "$1"
 }
@@ -29,21 +29,25 @@ line][*][-n][--][ü]' ]
     [ "$(msb-exec -- printf %s $'\xff\xfe' | od -An -tx1)" = ' ff fe' ]
 }
 
+@test "PID 1 is agentd without an init" {
+    [ "$(msb-exec -- cat /proc/1/comm)" = agentd ]
+}
+
 @test "without a command the image's entrypoint and cmd run" {
     [ "$(msb-exec < /dev/null)" = 'entry cmd' ]
 }
 
-@test "any user opens its own streams again by /dev and /proc, also behind su, binds low ports and sends pings" {
+@test "any user can reopen its streams through /dev and /proc, also under su, bind low ports and send pings" {
     for user in root nobody 1234:1234; do
         [ "$(msb-exec -n -u "$user" --shell 'echo out >/dev/stdout; echo err >/dev/stderr; echo fd >>/proc/self/fd/1' 2>err)" = $'out\nfd' ]
         [ "$(cat err)" = err ]
         [ "$(echo in | msb-exec -u "$user" --shell 'cat /dev/stdin; cat </proc/self/fd/0')" = in ]
-        # With a terminal, the three are that.
+        # With -t all three are the terminal.
         [ "$(msb-exec -n -t -u "$user" --shell 'echo out >/dev/stdout; echo err >/dev/stderr; echo tty >/dev/tty' | tr -d '\r')" = $'out\nerr\ntty' ]
     done
     [ "$(msb-exec -n -- su -s /bin/sh nobody -c 'id -un >/dev/stdout; echo err >/dev/stderr' 2>&1 | sort | xargs)" = 'err nobody' ]
     [ "$(echo in | msb-exec -- su -s /bin/sh nobody -c 'cat /dev/stdin')" = in ]
-    # What is there to be read cannot be written, and the other way round.
+    # A stream for reading cannot be written, and the other way round.
     run msb-exec -n -- su -s /bin/sh nobody -c 'cat </proc/self/fd/1'
     [ "$status" -ne 0 ]
     id=$(msb-exec -d -u nobody --shell 'echo out >/dev/stdout; echo err >/dev/stderr' | jq .id)
@@ -52,7 +56,7 @@ line][*][-n][--][ü]' ]
     [ "$(msb-exec -n -- cat /proc/sys/net/ipv4/ping_group_range | xargs)" = '0 2147483647' ]
 }
 
-@test "--shell runs a line by /bin/sh, with the words behind it as its arguments" {
+@test "--shell runs a line with /bin/sh, and further words are its arguments" {
     [ "$(msb-exec --shell 'echo "$0 $1" | tr a-z A-Z; exit 3' -- zero one || echo "$?")" = $'ZERO ONE\n3' ]
 }
 
@@ -66,7 +70,7 @@ line][*][-n][--][ü]' ]
     [ "$status" = 125 ]
 }
 
-@test "-w sets the working directory, by default the image's; a missing one is 125 in words" {
+@test "-w sets the working directory, by default the image's; a missing one is an error with status 125" {
     [ "$(msb-exec -- pwd)" = /tmp ]
     [ "$(msb-exec -w /etc -- pwd)" = /etc ]
     run --separate-stderr msb-exec -w /no/such -- pwd
@@ -77,7 +81,7 @@ line][*][-n][--][ü]' ]
     [[ $stderr == *'not a directory'* ]]
 }
 
-@test "-u takes names and numbers from the guest's own files, with groups, HOME and USER" {
+@test "-u resolves names and numbers in the guest's passwd and group, and sets groups, HOME and USER" {
     [ "$(msb-exec -- id -un)" = root ]
     [ "$(msb-exec -u app -- sh -c 'id -u; id -g; id -G; echo $HOME $USER $LOGNAME')" = $'1000\n1001\n1001 29\n/home/app app app' ]
     [ "$(msb-exec -u 1000:50 -- sh -c 'id -u; id -G')" = $'1000\n50' ]
@@ -96,7 +100,7 @@ line][*][-n][--][ü]' ]
 }
 
 # bats test_tags=vmm
-@test "stdin arrives to its last byte, and its end too" {
+@test "stdin arrives to its last byte, and so does its end" {
     head -c 3000001 /dev/urandom > bytes
     msb-exec -- cat < bytes | cmp - bytes
     [ "$(msb-exec -- wc -c < bytes)" = 3000001 ]
@@ -118,7 +122,7 @@ line][*][-n][--][ü]' ]
     [ "$status" = 143 ]
 }
 
-@test "127 for what is not there, 126 for what cannot be executed, each in words" {
+@test "the status is 127 for a missing command and 126 for one that cannot be executed, each with a message" {
     run -127 --separate-stderr msb-exec -- no-such-command
     [ "$stderr" = "msb-exec: \"no-such-command\": not found in the guest's PATH" ]
     run --separate-stderr msb-exec -- /etc/passwd
@@ -131,7 +135,7 @@ line][*][-n][--][ü]' ]
     [[ $stderr == *'interpreter'* ]]
 }
 
-@test "scripts are called by name, one without a shebang too, and cannot be changed" {
+@test "scripts are run by name, also without a shebang, and cannot be changed" {
     [ "$(msb-exec -- hello a 'b c')" = 'script a b c' ]
     [ "$(msb-exec --shell 'hello x')" = 'script x' ]
     [ "$(msb-exec -- plain y)" = 'no shebang y' ]
@@ -141,7 +145,7 @@ line][*][-n][--][ü]' ]
     grep -q 'echo "script' "$(jq -r .scripts.hello "$MSB_RECORD")"
 }
 
-@test "two at once do not wait for one another" {
+@test "two commands at once do not wait for one another" {
     mkfifo gate
     # The first ends only when the second has.
     msb-exec -- cat < gate > first &
@@ -155,7 +159,7 @@ line][*][-n][--][ü]' ]
 }
 
 # bats test_tags=vmm
-@test "a stopped reader stalls its own command and no other" {
+@test "a stopped reader stalls only its own command" {
     mkfifo pipe
     msb-exec -- yes > pipe &
     exec 9< pipe
@@ -166,7 +170,7 @@ line][*][-n][--][ü]' ]
     [ "$(cat got)" = y ] || [ "$(head -n 1 got)" = '' ]
 }
 
-@test "a reader that leaves ends the command, quietly" {
+@test "a closed pipe ends the command without a message" {
     run --separate-stderr bash -c 'msb-exec -- yes | head -n 1; echo "${PIPESTATUS[0]}"'
     [ "$output" = $'y\n141' ]
     [ -z "$stderr" ]
@@ -180,7 +184,7 @@ line][*][-n][--][ü]' ]
     [ "$(yes | msb-exec -- head -n 1)" = y ]
 }
 
-@test "output that comes after the command's end is waited for, as by a pipe, until a signal" {
+@test "msb-exec waits for output that comes after the command's end, as a pipe does, until a signal" {
     [ "$(msb-exec -- sh -c '(sleep 1; echo late) & echo early')" = $'early\nlate' ]
     run msb-exec --timeout 1 -- sh -c 'tail -f /etc/passwd & exit 0'
     [ "$status" = 124 ]
@@ -204,7 +208,7 @@ line][*][-n][--][ü]' ]
     done
 }
 
-@test "msb-exec killed outright ends the command in the guest" {
+@test "killing msb-exec ends the command in the guest" {
     msb-exec -- sh -c 'exec sleep 4242' &
     for _ in 1 2 3 4 5 6 7 8 9 10; do [ "$(guest sleep)" = 0 ] || break; sleep 0.2; done
     [ "$(guest sleep)" = 1 ]
@@ -222,7 +226,7 @@ line][*][-n][--][ü]' ]
     [ "$(msb-exec --timeout 30 -- echo in time)" = 'in time' ]
 }
 
-@test "-t gives the command a terminal of the caller's size, and puts the caller's back" {
+@test "-t gives the command a terminal of the caller's size, and restores the caller's" {
     cat > terminal.py <<'END'
 import fcntl, os, pty, struct, sys, termios
 pid, fd = pty.fork()
@@ -251,7 +255,7 @@ END
     [[ $output == *'got typed'* ]]
 }
 
-# An agent that answers every connection with the bytes in a file, and then says no more.
+# An agent that answers every connection with the bytes in a file, and then is silent.
 fake_agent() {
     cat > agent.py <<'END'
 import os, socket, sys
@@ -275,15 +279,15 @@ END
     jq -c --arg sock "$PWD/fake.sock" '.vm.endpoint = {unix: $sock, port: 1024, handshake: false}' "$MSB_RECORD" > fake.json
 }
 
-@test "an agent that breaks the protocol is an error that says so, status 125" {
+@test "an agent that breaks the protocol is an error with status 125" {
     hello='\r\0\0\0\1{"version":1}'
-    while IFS='|' read -r answer words; do
+    while IFS='|' read -r answer message; do
         printf "$answer" > answer
         fake_agent close
         run --separate-stderr timeout 60 msb-exec -r fake.json -- true
         wait "$AGENT_PID" || true
         [ "$status" = 125 ] || { echo "$answer: status $status: $stderr"; return 1; }
-        [[ $stderr == *"$words"* ]] || { echo "$answer: $stderr"; return 1; }
+        [[ $stderr == *"$message"* ]] || { echo "$answer: $stderr"; return 1; }
     done <<END
 \r\0\0\0\1{"version":7}|version 7
 $hello\377\377\377\377\5|a frame of 4294967295 bytes
@@ -297,7 +301,7 @@ $hello\1\0|its agent does not answer (see "
 END
 }
 
-@test "a guest that sends more than it has credit for is cut off" {
+@test "a guest that sends more than its credit is disconnected" {
     { printf '\r\0\0\0\1{"version":1}\20\0\0\0\3{"pid":1,"id":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
     fake_agent
     mkfifo never-read
@@ -310,7 +314,7 @@ END
     grep -q 'output past its credit' err
 }
 
-@test "a client that breaks the protocol loses its connection, and nobody else theirs" {
+@test "a client that breaks the protocol loses its connection, and no other client does" {
     cat > client.py <<'END'
 import json, socket, struct, sys
 endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
@@ -336,13 +340,12 @@ END
     [ "$(msb-exec -- echo alive)" = alive ]
 }
 
-# bats test_tags=vmm
-@test "a VM that is gone is said, with status 125" {
+@test "a VM that has ended is an error with status 125" {
     jq -c '.vm.endpoint.unix = "/nonexistent/agent.sock"' "$MSB_RECORD" > gone.json
     run --separate-stderr msb-exec -r gone.json -- true
     [ "$status" = 125 ]
     [[ $stderr == 'msb-exec: vm "worker": it runs, but its socket "/nonexistent/agent.sock" is gone ('* ]]
-    # One that has ended, and whose log msb-stop has removed: no message names that.
+    # For an ended VM whose log msb-stop has removed, the message does not name the log.
     jq -c '.vm.endpoint.unix = "/nonexistent/agent.sock" | .vm.pid = 4194303 | .vm.kernel_log = "/nonexistent/kernel.log"' "$MSB_RECORD" >gone.json
     run --separate-stderr msb-exec -r gone.json -- true
     [ "$status" = 125 ]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Two sides that do not trust one another: a guest that lies, a host's process that does, a client that somebody else wrote, and
+# Two sides that do not trust one another: a lying guest, a lying process of the host, a client written independently, and
 # who may connect at all.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
@@ -13,7 +13,7 @@ setup_file() {
     exec_boot
 }
 
-# fake_agent HOW: an agent at fake.json that says hello and then does as HOW says, for one caller.
+# fake_agent HOW: an agent at fake.json that sends a hello and then does HOW, for one caller.
 fake_agent() {
     cat >agent.py <<'END'
 import json, socket, struct, sys, time
@@ -77,16 +77,16 @@ END
     jq -c --arg sock "$PWD/fake.sock" '.vm.endpoint = {unix: $sock, port: 1024, handshake: false}' "$MSB_RECORD" >fake.json
 }
 
-@test "whatever a guest sends, msb-exec ends with words and a status, in bounded memory" {
-    while IFS='|' read -r how code words; do
+@test "whatever a guest sends, msb-exec ends with a message and a status, in bounded memory" {
+    while IFS='|' read -r how code message; do
         fake_agent "$how"
         code_was=0
         /usr/bin/env time -f %M -o memory timeout 30 msb-exec -n -r fake.json -- true >out 2>err || code_was=$?
         kill "$AGENT_PID" 2>/dev/null || true
         wait "$AGENT_PID" 2>/dev/null || true
         [ "$code_was" = "$code" ] || { echo "$how: $code_was"; cat err; false; }
-        grep -qF -- "$words" err || { echo "$how:"; cat err; false; }
-        # Nothing but lines of plain text.
+        grep -qF -- "$message" err || { echo "$how:"; cat err; false; }
+        # Only lines of plain text.
         ! LC_ALL=C grep -q $'[\x01-\x08\x0b-\x1f]' err out
         [ "$(grep -vc '^msb-exec: ' err)" = 0 ]
         [ "$(tail -n 1 memory)" -lt 20000 ] || { echo "$how: $(cat memory) KiB"; false; }
@@ -112,7 +112,7 @@ escapes in json|125|bad payload
 endless hello|125|breaks the protocol
 endless output|125|output past its credit
 END
-    # These end as the guest says, whatever it says besides.
+    # These end with the guest's status, whatever else it sends.
     for how in 'late 3' 'signal 128' 'endless credit 4'; do
         fake_agent "${how% *}"
         run timeout 60 msb-exec -n -r fake.json -- true
@@ -121,7 +121,7 @@ END
     done
 }
 
-@test "a guest's words in a list are JSON, without a terminal's orders" {
+@test "a guest's text in a list is JSON without escape sequences" {
     fake_agent 'escapes in a list'
     msb-exec -r fake.json --list >out
     wait "$AGENT_PID" || true
@@ -129,7 +129,7 @@ END
     jq -e '.command[0] | startswith("\u001b[2J")' out
 }
 
-@test "a guest that says nothing is given up" {
+@test "msb-exec gives up on a silent guest" {
     fake_agent silence
     run --separate-stderr timeout 60 msb-exec -n -r fake.json -- true
     kill "$AGENT_PID" || true
@@ -137,7 +137,7 @@ END
     [[ $stderr == 'msb-exec: vm "worker": its agent does not answer (see '* ]]
 }
 
-@test "a client that lies loses its own connection, whenever it does" {
+@test "a client that lies loses its own connection, at any stage of it" {
     cat >client.py <<'END'
 import json, socket, struct, sys
 endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
@@ -171,7 +171,7 @@ END
     exec_await exec_has 0 sleep
 }
 
-@test "nothing runs before hello, and nothing without a request" {
+@test "nothing runs before a hello and a request" {
     cat >silent.py <<'END'
 import json, socket, sys, time
 endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
@@ -190,13 +190,13 @@ END
     wait "$SILENT_PID"
 }
 
-@test "only the VM's owner reaches the agent on the host, and nobody does in the guest" {
+@test "only the VM's owner can reach the agent on the host, and nobody can in the guest" {
     socket=$(jq -r .vm.endpoint.unix "$MSB_RECORD")
     [ "$(stat -c %a "$(dirname "$socket")")" = 700 ]
     [ "$(stat -c %a "$socket")" = 600 ]
     run setpriv --reuid 65534 --regid 65534 --clear-groups "$(command -v msb-exec)" -r - -- true <"$MSB_RECORD"
     [ "$status" = 125 ]
-    # By the guest's own vsock loopback, by its own address and by the host's.
+    # Through the guest's vsock loopback, with its own address and the host's.
     for cid in 1 3 2; do
         run msb-exec -- vsock-client "$cid" 1024
         echo "$cid: $output"

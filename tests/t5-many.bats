@@ -1,12 +1,12 @@
 #!/usr/bin/env bats
-# Many commands, and greedy ones: what is left of them, what the others notice, and what the agent keeps.
+# Many commands, and greedy ones: what they leave behind, how they affect others, and what the agent keeps.
 #
 #   MSB_MANY=10000 tests/run tests/t5-many.bats     so many in a row, and a twentieth of them at once; fewer without
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
 source "$BATS_TEST_DIRNAME/exec.bash"
-# How often each is done. A fifth of it where a command takes half a second, which is in the emulated host.
+# How many of each; a fifth of that in the emulated host, where a command takes half a second.
 in_a_row=${MSB_MANY:-${MSB_KVM_HOST:+30}} in_a_row=${in_a_row:-150}
 many=${MSB_MANY:-${MSB_KVM_HOST:+400}} many=${many:-2000}
 
@@ -23,14 +23,14 @@ setup() {
     agent=$(exec_agent)
 }
 
-# of_agent: the agent's descriptors, threads, resident KiB, and the guest's zombies and cgroups, but for the asking exec's own.
+# of_agent: prints the agent's descriptors, resident KiB and threads, and the guest's zombies and cgroups, without this exec's.
 of_agent() {
     msb-exec -- sh -c 'echo $(ls /proc/$1/fd | wc -l) $(awk "/^Threads|^VmRSS/ { print \$2 }" /proc/$1/status) \
         $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z ") $(ls -d /sys/fs/cgroup/msb/*/ | wc -l)' sh "$agent"
 }
 
-# unchanged BEFORE [SPARE]: whether the agent has what it had; its memory may have grown by 600 KiB, and its store of cgroups for
-# the next execs, each with a descriptor, by SPARE.
+# unchanged BEFORE [SPARE]: whether the agent has no more than before. Its memory may have grown by 600 KiB, and its pool of
+# cgroups for the next execs, each with a descriptor, by SPARE.
 unchanged() {
     local fds rss threads zombies cgroups before spare=${2:-0}
     before=($1)
@@ -40,19 +40,19 @@ unchanged() {
         [ "$zombies" = 0 ] && [ "$cgroups" -le $((before[4] + spare)) ]
 }
 
-@test "many in a row leave nothing behind, on either side" {
+@test "many commands in a row leave nothing behind, on either side" {
     for _ in $(seq 20); do msb-exec -- true; done
     before=$(of_agent)
     fds() { for pid in $(vm_processes); do ls "/proc/$pid/fd"; done | wc -l; }
     fds_before=$(fds)
     for _ in $(seq "$in_a_row"); do msb-exec -n -- true; done
     exec_await unchanged "$before"
-    # The VMM may be closing the last connections yet.
+    # The VMM may still be closing the last connections.
     no_more() { [ "$(fds)" -le "$fds_before" ]; }
     exec_await no_more
 }
 
-@test "many at once are all served, each with its own bytes and status" {
+@test "many commands at once are all served, each with its own bytes and status" {
     count=$((many / 20))
     at_once() {
         local n pids=()
@@ -65,11 +65,11 @@ unchanged() {
             [ "$(cat "out-$n")" = "$n"$'\n'"$((n % 200))" ] || { head "out-$n" "err-$n"; return 1; }
         done
     }
-    # The C library keeps some of what so many threads had, for the next so many.
+    # The C library caches memory of ended threads for new ones.
     at_once
     before=$(of_agent)
     at_once
-    # How many of them are really at once decides how many cgroups are kept, which is 64 at most.
+    # The number of cgroups that are kept depends on how many commands really overlap; it is 64 at most.
     exec_await unchanged "$before" 64
 }
 
@@ -87,7 +87,7 @@ unchanged() {
     exec_await exec_has 0 yes
 }
 
-@test "thousands of orphans leave no zombie, and PID 1 no larger" {
+@test "thousands of orphans leave no zombie, and do not make PID 1 grow" {
     rss() { msb-exec -- awk '/^VmRSS/ { print $2 }' /proc/1/status; }
     before=$(rss)
     [ "$(msb-exec -- greedy orphans "$many")" = "made $many" ]
@@ -95,10 +95,10 @@ unchanged() {
     [ "$(rss)" -le $((before + 300)) ]
 }
 
-@test "a command whose file is on storage that does not answer delays no other, and ends as such" {
+@test "a command on storage that does not answer delays no other, and ends with an error that says so" {
     msb-exec -n -- sh -c 'mkdir /tmp/hung; exec hung-file /tmp/hung' >server &
     server=$!
-    # Executable, and there: only reading it takes for ever.
+    # The file exists and is executable: only reading it blocks.
     exec_await msb-exec -n -- test -x /tmp/hung/hung
     for n in 1 2; do msb-exec -n -- /tmp/hung/hung >/dev/null 2>"err-$n" & pids[n]=$!; done
     exec_await grep -q asked server
@@ -106,7 +106,7 @@ unchanged() {
     id=$(timeout 20 msb-exec -d -- sleep 5200 | jq .id)
     timeout 20 msb-exec --signal TERM "$id"
     run -143 timeout 20 msb-exec --wait "$id"
-    # The dead are collected meanwhile.
+    # Zombies are reaped meanwhile.
     [ "$(timeout 20 msb-exec -n -- sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z " || true')" = 0 ]
     kill "$server"
     for n in 1 2; do
@@ -131,7 +131,7 @@ unchanged() {
     [ "$(exec_agent)" = "$agent" ]
 }
 
-@test "a command that fills the memory is ended, with all of its exec, and nobody else" {
+@test "a command that fills the memory is killed with its whole exec, and nothing else is" {
     msb-exec -n -- sleep 5100 &
     exec_await exec_has 1 sleep
     status=0
@@ -144,7 +144,7 @@ unchanged() {
     wait %1 || true
 }
 
-@test "a command may not be spared where memory runs out, and the agent is" {
+@test "commands have an ordinary OOM score, and the agent is exempt" {
     [ "$(msb-exec -- cat /proc/self/oom_score_adj)" = 0 ]
     [ "$(msb-exec -- cat "/proc/$agent/oom_score_adj")" = -1000 ]
 }
@@ -155,23 +155,23 @@ unchanged() {
     [ "$(msb-exec -u nobody -- sh -c 'kill -TERM 1 2>/dev/null || echo refused')" = refused ]
 }
 
-@test "--wait-ready waits for a VM by name or by file, and says when it waited in vain" {
+@test "--wait-ready waits for a VM by name or by file, and reports a timeout" {
     msb-exec --wait-ready 60s -r soon -- hostname <&- >by-name &
     by_name=$!
     msb-exec --wait-ready 60s -r "$PWD/soon.json" -- hostname <&- >by-file &
     by_file=$!
-    # Both are waiting, for a file that is there and empty too.
+    # Both are waiting, also for a file that exists and is empty.
     : >soon.json
     vm_boot soon
     wait "$by_name" "$by_file"
     [ "$(cat by-name by-file)" = $'soon\nsoon' ]
     [ "$(msb-exec --wait-ready 5s -- echo at once)" = 'at once' ]
-    # Longer than clocks can count.
+    # More than a clock can represent.
     [ "$(msb-exec --wait-ready 99999999999d -- echo at once)" = 'at once' ]
     run --separate-stderr msb-exec --wait-ready 300ms -r never -- true
     [ "$status" = 125 ]
     [[ $stderr == 'msb-exec: record "never": no such file'*'(waited 300ms for it)' ]]
-    # And one that goes in the middle is said.
+    # A VM that ends during a command is reported.
     msb-exec -r soon -- sh -c 'echo up; sleep 5101' >up 2>err <&- &
     pid=$!
     exec_await test -s up

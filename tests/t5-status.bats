@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# How a command ends and is ended: status, signals, time; what it is started with; and commands that go on without a caller.
+# How a command ends and is ended: status, signals, time limits; its environment; and detached commands.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -14,19 +14,19 @@ setup_file() {
 }
 
 @test "every exit status from 0 to 255 comes back" {
-    # Many at once, for the time's sake.
+    # Many at once, to save time.
     printf '%s\n' {0..255} | xargs -P 16 -I N sh -c 'msb-exec -n -- sh -c "exit N"; [ $? = N ] || echo "N: $?"' >wrong
     [ ! -s wrong ] || { cat wrong; false; }
 }
 
-@test "a command that a signal ends is 128 and the signal's number" {
+@test "a command that a signal ends has the status 128 and the signal's number" {
     for signal in 1 2 6 9 11 15 34 64; do
         run msb-exec -- sh -c "kill -$signal \$\$"
         [ "$status" = $((128 + signal)) ]
     done
 }
 
-@test "--timeout ends all that the command has started, children that hide included" {
+@test "--timeout ends everything the command has started, children in other sessions included" {
     run --separate-stderr msb-exec --timeout 1s -- sh -c 'setsid sleep 4711 & sleep 4711'
     [ "$status" = 124 ]
     [ "$stderr" = 'msb-exec: the command took too long and was ended' ]
@@ -36,12 +36,12 @@ setup_file() {
     [ "$(msb-exec --timeout 0 -- sh -c 'sleep 1; echo whole')" = whole ]
 }
 
-@test "--json-status writes how it ended and what it took" {
+@test "--json-status writes how the command ended and what it used" {
     msb-exec --json-status ok.json -- true
     jq -e '.status == 0 and .exit == 0 and .signal == null and .timed_out == false and .wall_ms > 0 and .max_rss_kib > 100' ok.json
     msb-exec --json-status busy.json -- sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exit 3' || true
     jq -e '.status == 3 and .exit == 3 and .user_ms + .system_ms > 5 and .wall_ms >= (.user_ms + .system_ms) / 2' busy.json
-    # What a child took that nobody waited for counts too.
+    # The usage of an unreaped child counts too.
     msb-exec --json-status child.json -- sh -c '(i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo x) & exit 0'
     jq -e '.user_ms + .system_ms > 5' child.json
     msb-exec --json-status killed.json -- sh -c 'kill -9 $$' || true
@@ -60,7 +60,7 @@ setup_file() {
     [ "$status" = 1 ]
 }
 
-@test "each signal that is passed on reaches the whole process group" {
+@test "each forwarded signal reaches the whole process group" {
     for signal in INT TERM HUP QUIT USR1 USR2 WINCH; do
         mkfifo "up-$signal"
         env --default-signal="$signal" msb-exec -- sh -c "trap 'echo parent' $signal; sh -c 'trap \"echo child; exit\" $signal; echo up; while :; do sleep 0.1; done'
@@ -77,7 +77,7 @@ setup_file() {
     done
 }
 
-@test "a signal that the caller ignores stays the caller's" {
+@test "a signal that the caller ignores is not forwarded" {
     mkfifo out
     nohup msb-exec -- sh -c 'echo up; read -r line; echo "$line"' < <(sleep 1; echo last) >out 2>/dev/null &
     pid=$!
@@ -89,7 +89,7 @@ setup_file() {
     wait "$pid"
 }
 
-@test "what a command leaves running ends with it, and with msb-exec" {
+@test "background processes of a command end with it, and with msb-exec" {
     msb-exec -- sh -c 'setsid sleep 4801 >/dev/null 2>&1 <&- & (sleep 4801 >/dev/null 2>&1 &) ; exit 0'
     [ "$(exec_count sleep)" = 0 ]
     msb-exec -- sh -c 'setsid sleep 4802 & (setsid sh -c "trap \"\" HUP TERM; sleep 4802") & echo up; sleep 4802' >up &
@@ -98,7 +98,7 @@ setup_file() {
     exec_await exec_has 0 sleep
 }
 
-@test "limits, the mask and an env file are the command's; a wrong one is said" {
+@test "limits, the umask and an env file apply to the command, and malformed ones are errors" {
     [ "$(msb-exec --rlimit nofile=77:88 --rlimit core=0 -- sh -c 'ulimit -Sn; ulimit -Hn; ulimit -c')" = $'77\n88\n0' ]
     [ "$(msb-exec --rlimit stack=unlimited -- sh -c 'ulimit -s')" = unlimited ]
     [ "$(msb-exec --umask 077 -- sh -c 'umask')" = 0077 ]
@@ -107,11 +107,11 @@ setup_file() {
     [ "$(CALLER=mine msb-exec --env-file env -e OVER=flag -- sh -c 'echo "$A $B $CALLER ${UNSET_HERE-none} $OVER"')" = '1 "two words" mine none flag' ]
     [ "$(msb-exec -- sh -c 'echo "$FROM_FILE $BOTH $PASSED"')" = 'boot flag on' ]
     printf 'A=1\nA B=2\n' >bad
-    while IFS='|' read -r flags words; do
+    while IFS='|' read -r flags message; do
         # shellcheck disable=SC2086 # two words
         run --separate-stderr msb-exec $flags -- true
         [ "$status" = 125 ]
-        [[ $stderr == *"$words"* ]] || { echo "$flags: $stderr"; false; }
+        [[ $stderr == *"$message"* ]] || { echo "$flags: $stderr"; false; }
     done <<'END'
 --env-file bad|env file "bad": line 2: the name "A B" has a blank in it
 --env-file none|env file "none": No such file
@@ -126,14 +126,14 @@ setup_file() {
 -u wide|user "wide": its gid in /etc/passwd, "4294967295": 4294967295 is reserved
 -u app:huge|group "huge": its gid in /etc/group, "4294967295": 4294967295 is reserved
 END
-    # More than a request takes: bytes that are not UTF-8 need four times their size.
+    # More than fits in a request: bytes that are not UTF-8 take four times their size.
     printf 'A=%s\n' "$(head -c 1200000 /dev/zero | tr '\0' '\377')" >long
     run --separate-stderr msb-exec --env-file long -- true
     [ "$status" = 125 ]
     [[ $stderr == *'msb-exec: the command and its environment take '*' bytes of a request, which has 4194304 at most (pass'* ]]
 }
 
-@test "supplementary groups, and a user or a group that is not there" {
+@test "supplementary groups apply, and a missing user or group is an error" {
     [ "$(msb-exec -u app -- id -G)" = '1001 29' ]
     [ "$(msb-exec -u app:audio -- sh -c 'id -g; id -G')" = $'29\n29' ]
     [ "$(msb-exec -u :audio -- sh -c 'id -u; id -g')" = $'0\n29' ]
@@ -149,7 +149,7 @@ END
     [ "$(msb-exec -i -- cat <<<theirs)" = theirs ]
 }
 
-@test "--detach leaves a command running, whose id is waited for, signalled and listed" {
+@test "--detach leaves a command running, and its id can be waited for, signalled and listed" {
     msb-exec -d -- sh -c 'trap "exit 7" USR1; echo started; while :; do sleep 0.1; done' >exec.json
     id=$(jq .id exec.json)
     jq -e '.vm == "worker" and .pid > 1 and .command[0] == "sh" and .detached' exec.json
@@ -157,7 +157,7 @@ END
     jq -es --argjson id "$id" 'map(select(.id == $id)) | length == 1 and (.[0] | .detached and (.attached | not) and .code == null)' list
     msb-exec --wait "$id" &
     waiting=$!
-    # Its trap is set when it has said so; --attach shows what it said before.
+    # The trap is set once it has printed "up"; --attach shows earlier output.
     msb-exec -T --attach "$id" >attached <&- &
     attached=$!
     exec_await grep -q started attached
@@ -176,7 +176,7 @@ END
     msb-exec --list | jq -es --argjson id "$id" '.[] | select(.id == $id) | .code == 7'
 }
 
-@test "a detached command keeps what it has started, and the newest of what it said" {
+@test "a detached command keeps its background processes and its newest output" {
     id=$(msb-exec -d -- sh -c 'setsid sleep 4901 >/dev/null 2>&1 & seq 100000; echo error >&2' | jq .id)
     msb-exec --wait "$id"
     [ "$(exec_count sleep)" = 1 ]
@@ -185,11 +185,11 @@ END
     [ "$(wc -c <out)" = 65536 ]
     [ "$(tail -n 1 out)" = 100000 ]
     [ "$(cat err)" = error ]
-    # As often as one asks, and by several at a time.
+    # Repeatedly, and by several callers at a time.
     for n in 1 2 3; do msb-exec --attach "$id" >"out-$n" 2>"err-$n" & done
     wait
     for n in 1 2 3; do cmp out "out-$n"; cmp err "err-$n"; done
-    # Also what a caller has had while it ran: all of it is shown once it has ended.
+    # Also output that an attached caller has read already: once the command has ended, all of it is shown.
     id=$(msb-exec -d -- sh -c 'trap "echo last; exit 4" USR1; echo first; while :; do sleep 0.1; done' | jq .id)
     msb-exec -T --attach "$id" >out <&- &
     exec_await grep -q first out
@@ -204,7 +204,7 @@ END
     done
 }
 
-@test "of many detached commands the exit statuses are kept, and what is forgotten is not what never was" {
+@test "the exit statuses of many detached commands are kept, and a forgotten id differs from an unknown one" {
     first=$(msb-exec -d -- sh -c 'echo said; exit 9' | jq .id)
     msb-exec --wait "$first" || true
     attached=$(msb-exec -- sh -c 'exit 0'; msb-exec -d -- true | jq '.id - 1')
@@ -224,7 +224,7 @@ END
     msb-exec --list >list 2>err
     [ "$(jq -s 'map(select(.code != null)) | length' list)" = 32 ]
     grep -qE '^msb-exec: [0-9]+ older detached commands have ended \(--wait ID tells how\)$' err
-    # One that was not detached is known to have been, and is not kept.
+    # A command that was not detached is remembered, but its status is not kept.
     for flag in --attach --wait '--signal TERM'; do
         # shellcheck disable=SC2086 # two words
         run -125 msb-exec $flag "$attached"
@@ -233,13 +233,13 @@ END
         run -125 msb-exec $flag 99999
         [ "$output" = 'msb-exec: exec 99999: no command with this id (msb-exec --list shows which there are)' ]
     done
-    # A command that did not start has had no number.
+    # A command that did not start has no number.
     before=$(msb-exec -d -- true | jq .id)
     run -127 msb-exec -- no-such-command
     [ "$(msb-exec -d -- true | jq .id)" = $((before + 1)) ]
 }
 
-@test "an attached caller's stdin, signals and end are those of the detached command" {
+@test "an attached caller's stdin and signals reach the detached command, and it ends with that command" {
     id=$(msb-exec -d -i -- sh -c 'read -r line; echo "got $line"; trap "echo term; exit 4" TERM; echo ready; while :; do sleep 0.1; done' | jq .id)
     mkfifo in
     msb-exec --attach "$id" <in >out &
@@ -251,7 +251,7 @@ END
     run --separate-stderr msb-exec --attach "$id"
     [ "$status" = 125 ]
     [ "$stderr" = "msb-exec: exec $id: somebody is attached to it" ]
-    # Killed outright, it leaves the command be.
+    # If it is killed, the command keeps running.
     kill -KILL "$pid"
     wait "$pid" || true
     exec 9>&-
@@ -269,7 +269,7 @@ END
     [ "$(cat more)" = term ]
 }
 
-@test "calls that make no sense are said" {
+@test "contradictory flags are usage errors" {
     run --separate-stderr msb-exec --signal NONE 1
     [ "$status" = 125 ]
     [ "$stderr" = 'msb-exec: unknown signal "NONE"' ]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What passes through msb-exec: every byte, each end, no more of them in memory than there is room for; and the programs that
+# What passes through msb-exec: every byte and each end of file, in bounded memory; and the programs that
 # people run over ssh.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
@@ -14,8 +14,8 @@ setup_file() {
     exec_boot -c 2
 }
 
-# a_tree DIR: files of all kinds.
-a_tree() {
+# make_tree DIR: makes files of all kinds.
+make_tree() {
     mkdir -p "$1"/{a/b,empty}
     head -c 300000 /dev/urandom >"$1/bytes"
     for n in $(seq 40); do echo "$n" >"$1/a/$n"; done
@@ -24,7 +24,7 @@ a_tree() {
     : >"$1/"$'odd name\n'
 }
 
-@test "every value of a byte passes unchanged both ways and at any length" {
+@test "every byte value passes unchanged in both directions and at any length" {
     for length in 1 2 31739 31740 65536 65537 200000; do
         head -c "$length" /dev/urandom >bytes
         msb-exec -- cat <bytes | cmp - bytes
@@ -48,7 +48,7 @@ a_tree() {
     echo word >&"${EXEC[1]}"
     read -r -t 20 word <&"${EXEC[0]}"
     [ "$word" = word ]
-    # This side's end arrives while the command lives, and the command's own end while it lives on.
+    # The end of our stdin arrives while the command runs, and the end of its stdout while it keeps running.
     eval "exec ${EXEC[1]}>&-"
     read -r -t 20 word <&"${EXEC[0]}"
     [ "$word" = ended ]
@@ -56,7 +56,7 @@ a_tree() {
     wait "$EXEC_PID" || true
 }
 
-@test "a command that leaves its stdin alone, closes stdout, or leaves a pipe to its children ends as here" {
+@test "a command that does not read stdin, closes stdout, or leaves a pipe to its children ends as it would here" {
     alike() {
         "$@" 'exec <&-; echo a' </dev/zero | cat
         "$@" 'exec >&-; echo b >&2' 2>&1 | cat
@@ -78,11 +78,11 @@ a_tree() {
         [ "$(msb-exec -- sh -c 'head -c 300000 /dev/zero; head -c 200000 /dev/zero >&2; exit 3' 2>err | wc -c)" = 300000 ]
         [ "$(wc -c <err)" = 200000 ]
     done
-    # Into a reader that takes its time.
+    # With a slow reader.
     [ "$(msb-exec -- head -c 1000000 /dev/zero | { sleep 0.5; wc -c; })" = 1000000 ]
 }
 
-@test "a stopped reader stalls its own command alone, and nobody's memory grows" {
+@test "a stopped reader stalls only its own command, and no process grows" {
     rss() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
     guest_rss() { msb-exec -- awk '/^VmRSS/ { print $2 }' "/proc/$agent/status"; }
     agent=$(exec_agent)
@@ -94,20 +94,20 @@ a_tree() {
     head -c 1000 <&9 >/dev/null
     for _ in 1 2 3; do [ "$(msb-exec -- echo on)" = on ]; done
     before=$(rss "$reader") before_vmm=$(rss "$vmm") before_guest=$(guest_rss)
-    # The rest of the machine goes on, at length.
+    # Other commands are not affected.
     [ "$(msb-exec -- head -c 20000000 /dev/zero | wc -c)" = 20000000 ]
     for n in $(seq 10); do [ "$(msb-exec -- echo "$n")" = "$n" ]; done
     echo "msb-exec $before $(rss "$reader"), VMM $before_vmm $(rss "$vmm"), agent $before_guest $(guest_rss)"
     [ "$(rss "$reader")" -lt $((before + 1000)) ]
     [ "$(rss "$vmm")" -lt $((before_vmm + 40000)) ]
     [ "$(guest_rss)" -lt $((before_guest + 500)) ]
-    # And the one that stood still goes on where it was.
+    # The stalled command continues where it was.
     [ "$(head -c 1000001 <&9 | tr -d '\n' | wc -c)" -ge 500000 ]
     exec 9<&-
     wait "$reader" || true
 }
 
-@test "a command that does not read stalls its own writer alone" {
+@test "a command that does not read stalls only its own writer" {
     (yes || true) | msb-exec -- sleep 600 &
     writer=$!
     for n in 1 2 3 4 5; do [ "$(msb-exec -- cat <<<"$n")" = "$n" ]; done
@@ -116,8 +116,8 @@ a_tree() {
     wait "$writer" || true
 }
 
-@test "tar carries a tree there and back" {
-    a_tree tree
+@test "tar copies a tree there and back" {
+    make_tree tree
     tar -C tree -c . | msb-exec -w /srv -- sh -c 'mkdir tar && tar -x -C tar'
     mkdir back
     msb-exec -w /srv/tar -- tar -c . | tar -C back -x
@@ -125,8 +125,8 @@ a_tree() {
     [ "$(stat -c %a back/a/1)" = 4711 ]
 }
 
-@test "rsync carries a tree there and back, and what is new alone, with msb-exec for a remote shell" {
-    a_tree tree
+@test "rsync copies a tree there and back, and then only what is new, with msb-exec as its remote shell" {
+    make_tree tree
     rsync -a -e 'msb-exec --rsh' tree/ vm:/srv/rsync/
     rsync -a -e "msb-exec -r $MSB_RECORD --rsh" vm:/srv/rsync/ back
     diff -r --no-dereference tree back
@@ -135,14 +135,14 @@ a_tree() {
     rsync -a --delete --itemize-changes -e 'msb-exec --rsh' tree/ vm:/srv/rsync/ >changed
     grep -q '^<f.*a/7$' changed
     [ "$(grep -c '^<f' changed)" = 1 ]
-    # Without a path from the root: below the user's home, as with ssh.
+    # A relative path is below the user's home, as with ssh.
     rsync -a -e 'msb-exec --rsh' tree/bytes app@vm:copy
     [ "$(msb-exec -- stat -c %U /home/app/copy)" = app ]
     rsync -a -e 'msb-exec --rsh -l app' tree/bytes vm:other
     msb-exec -- cmp /home/app/copy /home/app/other
 }
 
-@test "git clones out of the guest with msb-exec for its ssh, and by ext::" {
+@test "git clones from the guest with msb-exec as its ssh, and through ext::" {
     git init -q here
     (cd here && for n in $(seq 30); do head -c 2000 /dev/urandom >"$n"; done && git add . && git -c user.name=a -c user.email=a@b commit -qm all)
     tar -C here -c . | msb-exec -w /srv -- sh -c 'mkdir repository && tar -x -C repository && chown -R 0:0 repository'
@@ -155,7 +155,7 @@ a_tree() {
     done
 }
 
-@test "a remote shell's line is the guest's shell's, and its status comes back" {
+@test "a remote shell's command line is run by the guest's shell, and its status comes back" {
     [ "$(msb-exec --rsh any-host 'echo $HOME;' pwd)" = $'/root\n/root' ]
     [ "$(msb-exec --rsh app@vm -- id -un)" = app ]
     [ "$(msb-exec --rsh -w /etc vm pwd)" = /etc ]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# A terminal in the guest behind one here: programs that draw on it, keys, sizes, job control, and the way out. tmux is the
+# A terminal in the guest connected to one here: full-screen programs, keys, sizes, job control and detaching. tmux is the
 # terminal.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
@@ -14,7 +14,7 @@ setup_file() {
 
 setup() {
     cd "$BATS_TEST_TMPDIR" || return
-    # Servers of this test's own, one a terminal.
+    # This test's own servers, one for each terminal.
     export TMUX_TMPDIR=$BATS_TEST_TMPDIR
     unset TMUX
     terminals=0
@@ -22,12 +22,12 @@ setup() {
 
 teardown() {
     tmux kill-server 2>/dev/null || true
-    vm_show
+    vm_show_logs
 }
 
 tmux() { command tmux -L "terminal-$terminals" "$@"; }
 
-# terminal COMMAND: a terminal of 80 by 24 that runs it, and says "ended STATUS" behind it. The one before is closed.
+# terminal COMMAND: runs it in a new terminal of 80 by 24, and prints "ended STATUS" after it. An earlier terminal is closed.
 terminal() {
     [ "$terminals" = 0 ] || tmux kill-server
     terminals=$((terminals + 1))
@@ -36,10 +36,10 @@ terminal() {
 
 screen() { tmux capture-pane -p; }
 
-# type_in KEYS…: as tmux names them.
+# type_in KEYS…: sends keys, by tmux's names.
 type_in() { tmux send-keys "$@"; }
 
-# shows TEXT: waits until the screen has it.
+# shows TEXT: waits until the screen shows it.
 shows() {
     local tries
     for ((tries = 0; tries < 150; tries++)); do
@@ -51,25 +51,25 @@ shows() {
     return 1
 }
 
-@test "a terminal is the default on one, with its kind, its colours and its size; -T gives none" {
+@test "on a terminal the command gets one with the same TERM, colours and size; with -T it gets none" {
     terminal 'TERM=screen COLORTERM=truecolor msb-exec -- sh -c "tty; echo \$TERM \$COLORTERM; stty size"'
     shows 'ended 0'
     shows /dev/pts/
     shows 'screen truecolor'
     shows '24 80'
-    # Put back as it was.
+    # The terminal is restored.
     shows icanon
     ! screen | grep -q -- -icanon
     terminal 'msb-exec -T -- sh -c "tty; echo [\$TERM]"'
     shows 'not a tty'
     shows '[]'
-    # Neither where only one side is a terminal.
+    # None if only one side is a terminal.
     terminal 'msb-exec -- tty | cat; msb-exec -- tty < /dev/null'
     shows 'ended 1'
     [ "$(screen | grep -c 'not a tty')" = 2 ]
 }
 
-@test "Ctrl-C ends the command and not msb-exec, Ctrl-D is its end of file, Ctrl-\\ quits it" {
+@test "Ctrl-C interrupts the command and not msb-exec, Ctrl-D is end of file, and Ctrl-\\ quits the command" {
     terminal 'msb-exec -- sh'
     type_in 'sleep 5000' Enter
     exec_await exec_has 1 sleep
@@ -91,13 +91,13 @@ shows() {
     shows icanon
 }
 
-# in_front NAME: whether a process of that name has its terminal: what is typed before that is the shell's.
+# in_front NAME: whether a process of that name is in the foreground: keys typed earlier go to the shell.
 in_front() {
     msb-exec -- sh -c 'cat /proc/[0-9]*/stat' 2>/dev/null |
         awk -v name="($1)" '$2 == name && $5 == $8 { found = 1 } END { exit !found }'
 }
 
-@test "jobs stop, go to the background and come back" {
+@test "job control works: jobs stop, go to the background and come back" {
     terminal 'msb-exec -- sh'
     type_in 'sleep 5001' Enter
     exec_await in_front sleep
@@ -115,7 +115,7 @@ in_front() {
     shows 'ended 3'
 }
 
-@test "a new size of the terminal is the command's" {
+@test "a change of the terminal's size reaches the command" {
     terminal 'msb-exec -- sh -c "trap \"stty size\" WINCH; stty size; while :; do sleep 0.1; done"'
     shows '24 80'
     tmux resize-window -x 100 -y 30
@@ -151,10 +151,10 @@ in_front() {
     shows icanon
 }
 
-# is_attached ID: whether a command has a caller.
+# is_attached ID: whether a caller is attached to the command.
 is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | select(.id == $id) | .attached'; }
 
-@test "the detach keys leave the command running, and --attach comes back to it" {
+@test "the detach keys leave the command running, and --attach returns to it" {
     terminal 'msb-exec -- sh; msb-exec --list | jq -r ".id" | tail -n 1 > id'
     type_in 'echo he''re' Enter
     shows here
@@ -174,7 +174,7 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     type_in 'exit 8' Enter
     shows 'ended 8'
     shows icanon
-    # Other keys, or none at all.
+    # Other detach keys, or none.
     terminal 'msb-exec --detach-keys "" -- sh -c "stty -icanon -echo -ixon min 2; head -c 2 | od -An -tx1"'
     exec_await exec_has 1 head
     type_in C-p
@@ -188,12 +188,12 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     msb-exec -- killall sleep
 }
 
-@test "a key that begins the detach keys reaches the command by itself, and the keys work all the same" {
+@test "the first of the detach keys reaches the command if pressed alone, and the keys still work" {
     terminal 'msb-exec -- sh -c "stty raw -echo; echo up; dd bs=1 count=1 2>/dev/null | od -An -tx1; stty sane; sleep 5006"'
     shows up
     type_in C-p
     shows ' 10'
-    # The first one has been let through; the second one of the sequence may take as long as it likes.
+    # The first key has been passed on; the second may still come at any time.
     exec_await exec_has 1 sleep
     type_in C-p
     sleep 1
@@ -203,8 +203,8 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     msb-exec -- killall sleep
 }
 
-@test "the detach keys work where the command takes no input, and where it never will" {
-    # Its stdin is closed; it is one that reads nothing, with more typed than it is given credit for.
+@test "the detach keys work while the command reads no input, and after it closed its input" {
+    # A command with a closed stdin, and one that reads nothing while more is typed than its credit.
     terminal 'msb-exec -- sh -c "exec 0<&- ; stty raw -echo </dev/tty; echo up; sleep 5007"'
     shows up
     type_in words
@@ -215,7 +215,7 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     msb-exec -- killall sleep
 }
 
-@test "--attach to a command without a terminal leaves ours its lines: Ctrl-C is a signal, the keys leave, and it is put back" {
+@test "--attach to a command without a terminal keeps line editing: Ctrl-C is a signal, the detach keys work, and the terminal is restored" {
     id=$(msb-exec -d -i -- sh -c 'trap "echo interrupted" INT; echo up; while read -r line || [ $? -gt 128 ]; do echo "got $line"; done; echo over; sleep 5008' | jq .id)
     terminal "stty -a | md5sum >before; msb-exec --attach $id; stty -a | md5sum >after"
     shows up
@@ -226,7 +226,7 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     shows 'goes on without you'
     exec_await test -s after
     cmp before after
-    # Once more, with a command that has stdin from /dev/null: the guest takes no more at once.
+    # Again with a command whose stdin is /dev/null: the guest accepts no input at all.
     deaf=$(msb-exec -d -- sh -c 'echo deaf; trap "echo interrupted; exit 7" INT; while :; do sleep 0.1; done' | jq .id)
     terminal "msb-exec --attach $deaf"
     shows deaf
@@ -240,7 +240,7 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     shows interrupted
     shows 'ended 7'
     shows icanon
-    # The end of input is the command's, and the keys go on working.
+    # End of file reaches the command, and the detach keys still work.
     terminal "msb-exec --attach $id"
     exec_await is_attached "$id"
     type_in C-d
@@ -251,7 +251,7 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
     msb-exec -- killall sleep
 }
 
-# job_control: an interactive shell, with msb-exec in its foreground: its process in $client, its terminal in $tty.
+# job_control: starts an interactive shell with msb-exec in the foreground: its process ID is in $client, its terminal in $tty.
 job_control() {
     terminal 'exec bash --norc --noprofile -i'
     type_in 'PS1=; stty -a >cooked; msb-exec -- sh -c "stty -echo; echo up; read -r line; echo got \$line; sleep 5009"' Enter
@@ -260,14 +260,14 @@ job_control() {
     tty=$(readlink "/proc/$client/fd/0")
 }
 
-@test "msb-exec that is stopped leaves the terminal as it was, and has it again in the foreground" {
+@test "a stopped msb-exec restores the terminal, and takes it again in the foreground" {
     job_control
     is_raw() { stty -a <"$tty" | grep -q -- '-opost'; }
     is_cooked() { ! is_raw; }
     for signal in TSTP STOP; do
         exec_await is_raw
         kill -s "$signal" "$client"
-        # The shell says so, and its own modes are there.
+        # The shell reports the stop, and its terminal modes are back.
         shows Stopped
         exec_await is_cooked
         type_in 'clear; echo he''re' Enter
@@ -287,7 +287,7 @@ job_control() {
 @test "printf abc | msb-exec -t -- cat ends, as with a newline, without a byte, and with ^D in it" {
     for input in abc 'abc\n' '' 'abc\004' 'a\004b'; do
         # shellcheck disable=SC2059 # escapes
-        # What comes before the echo is off is echoed.
+        # Input that comes before the echo is off is echoed.
         : >out
         { until grep -q ready out; do sleep 0.02; done; printf "$input"; } |
             timeout 30 msb-exec -t -- sh -c 'stty -echo; echo ready; cat' >out
@@ -296,11 +296,11 @@ job_control() {
     done
 }
 
-@test "the terminal is put back where msb-exec is ended, or its VM" {
+@test "the terminal is restored if msb-exec is killed, and if its VM ends" {
     terminal 'msb-exec -- sleep 5004'
     exec_await exec_has 1 sleep
     pid=$(pgrep -f 'msb-exec -- sleep 5004' | tail -n 1)
-    # What a person does who has had enough; the first ones are for the command, which has none of its own to catch them.
+    # An impatient user presses Ctrl-C repeatedly; the first ones reach the command, which ignores them.
     kill -TERM "$pid"
     shows 'ended 143'
     shows icanon

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-stop, where the VM has ended already, or is another one by now: what it left is tidied up, and no other is touched.
+# msb-stop of a VM that has ended already, or was replaced by another: it cleans up, and touches no other VM.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -12,56 +12,44 @@ setup() {
 teardown() { vm_teardown; }
 
 # bats test_tags=vmm
-@test "a VM whose VMM was killed is tidied up, and that is said" {
-    vm_boot worker
-    kill -KILL "$(vm_vmm worker)"
-    vm_await_end "$(vm_pid worker)"
-    [ -z "$(vm_processes)" ]
-    run --separate-stderr msb-stop -r worker.json
-    [ "$status" -eq 0 ]
-    [[ $stderr == "msb-stop: worker: had ended already: $(jq -r .vm.vmm worker.json) was killed by SIGKILL"*'; tidied up' ]]
-    jq -e 'has("vm") | not' <<<"$output"
-    vm_assert_nothing
-}
-
-@test "a VM that loses any one of its processes ends, and that process is named" {
-    for ((number = 1; ; number++)); do
+@test "a VM that loses any one of its processes ends, the message names the process, and msb-stop cleans up" {
+    for ((number = 1, count = 1; number <= count; number++)); do
         vm_boot worker
-        lost=$(vm_crew worker | sed -n "${number}p")
-        [ -n "$lost" ] || break
-        name=$(vm_member worker "$lost")
+        count=$(vm_members worker | wc -l)
+        lost=$(vm_members worker | sed -n "${number}p")
+        name=$(vm_member_name worker "$lost")
+        names+=" $name"
         kill -KILL "$lost"
-        vm_await_end "$(vm_pid worker)"
-        run --separate-stderr msb-stop -r worker.json
-        [ "$status" -eq 0 ]
-        [[ $stderr == "msb-stop: worker: had ended already: $name was killed by SIGKILL"*'; tidied up' ]]
-        vm_assert_nothing
+        vm_ends_with worker "$name was killed by SIGKILL"
+        [[ $stderr == "msb-stop: worker: had ended already: $name was killed by SIGKILL"* ]]
     done
-    [ "$number" -gt 1 ]
+    # The VMM is one of them.
+    [[ " $names " == *" $(jq -r .vm.vmm worker.json) "* ]]
 }
 
-@test "a VM whose supervisor was killed is tidied up, and that is said" {
+# bats test_tags=vmm
+@test "if the supervisor is killed, all processes of its VM end, and msb-stop cleans up" {
     vm_boot worker
+    processes=$(vm_processes)
+    grep -qx "$(vm_vmm worker)" <<<"$processes"
     kill -KILL "$(vm_pid worker)"
-    vm_await_end "$(vm_pid worker)"
-    run --separate-stderr msb-stop -r worker.json
-    [ "$status" -eq 0 ]
+    for pid in $processes; do vm_await_end "$pid"; done
+    vm_ends_with worker 'its supervisor was killed'
     [ "$stderr" = 'msb-stop: worker: its supervisor had been killed; tidied up' ]
     [ ! -e "$vm_root/.msb" ]
-    vm_assert_nothing
 }
 
-@test "a VM that powered off by itself is tidied up, and that is said" {
+@test "a guest that powers off by itself ends its VM, kernel.log stays, and msb-stop cleans up" {
     vm_boot worker
     vm_exec worker poweroff -f || true
     vm_await_end "$(vm_pid worker)"
-    run --separate-stderr msb-stop -r worker.json
-    [ "$status" -eq 0 ]
+    jq -e '.reason == "the guest powered off"' "$XDG_RUNTIME_DIR/msb/worker/ended.json"
+    grep -q 'System halted' "$XDG_RUNTIME_DIR/msb/worker/kernel.log"
+    vm_ends_with worker 'the guest powered off'
     [ "$stderr" = 'msb-stop: worker: had ended already: the guest powered off; tidied up' ]
-    vm_assert_nothing
 }
 
-@test "a VM whose run directory was removed still runs, and is stopped by its record and by its name" {
+@test "a VM whose run directory was removed keeps running, and is stopped by its record or name" {
     vm_boot worker
     rm -rf "$MSB_RUN"
     run --separate-stderr msb-boot -r worker.json
@@ -88,11 +76,11 @@ teardown() { vm_teardown; }
     vm_assert_nothing
 }
 
-@test "a VM whose run directory was removed is stopped also when another one has its name" {
+@test "a VM whose run directory was removed can be stopped even if another VM has its name" {
     vm_boot worker
     cp worker.json first.json
     rm -rf "$MSB_RUN"
-    # A share root has no disk of that name, so the name is free.
+    # A shared root has no named disk, so the name is free.
     vm_needs_share
     vm_boot worker
     run --separate-stderr msb-stop -r first.json -t 0
@@ -102,11 +90,11 @@ teardown() { vm_teardown; }
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
-@test "a record that names another process, or is another user's, ends nothing" {
+@test "a record that names another process, or belongs to another user, ends nothing" {
     vm_boot worker
     sleep 60 3>&- &
     sleep=$!
-    # A process of ours that is no supervisor, with a directory that does not exist and with the one of a VM.
+    # One of our processes that is not a supervisor, with a missing run directory and with a VM's.
     started=$(sed 's/.*) //' "/proc/$sleep/stat" | cut -d ' ' -f 20)
     for dir in "$PWD/none/worker" "$MSB_RUN/worker"; do
         jq -c --argjson pid "$sleep" --argjson started "$started" --arg dir "$dir" '.vm.pid = $pid | .vm.start_time = $started |
@@ -115,7 +103,7 @@ teardown() { vm_teardown; }
         [ "$stderr" = 'msb-stop: worker: is gone already, nothing to do' ]
     done
     kill "$sleep"
-    # The supervisor of another VM than the directory's, and the right one with another start: a number that was used again.
+    # The supervisor of another VM than the directory's, and a reused process ID: the right number with another start time.
     for change in '.vm.name = "other" | .vm.endpoint.unix |= sub("worker/"; "other/")' '.vm.start_time += 1'; do
         jq -c "$change" worker.json >hostile.json
         run --separate-stderr msb-stop -r hostile.json -t 0
@@ -130,7 +118,7 @@ teardown() { vm_teardown; }
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
-@test "root's run directory does not follow the login session, and messages name it" {
+@test "root's run directory does not depend on the login session, and messages name it" {
     for session in "$PWD/session" ''; do
         run --separate-stderr env -u MSB_RUN XDG_RUNTIME_DIR="$session" msb-exec -r no-such-vm -- true
         [ "$status" -eq 125 ]
@@ -153,7 +141,7 @@ teardown() { vm_teardown; }
     [ "$output" = "$(cat stopped.json)" ]
 }
 
-@test "a record of an earlier VM does not stop the one that has its name now" {
+@test "a record of an earlier VM does not stop a later one of the same name" {
     vm_boot worker
     cp worker.json earlier.json
     msb-stop -r worker.json >stopped.json
@@ -164,7 +152,7 @@ teardown() { vm_teardown; }
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
-@test "a process that has the supervisor's number by now is not touched" {
+@test "a process that has reused the supervisor's process ID is not touched" {
     sleep 60 3>&- &
     sleep=$!
     vm_boot worker

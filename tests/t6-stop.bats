@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-stop: a VM ends gracefully, else by force, and it says which; --unmount takes the mount along.
+# msb-stop: a VM stops gracefully or is killed, and the message says which; --unmount ends the mount too.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -14,8 +14,7 @@ teardown() {
     vm_teardown
 }
 
-# bats test_tags=vmm
-@test "a VM stops gracefully, and the record goes on without vm" {
+@test "a VM stops gracefully, and the record is printed without vm" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker.json
     [ "$status" -eq 0 ]
@@ -36,7 +35,7 @@ teardown() {
     wait $! || true
 }
 
-@test "commands have the whole grace but for a quarter, and those that do not end in it are counted" {
+@test "commands have three quarters of the grace period, and those that do not end in it are counted" {
     vm_boot worker
     vm_exec worker sh -c 'trap "sleep 2; echo done >/root/done; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
     until grep -q up up; do sleep 0.02; done
@@ -44,7 +43,7 @@ teardown() {
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     wait $! || true
-    [ "$(vm_left worker /root/done)" = done ]
+    [ "$(vm_file worker /root/done)" = done ]
     vm_boot worker
     for n in 1 2; do
         vm_exec worker sh -c 'trap "" TERM; echo up; while :; do sleep 1; done' >"up-$n" &
@@ -62,17 +61,23 @@ teardown() {
     vm_assert_nothing
 }
 
-@test "the supervisor's log says what it did" {
+@test "SIGTERM to the supervisor stops the VM, and leaves its record, its end and its logs, which say what happened" {
     vm_boot worker
     log=$XDG_RUNTIME_DIR/msb/worker/supervisor.log
     [ "$(stat -c %a "$log")" = 600 ]
     kill -TERM "$(vm_pid worker)"
     vm_await_end "$(vm_pid worker)"
+    [ -z "$(vm_processes)" ]
+    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nkernel.log\nrecord.json\nsupervisor.log' ]
     sed -E 's/^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{12}Z //; s/[0-9]+/N/g' "$log" >events
     for event in 'supervisor N of "worker" started' "$(jq -r .vm.vmm worker.json) started: process N" ready 'SIGTERM: stopping, with a grace of N s' \
         'ended: stopped'; do
         grep -qxF "$event" events || { echo "no $event"; cat "$log"; return 1; }
     done
+    run --separate-stderr msb-stop -r worker.json
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: had ended already: stopped; tidied up' ]
+    vm_assert_nothing
 }
 
 @test "a VM is stopped by its name" {
@@ -83,21 +88,7 @@ teardown() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
-@test "SIGTERM to the supervisor stops the VM, and leaves its record, log and end" {
-    vm_boot worker
-    kill -TERM "$(vm_pid worker)"
-    vm_await_end "$(vm_pid worker)"
-    [ -z "$(vm_processes)" ]
-    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nkernel.log\nrecord.json\nsupervisor.log' ]
-    run --separate-stderr msb-stop -r worker.json
-    [ "$status" -eq 0 ]
-    [ "$stderr" = 'msb-stop: worker: had ended already: stopped; tidied up' ]
-    vm_assert_nothing
-}
-
-# bats test_tags=vmm
-@test "a guest that does not stop is killed after the grace, and that is said" {
+@test "a guest that does not stop is killed after the grace period, with a message" {
     vm_boot worker
     kill -STOP "$(vm_vmm worker)"
     run --separate-stderr msb-stop -r worker.json -t 0.5
@@ -107,7 +98,7 @@ teardown() {
     vm_assert_nothing
 }
 
-@test "no grace at all kills at once" {
+@test "a grace period of 0 kills at once" {
     vm_boot worker
     run --separate-stderr msb-stop -r worker.json -t 0
     [ "$status" -eq 1 ]
@@ -138,7 +129,7 @@ teardown() {
     vm_has_ended "$server"
 }
 
-@test "a mount that another VM has is left by --unmount, and refused by msb-mount -u" {
+@test "--unmount leaves a mount that another VM uses, and msb-mount -u refuses it" {
     vm_needs_share
     mkdir mounted
     jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
@@ -170,7 +161,7 @@ teardown() {
     vm_assert_nothing
 }
 
-@test "a mount in use stays in the record, and that is an error" {
+@test "--unmount of a mount in use is an error, and the mount stays in the record" {
     mkdir mounted
     jq -c 'del(.mount)' "$vm_record" | msb-mount mounted >mount.json
     vm_record=mount.json vm_boot worker
@@ -182,7 +173,7 @@ teardown() {
     jq -e 'has("mount") and (has("vm") | not)' <<<"$output"
 }
 
-@test "a record without a VM, a wrong directory and a wrong call are errors" {
+@test "a record without a VM, a wrong directory and a usage error are reported" {
     run --separate-stderr msb-stop -r "$vm_record"
     [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-stop: the record has no running VM (start one with msb-boot)' ]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# The whole pipe, from a registry to a command in the VM and back, as one story of host and guest.
+# The whole pipe, from a registry to a command in the VM and back.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and the sourced files set variables
 bats_require_minimum_version 1.5.0
@@ -29,7 +29,7 @@ push() {
 }
 
 # bats test_tags=vmm
-@test "image to patched, mounted, booted VM with a command in it; what the guest writes is on the host and in the upper" {
+@test "an image is pulled, patched, mounted and booted, and what a command in it writes is on the host and in the upper" {
     push "$(tiny_image)"
     cat > ops.jsonl <<'END'
 {"op":"text","path":"/etc/motd","content":"patched\n"}
@@ -58,7 +58,7 @@ END
     tree_manifest "$lower" | diff before -
     vm_assert_nothing
 
-    # The kernel shows the same in the upper; nothing of the boot is left in it.
+    # The kernel shows the same upper, and nothing of the boot is left in it.
     mkdir merged
     mount -t overlay overlay -o "lowerdir=$lower,upperdir=$(jq -r .upper.dir stopped.json),workdir=$(jq -r .upper.work stopped.json)" merged
     [ "$(cat merged/etc/written)" = written ]
@@ -66,14 +66,14 @@ END
     [ ! -e merged/.msb ]
     umount merged
 
-    # And the record goes on: patched again, booted again.
+    # The record can be patched and booted again.
     msb-patch -r stopped.json -f - <<< '{"op":"text","path":"/etc/motd","content":"again\n","replace":true}' |
         msb-mount ./root | msb-boot --name pipe > vm.json
     [ "$(msb-exec -r pipe -- cat /etc/motd /etc/written)" = $'again\nwritten' ]
     msb-stop -r pipe --unmount > /dev/null
 }
 
-@test "a stage that fails ends the pipe with its own words and leaves nothing" {
+@test "a failing stage ends the pipe with one error message and leaves nothing" {
     push "$(tiny_image)"
     run --separate-stderr bash -o pipefail -c '{ msb-pull --plain-http "$1/none:latest"; cat /dev/null; } | msb-patch | msb-mount ./root | msb-boot' sh "$registry_host"
     [ "$status" != 0 ]
@@ -84,7 +84,7 @@ END
     vm_assert_nothing
 }
 
-@test "every stage's record is valid by the schema" {
+@test "every stage's record is valid according to the schema" {
     push "$(tiny_image)"
     check() {
         tee -a records | /usr/bin/python3 -c '
@@ -102,7 +102,7 @@ sys.stdout.write(line)' "$BATS_TEST_DIRNAME/../man/msb-record.schema.json"
     diff <(jq -S . 2) <(jq -S 'del(.boot)' 5)
 }
 
-@test "a Debian image boots, and its own tools work in it" {
+@test "a Debian image boots, and its tools work" {
     msb-pull -q "oci:$(demo_image):latest" | msb-mount ./root | msb-boot -m 1G --name debian > vm.json
     [ "$(msb-exec -r debian -- sh -c '. /etc/os-release; echo $VERSION_CODENAME')" = bookworm ]
     [ "$(msb-exec -r debian -- dpkg -s base-files | grep -c '^Status: install ok')" = 1 ]

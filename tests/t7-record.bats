@@ -7,7 +7,7 @@ bats_require_minimum_version 1.5.0
 setup() {
     source "$BATS_TEST_DIRNAME/vm.bash"
     vm_setup
-    # Two roots that can be told apart.
+    # Two distinguishable roots.
     for name in a b; do
         mkdir -p "roots/$name"
         echo "$name" >"roots/$name/name"
@@ -23,7 +23,7 @@ teardown() {
     vm_teardown
 }
 
-# lower: the root that a record on stdin names.
+# lower: prints the root of a record on stdin.
 lower() { jq -r '.rootfs.lower[0] | sub(".*/"; "")'; }
 
 op='{"op":"text","path":"/new","content":"x"}'
@@ -49,7 +49,7 @@ ours.sendall(open("a.json", "rb").read())
 ours.close()
 sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returncode)' >out
     [ "$(lower <out)" = a ]
-    # The variable may hold what is wrong: nobody asks it.
+    # A wrong value of the variable does not matter: it is not used.
     MSB_RECORD=/nonexistent
     [ "$(msb-patch -f /dev/null <a.json | lower)" = a ]
     run --separate-stderr msb-patch -f /dev/null </dev/null
@@ -57,7 +57,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [[ $stderr == 'msb-patch: $MSB_RECORD: record "/nonexistent": No such file'* ]]
 }
 
-@test "a pipe in which nothing comes is said where MSB_RECORD stands in, and an error where it does not" {
+@test "an empty pipe causes a message if MSB_RECORD is taken instead, and is an error otherwise" {
     run --separate-stderr bash -c ': | msb-patch -f /dev/null'
     [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-patch: no record on stdin (the previous stage failed, or nothing is piped in: use -r FILE)' ]
@@ -65,7 +65,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-patch: nothing came on stdin: taking the record of $MSB_RECORD, "b.json"' ]
     [ "$(lower <<<"$output")" = b ]
-    # An empty file is what a tool that failed has left.
+    # A tool that failed leaves an empty file.
     : >empty.json
     for call in '-r empty.json' '-r - ' ''; do
         run --separate-stderr bash -c "MSB_RECORD=b.json msb-patch $call -f /dev/null <empty.json"
@@ -79,7 +79,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [[ $stderr == *'it is empty'* ]]
 }
 
-@test "operations alone on stdin go with MSB_RECORD, behind a record with that one" {
+@test "operations alone on stdin apply to MSB_RECORD, and those after a record apply to that record" {
     export MSB_RECORD=$PWD/b.json
     [ "$({ cat a.json; echo "$op"; } | msb-patch | tee out | lower)" = a ]
     [ "$(cat "$(jq -r .upper.dir out)/new")" = x ]
@@ -90,7 +90,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     done
     [ "$(msb-patch -f <(echo "$op") <a.json | lower)" = a ]
     [ "$(echo "$op" | msb-patch -r a.json | lower)" = a ]
-    # A mistake is told by its own line.
+    # An error names its own line.
     run --separate-stderr msb-patch <<<"$op"$'\n{"op":"none"}'
     [[ $stderr == 'msb-patch: op 2, line 2: '* ]]
     unset MSB_RECORD
@@ -99,7 +99,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [[ $stderr == *'an operation, and no record before it'* ]]
 }
 
-@test "a record may be pretty everywhere, and what follows it is left to whom it belongs" {
+@test "a record may be pretty-printed everywhere, and the input after it is left unread" {
     [ "$({ jq . a.json; echo "$op"; } | msb-patch | tee out | lower)" = a ]
     [ -e "$(jq -r .upper.dir out)/new" ]
     [ "$({ jq . a.json | tr -d '\n'; printf %s "$op"; } | msb-patch | lower)" = a ]
@@ -109,7 +109,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [ "$({ printf '\xef\xbb\xbf'; cat a.json; } | msb-patch -f /dev/null | lower)" = a ]
 }
 
-@test "-o has the record when all went well, and else what it had" {
+@test "-o FILE has the record after success, and its old content after a failure" {
     msb-patch -r a.json -f <(echo "$op") -o patched.json >out
     [ ! -s out ]
     [ "$(lower <patched.json)" = a ]
@@ -122,7 +122,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     msb-mount -r patched.json -o link.json ./m
     [ -L link.json ]
     jq -e .mount patched.json
-    # The upper is in use, and the directory that was made for the second mount goes.
+    # The upper is in use, and the directory that was made for the second mount is removed.
     jq -c 'del(.mount)' patched.json >again.json
     run msb-mount -r again.json ./m1
     [ "$status" -eq 1 ]
@@ -137,7 +137,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     msb-pull -q ./roots/a -o /dev/stdout | lower
 }
 
-@test "on a terminal a tool prints a line for a person, with --json the record, and nothing with -q" {
+@test "on a terminal a tool prints one line for a person, with --json the record, and with -q nothing" {
     on_terminal() { script -qec "$*" /dev/null </dev/null | tr -d '\r'; }
     [ "$(on_terminal msb-pull ./roots/a)" = "$PWD/roots/a: a directory" ]
     [ "$(on_terminal msb-pull --json ./roots/a | lower)" = a ]
@@ -162,7 +162,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [[ $(tail -n 1 front.out) == 'msb-boot: front: the guest powered off' ]]
 }
 
-@test "root that lacks CAP_SYS_ADMIN, as in a container, and others than root are told what is missing" {
+@test "root without CAP_SYS_ADMIN, as in a container, and other users get an error that says what is missing" {
     lacking() { setpriv --bounding-set=-sys_admin --inh-caps=-sys_admin "$@"; }
     for try in 'msb-boot -r a.json|cannot confine a VM' 'msb-mount -r a.json --ro ./m|cannot mount'; do
         # shellcheck disable=SC2086 # words
@@ -176,7 +176,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [ "$stderr" = 'msb-boot: needs root, to confine the VM and serve its root (run it with sudo)' ]
 }
 
-@test "msb-exec and msb-stop take a name, and know a VM before a file" {
+@test "msb-exec and msb-stop take a name, and prefer a running VM to a file" {
     vm_boot worker -- echo cmd
     vm_boot other
     echo '#!/bin/sh' >worker
@@ -189,13 +189,13 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     done
     [ "$(msb-exec worker)" = cmd ]
     [ "$(msb-exec -- hostname)" = other ]
-    # The record in the pipe is for a stage; here stdin is the command's.
+    # Stages read a piped record; here stdin belongs to the command.
     [ "$(msb-exec -- cat <worker.json)" = "$(cat worker.json)" ]
     run --separate-stderr msb-exec hostname
     [ "$status" -eq 125 ]
     [[ $stderr == *'no VM of that name is running in "'"$MSB_RUN"'" (a command goes behind --: msb-exec -- hostname)' ]]
     unset MSB_RECORD
-    # stdin: the record, then exactly what is the command's, from a pipe and from a file, pretty or not.
+    # The record, then exactly the command's input, from a pipe and from a file, pretty-printed or not.
     head -c 100000 /dev/urandom >data
     for record in worker.json <(jq . worker.json) <(jq -j . worker.json); do
         { cat "$record"; cat data; } >both
@@ -203,11 +203,11 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
         msb-exec -- cat <both | cmp - data
     done
     [ "$({ jq -c . worker.json; echo; } | msb-exec - -- od -An -c | tr -d ' ')" = '\n' ]
-    # The file named worker is no record: the VM is meant, and in a directory of its own the file.
+    # A running VM is preferred to a file of that name; without such a VM the file is read.
     run --separate-stderr msb-exec -r ./worker -- true
     [ "$status" -eq 125 ]
     [[ $stderr == *'not a record'* ]]
-    # Several, one of which there is not.
+    # Several names, one of which does not exist.
     run --separate-stderr msb-stop worker nobody other
     [ "$status" -eq 1 ]
     [[ $stderr == *'msb-stop: worker: stopped'*'"nobody": no such file'*'msb-stop: other: stopped'* ]]

@@ -1,11 +1,11 @@
 #!/usr/bin/env bats
-# Callers of every kind: what a tool's caller ignores, blocks or has closed does not change what the tool does.
+# Unusual callers: signals that the caller ignores or blocks, and closed descriptors, do not change what a tool does.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
 source "$BATS_TEST_DIRNAME/exec.bash"
 
-# odd COMMAND…: as a caller runs it that ignores SIGCHLD and blocks every signal.
+# odd COMMAND…: runs it with SIGCHLD ignored and every signal blocked.
 odd() { env --ignore-signal=CHLD --block-signal "$@"; }
 
 # has_signal FIELD NAME PID: whether a process has a signal in a set of its /proc/PID/status.
@@ -25,7 +25,7 @@ setup_file() {
     export MSB_RECORD=$PWD/worker.json vm_record vm_root
 }
 
-@test "with SIGCHLD ignored and all signals blocked by the caller: pull, patch and mount do their work" {
+@test "pull, patch and mount work for a caller that ignores SIGCHLD and blocks all signals" {
     odd msb-pull "$vm_root" >pulled.json
     jq -e '.rootfs.kind == "dir"' pulled.json
     odd msb-mount -r "$BATS_FILE_TMPDIR/patched.json" --ro m >mounted.json
@@ -38,7 +38,7 @@ setup_file() {
     ! mountpoint -q m
 }
 
-@test "a VM of such a caller has no process that ignores SIGCHLD, and its commands, signals and end are as usual" {
+@test "a VM of such a caller has no process that ignores SIGCHLD, and commands, signals and msb-stop work" {
     [ "$(odd msb-exec -n -- cat /etc/odd)" = patched ]
     run odd msb-exec -n -- sh -c 'exit 3'
     [ "$status" = 3 ]
@@ -54,7 +54,7 @@ setup_file() {
     wait "$pid" || status=$?
     exec 8<&-
     [ "$status" = 5 ]
-    # The supervisor learns of an end that nobody asked it for.
+    # The supervisor notices an unexpected end.
     supervisor=$(jq .vm.pid "$MSB_RECORD")
     odd msb-exec -n -- poweroff -f || true
     vm_await_end "$supervisor"
@@ -63,7 +63,7 @@ setup_file() {
     vm_assert_nothing
 }
 
-@test "output on a closed descriptor is an error, and a closed stdin is at its end" {
+@test "output to a closed descriptor is an error, and a closed stdin is an empty one" {
     vm_boot closed
     MSB_RECORD=$BATS_TEST_TMPDIR/closed.json
     for tool in pull patch mount boot exec stop; do
@@ -75,10 +75,10 @@ setup_file() {
     status=0
     msb-exec -n -- sh -c 'echo lost >&2' 2>&- || status=$?
     [ "$status" = 125 ]
-    # A command that prints nothing has nothing to lose.
+    # A command without output succeeds.
     msb-exec -n -- true >&- 2>&-
     [ -z "$(msb-exec -- cat <&-)" ]
-    # A file opened later takes no closed stream's place.
+    # A file that is opened later does not get the number of a closed stream.
     msb-exec --json-status status.json -n -- true <&- >&- 2>&-
     [ "$(jq .status status.json)" = 0 ]
     run -1 bash -c 'msb-boot -r "$vm_record" --name unprinted >&-'

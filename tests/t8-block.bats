@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# Block roots: the image as an EROFS disk that is made once, the patches as a small one, and an ext4 disk on top for what the
-# guest writes. The image stays as it is, whatever happens to the machine.
+# Block roots: the image as an EROFS disk that is made once, the patches as a small one, and an ext4 scratch disk for what the
+# guest writes. The image never changes, whatever happens to the VM.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -10,23 +10,18 @@ lower_of() {
     vm_exec "$1" sed -n 's/^overlay \/ .*lowerdir=\([^,]*\).*/\1/p' /proc/mounts
 }
 
-# without_bound: a manifest without the files that the agent binds over the image's: in a guest they are the machine's.
-without_bound() {
-    grep -Ev '^/etc/(hosts|hostname|resolv\.conf) '
-}
-
-@test "the guest's tree is that of the layers: whiteouts, opaque directories, links, xattrs, devices, owners, times" {
+@test "the guest sees the merged layers: whiteouts, opaque directories, links, xattrs, devices, owners, times" {
     msb-pull -q "oci:$(layered_image)" >layered.json
     merged layered.json
     program=$(guest_program manifest)
     vm_record=layered.json vm_boot worker --script manifest="$program"
-    vm_exec worker manifest / | without_bound >guest
-    "$program" merged | without_bound >host
+    vm_exec worker manifest / | without_bound_files >guest
+    "$program" merged | without_bound_files >host
     [ "$(grep -c . host)" -gt 20 ]
     diff host guest
 }
 
-@test "the guest's tree with patches is that of the layers and the upper, and the patches are a disk more" {
+@test "the guest sees the layers with the upper, which is one more disk" {
     cat >ops <<'END'
 {"op":"text","path":"/etc/new","content":"new\n","uid":12,"gid":34,"mode":"0640"}
 {"op":"remove","path":"/etc/one"}
@@ -41,14 +36,14 @@ END
     program=$(guest_program manifest)
     vm_record=patched.json vm_boot worker --script manifest="$program" --script sed="$(command -v busybox)"
     [ "$(lower_of worker)" = /patches:/base ]
-    vm_exec worker manifest / | without_bound >guest
-    "$program" merged | without_bound >host
+    vm_exec worker manifest / | without_bound_files >guest
+    "$program" merged | without_bound_files >host
     grep -q '^/opt/kept 40711' host
     run ! grep -q '^/opt/kept/' host
     diff host guest
 }
 
-@test "a directory without a mount is a disk made for each boot, and stays as it is" {
+@test "a directory without a mount is copied to a disk for each boot, and does not change" {
     before=$(cd "$vm_root" && find . -printf '%p %y %m %T@ %s\n' | sort | sha256sum)
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >dir.json
     vm_record=dir.json vm_boot worker
@@ -58,7 +53,7 @@ END
     [ -z "$(find "$MSB_HOME/erofs" -name '*.erofs' -newer dir.json)" ]
 }
 
-@test "a directory that a user without root has made opaque is so in the guest" {
+@test "a directory that a user without root has made opaque is opaque in the guest" {
     mkdir -p own/root own/tools
     cp -a "$vm_root/." own/root/
     mkdir -p own/root/srv/conf.d
@@ -75,23 +70,23 @@ END
     [ "$(vm_exec worker ls /srv/conf.d)" = new ]
 }
 
-@test "-v and the record say which root was chosen, and why" {
+@test "-v and the record name the kind of root that was chosen, and the reason" {
     vm_boot worker -v
     grep -qx 'msb-boot: root: block (the record has layers and no mount)' worker.err
-    # Without it the guest reads as well, only slower, and nobody would know.
+    # Without it the guest only reads more slowly, which no other test notices.
     [ "$(vm_exec worker cat /sys/block/vda/queue/read_ahead_kb)" = 1024 ]
     jq -e '.vm | .root == "block" and .root_why == "the record has layers and no mount" and .top.kind == "disk"' worker.json
     [ "$(jq -r .vm.top.path worker.json)" = "$MSB_HOME/sandboxes/worker/top.ext4" ]
 }
 
-@test "an upper without a change is no disk" {
+@test "an empty upper needs no disk" {
     echo '{"op":"remove","path":"/not-there"}' | msb-patch -r "$vm_record" -f - >patched.json
     jq -e .upper patched.json
     vm_record=patched.json vm_boot worker
     [ "$(lower_of worker)" = /base ]
 }
 
-@test "an image that several boots want is made once, and one that was damaged is made again" {
+@test "an EROFS image for several boots is made once, and a damaged one is made again" {
     vm_boot one &
     first=$!
     vm_boot two
@@ -105,7 +100,6 @@ END
     [ "$(vm_exec three cat /etc/passwd)" = "$(vm_exec two cat /etc/passwd)" ]
 }
 
-# bats test_tags=vmm
 @test "the VM of a name finds its disk again, with nothing to recover" {
     vm_boot again
     vm_exec again sh -c 'echo kept >/root/kept; rm /etc/group'
@@ -117,7 +111,7 @@ END
     run ! grep -q 'EXT4-fs.*recovery' <(vm_exec again dmesg)
 }
 
-@test "a disk that is used again is said, with what is on it; --fresh starts a new one, when nobody has the old one" {
+@test "reusing a disk causes a message with its usage; --fresh starts a new one, unless the old one is in use" {
     vm_boot again
     run ! grep -q reusing again.err
     vm_exec again sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=6 2>/dev/null; echo old >/root/kept'
@@ -145,9 +139,7 @@ END
     run ! grep -q reusing again.err
     [ "$(vm_exec again sh -c 'cat /etc/group; ls /root')" = patched ]
     [ "$(ls "$MSB_HOME/sandboxes/again")" = $'top.base\ntop.ext4' ]
-    msb-stop -r again >/dev/null
     # A boot that fails leaves the disk that is there.
-    vm_record=patched.json vm_boot again
     vm_exec again sh -c 'echo kept >/root/kept'
     msb-stop -r again >/dev/null
     run --separate-stderr env MSB_AGENTD=/etc/passwd msb-boot -r patched.json --name again --fresh
@@ -156,7 +148,7 @@ END
     [ "$(vm_exec again cat /root/kept)" = kept ]
 }
 
-@test "what a boot is bound to fail over is said before an image is made" {
+@test "a boot that is bound to fail does so before an image is made" {
     for try in \
         "--kernel-log=$PWD/missing/log|missing/log\": its directory: No such file" \
         "--kernel-log=$PWD|is a directory (name a file)" \
@@ -183,8 +175,8 @@ END
     vm_assert_nothing
 }
 
-@test "an interrupt ends the making of an image within a moment, and leaves nothing" {
-    # The real mkfs.erofs, stopped at its start, as one that takes long is; the supervisor has a PATH of its own, and a large file.
+@test "an interrupt stops the making of an image at once, and leaves nothing" {
+    # The real mkfs.erofs, stopped at its start as if it took long. The supervisor has its own PATH, so it gets a large file.
     mkdir tools
     printf '#!/bin/sh\nkill -STOP $$\nexec %q "$@"\n' "$(type -P mkfs.erofs)" >tools/mkfs.erofs
     chmod +x tools/mkfs.erofs
@@ -211,7 +203,7 @@ END
     [ ! -e "$MSB_HOME/logs" ]
 }
 
-@test "the disk of a VM without a name, and --ephemeral, leave nothing" {
+@test "neither the disk of an unnamed VM nor --ephemeral leaves anything" {
     before=$(find "$MSB_HOME/sandboxes" 2>/dev/null | sort)
     msb-boot -r "$vm_record" >unnamed.json
     jq -e '.vm.top == {kind: "disk"}' unnamed.json
@@ -224,7 +216,7 @@ END
     [ "$(find "$MSB_HOME/sandboxes" | sort | grep -vx "$MSB_HOME/sandboxes")" = "$(grep -vx "$MSB_HOME/sandboxes" <<<"$before")" ]
 }
 
-@test "a disk that another VM has, of another image or another size, is refused" {
+@test "a disk that is in use, or is of another image or size, is refused" {
     vm_boot disk
     mkdir other-run
     run --separate-stderr env MSB_RUN="$PWD/other-run" msb-boot -r "$vm_record" --name disk
@@ -243,7 +235,7 @@ END
 }
 
 # bats test_tags=vmm
-@test "what the guest has synced is there after the VMM was killed in the middle of writing" {
+@test "what the guest has synced survives a kill of the VMM during writes" {
     vm_boot crash
     vm_exec crash sh -c 'dd if=/dev/urandom of=/root/synced bs=64k count=16 2>/dev/null; sync; sha256sum /root/synced' >sum
     vm_exec crash sh -c 'echo up; while :; do dd if=/dev/zero of=/root/more bs=64k count=64 2>/dev/null; done' >up &
@@ -256,7 +248,7 @@ END
     vm_exec crash sha256sum -c <sum
 }
 
-@test "a disk that is full is an error in the guest, which goes on" {
+@test "a full disk is an error in the guest, which keeps running" {
     vm_boot worker --disk 256M
     run vm_exec worker dd if=/dev/zero of=/root/big bs=1M count=400
     [ "$status" -ne 0 ]
@@ -265,7 +257,7 @@ END
     [ "$(vm_exec worker sh -c 'echo room >/root/small; sync; cat /root/small')" = room ]
 }
 
-@test "a host's disk that is full is an error in the guest and in its log, and the image stays as it is" {
+@test "a full disk of the host is an error in the guest and in its log, and the image does not change" {
     mkdir small
     mount -t tmpfs -o size=80m none small
     export MSB_HOME=$PWD/small/home
@@ -279,19 +271,19 @@ END
     [ "$(vm_exec worker cat /etc/group)" = "$(cat "$(jq -r '.rootfs.lower[0]' "$vm_record")/etc/group")" ]
 }
 
-@test "a boot with a hundred patches costs little more than one without" {
+@test "a boot with a hundred patches takes little longer than one without" {
     seq 100 | jq -c '{op: "text", path: "/srv/dir\(. % 10)/file\(.)", content: "\(.)\n"}' |
         msb-patch -r "$vm_record" -f - >patched.json
     vm_boot none --ephemeral
     vm_record=patched.json vm_boot hundred --ephemeral
     [ "$(vm_exec hundred sh -c 'cat /srv/*/* | wc -l')" = 100 ]
-    # What is made before the VMM starts; what the guest does with it is one mount more.
+    # The time before the VMM starts; in the guest it is only one more mount.
     cost=$(($(jq .vm.timings_ms.spawn hundred.json) - $(jq .vm.timings_ms.spawn none.json)))
     echo "$cost ms"
     [ "$cost" -lt 250 ]
 }
 
-@test "holes that are more than the room on the host are refused before its disk is full" {
+@test "files with holes that would fill the host's disk are refused before it is full" {
     truncate -s 4T huge
     echo '{"op":"copy_file","src":"huge","dst":"/srv/huge"}' | msb-patch -r "$vm_record" -f - >patched.json
     run --separate-stderr msb-boot -r patched.json --name worker
@@ -299,14 +291,14 @@ END
     [[ $stderr == *'no space left for the image'*'4194304 of them in "/srv/huge"'*'make room'* ]]
     [ ! -e "$XDG_RUNTIME_DIR/msb/worker" ]
     [ ! -e "$MSB_HOME/sandboxes/worker" ]
-    # And so in what the image is made of.
+    # The same for files of the image.
     cp -a "$vm_root" own
     mv huge own/srv-huge
     jq -nc --arg root "$PWD/own" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >own.json
     run --separate-stderr msb-boot -r own.json --name other
     [ "$status" -eq 1 ]
     [[ $stderr == *'no space left for the image'*'4194304 of them in "/srv-huge"'* ]]
-    # With the room for it, it is a file as any other.
+    # If there is room, it is copied as any other file.
     truncate -s 64M huge
     echo '{"op":"copy_file","src":"huge","dst":"/srv/huge","replace":true}' | msb-patch -r patched.json -f - >less.json
     vm_record=less.json vm_boot worker

@@ -1,12 +1,12 @@
 #!/usr/bin/env bats
-# msb-stop --commit: what the guest wrote to its disk comes into the record's upper, all or nothing; the kernel's overlayfs on the
-# host is the judge.
+# msb-stop --commit: what the guest wrote to its disk is put into the record's upper, all or nothing. The judge is the kernel's
+# overlayfs on the host.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
 source "$BATS_TEST_DIRNAME/block.bash"
 
-# What a guest may do to a tree with patches.
+# Changes of every kind to a tree with patches.
 changes='set -e
 echo new >/root/new; echo more >>/etc/group; rm /bin/yes /srv/patched; mkdir -p /srv/deep/er; echo deep >/srv/deep/er/file
 mv /srv/dir /srv/moved; rm -r /srv/replaced; mkdir /srv/replaced; echo inside >/srv/replaced/inside
@@ -14,11 +14,6 @@ rm -r /usr/bin; echo a file now >/usr/bin; rm /etc/passwd; mkdir /etc/passwd
 ln -s nowhere /root/link; echo linked >/root/a; ln /root/a /root/b; ln /root/a /root/c; mkfifo -m 0620 /root/fifo; mknod /root/null c 1 3
 chmod 0700 /srv; chown 12:34 /root/new; chmod 4711 /root/new; touch -d 2001-02-03 /root/new
 dd if=/dev/urandom of=/root/sparse bs=4096 count=1 seek=5000 2>/dev/null; dd if=/dev/urandom of=/root/big bs=1M count=5 2>/dev/null'
-
-# without_bound: a manifest without the files that the agent binds over the image's: in a guest they are the machine's.
-without_bound() {
-    grep -Ev '^/etc/(hosts|hostname|resolv\.conf) '
-}
 
 patched() {
     cat >ops <<'END'
@@ -31,17 +26,17 @@ END
     vm_record=$PWD/patched.json
 }
 
-@test "what the guest did to a patched root is on the host as it was in the guest" {
+@test "a commit gives the host the tree that the guest had" {
     patched
     program=$(guest_program manifest)
     vm_boot worker --script manifest="$program"
     vm_exec worker sh -c "$changes" >/dev/null
-    vm_exec worker manifest / | without_bound >guest
+    vm_exec worker manifest / | without_bound_files >guest
     msb-stop -r worker.json --commit >stopped.json
     jq -e '.vm == null' stopped.json
     [ "$(jq -r .upper.dir stopped.json)" = "$(jq -r .upper.dir patched.json)" ]
     merged stopped.json
-    "$program" merged | without_bound >host
+    "$program" merged | without_bound_files >host
     diff guest host
     grep -q '^/root/b .* links 3 ' host
     [ -z "$(find "$(jq -r .upper.dir stopped.json)" -printf '%f\n' | grep '^\.wh')" ]
@@ -67,8 +62,8 @@ END
     msb-mount -u ./mnt
 }
 
-@test "a guest reads what the kernel wrote with redirects and metacopies, and its commit goes into that upper" {
-    # Bats keeps its own directories to root alone.
+@test "a guest reads an upper with the kernel's redirects and metacopies, and its commit continues that upper" {
+    # Only root can enter bats's own directories.
     open=$(mktemp -d /tmp/msb-open.XXXXXX)
     chmod 0755 "$open"
     mkdir -p "$open"/{upper,work} kernel
@@ -82,7 +77,7 @@ END
     umount kernel
     jq -c --arg dir "$open" --arg layer "$PWD/layer" '.rootfs.lower |= [$layer] + .
         | .upper = {dir: ($dir + "/upper"), work: ($dir + "/work")}' "$vm_record" >kernels.json
-    # Other users can enter: refused before anything boots, and before anything stops.
+    # Other users can enter it: refused before anything boots or stops.
     run -1 msb-boot -r kernels.json --commit-on-stop
     [[ "$output" == *"--commit-on-stop: upper \"$open/upper\": other users of this machine can enter it"* ]]
     vm_assert_nothing
@@ -101,8 +96,7 @@ END
     umount kernel
 }
 
-# bats test_tags=vmm
-@test "a record without an upper gets one; msb-mount shows it, msb-patch goes on from it, and the next VM has it" {
+@test "a commit gives the record an upper, which msb-mount shows, msb-patch continues and the next VM uses" {
     vm_boot worker
     vm_exec worker sh -c 'echo one >/root/one; rm /etc/group; mkdir /etc/profile.d'
     msb-stop -r worker.json --commit >one.json
@@ -121,11 +115,12 @@ END
     msb-stop -r worker.json --commit >three.json
     upper=$(jq -r .upper.dir three.json)
     [ "$(find "$upper" -type f -printf '%f\n')" = three ]
-    # What the agent mounts on has come and gone there.
+    # The agent's mount points were made and removed there.
     [ "$(stat -c '%n %y' "$upper" "$upper"/etc{,/profile.d})" = "$times" ]
 }
 
-@test "--commit-on-stop commits whoever ends the VM, and a disk without a name too" {
+# bats test_tags=vmm
+@test "--commit-on-stop commits also if the guest powers off, and the disk of an unnamed VM too" {
     msb-boot -r "$vm_record" --commit-on-stop >worker.json
     msb-exec -r worker.json -- sh -c 'echo kept >/root/kept'
     msb-exec -r worker.json -- poweroff -f || true
@@ -134,7 +129,7 @@ END
     [ "$(cat "$(jq -r .upper.dir stopped.json)/root/kept")" = kept ]
 }
 
-@test "what the agent mounts on is no part of a commit, whoever ends the VM" {
+@test "the agent's mount points are not part of a commit, also if the guest powers off" {
     echo '{"op":"text","path":"/etc/profile.d/other.sh","content":"true\n"}' >ops
     msb-patch -r "$vm_record" -f ops >patched.json
     vm_record=patched.json vm_boot worker --script tool=ops --commit-on-stop
@@ -147,7 +142,7 @@ END
     [ "$(find . -path './.msb*' -o -path './etc/*' -type f | sort)" = $'./etc/profile.d/kept.sh\n./etc/profile.d/other.sh' ]
 }
 
-@test "after a crash the disk is still there, and is committed by the next VM of that name" {
+@test "after a crash the disk is still there, and the next VM of that name can commit it" {
     vm_boot worker
     vm_exec worker sh -c 'echo synced >/root/synced; sync'
     kill -KILL "$(vm_vmm worker)"
@@ -160,7 +155,7 @@ END
     [ "$(cat "$(jq -r .upper.dir stopped.json)/root/synced")" = synced ]
 }
 
-@test "a commit that was asked for is made, whoever asks for the end again" {
+@test "a commit that was asked for is made, even if others ask for the stop again without it" {
     vm_boot worker
     vm_exec worker sh -c 'trap "sleep 1; echo kept >/root/kept; exit" TERM; echo up; while :; do sleep 1 & wait $!; done' >up &
     until grep -q up up; do sleep 0.02; done
@@ -171,14 +166,14 @@ END
     kill -TERM "$(vm_pid worker)"
     wait "$stop" || { cat stopped.err; return 1; }
     wait
-    # Both hear of it, whoever tidies up.
+    # Both report it, whichever cleans up.
     for record in stopped again; do
         [ "$(cat "$(jq -r .upper.dir $record.json)/root/kept")" = kept ]
     done
     vm_assert_nothing
 }
 
-@test "--commit of a VM that has to be killed keeps its disk, and says how to go on" {
+@test "--commit of a VM that has to be killed keeps its disk, and says how to continue" {
     vm_boot worker
     vm_exec worker sh -c 'echo kept >/root/kept; sync'
     kill -STOP "$(vm_vmm worker)"
@@ -190,7 +185,7 @@ END
     msb-boot --name worker <<<"$output" >worker.json
     msb-stop -r worker --commit >stopped.json
     [ "$(cat "$(jq -r .upper.dir stopped.json)/root/kept")" = kept ]
-    # One without a name gets one.
+    # An unnamed one gets a name.
     msb-boot -r "$vm_record" >unnamed.json
     name=$(jq -r .vm.name unnamed.json)
     run --separate-stderr msb-stop -r unnamed.json -t 0 --commit
@@ -199,7 +194,7 @@ END
     [ -e "$MSB_HOME/sandboxes/$name/top.ext4" ]
 }
 
-@test "a commit takes the agent of its VM, whatever is in that one's place by then" {
+@test "a commit uses the agent that its VM was booted with, even if the file was replaced" {
     cp "$release/agentd" agentd
     export MSB_AGENTD=$PWD/agentd
     vm_boot worker
@@ -209,7 +204,7 @@ END
     [ "$(cat "$(jq -r .upper.dir stopped.json)/root/kept")" = kept ]
 }
 
-@test "a commit that cannot be made leaves the upper as it was, and the disk" {
+@test "a failed commit leaves the upper unchanged, and keeps the disk" {
     patched
     vm_boot worker
     vm_exec worker sh -c 'echo new >/root/new'
@@ -224,7 +219,7 @@ END
     [ "$(vm_exec worker cat /root/new)" = new ]
 }
 
-@test "--commit of a root that is none of disks, or in memory, is refused before anything stops" {
+@test "--commit is refused for a shared root and for --ephemeral, before anything stops" {
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}, mount: {path: $root, pid: 1, fstype: "none"}}' >shared.json
     vm_record=shared.json vm_boot share
     run --separate-stderr msb-stop -r share.json --commit
@@ -237,9 +232,9 @@ END
     [ "$(vm_exec memory echo on)" = on ]
 }
 
-@test "in the foreground --commit-on-stop says what came of it, of a VM that was killed too" {
+@test "in the foreground --commit-on-stop reports its result, also for a VMM that was killed" {
     patched
-    vm_front front --commit-on-stop
+    vm_foreground front --commit-on-stop
     vm_exec front sh -c 'echo one >/root/one'
     kill -INT "$front"
     wait "$front" || { cat front.err; false; }
@@ -247,7 +242,7 @@ END
     [[ $(tail -n 2 front.err) == 'msb-boot: front: stopped'$'\n'"msb-boot: front: committed into upper \"$upper\"" ]]
     [ "$(cat "$upper/root/one")" = one ]
     vm_assert_nothing
-    vm_front front --commit-on-stop
+    vm_foreground front --commit-on-stop
     vm_exec front sh -c 'echo two >/root/two; sync'
     kill -KILL "$(vm_vmm front)"
     status=0
@@ -258,19 +253,56 @@ END
     vm_assert_nothing
 }
 
-@test "a commit that takes longer than the grace is not cut short" {
+@test "a commit that takes longer than the grace period is not cut short" {
     vm_boot worker
-    # Not synced: writing it back is a part of the end, for which there is more time.
+    # Not synced: writing it back is part of the shutdown, which extends the grace period.
     vm_exec worker sh -c 'dd if=/dev/urandom of=/root/big bs=1M count=64 2>/dev/null; sha256sum </root/big' >sum
     msb-stop -r worker.json -t 1 --commit >stopped.json
     sha256sum <"$(jq -r .upper.dir stopped.json)/root/big" | diff sum -
 }
 
-@test "a guest that breaks its disk on purpose changes nothing, and the host's words say so" {
+# make test-kill has more moments.
+# bats test_tags=kill
+@test "killed at many moments of a commit, a VM leaves the old upper or the new one, and the next VM has what it wrote" {
+    moments=$((${MSB_KILLS:-20} / 20))
+    patched
+    olds=0 news=0
+    for moment in $(seq "$moments"); do
+        upper=$(jq -r .upper.dir "$vm_record")
+        find "$upper" -printf '%P %y %s\n' | sort >before
+        vm_boot worker
+        vm_exec worker sh -c "mkdir /root/$moment; for n in 1 2 3 4 5 6 7 8 9; do echo \$n >/root/$moment/\$n; done"
+        msb-stop -r worker.json --commit >stopped.json 2>stopped.err &
+        stop=$!
+        until [ -e "$XDG_RUNTIME_DIR/msb/worker/committed.json" ] || ! kill -0 "$stop" 2>/dev/null; do sleep 0.01; done
+        # A commit takes a few seconds, most of them until its machine is up.
+        sleep "$((RANDOM % 5)).$((RANDOM % 10))"
+        # All processes of the VM at once, as if the host lost its power.
+        "$vm_here/vm-processes.pl" --kill "$MSB_RUN/worker/"
+        wait "$stop" || true
+        msb-stop -r worker.json >/dev/null 2>&1 || true
+        case $(find "$upper" -path "*/root/$moment/?" | wc -l) in
+            0)
+                olds=$((olds + 1))
+                find "$upper" -printf '%P %y %s\n' | sort | diff before -
+                # Nothing is lost: what it wrote is on its disk.
+                vm_boot worker
+                msb-stop -r worker.json --commit >stopped.json
+                [ "$(find "$upper" -path "*/root/$moment/?" | wc -l)" = 9 ]
+                ;;
+            9) news=$((news + 1)) ;;
+            *) ls -R "$upper/root"; return 1 ;;
+        esac
+        vm_assert_nothing
+    done
+    echo "old: $olds, new: $news"
+}
+
+@test "a guest that corrupts its disk on purpose changes nothing, and the error says why" {
     patched
     upper=$(jq -r .upper.dir patched.json)
     find "$upper" | sort >before
-    # The disk by itself: image, patches, top.
+    # The third disk is the scratch disk, after image and patches.
     for harm in \
         'mount -t ext4 /dev/vdc /mnt; mv /mnt/upper /mnt/real; ln -s / /mnt/upper; sync' \
         'dd if=/dev/urandom of=/dev/vdc bs=64k count=64; sync'; do

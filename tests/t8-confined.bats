@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Whatever serves a VM is confined: a guest that sends virtiofs requests of its own making reaches its root and nothing else.
+# The processes that serve a VM are confined: a guest that sends virtiofs requests of its own reaches only its root.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -15,14 +15,14 @@ teardown() {
     ! mountpoint -q "$vm_root/data" || umount -l "$vm_root/data"
 }
 
-# What the guest of the test below tries to reach, and what it would leave there.
+# Lists what the hostile guest tries to reach, and what it would leave there.
 elsewhere() {
     find outside -printf '%p %m %u %s %l\n' | sort
     find / /etc /root /dev -xdev -maxdepth 1 ! -name tty* -printf '%p %m %u %l\n' | sort
 }
 
-# A guest program that sends virtiofs requests of its own, a file of the host that it is told to look for, and a file in its root.
-hostile() {
+# Prepares a guest program that sends virtiofs requests of its own, a file of the host for it to find, and a file in its root.
+prepare_hostile_guest() {
     program=$(guest_program virtiofs-escape)
     word=secret-$RANDOM$RANDOM$RANDOM
     mkdir outside
@@ -33,17 +33,17 @@ hostile() {
 
 # bats test_tags=vmm
 @test "a guest with full control of both virtiofs devices reaches its root and nothing else" {
-    hostile
+    prepare_hostile_guest
     before=$(elsewhere)
     run --separate-stderr env MSB_AGENTD="$program" msb-boot -r "$vm_record" --script canary=canary
     echo "$stderr"
     [ "$status" -eq 1 ]
-    # It had control: its own requests were answered, all of them, and one made a file.
+    # It had full control: all its requests were answered, and one made a file.
     [[ $stderr == *'READ inside: this is inside'* ]]
     [[ $stderr == *'guest: done'* ]]
     [ "$(grep -c 'attempts: .*, silent: 0$' <<<"$stderr")" -eq 2 ]
     [ -f "$vm_root/made-by-hand" ]
-    # And it got nothing from outside, and left nothing there.
+    # It read nothing outside its root, and left nothing there.
     [[ $stderr != *"$word"* ]]
     [ "$(grep 'guest: READ ' <<<"$stderr" | grep -cv 'READ inside')" -eq 0 ]
     [ "$(cat outside/canary)" = "$word" ]
@@ -52,9 +52,9 @@ hostile() {
 }
 
 # bats test_tags=vmm
-@test "the same guest reads the host's files where nothing confines libkrun" {
+@test "the same guest can read the host's files under an unconfined libkrun" {
     [ -n "${MSB_KVM_HOST:-}" ] || skip "a guest that gets out is for a host that is thrown away, as tests/kvm-host makes one"
-    hostile
+    prepare_hostile_guest
     mkdir -p share/{mnt,dev,proc,sys,msb/scripts}
     cp canary share/msb/scripts/
     cp "$program" share/init.krun
@@ -79,11 +79,11 @@ hostile() {
 }
 
 # bats test_tags=vmm
-@test "each process that serves a VM is alone: root, processes, network, capabilities" {
+@test "each process that serves a VM has a jail: root, processes, network, capabilities" {
     vm_boot worker
-    crew=$(vm_crew worker)
-    [ -n "$crew" ]
-    for pid in $crew; do
+    members=$(vm_members worker)
+    [ -n "$members" ]
+    for pid in $members; do
         for space in mnt pid net ipc uts; do
             [ "$(readlink "/proc/$pid/ns/$space")" != "$(readlink "/proc/self/ns/$space")" ]
         done
@@ -95,22 +95,22 @@ hostile() {
         grep -q '^Max core file size  *0  *0 ' "/proc/$pid/limits"
         [ "$(tr '\0' '\n' <"/proc/$pid/environ" | cut -d= -f1)" = PATH ]
     done
-    # The directory in which the sockets appeared is gone, and nobody can make files in it any more.
+    # The socket directory is gone, so nothing can be created in it any more.
     [ ! -e "$XDG_RUNTIME_DIR/msb/worker/door" ]
     [ -S "$XDG_RUNTIME_DIR/msb/worker/agent.sock" ]
 }
 
 # bats test_tags=vmm
-@test "what is mounted below the root is the guest's too, without its device nodes" {
+@test "the guest sees mounts below the root, and the host's jail does not open their device nodes" {
     mkdir "$vm_root/data"
     mount -t tmpfs none "$vm_root/data"
     mknod -m 666 "$vm_root/data/zero" c 1 5
     echo below >"$vm_root/data/file"
     vm_boot worker
     [ "$(vm_exec worker cat /data/file)" = below ]
-    # As the process that serves it sees it.
+    # As seen by the process that serves it.
     opened=0
-    for pid in $(vm_crew worker); do
+    for pid in $(vm_members worker); do
         for path in "/proc/$pid/root/data/zero" "/proc/$pid/root/msb/root/data/zero"; do
             if [ -c "$path" ]; then
                 opened=$((opened + 1))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# Disk roots: raw and qcow2 images with ext4 in them. The image stays as it is; what the guest writes is in an overlay.
+# Disk roots: raw and qcow2 images with ext4. The image does not change; what the guest writes goes to an overlay.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
@@ -13,7 +13,7 @@ teardown() {
     vm_teardown
 }
 
-# disk FORMAT: the small root as a disk image, and its record ($vm_record).
+# disk FORMAT: makes a disk image of the small root, and its record ($vm_record).
 disk() {
     truncate -s 64M disk.raw
     mke2fs -q -t ext4 -d "$vm_root" disk.raw
@@ -41,7 +41,7 @@ a_disk_boots() {
     msb-stop -r worker.json >stopped.json
     [ "$(sha256sum <"disk.$1")" = "$sum" ]
     [ -z "$(find "$MSB_HOME" -name '*overlay*')" ]
-    # And nothing of the first VM is in the second.
+    # Nothing that the first VM wrote is in the second.
     vm_boot worker
     [ "$(vm_exec worker cat /etc/group | wc -l)" -eq 2 ]
 }
@@ -62,7 +62,7 @@ an_overlay_keeps() {
     [ "$(vm_exec worker cat /tmp/new)" = new ]
     run vm_exec worker cat /etc/group
     [ "$status" -ne 0 ]
-    # The journal had nothing left to do after a stop, also by an init that unmounts; it has after a kill, and what was synced is there.
+    # After a stop, also by an init that unmounts, the journal needs no recovery; after a kill it does, and synced data is there.
     [ "$(recoveries)" = 0 ]
     [ "$1" = raw ] || return 0
     vm_exec worker sh -c 'ln -sf ../bin/busybox /bin/init; printf "%s\n" ::sysinit:/bin/true "::shutdown:/bin/umount -a -r" >/etc/inittab'
@@ -81,25 +81,25 @@ an_overlay_keeps() {
     [ "$(vm_exec worker cat /tmp/synced)" = synced ]
 }
 
-# recoveries: how often the guest's kernel has recovered the disk's journal since its boot.
+# recoveries: prints how often the guest's kernel has recovered the disk's journal since its boot.
 recoveries() {
     vm_exec worker dmesg | grep -c 'EXT4-fs.*recovery complete' || true
 }
 
-@test "a raw disk boots with scripts, and its file stays as it is" {
+@test "a raw disk boots with scripts, and its file does not change" {
     a_disk_boots raw
 }
 
 # bats test_tags=vmm
-@test "a qcow2 disk boots with scripts, and its file stays as it is" {
+@test "a qcow2 disk boots with scripts, and its file does not change" {
     a_disk_boots qcow2
 }
 
-@test "what a guest writes to a raw disk is kept in --overlay, and the disk stays as it is" {
+@test "what a guest writes to a raw disk is kept in --overlay, and the disk does not change" {
     an_overlay_keeps raw
 }
 
-@test "what a guest writes to a qcow2 disk is kept in --overlay, and the disk stays as it is" {
+@test "what a guest writes to a qcow2 disk is kept in --overlay, and the disk does not change" {
     an_overlay_keeps qcow2
 }
 
@@ -112,7 +112,7 @@ recoveries() {
     [ "$(vm_exec one cat /tmp/who) $(vm_exec two cat /tmp/who)" = 'one two' ]
 }
 
-@test "a disk that leads to other files of the host is refused" {
+@test "a disk that refers to other files of the host is refused" {
     disk raw
     echo secret >canary
     truncate -s 1M canary
@@ -129,7 +129,7 @@ recoveries() {
     vm_assert_nothing
 }
 
-@test "an overlay of another disk, one that is no overlay, and one without a disk root are refused" {
+@test "--overlay refuses an overlay of another disk, a file that is no overlay, and a root that is not a disk" {
     root_record=$vm_record
     disk raw
     cp disk.raw other.raw
@@ -146,7 +146,7 @@ recoveries() {
     vm_assert_nothing
 }
 
-@test "a disk without a file system is told in the agent's words" {
+@test "a disk without a file system is an error that the agent reports" {
     truncate -s 8M disk.raw
     jq -nc --arg path "$PWD/disk.raw" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "raw"}}' >disk.json
     run --separate-stderr msb-boot -r disk.json
@@ -155,7 +155,7 @@ recoveries() {
     vm_assert_nothing
 }
 
-@test "msb-patch and msb-mount refuse a disk in the same words" {
+@test "msb-patch and msb-mount refuse a disk" {
     disk qcow2
     echo '{"op":"mkdir","path":"/a"}' >ops
     run --separate-stderr msb-patch -r "$vm_record" -f ops

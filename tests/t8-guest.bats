@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What a guest finds that is the machine's and not the image's: the files of /etc that docker binds too, /run, the directories that an
+# What msb adds to an image at boot: the files of /etc that docker binds too, /run, the directories that an
 # image declares, and the signal by which commands are stopped.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
@@ -14,7 +14,7 @@ teardown() {
     vm_teardown
 }
 
-# in_vm LINE: a line of the guest's shell.
+# in_vm LINE: runs a line with the guest's shell.
 in_vm() {
     msb-exec -n -r worker.json --shell "$1"
 }
@@ -25,7 +25,7 @@ in_vm() {
     [ "$(in_vm 'for name in localhost worker; do ping -c 1 -W 5 $name | head -n 1; done' | cut -d' ' -f2,3 | xargs)" = 'localhost (127.0.0.1): worker (127.0.0.1):' ]
     [ "$(in_vm 'cat /etc/hostname; hostname; grep -c "^nameserver" /etc/resolv.conf' | xargs)" = 'worker worker 0' ]
     [ "$(in_vm 'stat -c "%a %u %g" /etc/hosts /etc/hostname /etc/resolv.conf | sort -u')" = '644 0 0' ]
-    # They are the guest's to change, for this boot.
+    # The guest can change them until it ends.
     in_vm 'for file in hosts hostname resolv.conf; do echo "10.0.0.9 changed" >>/etc/$file || exit; done; echo >/srv 2>/dev/null'
     msb-stop -r worker.json >/dev/null
     for file in hosts hostname resolv.conf; do run ! vm_has worker "/etc/$file"; done
@@ -49,7 +49,7 @@ in_vm() {
     run ! vm_has worker /data
 }
 
-@test "what cannot be such a file is let alone, and the VM boots" {
+@test "what cannot be bound there is left alone with a message, and the VM boots" {
     ln -s /proc/1/environ "$vm_root/etc/hosts"
     mkdir "$vm_root/etc/hostname"
     ln -s resolv.conf "$vm_root/etc/resolv.conf"
@@ -68,7 +68,7 @@ in_vm() {
     [ "$(vm_exec other sh -c 'grep -c localhost /etc/hosts; stat -c %s /etc/resolv.conf' | xargs)" = '2 1073741824' ]
 }
 
-@test "/run is a tmpfs with what the image has there, and what the guest makes in it goes with the VM" {
+@test "/run is a tmpfs with a copy of the image's files, and changes to it end with the VM" {
     mkdir -p "$vm_root"/run/{app/inner,secrets} "$vm_root/var"
     ln -s /run "$vm_root/var/run"
     chown 999:998 "$vm_root/run/app"
@@ -90,21 +90,21 @@ in_vm() {
     [ -e "$vm_root/run/secrets/token" ]
 }
 
-@test "/run is followed where it is a symlink, and has its limits" {
+@test "/run is followed if it is a symlink, and is not copied beyond a limit" {
     rmdir "$vm_root/run"
     mkdir -p "$vm_root/var/run/app"
     ln -s /var/run "$vm_root/run"
     vm_boot worker
     [ "$(in_vm 'stat -f -c %T /run/; ls -d /run/app; grep -c " /var/run tmpfs" /proc/mounts' | xargs)" = 'tmpfs /run/app 1' ]
     msb-stop -r worker.json >/dev/null
-    # To nowhere: it is made, and goes again.
+    # A dangling symlink: its target is made, and removed at the end.
     rm -r "$vm_root"/{run,var}
     ln -s data/run "$vm_root/run"
     vm_boot worker
     [ "$(in_vm 'stat -f -c %T /data/run')" = tmpfs ]
     msb-stop -r worker.json >/dev/null
     [ ! -e "$vm_root/data" ]
-    # More than is copied: it is the image's directory then.
+    # Too large to be copied: /run is the image's directory then.
     rm "$vm_root/run"
     mkdir "$vm_root/run"
     truncate -s 100M "$vm_root/run/large"
@@ -119,7 +119,7 @@ in_vm() {
     [[ $stderr == 'msb-boot: guest: mount /run: in the image it is a symlink to "/proc"'* ]]
 }
 
-@test "an image's working directory and volumes exist, and an empty word is no entrypoint" {
+@test "an image's working directory and volumes are created, and an empty string is no entrypoint" {
     ln -s /data/real "$vm_root/linked"
     jq -c '.image = {ref: "x", platform: "linux/amd64", config: {Env: ["PATH=/bin"], Entrypoint: [""], Cmd: ["pwd"], WorkingDir: "/linked/app",
         User: "nobody", Volumes: {"/var/lib/data": {}, "/etc/passwd": {}, "/proc/x": {}}}}' "$vm_record" >image.json
@@ -128,41 +128,41 @@ in_vm() {
     [ "$(msb-exec -r worker.json)" = /data/real/app ]
     [ "$(in_vm 'stat -c "%a %u %g" /data/real /data/real/app /var /var/lib/data | sort -u')" = '755 0 0' ]
     [ "$(in_vm 'head -n 1 /etc/passwd')" = 'root:x:0:0:root:/root:/bin/sh' ]
-    # As docker exec has it, a command's own directory has to exist.
+    # As with docker exec, the directory of -w must exist.
     run --separate-stderr msb-exec -r worker.json -w /none -- true
     [ "$status" -eq 125 ]
     [[ $stderr == *'workdir "/none": No such file or directory'* ]]
     vm_record=image.json vm_boot other -w /made/here
     [ "$(msb-exec -r other.json)" = /made/here ]
-    # Another machine's image is refused before anything is made.
+    # An image for another architecture is refused before anything is made.
     jq -c '.image.platform = "linux/s390x"' image.json >foreign.json
     run --separate-stderr msb-boot -r foreign.json
     [ "$status" -eq 1 ]
     [[ $stderr == 'msb-boot: the image is for linux/s390x, and this machine runs linux/'* ]]
 }
 
-@test "commands are stopped by the image's signal, or the flag's, and TERM is for those that do not end by it" {
+@test "commands get the image's stop signal or the flag's, and then TERM if they have not ended" {
     listen='for signal in QUIT TERM INT; do trap "echo $signal >>/tmp/heard.$0; [ $signal = $1 ] && exit 0" $signal; done; echo up; while :; do sleep 100 & wait $!; done'
     jq -c '.image = {ref: "x", config: {Env: ["PATH=/bin"], StopSignal: "SIGQUIT"}}' "$vm_record" >quit.json
-    # stopped_by NAME SIGNAL…: what a command hears that ends by the first signal, and one that ends by TERM alone.
+    # stopped_by NAME SIGNAL: prints the signals that two commands get: one ends on SIGNAL, the other only on TERM.
     stopped_by() {
         local name=$1 first=$2
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.first" "$first" >"$name.one" 3>&- &
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.last" TERM >"$name.two" 3>&- &
         timeout 20 sh -c 'until grep -q up "$1.one" && grep -q up "$1.two"; do sleep 0.02; done' - "$name"
-        run --separate-stderr msb-stop -r "$name.json" -t 8
+        run --separate-stderr msb-stop -r "$name.json" -t 4
         [ "$stderr" = "msb-stop: $name: stopped" ]
         wait
-        vm_left "$name" "/tmp/heard.$name.first"
-        vm_left "$name" "/tmp/heard.$name.last"
+        vm_file "$name" "/tmp/heard.$name.first"
+        vm_file "$name" "/tmp/heard.$name.last"
     }
     vm_record=quit.json vm_boot image
     [ "$(stopped_by image QUIT | xargs)" = 'QUIT QUIT TERM' ]
     vm_record=quit.json vm_boot flag --stop-signal INT
     [ "$(stopped_by flag INT | xargs)" = 'INT INT TERM' ]
-    vm_boot plain
-    [ "$(stopped_by plain TERM | xargs)" = 'TERM TERM' ]
+    # An unknown signal counts as none.
     jq -c '.image.config.StopSignal = "SIGNONE"' quit.json >bad.json
     vm_record=bad.json vm_boot unknown
+    [ "$(stopped_by unknown TERM | xargs)" = 'TERM TERM' ]
     [ "$(cat unknown.err)" = "msb-boot: the image's stop signal \"SIGNONE\" does not exist: commands get SIGTERM (set --stop-signal)" ]
 }

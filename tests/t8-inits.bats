@@ -1,38 +1,38 @@
 #!/usr/bin/env bats
-# Six small inits out of Debian's packages, each as PID 1 of a VM: it starts a service of ours, and ends it when it goes down. The
+# Six small inits from Debian's packages, each as PID 1 of a VM: it starts our service, and ends it at shutdown. The
 # seventh, systemd, has a file of its own.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
 source "$BATS_TEST_DIRNAME/init-vm.bash"
 
-# becomes_and_goes_down NAME
-becomes_and_goes_down() {
+# boots_and_stops NAME
+boots_and_stops() {
     # shellcheck disable=SC2046 # several words
-    becomes "$1" $(inits_flags "$1")
-    goes_down
+    boot_init "$1" $(inits_flags "$1")
+    stop_init
 }
 
 @test "BusyBox" {
-    becomes_and_goes_down busybox
+    boots_and_stops busybox
 }
 
 @test "sysvinit" {
-    becomes_and_goes_down sysvinit
+    boots_and_stops sysvinit
 }
 
 @test "OpenRC, behind sysvinit" {
-    becomes_and_goes_down openrc
+    boots_and_stops openrc
 }
 
 @test "runit" {
-    becomes_and_goes_down runit
+    boots_and_stops runit
 }
 
 @test "s6" {
-    becomes_and_goes_down s6
+    boots_and_stops s6
 }
 
 @test "Finit" {
-    becomes_and_goes_down finit
+    boots_and_stops finit
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bats
-# A root served by msb-mount under load from the guest: what any file system is asked for, judged in the guest and on the host.
+# A root served by msb-mount under load from the guest: common file system operations, judged in the guest and on the host.
 # One VM serves the whole file.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; the guest's shells expand theirs
 bats_require_minimum_version 1.5.0
 
-# This machine's git and its libraries, as operations. It calls itself by a second name.
+# Prints operations that copy this machine's git and its libraries. git runs itself under a second name.
 git_ops() {
     local git file
     git=$(command -v git) || return 0
@@ -47,7 +47,7 @@ guest() {
     timeout 120 msb-exec -- sh -euc "$1"
 }
 
-@test "a tree that is unpacked in the guest is on the host as it was packed" {
+@test "a tree that the guest unpacks is the same on the host" {
     mkdir -p tree/{a/b/c,empty}
     for n in $(seq 300); do echo "$n" >"tree/a/file-$n"; done
     ln tree/a/file-1 tree/a/b/hard
@@ -57,7 +57,7 @@ guest() {
     chown 1234:5678 tree/a/file-4
     truncate -s 5M tree/a/sparse
     tar -C tree -c . | msb-exec -w /srv -- sh -c 'mkdir tree && tar -x -C tree'
-    # BusyBox's tar gives no owners to symlinks.
+    # BusyBox's tar does not set the owner of symlinks.
     chown -h 1234:5678 tree/a/b/soft
     guest 'chown -h 1234:5678 /srv/tree/a/b/soft'
     manifest() { (cd "$1" && find . ! -name . -printf '%P %y %m %U %G %n %l\n' | sort && find . -type f -exec sha256sum {} + | sort); }
@@ -67,7 +67,7 @@ guest() {
     [ ! -e "$mounted/srv/tree" ]
 }
 
-@test "links, renames over what is there, and files that are open without a name" {
+@test "links, renames onto existing names, and open files without a name work" {
     guest 'cd /srv; echo one >one; ln one two; [ "$(stat -c "%h %i" one)" = "$(stat -c "%h %i" two)" ]; [ "$(stat -c %h one)" = 2 ]
         echo more >>two; [ "$(tail -n 1 one)" = more ]; rm two; [ "$(stat -c %h one)" = 1 ]'
     guest 'cd /srv; echo new >new; mv new one; [ "$(cat one)" = new ]; [ ! -e new ]
@@ -80,7 +80,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
 }
 
 # bats test_tags=vmm
-@test "memory maps, locks, positions, holes, sizes, attributes: what a program asks for" {
+@test "memory maps, locks, offsets, holes, sizes and attributes behave as programs expect" {
     run guest 'cd /srv; files calls'
     echo "$output"
     [ "$status" -eq 0 ]
@@ -89,7 +89,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     [ -z "$output" ]
 }
 
-@test "thousands of files open at once, and listed" {
+@test "thousands of files can be open at once, and listed" {
     [ "$(guest 'mkdir /srv/open; cd /srv/open; files open 3000; rm -r /srv/open')" = 'opened 3000' ]
     [ "$(guest 'mkdir /srv/many; cd /srv/many; files make 3000; ls | wc -l; find . -type f | wc -l')" = $'made 3000\n3000\n3000' ]
     [ "$(find "$mounted/srv/many" -type f | wc -l)" -eq 3000 ]
@@ -97,7 +97,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
 }
 
 # bats test_tags=vmm
-@test "users of the guest own what they make, and are kept from what they may not" {
+@test "the guest's users own what they create, and permissions are enforced" {
     guest 'mkdir -m 1777 /srv/shared; mkdir -m 2775 /srv/group; chown 0:77 /srv/group'
     timeout 60 msb-exec -u 1000:1001 -- sh -euc 'cd /srv/shared; echo mine >mine; mkdir dir; ln -s mine link; mkfifo fifo
         ! echo x >/etc/passwd; ! chown 0 mine; ! cat /root/x' 2>/dev/null
@@ -107,7 +107,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     [ "$(stat -c %g "$mounted/srv/group/file")" = 77 ]
 }
 
-@test "many at once write and read, and every byte is right" {
+@test "concurrent writers and readers see every byte right" {
     guest 'mkdir /srv/load; cd /srv/load
         for n in 1 2 3 4 5 6; do (head -c 2000000 /dev/urandom >$n; for m in 1 2 3; do cp $n $n.$m; cmp $n $n.$m; mv $n.$m moved.$n.$m; done) & done; wait
         for n in 1 2 3 4 5 6; do for m in 1 2 3; do cmp $n moved.$n.$m; done; done

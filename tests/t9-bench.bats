@@ -1,6 +1,6 @@
 #!/usr/bin/env bats
-# Benchmarks pass and fail nothing by themselves, so nobody would see that one no longer runs. Each runs once here, with little to
-# do, and must come to the end of its table.
+# Benchmarks have no pass or fail, so one that no longer runs would go unnoticed. Each runs once here, with little to
+# do, and must print its whole table.
 
 # shellcheck disable=SC2154 # bats sets variables
 bats_require_minimum_version 1.5.0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What the tools say of themselves: help, manual pages, the schema; and that they stand alone.
+# Help texts, manual pages, the schema; and that the tools do not depend on one another.
 
 bats_require_minimum_version 1.5.0
 
@@ -19,7 +19,7 @@ setup() {
     done
 }
 
-@test "a wrong call is said in one voice, with status 2, and 125 from msb-exec" {
+@test "usage errors have one form, with status 2, and 125 from msb-exec" {
     for tool in "${tools[@]}"; do
         run --separate-stderr "$tool" --no-such-flag
         expected=2
@@ -30,7 +30,7 @@ setup() {
     done
 }
 
-@test "no record on stdin, and one of another version, is an error of every stage" {
+@test "an empty stdin, and a record of another version, are errors in every stage" {
     for tool in msb-patch msb-mount msb-boot msb-exec msb-stop; do
         expected=1
         [ "$tool" != msb-exec ] || expected=125
@@ -49,14 +49,14 @@ setup() {
     done
 }
 
-@test "the pages of section 1 and the schema are those that the flags give (make man)" {
+@test "the pages of section 1 and the schema match the flags (make man updates them)" {
     for tool in "${tools[@]}"; do
         "$tool" --generate man | diff "$root/man/$tool.1" -
     done
     msb-pull --generate schema | diff "$root/man/msb-record.schema.json" -
 }
 
-@test "completions are scripts, and know running VMs behind -r and as the first word" {
+@test "completions are valid scripts, and complete the names of running VMs after -r and as the first word" {
     export MSB_RUN=$BATS_TEST_TMPDIR/run
     mkdir -p "$MSB_RUN"/{worker,wonder,ended}
     touch "$MSB_RUN"/{worker,wonder,ended}/record.json "$MSB_RUN/ended/ended.json"
@@ -67,7 +67,7 @@ setup() {
         "$tool" --generate zsh >"$BATS_TEST_TMPDIR/$tool.zsh"
         ! command -v zsh || zsh -n "$BATS_TEST_TMPDIR/$tool.zsh"
     done
-    # completed TOOL WORD…: what bash offers for the last word.
+    # completed TOOL WORD…: prints bash's completions of the last word.
     completed() {
         bash -c 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
             complete -p "$1" | grep -q _or_vms
@@ -87,26 +87,26 @@ setup() {
     [ -z "$(completed msb-mount won)" ]
 }
 
-@test "every page is clean for mandoc" {
+@test "mandoc finds nothing to complain about in any page" {
     for page in "$root"/man/*.[1578]; do
         run mandoc -T lint -W error "$page"
         [ "$status" = 0 ] || { echo "$output"; return 1; }
     done
 }
 
-# example_of PAGE: what the page has between "example:" and "end", as it is read.
+# example_of PAGE: prints the text between "example:" and "end" of the rendered page.
 example_of() {
     sed -n '/^\.\\" example:/,/^\.\\" end/p' "$root/man/$1" | grep -v '^\.' | sed 's/\\-/-/g; s/\\e/\\/g'
 }
 
-# check_record: whether stdin is a record by the schema.
+# check_record: whether stdin is a record according to the schema.
 check_record() {
     /usr/bin/python3 -c '
 import json, sys, jsonschema
 jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load(sys.stdin))' "$root/man/msb-record.schema.json"
 }
 
-@test "the example in msb-record(5) is a record, and a wrong one is none" {
+@test "the example in msb-record(5) is valid according to the schema, and broken variants are not" {
     example=$(example_of msb-record.5)
     check_record <<< "$example"
     run check_record <<< "${example/\"layers\"/\"tape\"}"
@@ -115,7 +115,7 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
     [ "$status" != 0 ]
 }
 
-@test "every example in msb-ops(5) works, and does what the page says" {
+@test "every example in msb-ops(5) does what the page says" {
     cd "$BATS_TEST_TMPDIR"
     export MSB_HOME="$PWD/home"
     mkdir -p base/{etc,usr/bin,var/cache/apt} site
@@ -124,7 +124,7 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
     echo old >base/etc/motd
     chmod 0751 base/etc
     ops=$(grep '^{"op"' "$root/man/msb-ops.5" | sed 's/\\\\/\\/g')
-    # Each operation has its section, and an example at least.
+    # Each operation has a section with at least one example.
     diff <(sed -n '/^.SH OPERATIONS/,/^.SH OUTPUT/s/^.SS //p' "$root/man/msb-ops.5" | sort) <(jq -r .op <<<"$ops" | sort -u)
     { printf '{"msb":1,"rootfs":{"kind":"dir","lower":["%s/base"]}}\n%s\n' "$PWD" "$ops"; } | msb-patch > patched.json
     check_record < patched.json
@@ -153,7 +153,7 @@ jsonschema.Draft202012Validator(json.load(open(sys.argv[1]))).validate(json.load
     [ "$(cat said)" = "$line" ]
 }
 
-@test "msb-ops(5)'s script makes a layer: umoci and msb-pull show what the kernel shows of the upper" {
+@test "the script in msb-ops(5) makes a layer: umoci and msb-pull show what the kernel shows of the upper" {
     source "$root/tests/image.bash"
     source "$root/tests/tree.bash"
     cd "$BATS_TEST_TMPDIR"
@@ -211,14 +211,14 @@ END
     ! grep -v ' msb$' "$BATS_TEST_TMPDIR/edges"
 }
 
-@test "the overlay rule and the wire are decided in one room each" {
+@test "the merge rule and the wire protocol are implemented in one place each" {
     cd "$root"
-    # As literals: a room may speak of them, and spell them only in its one place.
+    # As literals: other code may mention them, but only one place spells them.
     run grep -rln --include=*.rs '"\.wh\.' msb*/src agentd/src
     [ "$output" = msb/src/overlay/whiteout.rs ]
     run grep -rln --include=*.rs '"trusted\.overlay' msb*/src agentd/src
     [ "$output" = msb/src/overlay/marks.rs ]
-    # agentd's init/find.rs reads ELF files, whose numbers are no wire's.
+    # agentd's init/find.rs reads ELF files, whose numbers are not the wire protocol's.
     run grep -rln --include=*.rs --exclude=find.rs 'to_le_bytes\|from_le_bytes' msb/src agentd/src msb-exec/src msb-stop/src
     [ "$output" = msb/src/wire/mod.rs ]
 }

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# A manifest of a tree, to tell two trees apart.
+# A manifest of a tree, to compare two trees.
 #
 #   source tests/tree.bash; diff <(tree_manifest A) <(tree_manifest B)
 
-# tree_manifest DIR [PATH…]: a line for every path below DIR, or below these paths in it, with type, mode, owner, mtime, for files size, links and sha256, for
-# symlinks the target, then a line for every xattr; sorted. Sizes and link counts of directories are the file system's
-# own and stay out, and so do overlayfs's xattrs and whiteouts' insides: compare merged trees.
+# tree_manifest DIR [PATH…]: prints a line for every path below DIR, or below these paths in it, with type, mode, owner and mtime, for
+# files size, link count and sha256, for symlinks the target, and a line for every xattr; sorted. Left out are sizes and link counts of
+# directories, which depend on the file system, and overlayfs's xattrs and whiteouts: compare merged trees.
 tree_manifest() (
     cd "$1" || exit
     shift

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# VMs for tests: a small root, a record for it, and what is left of a VM. A plain directory stands in for the mount, so
+# VMs for tests: a small root, its record, and checks for leftovers. A plain directory is used in place of a mount, so
 # that these tests are about msb-boot and msb-stop alone.
 #
 #   source tests/vm.bash; vm_setup; vm_boot worker; …; vm_teardown
 #
-# With MSB_TEST_ROOT=block the root is made of disks, not shared. A test that is about a shared root says vm_needs_share.
+# With MSB_TEST_ROOT=block the root is a block root, not a shared one. A test about a shared root calls vm_needs_share.
 
 vm_here=$(realpath "${BASH_SOURCE[0]%/*}")
 
-# vm_setup: our tools on PATH, in a scratch directory with state of this test's own, a root and a record for it ($vm_record).
+# vm_setup: puts our tools on PATH, and makes a scratch directory with its own state, a root and its record ($vm_record).
 vm_setup() {
     release=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/target/release
     PATH=$release:$PATH:/usr/sbin
@@ -26,7 +26,7 @@ vm_setup() {
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]},
         mount: {path: $root, pid: 1, fstype: "none"}, later: {kept: true}}' >"$vm_record"
     if [ "${MSB_TEST_ROOT:-share}" = block ]; then
-        # The same root as a disk. Tests use the same names, and a name's disk is another one's there.
+        # The same root as disks. Tests use the same VM names, so each test has its own named disks.
         export MSB_HOME=$BATS_TEST_TMPDIR/home
         jq -c 'del(.mount)' "$vm_record" >"$vm_record.block"
         mv "$vm_record.block" "$vm_record"
@@ -34,13 +34,13 @@ vm_setup() {
     cd "$BATS_TEST_TMPDIR" || return
 }
 
-# vm_needs_share: skips a test that looks from the host at what the guest sees.
+# vm_needs_share: skips a test that looks into a shared root from the host.
 vm_needs_share() {
     [ "${MSB_TEST_ROOT:-share}" = share ] || skip "it looks into a shared root from the host"
 }
 
-# vm_left NAME PATH: the content of a file that a VM's guest made, once the VM has ended; fails where there is none.
-vm_left() {
+# vm_file NAME PATH: prints a file that the guest wrote, once the VM has ended; fails if there is none.
+vm_file() {
     if [ "${MSB_TEST_ROOT:-share}" = share ]; then
         cat "$vm_root$2"
     else
@@ -48,7 +48,7 @@ vm_left() {
     fi
 }
 
-# vm_has NAME PATH: whether a guest left something there.
+# vm_has NAME PATH: whether the guest made that file.
 vm_has() {
     if [ "${MSB_TEST_ROOT:-share}" = share ]; then
         [ -e "$vm_root$2" ]
@@ -57,33 +57,33 @@ vm_has() {
     fi
 }
 
-# vm_alone PROGRAM: a fresh directory "alone" with only this of our own programs.
-vm_alone() {
+# vm_copy_alone PROGRAM: copies one of our programs alone into the directory "alone".
+vm_copy_alone() {
     mkdir -p alone
     cp "$release/$1" alone/
 }
 
-# vm_show: where a test has failed, how its VMs ended and what they said last. For a teardown.
-vm_show() {
+# vm_show_logs: after a failed test, prints how its VMs ended and the end of their logs. For a teardown.
+vm_show_logs() {
     [ "${BATS_TEST_COMPLETED:-}" = 1 ] || tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} 2>/dev/null || true
 }
 
 # vm_teardown: ends this test's VMs.
 vm_teardown() {
     local dir
-    [ -z "${BATS_TEST_NAME:-}" ] || vm_show
+    [ -z "${BATS_TEST_NAME:-}" ] || vm_show_logs
     for dir in "$XDG_RUNTIME_DIR"/msb/*/; do
         [ ! -e "$dir/record.json" ] || vm_kill "$dir/record.json" || true
     done
     "$vm_here/vm-processes.pl" --kill "${XDG_RUNTIME_DIR:?}/msb/"
 }
 
-# vm_kill RECORD: ends a VM by force, which msb-stop reports.
+# vm_kill RECORD: kills a VM; msb-stop exits 1 then.
 vm_kill() {
     msb-stop -t 0 -r "$1" >/dev/null 2>&1 || [ $? -eq 1 ]
 }
 
-# vm_boot NAME [ARG…]: boots, with the record in $BATS_TEST_TMPDIR/NAME.json and the words in NAME.err.
+# vm_boot NAME [ARG…]: boots, with the record in $BATS_TEST_TMPDIR/NAME.json and the messages in NAME.err.
 vm_boot() {
     local name=$1
     shift
@@ -94,8 +94,8 @@ vm_boot() {
     }
 }
 
-# vm_front NAME [ARG…]: boots in the foreground, and returns when the VM is up; msb-boot's process is in $front.
-vm_front() {
+# vm_foreground NAME [ARG…]: boots in the foreground, and returns when the VM is up; msb-boot's process ID is in $front.
+vm_foreground() {
     local name=$1
     shift
     rm -f "$BATS_TEST_TMPDIR/$name.json"
@@ -106,14 +106,14 @@ vm_front() {
     until [ -s "$BATS_TEST_TMPDIR/$name.json" ]; do kill -0 "$front" || return; sleep 0.02; done
 }
 
-# vm_exec NAME COMMAND…: a command in a VM of vm_boot.
+# vm_exec NAME COMMAND…: runs a command in a VM of vm_boot.
 vm_exec() {
     local name=$1
     shift
     msb-exec -r "$BATS_TEST_TMPDIR/$name.json" -- "$@"
 }
 
-# vm_pid NAME: the supervisor.
+# vm_pid NAME: prints the supervisor's process ID.
 vm_pid() {
     jq .vm.pid "$BATS_TEST_TMPDIR/$1.json"
 }
@@ -123,27 +123,27 @@ vm_processes() {
     "$vm_here/vm-processes.pl" "${XDG_RUNTIME_DIR:?}/msb/${1:-}"
 }
 
-# vm_crew NAME: the processes of a VM but for its supervisor.
-vm_crew() {
+# vm_members NAME: prints the VM's processes without its supervisor.
+vm_members() {
     vm_processes "$1/" | grep -vx "$(vm_pid "$1")"
 }
 
-# vm_vmm NAME: the process that is the VMM. Its stdout is the guest's console, which the supervisor reads.
+# vm_vmm NAME: prints the VMM's process ID. Its stdout is the guest's console, which the supervisor reads.
 vm_vmm() {
     local pid
-    for pid in $(vm_crew "$1"); do
+    for pid in $(vm_members "$1"); do
         case $(readlink "/proc/$pid/fd/1") in
             pipe:*) echo "$pid" ;;
         esac
     done
 }
 
-# vm_member NAME PID: what the VM's supervisor calls one of its processes.
-vm_member() {
+# vm_member_name NAME PID: prints the supervisor's name for one of the VM's processes.
+vm_member_name() {
     if [ "$2" = "$(vm_vmm "$1")" ]; then jq -r .vm.vmm "$BATS_TEST_TMPDIR/$1.json"; else basename "$(readlink "/proc/$2/exe")"; fi
 }
 
-# vm_has_ended PID: whether a process is gone, or only waits to be reaped by somebody else.
+# vm_has_ended PID: whether a process has ended, reaped or not.
 vm_has_ended() {
     case $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) in
         '' | Z* | X*) return 0 ;;
@@ -151,7 +151,7 @@ vm_has_ended() {
     esac
 }
 
-# vm_await_end PID: waits for a process that is no child of this shell.
+# vm_await_end PID: waits for a process that is not a child of this shell.
 vm_await_end() {
     local tries=0
     until vm_has_ended "$1"; do
@@ -161,6 +161,31 @@ vm_await_end() {
         fi
         sleep 0.02
     done
+}
+
+# vm_await_restart NAME: waits until the supervisor has started the VM again.
+vm_await_restart() {
+    until [ "$(jq '.vm.restarts // 0' "$XDG_RUNTIME_DIR/msb/$1/record.json")" = 1 ]; do
+        kill -0 "$(vm_pid "$1")" || return
+        sleep 0.05
+    done
+}
+
+# vm_ends_with NAME REASON: the VM ends by itself; msb-exec and msb-stop say why, and nothing is left. The reason is a pattern.
+# The message of msb-stop is in $stderr afterwards.
+vm_ends_with() {
+    vm_await_end "$(vm_pid "$1")"
+    [ -z "$(vm_processes)" ]
+    run --separate-stderr timeout 30 msb-exec -r "$1.json" -- true
+    [ "$status" -eq 125 ]
+    # shellcheck disable=SC2053,SC2154 # a pattern; bats sets the variable
+    [[ $stderr == "msb-exec: vm \"$1\": it is gone: "$2*'kernel.log'* ]] || { echo "$stderr"; return 1; }
+    run --separate-stderr timeout 30 msb-stop -r "$1.json"
+    [ "$status" -eq 0 ]
+    [[ $stderr == "msb-stop: $1: "*'; tidied up' ]] || { echo "$stderr"; return 1; }
+    # shellcheck disable=SC2154 # bats sets it
+    jq -e 'has("vm") | not' <<<"$output"
+    vm_assert_nothing
 }
 
 # vm_assert_nothing: no process, no directory, no socket of a VM.
