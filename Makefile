@@ -41,9 +41,11 @@ agentd:
 	@mkdir -p $(RELEASE)
 	@cp -u --remove-destination target/static/$(TRIPLE)/agent/agentd $(RELEASE)/agentd
 
-# The pages of section 1 come from the flags; tests/t9-manual.bats holds them together.
+# The pages of section 1 are generated from the flags and from page.rs of each tool; the others get the same date.
 man: build
 	@for tool in $(TOOLS); do $(RELEASE)/$$tool --generate man > man/$$tool.1; done
+	@date=$$(sed -n '1s/^.TH [^ ]* 1 \([^ ]*\) .*/\1/p' man/msb-pull.1); \
+	sed -i -E "1s/^(\.TH [^ ]+ [578]) [^ ]+/\1 $$date/" man/*.[578]
 	@$(RELEASE)/msb-pull --generate schema > man/msb-record.schema.json
 
 # libkrun with nothing around it, for comparisons. As one of the workspace, or its dependencies would be built again, with other
@@ -96,6 +98,7 @@ fuzz:
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	mandoc -T lint man/*.[1578]
 	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh .ci/run
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is missing, so licences and sources are not checked (cargo install --locked cargo-deny)"; fi

@@ -10,6 +10,21 @@ setup() {
     unset MSB_RECORD
 }
 
+teardown() {
+    cd "$BATS_TEST_TMPDIR" || return
+    local record mount
+    for record in run/*/record.json; do
+        [ ! -e "$record" ] || msb-stop -r "$record" -t 1 >stopped.log 2>&1 || cat stopped.log
+    done
+    for mount in root image; do
+        ! mountpoint -q "$mount" || msb-mount -u "$mount"
+    done
+    if [ -e registry/pid ]; then
+        source "$root/tests/registry.bash"
+        registry_stop registry
+    fi
+}
+
 @test "every tool has help with an example, and a version" {
     for tool in "${tools[@]}"; do
         help=$("$tool" --help)
@@ -87,11 +102,82 @@ setup() {
     [ -z "$(completed msb-mount won)" ]
 }
 
-@test "mandoc finds nothing to complain about in any page" {
-    for page in "$root"/man/*.[1578]; do
-        run mandoc -T lint -W error "$page"
-        [ "$status" = 0 ] || { echo "$output"; return 1; }
+@test "every page passes mandoc's lint, and has the same date; those of section 1 fit into 80 columns" {
+    run mandoc -T lint "$root"/man/*.[1578]
+    [ "$status" = 0 ] || { echo "$output"; return 1; }
+    [ "$(sed -n '1s/^\.TH [^ ]* [1578] \([0-9-]*\) .*/\1/p' -s "$root"/man/*.[1578] | sort | uniq -c | wc -l)" = 1 ]
+    for page in "$root"/man/*.1; do
+        ! mandoc -T ascii -O width=80 "$page" | col -bx | grep -E '.{81}'
     done
+}
+
+# examples_of PAGE: the examples of a page of section 1 as a shell reads them, each after a line "# what it is for:".
+examples_of() {
+    sed -n '/^\.SH EXAMPLES/,/^\.SH SEE/p' "$root/man/$1.1" | grep -v '^\.' |
+        sed '/^[A-Z].*:$/s/^/# /; s/\\-/-/g; s/\\e/\\/g; s/\\(aq/'"'"'/g; s/\\(ha/^/g; s/\\(ti/~/g'
+}
+
+# local_images: a busybox image that msb-pull finds as alpine and docker as an archive, and a registry's name for the local one.
+local_images() {
+    source "$root/tests/image.bash"
+    source "$root/tests/registry.bash"
+    local layout
+    layout=$(tiny_image)
+    registry_start registry
+    skopeo copy --quiet --dest-tls-verify=false "oci:$layout:latest" "docker://$registry_host/demo:v1"
+    skopeo copy --quiet "oci:$layout:latest" oci:layout:v1
+    skopeo copy --quiet "oci:$layout:latest" docker-archive:alpine.tar:alpine:latest
+    mkdir -p rootfs bin
+    printf '#!/bin/sh\ncat alpine.tar\n' >bin/docker
+    printf '#!/bin/sh\nfor arg do shift; case $arg in alpine) arg=oci:layout:v1 ;; 127.*) arg=%s/demo:v1 ;; esac; set -- "$@" "$arg"; done
+exec %s "$@"\n' "$registry_host" "$root/target/release/msb-pull" >bin/msb-pull
+    chmod +x bin/*
+    PATH="$PWD/bin:$PATH"
+    hash -r
+}
+
+@test "the examples of msb-pull(1), msb-patch(1) and msb-mount(1) work as they stand" {
+    cd "$BATS_TEST_TMPDIR"
+    export MSB_HOME=$PWD/home
+    local_images
+    bash -euxo pipefail <(examples_of msb-pull) 3>&-
+    registry_stop registry
+    [ "$(jq -r .image.ref image.json)" = - ]
+    [ "$(jq -r .rootfs.kind dir.json)" = dir ]
+    msb-mount -u ./root
+    echo cert >cert.pem
+    msb-patch --help | grep '^  {"op"' >ops.jsonl
+    [ "$(wc -l <ops.jsonl)" = 6 ]
+    bash -euxo pipefail <(examples_of msb-patch)
+    [ "$(jq -r .upper.dir patched.json)" = "$PWD/upper/upper" ]
+    [ -d upper/upper/app ] && [ ! -e upper/upper/etc/motd ]
+    bash -euxo pipefail <(examples_of msb-mount) >shown 3>&-
+    grep -qx 1 shown
+    msb-mount -u ./image
+    rm rootfs -r
+}
+
+@test "the examples of msb-boot(1), msb-exec(1) and msb-stop(1) work as they stand" {
+    cd "$BATS_TEST_TMPDIR"
+    export MSB_HOME=$PWD/home MSB_RUN=$PWD/run
+    local_images
+    registry_stop registry
+    # t8-handoff boots inits, t8-life boots a VM again, and the image has neither rsync nor git.
+    examples_of msb-boot | grep -v -e --init -e --probe >boot.sh
+    sed -i '/again\|ended/,$d' boot.sh
+    bash -euxo pipefail boot.sh 3>&-
+    mkdir -p src dst
+    echo one >src/one
+    echo hello >motd
+    printf 'a\nb\n' >list
+    examples_of msb-exec | sed '/rsync in/,$d' >exec.sh
+    msb-exec worker -n -- mkdir -p /srv /etc
+    bash -euxo pipefail exec.sh </dev/null >shown
+    grep -qx a shown
+    [ "$(cat dst/one)" = one ]
+    [ "$(msb-exec worker -n -- cat /etc/motd)" = hello ]
+    bash -euxo pipefail <(examples_of msb-stop | sed -n 1,2p) 3>&-
+    [ "$(cat root/etc/motd)" = hello ]
 }
 
 # example_of PAGE: prints the text between "example:" and "end" of the rendered page.

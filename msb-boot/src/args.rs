@@ -12,12 +12,14 @@ use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
 use msb::{record::owner, record::script, tool::env, tool::signal};
 
+use crate::page::PAGE;
+
 /// Boot a microVM from a record
 ///
-/// Reads a record, boots the root file system that it names in a microVM, and prints the record with the member "vm"
-/// when the agent in the guest answers. The VM stays until msb-stop ends it, or until it powers off by itself.
+/// Reads a record, boots its root file system in a microVM, and prints the record with the member "vm" when the agent in the
+/// guest answers. The VM runs in the background until msb-stop stops it or its guest powers off.
 #[derive(Debug, Parser)]
-#[command(name = "msb-boot", version, after_help = after_help())]
+#[command(name = "msb-boot", version, after_help = PAGE.help())]
 pub(crate) struct Args {
     #[command(flatten)]
     pub record: StageRecord,
@@ -25,7 +27,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub output: Output,
 
-    /// The VM's name, used by msb-exec and msb-stop and as the guest's hostname [default: generated]
+    /// The VM's name: msb-exec and msb-stop use it, and it is the guest's hostname [default: generated]
     #[arg(long, value_name = "NAME", value_parser = vm_name)]
     pub name: Option<String>,
 
@@ -37,7 +39,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(CPUS))]
     pub cpus: Option<u8>,
 
-    /// Memory: MiB, or a number with K, M or G [default: 512M]
+    /// Memory in MiB, or with a suffix K, M or G [default: 512M]
     #[arg(short, long, value_name = "SIZE", value_parser = memory)]
     pub memory: Option<u32>,
 
@@ -45,8 +47,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "auto|none|PATH", value_parser = init, help = init_help())]
     pub init: Option<InitChoice>,
 
-    /// Return when the init is usable, that is, when what it starts at boot has started (the default with --init; agentd(8) says
-    /// what that is for each init)
+    /// Return once the init is usable, that is, has started what it starts at boot; agentd(8) defines that for each init. The
+    /// default with --init
     #[arg(long, overrides_with = "no_wait_init")]
     pub wait_init: bool,
 
@@ -58,73 +60,72 @@ pub(crate) struct Args {
     #[arg(long = "init-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub init_args: Vec<OsString>,
 
-    /// A variable for the init, in addition to those that it inherits (repeatable)
+    /// A variable for the init, in addition to those it inherits (repeatable)
     #[arg(long = "init-env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub init_env: Vec<OsString>,
 
-    /// What msb-exec runs without a command, followed by CMD; it replaces the image's entrypoint and cmd, as with docker. One
+    /// The command that msb-exec runs by default, followed by CMD; replaces the image's entrypoint and cmd, as with docker. One
     /// word, or a JSON array of several; empty for none
     #[arg(long, value_name = "CMD", value_parser = OsStringValueParser::new().try_map(entrypoint))]
     pub entrypoint: Option<Entrypoint>,
 
-    /// A script for the guest: FILE becomes /.msb/scripts/NAME, which is on PATH (repeatable)
+    /// Provide FILE in the guest as the script /.msb/scripts/NAME, which is on PATH (repeatable)
     #[arg(long = "script", value_name = "NAME=FILE", value_parser = script_file)]
     pub scripts: Vec<(String, PathBuf)>,
 
-    /// A variable for all commands in the guest; K alone takes its value from the caller's environment (repeatable). Values are
-    /// kept in the record
+    /// Set a variable for all commands in the guest; K alone takes its value from the caller's environment (repeatable). The
+    /// record keeps the values
     #[arg(short, long = "env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
 
-    /// A file of variables, one a line: K=V or K; -e overrides it (repeatable)
+    /// Read variables from FILE, one K=V or K per line; -e overrides them (repeatable)
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
 
-    /// The directory in the guest that commands start in [default: the image's]
+    /// The working directory of commands in the guest [default: the image's]
     #[arg(short, long, value_name = "DIR", value_parser = absolute)]
     pub workdir: Option<String>,
 
-    /// The user in the guest that commands run as [default: the image's]
+    /// The user that runs commands in the guest [default: the image's]
     #[arg(short, long, value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<String>,
 
-    /// The signal that asks commands to end when the VM stops, by name or number [default: the image's, else TERM]
+    /// The signal that asks commands to end when the VM stops, as a name or number [default: the image's, else TERM]
     #[arg(long, value_name = "SIGNAL", value_parser = stop_signal)]
     pub stop_signal: Option<String>,
 
-    /// How the root reaches the guest [default: auto]
+    /// How the root file system reaches the guest [default: auto]
     #[arg(long, value_enum)]
     pub root: Option<RootChoice>,
 
-    /// For a block root: the size of the disk for what the guest writes, with K, M, G or T; sparse. A VM with --name reuses its
-    /// disk [default: 4G]
+    /// For a block root: the size of the scratch disk, which holds what the guest writes, with a suffix K, M, G or T. It is
+    /// sparse. A VM with --name reuses its disk [default: 4G]
     #[arg(long, value_name = "SIZE", value_parser = disk_size)]
     pub disk: Option<u64>,
 
-    /// For a block root: start with a new disk, where the VM of this --name has one. That one goes when the new one takes its place
+    /// For a block root: start with a new scratch disk even if the VM of this --name has one. The old disk is removed when the
+    /// new one takes its place
     #[arg(long, conflicts_with = "ephemeral")]
     pub fresh: bool,
 
-    /// For a block root: keep what the guest writes in its memory, and nothing of it when the VM has ended
+    /// For a block root: keep what the guest writes in its memory, and discard it when the VM ends
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "disk")]
     pub ephemeral: Option<bool>,
 
-    /// For a block root: commit what the guest has written into the record's upper when the VM has ended, as msb-stop --commit
-    /// does
+    /// For a block root: when the VM has ended, commit what the guest wrote into the record's upper, as msb-stop --commit does
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub commit_on_stop: Option<bool>,
 
-    /// For a disk root: the qcow2 file for what the guest writes, made if it is missing [default: none, and the disk is
-    /// unchanged when the VM has ended]
+    /// For a disk root: write the guest's changes to the qcow2 file FILE, which is created if it is missing [default: none;
+    /// changes are discarded]
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,
 
-    /// What runs the VM [default: $MSB_VMM, else auto]
+    /// The virtual machine monitor [default: $MSB_VMM, else auto]
     #[arg(long, value_enum)]
     pub vmm: Option<VmmChoice>,
 
-    /// Whether the VM is started again when it has ended, with the same name and disk: after a reboot of its guest, or however it has
-    /// ended. One that msb-stop has stopped stays stopped
+    /// Start the VM again after it has ended, with the same name and disk. A VM that msb-stop has stopped stays stopped
     #[arg(long, value_enum, value_name = "POLICY")]
     pub restart: Option<RestartPolicy>,
 
@@ -132,25 +133,25 @@ pub(crate) struct Args {
     #[arg(short, long)]
     pub foreground: bool,
 
-    /// Write what the guest's kernel and agent say to this file, in the place of what is in it; at 4 MiB it becomes FILE.1, and a new
-    /// one begins [default: kernel.log in the VM's run directory; of a boot that fails, $MSB_HOME/logs/NAME/kernel.log]
+    /// Write the guest's console to FILE, replacing its content; at 4 MiB it is renamed to FILE.1 and a new file begins [default:
+    /// kernel.log in the VM's run directory, or in $MSB_HOME/logs/NAME if the boot fails]
     #[arg(long, value_name = "FILE")]
     pub kernel_log: Option<PathBuf>,
 
-    /// Say on stderr which VMM and which root were chosen, and why
+    /// Report on stderr which VMM and which root were chosen, and why
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Boot nothing: print as JSON what this machine has for a VM, which VMM would be used, and what is missing
+    /// Boot nothing: print, as JSON, what this machine offers for a VM, which VMM would be used, and what is missing
     #[arg(long)]
     pub probe: bool,
 
-    /// How many seconds the guest may take until its agent answers and its init is usable [default: 60, or 180 for an init that is
+    /// Fail if the agent does not answer, or the init is not usable, within this many seconds [default: 60, or 180 if an init is
     /// waited for]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: Option<u32>,
 
-    /// Default command for msb-exec, appended to the entrypoint [default: the image's cmd]
+    /// The default command for msb-exec, appended to the entrypoint [default: the image's cmd]
     #[arg(value_name = "CMD", last = true)]
     pub command: Vec<OsString>,
 }
@@ -170,42 +171,11 @@ pub(crate) enum InitChoice {
     Path(String),
 }
 
-const EXAMPLES: &str = "\
-Examples:
-  msb-pull alpine | msb-mount ./root | msb-boot > vm.json
-  msb-boot -r mounted.json --name worker -c 2 -m 1G > vm.json
-  msb-boot -r systemd.json -m 1G --init auto > vm.json
-  msb-boot -r systemd.json --init /lib/systemd/systemd \\
-    --init-arg --unit=multi-user.target > vm.json
-  msb-exec -r vm.json -- uname -a
-  msb-stop -r vm.json
-  msb-boot -r vm.json -m 2G -o vm.json       the same again, with more memory
-
-The record that is printed holds in its member boot what was asked for, so the record of a VM that has ended boots it again
-the same way. Flags override it.";
-
 fn init_help() -> String {
     let [first, second, third] = inits::SEARCH;
     format!(
-        "Hand PID 1 to this init in the guest: its path, or auto for the image's entrypoint or cmd if that is an init, else the \
-         first of {first}, {second} and {third} [default: none]"
-    )
-}
-
-/// The examples, and the inits from the table.
-fn after_help() -> String {
-    let rows: String = inits::INIT_SYSTEMS
-        .iter()
-        .chain([&inits::OTHER])
-        .map(|init| format!("  {:<18} {}\n", init.name, init.power_off))
-        .collect();
-    format!(
-        "{EXAMPLES}
-
-Inits, and how msb-stop asks each to power off:
-{rows}\
-An init that has not powered off within the grace is ended by force. One that just exits, as inits of containers do, ends the
-machine in order. Most slim images have no init: take one that ships it, or build one (examples/systemd)."
+        "Hand PID 1 to an init of the image: a path, or auto for the image's entrypoint or cmd if that is an init, else the first \
+         of {first}, {second} and {third} [default: none]"
     )
 }
 

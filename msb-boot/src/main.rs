@@ -17,6 +17,7 @@ mod follow;
 mod kernel;
 mod krun;
 mod launch;
+mod page;
 mod probe;
 mod programs;
 mod qemu;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         Some(Role::Enter(vm)) => vmm::enter(&vm),
         None => {
             start::signals();
-            let args: args::Args = cli::parse(exit::USAGE);
+            let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);
             exit::report(TOOL, exit::FAILED, run(&args))
         }
     }

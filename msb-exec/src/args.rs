@@ -12,24 +12,25 @@ use msb::wire::exec::{LIMITS, Limit};
 use msb::{record::owner, tool::duration, tool::env};
 
 use crate::keys::Keys;
+use crate::page::PAGE;
 
 /// Run a command in a running microVM
 ///
-/// The command's streams are the caller's: bytes pass unchanged both ways, end-of-file included, and stdout and stderr
-/// stay apart. INT, TERM, HUP, QUIT, USR1, USR2 and WINCH sent to msb-exec reach the command's process group. When the command
-/// ends, or msb-exec does, anything the command left running is killed too; use --detach to keep it.
+/// The command uses the caller's stdin, stdout and stderr: bytes pass unchanged in both directions, end-of-file included. INT,
+/// TERM, HUP, QUIT, USR1, USR2 and WINCH are forwarded to the command's process group. When the command or msb-exec ends,
+/// anything the command left running is killed; use --detach to keep it.
 #[derive(Debug, Parser)]
-#[command(name = "msb-exec", version, after_help = EXAMPLES, override_usage = USAGE)]
+#[command(name = "msb-exec", version, after_help = PAGE.help(), override_usage = USAGE)]
 #[command(group = ArgGroup::new("other").args(["detach", "attach", "wait", "signal", "list", "rsh"]).multiple(false))]
 pub struct Args {
     #[command(flatten)]
     pub record: VmRecord,
 
-    /// Print no messages but errors and warnings
+    /// Print errors and warnings only
     #[arg(short = 'q', long)]
     pub quiet: bool,
 
-    /// Give the command a terminal [default: where stdin and stdout are one]
+    /// Give the command a terminal [default: if stdin and stdout are one]
     #[arg(short = 't', long = "tty", overrides_with = "no_tty")]
     pub tty: bool,
 
@@ -37,19 +38,19 @@ pub struct Args {
     #[arg(short = 'T', long = "no-tty", overrides_with = "tty")]
     pub no_tty: bool,
 
-    /// Keep stdin open: for --detach, whose command else has /dev/null (without --detach it is always open, as with ssh)
+    /// Keep stdin open with --detach, where the default is /dev/null; without --detach it is always open, as with ssh
     #[arg(short = 'i', long = "interactive", conflicts_with = "no_stdin")]
     pub interactive: bool,
 
-    /// Read nothing from stdin, and give the command /dev/null
+    /// Do not read stdin; the command gets /dev/null
     #[arg(short = 'n', long = "no-stdin")]
     pub no_stdin: bool,
 
-    /// Set a variable; without a value, pass on the caller's (repeatable)
+    /// Set a variable; K alone passes on the caller's value (repeatable)
     #[arg(short = 'e', long = "env", value_name = "K[=V]", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
 
-    /// A file of variables, one a line: K=V or K; -e overrides it (repeatable)
+    /// Read variables from FILE, one K=V or K per line; -e overrides them (repeatable)
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
 
@@ -57,7 +58,7 @@ pub struct Args {
     #[arg(short = 'w', long = "workdir", value_name = "DIR")]
     pub workdir: Option<OsString>,
 
-    /// Run as this user, by name or number [default: the image's]
+    /// Run as this user, given as a name or number [default: the image's]
     #[arg(short = 'u', long = "user", value_name = "USER[:GROUP]", value_parser = user)]
     pub user: Option<String>,
 
@@ -69,25 +70,25 @@ pub struct Args {
     #[arg(long, value_name = "MASK", value_parser = umask)]
     pub umask: Option<u32>,
 
-    /// End the command after this long, with all that it has started: TERM, then KILL after 5 s (90, 1m30s, 2h, 500ms; 0 for
-    /// no limit)
+    /// Stop the command, with everything it started, after DURATION: TERM, then KILL 5 s later. As 90 (seconds), 1m30s, 2h or
+    /// 500ms; 0 for no limit
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub timeout: Option<Duration>,
 
-    /// Wait this long for the VM to be up
+    /// Wait up to DURATION for the VM to be up
     #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
     pub wait_ready: Option<Duration>,
 
-    /// Write exit status and resource usage to FILE, as a line of JSON
+    /// Write the exit status and resource usage to FILE, as a line of JSON
     #[arg(long, value_name = "FILE")]
     pub json_status: Option<PathBuf>,
 
-    /// Run a line with the guest's /bin/sh; arguments after it are its $0, $1, …
+    /// Run LINE with the guest's /bin/sh; arguments after it are its $0, $1, …
     #[arg(long, value_name = "LINE")]
     pub shell: Option<OsString>,
 
-    /// Act as the remote shell for rsync, git and the like: arguments are [-l USER] [USER@]HOST COMMAND…; the host is the record's VM
-    /// whatever its name, and the guest's /bin/sh runs the command in the user's home
+    /// Act as the remote shell for rsync, git and the like: arguments are [-l USER] [USER@]HOST COMMAND…. HOST is ignored: the VM
+    /// is that of the record. The guest's /bin/sh runs the command in the user's home
     #[arg(long, conflicts_with_all = ["shell", "tty"])]
     pub rsh: bool,
 
@@ -95,34 +96,34 @@ pub struct Args {
     #[arg(short = 'l', value_name = "USER", value_parser = user, requires = "rsh", conflicts_with = "user", hide = true)]
     pub login: Option<String>,
 
-    /// Start the command, print a line of JSON with its id, and leave it running
+    /// Start the command, print its id as a line of JSON, and leave it running
     #[arg(short = 'd', long)]
     pub detach: bool,
 
-    /// The keys that leave the command running and end msb-exec, on a terminal; "" for none. The first ones alone reach the command
-    /// after a moment
+    /// The key sequence that detaches msb-exec from a terminal and leaves the command running; "" for none. A sequence that is
+    /// not completed reaches the command after a moment
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = Keys::parse)]
     pub detach_keys: Keys,
 
-    /// Reattach to the detached command with this id: recent output first (the last 64 KiB of each stream), then live. A command that
-    /// has ended, of the last 32, shows the same each time
+    /// Reattach to the detached command ID: first its recent output (the last 64 KiB of each stream), then live. The last 32
+    /// commands that have ended can be attached to repeatedly
     #[arg(long, value_name = "ID")]
     pub attach: Option<u32>,
 
-    /// Wait for the command with this id and exit with its status, which is kept of the last 65536 detached ones that have ended
+    /// Wait for the command ID and exit with its status, which is available for the last 65536 detached commands that have ended
     #[arg(long, value_name = "ID")]
     pub wait: Option<u32>,
 
-    /// Send a signal, by name or number, to the command with this id
+    /// Send SIGNAL, a name or number, to the command ID
     #[arg(long, value_names = ["SIGNAL", "ID"], num_args = 2)]
     pub signal: Option<Vec<String>>,
 
-    /// Print a line of JSON for each running command, and for the last 32 detached ones that have ended
+    /// Print a line of JSON for each running command, and for the last 32 detached commands that have ended
     #[arg(long)]
     pub list: bool,
 
-    /// Behind --, or behind -r: the command and its arguments [default: the image's entrypoint and cmd]. Without -r, a word that
-    /// is not behind -- is the VM's name, and options, -- and the command may follow it
+    /// The VM's name, and the command with its arguments [default: the image's entrypoint and cmd]. A word before -- is the name
+    /// of the VM; with -r it belongs to the command
     #[arg(value_name = "NAME] [-- CMD", trailing_var_arg = true, allow_hyphen_values = false)]
     pub command: Vec<OsString>,
 
@@ -155,30 +156,6 @@ impl Args {
         Ok(args)
     }
 }
-
-const EXAMPLES: &str = "\
-Exit status: the command's own; 128+N where signal N ended it; 124 timed out; 125 msb-exec or the VM failed; \
-126 the command cannot be executed; 127 it was not found.
-
-Examples:
-  msb-exec -r vm.json -- cat /etc/motd
-  msb-exec worker -- bash
-  msb-exec worker --shell 'setup && start'
-  id=$(msb-exec worker -d -- make | jq .id); msb-exec worker --wait $id
-  while read -r x; do msb-exec -n worker -- echo \"$x\"; done < list   (-n!)
-
-Copying files:
-  a tree into the guest, and out of it:
-    tar -C src -c . | msb-exec worker -w /srv -- tar -x
-    msb-exec worker -w /srv -- tar -c . | tar -C dst -x
-  a file:
-    msb-exec worker -- tee /etc/motd < motd > /dev/null
-  only what is new, with rsync in the guest:
-    rsync -a -e 'msb-exec -r worker --rsh' src/ vm:/srv/
-  a repository, with git in the guest:
-    GIT_SSH_COMMAND='msb-exec -r worker --rsh' git clone vm:/srv/repository
-    git -c protocol.ext.allow=always clone \
-      'ext::msb-exec -r worker -- git-upload-pack /srv/repository'";
 
 fn variable(text: OsString) -> Result<OsString, &'static str> {
     env::check(&text).map(|()| text)

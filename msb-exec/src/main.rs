@@ -8,6 +8,7 @@ mod input;
 mod keys;
 mod others;
 mod output;
+mod page;
 mod ready;
 mod request;
 mod sending;
@@ -30,7 +31,7 @@ use status::Status;
 
 fn main() -> ExitCode {
     start::signals();
-    let args: Args = cli::parse_by(exit::TOOL_FAILED, Args::read);
+    let args: Args = cli::parse_by(&page::PAGE, exit::TOOL_FAILED, Args::read);
     let say = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         tty::restore();

@@ -11,6 +11,7 @@ mod listing;
 mod lock;
 mod mountpoint;
 mod number;
+mod page;
 mod serve;
 mod tree;
 
@@ -24,7 +25,7 @@ use config::Config;
 
 fn main() -> ExitCode {
     msb::tool::start::signals();
-    let args: Args = msb::tool::cli::parse(exit::USAGE);
+    let args: Args = msb::tool::cli::parse(&page::PAGE, exit::USAGE);
     exit::report("msb-mount", exit::FAILED, run(&args))
 }
 

@@ -12,6 +12,7 @@ mod lookup;
 pub mod member;
 mod names;
 pub mod op;
+pub mod page;
 mod parse;
 pub mod report;
 mod same;

@@ -14,6 +14,7 @@ use msb::{record::path, store::home, tool::cli, tool::exit, tool::start, vm::sup
 use msb_patch::args::Args;
 use msb_patch::found::Found;
 use msb_patch::op::{Op, Script};
+use msb_patch::page::PAGE;
 use msb_patch::report::Report;
 use msb_patch::scripts::Scripts;
 use msb_patch::stream::{self, Numbered};
@@ -22,7 +23,7 @@ use msb_patch::user::User;
 
 fn main() -> ExitCode {
     start::signals();
-    let args: Args = cli::parse(exit::USAGE);
+    let args: Args = cli::parse(&PAGE, exit::USAGE);
     exit::report("msb-patch", exit::FAILED, run(&args).map(|()| 0))
 }
 

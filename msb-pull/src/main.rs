@@ -13,6 +13,7 @@ mod implied;
 mod layer;
 mod layout;
 mod manifest;
+mod page;
 mod pax;
 mod place;
 mod platform;
@@ -34,7 +35,7 @@ use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, too
 
 fn main() -> ExitCode {
     start::signals();
-    let args: Args = cli::parse(exit::USAGE);
+    let args: Args = cli::parse(&page::PAGE, exit::USAGE);
     exit::report("msb-pull", exit::FAILED, run(args))
 }
 

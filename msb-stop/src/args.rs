@@ -7,13 +7,15 @@ use msb::tool::duration;
 use msb::tool::output::Output;
 use msb::tool::source::VmRecord;
 
+use crate::page::PAGE;
+
 /// Stop a running microVM
 ///
-/// Asks the guest to end its commands, write out its data and stop; kills it if it has not stopped in time, and then exits with 1.
-/// Cleans up after a VM that has ended already, or whose processes were killed. Reports on stderr which happened, and how many
-/// commands had to be killed, and prints the record without "vm".
+/// Asks the guest to end its commands, write its data back and stop; if it has not stopped in time, kills it and exits with 1.
+/// Cleans up after a VM that has already ended or whose processes were killed. Reports on stderr which of these happened and how many
+/// commands had to be killed, and prints the record without the member "vm".
 #[derive(Debug, Parser)]
-#[command(name = "msb-stop", version, after_help = EXAMPLES)]
+#[command(name = "msb-stop", version, after_help = PAGE.help())]
 pub(crate) struct Args {
     #[command(flatten)]
     pub record: VmRecord,
@@ -21,33 +23,25 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub output: Output,
 
-    /// The VMs to stop, by name or by file
+    /// The VMs to stop, as names of running VMs or files with records
     #[arg(value_name = "NAME", conflicts_with = "record")]
     pub names: Vec<String>,
 
-    /// How long the guest may take, in seconds or as 500ms or 1m30s: its commands have all of it but 2 seconds, or a quarter where
-    /// that is less. A guest that still writes data back then has up to a minute more. 0 kills it at once
+    /// The time that the guest may take, in seconds or as 500ms or 1m30s. Its commands have all of it but 2 seconds, or a quarter
+    /// if that is less. A guest that is still writing data back then has up to a minute more. 0 kills it at once
     #[arg(short = 't', long = "time", value_name = "DURATION", default_value = "10", value_parser = grace)]
     pub grace: Duration,
 
-    /// For a block root: commit what the guest has written into the record's upper, where msb-mount shows it, msb-patch
-    /// continues it, and the next VM has it. A later msb-stop does not cancel it. The disk of a VM that had to be
-    /// killed is kept, and not committed
+    /// For a block root: commit what the guest wrote into the record's upper, where msb-mount shows it, msb-patch continues it
+    /// and the next VM has it. A later msb-stop does not cancel it. The disk of a VM that had to be killed is kept but not
+    /// committed
     #[arg(long)]
     pub commit: bool,
 
-    /// Unmount the root too, if msb-mount mounted one
+    /// Also unmount the root, if msb-mount mounted one
     #[arg(long)]
     pub unmount: bool,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  msb-stop worker                    by name; several names stop several VMs
-  msb-stop -r vm.json
-  msb-stop worker -t 2
-  msb-stop -r vm.json --unmount > stopped.json
-  msb-stop -r vm.json --commit | msb-mount ./root";
 
 /// The longest grace: a longer one is a mistake, and an agent would count beyond what its timers hold.
 const MAX_GRACE: Duration = Duration::from_secs(86_400);

@@ -2,6 +2,7 @@
 
 mod args;
 mod commit;
+mod page;
 mod unmount;
 mod vm;
 
@@ -17,7 +18,7 @@ const TOOL: &str = "msb-stop";
 
 fn main() -> ExitCode {
     start::signals();
-    let args: args::Args = cli::parse(exit::USAGE);
+    let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);
     exit::report(TOOL, exit::FAILED, run(&args))
 }
 

@@ -1,4 +1,4 @@
-//! What every command line of msb does alike: parsing, words for a wrong call, and pages made from the flags.
+//! The command line of every tool: parsing, usage errors, and pages made from the flags.
 
 mod completion;
 
@@ -10,48 +10,53 @@ use clap::Parser;
 
 use crate::tool::exit::warn;
 use crate::tool::line;
+use crate::tool::man::Page;
 
 /// Parses the process's arguments, or ends the process.
 ///
-/// `--help` and `--version` print and end with 0; a wrong call says why and ends with `usage_code`. The hidden
+/// `--help` and `--version` print and exit with 0; a usage error is reported and exits with `usage_code`. The hidden
 /// `--generate man|bash|zsh|fish|schema` prints the manual page, a completion or the record's JSON Schema.
-pub fn parse<A: Parser>(usage_code: u8) -> A {
-    parse_by(usage_code, A::try_parse_from)
+pub fn parse<A: Parser>(page: &Page, usage_code: u8) -> A {
+    parse_by(page, usage_code, A::try_parse_from)
 }
 
-/// As [`parse`], for a tool that reads its command line by more rules than clap's.
-pub fn parse_by<A: Parser>(usage_code: u8, parse: impl FnOnce(Vec<OsString>) -> Result<A, clap::Error>) -> A {
+/// As [`parse`], for a tool whose command line has rules that clap does not know.
+pub fn parse_by<A: Parser>(
+    page: &Page,
+    usage_code: u8,
+    parse: impl FnOnce(Vec<OsString>) -> Result<A, clap::Error>,
+) -> A {
     let args: Vec<OsString> = std::env::args_os().collect();
     if let [_, flag, what] = args.as_slice()
         && flag == "--generate"
     {
-        exit(i32::from(generate(A::command(), &what.to_string_lossy())));
+        exit(i32::from(generate(A::command(), page, &what.to_string_lossy())));
     }
     match parse(args) {
         Ok(parsed) => parsed,
         Err(error) if error.use_stderr() => {
-            let words = error.render().to_string();
-            let words = words.strip_prefix("error: ").unwrap_or(&words);
-            warn(A::command().get_name(), words.trim_end());
+            let message = error.render().to_string();
+            let message = message.strip_prefix("error: ").unwrap_or(&message);
+            warn(A::command().get_name(), message.trim_end());
             exit(i32::from(usage_code));
         }
-        Err(page) => {
-            // On a terminal it has colours.
+        Err(text) => {
+            // clap's own print adds colours on a terminal.
             let result = if std::io::stdout().is_terminal() {
-                page.print()
+                text.print()
             } else {
-                line::write(page.render().to_string().as_bytes())
+                line::write(text.render().to_string().as_bytes())
             };
             exit(i32::from(printed(A::command().get_name(), result)));
         }
     }
 }
 
-fn generate(mut command: clap::Command, what: &str) -> u8 {
+fn generate(mut command: clap::Command, page: &Page, what: &str) -> u8 {
     let name = command.get_name().to_owned();
     let mut out = Vec::new();
     let made = match what {
-        "man" => clap_mangen::Man::new(command).render(&mut out),
+        "man" => out.write_all(page.render(command).as_bytes()),
         "schema" => serde_json::to_writer_pretty(&mut out, &schemars::schema_for!(crate::record::Record))
             .map_err(Into::into)
             .and_then(|()| out.write_all(b"\n")),
@@ -70,7 +75,7 @@ fn generate(mut command: clap::Command, what: &str) -> u8 {
     printed(&name, made.and_then(|()| line::write(&out)))
 }
 
-/// The exit status behind a page.
+/// The exit status after printing a page.
 fn printed(name: &str, result: std::io::Result<()>) -> u8 {
     match result {
         Ok(()) => 0,

@@ -8,6 +8,7 @@ pub mod env;
 pub mod exit;
 pub mod interrupt;
 pub mod line;
+pub mod man;
 pub mod output;
 pub mod signal;
 pub mod source;

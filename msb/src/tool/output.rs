@@ -15,15 +15,15 @@ use crate::tool::line;
 /// The flags that say where a record goes.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Output {
-    /// Write the record to FILE, which appears or changes only on success [default: stdout]
+    /// Write the record to FILE, which is created or replaced only on success [default: stdout]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 
-    /// Print the record also on a terminal, in place of a line for a person
+    /// Print the record on a terminal too, in place of a summary
     #[arg(long)]
     pub json: bool,
 
-    /// Print no messages but errors and warnings
+    /// Print errors and warnings only
     #[arg(short, long)]
     pub quiet: bool,
 }

@@ -1,0 +1,60 @@
+//! What msb-boot's manual page and `--help` say apart from the flags.
+
+use msb::tool::man::{self, Page};
+use msb::vm::inits;
+
+pub(crate) const PAGE: Page = Page {
+    operands: "[-- CMD...]",
+    forms: &["--probe"],
+    notes: &[("Booting again", booting_again), ("Inits", inits)],
+    exit_status: man::EXIT_STATUS,
+    environment: &[
+        man::MSB_RECORD,
+        man::MSB_HOME,
+        man::MSB_RUN,
+        ("MSB_VMM", "What runs the VM if --vmm is not given: auto, krun or qemu"),
+        ("MSB_AGENTD", "Another agentd. Default: beside msb-boot, or in ../libexec/msb"),
+        ("MSB_LIBKRUNFW", "Another guest kernel for libkrun. Default: beside msb-boot, in ../lib/msb, or the system's"),
+    ],
+    files: &[
+        ("/run/msb/NAME", "The run directory of the VM NAME: its record, agent socket and logs (see msb(7))"),
+        ("$MSB_HOME/erofs", "EROFS images of layers, each made once"),
+        ("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, with what its guest wrote"),
+        ("$MSB_HOME/logs/NAME", "The logs of a boot that failed"),
+    ],
+    examples: &[
+        ("what this machine has for a VM", "msb-boot --probe"),
+        ("an image, booted from disks", "msb-pull alpine | msb-boot --name worker > vm.json"),
+        ("a mounted root, shared with the host", "msb-pull alpine | msb-mount ./root | msb-boot -m 1G > shared.json"),
+        ("a VM that has ended, with more memory", "msb-boot -r vm.json -m 1G -o vm.json"),
+        ("the image's init as PID 1", "msb-boot -r systemd.json -m 1G --init auto > vm.json"),
+        (
+            "an init with an argument",
+            "msb-boot -r systemd.json -m 1G --init /lib/systemd/systemd \\\n  --init-arg --unit=multi-user.target > vm.json",
+        ),
+    ],
+    see_also: &["msb-mount(1)", "msb-exec(1)", "msb-stop(1)", "msb-record(5)", "msb(7)", "agentd(8)"],
+};
+
+fn booting_again() -> String {
+    "The member \"boot\" of the printed record holds what was asked for, so booting the
+record of a VM that has ended boots it again the same way. Flags override it."
+        .into()
+}
+
+/// How each init of the table is asked to power off.
+fn inits() -> String {
+    let rows: String = inits::INIT_SYSTEMS
+        .iter()
+        .chain([&inits::OTHER])
+        .map(|init| format!("  {}: {}\n", init.name, init.power_off))
+        .collect();
+    format!(
+        "msb-stop asks each init to power off in its own way:
+
+{rows}
+An init that has not powered off within the grace is killed. One that exits, as
+the inits of containers do, ends the machine in order. Most slim images have no
+init: use an image that has one, or build one (examples/systemd)."
+    )
+}

@@ -1,0 +1,30 @@
+//! What msb-pull's manual page and `--help` say apart from the flags.
+
+use msb::tool::man::{self, Page};
+
+pub(crate) const PAGE: Page = Page {
+    operands: "SOURCE",
+    forms: &["--gc [-n]"],
+    notes: &[],
+    exit_status: man::EXIT_STATUS,
+    environment: &[
+        man::MSB_HOME,
+        ("REGISTRY_AUTH_FILE", "A file with credentials, used if --authfile is not given"),
+        ("DOCKER_CONFIG", "The directory of docker's config.json. Default: ~/.docker"),
+    ],
+    files: &[
+        ("$MSB_HOME/blobs", "Manifests and image configurations, by digest"),
+        ("$MSB_HOME/layers", "Unpacked layers, by diff_id, in the form that overlayfs mounts"),
+        ("$MSB_HOME/erofs", "EROFS images, by chain ID (--erofs, or the first boot)"),
+    ],
+    examples: &[
+        ("an image from Docker Hub", "msb-pull alpine > image.json"),
+        ("a private registry", "msb-pull --plain-http 127.0.0.1:5000/demo:v1 > image.json"),
+        ("an OCI layout, by tag", "msb-pull oci:./layout:v1 > image.json"),
+        ("an archive on stdin", "docker save alpine | msb-pull - > image.json"),
+        ("a directory as the root", "msb-pull ./rootfs > dir.json"),
+        ("feed the next stage", "msb-pull alpine | msb-mount ./root > root.json"),
+        ("what is in the store, and what could go", "msb-pull --gc -n"),
+    ],
+    see_also: &["msb-patch(1)", "msb-mount(1)", "msb-boot(1)", "msb-record(5)", "msb(7)"],
+};
