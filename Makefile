@@ -1,28 +1,31 @@
-# make demo   everything a fresh machine needs, then the whole pipe on a real image in a real VM
-# make test   everything a fresh machine needs, then unit tests and tests/*.bats over the real tools
+# make demo        sets the machine up, then runs the whole pipe on a real image in a real VM
+# make test        sets the machine up, then runs the unit tests and the tools on real parts
+# make install     builds, and installs below PREFIX (/usr/local), in DESTDIR
+# make uninstall   removes what make install installed
+# make lint        rustfmt, clippy, mandoc, shellcheck, cargo-deny
 
 SHELL = /bin/bash
 .SHELLFLAGS = -euo pipefail -c
 .DELETE_ON_ERROR:
-# deps, build and what needs them come in the order in which they are written; cargo uses all processors by itself.
+# Prerequisites are made in the order in which they are written; cargo itself uses all processors.
 .NOTPARALLEL:
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
 DESTDIR ?=
-# What is fetched or built besides this workspace. It outlives a clone.
+# The directory for what is fetched or built outside of this workspace. It outlives a clone.
 export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
 
 TOOLS = msb-pull msb-patch msb-mount msb-boot msb-exec msb-stop
 RELEASE = target/release
-# agentd runs in any root, so it brings its own C library. The flags want a target directory of their own, and a target
-# by name, so that build scripts do not get them.
+# agentd runs in any root, so it is linked statically. Its flags need a target directory of their own, and an explicit target so that
+# build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo test test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-shutdown install clean
+.PHONY: help deps build agentd man demo uninstall test test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-shutdown install clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 2
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
 deps:
 	@tools/deps.sh
@@ -48,8 +51,8 @@ man: build
 	sed -i -E "1s/^(\.TH [^ ]+ [578]) [^ ]+/\1 $$date/" man/*.[578]
 	@$(RELEASE)/msb-pull --generate schema > man/msb-record.schema.json
 
-# libkrun with nothing around it, for comparisons. As one of the workspace, or its dependencies would be built again, with other
-# features.
+# libkrun without the rest of msb-boot, for comparisons. It is built with the whole workspace, so that its dependencies are not built
+# again with other features.
 bare-krun = $(CARGO) build --release --locked --workspace --exclude agentd --example bare-krun
 
 demo: deps build
@@ -61,13 +64,13 @@ test: deps build
 	@echo "== VMs with libkrun (in a nested host where this machine has no KVM); make test-krun-all has all their tests"
 	@tests/kvm-host/run --filter-tags vmm
 
-# The tests in which the VMM makes the difference; test-krun-all has all that boot a VM.
+# The tests in which the VMM makes a difference; test-krun-all runs all that boot a VM.
 test-krun-all: export MSB_KVM_HOST_LIMIT ?= 3600
 test-krun test-krun-all: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run $(if $(filter test-krun,$@),--filter-tags vmm)
 
-# The tests in which a root of disks does what a shared one does, on both VMMs.
+# The tests that should pass on a block root as they do on a shared one, with both VMMs.
 alike = $(wildcard tests/t[4-6]-*.bats) tests/t8-handoff.bats
 test-block: export MSB_TEST_ROOT = block
 test-block: export MSB_KVM_HOST_LIMIT ?= 3600
@@ -81,9 +84,9 @@ test-kill: export MSB_KILLS ?= 500
 test-kill: deps build
 	@tests/run --filter-tags kill tests/t2-repeat.bats tests/t3-mount.bats tests/t8-commit.bats
 
-# Each target of tests/fuzz for so long. What fails lands in tests/fuzz/artifacts; fixed, it is kept in tests/fuzz/seeds.
+# Runs each target of tests/fuzz for this long. A failing input is written to tests/fuzz/artifacts; once fixed, move it to tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600
-# Coverage is asked for by flags that the stable compiler keeps to itself.
+# The flags for coverage are unstable.
 fuzz: export RUSTC_BOOTSTRAP = 1
 fuzz:
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install --locked cargo-fuzz
@@ -101,9 +104,9 @@ lint:
 	mandoc -T lint man/*.[1578]
 	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh .ci/run
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
-	else echo "cargo-deny is missing, so licences and sources are not checked (cargo install --locked cargo-deny)"; fi
+	else echo "cargo-deny is missing, so licences and sources were not checked (cargo install --locked cargo-deny)"; fi
 
-# Ratios against other people's tools, in one run. Nothing passes or fails.
+# Ratios against other tools, measured in one run. Nothing passes or fails.
 bench: deps build
 	@for bench in $(filter-out %-krun.sh %-shutdown.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
 
@@ -113,7 +116,7 @@ bench-krun: deps build
 	@$(bare-krun)
 	@for bench in bench-krun bench-exec bench-block-krun; do echo "== $$bench"; tests/kvm-host/run tests/$$bench.sh; done
 
-# What handing PID 1 to each of seven inits costs, and how long each takes to go down, on both VMMs.
+# The cost of handing PID 1 to each of seven inits, and the time that each takes to power off, on both VMMs.
 bench-shutdown: deps build
 	@$(bare-krun)
 	@tests/bench-shutdown.sh
@@ -131,6 +134,17 @@ install: build
 		$(RELEASE)/$$tool --generate bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$tool; \
 		$(RELEASE)/$$tool --generate zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$$tool; \
 	done
+
+# What other packages may have put into the same directories stays.
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(TOOLS))
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb
+	for section in 1 5 7 8; do (cd man && echo *.$$section) | xargs -n 1 | sed 's|^|$(DESTDIR)$(PREFIX)/share/man/man'$$section'/|' | xargs rm -f; done
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/bash-completion/completions/,$(TOOLS))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_,$(TOOLS))
+
+docs/pipe.svg: docs/pipe.txt tools/pipe-svg.py
+	tools/pipe-svg.py docs/pipe.txt > $@
 
 clean:
 	$(CARGO) clean

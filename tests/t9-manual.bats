@@ -289,6 +289,29 @@ END
     diff expected/tree shown
 }
 
+@test "the picture of the pipe is the one that its text gives (make docs/pipe.svg)" {
+    cd "$root"
+    tools/pipe-svg.py docs/pipe.txt | diff docs/pipe.svg -
+}
+
+@test "the commands in README.md print what it shows" {
+    cd "$BATS_TEST_TMPDIR"
+    export MSB_HOME=$PWD/home MSB_RUN=$PWD/run
+    local_images
+    registry_stop registry
+    sed -n '/^<!-- ops.jsonl/,/^```$/p' "$root/README.md" | grep '^{' >ops.jsonl
+    sed -n '/^<!-- session/,/^```$/p' "$root/README.md" | grep -v -e '^<!--' -e '^```' >session
+    [ "$(wc -l <ops.jsonl)" = 3 ]
+    [ "$(grep -c '^\$ ' session)" -ge 5 ]
+    while IFS= read -r line <&4; do
+        if [[ $line == '$ '* ]]; then
+            echo "$line"
+            eval "${line#??}" 3>&- 4<&-
+        fi
+    done 4<session >shown
+    diff session shown
+}
+
 @test "tools depend on the shared crate and never on one another" {
     cd "$root"
     cargo metadata --offline --locked --no-deps --format-version 1 |
