@@ -106,7 +106,7 @@ request|125|not a frame for the caller
 eof twice|125|a second end of a stream
 no stream|125|no such stream
 status|125|bad payload
-nothing said|125|did not say how the command ended
+nothing said|125|did not report how the command ended
 escapes|125|fine
 escapes in json|125|bad payload
 endless hello|125|breaks the protocol

@@ -163,5 +163,5 @@ make_tree() {
     [ "$status" = 7 ]
     run --separate-stderr msb-exec --rsh vm
     [ "$status" = 125 ]
-    [[ $stderr == *'a command is expected behind "vm"'* ]]
+    [[ $stderr == *'a command is expected after "vm"'* ]]
 }

@@ -193,7 +193,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [ "$(msb-exec -- cat <worker.json)" = "$(cat worker.json)" ]
     run --separate-stderr msb-exec hostname
     [ "$status" -eq 125 ]
-    [[ $stderr == *'no VM of that name is running in "'"$MSB_RUN"'" (a command goes behind --: msb-exec -- hostname)' ]]
+    [[ $stderr == *'no VM of that name is running in "'"$MSB_RUN"'" (a command goes after --: msb-exec -- hostname)' ]]
     unset MSB_RECORD
     # The record, then exactly the command's input, from a pipe and from a file, pretty-printed or not.
     head -c 100000 /dev/urandom >data

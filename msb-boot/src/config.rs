@@ -206,7 +206,7 @@ pub(crate) fn vmm_choice(asked: Option<VmmChoice>) -> anyhow::Result<VmmChoice> 
         (Some(choice), _) => Ok(choice),
         (None, None) => Ok(VmmChoice::Auto),
         (None, Some(value)) => <VmmChoice as clap::ValueEnum>::from_str(&value.to_string_lossy(), false)
-            .map_err(|_| exit::coded(exit::USAGE, format!("MSB_VMM {value:?}: auto, krun or qemu is expected"))),
+            .map_err(|_| exit::coded(exit::USAGE, format!("MSB_VMM {value:?}: auto, krun or qemu is expected")).into()),
     }
 }
 

@@ -217,7 +217,8 @@ fn read(interrupts: &SignalFd) -> anyhow::Result<u8> {
 fn put(output: &Output, record: &Record, interrupts: &SignalFd) -> anyhow::Result<Option<u8>> {
     let stdout = std::io::stdout();
     if output.output.is_some() || (stdout.is_terminal() && !output.json) {
-        return output.put(record, || summary(record)).map(|()| None);
+        output.put(record, || summary(record))?;
+        return Ok(None);
     }
     let mut line = serde_json::to_vec(record)?;
     line.push(b'\n');

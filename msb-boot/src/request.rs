@@ -49,7 +49,7 @@ pub(crate) fn request(
         None if args.init_args.is_empty() && args.init_env.is_empty() && !args.wait_init && !args.no_wait_init => {}
         None => {
             let why = "--init-arg, --init-env, --wait-init and --no-wait-init are for an init (name one with --init)";
-            return Err(exit::coded(exit::USAGE, why));
+            return Err(exit::coded(exit::USAGE, why).into());
         }
     }
     if let Some(entrypoint) = &args.entrypoint {

@@ -127,7 +127,7 @@ pub struct Args {
     #[arg(value_name = "NAME] [-- CMD", trailing_var_arg = true, allow_hyphen_values = false)]
     pub command: Vec<OsString>,
 
-    /// Whether the record was named by a word.
+    /// Whether the record was named by the first word instead of `-r`.
     #[arg(skip)]
     pub is_named_by_word: bool,
 }
@@ -135,15 +135,15 @@ pub struct Args {
 const USAGE: &str = "msb-exec [OPTIONS] [NAME] [-- CMD...]\n       msb-exec [OPTIONS] -r RECORD [--] [CMD...]";
 
 impl Args {
-    /// Reads a command line. A word where no `-r` is given, and which is not behind `--`, is the same as `-r WORD`.
+    /// Parses a command line. Without `-r`, a first word that does not follow `--` is the same as `-r WORD`.
     ///
     /// # Errors
     /// A usage error.
     pub fn read(argv: Vec<OsString>) -> Result<Self, clap::Error> {
         let mut args = Self::try_parse_from(&argv)?;
         let place = argv.len() - args.command.len();
-        let is_behind_dashes = place > 0 && argv[place - 1] == "--";
-        if !args.command.is_empty() && !args.rsh && args.record.record.is_none() && !is_behind_dashes {
+        let follows_dashes = place > 0 && argv[place - 1] == "--";
+        if !args.command.is_empty() && !args.rsh && args.record.record.is_none() && !follows_dashes {
             let (before, words) = argv.split_at(place);
             let with_flag = before.iter().cloned().chain(["-r".into()]).chain(words.iter().cloned());
             args = Self { is_named_by_word: true, ..Self::try_parse_from(with_flag)? };
@@ -190,7 +190,7 @@ fn rlimit(text: &str) -> Result<Limit, String> {
 /// The signal and the id of `--signal`.
 ///
 /// # Errors
-/// Words for what is neither.
+/// An unknown signal, or an id that is not a number.
 pub fn signal_and_id(words: &[String]) -> Result<(i32, u32), String> {
     let [signal, id] = words else { return Err("--signal SIGNAL ID is expected".into()) };
     let id = id.parse().map_err(|_| format!("id {id:?}: not a number"))?;
@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_are_read_as_prlimit_reads_them() {
+    fn limits_are_parsed_as_prlimit_parses_them() {
         for (text, name, soft, hard) in [
             ("nofile=100", "nofile", Some(100), Some(100)),
             ("NPROC=1:2", "nproc", Some(1), Some(2)),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn words_behind_the_command_are_its_own() {
+    fn words_after_the_command_are_its_arguments() {
         let args = read("-r vm -- ls -t -- -r").unwrap();
         assert_eq!(args.command, ["ls", "-t", "--", "-r"]);
         let args = read("-r vm ls -t").unwrap();
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_in_front_is_the_vm_and_what_is_behind_dashes_is_the_command() {
+    fn a_first_word_is_the_vm_and_words_after_dashes_are_the_command() {
         for (line, name, command, tty) in [
             ("", None, "", false),
             ("--", None, "", false),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_other_commands_takes_a_name_and_no_command() {
+    fn options_about_other_commands_take_a_name_and_no_command() {
         for line in ["--list w1", "w1 --list", "--wait 3 w1", "w1 --attach 3", "--signal TERM 3 w1", "-r w1 --list"] {
             let args = read(line).unwrap();
             assert_eq!(args.record.record.as_deref(), Some("w1"), "{line}");
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_remote_shell_is_called_as_rsync_and_git_call_theirs() {
+    fn a_remote_shell_takes_the_arguments_of_rsync_and_git() {
         let args = Args::try_parse_from(["msb-exec", "--rsh", "-l", "app", "vm", "rsync", "--server", "-e.x"]).unwrap();
         assert_eq!(args.login.as_deref(), Some("app"));
         assert_eq!(args.command, ["vm", "rsync", "--server", "-e.x"]);

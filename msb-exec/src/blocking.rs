@@ -1,5 +1,5 @@
-//! Reading and writing the caller's files as if they blocked. Whether they do belongs to the open file, not to this process: who
-//! shares it, as rsync shares its pipes, may have it otherwise.
+//! Blocking reads and writes on the caller's files. O_NONBLOCK belongs to the open file, not to this process, and another process
+//! that shares the file may have set it: rsync does so with its pipes.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,10 +7,10 @@ use std::os::fd::AsFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
-/// Reads what is there, and waits where nothing is; 0 at the end.
+/// Reads available bytes, and waits if there are none; 0 at end-of-file.
 ///
 /// # Errors
-/// What `read(2)` says.
+/// Those of `read(2)`.
 pub fn read(from: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(&from, &mut *into) {
@@ -21,10 +21,10 @@ pub fn read(from: impl AsFd, into: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Writes all of it, and waits where there is no room.
+/// Writes all bytes, and waits while there is no room.
 ///
 /// # Errors
-/// What `write(2)` says.
+/// Those of `write(2)`.
 pub fn write_all(to: impl AsFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(&to, bytes) {
@@ -52,7 +52,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn a_file_that_does_not_block_is_waited_for() {
+    fn a_nonblocking_file_is_waited_for() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let much = vec![7u8; 4 << 20];

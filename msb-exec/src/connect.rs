@@ -1,65 +1,66 @@
-//! The way to the agent, and words for where it ends.
+//! The connection to the agent: retries, and the reasons why there is none.
 
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::anyhow;
 use msb::record::Vm;
-use msb::tool::exit::{self, coded};
+use msb::tool::exit;
 use msb::wire::{self, dial};
 
 use crate::ended::{self, Fate};
 
-/// How long a connection that was turned away is tried again.
+/// How long a refused connection is retried.
 const RETRY: Duration = Duration::from_secs(10);
-/// How long a VM that is started again may take.
+/// How long a VM may take to restart.
 const RESTART: Duration = Duration::from_secs(90);
-/// The first pause before another try, which doubles up to the last one.
+/// The first pause before a retry. It doubles with each retry, up to the last one.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_PAUSE: Duration = Duration::from_millis(320);
 
-/// Connects, sends `frames`, and returns when the agent has said hello.
+/// Connects, sends `frames`, and returns when the agent's hello has arrived.
 ///
 /// # Errors
-/// Words for a VM that is gone or does not answer.
+/// A VM that has ended or does not answer.
 pub fn connect(vm: &Vm, frames: &[u8]) -> anyhow::Result<UnixStream> {
     let deadline = Instant::now() + RETRY;
     let mut pause = FIRST_PAUSE;
     loop {
         match dial::ask(&vm.endpoint, frames) {
             Ok(connection) => return Ok(connection),
-            // Nothing tells when there is room again. The agent has not seen the frames, so they are sent again.
-            Err(error) if is_turned_away(&error) && Instant::now() + pause < deadline && ended::is_alive(vm) => {
+            // No event announces free room in the queue. The agent has not read the frames, so they can be sent again.
+            Err(error) if is_refused(&error) && Instant::now() + pause < deadline && ended::is_alive(vm) => {
                 thread::sleep(pause);
                 pause = (pause * 2).min(LAST_PAUSE);
             }
             Err(error) if is_gone(&error) && matches!(ended::fate(vm), Fate::Restarting(_)) => {
                 if !ended::await_restart(vm, Instant::now() + RESTART) {
-                    return Err(coded(exit::TOOL_FAILED, gone(vm, error)));
+                    return Err(anyhow!(describe(vm, error)));
                 }
             }
-            Err(error) => return Err(coded(exit::TOOL_FAILED, gone(vm, error))),
+            Err(error) => return Err(anyhow!(describe(vm, error))),
         }
     }
 }
 
-/// Whether nobody was there.
+/// Whether nothing answered the connection.
 fn is_gone(error: &wire::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
     matches!(error, wire::Error::Io(error) if matches!(error.kind(),
         BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof))
 }
 
-/// Whether a guest turned the connection away: thousands of others wait for its agent already. A full queue of the VMM's, which is
-/// shorter, is waited for where this connects.
-fn is_turned_away(error: &wire::Error) -> bool {
+/// Whether the guest refused the connection because thousands of others wait for its agent. The VMM's own queue is shorter, and
+/// connect(2) waits while it is full.
+fn is_refused(error: &wire::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error, wire::Error::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof))
 }
 
-/// Says why a connection was refused or broke.
-pub fn gone(vm: &Vm, error: wire::Error) -> String {
+/// Why a connection was refused or broke, as a message.
+pub fn describe(vm: &Vm, error: wire::Error) -> String {
     let name = &vm.name;
     let log = || if vm.kernel_log.exists() { format!("see {:?}", vm.kernel_log) } else { String::new() };
     match error {

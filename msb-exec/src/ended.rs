@@ -1,4 +1,4 @@
-//! What becomes of a VM that does not answer: what its supervisor left in the run directory.
+//! Why a VM does not answer, according to the files that its supervisor left in the run directory.
 
 use std::fs;
 use std::io;
@@ -14,35 +14,35 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-/// How long a supervisor may take from the end of its VM to its own: it writes down how the VM ended in between.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a supervisor may take to write down how its VM ended, and to exit.
+const SUPERVISOR_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What became of a VM.
+/// The state of a VM that does not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// It has ended, for this reason.
     Ended(String),
-    /// It has ended for this reason, and is started again.
+    /// It has ended for this reason, and is being restarted.
     Restarting(String),
-    /// Nobody knows, or another VM has its run directory by now.
+    /// Unknown, or its run directory is another VM's by now.
     Unknown,
 }
 
-/// What became of a VM that was there a moment ago.
+/// The state of a VM that answered before.
 pub(crate) fn fate(vm: &Vm) -> Fate {
-    look(vm).unwrap_or(Fate::Unknown)
+    recorded_fate(vm).unwrap_or(Fate::Unknown)
 }
 
-fn look(vm: &Vm) -> Option<Fate> {
+fn recorded_fate(vm: &Vm) -> Option<Fate> {
     let dir = vm.endpoint.unix.parent()?;
     let left: Record = serde_json::from_slice(&fs::read(dir.join(record::FILE_NAME)).ok()?).ok()?;
     if left.vm?.pid != vm.pid {
         return None;
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + SUPERVISOR_TIMEOUT;
     let (watch, supervisor) = (watch(dir).ok()?, pidfd_open(Pid::from_raw(vm.pid)?, PidfdFlags::empty()));
     loop {
-        // First what is seen by the events after this.
+        // Before the files are read: a supervisor that has ended writes no more.
         let has_ended = match &supervisor {
             Ok(process) => poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&Timespec::default())).ok()? > 0,
             Err(error) => *error == Errno::SRCH,
@@ -56,13 +56,13 @@ fn look(vm: &Vm) -> Option<Fate> {
         if let Some(restarting) = rundir::find::<Restarting>(dir, rundir::RESTARTING) {
             return Some(Fate::Restarting(restarting.reason));
         }
-        if !happens(&watch, supervisor.as_ref().ok(), deadline).ok()? {
+        if !await_change(&watch, supervisor.as_ref().ok(), deadline).ok()? {
             return None;
         }
     }
 }
 
-/// Waits until a VM that is started again is up. False: it does not come up before `deadline`.
+/// Waits until a VM that is being restarted is up. Returns false if it is not up by `deadline`.
 pub(crate) fn await_restart(vm: &Vm, deadline: Instant) -> bool {
     let wait = || -> io::Result<bool> {
         let dir = vm.endpoint.unix.parent().unwrap_or(Path::new("/"));
@@ -70,7 +70,7 @@ pub(crate) fn await_restart(vm: &Vm, deadline: Instant) -> bool {
         let watch = watch(dir)?;
         while dir.join(rundir::RESTARTING).exists() {
             let has_ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&Timespec::default()))? > 0;
-            if has_ended || !happens(&watch, Some(&process), deadline)? {
+            if has_ended || !await_change(&watch, Some(&process), deadline)? {
                 return Ok(false);
             }
         }
@@ -79,7 +79,7 @@ pub(crate) fn await_restart(vm: &Vm, deadline: Instant) -> bool {
     wait().unwrap_or(false)
 }
 
-/// Whether the VM's supervisor lives.
+/// Whether the VM's supervisor is running.
 pub(crate) fn is_alive(vm: &Vm) -> bool {
     let Some(pid) = Pid::from_raw(vm.pid) else { return false };
     pidfd_open(pid, PidfdFlags::empty()).is_ok_and(|process| {
@@ -93,8 +93,8 @@ fn watch(dir: &Path) -> io::Result<OwnedFd> {
     Ok(watch)
 }
 
-/// Waits until something happens in the directory, or the process ends; false where neither does in time.
-fn happens(watch: &OwnedFd, process: Option<&OwnedFd>, deadline: Instant) -> io::Result<bool> {
+/// Waits until a file in the directory changes or the process ends. Returns false at `deadline`.
+fn await_change(watch: &OwnedFd, process: Option<&OwnedFd>, deadline: Instant) -> io::Result<bool> {
     let left = Timespec::try_from(deadline.saturating_duration_since(Instant::now())).map_err(io::Error::other)?;
     let mut fds = vec![PollFd::new(watch, PollFlags::IN)];
     fds.extend(process.map(|process| PollFd::new(process, PollFlags::IN)));

@@ -1,4 +1,4 @@
-//! Stdin on its way to the command, as far as the command gives credit for it.
+//! Sends stdin to the command, as far as the agent grants credit for it.
 
 use std::fs::File;
 use std::io;
@@ -12,87 +12,87 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use crate::blocking;
 use crate::sending::Sending;
 
-/// Credit for stdin, which the connection's reader gives and stdin's reader spends.
+/// Credit for stdin. The thread that reads the connection grants it; the thread that reads stdin spends it.
 pub struct Credit {
     state: Mutex<State>,
     changed: Condvar,
-    bell: EventFd,
+    changed_event: EventFd,
 }
 
 #[derive(Default)]
 struct State {
     bytes: usize,
-    unwanted: bool,
+    refused: bool,
 }
 
 impl Credit {
-    /// None yet.
+    /// No credit yet.
     ///
     /// # Errors
-    /// What `eventfd(2)` says.
+    /// Those of `eventfd(2)`.
     pub fn new() -> io::Result<Self> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { state: Mutex::default(), changed: Condvar::new(), bell })
+        let changed_event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { state: Mutex::default(), changed: Condvar::new(), changed_event })
     }
 
-    /// The command takes so many bytes more.
-    pub fn give(&self, bytes: u32) {
+    /// Adds credit for so many bytes.
+    pub fn grant(&self, bytes: u32) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.bytes = state.bytes.saturating_add(bytes as usize);
-        self.ring();
+        self.notify();
     }
 
-    /// The command takes no more.
+    /// The command has closed its stdin.
     pub fn refuse(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).unwanted = true;
-        self.ring();
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).refused = true;
+        self.notify();
     }
 
-    fn ring(&self) {
+    fn notify(&self) {
         self.changed.notify_one();
-        let _ = self.bell.write(1);
+        let _ = self.changed_event.write(1);
     }
 
-    /// Becomes readable when the credit has changed.
-    pub fn bell(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+    /// A descriptor that becomes readable when the credit has changed.
+    pub fn changed_event(&self) -> BorrowedFd<'_> {
+        self.changed_event.as_fd()
     }
 
-    /// The credit that there is; `None` once the command takes no more. Silences the bell.
+    /// The current credit; `None` once the command has closed its stdin. Clears the event.
     pub fn now(&self) -> Option<usize> {
-        let _ = self.bell.read();
+        let _ = self.changed_event.read();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        (!state.unwanted).then_some(state.bytes)
+        (!state.refused).then_some(state.bytes)
     }
 
-    /// Waits for credit; `None` once the command takes no more.
+    /// Waits for credit; `None` once the command has closed its stdin.
     fn available(&self) -> Option<usize> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        while state.bytes == 0 && !state.unwanted {
+        while state.bytes == 0 && !state.refused {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        (!state.unwanted).then_some(state.bytes)
+        (!state.refused).then_some(state.bytes)
     }
 
-    /// Counts bytes that are sent.
+    /// Subtracts bytes that were sent.
     pub fn spend(&self, bytes: usize) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.bytes = state.bytes.saturating_sub(bytes);
     }
 }
 
-/// Sends stdin from now on, which is a file, a pipe or the like.
+/// Starts sending stdin, which is not a terminal.
 pub fn send(sending: &Sending, credit: &Arc<Credit>) {
     let (sending, credit) = (sending.clone(), Arc::clone(credit));
     thread::spawn(move || pump(&sending, &credit));
 }
 
-/// Sends stdin as credit allows, then its end.
+/// Sends stdin as credit allows, then end-of-file.
 fn pump(sending: &Sending, credit: &Credit) {
     let mut block = vec![0u8; MAX_DATA];
     let mut frame = Vec::with_capacity(MAX_DATA + HEADER);
     while let Some(available) = credit.available() {
-        // A closed stdin is at its end.
+        // A closed stdin is at end-of-file.
         let got = blocking::read(rustix::stdio::stdin(), &mut block[..available.min(MAX_DATA)]).unwrap_or(0);
         if got == 0 {
             let _ = sending.message(&Message::Eof(Stream::Stdin));
@@ -105,7 +105,7 @@ fn pump(sending: &Sending, credit: &Credit) {
             return;
         }
     }
-    // What writes to our stdin learns that nothing reads it, as it would from the command itself.
+    // Closes the pipe on stdin, so that its writer gets SIGPIPE, as it would from the command itself.
     if let Ok(null) = File::open("/dev/null") {
         let _ = rustix::stdio::dup2_stdin(null);
     }

@@ -1,16 +1,16 @@
-//! The keys that leave a command running, found in what a person types.
+//! The keys that detach from a command, and finding them in terminal input.
 
 use std::fmt;
 
-/// A sequence of keys, as docker writes them: `ctrl-` and a letter or one of `@[\]^_`, or a character, with commas between.
+/// A sequence of keys in docker's notation: characters, or `ctrl-` and a letter or one of `@[\]^_`, separated by commas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys(Vec<u8>);
 
 impl Keys {
-    /// Reads a sequence; an empty one is found nowhere.
+    /// Parses a sequence. An empty one never matches.
     ///
     /// # Errors
-    /// Words for a key that is none.
+    /// A word that is not a key.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Ok(Self::default());
@@ -20,7 +20,7 @@ impl Keys {
 }
 
 impl Keys {
-    /// The key that ends the sequence.
+    /// The last key of the sequence.
     pub fn last(&self) -> Option<u8> {
         self.0.last().copied()
     }
@@ -45,22 +45,22 @@ fn key(word: &str) -> Result<u8, String> {
             Ok(letter.to_ascii_uppercase() - 64)
         }
         [character @ 33..=126] if word.len() == 1 => Ok(*character),
-        _ => Err(format!("{word:?} is no key (a character, or ctrl- and a letter or one of @[\\]^_)")),
+        _ => Err(format!("{word:?} is not a key (a character, or ctrl- and a letter or one of @[\\]^_)")),
     }
 }
 
-/// Looks for [`Keys`] in bytes that come in portions.
+/// Finds [`Keys`] in bytes that arrive in pieces.
 #[derive(Debug)]
 pub struct Watch {
     keys: Vec<u8>,
-    /// How many of the keys what was typed last begins with.
+    /// How many keys of the sequence the latest input matches.
     matched: usize,
-    /// How many of those were let through.
+    /// How many of those were passed on already.
     released: usize,
 }
 
 impl Watch {
-    /// Looks for `keys`.
+    /// Watches for `keys`.
     pub fn new(keys: Keys) -> Self {
         Self { keys: keys.0, matched: 0, released: 0 }
     }
@@ -70,21 +70,22 @@ impl Watch {
         self.matched - self.released
     }
 
-    /// Lets through what is held back. The sequence may go on all the same.
+    /// Passes on the bytes that are held back. The sequence may still continue.
     pub fn release(&mut self, out: &mut impl Extend<u8>) {
         out.extend(self.keys[self.released..self.matched].iter().copied());
         self.released = self.matched;
     }
 
-    /// What of `bytes` is for the command goes to `out`: all but the keys. What may be the sequence's beginning is held back
-    /// until the next key shows, or [`Self::release`] is called. True: the sequence was typed, and what came behind it is dropped.
+    /// Appends the part of `bytes` that is for the command to `out`: everything except the keys. What may be the beginning of the
+    /// sequence is held back until the next key, or until [`Self::release`]. Returns whether the sequence was typed; bytes after it
+    /// are dropped.
     pub fn pass(&mut self, bytes: &[u8], out: &mut impl Extend<u8>) -> bool {
         for &byte in bytes {
             if self.keys.is_empty() {
                 out.extend([byte]);
                 continue;
             }
-            // The longest beginning of the sequence that what was held back and this byte end with; the rest goes out.
+            // The longest prefix of the sequence that is a suffix of the held bytes and this one; the rest is passed on.
             let held = [&self.keys[..self.matched], &[byte]].concat();
             let surplus = (0..=held.len()).find(|&from| self.keys.starts_with(&held[from..])).unwrap_or(held.len());
             out.extend(held[self.released.min(surplus)..surplus].iter().copied());
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_written_as_docker_writes_them() {
+    fn keys_are_parsed_in_dockers_notation() {
         for (text, keys) in
             [("ctrl-p,ctrl-q", &b"\x10\x11"[..]), ("a", b"a"), ("ctrl-@,ctrl-[,~,.", b"\0\x1b~."), ("", b"")]
         {
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_that_was_let_through_is_not_sent_twice_and_the_sequence_may_go_on() {
+    fn a_released_prefix_is_not_sent_twice_and_the_sequence_may_continue() {
         for (keys, portions, passed, found) in [
             ("ctrl-p,ctrl-q", &[&b"\x10"[..], b"\x11"][..], &b"\x10"[..], true),
             ("ctrl-p,ctrl-q", &[b"\x10", b"\x10", b"\x11"], b"\x10\x10", true),
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sequence_is_found_however_it_is_cut_and_all_else_passes() {
+    fn the_sequence_is_found_in_any_pieces_and_everything_else_passes() {
         for (keys, typed, passed, found) in [
             ("ctrl-p,ctrl-q", &b"ls\r\x10\x11rest"[..], &b"ls\r"[..], true),
             ("ctrl-p,ctrl-q", b"\x10\x10\x11", b"\x10", true),

@@ -1,4 +1,4 @@
-//! msb-exec: runs a command in a running microVM, as plainly as if it ran here.
+//! msb-exec: runs a command in a running microVM as if it ran on the host.
 
 mod args;
 mod blocking;
@@ -21,21 +21,22 @@ mod typed;
 use std::panic;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use args::Args;
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
 use msb::wire::exec::{Attach, Kill, Listed, Text};
-use msb::{tool::cli, tool::source, tool::start, wire};
+use msb::{tool::cli, tool::start, wire};
 use session::{Call, Ended, Opening};
 use status::Status;
 
 fn main() -> ExitCode {
     start::signals();
     let args: Args = cli::parse_by(&page::PAGE, exit::TOOL_FAILED, Args::read);
-    let say = panic::take_hook();
+    let print = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         tty::restore();
-        say(info);
+        print(info);
     }));
     let result = run(&args);
     tty::restore();
@@ -44,12 +45,12 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> anyhow::Result<u8> {
     let signal = args.signal.as_deref().map(args::signal_and_id).transpose();
-    let signal = signal.map_err(|why| coded(exit::TOOL_FAILED, why))?;
+    let signal = signal.map_err(|why| anyhow!(why))?;
     let call = call(args)?;
     let status = args.json_status.as_deref().map(Status::open).transpose()?;
     let record = ready::take(&args.record, args.wait_ready).map_err(|error| match &args.record.record {
-        Some(word) if args.is_named_by_word && !error.is::<source::Lost>() => {
-            coded(exit::TOOL_FAILED, format!("{error:#} (a command goes behind --: msb-exec -- {word})"))
+        Some(name) if args.is_named_by_word && !ready::is_lost(&error) => {
+            anyhow!("{error:#} (a command goes after --: msb-exec -- {name})")
         }
         _ => error,
     })?;
@@ -71,7 +72,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         Ok(Ended::Detached(_)) => 0,
         Ok(Ended::TimedOut(_)) => exit::TIMED_OUT,
         Ok(Ended::Failure(failure)) => failure.code,
-        Err(error) if error.is::<exit::ReaderGone>() => exit::READER_GONE,
+        Err(error) if exit::is_reader_gone(error.as_ref()) => exit::READER_GONE,
         Err(_) => exit::TOOL_FAILED,
     };
     if let Some(status) = status {
@@ -79,16 +80,16 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     match ended? {
         Ended::Exit(exit) if exit.code.is_none() && exit.signal.is_none() => {
-            Err(coded(code, "the agent did not say how the command ended"))
+            Err(coded(code, "the agent did not report how the command ended").into())
         }
         Ended::Exit(_) => Ok(code),
         Ended::Detached(exec) => detached(args, vm, exec),
-        Ended::TimedOut(_) => Err(coded(code, "the command took too long and was ended")),
-        Ended::Failure(failure) => Err(coded(code, exit::printable(&failure.message))),
+        Ended::TimedOut(_) => Err(coded(code, "the command took too long and was ended").into()),
+        Ended::Failure(failure) => Err(coded(code, exit::printable(&failure.message)).into()),
     }
 }
 
-/// What the command line asks of the agent.
+/// The call that the command line describes.
 fn call(args: &Args) -> anyhow::Result<Call> {
     let wants_terminal = args.tty || (!args.no_tty && !args.rsh && !args.detach && tty::is_on_both_sides());
     let opening = match (args.attach, args.wait) {
@@ -105,20 +106,20 @@ fn call(args: &Args) -> anyhow::Result<Call> {
 }
 
 fn exec(args: &Args, vm: &Vm, call: Call) -> anyhow::Result<Ended> {
-    // Who waits for another's command is ended by a signal like anybody else.
+    // With --wait, signals end msb-exec itself.
     let held = if args.wait.is_none() && !args.detach { Some(signals::hold()?) } else { None };
     let opening = call.opening()?;
     let connection = connect::connect(vm, &opening)?;
     session::run(connection, call, held).map_err(|error| match error.downcast::<wire::Error>() {
-        Ok(broken) => coded(exit::TOOL_FAILED, connect::gone(vm, broken)),
+        Ok(broken) => anyhow!(connect::describe(vm, broken)),
         Err(other) => other,
     })
 }
 
-/// Says how to come back.
+/// Prints how to attach again.
 fn detached(args: &Args, vm: &Vm, exec: Option<Listed>) -> anyhow::Result<u8> {
     let Some(mut exec) = exec else {
-        return Err(coded(exit::TOOL_FAILED, "the agent did not say which command it kept"));
+        return Err(anyhow!("the agent did not report which command it kept"));
     };
     if args.detach {
         exec.argv = args.command.iter().map(|word| Text::from(word.as_os_str())).collect();

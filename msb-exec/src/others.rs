@@ -1,16 +1,17 @@
-//! What concerns execs that others started: which there are, and signals for them. Each is a line of JSON on stdout.
+//! Commands that other callers started: listing them, and sending them signals. Each is printed as a line of JSON.
 
+use anyhow::{anyhow, bail};
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
 use msb::tool::line;
-use msb::wire::dial::PATIENCE;
+use msb::wire::dial::TIMEOUT;
 use msb::wire::exec::{Execs, Exit, Kill, Listed, Text};
 use msb::wire::{self, Message};
 use serde::Serialize;
 
-use crate::connect::{connect, gone};
+use crate::connect::{connect, describe};
 
-/// An exec as a record.
+/// An exec as it is printed.
 #[derive(Serialize)]
 struct Line<'a> {
     id: u32,
@@ -26,37 +27,38 @@ struct Line<'a> {
 /// Prints an exec.
 ///
 /// # Errors
-/// What writing says.
+/// Those of writing to stdout.
 pub fn print(vm: &Vm, exec: &Listed) -> anyhow::Result<()> {
     let Listed { id, pid, argv, detached, attached, exit } = exec;
     let (id, pid, detached, attached) = (*id, *pid, *detached, *attached);
-    line::put(&Line { id, pid, vm: &vm.name, command: argv, detached, attached, exit: *exit })
+    line::put(&Line { id, pid, vm: &vm.name, command: argv, detached, attached, exit: *exit })?;
+    Ok(())
 }
 
-/// Prints all.
+/// Prints all execs.
 ///
 /// # Errors
-/// Words for an agent that fails.
+/// An agent that fails.
 pub fn list(vm: &Vm) -> anyhow::Result<u8> {
     let listing = ask(vm, &Message::List)?;
     for exec in &listing.execs {
         print(vm, exec)?;
     }
     if listing.older > 0 {
-        let words = format!("{} older detached commands have ended (--wait ID tells how)", listing.older);
-        exit::warn("msb-exec", &words);
+        let message = format!("{} older detached commands have ended (--wait ID tells how)", listing.older);
+        exit::warn("msb-exec", &message);
     }
     Ok(0)
 }
 
-/// Sends a signal to one.
+/// Sends a signal to an exec.
 ///
 /// # Errors
-/// Words for an agent that fails, or an exec that is not there.
+/// An agent that fails, or an exec that does not exist or has ended.
 pub fn signal(vm: &Vm, kill: Kill) -> anyhow::Result<u8> {
     let execs = ask(vm, &Message::Kill(kill))?.execs;
     if execs.iter().any(|exec| exec.exit.is_some()) {
-        return Err(coded(exit::TOOL_FAILED, format!("exec {}: it has ended", kill.id)));
+        bail!("exec {}: it has ended", kill.id);
     }
     Ok(0)
 }
@@ -64,13 +66,13 @@ pub fn signal(vm: &Vm, kill: Kill) -> anyhow::Result<u8> {
 fn ask(vm: &Vm, question: &Message) -> anyhow::Result<Execs> {
     let mut connection = connect(vm, &question.to_frame())?;
     let mut answer = || -> Result<Message, wire::Error> {
-        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_read_timeout(Some(TIMEOUT))?;
         Message::receive(&mut connection)?
             .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
     };
-    match answer().map_err(|error| coded(exit::TOOL_FAILED, gone(vm, error)))? {
+    match answer().map_err(|error| anyhow!(describe(vm, error)))? {
         Message::Execs(execs) => Ok(execs),
-        Message::Failure(failure) => Err(coded(failure.code, exit::printable(&failure.message))),
-        _ => Err(coded(exit::TOOL_FAILED, gone(vm, wire::Error::OutOfTurn("not an answer to a question")))),
+        Message::Failure(failure) => Err(coded(failure.code, exit::printable(&failure.message)).into()),
+        _ => Err(anyhow!(describe(vm, wire::Error::OutOfTurn("not an answer to a question")))),
     }
 }

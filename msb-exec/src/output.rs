@@ -1,4 +1,4 @@
-//! An output of ours: a queue, and a thread that writes it and gives credit for what is written.
+//! Stdout or stderr of this process: a queue, and a thread that writes it and grants credit for what it has written.
 
 use std::io;
 use std::net::Shutdown;
@@ -15,8 +15,8 @@ use msb::wire::{Message, Stream};
 use crate::blocking;
 use crate::sending::Sending;
 
-/// How many bytes of an output may be on their way. Both together are less than a Linux guest sends ahead on a vsock
-/// connection (256 KiB) and than a Unix socket holds (208 KiB), so that even a stopped msb-exec makes no VMM wait.
+/// How many bytes of an output may be in flight. Both together are less than a Linux guest buffers on a vsock connection
+/// (256 KiB) and than a Unix socket holds (208 KiB), so that a stopped msb-exec never blocks the VMM.
 pub fn credit(stream: Stream) -> u32 {
     match stream {
         Stream::Stderr => 62 << 10,
@@ -24,20 +24,20 @@ pub fn credit(stream: Stream) -> u32 {
     }
 }
 
-/// What the guest may send, which writers give credit for.
+/// The state of what the guest may send; writers grant credit in it.
 pub type Turn = Arc<Mutex<FromGuest>>;
 
-/// An output.
+/// An output stream of this process.
 pub struct Output {
     queue: Sender<Vec<u8>>,
     written: Receiver<io::Result<()>>,
 }
 
 impl Output {
-    /// Where `to` fails, the thread ends the connection, and so the command.
+    /// Starts the thread. If writing to `to` fails, it closes the connection, which ends the command.
     ///
     /// # Errors
-    /// What `dup(2)` says.
+    /// Those of `dup(2)`.
     pub fn start(
         to: impl AsFd,
         stream: Stream,
@@ -45,7 +45,7 @@ impl Output {
         sending: &Sending,
         turn: &Turn,
     ) -> io::Result<Self> {
-        // A descriptor of our own: the standard library's stdout would hold bytes back until a newline.
+        // A separate descriptor: the standard library's stdout buffers until a newline.
         let to = to.as_fd().try_clone_to_owned()?;
         let (queue, queued): (Sender<Vec<u8>>, Receiver<Vec<u8>>) = channel();
         let (sending, connection, turn) = (sending.clone(), connection.try_clone()?, Arc::clone(turn));
@@ -61,7 +61,7 @@ impl Output {
                 }
                 if let Some(owed) = owed.add(bytes.len()) {
                     turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, owed);
-                    // The command may have ended, and the connection with it.
+                    // This fails if the command has ended and the agent has closed the connection.
                     let _ = sending.message(&Message::Credit(stream, owed));
                 }
             }
@@ -70,16 +70,16 @@ impl Output {
         Ok(Self { queue, written })
     }
 
-    /// Takes bytes that the guest has credit for.
+    /// Queues bytes that the guest had credit for.
     pub fn queue(&self, bytes: Vec<u8>) {
-        // A writer that failed has ended the connection, which the next read shows.
+        // A failed writer has closed the connection, so the next read fails.
         let _ = self.queue.send(bytes);
     }
 
-    /// Waits until all is written, or for `limit` at most.
+    /// Waits until everything is written, but at most for `limit`.
     ///
     /// # Errors
-    /// What writing said.
+    /// Those of writing.
     pub fn finish(self, limit: Option<Duration>) -> io::Result<()> {
         drop(self.queue);
         match limit {

@@ -1,4 +1,4 @@
-//! The record of a VM that may not be up yet: its file appears when the VM answers.
+//! The record of a VM that may still be booting: its file appears once the VM answers.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -8,48 +8,51 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use msb::record::Record;
-use msb::tool::exit::{self, coded};
-use msb::tool::source::{self, VmRecord};
+use msb::tool::source::{self, SourceError, VmRecord};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 
-/// The longest wait: more than a clock may be able to add.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The longest wait: adding more to an `Instant` may overflow.
+const MAX_WAIT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// Takes the record of a running VM, if need be as soon as there is one.
+/// Reads the record of a running VM, and waits up to `timeout` for it to appear.
 ///
 /// # Errors
-/// What [`VmRecord::take`] says; after the wait what it says last.
-pub fn take(from: &VmRecord, patience: Option<Duration>) -> anyhow::Result<Record> {
+/// Those of [`VmRecord::take`]; after the wait, the last one.
+pub fn take(from: &VmRecord, timeout: Option<Duration>) -> anyhow::Result<Record> {
     let name = from.record.clone().or_else(source::variable).filter(|name| name != "-");
-    let (Some(patience), Some(name)) = (patience, name.as_deref()) else {
-        // From stdin it comes when the stage before has it.
-        return from.take(None);
+    let (Some(timeout), Some(name)) = (timeout, name.as_deref()) else {
+        // The previous stage writes the record to stdin once the VM is up.
+        return Ok(from.take(None)?);
     };
-    let deadline = Instant::now() + patience.min(LONGEST);
-    let places = places(name)?;
+    let deadline = Instant::now() + timeout.min(MAX_WAIT);
+    let candidates = candidates(name)?;
     loop {
-        // First, so that nothing that happens from here on is missed.
-        let watch = watch(&places).context("inotify")?;
+        // Before the file is looked for, so that no event is missed.
+        let watch = watch(&candidates).context("inotify")?;
         let why = match source::named(name) {
             Ok(record) if record.vm.is_some() => return Ok(record),
             Ok(_) => anyhow::anyhow!("record {name:?}: it has no running VM"),
-            Err(error) => error,
+            Err(error) => error.into(),
         };
         if !wait(&watch, deadline).context("inotify")? {
-            let waited = format!("{why:#} (waited {patience:?} for it)");
-            return Err(coded(exit::TOOL_FAILED, waited));
+            return Err(anyhow::anyhow!("{why:#} (waited {timeout:?} for it)"));
         }
     }
 }
 
-/// The files that a name may stand for.
-fn places(name: &str) -> io::Result<Vec<PathBuf>> {
-    source::places(name).into_iter().map(std::path::absolute).collect()
+/// Whether the VM runs, but its run directory was removed.
+pub fn is_lost(error: &anyhow::Error) -> bool {
+    error.downcast_ref().and_then(SourceError::lost).is_some()
 }
 
-/// Watches the directory of each file, or the nearest one above that is there.
-fn watch(places: &[PathBuf]) -> io::Result<OwnedFd> {
+/// The files that a name may refer to.
+fn candidates(name: &str) -> io::Result<Vec<PathBuf>> {
+    source::candidates(name).into_iter().map(std::path::absolute).collect()
+}
+
+/// Watches the directory of each file, or its nearest ancestor that exists.
+fn watch(candidates: &[PathBuf]) -> io::Result<OwnedFd> {
     let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
     let events = WatchFlags::CREATE
         | WatchFlags::MOVED_TO
@@ -57,8 +60,8 @@ fn watch(places: &[PathBuf]) -> io::Result<OwnedFd> {
         | WatchFlags::MODIFY
         | WatchFlags::DELETE_SELF
         | WatchFlags::MOVE_SELF;
-    for place in places {
-        let above = || place.ancestors().skip(1);
+    for file in candidates {
+        let above = || file.ancestors().skip(1);
         let watched =
             above().find(|dir: &&Path| inotify::add_watch(&watch, *dir, events | WatchFlags::ONLYDIR).is_ok());
         if watched.is_none() {
@@ -68,7 +71,7 @@ fn watch(places: &[PathBuf]) -> io::Result<OwnedFd> {
     Ok(watch)
 }
 
-/// Waits until something happens; false where nothing does in time.
+/// Waits for an event; returns false at the deadline.
 fn wait(watch: &OwnedFd, deadline: Instant) -> io::Result<bool> {
     let left = deadline.saturating_duration_since(Instant::now());
     let limit = Timespec::try_from(left).map_err(io::Error::other)?;
@@ -77,7 +80,7 @@ fn wait(watch: &OwnedFd, deadline: Instant) -> io::Result<bool> {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    // What it was is of no interest: the record is looked for again.
+    // The events themselves do not matter: the record is looked for again.
     let mut block = [MaybeUninit::uninit(); 4096];
     let mut events = Reader::new(watch, &mut block);
     while events.next().is_ok() {}

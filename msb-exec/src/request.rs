@@ -1,25 +1,25 @@
-//! The request that a command line asks for.
+//! The request that a command line describes.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::anyhow;
 use msb::tool::env;
-use msb::tool::exit::{self, coded};
 use msb::wire::exec::{Request, Text, Tty};
 
 use crate::args::Args;
 use crate::tty;
 
-/// Makes the request, with a terminal or without.
+/// Builds the request, with or without a terminal.
 ///
 /// # Errors
-/// Words for an env file that cannot be read, and for a remote shell's call that is none.
+/// An env file that cannot be read, or a wrong command line for a remote shell.
 pub fn request(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
     let mut user = args.user.clone();
     let mut argv: Vec<OsString> = Vec::new();
     if args.rsh {
-        let remote = Remote::parse(&args.command).map_err(|why| coded(exit::TOOL_FAILED, why))?;
+        let remote = Remote::parse(&args.command).map_err(|why| anyhow!(why))?;
         argv = remote.argv(args.workdir.is_none());
         user = user.or(args.login.clone()).or(remote.user);
     } else {
@@ -30,7 +30,7 @@ pub fn request(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
     }
     let mut variables = Vec::new();
     if has_terminal {
-        // Whether it has more than 256 colours is the terminal's, as TERM is.
+        // It describes the caller's terminal, as TERM does.
         variables.push("COLORTERM".into());
     }
     for file in &args.env_file {
@@ -53,27 +53,27 @@ pub fn request(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
     })
 }
 
-/// The time, in milliseconds since 1970.
+/// The current time, in milliseconds since 1970.
 fn now_ms() -> Option<u64> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(now.as_millis()).ok()
 }
 
-/// A call as rsync and git make it of a remote shell: `[USER@]HOST COMMAND…`.
+/// The arguments that rsync and git pass to a remote shell: `[USER@]HOST COMMAND…`.
 #[derive(Debug, PartialEq)]
 struct Remote {
     user: Option<String>,
-    /// The words with blanks between: taking them apart again is the guest's shell's.
+    /// The command, joined with blanks: the guest's shell splits it again.
     line: OsString,
 }
 
 impl Remote {
     fn parse(words: &[OsString]) -> Result<Self, String> {
         let [host, words @ ..] = words else { return Err("--rsh: HOST COMMAND… is expected".into()) };
-        // Between host and command, as ssh takes it.
+        // ssh, too, accepts it between host and command.
         let words = if words.first().is_some_and(|word| word == "--") { &words[1..] } else { words };
         if words.is_empty() {
-            return Err(format!("--rsh: a command is expected behind {host:?} (for a shell, leave --rsh out)"));
+            return Err(format!("--rsh: a command is expected after {host:?} (for a shell, leave --rsh out)"));
         }
         let user = match host.as_bytes().iter().rposition(|&byte| byte == b'@') {
             Some(end) => {
@@ -85,7 +85,7 @@ impl Remote {
         Ok(Self { user, line: words.join(OsStr::new(" ")) })
     }
 
-    /// What sshd would run, in the user's home or where the image says.
+    /// The command that sshd would run, in the user's home or in the image's working directory.
     fn argv(&self, at_home: bool) -> Vec<OsString> {
         let mut line = OsString::from(if at_home { "cd 2>/dev/null\n" } else { "" });
         line.push(&self.line);

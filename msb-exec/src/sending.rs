@@ -1,4 +1,4 @@
-//! The sending half of the connection, which several threads share: frames are written whole.
+//! The sending half of the connection. Several threads share it; each frame is written whole.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
@@ -11,18 +11,18 @@ use msb::wire::Message;
 pub struct Sending(Arc<Mutex<UnixStream>>);
 
 impl Sending {
-    /// Of this connection.
+    /// The sending half of `connection`.
     ///
     /// # Errors
-    /// What `dup(2)` says.
+    /// Those of `dup(2)`.
     pub fn new(connection: &UnixStream) -> io::Result<Self> {
         Ok(Self(Arc::new(Mutex::new(connection.try_clone()?))))
     }
 
-    /// Sends frames that are made already.
+    /// Sends encoded frames.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of `write(2)`.
     pub fn frames(&self, frames: &[u8]) -> io::Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(frames)
     }
@@ -30,7 +30,7 @@ impl Sending {
     /// Sends a message.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of `write(2)`.
     pub fn message(&self, message: &Message) -> io::Result<()> {
         self.frames(&message.to_frame())
     }

@@ -1,5 +1,5 @@
-//! One exec seen from the host. The connection is always read, whatever the caller's stdout does: credit bounds what
-//! can arrive, so a stopped reader stalls its own command and nothing else.
+//! One exec, seen from the host. The connection is read even while stdout or stderr blocks: credit bounds the bytes on their way,
+//! so a stopped reader stalls its own command and nothing else.
 
 use std::io::{self, Read};
 use std::net::Shutdown;
@@ -9,8 +9,8 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
-use msb::tool::exit::{self, ReaderGone, coded};
+use anyhow::{Context, bail};
+use msb::tool::exit::OutputError;
 use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started};
 use msb::wire::{self, Decoder, MAX_DATA, Message, Piece, Stream};
 use nix::sys::signal::Signal;
@@ -21,43 +21,43 @@ use crate::output::{self, Output, Turn};
 use crate::sending::Sending;
 use crate::{signals, tty, typed};
 
-/// How long the guest may take to start a command. One with hundreds of others to start takes its time.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// How long what came before a failure of the guest may take to be written.
-const LAST_WORDS: Duration = Duration::from_secs(1);
-/// How long a command that timed out may take to end on TERM.
+/// How long the guest may take to start a command. A guest that starts hundreds at once is slow.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long writing the remaining output may take after a failure of the guest.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a command that timed out has between TERM and KILL.
 const KILL_AFTER: Duration = Duration::from_secs(5);
 
-/// How an exec ended, as far as the guest is concerned.
+/// How an exec ended.
 #[derive(Debug)]
 pub enum Ended {
     /// The command ran and ended.
     Exit(Exit),
-    /// The command ran, and was ended for taking too long.
+    /// The command exceeded its time limit and was ended.
     TimedOut(Option<Exit>),
-    /// The command runs, and its caller has left it.
+    /// The command is running, and this caller has detached from it.
     Detached(Option<Listed>),
-    /// There was no command to run.
+    /// The command could not be started.
     Failure(Failure),
 }
 
-/// What is asked of the agent, and how.
+/// A request to the agent, and how this process takes part in it.
 pub struct Call {
     /// The first frame.
     pub opening: Opening,
-    /// Whether our stdin is for the command.
+    /// Whether stdin is sent to the command.
     pub sends_stdin: bool,
-    /// What a person types to leave.
+    /// The keys that detach.
     pub detach_keys: Keys,
-    /// How long the command may take.
+    /// The command's time limit.
     pub timeout: Option<Duration>,
 }
 
-/// The first frame behind hello.
+/// The first frame after hello.
 pub enum Opening {
     /// A command to run.
     Exec(Request),
-    /// A command that runs.
+    /// A running command to attach to.
     Attach(Attach),
 }
 
@@ -69,7 +69,7 @@ impl Opening {
         }
     }
 
-    /// Whether streams come and go.
+    /// Whether streams are sent and received.
     fn has_streams(&self) -> bool {
         match self {
             Self::Exec(request) => !request.detach,
@@ -79,17 +79,17 @@ impl Opening {
 }
 
 impl Call {
-    /// The frames that open it.
+    /// The frames that open the exec.
     ///
     /// # Errors
-    /// Words for a request that is too long.
+    /// A request that is too long.
     pub fn opening(&self) -> anyhow::Result<Vec<u8>> {
         let mut frames = self.opening.message().to_frame();
         if let Err(wire::Error::TooLong { length, limit, .. }) = Message::check_length(&frames) {
-            let why =
-                format!("the command and its environment take {length} bytes of a request, which has {limit} at most");
-            let why = format!("{why} (pass what is long by stdin or a file)");
-            return Err(coded(exit::TOOL_FAILED, why));
+            bail!(
+                "the command and its environment take {length} bytes of a request, which has {limit} at most \
+                 (pass long values through stdin or a file)"
+            );
         }
         if self.opening.has_streams() {
             for stream in [Stream::Stdout, Stream::Stderr] {
@@ -100,11 +100,11 @@ impl Call {
     }
 }
 
-/// Runs a call on a connection on which [`Call::opening`] was sent, with this process's streams, until the command has ended and its
-/// output is written. `held` are the signals that are the command's.
+/// Runs a call on a connection on which [`Call::opening`] was sent, with the streams of this process, until the command has ended
+/// and its output is written. `held` are the signals to forward.
 ///
 /// # Errors
-/// [`ReaderGone`] where nobody reads our stdout; a [`wire::Error`] where the connection or the guest fails.
+/// [`OutputError::ReaderGone`] if nobody reads stdout or stderr; a [`wire::Error`] if the connection or the guest fails.
 pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> anyhow::Result<Ended> {
     let sending = Sending::new(&connection)?;
     let turn = Turn::default();
@@ -113,14 +113,14 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
             turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, output::credit(stream));
         }
     }
-    // Signals that have come since they are held find a command.
+    // From here on, signals that were held are forwarded.
     let has_terminal = Arc::new(AtomicBool::new(false));
     if let Some(held) = held {
-        signals::pass_on(held, &sending, &has_terminal);
+        signals::forward(held, &sending, &has_terminal);
     }
     let credit = Arc::new(Credit::new()?);
     let timed_out = match call.timeout {
-        Some(limit) => Some(watch_clock(&sending, connection.try_clone()?, limit)),
+        Some(limit) => Some(enforce_timeout(&sending, connection.try_clone()?, limit)),
         None => None,
     };
     let stdout = Output::start(io::stdout(), Stream::Stdout, &connection, &sending, &turn)?;
@@ -135,7 +135,7 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
         let mode = match &call.opening {
             _ if !tty::is_terminal() => None,
             _ if started.terminal => Some(tty::Mode::Raw),
-            // Its keys are lines that this side's terminal edits, and Ctrl-C is a signal.
+            // The command has no terminal: this one edits lines, and Ctrl-C is a signal.
             Opening::Attach(_) => keys.last().map(tty::Mode::Lines),
             Opening::Exec(_) => None,
         };
@@ -152,26 +152,26 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
         Ok(())
     };
     let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached, start);
-    // A reader that takes its time is waited for, but not to say that the guest has failed.
-    let limit = if ended.is_ok() { None } else { Some(LAST_WORDS) };
-    // Both first: what was queued is written even where the other one failed.
+    // A slow reader is waited for, unless the guest has failed.
+    let limit = if ended.is_ok() { None } else { Some(FLUSH_TIMEOUT) };
+    // Both are finished first: what is queued is written even if the other one failed.
     let written = [("stdout", stdout.finish(limit)), ("stderr", stderr.finish(limit))];
     for (name, result) in written {
         match result {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(ReaderGone.into()),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Err(OutputError::ReaderGone.into()),
             other => other.context(name)?,
         }
     }
     let is_over_time = timed_out.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed));
     match ended {
         Ok(Ended::Exit(exit)) if is_over_time => Ok(Ended::TimedOut(Some(exit))),
-        // Also where the guest did not even end the command on KILL, and we ended the connection.
+        // The guest did not end the command on KILL either, so this side closed the connection.
         Err(_) if is_over_time => Ok(Ended::TimedOut(None)),
         other => Ok(other?),
     }
 }
 
-/// Reads frames until the last one. Data goes to the writers' queues, which credit bounds.
+/// Reads frames until the last one. Data is queued for the writers; credit bounds the queues.
 fn receive(
     mut connection: &UnixStream,
     turn: &Turn,
@@ -182,8 +182,8 @@ fn receive(
 ) -> Result<Ended, wire::Error> {
     let mut decoder = Decoder::default();
     let mut block = vec![0u8; MAX_DATA];
-    // A command may be silent for ever, but not whoever starts it.
-    connection.set_read_timeout(Some(START_PATIENCE))?;
+    // A command may be silent forever; the agent that starts it may not.
+    connection.set_read_timeout(Some(START_TIMEOUT))?;
     loop {
         let mut bytes = match connection.read(&mut block) {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
@@ -220,7 +220,7 @@ fn receive(
                     connection.set_read_timeout(None)?;
                     start(&started)?;
                 }
-                Message::Credit(_, bytes) => credit.give(bytes),
+                Message::Credit(_, bytes) => credit.grant(bytes),
                 Message::Eof(Stream::Stdin) => credit.refuse(),
                 Message::Exit(exit) => return Ok(Ended::Exit(exit)),
                 Message::Failure(failure) => return Ok(Ended::Failure(failure)),
@@ -231,8 +231,8 @@ fn receive(
     }
 }
 
-/// Ends the command and all that it started after `limit`. The flag says that it came to that.
-fn watch_clock(sending: &Sending, connection: UnixStream, limit: Duration) -> Arc<AtomicBool> {
+/// Ends the command and everything it started after `limit`, and sets the flag it returns when that happens.
+fn enforce_timeout(sending: &Sending, connection: UnixStream, limit: Duration) -> Arc<AtomicBool> {
     let over = Arc::new(AtomicBool::new(false));
     let (flag, sending) = (Arc::clone(&over), sending.clone());
     thread::spawn(move || {

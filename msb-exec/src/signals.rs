@@ -1,4 +1,4 @@
-//! Signals that are the command's, not ours.
+//! Forwarding of signals to the command.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +12,8 @@ use nix::sys::signal::{SigSet, Signal};
 use crate::sending::Sending;
 use crate::tty;
 
-/// Signals that the command gets in our place.
-const PASSED_ON: [Signal; 7] = [
+/// The signals that are forwarded.
+const FORWARDED: [Signal; 7] = [
     Signal::SIGINT,
     Signal::SIGTERM,
     Signal::SIGHUP,
@@ -23,30 +23,30 @@ const PASSED_ON: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
-/// Signals of job control, which are for this process, and change whose the terminal is.
-const OF_JOBS: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
+/// Signals of job control. They are for this process, and change which job owns the terminal.
+const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
 
-/// After so many INT or TERM a person wants an end here, whatever the guest does.
-const PATIENT_SIGNALS: usize = 3;
+/// After so many INT or TERM, msb-exec itself ends, whatever the guest does.
+const INSISTENT_SIGNALS: usize = 3;
 
-/// Signals that are held for [`pass_on`].
+/// Signals that are blocked for [`forward`].
 pub struct Held(SigSet);
 
-/// Blocks the signals that are passed on, but for those that the caller has us ignore, as nohup(1) does it. Before any thread
-/// is started, so that all have them blocked.
+/// Blocks the signals that are forwarded, except those that the caller has set to be ignored, as nohup(1) does. Call this before
+/// any thread is started, so that all threads inherit the mask.
 ///
 /// # Errors
-/// What `pthread_sigmask(3)` says.
+/// Those of `pthread_sigmask(3)`.
 pub fn hold() -> io::Result<Held> {
     let ignored = start::ignored().unwrap_or(SigSet::empty());
     let is_heard = |signal: &Signal| !ignored.contains(*signal) || *signal == Signal::SIGWINCH;
-    let signals: SigSet = PASSED_ON.into_iter().chain(OF_JOBS).filter(is_heard).collect();
+    let signals: SigSet = FORWARDED.into_iter().chain(JOB_CONTROL).filter(is_heard).collect();
     signals.thread_block()?;
     Ok(Held(signals))
 }
 
-/// Passes signals on from now on; a change of the terminal's size as that, where the command has a terminal.
-pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: &Arc<AtomicBool>) {
+/// Starts forwarding signals. SIGWINCH is sent as a resize if the command has a terminal.
+pub fn forward(Held(signals): Held, sending: &Sending, has_terminal: &Arc<AtomicBool>) {
     let (sending, has_terminal) = (sending.clone(), Arc::clone(has_terminal));
     thread::spawn(move || {
         let mut insisted = 0;
@@ -57,7 +57,7 @@ pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: &Arc<Atomic
                     stop();
                     continue;
                 }
-                // The size may have changed meanwhile.
+                // The size may have changed while this process was stopped.
                 Signal::SIGCONT if tty::resume() && has_terminal => Message::Resize(tty::size()),
                 Signal::SIGCONT => continue,
                 Signal::SIGWINCH if has_terminal => Message::Resize(tty::size()),
@@ -65,8 +65,9 @@ pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: &Arc<Atomic
             };
             insisted += usize::from(matches!(signal, Signal::SIGINT | Signal::SIGTERM));
             let sent = sending.message(&message);
-            if !matches!(signal, Signal::SIGWINCH | Signal::SIGCONT) && (sent.is_err() || insisted >= PATIENT_SIGNALS) {
-                // Nobody there to pass it on to: it is for us.
+            if !matches!(signal, Signal::SIGWINCH | Signal::SIGCONT) && (sent.is_err() || insisted >= INSISTENT_SIGNALS)
+            {
+                // The agent is gone or does not react: the signal ends this process.
                 tty::restore();
                 let _ = signals.thread_unblock();
                 let _ = nix::sys::signal::raise(signal);
@@ -75,7 +76,7 @@ pub fn pass_on(Held(signals): Held, sending: &Sending, has_terminal: &Arc<Atomic
     });
 }
 
-/// Stops this process, as the terminal's user wants it, with the terminal as it was. Returns when it goes on.
+/// Stops this process with the terminal restored. Returns when it is continued.
 fn stop() {
     tty::suspend();
     let signal: SigSet = [Signal::SIGTSTP].into_iter().collect();

@@ -1,4 +1,4 @@
-//! `--json-status`: how a command ended, as a record of one line.
+//! `--json-status`: how a command ended, as one line of JSON.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,22 +11,22 @@ use serde_json::{Value, json};
 
 use crate::session::Ended;
 
-/// The file, opened before anything runs.
+/// The status file, opened before the command runs.
 pub struct Status(File);
 
 impl Status {
-    /// Opens the file, new or emptied.
+    /// Creates or truncates the file.
     ///
     /// # Errors
-    /// What `open(2)` says.
+    /// Those of `open(2)`.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         File::create(path).map(Self).with_context(|| format!("status file {path:?}"))
     }
 
-    /// Writes the record.
+    /// Writes the status.
     ///
     /// # Errors
-    /// What `write(2)` says.
+    /// Those of `write(2)`.
     pub fn write(mut self, code: u8, ended: &anyhow::Result<Ended>) -> anyhow::Result<()> {
         self.0.write_all(format!("{}\n", record(code, ended)).as_bytes()).context("status file")
     }
@@ -59,7 +59,7 @@ mod tests {
     use msb::wire::exec::Usage;
 
     #[test]
-    fn the_record_says_how_it_ended_and_what_it_took() {
+    fn the_status_has_the_end_of_the_command_and_its_resource_usage() {
         let usage = Usage { wall_us: 1500, user_us: 2, system_us: 3000, max_rss_kib: 4 };
         let exit = Exit { code: None, signal: Some(9), usage: Some(usage) };
         let expected = r#"{"status":137,"exit":null,"signal":9,"timed_out":false,"wall_ms":1.5,"user_ms":0.002,"system_ms":3.0,"max_rss_kib":4}"#;

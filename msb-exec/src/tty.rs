@@ -1,4 +1,4 @@
-//! The caller's terminal: changed while the command has it, and put back at every end and at every stop.
+//! The caller's terminal. Its settings are changed while a command uses it, and restored whenever msb-exec ends or stops.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,12 +15,12 @@ pub fn is_terminal() -> bool {
     isatty(rustix::stdio::stdin())
 }
 
-/// Whether a person types, and reads what is answered.
+/// Whether both stdin and stdout are terminals.
 pub fn is_on_both_sides() -> bool {
     is_terminal() && isatty(rustix::stdio::stdout())
 }
 
-/// The terminal's size; 24 by 80 where it has none.
+/// The size of the terminal; 24 by 80 if it has none.
 pub fn size() -> Resize {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let sizes = streams.into_iter().filter_map(|stream| tcgetwinsize(stream).ok());
@@ -30,21 +30,21 @@ pub fn size() -> Resize {
     }
 }
 
-/// What a terminal does with keys.
+/// How the terminal handles input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Every key is passed through as it is.
+    /// Every key is passed on unchanged.
     Raw,
-    /// Lines are edited and Ctrl-C is a signal, as before; this key too ends a line.
+    /// Line editing and signals stay as they are; this key also ends a line.
     Lines(u8),
 }
 
-/// The terminal that was changed, by a descriptor of our own: what becomes of stdin does not matter.
+/// A terminal with changed settings, on a descriptor of its own, since stdin may be closed or replaced.
 struct Changed {
     terminal: OwnedFd,
     before: Termios,
     wanted: Termios,
-    /// Whether it is as wanted now.
+    /// Whether the wanted settings are in effect.
     is_set: bool,
 }
 
@@ -54,10 +54,10 @@ fn changed() -> MutexGuard<'static, Option<Changed>> {
     CHANGED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Changes the terminal that stdin is, until [`restore`].
+/// Changes the settings of the terminal on stdin, until [`restore`].
 ///
 /// # Errors
-/// What `tcgetattr(3)` or `tcsetattr(3)` says.
+/// Those of `tcgetattr(3)` and `tcsetattr(3)`.
 pub fn set(mode: Mode) -> io::Result<()> {
     let terminal = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let before = tcgetattr(&terminal)?;
@@ -66,7 +66,7 @@ pub fn set(mode: Mode) -> io::Result<()> {
         Mode::Raw => wanted.make_raw(),
         Mode::Lines(key) => {
             wanted.special_codes[SpecialCodeIndex::VEOL] = key;
-            // It would take Ctrl-Q and Ctrl-S for itself.
+            // With IXON, the terminal would swallow Ctrl-Q and Ctrl-S.
             wanted.input_modes.remove(InputModes::IXON);
         }
     }
@@ -75,32 +75,32 @@ pub fn set(mode: Mode) -> io::Result<()> {
     it.set()
 }
 
-/// Puts the terminal back as it was, for good. Does nothing where it was not changed.
+/// Restores the terminal for good. Does nothing if its settings were not changed.
 pub fn restore() {
     if let Some(mut it) = changed().take() {
         it.unset();
     }
 }
 
-/// Puts the terminal back while this process is stopped.
+/// Restores the terminal before this process is stopped.
 pub fn suspend() {
     if let Some(it) = &mut *changed() {
         it.unset();
     }
 }
 
-/// Changes the terminal again when this process goes on, where it is in the foreground. True: there is such a terminal.
+/// Changes the settings again after this process was continued in the foreground. Returns whether they are in effect.
 pub fn resume() -> bool {
     let mut changed = changed();
     let Some(it) = &mut *changed else { return false };
-    // Another foreground job may have changed the terminal meanwhile.
+    // Another foreground job may have changed them meanwhile.
     it.is_set = false;
     it.set().is_ok() && it.is_set
 }
 
 impl Changed {
     fn set(&mut self) -> io::Result<()> {
-        if self.is_in_front() {
+        if self.is_in_foreground() {
             tcsetattr(&self.terminal, OptionalActions::Now, &self.wanted)?;
             self.is_set = true;
         }
@@ -108,13 +108,13 @@ impl Changed {
     }
 
     fn unset(&mut self) {
-        if std::mem::take(&mut self.is_set) && self.is_in_front() {
+        if std::mem::take(&mut self.is_set) && self.is_in_foreground() {
             let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
         }
     }
 
-    /// Whether this process may change the terminal: in the background that would stop it, and the terminal is another's.
-    fn is_in_front(&self) -> bool {
-        tcgetpgrp(&self.terminal).map_or(true, |front| front == getpgrp())
+    /// Whether this process may change the terminal: in the background, tcsetattr(3) would stop it.
+    fn is_in_foreground(&self) -> bool {
+        tcgetpgrp(&self.terminal).map_or(true, |foreground| foreground == getpgrp())
     }
 }

@@ -1,5 +1,5 @@
-//! What a person types, on its way to the command. The keys that leave the command are found whatever the guest does: this side
-//! reads them without credit, and also when the command takes no more.
+//! Sends terminal input to the command. The detach keys work whatever the guest does: input is read even without credit, and
+//! after the command has closed its stdin.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,12 +15,13 @@ use crate::keys::Watch;
 use crate::sending::Sending;
 use crate::tty::Mode;
 
-/// How long the beginning of the detach keys is held back. The next key of theirs may come later: the command has had the beginning then.
+/// How long the first detach keys are held back. If the next one is typed later, it still detaches; the command has received the
+/// first ones by then.
 const HOLD: Duration = Duration::from_millis(200);
-/// How much may wait for credit until no more is read, in bytes: more than a person types, less than a person pastes.
-const MOST_WAITING: usize = 256 << 10;
+/// The most bytes that wait for credit before reading stops: more than typed input, less than a large paste.
+const MAX_WAITING: usize = 256 << 10;
 
-/// Sends what is typed from now on; calls `detach` where the keys are typed that leave the command.
+/// Starts sending input, and calls `detach` when the detach keys are typed.
 pub fn send(sending: &Sending, credit: &Arc<Credit>, watch: Watch, mode: Mode, detach: impl FnOnce() + Send + 'static) {
     let (sending, credit) = (sending.clone(), Arc::clone(credit));
     let typed = Typed { sending, credit, watch, mode, waiting: VecDeque::new(), end: End::Open };
@@ -31,14 +32,14 @@ pub fn send(sending: &Sending, credit: &Arc<Credit>, watch: Watch, mode: Mode, d
     });
 }
 
-/// Whether the command gets more.
+/// The state of the command's stdin.
 #[derive(Clone, Copy, PartialEq)]
 enum End {
-    /// It may.
+    /// More input may follow.
     Open,
-    /// What waits, and then the end.
+    /// End-of-file follows the waiting input.
     Due,
-    /// It has had the end, or wants no more.
+    /// End-of-file was sent, or the command has closed its stdin.
     Over,
 }
 
@@ -47,22 +48,22 @@ struct Typed {
     credit: Arc<Credit>,
     watch: Watch,
     mode: Mode,
-    /// What the command has given no credit for yet.
+    /// Input that waits for credit.
     waiting: VecDeque<u8>,
     end: End,
 }
 
 impl Typed {
-    /// Reads and sends until there is nothing more to read or to send to. True: the keys were typed.
+    /// Reads and sends until input and command have ended. Returns whether the detach keys were typed.
     fn pump(mut self) -> bool {
         let mut block = [0u8; 4096];
-        let mut may_come = true;
+        let mut is_open = true;
         let mut held_until = None;
-        while may_come || self.end == End::Due {
+        while is_open || self.end == End::Due {
             if self.forward().is_err() {
                 return false;
             }
-            let reads = may_come && self.waiting.len() < MOST_WAITING;
+            let reads = is_open && self.waiting.len() < MAX_WAITING;
             let Ok(stdin) = self.wait(reads, held_until) else { return false };
             if held_until.is_some_and(|until| until <= Instant::now()) {
                 held_until = None;
@@ -79,9 +80,9 @@ impl Typed {
                         }
                         held_until = (self.watch.held() > 0).then(|| Instant::now() + HOLD);
                     }
-                    // The terminal is gone; or a person typed the end, and may leave the command later.
+                    // The terminal is gone. Or end-of-file was typed, and detach keys may still follow.
                     gone => {
-                        may_come = gone.is_ok() && self.mode != Mode::Raw && !stdin.contains(PollFlags::HUP);
+                        is_open = gone.is_ok() && self.mode != Mode::Raw && !stdin.contains(PollFlags::HUP);
                         self.watch.release(&mut self.waiting);
                         held_until = None;
                         if self.end == End::Open {
@@ -94,11 +95,11 @@ impl Typed {
         false
     }
 
-    /// Waits for credit, for what is typed where that `reads`, and no longer than until a moment. What stdin has.
+    /// Waits for credit, for input if `reads`, and not beyond `until`. Returns the events of stdin.
     fn wait(&self, reads: bool, until: Option<Instant>) -> Result<PollFlags, Errno> {
         let stdin = rustix::stdio::stdin();
-        let bell = self.credit.bell();
-        let mut fds = [PollFd::new(&bell, PollFlags::IN), PollFd::new(&stdin, PollFlags::IN)];
+        let changed = self.credit.changed_event();
+        let mut fds = [PollFd::new(&changed, PollFlags::IN), PollFd::new(&stdin, PollFlags::IN)];
         let limit = until.map(|until| until.saturating_duration_since(Instant::now()));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         match poll(&mut fds[..if reads { 2 } else { 1 }], limit.as_ref()) {
@@ -108,7 +109,7 @@ impl Typed {
         }
     }
 
-    /// Sends what credit allows, and behind all of it the end, where that is due.
+    /// Sends as much as credit allows, then end-of-file if that is due.
     fn forward(&mut self) -> std::io::Result<()> {
         let Some(mut credit) = self.credit.now() else {
             self.end = End::Over;
@@ -119,10 +120,10 @@ impl Typed {
             self.waiting.clear();
         }
         while credit > 0 && !self.waiting.is_empty() {
-            let front = self.waiting.as_slices().0;
-            let count = front.len().min(credit).min(MAX_DATA);
+            let first = self.waiting.as_slices().0;
+            let count = first.len().min(credit).min(MAX_DATA);
             let mut frame = Vec::with_capacity(count + 8);
-            put_data(&mut frame, Stream::Stdin, &front[..count]);
+            put_data(&mut frame, Stream::Stdin, &first[..count]);
             self.sending.frames(&frame)?;
             self.waiting.drain(..count);
             self.credit.spend(count);

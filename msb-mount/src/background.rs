@@ -26,7 +26,7 @@ pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyho
         Ok(Some(pid)) => {
             // A signal that came meanwhile has ended the server, or comes too late.
             let put = match interrupt::check() {
-                Ok(()) => output.put(&config.mounted(pid), || config.summary()),
+                Ok(()) => output.put(&config.mounted(pid), || config.summary()).map_err(Into::into),
                 Err(error) => Err(error.into()),
             };
             if put.is_ok() {

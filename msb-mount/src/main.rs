@@ -48,7 +48,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     if args.foreground {
         begun.finish();
         let mounted = || config.mounted(rustix::process::getpid());
-        serve::run(&config, || args.output.put(&mounted(), || config.summary()))?;
+        serve::run(&config, || Ok(args.output.put(&mounted(), || config.summary())?))?;
         return Ok(0);
     }
     background::start(&config, &args.output, begun)

@@ -8,7 +8,6 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
 use msb::store::staging::{Published, Staging};
-use msb::tool::exit::ReaderGone;
 use msb::tool::interrupt::{self, DeferExit};
 use msb::{record::path, store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
 use msb_patch::args::Args;
@@ -102,10 +101,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     record.scripts = scripts.files();
-    let shown = report.close().and_then(|()| args.output.put(&record, || summary(&record)));
+    let shown = report.close().and_then(|()| Ok(args.output.put(&record, || summary(&record))?));
     match shown {
         // Somebody who does not read the record may still have wanted the upper.
-        Err(error) if !error.is::<ReaderGone>() => {
+        Err(error) if !exit::is_reader_gone(error.as_ref()) => {
             if let Some(upper) = upper {
                 upper.take_back().context("upper: it could not be taken back")?;
             }

@@ -68,7 +68,7 @@ impl TryFrom<Args> for Config {
         let source = Source::parse(&args.source.unwrap_or_default()).map_err(usage)?;
         let platform = args.platform.as_deref().map(Platform::parse).transpose().map_err(usage)?;
         if platform.is_some() && matches!(source, Source::Path(_)) {
-            return Err(usage("--platform: a directory or disk has no platforms to choose from".into()));
+            return Err(usage("--platform: a directory or disk has no platforms to choose from".into()).into());
         }
         Ok(Self {
             source,

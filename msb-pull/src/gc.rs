@@ -95,7 +95,8 @@ impl Collector {
         };
         let sum = self.sums.entry(state).or_default();
         *sum = (sum.0 + 1, sum.1 + bytes);
-        line::put(&Item { path: path.to_owned(), bytes, kind, state, why })
+        line::put(&Item { path: path.to_owned(), bytes, kind, state, why })?;
+        Ok(())
     }
 
     fn is_open(&self, path: &Path) -> bool {

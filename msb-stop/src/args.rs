@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flags_fit_together() {
+    fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
     }

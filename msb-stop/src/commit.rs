@@ -1,4 +1,4 @@
-//! What the guest wrote, on its way into the record's upper. The VM's supervisor does it; here is what a person is told.
+//! The commit of the guest's writes into the record's upper. The VM's supervisor does it; here it is requested and reported.
 
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
@@ -7,10 +7,10 @@ use msb::vm::rundir::Committed;
 
 use crate::vm::{End, Stopped};
 
-/// Checks that there will be something to commit, before anything is stopped.
+/// Checks that the VM can be committed, before it is stopped.
 ///
 /// # Errors
-/// A message for a root whose writes are elsewhere already, or nowhere, and for an upper that other users can enter.
+/// A root without a writable disk, and an upper that other users can enter.
 pub(crate) fn check(vm: &Vm, upper: Option<&Upper>) -> anyhow::Result<()> {
     if let Some(upper) = upper {
         reach::require_private(&upper.dir).with_context(|| format!("{}: not stopped: --commit", vm.name))?;
@@ -28,10 +28,10 @@ pub(crate) fn check(vm: &Vm, upper: Option<&Upper>) -> anyhow::Result<()> {
     }
 }
 
-/// The upper that has what the guest wrote, if it was to be brought there.
+/// The upper with the guest's writes, if there was a commit.
 ///
 /// # Errors
-/// A commit that failed, or never was; the upper is as it was then.
+/// A commit that failed, or was wanted and not made; the upper is unchanged then.
 pub(crate) fn outcome(vm: &Vm, stopped: &Stopped, wanted: bool) -> anyhow::Result<Option<Upper>> {
     let why = match stopped.end {
         End::SupervisorKilled | End::Abandoned => "its supervisor was killed",
@@ -39,7 +39,7 @@ pub(crate) fn outcome(vm: &Vm, stopped: &Stopped, wanted: bool) -> anyhow::Resul
     };
     match stopped.committed.clone() {
         Some(Committed::Into { dir, work }) => Ok(Some(Upper::new(dir, work))),
-        Some(Committed::Failed(words)) => Err(anyhow!("{}: not committed: {words}", vm.name)),
+        Some(Committed::Failed(reason)) => Err(anyhow!("{}: not committed: {reason}", vm.name)),
         None if !wanted => Ok(None),
         None if vm.scratch.as_ref().is_some_and(|scratch| scratch.path.is_some()) => Err(anyhow!(
             "{0}: not committed: {why} (its disk is still there: \"msb-boot --name {0}\" with this record, then \

@@ -1,4 +1,4 @@
-//! msb-stop: end a microVM, and tidy up behind one that has ended.
+//! msb-stop: stops a microVM, and cleans up after one that has ended.
 
 mod args;
 mod commit;
@@ -10,10 +10,11 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use msb::record::Record;
+use msb::tool::source::{self, SourceError};
 use msb::vm::supervisor::{self, vm_names};
-use msb::{tool::cli, tool::exit, tool::source, tool::start};
+use msb::{tool::cli, tool::exit, tool::start};
 
-/// The tool's name in its words.
+/// The tool's name in messages.
 const TOOL: &str = "msb-stop";
 
 fn main() -> ExitCode {
@@ -25,10 +26,10 @@ fn main() -> ExitCode {
 fn run(args: &args::Args) -> anyhow::Result<u8> {
     args.output.check()?;
     if args.names.len() > 1 && args.output.output.is_some() {
-        return Err(exit::coded(exit::USAGE, "-o is for the record of one VM (leave it out, or name one VM)"));
+        return Err(exit::coded(exit::USAGE, "-o is for the record of one VM (leave it out, or name one VM)").into());
     }
     let Some((last, names)) = args.names.split_last() else { return stop_record(args, args.record.take(None)) };
-    // One that cannot be stopped is no reason to leave the others running.
+    // A VM that cannot be stopped must not keep the others running.
     let mut code = 0;
     for name in names {
         code = stop_record(args, source::named(name)).map_or_else(
@@ -42,12 +43,14 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     Ok(stop_record(args, source::named(last))?.max(code))
 }
 
-/// Stops the VM of a record; also one whose record went with its run directory.
-fn stop_record(args: &args::Args, record: anyhow::Result<Record>) -> anyhow::Result<u8> {
-    let lost = match record.map_err(|error| error.downcast::<source::Lost>()) {
+/// Stops the VM of a record, or one whose record was removed with its run directory.
+fn stop_record(args: &args::Args, record: Result<Record, SourceError>) -> anyhow::Result<u8> {
+    let lost = match record {
         Ok(record) => return stop(args, record),
-        Err(Ok(lost)) => lost,
-        Err(Err(other)) => return Err(other),
+        Err(error) => match error.lost() {
+            Some(lost) => lost.clone(),
+            None => return Err(error.into()),
+        },
     };
     let Some(process) = supervisor::of_dir(&lost.dir)? else { bail!("{}: it has just ended", lost.name) };
     let stopped = vm::stop_lost(&lost.dir, &process, args.grace)?;
@@ -75,7 +78,7 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     if let Ok(Some(upper)) = &committed {
         record.upper = Some(upper.clone());
     }
-    // The VM is gone whether or not the mount goes, so the record is passed on in any case.
+    // The VM is gone even if unmounting fails, so the record is printed in any case.
     let unmounted = match record.mount.take_if(|_| args.unmount) {
         Some(mount) => match supervisor::sharing(&mount.path) {
             users if !users.is_empty() => {
@@ -93,7 +96,7 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     Ok(code(&stopped.end))
 }
 
-/// What was forced is said already.
+/// The exit status; a forced end was reported already.
 fn code(end: &vm::End) -> u8 {
     if end.is_forced() { exit::FAILED } else { 0 }
 }

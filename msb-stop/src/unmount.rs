@@ -1,4 +1,4 @@
-//! The end of a mount that msb-mount made. It is the record that says what was mounted; nothing else is unmounted.
+//! Unmounts what msb-mount mounted, according to the record, and nothing else.
 
 use std::io;
 use std::process::Command;
@@ -12,13 +12,13 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::vm::ends_within;
 
-/// How long msb-mount may take to end once its mount is gone. It has nothing left to write.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long msb-mount may take to exit after unmounting. It has nothing left to write by then.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Unmounts, and waits until the process that served the mount has ended.
+/// Unmounts, and waits until the process that served the mount has exited.
 ///
 /// # Errors
-/// Words for a mount that is in use, or that this user may not unmount.
+/// A mount that is in use, or that this user may not unmount.
 pub(crate) fn unmount(mount: &Mount) -> anyhow::Result<()> {
     let subject = || format!("mount {:?}", mount.path);
     let server = Pid::from_raw(mount.pid)
@@ -26,31 +26,31 @@ pub(crate) fn unmount(mount: &Mount) -> anyhow::Result<()> {
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     match rustix::mount::unmount(&mount.path, UnmountFlags::NOFOLLOW) {
         Ok(()) => {}
-        // Not a mount point any more, or not there at all.
+        // It is no longer a mount point, or does not exist.
         Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
         Err(Errno::BUSY) => bail!("{}: it is in use (see \"fuser -vm\"; then run \"msb-mount -u\")", subject()),
-        Err(Errno::PERM) => by_helper(mount).with_context(subject)?,
+        Err(Errno::PERM) => fusermount(mount).with_context(subject)?,
         Err(error) => return Err(error).with_context(subject),
     }
     match server {
-        Some(server) if !ends_within(&server, PATIENCE)? => {
-            bail!("{}: unmounted, but msb-mount ({}) does not end", subject(), mount.pid)
+        Some(server) if !ends_within(&server, TIMEOUT)? => {
+            bail!("{}: unmounted, but msb-mount ({}) does not exit", subject(), mount.pid)
         }
         _ => Ok(()),
     }
 }
 
-/// By its program: the number may be somebody else's by now.
+/// Whether a process runs msb-mount: its ID may have been reused.
 fn is_msb_mount(pid: i32) -> bool {
     let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     program.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.trim_end_matches(DELETED) == "msb-mount")
 }
 
-/// What the kernel appends to a program's path when its file is gone: after an upgrade, for one.
+/// What the kernel appends to the path of a program whose file was removed, for example by an upgrade.
 const DELETED: &str = " (deleted)";
 
-/// Only root may call umount(2); for others fusermount3, which is setuid, unmounts what they mounted.
-fn by_helper(mount: &Mount) -> io::Result<()> {
+/// Unmounts with fusermount3, which is setuid: only root may call umount(2).
+fn fusermount(mount: &Mount) -> io::Result<()> {
     let output = Command::new("fusermount3").arg("-u").arg("--").arg(&mount.path).output()?;
     if output.status.success() {
         return Ok(());

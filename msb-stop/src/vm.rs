@@ -1,5 +1,5 @@
-//! The end of a VM, by its run directory. A process is signalled only through a pidfd, and only while the lock on the
-//! directory shows that it is the supervisor: a number that the system gave to somebody else is never killed.
+//! Stops a VM through its run directory. A process is signalled only through a pidfd, and only while the lock on the directory
+//! proves that it is the supervisor, so that a reused process ID is never killed.
 
 use std::fmt;
 use std::io;
@@ -16,18 +16,18 @@ use msb::vm::{shared_root, supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
-/// How long a supervisor may take beyond the grace, and processes to die that the kernel is killing.
+/// How long a supervisor may take beyond the grace period, and how long killed processes may take to exit.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// How long a commit may take beyond that: it copies as much as the guest's disk holds, and its supervisor sees that it goes on.
-const COMMIT: Duration = Duration::from_secs(6 * 3600);
+/// How long a commit may take in addition. It copies up to the whole disk of the guest; the supervisor watches its progress.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 
-/// How it went.
+/// The result of a stop.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Stopped {
-    /// The VM.
+    /// How the VM ended.
     pub end: End,
-    /// What it wrote.
+    /// The result of a commit.
     pub committed: Option<Committed>,
 }
 
@@ -37,31 +37,31 @@ impl From<End> for Stopped {
     }
 }
 
-/// How it went.
+/// How a VM ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// As the supervisor tells it.
-    Told(Ended),
-    /// It did not react, and was killed.
+    /// It was stopped, as its supervisor reported.
+    Stopped(Ended),
+    /// Its supervisor did not react, and was killed.
     SupervisorKilled,
     /// It had ended before.
-    Before(Ended),
-    /// The supervisor had been killed before.
+    EndedBefore(Ended),
+    /// Its supervisor had been killed before.
     Abandoned,
-    /// Its run directory had been removed, so that it could not be asked; as the supervisor tells it, if it did.
+    /// Its run directory had been removed, so that it could not be asked; with the supervisor's report, if there is one.
     Lost(Option<Ended>),
-    /// There is nothing of it, or its name is another VM's now.
+    /// Nothing of it is left, or another VM has its name by now.
     Gone,
 }
 
 impl End {
-    /// Whether this call ended it by force.
+    /// Whether this call killed it.
     pub(crate) fn is_forced(&self) -> bool {
         match self {
-            Self::Told(ended) => ended.forced,
+            Self::Stopped(ended) => ended.forced,
             Self::SupervisorKilled => true,
             Self::Lost(ended) => ended.as_ref().is_none_or(|ended| ended.forced),
-            Self::Before(_) | Self::Abandoned | Self::Gone => false,
+            Self::EndedBefore(_) | Self::Abandoned | Self::Gone => false,
         }
     }
 }
@@ -69,9 +69,9 @@ impl End {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Told(ended) => f.write_str(&ended.reason),
+            Self::Stopped(ended) => f.write_str(&ended.reason),
             Self::SupervisorKilled => f.write_str("its supervisor did not react, killed"),
-            Self::Before(ended) => write!(f, "had ended already: {}; tidied up", ended.reason),
+            Self::EndedBefore(ended) => write!(f, "had ended already: {}; tidied up", ended.reason),
             Self::Abandoned => f.write_str("its supervisor had been killed; tidied up"),
             Self::Lost(ended) => {
                 let reason = ended.as_ref().map_or("killed", |ended| &ended.reason);
@@ -82,19 +82,19 @@ impl fmt::Display for End {
     }
 }
 
-/// Ends the VM and removes its run directory.
+/// Stops the VM and removes its run directory.
 ///
 /// # Errors
-/// Words, where something of it is still there.
+/// Processes or files of the VM that cannot be removed.
 pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Stopped> {
     let dir = run_dir(vm)?;
     check_owner(&dir)?;
-    let ours = |dir: &Path| {
+    let holds_this_vm = |dir: &Path| {
         let text = std::fs::read(dir.join(record::FILE_NAME)).ok()?;
-        let theirs = Record::parse(text.trim_ascii_end()).ok()?.vm?;
-        Some((theirs.pid, theirs.start_time) == (vm.pid, vm.start_time))
+        let recorded = Record::parse(text.trim_ascii_end()).ok()?.vm?;
+        Some((recorded.pid, recorded.start_time) == (vm.pid, vm.start_time))
     };
-    match ours(&dir) {
+    match holds_this_vm(&dir) {
         Some(true) => {}
         found => match supervisor::find(vm).context("supervisor")? {
             Some(process) => return stop_lost(&dir, &process, grace),
@@ -107,11 +107,10 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
     if let Some(held) = take(&dir)? {
         let ended = rundir::find(held.path(), rundir::ENDED);
         let committed = rundir::find(held.path(), rundir::COMMITTED);
-        tidy(held)?;
-        return Ok(Stopped { end: ended.map_or(End::Abandoned, End::Before), committed });
+        clean_up(held)?;
+        return Ok(Stopped { end: ended.map_or(End::Abandoned, End::EndedBefore), committed });
     }
-    // Somebody holds the directory. With the pidfd open and the lock still held, whose record is in it, the pid is
-    // the holder's.
+    // Another process has the lock. If the lock is still taken after the pidfd was opened, the pidfd is the supervisor's.
     let supervisor = supervisor::find(vm).context("supervisor")?;
     let held = match (supervisor, take(&dir)?) {
         (_, Some(held)) => held,
@@ -126,7 +125,7 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
                 has_ended = ends_within(&supervisor, left + MARGIN)?;
             }
             if !has_ended && dir.join(rundir::COMMITTED).exists() {
-                has_ended = ends_within(&supervisor, COMMIT)?;
+                has_ended = ends_within(&supervisor, COMMIT_TIMEOUT)?;
             }
             let is_stuck = !has_ended;
             if is_stuck {
@@ -136,30 +135,30 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
                 }
             }
             let end = match rundir::find(&dir, rundir::ENDED) {
-                Some(ended) => End::Told(ended),
+                Some(ended) => End::Stopped(ended),
                 None if is_stuck => End::SupervisorKilled,
                 None if dir.exists() => End::Abandoned,
                 None => End::Gone,
             };
             let committed = rundir::find(&dir, rundir::COMMITTED);
             drop(reader);
-            // Where another msb-stop tidies up, it had to wait for that.
-            take(&dir)?.map(tidy).transpose()?;
+            // Another msb-stop that cleans up has waited for this reader.
+            take(&dir)?.map(clean_up).transpose()?;
             return Ok(Stopped { end, committed });
         }
     };
     let ended = rundir::find(held.path(), rundir::ENDED);
     let committed = rundir::find(held.path(), rundir::COMMITTED);
-    tidy(held)?;
-    Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Told), committed })
+    clean_up(held)?;
+    Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Stopped), committed })
 }
 
-/// Ends a VM whose run directory was removed. With it went the way to the guest, which therefore gets the grace and is killed.
+/// Stops a VM whose run directory was removed. Its agent cannot be reached, so the guest has the grace period and is then killed.
 ///
 /// # Errors
 /// A supervisor that cannot be killed.
 pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> anyhow::Result<Stopped> {
-    // The supervisor looks for the grace there, and leaves there how it ended. Nobody else gets the name meanwhile.
+    // The supervisor reads the grace period there, and writes there how the VM ended. The lock reserves the name meanwhile.
     let held = Held::make(dir).with_context(|| format!("run directory {dir:?}"))?;
     let has_ended = match &held {
         Some(held) => {
@@ -168,7 +167,7 @@ pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> an
             send(supervisor, Signal::TERM)?;
             ends_within(supervisor, grace + MARGIN)?
         }
-        // The path leads to another VM by now, and the supervisor would ask that one, and clear it away.
+        // The path is another VM's run directory by now, which the supervisor would take for its own.
         None => false,
     };
     if !has_ended {
@@ -182,7 +181,7 @@ pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> an
     Ok(End::Lost(ended).into())
 }
 
-/// A record may be another user's, with processes and files of ours in it.
+/// Refuses a run directory of another user, whose record may name this user's processes and files.
 fn check_owner(dir: &Path) -> anyhow::Result<()> {
     match std::fs::symlink_metadata(dir) {
         Ok(meta) if meta.uid() != rustix::process::geteuid().as_raw() => {
@@ -192,23 +191,22 @@ fn check_owner(dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// How much more time the supervisor has given a guest that still writes data back.
+/// How much more time the supervisor has granted a guest that is still writing data back.
 fn extension(dir: &Path) -> Option<Duration> {
     let Extended { until_ms } = rundir::find(dir, rundir::EXTENDED)?;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
-    // The margin was for the supervisor's own work.
     Duration::from_millis(until_ms).checked_sub(now)
 }
 
-/// The run directory: where the record says that the sockets are. It is removed later, so it must have the VM's name.
+/// The run directory: that of the endpoint's socket. It will be removed, so it must have the VM's name.
 fn run_dir(vm: &Vm) -> anyhow::Result<PathBuf> {
     supervisor::run_dir(vm)
         .map(Path::to_owned)
         .ok_or_else(|| anyhow!("record: socket {:?} is not in a run directory of VM {:?}", vm.endpoint.unix, vm.name))
 }
 
-/// Takes hold of the directory; `None`: another process holds it, or it is gone.
+/// Locks the run directory; `None` if another process has locked it, or it does not exist.
 fn take(dir: &Path) -> anyhow::Result<Option<Held>> {
     match Held::take(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -216,8 +214,8 @@ fn take(dir: &Path) -> anyhow::Result<Option<Held>> {
     }
 }
 
-/// Waits for processes that the kernel is still ending, then removes the directory.
-fn tidy(held: Held) -> anyhow::Result<()> {
+/// Waits until the processes of the VM have exited, then removes the directory.
+fn clean_up(held: Held) -> anyhow::Result<()> {
     let dir = held.path().to_owned();
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {
@@ -242,11 +240,11 @@ fn send(supervisor: &OwnedFd, signal: Signal) -> anyhow::Result<()> {
     }
 }
 
-/// Whether the process ends in time.
-pub(crate) fn ends_within(process: &OwnedFd, patience: Duration) -> anyhow::Result<bool> {
-    let patience = Timespec::try_from(patience)?;
+/// Waits until the process has exited. Returns false after `timeout`.
+pub(crate) fn ends_within(process: &OwnedFd, timeout: Duration) -> anyhow::Result<bool> {
+    let timeout = Timespec::try_from(timeout)?;
     loop {
-        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&patience)) {
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => {}
             other => return Ok(other? > 0),
         }
@@ -278,13 +276,13 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_nobody_holds_is_removed_and_its_end_told() {
+    fn an_unlocked_directory_is_removed_and_its_end_reported() {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("worker");
         put_record(&dir, 4242);
         let ended = Ended::by(Cause::PowerOff);
         rundir::leave(&dir, rundir::ENDED, &ended).unwrap();
-        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Before(ended).into());
+        assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::EndedBefore(ended).into());
         assert!(!dir.exists());
         assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Gone.into());
     }
@@ -299,9 +297,9 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_the_vms_is_refused() {
+    fn a_directory_without_the_vms_name_is_refused() {
         let base = tempfile::tempdir().unwrap();
-        let words = stop(&vm(base.path(), 4242), Duration::ZERO, false).unwrap_err().to_string();
-        assert!(words.contains("is not in a run directory of VM \"worker\""), "{words}");
+        let message = stop(&vm(base.path(), 4242), Duration::ZERO, false).unwrap_err().to_string();
+        assert!(message.contains("is not in a run directory of VM \"worker\""), "{message}");
     }
 }

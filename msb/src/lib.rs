@@ -24,8 +24,9 @@
 //!
 //! # Errors and output
 //!
-//! Every error is a type that tells whose fault it was. Its `Display` leaves its source out: print the chain, as anyhow's `{:#}`
-//! does. Only `tool` reads the environment, writes to stdout or stderr, or ends the process.
+//! An error is a type whose variants tell whose fault it was. Its `Display` does not repeat its source: print the chain, as
+//! anyhow's `{:#}` does. Only `tool` writes to stdout or stderr, reads stdin, or ends the process. The environment says where state is
+//! kept, and is read for that in `store::home` and `vm::name`.
 //!
 //! # Types of other crates in signatures
 //!

@@ -73,7 +73,7 @@ pub(super) fn tell(endpoint: Endpoint) {
         let Ok(now_ms) = u64::try_from(now.as_millis()) else { return };
         if Message::Clock(Time { now_ms }).send(&mut stream).is_ok() {
             // The agent hangs up when it has read it; hanging up first could overtake the message.
-            let _ = stream.set_read_timeout(Some(dial::PATIENCE));
+            let _ = stream.set_read_timeout(Some(dial::TIMEOUT));
             let _ = Message::receive(&mut stream);
         }
     });

@@ -1,11 +1,10 @@
-//! Variables as a caller gives them: `K=V`, `K` with the caller's own value, and a file of such lines.
+//! Environment variables on a command line: `K=V`, `K` for the caller's own value, and files of such lines.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
-
-use anyhow::{Context, anyhow};
+use std::path::{Path, PathBuf};
 
 /// The largest file of variables, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -24,7 +23,7 @@ pub fn value_of(variable: &OsStr) -> Option<&OsStr> {
 /// Checks `K=V` or `K`.
 ///
 /// # Errors
-/// The reason in words.
+/// The reason.
 pub fn check(variable: &OsStr) -> Result<(), &'static str> {
     match variable.as_bytes() {
         [] | [b'=', ..] => Err("a variable needs a name"),
@@ -33,7 +32,7 @@ pub fn check(variable: &OsStr) -> Result<(), &'static str> {
     }
 }
 
-/// `K=V` as it is; `K` with its value from `here`, and `None` where there is none.
+/// `K=V` as it is; `K` with its value from `here`, or `None` if it has none.
 pub fn resolve(variable: &OsStr, here: impl Fn(&OsStr) -> Option<OsString>) -> Option<OsString> {
     let name = name_of(variable);
     if name == variable {
@@ -43,20 +42,47 @@ pub fn resolve(variable: &OsStr, here: impl Fn(&OsStr) -> Option<OsString>) -> O
     }
 }
 
-/// Reads a file of variables in docker's format.
-///
-/// # Errors
-/// Words with the file's name, and the line's number where a line is wrong.
-pub fn read_file(path: &Path) -> anyhow::Result<Vec<OsString>> {
-    let subject = || format!("env file {path:?}");
-    if fs::metadata(path).with_context(subject)?.len() > MAX_FILE {
-        return Err(anyhow!("{}: over {} MiB long", subject(), MAX_FILE >> 20));
-    }
-    parse_file(&fs::read(path).with_context(subject)?).map_err(|why| anyhow!("{}: {why}", subject()))
+/// Why a file of variables cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("env file {file:?}: {reason}")]
+pub struct FileError {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub reason: FileErrorReason,
 }
 
-/// Takes the lines of an env file apart as docker does: blanks in front go, empty lines and those that begin with `#` are
-/// passed over, the rest is `K=V` (V as it stands, quotes included) or `K`.
+/// What is wrong with a file of variables.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileErrorReason {
+    /// It cannot be read.
+    #[error("{0}")]
+    Unreadable(io::Error),
+    /// It is longer than 4 MiB.
+    #[error("over {} MiB long", MAX_FILE >> 20)]
+    TooLong,
+    /// A line is not a variable: the line's number and the reason.
+    #[error("{0}")]
+    Line(String),
+}
+
+/// Reads a file of variables in the format of `docker run --env-file`.
+///
+/// # Errors
+/// A file that cannot be read, or a wrong line.
+pub fn read_file(path: &Path) -> Result<Vec<OsString>, FileError> {
+    let read = || {
+        if fs::metadata(path).map_err(FileErrorReason::Unreadable)?.len() > MAX_FILE {
+            return Err(FileErrorReason::TooLong);
+        }
+        parse_file(&fs::read(path).map_err(FileErrorReason::Unreadable)?).map_err(FileErrorReason::Line)
+    };
+    read().map_err(|reason| FileError { file: path.to_owned(), reason })
+}
+
+/// Parses an env file as docker does: leading blanks, empty lines and lines that begin with `#` are skipped; the rest is `K=V`
+/// (V literally, including quotes) or `K`.
 fn parse_file(text: &[u8]) -> Result<Vec<OsString>, String> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut variables = Vec::new();

@@ -1,8 +1,12 @@
-//! Exit codes, and how a tool ends: in words on stderr, and quietly when nobody reads stdout any more.
+//! Exit statuses, and how a tool ends: with a message on stderr, and silently if nobody reads stdout any more.
 //!
-//! The grammar of an error is git's: lower case, no full stop, what failed first, the subject quoted, then why,
-//! then what to do.
+//! Error messages follow git's grammar: lower case, no full stop, what failed first, the subject quoted, then the reason, then
+//! what to do in parentheses.
 
+use std::error::Error;
+use std::io::{self, Write};
+use std::iter;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::tool::interrupt;
@@ -12,52 +16,95 @@ pub use crate::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE, TIMED
 
 /// The operation failed.
 pub const FAILED: u8 = 1;
-/// The command line was wrong.
+/// Usage error.
 pub const USAGE: u8 = 2;
-/// What a shell reports for a writer whose reader left: 128 + SIGPIPE.
+/// What a shell reports for a writer whose reader is gone: 128 + SIGPIPE.
 pub const READER_GONE: u8 = SIGNAL_BASE + 13;
 
-/// Nobody reads stdout any more. [`report`] turns it into a silent end.
+/// Why the output of a tool was not written.
 #[derive(Debug, thiserror::Error)]
-#[error("stdout: nobody reads it any more")]
-pub struct ReaderGone;
+#[non_exhaustive]
+pub enum OutputError {
+    /// The reader of stdout is gone. [`report`] prints nothing for it.
+    #[error("stdout: nobody reads it any more")]
+    ReaderGone,
+    /// Stdout cannot be written.
+    #[error("stdout: {0}")]
+    Stdout(io::Error),
+    /// The file for the record is a directory: the caller's mistake.
+    #[error("output {0:?}: a directory")]
+    IsDirectory(PathBuf),
+    /// The directory for the record does not exist: the caller's mistake.
+    #[error("output {file:?}: no directory {parent:?} (make it first)")]
+    NoDirectory {
+        /// The file.
+        file: PathBuf,
+        /// Its directory.
+        parent: PathBuf,
+    },
+    /// The file for the record cannot be written.
+    #[error("output {file:?}: {error}")]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// The reason.
+        error: io::Error,
+    },
+}
 
-/// An error that carries the exit code it deserves.
+impl OutputError {
+    /// The error of a write to stdout.
+    pub fn of_stdout(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe { Self::ReaderGone } else { Self::Stdout(error) }
+    }
+}
+
+/// Whether an error comes from a stdout that nobody reads.
+pub fn is_reader_gone(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|cause| matches!(cause.downcast_ref(), Some(OutputError::ReaderGone)))
+}
+
+/// An error with its own exit status.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Coded {
     /// The exit status.
     pub code: u8,
-    /// The words, without the tool's name.
+    /// The message, without the name of the tool.
     pub message: String,
 }
 
-/// An [`anyhow::Error`] that ends the tool with `code`.
-pub fn coded(code: u8, message: impl Into<String>) -> anyhow::Error {
-    Coded { code, message: message.into() }.into()
+/// An error that ends the tool with `code`.
+pub fn coded(code: u8, message: impl Into<String>) -> Coded {
+    Coded { code, message: message.into() }
 }
 
-/// Ends `main`: says an error as `tool: words` on stderr and picks the exit code.
+/// The end of `main`: prints an error as `tool: message` and chooses the exit status. An anyhow error fits, with its whole chain.
 ///
-/// The code is that of a [`Coded`] error in the chain, else `failed`. A [`ReaderGone`] says nothing. Where a signal has interrupted
-/// the tool, its errors come of that: the code is 128 and the signal's number.
-pub fn report(tool: &str, failed: u8, result: anyhow::Result<u8>) -> ExitCode {
-    match result {
-        Ok(code) => code.into(),
-        Err(error) if error.chain().any(|cause| cause.is::<ReaderGone>()) => READER_GONE.into(),
-        Err(error) => {
-            if let Some(signal) = interrupt::signal() {
-                warn(tool, "interrupted");
-                return u8::try_from(signal).map_or(failed, |signal| SIGNAL_BASE.saturating_add(signal)).into();
-            }
-            warn(tool, &format!("{error:#}"));
-            error.chain().find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
-        }
+/// The status is that of a [`Coded`] error in the chain, else `failed`. [`OutputError::ReaderGone`] prints nothing. After a
+/// signal, errors are taken to be its consequence: the status is 128 plus the number of the signal.
+pub fn report<E: AsRef<dyn Error + Send + Sync + 'static>>(tool: &str, failed: u8, result: Result<u8, E>) -> ExitCode {
+    let error = match &result {
+        Ok(code) => return (*code).into(),
+        Err(error) => error.as_ref(),
+    };
+    if is_reader_gone(error) {
+        return READER_GONE.into();
     }
+    if let Some(signal) = interrupt::signal() {
+        warn(tool, "interrupted");
+        return u8::try_from(signal).map_or(failed, |signal| SIGNAL_BASE.saturating_add(signal)).into();
+    }
+    let message: Vec<String> = causes(error).map(ToString::to_string).collect();
+    warn(tool, &message.join(": "));
+    causes(error).find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
 }
 
-/// Says one line as `tool: words` on stderr. A closed stderr is no reason to fail.
-pub fn warn(tool: &str, words: &str) {
-    use std::io::Write;
-    let _ = std::io::stderr().write_all(format!("{tool}: {words}\n").as_bytes());
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
+}
+
+/// Prints `tool: message` on stderr. A closed stderr is not an error.
+pub fn warn(tool: &str, message: &str) {
+    let _ = io::stderr().write_all(format!("{tool}: {message}\n").as_bytes());
 }

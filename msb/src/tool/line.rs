@@ -1,4 +1,4 @@
-//! Lines between stages: take exactly one from stdin without touching what follows, put one on stdout whole.
+//! Lines between stages: one line or JSON value is read from stdin and what follows stays unread; one is written to stdout whole.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -10,27 +10,27 @@ use rustix::net::RecvFlags;
 use rustix::pipe::SpliceFlags;
 use serde::Serialize;
 
-use crate::tool::exit::ReaderGone;
+use crate::tool::exit::OutputError;
 
-/// The longest line that is taken, in bytes.
+/// The longest line or value that is read, in bytes.
 pub const MAX: usize = 16 << 20;
 
-/// Takes one line from `fd` and leaves every byte behind its newline unread.
+/// Reads one line from `fd` and leaves every byte after its newline unread.
 ///
-/// The rest of the stream belongs to somebody else (ops, a child's stdin), so a pipe is read byte by byte; a seekable
-/// file is read in blocks and its offset put back. Returns `None` at end-of-file. The newline is not part of the
-/// line; a last line without one counts.
+/// The rest of the stream belongs to another reader (operations, the stdin of a child), so a pipe is read byte by byte; a
+/// seekable file is read in blocks, and its offset set back. Returns `None` at end-of-file. The newline is not part of the
+/// result; a last line without one counts.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] for a line longer than [`MAX`]; else what `read(2)` says.
+/// [`io::ErrorKind::InvalidData`] for a line longer than [`MAX`]; otherwise those of `read(2)`.
 pub fn take(fd: impl AsFd) -> io::Result<Option<Vec<u8>>> {
     let fd = fd.as_fd();
     let seekable = rustix::fs::tell(fd).is_ok();
     let mut line = Vec::new();
     let mut block = [0u8; 4096];
     loop {
-        let wanted = if seekable { block.len() } else { 1 };
-        let got = read(fd, &mut block[..wanted])?;
+        let size = if seekable { block.len() } else { 1 };
+        let got = read(fd, &mut block[..size])?;
         if got == 0 {
             return Ok(if line.is_empty() { None } else { Some(line) });
         }
@@ -49,19 +49,19 @@ pub fn take(fd: impl AsFd) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Takes the first JSON value from `fd`, with the newline directly behind it if there is one, and leaves every other byte
-/// unread. Text that is no object is taken to the end of its line. Returns `None` at end-of-file.
+/// Reads the first JSON value from `fd`, with the newline directly after it if there is one, and leaves every other byte
+/// unread. Text that is not an object is read to the end of its line. Returns `None` at end-of-file.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] for a value longer than [`MAX`]; else what `read(2)` says.
+/// [`io::ErrorKind::InvalidData`] for a value longer than [`MAX`]; otherwise those of `read(2)`.
 pub fn take_value(fd: impl AsFd) -> io::Result<Option<Vec<u8>>> {
     let fd = fd.as_fd();
     let seekable = rustix::fs::tell(fd).is_ok();
     let (mut value, mut scan) = (Vec::new(), Scan::default());
     let mut block = [0u8; 4096];
     loop {
-        let wanted = if seekable { block.len() } else { 1 };
-        let got = read(fd, &mut block[..wanted])?;
+        let size = if seekable { block.len() } else { 1 };
+        let got = read(fd, &mut block[..size])?;
         if got == 0 {
             return Ok(scan.has_begun().then_some(value));
         }
@@ -83,26 +83,26 @@ pub fn take_value(fd: impl AsFd) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// The first JSON value in `text`; `None` if there is nothing in it.
+/// The first JSON value in `text`; `None` if there is only white space.
 pub fn first_value(text: &[u8]) -> Option<&[u8]> {
     let mut scan = Scan::default();
     let end = text.iter().position(|&byte| scan.ends_with(byte));
     scan.has_begun().then(|| &text[..end.map_or(text.len(), |end| end + 1)])
 }
 
-/// Where the first value of a text ends, byte by byte.
+/// Finds the end of the first value of a text, byte by byte.
 #[derive(Debug, Default)]
 enum Scan {
     /// Before the value: white space, or a byte order mark.
     #[default]
     Before,
-    /// In an object, between strings.
+    /// In an object, outside strings.
     Object { depth: usize },
-    /// In a string; `escaped`: behind a backslash.
+    /// In a string; `escaped`: after a backslash.
     String { depth: usize, escaped: bool },
-    /// Behind the object.
-    Behind,
-    /// In something that is no object.
+    /// After the object.
+    After,
+    /// In anything else than an object.
     Other,
 }
 
@@ -115,17 +115,17 @@ impl Scan {
             (Self::Before, _) => Self::Other,
             (Self::Object { depth }, b'"') => Self::String { depth: *depth, escaped: false },
             (Self::Object { depth }, b'{' | b'[') => Self::Object { depth: depth + 1 },
-            (Self::Object { depth: 1 }, b'}' | b']') => Self::Behind,
+            (Self::Object { depth: 1 }, b'}' | b']') => Self::After,
             (Self::Object { depth }, b'}' | b']') => Self::Object { depth: depth - 1 },
             (Self::Object { depth }, _) => Self::Object { depth: *depth },
             (Self::String { depth, escaped: false }, b'"') => Self::Object { depth: *depth },
             (Self::String { depth, escaped }, byte) => {
                 Self::String { depth: *depth, escaped: !escaped && byte == b'\\' }
             }
-            (Self::Behind, _) => Self::Behind,
+            (Self::After, _) => Self::After,
             (Self::Other, _) => Self::Other,
         };
-        matches!((&*self, byte), (Self::Behind, _) | (Self::Other, b'\n'))
+        matches!((&*self, byte), (Self::After, _) | (Self::Other, b'\n'))
     }
 
     fn has_begun(&self) -> bool {
@@ -133,7 +133,7 @@ impl Scan {
     }
 
     fn is_object(&self) -> bool {
-        matches!(self, Self::Behind)
+        matches!(self, Self::After)
     }
 }
 
@@ -141,7 +141,7 @@ fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match rustix::io::read(fd, &mut *buffer) {
             Err(Errno::INTR) => {}
-            // Somebody else has set the flag O_NONBLOCK, which all who have the pipe share.
+            // O_NONBLOCK belongs to the open file, so another process may have set it.
             Err(Errno::AGAIN) => await_data(fd)?,
             other => return Ok(other?),
         }
@@ -155,8 +155,8 @@ fn await_data(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Takes the next byte if it is a newline. In a pipe or a socket it is looked at first, and left there if it is another:
-/// it belongs to somebody else. True: it was one.
+/// Reads the next byte if it is a newline, and returns whether it was. Any other byte stays unread: in a pipe or a socket, the
+/// byte is peeked at first.
 fn take_newline(fd: BorrowedFd<'_>, seekable: bool) -> io::Result<bool> {
     let mut byte = [0u8];
     if seekable {
@@ -177,7 +177,7 @@ fn take_newline(fd: BorrowedFd<'_>, seekable: bool) -> io::Result<bool> {
     Ok(is_newline)
 }
 
-/// The next byte, which stays; `None` at end-of-file.
+/// The next byte, which stays unread; `None` at end-of-file.
 fn peek(fd: BorrowedFd<'_>) -> rustix::io::Result<Option<u8>> {
     let mut byte = [0u8];
     let (copy, copy_in) = rustix::pipe::pipe()?;
@@ -197,34 +197,30 @@ fn peek(fd: BorrowedFd<'_>) -> rustix::io::Result<Option<u8>> {
     }
 }
 
-/// Writes to stdout, past the standard library, which takes a closed stdout for one that everything was written to.
+/// Writes to stdout without the standard library, which ignores the error of a closed stdout.
 ///
 /// # Errors
-/// What `write(2)` says.
+/// Those of `write(2)`.
 pub fn write(bytes: &[u8]) -> io::Result<()> {
     File::from(rustix::stdio::stdout().try_clone_to_owned()?).write_all(bytes)
 }
 
-/// Puts `value` on stdout as one line of JSON, in one write where the pipe allows.
+/// Prints `value` on stdout as one line of JSON, in one write if the pipe has room.
 ///
 /// # Errors
-/// [`ReaderGone`] where stdout is a pipe without a reader; else the write's own error.
-pub fn put(value: &impl Serialize) -> anyhow::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
+/// [`OutputError::ReaderGone`], [`OutputError::Stdout`].
+pub fn put(value: &impl Serialize) -> Result<(), OutputError> {
+    let mut line = serde_json::to_vec(value).map_err(|error| OutputError::Stdout(error.into()))?;
     line.push(b'\n');
     put_bytes(&line)
 }
 
-/// Puts `bytes` on stdout in one write where the pipe allows.
+/// Prints `bytes` on stdout, in one write if the pipe has room.
 ///
 /// # Errors
 /// As [`put`].
-pub fn put_bytes(bytes: &[u8]) -> anyhow::Result<()> {
-    match write(bytes) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        Err(error) => Err(anyhow::Error::new(error).context("stdout")),
-        Ok(()) => Ok(()),
-    }
+pub fn put_bytes(bytes: &[u8]) -> Result<(), OutputError> {
+    write(bytes).map_err(OutputError::of_stdout)
 }
 
 #[cfg(test)]
@@ -255,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_a_last_line_without_newline_and_says_none_at_the_end() {
+    fn a_last_line_without_newline_counts_and_the_end_of_the_file_is_none() {
         let (reader, writer) = std::io::pipe().unwrap();
         (&writer).write_all(b"only").unwrap();
         drop(writer);
@@ -263,7 +259,7 @@ mod tests {
         assert!(take(&reader).unwrap().is_none());
     }
 
-    /// What a text is taken apart into: the value, and what stays.
+    /// A text, the value that is read from it, and what stays unread.
     const VALUES: [(&str, &str, &str); 16] = [
         ("{}", "{}", ""),
         ("{}\nrest", "{}\n", "rest"),
@@ -284,7 +280,7 @@ mod tests {
     ];
 
     #[test]
-    fn takes_one_value_and_its_newline_whatever_the_source_is() {
+    fn one_value_and_its_newline_are_read_from_a_pipe_a_socket_and_a_file() {
         for (text, value, rest) in VALUES {
             let (reader, writer) = std::io::pipe().unwrap();
             (&writer).write_all(text.as_bytes()).unwrap();
@@ -325,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_white_space_is_no_value() {
+    fn white_space_alone_is_not_a_value() {
         for text in ["", "\n", " \t\r\n", "\u{feff}"] {
             let (reader, writer) = std::io::pipe().unwrap();
             (&writer).write_all(text.as_bytes()).unwrap();
@@ -336,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_comes_also_from_a_pipe_that_does_not_block() {
+    fn a_value_is_read_from_a_nonblocking_pipe() {
         let (reader, writer) = std::io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&reader, true).unwrap();
         let writing = std::thread::spawn(move || {

@@ -1,18 +1,17 @@
-//! What a tool prints: a record for the next stage, or a line for a person.
+//! The output of a tool: a record for the next stage, or one line for a person.
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use clap::Args;
 
 use crate::record::Record;
 use crate::store::publish;
-use crate::tool::exit::{ReaderGone, warn};
+use crate::tool::exit::{OutputError, warn};
 use crate::tool::line;
 
-/// The flags that say where a record goes.
+/// The flags for the output of a record.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Output {
     /// Write the record to FILE, which is created or replaced only on success [default: stdout]
@@ -29,38 +28,42 @@ pub struct Output {
 }
 
 impl Output {
-    /// Checks that there is a place for the record, before anything is done.
+    /// Checks that FILE can be written, before anything is done.
     ///
     /// # Errors
-    /// A directory that does not exist, or a FILE that is one.
-    pub fn check(&self) -> anyhow::Result<()> {
+    /// [`OutputError::IsDirectory`], [`OutputError::NoDirectory`], [`OutputError::File`].
+    pub fn check(&self) -> Result<(), OutputError> {
         let Some(file) = &self.output else { return Ok(()) };
         if file.is_dir() {
-            bail!("output {file:?}: a directory");
+            return Err(OutputError::IsDirectory(file.clone()));
         }
-        let file = std::path::absolute(file).with_context(|| format!("output {file:?}"))?;
+        let file = std::path::absolute(file).map_err(|error| OutputError::File { file: file.clone(), error })?;
         let parent = file.parent().unwrap_or(Path::new("/"));
         if !parent.is_dir() {
-            bail!("output {file:?}: no directory {parent:?} (make it first)");
+            let parent = parent.to_owned();
+            return Err(OutputError::NoDirectory { file, parent });
         }
         Ok(())
     }
 
-    /// Hands the record on: to the file, to stdout, or, if stdout is a terminal, to a person as `summary`, which may be empty.
+    /// Writes the record to the file or to stdout. On a terminal, prints `summary` instead, which may be empty.
     ///
     /// # Errors
-    /// [`ReaderGone`] if stdout is a pipe without a reader; else what writing says.
-    pub fn put(&self, record: &Record, summary: impl FnOnce() -> String) -> anyhow::Result<()> {
+    /// See [`OutputError`].
+    pub fn put(&self, record: &Record, summary: impl FnOnce() -> String) -> Result<(), OutputError> {
         let is_terminal = io::stdout().is_terminal();
         match &self.output {
-            Some(file) => write(file, &text(record)?).with_context(|| format!("output {file:?}"))?,
+            Some(file) => {
+                let failed = |error| OutputError::File { file: file.clone(), error };
+                write(file, &text(record).map_err(failed)?).map_err(failed)?;
+            }
             None if !is_terminal || self.json => return line::put(record),
             None => {}
         }
         if is_terminal && !self.quiet { print(&summary()) } else { Ok(()) }
     }
 
-    /// A message that a person may want and need not have, as `tool: message` on stderr.
+    /// Prints a message that is neither an error nor a warning as `tool: message` on stderr, unless `--quiet` is given.
     pub fn say(&self, tool: &str, message: &str) {
         if !self.quiet {
             warn(tool, message);
@@ -68,24 +71,21 @@ impl Output {
     }
 }
 
-fn text(record: &Record) -> anyhow::Result<Vec<u8>> {
+fn text(record: &Record) -> io::Result<Vec<u8>> {
     let mut text = serde_json::to_vec(record)?;
     text.push(b'\n');
     Ok(text)
 }
 
-fn print(summary: &str) -> anyhow::Result<()> {
+fn print(summary: &str) -> Result<(), OutputError> {
     if summary.is_empty() {
         return Ok(());
     }
     let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{summary}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ReaderGone.into()),
-        other => other.context("stdout"),
-    }
+    writeln!(stdout, "{summary}").and_then(|()| stdout.flush()).map_err(OutputError::of_stdout)
 }
 
-/// A regular file is replaced by rename, also behind a symlink; a device or a pipe is written to.
+/// Writes a file. A regular file is replaced by rename, also the target of a symlink; a device or a pipe is written to.
 fn write(file: &Path, text: &[u8]) -> io::Result<()> {
     match fs::metadata(file) {
         Ok(meta) if !meta.is_file() => File::options().write(true).open(file)?.write_all(text),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_cannot_be_is_refused_at_once() {
+    fn an_output_that_cannot_be_written_is_refused_before_anything_is_done() {
         let output = |path: &Path| Output { output: Some(path.to_owned()), ..Output::default() }.check();
         let dir = tempfile::tempdir().unwrap();
         assert!(output(&dir.path().join("new")).is_ok());

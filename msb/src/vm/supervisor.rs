@@ -10,7 +10,6 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -100,15 +99,32 @@ pub fn vm_names(names: &[String]) -> String {
     quoted.join(" and ")
 }
 
-/// For a tool that changes or mounts a record's root: refuses a record whose VM is running, and takes the member `vm` of one that
-/// has ended out of the record.
+/// Why a record's root cannot be changed or mounted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InUse {
+    /// The record's VM is running: the caller has to stop it first.
+    #[error("VM {name:?} is running on this record's root ({advice})")]
+    Running {
+        /// The VM's name.
+        name: String,
+        /// How to stop it.
+        advice: String,
+    },
+    /// The host does not tell whether the VM is running.
+    #[error("supervisor: {0}")]
+    Unknown(io::Error),
+}
+
+/// For a tool that changes or mounts a record's root: refuses a record whose VM is running, and removes the member `vm` if the
+/// VM has ended.
 ///
 /// # Errors
-/// A message with the VM's name and what to do.
-pub fn require_ended(record: &mut Record) -> anyhow::Result<()> {
+/// See [`InUse`].
+pub fn require_ended(record: &mut Record) -> Result<(), InUse> {
     let Some(vm) = &record.vm else { return Ok(()) };
-    if find(vm).context("supervisor")?.is_some() {
-        bail!("VM {:?} is running on this record's root ({})", vm.name, how_to_stop(vm));
+    if find(vm).map_err(InUse::Unknown)?.is_some() {
+        return Err(InUse::Running { name: vm.name.clone(), advice: how_to_stop(vm) });
     }
     record.vm = None;
     Ok(())

@@ -13,7 +13,7 @@ use super::Message;
 use crate::record::Endpoint;
 
 /// How long the VMM and the agent together may take to answer. A guest under load answers in milliseconds; a dead one never.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The longest answer of a VMM to `CONNECT`, in bytes.
 const MAX_ANSWER: usize = 64;
@@ -33,10 +33,10 @@ pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, super::Error> {
 ///
 /// # Errors
 /// [`io::ErrorKind::ConnectionRefused`] or `NotFound` where the VM is gone; `TimedOut` or `WouldBlock` after
-/// [`PATIENCE`]; [`super::Error`] for an agent that breaks the protocol.
+/// [`TIMEOUT`]; [`super::Error`] for an agent that breaks the protocol.
 pub fn ask(endpoint: &Endpoint, frames: &[u8]) -> Result<UnixStream, super::Error> {
     let stream = connect(&endpoint.unix)?;
-    let mut patient = Patient { stream: &stream, until: Instant::now() + PATIENCE };
+    let mut patient = Patient { stream: &stream, until: Instant::now() + TIMEOUT };
     if endpoint.handshake {
         connect_port(&mut patient, endpoint.port)?;
     }
@@ -53,7 +53,7 @@ pub fn ask(endpoint: &Endpoint, frames: &[u8]) -> Result<UnixStream, super::Erro
 /// no longer than the time limit for sending (unix(7), socket(7)).
 fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
+    set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
     let address = SocketAddrUnix::new(path)?;
     loop {
         match net::connect(&socket, &address) {
