@@ -7,8 +7,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use msb::overlay::attributes::{copy_attributes, keeping_times};
 use msb::overlay::beneath::Dir;
-use msb::overlay::upper::{copy_attributes, keeping_times};
 use msb::record::script;
 use msb::vm::boot::{self, Boot, Directory, MountStep};
 use nix::fcntl::{OFlag, open};

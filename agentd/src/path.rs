@@ -6,8 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use msb::overlay::attributes::keeping_times;
 use msb::overlay::beneath::Dir;
-use msb::overlay::upper::keeping_times;
 use nix::errno::Errno;
 
 use crate::early::{self, Made};

@@ -7,8 +7,9 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use msb::overlay::attributes::{Attributes, copy_attributes};
 use msb::overlay::beneath::{Dir, Name};
-use msb::overlay::upper::{Attributes, WHOLE, copy_attributes, copy_leaf_as};
+use msb::overlay::{WHOLE, copy_leaf_as};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{FileType, Mode};
 

@@ -84,7 +84,7 @@ impl LeafNode {
     /// The file that holds the data now. It is opened once and shared; after a copy-up it is another.
     ///
     /// # Errors
-    /// What `open(2)` says; EROFS to write what is not in the upper.
+    /// The error of `open(2)`; EROFS to write what is not in the upper.
     pub(crate) fn file(&self, to_write: bool) -> io::Result<Arc<File>> {
         let mut data = hold(&self.data);
         if let Some(file) = &data.file

@@ -104,10 +104,10 @@ impl Node {
         }
     }
 
-    /// What `stat(2)` says of the file that answers, with its own device and number.
+    /// The error of `stat(2)` of the file that answers, with its own device and number.
     ///
     /// # Errors
-    /// What `fstat(2)` says.
+    /// The error of `fstat(2)`.
     pub(crate) fn stat(&self) -> io::Result<Stat> {
         match &self.kind {
             Kind::Dir(dir) => {
@@ -196,7 +196,7 @@ impl Table {
     /// The node of what a lookup of `name` in `parent` found, counted once more.
     ///
     /// # Errors
-    /// What `fstat(2)` says.
+    /// The error of `fstat(2)`.
     pub(crate) fn intern(&self, parent: &Arc<Node>, name: &OsStr, found: overlay::Node) -> io::Result<Arc<Node>> {
         let own = match &found {
             overlay::Node::Dir(merged) => dir_number(&self.numbers, merged)?,

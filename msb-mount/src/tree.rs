@@ -158,7 +158,7 @@ impl Tree {
             return Ok(());
         }
         if from.layer == Layer::Upper {
-            leaf.set(Leaf::new(writer.fill(&from, length)?, Layer::Upper));
+            leaf.set(Leaf::new(writer.copy_up_data(&from, length)?, Layer::Upper));
             leaf.reopen();
             self.forget_attributes(node);
             return Ok(());

@@ -2,8 +2,9 @@
 
 use std::io;
 
+use msb::overlay::attributes::Attributes;
 use msb::overlay::beneath::Entry;
-use rustix::fs::{FileType, Mode, Stat};
+use rustix::fs::Stat;
 
 /// Attributes that an operation asks for; `None` asks for nothing.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,21 +31,16 @@ impl Wanted {
     }
 }
 
-/// Sets what is different, by the file's `stat` of now. Owner first: a change of it clears set-id bits.
+/// Sets those attributes that differ from the file's current `stat`.
 ///
 /// # Errors
-/// What `fchownat(2)` or `chmod(2)` says.
+/// The error of `fchownat(2)` or `chmod(2)`.
 pub fn set_attributes(entry: &Entry, stat: &Stat, wanted: Wanted) -> io::Result<()> {
-    let mode = stat.st_mode & 0o7777;
-    let is_given_away =
-        wanted.uid.is_some_and(|uid| uid != stat.st_uid) || wanted.gid.is_some_and(|gid| gid != stat.st_gid);
-    if is_given_away {
-        entry.set_owner(wanted.uid, wanted.gid)?;
-    }
-    match wanted.mode.unwrap_or(mode) {
-        wanted if wanted != mode || is_given_away && entry.file_type() != FileType::Symlink => {
-            entry.set_mode(Mode::from_raw_mode(wanted))
-        }
-        _ => Ok(()),
-    }
+    let attributes = Attributes {
+        uid: wanted.uid.unwrap_or(stat.st_uid),
+        gid: wanted.gid.unwrap_or(stat.st_gid),
+        mode: wanted.mode.unwrap_or(stat.st_mode & 0o7777),
+        times: None,
+    };
+    attributes.apply(entry, stat, || Ok(false))
 }

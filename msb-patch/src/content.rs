@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use memchr::memmem::Finder;
-use msb::overlay::upper::{copy_data, copy_to_end};
+use msb::overlay::{copy_data, copy_to_end};
 use msb::tool::interrupt;
 
 /// How much is compared at once, in bytes.

@@ -4,8 +4,8 @@
 use std::io;
 use std::sync::Arc;
 
+use msb::overlay::attributes::DEFAULT_ACL;
 use msb::overlay::beneath::{Dir, times_of};
-use msb::overlay::upper::DEFAULT_ACL;
 use rustix::fs::Timestamps;
 
 /// A directory whose times are to come back, if there is one.

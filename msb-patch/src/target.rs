@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use msb::overlay::WHOLE;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::resolve::{End, Resolved, Step, Trail};
-use msb::overlay::upper::{WHOLE, Writer, upper_of};
+use msb::overlay::upper::{Writer, upper_of};
 use msb::overlay::{Layer, Leaf, Merged};
 use msb::store::staging::Layers;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
@@ -216,7 +217,7 @@ impl Target {
                 if old.entry.file_type() == FileType::Symlink {
                     self.trail.forget();
                 }
-                self.writer.place(upper, name, make)
+                self.writer.replace(upper, name, make)
             }
         }
     }
@@ -230,7 +231,7 @@ impl Target {
         let upper = upper_of(&at.parent)?;
         self.kept.hold(upper)?;
         if at.old.is_none() && self.kept.bequeaths() {
-            return self.writer.place(upper, Name::new(&at.name)?, make);
+            return self.writer.replace(upper, Name::new(&at.name)?, make);
         }
         self.place(at, make)
     }
@@ -293,8 +294,11 @@ impl Target {
         self.kept.release()?;
         let length = self.copied_length(leaf.entry.stat().st_size as u64);
         let is_ours = leaf.layer == Layer::Upper && !self.borrowed.contains(&leaf.entry.stat().st_ino);
-        let copy =
-            if is_ours { self.writer.fill(leaf, length)? } else { self.writer.copy_up(dir, name, leaf, length)? };
+        let copy = if is_ours {
+            self.writer.copy_up_data(leaf, length)?
+        } else {
+            self.writer.copy_up(dir, name, leaf, length)?
+        };
         self.note_copy(&copy, length);
         Ok(copy)
     }

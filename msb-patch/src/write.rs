@@ -2,9 +2,9 @@
 
 use anyhow::bail;
 use msb::overlay::Leaf;
+use msb::overlay::attributes::copy_xattrs;
 use msb::overlay::beneath::Entry;
 use msb::overlay::resolve::{End, Last, Resolved};
-use msb::overlay::upper::copy_xattrs;
 use rustix::fs::{FileType, Mode};
 
 use crate::attributes::{Wanted, set_attributes};

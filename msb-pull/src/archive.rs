@@ -51,7 +51,7 @@ impl Files {
     /// Opens a directory.
     ///
     /// # Errors
-    /// What `open(2)` says.
+    /// The error of `open(2)`.
     pub(crate) fn dir(path: &Path) -> anyhow::Result<Self> {
         Ok(Self::Dir(Dir::open(path)?))
     }

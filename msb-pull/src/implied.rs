@@ -4,16 +4,16 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use msb::overlay::attributes::{copy_attributes, keeping_times};
 use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::resolve::{End, Last, resolve};
-use msb::overlay::upper::{copy_attributes, keeping_times};
 use msb::overlay::{Merged, Node, whiteout};
 use rustix::fs::RenameFlags;
 
 /// Completes the layer at `layer`, that is to lie on `lower` (top first).
 ///
 /// # Errors
-/// What reading the lower layers or setting attributes says.
+/// The error of reading the lower layers or setting attributes.
 pub(crate) fn inherit(layer: &Path, implied: &[PathBuf], lower: &[PathBuf]) -> anyhow::Result<()> {
     if lower.is_empty() || implied.is_empty() {
         return Ok(());

@@ -14,7 +14,7 @@ use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::whiteout;
 use rustix::fs::{FileType, Mode};
 
-use crate::tape::{Attributes, MAX_PATH};
+use crate::tape::{MAX_PATH, Metadata};
 
 /// How many symlinks one path may take, as in Linux.
 const MAX_SYMLINKS: usize = 40;
@@ -22,7 +22,7 @@ const TOO_LONG: &str = "its path is longer than 4095 bytes";
 /// The most bytes of directories' xattrs that wait for the end of a layer. Real layers have some hundreds.
 const MAX_KEPT: usize = 16 << 20;
 
-/// What is known of a directory of the layer. Its attributes are set when everything is in it.
+/// What is known of a directory of the layer. Its metadata are set when everything is in it.
 #[derive(Debug)]
 pub(crate) enum Known {
     /// Only entries below it were listed.
@@ -30,7 +30,7 @@ pub(crate) enum Known {
     /// It stands where this layer removed something, so nothing shows through: the defaults hold.
     New,
     /// An entry of its own.
-    Listed(Attributes),
+    Listed(Metadata),
 }
 
 /// A directory of the layer and the way to it.
@@ -80,9 +80,9 @@ impl Tree {
     ///
     /// # Errors
     /// Words for a layer with more to keep than memory is good for.
-    pub(crate) fn list(&mut self, path: PathBuf, attributes: Attributes) -> anyhow::Result<()> {
-        self.kept += attributes.size();
-        if let Some(Known::Listed(before)) = self.dirs.insert(path, Known::Listed(attributes)) {
+    pub(crate) fn list(&mut self, path: PathBuf, metadata: Metadata) -> anyhow::Result<()> {
+        self.kept += metadata.size();
+        if let Some(Known::Listed(before)) = self.dirs.insert(path, Known::Listed(metadata)) {
             self.kept -= before.size();
         }
         ensure!(self.kept <= MAX_KEPT, "the layer's directories have more than {MAX_KEPT} bytes of xattrs");
@@ -170,7 +170,7 @@ impl Tree {
     /// Takes away what this layer has at `name`, so that something else can be there. Tells whether there was anything.
     ///
     /// # Errors
-    /// What removing says.
+    /// The error of removing.
     pub(crate) fn clear(&mut self, parent: &Place, name: Name<'_>) -> io::Result<bool> {
         let Some(there) = parent.dir.entry(name)? else { return Ok(false) };
         // The way to the last parent may go through it, also where it is a symlink.
@@ -186,8 +186,8 @@ impl Tree {
         let below = self.dirs.range::<Path, _>((Bound::Included(path), Bound::Unbounded));
         let gone: Vec<PathBuf> = below.map(|(dir, _)| dir).take_while(|dir| dir.starts_with(path)).cloned().collect();
         for dir in gone {
-            if let Some(Known::Listed(attributes)) = self.dirs.remove(&dir) {
-                self.kept -= attributes.size();
+            if let Some(Known::Listed(metadata)) = self.dirs.remove(&dir) {
+                self.kept -= metadata.size();
             }
         }
     }
@@ -195,8 +195,8 @@ impl Tree {
     /// Makes the directory of an entry, or takes the one that is there.
     ///
     /// # Errors
-    /// What making says.
-    pub(crate) fn directory(&mut self, parent: &Place, name: Name<'_>, attributes: Attributes) -> anyhow::Result<()> {
+    /// The error of making.
+    pub(crate) fn directory(&mut self, parent: &Place, name: Name<'_>, metadata: Metadata) -> anyhow::Result<()> {
         let path = parent.path.join(name.as_os_str());
         ensure!(path.as_os_str().len() <= MAX_PATH, TOO_LONG);
         let is_there = match parent.dir.mkdir(name, Mode::RWXU) {
@@ -211,13 +211,13 @@ impl Tree {
             self.clear(parent, name)?;
             whiteout::make_opaque(&parent.dir.mkdir(name, Mode::RWXU)?)?;
         }
-        self.list(path, attributes)
+        self.list(path, metadata)
     }
 
     /// Removes `name` of the lower layers; what this layer has there stays.
     ///
     /// # Errors
-    /// What making the whiteout says.
+    /// The error of making the whiteout.
     pub(crate) fn whiteout(&mut self, parent: &Place, name: Name<'_>) -> anyhow::Result<()> {
         match parent.dir.entry(name)? {
             None => whiteout::make_whiteout(&parent.dir, name)?,

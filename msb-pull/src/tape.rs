@@ -1,6 +1,5 @@
-//! A tar stream, member by member, with bounded memory. The tar crate reads the fields of a header; what surrounds them
-//! is read here, because the crate puts no limit on long names and lets a newline end a PAX value. Nothing here
-//! touches a file system.
+//! A tar stream, member by member, with bounded memory. The tar crate reads the fields of a header. The rest is read here, because the
+//! crate does not limit the length of names, and ends a PAX value at a newline. Nothing here touches a file system.
 
 use std::io::{self, Read};
 
@@ -17,16 +16,16 @@ const MAX_PAX: u64 = 1 << 20;
 /// The longest path or link target, in bytes, without the NUL (`PATH_MAX` less one).
 pub(crate) const MAX_PATH: usize = 4095;
 
-/// A reader that can leave bytes out.
+/// A reader that can skip bytes.
 pub(crate) trait Skip: Read {
-    /// Leaves `length` bytes out.
+    /// Skips `length` bytes.
     ///
     /// # Errors
-    /// [`io::ErrorKind::UnexpectedEof`] where there are fewer.
+    /// [`io::ErrorKind::UnexpectedEof`] if there are fewer.
     fn skip(&mut self, length: u64) -> io::Result<()>;
 }
 
-/// What a member is.
+/// The type of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     File,
@@ -45,13 +44,13 @@ pub(crate) struct Member {
     pub(crate) link: Vec<u8>,
     pub(crate) kind: Kind,
     pub(crate) size: u64,
-    pub(crate) attributes: Attributes,
+    pub(crate) metadata: Metadata,
     pub(crate) device: (u32, u32),
 }
 
-/// What a file has besides its content.
+/// The metadata of a file.
 #[derive(Clone, Debug)]
-pub(crate) struct Attributes {
+pub(crate) struct Metadata {
     pub(crate) mode: u32,
     pub(crate) uid: Id,
     pub(crate) gid: Id,
@@ -59,8 +58,8 @@ pub(crate) struct Attributes {
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-impl Attributes {
-    /// What holding the xattrs costs, in bytes, about.
+impl Metadata {
+    /// About how much memory the xattrs take, in bytes.
     pub(crate) fn size(&self) -> usize {
         self.xattrs.iter().map(|(name, value)| size_of::<(Vec<u8>, Vec<u8>)>() + name.len() + value.len()).sum()
     }
@@ -69,7 +68,7 @@ impl Attributes {
 /// A tar stream.
 pub(crate) struct Tape<R> {
     input: R,
-    /// Bytes of the current member's data that nobody read yet.
+    /// Bytes of the current member's data that have not been read.
     left: u64,
     padding: u64,
 }
@@ -82,37 +81,37 @@ impl<R: Skip> Tape<R> {
     /// The next member; `None` at the end of the archive.
     ///
     /// # Errors
-    /// Words for a truncated or malformed archive.
+    /// A message for a truncated or malformed archive.
     pub(crate) fn next(&mut self) -> anyhow::Result<Option<Member>> {
         let (mut pax, mut long_name, mut long_link) = (Pax::default(), None, None);
         loop {
-            self.leave().map_err(cut)?;
+            self.skip_rest().map_err(truncated)?;
             let Some(header) = self.header()? else { return Ok(None) };
             let size = header.entry_size().map_err(|_| anyhow!("malformed tar header: bad size"))?;
             match header.entry_type() {
                 EntryType::XHeader => pax = Pax::parse(&self.document(size, MAX_PAX)?)?,
                 EntryType::GNULongName => long_name = Some(self.name(size)?),
                 EntryType::GNULongLink => long_link = Some(self.name(size)?),
-                // Defaults for all members (git puts a comment there), and a volume label: nothing for a file system.
-                EntryType::XGlobalHeader => self.announce(size)?,
-                other if other.as_byte() == b'V' => self.announce(size)?,
+                // Defaults for all members, in which git stores a comment, and a volume label do not become files.
+                EntryType::XGlobalHeader => self.begin_data(size)?,
+                other if other.as_byte() == b'V' => self.begin_data(size)?,
                 _ => {
                     let size = pax.size.unwrap_or(size);
                     let member = member(&header, pax, long_name, long_link, size)?;
-                    self.announce(if member.kind == Kind::File { size } else { 0 })?;
+                    self.begin_data(if member.kind == Kind::File { size } else { 0 })?;
                     return Ok(Some(member));
                 }
             }
         }
     }
 
-    /// The current member's data and how much of it is left. The caller says what it took with [`Self::took`].
+    /// The current member's data, and how much of it is left. The caller reports what it has read with [`Self::consumed`].
     pub(crate) fn data(&mut self) -> (&mut R, u64) {
         (&mut self.input, self.left)
     }
 
     /// Counts `length` bytes of the current member's data as read.
-    pub(crate) fn took(&mut self, length: u64) {
+    pub(crate) fn consumed(&mut self, length: u64) {
         self.left -= length;
     }
 
@@ -121,14 +120,14 @@ impl<R: Skip> Tape<R> {
         self.input
     }
 
-    fn announce(&mut self, size: u64) -> anyhow::Result<()> {
+    fn begin_data(&mut self, size: u64) -> anyhow::Result<()> {
         let padded = size.checked_next_multiple_of(BLOCK as u64);
         let padded = padded.ok_or_else(|| anyhow!("malformed tar header: bad size"))?;
         (self.left, self.padding) = (size, padded - size);
         Ok(())
     }
 
-    fn leave(&mut self) -> io::Result<()> {
+    fn skip_rest(&mut self) -> io::Result<()> {
         self.input.skip(self.left)?;
         self.input.skip(self.padding)?;
         (self.left, self.padding) = (0, 0);
@@ -141,9 +140,9 @@ impl<R: Skip> Tape<R> {
         let mut got = 0;
         while got < BLOCK {
             match self.input.read(&mut block[got..])? {
-                // Some writers leave the two zero blocks at the end out.
+                // Some writers omit the two zero blocks at the end.
                 0 if got == 0 => return Ok(None),
-                0 => return Err(cut(io::ErrorKind::UnexpectedEof.into())),
+                0 => return Err(truncated(io::ErrorKind::UnexpectedEof.into())),
                 more => got += more,
             }
         }
@@ -159,9 +158,9 @@ impl<R: Skip> Tape<R> {
 
     fn document(&mut self, size: u64, limit: u64) -> anyhow::Result<Vec<u8>> {
         ensure!(size <= limit, "malformed tar header: extension of {size} bytes, {limit} at most");
-        self.announce(size)?;
+        self.begin_data(size)?;
         let mut text = vec![0; usize::try_from(size)?];
-        self.input.read_exact(&mut text).map_err(cut)?;
+        self.input.read_exact(&mut text).map_err(truncated)?;
         self.left = 0;
         Ok(text)
     }
@@ -193,7 +192,7 @@ fn member(
         EntryType::GNUSparse => {
             bail!("entry {:?}: sparse files are not supported (make the layer without --sparse)", shown())
         }
-        // Before POSIX a directory was a file whose name ends so.
+        // Before POSIX, a directory was a file whose name ends with a slash.
         EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
         EntryType::Regular | EntryType::Continuous => Kind::File,
         EntryType::Directory => Kind::Directory,
@@ -209,7 +208,7 @@ fn member(
         let wide = said.map_or_else(|| header.map_err(|_| bad(field)), Ok)?;
         Id::new(wide).map_err(|why| anyhow!("entry {:?}: {field} {wide}: {why}", shown()))
     };
-    let attributes = Attributes {
+    let metadata = Metadata {
         mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
         uid: id(pax.uid, header.uid(), "owner")?,
         gid: id(pax.gid, header.gid(), "group")?,
@@ -226,10 +225,10 @@ fn member(
         ),
         _ => (0, 0),
     };
-    Ok(Member { path, link, kind, size, attributes, device })
+    Ok(Member { path, link, kind, size, metadata, device })
 }
 
-/// A header's time; before 1970 in GNU's base-256, whose sign the tar crate does not know.
+/// The mtime in a header. Before 1970 it is in GNU's base-256, and the tar crate does not read its sign.
 fn header_time(header: &Header) -> Option<i64> {
     let field = &header.as_old().mtime;
     if field[0] == 0xff {
@@ -238,8 +237,8 @@ fn header_time(header: &Header) -> Option<i64> {
     i64::try_from(header.mtime().ok()?).ok()
 }
 
-/// Words for a stream that ended too early.
-pub(crate) fn cut(error: io::Error) -> anyhow::Error {
+/// The message for a stream that ended too early.
+pub(crate) fn truncated(error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof { anyhow!("truncated tar archive") } else { error.into() }
 }
 
@@ -276,17 +275,17 @@ mod tests {
     }
 
     #[test]
-    fn data_that_nobody_reads_is_left_out() {
+    fn data_that_is_not_read_is_skipped() {
         let archive = [block(EntryType::Regular, "a", b"data"), block(EntryType::Regular, "b", b"")].concat();
         let mut tape = Tape::new(&archive[..]);
         assert_eq!(tape.next().unwrap().unwrap().path, b"a");
         let member = tape.next().unwrap().unwrap();
-        assert_eq!((member.path, member.attributes.mode, member.attributes.uid.get()), (b"b".to_vec(), 0o644, 1));
+        assert_eq!((member.path, member.metadata.mode, member.metadata.uid.get()), (b"b".to_vec(), 0o644, 1));
         assert!(tape.next().unwrap().is_none());
     }
 
     #[test]
-    fn long_names_and_pax_go_before_the_header() {
+    fn long_names_and_pax_override_the_header() {
         let long = "d/".repeat(100) + "f";
         let archive = [
             block(EntryType::GNULongName, "././@LongLink", long.as_bytes()),
@@ -295,11 +294,11 @@ mod tests {
         ];
         let member = first(&archive.concat()).unwrap();
         assert_eq!(member.path, long.as_bytes());
-        assert_eq!((member.attributes.mtime.tv_sec, member.attributes.mtime.tv_nsec), (9, 250_000_000));
+        assert_eq!((member.metadata.mtime.tv_sec, member.metadata.mtime.tv_nsec), (9, 250_000_000));
     }
 
     #[test]
-    fn what_is_broken_or_out_of_bounds_has_words() {
+    fn a_broken_or_excessive_archive_is_refused() {
         let whole = block(EntryType::Regular, "a", b"data");
         let mut huge = Header::new_gnu();
         huge.set_entry_type(EntryType::XHeader);

@@ -1,5 +1,5 @@
-//! A layer's tar stream, written as a directory in overlayfs form. What `.wh.` means and how overlayfs says it is decided
-//! in [`msb::overlay::whiteout`]; every step goes through [`msb::overlay::beneath`], so no entry reaches outside.
+//! Unpacks the tar stream of a layer into a directory in overlayfs form. [`msb::overlay::whiteout`] decides what `.wh.` names mean and
+//! what overlayfs has in their place. Every step goes through [`msb::overlay::beneath`], so no entry can leave the directory.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -8,17 +8,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use msb::overlay::attributes::{Attributes, Tolerance, set_xattr};
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::whiteout::{self, OciName};
 use msb::record::owner::Id;
-use rustix::fs::{FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::place::{Known, Place, Tree, components};
-use crate::tape::{Attributes, Kind, Member, Skip, Tape, cut};
+use crate::tape::{Kind, Member, Metadata, Skip, Tape, truncated};
 
-/// What a directory has that nobody described.
-const DEFAULT: Attributes = Attributes {
+/// The metadata of a directory without an entry of its own.
+const DEFAULT: Metadata = Metadata {
     mode: 0o755,
     uid: Id::ROOT,
     gid: Id::ROOT,
@@ -26,11 +27,11 @@ const DEFAULT: Attributes = Attributes {
     xattrs: Vec::new(),
 };
 
-/// Unpacks a layer into the empty directory `root`. Returns the directories that the layer implies without listing
-/// them, parents first: what they look like is for the layers below to say.
+/// Unpacks a layer into the empty directory `root`. Returns the implied directories, parents first: those that the layer has no entry
+/// for, so that their attributes come from the layers below.
 ///
 /// # Errors
-/// Words for a malformed or hostile layer; the error of the system for a full disk.
+/// A message for a malformed or hostile layer; the system's error for a full disk.
 pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut tree = Tree::new(Dir::open(root)?);
     while let Some(member) = tape.next()? {
@@ -41,11 +42,11 @@ pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path) -> anyh
 }
 
 fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -> anyhow::Result<()> {
-    let Member { path, link, kind, attributes, device, .. } = member;
+    let Member { path, link, kind, metadata, device, .. } = member;
     let parts = components(&path)?;
     let Some((&last, parents)) = parts.split_last() else {
         anyhow::ensure!(kind == Kind::Directory, "the layer's root must be a directory");
-        return tree.list(PathBuf::new(), attributes);
+        return tree.list(PathBuf::new(), metadata);
     };
     if parents.iter().any(|part| whiteout::read_oci_name(part) != OciName::Plain) {
         return Ok(());
@@ -62,23 +63,23 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
     let parent = tree.parent(parents)?;
     let name = Name::new(last)?;
     match kind {
-        Kind::Directory => tree.directory(&parent, name, attributes)?,
+        Kind::Directory => tree.directory(&parent, name, metadata)?,
         Kind::File => {
-            let file = over(tree, &parent, name, |dir| dir.create(name, Mode::RUSR | Mode::WUSR))?;
-            fill(tape, &file)?;
-            dress_file(&file, &attributes)?;
+            let file = replace(tree, &parent, name, |dir| dir.create(name, Mode::RUSR | Mode::WUSR))?;
+            copy_data(tape, &file)?;
+            apply_attributes(&Entry::of_open(file)?, &metadata)?;
         }
         Kind::Symlink => {
             anyhow::ensure!(!link.is_empty(), "a symlink without a target");
-            over(tree, &parent, name, |dir| dir.symlink(name, OsStr::from_bytes(&link)))?;
-            dress(&made(&parent, name)?, &attributes)?;
+            replace(tree, &parent, name, |dir| dir.symlink(name, OsStr::from_bytes(&link)))?;
+            apply_attributes(&made(&parent, name)?, &metadata)?;
         }
         Kind::Hardlink => {
             let target = tree.link_target(&link)?;
-            let there = parent.dir.entry(name)?;
-            // A second link to itself is there already, and must not be removed to be made.
-            if there.is_none_or(|there| there.stat().st_ino != target.stat().st_ino) {
-                over(tree, &parent, name, |dir| dir.link(name, &target))?;
+            let existing = parent.dir.entry(name)?;
+            // A link to the file that already has the name must not remove it first.
+            if existing.is_none_or(|existing| existing.stat().st_ino != target.stat().st_ino) {
+                replace(tree, &parent, name, |dir| dir.link(name, &target))?;
             }
         }
         Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
@@ -92,15 +93,20 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
             let (major, minor) = device;
             let device = msb::overlay::device::number(major, minor)
                 .ok_or_else(|| anyhow::anyhow!("Linux has no device {major}:{minor}"))?;
-            over(tree, &parent, name, |dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device))?;
-            dress(&made(&parent, name)?, &attributes)?;
+            replace(tree, &parent, name, |dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device))?;
+            apply_attributes(&made(&parent, name)?, &metadata)?;
         }
     }
     Ok(())
 }
 
-/// Makes a file; the last entry of a name wins over those before.
-fn over<T>(tree: &mut Tree, parent: &Place, name: Name<'_>, make: impl Fn(&Dir) -> io::Result<T>) -> anyhow::Result<T> {
+/// Makes a file. It replaces that of an earlier entry with the same name.
+fn replace<T>(
+    tree: &mut Tree,
+    parent: &Place,
+    name: Name<'_>,
+    make: impl Fn(&Dir) -> io::Result<T>,
+) -> anyhow::Result<T> {
     match make(&parent.dir) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             tree.clear(parent, name)?;
@@ -114,7 +120,7 @@ fn made(parent: &Place, name: Name<'_>) -> io::Result<Entry> {
     parent.dir.entry(name)?.ok_or_else(|| Errno::NOENT.into())
 }
 
-fn fill<R: BufRead + Skip>(tape: &mut Tape<R>, mut file: &File) -> anyhow::Result<()> {
+fn copy_data<R: BufRead + Skip>(tape: &mut Tape<R>, mut file: &File) -> anyhow::Result<()> {
     loop {
         let (input, left) = tape.data();
         if left == 0 {
@@ -122,64 +128,33 @@ fn fill<R: BufRead + Skip>(tape: &mut Tape<R>, mut file: &File) -> anyhow::Resul
         }
         let data = input.fill_buf()?;
         if data.is_empty() {
-            return Err(cut(io::ErrorKind::UnexpectedEof.into()));
+            return Err(truncated(io::ErrorKind::UnexpectedEof.into()));
         }
         let step = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         file.write_all(&data[..step])?;
         input.consume(step);
-        tape.took(step as u64);
+        tape.consumed(step as u64);
     }
 }
 
-fn times(attributes: &Attributes) -> Timestamps {
-    Timestamps { last_access: attributes.mtime, last_modification: attributes.mtime }
-}
-
-/// The order is the one in which the kernel undoes nothing: a change of owner clears set-id bits and capabilities, an
-/// ACL changes the mode, everything changes the times.
-fn dress_file(file: &File, attributes: &Attributes) -> anyhow::Result<()> {
-    rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid.get())), Some(Gid::from_raw(attributes.gid.get())))?;
-    for (name, value) in wanted(attributes) {
-        tolerate(name, rustix::fs::fsetxattr(file, name, value, XattrFlags::empty()))?;
-    }
-    rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode))?;
-    Ok(rustix::fs::futimens(file, &times(attributes))?)
-}
-
-fn dress(entry: &Entry, attributes: &Attributes) -> anyhow::Result<()> {
-    entry.set_owner(Some(attributes.uid.get()), Some(attributes.gid.get()))?;
-    for (name, value) in wanted(attributes) {
-        let set = entry.set_xattr(name, value, XattrFlags::empty());
-        let set = set.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        // The kernel takes user xattrs on files and directories alone.
-        if !(set == Err(Errno::PERM) && name.as_bytes().starts_with(b"user.")) {
-            tolerate(name, set)?;
+fn apply_attributes(entry: &Entry, metadata: &Metadata) -> anyhow::Result<()> {
+    let times = Some(Timestamps { last_access: metadata.mtime, last_modification: metadata.mtime });
+    let attributes = Attributes { uid: metadata.uid.get(), gid: metadata.gid.get(), mode: metadata.mode, times };
+    attributes.apply(entry, entry.stat(), || {
+        for (name, value) in &metadata.xattrs {
+            let name = OsStr::from_bytes(name);
+            set_xattr(entry, name, value, Tolerance::Refused).with_context(|| format!("xattr {name:?}"))?;
         }
-    }
-    if entry.file_type() != FileType::Symlink {
-        entry.set_mode(Mode::from_raw_mode(attributes.mode))?;
-    }
-    Ok(entry.set_times(&times(attributes))?)
+        Ok(!metadata.xattrs.is_empty())
+    })
 }
 
-fn wanted(attributes: &Attributes) -> impl Iterator<Item = (&OsStr, &[u8])> {
-    attributes.xattrs.iter().map(|(name, value)| (OsStr::from_bytes(name), value.as_slice()))
-}
-
-/// A file system that has no place for a kind of xattr goes without, as docker does it.
-fn tolerate(name: &OsStr, set: Result<(), Errno>) -> anyhow::Result<()> {
-    match set {
-        Err(Errno::NOTSUP) => Ok(()),
-        other => other.with_context(|| format!("xattr {name:?}")),
-    }
-}
-
-/// Gives the directories their attributes, now that nothing changes in them any more.
+/// Applies the attributes of the directories, now that all of their entries exist.
 fn finish(tree: &Tree) -> anyhow::Result<Vec<PathBuf>> {
     let mut implied = Vec::new();
-    for (path, known) in tree.dirs() {
-        let attributes = match known {
-            Known::Listed(attributes) => attributes,
+    for (path, origin) in tree.dirs() {
+        let metadata = match origin {
+            Known::Listed(metadata) => metadata,
             Known::New => &DEFAULT,
             Known::Implied => {
                 implied.push(path.clone());
@@ -187,7 +162,7 @@ fn finish(tree: &Tree) -> anyhow::Result<Vec<PathBuf>> {
             }
         };
         let dir = tree.root().descend(path)?.to_entry()?;
-        dress(&dir, attributes).with_context(|| format!("directory {path:?}"))?;
+        apply_attributes(&dir, metadata).with_context(|| format!("directory {path:?}"))?;
     }
     Ok(implied)
 }

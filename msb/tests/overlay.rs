@@ -7,9 +7,10 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use msb::overlay::WHOLE;
 use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::resolve::{End, Last, resolve};
-use msb::overlay::upper::{WHOLE, Writer, upper_of};
+use msb::overlay::upper::{Writer, upper_of};
 use msb::overlay::{Layer, Merged, Node, whiteout};
 use rustix::fs::{Mode, RenameFlags};
 use rustix::mount::{MountFlags, UnmountFlags};

@@ -13,7 +13,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use msb::lock::{self, Lock};
-use msb::overlay::upper::copy_data;
+use msb::overlay::copy_data;
 use msb::record::{Scratch, ScratchKind};
 use msb::store::layout::{self, SCRATCH_BASE, SCRATCH_DISK};
 use msb::store::publish::link;

@@ -73,8 +73,9 @@ fn bring(config: &Config, held: &Held, disk: &OwnedFd) -> anyhow::Result<Upper> 
     }
     let (staging, layers) = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
     let Layers { root, writer, .. } = layers;
-    let received =
-        receive(config, held, disk, |guest| msb::overlay::commit::receive(guest, &root, &writer, u64::try_from(size)?));
+    let received = receive(config, held, disk, |guest| {
+        Ok(msb::overlay::commit::receive(guest, &root, &writer, u64::try_from(size)?)?)
+    });
     match received {
         Ok(()) => Ok(staging.publish(true)?.keep()),
         Err(error) => {
@@ -127,7 +128,7 @@ fn receive(
     let complained = std::thread::spawn(move || last_of(&mut words));
     let received = accept(&listener, &vmm, config.timeout).and_then(|mut guest| {
         guest.set_write_timeout(Some(config.timeout))?;
-        msb::overlay::commit::tell(&mut guest, &Message::hello())?;
+        msb::overlay::commit::send(&mut guest, &Message::hello())?;
         guest.set_read_timeout(Some(config.timeout))?;
         Message::receive_hello(&mut guest).map_err(|error| anyhow!("guest: {error}"))?;
         take(&mut guest)

@@ -6,8 +6,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use msb::overlay::WHOLE;
+use msb::overlay::attributes::DEFAULT_ACL;
 use msb::overlay::beneath::{Dir, Entry, Name};
-use msb::overlay::upper::{DEFAULT_ACL, WHOLE, upper_of};
+use msb::overlay::upper::upper_of;
 use msb::overlay::{self, Layer, Leaf, Merged};
 use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;

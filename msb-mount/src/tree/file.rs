@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, TimeOrNow};
+use msb::overlay::WHOLE;
 use msb::overlay::beneath::Entry;
-use msb::overlay::upper::WHOLE;
 use msb::overlay::{Layer, whiteout};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;

@@ -10,7 +10,9 @@ use anyhow::{Context, bail};
 use msb::overlay::Leaf;
 use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved};
-use msb::overlay::upper::{Attributes, copy_leaf_as, copy_xattrs, disinherit, upper_of};
+use msb::overlay::attributes::{Attributes, copy_xattrs, remove_acls};
+use msb::overlay::copy_leaf_as;
+use msb::overlay::upper::upper_of;
 use rustix::fs::{FileType, Stat, Timestamps};
 use serde::Deserialize;
 
@@ -169,7 +171,7 @@ impl Copy<'_> {
         let at = self.target.parent(at)?;
         let length = self.target.copied_length(stat.st_size as u64);
         let (uid, gid, mode) = self.attributes_of(entry);
-        let attributes = Attributes { uid, gid, mode, times: self.times_of(entry) };
+        let attributes = Attributes { uid, gid, mode, times: Some(self.times_of(entry)) };
         let copy = self.target.place_exactly(&at, |dir, name| copy_leaf_as(entry, dir, name, length, &attributes))?;
         self.target.note_copy(&copy, length);
         Ok(Done { bytes: if length == 0 { bytes } else { copy.stat().st_size as u64 }, ..Done::changed(None) })
@@ -244,7 +246,7 @@ impl Copy<'_> {
         let made = self.target.make_dirs(at, Wanted { uid: Some(uid), gid: Some(gid), mode: Some(mode) })?;
         let to = upper_of(&made)?.to_entry()?;
         if self.target.kept.bequeaths() {
-            disinherit(&to)?;
+            remove_acls(&to)?;
         }
         if copy_xattrs(&from, &to, |_| true)? && self.wanted.mode.is_some() {
             // An ACL has changed it.

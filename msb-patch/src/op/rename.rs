@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use msb::tool::interrupt;
 use msb::overlay::beneath::{Dir, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved};
-use msb::overlay::upper::{copy_attributes, disinherit, upper_of};
+use msb::overlay::attributes::{copy_attributes, remove_acls};
+use msb::overlay::upper::upper_of;
 use msb::overlay::{Layer, Merged, Node};
 use rustix::fs::{Mode, RenameFlags};
 use serde::Deserialize;
@@ -141,7 +142,7 @@ fn move_tree(target: &mut Target, from: &Merged, to: &Place) -> anyhow::Result<(
         // As it is before files move out of it, which changes its times.
         let original = from.top().0.to_entry()?;
         if path.as_os_str().is_empty() {
-            disinherit(&dir.to_entry()?)?;
+            remove_acls(&dir.to_entry()?)?;
         }
         for listed in from.list()? {
             let name = Name::new(&listed.name)?;

@@ -1,7 +1,7 @@
-//! Device numbers as Linux keeps them: 12 bits of major and 20 of minor number (`MAJOR` and `MINOR` in the kernel's
-//! `linux/kdev_t.h`). mknod(2) drops the bits above, so a number that is too large would become another device, or a whiteout.
+//! Device numbers of Linux: 12 bits of major and 20 bits of minor number (`MAJOR` and `MINOR` in the kernel's `linux/kdev_t.h`).
+//! mknod(2) ignores higher bits, so a larger number would make another device, or a whiteout.
 
-/// The number of a device, for mknod(2). `None`: Linux has no such device.
+/// The number of a device, for mknod(2); `None` if Linux has no such device.
 pub fn number(major: u32, minor: u32) -> Option<u64> {
     (major < 1 << 12 && minor < 1 << 20).then(|| rustix::fs::makedev(major, minor))
 }
@@ -11,7 +11,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_is_what_linux_can_keep() {
+    fn a_number_that_linux_truncates_is_refused() {
         for (major, minor, is_one) in [
             (1, 3, true),
             (0, 0, true),

@@ -30,9 +30,17 @@ pub enum Error {
     /// The host's fault.
     #[error("{0}")]
     Host(String),
-    /// A system call failed, on something that an outer error names.
+    /// A system call failed, on something that the caller knows.
     #[error(transparent)]
-    Io(#[from] io::Error),
+    System(#[from] io::Error),
+    /// A system call failed.
+    #[error("{subject}")]
+    Io {
+        /// What failed, or on what.
+        subject: String,
+        /// Why.
+        source: io::Error,
+    },
     /// An error, and what it happened to.
     #[error("{subject}")]
     At {
@@ -49,15 +57,22 @@ impl Error {
         match self {
             Self::Caller(_) => Fault::Caller,
             Self::Content(_) => Fault::Content,
-            Self::Host(_) | Self::Io(_) => Fault::Host,
+            Self::Host(_) | Self::System(_) | Self::Io { .. } => Fault::Host,
             Self::At { source, .. } => source.fault(),
+        }
+    }
+
+    fn at(self, subject: String) -> Self {
+        match self {
+            Self::System(source) => Self::Io { subject, source },
+            other => Self::At { subject, source: Box::new(other) },
         }
     }
 }
 
 impl From<rustix::io::Errno> for Error {
     fn from(errno: rustix::io::Errno) -> Self {
-        Self::Io(errno.into())
+        Self::System(errno.into())
     }
 }
 
@@ -69,7 +84,7 @@ pub(crate) trait At<T> {
 
 impl<T, E: Into<Error>> At<T> for Result<T, E> {
     fn at<S: fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error> {
-        self.map_err(|error| Error::At { subject: subject().to_string(), source: Box::new(error.into()) })
+        self.map_err(|error| error.into().at(subject().to_string()))
     }
 }
 
@@ -80,13 +95,17 @@ mod tests {
     #[test]
     fn an_error_keeps_its_fault_and_its_causes() {
         let failed: Result<(), _> = Err(Error::Content("not a directory".into()));
-        let error = failed.at(|| "layer \"a\"").at(|| "image \"b\"").unwrap_err();
-        assert_eq!(error.fault(), Fault::Content);
-        let causes: Vec<_> = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(causes, ["image \"b\"", "layer \"a\"", "not a directory"]);
-        let io = Error::from(rustix::io::Errno::NOSPC);
-        assert_eq!((io.fault(), io.to_string()), (Fault::Host, "No space left on device (os error 28)".into()));
+        let full: Result<(), _> = Err(rustix::io::Errno::NOSPC);
+        for (error, fault, cause) in [
+            (failed.at(|| "layer \"a\""), Fault::Content, "not a directory"),
+            (full.at(|| "layer \"a\""), Fault::Host, "No space left on device (os error 28)"),
+        ] {
+            let error = error.at(|| "image \"b\"").unwrap_err();
+            assert_eq!(error.fault(), fault);
+            let causes: Vec<_> = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(causes, ["image \"b\"", "layer \"a\"", cause]);
+        }
     }
 }

@@ -1,10 +1,9 @@
 //! The xattrs by which overlayfs marks files of a layer: what they mean for the merge rule, and which are private.
 //!
-//! Each has two spellings. `trusted.overlay.` takes CAP_SYS_ADMIN to set, so whoever may write a layer has set it.
-//! `user.overlay.` is what overlayfs reads under its mount option `userxattr`, and the owner of a file can set it, also a user
-//! of the root itself while overlayfs is mounted without that option. So the second spelling may hide what lies below
-//! (`opaque`, `whiteout`), but not show anything from another place: `redirect` and `metacopy` in that spelling are refused, as
-//! the kernel refuses them.
+//! Each has two prefixes. Setting a `trusted.overlay.` xattr takes CAP_SYS_ADMIN, so the writer of the layer has set it. overlayfs reads
+//! `user.overlay.` xattrs with its mount option `userxattr`. The owner of a file can set those, and so can a user of the root while it
+//! is mounted without that option. Therefore a `user.` xattr can hide files of lower layers (`opaque`, `whiteout`), but not make files
+//! from another path visible: `redirect` and `metacopy` are refused with that prefix, as the kernel refuses them.
 //!
 //! Source: the kernel's `Documentation/filesystems/overlayfs.rst` and `fs/overlayfs/{namei,util}.c`.
 
@@ -24,34 +23,34 @@ const OPAQUE: &str = "opaque";
 const REDIRECT: &str = "redirect";
 const METACOPY: &str = "metacopy";
 const WHITEOUT: &str = "whiteout";
-/// The value of [`OPAQUE`] on a directory that hides what lies below it.
+/// The value of [`OPAQUE`] on a directory that hides those of lower layers.
 const HIDES: &[u8] = b"y";
-/// And on one that has whiteouts in the form of empty files with the xattr [`WHITEOUT`].
+/// Its value on a directory that contains whiteouts that are empty files with the xattr [`WHITEOUT`].
 const HAS_XATTR_WHITEOUTS: &[u8] = b"x";
-/// In front of the rest of a name: the xattr is not this overlayfs's, but of one that is mounted inside it.
+/// Precedes the rest of a name if the xattr belongs to an overlayfs that is mounted inside this one.
 const ESCAPE: &[u8] = b"overlay.";
 
-/// What the xattrs of one file say.
+/// The marks of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
-    /// Of a directory: it hides what lower layers have at its place.
+    /// Of a directory: it hides the directories of lower layers.
     pub(super) is_opaque: bool,
     /// Of a directory: empty files in it may be whiteouts.
     pub(super) has_xattr_whiteouts: bool,
     /// Of an empty regular file: it is a whiteout.
     pub(super) is_whiteout: bool,
-    /// Of a regular file: its data is that of the file below.
+    /// Of a regular file: its data is in a lower layer.
     pub(super) is_metacopy: bool,
-    /// Where the lower layers have the file's lower part, if not at its own name.
+    /// The name of the file in lower layers, if it is another.
     pub(super) redirect: Option<Redirect>,
 }
 
-/// Where the lower layers have a file.
+/// The name of a file in lower layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Redirect {
-    /// Whether the names lead from the root; if not, there is one name, in the directory of the file.
+    /// Whether the names start at the root. Otherwise there is one name, in the directory of the file.
     pub(super) is_absolute: bool,
-    /// Each can be a [`Name`].
+    /// Each is a valid [`Name`].
     pub(super) names: Vec<OsString>,
 }
 
@@ -67,11 +66,11 @@ impl Redirect {
 }
 
 impl Marks {
-    /// Reads the marks of a directory or a regular file; other files have none that count.
+    /// Reads the marks of a directory or a regular file. Those of other files are ignored.
     ///
     /// # Errors
-    /// What reading xattrs says; [`io::ErrorKind::InvalidData`] for a redirect that is not a path, and
-    /// [`io::ErrorKind::PermissionDenied`] for one, or a metacopy, in the user's spelling.
+    /// The error of reading xattrs; [`io::ErrorKind::InvalidData`] for a redirect that is not a path, and
+    /// [`io::ErrorKind::PermissionDenied`] for a redirect or metacopy with the prefix `user.`.
     pub(super) fn of(entry: &Entry) -> io::Result<Self> {
         let mut marks = Self::default();
         if !matches!(entry.file_type(), FileType::Directory | FileType::RegularFile) {
@@ -107,7 +106,7 @@ impl Marks {
                         })?;
                         marks.redirect = Some(redirect);
                     }
-                    // Of a file it counts with a metacopy alone.
+                    // On a file it only means something together with a metacopy.
                     (false, true) => return refused("redirect"),
                     (false, false) => {}
                 },
@@ -117,64 +116,60 @@ impl Marks {
         Ok(marks)
     }
 
-    /// Whether a layer with this file says more than 0/0 devices and opaque directories do, which is all that a guest and older
-    /// kernels read.
+    /// Whether there is no mark but `opaque=y`. Guests and older kernels read no others.
     pub(super) fn are_plain(&self) -> bool {
         !self.has_xattr_whiteouts && !self.is_whiteout && !self.is_metacopy && self.redirect.is_none()
     }
 }
 
-/// The spelling and the mark of a private xattr's name.
+/// The prefix of an overlayfs xattr, and the rest of its name.
 fn split(name: &OsStr) -> Option<(&'static str, &[u8])> {
-    [TRUSTED, USER]
-        .into_iter()
-        .find_map(|spelling| Some((spelling, name.as_bytes().strip_prefix(spelling.as_bytes())?)))
+    [TRUSTED, USER].into_iter().find_map(|prefix| Some((prefix, name.as_bytes().strip_prefix(prefix.as_bytes())?)))
 }
 
-/// Whether an xattr is overlayfs's own bookkeeping: it is neither shown nor settable, nor copied from a lower layer.
+/// Whether an xattr is one of overlayfs itself. Those are neither shown nor settable, nor copied from a lower layer.
 pub fn is_private_xattr(name: &OsStr) -> bool {
     split(name).is_some()
 }
 
-/// Whether an xattr is private, and belongs to an overlayfs that is mounted inside this one: it goes with the file.
+/// Whether an xattr is one of an overlayfs that is mounted inside this one. It is copied with the file.
 pub(super) fn is_escaped_xattr(name: &OsStr) -> bool {
     split(name).is_some_and(|(_, mark)| mark.starts_with(ESCAPE))
 }
 
-/// Whether an xattr says that a regular file's data is in another place, which ends when the file gets its own.
+/// Whether an xattr belongs to a metacopy, and must be removed when the file gets its own data.
 pub(super) fn is_of_metacopy(name: &OsStr) -> bool {
     split(name).is_some_and(|(_, mark)| mark == METACOPY.as_bytes() || mark == REDIRECT.as_bytes())
 }
 
-/// Makes a directory of a layer hide everything below it. Without CAP_SYS_ADMIN that is said in the user's spelling.
+/// Makes a directory opaque. Without CAP_SYS_ADMIN, sets `user.overlay.opaque`, which the kernel honours under `userxattr`.
 ///
 /// # Errors
-/// What `setxattr(2)` says.
+/// The error of `setxattr(2)`.
 pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
-    let set = |spelling: &str| dir.set_xattr((spelling.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty());
+    let set = |prefix: &str| dir.set_xattr((prefix.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty());
     match set(TRUSTED) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => set(USER),
         other => other,
     }
 }
 
-/// Says in the trusted spelling, too, that a directory is opaque in the user's: a kernel that mounts without `userxattr` reads no
-/// other. What the layer shows stays the same.
+/// Copies `user.overlay.opaque` to `trusted.overlay.opaque`, the only one that the kernel reads without `userxattr`.
 ///
 /// # Errors
-/// What `setxattr(2)` says.
+/// The error of `setxattr(2)`.
 pub(super) fn promote_opaque(dir: &Entry) -> io::Result<()> {
-    let says = |spelling: &str| dir.xattr((spelling.to_owned() + OPAQUE).as_ref()).is_ok_and(|value| value == HIDES);
-    if says(USER) && !says(TRUSTED) {
+    let has = |prefix: &str| dir.xattr((prefix.to_owned() + OPAQUE).as_ref()).is_ok_and(|value| value == HIDES);
+    if has(USER) && !has(TRUSTED) {
         dir.set_xattr((TRUSTED.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty())?;
     }
     Ok(())
 }
 
-/// Says that a file has its own data now.
+/// Removes the mark of a metacopy from a file that has its own data now.
 ///
 /// # Errors
-/// What `removexattr(2)` says.
+/// The error of `removexattr(2)`.
 pub(super) fn remove_metacopy(file: &Entry) -> io::Result<()> {
     match file.remove_xattr((TRUSTED.to_owned() + METACOPY).as_ref()) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => Ok(()),
@@ -217,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn private_xattrs_are_overlayfs_own() {
+    fn the_xattrs_of_overlayfs_are_told_from_others() {
         for (name, private, escaped, of_metacopy) in [
             ("trusted.overlay.opaque", true, false, false),
             ("user.overlay.origin", true, false, false),

@@ -1,25 +1,65 @@
-//! The merge rule: which layer answers for a name.
+//! overlayfs in user space: the merge rule, which says what layer answers for a name, and changes to the upper layer.
 //!
-//! A root is a stack of directories in overlayfs form, one upper at most on any number of lowers. Looking a name up in
-//! a merged directory asks its parts from the top: the first non-directory answers alone, directories merge until one
-//! is opaque or something else is below, a whiteout ends the search; a redirect says that lower layers have the rest of a
-//! renamed part elsewhere, and a metacopy has its data below. Everything that reads or writes layers calls this room; no other
-//! file decides what is visible. Source: the kernel's `Documentation/filesystems/overlayfs.rst`.
+//! A root is a stack of directories in overlayfs form: any number of lower layers, and at most one upper layer on top. A lookup in a
+//! merged directory searches the layers from the top. The first file that is not a directory is the answer. Directories merge, down to
+//! one that is opaque or a layer that has another file there. A whiteout ends the search. Everything that reads or writes layers uses
+//! this module, and no other module decides what is visible.
+//!
+//! The form of the layers, and the rule, are those of the kernel's `Documentation/filesystems/overlayfs.rst`:
+//!
+//! | feature of overlayfs | layers that have it | changes made here |
+//! | --- | --- | --- |
+//! | whiteouts: character devices 0/0 | are read | make them |
+//! | whiteouts: empty files with the xattr `overlay.whiteout`, in directories with `overlay.opaque=x` | are read | do not make them |
+//! | opaque directories: `overlay.opaque=y` | are read | make them |
+//! | renamed directories: `overlay.redirect` (`redirect_dir`) | are read, `trusted.` only | do not make them: renaming a directory that a lower layer has fails with EXDEV |
+//! | files without data: `overlay.metacopy` (`metacopy`) | are read, `trusted.` only | do not make them; a copy-up copies all data |
+//! | fs-verity digests of a metacopy (`verity`) | are ignored | |
+//! | the `user.` prefix (`userxattr`) | is read for whiteouts and opaque directories; a redirect or metacopy is refused | is used if `trusted.` is not permitted |
+//! | data-only lower layers | are not supported | |
+//! | `index`, `nfs_export`: `overlay.origin`, `overlay.nlink` and the like | are ignored | as with `index=off`: copying one name of a lower hardlink up leaves the others below |
+//! | xattrs of a nested overlayfs: `overlay.overlay.*` | are not shown | are copied up |
+//!
+//! # Example
+//!
+//! ```
+//! use std::{ffi::OsStr, fs};
+//! use msb::overlay::{Layer, Merged, Node, beneath::Name};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let (upper, lower) = (dir.path().join("upper"), dir.path().join("lower"));
+//! fs::create_dir(&upper)?;
+//! fs::create_dir_all(lower.join("etc"))?;
+//! fs::write(lower.join("etc/hostname"), "lower")?;
+//!
+//! let root = Merged::open(&[&lower], Some(&upper))?;
+//! let Some(Node::Dir(etc)) = root.lookup(Name::new(OsStr::new("etc"))?)? else { panic!("a directory") };
+//! let names = etc.list()?;
+//! assert_eq!((names[0].name.to_str(), names[0].layer), (Some("hostname"), Layer::Lower(0)));
+//! # std::io::Result::Ok(())
+//! ```
 
+pub mod attributes;
 pub mod beneath;
 #[cfg(feature = "store")]
 pub mod commit;
+mod copy_data;
+mod copy_up;
 pub mod device;
 pub mod error;
-pub mod live;
+mod make;
 mod marks;
 pub mod mountinfo;
 #[cfg(feature = "store")]
 pub mod reach;
+mod rename;
 pub mod resolve;
 mod search;
 pub mod upper;
 pub mod whiteout;
+
+pub use copy_data::{copy_data, copy_to_end};
+pub use copy_up::{Prepared, WHOLE, clone_leaf, copy_leaf_as};
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -33,7 +73,7 @@ use rustix::fs::FileType;
 use beneath::{Dir, Entry, Name};
 use marks::Marks;
 
-/// The place of a layer in the stack.
+/// The position of a layer in the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layer {
     /// The writable layer.
@@ -51,19 +91,19 @@ pub struct LowerDir {
     pub dir: Arc<Dir>,
 }
 
-/// A directory as the layers together show it.
+/// A directory merged from the directories of several layers.
 ///
-/// Cloning shares the descriptors. A value is a snapshot of which directories take part: after a copy-up made
-/// elsewhere, look the directory up again.
+/// Cloning shares the descriptors. A value is a snapshot of which layers have the directory: after a copy-up made elsewhere, look the
+/// directory up again.
 #[derive(Clone, Debug)]
 pub struct Merged {
-    /// The part in the writable layer, if it is there already.
+    /// The directory in the upper, if it has been copied up or made there.
     pub upper: Option<Arc<Dir>>,
-    /// The parts in the lower layers, top first. Empty where the upper part hides them.
+    /// The directories in lower layers, top first. Empty if the upper hides them.
     pub lower: Vec<LowerDir>,
-    /// The roots of the lower layers, top first: an absolute redirect leads from there.
+    /// The roots of the lower layers, top first: absolute redirects start there.
     roots: Arc<[LowerDir]>,
-    /// Whether the upper part says that the lower ones are elsewhere.
+    /// Whether the directory in the upper has a redirect.
     is_redirected: bool,
 }
 
@@ -74,7 +114,7 @@ pub struct Leaf {
     pub entry: Entry,
     /// Its layer.
     pub layer: Layer,
-    /// The file of a lower layer that has the data, where `entry` is a metacopy: it has the attributes and the size alone.
+    /// The file of a lower layer that has the data, if `entry` is a metacopy, which has only attributes and the size.
     data: Option<Box<Entry>>,
 }
 
@@ -100,11 +140,11 @@ pub struct Listed {
     pub layer: Layer,
 }
 
-/// Whether all files of an upper are as we and a guest write them: 0/0 devices for whiteouts, opaque directories, and every file
-/// with its own data at its own place.
+/// Whether an upper has no other marks than whiteouts that are 0/0 devices, and opaque directories. We and guests write no others, and
+/// a guest reads no others.
 ///
 /// # Errors
-/// What reading the tree says, and a message for marks that cannot be followed.
+/// The error of reading the tree; a message for marks that are refused.
 pub fn is_plain(upper: &Dir) -> io::Result<bool> {
     let mut is_plain = true;
     upper.walk(|path, entry| {
@@ -115,13 +155,13 @@ pub fn is_plain(upper: &Dir) -> io::Result<bool> {
     Ok(is_plain)
 }
 
-/// Raises the number of files that this process may have open as far as it may: looking a path up holds a descriptor for
-/// each step in each layer, and there may be hundreds of layers.
+/// Raises the limit of open files of this process to the highest value that it may set. A resolved path has a descriptor open for each
+/// of its directories in each layer, and there may be hundreds of layers.
 pub fn raise_open_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = std::fs::read_to_string("/proc/sys/fs/nr_open").ok().and_then(|text| text.trim().parse().ok());
     let limit: u64 = limit.unwrap_or(1 << 20);
-    // Root may go up to the kernel's limit, others to their own.
+    // Root may raise it to the limit of the kernel, other users to their hard limit.
     if setrlimit(Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).is_err() {
         let hard = getrlimit(Resource::Nofile).maximum;
         let _ = setrlimit(Resource::Nofile, Rlimit { current: hard, maximum: hard });
@@ -149,7 +189,7 @@ impl Merged {
     /// Opens a stack's root. `lower` is top first.
     ///
     /// # Errors
-    /// What `open(2)` says; the error names the directory.
+    /// The error of `open(2)`, with the path.
     pub fn open(lower: &[impl AsRef<Path>], upper: Option<&Path>) -> io::Result<Self> {
         let open = |path: &Path| {
             let dir = Dir::open(path).map_err(|error| io::Error::new(error.kind(), format!("{path:?}: {error}")))?;
@@ -162,18 +202,18 @@ impl Merged {
         Ok(Self { upper, roots: lower.clone().into(), lower, is_redirected: false })
     }
 
-    /// A directory that is in the upper alone, somewhere below this one.
+    /// A directory that only the upper has, somewhere below this one.
     pub fn new_upper(&self, upper: Arc<Dir>) -> Self {
         Self { upper: Some(upper), lower: Vec::new(), roots: Arc::clone(&self.roots), is_redirected: false }
     }
 
-    /// This directory, once it is copied up to `upper`.
+    /// This directory after its copy-up to `upper`.
     pub fn copied_up(&self, upper: Arc<Dir>) -> Self {
         Self { upper: Some(upper), ..self.clone() }
     }
 
-    /// The part that identifies the directory: the topmost lower one, so that copying it up does not change it; but the upper one
-    /// where that takes its lower parts from elsewhere, for there they may be those of another directory as well.
+    /// The directory whose inode number identifies this one: that in the topmost lower layer, so that a copy-up does not change it. With
+    /// a redirect it is the one in the upper, since another merged directory may have the same lower ones.
     pub fn identity(&self) -> &Dir {
         match self.lower.first() {
             Some(lower) if !self.is_redirected => &lower.dir,
@@ -181,7 +221,7 @@ impl Merged {
         }
     }
 
-    /// The part that answers for the directory's own owner, mode, times and xattrs.
+    /// The topmost directory, whose owner, mode, times and xattrs are those of the merged one.
     pub fn top(&self) -> (&Dir, Layer) {
         match (&self.upper, self.lower.first()) {
             (Some(upper), _) => (upper, Layer::Upper),
@@ -190,7 +230,7 @@ impl Merged {
         }
     }
 
-    /// Whether more than one layer takes part.
+    /// Whether more than one layer has the directory.
     pub fn is_merge(&self) -> bool {
         self.lower.len() + usize::from(self.upper.is_some()) > 1
     }
@@ -198,13 +238,12 @@ impl Merged {
     /// Looks `name` up by the merge rule.
     ///
     /// # Errors
-    /// What opening in a layer says, but for ENOENT; EIO for a metacopy without data below; a message for a redirect that cannot be
-    /// followed.
+    /// The error of opening in a layer, except ENOENT; EIO for a metacopy without data below it; a message for a mark that is refused.
     pub fn lookup(&self, name: Name<'_>) -> io::Result<Option<Node>> {
         self.search(self.upper.as_ref(), name)
     }
 
-    /// Looks `name` up in the lower layers alone: what would show if the upper had no such name.
+    /// Looks `name` up in the lower layers only: the result if the upper did not have the name.
     ///
     /// # Errors
     /// As [`Self::lookup`].
@@ -212,10 +251,10 @@ impl Merged {
         self.search(None, name)
     }
 
-    /// The visible names, without `.` and `..`, each once, in no particular order.
+    /// The visible names without `.` and `..`, each once, in no particular order.
     ///
     /// # Errors
-    /// What reading a part says.
+    /// The error of reading in a layer.
     pub fn list(&self) -> io::Result<Vec<Listed>> {
         if !self.is_merge() {
             let (dir, layer) = self.top();
@@ -227,7 +266,7 @@ impl Merged {
             })?;
             return Ok(names);
         }
-        // Hidden names too: a whiteout answers for its name.
+        // Includes names with a whiteout, which hides them in the layers below.
         let mut seen: HashSet<OsString> = HashSet::new();
         let mut names = Vec::new();
         let upper = self.upper.iter().map(|dir| (dir, Layer::Upper));
@@ -243,14 +282,14 @@ impl Merged {
     }
 
     fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {
-        // As the kernel does, files are examined only in a directory that says that they may be whiteouts.
+        // As in the kernel, only a directory with this mark is searched for whiteouts that are files.
         let files_may_be = Marks::of(&dir.to_entry()?)?.has_xattr_whiteouts;
         for child in dir.read()? {
             let child = child?;
             let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
             let mut file_type = child.file_type();
             let mut is_whiteout = false;
-            // A file system may not tell types.
+            // Some file systems do not return types.
             if matches!(file_type, FileType::CharacterDevice | FileType::Unknown)
                 || files_may_be && file_type == FileType::RegularFile
             {
@@ -264,7 +303,7 @@ impl Merged {
         Ok(())
     }
 
-    /// Whether nothing is visible.
+    /// Whether no name is visible.
     ///
     /// # Errors
     /// As [`Self::list`].

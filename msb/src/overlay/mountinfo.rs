@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-/// The mount points of a table, in its order: a later one may be on top of an earlier one.
+/// The mount points in a table, in its order: a later one may cover an earlier one.
 pub fn mount_points(table: &[u8]) -> impl DoubleEndedIterator<Item = OsString> {
     table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4)).map(unescape)
 }

@@ -1,60 +1,60 @@
-//! Who can reach a directory on the host. A guest's commit holds set-id programs and device nodes as the guest made them: where
-//! other users of the host can enter the upper, they can run and open those.
+//! Who can enter a directory on the host. A commit brings set-id programs and device nodes as the guest made them. Other users of the
+//! host could run and open those if they can enter the upper.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use super::error::{At, Error};
 
-/// What decides who may enter one directory.
+/// What decides who may enter a directory.
 #[derive(Clone, Copy, Debug)]
-struct Gate {
+struct Access {
     mode: u32,
     uid: u32,
     gid: u32,
     has_acl: bool,
 }
 
-/// Refuses an upper that other users than this process's can enter.
+/// Refuses an upper that users other than root and this process's user can enter.
 ///
 /// # Errors
-/// A message that says what to do; or what reading the directories says.
-pub fn require_private(upper: &Path) -> anyhow::Result<()> {
-    if by_others(upper).with_context(|| format!("upper {upper:?}"))? {
+/// [`Error::Caller`] with what to do; or the error of reading the directories.
+pub fn require_private(upper: &Path) -> Result<(), Error> {
+    if by_others(upper).at(|| format!("upper {upper:?}"))? {
         let parent = upper.parent().unwrap_or(Path::new("/"));
-        bail!(
+        return Err(Error::Caller(format!(
             "upper {upper:?}: other users of this machine can enter it, and could run the set-id programs of a guest \
              (\"chmod 0700 {}\" closes it; msb-patch makes new ones private)",
             parent.display()
-        );
+        )));
     }
     Ok(())
 }
 
-/// Whether somebody else than root and this process's user can enter a directory: each directory from the root to it lets
-/// somebody else through.
+/// Whether users other than root and this process's user can enter a directory. They can if each directory on the path to it lets some
+/// of them in.
 ///
 /// # Errors
-/// What `stat(2)` says.
+/// The error of `stat(2)`.
 pub fn by_others(dir: &Path) -> io::Result<bool> {
     let dir = dir.canonicalize()?;
     let user = rustix::process::geteuid().as_raw();
     for step in dir.ancestors() {
         let meta = step.metadata()?;
-        // Its value does not matter: a list may let anybody in.
+        // Any access control list may let anybody in, so its value does not matter.
         let has_acl = rustix::fs::getxattr(step, "system.posix_acl_access", &mut [0u8; 0][..]).is_ok();
-        let gate = Gate { mode: meta.mode(), uid: meta.uid(), gid: meta.gid(), has_acl };
-        if !gate.lets_others_in(user) {
+        let access = Access { mode: meta.mode(), uid: meta.uid(), gid: meta.gid(), has_acl };
+        if !access.lets_others_in(user) {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-impl Gate {
-    /// Its owner may change the mode, so a directory of somebody else is open to him. Of a group nobody knows the members; that of
-    /// root has none but root. With an access control list the group's bits are the most that the list gives anybody.
+impl Access {
+    /// The owner of a directory can change its mode, so a directory of another user counts as open. The members of a group are unknown,
+    /// except that group 0 has only root. With an access control list, the group bits are the most that the list grants.
     fn lets_others_in(self, user: u32) -> bool {
         let is_ours = self.uid == 0 || self.uid == user;
         let is_open_to_group = self.mode & 0o010 != 0 && (self.gid != 0 || self.has_acl);
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_is_open_by_its_mode_its_owner_and_its_list() {
+    fn mode_owner_and_acl_decide_who_enters() {
         for (mode, uid, gid, has_acl, open) in [
             (0o700, 0, 0, false, false),
             (0o755, 0, 0, false, true),
@@ -84,7 +84,7 @@ mod tests {
             (0o700, 7, 0, false, false),
             (0o701, 7, 0, false, true),
         ] {
-            assert_eq!(Gate { mode, uid, gid, has_acl }.lets_others_in(7), open, "{mode:o} {uid}:{gid} {has_acl}");
+            assert_eq!(Access { mode, uid, gid, has_acl }.lets_others_in(7), open, "{mode:o} {uid}:{gid} {has_acl}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Where a path leads inside a merged root: component by component across all layers, symlinks followed as the guest's
-//! kernel would, `..` clamped at the root. What is found is a chain of open directories, never a host path.
+//! Path resolution inside a merged root: component by component across all layers. Symlinks are followed as the guest's kernel would,
+//! and `..` at the root stays there. The result is a chain of open directories, and never a path on the host.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -13,12 +13,12 @@ use rustix::fs::FileType;
 use super::beneath::Name;
 use super::{Leaf, Merged, Node};
 
-/// How many symlinks one path may take, as in Linux (`path_resolution(7)`).
+/// How many symlinks are followed for one path, as in Linux (`path_resolution(7)`).
 const MAX_SYMLINKS: usize = 40;
 /// The longest path, in bytes, without the NUL (`PATH_MAX` less one).
 const MAX_PATH: usize = 4095;
 
-/// What happens to a symlink at the end of a path.
+/// Whether a symlink at the end of a path is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Last {
     /// It is followed, as by `open(2)`.
@@ -27,10 +27,10 @@ pub enum Last {
     Keep,
 }
 
-/// A directory on the way.
+/// A directory on the path.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// Its name in the step before; empty for the root.
+    /// Its name in the directory before it; empty for the root.
     pub name: OsString,
     /// The directory.
     pub dir: Merged,
@@ -43,20 +43,20 @@ pub enum End {
     Dir,
     /// A file in the last step.
     Leaf(OsString, Leaf),
-    /// Nothing: the names that are missing in the last step, each below the one before.
+    /// Nothing: the missing names below the last step.
     Missing(Vec<OsString>),
 }
 
-/// Where a path leads.
+/// A resolved path.
 #[derive(Debug)]
 pub struct Resolved {
-    /// The directories from the root on; never empty. Shared: many paths lead through the same.
+    /// The directories on the path, from the root on; never empty. Shared, since many paths have the same.
     pub steps: Arc<Vec<Step>>,
     /// What is at the end.
     pub end: End,
 }
 
-/// Why a path leads nowhere.
+/// Why a path cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The path does not begin with a slash, or is too long, or a component is.
@@ -65,10 +65,10 @@ pub enum Error {
     /// More than 40 symlinks.
     #[error("too many levels of symlinks (a loop?)")]
     Loop,
-    /// A component that should hold the next is a file.
+    /// A component before the last one is a file.
     #[error("{0:?} is not a directory")]
     NotDirectory(PathBuf),
-    /// A `..` behind something that is not there.
+    /// A `..` below a directory that does not exist.
     #[error("{0:?} does not exist")]
     Missing(PathBuf),
     /// A layer could not be read.
@@ -77,7 +77,7 @@ pub enum Error {
 }
 
 impl Resolved {
-    /// The path without symlinks, for words and reports.
+    /// The path without symlinks, for messages and reports.
     pub fn path(&self) -> PathBuf {
         let mut path = path_of(&self.steps);
         match &self.end {
@@ -103,33 +103,33 @@ fn components(path: &OsStr) -> impl DoubleEndedIterator<Item = OsString> + '_ {
 /// Follows `path` from `root`.
 ///
 /// # Errors
-/// See [`Error`]. What does not exist is no error but [`End::Missing`].
+/// See [`Error`]. If the path does not exist, the result is [`End::Missing`].
 pub fn resolve(root: &Merged, path: &Path, last: Last) -> Result<Resolved, Error> {
     Trail::default().resolve(root, path, last)
 }
 
-/// The way to the directory of the last path, so that many paths into one directory take one step each.
+/// A cache of the last path's directory, so that many paths in one directory take one lookup each.
 ///
-/// Only directories that are in the upper are kept. New names never lead a path that is there elsewhere; whoever replaces
-/// or removes one calls [`Trail::forget`].
+/// Only a directory in the upper is cached. A new name does not change where existing paths lead; a caller that replaces or removes a
+/// name calls [`Trail::forget`].
 #[derive(Debug, Default)]
-pub struct Trail(Option<Known>);
+pub struct Trail(Option<CachedDir>);
 
 #[derive(Debug)]
-struct Known {
-    /// As it is written, with the slash behind it.
+struct CachedDir {
+    /// The path as given, with a slash at the end.
     path: Vec<u8>,
     steps: Arc<Vec<Step>>,
     symlinks: usize,
 }
 
 impl Trail {
-    /// Forgets the way.
+    /// Empties the cache.
     pub fn forget(&mut self) {
         self.0 = None;
     }
 
-    /// [`resolve`], from where the path before this one has led to if it can.
+    /// As [`resolve`], from the cached directory if the path is in it.
     ///
     /// # Errors
     /// As [`resolve`].
@@ -139,15 +139,15 @@ impl Trail {
         let (above, name) = bytes.split_at(bytes.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1));
         let has_name = !matches!(name, b"" | b"." | b"..");
         match &self.0 {
-            Some(known) if has_name && known.path == above => {
+            Some(cached) if has_name && cached.path == above => {
                 let pending = VecDeque::from([OsStr::from_bytes(name).to_owned()]);
-                walk(pending, Arc::clone(&known.steps), known.symlinks, last, |_, _| {})
+                walk(pending, Arc::clone(&cached.steps), cached.symlinks, last, |_, _| {})
             }
             _ => {
                 let root = Step { name: OsString::new(), dir: root.clone() };
                 walk(components(path.as_os_str()).collect(), Arc::new(vec![root]), 0, last, |steps, symlinks| {
                     if has_name && steps.last().is_some_and(|step| step.dir.upper.is_some()) {
-                        self.0 = Some(Known { path: above.to_owned(), steps: Arc::clone(steps), symlinks });
+                        self.0 = Some(CachedDir { path: above.to_owned(), steps: Arc::clone(steps), symlinks });
                     }
                 })
             }
@@ -169,7 +169,7 @@ fn check(path: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Follows what is pending. `at_last` sees the way to the directory in which the path's own last component is looked up.
+/// Follows the pending components. Calls `at_last` with the directories in which the last component of the path itself is looked up.
 fn walk(
     mut pending: VecDeque<OsString>,
     mut steps: Arc<Vec<Step>>,
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_ends_have_words() {
+    fn paths_that_cannot_be_resolved_have_a_message() {
         let (_scratch, root) = tree();
         for (path, words) in [
             ("etc", "not absolute"),

@@ -1,9 +1,8 @@
-//! One name, searched for in the layers from the top, as the kernel's `ovl_lookup` does it (`fs/overlayfs/namei.c`).
+//! The lookup of a name in the layers, from the top, as the kernel's `ovl_lookup` does it (`fs/overlayfs/namei.c`).
 //!
-//! A part that was renamed says by a redirect where lower layers have the rest, relative to its directory or from the root; a
-//! regular file without data of its own (metacopy) has that of the next file below. Both may come several times, each time with
-//! only lower layers left to look in, so no search goes in circles. A path of a redirect is taken name by name inside one layer
-//! and through no symlink, so it leads nowhere outside.
+//! A directory that was renamed has a redirect to its name in lower layers, relative to its parent or to the root. A regular file without
+//! data (a metacopy) has the data of the next file below it. A search may meet several of each; only lower layers are left to search
+//! each time, so it ends. The path of a redirect is walked name by name inside one layer and through no symlink, so it cannot leave it.
 
 use std::ffi::OsString;
 use std::io;
@@ -18,22 +17,22 @@ use super::{Layer, Leaf, LowerDir, Merged, Node, whiteout};
 
 /// The state of a search.
 struct Search {
-    /// Where the next layer is asked.
+    /// The path to look up in the next layer.
     names: Vec<OsString>,
-    /// Whether the names lead from the root of the layer, and not from the part that the directory has there.
+    /// Whether the path starts at the root of the layer, and not at its part of the directory.
     from_root: bool,
     /// Whether a redirect has been met.
     redirected: bool,
-    /// A directory was found, so only directories count further down.
+    /// A directory was found, so only directories of lower layers count.
     is_dir: bool,
-    /// A file was found whose data is further down.
+    /// A metacopy was found, so the data is searched for.
     needs_data: bool,
-    /// Lower layers have no say.
+    /// Lower layers are not searched.
     stop: bool,
 }
 
 impl Merged {
-    /// What is called `name` in these parts of this directory.
+    /// Looks `name` up in this directory's lower parts, and in `upper`.
     pub(super) fn search(&self, upper: Option<&Arc<Dir>>, name: Name<'_>) -> io::Result<Option<Node>> {
         let mut search = Search {
             names: vec![name.as_os_str().to_owned()],
@@ -43,12 +42,12 @@ impl Merged {
             needs_data: false,
             stop: false,
         };
-        let mut found = Found::new(self);
+        let mut answer = Answer::new(self);
         if let Some(upper) = upper
             && let Some(entry) = search.in_layer(upper, false)?
         {
-            found.add(entry, Layer::Upper, &search)?;
-            found.merged.is_redirected = search.redirected;
+            answer.add(entry, Layer::Upper, &search)?;
+            answer.merged.is_redirected = search.redirected;
         }
         let mut is_at_root = search.from_root;
         let mut parts = if is_at_root { &self.roots[..] } else { &self.lower[..] };
@@ -56,7 +55,7 @@ impl Merged {
             parts = rest;
             let is_lowest = part.layer + 1 == self.roots.len();
             let Some(entry) = search.in_layer(&part.dir, is_lowest)? else { continue };
-            found.add(entry, Layer::Lower(part.layer), &search)?;
+            answer.add(entry, Layer::Lower(part.layer), &search)?;
             if search.from_root && !is_at_root {
                 parts = self.roots.get(part.layer + 1..).unwrap_or_default();
                 is_at_root = true;
@@ -68,13 +67,13 @@ impl Merged {
                 format!("{:?} is a metacopy, and no lower layer has its data", name.as_os_str()),
             ));
         }
-        Ok(found.into_node())
+        Ok(answer.into_node())
     }
 }
 
 impl Search {
-    /// The file in one layer, where `base` is its part of the directory, or its root. The names may change on the way: what is
-    /// left of them is counted from their end.
+    /// Looks the path up in one layer, from `base`, which is its part of the directory or its root. A redirect on the way changes the
+    /// path, so the position in it is counted from its end.
     fn in_layer(&mut self, base: &Dir, is_lowest: bool) -> io::Result<Option<Entry>> {
         let mut left = self.names.len();
         let mut dir: Option<Dir> = None;
@@ -88,7 +87,7 @@ impl Search {
         }
     }
 
-    /// One name of the way, with `left` names after it.
+    /// Looks one name of the path up; `left` names follow it.
     fn step(&mut self, dir: &Dir, left: usize, is_lowest: bool) -> io::Result<Option<Entry>> {
         let place = self.names.len() - 1 - left;
         let Some(entry) = dir.entry(Name::new(&self.names[place])?)? else { return Ok(None) };
@@ -99,7 +98,7 @@ impl Search {
                 return Ok(None);
             }
             self.is_dir |= is_last;
-            // There is nothing below to hide, or to be sent to.
+            // In the lowest layer marks mean nothing.
             if is_lowest {
                 return Ok(Some(entry));
             }
@@ -126,13 +125,13 @@ impl Search {
         Ok(Some(entry))
     }
 
-    /// Lower layers have what is at `place` elsewhere.
+    /// Replaces the name at `place` by its redirect, for lower layers.
     fn follow(&mut self, place: usize, redirect: Redirect) {
         self.redirected = true;
         if redirect.is_absolute {
             self.names.splice(..=place, redirect.names);
             self.from_root = true;
-            // What an opaque directory above hides, this reaches from the root.
+            // An opaque directory above it does not hide what is reached from the root.
             self.stop = false;
         } else {
             self.names.splice(place..=place, redirect.names);
@@ -140,13 +139,13 @@ impl Search {
     }
 }
 
-/// What the layers had so far.
-struct Found {
+/// The files that the search has found.
+struct Answer {
     merged: Merged,
     leaf: Option<Leaf>,
 }
 
-impl Found {
+impl Answer {
     fn new(parent: &Merged) -> Self {
         let roots = Arc::clone(&parent.roots);
         Self { merged: Merged { upper: None, lower: Vec::new(), roots, is_redirected: false }, leaf: None }
@@ -156,7 +155,7 @@ impl Found {
         if !search.is_dir {
             match &mut self.leaf {
                 None => self.leaf = Some(Leaf { entry, layer, data: None }),
-                // One without data in between has nothing to say.
+                // A metacopy below a metacopy has no data either.
                 Some(leaf) => leaf.data = Some(Box::new(entry)).filter(|_| !search.needs_data),
             }
             return Ok(());

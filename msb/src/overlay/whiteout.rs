@@ -1,5 +1,5 @@
-//! Whiteouts and opaque directories: OCI layers say them in file names (`.wh.NAME`, `.wh..wh..opq`), overlayfs in a 0/0
-//! character device and in xattrs, which [`super::marks`] reads.
+//! Whiteouts and opaque directories. In OCI layers they are files with the names `.wh.NAME` and `.wh..wh..opq`; in overlayfs they are
+//! 0/0 character devices, and xattrs, which [`super::marks`] reads.
 //!
 //! Sources: the OCI image specification's `layer.md`, "Whiteouts"; the kernel's `Documentation/filesystems/overlayfs.rst`.
 
@@ -18,20 +18,20 @@ const OCI_PREFIX: &[u8] = b".wh.";
 const OCI_RESERVED: &[u8] = b".wh..wh.";
 const OCI_OPAQUE: &[u8] = b".wh..wh..opq";
 
-/// What the last component of a layer entry's path says.
+/// The meaning of a file name in an OCI layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OciName<'a> {
-    /// The entry is what it looks like.
+    /// An ordinary file.
     Plain,
-    /// The named sibling of a lower layer is gone.
+    /// The file of this name in lower layers is removed.
     Whiteout(&'a OsStr),
-    /// All siblings of lower layers are gone.
+    /// The directory hides those of lower layers.
     Opaque,
-    /// A name that AUFS kept for itself; to be skipped.
+    /// A name that AUFS reserves; to be skipped.
     Reserved,
 }
 
-/// Reads the last component of a layer entry's path.
+/// Reads a file name of an OCI layer.
 pub fn read_oci_name(name: &OsStr) -> OciName<'_> {
     let bytes = name.as_bytes();
     if bytes == OCI_OPAQUE {
@@ -45,50 +45,48 @@ pub fn read_oci_name(name: &OsStr) -> OciName<'_> {
     }
 }
 
-/// Whether a file in a layer is a whiteout in the form that we and the kernel write: a character device 0/0.
+/// Whether a file in a layer is a whiteout in the form that we and the kernel make: a character device 0/0.
 pub fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-/// Puts a whiteout at a free name.
+/// Makes a whiteout at a free name.
 ///
 /// # Errors
-/// What `mknod(2)` says: EEXIST where something is there, EPERM without CAP_MKNOD.
+/// The error of `mknod(2)`: EEXIST if the name is taken, EPERM without CAP_MKNOD.
 pub fn make_whiteout(dir: &Dir, name: Name<'_>) -> io::Result<()> {
     dir.mknod(name, FileType::CharacterDevice, Mode::empty(), 0)
 }
 
-/// Whether a file in a layer is a whiteout in either form: a 0/0 device, or an empty file with an xattr.
+/// Whether a file in a layer is a whiteout in either form: a 0/0 device, or an empty file with the xattr `overlay.whiteout`.
 ///
 /// # Errors
-/// What reading xattrs says.
+/// The error of reading xattrs.
 pub fn is_either_whiteout(entry: &Entry) -> io::Result<bool> {
     let may_be_marked = entry.file_type() == FileType::RegularFile && entry.stat().st_size == 0;
     Ok(is_whiteout(entry.stat()) || may_be_marked && Marks::of(entry)?.is_whiteout)
 }
 
-/// Whether a directory of a layer hides everything below it. No image and no guest can say that, so it is the writer of the layer
-/// who did, with or without root.
+/// Whether a directory of a layer is opaque. Neither an image nor a guest can set these xattrs, so the writer of the layer has.
 ///
 /// # Errors
-/// What reading xattrs says.
+/// The error of reading xattrs.
 pub fn is_opaque(dir: &Dir) -> io::Result<bool> {
     Ok(Marks::of(&dir.to_entry()?)?.is_opaque)
 }
 
-/// Has a directory that is opaque by the xattr of a user without root say so by the one of root, too: a kernel that mounts as root
-/// reads no other. What the layer shows stays the same.
+/// Copies `user.overlay.opaque` of a directory to `trusted.overlay.opaque`, the only one that the kernel reads without `userxattr`.
 ///
 /// # Errors
-/// What `setxattr(2)` says.
+/// The error of `setxattr(2)`.
 pub fn promote_opaque(dir: &Entry) -> io::Result<()> {
     marks::promote_opaque(dir)
 }
 
-/// Makes a directory of a layer hide everything below it.
+/// Makes a directory of a layer opaque, so that it hides those of lower layers.
 ///
 /// # Errors
-/// What `setxattr(2)` says.
+/// The error of `setxattr(2)`.
 pub fn make_opaque(dir: &Dir) -> io::Result<()> {
     marks::set_opaque(&dir.to_entry()?)
 }

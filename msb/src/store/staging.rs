@@ -17,10 +17,11 @@ use super::layout::{self, UPPER, WORK};
 use super::publish::{make_private_dir, remove_tree, staging_path, sync_parent};
 use super::{Error, sync};
 use crate::lock::{self, Lock};
-use crate::overlay::Merged;
+use crate::overlay::attributes::clone_attributes;
 use crate::overlay::beneath::{Dir, Entry, Name};
 use crate::overlay::error::At;
 use crate::overlay::upper::{self, Writer};
+use crate::overlay::{Merged, clone_leaf};
 use crate::record::Upper;
 
 /// The name of an upper while it is made in its work directory, which is on the same file system. The next [`Writer`] removes it there
@@ -410,13 +411,13 @@ fn clone_tree(from: &Path, to: &Path) -> io::Result<HashSet<u64>> {
             } else if let Some(first) = copied.get(&stat.st_ino) {
                 to.link(name, first)?;
             } else {
-                let copy = upper::clone_leaf(&entry, &to, name)?;
+                let copy = clone_leaf(&entry, &to, name)?;
                 if stat.st_nlink > 1 {
                     copied.insert(stat.st_ino, copy);
                 }
             }
         }
-        upper::clone_attributes(&from.to_entry()?, &to.to_entry()?)?;
+        clone_attributes(&from.to_entry()?, &to.to_entry()?)?;
     }
     Ok(shared)
 }

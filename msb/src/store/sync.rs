@@ -1,8 +1,8 @@
-//! Bringing what was made to disk, before it shows. `syncfs(2)` writes all that anybody has written to the file system, which
-//! may take seconds; so where little was made, it is those files alone.
+//! Syncing an upper before it becomes visible. `syncfs(2)` writes everything that anyone has written to the file system, which may take
+//! seconds, so a small tree is synced file by file.
 //!
-//! Names and attributes need no sync of their own: file systems bring them to disk in the order in which they were changed
-//! (ext4, XFS and btrfs do), so where the rename has come, they have. Data is another matter.
+//! Names and attributes need no sync: ext4, XFS and btrfs write them in the order in which they were changed, so they are on disk before
+//! the rename is. Data is not ordered.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -19,7 +19,7 @@ const FEW: usize = 16;
 /// Syncs the data of all files below a directory.
 ///
 /// # Errors
-/// What opening, reading or syncing says.
+/// The error of opening, reading or syncing.
 pub fn tree(path: &Path) -> io::Result<()> {
     let (mut files, mut names) = (Vec::new(), 0);
     if collect(Dir::open(path)?, &mut files, &mut names)? {
@@ -31,7 +31,7 @@ pub fn tree(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::syncfs(File::open(path)?)?)
 }
 
-/// Opens the files from `dir` on. False: there are more than a few names.
+/// Opens the files below `dir`. Returns false if there are more than [`FEW`] names.
 fn collect(dir: Dir, files: &mut Vec<File>, names: &mut usize) -> io::Result<bool> {
     let mut children: Vec<OsString> = Vec::new();
     for child in dir.read()? {

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::overlay::attributes::keeping_times;
 use crate::overlay::beneath::{Dir, Name};
-use crate::overlay::upper::keeping_times;
 use crate::record::{self, Record, RootKind};
 use crate::store::publish;
 

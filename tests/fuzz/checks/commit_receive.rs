@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use msb::overlay::Merged;
-use msb::overlay::commit::{Patient, receive};
+use msb::overlay::commit::{Connection, receive};
 use msb::overlay::upper::Writer;
 use msb::record::owner::Id;
 use msb::wire::exec::Text;
@@ -41,8 +41,8 @@ impl Write for Guest<'_> {
     }
 }
 
-impl Patient for Guest<'_> {
-    fn wait_at_most(&mut self, _: Duration) -> io::Result<()> {
+impl Connection for Guest<'_> {
+    fn set_read_timeout(&mut self, _: Duration) -> io::Result<()> {
         Ok(())
     }
 }

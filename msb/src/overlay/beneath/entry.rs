@@ -1,7 +1,7 @@
-//! One file beneath a root, whatever it is: what it is, what it holds, and the setting of its attributes.
+//! A file of any type beneath a root: its metadata, its content, and setting its attributes.
 //!
-//! An `O_PATH` descriptor opens nothing, so any file can be held by one, but several calls take it only by its name in
-//! /proc. Where a file is open for its data anyway, they take the descriptor itself, which costs half.
+//! An `O_PATH` descriptor can refer to any file without opening it, but several calls accept it only by its path in /proc. For a file
+//! that is open for its data they take the descriptor itself, which costs half.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -13,12 +13,12 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamp
 
 use super::{Dir, proc_path};
 
-/// Any file, held by a descriptor, with what `stat(2)` said when it was opened.
+/// A file of any type, referred to by a descriptor, with the result of `stat(2)` when it was opened.
 #[derive(Debug)]
 pub struct Entry {
     fd: OwnedFd,
     stat: Stat,
-    /// Whether the descriptor is no `O_PATH` one.
+    /// Whether the file is open, and the descriptor not just an `O_PATH` one.
     is_open: bool,
 }
 
@@ -35,24 +35,24 @@ impl Entry {
         Ok(Self { fd, stat, is_open: false })
     }
 
-    /// A file that is open, as it is now.
+    /// An open file.
     ///
     /// # Errors
-    /// What `fstat(2)` says.
+    /// The error of `fstat(2)`.
     pub fn of_open(file: File) -> io::Result<Self> {
         let stat = rustix::fs::fstat(&file)?;
         Ok(Self { fd: file.into(), stat, is_open: true })
     }
 
-    /// What `stat(2)` said when the file was opened.
+    /// The result of `stat(2)` when the file was opened.
     pub fn stat(&self) -> &Stat {
         &self.stat
     }
 
-    /// What `stat(2)` says now.
+    /// The current result of `stat(2)`.
     ///
     /// # Errors
-    /// What `fstat(2)` says.
+    /// The error of `fstat(2)`.
     pub fn stat_now(&self) -> io::Result<Stat> {
         Ok(rustix::fs::fstat(&self.fd)?)
     }
@@ -70,7 +70,7 @@ impl Entry {
     /// This file as a directory.
     ///
     /// # Errors
-    /// ENOTDIR where it is none; EMFILE.
+    /// ENOTDIR if it is not one; EMFILE.
     pub fn to_dir(&self) -> io::Result<Dir> {
         if !self.is_dir() {
             return Err(rustix::io::Errno::NOTDIR.into());
@@ -78,10 +78,10 @@ impl Entry {
         Ok(Dir(self.fd.try_clone()?))
     }
 
-    /// The same without a second descriptor.
+    /// As [`Self::to_dir`], without a second descriptor.
     ///
     /// # Errors
-    /// ENOTDIR where it is none.
+    /// ENOTDIR if it is not one.
     pub fn into_dir(self) -> io::Result<Dir> {
         if !self.is_dir() {
             return Err(rustix::io::Errno::NOTDIR.into());
@@ -89,19 +89,19 @@ impl Entry {
         Ok(Dir(self.fd))
     }
 
-    /// Opens the file itself. Meant for regular files: opening a FIFO waits, opening a device acts.
+    /// Opens the file itself. For regular files only: opening a FIFO waits, and opening a device has effects.
     ///
     /// # Errors
-    /// What `open(2)` says.
+    /// The error of `open(2)`.
     pub fn open(&self, flags: OFlags) -> io::Result<File> {
         Ok(rustix::fs::open(self.proc_path(), flags | OFlags::CLOEXEC, Mode::empty())?.into())
     }
 
-    /// Opens a regular file for reading, and leaves its access time alone where the kernel allows. A file that is open already
+    /// Opens a regular file for reading, and does not change its access time if the kernel permits that. A file that is open already
     /// shares its offset.
     ///
     /// # Errors
-    /// EINVAL for what is no regular file; else what `open(2)` says.
+    /// EINVAL for other types of files; else the error of `open(2)`.
     pub fn open_to_read(&self) -> io::Result<File> {
         if self.file_type() != FileType::RegularFile {
             return Err(rustix::io::Errno::INVAL.into());
@@ -118,16 +118,16 @@ impl Entry {
     /// A symlink's target.
     ///
     /// # Errors
-    /// What `readlinkat(2)` says: EINVAL where it is no symlink.
+    /// The error of `readlinkat(2)`: EINVAL if it is not a symlink.
     pub fn read_link(&self) -> io::Result<OsString> {
         let target = rustix::fs::readlinkat(&self.fd, c"", Vec::new())?;
         Ok(OsString::from_vec(target.into_bytes()))
     }
 
-    /// Sets owner and group; `None` leaves one as it is. Linux clears set-id bits and capabilities with it.
+    /// Sets owner and group; `None` leaves one alone. Linux clears set-id bits and capabilities then.
     ///
     /// # Errors
-    /// What `fchownat(2)` says.
+    /// The error of `fchownat(2)`.
     pub fn set_owner(&self, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
         Ok(rustix::fs::chownat(&self.fd, c"", uid, gid, AtFlags::EMPTY_PATH)?)
@@ -136,7 +136,7 @@ impl Entry {
     /// Sets the permission bits, set-id and sticky bits included. A symlink has none.
     ///
     /// # Errors
-    /// What `chmod(2)` says.
+    /// The error of `chmod(2)`.
     pub fn set_mode(&self, mode: Mode) -> io::Result<()> {
         Ok(if self.is_open { rustix::fs::fchmod(&self.fd, mode) } else { rustix::fs::chmod(self.proc_path(), mode) }?)
     }
@@ -144,12 +144,12 @@ impl Entry {
     /// Sets access and modification time.
     ///
     /// # Errors
-    /// What `utimensat(2)` says.
+    /// The error of `utimensat(2)`.
     pub fn set_times(&self, times: &Timestamps) -> io::Result<()> {
         if self.is_open {
             return Ok(rustix::fs::futimens(&self.fd, times)?);
         }
-        // Where nothing is on /proc too: the agent takes its mount points out of the root when that is unmounted already.
+        // Works without /proc: the agent calls it after it has unmounted that.
         match rustix::fs::utimensat(&self.fd, "", times, AtFlags::EMPTY_PATH) {
             // Linux before 5.8.
             Err(rustix::io::Errno::INVAL) => {
@@ -159,10 +159,10 @@ impl Entry {
         }
     }
 
-    /// The names of the xattrs, overlayfs's own included.
+    /// The names of the xattrs, including those of overlayfs.
     ///
     /// # Errors
-    /// What `listxattr(2)` says; a file system without xattrs has none.
+    /// The error of `listxattr(2)`; a file system without xattrs has none.
     pub fn xattr_names(&self) -> io::Result<Vec<OsString>> {
         let mut list = vec![0u8; 1024];
         loop {
@@ -188,7 +188,7 @@ impl Entry {
     /// An xattr's value.
     ///
     /// # Errors
-    /// What `getxattr(2)` says: ENODATA where there is none.
+    /// The error of `getxattr(2)`: ENODATA if there is none.
     pub fn xattr(&self, name: &OsStr) -> io::Result<Vec<u8>> {
         let mut value = vec![0u8; 256];
         loop {
@@ -211,7 +211,7 @@ impl Entry {
     /// Sets an xattr.
     ///
     /// # Errors
-    /// What `setxattr(2)` says.
+    /// The error of `setxattr(2)`.
     pub fn set_xattr(&self, name: &OsStr, value: &[u8], flags: XattrFlags) -> io::Result<()> {
         if self.is_open {
             return Ok(rustix::fs::fsetxattr(&self.fd, name, value, flags)?);
@@ -222,12 +222,12 @@ impl Entry {
     /// Removes an xattr.
     ///
     /// # Errors
-    /// What `removexattr(2)` says: ENODATA where there is none.
+    /// The error of `removexattr(2)`: ENODATA if there is none.
     pub fn remove_xattr(&self, name: &OsStr) -> io::Result<()> {
         Ok(rustix::fs::removexattr(self.proc_path(), name)?)
     }
 
-    /// A path that leads to this very file while it is open.
+    /// A path that leads to this file while it is open.
     pub fn proc_path(&self) -> String {
         proc_path(self.fd.as_fd())
     }

@@ -1,9 +1,8 @@
 //! File descriptors that cannot leave a root file system.
 //!
-//! A [`Dir`] is opened once by a path that the caller trusts; from there on every step takes one [`Name`], which can be
-//! neither `..` nor hold a slash, and never follows a symlink. So whatever an image or a racing process puts into the
-//! tree, an operation acts inside it. Longer ways go through `openat2(2)` with `RESOLVE_IN_ROOT`, or through
-//! [`super::resolve`], which knows all layers.
+//! A [`Dir`] is opened by a path that the caller trusts. Every further step takes one [`Name`], which is not `..` and has no slash, and
+//! follows no symlink. So an operation acts inside the tree, whatever an image or another process puts there. Longer paths are resolved
+//! with `openat2(2)` and `RESOLVE_IN_ROOT`, or by [`super::resolve`], which knows all layers.
 
 mod entry;
 
@@ -30,7 +29,7 @@ impl<'a> Name<'a> {
     /// Checks a component.
     ///
     /// # Errors
-    /// EINVAL for what is no component, ENAMETOOLONG past [`NAME_MAX`].
+    /// EINVAL for what is not a component, ENAMETOOLONG for more than [`NAME_MAX`] bytes.
     pub fn new(name: &'a OsStr) -> io::Result<Self> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.iter().any(|byte| matches!(byte, b'/' | 0)) {
@@ -52,7 +51,7 @@ impl<'a> Name<'a> {
 #[derive(Debug)]
 pub struct Dir(OwnedFd);
 
-/// What unlink(2) says of a directory: EISDIR is Linux's word, EPERM is POSIX's.
+/// Whether an error of unlink(2) means that the file is a directory: EISDIR on Linux, EPERM in POSIX.
 fn is_directory(error: &io::Error) -> bool {
     matches!(rustix::io::Errno::from_io_error(error), Some(rustix::io::Errno::ISDIR | rustix::io::Errno::PERM))
 }
@@ -60,8 +59,7 @@ fn is_directory(error: &io::Error) -> bool {
 const ANY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const DIRECTORY: OFlags = ANY.union(OFlags::DIRECTORY);
 
-/// The name of a descriptor that a call without an `f…` or `…at(AT_EMPTY_PATH)` form takes. It leads to the very file,
-/// also where that is a symlink.
+/// A path that leads to the file of a descriptor, even if that is a symlink, for calls without an `f…` or `…at(AT_EMPTY_PATH)` form.
 fn proc_path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
@@ -70,7 +68,7 @@ impl Dir {
     /// Opens the root of a tree, by a path that the caller trusts: symlinks in it are followed.
     ///
     /// # Errors
-    /// What `open(2)` says.
+    /// The error of `open(2)`.
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(Self(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
     }
@@ -78,23 +76,23 @@ impl Dir {
     /// A second descriptor of the same directory.
     ///
     /// # Errors
-    /// What `fcntl(2)` says: EMFILE.
+    /// The error of `fcntl(2)`: EMFILE.
     pub fn try_clone(&self) -> io::Result<Self> {
         Ok(Self(self.0.try_clone()?))
     }
 
-    /// The directory `name`; a symlink is none.
+    /// The directory `name`. A symlink is not followed.
     ///
     /// # Errors
-    /// What `openat(2)` says: ENOENT, ENOTDIR.
+    /// The error of `openat(2)`: ENOENT, ENOTDIR.
     pub fn dir(&self, name: Name<'_>) -> io::Result<Self> {
         Ok(Self(rustix::fs::openat(&self.0, name.0, DIRECTORY, Mode::empty())?))
     }
 
-    /// The directory at a relative path, with no symlink on the way.
+    /// The directory at a relative path. Symlinks are not followed.
     ///
     /// # Errors
-    /// What `openat2(2)` says: ELOOP for a symlink, EXDEV for a way out.
+    /// The error of `openat2(2)`: ELOOP for a symlink, EXDEV for a path that leaves this directory.
     pub fn descend(&self, path: &Path) -> io::Result<Self> {
         if path.as_os_str().is_empty() {
             return self.try_clone();
@@ -103,10 +101,10 @@ impl Dir {
         Ok(Self(rustix::fs::openat2(&self.0, path, DIRECTORY, Mode::empty(), within)?))
     }
 
-    /// The file `name`, whatever it is; `None` where there is none.
+    /// The file `name` of any type; `None` if it does not exist.
     ///
     /// # Errors
-    /// What `openat(2)` says, but for ENOENT.
+    /// The error of `openat(2)`, except ENOENT.
     pub fn entry(&self, name: Name<'_>) -> io::Result<Option<Entry>> {
         match rustix::fs::openat(&self.0, name.0, ANY, Mode::empty()) {
             Err(rustix::io::Errno::NOENT) => Ok(None),
@@ -114,11 +112,11 @@ impl Dir {
         }
     }
 
-    /// The regular file `name`, open for reading, as [`Entry::open_to_read`] does it in two steps; `None` where it is none now.
-    /// For a name of which `readdir(3)` said that it is one: opening anything else may act.
+    /// The regular file `name`, open for reading, in one step instead of the two of [`Entry::open_to_read`]; `None` if it is not one any
+    /// more. Call it only for names that `readdir(3)` returned as regular files: opening a device has effects.
     ///
     /// # Errors
-    /// What `openat(2)` says, but for ENOENT and ELOOP.
+    /// The error of `openat(2)`, except ENOENT and ELOOP.
     pub fn regular(&self, name: Name<'_>) -> io::Result<Option<Entry>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = match rustix::fs::openat(&self.0, name.0, flags | OFlags::NOATIME, Mode::empty()) {
@@ -132,10 +130,10 @@ impl Dir {
         Ok((entry.file_type() == FileType::RegularFile).then_some(entry))
     }
 
-    /// The file at a path inside this root, symlinks followed inside it, as `chroot(2)` would see it.
+    /// The file at a path inside this root. Symlinks are followed inside it, as after `chroot(2)`.
     ///
     /// # Errors
-    /// What `openat2(2)` says.
+    /// The error of `openat2(2)`.
     pub fn entry_in_root(&self, path: &Path) -> io::Result<Entry> {
         let within = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let fd = rustix::fs::openat2(&self.0, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), within)?;
@@ -145,32 +143,32 @@ impl Dir {
     /// This directory as a file.
     ///
     /// # Errors
-    /// What `fstat(2)` or `fcntl(2)` says.
+    /// The error of `fstat(2)` or `fcntl(2)`.
     pub fn to_entry(&self) -> io::Result<Entry> {
         Entry::of(self.0.try_clone()?)
     }
 
-    /// What `stat(2)` says now.
+    /// The current result of `stat(2)`.
     ///
     /// # Errors
-    /// What `fstat(2)` says.
+    /// The error of `fstat(2)`.
     pub fn stat(&self) -> io::Result<Stat> {
         Ok(rustix::fs::fstat(&self.0)?)
     }
 
-    /// An open stream of this directory's own entries.
+    /// A stream of this directory's entries.
     ///
     /// # Errors
-    /// What `open(2)` says.
+    /// The error of `open(2)`.
     pub fn read(&self) -> io::Result<rustix::fs::Dir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::Dir::new(rustix::fs::openat(&self.0, c".", flags, Mode::empty())?)?)
     }
 
-    /// Makes a regular file that is not there yet, open for reading and writing.
+    /// Makes a new regular file, open for reading and writing.
     ///
     /// # Errors
-    /// What `openat(2)` says: EEXIST.
+    /// The error of `openat(2)`: EEXIST.
     pub fn create(&self, name: Name<'_>, mode: Mode) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.0, name.0, flags, mode)?.into())
@@ -179,7 +177,7 @@ impl Dir {
     /// Makes a directory and opens it.
     ///
     /// # Errors
-    /// What `mkdirat(2)` says: EEXIST.
+    /// The error of `mkdirat(2)`: EEXIST.
     pub fn mkdir(&self, name: Name<'_>, mode: Mode) -> io::Result<Self> {
         rustix::fs::mkdirat(&self.0, name.0, mode)?;
         self.dir(name)
@@ -188,15 +186,15 @@ impl Dir {
     /// Makes a device node, FIFO or socket.
     ///
     /// # Errors
-    /// What `mknodat(2)` says: EEXIST; EPERM without CAP_MKNOD.
+    /// The error of `mknodat(2)`: EEXIST; EPERM without CAP_MKNOD.
     pub fn mknod(&self, name: Name<'_>, kind: FileType, mode: Mode, device: u64) -> io::Result<()> {
         Ok(rustix::fs::mknodat(&self.0, name.0, kind, mode, device)?)
     }
 
-    /// Makes a symlink that holds `target`, unchecked: nothing here ever follows it.
+    /// Makes a symlink. `target` is not checked, since nothing here follows it.
     ///
     /// # Errors
-    /// What `symlinkat(2)` says: EEXIST.
+    /// The error of `symlinkat(2)`: EEXIST.
     pub fn symlink(&self, name: Name<'_>, target: &OsStr) -> io::Result<()> {
         Ok(rustix::fs::symlinkat(target, &self.0, name.0)?)
     }
@@ -204,7 +202,7 @@ impl Dir {
     /// Makes a hardlink to `from`.
     ///
     /// # Errors
-    /// What `linkat(2)` says: EEXIST, EXDEV.
+    /// The error of `linkat(2)`: EEXIST, EXDEV.
     pub fn link(&self, name: Name<'_>, from: &Entry) -> io::Result<()> {
         let source = proc_path(from.as_fd());
         Ok(rustix::fs::linkat(rustix::fs::CWD, source, &self.0, name.0, AtFlags::SYMLINK_FOLLOW)?)
@@ -213,15 +211,15 @@ impl Dir {
     /// Renames `name` to `to_name` in `to`.
     ///
     /// # Errors
-    /// What `renameat2(2)` says.
+    /// The error of `renameat2(2)`.
     pub fn rename(&self, name: Name<'_>, to: &Self, to_name: Name<'_>, flags: RenameFlags) -> io::Result<()> {
         Ok(rustix::fs::renameat_with(&self.0, name.0, &to.0, to_name.0, flags)?)
     }
 
-    /// Removes a file that is no directory.
+    /// Removes a file that is not a directory.
     ///
     /// # Errors
-    /// What `unlinkat(2)` says.
+    /// The error of `unlinkat(2)`.
     pub fn unlink(&self, name: Name<'_>) -> io::Result<()> {
         Ok(rustix::fs::unlinkat(&self.0, name.0, AtFlags::empty())?)
     }
@@ -229,18 +227,18 @@ impl Dir {
     /// Removes an empty directory.
     ///
     /// # Errors
-    /// What `unlinkat(2)` says: ENOTEMPTY.
+    /// The error of `unlinkat(2)`: ENOTEMPTY.
     pub fn rmdir(&self, name: Name<'_>) -> io::Result<()> {
         Ok(rustix::fs::unlinkat(&self.0, name.0, AtFlags::REMOVEDIR)?)
     }
 
-    /// Removes `name` with everything below it, if it is there. Goes by descriptors and never through a symlink.
+    /// Removes `name` with everything below it, if it exists. Symlinks are not followed.
     ///
-    /// A tree may be deeper than descriptors or the stack would last, so each directory below is first moved up beside
-    /// `name`, as `name.1`, `name.2` and so on; a run that is killed leaves those.
+    /// The depth of a tree may exceed the limits of descriptors and of the stack. So each directory below is first moved up beside
+    /// `name`, as `name.1`, `name.2` and so on. A run that is killed leaves those.
     ///
     /// # Errors
-    /// What opening, reading, renaming or unlinking says.
+    /// The error of opening, reading, renaming or unlinking.
     pub fn remove_tree(&self, name: Name<'_>) -> io::Result<()> {
         let mut pending = vec![name.0.to_owned()];
         let mut moved = 0u64;
@@ -273,7 +271,7 @@ impl Dir {
         Ok(())
     }
 
-    /// Moves `child` of `dir` here, under a free name that begins with `name`, as much of it as there is room for.
+    /// Moves `child` of `dir` here, to a free name that begins with as much of `name` as fits.
     fn move_up(&self, dir: &Self, child: Name<'_>, name: Name<'_>, moved: &mut u64) -> io::Result<OsString> {
         loop {
             *moved += 1;
@@ -288,13 +286,13 @@ impl Dir {
         }
     }
 
-    /// Shows all there is to `visit`, by its path from here: this directory, whose path is empty, and everything below it, what is in
-    /// a directory after the directory.
+    /// Calls `visit` for this directory, with an empty path, and for everything below it, with its path from here. A directory comes
+    /// before its entries.
     ///
     /// # Errors
-    /// What opening or reading says, ENAMETOOLONG for a path longer than `PATH_MAX`, what `visit` says, and [`interrupt::check`].
+    /// The error of opening or reading, ENAMETOOLONG for a path longer than `PATH_MAX`, what `visit` says, and [`interrupt::check`].
     pub fn walk(&self, mut visit: impl FnMut(&Path, &Entry) -> io::Result<()>) -> io::Result<()> {
-        // Paths, and not descriptors: a directory may have any number of directories.
+        // Paths and not descriptors, since their number is not limited.
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
             interrupt::check()?;
@@ -313,7 +311,7 @@ impl Dir {
         Ok(())
     }
 
-    /// A path that leads to this very directory while it is open.
+    /// A path that leads to this directory while it is open.
     pub fn proc_path(&self) -> String {
         proc_path(self.0.as_fd())
     }
