@@ -295,7 +295,7 @@ boot_halfway() {
         'MSB_LIBKRUNFW=/nonexistent|guest kernel "/nonexistent"' \
         'MSB_LIBKRUNFW=/etc/passwd|guest kernel "/etc/passwd"' \
         'MSB_AGENTD=/nonexistent|agentd "/nonexistent": No such file' \
-        'MSB_AGENTD=/etc/passwd|agentd "/etc/passwd": it is no 64-bit ELF program' \
+        'MSB_AGENTD=/etc/passwd|agentd "/etc/passwd": it is not a 64-bit ELF program' \
         "MSB_AGENTD=$release/msb-boot|it is dynamically linked"; do
         run --separate-stderr env "${try%%|*}" msb-boot -r "$vm_record"
         [ "$status" -eq 1 ]

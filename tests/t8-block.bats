@@ -169,7 +169,7 @@ END
     truncate -s 4G "$MSB_HOME/sandboxes/taken/top.ext4"
     run --separate-stderr msb-boot -r "$vm_record" --name taken
     [ "$status" -eq 1 ]
-    [[ $stderr == *'it stands on "other"'*'--fresh'* ]]
+    [[ $stderr == *'it belongs to "other"'*'--fresh'* ]]
     [ ! -e "$MSB_HOME/erofs" ]
     [ ! -e "$MSB_HOME/kernel" ]
     vm_assert_nothing
@@ -230,7 +230,7 @@ END
     msb-pull -q "oci:$(layered_image)" >layered.json
     run --separate-stderr msb-boot -r layered.json --name disk
     [ "$status" -eq 1 ]
-    [[ $stderr == *'it stands on "sha256:'*'take another --name'* ]]
+    [[ $stderr == *'it belongs to "sha256:'*'take another --name'* ]]
     [ -z "$(vm_processes)" ]
 }
 

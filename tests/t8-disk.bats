@@ -120,7 +120,7 @@ recoveries() {
     jq -nc --arg path "$PWD/trap.qcow2" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "qcow2"}}' >trap.json
     run --separate-stderr msb-boot -r trap.json
     [ "$status" -eq 1 ]
-    [[ $stderr == *"trap.qcow2\": it stands on another image"*"qemu-img convert"* ]]
+    [[ $stderr == *"trap.qcow2\": it has a backing file"*"qemu-img convert"* ]]
     qemu-img create -q -f qcow2 -o "data_file=$PWD/canary,data_file_raw=on" data.qcow2 1M
     jq -nc --arg path "$PWD/data.qcow2" '{msb: 1, rootfs: {kind: "disk", path: $path, format: "qcow2"}}' >trap.json
     run --separate-stderr msb-boot -r trap.json
@@ -134,7 +134,7 @@ recoveries() {
     disk raw
     cp disk.raw other.raw
     qemu-img create -q -f qcow2 -b "$PWD/other.raw" -F raw other.qcow2
-    for try in 'other.qcow2|it stands on "*/other.raw" and not on "*/disk.raw"' 'disk.raw|it is no qcow2 image' '/nonexistent/x|No such file'; do
+    for try in 'other.qcow2|its backing file is "*/other.raw" and not "*/disk.raw"' 'disk.raw|it is not a qcow2 image' '/nonexistent/x|No such file'; do
         run --separate-stderr msb-boot -r "$vm_record" --overlay "${try%%|*}"
         [ "$status" -eq 1 ]
         # shellcheck disable=SC2053 # a pattern

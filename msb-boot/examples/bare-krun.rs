@@ -1,9 +1,9 @@
-//! The shortest way to a guest with libkrun: what msb-boot's start is measured against (tests/bench-krun.sh).
+//! A minimal program that boots a guest with libkrun. tests/bench-krun.sh compares the start of msb-boot with it.
 //!
 //!     bare-krun LIBKRUNFW BOOT-SHARE ROOT MIB [CPUS PORT SOCKET]
 //!
-//! The boot share has an `init.krun`; its console is stdout. Who connects to SOCKET comes to the guest's vsock PORT. Nothing is
-//! confined, watched or cleaned up.
+//! The boot share has an `init.krun`, whose console is stdout. A connection to SOCKET leads to the guest's vsock PORT. There is no jail,
+//! no supervisor and no cleanup.
 
 use std::path::Path;
 
@@ -13,13 +13,13 @@ mod ffi;
 
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let ([library, share, root, mib], door) = arguments.split_first_chunk().expect("four arguments");
-    // It stays loaded, and libkrun finds it by its own name.
+    let ([library, share, root, mib], vsock) = arguments.split_first_chunk().expect("four arguments");
+    // The library stays loaded, so libkrun finds it by name.
     ffi::kernel_image(Path::new(library))?;
     let context = ffi::Context::new()?;
-    let cpus = door.first().map_or(1, |cpus| cpus.parse().expect("a number of CPUs"));
+    let cpus = vsock.first().map_or(1, |cpus| cpus.parse().expect("a number of CPUs"));
     context.set_size(cpus, mib.parse().expect("a number of MiB"))?;
-    if let [_, port, socket] = door {
+    if let [_, port, socket] = vsock {
         context.add_plain_vsock()?;
         context.add_port(port.parse().expect("a port"), Path::new(socket), true)?;
     }

@@ -224,8 +224,6 @@ pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
 /// How many processors a guest can have.
 pub(crate) const CPUS: RangeInclusive<i64> = 1..=64;
 
-/// The size of a disk by default.
-pub(crate) const DEFAULT_DISK: u64 = 4 << 30;
 /// Less, and the journal has no place.
 const MIN_DISK: u64 = 256 << 20;
 /// The most that ext4 takes without its feature bigalloc, by blocks of 4 KiB.

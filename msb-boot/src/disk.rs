@@ -1,5 +1,5 @@
-//! A disk as the guest's root: the base, which nothing writes to, and the qcow2 overlay on it that takes what the guest
-//! writes. The overlay is the caller's file, or has no name and is gone with the VM.
+//! A disk as the guest's root: a base, which is never written to, and a qcow2 overlay, whose backing file is the base and which holds
+//! what the guest writes. The overlay is the caller's file, or an unlinked file that disappears with the VM.
 
 use std::fs::File;
 use std::io;
@@ -19,10 +19,10 @@ use serde::{Deserialize, Serialize};
 
 /// A disk root.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Disk {
-    /// The base, by its real path: that is its name in the overlay's header.
+pub(crate) struct DiskRoot {
+    /// The base. The path is the real one, which is in the overlay's header.
     pub base: PathBuf,
-    /// What the base is.
+    /// The format of the base.
     pub format: DiskFormat,
     /// The overlay.
     pub overlay: Overlay,
@@ -32,17 +32,17 @@ pub(crate) struct Disk {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Overlay {
-    /// A file of the caller's, made where it is missing.
+    /// The caller's file, which is made if it is missing.
     File(PathBuf),
-    /// A file without a name in this directory.
+    /// An unlinked file in this directory.
     Unnamed(PathBuf),
 }
 
-impl Disk {
-    /// Checks the base, and the overlay where it is there already.
+impl DiskRoot {
+    /// Checks the base, and the overlay if it exists.
     ///
     /// # Errors
-    /// Words for what no VM could use, and for a base that would lead to other files of the host.
+    /// A file that no VM could use, or a base that refers to other files of the host.
     pub(crate) fn check(base: &Path, format: DiskFormat, overlay: Option<&Path>) -> anyhow::Result<Self> {
         let base = std::fs::canonicalize(base).with_context(|| format!("disk {base:?}"))?;
         if base.to_str().is_none() {
@@ -56,17 +56,17 @@ impl Disk {
         disk.size()?;
         match &disk.overlay {
             Overlay::File(path) if path.exists() => {
-                disk.check_overlay(path, &File::open(path).with_context(|| words(path))?)?;
+                disk.check_overlay(path, &File::open(path).with_context(|| subject(path))?)?;
             }
             _ => {}
         }
         Ok(disk)
     }
 
-    /// Opens the overlay, made where it is missing, for as long as the VM has it.
+    /// Opens the overlay, and makes it if it is missing. It is locked as long as the file is open.
     ///
     /// # Errors
-    /// Words for one that another VM has, or that cannot be made.
+    /// An overlay that another VM uses, or that cannot be made.
     pub(crate) fn open_overlay(&self) -> anyhow::Result<OwnedFd> {
         let path = match &self.overlay {
             Overlay::File(path) => path,
@@ -79,9 +79,9 @@ impl Disk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_named_overlay(path),
             other => other.map_err(anyhow::Error::from),
         };
-        let file = opened.with_context(|| words(path))?;
+        let file = opened.with_context(|| subject(path))?;
         if lock::take(&file, Lock::TryExclusive).is_err() {
-            bail!("{}: another VM has it (stop that one, or name another file)", words(path));
+            bail!("{}: another VM has it (stop that one, or name another file)", subject(path));
         }
         self.check_overlay(path, &file)?;
         Ok(file.into())
@@ -97,7 +97,7 @@ impl Disk {
                 let header = Header::read(&file).with_context(subject)?;
                 if let Some(backing) = header.backing {
                     bail!(
-                        "{}: it stands on another image, {backing:?}, which could be any file of this machine (make one \
+                        "{}: it has a backing file, {backing:?}, which could be any file of this machine (make one \
                          image of both: qemu-img convert -O qcow2)",
                         subject()
                     );
@@ -108,15 +108,15 @@ impl Disk {
     }
 
     fn check_overlay(&self, path: &Path, file: &File) -> anyhow::Result<()> {
-        let header = Header::read(file).with_context(|| words(path))?;
+        let header = Header::read(file).with_context(|| subject(path))?;
         if header.backing.as_deref() != Some(&*self.base) {
-            let base = header.backing.map_or("no other image".into(), |base| format!("{base:?}"));
-            bail!("{}: it stands on {base} and not on {:?} (name another file)", words(path), self.base);
+            let backing = header.backing.map_or("none".into(), |backing| format!("{backing:?}"));
+            bail!("{}: its backing file is {backing} and not {:?} (name another file)", subject(path), self.base);
         }
         Ok(())
     }
 
-    /// An overlay without a name in `dir`.
+    /// Makes an unlinked overlay in `dir`.
     fn make_overlay(&self, dir: &Path) -> anyhow::Result<File> {
         let file = publish::unnamed_file(dir)?;
         let storage = ImageFile::from_open_file(file.try_clone()?, StorageOpenOptions::new().write(true))?;
@@ -133,7 +133,7 @@ impl Disk {
         Ok(file)
     }
 
-    /// An overlay that gets its name when it is whole.
+    /// Makes the overlay and links it at `path` when it is complete.
     fn make_named_overlay(&self, path: &Path) -> anyhow::Result<File> {
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("/"));
         let file = self.make_overlay(dir)?;
@@ -143,11 +143,11 @@ impl Disk {
     }
 }
 
-fn words(overlay: &Path) -> String {
+fn subject(overlay: &Path) -> String {
     format!("overlay {overlay:?}")
 }
 
-/// What a qcow2 file says of itself (QEMU's docs/interop/qcow2.txt).
+/// The header of a qcow2 file (QEMU's docs/interop/qcow2.txt).
 #[derive(Debug, PartialEq, Eq)]
 struct Header {
     size: u64,
@@ -168,7 +168,7 @@ impl Header {
             }
         }
         if !bytes.starts_with(MAGIC) {
-            bail!("it is no qcow2 image");
+            bail!("it is not a qcow2 image");
         }
         let wide = |at: usize| bytes[at..at + 8].iter().fold(0, |number, &byte| number << 8 | u64::from(byte));
         let narrow = |at: usize| bytes[at..at + 4].iter().fold(0, |number, &byte| number << 8 | u32::from(byte));
@@ -209,12 +209,12 @@ mod tests {
     fn an_overlay_names_its_base_and_has_its_size() {
         let dir = tempfile::tempdir().unwrap();
         let overlay = dir.path().join("overlay.qcow2");
-        let disk = Disk::check(&raw(dir.path()), DiskFormat::Raw, Some(&overlay)).unwrap();
+        let disk = DiskRoot::check(&raw(dir.path()), DiskFormat::Raw, Some(&overlay)).unwrap();
         let first = disk.open_overlay().unwrap();
         let header = Header::read(&File::open(&overlay).unwrap()).unwrap();
         assert_eq!(header, Header { size: 3 << 20, backing: Some(disk.base.clone()) });
-        let words = format!("{:#}", disk.open_overlay().unwrap_err());
-        assert!(words.contains("another VM has it"), "{words}");
+        let error = format!("{:#}", disk.open_overlay().unwrap_err());
+        assert!(error.contains("another VM has it"), "{error}");
         drop(first);
         disk.open_overlay().unwrap();
     }
@@ -223,42 +223,42 @@ mod tests {
     fn an_overlay_of_another_base_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let overlay = dir.path().join("overlay.qcow2");
-        drop(Disk::check(&raw(dir.path()), DiskFormat::Raw, Some(&overlay)).unwrap().open_overlay().unwrap());
+        drop(DiskRoot::check(&raw(dir.path()), DiskFormat::Raw, Some(&overlay)).unwrap().open_overlay().unwrap());
         let other = dir.path().join("other.raw");
         std::fs::copy(dir.path().join("base.raw"), &other).unwrap();
-        let words = format!("{:#}", Disk::check(&other, DiskFormat::Raw, Some(&overlay)).unwrap_err());
-        assert!(words.contains("base.raw\" and not on"), "{words}");
+        let error = format!("{:#}", DiskRoot::check(&other, DiskFormat::Raw, Some(&overlay)).unwrap_err());
+        assert!(error.contains("base.raw\" and not "), "{error}");
     }
 
     #[test]
-    fn a_base_that_leads_to_other_files_is_refused() {
+    fn a_base_that_refers_to_other_files_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let overlay = dir.path().join("overlay.qcow2");
-        drop(Disk::check(&raw(dir.path()), DiskFormat::Raw, Some(&overlay)).unwrap().open_overlay().unwrap());
-        let words = format!("{:#}", Disk::check(&overlay, DiskFormat::Qcow2, None).unwrap_err());
-        assert!(words.contains("it stands on another image"), "{words}");
+        drop(DiskRoot::check(&raw(dir.path()), DiskFormat::Raw, Some(&overlay)).unwrap().open_overlay().unwrap());
+        let error = format!("{:#}", DiskRoot::check(&overlay, DiskFormat::Qcow2, None).unwrap_err());
+        assert!(error.contains("it has a backing file"), "{error}");
 
         let mut header = std::fs::read(&overlay).unwrap();
         header[8..16].fill(0);
         header[79] |= 1 << 2;
         std::fs::write(&overlay, &header).unwrap();
-        let words = format!("{:#}", Disk::check(&overlay, DiskFormat::Qcow2, None).unwrap_err());
-        assert!(words.contains("its data is in another file"), "{words}");
+        let error = format!("{:#}", DiskRoot::check(&overlay, DiskFormat::Qcow2, None).unwrap_err());
+        assert!(error.contains("its data is in another file"), "{error}");
     }
 
     #[test]
-    fn what_is_no_qcow2_is_said() {
+    fn a_file_that_is_not_qcow2_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        for (content, words) in [
-            (&b""[..], "no qcow2 image"),
+        for (content, expected) in [
+            (&b""[..], "not a qcow2 image"),
             (b"QFI\xfb", "version 0"),
             (b"QFI\xfb\0\0\0\x02\0\0\0\0\0\0\x01\0\0\0\xff\xff", "damaged"),
             (b"QFI\xfb\0\0\0\x02\0\0\0\0\0\0\x01\0\0\0\0\x08", "damaged"),
         ] {
             let path = dir.path().join("odd.qcow2");
             std::fs::write(&path, content).unwrap();
-            let error = format!("{:#}", Disk::check(&path, DiskFormat::Qcow2, None).unwrap_err());
-            assert!(error.contains(words), "{error}");
+            let error = format!("{:#}", DiskRoot::check(&path, DiskFormat::Qcow2, None).unwrap_err());
+            assert!(error.contains(expected), "{error}");
         }
     }
 }

@@ -1,45 +1,54 @@
 //! msb-boot: boot a microVM from a record.
 //!
-//! One program in three roles. Called by a person it checks everything, starts the supervisor, prints the record when
-//! the agent is ready, and ends. The supervisor stays as long as the VM. What it starts, it starts through this program
-//! again, so that nothing outlives it.
+//! One program in several roles. When a user calls it, it is the client: it checks everything, starts the supervisor, prints the record
+//! when the agent has reported, and exits. The supervisor runs as long as the VM. It starts the VM's processes through this program, so
+//! that the kernel kills them when it dies.
+//!
+//! Imports run one way: from the client and the roles to the supervisor, the configuration, the VMMs and their helper processes, the parts
+//! of a VM, and the jail.
 
+mod agent;
 mod args;
 mod block;
-mod bootshare;
-mod cell;
+mod boot_share;
+mod client;
 mod config;
 mod defaults;
 mod disk;
-mod elf;
-mod failed;
-mod follow;
+mod helper_process;
+mod inherited_fd;
+mod jail;
 mod kernel;
 mod krun;
-mod launch;
+mod log;
+mod notice;
 mod page;
 mod probe;
-mod programs;
+mod processes;
+mod program;
 mod qemu;
 mod request;
-mod respawn;
-mod supervise;
+mod role;
+mod root;
+mod root_choice;
+mod rotated;
+mod supervisor;
+mod unusable;
+mod vm;
 mod vmm;
 
 use std::process::ExitCode;
 
-use msb::{tool::cli, tool::exit, tool::interrupt, tool::line, tool::start};
+use msb::{tool::cli, tool::exit, tool::line, tool::start};
 
-use respawn::Role;
-
-/// The tool's name in its words.
-const TOOL: &str = "msb-boot";
+use notice::TOOL;
+use role::Role;
 
 fn main() -> ExitCode {
-    match respawn::role() {
-        Some(Role::Supervise) => supervise::main(),
-        Some(Role::Tied(cell, words)) => respawn::become_program(&cell, &words),
-        Some(Role::Enter(vm)) => vmm::enter(&vm),
+    match role::role() {
+        Some(Role::Supervisor) => supervisor::main(),
+        Some(Role::Jailed(jail, command)) => role::execute_jailed(&jail, &command),
+        Some(Role::Vmm(description)) => vmm::any::run(&description),
         None => {
             start::signals();
             let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);
@@ -56,9 +65,6 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     }
     args.output.check()?;
     let record = args.record.take(TOOL)?;
-    let guard = interrupt::Guard::new(TOOL)?;
     let config = config::Config::check(args, record)?;
-    interrupt::check()?;
-    drop(guard);
-    launch::launch(&config, &args.output, args.foreground)
+    client::boot(config, &args.output, args.foreground)
 }

@@ -1,4 +1,4 @@
-//! `--probe`: what this machine has for a VM, which VMM would be taken, and what to do about the rest.
+//! `--probe`: what this machine has for VMs, which VMM would be used, and what to do about the rest.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,36 +7,38 @@ use msb::record::VmmChoice;
 use msb::store::erofs::Mkfs;
 use serde::Serialize;
 
-use crate::block::top;
-use crate::vmm::{self, Vmm, Why, kvm};
-use crate::{kernel, krun, programs, qemu};
+use crate::block::scratch;
+use crate::unusable::Unusable;
+use crate::vmm::{any, kvm};
+use crate::{agent, helper_process, jail, kernel, qemu};
 
-/// What was found; printed as JSON.
+/// The result of a probe. It is printed as JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Probe {
-    /// The VMM that would be taken; none where no VM would run.
+    /// The VMM that would be used; `None` if no VM would run.
     vmm: Option<&'static str>,
-    /// The choice in a line.
-    words: String,
+    /// The choice in one line.
+    #[serde(rename = "words")]
+    message: String,
     /// The VMMs by name.
-    vmms: BTreeMap<&'static str, Found<&'static str>>,
-    /// What they need, by name.
-    parts: BTreeMap<&'static str, Found<PathBuf>>,
+    vmms: BTreeMap<&'static str, Finding<&'static str>>,
+    /// What the VMMs need, by name.
+    parts: BTreeMap<&'static str, Finding<PathBuf>>,
 }
 
-/// One thing that is usable, or not.
+/// Whether one thing is usable.
 #[derive(Debug, Serialize)]
-struct Found<T> {
+struct Finding<T> {
     usable: bool,
-    /// Where it is, or how it would run.
+    /// Its path, or how it would run.
     #[serde(skip_serializing_if = "Option::is_none")]
     by: Option<T>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    why: Option<Why>,
+    why: Option<Unusable>,
 }
 
-impl<T> From<Result<T, Why>> for Found<T> {
-    fn from(result: Result<T, Why>) -> Self {
+impl<T> From<Result<T, Unusable>> for Finding<T> {
+    fn from(result: Result<T, Unusable>) -> Self {
         match result {
             Ok(by) => Self { usable: true, by: Some(by), why: None },
             Err(why) => Self { usable: false, by: None, why: Some(why) },
@@ -45,31 +47,31 @@ impl<T> From<Result<T, Why>> for Found<T> {
 }
 
 impl Probe {
-    /// Looks at everything, as a boot would.
+    /// Checks everything that a boot needs.
     pub(crate) fn run(choice: VmmChoice) -> Self {
-        let agent = programs::agent().map_err(|error| Why::new(format!("{error:#}"), "make build"));
-        let chosen = agent.clone().map_err(Into::into).and_then(|_| vmm::choose(choice));
-        let (vmm, words) = match chosen {
-            Ok((kind, words)) => {
-                (Some(kind.name()), words.unwrap_or_else(|| format!("using {}, as told", kind.name())))
+        let agent = agent::find().map_err(|error| Unusable::new(format!("{error:#}"), "make build"));
+        let chosen = agent.clone().map_err(Into::into).and_then(|_| any::choose(choice));
+        let (vmm, message) = match chosen {
+            Ok(any::Choice { vmm, message, .. }) => {
+                (Some(vmm.name()), message.unwrap_or_else(|| format!("using {}, as told", vmm.name())))
             }
             Err(error) => (None, format!("{error:#}")),
         };
-        let vmms = [("krun", krun::Krun.probe().into()), ("qemu", qemu::Qemu.probe().into())];
-        let erofs = Mkfs::find().map(|mkfs| mkfs.program().to_owned());
-        let erofs = erofs.map_err(|_| Why::new("mkfs.erofs is not installed", "apt-get install erofs-utils"));
+        let mkfs = Mkfs::find().map(|mkfs| mkfs.program().to_owned());
+        let mkfs = mkfs.map_err(|_| Unusable::new("mkfs.erofs is not installed", "apt-get install erofs-utils"));
         let parts = [
             ("agentd", agent.into()),
             ("kvm", kvm::probe().map(|()| kvm::DEVICE.into()).into()),
             ("libkrunfw", kernel::library().into()),
-            ("mke2fs", top::mke2fs().into()),
-            ("mkfs.erofs", erofs.into()),
-            ("privileges", vmm::privileges().map(PathBuf::from).into()),
-            ("qemu", qemu::qemu().into()),
-            ("vhost-device-vsock", qemu::vsock().into()),
-            ("virtiofsd", qemu::virtiofsd().into()),
+            ("mke2fs", scratch::mke2fs().into()),
+            ("mkfs.erofs", mkfs.into()),
+            ("privileges", jail::check_privileges().map(PathBuf::from).into()),
+            ("qemu", qemu::find_program().into()),
+            ("vhost-device-vsock", helper_process::find_vsock().into()),
+            ("virtiofsd", helper_process::find_virtiofsd().into()),
         ];
-        Self { vmm, words, vmms: vmms.into(), parts: parts.into() }
+        let vmms = any::survey().map(|(name, result)| (name, result.into()));
+        Self { vmm, message, vmms: vmms.into(), parts: parts.into() }
     }
 
     /// Whether a VM would run.

@@ -15,6 +15,7 @@
 //! | `interrupt` | cancellation of long operations; with `overlay` | |
 //! | `lock` | locks on files and directories; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
+//! | `program` | where the programs are that msb runs; with `store` | |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
 //! | `tool` | command lines, exit statuses, records on stdin and stdout | and clap, nix, schemars |
@@ -41,6 +42,8 @@ pub mod interrupt;
 pub mod lock;
 #[cfg(feature = "overlay")]
 pub mod overlay;
+#[cfg(feature = "store")]
+pub mod program;
 #[cfg(feature = "record")]
 pub mod record;
 #[cfg(feature = "store")]

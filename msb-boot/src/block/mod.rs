@@ -1,10 +1,9 @@
-//! A root of disks, which the guest's overlayfs puts together: the image, read-only EROFS; the patches, a small EROFS more,
-//! where there are any; and a writable top. Each is a file that the supervisor opens and the VMM inherits, so no path is
-//! looked up for a guest.
+//! A block root: disks that the guest's overlayfs merges. The image is a read-only EROFS; the patches, if there are any, are a second
+//! EROFS; the scratch disk is writable. The supervisor opens each file and the VMM inherits it, so no path is looked up for a guest.
 //!
-//! What may not happen here: a guest's file system that the host's own kernel mounts.
+//! The host's kernel must never mount a file system that a guest wrote.
 
-pub(crate) mod top;
+pub(crate) mod scratch;
 
 use std::ffi::OsString;
 use std::io;
@@ -22,55 +21,50 @@ use msb::store::{chain, home, layout};
 use msb::vm::boot::{self, Directory, MountStep};
 use serde::{Deserialize, Serialize};
 
-use top::Top;
+use scratch::Scratch;
 
-/// The disks of a block root, in the order in which the guest has them.
+/// The disks of a block root, in the order in which the guest numbers them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Block {
-    /// The state directory; the supervisor has no environment to ask.
+pub(crate) struct BlockRoot {
+    /// The state directory. The supervisor has no environment that names it.
     home: PathBuf,
     /// The image's tree.
     base: Base,
-    /// What tells that tree from another.
+    /// The name of that tree.
     base_name: Vec<u8>,
     /// The upper of msb-patch, if it changes anything.
     patches: Option<Upper>,
-    /// What takes what the guest writes.
-    pub top: Top,
+    /// The place for what the guest writes.
+    pub scratch: Scratch,
 }
 
-/// Where the image's tree comes from.
+/// The source of the image's tree.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Base {
-    /// A kept image.
-    Kept(PathBuf),
-    /// Directories that may change, so that each boot makes an image of its own.
-    Fresh(Box<Stack>),
+    /// Layers in the store, which never change, so all boots share one image. [`BlockRoot::make_image`] sets its path.
+    Layers { chain_id: String, lower: Vec<PathBuf>, image: Option<PathBuf> },
+    /// Directories that may change, so each boot makes an image of its own.
+    Directories(Box<Stack>),
 }
 
-/// The directories of an image that is made for one boot.
+/// The directories that are merged into an image for one boot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Stack {
-    /// Top first.
+    /// The topmost directory first.
     lower: Vec<PathBuf>,
-    /// An upper that a guest could not read as a disk of its own: the kernel's overlayfs has written redirects or metacopies
-    /// into it, which a guest does not follow. It is merged into the image.
+    /// An upper that cannot be a disk of its own: the kernel's overlayfs has written redirects or metacopies into it, which a guest
+    /// does not follow.
     upper: Option<Upper>,
 }
 
-impl Block {
-    /// Checks what the disks are made of, and makes the image where it is not kept already, which `say` is told of.
+impl BlockRoot {
+    /// Checks the sources of the disks. Makes nothing.
     ///
     /// # Errors
-    /// Words for what is missing.
-    pub(crate) fn check(
-        lower: &[PathBuf],
-        upper: Option<&Upper>,
-        top: Top,
-        say: impl Fn(&str),
-    ) -> anyhow::Result<Self> {
-        let mkfs = Mkfs::find()?;
+    /// A source that is missing, or that mkfs.erofs is.
+    pub(crate) fn check(lower: &[PathBuf], upper: Option<&Upper>, scratch: Scratch) -> anyhow::Result<Self> {
+        Mkfs::find()?;
         let home = home::home()?;
         let patches = match upper {
             Some(upper) if has_changes(upper, lower).with_context(|| format!("upper {:?}", upper.dir))? => {
@@ -87,16 +81,25 @@ impl Block {
             patches => (patches, None),
         };
         let base = match chain::chain_id_of(&home, lower).filter(|_| merged.is_none()) {
-            Some(chain_id) => {
-                let image = mkfs.kept(&chain_id, lower, |path| {
-                    say(&format!("making the image's disk, once: {}", path.display()));
-                })?;
-                Base::Kept(image.path.ok_or_else(|| anyhow!("the image has no name"))?)
-            }
-            None => Base::Fresh(Box::new(Stack { lower: lower.to_vec(), upper: merged })),
+            Some(chain_id) => Base::Layers { chain_id, lower: lower.to_vec(), image: None },
+            None => Base::Directories(Box::new(Stack { lower: lower.to_vec(), upper: merged })),
         };
         let base_name = Self::base_name(lower)?.into_encoded_bytes();
-        Ok(Self { home, base, base_name, patches, top })
+        Ok(Self { home, base, base_name, patches, scratch })
+    }
+
+    /// Makes the image of layers in the store, if the store does not have it yet. That takes long, so `say` is called first.
+    ///
+    /// # Errors
+    /// The image that could not be made.
+    pub(crate) fn make_image(&mut self, say: impl Fn(&str)) -> anyhow::Result<()> {
+        if let Base::Layers { chain_id, lower, image } = &mut self.base {
+            let made = Mkfs::find()?.kept(chain_id, lower, |path| {
+                say(&format!("making the image's disk, once: {}", path.display()));
+            })?;
+            *image = made.path;
+        }
+        Ok(())
     }
 
     /// The state directory.
@@ -104,35 +107,39 @@ impl Block {
         &self.home
     }
 
-    /// Where what the guest wrote stays. The disk of a VM without a name gets one for it, that of the VM.
+    /// Keeps the scratch disk after the VM has ended, and returns its path. The disk of a VM without a name is linked under the VM's
+    /// generated name.
     ///
     /// # Errors
-    /// What linking says.
+    /// A disk that cannot be linked.
     pub(crate) fn keep(&self, name: &str, disk: &OwnedFd) -> anyhow::Result<PathBuf> {
-        match self.top.path() {
+        match self.scratch.path() {
             Some(path) => Ok(path),
-            None => top::keep(&self.home, name, &self.base_name, disk),
+            None => scratch::keep(&self.home, name, &self.base_name, disk),
         }
     }
 
-    /// The tree below the top, by a name that tells it from another.
+    /// The name of the tree below the scratch disk. A scratch disk belongs to one such tree.
+    ///
+    /// # Errors
+    /// That no variable names the state directory.
     pub(crate) fn base_name(lower: &[PathBuf]) -> anyhow::Result<OsString> {
         let joined = || lower.iter().map(|dir| dir.as_os_str()).collect::<Vec<_>>().join(std::ffi::OsStr::new(":"));
         Ok(chain::chain_id_of(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
     }
 
-    /// Opens the disks for as long as the VM has them, and makes those that are made for this boot.
+    /// Opens the disks, and makes those that are made for one boot.
     ///
     /// # Errors
-    /// Words for a disk that is gone, or that another VM has.
+    /// A disk that is gone, or that another VM uses.
     pub(crate) fn open(&self) -> anyhow::Result<Vec<Disk>> {
         let images = layout::images(&self.home);
         let mut disks = Vec::new();
-        // First, for it is the one that another VM may have.
-        let top = self.top.open(&self.home)?;
+        // The scratch disk is opened first, because another VM may use it.
+        let scratch = self.scratch.open(&self.home)?;
         let base = match &self.base {
-            Base::Kept(path) => erofs::open(path)?,
-            Base::Fresh(stack) => {
+            Base::Layers { image, .. } => erofs::open(image.as_deref().context("the image was not made")?)?,
+            Base::Directories(stack) => {
                 let Stack { lower, upper } = stack.as_ref();
                 let _lock = upper.as_ref().map(lock_upper).transpose()?;
                 let layers: Vec<_> = upper.iter().map(|upper| &upper.dir).chain(lower).cloned().collect();
@@ -145,14 +152,14 @@ impl Block {
             let image = Mkfs::find()?.layer(&images, &upper.dir)?;
             disks.push(Disk { file: image.file.into(), writable: false });
         }
-        // Last, so that a boot that fails leaves no disk behind that nothing is on.
-        if let Some(top) = top {
-            disks.push(Disk { file: top.into_file()?.into(), writable: true });
+        // It gets its name last, so that a boot that fails leaves no empty disk behind.
+        if let Some(scratch) = scratch {
+            disks.push(Disk { file: scratch.into_file()?.into(), writable: true });
         }
         Ok(disks)
     }
 
-    /// The way to the root, for the agent.
+    /// The mounts with which the agent builds the root.
     pub(crate) fn mount_steps(&self) -> Vec<MountStep> {
         let mut letters = 'a'..;
         let mut device = || format!("/dev/vd{}", letters.next().unwrap_or('z'));
@@ -170,18 +177,18 @@ impl Block {
             lower = format!("{}:{lower}", boot::PATCHES);
         }
         let like = if self.patches.is_some() { boot::PATCHES } else { boot::BASE };
-        let mut top = match self.top {
-            Top::Memory => step("tmpfs".into(), boot::TOP, "tmpfs", &["mode=0700"]),
-            // The kernel would write the inode tables out that mke2fs has left to it, for nobody.
+        let mut scratch = match self.scratch {
+            Scratch::Memory => step("tmpfs".into(), boot::TOP, "tmpfs", &["mode=0700"]),
+            // noinit_itable: else the kernel writes the inode tables that mke2fs left out, which nobody needs.
             _ => step(device(), boot::TOP, "ext4", &["noatime", "noinit_itable", "discard"]),
         };
-        top.directories = vec![
+        scratch.directories = vec![
             Directory { path: format!("{}/upper", boot::TOP).into(), like: Some(like.into()) },
             Directory { path: format!("{}/work", boot::TOP).into(), like: None },
         ];
-        steps.push(top);
+        steps.push(scratch);
         let mut root = step("overlay".into(), boot::NEW_ROOT, "overlay", &[]);
-        // What comes back by a commit is plain: whiteouts, opaque directories and whole files.
+        // A commit takes an upper in the plain form: whiteouts, opaque directories and complete files, no redirects or metacopies.
         root.options = vec![
             format!("lowerdir={lower}"),
             format!("upperdir={}/upper", boot::TOP),
@@ -196,7 +203,7 @@ impl Block {
     }
 }
 
-/// A disk that is open.
+/// An open disk.
 #[derive(Debug)]
 pub(crate) struct Disk {
     /// The file.
@@ -205,7 +212,7 @@ pub(crate) struct Disk {
     pub writable: bool,
 }
 
-/// Keeps an upper as it is while an image of it is made.
+/// Locks an upper against changes while an image of it is made.
 fn lock_upper(upper: &Upper) -> anyhow::Result<OwnedFd> {
     lock_to_read(&upper.work).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => {
@@ -215,7 +222,7 @@ fn lock_upper(upper: &Upper) -> anyhow::Result<OwnedFd> {
     })
 }
 
-/// Whether an upper shows anything that `lower` does not.
+/// Whether an upper changes anything.
 fn has_changes(upper: &Upper, lower: &[PathBuf]) -> io::Result<bool> {
     let dir = Dir::open(&upper.dir)?;
     for child in dir.read()? {
@@ -223,14 +230,14 @@ fn has_changes(upper: &Upper, lower: &[PathBuf]) -> io::Result<bool> {
             return Ok(true);
         }
     }
-    let (ours, below) = (dir.to_entry()?, Dir::open(&lower[0])?.to_entry()?);
-    Ok(looks(&ours)? != looks(&below)?)
+    let (upper, lower) = (dir.to_entry()?, Dir::open(&lower[0])?.to_entry()?);
+    Ok(metadata(&upper)? != metadata(&lower)?)
 }
 
-/// Mode, owner, mtime and xattrs.
-type Looks = (u32, u32, u32, i64, u64, Vec<(OsString, Vec<u8>)>);
+/// Mode, uid, gid, mtime and xattrs.
+type Metadata = (u32, u32, u32, i64, u64, Vec<(OsString, Vec<u8>)>);
 
-fn looks(entry: &Entry) -> io::Result<Looks> {
+fn metadata(entry: &Entry) -> io::Result<Metadata> {
     let stat = entry.stat();
     let mut xattrs = Vec::new();
     for name in entry.xattr_names()?.into_iter().filter(|name| !is_private_xattr(name)) {

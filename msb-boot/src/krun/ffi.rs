@@ -1,4 +1,4 @@
-//! The C interfaces of libkrun and libkrunfw, and all of this tool's unsafe code. What leaves this file is safe to call.
+//! The C interfaces of libkrun and libkrunfw, and all unsafe code of this program. Every function that this file exports is safe.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -16,19 +16,19 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 pub(crate) struct KernelImage {
     /// The raw image.
     pub bytes: &'static [u8],
-    /// The physical address it wants to be at.
+    /// The physical address at which it must be loaded.
     pub load: u64,
-    /// Where a processor in 64-bit mode enters it.
+    /// The entry for a processor in 64-bit mode.
     pub entry: u64,
 }
 
 fn open(name: &Path) -> io::Result<Library> {
-    // SAFETY: loading runs the library's initialisers. It is the caller's choice of a libkrunfw, as with any program
-    // that is linked to one; its initialisers are those of the C runtime.
+    // SAFETY: loading runs the library's initialisers. The library is a libkrunfw of the user's choice, as for any program that is
+    // linked to one, and its only initialisers are those of the C runtime.
     unsafe { Library::new(name) }.map_err(io::Error::other)
 }
 
-/// Where the loader finds a library; `None` where it does not.
+/// The path at which the dynamic loader finds a library.
 pub(crate) fn loaders_path(name: &str) -> Option<PathBuf> {
     let _loaded = open(Path::new(name)).ok()?;
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
@@ -39,78 +39,90 @@ pub(crate) fn loaders_path(name: &str) -> Option<PathBuf> {
     Some(path.into())
 }
 
-/// The kernel in a libkrunfw, which stays loaded for the rest of the process's life.
+/// The kernel in a libkrunfw. The library is never unloaded.
+///
+/// # Errors
+/// A file that is not a libkrunfw, or holds no kernel.
 pub(crate) fn kernel_image(library: &Path) -> io::Result<KernelImage> {
     type GetKernel = unsafe extern "C" fn(*mut u64, *mut u64, *mut usize) -> *const u8;
     let library = std::mem::ManuallyDrop::new(open(library)?);
-    // SAFETY: the type is that of the symbol in version 5 of libkrunfw's interface.
+    // SAFETY: this is the type of the symbol in version 5 of libkrunfw's interface.
     let get_kernel = unsafe { library.get::<GetKernel>(b"krunfw_get_kernel\0") }.map_err(io::Error::other)?;
     let (mut load, mut entry, mut size) = (0, 0, 0);
-    // SAFETY: it writes one value through each of the three pointers, which are valid.
+    // SAFETY: the function writes one value through each of the three pointers, which are valid.
     let start = unsafe { get_kernel(&raw mut load, &raw mut entry, &raw mut size) };
     if start.is_null() || size == 0 {
         return Err(io::Error::other("it holds no kernel"));
     }
-    // SAFETY: the library says so, its pages are never written, and it is never unloaded.
+    // SAFETY: the library gives the start and size of memory that is never written and never unmapped.
     let bytes = unsafe { std::slice::from_raw_parts(start, size) };
     Ok(KernelImage { bytes, load, entry })
 }
 
-/// The address that the kernel would have for a new mapping of so many bytes.
-pub(crate) fn next_place(length: usize) -> io::Result<usize> {
+/// The address that the kernel would choose for a new mapping of `length` bytes.
+///
+/// # Errors
+/// Those of `mmap(2)`.
+pub(crate) fn next_mapping_address(length: usize) -> io::Result<usize> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-    // SAFETY: a new mapping, taken away before anybody uses it.
+    // SAFETY: a new mapping, which is unmapped before anything uses it.
     unsafe {
-        let place = mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags)?;
-        munmap(place, length)?;
-        Ok(place.addr())
+        let start = mmap_anonymous(ptr::null_mut(), length, ProtFlags::empty(), flags)?;
+        munmap(start, length)?;
+        Ok(start.addr())
     }
 }
 
-/// Takes an address out of use, for the rest of the process's life. What is there stays, and is an error.
+/// Reserves the page at `address` for the rest of the process's life.
+///
+/// # Errors
+/// That something is mapped there already.
 pub(crate) fn occupy(address: usize) -> io::Result<()> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
-    // SAFETY: a new mapping of a page that replaces none, and that nobody can read or write.
+    // SAFETY: a new mapping that replaces no other, and that cannot be read or written.
     unsafe { mmap_anonymous(ptr::without_provenance_mut(address), 1, ProtFlags::empty(), flags) }?;
     Ok(())
 }
 
-/// A VM of libkrun that is being described.
+/// The configuration of a VM of libkrun.
 pub(crate) struct Context(u32);
 
 impl Context {
-    /// An empty one. libkrun's own words go to stderr, errors only, whatever the environment says.
+    /// An empty configuration. libkrun logs errors only, to stderr, regardless of the environment.
+    ///
+    /// # Errors
+    /// Those of libkrun, as for all methods.
     pub(crate) fn new() -> io::Result<Self> {
         const STDERR: i32 = 2;
         const ERRORS: u32 = 1;
         const NEVER_COLOUR: u32 = 2;
         const NO_ENVIRONMENT: u32 = 1;
-        // SAFETY: for stderr no ownership of an fd is passed.
+        // SAFETY: for stderr no ownership of a descriptor is passed.
         check(unsafe { krun::krun_init_log(STDERR, ERRORS, NEVER_COLOUR, NO_ENVIRONMENT) })?;
         Ok(Self(check(krun::krun_create_ctx())?))
     }
 
-    /// Processors and memory.
+    /// Sets the processors and the memory.
     pub(crate) fn set_size(&self, cpus: u8, memory_mib: u32) -> io::Result<()> {
         check(krun::krun_set_vm_config(self.0, cpus, memory_mib)).map(drop)
     }
 
-    /// The guest's kernel, an ELF file that enters at its 64-bit entry. libkrun copies it into the guest's memory.
+    /// Sets the guest's kernel, an ELF file. libkrun copies it to the guest's memory and enters it in 64-bit mode.
     pub(crate) fn set_kernel(&self, file: &Path) -> io::Result<()> {
         const ELF: u32 = 1;
         let file = c_path(file)?;
         let (no_initramfs, usual_command_line) = (ptr::null(), ptr::null());
-        // SAFETY: a C string that outlives the call, and two that may be missing.
+        // SAFETY: a C string that outlives the call, and two null pointers, which are allowed.
         check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), ELF, no_initramfs, usual_command_line) }).map(drop)
     }
 
-    /// The directory that is the guest's first root, read-only, with an `init.krun` of our own in it.
+    /// Shares the directory that is the guest's first root, read-only. It holds our own `init.krun`, so libkrun adds none.
     pub(crate) fn add_root_share(&self, dir: &Path) -> io::Result<()> {
         check(krun::krun_disable_implicit_init(self.0))?;
         self.add_virtiofs(c"/dev/root", dir, true)
     }
 
-    /// A directory under a tag.
+    /// Shares a directory under a tag.
     pub(crate) fn add_share(&self, tag: &CStr, dir: &Path) -> io::Result<()> {
         self.add_virtiofs(tag, dir, false)
     }
@@ -124,7 +136,7 @@ impl Context {
             .map(drop)
     }
 
-    /// The guest's next disk. What a qcow2 image's header names is opened too.
+    /// Adds a disk. libkrun also opens the backing file that a qcow2 image names.
     pub(crate) fn add_disk(&self, id: &str, file: &Path, format: DiskFormat, read_only: bool) -> io::Result<()> {
         const FLUSHES_REACH_THE_DISK: u32 = 2;
         let format = match format {
@@ -139,44 +151,44 @@ impl Context {
         .map(drop)
     }
 
-    /// A vsock device without libkrun's way of giving the guest the host's network.
+    /// Adds a vsock device without TSI, with which libkrun would give the guest the host's network.
     pub(crate) fn add_plain_vsock(&self) -> io::Result<()> {
         check(krun::krun_disable_implicit_vsock(self.0))?;
         check(krun::krun_add_vsock(self.0, 0)).map(drop)
     }
 
-    /// A vsock port that is a Unix socket on the host; `listen`: the host connects, else the guest does.
+    /// Maps a vsock port to a Unix socket on the host. With `listen` the host connects to the guest, else the guest to the host.
     pub(crate) fn add_port(&self, port: u32, socket: &Path, listen: bool) -> io::Result<()> {
         let socket = c_path(socket)?;
         // SAFETY: a C string that outlives the call.
         check(unsafe { krun::krun_add_vsock_port2(self.0, port, socket.as_ptr(), listen) }).map(drop)
     }
 
-    /// The file that the guest's console writes to.
+    /// Sets the file to which the guest's console is written.
     pub(crate) fn set_console(&self, file: &Path) -> io::Result<()> {
         let file = c_path(file)?;
         // SAFETY: a C string that outlives the call.
         check(unsafe { krun::krun_set_console_output(self.0, file.as_ptr()) }).map(drop)
     }
 
-    /// Runs it. The process ends with the VM; this returns only when it did not start.
+    /// Runs the VM. The process exits with the VM; this returns only if the VM did not start.
     pub(crate) fn enter(self) -> io::Error {
         match check(krun::krun_start_enter(self.0)) {
-            Ok(_) => io::Error::other("libkrun came back"),
+            Ok(_) => io::Error::other("libkrun returned"),
             Err(error) => error,
         }
     }
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
-    // libkrun takes UTF-8 alone and says EINVAL to anything else.
+    // libkrun answers EINVAL to a path that is not UTF-8.
     if path.to_str().is_none() {
         return Err(io::Error::other(format!("path {path:?} is not UTF-8, which libkrun needs")));
     }
     Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
-/// libkrun's answers are a number of its own, or a negative errno.
+/// Converts a result of libkrun: a number, or a negative errno.
 fn check(answer: i32) -> io::Result<u32> {
     u32::try_from(answer).map_err(|_| io::Error::from_raw_os_error(-answer))
 }

@@ -1,57 +1,64 @@
-//! libkrun: the VMM in this process, on KVM.
+//! libkrun: the VMM is this process, on KVM.
 
 pub(crate) mod ffi;
-mod place;
+mod huge_pages;
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use msb::record;
 use msb::vm::rundir;
 use msb::wire::{AGENT_PORT, READY_PORT};
+use serde::{Deserialize, Serialize};
 
-use crate::cell::{self, Cell, Powers};
-use crate::kernel;
-use crate::supervise::crew::Crew;
-use crate::vmm::{self, Root, Vm, Vmm, Why, kvm};
+use crate::jail::{self, Capabilities, Jail};
+use crate::kernel::{self, BootProtocol};
+use crate::processes::Processes;
+use crate::unusable::Unusable;
+use crate::vm::{self, Vm};
+use crate::vmm::{Vmm, kvm};
 
-/// The room.
-pub(crate) struct Krun;
+/// libkrun. It is linked into this program and needs no other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Krun {}
 
 impl Vmm for Krun {
-    fn probe(&self) -> Result<&'static str, Why> {
+    fn find() -> Result<Self, Unusable> {
         kvm::probe()?;
         kernel::library()?;
-        Ok("KVM works here")
+        Ok(Self {})
     }
 
-    fn prepare(&self, _: &mut Vm, _: &mut Crew) -> anyhow::Result<Vec<OwnedFd>> {
+    fn name(&self) -> &'static str {
+        "krun"
+    }
+
+    fn in_record(&self) -> record::Vmm {
+        record::Vmm::Krun
+    }
+
+    fn acceleration(&self) -> &'static str {
+        "KVM works here"
+    }
+
+    fn boot_protocol(&self) -> BootProtocol {
+        BootProtocol::LongMode
+    }
+
+    fn has_vsock_handshake(&self) -> bool {
+        false
+    }
+
+    /// None: libkrun serves all devices itself.
+    fn start_helpers(&mut self, _: &Vm, _: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
         Ok(Vec::new())
     }
 
-    fn enter(&self, vm: &Vm) -> anyhow::Error {
-        let described = (|| {
-            cell(vm).enter()?;
-            let door = Path::new(cell::DOOR);
-            let context = ffi::Context::new()?;
-            context.set_size(vm.cpus, vm.memory_mib)?;
-            context.set_kernel(Path::new(cell::KERNEL))?;
-            context.add_root_share(Path::new(cell::BOOT))?;
-            if let Root::Share(_) = &vm.root {
-                context.add_share(c"rootfs", Path::new(cell::ROOT))?;
-            }
-            for (number, drive) in vm.drives.iter().enumerate() {
-                context.add_disk(&format!("drive{number}"), Path::new(&drive.path()), drive.format, !drive.writable)?;
-            }
-            context.add_plain_vsock()?;
-            context.add_port(AGENT_PORT, &door.join(rundir::AGENT_SOCKET), true)?;
-            context.add_port(READY_PORT, &vmm::ready_socket(door), false)?;
-            context.set_console(Path::new("/proc/self/fd/1"))?;
-            anyhow::Ok(context)
-        })();
-        match described {
+    fn run(&self, vm: &Vm) -> anyhow::Error {
+        match configure(vm) {
             Ok(context) => {
-                // Without it everything works, only slower.
-                let _ = place::prepare(vm.memory_mib);
+                // Without huge pages the VM works, only slower.
+                let _ = huge_pages::align_next_mapping(vm.memory_mib);
                 context.enter().into()
             }
             Err(error) => error,
@@ -59,21 +66,44 @@ impl Vmm for Krun {
     }
 }
 
-/// What libkrun opens while it makes a VM. Its virtiofs would follow a guest to any name in there.
-fn cell(vm: &Vm) -> Cell {
-    let powers = if matches!(vm.root, Root::Share(_)) { Powers::Serve } else { Powers::None };
-    // Its virtiofs opens by descriptors' links, and nothing else of /proc.
-    let descriptors = Path::new("/proc/self/fd");
-    let cell = vm
-        .cell(powers)
-        .show(&vm.boot_share(), cell::BOOT, false)
-        .show(&vm.door(), cell::DOOR, true)
-        .show(&vm.kernel, cell::KERNEL, false)
-        .show(descriptors, descriptors, false)
-        .show_device(kvm::DEVICE);
-    match &vm.root {
-        Root::Share(dir) => cell.show(dir, cell::ROOT, true),
-        Root::Disk(disk) => cell.show(&disk.base, &disk.base, false),
-        Root::Block(_) => cell,
+/// Enters the jail and configures the VM.
+fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
+    jail(vm).enter()?;
+    let sockets = Path::new(jail::SOCKET_DIR);
+    let context = ffi::Context::new()?;
+    context.set_size(vm.cpus, vm.memory_mib)?;
+    context.set_kernel(Path::new(jail::KERNEL))?;
+    context.add_root_share(Path::new(jail::BOOT_SHARE))?;
+    if vm.root_share.is_some() {
+        context.add_share(c"rootfs", Path::new(jail::ROOT))?;
     }
+    for (number, drive) in vm.drives.iter().enumerate() {
+        context.add_disk(&format!("drive{number}"), &drive.fd.path(), drive.format, !drive.writable)?;
+    }
+    context.add_plain_vsock()?;
+    context.add_port(AGENT_PORT, &sockets.join(rundir::AGENT_SOCKET), true)?;
+    context.add_port(READY_PORT, &vm::ready_socket(sockets), false)?;
+    context.set_console(Path::new("/proc/self/fd/1"))?;
+    Ok(context)
+}
+
+/// A jail with the files that libkrun opens. Its virtiofs follows any name that the guest sends, within the jail.
+fn jail(vm: &Vm) -> Jail {
+    let capabilities = if vm.root_share.is_some() { Capabilities::ServeFiles } else { Capabilities::None };
+    // Its virtiofs reopens files through /proc/self/fd, and uses nothing else of /proc.
+    let descriptors = Path::new("/proc/self/fd");
+    let mut jail = vm
+        .jail(capabilities)
+        .ro_bind(&vm.boot_share(), jail::BOOT_SHARE.as_ref())
+        .bind(&vm.socket_dir(), jail::SOCKET_DIR.as_ref())
+        .ro_bind(&vm.kernel, jail::KERNEL.as_ref())
+        .ro_bind(descriptors, descriptors)
+        .dev_bind_try(kvm::DEVICE);
+    if let Some(root) = &vm.root_share {
+        jail = jail.bind(root, jail::ROOT.as_ref());
+    }
+    for file in vm.drives.iter().filter_map(|drive| drive.backing_file.as_deref()) {
+        jail = jail.ro_bind(file, file);
+    }
+    jail
 }

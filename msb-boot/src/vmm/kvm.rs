@@ -1,62 +1,67 @@
-//! Whether KVM is usable. That `/dev/kvm` opens proves nothing: a host may offer it with no hardware behind it, where
-//! every call works and a guest never reaches its first line.
+//! Whether KVM is usable. Opening `/dev/kvm` is not enough: a host may offer the device without hardware virtualization, and then every
+//! call succeeds and the guest never executes an instruction.
 
 use std::fs::{self, File};
 use std::io;
 use std::sync::OnceLock;
 
-use super::Why;
+use crate::unusable::Unusable;
 
+/// The device of KVM.
 pub(crate) const DEVICE: &str = "/dev/kvm";
 
-/// Whether guests would run. It is looked for once: the list of processors is long on a large machine.
-pub(crate) fn probe() -> Result<(), Why> {
-    static FOUND: OnceLock<Result<(), Why>> = OnceLock::new();
-    let look = || {
+/// Checks that guests would run. The answer is cached, because `/proc/cpuinfo` is long on a large machine.
+///
+/// # Errors
+/// Why they would not.
+pub(crate) fn probe() -> Result<(), Unusable> {
+    static CACHED: OnceLock<Result<(), Unusable>> = OnceLock::new();
+    let check = || {
         let opened = File::options().read(true).write(true).open(DEVICE);
         judge(opened.map(drop), &fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
     };
-    FOUND.get_or_init(look).clone()
+    CACHED.get_or_init(check).clone()
 }
 
-/// What opening the device, and the machine's processor, say.
-fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Why> {
+/// Judges by the result of opening the device and by the text of `/proc/cpuinfo`.
+fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
     let virtual_cpu = !cfg!(target_arch = "x86_64") || has_virtualization(cpuinfo);
     let no_cpu = "switch virtualization on in the firmware; in a virtual machine, let its host pass it on";
     match opened {
         Ok(()) if virtual_cpu => Ok(()),
-        Ok(()) => Err(Why::new(
+        Ok(()) => Err(Unusable::new(
             format!("{DEVICE} is there but the CPU shows no vmx or svm, so guests would never start"),
             no_cpu,
         )),
         Err(error) => Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-            Some(rustix::io::Errno::NOENT) if virtual_cpu => Why::new(
+            Some(rustix::io::Errno::NOENT) if virtual_cpu => Unusable::new(
                 format!("there is no {DEVICE}"),
                 "modprobe kvm_intel or kvm_amd; in a container: --device /dev/kvm",
             ),
             Some(rustix::io::Errno::NOENT) => {
-                Why::new(format!("there is no {DEVICE}, and the CPU shows no vmx or svm"), no_cpu)
+                Unusable::new(format!("there is no {DEVICE}, and the CPU shows no vmx or svm"), no_cpu)
             }
-            Some(rustix::io::Errno::ACCESS) => Why::new(
+            Some(rustix::io::Errno::ACCESS) => Unusable::new(
                 format!("{DEVICE} may not be opened by this user"),
                 format!("usermod -aG kvm {}, then log in again", user()),
             ),
-            // What a container's rules for devices say.
-            Some(rustix::io::Errno::PERM) => {
-                Why::new(format!("{DEVICE} may not be opened in here"), "start the container with --device /dev/kvm")
-            }
-            _ => Why::new(format!("{DEVICE}: {error}"), "see the kernel's log for kvm"),
+            // The device rules of a container (a cgroup) deny it.
+            Some(rustix::io::Errno::PERM) => Unusable::new(
+                format!("{DEVICE} may not be opened in this container"),
+                "start the container with --device /dev/kvm",
+            ),
+            _ => Unusable::new(format!("{DEVICE}: {error}"), "see the kernel's log for kvm"),
         }),
     }
 }
 
-/// This user's name, for a command line.
+/// The name of this user, for a command line.
 fn user() -> String {
     let user = nix::unistd::User::from_uid(nix::unistd::Uid::current()).ok().flatten();
     user.map_or_else(|| "USER".into(), |user| user.name)
 }
 
-/// Whether a `/proc/cpuinfo` of x86 shows Intel's or AMD's extension.
+/// Whether the `/proc/cpuinfo` of an x86 machine lists Intel's or AMD's virtualization extension.
 fn has_virtualization(cpuinfo: &str) -> bool {
     cpuinfo
         .lines()
@@ -79,7 +84,7 @@ mod tests {
             (failed(rustix::io::Errno::NOENT), with, "there is no /dev/kvm", "modprobe"),
             (failed(rustix::io::Errno::NOENT), without, "and the CPU shows no vmx or svm", "firmware"),
             (failed(rustix::io::Errno::ACCESS), with, "may not be opened by this user", "usermod -aG kvm "),
-            (failed(rustix::io::Errno::PERM), with, "may not be opened in here", "--device /dev/kvm"),
+            (failed(rustix::io::Errno::PERM), with, "may not be opened in this container", "--device /dev/kvm"),
             (failed(rustix::io::Errno::BUSY), with, "resource busy", "kernel's log"),
         ] {
             let why = judge(opened, cpuinfo).unwrap_err();

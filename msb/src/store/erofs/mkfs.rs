@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -18,6 +18,7 @@ use crate::lock;
 use crate::overlay::beneath::Dir;
 use crate::overlay::error::At;
 use crate::overlay::whiteout;
+use crate::program;
 use crate::store::chain::MAX_LAYERS;
 use crate::store::publish::{link_over, make_private_dir, sync_parent, unnamed_file};
 use crate::store::{Error, home, layout};
@@ -46,16 +47,10 @@ impl Mkfs {
     /// # Errors
     /// [`Error::Host`] with the package to install.
     pub fn find() -> Result<Self, Error> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let dirs = std::env::split_paths(&path).filter(|dir| dir.is_absolute());
-        let fixed = ["/usr/bin", "/usr/sbin", "/sbin"].into_iter().map(PathBuf::from);
-        let found = dirs.chain(fixed).map(|dir| dir.join("mkfs.erofs")).find_map(|program| {
-            let meta = fs::metadata(&program).ok()?;
-            (meta.is_file() && meta.permissions().mode() & 0o111 != 0).then_some((program, meta))
-        });
-        let Some((program, meta)) = found else {
+        let Some(program) = program::find("mkfs.erofs", &["/usr/bin", "/usr/sbin", "/sbin"]) else {
             return Err(Error::Host("mkfs.erofs is not installed (apt-get install erofs-utils)".into()));
         };
+        let meta = fs::metadata(&program)?;
         let mut identity = Sha256::new();
         identity.update(format!("{}.{}.{}", meta.size(), meta.mtime(), meta.mtime_nsec()));
         identity.update(OPTIONS.join(" "));

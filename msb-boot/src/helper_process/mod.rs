@@ -1,0 +1,78 @@
+//! The helper processes that serve the vhost-user devices of a VM, for every VMM that takes such devices. The supervisor connects to
+//! each of them, and the VMM inherits the connection, so nobody waits for a socket to appear, and no socket is left behind.
+
+mod virtiofsd;
+mod vsock;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::inherited_fd::InheritedFd;
+use crate::jail::{self, Capabilities};
+use crate::processes::Processes;
+use crate::unusable::Unusable;
+use crate::vm::Vm;
+
+pub(crate) use {virtiofsd::find as find_virtiofsd, vsock::find as find_vsock};
+
+/// The programs of the helper processes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Programs {
+    virtiofsd: PathBuf,
+    vsock: PathBuf,
+}
+
+/// A vhost-user device of the VM.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Device {
+    /// Its kind.
+    pub kind: DeviceKind,
+    /// The connection to the helper process that serves it.
+    pub socket: InheritedFd,
+}
+
+/// The kinds of vhost-user devices.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum DeviceKind {
+    /// The vsock device.
+    Vsock,
+    /// A file system, with the tag by which the guest mounts it.
+    Fs(String),
+}
+
+impl Programs {
+    /// Finds them.
+    ///
+    /// # Errors
+    /// The first one that is missing.
+    pub(crate) fn find() -> Result<Self, Unusable> {
+        Ok(Self { virtiofsd: find_virtiofsd()?, vsock: find_vsock()? })
+    }
+
+    /// Starts the helper processes of a VM: one for the vsock device, and one for each shared directory. Returns the devices and the
+    /// descriptors of their sockets.
+    ///
+    /// # Errors
+    /// The process that did not start, and why.
+    pub(crate) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Vec<Device>, Vec<OwnedFd>)> {
+        // The vsock helper takes the longest to start, so it is started first and connected to last.
+        let vsock = vsock::Starting::start(vm, &self.vsock, processes)?;
+        let jail = || vm.jail(Capabilities::ServeFilesSandboxed);
+        let boot_share = jail().ro_bind(&vm.boot_share(), jail::ROOT.as_ref());
+        let mut sockets = vec![(
+            DeviceKind::Fs("/dev/root".into()),
+            virtiofsd::start(&vm.dir, &self.virtiofsd, boot_share, processes)?,
+        )];
+        if let Some(root) = &vm.root_share {
+            let root = jail().bind(root, jail::ROOT.as_ref());
+            let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, processes)?;
+            sockets.push((DeviceKind::Fs("rootfs".into()), socket));
+        }
+        sockets.insert(0, (DeviceKind::Vsock, vsock.connect()?));
+        let device = |(kind, socket): (_, OwnedFd)| (Device { kind, socket: InheritedFd::of(&socket) }, socket);
+        Ok(sockets.into_iter().map(device).unzip())
+    }
+}

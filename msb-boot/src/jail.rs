@@ -1,0 +1,250 @@
+//! The jail of a process that serves a VM: a root of its own that holds only what was bound into it, no network, an own PID namespace,
+//! and only the capabilities that it needs. Each of these processes faces the guest, and libkrun's virtiofs and the block layers follow
+//! any name that a guest sends, so a file that is not in the jail cannot be reached.
+//!
+//! The jail consists of namespaces and capabilities only, so any program can run in one. The PID namespace is made where the process
+//! is started, in [`crate::processes`].
+
+use std::fs::{self, DirBuilder, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use msb::tool::capability;
+use nix::sched::CloneFlags;
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use serde::{Deserialize, Serialize};
+
+use crate::unusable::Unusable;
+
+/// The boot share, in the jail of a process that serves it.
+pub(crate) const BOOT_SHARE: &str = "/msb/boot";
+/// The guest's root, in the jail of a process that serves it.
+pub(crate) const ROOT: &str = "/msb/root";
+/// The directory for the VM's sockets.
+pub(crate) const SOCKET_DIR: &str = "/msb/sockets";
+/// The guest's kernel, in the VMM's jail.
+pub(crate) const KERNEL: &str = "/msb/kernel";
+
+/// Where distributions have programs and libraries. None of these directories holds users' files.
+const SYSTEM: [&str; 9] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/nix/store", "/gnu/store"];
+
+/// The capabilities for serving a tree to a guest with many users: acting as each of them, and as root.
+const SERVE_FILES: CapabilitySet = CapabilitySet::CHOWN
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::FSETID)
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::SETFCAP);
+
+/// The capabilities that virtiofsd needs for its own sandbox within the jail. It drops both.
+const SANDBOX: CapabilitySet = CapabilitySet::SYS_CHROOT.union(CapabilitySet::SETPCAP);
+
+/// The limits of the tmpfs that is the jail's root. It holds only directories and mount points.
+const ROOT_OPTIONS: &std::ffi::CStr = c"size=256k,nr_inodes=256,mode=0755";
+
+/// The capabilities that a process keeps in its jail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Capabilities {
+    /// None.
+    None,
+    /// Those for serving a tree with all its owners and file types.
+    ServeFiles,
+    /// The same, and those for a sandbox within the jail.
+    ServeFilesSandboxed,
+}
+
+impl Capabilities {
+    fn set(self) -> CapabilitySet {
+        match self {
+            Self::None => CapabilitySet::empty(),
+            Self::ServeFiles => SERVE_FILES,
+            Self::ServeFilesSandboxed => SERVE_FILES.union(SANDBOX),
+        }
+    }
+}
+
+/// A bind mount of a file or directory of the host in the jail.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Bind {
+    source: PathBuf,
+    target: PathBuf,
+    writable: bool,
+    /// Whether device nodes work in it.
+    devices: bool,
+}
+
+/// The description of a jail. The methods that add to it are named as bubblewrap's options.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Jail {
+    binds: Vec<Bind>,
+    capabilities: Capabilities,
+    /// A directory of the host on which the jail's root is mounted before pivot_root(2).
+    mount_point: PathBuf,
+}
+
+/// Checks that this user can put processes into jails.
+///
+/// # Errors
+/// The privilege that is missing.
+pub(crate) fn check_privileges() -> Result<&'static str, Unusable> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Unusable::new("needs root, to confine the VM and serve its root", "run it with sudo"));
+    }
+    match capability::check_sys_admin() {
+        Ok(()) => Ok("root"),
+        Err(missing) => Err(Unusable::new(format!("cannot confine a VM: {}", missing.found), missing.remedy)),
+    }
+}
+
+impl Jail {
+    /// An empty jail. `mount_point` is any directory of the host.
+    pub(crate) fn new(mount_point: &Path, capabilities: Capabilities) -> Self {
+        Self { binds: Vec::new(), capabilities, mount_point: mount_point.to_owned() }
+    }
+
+    /// Binds a file or a directory with all mounts below it, writable. Device nodes do not work in it.
+    pub(crate) fn bind(self, source: &Path, target: &Path) -> Self {
+        self.add(source, target, true)
+    }
+
+    /// Binds a file or a directory with all mounts below it, read-only. Device nodes do not work in it.
+    pub(crate) fn ro_bind(self, source: &Path, target: &Path) -> Self {
+        self.add(source, target, false)
+    }
+
+    fn add(mut self, source: &Path, target: &Path, writable: bool) -> Self {
+        self.binds.push(Bind { source: source.to_owned(), target: target.to_owned(), writable, devices: false });
+        self
+    }
+
+    /// Binds a device node at its own path, if the host has it.
+    pub(crate) fn dev_bind_try(mut self, device: &str) -> Self {
+        if Path::new(device).exists() {
+            // A read-only mount protects the node's mode and owner; the device itself can still be written to.
+            self.binds.push(Bind { source: device.into(), target: device.into(), writable: false, devices: true });
+        }
+        self
+    }
+
+    /// Binds what `program` needs to run: the program itself and the system's libraries.
+    pub(crate) fn ro_bind_program(mut self, program: &Path) -> Self {
+        for path in SYSTEM.iter().map(Path::new).filter(|path| path.exists()) {
+            self = self.ro_bind(path, path);
+        }
+        if SYSTEM.iter().any(|system| program.starts_with(system)) { self } else { self.ro_bind(program, program) }
+    }
+
+    /// Moves this process, which must have one thread, into the jail. Open descriptors stay open.
+    ///
+    /// # Errors
+    /// The step that failed. The process must exit then: it may be half confined.
+    pub(crate) fn enter(&self) -> anyhow::Result<()> {
+        msb::overlay::raise_open_files();
+        // A core dump would contain the guest's memory.
+        rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+        let namespaces =
+            CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        nix::sched::unshare(namespaces).context("new namespaces")?;
+        self.mount_root().context("a new root")?;
+        self.drop_capabilities().context("dropping privileges")
+    }
+
+    fn mount_root(&self) -> anyhow::Result<()> {
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).context("propagation")?;
+        // All sources are cloned before the tmpfs is mounted, which may hide them.
+        let trees: Vec<OwnedFd> = self.binds.iter().map(Bind::clone_tree).collect::<Result<_, _>>()?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount("jail", &self.mount_point, "tmpfs", flags, ROOT_OPTIONS).context("tmpfs")?;
+        std::env::set_current_dir(&self.mount_point)?;
+        for (bind, tree) in self.binds.iter().zip(&trees) {
+            bind.mount(tree).with_context(|| format!("{:?}", bind.source))?;
+        }
+        drop(trees);
+        self.restrict_submounts()?;
+        // pivot_root(2) stacks the old root on the new one, and the unmount takes it away.
+        rustix::process::pivot_root(".", ".").context("pivot_root")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).context("old root")?;
+        std::env::set_current_dir("/")?;
+        rustix::mount::mount_remount("/", flags | MountFlags::BIND | MountFlags::RDONLY, c"").context("read-only root")
+    }
+
+    /// Sets each bind's flags on all mounts below it: a cloned submount keeps its own flags.
+    fn restrict_submounts(&self) -> anyhow::Result<()> {
+        let table = fs::read("/proc/self/mountinfo")?;
+        let mount_points: Vec<PathBuf> = msb::overlay::mountinfo::mount_points(&table).map(PathBuf::from).collect();
+        for bind in &self.binds {
+            let root = self.mount_point.join(bind.relative_target());
+            for point in mount_points.iter().filter(|point| point.starts_with(&root)) {
+                rustix::mount::mount_remount(point, bind.flags() | MountFlags::BIND, c"")
+                    .with_context(|| format!("{point:?}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_capabilities(&self) -> anyhow::Result<()> {
+        let kept = self.capabilities.set();
+        rustix::thread::clear_ambient_capability_set()?;
+        for capability in CapabilitySet::all().difference(kept).iter() {
+            match rustix::thread::remove_capability_from_bounding_set(capability) {
+                // This kernel does not know the capability.
+                Err(rustix::io::Errno::INVAL) => {}
+                other => other?,
+            }
+        }
+        rustix::thread::set_thread_groups(&[])?;
+        let permitted = rustix::thread::capabilities(None)?.permitted;
+        if !permitted.contains(kept) {
+            bail!("this user lacks {:?}", kept.difference(permitted));
+        }
+        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+        rustix::thread::set_capabilities(None, sets)?;
+        Ok(rustix::thread::set_no_new_privs(true)?)
+    }
+}
+
+impl Bind {
+    /// The target, relative to the jail's root.
+    fn relative_target(&self) -> &Path {
+        self.target.strip_prefix("/").unwrap_or(&self.target)
+    }
+
+    fn flags(&self) -> MountFlags {
+        let mut flags = MountFlags::NOSUID;
+        flags.set(MountFlags::NODEV, !self.devices);
+        flags.set(MountFlags::RDONLY, !self.writable);
+        flags
+    }
+
+    /// Clones the mounts at the source, detached from the file system.
+    fn clone_tree(&self) -> anyhow::Result<OwnedFd> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        rustix::mount::open_tree(CWD, &self.source, flags).with_context(|| format!("{:?}", self.source))
+    }
+
+    /// Mounts the cloned tree on the target, which is made below the working directory.
+    fn mount(&self, tree: &OwnedFd) -> anyhow::Result<()> {
+        let target = self.relative_target();
+        if let Some(parent) = target.parent() {
+            DirBuilder::new().mode(0o755).recursive(true).create(parent)?;
+        }
+        if rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode).is_dir() {
+            DirBuilder::new().mode(0o755).recursive(true).create(target)?;
+        } else {
+            File::create_new(target)?;
+        }
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        rustix::mount::move_mount(tree, "", CWD, target, flags)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,150 @@
+//! QEMU's machine `microvm`, with libkrunfw's kernel and helper processes for the shares and the vsock device. It emulates the processor
+//! if KVM is not usable.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use msb::record::{self, DiskFormat};
+use serde::{Deserialize, Serialize};
+
+use crate::helper_process::{Device, DeviceKind, Programs};
+use crate::jail::{self, Capabilities};
+use crate::kernel::{self, BootProtocol};
+use crate::processes::Processes;
+use crate::program;
+use crate::unusable::Unusable;
+use crate::vm::Vm;
+use crate::vmm::{Vmm, kvm};
+
+/// The kernel's command line. `quiet`, because the console is slow. `reboot=t` and `-no-reboot` end the machine by a triple fault: a
+/// microvm has no power button, and the kernel would first spend a second on a keyboard controller that does not exist.
+const COMMAND_LINE: &str = "console=hvc0 reboot=t panic=-1 rootfstype=virtiofs root=/dev/root rw quiet \
+                            tsc=reliable no_timer_check random.trust_cpu=on init=/init.krun";
+
+/// QEMU, with the programs that it needs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Qemu {
+    program: PathBuf,
+    helpers: Programs,
+    /// The vhost-user devices whose helper processes run.
+    devices: Vec<Device>,
+}
+
+/// Finds the program.
+///
+/// # Errors
+/// The package to install.
+pub(crate) fn find_program() -> Result<PathBuf, Unusable> {
+    program::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")
+}
+
+impl Vmm for Qemu {
+    fn find() -> Result<Self, Unusable> {
+        kernel::library()?;
+        Ok(Self { program: find_program()?, helpers: Programs::find()?, devices: Vec::new() })
+    }
+
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn in_record(&self) -> record::Vmm {
+        record::Vmm::Qemu
+    }
+
+    fn acceleration(&self) -> &'static str {
+        if kvm::probe().is_ok() { "on KVM" } else { "software emulation" }
+    }
+
+    fn boot_protocol(&self) -> BootProtocol {
+        BootProtocol::Pvh
+    }
+
+    fn has_vsock_handshake(&self) -> bool {
+        true
+    }
+
+    fn start_helpers(&mut self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
+        let (devices, sockets) = self.helpers.start(vm, processes)?;
+        self.devices = devices;
+        Ok(sockets)
+    }
+
+    fn run(&self, vm: &Vm) -> anyhow::Error {
+        let kvm = kvm::probe().is_ok();
+        let kernel = Path::new(jail::KERNEL);
+        let mut jail = vm.jail(Capabilities::None).ro_bind_program(&self.program).ro_bind(&vm.kernel, kernel);
+        if kvm {
+            jail = jail.dev_bind_try(kvm::DEVICE);
+        }
+        for file in vm.drives.iter().filter_map(|drive| drive.backing_file.as_deref()) {
+            jail = jail.ro_bind(file, file);
+        }
+        if !vm.drives.is_empty() {
+            let descriptors = Path::new("/proc/self/fd");
+            jail = jail.ro_bind(descriptors, descriptors);
+        }
+        if let Err(error) = jail.enter() {
+            return error;
+        }
+        Command::new(&self.program).args(arguments(vm, &self.devices, kernel, kvm)).exec().into()
+    }
+}
+
+/// QEMU's command line.
+fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsString> {
+    let mut args: Vec<OsString> = Vec::new();
+    let mut push = |more: &[&str]| args.extend(more.iter().map(OsString::from));
+    push(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
+    push(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
+    push(&[
+        "-M",
+        "microvm,acpi=off,rtc=on,isa-serial=off,x-option-roms=off,memory-backend=memory,auto-kernel-cmdline=on",
+    ]);
+    // With the default, true, virtiofsd refuses the device, and the guest hangs without a message.
+    push(&["-global", "virtio-mmio.force-legacy=false"]);
+    if kvm {
+        push(&["-accel", "kvm", "-cpu", "host"]);
+    } else {
+        // Five-level page tables (la57) make each miss of the emulated TLB slower, and no guest here needs them. With fast string
+        // instructions (erms) the kernel copies with `rep movsb`, which the emulator executes byte by byte: without, pipes in the
+        // guest are three times as fast.
+        push(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off,erms=off"]);
+    }
+    push(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
+    push(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
+    // The order in which QEMU itself would assign the buses, without bus 3: its interrupt is that of the real-time clock.
+    let mut buses = [7, 6, 5, 4, 2, 1, 0].into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
+    let mut bus = || buses.next().unwrap_or_default();
+    push(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);
+    push(&["-device", "virtconsole,chardev=console"]);
+
+    for (number, drive) in vm.drives.iter().enumerate() {
+        // An I/O error is reported to the guest; QEMU would else pause the machine. A flush of the guest reaches the host's disk.
+        let (file, format) = (drive.fd.path(), drive.format);
+        let file = file.display();
+        let writable = if drive.writable { "readonly=off,discard=unmap" } else { "readonly=on" };
+        // msb-boot holds the locks. QEMU would open /dev/null, which its jail lacks, to find out how to lock, and complain.
+        let unlocked = match format {
+            DiskFormat::Raw => "file.locking=off",
+            DiskFormat::Qcow2 => "file.locking=off,backing.file.locking=off",
+        };
+        let options = format!("cache=writeback,werror=report,rerror=report,{unlocked}");
+        push(&["-drive", &format!("if=none,id=drive{number},format={format},file={file},{writable},{options}")]);
+        push(&["-device", &format!("virtio-blk-device,drive=drive{number},{}", bus())]);
+    }
+    for (number, device) in devices.iter().enumerate() {
+        let name = match &device.kind {
+            DeviceKind::Vsock => "vhost-user-vsock-device".to_owned(),
+            DeviceKind::Fs(tag) => format!("vhost-user-fs-device,tag={tag}"),
+        };
+        push(&["-chardev", &format!("socket,id=socket{number},fd={}", device.socket)]);
+        push(&["-device", &format!("{name},chardev=socket{number},{}", bus())]);
+    }
+    push(&["-append", COMMAND_LINE]);
+    args.extend(["-kernel".into(), kernel.into()]);
+    args
+}

@@ -1,0 +1,113 @@
+//! This program's roles other than the one that a user calls. It starts itself in them; the first argument names the role.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use msb::wire::exec::DEFAULT_PATH;
+use nix::sys::signal::{SigSet, Signal as TiedSignal};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, set_parent_process_death_signal};
+
+use crate::jail::Jail;
+use crate::notice::TOOL;
+
+const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
+const JAILED: &str = "--as-jailed-process";
+const VMM: &str = "--as-vmm";
+
+/// This program's file, even if another release has replaced it on the disk.
+const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
+/// What this process is to do.
+pub(crate) enum Role {
+    /// Supervise a VM.
+    Supervisor,
+    /// Enter the jail and execute a program with its arguments. The process is killed when the supervisor dies.
+    Jailed(Box<Jail>, Vec<OsString>),
+    /// Be the VMM that this JSON text describes. The process is killed when the supervisor dies.
+    Vmm(String),
+}
+
+/// The role that the arguments name; `None` for a call by a user.
+pub(crate) fn role() -> Option<Role> {
+    let mut args = std::env::args_os().skip(1);
+    let role = args.next()?;
+    if ![SUPERVISOR, JAILED, VMM].iter().any(|known| role == *known) {
+        return None;
+    }
+    // The kernel named the process after the path's last component, so ps(1) would show "exe".
+    let _ = rustix::thread::set_name(c"msb-boot");
+    if role == SUPERVISOR {
+        return Some(Role::Supervisor);
+    }
+    if tie_to_supervisor().is_err() {
+        std::process::exit(1);
+    }
+    let description = args.next()?.into_string().ok()?;
+    if role == VMM {
+        return Some(Role::Vmm(description));
+    }
+    Some(Role::Jailed(serde_json::from_str(&description).ok()?, args.collect()))
+}
+
+/// Makes the kernel kill this process when the supervisor dies, for whatever reason. A program that it executes inherits that.
+fn tie_to_supervisor() -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The supervisor may have died before that call. Its PID is not visible in our PID namespace, but the supervisor is the only
+    // reader of our stderr.
+    let mut stderr = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::empty())];
+    poll(&mut stderr, Some(&Timespec::default()))?;
+    if stderr[0].revents().contains(PollFlags::ERR) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    // A host that shuts down sends SIGTERM to every process, and a terminal sends SIGINT or SIGHUP to its process group. The
+    // supervisor decides when the VM ends, and kills this process then.
+    let blocked: SigSet = [TiedSignal::SIGTERM, TiedSignal::SIGINT, TiedSignal::SIGHUP].into_iter().collect();
+    blocked.thread_set_mask()?;
+    Ok(())
+}
+
+/// Enters the jail and executes the program. Returns only on failure.
+pub(crate) fn execute_jailed(jail: &Jail, command: &[OsString]) -> ExitCode {
+    let Some((program, args)) = command.split_first() else { return ExitCode::FAILURE };
+    if let Err(error) = jail.enter() {
+        eprintln!("jail: {error:#}");
+        return ExitCode::FAILURE;
+    }
+    let error = Command::new(program).args(args).exec();
+    eprintln!("{}: {error}", Path::new(program).display());
+    ExitCode::FAILURE
+}
+
+/// The command that starts a supervisor, which takes its configuration from `stdin`.
+pub(crate) fn supervisor(stdin: Stdio) -> Command {
+    let mut command = in_role(SUPERVISOR);
+    command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// The command that starts `program` in a jail. Its environment holds PATH only.
+///
+/// # Errors
+/// A path in the jail that is not UTF-8.
+pub(crate) fn jailed(jail: &Jail, program: &Path) -> io::Result<Command> {
+    let mut command = in_role(JAILED);
+    command.arg(serde_json::to_string(jail)?).arg(program);
+    Ok(command)
+}
+
+/// The command that starts the VMM that the JSON text describes.
+pub(crate) fn vmm(description: &str) -> Command {
+    let mut command = in_role(VMM);
+    command.arg(OsStr::new(description));
+    command
+}
+
+fn in_role(role: &str) -> Command {
+    let mut command = Command::new(OWN_EXECUTABLE);
+    command.arg0(TOOL).arg(role).env_clear().env("PATH", DEFAULT_PATH);
+    command
+}

@@ -1,0 +1,98 @@
+//! A log file of bounded size. If the disk is full, lines are lost and the VM goes on.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A log file. At its limit it is renamed to `FILE.1`, and a new file begins.
+pub(crate) struct Rotated {
+    path: PathBuf,
+    file: File,
+    /// Its length, in bytes.
+    length: usize,
+    limit: usize,
+}
+
+impl Rotated {
+    /// Creates the file, or truncates an existing one.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub(crate) fn begin(path: &Path, limit: usize) -> io::Result<Self> {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        Ok(Self { path: path.to_owned(), file, length: 0, limit })
+    }
+
+    /// Appends to an existing file.
+    ///
+    /// # Errors
+    /// Those of `open(2)`.
+    pub(crate) fn resume(path: &Path, limit: usize) -> io::Result<Self> {
+        let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(limit);
+        Ok(Self { path: path.to_owned(), file, length, limit })
+    }
+
+    /// Appends bytes. Errors are ignored.
+    pub(crate) fn add(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.length >= self.limit {
+                self.rotate();
+            }
+            let (now, later) = bytes.split_at(bytes.len().min(self.limit.saturating_sub(self.length)));
+            let _ = self.file.write_all(now);
+            self.length += now.len();
+            bytes = later;
+        }
+    }
+
+    /// Renames the file and begins a new one. If that fails, the file is overwritten: the newest lines matter most.
+    fn rotate(&mut self) {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        let _ = fs::rename(&self.path, old);
+        match Self::begin(&self.path, self.limit) {
+            Ok(new) => *self = new,
+            Err(_) => {
+                let _ = io::Seek::rewind(&mut self.file);
+                self.length = 0;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 4 << 20;
+
+    #[test]
+    fn the_log_is_rotated_at_its_limit_and_loses_no_byte_of_the_last_two() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("kernel.log");
+        let mut log = Rotated::begin(&path, LIMIT).unwrap();
+        let line = |number: usize| format!("{number:015}\n").into_bytes();
+        let lines = LIMIT / 16 * 5 / 2;
+        let all: Vec<u8> = (0..lines).flat_map(line).collect();
+        for portion in all.chunks(10_007) {
+            log.add(portion);
+        }
+        let (new, old) = (fs::read(&path).unwrap(), fs::read(scratch.path().join("kernel.log.1")).unwrap());
+        assert_eq!(old.len(), LIMIT);
+        assert_eq!([old, new].concat(), all[LIMIT..]);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_resumed_log_keeps_its_content_and_its_limit() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("log");
+        Rotated::begin(&path, 8).unwrap().add(b"first ");
+        let mut log = Rotated::resume(&path, 8).unwrap();
+        log.add(b"second");
+        assert_eq!(fs::read(scratch.path().join("log.1")).unwrap(), b"first se");
+        assert_eq!(fs::read(&path).unwrap(), b"cond");
+    }
+}

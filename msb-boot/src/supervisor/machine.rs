@@ -1,0 +1,110 @@
+//! What a VM keeps while it is started again: its disks, the files that its agents made in a shared root, the signals that end it, and
+//! the connection to the client.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use msb::record::Record;
+use msb::vm::rundir::Held;
+use msb::vm::shared_root::Leftovers;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use super::connection::{Client, Report};
+use crate::boot_share;
+use crate::config::Config;
+use crate::inherited_fd::InheritedFd;
+use crate::root::Root;
+use crate::vm::Vm;
+
+/// A VM, running or not.
+pub(super) struct Machine<'f> {
+    /// The VM, with its disks.
+    pub vm: Vm,
+    /// INT, TERM and HUP.
+    pub signals: SignalFd,
+    /// The client, until it has printed the record.
+    pub client: &'f mut Option<Client>,
+    /// Whether the client has printed the record. From then on the VM does not depend on the client.
+    pub is_printed: bool,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// The guest's disks, open and locked, in the order of [`Vm::drives`]. An unlinked disk disappears with this.
+    disks: Vec<OwnedFd>,
+    leftovers: Option<Leftovers>,
+    is_reported: bool,
+}
+
+impl<'f> Machine<'f> {
+    /// Makes and opens the files that the VM needs.
+    ///
+    /// # Errors
+    /// A file that is missing, or in use.
+    pub(super) fn make(config: &Config, held: &Held, client: &'f mut Option<Client>) -> anyhow::Result<Self> {
+        let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
+        set.thread_block()?;
+        let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let mut vm = config.vm.clone();
+        let leftovers = match &config.root {
+            Root::Share(root) => Some(Leftovers::hold(held.path(), root).with_context(|| format!("root {root:?}"))?),
+            _ => None,
+        };
+        boot_share::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
+        let (drives, disks) = config.root.open_drives()?.into_iter().unzip();
+        vm.drives = drives;
+        Ok(Self { vm, signals, client, is_printed: false, restarts: 0, disks, leftovers, is_reported: false })
+    }
+
+    /// Duplicates the disks for the VMM to inherit, and sets their numbers in [`Vm::drives`].
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub(super) fn inherited_disks(&mut self) -> anyhow::Result<Vec<OwnedFd>> {
+        let disks: Vec<OwnedFd> = self.disks.iter().map(OwnedFd::try_clone).collect::<Result<_, _>>()?;
+        for (drive, disk) in self.vm.drives.iter_mut().zip(&disks) {
+            drive.fd = InheritedFd::of(disk);
+        }
+        Ok(disks)
+    }
+
+    /// Takes the writable disk, for a commit.
+    pub(super) fn take_writable_disk(&mut self) -> Option<OwnedFd> {
+        let index = self.vm.drives.iter().position(|drive| drive.writable)?;
+        Some(self.disks.swap_remove(index))
+    }
+
+    /// Records the files that the agent made in a shared root, which are removed when the last VM on that root has ended.
+    ///
+    /// # Errors
+    /// Those of writing the list.
+    pub(super) fn add_leftovers(&mut self, made: &[PathBuf]) -> anyhow::Result<()> {
+        match &mut self.leftovers {
+            Some(leftovers) => leftovers.add(made).context("the list of files that the agent made in the root"),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the record to the client, once. Returns whether the client has yet to print it.
+    pub(super) fn report(&mut self, record: Record) -> bool {
+        match self.client.as_mut() {
+            Some(client) if !self.is_reported => {
+                client.send(&Report::Ready(Box::new(record)));
+                self.is_reported = true;
+                true
+            }
+            client => client.is_some(),
+        }
+    }
+
+    /// Reads a signal that asks the VM to end, if there is one.
+    ///
+    /// # Errors
+    /// Those of `read(2)`.
+    pub(super) fn read_signal(&mut self) -> anyhow::Result<Option<Signal>> {
+        match self.signals.read_signal()? {
+            Some(info) => Ok(Some(Signal::try_from(info.ssi_signo.cast_signed())?)),
+            None => Ok(None),
+        }
+    }
+}

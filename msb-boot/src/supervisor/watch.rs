@@ -1,0 +1,474 @@
+//! The supervision of one start of a VM, from its first process to its end.
+
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use msb::record::{self, Endpoint, Timings};
+use msb::vm::rundir::{self, Cause, Ended, Held};
+use msb::wire::exec::Ready;
+use msb::wire::{AGENT_PORT, dial};
+use msb::{store::publish, vm::supervisor};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::clock::{self, Clock};
+use super::connection::{Answer, Report};
+use super::console::{Console, Stderr};
+use super::machine::Machine;
+use super::stopping::Deadline;
+use super::verdict::Verdict;
+use super::{ready, stopping};
+use crate::config::{Config, now};
+use crate::log;
+use crate::processes::{self, Processes};
+
+/// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
+const HELPER_LOSS_GRACE: Duration = Duration::from_secs(1);
+/// How long the VMM may run after its guest has halted.
+const HALT_GRACE: Duration = Duration::from_secs(1);
+/// The same, for a guest that was asked to stop.
+const STOPPED_HALT_GRACE: Duration = Duration::from_millis(200);
+
+/// The phase of the VM's life, and the time at which it must have ended.
+enum Phase {
+    /// The agent has not reported yet.
+    Booting { until: Duration },
+    /// The record was sent to the client, which has not confirmed that it is printed.
+    Reported,
+    /// The VM runs, and the client has printed the record.
+    Running,
+    /// The guest was asked to stop.
+    Stopping { deadline: Deadline, answer: Option<stopping::Answer> },
+}
+
+/// The console has a message that the guest has halted.
+struct Halt {
+    /// When the VMM is killed.
+    until: Duration,
+    /// Gets a byte if the agent still answers. Then a process of the guest has forged the message.
+    answer: Option<PipeReader>,
+}
+
+/// The supervision of one start of a VM.
+pub(super) struct Watch<'a, 'f> {
+    config: &'a Config,
+    held: &'a Held,
+    machine: &'a mut Machine<'f>,
+    processes: Processes,
+    console: Console,
+    vmm_stderr: Stderr,
+    helper_stderr: Stderr,
+    report: Option<ready::Report>,
+    phase: Phase,
+    clock: Clock,
+    halt: Option<Halt>,
+    /// A helper process has ended: the time at which the VM counts as failed, and the reason.
+    lost: Option<(Duration, String)>,
+    /// When the record was read, or the restart began.
+    started: Duration,
+    /// When the VMM was started.
+    spawned: Duration,
+}
+
+/// A descriptor that is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Event {
+    Clock,
+    VmmStderr,
+    HelperStderr,
+    Console,
+    Report,
+    Client,
+    Signal,
+    Process,
+    ShutdownMessage,
+    HaltAnswer,
+}
+
+impl<'a, 'f> Watch<'a, 'f> {
+    /// Starts the VM's processes.
+    ///
+    /// # Errors
+    /// The process that did not start, and why.
+    pub(super) fn start(config: &'a Config, held: &'a Held, machine: &'a mut Machine<'f>) -> anyhow::Result<Self> {
+        let started = if machine.restarts == 0 { config.started } else { now() };
+        let (vmm_stderr, vmm_stderr_in) = std::io::pipe()?;
+        let (helper_stderr, helper_stderr_in) = std::io::pipe()?;
+        let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.show_life()?)?;
+        let disks = machine.inherited_disks()?;
+        let clock = Clock::watch().context("watch the clock")?;
+        let vm = &machine.vm;
+        publish::make_private_dir(&vm.socket_dir()).with_context(|| format!("{:?}", vm.socket_dir()))?;
+        let report = ready::Report::listen(&vm.ready_socket())?;
+        let (console, console_in) = std::io::pipe()?;
+        let log = config.log_path(held);
+        let console = if machine.restarts == 0 { Console::new(console, &log) } else { Console::resume(console, &log) };
+        let console = console.with_context(|| format!("{log:?}"))?;
+        config.vmm.start(vm, disks, console_in, &mut processes)?;
+        Ok(Self {
+            config,
+            held,
+            machine,
+            processes,
+            console,
+            vmm_stderr: Stderr::new(vmm_stderr, config.vmm.name())?,
+            helper_stderr: Stderr::new(helper_stderr, "helper")?,
+            report: Some(report),
+            phase: Phase::Booting { until: now() + config.timeout },
+            clock,
+            halt: None,
+            lost: None,
+            started,
+            spawned: now(),
+        })
+    }
+
+    /// Supervises the VM until it has ended.
+    ///
+    /// # Errors
+    /// Why the boot failed.
+    pub(super) fn until_the_end(&mut self) -> anyhow::Result<Ended> {
+        loop {
+            for event in self.wait()? {
+                if let Some(ended) = self.handle(event)? {
+                    return Ok(ended);
+                }
+            }
+            if let Some(ended) = self.check_time()? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Whether the host asked the guest to stop.
+    pub(super) fn was_asked_to_stop(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. })
+    }
+
+    fn handle(&mut self, event: Event) -> anyhow::Result<Option<Ended>> {
+        match event {
+            Event::Clock => self.set_guest_clock(),
+            Event::VmmStderr => self.vmm_stderr.drain(),
+            Event::HelperStderr => self.helper_stderr.drain(),
+            Event::Console => self.read_console(),
+            Event::Report => self.read_report()?,
+            Event::Client => self.read_client()?,
+            Event::Signal => self.read_signals()?,
+            Event::Process => return self.check_processes(),
+            Event::ShutdownMessage => self.read_shutdown_messages(),
+            Event::HaltAnswer => self.read_halt_answer(),
+        }
+        Ok(None)
+    }
+
+    fn wait(&self) -> anyhow::Result<Vec<Event>> {
+        let until = match self.phase {
+            Phase::Booting { until } => Some(until),
+            Phase::Stopping { deadline, .. } => Some(deadline.until),
+            Phase::Reported | Phase::Running => None,
+        };
+        let lost = self.lost.iter().map(|(until, _)| *until);
+        let until = until.into_iter().chain(lost).chain(self.halt.iter().map(|halt| halt.until)).min();
+        let timeout = until.map(|until| Timespec::try_from(until.saturating_sub(now()))).transpose()?;
+        let shutdown = match &self.phase {
+            Phase::Stopping { answer, .. } => answer.as_ref().filter(|answer| answer.is_open()).map(AsFd::as_fd),
+            _ => None,
+        };
+        let mut sources: Vec<(Event, BorrowedFd<'_>)> = Vec::new();
+        let mut add = |event, fd: Option<_>| sources.extend(fd.map(|fd| (event, fd)));
+        add(Event::VmmStderr, self.vmm_stderr.is_open().then(|| self.vmm_stderr.as_fd()));
+        add(Event::HelperStderr, self.helper_stderr.is_open().then(|| self.helper_stderr.as_fd()));
+        add(Event::Console, self.console.is_open().then(|| self.console.as_fd()));
+        add(Event::Report, self.report.as_ref().map(AsFd::as_fd));
+        add(Event::Client, self.machine.client.as_ref().map(AsFd::as_fd));
+        add(Event::Signal, Some(self.machine.signals.as_fd()));
+        add(Event::Clock, Some(self.clock.as_fd()));
+        add(Event::ShutdownMessage, shutdown);
+        add(Event::HaltAnswer, self.halt.as_ref().and_then(|halt| halt.answer.as_ref()).map(AsFd::as_fd));
+        sources.extend(self.processes.pidfds().map(|process| (Event::Process, process)));
+        let mut fds: Vec<_> = sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let happened = sources.iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty());
+        let mut happened: Vec<Event> = happened.map(|((event, _), _)| *event).collect();
+        happened.dedup();
+        Ok(happened)
+    }
+
+    /// Sends the time to the guest if its clock may be wrong.
+    fn set_guest_clock(&self) {
+        if self.clock.has_jumped() && matches!(self.phase, Phase::Reported | Phase::Running) {
+            clock::send_time(self.endpoint());
+        }
+    }
+
+    fn read_console(&mut self) {
+        self.console.drain();
+        match (self.console.verdict(), &self.halt) {
+            (Some(Verdict::Halted), None) => {
+                let (grace, answer) = match self.phase {
+                    Phase::Booting { .. } => (HALT_GRACE, None),
+                    Phase::Stopping { .. } => (STOPPED_HALT_GRACE, None),
+                    _ => (HALT_GRACE, does_agent_answer(self.endpoint())),
+                };
+                self.halt = Some(Halt { until: now() + grace, answer });
+            }
+            (Some(Verdict::Halted), Some(_)) => {}
+            _ => self.halt = None,
+        }
+    }
+
+    /// After the message of a halt: the agent has answered, or cannot be reached.
+    fn read_halt_answer(&mut self) {
+        let Some(halt) = &mut self.halt else { return };
+        let Some(mut answer) = halt.answer.take() else { return };
+        if answer.read(&mut [0]).is_ok_and(|got| got > 0) {
+            log::note("the console says that the guest has halted, but its agent answers: it goes on");
+            self.console.dismiss_verdict();
+            self.halt = None;
+        }
+    }
+
+    fn read_report(&mut self) -> anyhow::Result<()> {
+        let Some(report) = &mut self.report else { return Ok(()) };
+        let taken = report.take();
+        let arrived = now();
+        let ready = match taken {
+            Ok(Some(ready)) => ready,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.read_console();
+                return Err(self.failed(&format!("{error:#}")));
+            }
+        };
+        self.report = None;
+        self.machine.add_leftovers(&ready.made)?;
+        if let Some(error) = ready.error {
+            self.read_console();
+            return Err(self.with_console(format!("guest: {}", msb::tool::exit::printable(&error))));
+        }
+        self.held.close_door().context("the agent's socket")?;
+        let record = self.record(&ready, arrived)?;
+        let path = self.held.path().join(record::FILE_NAME);
+        let mut line = serde_json::to_vec(&record)?;
+        line.push(b'\n');
+        publish::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
+        let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
+        log::note("ready");
+        if let (Some(warning), Some(client)) = (&ready.warning, self.machine.client.as_mut()) {
+            client.send(&Report::Say(format!("{}: {}", self.config.name, msb::tool::exit::printable(warning))));
+        }
+        self.phase = match self.machine.report(record) {
+            true => Phase::Reported,
+            false => Phase::Running,
+        };
+        Ok(())
+    }
+
+    fn read_client(&mut self) -> anyhow::Result<()> {
+        let Some(client) = self.machine.client.as_mut() else { return Ok(()) };
+        let answer = client.read();
+        *self.machine.client = None;
+        match answer {
+            Answer::Gone => bail!("interrupted"),
+            Answer::Printed => self.machine.is_printed = true,
+        }
+        if matches!(self.phase, Phase::Reported) {
+            self.phase = Phase::Running;
+        }
+        Ok(())
+    }
+
+    fn record(&self, ready: &Ready, arrived: Duration) -> anyhow::Result<record::Record> {
+        let Config { name, vmm, root, root_why, record, .. } = self.config;
+        let vm = &self.machine.vm;
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let log = self.config.log_path(self.held);
+        let mut running = record::Vm::new(name.clone(), pid, vmm.in_record(), root.kind(), self.endpoint(), log);
+        running.start_time = Some(supervisor::start_time(pid).context("when the supervisor was started")?);
+        running.root_why = Some(root_why.clone());
+        running.scratch = root.scratch();
+        running.cpus = vm.cpus;
+        running.memory_mib = vm.memory_mib;
+        running.init = ready.init.clone();
+        running.timings_ms = timings(self.started, self.spawned, arrived, ready);
+        running.restarts = self.machine.restarts;
+        let mut record = record.clone();
+        record.vm = Some(running);
+        Ok(record)
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        let handshake = self.config.vmm.has_vsock_handshake();
+        Endpoint::new(self.machine.vm.agent_socket(), AGENT_PORT, handshake)
+    }
+
+    fn read_signals(&mut self) -> anyhow::Result<()> {
+        while let Some(signal) = self.machine.read_signal()? {
+            let grace = stopping::grace(self.held.path());
+            match &mut self.phase {
+                Phase::Booting { .. } => bail!("stopped by {signal} before the agent had reported"),
+                Phase::Stopping { deadline, .. } => {
+                    log::note(format_args!("{signal} again, with a grace of {} s", grace.as_secs_f32()));
+                    deadline.hurry(now(), grace);
+                }
+                _ => {
+                    log::note(format_args!("{signal}: stopping, with a grace of {} s", grace.as_secs_f32()));
+                    self.phase = Phase::Stopping {
+                        deadline: Deadline::new(now(), grace),
+                        answer: (!grace.is_zero()).then(|| stopping::request(self.endpoint(), grace)).transpose()?,
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_shutdown_messages(&mut self) {
+        let Phase::Stopping { deadline, answer: Some(answer) } = &mut self.phase else { return };
+        if answer.read() && deadline.extend(now()) {
+            log::note("the guest is still ending: it has more time");
+            // If the file cannot be written, msb-stop does not see the extension, gives up earlier and kills the VM.
+            let _ = rundir::leave(self.held.path(), rundir::EXTENDED, &deadline.for_msb_stop());
+        }
+    }
+
+    /// Reaps the processes of the VM that have ended, and decides what their end means.
+    fn check_processes(&mut self) -> anyhow::Result<Option<Ended>> {
+        let vmm = self.config.vmm.name();
+        let Some((name, status)) = self.processes.reap(vmm) else { return Ok(None) };
+        self.vmm_stderr.drain();
+        self.helper_stderr.drain();
+        self.console.drain();
+        let end = format!("{name} {}", processes::describe(status));
+        if name != vmm {
+            self.lost.get_or_insert((now() + HELPER_LOSS_GRACE, end));
+            return Ok(None);
+        }
+        let message = if processes::was_killed(status) { end } else { self.with_vmm_stderr(&end) };
+        // QEMU exits by itself when the guest resets (-no-reboot). The VMM of a halted guest was killed by check_time.
+        let verdict = self.console.verdict();
+        let by_guest = status.success() || verdict == Some(Verdict::Halted);
+        let ended = match (&mut self.phase, verdict) {
+            (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed("the guest's kernel panicked")),
+            (_, Some(Verdict::Panicked)) => Ended::by(Cause::Panic),
+            (Phase::Booting { .. }, _) if by_guest => {
+                return Err(self.failed("the guest ended before its agent had reported"));
+            }
+            (Phase::Booting { .. }, _) => return Err(self.failed(&message)),
+            (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
+            (_, Some(Verdict::Rebooting)) if by_guest => Ended::by(Cause::Reboot),
+            _ if by_guest => Ended::by(Cause::PowerOff),
+            _ => Ended::failure(message),
+        };
+        Ok(Some(ended))
+    }
+
+    /// Acts on the deadlines that have passed.
+    fn check_time(&mut self) -> anyhow::Result<Option<Ended>> {
+        let now = now();
+        if self.halt.as_ref().is_some_and(|halt| halt.until <= now) {
+            // The end of the process is the next event.
+            self.halt = None;
+            log::note("the guest has halted, but its VMM still runs: killing it");
+            self.processes.kill(self.config.vmm.name());
+        }
+        match (&self.phase, &self.lost) {
+            (Phase::Booting { .. }, Some((until, message))) if *until <= now => Err(self.failed(message)),
+            (_, Some((until, message))) if *until <= now => Ok(Some(Ended::failure(message.clone()))),
+            (Phase::Booting { until }, _) if *until <= now => {
+                let limit = self.config.timeout.as_secs();
+                Err(self.failed(&format!("the agent did not report within {limit} s")))
+            }
+            (Phase::Stopping { deadline, .. }, _) if deadline.until <= now => {
+                let grace = deadline.grace.as_secs_f32();
+                let writing = if deadline.is_extended() { " (it was still writing data back)" } else { "" };
+                Ok(Some(Ended::forced(format!("did not stop within {grace} s, killed{writing}"))))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The error for a VM that did not come up, with the last lines of its console.
+    fn failed(&self, message: &str) -> anyhow::Error {
+        self.with_console(format!("the VM did not come up: {message}"))
+    }
+
+    fn with_console(&self, mut message: String) -> anyhow::Error {
+        for line in self.console.last_lines() {
+            message.push_str("\n  guest: ");
+            message.push_str(&line);
+        }
+        anyhow!(message)
+    }
+
+    /// A message with the last lines of the VMM's stderr.
+    fn with_vmm_stderr(&self, message: &str) -> String {
+        let lines = self.vmm_stderr.last_lines();
+        if lines.is_empty() { message.to_owned() } else { format!("{message}: {}", lines.join("; ")) }
+    }
+}
+
+impl Drop for Watch<'_, '_> {
+    fn drop(&mut self) {
+        // The processes use the machine's disks, so they end first.
+        self.processes.kill_all();
+        self.console.drain();
+    }
+}
+
+/// Connects to the agent in a thread. The pipe gets a byte if that succeeds.
+fn does_agent_answer(endpoint: Endpoint) -> Option<PipeReader> {
+    let (answer, answered) = std::io::pipe().ok()?;
+    std::thread::spawn(move || {
+        if dial::dial(&endpoint).is_ok() {
+            let _ = std::io::Write::write_all(&mut &answered, b".");
+        }
+    });
+    Some(answer)
+}
+
+/// When each step of the boot was reached. The guest's clock starts at a moment that the host does not know, so the guest's times are
+/// counted back from the arrival of the report, which has the time at which it was sent.
+fn timings(started: Duration, spawned: Duration, arrived: Duration, ready: &Ready) -> Timings {
+    let since = |time: Duration| u64::try_from(time.saturating_sub(started).as_millis()).unwrap_or(u64::MAX);
+    let (spawn, arrival) = (since(spawned), since(arrived));
+    let guest = |ms: u64| match ready.sent_ms {
+        // The guest may send any number.
+        Some(sent) => arrival.saturating_sub(sent.saturating_sub(ms)).max(spawn),
+        None => spawn.saturating_add(ms),
+    };
+    let mut timings = Timings::default();
+    timings.spawn = spawn;
+    timings.kernel = guest(ready.kernel_ms);
+    timings.agent = guest(ready.agent_ms);
+    timings.init = ready.init_ms.map(guest);
+    timings.ready = arrival;
+    timings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guests_times_are_counted_back_from_the_arrival_of_its_report() {
+        let ms = Duration::from_millis;
+        for (sent, kernel, agent, init, expected) in [
+            // Started at 1000, the VMM at 1100; the report arrived at 3000.
+            (Some(900), 400, 800, None, (100, 1500, 1900, None, 2000)),
+            (Some(900), 400, 600, Some(850), (100, 1500, 1700, Some(1950), 2000)),
+            // A guest whose clock was running before, and one that sends nonsense.
+            (Some(5000), 400, 800, None, (100, 100, 100, None, 2000)),
+            (Some(0), u64::MAX, 1, Some(u64::MAX), (100, 2000, 2000, Some(2000), 2000)),
+            (None, 400, 800, None, (100, 500, 900, None, 2000)),
+        ] {
+            let ready = Ready { kernel_ms: kernel, agent_ms: agent, init_ms: init, sent_ms: sent, ..Ready::default() };
+            let Timings { spawn, kernel, agent, init, ready, .. } = timings(ms(1000), ms(1100), ms(3000), &ready);
+            assert_eq!((spawn, kernel, agent, init, ready), expected);
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Where the programs and files are that a tool needs.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// Where `make install` puts the programs that only msb's tools run, as seen from the directory of the tools.
+pub const LIBEXEC: &str = "../libexec/msb";
+
+/// The paths at which a file of this installation may be: beside the running program, and in `dir`, relative to the program's own
+/// directory. There is none if `/proc` is not mounted.
+pub fn installed(dir: &str, name: &str) -> impl Iterator<Item = PathBuf> {
+    let program = std::env::current_exe().ok();
+    let here = program.as_deref().and_then(Path::parent).map(Path::to_owned);
+    here.into_iter().flat_map(move |here| [here.join(name), here.join(dir).join(name)])
+}
+
+/// Finds a program: in this installation, on PATH, or in one of `dirs`. Relative directories on PATH are skipped.
+pub fn find(name: &str, dirs: &[&str]) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name));
+    let in_dirs = dirs.iter().map(|dir| Path::new(dir).join(name));
+    installed(LIBEXEC, name).chain(on_path).chain(in_dirs).find(|file| is_executable(file))
+}
+
+fn is_executable(file: &Path) -> bool {
+    fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+}
