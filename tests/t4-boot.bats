@@ -359,7 +359,7 @@ boot_halfway() {
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     run --separate-stderr msb-boot -r worker.json --name other
     [ "$status" -eq 1 ]
-    [[ $stderr == *'the record has a VM already, "worker", and it runs (stop it with "msb-stop worker"'* ]]
+    [[ $stderr == *'the record has a VM already, "worker", and it is running (stop it with "msb-stop worker"'* ]]
     cp worker.json first.json
     msb-stop worker >stopped.json
     jq -e '.boot.cpus == 2 and (has("vm") | not)' stopped.json
