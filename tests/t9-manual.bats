@@ -16,7 +16,7 @@ teardown() {
     for record in run/*/record.json; do
         [ ! -e "$record" ] || msb-stop -r "$record" -t 1 >stopped.log 2>&1 || cat stopped.log
     done
-    for mount in root image; do
+    for mount in root image result; do
         ! mountpoint -q "$mount" || msb-mount -u "$mount"
     done
     if [ -e registry/pid ]; then
@@ -176,8 +176,9 @@ exec %s "$@"\n' "$registry_host" "$root/target/release/msb-pull" >bin/msb-pull
     grep -qx a shown
     [ "$(cat dst/one)" = one ]
     [ "$(msb-exec worker -n -- cat /etc/motd)" = hello ]
-    bash -euxo pipefail <(examples_of msb-stop | sed -n 1,2p) 3>&-
-    [ "$(cat root/etc/motd)" = hello ]
+    bash -euxo pipefail <(examples_of msb-stop | sed '/^# By name/,+1d') 3>&-
+    [ "$(cat result/etc/motd)" = hello ]
+    ! mountpoint -q root
 }
 
 # example_of PAGE: prints the text between "example:" and "end" of the rendered page.

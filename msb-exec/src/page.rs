@@ -11,7 +11,7 @@ pub const PAGE: Page = Page {
         ("N", "the command's own status"),
         ("128+N", "signal N ended it"),
         ("124", "it timed out"),
-        ("125", "msb-exec or the VM failed"),
+        ("125", "the VM or msb-exec failed"),
         ("126", "the command cannot be executed"),
         ("127", "the command was not found"),
     ],

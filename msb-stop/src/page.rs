@@ -15,7 +15,7 @@ pub(crate) const PAGE: Page = Page {
     environment: &[man::MSB_RECORD, man::MSB_RUN],
     files: &[("/run/msb/NAME", "The run directory of the VM NAME, which msb-stop removes")],
     examples: &[
-        ("keep what the guest wrote, and mount it", "msb-stop -r vm.json --commit | msb-mount ./root > root.json"),
+        ("keep what the guest wrote, and mount it", "msb-stop -r vm.json --commit | msb-mount ./result > root.json"),
         ("by name, within two seconds", "msb-stop worker -t 2"),
         ("also unmount the root", "msb-stop -r shared.json --unmount > stopped.json"),
     ],

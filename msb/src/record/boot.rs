@@ -138,7 +138,7 @@ pub enum RestartPolicy {
     /// Never
     #[default]
     No,
-    /// When its guest has rebooted
+    /// After its guest has rebooted
     OnReboot,
     /// However it has ended
     Always,
@@ -150,11 +150,11 @@ pub enum RestartPolicy {
 #[cfg_attr(feature = "tool", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum RootChoice {
-    /// Whatever suits the record
+    /// Share if the record has a mount, disk if it has a disk, else block
     Auto,
     /// The mounted root as a shared directory: what the guest writes shows on the host at once
     Share,
-    /// Disks made of the layers and the patches, and one for what the guest writes: the fast one
+    /// Disks made of the layers and the patches, and a scratch disk for what the guest writes: the fastest
     Block,
     /// The record's disk
     Disk,
