@@ -113,7 +113,7 @@ unchanged() {
         status=0
         wait "${pids[n]}" || status=$?
         [ "$status" = 125 ]
-        grep -q '"/tmp/hung/hung": the storage that it is on does not answer: ' "err-$n"
+        grep -q '"/tmp/hung/hung": its storage does not answer: ' "err-$n"
     done
     run -125 msb-exec -n -- /tmp/hung/hung
     run -125 msb-exec -n -e PATH=/tmp/hung:/bin -- hung

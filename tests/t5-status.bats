@@ -217,7 +217,7 @@ END
     done
     run -9 msb-exec --wait "$first"
     run -125 msb-exec --attach "$first"
-    [ "$output" = "msb-exec: exec $first: it has ended, and its output is not kept any more (--wait tells how it ended)" ]
+    [ "$output" = "msb-exec: exec $first: it has ended, and its output is not kept any more (--wait reports how it ended)" ]
     run -125 msb-exec --signal TERM "$first"
     [ "$output" = "msb-exec: exec $first: it has ended" ]
     # The listing says that there are more.
@@ -228,7 +228,7 @@ END
     for flag in --attach --wait '--signal TERM'; do
         # shellcheck disable=SC2086 # two words
         run -125 msb-exec $flag "$attached"
-        [ "$output" = "msb-exec: exec $attached: it has ended and is forgotten (exit statuses are kept of detached commands alone, of the last 65536)" ]
+        [ "$output" = "msb-exec: exec $attached: it has ended and is forgotten (only detached commands have their exit status kept, the last 65536)" ]
         # shellcheck disable=SC2086 # two words
         run -125 msb-exec $flag 99999
         [ "$output" = 'msb-exec: exec 99999: no command with this id (msb-exec --list shows which there are)' ]
@@ -250,7 +250,7 @@ END
     # One at a time.
     run --separate-stderr msb-exec --attach "$id"
     [ "$status" = 125 ]
-    [ "$stderr" = "msb-exec: exec $id: somebody is attached to it" ]
+    [ "$stderr" = "msb-exec: exec $id: another caller is attached to it" ]
     # If it is killed, the command keeps running.
     kill -KILL "$pid"
     wait "$pid" || true

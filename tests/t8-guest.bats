@@ -56,8 +56,8 @@ in_vm() {
     vm_boot worker --kernel-log log
     [ "$(in_vm 'hostname; readlink /etc/hosts; ls -d /etc/hostname' | xargs)" = 'worker /proc/1/environ /etc/hostname' ]
     tr -d '\r' <log >lines
-    grep -qF 'agentd: /etc/hosts: it stays the image'\''s, which has a symlink to "/proc/1/environ" there' lines
-    grep -qF 'agentd: /etc/hostname: it stays the image'\''s, which has a directory there' lines
+    grep -qF 'agentd: /etc/hosts: left alone: the image has a symlink to "/proc/1/environ" there' lines
+    grep -qF 'agentd: /etc/hostname: left alone: the image has a directory there' lines
     grep -q '^agentd: /etc/resolv.conf: ELOOP\|^agentd: /etc/resolv.conf: .*symbolic' lines
     msb-stop -r worker.json >/dev/null
     # A FIFO without a writer is not opened, and a large file is not read.
@@ -110,7 +110,7 @@ in_vm() {
     truncate -s 100M "$vm_root/run/large"
     vm_boot worker --kernel-log log
     [ "$(in_vm 'stat -c %s /run/large; grep -c " /run tmpfs" /proc/mounts' | xargs)" = '104857600 0' ]
-    grep -q "agentd: /run is the image's own directory, and no tmpfs" log
+    grep -q "agentd: /run stays the image's directory instead of a tmpfs" log
     msb-stop -r worker.json >/dev/null
     rm -r "$vm_root/run"
     ln -s /proc "$vm_root/run"

@@ -125,7 +125,7 @@ END
     # An init may take half of the boot's timeout to start.
     run --separate-stderr msb-boot -r "$vm_record" --init /bin/spins --timeout 20
     [ "$status" -eq 1 ]
-    [[ ${stderr_lines[0]} =~ ^'msb-boot: guest: init "/bin/spins": it hangs: after '[0-9]+' s it has not come so far as to wait for anything'$ ]] ||
+    [[ ${stderr_lines[0]} =~ ^'msb-boot: guest: init "/bin/spins": it hangs: after '[0-9]+' s it has not waited for anything yet'$ ]] ||
         { echo "$stderr"; return 1; }
     vm_assert_nothing
 }

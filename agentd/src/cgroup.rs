@@ -1,5 +1,5 @@
-//! A cgroup for each exec, below one for all: what it may take, all of its processes at once, and what they took. A guest's
-//! kernel or init may have other ideas, so nothing here may fail an exec: without cgroups its process group has to do.
+//! A cgroup for each exec, below one for all of them: it limits the exec, finds all of its processes, and counts their CPU time. A guest's
+//! kernel may lack cgroups and its init may change them, so no error here fails an exec: its process group is used instead.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -13,45 +13,45 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::thrash;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
+use crate::{console, thrash};
+
 const ROOT: &str = "/sys/fs/cgroup";
-/// A directory of our own: an init that manages cgroups leaves alone what it does not know.
+/// The parent of all cgroups of execs. An init that manages cgroups does not touch cgroups of others.
 const OURS: &str = "/sys/fs/cgroup/msb";
-/// How long the kernel may take to end what got KILL.
+/// How long killed processes may take to end.
 const KILL_GRACE: Duration = Duration::from_secs(2);
-/// The least memory that execs leave to the agent and the kernel, in bytes.
+/// The least memory that is reserved for the agent and the kernel, in bytes.
 const LEAST_RESERVE: u64 = 24 << 20;
-/// How many cgroups are kept for execs to come.
+/// The most cgroups that are kept for later execs.
 const MOST_SPARE: usize = 64;
 
 /// The cgroups of all execs.
 #[derive(Debug, Default)]
 pub struct Cgroups {
     usable: OnceLock<bool>,
-    /// Those whose exec is over and who have processes still.
+    /// Cgroups of execs that have ended, with processes that are still being killed.
     outlived: Mutex<Vec<PathBuf>>,
-    /// Those that are ready for the next execs. They are used again, for making and removing one takes the kernel nearly half as long as
-    /// starting a small command.
+    /// Cgroups for the next execs. They are reused: creating and removing one takes nearly half as long as starting a small command.
     spare: Mutex<Vec<Cgroup>>,
-    /// Whether somebody makes a spare one.
+    /// Whether a thread is creating a spare one.
     prepares: AtomicBool,
     made: AtomicU32,
-    /// What is changed in the cgroups of execs. One that an exec has given other limits is not used again.
+    /// Detects changes to the cgroups. One whose limits were changed is not reused.
     changes: OnceLock<Option<Changes>>,
 }
 
 impl Cgroups {
-    /// A cgroup for an exec. Where it is out of memory it is ended as a whole, for half a pipeline is of no use; or only its largest
-    /// process is, for the shell of a terminal should stay. `None`: there are no cgroups here, which was said once.
-    pub fn take(&self, ends_as_a_whole: bool) -> Option<Cgroup> {
-        if !*self.usable.get_or_init(set_up_or_say) {
+    /// A cgroup for an exec. When it is out of memory, the OOM killer ends all of its processes, because half a pipeline is useless, or
+    /// only the largest, so that the shell on a terminal survives. `None`: there are no cgroups, which was logged once.
+    pub fn take(&self, kills_whole_group: bool) -> Option<Cgroup> {
+        if !*self.usable.get_or_init(set_up_or_log) {
             return None;
         }
-        // The guest's root may have removed it, or changed it since it was put back.
+        // Root in the guest may have removed or changed a spare one.
         let spare = loop {
             let Some(spare) = self.spare().pop() else { break None };
             if spare.dir.exists() && !self.is_changed(&spare) {
@@ -60,26 +60,26 @@ impl Cgroups {
             self.remove(spare.dir);
         };
         let cgroup = spare.or_else(|| self.make())?;
-        let _ = fs::write(cgroup.dir.join("memory.oom.group"), if ends_as_a_whole { "1" } else { "0" });
+        let _ = fs::write(cgroup.dir.join("memory.oom.group"), if kills_whole_group { "1" } else { "0" });
         Some(cgroup)
     }
 
-    /// Whether anybody has changed a cgroup but for its processes.
+    /// Whether anything but the processes of a cgroup has changed.
     fn is_changed(&self, cgroup: &Cgroup) -> bool {
         match (self.changes.get(), cgroup.watch) {
-            (Some(Some(changes)), Some(watch)) => changes.have(watch),
+            (Some(Some(changes)), Some(watch)) => changes.include(watch),
             _ => true,
         }
     }
 
-    /// Prepares for the next exec, when nobody waits for it.
+    /// Removes old cgroups and creates a spare one, while no caller waits.
     pub fn prepare(&self) {
         self.sweep();
         if self.usable.get() != Some(&true) || self.prepares.swap(true, Ordering::Relaxed) {
             return;
         }
         if self.spare().is_empty() {
-            // Not under the lock: others that start commands meanwhile make their own.
+            // The lock is not held meanwhile, so other execs can start. They create their own cgroup.
             let made = self.make();
             self.spare().extend(made);
         }
@@ -98,11 +98,11 @@ impl Cgroups {
         Some(cgroup)
     }
 
-    /// Takes back a cgroup whose exec is over.
+    /// Keeps or removes the cgroup of an exec that has ended.
     pub fn dispose(&self, mut cgroup: Cgroup) {
         let has_room = self.spare().len() < MOST_SPARE;
-        if has_room && cgroup.is_as_new() && !self.is_changed(&cgroup) {
-            cgroup.time_before = cgroup.time_in_all().unwrap_or_default();
+        if has_room && cgroup.is_empty() && !self.is_changed(&cgroup) {
+            cgroup.time_before = cgroup.total_time().unwrap_or_default();
             self.spare().push(cgroup);
         } else {
             self.remove(cgroup.dir);
@@ -123,24 +123,24 @@ impl Cgroups {
     }
 }
 
-fn set_up_or_say() -> bool {
+fn set_up_or_log() -> bool {
     match set_up() {
         Ok(missing) if missing.is_empty() => true,
         Ok(missing) => {
-            crate::say(&format!("execs are not limited: this kernel's cgroups have no {}", missing.join(" and no ")));
+            console::log(&format!("execs are not limited: the kernel's cgroups lack {}", missing.join(" and ")));
             true
         }
         Err(error) => {
-            crate::say(&format!("execs have process groups only: {OURS}: {error}"));
+            console::log(&format!("execs have process groups only: {OURS}: {error}"));
             false
         }
     }
 }
 
-/// Makes the cgroup for all. Says which controllers are missing.
+/// Creates the parent cgroup. Returns the names of the controllers that are missing.
 fn set_up() -> io::Result<Vec<&'static str>> {
     let controllers = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers"))?;
-    // Without it, each process that enters a cgroup waits for all processors to pass through the scheduler.
+    // Without favordynmods, each process that enters a cgroup waits for an RCU grace period.
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     let _ = mount(None::<&str>, ROOT, None::<&str>, flags, Some("favordynmods"));
     match fs::create_dir(OURS) {
@@ -150,15 +150,15 @@ fn set_up() -> io::Result<Vec<&'static str>> {
     let enable = |dir: &str, name: &str| fs::write(Path::new(dir).join("cgroup.subtree_control"), format!("+{name}"));
     let has = |name: &str| controllers.split_whitespace().any(|there| there == name);
     let mut missing = Vec::new();
-    // A fork and exec takes a tenth longer in a cgroup with memory, most of it for counting the kernel's own (measured against
-    // cgroup.memory=nokmem, and outside). Without that, pipes and page tables would escape the limit.
+    // With the memory controller, fork and exec take a tenth longer, mostly for the accounting of kernel memory (measured against
+    // cgroup.memory=nokmem). Without it, pipes and page tables would escape the limit.
     for name in ["pids", "memory"] {
         if !has(name) || enable(ROOT, name).and_then(|()| enable(OURS, name)).is_err() {
             missing.push(name);
         }
     }
     let ours: &'static Path = Path::new(OURS);
-    // Whatever execs do, some processes and some memory are left to the agent, and to the next exec that wants to look.
+    // Some processes and memory are reserved for the agent, and for an exec that investigates.
     let _ = fs::write(ours.join("pids.max"), (most_processes() / 8 * 7).to_string());
     if let Some(memory) = Memory::read() {
         let limit = memory.for_execs();
@@ -169,7 +169,7 @@ fn set_up() -> io::Result<Vec<&'static str>> {
     Ok(missing)
 }
 
-/// The most processes and threads that the kernel makes, as it was when it was first asked.
+/// The most processes and threads that the kernel allows, read once.
 fn most_processes() -> u64 {
     static MOST: OnceLock<u64> = OnceLock::new();
     *MOST.get_or_init(|| {
@@ -179,7 +179,7 @@ fn most_processes() -> u64 {
     })
 }
 
-/// The machine's memory, in bytes, as /proc/meminfo has it.
+/// The machine's memory according to `/proc/meminfo`, in bytes.
 #[derive(Clone, Copy, Debug)]
 struct Memory {
     total: u64,
@@ -196,30 +196,30 @@ impl Memory {
         Some(Self { total: value("MemTotal")?, available: value("MemAvailable")? })
     }
 
-    /// What all execs may take. It has to be there, or the kernel would look for it in the programs' own pages, which
-    /// are read again at once: that goes on for minutes before it ends anybody. Half of the machine they get in any case.
+    /// The limit of all execs together: what is available now without the reserve, or half of the memory if that is more. With a higher
+    /// limit the machine would thrash for minutes before the OOM killer acts.
     fn for_execs(self) -> u64 {
         self.available.saturating_sub(LEAST_RESERVE.max(self.total / 16)).max(self.total / 2)
     }
 }
 
-/// Changes of files in cgroups, which the kernel tells also for its own files (inotify(7)).
+/// Detects changes to files in cgroups with inotify(7).
 #[derive(Debug)]
 struct Changes {
     inotify: OwnedFd,
-    /// The watches of cgroups that were changed.
+    /// The cgroups that were changed, by their watch.
     changed: Mutex<Changed>,
 }
 
 #[derive(Debug, Default)]
 struct Changed {
     watches: HashSet<i32>,
-    /// Whether some were lost.
-    are_unknown: bool,
+    /// Whether events were lost.
+    overflowed: bool,
 }
 
 impl Changes {
-    /// What agentd itself writes to, and what the kernel does.
+    /// Files to which agentd itself writes.
     const HARMLESS: [&str; 4] = ["cgroup.procs", "cgroup.threads", "cgroup.kill", "memory.oom.group"];
 
     fn new() -> io::Result<Self> {
@@ -238,25 +238,25 @@ impl Changes {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there was a change in a cgroup, by its watch. A process that made one has ended, so that it has been told.
-    fn have(&self, watch: i32) -> bool {
+    /// Whether the cgroup with this watch was changed. The processes that could do so have ended, so all events have arrived.
+    fn include(&self, watch: i32) -> bool {
         let mut changed = self.lock();
         let mut block = [MaybeUninit::uninit(); 4096];
         let mut events = Reader::new(&self.inotify, &mut block);
         while let Ok(event) = events.next() {
             if event.events().contains(ReadFlags::IGNORED) {
-                // It is gone, and its number does not come again.
+                // The cgroup was removed. Its watch number is not reused.
                 changed.watches.remove(&event.wd());
                 continue;
             }
-            changed.are_unknown |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            changed.overflowed |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
             let name = event.file_name().map(CStr::to_string_lossy).unwrap_or_default();
-            // Counters that a program may wait for are changed by the kernel.
+            // The kernel changes memory.events and its like.
             if !Self::HARMLESS.contains(&&*name) && !name.contains(".events") {
                 changed.watches.insert(event.wd());
             }
         }
-        changed.are_unknown || changed.watches.contains(&watch)
+        changed.overflowed || changed.watches.contains(&watch)
     }
 }
 
@@ -267,14 +267,14 @@ pub struct Cgroup {
     entrance: OwnedFd,
     /// Its watch of [`Changes`].
     watch: Option<i32>,
-    /// The processor time that was taken in it before this exec, in microseconds: in user mode and in the kernel.
+    /// The CPU time of earlier execs in this cgroup, in microseconds: in user mode and in the kernel.
     time_before: (u64, u64),
 }
 
 impl Cgroup {
     fn make(dir: PathBuf) -> io::Result<Self> {
         match fs::create_dir(&dir) {
-            // Of an agent before this one.
+            // An earlier agent has created it.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
@@ -283,7 +283,7 @@ impl Cgroup {
         Ok(Self { dir, entrance, watch: None, time_before: (0, 0) })
     }
 
-    /// A process that writes "0" here is in.
+    /// The open `cgroup.procs`: a process that writes "0" to it enters the cgroup.
     pub fn entrance(&self) -> BorrowedFd<'_> {
         self.entrance.as_fd()
     }
@@ -294,7 +294,7 @@ impl Cgroup {
         list.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid > 1).collect()
     }
 
-    /// Ends all processes in it, and waits until they have. True: there is none any more.
+    /// Kills all processes in it and waits for their end. True: none is left.
     pub fn end(&self) -> bool {
         let Ok(mut events) = File::open(self.dir.join("cgroup.events")) else { return false };
         if !is_populated(&mut events) {
@@ -317,20 +317,21 @@ impl Cgroup {
         }
     }
 
-    /// Whether there is no process in it, and no cgroup below it.
-    fn is_as_new(&self) -> bool {
-        let is_empty = File::open(self.dir.join("cgroup.events")).is_ok_and(|mut events| !is_populated(&mut events));
-        is_empty && fs::metadata(&self.dir).is_ok_and(|meta| meta.nlink() == 2)
+    /// Whether it has neither processes nor child cgroups.
+    fn is_empty(&self) -> bool {
+        let has_no_process =
+            File::open(self.dir.join("cgroup.events")).is_ok_and(|mut events| !is_populated(&mut events));
+        has_no_process && fs::metadata(&self.dir).is_ok_and(|meta| meta.nlink() == 2)
     }
 
-    /// The processor time of all that was in it for this exec, in microseconds: in user mode and in the kernel.
+    /// The CPU time of this exec, in microseconds: in user mode and in the kernel.
     pub fn time(&self) -> Option<(u64, u64)> {
-        let (user, system) = self.time_in_all()?;
+        let (user, system) = self.total_time()?;
         let (user_before, system_before) = self.time_before;
         Some((user.saturating_sub(user_before), system.saturating_sub(system_before)))
     }
 
-    fn time_in_all(&self) -> Option<(u64, u64)> {
+    fn total_time(&self) -> Option<(u64, u64)> {
         let text = fs::read_to_string(self.dir.join("cpu.stat")).ok()?;
         let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         Some((value("user_usec ")?, value("system_usec ")?))

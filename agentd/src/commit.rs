@@ -1,5 +1,5 @@
-//! The guest's half of a commit: no command runs, the disk is mounted read-only, and its upper goes to the host as a stream.
-//! It is a boot of its own, so the disk is at rest, however the machine before it ended.
+//! The guest's half of a commit: no command runs, the disk is mounted read-only, and its upper is sent to the host as a stream.
+//! A commit is a boot of its own, so nothing writes to the disk, however the previous machine ended.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -20,23 +20,24 @@ use rustix::fs::{FileType, SeekFrom};
 use rustix::io::Errno;
 use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
-use crate::{Error, early, etc};
+use crate::error::Error;
+use crate::{early, etc, path};
 
-/// Sends the upper.
+/// Sends the upper to the host.
 ///
 /// # Errors
-/// The step that fails. What has come to the host by then is thrown away there.
+/// The step that failed. The host discards what it has received.
 pub fn run(boot: &Boot) -> Result<(), Error> {
     early::mount_steps(boot)?;
     let failed = |why: io::Error| Error::step("commit".into(), why);
     let mut sender = Sender::connect().map_err(failed)?;
-    // The disk is the guest's work: a symlink there would lead to this machine's own root.
+    // The guest has written the disk: a symlink there could lead into this machine's own root.
     let upper = Dir::open(Path::new(boot::TOP)).and_then(|top| top.dir(Name::new(OsStr::new("upper"))?));
     let upper = upper.map_err(|why| io::Error::new(why.kind(), format!("the upper on its disk: {why}")));
     match upper.and_then(|upper| send_tree(&mut sender, upper)) {
         Ok(()) => sender.hang_up().map_err(failed),
         Err(error) => {
-            // What the connection itself did cannot be said over it, which is fine: the host has seen that.
+            // This fails if the connection itself is broken, which the host has noticed.
             let failure = Failure { code: 1, message: error.to_string() };
             let _ = Message::Failure(failure).send(&mut sender.host);
             Err(failed(error))
@@ -44,10 +45,10 @@ pub fn run(boot: &Boot) -> Result<(), Error> {
     }
 }
 
-/// How much of a file is one message: of larger ones vhost-device-vsock loses parts on a connection that the guest has made.
+/// The size of a message with a file's content. vhost-device-vsock loses parts of larger ones on connections from the guest.
 const CHUNK: usize = 16 << 10;
 
-/// The connection to the host, which says how much it takes.
+/// The connection to the host, and how many bytes the host accepts now.
 struct Sender {
     host: VsockStream,
     credit: u64,
@@ -64,7 +65,7 @@ impl Sender {
     fn send(&mut self, message: &Message) -> io::Result<()> {
         let frame = message.to_frame();
         if frame.len() > HEADER + MAX_DATA {
-            return Err(io::Error::other("a file's xattrs are too long for the wire"));
+            return Err(io::Error::other("the xattrs of a file are too large to send"));
         }
         while self.credit < frame.len() as u64 {
             match Message::receive(&mut self.host).map_err(io::Error::other)? {
@@ -80,14 +81,14 @@ impl Sender {
         self.send(&Message::Entry(Box::new(Entry { name: name.map(Text::from), what, attributes, number: None })))
     }
 
-    /// Waits until the host has read all, and hangs up in its turn.
+    /// Waits until the host has read everything and closed the connection.
     fn hang_up(mut self) -> io::Result<()> {
         while Message::receive(&mut self.host).is_ok_and(|message| message.is_some()) {}
         Ok(())
     }
 }
 
-/// A directory that is being sent: itself, its path, and the names in it that are left.
+/// A directory that is being sent, its path, and the names in it that have not been sent.
 struct Level {
     dir: Dir,
     path: PathBuf,
@@ -107,9 +108,10 @@ impl Level {
     }
 }
 
-/// Sends everything but the agent's mount points: it removes those when it ends a machine, but an init or a crash does not.
+/// Sends everything except the agent's mount points. agentd removes those at the end of a machine, but not after a crash or if an init
+/// ended it.
 fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
-    sender.entry(None, What::Directory { opaque: false }, Some(looks(&root.to_entry()?)?))?;
+    sender.entry(None, What::Directory { opaque: false }, Some(attributes_of(&root.to_entry()?)?))?;
     let mut levels = vec![Level::new(root, PathBuf::new())?];
     let mut sent = HashSet::new();
     while let Some(level) = levels.last_mut() {
@@ -124,10 +126,10 @@ fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
             let dir = entry.to_dir()?;
             let opaque = whiteout::is_opaque(&dir)?;
             let next = Level::new(dir, path)?;
-            if next.path == Path::new(early::SHARE) && next.names.is_empty() {
+            if next.path == Path::new(path::MSB_DIR) && next.names.is_empty() {
                 continue;
             }
-            sender.entry(Some(&name), What::Directory { opaque }, Some(looks(&entry)?))?;
+            sender.entry(Some(&name), What::Directory { opaque }, Some(attributes_of(&entry)?))?;
             levels.push(next);
         } else if !(is_mount_point(&path) && is_empty_file(&entry)) {
             send_leaf(sender, &name, &entry, &mut sent)?;
@@ -136,7 +138,7 @@ fn send_tree(sender: &mut Sender, root: Dir) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the agent mounts a file there.
+/// Whether agentd mounts a file at this path.
 fn is_mount_point(path: &Path) -> bool {
     etc::FILES.into_iter().chain([early::PROFILE]).any(|file| path == Path::new(file))
 }
@@ -147,12 +149,12 @@ fn is_empty_file(entry: &beneath::Entry) -> bool {
 
 fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &mut HashSet<u64>) -> io::Result<()> {
     let stat = entry.stat();
-    // overlayfs hardlinks its whiteouts to one another; those are no links.
+    // overlayfs makes its whiteouts hardlinks of one another. They are not sent as links.
     if whiteout::is_whiteout(stat) {
         return sender.entry(Some(name), What::Whiteout, None);
     }
     let kind = entry.file_type();
-    // Other files with several names become several files: the host links regular ones alone.
+    // Other files with several names become several files: the host creates hardlinks of regular files only.
     let number = (kind == FileType::RegularFile && stat.st_nlink > 1).then_some(stat.st_ino);
     if let Some(to) = number.filter(|number| sent.contains(number)) {
         return sender.entry(Some(name), What::Link { to }, None);
@@ -169,13 +171,13 @@ fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &m
             minor: rustix::fs::minor(stat.st_rdev),
         },
     };
-    let attributes = Some(looks(entry)?);
+    let attributes = Some(attributes_of(entry)?);
     sender.send(&Message::Entry(Box::new(Entry { name: Some(name.into()), what, attributes, number })))?;
     sent.extend(number);
     if kind == FileType::RegularFile { send_content(sender, &entry.open_to_read()?, size) } else { Ok(()) }
 }
 
-/// A file's data, and its holes as holes.
+/// Sends a file's data, and its holes as holes.
 fn send_content(sender: &mut Sender, file: &File, size: u64) -> io::Result<()> {
     let mut block = vec![0u8; CHUNK];
     let mut at = 0;
@@ -204,7 +206,7 @@ fn send_content(sender: &mut Sender, file: &File, size: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn looks(entry: &beneath::Entry) -> io::Result<Attributes> {
+fn attributes_of(entry: &beneath::Entry) -> io::Result<Attributes> {
     let stat = entry.stat();
     let mut xattrs = Vec::new();
     for name in entry.xattr_names()?.into_iter().filter(|name| !whiteout::is_private_xattr(name)) {

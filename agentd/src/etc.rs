@@ -1,6 +1,6 @@
-//! The files of `/etc` that are the machine's and not the image's: hosts, hostname and resolv.conf. As docker does it, they are
-//! bound over the image's, so the guest can change them and nothing of it comes into the root. Without them there is a VM all
-//! the same: what goes wrong here is said on the console.
+//! The files of `/etc` that belong to the machine and not to the image: hosts, hostname and resolv.conf. As in Docker, they are bind
+//! mounts over the image's files: the guest can change them, and the root stays as it is. Errors are logged on the console and do not
+//! stop the boot.
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
@@ -10,25 +10,26 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use crate::early::{self, Made};
-use crate::path;
+use crate::cleanup::Cleanup;
+use crate::console;
+use crate::path::{self, MSB_DIR};
 
 /// The files, below `/etc`.
 pub const FILES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
 
-/// The most that is kept of an image's file, in bytes.
+/// The largest file of an image that is taken over, in bytes.
 const MAX_CONTENT: u64 = 1 << 20;
 
-/// What resolv.conf says in an image that has none.
+/// The content of resolv.conf if the image has none.
 const NO_NAME_SERVER: &[u8] = b"# This machine has no network, and so no name server.\n";
 
-/// Binds all of them. `run` is where a tmpfs is on `/run`, which is the machine's own: a file there is written in place.
-pub fn bind_all(hostname: &str, run: Option<&Path>, made: &mut Made) {
-    // A place that exists in every root: the tmpfs is there until its files are bound.
-    let aside = Path::new("/").join(early::SHARE);
+/// Mounts all of them. `run` is the tmpfs on `/run`, if there is one: a file that a symlink leads there is written in place.
+pub fn bind_all(hostname: &str, run: Option<&Path>, cleanup: &mut Cleanup) {
+    // Every root has this directory. The tmpfs covers it until its files are mounted elsewhere.
+    let staging = Path::new("/").join(MSB_DIR);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    if let Err(error) = mount(Some("tmpfs"), &aside, Some("tmpfs"), flags, Some("mode=0755")) {
-        crate::say(&format!("the machine's files in /etc: {error}"));
+    if let Err(error) = mount(Some("tmpfs"), &staging, Some("tmpfs"), flags, Some("mode=0755")) {
+        console::log(&format!("the machine's files in /etc: {error}"));
         return;
     }
     let has_ipv6 = Path::new("/proc/net/if_inet6").exists();
@@ -40,32 +41,32 @@ pub fn bind_all(hostname: &str, run: Option<&Path>, made: &mut Made) {
             _ => image.to_vec(),
         };
         let path = Path::new("/").join(file);
-        if let Err(error) = bind(&path, content, &aside.join(number.to_string()), run, made) {
-            crate::say(&format!("{}: {error}", path.display()));
+        if let Err(error) = bind(&path, content, &staging.join(number.to_string()), run, cleanup) {
+            console::log(&format!("{}: {error}", path.display()));
         }
     }
-    let _ = umount2(&aside, MntFlags::MNT_DETACH);
+    let _ = umount2(&staging, MntFlags::MNT_DETACH);
 }
 
-/// Shows one file, with what `content` makes of the image's.
+/// Mounts one file. `content` computes its content from that of the image's file.
 fn bind(
     path: &Path,
     content: impl Fn(&[u8]) -> Vec<u8>,
-    aside: &Path,
+    source: &Path,
     run: Option<&Path>,
-    made: &mut Made,
+    cleanup: &mut Cleanup,
 ) -> io::Result<()> {
     let root = Path::new("/");
     let place = path::follow(root, path)?;
     if path::is_foreign(&place) {
-        return Err(io::Error::other(format!("it stays the image's, which has a symlink to {place:?} there")));
+        return Err(io::Error::other(format!("left alone: the image has a symlink to {place:?} there")));
     }
     let found = match fs::symlink_metadata(&place) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         other => Some(other?),
     };
     if found.as_ref().is_some_and(fs::Metadata::is_dir) {
-        return Err(io::Error::other("it stays the image's, which has a directory there"));
+        return Err(io::Error::other("left alone: the image has a directory there"));
     }
     let image = match &found {
         Some(meta) if meta.is_file() => read(&place)?,
@@ -78,9 +79,9 @@ fn bind(
     }
     let parent = place.parent().unwrap_or(root);
     if is_in_run {
-        path::make_directories(root, parent, &mut Made::default())?;
+        path::make_directories(root, parent, &mut Cleanup::default())?;
         if found.is_some_and(|meta| !meta.is_file()) {
-            return Err(io::Error::other("it stays the image's, which has no regular file there"));
+            return Err(io::Error::other("left alone: the image has something other than a regular file there"));
         }
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let mut options = File::options();
@@ -93,7 +94,7 @@ fn bind(
             .open(&place)?
             .write_all(&content);
     }
-    let mut file = File::options().write(true).create_new(true).mode(0o644).open(aside)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(source)?;
     file.write_all(&content)?;
     match found {
         Some(meta) if meta.is_file() => {
@@ -102,27 +103,27 @@ fn bind(
         }
         Some(_) => {}
         None => {
-            path::make_directories(root, parent, made)?;
+            path::make_directories(root, parent, cleanup)?;
             if path::make(&place, || File::create_new(&place).map(drop))? {
-                made.add(&place);
+                cleanup.add(&place);
             }
         }
     }
-    Ok(mount(Some(aside), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
+    Ok(mount(Some(source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
-/// A regular file's content. It may be another one by now, where a host changes a shared root.
+/// Reads a regular file. It is opened with care, because the host may replace it in a shared root.
 fn read(path: &PathBuf) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let mut content = Vec::new();
     file.take(MAX_CONTENT + 1).read_to_end(&mut content)?;
     if content.len() as u64 > MAX_CONTENT {
-        return Err(io::Error::other(format!("it stays the image's, which has more than {MAX_CONTENT} bytes there")));
+        return Err(io::Error::other(format!("left alone: the image's file has more than {MAX_CONTENT} bytes")));
     }
     Ok(content)
 }
 
-/// The image's hosts(5), and lines for localhost and the machine's name where it has none.
+/// The image's hosts(5), with lines for localhost and the machine's name added if they are missing.
 fn hosts(image: &[u8], hostname: &str, has_ipv6: bool) -> Vec<u8> {
     let mut hosts = image.to_vec();
     if hosts.last().is_some_and(|&byte| byte != b'\n') {
@@ -143,12 +144,12 @@ fn hosts(image: &[u8], hostname: &str, has_ipv6: bool) -> Vec<u8> {
     hosts
 }
 
-/// Whether a line of hosts(5) gives an address of that kind to a name.
+/// Whether a line of hosts(5) has an IPv4 or IPv6 address for a name.
 fn names_in(line: &[u8], is_ipv6: bool, name: &str) -> bool {
     let line = line.split(|&byte| byte == b'#').next().unwrap_or_default();
-    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
-    words.next().is_some_and(|address| address.contains(&b':') == is_ipv6)
-        && words.any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
+    let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+    fields.next().is_some_and(|address| address.contains(&b':') == is_ipv6)
+        && fields.any(|field| field.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The execs that there are, by number, and how somebody who was not there at the start comes to one.
+//! All execs by their ID, and how a later caller attaches to one.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::unix::ffi::OsStrExt;
@@ -13,258 +13,259 @@ use vsock::VsockStream;
 use crate::cgroup::Cgroups;
 use crate::reap::Awaited;
 
-/// How many detached execs are kept whole after their end, with the newest of their outputs.
-const KEPT_WHOLE: usize = 32;
-/// Of how many detached execs that are not kept whole any more the exit is, the oldest going first. Each takes some 30 bytes.
-const KEPT_EXITS: usize = 1 << 16;
-/// How much of a command line is listed, in bytes: what all execs together have fits in a frame.
+/// How many detached execs are kept after their end with the newest bytes of their outputs.
+const MAX_ENDED: usize = 32;
+/// How many older detached execs have their exit kept. Each takes about 30 bytes.
+const MAX_EXITS: usize = 1 << 16;
+/// How much of a command line is listed, in bytes, so that the whole list fits into a frame.
 const MAX_LISTED: usize = 200;
 
 /// All execs, and their cgroups.
 #[derive(Debug, Default)]
 pub struct Execs {
-    known: Mutex<Known>,
+    table: Mutex<Table>,
     /// Their cgroups.
     pub cgroups: Cgroups,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    /// The newest exec's number; those that there ever were are 1 to this.
+struct Table {
+    /// The newest ID. All IDs from 1 to this have been used.
     last: u32,
-    /// Those that run, and those that are kept whole.
+    /// The execs that run, and the ended ones that are kept.
     all: BTreeMap<u32, Arc<Exec>>,
-    exits: BTreeMap<u32, Past>,
+    /// The exits of older execs.
+    exits: BTreeMap<u32, PastExit>,
 }
 
-/// What is kept of an exec that ended long ago.
+/// The exit of an exec that is not kept any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Past {
+pub struct PastExit {
     /// The process ID that its command had.
     pub pid: i32,
     code: Option<u8>,
     signal: Option<u8>,
 }
 
-impl Past {
-    /// How it ended, without what it took.
+impl PastExit {
+    /// Its exit, without resource usage.
     pub fn exit(&self) -> Exit {
         Exit { code: self.code, signal: self.signal.map(i32::from), usage: None }
     }
 }
 
-/// What is known of an exec's number.
+/// The result of looking up an ID.
 #[derive(Debug)]
-pub enum Found {
-    /// It runs, or is kept whole.
-    Whole(Arc<Exec>),
-    /// It has ended, and only how is still known.
-    Exit(Past),
+pub enum Lookup {
+    /// It runs, or is kept after its end.
+    Exec(Arc<Exec>),
+    /// It has ended, and only its exit is kept.
+    Exit(PastExit),
     /// It has ended, and nothing is kept.
     Forgotten,
-    /// There never was one.
-    Never,
+    /// The ID has never been used.
+    Unused,
 }
 
 /// One exec.
 #[derive(Debug)]
 pub struct Exec {
-    /// Its number.
+    /// Its ID.
     pub id: u32,
     /// Its command.
     pub process: Arc<Awaited>,
     argv: Vec<Text>,
     detached: AtomicBool,
-    door: Mutex<Door>,
-    bell: EventFd,
+    attachment: Mutex<Attachment>,
+    caller_event: EventFd,
 }
 
-/// Where a caller comes in.
+/// Who is attached.
 #[derive(Debug)]
-enum Door {
-    /// The exec's own thread serves it.
-    Open { attached: bool, waiting: Option<VsockStream> },
-    /// Its thread has ended and left the newest of its outputs.
-    Ended(Arc<Rest>),
+enum Attachment {
+    /// The exec's thread serves callers.
+    Running { attached: bool, waiting: Option<VsockStream> },
+    /// Its thread has ended and left the newest bytes of its outputs.
+    Ended(Arc<KeptOutput>),
 }
 
 /// The newest bytes of each output.
-pub type Rest = Vec<(Stream, VecDeque<u8>)>;
+pub type KeptOutput = Vec<(Stream, VecDeque<u8>)>;
 
-/// What became of somebody who wants to be the caller.
+/// The result of an attempt to attach.
 #[derive(Debug)]
-pub enum Entry {
-    /// The exec's own thread takes over.
-    Taken,
-    /// The exec has ended: this is left.
-    Ended(VsockStream, Arc<Rest>),
-    /// There is a caller.
+pub enum Attached {
+    /// The exec's thread serves the connection.
+    Accepted,
+    /// The exec has ended. Its output is what was kept.
+    Ended(VsockStream, Arc<KeptOutput>),
+    /// Another caller is attached.
     Busy(VsockStream),
 }
 
 impl Execs {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An exec that has started, with a caller but where it is detached.
+    /// Adds an exec that has started. It has a caller unless it is detached.
     ///
     /// # Errors
-    /// What `eventfd(2)` says.
+    /// Those of `eventfd(2)`.
     pub fn add(&self, process: Arc<Awaited>, argv: &[Text], detached: bool) -> std::io::Result<Arc<Exec>> {
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let mut known = self.lock();
-        known.last += 1;
+        let caller_event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let mut table = self.lock();
+        table.last += 1;
         let exec = Arc::new(Exec {
-            id: known.last,
+            id: table.last,
             process,
             argv: cut(argv),
             detached: detached.into(),
-            door: Mutex::new(Door::Open { attached: !detached, waiting: None }),
-            bell,
+            attachment: Mutex::new(Attachment::Running { attached: !detached, waiting: None }),
+            caller_event,
         });
-        known.all.insert(exec.id, Arc::clone(&exec));
+        table.all.insert(exec.id, Arc::clone(&exec));
         Ok(exec)
     }
 
-    /// Forgets an exec that has ended; of a detached one something is kept, less and less as there are newer ones.
+    /// Removes an exec that has ended. A detached one is kept at first, then only its exit, until there are too many newer ones.
     pub fn end(&self, exec: &Exec) {
-        let mut known = self.lock();
+        let mut table = self.lock();
         if !exec.is_detached() {
-            known.all.remove(&exec.id);
+            table.all.remove(&exec.id);
             return;
         }
-        let ended: Vec<u32> = known.all.values().filter(|exec| exec.has_ended()).map(|exec| exec.id).collect();
-        for id in ended.iter().take(ended.len().saturating_sub(KEPT_WHOLE)) {
-            if let Some(exec) = known.all.remove(id) {
-                known.keep_exit(*id, exec.process.pid, exec.exit().unwrap_or_default());
+        let ended: Vec<u32> = table.all.values().filter(|exec| exec.has_ended()).map(|exec| exec.id).collect();
+        for id in ended.iter().take(ended.len().saturating_sub(MAX_ENDED)) {
+            if let Some(exec) = table.all.remove(id) {
+                table.keep_exit(*id, exec.process.pid, exec.exit().unwrap_or_default());
             }
         }
     }
 
-    /// What is known of a number.
-    pub fn find(&self, id: u32) -> Found {
-        let known = self.lock();
-        match known.all.get(&id) {
-            Some(exec) => Found::Whole(Arc::clone(exec)),
-            None => known.past(id),
+    /// Looks up an ID.
+    pub fn find(&self, id: u32) -> Lookup {
+        let table = self.lock();
+        match table.all.get(&id) {
+            Some(exec) => Lookup::Exec(Arc::clone(exec)),
+            None => table.past(id),
         }
     }
 
-    /// Those that run and those that are kept whole, as others see them, and how many more there are of which the exit is known.
+    /// Lists the execs that run or are kept, and counts those of which only the exit is kept.
     pub fn list(&self) -> Listing {
-        let known = self.lock();
-        let execs = known.all.values().map(|exec| exec.listed()).collect();
-        Listing { execs, older: u32::try_from(known.exits.len()).unwrap_or(u32::MAX) }
+        let table = self.lock();
+        let execs = table.all.values().map(|exec| exec.listed()).collect();
+        Listing { execs, older: u32::try_from(table.exits.len()).unwrap_or(u32::MAX) }
     }
 }
 
-impl Known {
+impl Table {
     fn keep_exit(&mut self, id: u32, pid: i32, exit: Exit) {
         let signal = exit.signal.and_then(|signal| u8::try_from(signal).ok());
-        self.exits.insert(id, Past { pid, code: exit.code, signal });
-        while self.exits.len() > KEPT_EXITS {
+        self.exits.insert(id, PastExit { pid, code: exit.code, signal });
+        while self.exits.len() > MAX_EXITS {
             self.exits.pop_first();
         }
     }
 
-    /// What is known of an exec that is not kept whole.
-    fn past(&self, id: u32) -> Found {
+    /// Looks up an exec that is not in `all`.
+    fn past(&self, id: u32) -> Lookup {
         match self.exits.get(&id) {
-            Some(past) => Found::Exit(*past),
-            None if (1..=self.last).contains(&id) => Found::Forgotten,
-            None => Found::Never,
+            Some(past) => Lookup::Exit(*past),
+            None if (1..=self.last).contains(&id) => Lookup::Forgotten,
+            None => Lookup::Unused,
         }
     }
 }
 
 impl Exec {
-    fn door(&self) -> MutexGuard<'_, Door> {
-        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    fn attachment(&self) -> MutexGuard<'_, Attachment> {
+        self.attachment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How it ended.
+    /// Its exit, if it has ended.
     pub fn exit(&self) -> Option<Exit> {
         self.process.exit()
     }
 
-    /// Whether it goes on without a caller.
+    /// Whether it continues without a caller.
     pub fn is_detached(&self) -> bool {
         self.detached.load(Ordering::Relaxed)
     }
 
     fn has_ended(&self) -> bool {
-        matches!(*self.door(), Door::Ended(_))
+        matches!(*self.attachment(), Attachment::Ended(_))
     }
 
-    /// It goes on without a caller from now on.
+    /// Lets it continue without a caller.
     pub fn detach(&self) {
         self.detached.store(true, Ordering::Relaxed);
     }
 
-    /// As others see it.
+    /// Its entry in a list.
     pub fn listed(&self) -> Listed {
-        let attached = match &*self.door() {
-            Door::Open { attached, waiting } => *attached || waiting.is_some(),
-            Door::Ended(_) => false,
+        let attached = match &*self.attachment() {
+            Attachment::Running { attached, waiting } => *attached || waiting.is_some(),
+            Attachment::Ended(_) => false,
         };
         let (detached, exit) = (self.is_detached(), self.exit());
         Listed { id: self.id, pid: self.process.pid, argv: self.argv.clone(), detached, attached, exit }
     }
 
-    /// Somebody wants to be the caller.
-    pub fn come_in(&self, connection: VsockStream) -> Entry {
-        match &mut *self.door() {
-            Door::Open { attached: false, waiting } if waiting.is_none() => {
+    /// Attaches a caller, if there is none.
+    pub fn attach(&self, connection: VsockStream) -> Attached {
+        match &mut *self.attachment() {
+            Attachment::Running { attached: false, waiting } if waiting.is_none() => {
                 *waiting = Some(connection);
-                let _ = self.bell.write(1);
-                Entry::Taken
+                let _ = self.caller_event.write(1);
+                Attached::Accepted
             }
-            Door::Ended(rest) => Entry::Ended(connection, Arc::clone(rest)),
-            Door::Open { .. } => Entry::Busy(connection),
+            Attachment::Ended(kept) => Attached::Ended(connection, Arc::clone(kept)),
+            Attachment::Running { .. } => Attached::Busy(connection),
         }
     }
 
-    /// Becomes readable when a caller waits.
-    pub fn bell(&self) -> &EventFd {
-        &self.bell
+    /// Becomes readable when a new caller waits.
+    pub fn caller_event(&self) -> &EventFd {
+        &self.caller_event
     }
 
-    /// The caller that waits.
-    pub fn caller(&self) -> Option<VsockStream> {
-        let _ = self.bell.read();
-        match &mut *self.door() {
-            Door::Open { attached, waiting } => {
+    /// Takes the new caller.
+    pub fn take_waiting(&self) -> Option<VsockStream> {
+        let _ = self.caller_event.read();
+        match &mut *self.attachment() {
+            Attachment::Running { attached, waiting } => {
                 let caller = waiting.take();
                 *attached |= caller.is_some();
                 caller
             }
-            Door::Ended(_) => None,
+            Attachment::Ended(_) => None,
         }
     }
 
-    /// The caller is gone.
+    /// Notes that the caller is gone.
     pub fn caller_left(&self) {
-        if let Door::Open { attached, .. } = &mut *self.door() {
+        if let Attachment::Running { attached, .. } = &mut *self.attachment() {
             *attached = false;
         }
     }
 
-    /// The exec's thread ends, unless a caller came at the last moment, who is returned with the rest.
-    pub fn leave(&self, rest: Rest) -> Option<(VsockStream, Rest)> {
-        let mut door = self.door();
-        if let Door::Open { attached, waiting } = &mut *door
+    /// Ends the exec's service and keeps its output, unless a new caller waits. Then that is returned, with the output.
+    pub fn leave(&self, kept: KeptOutput) -> Option<(VsockStream, KeptOutput)> {
+        let mut attachment = self.attachment();
+        if let Attachment::Running { attached, waiting } = &mut *attachment
             && let Some(caller) = waiting.take()
         {
             *attached = true;
-            return Some((caller, rest));
+            return Some((caller, kept));
         }
-        *door = Door::Ended(Arc::new(rest));
+        *attachment = Attachment::Ended(Arc::new(kept));
         None
     }
 }
 
-/// A command line cut short.
+/// A command line, shortened.
 fn cut(argv: &[Text]) -> Vec<Text> {
     let mut left = MAX_LISTED;
     let mut words = Vec::new();
@@ -289,21 +290,21 @@ mod tests {
 
     #[test]
     fn exits_are_kept_by_the_thousand_and_forgotten_differs_from_never() {
-        let mut known = Known { last: 100_000, ..Known::default() };
+        let mut table = Table { last: 100_000, ..Table::default() };
         let code = |id: u32| Exit { code: Some((id % 200) as u8), ..Exit::default() };
         for id in 1..=99_999 {
-            known.keep_exit(id, id as i32 + 7, code(id));
+            table.keep_exit(id, id as i32 + 7, code(id));
         }
-        known.keep_exit(100_000, 5, Exit { signal: Some(64), ..Exit::default() });
-        let oldest = 100_000 - KEPT_EXITS as u32 + 1;
+        table.keep_exit(100_000, 5, Exit { signal: Some(64), ..Exit::default() });
+        let oldest = 100_000 - MAX_EXITS as u32 + 1;
         for id in [oldest, oldest + 1, 99_999] {
-            let Found::Exit(past) = known.past(id) else { panic!("{id}") };
+            let Lookup::Exit(past) = table.past(id) else { panic!("{id}") };
             assert_eq!((past.pid, past.exit()), (id as i32 + 7, code(id)));
         }
-        let Found::Exit(past) = known.past(100_000) else { panic!() };
+        let Lookup::Exit(past) = table.past(100_000) else { panic!() };
         assert_eq!(past.exit(), Exit { code: None, signal: Some(64), usage: None });
-        assert!(matches!((known.past(1), known.past(oldest - 1)), (Found::Forgotten, Found::Forgotten)));
-        assert!(matches!((known.past(0), known.past(100_001)), (Found::Never, Found::Never)));
+        assert!(matches!((table.past(1), table.past(oldest - 1)), (Lookup::Forgotten, Lookup::Forgotten)));
+        assert!(matches!((table.past(0), table.past(100_001)), (Lookup::Unused, Lookup::Unused)));
     }
 
     #[test]

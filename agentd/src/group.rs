@@ -1,11 +1,11 @@
-//! All processes of an exec: its cgroup where there are cgroups, else those of its process group and its session.
+//! All processes of an exec: those in its cgroup or, without cgroups, those in its process group and session.
 
-use std::fs;
 use std::sync::Arc;
 
 use nix::libc::SIGKILL;
 
 use crate::cgroup::{Cgroup, Cgroups};
+use crate::process::{self, Stat};
 use crate::reap::{Awaited, Reaper};
 use crate::sys;
 
@@ -18,7 +18,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group that the command leads.
+    /// The processes of a command, and its cgroup if it has one.
     pub fn new(process: Arc<Awaited>, cgroup: Option<Cgroup>) -> Self {
         Self { process, cgroup }
     }
@@ -41,14 +41,14 @@ impl Group {
         }
     }
 
-    /// Ends what is there still when the command has ended.
+    /// Kills the processes that are left when the command has ended.
     pub fn end(&self) {
         if self.cgroup.as_ref().is_some_and(Cgroup::end) {
             return;
         }
         let session = session_of(self.process.pid);
-        // The command has been reaped. One of its number is another's, and then nobody of the session was left: the kernel gives no
-        // number of a session that there is.
+        // The command has been reaped. If there is a process with its ID, the ID was reused and the session had no process left: the
+        // kernel does not reuse the ID of a session that exists.
         if session.contains(&self.process.pid) {
             return;
         }
@@ -57,12 +57,12 @@ impl Group {
         }
     }
 
-    /// The processor time that all took, in microseconds: in user mode and in the kernel.
+    /// The CPU time of all processes, in microseconds: in user mode and in the kernel.
     pub fn time(&self) -> Option<(u64, u64)> {
         self.cgroup.as_ref()?.time()
     }
 
-    /// Gives the cgroup back.
+    /// Returns the cgroup to the pool.
     pub fn dispose(&mut self, cgroups: &Cgroups) {
         if let Some(cgroup) = self.cgroup.take() {
             cgroups.dispose(cgroup);
@@ -70,26 +70,7 @@ impl Group {
     }
 }
 
-/// The processes whose session a process leads or led.
+/// The processes of a session.
 fn session_of(leader: i32) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| session_in(&fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default()) == Some(leader))
-        .collect()
-}
-
-/// The session in a line of `/proc/PID/stat`: the fourth field behind the name, which may hold anything.
-fn session_in(stat: &str) -> Option<i32> {
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(3)?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn a_session_is_found_behind_any_name() {
-        assert_eq!(super::session_in("12 (a) b) (c) S 1 12 7 0 -1"), Some(7));
-        assert_eq!(super::session_in(""), None);
-        assert_eq!(super::session_in("12 (sh) S"), None);
-    }
+    process::pids().filter(|&pid| Stat::read(pid).is_some_and(|stat| stat.session == leader)).collect()
 }

@@ -1,80 +1,81 @@
-//! The connection to an exec's caller: frames in as the wire allows them, frames out as the connection takes them.
+//! The connection to an exec's caller: it checks the order of incoming frames, and buffers outgoing ones.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use msb::wire::turn::FromHost;
 use msb::wire::{self, Decoder, HEADER, Message, Piece, Stream};
 use nix::poll::PollFlags;
 use vsock::VsockStream;
 
-use crate::session::PATIENCE;
-
-/// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over
-/// 32 KiB over several descriptors, and vhost-device-vsock 0.3.0 drops what is scattered.
+/// How long the host may take to send a frame of the hello, and to accept the last frame.
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
+/// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over 32 KiB over several
+/// descriptors, and vhost-device-vsock 0.3.0 drops those.
 const MAX_PACKET: usize = 31 << 10;
-/// How much of an output is read at a time, in bytes: with its header it is one packet.
-pub const PORTION: usize = 2 * MAX_PACKET - HEADER;
-/// Output is read while less than this waits for the connection, in bytes.
-const OUT_ENOUGH: usize = 4 * MAX_PACKET;
+/// How much of an output is read at a time, in bytes: with its header, two packets.
+pub const CHUNK: usize = 2 * MAX_PACKET - HEADER;
+/// No output is read while this many bytes wait to be sent.
+const MAX_QUEUED: usize = 4 * MAX_PACKET;
 
-/// A caller.
+/// A connection to a caller.
 #[derive(Debug)]
 pub struct Link {
     connection: VsockStream,
     decoder: Decoder,
-    /// What the caller may send.
+    /// What the caller may send now.
     pub turn: FromHost,
     credit: [u64; 2],
-    /// Frames on their way out.
+    /// Frames that have not been sent.
     out: Vec<u8>,
 }
 
 impl Link {
-    /// A connection that has said hello.
+    /// Takes a connection after the hello.
     ///
     /// # Errors
-    /// What `ioctl(2)` says.
+    /// Those of `ioctl(2)`.
     pub fn new(connection: VsockStream) -> io::Result<Self> {
         connection.set_nonblocking(true)?;
         let (decoder, turn) = (Decoder::default(), FromHost::default());
         Ok(Self { connection, decoder, turn, credit: [0; 2], out: Vec::new() })
     }
 
-    /// What to wait for.
-    pub fn wanted(&self) -> (BorrowedFd<'_>, PollFlags) {
+    /// The descriptor and the events to poll for.
+    pub fn poll_flags(&self) -> (BorrowedFd<'_>, PollFlags) {
         let out = if self.out.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
         (self.connection.as_fd(), PollFlags::POLLIN | out)
     }
 
     /// How many bytes of an output may be sent now.
     pub fn room(&self, stream: Stream) -> usize {
-        let credit = self.credit.get(place(stream)).copied().unwrap_or(0);
-        if self.out.len() < OUT_ENOUGH { usize::try_from(credit).unwrap_or(usize::MAX).min(PORTION) } else { 0 }
+        let credit = self.credit.get(index(stream)).copied().unwrap_or(0);
+        if self.out.len() < MAX_QUEUED { usize::try_from(credit).unwrap_or(usize::MAX).min(CHUNK) } else { 0 }
     }
 
     /// Reads what has arrived, for [`Self::next`].
     ///
     /// # Errors
-    /// [`io::ErrorKind::ConnectionAborted`] where the caller is gone; else what reading says.
-    pub fn read<'a>(&mut self, block: &'a mut [u8]) -> io::Result<&'a [u8]> {
-        match self.connection.read(block) {
+    /// [`io::ErrorKind::ConnectionAborted`] if the caller is gone; else those of `read(2)`.
+    pub fn read<'a>(&mut self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        match self.connection.read(buffer) {
             Ok(0) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Ok(got) => Ok(&block[..got]),
+            Ok(got) => Ok(&buffer[..got]),
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(&[]),
             Err(error) => Err(error),
         }
     }
 
-    /// The next piece of what was read, which becomes what is behind it; credit is taken here.
+    /// Takes the next piece from what was read. Credit is handled here.
     ///
     /// # Errors
-    /// A frame that makes no sense, or none now.
+    /// A frame that is invalid, or not allowed now.
     pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, wire::Error> {
         let Some(piece) = self.decoder.next(bytes)? else { return Ok(None) };
         self.turn.take(&piece)?;
         if let Piece::Message(Message::Credit(stream, bytes)) = piece
-            && let Some(credit) = self.credit.get_mut(place(stream))
+            && let Some(credit) = self.credit.get_mut(index(stream))
         {
             *credit = credit.saturating_add(bytes.into());
         }
@@ -86,19 +87,19 @@ impl Link {
         message.put(&mut self.out);
     }
 
-    /// Queues bytes of an output, which [`Self::room`] allows.
+    /// Queues bytes of an output, at most [`Self::room`].
     pub fn queue_data(&mut self, stream: Stream, bytes: &[u8]) {
         wire::put_data(&mut self.out, stream, bytes);
         self.spend(stream, bytes.len());
     }
 
-    /// Sends `length` bytes of an output, which [`Self::room`] allows and which are in `block` behind [`HEADER`] bytes of room:
-    /// from there, where nothing is before them; what the connection does not take now is queued.
+    /// Sends `length` bytes of an output, at most [`Self::room`]. They are in `buffer` after [`HEADER`] bytes of space for the header. They
+    /// are sent without a copy if no frame is queued; what the connection does not accept now is queued.
     ///
     /// # Errors
-    /// What writing says.
-    pub fn send_data(&mut self, stream: Stream, block: &mut [u8], length: usize) -> io::Result<()> {
-        let frame = &mut block[..HEADER + length];
+    /// Those of `write(2)`.
+    pub fn send_data(&mut self, stream: Stream, buffer: &mut [u8], length: usize) -> io::Result<()> {
+        let frame = &mut buffer[..HEADER + length];
         frame[..HEADER].copy_from_slice(&wire::data_header(stream, length));
         let sent = if self.out.is_empty() { write(&mut self.connection, frame)? } else { 0 };
         self.out.extend_from_slice(&frame[sent..]);
@@ -107,34 +108,34 @@ impl Link {
     }
 
     fn spend(&mut self, stream: Stream, bytes: usize) {
-        if let Some(credit) = self.credit.get_mut(place(stream)) {
+        if let Some(credit) = self.credit.get_mut(index(stream)) {
             *credit = credit.saturating_sub(bytes as u64);
         }
     }
 
-    /// Writes as much as the connection takes now.
+    /// Sends as much of the queue as the connection accepts now.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of `write(2)`.
     pub fn flush(&mut self) -> io::Result<()> {
         let sent = write(&mut self.connection, &self.out)?;
         self.out.drain(..sent);
         Ok(())
     }
 
-    /// Sends the last frame, behind all that is queued.
+    /// Sends all that is queued and the last frame.
     ///
     /// # Errors
-    /// What writing says, also where it takes longer than [`PATIENCE`].
+    /// Those of `write(2)`, or that it takes longer than [`PEER_TIMEOUT`].
     pub fn finish(mut self, last: &Message) -> io::Result<()> {
         self.queue(last);
         self.connection.set_nonblocking(false)?;
-        self.connection.set_write_timeout(Some(PATIENCE))?;
+        self.connection.set_write_timeout(Some(PEER_TIMEOUT))?;
         self.flush()
     }
 }
 
-/// Writes as much as the connection takes now, and says how much that was.
+/// Writes as much as the connection accepts now. Returns how many bytes that was.
 fn write(connection: &mut VsockStream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
@@ -150,8 +151,8 @@ fn write(connection: &mut VsockStream, bytes: &[u8]) -> io::Result<usize> {
     Ok(sent)
 }
 
-/// Where an output's credit is.
-fn place(stream: Stream) -> usize {
+/// The index of an output's credit.
+fn index(stream: Stream) -> usize {
     match stream {
         Stream::Stdout => 0,
         Stream::Stderr => 1,

@@ -1,4 +1,4 @@
-//! Connections from the host: who may connect, the hello, and one thread each for what follows.
+//! Connections from the host: the listener, the hello, and a thread for each connection.
 
 use std::fs;
 use std::io;
@@ -10,48 +10,49 @@ use std::time::Duration;
 use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
-use crate::session::{self, PATIENCE};
+use crate::agent::Agent;
+use crate::error::Error;
+use crate::link::PEER_TIMEOUT;
 use crate::sessions::Sessions;
-use crate::{Agent, Error, clock, sys, visit};
+use crate::{clock, console, session, sys, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The priority of what answers callers, as nice(1) has it, and of what serves them then.
-const ANSWERING: i32 = -19;
-const SERVING: i32 = -10;
-/// What the kernel buffers for a connection until it is read, in bytes; Linux's own 256 KiB are little for a way as long as that
-/// through a VMM.
+/// The nice values of the threads that accept connections, and of those that serve them.
+const ACCEPT_NICE: i32 = -19;
+const SERVE_NICE: i32 = -10;
+/// The kernel's receive buffer of a connection, in bytes. Linux's default, 256 KiB, is too small for the latency of a VMM.
 const BUFFER: u64 = 4 << 20;
-/// How many connections may wait to be taken. Where there are more, the kernel turns them away.
+/// How many connections may wait to be accepted. The kernel refuses more.
 const BACKLOG: i32 = 4096;
 
-/// Takes connections from now on, in a thread of its own.
+/// Starts the thread that accepts connections.
 ///
 /// # Errors
-/// What `socket(2)`, `bind(2)` or starting the thread says.
+/// Those of `socket(2)` and `bind(2)`, and of starting the thread.
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
         .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
-    // The crate's own is 128, which a hundred callers at once come near to.
+    // The crate sets 128, and a hundred callers at once are possible.
     rustix::net::listen(&listener, BACKLOG).map_err(|error| Error::step("set the backlog".into(), error.into()))?;
-    // Connections have it from the listener.
+    // Connections inherit it from the listener.
     sys::set_vsock_buffer(listener.as_fd(), BUFFER)
         .map_err(|error| Error::step("enlarge vsock's buffers".into(), error))?;
-    // Where memory runs out, commands go (see sys::Launch) and not who could tell of it.
+    // The OOM killer must end commands (see sys::Launch) and not the agent.
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
-        crate::say(&format!("oom_score_adj: {error}"));
+        console::log(&format!("oom_score_adj: {error}"));
     }
     let agent = Arc::clone(agent);
     let accept = move || {
-        // However busy the guest is, a caller hears from it; commands start with the usual priority (see sys::Launch).
-        let _ = rustix::process::setpriority_process(None, ANSWERING);
+        // A caller gets an answer even if the guest is busy. Commands start with nice value 0 (see sys::Launch).
+        let _ = rustix::process::setpriority_process(None, ACCEPT_NICE);
         loop {
             agent.sessions.wait_for_room();
             match listener.accept() {
-                // Only the host: a process in the guest has other ways to start one.
+                // Connections from inside the guest are closed.
                 Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => serve(connection, &agent),
                 Ok(_) => {}
-                Err(error) => crate::say(&format!("accept: {error}")),
+                Err(error) => console::log(&format!("accept: {error}")),
             }
         }
     };
@@ -65,20 +66,20 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
 fn serve(connection: VsockStream, agent: &Arc<Agent>) {
     let started = Sessions::serve(agent, |agent| match greet(connection, agent) {
         Ok(()) => {}
-        // The caller left, which is its right.
+        // The caller has gone, which is not an error.
         Err(wire::Error::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {}
-        Err(error) => crate::say(&format!("connection ended: {error}")),
+        Err(error) => console::log(&format!("connection closed: {error}")),
     });
     if let Err(error) = started {
-        crate::say(&format!("start a thread: {error}"));
+        console::log(&format!("start a thread: {error}"));
     }
 }
 
 fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> {
-    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_read_timeout(Some(PEER_TIMEOUT))?;
     Message::hello().send(&mut connection)?;
     Message::receive_hello(&mut connection)?;
-    let _ = rustix::process::setpriority_process(None, SERVING);
+    let _ = rustix::process::setpriority_process(None, SERVE_NICE);
     match Message::receive(&mut connection)? {
         Some(Message::Exec(request)) => {
             request.now_ms.into_iter().for_each(clock::catch_up);
@@ -96,23 +97,23 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
             Ok(())
         }
         Some(Message::Shutdown(shutdown)) => {
-            // More than any clock here can add.
+            // A longer time would overflow an Instant.
             let grace = Duration::from_millis(shutdown.grace_ms).min(MAX_GRACE);
             agent.shutdown.ask(grace, connection);
             Ok(())
         }
-        Some(_) => Err(wire::Error::OutOfTurn("it asks for nothing")),
+        Some(_) => Err(wire::Error::OutOfTurn("a first frame that is not a request")),
         None => Ok(()),
     }
 }
 
-/// Tells the host how the start went.
+/// Tells the host how the boot went.
 ///
 /// # Errors
-/// What connecting or writing says.
+/// Those of `connect(2)` and `write(2)`.
 pub fn report(ready: wire::exec::Ready) -> io::Result<()> {
     let mut host = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, READY_PORT))?;
-    host.set_write_timeout(Some(PATIENCE))?;
+    host.set_write_timeout(Some(PEER_TIMEOUT))?;
     let mut frames = Message::hello().to_frame();
     Message::Ready(ready).put(&mut frames);
     io::Write::write_all(&mut host, &frames)

@@ -1,4 +1,4 @@
-//! An output of a command: its own end of the pipe, and the newest of what came out of it, for callers to come.
+//! An output of a command: agentd's end of the pipe, and the newest bytes, for later callers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,90 +6,90 @@ use std::os::fd::OwnedFd;
 
 use msb::wire::{HEADER, Message, Stream};
 
-use crate::link::{Link, PORTION};
+use crate::link::{CHUNK, Link};
 
-/// How much of a detached command's output is kept, in bytes. The oldest goes first.
+/// How much of a detached command's output is kept, in bytes. The oldest bytes are dropped first.
 const TAIL: usize = 64 << 10;
 
 /// An output.
 #[derive(Debug)]
 pub struct Output {
-    /// Which one.
+    /// Stdout or stderr.
     pub stream: Stream,
-    /// Our end; none where it has come to its end.
+    /// agentd's end. `None`: everything has been read.
     pub source: Option<OwnedFd>,
-    /// The newest bytes, where they are kept.
+    /// The newest bytes, if they are kept.
     tail: VecDeque<u8>,
-    /// How many of the newest bytes no caller has had.
+    /// How many of the newest bytes have not been sent to any caller.
     unread: usize,
-    end_told: bool,
+    end_sent: bool,
 }
 
 impl Output {
     /// The output of a command that runs.
     pub fn new(stream: Stream, source: OwnedFd) -> Self {
-        Self { stream, source: Some(source), tail: VecDeque::new(), unread: 0, end_told: false }
+        Self { stream, source: Some(source), tail: VecDeque::new(), unread: 0, end_sent: false }
     }
 
-    /// The output of a command that has ended, of which a caller gets all that was kept.
+    /// The output of a command that has ended. A caller gets all bytes that were kept.
     pub fn ended(stream: Stream, tail: VecDeque<u8>) -> Self {
         let unread = tail.len();
-        Self { stream, source: None, tail, unread, end_told: false }
+        Self { stream, source: None, tail, unread, end_sent: false }
     }
 
-    /// What is kept, when the command has ended.
-    pub fn into_kept(self) -> (Stream, VecDeque<u8>) {
+    /// The bytes that are kept after the end of the command.
+    pub fn into_tail(self) -> (Stream, VecDeque<u8>) {
         (self.stream, self.tail)
     }
 
-    /// Whether there is nothing to come, and nothing left.
+    /// Whether everything has been read and sent.
     pub fn is_drained(&self) -> bool {
         self.source.is_none() && self.unread == 0
     }
 
-    /// There is a new caller, who has been told nothing.
-    pub fn start_anew(&mut self) {
-        self.end_told = false;
+    /// Prepares for a new caller, which has not been told about the end.
+    pub fn reset_for_caller(&mut self) {
+        self.end_sent = false;
     }
 
-    /// Nobody wants any more of it.
+    /// Closes it and drops what has not been sent.
     pub fn close(&mut self) {
         self.source = None;
         self.unread = 0;
     }
 
-    /// Whether to wait for more of it: only while there is somebody to take it, or nobody at all. (A hang-up cannot be masked,
-    /// and would spin.)
-    pub fn wants(&self, link: Option<&Link>) -> Option<&OwnedFd> {
+    /// The descriptor to poll, if more may be read: the caller has room, or there is no caller. Otherwise it must not be polled, because
+    /// POLLHUP cannot be masked.
+    pub fn readable_fd(&self, link: Option<&Link>) -> Option<&OwnedFd> {
         let has_room = link.is_none_or(|link| self.unread == 0 && link.room(self.stream) > 0);
         self.source.as_ref().filter(|_| has_room)
     }
 
-    /// Takes what there is, up to a portion; `block` has room for that and for a header. What is sent is kept too where it `keeps`.
-    /// True: it was a whole one, and there may be more.
+    /// Reads up to a chunk and sends it to the caller, if there is one. `buffer` has space for a chunk and a header. With `keep`, what is
+    /// sent is kept too. True: a whole chunk was read, so there may be more.
     ///
     /// # Errors
-    /// What reading or sending says.
-    pub fn take(&mut self, link: Option<&mut Link>, keeps: bool, block: &mut [u8]) -> io::Result<bool> {
+    /// Those of reading and sending.
+    pub fn take(&mut self, link: Option<&mut Link>, keep: bool, buffer: &mut [u8]) -> io::Result<bool> {
         let Some(source) = &self.source else { return Ok(false) };
-        let wanted = link.as_ref().map_or(PORTION, |link| link.room(self.stream));
+        let wanted = link.as_ref().map_or(CHUNK, |link| link.room(self.stream));
         if wanted == 0 {
-            // The other output has just taken the room. Reading nothing would look like the end.
+            // The other output has used up the room. A read of 0 bytes would look like the end.
             return Ok(false);
         }
-        let (_, portion) = block.split_at_mut(HEADER);
-        match rustix::io::read(source, &mut portion[..wanted]) {
-            // EIO is how a terminal says that nobody is at its other end any more.
+        let (_, chunk) = buffer.split_at_mut(HEADER);
+        match rustix::io::read(source, &mut chunk[..wanted]) {
+            // A terminal reports EIO when no process has its other side open.
             Ok(0) | Err(rustix::io::Errno::IO) => self.source = None,
             Ok(got) => {
-                if keeps || link.is_none() {
-                    self.keep(&portion[..got]);
+                if keep || link.is_none() {
+                    self.keep(&chunk[..got]);
                 }
                 match link {
-                    Some(link) => link.send_data(self.stream, block, got)?,
+                    Some(link) => link.send_data(self.stream, buffer, got)?,
                     None => self.unread = (self.unread + got).min(self.tail.len()),
                 }
-                return Ok(got == PORTION);
+                return Ok(got == CHUNK);
             }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
@@ -103,8 +103,8 @@ impl Output {
         self.tail.extend(bytes);
     }
 
-    /// Gives a caller what no caller has had, and the message that there is no more.
-    pub fn hand_over(&mut self, link: &mut Link) {
+    /// Sends what no caller has received, and at the end the message that there is no more.
+    pub fn send_kept(&mut self, link: &mut Link) {
         while self.unread > 0 && link.room(self.stream) > 0 {
             let (first, second) = self.tail.as_slices();
             let from = self.tail.len() - self.unread;
@@ -113,8 +113,8 @@ impl Output {
             link.queue_data(self.stream, &unread[..count]);
             self.unread -= count;
         }
-        if self.is_drained() && !self.end_told {
-            self.end_told = true;
+        if self.is_drained() && !self.end_sent {
+            self.end_sent = true;
             link.queue(&Message::Eof(self.stream));
         }
     }
@@ -125,10 +125,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_output_without_a_taker_keeps_its_newest_bytes() {
+    fn an_output_without_a_caller_keeps_its_newest_bytes() {
         let mut output = Output::ended(Stream::Stdout, VecDeque::new());
-        for portion in 0..=255u8 {
-            output.keep(&[portion; 1000]);
+        for chunk in 0..=255u8 {
+            output.keep(&[chunk; 1000]);
         }
         assert_eq!(output.tail.len(), TAIL);
         assert_eq!(output.tail.back(), Some(&255));

@@ -1,5 +1,5 @@
-//! Paths in the guest's root: where one leads, also if nothing exists there yet, and the directories on the way. The image made
-//! the symlinks, so nothing here follows one out of the root, or into a file system of the kernel's.
+//! Paths in the guest's root: where a path leads, even if nothing exists there yet, and the directories above it. The symlinks are the
+//! image's, so none is followed out of the root or into a file system of the kernel.
 
 use std::ffi::OsString;
 use std::fs;
@@ -10,13 +10,16 @@ use msb::overlay::attributes::keeping_times;
 use msb::overlay::beneath::Dir;
 use nix::errno::Errno;
 
-use crate::early::{self, Made};
+use crate::cleanup::Cleanup;
 
-/// As many symlinks as the kernel follows in one path (`path_resolution(7)`).
+/// Where the boot share is mounted in the root.
+pub const MSB_DIR: &str = ".msb";
+
+/// The most symlinks that the kernel follows in one path (`path_resolution(7)`).
 const MAX_SYMLINKS: usize = 40;
 
-/// Where a path leads below `root`, which is `/` but for tests: all symlinks are followed, the last one too, and the rest of
-/// a path that does not exist is kept as it is. The result is absolute, without `root`.
+/// Resolves a path below `root`, which is `/` except in tests. All symlinks are followed, the last one too; components that do not
+/// exist are kept. The result is absolute and does not contain `root`.
 ///
 /// # Errors
 /// ELOOP for too many symlinks.
@@ -46,7 +49,7 @@ pub fn follow(root: &Path, path: &Path) -> io::Result<PathBuf> {
     Ok(followed)
 }
 
-/// The names in a path, last first.
+/// The components of a path, in reverse order.
 fn names(path: &Path) -> Vec<OsString> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -62,19 +65,19 @@ fn below(root: &Path, path: &Path) -> PathBuf {
     if root == Path::new("/") { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) }
 }
 
-/// Whether a path from [`follow`] is the whole root, or in a file system that is not the root's.
+/// Whether a path from [`follow`] is the root itself, or in a file system that is not the root's.
 pub fn is_foreign(path: &Path) -> bool {
-    let foreign = ["/proc", "/sys", "/dev"].into_iter().chain([early::SHARE]);
+    let foreign = ["/proc", "/sys", "/dev"].into_iter().chain([MSB_DIR]);
     path == Path::new("/") || foreign.into_iter().any(|dir| path.starts_with(Path::new("/").join(dir)))
 }
 
-/// Makes a directory below `root` where it is missing, with those above it, as root's and with the mode 0755. What was made is
-/// added to `made`, the innermost first. Where the path leads is returned.
+/// Creates a directory below `root` if it is missing, with its parents, owned by root and with mode 0755. What was created is added to
+/// `cleanup`, the innermost first. Returns the resolved path.
 ///
 /// # Errors
-/// What making one says: ENOTDIR or EEXIST for something else there; ELOOP; EPERM for a path into a file system that is not the
+/// Those of `mkdir(2)`: ENOTDIR or EEXIST if something else is there. ELOOP. EPERM for a path into a file system that is not the
 /// root's.
-pub fn make_directories(root: &Path, path: &Path, made: &mut Made) -> io::Result<PathBuf> {
+pub fn make_directories(root: &Path, path: &Path, cleanup: &mut Cleanup) -> io::Result<PathBuf> {
     let path = follow(root, path)?;
     let mut step = PathBuf::from("/");
     for name in path.components().skip(1) {
@@ -87,21 +90,21 @@ pub fn make_directories(root: &Path, path: &Path, made: &mut Made) -> io::Result
             return Err(Errno::EPERM.into());
         }
         if make(&dir, || fs::create_dir(&dir))? {
-            made.add(&step);
+            cleanup.add(&step);
         }
     }
     Ok(path)
 }
 
-/// Makes something at a path, and leaves its directory's times as they are. False: another VM of this root was faster.
+/// Creates something at a path and restores the times of its directory. False: another VM with this root has created it.
 ///
 /// # Errors
-/// What making it says.
+/// Those of `make`.
 pub fn make(path: &Path, make: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
     let parent = Dir::open(path.parent().unwrap_or(Path::new("/")))?;
     match keeping_times(&parent, make) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // It may be a file of the image's.
+            // Anything else is the image's.
             if path.is_dir() || path.is_file() { Ok(false) } else { Err(error) }
         }
         other => other.map(|()| true),
@@ -186,9 +189,9 @@ mod tests {
     #[test]
     fn missing_directories_are_made_in_the_root_and_written_down_innermost_first() {
         let root = root();
-        let mut made = Made::default();
+        let mut cleanup = Cleanup::default();
         let at = |path: &str| root.path().join(path);
-        let mut make = |path: &str| make_directories(root.path(), Path::new(path), &mut made);
+        let mut make = |path: &str| make_directories(root.path(), Path::new(path), &mut cleanup);
         assert_eq!(make("/run/a/b").unwrap(), Path::new("/var/run/a/b"));
         assert_eq!(make("/run/a/b").unwrap(), Path::new("/var/run/a/b"));
         assert_eq!(make("/dangling").unwrap(), Path::new("/nowhere/at/all"));
@@ -199,7 +202,7 @@ mod tests {
         assert!(at("var/run/a/b").is_dir() && at("nowhere/at/all").is_dir() && !at("proc").exists());
         assert_eq!(fs::metadata(at("var/run/a")).unwrap().permissions().mode() & 0o7777, 0o755);
         let expected = ["/nowhere/at/all", "/nowhere/at", "/nowhere", "/var/run/a/b", "/var/run/a"];
-        assert_eq!(made.points, expected.map(PathBuf::from));
+        assert_eq!(cleanup.mount_points, expected.map(PathBuf::from));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Collecting the dead: ours, whose sessions wait for them, and the orphans that PID 1 inherits.
+//! Waiting for child processes: commands, for which sessions wait, and orphans, which PID 1 inherits.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
@@ -6,29 +6,30 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use msb::wire::exec::{Exit, Usage};
+use nix::libc;
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitStatus};
+use rustix::process::Pid;
 
 use crate::sys::{self, Dead, Launch, NotStarted};
 
 /// A child that a session waits for.
 #[derive(Debug)]
 pub struct Awaited {
-    /// Its process ID, which is also that of its group and session.
+    /// Its process ID, which is also that of its process group and session.
     pub pid: i32,
     started: Instant,
     exit: Mutex<Option<Exit>>,
     event: EventFd,
 }
 
-/// A child on its way to its exec. Nothing is locked meanwhile: an exec takes as long as storage does, which may be for ever.
+/// A child between fork and exec. No lock is held meanwhile: on storage that hangs, exec takes for ever.
 #[derive(Debug, Default)]
 struct Starting {
-    /// Its process ID, there before the child runs; 0 before that.
+    /// Its process ID, set before the child runs; 0 until then.
     pid: AtomicI32,
-    /// How it ended, where it did so before its start was over.
+    /// Its exit, if it ended before its start returned.
     dead: OnceLock<Dead>,
 }
 
@@ -36,13 +37,14 @@ impl Awaited {
     fn end(&self, dead: &Dead) {
         let wall_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let usage = Some(Usage { wall_us, ..dead.usage });
-        let code = dead.status.exit_status().map(|code| code as u8);
-        let exit = Exit { code, signal: dead.status.terminating_signal(), usage };
+        let code = libc::WIFEXITED(dead.status).then(|| libc::WEXITSTATUS(dead.status) as u8);
+        let signal = libc::WIFSIGNALED(dead.status).then(|| libc::WTERMSIG(dead.status));
+        let exit = Exit { code, signal, usage };
         *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
         let _ = self.event.write(1);
     }
 
-    /// How the child ended, once [`Self::event`] can be read.
+    /// Its exit. It is set when [`Self::event`] becomes readable.
     pub fn exit(&self) -> Option<Exit> {
         *self.exit.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,7 +55,7 @@ impl Awaited {
     }
 }
 
-/// All children.
+/// The children of the agent.
 #[derive(Debug)]
 pub struct Reaper {
     children: Mutex<Children>,
@@ -62,11 +64,11 @@ pub struct Reaper {
 
 #[derive(Debug)]
 struct Children {
-    /// Those that a session waits for, by process ID.
+    /// Children for which a session waits, by process ID.
     awaited: HashMap<i32, Arc<Awaited>>,
-    /// Those whose start is not over.
+    /// Children that are being started.
     starting: Vec<Arc<Starting>>,
-    /// Whether there is no other either.
+    /// Whether wait(2) reported that there are no children at all.
     none_left: bool,
 }
 
@@ -82,7 +84,7 @@ impl Reaper {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child. Nobody but [`Self::run`] may wait for it.
+    /// Starts a child. Only [`Self::reap`] may wait for it.
     ///
     /// # Errors
     /// See [`NotStarted`].
@@ -107,32 +109,31 @@ impl Reaper {
         Ok(entry)
     }
 
-    /// Sends a signal, by its number, to a child's process group, if the child has not been reaped: until then the
-    /// number is its own.
+    /// Sends a signal, by its number, to a child's process group unless the child has been reaped: after that, the ID may be reused.
     pub fn signal(&self, child: &Awaited, signal: i32) {
         if self.lock().awaited.contains_key(&child.pid) {
             sys::signal_group(child.pid, signal);
         }
     }
 
-    /// Sends a signal to the process groups of all children that a session waits for.
+    /// Sends a signal to the process groups of all children for which a session waits.
     pub fn signal_all(&self, signal: i32) {
-        self.signal_those(signal, |_| true);
+        self.signal_if(signal, |_| true);
     }
 
-    /// Sends a signal to the process groups of those children for which `wanted` is true.
-    pub fn signal_those(&self, signal: i32, wanted: impl Fn(i32) -> bool) {
-        for &pid in self.lock().awaited.keys().filter(|&&pid| wanted(pid)) {
+    /// Sends a signal to the process groups of the children for which `is_selected` is true.
+    pub fn signal_if(&self, signal: i32, is_selected: impl Fn(i32) -> bool) {
+        for &pid in self.lock().awaited.keys().filter(|&&pid| is_selected(pid)) {
             sys::signal_group(pid, signal);
         }
     }
 
-    /// How many children sessions wait for.
+    /// The number of children for which a session waits.
     pub fn awaited(&self) -> u32 {
         u32::try_from(self.lock().awaited.len()).unwrap_or(u32::MAX)
     }
 
-    /// Reaps on SIGCHLD until another signal of `signals` comes, and returns that. They must be blocked in every thread.
+    /// Reaps on SIGCHLD until another signal of `signals` arrives, and returns that. All threads must block these signals.
     pub fn run(&self, signals: &SigSet) -> Signal {
         loop {
             match signals.wait() {
@@ -143,8 +144,8 @@ impl Reaper {
         }
     }
 
-    /// Reaps all that have ended. What it found of PID 1, which is no child: this process traces it, and it has stopped.
-    pub fn reap(&self) -> Option<WaitStatus> {
+    /// Reaps all children that have ended. `Some`: the status of PID 1, which is traced and has stopped.
+    pub fn reap(&self) -> Option<i32> {
         let mut children = self.lock();
         let mut traced = None;
         children.none_left = loop {
@@ -169,20 +170,20 @@ impl Reaper {
         traced
     }
 
-    /// Waits until no process is left, for `limit` at most. Says whether that came true.
+    /// Waits until there are no children, but not longer than `limit`. True: there are none.
     pub fn wait_childless(&self, limit: Duration) -> bool {
         self.wait_until(limit, |children| children.none_left && children.starting.is_empty())
     }
 
-    /// Waits until no child is left that a session waits for, for `limit` at most.
+    /// The same for the children for which a session waits.
     pub fn wait_unawaited(&self, limit: Duration) -> bool {
         self.wait_until(limit, |children| children.awaited.is_empty())
     }
 
-    fn wait_until(&self, limit: Duration, is_so: impl Fn(&Children) -> bool) -> bool {
+    fn wait_until(&self, limit: Duration, is_done: impl Fn(&Children) -> bool) -> bool {
         let deadline = Instant::now() + limit;
         let mut children = self.lock();
-        while !is_so(&children) {
+        while !is_done(&children) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return false;

@@ -1,6 +1,6 @@
-//! `/run`: a tmpfs that begins with what the image and the patches have there. Images make socket directories in it when they are
-//! built, as Docker keeps them; inits expect a file system that is empty after each boot. The content is the image's, so there is
-//! a limit to what is copied.
+//! `/run`: a tmpfs that starts with a copy of what the image and the patches have there. Images create socket directories in it when they
+//! are built, and Docker keeps them; inits expect a file system that is empty after each boot. The image decides what is there, so the
+//! copy is limited.
 
 use std::ffi::OsStr;
 use std::io;
@@ -13,28 +13,29 @@ use msb::overlay::{WHOLE, copy_leaf_as};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rustix::fs::{FileType, Mode};
 
-use crate::early::Made;
-use crate::{Error, path};
+use crate::cleanup::Cleanup;
+use crate::error::Error;
+use crate::{console, path};
 
 /// The most entries that are copied, and how deep the directories may be.
 const MAX_ENTRIES: usize = 16 << 10;
 const MAX_DEPTH: usize = 32;
-/// The most bytes that are copied, as a part of the machine's memory.
+/// The most bytes that are copied: the machine's memory divided by this.
 const MEMORY_PART: u64 = 8;
 
-/// Mounts the tmpfs, with the content of the root's own directory. `Some`: where it is. `None`: there is too much to copy, and
-/// the root's own directory has to do, as in a container.
+/// Mounts the tmpfs with the content of the root's own directory, and returns its path. `None`: there is too much to copy, and the
+/// root's own directory stays, as in a container.
 ///
 /// # Errors
-/// A path that cannot be followed, or that leads to no directory of the root's; what mounting says.
-pub fn mount_tmpfs(made: &mut Made) -> Result<Option<PathBuf>, Error> {
+/// A path that cannot be resolved, or does not lead to a directory of the root. Those of `mount(2)`.
+pub fn mount_tmpfs(cleanup: &mut Cleanup) -> Result<Option<PathBuf>, Error> {
     let failed = |why: io::Error| Error::step("mount /run".into(), why);
     let root = Path::new("/");
     let place = path::follow(root, Path::new("/run")).map_err(failed)?;
     if path::is_foreign(&place) {
         return Err(failed(io::Error::other(format!("in the image it is a symlink to {place:?}"))));
     }
-    path::make_directories(root, &place, made).map_err(failed)?;
+    path::make_directories(root, &place, cleanup).map_err(failed)?;
     let image = Dir::open(&place).map_err(failed)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some("mode=0755")).map_err(|error| failed(error.into()))?;
@@ -42,28 +43,28 @@ pub fn mount_tmpfs(made: &mut Made) -> Result<Option<PathBuf>, Error> {
     let mut copy = Copy { entries: MAX_ENTRIES, bytes: memory / MEMORY_PART };
     let copied = Dir::open(&place).and_then(|tmpfs| copy.all(&image, &tmpfs, 0));
     if let Err(error) = copied {
-        crate::say(&format!("/run is the image's own directory, and no tmpfs: copying its content: {error}"));
+        console::log(&format!("/run stays the image's directory instead of a tmpfs: copying its content: {error}"));
         umount2(&place, MntFlags::MNT_DETACH).map_err(|error| failed(error.into()))?;
         return Ok(None);
     }
     Ok(Some(place))
 }
 
-/// A copy, and what it may still take.
+/// A copy, and how many entries and bytes it may still have.
 struct Copy {
     entries: usize,
     bytes: u64,
 }
 
 impl Copy {
-    /// Copies what is in `from` to `to`, and then the attributes of `from` itself.
+    /// Copies the content of `from` to `to`, and then the attributes of `from` itself.
     fn all(&mut self, from: &Dir, to: &Dir, depth: usize) -> io::Result<()> {
         if depth > MAX_DEPTH {
-            return Err(io::Error::other(format!("directories are more than {MAX_DEPTH} deep")));
+            return Err(io::Error::other(format!("its directories are nested more than {MAX_DEPTH} deep")));
         }
         for child in from.read()? {
             let child = child?;
-            // The directory's own entries are no names.
+            // "." and ".." are not names.
             let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
             self.entries = self
                 .entries
@@ -75,13 +76,13 @@ impl Copy {
                     let made = to.mkdir(name, Mode::RWXU)?;
                     self.all(&entry.to_dir()?, &made, depth + 1)?;
                 }
-                // Nobody listens on it.
+                // No process listens on it.
                 FileType::Socket => {}
                 kind => {
                     let size = u64::try_from(entry.stat().st_size).unwrap_or(0);
                     if kind == FileType::RegularFile {
                         self.bytes = self.bytes.checked_sub(size).ok_or_else(|| {
-                            io::Error::other(format!("it is more than a {MEMORY_PART}th of the memory"))
+                            io::Error::other(format!("it is more than 1/{MEMORY_PART} of the memory"))
                         })?;
                     }
                     copy_leaf_as(&entry, to, name, WHOLE, &Attributes::of(entry.stat()))?;

@@ -1,6 +1,5 @@
-//! One exec, from its start to its exit: a loop over the caller's connection and the command's streams that never waits on
-//! one of them alone. What is in memory is bounded by the credit given for stdin, a few packets, and what is kept of the
-//! output of a command without a caller.
+//! One exec, from its start to its exit: a loop over the caller's connection and the command's streams that never buffers on one of them.
+//! Memory is bounded by the credit for stdin, a few packets, and the output that is kept of a command without a caller.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,49 +14,47 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vsock::VsockStream;
 
-use crate::Agent;
-use crate::child::{self, Streams};
-use crate::execs::{Exec, Rest};
+use crate::agent::Agent;
+use crate::execs::{Exec, KeptOutput};
 use crate::group::Group;
-use crate::link::{Link, PORTION};
+use crate::link::{CHUNK, Link};
 use crate::output::Output;
+use crate::streams::{self, Streams};
+use crate::{child, console};
 
-/// How long the host may take for a frame of the hello, and to take the last one.
-pub const PATIENCE: Duration = Duration::from_secs(20);
-/// How many bytes of stdin the host may send ahead of the command at first, and of one that waits for more. The latter is
-/// less than what the kernel buffers for a connection ([`crate::listen`]): then vsock's own flow control, at which VMMs get
-/// stuck, never has to act.
+/// How many bytes of stdin the host may send ahead of the command: at first, and at most if the command reads quickly. The latter is less
+/// than the kernel's buffer for a connection, so vsock's own flow control, in which VMMs hang, is never used.
 const STDIN_CREDIT: u32 = 128 << 10;
 const MAX_STDIN_CREDIT: u32 = 2 << 20;
-/// The window for stdin at first.
+/// The initial window for stdin.
 const STDIN_WINDOW: Window = Window::growing(STDIN_CREDIT, MAX_STDIN_CREDIT);
-/// How long a command that has closed its outputs may take to end, for the word of both to be one packet.
+/// How long to wait for the exit of a command that has closed its outputs, so that both are sent in one packet.
 const END_FOLLOWS: Duration = Duration::from_millis(10);
-/// How long a command may take to end on HUP when its caller is gone.
+/// How long a command may take to end after SIGHUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
 
 struct Session<'a> {
     agent: &'a Agent,
     exec: Arc<Exec>,
-    /// The command's processes; none where it ended before there was a caller.
+    /// The command's processes. `None`: it ended before this caller came.
     group: Option<Group>,
     link: Option<Link>,
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     stdin_queue: VecDeque<u8>,
-    /// What was written past the queue, and not counted yet.
+    /// Bytes that were written without the queue and are not in the window yet.
     stdin_written: usize,
     stdin_window: Window,
     stdin_ended: bool,
-    /// The last byte that came.
+    /// The last byte that was received.
     stdin_last: Option<u8>,
     outputs: Vec<Output>,
 }
 
-/// Serves an exec on a connection that has said hello.
+/// Starts a command and serves it, on a connection after the hello.
 ///
 /// # Errors
-/// A broken connection, or frames that make no sense. The command is ended first.
+/// A broken connection, or invalid frames. The command is ended first.
 pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
     let (detach, argv) = (request.detach, request.argv.clone());
     let child = match child::start(agent, request) {
@@ -93,19 +90,24 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, fd)).collect(),
     };
     if detach {
-        // Nobody may be there to hear it, and the command was to run anyway.
+        // The command runs even if the caller has gone.
         let _ = Link::new(connection).and_then(|link| link.finish(&session.started()));
     } else {
-        session.welcome(Link::new(connection)?);
+        session.take_caller(Link::new(connection)?);
     }
     session.serve()
 }
 
-/// Serves a caller that attaches to an exec that has ended, with what is kept of its output, which stays for the next one.
+/// Serves a caller that attaches to an exec after its end, with the output that was kept. It remains for later callers.
 ///
 /// # Errors
-/// A broken connection, or frames that make no sense.
-pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: &Rest) -> Result<(), wire::Error> {
+/// A broken connection, or invalid frames.
+pub fn run_ended(
+    connection: VsockStream,
+    agent: &Agent,
+    exec: Arc<Exec>,
+    kept: &KeptOutput,
+) -> Result<(), wire::Error> {
     let mut session = Session {
         agent,
         exec,
@@ -118,16 +120,16 @@ pub fn run_ended(connection: VsockStream, agent: &Agent, exec: Arc<Exec>, rest: 
         stdin_window: STDIN_WINDOW,
         stdin_ended: true,
         stdin_last: None,
-        outputs: rest.iter().map(|(stream, tail)| Output::ended(*stream, tail.clone())).collect(),
+        outputs: kept.iter().map(|(stream, tail)| Output::ended(*stream, tail.clone())).collect(),
     };
-    session.welcome(Link::new(connection)?);
+    session.take_caller(Link::new(connection)?);
     session.pump()
 }
 
-/// What a round of polling found.
-struct Woken {
+/// The events of one call of poll(2).
+struct Events {
     link: PollFlags,
-    bell: PollFlags,
+    caller_event: PollFlags,
     stdin: PollFlags,
     outputs: Vec<PollFlags>,
 }
@@ -137,8 +139,8 @@ impl Session<'_> {
         Message::Started(Started { pid: self.exec.process.pid, id: self.exec.id, terminal: self.terminal.is_some() })
     }
 
-    /// Tells a caller how things are.
-    fn welcome(&mut self, mut link: Link) {
+    /// Takes a new caller, and tells it the state of the streams.
+    fn take_caller(&mut self, mut link: Link) {
         link.queue(&self.started());
         if self.stdin.is_some() && !self.stdin_ended {
             let credit = STDIN_CREDIT - u32::try_from(self.stdin_queue.len()).unwrap_or(0).min(STDIN_CREDIT);
@@ -149,18 +151,18 @@ impl Session<'_> {
             link.queue(&Message::Eof(Stream::Stdin));
         }
         for output in &mut self.outputs {
-            output.start_anew();
+            output.reset_for_caller();
         }
         self.link = Some(link);
     }
 
-    /// Serves until the command has ended and somebody has been told, or nobody is there to tell.
+    /// Serves until the command has ended and the caller, if there is one, has been told.
     fn serve(&mut self) -> Result<(), wire::Error> {
         loop {
             match self.pump() {
                 Err(error) if self.exec.is_detached() => {
                     if !matches!(error, wire::Error::Io(_)) {
-                        crate::say(&format!("connection ended: {error}"));
+                        console::log(&format!("connection closed: {error}"));
                     }
                     self.link = None;
                     self.exec.caller_left();
@@ -174,34 +176,34 @@ impl Session<'_> {
             if !self.is_over() {
                 continue;
             }
-            let rest = self.outputs.drain(..).map(Output::into_kept).collect();
-            let Some((caller, rest)) = self.exec.leave(rest) else { return Ok(()) };
-            self.outputs = rest.into_iter().map(|(stream, tail)| Output::ended(stream, tail)).collect();
-            self.welcome(Link::new(caller)?);
+            let kept = self.outputs.drain(..).map(Output::into_tail).collect();
+            let Some((caller, kept)) = self.exec.leave(kept) else { return Ok(()) };
+            self.outputs = kept.into_iter().map(|(stream, tail)| Output::ended(stream, tail)).collect();
+            self.take_caller(Link::new(caller)?);
         }
     }
 
-    /// Whether the command has ended and nothing can come out of it any more.
+    /// Whether the command has ended and all of its output has been read.
     fn is_over(&self) -> bool {
         self.exec.exit().is_some() && self.outputs.iter().all(|output| output.source.is_none())
     }
 
-    /// Moves bytes until the command has ended, and with a caller, until that has its output and its exit.
+    /// Moves bytes until the command has ended and the caller, if there is one, has its output and its exit.
     fn pump(&mut self) -> Result<(), wire::Error> {
-        let mut block = vec![0u8; HEADER + PORTION];
+        let mut buffer = vec![0u8; HEADER + CHUNK];
         let mut had_closed = false;
         loop {
             if let Some(link) = &mut self.link {
                 for output in &mut self.outputs {
-                    output.hand_over(link);
+                    output.send_kept(link);
                 }
             }
             let has_closed = self.outputs.iter().all(|output| output.source.is_none());
             if has_closed && !std::mem::replace(&mut had_closed, true) {
-                // It ends a moment later, nearly always.
+                // Nearly always it exits a moment later.
                 wait_readable(self.exec.process.event().as_fd(), Instant::now() + END_FOLLOWS);
             }
-            // Asked once a round: a command that ends after this wakes the wait.
+            // Read once per round: an exit after this ends the poll.
             let exit = self.exec.exit();
             let runs = exit.is_none();
             if let Some(exit) = exit
@@ -209,47 +211,47 @@ impl Session<'_> {
             {
                 match self.link.take() {
                     None => return Ok(()),
-                    Some(link) if self.outputs.iter().all(Output::is_drained) => return self.say_goodbye(link, exit),
+                    Some(link) if self.outputs.iter().all(Output::is_drained) => return self.send_exit(link, exit),
                     link => self.link = link,
                 }
             }
             if let Some(link) = &mut self.link {
                 link.flush()?;
             }
-            let woken = self.wait(runs)?;
-            if !woken.bell.is_empty()
-                && let Some(caller) = self.exec.caller()
+            let events = self.wait(runs)?;
+            if !events.caller_event.is_empty()
+                && let Some(caller) = self.exec.take_waiting()
             {
-                self.welcome(Link::new(caller)?);
+                self.take_caller(Link::new(caller)?);
             }
-            if !woken.link.is_empty() {
-                self.take_frames(&mut block)?;
+            if !events.link.is_empty() {
+                self.take_frames(&mut buffer)?;
             }
-            self.feed_stdin(woken.stdin);
-            for (output, flags) in self.outputs.iter_mut().zip(woken.outputs) {
+            self.feed_stdin(events.stdin);
+            for (output, flags) in self.outputs.iter_mut().zip(events.outputs) {
                 if flags.is_empty() {
                     continue;
                 }
-                // A pipe may hold several portions. The caller's credit is their end; without a caller there would be none.
-                let keeps = self.exec.is_detached();
-                while output.take(self.link.as_mut(), keeps, &mut block)? && self.link.is_some() {}
+                // A pipe may hold several chunks. The caller's credit ends the loop; without a caller it would not end.
+                let keep = self.exec.is_detached();
+                while output.take(self.link.as_mut(), keep, &mut buffer)? && self.link.is_some() {}
             }
         }
     }
 
-    /// Waits for what there is to wait for; for the command's end, while it `runs`.
-    fn wait(&self, runs: bool) -> Result<Woken, wire::Error> {
+    /// Waits for an event; for the command's end too, if it `runs`.
+    fn wait(&self, runs: bool) -> Result<Events, wire::Error> {
         let mut fds = Vec::with_capacity(6);
         let mut watch = |fd, flags| {
             fds.push(PollFd::new(fd, flags));
             fds.len() - 1
         };
-        let link_at = self.link.as_ref().map(Link::wanted).map(|(fd, flags)| watch(fd, flags));
-        let bell_at = self.link.is_none().then(|| watch(self.exec.bell().as_fd(), PollFlags::POLLIN));
+        let link_at = self.link.as_ref().map(Link::poll_flags).map(|(fd, flags)| watch(fd, flags));
+        let caller_event_at = self.link.is_none().then(|| watch(self.exec.caller_event().as_fd(), PollFlags::POLLIN));
         if runs {
             watch(self.exec.process.event().as_fd(), PollFlags::POLLIN);
         }
-        // A pipe says by itself that its reader left. A terminal says so for ever, and its output is what tells.
+        // A pipe reports POLLERR when its reader is gone. A terminal would report it all the time, and its output ends then too.
         let stdin = self.stdin.as_ref().filter(|_| self.terminal.is_none() || !self.stdin_queue.is_empty());
         let stdin_at = stdin.map(|fd| {
             watch(fd.as_fd(), if self.stdin_queue.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT })
@@ -257,52 +259,52 @@ impl Session<'_> {
         let outputs_at: Vec<Option<usize>> = self
             .outputs
             .iter()
-            .map(|output| output.wants(self.link.as_ref()).map(|fd| watch(fd.as_fd(), PollFlags::POLLIN)))
+            .map(|output| output.readable_fd(self.link.as_ref()).map(|fd| watch(fd.as_fd(), PollFlags::POLLIN)))
             .collect();
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::Error::EINTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
         let flags = |at: Option<usize>| at.and_then(|at| fds[at].revents()).unwrap_or(PollFlags::empty());
-        Ok(Woken {
+        Ok(Events {
             link: flags(link_at),
-            bell: flags(bell_at),
+            caller_event: flags(caller_event_at),
             stdin: flags(stdin_at),
             outputs: outputs_at.into_iter().map(flags).collect(),
         })
     }
 
-    fn take_frames(&mut self, block: &mut [u8]) -> Result<(), wire::Error> {
+    fn take_frames(&mut self, buffer: &mut [u8]) -> Result<(), wire::Error> {
         let Some(link) = &mut self.link else { return Ok(()) };
-        let mut bytes = link.read(block)?;
+        let mut bytes = link.read(buffer)?;
         while let Some(link) = &mut self.link
-            && let Some(piece) = link.next(&mut bytes)?
+            && let Some(item) = link.next(&mut bytes)?
         {
-            match piece {
-                Piece::Data(_, bytes) => self.take_stdin(bytes),
-                Piece::Message(message) => self.obey(message)?,
+            match item {
+                Piece::Data(_, bytes) => self.write_stdin(bytes),
+                Piece::Message(message) => self.handle(message)?,
             }
         }
         Ok(())
     }
 
-    /// Hands bytes on to the command's stdin; what that does not take now waits in the queue.
-    fn take_stdin(&mut self, bytes: &[u8]) {
+    /// Writes bytes to the command's stdin, and queues what it does not accept now.
+    fn write_stdin(&mut self, bytes: &[u8]) {
         let Some(stdin) = &self.stdin else { return };
         self.stdin_last = bytes.last().copied().or(self.stdin_last);
-        // An error will show again where the queue is written.
+        // An error will occur again when the queue is written.
         let count = if self.stdin_queue.is_empty() { rustix::io::write(stdin, bytes).unwrap_or(0) } else { 0 };
         self.stdin_written += count;
         self.stdin_queue.extend(&bytes[count..]);
     }
 
-    fn obey(&mut self, message: Message) -> Result<(), wire::Error> {
+    fn handle(&mut self, message: Message) -> Result<(), wire::Error> {
         match message {
             Message::Eof(Stream::Stdin) if self.terminal.is_some() => {
-                self.stdin_queue.extend(child::end_of_input(self.terminal.as_ref(), self.stdin_last));
+                self.stdin_queue.extend(streams::end_of_input(self.terminal.as_ref(), self.stdin_last));
             }
             Message::Eof(Stream::Stdin) => self.stdin_ended = true,
-            // The command has ended, and what it left behind holds its streams: the caller does not want to wait for that.
+            // The command has ended, but processes that it started hold its streams. The caller does not want to wait for them.
             Message::Signal(_) if self.exec.exit().is_some() => self.outputs.iter_mut().for_each(Output::close),
             Message::Signal(wanted) => {
                 if let Some(group) = &self.group {
@@ -312,7 +314,7 @@ impl Session<'_> {
             }
             Message::Resize(size) => {
                 if let Some(terminal) = &self.terminal {
-                    let _ = child::set_size(terminal, size);
+                    let _ = streams::set_size(terminal, size);
                 }
             }
             Message::Detach => {
@@ -323,19 +325,19 @@ impl Session<'_> {
                 }
                 self.exec.caller_left();
             }
-            // Credit, which the link has taken, and bytes for a stdin that is closed.
+            // Credit, which the link has handled, and the end of a stdin that is closed.
             _ => {}
         }
         Ok(())
     }
 
-    /// Writes what is queued for stdin, and gives credit for what was written. A command that closed its stdin is not an error: the
-    /// caller is told, and stops.
-    fn feed_stdin(&mut self, woken: PollFlags) {
+    /// Writes the queue to stdin and gives credit for what was written. If the command has closed its stdin, the caller is told so and stops
+    /// sending.
+    fn feed_stdin(&mut self, events: PollFlags) {
         let Some(stdin) = &self.stdin else { return };
-        let mut reader_left = woken.contains(PollFlags::POLLERR) && self.terminal.is_none();
+        let mut reader_is_gone = events.contains(PollFlags::POLLERR) && self.terminal.is_none();
         let mut written = std::mem::take(&mut self.stdin_written);
-        while !reader_left && !self.stdin_queue.is_empty() {
+        while !reader_is_gone && !self.stdin_queue.is_empty() {
             match rustix::io::write(stdin, self.stdin_queue.as_slices().0) {
                 Ok(count) => {
                     self.stdin_queue.drain(..count);
@@ -343,11 +345,11 @@ impl Session<'_> {
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => break,
-                Err(_) => reader_left = true,
+                Err(_) => reader_is_gone = true,
             }
         }
         let link = self.link.as_mut().filter(|link| !link.turn.stdin_ended());
-        if reader_left {
+        if reader_is_gone {
             self.stdin_queue.clear();
             self.stdin = None;
             if let Some(link) = link {
@@ -363,8 +365,8 @@ impl Session<'_> {
         }
     }
 
-    /// Says how the command ended, when nothing of it is left.
-    fn say_goodbye(&mut self, link: Link, mut exit: Exit) -> Result<(), wire::Error> {
+    /// Sends the exit, after the processes that are left have been killed.
+    fn send_exit(&mut self, link: Link, mut exit: Exit) -> Result<(), wire::Error> {
         if let Some(group) = self.group.as_ref().filter(|_| !self.exec.is_detached()) {
             group.end();
         }
@@ -375,7 +377,7 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Ends a command whose caller is gone: HUP, as a closed terminal does it, then KILL for all that is left.
+    /// Ends a command whose caller is gone: with SIGHUP, as a closed terminal does, and then SIGKILL for all processes that are left.
     fn end_orphan(&mut self) {
         self.link = None;
         self.outputs.clear();
@@ -393,7 +395,7 @@ impl Session<'_> {
 }
 
 impl Drop for Session<'_> {
-    /// Also where a panic ends the session: its command may not go on without anybody to wait for it.
+    /// Cleans up, even if a panic ends the session: its command must not go on without a thread that waits for it.
     fn drop(&mut self) {
         if self.group.is_none() {
             return;

@@ -1,4 +1,4 @@
-//! How many connections are served: a bound on threads and descriptors, and what the end of the machine waits for.
+//! The connections that are being served: their number is limited, and the end of the machine waits for them.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 
 /// A session's stack, in bytes: its buffers are on the heap.
 const STACK: usize = 128 << 10;
-// A panic ends one session, and not PID 1 and so the machine.
+// A panic must end one session and not PID 1, which would end the machine.
 const _: () = assert!(cfg!(panic = "unwind"));
 /// The most connections at a time. Each takes a thread and up to six descriptors.
 const MAX: usize = 4096;
 
-/// The connections of the moment.
+/// The number of connections.
 #[derive(Debug, Default)]
 pub struct Sessions {
     count: Mutex<usize>,
     changed: Condvar,
 }
 
-/// One connection's place; it is given back when this is dropped.
+/// A connection that is counted until this is dropped.
 #[derive(Debug)]
-pub struct Place<'a>(&'a Sessions);
+pub struct Guard<'a>(&'a Sessions);
 
 impl Sessions {
-    /// Waits until there is a place for one more.
+    /// Waits until there are fewer connections than the limit.
     pub fn wait_for_room(&self) {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         while *count >= MAX {
@@ -33,10 +33,10 @@ impl Sessions {
         }
     }
 
-    /// Serves a connection in a thread of its own. A panic there ends that thread alone; what it says goes to stderr.
+    /// Serves a connection in a new thread. A panic ends only that thread, and its message goes to stderr.
     ///
     /// # Errors
-    /// What starting the thread says.
+    /// Those of starting the thread.
     pub fn serve<A: AsRef<Self> + Send + Sync + 'static>(
         agent: &Arc<A>,
         work: impl FnOnce(&A) + Send + 'static,
@@ -44,20 +44,20 @@ impl Sessions {
         let agent = Arc::clone(agent);
         let serve = move || {
             let sessions: &Self = (*agent).as_ref();
-            let _place = sessions.enter();
-            // What a session shares with others is behind locks, none of which is left in the middle of a change.
+            let _guard = sessions.enter();
+            // Shared state is behind locks, and no lock is held over an incomplete change.
             let _ = catch_unwind(AssertUnwindSafe(|| work(&agent)));
         };
         thread::Builder::new().name("session".into()).stack_size(STACK).spawn(serve).map(drop)
     }
 
-    /// Takes a place.
-    fn enter(&self) -> Place<'_> {
+    /// Counts a connection.
+    fn enter(&self) -> Guard<'_> {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Place(self)
+        Guard(self)
     }
 
-    /// Waits until no connection is served, for `limit` at most.
+    /// Waits until no connection is left, but not longer than `limit`.
     pub fn wait_until_none(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
@@ -71,7 +71,7 @@ impl Sessions {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Guard<'_> {
     fn drop(&mut self) {
         *self.0.count.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.changed.notify_all();
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_ends_its_own_session_and_gives_its_place_back() {
+    fn a_panic_ends_its_own_session_and_gives_its_guard_back() {
         let agent = Arc::new(Agent::default());
         let (sender, said) = channel();
         for bad in [true, false, true] {

@@ -1,128 +1,70 @@
-//! The end of the machine. Where this is PID 1: everything gets TERM, then KILL; file systems are written back; the machine
-//! resets, which both VMMs take for its end (neither has a way to power off). Beside an init: that is asked to do all this, and
-//! it is done here where the init does not, or ends itself.
+//! The end of the machine. As PID 1, the agent sends TERM and then KILL to every process, writes file systems back, and resets the
+//! machine: both VMMs take a reset for the end, and neither can be powered off. Beside an init, the agent asks the init to do this, and
+//! does it itself if the init fails to or exits.
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use msb::wire::Message;
-use msb::wire::exec::{Failure, Stopping};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
-use vsock::VsockStream;
 
-use crate::early::{self, Made};
-use crate::init::handoff::Traced;
+use crate::agent::Agent;
+use crate::cleanup::Cleanup;
 use crate::init::power_off;
+use crate::init::trace::Traced;
+use crate::process::{self, Stat};
 use crate::reap::Reaper;
-use crate::{Agent, LAST_WORDS};
+use crate::shutdown_request::{Killed, ShutdownRequest, WRITING_INTERVAL};
+use crate::{console, early};
 
-/// How long the end may take where nobody says.
+/// How long sessions may take to send the rest of an output and the exit status when the machine ends.
+const SESSIONS_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a shutdown may take if the host has not asked for it.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
-/// How long the kernel may take to end what got KILL: only a process stuck in the kernel needs any.
+/// How long killed processes may take to end. Only one that is stuck in the kernel takes any time.
 const KILL_GRACE: Duration = Duration::from_secs(1);
-/// What is kept of the commands' time for those that do not end by the image's own signal, at most.
+/// The most of the commands' time that is reserved for TERM, after the image's own stop signal.
 const TERM_TIME: Duration = Duration::from_secs(1);
-/// What is kept of the grace for ending the machine behind its commands, or without its init, at most.
+/// The most of the grace that is reserved for ending the machine after its commands, or without its init.
 const FORCE_TIME: Duration = Duration::from_secs(2);
-/// What is kept of it for an init, where commands take their time, at most.
+/// The most of the grace that is reserved for an init while commands take their time to end.
 const INIT_TIME: Duration = Duration::from_secs(4);
-/// How often the host is told that data is still being written back.
-const NEWS: Duration = Duration::from_millis(500);
 
-/// What a shutdown keeps of its grace for itself; commands, or the init, have the rest.
+/// The part of the grace that is reserved for ending the machine. The commands or the init have the rest.
 fn reserve(grace: Duration) -> Duration {
     FORCE_TIME.min(grace / 4)
 }
 
-/// A shutdown that somebody asked for.
-#[derive(Debug, Default)]
-pub struct Wish(Mutex<Option<Asked>>);
-
-#[derive(Debug)]
-struct Asked {
-    grace: Duration,
-    /// Who asked.
-    host: VsockStream,
-}
-
-impl Wish {
-    /// Asks the main thread for a shutdown. The first wish counts.
-    pub fn ask(&self, grace: Duration, host: VsockStream) {
-        // A host that does not read must not hold up the end.
-        let _ = host.set_write_timeout(Some(NEWS));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(Asked { grace, host });
-        // The main thread waits for signals and nothing else.
-        let _ = kill(Pid::this(), Signal::SIGTERM);
-    }
-
-    /// How long all of it may take, where the host asked.
-    pub fn grace(&self) -> Option<Duration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|asked| asked.grace)
-    }
-
-    /// Hangs up on who asked, whose turn it is to wait for the machine's end.
-    fn hang_up(&self) {
-        if let Some(Asked { host, .. }) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            let _ = host.shutdown(std::net::Shutdown::Both);
-        }
-    }
-
-    /// Tells the host that the machine does not end as it should.
-    fn tell_failure(&self, message: &str) {
-        self.tell(&Message::Failure(Failure { code: 1, message: message.to_owned() }));
-    }
-
-    /// Tells the host what had to be killed.
-    fn tell_killed(&self, killed: Killed, after: Duration) {
-        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-        let Killed { commands, others } = killed;
-        if commands + others > 0 {
-            self.tell(&Message::Stopping(Stopping {
-                killed: commands,
-                killed_others: others,
-                after_ms,
-                writing: false,
-            }));
-        }
-    }
-
-    fn tell(&self, message: &Message) {
-        if let Some(Asked { host, .. }) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            let _ = message.send(host);
-        }
-    }
-}
-
-/// What becomes of the machine after its end.
+/// What happens after the end of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It stays off.
     Off,
-    /// It is to start again, as far as the guest has a say in that.
-    Again,
+    /// The guest wants it to boot again. The host decides.
+    Reboot,
 }
 
-/// Why PID 1 ends the machine.
+/// Why the agent, as PID 1, ends the machine.
 #[derive(Debug)]
 pub struct Cause {
-    /// The signal that asked for it.
+    /// The signal that PID 1 received.
     pub signal: &'static str,
-    /// What is to become of it.
+    /// What happens next.
     pub next: Next,
 }
 
-/// As PID 1: reaps until the host, or a process in here, asks for the end.
+/// As PID 1: reaps children until the host or a process of the guest asks for the end.
 ///
 /// # Errors
-/// What `signalfd(2)` says.
+/// Those of `signalfd(2)`.
 pub fn await_cause(agent: &Agent, signals: &SigSet) -> nix::Result<Cause> {
     let signals = SignalFd::with_flags(signals, SfdFlags::SFD_CLOEXEC)?;
     loop {
@@ -140,89 +82,89 @@ pub fn await_cause(agent: &Agent, signals: &SigSet) -> nix::Result<Cause> {
     }
 }
 
-/// What a signal to PID 1 means: INT is the kernel's for Ctrl-Alt-Del, and every init takes it for a reboot. TERM is BusyBox's
-/// `reboot`, and also what stops a container, so the name of the sender decides; one that is gone already was no shell.
+/// What a signal to PID 1 means. The kernel sends INT for Ctrl-Alt-Del, and every init takes it for a reboot. TERM is sent by BusyBox's
+/// `reboot` and also to stop a container, so the name of the sender decides. A sender that is gone was not a shell, so it was `reboot`.
 fn next(signal: Signal, sender: Option<&str>) -> Next {
     match (signal, sender) {
-        (Signal::SIGINT, _) | (Signal::SIGTERM, None | Some("reboot")) => Next::Again,
+        (Signal::SIGINT, _) | (Signal::SIGTERM, None | Some("reboot")) => Next::Reboot,
         _ => Next::Off,
     }
 }
 
-/// The name of the program that a process runs.
+/// The name of the program that a process runs; of BusyBox, the name of the applet.
 fn program(pid: u32) -> Option<String> {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let comm = comm.trim_end();
     if comm != "busybox" {
         return Some(comm.to_owned());
     }
-    // Called as "busybox APPLET".
+    // It was started as "busybox APPLET".
     let cmdline = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let applet = cmdline.split(|&byte| byte == 0).nth(1)?;
     Some(String::from_utf8_lossy(applet).into_owned())
 }
 
-/// As PID 1: ends everything and then the machine. `agent`'s reaper must be running in another thread.
-pub fn as_pid_1(agent: &Agent, made: &Made, next: Next) -> ! {
+/// As PID 1: ends all processes and then the machine. The agent's reaper must run in another thread.
+pub fn as_pid_1(agent: &Agent, cleanup: &Cleanup, next: Next) -> ! {
     let since = Instant::now();
     let grace = agent.shutdown.grace().unwrap_or(DEFAULT_GRACE);
     end_processes(agent, grace - reserve(grace));
-    // Callers hear how their commands ended.
-    agent.sessions.wait_until_none(LAST_WORDS);
-    end_machine(made, since, Some(&agent.shutdown), next)
+    // Callers are told how their commands ended.
+    agent.sessions.wait_until_none(SESSIONS_GRACE);
+    end_machine(cleanup, since, Some(&agent.shutdown), next)
 }
 
-/// Beside an init: reaps until the host asks for the end, or the init tells everybody to end.
-pub fn beside_init(agent: &Arc<Agent>, made: &Made, signals: &SigSet) -> ! {
+/// Beside an init: reaps children until the host asks for a shutdown, or the init sends TERM to all processes.
+pub fn beside_init(agent: &Arc<Agent>, cleanup: &Cleanup, signals: &SigSet) -> ! {
     let signals = match SignalFd::new(signals) {
         Ok(signals) => signals,
         Err(error) => {
-            crate::say(&format!("signalfd: {error}"));
-            end_machine(made, Instant::now(), None, Next::Off)
+            console::log(&format!("signalfd: {error}"));
+            end_machine(cleanup, Instant::now(), None, Next::Off)
         }
     };
     loop {
         match signals.read_signal() {
             Ok(Some(signal)) if signal.ssi_signo == Signal::SIGCHLD as u32 => drop(agent.reaper.reap()),
-            Ok(Some(_)) if agent.shutdown.grace().is_some() => end_by_init(agent, made),
-            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGTERM as u32 && ends_everybody(signal.ssi_pid) => {
+            Ok(Some(_)) if agent.shutdown.grace().is_some() => end_by_init(agent, cleanup),
+            Ok(Some(signal)) if signal.ssi_signo == Signal::SIGTERM as u32 && kills_all_processes(signal.ssi_pid) => {
                 leave(agent)
             }
-            // Nobody else has a say here.
+            // Signals of other processes are ignored.
             _ => {}
         }
     }
 }
 
-/// Whether a process that sends TERM is the one that ends all others when a machine goes down: the init, or sysvinit's tool.
-fn ends_everybody(sender: u32) -> bool {
+/// Whether the sender of a TERM is a program that ends all processes when the machine goes down: the init, or sysvinit's killall5.
+fn kills_all_processes(sender: u32) -> bool {
     sender == 1
         || std::fs::read_to_string(format!("/proc/{sender}/comm")).is_ok_and(|name| name.trim_end() == "killall5")
 }
 
-/// The kernel messages that the console shows, by `kernel.printk` of sysctl(8): up to notices, one of which says that the machine
-/// reboots; and emergencies alone.
-pub const REBOOTS: u8 = 6;
+/// Levels for `kernel.printk` (`syslog(2)`). The first shows messages up to notices, such as the one about a reboot; the second shows
+/// only emergencies.
+pub const NOTICES: u8 = 6;
 const EMERGENCIES: u8 = 1;
 
-/// Has the console show the kernel's messages of a level below this one.
+/// Makes the console show the kernel's messages below a level.
 pub fn show_kernel_messages(level: u8) {
     if let Err(error) = fs::write("/proc/sys/kernel/printk", level.to_string()) {
-        crate::say(&format!("kernel.printk: {error}"));
+        console::log(&format!("kernel.printk: {error}"));
     }
 }
 
-/// Ends this process, as the init wants it. Callers hear how their commands ended, and nobody has to wait for more.
+/// Ends this process, as the init has asked. Callers are told how their commands ended.
 fn leave(agent: &Arc<Agent>) -> ! {
-    // An image's sysctl.conf may have had other wishes.
-    show_kernel_messages(REBOOTS);
-    go_on_reaping(agent);
-    agent.sessions.wait_until_none(LAST_WORDS);
+    // The image's sysctl.conf may have changed it.
+    show_kernel_messages(NOTICES);
+    reap_in_thread(agent);
+    agent.sessions.wait_until_none(SESSIONS_GRACE);
     std::process::exit(0)
 }
 
-/// Reaps in a thread of its own: sessions wait for it, and so does this one for them.
-fn go_on_reaping(agent: &Arc<Agent>) {
+/// Starts a thread that reaps children: sessions wait for the exit of their commands, and the caller waits for the sessions.
+fn reap_in_thread(agent: &Arc<Agent>) {
     let agent = Arc::clone(agent);
     thread::spawn(move || {
         let signals: SigSet = [Signal::SIGCHLD].into_iter().collect();
@@ -233,46 +175,46 @@ fn go_on_reaping(agent: &Arc<Agent>) {
     });
 }
 
-/// The host's wish: asks the init to power off, and sees to it.
-fn end_by_init(agent: &Arc<Agent>, made: &Made) -> ! {
-    let Some(grace) = agent.shutdown.grace() else { unreachable!("somebody asked") };
+/// Asks the init to power off, because the host wants it, and ends the machine if the init does not.
+fn end_by_init(agent: &Arc<Agent>, cleanup: &Cleanup) -> ! {
+    let grace = agent.shutdown.grace().unwrap_or(DEFAULT_GRACE);
     let since = Instant::now();
-    // Signals first: whatever ends now is not held up by a caller.
+    // Commands get their signal first, so that they can end while callers are still connected.
     agent.reaper.signal_all(agent.defaults.stop_signal);
     agent.reaper.signal_all(Signal::SIGCONT as i32);
     hang_up_shells(&agent.reaper);
     let deadline = since + grace - reserve(grace);
-    // An init may end them at once: commands that need time to end come first.
+    // The init may kill all processes at once, so commands get their time before the init is asked.
     reap_until_unawaited(&agent.reaper, deadline - INIT_TIME.min(grace / 2));
-    // Before it is asked: one that ends at once would take the machine along, with what is not written back. Somebody may
-    // trace it already; then its end is the kernel's to tell.
+    // The init is traced before it is asked: if it exited at once, the kernel would end the machine before data is written back.
+    // Tracing fails if another process traces the init.
     let traced = Traced::seize();
     let asked = power_off::ask(grace, agent.init_stop_signal);
     match &asked {
-        Ok(asked) => crate::say(&format!("asked {} to power off", asked.how)),
-        Err(error) => crate::say(&format!("ask the init to power off: {error}")),
+        Ok(asked) => console::log(&format!("asked {} to power off", asked.how)),
+        Err(error) => console::log(&format!("ask the init to power off: {error}")),
     }
     let may_try_term = asked.is_ok_and(|asked| asked.may_try_term);
     match await_init(agent, traced.ok().as_ref(), since, deadline, may_try_term) {
-        Outcome::Told => leave(agent),
-        Outcome::Ended(how) => crate::say(&format!("the init ended ({how}); ending the machine")),
-        Outcome::Late => {
-            let words = format!("the init did not power off within {:.1} s", since.elapsed().as_secs_f32());
-            crate::say(&format!("{words}; ending the machine by force"));
-            agent.shutdown.tell_failure(&words);
+        Outcome::Signalled => leave(agent),
+        Outcome::Exited(how) => console::log(&format!("the init ended ({how}); ending the machine")),
+        Outcome::TimedOut => {
+            let message = format!("the init did not power off within {:.1} s", since.elapsed().as_secs_f32());
+            console::log(&format!("{message}; ending the machine by force"));
+            agent.shutdown.tell_failure(&message);
         }
     }
-    go_on_reaping(agent);
-    // The init's own services are its affair, and it was told to end them.
+    reap_in_thread(agent);
+    // Only commands are counted: the init was asked to end its services.
     agent.shutdown.tell_killed(Killed { commands: agent.reaper.awaited(), others: 0 }, since.elapsed());
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-    // The init is nobody's child, and it stays where it is.
+    // The init is not killed: the kernel protects PID 1.
     agent.reaper.wait_unawaited(KILL_GRACE);
-    agent.sessions.wait_until_none(LAST_WORDS);
-    end_machine(made, since, Some(&agent.shutdown), Next::Off)
+    agent.sessions.wait_until_none(SESSIONS_GRACE);
+    end_machine(cleanup, since, Some(&agent.shutdown), Next::Off)
 }
 
-/// Reaps until no command is left, or it is `until`. For where no other thread reaps.
+/// Reaps children until no command is left, but not longer than `until`. No other thread may reap.
 fn reap_until_unawaited(reaper: &Reaper, until: Instant) {
     let signals: SigSet = [Signal::SIGCHLD].into_iter().collect();
     let Ok(signals) = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else { return };
@@ -288,65 +230,36 @@ fn reap_until_unawaited(reaper: &Reaper, until: Instant) {
     }
 }
 
-/// Interactive shells ignore TERM. What ends them, and in order, is the loss of their terminal.
+/// Sends HUP to interactive shells, which ignore TERM.
 fn hang_up_shells(reaper: &Reaper) {
-    reaper.signal_those(Signal::SIGHUP as i32, |pid| {
+    reaper.signal_if(Signal::SIGHUP as i32, |pid| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        power_off::ignores(&status, Signal::SIGTERM as i32) && has_terminal(&stat)
+        process::ignores(&status, Signal::SIGTERM as i32) && Stat::read(pid).is_some_and(|stat| stat.has_terminal)
     });
 }
 
-/// Whether a process has a controlling terminal, by its `/proc/PID/stat`.
-fn has_terminal(stat: &str) -> bool {
-    stat_field(stat, 4).is_some_and(|terminal| terminal != "0")
-}
-
-/// A field of a `/proc/PID/stat`, counted from the one behind the name, which may have anything in it.
-fn stat_field(stat: &str, number: usize) -> Option<&str> {
-    stat.rsplit_once(") ")?.1.split(' ').nth(number)
-}
-
-/// What is killed at the end of the grace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Killed {
-    commands: u32,
-    /// Processes of no command.
-    others: u32,
-}
-
-impl Killed {
-    /// What there is now.
-    fn count(reaper: &Reaper) -> Self {
-        match reaper.awaited() {
-            0 => Self { commands: 0, others: user_processes() },
-            commands => Self { commands, others: 0 },
-        }
+/// What is left to kill now: commands, or, if there is none, other processes.
+fn remaining(reaper: &Reaper) -> Killed {
+    match reaper.awaited() {
+        0 => Killed { commands: 0, others: user_processes() },
+        commands => Killed { commands, others: 0 },
     }
 }
 
-/// How many processes there are that are neither the kernel's own nor this one.
+/// How many processes there are besides this one and the kernel's threads, whose parent is kthreadd, process 2.
 fn user_processes() -> u32 {
-    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
-    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let stats = pids.filter(|&pid| pid > 2).filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok());
-    u32::try_from(stats.filter(|stat| is_alive_and_of_users(stat)).count()).unwrap_or(u32::MAX)
+    let stats = process::pids().filter(|&pid| pid > 2).filter_map(Stat::read);
+    u32::try_from(stats.filter(|stat| !stat.has_ended() && stat.parent != 2).count()).unwrap_or(u32::MAX)
 }
 
-/// Whether a `/proc/PID/stat` is that of a process that has not ended, and no child of kthreadd, which is process 2.
-fn is_alive_and_of_users(stat: &str) -> bool {
-    let is_dead = stat_field(stat, 0).is_none_or(|state| matches!(state, "Z" | "X"));
-    !is_dead && stat_field(stat, 1) != Some("2")
-}
-
-/// What came of asking an init.
+/// What an init did after it was asked to power off.
 enum Outcome {
-    /// It told everybody to end, this process too.
-    Told,
-    /// It ended itself, as those for containers do.
-    Ended(String),
-    /// Nothing, in time.
-    Late,
+    /// It sent TERM to all processes, this one included.
+    Signalled,
+    /// It exited, as inits of containers do. How, in a few words.
+    Exited(String),
+    /// Nothing happened in time.
+    TimedOut,
 }
 
 fn await_init(
@@ -358,7 +271,7 @@ fn await_init(
 ) -> Outcome {
     let signals: SigSet = [Signal::SIGCHLD, Signal::SIGTERM].into_iter().collect();
     let Ok(signals) = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else {
-        return Outcome::Late;
+        return Outcome::TimedOut;
     };
     let term_at = since + (deadline - since) / 2;
     loop {
@@ -368,7 +281,7 @@ fn await_init(
             power_off::ask_with_term();
         }
         if now >= deadline {
-            return Outcome::Late;
+            return Outcome::TimedOut;
         }
         let until = if may_try_term { term_at } else { deadline };
         let left = until.saturating_duration_since(now) + Duration::from_millis(1);
@@ -378,70 +291,70 @@ fn await_init(
         );
         while let Ok(Some(signal)) = signals.read_signal() {
             if signal.ssi_signo == Signal::SIGTERM as u32 && signal.ssi_pid != std::process::id() {
-                return Outcome::Told;
+                return Outcome::Signalled;
             }
         }
         if let (Some(status), Some(traced)) = (agent.reaper.reap(), traced)
-            && let Some(how) = traced.ending(status)
+            && let Some(how) = traced.exiting(status)
         {
-            return Outcome::Ended(how);
+            return Outcome::Exited(how);
         }
     }
 }
 
-/// Ends every process but this one; the agent's reaper must be running in another thread.
+/// Ends every process but this one. The agent's reaper must run in another thread.
 fn end_processes(agent: &Agent, grace: Duration) {
-    let (reaper, everybody, since) = (&agent.reaper, Pid::from_raw(-1), Instant::now());
+    let (reaper, all_processes, since) = (&agent.reaper, Pid::from_raw(-1), Instant::now());
     let mut grace = grace;
     if agent.defaults.stop_signal != Signal::SIGTERM as i32 {
-        // The image wants its command to be stopped by a signal of its own. TERM may mean something else to it, so it comes when the
-        // commands have ended, or shortly before the end of the grace.
+        // The image has a stop signal of its own. TERM may mean something else to its command, so TERM is sent when the commands have
+        // ended, or shortly before the end of the grace.
         reaper.signal_all(agent.defaults.stop_signal);
         reaper.signal_all(Signal::SIGCONT as i32);
         hang_up_shells(reaper);
         reaper.wait_unawaited(grace - TERM_TIME.min(grace / 4));
         grace = grace.saturating_sub(since.elapsed());
     }
-    let _ = kill(everybody, Signal::SIGTERM);
-    let _ = kill(everybody, Signal::SIGCONT);
+    let _ = kill(all_processes, Signal::SIGTERM);
+    let _ = kill(all_processes, Signal::SIGCONT);
     hang_up_shells(reaper);
     if !reaper.wait_childless(grace) {
-        crate::say("processes are left after the grace: killing them");
-        agent.shutdown.tell_killed(Killed::count(reaper), since.elapsed());
-        let _ = kill(everybody, Signal::SIGKILL);
+        console::log("some processes are left after the grace: killing them");
+        agent.shutdown.tell_killed(remaining(reaper), since.elapsed());
+        let _ = kill(all_processes, Signal::SIGKILL);
         reaper.wait_childless(KILL_GRACE);
     }
 }
 
-/// Writes everything back, takes the mounts down and ends the machine. Says how long the end took, by the guest's own clock. A host
-/// that asked for the end hears that this goes on, as long as it does.
-pub fn end_machine(made: &Made, since: Instant, wish: Option<&Wish>, next: Next) -> ! {
-    // No VMM has a way to power off, so a reset is the end of the machine in any case. What the kernel says of a reset is for the host
-    // the sign of a reboot. Now, as /proc goes with the mounts.
-    show_kernel_messages(if next == Next::Again { REBOOTS } else { EMERGENCIES });
+/// Writes all data back, unmounts, and resets the machine. While data is written back, the host is told so if `request` is its own.
+/// The console shows how long it took since `since`.
+pub fn end_machine(cleanup: &Cleanup, since: Instant, request: Option<&ShutdownRequest>, next: Next) -> ! {
+    // Neither VMM can be powered off, so the machine ends with a reset in any case. The host takes the kernel's message about the reset
+    // for a reboot. The level is set now because /proc will be unmounted.
+    show_kernel_messages(if next == Next::Reboot { NOTICES } else { EMERGENCIES });
     thread::scope(|scope| {
         let (done, wait) = mpsc::channel::<()>();
-        if let Some(wish) = wish.filter(|wish| wish.grace().is_some()) {
+        if let Some(request) = request.filter(|request| request.grace().is_some()) {
             let tell = move || loop {
-                wish.tell(&Message::Stopping(Stopping { writing: true, ..Stopping::default() }));
-                if wait.recv_timeout(NEWS) != Err(RecvTimeoutError::Timeout) {
+                request.tell_writing();
+                if wait.recv_timeout(WRITING_INTERVAL) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
             };
-            // Without it there is no more time than the grace.
+            // Without the thread, the host does not wait longer than the grace.
             let _ = thread::Builder::new().spawn_scoped(scope, tell);
         }
         nix::unistd::sync();
-        early::leave_root(made);
+        early::leave_root(cleanup);
         nix::unistd::sync();
         drop(done);
     });
-    if let Some(wish) = wish {
-        wish.hang_up();
+    if let Some(request) = request {
+        request.hang_up();
     }
-    crate::say(&format!("the machine ends, {} ms after it was asked to", since.elapsed().as_millis()));
+    console::log(&format!("the machine ends, {} ms after it was asked to", since.elapsed().as_millis()));
     let _ = reboot(RebootMode::RB_AUTOBOOT);
-    // Not reached: the kernel resets, or PID 1 may not leave.
+    // If reboot(2) fails, PID 1 still must not exit.
     loop {
         nix::unistd::pause();
     }
@@ -452,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_have_the_grace_but_for_two_seconds_or_a_quarter() {
+    fn two_seconds_or_a_quarter_of_the_grace_are_reserved() {
         for (grace, left) in [(10_000, 8_000), (60_000, 58_000), (8_000, 6_000), (4_000, 3_000), (1_000, 750), (0, 0)] {
             let grace = Duration::from_millis(grace);
             assert_eq!(grace - reserve(grace), Duration::from_millis(left), "{grace:?}");
@@ -462,11 +375,11 @@ mod tests {
     #[test]
     fn a_reboot_is_told_from_a_power_off_by_the_signal_and_its_sender() {
         for (signal, sender, expected) in [
-            (Signal::SIGTERM, Some("reboot"), Next::Again),
-            (Signal::SIGTERM, None, Next::Again),
+            (Signal::SIGTERM, Some("reboot"), Next::Reboot),
+            (Signal::SIGTERM, None, Next::Reboot),
             (Signal::SIGTERM, Some("sh"), Next::Off),
             (Signal::SIGTERM, Some("kill"), Next::Off),
-            (Signal::SIGINT, None, Next::Again),
+            (Signal::SIGINT, None, Next::Reboot),
             (Signal::SIGUSR1, Some("reboot"), Next::Off),
             (Signal::SIGUSR2, None, Next::Off),
             (Signal::SIGPWR, None, Next::Off),
@@ -476,22 +389,9 @@ mod tests {
     }
 
     #[test]
-    fn the_programs_name_is_that_of_the_process() {
+    fn the_name_of_a_program_is_that_of_its_process() {
         let own = fs::read_to_string("/proc/self/comm").unwrap();
         assert_eq!(program(std::process::id()).as_deref(), Some(own.trim_end()));
         assert_eq!(program(u32::MAX), None);
-    }
-
-    #[test]
-    fn a_stat_is_read_behind_a_name_with_anything_in_it() {
-        for (stat, terminal, counts) in [
-            ("7 (sh) S 1 7 7 34816 7", true, true),
-            ("7 (a) S 2) S 1 7 7 0 -1", false, true),
-            ("7 (kworker/0:1) I 2 0 0 0 -1", false, false),
-            ("7 (sh) Z 1 7 7 34816 7", true, false),
-            ("", false, false),
-        ] {
-            assert_eq!((has_terminal(stat), is_alive_and_of_users(stat)), (terminal, counts), "{stat:?}");
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! Kernel parameters (`sysctl.d(5)`): those that commands need to do what they may do in a container, and the one that images set to a
+//! Kernel parameters (`sysctl.d(5)`): those that give commands the rights they have in a container, and the one that images set to a
 //! value which this kernel refuses.
 
 use std::collections::BTreeMap;
@@ -7,48 +7,50 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-/// What Docker sets in a container: the machine is the commands' own, so any user of it binds low ports and sends pings.
+use crate::console;
+
+/// What Docker sets in a container: any user may bind low ports and send pings.
 const FOR_COMMANDS: [(&str, &str); 2] =
     [("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"), ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")];
 
-/// Where `systemd-sysctl` reads, a file of an earlier directory in the place of one with the same name.
+/// The directories that `systemd-sysctl` reads. A file hides those with the same name in later directories.
 const DIRECTORIES: [&str; 5] =
     ["etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/lib/sysctl.d", "lib/sysctl.d"];
 const PID_MAX: &str = "/proc/sys/kernel/pid_max";
-/// Where the value goes that this kernel takes: by its name the last one read.
+/// The file with the value that this kernel accepts. Its name sorts last, so it is read last.
 const OVERRIDE: &str = "/run/sysctl.d/zz-msb.conf";
 /// The most that is read of a file, in bytes, and the most files.
 const MAX_FILE: u64 = 64 << 10;
 const MAX_FILES: usize = 256;
 
-/// Sets what commands need.
-pub fn open_to_commands() {
+/// Sets the parameters for commands.
+pub fn set_for_commands() {
     for (path, value) in FOR_COMMANDS {
         match fs::write(path, value) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => crate::say(&format!("{path}: {error}")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => console::log(&format!("{path}: {error}")),
             _ => {}
         }
     }
 }
 
-/// Keeps systemd's service for kernel parameters from failing over a `kernel.pid_max` that this kernel does not take, as systemd's own
-/// file has it since 2019.
+/// Overrides a `kernel.pid_max` of the image that this kernel refuses, such as that of systemd's own file: systemd-sysctl.service would
+/// fail.
 ///
 /// # Errors
-/// What reading or writing the kernel's value, or writing the file, says.
+/// Those of reading and writing the kernel's value, and of writing the file.
 pub fn override_pid_max() -> io::Result<()> {
     let Some(wanted) = wanted_pid_max(Path::new("/")) else { return Ok(()) };
     let now = fs::read_to_string(PID_MAX)?;
     if fs::write(PID_MAX, &wanted).is_ok() {
-        // It takes the value. Setting it is the init's part.
+        // The kernel accepts the value. The init will set it.
         return fs::write(PID_MAX, now);
     }
     fs::create_dir_all(Path::new(OVERRIDE).parent().unwrap_or(Path::new("/run")))?;
     let now = now.trim();
-    fs::write(OVERRIDE, format!("# This machine's kernel does not take {wanted}.\nkernel.pid_max = {now}\n"))
+    fs::write(OVERRIDE, format!("# The kernel of this machine does not accept {wanted}.\nkernel.pid_max = {now}\n"))
 }
 
-/// The value of `kernel.pid_max` that the files below `root` come to, if failing to set it matters.
+/// The value of `kernel.pid_max` in the files below `root`, unless a failure to set it is ignored.
 fn wanted_pid_max(root: &Path) -> Option<String> {
     let mut files: BTreeMap<OsString, String> = BTreeMap::new();
     for dir in DIRECTORIES {
@@ -63,7 +65,7 @@ fn wanted_pid_max(root: &Path) -> Option<String> {
     files.values().flat_map(|text| text.lines()).filter_map(pid_max_in).next_back()?
 }
 
-/// A line's value of `kernel.pid_max`; within, `None` for a line that may fail.
+/// The value of `kernel.pid_max` in a line. The inner `None`: the line begins with `-`, so a failure is ignored.
 fn pid_max_in(line: &str) -> Option<Option<String>> {
     let line = line.trim();
     let (may_fail, line) = match line.strip_prefix('-') {
@@ -71,12 +73,12 @@ fn pid_max_in(line: &str) -> Option<Option<String>> {
         None => (false, line),
     };
     let (key, value) = line.split_once('=')?;
-    // A comment's key is another one.
+    // The key of a comment begins with # or ;.
     let is_it = matches!(key.trim(), "kernel.pid_max" | "kernel/pid_max");
     is_it.then(|| (!may_fail).then(|| value.trim().to_owned()))
 }
 
-/// A file of the image's; a symlink to `/dev/null` hides one, and reads as nothing.
+/// Reads a file of the image. A symlink to `/dev/null` hides a file, and is an error here.
 fn read(path: &Path) -> io::Result<String> {
     let meta = fs::metadata(path)?;
     if !meta.is_file() || meta.len() > MAX_FILE {

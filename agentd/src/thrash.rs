@@ -1,6 +1,6 @@
-//! Thrashing: commands have filled the memory that they may have, but for the pages of the programs that run, which are thrown out
-//! and read again all the time. The kernel takes that for progress, and may go on so for minutes before it ends anybody. It
-//! would say how long it stalls (PSI), where it is built for that; libkrunfw's is not, so pages are counted here.
+//! Thrashing: commands have filled their memory limit, and the pages of the running programs are evicted and read again all the time.
+//! The kernel takes that for progress and may go on for minutes before the OOM killer acts. Pressure stall information would show it,
+//! but libkrunfw's kernel is built without that, so refaults are counted here.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
@@ -12,37 +12,37 @@ use std::time::Duration;
 use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::sys;
+use crate::{console, sys};
 
-/// How long pages are counted, and how often in a row it must be so.
+/// How long refaults are counted, and how many windows in a row must have too many.
 const WINDOW: Duration = Duration::from_secs(1);
 const WINDOWS: u32 = 3;
-/// How many pages of files, read again within a window, are many. A disk that does no more does nothing else.
+/// How many refaults in a window are too many.
 const MANY: u64 = 250;
 
-/// Watches the cgroup of all execs, which may have `limit` bytes, in a thread. Where it thrashes, its largest child ends.
+/// Starts a thread that watches the cgroup of all execs, whose limit is `limit` bytes, and kills its largest child when it thrashes.
 ///
 /// # Errors
-/// What opening, or a thread's start, says.
+/// Those of opening the cgroup's files and of starting the thread.
 pub fn watch(cgroup: &'static Path, limit: u64) -> io::Result<()> {
     let mut events = File::open(cgroup.join("memory.events"))?;
     let watch = move || {
         loop {
-            // The limit was hit since the last look.
+            // Waits until the limit is hit again.
             let seen = events.rewind().and_then(|()| events.read_to_string(&mut String::new()));
             if seen.is_err() || poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], PollTimeout::NONE).is_err()
             {
                 return;
             }
             if thrashes(cgroup, limit) {
-                end_largest(cgroup);
+                kill_largest(cgroup);
             }
         }
     };
     thread::Builder::new().name("thrash".into()).spawn(watch).map(drop)
 }
 
-/// Whether it does so, window after window.
+/// Whether the cgroup thrashes in each of the next windows.
 fn thrashes(cgroup: &Path, limit: u64) -> bool {
     let Some(mut before) = Usage::read(cgroup) else { return false };
     for _ in 0..WINDOWS {
@@ -56,12 +56,12 @@ fn thrashes(cgroup: &Path, limit: u64) -> bool {
     true
 }
 
-/// What matters of `memory.stat`.
+/// The relevant part of `memory.stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Usage {
-    /// Memory that no file backs, in bytes.
+    /// Anonymous memory, in bytes.
     anon: u64,
-    /// Pages of files that were thrown out and read again.
+    /// Pages of files that were evicted and read again.
     refaults: u64,
 }
 
@@ -75,30 +75,33 @@ impl Usage {
         Some(Self { anon: value("anon ")?, refaults: value("workingset_refault_file ")? })
     }
 
-    /// Programs that read much read it again, too, and are let be: files have most of their memory.
+    /// Programs that read large files have refaults too. They do not thrash: most of their memory is page cache.
     fn thrashes_since(self, before: Self, limit: u64) -> bool {
         self.anon > limit / 10 * 9 && self.refaults.saturating_sub(before.refaults) >= MANY
     }
 }
 
-fn end_largest(cgroup: &Path) {
+fn kill_largest(cgroup: &Path) {
     let children = fs::read_dir(cgroup).into_iter().flatten().filter_map(|child| Some(child.ok()?.path()));
     let sized = children.filter_map(|child| Some((fs::read_to_string(child.join("memory.current")).ok()?, child)));
     let parsed = sized.filter_map(|(bytes, child)| Some((bytes.trim().parse::<u64>().ok()?, child)));
     let Some((bytes, largest)): Option<(u64, PathBuf)> = parsed.max() else { return };
-    crate::say(&format!("out of memory: commands thrash; ending the largest, {} MiB in {largest:?}", bytes >> 20));
-    // As the kernel does it in a cgroup that runs out of memory.
+    console::log(&format!(
+        "out of memory: the commands are thrashing; killing the largest, {} MiB in {largest:?}",
+        bytes >> 20
+    ));
+    // Like the OOM killer, this respects memory.oom.group.
     if fs::read_to_string(largest.join("memory.oom.group")).is_ok_and(|text| text.trim() == "0") {
         let list = fs::read_to_string(largest.join("cgroup.procs")).unwrap_or_default();
         if let Some(pid) = largest_process(list.lines().filter_map(|line| line.parse().ok())) {
             sys::signal_process(pid, SIGKILL);
         }
     } else if let Err(error) = fs::write(largest.join("cgroup.kill"), "1") {
-        crate::say(&format!("{largest:?}: {error}"));
+        console::log(&format!("{largest:?}: {error}"));
     }
 }
 
-/// Which of some processes has the most memory, its threads' own not counted twice.
+/// The process with the most resident memory.
 fn largest_process(pids: impl Iterator<Item = i32>) -> Option<i32> {
     let pages = |pid: i32| -> Option<u64> {
         fs::read_to_string(format!("/proc/{pid}/statm")).ok()?.split_whitespace().nth(1)?.parse().ok()

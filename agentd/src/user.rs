@@ -1,5 +1,5 @@
-//! Who a command runs as: `user[:group]`, by name or number, from the guest's own passwd and group files. A static
-//! program has no NSS, and an image has no use for one here.
+//! The user that runs a command: `user[:group]`, by name or number, from the guest's passwd and group files. A static program cannot load
+//! NSS modules, and images rarely have any.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,67 +10,67 @@ use msb::record::owner::{Id, NotAnId};
 
 use crate::sys::Identity;
 
-/// A user as `/etc/passwd` has it, or a bare number.
+/// A user of `/etc/passwd`, or a number that is not in it.
 #[derive(Clone, Debug, Default)]
 pub struct User {
-    /// What the process becomes.
+    /// The IDs of the process.
     pub identity: Identity,
-    /// The name, where passwd knows the number.
+    /// The name, if passwd has the number.
     pub name: Option<String>,
-    /// The home directory; `/` where passwd has none.
+    /// The home directory, or `/` if passwd has none.
     pub home: String,
 }
 
-/// The longest file that is read, in bytes.
+/// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
-/// The longest file that is kept in memory, in bytes.
-const MAX_KEPT: u64 = 256 << 10;
-/// How long ago a file must have changed to be kept, in seconds.
+/// The largest file that is cached, in bytes.
+const MAX_CACHED: u64 = 256 << 10;
+/// The least age of the last change for a file to be cached, in seconds.
 const SETTLED: i64 = 2;
 
-/// Looks `user[:group]` up. Without a group: the user's own and all that list it; with one: that alone.
+/// Looks up `user[:group]`. Without a group, the user has its primary group and all groups that list it; with one, only that.
 ///
 /// # Errors
-/// Words for a name that is not there.
+/// A message about a name that does not exist, or an invalid ID.
 pub fn find(spec: &str) -> Result<User, String> {
-    static PASSWD: Known = Known::of("/etc/passwd");
-    static GROUP: Known = Known::of("/etc/group");
+    static PASSWD: CachedFile = CachedFile::new("/etc/passwd");
+    static GROUP: CachedFile = CachedFile::new("/etc/group");
     find_in(spec, &PASSWD.read(), &GROUP.read())
 }
 
-/// A file that is read again only when it has changed: over virtiofs, opening and closing are messages to the host.
-struct Known {
+/// A file that is read again only after a change: on virtiofs, opening and closing it are round trips to the host.
+struct CachedFile {
     path: &'static str,
-    read: Mutex<Option<(Stamp, Arc<str>)>>,
+    cache: Mutex<Option<(Stamp, Arc<str>)>>,
 }
 
-/// What changes with a file's content: device, inode, size, and the time of the last change in seconds and nanoseconds.
+/// What changes with the content: device, inode, size, and the ctime in seconds and nanoseconds.
 type Stamp = (u64, u64, u64, i64, i64);
 
-impl Known {
-    const fn of(path: &'static str) -> Self {
-        Self { path, read: Mutex::new(None) }
+impl CachedFile {
+    const fn new(path: &'static str) -> Self {
+        Self { path, cache: Mutex::new(None) }
     }
 
-    /// The text of the file; nothing where there is none, or one that is too long.
+    /// The text of the file. It is empty if there is no file, or one that is too large.
     fn read(&self) -> Arc<str> {
         let Ok(meta) = fs::metadata(self.path) else { return "".into() };
         if !meta.is_file() || meta.len() > MAX_FILE {
             return "".into();
         }
         let stamp = (meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec());
-        let mut known = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((then, text)) = &*known
+        let mut cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, text)) = &*cached
             && *then == stamp
         {
             return Arc::clone(text);
         }
         let text: Arc<str> =
             fs::read(self.path).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default();
-        // A file that has just changed may change again within the same tick of its file system's clock.
+        // A file that has just changed may change again with the same ctime.
         let age =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs().cast_signed() - meta.ctime());
-        *known = (meta.len() <= MAX_KEPT && age >= SETTLED).then(|| (stamp, Arc::clone(&text)));
+        *cached = (meta.len() <= MAX_CACHED && age >= SETTLED).then(|| (stamp, Arc::clone(&text)));
         text
     }
 }
@@ -115,7 +115,7 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
                 None => {
                     let line = groups().find(|fields| fields[0] == group);
                     let line = line.ok_or_else(|| format!("group {group:?}: not in the guest's /etc/group"))?;
-                    gid(&line).map_err(|(_, words)| words)?
+                    gid(&line).map_err(|(_, message)| message)?
                 }
             };
         }
@@ -127,9 +127,9 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
                 for line in groups().filter(lists_it) {
                     match gid(&line) {
                         Ok(id) => found.identity.groups.push(id.get()),
-                        // A line without a number is passed over, as the C library does it.
+                        // Like the C library, this skips a line without a number.
                         Err((NotAnId::NotANumber, _)) => {}
-                        Err((_, words)) => return Err(words),
+                        Err((_, message)) => return Err(message),
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Connections of those who did not start an exec: to become its caller, to learn how it ends, to send it a signal.
+//! Connections for an exec that another connection has started: to attach to it, to wait for its end, or to send it a signal.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -10,52 +10,54 @@ use msb::wire::{self, Message, turn};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vsock::VsockStream;
 
-use crate::Agent;
-use crate::execs::{Entry, Exec, Found};
+use crate::agent::Agent;
+use crate::execs::{Attached, Exec, Lookup};
 use crate::session;
 
-/// Makes somebody an exec's caller, or has them wait for its end.
+/// Attaches the connection to an exec, or waits for the end of the exec.
 ///
 /// # Errors
-/// A broken connection, or frames that make no sense.
+/// A broken connection, or invalid frames.
 pub fn attach(mut connection: VsockStream, agent: &Agent, attach: Attach) -> Result<(), wire::Error> {
     let id = attach.id;
     let exec = match agent.execs.find(id) {
-        Found::Whole(exec) => exec,
-        Found::Exit(past) if !attach.streams => {
+        Lookup::Exec(exec) => exec,
+        Lookup::Exit(past) if !attach.streams => {
             let mut frames = Message::Started(Started { pid: past.pid, id, terminal: false }).to_frame();
             Message::Exit(past.exit()).put(&mut frames);
             return Ok(connection.write_all(&frames)?);
         }
-        Found::Exit(_) => {
-            let why = "it has ended, and its output is not kept any more (--wait tells how it ended)";
+        Lookup::Exit(_) => {
+            let why = "it has ended, and its output is not kept any more (--wait reports how it ended)";
             return refuse(connection, format!("exec {id}: {why}"));
         }
-        Found::Forgotten => return refuse(connection, forgotten(id)),
-        Found::Never => return refuse(connection, no_such(id)),
+        Lookup::Forgotten => return refuse(connection, forgotten(id)),
+        Lookup::Unused => return refuse(connection, no_such(id)),
     };
     if !attach.streams {
         Message::Started(Started { pid: exec.process.pid, id, terminal: false }).send(&mut connection)?;
-        return tell_end(connection, &exec);
+        return send_end(connection, &exec);
     }
-    match exec.come_in(connection) {
-        Entry::Taken => Ok(()),
-        Entry::Ended(connection, rest) => session::run_ended(connection, agent, exec, &rest),
-        Entry::Busy(connection) => refuse(connection, format!("exec {}: somebody is attached to it", attach.id)),
+    match exec.attach(connection) {
+        Attached::Accepted => Ok(()),
+        Attached::Ended(connection, kept) => session::run_ended(connection, agent, exec, &kept),
+        Attached::Busy(connection) => {
+            refuse(connection, format!("exec {}: another caller is attached to it", attach.id))
+        }
     }
 }
 
 /// Sends a signal to the process group of an exec's command.
 ///
 /// # Errors
-/// A broken connection, or no signal of that number.
+/// A broken connection, or an invalid signal number.
 pub fn kill(mut connection: VsockStream, agent: &Agent, kill: Kill) -> Result<(), wire::Error> {
     turn::check_signal(kill.signal)?;
     let exec = match agent.execs.find(kill.id) {
-        Found::Whole(exec) => exec,
-        Found::Exit(_) => return refuse(connection, format!("exec {}: it has ended", kill.id)),
-        Found::Forgotten => return refuse(connection, forgotten(kill.id)),
-        Found::Never => return refuse(connection, no_such(kill.id)),
+        Lookup::Exec(exec) => exec,
+        Lookup::Exit(_) => return refuse(connection, format!("exec {}: it has ended", kill.id)),
+        Lookup::Forgotten => return refuse(connection, forgotten(kill.id)),
+        Lookup::Unused => return refuse(connection, no_such(kill.id)),
     };
     agent.reaper.signal(&exec.process, kill.signal);
     Ok(Message::Execs(Execs { execs: vec![exec.listed()], ..Execs::default() }).send(&mut connection)?)
@@ -67,7 +69,7 @@ fn no_such(id: u32) -> String {
 
 fn forgotten(id: u32) -> String {
     format!(
-        "exec {id}: it has ended and is forgotten (exit statuses are kept of detached commands alone, of the last 65536)"
+        "exec {id}: it has ended and is forgotten (only detached commands have their exit status kept, the last 65536)"
     )
 }
 
@@ -75,8 +77,8 @@ fn refuse(mut connection: VsockStream, message: String) -> Result<(), wire::Erro
     Ok(Message::Failure(Failure { code: TOOL_FAILED, message }).send(&mut connection)?)
 }
 
-/// Waits for an exec's end, or for that of the connection, and tells.
-fn tell_end(mut connection: VsockStream, exec: &Exec) -> Result<(), wire::Error> {
+/// Waits for the end of an exec, which it sends, or of the connection.
+fn send_end(mut connection: VsockStream, exec: &Exec) -> Result<(), wire::Error> {
     loop {
         if let Some(exit) = exec.exit() {
             connection.set_write_timeout(Some(Duration::from_secs(1)))?;
@@ -91,7 +93,7 @@ fn tell_end(mut connection: VsockStream, exec: &Exec) -> Result<(), wire::Error>
         if fds[1].any() == Some(true) {
             return match Message::receive(&mut connection)? {
                 None => Ok(()),
-                Some(_) => Err(wire::Error::OutOfTurn("a frame from somebody who waits")),
+                Some(_) => Err(wire::Error::OutOfTurn("a frame while it waits for the end of an exec")),
             };
         }
     }

@@ -10,7 +10,7 @@ use msb::record::{RestartPolicy, RootChoice, VmmChoice};
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
-use msb::{record::owner, record::script, tool::env, tool::signal};
+use msb::{record::owner, record::script, record::signal, tool::env};
 
 use crate::page::PAGE;
 

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::bail;
+use msb::record::signal;
 use msb::record::{Boot, ImageConfig, Init};
-use msb::tool::signal;
 use msb::vm::boot::{self, Defaults};
 use msb::vm::inits;
 use msb::wire::exec::Text;

@@ -194,7 +194,7 @@ fn rlimit(text: &str) -> Result<Limit, String> {
 pub fn signal_and_id(words: &[String]) -> Result<(i32, u32), String> {
     let [signal, id] = words else { return Err("--signal SIGNAL ID is expected".into()) };
     let id = id.parse().map_err(|_| format!("id {id:?}: not a number"))?;
-    Ok((msb::tool::signal::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
+    Ok((msb::record::signal::number(signal).ok_or_else(|| format!("unknown signal {signal:?}"))?, id))
 }
 
 #[cfg(test)]

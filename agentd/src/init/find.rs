@@ -1,5 +1,5 @@
-//! Which init PID 1 is handed to, and whether the kernel would run it: all that can be known before it is too late, since a
-//! PID 1 that cannot go on takes the kernel with it.
+//! Which init PID 1 executes, and whether the kernel would execute it. This is checked before the handoff, because the kernel panics if
+//! PID 1 exits.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -11,26 +11,25 @@ use std::path::{Path, PathBuf};
 use msb::vm::boot;
 use msb::vm::inits::{self, Usable};
 
-/// As much of a file as says what kind of program it is: the kernel itself looks at 256 bytes for `#!`, and an ELF file's
-/// program headers follow its header.
+/// How much of a program is read, in bytes. The kernel reads 256 bytes for `#!`; the program headers of an ELF file follow its header.
 const HEAD: u64 = 4096;
 
-/// What becomes PID 1.
+/// The program that PID 1 executes.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Init {
-    /// The file, as it was named.
+    /// The path, as it was given.
     pub path: PathBuf,
-    /// Its arguments, its own name first.
+    /// Its arguments, `argv[0]` included.
     pub argv: Vec<OsString>,
-    /// Whether this is the image's own command.
+    /// Whether it is the image's command.
     pub is_entrypoint: bool,
-    /// Whether it is a script, for which the kernel runs another program.
+    /// Whether it is a script, which the kernel executes with an interpreter.
     pub is_script: bool,
 }
 
 impl Init {
-    /// The file to execute. The kernel names PID 1 after it, so for a program it is the one that symlinks lead to: `busybox`, and
-    /// not `init`. A script has its path for its arguments, so it is executed by the path that was given.
+    /// The path to execute. The kernel names the process after it, so for a program all symlinks are resolved: PID 1 is `busybox` and not
+    /// `init`. A script is executed with the given path, because its interpreter gets that as an argument.
     pub fn file(&self) -> PathBuf {
         if self.is_script {
             return self.path.clone();
@@ -38,10 +37,10 @@ impl Init {
         fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone())
     }
 
-    /// Whether systemd comes of it: it is that, or executes what its arguments name, as entrypoints do.
+    /// Whether it is systemd, or an entrypoint with systemd among its arguments, which it will execute.
     pub fn is_systemd(&self) -> bool {
-        let words = self.argv.iter().skip(1).filter(|_| self.is_entrypoint).map(Path::new);
-        let mut files = words.filter(|word| word.is_absolute()).chain([self.path.as_path()]);
+        let arguments = self.argv.iter().skip(1).filter(|_| self.is_entrypoint).map(Path::new);
+        let mut files = arguments.filter(|path| path.is_absolute()).chain([self.path.as_path()]);
         files.any(|file| {
             let file = fs::canonicalize(file).unwrap_or_default();
             let name = file.file_name().and_then(OsStr::to_str).unwrap_or_default();
@@ -50,19 +49,19 @@ impl Init {
     }
 }
 
-/// Finds the init that boot.json asks for below `root`, which is `/` but for tests.
+/// Finds the init that boot.json asks for below `root`, which is `/` except in tests.
 ///
 /// # Errors
-/// Every path that was looked at, with its reason.
-pub fn find(wanted: &boot::Init, root: &Path) -> Result<Init, String> {
-    let args = || wanted.args.iter().cloned().map(OsString::from);
-    if let Some(path) = &wanted.path {
+/// Every path that was checked, and why it is not an init.
+pub fn find(requested: &boot::Init, root: &Path) -> Result<Init, String> {
+    let args = || requested.args.iter().cloned().map(OsString::from);
+    if let Some(path) = &requested.path {
         let is_script = check(root, Path::new(path)).map_err(|why| format!("init {path:?}: {why}"))?;
         let argv = [OsString::from(path)].into_iter().chain(args()).collect();
         return Ok(Init { path: path.into(), argv, is_entrypoint: false, is_script });
     }
-    let mut looked_at = Vec::new();
-    let entrypoint: Vec<OsString> = wanted.entrypoint.iter().cloned().map(OsString::from).collect();
+    let mut rejected = Vec::new();
+    let entrypoint: Vec<OsString> = requested.entrypoint.iter().cloned().map(OsString::from).collect();
     let paths = entrypoint.first().map(|first| (PathBuf::from(first), true)).into_iter();
     for (path, is_entrypoint) in paths.chain(inits::SEARCH.map(|path| (path.into(), false))) {
         match check(root, &path) {
@@ -70,21 +69,21 @@ pub fn find(wanted: &boot::Init, root: &Path) -> Result<Init, String> {
                 let command = if is_entrypoint { entrypoint } else { vec![path.clone().into()] };
                 return Ok(Init { path, argv: command.into_iter().chain(args()).collect(), is_entrypoint, is_script });
             }
-            Err(why) => looked_at.push(format!("{}: {why}", path.display())),
+            Err(why) => rejected.push(format!("{}: {why}", path.display())),
         }
     }
     Err(format!(
         "init auto: none found; looked at {} (take an image with an init in it, or name one with --init PATH)",
-        looked_at.join(", ")
+        rejected.join(", ")
     ))
 }
 
-/// Checks that the kernel would run a file as a program. True: as a script.
+/// Checks that the kernel would execute a file. True: it is a script.
 fn check(root: &Path, path: &Path) -> Result<bool, String> {
-    let head = program(root, path)?;
+    let head = read_head(root, path)?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let interpreter = interpreter_of_script(line).ok_or("a script whose first line names no interpreter")?;
-        return match program(root, Path::new(&interpreter)) {
+        return match read_head(root, Path::new(&interpreter)) {
             Ok(_) => Ok(true),
             Err(why) => Err(format!("a script for {interpreter:?}, and that is {why}")),
         };
@@ -94,15 +93,15 @@ fn check(root: &Path, path: &Path) -> Result<bool, String> {
         return Err("a program for another processor".into());
     }
     match elf.interpreter() {
-        Some(interpreter) => program(root, Path::new(&interpreter))
+        Some(interpreter) => read_head(root, Path::new(&interpreter))
             .map(|_| false)
             .map_err(|why| format!("a program that needs {interpreter:?}, and that is {why}")),
         None => Ok(false),
     }
 }
 
-/// The first bytes of an executable file.
-fn program(root: &Path, path: &Path) -> Result<Vec<u8>, String> {
+/// Reads the first bytes of an executable file.
+fn read_head(root: &Path, path: &Path) -> Result<Vec<u8>, String> {
     let file = if root == Path::new("/") { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) };
     let meta = match fs::metadata(&file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -128,7 +127,7 @@ fn program(root: &Path, path: &Path) -> Result<Vec<u8>, String> {
     Ok(head)
 }
 
-/// The first word behind `#!`.
+/// The path that follows `#!`.
 fn interpreter_of_script(line: &[u8]) -> Option<OsString> {
     let line = line.split(|&byte| byte == b'\n').next()?;
     let word = line.split(|byte| matches!(byte, b' ' | b'\t')).find(|word| !word.is_empty())?;
@@ -196,7 +195,7 @@ mod tests {
         put("script", b"#! /bin/sh -e\n", 0o755);
         put("orphan", b"#!/bin/none\n", 0o755);
         put("nameless", b"#!\n", 0o755);
-        put("plain", b"words\n", 0o755);
+        put("plain", b"text\n", 0o755);
         put("empty", b"", 0o755);
         put("locked", b"#!/bin/sh\n", 0o644);
         put("foreign", &foreign, 0o755);
@@ -207,9 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_would_not_run_is_said() {
+    fn an_init_that_the_kernel_would_not_execute_is_an_error_with_the_reason() {
         let root = root();
-        for (path, words) in [
+        for (path, message) in [
             ("/none", "init \"/none\": not there"),
             ("/dangling", "a symlink to what is not there"),
             ("/dir", "a directory"),
@@ -221,18 +220,18 @@ mod tests {
             ("/foreign", "a program for another processor"),
             ("/linked", "a program that needs \"/lib64/ld-linux-x86-64.so.2\", and that is not there"),
         ] {
-            let wanted = boot::Init { path: Some(path.into()), ..boot::Init::default() };
-            let error = find(&wanted, root.path()).unwrap_err();
-            assert!(error.contains(words), "{path}: {error}");
+            let requested = boot::Init { path: Some(path.into()), ..boot::Init::default() };
+            let error = find(&requested, root.path()).unwrap_err();
+            assert!(error.contains(message), "{path}: {error}");
         }
     }
 
     #[test]
     fn a_named_init_has_its_path_and_the_arguments_as_argv() {
         let root = root();
-        let wanted =
+        let requested =
             boot::Init { path: Some("/script".into()), args: vec!["--unit=x".into()], ..boot::Init::default() };
-        let found = find(&wanted, root.path()).unwrap();
+        let found = find(&requested, root.path()).unwrap();
         assert_eq!(found.argv, ["/script", "--unit=x"]);
         assert!(!found.is_entrypoint && found.is_script);
     }
@@ -254,13 +253,13 @@ mod tests {
     }
 
     #[test]
-    fn systemd_is_known_behind_a_symlink_and_behind_an_entrypoint() {
+    fn systemd_is_recognised_behind_a_symlink_and_behind_an_entrypoint() {
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
         fs::write(at("systemd"), "").unwrap();
         fs::write(at("run.sh"), "").unwrap();
         std::os::unix::fs::symlink("systemd", at("init")).unwrap();
-        for (words, is_entrypoint, expected) in [
+        for (arguments, is_entrypoint, expected) in [
             (&["init"][..], false, true),
             (&["systemd"], false, true),
             (&["run.sh"], false, false),
@@ -268,28 +267,28 @@ mod tests {
             (&["run.sh", "init"], false, false),
             (&["none"], false, false),
         ] {
-            let argv: Vec<OsString> = words.iter().map(|word| at(word).into()).collect();
+            let argv: Vec<OsString> = arguments.iter().map(|name| at(name).into()).collect();
             let init = Init { path: argv[0].clone().into(), argv, is_entrypoint, is_script: false };
-            assert_eq!(init.is_systemd(), expected, "{words:?}");
+            assert_eq!(init.is_systemd(), expected, "{arguments:?}");
         }
     }
 
     #[test]
-    fn auto_takes_the_entrypoint_first_and_lists_what_it_looked_at() {
+    fn auto_takes_the_entrypoint_first_and_lists_what_it_rejected() {
         let root = root();
-        let words: Vec<Text> = vec!["/script".into(), "cmd".into()];
-        let mut wanted = boot::Init { entrypoint: words, args: vec!["arg".into()], ..boot::Init::default() };
-        let found = find(&wanted, root.path()).unwrap();
+        let command: Vec<Text> = vec!["/script".into(), "cmd".into()];
+        let mut requested = boot::Init { entrypoint: command, args: vec!["arg".into()], ..boot::Init::default() };
+        let found = find(&requested, root.path()).unwrap();
         assert_eq!(found.argv, ["/script", "cmd", "arg"]);
         assert!(found.is_entrypoint);
-        wanted.entrypoint = vec!["/init".into()];
-        let error = find(&wanted, root.path()).unwrap_err();
+        requested.entrypoint = vec!["/init".into()];
+        let error = find(&requested, root.path()).unwrap_err();
         for path in ["/init", "/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"] {
             assert!(error.contains(&format!("{path}: not there")), "{error}");
         }
         fs::create_dir_all(root.path().join("lib/systemd")).unwrap();
         fs::copy(root.path().join("script"), root.path().join("lib/systemd/systemd")).unwrap();
-        let found = find(&wanted, root.path()).unwrap();
+        let found = find(&requested, root.path()).unwrap();
         assert_eq!(found.argv, ["/lib/systemd/systemd", "arg"]);
     }
 }

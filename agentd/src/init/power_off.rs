@@ -6,11 +6,12 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use msb::tool::signal;
+use msb::record::signal;
 use msb::vm::inits::{FALLBACK_SIGNALS, PowerOff};
 use nix::libc;
 
 use super::pid_1;
+use crate::process::catches;
 use crate::sys;
 
 /// The longest that sysvinit waits for the processes of inittab between TERM and KILL.
@@ -117,21 +118,6 @@ fn is_fifo(path: &str) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_fifo())
 }
 
-/// Whether a process catches a signal or waits for it in a signalfd, according to its `/proc/PID/status`.
-pub fn catches(status: &str, signal: i32) -> bool {
-    is_in_mask(status, "SigCgt:", signal) || is_in_mask(status, "SigBlk:", signal)
-}
-
-/// Whether a process ignores a signal, according to its `/proc/PID/status`.
-pub fn ignores(status: &str, signal: i32) -> bool {
-    is_in_mask(status, "SigIgn:", signal)
-}
-
-fn is_in_mask(status: &str, mask: &str, signal: i32) -> bool {
-    let masks = status.lines().filter_map(|line| line.strip_prefix(mask));
-    masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask >> (signal - 1) & 1 == 1)
-}
-
 /// Writes what `telinit -t WAIT 0` writes: `struct init_request` of sysvinit's `initreq.h`, 384 bytes. sysvinit sends TERM to the
 /// processes of inittab and KILL after `wait`. It checks once a second, and would kill at once for a wait of 0.
 fn request_runlevel_0(fifo: &Path, wait: Duration) -> io::Result<()> {
@@ -226,16 +212,6 @@ mod tests {
         ] {
             assert_eq!(caught_signal(&status(caught), stop_signal), expected, "{caught:?} {stop_signal}");
         }
-    }
-
-    #[test]
-    fn a_signal_is_caught_or_waited_for() {
-        let status = "Name:\tx\nSigBlk:\t0000002000000000\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000004000\n";
-        assert!(catches(status, 38));
-        assert!(catches(status, 15));
-        assert!(!catches(status, 1));
-        assert!(!catches("", 15));
-        assert!(ignores(status, 1) && !ignores(status, 15) && !ignores("", 1));
     }
 
     #[test]

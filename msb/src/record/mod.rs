@@ -6,6 +6,7 @@ mod document;
 pub mod owner;
 pub mod path;
 pub mod script;
+pub mod signal;
 mod text;
 
 pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};

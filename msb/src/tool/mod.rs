@@ -10,6 +10,5 @@ pub mod interrupt;
 pub mod line;
 pub mod man;
 pub mod output;
-pub mod signal;
 pub mod source;
 pub mod start;

@@ -1,0 +1,31 @@
+//! What the sessions share.
+
+use msb::vm::boot::Defaults;
+
+use crate::execs::Execs;
+use crate::reap::Reaper;
+use crate::sessions::Sessions;
+use crate::shutdown_request::ShutdownRequest;
+
+/// The state of the agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// Waits for child processes.
+    pub reaper: Reaper,
+    /// The connections that are being served.
+    pub sessions: Sessions,
+    /// The commands.
+    pub execs: Execs,
+    /// What a command gets if its request does not say otherwise.
+    pub defaults: Defaults,
+    /// The number of the signal with which the image wants its init to be stopped.
+    pub init_stop_signal: i32,
+    /// The shutdown that the host has asked for.
+    pub shutdown: ShutdownRequest,
+}
+
+impl AsRef<Sessions> for Agent {
+    fn as_ref(&self) -> &Sessions {
+        &self.sessions
+    }
+}
