@@ -4,8 +4,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use msb::wire::turn::FromHost;
-use msb::wire::{self, Decoder, HEADER, Message, Piece, Stream};
+use msb::wire::sequence::FromHost;
+use msb::wire::{self, Decoded, Decoder, HEADER, Message, Stream};
 use nix::poll::PollFlags;
 use vsock::VsockStream;
 
@@ -71,10 +71,10 @@ impl Link {
     ///
     /// # Errors
     /// A frame that is invalid, or not allowed now.
-    pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Piece<'a>>, wire::Error> {
+    pub fn next<'a>(&mut self, bytes: &mut &'a [u8]) -> Result<Option<Decoded<'a>>, wire::Error> {
         let Some(piece) = self.decoder.next(bytes)? else { return Ok(None) };
         self.turn.take(&piece)?;
-        if let Piece::Message(Message::Credit(stream, bytes)) = piece
+        if let Decoded::Message(Message::Credit(stream, bytes)) = piece
             && let Some(credit) = self.credit.get_mut(index(stream))
         {
             *credit = credit.saturating_add(bytes.into());

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use msb::wire::exec::{Execs, Exit, Request, Started};
-use msb::wire::turn::Window;
-use msb::wire::{self, HEADER, Message, Piece, Stream};
+use msb::wire::sequence::Window;
+use msb::wire::{self, Decoded, HEADER, Message, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use vsock::VsockStream;
@@ -145,7 +145,7 @@ impl Session<'_> {
         if self.stdin.is_some() && !self.stdin_ended {
             let credit = STDIN_CREDIT - u32::try_from(self.stdin_queue.len()).unwrap_or(0).min(STDIN_CREDIT);
             self.stdin_window = STDIN_WINDOW;
-            link.turn.give(credit);
+            link.turn.grant(credit);
             link.queue(&Message::Credit(Stream::Stdin, credit));
         } else {
             link.queue(&Message::Eof(Stream::Stdin));
@@ -281,8 +281,8 @@ impl Session<'_> {
             && let Some(item) = link.next(&mut bytes)?
         {
             match item {
-                Piece::Data(_, bytes) => self.write_stdin(bytes),
-                Piece::Message(message) => self.handle(message)?,
+                Decoded::Data(_, bytes) => self.write_stdin(bytes),
+                Decoded::Message(message) => self.handle(message)?,
             }
         }
         Ok(())
@@ -360,7 +360,7 @@ impl Session<'_> {
         } else if let Some(link) = link
             && let Some(owed) = self.stdin_window.add(written, self.stdin_queue.len())
         {
-            link.turn.give(owed);
+            link.turn.grant(owed);
             link.queue(&Message::Credit(Stream::Stdin, owed));
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use msb::wire::exec::{Attach, Execs, Failure, Kill, Started};
 use msb::wire::exit_status::TOOL_FAILED;
-use msb::wire::{self, Message, turn};
+use msb::wire::{self, Message, sequence};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vsock::VsockStream;
 
@@ -52,7 +52,7 @@ pub fn attach(mut connection: VsockStream, agent: &Agent, attach: Attach) -> Res
 /// # Errors
 /// A broken connection, or an invalid signal number.
 pub fn kill(mut connection: VsockStream, agent: &Agent, kill: Kill) -> Result<(), wire::Error> {
-    turn::check_signal(kill.signal)?;
+    sequence::check_signal(kill.signal)?;
     let exec = match agent.execs.find(kill.id) {
         Lookup::Exec(exec) => exec,
         Lookup::Exit(_) => return refuse(connection, format!("exec {}: it has ended", kill.id)),

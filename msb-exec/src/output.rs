@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use msb::wire::turn::{FromGuest, Owed};
+use msb::wire::sequence::{FromGuest, OwedCredit};
 use msb::wire::{Message, Stream};
 
 use crate::blocking;
@@ -52,7 +52,7 @@ impl Output {
         let (done, written) = channel();
         thread::spawn(move || {
             let mut result = Ok(());
-            let mut owed = Owed::in_portions_of(credit(stream) / 3);
+            let mut owed = OwedCredit::in_batches_of(credit(stream) / 3);
             for bytes in queued {
                 result = blocking::write_all(&to, &bytes);
                 if result.is_err() {
@@ -60,7 +60,7 @@ impl Output {
                     break;
                 }
                 if let Some(owed) = owed.add(bytes.len()) {
-                    turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, owed);
+                    turn.lock().unwrap_or_else(PoisonError::into_inner).grant(stream, owed);
                     // This fails if the command has ended and the agent has closed the connection.
                     let _ = sending.message(&Message::Credit(stream, owed));
                 }

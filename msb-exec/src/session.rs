@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use msb::tool::exit::OutputError;
 use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started};
-use msb::wire::{self, Decoder, MAX_DATA, Message, Piece, Stream};
+use msb::wire::{self, Decoded, Decoder, MAX_DATA, Message, Stream};
 use nix::sys::signal::Signal;
 
 use crate::input::{self, Credit};
@@ -110,7 +110,7 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
     let turn = Turn::default();
     if call.opening.has_streams() {
         for stream in [Stream::Stdout, Stream::Stderr] {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).give(stream, output::credit(stream));
+            turn.lock().unwrap_or_else(PoisonError::into_inner).grant(stream, output::credit(stream));
         }
     }
     // From here on, signals that were held are forwarded.
@@ -194,15 +194,15 @@ fn receive(
         while let Some(piece) = decoder.next(&mut bytes)? {
             turn.lock().unwrap_or_else(PoisonError::into_inner).take(&piece)?;
             let message = match piece {
-                Piece::Data(Stream::Stdout, bytes) => {
+                Decoded::Data(Stream::Stdout, bytes) => {
                     stdout.queue(bytes.to_vec());
                     continue;
                 }
-                Piece::Data(_, bytes) => {
+                Decoded::Data(_, bytes) => {
                     stderr.queue(bytes.to_vec());
                     continue;
                 }
-                Piece::Message(message) => message,
+                Decoded::Message(message) => message,
             };
             match message {
                 Message::Started(started) if is_detached => {

@@ -1,4 +1,4 @@
-//! From the endpoint in a record to a stream that reaches the agent.
+//! Connecting to the agent at the endpoint that a record names.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -12,13 +12,13 @@ use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use super::Message;
 use crate::record::Endpoint;
 
-/// How long the VMM and the agent together may take to answer. A guest under load answers in milliseconds; a dead one never.
+/// How long the VMM and the agent together may take to answer. A guest under load answers in milliseconds, a hung one never.
 pub const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The longest answer of a VMM to `CONNECT`, in bytes.
+/// The maximum length of a VMM's answer to `CONNECT`, in bytes.
 const MAX_ANSWER: usize = 64;
 
-/// Connects to the agent and exchanges hellos. The stream has no time limits then.
+/// Connects to the agent and exchanges hellos. The returned stream has no timeouts.
 ///
 /// # Errors
 /// See [`ask`].
@@ -26,31 +26,30 @@ pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, super::Error> {
     ask(endpoint, &[])
 }
 
-/// Connects to the agent and sends `frames` together with the hello, for one way through the VMM instead of two; returns when the
-/// agent's hello is there. The stream has no time limits then.
+/// Connects to the agent and sends `frames` together with the hello, which saves a round trip through the VMM. Returns when the
+/// agent's hello has arrived. The returned stream has no timeouts.
 ///
-/// The agent says hello before it reads: where this fails before that, the agent has not seen the frames.
+/// The agent sends its hello before it reads: if this fails, the agent has not read the frames.
 ///
 /// # Errors
-/// [`io::ErrorKind::ConnectionRefused`] or `NotFound` where the VM is gone; `TimedOut` or `WouldBlock` after
-/// [`TIMEOUT`]; [`super::Error`] for an agent that breaks the protocol.
+/// [`io::ErrorKind::ConnectionRefused`] or `NotFound` if the VM is gone; `TimedOut` or `WouldBlock` after [`TIMEOUT`];
+/// [`super::Error`] for an agent that violates the protocol.
 pub fn ask(endpoint: &Endpoint, frames: &[u8]) -> Result<UnixStream, super::Error> {
     let stream = connect(&endpoint.unix)?;
-    let mut patient = Patient { stream: &stream, until: Instant::now() + TIMEOUT };
+    let mut reader = DeadlineReader { stream: &stream, deadline: Instant::now() + TIMEOUT };
     if endpoint.handshake {
-        connect_port(&mut patient, endpoint.port)?;
+        connect_port(&mut reader, endpoint.port)?;
     }
     let mut opening = Message::hello().to_frame();
     opening.extend_from_slice(frames);
     (&stream).write_all(&opening)?;
-    Message::receive_hello(&mut patient)?;
+    Message::receive_hello(&mut reader)?;
     stream.set_read_timeout(None)?;
     stream.set_write_timeout(None)?;
     Ok(stream)
 }
 
-/// Connects to a socket of a VMM, whose queue of connections may be short: where it is full, connect(2) waits until there is room, and
-/// no longer than the time limit for sending (unix(7), socket(7)).
+/// Connects to a socket of a VMM. If its backlog is full, connect(2) waits for room, up to the send timeout (unix(7), socket(7)).
 fn connect(path: &Path) -> io::Result<UnixStream> {
     let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Send, Some(TIMEOUT))?;
@@ -63,16 +62,15 @@ fn connect(path: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// A stream that is read until a moment, not a while from each read: a guest that sends a byte now and then gets no more
-/// time than one that sends none.
-struct Patient<'a> {
+/// A stream whose reads share one deadline, so that a guest that sends a byte now and then does not extend it.
+struct DeadlineReader<'a> {
     stream: &'a UnixStream,
-    until: Instant,
+    deadline: Instant,
 }
 
-impl Read for Patient<'_> {
+impl Read for DeadlineReader<'_> {
     fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
@@ -81,14 +79,14 @@ impl Read for Patient<'_> {
     }
 }
 
-/// Asks a VMM whose socket serves all ports for one of them: `CONNECT port`, answered by `OK port`. Nothing may be
-/// sent before the answer, or the VMM loses it.
-fn connect_port(patient: &mut Patient<'_>, port: u32) -> io::Result<()> {
-    patient.stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
+/// Selects a port on a socket that serves all ports: `CONNECT port`, answered with `OK port`. Nothing may be sent before the answer,
+/// because the VMM would drop it.
+fn connect_port(reader: &mut DeadlineReader<'_>, port: u32) -> io::Result<()> {
+    reader.stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = Vec::new();
     let mut byte = [0u8];
     while !answer.ends_with(b"\n") {
-        if patient.read(&mut byte)? == 0 {
+        if reader.read(&mut byte)? == 0 {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         answer.push(byte[0]);

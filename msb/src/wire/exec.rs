@@ -1,4 +1,4 @@
-//! The messages of an exec, and those that travel alone: what is asked about execs, shutdown and ready.
+//! The bodies of the messages: exec, questions about execs, shutdown, and the agent's report.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ pub use crate::record::Text;
 /// PATH of a command if neither the image nor the request sets it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The first frame both ways.
+/// The first frame in each direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`super::VERSION`].
@@ -17,7 +17,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    /// Checks the other side's version.
+    /// Checks the peer's version.
     ///
     /// # Errors
     /// [`super::Error::OtherVersion`].
@@ -26,13 +26,13 @@ impl Hello {
     }
 }
 
-/// A command to run. What is left out is the image's, then the agent's default.
+/// A command to run. For absent members the image decides, then the agent's defaults.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// The command and its arguments; empty for the image's entrypoint and cmd.
     #[serde(default)]
     pub argv: Vec<Text>,
-    /// `K=V` each, over the image's.
+    /// Variables, `K=V` each; they override the image's.
     #[serde(default)]
     pub env: Vec<Text>,
     /// The working directory.
@@ -41,22 +41,22 @@ pub struct Request {
     /// `user[:group]` by name or number.
     #[serde(default)]
     pub user: Option<String>,
-    /// A terminal for the command: stdout carries all it prints.
+    /// A terminal for the command; all of its output is then on stdout.
     #[serde(default)]
     pub tty: Option<Tty>,
     /// Stdin is `/dev/null`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub no_stdin: bool,
-    /// The command goes on without a caller: [`Started`] is the last frame.
+    /// The command runs without a caller: [`Started`] is the last frame.
     #[serde(default, skip_serializing_if = "is_default")]
     pub detach: bool,
-    /// Limits of the process, over the agent's.
+    /// Resource limits; they override the agent's.
     #[serde(default, skip_serializing_if = "is_default")]
     pub rlimits: Vec<Limit>,
     /// The file mode creation mask.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub umask: Option<u32>,
-    /// The host's time, in milliseconds since 1970, for a guest that has fallen behind.
+    /// The host's time, in milliseconds since 1970, for a guest whose clock is behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub now_ms: Option<u64>,
 }
@@ -70,9 +70,9 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub struct Limit {
     /// The resource in lower case, without `RLIMIT_`: one of [`LIMITS`].
     pub name: String,
-    /// What holds; none for unlimited.
+    /// The soft limit; none for unlimited.
     pub soft: Option<u64>,
-    /// How far the process may raise it; none for unlimited.
+    /// The hard limit; none for unlimited.
     pub hard: Option<u64>,
 }
 
@@ -96,10 +96,10 @@ pub const LIMITS: [&str; 16] = [
     "stack",
 ];
 
-/// A terminal.
+/// A terminal for a command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tty {
-    /// Its kind, for TERM.
+    /// The value of TERM.
     pub term: Option<Text>,
     /// Its size.
     pub size: Resize,
@@ -114,75 +114,75 @@ pub struct Resize {
     pub cols: u16,
 }
 
-/// The command runs.
+/// The command was started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Its process ID in the guest.
     pub pid: i32,
-    /// The exec's own number, by which it is attached to; counted from 1 by each agent.
+    /// The number of the exec, for [`Attach`] and [`Kill`]. Each agent counts from 1.
     pub id: u32,
     /// Whether it has a terminal.
     #[serde(default, skip_serializing_if = "is_default")]
     pub terminal: bool,
 }
 
-/// A signal by its number in Linux.
+/// A signal for the command of this connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signal {
-    /// 1 to 64.
+    /// Its number on Linux, 1 to 64.
     pub signal: i32,
     /// For all processes of the exec, not only for the command's process group.
     #[serde(default, skip_serializing_if = "is_default")]
     pub all: bool,
 }
 
-/// A caller for an exec that goes on without one.
+/// A request to attach to an exec that has no caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attach {
     /// The exec's number.
     pub id: u32,
-    /// Whether the streams are wanted; else only [`Exit`] is sent, and there may be many such callers.
+    /// Whether streams are wanted. Otherwise only [`Exit`] is sent, and any number of callers may wait for it.
     pub streams: bool,
 }
 
-/// A signal for an exec by somebody who is not attached to it.
+/// A signal for an exec of another connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kill {
     /// The exec's number.
     pub id: u32,
-    /// 1 to 64.
+    /// The number of the signal, 1 to 64.
     pub signal: i32,
 }
 
-/// The execs that there are.
+/// A list of execs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Execs {
-    /// By their numbers, the oldest first.
+    /// Ordered by number, the oldest first.
     pub execs: Vec<Listed>,
-    /// How many more detached ones have ended of which the exit is known.
+    /// How many older detached execs have ended whose exit is still known.
     #[serde(default, skip_serializing_if = "is_default")]
     pub older: u32,
 }
 
-/// An exec as others see it.
+/// An exec in a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listed {
     /// Its number.
     pub id: u32,
     /// The process ID of its command in the guest.
     pub pid: i32,
-    /// The command and its arguments, cut short where they are long.
+    /// The command and its arguments, truncated if they are long.
     pub argv: Vec<Text>,
-    /// Whether it goes on without a caller.
+    /// Whether it continues without a caller.
     pub detached: bool,
     /// Whether it has a caller now.
     pub attached: bool,
-    /// How it ended, if it did.
+    /// How it ended, if it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
 }
 
-/// How a command ended: either code or signal is set.
+/// How a command ended: either `code` or `signal` is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Its exit status.
@@ -191,37 +191,37 @@ pub struct Exit {
     /// The signal that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// What it took.
+    /// The resources it used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
 }
 
-/// What a command took.
+/// The resources that a command used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// From its start to its end by the guest's clock, in microseconds.
+    /// The time from its start to its end on the guest's clock, in microseconds.
     pub wall_us: u64,
-    /// Processor time in user mode, with that of its descendants as far as the agent knows it, in microseconds.
+    /// Processor time in user mode, including that of descendants as far as the agent knows it, in microseconds.
     pub user_us: u64,
-    /// The same in the kernel.
+    /// Processor time in the kernel, likewise, in microseconds.
     pub system_us: u64,
     /// The largest resident set of the command or one of its descendants that it waited for, in KiB.
     pub max_rss_kib: u64,
 }
 
-/// Why a request cannot be met.
+/// Why a request cannot be fulfilled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The exit status for it, as `env(1)` has them: 125, 126, 127.
+    /// The exit status that stands for it, see [`exit_status`](super::exit_status).
     pub code: u8,
-    /// Words.
+    /// The reason, for people.
     pub message: String,
 }
 
 /// A request to stop the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shutdown {
-    /// How long the end of the machine may take, in milliseconds; the agent keeps what it needs of it, commands have the rest.
+    /// How long the shutdown may take, in milliseconds. The agent reserves a part for itself; commands have the rest.
     pub grace_ms: u64,
 }
 
@@ -232,27 +232,27 @@ pub struct Clock {
     pub now_ms: u64,
 }
 
-/// How a requested shutdown goes on. The agent sends it when there is news, and again and again while it writes data back.
+/// The progress of a shutdown. The agent sends it on every change, and repeatedly while it writes data back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopping {
     /// How many commands did not end in time and were killed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub killed: u32,
-    /// How many other processes were.
+    /// How many other processes were killed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub killed_others: u32,
-    /// How long they had had, in milliseconds.
+    /// After how many milliseconds they were killed.
     #[serde(default, skip_serializing_if = "is_default")]
     pub after_ms: u64,
-    /// Data is being written back to the disks, which cannot be cut short without a loss.
+    /// Data is being written back to the disks; interrupting that would lose data.
     #[serde(default, skip_serializing_if = "is_default")]
     pub writing: bool,
 }
 
-/// How the start of the machine went.
+/// The agent's report about the boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
-    /// Why there is no agent to talk to; the machine powers off.
+    /// Why the agent cannot run; the machine powers off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// When the kernel started agentd, in milliseconds since power-on.
@@ -262,16 +262,16 @@ pub struct Ready {
     /// When this was sent, in milliseconds since power-on: the host counts back from its arrival.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_ms: Option<u64>,
-    /// The init that PID 1 was handed to.
+    /// The init that runs as PID 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
     /// When the init had started, in milliseconds since power-on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_ms: Option<u64>,
-    /// What is not as it should be in a machine that can be used.
+    /// A defect of a machine that is usable nevertheless.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
-    /// Mount points that the agent made in the root, to be removed when no machine has that root any more.
+    /// Mount points that the agent created in the root. They are removed when no machine uses that root any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub made: Vec<PathBuf>,
 }

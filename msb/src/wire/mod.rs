@@ -6,21 +6,39 @@
 //!   u32 LE   u8
 //! ```
 //!
-//! One vsock connection carries one exec, or one question about execs, or one shutdown, or the agent's report that it is up. The first frame both
-//! ways is [`Message::Hello`]. Nothing here trusts the other side: a length is checked against its kind's limit before a
-//! byte of the payload is taken, and whatever is wrong ends the connection. `man/msb-wire.5` specifies it.
+//! One vsock connection carries one exec, one question about execs, one shutdown, or the agent's report that it is up. The first
+//! frame in each direction is [`Message::Hello`]. The peer is not trusted: a length is checked against the limit of its kind
+//! before the payload is read, and any violation ends the connection. `man/msb-wire.5` specifies the protocol.
+//!
+//! The bodies of messages may gain members, with a default for peers that do not send them. They are plain structs because both ends
+//! are built from this source; the version of the protocol changes when a member changes its meaning.
+//!
+//! ```
+//! use msb::wire::{Decoder, Decoded, Message, Stream};
+//!
+//! let mut bytes = Message::hello().to_frame();
+//! Message::Data(Stream::Stdout, b"hi".to_vec()).put(&mut bytes);
+//!
+//! // Bytes arrive in any pieces.
+//! let mut decoder = Decoder::default();
+//! let mut received = &bytes[..];
+//! assert_eq!(decoder.next(&mut received)?, Some(Decoded::Message(Message::hello())));
+//! assert_eq!(decoder.next(&mut received)?, Some(Decoded::Data(Stream::Stdout, b"hi")));
+//! assert_eq!(decoder.next(&mut received)?, None);
+//! # Ok::<(), msb::wire::Error>(())
+//! ```
 
 mod decoder;
 pub mod dial;
 pub mod exec;
 pub mod exit_status;
 mod report;
-pub mod turn;
+pub mod sequence;
 pub mod upper;
 
 use std::io::{self, Read, Write};
 
-pub use decoder::{Decoder, Piece};
+pub use decoder::{Decoded, Decoder};
 pub use report::Report;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -29,36 +47,37 @@ use exec::{
     Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started, Stopping,
 };
 
-/// The version that a [`Hello`] says.
+/// The protocol version that a [`Hello`] carries.
 pub const VERSION: u32 = 1;
-/// The port in the guest on which the agent takes connections.
+/// The port in the guest on which the agent accepts connections.
 pub const AGENT_PORT: u32 = 1024;
 /// The port on the host on which msb-boot waits for the agent's [`Ready`].
 pub const READY_PORT: u32 = 1025;
-/// The most bytes of a stream that one frame carries.
+/// The maximum number of bytes of a stream in one frame.
 pub const MAX_DATA: usize = 64 << 10;
-/// The most bytes of JSON in a frame: a little more than the longest argument list of Linux with its escapes.
+/// The maximum number of bytes of JSON in a frame: a little more than Linux's longest argument list, escaped.
 pub const MAX_CONTROL: usize = 4 << 20;
-/// The bytes before the payload.
+/// The length of the header before the payload, in bytes.
 pub const HEADER: usize = 5;
 
-/// Why a connection cannot go on. The other side is to blame for all but `Io`.
+/// Why a connection cannot continue. Except for `Io`, the peer is at fault.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
-    /// The length is over the limit of the kind.
+    /// The length exceeds the limit of the kind.
     #[error("a frame of {length} bytes, and kind {kind} may have {limit} at most")]
     TooLong {
-        /// What the frame says.
+        /// The length in the header.
         length: usize,
         /// The frame's kind.
         kind: u8,
-        /// What the kind allows.
+        /// The limit of the kind.
         limit: usize,
     },
     /// A kind that this version does not know.
     #[error("a frame of unknown kind {0}")]
     UnknownKind(u8),
-    /// A payload that its kind does not allow.
+    /// A payload that does not fit its kind.
     #[error("a frame of kind {kind} with a bad payload: {why}")]
     BadPayload {
         /// The frame's kind.
@@ -66,10 +85,10 @@ pub enum Error {
         /// What is wrong.
         why: String,
     },
-    /// A frame that is known, at a time when it makes no sense.
+    /// A known frame that may not be sent at this point.
     #[error("a frame out of turn: {0}")]
     OutOfTurn(&'static str),
-    /// The other side speaks another version.
+    /// The peer uses another version of the protocol.
     #[error("the other side speaks version {0} of the wire, this one version {VERSION} (use tools of one release)")]
     OtherVersion(u32),
     /// The connection broke.
@@ -102,20 +121,21 @@ impl Stream {
     }
 }
 
-/// What a frame says.
+/// A frame, decoded.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Message {
-    /// First frame both ways.
+    /// Both directions: the first frame.
     Hello(Hello),
     /// Host to guest: run this.
     Exec(Request),
     /// Guest to host: it runs.
     Started(Started),
-    /// Bytes of a stream, no more than the receiver gave credit for.
+    /// Bytes of a stream, no more than the receiver has granted credit for.
     Data(Stream, Vec<u8>),
-    /// The stream has ended; the connection goes on.
+    /// End-of-file of the stream; the connection stays open.
     Eof(Stream),
-    /// The receiver of a stream takes this many bytes more. A stream starts without credit.
+    /// The receiver of a stream accepts this many more bytes. A stream starts without credit.
     Credit(Stream, u32),
     /// Host to guest: send this signal to the process group.
     Signal(Signal),
@@ -123,30 +143,30 @@ pub enum Message {
     Resize(Resize),
     /// Guest to host: how the command ended. The last frame.
     Exit(Exit),
-    /// Guest to host: the request cannot be met. The last frame.
+    /// Guest to host: the request cannot be fulfilled. The last frame.
     Failure(Failure),
     /// Host to guest: stop the machine.
     Shutdown(Shutdown),
-    /// Guest to host, after [`Message::Shutdown`]: how that goes on.
+    /// Guest to host, after [`Message::Shutdown`]: its progress.
     Stopping(Stopping),
-    /// Guest to host, on [`READY_PORT`]: the agent takes connections.
+    /// Guest to host, on [`READY_PORT`]: the agent accepts connections.
     Ready(Ready),
-    /// Host to guest: be the caller of an exec that has none.
+    /// Host to guest: attach to an exec that has no caller.
     Attach(Attach),
-    /// Host to guest: which execs are there?
+    /// Host to guest: list the execs.
     List,
     /// Host to guest: send a signal to an exec.
     Kill(Kill),
-    /// Guest to host: all execs for [`Message::List`], the one that was meant for [`Message::Kill`] and
-    /// [`Message::Detach`]. The last frame.
+    /// Guest to host: every exec for [`Message::List`], the addressed one for [`Message::Kill`] and [`Message::Detach`]. The last
+    /// frame.
     Execs(Execs),
-    /// Host to guest: the caller goes, the command stays.
+    /// Host to guest: the caller detaches, and the command keeps running.
     Detach,
-    /// Host to guest: the time, which has changed there, or stood still here. Nothing answers it.
+    /// Host to guest: the current time, after the host's clock was set or the guest was paused. There is no answer.
     Clock(Clock),
     /// Guest to host, on [`READY_PORT`], in a commit: a file of the upper.
     Entry(Box<upper::Entry>),
-    /// Guest to host, in a commit: so many bytes of a file are a hole.
+    /// Guest to host, in a commit: a hole of this many bytes in a file.
     Hole(u64),
 }
 
@@ -186,7 +206,7 @@ fn limit(kind: u8) -> Result<usize, Error> {
     }
 }
 
-/// Reads a header: the payload's length, checked, and the kind.
+/// Parses a header into the length of the payload, which is checked, and the kind.
 ///
 /// # Errors
 /// [`Error::UnknownKind`], [`Error::TooLong`].
@@ -200,22 +220,22 @@ pub fn read_header(header: [u8; HEADER]) -> Result<(usize, u8), Error> {
 /// Appends a frame with bytes of a stream to `out`.
 ///
 /// # Panics
-/// When `bytes` is longer than [`MAX_DATA`].
+/// If `bytes` is longer than [`MAX_DATA`].
 pub fn put_data(out: &mut Vec<u8>, stream: Stream, bytes: &[u8]) {
-    assert!(bytes.len() <= MAX_DATA, "the caller cuts data into frames");
+    assert!(bytes.len() <= MAX_DATA, "the caller splits data into frames");
     put(out, DATA + stream.number(), bytes);
 }
 
-/// What is before `length` bytes of a stream, for who has room for it there.
+/// The header of a frame with `length` bytes of a stream, for callers that place the bytes themselves.
 ///
 /// # Panics
-/// When `length` is more than [`MAX_DATA`].
+/// If `length` is more than [`MAX_DATA`].
 pub fn data_header(stream: Stream, length: usize) -> [u8; HEADER] {
-    assert!(length <= MAX_DATA, "the caller cuts data into frames");
+    assert!(length <= MAX_DATA, "the caller splits data into frames");
     make_header(DATA + stream.number(), length)
 }
 
-/// The stream of a frame of data, by its kind.
+/// The stream of a data frame of this kind.
 fn data_stream(kind: u8) -> Option<Stream> {
     kind.checked_sub(DATA).and_then(Stream::from_number)
 }
@@ -247,7 +267,7 @@ impl Message {
     /// Appends the message's frame to `out`.
     ///
     /// # Panics
-    /// When a [`Message::Data`] is longer than [`MAX_DATA`].
+    /// If a [`Message::Data`] is longer than [`MAX_DATA`].
     pub fn put(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(body) => put_json(out, HELLO, body),
@@ -285,7 +305,7 @@ impl Message {
         frame
     }
 
-    /// Reads a payload of a kind.
+    /// Decodes the payload of a frame.
     ///
     /// # Errors
     /// [`Error::UnknownKind`], [`Error::BadPayload`].
@@ -329,11 +349,10 @@ impl Message {
         })
     }
 
-    /// Reads the other side's hello, which must come first, and checks its version.
+    /// Reads the peer's hello, which must come first, and checks its version.
     ///
     /// # Errors
-    /// [`Error::OutOfTurn`] for another frame, of which only the header is read; [`Error::OtherVersion`]; a connection
-    /// that ends.
+    /// [`Error::OutOfTurn`] for another frame, of which only the header is read; [`Error::OtherVersion`]; [`Error::Io`].
     pub fn receive_hello(from: &mut impl Read) -> Result<(), Error> {
         let mut header = [0u8; HEADER];
         from.read_exact(&mut header)?;
@@ -346,7 +365,7 @@ impl Message {
         json::<Hello>(kind, &payload)?.check()
     }
 
-    /// Checks that the other side takes a frame, which is too long for it only where its content is a person's.
+    /// Checks that a frame is short enough for the peer. Only frames with content of a user can be too long.
     ///
     /// # Errors
     /// [`Error::TooLong`].
@@ -357,16 +376,16 @@ impl Message {
     /// Writes the message's frame in one call.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of writing.
     pub fn send(&self, to: &mut impl Write) -> io::Result<()> {
         to.write_all(&self.to_frame())?;
         to.flush()
     }
 
-    /// Reads one message; `None` where the connection ends between two frames.
+    /// Reads one message; `None` if the connection ends between two frames.
     ///
     /// # Errors
-    /// [`Error::Io`] with [`io::ErrorKind::UnexpectedEof`] where it ends within one; else see [`Error`].
+    /// [`Error::Io`] with [`io::ErrorKind::UnexpectedEof`] if it ends within a frame; otherwise see [`Error`].
     pub fn receive(from: &mut impl Read) -> Result<Option<Self>, Error> {
         let mut header = [0u8; HEADER];
         let mut have = 0;
@@ -391,7 +410,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_is_checked_before_the_payload_is_taken() {
+    fn a_length_is_checked_before_the_payload_is_read() {
         let header = |length: u32, kind| {
             let [a, b, c, d] = length.to_le_bytes();
             read_header([a, b, c, d, kind])

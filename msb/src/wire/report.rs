@@ -1,9 +1,9 @@
-//! The agent's report as it arrives: a hello, then one [`Ready`]. Who reads it cannot wait, and believes nothing.
+//! The agent's report as it arrives: a hello, then one [`Ready`]. Its reader must not block and does not trust the guest.
 
 use super::exec::Ready;
-use super::{Decoder, Error, Message, Piece};
+use super::{Decoded, Decoder, Error, Message};
 
-/// A report of which some bytes may be there.
+/// A report that may be incomplete.
 #[derive(Debug, Default)]
 pub struct Report {
     decoder: Decoder,
@@ -11,18 +11,18 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes the bytes that have come. `Some`: the report is whole, and what comes after it is not looked at.
+    /// Decodes bytes that have arrived. `Some`: the report is complete, and bytes after it are ignored.
     ///
     /// # Errors
-    /// See [`Error`]. The connection is over then.
+    /// See [`Error`]. The connection cannot continue.
     pub fn take(&mut self, mut bytes: &[u8]) -> Result<Option<Ready>, Error> {
         while let Some(piece) = self.decoder.next(&mut bytes)? {
             match piece {
-                Piece::Message(Message::Hello(hello)) if !self.greeted => {
+                Decoded::Message(Message::Hello(hello)) if !self.greeted => {
                     hello.check()?;
                     self.greeted = true;
                 }
-                Piece::Message(Message::Ready(ready)) if self.greeted => return Ok(Some(ready)),
+                Decoded::Message(Message::Ready(ready)) if self.greeted => return Ok(Some(ready)),
                 _ => return Err(Error::OutOfTurn("not the agent's report")),
             }
         }

@@ -1,8 +1,8 @@
-//! The messages of a commit: an overlayfs upper as a stream, from a guest that has nothing else to do.
+//! The messages of a commit: an overlayfs upper as a stream.
 //!
-//! The root comes first, as a directory; what is in a directory follows it, and [`What::Leave`] ends it. A name is one
-//! component, so nothing in a stream can say where else to go. A file's content follows it, as data and holes that add up to
-//! its size.
+//! The root comes first, as a directory. The entries of a directory follow it, and [`What::Leave`] ends it. A name is a single
+//! component, so a stream cannot refer to a path outside the root. A file's content follows it, as data and holes that add up to its
+//! size.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,54 +12,54 @@ use crate::record::owner::Id;
 /// One file of an upper.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its name in the directory that is open; of the root, and of [`What::Leave`], empty.
+    /// Its name in the current directory; none for the root and [`What::Leave`].
     #[serde(default)]
     pub name: Option<Text>,
-    /// What it is.
+    /// The type of file.
     pub what: What,
     /// Owner, mode, times and xattrs; none for a whiteout, a link or [`What::Leave`].
     #[serde(default)]
     pub attributes: Option<Attributes>,
-    /// For a regular file with several names: the number by which [`What::Link`] means it.
+    /// For a regular file with several names: the number with which [`What::Link`] refers to it.
     #[serde(default)]
     pub number: Option<u64>,
 }
 
-/// What a file is.
+/// The type of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
-    /// What follows is in it.
+    /// A directory; its entries follow.
     Directory {
-        /// Whether it hides what the layers below have there.
+        /// Whether it is opaque: it hides the directories of that path in the layers below.
         opaque: bool,
     },
-    /// The end of the directory.
+    /// The end of the current directory.
     Leave,
-    /// Data and holes follow.
+    /// A regular file; data and holes follow.
     File {
         /// In bytes.
         size: u64,
     },
     /// A symlink.
     Symlink {
-        /// What it holds.
+        /// Its target.
         target: Text,
     },
-    /// Another name of a file that came before.
+    /// Another name of an earlier file: a hard link.
     Link {
-        /// Its number.
+        /// The number of that file.
         to: u64,
     },
-    /// The name is gone.
+    /// A whiteout: the name is deleted.
     Whiteout,
     /// A character or block device.
     Device {
         /// Whether it is a block device.
         block: bool,
-        /// Its number.
+        /// Its major number.
         major: u32,
-        /// Its number.
+        /// Its minor number.
         minor: u32,
     },
     /// A FIFO.
@@ -68,7 +68,7 @@ pub enum What {
     Socket,
 }
 
-/// What a file looks like.
+/// The attributes of a file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attributes {
     /// The permission bits, with set-id and sticky bits.
@@ -77,8 +77,8 @@ pub struct Attributes {
     pub uid: Id,
     /// The group.
     pub gid: Id,
-    /// Seconds and nanoseconds of the last modification.
+    /// The time of the last modification, in seconds and nanoseconds since 1970.
     pub mtime: (i64, u32),
-    /// Names and values, overlayfs's own left out.
+    /// Extended attributes, without those of overlayfs itself.
     pub xattrs: Vec<(Text, Text)>,
 }

@@ -1,7 +1,7 @@
 //! The wire's decoder on any bytes: it does not care how they are cut, takes what a reader that waits takes, and what it takes
 //! is what would be sent.
 
-use msb::wire::{Decoder, HEADER, MAX_CONTROL, Message, Piece, Stream};
+use msb::wire::{Decoded, Decoder, HEADER, MAX_CONTROL, Message, Stream};
 
 /// # Panics
 /// Where any of that is not so.
@@ -16,7 +16,7 @@ pub fn check(data: &[u8]) {
             Err(_) => break true,
         }
     };
-    let expected = joined(whole.iter().map(Piece::from));
+    let expected = joined(whole.iter().map(Decoded::from));
     let size = data.first().map_or(1, |&byte| usize::from(byte) + 1);
     for size in [size, data.len().max(1)] {
         let mut decoder = Decoder::default();
@@ -67,15 +67,15 @@ enum Joined {
     Message(Message),
 }
 
-fn joined<'a>(pieces: impl IntoIterator<Item = Piece<'a>>) -> Vec<Joined> {
+fn joined<'a>(pieces: impl IntoIterator<Item = Decoded<'a>>) -> Vec<Joined> {
     let mut all = Vec::new();
     for piece in pieces {
         match (piece, all.last_mut()) {
-            (Piece::Data(stream, bytes), Some(Joined::Data(last, before))) if *last == stream => {
+            (Decoded::Data(stream, bytes), Some(Joined::Data(last, before))) if *last == stream => {
                 before.extend_from_slice(bytes);
             }
-            (Piece::Data(stream, bytes), _) => all.push(Joined::Data(stream, bytes.to_vec())),
-            (Piece::Message(message), _) => all.push(Joined::Message(message)),
+            (Decoded::Data(stream, bytes), _) => all.push(Joined::Data(stream, bytes.to_vec())),
+            (Decoded::Message(message), _) => all.push(Joined::Message(message)),
         }
     }
     all

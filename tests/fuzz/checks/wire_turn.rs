@@ -1,8 +1,8 @@
 //! What may come when in an exec, on any frames: no stream carries more than its credit or goes on behind its end, a command
 //! starts once, and nothing follows the last frame. The first byte gives credit.
 
-use msb::wire::turn::{FromGuest, FromHost};
-use msb::wire::{Decoder, Message, Piece, Stream};
+use msb::wire::sequence::{FromGuest, FromHost};
+use msb::wire::{Decoded, Decoder, Message, Stream};
 
 /// # Panics
 /// Where any of that is not so.
@@ -18,10 +18,10 @@ pub fn check(data: &[u8]) {
     from_host(&pieces, credit);
 }
 
-fn from_guest(pieces: &[Piece<'_>], credit: u32) {
+fn from_guest(pieces: &[Decoded<'_>], credit: u32) {
     let mut turn = FromGuest::default();
-    turn.give(Stream::Stdout, credit);
-    turn.give(Stream::Stderr, credit);
+    turn.grant(Stream::Stdout, credit);
+    turn.grant(Stream::Stderr, credit);
     // As whoever writes what came gives it back.
     let mut given = [u64::from(credit); 2];
     let (mut taken, mut ended, mut started, mut over) = ([0u64; 2], [false; 2], false, false);
@@ -31,8 +31,8 @@ fn from_guest(pieces: &[Piece<'_>], credit: u32) {
         }
         assert!(!over, "{piece:?} behind the last frame");
         match piece {
-            Piece::Message(Message::Started(_)) => assert!(!std::mem::replace(&mut started, true)),
-            Piece::Message(Message::Failure(_)) => {
+            Decoded::Message(Message::Started(_)) => assert!(!std::mem::replace(&mut started, true)),
+            Decoded::Message(Message::Failure(_)) => {
                 assert!(!started);
                 over = true;
             }
@@ -40,30 +40,30 @@ fn from_guest(pieces: &[Piece<'_>], credit: u32) {
         }
         assert_eq!(turn.has_started(), started);
         match piece {
-            Piece::Data(stream, bytes) => {
+            Decoded::Data(stream, bytes) => {
                 let place = usize::from(*stream == Stream::Stderr);
                 assert!(*stream != Stream::Stdin && !bytes.is_empty() && !ended[place]);
                 taken[place] += bytes.len() as u64;
                 assert!(taken[place] <= given[place]);
                 if bytes.len() % 2 == 0 {
-                    turn.give(*stream, bytes.len() as u32);
+                    turn.grant(*stream, bytes.len() as u32);
                     given[place] += bytes.len() as u64;
                 }
             }
-            Piece::Message(Message::Eof(Stream::Stdin)) => {}
-            Piece::Message(Message::Eof(stream)) => {
+            Decoded::Message(Message::Eof(Stream::Stdin)) => {}
+            Decoded::Message(Message::Eof(stream)) => {
                 assert!(!std::mem::replace(&mut ended[usize::from(*stream == Stream::Stderr)], true));
             }
-            Piece::Message(Message::Exit(_)) => over = true,
-            Piece::Message(Message::Execs(_)) => panic!("let go without having asked"),
+            Decoded::Message(Message::Exit(_)) => over = true,
+            Decoded::Message(Message::Execs(_)) => panic!("let go without having asked"),
             _ => {}
         }
     }
 }
 
-fn from_host(pieces: &[Piece<'_>], credit: u32) {
+fn from_host(pieces: &[Decoded<'_>], credit: u32) {
     let mut turn = FromHost::default();
-    turn.give(credit);
+    turn.grant(credit);
     let (mut taken, mut ended, mut over) = (0u64, false, false);
     for piece in pieces {
         if turn.take(piece).is_err() {
@@ -71,14 +71,14 @@ fn from_host(pieces: &[Piece<'_>], credit: u32) {
         }
         assert!(!over, "{piece:?} behind the last frame");
         match piece {
-            Piece::Data(stream, bytes) => {
+            Decoded::Data(stream, bytes) => {
                 assert!(*stream == Stream::Stdin && !bytes.is_empty() && !ended);
                 taken += bytes.len() as u64;
                 assert!(taken <= u64::from(credit));
             }
-            Piece::Message(Message::Eof(_)) => ended = true,
-            Piece::Message(Message::Signal(signal)) => assert!((1..=64).contains(&signal.signal)),
-            Piece::Message(Message::Detach) => over = true,
+            Decoded::Message(Message::Eof(_)) => ended = true,
+            Decoded::Message(Message::Signal(signal)) => assert!((1..=64).contains(&signal.signal)),
+            Decoded::Message(Message::Detach) => over = true,
             _ => {}
         }
         assert_eq!(turn.stdin_ended(), ended);

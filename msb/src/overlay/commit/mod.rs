@@ -21,7 +21,7 @@ use crate::overlay::error::{At, Error};
 use crate::overlay::upper::{Scratch, Writer, upper_of};
 use crate::overlay::{Merged, Node, whiteout};
 use crate::wire::exec::{Failure, Ready};
-use crate::wire::turn::Owed;
+use crate::wire::sequence::OwedCredit;
 use crate::wire::upper::{Attributes, Entry, What};
 use crate::wire::{HEADER, Message, Stream};
 
@@ -67,7 +67,7 @@ struct Progress {
     files: u64,
     disk: u64,
     started: Instant,
-    owed: Owed,
+    owed: OwedCredit,
 }
 
 /// A directory of the upper whose entries are being received.
@@ -93,8 +93,14 @@ pub fn send(guest: &mut impl Write, message: &Message) -> io::Result<()> {
 /// # Errors
 /// [`Error::Content`] for what the guest did wrong, else the error of a system call. The upper is incomplete then.
 pub fn receive(guest: &mut impl Connection, root: &Merged, writer: &Writer, disk: u64) -> Result<(), Error> {
-    let progress =
-        Progress { data: 0, names: 0, files: 0, disk, started: Instant::now(), owed: Owed::in_portions_of(WINDOW / 4) };
+    let progress = Progress {
+        data: 0,
+        names: 0,
+        files: 0,
+        disk,
+        started: Instant::now(),
+        owed: OwedCredit::in_batches_of(WINDOW / 4),
+    };
     let links = writer.scratch()?;
     let mut receiver = Receiver { guest, writer, progress, links };
     send(receiver.guest, &Message::Credit(Stream::Stdout, WINDOW))?;

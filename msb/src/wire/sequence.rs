@@ -1,9 +1,9 @@
-//! What may come when in an exec: one side's frames as the other checks them, one after the other. Data and no I/O, so that
-//! both sides are tested, and fuzzed, with tables of frames.
+//! The order of frames in an exec, and flow control: each side checks every frame of its peer. There is no I/O here, so that both
+//! sides are tested and fuzzed with tables of frames.
 
-use super::{Error, Message, Piece, Stream};
+use super::{Decoded, Error, Message, Stream};
 
-/// How much of a stream may come, and whether it has ended.
+/// The remaining credit of a stream, and whether it has ended.
 #[derive(Clone, Copy, Debug, Default)]
 struct Flow {
     credit: u64,
@@ -13,7 +13,7 @@ struct Flow {
 impl Flow {
     fn take(&mut self, bytes: usize, past: &'static str) -> Result<(), Error> {
         if bytes == 0 {
-            // They cost no credit, and so there would be no end to them.
+            // Empty frames cost no credit, so their number would be unlimited.
             return Err(Error::OutOfTurn("data without a byte"));
         }
         match self.credit.checked_sub(bytes as u64) {
@@ -34,45 +34,45 @@ impl Flow {
     }
 }
 
-/// The credit that a receiver owes for bytes it has taken. It is given in portions, for each is a packet of its own and a way
-/// between guest and host; and who has little credit sends little frames.
+/// Credit that a receiver has yet to grant for bytes that it has consumed. It is granted in batches: each grant is a packet and a VM
+/// exit, and a sender with little credit sends small frames.
 #[derive(Clone, Copy, Debug)]
-pub struct Owed {
-    portion: u32,
+pub struct OwedCredit {
+    batch: u32,
     owed: u32,
 }
 
-impl Owed {
-    /// Nothing is owed yet. A portion is a fraction of what the sender was given at first, or it waits for ever.
-    pub const fn in_portions_of(portion: u32) -> Self {
-        Self { portion, owed: 0 }
+impl OwedCredit {
+    /// Nothing is owed yet. `batch` must be less than the initial credit, or the sender waits forever.
+    pub const fn in_batches_of(batch: u32) -> Self {
+        Self { batch, owed: 0 }
     }
 
-    /// Counts bytes that were taken. `Some`: so many are to be given now.
+    /// Counts consumed bytes. Returns the credit to grant now, if a batch is complete.
     pub fn add(&mut self, bytes: usize) -> Option<u32> {
         self.owed = self.owed.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
-        (self.owed > 0 && self.owed >= self.portion).then(|| std::mem::take(&mut self.owed))
+        (self.owed > 0 && self.owed >= self.batch).then(|| std::mem::take(&mut self.owed))
     }
 }
 
-/// Credit that grows with what its taker takes. A window is what may be on the way at once, so over a slow way it is what limits
-/// a fast taker; a slow one is better off with little, which waits in memory.
+/// Credit that grows with its consumer. The window is the number of bytes that may be in flight: on a connection with latency it limits
+/// a fast consumer, while for a slow one a large window only fills memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
     size: u32,
     most: u32,
     taken: u32,
-    owed: Owed,
+    owed: OwedCredit,
 }
 
 impl Window {
-    /// A window of `size` bytes, which the sender has been given, and which may grow to `most`.
+    /// A window of `size` bytes, which the sender has been granted, and which may grow to `most`.
     pub const fn growing(size: u32, most: u32) -> Self {
-        Self { size, most, taken: 0, owed: Owed::in_portions_of(size / 4) }
+        Self { size, most, taken: 0, owed: OwedCredit::in_batches_of(size / 4) }
     }
 
-    /// Counts bytes that were taken, with so many `left` that the taker did not want yet. `Some`: so many are to be given now. It
-    /// doubles where the taker has had a whole one and waits for more.
+    /// Counts consumed bytes, of which `left` more are waiting. Returns the credit to grant now, if any. The window doubles when a
+    /// whole window was consumed and none is waiting.
     pub fn add(&mut self, bytes: usize, left: usize) -> Option<u32> {
         let owed = self.owed.add(bytes);
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -82,7 +82,7 @@ impl Window {
             Some(owed) if left == 0 && self.taken >= self.size && growth > 0 => {
                 self.size += growth;
                 self.taken = 0;
-                self.owed = Owed::in_portions_of(self.size / 4);
+                self.owed = OwedCredit::in_batches_of(self.size / 4);
                 Some(owed.saturating_add(growth))
             }
             owed => owed,
@@ -90,7 +90,7 @@ impl Window {
     }
 }
 
-/// What the guest sends in an exec, checked by the host.
+/// The frames of the guest in an exec, checked by the host.
 #[derive(Clone, Debug, Default)]
 pub struct FromGuest {
     started: bool,
@@ -102,19 +102,19 @@ pub struct FromGuest {
 }
 
 impl FromGuest {
-    /// The host gives credit for an output.
-    pub fn give(&mut self, stream: Stream, bytes: u32) {
+    /// The host grants credit for an output.
+    pub fn grant(&mut self, stream: Stream, bytes: u32) {
         if let Some(flow) = self.flow(stream) {
             flow.credit = flow.credit.saturating_add(bytes.into());
         }
     }
 
-    /// The host asks to be let go.
+    /// The host asks to detach.
     pub fn detach(&mut self) {
         self.detaching = true;
     }
 
-    /// Whether the command runs, or ran.
+    /// Whether the command was started.
     pub fn has_started(&self) -> bool {
         self.started
     }
@@ -127,18 +127,18 @@ impl FromGuest {
         }
     }
 
-    /// Takes what comes next.
+    /// Checks the next frame.
     ///
     /// # Errors
-    /// [`Error::OutOfTurn`]. The connection is over then.
-    pub fn take(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
+    /// [`Error::OutOfTurn`]. The connection cannot continue.
+    pub fn take(&mut self, piece: &Decoded<'_>) -> Result<(), Error> {
         if self.over {
             return Err(Error::OutOfTurn("one behind the last one"));
         }
         match piece {
-            Piece::Message(message) => self.take_message(message),
-            Piece::Data(..) if !self.started => Err(Error::OutOfTurn("the command has not started")),
-            Piece::Data(stream, bytes) => match self.flow(*stream) {
+            Decoded::Message(message) => self.take_message(message),
+            Decoded::Data(..) if !self.started => Err(Error::OutOfTurn("the command has not started")),
+            Decoded::Data(stream, bytes) => match self.flow(*stream) {
                 Some(flow) => flow.take(bytes.len(), "output past its credit or its end"),
                 None => Err(Error::OutOfTurn("stdin from the guest")),
             },
@@ -166,7 +166,7 @@ impl FromGuest {
     }
 }
 
-/// What the host sends in an exec, checked by the guest.
+/// The frames of the host in an exec, checked by the guest.
 #[derive(Clone, Debug, Default)]
 pub struct FromHost {
     stdin: Flow,
@@ -174,31 +174,31 @@ pub struct FromHost {
 }
 
 impl FromHost {
-    /// The guest gives credit for stdin.
-    pub fn give(&mut self, bytes: u32) {
+    /// The guest grants credit for stdin.
+    pub fn grant(&mut self, bytes: u32) {
         self.stdin.credit = self.stdin.credit.saturating_add(bytes.into());
     }
 
-    /// Whether the host has said that stdin is at its end.
+    /// Whether the host has sent end-of-file for stdin.
     pub fn stdin_ended(&self) -> bool {
         self.stdin.ended
     }
 
-    /// Takes what comes next.
+    /// Checks the next frame.
     ///
     /// # Errors
-    /// [`Error::OutOfTurn`]. The connection is over then.
-    pub fn take(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
+    /// [`Error::OutOfTurn`]. The connection cannot continue.
+    pub fn take(&mut self, piece: &Decoded<'_>) -> Result<(), Error> {
         if self.detaching {
             return Err(Error::OutOfTurn("one behind the last one"));
         }
         let out_of_turn = || Err(Error::OutOfTurn("not a frame for a running exec"));
         let message = match piece {
-            Piece::Data(Stream::Stdin, bytes) => {
+            Decoded::Data(Stream::Stdin, bytes) => {
                 return self.stdin.take(bytes.len(), "stdin past its credit or its end");
             }
-            Piece::Data(..) => return out_of_turn(),
-            Piece::Message(message) => message,
+            Decoded::Data(..) => return out_of_turn(),
+            Decoded::Message(message) => message,
         };
         match message {
             Message::Eof(Stream::Stdin) => self.stdin.end(),
@@ -239,33 +239,33 @@ mod tests {
     }
 
     #[test]
-    fn credit_is_given_in_portions_and_none_is_lost() {
-        let mut owed = Owed::in_portions_of(100);
+    fn credit_is_granted_in_batches_and_none_is_lost() {
+        let mut owed = OwedCredit::in_batches_of(100);
         assert_eq!(
             [60, 39, 1, 0, 250, 99].map(|bytes| owed.add(bytes)),
             [None, None, Some(100), None, Some(250), None]
         );
         assert_eq!(owed.add(usize::MAX), Some(u32::MAX));
-        assert_eq!(Owed::in_portions_of(0).add(0), None);
+        assert_eq!(OwedCredit::in_batches_of(0).add(0), None);
     }
 
     #[test]
-    fn a_window_grows_for_who_has_had_one_and_waits() {
+    fn a_window_grows_for_a_consumer_that_waits() {
         let mut window = Window::growing(100, 250);
         let mut taken = |bytes, left| window.add(bytes, left);
         assert_eq!([taken(20, 0), taken(30, 0), taken(30, 0)], [None, Some(50), Some(30)]);
-        assert_eq!([taken(90, 1), taken(900, 1)], [Some(90), Some(900)], "there is some for it yet");
+        assert_eq!([taken(90, 1), taken(900, 1)], [Some(90), Some(900)], "some bytes are still waiting");
         assert_eq!(taken(25, 0), Some(25 + 100));
         assert_eq!(
             [taken(49, 0), taken(151, 0)],
             [None, Some(200 + 50)],
-            "portions are larger now, and the limit is near"
+            "batches are larger now, and the limit is near"
         );
-        assert_eq!(taken(250, 0), Some(250), "it does not grow over its limit");
+        assert_eq!(taken(250, 0), Some(250), "it does not grow beyond its limit");
     }
 
     #[test]
-    fn a_guest_may_send_what_an_exec_is_made_of_and_within_its_credit() {
+    fn a_guest_sends_the_frames_of_an_exec_within_its_credit() {
         let exit = || Message::Exit(Exit::default());
         let (out, err) = (Stream::Stdout, Stream::Stderr);
         for (frames, wrong) in [
@@ -291,23 +291,23 @@ mod tests {
             (vec![Message::hello()], Some(0)),
         ] {
             let mut turn = FromGuest::default();
-            turn.give(out, 10);
-            turn.give(err, 10);
+            turn.grant(out, 10);
+            turn.grant(err, 10);
             assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
         }
     }
 
     #[test]
-    fn only_a_caller_who_asked_to_be_let_go_is() {
+    fn only_a_caller_that_asked_to_detach_is_detached() {
         let mut turn = FromGuest::default();
-        turn.take(&Piece::from(&started())).unwrap();
+        turn.take(&Decoded::from(&started())).unwrap();
         turn.detach();
-        turn.take(&Piece::from(&Message::Execs(Default::default()))).unwrap();
-        assert!(turn.take(&Piece::from(&Message::Exit(Exit::default()))).is_err());
+        turn.take(&Decoded::from(&Message::Execs(Default::default()))).unwrap();
+        assert!(turn.take(&Decoded::from(&Message::Exit(Exit::default()))).is_err());
     }
 
     #[test]
-    fn a_host_may_send_what_an_exec_takes_and_within_its_credit() {
+    fn a_host_sends_the_frames_of_an_exec_within_its_credit() {
         let signal = |signal| Message::Signal(Signal { signal, all: false });
         let stdin = Stream::Stdin;
         for (frames, wrong) in [
@@ -327,7 +327,7 @@ mod tests {
             (vec![Message::List], Some(0)),
         ] {
             let mut turn = FromHost::default();
-            turn.give(10);
+            turn.grant(10);
             assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
         }
     }
