@@ -295,6 +295,18 @@ END
     tools/pipe-svg.py docs/pipe.txt | diff docs/pipe.svg -
 }
 
+@test "the files that README.md, CONTRIBUTING.md and ARCHITECTURE.md name exist" {
+    cd "$root"
+    find . -path ./target -prune -o -path ./.git -prune -o -print >"$BATS_TEST_TMPDIR/files"
+    # Paths of the repository in backticks, which may leave out their first directories. Patterns are not paths.
+    grep -ho '`[^` ]*`' README.md CONTRIBUTING.md docs/ARCHITECTURE.md | tr -d '`' |
+        grep -E '\.(rs|bats|py|md|[1578])$|^(msb|msb-[a-z]*|agentd|tests|docs|tools|man)/' | grep -v -e NAME -e '[*$]' | sort -u >"$BATS_TEST_TMPDIR/named"
+    [ "$(wc -l <"$BATS_TEST_TMPDIR/named")" -gt 40 ]
+    while read -r path; do
+        grep -qF "/${path%/}" "$BATS_TEST_TMPDIR/files" || { echo "no file $path"; return 1; }
+    done <"$BATS_TEST_TMPDIR/named"
+}
+
 @test "the commands in README.md print what it shows" {
     cd "$BATS_TEST_TMPDIR"
     export MSB_HOME=$PWD/home MSB_RUN=$PWD/run
