@@ -156,18 +156,18 @@ pub(crate) struct Args {
     pub command: Vec<OsString>,
 }
 
-/// The words of `--entrypoint`.
+/// The arguments of `--entrypoint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entrypoint(pub Vec<OsString>);
 
 /// What `--init` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum InitChoice {
-    /// None.
+    /// No init.
     None,
-    /// To look for one.
+    /// A search for one.
     Auto,
-    /// This one.
+    /// The init at this path.
     Path(String),
 }
 
@@ -183,7 +183,7 @@ fn vm_name(text: &str) -> Result<String, &'static str> {
     name::check(text).map(|()| text.to_owned())
 }
 
-/// Reads a size as MiB.
+/// Parses a size of memory. Returns MiB.
 fn memory(text: &str) -> Result<u32, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| "a size is a number with K, M or G".to_owned())?;
@@ -196,7 +196,7 @@ fn memory(text: &str) -> Result<u32, String> {
     check_memory(mib)
 }
 
-/// Holds the memory of a guest, in MiB, to what it can have.
+/// Checks the size of a guest's memory, in MiB, against the limits.
 pub(crate) fn check_memory(mib: u64) -> Result<u32, String> {
     match u32::try_from(mib) {
         Ok(mib) if (MIN_MEMORY..=MAX_MEMORY).contains(&mib) => Ok(mib),
@@ -204,7 +204,7 @@ pub(crate) fn check_memory(mib: u64) -> Result<u32, String> {
     }
 }
 
-/// Reads the size of a disk, in bytes.
+/// Parses the size of a disk. Returns bytes, rounded down to blocks of 4 KiB.
 pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| "a size is a number with K, M, G or T".to_owned())?;
@@ -224,13 +224,14 @@ pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
 /// How many processors a guest can have.
 pub(crate) const CPUS: RangeInclusive<i64> = 1..=64;
 
-/// Less, and the journal has no place.
+/// The smallest disk, in bytes. A smaller one has no room for the journal.
 const MIN_DISK: u64 = 256 << 20;
-/// The most that ext4 takes without its feature bigalloc, by blocks of 4 KiB.
+/// The largest ext4 with blocks of 4 KiB and without the feature bigalloc, in bytes.
 const MAX_DISK: u64 = 16 << 40;
 
-/// Less, and the kernel finds no room for its own tables.
+/// The least memory, in MiB. With less the kernel has no room for its own tables.
 const MIN_MEMORY: u32 = 96;
+/// The most memory, in MiB.
 const MAX_MEMORY: u32 = 1024 * 1024;
 
 fn script_file(text: &str) -> Result<(String, PathBuf), String> {
@@ -258,10 +259,10 @@ pub(crate) fn init(text: &str) -> Result<InitChoice, &'static str> {
 }
 
 fn entrypoint(text: OsString) -> Result<Entrypoint, String> {
-    let words = text.to_str().filter(|text| text.starts_with('['));
-    match words {
-        Some(words) => match serde_json::from_str::<Vec<String>>(words) {
-            Ok(words) => Ok(Entrypoint(words.into_iter().map(Into::into).collect())),
+    let array = text.to_str().filter(|text| text.starts_with('['));
+    match array {
+        Some(array) => match serde_json::from_str::<Vec<String>>(array) {
+            Ok(args) => Ok(Entrypoint(args.into_iter().map(Into::into).collect())),
             Err(error) => Err(format!("not a JSON array of strings: {error}")),
         },
         None if text.is_empty() => Ok(Entrypoint(Vec::new())),
@@ -313,14 +314,14 @@ mod tests {
     }
 
     #[test]
-    fn an_entrypoint_is_a_word_or_an_array_of_words() {
-        let words = |words: &[&str]| Ok(Entrypoint(words.iter().map(Into::into).collect()));
+    fn an_entrypoint_is_a_string_or_an_array_of_strings() {
+        let args = |args: &[&str]| Ok(Entrypoint(args.iter().map(Into::into).collect()));
         for (text, expected) in [
-            ("/bin/run", words(&["/bin/run"])),
-            ("with space", words(&["with space"])),
-            ("[\"sh\", \"-c\", \"a b\"]", words(&["sh", "-c", "a b"])),
-            ("[]", words(&[])),
-            ("", words(&[])),
+            ("/bin/run", args(&["/bin/run"])),
+            ("with space", args(&["with space"])),
+            ("[\"sh\", \"-c\", \"a b\"]", args(&["sh", "-c", "a b"])),
+            ("[]", args(&[])),
+            ("", args(&[])),
         ] {
             assert_eq!(entrypoint(text.into()), expected, "{text}");
         }

@@ -160,9 +160,9 @@ impl Config {
     ///
     /// # Errors
     /// The file that could not be made.
-    pub(crate) fn make_files(&mut self, say: impl Fn(&str)) -> anyhow::Result<()> {
+    pub(crate) fn make_files(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
         kernel::write_elf(&self.library, &self.vm.kernel)?;
-        match &mut self.root {
+        match &self.root {
             Root::Block(block) => block.make_image(say),
             Root::Share(_) | Root::Disk(_) => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! What an exec in the guest gets that does not say otherwise: the image's configuration with the request over it.
+//! The defaults of a command in the guest: the image's configuration, overridden by the request.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,9 +12,9 @@ use msb::vm::inits;
 use msb::wire::exec::Text;
 use serde_json::Value;
 
-/// The image's configuration with the request over it.
+/// The defaults of a command: the image's configuration, overridden by the request.
 pub(crate) fn defaults(image: &ImageConfig, boot: &Boot) -> Defaults {
-    // The image's command is the init then, and its stop signal is for that.
+    // Then the image's command is not the default command, and the image's stop signal is the init's.
     let is_init_the_command = boot.init.is_some() && !init_command(image, boot).is_empty();
     let argv = command(image, boot.entrypoint.as_deref(), boot.cmd.as_deref());
     Defaults {
@@ -30,8 +30,8 @@ pub(crate) fn defaults(image: &ImageConfig, boot: &Boot) -> Defaults {
     }
 }
 
-/// The number of the signal that asks commands to end: the one that was asked for, else the image's. Docker ignores a signal of
-/// an image's that does not exist.
+/// The number of the signal that asks commands to end: the request's, else the image's, else SIGTERM. As in docker, a signal of the image
+/// that does not exist is ignored.
 fn stop_signal(image: &ImageConfig, boot: &Boot) -> i32 {
     boot.stop_signal
         .as_deref()
@@ -42,7 +42,7 @@ fn stop_signal(image: &ImageConfig, boot: &Boot) -> i32 {
 
 const SIGTERM: i32 = 15;
 
-/// A warning about an image whose stop signal does not exist.
+/// The warning about an image whose stop signal does not exist.
 pub(crate) fn unknown_stop_signal(image: &ImageConfig, boot: &Boot) -> Option<String> {
     let text = &image.stop_signal;
     let is_unknown = boot.stop_signal.is_none() && !text.is_empty() && signal::number(text).is_none();
@@ -50,14 +50,14 @@ pub(crate) fn unknown_stop_signal(image: &ImageConfig, boot: &Boot) -> Option<St
         .then(|| format!("the image's stop signal {text:?} does not exist: commands get SIGTERM (set --stop-signal)"))
 }
 
-/// The directories that an image declares as volumes. They exist in a container, and so they do here.
+/// The directories that the image declares as volumes. The guest makes them, as a container runtime does.
 pub(crate) fn volumes(image: &ImageConfig) -> Vec<String> {
     let declared = image.unknown.get("Volumes").and_then(Value::as_object);
-    // Only a path that the guest can make: boot.json must not name anything else.
+    // boot.json must name absolute paths only.
     declared.into_iter().flat_map(|volumes| volumes.keys()).filter(|path| path.starts_with('/')).cloned().collect()
 }
 
-/// Checks that this machine's processor runs the image's programs.
+/// Checks that this machine runs programs of the image's platform.
 ///
 /// # Errors
 /// The platform that it does not run.
@@ -81,14 +81,13 @@ pub(crate) fn check_platform(platform: Option<&str>) -> anyhow::Result<()> {
     bail!("the image is for {platform}, and this machine runs {ours} (pull it with msb-pull --platform {ours})")
 }
 
-/// Docker's table: an entrypoint of the caller's replaces the image's and drops its cmd, and an empty one leaves nothing of
-/// either; a command of the caller's replaces the image's cmd alone. An entrypoint of one empty word is none, and so is a
-/// command of nothing but that.
+/// The command by docker's rules: the caller's entrypoint replaces the image's entrypoint and drops its cmd; the caller's cmd replaces
+/// the image's cmd. An entrypoint or a command that is one empty string counts as empty.
 fn command(image: &ImageConfig, entrypoint: Option<&[Text]>, cmd: Option<&[Text]>) -> Vec<Text> {
-    let image_texts = |words: &Option<Vec<String>>| words.iter().flatten().map(|word| word.as_str().into()).collect();
-    let is_empty_word = |words: &[Text]| matches!(words, [word] if *word == Text::from(""));
+    let image_texts = |args: &Option<Vec<String>>| args.iter().flatten().map(|arg| arg.as_str().into()).collect();
+    let is_empty_string = |args: &[Text]| matches!(args, [arg] if *arg == Text::from(""));
     let mut first: Vec<Text> = entrypoint.map_or_else(|| image_texts(&image.entrypoint), <[Text]>::to_vec);
-    if is_empty_word(&first) {
+    if is_empty_string(&first) {
         first.clear();
     }
     let rest: Vec<Text> = match (entrypoint, cmd) {
@@ -97,15 +96,15 @@ fn command(image: &ImageConfig, entrypoint: Option<&[Text]>, cmd: Option<&[Text]
         (None, None) => image_texts(&image.cmd),
     };
     let whole = [first, rest].concat();
-    if is_empty_word(&whole) { Vec::new() } else { whole }
+    if is_empty_string(&whole) { Vec::new() } else { whole }
 }
 
 fn is_init(argument: &Text) -> bool {
     inits::is_init_command(Path::new(&OsString::from(argument.clone())))
 }
 
-/// The init that is asked for. It may take half of the time that the whole boot may, to start; until it is usable there is the
-/// rest, but for the time in which the agent says that it is late.
+/// The init for the agent. Half of the boot's timeout is for the init to start, and three quarters until it is usable; the rest is for the
+/// agent to report that it is late.
 pub(crate) fn init(image: &ImageConfig, boot: &Boot) -> Option<boot::Init> {
     let init = boot.init.as_ref()?;
     let is_searched = init.path == Init::AUTO;
@@ -121,8 +120,8 @@ pub(crate) fn init(image: &ImageConfig, boot: &Boot) -> Option<boot::Init> {
     })
 }
 
-/// The image's command, if an init is in it: as its entrypoint, as its cmd, or as the cmd behind an entrypoint that executes it. An
-/// entrypoint of the caller's is for commands alone.
+/// The image's command, if it starts an init: as its entrypoint, as its cmd, or as the cmd that its entrypoint executes. A caller's
+/// entrypoint is for commands only, so there is none then.
 fn init_command(image: &ImageConfig, boot: &Boot) -> Vec<Text> {
     if boot.entrypoint.is_some() {
         return Vec::new();
@@ -135,7 +134,7 @@ fn init_command(image: &ImageConfig, boot: &Boot) -> Vec<Text> {
     if has_init(0) || has_init(entrypoint.len()) { whole } else { Vec::new() }
 }
 
-/// The caller's variables over `K=V` of the image, in the image's order.
+/// The image's variables, overridden by the caller's. The image's order is kept, and new variables follow.
 fn environment(image: &[String], caller: &BTreeMap<String, Text>) -> Vec<Text> {
     let name_of = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
     let set = |name: &str, value: &Text| match value {
@@ -166,12 +165,12 @@ mod tests {
 
     #[test]
     fn the_command_follows_dockers_table() {
-        // The image's entrypoint and cmd, the flag and the words behind --: docker's table for run, cell by cell.
+        // The image's entrypoint and cmd, --entrypoint, and the arguments after --: docker's table for run, cell by cell.
         let shell = &["/bin/sh", "-c", "exec_entry p1"][..];
         let (none, exec, cmd) = (&[][..], &["exec_entry", "p1"][..], &["exec_cmd", "p2"][..]);
         let shell_cmd = &["/bin/sh", "-c", "exec_cmd p2"][..];
         let empty = &[""][..];
-        for (entrypoint, image_cmd, flag, words_given, expected) in [
+        for (entrypoint, image_cmd, flag, given_cmd, expected) in [
             (none, none, None, none, vec![]),
             (none, cmd, None, none, vec!["exec_cmd", "p2"]),
             (none, shell_cmd, None, none, vec!["/bin/sh", "-c", "exec_cmd p2"]),
@@ -199,7 +198,7 @@ mod tests {
             let image = image_of(entrypoint, image_cmd);
             let texts = |words: &[&str]| words.iter().map(|word| Text::from(*word)).collect::<Vec<_>>();
             let flag = flag.map(texts);
-            let given = (!words_given.is_empty()).then(|| texts(words_given));
+            let given = (!given_cmd.is_empty()).then(|| texts(given_cmd));
             let got = command(&image, flag.as_deref(), given.as_deref());
             assert_eq!(got, texts(&expected), "{image:?} {flag:?} {given:?}");
         }
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn commands_stop_by_the_signal_that_is_asked_for_or_the_images() {
+    fn commands_stop_with_the_requested_signal_or_the_images() {
         for (image, asked, expected, is_warned) in [
             ("", None, 15, false),
             ("SIGQUIT", None, 3, false),

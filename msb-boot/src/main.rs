@@ -66,5 +66,5 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     args.output.check()?;
     let record = args.record.take(TOOL)?;
     let config = config::Config::check(args, record)?;
-    client::boot(config, &args.output, args.foreground)
+    client::boot(&config, &args.output, args.foreground)
 }

@@ -1,5 +1,4 @@
-//! What is to be booted: the record's member `boot`, and the flags that override it. Everything behind this module reads
-//! the result and never asks where a value came from.
+//! The request: the record's member `boot`, overridden by the flags. The rest of the program reads only the result.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -14,11 +13,11 @@ use msb::{tool::env, tool::exit};
 
 use crate::args::{self, Args, InitChoice};
 
-/// The recorded request with the flags over it. `variables` are those of the env files and of `-e`, in this order; one
-/// without a value takes it from `here`.
+/// The recorded request, overridden by the flags. `variables` are those of the env files and of `-e`, in this order; a variable
+/// without a value takes its value from `here`.
 ///
 /// # Errors
-/// A usage error for flags that do not fit together, and the first value that makes no sense, from a flag or from the record.
+/// A usage error for flags that contradict one another, and the first invalid value, from a flag or from the record.
 pub(crate) fn request(
     recorded: Option<&Boot>,
     args: &Args,
@@ -34,7 +33,7 @@ pub(crate) fn request(
     match &args.init {
         None => {}
         Some(InitChoice::None) => boot.init = None,
-        // Arguments and variables were meant for the init that was recorded with them.
+        // Recorded arguments and variables belong to the recorded init.
         Some(InitChoice::Auto) => boot.init = Some(Init::default()),
         Some(InitChoice::Path(path)) => boot.init = Some(Init::new(path.clone())),
     }
@@ -53,7 +52,7 @@ pub(crate) fn request(
         }
     }
     if let Some(entrypoint) = &args.entrypoint {
-        // As docker does it: another entrypoint takes the command of the old one away.
+        // As in docker, another entrypoint drops the recorded command.
         (boot.entrypoint, boot.cmd) = (Some(texts(&entrypoint.0)), None);
     }
     if !args.command.is_empty() {
@@ -86,11 +85,11 @@ fn override_some<T: Clone>(member: &mut Option<T>, flag: Option<&T>) {
     }
 }
 
-fn texts(words: &[OsString]) -> Vec<Text> {
-    words.iter().map(|word| word.as_os_str().into()).collect()
+fn texts(args: &[OsString]) -> Vec<Text> {
+    args.iter().map(|arg| arg.as_os_str().into()).collect()
 }
 
-/// Sets `K=V`; `K` alone takes its value from `here`, and is left as it is where there is none.
+/// Sets variables: `K=V`, or `K` with its value from `here`. A `K` that `here` does not have changes nothing.
 fn set_variables(
     env: &mut BTreeMap<String, Text>,
     variables: &[OsString],
@@ -108,27 +107,27 @@ fn set_variables(
     Ok(())
 }
 
-/// An absolute path that a record can hold.
+/// Makes a path absolute, for the record.
 fn path(path: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
     Ok(path.map(path::absolute).transpose()?)
 }
 
-/// A size as people write it: in the largest unit that it is a multiple of.
+/// A size in the largest unit of which it is a multiple.
 fn size_text(bytes: u64) -> String {
     let units = [(40, "T"), (30, "G"), (20, "M")];
     let (shift, unit) = units.into_iter().find(|(shift, _)| bytes.is_multiple_of(1 << shift)).unwrap_or((10, "K"));
     format!("{}{unit}", bytes >> shift)
 }
 
-/// The size of the disk for what the guest writes, in bytes.
+/// The size of the scratch disk, in bytes.
 ///
 /// # Errors
-/// Text that is no size.
+/// Text that is not a size.
 pub(crate) fn disk_size(boot: &Boot) -> anyhow::Result<Option<u64>> {
     boot.disk.as_deref().map(args::disk_size).transpose().map_err(|why| anyhow!("boot.disk: {why}"))
 }
 
-/// Holds what people may have written into a record to what the flags are held to.
+/// Checks a request as the flags are checked: a user may have edited the record.
 fn check(boot: &Boot) -> anyhow::Result<()> {
     let wrong = |member: &str, why: String| Err(anyhow!("boot.{member}: {why}"));
     for (member, name) in [("name", &boot.name), ("hostname", &boot.hostname)] {
@@ -150,9 +149,9 @@ fn check(boot: &Boot) -> anyhow::Result<()> {
     }
     let lists = [("entrypoint", &boot.entrypoint), ("cmd", &boot.cmd)];
     let init_args = boot.init.as_ref().map(|init| &init.args);
-    let lists = lists.into_iter().filter_map(|(member, words)| Some((member, words.as_ref()?)));
-    for (member, words) in lists.chain(init_args.map(|words| ("init.args", words))) {
-        if words.iter().any(has_nul) {
+    let lists = lists.into_iter().filter_map(|(member, args)| Some((member, args.as_ref()?)));
+    for (member, args) in lists.chain(init_args.map(|args| ("init.args", args))) {
+        if args.iter().any(has_nul) {
             return wrong(member, "an argument cannot hold NUL".into());
         }
     }
@@ -255,7 +254,7 @@ mod tests {
             let mut expected = recorded.clone();
             expected[member] = value;
             assert_eq!(difference(recorded.clone(), flags), expected, "{flags:?}");
-            // And what is written back asks for the same.
+            // The result, as a recorded request, is the same request.
             assert_eq!(difference(expected.clone(), &[]), expected, "{flags:?}");
         }
     }
@@ -296,8 +295,8 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_held_to_what_flags_are_held_to() {
-        for (recorded, words) in [
+    fn a_record_is_checked_as_flags_are() {
+        for (recorded, expected) in [
             (json!({"name": "a/b"}), "boot.name: \"a/b\""),
             (json!({"hostname": "-"}), "boot.hostname: \"-\""),
             (json!({"cpus": 0}), "boot.cpus: a guest has 1 to 64 processors"),
@@ -321,13 +320,13 @@ mod tests {
             (json!({"ephemeral": true, "commit_on_stop": true}), "--commit-on-stop needs a disk"),
         ] {
             let error = asked(recorded.clone(), &[]).unwrap_err().to_string();
-            assert!(error.contains(words), "{recorded}: {error}");
+            assert!(error.contains(expected), "{recorded}: {error}");
         }
         assert!(asked(json!({"cpus": 64, "memory_mib": 96, "disk": "256M", "timeout_s": 1}), &[]).is_ok());
     }
 
     #[test]
-    fn what_is_for_an_init_needs_one() {
+    fn flags_for_an_init_need_one() {
         for flags in [
             &["--init-arg", "x"][..],
             &["--init-env", "A=b"],
@@ -340,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn words_that_are_not_utf8_are_kept_and_a_name_that_is_not_is_refused() {
+    fn arguments_that_are_not_utf8_are_kept_and_such_names_are_refused() {
         use std::os::unix::ffi::OsStringExt;
         let odd = |text: &[u8]| OsString::from_vec(text.to_vec());
         let args = Args::try_parse_from([odd(b"msb-boot"), odd(b"--"), odd(b"\xff")]).unwrap();

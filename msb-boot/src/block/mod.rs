@@ -42,8 +42,8 @@ pub(crate) struct BlockRoot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Base {
-    /// Layers in the store, which never change, so all boots share one image. [`BlockRoot::make_image`] sets its path.
-    Layers { chain_id: String, lower: Vec<PathBuf>, image: Option<PathBuf> },
+    /// Layers in the store, which never change, so all boots share one image. [`BlockRoot::make_image`] makes it.
+    Layers { chain_id: String, lower: Vec<PathBuf>, image: PathBuf },
     /// Directories that may change, so each boot makes an image of its own.
     Directories(Box<Stack>),
 }
@@ -64,7 +64,7 @@ impl BlockRoot {
     /// # Errors
     /// A source that is missing, or that mkfs.erofs is.
     pub(crate) fn check(lower: &[PathBuf], upper: Option<&Upper>, scratch: Scratch) -> anyhow::Result<Self> {
-        Mkfs::find()?;
+        let mkfs = Mkfs::find()?;
         let home = home::home()?;
         let patches = match upper {
             Some(upper) if has_changes(upper, lower).with_context(|| format!("upper {:?}", upper.dir))? => {
@@ -81,7 +81,10 @@ impl BlockRoot {
             patches => (patches, None),
         };
         let base = match chain::chain_id_of(&home, lower).filter(|_| merged.is_none()) {
-            Some(chain_id) => Base::Layers { chain_id, lower: lower.to_vec(), image: None },
+            Some(chain_id) => {
+                let image = mkfs.kept_path(&home, &chain_id);
+                Base::Layers { chain_id, lower: lower.to_vec(), image }
+            }
             None => Base::Directories(Box::new(Stack { lower: lower.to_vec(), upper: merged })),
         };
         let base_name = Self::base_name(lower)?.into_encoded_bytes();
@@ -92,12 +95,11 @@ impl BlockRoot {
     ///
     /// # Errors
     /// The image that could not be made.
-    pub(crate) fn make_image(&mut self, say: impl Fn(&str)) -> anyhow::Result<()> {
-        if let Base::Layers { chain_id, lower, image } = &mut self.base {
-            let made = Mkfs::find()?.kept(chain_id, lower, |path| {
+    pub(crate) fn make_image(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
+        if let Base::Layers { chain_id, lower, .. } = &self.base {
+            Mkfs::find()?.kept(chain_id, lower, |path| {
                 say(&format!("making the image's disk, once: {}", path.display()));
             })?;
-            *image = made.path;
         }
         Ok(())
     }
@@ -138,7 +140,7 @@ impl BlockRoot {
         // The scratch disk is opened first, because another VM may use it.
         let scratch = self.scratch.open(&self.home)?;
         let base = match &self.base {
-            Base::Layers { image, .. } => erofs::open(image.as_deref().context("the image was not made")?)?,
+            Base::Layers { image, .. } => erofs::open(image)?,
             Base::Directories(stack) => {
                 let Stack { lower, upper } = stack.as_ref();
                 let _lock = upper.as_ref().map(lock_upper).transpose()?;

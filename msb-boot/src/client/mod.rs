@@ -38,12 +38,12 @@ const INTERRUPTS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP
 ///
 /// # Errors
 /// Why there is no VM, or why the record cannot be printed; then there is no VM either.
-pub(crate) fn boot(mut config: Config, output: &Output, foreground: bool) -> anyhow::Result<u8> {
-    make_files(&mut config, output)?;
+pub(crate) fn boot(config: &Config, output: &Output, foreground: bool) -> anyhow::Result<u8> {
+    make_files(config, output)?;
     let interrupts = block_interrupts()?;
     let (mut ours, theirs) = UnixStream::pair()?;
     let mut supervisor = role::supervisor(OwnedFd::from(theirs).into()).spawn().context("supervisor")?;
-    let mut text = serde_json::to_vec(&config)?;
+    let mut text = serde_json::to_vec(config)?;
     text.push(b'\n');
     // If the supervisor died before it read this, the end of its reports says so.
     let _ = ours.write_all(&text);
@@ -73,14 +73,14 @@ pub(crate) fn boot(mut config: Config, output: &Output, foreground: bool) -> any
                     return Ok(0);
                 }
                 let console = show_console(&record, output)?;
-                return stay(&config, &interrupts, supervisor, console);
+                return stay(config, &interrupts, supervisor, console);
             }
             None => {
                 let status = supervisor.wait()?;
                 let mut message = format!("supervisor: {} without a message", processes::describe(status));
                 if let Ok(Some(held)) = Held::take(&config.vm.dir) {
                     held.await_death()?;
-                    if let Some(log) = failed_logs::keep(&config, held.path()) {
+                    if let Some(log) = failed_logs::keep(config, held.path()) {
                         message.push_str(&format!("\n  log: {}", log.display()));
                     }
                     shared_root::remove_leftovers(held.path());
@@ -93,7 +93,7 @@ pub(crate) fn boot(mut config: Config, output: &Output, foreground: bool) -> any
 }
 
 /// Prints the notices about the configuration, and makes the files that the store lacks.
-fn make_files(config: &mut Config, output: &Output) -> anyhow::Result<()> {
+fn make_files(config: &Config, output: &Output) -> anyhow::Result<()> {
     let guard = Guard::new(TOOL)?;
     config.notices.iter().for_each(|notice| notice.print(output));
     let has_said = std::cell::Cell::new(config.notices.iter().any(|notice| matches!(notice, Notice::Info(_))));

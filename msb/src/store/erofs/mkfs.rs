@@ -67,6 +67,11 @@ impl Mkfs {
         layout::image_mkfs(image).is_some_and(|identity| identity == self.identity)
     }
 
+    /// The path of the kept image of a stack of layers. The image may be missing.
+    pub fn kept_path(&self, home: &Path, chain_id: &str) -> PathBuf {
+        layout::image(home, chain_id, &self.identity)
+    }
+
     /// The kept image of a stack of layers in the store, top first. It is made if it is missing or damaged; `started` is called before
     /// that, since it takes a while.
     ///
