@@ -153,7 +153,7 @@ END
         "--kernel-log=$PWD/missing/log|missing/log\": its directory: No such file" \
         "--kernel-log=$PWD|is a directory (name a file)" \
         "--kernel-log=$vm_record/log|is not a directory" \
-        "--memory=900G|MiB of swap (ask for less by --memory)" \
+        "--memory=900G|MiB of swap (ask for less with --memory)" \
         "--env-file=missing|missing" \
         "--script=x=missing|script \"x\""; do
         run --separate-stderr msb-boot -r "$vm_record" "${try%%|*}"
