@@ -32,7 +32,7 @@ pub fn run(boot: &Boot) -> Result<(), Error> {
     let failed = |why: io::Error| Error::step("commit".into(), why);
     let mut sender = Sender::connect().map_err(failed)?;
     // The guest has written the disk: a symlink there could lead into this machine's own root.
-    let upper = Dir::open(Path::new(boot::TOP)).and_then(|top| top.dir(Name::new(OsStr::new("upper"))?));
+    let upper = Dir::open(Path::new(boot::SCRATCH)).and_then(|top| top.dir(Name::new(OsStr::new("upper"))?));
     let upper = upper.map_err(|why| io::Error::new(why.kind(), format!("the upper on its disk: {why}")));
     match upper.and_then(|upper| send_tree(&mut sender, upper)) {
         Ok(()) => sender.hang_up().map_err(failed),

@@ -10,7 +10,7 @@ use msb::record::{RestartPolicy, RootChoice, VmmChoice};
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
-use msb::{record::owner, record::script, record::signal, tool::env};
+use msb::{record::owner, record::script, record::signal, tool::env, tool::size};
 
 use crate::page::PAGE;
 
@@ -185,15 +185,7 @@ fn vm_name(text: &str) -> Result<String, &'static str> {
 
 /// Parses a size of memory. Returns MiB.
 fn memory(text: &str) -> Result<u32, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| "a size is a number with K, M or G".to_owned())?;
-    let mib = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
-        "k" => number / 1024,
-        "" | "m" => number,
-        "g" => number.saturating_mul(1024),
-        _ => return Err(format!("unknown unit {unit:?} (K, M or G)")),
-    };
-    check_memory(mib)
+    check_memory(size::parse(text)? >> 20)
 }
 
 /// Checks the size of a guest's memory, in MiB, against the limits.
@@ -206,17 +198,8 @@ pub(crate) fn check_memory(mib: u64) -> Result<u32, String> {
 
 /// Parses the size of a disk. Returns bytes, rounded down to blocks of 4 KiB.
 pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let number: u64 = number.parse().map_err(|_| "a size is a number with K, M, G or T".to_owned())?;
-    let shift = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
-        "k" => 10,
-        "" | "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(format!("unknown unit {unit:?} (K, M, G or T)")),
-    };
-    match number.checked_mul(1 << shift) {
-        Some(bytes) if (MIN_DISK..=MAX_DISK).contains(&bytes) => Ok(bytes & !0xfff),
+    match size::parse(text)? {
+        bytes if (MIN_DISK..=MAX_DISK).contains(&bytes) => Ok(bytes & !0xfff),
         _ => Err(format!("a disk has {} MiB to {} TiB", MIN_DISK >> 20, MAX_DISK >> 40)),
     }
 }

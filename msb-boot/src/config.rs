@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, RestartPolicy, VmmChoice, path};
 use msb::store::{home, layout};
 use msb::vm::boot::{self, Boot};
-use msb::vm::rundir::Held;
+use msb::vm::rundir::LockedRunDir;
 use msb::vm::{name, rundir, supervisor};
 use msb::{overlay::reach, tool::env, tool::exit};
 use rustix::time::{ClockId, clock_gettime};
@@ -169,7 +169,7 @@ impl Config {
     }
 
     /// The file for the guest's console.
-    pub(crate) fn log_path(&self, held: &Held) -> PathBuf {
+    pub(crate) fn log_path(&self, held: &LockedRunDir) -> PathBuf {
         self.kernel_log.clone().unwrap_or_else(|| held.path().join(rundir::KERNEL_LOG))
     }
 }
@@ -251,7 +251,7 @@ fn kernel_log(file: &Path) -> anyhow::Result<PathBuf> {
 
 /// Checks that no running VM has the name. The supervisor takes the name later.
 fn check_name(name: &str, dir: &Path) -> anyhow::Result<()> {
-    match Held::take(dir) {
+    match LockedRunDir::lock(dir) {
         Ok(None) => bail!(name_in_use(name)),
         _ => Ok(()),
     }
@@ -283,7 +283,7 @@ fn run_dir(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn check_socket_path(dir: &Path) -> anyhow::Result<()> {
-    let length = vm::ready_socket(&dir.join(rundir::DOOR)).as_os_str().len() + 1;
+    let length = vm::ready_socket(&dir.join(rundir::SOCKET_DIR)).as_os_str().len() + 1;
     if length > SOCKET_PATH_MAX {
         bail!(
             "run directory {dir:?}: {} bytes too long for the sockets in it (choose a shorter --name, or a shorter MSB_RUN)",

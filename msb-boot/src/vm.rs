@@ -53,7 +53,7 @@ impl Vm {
 
     /// The directory in which the VMM and its helper processes make the VM's sockets.
     pub(crate) fn socket_dir(&self) -> PathBuf {
-        self.dir.join(rundir::DOOR)
+        self.dir.join(rundir::SOCKET_DIR)
     }
 
     /// The socket on which the agent's report arrives.

@@ -47,13 +47,13 @@ fn recorded_fate(vm: &Vm) -> Option<Fate> {
             Ok(process) => poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&Timespec::default())).ok()? > 0,
             Err(error) => *error == Errno::SRCH,
         };
-        if let Some(ended) = rundir::find::<Ended>(dir, rundir::ENDED) {
+        if let Some(ended) = rundir::read::<Ended>(dir, rundir::ENDED) {
             return Some(Fate::Ended(ended.reason));
         }
         if has_ended {
             return Some(Fate::Ended("its supervisor was killed".into()));
         }
-        if let Some(restarting) = rundir::find::<Restarting>(dir, rundir::RESTARTING) {
+        if let Some(restarting) = rundir::read::<Restarting>(dir, rundir::RESTARTING) {
             return Some(Fate::Restarting(restarting.reason));
         }
         if !await_change(&watch, supervisor.as_ref().ok(), deadline).ok()? {

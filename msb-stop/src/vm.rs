@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Record, Vm};
-use msb::vm::rundir::{self, Committed, Ended, Extended, Held, Stop};
+use msb::vm::rundir::{self, Committed, Ended, Extended, LockedRunDir, StopRequest};
 use msb::vm::{shared_root, supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -105,8 +105,8 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
         },
     }
     if let Some(held) = take(&dir)? {
-        let ended = rundir::find(held.path(), rundir::ENDED);
-        let committed = rundir::find(held.path(), rundir::COMMITTED);
+        let ended = rundir::read(held.path(), rundir::ENDED);
+        let committed = rundir::read(held.path(), rundir::COMMITTED);
         clean_up(held)?;
         return Ok(Stopped { end: ended.map_or(End::Abandoned, End::EndedBefore), committed });
     }
@@ -117,8 +117,8 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
         (None, None) => bail!("run directory {dir:?} is held by another process (is another msb-stop at work?)"),
         (Some(supervisor), None) => {
             let grace_ms = u64::try_from(grace.as_millis())?;
-            let reader = rundir::be_reader(&dir).with_context(|| format!("run directory {dir:?}"))?;
-            rundir::ask_to_stop(&dir, grace_ms, commit).with_context(|| format!("run directory {dir:?}"))?;
+            let reader = rundir::register_reader(&dir).with_context(|| format!("run directory {dir:?}"))?;
+            rundir::request_stop(&dir, grace_ms, commit).with_context(|| format!("run directory {dir:?}"))?;
             send(&supervisor, Signal::TERM)?;
             let mut has_ended = ends_within(&supervisor, grace + MARGIN)?;
             while !has_ended && let Some(left) = extension(&dir) {
@@ -134,21 +134,21 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
                     bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);
                 }
             }
-            let end = match rundir::find(&dir, rundir::ENDED) {
+            let end = match rundir::read(&dir, rundir::ENDED) {
                 Some(ended) => End::Stopped(ended),
                 None if is_stuck => End::SupervisorKilled,
                 None if dir.exists() => End::Abandoned,
                 None => End::Gone,
             };
-            let committed = rundir::find(&dir, rundir::COMMITTED);
+            let committed = rundir::read(&dir, rundir::COMMITTED);
             drop(reader);
             // Another msb-stop that cleans up has waited for this reader.
             take(&dir)?.map(clean_up).transpose()?;
             return Ok(Stopped { end, committed });
         }
     };
-    let ended = rundir::find(held.path(), rundir::ENDED);
-    let committed = rundir::find(held.path(), rundir::COMMITTED);
+    let ended = rundir::read(held.path(), rundir::ENDED);
+    let committed = rundir::read(held.path(), rundir::COMMITTED);
     clean_up(held)?;
     Ok(Stopped { end: ended.map_or(End::SupervisorKilled, End::Stopped), committed })
 }
@@ -159,11 +159,11 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
 /// A supervisor that cannot be killed.
 pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> anyhow::Result<Stopped> {
     // The supervisor reads the grace period there, and writes there how the VM ended. The lock reserves the name meanwhile.
-    let held = Held::make(dir).with_context(|| format!("run directory {dir:?}"))?;
+    let held = LockedRunDir::create(dir).with_context(|| format!("run directory {dir:?}"))?;
     let has_ended = match &held {
         Some(held) => {
             let grace_ms = u64::try_from(grace.as_millis())?;
-            rundir::leave(held.path(), rundir::STOP, &Stop { grace_ms, commit: false })?;
+            rundir::write(held.path(), rundir::STOP, &StopRequest { grace_ms, commit: false })?;
             send(supervisor, Signal::TERM)?;
             ends_within(supervisor, grace + MARGIN)?
         }
@@ -176,8 +176,8 @@ pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> an
             bail!("the supervisor cannot be killed (the kernel is holding it)");
         }
     }
-    let ended = held.as_ref().and_then(|held| rundir::find(held.path(), rundir::ENDED));
-    held.map(Held::remove).transpose().with_context(|| format!("run directory {dir:?}"))?;
+    let ended = held.as_ref().and_then(|held| rundir::read(held.path(), rundir::ENDED));
+    held.map(LockedRunDir::remove).transpose().with_context(|| format!("run directory {dir:?}"))?;
     Ok(End::Lost(ended).into())
 }
 
@@ -193,7 +193,7 @@ fn check_owner(dir: &Path) -> anyhow::Result<()> {
 
 /// How much more time the supervisor has granted a guest that is still writing data back.
 fn extension(dir: &Path) -> Option<Duration> {
-    let Extended { until_ms } = rundir::find(dir, rundir::EXTENDED)?;
+    let Extended { until_ms } = rundir::read(dir, rundir::EXTENDED)?;
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
     Duration::from_millis(until_ms).checked_sub(now)
@@ -207,19 +207,19 @@ fn run_dir(vm: &Vm) -> anyhow::Result<PathBuf> {
 }
 
 /// Locks the run directory; `None` if another process has locked it, or it does not exist.
-fn take(dir: &Path) -> anyhow::Result<Option<Held>> {
-    match Held::take(dir) {
+fn take(dir: &Path) -> anyhow::Result<Option<LockedRunDir>> {
+    match LockedRunDir::lock(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.with_context(|| format!("run directory {dir:?}")),
     }
 }
 
 /// Waits until the processes of the VM have exited, then removes the directory.
-fn clean_up(held: Held) -> anyhow::Result<()> {
+fn clean_up(held: LockedRunDir) -> anyhow::Result<()> {
     let dir = held.path().to_owned();
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {
-        let _ = done.send(held.await_death().and_then(|()| held.await_readers()).map(|()| held));
+        let _ = done.send(held.await_processes().and_then(|()| held.await_readers()).map(|()| held));
     });
     match wait.recv_timeout(MARGIN) {
         Ok(held) => {
@@ -281,7 +281,7 @@ mod tests {
         let dir = base.path().join("worker");
         put_record(&dir, 4242);
         let ended = Ended::by(Cause::PowerOff);
-        rundir::leave(&dir, rundir::ENDED, &ended).unwrap();
+        rundir::write(&dir, rundir::ENDED, &ended).unwrap();
         assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::EndedBefore(ended).into());
         assert!(!dir.exists());
         assert_eq!(stop(&vm(&dir, 4242), Duration::ZERO, false).unwrap(), End::Gone.into());

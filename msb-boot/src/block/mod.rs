@@ -180,21 +180,21 @@ impl BlockRoot {
         }
         let like = if self.patches.is_some() { boot::PATCHES } else { boot::BASE };
         let mut scratch = match self.scratch {
-            Scratch::Memory => step("tmpfs".into(), boot::TOP, "tmpfs", &["mode=0700"]),
+            Scratch::Memory => step("tmpfs".into(), boot::SCRATCH, "tmpfs", &["mode=0700"]),
             // noinit_itable: else the kernel writes the inode tables that mke2fs left out, which nobody needs.
-            _ => step(device(), boot::TOP, "ext4", &["noatime", "noinit_itable", "discard"]),
+            _ => step(device(), boot::SCRATCH, "ext4", &["noatime", "noinit_itable", "discard"]),
         };
         scratch.directories = vec![
-            Directory { path: format!("{}/upper", boot::TOP).into(), like: Some(like.into()) },
-            Directory { path: format!("{}/work", boot::TOP).into(), like: None },
+            Directory { path: format!("{}/upper", boot::SCRATCH).into(), like: Some(like.into()) },
+            Directory { path: format!("{}/work", boot::SCRATCH).into(), like: None },
         ];
         steps.push(scratch);
         let mut root = step("overlay".into(), boot::NEW_ROOT, "overlay", &[]);
         // A commit takes an upper in the plain form: whiteouts, opaque directories and complete files, no redirects or metacopies.
         root.options = vec![
             format!("lowerdir={lower}"),
-            format!("upperdir={}/upper", boot::TOP),
-            format!("workdir={}/work", boot::TOP),
+            format!("upperdir={}/upper", boot::SCRATCH),
+            format!("workdir={}/work", boot::SCRATCH),
             "redirect_dir=nofollow".into(),
             "metacopy=off".into(),
             "index=off".into(),

@@ -16,7 +16,7 @@ use msb::record::Record;
 use msb::store::notices;
 use msb::tool::interrupt::{self, Guard, IMPATIENCE};
 use msb::tool::output::Output;
-use msb::vm::rundir::{self, Committed, Ended, Held};
+use msb::vm::rundir::{self, Committed, Ended, LockedRunDir};
 use msb::vm::shared_root;
 use msb::{tool::exit, tool::line, tool::start};
 use nix::sys::signal::{SigSet, Signal};
@@ -78,8 +78,8 @@ pub(crate) fn boot(config: &Config, output: &Output, foreground: bool) -> anyhow
             None => {
                 let status = supervisor.wait()?;
                 let mut message = format!("supervisor: {} without a message", processes::describe(status));
-                if let Ok(Some(held)) = Held::take(&config.vm.dir) {
-                    held.await_death()?;
+                if let Ok(Some(held)) = LockedRunDir::lock(&config.vm.dir) {
+                    held.await_processes()?;
                     if let Some(log) = failed_logs::keep(config, held.path()) {
                         message.push_str(&format!("\n  log: {}", log.display()));
                     }
@@ -175,19 +175,21 @@ fn stay(config: &Config, interrupts: &SignalFd, mut supervisor: Child, console: 
         match first_signal {
             // The same request, sent twice.
             Some(since) if since.elapsed() < IMPATIENCE => continue,
-            Some(_) => rundir::ask_to_stop(&config.vm.dir, 0, false)?,
+            Some(_) => rundir::request_stop(&config.vm.dir, 0, false)?,
             None => first_signal = Some(Instant::now()),
         }
         let _ = pidfd_send_signal(&process, rustix::process::Signal::TERM);
     }
     let status = supervisor.wait()?;
     drop(console);
-    let Some(held) = Held::take(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))? else {
+    let Some(held) =
+        LockedRunDir::lock(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))?
+    else {
         return Ok(0);
     };
-    held.await_death()?;
-    let ended = rundir::find::<Ended>(held.path(), rundir::ENDED);
-    let committed = rundir::find::<Committed>(held.path(), rundir::COMMITTED);
+    held.await_processes()?;
+    let ended = rundir::read::<Ended>(held.path(), rundir::ENDED);
+    let committed = rundir::read::<Committed>(held.path(), rundir::COMMITTED);
     if committed.is_some() && !config.commit_on_stop {
         // The msb-stop --commit that asked for the commit reads its result and removes the directory.
         drop(held);

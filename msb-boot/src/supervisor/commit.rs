@@ -15,7 +15,7 @@ use msb::overlay::reach;
 use msb::record::{DiskFormat, Rootfs, Upper};
 use msb::store::staging::{Layers, Staging};
 use msb::vm::boot::{self, Boot, MountStep};
-use msb::vm::rundir::{self, Committed, Held, Stop};
+use msb::vm::rundir::{self, Committed, LockedRunDir, StopRequest};
 use msb::wire::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -32,12 +32,12 @@ const MEMORY_MIB: u32 = 256;
 const MAX_CONSOLE: usize = 2000;
 
 /// Whether msb-stop or the caller of msb-boot has asked for a commit.
-pub(super) fn is_wanted(config: &Config, held: &Held) -> bool {
-    config.commit_on_stop || rundir::find::<Stop>(held.path(), rundir::STOP).is_some_and(|stop| stop.commit)
+pub(super) fn is_wanted(config: &Config, held: &LockedRunDir) -> bool {
+    config.commit_on_stop || rundir::read::<StopRequest>(held.path(), rundir::STOP).is_some_and(|stop| stop.commit)
 }
 
 /// Commits the content of `disk`. If that fails, the disk is kept, so that nothing is lost.
-pub(super) fn run(config: &Config, held: &Held, block: &BlockRoot, disk: OwnedFd) -> Committed {
+pub(super) fn run(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: OwnedFd) -> Committed {
     match commit(config, held, block, &disk) {
         Ok(upper) => {
             // Its content is in the upper now. A crash before this line is harmless: a second commit changes nothing.
@@ -60,7 +60,7 @@ pub(super) fn keep(config: &Config, block: &BlockRoot, disk: &OwnedFd, why: &str
     })
 }
 
-fn commit(config: &Config, held: &Held, block: &BlockRoot, disk: &OwnedFd) -> anyhow::Result<Upper> {
+fn commit(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: &OwnedFd) -> anyhow::Result<Upper> {
     let record = &config.record;
     let (Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) = record.rootfs()? else {
         bail!("the record's root has no layers");
@@ -86,7 +86,7 @@ fn commit(config: &Config, held: &Held, block: &BlockRoot, disk: &OwnedFd) -> an
 /// Starts the second VM and calls `receive` with the connection to its agent.
 fn receive(
     config: &Config,
-    held: &Held,
+    held: &LockedRunDir,
     disk: &OwnedFd,
     receive: impl FnOnce(&mut UnixStream) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -115,7 +115,7 @@ fn receive(
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
     let (mut stderr, stderr_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;
-    let mut processes = Processes::new(stderr_in.try_clone()?, stderr_in, held.show_life()?)?;
+    let mut processes = Processes::new(stderr_in.try_clone()?, stderr_in, held.lock_alive()?)?;
     config.vmm.start(&vm, vec![disk], console_in, &mut processes)?;
     let vmm = processes.last_pidfd()?;
     // Both pipes must be read, or the VM would block on a full one.
@@ -148,7 +148,7 @@ fn receive(
 fn mount_step() -> MountStep {
     MountStep {
         source: "/dev/vda".into(),
-        target: boot::TOP.into(),
+        target: boot::SCRATCH.into(),
         fstype: "ext4".into(),
         // The kernel still replays the journal.
         options: vec!["ro".into(), "nosuid".into(), "nodev".into(), "noexec".into()],

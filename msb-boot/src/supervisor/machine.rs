@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use msb::record::Record;
-use msb::vm::rundir::Held;
+use msb::vm::rundir::LockedRunDir;
 use msb::vm::shared_root::Leftovers;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -41,7 +41,7 @@ impl<'f> Machine<'f> {
     ///
     /// # Errors
     /// A file that is missing, or in use.
-    pub(super) fn make(config: &Config, held: &Held, client: &'f mut Option<Client>) -> anyhow::Result<Self> {
+    pub(super) fn make(config: &Config, held: &LockedRunDir, client: &'f mut Option<Client>) -> anyhow::Result<Self> {
         let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;

@@ -19,7 +19,7 @@ use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use msb::vm::rundir::{self, Cause, Committed, Ended, Held, Restarting};
+use msb::vm::rundir::{self, Cause, Committed, Ended, LockedRunDir, Restarting};
 use msb::vm::shared_root;
 use msb::{record, tool::interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -91,11 +91,13 @@ fn detach() -> anyhow::Result<()> {
 fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
     let connection = client.as_mut().context("no client")?;
     let config = connection.config()?;
-    let Some(held) = Held::make(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))? else {
+    let Some(held) =
+        LockedRunDir::create(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))?
+    else {
         bail!(name_in_use(&config.name));
     };
     // The processes of an earlier VM whose supervisor was killed are dying.
-    held.await_death()?;
+    held.await_processes()?;
     // A supervisor that was not killed has left this file.
     let was_killed = !held.path().join(rundir::ENDED).exists();
     shared_root::remove_leftovers(held.path());
@@ -131,7 +133,7 @@ fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
 }
 
 /// Starts the VM, and starts it again as its restart policy says. Returns the last end.
-fn run(config: &Config, held: &Held, machine: &mut Machine<'_>) -> anyhow::Result<Ended> {
+fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyhow::Result<Ended> {
     let mut delay = Delay::default();
     loop {
         let since = now();
@@ -155,7 +157,7 @@ fn run(config: &Config, held: &Held, machine: &mut Machine<'_>) -> anyhow::Resul
         }
         let delay = delay.next(now().saturating_sub(since));
         log::note(format_args!("starting it again in {} s", delay.as_secs_f32()));
-        rundir::leave(held.path(), rundir::RESTARTING, &Restarting { reason: ended.reason })?;
+        rundir::write(held.path(), rundir::RESTARTING, &Restarting { reason: ended.reason })?;
         held.clear(&[&KEPT_FOR_RESTART[..], &[rundir::RESTARTING]].concat())?;
         if is_asked_to_stop_within(machine, delay)? {
             return Ok(Ended::by(Cause::Stop));
@@ -183,7 +185,7 @@ fn is_asked_to_stop_within(machine: &mut Machine<'_>, delay: std::time::Duration
 }
 
 /// After the VM has ended: commits the scratch disk if that was asked for, and writes the end to the run directory.
-fn end(config: &Config, held: Held, ended: &Ended, mut machine: Machine<'_>) -> anyhow::Result<()> {
+fn end(config: &Config, held: LockedRunDir, ended: &Ended, mut machine: Machine<'_>) -> anyhow::Result<()> {
     let disk = machine.take_writable_disk();
     drop(machine);
     if let (Root::Block(block), Some(disk)) = (&config.root, disk)
@@ -191,15 +193,15 @@ fn end(config: &Config, held: Held, ended: &Ended, mut machine: Machine<'_>) -> 
     {
         // This tells msb-stop that a commit has begun, which may take long. It stays there if this process is killed.
         let killed = Committed::Failed("its supervisor was killed in the middle of it".into());
-        rundir::leave(held.path(), rundir::COMMITTED, &killed)?;
+        rundir::write(held.path(), rundir::COMMITTED, &killed)?;
         let committed = match ended.forced {
             true => commit::keep(config, block, &disk, "it did not stop in order, so what it wrote may be incomplete"),
             false => commit::run(config, &held, block, disk),
         };
         log::note(format_args!("commit: {committed:?}"));
-        rundir::leave(held.path(), rundir::COMMITTED, &committed)?;
+        rundir::write(held.path(), rundir::COMMITTED, &committed)?;
     }
     // Clearing first makes room if the file system is full.
     held.clear(&KEPT_AT_END)?;
-    Ok(rundir::leave(held.path(), rundir::ENDED, ended)?)
+    Ok(rundir::write(held.path(), rundir::ENDED, ended)?)
 }

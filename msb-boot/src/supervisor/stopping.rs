@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::time::Duration;
 
 use msb::record::Endpoint;
-use msb::vm::rundir::{self, Cause, Ended, Extended, Stop};
+use msb::vm::rundir::{self, Cause, Ended, Extended, StopRequest};
 use msb::wire::exec::{Shutdown, Stopping};
 use msb::wire::{Message, dial};
 
@@ -26,7 +26,7 @@ const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The grace: how long the guest may take to stop. msb-stop may have left one in the run directory `dir`.
 pub(super) fn grace(dir: &Path) -> Duration {
-    rundir::find::<Stop>(dir, rundir::STOP).map_or(DEFAULT_GRACE, |stop| Duration::from_millis(stop.grace_ms))
+    rundir::read::<StopRequest>(dir, rundir::STOP).map_or(DEFAULT_GRACE, |stop| Duration::from_millis(stop.grace_ms))
 }
 
 /// The time by which a guest must have stopped, on the monotonic clock.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Endpoint, Timings};
-use msb::vm::rundir::{self, Cause, Ended, Held};
+use msb::vm::rundir::{self, Cause, Ended, LockedRunDir};
 use msb::wire::exec::Ready;
 use msb::wire::{AGENT_PORT, dial};
 use msb::{store::publish, vm::supervisor};
@@ -53,7 +53,7 @@ struct Halt {
 /// The supervision of one start of a VM.
 pub(super) struct Watch<'a, 'f> {
     config: &'a Config,
-    held: &'a Held,
+    held: &'a LockedRunDir,
     machine: &'a mut Machine<'f>,
     processes: Processes,
     console: Console,
@@ -91,11 +91,15 @@ impl<'a, 'f> Watch<'a, 'f> {
     ///
     /// # Errors
     /// The process that did not start, and why.
-    pub(super) fn start(config: &'a Config, held: &'a Held, machine: &'a mut Machine<'f>) -> anyhow::Result<Self> {
+    pub(super) fn start(
+        config: &'a Config,
+        held: &'a LockedRunDir,
+        machine: &'a mut Machine<'f>,
+    ) -> anyhow::Result<Self> {
         let started = if machine.restarts == 0 { config.started } else { now() };
         let (vmm_stderr, vmm_stderr_in) = std::io::pipe()?;
         let (helper_stderr, helper_stderr_in) = std::io::pipe()?;
-        let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.show_life()?)?;
+        let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.lock_alive()?)?;
         let disks = machine.inherited_disks()?;
         let clock = Clock::watch().context("watch the clock")?;
         let vm = &machine.vm;
@@ -250,7 +254,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             self.read_console();
             return Err(self.with_console(format!("guest: {}", msb::tool::exit::printable(&error))));
         }
-        self.held.close_door().context("the agent's socket")?;
+        self.held.close_socket_dir().context("the agent's socket")?;
         let record = self.record(&ready, arrived)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
@@ -332,7 +336,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         if answer.read() && deadline.extend(now()) {
             log::note("the guest is still ending: it has more time");
             // If the file cannot be written, msb-stop does not see the extension, gives up earlier and kills the VM.
-            let _ = rundir::leave(self.held.path(), rundir::EXTENDED, &deadline.for_msb_stop());
+            let _ = rundir::write(self.held.path(), rundir::EXTENDED, &deadline.for_msb_stop());
         }
     }
 

@@ -1,4 +1,4 @@
-//! The member `boot`: what msb-boot is asked for, so that a record boots again alike.
+//! The member `boot`: the request to msb-boot, with which the same record boots the same VM again.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -23,13 +23,13 @@ pub struct Boot {
     pub memory_mib: u32,
     /// How the root reaches the guest.
     pub root: RootChoice,
-    /// The init that PID 1 is handed to; null for none.
+    /// The init to run as PID 1; null for none.
     pub init: Option<Init>,
     /// Replaces the image's entrypoint and cmd; null for the image's, an empty array for none.
     pub entrypoint: Option<Vec<Text>>,
     /// Replaces the image's cmd; null for the image's.
     pub cmd: Option<Vec<Text>>,
-    /// Variables for all commands, over the image's.
+    /// Variables for all commands; they override the image's.
     pub env: BTreeMap<String, Text>,
     /// The directory that commands start in; null for the image's.
     pub workdir: Option<String>,
@@ -37,23 +37,23 @@ pub struct Boot {
     pub user: Option<String>,
     /// The signal that asks commands to end when the VM stops, by name or number; null for the image's.
     pub stop_signal: Option<String>,
-    /// For a block root: the size of the disk for what the guest writes, with K, M, G or T; null for the default.
+    /// For a block root: the size of the scratch disk, with K, M, G or T; null for the default.
     pub disk: Option<String>,
-    /// For a block root: what the guest writes stays in its memory.
+    /// For a block root: keep the guest's writes in its memory.
     pub ephemeral: bool,
-    /// For a block root: what the guest wrote is committed into the upper when the VM has ended.
+    /// For a block root: commit the guest's writes into the upper when the VM has ended.
     pub commit_on_stop: bool,
-    /// For a disk root: the qcow2 file for what the guest writes; null for none.
+    /// For a disk root: the qcow2 file for the guest's writes; null for none.
     pub overlay: Option<PathBuf>,
-    /// Whether the VM is started again when it has ended.
+    /// When to restart the VM.
     pub restart: RestartPolicy,
-    /// What runs the VM; null for `$MSB_VMM`, else auto.
+    /// The VMM; null for `$MSB_VMM`, else auto.
     pub vmm: Option<VmmChoice>,
     /// The file for the guest's console; null for kernel.log in the run directory.
     pub kernel_log: Option<PathBuf>,
     /// How long the guest may take until its agent answers and its init is usable, in seconds; null for the default.
     pub timeout_s: Option<u32>,
-    /// Members of other versions.
+    /// Members that this version does not know.
     #[serde(flatten)]
     pub unknown: Unknown,
 }
@@ -96,17 +96,17 @@ pub struct Init {
     pub path: String,
     /// Its arguments.
     pub args: Vec<Text>,
-    /// Variables for it, over those that it inherits.
+    /// Variables for it; they override inherited ones.
     pub env: BTreeMap<String, Text>,
     /// Whether to wait until it is usable.
     pub wait: bool,
-    /// Members of other versions.
+    /// Members that this version does not know.
     #[serde(flatten)]
     pub unknown: Unknown,
 }
 
 impl Init {
-    /// The path that asks for a search.
+    /// The path that stands for a search.
     pub const AUTO: &str = "auto";
 
     /// The init at `path`, without arguments.
@@ -116,7 +116,7 @@ impl Init {
 }
 
 impl Boot {
-    /// How many seconds the boot may take: systemd alone gives a unit a minute and a half.
+    /// The timeout of the boot in seconds. systemd alone allows each unit a minute and a half.
     pub fn timeout_s(&self) -> u32 {
         let is_init_awaited = self.init.as_ref().is_some_and(|init| init.wait);
         self.timeout_s.unwrap_or(if is_init_awaited { 180 } else { 60 })

@@ -1,5 +1,21 @@
-//! The record that flows through the pipe, and what its members are made of. Types and the rules for their values belong here;
-//! reading and printing records is the business of `tool`, using them that of the tools.
+//! The record that flows through the pipe, and the values of its members. Types and the rules for their values belong here; reading and
+//! printing records belongs in `tool`, and using them in the tools.
+//!
+//! ```
+//! use msb::record::{Boot, Record, Rootfs};
+//!
+//! let mut record = Record::parse(br#"{"msb":1,"rootfs":{"kind":"dir","lower":["/srv/root"]},"later":[1]}"#)?;
+//! assert_eq!(record.rootfs, Some(Rootfs::dir("/srv/root".into())));
+//!
+//! let mut boot = Boot::default();
+//! boot.cpus = 4;
+//! record.boot = Some(boot);
+//!
+//! // Members that this version does not know are kept.
+//! let json = serde_json::to_value(&record).unwrap();
+//! assert_eq!((&json["boot"]["cpus"], &json["later"][0]), (&4.into(), &1.into()));
+//! # Ok::<(), msb::record::Error>(())
+//! ```
 
 mod boot;
 mod document;

@@ -1,32 +1,32 @@
-//! The number of a user or group, checked once where it is read: on a command line, in an image, a passwd file, a message or
-//! an operation.
+//! IDs of users and groups. They are checked where they are parsed: on a command line, in an image, a passwd file, a message or an
+//! operation.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A uid or gid: 0 to 4294967294. The number above, -1 as 32 bits, is none: chown(2) and setresuid(2) take it to mean "leave
-/// it as it is", so a process that asks for it stays root.
+/// A uid or gid: 0 to 4294967294. The next number, -1 in 32 bits, is not an ID: for chown(2) and setresuid(2) it means "unchanged", so
+/// a process that asks for it would stay root.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(u32);
 
-/// Why a number or text is not an [`Id`]. It displays as the reason alone; the caller says of what.
+/// Why a number or text is not an [`Id`]. The message is the reason alone; the caller adds the subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnId {
     /// 4294967295.
     #[error("4294967295 is reserved (for the kernel it means \"unchanged\")")]
     Reserved,
-    /// Beyond 32 bits, or negative.
+    /// More than 32 bits, or negative.
     #[error("not a number from 0 to 4294967294")]
     OutOfRange,
-    /// Not digits alone.
+    /// Something else than digits.
     #[error("not a decimal number")]
     NotANumber,
 }
 
 impl Id {
-    /// Root's.
+    /// The ID of root.
     pub const ROOT: Self = Self(0);
 
     /// Checks a number.
@@ -50,7 +50,7 @@ impl Id {
 impl FromStr for Id {
     type Err = NotAnId;
 
-    /// Takes decimal digits alone: no sign, no spaces.
+    /// Accepts decimal digits only: no sign and no spaces.
     fn from_str(text: &str) -> Result<Self, NotAnId> {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(NotAnId::NotANumber);
@@ -77,11 +77,10 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// Checks `user[:group]` as far as that is possible without the guest's passwd and group files: a part that is a number is an
-/// [`Id`].
+/// Checks `user[:group]` as far as possible without the guest's passwd and group files: a part that is a number must be an [`Id`].
 ///
 /// # Errors
-/// Says which part is not, and why.
+/// A message with the wrong part and the reason.
 pub fn check_user(spec: &str) -> Result<(), String> {
     let (user, group) = spec.split_once(':').unwrap_or((spec, ""));
     for (what, part) in [("user", user), ("group", group)] {
@@ -102,7 +101,7 @@ mod tests {
         {
             assert_eq!(check_user(good), Ok(()), "{good}");
         }
-        for (bad, words) in [
+        for (bad, message) in [
             ("4294967295", "user \"4294967295\": 4294967295 is reserved"),
             ("4294967295:0", "user \"4294967295\""),
             ("0:4294967295", "group \"4294967295\": 4294967295 is reserved"),
@@ -111,12 +110,12 @@ mod tests {
             ("root:99999999999999999999", "group \"99999999999999999999\": not a number from 0"),
         ] {
             let error = check_user(bad).unwrap_err();
-            assert!(error.starts_with(words), "{bad}: {error}");
+            assert!(error.starts_with(message), "{bad}: {error}");
         }
     }
 
     #[test]
-    fn every_number_is_an_id_but_the_one_that_means_unchanged() {
+    fn every_number_is_an_id_except_the_one_that_means_unchanged() {
         for (text, id) in [
             ("0", Ok(0)),
             ("007", Ok(7)),
@@ -138,8 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn json_takes_the_same_numbers_and_gives_them_back() {
-        for (json, words) in [
+    fn json_accepts_and_returns_the_same_numbers() {
+        for (json, message) in [
             ("4294967295", "reserved"),
             ("4294967296", "0 to 4294967294"),
             ("-1", "invalid value"),
@@ -147,7 +146,7 @@ mod tests {
             ("\"1\"", "invalid type"),
         ] {
             let error = serde_json::from_str::<Id>(json).unwrap_err().to_string();
-            assert!(error.contains(words), "{json}: {error}");
+            assert!(error.contains(message), "{json}: {error}");
         }
         let id: Id = serde_json::from_str("4294967294").unwrap();
         assert_eq!(serde_json::to_string(&id).unwrap(), "4294967294");

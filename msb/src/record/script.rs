@@ -1,11 +1,11 @@
-//! What both sides of the boot share must know of scripts: the rule for a name, and the way to PATH.
+//! Scripts in the guest: the rule for their names, and how they get into PATH.
 
 /// Where the guest finds its scripts. The directory is on PATH.
 pub const GUEST_DIR: &str = "/.msb/scripts";
 
-/// The file beside that directory which puts it on PATH again in a login shell: those set PATH anew.
+/// The file beside that directory that adds it to PATH in a login shell, which resets PATH.
 pub const PROFILE_NAME: &str = "profile.sh";
-/// What is in it.
+/// The content of that file.
 pub const PROFILE: &str = "\
 # The scripts of this VM come first in PATH, once.
 case \":$PATH:\" in
@@ -17,7 +17,7 @@ esac
 /// Checks a script's name: one path component that a shell can call.
 ///
 /// # Errors
-/// The reason in words.
+/// The reason.
 pub fn check_name(name: &str) -> Result<(), &'static str> {
     match name {
         "" => Err("a script needs a name"),

@@ -1,11 +1,11 @@
-//! What the kernel allows this process: root in a container may lack what root has elsewhere.
+//! The capabilities of this process: root in a container may lack some.
 
 use std::fs;
 
 /// The number of CAP_SYS_ADMIN in `linux/capability.h`.
 const SYS_ADMIN: u32 = 21;
 
-/// Something that is missing for mounts and namespaces.
+/// A missing prerequisite of mounts and namespaces.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{found} ({remedy})")]
 pub struct Missing {
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn the_effective_capabilities_count() {
-        for (status, words) in [
+        for (status, message) in [
             (Some("CapPrm:\t0\nCapEff:\t000001ffffffffff\n"), ""),
             (Some("CapEff:\t0000000000200000\n"), ""),
             (
@@ -55,7 +55,7 @@ mod tests {
             (None, "/proc is not mounted (mount -t proc"),
         ] {
             let found = check(status).map_or_else(|missing| missing.to_string(), |()| String::new());
-            assert!(found.contains(words) && found.is_empty() == words.is_empty(), "{status:?}: {found}");
+            assert!(found.contains(message) && found.is_empty() == message.is_empty(), "{status:?}: {found}");
         }
     }
 }

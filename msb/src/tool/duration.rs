@@ -1,17 +1,18 @@
-//! How long something may take, as people write it.
+//! Durations on the command line. humantime and jiff accept neither a bare number nor fractions of every unit, which sleep(1) and
+//! timeout(1) do, so this is a parser of our own.
 
 use std::time::Duration;
 
-/// Reads a duration: seconds, or numbers with units (`ms`, `s`, `m`, `h`, `d`), one behind the other: `90`, `1.5m`, `1m30s`, `2h`.
+/// Parses a duration: seconds, or a sequence of numbers with units (`ms`, `s`, `m`, `h`, `d`): `90`, `1.5m`, `1m30s`, `2h`.
 ///
 /// # Errors
-/// Says what is wrong with the text.
+/// A message with the wrong part.
 pub fn parse(text: &str) -> Result<Duration, String> {
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() || text.is_empty() {
-        let (number, behind) = split_at(rest, |c| !c.is_ascii_digit() && c != '.');
-        let (unit, behind) = split_at(behind, |c| !c.is_ascii_alphabetic());
+        let (number, after) = split_at(rest, |c| !c.is_ascii_digit() && c != '.');
+        let (unit, after) = split_at(after, |c| !c.is_ascii_alphabetic());
         if number.is_empty() {
             return Err("a number with a unit is expected (90, 500ms, 1m30s)".to_owned());
         }
@@ -28,7 +29,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         let number: f64 = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
         let part = Duration::try_from_secs_f64(number * scale).map_err(|_| format!("{text:?} is too long"))?;
         total = total.checked_add(part).ok_or_else(|| format!("{text:?} is too long"))?;
-        rest = behind;
+        rest = after;
     }
     Ok(total)
 }
@@ -42,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_as_people_write_them() {
+    fn durations_are_seconds_or_numbers_with_units() {
         for (text, milliseconds) in [
             ("0", 0),
             ("90", 90_000),
@@ -58,7 +59,7 @@ mod tests {
         ] {
             assert_eq!(parse(text).map(|duration| duration.as_millis()), Ok(milliseconds), "{text}");
         }
-        for (bad, words) in [
+        for (bad, message) in [
             ("", "a number with a unit"),
             ("s", "a number with a unit"),
             ("-1", "a number with a unit"),
@@ -74,7 +75,7 @@ mod tests {
             ("18446744073709551615s1s", "too long"),
         ] {
             let error = parse(bad).unwrap_err();
-            assert!(error.contains(words), "{bad:?}: {error}");
+            assert!(error.contains(message), "{bad:?}: {error}");
         }
     }
 }

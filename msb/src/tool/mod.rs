@@ -1,5 +1,5 @@
-//! What all command-line tools of msb have in common: how they start, parse their arguments, take and print records, report
-//! errors, and end. Nothing here knows about root file systems, stores or VMs.
+//! The conventions of msb's command-line tools: how they start, parse arguments, read and print records, report errors, and end.
+//! Nothing here knows about root file systems or the formats of the store.
 
 pub mod capability;
 pub mod cli;
@@ -10,5 +10,6 @@ pub mod interrupt;
 pub mod line;
 pub mod man;
 pub mod output;
+pub mod size;
 pub mod source;
 pub mod start;

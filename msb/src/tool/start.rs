@@ -1,7 +1,7 @@
-//! How a tool starts: with the descriptors and signals that its code relies on, whatever state its caller left them in.
+//! How a tool starts: it restores the descriptors and signals that its code relies on, whatever the caller left.
 //!
-//! What is ignored stays ignored, as nohup(1) wants it, but for SIGCHLD: a process that ignores it cannot wait for its children
-//! (wait(2)). What is blocked is unblocked, for no program that is called can know what else its caller blocked.
+//! Ignored signals stay ignored, for nohup(1), except SIGCHLD: a process that ignores it cannot wait for its children (wait(2)).
+//! Blocked signals are unblocked, because a program cannot know which ones its caller has blocked.
 
 use std::fs;
 use std::sync::Arc;
@@ -12,42 +12,41 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, fcntl_getfd};
 
-/// Restores the signals. The first thing that `main` does, before there is a second thread. The program's own roles, which it
-/// starts itself with signals blocked on purpose, leave it out.
+/// Restores the signals. `main` calls this first, while the process has one thread. Processes that msb-boot starts from itself do not
+/// call it, because they are started with signals blocked on purpose.
 pub fn signals() {
     if ignored().is_none_or(|ignored| ignored.contains(Signal::SIGCHLD)) {
-        // A handler that does nothing of use: unlike the default action, it can be had without unsafe code, and a program
-        // that this one starts has the default action again. It interrupts system calls, so only a caller that wants it so has it.
+        // A handler without an effect. Unlike the default action it can be set without unsafe code, and exec(2) resets it. It
+        // interrupts system calls, so it is only installed if SIGCHLD was ignored.
         let _ = signal_hook::flag::register(libc::SIGCHLD, Arc::new(AtomicBool::new(false)));
     }
     let _ = SigSet::empty().thread_set_mask();
 }
 
-/// Opens what is closed of descriptors 0 to 2, before the standard library does: it would have each read and write
-/// `/dev/null`, so that output which cannot be written is lost without an error. Here reading or writing fails with EBADF, as it
-/// does on a closed descriptor.
+/// Opens those of descriptors 0 to 2 that are closed, before the standard library does. It would open `/dev/null` for reading and
+/// writing, so that output is lost without an error. Here, using them fails with EBADF, as on a closed descriptor.
 #[ctor::ctor]
 fn streams() {
-    // The lowest free number is what open(2) takes, so the order matters.
-    for (stream, contrary) in [
+    // open(2) uses the lowest free descriptor, so the order matters.
+    for (stream, opposite) in [
         (rustix::stdio::stdin(), OFlags::WRONLY),
         (rustix::stdio::stdout(), OFlags::RDONLY),
         (rustix::stdio::stderr(), OFlags::RDONLY),
     ] {
         if fcntl_getfd(stream) == Err(Errno::BADF)
-            && let Ok(null) = rustix::fs::open(c"/dev/null", contrary, Mode::empty())
+            && let Ok(null) = rustix::fs::open(c"/dev/null", opposite, Mode::empty())
         {
             std::mem::forget(null);
         }
     }
 }
 
-/// The signals that this process was told to ignore; `None` where /proc does not tell.
+/// The signals that this process ignores; `None` if /proc is not mounted.
 pub fn ignored() -> Option<SigSet> {
     ignored_in(&fs::read_to_string("/proc/self/status").ok()?)
 }
 
-/// The ignored signals in a `/proc/PID/status`. Real-time signals, which have no name, are left out.
+/// The ignored signals in the text of `/proc/PID/status`, without real-time signals.
 fn ignored_in(status: &str) -> Option<SigSet> {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
     let mask = u64::from_str_radix(mask.trim(), 16).ok()?;

@@ -1,4 +1,4 @@
-//! `boot.json`: all that agentd must know, written by msb-boot into the boot share and read once.
+//! `boot.json`: the instructions for agentd, written by msb-boot into the boot share and read once. Both are of one release.
 
 use std::path::PathBuf;
 
@@ -8,39 +8,39 @@ use crate::record::Text;
 
 /// The file's name in the boot share.
 pub const FILE_NAME: &str = "boot.json";
-/// agentd's name in the boot share: what libkrun's kernel runs, and what we tell QEMU's kernel to run.
+/// agentd's name in the boot share: libkrun's kernel runs it by this name, and msb-boot tells QEMU's kernel to.
 pub const INIT_NAME: &str = "init.krun";
-/// Where agentd finds the guest's real root once [`Boot::mounts`] are done, before it becomes `/`.
+/// Where the guest's real root is after [`Boot::mounts`], before it becomes `/`.
 pub const NEW_ROOT: &str = "/mnt";
-/// Where the disk with the image goes, for a root of disks.
+/// The mount point of the image's disk, for a block root.
 pub const BASE: &str = "/base";
-/// Where the disk with the patches goes.
+/// The mount point of the patches' disk.
 pub const PATCHES: &str = "/patches";
-/// Where the disk goes that takes what the guest writes.
-pub const TOP: &str = "/top";
+/// The mount point of the scratch disk, which holds the guest's writes.
+pub const SCRATCH: &str = "/top";
 /// The directory of the boot share that becomes the guest's `/.msb`.
 pub const MSB_DIR: &str = "msb";
 /// The version that this crate reads and writes.
 pub const VERSION: u32 = 2;
 
-/// What agentd does at boot.
+/// The instructions for a boot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
     /// [`VERSION`].
     pub version: u32,
-    /// The guest's name.
+    /// The guest's hostname.
     pub hostname: String,
-    /// The way to the real root, in order; the last is on [`NEW_ROOT`].
+    /// The mounts that make up the real root, in order; the last one is on [`NEW_ROOT`].
     pub mounts: Vec<MountStep>,
-    /// What an exec gets that does not say otherwise.
+    /// Defaults for commands.
     pub defaults: Defaults,
-    /// Absolute paths of directories that are made in the root where they are missing: the image's volumes.
+    /// Absolute paths of directories to create in the root if they are missing: the image's volumes.
     #[serde(default)]
     pub directories: Vec<String>,
-    /// Nothing is to run: the upper on [`TOP`] is sent to the host, and the machine ends.
+    /// Nothing is run: agentd sends the upper on [`SCRATCH`] to the host and powers off.
     #[serde(default)]
     pub commit: bool,
-    /// The init to hand PID 1 to.
+    /// The init to run as PID 1.
     #[serde(default)]
     pub init: Option<Init>,
 }
@@ -48,16 +48,16 @@ pub struct Boot {
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MountStep {
-    /// A virtiofs tag, a device, or the file system's name again.
+    /// A virtiofs tag, a device, or the type of the file system.
     pub source: String,
-    /// A directory that is there, in the boot share or by an earlier step.
+    /// An existing directory, in the boot share or in an earlier mount.
     pub target: PathBuf,
     /// The file system's type.
     pub fstype: String,
-    /// As in fstab: `ro`, `nosuid`, `nodev`, `noexec` and what the file system takes.
+    /// Mount options as in fstab(5): `ro`, `nosuid`, `nodev`, `noexec`, and those of the file system.
     #[serde(default)]
     pub options: Vec<String>,
-    /// What is made in it once it is mounted, where it is missing.
+    /// Directories to create in it once it is mounted, if they are missing.
     #[serde(default)]
     pub directories: Vec<Directory>,
 }
@@ -65,45 +65,45 @@ pub struct MountStep {
 /// A directory that a later mount needs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Directory {
-    /// Where.
+    /// Its path.
     pub path: PathBuf,
-    /// The directory whose owner, mode, times and xattrs it gets; else it is root's alone.
+    /// The directory from which owner, mode, times and xattrs are copied; without one, it is private to root.
     #[serde(default)]
     pub like: Option<PathBuf>,
 }
 
-/// What an exec gets that does not say otherwise: the image's configuration and msb-boot's flags over it.
+/// Defaults for commands: the image's configuration, overridden by msb-boot's flags.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Defaults {
-    /// `K=V` each.
+    /// Variables, `K=V` each.
     pub env: Vec<Text>,
-    /// The working directory, which is made where it is missing; empty for `/`.
+    /// The working directory, created if it is missing; empty for `/`.
     pub cwd: String,
     /// `user[:group]`; empty for root.
     pub user: String,
-    /// The command without one: entrypoint and cmd.
+    /// The default command: entrypoint and cmd.
     pub argv: Vec<Text>,
     /// The number of the signal that asks commands to end when the machine stops.
     pub stop_signal: i32,
 }
 
-/// An init that becomes PID 1.
+/// An init to run as PID 1.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Init {
     /// An absolute path in the guest; `None` to look for one.
     pub path: Option<String>,
-    /// The image's entrypoint and cmd, if an init is in them: looked at first when one is looked for.
+    /// The image's entrypoint and cmd if they contain an init, which a search tries first.
     #[serde(default)]
     pub entrypoint: Vec<Text>,
-    /// The arguments behind the path.
+    /// The arguments after the path.
     pub args: Vec<Text>,
-    /// `K=V` each, over the inherited.
+    /// Variables, `K=V` each; they override inherited ones.
     pub env: Vec<Text>,
-    /// How long it may take until it waits for something, in milliseconds.
+    /// How long it may take until it first waits for an event, in milliseconds.
     pub limit_ms: u64,
-    /// The number of the signal that the image wants it to be stopped by.
+    /// The number of the image's stop signal.
     pub stop_signal: i32,
-    /// When it has to be usable, in milliseconds since power-on; `None` not to wait for that.
+    /// When it must be usable, in milliseconds since power-on; `None` not to wait for it.
     #[serde(default)]
     pub usable_ms: Option<u64>,
 }

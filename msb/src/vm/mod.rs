@@ -1,5 +1,5 @@
-//! What the host keeps of a running VM, and what it tells the guest's agent: the run directory, `boot.json`, and the mount points
-//! in a shared root. Nothing here knows a VMM or starts a process.
+//! The state of a running VM on the host, and its instructions to the guest's agent: the run directory, `boot.json`, the table of
+//! inits, and the mount points in a shared root. Nothing here depends on a VMM or starts a process.
 
 pub mod boot;
 pub mod inits;

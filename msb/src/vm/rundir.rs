@@ -1,9 +1,9 @@
-//! The run directory of a VM: who holds it, what is in it, and what stays of it when the VM has ended.
+//! The run directory of a VM: its locks, its files, and what remains of it when the VM has ended.
 //!
-//! The VM's supervisor holds a lock on the directory itself as long as it lives; every process of the VM, the
-//! supervisor included, holds one on the file [`ALIVE`]. So whoever gets the first knows that nobody looks after the VM,
-//! and whoever then gets the second knows that nothing of it runs any more. When a VM ends by itself, the supervisor
-//! leaves the record, the logs and [`ENDED`]; msb-stop, or the next msb-boot of that name, removes them.
+//! The VM's supervisor holds a lock on the directory itself while it runs. Every process of the VM, including the supervisor,
+//! holds a lock on the file [`ALIVE`]. A process that gets the first lock knows that the VM has no supervisor; if it then gets the
+//! second one, no process of the VM is left. When a VM ends by itself, the supervisor leaves the record, the logs and [`ENDED`];
+//! msb-stop, or the next msb-boot of that name, removes them.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -21,34 +21,34 @@ use crate::store::publish;
 
 /// The socket on which the agent answers.
 pub const AGENT_SOCKET: &str = "agent.sock";
-/// The directory in which the VM's sockets appear while it boots. Whatever serves the VM can make files in it, so what is of
-/// use is taken out, and the directory away, when the agent has reported.
-pub const DOOR: &str = "door";
-/// What the guest's kernel and agentd said.
+/// The socket directory: the VM's sockets appear in it during boot. The processes that serve the VM can create files in it, so the
+/// agent's socket is moved out and the directory is removed once the agent has reported.
+pub const SOCKET_DIR: &str = "door";
+/// The output of the guest's kernel and of agentd.
 pub const KERNEL_LOG: &str = "kernel.log";
-/// What they said before that, where it was too much for one file.
+/// The previous file of that log, after a rotation.
 pub const OLD_KERNEL_LOG: &str = "kernel.log.1";
-/// What the supervisor did and saw.
+/// The supervisor's log.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
-/// The part of it that was too much for one file.
+/// The previous file of that log, after a rotation.
 pub const OLD_SUPERVISOR_LOG: &str = "supervisor.log.1";
-/// The directory that is the guest's first root.
+/// The boot share: the directory that is the guest's first root.
 pub const BOOT_SHARE: &str = "share";
 /// The file that every process of the VM holds a lock on.
 pub const ALIVE: &str = "alive";
-/// How the VM ended, an [`Ended`].
+/// How the VM ended: an [`Ended`].
 pub const ENDED: &str = "ended.json";
-/// What came of a commit, a [`Committed`].
+/// The result of a commit: a [`Committed`].
 pub const COMMITTED: &str = "committed.json";
-/// What msb-stop wants of the supervisor, a [`Stop`].
+/// The request of msb-stop: a [`StopRequest`].
 pub const STOP: &str = "stop.json";
-/// The file that is locked while [`STOP`] is read and written again.
+/// The file that is locked while [`STOP`] is read and rewritten.
 const STOP_LOCK: &str = "stop.lock";
-/// The file that each msb-stop holds a lock on until it has read how the VM ended.
+/// The file on which every msb-stop holds a lock until it has read how the VM ended.
 pub const READERS: &str = "readers.lock";
-/// How far a guest that still writes data back has extended the grace, an [`Extended`].
+/// The new deadline of a guest that is still writing data back: an [`Extended`].
 pub const EXTENDED: &str = "extended.json";
-/// Present while the supervisor starts the VM again: a [`Restarting`].
+/// Present while the supervisor restarts the VM: a [`Restarting`].
 pub const RESTARTING: &str = "restarting.json";
 
 /// How a VM ended.
@@ -56,12 +56,12 @@ pub const RESTARTING: &str = "restarting.json";
 pub struct Ended {
     /// The message for people, without the VM's name.
     pub reason: String,
-    /// Whether it was asked to stop and did not within its grace.
+    /// Whether it was asked to stop and had to be killed.
     pub forced: bool,
     /// What ended it.
     #[serde(default)]
     pub cause: Cause,
-    /// How many commands did not end within the grace and were killed.
+    /// How many commands did not end within the grace period and were killed.
     #[serde(default)]
     pub killed: u32,
 }
@@ -84,7 +84,7 @@ pub enum Cause {
 }
 
 impl Ended {
-    /// An end in order.
+    /// An end with this cause.
     pub fn by(cause: Cause) -> Self {
         let reason = match cause {
             Cause::Stop => "stopped",
@@ -96,7 +96,7 @@ impl Ended {
         Self { reason: reason.into(), forced: false, cause, killed: 0 }
     }
 
-    /// An end for which nobody asked.
+    /// The end of a VM that failed.
     pub fn failure(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), ..Self::by(Cause::Failure) }
     }
@@ -106,118 +106,117 @@ impl Ended {
         Self { reason: reason.into(), forced: true, ..Self::by(Cause::Stop) }
     }
 
-    /// Whether this is how a VM should end.
+    /// Whether the VM ended as the host or the guest wanted.
     pub fn is_orderly(&self) -> bool {
         !self.forced && matches!(self.cause, Cause::Stop | Cause::PowerOff | Cause::Reboot)
     }
 }
 
-/// Until when a VM that was asked to stop has time.
+/// The deadline of a VM that was asked to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extended {
-    /// On the monotonic clock, in milliseconds.
+    /// The deadline on the monotonic clock, in milliseconds.
     pub until_ms: u64,
 }
 
-/// A VM that is started again.
+/// A restart in progress.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restarting {
-    /// Why it had ended.
+    /// Why the VM had ended.
     pub reason: String,
 }
 
-/// A wish that comes before SIGTERM.
+/// A request to stop, written before SIGTERM is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stop {
-    /// How long the guest may take, in milliseconds.
+pub struct StopRequest {
+    /// The grace period, in milliseconds.
     pub grace_ms: u64,
-    /// Whether what the guest wrote is to come into the record's upper.
+    /// Whether to commit the guest's writes into the record's upper.
     #[serde(default)]
     pub commit: bool,
 }
 
-/// How a commit went.
+/// The result of a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Committed {
-    /// The upper that has it.
+    /// The upper that the writes were committed into.
     Into {
         /// The layer.
         dir: PathBuf,
         /// Its work directory.
         work: PathBuf,
     },
-    /// Why it did not, in words; nothing has changed then.
+    /// Why the commit failed; the upper is unchanged.
     Failed(String),
 }
 
-/// Asks for a stop: leaves a [`Stop`] in the run directory `dir`. A commit that an earlier wish asked for stays asked for, whoever
-/// asks again and for what.
+/// Writes a [`StopRequest`] into the run directory `dir`. A commit that an earlier request asked for remains requested.
 ///
 /// # Errors
-/// What locking or writing says.
-pub fn ask_to_stop(dir: &Path, grace_ms: u64, commit: bool) -> io::Result<()> {
+/// Those of locking and writing.
+pub fn request_stop(dir: &Path, grace_ms: u64, commit: bool) -> io::Result<()> {
     let lock = File::options().create(true).append(true).mode(0o600).open(dir.join(STOP_LOCK))?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
-    let commit = commit || find::<Stop>(dir, STOP).is_some_and(|earlier| earlier.commit);
-    leave(dir, STOP, &Stop { grace_ms, commit })
+    let commit = commit || read::<StopRequest>(dir, STOP).is_some_and(|earlier| earlier.commit);
+    write(dir, STOP, &StopRequest { grace_ms, commit })
 }
 
-/// As long as what this returns is open, [`Held::await_readers`] waits: the caller wants to read how the VM ends.
+/// Registers a reader of the VM's end: [`LockedRunDir::await_readers`] waits while the returned file is open.
 ///
 /// # Errors
-/// What opening or locking says.
-pub fn be_reader(dir: &Path) -> io::Result<File> {
+/// Those of opening and locking.
+pub fn register_reader(dir: &Path) -> io::Result<File> {
     let file = File::options().create(true).append(true).mode(0o600).open(dir.join(READERS))?;
     rustix::fs::flock(&file, FlockOperation::LockShared)?;
     Ok(file)
 }
 
-/// Puts an [`Ended`] or a [`Stop`] into the run directory `dir`.
+/// Writes one of the JSON files of the run directory `dir`.
 ///
 /// # Errors
-/// What writing says.
-pub fn leave(dir: &Path, file: &str, note: &impl Serialize) -> io::Result<()> {
+/// Those of writing.
+pub fn write(dir: &Path, file: &str, note: &impl Serialize) -> io::Result<()> {
     publish::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
 }
 
-/// Reads an [`Ended`] or a [`Stop`]; `None` where there is none that can be read.
-pub fn find<N: DeserializeOwned>(dir: &Path, file: &str) -> Option<N> {
+/// Reads one of the JSON files of the run directory `dir`; `None` if it does not exist or cannot be parsed.
+pub fn read<N: DeserializeOwned>(dir: &Path, file: &str) -> Option<N> {
     serde_json::from_slice(&fs::read(dir.join(file)).ok()?).ok()
 }
 
-/// A run directory that is held: nobody else holds it, and the path leads to it.
+/// A run directory that this process has locked, and that its path refers to.
 #[derive(Debug)]
-pub struct Held {
+pub struct LockedRunDir {
     path: PathBuf,
     _lock: OwnedFd,
 }
 
-impl Held {
-    /// Makes the directory where it is missing, and takes hold of it. `None`: another process holds it.
+impl LockedRunDir {
+    /// Creates the directory if it does not exist, and locks it. `None`: another process has locked it.
     ///
     /// # Errors
-    /// What making or opening says.
-    pub fn make(path: &Path) -> io::Result<Option<Self>> {
+    /// Those of creating and opening it.
+    pub fn create(path: &Path) -> io::Result<Option<Self>> {
         publish::make_private_dir(path.parent().unwrap_or(Path::new("/")))?;
         loop {
             match DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
-            match Self::take(path) {
-                // Its last holder removed it in between.
+            match Self::lock(path) {
+                // The previous owner of the lock removed it in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 other => return other,
             }
         }
     }
 
-    /// Takes hold of a directory that is there. `None`: another process holds it.
+    /// Locks an existing directory. `None`: another process has locked it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::NotFound`] where it is gone; else what opening says.
-    pub fn take(path: &Path) -> io::Result<Option<Self>> {
+    /// [`io::ErrorKind::NotFound`] if it does not exist; otherwise those of opening it.
+    pub fn lock(path: &Path) -> io::Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let lock = rustix::fs::open(path, flags, Mode::empty())?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -238,45 +237,45 @@ impl Held {
         &self.path
     }
 
-    /// Opens [`ALIVE`] with a shared lock, for the supervisor to keep and its children to inherit; they cannot write to it.
+    /// Opens [`ALIVE`] with a shared lock, for the supervisor and the children that inherit it. They cannot write to it.
     ///
     /// # Errors
-    /// What opening or locking says.
-    pub fn show_life(&self) -> io::Result<File> {
+    /// Those of opening and locking.
+    pub fn lock_alive(&self) -> io::Result<File> {
         self.open_alive()?;
         let file = File::open(self.path.join(ALIVE))?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
         Ok(file)
     }
 
-    /// Takes [`AGENT_SOCKET`] out of [`DOOR`] and removes that. Nothing can be made in it any more, also not by who has it as
-    /// its own directory still.
+    /// Moves [`AGENT_SOCKET`] out of [`SOCKET_DIR`] and removes that. Nobody can create files in it any more, including processes that
+    /// have it as their working directory.
     ///
     /// # Errors
-    /// What renaming says, and [`io::ErrorKind::InvalidData`] for something that is no socket.
-    pub fn close_door(&self) -> io::Result<()> {
+    /// Those of renaming, and [`io::ErrorKind::InvalidData`] for a file that is not a socket.
+    pub fn close_socket_dir(&self) -> io::Result<()> {
         let socket = self.path.join(AGENT_SOCKET);
-        fs::rename(self.path.join(DOOR).join(AGENT_SOCKET), &socket)?;
+        fs::rename(self.path.join(SOCKET_DIR).join(AGENT_SOCKET), &socket)?;
         if !fs::symlink_metadata(&socket)?.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
         }
-        // The directory is private already; this is for whoever makes it less so.
+        // The directory is private already; this also covers one whose mode was changed.
         fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
-        Dir::open(&self.path)?.remove_tree(Name::new(OsStr::new(DOOR))?)
+        Dir::open(&self.path)?.remove_tree(Name::new(OsStr::new(SOCKET_DIR))?)
     }
 
-    /// Waits until no process of the VM is left. It has no time limit: run it where waiting does no harm.
+    /// Waits until no process of the VM is left, without a timeout.
     ///
     /// # Errors
-    /// What opening or locking says.
-    pub fn await_death(&self) -> io::Result<()> {
+    /// Those of opening and locking.
+    pub fn await_processes(&self) -> io::Result<()> {
         Ok(rustix::fs::flock(self.open_alive()?, FlockOperation::LockExclusive)?)
     }
 
-    /// Waits until everybody who wanted to know has read how the VM ended. It has no time limit either.
+    /// Waits until every registered reader has read how the VM ended, without a timeout.
     ///
     /// # Errors
-    /// What opening or locking says.
+    /// Those of opening and locking.
     pub fn await_readers(&self) -> io::Result<()> {
         match File::open(self.path.join(READERS)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -291,7 +290,7 @@ impl Held {
     /// Removes everything in the directory except the names in `keep`. Returns whether there was anything to remove.
     ///
     /// # Errors
-    /// What removing says.
+    /// Those of removing.
     pub fn clear(&self, keep: &[&str]) -> io::Result<bool> {
         let mut removed = false;
         let dir = Dir::open(&self.path)?;
@@ -305,10 +304,10 @@ impl Held {
         Ok(removed)
     }
 
-    /// Removes the directory and all in it.
+    /// Removes the directory and everything in it.
     ///
     /// # Errors
-    /// What removing says.
+    /// Those of removing.
     pub fn remove(self) -> io::Result<()> {
         self.clear(&[])?;
         fs::remove_dir(&self.path)
@@ -320,50 +319,50 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_process_holds_a_directory_at_a_time() {
+    fn one_process_locks_a_directory_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("msb/worker");
-        let held = Held::make(&path).unwrap().unwrap();
-        assert!(Held::make(&path).unwrap().is_none());
-        assert!(Held::take(&path).unwrap().is_none());
+        let held = LockedRunDir::create(&path).unwrap().unwrap();
+        assert!(LockedRunDir::create(&path).unwrap().is_none());
+        assert!(LockedRunDir::lock(&path).unwrap().is_none());
         drop(held);
-        assert!(Held::take(&path).unwrap().is_some());
+        assert!(LockedRunDir::lock(&path).unwrap().is_some());
     }
 
     #[test]
-    fn a_directory_that_is_gone_cannot_be_taken() {
+    fn a_removed_directory_cannot_be_locked() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("worker");
-        Held::make(&path).unwrap().unwrap().remove().unwrap();
+        LockedRunDir::create(&path).unwrap().unwrap().remove().unwrap();
         assert!(!path.exists());
-        assert_eq!(Held::take(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(LockedRunDir::lock(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
-    fn clearing_keeps_what_is_named_and_says_whether_there_was_anything_else() {
+    fn clearing_keeps_the_named_files_and_returns_whether_there_were_others() {
         let dir = tempfile::tempdir().unwrap();
-        let held = Held::make(&dir.path().join("worker")).unwrap().unwrap();
-        leave(held.path(), ENDED, &Ended::forced("x")).unwrap();
+        let held = LockedRunDir::create(&dir.path().join("worker")).unwrap().unwrap();
+        write(held.path(), ENDED, &Ended::forced("x")).unwrap();
         fs::create_dir_all(held.path().join("share/msb")).unwrap();
         assert!(held.clear(&[ENDED]).unwrap());
         assert!(!held.clear(&[ENDED]).unwrap());
-        assert_eq!(find::<Ended>(held.path(), ENDED).unwrap().reason, "x");
-        assert_eq!(find::<Stop>(held.path(), STOP), None);
+        assert_eq!(read::<Ended>(held.path(), ENDED).unwrap().reason, "x");
+        assert_eq!(read::<StopRequest>(held.path(), STOP), None);
     }
 
     #[test]
-    fn a_commit_that_was_asked_for_once_stays_asked_for() {
+    fn a_requested_commit_remains_requested() {
         let dir = tempfile::tempdir().unwrap();
         for (grace_ms, commit, expected) in
             [(5, false, false), (10_000, true, true), (2_000, false, true), (0, false, true)]
         {
-            ask_to_stop(dir.path(), grace_ms, commit).unwrap();
-            assert_eq!(find::<Stop>(dir.path(), STOP), Some(Stop { grace_ms, commit: expected }));
+            request_stop(dir.path(), grace_ms, commit).unwrap();
+            assert_eq!(read::<StopRequest>(dir.path(), STOP), Some(StopRequest { grace_ms, commit: expected }));
         }
     }
 
     #[test]
-    fn only_an_end_that_the_host_or_the_guest_wanted_is_in_order() {
+    fn only_an_end_that_the_host_or_the_guest_wanted_is_orderly() {
         for (cause, expected) in [
             (Cause::Stop, true),
             (Cause::PowerOff, true),
@@ -378,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_an_earlier_release_left_is_read() {
+    fn an_end_written_by_an_earlier_release_is_read() {
         let ended: Ended = serde_json::from_str(r#"{"reason":"stopped","forced":false}"#).unwrap();
         assert_eq!(ended, Ended::failure("stopped"));
         let text = serde_json::to_string(&Ended::by(Cause::PowerOff)).unwrap();

@@ -1,6 +1,6 @@
-//! Mount points that agents make in a shared root. A guest loses what it has mounted on one that another guest takes away, so they
-//! stay as long as any VM has that root: each supervisor writes down what its agent made, and the last one to end removes all.
-//! They are the guests' words, so nothing goes but what is empty, beneath its root.
+//! Mount points that agents create in a shared root. A guest would lose its mounts if another guest removed their mount points, so
+//! they stay while any VM uses that root: each supervisor lists what its agent has created, and the last one removes all of it.
+//! The lists come from guests and are not trusted: only empty files and directories beneath the root are removed.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
@@ -16,49 +16,49 @@ use crate::overlay::beneath::{Dir, Name};
 use crate::record::{self, Record, RootKind};
 use crate::store::publish;
 
-/// The roots' lists, a file for each, are in a directory beside the VMs' own; it is no name of a VM. Who holds or lets go of a list
-/// locks it meanwhile.
+/// The directory of the lists, a file for each root, beside the run directories; a VM cannot have this name. It is locked while a
+/// list is opened or released.
 const LISTS: &str = ".roots";
-/// How long removing may take: whoever serves the root may have stopped.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// The most that is read of a list, in bytes.
-const LONGEST: u64 = 1 << 20;
+/// How long removing may take: the server of the root may hang.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// The maximum length of a list, in bytes.
+const MAX_LIST: u64 = 1 << 20;
 
-/// What agents made in a root, held by one of the VMs that have it. When the last one is dropped, it goes.
+/// The mount points that agents have created in a root, for one of the VMs that use it. The last one to be dropped removes them.
 #[derive(Debug)]
 pub struct Leftovers {
     root: PathBuf,
     path: PathBuf,
-    /// A JSON array for each VM. Who has the root has a shared lock on it.
+    /// A JSON array for each VM. Every VM that uses the root has a shared lock on it.
     list: File,
 }
 
 impl Leftovers {
-    /// Holds what there is in `root`, where the VM of the run directory `vm` is about to start.
+    /// Opens the list of `root`, for the VM with the run directory `vm`, before it starts.
     ///
     /// # Errors
-    /// What making the list says.
+    /// Those of creating and locking the list.
     pub fn hold(vm: &Path, root: &Path) -> io::Result<Self> {
         let path = list_of(vm, root)?;
         let _gate = loop {
             publish::make_private_dir(path.parent().unwrap_or(vm))?;
-            if let Some(gate) = gate(&path)? {
+            if let Some(gate) = lock_lists(&path)? {
                 break gate;
             }
         };
         let list = File::options().create(true).read(true).append(true).mode(0o600).open(&path)?;
         if flock(&list, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            // Nobody has it: supervisors that were killed left it, perhaps of a root that had this number before.
+            // No VM uses it: killed supervisors left it, perhaps for another root that had this inode number.
             list.set_len(0)?;
         }
         flock(&list, FlockOperation::LockShared)?;
         Ok(Self { root: root.to_owned(), path, list })
     }
 
-    /// Writes down `made`, paths in the guest.
+    /// Adds paths in the guest to the list.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of writing.
     pub fn add(&mut self, made: &[PathBuf]) -> io::Result<()> {
         let mut line = serde_json::to_vec(made)?;
         line.push(b'\n');
@@ -70,7 +70,7 @@ impl Drop for Leftovers {
     fn drop(&mut self) {
         let (root, path) = (self.root.clone(), self.path.clone());
         if let Ok(list) = self.list.try_clone() {
-            patiently(move || let_go(list, &path, &root));
+            with_timeout(move || release(list, &path, &root));
         }
     }
 }
@@ -82,9 +82,9 @@ pub fn remove_leftovers(vm: &Path) {
         && vm.with_file_name(LISTS).exists()
     {
         let vm = vm.to_owned();
-        patiently(move || {
+        with_timeout(move || {
             let path = list_of(&vm, &root)?;
-            let_go(File::options().read(true).append(true).open(&path)?, &path, &root)
+            release(File::options().read(true).append(true).open(&path)?, &path, &root)
         });
     }
 }
@@ -97,14 +97,14 @@ fn recorded_root(vm: &Path) -> Option<PathBuf> {
     Some(record.mount?.path)
 }
 
-/// The list of a root, by its number.
+/// The list of a root, named by device and inode number.
 fn list_of(vm: &Path, root: &Path) -> io::Result<PathBuf> {
     let stat = rustix::fs::stat(root)?;
     Ok(vm.with_file_name(LISTS).join(format!("{:x}-{:x}", stat.st_dev, stat.st_ino)))
 }
 
-/// While this is held nobody else holds or lets go of a list in the directory of `path`. `None`: that is gone.
-fn gate(path: &Path) -> io::Result<Option<File>> {
+/// Locks the directory of `path`: no other process opens or releases a list meanwhile. `None`: the directory was removed.
+fn lock_lists(path: &Path) -> io::Result<Option<File>> {
     let gate = match File::open(path.parent().unwrap_or(path)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
@@ -114,9 +114,9 @@ fn gate(path: &Path) -> io::Result<Option<File>> {
     Ok((rustix::fs::fstat(&gate)?.st_nlink > 0).then_some(gate))
 }
 
-/// Removes what is on the list, and the list, unless somebody has the root.
-fn let_go(mut list: File, path: &Path, root: &Path) -> io::Result<()> {
-    let Some(_gate) = gate(path)? else { return Ok(()) };
+/// Removes the listed mount points and the list, unless a VM uses the root.
+fn release(mut list: File, path: &Path, root: &Path) -> io::Result<()> {
+    let Some(_gate) = lock_lists(path)? else { return Ok(()) };
     let is_held = flock(&list, FlockOperation::NonBlockingLockExclusive).is_err();
     // Where it is removed already, the path may lead to a newer one.
     if is_held || rustix::fs::fstat(&list)?.st_nlink == 0 {
@@ -124,24 +124,24 @@ fn let_go(mut list: File, path: &Path, root: &Path) -> io::Result<()> {
     }
     fs::remove_file(path)?;
     list.rewind()?;
-    for line in BufReader::new(list.take(LONGEST)).lines() {
+    for line in BufReader::new(list.take(MAX_LIST)).lines() {
         for made in serde_json::from_str::<Vec<PathBuf>>(&line?).unwrap_or_default() {
-            // What does not go stays.
+            // A mount point that cannot be removed stays.
             let _ = remove_one(root, &made);
         }
     }
-    // Other roots' lists keep it.
+    // This fails while there are lists of other roots.
     let _ = path.parent().map(fs::remove_dir);
     Ok(())
 }
 
-/// Does what may hang, and does not wait longer than that.
-fn patiently(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+/// Runs `work` in a thread, and waits for it up to the timeout.
+fn with_timeout(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
     let (done, wait) = mpsc::channel();
     std::thread::spawn(move || {
         let _ = done.send(work());
     });
-    let _ = wait.recv_timeout(PATIENCE);
+    let _ = wait.recv_timeout(TIMEOUT);
 }
 
 fn remove_one(root: &Path, path: &Path) -> io::Result<()> {
@@ -163,7 +163,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn only_what_is_empty_goes_and_only_beneath_the_root() {
+    fn only_empty_files_and_directories_beneath_the_root_are_removed() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().join("root");
         fs::create_dir_all(root.join("empty")).unwrap();

@@ -1,6 +1,6 @@
-//! Which process is the supervisor of a VM that a record names. A record may come from anybody and a process ID may be used
-//! again, so a number alone is never believed: the process must have been started when the record says, belong to this
-//! user, and hold the VM's run directory open.
+//! Finding the supervisor of a VM that a record names. A record is not trusted and process IDs are reused, so a process ID alone does
+//! not identify a supervisor: the process must have the recorded start time, belong to this user, and have the VM's run directory
+//! open.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -22,7 +22,7 @@ pub const ROLE: &str = "--as-supervisor";
 /// What the kernel appends to the path of an open directory that was removed.
 const DELETED: &[u8] = b" (deleted)";
 
-/// The run directory that the record of a VM names: its sockets are in it.
+/// The run directory of a VM according to its record: the directory of its socket.
 pub fn run_dir(vm: &Vm) -> Option<&Path> {
     vm.endpoint.unix.parent().filter(|dir| dir.file_name().is_some_and(|name| name == vm.name.as_str()))
 }
@@ -43,11 +43,10 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
-/// A pidfd of the supervisor of the VM, if it lives; `None` also for a process that has its number by now, and for one that
-/// this user has no business with.
+/// A pidfd of the VM's supervisor, if it is running. `None` also if its process ID was reused, or if it is another user's.
 ///
 /// # Errors
-/// What `pidfd_open(2)` says.
+/// Those of `pidfd_open(2)`.
 pub fn find(vm: &Vm) -> io::Result<Option<OwnedFd>> {
     let (Some(dir), Some(pid)) = (run_dir(vm), Pid::from_raw(vm.pid).filter(|_| vm.pid > 1)) else { return Ok(None) };
     let process = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -58,20 +57,20 @@ pub fn find(vm: &Vm) -> io::Result<Option<OwnedFd>> {
     if !start_time(vm.pid).is_ok_and(is_recorded) || !holds(vm.pid, dir) {
         return Ok(None);
     }
-    // All of the above was said of this process only if it lives still: until then nobody else can have had its number.
+    // If the process is still alive, its ID was not reused before the checks above.
     Ok(Some(process).filter(is_alive))
 }
 
-/// A pidfd of the supervisor that holds the run directory `dir`, which may have been removed.
+/// A pidfd of the supervisor that has locked the run directory `dir`, which may have been removed.
 ///
 /// # Errors
-/// What `pidfd_open(2)` says.
+/// Those of `pidfd_open(2)`.
 pub fn of_dir(dir: &Path) -> io::Result<Option<OwnedFd>> {
     let Some(pid) = holder(dir).and_then(Pid::from_raw) else { return Ok(None) };
     match pidfd_open(pid, PidfdFlags::empty()) {
         Err(rustix::io::Errno::SRCH) => Ok(None),
         Err(error) => Err(error.into()),
-        // It was found by its number, which may be another's since.
+        // It was found by its process ID, which may have been reused since.
         Ok(process) => Ok(Some(process).filter(|_| holds(pid.as_raw_nonzero().get(), dir)).filter(is_alive)),
     }
 }
@@ -84,7 +83,7 @@ pub fn running() -> Vec<Record> {
     records.filter(|record| record.vm.as_ref().is_some_and(|vm| matches!(find(vm), Ok(Some(_))))).collect()
 }
 
-/// The names of the VMs that have the directory `root`, a mount point as a rule, as their root.
+/// The names of the VMs whose shared root is the directory `root`.
 pub fn sharing(root: &Path) -> Vec<String> {
     let number = |path: &Path| fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()));
     let is_root = |path: &Path| path == root || (number(path).is_some() && number(path) == number(root));
@@ -93,7 +92,7 @@ pub fn sharing(root: &Path) -> Vec<String> {
     vms.filter(|vm| vm.root == RootKind::Share).map(|vm| vm.name).collect()
 }
 
-/// VMs as a message names them.
+/// A list of VMs for a message.
 pub fn vm_names(names: &[String]) -> String {
     let quoted: Vec<String> = names.iter().map(|name| format!("VM {name:?}")).collect();
     quoted.join(" and ")
@@ -140,13 +139,13 @@ fn how_to_stop(vm: &Vm) -> String {
     format!("stop it with \"msb-stop {}{flag}\"{what} and use the record that msb-stop prints", vm.name)
 }
 
-/// The supervisor that holds the run directory `dir`, which may have been removed.
+/// The process ID of the supervisor that has locked the run directory `dir`, which may have been removed.
 pub fn holder(dir: &Path) -> Option<i32> {
     let numbers = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     numbers.into_iter().find(|&pid| holds(pid, dir))
 }
 
-/// Whether a process is a supervisor of this user's that has `dir` open.
+/// Whether a process is a supervisor of this user that has `dir` open.
 fn holds(pid: i32, dir: &Path) -> bool {
     is_supervisor(pid) && has_open(pid, dir).unwrap_or(false)
 }
@@ -154,7 +153,7 @@ fn holds(pid: i32, dir: &Path) -> bool {
 fn is_supervisor(pid: i32) -> bool {
     let proc = format!("/proc/{pid}");
     let is_ours = fs::metadata(&proc).is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw());
-    let has_role = |words: Vec<u8>| words.split(|&byte| byte == 0).nth(1).is_some_and(|word| word == ROLE.as_bytes());
+    let has_role = |arguments: Vec<u8>| arguments.split(|&byte| byte == 0).nth(1) == Some(ROLE.as_bytes());
     is_ours && fs::read(format!("{proc}/cmdline")).is_ok_and(has_role)
 }
 
@@ -172,7 +171,7 @@ fn has_open(pid: i32, dir: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
-/// The path as the kernel shows it: without symlinks, as far as it exists.
+/// The path as the kernel shows it: symlinks are resolved as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let mut missing: Vec<&OsStr> = Vec::new();
     let mut above = path;
@@ -200,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_start_time_is_read_whatever_the_process_is_called() {
+    fn a_start_time_is_read_for_any_process_name() {
         let stat = |name: &str| {
             let fields: Vec<String> = (3..=52).map(|number: u32| (number * 100).to_string()).collect();
             format!("42 ({name}) {}", fields.join(" "))
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_that_has_ended_is_no_part_of_its_record() {
+    fn a_vm_that_has_ended_is_removed_from_its_record() {
         let vm = |top: Option<&str>| {
             serde_json::from_value::<Vm>(serde_json::json!({
                 "name": "worker", "pid": 1 << 30, "vmm": "qemu", "root": "block", "cpus": 1, "memory_mib": 1,

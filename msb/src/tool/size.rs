@@ -1,0 +1,40 @@
+//! Sizes on the command line. They are in MiB without a unit, as in QEMU and docker's `-m`, which the crates for sizes do not offer.
+
+/// Parses a size into bytes: a number with K, M, G or T, in any case and with `B` or `iB` after it. Without a unit it is in MiB.
+///
+/// # Errors
+/// A text that is not a number, or an unknown unit. A size beyond 64 bits is the largest one.
+pub fn parse(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let number: u64 = number.parse().map_err(|_| "a size is a number with K, M, G or T".to_owned())?;
+    let shift = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "k" => 10,
+        "" | "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(format!("unknown unit {unit:?} (K, M, G or T)")),
+    };
+    Ok(number.saturating_mul(1 << shift))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_in_mib_or_has_a_unit() {
+        for (text, bytes) in [
+            ("5", 5 << 20),
+            ("4k", 4096),
+            ("1M", 1 << 20),
+            ("2GiB", 2 << 30),
+            ("1tb", 1 << 40),
+            ("99999999999T", u64::MAX),
+        ] {
+            assert_eq!(parse(text), Ok(bytes), "{text}");
+        }
+        for bad in ["", "x", "1x", "-1", "1.5G", "99999999999999999999"] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}
