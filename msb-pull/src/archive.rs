@@ -3,18 +3,22 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::overlay::beneath::Dir;
 
+use crate::budget::Budget;
+use crate::compression::{self, Compression};
 use crate::tape::{Kind, Skip, Tape};
 
 /// The most members an archive may have. Real ones have a few dozen.
 const MAX_MEMBERS: usize = 100_000;
 const BLOCK: usize = 1 << 18;
+/// What a root file system has at its top, as a directory or a symlink; an archive of images has none of them.
+const ROOT_DIRECTORIES: &[&str] = &["usr", "bin", "sbin", "etc", "lib"];
 
 /// Files by name.
 pub(crate) enum Files {
@@ -28,6 +32,8 @@ pub(crate) enum Files {
 pub(crate) struct Index {
     file: File,
     members: HashMap<String, Found>,
+    /// Whether it has the directories of a root file system at its top.
+    is_root: bool,
 }
 
 #[derive(Clone)]
@@ -56,19 +62,59 @@ impl Files {
         Ok(Self::Dir(Dir::open(path)?))
     }
 
-    /// Opens and indexes a tar file.
+    /// Opens and indexes a tar file. One that is compressed as a whole, or cannot be read twice, is unpacked into the file
+    /// `spool`, which has no name afterwards.
     ///
     /// # Errors
-    /// Words for what is no tar file, or a truncated one.
-    pub(crate) fn tar(path: &Path) -> anyhow::Result<Self> {
-        let file = File::open(path)?;
-        ensure!(file.metadata()?.is_file(), "not an archive: no regular file");
-        let mut magic = [0; 4];
-        let got = file.read_at(&mut magic, 0)?;
-        if let Some(tool) = compressor(&magic[..got]) {
-            bail!("the archive as a whole is compressed (decompress it with {tool} -d first)");
+    /// A message for what is not a tar file, or for a truncated one.
+    pub(crate) fn tar(path: &Path, spool: &Path, budget: &Budget) -> anyhow::Result<Self> {
+        let mut file = File::open(path)?;
+        ensure!(!file.metadata()?.is_dir(), "not an archive: a directory");
+        let is_regular = file.metadata()?.is_file();
+        let (compression, whole) = compression::detect(BufReader::with_capacity(BLOCK, &file))?;
+        if !is_regular || compression != Compression::None {
+            return Self::spooled(compression, whole, spool, budget);
         }
+        drop(whole);
+        file.rewind()?;
         Ok(Self::Tar(Index::read(file)?))
+    }
+
+    /// Indexes the tar file that a stream brings, compressed or not.
+    ///
+    /// # Errors
+    /// As [`Self::tar`].
+    pub(crate) fn stream(input: impl BufRead, spool: &Path, budget: &Budget) -> anyhow::Result<Self> {
+        let (compression, whole) = compression::detect(input)?;
+        Self::spooled(compression, whole, spool, budget)
+    }
+
+    fn spooled(compression: Compression, packed: impl BufRead, path: &Path, budget: &Budget) -> anyhow::Result<Self> {
+        let mut spool = File::options().read(true).write(true).create_new(true).open(path)?;
+        let mut plain = compression.reader(packed)?;
+        let mut block = vec![0; BLOCK];
+        loop {
+            match plain.read(&mut block) {
+                Ok(0) => break,
+                Ok(length) => {
+                    budget.spool(length as u64)?;
+                    spool.write_all(&block[..length]).context("spooling the archive")?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(compression.error(error)),
+            }
+        }
+        std::fs::remove_file(path)?;
+        ensure!(spool.stream_position()? > 0, "the archive is empty");
+        Ok(Self::Tar(Index::read(spool)?))
+    }
+
+    /// The whole tar file, where it looks like a root file system.
+    pub(crate) fn root(&self) -> Option<anyhow::Result<Piece>> {
+        match self {
+            Self::Tar(index) if index.is_root => Some(index.whole()),
+            _ => None,
+        }
     }
 
     /// Whether there is a file of this name.
@@ -106,31 +152,27 @@ impl Files {
     }
 }
 
-/// The tool that undoes a whole-file compression, by its magic.
-fn compressor(magic: &[u8]) -> Option<&'static str> {
-    match magic {
-        [0x1f, 0x8b, ..] => Some("gzip"),
-        [0x28, 0xb5, 0x2f, 0xfd] => Some("zstd"),
-        [b'B', b'Z', b'h', _] => Some("bzip2"),
-        [0xfd, b'7', b'z', b'X'] => Some("xz"),
-        _ => None,
-    }
-}
-
 impl Index {
     fn read(file: File) -> anyhow::Result<Self> {
         let length = file.metadata()?.len();
         let mut tape = Tape::new(Cursor { file, at: 0, length });
         let mut members = HashMap::new();
+        let mut is_root = false;
         while let Some(member) = tape.next()? {
-            ensure!(members.len() < MAX_MEMBERS, "the archive has more than {MAX_MEMBERS} members");
-            let Ok(name) = String::from_utf8(member.path) else { continue };
+            let at = tape.data().0.at;
+            let stored = tape.data().1;
+            let name = String::from_utf8_lossy(&member.path);
             let name = name.trim_start_matches("./").trim_start_matches('/').to_owned();
+            ensure!(stored <= length.saturating_sub(at), "truncated tar archive: {name:?} is cut off");
+            is_root |= ROOT_DIRECTORIES.contains(&name.split('/').next().unwrap_or_default());
+            if members.len() >= MAX_MEMBERS {
+                // A root file system may have any number of files, and none of them is looked up.
+                ensure!(is_root, "the archive has more than {MAX_MEMBERS} members");
+                continue;
+            }
             let link = String::from_utf8_lossy(&member.link).into_owned();
             match member.kind {
-                Kind::File => {
-                    let at = tape.data().0.at;
-                    ensure!(member.size <= length.saturating_sub(at), "truncated tar archive: {name:?} is cut off");
+                Kind::File if member.regions.is_none() => {
                     members.insert(name, Found::File { at, size: member.size });
                 }
                 Kind::Symlink => {
@@ -142,8 +184,12 @@ impl Index {
                 _ => {}
             }
         }
-        ensure!(!members.is_empty(), "not an archive: it holds no files");
-        Ok(Self { file: tape.into_inner().file, members })
+        ensure!(is_root || !members.is_empty(), "not an archive: it holds no files");
+        Ok(Self { file: tape.into_inner().file, members, is_root })
+    }
+
+    fn whole(&self) -> anyhow::Result<Piece> {
+        Ok(Piece { file: self.file.try_clone()?, at: 0, size: self.file.metadata()?.len() })
     }
 
     fn open(&self, name: &str) -> anyhow::Result<Piece> {

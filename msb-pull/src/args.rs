@@ -2,13 +2,17 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{ArgAction, Parser};
+use msb::record::ImageConfig;
 use msb::tool::exit;
 use msb::tool::output::Output;
 
+use crate::budget::{Limits, parse_size};
+use crate::client::Options;
 use crate::page::PAGE;
 use crate::platform::Platform;
 use crate::reference::Source;
+use crate::root::parse_command;
 
 /// Fetch an image, unpack its layers and print its record
 ///
@@ -23,6 +27,10 @@ pub(crate) struct Args {
     /// Use HTTP, without TLS, for the registry
     #[arg(long)]
     plain_http: bool,
+    /// Whether to check the registry's certificate; without the check a registry may also speak HTTP
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
+          require_equals = true, default_missing_value = "true", hide_default_value = true)]
+    tls_verify: bool,
     /// A certificate authority (PEM) to trust in addition to the system's
     #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
     ca_file: Option<PathBuf>,
@@ -30,6 +38,27 @@ pub(crate) struct Args {
     /// $XDG_RUNTIME_DIR/containers/auth.json, then $DOCKER_CONFIG/config.json or ~/.docker/config.json]
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
+    /// The size that the image may unpack to, e.g. 8G [default: no limit]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    max_size: Option<u64>,
+    /// The number of files that the image may unpack to [default: no limit]
+    #[arg(long, value_name = "COUNT")]
+    max_files: Option<u64>,
+    /// For the tar archive of a root: the command, as a JSON array or a line for /bin/sh -c [default: /bin/sh]
+    #[arg(long, value_name = "COMMAND", value_parser = parse_command)]
+    cmd: Option<std::vec::Vec<String>>,
+    /// For the tar archive of a root: the command's fixed first part, in the form of --cmd
+    #[arg(long, value_name = "COMMAND", value_parser = parse_command)]
+    entrypoint: Option<std::vec::Vec<String>>,
+    /// For the tar archive of a root: a variable of the command's environment (repeatable)
+    #[arg(long, value_name = "NAME=VALUE")]
+    env: Vec<String>,
+    /// For the tar archive of a root: the command's working directory [default: /]
+    #[arg(long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// For the tar archive of a root: the command's user, as USER[:GROUP] [default: root]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
     /// Also make the EROFS image that a VM without a mount boots from; otherwise the first boot makes it
     #[arg(long)]
     erofs: bool,
@@ -42,8 +71,8 @@ pub(crate) struct Args {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: Output,
-    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], - (an archive on stdin),
-    /// ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
+    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], - (an archive of images or of
+    /// a root on stdin; -:TAG), ./ROOT.tar[.gz], ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
     #[arg(value_name = "SOURCE", required_unless_present = "gc")]
     source: Option<String>,
 }
@@ -53,8 +82,10 @@ pub(crate) struct Args {
 pub(crate) struct Config {
     pub(crate) source: Source,
     pub(crate) platform: Option<Platform>,
-    pub(crate) plain_http: bool,
-    pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) registry: Options,
+    pub(crate) limits: Limits,
+    /// How to run a root that comes without a configuration, where the caller says so.
+    pub(crate) config: Option<ImageConfig>,
     pub(crate) authfile: Option<PathBuf>,
     pub(crate) quiet: bool,
     pub(crate) erofs: bool,
@@ -70,11 +101,21 @@ impl TryFrom<Args> for Config {
         if platform.is_some() && matches!(source, Source::Path(_)) {
             return Err(usage("--platform: a directory or disk has no platforms to choose from".into()).into());
         }
+        let mut config = ImageConfig::default();
+        config.env = args.env;
+        config.entrypoint = args.entrypoint;
+        config.cmd = args.cmd;
+        config.working_dir = args.workdir.unwrap_or_default();
+        config.user = args.user.unwrap_or_default();
+        if let Some(variable) = config.env.iter().find(|variable| !variable.contains('=')) {
+            return Err(usage(format!("--env {variable:?}: not NAME=VALUE")).into());
+        }
         Ok(Self {
             source,
             platform,
-            plain_http: args.plain_http,
-            ca_file: args.ca_file,
+            registry: Options { plain_http: args.plain_http, tls_verify: args.tls_verify, ca_file: args.ca_file },
+            limits: Limits { size: args.max_size.unwrap_or(u64::MAX), files: args.max_files.unwrap_or(u64::MAX) },
+            config: (config != ImageConfig::default()).then_some(config),
             authfile: args.authfile,
             quiet: args.output.quiet,
             erofs: args.erofs,

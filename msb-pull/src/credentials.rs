@@ -1,4 +1,4 @@
-//! Who to be at a registry: the `auths`, `credHelpers` and `credsStore` of containers-auth.json(5) or docker's
+//! The credentials for a registry: the `auths`, `credHelpers` and `credsStore` of containers-auth.json(5) or docker's
 //! config.json, found as skopeo finds them.
 
 use std::collections::HashMap;
@@ -6,24 +6,42 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use msb::tool::exit::printable;
 use serde::Deserialize;
 
-/// A name and a password.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Credentials {
-    pub(crate) user: String,
-    pub(crate) password: String,
+use crate::json::null_is_default;
+
+/// How to authenticate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Credentials {
+    /// A name and a password.
+    Password { user: String, password: String },
+    /// A refresh token, which the registry's token service exchanges for an access token.
+    IdentityToken(String),
+    /// An access token.
+    RegistryToken(String),
+}
+
+/// What the files say about an image.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Lookup {
+    /// `None` to be anonymous.
+    pub(crate) credentials: Option<Credentials>,
+    /// Why credentials may be missing: an image that is open to all needs none.
+    pub(crate) warning: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct File {
-    auths: HashMap<String, Auth>,
-    cred_helpers: HashMap<String, String>,
+    #[serde(deserialize_with = "null_is_default")]
+    auths: HashMap<String, Option<Auth>>,
+    #[serde(deserialize_with = "null_is_default")]
+    cred_helpers: HashMap<String, Option<String>>,
     creds_store: Option<String>,
 }
 
@@ -34,18 +52,23 @@ struct Auth {
     username: Option<String>,
     password: Option<String>,
     identitytoken: Option<String>,
+    registrytoken: Option<String>,
 }
 
-const NO_TOKENS: &str = "identity tokens are not supported (log in with a name and a password)";
 /// What docker's helpers call a user whose secret is an identity token.
 const TOKEN_USER: &str = "<token>";
+/// The padding is left out by some.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
-/// The credentials for `image`, a registry and a repository in it; `None` to be anonymous. A file that was named must be
-/// there; of the usual ones the first that knows the image counts.
+/// Looks up the credentials for `image`, a registry and a repository in it. A file that the caller names must be there and
+/// well-formed; of the usual ones the first that knows the image counts.
 ///
 /// # Errors
-/// Words for a file that cannot be read, and for a helper that fails.
-pub(crate) fn find(image: &str, authfile: Option<&Path>) -> anyhow::Result<Option<Credentials>> {
+/// A message for a named file that cannot be read.
+pub(crate) fn find(image: &str, authfile: Option<&Path>) -> anyhow::Result<Lookup> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(named) = authfile.map(Path::to_owned).or_else(|| variable("REGISTRY_AUTH_FILE")) {
         let text = std::fs::read(&named).with_context(|| format!("credentials {named:?}"))?;
@@ -53,57 +76,87 @@ pub(crate) fn find(image: &str, authfile: Option<&Path>) -> anyhow::Result<Optio
     }
     let containers = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
     let docker = variable("DOCKER_CONFIG").or_else(|| Some(variable("HOME")?.join(".docker")));
+    let mut warning = None;
     for path in containers.into_iter().chain(docker.map(|dir| dir.join("config.json"))) {
-        let text = match std::fs::read(&path) {
+        let found = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            other => other.with_context(|| format!("credentials {path:?}"))?,
+            Err(error) => Err(anyhow!(error).context(format!("credentials {path:?}"))),
+            Ok(text) => find_in(&path, &text, image),
         };
-        if let Some(found) = find_in(&path, &text, image)? {
-            return Ok(Some(found));
+        match found {
+            Ok(Lookup { credentials: Some(credentials), .. }) => {
+                return Ok(Lookup { credentials: Some(credentials), warning: None });
+            }
+            Ok(lookup) => warning = warning.or(lookup.warning),
+            Err(error) => warning = warning.or(Some(format!("{error:#}"))),
         }
     }
-    Ok(None)
+    Ok(Lookup { credentials: None, warning })
 }
 
-fn find_in(path: &Path, text: &[u8], image: &str) -> anyhow::Result<Option<Credentials>> {
-    let find = || serde_json::from_slice::<File>(text)?.find(image);
+fn find_in(path: &Path, text: &[u8], image: &str) -> anyhow::Result<Lookup> {
+    // docker leaves an empty file behind where the disk was full.
+    if text.trim_ascii().is_empty() {
+        return Ok(Lookup::default());
+    }
+    let find = || serde_json::from_slice::<Option<File>>(text)?.unwrap_or_default().find(image);
     find().with_context(|| format!("credentials {path:?}"))
 }
 
 impl File {
-    fn find(&self, image: &str) -> anyhow::Result<Option<Credentials>> {
+    fn find(&self, image: &str) -> anyhow::Result<Lookup> {
         let registry = image.split('/').next().unwrap_or_default();
         let helper = closest(&self.cred_helpers, image).map(|(_, helper)| helper);
-        if let Some(helper) = helper.or(self.creds_store.as_ref())
-            && let Some(found) = ask(helper, registry)?
-        {
-            return Ok(Some(found));
+        let helper = helper.or(self.creds_store.as_ref()).filter(|helper| !helper.is_empty());
+        let mut warning = None;
+        if let Some(helper) = helper {
+            match ask(helper, registry) {
+                Ok(Some(credentials)) => return Ok(Lookup { credentials: Some(credentials), warning: None }),
+                Ok(None) => {}
+                // The helper of another machine, or one whose desktop is not running: the image may be open to all.
+                Err(error) => warning = Some(format!("{error:#}")),
+            }
         }
-        closest(&self.auths, image).map_or(Ok(None), |(key, auth)| auth.read().with_context(|| format!("{key:?}")))
+        let credentials = match closest(&self.auths, image) {
+            Some((key, auth)) => auth.read().with_context(|| format!("{key:?}"))?,
+            None => None,
+        };
+        Ok(Lookup { credentials, warning })
     }
 }
 
 /// The entry whose key is the longest prefix of `image`; of two spellings of one, always the same.
-fn closest<'a, T>(entries: &'a HashMap<String, T>, image: &str) -> Option<(&'a String, &'a T)> {
-    let matching = entries.iter().filter_map(|entry| Some((covers(entry.0, image)?, entry)));
+fn closest<'a, T>(entries: &'a HashMap<String, Option<T>>, image: &str) -> Option<(&'a String, &'a T)> {
+    let matching = entries.iter().filter_map(|(key, value)| Some((covers(key, image)?, (key, value.as_ref()?))));
     matching.max_by_key(|(length, (key, _))| (*length, *key)).map(|(_, entry)| entry)
 }
 
 impl Auth {
     fn read(&self) -> anyhow::Result<Option<Credentials>> {
-        if self.identitytoken.as_ref().is_some_and(|token| !token.is_empty()) {
-            bail!("{NO_TOKENS}");
+        let given = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
+        if let Some(token) = given(&self.registrytoken) {
+            return Ok(Some(Credentials::RegistryToken(token)));
         }
-        if let Some(auth) = self.auth.as_ref().filter(|auth| !auth.is_empty()) {
+        if let Some(token) = given(&self.identitytoken) {
+            return Ok(Some(Credentials::IdentityToken(token)));
+        }
+        if let Some(auth) = given(&self.auth) {
             let bad = || anyhow!("\"auth\" is not base64 of USER:PASSWORD");
-            let plain = String::from_utf8(STANDARD.decode(auth).map_err(|_| bad())?).map_err(|_| bad())?;
+            let plain = String::from_utf8(BASE64.decode(auth.trim()).map_err(|_| bad())?).map_err(|_| bad())?;
             let (user, password) = plain.split_once(':').ok_or_else(bad)?;
-            return Ok(Some(Credentials { user: user.into(), password: password.trim_end_matches('\0').into() }));
+            return Ok(Some(credentials(user.to_owned(), password.trim_end_matches('\0').to_owned())));
         }
-        Ok(match (&self.username, &self.password) {
-            (Some(user), Some(password)) => Some(Credentials { user: user.clone(), password: password.clone() }),
+        Ok(match (given(&self.username), &self.password) {
+            (Some(user), Some(password)) => Some(credentials(user, password.clone())),
             _ => None,
         })
+    }
+}
+
+fn credentials(user: String, password: String) -> Credentials {
+    match user.as_str() {
+        TOKEN_USER => Credentials::IdentityToken(password),
+        _ => Credentials::Password { user, password },
     }
 }
 
@@ -129,12 +182,14 @@ fn plain(text: &str) -> String {
     host + path.trim_end_matches('/')
 }
 
-/// Asks `docker-credential-HELPER get`; `None` where it knows nothing of the registry.
+/// Asks `docker-credential-HELPER get`; `None` where it does not know the registry.
 fn ask(helper: &str, registry: &str) -> anyhow::Result<Option<Credentials>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {
+        #[serde(default, deserialize_with = "null_is_default")]
         username: String,
+        #[serde(default, deserialize_with = "null_is_default")]
         secret: String,
     }
     let program = format!("docker-credential-{helper}");
@@ -152,19 +207,18 @@ fn ask(helper: &str, registry: &str) -> anyhow::Result<Option<Credentials>> {
         child.wait_with_output()
     })();
     let answer = answer.with_context(|| format!("helper {program:?}"))?;
-    let words = String::from_utf8_lossy(&answer.stdout);
+    let output = String::from_utf8_lossy(&answer.stdout);
     if !answer.status.success() {
-        // The word for it in docker's own helpers.
-        if words.contains("credentials not found") {
+        // The message of docker's own helpers.
+        if output.contains("credentials not found") {
             return Ok(None);
         }
-        let words = format!("{} {}", words.trim(), String::from_utf8_lossy(&answer.stderr).trim());
-        return Err(anyhow!("helper {program:?}: {}", printable(words.trim())));
+        let message = format!("{} {}", output.trim(), String::from_utf8_lossy(&answer.stderr).trim());
+        return Err(anyhow!("helper {program:?}: {}", printable(message.trim())));
     }
-    let Answer { username: user, secret: password } =
+    let Answer { username, secret } =
         serde_json::from_slice(&answer.stdout).with_context(|| format!("helper {program:?}"))?;
-    ensure!(user != TOKEN_USER, "helper {program:?}: {NO_TOKENS}");
-    Ok(Some(Credentials { user, password }))
+    Ok((!username.is_empty() || !secret.is_empty()).then(|| credentials(username, secret)))
 }
 
 #[cfg(test)]
@@ -196,26 +250,51 @@ mod tests {
         for _ in 0..8 {
             let file: File = serde_json::from_str(&format!(r#"{{"auths":{{{auths}}}}}"#)).unwrap();
             for (image, password) in [("h/a/b", "c"), ("h/a/x", "b"), ("h/x", "d")] {
-                assert_eq!(file.find(image).unwrap().unwrap().password, password, "{image}");
+                let expected = Credentials::Password { user: "u".into(), password: password.into() };
+                assert_eq!(file.find(image).unwrap().credentials, Some(expected), "{image}");
             }
         }
     }
 
     #[test]
-    fn auths_are_read_in_both_spellings() {
-        let file = |auth: &str| -> File { serde_json::from_str(&format!(r#"{{"auths":{{"h":{auth}}}}}"#)).unwrap() };
-        for (auth, found) in [
-            (r#"{"auth":"dTpwOnE="}"#, Some(("u", "p:q"))),
-            (r#"{"username":"u","password":"p"}"#, Some(("u", "p"))),
+    fn auths_are_read_in_all_spellings() {
+        let password = |user: &str, password: &str| {
+            Some(Credentials::Password { user: user.to_owned(), password: password.to_owned() })
+        };
+        let find = |auth: &str, image: &str| find_in(Path::new("f"), auth.as_bytes(), image);
+        for (auth, expected) in [
+            (r#"{"auth":"dTpwOnE="}"#, password("u", "p:q")),
+            (r#"{"auth":"dTpwOnE"}"#, password("u", "p:q")),
+            (r#"{"username":"u","password":"p"}"#, password("u", "p")),
+            (r#"{"auth":"dTo=","identitytoken":"t"}"#, Some(Credentials::IdentityToken("t".into()))),
+            (r#"{"username":"<token>","password":"t"}"#, Some(Credentials::IdentityToken("t".into()))),
+            (r#"{"registrytoken":"t"}"#, Some(Credentials::RegistryToken("t".into()))),
+            (r#"{"auth":null,"identitytoken":null,"username":null}"#, None),
             ("{}", None),
+            ("null", None),
             (r#"{"auth":""}"#, None),
         ] {
-            let credentials = file(auth).find("h").unwrap();
-            assert_eq!(credentials.as_ref().map(|c| (c.user.as_str(), c.password.as_str())), found, "{auth}");
+            let lookup = find(&format!(r#"{{"auths":{{"h":{auth}}}}}"#), "h").unwrap();
+            assert_eq!(lookup, Lookup { credentials: expected, warning: None }, "{auth}");
         }
-        assert!(file(r#"{"auth":"?"}"#).find("h").is_err());
-        let token = file(r#"{"auth":"dTo=","identitytoken":"t"}"#).find("h").err().unwrap();
-        assert!(format!("{token:#}").contains("identity tokens are not supported"));
-        assert!(file(r#"{"auth":"dTpwOnE="}"#).find("other").unwrap().is_none());
+        assert!(find(r#"{"auths":{"h":{"auth":"?"}}}"#, "h").is_err());
+        assert_eq!(find(r#"{"auths":{"h":{"auth":"dTpwOnE="}}}"#, "other").unwrap(), Lookup::default());
+    }
+
+    #[test]
+    fn a_file_without_credentials_is_no_obstacle() {
+        for text in [
+            "",
+            " \n",
+            "{}",
+            "null",
+            r#"{"auths":null,"credHelpers":null,"credsStore":null}"#,
+            r#"{"credHelpers":{"h":null},"credsStore":""}"#,
+        ] {
+            assert_eq!(find_in(Path::new("f"), text.as_bytes(), "h").unwrap(), Lookup::default(), "{text:?}");
+        }
+        let missing = find_in(Path::new("f"), br#"{"credsStore":"no-such-helper"}"#, "h").unwrap();
+        assert!(missing.credentials.is_none() && missing.warning.unwrap().contains("docker-credential-no-such-helper"));
+        assert!(find_in(Path::new("f"), b"[", "h").is_err());
     }
 }

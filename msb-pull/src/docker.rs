@@ -9,7 +9,9 @@ use serde::Deserialize;
 use crate::archive::Files;
 use crate::digest::Digest;
 use crate::image::{Blob, Origin};
+use crate::json::null_is_default;
 use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
+use crate::names;
 
 const MANIFEST: &str = "manifest.json";
 
@@ -18,9 +20,17 @@ const MANIFEST: &str = "manifest.json";
 #[serde(rename_all = "PascalCase")]
 struct Saved {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    repo_tags: Vec<String>,
+    #[serde(default, deserialize_with = "null_is_default")]
     layers: Vec<String>,
+}
+
+/// An image of the archive, chosen.
+pub(crate) struct Image {
+    pub(crate) configuration: Vec<u8>,
+    pub(crate) layers: Vec<Blob>,
+    pub(crate) name: Option<String>,
 }
 
 /// A docker archive.
@@ -36,27 +46,34 @@ impl DockerArchive {
         Ok(Self(files))
     }
 
-    /// The configuration and the layers of the image of this tag, or of the only one.
+    /// Whether these files are a docker archive.
+    pub(crate) fn is_in(files: &Files) -> bool {
+        files.has(MANIFEST)
+    }
+
+    /// The image of this name, or the only one.
     ///
     /// # Errors
-    /// Words that list the tags.
-    pub(crate) fn choose(&self, tag: Option<&str>) -> anyhow::Result<(Vec<u8>, Vec<Blob>)> {
+    /// A message that lists the names.
+    pub(crate) fn choose(&self, tag: Option<&str>) -> anyhow::Result<Image> {
         let text = self.0.document(MANIFEST, MAX_MANIFEST)?;
-        let mut images: Vec<Saved> = serde_json::from_slice(&text).context(MANIFEST)?;
-        let tags: Vec<&str> =
-            images.iter().flat_map(|image| image.repo_tags.iter().flatten()).map(String::as_str).collect();
-        let listed = if tags.is_empty() { "none".to_owned() } else { tags.join(", ") };
-        if let Some(tag) = tag {
-            let is_it = |name: &String| name == tag || *name == format!("{tag}:latest");
-            let position = images.iter().position(|image| image.repo_tags.iter().flatten().any(is_it));
-            let Some(position) = position else { bail!("no tag {tag:?}: it has {listed}") };
-            images = vec![images.swap_remove(position)];
+        let mut saved: Vec<Saved> = serde_json::from_slice(&text).context(MANIFEST)?;
+        ensure!(!saved.is_empty(), "the archive holds no image");
+        let mut named: Vec<(Vec<String>, &String)> = Vec::new();
+        for image in &saved {
+            // Each name is an entry of its own: they are names of equal rank.
+            named.extend(image.repo_tags.iter().map(|name| (vec![name.clone()], &image.config)));
+            if image.repo_tags.is_empty() {
+                named.push((Vec::new(), &image.config));
+            }
         }
-        ensure!(images.len() < 2, "several images: {listed} (choose one with :TAG)");
-        let Some(image) = images.pop() else { bail!("the archive holds no image") };
-        let config = self.0.document(&image.config, MAX_CONFIG)?;
+        let chosen = names::choose(named, tag)?;
+        ensure!(chosen.images.len() == 1, names::AMBIGUOUS.replace("{}", &chosen.listed));
+        let (config, name) = (chosen.images[0].clone(), chosen.name);
+        saved.retain(|image| image.config == config);
         let layer = |name: String| Ok(Blob::member(self.0.open(&name)?.size, name));
-        Ok((config, image.layers.into_iter().map(layer).collect::<anyhow::Result<_>>()?))
+        let layers = saved.swap_remove(0).layers.into_iter().map(layer).collect::<anyhow::Result<_>>()?;
+        Ok(Image { configuration: self.0.document(&config, MAX_CONFIG)?, layers, name })
     }
 }
 

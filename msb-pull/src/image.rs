@@ -14,6 +14,9 @@ use crate::store::Store;
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;
 
+/// A tar archive without members.
+pub(crate) const EMPTY_LAYER: [u8; 1024] = [0; 1024];
+
 /// Where blobs come from. What it hands out is not verified yet.
 pub(crate) trait Origin: Sync {
     /// An index or a manifest.
@@ -35,18 +38,27 @@ pub(crate) struct Blob {
     pub(crate) digest: Option<Digest>,
     member: String,
     pub(crate) size: u64,
-    pub(crate) media_type: String,
 }
 
 impl Blob {
     fn described(descriptor: &Descriptor) -> Self {
         let digest = Some(descriptor.digest.clone());
-        Self { digest, member: String::new(), size: descriptor.size, media_type: descriptor.media_type.clone() }
+        Self { digest, member: String::new(), size: descriptor.size }
     }
 
     /// A blob that has a name in an archive instead of a digest.
     pub(crate) fn member(size: u64, name: String) -> Self {
-        Self { digest: None, member: name, size, media_type: String::new() }
+        Self { digest: None, member: name, size }
+    }
+
+    /// The layer of an image that has none: overlayfs mounts no root without a lower directory.
+    fn empty_layer() -> Self {
+        Self::member(EMPTY_LAYER.len() as u64, String::new())
+    }
+
+    /// Whether this is the layer of an image that has none, which no origin holds.
+    pub(crate) fn is_empty_layer(&self) -> bool {
+        self.digest.is_none() && self.member.is_empty()
     }
 
     /// Its name in an origin that files digests as `path` says.
@@ -57,6 +69,19 @@ impl Blob {
     /// Its name, for words.
     pub(crate) fn name(&self) -> String {
         self.name_in(Digest::to_string)
+    }
+}
+
+/// Where the search for an image begins: an index or a manifest, and the platform that an index says it is for.
+#[derive(Clone)]
+pub(crate) struct Start {
+    pub(crate) digest: Digest,
+    pub(crate) platform: Option<Platform>,
+}
+
+impl From<Digest> for Start {
+    fn from(digest: Digest) -> Self {
+        Self { digest, platform: None }
     }
 }
 
@@ -87,9 +112,9 @@ impl Origin for Nowhere {
 ///
 /// # Errors
 /// Words for a document that is missing, malformed or not the one its digest names, and for an image of another platform.
-pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Digest, wanted: &Platform) -> anyhow::Result<Found> {
+pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Start, wanted: &Platform) -> anyhow::Result<Found> {
     let mut documents = Vec::new();
-    let mut digest = start.clone();
+    let Start { mut digest, platform: mut offered } = start.clone();
     for _ in 0..MAX_DEPTH {
         let text = match store.document(&digest, MAX_MANIFEST)? {
             Some(text) => text,
@@ -102,11 +127,24 @@ pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Digest, wanted: &
         let parsed = Document::parse(&text)?;
         documents.insert(0, (digest.clone(), text));
         match parsed {
-            Document::Index(entries) => digest = select(&entries, wanted)?.digest.clone(),
+            Document::Index(entries) => {
+                let entry = select(&entries, wanted)?;
+                offered = entry.platform.clone().filter(|platform| !platform.is_empty()).or(offered);
+                digest = entry.digest.clone();
+            }
             Document::Manifest { config, layers } => {
                 let text = configuration(origin, store, &config)?;
-                let configuration = Configuration::parse(&text)?;
-                configuration.check_platform(wanted)?;
+                let mut configuration = Configuration::parse(&text)?;
+                match offered {
+                    // The index counts. docker runs an image whose configuration was copied from another platform's.
+                    Some(offered)
+                        if !configuration.platform.is_complete() || !wanted.covers(&configuration.platform) =>
+                    {
+                        configuration.platform = offered;
+                    }
+                    Some(_) => {}
+                    None => configuration.check_platform(wanted)?,
+                }
                 documents.insert(0, (config.digest, text));
                 let layers = pair(layers.iter().map(Blob::described).collect(), &configuration)?;
                 return Ok(Found { digest: Some(digest), configuration, layers, documents });
@@ -141,5 +179,8 @@ pub(crate) fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::R
         blobs.len(),
         diff_ids.len()
     );
+    if blobs.is_empty() {
+        return Ok(vec![Layer { blob: Blob::empty_layer(), diff_id: Digest::of(&EMPTY_LAYER) }]);
+    }
     Ok(blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id: diff_id.clone() }).collect())
 }

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 
+use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
+use crate::compression;
 use crate::digest::{Digest, Hash, Verifier};
-use crate::image::{Blob, Origin};
+use crate::image::{Blob, EMPTY_LAYER, Origin};
 use crate::progress::Bar;
 use crate::tape::Tape;
 use crate::unpack::unpack;
@@ -35,6 +37,7 @@ pub(crate) fn fetch_and_unpack(
     layer: &Layer,
     into: &Path,
     bar: &Bar,
+    budget: &Budget,
     stop: &AtomicBool,
 ) -> anyhow::Result<Vec<PathBuf>> {
     let (blob_out, blob_in) = channel(DEPTH * 2);
@@ -42,9 +45,9 @@ pub(crate) fn fetch_and_unpack(
     let (tar_out, tar_in) = channel(DEPTH);
     let (fetched, inflated, hashed, unpacked) = thread::scope(|scope| {
         let fetched = scope.spawn(|| fetch(origin, &layer.blob, Watched { out: blob_out, bar, stop }));
-        let inflated = scope.spawn(|| inflate(&layer.blob.media_type, blob_in, hash_out, tar_out));
+        let inflated = scope.spawn(|| inflate(blob_in, hash_out, tar_out));
         let hashed = scope.spawn(|| hash(hash_in, &layer.diff_id));
-        let unpacked = write(tar_in, into);
+        let unpacked = write(tar_in, into, budget);
         (join(fetched), join(inflated), join(hashed), unpacked)
     });
     let mut errors = Vec::new();
@@ -82,20 +85,27 @@ impl Write for Watched<'_> {
         self.out.write(bytes)
     }
 
+    /// Fails once nobody wants the blob any more: an origin flushes while it waits.
     fn flush(&mut self) -> std::io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other(Hangup));
+        }
         Ok(())
     }
 }
 
 fn fetch(origin: &dyn Origin, blob: &Blob, out: Watched<'_>) -> anyhow::Result<()> {
     let mut verifier = Verifier::new(out, blob.digest.as_ref(), blob.size);
-    origin.copy_blob(blob, &mut verifier)?;
+    match blob.is_empty_layer() {
+        true => verifier.write_all(&EMPTY_LAYER)?,
+        false => origin.copy_blob(blob, &mut verifier)?,
+    }
     // The end is only told to those who wait for it when the blob was the right one.
     Ok(verifier.finish(blob.digest.as_ref())?.out.finish()?)
 }
 
-fn inflate(media_type: &str, mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
-    let inflated = decompress(media_type, &mut blob, &hash, &tar);
+fn inflate(mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
+    let inflated = decompress(&mut blob, &hash, &tar);
     match inflated {
         Err(error) if !is_hangup(&error) => {
             // Bytes that do not decompress may be the wrong ones: let their digest be finished.
@@ -110,21 +120,14 @@ fn inflate(media_type: &str, mut blob: Stream, hash: Sink, tar: Sink) -> anyhow:
     }
 }
 
-fn decompress(media_type: &str, blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> {
-    let head = magic(blob)?;
-    let compression = Compression::of(media_type, &head)?;
-    let whole = head.chain(&mut *blob);
-    let mut plain: Box<dyn Read + '_> = match compression {
-        // Several members are one stream (RFC 1952, section 2.2): pigz and stargz write them.
-        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(whole)),
-        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(whole)?),
-        Compression::None => Box::new(whole),
-    };
+fn decompress(blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> {
+    let (compression, whole) = compression::detect(&mut *blob)?;
+    let mut plain = compression.reader(whole)?;
     loop {
         let mut piece = vec![0; PIECE];
         let mut filled = 0;
         while filled < PIECE {
-            match plain.read(&mut piece[filled..]).map_err(|error| compression.words(error))? {
+            match plain.read(&mut piece[filled..]).map_err(|error| compression.error(error))? {
                 0 => break,
                 got => filled += got,
             }
@@ -141,63 +144,6 @@ fn decompress(media_type: &str, blob: &mut Stream, hash: &Sink, tar: &Sink) -> a
     Ok(blob.drain()?)
 }
 
-/// What a blob begins with, enough to know its compression: a connection may bring it byte by byte.
-fn magic(blob: &mut Stream) -> std::io::Result<Vec<u8>> {
-    let mut head = Vec::new();
-    blob.take(4).read_to_end(&mut head)?;
-    Ok(head)
-}
-
-/// How a layer is compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
-}
-
-impl Compression {
-    /// By what the blob begins with, which the media type must not contradict. Docker archives have no media types, and
-    /// plain ones are known to be wrong.
-    fn of(media_type: &str, head: &[u8]) -> anyhow::Result<Self> {
-        let found = match head {
-            [0x1f, 0x8b, ..] => Self::Gzip,
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
-            _ => Self::None,
-        };
-        let said = if media_type.ends_with("gzip") {
-            Self::Gzip
-        } else if media_type.ends_with("zstd") {
-            Self::Zstd
-        } else {
-            Self::None
-        };
-        if said != Self::None && found != said {
-            bail!("not {} data, as its media type {media_type:?} says", said.name())
-        }
-        Ok(found)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::None => "plain",
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-        }
-    }
-
-    fn words(self, error: std::io::Error) -> anyhow::Error {
-        if error.get_ref().is_some_and(|inner| inner.is::<Hangup>()) {
-            return error.into();
-        }
-        let name = self.name();
-        if error.kind() == std::io::ErrorKind::UnexpectedEof {
-            return anyhow!("truncated {name} data");
-        }
-        anyhow!("bad {name} data: {error}")
-    }
-}
-
 fn hash(mut tar: Stream, diff_id: &Digest) -> anyhow::Result<()> {
     let mut hash = Hash::default();
     loop {
@@ -211,16 +157,20 @@ fn hash(mut tar: Stream, diff_id: &Digest) -> anyhow::Result<()> {
     }
 }
 
-fn write(tar: Stream, into: &Path) -> anyhow::Result<Vec<PathBuf>> {
+fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Vec<PathBuf>> {
     let mut tape = Tape::new(tar);
-    let unpacked = unpack(&mut tape, into);
+    let unpacked = unpack(&mut tape, into, budget);
     let mut tar = tape.into_inner();
-    // A full disk ends it here. Else read on, behind the archive's end or in search of what is wrong with these bytes.
-    let is_system = |error: &anyhow::Error| {
-        error.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.raw_os_error().is_some()))
+    // A full disk or an exceeded limit ends it here. Else read on, behind the archive's end or in search of what is wrong with these bytes.
+    let is_final = |error: &anyhow::Error| {
+        error.chain().any(|cause| {
+            let io = cause.downcast_ref::<std::io::Error>();
+            io.is_some_and(|io| io.raw_os_error().is_some() || io.kind() == std::io::ErrorKind::StorageFull)
+                || cause.is::<Exceeded>()
+        })
     };
     match unpacked {
-        Err(error) if is_system(&error) => Err(error),
+        Err(error) if is_final(&error) => Err(error),
         unpacked => tar.drain().map_err(anyhow::Error::from).and(unpacked),
     }
 }
@@ -236,24 +186,7 @@ mod tests {
         packed.iter().for_each(|byte| sink.write_all(&[*byte]).unwrap());
         sink.finish().unwrap();
         let ((hash, _hashed), (tar, mut plain)) = (channel(2), channel(2));
-        decompress("", &mut blob, &hash, &tar).unwrap();
+        decompress(&mut blob, &hash, &tar).unwrap();
         assert_eq!(plain.fill_buf().unwrap(), b"plain");
-    }
-
-    #[test]
-    fn a_media_type_is_held_against_the_bytes() {
-        let (gzip, zstd, plain) = (&[0x1f, 0x8b, 8][..], &[0x28, 0xb5, 0x2f, 0xfd][..], &b"etc/"[..]);
-        for (media_type, head, found) in [
-            ("application/vnd.oci.image.layer.v1.tar+gzip", gzip, Some(Compression::Gzip)),
-            ("application/vnd.docker.image.rootfs.diff.tar.gzip", gzip, Some(Compression::Gzip)),
-            ("application/vnd.oci.image.layer.v1.tar+zstd", zstd, Some(Compression::Zstd)),
-            ("application/vnd.oci.image.layer.v1.tar", plain, Some(Compression::None)),
-            ("application/vnd.oci.image.layer.v1.tar", gzip, Some(Compression::Gzip)),
-            ("", zstd, Some(Compression::Zstd)),
-            ("application/vnd.oci.image.layer.v1.tar+gzip", plain, None),
-            ("application/vnd.oci.image.layer.v1.tar+zstd", gzip, None),
-        ] {
-            assert_eq!(Compression::of(media_type, head).ok(), found, "{media_type}");
-        }
     }
 }

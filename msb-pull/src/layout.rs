@@ -7,11 +7,14 @@ use anyhow::{Context, bail, ensure};
 
 use crate::archive::Files;
 use crate::digest::Digest;
-use crate::image::{Blob, Origin};
-use crate::manifest::{Descriptor, Document, MAX_MANIFEST};
+use crate::image::{Blob, Origin, Start};
+use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
+use crate::names;
+use crate::platform::Platform;
 
 const INDEX: &str = "index.json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const IMAGE_NAME: &str = "io.containerd.image.name";
 
 /// An OCI layout.
 pub(crate) struct Layout(Files);
@@ -39,32 +42,52 @@ impl Layout {
         files.has(INDEX)
     }
 
-    /// The images of this tag, or all where there is no choice to make.
+    /// The image of this name, or the only one; of one image for several platforms the one that fits `wanted`. Also its
+    /// name, where the layout has it.
     ///
     /// # Errors
-    /// Words that list the tags.
-    pub(crate) fn choose(&self, tag: Option<&str>) -> anyhow::Result<Vec<Descriptor>> {
+    /// A message that lists the names.
+    pub(crate) fn choose(&self, tag: Option<&str>, wanted: &Platform) -> anyhow::Result<(Start, Option<String>)> {
         let text = self.0.document(INDEX, MAX_MANIFEST)?;
         let Document::Index(entries) = Document::parse(&text).context(INDEX)? else {
-            bail!("not an OCI layout: {INDEX:?} is no index");
+            bail!("not an OCI layout: {INDEX:?} is not an index");
         };
+        let entries: Vec<Descriptor> = entries.into_iter().filter(|entry| !entry.is_attestation()).collect();
         ensure!(!entries.is_empty(), "the layout holds no image");
-        let tag_of =
-            |entry: &Descriptor| entry.annotations.get(REF_NAME).and_then(|name| name.as_str()).map(str::to_owned);
-        let mut tags: Vec<String> = entries.iter().filter_map(tag_of).collect();
-        tags.dedup();
-        let listed = if tags.is_empty() { "none".to_owned() } else { tags.join(", ") };
-        match tag {
-            Some(tag) => {
-                let chosen: Vec<_> =
-                    entries.into_iter().filter(|entry| tag_of(entry).as_deref() == Some(tag)).collect();
-                ensure!(!chosen.is_empty(), "no tag {tag:?}: it has {listed}");
-                Ok(chosen)
+        let named = entries.iter().map(|entry| (names(entry), &entry.digest)).collect();
+        let chosen = names::choose(named, tag)?;
+        let mut candidates: Vec<Descriptor> = Vec::new();
+        for entry in &entries {
+            if chosen.images.contains(&&entry.digest) && candidates.iter().all(|other| other.digest != entry.digest) {
+                candidates.push(entry.clone());
             }
-            None if tags.len() > 1 => bail!("several tags: {listed} (choose one with :TAG)"),
-            None => Ok(entries),
         }
+        if candidates.len() > 1 {
+            // skopeo and umoci write no platforms into the index.
+            for candidate in
+                candidates.iter_mut().filter(|entry| entry.platform.as_ref().is_none_or(Platform::is_empty))
+            {
+                candidate.platform = self.platform(&candidate.digest);
+            }
+        }
+        let best = select(&candidates, wanted)?;
+        let rivals = candidates.iter().filter(|other| other.platform == best.platform).count();
+        ensure!(rivals == 1, names::AMBIGUOUS.replace("{}", &chosen.listed));
+        Ok((Start { digest: best.digest.clone(), platform: best.platform.clone() }, chosen.name))
     }
+
+    /// The platform of a manifest, as its configuration says.
+    fn platform(&self, digest: &Digest) -> Option<Platform> {
+        let text = self.0.document(&path(digest), MAX_MANIFEST).ok()?;
+        let Ok(Document::Manifest { config, .. }) = Document::parse(&text) else { return None };
+        let text = self.0.document(&path(&config.digest), MAX_CONFIG).ok()?;
+        Some(Configuration::parse(&text).ok()?.platform)
+    }
+}
+
+/// What an entry is called: docker and containerd give the whole name in an annotation of their own.
+fn names(entry: &Descriptor) -> Vec<String> {
+    [IMAGE_NAME, REF_NAME].iter().filter_map(|name| entry.annotation(name)).map(str::to_owned).collect()
 }
 
 impl Origin for Layout {

@@ -2,7 +2,11 @@
 
 mod archive;
 mod args;
+mod budget;
+mod challenge;
 mod chunks;
+mod client;
+mod compression;
 mod credentials;
 mod digest;
 mod disk;
@@ -10,9 +14,11 @@ mod docker;
 mod gc;
 mod image;
 mod implied;
+mod json;
 mod layer;
 mod layout;
 mod manifest;
+mod names;
 mod page;
 mod pax;
 mod place;
@@ -21,7 +27,12 @@ mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod retry;
+mod root;
+mod sparse;
+mod stack;
 mod store;
+mod support;
 mod tape;
 mod unpack;
 

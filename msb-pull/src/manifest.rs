@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::digest::Digest;
+use crate::json::null_is_default;
 use crate::platform::Platform;
 
 /// The largest index or manifest, in bytes: registries accept no larger ones.
@@ -26,13 +27,23 @@ pub(crate) const MEDIA_TYPES: &[&str] = &[
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
-    #[serde(default)]
-    pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
     pub(crate) platform: Option<Platform>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) annotations: serde_json::Map<String, Value>,
+}
+
+impl Descriptor {
+    /// The annotation of this name.
+    pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
+        self.annotations.get(name)?.as_str().filter(|value| !value.is_empty())
+    }
+
+    /// Whether BuildKit marked it as a statement about another image.
+    pub(crate) fn is_attestation(&self) -> bool {
+        self.annotation("vnd.docker.reference.type").is_some()
+    }
 }
 
 /// An index or a manifest.
@@ -73,14 +84,19 @@ impl Document {
 /// The entry of an index that fits best; the first of equals.
 ///
 /// # Errors
-/// Words that list what there is.
+/// A message that lists what the index offers.
 pub(crate) fn select<'a>(entries: &'a [Descriptor], wanted: &Platform) -> anyhow::Result<&'a Descriptor> {
-    let fit = |entry: &Descriptor| entry.platform.as_ref().map_or(Some(0), |offered| wanted.fit(offered));
-    let best = entries.iter().rev().filter_map(|entry| Some((fit(entry)?, entry))).max_by_key(|(fit, _)| *fit);
+    let images = || entries.iter().filter(|entry| !entry.is_attestation());
+    let fit = |entry: &Descriptor| match &entry.platform {
+        // Before BuildKit had an annotation for it, a statement about an image was of an unknown platform.
+        Some(offered) if offered.os == "unknown" && images().count() > 1 => None,
+        Some(offered) => wanted.fit(offered),
+        None => Some(0),
+    };
+    let best = images().rev().filter_map(|entry| Some((fit(entry)?, entry))).max_by_key(|(fit, _)| *fit);
     best.map(|(_, entry)| entry).ok_or_else(|| {
-        let offered = entries.iter().filter_map(|entry| entry.platform.as_ref());
-        let offered: Vec<String> =
-            offered.filter(|platform| platform.os != "unknown").map(Platform::to_string).collect();
+        let offered = images().filter_map(|entry| entry.platform.as_ref());
+        let offered: Vec<String> = offered.filter(|platform| !platform.is_empty()).map(Platform::to_string).collect();
         let offered = if offered.is_empty() { "nothing".to_owned() } else { offered.join(", ") };
         anyhow!("no image for {wanted}: it offers {offered} (choose with --platform)")
     })
@@ -106,15 +122,16 @@ impl Configuration {
             platform: Platform,
             #[serde(default)]
             config: Option<Value>,
-            rootfs: RootFs,
+            rootfs: Option<RootFs>,
         }
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
         struct RootFs {
+            #[serde(default, deserialize_with = "null_is_default")]
             diff_ids: Vec<Digest>,
         }
         let raw: Raw = serde_json::from_slice(text).context("malformed image configuration")?;
-        ensure!(!raw.rootfs.diff_ids.is_empty(), "the image has no layers");
-        ensure!(raw.rootfs.diff_ids.len() <= MAX_LAYERS, "the image has more than {MAX_LAYERS} layers");
+        let rootfs = raw.rootfs.context("not the configuration of an image: it has no \"rootfs\"")?;
+        ensure!(rootfs.diff_ids.len() <= MAX_LAYERS, "the image has more than {MAX_LAYERS} layers");
         let mut config = raw.config.unwrap_or_default();
         // Go writes an absent list or string as null.
         match config.as_object_mut() {
@@ -122,7 +139,7 @@ impl Configuration {
             None => config = Value::Object(serde_json::Map::new()),
         }
         let config = serde_json::from_value(config).context("malformed image configuration")?;
-        Ok(Self { platform: raw.platform, config, diff_ids: raw.rootfs.diff_ids })
+        Ok(Self { platform: raw.platform, config, diff_ids: rootfs.diff_ids })
     }
 
     /// Checks that the image is for the platform that was asked for.
@@ -130,11 +147,9 @@ impl Configuration {
     /// # Errors
     /// Words with both platforms.
     pub(crate) fn check_platform(&self, wanted: &Platform) -> anyhow::Result<()> {
-        let has = &self.platform;
-        let says_nothing = has.os.is_empty() && has.architecture.is_empty();
-        // A variant was already chosen by the index, and a lone manifest offers no choice.
-        let is_right = has.os == wanted.os && has.architecture == wanted.architecture;
-        ensure!(says_nothing || is_right, "the image is for {has}, not for {wanted} (choose with --platform)");
+        // A lone manifest offers no choice of variants.
+        let offered = &self.platform;
+        ensure!(wanted.covers(offered), "the image is for {offered}, not for {wanted} (choose with --platform)");
         Ok(())
     }
 }
@@ -144,9 +159,9 @@ mod tests {
     use super::*;
 
     fn entry(platform: &str) -> Value {
-        let platform = Platform::parse(platform).unwrap();
-        serde_json::json!({"mediaType": "m", "digest": Digest::of(platform.to_string().as_bytes()).to_string(), "size": 1,
-            "platform": {"os": platform.os, "architecture": platform.architecture}})
+        let (os, architecture) = platform.split_once('/').unwrap();
+        serde_json::json!({"mediaType": "m", "digest": Digest::of(platform.as_bytes()).to_string(), "size": 1,
+            "platform": {"os": os, "architecture": architecture}})
     }
 
     #[test]

@@ -19,9 +19,10 @@ pub(crate) const PAGE: Page = Page {
     ],
     examples: &[
         ("an image from Docker Hub", "msb-pull alpine > image.json"),
-        ("a private registry", "msb-pull --plain-http 127.0.0.1:5000/demo:v1 > image.json"),
+        ("a registry on this host", "msb-pull localhost:5000/demo:v1 > image.json"),
         ("an OCI layout, by tag", "msb-pull oci:./layout:v1 > image.json"),
         ("an archive on stdin", "docker save alpine | msb-pull - > image.json"),
+        ("the tar archive of a root", "mmdebstrap bookworm - | msb-pull --cmd bash - > image.json"),
         ("a directory as the root", "msb-pull ./rootfs > dir.json"),
         ("feed the next stage", "msb-pull alpine | msb-mount ./root > root.json"),
         ("what is in the store, and what could go", "msb-pull --gc -n"),

@@ -5,7 +5,12 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{anyhow, bail, ensure};
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use msb::overlay::whiteout::is_private_xattr;
+
+use crate::sparse;
 
 /// What one extended header says about the next member, as far as we care.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -17,13 +22,33 @@ pub(crate) struct Pax {
     pub(crate) gid: Option<u64>,
     pub(crate) mtime: Option<(i64, u32)>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    pub(crate) sparse: bool,
+    pub(crate) sparse: Option<Sparse>,
+}
+
+/// What the `GNU.sparse` records say about the next member.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sparse {
+    /// The size of the file with its holes.
+    pub(crate) size: Option<u64>,
+    /// Offset and length in turn; version 1.0 has them in the member's data instead.
+    pub(crate) numbers: Vec<u64>,
+    /// Whether the member's data begins with the map.
+    pub(crate) has_prefix: bool,
 }
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// libarchive's own spelling: the name percent-encoded, the value in base64.
+const LIBARCHIVE_XATTR: &[u8] = b"LIBARCHIVE.xattr.";
 /// The longest value that the kernel takes (`XATTR_SIZE_MAX`).
 const MAX_XATTR: usize = 1 << 16;
 const SPARSE: &[u8] = b"GNU.sparse.";
+/// libarchive leaves the padding out.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new()
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 impl Pax {
     /// Reads the records of one header.
@@ -47,31 +72,77 @@ impl Pax {
             text.and_then(|text| text.parse().ok())
                 .ok_or_else(|| anyhow!("malformed PAX number {:?}", String::from_utf8_lossy(value)))
         };
+        if let Some(key) = key.strip_prefix(SPARSE) {
+            return self.take_sparse(key, value);
+        }
+        // An empty value takes the record back: the field of the header counts.
+        let is_empty = value.is_empty();
         match key {
-            b"path" => self.path = Some(value.to_vec()),
-            b"linkpath" => self.link = Some(value.to_vec()),
-            b"size" => self.size = Some(number()?),
-            b"uid" => self.uid = Some(number()?),
-            b"gid" => self.gid = Some(number()?),
-            b"mtime" => self.mtime = Some(parse_time(value)?),
-            _ if key.starts_with(SPARSE) => self.sparse = true,
+            b"path" => self.path = (!is_empty).then(|| value.to_vec()),
+            b"linkpath" => self.link = (!is_empty).then(|| value.to_vec()),
+            b"size" => self.size = (!is_empty).then(number).transpose()?,
+            b"uid" => self.uid = (!is_empty).then(number).transpose()?,
+            b"gid" => self.gid = (!is_empty).then(number).transpose()?,
+            b"mtime" => self.mtime = (!is_empty).then(|| parse_time(value)).transpose()?,
             _ => {
-                // Overlayfs's own xattrs would let an image play tricks with the mount.
-                if let Some(name) = key.strip_prefix(XATTR)
-                    && !is_private_xattr(OsStr::from_bytes(name))
-                {
-                    ensure!(
-                        value.len() <= MAX_XATTR,
-                        "xattr {:?}: {} bytes, {MAX_XATTR} at most",
-                        String::from_utf8_lossy(name),
-                        value.len()
-                    );
-                    self.xattrs.push((name.to_vec(), value.to_vec()));
+                if let Some(name) = key.strip_prefix(XATTR) {
+                    self.push_xattr(name.to_vec(), value.to_vec())?;
+                } else if let Some(name) = key.strip_prefix(LIBARCHIVE_XATTR) {
+                    let malformed = || anyhow!("malformed PAX record {:?}", String::from_utf8_lossy(key));
+                    let name = percent_decode(name).ok_or_else(malformed)?;
+                    self.push_xattr(name, BASE64.decode(value).map_err(|_| malformed())?)?;
                 }
             }
         }
         Ok(())
     }
+
+    fn push_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> anyhow::Result<()> {
+        // An image must not steer the mount with overlayfs's own xattrs.
+        if is_private_xattr(OsStr::from_bytes(&name)) {
+            return Ok(());
+        }
+        ensure!(
+            value.len() <= MAX_XATTR,
+            "xattr {:?}: {} bytes, {MAX_XATTR} at most",
+            String::from_utf8_lossy(&name),
+            value.len()
+        );
+        // libarchive writes both spellings.
+        self.xattrs.retain(|(other, _)| *other != name);
+        self.xattrs.push((name, value));
+        Ok(())
+    }
+
+    fn take_sparse(&mut self, key: &[u8], value: &[u8]) -> anyhow::Result<()> {
+        let sparse = self.sparse.get_or_insert_default();
+        match key {
+            b"major" => sparse.has_prefix = sparse::parse(value)? > 0,
+            b"size" | b"realsize" => sparse.size = Some(sparse::parse(value)?),
+            b"map" if value.is_empty() => {}
+            b"map" => sparse.numbers = sparse::parse_list(value)?,
+            b"offset" | b"numbytes" => sparse.numbers.push(sparse::parse(value)?),
+            b"name" => self.path = Some(value.to_vec()),
+            // The version's minor number and the count of regions.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn percent_decode(text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = text.iter();
+    let mut plain = Vec::new();
+    while let Some(&byte) = bytes.next() {
+        plain.push(match byte {
+            b'%' => {
+                let digits = [*bytes.next()?, *bytes.next()?];
+                u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?
+            }
+            other => other,
+        });
+    }
+    Some(plain)
 }
 
 fn split_record(text: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -128,6 +199,50 @@ mod tests {
         assert!(Pax::parse(&record("SCHILY.xattr.user.k", &[b'x'; MAX_XATTR])).is_ok());
         let error = Pax::parse(&record("SCHILY.xattr.user.k", &[b'x'; MAX_XATTR + 1])).unwrap_err().to_string();
         assert!(error.contains("65537 bytes, 65536 at most"), "{error}");
+    }
+
+    #[test]
+    fn libarchive_spells_xattrs_in_its_own_way() {
+        let text = [
+            record("LIBARCHIVE.xattr.user.a%3Db", b"dmFsdWU"),
+            record("SCHILY.xattr.user.k", b"v"),
+            record("LIBARCHIVE.xattr.user.k", b"dg=="),
+            record("LIBARCHIVE.xattr.trusted.overlay.opaque", b"eQ"),
+        ];
+        let xattrs = [(b"user.a=b".to_vec(), b"value".to_vec()), (b"user.k".to_vec(), b"v".to_vec())];
+        assert_eq!(Pax::parse(&text.concat()).unwrap().xattrs, xattrs);
+        for (key, value) in [("LIBARCHIVE.xattr.user.%3", &b"dg"[..]), ("LIBARCHIVE.xattr.user.k", b"?")] {
+            assert!(Pax::parse(&record(key, value)).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn an_empty_value_takes_a_record_back() {
+        let keys = ["path", "linkpath", "size", "uid", "gid", "mtime"];
+        let text: Vec<u8> = keys.iter().flat_map(|key| [record(key, b"1"), record(key, b"")].concat()).collect();
+        assert_eq!(Pax::parse(&text).unwrap(), Pax::default());
+        let xattr = Pax::parse(&record("SCHILY.xattr.user.empty", b"")).unwrap().xattrs;
+        assert_eq!(xattr, [(b"user.empty".to_vec(), Vec::new())]);
+    }
+
+    #[test]
+    fn the_versions_of_sparse_records_are_told_apart() {
+        let sparse = |size, numbers: &[u64], has_prefix| {
+            let sparse = Sparse { size, numbers: numbers.to_vec(), has_prefix };
+            Pax { sparse: Some(sparse), ..Pax::default() }
+        };
+        for (records, expected) in [
+            (
+                &[("size", "9"), ("offset", "1"), ("numbytes", "2"), ("offset", "5"), ("numbytes", "0")][..],
+                sparse(Some(9), &[1, 2, 5, 0], false),
+            ),
+            (&[("size", "9"), ("numblocks", "1"), ("map", "1,2")], sparse(Some(9), &[1, 2], false)),
+            (&[("major", "1"), ("minor", "0"), ("realsize", "9")], sparse(Some(9), &[], true)),
+        ] {
+            let text = records.iter().flat_map(|(key, value)| record(&format!("GNU.sparse.{key}"), value.as_bytes()));
+            assert_eq!(Pax::parse(&text.collect::<Vec<u8>>()).unwrap(), expected);
+        }
+        assert!(Pax::parse(&record("GNU.sparse.map", b"1,x")).is_err());
     }
 
     #[test]

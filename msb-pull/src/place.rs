@@ -51,15 +51,21 @@ pub(crate) struct Tree {
     last: Option<(Vec<u8>, Place)>,
 }
 
-/// Splits a path of an entry into components. A leading slash and `.` mean nothing.
+/// Splits a path of an entry into components. A leading slash and `.` mean nothing, and `..` takes back the component
+/// before it, as in docker and containerd.
 ///
 /// # Errors
-/// Words for a `..`, which no honest layer holds.
+/// A message for a `..` that leaves the layer, which no honest layer has.
 pub(crate) fn components(path: &[u8]) -> anyhow::Result<Vec<&OsStr>> {
-    let parts = path.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b"."));
-    let parts: Vec<&OsStr> = parts.map(OsStr::from_bytes).collect();
-    ensure!(!parts.iter().any(|part| *part == ".."), "its path has a \"..\" in it and leaves the layer");
-    Ok(parts)
+    let mut components: Vec<&OsStr> = Vec::new();
+    for part in path.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => ensure!(components.pop().is_some(), "its path has a \"..\" in it and leaves the layer"),
+            part => components.push(OsStr::from_bytes(part)),
+        }
+    }
+    Ok(components)
 }
 
 impl Tree {

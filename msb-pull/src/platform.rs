@@ -4,66 +4,133 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::json::null_is_default;
+
+/// The systems and architectures that images are built for: one of them may stand alone.
+const SYSTEMS: &[&str] = &["linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasi"];
+const ARCHITECTURES: &[&str] = &[
+    "amd64", "arm64", "arm", "386", "ppc64le", "ppc64", "s390x", "riscv64", "mips64le", "mips64", "mipsle", "mips",
+    "loong64", "wasm",
+];
+
 /// An operating system, an architecture, perhaps a variant of it, in the OCI specification's words (Go's).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(crate) struct Platform {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) os: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) variant: Option<String>,
 }
 
 impl Platform {
-    /// Reads `os/architecture[/variant]`.
+    /// Reads `os/architecture[/variant]`, `os` or `architecture`; what is missing is this host's. The architecture may have
+    /// the kernel's name (`x86_64`, `aarch64`).
     ///
     /// # Errors
-    /// Words for anything else.
+    /// A message for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let parts: Vec<&str> = text.split('/').collect();
         let is_word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        let malformed = || format!("--platform {text:?}: not os/architecture[/variant] (linux/amd64, linux/arm/v7)");
+        if parts.len() > 3 || !parts.iter().all(is_word) {
+            return Err(malformed());
+        }
+        let host = Self::host();
+        let new = |os: &str, architecture: &str, variant: Option<&&str>| {
+            let (os, architecture) = (os.to_ascii_lowercase(), architecture.to_ascii_lowercase());
+            Self { os, architecture, variant: variant.map(|variant| variant.to_ascii_lowercase()) }.normalized()
+        };
         match parts.as_slice() {
-            [os, architecture, variant @ ..] if variant.len() < 2 && parts.iter().all(is_word) => Ok(Self {
-                os: (*os).to_owned(),
-                architecture: (*architecture).to_owned(),
-                variant: variant.first().map(|&variant| variant.to_owned()),
-            }),
-            _ => Err(format!("--platform {text:?}: not os/architecture[/variant] (linux/amd64, linux/arm/v7)")),
+            [os] if SYSTEMS.contains(&os.to_ascii_lowercase().as_str()) => Ok(new(os, &host.architecture, None)),
+            [architecture] => {
+                let platform = new(&host.os, architecture, None);
+                let is_known = ARCHITECTURES.contains(&platform.architecture.as_str());
+                is_known.then_some(platform).ok_or_else(malformed)
+            }
+            [os, architecture, variant @ ..] => Ok(new(os, architecture, variant.first())),
+            [] => Err(malformed()),
         }
     }
 
     /// This host's.
     pub(crate) fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
             "x86" => "386",
             "powerpc64" => "ppc64le",
             other => other,
         };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: None }
+        Self { os: "linux".into(), architecture: architecture.into(), variant: None }.normalized()
     }
 
-    /// How well an image for `offered` runs where `self` is wanted; `None` where it does not.
+    /// The same platform in Go's names, as containerd normalizes it; `unknown` becomes empty.
+    pub(crate) fn normalized(&self) -> Self {
+        let known = |name: &str| if name == "unknown" { String::new() } else { name.to_ascii_lowercase() };
+        let variant = self.variant.as_deref().filter(|variant| !variant.is_empty()).map(str::to_ascii_lowercase);
+        let (architecture, variant) = match (known(&self.architecture).as_str(), variant.as_deref()) {
+            ("x86_64" | "x86-64", _) => ("amd64".to_owned(), variant),
+            ("i386" | "i486" | "i586" | "i686", _) => ("386".to_owned(), None),
+            ("armhf", _) => ("arm".to_owned(), Some("v7".to_owned())),
+            ("armel", _) => ("arm".to_owned(), Some("v6".to_owned())),
+            ("arm", Some("5" | "6" | "7" | "8")) => ("arm".to_owned(), variant.map(|variant| format!("v{variant}"))),
+            ("aarch64" | "arm64", Some("8")) => ("arm64".to_owned(), Some("v8".to_owned())),
+            ("aarch64", _) => ("arm64".to_owned(), variant),
+            (architecture, _) => (architecture.to_owned(), variant),
+        };
+        Self { os: known(&self.os), architecture, variant }
+    }
+
+    /// Whether neither the system nor the architecture is known.
+    pub(crate) fn is_empty(&self) -> bool {
+        let known = self.normalized();
+        known.os.is_empty() && known.architecture.is_empty()
+    }
+
+    /// Whether both the system and the architecture are known.
+    pub(crate) fn is_complete(&self) -> bool {
+        let known = self.normalized();
+        !known.os.is_empty() && !known.architecture.is_empty()
+    }
+
+    /// Whether an image for `offered` is for this system and architecture, as far as it says.
+    pub(crate) fn covers(&self, offered: &Self) -> bool {
+        let (wanted, offered) = (self.normalized(), offered.normalized());
+        let same = |offered: &str, wanted: &str| offered.is_empty() || offered == wanted;
+        same(&offered.os, &wanted.os) && same(&offered.architecture, &wanted.architecture)
+    }
+
+    /// How well an image for `offered` runs where `self` is wanted; `None` where it does not. An incomplete platform may be
+    /// the right one, but a complete one is preferred.
     pub(crate) fn fit(&self, offered: &Self) -> Option<u8> {
-        if self.os != offered.os || self.architecture != offered.architecture {
+        if !self.covers(offered) {
             return None;
         }
-        // What a variant is when nobody says.
-        let usual = if self.architecture == "arm64" { Some("v8") } else { None };
-        let offered_variant = offered.variant.as_deref().filter(|variant| !variant.is_empty());
-        match (self.variant.as_deref().or(usual), offered_variant) {
-            (wanted, offered) if wanted == offered => Some(3),
-            (_, None) => Some(2),
-            // A host that names no variant runs the baseline: of amd64 v1, of arm the highest it may be offered.
-            (None, Some(variant)) => match (self.architecture.as_str(), variant) {
-                ("amd64", "v1") | ("arm", "v7") => Some(1),
-                ("arm", _) => Some(0),
-                _ => None,
-            },
-            (Some(_), Some(_)) => None,
+        let (wanted, offered) = (self.normalized(), offered.normalized());
+        if !offered.is_complete() {
+            return Some(0);
         }
+        let (wanted, offered) = (wanted.level(), offered.level());
+        match (wanted, offered) {
+            (wanted, offered) if wanted == offered => Some(u8::MAX),
+            (_, None) => Some(1),
+            // A processor runs what was built for a lower level of its architecture.
+            (Some(wanted), Some(offered)) => (offered < wanted).then_some(offered.saturating_add(2)),
+            // Every processor of the architecture has the lowest level.
+            (None, Some(1)) => Some(2),
+            (None, Some(_)) => None,
+        }
+    }
+
+    /// The number of the variant, or of the one that the name alone means; `None` where it means none.
+    fn level(&self) -> Option<u8> {
+        let usual = match self.architecture.as_str() {
+            "arm" => Some(7),
+            "arm64" => Some(8),
+            _ => None,
+        };
+        let variant = self.variant.as_deref().and_then(|variant| variant.strip_prefix('v')?.parse().ok());
+        variant.or(usual)
     }
 }
 
@@ -92,7 +159,12 @@ mod tests {
             ("linux/arm64/v8", &["linux/arm64"], Some(0)),
             ("linux/arm/v6", &["linux/arm/v7", "linux/arm/v6"], Some(1)),
             ("linux/arm", &["linux/arm/v6", "linux/arm/v7"], Some(1)),
-            ("linux/amd64", &["windows/amd64", "unknown/unknown"], None),
+            ("linux/amd64/v3", &["linux/amd64/v4", "linux/amd64/v1", "linux/amd64/v2"], Some(2)),
+            ("linux/amd64", &["linux/amd64/v2", "linux/amd64/v1"], Some(1)),
+            ("linux/arm/v7", &["linux/arm/v8", "linux/arm/v5", "linux/arm/v6"], Some(2)),
+            ("arm64", &["Linux/aarch64"], Some(0)),
+            ("x86_64", &["linux/arm64", "linux/amd64"], Some(1)),
+            ("linux/amd64", &["windows/amd64", "linux/riscv64"], None),
         ] {
             let wanted = Platform::parse(wanted).unwrap();
             let fits = offered.iter().enumerate();
@@ -102,8 +174,39 @@ mod tests {
     }
 
     #[test]
+    fn an_incomplete_platform_fits_less_well_than_a_complete_one() {
+        let wanted = Platform::parse("linux/amd64").unwrap();
+        let offer = |os: &str, architecture: &str| {
+            let offered = Platform { os: os.into(), architecture: architecture.into(), variant: None };
+            (wanted.fit(&offered), wanted.covers(&offered), offered.is_empty())
+        };
+        assert_eq!(offer("linux", "amd64"), (Some(u8::MAX), true, false));
+        assert_eq!(offer("", "x86_64"), (Some(0), true, false));
+        assert_eq!(offer("linux", ""), (Some(0), true, false));
+        assert_eq!(offer("unknown", "unknown"), (Some(0), true, true));
+        assert_eq!(offer("", "arm64"), (None, false, false));
+    }
+
+    #[test]
+    fn a_platform_is_read_in_all_its_spellings() {
+        let host = Platform::host();
+        for (text, platform) in [
+            ("linux", host.to_string()),
+            ("amd64", "linux/amd64".into()),
+            ("Linux/X86_64", "linux/amd64".into()),
+            ("aarch64", "linux/arm64".into()),
+            ("linux/armhf", "linux/arm/v7".into()),
+            ("linux/arm/6", "linux/arm/v6".into()),
+            ("i386", "linux/386".into()),
+            ("windows/amd64", "windows/amd64".into()),
+        ] {
+            assert_eq!(Platform::parse(text).unwrap().to_string(), platform, "{text}");
+        }
+    }
+
+    #[test]
     fn other_forms_are_refused() {
-        for bad in ["", "amd64", "linux/", "/amd64", "a/b/c/d", "linux/amd 64"] {
+        for bad in ["", "x", "linux/", "/amd64", "a/b/c/d", "linux/amd 64"] {
             assert!(Platform::parse(bad).is_err(), "{bad:?}");
         }
     }

@@ -1,8 +1,130 @@
 //! What a SOURCE means. Pure: nothing here touches a file or the network.
 
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
-use oci_distribution::Reference;
+use crate::digest::Digest;
+
+/// docker's own registry, which has several names and is meant where none is given.
+const DOCKER: &str = "docker.io";
+const DOCKER_ALIASES: &[&str] = &["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
+/// The suffixes of a tar file that a root file system comes in.
+const TAR_SUFFIXES: &[&str] =
+    &[".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
+
+/// The name of an image in a registry, completed as docker completes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Reference {
+    /// `docker.io`, `host:5000`, `[::1]:5000`.
+    pub(crate) registry: String,
+    pub(crate) repository: String,
+    pub(crate) tag: Option<String>,
+    pub(crate) digest: Option<Digest>,
+}
+
+impl Reference {
+    /// Reads `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]` (the distribution project's `reference` grammar).
+    ///
+    /// # Errors
+    /// A message for anything else.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (name, digest) = match text.split_once('@') {
+            Some((name, digest)) => (name, Some(Digest::parse(digest).map_err(|error| error.to_string())?)),
+            None => (text, None),
+        };
+        let (registry, rest) = match name.split_once('/') {
+            Some((first, rest)) if is_registry(first) => (first, rest),
+            _ => (DOCKER, name),
+        };
+        let (repository, tag) = rest.split_once(':').map_or((rest, None), |(name, tag)| (name, Some(tag)));
+        if !is_host(registry) {
+            return Err(format!("not a registry: {registry:?}"));
+        }
+        if let Some(tag) = tag.filter(|tag| !is_tag(tag)) {
+            return Err(format!("not a tag: {tag:?}"));
+        }
+        if repository.chars().any(|char| char.is_ascii_uppercase()) {
+            return Err("a repository's name has no upper case letters".into());
+        }
+        if repository.len() > 255 || !repository.split('/').all(is_component) {
+            return Err(format!("not a repository: {repository:?}"));
+        }
+        let registry = if DOCKER_ALIASES.contains(&registry) { DOCKER } else { registry };
+        let implied = if registry == DOCKER && !repository.contains('/') { "library/" } else { "" };
+        let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
+        Ok(Self {
+            registry: registry.to_owned(),
+            repository: format!("{implied}{repository}"),
+            tag: tag.map(str::to_owned),
+            digest,
+        })
+    }
+
+    /// The whole name.
+    pub(crate) fn whole(&self) -> String {
+        self.to_string()
+    }
+
+    /// The host, perhaps with a port, that serves the registry's API.
+    pub(crate) fn host(&self) -> &str {
+        if self.registry == DOCKER { "registry-1.docker.io" } else { &self.registry }
+    }
+
+    /// Whether the registry is on this host.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let host = match self.registry.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _)) => address,
+            None => self.registry.rsplit_once(':').map_or(self.registry.as_str(), |(host, _)| host),
+        };
+        host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        self.digest.as_ref().map_or(Ok(()), |digest| write!(f, "@{digest}"))
+    }
+}
+
+/// Whether the first component of a name is a registry: docker tells it by a dot, a port or brackets.
+fn is_registry(first: &str) -> bool {
+    first.contains(['.', ':', '[']) || first == "localhost" || first.chars().any(|char| char.is_ascii_uppercase())
+}
+
+fn is_host(text: &str) -> bool {
+    let is_port = |port: &str| port.parse::<u16>().is_ok() && port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some((address, port)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let is_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return is_port && address.parse::<Ipv6Addr>().is_ok();
+    }
+    let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
+    let is_label = |label: &str| {
+        let is_inner = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        !label.is_empty() && is_inner && !label.starts_with('-') && !label.ends_with('-')
+    };
+    host.split('.').all(is_label) && port.is_none_or(is_port)
+}
+
+fn is_tag(tag: &str) -> bool {
+    let is_inner = tag.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'-'));
+    !tag.is_empty() && tag.len() <= 128 && is_inner && !tag.starts_with(['.', '-'])
+}
+
+/// Lower case letters and digits, with separators between them: one dot, one or two underscores, any number of dashes.
+fn is_component(component: &str) -> bool {
+    let is_word = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let separators = component.split(|char: char| is_word(char as u8) && char.is_ascii());
+    let is_separator = |text: &str| matches!(text, "" | "." | "_" | "__") || text.bytes().all(|byte| byte == b'-');
+    let ends_in_word = |byte: Option<&u8>| byte.copied().is_some_and(is_word);
+    ends_in_word(component.as_bytes().first())
+        && ends_in_word(component.as_bytes().last())
+        && separators.into_iter().all(is_separator)
+}
 
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,8 +137,10 @@ pub(crate) enum Source {
     OciArchive(PathBuf, Option<String>),
     /// What `docker save` writes.
     DockerArchive(PathBuf, Option<String>),
-    /// An archive of either kind, on stdin.
-    Stdin,
+    /// An archive of either kind or of a root file system, on stdin.
+    Stdin(Option<String>),
+    /// A root file system in a tar file.
+    RootArchive(PathBuf),
     /// A directory or a disk image of the caller's.
     Path(PathBuf),
 }
@@ -25,14 +149,18 @@ impl Source {
     /// Reads a SOURCE.
     ///
     /// # Errors
-    /// Words for what is no source.
+    /// A message for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if text == "-" {
-            return Ok(Self::Stdin);
+            return Ok(Self::Stdin(None));
+        }
+        if let Some(tag) = text.strip_prefix("-:").filter(|tag| !tag.is_empty()) {
+            return Ok(Self::Stdin(Some(tag.to_owned())));
         }
         // Before everything else: a file name may hold anything, so a path begins like one.
         if text.starts_with(['.', '/']) {
-            return Ok(Self::Path(text.into()));
+            let is_tar = TAR_SUFFIXES.iter().any(|suffix| text.ends_with(suffix));
+            return Ok(if is_tar { Self::RootArchive(text.into()) } else { Self::Path(text.into()) });
         }
         for (prefix, make) in [
             ("oci:", Self::OciDir as fn(PathBuf, Option<String>) -> Self),
@@ -43,16 +171,14 @@ impl Source {
                 // At the first colon, as skopeo does: a tag may hold more of them (docker-archive:f.tar:host:5000/a:b).
                 let (path, tag) = rest.split_once(':').map_or((rest, None), |(path, tag)| (path, Some(tag)));
                 if path.is_empty() || tag == Some("") {
-                    return Err(format!("source {text:?}: {prefix} wants a path and perhaps :TAG"));
+                    return Err(format!("source {text:?}: {prefix} needs a path, and may have :TAG"));
                 }
                 return Ok(make(path.into(), tag.map(str::to_owned)));
             }
         }
-        match text.parse::<Reference>() {
-            Ok(reference) if reference.digest().is_none_or(|digest| digest.starts_with("sha256:")) => {
-                Ok(Self::Registry(reference))
-            }
-            Ok(_) => Err(format!("source {text:?}: only sha256 digests are supported")),
+        let name = text.strip_prefix("docker://").unwrap_or(text);
+        match Reference::parse(name) {
+            Ok(reference) => Ok(Self::Registry(reference)),
             Err(error) => Err(format!("source {text:?}: {error} (write a directory or disk as ./NAME)")),
         }
     }
@@ -75,6 +201,11 @@ mod tests {
             ("localhost/a", "localhost/a:latest"),
             ("127.0.0.1:5000/demo", "127.0.0.1:5000/demo:latest"),
             ("host:5000/a/b/c:v1", "host:5000/a/b/c:v1"),
+            ("docker://alpine", "docker.io/library/alpine:latest"),
+            ("docker://quay.io/a/b:v1", "quay.io/a/b:v1"),
+            ("[::1]:5000/a", "[::1]:5000/a:latest"),
+            ("[2001:db8::1]/a/b:v1", "[2001:db8::1]/a/b:v1"),
+            ("a__b/c.d-e---f", "docker.io/a__b/c.d-e---f:latest"),
             (&format!("quay.io/a/b@sha256:{HEX}"), &format!("quay.io/a/b@sha256:{HEX}")),
             (&format!("quay.io/a/b:v1@sha256:{HEX}"), &format!("quay.io/a/b:v1@sha256:{HEX}")),
         ] {
@@ -89,7 +220,9 @@ mod tests {
     fn archives_and_paths_are_told_from_names() {
         let tag = |tag: &str| Some(tag.to_owned());
         for (text, source) in [
-            ("-", Source::Stdin),
+            ("-", Source::Stdin(None)),
+            ("-:a:v1", Source::Stdin(tag("a:v1"))),
+            ("./root.tar.gz", Source::RootArchive("./root.tar.gz".into())),
             ("./root", Source::Path("./root".into())),
             ("..", Source::Path("..".into())),
             ("/srv/a:b.qcow2", Source::Path("/srv/a:b.qcow2".into())),
@@ -113,9 +246,34 @@ mod tests {
             "oci:dir:",
             "name@sha256:12",
             "a//b",
-            &format!("a@sha512:{HEX}{HEX}"),
+            "a/-b",
+            "a.._b",
+            "a/b___c",
+            "a:-v",
+            "a:",
+            "[::1/a",
+            "[::g]:5/a",
+            "host:x/a",
+            "-h.com/a",
+            "oci-archive:",
+            "docker://",
         ] {
             assert!(Source::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_registry_on_this_host_is_told_from_others() {
+        for (name, is_loopback) in [
+            ("localhost/a", true),
+            ("localhost:5000/a", true),
+            ("127.1.2.3/a", true),
+            ("[::1]:5000/a", true),
+            ("127.0.0.1.example.com/a", false),
+            ("[2001:db8::1]/a", false),
+            ("a", false),
+        ] {
+            assert_eq!(Reference::parse(name).unwrap().is_loopback(), is_loopback, "{name}");
         }
     }
 }

@@ -9,6 +9,7 @@ use rustix::fs::Timespec;
 use tar::{EntryType, Header};
 
 use crate::pax::Pax;
+use crate::sparse::{self, Region};
 
 const BLOCK: usize = 512;
 /// The longest PAX header: names, and xattrs of at most 64 KiB each.
@@ -44,6 +45,8 @@ pub(crate) struct Member {
     pub(crate) link: Vec<u8>,
     pub(crate) kind: Kind,
     pub(crate) size: u64,
+    /// Where the data belongs in a sparse file of `size` bytes; `None` for a file without holes.
+    pub(crate) regions: Option<Vec<Region>>,
     pub(crate) metadata: Metadata,
     pub(crate) device: (u32, u32),
 }
@@ -87,7 +90,7 @@ impl<R: Skip> Tape<R> {
         loop {
             self.skip_rest().map_err(truncated)?;
             let Some(header) = self.header()? else { return Ok(None) };
-            let size = header.entry_size().map_err(|_| anyhow!("malformed tar header: bad size"))?;
+            let size = unsigned(&header.as_old().size).ok_or_else(|| anyhow!("malformed tar header: bad size"))?;
             match header.entry_type() {
                 EntryType::XHeader => pax = Pax::parse(&self.document(size, MAX_PAX)?)?,
                 EntryType::GNULongName => long_name = Some(self.name(size)?),
@@ -97,8 +100,22 @@ impl<R: Skip> Tape<R> {
                 other if other.as_byte() == b'V' => self.begin_data(size)?,
                 _ => {
                     let size = pax.size.unwrap_or(size);
-                    let member = member(&header, pax, long_name, long_link, size)?;
-                    self.begin_data(if member.kind == Kind::File { size } else { 0 })?;
+                    let sparse = pax.sparse.take();
+                    let mut member = member(&header, pax, long_name, long_link, size)?;
+                    if member.kind != Kind::File {
+                        self.begin_data(0)?;
+                    } else if header.entry_type() == EntryType::GNUSparse {
+                        let numbers = self.old_map(&header)?;
+                        self.begin_data(size)?;
+                        let real_size = unsigned(&header.as_bytes()[483..495]);
+                        self.locate(&mut member, real_size, &numbers)?;
+                    } else {
+                        self.begin_data(size)?;
+                        if let Some(sparse) = sparse {
+                            let numbers = if sparse.has_prefix { self.prefix()? } else { sparse.numbers };
+                            self.locate(&mut member, sparse.size, &numbers)?;
+                        }
+                    }
                     return Ok(Some(member));
                 }
             }
@@ -127,6 +144,44 @@ impl<R: Skip> Tape<R> {
         Ok(())
     }
 
+    /// The sparse map of an old GNU header, with its extension blocks.
+    fn old_map(&mut self, header: &Header) -> anyhow::Result<Vec<u64>> {
+        let mut map = sparse::Old::default();
+        let block = header.as_bytes();
+        map.push(&block[386..482])?;
+        let mut has_more = block[482] != 0;
+        while has_more {
+            let mut block = [0; BLOCK];
+            self.input.read_exact(&mut block).map_err(truncated)?;
+            map.push(&block[..504])?;
+            has_more = block[504] != 0;
+        }
+        Ok(map.finish())
+    }
+
+    /// The sparse map at the start of the member's data.
+    fn prefix(&mut self) -> anyhow::Result<Vec<u64>> {
+        let mut prefix = sparse::Prefix::default();
+        loop {
+            ensure!(self.left >= BLOCK as u64, "malformed sparse map");
+            let mut block = [0; BLOCK];
+            self.input.read_exact(&mut block).map_err(truncated)?;
+            self.left -= BLOCK as u64;
+            if let Some(numbers) = prefix.push(&block)? {
+                return Ok(numbers);
+            }
+        }
+    }
+
+    /// Makes a sparse file of a member whose data is all that is left.
+    fn locate(&self, member: &mut Member, size: Option<u64>, numbers: &[u64]) -> anyhow::Result<()> {
+        let shown = || format!("entry {:?}", String::from_utf8_lossy(&member.path));
+        let size = size.ok_or_else(|| anyhow!("malformed sparse map: no size")).with_context(shown)?;
+        let regions = sparse::map(numbers, size, self.left).with_context(shown)?;
+        (member.size, member.regions) = (size, Some(regions));
+        Ok(())
+    }
+
     fn skip_rest(&mut self) -> io::Result<()> {
         self.input.skip(self.left)?;
         self.input.skip(self.padding)?;
@@ -134,26 +189,38 @@ impl<R: Skip> Tape<R> {
         Ok(())
     }
 
+    /// The next header; `None` at the two zero blocks that end the archive, or where the stream ends.
     fn header(&mut self) -> anyhow::Result<Option<Header>> {
         let mut header = Header::new_old();
-        let block = header.as_mut_bytes();
-        let mut got = 0;
-        while got < BLOCK {
-            match self.input.read(&mut block[got..])? {
-                // Some writers omit the two zero blocks at the end.
-                0 if got == 0 => return Ok(None),
-                0 => return Err(truncated(io::ErrorKind::UnexpectedEof.into())),
-                more => got += more,
-            }
-        }
-        if block.iter().all(|&byte| byte == 0) {
+        if !self.read_block(&mut header)? {
             return Ok(None);
         }
+        if is_zero(&header) {
+            // A reader that ends at the first zero block and one that looks for the second must see the same members.
+            let is_end = !self.read_block(&mut header)? || is_zero(&header);
+            ensure!(is_end, "malformed tar archive: a zero block between members");
+            return Ok(None);
+        }
+        let block = header.as_bytes();
         let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
         let own: u32 = block[148..156].iter().map(|&byte| u32::from(byte)).sum();
         let is_right = header.cksum().is_ok_and(|said| said == sum - own + 8 * u32::from(b' '));
         ensure!(is_right, "not a tar archive: bad header checksum");
         Ok(Some(header))
+    }
+
+    /// Reads a block; false where the stream ends before it. Some writers leave the zero blocks out.
+    fn read_block(&mut self, header: &mut Header) -> anyhow::Result<bool> {
+        let block = header.as_mut_bytes();
+        let mut got = 0;
+        while got < BLOCK {
+            match self.input.read(&mut block[got..])? {
+                0 if got == 0 => return Ok(false),
+                0 => return Err(truncated(io::ErrorKind::UnexpectedEof.into())),
+                more => got += more,
+            }
+        }
+        Ok(true)
     }
 
     fn document(&mut self, size: u64, limit: u64) -> anyhow::Result<Vec<u8>> {
@@ -186,13 +253,8 @@ fn member(
     ensure!(!path.contains(&0) && !link.contains(&0), "entry {:?}: a NUL in its name", shown());
     ensure!(path.len() <= MAX_PATH && link.len() <= MAX_PATH, "entry {:.80?}…: a name over 4095 bytes", shown());
     let kind = match header.entry_type() {
-        _ if pax.sparse => {
-            bail!("entry {:?}: sparse files are not supported (make the layer without --sparse)", shown())
-        }
-        EntryType::GNUSparse => {
-            bail!("entry {:?}: sparse files are not supported (make the layer without --sparse)", shown())
-        }
-        // Before POSIX, a directory was a file whose name ends with a slash.
+        EntryType::GNUSparse => Kind::File,
+        // Before POSIX a directory was a file whose name ends so.
         EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
         EntryType::Regular | EntryType::Continuous => Kind::File,
         EntryType::Directory => Kind::Directory,
@@ -204,37 +266,64 @@ fn member(
         other => bail!("entry {:?}: type {:?} is not supported", shown(), char::from(other.as_byte())),
     };
     let bad = |field: &str| anyhow!("entry {:?}: malformed {field}", shown());
-    let id = |said: Option<u64>, header: io::Result<u64>, field| {
-        let wide = said.map_or_else(|| header.map_err(|_| bad(field)), Ok)?;
+    let old = header.as_old();
+    let id = |recorded: Option<u64>, header: &[u8], field| {
+        let wide = recorded.or_else(|| unsigned(header)).ok_or_else(|| bad(field))?;
         Id::new(wide).map_err(|why| anyhow!("entry {:?}: {field} {wide}: {why}", shown()))
     };
     let metadata = Metadata {
-        mode: header.mode().map_err(|_| bad("mode"))? & 0o7777,
-        uid: id(pax.uid, header.uid(), "owner")?,
-        gid: id(pax.gid, header.gid(), "group")?,
+        mode: (number(&old.mode).ok_or_else(|| bad("mode"))? & 0o7777) as u32,
+        uid: id(pax.uid, &old.uid, "owner")?,
+        gid: id(pax.gid, &old.gid, "group")?,
         mtime: match pax.mtime {
             Some((seconds, nanos)) => Timespec { tv_sec: seconds, tv_nsec: nanos.into() },
-            None => Timespec { tv_sec: header_time(header).ok_or_else(|| bad("time"))?, tv_nsec: 0 },
+            None => Timespec { tv_sec: number(&old.mtime).ok_or_else(|| bad("time"))?, tv_nsec: 0 },
         },
         xattrs: pax.xattrs,
     };
     let device = match kind {
         Kind::CharDevice | Kind::BlockDevice => (
-            header.device_major().ok().flatten().ok_or_else(|| bad("device number"))?,
-            header.device_minor().ok().flatten().ok_or_else(|| bad("device number"))?,
+            device(&header.as_bytes()[329..337]).ok_or_else(|| bad("device number"))?,
+            device(&header.as_bytes()[337..345]).ok_or_else(|| bad("device number"))?,
         ),
         _ => (0, 0),
     };
-    Ok(Member { path, link, kind, size, metadata, device })
+    Ok(Member { path, link, kind, size, regions: None, metadata, device })
 }
 
-/// The mtime in a header. Before 1970 it is in GNU's base-256, and the tar crate does not read its sign.
-fn header_time(header: &Header) -> Option<i64> {
-    let field = &header.as_old().mtime;
-    if field[0] == 0xff {
-        return Some(i64::from_be_bytes(field[4..].try_into().ok()?));
+/// A numeric field: octal digits between blanks, or GNU's base-256 in two's complement. A blank field is 0, as GNU tar,
+/// libarchive and Go read it.
+pub(crate) fn number(field: &[u8]) -> Option<i64> {
+    if field[0] & 0x80 != 0 {
+        // The first bit marks the format, the second is the sign.
+        let negative = field[0] & 0x40 != 0;
+        let first = if negative { field[0] } else { field[0] & 0x7f };
+        let start = if negative { -1 } else { 0 };
+        let bytes = std::iter::once(first).chain(field[1..].iter().copied());
+        return bytes.enumerate().try_fold(start, |value: i64, (at, byte)| match (at, negative) {
+            (0, true) => Some((-1i64 << 8) | i64::from(byte)),
+            _ => value.checked_mul(256)?.checked_add(byte.into()),
+        });
     }
-    i64::try_from(header.mtime().ok()?).ok()
+    let is_blank = |byte: &u8| matches!(byte, 0 | b' ');
+    let digits = &field[field.iter().take_while(|byte| is_blank(byte)).count()..];
+    let digits = &digits[..digits.iter().position(is_blank).unwrap_or(digits.len())];
+    digits.iter().try_fold(0i64, |value, byte| match byte {
+        b'0'..=b'7' => value.checked_mul(8)?.checked_add((byte - b'0').into()),
+        _ => None,
+    })
+}
+
+fn unsigned(field: &[u8]) -> Option<u64> {
+    number(field).and_then(|number| u64::try_from(number).ok())
+}
+
+fn device(field: &[u8]) -> Option<u32> {
+    number(field).and_then(|number| u32::try_from(number).ok())
+}
+
+fn is_zero(header: &Header) -> bool {
+    header.as_bytes().iter().all(|&byte| byte == 0)
 }
 
 /// The message for a stream that ended too early.
@@ -298,7 +387,54 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_or_excessive_archive_is_refused() {
+    fn a_numeric_field_is_octal_or_base_256_and_may_be_blank() {
+        for (field, expected) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"    644 ", Some(0o644)),
+            (b"644\0\0\0\0\0", Some(0o644)),
+            (b"77777777", Some(0o77777777)),
+            (b"\0\0\0\0\0\0\0\0", Some(0)),
+            (b"        ", Some(0)),
+            (b"\0      \0", Some(0)),
+            (b"0000648\0", None),
+            (b"-0000644", None),
+            (b"\x80\0\0\0\0\0\x01\0", Some(256)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
+            (b"\x80\0\0\x7f\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+        ] {
+            assert_eq!(number(field), expected, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn an_old_sparse_header_has_its_map_in_the_header_and_in_extensions() {
+        let mut header = Header::new_gnu();
+        header.set_path("s").unwrap();
+        header.set_entry_type(EntryType::GNUSparse);
+        header.set_size(5);
+        let bytes = header.as_mut_bytes();
+        for at in 0..4 {
+            bytes[386 + at * 24..][..24].copy_from_slice(format!("{:011o}\0{:011o}\0", at * 1000, 1).as_bytes());
+        }
+        bytes[108..124].fill(0);
+        bytes[482] = 1;
+        bytes[483..495].copy_from_slice(format!("{:011o}\0", 9000).as_bytes());
+        header.set_cksum();
+        let mut extension = format!("{:011o}\0{:011o}\0", 8000, 1).into_bytes();
+        extension.resize(BLOCK, 0);
+        let archive = [header.as_bytes(), &extension[..], b"data!", &[0; BLOCK - 5]].concat();
+        let member = first(&archive).unwrap();
+        let offsets: Vec<u64> = member.regions.unwrap().iter().map(|region| region.offset).collect();
+        assert_eq!((member.size, offsets), (9000, vec![0, 1000, 2000, 3000, 8000]));
+        header.as_mut_bytes()[482] = 0;
+        header.set_cksum();
+        assert!(format!("{:#}", first(header.as_bytes()).unwrap_err()).contains("malformed sparse map"));
+    }
+
+    #[test]
+    fn what_is_broken_or_out_of_bounds_has_words() {
         let whole = block(EntryType::Regular, "a", b"data");
         let mut huge = Header::new_gnu();
         huge.set_entry_type(EntryType::XHeader);
@@ -306,21 +442,24 @@ mod tests {
         huge.set_cksum();
         let vast = [block(EntryType::XHeader, "p", b"29 size=18446744073709551615\n"), whole.clone()].concat();
         let sparse = [block(EntryType::XHeader, "p", b"22 GNU.sparse.major=1\n"), whole.clone()].concat();
+        let split = [&whole[..], &[0; 512], &whole[..]].concat();
         for (archive, words) in [
             (&[b'x'; 512][..], "bad header checksum"),
             (&whole[..100], "truncated"),
             (huge.as_bytes(), "1048576 at most"),
             (&vast, "bad size"),
             (&block(EntryType::GNULongName, "l", &[b'x'; 5000]), "long name"),
-            (&sparse, "sparse files are not supported"),
-            (&block(EntryType::GNUSparse, "s", b""), "sparse files are not supported"),
+            (&sparse, "malformed sparse map"),
             (&block(EntryType::new(b'Z'), "z", b""), "type 'Z' is not supported"),
         ] {
             let error = format!("{:#}", first(archive).unwrap_err());
             assert!(error.contains(words), "{words}: {error}");
         }
-        let mut tape = Tape::new(&whole[..514]);
-        tape.next().unwrap();
-        assert!(tape.next().unwrap_err().to_string().contains("truncated"));
+        for (archive, words) in [(&whole[..514], "truncated"), (&split, "a zero block between members")] {
+            let mut tape = Tape::new(archive);
+            tape.next().unwrap();
+            let error = tape.next().unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,9 @@ use msb::record::owner::Id;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
+use crate::budget::Budget;
 use crate::place::{Known, Place, Tree, components};
+use crate::sparse::Region;
 use crate::tape::{Kind, Member, Metadata, Skip, Tape, truncated};
 
 /// The metadata of a directory without an entry of its own.
@@ -32,17 +34,22 @@ const DEFAULT: Metadata = Metadata {
 ///
 /// # Errors
 /// A message for a malformed or hostile layer; the system's error for a full disk.
-pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn unpack<R: BufRead + Skip>(
+    tape: &mut Tape<R>,
+    root: &Path,
+    budget: &Budget,
+) -> anyhow::Result<Vec<PathBuf>> {
     let mut tree = Tree::new(Dir::open(root)?);
     while let Some(member) = tape.next()? {
         let shown = String::from_utf8_lossy(&member.path).into_owned();
-        put(&mut tree, tape, member).with_context(|| format!("entry {shown:?}"))?;
+        put(&mut tree, tape, member, budget).with_context(|| format!("entry {shown:?}"))?;
     }
     finish(&tree)
 }
 
-fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -> anyhow::Result<()> {
-    let Member { path, link, kind, metadata, device, .. } = member;
+fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, budget: &Budget) -> anyhow::Result<()> {
+    budget.file()?;
+    let Member { path, link, kind, size, regions, metadata, device } = member;
     let parts = components(&path)?;
     let Some((&last, parents)) = parts.split_last() else {
         anyhow::ensure!(kind == Kind::Directory, "the layer's root must be a directory");
@@ -66,7 +73,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member) -
         Kind::Directory => tree.directory(&parent, name, metadata)?,
         Kind::File => {
             let file = replace(tree, &parent, name, |dir| dir.create(name, Mode::RUSR | Mode::WUSR))?;
-            copy_data(tape, &file)?;
+            fill(tape, &file, size, regions.as_deref(), budget)?;
             apply_attributes(&Entry::of_open(file)?, &metadata)?;
         }
         Kind::Symlink => {
@@ -120,21 +127,44 @@ fn made(parent: &Place, name: Name<'_>) -> io::Result<Entry> {
     parent.dir.entry(name)?.ok_or_else(|| Errno::NOENT.into())
 }
 
-fn copy_data<R: BufRead + Skip>(tape: &mut Tape<R>, mut file: &File) -> anyhow::Result<()> {
-    loop {
-        let (input, left) = tape.data();
-        if left == 0 {
-            return Ok(());
-        }
+/// Writes the member's data. What a sparse file does not list stays a hole.
+fn fill<R: BufRead + Skip>(
+    tape: &mut Tape<R>,
+    mut file: &File,
+    size: u64,
+    regions: Option<&[Region]>,
+    budget: &Budget,
+) -> anyhow::Result<()> {
+    let Some(regions) = regions else { return copy(tape, file, size, budget) };
+    let data: u64 = regions.iter().map(|region| region.length).sum();
+    budget.holes(size - data)?;
+    for region in regions {
+        file.seek(SeekFrom::Start(region.offset))?;
+        copy(tape, file, region.length, budget)?;
+    }
+    Ok(file.set_len(size)?)
+}
+
+fn copy<R: BufRead + Skip>(
+    tape: &mut Tape<R>,
+    mut file: &File,
+    mut length: u64,
+    budget: &Budget,
+) -> anyhow::Result<()> {
+    while length > 0 {
+        let (input, _) = tape.data();
         let data = input.fill_buf()?;
         if data.is_empty() {
             return Err(truncated(io::ErrorKind::UnexpectedEof.into()));
         }
-        let step = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let step = data.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+        budget.data(step as u64)?;
         file.write_all(&data[..step])?;
         input.consume(step);
         tape.consumed(step as u64);
+        length -= step as u64;
     }
+    Ok(())
 }
 
 fn apply_attributes(entry: &Entry, metadata: &Metadata) -> anyhow::Result<()> {

@@ -1,0 +1,169 @@
+//! What one pull may write: the limits that the caller set, and the space that stays free for everybody else. A layer says
+//! nothing reliable about the size that it unpacks to, so this is counted while it is written.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use indicatif::HumanBytes;
+
+/// How many bytes are written between two looks at the free space.
+const INTERVAL: u64 = 16 << 20;
+/// How much stays free: a hundredth of the file system, this many bytes at most.
+const MAX_RESERVE: u64 = 256 << 20;
+
+/// The limits of `--max-size` and `--max-files`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes that the files of all layers have together.
+    pub(crate) size: u64,
+    /// Files, directories and links of all layers.
+    pub(crate) files: u64,
+}
+
+/// A limit was exceeded.
+#[derive(Debug)]
+pub(crate) struct Exceeded(String);
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Exceeded {}
+
+/// Counts what a pull writes.
+pub(crate) struct Budget {
+    limits: Limits,
+    size: AtomicU64,
+    files: AtomicU64,
+    unchecked: AtomicU64,
+    home: File,
+}
+
+impl Budget {
+    /// For a pull into the store at `home`.
+    ///
+    /// # Errors
+    /// What opening the directory says.
+    pub(crate) fn new(limits: Limits, home: &Path) -> io::Result<Self> {
+        let zero = AtomicU64::default;
+        Ok(Self { limits, size: zero(), files: zero(), unchecked: zero(), home: File::open(home)? })
+    }
+
+    /// Counts a file that is about to be made.
+    ///
+    /// # Errors
+    /// [`Exceeded`].
+    pub(crate) fn file(&self) -> anyhow::Result<()> {
+        let files = self.files.fetch_add(1, Ordering::Relaxed) + 1;
+        let limit = self.limits.files;
+        if files > limit {
+            return Err(Exceeded(format!("the image has more than {limit} files (allow more with --max-files)")).into());
+        }
+        Ok(())
+    }
+
+    /// Counts bytes of a file that are about to be written.
+    ///
+    /// # Errors
+    /// [`Exceeded`]; [`io::ErrorKind::StorageFull`] where too little space would be left.
+    pub(crate) fn data(&self, length: u64) -> anyhow::Result<()> {
+        self.check_size(self.size.fetch_add(length, Ordering::Relaxed).saturating_add(length))?;
+        self.check_space(length)
+    }
+
+    /// Counts the size of a sparse file, which may be larger than its data.
+    ///
+    /// # Errors
+    /// [`Exceeded`].
+    pub(crate) fn holes(&self, length: u64) -> anyhow::Result<()> {
+        let before = self.size.load(Ordering::Relaxed);
+        self.check_size(before.saturating_add(length))?;
+        self.size.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Counts bytes of an archive that are about to be spooled: compressed data may unpack to any size here as well.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub(crate) fn spool(&self, length: u64) -> anyhow::Result<()> {
+        self.check_space(length)
+    }
+
+    fn check_size(&self, size: u64) -> anyhow::Result<()> {
+        let limit = self.limits.size;
+        if size > limit {
+            let limit = HumanBytes(limit);
+            return Err(Exceeded(format!("the image unpacks to more than {limit} (allow more with --max-size)")).into());
+        }
+        Ok(())
+    }
+
+    fn check_space(&self, length: u64) -> anyhow::Result<()> {
+        if self.unchecked.fetch_add(length, Ordering::Relaxed) + length < INTERVAL {
+            return Ok(());
+        }
+        self.unchecked.store(0, Ordering::Relaxed);
+        let file_system = rustix::fs::fstatvfs(&self.home)?;
+        let free = file_system.f_bavail.saturating_mul(file_system.f_frsize);
+        let reserve = (file_system.f_blocks.saturating_mul(file_system.f_frsize) / 100).min(MAX_RESERVE);
+        if free < reserve {
+            let (free, reserve) = (HumanBytes(free), HumanBytes(reserve));
+            let message = format!("only {free} are free, and {reserve} have to stay so");
+            return Err(io::Error::new(io::ErrorKind::StorageFull, message).into());
+        }
+        Ok(())
+    }
+}
+
+/// Reads a size in bytes with a binary suffix: `4096`, `512M`, `2G`, `2GiB`.
+///
+/// # Errors
+/// A message for anything else.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let malformed = || format!("{text:?}: not a size (512M, 2G)");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(malformed()),
+    };
+    let number: u64 = number.parse().map_err(|_| malformed())?;
+    number.checked_mul(1 << shift).ok_or_else(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_hold_over_all_layers() {
+        let home = tempfile::tempdir().unwrap();
+        let budget = Budget::new(Limits { size: 10, files: 2 }, home.path()).unwrap();
+        budget.data(6).unwrap();
+        budget.holes(4).unwrap();
+        assert!(budget.data(1).unwrap_err().to_string().contains("more than 10 B"));
+        budget.file().unwrap();
+        budget.file().unwrap();
+        assert!(budget.file().unwrap_err().is::<Exceeded>());
+    }
+
+    #[test]
+    fn a_size_has_a_binary_suffix() {
+        for (text, size) in [("4096", 4096), ("1k", 1024), ("512M", 512 << 20), ("2GiB", 2 << 30), ("1tb", 1 << 40)] {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for bad in ["", "G", "1.5G", "-1", "1X", "99999999T"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How bytes are compressed, by what they begin with. Media types are not asked: registries hold layers whose media type
+//! is wrong, archives have none, and the diff_id says whether the right bytes came out.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use anyhow::anyhow;
+
+use crate::chunks::Hangup;
+
+/// How many bytes tell the compression.
+pub(crate) const MAGIC: u64 = 6;
+/// The most memory that xz may take for its dictionary, in bytes: that of `xz -9`.
+const MAX_XZ_MEMORY: u64 = 96 << 20;
+
+/// A format that `docker load` and `docker pull` decompress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Gzip,
+    Zstd,
+    Bzip2,
+    Xz,
+}
+
+impl Compression {
+    /// The format of bytes that begin with `head`, [`MAGIC`] bytes or all there are.
+    pub(crate) fn of(head: &[u8]) -> Self {
+        match head {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            // Also where the first frame is to be skipped, as pzstd writes it.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            [b'B', b'Z', b'h', b'1'..=b'9', 0x31 | 0x17, ..] => Self::Bzip2,
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
+            _ => Self::None,
+        }
+    }
+
+    /// Reads what `packed` holds. Several members, frames or streams are one (RFC 1952, section 2.2; RFC 8878, section 3):
+    /// pigz, stargz and pzstd write them.
+    ///
+    /// # Errors
+    /// What setting up the decompressor says.
+    pub(crate) fn reader<'a>(self, packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+        Ok(match self {
+            Self::None => Box::new(packed),
+            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(packed)?),
+            Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
+            Self::Xz => {
+                let stream = liblzma::stream::Stream::new_stream_decoder(MAX_XZ_MEMORY, liblzma::stream::CONCATENATED);
+                Box::new(liblzma::bufread::XzDecoder::new_stream(packed, stream.map_err(io::Error::other)?))
+            }
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "plain",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
+            Self::Xz => "xz",
+        }
+    }
+
+    /// The error of a reader, with the name of the format.
+    pub(crate) fn error(self, error: io::Error) -> anyhow::Error {
+        if self == Self::None || error.get_ref().is_some_and(|inner| inner.is::<Hangup>()) {
+            return error.into();
+        }
+        let name = self.name();
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return anyhow!("truncated {name} data");
+        }
+        anyhow!("bad {name} data: {error}")
+    }
+}
+
+/// Reads the first bytes, enough to tell the compression, and hands them back with the rest.
+///
+/// # Errors
+/// What reading says.
+pub(crate) fn detect<R: BufRead>(mut packed: R) -> io::Result<(Compression, impl BufRead)> {
+    let mut head = Vec::new();
+    packed.by_ref().take(MAGIC).read_to_end(&mut head)?;
+    Ok((Compression::of(&head), BufReader::new(io::Cursor::new(head)).chain(packed)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn bytes_tell_their_compression() {
+        for (head, found) in [
+            (&[0x1f, 0x8b, 8][..], Compression::Gzip),
+            (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
+            (&[0x50, 0x2a, 0x4d, 0x18], Compression::Zstd),
+            (b"BZh91A", Compression::Bzip2),
+            (b"BZhome", Compression::None),
+            (&[0xfd, b'7', b'z', b'X', b'Z', 0], Compression::Xz),
+            (b"etc/", Compression::None),
+            (b"", Compression::None),
+        ] {
+            assert_eq!(Compression::of(head), found, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_compressed_in_parts_is_read_whole() {
+        let gzip = |text: &[u8]| {
+            let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packed.write_all(text).unwrap();
+            packed.finish().unwrap()
+        };
+        let bzip2 = |text: &[u8]| {
+            let mut packed = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            packed.write_all(text).unwrap();
+            packed.finish().unwrap()
+        };
+        let xz = |text: &[u8]| liblzma::encode_all(text, 0).unwrap();
+        let zstd = |text: &[u8]| zstd::encode_all(text, 0).unwrap();
+        type Pack<'a> = &'a dyn Fn(&[u8]) -> Vec<u8>;
+        let packers: [(Compression, Pack<'_>); 4] = [
+            (Compression::Gzip, &gzip),
+            (Compression::Bzip2, &bzip2),
+            (Compression::Xz, &xz),
+            (Compression::Zstd, &zstd),
+        ];
+        for (expected, pack) in packers {
+            let packed = [pack(b"first "), pack(b"second")].concat();
+            let read = |packed: &[u8]| {
+                let (compression, whole) = detect(packed).unwrap();
+                assert_eq!(compression, expected);
+                let mut text = String::new();
+                let read = compression.reader(whole).unwrap().read_to_string(&mut text);
+                read.map(|_| text).map_err(|error| compression.error(error).to_string())
+            };
+            assert_eq!(read(&packed).unwrap(), "first second");
+            let error = read(&packed[..packed.len() - 3]).unwrap_err();
+            assert!(error.starts_with("truncated"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! When a request is made again: with exponential back-off and jitter, or when the registry says.
+
+use std::time::{Duration, SystemTime};
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+/// How often a request is made again before its error counts.
+const MAX_TIMES: usize = 5;
+const MIN_DELAY: Duration = Duration::from_millis(300);
+const MAX_DELAY: Duration = Duration::from_secs(20);
+/// The longest wait that a registry may ask for. Quotas of hours are reported instead.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+
+/// The attempts of one request.
+pub(crate) struct Retry(ExponentialBackoff);
+
+impl Retry {
+    pub(crate) fn new() -> Self {
+        let builder = ExponentialBuilder::new().with_factor(2.5).with_min_delay(MIN_DELAY).with_max_delay(MAX_DELAY);
+        Self(builder.with_max_times(MAX_TIMES).with_jitter().build())
+    }
+
+    /// How long to wait before the next attempt; `None` for no more attempts. `after` is the registry's own wish.
+    pub(crate) fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
+        let delay = self.0.next()?;
+        match after {
+            Some(after) if after > MAX_RETRY_AFTER => None,
+            Some(after) => Some(after.max(delay.min(Duration::from_secs(1)))),
+            None => Some(delay),
+        }
+    }
+}
+
+/// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds or a date.
+pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_end() {
+        let mut retry = Retry::new();
+        let delays: Vec<Duration> = std::iter::from_fn(|| retry.next(None)).collect();
+        assert_eq!(delays.len(), MAX_TIMES);
+        assert!(delays.iter().all(|delay| *delay >= MIN_DELAY && *delay <= MAX_DELAY * 2), "{delays:?}");
+    }
+
+    #[test]
+    fn a_registry_may_ask_for_a_wait_but_not_for_hours() {
+        let mut retry = Retry::new();
+        assert_eq!(retry.next(Some(Duration::from_secs(7))), Some(Duration::from_secs(7)));
+        assert!(retry.next(Some(Duration::ZERO)).unwrap() > Duration::ZERO);
+        assert_eq!(retry.next(Some(Duration::from_secs(3600))), None);
+    }
+
+    #[test]
+    fn a_wait_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (value, expected) in [
+            ("120", Some(120)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:27 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            assert_eq!(parse_retry_after(value, now), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+}
