@@ -123,7 +123,7 @@ END
     refused 'init "/bin/dies": it ended at once (killed by SIGILL)' --init /bin/dies
     put /bin/spins <<<$'#!/bin/sh\nwhile :; do :; done'
     # An init may take half of the boot's timeout to start.
-    run --separate-stderr msb-boot -r "$vm_record" --init /bin/spins --timeout 20
+    run --separate-stderr msb-boot -r "$vm_record" --init /bin/spins --timeout 30
     [ "$status" -eq 1 ]
     [[ ${stderr_lines[0]} =~ ^'msb-boot: guest: init "/bin/spins": it hangs: after '[0-9]+' s it has not waited for anything yet'$ ]] ||
         { echo "$stderr"; return 1; }

@@ -20,7 +20,7 @@ source "$BATS_TEST_DIRNAME/init-vm.bash"
     { inits_text /etc/systemd/system/broken.service <<<$'[Service]\nType=oneshot\nExecStart=/bin/false'
         inits_link ../broken.service /etc/systemd/system/multi-user.target.wants/broken.service; } >ops
     msb-pull -q "oci:$(inits_image):latest" | msb-patch -f ops >patched.json
-    vm_record=patched.json vm_boot worker --root block --ephemeral --init auto --restart on-reboot
+    vm_record=patched.json vm_boot worker --root block --ephemeral --init auto --restart on-reboot --timeout 120
     [ "$(tail -n 1 worker.err)" = 'msb-boot: worker: systemd is degraded: broken.service failed' ]
     run --separate-stderr msb-exec -r worker.json -- systemctl is-system-running
     [ "$output" = degraded ]

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::bail;
+use msb::overlay::error::Error;
 use rustix::process::{getegid, geteuid, getgroups};
 
 use crate::attributes::Wanted;
@@ -64,7 +65,10 @@ impl User {
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let lacks = error
             .chain()
-            .filter_map(|cause| cause.downcast_ref::<io::Error>())
+            .filter_map(|cause| match cause.downcast_ref::<Error>() {
+                Some(Error::System(cause)) => Some(cause),
+                _ => cause.downcast_ref::<io::Error>(),
+            })
             .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
         if self.uid != 0 && lacks {
             error.context("root is needed for what is not this user's (run it by sudo)")
