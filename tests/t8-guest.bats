@@ -150,7 +150,7 @@ in_vm() {
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.first" "$first" >"$name.one" 3>&- &
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.last" TERM >"$name.two" 3>&- &
         timeout 20 sh -c 'until grep -q up "$1.one" && grep -q up "$1.two"; do sleep 0.02; done' - "$name"
-        run --separate-stderr msb-stop -r "$name.json" -t 4
+        run --separate-stderr msb-stop -r "$name.json" -t 8
         [ "$stderr" = "msb-stop: $name: stopped" ]
         wait
         vm_file "$name" "/tmp/heard.$name.first"
