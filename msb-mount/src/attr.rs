@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use rustix::fs::{FileType as Type, Stat, Timespec, UTIME_NOW, UTIME_OMIT};
 
-/// `stat` as FUSE says it, with inode number `ino`.
+/// A `stat` as FUSE has it, with inode number `ino`.
 pub(crate) fn of(stat: &Stat, ino: u64) -> FileAttr {
     let mtime = time(stat.st_mtime as _, stat.st_mtime_nsec as _);
     FileAttr {
@@ -21,14 +21,14 @@ pub(crate) fn of(stat: &Stat, ino: u64) -> FileAttr {
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         uid: stat.st_uid,
         gid: stat.st_gid,
-        // FUSE has the low 32 bits of glibc's device number: 12 bits of major, 20 of minor.
+        // FUSE has the low 32 bits of glibc's device number: 12 bits of major, 20 bits of minor number.
         rdev: stat.st_rdev as u32,
         blksize: stat.st_blksize as u32,
         flags: 0,
     }
 }
 
-/// A file type as FUSE says it.
+/// A file type as FUSE has it.
 pub(crate) fn file_type(file_type: Type) -> FileType {
     match file_type {
         Type::Directory => FileType::Directory,
@@ -48,8 +48,8 @@ fn time(seconds: i64, nanoseconds: u32) -> SystemTime {
 }
 
 /// A time to set, as `utimensat(2)` takes it.
-pub(crate) fn timespec(wanted: Option<TimeOrNow>) -> Timespec {
-    match wanted {
+pub(crate) fn timespec(time: Option<TimeOrNow>) -> Timespec {
+    match time {
         None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         Some(TimeOrNow::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {

@@ -1,4 +1,4 @@
-//! FUSE requests as calls on the merged tree, and its answers as replies. Nothing is decided here.
+//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,20 +18,28 @@ use msb::overlay::beneath::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::attr;
-use crate::handle::Way;
 use crate::inode::Node;
+use crate::leaf::IoMode;
 use crate::listing::{DOT, DOTDOT};
 use crate::number;
-use crate::tree::{Caller, Tree, Wanted};
+use crate::tree::{Caller, SetAttributes, Tree};
 
-/// Nobody but the kernel, through us, changes what is mounted: what it knows stays true.
+/// How long the kernel may cache names and attributes. It may do so for as long as it likes, since nothing but its own requests changes
+/// the mounted tree:
+///
+/// - The upper is locked by its work directory. [`msb::overlay::upper::Writer::open`] excludes every other writer, and the lock of a
+///   read-only mount excludes all writers.
+/// - The layers of an image are in the store, under the hash of their content. msb-pull makes them complete and never changes them.
+/// - A caller's directory (`msb-pull ./DIR`) is not locked. As with overlayfs, changing it while it is mounted is not supported.
+///
+/// Where we change more than a request asked for, as a copy-up does, the kernel is told to forget the attributes.
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 const GENERATION: Generation = Generation(0);
 
-/// How many bytes one read or write may carry.
+/// The largest read or write request, in bytes.
 pub(crate) const LARGEST_REQUEST: u32 = 1 << 20;
 
-/// An xattr of the root that no list shows: the server's process id.
+/// An xattr of the root with the server's process id. listxattr(2) does not show it.
 pub(crate) const SERVER_XATTR: &str = "trusted.msb.server";
 
 /// The FUSE side of a mount.
@@ -49,8 +57,8 @@ impl Fs {
         self.tree.table.get(ino.0)
     }
 
-    /// The attributes of a node for a reply that counts a lookup. A node with an id of its own says it, for the reply
-    /// knows no other place for ids, and then the attributes hold for no time: the kernel asks for them by themselves.
+    /// The attributes of a node for a reply that counts a lookup, and how long the kernel may cache them. Such a reply has the id in
+    /// place of the inode number. If the two differ, the attributes are not cached, and the kernel asks for them again.
     fn entry_attr(&self, node: &Node) -> io::Result<(FileAttr, Duration)> {
         let mut attr = self.tree.attr(node)?;
         let is_itself = attr.ino.0 == node.id;
@@ -71,7 +79,7 @@ impl Fs {
         node: &Arc<Node>,
         flags: i32,
         back: impl FnOnce(&Entry) -> io::Result<BackingId>,
-    ) -> io::Result<Way> {
+    ) -> io::Result<IoMode> {
         self.tree.open(node, OFlags::from_bits_retain(flags as u32), caller(req, 0), back)
     }
 }
@@ -98,7 +106,7 @@ fn reply_xattr(value: io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
 
 impl Filesystem for Fs {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for wanted in [
+        for capability in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DONT_MASK,
             InitFlags::FUSE_DO_READDIRPLUS,
@@ -110,10 +118,10 @@ impl Filesystem for Fs {
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_DIO,
         ] {
-            // An older kernel goes without; each is for speed, or its part is done by the kernel then.
-            let _ = config.add_capabilities(wanted);
+            // Older kernels lack some of them. Each is for speed, or the kernel does that part itself.
+            let _ = config.add_capabilities(capability);
         }
-        // One level: an overlayfs may be stacked on the mount, and layers may not lie on one.
+        // One level, so that an overlayfs may be stacked on the mount. Layers must not be on a stacked file system then.
         let passthrough =
             config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(1).is_ok();
         self.tree.passthrough.store(passthrough, Ordering::Relaxed);
@@ -124,7 +132,7 @@ impl Filesystem for Fs {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.node(parent).and_then(|parent| self.tree.lookup(&parent, name)) {
-            // Id 0 says that there is nothing, and for how long.
+            // Id 0 is a negative entry, which the kernel caches too.
             Ok(None) => match self.tree.root().and_then(|root| self.tree.attr(&root)) {
                 Ok(attr) => reply.entry(&LONG, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
                 Err(error) => reply.error(error.into()),
@@ -163,9 +171,9 @@ impl Filesystem for Fs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let wanted = Wanted { mode, uid, gid, size, atime, mtime };
+        let requested = SetAttributes { mode, uid, gid, size, atime, mtime };
         let set = self.node(ino).and_then(|node| {
-            self.tree.set_attributes(&node, &wanted, caller(req, 0))?;
+            self.tree.set_attributes(&node, &requested, caller(req, 0))?;
             self.tree.attr(&node)
         });
         match set {
@@ -228,8 +236,8 @@ impl Filesystem for Fs {
         let opened =
             self.node(ino).and_then(|node| self.open_node(req, &node, flags.0, |file| reply.open_backing(file)));
         match opened {
-            Ok(Way::Passthrough(backing)) => {
-                let handle = FileHandle(Way::Passthrough(backing.clone()).handle());
+            Ok(IoMode::Passthrough(backing)) => {
+                let handle = FileHandle(IoMode::Passthrough(backing.clone()).handle());
                 reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
             }
             Ok(way) => reply.opened(FileHandle(way.handle()), FopenFlags::FOPEN_KEEP_CACHE),
@@ -254,8 +262,8 @@ impl Filesystem for Fs {
             Ok::<_, io::Error>((self.entry_attr(&node)?.0, way))
         })();
         match created {
-            Ok((attr, Way::Passthrough(backing))) => {
-                let handle = FileHandle(Way::Passthrough(backing.clone()).handle());
+            Ok((attr, IoMode::Passthrough(backing))) => {
+                let handle = FileHandle(IoMode::Passthrough(backing.clone()).handle());
                 reply.created_passthrough(&LONG, &attr, GENERATION, handle, FopenFlags::empty(), &backing);
             }
             Ok((attr, way)) => {
@@ -313,7 +321,7 @@ impl Filesystem for Fs {
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
-        // Nothing is held back; the kernel stops asking.
+        // Nothing is buffered. The kernel does not send flushes after this.
         reply.error(Errno::ENOSYS);
     }
 
@@ -336,7 +344,7 @@ impl Filesystem for Fs {
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // Listings need no handle: the kernel stops asking, and caches them.
+        // Listings need no handle. The kernel does not send opendirs after this, and caches listings.
         reply.error(Errno::ENOSYS);
     }
 
@@ -344,7 +352,7 @@ impl Filesystem for Fs {
         let filled = (|| {
             let node = self.node(ino)?;
             let own = INodeNo(node.ino());
-            let above = INodeNo(node.place.as_ref().map_or(node.ino(), |(parent, _)| parent.ino()));
+            let above = INodeNo(node.origin.as_ref().map_or(node.ino(), |(parent, _)| parent.ino()));
             for (place, ino, name) in [(DOT, own, "."), (DOTDOT, above, "..")] {
                 if offset < place && reply.add(ino, place, FileType::Directory, name) {
                     return Ok(());
@@ -368,7 +376,7 @@ impl Filesystem for Fs {
         let filled = (|| {
             let node = self.node(ino)?;
             let attr = self.tree.attr(&node)?;
-            // The kernel takes no attributes from these two.
+            // The kernel ignores the attributes of these two.
             for (place, name) in [(DOT, "."), (DOTDOT, "..")] {
                 if offset < place && reply.add(attr.ino, place, name, &Duration::ZERO, &attr, GENERATION) {
                     return Ok(());
@@ -378,8 +386,8 @@ impl Filesystem for Fs {
                 let child = match self.tree.lookup(&node, &listed.name) {
                     Ok(Some(child)) => child,
                     Ok(None) => continue,
-                    // One name that cannot be read hides no others. The attributes hold for no time: whoever wants them looks
-                    // the name up again, and gets the error.
+                    // A name that cannot be read does not hide the others. Its attributes are not cached, so a program that needs
+                    // them causes a lookup, and gets the error.
                     Err(_) => {
                         let kind = attr::file_type(listed.file_type);
                         let unknown = FileAttr { ino: INodeNo(number::unreadable(node.id, *place)), kind, ..attr };

@@ -1,5 +1,27 @@
-//! The nodes that the kernel knows, from its first lookup until it forgets them: each a file of the merged tree, held
-//! by descriptors, whatever happens to its name.
+//! The nodes that the kernel knows, from its first lookup until it forgets them. A node is a file of the merged tree, referred to by
+//! descriptors, so it survives a change of its name.
+//!
+//! # Hardlinks in lower layers
+//!
+//! Copying one name of a lower file up leaves the other names in the lower layer, as in an overlayfs without `index=on`: finding those
+//! would take a search of all layers. So after a write through one name, the others still show the old content. If all names were one
+//! node, the kernel would show the new content under each of them, until it forgot the node. Therefore each name of a lower file with
+//! several links is a node of its own, with an id that is not its inode number. stat(2) shows the same inode number for all of them until
+//! one is copied up.
+//!
+//! # Locks
+//!
+//! In the order in which a thread takes them, where it holds several:
+//!
+//! 1. [`LeafNode::copying`](crate::leaf::LeafNode::copying) of a file, while it and the directories above it are
+//!    copied up.
+//! 2. [`DirNode::changes`] of a directory, while one of its names changes. Two are taken for a rename only, in the order of the nodes'
+//!    ids.
+//! 3. The nodes of the [`Table`], then its names.
+//!
+//! The others ([`DirNode::listing`], the merged directory or leaf of a node, its open files) are held for a single step in which none of
+//! the above is taken. The kernel is told to forget a file's attributes while `copying` is held; that waits for no request, since it
+//! leaves the cached data alone.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +33,7 @@ use msb::overlay::{self, Layer, Leaf, Merged};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
-use crate::handle::Data;
+use crate::leaf::LeafNode;
 use crate::listing::Listing;
 use crate::lock::{read, write};
 use crate::number::{NAMELESS, Numbers};
@@ -22,12 +44,12 @@ pub(crate) const ROOT: u64 = 1;
 /// A file that the kernel knows.
 #[derive(Debug)]
 pub(crate) struct Node {
-    /// What the kernel calls it: its inode number, but for the root and for hardlinks in a lower layer.
+    /// The id that the kernel uses: the inode number, except for the root and for hardlinks in a lower layer.
     pub(crate) id: u64,
     ino: AtomicU64,
     lookups: AtomicU64,
-    /// Where it was found. A file of a lower layer never moves: renaming copies it up first.
-    pub(crate) place: Option<(Arc<Node>, OsString)>,
+    /// The directory and name that it was looked up by. A file of a lower layer never moves, since a rename copies it up first.
+    pub(crate) origin: Option<(Arc<Node>, OsString)>,
     pub(crate) kind: Kind,
 }
 
@@ -47,18 +69,8 @@ pub(crate) struct DirNode {
     pub(crate) stale: AtomicBool,
 }
 
-#[derive(Debug)]
-pub(crate) struct LeafNode {
-    leaf: RwLock<Arc<Leaf>>,
-    /// Held by the one who copies the file up.
-    pub(crate) copying: Mutex<()>,
-    pub(crate) data: Mutex<Data>,
-    /// What the kernel was last told of the data: a number made of size and mtime.
-    told: AtomicU64,
-}
-
 impl Node {
-    fn new(id: u64, ino: u64, place: Option<(Arc<Self>, OsString)>, found: overlay::Node) -> Self {
+    fn new(id: u64, ino: u64, origin: Option<(Arc<Self>, OsString)>, found: overlay::Node) -> Self {
         let kind = match found {
             overlay::Node::Dir(merged) => Kind::Dir(DirNode {
                 merged: RwLock::new(Arc::new(merged)),
@@ -66,14 +78,9 @@ impl Node {
                 listing: Mutex::default(),
                 stale: AtomicBool::new(false),
             }),
-            overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode {
-                leaf: RwLock::new(Arc::new(leaf)),
-                copying: Mutex::default(),
-                data: Mutex::default(),
-                told: AtomicU64::new(0),
-            }),
+            overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode::new(leaf)),
         };
-        Self { id, ino: AtomicU64::new(ino), lookups: AtomicU64::new(1), place, kind }
+        Self { id, ino: AtomicU64::new(ino), lookups: AtomicU64::new(1), origin, kind }
     }
 
     /// The inode number that `stat(2)` shows.
@@ -81,7 +88,7 @@ impl Node {
         self.ino.load(Ordering::Relaxed)
     }
 
-    /// Whether the kernel calls the node by another number than `stat(2)` shows.
+    /// Whether the kernel uses another id for the node than the inode number that `stat(2)` shows.
     pub(crate) fn has_other_id(&self) -> bool {
         self.id & NAMELESS != 0
     }
@@ -104,7 +111,7 @@ impl Node {
         }
     }
 
-    /// The error of `stat(2)` of the file that answers, with its own device and number.
+    /// The `stat` of the file in its layer, with its own device and inode number.
     ///
     /// # Errors
     /// The error of `fstat(2)`.
@@ -114,7 +121,7 @@ impl Node {
                 let merged = dir.merged();
                 let mut stat = merged.top().0.stat()?;
                 if merged.is_merge() {
-                    // Nobody counts the subdirectories of all layers; 1 tells find(1) not to rely on it.
+                    // Counting the subdirectories of all layers is too slow. A link count of 1 tells find(1) that it is unknown.
                     stat.st_nlink = 1;
                 }
                 Ok(stat)
@@ -144,22 +151,6 @@ impl DirNode {
     }
 }
 
-impl LeafNode {
-    pub(crate) fn get(&self) -> Arc<Leaf> {
-        read(&self.leaf).clone()
-    }
-
-    /// Notes what the kernel is told of the data, and says whether it was told the same before.
-    pub(crate) fn tell(&self, stat: &Stat) -> bool {
-        let told = (stat.st_size as u64) ^ (stat.st_mtime as u64).rotate_left(32) ^ stat.st_mtime_nsec;
-        self.told.swap(told, Ordering::Relaxed) == told
-    }
-
-    pub(crate) fn set(&self, leaf: Leaf) {
-        *write(&self.leaf) = Arc::new(leaf);
-    }
-}
-
 /// All nodes by their ids.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -168,12 +159,12 @@ pub(crate) struct Table {
     names: RwLock<Names>,
 }
 
-/// What identifies the nodes whose own inode number does not.
+/// The ids of nodes that are not their inode numbers.
 #[derive(Debug, Default)]
 struct Names {
-    /// Hardlinks in lower layers: copying one up leaves the others, so each name is a node.
+    /// Hardlinks in lower layers, by directory and name.
     linked: HashMap<(u64, OsString), u64>,
-    /// Files that were copied up under this mount, by the copy's number: they keep the id they had.
+    /// Files that were copied up under this mount, by the inode number of the copy. They keep their id.
     copied: HashMap<u64, u64>,
     counter: u64,
 }
@@ -188,12 +179,12 @@ impl Table {
     }
 
     /// # Errors
-    /// ESTALE for an id that is not known.
+    /// ESTALE for an unknown id.
     pub(crate) fn get(&self, id: u64) -> io::Result<Arc<Node>> {
         read(&self.nodes).get(&id).cloned().ok_or_else(|| Errno::STALE.into())
     }
 
-    /// The node of what a lookup of `name` in `parent` found, counted once more.
+    /// The node for the result of a lookup of `name` in `parent`. Counts a lookup of it.
     ///
     /// # Errors
     /// The error of `fstat(2)`.
@@ -224,8 +215,8 @@ impl Table {
             return Ok(node.clone());
         }
         let ino = if id & NAMELESS == 0 { id } else { own };
-        let place = Some((parent.clone(), name.to_owned()));
-        let node = Arc::new(Node::new(id, ino, place, found));
+        let origin = Some((parent.clone(), name.to_owned()));
+        let node = Arc::new(Node::new(id, ino, origin, found));
         nodes.insert(id, node.clone());
         Ok(node)
     }
@@ -255,25 +246,25 @@ impl Table {
         }
     }
 
-    /// Notes that `copy` is `node`, before anyone can look the copy up.
+    /// Records that `copy` is the copy of `node`, before it can be looked up.
     pub(crate) fn note_copy(&self, node: &Node, copy: &Stat) {
         let own = self.numbers.of(copy);
         let mut names = write(&self.names);
         names.copied.insert(own, node.id);
         if node.has_other_id() {
             node.ino.store(own, Ordering::Relaxed);
-            if let Some((parent, name)) = &node.place {
+            if let Some((parent, name)) = &node.origin {
                 names.linked.remove(&(parent.id, name.clone()));
             }
         }
     }
 
-    /// Takes `count` lookups back; a node without any is dropped.
+    /// Subtracts `count` lookups, and drops a node that has none left.
     pub(crate) fn forget(&self, id: u64, count: u64) {
         if id == ROOT {
             return;
         }
-        // Dropped after the lock: closing descriptors takes time.
+        // Dropped after the lock is released, since closing descriptors takes time.
         let _gone = {
             let mut nodes = write(&self.nodes);
             let Some(node) = nodes.get(&id) else { return };
@@ -292,13 +283,13 @@ impl Table {
         let leaf = leaf.get();
         let own = self.numbers.of(leaf.entry.stat());
         if leaf.layer == Layer::Upper {
-            // A copied-up file that lives on keeps its number; one that is gone frees it for another.
+            // A removed file frees its inode number for another one.
             let is_gone = || leaf.entry.stat_now().map_or(true, |stat| stat.st_nlink == 0);
             if own != node.id && (node.has_other_id() || is_gone()) {
                 write(&self.names).copied.remove(&own);
             }
         } else if node.has_other_id()
-            && let Some((parent, name)) = &node.place
+            && let Some((parent, name)) = &node.origin
         {
             write(&self.names).linked.remove(&(parent.id, name.clone()));
         }

@@ -1,5 +1,5 @@
-//! The names of a directory in an order that holds: an entry keeps its offset as long as the kernel knows the
-//! directory, however often names come and go, so no open directory needs a state of its own.
+//! The names of a directory in a stable order. A name keeps its offset as long as the kernel knows the directory, whatever is made or
+//! removed meanwhile, so an open directory needs no state of its own.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -18,7 +18,7 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// Gives offsets to `names`: the ones they had in `before`, else new ones behind all others.
+    /// Assigns offsets to `names`: those that they had in `before`, else new ones after all others.
     pub(crate) fn new(names: Vec<Listed>, before: Option<&Self>) -> Self {
         let mut next = before.map_or(DOTDOT + 1, |before| before.next);
         let known: HashMap<&OsString, u64> = before
@@ -36,7 +36,7 @@ impl Listing {
         Self { entries, next }
     }
 
-    /// The entries behind `offset`.
+    /// The entries after `offset`.
     pub(crate) fn after(&self, offset: u64) -> &[(u64, Listed)] {
         let start = self.entries.partition_point(|(own, _)| *own <= offset);
         self.entries.get(start..).unwrap_or_default()

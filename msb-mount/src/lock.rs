@@ -1,5 +1,5 @@
-//! Locks that outlive a panic: what they guard is replaced whole, never left half-changed, so a poisoned one is as
-//! good as any, and no request may end the server.
+//! Locks that ignore poisoning. The values that they guard are replaced as a whole and never half-changed, so they are valid after a panic,
+//! and a request that panics must not end the server.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

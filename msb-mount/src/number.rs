@@ -1,5 +1,4 @@
-//! Inode numbers: unique over all layers, and as stable as the files, since whoever shares the mount onward knows a
-//! file by them.
+//! Inode numbers: unique over all layers, and as stable as the files, since a server that exports the mount identifies files by them.
 
 use std::sync::RwLock;
 
@@ -7,18 +6,18 @@ use rustix::fs::Stat;
 
 use crate::lock::{read, write};
 
-/// Set in the ids of nodes that have no inode number of their own to go by.
+/// Set in the ids of nodes that are not identified by their inode number.
 pub(crate) const NAMELESS: u64 = 1 << 63;
 
-/// The number of a name that is listed in directory `parent` at `place`, and cannot be looked up: no node ever has it.
+/// The inode number of a name that is listed in directory `parent` at `place` but cannot be looked up. No node has it.
 pub(crate) fn unreadable(parent: u64, place: u64) -> u64 {
     NAMELESS | 1 << 62 | (parent.rotate_left(20) ^ place) >> 2
 }
 
-/// Bits that hold a file system's own inode number; above them is the place of the file system.
+/// The bits that hold a file system's own inode number. Those above have the index of the file system.
 const OWN_BITS: u32 = 48;
 
-/// Folds device and inode number into one number: layers on one file system keep theirs.
+/// Combines device and inode number into one number. Files on the first file system keep theirs.
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
     devices: RwLock<Vec<u64>>,
@@ -30,7 +29,7 @@ impl Numbers {
         self.fold(stat.st_dev, stat.st_ino)
     }
 
-    /// The number of inode `ino` on `device`. Never 0 or 1, which FUSE keeps for itself.
+    /// The number of inode `ino` on `device`. Never 0 or 1, which FUSE reserves.
     pub(crate) fn fold(&self, device: u64, ino: u64) -> u64 {
         let place = self.place(device);
         if place == 0 && ino > 1 && ino >> OWN_BITS == 0 {

@@ -1,5 +1,5 @@
-//! The merged tree as the requests see it: nodes looked up, listed and copied up. What a request changes is in
-//! [`change`], what it does to one file in [`file`].
+//! The merged tree: looking nodes up, listing directories, and copy-up. [`change`] has the requests that change names, [`file`] those
+//! that act on one file.
 
 mod change;
 mod file;
@@ -17,7 +17,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 pub(crate) use change::Caller;
-pub(crate) use file::Wanted;
+pub(crate) use file::SetAttributes;
 
 use crate::attr;
 use crate::inode::{Kind, Node, ROOT, Table};
@@ -32,7 +32,7 @@ pub(crate) struct Tree {
     writer: Option<Writer>,
     /// Whether the kernel can read and write backing files by itself.
     pub(crate) passthrough: AtomicBool,
-    /// The way to tell the kernel what it could not know. Set once the mount is there.
+    /// Invalidates caches of the kernel. Set once the mount exists.
     notifier: Arc<OnceLock<Notifier>>,
 }
 
@@ -45,13 +45,13 @@ impl Tree {
         self.writer.as_ref().ok_or_else(|| Errno::ROFS.into())
     }
 
-    /// What `name` in `parent` is, counted as a lookup; `None` where nothing is visible.
+    /// The node of `name` in `parent`, with a lookup counted; `None` if the name does not exist.
     pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<Option<Arc<Node>>> {
         let found = parent.dir()?.merged().lookup(Name::new(name)?)?;
         found.map(|found| self.table.intern(parent, name, found)).transpose()
     }
 
-    /// Runs `with` on what `name` in `parent` is, without counting a lookup.
+    /// Runs `with` on the node of `name` in `parent`, without a lookup being counted.
     fn with_child<T>(
         &self,
         parent: &Arc<Node>,
@@ -67,23 +67,23 @@ impl Tree {
     pub(crate) fn attr(&self, node: &Node) -> io::Result<FileAttr> {
         let stat = node.stat()?;
         if let Kind::Leaf(leaf) = &node.kind {
-            leaf.tell(&stat);
+            leaf.report(&stat);
         }
         Ok(attr::of(&stat, node.ino()))
     }
 
-    /// The names of a directory. `rewind`: whether the reader starts and must see what changed.
+    /// The names of a directory. `rewind`: whether the reader starts over, and must see changes.
     pub(crate) fn list(&self, node: &Node, rewind: bool) -> io::Result<Arc<Listing>> {
         let dir = node.dir()?;
-        let mut kept = hold(&dir.listing);
-        if let Some(listing) = kept.as_ref()
+        let mut cached = hold(&dir.listing);
+        if let Some(listing) = cached.as_ref()
             && !(rewind && dir.stale.load(Ordering::Acquire))
         {
             return Ok(listing.clone());
         }
         dir.stale.store(false, Ordering::Release);
-        let listing = Arc::new(Listing::new(dir.merged().list()?, kept.as_deref()));
-        *kept = Some(listing.clone());
+        let listing = Arc::new(Listing::new(dir.merged().list()?, cached.as_deref()));
+        *cached = Some(listing.clone());
         Ok(listing)
     }
 
@@ -104,18 +104,18 @@ impl Tree {
         Ok(if listed.layer == Layer::Upper { self.table.shown(own) } else { own })
     }
 
-    /// A directory's parts, the upper one among them: it and the directories above are copied up where they are not.
+    /// The merged directory of a node, after its copy-up and that of the directories above it.
     fn in_upper(&self, node: &Arc<Node>) -> io::Result<Arc<Merged>> {
         let writer = self.writer()?;
         let mut missing = Vec::new();
         let mut at = node;
         while at.dir()?.merged().upper.is_none() {
-            let (parent, _) = at.place.as_ref().ok_or(Errno::ROFS)?;
+            let (parent, _) = at.origin.as_ref().ok_or(Errno::ROFS)?;
             missing.push(at);
             at = parent;
         }
         for node in missing.into_iter().rev() {
-            let Some((parent, name)) = &node.place else { continue };
+            let Some((parent, name)) = &node.origin else { continue };
             let dir = node.dir()?;
             let _changes = hold(&parent.dir()?.changes);
             let merged = dir.merged();
@@ -124,7 +124,7 @@ impl Tree {
             }
             let above = parent.dir()?.merged();
             let name = Name::new(name)?;
-            // A directory that was removed while somebody holds it open has no place to be copied to.
+            // A removed directory that is still open cannot be copied up.
             let is_there = match above.lookup(name)? {
                 Some(overlay::Node::Dir(now)) => {
                     let number = |merged: &Merged| Ok::<_, io::Error>(self.table.numbers.of(&merged.top().0.stat()?));
@@ -141,7 +141,7 @@ impl Tree {
         Ok(node.dir()?.merged())
     }
 
-    /// Brings a file into the upper, with its first `length` bytes.
+    /// Copies a file up, with its first `length` bytes.
     fn copy_up(&self, node: &Arc<Node>, length: u64) -> io::Result<()> {
         let leaf = match &node.kind {
             Kind::Dir(_) => return self.in_upper(node).map(drop),
@@ -163,11 +163,11 @@ impl Tree {
             self.forget_attributes(node);
             return Ok(());
         }
-        let (parent, name) = node.place.as_ref().ok_or(Errno::ROFS)?;
+        let (parent, name) = node.origin.as_ref().ok_or(Errno::ROFS)?;
         let name = Name::new(name)?;
         let (copy, prepared) = writer.prepare_copy(&from, length)?;
         self.table.note_copy(node, copy.stat());
-        // Fails for a parent that was removed, and then the file was too.
+        // Fails if the parent was removed; then the file was, too.
         let above = self.in_upper(parent).ok();
         let changes = hold(&parent.dir()?.changes);
         let visible = parent.dir()?.merged().lookup(name)?;
@@ -175,7 +175,7 @@ impl Tree {
             (Some(above), Some(overlay::Node::Leaf(now))) if is_same(&now.entry, &from.entry) => {
                 prepared.put(upper_of(&above)?, name)?;
             }
-            // Removed while open: the copy has no name and lives as long as the descriptors do.
+            // Removed while open: the copy gets no name, and lives as long as its descriptors.
             (_, None) => drop(prepared),
             _ => return Err(Errno::STALE.into()),
         }
@@ -186,10 +186,10 @@ impl Tree {
         Ok(())
     }
 
-    /// Has the kernel ask for a node's attributes again: they changed by more than the request that it made.
+    /// Invalidates the kernel's cached attributes of a node, because something other than the current request changed them.
     fn forget_attributes(&self, node: &Node) {
         if let Some(notifier) = self.notifier.get() {
-            // An offset below zero leaves the cached data alone.
+            // A negative offset keeps the cached data.
             let _ = notifier.inval_inode(INodeNo(node.id), -1, 0);
         }
     }

@@ -1,5 +1,5 @@
-//! Names that come, go and move. The kernel holds the directories of a request for itself meanwhile; only copy-ups
-//! of other names go on beside it, and they take [`crate::inode::DirNode::changes`] as we do.
+//! Requests that make, remove and rename files. The kernel locks the directories of such a request. Only copy-ups of other names in them
+//! run at the same time, and they take [`crate::inode::DirNode::changes`] as well.
 
 use std::ffi::OsStr;
 use std::io;
@@ -18,7 +18,7 @@ use super::Tree;
 use crate::inode::Node;
 use crate::lock::hold;
 
-/// Who asks for a new file.
+/// The process that makes a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     pub(crate) uid: u32,
@@ -46,7 +46,7 @@ impl Tree {
     ) -> io::Result<Arc<Node>> {
         let kind = FileType::from_raw_mode(mode);
         if kind == FileType::CharacterDevice && device == 0 {
-            // It would be a whiteout.
+            // A whiteout.
             return Err(Errno::PERM.into());
         }
         self.add(parent, name, mode, caller, |dir, name, mode| dir.mknod(name, kind, mode, u64::from(device)))
@@ -72,25 +72,25 @@ impl Tree {
     ) -> io::Result<Arc<Node>> {
         let above = self.in_upper(parent)?;
         let checked = Name::new(name)?;
-        let birth = Birth::new(upper_of(&above)?, mode, caller)?;
-        self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| make(dir, name, birth.mode)))?;
+        let new = NewFile::new(upper_of(&above)?, mode, caller)?;
+        self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| make(dir, name, new.mode)))?;
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
-        let entry = birth.settle(entry)?;
+        let entry = new.set_owner_and_mode(entry)?;
         self.table.intern(parent, name, overlay::Node::Leaf(Leaf::new(entry, Layer::Upper)))
     }
 
     pub(crate) fn mkdir(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Arc<Node>> {
         let above = self.in_upper(parent)?;
         let checked = Name::new(name)?;
-        let mut birth = Birth::new(upper_of(&above)?, mode, caller)?;
-        birth.set_id |= birth.inherited;
-        self.changing(parent, || self.writer()?.make_dir(&above, checked, birth.mode))?;
+        let mut new = NewFile::new(upper_of(&above)?, mode, caller)?;
+        new.set_id |= new.inherited;
+        self.changing(parent, || self.writer()?.make_dir(&above, checked, new.mode))?;
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
-        let upper = Arc::new(birth.settle(entry)?.to_dir()?);
+        let upper = Arc::new(new.set_owner_and_mode(entry)?.to_dir()?);
         self.table.intern(parent, name, overlay::Node::Dir(above.new_upper(upper)))
     }
 
-    /// Makes `name` another name of `node`.
+    /// Makes `name` a hardlink to `node`.
     pub(crate) fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) -> io::Result<Arc<Node>> {
         self.copy_up(node, WHOLE)?;
         let above = self.in_upper(parent)?;
@@ -100,14 +100,14 @@ impl Tree {
         self.lookup(parent, name)?.ok_or_else(|| Errno::NOENT.into())
     }
 
-    /// Removes a file that is no directory.
+    /// Removes a file that is not a directory.
     pub(crate) fn unlink(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
         let above = self.in_upper(parent)?;
         let name = Name::new(name)?;
         self.changing(parent, || self.writer()?.remove(&above, name))
     }
 
-    /// Removes a directory where nothing is visible.
+    /// Removes an empty directory.
     pub(crate) fn rmdir(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
         let above = self.in_upper(parent)?;
         let name = Name::new(name)?;
@@ -134,7 +134,7 @@ impl Tree {
     ) -> io::Result<()> {
         let exchange = flags == RenameFlags::EXCHANGE;
         let (checked, to_checked) = (Name::new(name)?, Name::new(to_name)?);
-        // What forbids it comes first: a rename that fails copies nothing up.
+        // Checked before anything is copied up for a rename that fails.
         self.with_child(parent, name, |node| check_movable(node))?;
         if exchange {
             self.with_child(to, to_name, |node| check_movable(node))?;
@@ -169,8 +169,8 @@ impl Tree {
     }
 }
 
-/// A directory with parts in lower layers cannot follow a rename: EXDEV, and the caller then copies and removes, as it
-/// does between file systems.
+/// Refuses to rename a directory that a lower layer has, with EXDEV: its lower part cannot move. mv(1) then copies and removes, as it does
+/// between file systems.
 fn check_movable(node: &Node) -> io::Result<()> {
     match node.dir() {
         Ok(dir) if !dir.merged().lower.is_empty() => Err(Errno::XDEV.into()),
@@ -178,10 +178,10 @@ fn check_movable(node: &Node) -> io::Result<()> {
     }
 }
 
-/// What a new file is born with: mode, owner, and what its directory passes on.
+/// The mode and owner of a new file, and what it inherits from its directory.
 #[derive(Debug)]
-struct Birth {
-    /// The mode to make it with; a default ACL of the directory takes the umask's place.
+struct NewFile {
+    /// The mode to make it with. If the directory has a default ACL, the umask does not apply.
     mode: Mode,
     set_id: u32,
     inherited: u32,
@@ -189,12 +189,12 @@ struct Birth {
     gid: u32,
 }
 
-impl Birth {
+impl NewFile {
     fn new(parent: &Dir, mode: u32, caller: Caller) -> io::Result<Self> {
         let stat: Stat = parent.stat()?;
         let inherited = stat.st_mode & SET_GID;
         let mut acl = [0u8; 0];
-        // Asked for its size alone.
+        // Only its size is read.
         let has_acl = rustix::fs::getxattr(parent.proc_path(), DEFAULT_ACL, &mut acl[..]).is_ok();
         let mode = if has_acl { mode } else { mode & !caller.umask };
         Ok(Self {
@@ -206,8 +206,8 @@ impl Birth {
         })
     }
 
-    /// Gives the new file its owner, which takes set-id bits away, and then those.
-    fn settle(&self, entry: Entry) -> io::Result<Entry> {
+    /// Sets the owner of the new file, which clears set-id bits, and then those.
+    fn set_owner_and_mode(&self, entry: Entry) -> io::Result<Entry> {
         let (stat, is_symlink) = (*entry.stat(), entry.file_type() == FileType::Symlink);
         if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {
             entry.set_owner(Some(self.uid), Some(self.gid))?;

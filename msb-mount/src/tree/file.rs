@@ -1,4 +1,4 @@
-//! What a request does to one file, whatever its name: attributes, xattrs, data.
+//! Requests that act on one file, whatever its name: attributes, xattrs, data.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,14 +14,14 @@ use rustix::io::Errno;
 
 use super::{Caller, Tree};
 use crate::attr::timespec;
-use crate::handle::{Way, has_set_id};
 use crate::inode::{Kind, Node};
+use crate::leaf::{IoMode, has_set_id};
 
 const ACCESS_ACL: &str = "system.posix_acl_access";
 
-/// Attributes to set; what is `None` stays.
+/// The attributes that a request sets; `None` leaves one alone.
 #[derive(Debug, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct SetAttributes {
     pub(crate) mode: Option<u32>,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
@@ -31,7 +31,7 @@ pub(crate) struct Wanted {
 }
 
 impl Tree {
-    /// Runs `on` on the file that answers for a node's attributes.
+    /// Runs `on` on the file that has a node's attributes.
     fn on_entry<T>(&self, node: &Node, on: impl FnOnce(&Entry) -> io::Result<T>) -> io::Result<T> {
         match &node.kind {
             Kind::Dir(dir) => on(&dir.merged().top().0.to_entry()?),
@@ -39,29 +39,29 @@ impl Tree {
         }
     }
 
-    pub(crate) fn set_attributes(&self, node: &Arc<Node>, wanted: &Wanted, caller: Caller) -> io::Result<()> {
-        self.copy_up(node, wanted.size.unwrap_or(WHOLE))?;
+    pub(crate) fn set_attributes(&self, node: &Arc<Node>, requested: &SetAttributes, caller: Caller) -> io::Result<()> {
+        self.copy_up(node, requested.size.unwrap_or(WHOLE))?;
         self.on_entry(node, |entry| {
-            if wanted.uid.is_some() || wanted.gid.is_some() {
-                // Whether a set-group-id bit stays is a matter of the group before.
+            if requested.uid.is_some() || requested.gid.is_some() {
+                // The old group decides whether the set-group-id bit stays.
                 if caller.uid != 0 {
                     clear_set_id(entry, caller)?;
                 }
-                entry.set_owner(wanted.uid, wanted.gid)?;
+                entry.set_owner(requested.uid, requested.gid)?;
             }
-            if let Some(mode) = wanted.mode {
+            if let Some(mode) = requested.mode {
                 entry.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
             }
-            if let Some(size) = wanted.size {
+            if let Some(size) = requested.size {
                 node.leaf()?.file(true)?.set_len(size)?;
                 if caller.uid != 0 {
                     clear_set_id(entry, caller)?;
                 }
             }
-            if wanted.atime.is_some() || wanted.mtime.is_some() {
+            if requested.atime.is_some() || requested.mtime.is_some() {
                 entry.set_times(&Timestamps {
-                    last_access: timespec(wanted.atime),
-                    last_modification: timespec(wanted.mtime),
+                    last_access: timespec(requested.atime),
+                    last_modification: timespec(requested.mtime),
                 })?;
             }
             Ok(())
@@ -79,7 +79,7 @@ impl Tree {
         flags: OFlags,
         caller: Caller,
         back: impl FnOnce(&Entry) -> io::Result<BackingId>,
-    ) -> io::Result<Way> {
+    ) -> io::Result<IoMode> {
         let leaf = node.leaf()?;
         let to_write = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
         let truncate = flags.contains(OFlags::TRUNC);
@@ -93,36 +93,36 @@ impl Tree {
                 clear_set_id(&current.entry, caller)?;
             }
         }
-        // A file of a lower layer may be copied up while it is open, and then its backing would have to change.
+        // A lower file may be copied up while it is open, and its backing file cannot change then.
         let is_whole = current.layer == Layer::Upper && !current.is_metacopy();
         let is_settled = is_whole || self.writer.is_none();
-        // The kernel leaves set-id bits to us and never asks for a passthrough write, so a file that has them, and who
-        // must clear them if they come later, writes by us.
+        // The kernel leaves clearing set-id bits to us, and we do not see passthrough writes. So a file with such bits, and a caller
+        // whose writes would clear bits that are set later, use cached mode.
         let clears_set_id = to_write && caller.uid != 0;
         let passthrough = is_settled
             && self.passthrough.load(Ordering::Relaxed)
             && (self.writer.is_none() || !clears_set_id && !has_set_id(&current.entry.stat_now()?));
-        let way = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(leaf.data())));
-        if clears_set_id && matches!(way, Way::Passthrough(_)) {
-            // Somebody else's open has settled the way: cleared before the first write then. Bits that come even later
-            // stay, as they do for a descriptor that root opened and handed on.
+        let mode = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(leaf.data())));
+        if clears_set_id && matches!(mode, IoMode::Passthrough(_)) {
+            // An earlier open has decided for passthrough, so the bits are cleared before the first write. Bits that are set after that
+            // stay, as they do for a descriptor that root has opened and passed on.
             clear_set_id(&current.entry, caller)?;
             self.forget_attributes(node);
         }
-        Ok(way)
+        Ok(mode)
     }
 
-    /// Takes an open back. What was written through a mapping of a backing file, the kernel has not noticed itself.
+    /// Counts a release. Writes through a mapping of a backing file have changed attributes without the kernel's notice.
     pub(crate) fn release(&self, node: &Node, handle: u64, was_writable: bool) -> io::Result<()> {
         let leaf = node.leaf()?;
         leaf.released(handle);
-        if handle != 0 && was_writable && !leaf.tell(&leaf.get().entry.stat_now()?) {
+        if handle != 0 && was_writable && !leaf.report(&leaf.get().entry.stat_now()?) {
             self.forget_attributes(node);
         }
         Ok(())
     }
 
-    /// Reads until `block` is full or the file ends: the kernel takes a short answer for the end.
+    /// Reads until `block` is full or the file ends: the kernel takes a short reply for the end of the file.
     pub(crate) fn read(&self, node: &Node, offset: u64, block: &mut [u8]) -> io::Result<usize> {
         let file = node.leaf()?.file(false)?;
         let mut filled = 0;
@@ -137,7 +137,7 @@ impl Tree {
         Ok(filled)
     }
 
-    /// Writes. `clearing`: for whom set-id bits are to be cleared.
+    /// Writes. `clearing`: the caller whose write clears set-id bits.
     pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clearing: Option<Caller>) -> io::Result<usize> {
         let leaf = node.leaf()?;
         let file = leaf.file(true)?;
@@ -148,7 +148,7 @@ impl Tree {
         Ok(data.len())
     }
 
-    /// Allocates or frees room for data, which clears set-id bits as a write does.
+    /// Allocates or frees space, which clears set-id bits as a write does.
     pub(crate) fn allocate(
         &self,
         node: &Node,
@@ -162,7 +162,7 @@ impl Tree {
         if caller.uid != 0 { clear_set_id(&leaf.get().entry, caller) } else { Ok(()) }
     }
 
-    /// Copies data from one file to another inside the server's kernel; how much, it says.
+    /// Copies data from one file to another in the kernel. Returns how many bytes.
     pub(crate) fn copy_range(
         &self,
         (from, mut from_at): (&Node, u64),
@@ -179,7 +179,7 @@ impl Tree {
         Ok(copied)
     }
 
-    /// Brings a file's or directory's own changes to the disk.
+    /// Syncs a file or directory of the upper.
     pub(crate) fn sync(&self, node: &Node, data_only: bool) -> io::Result<()> {
         match &node.kind {
             Kind::Leaf(leaf) if leaf.get().layer == Layer::Upper => {
@@ -207,7 +207,7 @@ impl Tree {
         self.on_entry(node, |entry| entry.xattr(name))
     }
 
-    /// The names of the xattrs, each with a NUL behind it.
+    /// The names of the xattrs, each with a NUL at its end.
     pub(crate) fn xattr_names(&self, node: &Node) -> io::Result<Vec<u8>> {
         use std::os::unix::ffi::OsStrExt;
         let names = self.on_entry(node, Entry::xattr_names)?;
@@ -234,7 +234,7 @@ impl Tree {
         self.on_entry(node, |entry| {
             entry.set_xattr(name, value, XattrFlags::from_bits_retain(flags as u32))?;
             let stat = entry.stat_now()?;
-            // As chmod does; the caller's other groups are not known here, and a bit too few harms nobody.
+            // As chmod(2) does. The caller's supplementary groups are unknown here, and clearing the bit is safe.
             if name == ACCESS_ACL && stat.st_mode & 0o2000 != 0 && caller.uid != 0 && caller.gid != stat.st_gid {
                 entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o5777))?;
             }
@@ -246,15 +246,15 @@ impl Tree {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::PERM.into());
         }
-        // Nothing to copy up for.
+        // An xattr that does not exist is no reason for a copy-up.
         self.xattr(node, name)?;
         self.copy_up(node, WHOLE)?;
         self.on_entry(node, |entry| entry.remove_xattr(name))
     }
 }
 
-/// Clears set-id bits as a change of the data by anyone but root does: a set-group-id bit that marks no executable
-/// stays for members of the group.
+/// Clears set-id bits, as the kernel does when anyone but root changes the data. Without the group's execute bit, a set-group-id bit stays
+/// for members of the group.
 fn clear_set_id(entry: &Entry, caller: Caller) -> io::Result<()> {
     let stat = entry.stat_now()?;
     if entry.file_type() != FileType::RegularFile || !has_set_id(&stat) {

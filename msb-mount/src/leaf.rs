@@ -1,0 +1,153 @@
+//! A file that is not a directory, and its open handles. The kernel gets an inode's data either from its page cache, with read and write
+//! requests to us, or from a backing file without us (passthrough). While a file is open in one mode, the kernel answers EIO to an open
+//! in the other. So the mode is chosen at the first open and kept until the last release.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use fuser::BackingId;
+use msb::overlay::{Layer, Leaf};
+use rustix::fs::{OFlags, Stat};
+
+use crate::lock::{hold, read, write};
+
+/// A file that is not a directory.
+#[derive(Debug)]
+pub(crate) struct LeafNode {
+    leaf: RwLock<Arc<Leaf>>,
+    /// Held while the file is copied up.
+    pub(crate) copying: Mutex<()>,
+    open: Mutex<OpenFiles>,
+    /// The size and mtime that were last reported to the kernel, hashed.
+    reported: AtomicU64,
+}
+
+/// The open handles of a file, and what they share.
+#[derive(Debug, Default)]
+struct OpenFiles {
+    passthrough: u64,
+    cached: u64,
+    backing: Option<Arc<BackingId>>,
+    file: Option<Arc<File>>,
+    is_writable: bool,
+}
+
+/// How the kernel gets the data of an open file.
+#[derive(Debug)]
+pub(crate) enum IoMode {
+    /// The kernel reads and writes the backing file itself.
+    Passthrough(Arc<BackingId>),
+    /// Through the page cache, and requests to us.
+    Cached,
+}
+
+impl IoMode {
+    /// The FUSE file handle, from which a release tells the mode.
+    pub(crate) fn handle(&self) -> u64 {
+        u64::from(matches!(self, Self::Passthrough(_)))
+    }
+}
+
+impl LeafNode {
+    pub(crate) fn new(leaf: Leaf) -> Self {
+        Self {
+            leaf: RwLock::new(Arc::new(leaf)),
+            copying: Mutex::default(),
+            open: Mutex::default(),
+            reported: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn get(&self) -> Arc<Leaf> {
+        read(&self.leaf).clone()
+    }
+
+    pub(crate) fn set(&self, leaf: Leaf) {
+        *write(&self.leaf) = Arc::new(leaf);
+    }
+
+    /// Notes the size and mtime that are reported to the kernel. Returns whether they are those of the last report.
+    pub(crate) fn report(&self, stat: &Stat) -> bool {
+        let hash = (stat.st_size as u64) ^ (stat.st_mtime as u64).rotate_left(32) ^ stat.st_mtime_nsec;
+        self.reported.swap(hash, Ordering::Relaxed) == hash
+    }
+
+    /// Counts an open, and returns its mode. For passthrough, `back` registers a backing file.
+    pub(crate) fn opened(&self, back: Option<impl FnOnce(&Leaf) -> io::Result<BackingId>>) -> IoMode {
+        let mut open = hold(&self.open);
+        if open.cached == 0
+            && open.backing.is_none()
+            && let Some(back) = back
+        {
+            // Not every file system can back a file; then the mode is cached.
+            open.backing = back(&self.get()).ok().map(Arc::new);
+        }
+        match &open.backing {
+            Some(backing) => {
+                let mode = IoMode::Passthrough(backing.clone());
+                open.passthrough += 1;
+                mode
+            }
+            None => {
+                open.cached += 1;
+                IoMode::Cached
+            }
+        }
+    }
+
+    /// Counts a release.
+    pub(crate) fn released(&self, handle: u64) {
+        let (_file, _backing);
+        let mut open = hold(&self.open);
+        if handle == 0 {
+            open.cached = open.cached.saturating_sub(1);
+        } else {
+            open.passthrough = open.passthrough.saturating_sub(1);
+        }
+        if open.passthrough == 0 {
+            _backing = open.backing.take();
+        }
+        if open.passthrough + open.cached == 0 {
+            _file = open.file.take();
+        }
+        drop(open);
+    }
+
+    /// The file that has the data. It is opened once and shared by all handles; a copy-up replaces it.
+    ///
+    /// # Errors
+    /// The error of `open(2)`; EROFS to write to a file that is not in the upper.
+    pub(crate) fn file(&self, to_write: bool) -> io::Result<Arc<File>> {
+        let mut open = hold(&self.open);
+        if let Some(file) = &open.file
+            && (open.is_writable || !to_write)
+        {
+            return Ok(file.clone());
+        }
+        let leaf = self.get();
+        let is_writable = leaf.layer == Layer::Upper && !leaf.is_metacopy();
+        let file = match is_writable {
+            true => leaf.entry.open(OFlags::RDWR)?,
+            false if to_write => return Err(rustix::io::Errno::ROFS.into()),
+            false => leaf.data().open_to_read()?,
+        };
+        let file = Arc::new(file);
+        if open.passthrough + open.cached > 0 {
+            open.file = Some(file.clone());
+            open.is_writable = is_writable;
+        }
+        Ok(file)
+    }
+
+    /// Closes the file of the lower layer, after a copy-up.
+    pub(crate) fn reopen(&self) {
+        hold(&self.open).file = None;
+    }
+}
+
+/// Whether a write has to clear set-id bits. The kernel leaves that to us, and passthrough would skip it.
+pub(crate) fn has_set_id(stat: &Stat) -> bool {
+    stat.st_mode & 0o6000 != 0
+}
