@@ -133,14 +133,14 @@ END
     umount merged
     rm -r "$MSB_HOME"
     for name in trusted.overlay.opaque user.overlay.redirect trusted.overlay.metacopy; do
-        refused "xattr \"$name\": overlayfs keeps it for itself" '{"op":"xattr","path":"/etc/motd","name":"'$name'","value":"y"}'
-        refused "xattr \"$name\": overlayfs keeps it for itself" '{"op":"xattr","path":"/etc/motd","name":"'$name'","remove":true}'
+        refused "xattr \"$name\": reserved for overlayfs" '{"op":"xattr","path":"/etc/motd","name":"'$name'","value":"y"}'
+        refused "xattr \"$name\": reserved for overlayfs" '{"op":"xattr","path":"/etc/motd","name":"'$name'","remove":true}'
     done
     for name in '' note user. "user.$(printf 'n%.0s' {1..251})"; do
-        refused 'not a name of an xattr' '{"op":"xattr","path":"/etc/motd","name":"'"$name"'","value":"y"}'
+        refused 'not the name of an xattr' '{"op":"xattr","path":"/etc/motd","name":"'"$name"'","value":"y"}'
     done
     refused 'xattr "other.note": Operation not supported' '{"op":"xattr","path":"/etc/motd","name":"other.note","value":"y"}'
-    refused 'only files and directories have xattrs of users' '{"op":"xattr","path":"/etc/link","name":"user.note","value":"y","follow":false}'
+    refused 'only files and directories can have user xattrs' '{"op":"xattr","path":"/etc/link","name":"user.note","value":"y","follow":false}'
     refused 'one of the members "value", "value_base64" and "remove" is expected' '{"op":"xattr","path":"/etc/motd","name":"user.note"}'
     refused 'one of the members "value", "value_base64" and "remove" is expected' '{"op":"xattr","path":"/etc/motd","name":"user.note","value":"","remove":true}'
     refused 'does not exist' '{"op":"xattr","path":"/none","name":"user.note","value":"y"}'

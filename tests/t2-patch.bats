@@ -172,7 +172,7 @@ teardown() {
     done
     run --separate-stderr patch '{"op":"script","name":"a","content":""}' '{"op":"script","name":"a","content":"x"}'
     [ "$status" = 1 ]
-    [[ $stderr == *'op 2: script "a": there is a script of that name already, and it is another (set "replace": true to overwrite it)'* ]]
+    [[ $stderr == *'op 2: script "a": exists with other content (set "replace": true to overwrite it)'* ]]
     patch '{"op":"script","name":"a","content":"1"}' '{"op":"script","name":"a","content":"1"}' '{"op":"script","name":"a","content":"2","replace":true}'
     cp patched.json image.json
     [ "$(cat "$(jq -r .scripts.a image.json)")" = 2 ]
@@ -221,7 +221,7 @@ teardown() {
 {"op":"file","path":"/x","content_base64":"AA@="}|member "content_base64": not base64: invalid character "@" at offset 2
 # a comment|op 1, line 1: not JSON (operations are JSON objects, see msb-ops(5))
 - op: mkdir|op 1, line 1: not JSON (operations are JSON objects, see msb-ops(5))
-[{"op":"mkdir","path":"/x"}]|an array, and an operation is an object (write one behind the other
+[{"op":"mkdir","path":"/x"}]|an array, but an operation is an object (write one after the other
 {"op":"remove","path":"/a","replace":true}|unknown field `replace`
 END
 }
@@ -360,7 +360,7 @@ END
     for upper in mine ''; do
         LD_PRELOAD=$PWD/sync.so run --separate-stderr msb-patch -r image.json ${upper:+--upper "$upper"} -f - <<< '{"op":"text","path":"/a","content":"old"}'
         [ "$status" = 0 ]
-        [[ $stderr == *': a crash now may bring the old one back: Input/output error'* ]]
+        [[ $stderr == *': so a crash now may restore the old one: Input/output error'* ]]
         echo "$output" > patched.json
         LD_PRELOAD=$PWD/sync.so run --separate-stderr msb-patch -r patched.json -f - <<< '{"op":"text","path":"/a","content":"new","replace":true}'
         [ "$status" = 0 ]

@@ -81,10 +81,10 @@ more" ]
 }
 
 @test "what needs root is an error that says so, and nothing is written" {
-    for try in '{"op":"text","path":"/x","content":"","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
-        '{"op":"mkdir","path":"/x","gid":7}|gid 7: this user is not in that group (run it by sudo)' \
-        '{"op":"chown","path":"/bin","uid":0}|uid 0: root alone gives files to other users (run it by sudo)' \
-        '{"op":"copy_dir","src":"tools","dst":"/x","uid":0}|uid 0: root alone gives files to other users (run it by sudo)'; do
+    for try in '{"op":"text","path":"/x","content":"","uid":0}|uid 0: only root may give files to other users (run it with sudo)' \
+        '{"op":"mkdir","path":"/x","gid":7}|gid 7: this user is not in that group (run it with sudo)' \
+        '{"op":"chown","path":"/bin","uid":0}|uid 0: only root may give files to other users (run it with sudo)' \
+        '{"op":"copy_dir","src":"tools","dst":"/x","uid":0}|uid 0: only root may give files to other users (run it with sudo)'; do
         run --separate-stderr as_nobody msb-patch -r own.json -f - <<<"${try%%|*}"
         [ "$status" -eq 1 ]
         [[ $stderr == "msb-patch: op 1: "*"${try#*|}" ]] || { echo "$stderr"; return 1; }
@@ -92,23 +92,23 @@ more" ]
     done
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"capability","path":"/opt/file","caps":"cap_kill=ep"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == *'root is needed for what is not this user'*'(run it by sudo): capabilities: Operation not permitted'* ]] || { echo "$stderr"; return 1; }
+    [[ $stderr == *'root is needed for files of other users (run it with sudo): capabilities: Operation not permitted'* ]] || { echo "$stderr"; return 1; }
     # Somebody else's file in the user's directory.
     echo theirs >root/etc/theirs
     chmod 0644 root/etc/theirs
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"append","path":"/etc/theirs","content":"x"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == *'root is needed for what is not this user'*'(run it by sudo): Operation not permitted'* ]] || { echo "$stderr"; return 1; }
+    [[ $stderr == *'root is needed for files of other users (run it with sudo): Operation not permitted'* ]] || { echo "$stderr"; return 1; }
     [ -z "$(ls -A home/sandboxes)" ]
     # An image, and somebody else's directory.
     run --separate-stderr as_nobody msb-patch -r image.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == 'msb-patch: root is needed: '*'(run it by sudo; '* ]]
+    [[ $stderr == 'msb-patch: root is needed: '*'(run it with sudo; '* ]]
     # The user's own directory, with a group that the user is not in.
     chgrp 42 root
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == *'root is needed for what is not this user'*'/upper": owner and mode of the layers'*'Operation not permitted'* ]] || { echo "$stderr"; return 1; }
+    [[ $stderr == *'root is needed for files of other users'*'/upper": owner and mode of the layers'*'Operation not permitted'* ]] || { echo "$stderr"; return 1; }
     chown 0 root
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]

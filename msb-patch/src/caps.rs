@@ -1,4 +1,4 @@
-//! Capabilities of a file: the text that `setcap(8)` takes, and the xattr that the kernel reads. Pure.
+//! Capabilities of a file: the text format of `setcap(8)`, and the xattr that the kernel reads.
 //!
 //! Sources: cap_text_formats(7) and cap_from_text(3) for the text, capabilities(7) and `linux/capability.h` for the names and
 //! for `struct vfs_ns_cap_data`.
@@ -6,7 +6,7 @@
 use msb::record::owner::Id;
 use serde::{Deserialize, Deserializer};
 
-/// By number, without `cap_`.
+/// The names by number, without `cap_`.
 const NAMES: [&str; 41] = [
     "chown",
     "dac_override",
@@ -61,15 +61,15 @@ const EFFECTIVE: u32 = 1;
 pub struct FileCaps {
     permitted: u64,
     inheritable: u64,
-    /// A file has one bit for all of them.
+    /// One flag for all of them.
     effective: bool,
 }
 
 impl FileCaps {
-    /// Reads a text such as `cap_net_bind_service=ep` or `cap_chown,cap_fowner+ep cap_kill+i`.
+    /// Parses a text such as `cap_net_bind_service=ep` or `cap_chown,cap_fowner+ep cap_kill+i`.
     ///
     /// # Errors
-    /// A message that quotes the part which is wrong.
+    /// A message that quotes the invalid part.
     pub fn from_text(text: &str) -> Result<Self, String> {
         // Permitted, inheritable, effective.
         let mut sets = [0u64; 3];
@@ -85,8 +85,8 @@ impl FileCaps {
         Ok(Self { permitted, inheritable, effective: effective != 0 })
     }
 
-    /// The value of the xattr `security.capability`: of revision 3 if a `rootid` is given, of revision 2 else. `None` for no
-    /// capabilities at all.
+    /// The value of the xattr `security.capability`: revision 3 with a `rootid`, else revision 2. `None`: there are no
+    /// capabilities.
     pub fn xattr(&self, rootid: Option<Id>) -> Option<Vec<u8>> {
         if self.permitted | self.inheritable == 0 {
             return None;
@@ -106,7 +106,7 @@ impl FileCaps {
     }
 }
 
-/// A clause: names, separated by commas, then one action or more, which are an operator and flags.
+/// Applies a clause: names, separated by commas, then one or more actions, each an operator and flags.
 fn apply(clause: &str, sets: &mut [u64; 3]) -> Result<(), String> {
     let is_operator = |c: char| matches!(c, '=' | '+' | '-');
     let Some(end) = clause.find(is_operator) else {
@@ -125,11 +125,11 @@ fn apply(clause: &str, sets: &mut [u64; 3]) -> Result<(), String> {
         if operator == '=' {
             sets.iter_mut().for_each(|set| *set &= !caps);
         } else if flags.is_empty() {
-            return Err(format!("{clause:?}: flags are expected behind {operator:?}, of \"e\", \"i\" and \"p\""));
+            return Err(format!("{clause:?}: flags are expected after {operator:?}: \"e\", \"i\" and \"p\""));
         }
         for flag in flags.chars() {
             let Some(which) = "pie".find(flag) else {
-                return Err(format!("{clause:?}: the flag {flag:?} is unknown (\"e\", \"i\" and \"p\" are known)"));
+                return Err(format!("{clause:?}: unknown flag {flag:?} (flags are \"e\", \"i\" and \"p\")"));
             };
             if operator == '-' {
                 sets[which] &= !caps;
@@ -142,7 +142,7 @@ fn apply(clause: &str, sets: &mut [u64; 3]) -> Result<(), String> {
     Ok(())
 }
 
-/// The bit of a capability, by name or number.
+/// The bit of a capability, given by name or number.
 fn capability(name: &str) -> Result<u64, String> {
     let lower = name.to_ascii_lowercase();
     let number = match lower.strip_prefix("cap_") {
@@ -203,10 +203,10 @@ mod tests {
         for (text, words) in [
             ("cap_net_raw", "\"cap_net_raw\": an operator and flags are expected"),
             ("+ep", "\"+ep\": the name of a capability is expected"),
-            ("cap_net_raw+", "\"cap_net_raw+\": flags are expected behind '+'"),
-            ("cap_net_raw-", "\"cap_net_raw-\": flags are expected behind '-'"),
-            ("cap_net_raw=ex", "\"cap_net_raw=ex\": the flag 'x' is unknown"),
-            ("cap_net_raw=eé", "the flag 'é' is unknown"),
+            ("cap_net_raw+", "\"cap_net_raw+\": flags are expected after '+'"),
+            ("cap_net_raw-", "\"cap_net_raw-\": flags are expected after '-'"),
+            ("cap_net_raw=ex", "\"cap_net_raw=ex\": unknown flag 'x'"),
+            ("cap_net_raw=eé", "unknown flag 'é'"),
             ("net_raw=p", "unknown capability \"net_raw\""),
             ("cap_=p", "unknown capability \"cap_\""),
             ("cap_net_raw,=p", "unknown capability \"\""),

@@ -1,4 +1,4 @@
-//! What a file is to hold: bytes of the operation, or those of a file of the host.
+//! The content of a file to write: bytes of the operation, or a file of the host.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -11,20 +11,20 @@ use msb::tool::interrupt;
 /// How much is compared at once, in bytes.
 const BLOCK: usize = 1 << 16;
 
-/// What a file is to hold.
+/// The content of a file.
 #[derive(Clone, Copy)]
 pub enum Content<'a> {
-    /// These.
+    /// These bytes.
     Bytes(&'a [u8]),
-    /// All of a file of the host.
+    /// The content of a file of the host.
     File(&'a File),
 }
 
 impl Content<'_> {
-    /// In bytes. A file of /proc says 0, and is not empty.
+    /// The length in bytes. It is 0 for a file of /proc, which need not be empty.
     ///
     /// # Errors
-    /// What `stat(2)` says.
+    /// Those of `stat(2)`.
     pub fn length(self) -> io::Result<u64> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
@@ -35,7 +35,7 @@ impl Content<'_> {
     /// Writes it to an empty file.
     ///
     /// # Errors
-    /// What reading or writing says.
+    /// Those of reading and writing.
     pub fn put(self, to: &mut File) -> io::Result<()> {
         match (self, self.length()?) {
             (Self::Bytes(bytes), _) => to.write_all(bytes),
@@ -44,10 +44,10 @@ impl Content<'_> {
         }
     }
 
-    /// Whether `file` holds just this.
+    /// Whether `file` has exactly this content.
     ///
     /// # Errors
-    /// What reading says.
+    /// Those of reading.
     pub fn is_in(self, file: &File) -> io::Result<bool> {
         let length = self.length()?;
         if length != file.metadata()?.len() {
@@ -55,7 +55,7 @@ impl Content<'_> {
         }
         let (mut block, mut wanted) = ([0u8; BLOCK], [0u8; BLOCK]);
         let mut at = 0;
-        // One read more than the length says, for what has no length.
+        // Reads once more after the length, for files without a length.
         loop {
             interrupt::check()?;
             let got = file.read_at(&mut block, at)?;
@@ -80,15 +80,14 @@ impl Content<'_> {
     }
 }
 
-/// Whether a file has a text already: at its end, or anywhere in it; what ends with a newline is lines, and is there only where
-/// it begins a line.
+/// Whether a file contains a text. A text that ends with a newline consists of lines, and must start at the beginning of a line.
 ///
 /// # Errors
-/// What reading says.
+/// Those of reading.
 pub fn contains(file: &File, text: &[u8]) -> io::Result<bool> {
     let finder = Finder::new(text);
     let is_lines = text.ends_with(b"\n");
-    // A block begins with the end of the one before: the text may lie across, behind a newline.
+    // A block starts with the end of the previous one, because the text may span both.
     let mut block: Vec<u8> = Vec::new();
     let mut at = 0;
     let mut begins_file = true;
@@ -103,7 +102,7 @@ pub fn contains(file: &File, text: &[u8]) -> io::Result<bool> {
             }
         };
         if got == 0 {
-            // The last block has been searched; its end is the file's.
+            // All blocks have been searched. Without a newline at its end, the text may still be the end of the file.
             return Ok(block[..kept].ends_with(text));
         }
         block.truncate(kept + got);

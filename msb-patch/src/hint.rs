@@ -1,6 +1,6 @@
-//! What somebody has probably meant, by what he wrote. Pure.
+//! Suggestions for misspelled names of operations and members.
 
-/// What other tools call operations and members.
+/// Names that other tools use for operations and members.
 const OTHER_NAMES: [(&str, &str); 24] = [
     ("add", "copy_file"),
     ("copy", "copy_file"),
@@ -28,7 +28,7 @@ const OTHER_NAMES: [(&str, &str); 24] = [
     ("group", "gid"),
 ];
 
-/// The one of `known` that is most like `written`, if any is.
+/// The name in `known` that is most similar to `written`, if one is similar.
 pub fn nearest<'a>(written: &str, known: &[&'a str]) -> Option<&'a str> {
     let plain = |name: &str| name.to_lowercase().replace(['_', '-', ' '], "");
     let name = plain(written);

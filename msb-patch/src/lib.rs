@@ -1,21 +1,22 @@
-//! msb-patch's parts. The tool is `main`; fuzz targets (tests/fuzz) call the parser and the operations by themselves.
+//! The parts of msb-patch. The tool is `main`; fuzz targets (tests/fuzz) call the parser and the operations directly.
 
 pub mod args;
 mod attributes;
 pub mod caps;
+mod compare;
 mod content;
-pub mod found;
+mod dir_times;
 mod hint;
-mod kept;
 pub mod lines;
 mod lookup;
 pub mod member;
 mod names;
 pub mod op;
+pub mod operation;
 pub mod page;
 mod parse;
+pub mod path_state;
 pub mod report;
-mod same;
 pub mod scripts;
 pub mod stream;
 pub mod target;

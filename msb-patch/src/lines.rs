@@ -1,8 +1,8 @@
-//! Lines of a text, found by a fixed string or a regular expression and replaced. Pure: bytes in, bytes out.
+//! Replacing lines of a text that match a fixed string or a regular expression.
 
 use regex::bytes::{Regex, RegexBuilder};
 
-/// Which lines, and what takes their place.
+/// The lines to replace, and their replacement.
 #[derive(Debug)]
 pub struct Pattern {
     find: Find,
@@ -14,22 +14,22 @@ enum Find {
     Line(Vec<u8>),
     Regex {
         regex: Regex,
-        /// What a line looks like that was replaced before: the replacement, with anything in the place of a group.
+        /// Matches lines that were replaced before: the replacement, with anything in place of a group.
         replaced: Regex,
     },
 }
 
-/// What came of a text.
+/// The result of an edit.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Edited {
-    /// This.
+    /// The new text.
     To(Vec<u8>),
-    /// As many lines as expected are replaced already, and none is left.
+    /// The expected number of lines had been replaced before, and none is left.
     Already,
 }
 
 impl Pattern {
-    /// Lines that are `line` and nothing else.
+    /// Matches lines that are equal to `line`.
     ///
     /// # Errors
     /// A message: more than one line.
@@ -40,22 +40,22 @@ impl Pattern {
         Ok(Self { find: Find::Line(line.into()), with: with.into() })
     }
 
-    /// Lines in which `regex` finds something. In `with`, `$1` and `${name}` stand for its groups, `$$` for a dollar sign.
+    /// Matches lines in which `regex` matches a part. In `with`, `$1` and `${name}` stand for its groups, `$$` for a dollar sign.
     ///
     /// # Errors
     /// A message: not a regular expression, a group that it does not have, more than one line.
     pub fn regex(regex: &str, with: &str) -> Result<Self, String> {
         one_line("with", with)?;
         let regex = RegexBuilder::new(regex).build().map_err(|error| {
-            // The crate draws the place over several lines.
-            let words = error.to_string();
-            format!("member \"regex\": {}", words.lines().last().unwrap_or_default().trim_start_matches("error: "))
+            // The message of the crate has several lines; the last one is the reason.
+            let message = error.to_string();
+            format!("member \"regex\": {}", message.lines().last().unwrap_or_default().trim_start_matches("error: "))
         })?;
-        let replaced = looks_replaced(&regex, with)?;
+        let replaced = replaced_pattern(&regex, with)?;
         Ok(Self { find: Find::Regex { regex, replaced }, with: with.into() })
     }
 
-    /// The line that takes the place of this one, if any does.
+    /// The replacement of a line, if it matches.
     fn replacement(&self, line: &[u8]) -> Option<Vec<u8>> {
         match &self.find {
             Find::Line(whole) => (line == whole).then(|| self.with.clone()),
@@ -77,13 +77,13 @@ impl Pattern {
 
 fn one_line(member: &str, text: &str) -> Result<(), String> {
     if text.contains('\n') {
-        return Err(format!("member {member:?}: holds a line break (edit replaces one line with one)"));
+        return Err(format!("member {member:?}: contains a line break (edit replaces one line with one)"));
     }
     Ok(())
 }
 
-/// The expression for what [`Pattern::replacement`] makes.
-fn looks_replaced(regex: &Regex, with: &str) -> Result<Regex, String> {
+/// A regular expression for the results of [`Pattern::replacement`].
+fn replaced_pattern(regex: &Regex, with: &str) -> Result<Regex, String> {
     let mut pattern = String::from("^");
     let mut rest = with;
     while let Some((text, behind)) = rest.split_once('$') {
@@ -93,7 +93,7 @@ fn looks_replaced(regex: &Regex, with: &str) -> Result<Regex, String> {
             rest = behind;
             continue;
         }
-        // As regex's own `Captures::expand` reads it.
+        // The syntax of `Captures::expand`.
         let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let (group, behind) = match behind.strip_prefix('{').and_then(|behind| behind.split_once('}')) {
             Some((group, behind)) => (group, behind),
@@ -121,11 +121,11 @@ fn looks_replaced(regex: &Regex, with: &str) -> Result<Regex, String> {
     RegexBuilder::new(&pattern).dot_matches_new_line(true).build().map_err(|error| format!("member \"with\": {error}"))
 }
 
-/// Replaces lines. A line ends with a newline, or a carriage return and a newline, which stay.
+/// Replaces lines. Their ends, a newline or a carriage return and a newline, are kept.
 ///
 /// # Errors
-/// A message, where another number of lines than `count` is found; without it, where none is. Lines that were replaced before
-/// count, unless others are left to replace.
+/// A message if the number of lines is not `count`; without a count, if no line matches. Lines that were replaced before count if no line
+/// is left to replace.
 pub fn replace_lines(text: &[u8], pattern: &Pattern, count: Option<usize>) -> Result<Edited, String> {
     let mut to = Vec::with_capacity(text.len());
     let (mut matching, mut replaced) = (0, 0);
@@ -239,9 +239,9 @@ mod tests {
     #[test]
     fn what_is_not_one_line_or_not_a_regex_is_refused() {
         for (pattern, words) in [
-            (Pattern::line("a\n", "b"), "member \"line\": holds a line break"),
-            (Pattern::line("a", "b\nc"), "member \"with\": holds a line break"),
-            (Pattern::regex("a", "b\nc"), "member \"with\": holds a line break"),
+            (Pattern::line("a\n", "b"), "member \"line\": contains a line break"),
+            (Pattern::line("a", "b\nc"), "member \"with\": contains a line break"),
+            (Pattern::regex("a", "b\nc"), "member \"with\": contains a line break"),
             (Pattern::regex("(a", "b"), "member \"regex\": unclosed group"),
             (Pattern::regex("a{99999}{99999}", "b"), "member \"regex\": "),
             (Pattern::regex("(a)", "$2"), "member \"with\": the regex has no group \"2\""),

@@ -1,4 +1,4 @@
-//! Where a path of an operation leads, and how messages call what is there.
+//! Resolving the path of an operation, and describing what is there in messages.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::member::RawPath;
 use crate::target::Target;
 
 impl Target {
-    /// Follows a path. One that ends with a slash names a directory, or nothing yet.
+    /// Resolves a path. With a slash at its end, it has to be a directory or missing.
     ///
     /// # Errors
     /// A message without the path.
@@ -24,11 +24,11 @@ impl Target {
         Ok(at)
     }
 
-    /// The same, and `None` for a path that nothing can be at, as below a file.
+    /// The same, with `None` for a path at which nothing can exist, such as one below a file.
     ///
     /// # Errors
     /// As [`Self::look_up`].
-    pub(crate) fn look_up_any(&mut self, path: &RawPath, last: Last) -> anyhow::Result<Option<Resolved>> {
+    pub(crate) fn look_up_optional(&mut self, path: &RawPath, last: Last) -> anyhow::Result<Option<Resolved>> {
         match self.look_up(path, last) {
             Err(error) => match error.downcast_ref() {
                 Some(Error::NotDirectory(_) | Error::Missing(_)) => Ok(None),
@@ -39,7 +39,7 @@ impl Target {
     }
 }
 
-/// What `stat(2)` says of what is at the end of a way that is not missing.
+/// The `stat(2)` of what is at a resolved path.
 pub(crate) fn stat_of(at: &Resolved) -> io::Result<Stat> {
     match &at.end {
         End::Leaf(_, leaf) => leaf.entry.stat_now(),
@@ -47,12 +47,12 @@ pub(crate) fn stat_of(at: &Resolved) -> io::Result<Stat> {
     }
 }
 
-/// That something is there and stays.
+/// The message that something exists.
 pub(crate) fn exists(leaf: &Leaf) -> String {
     format!("exists{} (set \"replace\": true to overwrite it)", whereabouts(leaf))
 }
 
-/// Where something is, behind "exists".
+/// Where something is, to follow "exists".
 pub(crate) fn whereabouts(leaf: &Leaf) -> &'static str {
     match leaf.layer {
         Layer::Lower(_) => " in the image",
@@ -60,7 +60,7 @@ pub(crate) fn whereabouts(leaf: &Leaf) -> &'static str {
     }
 }
 
-/// What something is, if it is no directory.
+/// What kind of file something is.
 pub(crate) fn kind(leaf: &Leaf) -> &'static str {
     match leaf.entry.file_type() {
         FileType::RegularFile => "a file",

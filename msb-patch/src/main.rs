@@ -11,12 +11,12 @@ use msb::store::staging::{Published, Staging};
 use msb::tool::interrupt::{self, DeferExit};
 use msb::{record::path, store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
 use msb_patch::args::Args;
-use msb_patch::found::Found;
 use msb_patch::op::{Op, Script};
 use msb_patch::page::PAGE;
+use msb_patch::path_state::PathState;
 use msb_patch::report::Report;
 use msb_patch::scripts::Scripts;
-use msb_patch::stream::{self, Numbered};
+use msb_patch::stream::{self, StreamItem};
 use msb_patch::target::{Done, Settings, Target};
 use msb_patch::user::User;
 
@@ -81,7 +81,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             return other.map(drop);
         }
     };
-    // What nobody needs if the upper fails comes first, and the work directory's lock is held until all is in place.
+    // Scripts are published first: without the upper, nothing refers to them. The work directory is locked until both are published.
     let scripts = scripts.publish().inspect_err(|_| {
         if let Some(staging) = &staging {
             staging.discard();
@@ -97,16 +97,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(Published { upper, unsynced, .. }) = &upper {
         record.upper = Some(upper.clone());
         if let Some(error) = unsynced {
-            exit::warn("msb-patch", &format!("upper {:?}: a crash now may bring the old one back: {error}", upper.dir));
+            exit::warn(
+                "msb-patch",
+                &format!("upper {:?}: not synced, so a crash now may restore the old one: {error}", upper.dir),
+            );
         }
     }
     record.scripts = scripts.files();
     let shown = report.close().and_then(|()| Ok(args.output.put(&record, || summary(&record))?));
     match shown {
-        // Somebody who does not read the record may still have wanted the upper.
+        // If the reader of the record is gone, the upper stays.
         Err(error) if !exit::is_reader_gone(error.as_ref()) => {
             if let Some(upper) = upper {
-                upper.take_back().context("upper: it could not be taken back")?;
+                upper.take_back().context("upper: cannot restore the old one")?;
             }
             scripts.discard();
             Err(error)
@@ -120,7 +123,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// What a person is told instead of the record.
+/// The message for a terminal, instead of the record.
 fn summary(record: &Record) -> String {
     match &record.upper {
         Some(upper) => format!("{}: patched", upper.dir.display()),
@@ -128,21 +131,25 @@ fn summary(record: &Record) -> String {
     }
 }
 
-/// What operations work on.
+/// What the operations change.
 struct Run<'a> {
     record: &'a Record,
-    /// None for a disk.
+    /// `None`: the root is a disk.
     target: Option<&'a mut Target>,
     staging: Option<&'a Staging>,
     scripts: Scripts,
 }
 
 impl Run<'_> {
-    /// Carries out one operation after the other; says whether the root is another now. A dry run goes on behind an error, so
-    /// that all are reported.
-    fn all(&mut self, ops: impl Iterator<Item = Numbered>, dry_run: bool, report: &mut Report) -> anyhow::Result<bool> {
+    /// Runs all operations. True: the root has changed. A dry run continues after an error, so that all errors are reported.
+    fn all(
+        &mut self,
+        ops: impl Iterator<Item = StreamItem>,
+        dry_run: bool,
+        report: &mut Report,
+    ) -> anyhow::Result<bool> {
         let (mut changed, mut count, mut failed) = (false, 0, 0);
-        for Numbered { n, line, op } in ops {
+        for StreamItem { n, line, op } in ops {
             interrupt::check()?;
             count = n;
             let done = match &op {
@@ -177,36 +184,36 @@ impl Run<'_> {
         Ok(changed)
     }
 
-    /// Carries an operation out.
+    /// Runs one operation.
     fn one(&mut self, n: usize, op: &Op) -> anyhow::Result<Done> {
-        let op = match (op, op.on_root()) {
-            (Op::Script(script), _) => return self.script(n, script),
-            (_, op) => op.expect("all others are on the root"),
-        };
+        if let Op::Script(script) = op {
+            return self.script(n, script);
+        }
         let Some(target) = &mut self.target else {
             let Some(Rootfs::Disk { format, .. }) = &self.record.rootfs else {
                 unreachable!("other roots have a target")
             };
             bail!("patches need a layered or directory root, and this is a {format} disk");
         };
-        target.run_on_root(op)
+        op.run(target)
     }
 
     fn script(&mut self, n: usize, script: &Script) -> anyhow::Result<Done> {
         let Script { name, content, .. } = script;
-        let found = Found::script(name, self.scripts.has(name));
+        let before = PathState::script(name, self.scripts.has(name));
         let changed = self.scripts.add(self.staging, script)?;
         if changed && content.starts_with("#!") && content.split('\n').next().is_some_and(|line| line.ends_with('\r')) {
-            let message =
-                format!("op {n}: script {name:?}: line 1 ends with a carriage return, so no interpreter will be found");
+            let message = format!(
+                "op {n}: script {name:?}: line 1 ends with a carriage return, so no interpreter will be before"
+            );
             exit::warn("msb-patch", &message);
         }
         let bytes = if changed { content.len() as u64 } else { 0 };
-        Ok(Done { changed, bytes, found: Some(found) })
+        Ok(Done { changed, bytes, before: Some(before) })
     }
 }
 
-/// Where the operations come from. `first` was read from stdin, in search of a record.
+/// Opens the stream of operations. `first` was read from stdin while looking for a record.
 fn open_ops(file: Option<&Path>, first: Vec<u8>) -> anyhow::Result<Box<dyn BufRead>> {
     match file {
         Some(path) if path != Path::new("-") => {
@@ -220,7 +227,7 @@ fn open_ops(file: Option<&Path>, first: Vec<u8>) -> anyhow::Result<Box<dyn BufRe
     }
 }
 
-/// The age of what is made, where the caller wants the same bytes each time (reproducible-builds.org's convention).
+/// The modification time of new files for reproducible results (reproducible-builds.org's convention).
 fn source_date_epoch() -> anyhow::Result<Option<i64>> {
     match std::env::var("SOURCE_DATE_EPOCH") {
         Err(_) => Ok(None),

@@ -1,4 +1,4 @@
-//! Users and groups by name: the image's own passwd and group files, as they are when the operation's turn comes.
+//! Looking up users and groups in the image's passwd and group files, as they are when the operation runs.
 
 use std::io::Read;
 use std::path::Path;
@@ -8,31 +8,31 @@ use msb::overlay::resolve::{End, Last, resolve};
 use msb::record::owner::Id;
 use rustix::fs::FileType;
 
-use crate::attributes::Wanted;
+use crate::attributes::RequestedAttributes;
 use crate::member::{Mode, Owner};
 use crate::target::Target;
 
-/// The largest file that is read for names, in bytes: an image may have anything there.
+/// The largest passwd or group file that is read, in bytes.
 const MAX: u64 = 4 << 20;
 
 impl Target {
-    /// What an operation asks for, with names looked up in the image.
+    /// The attributes that an operation requests, with names looked up in the image.
     ///
     /// # Errors
-    /// A name that the image does not have; an owner whom this user cannot give files to.
-    pub(crate) fn wanted(
+    /// A name that the image does not have, or an owner that this user may not set.
+    pub(crate) fn requested_attributes(
         &self,
         mode: Option<Mode>,
         uid: Option<&Owner>,
         gid: Option<&Owner>,
-    ) -> anyhow::Result<Wanted> {
-        let wanted = Wanted {
+    ) -> anyhow::Result<RequestedAttributes> {
+        let requested = RequestedAttributes {
             mode: mode.map(|mode| mode.0),
             uid: uid.map(|uid| self.id("uid", uid, "/etc/passwd")).transpose()?,
             gid: gid.map(|gid| self.id("gid", gid, "/etc/group")).transpose()?,
         };
-        self.user.check(wanted)?;
-        Ok(wanted)
+        self.user.check(requested)?;
+        Ok(requested)
     }
 
     fn id(&self, member: &str, owner: &Owner, file: &str) -> anyhow::Result<u32> {
@@ -51,7 +51,7 @@ impl Target {
         }
     }
 
-    /// A file of the image, whole.
+    /// Reads a file of the image.
     fn read_names(&self, path: &str) -> anyhow::Result<Vec<u8>> {
         let at = resolve(&self.root, Path::new(path), Last::Follow)?;
         let End::Leaf(_, leaf) = &at.end else { bail!("does not exist (give the number)") };
@@ -67,8 +67,7 @@ impl Target {
     }
 }
 
-/// The number of a name, from the third field of the first line that has the name in the first: passwd(5) and group(5) are alike
-/// so far.
+/// The ID of a name: the third field of the first line whose first field is the name, in passwd(5) and in group(5).
 ///
 /// # Errors
 /// A line without a valid number.
@@ -106,7 +105,7 @@ mod tests {
         ] {
             match (find(text, name), number) {
                 (Ok(found), Ok(number)) => assert_eq!(found.map(Id::get), number, "{name}"),
-                (Err(error), Err(words)) => assert!(format!("{error:#}").starts_with(words), "{name}: {error:#}"),
+                (Err(error), Err(message)) => assert!(format!("{error:#}").starts_with(message), "{name}: {error:#}"),
                 (found, _) => panic!("{name}: {found:?}"),
             }
         }

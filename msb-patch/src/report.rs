@@ -1,4 +1,4 @@
-//! What each operation came to, as one JSON line: on stdout for a dry run, in a file for `--report`.
+//! The report: one JSON line for each operation, on stdout for a dry run, and in a file for `--report`.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,14 +17,14 @@ use serde::{Serialize, Serializer};
 use crate::op::Op;
 use crate::target::Done;
 
-/// A line.
+/// A line of the report.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     n: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     op: Option<&'static str>,
     #[serde(flatten)]
-    path: Shown<'a>,
+    path: PathMember<'a>,
     #[serde(flatten)]
     outcome: Outcome<'a>,
 }
@@ -34,9 +34,9 @@ struct Line<'a> {
 enum Outcome<'a> {
     Done {
         #[serde(flatten)]
-        resolved: Shown<'a>,
+        resolved: PathMember<'a>,
         #[serde(flatten)]
-        to: Shown<'a>,
+        to: PathMember<'a>,
         exists: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         layer: Option<String>,
@@ -49,11 +49,11 @@ enum Outcome<'a> {
     },
 }
 
-/// A member that holds a path, and besides a member in base64 if the path is not UTF-8.
+/// A member with a path, and a second one in base64 if the path is not UTF-8.
 #[derive(Debug)]
-struct Shown<'a>(&'static str, Option<&'a OsStr>);
+struct PathMember<'a>(&'static str, Option<&'a OsStr>);
 
-impl Serialize for Shown<'_> {
+impl Serialize for PathMember<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         let mut members = to.serialize_map(None)?;
         if let Some(path) = self.1 {
@@ -66,7 +66,7 @@ impl Serialize for Shown<'_> {
     }
 }
 
-/// Where the lines go.
+/// The outputs of the report.
 #[derive(Debug)]
 pub struct Report {
     dry_run: bool,
@@ -76,66 +76,66 @@ pub struct Report {
 #[derive(Debug)]
 struct ReportFile {
     to: PathBuf,
-    /// Where it is until it is whole; nowhere else where `to` is no regular file.
-    aside: Option<PathBuf>,
+    /// The temporary file that is renamed to `to`. `None`: `to` is not a regular file.
+    temporary: Option<PathBuf>,
     file: BufWriter<File>,
 }
 
 impl Report {
-    /// Opens the file, if there is to be one.
+    /// Opens the file, if there is one.
     ///
     /// # Errors
-    /// What opening says.
+    /// Those of opening it.
     pub fn open(dry_run: bool, to: Option<&Path>) -> anyhow::Result<Self> {
         let file = to.map(|to| {
             if to == Path::new("-") {
                 bail!("report: stdout has the record (name a file)");
             }
             let is_stream = to.metadata().is_ok_and(|meta| !meta.is_file());
-            let aside = (!is_stream).then(|| publish::staging_path(to));
-            let file = match &aside {
-                Some(aside) => File::create(aside),
+            let temporary = (!is_stream).then(|| publish::staging_path(to));
+            let file = match &temporary {
+                Some(temporary) => File::create(temporary),
                 None => File::options().write(true).open(to),
             };
             let file = BufWriter::new(file.with_context(|| format!("report {to:?}"))?);
-            Ok(ReportFile { to: to.to_owned(), aside, file })
+            Ok(ReportFile { to: to.to_owned(), temporary, file })
         });
         Ok(Self { dry_run, file: file.transpose()? })
     }
 
-    /// Whether anybody reads it.
+    /// Whether there is any output.
     pub fn is_wanted(&self) -> bool {
         self.dry_run || self.file.is_some()
     }
 
-    /// An operation that was carried out.
+    /// Reports an operation that succeeded.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of writing.
     pub fn done(&mut self, n: usize, op: &Op, done: &Done) -> anyhow::Result<()> {
-        let Some(found) = &done.found else { return Ok(()) };
+        let Some(before) = &done.before else { return Ok(()) };
         let (name, subject) = op.subject();
         let outcome = Outcome::Done {
-            resolved: Shown("resolved", Some(found.resolved.as_ref())),
-            to: Shown("to", found.to.as_deref().map(AsRef::as_ref)),
-            exists: found.exists,
-            layer: found.layer.map(|layer| match layer {
+            resolved: PathMember("resolved", Some(before.resolved.as_ref())),
+            to: PathMember("to", before.to.as_deref().map(AsRef::as_ref)),
+            exists: before.exists,
+            layer: before.layer.map(|layer| match layer {
                 Layer::Upper => "upper".to_owned(),
                 Layer::Lower(number) => format!("lower {number}"),
             }),
-            action: if done.changed { found.action } else { "nothing" },
+            action: if done.changed { before.action } else { "nothing" },
             bytes: done.bytes,
         };
-        self.put(&Line { n, op: Some(name), path: Shown("path", Some(subject)), outcome })
+        self.put(&Line { n, op: Some(name), path: PathMember("path", Some(subject)), outcome })
     }
 
-    /// One that failed, or a value that is none, and the line of the operations where it begins.
+    /// Reports an operation that failed or could not be parsed, and the line at which it starts.
     ///
     /// # Errors
-    /// What writing says.
+    /// Those of writing.
     pub fn failed(&mut self, n: usize, line: usize, op: Option<&Op>, error: &str) -> anyhow::Result<()> {
         let (name, subject) = op.map(Op::subject).unzip();
-        self.put(&Line { n, op: name, path: Shown("path", subject), outcome: Outcome::Failed { line, error } })
+        self.put(&Line { n, op: name, path: PathMember("path", subject), outcome: Outcome::Failed { line, error } })
     }
 
     fn put(&mut self, what: &Line<'_>) -> anyhow::Result<()> {
@@ -149,21 +149,21 @@ impl Report {
         Ok(())
     }
 
-    /// Makes the file visible.
+    /// Completes the file and renames it to its name.
     ///
     /// # Errors
-    /// What writing or renaming says.
+    /// Those of writing and renaming.
     pub fn close(self) -> anyhow::Result<()> {
         let Some(mut report) = self.file else { return Ok(()) };
-        let closed = report.file.flush().and_then(|()| match &report.aside {
-            Some(aside) => {
+        let closed = report.file.flush().and_then(|()| match &report.temporary {
+            Some(temporary) => {
                 report.file.get_ref().sync_all()?;
-                std::fs::rename(aside, &report.to)
+                std::fs::rename(temporary, &report.to)
             }
             None => Ok(()),
         });
         if closed.is_ok() {
-            report.aside = None;
+            report.temporary = None;
         }
         closed.with_context(|| format!("report {:?}", report.to))
     }
@@ -171,8 +171,8 @@ impl Report {
 
 impl Drop for ReportFile {
     fn drop(&mut self) {
-        if let Some(aside) = &self.aside {
-            let _ = std::fs::remove_file(aside);
+        if let Some(temporary) = &self.temporary {
+            let _ = std::fs::remove_file(temporary);
         }
     }
 }

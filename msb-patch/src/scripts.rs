@@ -1,4 +1,4 @@
-//! Scripts on their way into the record: one file each, in the sandbox's directory, never in the root.
+//! The scripts of the record: one file each, in the sandbox's directory and not in the root.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,13 +16,13 @@ use crate::op::Script;
 pub struct Scripts {
     /// The state directory.
     home: PathBuf,
-    /// Those that the record has.
+    /// The scripts of the record.
     given: BTreeMap<String, PathBuf>,
-    /// Whether those of the record count only where an operation of this run gives them again.
+    /// With `--fresh`: scripts of the record are dropped unless an operation of this run adds them again.
     is_fresh: bool,
-    /// Which of those have been given again.
-    again: BTreeSet<String>,
-    /// A sandbox of their own, where the upper is in none that is being made.
+    /// The scripts of the record that were added again.
+    readded: BTreeSet<String>,
+    /// A sandbox for the scripts, if no sandbox is created for the upper.
     own: Option<Draft>,
     dirs: Option<Dirs>,
     names: BTreeSet<String>,
@@ -35,32 +35,32 @@ struct Dirs {
 }
 
 impl Scripts {
-    /// The scripts that a record has; with `is_fresh` it is as if it had none. `home` is the state directory.
+    /// The scripts of a record. `home` is the state directory.
     pub fn of_record(home: &Path, given: BTreeMap<String, PathBuf>, is_fresh: bool) -> Self {
-        let (again, names) = (BTreeSet::new(), BTreeSet::new());
-        Self { home: home.to_owned(), given, is_fresh, again, own: None, dirs: None, names }
+        let (readded, names) = (BTreeSet::new(), BTreeSet::new());
+        Self { home: home.to_owned(), given, is_fresh, readded, own: None, dirs: None, names }
     }
 
     /// Whether there is a script of that name.
     pub fn has(&self, name: &str) -> bool {
-        self.names.contains(name) || self.given.contains_key(name) && (!self.is_fresh || self.again.contains(name))
+        self.names.contains(name) || self.given.contains_key(name) && (!self.is_fresh || self.readded.contains(name))
     }
 
-    /// Writes a script. False: it is there already.
+    /// Writes a script. False: it exists with the same content.
     ///
     /// # Errors
-    /// A bad name, or one that another script has; what writing says.
+    /// An invalid name, or that of another script. Those of writing.
     pub fn add(&mut self, staging: Option<&Staging>, script: &Script) -> anyhow::Result<bool> {
         let name = &script.name;
         check_name(name).map_err(|why| anyhow!(why))?;
         let (new, given) = (self.names.contains(name), self.given.get(name));
         let there = if new { self.dirs.as_ref().map(|dirs| dirs.staging.join(name)) } else { given.cloned() };
         if there.is_some_and(|there| fs::read(there).is_ok_and(|there| there == script.content.as_bytes())) {
-            self.again.insert(name.clone());
+            self.readded.insert(name.clone());
             return Ok(false);
         }
         if (new || given.is_some() && !self.is_fresh) && !script.replace {
-            bail!("there is a script of that name already, and it is another (set \"replace\": true to overwrite it)");
+            bail!("exists with other content (set \"replace\": true to overwrite it)");
         }
         let dirs = match &mut self.dirs {
             Some(dirs) => dirs,
@@ -80,10 +80,10 @@ impl Scripts {
         Ok(true)
     }
 
-    /// Makes the scripts visible that are in a sandbox of their own. Those in the upper's sandbox become visible with it.
+    /// Publishes the scripts' own sandbox. Scripts in the upper's sandbox are published with the upper.
     ///
     /// # Errors
-    /// What renaming says; then nothing of them is left.
+    /// Those of renaming. The scripts are removed then.
     pub fn publish(self) -> anyhow::Result<Self> {
         if let Some(draft) = &self.own
             && let Err(error) = draft.publish()
@@ -94,17 +94,17 @@ impl Scripts {
         Ok(self)
     }
 
-    /// Where each script is once it is visible, those of the record that stay among them.
+    /// The path of each script after publishing, with those of the record.
     pub fn files(&self) -> BTreeMap<String, PathBuf> {
         let mut files = self.given.clone();
-        files.retain(|name, _| !self.is_fresh || self.again.contains(name));
+        files.retain(|name, _| !self.is_fresh || self.readded.contains(name));
         if let Some(dirs) = &self.dirs {
             files.extend(self.names.iter().map(|name| (name.clone(), dirs.to.join(name))));
         }
         files
     }
 
-    /// Takes the scripts away again, visible or not.
+    /// Removes the scripts, even after publishing.
     pub fn discard(&self) {
         if let Some(draft) = &self.own {
             draft.discard();

@@ -1,33 +1,32 @@
-//! The stream of operations: JSON values, pretty or one a line. Each is held by itself, so that a list may be of any length,
-//! and a mistake in one leaves the others readable.
+//! The stream of operations: JSON values, on one line or several. Each is read separately, so the stream may have any length, and an error
+//! in one operation does not affect the others.
 
 use std::io::{self, BufRead};
 
 use anyhow::anyhow;
 
 use crate::op::Op;
-use crate::parse::{Mistake, parse};
+use crate::parse::{ParseError, parse};
 
-/// The most that one operation may take as text, in bytes. Larger contents are files, and `copy_file` streams those.
+/// The largest text of one operation, in bytes. `copy_file` copies larger files.
 pub const MAX: usize = 64 << 20;
 
 /// One value of the stream.
 #[derive(Debug)]
-pub struct Numbered {
+pub struct StreamItem {
     /// Its number, from 1.
     pub n: usize,
-    /// The line that it starts at, or at which the stream broke, from 1.
+    /// The line at which it starts, or at which the JSON is invalid, from 1.
     pub line: usize,
-    /// The operation, or what is wrong with it.
+    /// The operation, or why it is invalid.
     pub op: anyhow::Result<Op>,
 }
 
-/// What editors of some systems begin a file with: a byte order mark in UTF-8.
+/// The UTF-8 byte order mark with which some editors start a file.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Reads operations one by one, however they are spaced, behind a byte order mark or without. Behind what is not JSON nothing can
-/// be read.
-pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
+/// Reads operations one by one, separated by any white space. A byte order mark is skipped. Nothing is read after invalid JSON.
+pub fn read(from: impl BufRead) -> impl Iterator<Item = StreamItem> {
     let mut values = Values { from, line: 1, is_first: true, text: Vec::new() };
     let mut n = 0;
     let mut broken = false;
@@ -44,28 +43,28 @@ pub fn read(from: impl BufRead) -> impl Iterator<Item = Numbered> {
             }
             Ok(line) => match parse(&values.text) {
                 Ok(op) => (line, Ok(op)),
-                Err(Mistake::Operation(message)) => (line, Err(anyhow!(message))),
-                Err(Mistake::Json { line: within, message }) => {
+                Err(ParseError::Operation(message)) => (line, Err(anyhow!(message))),
+                Err(ParseError::Json { line: within, message }) => {
                     broken = true;
                     (line + within - 1, Err(anyhow!(message)))
                 }
             },
         };
-        Some(Numbered { n, line, op })
+        Some(StreamItem { n, line, op })
     })
 }
 
-/// Whether a value is an operation rather than a record, by its members.
+/// Whether a value is an operation and not a record, by its members.
 pub fn is_operation(value: &[u8]) -> bool {
     let value = value.strip_prefix(BYTE_ORDER_MARK).unwrap_or(value);
     let value: Option<serde_json::Value> = serde_json::from_slice(value).ok();
     value.is_some_and(|value| value.get("op").is_some() && value.get("msb").is_none())
 }
 
-/// The stream, cut into values. Where one ends is all that is decided here; whether it is one is the parser's to say.
+/// Splits the stream into values. Only the end of each is found here; the parser checks it.
 struct Values<R> {
     from: R,
-    /// Where the reader is, from 1.
+    /// The current line, from 1.
     line: usize,
     /// Whether no value has been read yet.
     is_first: bool,
@@ -73,24 +72,24 @@ struct Values<R> {
     text: Vec<u8>,
 }
 
-/// Where in a value a reader is.
+/// The position within a value.
 #[derive(Clone, Copy)]
 enum Within {
     /// Between values.
     Nothing,
-    /// A word or a number, which ends before what can be no part of it.
+    /// A literal or a number, which ends before a character that cannot be part of it.
     Word,
-    /// A string; `escaped`: behind a backslash.
+    /// A string; `escaped`: after a backslash.
     String { escaped: bool },
     /// An array or an object, between strings.
     Brackets,
 }
 
 impl<R: BufRead> Values<R> {
-    /// Reads one value into `text`; says the line that it begins at. What is cut off at the end of the stream is one too.
+    /// Reads one value into `text`, and returns the line at which it starts. An incomplete value at the end of the stream counts.
     fn next(&mut self) -> io::Result<Option<usize>> {
         let begin = self.cut()?;
-        // The mark and what follows it are no value's begin, so they have been cut as a word, which may be all of the value.
+        // The mark was split off as a literal, together with what follows it, which may be the whole value.
         if self.is_first && self.text.starts_with(BYTE_ORDER_MARK) {
             self.is_first = false;
             self.text.drain(..BYTE_ORDER_MARK.len());
@@ -157,7 +156,7 @@ impl<R: BufRead> Values<R> {
             }
             if self.text.len() > MAX {
                 let message =
-                    format!("an operation of more than {} MiB (copy_file takes files of any size)", MAX >> 20);
+                    format!("an operation of more than {} MiB (copy_file copies files of any size)", MAX >> 20);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, message));
             }
         }

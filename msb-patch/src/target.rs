@@ -1,4 +1,4 @@
-//! The root that operations change, in an upper that nobody sees yet: what they all do to it.
+//! The root that operations change, and the steps that several of them share. The upper is a staging directory until it is published.
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -15,58 +15,57 @@ use msb::overlay::{Layer, Leaf, Merged};
 use msb::store::staging::Layers;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 
-use crate::attributes::{Wanted, set_attributes};
-use crate::found::Found;
-use crate::kept::Kept;
-use crate::op::{Op, Operation};
+use crate::attributes::{RequestedAttributes, set_attributes};
+use crate::dir_times::DirTimes;
+use crate::path_state::PathState;
 use crate::user::User;
 
 const DIR_MODE: u32 = 0o755;
 
-/// The largest file whose data a dry run copies too, in bytes: one that an operation behind may look into.
-const LOOKED_INTO: u64 = 1 << 20;
+/// The largest file whose data a dry run copies, in bytes: a later operation may read it.
+const MAX_DRY_RUN_COPY: u64 = 1 << 20;
 
-/// What an operation came to.
+/// The result of an operation.
 #[derive(Clone, Debug, Default)]
 pub struct Done {
-    /// Whether the upper is another now; what was asked for may have been so already.
+    /// Whether the upper has changed. It has not if the request was already met.
     pub changed: bool,
-    /// How much data it brings, in bytes.
+    /// How much data the operation provides, in bytes.
     pub bytes: u64,
-    /// What was there before, if the report wants that.
-    pub found: Option<Found>,
+    /// What was at the path before, if there is a report.
+    pub before: Option<PathState>,
 }
 
 impl Done {
-    pub(crate) fn changed(found: Option<Found>) -> Self {
-        Self { changed: true, bytes: 0, found }
+    pub(crate) fn changed(before: Option<PathState>) -> Self {
+        Self { changed: true, bytes: 0, before }
     }
 
-    pub(crate) fn unchanged(found: Option<Found>) -> Self {
-        Self { changed: false, bytes: 0, found }
+    pub(crate) fn unchanged(before: Option<PathState>) -> Self {
+        Self { changed: false, bytes: 0, before }
     }
 }
 
-/// How a root is changed.
+/// Settings for all operations.
 #[derive(Debug)]
 pub struct Settings {
-    /// Whether only the shape of things matters, and data need not be copied.
+    /// Whether the result is discarded, so that large data need not be copied.
     pub dry_run: bool,
-    /// Whether anybody wants to know what was there.
+    /// Whether there is a report.
     pub is_reported: bool,
-    /// The modification time for what is made: `SOURCE_DATE_EPOCH`, or the clock's.
+    /// The modification time of new files, `SOURCE_DATE_EPOCH`. `None`: the clock's.
     pub epoch: Option<i64>,
-    /// Who owns what is made.
+    /// The owner of new files.
     pub user: User,
-    /// Where relative paths of the host begin; empty for the working directory.
+    /// The directory for relative paths of the host. An empty path is the working directory.
     pub src_dir: PathBuf,
 }
 
-/// Where an operation writes: a name in a directory that is in the upper.
-pub(crate) struct Place {
+/// Where an operation writes: a name in a directory of the upper.
+pub(crate) struct Destination {
     pub(crate) parent: Merged,
     pub(crate) name: OsString,
-    /// What is there now, if it is no directory.
+    /// What is there now, unless it is a directory.
     pub(crate) old: Option<Leaf>,
 }
 
@@ -75,79 +74,60 @@ pub(crate) struct Place {
 pub struct Target {
     /// The merged view: the image's layers and the new upper.
     pub(crate) root: Merged,
-    /// The right to change the upper.
+    /// Changes the upper.
     pub(crate) writer: Writer,
-    /// Files of the new upper whose data is still the old upper's, by inode: they are copied before they change.
-    borrowed: HashSet<u64>,
-    /// Files of the new upper that a dry run has left without their data, by inode.
-    hollow: HashSet<u64>,
+    /// Files that are hardlinks to the old upper, by inode. They are copied before they change.
+    shared_data: HashSet<u64>,
+    /// Files that a dry run has created without their data, by inode.
+    without_data: HashSet<u64>,
     pub(crate) dry_run: bool,
     is_reported: bool,
     pub(crate) epoch: Option<i64>,
     pub(crate) user: User,
     src_dir: PathBuf,
-    /// The way to where the last path led.
+    /// The directories of the last path, cached.
     pub(crate) trail: Trail,
-    /// The times of where the last change was.
-    pub(crate) kept: Kept,
+    /// The times of the directory that was changed last.
+    pub(crate) dir_times: DirTimes,
 }
 
 impl Target {
-    /// The root of these layers.
+    /// The root that these layers form.
     pub fn new(layers: Layers, settings: Settings) -> Self {
-        let Layers { root, writer, shared: borrowed } = layers;
+        let Layers { root, writer, shared: shared_data } = layers;
         let Settings { dry_run, is_reported, epoch, user, src_dir } = settings;
         Self {
             root,
             writer,
-            borrowed,
-            hollow: HashSet::new(),
+            shared_data,
+            without_data: HashSet::new(),
             dry_run,
             is_reported,
             epoch,
             user,
             src_dir,
             trail: Trail::default(),
-            kept: Kept::default(),
+            dir_times: DirTimes::default(),
         }
     }
 
-    /// Carries an operation out. A script is not a file of the root, and nothing is done for it.
+    /// Finishes the upper after the last operation.
     ///
     /// # Errors
-    /// A message without the operation's name and path.
-    pub fn run(&mut self, op: &Op) -> anyhow::Result<Done> {
-        match op.on_root() {
-            Some(op) => self.run_on_root(op),
-            None => Ok(Done::default()),
-        }
-    }
-
-    /// Carries an operation on the root out.
-    ///
-    /// # Errors
-    /// A message without the operation's name and path.
-    pub fn run_on_root(&mut self, op: &dyn Operation) -> anyhow::Result<Done> {
-        op.run(self).map_err(|error| self.user.explain(error))
-    }
-
-    /// Finishes the upper, behind the last operation.
-    ///
-    /// # Errors
-    /// What `utimensat(2)` says.
+    /// Those of `utimensat(2)`.
     pub fn finish(&mut self) -> io::Result<()> {
-        self.kept.release()
+        self.dir_times.restore()
     }
 
-    pub(crate) fn found(&self, at: &Resolved, action: &'static str) -> Option<Found> {
-        self.is_reported.then(|| Found::at(at, action))
+    pub(crate) fn state_before(&self, at: &Resolved, action: &'static str) -> Option<PathState> {
+        self.is_reported.then(|| PathState::at(at, action))
     }
 
-    pub(crate) fn found_nothing(&self, path: &OsStr) -> Option<Found> {
-        self.is_reported.then(|| Found::nothing(Path::new(path)))
+    pub(crate) fn no_state(&self, path: &OsStr) -> Option<PathState> {
+        self.is_reported.then(|| PathState::nothing(Path::new(path)))
     }
 
-    /// A path of the host, from where relative ones begin.
+    /// Resolves a path of the host.
     pub(crate) fn on_host(&self, src: &OsStr) -> PathBuf {
         self.src_dir.join(src)
     }
@@ -160,57 +140,61 @@ impl Target {
         Timestamps { last_access: time, last_modification: time }
     }
 
-    /// How much of a file's data is copied.
+    /// How much of a file's data is copied: all, or nothing in a dry run if the file is large.
     pub(crate) fn copied_length(&self, size: u64) -> u64 {
-        if self.dry_run && size > LOOKED_INTO { 0 } else { WHOLE }
+        if self.dry_run && size > MAX_DRY_RUN_COPY { 0 } else { WHOLE }
     }
 
-    /// Takes note of a copy that [`Self::copied_length`] has left without its data.
+    /// Notes a copy of `length` bytes from [`Self::copied_length`], which may be without its data.
     pub(crate) fn note_copy(&mut self, copy: &Entry, length: u64) {
         if length == 0 {
-            self.hollow.insert(copy.stat().st_ino);
+            self.without_data.insert(copy.stat().st_ino);
         }
     }
 
-    /// Whether a file's data is missing, since this is a dry run.
-    pub(crate) fn is_hollow(&self, file: &Entry) -> bool {
-        self.dry_run && self.hollow.contains(&file.stat().st_ino)
+    /// Whether a dry run has created the file without its data.
+    pub(crate) fn has_no_data(&self, file: &Entry) -> bool {
+        self.dry_run && self.without_data.contains(&file.stat().st_ino)
     }
 
-    /// The place that a way ends at, with its parents made.
-    pub(crate) fn parent(&mut self, mut at: Resolved) -> anyhow::Result<Place> {
+    /// The destination for a resolved path. Missing parents are created.
+    pub(crate) fn parent(&mut self, mut at: Resolved) -> anyhow::Result<Destination> {
         match at.end {
             End::Leaf(name, leaf) => {
                 self.copy_up_steps(&mut at.steps)?;
-                Ok(Place { parent: last(&at.steps), name, old: Some(leaf) })
+                Ok(Destination { parent: last(&at.steps), name, old: Some(leaf) })
             }
             End::Missing(mut names) => {
                 let name = names.pop().expect("something is missing");
                 at.end = End::Missing(names);
-                Ok(Place { parent: self.make_dirs(at, Wanted::default())?, name, old: None })
+                Ok(Destination { parent: self.make_dirs(at, RequestedAttributes::default())?, name, old: None })
             }
             End::Dir => {
                 let step = Arc::make_mut(&mut at.steps).pop().expect("the root is refused before");
                 self.copy_up_steps(&mut at.steps)?;
-                Ok(Place { parent: last(&at.steps), name: step.name, old: None })
+                Ok(Destination { parent: last(&at.steps), name: step.name, old: None })
             }
         }
     }
 
     fn copy_up_steps(&mut self, steps: &mut Arc<Vec<Step>>) -> io::Result<()> {
         if steps.iter().any(|step| step.dir.upper.is_none()) {
-            // A copy-up keeps the times of its parent by itself.
-            self.kept.release()?;
+            // A copy-up preserves the times of its parent itself.
+            self.dir_times.restore()?;
             self.writer.copy_up_steps(steps)?;
         }
         Ok(())
     }
 
-    /// Puts something new, or in place of what the upper or a layer has. Nobody sees this upper yet, so what is new is made
-    /// where it will be, and inherits an ACL as in the guest.
-    pub(crate) fn place<T>(&mut self, at: &Place, make: impl Fn(&Dir, Name<'_>) -> io::Result<T>) -> io::Result<T> {
+    /// Creates something new at a destination, or replaces what is there. The upper is not visible yet, so new files are created in place
+    /// and inherit a default ACL as they would in the guest.
+    pub(crate) fn create<T>(
+        &mut self,
+        at: &Destination,
+        make: impl Fn(&Dir, Name<'_>) -> io::Result<T>,
+    ) -> io::Result<T> {
         let (upper, name) = (upper_of(&at.parent)?, Name::new(&at.name)?);
-        self.kept.hold(upper)?;
+        self.dir_times.save(upper)?;
         match &at.old {
             None => self.writer.make(&at.parent, name, make),
             Some(old) => {
@@ -222,78 +206,78 @@ impl Target {
         }
     }
 
-    /// The same for what is to be just what `make` makes of it.
-    pub(crate) fn place_exactly<T>(
+    /// The same without a default ACL: the result is exactly what `make` creates.
+    pub(crate) fn create_exactly<T>(
         &mut self,
-        at: &Place,
+        at: &Destination,
         make: impl Fn(&Dir, Name<'_>) -> io::Result<T>,
     ) -> io::Result<T> {
         let upper = upper_of(&at.parent)?;
-        self.kept.hold(upper)?;
-        if at.old.is_none() && self.kept.bequeaths() {
+        self.dir_times.save(upper)?;
+        if at.old.is_none() && self.dir_times.has_default_acl() {
             return self.writer.replace(upper, Name::new(&at.name)?, make);
         }
-        self.place(at, make)
+        self.create(at, make)
     }
 
-    /// Makes what is missing and gives the last directory what is wanted; says which directory that is.
-    pub(crate) fn make_dirs(&mut self, mut at: Resolved, wanted: Wanted) -> anyhow::Result<Merged> {
+    /// Creates missing directories, applies the requested attributes to the last one, and returns it.
+    pub(crate) fn make_dirs(&mut self, mut at: Resolved, requested: RequestedAttributes) -> anyhow::Result<Merged> {
         self.copy_up_steps(&mut at.steps)?;
         let mut dir = last(&at.steps);
         let End::Missing(names) = at.end else {
             let entry = upper_of(&dir)?.to_entry()?;
-            set_attributes(&entry, entry.stat(), wanted)?;
+            set_attributes(&entry, entry.stat(), requested)?;
             return Ok(dir);
         };
         let count = names.len();
         for (place, name) in names.iter().enumerate() {
-            let wanted = if place + 1 == count { wanted } else { Wanted::default() };
-            dir = self.make_dir(&dir, Name::new(name)?, wanted)?;
+            let requested = if place + 1 == count { requested } else { RequestedAttributes::default() };
+            dir = self.make_dir(&dir, Name::new(name)?, requested)?;
         }
         Ok(dir)
     }
 
-    fn make_dir(&mut self, parent: &Merged, name: Name<'_>, wanted: Wanted) -> io::Result<Merged> {
+    fn make_dir(&mut self, parent: &Merged, name: Name<'_>, requested: RequestedAttributes) -> io::Result<Merged> {
         let upper = upper_of(parent)?;
-        self.kept.hold(upper)?;
-        let mode = wanted.mode.unwrap_or(DIR_MODE);
+        self.dir_times.save(upper)?;
+        let mode = requested.mode.unwrap_or(DIR_MODE);
         self.writer.make_dir(parent, name, Mode::from_raw_mode(mode & 0o777))?;
         let made = upper.dir(name)?;
         let entry = made.to_entry()?;
-        set_attributes(&entry, entry.stat(), self.new_attributes(wanted, DIR_MODE))?;
+        set_attributes(&entry, entry.stat(), self.new_attributes(requested, DIR_MODE))?;
         if self.epoch.is_some() {
             entry.set_times(&self.now())?;
         }
         Ok(parent.new_upper(Arc::new(made)))
     }
 
-    /// What something new in the directory that is held gets: what is wanted, else the owner whom we make things for, and
-    /// the mode of its kind if no ACL of the directory has decided.
-    pub(crate) fn new_attributes(&self, wanted: Wanted, default_mode: u32) -> Wanted {
-        let mode = if self.kept.bequeaths() { None } else { Some(default_mode) };
-        Wanted {
-            mode: wanted.mode.or(mode),
-            uid: wanted.uid.or(Some(self.user.uid)),
-            gid: wanted.gid.or(Some(self.user.gid)),
+    /// The attributes of a new file in the current directory: the requested ones, else the owner from the settings, and the default mode
+    /// unless a default ACL has set the mode.
+    pub(crate) fn new_attributes(&self, requested: RequestedAttributes, default_mode: u32) -> RequestedAttributes {
+        let mode = if self.dir_times.has_default_acl() { None } else { Some(default_mode) };
+        RequestedAttributes {
+            mode: requested.mode.or(mode),
+            uid: requested.uid.or(Some(self.user.uid)),
+            gid: requested.gid.or(Some(self.user.gid)),
         }
     }
 
-    /// The file at the end of a way, as one that may change: copied up, and copied where its data is still the old upper's.
-    pub(crate) fn own(&mut self, at: Resolved) -> anyhow::Result<Entry> {
-        let Place { parent, name, old } = self.parent(at)?;
+    /// The file at a resolved path, ready for changes: it is copied up, or copied if it is a hardlink to the old upper.
+    pub(crate) fn writable_file(&mut self, at: Resolved) -> anyhow::Result<Entry> {
+        let Destination { parent, name, old } = self.parent(at)?;
         let leaf = old.context("the file is gone")?;
-        if leaf.layer == Layer::Upper && !leaf.is_metacopy() && !self.borrowed.contains(&leaf.entry.stat().st_ino) {
+        if leaf.layer == Layer::Upper && !leaf.is_metacopy() && !self.shared_data.contains(&leaf.entry.stat().st_ino) {
             return Ok(leaf.entry);
         }
-        Ok(self.bring(upper_of(&parent)?, Name::new(&name)?, &leaf)?)
+        Ok(self.copy_into_upper(upper_of(&parent)?, Name::new(&name)?, &leaf)?)
     }
 
-    /// Brings a file into the upper, with its data.
-    pub(crate) fn bring(&mut self, dir: &Dir, name: Name<'_>, leaf: &Leaf) -> io::Result<Entry> {
-        // A copy-up keeps the times of its parent by itself.
-        self.kept.release()?;
+    /// Copies a file with its data into the upper.
+    pub(crate) fn copy_into_upper(&mut self, dir: &Dir, name: Name<'_>, leaf: &Leaf) -> io::Result<Entry> {
+        // A copy-up preserves the times of its parent itself.
+        self.dir_times.restore()?;
         let length = self.copied_length(leaf.entry.stat().st_size as u64);
-        let is_ours = leaf.layer == Layer::Upper && !self.borrowed.contains(&leaf.entry.stat().st_ino);
+        let is_ours = leaf.layer == Layer::Upper && !self.shared_data.contains(&leaf.entry.stat().st_ino);
         let copy = if is_ours {
             self.writer.copy_up_data(leaf, length)?
         } else {
@@ -303,29 +287,29 @@ impl Target {
         Ok(copy)
     }
 
-    /// The same for what may be a directory too, whose attributes are to change.
-    pub(crate) fn own_any(&mut self, mut at: Resolved) -> anyhow::Result<Entry> {
+    /// The same for a file or directory whose attributes will change.
+    pub(crate) fn writable_entry(&mut self, mut at: Resolved) -> anyhow::Result<Entry> {
         if !matches!(at.end, End::Dir) {
-            return self.own(at);
+            return self.writable_file(at);
         }
         self.copy_up_steps(&mut at.steps)?;
-        // Its times may be among what changes.
-        self.kept.release()?;
+        // Its times may be what changes.
+        self.dir_times.restore()?;
         Ok(upper_of(&last(&at.steps))?.to_entry()?)
     }
 
-    /// Removes what is at the end of a way.
+    /// Removes what is at a resolved path.
     pub(crate) fn remove(&mut self, at: Resolved) -> anyhow::Result<()> {
-        let Place { parent, name, .. } = self.parent(at)?;
+        let Destination { parent, name, .. } = self.parent(at)?;
         let (upper, name) = (upper_of(&parent)?, Name::new(&name)?);
         self.trail.forget();
-        self.kept.hold(upper)?;
+        self.dir_times.save(upper)?;
         self.writer.remove(&parent, name)?;
-        self.age_whiteout(upper, name)
+        self.set_whiteout_time(upper, name)
     }
 
-    /// Gives a whiteout the time of what is made, where that is not the clock's.
-    pub(crate) fn age_whiteout(&self, dir: &Dir, name: Name<'_>) -> anyhow::Result<()> {
+    /// Sets the time of a whiteout to the epoch, if there is one.
+    pub(crate) fn set_whiteout_time(&self, dir: &Dir, name: Name<'_>) -> anyhow::Result<()> {
         if self.epoch.is_some()
             && let Some(whiteout) = dir.entry(name)?
         {

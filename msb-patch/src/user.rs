@@ -1,4 +1,4 @@
-//! Who patches. Root can do all; others can patch a directory of their own, with what is theirs.
+//! The user who runs msb-patch. Root may do everything. Others may patch a directory of their own, without changing owners.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,60 +8,62 @@ use anyhow::bail;
 use msb::overlay::error::Error;
 use rustix::process::{getegid, geteuid, getgroups};
 
-use crate::attributes::Wanted;
+use crate::attributes::RequestedAttributes;
 
 /// The user of this process.
 #[derive(Clone, Debug)]
 pub struct User {
-    /// Who owns what is made.
+    /// The user ID.
     pub uid: u32,
-    /// And which group.
+    /// The group ID.
     pub gid: u32,
     groups: Vec<u32>,
 }
 
 impl User {
-    /// From the process's credentials.
+    /// Reads the process's credentials.
     pub fn of_this_process() -> Self {
         let groups = getgroups().unwrap_or_default().into_iter().map(|group| group.as_raw()).collect();
         Self { uid: geteuid().as_raw(), gid: getegid().as_raw(), groups }
     }
 
-    /// Whether a directory is this user's own. Root owns all.
+    /// Whether the user owns a directory. Root counts as the owner of all.
     pub fn owns(&self, dir: &Path) -> bool {
         self.uid == 0 || dir.metadata().is_ok_and(|meta| meta.uid() == self.uid)
     }
 
+    /// Checks that the user is root.
+    ///
     /// # Errors
-    /// A message, for anybody but root.
+    /// A message for other users.
     pub fn check_is_root(&self) -> anyhow::Result<()> {
         if self.uid != 0 {
             bail!(
-                "root is needed: the files of an image have owners, devices and trusted xattrs (run it by sudo; without \
-                 root, a directory of your own can be patched)"
+                "root is needed: the files of an image have owners, devices and trusted xattrs (run it with sudo; without \
+                 root, you can patch a directory of your own)"
             );
         }
         Ok(())
     }
 
-    /// Whether this user may give files what an operation asks for.
+    /// Checks that the user may set the requested owner and group.
     ///
     /// # Errors
     /// A message for an owner that only root can set.
-    pub fn check(&self, wanted: Wanted) -> anyhow::Result<()> {
+    pub fn check(&self, requested: RequestedAttributes) -> anyhow::Result<()> {
         if self.uid == 0 {
             return Ok(());
         }
-        if let Some(uid) = wanted.uid.filter(|&uid| uid != self.uid) {
-            bail!("uid {uid}: root alone gives files to other users (run it by sudo)");
+        if let Some(uid) = requested.uid.filter(|&uid| uid != self.uid) {
+            bail!("uid {uid}: only root may give files to other users (run it with sudo)");
         }
-        if let Some(gid) = wanted.gid.filter(|&gid| gid != self.gid && !self.groups.contains(&gid)) {
-            bail!("gid {gid}: this user is not in that group (run it by sudo)");
+        if let Some(gid) = requested.gid.filter(|&gid| gid != self.gid && !self.groups.contains(&gid)) {
+            bail!("gid {gid}: this user is not in that group (run it with sudo)");
         }
         Ok(())
     }
 
-    /// Says what to do about a right that somebody else than root lacks.
+    /// Adds a remedy to a permission error of a user other than root.
     pub fn explain(&self, error: anyhow::Error) -> anyhow::Error {
         let lacks = error
             .chain()
@@ -71,7 +73,7 @@ impl User {
             })
             .any(|cause| cause.kind() == io::ErrorKind::PermissionDenied);
         if self.uid != 0 && lacks {
-            error.context("root is needed for what is not this user's (run it by sudo)")
+            error.context("root is needed for files of other users (run it with sudo)")
         } else {
             error
         }

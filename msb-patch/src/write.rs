@@ -1,4 +1,4 @@
-//! Writing a whole file: what text, file, copy_file, edit, and append and touch on a file that is missing, do.
+//! Writing a whole file, for text, file, copy_file and edit, and for append and touch if the file is missing.
 
 use anyhow::bail;
 use msb::overlay::Leaf;
@@ -7,7 +7,7 @@ use msb::overlay::beneath::Entry;
 use msb::overlay::resolve::{End, Last, Resolved};
 use rustix::fs::{FileType, Mode};
 
-use crate::attributes::{Wanted, set_attributes};
+use crate::attributes::{RequestedAttributes, set_attributes};
 use crate::content::Content;
 use crate::lookup::exists;
 use crate::member::RawPath;
@@ -16,33 +16,33 @@ use crate::target::{Done, Target};
 /// The mode of a new file.
 pub(crate) const FILE_MODE: u32 = 0o644;
 
-/// What may be written over.
+/// Which states of the path are allowed.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Over {
-    /// A file that is there.
+pub(crate) struct Overwrite {
+    /// Overwrite an existing file.
     pub(crate) replace: bool,
-    /// Nothing.
+    /// Create a missing file.
     pub(crate) create: bool,
 }
 
 impl Target {
-    /// Puts a file at the end of a path.
+    /// Writes a file at a path.
     ///
     /// # Errors
     /// A message without the path.
     pub(crate) fn write(
         &mut self,
         path: &RawPath,
-        over: Over,
-        wanted: Wanted,
+        over: Overwrite,
+        requested: RequestedAttributes,
         default_mode: u32,
         content: Content<'_>,
     ) -> anyhow::Result<Done> {
         let at = self.look_up(path, Last::Follow)?;
-        self.write_at(path, at, over, wanted, default_mode, content)
+        self.write_at(path, at, over, requested, default_mode, content)
     }
 
-    /// The same where the path has been looked up. A file that holds just the content, with what is asked for, stays as it is.
+    /// The same for a path that has been resolved. A file that has the content and the requested attributes is not changed.
     ///
     /// # Errors
     /// A message without the path.
@@ -50,50 +50,56 @@ impl Target {
         &mut self,
         path: &RawPath,
         at: Resolved,
-        over: Over,
-        wanted: Wanted,
+        over: Overwrite,
+        requested: RequestedAttributes,
         default_mode: u32,
         content: Content<'_>,
     ) -> anyhow::Result<Done> {
-        let found = self.found(&at, "replace");
+        let before = self.state_before(&at, "replace");
         match &at.end {
             End::Dir => bail!("exists and is a directory"),
             End::Leaf(_, leaf)
                 if leaf.entry.file_type() == FileType::RegularFile
-                    && wanted.is_had_by(leaf.entry.stat())
+                    && requested.match_stat(leaf.entry.stat())
                     && self.holds(leaf, content)? =>
             {
-                return Ok(Done { bytes: content.length()?, ..Done::unchanged(found) });
+                return Ok(Done { bytes: content.length()?, ..Done::unchanged(before) });
             }
             End::Leaf(_, leaf) if !over.replace => bail!("{}", exists(leaf)),
             End::Missing(_) if path.ends_with_slash() => bail!("a file's path does not end with \"/\""),
             End::Missing(_) if !over.create => bail!("does not exist, and \"create\" is false"),
             _ => {}
         }
-        let bytes = self.put(at, wanted, default_mode, content)?;
-        Ok(Done { bytes, ..Done::changed(found) })
+        let bytes = self.put(at, requested, default_mode, content)?;
+        Ok(Done { bytes, ..Done::changed(before) })
     }
 
-    /// Whether a file holds just the content. Of one whose data a dry run has left out, the length has to do.
+    /// Whether a file has exactly the content. If a dry run has left out its data, only the length is compared.
     fn holds(&self, file: &Leaf, content: Content<'_>) -> anyhow::Result<bool> {
-        if self.is_hollow(&file.entry) {
+        if self.has_no_data(&file.entry) {
             return Ok(content.length()? == file.entry.stat().st_size as u64);
         }
         Ok(content.is_in(&file.data().open_to_read()?)?)
     }
 
-    /// Puts a new file in place; says its size. One that it replaces leaves it its owner, mode and xattrs, as `cat > file` would.
-    fn put(&mut self, at: Resolved, wanted: Wanted, default_mode: u32, content: Content<'_>) -> anyhow::Result<u64> {
+    /// Creates or replaces the file, and returns its size. As with `cat > file`, an existing file keeps its owner, mode and xattrs.
+    fn put(
+        &mut self,
+        at: Resolved,
+        requested: RequestedAttributes,
+        default_mode: u32,
+        content: Content<'_>,
+    ) -> anyhow::Result<u64> {
         let at = self.parent(at)?;
         let old = at.old.as_ref().map(|leaf| &leaf.entry).filter(|entry| entry.file_type() == FileType::RegularFile);
-        let mode = if old.is_some() { 0o600 } else { wanted.mode.unwrap_or(default_mode) & 0o777 };
+        let mode = if old.is_some() { 0o600 } else { requested.mode.unwrap_or(default_mode) & 0o777 };
         let epoch = self.epoch.map(|_| self.now());
-        // A file of /proc has no length, and its data is not what an operation behind would look into.
+        // A file of /proc has no length, and later operations do not read its data.
         let length = match content {
             Content::File(from) if self.dry_run && from.metadata()?.len() == 0 => 0,
             content => self.copied_length(content.length()?),
         };
-        let new = self.place(&at, |dir, name| {
+        let new = self.create(&at, |dir, name| {
             let mut file = dir.create(name, Mode::from_raw_mode(mode))?;
             match content {
                 Content::File(from) if length == 0 => file.set_len(from.metadata()?.len())?,
@@ -111,12 +117,13 @@ impl Target {
         match old.map(Entry::stat) {
             Some(old) => {
                 let (mode, uid, gid) = (old.st_mode & 0o7777, old.st_uid, old.st_gid);
-                let mode = wanted.mode.or(Some(mode));
-                let wanted = Wanted { mode, uid: wanted.uid.or(Some(uid)), gid: wanted.gid.or(Some(gid)) };
-                // An ACL that it had has changed the mode.
-                set_attributes(&new, &new.stat_now()?, wanted)?;
+                let mode = requested.mode.or(Some(mode));
+                let requested =
+                    RequestedAttributes { mode, uid: requested.uid.or(Some(uid)), gid: requested.gid.or(Some(gid)) };
+                // The copy of an ACL has changed the mode.
+                set_attributes(&new, &new.stat_now()?, requested)?;
             }
-            None => set_attributes(&new, new.stat(), self.new_attributes(wanted, default_mode))?,
+            None => set_attributes(&new, new.stat(), self.new_attributes(requested, default_mode))?,
         }
         if let Some(times) = epoch {
             new.set_times(&times)?;

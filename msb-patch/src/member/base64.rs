@@ -1,10 +1,10 @@
-//! Bytes in base64 (RFC 4648, section 4), with white space anywhere, as base64(1) and PEM files have it.
+//! Bytes in base64 (RFC 4648, section 4). White space is allowed anywhere, as in the output of base64(1) and in PEM files.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::{Deserialize, Deserializer, Error};
 
-/// Bytes, written in base64.
+/// Bytes that are given in base64.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Base64(pub Vec<u8>);
 
@@ -17,9 +17,9 @@ impl<'de> Deserialize<'de> for Base64 {
 /// Decodes a text.
 ///
 /// # Errors
-/// The reason; a place is an offset in the text, in bytes.
+/// The reason, with the offset in bytes.
 fn decode(mut text: String) -> Result<Vec<u8>, String> {
-    // By far the most have none, and are not copied.
+    // Most texts have no white space and are not copied.
     let is_spaced = text.bytes().any(|byte| byte.is_ascii_whitespace());
     let original = if is_spaced { text.clone() } else { String::new() };
     if is_spaced {
@@ -28,7 +28,7 @@ fn decode(mut text: String) -> Result<Vec<u8>, String> {
     STANDARD.decode(&text).map_err(|error| match error {
         base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => {
             let kind = match error {
-                // A character may be longer than the byte that is wrong.
+                // The invalid byte may be part of a longer character.
                 base64::DecodeError::InvalidByte(..) if text[at..].starts_with('=') => "padding before the end,",
                 base64::DecodeError::InvalidByte(..) => "invalid character",
                 _ => "cut off behind",

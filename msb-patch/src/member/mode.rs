@@ -1,4 +1,4 @@
-//! A mode, as chmod(1) takes it in octal.
+//! A file mode in octal, as in chmod(1).
 
 use std::fmt;
 

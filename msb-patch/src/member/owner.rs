@@ -1,16 +1,16 @@
-//! A user or group: a number, or a name of the image's own.
+//! A user or group: a number, or a name of the image.
 
 use std::fmt;
 
 use msb::record::owner::{Id, NotAnId};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// Who, before the image is asked.
+/// A user or group before it is looked up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// A number.
     Id(Id),
-    /// A name, or digits that may be one.
+    /// A name. It may consist of digits.
     Name(String),
 }
 

@@ -1,4 +1,4 @@
-//! A path of any bytes but NUL, in a string or, as the member `…_base64`, in base64.
+//! A path of any bytes except NUL: a string, or base64 in the member `…_base64`.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -7,12 +7,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A path as it is written. [`crate::parse`] decodes those in base64.
+/// A path as it was given. [`crate::parse`] decodes base64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawPath(OsString);
 
 impl RawPath {
-    /// Whether it is the path of a directory, or of nothing yet.
+    /// Whether it ends with a slash, so that it has to be a directory or missing.
     pub fn ends_with_slash(&self) -> bool {
         self.as_bytes().ends_with(b"/")
     }

@@ -1,22 +1,22 @@
-//! A moment: seconds since 1970 as a number, or RFC 3339 in a string.
+//! A time: a number of seconds since 1970, or a string in the format of RFC 3339.
 
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A moment.
+/// A time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamp {
-    /// Since 1970 in UTC, without leap seconds.
+    /// Seconds since 1970 in UTC, without leap seconds.
     pub seconds: i64,
-    /// Within the second.
+    /// Nanoseconds within the second.
     pub nanoseconds: u32,
 }
 
 const WANTED: &str = "seconds since 1970 or a time as in \"2026-01-31T12:00:00Z\" (RFC 3339)";
 
 impl Timestamp {
-    /// Reads RFC 3339's `date-time`; a space may stand for the `T`. Digits past nanoseconds are cut off.
+    /// Parses `date-time` of RFC 3339. A space is allowed in place of the `T`. Digits after nanoseconds are ignored.
     pub fn from_rfc3339(text: &str) -> Option<Self> {
         let (date, rest) = text.split_at_checked(10)?;
         let rest = rest.strip_prefix(['T', 't', ' '])?;
@@ -43,7 +43,7 @@ impl Timestamp {
             }
             _ => return None,
         };
-        // A leap second is the next second, as in the kernel.
+        // A leap second becomes the next second, as in the kernel.
         if !(1..=12).contains(&month)
             || day < 1
             || day > days_of(year, month)
@@ -61,7 +61,7 @@ impl Timestamp {
     }
 }
 
-/// Three numbers of that many digits, with a separator between them.
+/// Parses three numbers with the given digits and separator.
 fn three(text: &str, separator: u8, digits: [usize; 3]) -> Option<(i64, i64, i64)> {
     let mut parts = text.split(char::from(separator));
     let mut next = |digits| parts.next().filter(|part| part.len() == digits).and_then(number);
@@ -86,7 +86,7 @@ fn days_of(year: i64, month: i64) -> i64 {
 }
 
 fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
-    // Leap days before a year, counted from the year 0.
+    // The number of leap days before a year, from year 0.
     let leap_days = |year: i64| (year + 3) / 4 - (year + 99) / 100 + (year + 399) / 400;
     let in_months: i64 = (1..month).map(|month| days_of(year, month)).sum();
     (year - 1970) * 365 + leap_days(year) - leap_days(1970) + in_months + day - 1

@@ -1,4 +1,4 @@
-//! append: more at the end of a file.
+//! append: adds text to the end of a file.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
@@ -9,26 +9,26 @@ use msb::overlay::resolve::{End, Last, Resolved};
 use rustix::fs::{FileType, OFlags};
 use serde::Deserialize;
 
-use super::Operation;
-use crate::attributes::Wanted;
+use crate::operation::Operation;
+use crate::attributes::RequestedAttributes;
 use crate::content::{Content, contains};
 use crate::lookup::kind;
 use crate::member::RawPath;
 use crate::target::{Done, Target};
-use crate::write::{FILE_MODE, Over};
+use crate::write::{FILE_MODE, Overwrite};
 
 /// The members of append.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Append {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// What.
+    /// The content.
     pub content: String,
-    /// Add nothing where the file has the content already.
+    /// Add nothing if the file contains the text.
     #[serde(default)]
     pub once: bool,
-    /// Make a file that is missing.
+    /// Create a missing file.
     #[serde(default)]
     pub create: bool,
 }
@@ -47,31 +47,31 @@ impl Operation for Append {
                 bail!("does not exist (append adds to a file that is there; set \"create\": true to make it)")
             }
             End::Missing(_) => {
-                let over = Over { replace: false, create: true };
-                return target.write_at(&self.path, at, over, Wanted::default(), FILE_MODE, Content::Bytes(content));
+                let over = Overwrite { replace: false, create: true };
+                return target.write_at(&self.path, at, over, RequestedAttributes::default(), FILE_MODE, Content::Bytes(content));
             }
             End::Leaf(_, leaf) if leaf.entry.file_type() != FileType::RegularFile => bail!("is {}", kind(leaf)),
             End::Leaf(_, leaf) => {
                 content.is_empty()
-                    || self.once && !target.is_hollow(&leaf.entry) && contains(&leaf.data().open_to_read()?, content)?
+                    || self.once && !target.has_no_data(&leaf.entry) && contains(&leaf.data().open_to_read()?, content)?
             }
         };
-        let found = target.found(&at, "append");
+        let before = target.state_before(&at, "append");
         if is_there {
-            return Ok(Done::unchanged(found));
+            return Ok(Done::unchanged(before));
         }
         append(target, at, content)?;
-        Ok(Done { bytes: content.len() as u64, ..Done::changed(found) })
+        Ok(Done { bytes: content.len() as u64, ..Done::changed(before) })
     }
 }
 
 fn append(target: &mut Target, at: Resolved, content: &[u8]) -> anyhow::Result<()> {
-    let file = target.own(at)?;
+    let file = target.writable_file(at)?;
     let before = file.stat_now()?;
     let mut open = file.open(OFlags::WRONLY | OFlags::APPEND)?;
     open.write_all(content)?;
-    // A write by root keeps set-id bits and drops capabilities, as it would in the guest. The times stay: the file is as old
-    // as the image says.
-    let kept: io::Result<()> = Entry::of_open(open)?.set_times(&times_of(&before));
-    Ok(kept?)
+    // As in the guest, a write by root keeps set-id bits and drops capabilities. The times are restored, so that the result does not depend
+    // on the clock.
+    let restored: io::Result<()> = Entry::of_open(open)?.set_times(&times_of(&before));
+    Ok(restored?)
 }

@@ -1,4 +1,4 @@
-//! capability: what an executable may do without being root's (capabilities(7)).
+//! capability: sets or removes the capabilities of an executable (capabilities(7)).
 
 use std::ffi::OsStr;
 
@@ -8,7 +8,7 @@ use msb::record::owner::Id;
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use super::Operation;
+use crate::operation::Operation;
 use super::xattr::change_xattr;
 use crate::caps::FileCaps;
 use crate::lookup::kind;
@@ -21,11 +21,11 @@ const XATTR: &str = "security.capability";
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Capability {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// Which, as `setcap(8)` takes them; without any, those of the file go.
+    /// The capabilities in the format of `setcap(8)`. An empty string removes those of the file.
     pub caps: FileCaps,
-    /// The root of the user namespace in which they count, if not that of the guest.
+    /// The root user ID of the user namespace in which they are valid. Default: the guest's initial namespace.
     #[serde(default)]
     pub rootid: Option<Id>,
 }
@@ -37,7 +37,7 @@ impl Operation for Capability {
 
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
         let at = target.look_up(&self.path, Last::Follow)?;
-        let found = target.found(&at, "set");
+        let before = target.state_before(&at, "set");
         match &at.end {
             End::Dir => bail!("is a directory, which has no capabilities"),
             End::Missing(_) => bail!("does not exist"),
@@ -46,6 +46,6 @@ impl Operation for Capability {
         }
         let value = self.caps.xattr(self.rootid);
         let changed = change_xattr(target, at, OsStr::new(XATTR), value.as_deref()).context("capabilities")?;
-        Ok(Done { changed, ..Done::unchanged(found) })
+        Ok(Done { changed, ..Done::unchanged(before) })
     }
 }

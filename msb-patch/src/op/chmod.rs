@@ -1,4 +1,4 @@
-//! chmod: a mode.
+//! chmod: sets a mode.
 
 use std::ffi::OsStr;
 
@@ -6,8 +6,8 @@ use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
-use super::Operation;
-use crate::attributes::{Wanted, set_attributes};
+use crate::operation::Operation;
+use crate::attributes::{RequestedAttributes, set_attributes};
 use crate::member::{Mode, RawPath};
 use crate::target::{Done, Target};
 
@@ -15,9 +15,9 @@ use crate::target::{Done, Target};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chmod {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// Permissions, set-id and sticky bits included.
+    /// The permission bits, with set-id and sticky bits.
     pub mode: Mode,
 }
 
@@ -28,16 +28,16 @@ impl Operation for Chmod {
 
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
         let at = target.look_up(&self.path, Last::Follow)?;
-        let found = target.found(&at, "set");
+        let before = target.state_before(&at, "set");
         if matches!(at.end, End::Missing(_)) {
             bail!("does not exist");
         }
-        let wanted = Wanted { mode: Some(self.mode.0), ..Wanted::default() };
-        if wanted.is_had_by(&crate::lookup::stat_of(&at)?) {
-            return Ok(Done::unchanged(found));
+        let requested = RequestedAttributes { mode: Some(self.mode.0), ..RequestedAttributes::default() };
+        if requested.match_stat(&crate::lookup::stat_of(&at)?) {
+            return Ok(Done::unchanged(before));
         }
-        let file = target.own_any(at)?;
-        set_attributes(&file, &file.stat_now()?, wanted)?;
-        Ok(Done::changed(found))
+        let file = target.writable_entry(at)?;
+        set_attributes(&file, &file.stat_now()?, requested)?;
+        Ok(Done::changed(before))
     }
 }

@@ -1,4 +1,4 @@
-//! chown: an owner and group.
+//! chown: sets an owner and group.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -9,8 +9,8 @@ use msb::overlay::resolve::{End, Last, Resolved};
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use super::{Operation, yes};
-use crate::attributes::Wanted;
+use crate::operation::{Operation, yes};
+use crate::attributes::RequestedAttributes;
 use crate::lookup::stat_of;
 use crate::member::{Owner, RawPath};
 use crate::target::{Done, Target};
@@ -19,15 +19,15 @@ use crate::target::{Done, Target};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chown {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// Owner.
+    /// The owner.
     #[serde(default)]
     pub uid: Option<Owner>,
-    /// Group.
+    /// The group.
     #[serde(default)]
     pub gid: Option<Owner>,
-    /// All below a directory too.
+    /// Change everything below a directory too.
     #[serde(default)]
     pub recursive: bool,
     /// Follow a symlink at the end of the path.
@@ -41,36 +41,37 @@ impl Operation for Chown {
     }
 
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
-        let wanted = target.wanted(None, self.uid.as_ref(), self.gid.as_ref())?;
-        if wanted.is_empty() {
+        let requested = target.requested_attributes(None, self.uid.as_ref(), self.gid.as_ref())?;
+        if requested.is_empty() {
             bail!("a member \"uid\" or \"gid\" is expected");
         }
         let at = target.look_up(&self.path, if self.follow { Last::Follow } else { Last::Keep })?;
-        let found = target.found(&at, "set");
+        let before = target.state_before(&at, "set");
         if matches!(at.end, End::Missing(_)) {
             bail!("does not exist");
         }
-        let below = self.recursive && matches!(at.end, End::Dir);
+        let is_recursive = self.recursive && matches!(at.end, End::Dir);
         let top = at.path();
-        let mut changed = give(target, at, wanted)?;
-        if below {
-            changed |= give_below(target, top, wanted)?;
+        let mut changed = set_owner(target, at, requested)?;
+        if is_recursive {
+            changed |= set_owner_below(target, top, requested)?;
         }
-        Ok(Done { changed, ..Done::unchanged(found) })
+        Ok(Done { changed, ..Done::unchanged(before) })
     }
 }
 
-/// Gives one file away, as chown(2) does it: set-id bits and capabilities of a file go. False: it is theirs already.
-fn give(target: &mut Target, at: Resolved, wanted: Wanted) -> anyhow::Result<bool> {
-    if wanted.is_had_by(&stat_of(&at)?) {
+/// Sets the owner of one file. As chown(2) does, this clears set-id bits and capabilities. False: nothing changes.
+fn set_owner(target: &mut Target, at: Resolved, requested: RequestedAttributes) -> anyhow::Result<bool> {
+    if requested.match_stat(&stat_of(&at)?) {
         return Ok(false);
     }
-    target.own_any(at)?.set_owner(wanted.uid, wanted.gid)?;
+    target.writable_entry(at)?.set_owner(requested.uid, requested.gid)?;
     Ok(true)
 }
 
-/// By paths, not by recursion or open directories: a tree may be deeper or wider than either may grow. No symlink is followed.
-fn give_below(target: &mut Target, top: PathBuf, wanted: Wanted) -> anyhow::Result<bool> {
+/// Sets the owner of everything below a directory. No symlink is followed. The pending directories are paths, not open descriptors or
+/// recursive calls, because a tree may be deeper or wider than those allow.
+fn set_owner_below(target: &mut Target, top: PathBuf, requested: RequestedAttributes) -> anyhow::Result<bool> {
     let mut changed = false;
     let mut pending = vec![top];
     while let Some(path) = pending.pop() {
@@ -81,7 +82,7 @@ fn give_below(target: &mut Target, top: PathBuf, wanted: Wanted) -> anyhow::Resu
         for listed in names {
             let path = path.join(&listed.name);
             let at = target.trail.resolve(&target.root, &path, Last::Keep).with_context(|| format!("{path:?}"))?;
-            changed |= give(target, at, wanted).with_context(|| format!("{path:?}"))?;
+            changed |= set_owner(target, at, requested).with_context(|| format!("{path:?}"))?;
             if listed.file_type == FileType::Directory {
                 pending.push(path);
             }

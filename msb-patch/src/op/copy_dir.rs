@@ -1,4 +1,4 @@
-//! copy_dir: a tree of the host merges into the root.
+//! copy_dir: merges a directory tree of the host into the root.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -14,35 +14,25 @@ use msb::overlay::attributes::{Attributes, copy_xattrs, remove_acls};
 use msb::overlay::copy_leaf_as;
 use msb::overlay::upper::upper_of;
 use rustix::fs::{FileType, Stat, Timestamps};
-use serde::Deserialize;
 
-use super::Operation;
-use crate::attributes::Wanted;
+use crate::operation::Operation;
+use crate::attributes::RequestedAttributes;
 use crate::content::Content;
 use crate::lookup::{kind, whereabouts};
-use crate::member::{Mode, Owner, RawPath};
+use crate::member::{RawPath, members_with_attributes};
 use crate::target::{Done, Target};
 
+members_with_attributes! {
 /// The members of copy_dir.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CopyDir {
-    /// On the host.
+    /// The path on the host.
     pub src: RawPath,
-    /// In the root.
+    /// The path in the root.
     pub dst: RawPath,
-    /// Permissions of what is copied; those of its source without it.
-    #[serde(default)]
-    pub mode: Option<Mode>,
-    /// Owner of what is copied.
-    #[serde(default)]
-    pub uid: Option<Owner>,
-    /// Group of what is copied.
-    #[serde(default)]
-    pub gid: Option<Owner>,
-    /// Overwrite files that are there.
+    /// Overwrite existing files.
     #[serde(default)]
     pub replace: bool,
+}
 }
 
 impl Operation for CopyDir {
@@ -60,20 +50,20 @@ impl Operation for CopyDir {
         if let End::Leaf(_, leaf) = &at.end {
             bail!("exists{} and is {}", whereabouts(leaf), kind(leaf));
         }
-        let found = target.found(&at, "merge");
-        let wanted = target.wanted(self.mode, self.uid.as_ref(), self.gid.as_ref())?;
-        let copy = Copy { target, src, wanted, replace: self.replace, hardlinks: HashMap::new() };
-        Ok(Done { found, ..copy.all(at)? })
+        let before = target.state_before(&at, "merge");
+        let requested = self.attributes(target)?;
+        let copy = Copy { target, src, requested, replace: self.replace, hardlinks: HashMap::new() };
+        Ok(Done { before, ..copy.all(at)? })
     }
 }
 
-/// A tree that is being copied. Directories that are there keep what they have.
+/// A tree that is being copied. Existing directories keep their content and attributes.
 struct Copy<'a> {
     target: &'a mut Target,
     src: PathBuf,
-    wanted: Wanted,
+    requested: RequestedAttributes,
     replace: bool,
-    /// Where a file with several names has been copied to under another, by device and inode.
+    /// The first copy of each file with several names, by device and inode.
     hardlinks: HashMap<(u64, u64), PathBuf>,
 }
 
@@ -86,8 +76,8 @@ impl Copy<'_> {
         if done.changed {
             self.make_dir(at, &src_dir)?;
         }
-        // By paths, not by recursion or open directories: a host tree may be deeper or wider than either may grow. Each
-        // is looked up again when its turn comes, since symlinks in the image may lead it elsewhere.
+        // The pending directories are paths, not open descriptors or recursive calls, because a tree may be deeper or wider than those
+        // allow. Each is resolved when its turn comes, because symlinks of the image may lead elsewhere.
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
             let of_src = |path: &Path| format!("src {:?}", self.src.join(path));
@@ -126,7 +116,7 @@ impl Copy<'_> {
         Ok(done)
     }
 
-    /// Copies one entry, of a directory only itself.
+    /// Copies one entry, without the content of a directory.
     fn child(&mut self, entry: &Entry, guest: &Path) -> anyhow::Result<Done> {
         let last = if entry.is_dir() { Last::Follow } else { Last::Keep };
         let at = self.target.trail.resolve(&self.target.root, guest, last)?;
@@ -162,22 +152,22 @@ impl Copy<'_> {
             End::Missing(_) => {}
         }
         if let Some(first) = first {
-            // What is linked to must be this upper's alone.
-            let first = self.target.own(first)?;
+            // The file may be a hardlink to the old upper. A link to it must not share its data.
+            let first = self.target.writable_file(first)?;
             let at = self.target.parent(at)?;
-            self.target.place_exactly(&at, |dir, name| dir.link(name, &first))?;
+            self.target.create_exactly(&at, |dir, name| dir.link(name, &first))?;
             return Ok(Done::changed(None));
         }
         let at = self.target.parent(at)?;
         let length = self.target.copied_length(stat.st_size as u64);
         let (uid, gid, mode) = self.attributes_of(entry);
         let attributes = Attributes { uid, gid, mode, times: Some(self.times_of(entry)) };
-        let copy = self.target.place_exactly(&at, |dir, name| copy_leaf_as(entry, dir, name, length, &attributes))?;
+        let copy = self.target.create_exactly(&at, |dir, name| copy_leaf_as(entry, dir, name, length, &attributes))?;
         self.target.note_copy(&copy, length);
         Ok(Done { bytes: if length == 0 { bytes } else { copy.stat().st_size as u64 }, ..Done::changed(None) })
     }
 
-    /// Where a file with several names has been copied to under another, if it has.
+    /// The first copy of a file with several names, if there is one.
     fn first(&mut self, stat: &Stat, guest: &Path) -> anyhow::Result<Option<Resolved>> {
         let key = (stat.st_dev, stat.st_ino);
         if let Some(first) = self.hardlinks.get(&key) {
@@ -190,66 +180,66 @@ impl Copy<'_> {
         Ok(None)
     }
 
-    /// What a copy gets: owner and group are those that are asked for, else of whom we make things for, since the host's users
-    /// mean nothing in the image. A mode is for files; directories have the right to search where it has that to read.
+    /// The owner, group and mode of a copy. Without a request, it belongs to the owner of new files, because the host's users mean nothing in
+    /// the image. A requested mode is for files; directories get search permission wherever it has read permission.
     fn attributes_of(&self, entry: &Entry) -> (u32, u32, u32) {
         let user = &self.target.user;
-        let mode = match self.wanted.mode {
+        let mode = match self.requested.mode {
             Some(mode) if entry.is_dir() => mode | (mode & 0o444) >> 2,
             Some(mode) => mode,
             None => entry.stat().st_mode & 0o7777,
         };
-        (self.wanted.uid.unwrap_or(user.uid), self.wanted.gid.unwrap_or(user.gid), mode)
+        (self.requested.uid.unwrap_or(user.uid), self.requested.gid.unwrap_or(user.gid), mode)
     }
 
-    /// Whether `there` is what copying `entry` would make. Without the right to replace it, it need not have what the operation
-    /// does not ask for. Xattrs are not compared: whoever changes those changes the file.
+    /// Whether `there` is what a copy of `entry` would be. Without `replace`, only the requested attributes are compared. Xattrs are not
+    /// compared.
     fn is_copy(&self, entry: &Entry, there: &Leaf) -> io::Result<bool> {
         let (data, there) = (there.data(), &there.entry);
         if entry.file_type() != there.file_type() {
             return Ok(false);
         }
         let is_symlink = entry.file_type() == FileType::Symlink;
-        let mut wanted = self.wanted;
+        let mut requested = self.requested;
         if self.replace {
             let (uid, gid, mode) = self.attributes_of(entry);
-            wanted = Wanted { uid: Some(uid), gid: Some(gid), mode: Some(mode) };
+            requested = RequestedAttributes { uid: Some(uid), gid: Some(gid), mode: Some(mode) };
             let (times, had) = (self.times_of(entry).last_modification, times_of(there.stat()).last_modification);
             if (times.tv_sec, times.tv_nsec) != (had.tv_sec, had.tv_nsec) {
                 return Ok(false);
             }
         }
         if is_symlink {
-            wanted.mode = None;
+            requested.mode = None;
         }
-        if !wanted.is_had_by(there.stat()) {
+        if !requested.match_stat(there.stat()) {
             return Ok(false);
         }
         if is_symlink {
             return Ok(entry.read_link()? == there.read_link()?);
         }
-        if self.target.is_hollow(there) {
+        if self.target.has_no_data(there) {
             return Ok(entry.stat().st_size == there.stat().st_size);
         }
         Content::File(&entry.open_to_read()?).is_in(&data.open_to_read()?)
     }
 
-    /// A copy is as old as its source, unless all is to be of one age.
+    /// The times of a copy: those of its source, or the epoch if there is one.
     fn times_of(&self, entry: &Entry) -> Timestamps {
         if self.target.epoch.is_some() { self.target.now() } else { times_of(entry.stat()) }
     }
 
-    /// Makes a directory with what its original has, and nothing of its parent's.
+    /// Creates a directory with the attributes of its source, without a default ACL of its parent.
     fn make_dir(&mut self, at: Resolved, from: &Dir) -> anyhow::Result<()> {
         let from = from.to_entry()?;
         let (uid, gid, mode) = self.attributes_of(&from);
-        let made = self.target.make_dirs(at, Wanted { uid: Some(uid), gid: Some(gid), mode: Some(mode) })?;
+        let made = self.target.make_dirs(at, RequestedAttributes { uid: Some(uid), gid: Some(gid), mode: Some(mode) })?;
         let to = upper_of(&made)?.to_entry()?;
-        if self.target.kept.bequeaths() {
+        if self.target.dir_times.has_default_acl() {
             remove_acls(&to)?;
         }
-        if copy_xattrs(&from, &to, |_| true)? && self.wanted.mode.is_some() {
-            // An ACL has changed it.
+        if copy_xattrs(&from, &to, |_| true)? && self.requested.mode.is_some() {
+            // The copy of an ACL has changed the mode.
             to.set_mode(rustix::fs::Mode::from_raw_mode(mode))?;
         }
         Ok(to.set_times(&self.times_of(&from))?)

@@ -1,4 +1,4 @@
-//! edit: lines of a file, replaced.
+//! edit: replaces lines of a file.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -9,33 +9,33 @@ use msb::overlay::resolve::{End, Last};
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use super::Operation;
-use crate::attributes::Wanted;
+use crate::operation::Operation;
+use crate::attributes::RequestedAttributes;
 use crate::content::Content;
 use crate::lines::{Edited, Pattern, replace_lines};
 use crate::lookup::kind;
 use crate::member::RawPath;
 use crate::target::{Done, Target};
-use crate::write::{FILE_MODE, Over};
+use crate::write::{FILE_MODE, Overwrite};
 
-/// The largest file that is edited, in bytes: it is held in memory.
+/// The largest file that is edited, in bytes. It is read into memory.
 const MAX: u64 = 64 << 20;
 
 /// The members of edit.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Edit {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// The line that is replaced, all of it.
+    /// The whole line to replace.
     #[serde(default)]
     pub line: Option<String>,
-    /// Or a regular expression that finds something in it.
+    /// A regular expression that matches a part of the line.
     #[serde(default)]
     pub regex: Option<String>,
-    /// What takes the place of such a line.
+    /// The replacement of the line or of the whole line that matches.
     pub with: String,
-    /// How many lines there are to be; one or more without it.
+    /// The expected number of lines. Default: at least one.
     #[serde(default)]
     pub count: Option<NonZeroUsize>,
 }
@@ -62,16 +62,16 @@ impl Operation for Edit {
         if leaf.entry.stat().st_size as u64 > MAX {
             bail!("is larger than {} MiB", MAX >> 20);
         }
-        if target.is_hollow(&leaf.entry) {
-            return Ok(Done::changed(target.found(&at, "replace")));
+        if target.has_no_data(&leaf.entry) {
+            return Ok(Done::changed(target.state_before(&at, "replace")));
         }
         let mut text = Vec::new();
         leaf.data().open_to_read()?.take(MAX).read_to_end(&mut text)?;
         match replace_lines(&text, &pattern, self.count.map(NonZeroUsize::get)).map_err(|why| anyhow!(why))? {
-            Edited::Already => Ok(Done::unchanged(target.found(&at, "replace"))),
+            Edited::Already => Ok(Done::unchanged(target.state_before(&at, "replace"))),
             Edited::To(text) => {
-                let over = Over { replace: true, create: false };
-                target.write_at(&self.path, at, over, Wanted::default(), FILE_MODE, Content::Bytes(&text))
+                let over = Overwrite { replace: true, create: false };
+                target.write_at(&self.path, at, over, RequestedAttributes::default(), FILE_MODE, Content::Bytes(&text))
             }
         }
     }

@@ -1,38 +1,28 @@
-//! file: a file of any bytes.
+//! file: writes a file of any bytes.
 
 use std::ffi::OsStr;
 
-use serde::Deserialize;
 
-use super::{Operation, yes};
+use crate::operation::{Operation, yes};
 use crate::content::Content;
-use crate::member::{Base64, Mode, Owner, RawPath};
+use crate::member::{Base64, RawPath, members_with_attributes};
 use crate::target::{Done, Target};
-use crate::write::{FILE_MODE, Over};
+use crate::write::{FILE_MODE, Overwrite};
 
+members_with_attributes! {
 /// The members of file.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct File {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// What.
+    /// The content.
     pub content_base64: Base64,
-    /// Permissions.
-    #[serde(default)]
-    pub mode: Option<Mode>,
-    /// Owner.
-    #[serde(default)]
-    pub uid: Option<Owner>,
-    /// Group.
-    #[serde(default)]
-    pub gid: Option<Owner>,
-    /// Overwrite what is there.
+    /// Overwrite an existing file.
     #[serde(default)]
     pub replace: bool,
-    /// Make a file that is missing.
+    /// Create a missing file.
     #[serde(default = "yes")]
     pub create: bool,
+}
 }
 
 impl Operation for File {
@@ -41,8 +31,8 @@ impl Operation for File {
     }
 
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
-        let wanted = target.wanted(self.mode, self.uid.as_ref(), self.gid.as_ref())?;
-        let over = Over { replace: self.replace, create: self.create };
-        target.write(&self.path, over, wanted, FILE_MODE, Content::Bytes(&self.content_base64.0))
+        let requested = self.attributes(target)?;
+        let over = Overwrite { replace: self.replace, create: self.create };
+        target.write(&self.path, over, requested, FILE_MODE, Content::Bytes(&self.content_base64.0))
     }
 }

@@ -1,4 +1,4 @@
-//! hardlink: another name of a file.
+//! hardlink: gives a file another name.
 
 use std::ffi::OsStr;
 
@@ -6,21 +6,21 @@ use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
-use super::Operation;
+use crate::operation::Operation;
 use crate::lookup::exists;
 use crate::member::RawPath;
-use crate::same::is_one_file;
+use crate::compare::is_one_file;
 use crate::target::{Done, Target};
 
 /// The members of hardlink.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hardlink {
-    /// The name that the file has.
+    /// The existing name.
     pub target: RawPath,
-    /// The name that it is given.
+    /// The new name.
     pub link: RawPath,
-    /// Overwrite what is there.
+    /// Overwrite an existing file.
     #[serde(default)]
     pub replace: bool,
 }
@@ -40,18 +40,18 @@ impl Operation for Hardlink {
             }
         };
         let at = target.look_up(&self.link, Last::Keep)?;
-        let found = target.found(&at, "replace");
+        let before = target.state_before(&at, "replace");
         match &at.end {
             End::Dir => bail!("exists and is a directory (remove it first)"),
-            End::Leaf(_, there) if is_one_file(there, leaf) => return Ok(Done::unchanged(found)),
+            End::Leaf(_, there) if is_one_file(there, leaf) => return Ok(Done::unchanged(before)),
             End::Leaf(_, there) if !self.replace => bail!("{}", exists(there)),
             End::Missing(_) if self.link.ends_with_slash() => bail!("a file's path does not end with \"/\""),
             _ => {}
         }
-        // What is linked to must be this upper's alone: a file of a layer is copied up, and its other names stay below.
-        let file = target.own(file)?;
+        // A file of a layer is copied up first. Its other names in the layer are not linked to the copy.
+        let file = target.writable_file(file)?;
         let at = target.parent(at)?;
-        target.place_exactly(&at, |dir, name| dir.link(name, &file))?;
-        Ok(Done::changed(found))
+        target.create_exactly(&at, |dir, name| dir.link(name, &file))?;
+        Ok(Done::changed(before))
     }
 }

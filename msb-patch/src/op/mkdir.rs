@@ -1,31 +1,21 @@
-//! mkdir: a directory and its parents.
+//! mkdir: creates a directory and its parents, or sets the attributes of one that exists.
 
 use std::ffi::OsStr;
 
 use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
-use serde::Deserialize;
 
-use super::Operation;
+use crate::operation::Operation;
 use crate::lookup::{kind, whereabouts};
-use crate::member::{Mode, Owner, RawPath};
+use crate::member::{RawPath, members_with_attributes};
 use crate::target::{Done, Target};
 
+members_with_attributes! {
 /// The members of mkdir.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Mkdir {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// Permissions, also of a directory that is there.
-    #[serde(default)]
-    pub mode: Option<Mode>,
-    /// Owner, likewise.
-    #[serde(default)]
-    pub uid: Option<Owner>,
-    /// Group, likewise.
-    #[serde(default)]
-    pub gid: Option<Owner>,
+}
 }
 
 impl Operation for Mkdir {
@@ -38,14 +28,14 @@ impl Operation for Mkdir {
         if let End::Leaf(_, leaf) = &at.end {
             bail!("exists{} and is {}", whereabouts(leaf), kind(leaf));
         }
-        let found = target.found(&at, "set");
-        let wanted = target.wanted(self.mode, self.uid.as_ref(), self.gid.as_ref())?;
+        let before = target.state_before(&at, "set");
+        let requested = self.attributes(target)?;
         if let (End::Dir, Some(step)) = (&at.end, at.steps.last())
-            && (wanted.is_empty() || wanted.is_had_by(&step.dir.top().0.stat()?))
+            && (requested.is_empty() || requested.match_stat(&step.dir.top().0.stat()?))
         {
-            return Ok(Done::unchanged(found));
+            return Ok(Done::unchanged(before));
         }
-        target.make_dirs(at, wanted)?;
-        Ok(Done::changed(found))
+        target.make_dirs(at, requested)?;
+        Ok(Done::changed(before))
     }
 }

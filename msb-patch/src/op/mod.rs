@@ -1,28 +1,15 @@
-//! The operations, one file each, with their members as they are written: strict. `man/msb-ops.5` specifies them.
+//! The operations, one file each. Unknown members are errors. `man/msb-ops.5` specifies them.
 
 use std::ffi::OsStr;
-use std::fmt;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess};
 
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
-/// What an operation on the root does.
-pub trait Operation: fmt::Debug {
-    /// The path that it is about, for messages and reports.
-    fn path(&self) -> &OsStr;
-
-    /// Carries it out in an upper that nobody sees yet. What was asked for may be so already; then nothing changes.
-    ///
-    /// # Errors
-    /// A message without the operation's name and path.
-    fn run(&self, target: &mut Target) -> anyhow::Result<Done>;
-}
-
-/// Makes [`Op`] of the operations on the root, each of which is the struct of that name in the module that is called as the
-/// operation is.
+/// Defines [`Op`] from the operations on the root. Each is a struct in a module with the operation's name.
 macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident::$Op:ident,)+) => {
         $(mod $name;)+
@@ -35,15 +22,15 @@ macro_rules! operations {
         #[derive(Clone, Debug, PartialEq)]
         pub enum Op {
             $($(#[$doc])* $Op($Op),)+
-            /// Put a script into the record, for /.msb/scripts.
+            /// Add a script to the record, for /.msb/scripts.
             Script(Script),
         }
 
         impl Op {
-            /// What `op` may be.
+            /// The names of all operations.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+ "script"];
 
-            /// What `op` says.
+            /// Its name, the member `op`.
             pub fn name(&self) -> &'static str {
                 match self {
                     $(Self::$Op(_) => stringify!($name),)+
@@ -51,7 +38,7 @@ macro_rules! operations {
                 }
             }
 
-            /// The operation, if it changes the root.
+            /// The operation, unless it is a script, which does not change the root.
             pub fn on_root(&self) -> Option<&dyn Operation> {
                 match self {
                     $(Self::$Op(op) => Some(op),)+
@@ -59,7 +46,7 @@ macro_rules! operations {
                 }
             }
 
-            /// Reads the members of the operation that has this name.
+            /// Deserializes the members of the operation with this name.
             pub(crate) fn read<'de, A: MapAccess<'de>>(name: &str, members: A) -> Result<Self, A::Error> {
                 let members = MapAccessDeserializer::new(members);
                 match name {
@@ -77,23 +64,23 @@ operations! {
     text::Text,
     /// Write a file of any bytes.
     file::File,
-    /// Make a directory and its parents.
+    /// Create a directory and its parents.
     mkdir::Mkdir,
-    /// Add to the end of a file.
+    /// Append to a file.
     append::Append,
     /// Replace lines of a file.
     edit::Edit,
     /// Copy a file of the host.
     copy_file::CopyFile,
-    /// Copy a directory of the host, with all below it.
+    /// Copy a directory tree of the host.
     copy_dir::CopyDir,
-    /// Make a symlink.
+    /// Create a symlink.
     symlink::Symlink,
-    /// Give a file another name besides the one that it has.
+    /// Create a hardlink.
     hardlink::Hardlink,
     /// Move a file or directory.
     rename::Rename,
-    /// Remove a file, or a directory with all below it.
+    /// Remove a file or a directory tree.
     remove::Remove,
     /// Set a mode.
     chmod::Chmod,
@@ -108,17 +95,23 @@ operations! {
 }
 
 impl Op {
-    /// The operation's name and what it is about, for messages and reports: the path; of a script the name.
+    /// Its name and its subject, for messages and reports: the path, or the name of a script.
     pub fn subject(&self) -> (&'static str, &OsStr) {
         let subject = match self {
             Self::Script(script) => script.name.as_ref(),
-            op => op.on_root().expect("all others are on the root").path(),
+            op => op.on_root().expect("only a script is not on the root").path(),
         };
         (self.name(), subject)
     }
-}
 
-/// The default of members that are true without being written.
-pub(crate) fn yes() -> bool {
-    true
+    /// Runs the operation. A script is not a file of the root, and nothing is done for it.
+    ///
+    /// # Errors
+    /// A message without the operation's name and path.
+    pub fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
+        match self.on_root() {
+            Some(op) => op.run(target).map_err(|error| target.user.explain(error)),
+            None => Ok(Done::default()),
+        }
+    }
 }

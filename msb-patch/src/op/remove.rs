@@ -1,4 +1,4 @@
-//! remove: a file, or a directory with all below it.
+//! remove: removes a file or a directory tree.
 
 use std::ffi::OsStr;
 
@@ -6,7 +6,7 @@ use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
-use super::Operation;
+use crate::operation::Operation;
 use crate::member::RawPath;
 use crate::target::{Done, Target};
 
@@ -14,7 +14,7 @@ use crate::target::{Done, Target};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Remove {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
 }
 
@@ -24,16 +24,16 @@ impl Operation for Remove {
     }
 
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
-        let Some(at) = target.look_up_any(&self.path, Last::Keep)? else {
-            return Ok(Done::unchanged(target.found_nothing(&self.path)));
+        let Some(at) = target.look_up_optional(&self.path, Last::Keep)? else {
+            return Ok(Done::unchanged(target.no_state(&self.path)));
         };
-        let found = target.found(&at, "remove");
+        let before = target.state_before(&at, "remove");
         match &at.end {
-            End::Missing(_) => return Ok(Done::unchanged(found)),
+            End::Missing(_) => return Ok(Done::unchanged(before)),
             End::Dir if at.steps.len() == 1 => bail!("is the root, which stays"),
             _ => {}
         }
         target.remove(at)?;
-        Ok(Done::changed(found))
+        Ok(Done::changed(before))
     }
 }

@@ -1,4 +1,4 @@
-//! rename: a file or directory at another path, with all that it has.
+//! rename: moves a file or directory.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,22 +14,22 @@ use msb::overlay::{Layer, Merged, Node};
 use rustix::fs::{Mode, RenameFlags};
 use serde::Deserialize;
 
-use super::Operation;
-use crate::found::Found;
+use crate::operation::Operation;
+use crate::path_state::PathState;
 use crate::lookup::{exists, kind, whereabouts};
 use crate::member::RawPath;
-use crate::same::{are_leaves_alike, are_trees_alike, descend};
-use crate::target::{Done, Place, Target};
+use crate::compare::{are_leaves_equal, are_trees_equal, descend};
+use crate::target::{Done, Destination, Target};
 
 /// The members of rename.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rename {
-    /// Where it is.
+    /// The old path.
     pub from: RawPath,
-    /// Where it goes.
+    /// The new path.
     pub to: RawPath,
-    /// Overwrite a file that is there.
+    /// Overwrite an existing file.
     #[serde(default)]
     pub replace: bool,
 }
@@ -42,18 +42,18 @@ impl Operation for Rename {
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
         let of_to = |error: anyhow::Error| error.context(format!("to {:?}", self.to));
         let to = target.look_up(&self.to, Last::Keep).map_err(of_to)?;
-        let Some(from) = target.look_up_any(&self.from, Last::Keep)? else {
-            return done_before(&to, target.found_nothing(&self.from));
+        let Some(from) = target.look_up_optional(&self.from, Last::Keep)? else {
+            return done_before(&to, target.no_state(&self.from));
         };
-        let mut found = target.found(&from, "rename");
-        if let Some(found) = &mut found {
-            found.to = Some(to.path());
+        let mut before = target.state_before(&from, "rename");
+        if let Some(before) = &mut before {
+            before.to = Some(to.path());
         }
         let (from_path, to_path) = (from.path(), to.path());
         match &from.end {
-            End::Missing(_) => return done_before(&to, found),
+            End::Missing(_) => return done_before(&to, before),
             End::Dir if from.steps.len() == 1 => bail!("is the root, which stays"),
-            _ if from_path == to_path => return Ok(Done::unchanged(found)),
+            _ if from_path == to_path => return Ok(Done::unchanged(before)),
             End::Dir if to_path.starts_with(&from_path) => bail!("to {to_path:?}: is inside it"),
             End::Leaf(..) if self.to.ends_with_slash() => {
                 bail!("to {:?}: a file's path does not end with \"/\"", self.to)
@@ -62,7 +62,7 @@ impl Operation for Rename {
         }
         if is_there(&from, &to)? {
             target.remove(from)?;
-            return Ok(Done::changed(found));
+            return Ok(Done::changed(before));
         }
         match (&from.end, &to.end) {
             (_, End::Dir) => bail!("to {to_path:?}: exists and is a directory (remove it first)"),
@@ -75,24 +75,24 @@ impl Operation for Rename {
             _ => {}
         }
         rename(target, from, to)?;
-        Ok(Done::changed(found))
+        Ok(Done::changed(before))
     }
 }
 
-/// What comes of a rename whose file is gone: it was carried out before, if something is where it was to go.
-fn done_before(to: &Resolved, found: Option<Found>) -> anyhow::Result<Done> {
+/// The result if there is nothing at the old path: if something is at the new one, the rename was done before.
+fn done_before(to: &Resolved, before: Option<PathState>) -> anyhow::Result<Done> {
     match to.end {
         End::Missing(_) => bail!("does not exist"),
-        _ => Ok(Done::unchanged(found)),
+        _ => Ok(Done::unchanged(before)),
     }
 }
 
-/// Whether what is renamed is at the other path too, byte for byte.
+/// Whether a copy of what is renamed is at the new path, as after an interrupted run.
 fn is_there(from: &Resolved, to: &Resolved) -> anyhow::Result<bool> {
     let dir = |at: &Resolved| at.steps.last().expect("the root stays").dir.clone();
     Ok(match (&from.end, &to.end) {
-        (End::Leaf(_, one), End::Leaf(_, other)) => are_leaves_alike(one, other)?,
-        (End::Dir, End::Dir) => !from.path().starts_with(to.path()) && are_trees_alike(&dir(from), &dir(to))?,
+        (End::Leaf(_, one), End::Leaf(_, other)) => are_leaves_equal(one, other)?,
+        (End::Dir, End::Dir) => !from.path().starts_with(to.path()) && are_trees_equal(&dir(from), &dir(to))?,
         _ => false,
     })
 }
@@ -102,15 +102,15 @@ fn rename(target: &mut Target, from: Resolved, to: Resolved) -> anyhow::Result<(
         End::Dir => from.steps.last().map(|step| step.dir.clone()).filter(|dir| !dir.lower.is_empty()),
         _ => None,
     };
-    let Place { parent, name, old } = target.parent(from)?;
+    let Destination { parent, name, old } = target.parent(from)?;
     let to = target.parent(to)?;
-    // The steps of another path may end in what moves.
+    // The cached path may lead through what moves.
     target.trail.forget();
-    target.kept.release()?;
+    target.dir_times.restore()?;
     let (dir, to_dir) = (upper_of(&parent)?, upper_of(&to.parent)?);
     let (name, to_name) = (Name::new(&name)?, Name::new(&to.name)?);
     if let Some(leaf) = old.filter(|leaf| leaf.layer != Layer::Upper || leaf.is_metacopy()) {
-        target.bring(dir, name, &leaf)?;
+        target.copy_into_upper(dir, name, &leaf)?;
     }
     let (before, to_before) = (dir.to_entry()?, to_dir.to_entry()?);
     match lower_dir {
@@ -120,26 +120,26 @@ fn rename(target: &mut Target, from: Resolved, to: Resolved) -> anyhow::Result<(
             target.writer.remove(&parent, name)?;
         }
     }
-    target.age_whiteout(dir, name)?;
+    target.set_whiteout_time(dir, name)?;
     before.set_times(&times_of(before.stat()))?;
     Ok(to_before.set_times(&times_of(to_before.stat()))?)
 }
 
-/// Makes of a directory that layers have a part in one that is the upper's alone, at a place where nothing is. Files of the
-/// upper move, those of layers are copied; names of one file in one layer stay names of one file.
-fn move_tree(target: &mut Target, from: &Merged, to: &Place) -> anyhow::Result<()> {
+/// Moves a directory that is merged with layers to a new place as a directory of the upper alone. Files of the upper are renamed, and
+/// files of layers are copied. Hardlinks within a layer are preserved.
+fn move_tree(target: &mut Target, from: &Merged, to: &Destination) -> anyhow::Result<()> {
     let to_name = Name::new(&to.name)?;
     target.writer.make_dir(&to.parent, to_name, Mode::RWXU)?;
     let top = upper_of(&to.parent)?.dir(to_name)?;
     let mut hardlinks: HashMap<(usize, u64, u64), PathBuf> = HashMap::new();
-    // By paths: a tree may be deeper or wider than open directories last.
+    // The pending directories are paths: a tree may be deeper or wider than the limit of open files.
     let mut pending = vec![PathBuf::new()];
     while let Some(path) = pending.pop() {
         interrupt::check()?;
         let of_path = || format!("{path:?} in it");
         let from = descend(from, &path).with_context(of_path)?.with_context(of_path)?;
         let dir = top.descend(&path).with_context(of_path)?;
-        // As it is before files move out of it, which changes its times.
+        // Its attributes are read before files move out of it, which changes its times.
         let original = from.top().0.to_entry()?;
         if path.as_os_str().is_empty() {
             remove_acls(&dir.to_entry()?)?;
@@ -154,9 +154,9 @@ fn move_tree(target: &mut Target, from: &Merged, to: &Place) -> anyhow::Result<(
                 Some(Node::Leaf(leaf)) => match leaf.layer {
                     Layer::Upper => {
                         let old = upper_of(&from)?;
-                        // A metacopy has its data by its place.
+                        // The data of a metacopy is found by its path.
                         if leaf.is_metacopy() {
-                            target.bring(old, name, &leaf)?;
+                            target.copy_into_upper(old, name, &leaf)?;
                         }
                         old.rename(name, &dir, name, RenameFlags::empty())?;
                     }
@@ -178,16 +178,16 @@ fn move_tree(target: &mut Target, from: &Merged, to: &Place) -> anyhow::Result<(
                 None => {}
             }
         }
-        // Last, for the same reason.
+        // This is last, because the changes above set its times.
         copy_attributes(&original, &dir.to_entry()?)?;
     }
     Ok(())
 }
 
-/// Links to a file that has been copied to `first`.
+/// Creates a hardlink to a file that has been copied to `first`.
 fn link_to(top: &Dir, first: &Path, dir: &Dir, name: Name<'_>) -> anyhow::Result<()> {
     let above = top.descend(first.parent().unwrap_or(Path::new("")))?;
     let first = Name::new(first.file_name().unwrap_or_default())?;
-    let file = above.entry(first)?.context("a file that has just been copied is gone")?;
+    let file = above.entry(first)?.context("a file that was just copied is gone")?;
     Ok(dir.link(name, &file)?)
 }

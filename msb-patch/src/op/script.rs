@@ -1,4 +1,4 @@
-//! script: a script of the record, for /.msb/scripts. It is not a file of the root.
+//! script: adds a script to the record, for /.msb/scripts. It is not a file of the root.
 
 use serde::Deserialize;
 
@@ -6,11 +6,11 @@ use serde::Deserialize;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Script {
-    /// What it is called by.
+    /// Its name.
     pub name: String,
-    /// What is in it.
+    /// Its content.
     pub content: String,
-    /// Take the place of another script of that name.
+    /// Overwrite an existing script.
     #[serde(default)]
     pub replace: bool,
 }

@@ -1,4 +1,4 @@
-//! symlink: a link that names a path.
+//! symlink: creates a symlink.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,8 +10,8 @@ use msb::overlay::upper::upper_of;
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use super::Operation;
-use crate::attributes::{Wanted, set_attributes};
+use crate::operation::Operation;
+use crate::attributes::{RequestedAttributes, set_attributes};
 use crate::lookup::exists;
 use crate::member::RawPath;
 use crate::target::{Done, Target};
@@ -20,11 +20,11 @@ use crate::target::{Done, Target};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Symlink {
-    /// What it holds.
+    /// The path that it contains.
     pub target: RawPath,
-    /// Where it is.
+    /// The path of the symlink.
     pub link: RawPath,
-    /// Overwrite what is there.
+    /// Overwrite an existing file.
     #[serde(default)]
     pub replace: bool,
 }
@@ -42,26 +42,26 @@ impl Operation for Symlink {
             bail!("the target holds a NUL");
         }
         let at = target.look_up(&self.link, Last::Keep)?;
-        let found = target.found(&at, "replace");
+        let before = target.state_before(&at, "replace");
         match &at.end {
             End::Dir => bail!("exists and is a directory (remove it first)"),
             End::Leaf(_, leaf)
                 if leaf.entry.file_type() == FileType::Symlink && leaf.entry.read_link()? == *self.target =>
             {
-                return Ok(Done::unchanged(found));
+                return Ok(Done::unchanged(before));
             }
             End::Leaf(_, leaf) if !self.replace => bail!("{}", exists(leaf)),
             End::Missing(_) if self.link.ends_with_slash() => bail!("a symlink's path does not end with \"/\""),
             _ => {}
         }
         let at = target.parent(at)?;
-        target.place(&at, |dir, name| dir.symlink(name, &self.target))?;
+        target.create(&at, |dir, name| dir.symlink(name, &self.target))?;
         let made = upper_of(&at.parent)?.entry(Name::new(&at.name)?)?.context("the symlink is gone")?;
-        let owner = Wanted { mode: None, ..target.new_attributes(Wanted::default(), 0) };
+        let owner = RequestedAttributes { mode: None, ..target.new_attributes(RequestedAttributes::default(), 0) };
         set_attributes(&made, made.stat(), owner)?;
         if target.epoch.is_some() {
             made.set_times(&target.now())?;
         }
-        Ok(Done::changed(found))
+        Ok(Done::changed(before))
     }
 }

@@ -1,38 +1,28 @@
-//! text: a file of text.
+//! text: writes a text file.
 
 use std::ffi::OsStr;
 
-use serde::Deserialize;
 
-use super::{Operation, yes};
+use crate::operation::{Operation, yes};
 use crate::content::Content;
-use crate::member::{Mode, Owner, RawPath};
+use crate::member::{RawPath, members_with_attributes};
 use crate::target::{Done, Target};
-use crate::write::{FILE_MODE, Over};
+use crate::write::{FILE_MODE, Overwrite};
 
+members_with_attributes! {
 /// The members of text.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Text {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// What.
+    /// The content.
     pub content: String,
-    /// Permissions.
-    #[serde(default)]
-    pub mode: Option<Mode>,
-    /// Owner.
-    #[serde(default)]
-    pub uid: Option<Owner>,
-    /// Group.
-    #[serde(default)]
-    pub gid: Option<Owner>,
-    /// Overwrite what is there.
+    /// Overwrite an existing file.
     #[serde(default)]
     pub replace: bool,
-    /// Make a file that is missing.
+    /// Create a missing file.
     #[serde(default = "yes")]
     pub create: bool,
+}
 }
 
 impl Operation for Text {
@@ -41,8 +31,8 @@ impl Operation for Text {
     }
 
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
-        let wanted = target.wanted(self.mode, self.uid.as_ref(), self.gid.as_ref())?;
-        let over = Over { replace: self.replace, create: self.create };
-        target.write(&self.path, over, wanted, FILE_MODE, Content::Bytes(self.content.as_bytes()))
+        let requested = self.attributes(target)?;
+        let over = Overwrite { replace: self.replace, create: self.create };
+        target.write(&self.path, over, requested, FILE_MODE, Content::Bytes(self.content.as_bytes()))
     }
 }

@@ -1,4 +1,4 @@
-//! xattr: an extended attribute.
+//! xattr: sets or removes an extended attribute.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,7 +11,7 @@ use rustix::fs::{FileType, XattrFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 
-use super::{Operation, yes};
+use crate::operation::{Operation, yes};
 use crate::member::{Base64, RawPath};
 use crate::target::{Done, Target};
 
@@ -24,17 +24,17 @@ const VALUE_MAX: usize = 1 << 16;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Xattr {
-    /// Where.
+    /// The path in the root.
     pub path: RawPath,
-    /// Its name, with the namespace.
+    /// The name of the attribute, with its namespace.
     pub name: String,
-    /// What it is set to, as text.
+    /// The value as text.
     #[serde(default)]
     pub value: Option<String>,
-    /// The same as any bytes.
+    /// The value as bytes.
     #[serde(default)]
     pub value_base64: Option<Base64>,
-    /// Remove it instead.
+    /// Remove the attribute instead.
     #[serde(default)]
     pub remove: bool,
     /// Follow a symlink at the end of the path.
@@ -50,32 +50,32 @@ impl Operation for Xattr {
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
         let value = self.checked_value()?;
         let at = target.look_up(&self.path, if self.follow { Last::Follow } else { Last::Keep })?;
-        let found = target.found(&at, "set");
+        let before = target.state_before(&at, "set");
         match &at.end {
             End::Missing(_) => bail!("does not exist"),
             End::Leaf(_, leaf)
                 if leaf.entry.file_type() != FileType::RegularFile && self.name.starts_with("user.") =>
             {
-                bail!("xattr {:?}: only files and directories have xattrs of users (xattr(7))", self.name)
+                bail!("xattr {:?}: only files and directories can have user xattrs (xattr(7))", self.name)
             }
             _ => {}
         }
         change_xattr(target, at, self.name.as_ref(), value)
             .with_context(|| format!("xattr {:?}", self.name))
-            .map(|changed| Done { changed, ..Done::unchanged(found) })
+            .map(|changed| Done { changed, ..Done::unchanged(before) })
     }
 }
 
 impl Xattr {
-    /// What the xattr is to hold; `None` where it is to go.
+    /// The value, checked. `None`: the attribute is removed.
     fn checked_value(&self) -> anyhow::Result<Option<&[u8]>> {
         let name = &self.name;
         match name.split_once('.') {
             Some((_, rest)) if !rest.is_empty() && name.len() <= NAME_MAX && !name.contains('\0') => {}
-            _ => bail!("xattr {name:?}: not a name of an xattr (as in \"user.note\", at most {NAME_MAX} bytes)"),
+            _ => bail!("xattr {name:?}: not the name of an xattr (such as \"user.note\", at most {NAME_MAX} bytes)"),
         }
         if is_private_xattr(name.as_ref()) {
-            bail!("xattr {name:?}: overlayfs keeps it for itself");
+            bail!("xattr {name:?}: reserved for overlayfs");
         }
         let value = match (&self.value, &self.value_base64, self.remove) {
             (Some(text), None, false) => Some(text.as_bytes()),
@@ -90,7 +90,7 @@ impl Xattr {
     }
 }
 
-/// Sets an xattr of what is at the end of a way, or removes it. False: it is so already.
+/// Sets or removes an xattr of the file at a resolved path. False: nothing changes.
 pub(super) fn change_xattr(
     target: &mut Target,
     at: msb::overlay::resolve::Resolved,
@@ -104,7 +104,7 @@ pub(super) fn change_xattr(
     if there.as_deref() == value {
         return Ok(false);
     }
-    let file = target.own_any(at)?;
+    let file = target.writable_entry(at)?;
     match value {
         Some(value) => file.set_xattr(name, value, XattrFlags::empty())?,
         None => file.remove_xattr(name)?,
@@ -112,7 +112,7 @@ pub(super) fn change_xattr(
     Ok(true)
 }
 
-/// An xattr's value, if the file has it.
+/// The value of an xattr, if the file has it.
 fn xattr_of(entry: &Entry, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
     match entry.xattr(name) {
         Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NODATA | Errno::NOTSUP)) => Ok(None),

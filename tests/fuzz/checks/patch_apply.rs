@@ -57,7 +57,7 @@ pub fn check(data: &[u8]) {
         let mut failed = dry_run;
         for _ in 0..choices.below(MANY) {
             let op = choose_op(&mut choices);
-            match target.run(&op) {
+            match op.run(&mut target) {
                 Ok(done) => {
                     changed |= done.changed;
                     check_again(&mut target, &op);
@@ -164,7 +164,7 @@ fn check_again(target: &mut Target, op: &Op) {
         // A name may be gone, or another file's, behind a rename that led through it.
         Op::Rename(_) | Op::Remove(_) | Op::CopyDir(_) => {}
         op => {
-            let again = target.run(op).unwrap_or_else(|error| panic!("{op:?} again: {error:#}"));
+            let again = op.run(target).unwrap_or_else(|error| panic!("{op:?} again: {error:#}"));
             assert!(!again.changed, "{op:?} changes something again");
         }
     }

@@ -1,4 +1,4 @@
-//! Whether two files of the merged view are alike, or one.
+//! Comparing files and trees of the merged view.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,18 +12,18 @@ use rustix::fs::FileType;
 /// How much is compared at once, in bytes.
 const BLOCK: usize = 1 << 16;
 
-/// Whether two names are of one file, as a guest would see it.
+/// Whether two names are hardlinks of one file, as the guest sees it.
 pub(crate) fn is_one_file(one: &Leaf, other: &Leaf) -> bool {
     let key = |leaf: &Leaf| (leaf.layer, leaf.entry.stat().st_dev, leaf.entry.stat().st_ino);
     key(one) == key(other)
 }
 
-/// Whether two files are alike in all but their times: type, owner, mode, xattrs and content.
+/// Whether two files are equal except for their times: type, owner, mode, xattrs and content.
 ///
 /// # Errors
-/// What reading says.
-pub(crate) fn are_leaves_alike(one: &Leaf, other: &Leaf) -> io::Result<bool> {
-    if !are_attributes_alike(&one.entry, &other.entry)? {
+/// Those of reading.
+pub(crate) fn are_leaves_equal(one: &Leaf, other: &Leaf) -> io::Result<bool> {
+    if !are_attributes_equal(&one.entry, &other.entry)? {
         return Ok(false);
     }
     let (stat, other_stat) = (one.entry.stat(), other.entry.stat());
@@ -51,17 +51,17 @@ pub(crate) fn are_leaves_alike(one: &Leaf, other: &Leaf) -> io::Result<bool> {
     }
 }
 
-/// The same of two directories and all below them.
+/// The same for two directory trees.
 ///
 /// # Errors
-/// What reading says.
-pub(crate) fn are_trees_alike(one: &Merged, other: &Merged) -> io::Result<bool> {
-    // By paths: a tree may be deeper or wider than open directories last.
+/// Those of reading.
+pub(crate) fn are_trees_equal(one: &Merged, other: &Merged) -> io::Result<bool> {
+    // The pending directories are paths: a tree may be deeper or wider than the limit of open files.
     let mut pending = vec![PathBuf::new()];
     while let Some(path) = pending.pop() {
         interrupt::check()?;
         let (Some(one), Some(other)) = (descend(one, &path)?, descend(other, &path)?) else { return Ok(false) };
-        if !are_attributes_alike(&one.top().0.to_entry()?, &other.top().0.to_entry()?)? {
+        if !are_attributes_equal(&one.top().0.to_entry()?, &other.top().0.to_entry()?)? {
             return Ok(false);
         }
         let names = one.list()?;
@@ -71,7 +71,7 @@ pub(crate) fn are_trees_alike(one: &Merged, other: &Merged) -> io::Result<bool> 
         for listed in names {
             let name = Name::new(&listed.name)?;
             match (one.lookup(name)?, other.lookup(name)?) {
-                (Some(Node::Leaf(one)), Some(Node::Leaf(other))) if are_leaves_alike(&one, &other)? => {}
+                (Some(Node::Leaf(one)), Some(Node::Leaf(other))) if are_leaves_equal(&one, &other)? => {}
                 (Some(Node::Dir(_)), Some(Node::Dir(_))) => pending.push(path.join(&listed.name)),
                 _ => return Ok(false),
             }
@@ -80,10 +80,10 @@ pub(crate) fn are_trees_alike(one: &Merged, other: &Merged) -> io::Result<bool> 
     Ok(true)
 }
 
-/// The directory at a relative path, with no symlink on the way.
+/// The directory at a relative path without symlinks.
 ///
 /// # Errors
-/// What opening says.
+/// Those of opening.
 pub(crate) fn descend(dir: &Merged, path: &Path) -> io::Result<Option<Merged>> {
     let mut dir = dir.clone();
     for name in path {
@@ -95,7 +95,7 @@ pub(crate) fn descend(dir: &Merged, path: &Path) -> io::Result<Option<Merged>> {
     Ok(Some(dir))
 }
 
-fn are_attributes_alike(one: &Entry, other: &Entry) -> io::Result<bool> {
+fn are_attributes_equal(one: &Entry, other: &Entry) -> io::Result<bool> {
     let key = |entry: &Entry| (entry.stat().st_mode, entry.stat().st_uid, entry.stat().st_gid);
     Ok(key(one) == key(other) && xattrs(one)? == xattrs(other)?)
 }

@@ -1,4 +1,4 @@
-//! What was at an operation's path before, for the report.
+//! What was at an operation's path before it ran, for the report.
 
 use std::path::{Path, PathBuf};
 
@@ -6,23 +6,23 @@ use msb::overlay::Layer;
 use msb::overlay::resolve::{End, Resolved};
 use msb::record::script::GUEST_DIR;
 
-/// What was there.
+/// The state of a path before an operation.
 #[derive(Clone, Debug)]
-pub struct Found {
-    /// The path with all symlinks followed.
+pub struct PathState {
+    /// The path with all symlinks resolved.
     pub resolved: PathBuf,
-    /// The layer that answered for it, if something was there.
+    /// The layer of what was there.
     pub layer: Option<Layer>,
     /// Whether something was there.
     pub exists: bool,
-    /// What is done to it.
+    /// What the operation does to it.
     pub action: &'static str,
-    /// Where it goes.
+    /// Where it is moved.
     pub to: Option<PathBuf>,
 }
 
-impl Found {
-    /// From the end of a way: `action` is done to what is there; what is not is created.
+impl PathState {
+    /// The state of a resolved path. The operation does `action` to what is there, or creates it.
     pub fn at(at: &Resolved, action: &'static str) -> Self {
         let layer = match &at.end {
             End::Leaf(_, leaf) => Some(leaf.layer),
@@ -34,13 +34,13 @@ impl Found {
         Self { resolved: at.path(), layer, exists, action, to: None }
     }
 
-    /// A script, which is made in the guest's own directory for them.
+    /// The state of a script in the guest's directory for scripts.
     pub fn script(name: &str, exists: bool) -> Self {
         let resolved = Path::new(GUEST_DIR).join(name);
         Self { resolved, layer: None, exists, action: if exists { "replace" } else { "create" }, to: None }
     }
 
-    /// A path at which nothing can be.
+    /// The state of a path at which nothing can exist.
     pub fn nothing(path: &Path) -> Self {
         Self { resolved: path.to_owned(), layer: None, exists: false, action: "nothing", to: None }
     }
