@@ -1,7 +1,7 @@
 //! The writable layer: who may change it, and how a change becomes visible.
 //!
 //! What replaces a file is prepared in the work directory and renamed into place, so readers see the old file or the new one. A
-//! whiteout is made where a lower layer would show through. [`super::copy_up`], [`super::make`] and [`super::rename`] are built on
+//! whiteout is made where a lower layer would show through. `copy_up`, `make` and `rename` are built on
 //! this.
 
 use std::ffi::OsString;

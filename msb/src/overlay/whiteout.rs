@@ -1,5 +1,5 @@
 //! Whiteouts and opaque directories. In OCI layers they are files with the names `.wh.NAME` and `.wh..wh..opq`; in overlayfs they are
-//! 0/0 character devices, and xattrs, which [`super::marks`] reads.
+//! 0/0 character devices, and xattrs, which `marks` reads.
 //!
 //! Sources: the OCI image specification's `layer.md`, "Whiteouts"; the kernel's `Documentation/filesystems/overlayfs.rst`.
 
