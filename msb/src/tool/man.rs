@@ -11,8 +11,8 @@ use clap::{Arg, Command};
 /// the other sections carry it too (`make man`).
 const DATE: &str = "2026-11-29";
 
-/// The width that examples and notes have in `--help`.
-const HELP_WIDTH: usize = 80;
+/// The longest line of a page's source, in bytes, as mandoc wants it.
+const LINE_WIDTH: usize = 80;
 
 /// A term and what it means, in plain text.
 pub type Item = (&'static str, &'static str);
@@ -70,17 +70,9 @@ impl Page {
         }
         let statuses: Vec<_> = self.exit_status.iter().map(|(code, meaning)| format!("{code} {meaning}")).collect();
         let _ = write!(help, "Exit status: {}.\n\nExamples:\n", statuses.join("; "));
-        let is_short =
-            |(what, commands): &&Item| 2 + commands.len() + 3 + what.len() <= HELP_WIDTH && !commands.contains('\n');
-        // The longest command that has room for its comment on the same line.
-        let column = self.examples.iter().filter(is_short).map(|(_, commands)| commands.len()).max().unwrap_or(0);
         for (what, commands) in self.examples {
-            if !commands.contains('\n') && 2 + column + 3 + what.len() <= HELP_WIDTH && commands.len() <= column {
-                let _ = writeln!(help, "  {commands:column$}   {what}");
-            } else {
-                let _ = writeln!(help, "  # {what}");
-                commands.lines().for_each(|line| _ = writeln!(help, "  {line}"));
-            }
+            let _ = writeln!(help, "  # {what}");
+            commands.lines().for_each(|line| _ = writeln!(help, "  {line}"));
         }
         help.truncate(help.trim_end().len());
         help
@@ -253,7 +245,7 @@ impl Source {
         let mut line = String::new();
         for word in text.split_whitespace() {
             let set = set_word(word, metavariables);
-            if !line.is_empty() && (line.len() + 1 + set.len() >= HELP_WIDTH || line.ends_with(['.', '?'])) {
+            if !line.is_empty() && (line.len() + 1 + set.len() >= LINE_WIDTH || line.ends_with(['.', '?'])) {
                 self.line(&start_of_line(&line));
                 line.clear();
             }
@@ -366,7 +358,7 @@ mod tests {
         let lines: Vec<_> = out.text.lines().collect();
         assert_eq!(lines[0], "One.");
         assert!(lines[1].starts_with("Two .three word"));
-        assert!(lines.iter().all(|line| line.len() < HELP_WIDTH));
+        assert!(lines.iter().all(|line| line.len() < LINE_WIDTH));
     }
 
     #[test]
