@@ -6,7 +6,6 @@ use std::io::Write;
 use anyhow::{Context, bail, ensure};
 
 use crate::digest::{Digest, Verifier};
-use crate::layer::Layer;
 use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
 use crate::platform::Platform;
 use crate::store::Store;
@@ -85,7 +84,13 @@ impl From<Digest> for Start {
     }
 }
 
-/// An image whose documents are known.
+/// A layer of an image.
+pub(crate) struct Layer {
+    pub(crate) blob: Blob,
+    pub(crate) diff_id: Digest,
+}
+
+/// An image whose documents have been read.
 pub(crate) struct Found {
     pub(crate) digest: Option<Digest>,
     pub(crate) configuration: Configuration,

@@ -13,7 +13,7 @@ use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
 use crate::compression;
 use crate::digest::{Digest, Hash, Verifier};
-use crate::image::{Blob, EMPTY_LAYER, Origin};
+use crate::image::{Blob, EMPTY_LAYER, Layer, Origin};
 use crate::progress::Bar;
 use crate::tape::Tape;
 use crate::unpack::unpack;
@@ -21,12 +21,6 @@ use crate::unpack::unpack;
 /// Pieces in a channel, and bytes in a piece: 2 MiB between two threads at most.
 const DEPTH: usize = 8;
 const PIECE: usize = 1 << 18;
-
-/// A layer to unpack.
-pub(crate) struct Layer {
-    pub(crate) blob: Blob,
-    pub(crate) diff_id: Digest,
-}
 
 /// Fetches a layer and unpacks it into the empty directory `into`. Returns the directories it implies.
 ///

@@ -12,8 +12,8 @@ use msb::overlay::whiteout;
 use msb::store::chain;
 
 use crate::digest::Digest;
+use crate::image::Layer;
 use crate::implied::inherit;
-use crate::layer::Layer;
 use crate::store::Store;
 
 /// How long complete layers may wait to be published. Each time costs a sync of the file system.
