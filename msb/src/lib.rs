@@ -27,7 +27,7 @@
 //!
 //! An error is a type whose variants tell whose fault it was. Its `Display` does not repeat its source: print the chain, as
 //! anyhow's `{:#}` does. Only `tool` writes to stdout or stderr, reads stdin, or ends the process. The environment says where state is
-//! kept, and is read for that in `store::home` and `vm::name`.
+//! kept and where programs are, and is read for that in `store::home`, `vm::name` and `program`.
 //!
 //! # Types of other crates in signatures
 //!

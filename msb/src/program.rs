@@ -26,3 +26,19 @@ pub fn find(name: &str, dirs: &[&str]) -> Option<PathBuf> {
 fn is_executable(file: &Path) -> bool {
     fs::metadata(file).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_executable_files_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("msb-test-program");
+        let found = || find("msb-test-program", &[dir.path().to_str().unwrap()]);
+        fs::write(&file, "").unwrap();
+        assert_eq!(found(), None);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(found(), Some(file));
+    }
+}
