@@ -180,7 +180,10 @@ impl Client {
         loop {
             let authorization = self.authorization();
             let mut request = self.http.request(method.clone(), &url);
-            request = accept.into_iter().flatten().fold(request, |request, kind| request.header(ACCEPT, *kind));
+            if let Some(kinds) = accept {
+                // One header: not every proxy passes several on.
+                request = request.header(ACCEPT, kinds.join(", "));
+            }
             if let Some(start) = start {
                 request = request.header(RANGE, format!("bytes={start}-"));
             }

@@ -19,6 +19,7 @@ mod layer;
 mod layout;
 mod manifest;
 mod names;
+mod number;
 mod page;
 mod pax;
 mod place;

@@ -3,6 +3,8 @@
 
 use anyhow::{anyhow, ensure};
 
+use crate::number::number;
+
 /// The most regions of one file: a map of 4 MiB in memory.
 const MAX_REGIONS: usize = 1 << 18;
 
@@ -106,7 +108,7 @@ impl Old {
                 break;
             }
             for field in [&entry[..12], &entry[12..]] {
-                let number = crate::tape::number(field).and_then(|number| u64::try_from(number).ok());
+                let number = number(field).and_then(|number| u64::try_from(number).ok());
                 self.0.push(number.ok_or_else(|| anyhow!("malformed sparse map"))?);
             }
         }
