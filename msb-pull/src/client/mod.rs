@@ -1,22 +1,24 @@
-//! HTTP requests to one registry: made again where the trouble may pass, authenticated where the registry asks for it, and
-//! with a bound on what is kept of an answer. The only module with an async runtime in it: the rest of the tool is threads,
-//! and waits here.
+//! HTTP requests to one registry: retried after transient failures, authenticated if the registry asks for it, and with a
+//! limit on what is kept of an answer. This is the only module with an async runtime: the rest of the tool is threads, which wait here.
+
+mod authenticate;
+mod setup;
+mod trouble;
 
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, anyhow, bail, ensure};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use anyhow::{anyhow, bail};
 use msb::tool::exit::printable;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::{Certificate, Method, NoProxy, Proxy, RequestBuilder, Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 
-use crate::challenge::{self, Challenge};
+use self::setup::{certificates, proxies};
+use self::trouble::{TIMED_OUT, Trouble, decapitalize, deepest};
 use crate::credentials::{Credentials, Lookup};
 use crate::json::null_is_default;
 use crate::reference::Reference;
@@ -28,8 +30,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const FLOOR: u64 = 4096;
 /// How long a document may take as a whole.
 const DOCUMENT_LIMIT: Duration = Duration::from_secs(120);
-/// The largest answer of a token service, in bytes.
-const MAX_TOKEN: u64 = 1 << 20;
 /// The largest error body that is read, in bytes.
 const MAX_ERROR: u64 = 1 << 16;
 /// How often one request is authenticated: a token may expire between two requests, but a new one is accepted.
@@ -210,7 +210,7 @@ impl Client {
                 StatusCode::FORBIDDEN if response.url().host_str() != Url::parse(&url)?.host_str() => {
                     self.pause(self.busy(response), retry, &mut io::sink())?;
                 }
-                status if is_passing(status) => self.pause(self.busy(response), retry, &mut io::sink())?,
+                status if is_transient(status) => self.pause(self.busy(response), retry, &mut io::sink())?,
                 _ => return Err(self.refusal(response)),
             }
         }
@@ -238,7 +238,7 @@ impl Client {
             Ok(Body::Whole(text))
         };
         match self.runtime.block_on(async { tokio::time::timeout(DOCUMENT_LIMIT, read).await }) {
-            Ok(body) => body.map_err(|error: reqwest::Error| Failure::Connection(lower(&deepest(&error)))),
+            Ok(body) => body.map_err(|error: reqwest::Error| Failure::Connection(decapitalize(&deepest(&error)))),
             Err(_) => Err(Failure::Connection(TIMED_OUT.to_owned())),
         }
     }
@@ -375,113 +375,7 @@ impl Client {
         anyhow!("registry {:?}: not authorized ({})", self.reference.registry, self.login_advice())
     }
 
-    fn authorization(&self) -> Option<String> {
-        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Answers the challenge of a request that was sent with the header `used`.
-    fn authenticate(&self, headers: &HeaderMap, used: Option<String>, retry: &mut Retry) -> anyhow::Result<()> {
-        // While this is held, the requests of other layers wait for the token instead of fetching one each.
-        let mut authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner);
-        if *authorization != used {
-            return Ok(());
-        }
-        let challenge = match challenge_in(headers) {
-            Some(challenge) => Some(challenge),
-            // Some registries challenge at the root of the API alone.
-            None => {
-                let root = self.exchange(self.http.get(self.url_of("v2/")));
-                root.ok().and_then(|root| challenge_in(root.headers()))
-            }
-        };
-        let next = match (challenge, &self.credentials) {
-            (_, Some(Credentials::RegistryToken(_))) => return Err(self.unauthorized()),
-            (Some(Challenge::Bearer { realm, service, scope }), _) => {
-                let token = self.token(&realm, service.as_deref(), scope.as_deref(), retry)?;
-                Some(format!("Bearer {token}"))
-            }
-            (Some(Challenge::Basic), Some(Credentials::Password { user, password })) => {
-                Some(format!("Basic {}", BASE64.encode(format!("{user}:{password}"))))
-            }
-            _ => None,
-        };
-        // A password that was refused once is not sent again.
-        if next.is_none() || next.as_ref().is_some_and(|next| next.starts_with("Basic") && used.as_ref() == Some(next))
-        {
-            return Err(self.unauthorized());
-        }
-        *authorization = next;
-        Ok(())
-    }
-
-    /// Asks a token service for a token (the distribution project's "Token Authentication Specification").
-    fn token(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-        retry: &mut Retry,
-    ) -> anyhow::Result<String> {
-        let registry = &self.reference.registry;
-        let realm = Url::parse(realm).with_context(|| format!("registry {registry:?}: token service {realm:?}"))?;
-        let is_safe = self.scheme == "http" || realm.scheme() == "https" || self.reference.is_loopback();
-        ensure!(
-            is_safe || self.credentials.is_none(),
-            "registry {registry:?}: its token service is not on HTTPS, and would be sent the credentials in clear"
-        );
-        let own_scope = format!("repository:{}:pull", self.reference.repository);
-        let mut fields = vec![("scope", scope.unwrap_or(&own_scope))];
-        fields.extend(service.map(|service| ("service", service)));
-        let request = |realm: Url| -> RequestBuilder {
-            match &self.credentials {
-                Some(Credentials::IdentityToken(token)) => {
-                    let mut fields = fields.clone();
-                    fields.extend([
-                        ("grant_type", "refresh_token"),
-                        ("client_id", "msb-pull"),
-                        ("refresh_token", token),
-                    ]);
-                    let form = self.http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
-                    form.body(encode(&fields))
-                }
-                credentials => {
-                    let mut realm = realm;
-                    realm.query_pairs_mut().extend_pairs(&fields);
-                    let request = self.http.get(realm);
-                    match credentials {
-                        Some(Credentials::Password { user, password }) => request.basic_auth(user, Some(password)),
-                        _ => request,
-                    }
-                }
-            }
-        };
-        loop {
-            let response = match self.exchange(request(realm.clone())) {
-                Ok(response) => response,
-                Err(error) => {
-                    self.pause(self.failure(&error)?, retry, &mut io::sink())?;
-                    continue;
-                }
-            };
-            match response.status() {
-                status if status.is_success() => match self.read(Answer(response), MAX_TOKEN) {
-                    Ok(Body::Whole(text)) => {
-                        return parse_token(&text).with_context(|| format!("registry {registry:?}"));
-                    }
-                    Ok(Body::TooLong) => bail!("registry {registry:?}: a token of more than {MAX_TOKEN} bytes"),
-                    Err(failure) => self.pause(failure, retry, &mut io::sink())?,
-                },
-                status if is_passing(status) => self.pause(self.busy(response), retry, &mut io::sink())?,
-                status if status.is_client_error() && self.credentials.is_some() => {
-                    bail!("registry {registry:?}: the credentials were refused (log in again, or use --authfile)")
-                }
-                StatusCode::UNAUTHORIZED => return Err(self.unauthorized()),
-                _ => return Err(self.refusal(response)),
-            }
-        }
-    }
-
-    /// Tells trouble that may pass from trouble that does not.
+    /// Tells transient failures, which are returned, from all others.
     fn failure(&self, error: &reqwest::Error) -> anyhow::Result<Failure> {
         let why = match Trouble::of(error) {
             Trouble::Broken(why) => return Ok(Failure::Connection(why)),
@@ -499,50 +393,6 @@ impl Client {
     }
 }
 
-const TIMED_OUT: &str = "no answer (timed out)";
-
-/// Why there is no answer.
-enum Trouble {
-    /// It may pass.
-    Broken(String),
-    Refused,
-    UnknownHost,
-    UnknownAuthority,
-    Certificate(String),
-    NotTls,
-    NotHttp,
-    Other(String),
-}
-
-impl Trouble {
-    fn of(error: &reqwest::Error) -> Self {
-        let chain = || std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source());
-        let kind = chain().find_map(|error| error.downcast_ref::<io::Error>()).map(io::Error::kind);
-        let text = chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
-        let why = lower(&deepest(error));
-        if kind == Some(io::ErrorKind::ConnectionRefused) {
-            Self::Refused
-        } else if text.contains("dns error") {
-            let is_passing = text.contains("Temporary failure") || text.contains("Try again");
-            if is_passing { Self::Broken("unknown host (is the name right?)".to_owned()) } else { Self::UnknownHost }
-        } else if text.contains("UnknownIssuer") {
-            Self::UnknownAuthority
-        } else if text.contains("InvalidContentType") {
-            Self::NotTls
-        } else if text.contains("certificate") {
-            Self::Certificate(why)
-        } else if error.is_timeout() || text.contains("timed out") {
-            Self::Broken(TIMED_OUT.to_owned())
-        } else if text.contains("invalid HTTP") {
-            Self::NotHttp
-        } else if error.is_connect() || error.is_request() || error.is_body() {
-            Self::Broken(why)
-        } else {
-            Self::Other(why)
-        }
-    }
-}
-
 /// An error in the body of an answer.
 #[derive(Deserialize)]
 struct RegistryError {
@@ -552,96 +402,7 @@ struct RegistryError {
     message: String,
 }
 
-/// Whether a status is of trouble that may pass.
-fn is_passing(status: StatusCode) -> bool {
+/// Whether a retry may help after this status.
+fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504)
-}
-
-fn challenge_in(headers: &HeaderMap) -> Option<Challenge> {
-    challenge::choose(headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()))
-}
-
-fn parse_token(text: &[u8]) -> anyhow::Result<String> {
-    #[derive(Deserialize)]
-    struct Answer {
-        token: Option<String>,
-        access_token: Option<String>,
-    }
-    let Answer { token, access_token } = serde_json::from_slice(text).context("malformed token")?;
-    let token = [token, access_token].into_iter().flatten().find(|token| !token.is_empty());
-    let token = token.context("the token service gave no token")?;
-    ensure!(token.bytes().all(|byte| byte.is_ascii_graphic()), "malformed token");
-    Ok(token)
-}
-
-/// Fields as a form (`application/x-www-form-urlencoded`).
-fn encode(fields: &[(&str, &str)]) -> String {
-    let mut url = Url::parse("form:").expect("the URL is well-formed");
-    url.query_pairs_mut().extend_pairs(fields);
-    url.query().unwrap_or_default().to_owned()
-}
-
-/// The proxies of the environment. Loopback needs none, as for docker and skopeo.
-fn proxies() -> anyhow::Result<Vec<Proxy>> {
-    let variable = |upper: &str| {
-        let value = std::env::var(upper.to_lowercase()).or_else(|_| std::env::var(upper)).ok();
-        value.filter(|value| !value.is_empty())
-    };
-    let none = [variable("NO_PROXY").as_deref().unwrap_or_default(), "localhost,127.0.0.0/8,::1"].join(",");
-    let none = NoProxy::from_string(&none);
-    let all = variable("ALL_PROXY");
-    let mut proxies = Vec::new();
-    type Make = fn(&str) -> reqwest::Result<Proxy>;
-    for (name, make) in [("HTTPS_PROXY", (|url| Proxy::https(url)) as Make), ("HTTP_PROXY", |url| Proxy::http(url))] {
-        if let Some(url) = variable(name).or_else(|| all.clone()) {
-            let proxy = make(&url).with_context(|| format!("proxy {url:?} (from {name} or ALL_PROXY)"))?;
-            proxies.push(proxy.no_proxy(none.clone()));
-        }
-    }
-    Ok(proxies)
-}
-
-fn certificates(path: &Path) -> anyhow::Result<Vec<Certificate>> {
-    let text = std::fs::read(path).with_context(|| format!("--ca-file {path:?}"))?;
-    let certificates = Certificate::from_pem_bundle(&text).with_context(|| format!("--ca-file {path:?}"))?;
-    ensure!(!certificates.is_empty(), "--ca-file {path:?}: no PEM certificate in it");
-    Ok(certificates)
-}
-
-fn deepest(error: &(dyn std::error::Error + 'static)) -> String {
-    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error).to_string()
-}
-
-/// A message of somebody else, which may quote the registry, in the grammar of ours.
-fn lower(message: &str) -> String {
-    let message = printable(message);
-    let mut chars = message.trim_end_matches('.').chars();
-    chars.next().map_or_else(String::new, |first| first.to_ascii_lowercase().to_string() + chars.as_str())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_has_two_names() {
-        for (text, expected) in [
-            (r#"{"token":"t"}"#, Some("t")),
-            (r#"{"token":"","access_token":"a"}"#, Some("a")),
-            (r#"{"token":null,"access_token":"a","expires_in":300}"#, Some("a")),
-            (r#"{"token":"a\nb"}"#, None),
-            ("{}", None),
-            ("[", None),
-        ] {
-            assert_eq!(parse_token(text.as_bytes()).ok().as_deref(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_form_is_encoded() {
-        assert_eq!(
-            encode(&[("scope", "repository:a/b:pull"), ("t", "a+b&c")]),
-            "scope=repository%3Aa%2Fb%3Apull&t=a%2Bb%26c"
-        );
-    }
 }
