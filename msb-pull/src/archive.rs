@@ -1,5 +1,5 @@
-//! Files by name, in a directory or in a tar file that is indexed once and never unpacked. What a name of an image's
-//! document leads to is looked up here, so a hostile document reaches nothing but the archive.
+//! Files by name, in a directory or in a tar file that is indexed once and never unpacked. Names in an image's documents are looked
+//! up here, so a hostile document reaches nothing outside the archive.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::tape::{Kind, Skip, Tape};
 /// The most members an archive may have. Real ones have a few dozen.
 const MAX_MEMBERS: usize = 100_000;
 const BLOCK: usize = 1 << 18;
-/// What a root file system has at its top, as a directory or a symlink; an archive of images has none of them.
+/// Directories, or symlinks to them, at the top of a root file system. An archive of images has none of them.
 const ROOT_DIRECTORIES: &[&str] = &["usr", "bin", "sbin", "etc", "lib"];
 
 /// Files by name.
@@ -32,7 +32,7 @@ pub(crate) enum Files {
 pub(crate) struct Index {
     file: File,
     members: HashMap<String, Found>,
-    /// Whether it has the directories of a root file system at its top.
+    /// Whether the archive has the directories of a root file system at its top.
     is_root: bool,
 }
 
@@ -62,11 +62,11 @@ impl Files {
         Ok(Self::Dir(Dir::open(path)?))
     }
 
-    /// Opens and indexes a tar file. One that is compressed as a whole, or cannot be read twice, is unpacked into the file
-    /// `spool`, which has no name afterwards.
+    /// Opens and indexes a tar file. If it is compressed as a whole or cannot be read twice, it is first copied, decompressed, to the
+    /// file `spool`, whose name is then removed.
     ///
     /// # Errors
-    /// A message for what is not a tar file, or for a truncated one.
+    /// A message for a file that is not a tar file, or for a truncated one.
     pub(crate) fn tar(path: &Path, spool: &Path, budget: &Budget) -> anyhow::Result<Self> {
         let mut file = File::open(path)?;
         ensure!(!file.metadata()?.is_dir(), "not an archive: a directory");
@@ -80,7 +80,7 @@ impl Files {
         Ok(Self::Tar(Index::read(file)?))
     }
 
-    /// Indexes the tar file that a stream brings, compressed or not.
+    /// Indexes a tar file that is read from a stream, compressed or not.
     ///
     /// # Errors
     /// As [`Self::tar`].
@@ -109,7 +109,7 @@ impl Files {
         Ok(Self::Tar(Index::read(spool)?))
     }
 
-    /// The whole tar file, where it looks like a root file system.
+    /// The whole tar file, if it looks like a root file system.
     pub(crate) fn root(&self) -> Option<anyhow::Result<Piece>> {
         match self {
             Self::Tar(index) if index.is_root => Some(index.whole()),
@@ -125,11 +125,11 @@ impl Files {
     /// The file of a name.
     ///
     /// # Errors
-    /// Words where it is missing.
+    /// A message if it is missing.
     pub(crate) fn open(&self, name: &str) -> anyhow::Result<Piece> {
         match self {
             Self::Dir(dir) => {
-                // Symlinks stay inside: a layout is a directory that somebody else may have made.
+                // Symlinks are resolved inside the directory, because it may come from someone else.
                 let entry = dir.entry_in_root(Path::new(name)).with_context(|| format!("{name:?}"))?;
                 let file = entry.open_to_read().map_err(|_| anyhow!("{name:?} is no regular file"))?;
                 let size = file.metadata()?.len();
@@ -142,7 +142,7 @@ impl Files {
     /// A small file, whole.
     ///
     /// # Errors
-    /// Words where it is missing or larger than `limit`.
+    /// A message if it is missing or larger than `limit`.
     pub(crate) fn document(&self, name: &str, limit: u64) -> anyhow::Result<Vec<u8>> {
         let piece = self.open(name)?;
         ensure!(piece.size <= limit, "{name:?} has {} bytes, {limit} at most", piece.size);
@@ -207,7 +207,7 @@ impl Index {
     }
 }
 
-/// Where a relative symlink of the member `name` leads, by its words alone.
+/// The target of a relative symlink of the member `name`, computed from the two names alone.
 fn beside(name: &str, link: &str) -> String {
     let mut parts: Vec<&str> = name.split('/').collect();
     parts.pop();
@@ -225,7 +225,7 @@ impl Piece {
     /// Writes the file's bytes to `out`.
     ///
     /// # Errors
-    /// Words for a file that shrank; else what reading or writing says.
+    /// A message for a file that shrank; the errors of reading and writing.
     pub(crate) fn copy(&self, out: &mut dyn Write) -> anyhow::Result<()> {
         let (mut at, end) = (self.at, self.at + self.size);
         let mut block = vec![0; BLOCK];
@@ -243,7 +243,7 @@ impl Piece {
     }
 }
 
-/// A file that is read front to back, with steps over what nobody wants.
+/// A file that is read from front to back, and skips what is not needed.
 struct Cursor {
     file: File,
     at: u64,

@@ -6,8 +6,9 @@ use clap::{ArgAction, Parser};
 use msb::record::ImageConfig;
 use msb::tool::exit;
 use msb::tool::output::Output;
+use msb::tool::size;
 
-use crate::budget::{Limits, parse_size};
+use crate::budget::Limits;
 use crate::client::Options;
 use crate::page::PAGE;
 use crate::platform::Platform;
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
     /// The size that the image may unpack to, e.g. 8G [default: no limit]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     max_size: Option<u64>,
     /// The number of files that the image may unpack to [default: no limit]
     #[arg(long, value_name = "COUNT")]

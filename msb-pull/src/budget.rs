@@ -1,5 +1,5 @@
-//! What one pull may write: the limits that the caller set, and the space that stays free for everybody else. A layer says
-//! nothing reliable about the size that it unpacks to, so this is counted while it is written.
+//! How much one pull may write: the caller's limits, and space that stays free for others. A layer does not say reliably how large it
+//! is when unpacked, so this is counted while it is written.
 
 use std::fmt;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::HumanBytes;
 
-/// How many bytes are written between two looks at the free space.
+/// How many bytes are written between two checks of the free space.
 const INTERVAL: u64 = 16 << 20;
 /// How much stays free: a hundredth of the file system, this many bytes at most.
 const MAX_RESERVE: u64 = 256 << 20;
@@ -17,9 +17,9 @@ const MAX_RESERVE: u64 = 256 << 20;
 /// The limits of `--max-size` and `--max-files`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes that the files of all layers have together.
+    /// The total size of the files of all layers, in bytes.
     pub(crate) size: u64,
-    /// Files, directories and links of all layers.
+    /// The number of files, directories and links of all layers.
     pub(crate) files: u64,
 }
 
@@ -48,7 +48,7 @@ impl Budget {
     /// For a pull into the store at `home`.
     ///
     /// # Errors
-    /// What opening the directory says.
+    /// The errors of opening the directory.
     pub(crate) fn new(limits: Limits, home: &Path) -> io::Result<Self> {
         let zero = AtomicU64::default;
         Ok(Self { limits, size: zero(), files: zero(), unchecked: zero(), home: File::open(home)? })
@@ -121,26 +121,6 @@ impl Budget {
     }
 }
 
-/// Reads a size in bytes with a binary suffix: `4096`, `512M`, `2G`, `2GiB`.
-///
-/// # Errors
-/// A message for anything else.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let malformed = || format!("{text:?}: not a size (512M, 2G)");
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, suffix) = text.split_at(digits);
-    let shift = match suffix.to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(malformed()),
-    };
-    let number: u64 = number.parse().map_err(|_| malformed())?;
-    number.checked_mul(1 << shift).ok_or_else(malformed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,15 +135,5 @@ mod tests {
         budget.file().unwrap();
         budget.file().unwrap();
         assert!(budget.file().unwrap_err().is::<Exceeded>());
-    }
-
-    #[test]
-    fn a_size_has_a_binary_suffix() {
-        for (text, size) in [("4096", 4096), ("1k", 1024), ("512M", 512 << 20), ("2GiB", 2 << 30), ("1tb", 1 << 40)] {
-            assert_eq!(parse_size(text), Ok(size), "{text}");
-        }
-        for bad in ["", "G", "1.5G", "-1", "1X", "99999999T"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -1,15 +1,15 @@
 //! `WWW-Authenticate` (RFC 9110, section 11.6.1): a registry may name several schemes, in one header or in several. Pure.
 
-/// How a registry wants to be authenticated to.
+/// How to authenticate to a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Challenge {
     /// With a token of the service at `realm`.
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
-    /// With a name and a password.
+    /// With a user name and a password.
     Basic,
 }
 
-/// The challenge to answer: a token is preferred to a password. `None` where no scheme is known.
+/// The challenge to answer: a token is preferred to a password. `None` if no scheme is known.
 pub(crate) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let challenges: Vec<Challenge> = headers.flat_map(parse).collect();
     let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));

@@ -1,5 +1,5 @@
-//! The bounded channels between the threads of one layer. A stream that ends says so; one that merely stops was cut off,
-//! and whoever reads it hears [`Hangup`], which is never the cause of a failure.
+//! The bounded channels between the threads of one layer. A complete stream ends with a mark. If it stops without one, it was cut
+//! off, and its reader gets [`Hangup`], which is never the cause of a failure.
 
 use std::fmt;
 use std::io::{self, BufRead, Read, Write};
@@ -10,7 +10,7 @@ use crate::tape::Skip;
 
 type Piece = Arc<Vec<u8>>;
 
-/// The other end is gone, for reasons of its own.
+/// The other end is gone. The error there is the cause.
 #[derive(Debug)]
 pub(crate) struct Hangup;
 
@@ -31,7 +31,7 @@ pub(crate) fn is_hangup(error: &anyhow::Error) -> bool {
     })
 }
 
-/// A channel that holds `depth` pieces at most.
+/// A channel that holds at most `depth` chunks.
 pub(crate) fn channel(depth: usize) -> (Sink, Stream) {
     let (sender, receiver) = sync_channel(depth);
     (Sink(sender), Stream { receiver, piece: Piece::default(), at: 0, ended: false })
@@ -49,7 +49,7 @@ impl Sink {
         self.0.send(Some(piece)).map_err(|_| io::Error::other(Hangup))
     }
 
-    /// Says that the stream is whole.
+    /// Marks the stream as complete.
     ///
     /// # Errors
     /// [`Hangup`].
@@ -78,7 +78,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Reads on to the end and forgets it.
+    /// Reads to the end and discards what it reads.
     ///
     /// # Errors
     /// [`Hangup`].

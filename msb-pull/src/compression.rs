@@ -1,5 +1,5 @@
-//! How bytes are compressed, by what they begin with. Media types are not asked: registries hold layers whose media type
-//! is wrong, archives have none, and the diff_id says whether the right bytes came out.
+//! Detects compression by the first bytes. Media types are ignored: registries hold layers with a wrong one, archives have none, and
+//! the diff_id tells whether the result is right.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -7,7 +7,7 @@ use anyhow::anyhow;
 
 use crate::chunks::Hangup;
 
-/// How many bytes tell the compression.
+/// How many bytes are needed to detect the compression.
 pub(crate) const MAGIC: u64 = 6;
 /// The most memory that xz may take for its dictionary, in bytes: that of `xz -9`.
 const MAX_XZ_MEMORY: u64 = 96 << 20;
@@ -27,7 +27,7 @@ impl Compression {
     pub(crate) fn of(head: &[u8]) -> Self {
         match head {
             [0x1f, 0x8b, ..] => Self::Gzip,
-            // Also where the first frame is to be skipped, as pzstd writes it.
+            // A skippable frame may come first, as pzstd writes it.
             [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             [b'B', b'Z', b'h', b'1'..=b'9', 0x31 | 0x17, ..] => Self::Bzip2,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
@@ -39,7 +39,7 @@ impl Compression {
     /// pigz, stargz and pzstd write them.
     ///
     /// # Errors
-    /// What setting up the decompressor says.
+    /// The errors of setting up the decompressor.
     pub(crate) fn reader<'a>(self, packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(packed),
@@ -79,7 +79,7 @@ impl Compression {
 /// Reads the first bytes, enough to tell the compression, and hands them back with the rest.
 ///
 /// # Errors
-/// What reading says.
+/// The errors of reading.
 pub(crate) fn detect<R: BufRead>(mut packed: R) -> io::Result<(Compression, impl BufRead)> {
     let mut head = Vec::new();
     packed.by_ref().take(MAGIC).read_to_end(&mut head)?;

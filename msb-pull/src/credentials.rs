@@ -26,12 +26,12 @@ pub(crate) enum Credentials {
     RegistryToken(String),
 }
 
-/// What the files say about an image.
+/// The result of the search for an image.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Lookup {
     /// `None` to be anonymous.
     pub(crate) credentials: Option<Credentials>,
-    /// Why credentials may be missing: an image that is open to all needs none.
+    /// Why credentials may be missing. A public image needs none, so this is no error.
     pub(crate) warning: Option<String>,
 }
 
@@ -57,14 +57,14 @@ struct Auth {
 
 /// What docker's helpers call a user whose secret is an identity token.
 const TOKEN_USER: &str = "<token>";
-/// The padding is left out by some.
+/// Some tools leave the padding out.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Looks up the credentials for `image`, a registry and a repository in it. A file that the caller names must be there and
-/// well-formed; of the usual ones the first that knows the image counts.
+/// Looks up the credentials for `image`, a registry and a repository in it. A file that the caller names must exist
+/// and be well-formed. Of the usual files, the first that has an entry for the image is used.
 ///
 /// # Errors
 /// A message for a named file that cannot be read.
@@ -95,7 +95,7 @@ pub(crate) fn find(image: &str, authfile: Option<&Path>) -> anyhow::Result<Looku
 }
 
 fn find_in(path: &Path, text: &[u8], image: &str) -> anyhow::Result<Lookup> {
-    // docker leaves an empty file behind where the disk was full.
+    // docker leaves an empty file after a full disk.
     if text.trim_ascii().is_empty() {
         return Ok(Lookup::default());
     }
@@ -113,7 +113,7 @@ impl File {
             match ask(helper, registry) {
                 Ok(Some(credentials)) => return Ok(Lookup { credentials: Some(credentials), warning: None }),
                 Ok(None) => {}
-                // The helper of another machine, or one whose desktop is not running: the image may be open to all.
+                // The helper may be of another machine or need a desktop session, and the image may be public.
                 Err(error) => warning = Some(format!("{error:#}")),
             }
         }
@@ -182,7 +182,7 @@ fn plain(text: &str) -> String {
     host + path.trim_end_matches('/')
 }
 
-/// Asks `docker-credential-HELPER get`; `None` where it does not know the registry.
+/// Asks `docker-credential-HELPER get`; `None` if it does not know the registry.
 fn ask(helper: &str, registry: &str) -> anyhow::Result<Option<Credentials>> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
@@ -202,7 +202,7 @@ fn ask(helper: &str, registry: &str) -> anyhow::Result<Option<Credentials>> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        // A helper that needs no input may be gone already; its answer counts.
+        // A helper that needs no input may have ended already. Its output is used.
         let _ = child.stdin.take().map(|mut stdin| stdin.write_all(key.as_bytes()));
         child.wait_with_output()
     })();

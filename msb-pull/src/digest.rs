@@ -1,4 +1,4 @@
-//! Digests, and the check of a stream against one. Nothing that came from elsewhere is believed before it passed here.
+//! Digests, and the check of a stream against one. Nothing from a registry or an archive is used before it has passed this check.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,7 @@ impl Digest {
     /// Reads `sha256:` and 64 lower case hex digits.
     ///
     /// # Errors
-    /// Words for anything else.
+    /// A message for anything else.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
         let Some(hex) = text.strip_prefix("sha256:") else {
             bail!("digest {text:?}: not a sha256 digest, and no other is supported");
@@ -41,15 +41,15 @@ impl Digest {
     /// Checks a document against this digest.
     ///
     /// # Errors
-    /// Words with both digests.
+    /// A message with both digests.
     pub(crate) fn check(&self, bytes: &[u8]) -> anyhow::Result<()> {
         self.expect("digest", &Self::of(bytes))
     }
 
-    /// Compares with what was computed; `what` names the kind in words.
+    /// Compares with a computed digest. `what` names its kind in the error message.
     ///
     /// # Errors
-    /// Words with both digests.
+    /// A message with both digests.
     pub(crate) fn expect(&self, what: &str, actual: &Self) -> anyhow::Result<()> {
         ensure!(self == actual, "wrong {what}: expected {self}, got {actual}");
         Ok(())
@@ -70,7 +70,7 @@ impl fmt::Display for Digest {
     }
 }
 
-/// A digest in the making.
+/// A digest that is being computed.
 #[derive(Default)]
 pub(crate) struct Hash(Sha256);
 
@@ -84,7 +84,7 @@ impl Hash {
     }
 }
 
-/// Passes a blob on while it checks size and digest.
+/// Passes a blob on and checks its size and digest.
 pub(crate) struct Verifier<W> {
     out: W,
     hash: Option<Hash>,
@@ -102,7 +102,7 @@ impl<W: io::Write> Verifier<W> {
     /// Ends the blob and hands the writer back.
     ///
     /// # Errors
-    /// Words for a blob that ended early, and for a wrong digest.
+    /// A message for a blob that ended early, or a wrong digest.
     pub(crate) fn finish(self, digest: Option<&Digest>) -> anyhow::Result<W> {
         ensure!(self.taken == self.size, "truncated: {} of {} bytes came", self.taken, self.size);
         if let (Some(expected), Some(hash)) = (digest, self.hash) {

@@ -1,4 +1,4 @@
-//! Roots that are on this host already: a directory, used as it is, or a disk image. Nothing is copied.
+//! Roots that are already on this host: a directory or a disk image. Both are used in place; nothing is copied.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,7 +13,7 @@ const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 /// The root at `path`.
 ///
 /// # Errors
-/// Words for what is neither a directory nor a disk image.
+/// A message for anything else a directory nor a disk image.
 pub(crate) fn root(path: &Path) -> anyhow::Result<Rootfs> {
     describe(path).with_context(|| format!("source {path:?}"))
 }
@@ -25,8 +25,8 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     if metadata.is_dir() {
         return Ok(Rootfs::dir(absolute));
     }
-    // By name alone: a guest writes what it likes into a raw disk, also the magic of a qcow2 file that names another
-    // file of the host as its base.
+    // Decided by the file's name alone: a guest can write anything to a raw disk, including the magic of a qcow2 file whose backing
+    // file is another file of the host.
     let format = match path.extension().and_then(|extension| extension.to_str()) {
         Some("qcow2") => DiskFormat::Qcow2,
         Some("raw" | "img") => DiskFormat::Raw,

@@ -1,4 +1,4 @@
-//! What `docker save` and skopeo's `docker-archive:` write: `manifest.json`, configurations and layers in a tar file.
+//! The archives of `docker save` and skopeo's `docker-archive:`: `manifest.json`, configurations and layers in a tar file.
 //! It has no digests of layers; the diff_ids of the configuration cover the same bytes.
 
 use std::io::Write;
@@ -26,7 +26,7 @@ struct Saved {
     layers: Vec<String>,
 }
 
-/// An image of the archive, chosen.
+/// The chosen image of the archive.
 pub(crate) struct Image {
     pub(crate) configuration: Vec<u8>,
     pub(crate) layers: Vec<Blob>,
@@ -37,10 +37,10 @@ pub(crate) struct Image {
 pub(crate) struct DockerArchive(Files);
 
 impl DockerArchive {
-    /// An archive whose files are open already.
+    /// An archive whose files are already open.
     ///
     /// # Errors
-    /// Words where its manifest is missing.
+    /// A message if its manifest is missing.
     pub(crate) fn of(files: Files) -> anyhow::Result<Self> {
         ensure!(files.has(MANIFEST), "not a docker archive: {MANIFEST:?} is missing");
         Ok(Self(files))
@@ -61,7 +61,7 @@ impl DockerArchive {
         ensure!(!saved.is_empty(), "the archive holds no image");
         let mut named: Vec<(Vec<String>, &String)> = Vec::new();
         for image in &saved {
-            // Each name is an entry of its own: they are names of equal rank.
+            // Each name is listed on its own, because all names of an image have equal rank.
             named.extend(image.repo_tags.iter().map(|name| (vec![name.clone()], &image.config)));
             if image.repo_tags.is_empty() {
                 named.push((Vec::new(), &image.config));

@@ -16,18 +16,18 @@ const MAX_DEPTH: usize = 4;
 /// A tar archive without members.
 pub(crate) const EMPTY_LAYER: [u8; 1024] = [0; 1024];
 
-/// Where blobs come from. What it hands out is not verified yet.
+/// A source of documents and blobs. What it returns is not verified.
 pub(crate) trait Origin: Sync {
     /// An index or a manifest.
     ///
     /// # Errors
-    /// Words, also for one over [`MAX_MANIFEST`].
+    /// A message, also for a document over [`MAX_MANIFEST`].
     fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>>;
 
     /// Writes a blob's bytes to `out`.
     ///
     /// # Errors
-    /// Words; the writer's own error as it came.
+    /// A message, or the writer's own error unchanged.
     fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()>;
 }
 
@@ -50,22 +50,22 @@ impl Blob {
         Self { digest: None, member: name, size }
     }
 
-    /// The layer of an image that has none: overlayfs mounts no root without a lower directory.
+    /// The layer of an image without layers: overlayfs needs at least one lower directory.
     fn empty_layer() -> Self {
         Self::member(EMPTY_LAYER.len() as u64, String::new())
     }
 
-    /// Whether this is the layer of an image that has none, which no origin holds.
+    /// Whether this is the layer of an image without layers, which no origin has.
     pub(crate) fn is_empty_layer(&self) -> bool {
         self.digest.is_none() && self.member.is_empty()
     }
 
-    /// Its name in an origin that files digests as `path` says.
+    /// Its name in an origin, where `path` turns a digest into a name.
     pub(crate) fn name_in(&self, path: impl Fn(&Digest) -> String) -> String {
         self.digest.as_ref().map_or_else(|| self.member.clone(), path)
     }
 
-    /// Its name, for words.
+    /// Its name, for messages.
     pub(crate) fn name(&self) -> String {
         self.name_in(Digest::to_string)
     }
@@ -96,11 +96,11 @@ pub(crate) struct Found {
     pub(crate) configuration: Configuration,
     /// Bottom first, one for each diff_id.
     pub(crate) layers: Vec<Layer>,
-    /// What to keep, the most particular first.
+    /// The documents to store, the most specific first.
     pub(crate) documents: Vec<(Digest, Vec<u8>)>,
 }
 
-/// An origin that has nothing: to see whether the store is enough.
+/// An origin without anything, with which the store alone is tried.
 pub(crate) struct Nowhere;
 
 impl Origin for Nowhere {
@@ -116,7 +116,7 @@ impl Origin for Nowhere {
 /// Follows indexes to the manifest of the platform, and reads its configuration.
 ///
 /// # Errors
-/// Words for a document that is missing, malformed or not the one its digest names, and for an image of another platform.
+/// A message for a document that is missing, malformed or not the one its digest names, and for an image of another platform.
 pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Start, wanted: &Platform) -> anyhow::Result<Found> {
     let mut documents = Vec::new();
     let Start { mut digest, platform: mut offered } = start.clone();
@@ -141,7 +141,7 @@ pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Start, wanted: &P
                 let text = configuration(origin, store, &config)?;
                 let mut configuration = Configuration::parse(&text)?;
                 match offered {
-                    // The index counts. docker runs an image whose configuration was copied from another platform's.
+                    // The index decides. docker, too, runs an image whose configuration was copied from that of another platform.
                     Some(offered)
                         if !configuration.platform.is_complete() || !wanted.covers(&configuration.platform) =>
                     {
@@ -172,10 +172,10 @@ fn configuration(origin: &dyn Origin, store: &Store, config: &Descriptor) -> any
     fetch().with_context(|| format!("configuration \"{}\"", config.digest))
 }
 
-/// Brings layers and diff_ids together.
+/// Pairs the layers of a manifest with the diff_ids of its configuration.
 ///
 /// # Errors
-/// Words where they are not as many.
+/// A message if their numbers differ.
 pub(crate) fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::Result<Vec<Layer>> {
     let diff_ids = &configuration.diff_ids;
     ensure!(

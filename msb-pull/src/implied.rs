@@ -1,5 +1,5 @@
-//! Directories that a layer implies without listing them. In the merged tree they must look as the layers below have them;
-//! a directory in an upper layer answers for its own attributes, so those are copied into it.
+//! Directories that a layer implies without listing them. In the merged tree they must have the attributes that the layers below give
+//! them. overlayfs takes the attributes of a directory from the topmost layer that has it, so they are copied.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use msb::overlay::resolve::{End, Last, resolve};
 use msb::overlay::{Merged, Node, whiteout};
 use rustix::fs::RenameFlags;
 
-/// Completes the layer at `layer`, that is to lie on `lower` (top first).
+/// Completes the layer at `layer`, which will be on top of `lower` (top first).
 ///
 /// # Errors
 /// The error of reading the lower layers or setting attributes.
@@ -21,15 +21,15 @@ pub(crate) fn inherit(layer: &Path, implied: &[PathBuf], lower: &[PathBuf]) -> a
     let below = Merged::open(lower, None)?;
     let root = Dir::open(layer)?;
     let moving = behind_symlinks(&root, &below, implied);
-    // Parents first, so a symlink is met before what was unpacked behind it.
+    // Parents come first, so a symlink is handled before the entries that were unpacked below it.
     for path in implied.iter().chain(&moving) {
         inherit_one(&root, &below, path).with_context(|| format!("implied directory {path:?}"))?;
     }
     Ok(())
 }
 
-/// Where those implied directories will be that lie behind a symlink of the layers below. Not those that meet a directory
-/// of the layer's own there: that one answers for itself.
+/// The final paths of the implied directories that are below a symlink of a lower layer. Directories that this layer lists there
+/// itself are left out, because they have attributes of their own.
 fn behind_symlinks(root: &Dir, below: &Merged, implied: &[PathBuf]) -> Vec<PathBuf> {
     let moved = implied.iter().filter_map(|path| {
         let from = Path::new("/").join(path);
@@ -44,7 +44,7 @@ fn inherit_one(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
     let (mut own, mut theirs) = (root.try_clone()?, below.clone());
     let mut parts = path.components().peekable();
     while let Some(part) = parts.next() {
-        // Nothing shows through here: the layer made its directory anew.
+        // The layer's directory is opaque, so nothing of the lower layers is visible here.
         if whiteout::is_opaque(&own)? {
             return Ok(());
         }
@@ -56,15 +56,15 @@ fn inherit_one(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
         }
         match own.entry(name)? {
             Some(entry) if entry.is_dir() => own = entry.to_dir()?,
-            // It was moved behind a symlink with its parent, and has its turn there.
+            // It was moved below a symlink's target with its parent, and is handled at its new path.
             _ => return Ok(()),
         }
     }
     Ok(copy_attributes(&theirs.top().0.to_entry()?, &own.to_entry()?)?)
 }
 
-/// The layers below have a file where this one has an implied directory. If it is a symlink to a directory, what was
-/// unpacked belongs there (`bin/sh` on an image whose `bin` leads to `usr/bin`).
+/// A lower layer has a file where this layer has an implied directory. If that file is a symlink to a directory, the entries belong
+/// into its target: `bin/sh` on an image whose `bin` is a symlink to `usr/bin`.
 fn follow(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
     let Ok(found) = resolve(below, &Path::new("/").join(path), Last::Follow) else { return Ok(()) };
     if !matches!(found.end, End::Dir) || found.path() == Path::new("/").join(path) {
@@ -75,7 +75,7 @@ fn follow(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
         let name = Name::new(&step.name)?;
         to = match to.entry(name)? {
             Some(entry) if entry.is_dir() => entry.to_dir()?,
-            // The layer itself replaces what the symlink leads to.
+            // The layer itself replaces the symlink's target.
             Some(_) => return Ok(()),
             None => {
                 let made = keeping_times(&to, || to.mkdir(name, rustix::fs::Mode::RWXU))?;
@@ -92,7 +92,7 @@ fn follow(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
     Ok(keeping_times(&parent, || parent.remove_tree(name))?)
 }
 
-/// Moves what is in `from` into `to`; directories merge, and what came the straight way stays.
+/// Moves the entries of `from` into `to`. Directories are merged, and an entry that is already in `to` stays.
 fn merge(from: &Dir, to: &Dir) -> std::io::Result<()> {
     for name in names(from)? {
         let name = Name::new(&name)?;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer};
 /// Reads null as the default.
 ///
 /// # Errors
-/// What deserializing any other value says.
+/// The errors of deserializing any other value.
 pub(crate) fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     value: D,
 ) -> Result<T, D::Error> {

@@ -1,5 +1,5 @@
-//! One layer on its way from the origin into a directory. Four threads: fetch and hash what is compressed, decompress, hash
-//! what is not, write. Between them are short channels, so that nothing is held whole and the slowest sets the pace.
+//! Fetches one layer and unpacks it into a directory. Four threads fetch and hash the compressed data, decompress, hash the
+//! decompressed data, and write. Short channels connect them, so memory is bounded and the slowest thread sets the pace.
 
 use std::io::{BufRead, Read, Write};
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ use crate::progress::Bar;
 use crate::tape::Tape;
 use crate::unpack::unpack;
 
-/// Pieces in a channel, and bytes in a piece: 2 MiB between two threads at most.
+/// Chunks in a channel, and bytes in a chunk: at most 2 MiB between two threads.
 const DEPTH: usize = 8;
 const PIECE: usize = 1 << 18;
 
 /// Fetches a layer and unpacks it into the empty directory `into`. Returns the directories it implies.
 ///
 /// # Errors
-/// The first cause, in words: what came before a failing step, if that failed too. [`Hangup`] where `stop` was set.
+/// A message with the first cause: if several steps failed, the error of the earliest one. [`Hangup`] if `stop` was set.
 pub(crate) fn fetch_and_unpack(
     origin: &dyn Origin,
     layer: &Layer,
@@ -47,7 +47,7 @@ pub(crate) fn fetch_and_unpack(
     let mut errors = Vec::new();
     errors.extend(fetched.err());
     errors.extend(inflated.err());
-    // Bytes that are not the ones that the image's author saw explain an odd entry, so the hash speaks first.
+    // Wrong bytes explain a malformed entry, so a wrong digest is reported first.
     errors.extend(hashed.err());
     match (unpacked, errors.is_empty()) {
         (Ok(implied), true) => Ok(implied),
@@ -63,7 +63,7 @@ fn join<T>(thread: thread::ScopedJoinHandle<'_, anyhow::Result<T>>) -> anyhow::R
     thread.join().unwrap_or_else(|_| Err(anyhow!("a thread panicked")))
 }
 
-/// Counts what passes for the progress bar, and ends the blob when another layer failed.
+/// Counts bytes for the progress bar, and cancels the blob if another layer failed.
 struct Watched<'a> {
     out: Sink,
     bar: &'a Bar,
@@ -79,7 +79,7 @@ impl Write for Watched<'_> {
         self.out.write(bytes)
     }
 
-    /// Fails once nobody wants the blob any more: an origin flushes while it waits.
+    /// Fails once the blob is not needed any more: an origin flushes while it waits.
     fn flush(&mut self) -> std::io::Result<()> {
         if self.stop.load(Ordering::Relaxed) {
             return Err(std::io::Error::other(Hangup));
@@ -94,7 +94,7 @@ fn fetch(origin: &dyn Origin, blob: &Blob, out: Watched<'_>) -> anyhow::Result<(
         true => verifier.write_all(&EMPTY_LAYER)?,
         false => origin.copy_blob(blob, &mut verifier)?,
     }
-    // The end is only told to those who wait for it when the blob was the right one.
+    // The stream is marked as complete only if the digest was right.
     Ok(verifier.finish(blob.digest.as_ref())?.out.finish()?)
 }
 
@@ -102,7 +102,7 @@ fn inflate(mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
     let inflated = decompress(&mut blob, &hash, &tar);
     match inflated {
         Err(error) if !is_hangup(&error) => {
-            // Bytes that do not decompress may be the wrong ones: let their digest be finished.
+            // Wrong bytes are a likely cause, so the digest is computed to its end.
             blob.drain()?;
             Err(error)
         }
@@ -155,7 +155,7 @@ fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Vec<PathBu
     let mut tape = Tape::new(tar);
     let unpacked = unpack(&mut tape, into, budget);
     let mut tar = tape.into_inner();
-    // A full disk or an exceeded limit ends it here. Else read on, behind the archive's end or in search of what is wrong with these bytes.
+    // After a full disk or an exceeded limit, nothing more is read. Otherwise the rest is read, so that the digest can be checked.
     let is_final = |error: &anyhow::Error| {
         error.chain().any(|cause| {
             let io = cause.downcast_ref::<std::io::Error>();

@@ -23,15 +23,15 @@ impl Layout {
     /// A layout in a directory.
     ///
     /// # Errors
-    /// Words for a directory that is none.
+    /// A message for any other directory.
     pub(crate) fn dir(path: &Path) -> anyhow::Result<Self> {
         Self::of(Files::dir(path)?)
     }
 
-    /// A layout of files that are open already.
+    /// A layout whose files are already open.
     ///
     /// # Errors
-    /// Words where the index is missing.
+    /// A message if the index is missing.
     pub(crate) fn of(files: Files) -> anyhow::Result<Self> {
         ensure!(files.has(INDEX), "not an OCI layout: {INDEX:?} is missing");
         Ok(Self(files))
@@ -42,8 +42,8 @@ impl Layout {
         files.has(INDEX)
     }
 
-    /// The image of this name, or the only one; of one image for several platforms the one that fits `wanted`. Also its
-    /// name, where the layout has it.
+    /// The image with this name, or the only one. Of one image for several platforms, the one that fits `wanted` is returned. The name
+    /// is returned too, if the layout has it.
     ///
     /// # Errors
     /// A message that lists the names.
@@ -85,7 +85,7 @@ impl Layout {
     }
 }
 
-/// What an entry is called: docker and containerd give the whole name in an annotation of their own.
+/// The name of an entry. docker and containerd put the full name into an annotation of their own.
 fn names(entry: &Descriptor) -> Vec<String> {
     [IMAGE_NAME, REF_NAME].iter().filter_map(|name| entry.annotation(name)).map(str::to_owned).collect()
 }

@@ -72,7 +72,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// What a person is told instead of the record.
+/// The line that a terminal gets instead of the record.
 fn summary(record: &Record) -> String {
     let name = record.image.as_ref().map_or("", |image| &image.reference);
     match &record.rootfs {
@@ -84,7 +84,7 @@ fn summary(record: &Record) -> String {
     }
 }
 
-/// Makes the image that a VM would, where the record has layers of the store's.
+/// Makes the EROFS image that the first boot would make, if the record has layers of the store.
 fn make_image(record: &Record) -> anyhow::Result<()> {
     let Some(Rootfs::Layers { lower, .. }) = &record.rootfs else {
         anyhow::bail!("--erofs: only layers have an image that is kept (leave it out)");

@@ -40,7 +40,7 @@ impl Descriptor {
         self.annotations.get(name)?.as_str().filter(|value| !value.is_empty())
     }
 
-    /// Whether BuildKit marked it as a statement about another image.
+    /// Whether BuildKit marked it as an attestation of another image.
     pub(crate) fn is_attestation(&self) -> bool {
         self.annotation("vnd.docker.reference.type").is_some()
     }
@@ -57,7 +57,7 @@ impl Document {
     /// Reads an index or a manifest.
     ///
     /// # Errors
-    /// Words for what is neither.
+    /// A message for anything else.
     pub(crate) fn parse(text: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -81,14 +81,14 @@ impl Document {
     }
 }
 
-/// The entry of an index that fits best; the first of equals.
+/// The entry of an index that fits best. Of several that fit equally well, it is the first.
 ///
 /// # Errors
 /// A message that lists what the index offers.
 pub(crate) fn select<'a>(entries: &'a [Descriptor], wanted: &Platform) -> anyhow::Result<&'a Descriptor> {
     let images = || entries.iter().filter(|entry| !entry.is_attestation());
     let fit = |entry: &Descriptor| match &entry.platform {
-        // Before BuildKit had an annotation for it, a statement about an image was of an unknown platform.
+        // Before BuildKit had an annotation for them, attestations had the platform unknown/unknown.
         Some(offered) if offered.os == "unknown" && images().count() > 1 => None,
         Some(offered) => wanted.fit(offered),
         None => Some(0),
@@ -114,7 +114,7 @@ impl Configuration {
     /// Reads a configuration.
     ///
     /// # Errors
-    /// Words for what is none, or has too many layers.
+    /// A message for anything else, or has too many layers.
     pub(crate) fn parse(text: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
         struct Raw {
@@ -133,7 +133,7 @@ impl Configuration {
         let rootfs = raw.rootfs.context("not the configuration of an image: it has no \"rootfs\"")?;
         ensure!(rootfs.diff_ids.len() <= MAX_LAYERS, "the image has more than {MAX_LAYERS} layers");
         let mut config = raw.config.unwrap_or_default();
-        // Go writes an absent list or string as null.
+        // Go writes an empty list or string as null.
         match config.as_object_mut() {
             Some(members) => members.retain(|_, value| !value.is_null()),
             None => config = Value::Object(serde_json::Map::new()),
@@ -145,7 +145,7 @@ impl Configuration {
     /// Checks that the image is for the platform that was asked for.
     ///
     /// # Errors
-    /// Words with both platforms.
+    /// A message with both platforms.
     pub(crate) fn check_platform(&self, wanted: &Platform) -> anyhow::Result<()> {
         // A lone manifest offers no choice of variants.
         let offered = &self.platform;

@@ -7,21 +7,21 @@ use anyhow::{bail, ensure};
 
 use crate::reference::Reference;
 
-/// The message about several images that nothing tells apart.
+/// The message if a name is needed to choose between several images.
 pub(crate) const AMBIGUOUS: &str = "several images: {} (choose one with :NAME)";
 
-/// The images that a name means: more than one only where they are one image for several platforms.
+/// The images that a name means: more than one only if they are one image for several platforms.
 #[derive(Debug)]
 pub(crate) struct Chosen<'a, T> {
     pub(crate) images: Vec<&'a T>,
-    /// The name that they have in common.
+    /// Their common name.
     pub(crate) name: Option<String>,
     /// All names of the archive.
     pub(crate) listed: String,
 }
 
-/// Chooses among the images of an archive. Each has its names, the whole one first, and an identity; entries with the same
-/// identity are one image. `@N` is the N-th entry, from 0.
+/// Chooses among the images of an archive. Each has names, the full one first, and an identity; entries with the same identity are
+/// one image. `@N` is the N-th entry, from 0.
 ///
 /// # Errors
 /// A message that lists the names.
@@ -43,7 +43,7 @@ pub(crate) fn choose<'a, T: PartialEq + Display>(
             images.push(image);
         }
     }
-    // One name for all, or none for any.
+    // All have the same name, or none has a name.
     let whole = |names: &[String]| names.first().cloned();
     let is_one = chosen.iter().all(|(names, _)| whole(names) == whole(first));
     ensure!(images.len() == 1 || is_one, AMBIGUOUS.replace("{}", &listed));

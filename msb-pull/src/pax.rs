@@ -12,7 +12,7 @@ use msb::overlay::whiteout::is_private_xattr;
 
 use crate::sparse;
 
-/// What one extended header says about the next member, as far as we care.
+/// The values of one extended header that matter here. They apply to the next member.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pax {
     pub(crate) path: Option<Vec<u8>>,
@@ -54,7 +54,7 @@ impl Pax {
     /// Reads the records of one header.
     ///
     /// # Errors
-    /// Words for what is no record.
+    /// A message for a malformed record.
     pub(crate) fn parse(mut text: &[u8]) -> anyhow::Result<Self> {
         let mut pax = Self::default();
         while !text.is_empty() {
@@ -75,7 +75,7 @@ impl Pax {
         if let Some(key) = key.strip_prefix(SPARSE) {
             return self.take_sparse(key, value);
         }
-        // An empty value takes the record back: the field of the header counts.
+        // An empty value deletes the record, and the field of the ustar header applies.
         let is_empty = value.is_empty();
         match key {
             b"path" => self.path = (!is_empty).then(|| value.to_vec()),
@@ -98,7 +98,7 @@ impl Pax {
     }
 
     fn push_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> anyhow::Result<()> {
-        // An image must not steer the mount with overlayfs's own xattrs.
+        // An image must not control the mount with overlayfs's own xattrs.
         if is_private_xattr(OsStr::from_bytes(&name)) {
             return Ok(());
         }
@@ -108,7 +108,7 @@ impl Pax {
             String::from_utf8_lossy(&name),
             value.len()
         );
-        // libarchive writes both spellings.
+        // libarchive writes both forms.
         self.xattrs.retain(|(other, _)| *other != name);
         self.xattrs.push((name, value));
         Ok(())

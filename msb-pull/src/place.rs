@@ -1,5 +1,5 @@
-//! Where an entry's path leads inside a layer that is being unpacked. Symlinks that the same layer brought are followed
-//! inside the layer's root, as containerd does; directories that no entry announced are made, and remembered as implied.
+//! Resolves an entry's path inside a layer that is being unpacked. Symlinks of the same layer are followed inside the layer's root,
+//! as in containerd. Missing parent directories are made and recorded as implied.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::{OsStr, OsString};
@@ -16,31 +16,31 @@ use rustix::fs::{FileType, Mode};
 
 use crate::tape::{MAX_PATH, Metadata};
 
-/// How many symlinks one path may take, as in Linux.
+/// How many symlinks one path may contain, as in Linux.
 const MAX_SYMLINKS: usize = 40;
 const TOO_LONG: &str = "its path is longer than 4095 bytes";
 /// The most bytes of directories' xattrs that wait for the end of a layer. Real layers have some hundreds.
 const MAX_KEPT: usize = 16 << 20;
 
-/// What is known of a directory of the layer. Its metadata are set when everything is in it.
+/// A directory of the layer. Its attributes are applied when all of its entries exist.
 #[derive(Debug)]
 pub(crate) enum Known {
     /// Only entries below it were listed.
     Implied,
-    /// It stands where this layer removed something, so nothing shows through: the defaults hold.
+    /// This layer removed what was there before, so the directory is opaque and has default attributes.
     New,
-    /// An entry of its own.
+    /// The layer has an entry for it.
     Listed(Metadata),
 }
 
-/// A directory of the layer and the way to it.
+/// An open directory of the layer, and its path.
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) path: PathBuf,
     pub(crate) dir: Arc<Dir>,
 }
 
-/// A layer in the making.
+/// The tree of a layer that is being unpacked.
 pub(crate) struct Tree {
     root: Arc<Dir>,
     /// By path from the root, so that a directory is followed by what is below it.
@@ -51,8 +51,8 @@ pub(crate) struct Tree {
     last: Option<(Vec<u8>, Place)>,
 }
 
-/// Splits a path of an entry into components. A leading slash and `.` mean nothing, and `..` takes back the component
-/// before it, as in docker and containerd.
+/// Splits a path of an entry into components. A leading slash and `.` are ignored, and `..` removes the component before it, as in
+/// docker and containerd.
 ///
 /// # Errors
 /// A message for a `..` that leaves the layer, which no honest layer has.
@@ -82,10 +82,10 @@ impl Tree {
         self.dirs.iter()
     }
 
-    /// Keeps what an entry says of a directory until everything is in it.
+    /// Records the attributes of a directory until all of its entries exist.
     ///
     /// # Errors
-    /// Words for a layer with more to keep than memory is good for.
+    /// A message if the attributes of a layer's directories need too much memory.
     pub(crate) fn list(&mut self, path: PathBuf, metadata: Metadata) -> anyhow::Result<()> {
         self.kept += metadata.size();
         if let Some(Known::Listed(before)) = self.dirs.insert(path, Known::Listed(metadata)) {
@@ -98,7 +98,7 @@ impl Tree {
     /// The directory that `components` lead to, made where it is missing.
     ///
     /// # Errors
-    /// Words for a symlink loop or a path that grows too long; else what opening or making says.
+    /// A message for a symlink loop or a path that grows too long; the errors of opening and making.
     pub(crate) fn parent(&mut self, components: &[&OsStr]) -> anyhow::Result<Place> {
         let key = components.iter().map(|part| part.as_bytes()).collect::<Vec<_>>().join(&b'/');
         if let Some((last, place)) = &self.last
@@ -107,7 +107,7 @@ impl Tree {
             return Ok(place.clone());
         }
         let path: PathBuf = components.iter().collect();
-        // One call where every step is a directory of this layer already, which is nearly always.
+        // One call is enough if every component is already a directory of this layer, which is the usual case.
         let place = match self.root.descend(&path) {
             Ok(dir) => Place { path, dir: Arc::new(dir) },
             Err(_) => self.walk(components, true)?.ok_or_else(|| anyhow!("its parent cannot be made"))?,
@@ -155,7 +155,7 @@ impl Tree {
                 }
                 _ if !make => return Ok(None),
                 there => {
-                    // A file in the way gives way, as it does where layers are unpacked one onto the other.
+                    // A file in the way is replaced, as it is when layers are unpacked on top of each other.
                     let hides = there.is_some();
                     if hides {
                         here.dir.unlink(name)?;
@@ -173,13 +173,13 @@ impl Tree {
         Ok(Some(here))
     }
 
-    /// Takes away what this layer has at `name`, so that something else can be there. Tells whether there was anything.
+    /// Removes what this layer has at `name`. Returns whether there was anything.
     ///
     /// # Errors
     /// The error of removing.
     pub(crate) fn clear(&mut self, parent: &Place, name: Name<'_>) -> io::Result<bool> {
         let Some(there) = parent.dir.entry(name)? else { return Ok(false) };
-        // The way to the last parent may go through it, also where it is a symlink.
+        // The path to the last parent may contain it, even if it is a symlink.
         self.last = None;
         if there.is_dir() {
             self.forget(&parent.path.join(name.as_os_str()));
@@ -198,7 +198,7 @@ impl Tree {
         }
     }
 
-    /// Makes the directory of an entry, or takes the one that is there.
+    /// Makes the directory of an entry, or reuses an existing one.
     ///
     /// # Errors
     /// The error of making.
@@ -213,14 +213,14 @@ impl Tree {
             Err(error) => return Err(error).context("mkdir"),
         };
         if !is_there {
-            // Over a whiteout or a file of this very layer: whatever lower layers have here was removed first.
+            // It replaces a whiteout or a file of this layer, so what the lower layers have here stays hidden.
             self.clear(parent, name)?;
             whiteout::make_opaque(&parent.dir.mkdir(name, Mode::RWXU)?)?;
         }
         self.list(path, metadata)
     }
 
-    /// Removes `name` of the lower layers; what this layer has there stays.
+    /// Hides `name` of the lower layers. What this layer has there stays.
     ///
     /// # Errors
     /// The error of making the whiteout.
@@ -238,10 +238,10 @@ impl Tree {
         Ok(())
     }
 
-    /// The file that a hardlink names. The last component is not followed, as by `link(2)`.
+    /// The target of a hardlink. A symlink in the last component is not followed, as in `link(2)`.
     ///
     /// # Errors
-    /// Words where the layer has no such file.
+    /// A message if the layer has no such file.
     pub(crate) fn link_target(&mut self, path: &[u8]) -> anyhow::Result<msb::overlay::beneath::Entry> {
         let shown = String::from_utf8_lossy(path).into_owned();
         let parts = components(path).map_err(|_| anyhow!("hardlink target {shown:?} is outside of the layer"))?;

@@ -6,14 +6,14 @@ use serde::Deserialize;
 
 use crate::json::null_is_default;
 
-/// The systems and architectures that images are built for: one of them may stand alone.
+/// The systems and architectures that images are built for. Each may be given without the other.
 const SYSTEMS: &[&str] = &["linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasi"];
 const ARCHITECTURES: &[&str] = &[
     "amd64", "arm64", "arm", "386", "ppc64le", "ppc64", "s390x", "riscv64", "mips64le", "mips64", "mipsle", "mips",
     "loong64", "wasm",
 ];
 
-/// An operating system, an architecture, perhaps a variant of it, in the OCI specification's words (Go's).
+/// An operating system, an architecture and perhaps its variant, with the names of the OCI specification (Go's).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub(crate) struct Platform {
     #[serde(default, deserialize_with = "null_is_default")]
@@ -25,8 +25,8 @@ pub(crate) struct Platform {
 }
 
 impl Platform {
-    /// Reads `os/architecture[/variant]`, `os` or `architecture`; what is missing is this host's. The architecture may have
-    /// the kernel's name (`x86_64`, `aarch64`).
+    /// Reads `os/architecture[/variant]`, `os` or `architecture`; missing parts are those of this host. The
+    /// architecture may have the kernel's name (`x86_64`, `aarch64`).
     ///
     /// # Errors
     /// A message for anything else.
@@ -114,7 +114,7 @@ impl Platform {
         match (wanted, offered) {
             (wanted, offered) if wanted == offered => Some(u8::MAX),
             (_, None) => Some(1),
-            // A processor runs what was built for a lower level of its architecture.
+            // A processor runs programs that were built for a lower level of its architecture.
             (Some(wanted), Some(offered)) => (offered < wanted).then_some(offered.saturating_add(2)),
             // Every processor of the architecture has the lowest level.
             (None, Some(1)) => Some(2),

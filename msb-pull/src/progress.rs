@@ -1,4 +1,4 @@
-//! Progress on stderr: one bar a layer on a terminal, and elsewhere, in a log, a line at the end.
+//! Progress on stderr: one bar for each layer on a terminal, otherwise one line at the end.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +43,7 @@ impl Progress {
         Bar(self.bars.add(bar.with_style(self.style.clone())))
     }
 
-    /// Says in a log what was fetched.
+    /// Reports what was fetched, if stderr is not a terminal.
     pub(crate) fn finish(&self, name: &str) {
         if let (true, layers @ 1..) = (self.in_a_log, self.layers.load(Ordering::Relaxed)) {
             let noun = if layers == 1 { "layer" } else { "layers" };
@@ -58,7 +58,7 @@ fn style(columns: u16, locale: &str) -> ProgressStyle {
     if is_utf8(locale) { style } else { style.progress_chars("#> ") }
 }
 
-/// What fits on a terminal of so many columns.
+/// The template for a terminal with so many columns.
 fn template(columns: u16) -> &'static str {
     match columns {
         ..NARROW => "{prefix} {wide_bar} {bytes} of {total_bytes}",
@@ -77,7 +77,7 @@ fn is_utf8(locale: &str) -> bool {
 pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
-    /// More bytes came.
+    /// Counts received bytes.
     pub(crate) fn advance(&self, bytes: usize) {
         self.0.inc(bytes as u64);
     }

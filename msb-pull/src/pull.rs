@@ -1,5 +1,5 @@
-//! A pull: from a source to a record. Documents first, then the layers that the store does not have, several at once;
-//! then all of it becomes visible, and the record names it.
+//! A pull: from a source to a record. The documents come first, then the layers that the store does not have, several at a time. Then
+//! all of it becomes visible, and the record names it.
 
 use std::fs::DirBuilder;
 use std::io::{BufReader, IsTerminal};
@@ -34,12 +34,12 @@ use crate::stack::{self, Stack};
 use crate::store::Store;
 use crate::support;
 
-/// How many layers are on their way at once.
+/// How many layers are fetched at a time.
 const AT_ONCE: usize = 4;
 /// Pulls what `config` names.
 ///
 /// # Errors
-/// Words that name the source.
+/// A message that name the source.
 pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
     if let Source::Path(path) = &config.source {
         let mut record = Record::new();
@@ -62,7 +62,7 @@ pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
     })
 }
 
-/// Whether the system refused something.
+/// Whether the cause is an error of the system.
 fn is_of_system(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let io = cause.downcast_ref::<std::io::Error>();
@@ -143,7 +143,7 @@ impl Pull<'_> {
 
     fn pull_registry(&self, reference: &Reference) -> anyhow::Result<Record> {
         let (store, wanted) = (self.store, self.wanted());
-        // What a digest names cannot have changed: a store that has all of it needs no registry.
+        // The content of a digest never changes, so a store that has all of it needs no registry.
         if let Some(digest) = &reference.digest
             && let Ok(found) = find(&Nowhere, store, &digest.clone().into(), &wanted)
             && let Some(lower) = stack::stored(store, &found.layers)
@@ -250,7 +250,7 @@ impl Pull<'_> {
         let (mut stack, errors) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         match errors.into_iter().reduce(|first, next| if is_hangup(&first) { next } else { first }) {
             Some(error) => {
-                // The next pull continues from what is complete; the error at hand says more than one about this.
+                // The next pull continues from the complete layers. The first error is more useful than one about publishing them.
                 let _ = stack.publish();
                 Err(error)
             }

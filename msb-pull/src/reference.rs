@@ -1,4 +1,4 @@
-//! What a SOURCE means. Pure: nothing here touches a file or the network.
+//! Parses SOURCE, the argument of msb-pull. Pure: nothing here touches a file or the network.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crate::digest::Digest;
 
-/// docker's own registry, which has several names and is meant where none is given.
+/// docker's own registry, which has several names and is the default.
 const DOCKER: &str = "docker.io";
 const DOCKER_ALIASES: &[&str] = &["index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"];
 /// The suffixes of a tar file that a root file system comes in.

@@ -25,7 +25,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Gets ready. The first request authenticates, where the registry asks for it.
+    /// Sets up a client. The first request authenticates if the registry asks for it.
     ///
     /// # Errors
     /// A message for certificates that cannot be used.
@@ -33,7 +33,7 @@ impl Registry {
         Ok(Self { client: Client::new(reference, options, lookup)?, reference: reference.clone() })
     }
 
-    /// The digest that the reference names now. Fetches no document where the registry tells the digest.
+    /// The digest that the reference names now. Fetches no document if the registry sends the digest in a header.
     ///
     /// # Errors
     /// A message for an image that is not there.
@@ -46,7 +46,7 @@ impl Registry {
                     return Ok(digest);
                 }
             }
-            // The body of a GET says more, and some proxies do not pass HEAD on.
+            // The body of a GET has the reason, and some proxies do not pass HEAD on.
             Err(error) if self.client.is_answer(&error) => {}
             Err(error) => return Err(error),
         }
@@ -71,7 +71,7 @@ impl Origin for Registry {
         self.document(&format!("manifests/{digest}"))
     }
 
-    /// Continues where a connection broke: what came is hashed and decompressed already.
+    /// Continues after a broken connection: what has arrived is already hashed and decompressed.
     fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()> {
         let path = format!("blobs/{}", blob.name_in(Digest::to_string));
         let (mut retry, mut done, mut mark) = (Retry::new(), 0, 0);
@@ -82,7 +82,7 @@ impl Origin for Registry {
                 Ok(answer) if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => return Ok(()),
                 other => other?,
             };
-            // A registry that knows no ranges begins again; so does one whose range is another.
+            // A registry without ranges starts again, and so does one that sends another range.
             let skip = match answer.status() {
                 StatusCode::PARTIAL_CONTENT => {
                     let start = answer.header(CONTENT_RANGE.as_str()).and_then(parse_range_start);

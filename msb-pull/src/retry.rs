@@ -20,7 +20,7 @@ impl Retry {
         Self(builder.with_max_times(MAX_TIMES).with_jitter().build())
     }
 
-    /// How long to wait before the next attempt; `None` for no more attempts. `after` is the registry's own wish.
+    /// How long to wait before the next attempt; `None` for no more attempts. `after` is the registry's `Retry-After`.
     pub(crate) fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
         let delay = self.0.next()?;
         match after {

@@ -21,10 +21,10 @@ impl RootArchive {
         Self(tar)
     }
 
-    /// A configuration for an image of this one layer, which is made up, and the layer.
+    /// A configuration for an image with this one layer, generated here, and the layer.
     ///
     /// # Errors
-    /// What reading the file says.
+    /// The errors of reading the file.
     pub(crate) fn image(&self, config: &ImageConfig, platform: &Platform) -> anyhow::Result<(Vec<u8>, Blob)> {
         let mut hash = Hashing(Hash::default());
         self.0.copy(&mut hash)?;
@@ -49,7 +49,7 @@ impl Origin for RootArchive {
     }
 }
 
-/// How the root is run: as an image's configuration, whose defaults are a shell and the usual PATH.
+/// The options for the image's configuration. By default it runs a shell with the usual PATH.
 pub(crate) fn config(config: ImageConfig) -> ImageConfig {
     let mut config = config;
     if !config.env.iter().any(|variable| variable.starts_with("PATH=")) {

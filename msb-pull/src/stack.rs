@@ -1,6 +1,6 @@
-//! The layers of an image on their way into the store. They are unpacked in any order and become visible from the bottom:
-//! what a layer looks like may depend on those below it. A pull that fails leaves the layers that were complete, and the
-//! next one continues from there.
+//! The layers of an image that are being added to the store. They are unpacked in any order, but become visible from the bottom up,
+//! because the form of a layer may depend on those below it. A failed pull leaves the complete layers, and the next pull continues from
+//! there.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 pub(crate) struct Stack<'a> {
     store: &'a Store,
     layers: &'a [Layer],
-    /// The ID of each layer where its form depends on those below.
+    /// The stacked ID of each layer, for layers whose form depends on those below.
     stacked_ids: Vec<String>,
     /// Scratch directory and implied directories of unpacked layers, by diff_id.
     unpacked: HashMap<String, (PathBuf, Vec<PathBuf>)>,
@@ -66,14 +66,14 @@ impl<'a> Stack<'a> {
     /// Takes a layer that was unpacked. Publishes what is complete, unless it did so a moment ago.
     ///
     /// # Errors
-    /// What reading the lower layers, applying attributes or renaming says.
+    /// The errors of reading the lower layers, applying attributes or renaming.
     pub(crate) fn add(&mut self, diff_id: &Digest, scratch: PathBuf, implied: Vec<PathBuf>) -> anyhow::Result<()> {
         self.unpacked.insert(diff_id.hex().to_owned(), (scratch, implied));
         self.advance()?;
         if self.published.elapsed() < INTERVAL { Ok(()) } else { self.publish() }
     }
 
-    /// Completes as many layers as there are without a gap.
+    /// Completes layers from the bottom up to the first one that is missing.
     fn advance(&mut self) -> anyhow::Result<()> {
         while let Some(layer) = self.layers.get(self.complete) {
             let stacked_id = &self.stacked_ids[self.complete];
@@ -100,7 +100,7 @@ impl<'a> Stack<'a> {
     /// Makes complete layers visible.
     ///
     /// # Errors
-    /// What syncing or renaming says.
+    /// The errors of syncing or renaming.
     pub(crate) fn publish(&mut self) -> anyhow::Result<()> {
         self.store.commit(&self.unpublished, &[])?;
         self.place();

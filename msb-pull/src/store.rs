@@ -38,7 +38,7 @@ impl Store {
             publish::make_private_dir(dir)?;
         }
         spread(&pulls);
-        // While this is held, no other pull is between making its directory and locking it.
+        // While this lock is held, no other pull is between making its directory and locking it.
         let gate = lock::open(&pulls, Lock::Exclusive)?;
         let abandoned = Self::abandoned(&pulls)?;
         let scratch = pulls.join(layout::fresh_id()?);

@@ -8,7 +8,7 @@ use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::whiteout;
 use rustix::fs::Mode;
 
-/// What the file system of the store at `home` lacks, for the message of a pull that failed; `None` where it lacks nothing.
+/// What the file system of the store at `home` lacks, for the error message of a failed pull; `None` if it lacks nothing.
 pub(crate) fn missing(home: &Path) -> Option<String> {
     let try_marks = || -> io::Result<Option<(&str, io::Error)>> {
         let temp = Dir::open(&home.join("tmp"))?;

@@ -190,7 +190,7 @@ impl<R: Skip> Tape<R> {
         Ok(())
     }
 
-    /// The next header; `None` at the two zero blocks that end the archive, or where the stream ends.
+    /// The next header; `None` at the two zero blocks that end the archive, or at the end of the stream.
     fn header(&mut self) -> anyhow::Result<Option<Header>> {
         let mut header = Header::new_old();
         if !self.read_block(&mut header)? {
@@ -210,7 +210,7 @@ impl<R: Skip> Tape<R> {
         Ok(Some(header))
     }
 
-    /// Reads a block; false where the stream ends before it. Some writers leave the zero blocks out.
+    /// Reads a block; false at the end of the stream. Some writers leave the zero blocks out.
     fn read_block(&mut self, header: &mut Header) -> anyhow::Result<bool> {
         let block = header.as_mut_bytes();
         let mut got = 0;
@@ -255,7 +255,7 @@ fn member(
     ensure!(path.len() <= MAX_PATH && link.len() <= MAX_PATH, "entry {:.80?}…: a name over 4095 bytes", shown());
     let kind = match header.entry_type() {
         EntryType::GNUSparse => Kind::File,
-        // Before POSIX a directory was a file whose name ends so.
+        // Before POSIX.1-1988, a directory was a file whose name ends with a slash.
         EntryType::Regular if path.ends_with(b"/") => Kind::Directory,
         EntryType::Regular | EntryType::Continuous => Kind::File,
         EntryType::Directory => Kind::Directory,

@@ -84,7 +84,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
         Kind::Hardlink => {
             let target = tree.link_target(&link)?;
             let existing = parent.dir.entry(name)?;
-            // A link to the file that already has the name must not remove it first.
+            // A hardlink of a file to itself must not remove the file first.
             if existing.is_none_or(|existing| existing.stat().st_ino != target.stat().st_ino) {
                 replace(tree, &parent, name, |dir| dir.link(name, &target))?;
             }

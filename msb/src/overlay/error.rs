@@ -62,6 +62,7 @@ impl Error {
         }
     }
 
+    #[cfg(feature = "store")]
     fn at(self, subject: String) -> Self {
         match self {
             Self::System(source) => Self::Io { subject, source },
@@ -77,11 +78,13 @@ impl From<rustix::io::Errno> for Error {
 }
 
 /// Adds to an error what it happened to.
+#[cfg(feature = "store")]
 pub(crate) trait At<T> {
     /// Names the subject of a failure.
     fn at<S: fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error>;
 }
 
+#[cfg(feature = "store")]
 impl<T, E: Into<Error>> At<T> for Result<T, E> {
     fn at<S: fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error> {
         self.map_err(|error| error.into().at(subject().to_string()))

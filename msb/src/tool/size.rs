@@ -1,15 +1,30 @@
-//! Sizes on the command line. They are in MiB without a unit, as in QEMU and docker's `-m`, which the crates for sizes do not offer.
+//! Sizes on the command line: a number with K, M, G or T, in any case and with `B` or `iB` after it. Memory and disks are in MiB
+//! without a unit, as in QEMU and docker's `-m`, which the crates for sizes do not offer.
 
-/// Parses a size into bytes: a number with K, M, G or T, in any case and with `B` or `iB` after it. Without a unit it is in MiB.
+/// Parses a size of memory or of a disk into bytes. Without a unit it is in MiB.
 ///
 /// # Errors
 /// A text that is not a number, or an unknown unit. A size beyond 64 bits is the largest one.
 pub fn parse(text: &str) -> Result<u64, String> {
+    parse_with(text, 20)
+}
+
+/// Parses a size of files into bytes. Without a unit it is in bytes.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    parse_with(text, 0)
+}
+
+fn parse_with(text: &str, default_shift: u32) -> Result<u64, String> {
     let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
     let number: u64 = number.parse().map_err(|_| "a size is a number with K, M, G or T".to_owned())?;
     let shift = match unit.to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" if unit.is_empty() => default_shift,
+        "" if unit.eq_ignore_ascii_case("b") => 0,
         "k" => 10,
-        "" | "m" => 20,
+        "m" => 20,
         "g" => 30,
         "t" => 40,
         _ => return Err(format!("unknown unit {unit:?} (K, M, G or T)")),
@@ -33,7 +48,10 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
-        for bad in ["", "x", "1x", "-1", "1.5G", "99999999999999999999"] {
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        assert_eq!(parse_bytes("4096B"), Ok(4096));
+        assert_eq!(parse("4096B"), Ok(4096));
+        for bad in ["", "1i", "x", "1x", "-1", "1.5G", "99999999999999999999"] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }
     }
