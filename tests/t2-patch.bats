@@ -360,7 +360,7 @@ END
     for upper in mine ''; do
         LD_PRELOAD=$PWD/sync.so run --separate-stderr msb-patch -r image.json ${upper:+--upper "$upper"} -f - <<< '{"op":"text","path":"/a","content":"old"}'
         [ "$status" = 0 ]
-        [[ $stderr == *': so a crash now may restore the old one: Input/output error'* ]]
+        [[ $stderr == *', so a crash now may restore the old one: Input/output error'* ]]
         echo "$output" > patched.json
         LD_PRELOAD=$PWD/sync.so run --separate-stderr msb-patch -r patched.json -f - <<< '{"op":"text","path":"/a","content":"new","replace":true}'
         [ "$status" = 0 ]

@@ -517,7 +517,9 @@ EOF
 # bats test_tags=kill
 @test "killed at many moments of a copy-up, the server leaves the layer's file or the changed one, and the next mount shows it" {
     moments=${MSB_KILLS:-20}
-    head -c 16M /dev/urandom >bottom/etc/big
+    never=$PWD/never
+    mkfifo "$never"
+    head -c 32M /dev/urandom >bottom/etc/big
     (cat bottom/etc/big; echo changed) | sha256sum >changed
     sha256sum <bottom/etc/big >unchanged
     setfattr -n user.note -v kept bottom/etc/big
@@ -535,10 +537,13 @@ EOF
         rm -rf "${upper:?}"/*
         msb-mount -r mount.json root >again.json
         delay=$((RANDOM * longest * 3 / 2 / 32768))
+        # No process is started between the write and the kill: that can take longer than the copy-up.
+        server=$(jq .mount.pid again.json)
+        printf -v delay '%d.%06d' $((delay / 1000000)) $((delay % 1000000))
         echo changed 2>/dev/null >>root/etc/big &
         writer=$!
-        sleep "$(printf '%d.%06d' $((delay / 1000000)) $((delay % 1000000)))"
-        kill -KILL "$(jq .mount.pid again.json)"
+        read -rt "$delay" <>"$never" || true
+        kill -KILL "$server"
         wait "$writer" || true
         msb-mount -r mount.json root >again.json
         sha256sum <root/etc/big >now

@@ -54,7 +54,7 @@ teardown() { vm_teardown; }
     rm -rf "$MSB_RUN"
     run --separate-stderr msb-boot -r worker.json
     [ "$status" -eq 1 ]
-    [[ $stderr == *'the record has a VM already, "worker", and it runs'* ]]
+    [[ $stderr == *'the record has a VM already, "worker", and it is running'* ]]
     run --separate-stderr msb-exec worker -- true
     [ "$status" -eq 125 ]
     [[ $stderr == *'vm "worker": it runs, but its run directory "'"$MSB_RUN"'/worker" was removed'*'msb-stop worker'* ]]

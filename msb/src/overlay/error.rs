@@ -1,6 +1,5 @@
 //! Why an operation on layers or on the store failed, and whose fault it was.
 
-use std::fmt;
 use std::io;
 
 /// Whose fault an [`Error`] is.
@@ -81,12 +80,12 @@ impl From<rustix::io::Errno> for Error {
 #[cfg(feature = "store")]
 pub(crate) trait At<T> {
     /// Names the subject of a failure.
-    fn at<S: fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error>;
+    fn at<S: std::fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error>;
 }
 
 #[cfg(feature = "store")]
 impl<T, E: Into<Error>> At<T> for Result<T, E> {
-    fn at<S: fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error> {
+    fn at<S: std::fmt::Display>(self, subject: impl FnOnce() -> S) -> Result<T, Error> {
         self.map_err(|error| error.into().at(subject().to_string()))
     }
 }
