@@ -124,7 +124,7 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
     into().map_err(|error| Error::step("enter the root".into(), error.into()))?;
     // From here on, all paths and the image's symlinks are resolved in the real root.
     let run = run::mount_tmpfs(cleanup)?;
-    etc::bind_all(&boot.hostname, run.as_deref(), cleanup);
+    etc::bind_all(boot, run.as_deref(), cleanup);
     make_directories(boot);
     Ok(())
 }

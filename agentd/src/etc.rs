@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+use msb::vm::boot::{Boot, Network};
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -24,7 +25,7 @@ const MAX_CONTENT: u64 = 1 << 20;
 const NO_NAME_SERVER: &[u8] = b"# This machine has no network, and so no name server.\n";
 
 /// Mounts all of them. `run` is the tmpfs on `/run`, if there is one: a file that a symlink leads there is written in place.
-pub fn bind_all(hostname: &str, run: Option<&Path>, cleanup: &mut Cleanup) {
+pub fn bind_all(boot: &Boot, run: Option<&Path>, cleanup: &mut Cleanup) {
     // Every root has this directory. The tmpfs covers it until its files are mounted elsewhere.
     let staging = Path::new("/").join(MSB_DIR);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -33,10 +34,12 @@ pub fn bind_all(hostname: &str, run: Option<&Path>, cleanup: &mut Cleanup) {
         return;
     }
     let has_ipv6 = Path::new("/proc/net/if_inet6").exists();
+    let network = boot.network.as_ref();
     for (number, file) in FILES.iter().enumerate() {
         let content = |image: &[u8]| match number {
-            0 => hosts(image, hostname, has_ipv6),
-            1 => format!("{hostname}\n").into_bytes(),
+            0 => hosts(image, &boot.hostname, has_ipv6, network),
+            1 => format!("{}\n", boot.hostname).into_bytes(),
+            _ if network.is_some() => network.map(resolv_conf).unwrap_or_default(),
             _ if image.is_empty() => NO_NAME_SERVER.to_vec(),
             _ => image.to_vec(),
         };
@@ -123,8 +126,18 @@ fn read(path: &PathBuf) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
+/// resolv.conf(5) for the network. An answer over 512 bytes needs EDNS: without it, glibc would ask again over TCP, which is refused.
+fn resolv_conf(network: &Network) -> Vec<u8> {
+    let mut lines: String = network.nameservers.iter().map(|address| format!("nameserver {address}\n")).collect();
+    if !network.search.is_empty() {
+        lines.push_str(&format!("search {}\n", network.search.join(" ")));
+    }
+    lines.push_str("options edns0\n");
+    lines.into_bytes()
+}
+
 /// The image's hosts(5), with lines for localhost and the machine's name added if they are missing.
-fn hosts(image: &[u8], hostname: &str, has_ipv6: bool) -> Vec<u8> {
+fn hosts(image: &[u8], hostname: &str, has_ipv6: bool, network: Option<&Network>) -> Vec<u8> {
     let mut hosts = image.to_vec();
     if hosts.last().is_some_and(|&byte| byte != b'\n') {
         hosts.push(b'\n');
@@ -139,6 +152,9 @@ fn hosts(image: &[u8], hostname: &str, has_ipv6: bool) -> Vec<u8> {
     }
     if !hostname.eq_ignore_ascii_case("localhost") && !has(hostname, false) && !has(hostname, true) {
         lines.push_str(&format!("127.0.0.1\t{hostname}\n"));
+    }
+    for (address, name) in network.iter().flat_map(|network| &network.hosts) {
+        lines.push_str(&format!("{address}\t{name}\n"));
     }
     hosts.extend(lines.as_bytes());
     hosts
@@ -176,11 +192,30 @@ mod tests {
             ("fd00::1 worker\n", format!("fd00::1 worker\n{LOCAL}{LOCAL_6}")),
             ("10.0.0.1 x # worker\n", format!("10.0.0.1 x # worker\n{LOCAL}{LOCAL_6}{OWN}")),
         ] {
-            assert_eq!(String::from_utf8(hosts(image.as_bytes(), "worker", true)).unwrap(), expected, "{image:?}");
+            assert_eq!(
+                String::from_utf8(hosts(image.as_bytes(), "worker", true, None)).unwrap(),
+                expected,
+                "{image:?}"
+            );
         }
-        assert_eq!(hosts(b"", "worker", false), format!("{LOCAL}{OWN}").into_bytes());
-        assert_eq!(hosts(b"", "localhost", false), LOCAL.as_bytes());
-        assert_eq!(hosts(b"\xff\n", "localhost", false), [b"\xff\n", LOCAL.as_bytes()].concat());
+        assert_eq!(hosts(b"", "worker", false, None), format!("{LOCAL}{OWN}").into_bytes());
+        assert_eq!(hosts(b"", "localhost", false, None), LOCAL.as_bytes());
+        assert_eq!(hosts(b"\xff\n", "localhost", false, None), [b"\xff\n", LOCAL.as_bytes()].concat());
+    }
+
+    #[test]
+    fn a_network_adds_hosts_and_name_servers() {
+        let network = Network {
+            mac: [2; 6],
+            mtu: 1500,
+            addresses: Vec::new(),
+            nameservers: vec!["10.0.2.3".parse().unwrap()],
+            search: vec!["a.test".into(), "b.test".into()],
+            hosts: vec![("10.0.2.2".parse().unwrap(), "host.msb.internal".into())],
+        };
+        let expected = "127.0.0.1\tlocalhost\n10.0.2.2\thost.msb.internal\n";
+        assert_eq!(hosts(b"", "localhost", false, Some(&network)), expected.as_bytes());
+        assert_eq!(resolv_conf(&network), b"nameserver 10.0.2.3\nsearch a.test b.test\noptions edns0\n");
     }
 
     #[test]

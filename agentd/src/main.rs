@@ -20,6 +20,8 @@ mod group;
 mod init;
 mod link;
 mod listen;
+mod netlink;
+mod network;
 mod output;
 mod path;
 mod process;
@@ -193,8 +195,11 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>), Error> {
     }
     nix::unistd::sethostname(&boot.hostname).map_err(|error| Error::step("set the hostname".into(), error.into()))?;
     sysctl::set_for_commands();
-    if let Err(error) = sys::bring_loopback_up() {
+    if let Err(error) = network::bring_loopback_up() {
         console::log(&format!("bring lo up: {error}"));
+    }
+    if let Some(card) = &boot.network {
+        network::configure(card).map_err(|error| Error::step("configure the network".into(), error))?;
     }
     let agent = Agent {
         reaper: Reaper::default(),

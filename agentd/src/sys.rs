@@ -5,7 +5,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicI32;
 
@@ -228,24 +228,6 @@ pub fn signal_group(group: i32, signal: i32) {
     unsafe {
         libc::kill(-group, signal);
     }
-}
-
-/// Brings the loopback interface up.
-///
-/// # Errors
-/// Those of `socket(2)` and `ioctl(2)`.
-pub fn bring_loopback_up() -> io::Result<()> {
-    let socket: OwnedFd = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-    // SAFETY: ifreq is plain data, for which all zeroes are valid.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[0] = libc::c_char::from_ne_bytes([b'l']);
-    request.ifr_name[1] = libc::c_char::from_ne_bytes([b'o']);
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads the name and the flags of the ifreq to which the pointer points.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 /// Sets how far the kernel reads ahead on a block device, in KiB.

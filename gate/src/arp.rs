@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::frame::{ETHERNET, be16, be32};
+use crate::frame::{ETHERNET, ETHERTYPE_ARP, be16, be32};
 
 /// The length of a message about IPv4 on Ethernet.
 const LENGTH: usize = 28;
@@ -14,6 +14,14 @@ pub(crate) fn is_own(frame: &[u8], guest: Ipv4Addr) -> bool {
     let has_shape = message[..6] == [0, 1, 8, 0, 6, 4] && matches!(be16(message, 6), 1 | 2);
     let sender = Ipv4Addr::from(be32(message, 14));
     has_shape && (sender == guest || sender.is_unspecified())
+}
+
+/// A frame with which the guest announces its address. passt learns the guest's Ethernet address from the first frame: before that it
+/// sends to all, and Linux ignores a TCP segment to all.
+pub fn announcement(mac: [u8; 6], guest: Ipv4Addr) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, 1];
+    let ethertype = ETHERTYPE_ARP.to_be_bytes();
+    [&[0xff; 6][..], &mac, &ethertype, &head, &mac, &guest.octets(), &[0; 6], &guest.octets()].concat()
 }
 
 #[cfg(test)]
@@ -38,5 +46,6 @@ mod tests {
         ] {
             assert_eq!(is_own(&frame, guest), expected, "{frame:?}");
         }
+        assert!(is_own(&announcement([2; 6], guest), guest));
     }
 }

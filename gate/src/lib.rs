@@ -23,6 +23,7 @@ mod table;
 mod tls;
 
 pub use address::{Prefix, is_never};
+pub use arp::announcement;
 pub use gate::{Config, Gate, Verdict};
 pub use log::{Denial, Log};
 pub use policy::{Mode, Policy, PolicyRule};

@@ -68,6 +68,11 @@ impl Log {
         lines
     }
 
+    /// Whether there are counts that [`Log::flush`] will write one day.
+    pub fn has_counts(&self) -> bool {
+        self.counts.values().any(|&count| count > 0)
+    }
+
     /// The counts of a period that is over.
     pub fn flush(&mut self, now: Duration) -> Vec<u8> {
         let mut lines = Vec::new();

@@ -12,6 +12,7 @@ use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
 use msb::{record::owner, record::script, record::signal, tool::env, tool::size};
 
+use crate::network_args::NetworkArgs;
 use crate::page::PAGE;
 
 /// Boot a microVM from a record
@@ -120,6 +121,9 @@ pub(crate) struct Args {
     /// changes are discarded]
     #[arg(long, value_name = "FILE")]
     pub overlay: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub network: NetworkArgs,
 
     /// The virtual machine monitor [default: $MSB_VMM, else auto]
     #[arg(long, value_enum)]

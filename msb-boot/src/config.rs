@@ -16,11 +16,12 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
+use crate::network::Network;
 use crate::notice::Notice;
 use crate::root::Root;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
-use crate::{agent, boot_share, defaults, jail, kernel, request, root_choice};
+use crate::{agent, boot_share, defaults, jail, kernel, network_args, request, root_choice};
 
 /// The size of `sun_path` in `sockaddr_un`, which includes the terminating NUL.
 const SOCKET_PATH_MAX: usize = 108;
@@ -34,6 +35,8 @@ pub(crate) struct Config {
     pub vm: Vm,
     /// The VMM that runs it.
     pub vmm: AnyVmm,
+    /// Its network.
+    pub network: Option<Network>,
     /// Its root.
     pub root: Root,
     /// Why the root has this form.
@@ -114,6 +117,7 @@ impl Config {
         if args.verbose {
             notices.push(Notice::Warning(format!("root: {} ({})", root.kind(), choice.why)));
         }
+        let network = Network::check(&request.network, network_args::default_mode()?)?;
         let vm = Vm {
             dir,
             cpus: request.cpus,
@@ -121,6 +125,7 @@ impl Config {
             kernel: kernel::check(&library, vmm.boot_protocol())?,
             root_share: root.share(),
             drives: Vec::new(),
+            card: None,
         };
         let boot = Boot {
             version: boot::VERSION,
@@ -130,6 +135,7 @@ impl Config {
             directories: defaults::volumes(&image),
             commit: false,
             init,
+            network: network.as_ref().map(Network::for_guest),
         };
         let mut record = record;
         (record.scripts, record.boot, record.vm) = (scripts.clone(), Some(request.clone()), None);
@@ -137,6 +143,7 @@ impl Config {
             name,
             vm,
             vmm,
+            network,
             root_why: choice.why.into(),
             boot,
             agent,

@@ -18,6 +18,11 @@ impl InheritedFd {
         Self(fd.as_raw_fd())
     }
 
+    /// The number, for a library that takes the descriptor over.
+    pub(crate) fn number(self) -> RawFd {
+        self.0
+    }
+
     /// The path that opens the file again, in a jail that has `/proc/self/fd`.
     pub(crate) fn path(self) -> PathBuf {
         format!("/proc/self/fd/{self}").into()

@@ -7,7 +7,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -47,6 +47,9 @@ const SERVE_FILES: CapabilitySet = CapabilitySet::CHOWN
 /// The capabilities that virtiofsd needs for its own sandbox within the jail. It drops both.
 const SANDBOX: CapabilitySet = CapabilitySet::SYS_CHROOT.union(CapabilitySet::SETPCAP);
 
+/// The user that nobody else is.
+const NOBODY: u32 = 65534;
+
 /// The limits of the tmpfs that is the jail's root. It holds only directories and mount points.
 const ROOT_OPTIONS: &std::ffi::CStr = c"size=256k,nr_inodes=256,mode=0755";
 
@@ -60,6 +63,8 @@ pub(crate) enum Capabilities {
     ServeFiles,
     /// The same, and those for a sandbox within the jail.
     ServeFilesSandboxed,
+    /// That for binding ports below 1024.
+    BindPorts,
 }
 
 impl Capabilities {
@@ -68,6 +73,7 @@ impl Capabilities {
             Self::None => CapabilitySet::empty(),
             Self::ServeFiles => SERVE_FILES,
             Self::ServeFilesSandboxed => SERVE_FILES.union(SANDBOX),
+            Self::BindPorts => CapabilitySet::NET_BIND_SERVICE,
         }
     }
 }
@@ -86,7 +92,13 @@ struct Bind {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Jail {
     binds: Vec<Bind>,
+    /// Empty directories.
+    dirs: Vec<PathBuf>,
     capabilities: Capabilities,
+    /// Whether it keeps the network of the process that starts it.
+    shares_net: bool,
+    /// The user and group that it becomes; `None` for root.
+    user: Option<u32>,
     /// A directory of the host on which the jail's root is mounted before pivot_root(2).
     mount_point: PathBuf,
 }
@@ -108,7 +120,8 @@ pub(crate) fn check_privileges() -> Result<&'static str, Unusable> {
 impl Jail {
     /// An empty jail. `mount_point` is any directory of the host.
     pub(crate) fn new(mount_point: &Path, capabilities: Capabilities) -> Self {
-        Self { binds: Vec::new(), capabilities, mount_point: mount_point.to_owned() }
+        let mount_point = mount_point.to_owned();
+        Self { binds: Vec::new(), dirs: Vec::new(), capabilities, shares_net: false, user: None, mount_point }
     }
 
     /// Binds a file or a directory with all mounts below it, writable. Device nodes do not work in it.
@@ -143,6 +156,24 @@ impl Jail {
         if SYSTEM.iter().any(|system| program.starts_with(system)) { self } else { self.ro_bind(program, program) }
     }
 
+    /// Makes an empty directory.
+    pub(crate) fn dir(mut self, target: &Path) -> Self {
+        self.dirs.push(target.to_owned());
+        self
+    }
+
+    /// Keeps the network.
+    pub(crate) fn share_net(mut self) -> Self {
+        self.shares_net = true;
+        self
+    }
+
+    /// Runs as this user and the group of the same number. Capabilities that are kept become ambient.
+    pub(crate) fn user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
     /// Moves this process, which must have one thread, into the jail. Open descriptors stay open.
     ///
     /// # Errors
@@ -151,8 +182,8 @@ impl Jail {
         msb::overlay::raise_open_files();
         // A core dump would contain the guest's memory.
         rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-        let namespaces =
-            CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        namespaces.set(CloneFlags::CLONE_NEWNET, !self.shares_net);
         nix::sched::unshare(namespaces).context("new namespaces")?;
         self.mount_root().context("a new root")?;
         self.drop_capabilities().context("dropping privileges")
@@ -170,6 +201,9 @@ impl Jail {
             bind.mount(tree).with_context(|| format!("{:?}", bind.source))?;
         }
         drop(trees);
+        for dir in &self.dirs {
+            make_directory(dir.strip_prefix("/").unwrap_or(dir)).with_context(|| format!("{dir:?}"))?;
+        }
         self.restrict_submounts()?;
         // pivot_root(2) stacks the old root on the new one, and the unmount takes it away.
         rustix::process::pivot_root(".", ".").context("pivot_root")?;
@@ -203,14 +237,49 @@ impl Jail {
             }
         }
         rustix::thread::set_thread_groups(&[])?;
+        if let Some(user) = self.user {
+            rustix::thread::set_keep_capabilities(true)?;
+            become_user(user)?;
+        }
         let permitted = rustix::thread::capabilities(None)?.permitted;
         if !permitted.contains(kept) {
             bail!("this user lacks {:?}", kept.difference(permitted));
         }
-        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-        rustix::thread::set_capabilities(None, sets)?;
+        let inheritable = if self.user.is_some() { kept } else { CapabilitySet::empty() };
+        rustix::thread::set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable })?;
+        for capability in inheritable.iter() {
+            rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+        }
         Ok(rustix::thread::set_no_new_privs(true)?)
     }
+}
+
+/// Becomes a user and the group of the same number. In a user namespace that lacks the number, it is nobody.
+fn become_user(user: u32) -> anyhow::Result<()> {
+    let become_one = |user: u32| {
+        let (uid, gid) = (nix::unistd::Uid::from_raw(user), nix::unistd::Gid::from_raw(user));
+        nix::unistd::setresgid(gid, gid, gid).and_then(|()| nix::unistd::setresuid(uid, uid, uid))
+    };
+    match become_one(user) {
+        Err(nix::Error::EINVAL) => become_one(NOBODY).context("nobody")?,
+        other => other.with_context(|| format!("user {user}"))?,
+    }
+    // A change of the user clears it.
+    Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?)
+}
+
+/// A directory that any user can enter, whatever the umask is.
+fn make_directory(path: &Path) -> std::io::Result<()> {
+    let mut made = PathBuf::new();
+    for component in path.components() {
+        made.push(component);
+        match DirBuilder::new().mode(0o755).create(&made) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+            Ok(()) => fs::set_permissions(&made, fs::Permissions::from_mode(0o755))?,
+        }
+    }
+    Ok(())
 }
 
 impl Bind {
@@ -236,10 +305,10 @@ impl Bind {
     fn mount(&self, tree: &OwnedFd) -> anyhow::Result<()> {
         let target = self.relative_target();
         if let Some(parent) = target.parent() {
-            DirBuilder::new().mode(0o755).recursive(true).create(parent)?;
+            make_directory(parent)?;
         }
         if rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode).is_dir() {
-            DirBuilder::new().mode(0o755).recursive(true).create(target)?;
+            make_directory(target)?;
         } else {
             File::create_new(target)?;
         }

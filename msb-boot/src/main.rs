@@ -21,6 +21,8 @@ mod jail;
 mod kernel;
 mod krun;
 mod log;
+mod network;
+mod network_args;
 mod notice;
 mod page;
 mod probe;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Some(Role::Supervisor) => supervisor::main(),
         Some(Role::Jailed(jail, command)) => role::execute_jailed(&jail, &command),
         Some(Role::Vmm(description)) => vmm::any::run(&description),
+        Some(Role::Gate(description)) => network::gate::run(&description),
         None => {
             start::signals();
             let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::block::scratch;
 use crate::unusable::Unusable;
 use crate::vmm::{any, kvm};
-use crate::{agent, helper_process, jail, kernel, qemu};
+use crate::{agent, helper_process, jail, kernel, network, qemu};
 
 /// The result of a probe. It is printed as JSON.
 #[derive(Debug, Serialize)]
@@ -65,6 +65,7 @@ impl Probe {
             ("libkrunfw", kernel::library().into()),
             ("mke2fs", scratch::mke2fs().into()),
             ("mkfs.erofs", mkfs.into()),
+            ("passt", network::passt::find_program().into()),
             ("privileges", jail::check_privileges().map(PathBuf::from).into()),
             ("qemu", qemu::find_program().into()),
             ("vhost-device-vsock", helper_process::find_vsock().into()),

@@ -19,9 +19,19 @@ use crate::inherited_fd::InheritedFd;
 use crate::jail::Jail;
 use crate::{log, role};
 
+/// Whether the VM ends with a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Vital {
+    /// It does.
+    Yes,
+    /// The VM goes on without it.
+    No,
+}
+
 /// A process of the VM.
 struct Process {
     name: &'static str,
+    vital: Vital,
     child: Child,
     /// Readable when the process has ended, however this process handles SIGCHLD.
     pidfd: OwnedFd,
@@ -54,14 +64,32 @@ impl Processes {
     pub(crate) fn start_helper(
         &mut self,
         name: &'static str,
+        vital: Vital,
         jail: &Jail,
         program: &Path,
         args: &[&OsStr],
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
         let mut command = role::jailed(jail, program).context(name)?;
-        command.args(args).current_dir("/").stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
-        self.spawn(name, command, fds).context(name)
+        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(self.helper_stderr.try_clone()?);
+        self.spawn(name, vital, command, fds).context(name)
+    }
+
+    /// Starts the gate that the JSON text describes, with the guest's frames on its stdin and passt's on its stdout.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(crate) fn start_gate(
+        &mut self,
+        name: &'static str,
+        description: &str,
+        guest: OwnedFd,
+        host: OwnedFd,
+    ) -> anyhow::Result<()> {
+        let mut command = role::gate(description);
+        command.current_dir("/").stdin(guest).stdout(host).stderr(self.helper_stderr.try_clone()?);
+        self.spawn(name, Vital::Yes, command, &[]).context(name)
     }
 
     /// Starts the VMM that the JSON text describes, with the guest's console on `console`. It inherits `fds`.
@@ -76,12 +104,11 @@ impl Processes {
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
         let mut command = role::vmm(description);
-        command.current_dir("/").stdout(console).stderr(self.vmm_stderr.try_clone()?);
-        self.spawn(name, command, fds).context(name)
+        command.current_dir("/").stdin(Stdio::null()).stdout(console).stderr(self.vmm_stderr.try_clone()?);
+        self.spawn(name, Vital::Yes, command, fds).context(name)
     }
 
-    fn spawn(&mut self, name: &'static str, mut command: Command, fds: &[OwnedFd]) -> io::Result<()> {
-        command.stdin(Stdio::null());
+    fn spawn(&mut self, name: &'static str, vital: Vital, mut command: Command, fds: &[OwnedFd]) -> io::Result<()> {
         for fd in fds {
             clear_cloexec(fd)?;
         }
@@ -98,7 +125,7 @@ impl Processes {
             }
         };
         log::note(format_args!("{name} started: process {}", child.id()));
-        self.processes.push(Process { name, child, pidfd, status: None });
+        self.processes.push(Process { name, vital, child, pidfd, status: None });
         Ok(())
     }
 
@@ -115,7 +142,7 @@ impl Processes {
         self.processes.iter().filter(|process| process.status.is_none()).map(|process| process.pidfd.as_fd())
     }
 
-    /// Reaps the processes that have ended. Returns the name and status of one that has: the VMM, if it is among them.
+    /// Reaps the processes that have ended. Returns the name and status of a vital one that has: the VMM, if it is among them.
     pub(crate) fn reap(&mut self, vmm: &str) -> Option<(&'static str, ExitStatus)> {
         for process in self.processes.iter_mut().filter(|process| process.status.is_none()) {
             // An error means that the process was reaped elsewhere, so its status is unknown.
@@ -124,8 +151,17 @@ impl Processes {
                 log::note(format_args!("{} {}", process.name, describe(status)));
             }
         }
-        let mut ended = self.processes.iter().filter_map(|process| Some((process.name, process.status?)));
+        let vital = self.processes.iter().filter(|process| process.vital == Vital::Yes);
+        let mut ended = vital.filter_map(|process| Some((process.name, process.status?)));
         ended.clone().find(|(name, _)| *name == vmm).or_else(|| ended.next())
+    }
+
+    /// Takes a process that was reaped, and that the VM can do without.
+    pub(crate) fn take_lost(&mut self) -> Option<(&'static str, ExitStatus)> {
+        let is_lost = |process: &Process| process.vital == Vital::No && process.status.is_some();
+        let lost = self.processes.iter().position(is_lost)?;
+        let process = self.processes.remove(lost);
+        Some((process.name, process.status?))
     }
 
     /// Kills the processes of this name.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::helper_process::{Device, DeviceKind, Programs};
 use crate::jail::{self, Capabilities};
 use crate::kernel::{self, BootProtocol};
+use crate::network;
 use crate::processes::Processes;
 use crate::program;
 use crate::unusable::Unusable;
@@ -143,6 +144,11 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
         };
         push(&["-chardev", &format!("socket,id=socket{number},fd={}", device.socket)]);
         push(&["-device", &format!("{name},chardev=socket{number},{}", bus())]);
+    }
+    if let Some(card) = &vm.card {
+        let mac = network::format_mac(card.mac);
+        push(&["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", card.fd)]);
+        push(&["-device", &format!("virtio-net-device,netdev=net,mac={mac},{}", bus())]);
     }
     push(&["-append", COMMAND_LINE]);
     args.extend(["-kernel".into(), kernel.into()]);

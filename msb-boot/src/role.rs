@@ -17,6 +17,7 @@ use crate::notice::TOOL;
 const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
 const JAILED: &str = "--as-jailed-process";
 const VMM: &str = "--as-vmm";
+const GATE: &str = "--as-gate";
 
 /// This program's file, even if another release has replaced it on the disk.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
@@ -29,13 +30,15 @@ pub(crate) enum Role {
     Jailed(Box<Jail>, Vec<OsString>),
     /// Be the VMM that this JSON text describes. The process is killed when the supervisor dies.
     Vmm(String),
+    /// Be the gate that this JSON text describes. The process is killed when the supervisor dies.
+    Gate(String),
 }
 
 /// The role that the arguments name; `None` for a call by a user.
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?;
-    if ![SUPERVISOR, JAILED, VMM].iter().any(|known| role == *known) {
+    if ![SUPERVISOR, JAILED, VMM, GATE].iter().any(|known| role == *known) {
         return None;
     }
     // The kernel named the process after the path's last component, so ps(1) would show "exe".
@@ -49,6 +52,9 @@ pub(crate) fn role() -> Option<Role> {
     let description = args.next()?.into_string().ok()?;
     if role == VMM {
         return Some(Role::Vmm(description));
+    }
+    if role == GATE {
+        return Some(Role::Gate(description));
     }
     Some(Role::Jailed(serde_json::from_str(&description).ok()?, args.collect()))
 }
@@ -103,6 +109,13 @@ pub(crate) fn jailed(jail: &Jail, program: &Path) -> io::Result<Command> {
 pub(crate) fn vmm(description: &str) -> Command {
     let mut command = in_role(VMM);
     command.arg(OsStr::new(description));
+    command
+}
+
+/// The command that starts the gate that the JSON text describes.
+pub(crate) fn gate(description: &str) -> Command {
+    let mut command = in_role(GATE);
+    command.arg(description);
     command
 }
 

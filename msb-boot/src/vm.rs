@@ -25,6 +25,17 @@ pub(crate) struct Vm {
     pub root_share: Option<PathBuf>,
     /// Its disks, in the order in which the guest numbers them.
     pub drives: Vec<Drive>,
+    /// Its network card.
+    pub card: Option<Card>,
+}
+
+/// The network card of a VM. The VMM inherits its socket, on which each frame follows its length: four bytes, big-endian.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Card {
+    /// The socket.
+    pub fd: InheritedFd,
+    /// The Ethernet address.
+    pub mac: [u8; 6],
 }
 
 /// A disk of the guest. The VMM inherits it open.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::jail::{self, Jail};
-use crate::processes::{Processes, fd_flag};
+use crate::processes::{Processes, Vital, fd_flag};
 use crate::program;
 use crate::unusable::Unusable;
 
@@ -42,6 +42,6 @@ pub(super) fn start(dir: &Path, program: &Path, jail: Jail, processes: &mut Proc
     let (itself, file_max) = (Path::new("/proc/self"), Path::new("/proc/sys/fs/file-max"));
     let jail = jail.ro_bind_program(program).ro_bind(itself, itself).ro_bind(file_max, file_max);
     let args = [&socket, OsStr::new("--rlimit-nofile=0"), OsStr::new("-o"), OsStr::new(&options)];
-    processes.start_helper("virtiofsd", &jail, program, &args, &[listener])?;
+    processes.start_helper("virtiofsd", Vital::Yes, &jail, program, &args, &[listener])?;
     Ok(connection.into())
 }

@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
 use crate::jail::{self, Capabilities};
-use crate::processes::Processes;
+use crate::processes::{Processes, Vital};
 use crate::program;
 use crate::unusable::Unusable;
 use crate::vm::Vm;
@@ -64,7 +64,7 @@ impl Starting {
             OsStr::new(TX_BUFFER_SIZE),
         ];
         let jail = vm.jail(Capabilities::None).ro_bind_program(program).bind(&outside, inside);
-        processes.start_helper("vhost-device-vsock", &jail, program, &args, &[])?;
+        processes.start_helper("vhost-device-vsock", Vital::Yes, &jail, program, &args, &[])?;
         Ok(Self { socket, events, process: processes.last_pidfd()? })
     }
 

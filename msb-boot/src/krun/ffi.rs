@@ -12,6 +12,10 @@ use libloading::Library;
 use msb::record::DiskFormat;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
+/// The features of a network card: checksums and TCP segmentation are left to the host. With others, libkrun gives the guest's kernel
+/// receive buffers of 1514 bytes, and drops every larger frame. They are libkrun's `NET_COMPAT_FEATURES`.
+const CARD_FEATURES: u32 = 0x4c83;
+
 /// A kernel image in the library's own pages, which stay mapped.
 pub(crate) struct KernelImage {
     /// The raw image.
@@ -162,6 +166,13 @@ impl Context {
         let socket = c_path(socket)?;
         // SAFETY: a C string that outlives the call.
         check(unsafe { krun::krun_add_vsock_port2(self.0, port, socket.as_ptr(), listen) }).map(drop)
+    }
+
+    /// Adds a network card, whose frames are on a connected stream socket. libkrun owns the descriptor from then on.
+    pub(crate) fn add_card(&self, fd: i32, mac: [u8; 6]) -> io::Result<()> {
+        // SAFETY: there is no path, the descriptor is inherited for this and nothing else uses it, and libkrun copies the six bytes.
+        check(unsafe { krun::krun_add_net_unixstream(self.0, ptr::null(), fd, mac.as_ptr(), CARD_FEATURES, 0) })
+            .map(drop)
     }
 
     /// Sets the file to which the guest's console is written.

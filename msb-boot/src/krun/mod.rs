@@ -83,6 +83,9 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
     context.add_plain_vsock()?;
     context.add_port(AGENT_PORT, &sockets.join(rundir::AGENT_SOCKET), true)?;
     context.add_port(READY_PORT, &vm::ready_socket(sockets), false)?;
+    if let Some(card) = &vm.card {
+        context.add_card(card.fd.number(), card.mac)?;
+    }
     context.set_console(Path::new("/proc/self/fd/1"))?;
     Ok(context)
 }

@@ -2,6 +2,7 @@
 
 use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -100,16 +101,21 @@ impl<'a, 'f> Watch<'a, 'f> {
         let (vmm_stderr, vmm_stderr_in) = std::io::pipe()?;
         let (helper_stderr, helper_stderr_in) = std::io::pipe()?;
         let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.lock_alive()?)?;
-        let disks = machine.inherited_disks()?;
+        let mut fds = machine.inherited_disks()?;
         let clock = Clock::watch().context("watch the clock")?;
-        let vm = &machine.vm;
+        let vm = &mut machine.vm;
         publish::make_private_dir(&vm.socket_dir()).with_context(|| format!("{:?}", vm.socket_dir()))?;
         let report = ready::Report::listen(&vm.ready_socket())?;
         let (console, console_in) = std::io::pipe()?;
         let log = config.log_path(held);
         let console = if machine.restarts == 0 { Console::new(console, &log) } else { Console::resume(console, &log) };
         let console = console.with_context(|| format!("{log:?}"))?;
-        config.vmm.start(vm, disks, console_in, &mut processes)?;
+        if let Some(network) = &config.network {
+            let (card, socket) = network.start(vm, &mut processes)?;
+            vm.card = Some(card);
+            fds.push(socket);
+        }
+        config.vmm.start(vm, fds, console_in, &mut processes)?;
         Ok(Self {
             config,
             held,
@@ -298,6 +304,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         running.cpus = vm.cpus;
         running.memory_mib = vm.memory_mib;
         running.init = ready.init.clone();
+        running.net = self.config.network.as_ref().map(|network| network.in_record(vm));
         running.timings_ms = timings(self.started, self.spawned, arrived, ready);
         running.restarts = self.machine.restarts;
         let mut record = record.clone();
@@ -343,10 +350,14 @@ impl<'a, 'f> Watch<'a, 'f> {
     /// Reaps the processes of the VM that have ended, and decides what their end means.
     fn check_processes(&mut self) -> anyhow::Result<Option<Ended>> {
         let vmm = self.config.vmm.name();
-        let Some((name, status)) = self.processes.reap(vmm) else { return Ok(None) };
+        let ended = self.processes.reap(vmm);
         self.vmm_stderr.drain();
         self.helper_stderr.drain();
         self.console.drain();
+        while let Some((name, status)) = self.processes.take_lost() {
+            self.lose(name, status);
+        }
+        let Some((name, status)) = ended else { return Ok(None) };
         let end = format!("{name} {}", processes::describe(status));
         if name != vmm {
             self.lost.get_or_insert((now() + HELPER_LOSS_GRACE, end));
@@ -369,6 +380,20 @@ impl<'a, 'f> Watch<'a, 'f> {
             _ => Ended::failure(message),
         };
         Ok(Some(ended))
+    }
+
+    /// A process has ended that the VM can do without. While it boots, that is an error all the same.
+    fn lose(&mut self, name: &str, status: ExitStatus) {
+        let mut end = format!("{name} {}", processes::describe(status));
+        if matches!(self.phase, Phase::Booting { .. }) {
+            let lines = self.helper_stderr.last_lines();
+            if !lines.is_empty() {
+                end = format!("{end}: {}", lines.join("; "));
+            }
+            self.lost.get_or_insert((now(), end));
+        } else {
+            log::note(format_args!("{end}: the guest has no network until the VM is started again"));
+        }
     }
 
     /// Acts on the deadlines that have passed.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Text, Unknown};
+use super::{Network, Text, Unknown};
 
 /// What msb-boot is asked for. Its flags override these members, and it writes them all back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,6 +47,8 @@ pub struct Boot {
     pub overlay: Option<PathBuf>,
     /// When to restart the VM.
     pub restart: RestartPolicy,
+    /// The network.
+    pub network: Network,
     /// The VMM; null for `$MSB_VMM`, else auto.
     pub vmm: Option<VmmChoice>,
     /// The file for the guest's console; null for kernel.log in the run directory.
@@ -78,6 +80,7 @@ impl Default for Boot {
             commit_on_stop: false,
             overlay: None,
             restart: RestartPolicy::No,
+            network: Network::default(),
             vmm: None,
             kernel_log: None,
             timeout_s: None,

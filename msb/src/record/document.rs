@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::boot::Boot;
+use super::network::Net;
 
 /// The version that this crate reads and writes, the value of the member `msb`.
 pub const VERSION: u64 = 1;
@@ -304,6 +305,9 @@ pub struct Vm {
     pub endpoint: Endpoint,
     /// The output of the guest's kernel and of agentd.
     pub kernel_log: PathBuf,
+    /// The network; null if the guest has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net: Option<Net>,
     /// How long the boot took.
     pub timings_ms: Timings,
     /// How often its supervisor has started it again.
@@ -328,6 +332,7 @@ impl Vm {
             cpus: 1,
             memory_mib: 0,
             init: None,
+            net: None,
             endpoint,
             kernel_log,
             timings_ms: Timings::default(),

@@ -19,6 +19,7 @@
 
 mod boot;
 mod document;
+mod network;
 pub mod owner;
 pub mod path;
 pub mod script;
@@ -27,4 +28,5 @@ mod text;
 
 pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};
 pub use document::*;
+pub use network::{Net, Network, NetworkMode, NetworkRule, PublishedPort};
 pub use text::{Text, printable};

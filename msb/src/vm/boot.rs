@@ -1,5 +1,6 @@
 //! `boot.json`: the instructions for agentd, written by msb-boot into the boot share and read once. Both are of one release.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,37 @@ pub struct Boot {
     /// The init to run as PID 1.
     #[serde(default)]
     pub init: Option<Init>,
+    /// The network; `None` for the loopback interface alone.
+    #[serde(default)]
+    pub network: Option<Network>,
+}
+
+/// The configuration of the guest's network card.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// The card's Ethernet address.
+    pub mac: [u8; 6],
+    /// The largest packet, in bytes.
+    pub mtu: u32,
+    /// The addresses, each of its own family.
+    pub addresses: Vec<NetworkAddress>,
+    /// For resolv.conf(5).
+    pub nameservers: Vec<IpAddr>,
+    /// For resolv.conf(5).
+    pub search: Vec<String>,
+    /// For hosts(5).
+    pub hosts: Vec<(IpAddr, String)>,
+}
+
+/// An address of the card.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NetworkAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// The prefix length of its network.
+    pub prefix: u8,
+    /// The default route.
+    pub gateway: IpAddr,
 }
 
 /// One mount.

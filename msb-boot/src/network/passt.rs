@@ -1,0 +1,159 @@
+//! passt, the process that opens ordinary sockets of the host for the guest. It is the only process of a VM that has the host's network,
+//! so it runs as a user of its own, without capabilities unless a low port is published.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Permissions};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use msb::store::publish;
+use serde::{Deserialize, Serialize};
+
+use super::address::{Address, MTU};
+use super::publish::Publish;
+use crate::jail::Capabilities;
+use crate::processes::{Processes, Vital, fd_flag};
+use crate::program;
+use crate::unusable::Unusable;
+use crate::vm::Vm;
+
+/// The process's name in messages.
+pub(crate) const NAME: &str = "passt";
+
+/// The file in the run directory that is its resolv.conf.
+const RESOLV_CONF: &str = "resolv.conf";
+
+/// The first of the users that passt runs as. The supervisor's PID is added, which has 22 bits at most.
+const FIRST_USER: u32 = 0x6d00_0000;
+
+/// The ports below it need a capability.
+const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+
+/// The program.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Passt {
+    program: PathBuf,
+    /// It has the flag `--stderr`, and logs to syslog without it.
+    has_stderr_flag: bool,
+}
+
+/// Finds the program.
+///
+/// # Errors
+/// The package to install.
+pub(crate) fn find_program() -> Result<PathBuf, Unusable> {
+    program::find("passt", &[], "apt-get install passt")
+}
+
+/// What passt is to do for a VM.
+pub(super) struct Options<'n> {
+    /// The guest's addresses.
+    pub addresses: &'n [Address],
+    /// The ports of the host that lead to the guest.
+    pub ports: &'n [Publish],
+    /// Name servers to use instead of the host's.
+    pub dns: &'n [IpAddr],
+    /// Whether the gateway's address leads to the host's loopback.
+    pub maps_loopback: bool,
+}
+
+impl Passt {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// The package to install.
+    pub(crate) fn find() -> Result<Self, Unusable> {
+        let program = find_program()?;
+        let help = Command::new(&program).arg("--help").output();
+        let has_stderr_flag = help.is_ok_and(|help| {
+            [help.stdout, help.stderr].iter().any(|text| String::from_utf8_lossy(text).contains("--stderr"))
+        });
+        Ok(Self { program, has_stderr_flag })
+    }
+
+    /// Starts it, with the guest's frames on `socket`.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(super) fn start(
+        &self,
+        vm: &Vm,
+        options: &Options,
+        socket: OwnedFd,
+        processes: &mut Processes,
+    ) -> anyhow::Result<()> {
+        let resolv_conf = Path::new("/etc/resolv.conf");
+        let source = match options.dns {
+            [] => fs::canonicalize(resolv_conf).ok(),
+            dns => Some(write_resolv_conf(&vm.dir, dns)?),
+        };
+        let needs_low_port = options.ports.iter().any(|publish| publish.host < FIRST_UNPRIVILEGED_PORT);
+        let capabilities = if needs_low_port { Capabilities::BindPorts } else { Capabilities::None };
+        let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+        let itself = Path::new("/proc/self");
+        let mut jail = vm
+            .jail(capabilities)
+            .share_net()
+            .user(FIRST_USER + pid)
+            .ro_bind_program(&self.program)
+            .ro_bind(itself, itself)
+            .dir("/tmp".as_ref());
+        if let Some(source) = source {
+            jail = jail.ro_bind(&source, resolv_conf);
+        }
+        let args = self.arguments(options, &socket);
+        let args: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
+        processes.start_helper(NAME, Vital::No, &jail, &self.program, &args, &[socket])
+    }
+
+    fn arguments(&self, options: &Options, socket: &OwnedFd) -> Vec<OsString> {
+        let Options { addresses, ports, maps_loopback, .. } = *options;
+        let mut args: Vec<OsString> = Vec::new();
+        let mut push = |more: &[&str]| args.extend(more.iter().map(OsString::from));
+        push(&["--foreground", "--quiet", "--no-ra", "--no-dhcp", "--no-dhcpv6", "--mtu", &MTU.to_string()]);
+        if self.has_stderr_flag {
+            push(&["--stderr"]);
+        }
+        if !maps_loopback {
+            push(&["--no-map-gw"]);
+        }
+        for address in addresses {
+            push(&["--address", &address.guest.to_string(), "--gateway", &address.gateway.to_string()]);
+            if address.guest.is_ipv4() {
+                push(&["--netmask", &address.prefix.to_string()]);
+            }
+            push(&["--dns-forward", &address.resolver.to_string()]);
+        }
+        match addresses {
+            [only] if only.guest.is_ipv4() => push(&["--ipv4-only"]),
+            [_] => push(&["--ipv6-only"]),
+            _ => {}
+        }
+        for (flag, is_udp) in [("--tcp-ports", false), ("--udp-ports", true)] {
+            let of_protocol: Vec<&Publish> = ports.iter().filter(|publish| publish.is_udp == is_udp).collect();
+            if of_protocol.is_empty() {
+                push(&[flag, "none"]);
+            }
+            for publish in of_protocol {
+                push(&[flag, &publish.for_passt()]);
+            }
+        }
+        args.push(fd_flag("--fd=", socket));
+        args
+    }
+}
+
+/// A resolv.conf(5) with these name servers, which any user can read.
+fn write_resolv_conf(dir: &Path, dns: &[IpAddr]) -> anyhow::Result<PathBuf> {
+    let path = dir.join(RESOLV_CONF);
+    let lines: String = dns.iter().map(|address| format!("nameserver {address}\n")).collect();
+    // passt runs as another user, and the umask of this process is strict.
+    publish::write_file(&path, lines.as_bytes(), 0o644)
+        .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
+        .with_context(|| format!("{path:?}"))?;
+    Ok(path)
+}

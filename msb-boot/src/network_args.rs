@@ -1,0 +1,243 @@
+//! The flags about the network.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{ArgMatches, Command, FromArgMatches};
+use msb::record::{Network, NetworkMode, NetworkRule};
+use msb::tool::exit;
+
+use crate::network::{self, publish::Publish};
+
+/// The largest file that --network-policy names, in bytes.
+const MAX_POLICY: u64 = 1 << 20;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct NetworkArgs {
+    /// What the guest can reach: nothing, as it has no network card (none), the internet (public), private networks too (private), or
+    /// only what --allow permits (deny) [default: $MSB_NETWORK; otherwise public with -p, --allow, --deny or --dns, and none without]
+    #[arg(long, value_name = "MODE", value_parser = mode)]
+    pub network: Option<NetworkMode>,
+
+    #[command(flatten)]
+    pub rules: Rules,
+
+    /// A file with the whole network as JSON, the member boot.network of the record; the other flags override it
+    #[arg(long, value_name = "FILE")]
+    pub network_policy: Option<PathBuf>,
+
+    /// Forward a port of the host to a port of the guest. The default address is 127.0.0.1, port 0 is a free one, and a range is
+    /// FIRST-LAST (repeatable)
+    #[arg(short = 'p', long = "publish", value_name = "[IP:]PORT:GUEST[/udp]", value_parser = publish)]
+    pub publish: Vec<String>,
+
+    /// A name server instead of the host's first one
+    #[arg(long, value_name = "ADDR")]
+    pub dns: Vec<IpAddr>,
+
+    /// A domain in which short names are looked up (repeatable)
+    #[arg(long, value_name = "NAME", value_parser = network::check_name)]
+    pub dns_search: Vec<String>,
+
+    /// A line of the guest's /etc/hosts; host-gateway is the address of host.msb.internal (repeatable)
+    #[arg(long, value_name = "NAME:ADDR|NAME:host-gateway", value_parser = host)]
+    pub add_host: Vec<String>,
+
+    /// The Ethernet address of the guest's network card
+    #[arg(long, value_name = "ADDR", value_parser = mac)]
+    pub mac: Option<String>,
+}
+
+/// The rules of --allow and --deny, in the order in which they were given.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules(pub Vec<NetworkRule>);
+
+const ALLOW: &str = "allow";
+const DENY: &str = "deny";
+
+impl clap::Args for Rules {
+    fn augment_args(command: Command) -> Command {
+        let rule = |name: &'static str| {
+            clap::Arg::new(name)
+                .long(name)
+                .value_name("WHAT[:PORT[-PORT]][/tcp|/udp]")
+                .action(clap::ArgAction::Append)
+                .value_parser(|text: &str| network::parse_rule(text).map(|rule| rule.to_string()))
+        };
+        command
+            .arg(rule(ALLOW).help(
+                "Let the guest reach an address, a prefix, a name, *.NAME, public, private, host (the host's loopback, behind \
+                 host.msb.internal), meta or all. The first of --allow and --deny that matches decides (repeatable)",
+            ))
+            .arg(rule(DENY).help("Keep the guest from it (repeatable)"))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Rules {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut rules = Vec::new();
+        for (name, make) in [(ALLOW, NetworkRule::Allow as fn(String) -> NetworkRule), (DENY, NetworkRule::Deny)] {
+            let texts = matches.get_many::<String>(name).unwrap_or_default();
+            rules.extend(matches.indices_of(name).unwrap_or_default().zip(texts.cloned().map(make)));
+        }
+        rules.sort_by_key(|(index, _)| *index);
+        Ok(Self(rules.into_iter().map(|(_, rule)| rule).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl NetworkArgs {
+    /// The recorded network, overridden by the file and by the flags.
+    ///
+    /// # Errors
+    /// A usage error for a file that cannot be read.
+    pub(crate) fn override_recorded(&self, recorded: &Network) -> anyhow::Result<Network> {
+        let mut network = match &self.network_policy {
+            Some(file) => {
+                let read = || -> anyhow::Result<Network> {
+                    let text = std::fs::read(file)?;
+                    anyhow::ensure!(text.len() as u64 <= MAX_POLICY, "larger than {MAX_POLICY} bytes");
+                    let network: Network = serde_json::from_slice(&text)?;
+                    if let Some((member, _)) = network.unknown.iter().next() {
+                        anyhow::bail!("unknown member {member:?}");
+                    }
+                    Ok(network)
+                };
+                read()
+                    .with_context(|| format!("--network-policy {file:?}"))
+                    .map_err(|error| exit::coded(exit::USAGE, format!("{error:#}")))?
+            }
+            None => recorded.clone(),
+        };
+        network.mode = self.network.or(network.mode);
+        // Rules are one list, whose order matters.
+        override_list(&mut network.rules, &self.rules.0);
+        override_list(&mut network.ports, &self.publish);
+        override_list(&mut network.dns, &self.dns);
+        override_list(&mut network.dns_search, &self.dns_search);
+        override_list(&mut network.hosts, &self.add_host);
+        network.mac = self.mac.clone().or(network.mac);
+        if self.network == Some(NetworkMode::None) {
+            // What was recorded with another mode was meant for that one.
+            network.rules.retain(|_| !self.rules.0.is_empty());
+            network.ports.retain(|_| !self.publish.is_empty());
+            network.dns.retain(|_| !self.dns.is_empty());
+            network.mac = network.mac.filter(|_| self.mac.is_some());
+        }
+        Ok(network)
+    }
+}
+
+fn override_list<T: Clone>(list: &mut Vec<T>, flags: &[T]) {
+    if !flags.is_empty() {
+        *list = flags.to_vec();
+    }
+}
+
+/// The mode of `$MSB_NETWORK`.
+///
+/// # Errors
+/// A usage error if the variable does not name a mode.
+pub(crate) fn default_mode() -> anyhow::Result<Option<NetworkMode>> {
+    match std::env::var_os("MSB_NETWORK").filter(|value| !value.is_empty()) {
+        None => Ok(None),
+        Some(value) => mode(&value.to_string_lossy())
+            .map(Some)
+            .map_err(|why| exit::coded(exit::USAGE, format!("MSB_NETWORK {value:?}: {why}")).into()),
+    }
+}
+
+fn mode(text: &str) -> Result<NetworkMode, &'static str> {
+    let mode = NetworkMode::ALL.into_iter().find(|(name, _)| *name == text);
+    mode.map(|(_, mode)| mode).ok_or("none, public, private or deny is expected")
+}
+
+fn publish(text: &str) -> Result<String, String> {
+    text.parse().map(|publish: Publish| publish.to_string())
+}
+
+fn host(text: &str) -> Result<String, String> {
+    network::parse_host(text).map(|_| text.to_owned())
+}
+
+fn mac(text: &str) -> Result<String, String> {
+    network::check_mac(text).map(network::format_mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Tool {
+        #[command(flatten)]
+        network: NetworkArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<NetworkArgs, String> {
+        let parsed = Tool::try_parse_from([&["tool"], flags].concat());
+        parsed.map(|tool| tool.network).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn rules_keep_their_order() {
+        let args = parse(&["--allow", "a.test", "--deny", "b.test:80", "--allow", "*.C.test"]).unwrap();
+        let expected = [
+            NetworkRule::Allow("a.test".into()),
+            NetworkRule::Deny("b.test:80".into()),
+            NetworkRule::Allow("*.c.test".into()),
+        ];
+        assert_eq!(args.rules.0, expected);
+    }
+
+    #[test]
+    fn a_wrong_word_is_named() {
+        for (flags, word) in [
+            (["--network", "open"], "'open'"),
+            (["--allow", "a..b"], "\"a..b\""),
+            (["--deny", "a.test:http"], "\"http\""),
+            (["-p", "80"], "\"80\""),
+            (["--add-host", "db"], "\"db\""),
+            (["--dns", "resolver"], "'resolver'"),
+            (["--dns-search", "a b"], "\"a b\""),
+            (["--mac", "x"], "\"x\""),
+        ] {
+            let error = parse(&flags).unwrap_err();
+            assert!(error.contains(word), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn flags_override_the_record_and_the_file() {
+        let recorded: Network =
+            serde_json::from_str(r#"{"mode":"deny","rules":[{"allow":"a.test"}],"ports":["8080:80"]}"#).unwrap();
+        assert_eq!(parse(&[]).unwrap().override_recorded(&recorded).unwrap(), recorded);
+        let none = parse(&["--network", "none"]).unwrap().override_recorded(&recorded).unwrap();
+        assert_eq!((none.mode, none.rules.len(), none.ports.len()), (Some(NetworkMode::None), 0, 0));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("policy.json");
+        let with_file = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            let args = parse(&["--network-policy", file.to_str().unwrap(), "--deny", "b.test"]).unwrap();
+            args.override_recorded(&recorded)
+        };
+        let network = with_file(r#"{"mode":"private","dns":["192.0.2.1"]}"#).unwrap();
+        assert_eq!((network.mode, network.ports.len(), network.dns.len()), (Some(NetworkMode::Private), 0, 1));
+        assert_eq!(network.rules, [NetworkRule::Deny("b.test".into())]);
+        for (text, word) in [("{", "EOF"), (r#"{"modes":1}"#, "\"modes\""), (r#"{"mode":"open"}"#, "`open`")] {
+            let error = with_file(text).unwrap_err().to_string();
+            assert!(error.starts_with("--network-policy") && error.contains(word), "{error}");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The network of a VM: what msb-boot is asked for, and what the guest got.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::Unknown;
+
+/// The network that msb-boot is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct Network {
+    /// What the guest may reach where no rule matches; null for public if passt is installed, else none.
+    pub mode: Option<NetworkMode>,
+    /// The rules, in order: the first one that matches decides.
+    pub rules: Vec<NetworkRule>,
+    /// Published ports, each `[IP:]PORT:GUEST[/udp]`.
+    pub ports: Vec<String>,
+    /// The addresses of name servers; empty for the host's.
+    pub dns: Vec<IpAddr>,
+    /// The domains in which short names are looked up.
+    pub dns_search: Vec<String>,
+    /// Lines of the guest's hosts(5), each `NAME:ADDRESS` or `NAME:host-gateway`.
+    pub hosts: Vec<String>,
+    /// The Ethernet address of the guest's network card; null for the default.
+    pub mac: Option<String>,
+    /// Members that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// What a guest may reach where no rule matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// The guest has no network card.
+    None,
+    /// The internet.
+    Public,
+    /// The internet, private networks and those that the host is connected to.
+    Private,
+    /// Nothing.
+    Deny,
+}
+
+impl NetworkMode {
+    /// All of them, with their names on a command line.
+    pub const ALL: [(&str, Self); 4] =
+        [("none", Self::None), ("public", Self::Public), ("private", Self::Private), ("deny", Self::Deny)];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.into_iter().find(|(_, mode)| *mode == self).map_or("none", |(name, _)| name)
+    }
+}
+
+/// A rule: `WHAT[:PORT[-PORT]][/tcp|/udp]`, and whether it allows or denies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkRule {
+    /// What it matches is let through.
+    Allow(String),
+    /// What it matches is refused.
+    Deny(String),
+}
+
+/// The network of a running VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Net {
+    /// What the guest may reach where no rule matches.
+    pub mode: NetworkMode,
+    /// The program that opens the guest's connections on the host.
+    pub backend: String,
+    /// The Ethernet address of the guest's network card.
+    pub mac: String,
+    /// The largest packet, in bytes.
+    pub mtu: u32,
+    /// The guest's addresses with their prefix lengths.
+    pub addresses: Vec<String>,
+    /// The gateways.
+    pub gateways: Vec<IpAddr>,
+    /// The name servers that the guest uses.
+    pub nameservers: Vec<IpAddr>,
+    /// The ports of the host that lead to the guest.
+    pub ports: Vec<PublishedPort>,
+    /// The rules, in order.
+    pub rules: Vec<NetworkRule>,
+    /// The file with what was denied, a line of JSON each.
+    pub log: PathBuf,
+    /// Members that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+/// A port of the host that leads to one of the guest's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PublishedPort {
+    /// The host's address and port.
+    pub host: std::net::SocketAddr,
+    /// The guest's port.
+    pub guest: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+}

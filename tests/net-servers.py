@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Servers for t8-net.bats: net-servers.py far|host.
+
+far: HTTP on port 80 of all addresses, and a name server on 203.0.113.9. host: HTTP on ports 8000 and 8001 of loopback. The body of every
+answer is the argument.
+"""
+import http.server
+import socket
+import struct
+import sys
+import threading
+
+ADDRESSES = {"www.good.test": "203.0.113.9", "other.test": "203.0.113.9", "rebind.test": "10.9.9.9"}
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = (sys.argv[1] + "\n").encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+
+
+def serve_http(address, port):
+    threading.Thread(target=Server((address, port), Handler).serve_forever).start()
+
+
+def serve_names():
+    """Answers for A records of ADDRESSES, and with "no such name" for others."""
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("203.0.113.9", 53))
+    while True:
+        query, client = server.recvfrom(4096)
+        labels, at = [], 12
+        while query[at]:
+            labels.append(query[at + 1 : at + 1 + query[at]].decode().lower())
+            at += 1 + query[at]
+        question = query[12 : at + 5]
+        address = ADDRESSES.get(".".join(labels))
+        answer = b""
+        if address and struct.unpack(">H", query[at + 1 : at + 3])[0] == 1:
+            answer = b"\xc0\x0c\0\1\0\1\0\0\1\x2c\0\4" + socket.inet_aton(address)
+        flags = 0x8180 if address else 0x8183
+        server.sendto(query[:2] + struct.pack(">HHHHH", flags, 1, bool(answer), 0, 0) + question + answer, client)
+
+
+if sys.argv[1] == "far":
+    serve_http("::", 80)
+    serve_names()
+else:
+    serve_http("::ffff:127.0.0.1", 8000)
+    serve_http("::ffff:127.0.0.1", 8001)

@@ -1,0 +1,175 @@
+#!/usr/bin/env bats
+# The guest's network. The servers are in a network namespace that the test creates, and msb-boot runs in there, so nothing leaves the
+# machine except in the last test.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    command -v passt >/dev/null || skip "passt is not installed"
+    # The other end of the link has addresses of the internet, of a private network and of the metadata service.
+    export lab=msb-net-$$ far=msb-far-$$
+    ip netns add "$lab"
+    ip netns add "$far"
+    ip link add eth0 netns "$lab" type veth peer name eth0 netns "$far"
+    for namespace in "$lab" "$far"; do
+        ip -n "$namespace" link set lo up
+        ip -n "$namespace" link set eth0 up
+        ip netns exec "$namespace" sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.eth0.accept_dad=0
+    done
+    ip -n "$lab" addr add 198.51.100.2/24 dev eth0
+    ip -n "$lab" -6 addr add 2001:db8:1::2/64 dev eth0 nodad
+    ip -n "$far" addr add 198.51.100.1/24 dev eth0
+    ip -n "$far" -6 addr add 2001:db8:1::1/64 dev eth0 nodad
+    ip -n "$lab" route add default via 198.51.100.1
+    ip -n "$lab" -6 route add default via 2001:db8:1::1
+    for address in 203.0.113.9 203.0.113.10 10.9.9.9 169.254.169.254; do ip -n "$far" addr add "$address/32" dev lo; done
+    for address in 2001:db8:9::9 fd99::9; do ip -n "$far" -6 addr add "$address/128" dev lo nodad; done
+    # shellcheck disable=SC2086 # a list
+    ip netns exec "$far" python3 "$BATS_TEST_DIRNAME/net-servers.py" far 3>&- &
+    echo $! >"$BATS_FILE_TMPDIR/far.pid"
+    ip netns exec "$lab" python3 "$BATS_TEST_DIRNAME/net-servers.py" host 3>&- &
+    echo $! >"$BATS_FILE_TMPDIR/host.pid"
+    for _ in $(seq 100); do
+        ip netns exec "$lab" python3 -c 'import socket; socket.create_connection(("203.0.113.9", 80), 1)' 2>/dev/null && return
+        sleep 0.1
+    done
+    return 1
+}
+
+teardown_file() {
+    [ ! -e "$BATS_FILE_TMPDIR/far.pid" ] || kill "$(cat "$BATS_FILE_TMPDIR/far.pid")" "$(cat "$BATS_FILE_TMPDIR/host.pid")" || true
+    ip netns delete "$lab" 2>/dev/null || true
+    ip netns delete "$far" 2>/dev/null || true
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    unset MSB_NETWORK
+    echo 'nameserver 203.0.113.9' >resolv.conf
+    copy_program "$(command -v curl)" /lib/x86_64-linux-gnu/libnss_{files,dns}.so.2
+}
+
+teardown() {
+    vm_teardown
+}
+
+# copy_program FILE…: copies programs or libraries into the root, with the libraries that they need.
+copy_program() {
+    local file
+    for file in "$@" $(ldd "$@" | grep -o '/[^ :]*' | sort -u); do
+        [ -e "$vm_root$file" ] || install -D "$file" "$vm_root$file"
+    done
+}
+
+# net_boot NAME [ARG…]: as vm_boot, in the namespace with the lab's resolver.
+net_boot() {
+    local name=$1
+    shift
+    ip netns exec "$lab" sh -c 'mount --bind resolv.conf /etc/resolv.conf && exec "$@"' sh \
+        msb-boot -r "$vm_record" --name "$name" "$@" >"$name.json" 2>"$name.err" || {
+        local status=$?
+        cat "$name.err" >&2
+        return "$status"
+    }
+}
+
+# fetch NAME URL [ARG…]: prints what the guest gets. A static busybox cannot resolve names, so the guest has curl.
+fetch() {
+    local name=$1
+    shift
+    vm_exec "$name" curl -sS -m 10 "$@"
+}
+
+# fetch_fails NAME URL [ARG…]: the guest gets nothing; $output says why.
+fetch_fails() {
+    local name=$1
+    shift
+    run vm_exec "$name" curl -sS -v -m 10 "$@"
+    [ "$status" -ne 0 ]
+}
+
+@test "a guest of --network public reaches the internet and nothing near" {
+    net_boot worker --network public
+    jq -e '.vm.net | .mode == "public" and .backend == "passt" and .mtu == 16384 and (.addresses | length) == 2' worker.json
+    [ "$(fetch worker http://203.0.113.9/)" = far ]
+    [ "$(fetch worker 'http://[2001:db8:9::9]/')" = far ]
+    [ "$(fetch worker http://www.good.test/)" = far ]
+    for address in 198.51.100.2 10.0.2.2 10.9.9.9 169.254.169.254 198.51.100.1 '[fd99::9]' '[2001:db8:1::2]'; do
+        fetch_fails worker "http://$address/"
+        [[ $output == *"No route to host"* || $output == *"Permission denied"* ]]
+    done
+    fetch_fails worker http://203.0.113.9:81/
+    [[ $output == *"Connection refused"* ]]
+    jq -se 'any(.address == "10.9.9.9" and .protocol == "tcp" and .port == 80 and .reason == "public")' "$(jq -r .vm.net.log worker.json)"
+    # The answer of a name with a private address is hidden.
+    fetch_fails worker http://rebind.test/
+    [[ $output == *"Could not resolve host"* ]]
+    vm_exec worker ip addr show lo | grep -q UP
+    msb-stop worker
+    vm_assert_nothing
+}
+
+@test "a guest of --network deny reaches what --allow names, and resolves those names alone" {
+    net_boot worker --network deny --allow '*.good.test:80' --allow 10.9.9.9:80
+    [ "$(fetch worker http://www.good.test/)" = far ]
+    [ "$(fetch worker http://10.9.9.9/)" = far ]
+    fetch_fails worker http://other.test/
+    [[ $output == *"Could not resolve host"* ]]
+    fetch_fails worker http://203.0.113.10/
+    [[ $output == *"No route to host"* || $output == *"Permission denied"* ]]
+    # Another name at an address of an allowed one.
+    fetch_fails worker -H 'Host: other.test' http://www.good.test/
+    jq -se 'any(.name == "other.test" and .reason == "deny")' "$(jq -r .vm.net.log worker.json)"
+}
+
+@test "--allow host:PORT opens a port of the host's loopback, and no other" {
+    net_boot worker --network public --allow host:8000
+    [ "$(fetch worker http://host.msb.internal:8000/)" = host ]
+    fetch_fails worker http://host.msb.internal:8001/
+}
+
+@test "-p leads to a server in the guest; a taken port is an error before the VM starts" {
+    net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81
+    port=$(jq -r '.vm.net.ports[0].host' worker.json)
+    [[ $port == 127.0.0.1:* && $port != *:0 ]]
+    vm_exec worker sh -c 'while :; do echo served | nc -l -p 80; done' 3>&- &
+    # The client speaks first: passt of 2023 does not acknowledge a connection before.
+    for _ in $(seq 50); do
+        got=$(ip netns exec "$lab" bash -c "exec 3<>/dev/tcp/${port%:*}/${port#*:}; echo hello >&3; timeout 5 cat <&3" || true)
+        [ "$got" != served ] || break
+        sleep 0.2
+    done
+    [ "$got" = served ]
+    run --separate-stderr net_boot other --network public -p 18080:80
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"port 127.0.0.1:18080 of -p 127.0.0.1:18080:80: Address already in use"* ]]
+}
+
+@test "passt runs as a user of its own without capabilities, and its loss does not end the VM" {
+    net_boot worker --network public
+    passt=$(pgrep -n -f 'passt.*--fd=')
+    grep -q '^CapEff:.0*$' "/proc/$passt/status"
+    grep -q '^NoNewPrivs:.1$' "/proc/$passt/status"
+    [ "$(awk '/^Uid:/ { print $2 }' "/proc/$passt/status")" -gt 65535 ]
+    kill -9 "$passt"
+    [ "$(vm_exec worker echo alive)" = alive ]
+    grep -q 'passt was killed by SIGKILL: the guest has no network' "$MSB_RUN/worker/supervisor.log"
+    msb-stop worker
+}
+
+@test "a network that cannot be had is an error, and a wrong word is named" {
+    for words in "--network open" "--allow a..b" "-p 80" "--mac x"; do
+        # shellcheck disable=SC2086 # two words
+        run --separate-stderr msb-boot -r "$vm_record" $words
+        [ "$status" -eq 2 ]
+        [[ $stderr == *"${words#* }"* ]]
+    done
+    run --separate-stderr unshare -n msb-boot -r "$vm_record" --network public
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"this machine has no default route"* ]]
+    run --separate-stderr msb-boot -r "$vm_record" --network none -p 80:80
+    [ "$status" -eq 1 ]
+    vm_assert_nothing
+}
