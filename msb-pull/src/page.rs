@@ -22,7 +22,7 @@ pub(crate) const PAGE: Page = Page {
         ("a registry on this host", "msb-pull localhost:5000/demo:v1 > image.json"),
         ("an OCI layout, by tag", "msb-pull oci:./layout:v1 > image.json"),
         ("an archive on stdin", "docker save alpine | msb-pull - > image.json"),
-        ("the tar archive of a root", "mmdebstrap bookworm - | msb-pull --cmd bash - > image.json"),
+        ("the tar archive of a root", "mmdebstrap bookworm - | msb-pull --cmd bash - > debian.json"),
         ("a directory as the root", "msb-pull ./rootfs > dir.json"),
         ("feed the next stage", "msb-pull alpine | msb-mount ./root > root.json"),
         ("what is in the store, and what could go", "msb-pull --gc -n"),
