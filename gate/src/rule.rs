@@ -9,11 +9,11 @@ use thiserror::Error;
 
 use crate::address::Prefix;
 
-/// Why a rule, or one of its words, cannot be taken.
+/// Why a rule is invalid.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{word:?}: {why}")]
 pub struct RuleError {
-    /// The offending word.
+    /// The invalid part of the rule.
     pub word: String,
     /// What is wrong with it.
     pub why: &'static str,

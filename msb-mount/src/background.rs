@@ -52,7 +52,7 @@ fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
     command.arg("--").arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
-    // It takes its mount away.
+    // An interrupted start ends the server, which unmounts.
     let _registered = interrupt::register(&server, rustix::process::Signal::TERM)?;
     let mut record = serde_json::to_vec(&config.record)?;
     record.push(b'\n');

@@ -12,7 +12,7 @@ use super::Unknown;
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Network {
-    /// What the guest may reach where no rule matches; null for public if passt is installed, else none.
+    /// What the guest may reach where no rule matches. Null means public if there are ports, rules or name servers, otherwise none.
     pub mode: Option<NetworkMode>,
     /// The rules, in order: the first one that matches decides.
     pub rules: Vec<NetworkRule>,

@@ -6,7 +6,7 @@ const NAMES: [&str; 31] = [
     "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO",
     "PWR", "SYS",
 ];
-/// Second names.
+/// Aliases.
 const ALIASES: [(&str, i32); 4] = [("IOT", 6), ("CLD", 17), ("POLL", 29), ("UNUSED", 31)];
 /// The first real-time signal that the C library leaves to programs; docker and systemd count from it, too.
 const RTMIN: i32 = 34;
