@@ -233,7 +233,7 @@ mark() {
     done
     for file in m-upper linked file; do cmp "root/$file" "kernel/$file"; done
     # There is no endless loop.
-    timeout 20 find root/self root/loop -maxdepth 5 >/dev/null
+    timeout 120 find root/self root/loop -maxdepth 5 >/dev/null
     msb-mount -u root
     umount kernel
     # msb-patch and the mount continue it: a written file gets its own data, and everything else is unchanged.

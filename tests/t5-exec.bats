@@ -223,7 +223,7 @@ line][*][-n][--][ü]' ]
     [ "$stderr" = 'msb-exec: the command took too long and was ended' ]
     run msb-exec --timeout 1s -- sh -c 'trap "" TERM; while :; do sleep 1; done'
     [ "$status" = 124 ]
-    [ "$(msb-exec --timeout 30 -- echo in time)" = 'in time' ]
+    [ "$(msb-exec --timeout 120 -- echo in time)" = 'in time' ]
 }
 
 @test "-t gives the command a terminal of the caller's size, and restores the caller's" {
@@ -248,7 +248,7 @@ except OSError:
 sys.stdout.write(out.decode().replace("\r", ""))
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 END
-    TERM=vt220 run timeout 30 python3 terminal.py
+    TERM=vt220 run timeout 120 python3 terminal.py
     [ "$status" = 5 ]
     [[ ${lines[0]} == /dev/pts/* ]]
     [ "${lines[2]}" = vt220 ]

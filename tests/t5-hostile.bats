@@ -81,7 +81,7 @@ END
     while IFS='|' read -r how code message; do
         fake_agent "$how"
         code_was=0
-        /usr/bin/env time -f %M -o memory timeout 30 msb-exec -n -r fake.json -- true >out 2>err || code_was=$?
+        /usr/bin/env time -f %M -o memory timeout 120 msb-exec -n -r fake.json -- true >out 2>err || code_was=$?
         kill "$AGENT_PID" 2>/dev/null || true
         wait "$AGENT_PID" 2>/dev/null || true
         [ "$code_was" = "$code" ] || { echo "$how: $code_was"; cat err; false; }

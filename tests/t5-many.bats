@@ -81,7 +81,7 @@ unchanged() {
         (yes || true) | msb-exec -- cat >/dev/null &
         pids+=($!)
     done
-    for n in $(seq 10); do [ "$(timeout 20 msb-exec -- echo "$n" <<<in)" = "$n" ]; done
+    for n in $(seq 10); do [ "$(timeout 120 msb-exec -- echo "$n" <<<in)" = "$n" ]; done
     kill "${pids[@]}"
     wait "${pids[@]}" || true
     exec_await exec_has 0 yes
@@ -102,12 +102,12 @@ unchanged() {
     exec_await msb-exec -n -- test -x /tmp/hung/hung
     for n in 1 2; do msb-exec -n -- /tmp/hung/hung >/dev/null 2>"err-$n" & pids[n]=$!; done
     exec_await grep -q asked server
-    for n in 1 2 3; do [ "$(timeout 20 msb-exec -n -- echo "$n")" = "$n" ]; done
-    id=$(timeout 20 msb-exec -d -- sleep 5200 | jq .id)
-    timeout 20 msb-exec --signal TERM "$id"
-    run -143 timeout 20 msb-exec --wait "$id"
+    for n in 1 2 3; do [ "$(timeout 120 msb-exec -n -- echo "$n")" = "$n" ]; done
+    id=$(timeout 120 msb-exec -d -- sleep 5200 | jq .id)
+    timeout 120 msb-exec --signal TERM "$id"
+    run -143 timeout 120 msb-exec --wait "$id"
     # Zombies are reaped meanwhile.
-    [ "$(timeout 20 msb-exec -n -- sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z " || true')" = 0 ]
+    [ "$(timeout 120 msb-exec -n -- sh -c 'cat /proc/[0-9]*/stat 2>/dev/null | grep -c ") Z " || true')" = 0 ]
     kill "$server"
     for n in 1 2; do
         status=0

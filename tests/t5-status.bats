@@ -69,7 +69,7 @@ setup_file() {
         exec 8<"up-$signal"
         read -r _ <&8
         kill -s "$signal" "$pid"
-        [ "$(timeout 20 sort <&8)" = $'child\nparent' ]
+        [ "$(timeout 120 sort <&8)" = $'child\nparent' ]
         exec 8<&-
         status=0
         wait "$pid" || status=$?

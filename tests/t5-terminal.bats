@@ -290,7 +290,7 @@ job_control() {
         # Input that comes before the echo is off is echoed.
         : >out
         { until grep -q ready out; do sleep 0.02; done; printf "$input"; } |
-            timeout 30 msb-exec -t -- sh -c 'stty -echo; echo ready; cat' >out
+            timeout 120 msb-exec -t -- sh -c 'stty -echo; echo ready; cat' >out
         # shellcheck disable=SC2059 # escapes
         [ "$(tr -d '\r' <out)" = "$(printf "ready\n$input" | tr -d '\004')" ] || { echo "$input"; od -c out; false; }
     done

@@ -57,7 +57,7 @@ has_virtualization() {
 
 # without COMMAND: runs the probe in a mount namespace in which COMMAND has removed something.
 without() {
-    unshare -m sh -c "$1"' && exec msb-boot --probe'
+    unshare -m --propagation slave sh -c "$1"' && exec msb-boot --probe'
 }
 
 @test "each component that may be missing is reported with its remedy, and affects the choice" {
@@ -104,7 +104,7 @@ without() {
     run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record" --vmm qemu
     [ "$status" -eq 1 ]
     [[ $stderr == *'vhost-device-vsock is not installed (make deps build;'* ]]
-    run --separate-stderr unshare -m sh -c '
+    run --separate-stderr unshare -m --propagation slave sh -c '
         for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
         PATH=/usr/bin exec alone/msb-boot -r "$1" --vmm qemu' - "$vm_record"
     [ "$status" -eq 1 ]

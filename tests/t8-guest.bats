@@ -64,7 +64,7 @@ in_vm() {
     rm -r "$vm_root"/etc/{hosts,hostname,resolv.conf}
     mkfifo "$vm_root/etc/hosts"
     truncate -s 1G "$vm_root/etc/resolv.conf"
-    vm_boot other --timeout 30
+    vm_boot other --timeout 120
     [ "$(vm_exec other sh -c 'grep -c localhost /etc/hosts; stat -c %s /etc/resolv.conf' | xargs)" = '2 1073741824' ]
 }
 
@@ -149,7 +149,7 @@ in_vm() {
         local name=$1 first=$2
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.first" "$first" >"$name.one" 3>&- &
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.last" TERM >"$name.two" 3>&- &
-        timeout 20 sh -c 'until grep -q up "$1.one" && grep -q up "$1.two"; do sleep 0.02; done' - "$name"
+        timeout 120 sh -c 'until grep -q up "$1.one" && grep -q up "$1.two"; do sleep 0.02; done' - "$name"
         run --separate-stderr msb-stop -r "$name.json" -t 8
         [ "$stderr" = "msb-stop: $name: stopped" ]
         wait

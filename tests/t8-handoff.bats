@@ -123,7 +123,7 @@ END
     refused 'init "/bin/dies": it ended at once (killed by SIGILL)' --init /bin/dies
     put /bin/spins <<<$'#!/bin/sh\nwhile :; do :; done'
     # An init may take half of the boot's timeout to start.
-    run --separate-stderr msb-boot -r "$vm_record" --init /bin/spins --timeout 30
+    run --separate-stderr msb-boot -r "$vm_record" --init /bin/spins --timeout 50
     [ "$status" -eq 1 ]
     [[ ${stderr_lines[0]} =~ ^'msb-boot: guest: init "/bin/spins": it hangs: after '[0-9]+' s it has not waited for anything yet'$ ]] ||
         { echo "$stderr"; return 1; }
@@ -163,7 +163,7 @@ END
 @test "msb-boot returns once the init is usable, with --no-wait-init as soon as it runs, and a timeout names what was missing" {
     mkfifo "$vm_root/srv/gate"
     busybox_init '::sysinit:/bin/sh -c "read line </srv/gate"'
-    run --separate-stderr msb-boot -r "$vm_record" --init auto --timeout 16
+    run --separate-stderr msb-boot -r "$vm_record" --init auto --timeout 40
     [ "$status" -eq 1 ]
     [[ $stderr =~ ^'msb-boot: guest: init "/sbin/init": it is not usable after '[0-9]+' s: a sysinit or wait action of /etc/inittab still runs: /bin/sh -c read line </srv/gate (give it more --timeout, or --no-wait-init)' ]] ||
         { echo "$stderr"; return 1; }
@@ -222,7 +222,7 @@ END
     put /bin/deaf <<<$'#!/bin/sh\nexec sleep 100000'
     vm_foreground front --init /bin/deaf --kernel-log log
     kill -INT "$front"
-    timeout 20 sh -c 'until grep -q "agentd: asked" log; do sleep 0.05; done'
+    timeout 120 sh -c 'until grep -q "agentd: asked" log; do sleep 0.05; done'
     # Signals in quick succession count as one, so it is repeated until the second one counts.
     while kill -INT "$front" 2>/dev/null; do sleep 0.2; done
     status=0

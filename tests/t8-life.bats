@@ -119,10 +119,10 @@ teardown() {
 @test "with a stopped VMM a command does not wait for ever, and the VM can be ended" {
     vm_boot worker
     kill -STOP "$(vm_vmm worker)"
-    run --separate-stderr timeout 40 msb-exec -r worker.json -- true
+    run --separate-stderr timeout 120 msb-exec -r worker.json -- true
     [ "$status" -eq 125 ]
     [[ $stderr == *'its agent does not answer'* ]]
-    run --separate-stderr timeout 30 msb-stop -r worker.json -t 1
+    run --separate-stderr timeout 120 msb-stop -r worker.json -t 1
     [ "$status" -eq 1 ]
     vm_assert_nothing
 }
@@ -151,7 +151,7 @@ teardown() {
             [ $((10#${moment/./} % 3)) -eq $((${#signal} % 3)) ] || [ "$signal" = KILL ] || continue
             timeout --preserve-status -s "$signal" "$moment" msb-boot -r "$vm_record" --name any >any.json 2>any.err || true
             if [ -s any.json ]; then
-                [ "$(timeout 30 msb-exec -r any.json -- hostname)" = any ]
+                [ "$(timeout 120 msb-exec -r any.json -- hostname)" = any ]
                 vm_kill any.json
             else
                 for pid in $(vm_processes); do vm_await_end "$pid"; done
@@ -190,7 +190,7 @@ teardown() {
 @test "a guest that floods its console delays nothing, and its escape sequences stay in the log" {
     vm_boot worker
     msb-exec -r worker.json --detach -- sh -c 'while :; do printf "\033[2Jflood\n"; done >/dev/console' >flood.json
-    [ "$(timeout 30 msb-exec -r worker.json -- echo answered)" = answered ]
+    [ "$(timeout 120 msb-exec -r worker.json -- echo answered)" = answered ]
     run --separate-stderr timeout 60 msb-stop -r worker.json -t 30
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_assert_nothing

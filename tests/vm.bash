@@ -178,11 +178,11 @@ vm_await_restart() {
 vm_ends_with() {
     vm_await_end "$(vm_pid "$1")"
     [ -z "$(vm_processes)" ]
-    run --separate-stderr timeout 30 msb-exec -r "$1.json" -- true
+    run --separate-stderr timeout 120 msb-exec -r "$1.json" -- true
     [ "$status" -eq 125 ]
     # shellcheck disable=SC2053,SC2154 # a pattern; bats sets the variable
     [[ $stderr == "msb-exec: vm \"$1\": it is gone: "$2*'kernel.log'* ]] || { echo "$stderr"; return 1; }
-    run --separate-stderr timeout 30 msb-stop -r "$1.json"
+    run --separate-stderr timeout 120 msb-stop -r "$1.json"
     [ "$status" -eq 0 ]
     [[ $stderr == "msb-stop: $1: "*'; tidied up' ]] || { echo "$stderr"; return 1; }
     # shellcheck disable=SC2154 # bats sets it

@@ -19,8 +19,9 @@ use crate::fs::SERVER_XATTR;
 /// The type that `/proc/self/mountinfo` shows.
 pub(crate) const FSTYPE: &str = "fuse.msb";
 
-/// How long a server has to end once its mount is gone, in seconds.
-const PATIENCE: i64 = 10;
+/// How long a server has to end once its mount is gone, in seconds: until a message, and until an error. A server that removes its
+/// mount point on a busy disk takes seconds.
+const PATIENCE: [i64; 2] = [10, 50];
 
 /// The real path of a mount point that is to be, which a record can hold.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
@@ -76,13 +77,20 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
         other => other.with_context(|| format!("mount point {path:?}"))?,
     }
     let Some(server) = server else { return Ok(()) };
-    let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
-    match rustix::event::poll(&mut [PollFd::new(&server, PollFlags::IN)], Some(&patience)) {
-        Ok(0) => {
-            bail!("mount point {path:?}: still in use (its server, which has the mount open elsewhere, does not end)")
+    for (round, tv_sec) in PATIENCE.into_iter().enumerate() {
+        let limit = Timespec { tv_sec, tv_nsec: 0 };
+        match rustix::event::poll(&mut [PollFd::new(&server, PollFlags::IN)], Some(&limit)) {
+            Ok(0) if round == 0 => {
+                warn("msb-mount", &format!("mount point {path:?}: unmounted, waiting for its server to end"));
+            }
+            Ok(0) => {}
+            other => return other.map(drop).with_context(|| format!("mount point {path:?}: its server")),
         }
-        other => other.map(drop).with_context(|| format!("mount point {path:?}: its server")),
     }
+    bail!(
+        "mount point {path:?}: unmounted, but its server does not end (the mount is still open elsewhere, for example in another \
+         mount namespace)"
+    )
 }
 
 /// Takes a mount out of the tree, whatever its server does.
