@@ -22,7 +22,7 @@ RELEASE = target/release
 # build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo uninstall test test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-shutdown install clean
+.PHONY: help deps build agentd man demo uninstall test test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-net bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -115,6 +115,10 @@ bench-krun: export MSB_KVM_HOST_LIMIT ?= 7200
 bench-krun: deps build
 	@$(bare-krun)
 	@for bench in bench-krun bench-exec bench-block-krun; do echo "== $$bench"; tests/kvm-host/run tests/$$bench.sh; done
+
+# The guest's network alone.
+bench-net: deps build
+	@tests/bench-net.sh
 
 # The cost of handing PID 1 to each of seven inits, and the time that each takes to power off, on both VMMs.
 bench-shutdown: deps build

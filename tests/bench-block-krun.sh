@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$here/../target/release:$PATH
 rounds=${1:-3}
-export MSB_VMM=${MSB_VMM:-krun}
+export MSB_VMM=${MSB_VMM:-krun} MSB_NETWORK=none
 # shellcheck source-path=SCRIPTDIR
 source "$here/bench.bash"
 # shellcheck source-path=SCRIPTDIR

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PATH=$PWD/target/release:$PATH
 rounds=${1:-7}
 memory=512
-export MSB_VMM=krun
+export MSB_VMM=krun MSB_NETWORK=none
 # shellcheck source-path=SCRIPTDIR/..
 source tests/bench.bash
 source tests/image.bash

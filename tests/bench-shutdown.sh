@@ -7,7 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$here/../target/release:$PATH
 rounds=${1:-3}
-export MSB_VMM=${MSB_VMM:-qemu}
+export MSB_VMM=${MSB_VMM:-qemu} MSB_NETWORK=none
 # shellcheck source-path=SCRIPTDIR
 source "$here/bench.bash"
 # shellcheck source-path=SCRIPTDIR

@@ -9,7 +9,7 @@
 # bench_setup: makes $work, which is removed when the shell exits. A share for a trivial init is in $work/share.
 bench_setup() {
     work=$(mktemp -d /tmp/msb-bench.XXXXXX)
-    export MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_RUN=$work/run/msb
+    export MSB_NETWORK=none MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_RUN=$work/run/msb
     trap bench_end EXIT
     mkdir "$XDG_RUNTIME_DIR"
     mkdir -p "$work/root"/{bin,dev,etc,proc,root,run,sys,tmp} "$work/share"/{mnt,dev,proc,sys}

@@ -2,7 +2,7 @@
 """Servers for t8-net.bats: net-servers.py far|host.
 
 far: HTTP on port 80 of all addresses, and a name server on 203.0.113.9. host: HTTP on ports 8000 and 8001 of loopback. The body of every
-answer is the argument.
+answer is the argument. "host" prints a line for each connection, whatever is sent on it, also those to port 9001 of all addresses.
 """
 import http.server
 import socket
@@ -24,9 +24,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def handle(self):
+        try:
+            super().handle()
+        except OSError:
+            pass
+
 
 class Server(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6
+
+    def verify_request(self, _, client):
+        if sys.argv[1] == "host":
+            print(self.server_address[1], client[0], flush=True)
+        return True
 
 
 def serve_http(address, port):
@@ -58,3 +69,4 @@ if sys.argv[1] == "far":
 else:
     serve_http("::ffff:127.0.0.1", 8000)
     serve_http("::ffff:127.0.0.1", 8001)
+    serve_http("::", 9001)

@@ -28,7 +28,7 @@ setup_file() {
     # shellcheck disable=SC2086 # a list
     ip netns exec "$far" python3 "$BATS_TEST_DIRNAME/net-servers.py" far 3>&- &
     echo $! >"$BATS_FILE_TMPDIR/far.pid"
-    ip netns exec "$lab" python3 "$BATS_TEST_DIRNAME/net-servers.py" host 3>&- &
+    ip netns exec "$lab" python3 "$BATS_TEST_DIRNAME/net-servers.py" host >"$BATS_FILE_TMPDIR/host.log" 3>&- &
     echo $! >"$BATS_FILE_TMPDIR/host.pid"
     for _ in $(seq 100); do
         ip netns exec "$lab" python3 -c 'import socket; socket.create_connection(("203.0.113.9", 80), 1)' 2>/dev/null && return
@@ -75,6 +75,11 @@ net_boot() {
     }
 }
 
+# net_process NAME PATTERN: prints the process ID of the VM's process with such a command line; waits for it.
+net_process() {
+    until pgrep -P "$(vm_pid "$1")" -f "$2"; do sleep 0.05; done
+}
+
 # fetch NAME URL [ARG…]: prints what the guest gets. A static busybox cannot resolve names, so the guest has curl.
 fetch() {
     local name=$1
@@ -90,29 +95,62 @@ fetch_fails() {
     [ "$status" -ne 0 ]
 }
 
-@test "a guest of --network public reaches the internet and nothing near" {
-    net_boot worker --network public
+@test "no frame of a hostile guest passes the gate, and no flood makes it larger" {
+    # Without a VM, passt and a network.
+    python3 "$BATS_TEST_DIRNAME/gate-frames.py" "$(command -v msb-boot)"
+}
+
+# bats test_tags=vmm
+@test "by default a guest reaches the internet and nothing near, whatever it sends" {
+    cp "$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program raw-frames)" "$vm_root/bin/raw-frames"
+    net_boot worker -p 0:80
     jq -e '.vm.net | .mode == "public" and .backend == "passt" and .mtu == 16384 and (.addresses | length) == 2' worker.json
+    [ ! -s worker.err ]
     [ "$(fetch worker http://203.0.113.9/)" = far ]
     [ "$(fetch worker 'http://[2001:db8:9::9]/')" = far ]
     [ "$(fetch worker http://www.good.test/)" = far ]
-    for address in 198.51.100.2 10.0.2.2 10.9.9.9 169.254.169.254 198.51.100.1 '[fd99::9]' '[2001:db8:1::2]'; do
+    port=$(jq -r '.vm.net.ports[0].host' worker.json)
+    for address in 198.51.100.2:9001 "10.0.2.2:${port#*:}" 10.0.2.2:8000 10.9.9.9 169.254.169.254 198.51.100.1 '[fd99::9]' \
+        '[2001:db8:1::2]:9001'; do
         fetch_fails worker "http://$address/"
         [[ $output == *"No route to host"* || $output == *"Permission denied"* ]]
     done
     fetch_fails worker http://203.0.113.9:81/
     [[ $output == *"Connection refused"* ]]
-    jq -se 'any(.address == "10.9.9.9" and .protocol == "tcp" and .port == 80 and .reason == "public")' "$(jq -r .vm.net.log worker.json)"
+    log=$(jq -r .vm.net.log worker.json)
+    jq -se 'any(.address == "10.9.9.9" and .protocol == "tcp" and .port == 80 and .reason == "public")' "$log"
     # The answer of a name with a private address is hidden.
     fetch_fails worker http://rebind.test/
     [[ $output == *"Could not resolve host"* ]]
     vm_exec worker ip addr show lo | grep -q UP
-    msb-stop worker
+    # A DHCP client gets what the agent has configured.
+    echo 'echo "$1 $ip/$mask $router $dns $mtu"' | vm_exec worker sh -c 'cat >/tmp/lease; sed -i 1i#!/bin/sh /tmp/lease; chmod +x /tmp/lease'
+    [ "$(vm_exec worker udhcpc -i eth0 -n -q -f -s /tmp/lease 2>/dev/null | tail -n 1)" = 'bound 10.0.2.15/24 10.0.2.2 10.0.2.3 16384' ]
+    # Frames past the guest's own network stack, and many of them.
+    passt=$(net_process worker 'passt.*--fd=')
+    gate=$(net_process worker 'msb-boot --as-gate')
+    python3 "$BATS_TEST_DIRNAME/gate-frames.py" --print >frames
+    vm_exec worker raw-frames 100 <frames
+    [ ! -s "$BATS_FILE_TMPDIR/host.log" ]
+    [ "$(awk '/^VmHWM/ { print $2 }' "/proc/$gate/status")" -lt 24576 ]
+    [ "$(awk '/^VmHWM/ { print $2 }' "/proc/$(vm_pid worker)/status")" -lt 32768 ]
+    [ "$(stat -c %s "$log")" -lt 2097152 ]
+    kill -0 "$passt"
+    [ "$(fetch worker http://203.0.113.10/)" = far ]
+    # An address that the host gets while the VM runs.
+    ip -n "$lab" addr add 203.0.113.10/32 dev lo
+    until ! fetch worker http://203.0.113.10/; do sleep 0.1; done
+    ip -n "$lab" addr del 203.0.113.10/32 dev lo
+    # Under a flood the VM stops as usual.
+    vm_exec worker raw-frames 1000000 <frames >/dev/null 2>&1 3>&- &
+    run --separate-stderr msb-stop worker
+    [ "$status" -eq 0 ]
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_assert_nothing
 }
 
 @test "a guest of --network deny reaches what --allow names, and resolves those names alone" {
-    net_boot worker --network deny --allow '*.good.test:80' --allow 10.9.9.9:80
+    net_boot worker --network deny --allow '*.good.test:80' --allow 10.9.9.9:80 --allow host:8000
     [ "$(fetch worker http://www.good.test/)" = far ]
     [ "$(fetch worker http://10.9.9.9/)" = far ]
     fetch_fails worker http://other.test/
@@ -122,15 +160,12 @@ fetch_fails() {
     # Another name at an address of an allowed one.
     fetch_fails worker -H 'Host: other.test' http://www.good.test/
     jq -se 'any(.name == "other.test" and .reason == "deny")' "$(jq -r .vm.net.log worker.json)"
-}
-
-@test "--allow host:PORT opens a port of the host's loopback, and no other" {
-    net_boot worker --network public --allow host:8000
+    # A port of the host's loopback, and no other.
     [ "$(fetch worker http://host.msb.internal:8000/)" = host ]
     fetch_fails worker http://host.msb.internal:8001/
 }
 
-@test "-p leads to a server in the guest; a taken port is an error before the VM starts" {
+@test "-p leads to a server in the guest, a taken port is an error before the VM starts, and passt is replaced" {
     net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81
     port=$(jq -r '.vm.net.ports[0].host' worker.json)
     [[ $port == 127.0.0.1:* && $port != *:0 ]]
@@ -145,18 +180,21 @@ fetch_fails() {
     run --separate-stderr net_boot other --network public -p 18080:80
     [ "$status" -eq 1 ]
     [[ $stderr == *"port 127.0.0.1:18080 of -p 127.0.0.1:18080:80: Address already in use"* ]]
-}
-
-@test "passt runs as a user of its own without capabilities, and its loss does not end the VM" {
-    net_boot worker --network public
-    passt=$(pgrep -n -f 'passt.*--fd=')
+    # passt has a user of its own and no capabilities, and another takes its place when it is lost.
+    passt=$(net_process worker 'passt.*--fd=')
     grep -q '^CapEff:.0*$' "/proc/$passt/status"
     grep -q '^NoNewPrivs:.1$' "/proc/$passt/status"
     [ "$(awk '/^Uid:/ { print $2 }' "/proc/$passt/status")" -gt 65535 ]
     kill -9 "$passt"
+    until [ "$(fetch worker http://203.0.113.9/)" = far ]; do sleep 0.1; done
+    grep -q "passt was killed by SIGKILL: the guest's connections are lost" "$MSB_RUN/worker/supervisor.log"
+    for _ in 1 2 3; do
+        passt=$(net_process worker 'passt.*--fd=')
+        kill -9 "$passt"
+        vm_await_end "$passt"
+    done
+    until grep -q 'the guest has no network until the VM is started again' "$MSB_RUN/worker/supervisor.log"; do sleep 0.1; done
     [ "$(vm_exec worker echo alive)" = alive ]
-    grep -q 'passt was killed by SIGKILL: the guest has no network' "$MSB_RUN/worker/supervisor.log"
-    msb-stop worker
 }
 
 @test "a network that cannot be had is an error, and a wrong word is named" {
@@ -166,10 +204,44 @@ fetch_fails() {
         [ "$status" -eq 2 ]
         [[ $stderr == *"${words#* }"* ]]
     done
-    run --separate-stderr unshare -n msb-boot -r "$vm_record" --network public
-    [ "$status" -eq 1 ]
-    [[ $stderr == *"this machine has no default route"* ]]
+    for words in "--network public" "-p 80:80" "--allow all"; do
+        # shellcheck disable=SC2086 # two words
+        run --separate-stderr unshare -n msb-boot -r "$vm_record" $words
+        [ "$status" -eq 1 ]
+        [[ $stderr == *"this machine has no default route"* ]]
+    done
     run --separate-stderr msb-boot -r "$vm_record" --network none -p 80:80
     [ "$status" -eq 1 ]
     vm_assert_nothing
+    # Nobody asked for one here.
+    unshare -n msb-boot -r "$vm_record" --name worker >worker.json 2>worker.err
+    [ "$(cat worker.err)" = 'msb-boot: no network for the guest: this machine has no default route (connect it, or boot with --network none)' ]
+    jq -e '.vm.net == null' worker.json
+}
+
+@test "systemd-networkd keeps what the agent has configured, although the image has it use DHCP" {
+    source "$BATS_TEST_DIRNAME/inits.bash"
+    {
+        inits_text /etc/systemd/network/20-dhcp.network <<<$'[Match]\nName=*\n[Network]\nDHCP=yes'
+        inits_link /lib/systemd/system/systemd-networkd.service /etc/systemd/system/multi-user.target.wants/systemd-networkd.service
+    } >ops
+    msb-pull -q "oci:$(inits_image):latest" | msb-patch -f ops >patched.json
+    vm_record=patched.json net_boot worker --root block --ephemeral --init auto --timeout 120
+    vm_exec worker /lib/systemd/systemd-networkd-wait-online --interface=eth0 --timeout=60
+    for address in 203.0.113.9 2001:db8:9::9; do
+        get="exec 3<>/dev/tcp/$address/80; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3"
+        [ "$(vm_exec worker bash -c "$get")" = far ]
+    done
+    [ "$(vm_exec worker grep nameserver /etc/resolv.conf)" = 'nameserver 10.0.2.3' ]
+}
+
+@test "apt-get update and apt-get install work with plain msb-boot, from the mirror that this machine uses" {
+    source "$BATS_TEST_DIRNAME/image.bash"
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' 'Release: bookworm' 2>/dev/null | head -n 1)
+    [ -n "$mirror" ] || skip "apt on this machine has no list of Debian bookworm"
+    curl -sf -m 20 -o InRelease "$mirror/dists/bookworm/InRelease" || skip "this machine's Debian mirror does not answer"
+    msb-pull -q "oci:$(demo_image):latest" | msb-boot -m 1G --ephemeral --name worker >worker.json
+    vm_exec worker sh -c "echo 'deb $mirror bookworm main' >/etc/apt/sources.list"
+    vm_exec worker sh -c 'apt-get update && apt-get install -y hello' >apt.log 2>&1 || { tail apt.log; return 1; }
+    [ "$(vm_exec worker hello)" = 'Hello, world!' ]
 }

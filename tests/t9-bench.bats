@@ -40,6 +40,12 @@ setup() {
     [[ ${lines[-1]} == 'write 64 MiB and sync it '* ]]
 }
 
+@test "bench-net runs" {
+    run --separate-stderr tests/bench-net.sh
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'memory (PSS): passt '* ]]
+}
+
 @test "bench-krun runs" {
     target/release/msb-boot --probe | jq -e .vmms.krun.usable || skip "this machine has no usable KVM"
     [ -x target/release/examples/bare-krun ] || skip "bare-krun is not built (make bench-krun builds it)"

@@ -8,6 +8,7 @@ setup() {
     PATH="$root/target/release:$PATH"
     tools=(msb-pull msb-patch msb-mount msb-boot msb-exec msb-stop)
     unset MSB_RECORD
+    export MSB_NETWORK=none
 }
 
 teardown() {

@@ -90,14 +90,14 @@ fn main() -> ExitCode {
     // Threads inherit the mask. Commands get an empty one.
     let _ = SigSet::all().thread_block();
     let mut cleanup = Cleanup::default();
-    let (agent, requested) = match enter(&mut cleanup) {
+    let (agent, requested, network) = match enter(&mut cleanup) {
         Ok(entered) => entered,
         Err(error) => give_up(&error.to_string(), kernel_ms, &cleanup),
     };
     let ready = Ready { kernel_ms, agent_ms: uptime_ms(), made: cleanup.mount_points.clone(), ..Ready::default() };
     match requested {
         None => be_pid_1(agent, &signals, ready, cleanup),
-        Some(requested) => hand_over(agent, &requested, &signals, ready, &cleanup, requested_at),
+        Some(requested) => hand_over(agent, &requested, network.as_ref(), &signals, ready, &cleanup, requested_at),
     }
 }
 
@@ -125,6 +125,7 @@ fn be_pid_1(agent: Agent, signals: &SigSet, ready: Ready, cleanup: Cleanup) -> !
 fn hand_over(
     agent: Agent,
     requested: &boot::Init,
+    network: Option<&boot::Network>,
     signals: &SigSet,
     ready: Ready,
     cleanup: &Cleanup,
@@ -141,7 +142,7 @@ fn hand_over(
         None
     });
     if init.is_systemd() {
-        systemd::configure();
+        systemd::configure(network);
     }
     let gate = match handoff::fork() {
         Ok((Side::Child, gate)) => gate,
@@ -178,8 +179,9 @@ fn tell_host(ready: Ready) {
     }
 }
 
-/// Everything before connections are accepted, without a second thread. Returns the init that is requested, if there is one.
-fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>), Error> {
+/// Everything before connections are accepted, without a second thread. Returns the init that is requested and
+/// the network, if there are.
+fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boot::Network>), Error> {
     early::mount_kernel_file_systems()?;
     let boot = read_boot_json()?;
     if boot.commit {
@@ -209,7 +211,7 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>), Error> {
         init_stop_signal: boot.init.as_ref().map_or(Signal::SIGTERM as i32, |init| init.stop_signal),
         shutdown: ShutdownRequest::default(),
     };
-    Ok((agent, boot.init))
+    Ok((agent, boot.init, boot.network))
 }
 
 fn read_boot_json() -> Result<Boot, Error> {

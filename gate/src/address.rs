@@ -20,6 +20,11 @@ impl Prefix {
         (bits <= width(address)).then_some(Self { address, bits })
     }
 
+    /// Whether it is one address.
+    pub(crate) fn is_one_address(&self) -> bool {
+        self.bits == width(self.address)
+    }
+
     /// Whether `address` is in it. An IPv4 prefix holds no IPv6 address and the other way round.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address) {
@@ -67,7 +72,7 @@ impl FromStr for Prefix {
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.address)?;
-        if self.bits == width(self.address) { Ok(()) } else { write!(f, "/{}", self.bits) }
+        if self.is_one_address() { Ok(()) } else { write!(f, "/{}", self.bits) }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Key, Openings, Outcome};
+use crate::dhcp::{self, Lease};
 use crate::dns::Question;
 use crate::frame::{
     self, ACK, Datagram, ETHERTYPE_ARP, MAX_FRAME, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
@@ -48,6 +49,8 @@ pub struct Config {
     pub ipv4: Option<Ipv4Addr>,
     /// The guest's IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+    /// What a DHCP client in the guest gets; `None` if it gets no answer.
+    pub lease: Option<Lease>,
     /// The addresses of the resolver that passt forwards for.
     pub resolvers: Vec<IpAddr>,
     /// The guest's UDP ports that are published, as ranges.
@@ -139,6 +142,11 @@ impl Gate {
         {
             // It may be from a link-local address, or from none.
             return Verdict::Pass;
+        }
+        if let Some(lease) = &self.config.lease
+            && dhcp::is_request(&packet, lease)
+        {
+            return Verdict::reply(dhcp::answer(&packet, lease));
         }
         let is_own = match packet.source {
             IpAddr::V4(source) => self.config.ipv4 == Some(source),

@@ -11,6 +11,7 @@
 mod address;
 mod arp;
 mod connection;
+mod dhcp;
 mod dns;
 pub mod frame;
 mod gate;
@@ -24,6 +25,7 @@ mod tls;
 
 pub use address::{Prefix, is_never};
 pub use arp::announcement;
+pub use dhcp::Lease;
 pub use gate::{Config, Gate, Verdict};
 pub use log::{Denial, Log};
 pub use policy::{Mode, Policy, PolicyRule};

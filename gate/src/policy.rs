@@ -172,7 +172,10 @@ impl Policy {
     fn matches(&self, policy_rule: &PolicyRule, address: IpAddr, protocol: Protocol, names: &[String]) -> bool {
         let (allow, rule) = (policy_rule.is_allow(), policy_rule.rule());
         match &rule.target {
-            Target::Prefix(prefix) => prefix.contains(address),
+            // A network is not the host: that takes its exact address, or the word for it.
+            Target::Prefix(prefix) => {
+                prefix.contains(address) && (!allow || prefix.is_one_address() || !self.is_host(address))
+            }
             target @ (Target::Name(_) | Target::Suffix(_)) => {
                 // The owner of a name must not open a private network with it. And the name that a client sends cannot be read
                 // in UDP, so that takes a rule of its own.
@@ -269,7 +272,12 @@ pub(crate) mod tests {
             (Public, &["allow host:5432"], "10.0.2.2", 5432, &[], true),
             (Public, &["allow host:5432"], "10.0.2.2", 5433, &[], false),
             (Public, &["allow host:5432"], "198.51.100.2", 5432, &[], false),
-            (Deny, &["deny host", "allow 198.51.100.0/24"], "198.51.100.2", 80, &[], false),
+            // Nor does a prefix that contains the host.
+            (Deny, &["allow 198.51.100.0/24"], "198.51.100.2", 80, &[], false),
+            (Deny, &["allow 198.51.100.0/24"], "198.51.100.3", 80, &[], true),
+            (Deny, &["allow 0.0.0.0/0"], "10.0.2.2", 80, &[], false),
+            (Deny, &["allow 198.51.100.2/32"], "198.51.100.2", 80, &[], true),
+            (Private, &["deny 198.51.100.0/24", "allow 198.51.100.2"], "198.51.100.2", 80, &[], false),
             (Public, &["allow meta:80"], "169.254.169.254", 80, &[], true),
             // Never, whatever the rules:
             (Public, &["allow 127.0.0.0/8", "allow host", "allow all"], "127.0.0.1", 80, &[], false),

@@ -11,6 +11,9 @@ use crate::frame::{
 /// for 576 in all.
 const QUOTED: usize = 520;
 
+/// The Ethernet address that passt has, too.
+const GATEWAY: [u8; 6] = [0x9a, 0x55, 0x9a, 0x55, 0x9a, 0x55];
+
 /// The sum of big-endian words that internet checksums are made of.
 fn sum(bytes: &[u8]) -> u64 {
     let words = bytes.chunks(2).map(|pair| u64::from(pair[0]) << 8 | u64::from(pair.get(1).copied().unwrap_or(0)));
@@ -95,6 +98,21 @@ pub(crate) fn with_payload(packet: &Packet<'_>, payload: &[u8]) -> Option<Vec<u8
     let datagram = packet.udp()?;
     let ends = (packet.source, packet.destination);
     udp(&packet.frame[..12], ends, (datagram.source, datagram.destination), payload)
+}
+
+/// A datagram for the sender of a packet, with the addresses and ports given.
+pub(crate) fn datagram(
+    packet: &Packet<'_>,
+    (source, from): (IpAddr, u16),
+    (destination, to): (IpAddr, u16),
+    payload: &[u8],
+) -> Option<Vec<u8>> {
+    let mut ethernet = back(packet.frame);
+    // What was sent to all is not answered from all.
+    if ethernet[6] & 1 == 1 {
+        ethernet[6..].copy_from_slice(&GATEWAY);
+    }
+    udp(&ethernet, (source, destination), (from, to), payload)
 }
 
 /// A datagram from where a packet was sent to, back to its sender.

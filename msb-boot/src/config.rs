@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::notice::Notice;
 use crate::root::Root;
 use crate::vm::{self, Vm};
@@ -70,6 +70,9 @@ pub(crate) struct Config {
     /// Why the VMM of first choice is not used. It is worth a message when it changes.
     #[serde(skip)]
     pub vmm_fallback: Option<String>,
+    /// Why the guest has no network although that is the default, likewise.
+    #[serde(skip)]
+    pub network_fallback: Option<String>,
 }
 
 /// The time on the monotonic clock, which is the same for all processes.
@@ -117,7 +120,9 @@ impl Config {
         if args.verbose {
             notices.push(Notice::Warning(format!("root: {} ({})", root.kind(), choice.why)));
         }
-        let network = Network::check(&request.network, network_args::default_mode()?)?;
+        let network::Choice { network, fallback: network_fallback } =
+            network::choose(&request.network, network_args::default_mode()?)?;
+        notices.extend(network_fallback.clone().filter(|_| args.verbose).map(Notice::Warning));
         let vm = Vm {
             dir,
             cpus: request.cpus,
@@ -159,6 +164,7 @@ impl Config {
             library,
             notices,
             vmm_fallback: message.filter(|_| is_fallback && !args.verbose),
+            network_fallback: network_fallback.filter(|_| !args.verbose),
         })
     }
 

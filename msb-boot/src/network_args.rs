@@ -16,7 +16,8 @@ const MAX_POLICY: u64 = 1 << 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct NetworkArgs {
     /// What the guest can reach: nothing, as it has no network card (none), the internet (public), private networks too (private), or
-    /// only what --allow permits (deny) [default: $MSB_NETWORK; otherwise public with -p, --allow, --deny or --dns, and none without]
+    /// only what --allow permits (deny) [default: $MSB_NETWORK; otherwise public if passt is installed and the host has a default
+    /// route, and none if not]
     #[arg(long, value_name = "MODE", value_parser = mode)]
     pub network: Option<NetworkMode>,
 

@@ -33,6 +33,9 @@ struct Finding<T> {
     /// Its path, or how it would run.
     #[serde(skip_serializing_if = "Option::is_none")]
     by: Option<T>,
+    /// Its version, where it matters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     why: Option<Unusable>,
 }
@@ -40,8 +43,8 @@ struct Finding<T> {
 impl<T> From<Result<T, Unusable>> for Finding<T> {
     fn from(result: Result<T, Unusable>) -> Self {
         match result {
-            Ok(by) => Self { usable: true, by: Some(by), why: None },
-            Err(why) => Self { usable: false, by: None, why: Some(why) },
+            Ok(by) => Self { usable: true, by: Some(by), version: None, why: None },
+            Err(why) => Self { usable: false, by: None, version: None, why: Some(why) },
         }
     }
 }
@@ -59,13 +62,16 @@ impl Probe {
         };
         let mkfs = Mkfs::find().map(|mkfs| mkfs.program().to_owned());
         let mkfs = mkfs.map_err(|_| Unusable::new("mkfs.erofs is not installed", "apt-get install erofs-utils"));
+        let passt = network::passt::find_program();
+        let version = passt.as_deref().ok().and_then(network::passt::version);
         let parts = [
             ("agentd", agent.into()),
             ("kvm", kvm::probe().map(|()| kvm::DEVICE.into()).into()),
             ("libkrunfw", kernel::library().into()),
             ("mke2fs", scratch::mke2fs().into()),
             ("mkfs.erofs", mkfs.into()),
-            ("passt", network::passt::find_program().into()),
+            ("passt", Finding { version, ..passt.into() }),
+            ("ping", network::passt::check_ping().into()),
             ("privileges", jail::check_privileges().map(PathBuf::from).into()),
             ("qemu", qemu::find_program().into()),
             ("vhost-device-vsock", helper_process::find_vsock().into()),

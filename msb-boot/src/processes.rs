@@ -76,19 +76,13 @@ impl Processes {
         self.spawn(name, vital, command, fds).context(name)
     }
 
-    /// Starts the gate that the JSON text describes, with the guest's frames on its stdin and passt's on its stdout.
+    /// Starts the gate that the JSON text describes, with its control socket as its stdin.
     ///
     /// # Errors
     /// Why it did not start.
-    pub(crate) fn start_gate(
-        &mut self,
-        name: &'static str,
-        description: &str,
-        guest: OwnedFd,
-        host: OwnedFd,
-    ) -> anyhow::Result<()> {
+    pub(crate) fn start_gate(&mut self, name: &'static str, description: &str, control: OwnedFd) -> anyhow::Result<()> {
         let mut command = role::gate(description);
-        command.current_dir("/").stdin(guest).stdout(host).stderr(self.helper_stderr.try_clone()?);
+        command.current_dir("/").stdin(control).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
         self.spawn(name, Vital::Yes, command, &[]).context(name)
     }
 

@@ -117,8 +117,10 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
     }
     push(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
     push(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
-    // The order in which QEMU itself would assign the buses, without bus 3: its interrupt is that of the real-time clock.
-    let mut buses = [7, 6, 5, 4, 2, 1, 0].into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
+    // The order in which QEMU itself would assign the buses, but bus 3 is the last: its interrupt is that of the real-time clock, for
+    // which the guest then has no driver. There are no more than these eight: the second interrupt controller of `ioapic2=on` is
+    // found through ACPI, which the guest's kernel does not have.
+    let mut buses = [7, 6, 5, 4, 2, 1, 0, 3].into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
     let mut bus = || buses.next().unwrap_or_default();
     push(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);
     push(&["-device", "virtconsole,chardev=console"]);

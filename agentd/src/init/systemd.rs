@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use msb::record::script;
+use msb::vm::boot::Network;
 use msb::wire::exec::DEFAULT_PATH;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -21,6 +22,10 @@ pub const NOTIFY_SOCKET: &str = "@msb-init";
 
 /// The drop-in that sets the variables of services. systemd gives them a PATH of its own otherwise.
 const DROP_IN: &str = "/run/systemd/system.conf.d/50-msb.conf";
+/// The card's configuration for systemd-networkd, which would drop what it does not have in a file. The name sorts before the image's.
+const NETWORK: &str = "/run/systemd/network/00-msb.network";
+/// The name servers for systemd-resolved.
+const RESOLVED: &str = "/run/systemd/resolved.conf.d/50-msb.conf";
 /// A unit that is masked. Without udev, systemd would wait a minute and a half for the console's device, and nobody can log in there.
 const CONSOLE_GETTY: &str = "/run/systemd/system/serial-getty@hvc0.service";
 
@@ -31,18 +36,44 @@ const MAX_UNITS: usize = 5;
 const MAX_LIST: usize = 64 << 10;
 
 /// Writes systemd's configuration for this boot. An error is only logged.
-pub fn configure() {
+pub fn configure(network: Option<&Network>) {
     let _ = fs::create_dir_all("/run/systemd/system");
     let _ = symlink("/dev/null", CONSOLE_GETTY);
     let drop_in = format!("[Manager]\nDefaultEnvironment=PATH={}:{DEFAULT_PATH}\n", script::GUEST_DIR);
-    let dir = Path::new(DROP_IN).parent().unwrap_or(Path::new("/run"));
-    let written = fs::create_dir_all(dir).and_then(|()| fs::write(DROP_IN, drop_in));
-    if let Err(error) = written {
-        console::log(&format!("{DROP_IN}: {error}"));
+    write(DROP_IN, &drop_in);
+    if let Some(network) = network {
+        write(NETWORK, &network_file(network));
+        write(RESOLVED, &format!("[Resolve]\n{}", resolver_lines(network)));
     }
     if let Err(error) = sysctl::override_pid_max() {
         console::log(&format!("kernel.pid_max: {error}"));
     }
+}
+
+fn write(file: &str, content: &str) {
+    let dir = Path::new(file).parent().unwrap_or(Path::new("/run"));
+    if let Err(error) = fs::create_dir_all(dir).and_then(|()| fs::write(file, content)) {
+        console::log(&format!("{file}: {error}"));
+    }
+}
+
+/// systemd.network(5): what the agent has configured already.
+fn network_file(network: &Network) -> String {
+    let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mut lines = format!("[Match]\nMACAddress={mac}\n[Link]\nMTUBytes={}\n[Network]\n", network.mtu);
+    lines.push_str("LinkLocalAddressing=no\nIPv6AcceptRA=no\n");
+    for address in &network.addresses {
+        lines.push_str(&format!("Address={}/{}\nGateway={}\n", address.address, address.prefix, address.gateway));
+    }
+    lines + &resolver_lines(network)
+}
+
+fn resolver_lines(network: &Network) -> String {
+    let mut lines: String = network.nameservers.iter().map(|address| format!("DNS={address}\n")).collect();
+    if !network.search.is_empty() {
+        lines.push_str(&format!("Domains={}\n", network.search.join(" ")));
+    }
+    lines
 }
 
 /// Binds the socket for the readiness message.
@@ -141,6 +172,18 @@ fn some_of(units: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networkd_gets_what_the_agent_has_configured() {
+        let network: Network =
+            serde_json::from_value(serde_json::json!({"mac": [0x52, 0x55, 0, 0, 0, 2], "mtu": 16384,
+            "addresses": [{"address": "10.0.2.15", "prefix": 24, "gateway": "10.0.2.2"}], "nameservers": ["10.0.2.3"],
+            "search": ["a.test", "b.test"], "hosts": []}))
+            .unwrap();
+        let expected = "[Match]\nMACAddress=52:55:00:00:00:02\n[Link]\nMTUBytes=16384\n[Network]\nLinkLocalAddressing=no\n\
+             IPv6AcceptRA=no\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nDNS=10.0.2.3\nDomains=a.test b.test\n";
+        assert_eq!(network_file(&network), expected);
+    }
 
     #[test]
     fn systemd_is_usable_when_it_has_said_so() {

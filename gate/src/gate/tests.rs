@@ -1,4 +1,5 @@
 use super::*;
+use crate::dhcp::Lease;
 use crate::dns::tests::{answer, query};
 use crate::frame::{FIN, tests as make};
 use crate::policy::Mode;
@@ -15,6 +16,13 @@ fn gate(mode: Mode, rules: &[&str]) -> Gate {
     Gate::new(Config {
         ipv4: Some(GUEST.parse().unwrap()),
         ipv6: Some(GUEST_6.parse().unwrap()),
+        lease: Some(Lease {
+            address: GUEST.parse().unwrap(),
+            prefix: 24,
+            gateway: [10, 0, 2, 2].into(),
+            resolver: [10, 0, 2, 3].into(),
+            mtu: 16384,
+        }),
         resolvers: vec![RESOLVER.parse().unwrap()],
         udp_ports: vec![(5353, 5354)],
         policy: policy(mode, rules),
@@ -49,6 +57,7 @@ fn a_hostile_guest_reaches_nothing() {
     let echo = [8, 0, 0, 0, 0, 1, 0, 1];
     let echo_6 = [128, 0, 0, 0, 0, 1, 0, 1];
     let solicitation = [135, 0, 0, 0, 0, 0, 0, 0];
+    let discover = [&[1, 1, 6][..], &[0; 233], &0x6382_5363_u32.to_be_bytes(), &[53, 1, 1, 255]].concat();
     let is_reply = [0, 0, 0, 0, 0, 0, 0, 0];
     for (what, frame, expected) in [
         ("the internet", syn(GUEST, SERVER, 80), "pass"),
@@ -95,6 +104,10 @@ fn a_hostile_guest_reaches_nothing() {
         ("an advertisement", make::ip(GUEST_6, "ff02::1", PROTOCOL_ICMPV6, &[134, 0, 0, 0, 0, 0, 0, 0]), "drop"),
         ("an extension header", make::ip(GUEST_6, "2001:db8::9", 0, &[6, 0, 0, 0, 0, 0, 0, 0]), "drop"),
         ("SCTP", make::ip(GUEST, SERVER, 132, &[0; 12]), "drop"),
+        ("a DHCP request without an address", make::udp(("0.0.0.0", 68), ("255.255.255.255", 67), &discover), "reply"),
+        ("one that is none", make::udp(("0.0.0.0", 68), ("255.255.255.255", 67), b"x"), "drop"),
+        ("one for another server", make::udp(("0.0.0.0", 68), (SERVER, 67), &discover), "drop"),
+        ("no address otherwise", make::udp(("0.0.0.0", 67), ("255.255.255.255", 67), &discover), "drop"),
         ("ARP for another", edited(vec![0; 42], 12, 8), "drop"),
         ("a VLAN tag", edited(syn(GUEST, SERVER, 80), 12, 0x81), "drop"),
         ("nothing", Vec::new(), "drop"),

@@ -103,8 +103,9 @@ fn make_files(config: &Config, output: &Output) -> anyhow::Result<()> {
     })?;
     // A boot prints one line at most, so this message waits for a boot without another.
     let is_silent = output.quiet || has_said.get();
-    if let Some(message) = config.vmm_fallback.as_ref().filter(|message| !is_silent && notices::is_new("vmm", message))
-    {
+    let fallbacks = [("vmm", &config.vmm_fallback), ("network", &config.network_fallback)];
+    let mut fallbacks = fallbacks.into_iter().filter_map(|(subject, message)| Some((subject, message.as_ref()?)));
+    if let Some((_, message)) = fallbacks.find(|(subject, message)| !is_silent && notices::is_new(subject, message)) {
         exit::warn(TOOL, message);
     }
     interrupt::check()?;

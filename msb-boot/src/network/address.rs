@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 /// The largest packet, in bytes. With more, some versions of passt send to the guest at a tenth of the speed.
-pub(super) const MTU: u32 = 16384;
+pub(super) const MTU: u16 = 16384;
 
 /// The word for the gateway in --add-host, as in Docker.
 pub(super) const HOST_GATEWAY: &str = "host-gateway";

@@ -7,12 +7,12 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use msb_gate::frame::MAX_FRAME;
 use msb_gate::{Config, Gate, Log, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,6 +22,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use std::os::unix::fs::OpenOptionsExt;
 
+use super::control::{self, Message};
 use crate::jail::Jail;
 
 /// The process's name in messages.
@@ -36,7 +37,7 @@ const MAX_REPLIES: usize = 256 << 10;
 /// How often counts are logged that are due.
 const LOG_INTERVAL: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// What the process is told, as JSON. The guest's frames are on its stdin, and passt's on its stdout.
+/// What the process is told, as JSON. Its stdin is the control socket, on which it gets the sockets and the host's addresses.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Description {
     pub jail: Jail,
@@ -70,8 +71,9 @@ enum Side {
     Host,
 }
 
-/// A connection with what was read from it and what waits to be written to it.
+/// A socket with what was read from it and what waits to be written to it.
 struct Port {
+    fd: OwnedFd,
     input: Vec<u8>,
     /// Where the next frame begins in `input`, and where the bytes end that were read.
     start: usize,
@@ -85,8 +87,11 @@ struct Port {
 }
 
 impl Port {
-    fn new() -> Self {
-        Self { input: vec![0; BUFFER], start: 0, end: 0, skip: 0, output: Vec::new(), written: 0, is_open: true }
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
+        let input = vec![0; BUFFER];
+        Ok(Self { fd, input, start: 0, end: 0, skip: 0, output: Vec::new(), written: 0, is_open: true })
     }
 
     /// Whether everything is written that was to be.
@@ -95,9 +100,9 @@ impl Port {
     }
 
     /// Writes what waits, as far as the receiver takes it.
-    fn drain(&mut self, fd: BorrowedFd<'_>) {
+    fn drain(&mut self) {
         while self.is_open && !self.is_drained() {
-            match rustix::io::write(fd, &self.output[self.written..]) {
+            match rustix::io::write(&self.fd, &self.output[self.written..]) {
                 Ok(count) => self.written += count,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
@@ -109,9 +114,9 @@ impl Port {
     }
 
     /// Writes bytes, or keeps what the receiver does not take.
-    fn write(&mut self, fd: BorrowedFd<'_>, mut bytes: &[u8]) {
+    fn write(&mut self, mut bytes: &[u8]) {
         while self.is_open && self.is_drained() && !bytes.is_empty() {
-            match rustix::io::write(fd, bytes) {
+            match rustix::io::write(&self.fd, bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
@@ -124,21 +129,21 @@ impl Port {
     }
 
     /// Writes a frame of the gate's own.
-    fn write_frame(&mut self, fd: BorrowedFd<'_>, frame: &[u8]) {
+    fn write_frame(&mut self, frame: &[u8]) {
         if self.output.len() - self.written > MAX_REPLIES {
             return;
         }
         let length = u32::try_from(frame.len()).unwrap_or(0).to_be_bytes();
-        self.write(fd, &[&length, frame].concat());
+        self.write(&[&length, frame].concat());
     }
 
     /// Reads once. False at the end.
-    fn read(&mut self, fd: BorrowedFd<'_>) -> bool {
+    fn read(&mut self) -> bool {
         if self.input.len() - self.end < LENGTH + MAX_FRAME {
             self.input.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        match rustix::io::read(fd, &mut self.input[self.end..]) {
+        match rustix::io::read(&self.fd, &mut self.input[self.end..]) {
             Ok(0) => false,
             Ok(count) => {
                 self.end += count;
@@ -157,13 +162,8 @@ struct Pump {
     file: File,
     guest: Port,
     host: Port,
-}
-
-fn fd_of(side: Side) -> BorrowedFd<'static> {
-    match side {
-        Side::Guest => rustix::stdio::stdin(),
-        Side::Host => rustix::stdio::stdout(),
-    }
+    /// The first frame for a passt.
+    announcement: Vec<u8>,
 }
 
 fn time(clock: ClockId) -> Duration {
@@ -178,15 +178,29 @@ impl Pump {
             serde_json::from_str(description).context("description of the gate")?;
         let file = open_log(&log).with_context(|| format!("{log:?}"))?;
         jail.enter().context("jail")?;
-        for side in [Side::Guest, Side::Host] {
-            let flags = rustix::fs::fcntl_getfl(fd_of(side))?;
-            rustix::fs::fcntl_setfl(fd_of(side), flags | OFlags::NONBLOCK)?;
-        }
-        let mut host = Port::new();
+        // The supervisor has sent it before it started this process.
+        let first = control::receive(rustix::stdio::stdin()).context("control socket")?;
+        let Some(Message { host: addresses, sockets }) = first else { bail!("no message on the control socket") };
+        let Ok([guest, host]) = <[OwnedFd; 2]>::try_from(sockets) else { bail!("two sockets are expected") };
         // A server in the guest is reached although the guest has sent nothing. With IPv6 alone, no frame need have this address.
-        let address = config.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        host.write_frame(fd_of(Side::Host), &msb_gate::announcement(mac, address));
-        Ok(Self { gate: Gate::new(config), log: Log::default(), file, guest: Port::new(), host })
+        let announcement = msb_gate::announcement(mac, config.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED));
+        let mut gate = Gate::new(config);
+        gate.set_host(addresses.addresses, addresses.networks);
+        let (guest, host) = (Port::new(guest)?, Port::new(host)?);
+        let mut pump = Self { gate, log: Log::default(), file, guest, host, announcement };
+        pump.host.write_frame(&pump.announcement);
+        Ok(pump)
+    }
+
+    /// Takes a message of the supervisor's.
+    fn read_control(&mut self) -> anyhow::Result<()> {
+        let Some(message) = control::receive(rustix::stdio::stdin())? else { return Ok(()) };
+        self.gate.set_host(message.host.addresses, message.host.networks);
+        if let Some(passt) = message.sockets.into_iter().next() {
+            self.host = Port::new(passt)?;
+            self.host.write_frame(&self.announcement);
+        }
+        Ok(())
     }
 
     /// Moves frames until the VMM closes its end. Without passt it goes on, and drops what the guest sends.
@@ -199,16 +213,25 @@ impl Pump {
                 flags
             };
             let (guest, host) = (interest(&self.guest, &self.host), interest(&self.host, &self.guest));
-            let mut fds = vec![PollFd::from_borrowed_fd(fd_of(Side::Guest), guest)];
+            let control = rustix::stdio::stdin();
+            let mut fds = vec![
+                PollFd::from_borrowed_fd(control, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.guest.fd.as_fd(), guest),
+            ];
             if self.host.is_open {
-                fds.push(PollFd::from_borrowed_fd(fd_of(Side::Host), host));
+                fds.push(PollFd::from_borrowed_fd(self.host.fd.as_fd(), host));
             }
             let timeout = self.log.has_counts().then_some(LOG_INTERVAL);
             match poll(&mut fds, timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
                 other => other?,
             };
-            let (guest, host) = (fds[0].revents(), fds.get(1).map_or(PollFlags::empty(), PollFd::revents));
+            let (message, guest) = (fds[0].revents(), fds[1].revents());
+            let host = fds.get(2).map_or(PollFlags::empty(), PollFd::revents);
+            // First, so that no frame passes that it closes.
+            if !message.is_empty() {
+                self.read_control().context("control socket")?;
+            }
             self.handle(Side::Guest, guest);
             self.handle(Side::Host, host);
             self.write_log();
@@ -225,10 +248,10 @@ impl Pump {
 
     fn handle(&mut self, side: Side, events: PollFlags) {
         if events.contains(PollFlags::OUT) {
-            self.port(side).drain(fd_of(side));
+            self.port(side).drain();
         }
         if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            let is_open = self.port(side).read(fd_of(side));
+            let is_open = self.port(side).read();
             self.decide(side);
             if !is_open {
                 let port = self.port(side);
@@ -242,9 +265,9 @@ impl Pump {
     /// Decides about all whole frames that a side has sent, and writes runs of those that pass.
     fn decide(&mut self, from: Side) {
         let now = time(ClockId::Monotonic);
-        let (port, other, back, onward) = match from {
-            Side::Guest => (&mut self.guest, &mut self.host, fd_of(Side::Guest), fd_of(Side::Host)),
-            Side::Host => (&mut self.host, &mut self.guest, fd_of(Side::Host), fd_of(Side::Guest)),
+        let (port, other) = match from {
+            Side::Guest => (&mut self.guest, &mut self.host),
+            Side::Host => (&mut self.host, &mut self.guest),
         };
         let input = std::mem::take(&mut port.input);
         let end = port.end;
@@ -256,7 +279,7 @@ impl Pump {
         while let Some(head) = input[at..end].first_chunk::<LENGTH>() {
             let length = u32::from_be_bytes(*head) as usize;
             if length > MAX_FRAME {
-                other.write(onward, &input[run..at]);
+                other.write(&input[run..at]);
                 let there = (LENGTH + length).min(end - at);
                 port.skip = LENGTH + length - there;
                 at += there;
@@ -269,21 +292,21 @@ impl Pump {
                 Side::Host => self.gate.to_guest(frame, now),
             };
             if verdict != Verdict::Pass {
-                other.write(onward, &input[run..at]);
+                other.write(&input[run..at]);
                 run = at + LENGTH + length;
             }
             match verdict {
                 Verdict::Pass | Verdict::Drop => {}
-                Verdict::Reply(frame) => port.write_frame(back, &frame),
-                Verdict::Replace(frame) => other.write_frame(onward, &frame),
+                Verdict::Reply(frame) => port.write_frame(&frame),
+                Verdict::Replace(frame) => other.write_frame(&frame),
                 Verdict::Both { back: reply, onward: frame } => {
-                    port.write_frame(back, &reply);
-                    other.write_frame(onward, &frame);
+                    port.write_frame(&reply);
+                    other.write_frame(&frame);
                 }
             }
             at += LENGTH + length;
         }
-        other.write(onward, &input[run..at]);
+        other.write(&input[run..at]);
         port.input = input;
         (port.start, port.end) = if at == end { (0, 0) } else { (at, end) };
     }

@@ -3,13 +3,56 @@
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use msb_gate::Prefix;
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::SockaddrStorage;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, recv, socket,
+};
+use serde::{Deserialize, Serialize};
+
+/// The groups of rtnetlink(7) that report addresses: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR`.
+const ADDRESS_GROUPS: u32 = 0x10 | 0x100;
+
+/// A socket that is readable after an address of the host was added or removed.
+pub(crate) struct Changes(OwnedFd);
+
+impl Changes {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// Those of `socket(2)` and `bind(2)`.
+    pub(crate) fn listen() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, ADDRESS_GROUPS))?;
+        Ok(Self(socket))
+    }
+
+    /// Discards what was reported: the addresses are read anew after it, all at once.
+    pub(crate) fn drain(&self) {
+        let mut buffer = [0; 8192];
+        loop {
+            match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+                Ok(0) => return,
+                // Some were lost, which makes no difference here.
+                Ok(_) | Err(nix::Error::ENOBUFS | nix::Error::EINTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+impl AsFd for Changes {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// The addresses of the host, and the networks of its interfaces.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Host {
     pub addresses: Vec<IpAddr>,
     pub networks: Vec<Prefix>,
@@ -28,7 +71,8 @@ impl Host {
             let bits = interface.netmask.as_ref().and_then(ip).map(prefix_length);
             // A network of all addresses is a tunnel's, and says nothing.
             let bits = bits.filter(|&bits| bits > 0 && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK));
-            host.networks.extend(bits.and_then(|bits| Prefix::new(address, bits)));
+            let network = bits.and_then(|bits| Prefix::new(address, bits));
+            host.networks.extend(network.filter(|network| !host.networks.contains(network)));
         }
         Ok(host)
     }

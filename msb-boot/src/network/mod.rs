@@ -4,6 +4,7 @@
 //! Imports run one way: this module uses the jail and the processes, and the VMMs know no more than the card's descriptor.
 
 mod address;
+pub(crate) mod control;
 pub(crate) mod gate;
 mod host;
 pub(crate) mod passt;
@@ -18,7 +19,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use msb::record::{self, NetworkMode};
 use msb::vm::boot;
-use msb_gate::{Config, Policy, PolicyRule};
+use msb_gate::{Config, Lease, Policy, PolicyRule};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
@@ -28,7 +29,7 @@ use crate::processes::Processes;
 use crate::unusable::Unusable;
 use crate::vm::{Card, Vm};
 use address::{Address, IPV4, IPV6, MTU};
-use host::Host;
+use control::Control;
 use passt::Passt;
 use publish::Publish;
 
@@ -62,33 +63,61 @@ pub(crate) struct Network {
     mac: [u8; 6],
 }
 
+/// The network that a guest gets.
+#[derive(Debug, Default)]
+pub(crate) struct Choice {
+    /// `None` if it gets none.
+    pub network: Option<Network>,
+    /// Why it gets none although nobody asked for that.
+    pub fallback: Option<String>,
+}
+
+/// Chooses the network: the mode that was requested, else `default`, else public. Where the machine cannot provide public, the guest
+/// gets no network, unless the request has a mode, or ports, rules or others that need one.
+///
+/// # Errors
+/// The first invalid value of the request, a port that is taken, or why the guest cannot have the network that was requested.
+pub(crate) fn choose(request: &record::Network, default: Option<NetworkMode>) -> anyhow::Result<Choice> {
+    let parsed = request::parse(request)?;
+    let needs_network = request::first_need(request);
+    let requested = request.mode.or(default);
+    match (requested, needs_network) {
+        (Some(NetworkMode::None), Some(member)) => {
+            anyhow::bail!(
+                "{member} needs a network, but the mode is none (use --network public, or leave {member} out)"
+            )
+        }
+        (Some(NetworkMode::None), None) => return Ok(Choice::default()),
+        _ => {}
+    }
+    let (passt, addresses) = match available() {
+        Ok(available) => available,
+        Err(why) if requested.is_none() && needs_network.is_none() => {
+            let fallback = Some(format!("no network for the guest: {why}"));
+            return Ok(Choice { network: None, fallback });
+        }
+        Err(why) => return Err(anyhow!(why).context("network")),
+    };
+    let mode = requested.unwrap_or(NetworkMode::Public);
+    let network = Network::new(request, parsed, mode, passt, addresses)?;
+    Ok(Choice { network: Some(network), fallback: None })
+}
+
 impl Network {
-    /// Checks the request, and finds what it needs. `None` if the guest gets no network, which is the default unless the request has
-    /// ports, rules or name servers.
-    ///
-    /// # Errors
-    /// The first invalid value of the request, a port that is taken, or why the guest cannot have the network that was requested.
-    pub(crate) fn check(request: &record::Network, default: Option<NetworkMode>) -> anyhow::Result<Option<Self>> {
-        let parsed = request::parse(request)?;
-        let needs_network = request::first_need(request);
-        let mode = match (request.mode.or(default), needs_network) {
-            (Some(NetworkMode::None), Some(member)) => {
-                anyhow::bail!(
-                    "{member} needs a network, but the mode is none (use --network public, or leave {member} out)"
-                )
-            }
-            (None | Some(NetworkMode::None), None) => return Ok(None),
-            (None, Some(_)) => NetworkMode::Public,
-            (Some(mode), _) => mode,
-        };
-        let (passt, addresses) = available().map_err(|why| anyhow!(why).context("network"))?;
+    fn new(
+        request: &record::Network,
+        parsed: request::Parsed,
+        mode: NetworkMode,
+        passt: Passt,
+        addresses: Vec<Address>,
+    ) -> anyhow::Result<Self> {
         publish::check_distinct(&parsed.ports)?;
         let ports = parsed.ports.into_iter().map(Publish::choose_port).collect::<Result<_, _>>()?;
         let gateway = addresses.first().map_or(IPV4.gateway, |address: &Address| address.gateway);
         let host = |(name, address): (String, Option<IpAddr>)| (address.unwrap_or(gateway), name);
         let mut hosts: Vec<(IpAddr, String)> = parsed.hosts.into_iter().map(host).collect();
         hosts.push((gateway, HOST_NAME.into()));
-        Ok(Some(Self {
+        Ok(Self {
             passt,
             mode,
             rules: parsed.rules,
@@ -99,7 +128,7 @@ impl Network {
             search: request.dns_search.clone(),
             hosts,
             mac: parsed.mac.unwrap_or(MAC),
-        }))
+        })
     }
 
     /// What agentd configures.
@@ -111,7 +140,7 @@ impl Network {
         };
         boot::Network {
             mac: self.mac,
-            mtu: MTU,
+            mtu: MTU.into(),
             addresses: self.addresses.iter().map(address).collect(),
             nameservers: self.resolvers(),
             search: self.search.clone(),
@@ -129,36 +158,24 @@ impl Network {
 
     /// The member `net` of the record.
     pub(crate) fn in_record(&self, vm: &Vm) -> record::Net {
-        record::Net {
-            mode: self.mode,
-            backend: passt::NAME.into(),
-            mac: format_mac(self.mac),
-            mtu: MTU,
-            addresses: self.addresses.iter().map(|address| format!("{}/{}", address.guest, address.prefix)).collect(),
-            gateways: self.addresses.iter().map(|address| address.gateway).collect(),
-            nameservers: self.resolvers(),
-            ports: self.ports.iter().flat_map(Publish::in_record).collect(),
-            rules: self.written_rules.clone(),
-            log: self.log(vm),
-            unknown: record::Unknown::new(),
-        }
+        let mac = format_mac(self.mac);
+        let mut net = record::Net::new(self.mode, passt::NAME.into(), mac, MTU.into(), self.log(vm));
+        net.addresses = self.addresses.iter().map(|address| format!("{}/{}", address.guest, address.prefix)).collect();
+        net.gateways = self.addresses.iter().map(|address| address.gateway).collect();
+        net.nameservers = self.resolvers();
+        net.ports = self.ports.iter().flat_map(Publish::in_record).collect();
+        net.rules = self.written_rules.clone();
+        net
     }
 
-    /// Starts passt and the gate. Returns the card, and the descriptor that the VMM inherits for it.
+    /// Starts passt and the gate. Returns the card, the descriptor that the VMM inherits for it, and what keeps the gate informed.
     ///
     /// # Errors
     /// The process that did not start, and why.
-    pub(crate) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Card, OwnedFd)> {
+    pub(crate) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Card, OwnedFd, Control)> {
         let (vmm, guest) = socket_pair().context("the network card's socket")?;
         let (host, passt_end) = socket_pair().context("passt's socket")?;
-        let policy = self.policy()?;
-        let options = passt::Options {
-            addresses: &self.addresses,
-            ports: &self.ports,
-            dns: &self.dns,
-            maps_loopback: self.maps_loopback(),
-        };
-        self.passt.start(vm, &options, passt_end, processes)?;
+        self.start_passt(vm, passt_end, processes)?;
         let config = Config {
             ipv4: self.addresses.iter().find_map(|address| match address.guest {
                 IpAddr::V4(address) => Some(address),
@@ -168,14 +185,45 @@ impl Network {
                 IpAddr::V6(address) => Some(address),
                 IpAddr::V4(_) => None,
             }),
+            lease: self.lease(),
             resolvers: self.addresses.iter().map(|address| address.resolver).collect(),
             udp_ports: self.ports.iter().filter(|publish| publish.is_udp).map(Publish::guest_ports).collect(),
-            policy,
+            policy: self.policy(),
         };
+        let (control, gate_end) = Control::open(&[guest, host])?;
         let description =
             gate::Description { jail: vm.jail(Capabilities::None), config, mac: self.mac, log: self.log(vm) };
-        processes.start_gate(gate::NAME, &serde_json::to_string(&description)?, guest, host)?;
-        Ok((Card { fd: InheritedFd::of(&vmm), mac: self.mac }, vmm))
+        processes.start_gate(gate::NAME, &serde_json::to_string(&description)?, gate_end)?;
+        Ok((Card { fd: InheritedFd::of(&vmm), mac: self.mac }, vmm, control))
+    }
+
+    /// Starts another passt in the place of one that has ended. The guest's connections are lost, and new ones work.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(crate) fn replace_passt(&self, vm: &Vm, control: &Control, processes: &mut Processes) -> anyhow::Result<()> {
+        let (host, passt_end) = socket_pair().context("passt's socket")?;
+        self.start_passt(vm, passt_end, processes)?;
+        control.replace_passt(&host)
+    }
+
+    fn start_passt(&self, vm: &Vm, socket: OwnedFd, processes: &mut Processes) -> anyhow::Result<()> {
+        let options = passt::Options {
+            addresses: &self.addresses,
+            ports: &self.ports,
+            dns: &self.dns,
+            maps_loopback: self.maps_loopback(),
+        };
+        self.passt.start(vm, &options, socket, processes)
+    }
+
+    fn lease(&self) -> Option<Lease> {
+        self.addresses.iter().find_map(|address| match (address.guest, address.gateway, address.resolver) {
+            (IpAddr::V4(guest), IpAddr::V4(gateway), IpAddr::V4(resolver)) => {
+                Some(Lease { address: guest, prefix: address.prefix, gateway, resolver, mtu: MTU })
+            }
+            _ => None,
+        })
     }
 
     /// Whether passt is to lead the gateway's address to the host's loopback: a rule may open it. Early versions also lose the answers
@@ -186,9 +234,9 @@ impl Network {
         self.rules.iter().any(opens_host) || self.ports.iter().any(|publish| publish.is_udp)
     }
 
-    fn policy(&self) -> anyhow::Result<Policy> {
-        let host = Host::read().context("the host's addresses")?;
-        Ok(Policy {
+    /// The policy without the host's addresses, which the gate gets on its control socket.
+    fn policy(&self) -> Policy {
+        Policy {
             mode: match self.mode {
                 NetworkMode::Public => msb_gate::Mode::Public,
                 NetworkMode::Private => msb_gate::Mode::Private,
@@ -196,9 +244,9 @@ impl Network {
             },
             rules: self.rules.clone(),
             gateways: self.addresses.iter().map(|address| address.gateway).collect(),
-            own: host.addresses,
-            links: host.networks,
-        })
+            own: Vec::new(),
+            links: Vec::new(),
+        }
     }
 }
 
@@ -208,10 +256,7 @@ fn available() -> Result<(Passt, Vec<Address>), Unusable> {
     let families = [(IPV4, host::has_ipv4_route()), (IPV6, host::has_ipv6_route())];
     let addresses: Vec<Address> = families.into_iter().filter(|(_, has)| *has).map(|(address, _)| address).collect();
     if addresses.is_empty() {
-        return Err(Unusable::new(
-            "this machine has no default route",
-            "connect it, or leave the guest without: --network none",
-        ));
+        return Err(Unusable::new("this machine has no default route", "connect it, or boot with --network none"));
     }
     Ok((passt, addresses))
 }

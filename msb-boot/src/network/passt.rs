@@ -29,6 +29,10 @@ const RESOLV_CONF: &str = "resolv.conf";
 
 /// The first of the users that passt runs as. The supervisor's PID is added, which has 22 bits at most.
 const FIRST_USER: u32 = 0x6d00_0000;
+const LAST_USER: u32 = FIRST_USER + (1 << 22);
+
+/// The groups that may open ICMP sockets, icmp(7).
+const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 
 /// The ports below it need a capability.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
@@ -47,6 +51,29 @@ pub(crate) struct Passt {
 /// The package to install.
 pub(crate) fn find_program() -> Result<PathBuf, Unusable> {
     program::find("passt", &[], "apt-get install passt")
+}
+
+/// What the program says about its version.
+pub(crate) fn version(program: &Path) -> Option<String> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    Some(text.lines().next()?.trim_start_matches(NAME).trim().to_owned())
+}
+
+/// Whether guests can ping. passt uses ICMP sockets, which take no privilege but a group in this range.
+///
+/// # Errors
+/// The setting.
+pub(crate) fn check_ping() -> Result<PathBuf, Unusable> {
+    let range = fs::read_to_string(PING_GROUP_RANGE).unwrap_or_default();
+    let numbers: Vec<u32> = range.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    match numbers[..] {
+        [first, last] if first <= FIRST_USER && LAST_USER <= last => Ok(PING_GROUP_RANGE.into()),
+        _ => Err(Unusable::new(
+            format!("guests cannot ping: net.ipv4.ping_group_range is {}", range.trim().replace('\t', " ")),
+            "sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"",
+        )),
+    }
 }
 
 /// What passt is to do for a VM.

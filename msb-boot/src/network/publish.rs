@@ -128,10 +128,9 @@ impl Publish {
     /// One entry for each port.
     pub(crate) fn in_record(&self) -> impl Iterator<Item = PublishedPort> + '_ {
         let protocol = if self.is_udp { "udp" } else { "tcp" };
-        (0..self.count).map(move |offset| PublishedPort {
-            host: SocketAddr::new(self.address, self.host + offset),
-            guest: self.guest + offset,
-            protocol: protocol.into(),
+        (0..self.count).map(move |offset| {
+            let host = SocketAddr::new(self.address, self.host + offset);
+            PublishedPort::new(host, self.guest + offset, protocol.into())
         })
     }
 }

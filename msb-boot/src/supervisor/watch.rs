@@ -22,10 +22,13 @@ use super::verdict::Verdict;
 use super::{ready, stopping};
 use crate::config::{Config, now};
 use crate::log;
+use crate::network::control::Control;
 use crate::processes::{self, Processes};
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(1);
+/// How often passt is started again.
+const MAX_REPLACEMENTS: u32 = 3;
 /// How long the VMM may run after its guest has halted.
 const HALT_GRACE: Duration = Duration::from_secs(1);
 /// The same, for a guest that was asked to stop.
@@ -61,6 +64,9 @@ pub(super) struct Watch<'a, 'f> {
     vmm_stderr: Stderr,
     helper_stderr: Stderr,
     report: Option<ready::Report>,
+    network: Option<Control>,
+    /// How often passt was started again.
+    replacements: u32,
     phase: Phase,
     clock: Clock,
     halt: Option<Halt>,
@@ -83,6 +89,8 @@ enum Event {
     Client,
     Signal,
     Process,
+    HostAddresses,
+    Gate,
     ShutdownMessage,
     HaltAnswer,
 }
@@ -110,10 +118,12 @@ impl<'a, 'f> Watch<'a, 'f> {
         let log = config.log_path(held);
         let console = if machine.restarts == 0 { Console::new(console, &log) } else { Console::resume(console, &log) };
         let console = console.with_context(|| format!("{log:?}"))?;
+        let mut control = None;
         if let Some(network) = &config.network {
-            let (card, socket) = network.start(vm, &mut processes)?;
+            let (card, socket, gate) = network.start(vm, &mut processes)?;
             vm.card = Some(card);
             fds.push(socket);
+            control = Some(gate);
         }
         config.vmm.start(vm, fds, console_in, &mut processes)?;
         Ok(Self {
@@ -125,6 +135,8 @@ impl<'a, 'f> Watch<'a, 'f> {
             vmm_stderr: Stderr::new(vmm_stderr, config.vmm.name())?,
             helper_stderr: Stderr::new(helper_stderr, "helper")?,
             report: Some(report),
+            network: control,
+            replacements: 0,
             phase: Phase::Booting { until: now() + config.timeout },
             clock,
             halt: None,
@@ -166,6 +178,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             Event::Client => self.read_client()?,
             Event::Signal => self.read_signals()?,
             Event::Process => return self.check_processes(),
+            Event::HostAddresses | Event::Gate => self.inform_gate(event)?,
             Event::ShutdownMessage => self.read_shutdown_messages(),
             Event::HaltAnswer => self.read_halt_answer(),
         }
@@ -195,9 +208,12 @@ impl<'a, 'f> Watch<'a, 'f> {
         add(Event::Signal, Some(self.machine.signals.as_fd()));
         add(Event::Clock, Some(self.clock.as_fd()));
         add(Event::ShutdownMessage, shutdown);
+        add(Event::HostAddresses, self.network.as_ref().map(Control::changes));
+        add(Event::Gate, self.network.as_ref().and_then(Control::waiting));
         add(Event::HaltAnswer, self.halt.as_ref().and_then(|halt| halt.answer.as_ref()).map(AsFd::as_fd));
         sources.extend(self.processes.pidfds().map(|process| (Event::Process, process)));
-        let mut fds: Vec<_> = sources.iter().map(|(_, fd)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        let flags = |event: &Event| if *event == Event::Gate { PollFlags::OUT } else { PollFlags::IN };
+        let mut fds: Vec<_> = sources.iter().map(|(event, fd)| PollFd::from_borrowed_fd(*fd, flags(event))).collect();
         match poll(&mut fds, timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
             other => other?,
@@ -213,6 +229,15 @@ impl<'a, 'f> Watch<'a, 'f> {
         if self.clock.has_jumped() && matches!(self.phase, Phase::Reported | Phase::Running) {
             clock::send_time(self.endpoint());
         }
+    }
+
+    /// Sends the host's addresses to the gate, which would let the guest reach a new one. The VM ends if that fails.
+    fn inform_gate(&mut self, event: Event) -> anyhow::Result<()> {
+        let Some(control) = &mut self.network else { return Ok(()) };
+        if event == Event::HostAddresses {
+            control.read_changes();
+        }
+        control.send()
     }
 
     fn read_console(&mut self) {
@@ -392,8 +417,21 @@ impl<'a, 'f> Watch<'a, 'f> {
             }
             self.lost.get_or_insert((now(), end));
         } else {
-            log::note(format_args!("{end}: the guest has no network until the VM is started again"));
+            log::note(format_args!("{end}: the guest's connections are lost"));
+            if let Err(error) = self.replace_passt() {
+                log::note(format_args!("the guest has no network until the VM is started again: {error:#}"));
+            }
         }
+    }
+
+    /// Starts another passt. A guest that can end it gets so many.
+    fn replace_passt(&mut self) -> anyhow::Result<()> {
+        let (Some(network), Some(control)) = (&self.config.network, &self.network) else { return Ok(()) };
+        self.replacements += 1;
+        if self.replacements > MAX_REPLACEMENTS {
+            bail!("it was started {MAX_REPLACEMENTS} times again");
+        }
+        network.replace_passt(&self.machine.vm, control, &mut self.processes)
     }
 
     /// Acts on the deadlines that have passed.

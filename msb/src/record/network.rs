@@ -11,8 +11,9 @@ use super::Unknown;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
+#[non_exhaustive]
 pub struct Network {
-    /// What the guest may reach where no rule matches. Null means public if there are ports, rules or name servers, otherwise none.
+    /// What the guest may reach where no rule matches. Null means public if the machine can provide it, otherwise none.
     pub mode: Option<NetworkMode>,
     /// The rules, in order: the first one that matches decides.
     pub rules: Vec<NetworkRule>,
@@ -71,6 +72,7 @@ pub enum NetworkRule {
 /// The network of a running VM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct Net {
     /// What the guest may reach where no rule matches.
     pub mode: NetworkMode,
@@ -97,9 +99,29 @@ pub struct Net {
     pub unknown: Unknown,
 }
 
+impl Net {
+    /// A network without addresses, ports and rules.
+    pub fn new(mode: NetworkMode, backend: String, mac: String, mtu: u32, log: PathBuf) -> Self {
+        Self {
+            mode,
+            backend,
+            mac,
+            mtu,
+            addresses: Vec::new(),
+            gateways: Vec::new(),
+            nameservers: Vec::new(),
+            ports: Vec::new(),
+            rules: Vec::new(),
+            log,
+            unknown: Unknown::new(),
+        }
+    }
+}
+
 /// A port of the host that leads to one of the guest's.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[non_exhaustive]
 pub struct PublishedPort {
     /// The host's address and port.
     pub host: std::net::SocketAddr,
@@ -107,4 +129,11 @@ pub struct PublishedPort {
     pub guest: u16,
     /// `tcp` or `udp`.
     pub protocol: String,
+}
+
+impl PublishedPort {
+    /// A port of the host, and where it leads.
+    pub fn new(host: std::net::SocketAddr, guest: u16, protocol: String) -> Self {
+        Self { host, guest, protocol }
+    }
 }

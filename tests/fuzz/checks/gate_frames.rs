@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use msb_gate::{Config, Gate, Mode, Policy, PolicyRule, Verdict, is_never};
+use msb_gate::{Config, Gate, Lease, Mode, Policy, PolicyRule, Verdict, is_never};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
@@ -38,6 +38,13 @@ fn config(choice: u8) -> Config {
     Config {
         ipv4: Some(GUEST),
         ipv6: "fd00:6d73::15".parse().ok(),
+        lease: Some(Lease {
+            address: GUEST,
+            prefix: 24,
+            gateway: [10, 0, 2, 2].into(),
+            resolver: [10, 0, 2, 3].into(),
+            mtu: 16384,
+        }),
         resolvers: vec![Ipv4Addr::new(10, 0, 2, 3).into()],
         udp_ports: vec![(5353, 5353)],
         policy: Policy {
