@@ -1,10 +1,9 @@
-//! Connections from the host: the listener, the hello, and a thread for each connection.
+//! Connections from the host: the listener, the hello, and the first frame.
 
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
@@ -13,12 +12,12 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStre
 use crate::agent::Agent;
 use crate::error::Error;
 use crate::link::PEER_TIMEOUT;
-use crate::sessions::Sessions;
+use crate::sessions::Server;
 use crate::{clock, console, session, sys, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The nice values of the threads that accept connections, and of those that serve them.
+/// The nice values of a thread that waits for a connection, and of one that serves it.
 const ACCEPT_NICE: i32 = -19;
 const SERVE_NICE: i32 = -10;
 /// The kernel's receive buffer of a connection, in bytes. Linux's default, 256 KiB, is too small for the latency of a VMM.
@@ -26,7 +25,7 @@ const BUFFER: u64 = 4 << 20;
 /// How many connections may wait to be accepted. The kernel refuses more.
 const BACKLOG: i32 = 4096;
 
-/// Starts the thread that accepts connections.
+/// Starts the threads that accept connections.
 ///
 /// # Errors
 /// Those of `socket(2)` and `bind(2)`, and of starting the thread.
@@ -42,36 +41,29 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         console::log(&format!("oom_score_adj: {error}"));
     }
-    let agent = Arc::clone(agent);
     let accept = move || {
         // A caller gets an answer even if the guest is busy. Commands start with nice value 0 (see sys::Launch).
         let _ = rustix::process::setpriority_process(None, ACCEPT_NICE);
         loop {
-            agent.sessions.wait_for_room();
             match listener.accept() {
                 // Connections from inside the guest are closed.
-                Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => serve(connection, &agent),
+                Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => return connection,
                 Ok(_) => {}
                 Err(error) => console::log(&format!("accept: {error}")),
             }
         }
     };
-    thread::Builder::new()
-        .name("listen".into())
-        .spawn(accept)
-        .map(drop)
+    Arc::new(Server { agent: Arc::clone(agent), accept: Box::new(accept), serve })
+        .start()
         .map_err(|error| Error::step("start a thread".into(), error))
 }
 
-fn serve(connection: VsockStream, agent: &Arc<Agent>) {
-    let started = Sessions::serve(agent, |agent| match greet(connection, agent) {
+fn serve(connection: VsockStream, agent: &Agent) {
+    match greet(connection, agent) {
         Ok(()) => {}
         // The caller has gone, which is not an error.
         Err(wire::Error::Io(error)) if error.kind() != io::ErrorKind::InvalidData => {}
         Err(error) => console::log(&format!("connection closed: {error}")),
-    });
-    if let Err(error) = started {
-        console::log(&format!("start a thread: {error}"));
     }
 }
 

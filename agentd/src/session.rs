@@ -28,7 +28,7 @@ const STDIN_CREDIT: u32 = 128 << 10;
 const MAX_STDIN_CREDIT: u32 = 2 << 20;
 /// The initial window for stdin.
 const STDIN_WINDOW: Window = Window::growing(STDIN_CREDIT, MAX_STDIN_CREDIT);
-/// How long to wait for the exit of a command that has closed its outputs, so that both are sent in one packet.
+/// How long to wait for the exit of a command that has closed an output, so that all ends are sent in one packet.
 const END_FOLLOWS: Duration = Duration::from_millis(10);
 /// How long a command may take to end after SIGHUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
@@ -191,18 +191,24 @@ impl Session<'_> {
     /// Moves bytes until the command has ended and the caller, if there is one, has its output and its exit.
     fn pump(&mut self) -> Result<(), wire::Error> {
         let mut buffer = vec![0u8; HEADER + CHUNK];
-        let mut had_closed = false;
+        let mut had_closed_one = false;
         loop {
             if let Some(link) = &mut self.link {
                 for output in &mut self.outputs {
                     output.send_kept(link);
                 }
             }
-            let has_closed = self.outputs.iter().all(|output| output.source.is_none());
-            if has_closed && !std::mem::replace(&mut had_closed, true) {
+            let has_closed_one = self.outputs.iter().any(|output| output.source.is_none());
+            if has_closed_one && !std::mem::replace(&mut had_closed_one, true) {
                 // Nearly always it exits a moment later.
                 wait_readable(self.exec.process.event().as_fd(), Instant::now() + END_FOLLOWS);
+                if self.exec.exit().is_some() {
+                    // The other output has ended too, unless a process that the command started has it open.
+                    self.take_outputs(&mut buffer, |_| true)?;
+                    continue;
+                }
             }
+            let has_closed = self.outputs.iter().all(|output| output.source.is_none());
             // Read once per round: an exit after this ends the poll.
             let exit = self.exec.exit();
             let runs = exit.is_none();
@@ -228,15 +234,21 @@ impl Session<'_> {
                 self.take_frames(&mut buffer)?;
             }
             self.feed_stdin(events.stdin);
-            for (output, flags) in self.outputs.iter_mut().zip(events.outputs) {
-                if flags.is_empty() {
-                    continue;
-                }
-                // A pipe may hold several chunks. The caller's credit ends the loop; without a caller it would not end.
-                let keep = self.exec.is_detached();
-                while output.take(self.link.as_mut(), keep, &mut buffer)? && self.link.is_some() {}
-            }
+            self.take_outputs(&mut buffer, |output| !events.outputs[output].is_empty())?;
         }
+    }
+
+    /// Reads the outputs for which `is_ready` is true, by their index, as far as the caller has room.
+    fn take_outputs(&mut self, buffer: &mut [u8], is_ready: impl Fn(usize) -> bool) -> io::Result<()> {
+        let keep = self.exec.is_detached();
+        for (index, output) in self.outputs.iter_mut().enumerate() {
+            if !is_ready(index) || output.readable_fd(self.link.as_ref()).is_none() {
+                continue;
+            }
+            // A pipe may hold several chunks. The caller's credit ends the loop; without a caller it would not end.
+            while output.take(self.link.as_mut(), keep, buffer)? && self.link.is_some() {}
+        }
+        Ok(())
     }
 
     /// Waits for an event; for the command's end too, if it `runs`.
