@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use msb::signals::{Mask, Signals};
+
 /// Some fields of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -45,17 +47,16 @@ pub fn pids() -> impl Iterator<Item = i32> {
 
 /// Whether a process catches a signal or waits for it in a signalfd, according to its `/proc/PID/status`.
 pub fn catches(status: &str, signal: i32) -> bool {
-    is_in_mask(status, "SigCgt:", signal) || is_in_mask(status, "SigBlk:", signal)
+    [Mask::Caught, Mask::Blocked].iter().any(|&mask| has(status, mask, signal))
 }
 
 /// Whether a process ignores a signal, according to its `/proc/PID/status`.
 pub fn ignores(status: &str, signal: i32) -> bool {
-    is_in_mask(status, "SigIgn:", signal)
+    has(status, Mask::Ignored, signal)
 }
 
-fn is_in_mask(status: &str, mask: &str, signal: i32) -> bool {
-    let masks = status.lines().filter_map(|line| line.strip_prefix(mask));
-    masks.filter_map(|mask| u64::from_str_radix(mask.trim(), 16).ok()).any(|mask| mask >> (signal - 1) & 1 == 1)
+fn has(status: &str, mask: Mask, signal: i32) -> bool {
+    Signals::in_status(status, mask).is_some_and(|signals| signals.contains(signal))
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ impl Processes {
 impl Drop for Processes {
     fn drop(&mut self) {
         self.kill_all();
-        let _ = rustix::fs::flock(&self.alive, rustix::fs::FlockOperation::Unlock);
+        let _ = msb::lock::release(&self.alive);
     }
 }
 
@@ -202,7 +202,7 @@ pub(crate) fn fd_flag(flag: &str, fd: &OwnedFd) -> OsString {
     format!("{flag}{}", InheritedFd::of(fd)).into()
 }
 
-/// Whether a process was killed by a signal that somebody sent. What it said before is not the reason then.
+/// Whether a process was killed by a signal that was sent to it. Its last messages are not the reason then.
 pub(crate) fn was_killed(status: ExitStatus) -> bool {
     let signal = status.signal().and_then(|number| Signal::try_from(number).ok());
     matches!(signal, Some(Signal::SIGHUP | Signal::SIGINT | Signal::SIGKILL | Signal::SIGTERM))

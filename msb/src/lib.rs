@@ -14,6 +14,7 @@
 //! | `wire` | frames and messages between host and guest | and rustix |
 //! | `interrupt` | cancellation of long operations; with `overlay` | |
 //! | `lock` | locks on files and directories; with `overlay` | |
+//! | `signals` | the signal masks of a process; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
 //! | `program` | where the programs are that msb runs; with `store` | |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
@@ -46,6 +47,8 @@ pub mod overlay;
 pub mod program;
 #[cfg(feature = "record")]
 pub mod record;
+#[cfg(feature = "overlay")]
+pub mod signals;
 #[cfg(feature = "store")]
 pub mod store;
 #[cfg(feature = "tool")]

@@ -44,14 +44,14 @@ pub fn open(path: &Path, lock: Lock) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Opens a file, made if it is missing, and waits for an exclusive lock on it.
+/// Opens a file, made if it is missing, and locks it.
 ///
 /// # Errors
-/// The error of `open(2)` or `flock(2)`.
-pub fn make(path: &Path) -> io::Result<File> {
+/// The error of `open(2)` or `flock(2)`; see [`Lock`].
+pub fn make(path: &Path, lock: Lock) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = File::options().create(true).append(true).mode(0o600).open(path)?;
-    take(&file, Lock::Exclusive)?;
+    take(&file, lock)?;
     Ok(file)
 }
 
@@ -61,6 +61,14 @@ pub fn make(path: &Path) -> io::Result<File> {
 /// The error of `flock(2)`; see [`Lock`].
 pub fn take(file: &impl AsFd, lock: Lock) -> io::Result<()> {
     Ok(rustix::fs::flock(file, lock.operation())?)
+}
+
+/// Unlocks a file before its last descriptor is closed, perhaps in another process.
+///
+/// # Errors
+/// The error of `flock(2)`.
+pub fn release(file: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::fs::flock(file, FlockOperation::Unlock)?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,8 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, fcntl_getfd};
 
+use crate::signals::{Mask, Signals};
+
 /// Restores the signals. `main` calls this first, while the process has one thread. Processes that msb-boot starts from itself do not
 /// call it, because they are started with signals blocked on purpose.
 pub fn signals() {
@@ -41,32 +43,9 @@ fn streams() {
     }
 }
 
-/// The signals that this process ignores; `None` if /proc is not mounted.
+/// The signals that this process ignores, without real-time signals; `None` if /proc is not mounted.
 pub fn ignored() -> Option<SigSet> {
-    ignored_in(&fs::read_to_string("/proc/self/status").ok()?)
-}
-
-/// The ignored signals in the text of `/proc/PID/status`, without real-time signals.
-fn ignored_in(status: &str) -> Option<SigSet> {
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
-    let mask = u64::from_str_radix(mask.trim(), 16).ok()?;
-    Some(Signal::iterator().filter(|&signal| mask >> (signal as u32 - 1) & 1 == 1).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ignored_signals_are_read_from_the_kernels_mask() {
-        let set = |status: &str| ignored_in(status).map(|set| set.iter().collect::<Vec<_>>());
-        assert_eq!(
-            set("SigBlk:\t01\nSigIgn:\t0000000000001001\nSigCgt:\t02\n"),
-            Some(vec![Signal::SIGHUP, Signal::SIGPIPE])
-        );
-        assert_eq!(set("SigIgn:\t8000000000010000\n"), Some(vec![Signal::SIGCHLD]));
-        assert_eq!(set("SigIgn:\t0\n"), Some(Vec::new()));
-        assert_eq!(set("SigIgn:\tx\n"), None);
-        assert_eq!(set("SigCgt:\t01\n"), None);
-    }
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let ignored = Signals::in_status(&status, Mask::Ignored)?;
+    Some(Signal::iterator().filter(|&signal| ignored.contains(signal as i32)).collect())
 }

@@ -12,10 +12,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::lock::{self, Lock};
 use crate::overlay::beneath::{Dir, Name};
 use crate::store::publish;
 
@@ -156,8 +157,7 @@ pub enum Committed {
 /// # Errors
 /// Those of locking and writing.
 pub fn request_stop(dir: &Path, grace_ms: u64, commit: bool) -> io::Result<()> {
-    let lock = File::options().create(true).append(true).mode(0o600).open(dir.join(STOP_LOCK))?;
-    rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
+    let _lock = lock::make(&dir.join(STOP_LOCK), Lock::Exclusive)?;
     let commit = commit || read::<StopRequest>(dir, STOP).is_some_and(|earlier| earlier.commit);
     write(dir, STOP, &StopRequest { grace_ms, commit })
 }
@@ -167,9 +167,7 @@ pub fn request_stop(dir: &Path, grace_ms: u64, commit: bool) -> io::Result<()> {
 /// # Errors
 /// Those of opening and locking.
 pub fn register_reader(dir: &Path) -> io::Result<File> {
-    let file = File::options().create(true).append(true).mode(0o600).open(dir.join(READERS))?;
-    rustix::fs::flock(&file, FlockOperation::LockShared)?;
-    Ok(file)
+    lock::make(&dir.join(READERS), Lock::Shared)
 }
 
 /// Writes one of the JSON files of the run directory `dir`.
@@ -218,18 +216,18 @@ impl LockedRunDir {
     /// [`io::ErrorKind::NotFound`] if it does not exist; otherwise those of opening it.
     pub fn lock(path: &Path) -> io::Result<Option<Self>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = rustix::fs::open(path, flags, Mode::empty())?;
-        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+        let dir = rustix::fs::open(path, flags, Mode::empty())?;
+        match lock::take(&dir, Lock::TryExclusive) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
             other => other?,
         }
         // The lock may be on a directory that was removed, or replaced, before it was ours.
-        let ours = rustix::fs::fstat(&lock)?;
+        let ours = rustix::fs::fstat(&dir)?;
         let there = fs::symlink_metadata(path)?;
         if (ours.st_dev, ours.st_ino) != (there.dev(), there.ino()) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        Ok(Some(Self { path: path.to_owned(), _lock: lock }))
+        Ok(Some(Self { path: path.to_owned(), _lock: dir }))
     }
 
     /// Where it is.
@@ -244,7 +242,7 @@ impl LockedRunDir {
     pub fn lock_alive(&self) -> io::Result<File> {
         self.open_alive()?;
         let file = File::open(self.path.join(ALIVE))?;
-        rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared)?;
+        lock::take(&file, Lock::TryShared)?;
         Ok(file)
     }
 
@@ -269,7 +267,7 @@ impl LockedRunDir {
     /// # Errors
     /// Those of opening and locking.
     pub fn await_processes(&self) -> io::Result<()> {
-        Ok(rustix::fs::flock(self.open_alive()?, FlockOperation::LockExclusive)?)
+        lock::take(&self.open_alive()?, Lock::Exclusive)
     }
 
     /// Waits until every registered reader has read how the VM ended, without a timeout.
@@ -279,7 +277,7 @@ impl LockedRunDir {
     pub fn await_readers(&self) -> io::Result<()> {
         match File::open(self.path.join(READERS)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => Ok(rustix::fs::flock(other?, FlockOperation::LockExclusive)?),
+            other => lock::take(&other?, Lock::Exclusive),
         }
     }
 

@@ -4,13 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, flock};
-
+use crate::lock::{self, Lock};
 use crate::overlay::attributes::keeping_times;
 use crate::overlay::beneath::{Dir, Name};
 use crate::record::{self, Record, RootKind};
@@ -47,11 +47,11 @@ impl Leftovers {
             }
         };
         let list = File::options().create(true).read(true).append(true).mode(0o600).open(&path)?;
-        if flock(&list, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if lock::take(&list, Lock::TryExclusive).is_ok() {
             // No VM uses it: killed supervisors left it, perhaps for another root that had this inode number.
             list.set_len(0)?;
         }
-        flock(&list, FlockOperation::LockShared)?;
+        lock::take(&list, Lock::Shared)?;
         Ok(Self { root: root.to_owned(), path, list })
     }
 
@@ -104,21 +104,20 @@ fn list_of(vm: &Path, root: &Path) -> io::Result<PathBuf> {
 }
 
 /// Locks the directory of `path`: no other process opens or releases a list meanwhile. `None`: the directory was removed.
-fn lock_lists(path: &Path) -> io::Result<Option<File>> {
-    let gate = match File::open(path.parent().unwrap_or(path)) {
+fn lock_lists(path: &Path) -> io::Result<Option<OwnedFd>> {
+    let gate = match lock::open(path.parent().unwrap_or(path), Lock::Exclusive) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    flock(&gate, FlockOperation::LockExclusive)?;
-    // Whoever had it before may have removed it.
+    // The process that had the lock before may have removed the directory.
     Ok((rustix::fs::fstat(&gate)?.st_nlink > 0).then_some(gate))
 }
 
 /// Removes the listed mount points and the list, unless a VM uses the root.
 fn release(mut list: File, path: &Path, root: &Path) -> io::Result<()> {
     let Some(_gate) = lock_lists(path)? else { return Ok(()) };
-    let is_held = flock(&list, FlockOperation::NonBlockingLockExclusive).is_err();
-    // Where it is removed already, the path may lead to a newer one.
+    let is_held = lock::take(&list, Lock::TryExclusive).is_err();
+    // If it was removed already, the path may lead to a newer one.
     if is_held || rustix::fs::fstat(&list)?.st_nlink == 0 {
         return Ok(());
     }

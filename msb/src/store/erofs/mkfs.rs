@@ -14,7 +14,7 @@ use super::size::Size;
 use super::superblock::{is_complete, uuid};
 use super::{Image, open_valid};
 use crate::interrupt::{self, DeferExit};
-use crate::lock;
+use crate::lock::{self, Lock};
 use crate::overlay::beneath::Dir;
 use crate::overlay::error::At;
 use crate::overlay::whiteout;
@@ -87,7 +87,7 @@ impl Mkfs {
         if let Some(file) = open_valid(&path, &uuid).at(subject)? {
             return Ok(Image { file, path: Some(path), made: false });
         }
-        let lock = lock::make(&layout::image_lock(&path)).at(subject)?;
+        let lock = lock::make(&layout::image_lock(&path), Lock::Exclusive).at(subject)?;
         // The process that held the lock may have made it.
         if let Some(file) = open_valid(&path, &uuid).at(subject)? {
             return Ok(Image { file, path: Some(path), made: false });
