@@ -57,7 +57,7 @@ def main():
             parts = file.relative_to(source).with_suffix("").parts
             modules[parts[:-1] if parts[-1] in ("mod", "main", "lib") else parts] = file.read_text()
         graph = {module: set(imports(module, text, modules)) for module, text in modules.items()}
-        # What imports nothing that is left is in no cycle, and neither is what nothing that is left imports.
+        # A module that imports none of the others that are left is in no cycle, and neither is one that none of them imports.
         while True:
             imported = set().union(*graph.values())
             free = {module for module, targets in graph.items() if not targets or module not in imported}

@@ -336,9 +336,12 @@ END
 }
 
 @test "the imports between a crate's files have no cycle" {
-    # Of these crates; the others still have cycles.
     cd "$root"
-    python3 tests/import-cycles.py agentd gate msb-boot msb-exec msb-stop
+    local crates
+    mapfile -t crates < <(cargo metadata --offline --locked --no-deps --format-version 1 |
+        jq -r '.packages[].manifest_path | split("/")[-2]')
+    [ "${#crates[@]}" -ge 9 ]
+    python3 tests/import-cycles.py "${crates[@]}"
 }
 
 @test "the merge rule and the wire protocol are implemented in one place each" {

@@ -22,7 +22,10 @@ use crate::inode::Node;
 use crate::leaf::IoMode;
 use crate::listing::{DOT, DOTDOT};
 use crate::number;
-use crate::tree::{Caller, SetAttributes, Tree};
+use crate::reply;
+use crate::tree::Tree;
+use crate::tree::change::Caller;
+use crate::tree::file::SetAttributes;
 
 /// How long the kernel may cache names and attributes. It may do so for as long as it likes, since nothing but its own requests changes
 /// the mounted tree:
@@ -86,22 +89,6 @@ impl Fs {
 
 fn caller(req: &Request, umask: u32) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), umask }
-}
-
-fn reply_empty(result: io::Result<()>, reply: ReplyEmpty) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(error.into()),
-    }
-}
-
-fn reply_xattr(value: io::Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match value {
-        Ok(value) if size == 0 => reply.size(u32::try_from(value.len()).unwrap_or(u32::MAX)),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(error.into()),
-    }
 }
 
 impl Filesystem for Fs {
@@ -200,11 +187,11 @@ impl Filesystem for Fs {
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.node(parent).and_then(|parent| self.tree.unlink(&parent, name)), reply);
+        reply::empty(self.node(parent).and_then(|parent| self.tree.unlink(&parent, name)), reply);
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.node(parent).and_then(|parent| self.tree.rmdir(&parent, name)), reply);
+        reply::empty(self.node(parent).and_then(|parent| self.tree.rmdir(&parent, name)), reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -225,7 +212,7 @@ impl Filesystem for Fs {
     ) {
         let flags = rustix::fs::RenameFlags::from_bits_retain(flags.bits());
         let renamed = (|| self.tree.rename(&self.node(parent)?, name, &self.node(to)?, to_name, flags))();
-        reply_empty(renamed, reply);
+        reply::empty(renamed, reply);
     }
 
     fn link(&self, _req: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -336,11 +323,11 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         let was_writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        reply_empty(self.node(ino).and_then(|node| self.tree.release(&node, fh.0, was_writable)), reply);
+        reply::empty(self.node(ino).and_then(|node| self.tree.release(&node, fh.0, was_writable)), reply);
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        reply_empty(self.node(ino).and_then(|node| self.tree.sync(&node, datasync)), reply);
+        reply::empty(self.node(ino).and_then(|node| self.tree.sync(&node, datasync)), reply);
     }
 
     fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -412,7 +399,7 @@ impl Filesystem for Fs {
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        reply_empty(self.node(ino).and_then(|node| self.tree.sync(&node, datasync)), reply);
+        reply::empty(self.node(ino).and_then(|node| self.tree.sync(&node, datasync)), reply);
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
@@ -442,7 +429,7 @@ impl Filesystem for Fs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply_empty(
+        reply::empty(
             self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags, caller(req, 0))),
             reply,
         );
@@ -450,17 +437,17 @@ impl Filesystem for Fs {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         if ino == INodeNo::ROOT && name == SERVER_XATTR {
-            return reply_xattr(Ok(std::process::id().to_string().into_bytes()), size, reply);
+            return reply::xattr(Ok(std::process::id().to_string().into_bytes()), size, reply);
         }
-        reply_xattr(self.node(ino).and_then(|node| self.tree.xattr(&node, name)), size, reply);
+        reply::xattr(self.node(ino).and_then(|node| self.tree.xattr(&node, name)), size, reply);
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(self.node(ino).and_then(|node| self.tree.xattr_names(&node)), size, reply);
+        reply::xattr(self.node(ino).and_then(|node| self.tree.xattr_names(&node)), size, reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply_empty(self.node(ino).and_then(|node| self.tree.remove_xattr(&node, name)), reply);
+        reply::empty(self.node(ino).and_then(|node| self.tree.remove_xattr(&node, name)), reply);
     }
 
     fn ioctl(
@@ -489,7 +476,7 @@ impl Filesystem for Fs {
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         let allocated = self.node(ino).and_then(|node| self.tree.allocate(&node, mode, offset, length, caller(req, 0)));
-        reply_empty(allocated, reply);
+        reply::empty(allocated, reply);
     }
 
     fn lseek(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {

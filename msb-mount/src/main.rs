@@ -12,6 +12,7 @@ mod lock;
 mod mountpoint;
 mod number;
 mod page;
+mod reply;
 mod serve;
 mod tree;
 

@@ -1,8 +1,8 @@
 //! The merged tree: looking nodes up, listing directories, and copy-up. [`change`] has the requests that change names, [`file`] those
 //! that act on one file.
 
-mod change;
-mod file;
+pub(crate) mod change;
+pub(crate) mod file;
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,9 +15,6 @@ use msb::overlay::upper::{Writer, upper_of};
 use msb::overlay::{self, Layer, Leaf, Listed, Merged};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-
-pub(crate) use change::Caller;
-pub(crate) use file::SetAttributes;
 
 use crate::attr;
 use crate::inode::{Kind, Node, ROOT, Table};

@@ -12,7 +12,8 @@ use msb::overlay::{Layer, whiteout};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
-use super::{Caller, Tree};
+use super::Tree;
+use super::change::Caller;
 use crate::attr::timespec;
 use crate::inode::{Kind, Node};
 use crate::leaf::{IoMode, has_set_id};

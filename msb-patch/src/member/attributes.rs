@@ -11,13 +11,13 @@ macro_rules! members_with_attributes {
             $($(#[$member_doc])* pub $member: $Type,)+
             /// The permission bits.
             #[serde(default)]
-            pub mode: Option<$crate::member::Mode>,
+            pub mode: Option<$crate::member::mode::Mode>,
             /// The owner.
             #[serde(default)]
-            pub uid: Option<$crate::member::Owner>,
+            pub uid: Option<$crate::member::owner::Owner>,
             /// The group.
             #[serde(default)]
-            pub gid: Option<$crate::member::Owner>,
+            pub gid: Option<$crate::member::owner::Owner>,
         }
 
         impl $Op {

@@ -2,8 +2,8 @@
 
 mod attributes;
 mod base64;
-mod mode;
-mod owner;
+pub(crate) mod mode;
+pub(crate) mod owner;
 mod raw_path;
 mod timestamp;
 

@@ -10,9 +10,10 @@ use rustix::io::Errno;
 use super::attributes::{Attributes, CAPABILITY, OverlayXattrs, copy_attributes, copy_xattrs_with, keeping_times};
 use super::beneath::{Dir, Entry, Name, times_of};
 use super::copy_data::copy_data;
+use super::marks;
+use super::merged::{Layer, Leaf};
 use super::resolve::Step;
 use super::upper::{Writer, upper_of};
-use super::{Layer, Leaf, marks};
 use crate::interrupt;
 
 /// A length that means all of a file.

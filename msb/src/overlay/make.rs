@@ -7,8 +7,9 @@ use rustix::io::Errno;
 
 use super::attributes::DEFAULT_ACL;
 use super::beneath::{Dir, Name};
+use super::merged::{Merged, Node};
 use super::upper::{Writer, upper_of};
-use super::{Merged, Node, whiteout};
+use super::whiteout;
 
 impl Writer {
     /// Makes a file at `name` with `make`. If a whiteout has the name, `make` is called again, in the work directory, and the file

@@ -6,8 +6,9 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::beneath::Name;
+use super::merged::{Merged, Node};
 use super::upper::{Writer, upper_of};
-use super::{Merged, Node, whiteout};
+use super::whiteout;
 
 impl Writer {
     /// Renames a file of the upper: `name`, and with [`RenameFlags::EXCHANGE`] `to_name` too, have been copied up. A whiteout is left

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use super::beneath::Name;
-use super::{Leaf, Merged, Node};
+use super::merged::{Leaf, Merged, Node};
 
 /// How many symlinks are followed for one path, as in Linux (`path_resolution(7)`).
 const MAX_SYMLINKS: usize = 40;

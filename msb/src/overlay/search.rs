@@ -13,7 +13,8 @@ use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
 use super::marks::{Marks, Redirect};
-use super::{Layer, Leaf, LowerDir, Merged, Node, whiteout};
+use super::merged::{Layer, Leaf, LowerDir, Merged, Node};
+use super::whiteout;
 
 /// The state of a search.
 struct Search {
@@ -32,8 +33,24 @@ struct Search {
 }
 
 impl Merged {
+    /// Looks `name` up by the merge rule.
+    ///
+    /// # Errors
+    /// The error of opening in a layer, except ENOENT; EIO for a metacopy without data below it; a message for a mark that is refused.
+    pub fn lookup(&self, name: Name<'_>) -> io::Result<Option<Node>> {
+        self.search(self.upper.as_ref(), name)
+    }
+
+    /// Looks `name` up in the lower layers only: the result if the upper did not have the name.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn lookup_lower(&self, name: Name<'_>) -> io::Result<Option<Node>> {
+        self.search(None, name)
+    }
+
     /// Looks `name` up in this directory's lower parts, and in `upper`.
-    pub(super) fn search(&self, upper: Option<&Arc<Dir>>, name: Name<'_>) -> io::Result<Option<Node>> {
+    fn search(&self, upper: Option<&Arc<Dir>>, name: Name<'_>) -> io::Result<Option<Node>> {
         let mut search = Search {
             names: vec![name.as_os_str().to_owned()],
             from_root: false,

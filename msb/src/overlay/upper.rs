@@ -16,7 +16,8 @@ use rustix::io::Errno;
 
 use super::attributes::{copy_attributes, remove_acls};
 use super::beneath::{Dir, Entry, Name};
-use super::{Merged, whiteout};
+use super::merged::Merged;
+use super::whiteout;
 use crate::lock::{self, Lock};
 
 /// The prefix of our names in a work directory. The kernel's overlayfs uses others.

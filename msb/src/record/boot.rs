@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Network, Text, Unknown};
+use super::network::Network;
+use super::text::Text;
+use super::unknown::Unknown;
 
 /// What msb-boot is asked for. Its flags override these members, and it writes them all back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -19,14 +19,26 @@
 
 mod boot;
 mod document;
+mod image;
+mod mount;
 mod network;
 pub mod owner;
 pub mod path;
+mod rootfs;
 pub mod script;
 pub mod signal;
 mod text;
+mod unknown;
+mod upper;
+mod vm;
 
 pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};
-pub use document::*;
+pub use document::{Error, FILE_NAME, Record, VERSION};
+pub use image::{Image, ImageConfig};
+pub use mount::Mount;
 pub use network::{Net, Network, NetworkMode, NetworkRule, PublishedPort};
+pub use rootfs::{DiskFormat, Rootfs};
 pub use text::{Text, printable};
+pub use unknown::Unknown;
+pub use upper::Upper;
+pub use vm::{Endpoint, RootKind, Scratch, ScratchKind, Timings, Vm, Vmm};

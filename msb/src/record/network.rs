@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::Unknown;
+use super::unknown::Unknown;
 
 /// The network that msb-boot is asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::iter;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::tool::interrupt;
+use crate::interrupt;
 
 pub use crate::record::printable;
 pub use crate::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE, TIMED_OUT, TOOL_FAILED};

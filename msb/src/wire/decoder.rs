@@ -1,6 +1,7 @@
 //! Incremental decoding of frames, for a reader that must not block.
 
-use super::{Error, HEADER, Message, Stream, data_stream, read_header};
+use super::frame::{Error, HEADER, Stream, data_stream, read_header};
+use super::message::Message;
 
 /// What a [`Decoder`] returns.
 #[derive(Clone, Debug, PartialEq)]

@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::Message;
+use super::frame::Error;
+use super::message::Message;
 use crate::record::Endpoint;
 
 /// How long the VMM and the agent together may take to answer. A guest under load answers in milliseconds, a hung one never.
@@ -22,7 +23,7 @@ const MAX_ANSWER: usize = 64;
 ///
 /// # Errors
 /// See [`ask`].
-pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, super::Error> {
+pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, Error> {
     ask(endpoint, &[])
 }
 
@@ -33,8 +34,8 @@ pub fn dial(endpoint: &Endpoint) -> Result<UnixStream, super::Error> {
 ///
 /// # Errors
 /// [`io::ErrorKind::ConnectionRefused`] or `NotFound` if the VM is gone; `TimedOut` or `WouldBlock` after [`TIMEOUT`];
-/// [`super::Error`] for an agent that violates the protocol.
-pub fn ask(endpoint: &Endpoint, frames: &[u8]) -> Result<UnixStream, super::Error> {
+/// [`Error`] for an agent that violates the protocol.
+pub fn ask(endpoint: &Endpoint, frames: &[u8]) -> Result<UnixStream, Error> {
     let stream = connect(&endpoint.unix)?;
     let mut reader = DeadlineReader { stream: &stream, deadline: Instant::now() + TIMEOUT };
     if endpoint.handshake {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::frame::{Error, VERSION};
 pub use crate::record::Text;
 
 /// PATH of a command if neither the image nor the request sets it.
@@ -12,7 +13,7 @@ pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bi
 /// The first frame in each direction.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`super::VERSION`].
+    /// [`VERSION`].
     pub version: u32,
 }
 
@@ -20,9 +21,9 @@ impl Hello {
     /// Checks the peer's version.
     ///
     /// # Errors
-    /// [`super::Error::OtherVersion`].
-    pub fn check(&self) -> Result<(), super::Error> {
-        if self.version == super::VERSION { Ok(()) } else { Err(super::Error::OtherVersion(self.version)) }
+    /// [`Error::OtherVersion`].
+    pub fn check(&self) -> Result<(), Error> {
+        if self.version == VERSION { Ok(()) } else { Err(Error::OtherVersion(self.version)) }
     }
 }
 

@@ -1,7 +1,9 @@
 //! The agent's report as it arrives: a hello, then one [`Ready`]. Its reader must not block and does not trust the guest.
 
+use super::decoder::{Decoded, Decoder};
 use super::exec::Ready;
-use super::{Decoded, Decoder, Error, Message};
+use super::frame::Error;
+use super::message::Message;
 
 /// A report that may be incomplete.
 #[derive(Debug, Default)]

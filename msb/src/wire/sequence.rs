@@ -1,7 +1,9 @@
 //! The order of frames in an exec, and flow control: each side checks every frame of its peer. There is no I/O here, so that both
 //! sides are tested and fuzzed with tables of frames.
 
-use super::{Decoded, Error, Message, Stream};
+use super::decoder::Decoded;
+use super::frame::{Error, Stream};
+use super::message::Message;
 
 /// The remaining credit of a stream, and whether it has ended.
 #[derive(Clone, Copy, Debug, Default)]
@@ -133,7 +135,7 @@ impl FromGuest {
     /// [`Error::OutOfTurn`]. The connection cannot continue.
     pub fn take(&mut self, piece: &Decoded<'_>) -> Result<(), Error> {
         if self.over {
-            return Err(Error::OutOfTurn("one behind the last one"));
+            return Err(Error::OutOfTurn("one after the last one"));
         }
         match piece {
             Decoded::Message(message) => self.take_message(message),
@@ -190,7 +192,7 @@ impl FromHost {
     /// [`Error::OutOfTurn`]. The connection cannot continue.
     pub fn take(&mut self, piece: &Decoded<'_>) -> Result<(), Error> {
         if self.detaching {
-            return Err(Error::OutOfTurn("one behind the last one"));
+            return Err(Error::OutOfTurn("one after the last one"));
         }
         let out_of_turn = || Err(Error::OutOfTurn("not a frame for a running exec"));
         let message = match piece {

@@ -6,17 +6,20 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags};
 
-use super::{Dir, proc_path};
+/// A path that leads to the file of a descriptor, even if that is a symlink, for calls without an `f…` or `…at(AT_EMPTY_PATH)` form.
+pub(super) fn proc_path(fd: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
 
 /// A file of any type, referred to by a descriptor, with the result of `stat(2)` when it was opened.
 #[derive(Debug)]
 pub struct Entry {
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
     stat: Stat,
     /// Whether the file is open, and the descriptor not just an `O_PATH` one.
     is_open: bool,
@@ -65,28 +68,6 @@ impl Entry {
     /// Whether this is a directory.
     pub fn is_dir(&self) -> bool {
         self.file_type() == FileType::Directory
-    }
-
-    /// This file as a directory.
-    ///
-    /// # Errors
-    /// ENOTDIR if it is not one; EMFILE.
-    pub fn to_dir(&self) -> io::Result<Dir> {
-        if !self.is_dir() {
-            return Err(rustix::io::Errno::NOTDIR.into());
-        }
-        Ok(Dir(self.fd.try_clone()?))
-    }
-
-    /// As [`Self::to_dir`], without a second descriptor.
-    ///
-    /// # Errors
-    /// ENOTDIR if it is not one.
-    pub fn into_dir(self) -> io::Result<Dir> {
-        if !self.is_dir() {
-            return Err(rustix::io::Errno::NOTDIR.into());
-        }
-        Ok(Dir(self.fd))
     }
 
     /// Opens the file itself. For regular files only: opening a FIFO waits, and opening a device has effects.
@@ -243,7 +224,7 @@ pub fn times_of(stat: &Stat) -> Timestamps {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Name;
+    use super::super::{Dir, Name};
     use super::*;
 
     #[test]

@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 use rustix::fs::Mode;
 use sha2::{Digest, Sha256};
 
+use super::image::{Image, open_valid};
 use super::merge::merge;
 use super::size::Size;
 use super::superblock::{is_complete, uuid};
-use super::{Image, open_valid};
 use crate::interrupt::{self, DeferExit};
 use crate::lock::{self, Lock};
 use crate::overlay::beneath::Dir;
@@ -106,7 +106,7 @@ impl Mkfs {
         let names: Vec<_> = lower.iter().filter_map(|layer| layer.file_name()?.to_str()).collect();
         lock.set_len(0).and_then(|()| (&lock).write_all(names.join("\n").as_bytes())).at(subject)?;
         let file = open_valid(&path, &uuid)?;
-        let file = file.ok_or_else(|| Error::Host("damaged as soon as it was made".into())).at(subject)?;
+        let file = file.ok_or_else(|| Error::Host("mkfs.erofs made a damaged image".into())).at(subject)?;
         Ok(Image { file, path: Some(path), made: true })
     }
 

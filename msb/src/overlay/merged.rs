@@ -1,0 +1,224 @@
+//! The types of a merged root: directories that several layers have, the files in them, and the layer that answers for each.
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::FileType;
+
+use super::beneath::{Dir, Entry, Name};
+use super::marks::Marks;
+use super::whiteout;
+
+/// The position of a layer in the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Layer {
+    /// The writable layer.
+    Upper,
+    /// A read-only layer; 0 is the topmost.
+    Lower(usize),
+}
+
+/// A directory of one lower layer.
+#[derive(Clone, Debug)]
+pub struct LowerDir {
+    /// Which layer, 0 the topmost.
+    pub layer: usize,
+    /// The directory.
+    pub dir: Arc<Dir>,
+}
+
+/// A directory merged from the directories of several layers.
+///
+/// Cloning shares the descriptors. A value is a snapshot of which layers have the directory: after a copy-up made elsewhere, look the
+/// directory up again.
+#[derive(Clone, Debug)]
+pub struct Merged {
+    /// The directory in the upper, if it has been copied up or made there.
+    pub upper: Option<Arc<Dir>>,
+    /// The directories in lower layers, top first. Empty if the upper hides them.
+    pub lower: Vec<LowerDir>,
+    /// The roots of the lower layers, top first: absolute redirects start there.
+    pub(super) roots: Arc<[LowerDir]>,
+    /// Whether the directory in the upper has a redirect.
+    pub(super) is_redirected: bool,
+}
+
+/// A file that is not a directory, and the layer that answers for it.
+#[derive(Debug)]
+pub struct Leaf {
+    /// The file.
+    pub entry: Entry,
+    /// Its layer.
+    pub layer: Layer,
+    /// The file of a lower layer that has the data, if `entry` is a metacopy, which has only attributes and the size.
+    pub(super) data: Option<Box<Entry>>,
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub enum Node {
+    /// A file of any type but directory.
+    Leaf(Leaf),
+    /// A directory.
+    Dir(Merged),
+}
+
+/// A name in a merged directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// The name.
+    pub name: OsString,
+    /// The file's type.
+    pub file_type: FileType,
+    /// The file's inode number in its layer.
+    pub ino: u64,
+    /// The layer that answers for the name.
+    pub layer: Layer,
+}
+
+/// Whether an upper has no other marks than whiteouts that are 0/0 devices, and opaque directories. We and guests write no others, and
+/// a guest reads no others.
+///
+/// # Errors
+/// The error of reading the tree; a message for marks that are refused.
+pub fn is_plain(upper: &Dir) -> io::Result<bool> {
+    let mut is_plain = true;
+    upper.walk(|path, entry| {
+        let marks = Marks::of(entry).map_err(|error| io::Error::new(error.kind(), format!("{path:?}: {error}")))?;
+        is_plain &= marks.are_plain();
+        Ok(())
+    })?;
+    Ok(is_plain)
+}
+
+impl Leaf {
+    /// A file whose data is its own.
+    pub fn new(entry: Entry, layer: Layer) -> Self {
+        Self { entry, layer, data: None }
+    }
+
+    /// The file that holds the data.
+    pub fn data(&self) -> &Entry {
+        self.data.as_deref().unwrap_or(&self.entry)
+    }
+
+    /// Whether the data is in another file than the attributes.
+    pub fn is_metacopy(&self) -> bool {
+        self.data.is_some()
+    }
+}
+
+impl Merged {
+    /// Opens a stack's root. `lower` is top first.
+    ///
+    /// # Errors
+    /// The error of `open(2)`, with the path.
+    pub fn open(lower: &[impl AsRef<Path>], upper: Option<&Path>) -> io::Result<Self> {
+        let open = |path: &Path| {
+            let dir = Dir::open(path).map_err(|error| io::Error::new(error.kind(), format!("{path:?}: {error}")))?;
+            Ok::<_, io::Error>(Arc::new(dir))
+        };
+        let upper = upper.map(open).transpose()?;
+        let lower = lower.iter().enumerate();
+        let lower = lower.map(|(layer, path)| Ok(LowerDir { layer, dir: open(path.as_ref())? }));
+        let lower = lower.collect::<io::Result<Vec<_>>>()?;
+        Ok(Self { upper, roots: lower.clone().into(), lower, is_redirected: false })
+    }
+
+    /// A directory that only the upper has, somewhere below this one.
+    pub fn new_upper(&self, upper: Arc<Dir>) -> Self {
+        Self { upper: Some(upper), lower: Vec::new(), roots: Arc::clone(&self.roots), is_redirected: false }
+    }
+
+    /// This directory after its copy-up to `upper`.
+    pub fn copied_up(&self, upper: Arc<Dir>) -> Self {
+        Self { upper: Some(upper), ..self.clone() }
+    }
+
+    /// The directory whose inode number identifies this one: that in the topmost lower layer, so that a copy-up does not change it. With
+    /// a redirect it is the one in the upper, since another merged directory may have the same lower ones.
+    pub fn identity(&self) -> &Dir {
+        match self.lower.first() {
+            Some(lower) if !self.is_redirected => &lower.dir,
+            _ => self.top().0,
+        }
+    }
+
+    /// The topmost directory, whose owner, mode, times and xattrs are those of the merged one.
+    pub fn top(&self) -> (&Dir, Layer) {
+        match (&self.upper, self.lower.first()) {
+            (Some(upper), _) => (upper, Layer::Upper),
+            (None, Some(lower)) => (&lower.dir, Layer::Lower(lower.layer)),
+            (None, None) => unreachable!("a merged directory has a part"),
+        }
+    }
+
+    /// Whether more than one layer has the directory.
+    pub fn is_merge(&self) -> bool {
+        self.lower.len() + usize::from(self.upper.is_some()) > 1
+    }
+
+    /// The visible names without `.` and `..`, each once, in no particular order.
+    ///
+    /// # Errors
+    /// The error of reading in a layer.
+    pub fn list(&self) -> io::Result<Vec<Listed>> {
+        if !self.is_merge() {
+            let (dir, layer) = self.top();
+            let mut names = Vec::new();
+            Self::list_part(dir, layer, |listed, is_whiteout| {
+                if !is_whiteout {
+                    names.push(listed);
+                }
+            })?;
+            return Ok(names);
+        }
+        // Includes names with a whiteout, which hides them in the layers below.
+        let mut seen: HashSet<OsString> = HashSet::new();
+        let mut names = Vec::new();
+        let upper = self.upper.iter().map(|dir| (dir, Layer::Upper));
+        let lower = self.lower.iter().map(|part| (&part.dir, Layer::Lower(part.layer)));
+        for (part, layer) in upper.chain(lower) {
+            Self::list_part(part, layer, |listed, is_whiteout| {
+                if seen.insert(listed.name.clone()) && !is_whiteout {
+                    names.push(listed);
+                }
+            })?;
+        }
+        Ok(names)
+    }
+
+    fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {
+        // As in the kernel, only a directory with this mark is searched for whiteouts that are files.
+        let files_may_be = Marks::of(&dir.to_entry()?)?.has_xattr_whiteouts;
+        for child in dir.read()? {
+            let child = child?;
+            let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
+            let mut file_type = child.file_type();
+            let mut is_whiteout = false;
+            // Some file systems do not return types.
+            if matches!(file_type, FileType::CharacterDevice | FileType::Unknown)
+                || files_may_be && file_type == FileType::RegularFile
+            {
+                let Some(entry) = dir.entry(name)? else { continue };
+                file_type = entry.file_type();
+                is_whiteout = whiteout::is_either_whiteout(&entry)?;
+            }
+            let listed = Listed { name: name.as_os_str().to_owned(), file_type, ino: child.ino(), layer };
+            each(listed, is_whiteout);
+        }
+        Ok(())
+    }
+
+    /// Whether no name is visible.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.list()?.is_empty())
+    }
+}
