@@ -4,12 +4,14 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use msb::vm::boot;
 use msb::vm::inits::{self, Usable};
+use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, elf};
 
 /// How much of a program is read, in bytes. The kernel reads 256 bytes for `#!`; the program headers of an ELF file follow its header.
 const HEAD: u64 = 4096;
@@ -88,11 +90,7 @@ fn check(root: &Path, path: &Path) -> Result<bool, String> {
             Err(why) => Err(format!("a script for {interpreter:?}, and that is {why}")),
         };
     }
-    let elf = Elf::read(&head).ok_or("neither a program nor a script (its first line has no \"#!\")")?;
-    if !elf.is_native() {
-        return Err("a program for another processor".into());
-    }
-    match elf.interpreter() {
+    match interpreter_of_program(&head)? {
         Some(interpreter) => read_head(root, Path::new(&interpreter))
             .map(|_| false)
             .map_err(|why| format!("a program that needs {interpreter:?}, and that is {why}")),
@@ -134,44 +132,22 @@ fn interpreter_of_script(line: &[u8]) -> Option<OsString> {
     Some(OsStr::from_bytes(word).to_owned())
 }
 
-/// The head of a 64-bit ELF file in this processor's byte order (`elf(5)`).
-struct Elf<'a>(&'a [u8]);
-
-impl<'a> Elf<'a> {
-    const MACHINE: u16 = if cfg!(target_arch = "x86_64") { 62 } else { 183 };
-    const PROGRAM_HEADER: usize = 56;
-    const PT_INTERP: u32 = 3;
-
-    fn read(head: &'a [u8]) -> Option<Self> {
-        (head.starts_with(b"\x7fELF") && head.len() >= 64).then_some(Self(head))
+/// The interpreter (dynamic loader) of a program for this machine, as far as it can be read in the file's first bytes.
+///
+/// # Errors
+/// Why the kernel does not execute the file.
+fn interpreter_of_program(head: &[u8]) -> Result<Option<OsString>, &'static str> {
+    const MACHINE: u16 = if cfg!(target_arch = "x86_64") { elf::EM_X86_64 } else { elf::EM_AARCH64 };
+    const ENDIAN: Endianness = Endianness::Little;
+    if !head.starts_with(&elf::ELFMAG) || head.len() < size_of::<elf::FileHeader64<Endianness>>() {
+        return Err("neither a program nor a script (its first line has no \"#!\")");
     }
-
-    fn is_native(&self) -> bool {
-        let (class, order) = (self.0[4], self.0[5]);
-        class == 2 && order == 1 && u16::from_le_bytes([self.0[18], self.0[19]]) == Self::MACHINE
-    }
-
-    fn number(&self, at: usize) -> Option<usize> {
-        let bytes = self.0.get(at..at.checked_add(8)?)?;
-        usize::try_from(u64::from_le_bytes(bytes.try_into().ok()?)).ok()
-    }
-
-    /// The dynamic linker that it names, where that can be seen in the head.
-    fn interpreter(&self) -> Option<OsString> {
-        let start = self.number(32)?;
-        let count = usize::from(u16::from_le_bytes([self.0[56], self.0[57]]));
-        (0..count).find_map(|place| {
-            let at = start.checked_add(place * Self::PROGRAM_HEADER)?;
-            let kind = self.0.get(at..at.checked_add(4)?)?;
-            if u32::from_le_bytes(kind.try_into().ok()?) != Self::PT_INTERP {
-                return None;
-            }
-            let (from, length) = (self.number(at + 8)?, self.number(at + 32)?);
-            let name = self.0.get(from..from.checked_add(length)?)?;
-            let name = name.split(|&byte| byte == 0).next().unwrap_or_default();
-            Some(OsString::from_vec(name.to_owned()))
-        })
-    }
+    let header = elf::FileHeader64::<Endianness>::parse(head).ok();
+    let header = header.filter(|header| header.is_little_endian() && header.e_machine(ENDIAN) == MACHINE);
+    let header = header.ok_or("a program for another processor")?;
+    let segments = header.program_headers(ENDIAN, head).unwrap_or_default();
+    let interpreter = segments.iter().find_map(|segment| segment.interpreter(ENDIAN, head).ok().flatten());
+    Ok(interpreter.map(|path| OsStr::from_bytes(path).to_owned()))
 }
 
 #[cfg(test)]
