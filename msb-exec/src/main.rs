@@ -107,10 +107,10 @@ fn call(args: &Args) -> anyhow::Result<Call> {
 
 fn exec(args: &Args, vm: &Vm, call: Call) -> anyhow::Result<Ended> {
     // With --wait, signals end msb-exec itself.
-    let held = if args.wait.is_none() && !args.detach { Some(signals::hold()?) } else { None };
+    let blocked = if args.wait.is_none() && !args.detach { Some(signals::block()?) } else { None };
     let opening = call.opening()?;
     let connection = connect::connect(vm, &opening)?;
-    session::run(connection, call, held).map_err(|error| match error.downcast::<wire::Error>() {
+    session::run(connection, call, blocked).map_err(|error| match error.downcast::<wire::Error>() {
         Ok(broken) => anyhow!(connect::describe(vm, broken)),
         Err(other) => other,
     })

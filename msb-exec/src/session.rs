@@ -101,11 +101,11 @@ impl Call {
 }
 
 /// Runs a call on a connection on which [`Call::opening`] was sent, with the streams of this process, until the command has ended
-/// and its output is written. `held` are the signals to forward.
+/// and its output is written. `blocked` are the signals to forward.
 ///
 /// # Errors
 /// [`OutputError::ReaderGone`] if nobody reads stdout or stderr; a [`wire::Error`] if the connection or the guest fails.
-pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> anyhow::Result<Ended> {
+pub fn run(connection: UnixStream, call: Call, blocked: Option<signals::BlockedSignals>) -> anyhow::Result<Ended> {
     let sending = Sending::new(&connection)?;
     let turn = Turn::default();
     if call.opening.has_streams() {
@@ -113,10 +113,10 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
             turn.lock().unwrap_or_else(PoisonError::into_inner).grant(stream, output::credit(stream));
         }
     }
-    // From here on, signals that were held are forwarded.
+    // From here on, signals that were blocked are forwarded.
     let has_terminal = Arc::new(AtomicBool::new(false));
-    if let Some(held) = held {
-        signals::forward(held, &sending, &has_terminal);
+    if let Some(blocked) = blocked {
+        signals::forward(blocked, &sending, &has_terminal);
     }
     let credit = Arc::new(Credit::new()?);
     let timed_out = match call.timeout {
@@ -152,7 +152,7 @@ pub fn run(connection: UnixStream, call: Call, held: Option<signals::Held>) -> a
         Ok(())
     };
     let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached, start);
-    // A slow reader is waited for, unless the guest has failed.
+    // A slow reader has all the time it needs, unless the guest has failed.
     let limit = if ended.is_ok() { None } else { Some(FLUSH_TIMEOUT) };
     // Both are finished first: what is queued is written even if the other one failed.
     let written = [("stdout", stdout.finish(limit)), ("stderr", stderr.finish(limit))];

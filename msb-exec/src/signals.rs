@@ -30,23 +30,23 @@ const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
 const INSISTENT_SIGNALS: usize = 3;
 
 /// Signals that are blocked for [`forward`].
-pub struct Held(SigSet);
+pub struct BlockedSignals(SigSet);
 
 /// Blocks the signals that are forwarded, except those that the caller has set to be ignored, as nohup(1) does. Call this before
 /// any thread is started, so that all threads inherit the mask.
 ///
 /// # Errors
 /// Those of `pthread_sigmask(3)`.
-pub fn hold() -> io::Result<Held> {
+pub fn block() -> io::Result<BlockedSignals> {
     let ignored = start::ignored().unwrap_or(SigSet::empty());
     let is_heard = |signal: &Signal| !ignored.contains(*signal) || *signal == Signal::SIGWINCH;
     let signals: SigSet = FORWARDED.into_iter().chain(JOB_CONTROL).filter(is_heard).collect();
     signals.thread_block()?;
-    Ok(Held(signals))
+    Ok(BlockedSignals(signals))
 }
 
 /// Starts forwarding signals. SIGWINCH is sent as a resize if the command has a terminal.
-pub fn forward(Held(signals): Held, sending: &Sending, has_terminal: &Arc<AtomicBool>) {
+pub fn forward(BlockedSignals(signals): BlockedSignals, sending: &Sending, has_terminal: &Arc<AtomicBool>) {
     let (sending, has_terminal) = (sending.clone(), Arc::clone(has_terminal));
     thread::spawn(move || {
         let mut insisted = 0;

@@ -31,13 +31,14 @@ pub(crate) enum Files {
 /// Where the members of a tar file are.
 pub(crate) struct Index {
     file: File,
-    members: HashMap<String, Found>,
+    members: HashMap<String, MemberData>,
     /// Whether the archive has the directories of a root file system at its top.
     is_root: bool,
 }
 
+/// Where the data of a member is.
 #[derive(Clone)]
-enum Found {
+enum MemberData {
     File {
         at: u64,
         size: u64,
@@ -47,7 +48,7 @@ enum Found {
 }
 
 /// A file of an archive.
-pub(crate) struct Piece {
+pub(crate) struct ArchiveFile {
     file: File,
     at: u64,
     pub(crate) size: u64,
@@ -110,7 +111,7 @@ impl Files {
     }
 
     /// The whole tar file, if it looks like a root file system.
-    pub(crate) fn root(&self) -> Option<anyhow::Result<Piece>> {
+    pub(crate) fn root(&self) -> Option<anyhow::Result<ArchiveFile>> {
         match self {
             Self::Tar(index) if index.is_root => Some(index.whole()),
             _ => None,
@@ -126,14 +127,14 @@ impl Files {
     ///
     /// # Errors
     /// A message if it is missing.
-    pub(crate) fn open(&self, name: &str) -> anyhow::Result<Piece> {
+    pub(crate) fn open(&self, name: &str) -> anyhow::Result<ArchiveFile> {
         match self {
             Self::Dir(dir) => {
                 // Symlinks are resolved inside the directory, because it may come from someone else.
                 let entry = dir.entry_in_root(Path::new(name)).with_context(|| format!("{name:?}"))?;
                 let file = entry.open_to_read().map_err(|_| anyhow!("{name:?} is no regular file"))?;
                 let size = file.metadata()?.len();
-                Ok(Piece { file, at: 0, size })
+                Ok(ArchiveFile { file, at: 0, size })
             }
             Self::Tar(index) => index.open(name),
         }
@@ -173,13 +174,13 @@ impl Index {
             let link = String::from_utf8_lossy(&member.link).into_owned();
             match member.kind {
                 Kind::File if member.regions.is_none() => {
-                    members.insert(name, Found::File { at, size: member.size });
+                    members.insert(name, MemberData::File { at, size: member.size });
                 }
                 Kind::Symlink => {
-                    members.insert(name.clone(), Found::Link(beside(&name, &link)));
+                    members.insert(name.clone(), MemberData::Link(beside(&name, &link)));
                 }
                 Kind::Hardlink => {
-                    members.insert(name, Found::Link(link.trim_start_matches("./").to_owned()));
+                    members.insert(name, MemberData::Link(link.trim_start_matches("./").to_owned()));
                 }
                 _ => {}
             }
@@ -188,18 +189,18 @@ impl Index {
         Ok(Self { file: tape.into_inner().file, members, is_root })
     }
 
-    fn whole(&self) -> anyhow::Result<Piece> {
-        Ok(Piece { file: self.file.try_clone()?, at: 0, size: self.file.metadata()?.len() })
+    fn whole(&self) -> anyhow::Result<ArchiveFile> {
+        Ok(ArchiveFile { file: self.file.try_clone()?, at: 0, size: self.file.metadata()?.len() })
     }
 
-    fn open(&self, name: &str) -> anyhow::Result<Piece> {
+    fn open(&self, name: &str) -> anyhow::Result<ArchiveFile> {
         let mut found = self.members.get(name);
         for _ in 0..8 {
             match found {
-                Some(Found::File { at, size }) => {
-                    return Ok(Piece { file: self.file.try_clone()?, at: *at, size: *size });
+                Some(MemberData::File { at, size }) => {
+                    return Ok(ArchiveFile { file: self.file.try_clone()?, at: *at, size: *size });
                 }
-                Some(Found::Link(to)) => found = self.members.get(to),
+                Some(MemberData::Link(to)) => found = self.members.get(to),
                 None => break,
             }
         }
@@ -221,7 +222,7 @@ fn beside(name: &str, link: &str) -> String {
     parts.join("/")
 }
 
-impl Piece {
+impl ArchiveFile {
     /// Writes the file's bytes to `out`.
     ///
     /// # Errors

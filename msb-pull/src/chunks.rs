@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use crate::tape::Skip;
 
-type Piece = Arc<Vec<u8>>;
+type Chunk = Arc<Vec<u8>>;
 
 /// The other end is gone. The error there is the cause.
 #[derive(Debug)]
@@ -34,19 +34,19 @@ pub(crate) fn is_hangup(error: &anyhow::Error) -> bool {
 /// A channel that holds at most `depth` chunks.
 pub(crate) fn channel(depth: usize) -> (Sink, Stream) {
     let (sender, receiver) = sync_channel(depth);
-    (Sink(sender), Stream { receiver, piece: Piece::default(), at: 0, ended: false })
+    (Sink(sender), Stream { receiver, chunk: Chunk::default(), at: 0, ended: false })
 }
 
 /// The end that is written to.
-pub(crate) struct Sink(SyncSender<Option<Piece>>);
+pub(crate) struct Sink(SyncSender<Option<Chunk>>);
 
 impl Sink {
-    /// Passes a piece on without copying it.
+    /// Passes a chunk on without copying it.
     ///
     /// # Errors
     /// [`Hangup`].
-    pub(crate) fn send(&self, piece: Piece) -> io::Result<()> {
-        self.0.send(Some(piece)).map_err(|_| io::Error::other(Hangup))
+    pub(crate) fn send(&self, chunk: Chunk) -> io::Result<()> {
+        self.0.send(Some(chunk)).map_err(|_| io::Error::other(Hangup))
     }
 
     /// Marks the stream as complete.
@@ -71,8 +71,8 @@ impl Write for Sink {
 
 /// The end that is read from.
 pub(crate) struct Stream {
-    receiver: Receiver<Option<Piece>>,
-    piece: Piece,
+    receiver: Receiver<Option<Chunk>>,
+    chunk: Chunk,
     at: usize,
     ended: bool,
 }
@@ -94,14 +94,14 @@ impl Stream {
 
 impl BufRead for Stream {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
-        while self.at == self.piece.len() && !self.ended {
+        while self.at == self.chunk.len() && !self.ended {
             match self.receiver.recv() {
-                Ok(Some(piece)) => (self.piece, self.at) = (piece, 0),
+                Ok(Some(chunk)) => (self.chunk, self.at) = (chunk, 0),
                 Ok(None) => self.ended = true,
                 Err(_) => return Err(io::Error::other(Hangup)),
             }
         }
-        Ok(&self.piece[self.at..])
+        Ok(&self.chunk[self.at..])
     }
 
     fn consume(&mut self, length: usize) {

@@ -85,17 +85,17 @@ impl From<Digest> for Start {
 }
 
 /// A layer of an image.
-pub(crate) struct Layer {
+pub(crate) struct ImageLayer {
     pub(crate) blob: Blob,
     pub(crate) diff_id: Digest,
 }
 
 /// An image whose documents have been read.
-pub(crate) struct Found {
+pub(crate) struct ResolvedImage {
     pub(crate) digest: Option<Digest>,
     pub(crate) configuration: Configuration,
     /// Bottom first, one for each diff_id.
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<ImageLayer>,
     /// The documents to store, the most specific first.
     pub(crate) documents: Vec<(Digest, Vec<u8>)>,
 }
@@ -117,7 +117,12 @@ impl Origin for Nowhere {
 ///
 /// # Errors
 /// A message for a document that is missing, malformed or not the one its digest names, and for an image of another platform.
-pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Start, wanted: &Platform) -> anyhow::Result<Found> {
+pub(crate) fn find(
+    origin: &dyn Origin,
+    store: &Store,
+    start: &Start,
+    wanted: &Platform,
+) -> anyhow::Result<ResolvedImage> {
     let mut documents = Vec::new();
     let Start { mut digest, platform: mut offered } = start.clone();
     for _ in 0..MAX_DEPTH {
@@ -152,7 +157,7 @@ pub(crate) fn find(origin: &dyn Origin, store: &Store, start: &Start, wanted: &P
                 }
                 documents.insert(0, (config.digest, text));
                 let layers = pair(layers.iter().map(Blob::described).collect(), &configuration)?;
-                return Ok(Found { digest: Some(digest), configuration, layers, documents });
+                return Ok(ResolvedImage { digest: Some(digest), configuration, layers, documents });
             }
         }
     }
@@ -176,7 +181,7 @@ fn configuration(origin: &dyn Origin, store: &Store, config: &Descriptor) -> any
 ///
 /// # Errors
 /// A message if their numbers differ.
-pub(crate) fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::Result<Vec<Layer>> {
+pub(crate) fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::Result<Vec<ImageLayer>> {
     let diff_ids = &configuration.diff_ids;
     ensure!(
         blobs.len() == diff_ids.len(),
@@ -185,7 +190,7 @@ pub(crate) fn pair(blobs: Vec<Blob>, configuration: &Configuration) -> anyhow::R
         diff_ids.len()
     );
     if blobs.is_empty() {
-        return Ok(vec![Layer { blob: Blob::empty_layer(), diff_id: Digest::of(&EMPTY_LAYER) }]);
+        return Ok(vec![ImageLayer { blob: Blob::empty_layer(), diff_id: Digest::of(&EMPTY_LAYER) }]);
     }
-    Ok(blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| Layer { blob, diff_id: diff_id.clone() }).collect())
+    Ok(blobs.into_iter().zip(diff_ids).map(|(blob, diff_id)| ImageLayer { blob, diff_id: diff_id.clone() }).collect())
 }

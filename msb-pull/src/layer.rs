@@ -13,7 +13,7 @@ use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
 use crate::compression;
 use crate::digest::{Digest, Hash, Verifier};
-use crate::image::{Blob, EMPTY_LAYER, Layer, Origin};
+use crate::image::{Blob, EMPTY_LAYER, ImageLayer, Origin};
 use crate::progress::Bar;
 use crate::tape::Tape;
 use crate::unpack::unpack;
@@ -28,7 +28,7 @@ const PIECE: usize = 1 << 18;
 /// A message with the first cause: if several steps failed, the error of the earliest one. [`Hangup`] if `stop` was set.
 pub(crate) fn fetch_and_unpack(
     origin: &dyn Origin,
-    layer: &Layer,
+    layer: &ImageLayer,
     into: &Path,
     bar: &Bar,
     budget: &Budget,

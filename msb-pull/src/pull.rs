@@ -13,7 +13,7 @@ use anyhow::{Context, anyhow, ensure};
 use msb::record::{Image, Record, Rootfs, path};
 use msb::store::home;
 
-use crate::archive::{Files, Piece};
+use crate::archive::{ArchiveFile, Files};
 use crate::args::Config;
 use crate::budget::Budget;
 use crate::chunks::is_hangup;
@@ -21,7 +21,7 @@ use crate::credentials;
 use crate::digest::Digest;
 use crate::disk;
 use crate::docker::DockerArchive;
-use crate::image::{Found, Layer, Nowhere, Origin, find, pair};
+use crate::image::{ImageLayer, Nowhere, Origin, ResolvedImage, find, pair};
 use crate::layer::fetch_and_unpack;
 use crate::layout::Layout;
 use crate::manifest::Configuration;
@@ -176,21 +176,21 @@ impl Pull<'_> {
         let layers = pair(image.layers, &configuration)?;
         let documents = vec![(Digest::of(&image.configuration), image.configuration)];
         let name = name.or(image.name).unwrap_or_else(|| "-".into());
-        self.take(archive, Found { digest: None, configuration, layers, documents }, name)
+        self.take(archive, ResolvedImage { digest: None, configuration, layers, documents }, name)
     }
 
-    fn pull_root(&self, tar: Piece, name: String) -> anyhow::Result<Record> {
+    fn pull_root(&self, tar: ArchiveFile, name: String) -> anyhow::Result<Record> {
         let archive = RootArchive::new(tar);
         let config = root::config(self.config.config.clone().unwrap_or_default());
         let (text, blob) = archive.image(&config, &self.wanted())?;
         let configuration = Configuration::parse(&text)?;
         let layers = pair(vec![blob], &configuration)?;
         let documents = vec![(Digest::of(&text), text)];
-        self.take(&archive, Found { digest: None, configuration, layers, documents }, name)
+        self.take(&archive, ResolvedImage { digest: None, configuration, layers, documents }, name)
     }
 
     fn pull_stdin(&self, tag: Option<&str>) -> anyhow::Result<Record> {
-        // The documents come last in some archives, so it has to be all there before the first layer can be checked.
+        // Some archives have the documents last, so all of it is read before the first layer is checked.
         ensure!(!std::io::stdin().is_terminal(), "stdin is a terminal (pipe an archive in)");
         let stdin = BufReader::with_capacity(1 << 18, std::io::stdin().lock());
         let files = Files::stream(stdin, &self.store.scratch("archive"), &self.budget)?;
@@ -212,7 +212,7 @@ impl Pull<'_> {
 }
 
 impl Pull<'_> {
-    fn take(&self, origin: &dyn Origin, found: Found, name: String) -> anyhow::Result<Record> {
+    fn take(&self, origin: &dyn Origin, found: ResolvedImage, name: String) -> anyhow::Result<Record> {
         let progress = Progress::new(self.config.quiet);
         let stack = self.unpack_all(&progress, origin, &found.layers)?;
         let lower = stack.finish(&found.documents)?;
@@ -224,7 +224,7 @@ impl Pull<'_> {
         &'a self,
         progress: &Progress,
         origin: &dyn Origin,
-        layers: &'a [Layer],
+        layers: &'a [ImageLayer],
     ) -> anyhow::Result<Stack<'a>> {
         let stack = Stack::new(self.store, layers);
         let missing = stack.missing();
@@ -261,7 +261,7 @@ impl Pull<'_> {
     fn unpack_one(
         &self,
         origin: &dyn Origin,
-        layer: &Layer,
+        layer: &ImageLayer,
         progress: &Progress,
         stop: &AtomicBool,
     ) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
@@ -273,7 +273,7 @@ impl Pull<'_> {
     }
 }
 
-fn record(name: String, found: Found, lower: Vec<PathBuf>) -> Record {
+fn record(name: String, found: ResolvedImage, lower: Vec<PathBuf>) -> Record {
     let mut image = Image::new(name);
     image.digest = found.digest.map(|digest| digest.to_string());
     image.platform = Some(found.configuration.platform.to_string()).filter(|platform| platform != "/");

@@ -6,7 +6,7 @@ use anyhow::bail;
 use msb::record::ImageConfig;
 use serde_json::json;
 
-use crate::archive::Piece;
+use crate::archive::ArchiveFile;
 use crate::digest::{Digest, Hash};
 use crate::image::{Blob, Origin};
 use crate::platform::Platform;
@@ -14,10 +14,10 @@ use crate::platform::Platform;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A tar file of a root.
-pub(crate) struct RootArchive(Piece);
+pub(crate) struct RootArchive(ArchiveFile);
 
 impl RootArchive {
-    pub(crate) fn new(tar: Piece) -> Self {
+    pub(crate) fn new(tar: ArchiveFile) -> Self {
         Self(tar)
     }
 

@@ -12,7 +12,7 @@ use msb::overlay::whiteout;
 use msb::store::chain;
 
 use crate::digest::Digest;
-use crate::image::Layer;
+use crate::image::ImageLayer;
 use crate::implied::inherit;
 use crate::store::Store;
 
@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// The layers of one image.
 pub(crate) struct Stack<'a> {
     store: &'a Store,
-    layers: &'a [Layer],
+    layers: &'a [ImageLayer],
     /// The stacked ID of each layer, for layers whose form depends on those below.
     stacked_ids: Vec<String>,
     /// Scratch directory and implied directories of unpacked layers, by diff_id.
@@ -38,7 +38,7 @@ pub(crate) struct Stack<'a> {
 
 impl<'a> Stack<'a> {
     /// The layers of an image, bottom first.
-    pub(crate) fn new(store: &'a Store, layers: &'a [Layer]) -> Self {
+    pub(crate) fn new(store: &'a Store, layers: &'a [ImageLayer]) -> Self {
         Self {
             store,
             layers,
@@ -52,8 +52,8 @@ impl<'a> Stack<'a> {
     }
 
     /// The layers that the store does not have, each diff_id once.
-    pub(crate) fn missing(&self) -> Vec<&'a Layer> {
-        let mut missing: Vec<&Layer> = Vec::new();
+    pub(crate) fn missing(&self) -> Vec<&'a ImageLayer> {
+        let mut missing: Vec<&ImageLayer> = Vec::new();
         for (layer, stacked_id) in self.layers.iter().zip(&self.stacked_ids) {
             let is_listed = missing.iter().any(|other| other.diff_id == layer.diff_id);
             if !is_listed && in_store(self.store, layer, stacked_id).is_none() {
@@ -133,22 +133,22 @@ impl<'a> Stack<'a> {
 }
 
 /// The stacked ID of each layer, bottom first. A diff_id that occurs twice has the ID of its highest position.
-fn stacked_ids(layers: &[Layer]) -> Vec<String> {
+fn stacked_ids(layers: &[ImageLayer]) -> Vec<String> {
     let mut ids: Vec<String> = Vec::new();
     for layer in layers {
         ids.push(chain::stacked_id(ids.last().map(String::as_str), layer.diff_id.hex()));
     }
-    let highest = |layer: &Layer| layers.iter().rposition(|other| other.diff_id == layer.diff_id).unwrap_or(0);
+    let highest = |layer: &ImageLayer| layers.iter().rposition(|other| other.diff_id == layer.diff_id).unwrap_or(0);
     layers.iter().map(|layer| ids[highest(layer)].clone()).collect()
 }
 
 /// A layer in the store. It is stored under its diff_id if its form is the same on any layers, else under its stacked ID.
-fn in_store(store: &Store, layer: &Layer, stacked_id: &str) -> Option<PathBuf> {
+fn in_store(store: &Store, layer: &ImageLayer, stacked_id: &str) -> Option<PathBuf> {
     store.layer(layer.diff_id.hex()).or_else(|| store.layer(stacked_id))
 }
 
 /// The lower directories, top first, if the store has all of them.
-pub(crate) fn stored(store: &Store, layers: &[Layer]) -> Option<Vec<PathBuf>> {
+pub(crate) fn stored(store: &Store, layers: &[ImageLayer]) -> Option<Vec<PathBuf>> {
     let mut lower = Vec::new();
     for (layer, stacked_id) in layers.iter().zip(stacked_ids(layers)) {
         let stored = in_store(store, layer, &stacked_id)?;
