@@ -100,6 +100,7 @@ fuzz:
 
 lint:
 	$(CARGO) fmt --all --check
+	rustfmt --check msb-patch/src/op/*.rs
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	mandoc -T lint man/*.[1578]
 	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh .ci/run

@@ -9,11 +9,11 @@ use msb::overlay::resolve::{End, Last, Resolved};
 use rustix::fs::{FileType, OFlags};
 use serde::Deserialize;
 
-use crate::operation::Operation;
 use crate::attributes::RequestedAttributes;
 use crate::content::{Content, contains};
 use crate::lookup::kind;
 use crate::member::RawPath;
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 use crate::write::{FILE_MODE, Overwrite};
 
@@ -48,7 +48,14 @@ impl Operation for Append {
             }
             End::Missing(_) => {
                 let over = Overwrite { replace: false, create: true };
-                return target.write_at(&self.path, at, over, RequestedAttributes::default(), FILE_MODE, Content::Bytes(content));
+                return target.write_at(
+                    &self.path,
+                    at,
+                    over,
+                    RequestedAttributes::default(),
+                    FILE_MODE,
+                    Content::Bytes(content),
+                );
             }
             End::Leaf(_, leaf) if leaf.entry.file_type() != FileType::RegularFile => bail!("is {}", kind(leaf)),
             End::Leaf(_, leaf) => {

@@ -8,11 +8,11 @@ use msb::record::owner::Id;
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use crate::operation::Operation;
 use super::xattr::change_xattr;
 use crate::caps::FileCaps;
 use crate::lookup::kind;
 use crate::member::RawPath;
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 const XATTR: &str = "security.capability";

@@ -6,9 +6,9 @@ use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
-use crate::operation::Operation;
 use crate::attributes::{RequestedAttributes, set_attributes};
 use crate::member::{Mode, RawPath};
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 /// The members of chmod.

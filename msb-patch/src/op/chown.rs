@@ -4,15 +4,15 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use msb::tool::interrupt;
 use msb::overlay::resolve::{End, Last, Resolved};
+use msb::tool::interrupt;
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use crate::operation::{Operation, yes};
 use crate::attributes::RequestedAttributes;
 use crate::lookup::stat_of;
 use crate::member::{Owner, RawPath};
+use crate::operation::{Operation, yes};
 use crate::target::{Done, Target};
 
 /// The members of chown.

@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::overlay::Leaf;
-use msb::overlay::beneath::{Dir, Entry, Name, times_of};
-use msb::overlay::resolve::{End, Last, Resolved};
 use msb::overlay::attributes::{Attributes, copy_xattrs, remove_acls};
+use msb::overlay::beneath::{Dir, Entry, Name, times_of};
 use msb::overlay::copy_leaf_as;
+use msb::overlay::resolve::{End, Last, Resolved};
 use msb::overlay::upper::upper_of;
 use rustix::fs::{FileType, Stat, Timestamps};
 
-use crate::operation::Operation;
 use crate::attributes::RequestedAttributes;
 use crate::content::Content;
 use crate::lookup::{kind, whereabouts};
 use crate::member::{RawPath, members_with_attributes};
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 members_with_attributes! {
@@ -233,7 +233,8 @@ impl Copy<'_> {
     fn make_dir(&mut self, at: Resolved, from: &Dir) -> anyhow::Result<()> {
         let from = from.to_entry()?;
         let (uid, gid, mode) = self.attributes_of(&from);
-        let made = self.target.make_dirs(at, RequestedAttributes { uid: Some(uid), gid: Some(gid), mode: Some(mode) })?;
+        let made =
+            self.target.make_dirs(at, RequestedAttributes { uid: Some(uid), gid: Some(gid), mode: Some(mode) })?;
         let to = upper_of(&made)?.to_entry()?;
         if self.target.dir_times.has_default_acl() {
             remove_acls(&to)?;

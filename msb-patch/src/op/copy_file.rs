@@ -5,9 +5,9 @@ use std::fs::{self, File};
 
 use anyhow::{Context, bail};
 
-use crate::operation::Operation;
 use crate::content::Content;
 use crate::member::{RawPath, members_with_attributes};
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 use crate::write::Overwrite;
 

@@ -9,12 +9,12 @@ use msb::overlay::resolve::{End, Last};
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use crate::operation::Operation;
 use crate::attributes::RequestedAttributes;
 use crate::content::Content;
 use crate::lines::{Edited, Pattern, replace_lines};
 use crate::lookup::kind;
 use crate::member::RawPath;
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 use crate::write::{FILE_MODE, Overwrite};
 

@@ -6,10 +6,10 @@ use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
-use crate::operation::Operation;
+use crate::compare::is_one_file;
 use crate::lookup::exists;
 use crate::member::RawPath;
-use crate::compare::is_one_file;
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 /// The members of hardlink.

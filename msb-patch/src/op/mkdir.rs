@@ -5,9 +5,9 @@ use std::ffi::OsStr;
 use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 
-use crate::operation::Operation;
 use crate::lookup::{kind, whereabouts};
 use crate::member::{RawPath, members_with_attributes};
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 members_with_attributes! {

@@ -6,8 +6,8 @@ use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
-use crate::operation::Operation;
 use crate::member::RawPath;
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 /// The members of remove.

@@ -5,21 +5,21 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msb::tool::interrupt;
+use msb::overlay::attributes::{copy_attributes, remove_acls};
 use msb::overlay::beneath::{Dir, Name, times_of};
 use msb::overlay::resolve::{End, Last, Resolved};
-use msb::overlay::attributes::{copy_attributes, remove_acls};
 use msb::overlay::upper::upper_of;
 use msb::overlay::{Layer, Merged, Node};
+use msb::tool::interrupt;
 use rustix::fs::{Mode, RenameFlags};
 use serde::Deserialize;
 
-use crate::operation::Operation;
-use crate::path_state::PathState;
+use crate::compare::{are_leaves_equal, are_trees_equal, descend};
 use crate::lookup::{exists, kind, whereabouts};
 use crate::member::RawPath;
-use crate::compare::{are_leaves_equal, are_trees_equal, descend};
-use crate::target::{Done, Destination, Target};
+use crate::operation::Operation;
+use crate::path_state::PathState;
+use crate::target::{Destination, Done, Target};
 
 /// The members of rename.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

@@ -10,10 +10,10 @@ use msb::overlay::upper::upper_of;
 use rustix::fs::FileType;
 use serde::Deserialize;
 
-use crate::operation::Operation;
 use crate::attributes::{RequestedAttributes, set_attributes};
 use crate::lookup::exists;
 use crate::member::RawPath;
+use crate::operation::Operation;
 use crate::target::{Done, Target};
 
 /// The members of symlink.

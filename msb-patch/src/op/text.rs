@@ -2,10 +2,9 @@
 
 use std::ffi::OsStr;
 
-
-use crate::operation::{Operation, yes};
 use crate::content::Content;
 use crate::member::{RawPath, members_with_attributes};
+use crate::operation::{Operation, yes};
 use crate::target::{Done, Target};
 use crate::write::{FILE_MODE, Overwrite};
 

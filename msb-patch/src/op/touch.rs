@@ -7,11 +7,11 @@ use msb::overlay::resolve::{End, Last};
 use rustix::fs::{Timespec, Timestamps};
 use serde::Deserialize;
 
-use crate::operation::{Operation, yes};
 use crate::attributes::RequestedAttributes;
 use crate::content::Content;
 use crate::lookup::stat_of;
 use crate::member::{RawPath, Timestamp};
+use crate::operation::{Operation, yes};
 use crate::target::{Done, Target};
 use crate::write::{FILE_MODE, Overwrite};
 
@@ -42,14 +42,22 @@ impl Operation for Touch {
         let mut at = target.look_up(&self.path, last)?;
         let mut done = if matches!(at.end, End::Missing(_)) {
             let over = Overwrite { replace: false, create: self.create };
-            let done = target.write_at(&self.path, at, over, RequestedAttributes::default(), FILE_MODE, Content::Bytes(b""))?;
+            let done = target.write_at(
+                &self.path,
+                at,
+                over,
+                RequestedAttributes::default(),
+                FILE_MODE,
+                Content::Bytes(b""),
+            )?;
             at = target.look_up(&self.path, last)?;
             done
         } else {
             Done::unchanged(target.state_before(&at, "set"))
         };
         let Some(Timestamp { seconds, nanoseconds }) = self.mtime else { return Ok(done) };
-        let is_set = |stat: &rustix::fs::Stat| (stat.st_mtime, stat.st_mtime_nsec as i64) == (seconds, nanoseconds.into());
+        let is_set =
+            |stat: &rustix::fs::Stat| (stat.st_mtime, stat.st_mtime_nsec as i64) == (seconds, nanoseconds.into());
         if !is_set(&stat_of(&at)?) {
             let file = target.writable_entry(at)?;
             let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };

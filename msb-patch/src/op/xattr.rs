@@ -11,8 +11,8 @@ use rustix::fs::{FileType, XattrFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 
-use crate::operation::{Operation, yes};
 use crate::member::{Base64, RawPath};
+use crate::operation::{Operation, yes};
 use crate::target::{Done, Target};
 
 /// The longest name, in bytes (`XATTR_NAME_MAX`).
@@ -53,9 +53,7 @@ impl Operation for Xattr {
         let before = target.state_before(&at, "set");
         match &at.end {
             End::Missing(_) => bail!("does not exist"),
-            End::Leaf(_, leaf)
-                if leaf.entry.file_type() != FileType::RegularFile && self.name.starts_with("user.") =>
-            {
+            End::Leaf(_, leaf) if leaf.entry.file_type() != FileType::RegularFile && self.name.starts_with("user.") => {
                 bail!("xattr {:?}: only files and directories can have user xattrs (xattr(7))", self.name)
             }
             _ => {}
