@@ -47,8 +47,8 @@ processes_of() {
     ps -o pid= --ppid "$supervisor"
 }
 
-# memory_of RECORD…: KiB of host memory of the VMs' processes, shared pages by their share, as "host guest": what is the
-# processes' own, and the guests' memory that was touched, their kernels' image included.
+# memory_of RECORD…: the host memory of the VMs in KiB, as "host guest": that of the processes, and that of the guests as far as they
+# have used it, with their kernels. A shared page is divided among its users.
 memory_of() {
     local record pid
     for record in "$@"; do

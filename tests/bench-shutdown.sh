@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What an init costs: from the agent's start to the init's, to the first answered command behind that, and from msb-stop to its end;
+# What an init costs: from the agent's start to the init's, to the first answered command after that, and from msb-stop to its end;
 # without a handoff in the same run. The second column is what microsandbox's documentation gives as typical on hardware.
 #
 #   [MSB_VMM=krun] tests/bench-shutdown.sh [ROUNDS [INIT…]]

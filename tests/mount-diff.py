@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The same random operations on two mounts, which must answer alike.
+"""Runs the same random operations on two mounts, and compares their results.
 
-mount-diff.py lower SEED DIR        make layers DIR/top and DIR/bottom to mount
-mount-diff.py change SEED COUNT A   COUNT operations on A alone, and as many on files that are there
-mount-diff.py run SEED COUNT A B    COUNT operations on A and on B; every answer is compared, then the trees
-mount-diff.py compare A B           the trees alone
+mount-diff.py lower SEED DIR        makes the layers DIR/top and DIR/bottom
+mount-diff.py change SEED COUNT A   runs COUNT operations on A alone, and as many on existing files
+mount-diff.py run SEED COUNT A B    runs COUNT operations on A and B; compares each result, then the trees
+mount-diff.py compare A B           compares the trees
 
-Times that an operation sets to now cannot be equal; they are compared as "old" (as the layers have them) or "new".
+Times that an operation sets to the current time differ. They are compared as "new"; older ones are those of the layers.
 """
 
 import ctypes
@@ -70,7 +70,7 @@ def make_lower(seed, base):
                 if files:
                     os.link(rng.choice(sorted(files)), path)
             elif layer == "top":
-                # As layers have whiteouts: where there is something to hide.
+                # A layer has a whiteout only for a name that a lower layer has.
                 below = os.path.join(base, "bottom", os.path.relpath(parent, root))
                 if os.path.realpath(below) == os.path.normpath(below) and not is_hidden(root, parent):
                     if os.path.lexists(os.path.join(below, os.path.basename(path))):
@@ -140,7 +140,7 @@ def compare(one, other):
 
 
 class Side:
-    """One of the two mounts, with the files that the run holds open on it."""
+    """One of the two mounts, and the files that are open on it."""
 
     def __init__(self, root):
         self.root = root
@@ -151,7 +151,7 @@ class Side:
 
 
 def operations(rng):
-    """A random operation: its words, and what it does on a side."""
+    """A random operation: its description, the function that runs it on a side, and its paths."""
 
     def path():
         return "/".join(rng.choice(NAMES) for _ in range(rng.choice([1, 1, 2, 2, 3])))
@@ -185,11 +185,11 @@ def operations(rng):
         return os.pread(fd, 10, 0)
 
     def seek_data(fd):
-        # What a directory says to it differs from one file system to the next.
+        # File systems differ in how a directory answers to it.
         return os.lseek(fd, 0, os.SEEK_DATA) if stat.S_ISREG(os.fstat(fd).st_mode) else "no file"
 
     def remove_tree(side):
-        # In one order on both sides: what stays of it depends on who may remove what.
+        # In the same order on both sides. It may stop early, at a file that the user may not remove.
         for parent, dirs, files in os.walk(side.path(one), topdown=False):
             for name in sorted(dirs + files):
                 path = os.path.join(parent, name)
@@ -253,11 +253,11 @@ def operations(rng):
         (3, f"list {one}", lambda side: sorted(os.listdir(side.path(one)))),
         (3, f"stat {one}", lambda side: describe(side.path(one))),
     ]
-    _, words, act = rng.choices(table, [weight for weight, *_ in table])[0]
-    return words, act, one, two
+    _, description, act = rng.choices(table, [weight for weight, *_ in table])[0]
+    return description, act, one, two
 
 
-def answer(side, act, user, umask):
+def result_of(side, act, user, umask):
     os.umask(umask)
     os.setegid(user[1])
     os.seteuid(user[0])
@@ -278,19 +278,19 @@ def run(seed, count, one, other):
     sides = [Side(one), Side(other)]
     log = []
     for number in range(count):
-        words, act, first, second = operations(rng)
-        # Who may remove what decides how far rmtree gets, in an order that is not the same on both sides; and a file
-        # that got a set-id bit after root opened it keeps the bit when another user writes to root's descriptor.
+        description, act, first, second = operations(rng)
+        # As another user, rmtree would stop at a different file on each side, since the order of the names differs. A file that
+        # got a set-id bit after root opened it keeps the bit when another user writes through root's descriptor.
         user, umask = rng.choice(USERS), rng.choice([0, 0o22, 0o77])
-        if words.startswith(("pwrite", "mmap", "rmtree")):
+        if description.startswith(("pwrite", "mmap", "rmtree")):
             user = (0, 0)
-        answers = [answer(side, act, user, umask) for side in sides]
+        results = [result_of(side, act, user, umask) for side in sides]
         states = [[describe(side.path(path)) for path in (first, second)] for side in sides]
-        log.append(f"{number}: as {user[0]}:{user[1]} umask {umask:o}: {words} -> {str(answers[0])[:80]}")
-        if answers[0] != answers[1] or states[0] != states[1]:
+        log.append(f"{number}: as {user[0]}:{user[1]} umask {umask:o}: {description} -> {str(results[0])[:80]}")
+        if results[0] != results[1] or states[0] != states[1]:
             print("\n".join(log[-200:]))
             print(f"  {first} and {second}:")
-            for state, reply in zip(states, answers):
+            for state, reply in zip(states, results):
                 print(f"  {str(reply)[:300]}\n    {state}")
             return False
     if not compare(one, other):
@@ -304,7 +304,7 @@ def change(seed, count, root):
     side = Side(root)
     for number in range(count):
         _, act, _, _ = operations(rng)
-        answer(side, act, (0, 0), 0o22)
+        result_of(side, act, (0, 0), 0o22)
         paths = sorted(os.path.join(parent, name) for parent, dirs, files in os.walk(root) for name in dirs + files)
         path, beside = rng.choice(paths), os.path.dirname(rng.choice(paths))
         act = rng.choice([
@@ -317,7 +317,7 @@ def change(seed, count, root):
             lambda _: os.truncate(path, rng.choice([0, 7])),
         ])
         if not stat.S_ISFIFO(os.lstat(path).st_mode):
-            answer(side, act, (0, 0), 0o22)
+            result_of(side, act, (0, 0), 0o22)
 
 
 def main(argv):

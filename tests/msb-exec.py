@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A client of the wire, written from man/msb-wire.5 alone: runs a command in a VM with this process's streams.
+"""A client written from man/msb-wire.5 alone: runs a command in a VM, with the streams of this process.
 
     tests/msb-exec.py RECORD COMMAND [ARG...]
 """
@@ -31,32 +31,32 @@ class Agent:
             with self.sending:
                 self.socket.sendall(struct.pack("<IB", len(body), kind) + body)
         except BrokenPipeError:
-            pass  # it has said its last, which is still to be read
+            pass  # its last frame can still be read
 
     def receive(self):
         length, kind = struct.unpack("<IB", self.exactly(5))
         return kind, self.exactly(length)
 
 
-def send_stdin(agent, room, changed):
+def send_stdin(agent, credit, changed):
     while True:
         with changed:
-            changed.wait_for(lambda: room[0] > 0)
-        data = os.read(0, min(room[0], WINDOW))
+            changed.wait_for(lambda: credit[0] > 0)
+        data = os.read(0, min(credit[0], WINDOW))
         with changed:
-            room[0] -= len(data)
+            credit[0] -= len(data)
         agent.send(*(STDIN, data) if data else (EOF, b"\0"))
         if not data:
             return
 
 
 def run(record, argv):
-    agent, room, changed = Agent(json.load(open(record))["vm"]["endpoint"]), [0], threading.Condition()
+    agent, credit, changed = Agent(json.load(open(record))["vm"]["endpoint"]), [0], threading.Condition()
     agent.send(HELLO, {"version": 1})
     agent.send(EXEC, {"argv": argv})
     for output in (1, 2):
         agent.send(CREDIT, struct.pack("<BI", output, WINDOW))
-    threading.Thread(target=send_stdin, args=(agent, room, changed), daemon=True).start()
+    threading.Thread(target=send_stdin, args=(agent, credit, changed), daemon=True).start()
     while True:
         kind, payload = agent.receive()
         if kind in (STDOUT, STDERR):
@@ -64,7 +64,7 @@ def run(record, argv):
             agent.send(CREDIT, struct.pack("<BI", kind - STDIN, len(payload)))
         elif kind == CREDIT:
             with changed:
-                room[0] += struct.unpack("<BI", payload)[1]
+                credit[0] += struct.unpack("<BI", payload)[1]
                 changed.notify()
         elif kind == EXIT:
             return json.loads(payload).get("code", 128 + json.loads(payload).get("signal", 0))

@@ -1,11 +1,11 @@
-"""Every operation after every other on the same path, whatever was there: layers, operations, and a model of what they do.
+"""Pairs of operations on one path, for each kind of file that may be there before, and a model of their effects.
 
     pairs.py layers DIR     makes DIR/bottom and DIR/top, one directory /c/N for each case, and DIR/src to copy from
-    pairs.py model DIR      works on DIR/flat, a plain copy of the merged layers: carries out on it, with a plain file system's
-                            own calls, what the operations say; writes DIR/all.jsonl, DIR/good.jsonl (without those that fail)
-                            and DIR/failing (the numbers of those)
+    pairs.py model DIR      applies the operations to DIR/flat, a plain copy of the merged layers, with ordinary calls of the
+                            file system. Writes DIR/all.jsonl (all operations), DIR/good.jsonl (those that succeed) and
+                            DIR/failing (the numbers of the others)
 
-The model is the specification in man/msb-ops.5 a second time, and shares nothing with the tool.
+The model implements the specification in man/msb-ops.5 independently of msb-patch.
 """
 
 import base64
@@ -36,7 +36,7 @@ def directory(path, mode=0o751, owner=(7, 8)):
     os.setxattr(path, "user.note", b"dir")
 
 
-# What is at "x" before, from the case's directory in both layers.
+# The states of "x" before the operations. Each function takes the case's directory in both layers.
 def missing(bottom, top):
     pass
 
@@ -104,7 +104,7 @@ STATES = [missing, file, file_of_two_layers, executable, full_directory, link_to
           removed_file, opaque_directory, fifo, hardlink]
 
 
-# The operations, and what they do to a plain tree. True: done; False: an error, and nothing has changed.
+# The effect of each operation on a plain tree. The functions return False for an error, after which nothing has changed.
 class keeping_times:
     def __init__(self, path):
         self.path = path
@@ -121,7 +121,7 @@ def aged(path):
 
 
 def has(path, mode, uid, gid):
-    """Whether a file has what an operation asks for."""
+    """Whether a file has the attributes that an operation asks for."""
     old = os.lstat(path)
     return all([mode in (None, stat.S_IMODE(old.st_mode)), uid in (None, old.st_uid), gid in (None, old.st_gid)])
 
@@ -131,8 +131,8 @@ def holds(path, content):
         return now.read() == content
 
 
-def own(path):
-    """What is changed is another file than the one that a layer has under another name: overlayfs copies one name up."""
+def break_hardlink(path):
+    """Separates a file from its other name before a change: overlayfs copies only one name of a hardlink up."""
     twin = os.path.dirname(path) + "/twin"
     if os.path.lexists(twin) and os.path.lexists(path) and os.path.samefile(twin, path):
         was = os.stat(path)
@@ -197,7 +197,7 @@ def append(path, content, once=False, create=False):
         text = now.read()
         if once and (text.endswith(content) or b"\n" + content in b"\n" + text):
             return True
-    own(path)
+    break_hardlink(path)
     was = os.stat(path)
     with open(path, "ab") as to:
         to.write(content)
@@ -205,16 +205,16 @@ def append(path, content, once=False, create=False):
     return True
 
 
-def edit(path, word, behind):
-    """Each line that begins with the word gets something behind it."""
+def edit(path, text, suffix):
+    """Adds a suffix to each line that is equal to the text."""
     path = os.path.realpath(path)
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as now:
         lines = now.read().split(b"\n")
-    if word not in lines:
-        return any(line.endswith(behind) for line in lines)
-    new = [line + behind if line == word else line for line in lines]
+    if text not in lines:
+        return any(line.endswith(suffix) for line in lines)
+    new = [line + suffix if line == text else line for line in lines]
     return write(path, b"\n".join(new), True, 0o644)
 
 
@@ -224,7 +224,7 @@ def copy_dir(path, src, replace, mode=None, uid=None):
         return False
 
     def is_there(old, new):
-        """Whether a file that may not be replaced need not be."""
+        """Whether a file does not have to be replaced because it is already what a copy would be."""
         if os.path.islink(old) or os.path.islink(new):
             return os.path.islink(old) and os.path.islink(new) and os.readlink(old) == os.readlink(new)
         with open(old, "rb") as content:
@@ -305,7 +305,7 @@ def hardlink(target, link, replace):
             return True
         if not replace:
             return False
-    own(target)
+    break_hardlink(target)
     with keeping_times(os.path.dirname(link)):
         if os.path.lexists(link):
             os.unlink(link)
@@ -323,17 +323,17 @@ def rename(old, new, replace):
                 return True
             if is_directory(old) or is_directory(new) or not replace:
                 return False
-        own(old)
+        break_hardlink(old)
         os.rename(old, new)
     return True
 
 
 def change(path, change, is_possible=lambda mode: True):
-    """An attribute of what is there."""
+    """Changes an attribute of an existing file."""
     path = os.path.realpath(path)
     if not os.path.lexists(path) or not is_possible(os.stat(path).st_mode):
         return False
-    own(path)
+    break_hardlink(path)
     change(path)
     return True
 
@@ -341,11 +341,11 @@ def change(path, change, is_possible=lambda mode: True):
 def chown(path, uid, gid):
     for dir, dirs, files in os.walk(path):
         for file in [dir] + [dir + "/" + name for name in dirs + files]:
-            give(file, uid, gid)
-    give(path, uid, gid)
+            set_owner(file, uid, gid)
+    set_owner(path, uid, gid)
 
 
-def give(path, uid, gid):
+def set_owner(path, uid, gid):
     was = os.lstat(path)
     if (was.st_uid, was.st_gid) != (uid, gid):
         os.chown(path, uid, gid, follow_symlinks=False)
@@ -355,7 +355,7 @@ def touch(path, time):
     path = os.path.realpath(path)
     if not os.path.lexists(path):
         write(path, b"", False, 0o644)
-    own(path)
+    break_hardlink(path)
     os.utime(path, (time, time))
     return True
 
@@ -373,7 +373,7 @@ KILL = struct.pack("<5I", 0x02000001, 1 << 5, 0, 0, 0)
 
 
 def operations(base):
-    """Name, members but for the path, the path's member, what it does."""
+    """For each operation: its name, its members without the path, the member that holds the path, and its effect."""
     one, tree = base + "/src/one", base + "/src/tree"
     data = b"\0\xff"
     coded = base64.b64encode(data).decode()
@@ -418,15 +418,16 @@ def beside(path, name):
     return os.path.dirname(path) + "/" + name
 
 
-# Of the operations that change what is there, which of the others each is tried with, before and after: all would be too many.
+# The first operations make a file, and each is paired with each. The others change a file. All pairs with those would be too many, so
+# each is paired with a few operations, which run before and after it.
 MAKING = 15
-COMPANY = [6, 13, 18, 20]
+PARTNERS = [6, 13, 18, 20]
 
 
 def cases(base):
     ops = operations(base)
-    making, changing, company = ops[:MAKING], ops[MAKING:], [ops[place] for place in COMPANY]
-    pairs = [*itertools.product(making, [None, *making]), *itertools.product(changing, [None, *company]), *itertools.product(company, changing)]
+    making, changing, partners = ops[:MAKING], ops[MAKING:], [ops[place] for place in PARTNERS]
+    pairs = [*itertools.product(making, [None, *making]), *itertools.product(changing, [None, *partners]), *itertools.product(partners, changing)]
     return ((number, (state, *pair)) for number, (state, pair) in enumerate(itertools.product(STATES, pairs)))
 
 
@@ -462,9 +463,9 @@ def make_model(base):
     with open(base + "/all.jsonl", "w") as everything, open(base + "/good.jsonl", "w") as good, open(base + "/failing", "w") as failing:
         for number, (_, *pair) in cases(base):
             for op in filter(None, pair):
-                name, members, where, effect = op
+                name, members, member, effect = op
                 n += 1
-                line = json.dumps({"op": name, where: f"/c/{number}/x", **members}).replace("CASE", f"/c/{number}") + "\n"
+                line = json.dumps({"op": name, member: f"/c/{number}/x", **members}).replace("CASE", f"/c/{number}") + "\n"
                 everything.write(line)
                 if effect(f"{base}/flat/c/{number}/x"):
                     good.write(line)

@@ -65,14 +65,8 @@ copy_program() {
 
 # net_boot NAME [ARG…]: as vm_boot, in the namespace with the lab's resolver.
 net_boot() {
-    local name=$1
-    shift
-    ip netns exec "$lab" sh -c 'mount --bind resolv.conf /etc/resolv.conf && exec "$@"' sh \
-        msb-boot -r "$vm_record" --name "$name" "$@" >"$name.json" 2>"$name.err" || {
-        local status=$?
-        cat "$name.err" >&2
-        return "$status"
-    }
+    local vm_launcher=(ip netns exec "$lab" sh -c 'mount --bind resolv.conf /etc/resolv.conf && exec "$@"' sh)
+    vm_boot "$@"
 }
 
 # net_process NAME PATTERN: prints the process ID of the VM's process with such a command line; waits for it.

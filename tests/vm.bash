@@ -7,6 +7,7 @@
 # With MSB_TEST_ROOT=block the root is a block root, not a shared one. A test about a shared root calls vm_needs_share.
 
 vm_here=$(realpath "${BASH_SOURCE[0]%/*}")
+vm_launcher=()
 
 # vm_setup: puts our tools on PATH, and makes a scratch directory with its own state, a root and its record ($vm_record).
 vm_setup() {
@@ -85,11 +86,12 @@ vm_kill() {
     msb-stop -t 0 -r "$1" >/dev/null 2>&1 || [ $? -eq 1 ]
 }
 
-# vm_boot NAME [ARG…]: boots, with the record in $BATS_TEST_TMPDIR/NAME.json and the messages in NAME.err.
+# vm_boot NAME [ARG…]: boots, with the record in $BATS_TEST_TMPDIR/NAME.json and the messages in NAME.err. The array vm_launcher, if a
+# test sets it, is the command that executes msb-boot.
 vm_boot() {
     local name=$1
     shift
-    msb-boot -r "$vm_record" --name "$name" "$@" >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" || {
+    "${vm_launcher[@]}" msb-boot -r "$vm_record" --name "$name" "$@" >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" || {
         local status=$?
         cat "$BATS_TEST_TMPDIR/$name.err" >&2
         return "$status"

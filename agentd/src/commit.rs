@@ -33,7 +33,7 @@ pub fn run(boot: &Boot) -> Result<(), Error> {
     let mut sender = Sender::connect().map_err(failed)?;
     // The guest has written the disk: a symlink there could lead into this machine's own root.
     let upper = Dir::open(Path::new(boot::SCRATCH)).and_then(|top| top.dir(Name::new(OsStr::new("upper"))?));
-    let upper = upper.map_err(|why| io::Error::new(why.kind(), format!("the upper on its disk: {why}")));
+    let upper = upper.map_err(|why| io::Error::new(why.kind(), format!("upper on the scratch disk: {why}")));
     match upper.and_then(|upper| send_tree(&mut sender, upper)) {
         Ok(()) => sender.hang_up().map_err(failed),
         Err(error) => {
@@ -70,7 +70,7 @@ impl Sender {
         while self.credit < frame.len() as u64 {
             match Message::receive(&mut self.host).map_err(io::Error::other)? {
                 Some(Message::Credit(Stream::Stdout, bytes)) => self.credit += u64::from(bytes),
-                _ => return Err(io::Error::other("the host hung up")),
+                _ => return Err(io::Error::other("the host closed the connection")),
             }
         }
         self.credit -= frame.len() as u64;

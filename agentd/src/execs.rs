@@ -80,7 +80,7 @@ pub struct Exec {
     caller_event: EventFd,
 }
 
-/// Who is attached.
+/// The callers of an exec.
 #[derive(Debug)]
 enum Attachment {
     /// The exec's thread serves callers.

@@ -14,8 +14,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::{console, sys};
 
-/// How long refaults are counted, and how many windows in a row must have too many.
+/// How long refaults are counted.
 const WINDOW: Duration = Duration::from_secs(1);
+/// How many consecutive windows must have too many refaults.
 const WINDOWS: u32 = 3;
 /// How many refaults in a window are too many.
 const MANY: u64 = 250;

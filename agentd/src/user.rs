@@ -198,7 +198,7 @@ mod tests {
             let error = find_in(spec, passwd, group).unwrap_err();
             assert!(error.starts_with(words), "{spec}: {error}");
         }
-        // With a group of its own, those that list it do not matter.
+        // With a group in the spec, the groups that list the user are not read.
         assert_eq!(find_in("member:7", passwd, group).unwrap().identity.gid.get(), 7);
         let passwd = "fine:x:3:3::/:\n";
         assert!(find_in("fine", passwd, group).unwrap().identity.groups.is_empty());

@@ -171,7 +171,7 @@ pub(crate) mod tests {
         let question = Question::parse_query(&good).unwrap();
         assert_eq!((question.id, question.name.as_str(), question.end), (0x1234, "www.example.org", good.len()));
         assert_eq!(Question::parse_query(&query(1, "")).unwrap().name, "");
-        // An OPT record behind the question, as most resolvers send.
+        // An OPT record after the question, as most resolvers send.
         let mut edns = with(good.clone(), 11, 1);
         edns.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 0]);
         assert!(Question::parse_query(&edns).is_some());

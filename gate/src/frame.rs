@@ -57,7 +57,7 @@ pub(crate) struct Packet<'f> {
     pub protocol: u8,
     /// Where the transport header begins.
     pub transport: usize,
-    /// Where the packet ends; the frame may have padding behind it.
+    /// Where the packet ends; the frame may have padding after it.
     pub end: usize,
 }
 
@@ -102,7 +102,7 @@ impl<'f> Packet<'f> {
         &self.frame[ETHERNET..self.end]
     }
 
-    /// What is behind the IP header.
+    /// What follows the IP header.
     pub(crate) fn body(&self) -> &'f [u8] {
         &self.frame[self.transport..self.end]
     }

@@ -62,7 +62,7 @@ fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
 enum Target {
     /// It is no request line.
     NotHttp,
-    /// HTTP/0.9, or the preface of HTTP/2: there is no host to be read.
+    /// HTTP/0.9, or the preface of HTTP/2: neither names a host.
     OtherVersion,
     /// A path.
     Path,

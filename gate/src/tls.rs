@@ -7,16 +7,16 @@ const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
 
-/// What the beginning of a connection says.
+/// What the first bytes of a connection are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Opening {
     /// More bytes are needed.
     Incomplete,
-    /// It is another protocol.
+    /// Another protocol.
     Other,
-    /// It is this protocol; the client names its server, in lower case, or does not.
+    /// This protocol, and the name of the server in lower case, if the client sends it.
     Name(Option<String>),
-    /// It is this protocol, and malformed.
+    /// This protocol, but malformed.
     Malformed,
 }
 
@@ -91,7 +91,7 @@ fn server_name(hello: &[u8]) -> Option<Option<String>> {
     Some(name)
 }
 
-/// A vector with a length of `width` bytes, and what is behind it.
+/// A vector with a length of `width` bytes, and what follows it.
 fn take(bytes: &[u8], width: usize) -> Option<(&[u8], &[u8])> {
     let (length, rest) = bytes.split_at_checked(width)?;
     let length = length.iter().fold(0, |length, &byte| length << 8 | usize::from(byte));
@@ -135,7 +135,7 @@ pub(crate) mod tests {
         assert_eq!(opening(&hello("A.Test")), named("a.test"));
         assert_eq!(opening(&hello_with(&[])), Opening::Name(None));
         assert_eq!(opening(&hello_with(&extension(16, &[0, 0]))), Opening::Name(None));
-        // What comes behind the hello.
+        // What follows the hello.
         assert_eq!(opening(&[hello("a.test"), vec![20, 3, 3, 0, 1, 1]].concat()), named("a.test"));
     }
 

@@ -12,7 +12,7 @@ use object::{Endianness, elf};
 /// Finds agentd: `$MSB_AGENTD`, beside this program, or in `../libexec/msb`. It must be a static program for this machine.
 ///
 /// # Errors
-/// That it is missing, or why no guest could run it.
+/// A message if it is missing, or why no guest could run it.
 pub(crate) fn find() -> anyhow::Result<PathBuf> {
     let named = std::env::var_os("MSB_AGENTD").filter(|path| !path.is_empty()).map(PathBuf::from);
     let agent = match named {

@@ -200,7 +200,7 @@ fn requested(recorded: Option<&record::Boot>, args: &Args) -> anyhow::Result<rec
 /// Checks that the record's VM has ended.
 ///
 /// # Errors
-/// That it is running.
+/// A message if it is running.
 fn require_ended(vm: &record::Vm) -> anyhow::Result<&record::Vm> {
     if supervisor::find(vm).context("supervisor")?.is_some() {
         bail!(

@@ -63,7 +63,7 @@ pub(crate) enum Capabilities {
     ServeFiles,
     /// The same, and those for a sandbox within the jail.
     ServeFilesSandboxed,
-    /// That for binding ports below 1024.
+    /// The one for binding ports below 1024.
     BindPorts,
 }
 

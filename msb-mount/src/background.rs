@@ -1,5 +1,5 @@
-//! The background: the tool starts itself again as the server, waits for its one line, and leaves. A fork would do, but
-//! not in a safe language with threads about.
+//! The server in the background. The tool starts itself again as the server, and exits when the server has reported that it is ready.
+//! fork(2) without exec(2) is not safe in a process with threads.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -16,15 +16,15 @@ use crate::config::Config;
 use crate::mountpoint;
 use crate::serve;
 
-/// What the server says when the mount answers.
+/// The line that the server prints when it is ready.
 const READY: &str = "ready";
 
-/// Starts the server, prints the record when it is ready, and returns the tool's exit code: a server that fails has
-/// said why on the stderr it shares.
+/// Starts the server, prints the record when it is ready, and returns the exit code. A server that fails prints the reason on stderr,
+/// which it inherits.
 pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyhow::Result<u8> {
     match spawn(config) {
         Ok(Some(pid)) => {
-            // A signal that came meanwhile has ended the server, or comes too late.
+            // A signal that arrived before this has ended the server. A later one has no effect.
             let put = match interrupt::check() {
                 Ok(()) => output.put(&config.mounted(pid), || config.summary()).map_err(Into::into),
                 Err(error) => Err(error.into()),
@@ -33,14 +33,14 @@ pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyho
                 begun.finish();
             }
             if put.is_err() {
-                // Nobody knows of the mount.
+                // No record names the mount.
                 let _ = mountpoint::unmount(&config.mountpoint);
-                config.take_back();
+                config.undo();
             }
             put.map(|()| 0)
         }
         failed => {
-            config.take_back();
+            config.undo();
             failed.map(|_| exit::FAILED)
         }
     }
@@ -52,11 +52,11 @@ fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
     command.arg("--").arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
-    // An interrupted start ends the server, which unmounts.
+    // An interrupt is passed on to the server, which unmounts.
     let _registered = interrupt::register(&server, rustix::process::Signal::TERM)?;
     let mut record = serde_json::to_vec(&config.record)?;
     record.push(b'\n');
-    // A server that ends before it reads has its own words for it.
+    // This fails if the server has ended before it read the record. It prints the reason.
     let _ = server.stdin.take().context("the server has no stdin")?.write_all(&record);
     let mut said = String::new();
     BufReader::new(server.stdout.take().context("the server has no stdout")?).read_line(&mut said)?;
@@ -65,12 +65,12 @@ fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
     }
     let status = server.wait()?;
     if status.code().is_none() {
-        return Err(anyhow!("the server ended by itself: {status}"));
+        return Err(anyhow!("the server was killed: {status}"));
     }
     Ok(None)
 }
 
-/// The server's side: away from the terminal and the caller's streams.
+/// Runs the server, detached from the terminal and from the caller's streams.
 pub(crate) fn serve(config: &Config) -> anyhow::Result<u8> {
     let _ = rustix::process::setsid();
     let null = File::options().read(true).write(true).open("/dev/null")?;

@@ -1,4 +1,4 @@
-//! What to mount where: the checked command line and record.
+//! The configuration of a mount, from the command line and the record.
 
 use std::path::{Path, PathBuf};
 
@@ -18,21 +18,21 @@ use crate::mountpoint;
 /// A mount to make.
 #[derive(Debug)]
 pub(crate) struct Config {
-    /// The record as it came, with an upper unless the mount is read-only.
+    /// The record, with an upper unless the mount is read-only.
     pub(crate) record: Record,
     /// Top first.
     pub(crate) lower: Vec<PathBuf>,
     pub(crate) is_read_only: bool,
-    /// Absolute, free of symlinks, and there.
+    /// An existing directory, as an absolute path without symlinks.
     pub(crate) mountpoint: PathBuf,
     /// Whether the mount point was made for this mount.
     pub(crate) is_new: bool,
-    /// A sandbox made for this mount, to be taken back if it fails.
+    /// The sandbox that was made for this mount. It is removed if the mount fails.
     made: Option<PathBuf>,
 }
 
 impl Config {
-    /// Takes the record, makes what is missing: upper, mount point.
+    /// Reads the record, and makes the upper and the mount point if they are missing.
     pub(crate) fn new(args: &Args) -> anyhow::Result<(Self, DeferExit)> {
         args.output.check()?;
         let mut record = args.record.take("msb-mount")?;
@@ -70,13 +70,13 @@ impl Config {
         match mountpoint {
             Ok((mountpoint, _)) => Ok((Self { mountpoint, ..config }, begun)),
             Err(error) => {
-                config.take_back();
+                config.undo();
                 Err(error)
             }
         }
     }
 
-    /// Takes what the process that started this one has prepared.
+    /// The configuration that the parent process passes to the server: its record on stdin, the rest as arguments.
     pub(crate) fn received(args: &Args) -> anyhow::Result<Self> {
         let record = source::stdin()?;
         let mountpoint = args.mountpoint.clone().context("no mount point")?;
@@ -84,14 +84,14 @@ impl Config {
         Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, is_new, made: None, record })
     }
 
-    /// The record of the mount once process `pid` serves it.
+    /// The record with the mount, which process `pid` serves.
     pub(crate) fn mounted(&self, pid: Pid) -> Record {
         let mut record = self.record.clone();
         record.mount = Some(Mount::new(self.mountpoint.clone(), pid.as_raw_nonzero().get(), mountpoint::FSTYPE.into()));
         record
     }
 
-    /// What a person is told instead of the record.
+    /// The message that a terminal gets instead of the record.
     pub(crate) fn summary(&self) -> String {
         let how = if self.is_read_only { " read-only" } else { "" };
         format!("{0}: mounted{how}; to unmount it: msb-mount -u {0}", self.mountpoint.display())
@@ -102,7 +102,7 @@ impl Config {
         self.record.upper.as_ref().and_then(|upper| upper.dir.parent())
     }
 
-    /// Removes the mount point once it is unmounted, if it was made for the mount.
+    /// Removes the mount point after unmounting, if it was made for the mount.
     pub(crate) fn remove_mountpoint(&self) {
         if self.is_new {
             let _ = std::fs::remove_dir(&self.mountpoint);
@@ -110,7 +110,7 @@ impl Config {
     }
 
     /// Removes the mount point and the sandbox made for a mount that failed.
-    pub(crate) fn take_back(&self) {
+    pub(crate) fn undo(&self) {
         self.remove_mountpoint();
         if let Some(sandbox) = &self.made {
             let _ = std::fs::remove_dir_all(sandbox);

@@ -1,4 +1,4 @@
-//! The place where a mount goes: made ready before, cleared after.
+//! Mount points: making them, and unmounting.
 
 use std::ffi::OsStr;
 use std::io;
@@ -23,14 +23,14 @@ pub(crate) const FSTYPE: &str = "fuse.msb";
 /// mount point on a busy disk takes seconds.
 const PATIENCE: [i64; 2] = [10, 50];
 
-/// The real path of a mount point that is to be, which a record can hold.
+/// The path without symlinks of a mount point that may not exist yet, in UTF-8 for the record.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
     let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error} (make its parent first)"))?;
     path::require_utf8(&path).context("mount point")?;
     Ok(path)
 }
 
-/// Makes a mount point ready: there, and nothing mounted on it. True: it was made.
+/// Makes the mount point if it is missing, and checks that nothing is mounted there. True: it was made.
 pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<(PathBuf, bool)> {
     match is_mounted(&path) {
         Err(Errno::NOTCONN) => {
@@ -51,7 +51,7 @@ pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<(PathBuf, bool)> {
     }
 }
 
-/// Unmounts what is at `wanted`, and waits for a server of ours to end.
+/// Unmounts `wanted`. If msb-mount serves it, waits until the server has exited.
 pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
     let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error}"))?;
     match is_mounted(&path) {
@@ -63,16 +63,16 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
         Ok(false) => bail!("mount point {path:?}: nothing is mounted there"),
         Ok(true) => {}
     }
-    // Their view of it is in namespaces of their own, so the kernel would not say that it is busy.
+    // VMs have the mount in namespaces of their own, so the kernel does not return EBUSY for them.
     let users = supervisor::sharing(&path);
     if let [first, ..] = users.as_slice() {
         bail!("mount point {path:?}: still in use by {} (stop it first: msb-stop {first})", vm_names(&users));
     }
-    // Opened before, so that no other process can have taken the number.
+    // Opened before unmounting, while the server runs: later another process may have its process ID.
     let server = server(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     match rustix::mount::unmount(&path, UnmountFlags::empty()) {
         Err(Errno::BUSY) => {
-            bail!("mount point {path:?}: in use (end what runs or has files open there; fuser -vm names it)")
+            bail!("mount point {path:?}: in use (end the processes that use it; fuser -vm lists them)")
         }
         other => other.with_context(|| format!("mount point {path:?}"))?,
     }
@@ -93,7 +93,7 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
     )
 }
 
-/// Takes a mount out of the tree, whatever its server does.
+/// Detaches a mount, which also works if its server does not respond.
 pub(crate) fn detach(path: &Path) -> anyhow::Result<()> {
     rustix::mount::unmount(path, UnmountFlags::DETACH).with_context(|| format!("mount point {path:?}"))
 }
@@ -108,14 +108,14 @@ fn real(path: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Whether a path is the root of a mount. ENOTCONN: one whose server is gone.
+/// Whether a path is the root of a mount; ENOTCONN for one whose server is gone.
 fn is_mounted(path: &Path) -> Result<bool, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::ALL)?;
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// The process that serves the mount at `path`, if it is one of ours.
+/// The process that serves the mount at `path`, if it is an msb-mount.
 fn server(path: &Path) -> Option<Pid> {
     let mut value = [0u8; 16];
     let length = rustix::fs::getxattr(path, OsStr::new(SERVER_XATTR), &mut value[..]).ok()?;

@@ -1,4 +1,4 @@
-//! The server's life: lock the upper, mount, say so, answer until the mount is gone or a signal asks for the end.
+//! The server: locks the upper, mounts, reports that it is ready, and serves requests until it is unmounted or gets a signal.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,12 +19,12 @@ use crate::fs::{Fs, LARGEST_REQUEST};
 use crate::mountpoint;
 use crate::tree::Tree;
 
-/// Mounts, calls `ready` when the mount answers, and serves it to its end.
+/// Mounts, calls `ready` when the mount responds, and serves it until it is unmounted.
 pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let signals = block_signals()?;
-    // Every file that the kernel knows is a descriptor here.
+    // There is an open descriptor for every file that the kernel has in its caches.
     raise_open_files();
-    // What is made gets the mode that the caller asked for.
+    // The kernel has applied the umask of the caller already.
     rustix::process::umask(rustix::fs::Mode::empty());
     let path = &config.mountpoint;
     let notifier = Arc::new(OnceLock::new());
@@ -38,7 +38,7 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
         move || await_signal(&signals, &path, &ended)
     })?;
     let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
-    // The kernel has its answer to INIT, so the first look waits for nothing but us.
+    // The kernel has the reply to FUSE_INIT, so this request is served at once.
     let answered = rustix::fs::stat(path).map_err(io::Error::from);
     if let Ok(stat) = &answered {
         read_ahead(stat.st_dev);
@@ -57,7 +57,7 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     }
 }
 
-/// The tree, and what keeps other writers away while it is served.
+/// The tree, with a lock that excludes other writers while it is served.
 fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(Tree, Option<OwnedFd>)> {
     let upper = config.record.upper.as_ref();
     let (mut writer, mut lock) = (None, None);
@@ -82,7 +82,7 @@ fn options(config: &Config) -> Options {
     let mut options = Options::default();
     options.mount_options = vec![
         MountOption::FSName("msb".into()),
-        // The kernel's own option; the crate's goes to fusermount alone.
+        // An option of the kernel. The crate's own variant is only for fusermount.
         MountOption::CUSTOM("subtype=msb".into()),
         MountOption::DefaultPermissions,
         MountOption::NoSuid,
@@ -91,13 +91,13 @@ fn options(config: &Config) -> Options {
     ];
     options.acl = SessionACL::All;
     options.n_threads = Some(std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)));
-    // One queue for all threads: cloned descriptors were no faster on any of the benchmark's lines.
+    // One queue for all threads: cloned descriptors were not faster in any benchmark.
     options.clone_fd = false;
     options
 }
 
-/// Has the kernel read as much ahead as one request can carry. FUSE_INIT can only lower the 128 KiB that every mount
-/// starts with, which makes eight requests of one; where sysfs says no, those it is.
+/// Sets the kernel's read-ahead to the size of the largest request. FUSE_INIT can only lower it from the default of 128 KiB, with which
+/// the kernel sends eight requests instead of one. If sysfs cannot be written, the default remains.
 fn read_ahead(device: u64) {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let kib = (LARGEST_REQUEST / 1024).to_string();
@@ -113,8 +113,7 @@ fn block_signals() -> anyhow::Result<SigSet> {
     Ok(signals)
 }
 
-/// Unmounts at a signal. The session then ends by itself, but for a mount in use: that is detached, and who uses it
-/// gets ENOTCONN.
+/// Unmounts at a signal. The session then ends by itself. A mount that is in use is detached instead, and its users get ENOTCONN.
 fn await_signal(signals: &SigSet, path: &Path, ended: &AtomicBool) {
     loop {
         let Ok(signal) = signals.wait() else { continue };

@@ -168,7 +168,7 @@ fn covers(key: &str, image: &str) -> Option<usize> {
     (rest.is_empty() || rest.starts_with('/')).then_some(key.len())
 }
 
-/// Without scheme, and with the one name that docker's own registry has here. Behind a scheme the path is that of an API.
+/// Without the scheme, and with one name for docker's own registry. With a scheme, the path is that of an API and is left out.
 fn plain(text: &str) -> String {
     let of_url = text.strip_prefix("https://").or(text.strip_prefix("http://"));
     let (host, path) = match of_url {

@@ -1,4 +1,4 @@
-//! The documents of an image: index, manifest, configuration, in OCI's and docker's media types. Pure.
+//! The documents of an image: index, manifest, configuration, in OCI's and docker's media types. It does no I/O.
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::ImageConfig;

@@ -1,4 +1,4 @@
-//! When a request is made again: with exponential back-off and jitter, or when the registry says.
+//! When a failed request is repeated: with exponential back-off and jitter, or when the registry says.
 
 use std::time::{Duration, SystemTime};
 

@@ -56,7 +56,7 @@ fn stop_record(args: &args::Args, record: Result<Record, SourceError>) -> anyhow
     let stopped = vm::stop_lost(&lost.dir, &process, args.grace)?;
     exit::warn(
         TOOL,
-        &format!("{}: {}; its record went with the directory, so none is printed", lost.name, stopped.end),
+        &format!("{}: {}; its record was removed with the directory, so none is printed", lost.name, stopped.end),
     );
     Ok(code(&stopped.end))
 }

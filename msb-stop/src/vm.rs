@@ -131,7 +131,7 @@ pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Sto
             if is_stuck {
                 send(&supervisor, Signal::KILL)?;
                 if !ends_within(&supervisor, MARGIN)? {
-                    bail!("supervisor {} cannot be killed (the kernel is holding it)", vm.pid);
+                    bail!("supervisor {} cannot be killed (it waits in the kernel)", vm.pid);
                 }
             }
             let end = match rundir::read(&dir, rundir::ENDED) {
@@ -173,7 +173,7 @@ pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> an
     if !has_ended {
         send(supervisor, Signal::KILL)?;
         if !ends_within(supervisor, MARGIN)? {
-            bail!("the supervisor cannot be killed (the kernel is holding it)");
+            bail!("the supervisor cannot be killed (it waits in the kernel)");
         }
     }
     let ended = held.as_ref().and_then(|held| rundir::read(held.path(), rundir::ENDED));

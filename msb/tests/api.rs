@@ -49,7 +49,7 @@ fn is_test(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| attribute.to_token_stream().to_string().contains("(test)"))
 }
 
-/// An item without bodies, docs and private parts.
+/// An item without its bodies, docs and private parts.
 fn signatures(item: Item) -> Vec<String> {
     let kept = |attribute: &Attribute| attribute.path().is_ident("cfg") || attribute.path().is_ident("non_exhaustive");
     match item {

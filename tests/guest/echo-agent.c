@@ -1,13 +1,17 @@
-// A bare vsock peer for benchmarks: what msb-exec's figures are held against. On port PORT, each connection may say
-//
-//   "e" and then bytes, which come back;  "s" and it sends blocks of zeroes, each for a byte that came, six ahead (VMMs get stuck where
-//   vsock's own flow control has to act);  "t", a number of 8 bytes and so many bytes, and
-//   it says a byte when it has all;  "f" and it runs /bin/true and says a byte;  "S" and "T", as "s" and "t" with the bytes
-//   from and to a command's pipe.
+// A plain vsock server, the baseline of the benchmarks of msb-exec.
 //
 //   echo-agent PORT
 //
-// As PID 1, of a VM that is nothing else, it does so on port 2000, in the root that is shared with the VM.
+// The first byte of a connection chooses what it does:
+//
+//   e   sends back each byte that it receives
+//   s   sends a block of zeros for each byte that it receives, up to six blocks ahead (VMMs get stuck in vsock's own flow control)
+//   t   receives a number (8 bytes) and that many bytes, then sends a byte
+//   f   runs /bin/true, then sends a byte
+//   S   as s, with the blocks from a command's pipe
+//   T   as t, with the bytes to a command's pipe
+//
+// As PID 1 it mounts the shared root and listens on port 2000.
 #include <linux/vm_sockets.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -18,11 +22,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-// Six of them are less than what Linux sends ahead.
+// Six of them are less than the buffer of a vsock connection in Linux.
 enum { AHEAD = 6 };
 static char block[31 << 10];
 
-// A command's end of a pipe that is its stdin (0) or its stdout (1).
+// Starts a command with a pipe as its stdin (0) or stdout (1), and returns the other end of the pipe.
 static int command(int end, const char *operand) {
     int ends[2];
     if (pipe(ends) < 0)
@@ -38,7 +42,7 @@ static int command(int end, const char *operand) {
     return ends[!end];
 }
 
-// Exactly as much, but for the end.
+// Reads exactly this many bytes, fewer only at the end of the stream.
 static ssize_t fill(int fd, char *bytes, size_t wanted) {
     size_t had = 0;
     ssize_t got = 1;

@@ -1,4 +1,4 @@
-/* In the agent's place: says more lines than an error shows, and ends. */
+/* An agent that fails: prints more lines than an error message shows, and exits. */
 #include <stdio.h>
 #include <unistd.h>
 

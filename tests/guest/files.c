@@ -1,9 +1,9 @@
 /*
- * What programs ask of a file system, in the working directory of a guest:
+ * Tests a file system, in the working directory of a guest:
  *
- *     files calls       each call as a line "ok NAME" or "not ok NAME: why"
- *     files open N      N files open at once
- *     files make N      N small files
+ *     files calls       makes system calls, and prints "ok NAME" or "not ok NAME: why" for each
+ *     files open N      has N files open at once
+ *     files make N      makes N small files
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,7 +34,7 @@ static void judge(const char *name, int good)
     }
 }
 
-/* What another process sees of a lock. */
+/* Whether another process cannot take a lock. */
 static int is_kept_out(int (*try)(int), const char *file)
 {
     int status;

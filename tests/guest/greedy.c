@@ -1,8 +1,8 @@
-// Takes what a guest has, for tests of what a session may take.
+// Exhausts a resource of the guest, for tests of the limits of a session.
 //
-//   greedy orphans N     N children of a child that has ended
-//   greedy forks         processes until there are no more, each of which stays; says "full"
-//   greedy memory        memory until there is none
+//   greedy orphans N     makes N processes whose parent has exited
+//   greedy forks         makes processes, which stay, until fork(2) fails; then prints "full"
+//   greedy memory        allocates memory until there is none
 #include <errno.h>
 #include <signal.h>
 #include <stdio.h>
@@ -14,7 +14,7 @@
 static int orphans(int wanted) {
     int made = 0;
     while (made < wanted) {
-        // A few at a time, so that no limit is in the way.
+        // In small groups, to stay below the limits.
         pid_t parent = fork();
         if (parent < 0)
             return 1;

@@ -1,5 +1,5 @@
-/* A file whose content never comes, as on storage that has stopped answering: a FUSE file system with one executable, "/hung" in the
- * directory that is given. Prints "asked" when somebody reads it. Ends, and the file system with it, on a signal.
+/* A file that cannot be read, as on storage that no longer answers: a FUSE file system on DIRECTORY with one executable, "hung", whose
+ * reads get no reply. Prints "asked" at the first read. A signal ends it, and the file system with it.
  *
  *   hung-file DIRECTORY
  */

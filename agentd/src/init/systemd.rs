@@ -91,7 +91,7 @@ pub fn bind_notify_socket() -> io::Result<UnixDatagram> {
 /// if some failed (systemd(1), "NOTIFY_SOCKET").
 ///
 /// # Errors
-/// That it has not sent READY=1.
+/// A message if it has not sent READY=1.
 pub fn is_ready(socket: &UnixDatagram) -> Result<(), String> {
     let mut message = [0; 4096];
     while let Ok(length) = socket.recv(&mut message) {

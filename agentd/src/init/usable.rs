@@ -73,7 +73,7 @@ impl Probe {
             (Self::Notification(socket), _) => systemd::is_ready(socket),
             (Self::SystemCall(check), Some(call)) => check(call),
             (Self::Sysvinit(alone), Some(call)) => inittab::sysvinit(call, alone),
-            (Self::SystemCall(_) | Self::Sysvinit(_), None) => Err("what it starts at boot still runs".into()),
+            (Self::SystemCall(_) | Self::Sysvinit(_), None) => Err("its boot scripts still run".into()),
             (Self::Files(check), _) => check(),
         }
     }

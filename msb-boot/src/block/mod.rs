@@ -94,7 +94,7 @@ impl BlockRoot {
     /// Makes the image of layers in the store, if the store does not have it yet. That takes long, so `say` is called first.
     ///
     /// # Errors
-    /// The image that could not be made.
+    /// A message with the path of the image and the cause.
     pub(crate) fn make_image(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
         if let Base::Layers { chain_id, lower, .. } = &self.base {
             Mkfs::find()?.kept(chain_id, lower, |path| {
@@ -124,7 +124,7 @@ impl BlockRoot {
     /// The name of the tree below the scratch disk. A scratch disk belongs to one such tree.
     ///
     /// # Errors
-    /// That no variable names the state directory.
+    /// A message if no variable names the state directory.
     pub(crate) fn base_name(lower: &[PathBuf]) -> anyhow::Result<OsString> {
         let joined = || lower.iter().map(|dir| dir.as_os_str()).collect::<Vec<_>>().join(std::ffi::OsStr::new(":"));
         Ok(chain::chain_id_of(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))

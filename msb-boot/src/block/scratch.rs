@@ -78,7 +78,7 @@ impl Scratch {
     /// The disk of the VM with this name.
     ///
     /// # Errors
-    /// That no variable names the state directory.
+    /// A message if no variable names the state directory.
     pub(crate) fn named(name: &str, size: Option<u64>, base: &[u8], fresh: bool) -> io::Result<Self> {
         Ok(Self::Named { dir: layout::sandbox(&home::home()?, name), size, base: base.to_owned(), fresh })
     }

@@ -1,5 +1,5 @@
 //! The helper processes that serve the vhost-user devices of a VM, for every VMM that takes such devices. The supervisor connects to
-//! each of them, and the VMM inherits the connection, so nobody waits for a socket to appear, and no socket is left behind.
+//! each of them, and the VMM inherits the connection, so nothing waits for a socket to appear, and no socket file remains.
 
 mod virtiofsd;
 mod vsock;

@@ -19,7 +19,7 @@ const DIRECTORIES: [&str; 2] = ["/usr/libexec", "/usr/lib/qemu"];
 /// Finds the program.
 ///
 /// # Errors
-/// The package to install.
+/// A message that names the package to install.
 pub(crate) fn find() -> Result<PathBuf, Unusable> {
     program::find("virtiofsd", &DIRECTORIES, "apt-get install virtiofsd; on Debian 12: qemu-system-common")
 }

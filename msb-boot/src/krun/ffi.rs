@@ -80,7 +80,7 @@ pub(crate) fn next_mapping_address(length: usize) -> io::Result<usize> {
 /// Reserves the page at `address` for the rest of the process's life.
 ///
 /// # Errors
-/// That something is mapped there already.
+/// EEXIST if something is mapped there already.
 pub(crate) fn occupy(address: usize) -> io::Result<()> {
     let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
     // SAFETY: a new mapping that replaces no other, and that cannot be read or written.

@@ -44,7 +44,7 @@ const SEND_BUFFER: usize = 4 << 20;
 /// The log of what was denied, in the VM's run directory.
 const LOG: &str = "net.log";
 
-/// The name of the gateway in the guest, behind which is the host's loopback, if a rule opens it.
+/// The name of the gateway in the guest. If a rule allows it, the gateway leads to the host's loopback.
 const HOST_NAME: &str = "host.msb.internal";
 
 /// The network of a VM, as it was checked.

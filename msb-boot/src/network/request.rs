@@ -88,7 +88,7 @@ pub(crate) fn parse_host(text: &str) -> Result<(String, Option<IpAddr>), String>
 /// Checks a host name or domain.
 ///
 /// # Errors
-/// That it is not one.
+/// A message with what is expected.
 pub(crate) fn check_name(name: &str) -> Result<String, String> {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -103,7 +103,7 @@ pub(crate) fn check_name(name: &str) -> Result<String, String> {
 /// Parses an Ethernet address of one interface.
 ///
 /// # Errors
-/// That it is not one.
+/// A message with what is expected.
 pub(crate) fn check_mac(text: &str) -> Result<[u8; 6], String> {
     let octet = |text: &str| {
         let is_octet = text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_hexdigit());

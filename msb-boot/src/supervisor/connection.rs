@@ -53,7 +53,7 @@ impl Client {
     /// Reads the configuration.
     ///
     /// # Errors
-    /// That the client did not send it.
+    /// A message if the client did not send it.
     pub(super) fn config(&self) -> anyhow::Result<Config> {
         let text = line::take(&self.0)?.context("no configuration")?;
         Ok(serde_json::from_slice(&text)?)

@@ -31,7 +31,7 @@ fn decode(mut text: String) -> Result<Vec<u8>, String> {
                 // The invalid byte may be part of a longer character.
                 base64::DecodeError::InvalidByte(..) if text[at..].starts_with('=') => "padding before the end,",
                 base64::DecodeError::InvalidByte(..) => "invalid character",
-                _ => "cut off behind",
+                _ => "cut off after",
             };
             let character = text[at..].chars().next().map_or_else(String::new, |c| c.to_string());
             let whole = if is_spaced { &original } else { &text };
@@ -69,7 +69,7 @@ mod tests {
         ] {
             assert_eq!(decode(text.to_owned()), decoded.map(<[u8]>::to_vec).map_err(str::to_owned), "{text:?}");
         }
-        for (text, words) in [("AAH", "padding"), ("AAHAA", "not a multiple of 4"), ("AB==", "cut off behind")] {
+        for (text, words) in [("AAH", "padding"), ("AAHAA", "not a multiple of 4"), ("AB==", "cut off after")] {
             let error = decode(text.to_owned()).unwrap_err();
             assert!(error.contains(words), "{text:?}: {error}");
         }

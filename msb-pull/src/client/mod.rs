@@ -384,7 +384,7 @@ impl Client {
             Trouble::UnknownAuthority => {
                 "its certificate is of an unknown authority (name it with --ca-file)".to_owned()
             }
-            Trouble::Certificate(why) => format!("its certificate is not good: {why}"),
+            Trouble::Certificate(why) => format!("invalid certificate: {why}"),
             Trouble::NotTls => "it does not speak TLS (use --plain-http if that is meant)".to_owned(),
             Trouble::NotHttp => "it does not speak plain HTTP (leave --plain-http out)".to_owned(),
             Trouble::Other(why) => why,

@@ -71,10 +71,10 @@ impl Attributes {
 pub enum Tolerance {
     /// None.
     Nothing,
-    /// That the file system does not support the xattr, unless the xattr grants or restricts access. The kernel's copy-up does the same.
+    /// The file system does not support the xattr, and the xattr does not grant or restrict access. The kernel's copy-up does the same.
     Unsupported,
-    /// That the file system does not support the xattr, and that the kernel refuses a `user.` xattr on anything but files and
-    /// directories. docker does the same when it unpacks a layer.
+    /// The file system does not support the xattr, or the kernel refuses a `user.` xattr on a file that is neither a regular file
+    /// nor a directory. docker does the same when it unpacks a layer.
     Refused,
 }
 

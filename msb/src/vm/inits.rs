@@ -219,7 +219,7 @@ impl fmt::Display for Usable {
 }
 
 impl fmt::Display for PowerOff {
-    /// Writes what the init is asked with, as agentd(8) and the help of msb-boot say it.
+    /// How the init is asked, as in agentd(8) and in the help of msb-boot.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Signal(signal) => f.write_str(signal),

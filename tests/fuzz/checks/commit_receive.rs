@@ -1,7 +1,7 @@
-//! The host's half of a commit, with a guest that sends what it likes: nothing outside the upper changes, what is needed only
-//! meanwhile is gone afterwards, and there are no more files than the disk has room for.
+//! The host's half of a commit, with a hostile guest: nothing outside the upper changes, no temporary file is left, and the upper has no
+//! more files than the disk has room for.
 //!
-//! Where the first byte is even, the others are the stream as it is; where it is odd, they choose messages.
+//! If the first byte is even, the others are the stream itself. If it is odd, they choose messages.
 
 use std::ffi::OsString;
 use std::fs;
@@ -22,7 +22,7 @@ const NAMES: [&str; 8] = ["a", "b", "dir", "link", "..", "a/b", "", "gone"];
 const XATTRS: [&str; 5] =
     ["user.x", "trusted.overlay.redirect", "trusted.overlay.opaque", "security.capability", "user.overlay.metacopy"];
 
-/// A guest that has sent all it will ever send.
+/// A guest whose whole stream has arrived.
 struct Guest<'a>(&'a [u8]);
 
 impl Read for Guest<'_> {
@@ -48,7 +48,7 @@ impl Connection for Guest<'_> {
 }
 
 /// # Panics
-/// Where any of that is not so.
+/// If one of these does not hold.
 pub fn check(data: &[u8]) {
     let Some((&first, rest)) = data.split_first() else { return };
     let scratch = tempfile::tempdir().expect("a scratch directory");
@@ -73,12 +73,12 @@ pub fn check(data: &[u8]) {
     assert!(files <= disk / 12, "{files} files");
 }
 
-/// Each file with what a change of it changes.
+/// Each file, with attributes that show whether it was changed.
 fn facts(dir: &Path) -> Vec<String> {
     let mut facts = Vec::new();
     let mut pending = vec![dir.to_owned()];
     while let Some(path) = pending.pop() {
-        // A path of the guest's may be the longest there is, and longer still from here.
+        // A path in the guest may be as long as paths can be, and is longer with the directory before it.
         let Ok(meta) = fs::symlink_metadata(&path) else { continue };
         facts.push(format!("{path:?} {:o} {} {} {}", meta.mode(), meta.size(), meta.nlink(), meta.ctime_nsec()));
         if meta.is_dir() {
@@ -89,7 +89,7 @@ fn facts(dir: &Path) -> Vec<String> {
     facts
 }
 
-/// A stream that begins as one should, of what the bytes choose.
+/// A stream of messages that the bytes choose. It begins with a hello.
 fn messages(data: &[u8]) -> Vec<u8> {
     let mut data = data.iter().copied();
     let mut next = move || data.next();

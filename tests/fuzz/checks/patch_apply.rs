@@ -1,7 +1,7 @@
-//! msb-patch's plans and what comes of them, in a scratch root of layers that a bad image might have: whatever the operations
-//! are, nothing outside the upper changes, and an operation that fails leaves the upper as it was.
+//! Operations of msb-patch in a root made of hostile layers: nothing outside the upper changes, and an operation that fails leaves the
+//! upper as it was.
 //!
-//! The bytes are read as a list of choices: the files of two layers, then operations, in up to three runs.
+//! The bytes are a list of choices: the files of two layers, then operations, in up to three runs.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,11 +23,11 @@ use msb_patch::user::User;
 use rustix::fs::{FileType, Mode as Bits, XattrFlags};
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "etc", "file"];
-/// The most files of a layer, and the most operations of a run.
+/// The maximum number of files in a layer, and of operations in a run.
 const MANY: u8 = 24;
 
 /// # Panics
-/// Where something outside has changed, or a failure has left something.
+/// If something outside has changed, or an operation that failed has changed something.
 pub fn check(data: &[u8]) {
     let scratch = tempfile::tempdir().expect("a scratch directory");
     let place = |name: &str| scratch.path().join(name);
@@ -88,10 +88,10 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// The bytes, read one after the other. Behind the last they are zeros.
+/// The bytes, read one after the other. After the last one, zeros follow.
 struct Choices<'a> {
     data: &'a [u8],
-    /// Where symlinks may point besides the layers.
+    /// A directory outside of the layers, to which symlinks may point.
     outside: PathBuf,
 }
 
@@ -106,7 +106,7 @@ impl Choices<'_> {
         self.next() % end
     }
 
-    /// Seldom where the bytes are zeros.
+    /// True once in `many`, and false for a zero.
     fn one_in(&mut self, many: u8) -> bool {
         self.below(many) == many - 1
     }
@@ -115,7 +115,7 @@ impl Choices<'_> {
         NAMES[usize::from(self.below(NAMES.len() as u8))]
     }
 
-    /// What a symlink holds, or an operation's path if it is `absolute`.
+    /// The target of a symlink, or the path of an operation, which is `absolute`.
     fn path(&mut self, absolute: bool) -> String {
         let mut path = String::from(if absolute || self.one_in(3) { "/" } else { "" });
         if self.one_in(8) {
@@ -150,18 +150,18 @@ impl Choices<'_> {
 
     fn owner(&mut self) -> Option<Owner> {
         self.maybe(|choices| match choices.below(5) {
-            // The layers may have a passwd file, and most have none.
+            // Most layers have no passwd file.
             3 => Owner::Name("root".to_owned()),
             number => Owner::Id(Id::new(number.into()).expect("a small number")),
         })
     }
 }
 
-/// What an operation asks for is so behind it, so that it changes nothing if it is carried out again at once.
+/// After an operation, its request is met, so running it again changes nothing.
 fn check_again(target: &mut Target, op: &Op) {
     match op {
         Op::Append(append) if !append.once => {}
-        // A name may be gone, or another file's, behind a rename that led through it.
+        // After these, the path may be gone or lead to another file.
         Op::Rename(_) | Op::Remove(_) | Op::CopyDir(_) => {}
         op => {
             let again = op.run(target).unwrap_or_else(|error| panic!("{op:?} again: {error:#}"));
@@ -261,7 +261,7 @@ fn choose_op(choices: &mut Choices<'_>) -> Op {
     }
 }
 
-/// Files, by steps that follow nothing: what cannot be made is left out.
+/// Makes files without following symlinks. Those that cannot be made are left out.
 fn make_layer(layer: &Path, choices: &mut Choices<'_>) {
     let root = Dir::open(layer).unwrap();
     for _ in 0..choices.below(MANY) {
@@ -296,7 +296,7 @@ fn make_layer(layer: &Path, choices: &mut Choices<'_>) {
     }
 }
 
-/// What must stay as it is, though symlinks lead to it.
+/// Files that must not change, although symlinks lead to them.
 fn make_canary(dir: &Path) {
     fs::create_dir_all(dir.join("a/b")).unwrap();
     for file in ["file", "a/file", "a/b/c", "etc"] {
@@ -304,7 +304,7 @@ fn make_canary(dir: &Path) {
     }
 }
 
-/// A tree for copy_dir: names that the layers have too, a hardlink, links out.
+/// A tree for copy_dir: names that the layers have too, a hardlink, and symlinks that lead outside.
 fn make_source(dir: &Path, canary: &Path) {
     fs::create_dir_all(dir.join("etc/d")).unwrap();
     fs::create_dir(dir.join("a")).unwrap();
@@ -317,7 +317,7 @@ fn make_source(dir: &Path, canary: &Path) {
     symlink(canary.join("file"), dir.join("leak")).unwrap();
 }
 
-/// Every fact about a tree. Change times are left out where hardlinks may have come and gone.
+/// All attributes and content of a tree. Without change times, since hardlinks that were made and removed change them.
 fn facts(dir: &Path, with_change_times: bool) -> BTreeMap<PathBuf, String> {
     let mut facts = BTreeMap::new();
     let mut pending = vec![dir.to_owned()];

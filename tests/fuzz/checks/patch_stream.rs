@@ -1,5 +1,5 @@
-//! msb-patch's parser on any bytes: it ends, counts as it should, does not care how it is read, and cuts the stream where
-//! serde_json does.
+//! msb-patch's parser on any bytes: it ends, its numbers are right, the sizes of the reads make no difference, and values end where
+//! serde_json says.
 
 use std::io::{BufRead, BufReader};
 
@@ -7,7 +7,7 @@ use msb_patch::op::Op;
 use msb_patch::stream;
 
 /// # Panics
-/// Where any of that is not so.
+/// If one of these does not hold.
 pub fn check(data: &[u8]) {
     let whole = values(data);
     let size = data.first().map_or(1, |&byte| usize::from(byte % 64) + 1);

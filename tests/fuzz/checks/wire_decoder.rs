@@ -1,10 +1,10 @@
-//! The wire's decoder on any bytes: it does not care how they are cut, takes what a reader that waits takes, and what it takes
-//! is what would be sent.
+//! The decoder of the wire on any bytes: the sizes of the reads make no difference, it accepts what a blocking reader accepts, and a
+//! message that it accepts can be sent again.
 
 use msb::wire::{Decoded, Decoder, HEADER, MAX_CONTROL, Message, Stream};
 
 /// # Panics
-/// Where any of that is not so.
+/// If one of these does not hold.
 pub fn check(data: &[u8]) {
     let mut waiting = data;
     let mut whole = Vec::new();
@@ -40,7 +40,7 @@ pub fn check(data: &[u8]) {
         if decoder.is_within_frame()
             && let Some(Joined::Data(stream, bytes)) = taken.last_mut()
         {
-            // The begin of a frame that a reader who waits is still waiting for.
+            // The beginning of a frame, of which the blocking reader has not received the rest.
             match expected.get(expected.len().max(1) - 1) {
                 Some(Joined::Data(other, whole)) if other == stream && bytes.starts_with(whole) => {
                     bytes.truncate(whole.len())
@@ -52,7 +52,7 @@ pub fn check(data: &[u8]) {
     }
     for message in whole {
         let frame = message.to_frame();
-        // Not always what came: JSON may be written in many ways.
+        // The bytes may differ, since the same JSON can be written in many ways.
         assert!(frame.len() <= HEADER + 2 * MAX_CONTROL);
         if let Ok(Some(again)) = Message::receive(&mut &*frame) {
             assert_eq!(again, message);
@@ -60,7 +60,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Pieces, with a stream's bytes that follow one another as one.
+/// What was decoded, with adjacent bytes of a stream joined.
 #[derive(Debug, PartialEq)]
 enum Joined {
     Data(Stream, Vec<u8>),

@@ -1,9 +1,9 @@
-//! The agent's report, of any bytes: it does not matter how they are cut, and what is taken is what was sent.
+//! The agent's report, from any bytes: the sizes of the reads make no difference, and the result is what was sent.
 
 use msb::wire::{Message, Report};
 
 /// # Panics
-/// Where any of that is not so.
+/// If one of these does not hold.
 pub fn check(data: &[u8]) {
     let whole = taken(data, data.len().max(1));
     let size = data.first().map_or(1, |&byte| usize::from(byte) + 1);

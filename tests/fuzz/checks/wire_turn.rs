@@ -1,11 +1,11 @@
-//! What may come when in an exec, on any frames: no stream carries more than its credit or goes on behind its end, a command
-//! starts once, and nothing follows the last frame. The first byte gives credit.
+//! The order of frames in an exec, on any frames: no stream exceeds its credit or continues after its end, a command starts once, and
+//! nothing follows the last frame. The first byte grants credit.
 
 use msb::wire::sequence::{FromGuest, FromHost};
 use msb::wire::{Decoded, Decoder, Message, Stream};
 
 /// # Panics
-/// Where any of that is not so.
+/// If one of these does not hold.
 pub fn check(data: &[u8]) {
     let Some((&first, mut frames)) = data.split_first() else { return };
     let credit = u32::from(first) * 4;
@@ -22,7 +22,7 @@ fn from_guest(pieces: &[Decoded<'_>], credit: u32) {
     let mut turn = FromGuest::default();
     turn.grant(Stream::Stdout, credit);
     turn.grant(Stream::Stderr, credit);
-    // As whoever writes what came gives it back.
+    // As a reader that grants new credit for what it has written.
     let mut given = [u64::from(credit); 2];
     let (mut taken, mut ended, mut started, mut over) = ([0u64; 2], [false; 2], false, false);
     for piece in pieces {

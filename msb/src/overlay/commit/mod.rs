@@ -30,7 +30,7 @@ use crate::wire::{HEADER, Message, Stream};
 const WINDOW: u32 = 96 << 10;
 /// How deep directories may nest.
 const MAX_DEPTH: usize = 1000;
-/// The minimum rate of a stream, in bytes a second. A slower guest is cut off, lest it keep the host waiting.
+/// The minimum rate of a stream, in bytes a second. The connection of a slower guest is closed, so that the host does not wait for it.
 const MIN_RATE: u64 = 64 << 10;
 /// Each entry counts as this many bytes towards that rate.
 const ENTRY_BYTES: u64 = 1 << 10;
@@ -77,7 +77,7 @@ struct Level {
     attributes: Attributes,
 }
 
-/// Sends a message to a guest. That the guest has hung up is not an error here: the reason is in what it sent before.
+/// Sends a message to a guest. A closed connection is not an error here: the reason is in what the guest sent before.
 ///
 /// # Errors
 /// The error of writing, except EPIPE and ECONNRESET.
@@ -161,7 +161,7 @@ impl<G: Connection> Receiver<'_, G> {
         let left = left.ok_or_else(|| guest_error("it sends too slowly"))?;
         self.guest.set_read_timeout(left.min(TIMEOUT))?;
         let message = Message::receive(self.guest).map_err(guest_error)?;
-        let message = message.ok_or_else(|| guest_error("it hung up before it had sent all"))?;
+        let message = message.ok_or_else(|| guest_error("it closed the connection before it had sent everything"))?;
         // A guest that fails during its boot sends Ready with an error.
         if let Message::Failure(Failure { message, .. }) | Message::Ready(Ready { error: Some(message), .. }) = &message
         {

@@ -95,7 +95,7 @@ fn the_message_of_a_guest_that_hung_up_is_the_error() {
         (vec![failure()], io::ErrorKind::BrokenPipe, "guest: mount: no"),
         (vec![ready], io::ErrorKind::ConnectionReset, "guest: mount: no"),
         (vec![directory(None), failure()], io::ErrorKind::BrokenPipe, "guest: mount: no"),
-        (vec![], io::ErrorKind::BrokenPipe, "guest: it hung up before it had sent all"),
+        (vec![], io::ErrorKind::BrokenPipe, "guest: it closed the connection before it had sent everything"),
         (vec![failure()], io::ErrorKind::TimedOut, "timed out"),
     ] {
         let (taken, _) = take_in(tempfile::tempdir().unwrap().path(), &messages, Some(written), 1 << 20);
@@ -134,7 +134,7 @@ fn no_stream_leaves_the_upper_or_has_more_than_its_disk_holds() {
         (vec![directory(None), entry(Some("f"), What::File { size: 999 }), data()], "out of turn"),
         (vec![directory(None), entry(Some("f"), What::File { size: 9 }), Message::Hole(10)], "out of turn"),
         (vec![directory(None), entry(Some("f"), What::File { size: 9999 }), data(), data()], "more data"),
-        (vec![directory(None), to_etc(), directory(Some("d"))], "hung up"),
+        (vec![directory(None), to_etc(), directory(Some("d"))], "closed the connection"),
         (vec![directory(None), Message::Credit(Stream::Stdin, 1)], "out of turn"),
         (vec![Message::Ready(Ready { error: Some("no disk\x1b[m".into()), ..Ready::default() })], "guest: no disk"),
         (vec![Message::Ready(Ready::default())], "out of turn"),
