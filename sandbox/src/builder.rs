@@ -250,7 +250,7 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets the network. The default is none; a published port or a rule makes it public.
+    /// Sets the network. The default is that of msb-boot: public, if the machine can provide it.
     ///
     /// ```
     /// # use msb_sandbox::Sandbox;
