@@ -5,7 +5,8 @@
 # Warm reads, fork and exec never access a disk: they measure the kernel's page cache and overlayfs, which
 # microsandbox has too.
 #
-#   tests/bench-block-krun.sh [ROUNDS [ROOT…]]      the work alone, on these: share, block, microsandbox
+#   tests/bench-block-krun.sh [ROUNDS [ROOT…]]      the work alone, on these: share, block, microsandbox, and volume: the same tree as
+#                                                   a volume. A virtiofsd that is first on PATH has its default caching
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 PATH=$here/../target/release:$PATH
@@ -44,6 +45,10 @@ if [ $# -lt 2 ]; then
     roots=(share block)
     if [ "$MSB_VMM" = krun ] && microsandbox_fetch >/dev/null; then roots+=(microsandbox); fi
 fi
+if [[ " ${roots[*]} " == *' volume '* ]]; then
+    mkdir tree
+    cp -a mnt/. tree/
+fi
 if [[ " ${roots[*]} " == *' microsandbox '* ]]; then
     mkdir microsandbox
     skopeo copy -q "oci:$layout:latest" docker-archive:image.tar:bench:latest
@@ -55,12 +60,17 @@ fi
 up() {
     case $1 in
         microsandbox) microsandbox create -q -n "work-$1" -c 1 -m 1G --no-net bench >&2 ;;
+        volume)
+            msb-boot -r block.json --name "work-$1" -c 1 -m 1G --timeout 300 -v "$PWD/tree:/vol" >"vm-$1.json"
+            msb-exec -n -r "vm-$1.json" -- sh -c 'for dir in proc dev; do mkdir -p /vol/$dir; mount --rbind /$dir /vol/$dir; done'
+            ;;
         *) msb-boot -r "$1.json" --name "work-$1" -c 1 -m 1G --timeout 300 >"vm-$1.json" ;;
     esac
 }
 inside() {
     case $1 in
         microsandbox) microsandbox exec "work-$1" -- sh -c "${@:2}" ;;
+        volume) msb-exec -n -r "vm-$1.json" -- chroot /vol sh -c "${@:2}" ;;
         *) msb-exec -n -r "vm-$1.json" -- sh -c "${@:2}" ;;
     esac
 }

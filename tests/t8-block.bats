@@ -71,7 +71,7 @@ END
 }
 
 @test "-v and the record name the kind of root that was chosen, and the reason" {
-    vm_boot worker -v
+    vm_boot worker --verbose
     grep -qx 'msb-boot: root: block (the record has layers and no mount)' worker.err
     # Without it the guest only reads more slowly, which no other test notices.
     [ "$(vm_exec worker cat /sys/block/vda/queue/read_ahead_kb)" = 1024 ]

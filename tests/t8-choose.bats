@@ -51,7 +51,7 @@ has_virtualization() {
     jq -e '[.parts[], .vmms[]] | all(if .usable then .by else .found and .remedy end)' probe.json
     if has_virtualization; then skip "this CPU has virtualization"; fi
     jq -e '.vmm == "qemu" and .vmms.qemu.by == "software emulation" and (.words | endswith("; using qemu (software emulation)"))' probe.json
-    vm_boot worker -v
+    vm_boot worker --verbose
     [ "$(head -n 1 worker.err)" = "msb-boot: $(jq -r .words probe.json)" ]
 }
 

@@ -35,7 +35,9 @@ prepare_hostile_guest() {
 @test "a guest with full control of both virtiofs devices reaches its root and nothing else" {
     prepare_hostile_guest
     before=$(elsewhere)
-    run --separate-stderr env MSB_AGENTD="$program" msb-boot -r "$vm_record" --script canary=canary
+    mkdir vol
+    echo 'this is inside too' >vol/inside
+    run --separate-stderr env MSB_AGENTD="$program" msb-boot -r "$vm_record" --script canary=canary -v "$PWD/vol:/vol:ro"
     echo "$stderr"
     [ "$status" -eq 1 ]
     # It had full control: all its requests were answered, and one made a file.
@@ -48,6 +50,7 @@ prepare_hostile_guest() {
     [ "$(grep 'guest: READ ' <<<"$stderr" | grep -cv 'READ inside')" -eq 0 ]
     [ "$(cat outside/canary)" = "$word" ]
     [ "$(elsewhere)" = "$before" ]
+    [ "$(ls vol; cat vol/inside)" = $'inside\nthis is inside too' ]
     vm_assert_nothing
 }
 

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use crate::cleanup::Cleanup;
 use crate::error::Error;
 use crate::path::{self, MSB_DIR};
-use crate::{console, etc, run, sys};
+use crate::{console, etc, run, sys, volume};
 
 struct Early {
     fstype: &'static str,
@@ -114,6 +114,7 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
     if let Err(error) = bind_profile(root, cleanup) {
         console::log(&format!("{}: {error}", root.join(PROFILE).display()));
     }
+    let volumes = volume::open_all(boot)?;
     // As in switch_root(8): the new root is moved over the old one and then entered.
     let into = || -> nix::Result<()> {
         nix::unistd::chdir(root)?;
@@ -125,6 +126,8 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
     // From here on, all paths and the image's symlinks are resolved in the real root.
     let run = run::mount_tmpfs(cleanup)?;
     etc::bind_all(boot, run.as_deref(), cleanup);
+    // After /run and the files of /etc, which they may replace.
+    volume::mount_all(&volumes, cleanup)?;
     make_directories(boot);
     Ok(())
 }

@@ -37,6 +37,7 @@ mod sysctl;
 mod thrash;
 mod user;
 mod visit;
+mod volume;
 
 use std::fs::File;
 use std::io::{self, Read};

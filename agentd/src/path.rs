@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 use msb::overlay::attributes::keeping_times;
@@ -61,7 +62,8 @@ fn names(path: &Path) -> Vec<OsString> {
     names
 }
 
-fn below(root: &Path, path: &Path) -> PathBuf {
+/// The path on which a path from [`follow`] is reached.
+pub fn below(root: &Path, path: &Path) -> PathBuf {
     if root == Path::new("/") { path.to_owned() } else { root.join(path.strip_prefix("/").unwrap_or(path)) }
 }
 
@@ -79,21 +81,34 @@ pub fn is_foreign(path: &Path) -> bool {
 /// root's.
 pub fn make_directories(root: &Path, path: &Path, cleanup: &mut Cleanup) -> io::Result<PathBuf> {
     let path = follow(root, path)?;
+    if is_foreign(&path) && !below(root, &path).is_dir() {
+        return Err(Errno::EPERM.into());
+    }
+    make_each(root, &path, cleanup)?;
+    Ok(path)
+}
+
+/// Creates a directory at a path from [`follow`], wherever that is, as [`make_directories`] does. What is not in the root's own file
+/// system is not added to `cleanup`.
+///
+/// # Errors
+/// Those of `mkdir(2)`.
+pub fn make_each(root: &Path, path: &Path, cleanup: &mut Cleanup) -> io::Result<()> {
     let mut step = PathBuf::from("/");
     for name in path.components().skip(1) {
         step.push(name);
         let dir = below(root, &step);
-        if dir.is_dir() {
-            continue;
-        }
-        if is_foreign(&path) {
-            return Err(Errno::EPERM.into());
-        }
-        if make(&dir, || fs::create_dir(&dir))? {
+        if !dir.is_dir() && make(&dir, || fs::create_dir(&dir))? && is_in_file_system_of(root, &dir) {
             cleanup.add(&step);
         }
     }
-    Ok(path)
+    Ok(())
+}
+
+/// Whether a path is in the root's own file system, and in nothing that is mounted in the root.
+pub fn is_in_file_system_of(root: &Path, path: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|meta| meta.dev()).ok();
+    device(root) == device(path)
 }
 
 /// Creates something at a path and restores the times of its directory. False: another VM with this root has created it.

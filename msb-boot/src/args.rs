@@ -14,6 +14,7 @@ use msb::{record::owner, record::script, record::signal, tool::env, tool::size};
 
 use crate::network_args::NetworkArgs;
 use crate::page::PAGE;
+use crate::volume_args::VolumeArgs;
 
 /// Boot a microVM from a record
 ///
@@ -123,6 +124,9 @@ pub(crate) struct Args {
     pub overlay: Option<PathBuf>,
 
     #[command(flatten)]
+    pub volumes: VolumeArgs,
+
+    #[command(flatten)]
     pub network: NetworkArgs,
 
     /// The virtual machine monitor [default: $MSB_VMM, else auto]
@@ -143,7 +147,7 @@ pub(crate) struct Args {
     pub kernel_log: Option<PathBuf>,
 
     /// Report on stderr which VMM and which root were chosen, and why
-    #[arg(short, long)]
+    #[arg(long)]
     pub verbose: bool,
 
     /// Boot nothing: print, as JSON, what this machine offers for a VM, which VMM would be used, and what is missing

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use msb::record::script;
-use msb::vm::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR};
+use msb::vm::boot::{Boot, FILE_NAME, INIT_NAME, MSB_DIR, VOLUMES_DIR, VolumeSource};
 
 /// The mount points for the agent.
 const MOUNT_POINTS: [&str; 8] = ["mnt", "dev", "proc", "sys", "etc", "base", "patches", "top"];
@@ -25,6 +25,16 @@ pub(crate) fn make(dir: &Path, agent: &Path, boot: &Boot, scripts: &BTreeMap<Str
     make_dir(&scripts_dir)?;
     for name in MOUNT_POINTS {
         make_dir(&dir.join(name))?;
+    }
+    let volumes = dir.join(VOLUMES_DIR);
+    make_dir(&volumes)?;
+    for volume in &boot.volumes {
+        // Mount points.
+        match &volume.source {
+            VolumeSource::Directory(number) => make_dir(&volumes.join(number.to_string()))?,
+            VolumeSource::File(number) => drop(File::create_new(volumes.join(number.to_string()))?),
+            VolumeSource::Tmpfs(_) => {}
+        }
     }
     let init = dir.join(INIT_NAME);
     fs::copy(agent, &init).with_context(|| format!("agentd {agent:?} to {init:?}"))?;

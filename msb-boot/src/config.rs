@@ -21,6 +21,7 @@ use crate::notice::Notice;
 use crate::root::Root;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
+use crate::volume::{self, Volume};
 use crate::{agent, boot_share, defaults, jail, kernel, network_args, request, root_choice};
 
 /// The size of `sun_path` in `sockaddr_un`, which includes the terminating NUL.
@@ -37,6 +38,8 @@ pub(crate) struct Config {
     pub vmm: AnyVmm,
     /// Its network.
     pub network: Option<Network>,
+    /// What is mounted in its root, in this order.
+    pub volumes: Vec<Volume>,
     /// Its root.
     pub root: Root,
     /// Why the root has this form.
@@ -123,12 +126,14 @@ impl Config {
         let network::Choice { network, fallback: network_fallback } =
             network::choose(&request.network, network_args::default_mode()?)?;
         notices.extend(network_fallback.clone().filter(|_| args.verbose).map(Notice::Warning));
+        let volumes = volume::check(&request, &mut notices)?;
         let vm = Vm {
             dir,
             cpus: request.cpus,
             memory_mib: request.memory_mib,
             kernel: kernel::check(&library, vmm.boot_protocol())?,
             root_share: root.share(),
+            volumes: Vec::new(),
             drives: Vec::new(),
             card: None,
         };
@@ -138,6 +143,7 @@ impl Config {
             mounts: root.mount_steps(),
             defaults,
             directories: defaults::volumes(&image),
+            volumes: volume::for_guest(&volumes),
             commit: false,
             init,
             network: network.as_ref().map(Network::for_guest),
@@ -149,6 +155,7 @@ impl Config {
             vm,
             vmm,
             network,
+            volumes,
             root_why: choice.why.into(),
             boot,
             agent,
@@ -168,13 +175,14 @@ impl Config {
         })
     }
 
-    /// Makes the files that the store lacks: the kernel's ELF file, and the image of a block root, which takes long and calls `say`
+    /// Makes the files that the store lacks: the kernel's ELF file, the directories of volumes, and the image of a block root, which takes long and calls `say`
     /// first.
     ///
     /// # Errors
     /// The file that could not be made.
     pub(crate) fn make_files(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
         kernel::write_elf(&self.library, &self.vm.kernel)?;
+        self.volumes.iter().try_for_each(Volume::make)?;
         match &self.root {
             Root::Block(block) => block.make_image(say),
             Root::Share(_) | Root::Disk(_) => Ok(()),

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use msb::overlay::mountinfo;
 use msb::tool::capability;
 use nix::sched::CloneFlags;
 use rustix::fs::CWD;
@@ -19,6 +20,7 @@ use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
 
+use crate::pinned_path::PinnedPath;
 use crate::unusable::Unusable;
 
 /// The boot share, in the jail of a process that serves it.
@@ -81,11 +83,21 @@ impl Capabilities {
 /// A bind mount of a file or directory of the host in the jail.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Bind {
-    source: PathBuf,
+    source: Source,
     target: PathBuf,
     writable: bool,
     /// Whether device nodes work in it.
     devices: bool,
+}
+
+/// What a bind mount shows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Source {
+    /// The file at a path.
+    Path(PathBuf),
+    /// The file at a path, if it is still the same one.
+    Pinned(PinnedPath),
 }
 
 /// The description of a jail. The methods that add to it are named as bubblewrap's options.
@@ -126,16 +138,22 @@ impl Jail {
 
     /// Binds a file or a directory with all mounts below it, writable. Device nodes do not work in it.
     pub(crate) fn bind(self, source: &Path, target: &Path) -> Self {
-        self.add(source, target, true)
+        self.add(Source::Path(source.to_owned()), target, true)
     }
 
     /// Binds a file or a directory with all mounts below it, read-only. Device nodes do not work in it.
     pub(crate) fn ro_bind(self, source: &Path, target: &Path) -> Self {
-        self.add(source, target, false)
+        self.add(Source::Path(source.to_owned()), target, false)
     }
 
-    fn add(mut self, source: &Path, target: &Path, writable: bool) -> Self {
-        self.binds.push(Bind { source: source.to_owned(), target: target.to_owned(), writable, devices: false });
+    /// Binds a file or a directory with all mounts below it, if it is still the same. It may be inside an earlier bind, where its mount
+    /// point must exist. Device nodes do not work in it.
+    pub(crate) fn bind_pinned(self, source: &PinnedPath, target: &Path, writable: bool) -> Self {
+        self.add(Source::Pinned(source.clone()), target, writable)
+    }
+
+    fn add(mut self, source: Source, target: &Path, writable: bool) -> Self {
+        self.binds.push(Bind { source, target: target.to_owned(), writable, devices: false });
         self
     }
 
@@ -143,7 +161,8 @@ impl Jail {
     pub(crate) fn dev_bind_try(mut self, device: &str) -> Self {
         if Path::new(device).exists() {
             // A read-only mount protects the node's mode and owner; the device itself can still be written to.
-            self.binds.push(Bind { source: device.into(), target: device.into(), writable: false, devices: true });
+            let source = Source::Path(device.into());
+            self.binds.push(Bind { source, target: device.into(), writable: false, devices: true });
         }
         self
     }
@@ -198,7 +217,7 @@ impl Jail {
         rustix::mount::mount("jail", &self.mount_point, "tmpfs", flags, ROOT_OPTIONS).context("tmpfs")?;
         std::env::set_current_dir(&self.mount_point)?;
         for (bind, tree) in self.binds.iter().zip(&trees) {
-            bind.mount(tree).with_context(|| format!("{:?}", bind.source))?;
+            bind.mount(tree).with_context(|| format!("{:?}", bind.target))?;
         }
         drop(trees);
         for dir in &self.dirs {
@@ -212,16 +231,18 @@ impl Jail {
         rustix::mount::mount_remount("/", flags | MountFlags::BIND | MountFlags::RDONLY, c"").context("read-only root")
     }
 
-    /// Sets each bind's flags on all mounts below it: a cloned submount keeps its own flags.
+    /// Sets each bind's flags on all mounts below it: a cloned submount keeps its own flags. What the host has mounted read-only stays
+    /// that.
     fn restrict_submounts(&self) -> anyhow::Result<()> {
         let table = fs::read("/proc/self/mountinfo")?;
-        let mount_points: Vec<PathBuf> = msb::overlay::mountinfo::mount_points(&table).map(PathBuf::from).collect();
-        for bind in &self.binds {
-            let root = self.mount_point.join(bind.relative_target());
-            for point in mount_points.iter().filter(|point| point.starts_with(&root)) {
-                rustix::mount::mount_remount(point, bind.flags() | MountFlags::BIND, c"")
-                    .with_context(|| format!("{point:?}"))?;
-            }
+        for mount in mountinfo::mounts(&table) {
+            let point = Path::new(&mount.point);
+            // A bind inside another one is the later of the two.
+            let is_above = |bind: &&Bind| point.starts_with(self.mount_point.join(bind.relative_target()));
+            let Some(bind) = self.binds.iter().rev().find(is_above) else { continue };
+            let mut flags = bind.flags() | MountFlags::BIND;
+            flags.set(MountFlags::RDONLY, mount.is_readonly || !bind.writable);
+            rustix::mount::mount_remount(point, flags, c"").with_context(|| format!("{point:?}"))?;
         }
         Ok(())
     }
@@ -298,7 +319,13 @@ impl Bind {
     /// Clones the mounts at the source, detached from the file system.
     fn clone_tree(&self) -> anyhow::Result<OwnedFd> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        rustix::mount::open_tree(CWD, &self.source, flags).with_context(|| format!("{:?}", self.source))
+        match &self.source {
+            Source::Path(path) => rustix::mount::open_tree(CWD, path, flags).with_context(|| format!("{path:?}")),
+            Source::Pinned(pinned) => pinned
+                .open()
+                .and_then(|fd| Ok(rustix::mount::open_tree(fd, "", flags | OpenTreeFlags::AT_EMPTY_PATH)?))
+                .with_context(|| format!("volume {:?}", pinned.path())),
+        }
     }
 
     /// Mounts the cloned tree on the target, which is made below the working directory.
@@ -310,7 +337,10 @@ impl Bind {
         if rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode).is_dir() {
             make_directory(target)?;
         } else {
-            File::create_new(target)?;
+            match File::create_new(target) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error.into()),
+                _ => {}
+            }
         }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         rustix::mount::move_mount(tree, "", CWD, target, flags)?;

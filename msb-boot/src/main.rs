@@ -25,6 +25,7 @@ mod network;
 mod network_args;
 mod notice;
 mod page;
+mod pinned_path;
 mod probe;
 mod processes;
 mod program;
@@ -38,6 +39,8 @@ mod supervisor;
 mod unusable;
 mod vm;
 mod vmm;
+mod volume;
+mod volume_args;
 
 use std::process::ExitCode;
 

@@ -6,7 +6,7 @@ use msb::vm::inits;
 pub(crate) const PAGE: Page = Page {
     operands: "[-- CMD...]",
     forms: &["--probe"],
-    notes: &[("Booting again", booting_again), ("Inits", inits)],
+    notes: &[("Booting again", booting_again), ("Volumes", volumes), ("Inits", inits)],
     exit_status: man::EXIT_STATUS,
     environment: &[
         man::MSB_RECORD,
@@ -20,6 +20,7 @@ pub(crate) const PAGE: Page = Page {
         ("/run/msb/NAME", "The run directory of the VM NAME: its record, agent socket and logs (see msb(7))"),
         ("$MSB_HOME/erofs", "EROFS images of layers, each made once"),
         ("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, with what its guest wrote"),
+        ("$MSB_HOME/volumes/NAME", "The content of the volume NAME. msb never removes it"),
         ("$MSB_HOME/logs/NAME", "The logs of a boot that failed"),
     ],
     examples: &[
@@ -27,6 +28,10 @@ pub(crate) const PAGE: Page = Page {
         ("an image, booted from disks", "msb-pull alpine | msb-boot --name worker > vm.json"),
         ("a mounted root, shared with the host", "msb-pull alpine | msb-mount ./root | msb-boot -m 1G > shared.json"),
         ("a VM that has ended, with more memory", "msb-boot -r vm.json -m 1G -o vm.json"),
+        (
+            "a directory of the host, and a cache that outlives the VM",
+            "msb-pull alpine | msb-boot -v .:/src:ro -v cache:/root/.cache > vm.json",
+        ),
         ("the image's init as PID 1", "msb-boot -r systemd.json -m 1G --init auto > vm.json"),
         (
             "an init with an argument",
@@ -39,6 +44,22 @@ pub(crate) const PAGE: Page = Page {
 fn booting_again() -> String {
     "The member \"boot\" of the printed record holds what was asked for, so booting the
 record of a VM that has ended boots it again the same way. Flags override it."
+        .into()
+}
+
+fn volumes() -> String {
+    "A volume shows the host's files as they are: owners are numbers, and the guest's
+root can give a file any owner and mode. Both sides see each other's changes,
+the guest those of the host after at most a second. Mounts below SRC are
+included, those of later not. The mount points that the root lacks are made for
+the VM alone, and removed again when it ends in order; a mount point inside
+another volume is made in that volume.
+
+SRC must not be a symlink, the store, a run directory, or in a root that
+msb-mount has mounted. A path in it is resolved once: if it leads elsewhere when
+the VM starts, or starts again, the VM does not start.
+
+A new volume of the store is empty, and belongs to root."
         .into()
 }
 

@@ -72,6 +72,7 @@ pub(crate) fn request(
     boot.commit_on_stop = args.commit_on_stop.unwrap_or(boot.commit_on_stop);
     override_some(&mut boot.overlay, path(args.overlay.as_deref())?.as_ref());
     override_some(&mut boot.kernel_log, path(args.kernel_log.as_deref())?.as_ref());
+    boot.volumes = args.volumes.override_recorded(&boot.volumes);
     boot.network = args.network.override_recorded(&boot.network)?;
     boot.restart = args.restart.unwrap_or(boot.restart);
     boot.vmm = args.vmm.or(boot.vmm);

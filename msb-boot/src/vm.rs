@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use msb::record::DiskFormat;
-use msb::vm::rundir;
+use msb::vm::{boot, rundir};
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
 use crate::jail::{Capabilities, Jail};
+use crate::pinned_path::PinnedPath;
 
 /// A VM to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub(crate) struct Vm {
     pub kernel: PathBuf,
     /// The directory that the guest mounts as its root, under the tag `rootfs`, if its root is shared.
     pub root_share: Option<PathBuf>,
+    /// What of the host is in the boot share besides.
+    pub volumes: Vec<SharedVolume>,
     /// Its disks, in the order in which the guest numbers them.
     pub drives: Vec<Drive>,
     /// Its network card.
@@ -36,6 +39,17 @@ pub(crate) struct Card {
     pub fd: InheritedFd,
     /// The Ethernet address.
     pub mac: [u8; 6],
+}
+
+/// A directory or file of the host that the guest gets in the boot share, in the directory for volumes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SharedVolume {
+    /// Its name there.
+    pub number: usize,
+    /// The directory or file.
+    pub source: PinnedPath,
+    /// Whether it is read-only.
+    pub readonly: bool,
 }
 
 /// A disk of the guest. The VMM inherits it open.
@@ -70,6 +84,14 @@ impl Vm {
     /// The socket on which the agent's report arrives.
     pub(crate) fn ready_socket(&self) -> PathBuf {
         ready_socket(&self.socket_dir())
+    }
+
+    /// Adds the boot share to a jail, at `target`, with the volumes in it.
+    pub(crate) fn bind_boot_share(&self, jail: Jail, target: &Path) -> Jail {
+        let volumes = target.join(boot::VOLUMES_DIR);
+        self.volumes.iter().fold(jail.ro_bind(&self.boot_share(), target), |jail, volume| {
+            jail.bind_pinned(&volume.source, &volumes.join(volume.number.to_string()), !volume.readonly)
+        })
     }
 
     /// An empty jail for a process of this VM.

@@ -14,6 +14,7 @@ use crate::jail::{self, Capabilities};
 use crate::processes::Processes;
 use crate::unusable::Unusable;
 use crate::vm::Vm;
+use virtiofsd::Submounts;
 
 pub(crate) use {virtiofsd::find as find_virtiofsd, vsock::find as find_vsock};
 
@@ -61,14 +62,14 @@ impl Programs {
         // The vsock helper takes the longest to start, so it is started first and connected to last.
         let vsock = vsock::Starting::start(vm, &self.vsock, processes)?;
         let jail = || vm.jail(Capabilities::ServeFilesSandboxed);
-        let boot_share = jail().ro_bind(&vm.boot_share(), jail::ROOT.as_ref());
+        let boot_share = vm.bind_boot_share(jail(), jail::ROOT.as_ref());
         let mut sockets = vec![(
             DeviceKind::Fs("/dev/root".into()),
-            virtiofsd::start(&vm.dir, &self.virtiofsd, boot_share, processes)?,
+            virtiofsd::start(&vm.dir, &self.virtiofsd, boot_share, Submounts::Announced, processes)?,
         )];
         if let Some(root) = &vm.root_share {
             let root = jail().bind(root, jail::ROOT.as_ref());
-            let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, processes)?;
+            let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, Submounts::Hidden, processes)?;
             sockets.push((DeviceKind::Fs("rootfs".into()), socket));
         }
         sockets.insert(0, (DeviceKind::Vsock, vsock.connect()?));

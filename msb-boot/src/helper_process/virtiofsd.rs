@@ -24,9 +24,24 @@ pub(crate) fn find() -> Result<PathBuf, Unusable> {
     program::find("virtiofsd", &DIRECTORIES, "apt-get install virtiofsd; on Debian 12: qemu-system-common")
 }
 
+/// How mounts below the shared directory look in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Submounts {
+    /// As mounts, each with a device number of its own: files of two volumes are told apart although their inode numbers are equal.
+    Announced,
+    /// As directories.
+    Hidden,
+}
+
 /// Starts a virtiofsd for the directory that `jail` has at [`jail::ROOT`]. It inherits a socket that listens already, so the connection
 /// to it is made at once. `dir` is the VM's run directory.
-pub(super) fn start(dir: &Path, program: &Path, jail: Jail, processes: &mut Processes) -> anyhow::Result<OwnedFd> {
+pub(super) fn start(
+    dir: &Path,
+    program: &Path,
+    jail: Jail,
+    submounts: Submounts,
+    processes: &mut Processes,
+) -> anyhow::Result<OwnedFd> {
     let path = dir.join("virtiofs.sock");
     let listener = OwnedFd::from(UnixListener::bind(&path).with_context(|| format!("{path:?}"))?);
     let connection = UnixStream::connect(&path).with_context(|| format!("{path:?}"));
@@ -36,7 +51,10 @@ pub(super) fn start(dir: &Path, program: &Path, jail: Jail, processes: &mut Proc
     // second. The one in Rust can do either, not both.
     let caching = if program.ends_with("qemu/virtiofsd") { "cache=always,timeout=1" } else { "cache=auto" };
     let socket = fd_flag("--fd=", &listener);
-    let options = format!("source={},{caching},sandbox=chroot,xattr", jail::ROOT);
+    let mut options = format!("source={},{caching},sandbox=chroot,xattr", jail::ROOT);
+    if submounts == Submounts::Announced {
+        options.push_str(",announce_submounts");
+    }
     // It reopens files through /proc/self/fd, and reads /proc/self/task. It also reads file-max, although --rlimit-nofile=0 tells it to
     // leave the limit as it is.
     let (itself, file_max) = (Path::new("/proc/self"), Path::new("/proc/sys/fs/file-max"));

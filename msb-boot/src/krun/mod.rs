@@ -92,12 +92,12 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
 
 /// A jail with the files that libkrun opens. Its virtiofs follows any name that the guest sends, within the jail.
 fn jail(vm: &Vm) -> Jail {
-    let capabilities = if vm.root_share.is_some() { Capabilities::ServeFiles } else { Capabilities::None };
+    let serves_files = vm.root_share.is_some() || !vm.volumes.is_empty();
+    let capabilities = if serves_files { Capabilities::ServeFiles } else { Capabilities::None };
     // Its virtiofs reopens files through /proc/self/fd, and uses nothing else of /proc.
     let descriptors = Path::new("/proc/self/fd");
     let mut jail = vm
-        .jail(capabilities)
-        .ro_bind(&vm.boot_share(), jail::BOOT_SHARE.as_ref())
+        .bind_boot_share(vm.jail(capabilities), jail::BOOT_SHARE.as_ref())
         .bind(&vm.socket_dir(), jail::SOCKET_DIR.as_ref())
         .ro_bind(&vm.kernel, jail::KERNEL.as_ref())
         .ro_bind(descriptors, descriptors)

@@ -107,10 +107,12 @@ fn receive(
     vm.memory_mib = MEMORY_MIB;
     vm.cpus = 1;
     vm.card = None;
+    vm.volumes = Vec::new();
     let disk = disk.try_clone()?;
     let fd = InheritedFd::of(&disk);
     vm.drives = vec![Drive { fd, format: DiskFormat::Raw, writable: true, backing_file: None }];
-    let boot = Boot { commit: true, mounts: vec![mount_step()], network: None, ..config.boot.clone() };
+    let boot =
+        Boot { commit: true, mounts: vec![mount_step()], network: None, volumes: Vec::new(), ..config.boot.clone() };
     boot_share::make(&vm.boot_share(), &InheritedFd::of(&agent).path(), &boot, &Default::default())?;
     msb::store::publish::make_private_dir(&vm.socket_dir())?;
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;

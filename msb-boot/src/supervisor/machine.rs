@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
 use crate::root::Root;
 use crate::vm::Vm;
+use crate::volume;
 
 /// A VM, running or not.
 pub(super) struct Machine<'f> {
@@ -50,6 +51,7 @@ impl<'f> Machine<'f> {
             Root::Share(root) => Some(Leftovers::hold(held.path(), root).with_context(|| format!("root {root:?}"))?),
             _ => None,
         };
+        vm.volumes = volume::shared(&config.volumes)?;
         boot_share::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
         let (drives, disks) = config.root.open_drives()?.into_iter().unzip();
         vm.drives = drives;

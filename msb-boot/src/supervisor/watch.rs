@@ -24,6 +24,7 @@ use crate::config::{Config, now};
 use crate::log;
 use crate::network::control::Control;
 use crate::processes::{self, Processes};
+use crate::volume::Volume;
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(1);
@@ -112,6 +113,10 @@ impl<'a, 'f> Watch<'a, 'f> {
         let mut fds = machine.inherited_disks()?;
         let clock = Clock::watch().context("watch the clock")?;
         let vm = &mut machine.vm;
+        // The jails check it again. Here the message is complete.
+        for volume in &vm.volumes {
+            volume.source.open().with_context(|| format!("volume {:?}", volume.source.path()))?;
+        }
         publish::make_private_dir(&vm.socket_dir()).with_context(|| format!("{:?}", vm.socket_dir()))?;
         let report = ready::Report::listen(&vm.ready_socket())?;
         let (console, console_in) = std::io::pipe()?;
@@ -330,6 +335,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         running.memory_mib = vm.memory_mib;
         running.init = ready.init.clone();
         running.net = self.config.network.as_ref().map(|network| network.in_record(vm));
+        running.volumes = self.config.volumes.iter().map(Volume::in_record).collect();
         running.timings_ms = timings(self.started, self.spawned, arrived, ready);
         running.restarts = self.machine.restarts;
         let mut record = record.clone();

@@ -3,9 +3,38 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-/// The mount points in a table, in its order: a later one may cover an earlier one.
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The ID that `statx(2)` shows.
+    pub id: u64,
+    /// The mount point.
+    pub point: OsString,
+    /// Whether the mount is read-only, whatever its file system is.
+    pub is_readonly: bool,
+    /// The type of the file system.
+    pub fstype: OsString,
+}
+
+/// The mounts in a table, in its order: a later one may cover an earlier one. Lines that cannot be read are left out.
+pub fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
+    table.split(|&byte| byte == b'\n').filter_map(|line| {
+        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+        let &[id, _, _, _, point, options, ..] = &fields[..] else { return None };
+        // The fields between the options and the separator vary in number.
+        let separator = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
+        Some(Mount {
+            id: std::str::from_utf8(id).ok()?.parse().ok()?,
+            point: unescape(point),
+            is_readonly: options.split(|&byte| byte == b',').any(|option| option == b"ro"),
+            fstype: unescape(fields.get(separator + 1)?),
+        })
+    })
+}
+
+/// The mount points in a table, in its order.
 pub fn mount_points(table: &[u8]) -> impl DoubleEndedIterator<Item = OsString> {
-    table.split(|&byte| byte == b'\n').filter_map(|line| line.split(|&byte| byte == b' ').nth(4)).map(unescape)
+    mounts(table).map(|mount| mount.point)
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits.
@@ -31,6 +60,13 @@ fn unescape(field: &[u8]) -> OsString {
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn a_mount_has_an_id_options_and_a_type() {
+        let table = b"36 35 98:0 /a /mnt ro,noatime master:1 shared:2 - fuse.msb - rw\n37 36 0:1 / /x rw,relatime - ext4 /dev/ro ro\nodd\n";
+        let mounts: Vec<_> = super::mounts(table).map(|mount| (mount.id, mount.is_readonly, mount.fstype)).collect();
+        assert_eq!(mounts, [(36, true, "fuse.msb".into()), (37, false, "ext4".into())]);
+    }
 
     #[test]
     fn mount_points_are_read_as_mountinfo_writes_them() {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::network::Network;
 use super::text::Text;
 use super::unknown::Unknown;
+use super::volume::Volume;
 
 /// What msb-boot is asked for. Its flags override these members, and it writes them all back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,8 @@ pub struct Boot {
     pub overlay: Option<PathBuf>,
     /// When to restart the VM.
     pub restart: RestartPolicy,
+    /// What is mounted in the root.
+    pub volumes: Vec<Volume>,
     /// The network.
     pub network: Network,
     /// The VMM; null for `$MSB_VMM`, else auto.
@@ -82,6 +85,7 @@ impl Default for Boot {
             commit_on_stop: false,
             overlay: None,
             restart: RestartPolicy::No,
+            volumes: Vec::new(),
             network: Network::default(),
             vmm: None,
             kernel_log: None,

@@ -16,6 +16,7 @@ use super::rootfs::Rootfs;
 use super::unknown::Unknown;
 use super::upper::Upper;
 use super::vm::Vm;
+use super::volume::VolumeContent;
 
 /// The version that this crate reads and writes, the value of the member `msb`.
 pub const VERSION: u64 = 1;
@@ -145,6 +146,10 @@ impl Record {
         paths.extend(
             self.boot.iter().flat_map(|boot| [&boot.overlay, &boot.kernel_log]).flatten().map(PathBuf::as_path),
         );
+        paths.extend(self.boot.iter().flat_map(|boot| &boot.volumes).filter_map(|volume| match &volume.content {
+            VolumeContent::Source(source) => Some(source.as_path()),
+            VolumeContent::Volume(_) | VolumeContent::Tmpfs(_) => None,
+        }));
         paths
     }
 
@@ -206,6 +211,7 @@ mod tests {
             (r#"{"msb":1,"boot":{"init":{"args":[{}]}}}"#, "record: boot.init.args[0]: "),
             (r#"{"msb":1,"boot":{"root":"tape"}}"#, "record: boot.root: unknown variant"),
             (r#"{"msb":1,"boot":{"overlay":"rel"}}"#, "not absolute"),
+            (r#"{"msb":1,"boot":{"volumes":[{"source":"rel","target":"/x"}]}}"#, "not absolute"),
         ] {
             let error = Record::parse(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(message), "{text}: {error}");

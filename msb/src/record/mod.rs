@@ -31,6 +31,7 @@ mod text;
 mod unknown;
 mod upper;
 mod vm;
+mod volume;
 
 pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};
 pub use document::{Error, FILE_NAME, Record, VERSION};
@@ -42,3 +43,4 @@ pub use text::{Text, printable};
 pub use unknown::Unknown;
 pub use upper::Upper;
 pub use vm::{Endpoint, RootKind, Scratch, ScratchKind, Timings, Vm, Vmm};
+pub use volume::{MountedVolume, Tmpfs, Volume, VolumeContent, check_volume_name};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::network::Net;
 use super::unknown::Unknown;
+use super::volume::MountedVolume;
 
 /// A running microVM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct Vm {
     /// The network; null if the guest has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<Net>,
+    /// The volumes, in the order in which they were mounted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<MountedVolume>,
     /// How long the boot took.
     pub timings_ms: Timings,
     /// How often its supervisor has started it again.
@@ -69,6 +73,7 @@ impl Vm {
             memory_mib: 0,
             init: None,
             net: None,
+            volumes: Vec::new(),
             endpoint,
             kernel_log,
             timings_ms: Timings::default(),

@@ -12,6 +12,7 @@
 //! │   ├── upper/, work/           an upper and its work directory
 //! │   ├── root/, mount.log        the default mount point, and the messages of its server
 //! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
+//! ├── volumes/NAME/               the content of volumes
 //! └── news/SUBJECT                warnings that have been shown
 //! ```
 //!
@@ -126,6 +127,16 @@ pub fn sandbox(home: &Path, id: &str) -> PathBuf {
 /// Whether a sandbox is being made, or was abandoned while it was.
 pub fn is_staging(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// The volumes.
+pub fn volumes(home: &Path) -> PathBuf {
+    home.join("volumes")
+}
+
+/// The content of the volume of this name.
+pub fn volume(home: &Path, name: &str) -> PathBuf {
+    volumes(home).join(name)
 }
 
 /// A warning that was shown.

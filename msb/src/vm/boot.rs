@@ -21,6 +21,8 @@ pub const PATCHES: &str = "/patches";
 pub const SCRATCH: &str = "/top";
 /// The directory of the boot share that becomes the guest's `/.msb`.
 pub const MSB_DIR: &str = "msb";
+/// The directory of the boot share with the volumes of the host, each named by its number.
+pub const VOLUMES_DIR: &str = "volumes";
 /// The version that this crate reads and writes.
 pub const VERSION: u32 = 2;
 
@@ -38,6 +40,9 @@ pub struct Boot {
     /// Absolute paths of directories to create in the root if they are missing: the image's volumes.
     #[serde(default)]
     pub directories: Vec<String>,
+    /// What is mounted in the root, in this order.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     /// Nothing is run: agentd sends the upper on [`SCRATCH`] to the host and powers off.
     #[serde(default)]
     pub commit: bool,
@@ -47,6 +52,29 @@ pub struct Boot {
     /// The network; `None` for the loopback interface alone.
     #[serde(default)]
     pub network: Option<Network>,
+}
+
+/// A volume: a directory or file of the host, or a file system in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Where it is mounted: an absolute path, whose symlinks are followed inside the root.
+    pub target: String,
+    /// What is mounted.
+    pub source: VolumeSource,
+    /// Whether it is read-only. The host enforces that.
+    pub readonly: bool,
+}
+
+/// What a volume holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VolumeSource {
+    /// The directory of this number in [`VOLUMES_DIR`].
+    Directory(usize),
+    /// The file of this number in [`VOLUMES_DIR`].
+    File(usize),
+    /// An empty file system in memory, with these options of tmpfs(5).
+    Tmpfs(String),
 }
 
 /// The configuration of the guest's network card.
