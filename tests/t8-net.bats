@@ -213,25 +213,10 @@ fetch_fails() {
     jq -e '.vm.net == null' worker.json
 }
 
-@test "systemd-networkd keeps what the agent has configured, although the image has it use DHCP" {
-    source "$BATS_TEST_DIRNAME/inits.bash"
-    {
-        inits_text /etc/systemd/network/20-dhcp.network <<<$'[Match]\nName=*\n[Network]\nDHCP=yes'
-        inits_link /lib/systemd/system/systemd-networkd.service /etc/systemd/system/multi-user.target.wants/systemd-networkd.service
-    } >ops
-    msb-pull -q "oci:$(inits_image):latest" | msb-patch -f ops >patched.json
-    vm_record=patched.json net_boot worker --root block --ephemeral --init auto --timeout 120
-    vm_exec worker /lib/systemd/systemd-networkd-wait-online --interface=eth0 --timeout=60
-    for address in 203.0.113.9 2001:db8:9::9; do
-        get="exec 3<>/dev/tcp/$address/80; printf 'GET / HTTP/1.0\r\n\r\n' >&3; tail -n 1 <&3"
-        [ "$(vm_exec worker bash -c "$get")" = far ]
-    done
-    [ "$(vm_exec worker grep nameserver /etc/resolv.conf)" = 'nameserver 10.0.2.3' ]
-}
-
 @test "apt-get update and apt-get install work with plain msb-boot, from the mirror that this machine uses" {
     source "$BATS_TEST_DIRNAME/image.bash"
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' 'Release: bookworm' 2>/dev/null | head -n 1)
+    mirror=${mirror%/}
     [ -n "$mirror" ] || skip "apt on this machine has no list of Debian bookworm"
     curl -sf -m 20 -o InRelease "$mirror/dists/bookworm/InRelease" || skip "this machine's Debian mirror does not answer"
     msb-pull -q "oci:$(demo_image):latest" | msb-boot -m 1G --ephemeral --name worker >worker.json
