@@ -112,27 +112,33 @@ in_vm() {
     [ "$(in_vm 'stat -c %s /run/large; grep -c " /run tmpfs" /proc/mounts' | xargs)" = '104857600 0' ]
     grep -q "agentd: /run stays the image's directory instead of a tmpfs" log
     msb-stop -r worker.json >/dev/null
+    # What is no directory stays as it is.
     rm -r "$vm_root/run"
     ln -s /proc "$vm_root/run"
-    run --separate-stderr msb-boot -r "$vm_record"
-    [ "$status" -eq 1 ]
-    [[ $stderr == 'msb-boot: guest: mount /run: in the image it is a symlink to "/proc"'* ]]
+    vm_boot worker --kernel-log log
+    [ "$(in_vm 'readlink /run')" = /proc ]
+    grep -q 'agentd: /run stays as the image has it, without a tmpfs: it is a symlink to "/proc"' log
+    msb-stop -r worker.json >/dev/null
+    rm "$vm_root/run"
+    echo file >"$vm_root/run"
+    vm_boot worker
+    [ "$(in_vm 'cat /run')" = file ]
 }
 
 @test "an image's working directory and volumes are created, and an empty string is no entrypoint" {
     ln -s /data/real "$vm_root/linked"
     jq -c '.image = {ref: "x", platform: "linux/amd64", config: {Env: ["PATH=/bin"], Entrypoint: [""], Cmd: ["pwd"], WorkingDir: "/linked/app",
-        User: "nobody", Volumes: {"/var/lib/data": {}, "/etc/passwd": {}, "/proc/x": {}}}}' "$vm_record" >image.json
+        User: "nobody", Volumes: {"/var/lib/data": {}, "/etc/passwd": {}, "/proc/x": {}, "var/relative": {}}}}' "$vm_record" >image.json
     uname -m | grep -q x86_64 || sed -i 's,linux/amd64,linux/arm64,' image.json
     vm_record=image.json vm_boot worker
     [ "$(msb-exec -r worker.json)" = /data/real/app ]
-    [ "$(in_vm 'stat -c "%a %u %g" /data/real /data/real/app /var /var/lib/data | sort -u')" = '755 0 0' ]
+    [ "$(in_vm 'stat -c "%a %u %g" /data/real /data/real/app /var /var/lib/data /var/relative | sort -u')" = '755 0 0' ]
     [ "$(in_vm 'head -n 1 /etc/passwd')" = 'root:x:0:0:root:/root:/bin/sh' ]
     # As with docker exec, the directory of -w must exist.
     run --separate-stderr msb-exec -r worker.json -w /none -- true
     [ "$status" -eq 125 ]
     [[ $stderr == *'workdir "/none": No such file or directory'* ]]
-    vm_record=image.json vm_boot other -w /made/here
+    vm_record=image.json vm_boot other -w /none/../made/./here
     [ "$(msb-exec -r other.json)" = /made/here ]
     # An image for another architecture is refused before anything is made.
     jq -c '.image.platform = "linux/s390x"' image.json >foreign.json

@@ -23,20 +23,20 @@ const MAX_DEPTH: usize = 32;
 /// The most bytes that are copied: the machine's memory divided by this.
 const MEMORY_PART: u64 = 8;
 
-/// Mounts the tmpfs with the content of the root's own directory, and returns its path. `None`: there is too much to copy, and the
-/// root's own directory stays, as in a container.
+/// Mounts the tmpfs with the content of the root's own directory, and returns its path. `None`: `/run` stays as the image has it, as in a
+/// container, because there is too much to copy or it does not lead to a directory of the root. The reason is logged.
 ///
 /// # Errors
-/// A path that cannot be resolved, or does not lead to a directory of the root. Those of `mount(2)`.
+/// Those of `mount(2)`.
 pub fn mount_tmpfs(cleanup: &mut Cleanup) -> Result<Option<PathBuf>, Error> {
     let failed = |why: io::Error| Error::step("mount /run".into(), why);
-    let root = Path::new("/");
-    let place = path::follow(root, Path::new("/run")).map_err(failed)?;
-    if path::is_foreign(&place) {
-        return Err(failed(io::Error::other(format!("in the image it is a symlink to {place:?}"))));
-    }
-    path::make_directories(root, &place, cleanup).map_err(failed)?;
-    let image = Dir::open(&place).map_err(failed)?;
+    let (place, image) = match directory(cleanup) {
+        Ok(found) => found,
+        Err(error) => {
+            console::log(&format!("/run stays as the image has it, without a tmpfs: {error}"));
+            return Ok(None);
+        }
+    };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some("mode=0755")).map_err(|error| failed(error.into()))?;
     let memory = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
@@ -48,6 +48,18 @@ pub fn mount_tmpfs(cleanup: &mut Cleanup) -> Result<Option<PathBuf>, Error> {
         return Ok(None);
     }
     Ok(Some(place))
+}
+
+/// The root's own directory for `/run`, which is made if it is missing, and its path without symlinks.
+fn directory(cleanup: &mut Cleanup) -> io::Result<(PathBuf, Dir)> {
+    let root = Path::new("/");
+    let place = path::follow(root, Path::new("/run"))?;
+    if path::is_foreign(&place) {
+        return Err(io::Error::other(format!("it is a symlink to {place:?}")));
+    }
+    path::make_directories(root, &place, cleanup)?;
+    let dir = Dir::open(&place)?;
+    Ok((place, dir))
 }
 
 /// A copy, and how many entries and bytes it may still have.

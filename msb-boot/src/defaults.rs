@@ -19,7 +19,7 @@ pub(crate) fn defaults(image: &ImageConfig, boot: &Boot) -> Defaults {
     let argv = command(image, boot.entrypoint.as_deref(), boot.cmd.as_deref());
     Defaults {
         env: environment(&image.env, &boot.env),
-        cwd: boot.workdir.clone().unwrap_or_else(|| image.working_dir.clone()),
+        cwd: clean(boot.workdir.as_deref().unwrap_or(&image.working_dir)),
         user: boot.user.clone().unwrap_or_else(|| image.user.clone()),
         argv: if is_init_the_command { Vec::new() } else { argv },
         stop_signal: if is_init_the_command {
@@ -53,8 +53,22 @@ pub(crate) fn unknown_stop_signal(image: &ImageConfig, boot: &Boot) -> Option<St
 /// The directories that the image declares as volumes. The guest makes them, as a container runtime does.
 pub(crate) fn volumes(image: &ImageConfig) -> Vec<String> {
     let declared = image.unknown.get("Volumes").and_then(Value::as_object);
-    // boot.json must name absolute paths only.
-    declared.into_iter().flat_map(|volumes| volumes.keys()).filter(|path| path.starts_with('/')).cloned().collect()
+    let paths = declared.into_iter().flat_map(|volumes| volumes.keys()).map(|path| clean(path));
+    paths.filter(|path| !path.is_empty() && path != "/").collect()
+}
+
+/// An image's path from the root, without `.` and `..`, as docker cleans it: the components before `..` need not exist. An empty path
+/// stays empty.
+fn clean(path: &str) -> String {
+    let mut names = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    if path.is_empty() { String::new() } else { format!("/{}", names.join("/")) }
 }
 
 /// Checks that this machine runs programs of the image's platform.
@@ -287,13 +301,33 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_the_absolute_paths_that_the_image_declares() {
+    fn a_path_is_cleaned_as_docker_cleans_it() {
+        for (path, expected) in [
+            ("", ""),
+            ("/", "/"),
+            ("/srv/app", "/srv/app"),
+            ("srv/app", "/srv/app"),
+            ("/srv//app/", "/srv/app"),
+            ("/a/../b/./c", "/b/c"),
+            ("/../..", "/"),
+            (".", "/"),
+            ("../x", "/x"),
+            ("/...", "/..."),
+            ("/a b", "/a b"),
+        ] {
+            assert_eq!(clean(path), expected, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn volumes_are_the_paths_that_the_image_declares() {
         for (json, expected) in [
             ("{}", &[][..]),
             (r#"{"Volumes":null}"#, &[]),
             (r#"{"Volumes":{}}"#, &[]),
             (r#"{"Volumes":["/data"]}"#, &[]),
-            (r#"{"Volumes":{"/data":{},"relative":{},"/var/lib/x":null}}"#, &["/data", "/var/lib/x"]),
+            (r#"{"Volumes":{"/data":{},"relative":{},"/var/lib/x":null}}"#, &["/data", "/relative", "/var/lib/x"]),
+            (r#"{"Volumes":{"":{},"/":{},"/a/../b/":{}}}"#, &["/b"]),
         ] {
             let image: ImageConfig = serde_json::from_str(json).unwrap();
             assert_eq!(volumes(&image), expected, "{json}");
