@@ -6,6 +6,7 @@ use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use msb::record::script;
@@ -57,6 +58,15 @@ pub(crate) fn make(dir: &Path, agent: &Path, boot: &Boot, scripts: &BTreeMap<Str
     Ok(())
 }
 
+/// Gives the agent's configuration the current time. The agent takes that for the time of the request to boot, and has less time for an
+/// init if the boot is late already.
+///
+/// # Errors
+/// Those of `open(2)` and `utimensat(2)`.
+pub(crate) fn renew(dir: &Path) -> io::Result<()> {
+    File::options().write(true).open(dir.join(FILE_NAME))?.set_modified(SystemTime::now())
+}
+
 fn make_dir(dir: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().mode(0o755).create(dir);
     made.and_then(|()| fs::set_permissions(dir, Permissions::from_mode(0o755))).with_context(|| format!("{dir:?}"))
@@ -90,6 +100,17 @@ fn has_dos_interpreter(file: impl Read) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_configuration_gets_the_time_of_a_restart() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join(FILE_NAME);
+        fs::write(&file, "{}").unwrap();
+        File::options().write(true).open(&file).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        renew(scratch.path()).unwrap();
+        assert!(fs::metadata(&file).unwrap().modified().unwrap().elapsed().unwrap().as_secs() < 3600);
+        assert_eq!(fs::read(&file).unwrap(), b"{}");
+    }
 
     #[test]
     fn an_interpreter_line_that_ends_in_cr_lf_gives_a_warning() {

@@ -24,6 +24,7 @@ use msb::vm::shared_root;
 use msb::{record, tool::interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::boot_share;
 use crate::config::{Config, name_in_use, now};
 use crate::log;
 use crate::root::Root;
@@ -162,6 +163,7 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
         if is_asked_to_stop_within(machine, delay)? {
             return Ok(Ended::by(Cause::Stop));
         }
+        boot_share::renew(&config.vm.boot_share()).context("the boot share")?;
         machine.restarts += 1;
     }
 }
