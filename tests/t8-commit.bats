@@ -153,6 +153,9 @@ END
     vm_boot worker
     msb-stop -r worker.json --commit >stopped.json
     [ "$(cat "$(jq -r .upper.dir stopped.json)/root/synced")" = synced ]
+    run --separate-stderr msb-stop -r worker.json --commit
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'not committed: it had ended before, and its disk is gone (a commit removes it)' ]]
 }
 
 @test "a commit that was asked for is made, even if others ask for the stop again without it" {

@@ -1,5 +1,7 @@
 //! The commit of the guest's writes into the record's upper. The VM's supervisor does it; here it is requested and reported.
 
+use std::path::Path;
+
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
 use msb::record::{ScratchKind, Upper, Vm};
@@ -41,11 +43,19 @@ pub(crate) fn outcome(vm: &Vm, stopped: &Stopped, wanted: bool) -> anyhow::Resul
         Some(Committed::Into { dir, work }) => Ok(Some(Upper::new(dir, work))),
         Some(Committed::Failed(reason)) => Err(anyhow!("{}: not committed: {reason}", vm.name)),
         None if !wanted => Ok(None),
-        None if vm.scratch.as_ref().is_some_and(|scratch| scratch.path.is_some()) => Err(anyhow!(
+        None if disk(vm).is_some_and(Path::exists) => Err(anyhow!(
             "{0}: not committed: {why} (its disk is still there: \"msb-boot --name {0}\" with this record, then \
              \"msb-stop -r {0} --commit\")",
             vm.name
         )),
+        None if disk(vm).is_some() => {
+            Err(anyhow!("{}: not committed: {why}, and its disk is gone (a commit removes it)", vm.name))
+        }
         None => Err(anyhow!("{}: not committed: {why}, and its disk had no name (see msb-boot --name)", vm.name)),
     }
+}
+
+/// The file of the disk that outlives the VM.
+fn disk(vm: &Vm) -> Option<&Path> {
+    vm.scratch.as_ref()?.path.as_deref()
 }
