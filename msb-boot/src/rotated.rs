@@ -95,4 +95,30 @@ mod tests {
         assert_eq!(fs::read(scratch.path().join("log.1")).unwrap(), b"first se");
         assert_eq!(fs::read(&path).unwrap(), b"cond");
     }
+
+    #[test]
+    fn a_new_log_replaces_an_old_one_and_a_missing_log_can_be_resumed() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("log");
+        fs::write(&path, "old").unwrap();
+        Rotated::begin(&path, 8).unwrap().add(b"n");
+        assert_eq!(fs::read(&path).unwrap(), b"n");
+        let other = scratch.path().join("other");
+        Rotated::resume(&other, 8).unwrap().add(b"x");
+        assert_eq!(fs::read(&other).unwrap(), b"x");
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_rotated_is_written_again_from_its_beginning() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("dir");
+        fs::create_dir(&dir).unwrap();
+        let mut log = Rotated::begin(&dir.join("log"), 8).unwrap();
+        let mut kept = File::open(dir.join("log")).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        log.add(b"abcdefgh12345678ABCD");
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut kept, &mut content).unwrap();
+        assert_eq!(content, b"ABCD5678");
+    }
 }
