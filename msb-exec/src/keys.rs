@@ -106,9 +106,13 @@ mod tests {
 
     #[test]
     fn keys_are_parsed_in_dockers_notation() {
-        for (text, keys) in
-            [("ctrl-p,ctrl-q", &b"\x10\x11"[..]), ("a", b"a"), ("ctrl-@,ctrl-[,~,.", b"\0\x1b~."), ("", b"")]
-        {
+        for (text, keys) in [
+            ("ctrl-p,ctrl-q", &b"\x10\x11"[..]),
+            ("a", b"a"),
+            ("ctrl-@,ctrl-[,~,.", b"\0\x1b~."),
+            ("ctrl-a,ctrl-z,ctrl-_", b"\x01\x1a\x1f"),
+            ("", b""),
+        ] {
             let parsed = Keys::parse(text).unwrap();
             assert_eq!(parsed.0, keys, "{text}");
             assert_eq!(parsed.to_string(), text);
