@@ -271,6 +271,7 @@ mod tests {
             ("localhost:80", "localhost:80"),
             ("x_y.example", "x_y.example"),
             ("1.example", "1.example"),
+            ("example.2x", "example.2x"),
         ] {
             let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(rule.to_string(), printed, "{text}");
@@ -319,6 +320,21 @@ mod tests {
         let longest = [label.as_str(), &label, &label, &label[..61]].join(".");
         assert!(longest.parse::<Rule>().is_ok() && format!("{longest}x").parse::<Rule>().is_err());
         assert!(format!("{label}x").parse::<Rule>().is_err());
+    }
+
+    #[test]
+    fn a_keyword_is_no_name_and_a_rule_without_ports_and_protocol_covers_all_of_them() {
+        for (text, target, covers_all) in [
+            ("public", Target::Public, true),
+            ("private:80", Target::Private, false),
+            ("host/tcp", Target::Host, false),
+            ("meta", Target::Metadata, true),
+            ("all:1-65535/udp", Target::All, false),
+        ] {
+            let rule: Rule = text.parse().unwrap();
+            assert_eq!((&rule.target, rule.covers_all()), (&target, covers_all), "{text}");
+            assert!(!rule.target.names(text) && !rule.target.is_name(), "{text}");
+        }
     }
 
     #[test]
