@@ -163,7 +163,7 @@ impl Config {
             scripts,
             timeout: Duration::from_secs(request.timeout_s().into()),
             restart: request.restart,
-            logs: home::home()?.join("logs"),
+            logs: layout::failed_boots(&home::home()?),
             commit_on_stop: request.commit_on_stop && matches!(root, Root::Block(_)),
             root,
             record,

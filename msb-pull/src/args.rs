@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser};
+use clap::{ArgAction, Parser, ValueEnum};
 use msb::record::ImageConfig;
 use msb::tool::exit;
 use msb::tool::output::Output;
@@ -22,6 +22,9 @@ use crate::root::parse_command;
 #[derive(Debug, Parser)]
 #[command(name = "msb-pull", version, after_help = PAGE.help())]
 pub(crate) struct Args {
+    /// For a registry: whether to ask it what a tag names now
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Policy::Always)]
+    policy: Policy,
     /// The platform to pick from a multi-platform image, as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<String>,
@@ -78,10 +81,22 @@ pub(crate) struct Args {
     source: Option<String>,
 }
 
+/// When a registry is asked what a tag names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Policy {
+    /// Each time
+    Always,
+    /// If the image is not in the store
+    Missing,
+    /// Never; fail if the image is not in the store
+    Never,
+}
+
 /// What to do, checked.
 #[derive(Debug)]
 pub(crate) struct Config {
     pub(crate) source: Source,
+    pub(crate) policy: Policy,
     pub(crate) platform: Option<Platform>,
     pub(crate) registry: Options,
     pub(crate) limits: Limits,
@@ -113,6 +128,7 @@ impl TryFrom<Args> for Config {
         }
         Ok(Self {
             source,
+            policy: args.policy,
             platform,
             registry: Options { plain_http: args.plain_http, tls_verify: args.tls_verify, ca_file: args.ca_file },
             limits: Limits { size: args.max_size.unwrap_or(u64::MAX), files: args.max_files.unwrap_or(u64::MAX) },

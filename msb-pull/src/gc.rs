@@ -204,6 +204,7 @@ impl Collector {
             (layout::blobs(&self.home), "blob", "an image's document"),
             (layout::disk_templates(&self.home), "template", "new disks are copies of it"),
             (layout::kernels(&self.home), "kernel", "VMs boot it"),
+            (layout::references(&self.home), "reference", "a tag's digest, for pulls that do not ask the registry"),
         ] {
             for path in children(&dir)? {
                 self.settle(&path, kind, Ok(why))?;

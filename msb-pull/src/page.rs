@@ -14,12 +14,14 @@ pub(crate) const PAGE: Page = Page {
     ],
     files: &[
         ("$MSB_HOME/blobs", "Manifests and image configurations, by digest"),
+        ("$MSB_HOME/references", "The digest that a registry gave for each reference (--policy missing)"),
         ("$MSB_HOME/layers", "Unpacked layers, by diff_id, in the form that overlayfs mounts"),
         ("$MSB_HOME/erofs", "EROFS images, by chain ID (--erofs, or the first boot)"),
     ],
     examples: &[
         ("an image from Docker Hub", "msb-pull alpine > image.json"),
         ("a registry on this host", "msb-pull localhost:5000/demo:v1 > image.json"),
+        ("an image that is pulled only once", "msb-pull --policy missing localhost:5000/demo:v1 > image.json"),
         ("an OCI layout, by tag", "msb-pull oci:./layout:v1 > image.json"),
         ("an archive on stdin", "docker save alpine | msb-pull - > image.json"),
         ("the tar archive of a root", "mmdebstrap bookworm - | msb-pull --cmd bash - > debian.json"),

@@ -14,7 +14,7 @@ use msb::record::{Image, Record, Rootfs, path};
 use msb::store::home;
 
 use crate::archive::{ArchiveFile, Files};
-use crate::args::Config;
+use crate::args::{Config, Policy};
 use crate::budget::Budget;
 use crate::chunks::is_hangup;
 use crate::credentials;
@@ -144,12 +144,19 @@ impl Pull<'_> {
     fn pull_registry(&self, reference: &Reference) -> anyhow::Result<Record> {
         let (store, wanted) = (self.store, self.wanted());
         // The content of a digest never changes, so a store that has all of it needs no registry.
-        if let Some(digest) = &reference.digest
+        let policy = self.config.policy;
+        let known =
+            reference.digest.clone().or_else(|| store.reference(reference).filter(|_| policy != Policy::Always));
+        if let Some(digest) = &known
             && let Ok(found) = find(&Nowhere, store, &digest.clone().into(), &wanted)
             && let Some(lower) = stack::stored(store, &found.layers)
         {
             return Ok(record(reference.whole(), found, lower));
         }
+        ensure!(
+            policy != Policy::Never,
+            "it is not in the store, and the registry is not to be asked (pull it first, or leave out \"never\")"
+        );
         let image = format!("{}/{}", reference.registry, reference.repository);
         let lookup = credentials::find(&image, self.config.authfile.as_deref())?;
         let registry = Registry::connect(reference, &self.config.registry, lookup)?;
@@ -157,8 +164,10 @@ impl Pull<'_> {
             Some(digest) => digest.clone(),
             None => registry.resolve()?,
         };
-        let found = find(&registry, store, &digest.into(), &wanted)?;
-        self.take(&registry, found, reference.whole())
+        let found = find(&registry, store, &digest.clone().into(), &wanted)?;
+        let record = self.take(&registry, found, reference.whole())?;
+        store.refer(reference, &digest)?;
+        Ok(record)
     }
 
     /// `name` is the image's name in the record; `None` for the one that the archive gives it.

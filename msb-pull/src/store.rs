@@ -14,6 +14,7 @@ use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
+use crate::reference::Reference;
 
 /// The store, opened for one pull.
 pub(crate) struct Store {
@@ -88,6 +89,31 @@ impl Store {
         let mut text = Vec::new();
         file.take(limit).read_to_end(&mut text).with_context(|| format!("{path:?}"))?;
         Ok(digest.check(&text).is_ok().then_some(text))
+    }
+
+    /// The digest that a registry last gave for a reference, if it is known.
+    pub(crate) fn reference(&self, reference: &Reference) -> Option<Digest> {
+        let line = fs::read_to_string(self.reference_path(reference)).ok()?;
+        let (name, digest) = line.trim_end().split_once(' ')?;
+        Digest::parse(digest).ok().filter(|_| name == reference.whole())
+    }
+
+    /// Notes the digest that a registry gave for a reference, for a later pull that does not ask.
+    ///
+    /// # Errors
+    /// The error of writing.
+    pub(crate) fn refer(&self, reference: &Reference, digest: &Digest) -> anyhow::Result<()> {
+        if self.reference(reference).as_ref() == Some(digest) {
+            return Ok(());
+        }
+        let path = self.reference_path(reference);
+        publish::make_private_dir(&layout::references(&self.home))?;
+        let line = format!("{} {digest}\n", reference.whole());
+        publish::write_file(&path, line.as_bytes(), 0o600).with_context(|| format!("{path:?}"))
+    }
+
+    fn reference_path(&self, reference: &Reference) -> PathBuf {
+        layout::references(&self.home).join(Digest::of(reference.whole().as_bytes()).hex())
     }
 
     /// The unpacked layer with this ID, if the store has it.
@@ -175,6 +201,20 @@ mod tests {
         drop(live);
         drop(next);
         assert_eq!(fs::read_dir(home.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_digest_of_a_reference_is_known_once_a_registry_gave_it() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(home.path()).unwrap();
+        let (one, other) = (Reference::parse("demo").unwrap(), Reference::parse("demo:v2").unwrap());
+        let (first, second) = (Digest::of(b"1"), Digest::of(b"2"));
+        assert_eq!(store.reference(&one), None);
+        for digest in [&first, &first, &second] {
+            store.refer(&one, digest).unwrap();
+            assert_eq!(store.reference(&one).as_ref(), Some(digest));
+        }
+        assert_eq!(store.reference(&other), None);
     }
 
     #[test]

@@ -13,6 +13,8 @@
 //! │   ├── root/, mount.log        the default mount point, and the messages of its server
 //! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
 //! ├── volumes/NAME/               the content of volumes
+//! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
+//! ├── logs/NAME/                  logs of boots that failed
 //! └── news/SUBJECT                warnings that have been shown
 //! ```
 //!
@@ -137,6 +139,21 @@ pub fn volumes(home: &Path) -> PathBuf {
 /// The content of the volume of this name.
 pub fn volume(home: &Path, name: &str) -> PathBuf {
     volumes(home).join(name)
+}
+
+/// The logs of the last boots of `name` that failed.
+pub fn logs(home: &Path, name: &str) -> PathBuf {
+    failed_boots(home).join(name)
+}
+
+/// The logs of boots that failed, by the VM's name.
+pub fn failed_boots(home: &Path) -> PathBuf {
+    home.join("logs")
+}
+
+/// The digests that registries gave for references.
+pub fn references(home: &Path) -> PathBuf {
+    home.join("references")
 }
 
 /// A warning that was shown.
