@@ -28,8 +28,8 @@ pub struct Args {
     #[arg(short = 'f', long = "file", value_name = "OPS")]
     pub file: Option<PathBuf>,
 
-    /// Keep the upper in the directory DIR, which gets mode 0700; an upper that is there is continued [default: the record's,
-    /// else a new one]
+    /// Keep the upper and new scripts in the directory DIR, which gets mode 0700; an upper that is there is continued [default:
+    /// the record's, else a new one]
     #[arg(long, value_name = "DIR")]
     pub upper: Option<PathBuf>,
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
+use msb::store::layout;
 use msb::store::staging::{Published, Staging};
 use msb::tool::interrupt::{self, DeferExit};
 use msb::{record::path, store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
@@ -66,17 +67,19 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => (None, None),
     };
-    let scripts = Scripts::of_record(&home, std::mem::take(&mut record.scripts), args.fresh);
+    // With --upper, all that this run makes is in that directory.
+    let sandboxes = upper_named.as_ref().map_or_else(|| layout::sandboxes(&home), |upper| upper.join("scripts"));
+    let scripts = Scripts::of_record(sandboxes, std::mem::take(&mut record.scripts), args.fresh);
     let mut run = Run { record: &record, target: target.as_mut(), staging: staging.as_ref(), scripts };
     let done = run.all(ops, args.dry_run, &mut report);
     let scripts = run.scripts;
     let changed = match done {
         Ok(changed) if !args.dry_run => changed,
         other => {
+            scripts.discard();
             if let Some(staging) = &staging {
                 staging.discard();
             }
-            scripts.discard();
             report.close()?;
             return other.map(drop);
         }

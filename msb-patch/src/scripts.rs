@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::script::check_name;
@@ -14,8 +14,10 @@ use crate::op::Script;
 /// The scripts of the record and of this run.
 #[derive(Debug)]
 pub struct Scripts {
-    /// The state directory.
-    home: PathBuf,
+    /// The directory of sandboxes.
+    sandboxes: PathBuf,
+    /// Whether this run has made that directory.
+    is_new: bool,
     /// The scripts of the record.
     given: BTreeMap<String, PathBuf>,
     /// With `--fresh`: scripts of the record are dropped unless an operation of this run adds them again.
@@ -35,10 +37,10 @@ struct Dirs {
 }
 
 impl Scripts {
-    /// The scripts of a record. `home` is the state directory.
-    pub fn of_record(home: &Path, given: BTreeMap<String, PathBuf>, is_fresh: bool) -> Self {
+    /// The scripts of a record. Without a new sandbox for the upper, new scripts get one of their own in `sandboxes`.
+    pub fn of_record(sandboxes: PathBuf, given: BTreeMap<String, PathBuf>, is_fresh: bool) -> Self {
         let (readded, names) = (BTreeSet::new(), BTreeSet::new());
-        Self { home: home.to_owned(), given, is_fresh, readded, own: None, dirs: None, names }
+        Self { sandboxes, is_new: false, given, is_fresh, readded, own: None, dirs: None, names }
     }
 
     /// Whether there is a script of that name.
@@ -67,7 +69,10 @@ impl Scripts {
             None => {
                 let draft = match staging.and_then(Staging::draft) {
                     Some(draft) => draft,
-                    None => self.own.insert(Draft::begin(&self.home)?),
+                    None => {
+                        self.is_new = !self.sandboxes.exists();
+                        self.own.insert(Draft::begin(&self.sandboxes)?)
+                    }
                 };
                 let dirs = Dirs { staging: draft.dir.join("scripts"), to: draft.to.join("scripts") };
                 publish::make_private_dir(&dirs.staging)?;
@@ -88,7 +93,7 @@ impl Scripts {
         if let Some(draft) = &self.own
             && let Err(error) = draft.publish()
         {
-            draft.discard();
+            self.discard();
             return Err(error).context("scripts");
         }
         Ok(self)
@@ -108,6 +113,10 @@ impl Scripts {
     pub fn discard(&self) {
         if let Some(draft) = &self.own {
             draft.discard();
+        }
+        if self.is_new {
+            // Fails if another run has put something there.
+            let _ = fs::remove_dir(&self.sandboxes);
         }
     }
 }

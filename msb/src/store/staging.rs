@@ -85,17 +85,16 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Starts a sandbox in the store at `home`, and removes abandoned staging directories.
+    /// Starts a sandbox in the directory `sandboxes`, and removes abandoned staging directories there.
     ///
     /// # Errors
     /// The error of making or locking.
-    pub fn begin(home: &Path) -> Result<Self, Error> {
-        let sandboxes = layout::sandboxes(home);
-        make_private_dir(&sandboxes).at(|| format!("{sandboxes:?}"))?;
+    pub fn begin(sandboxes: &Path) -> Result<Self, Error> {
+        make_private_dir(sandboxes).at(|| format!("{sandboxes:?}"))?;
         // No other process may find the staging directory between its making and its locking, and take it for abandoned.
-        let _gate = lock::open(&sandboxes, Lock::Exclusive).at(|| format!("{sandboxes:?}"))?;
-        remove_abandoned(&sandboxes);
-        let to = layout::sandbox(home, &layout::fresh_id()?);
+        let _gate = lock::open(sandboxes, Lock::Exclusive).at(|| format!("{sandboxes:?}"))?;
+        remove_abandoned(sandboxes);
+        let to = sandboxes.join(layout::fresh_id()?);
         let dir = staging_path(&to);
         make_private_dir(&dir).at(|| format!("{dir:?}"))?;
         let lock = lock::open(&dir, Lock::TryExclusive).at(|| format!("{dir:?}"))?;
@@ -165,7 +164,7 @@ impl Staging {
     }
 
     fn new_sandbox(home: &Path, layers: &Merged) -> Result<(Self, Writer, HashSet<u64>), Error> {
-        let draft = Draft::begin(home)?;
+        let draft = Draft::begin(&layout::sandboxes(home))?;
         let dir = draft.dir.clone();
         let (upper, work) = (dir.join(UPPER), dir.join(WORK));
         let made = upper::create(&upper, &work, layers)
