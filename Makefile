@@ -16,7 +16,7 @@ DESTDIR ?=
 # The directory for what is fetched or built outside of this workspace. It outlives a clone.
 export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
 
-TOOLS = msb-pull msb-patch msb-mount msb-boot msb-exec msb-stop
+TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-stop msb-ls msb-logs msb-stats msb-rm
 RELEASE = target/release
 # agentd runs in any root, so it is linked statically. Its flags need a target directory of their own, and an explicit target so that
 # build scripts are built without them.
@@ -82,7 +82,7 @@ test-block: deps build
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500
 test-kill: deps build
-	@tests/run --filter-tags kill tests/t2-repeat.bats tests/t3-mount.bats tests/t8-commit.bats
+	@tests/run --filter-tags kill tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats
 
 # Runs each target of tests/fuzz for this long. A failing input is written to tests/fuzz/artifacts; once fixed, move it to tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600
@@ -137,10 +137,11 @@ install: build
 	install -m 0755 $(RELEASE)/agentd $(RELEASE)/vhost-device-vsock $(DESTDIR)$(PREFIX)/libexec/msb
 	if [ -e $(RELEASE)/libkrunfw.so.5 ]; then install -m 0644 $(RELEASE)/libkrunfw.so.5 $(DESTDIR)$(PREFIX)/lib/msb; fi
 	for section in 1 5 7 8; do install -m 0644 man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section; done
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions)
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
 	for tool in $(TOOLS); do \
 		$(RELEASE)/$$tool --generate bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$tool; \
 		$(RELEASE)/$$tool --generate zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_$$tool; \
+		$(RELEASE)/$$tool --generate fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/$$tool.fish; \
 	done
 
 # What other packages may have put into the same directories stays.
@@ -150,6 +151,7 @@ uninstall:
 	for section in 1 5 7 8; do (cd man && echo *.$$section) | xargs -n 1 | sed 's|^|$(DESTDIR)$(PREFIX)/share/man/man'$$section'/|' | xargs rm -f; done
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/bash-completion/completions/,$(TOOLS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_,$(TOOLS))
+	rm -f $(TOOLS:%=$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/%.fish)
 
 docs/pipe.svg: docs/pipe.txt tools/pipe-svg.py
 	tools/pipe-svg.py docs/pipe.txt > $@

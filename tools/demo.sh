@@ -103,3 +103,8 @@ say "Stop and unmount: the base layers are unchanged"
 step "msb-stop -r vm.json --unmount > stopped.json"
 base_facts >after
 step "cmp before after && echo 'the base layers are byte-identical to before'"
+
+say "All of it in one command, with the image's init as PID 1: a Debian with systemd"
+# shellcheck disable=SC2016 # step evaluates it
+step 'systemd=$(systemd_image)'
+step "msb run -q oci:\$systemd:latest -m 1G --init auto -- cat /proc/1/comm"

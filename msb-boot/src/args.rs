@@ -110,6 +110,10 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "ephemeral")]
     pub fresh: bool,
 
+    /// For a block root: remove the scratch disk when the VM ends, also with --name
+    #[arg(long)]
+    pub rm: bool,
+
     /// For a block root: keep what the guest writes in its memory, and discard it when the VM ends
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", conflicts_with = "disk")]
     pub ephemeral: Option<bool>,

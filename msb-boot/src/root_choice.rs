@@ -107,8 +107,8 @@ pub(crate) fn root(
             let size = request::disk_size(request)?;
             let scratch = match &request.name {
                 _ if request.ephemeral => Scratch::Memory,
-                Some(name) => Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?,
-                None => Scratch::unnamed(size),
+                Some(name) if !args.rm => Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?,
+                _ => Scratch::unnamed(size),
             };
             if let Some(upper) = &record.upper {
                 check_upper(upper)?;

@@ -3,8 +3,6 @@
 //! The two are connected by a socket pair, which is the supervisor's stdin. Until the client has confirmed that the record is printed,
 //! its end keeps the VM alive: whatever ends this process before that also ends the VM.
 
-mod console;
-
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -14,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use msb::record::Record;
 use msb::store::notices;
+use msb::tool::follow::Follow;
 use msb::tool::interrupt::{self, Guard, IMPATIENCE};
 use msb::tool::output::Output;
 use msb::vm::rundir::{self, Committed, Ended, LockedRunDir};
@@ -29,7 +28,6 @@ use crate::notice::{Notice, TOOL};
 use crate::supervisor::connection::{PRINTED, Report};
 use crate::supervisor::failed_logs;
 use crate::{processes, role};
-use console::Follow;
 
 /// The signals with which a user stops a foreground process.
 const INTERRUPTS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];

@@ -11,11 +11,12 @@ use clap::Parser;
 use crate::tool::exit::warn;
 use crate::tool::line;
 use crate::tool::man::Page;
+use crate::tool::passed::Flag;
 
 /// Parses the process's arguments, or ends the process.
 ///
 /// `--help` and `--version` print and exit with 0; a usage error is reported and exits with `usage_code`. The hidden
-/// `--generate man|bash|zsh|fish|schema` prints the manual page, a completion or the record's JSON Schema.
+/// `--generate man|bash|zsh|fish|schema|flags` prints the manual page, a completion, the record's JSON Schema or the flags.
 pub fn parse<A: Parser>(page: &Page, usage_code: u8) -> A {
     parse_by(page, usage_code, A::try_parse_from)
 }
@@ -57,17 +58,20 @@ fn generate(mut command: clap::Command, page: &Page, what: &str) -> u8 {
     let mut out = Vec::new();
     let made = match what {
         "man" => out.write_all(page.render(command).as_bytes()),
+        "flags" => serde_json::to_writer(&mut out, &Flag::all(&mut command))
+            .map_err(Into::into)
+            .and_then(|()| out.write_all(b"\n")),
         "schema" => serde_json::to_writer_pretty(&mut out, &schemars::schema_for!(crate::record::Record))
             .map_err(Into::into)
             .and_then(|()| out.write_all(b"\n")),
         _ => match what.parse::<clap_complete::Shell>() {
             Ok(shell) => {
                 clap_complete::generate(shell, &mut command, &name, &mut out);
-                out = completion::with_vm_names(shell, &name, &out);
+                out = completion::with_names(shell, &name, &out);
                 Ok(())
             }
             Err(_) => {
-                warn(&name, &format!("cannot generate {what:?} (man, bash, zsh, fish or schema)"));
+                warn(&name, &format!("cannot generate {what:?} (man, bash, zsh, fish, schema or flags)"));
                 return crate::tool::exit::USAGE;
             }
         },

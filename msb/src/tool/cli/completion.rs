@@ -1,4 +1,4 @@
-//! Completions that know the running VMs, in addition to the flags that clap's generator knows.
+//! Completions that know the running VMs and the images of the store, in addition to the flags that clap's generator knows.
 
 use clap_complete::Shell;
 
@@ -10,31 +10,74 @@ const NAMES: &str = r#"    local run vm
     done
 "#;
 
-/// The generated script with the names of VMs where `-r` or a NAME wants one.
-pub(super) fn with_vm_names(shell: Shell, tool: &str, script: &[u8]) -> Vec<u8> {
+/// Prints the references of images that were pulled from registries, and those of Docker Hub in their short form too.
+const IMAGES: &str = r#"    cat "${MSB_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/msb}"/references/* 2>/dev/null |
+        sed "s/ .*//; p; s|^docker.io/library/||; s|^docker.io/||" | sort -u
+"#;
+
+/// What a word of a command line that is not a flag may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Words {
+    /// The name of a VM comes first.
+    VmFirst,
+    /// Names of VMs.
+    Vms,
+    /// An image.
+    Image,
+    /// Something else.
+    Other,
+}
+
+fn words(tool: &str) -> Words {
+    match tool {
+        "msb-exec" | "msb-stop" | "msb-logs" => Words::VmFirst,
+        "msb-ls" | "msb-rm" | "msb-stats" => Words::Vms,
+        "msb-run" | "msb-pull" => Words::Image,
+        _ => Words::Other,
+    }
+}
+
+/// The generated script with the names of VMs where `-r` or a NAME wants one, and with images where IMAGE or SOURCE does.
+pub(super) fn with_names(shell: Shell, tool: &str, script: &[u8]) -> Vec<u8> {
     let script = String::from_utf8_lossy(script);
-    let takes_record = script.contains("--record");
-    // Where a VM is named by the first word.
-    let by_word = matches!(tool, "msb-exec" | "msb-stop");
+    let words = words(tool);
+    let has_names =
+        words != Words::Other || script.contains("--record") || (shell == Shell::Fish && script.contains("record"));
     let script = match shell {
-        Shell::Bash if takes_record => bash(tool, &script, by_word),
-        Shell::Zsh if takes_record => zsh(&script, by_word),
+        Shell::Bash if tool == "msb" => bash_of_front(&script),
+        Shell::Bash if has_names => bash(tool, &script, words),
+        Shell::Zsh if has_names => zsh(&script, words),
+        Shell::Fish if has_names => fish(tool, &script, words),
         _ => script.into_owned(),
     };
     script.into_bytes()
 }
 
-fn bash(tool: &str, script: &str, by_word: bool) -> String {
+fn bash(tool: &str, script: &str, words: Words) -> String {
     let generated = format!("_{}", tool.replace('-', "__"));
-    let first = if by_word { r#" || { [ "$COMP_CWORD" = 1 ] && [ "${2#-}" = "$2" ]; }"# } else { "" };
+    let is_word = match words {
+        Words::VmFirst => r#" || { [ "$COMP_CWORD" = 1 ] && [ "${2#-}" = "$2" ]; }"#,
+        Words::Vms | Words::Image => r#" || { [ "${2#-}" = "$2" ] && [ "${3#-}" = "$3" ]; }"#,
+        Words::Other => "",
+    };
+    let list = if words == Words::Image { "_msb_images" } else { "_msb_vms" };
+    // A reference has colons, at which bash breaks words.
+    let colons = if words == Words::Image {
+        "\n    ! declare -F __ltrim_colon_completions >/dev/null || __ltrim_colon_completions \"$2\""
+    } else {
+        ""
+    };
     format!(
         r#"{script}
 _msb_vms() {{
 {NAMES}}}
 
+_msb_images() {{
+{IMAGES}}}
+
 {generated}_or_vms() {{
-    case $3 in -r | --record) true ;; *) false ;; esac{first} || {{ {generated} "$@"; return; }}
-    mapfile -t COMPREPLY < <(compgen -W "$(_msb_vms)" -- "$2"; compgen -f -- "$2")
+    case $3 in -r | --record) true ;; *) false ;; esac{is_word} || {{ {generated} "$@"; return; }}
+    mapfile -t COMPREPLY < <(compgen -W "$({list})" -- "$2"; compgen -f -- "$2"){colons}
 }}
 
 complete -F {generated}_or_vms -o bashdefault -o default {tool}
@@ -42,22 +85,70 @@ complete -F {generated}_or_vms -o bashdefault -o default {tool}
     )
 }
 
-fn zsh(script: &str, by_word: bool) -> String {
+/// For msb: the tools, and behind one of them its own completion.
+fn bash_of_front(script: &str) -> String {
+    format!(
+        r#"{script}
+_msb_front() {{
+    if [ "$COMP_CWORD" = 1 ] && [ "${{2#-}}" = "$2" ]; then
+        mapfile -t COMPREPLY < <(compgen -W "doctor help $(compgen -c msb- | sed 's/^msb-//')" -- "$2")
+        return
+    fi
+    local tool=msb-${{COMP_WORDS[1]}} complete
+    ! declare -F _completion_loader >/dev/null || _completion_loader "$tool"
+    complete=$(complete -p "$tool" 2>/dev/null | sed -n 's/.*-F \([^ ]*\) .*/\1/p')
+    [ -n "$complete" ] || return 0
+    COMP_WORDS=("$tool" "${{COMP_WORDS[@]:2}}")
+    COMP_CWORD=$((COMP_CWORD - 1))
+    "$complete" "$tool" "$2" "$3"
+}}
+
+complete -F _msb_front -o bashdefault -o default msb
+"#
+    )
+}
+
+fn zsh(script: &str, words: Words) -> String {
+    let is_word = |line: &str| match words {
+        Words::VmFirst | Words::Vms => line.starts_with("'*:") || line.starts_with("':name"),
+        Words::Image => [":image ", ":source "].iter().any(|name| line.contains(name)) && line.starts_with("':"),
+        Words::Other => false,
+    };
+    let list = if words == Words::Image { "_msb_images_or_files" } else { "_msb_vms_or_files" };
     let mut lines: Vec<String> = Vec::new();
     for line in script.lines() {
-        let is_word = by_word && line.starts_with("'*::");
         let line = match line.rsplit_once(":_default'") {
-            Some((before, after)) if is_word || before.ends_with(":NAME|FILE") => {
-                format!("{before}:_msb_vms_or_files'{after}")
-            }
+            Some((before, after)) if is_word(line) => format!("{before}:{list}'{after}"),
+            Some((before, after)) if before.ends_with(":NAME|FILE") => format!("{before}:_msb_vms_or_files'{after}"),
             _ => line.to_owned(),
         };
         let is_place = line.starts_with("autoload ");
         lines.push(line);
         if is_place {
-            lines.push(format!("\n_msb_vms() {{\n{NAMES}}}"));
-            lines.push("\n_msb_vms_or_files() {\n    local -a vms\n    vms=(${(f)\"$(_msb_vms)\"})\n    compadd -a vms\n    _files\n}".into());
+            for (name, names) in [("vms", NAMES), ("images", IMAGES)] {
+                lines.push(format!("\n_msb_{name}() {{\n{names}}}"));
+                lines.push(format!(
+                    "\n_msb_{name}_or_files() {{\n    local -a names\n    names=(${{(f)\"$(_msb_{name})\"}})\n    compadd -a names\n    _files\n}}"
+                ));
+            }
         }
     }
     lines.join("\n") + "\n"
+}
+
+fn fish(tool: &str, script: &str, words: Words) -> String {
+    let list = if words == Words::Image { "__msb_images" } else { "__msb_vms" };
+    let first = match words {
+        Words::VmFirst => format!("complete -c {tool} -n 'test (count (commandline -opc)) -eq 1' -a '({list})'\n"),
+        Words::Vms | Words::Image => format!("complete -c {tool} -a '({list})'\n"),
+        Words::Other => String::new(),
+    };
+    let record = if script.contains("-l record") {
+        format!("complete -c {tool} -s r -l record -r -a '(__msb_vms)'\n")
+    } else {
+        String::new()
+    };
+    let function = |name: &str, text: &str| format!("function {name}\n    sh -c '\n{text}'\nend\n");
+    let functions = function("__msb_vms", &NAMES.replace("    local run vm\n", "")) + &function("__msb_images", IMAGES);
+    format!("{script}\n{functions}{first}{record}")
 }

@@ -1,9 +1,9 @@
-//! The guest's console during a boot in the foreground: follows the log, and removes what would control the terminal.
+//! Shows a log of a guest, such as its console, while it grows, without what would control the terminal.
 
 use std::fs::{self, File};
 use std::io::{self, PipeWriter, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -15,7 +15,8 @@ use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 const MAX_LINE: usize = 4096;
 
 /// A log that is shown until this is dropped. What has arrived until then is shown.
-pub(crate) struct Follow {
+#[derive(Debug)]
+pub struct Follow {
     hang_up: Option<PipeWriter>,
     thread: Option<JoinHandle<()>>,
 }
@@ -25,18 +26,33 @@ impl Follow {
     ///
     /// # Errors
     /// Those of inotify(7).
-    pub(crate) fn start(log: &Path, out: impl Write + Send + 'static) -> io::Result<Self> {
+    pub fn start(log: &Path, out: impl Write + Send + 'static) -> io::Result<Self> {
         let (hung_up, hang_up) = io::pipe()?;
-        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        let dir = log.parent().unwrap_or(Path::new("/"));
-        inotify::add_watch(&watch, dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
-        let mut shown = Shown { log: log.to_owned(), file: None, line: Vec::new(), out };
+        let (watch, mut shown) = (watch(log)?, Shown::new(log, out));
         let thread = thread::spawn(move || {
-            while shown.show().is_ok() && wait(&watch, &hung_up) {}
-            let _ = shown.show().and_then(|()| shown.finish());
+            let _ = shown.follow(&watch, &hung_up);
         });
         Ok(Self { hang_up: Some(hang_up), thread: Some(thread) })
     }
+}
+
+/// Shows `log` on `out` from its beginning. With `until`, follows it until that descriptor is readable or hung up.
+///
+/// # Errors
+/// Those of inotify(7), and of reading and writing.
+pub fn show(log: &Path, out: impl Write, until: Option<&OwnedFd>) -> io::Result<()> {
+    let mut shown = Shown::new(log, out);
+    match until {
+        Some(until) => shown.follow(&watch(log)?, until),
+        None => shown.show().and_then(|()| shown.finish()),
+    }
+}
+
+fn watch(log: &Path) -> io::Result<OwnedFd> {
+    let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+    let dir = log.parent().unwrap_or(Path::new("/"));
+    inotify::add_watch(&watch, dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO)?;
+    Ok(watch)
 }
 
 impl Drop for Follow {
@@ -46,9 +62,9 @@ impl Drop for Follow {
     }
 }
 
-/// Waits for an event in the log's directory. False: the follower is dropped.
-fn wait(watch: &OwnedFd, hung_up: &io::PipeReader) -> bool {
-    let mut fds = [PollFd::new(watch, PollFlags::IN), PollFd::new(hung_up, PollFlags::IN)];
+/// Waits for an event in the log's directory. False: the log is complete.
+fn wait(watch: &OwnedFd, until: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(watch, PollFlags::IN), PollFd::new(until, PollFlags::IN)];
     let polled = poll(&mut fds, None);
     let is_over = !fds[1].revents().is_empty() || !matches!(polled, Ok(_) | Err(rustix::io::Errno::INTR));
     let mut block = [MaybeUninit::uninit(); 4096];
@@ -66,6 +82,18 @@ struct Shown<W> {
 }
 
 impl<W: Write> Shown<W> {
+    fn new(log: &Path, out: W) -> Self {
+        Self { log: log.to_owned(), file: None, line: Vec::new(), out }
+    }
+
+    fn follow(&mut self, watch: &OwnedFd, until: &impl AsFd) -> io::Result<()> {
+        self.show()?;
+        while wait(watch, until) {
+            self.show()?;
+        }
+        self.show().and_then(|()| self.finish())
+    }
+
     /// Shows what was appended. When a log has been rotated, another file has its name.
     fn show(&mut self) -> io::Result<()> {
         loop {

@@ -1,0 +1,114 @@
+//! The command line of msb-run.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use msb::vm::name;
+
+use crate::docker;
+use crate::page::PAGE;
+use crate::passed::{Boot, Exec, Passed, Pull};
+
+/// Run a command in a new microVM
+///
+/// Pulls the image unless it is in the store, boots it, runs the command in it, and stops the VM when the command has ended. The
+/// command uses the caller's stdin, stdout, stderr, terminal and signals, as with msb-exec. Without --name everything of the VM is
+/// removed at the end, whatever ends msb-run.
+#[derive(Debug, Parser)]
+#[command(name = "msb-run", version, after_help = PAGE.help(), override_usage = USAGE)]
+pub struct Args {
+    /// The VM's name. The VM is stopped at the end and keeps its disk, which the next VM of that name has; msb-rm removes it [default:
+    /// generated, and nothing is kept]
+    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    pub name: Option<String>,
+
+    /// With --name: keep nothing, and remove the disk that a VM of that name has left
+    #[arg(long)]
+    pub rm: bool,
+
+    /// Stop and remove a VM of that --name first
+    #[arg(long, requires = "name")]
+    pub replace: bool,
+
+    /// Leave the VM running, start the command in it without a terminal, and print the VM's name. With --rm everything is removed
+    /// when the command has ended
+    #[arg(short, long)]
+    pub detach: bool,
+
+    /// When to ask the registry: missing, if the image is not in the store; always, for what the tag names now; never, to fail if
+    /// the image is not in the store
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = When::Missing)]
+    pub pull: When,
+
+    /// Apply the operations in the file OPS to the root first, in a new upper (see msb-ops(5))
+    #[arg(long, value_name = "OPS")]
+    pub patch: Option<PathBuf>,
+
+    /// Print the commands instead of running them. A shell that runs them does the same
+    #[arg(short = 'x', long)]
+    pub print: bool,
+
+    /// Print errors and warnings only
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// The arguments for msb-boot.
+    #[command(flatten)]
+    pub boot: Passed<Boot>,
+
+    /// The arguments for msb-pull.
+    #[command(flatten)]
+    pub pulling: Passed<Pull>,
+
+    /// The arguments for msb-exec.
+    #[command(flatten)]
+    pub exec: Passed<Exec>,
+
+    /// The image, as for msb-pull
+    #[arg(value_name = "IMAGE", required = true)]
+    pub image: OsString,
+
+    /// The command; the image's entrypoint precedes it, unless --init is given [default: the image's]. Flags between IMAGE and CMD
+    /// belong to msb-run
+    #[arg(value_name = "CMD", trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+const USAGE: &str = "msb-run [OPTIONS] IMAGE [[--] CMD...]";
+
+/// When msb-pull asks the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// Each time.
+    Always,
+    /// If the image is not in the store.
+    Missing,
+    /// Never.
+    Never,
+}
+
+impl When {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Missing => "missing",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl Args {
+    /// Parses a command line.
+    ///
+    /// # Errors
+    /// A usage error, which for a flag of docker's says what to use instead.
+    pub fn read(argv: Vec<OsString>) -> Result<Self, clap::Error> {
+        Self::try_parse_from(argv).map_err(docker::explain::<Self>)
+    }
+}
+
+fn vm_name(text: &str) -> Result<String, &'static str> {
+    name::check(text).map(|()| text.to_owned())
+}

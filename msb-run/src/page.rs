@@ -1,0 +1,52 @@
+//! What msb-run's manual page and `--help` say apart from the flags.
+
+use msb::tool::man::{self, Page};
+
+/// The page's texts.
+pub const PAGE: Page = Page {
+    operands: "IMAGE [[--] CMD...]",
+    forms: &[],
+    notes: &[("What is kept", kept)],
+    exit_status: &[
+        ("N", "the command's own status"),
+        ("128+N", "signal N ended it, or msb-run before the command ran"),
+        ("124", "it timed out"),
+        ("125", "msb-run or one of its tools failed"),
+        ("126", "the command cannot be executed"),
+        ("127", "the command was not found"),
+    ],
+    environment: &[
+        man::MSB_HOME,
+        man::MSB_RUN,
+        ("MSB_VMM", "What runs the VM if --vmm is not given: auto, krun or qemu"),
+        ("MSB_NETWORK", "The network if --network is not given (see msb-network(7))"),
+    ],
+    files: &[("$MSB_HOME/sandboxes/NAME", "The disk of the VM NAME, and its upper with --patch")],
+    examples: &[
+        ("a command, and nothing is left", "msb-run alpine -- cat /etc/os-release"),
+        ("a shell with another init as PID 1", "msb-run jrei/systemd-debian:12 -m 1G --init auto -- bash"),
+        (
+            "a service in the background, and a command in it",
+            "msb-run -d --name web nginx\nmsb-exec web -- nginx -v\nmsb-rm -f web",
+        ),
+        ("what it does, for a script", "msb-run -x alpine -- true"),
+    ],
+    see_also: &[
+        "msb(1)",
+        "msb-ls(1)",
+        "msb-rm(1)",
+        "msb-pull(1)",
+        "msb-patch(1)",
+        "msb-boot(1)",
+        "msb-exec(1)",
+        "msb-stop(1)",
+    ],
+};
+
+fn kept() -> String {
+    "Without --name, and with --rm, nothing of the VM is kept when the command has
+ended. A second process cleans up if msb-run is killed. With --name the VM is
+stopped, and its disk stays for the next VM of that name. With --detach the VM
+runs until msb-stop stops it, also when the command has ended."
+        .into()
+}

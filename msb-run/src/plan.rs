@@ -1,0 +1,146 @@
+//! The commands of a run, as data: what is started is also what `--print` prints.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write;
+use std::io::{self, IsTerminal};
+
+use msb::store::{home, layout};
+
+use crate::args::Args;
+
+/// A command: the tool, and its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// The tool.
+    pub tool: &'static str,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+}
+
+impl Stage {
+    fn new<A: Into<OsString>>(tool: &'static str, args: impl IntoIterator<Item = A>) -> Self {
+        Self { tool, args: args.into_iter().map(Into::into).collect() }
+    }
+
+    fn and(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+}
+
+/// The commands of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The VM's name.
+    pub name: String,
+    /// Removes a VM that has the name.
+    pub replace: Option<Stage>,
+    /// Adds the image to a record.
+    pub pull: Stage,
+    /// Adds an upper.
+    pub patch: Option<Stage>,
+    /// Boots the VM.
+    pub boot: Stage,
+    /// Runs the command, or starts it with `-d`.
+    pub exec: Stage,
+    /// Ends the VM.
+    pub end: Stage,
+}
+
+impl Plan {
+    /// The commands for a command line. A new VM's name is made up here, so that what it leaves can be found whatever happens.
+    ///
+    /// # Errors
+    /// That there is no name for the state directory, or no random number.
+    pub fn new(args: &Args) -> io::Result<Self> {
+        let quiet = ["-q"].into_iter().filter(|_| args.quiet);
+        let name = match &args.name {
+            Some(name) => name.clone(),
+            None => format!("vm-{}", layout::fresh_id()?),
+        };
+        let keeps_disk = args.name.is_some() && !args.rm;
+        // The image's entrypoint is the init in many images that have one, so it does not precede the command then.
+        let follows_entrypoint = !args.boot.has("init") || args.boot.has("entrypoint");
+        let (of_boot, of_exec) =
+            if follows_entrypoint { (&args.command[..], &[][..]) } else { (&[][..], &args.command[..]) };
+        let mut pull = Stage::new("msb-pull", quiet.clone()).and(["--policy", args.pull.name()]);
+        pull = pull.and(&args.pulling.args).and([&args.image]);
+        let patch = match &args.patch {
+            Some(ops) => {
+                let upper = layout::sandbox(&home::home()?, &name);
+                let stage = Stage::new("msb-patch", quiet.clone()).and([OsStr::new("-f"), ops.as_os_str()]);
+                Some(stage.and([OsStr::new("--upper"), upper.as_os_str()]).and(["--fresh"]))
+            }
+            None => None,
+        };
+        let mut boot = Stage::new("msb-boot", quiet.clone()).and(["--name", &name]);
+        boot = boot.and(["--rm"].into_iter().filter(|_| !keeps_disk)).and(&args.boot.args).and(separated(of_boot));
+        let mut exec = Stage::new("msb-exec", [&name]).and(&args.exec.args);
+        // Detached from its terminal, the command would end with the VM.
+        let is_on_terminal = args.exec.has("tty") || (!args.detach && io::stdin().is_terminal());
+        exec = exec.and(["--detach-keys", ""].into_iter().filter(|_| is_on_terminal));
+        exec = exec.and(["-d"].into_iter().filter(|_| args.detach)).and(separated(of_exec));
+        let end = if keeps_disk { Stage::new("msb-stop", ["-q"]) } else { Stage::new("msb-rm", ["-f"]) };
+        Ok(Self {
+            replace: args.replace.then(|| Stage::new("msb-rm", ["-f", &name])),
+            pull,
+            patch,
+            boot,
+            exec,
+            end: end.and([&name]),
+            name,
+        })
+    }
+
+    /// The commands as text for a shell.
+    pub fn script(&self, detaches: bool) -> String {
+        let mut text = String::new();
+        if let Some(replace) = &self.replace {
+            let _ = writeln!(text, "{}", line(replace));
+        }
+        let stages = [Some(&self.pull), self.patch.as_ref(), Some(&self.boot)];
+        let pipe: Vec<_> = stages.into_iter().flatten().map(line).collect();
+        let _ = writeln!(text, "{} > /dev/null &&", pipe.join(" |\n    "));
+        if detaches {
+            let _ = writeln!(text, "    {} > /dev/null && echo {}", line(&self.exec), self.name);
+            return text;
+        }
+        let redirected = if self.end.tool == "msb-stop" { " > /dev/null" } else { "" };
+        let _ = writeln!(text, "    {}\nstatus=$?\n{}{redirected}\n(exit $status)", line(&self.exec), line(&self.end));
+        text
+    }
+}
+
+/// Arguments that are no flags.
+fn separated(words: &[OsString]) -> impl Iterator<Item = &OsStr> {
+    [OsStr::new("--")].into_iter().filter(|_| !words.is_empty()).chain(words.iter().map(OsString::as_os_str))
+}
+
+fn line(stage: &Stage) -> String {
+    let words: Vec<_> = [stage.tool.to_owned()].into_iter().chain(stage.args.iter().map(|arg| quoted(arg))).collect();
+    words.join(" ")
+}
+
+/// A word for a POSIX shell.
+fn quoted(word: &OsStr) -> String {
+    let text = word.to_string_lossy();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,@+%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(is_plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        for (word, expected) in
+            [("a", "a"), ("", "''"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("$(x)", "'$(x)'"), ("K=v", "K=v")]
+        {
+            assert_eq!(quoted(OsStr::new(word)), expected);
+        }
+    }
+}

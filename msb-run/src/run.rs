@@ -1,0 +1,221 @@
+//! msb-run: runs a command in a new VM.
+
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::{Context, anyhow};
+use msb::record::Record;
+use msb::{tool::cli, tool::exit, tool::line, tool::start};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::args::Args;
+use crate::caretaker::{self, Caretaker};
+use crate::children::Children;
+use crate::page::PAGE;
+use crate::passed::{self, Boot, Exec, Pull};
+use crate::plan::{Plan, Stage};
+use crate::programs;
+
+const TOOL: &str = "msb-run";
+
+/// The tool's main.
+pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|role| role == caretaker::ROLE) {
+        return caretaker::main();
+    }
+    start::signals();
+    let args: Args = cli::parse_by(&PAGE, exit::TOOL_FAILED, Args::read);
+    exit::report(TOOL, exit::TOOL_FAILED, run(&args))
+}
+
+fn run(args: &Args) -> anyhow::Result<u8> {
+    // Without one of the tools its flags were unknown.
+    passed::flags::<Boot>()?;
+    passed::flags::<Pull>()?;
+    passed::flags::<Exec>()?;
+    let plan = Plan::new(args)?;
+    if args.print {
+        line::put_bytes(plan.script(args.detach).as_bytes())?;
+        return Ok(0);
+    }
+    let children = Children::new()?;
+    let mut caretaker = Caretaker::start()?;
+    let is_named = args.name.is_some();
+    if !is_named {
+        caretaker.order(&[&plan.end])?;
+    }
+    if let Some(replace) = &plan.replace
+        && !shielded(replace)?.success()
+    {
+        return Ok(exit::TOOL_FAILED);
+    }
+    let record = match boot(&plan, args, &children, &caretaker)? {
+        Ok(record) => record,
+        Err(code) => {
+            // A name of the caller's may be that of another VM, so nothing is removed then.
+            if !is_named {
+                end(&plan)?;
+            }
+            caretaker.dismiss()?;
+            return Ok(code);
+        }
+    };
+    caretaker.order(&[&plan.end])?;
+    let code = match children.first_signal() {
+        Some(signal) => Ok(exit::SIGNAL_BASE.saturating_add(signal)),
+        None if args.detach => match detach(&plan, args, &record, &children)? {
+            Ok(id) => return leave(&plan, args, caretaker, id),
+            Err(code) => Ok(code),
+        },
+        None => command(&plan.exec).and_then(|mut command| status(&mut command, &children)).map(code),
+    };
+    end(&plan)?;
+    caretaker.dismiss()?;
+    code
+}
+
+/// Boots the VM and returns its record, or an exit status if a tool has failed, which has said why.
+fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<Vec<u8>, u8>> {
+    caretaker.share(true)?;
+    let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
+    // msb-boot checks its flags before it reads the record. What is wrong there ends a pull that may take minutes.
+    let is_waiting = &AtomicBool::new(true);
+    let booted = thread::scope(|scope| {
+        let mut boot = spawn(&plan.boot, Stdio::piped(), children)?;
+        let mut patch = plan.patch.as_ref().map(|patch| spawn(patch, Stdio::piped(), children)).transpose()?;
+        let mut pull = spawn(&plan.pull, if from_stdin { Stdio::inherit() } else { Stdio::null() }, children)?;
+        let (booting, pulling) = (process(&boot)?, process(&pull)?);
+        scope.spawn(move || {
+            while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&booting, PollFlags::IN)], None) {}
+            if is_waiting.load(Ordering::Acquire) {
+                let _ = pidfd_send_signal(&pulling, Signal::TERM);
+            }
+        });
+        let made = (|| -> anyhow::Result<Result<Vec<u8>, u8>> {
+            let mut record = match finish(&plan.pull, &mut pull, Vec::new())? {
+                Ok(record) => record,
+                Err(code) => return Ok(Err(code)),
+            };
+            is_waiting.store(false, Ordering::Release);
+            if let (Some(stage), Some(patch)) = (&plan.patch, &mut patch) {
+                record = match finish(stage, patch, record)? {
+                    Ok(record) => record,
+                    Err(code) => return Ok(Err(code)),
+                };
+            }
+            finish(&plan.boot, &mut boot, record)
+        })();
+        // After a failure the stages behind it still wait for a record.
+        is_waiting.store(false, Ordering::Release);
+        children.end();
+        for child in [Some(&mut boot), patch.as_mut(), Some(&mut pull)].into_iter().flatten() {
+            child.wait()?;
+        }
+        made
+    })?;
+    caretaker.share(false)?;
+    Ok(match (booted, children.first_signal()) {
+        (Err(_), Some(signal)) => Err(exit::SIGNAL_BASE.saturating_add(signal)),
+        (booted, _) => booted,
+    })
+}
+
+/// Gives a stage its record and takes what it prints.
+fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<Result<Vec<u8>, u8>> {
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read has failed.
+        let _ = stdin.write_all(&record);
+    }
+    let mut printed = Vec::new();
+    if let Some(stdout) = &mut child.stdout {
+        stdout.read_to_end(&mut printed).context(stage.tool)?;
+    }
+    let status = child.wait().context(stage.tool)?;
+    if let Some(signal) = status.signal() {
+        exit::warn(TOOL, &format!("{} was ended by signal {signal}", stage.tool));
+    }
+    Ok(if status.success() { Ok(printed) } else { Err(exit::TOOL_FAILED) })
+}
+
+/// Starts the command with `-d`. Returns its ID if there is one, or an exit status if it could not be started.
+fn detach(plan: &Plan, args: &Args, record: &[u8], children: &Children) -> anyhow::Result<Result<Option<u64>, u8>> {
+    let image = Record::parse(record.trim_ascii_end())?.image.map(|image| image.config).unwrap_or_default();
+    let has_default = [&image.entrypoint, &image.cmd].into_iter().flatten().any(|words| !words.is_empty());
+    let has_default = has_default || args.boot.has("entrypoint");
+    if args.command.is_empty() && (args.boot.has("init") || !has_default) {
+        return Ok(Ok(None));
+    }
+    let mut child = spawn(&plan.exec, Stdio::null(), children)?;
+    let mut printed = Vec::new();
+    child.stdout.take().map(|mut stdout| stdout.read_to_end(&mut printed)).transpose()?;
+    let status = child.wait()?;
+    children.forget();
+    if !status.success() {
+        return Ok(Err(code(status)));
+    }
+    let started: serde_json::Value = serde_json::from_slice(&printed).context("msb-exec")?;
+    Ok(Ok(started["id"].as_u64()))
+}
+
+/// Leaves the VM running, and prints its name. With --rm the caretaker waits for the command.
+fn leave(plan: &Plan, args: &Args, mut caretaker: Caretaker, id: Option<u64>) -> anyhow::Result<u8> {
+    match id.filter(|_| args.rm) {
+        Some(id) => {
+            let wait = Stage { tool: "msb-exec", args: [&plan.name, "--wait", &id.to_string()].map(Into::into).into() };
+            caretaker.order(&[&wait, &plan.end])?;
+        }
+        None => caretaker.dismiss()?,
+    }
+    line::put_bytes(format!("{}\n", plan.name).as_bytes())?;
+    Ok(0)
+}
+
+/// Ends the VM. A tool that was killed meanwhile is started once more.
+fn end(plan: &Plan) -> anyhow::Result<()> {
+    let status = shielded(&plan.end)?;
+    if status.signal().is_some() {
+        shielded(&plan.end)?;
+    }
+    Ok(())
+}
+
+/// Runs a stage that a terminal's signals do not reach.
+fn shielded(stage: &Stage) -> anyhow::Result<ExitStatus> {
+    let mut command = command(stage)?;
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+    command.status().context(stage.tool)
+}
+
+fn command(stage: &Stage) -> anyhow::Result<Command> {
+    let mut command = programs::command(stage.tool)?;
+    command.args(&stage.args);
+    Ok(command)
+}
+
+fn spawn(stage: &Stage, stdin: Stdio, children: &Children) -> anyhow::Result<Child> {
+    let child = command(stage)?.stdin(stdin).stdout(Stdio::piped()).spawn().context(stage.tool)?;
+    children.add(&child)?;
+    Ok(child)
+}
+
+fn status(command: &mut Command, children: &Children) -> anyhow::Result<ExitStatus> {
+    let mut child = command.spawn().map_err(|error| anyhow!(error).context("msb-exec"))?;
+    children.add(&child)?;
+    let status = child.wait()?;
+    children.forget();
+    Ok(status)
+}
+
+fn process(child: &Child) -> anyhow::Result<std::os::fd::OwnedFd> {
+    Ok(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
+}
+
+/// The exit status for that of a child.
+fn code(status: ExitStatus) -> u8 {
+    let killed = status.signal().map(|signal| i32::from(exit::SIGNAL_BASE) + signal);
+    status.code().or(killed).and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::TOOL_FAILED)
+}

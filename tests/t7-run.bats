@@ -1,0 +1,177 @@
+#!/usr/bin/env bats
+# msb-run and the tools for VMs that exist: msb, msb-ls, msb-logs, msb-stats and msb-rm.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016,SC2030,SC2031 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    source "$BATS_TEST_DIRNAME/image.bash"
+    source "$BATS_TEST_DIRNAME/registry.bash"
+    vm_setup
+    export MSB_HOME=$BATS_TEST_TMPDIR/home
+}
+
+teardown() {
+    vm_teardown
+    registry_stop registry
+}
+
+# nothing_left: no process, directory or disk of a VM.
+nothing_left() {
+    vm_assert_nothing
+    [ -z "$(ls -A "$MSB_HOME/sandboxes" 2>/dev/null)" ] || { ls -AR "$MSB_HOME/sandboxes" >&2; return 1; }
+}
+
+@test "msb run runs a command with the caller's streams and status, flags before and behind the image, and leaves nothing" {
+    printf '#!/bin/sh\necho "script $1"\n' >hello.sh
+    run --separate-stderr bash -c "printf 'in\0put' | msb run -e A=1 ./root -w /tmp --script hello=hello.sh -q -- \
+        sh -c 'cat; pwd; echo \$A; hello there; echo err >&2; exit 7' | od -c; exit \${PIPESTATUS[1]}"
+    [ "$status" = 7 ]
+    [ "$output" = "$(printf 'in\0put/tmp\n1\nscript there\n' | od -c)" ]
+    [ "$stderr" = err ]
+    nothing_left
+}
+
+@test "msb run pulls what is missing, patches it, and -x prints the pipe, which a shell runs" {
+    registry_start registry
+    skopeo copy --quiet --dest-tls-verify=false "oci:$(tiny_image):latest" "docker://$registry_host/demo:v1"
+    image=$registry_host/demo:v1
+    echo '{"op":"text","path":"/etc/motd","content":"patched\n"}' >ops.jsonl
+    echo '{"op":"script","name":"motd","content":"#!/bin/sh\ncat /etc/motd\n"}' >>ops.jsonl
+    run --separate-stderr msb-run --pull never --plain-http "$image"
+    [ "$status" = 125 ]
+    [[ $stderr == *'it is not in the store'* ]]
+    # The image's entrypoint is /bin/echo, and its cmd hello.
+    [ "$(msb-run -q --plain-http "$image")" = hello ]
+    nothing_left
+    registry_stop registry
+    msb-run -q -x --patch ops.jsonl --entrypoint '' "$image" -- motd >script
+    [ "$(sh -u script)" = patched ]
+    nothing_left
+}
+
+@test "what is wrong with a run is said by the tool that it is for, with status 125, and leaves nothing" {
+    registry_start registry
+    # refused MESSAGE ARGUMENT…: msb-run fails with the message.
+    refused() {
+        local message=$1
+        shift
+        run --separate-stderr msb-run "$@"
+        [ "$status" = 125 ] && [ -z "$output" ] && [[ $stderr == *"$message"* ]] || { echo "$*: $status $stderr"; return 1; }
+    }
+    refused "msb-run: the following required arguments were not provided"
+    refused "msb-run: --privileged is docker's (root in the guest has a kernel of its own" --privileged alpine true
+    refused "use --rlimit" --ulimit nofile=1 alpine true
+    refused "unexpected argument '--no-such-flag'" --no-such-flag alpine true
+    refused "msb-boot: invalid value 'open' for '--network <MODE>'" --network open ./root true
+    refused "msb-boot: invalid value 'sbin/init' for '--init" ./root --init sbin/init -- true
+    refused "msb-boot: invalid value '1P' for '--memory" -m 1P ./root true
+    refused 'msb-boot: script "x"' --script x=missing ./root true
+    refused 'msb-patch: "missing.jsonl"' --patch missing.jsonl ./root true
+    refused 'msb-pull: image "' --plain-http "$registry_host/missing" true
+    refused 'msb-pull: source "./missing"' ./missing true
+    refused "invalid value 'sometimes' for '--pull <WHEN>'" --pull sometimes ./root true
+    refused "invalid value 'a/b' for '--name <NAME>'" --name a/b ./root true
+    refused "--name" --replace ./root true
+    # One message for an image that is not there.
+    run --separate-stderr msb-run ./missing true
+    [ "${#stderr_lines[@]}" = 1 ]
+    nothing_left
+}
+
+@test "a VM with a name: listed, logged, measured, replaced, stopped with its disk, and removed" {
+    [ "$(msb run -d -q --name web ./root -- sleep 1000)" = web ]
+    vm=$(msb ls)
+    jq -e '.name == "web" and .state == "running" and .memory_mib == 512 and .pid and .age_s >= 0 and .reason == null' <<<"$vm"
+    [ "$(jq -r .image <<<"$vm")" = "$PWD/root" ]
+    script -qec 'msb-ls' /dev/null | tr -d '\r' >table
+    [[ $(sed -n 1p table) == NAME*IMAGE*STATE*MEMORY* ]]
+    [[ $(sed -n 2p table) == "web "*running*512M* ]]
+    msb exec web --list | jq -e 'select(.command == ["sleep", "1000"]) | .detached'
+    id=$(msb exec web -d -- echo 'from a command' | jq -r .id)
+    [ "$(msb logs -f web "$id")" = 'from a command' ]
+    msb logs web | grep -q 'Linux version'
+    msb stats | jq -e '.name == "web" and .memory > 0 and .cpu_s > 0 and .memory_limit == 536870912'
+    run --separate-stderr msb run --name web ./root true
+    [ "$status" = 125 ]
+    [[ $stderr == *'a VM of that name is running'* ]]
+    run --separate-stderr msb rm web
+    [ "$status" = 1 ]
+    [[ $stderr == 'msb-rm: web: it is running (stop it with "msb-stop web", or remove it with -f)' ]]
+    msb exec web -- sh -c 'echo kept > /kept'
+    kill -KILL "$(jq -r .pid <<<"$vm")"
+    vm_await_end web 2>/dev/null || true
+    msb ls | jq -e '.state == "dead" and .reason == "its supervisor was killed"'
+    # The next VM of the name has the disk, a replaced one does not, and one that is stopped is listed with -a only.
+    [ "$(msb-run -q --name web ./root -- ls /kept)" = /kept ]
+    run msb-run -q --name web --replace ./root -- ls /kept
+    [ "$status" = 1 ]
+    [ -z "$(msb ls)" ]
+    [ "$(msb ls -a | jq -c '[.name, .state]')" = '["web","stopped"]' ]
+    msb rm web
+    run --separate-stderr msb rm web
+    [ "$stderr" = 'msb-rm: web: no VM of that name (msb-ls -a lists all)' ]
+    msb rm -f web
+    nothing_left
+}
+
+@test "a signal reaches the command, and one before it ends the boot; both leave nothing" {
+    msb-run -q ./root -- sh -c 'trap "exit 9" TERM; echo ready; while :; do sleep 1; done' >out 3>&- &
+    run=$!
+    timeout 120 sh -c 'until grep -q ready out; do inotifywait -qqt 5 -e modify out; done' || [ -s out ]
+    kill -TERM $run
+    status=0
+    wait $run || status=$?
+    [ "$status" = 9 ]
+    nothing_left
+    msb-run -q ./root -- true 3>&- &
+    run=$!
+    kill -TERM $run
+    status=0
+    wait $run || status=$?
+    [ "$status" = 143 ]
+    nothing_left
+}
+
+@test "several runs at the same time do not disturb one another" {
+    local runs=${MSB_RUNS:-3} pids=() n
+    for ((n = 0; n < runs; n++)); do
+        msb-run -q -m 128M ./root -- echo "run $n" >"out.$n" 3>&- &
+        pids+=($!)
+    done
+    for ((n = 0; n < runs; n++)); do
+        wait "${pids[n]}"
+        [ "$(cat "out.$n")" = "run $n" ]
+    done
+    nothing_left
+}
+
+# descendants PID: prints a process and all below it.
+descendants() {
+    local child
+    echo "$1"
+    for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do descendants "$child"; done
+}
+
+# bats test_tags=kill
+@test "whichever process of a run is killed at whatever moment, nothing is left" {
+    local rounds=$(((${MSB_KILLS:-100} + 19) / 20)) n victim caretaker all
+    for ((n = 0; n < rounds; n++)); do
+        msb-run -q -m 128M ./root -- sleep 1000 >/dev/null 2>"err.$n" 3>&- &
+        run=$!
+        # A boot takes 2 to 4 seconds here.
+        sleep "$((RANDOM % 5)).$((RANDOM % 10))"
+        caretaker=$(pgrep -P $run -f as-caretaker || true)
+        mapfile -t all < <({ descendants $run; vm_processes; } | sort -u)
+        victim=${all[RANDOM % ${#all[@]}]}
+        echo "round $n: $(tr '\0' ' ' <"/proc/$victim/cmdline" | cut -c 1-60)"
+        kill -KILL "$victim" 2>/dev/null || true
+        [ "$victim" = $run ] || kill -TERM $run 2>/dev/null || true
+        wait $run || true
+        [ -z "$caretaker" ] || tail --pid="$caretaker" -f /dev/null
+        # What msb-boot or msb-stop left half-made is removed by its supervisor, which may outlive both.
+        timeout 60 bash -c 'while [ -n "$("$0" "$1")" ]; do sleep 0.1; done' "$vm_here/vm-processes.pl" "$XDG_RUNTIME_DIR/msb/"
+        nothing_left
+    done
+}
