@@ -386,7 +386,10 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.helper_stderr.drain();
         self.console.drain();
         while let Some((name, status)) = self.processes.take_lost() {
-            self.lose(name, status);
+            // passt ends by itself when the gate or the VMM has ended.
+            if ended.is_none() {
+                self.lose(name, status);
+            }
         }
         let Some((name, status)) = ended else { return Ok(None) };
         let end = format!("{name} {}", processes::describe(status));
