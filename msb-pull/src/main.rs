@@ -22,7 +22,6 @@ mod names;
 mod number;
 mod page;
 mod pax;
-mod place;
 mod platform;
 mod progress;
 mod pull;
@@ -35,6 +34,7 @@ mod stack;
 mod store;
 mod support;
 mod tape;
+mod tree;
 mod unpack;
 
 use std::process::ExitCode;

@@ -16,9 +16,9 @@ use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::budget::Budget;
-use crate::place::{Known, Place, Tree, components};
 use crate::sparse::Region;
 use crate::tape::{Kind, Member, Metadata, Skip, Tape, truncated};
+use crate::tree::{Origin, Parent, Tree, components};
 
 /// The metadata of a directory without an entry of its own.
 const DEFAULT: Metadata = Metadata {
@@ -39,12 +39,12 @@ pub(crate) fn unpack<R: BufRead + Skip>(
     root: &Path,
     budget: &Budget,
 ) -> anyhow::Result<Vec<PathBuf>> {
-    let mut tree = Tree::new(Dir::open(root)?);
+    let mut tree = Tree::new(root)?;
     while let Some(member) = tape.next()? {
         let shown = String::from_utf8_lossy(&member.path).into_owned();
         put(&mut tree, tape, member, budget).with_context(|| format!("entry {shown:?}"))?;
     }
-    finish(&tree)
+    finish(tree)
 }
 
 fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, budget: &Budget) -> anyhow::Result<()> {
@@ -110,7 +110,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
 /// Makes a file. It replaces that of an earlier entry with the same name.
 fn replace<T>(
     tree: &mut Tree,
-    parent: &Place,
+    parent: &Parent,
     name: Name<'_>,
     make: impl Fn(&Dir) -> io::Result<T>,
 ) -> anyhow::Result<T> {
@@ -123,7 +123,7 @@ fn replace<T>(
     }
 }
 
-fn made(parent: &Place, name: Name<'_>) -> io::Result<Entry> {
+fn made(parent: &Parent, name: Name<'_>) -> io::Result<Entry> {
     parent.dir.entry(name)?.ok_or_else(|| Errno::NOENT.into())
 }
 
@@ -180,19 +180,15 @@ fn apply_attributes(entry: &Entry, metadata: &Metadata) -> anyhow::Result<()> {
 }
 
 /// Applies the attributes of the directories, now that all of their entries exist.
-fn finish(tree: &Tree) -> anyhow::Result<Vec<PathBuf>> {
+fn finish(tree: Tree) -> anyhow::Result<Vec<PathBuf>> {
     let mut implied = Vec::new();
-    for (path, origin) in tree.dirs() {
-        let metadata = match origin {
-            Known::Listed(metadata) => metadata,
-            Known::New => &DEFAULT,
-            Known::Implied => {
-                implied.push(path.clone());
-                &DEFAULT
-            }
-        };
-        let dir = tree.root().descend(path)?.to_entry()?;
+    tree.for_each_dir(|path, origin, dir| {
+        let metadata = if let Origin::Listed(metadata) = &origin { metadata } else { &DEFAULT };
         apply_attributes(&dir, metadata).with_context(|| format!("directory {path:?}"))?;
-    }
+        if let Origin::Implied = origin {
+            implied.push(path);
+        }
+        Ok(())
+    })?;
     Ok(implied)
 }

@@ -1,5 +1,6 @@
 //! Path resolution inside a merged root: component by component across all layers. Symlinks are followed as the guest's kernel would,
-//! and `..` at the root stays there. The result is a chain of open directories, and never a path on the host.
+//! and `..` at the root stays there. The result is a chain of open directories, and never a path on the host. A layer that is being
+//! unpacked is a root with an upper alone.
 
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use rustix::fs::FileType;
 
-use super::beneath::Name;
+use super::beneath::{Dir, Name};
 use super::merged::{Leaf, Merged, Node};
 
 /// How many symlinks are followed for one path, as in Linux (`path_resolution(7)`).
@@ -108,6 +109,29 @@ pub fn resolve(root: &Merged, path: &Path, last: Last) -> Result<Resolved, Error
     Trail::default().resolve(root, path, last)
 }
 
+/// Makes a directory, from the directories above it and its name.
+pub type MakeDir<'a> = dyn FnMut(&[Step], Name<'_>) -> Result<Arc<Dir>, Error> + 'a;
+
+/// Follows `path` from `root`, which has an upper, to a directory. Calls `make` where there is none, with the directories so far and the
+/// missing name, or the name of a file that is in the way.
+///
+/// # Errors
+/// See [`Error`], and those of `make`.
+pub fn resolve_or_make(root: &Merged, path: &Path, make: &mut MakeDir<'_>) -> Result<Arc<Vec<Step>>, Error> {
+    check(path)?;
+    let root = Step { name: OsString::new(), dir: root.clone() };
+    let pending = components(path.as_os_str()).collect();
+    Ok(walk(pending, Arc::new(vec![root]), 0, Goal::Reach(make), |_, _| {})?.steps)
+}
+
+/// What a path is followed for.
+enum Goal<'a> {
+    /// What is at its end.
+    Find(Last),
+    /// A directory. The function makes those that are missing.
+    Reach(&'a mut MakeDir<'a>),
+}
+
 /// A cache of the last path's directory, so that many paths in one directory take one lookup each.
 ///
 /// Only a directory in the upper is cached. A new name does not change where existing paths lead; a caller that replaces or removes a
@@ -141,15 +165,21 @@ impl Trail {
         match &self.0 {
             Some(cached) if has_name && cached.path == above => {
                 let pending = VecDeque::from([OsStr::from_bytes(name).to_owned()]);
-                walk(pending, Arc::clone(&cached.steps), cached.symlinks, last, |_, _| {})
+                walk(pending, Arc::clone(&cached.steps), cached.symlinks, Goal::Find(last), |_, _| {})
             }
             _ => {
                 let root = Step { name: OsString::new(), dir: root.clone() };
-                walk(components(path.as_os_str()).collect(), Arc::new(vec![root]), 0, last, |steps, symlinks| {
-                    if has_name && steps.last().is_some_and(|step| step.dir.upper.is_some()) {
-                        self.0 = Some(CachedDir { path: above.to_owned(), steps: Arc::clone(steps), symlinks });
-                    }
-                })
+                walk(
+                    components(path.as_os_str()).collect(),
+                    Arc::new(vec![root]),
+                    0,
+                    Goal::Find(last),
+                    |steps, symlinks| {
+                        if has_name && steps.last().is_some_and(|step| step.dir.upper.is_some()) {
+                            self.0 = Some(CachedDir { path: above.to_owned(), steps: Arc::clone(steps), symlinks });
+                        }
+                    },
+                )
             }
         }
     }
@@ -174,7 +204,7 @@ fn walk(
     mut pending: VecDeque<OsString>,
     mut steps: Arc<Vec<Step>>,
     mut symlinks: usize,
-    last: Last,
+    mut goal: Goal<'_>,
     at_last: impl FnOnce(&Arc<Vec<Step>>, usize),
 ) -> Result<Resolved, Error> {
     let mut at_last = Some(at_last);
@@ -192,51 +222,64 @@ fn walk(
         }
         let name = Name::new(&component).map_err(|_| Error::Unusable("a component is longer than 255 bytes"))?;
         let here = &steps.last().expect("the root stays").dir;
-        let leaf = match here.lookup(name)? {
+        let found = match here.lookup(name)? {
             Some(Node::Dir(dir)) => {
                 Arc::make_mut(&mut steps).push(Step { name: component, dir });
                 continue;
             }
-            Some(Node::Leaf(leaf)) => leaf,
-            None => {
-                let mut missing = vec![component];
-                for name in pending {
-                    if name == ".." {
-                        let mut gone = path_of(&steps);
-                        gone.extend(&missing);
-                        return Err(Error::Missing(gone));
-                    }
-                    if name.len() > super::beneath::NAME_MAX {
-                        return Err(Error::Unusable("a component is longer than 255 bytes"));
-                    }
-                    missing.push(name);
-                }
-                return Ok(Resolved { steps, end: End::Missing(missing) });
-            }
+            Some(Node::Leaf(leaf)) => Some(leaf),
+            None => None,
         };
         let is_last = pending.is_empty();
-        if leaf.entry.file_type() == FileType::Symlink && !(is_last && last == Last::Keep) {
-            symlinks += 1;
-            if symlinks > MAX_SYMLINKS {
-                return Err(Error::Loop);
+        let keeps_symlink = is_last && matches!(goal, Goal::Find(Last::Keep));
+        match (found, &mut goal) {
+            (Some(leaf), _) if leaf.entry.file_type() == FileType::Symlink && !keeps_symlink => {
+                symlinks += 1;
+                if symlinks > MAX_SYMLINKS {
+                    return Err(Error::Loop);
+                }
+                let target = leaf.entry.read_link()?;
+                if target.as_bytes().starts_with(b"/") {
+                    Arc::make_mut(&mut steps).truncate(1);
+                }
+                for part in components(&target).rev() {
+                    pending.push_front(part);
+                }
             }
-            let target = leaf.entry.read_link()?;
-            if target.as_bytes().starts_with(b"/") {
-                Arc::make_mut(&mut steps).truncate(1);
+            (_, Goal::Reach(make)) => {
+                let dir = here.new_upper(make(&steps, name)?);
+                Arc::make_mut(&mut steps).push(Step { name: component, dir });
             }
-            for part in components(&target).rev() {
-                pending.push_front(part);
+            (Some(leaf), Goal::Find(_)) if is_last => return Ok(Resolved { steps, end: End::Leaf(component, leaf) }),
+            (Some(_), Goal::Find(_)) => {
+                let mut file = path_of(&steps);
+                file.push(&component);
+                return Err(Error::NotDirectory(file));
             }
-            continue;
+            (None, Goal::Find(_)) => {
+                let missing = missing_names(&steps, component, pending)?;
+                return Ok(Resolved { steps, end: End::Missing(missing) });
+            }
         }
-        if !is_last {
-            let mut file = path_of(&steps);
-            file.push(&component);
-            return Err(Error::NotDirectory(file));
-        }
-        return Ok(Resolved { steps, end: End::Leaf(component, leaf) });
     }
     Ok(Resolved { steps, end: End::Dir })
+}
+
+/// The names from the first one that is missing on.
+fn missing_names(steps: &[Step], first: OsString, rest: VecDeque<OsString>) -> Result<Vec<OsString>, Error> {
+    let mut missing = vec![first];
+    for name in rest {
+        if name == ".." {
+            let mut gone = path_of(steps);
+            gone.extend(&missing);
+            return Err(Error::Missing(gone));
+        }
+        if name.len() > super::beneath::NAME_MAX {
+            return Err(Error::Unusable("a component is longer than 255 bytes"));
+        }
+        missing.push(name);
+    }
+    Ok(missing)
 }
 
 #[cfg(test)]

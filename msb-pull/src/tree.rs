@@ -1,0 +1,307 @@
+//! The tree of a layer that is being unpacked. Symlinks of the layer are followed inside its root, as in containerd. Missing parent
+//! directories are made and recorded as implied.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io;
+use std::ops::Bound;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use msb::overlay::beneath::{Dir, Entry, Name};
+use msb::overlay::resolve::{End, Error, Last, Step, resolve, resolve_or_make};
+use msb::overlay::{Merged, whiteout};
+use rustix::fs::Mode;
+
+use crate::tape::{MAX_PATH, Metadata};
+
+const TOO_LONG: &str = "its path is longer than 4095 bytes";
+/// The most bytes of directories' xattrs that wait for the end of a layer. Real layers have some hundreds.
+const MAX_XATTRS: usize = 16 << 20;
+/// The most bytes that the list of a layer's directories may take besides their xattrs: that of about half a million.
+const MAX_LIST: usize = 128 << 20;
+
+/// Where a directory of the layer comes from. Its attributes are applied when all of its entries exist.
+#[derive(Debug)]
+pub(crate) enum Origin {
+    /// Only entries below it were listed.
+    Implied,
+    /// This layer removed what was there before, so the directory is opaque and has default attributes.
+    Replaced,
+    /// The layer has an entry for it.
+    Listed(Metadata),
+}
+
+/// An open directory of the layer, and its path.
+#[derive(Clone)]
+pub(crate) struct Parent {
+    pub(crate) path: PathBuf,
+    pub(crate) dir: Arc<Dir>,
+}
+
+/// The directories of a layer.
+#[derive(Default)]
+struct Directories {
+    /// By path from the root, so that a directory is followed by what is below it.
+    by_path: BTreeMap<PathBuf, Origin>,
+    /// Bytes of their xattrs.
+    xattrs: usize,
+    /// Bytes that the rest of the map takes, about.
+    list: usize,
+}
+
+/// The tree of a layer that is being unpacked.
+pub(crate) struct Tree {
+    /// Of the layer alone, as an upper.
+    root: Merged,
+    dirs: Directories,
+    /// The last parent: entries come directory by directory.
+    last: Option<(Vec<u8>, Parent)>,
+}
+
+/// Splits a path of an entry into components. A leading slash and `.` are ignored, and `..` removes the component before it, as in
+/// docker and containerd.
+///
+/// # Errors
+/// A message for a `..` that leaves the layer, which no honest layer has.
+pub(crate) fn components(path: &[u8]) -> anyhow::Result<Vec<&OsStr>> {
+    let mut components: Vec<&OsStr> = Vec::new();
+    for part in path.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => ensure!(components.pop().is_some(), "its path has a \"..\" in it and leaves the layer"),
+            part => components.push(OsStr::from_bytes(part)),
+        }
+    }
+    Ok(components)
+}
+
+impl Directories {
+    fn insert(&mut self, path: PathBuf, origin: Origin) -> Result<(), &'static str> {
+        self.remove(&path);
+        self.list += Self::size(&path);
+        if let Origin::Listed(metadata) = &origin {
+            self.xattrs += metadata.size();
+        }
+        self.by_path.insert(path, origin);
+        if self.xattrs > MAX_XATTRS {
+            return Err("the layer's directories have more than 16 MiB of xattrs");
+        }
+        if self.list > MAX_LIST {
+            return Err("the layer has too many directories: their paths take more than 128 MiB");
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &Path) {
+        if let Some(origin) = self.by_path.remove(path) {
+            self.list -= Self::size(path);
+            if let Origin::Listed(metadata) = origin {
+                self.xattrs -= metadata.size();
+            }
+        }
+    }
+
+    fn remove_tree(&mut self, path: &Path) {
+        let below = self.by_path.range::<Path, _>((Bound::Included(path), Bound::Unbounded));
+        let gone: Vec<PathBuf> = below.map(|(dir, _)| dir).take_while(|dir| dir.starts_with(path)).cloned().collect();
+        for dir in gone {
+            self.remove(&dir);
+        }
+    }
+
+    fn size(path: &Path) -> usize {
+        size_of::<(PathBuf, Origin)>() + path.as_os_str().len()
+    }
+}
+
+impl Parent {
+    /// The last of the directories of a path.
+    fn at(steps: &[Step]) -> Self {
+        let dir =
+            steps.last().and_then(|step| step.dir.upper.clone()).expect("every directory of the layer is in its upper");
+        Self { path: path_of(steps), dir }
+    }
+}
+
+fn path_of(steps: &[Step]) -> PathBuf {
+    steps.iter().skip(1).map(|step| &step.name).collect()
+}
+
+/// Makes a parent directory that has no entry of its own so far.
+fn make_parent(dirs: &mut Directories, steps: &[Step], name: Name<'_>) -> Result<Arc<Dir>, Error> {
+    let above = Parent::at(steps);
+    let path = above.path.join(name.as_os_str());
+    if path.as_os_str().len() > MAX_PATH {
+        return Err(Error::Unusable(TOO_LONG));
+    }
+    let (dir, origin) = match above.dir.mkdir(name, Mode::RWXU) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            above.dir.unlink(name)?;
+            let dir = above.dir.mkdir(name, Mode::RWXU)?;
+            whiteout::make_opaque(&dir)?;
+            (dir, Origin::Replaced)
+        }
+        other => (other?, Origin::Implied),
+    };
+    dirs.insert(path, origin).map_err(Error::Unusable)?;
+    Ok(Arc::new(dir))
+}
+
+impl Tree {
+    /// The tree of the empty directory `root`.
+    ///
+    /// # Errors
+    /// The error of opening it.
+    pub(crate) fn new(root: &Path) -> anyhow::Result<Self> {
+        let mut dirs = Directories::default();
+        dirs.insert(PathBuf::new(), Origin::Implied).map_err(anyhow::Error::msg)?;
+        Ok(Self { root: Merged::open(&[] as &[&Path], Some(root))?, dirs, last: None })
+    }
+
+    fn root(&self) -> &Dir {
+        self.root.top().0
+    }
+
+    /// Calls `visit` for each directory of the layer, parents first.
+    ///
+    /// # Errors
+    /// The error of opening one, and those of `visit`.
+    pub(crate) fn for_each_dir(
+        self,
+        mut visit: impl FnMut(PathBuf, Origin, Entry) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let root = self.root.top().0;
+        for (path, origin) in self.dirs.by_path {
+            let dir = root.descend(&path)?.to_entry()?;
+            visit(path, origin, dir)?;
+        }
+        Ok(())
+    }
+
+    /// Records the attributes of a directory until all of its entries exist.
+    ///
+    /// # Errors
+    /// A message if the list of the layer's directories needs too much memory.
+    pub(crate) fn list(&mut self, path: PathBuf, metadata: Metadata) -> anyhow::Result<()> {
+        self.dirs.insert(path, Origin::Listed(metadata)).map_err(anyhow::Error::msg)
+    }
+
+    /// The directory that `components` lead to, made where it is missing. A file in the way is replaced, as it is when layers are
+    /// unpacked on top of each other.
+    ///
+    /// # Errors
+    /// A message for a symlink loop or a path that grows too long; the errors of opening and making.
+    pub(crate) fn parent(&mut self, components: &[&OsStr]) -> anyhow::Result<Parent> {
+        let key = components.iter().map(|part| part.as_bytes()).collect::<Vec<_>>().join(&b'/');
+        if let Some((last, parent)) = &self.last
+            && *last == key
+        {
+            return Ok(parent.clone());
+        }
+        let path: PathBuf = components.iter().collect();
+        // One call is enough if every component is already a directory of this layer, which is the usual case.
+        let parent = match self.root().descend(&path) {
+            Ok(dir) => Parent { path, dir: Arc::new(dir) },
+            Err(_) => {
+                let dirs = &mut self.dirs;
+                let mut make = |steps: &[Step], name: Name<'_>| make_parent(dirs, steps, name);
+                Parent::at(&resolve_or_make(&self.root, &Path::new("/").join(path), &mut make)?)
+            }
+        };
+        self.last = Some((key, parent.clone()));
+        Ok(parent)
+    }
+
+    /// The directory that `components` lead to, if the layer has it.
+    ///
+    /// # Errors
+    /// As [`Self::parent`].
+    fn find(&self, components: &[&OsStr]) -> anyhow::Result<Option<Parent>> {
+        let path: PathBuf = [OsStr::new("/")].iter().chain(components).collect();
+        match resolve(&self.root, &path, Last::Follow) {
+            Ok(resolved) => Ok(matches!(resolved.end, End::Dir).then(|| Parent::at(&resolved.steps))),
+            Err(Error::NotDirectory(_) | Error::Missing(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes what this layer has at `name`. Returns whether there was anything.
+    ///
+    /// # Errors
+    /// The error of removing.
+    pub(crate) fn clear(&mut self, parent: &Parent, name: Name<'_>) -> io::Result<bool> {
+        let Some(there) = parent.dir.entry(name)? else { return Ok(false) };
+        // The path to the last parent may contain it, even if it is a symlink.
+        self.last = None;
+        if there.is_dir() {
+            self.dirs.remove_tree(&parent.path.join(name.as_os_str()));
+        }
+        parent.dir.remove_tree(name)?;
+        Ok(true)
+    }
+
+    /// Makes the directory of an entry, or reuses an existing one.
+    ///
+    /// # Errors
+    /// The error of making.
+    pub(crate) fn directory(&mut self, parent: &Parent, name: Name<'_>, metadata: Metadata) -> anyhow::Result<()> {
+        let path = parent.path.join(name.as_os_str());
+        ensure!(path.as_os_str().len() <= MAX_PATH, TOO_LONG);
+        let is_there = match parent.dir.mkdir(name, Mode::RWXU) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                parent.dir.entry(name)?.is_some_and(|entry| entry.is_dir())
+            }
+            Err(error) => return Err(error).context("mkdir"),
+        };
+        if !is_there {
+            // It replaces a whiteout or a file of this layer, so what the lower layers have here stays hidden.
+            self.clear(parent, name)?;
+            whiteout::make_opaque(&parent.dir.mkdir(name, Mode::RWXU)?)?;
+        }
+        self.list(path, metadata)
+    }
+
+    /// Hides `name` of the lower layers. What this layer has there stays.
+    ///
+    /// # Errors
+    /// The error of making the whiteout.
+    pub(crate) fn whiteout(&mut self, parent: &Parent, name: Name<'_>) -> anyhow::Result<()> {
+        match parent.dir.entry(name)? {
+            None => whiteout::make_whiteout(&parent.dir, name)?,
+            Some(there) if there.is_dir() => {
+                whiteout::make_opaque(&there.to_dir()?)?;
+                if let Some(origin @ Origin::Implied) = self.dirs.by_path.get_mut(&parent.path.join(name.as_os_str())) {
+                    *origin = Origin::Replaced;
+                }
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The target of a hardlink. A symlink in the last component is not followed, as in `link(2)`.
+    ///
+    /// # Errors
+    /// A message if the layer has no such file.
+    pub(crate) fn link_target(&self, path: &[u8]) -> anyhow::Result<Entry> {
+        let shown = String::from_utf8_lossy(path).into_owned();
+        let parts = components(path).map_err(|_| anyhow!("hardlink target {shown:?} is outside of the layer"))?;
+        let Some((last, parents)) = parts.split_last() else { bail!("hardlink target {shown:?} is not a file") };
+        let target = match self.find(parents)? {
+            Some(parent) => parent.dir.entry(Name::new(last)?)?,
+            None => None,
+        };
+        match target {
+            Some(entry) if entry.is_dir() => bail!("hardlink target {shown:?} is a directory"),
+            Some(entry) if !whiteout::is_whiteout(entry.stat()) => Ok(entry),
+            _ => bail!(
+                "hardlink target {shown:?} is not in this layer (the link is to a layer below, which is not supported; \
+                 rebuild the layer with both files)"
+            ),
+        }
+    }
+}
