@@ -337,7 +337,7 @@ data of plain/file' ]
 
 @test "what hardlink refuses" {
     refused 'hardlink "/x": target "/none": does not exist' '{"op":"hardlink","target":"/none","link":"/x"}'
-    refused 'target "/etc": is a directory, which has one name alone' '{"op":"hardlink","target":"/etc","link":"/x"}'
+    refused 'target "/etc": is a directory, and a directory has only one name' '{"op":"hardlink","target":"/etc","link":"/x"}'
     refused 'target "none": the path is not absolute' '{"op":"hardlink","target":"none","link":"/x"}'
     refused 'exists in the image (set "replace": true to overwrite it)' '{"op":"hardlink","target":"/etc/motd","link":"/etc/hosts"}'
     refused 'exists and is a directory (remove it first)' '{"op":"hardlink","target":"/etc/motd","link":"/var","replace":true}'

@@ -180,7 +180,7 @@ mod tests {
     fn the_number_that_means_unchanged_is_refused_wherever_it_is_read() {
         let passwd = "root:x:0:0::/:\nbig:x:4294967295:0::/:\nwide:x:1:4294967295::/:\nmember:x:2:2::/:\nfar:x:4294967296:0::/:\n";
         let group = "all:x:4294967295:member\nodd:x:x:fine\nodder:x:-1:fine\n";
-        for (spec, words) in [
+        for (spec, message) in [
             ("4294967295", "user \"4294967295\": 4294967295 is reserved"),
             ("4294967295:0", "user \"4294967295\": "),
             ("0:4294967295", "group \"4294967295\": "),
@@ -196,7 +196,7 @@ mod tests {
             ("2", "group \"all\": its gid"),
         ] {
             let error = find_in(spec, passwd, group).unwrap_err();
-            assert!(error.starts_with(words), "{spec}: {error}");
+            assert!(error.starts_with(message), "{spec}: {error}");
         }
         // With a group in the spec, the groups that list the user are not read.
         assert_eq!(find_in("member:7", passwd, group).unwrap().identity.gid.get(), 7);

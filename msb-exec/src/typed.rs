@@ -80,7 +80,7 @@ impl Typed {
                         }
                         held_until = (self.watch.held() > 0).then(|| Instant::now() + HOLD);
                     }
-                    // The terminal is gone. Or end-of-file was typed, and detach keys may still follow.
+                    // The terminal is gone, or end-of-file was typed. Detach keys may still follow the latter.
                     gone => {
                         is_open = gone.is_ok() && self.mode != Mode::Raw && !stdin.contains(PollFlags::HUP);
                         self.watch.release(&mut self.waiting);

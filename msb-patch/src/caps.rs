@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_quoted() {
-        for (text, words) in [
+        for (text, message) in [
             ("cap_net_raw", "\"cap_net_raw\": an operator and flags are expected"),
             ("+ep", "\"+ep\": the name of a capability is expected"),
             ("cap_net_raw+", "\"cap_net_raw+\": flags are expected after '+'"),
@@ -217,7 +217,7 @@ mod tests {
             ("cap_kill=e", "has the flag \"e\" for all"),
         ] {
             let error = FileCaps::from_text(text).unwrap_err();
-            assert!(error.contains(words), "{text:?}: {error}");
+            assert!(error.contains(message), "{text:?}: {error}");
         }
     }
 

@@ -107,6 +107,6 @@ fn hello_of_another_version_is_refused_with_both_versions_named() {
     let Some(Message::Hello(hello)) = Message::receive(&mut &b"\x0d\0\0\0\x01{\"version\":7}"[..]).unwrap() else {
         panic!()
     };
-    let words = hello.check().unwrap_err().to_string();
-    assert!(words.contains("version 7") && words.contains("version 1"), "{words}");
+    let message = hello.check().unwrap_err().to_string();
+    assert!(message.contains("version 7") && message.contains("version 1"), "{message}");
 }

@@ -69,9 +69,9 @@ mod tests {
         ] {
             assert_eq!(decode(text.to_owned()), decoded.map(<[u8]>::to_vec).map_err(str::to_owned), "{text:?}");
         }
-        for (text, words) in [("AAH", "padding"), ("AAHAA", "not a multiple of 4"), ("AB==", "cut off after")] {
+        for (text, message) in [("AAH", "padding"), ("AAHAA", "not a multiple of 4"), ("AB==", "cut off after")] {
             let error = decode(text.to_owned()).unwrap_err();
-            assert!(error.contains(words), "{text:?}: {error}");
+            assert!(error.contains(message), "{text:?}: {error}");
         }
     }
 }

@@ -35,7 +35,7 @@ impl Operation for Hardlink {
         let file = target.look_up(&self.target, Last::Keep).map_err(of_target)?;
         let End::Leaf(_, leaf) = &file.end else {
             match file.end {
-                End::Dir => bail!("target {:?}: is a directory, which has one name alone", self.target),
+                End::Dir => bail!("target {:?}: is a directory, and a directory has only one name", self.target),
                 _ => bail!("target {:?}: does not exist", self.target),
             }
         };

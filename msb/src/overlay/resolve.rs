@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn paths_that_cannot_be_resolved_have_a_message() {
         let (_scratch, root) = tree();
-        for (path, words) in [
+        for (path, message) in [
             ("etc", "not absolute"),
             ("/loop-a", "too many levels of symlinks"),
             ("/usr/bin/tar/x", "\"/usr/bin/tar\" is not a directory"),
@@ -401,7 +401,7 @@ mod tests {
             (&"/a".repeat(2048), "longer than 4095 bytes"),
         ] {
             let error = resolve(&root, Path::new(path), Last::Follow).unwrap_err().to_string();
-            assert!(error.contains(words), "{path}: {error}");
+            assert!(error.contains(message), "{path}: {error}");
         }
     }
 }

@@ -18,8 +18,8 @@
 //! | `sandboxes/NAME` | msb-boot | exclusive, waits | a scratch disk gets or loses the name |
 //! | `sandboxes/NAME/top.ext4` | msb-boot | exclusive | a VM has the disk |
 //!
-//! A lock that does not wait fails if another process holds it, so only those that wait could deadlock. A process that waits for one
-//! holds no other that is waited for, with one exception: `erofs/NAME.lock` is taken before `erofs/NAME.erofs`.
+//! A lock that does not wait fails if another process holds it, so only those that wait could deadlock. A process that waits for a
+//! lock holds none that others wait for, with one exception: `erofs/NAME.lock` is taken before `erofs/NAME.erofs`.
 
 pub mod chain;
 pub mod erofs;

@@ -139,10 +139,10 @@ mod tests {
         let text = b"\xef\xbb\xbf# comment\n\n  A=1\nB=\"quoted\" # no comment \r\nC\n\t#another\nD=\nE=a=b\xff";
         let expected: [&[u8]; 5] = [b"A=1", b"B=\"quoted\" # no comment ", b"C", b"D=", b"E=a=b\xff"];
         assert_eq!(parse_file(text).unwrap(), expected.map(|line| OsString::from_vec(line.to_vec())));
-        for (text, words) in
+        for (text, message) in
             [("A=1\n=x", "line 2: a variable needs a name"), ("A B=1", "line 1: the name \"A B\" has a blank in it")]
         {
-            assert_eq!(parse_file(text.as_bytes()).unwrap_err(), words);
+            assert_eq!(parse_file(text.as_bytes()).unwrap_err(), message);
         }
         assert!(parse_file(b"A=\0").is_err());
     }
