@@ -614,3 +614,20 @@ EOF
         done
     done
 }
+
+@test "a copy of the mount in another mount namespace does not keep its server, and loses the files" {
+    mounted
+    # It says that it has its copy, and lives until it is told to read.
+    mkfifo lives has
+    unshare -m sh -c 'echo >has; read line; cat root/etc/motd' <lives >copy 2>&1 3>&- & other=$!
+    exec {hold}>lives
+    read -r <has
+    echo written >root/written
+    msb-mount -u root
+    jq -c 'del(.mount)' mounted >record
+    mounted
+    [ "$(cat root/written)" = written ]
+    echo >&"$hold"
+    ! wait "$other"
+    [ -s copy ]
+}

@@ -102,16 +102,9 @@ impl Config {
         self.record.upper.as_ref().and_then(|upper| upper.dir.parent())
     }
 
-    /// Removes the mount point after unmounting, if it was made for the mount.
-    pub(crate) fn remove_mountpoint(&self) {
-        if self.is_new {
-            let _ = std::fs::remove_dir(&self.mountpoint);
-        }
-    }
-
     /// Removes the mount point and the sandbox made for a mount that failed.
     pub(crate) fn undo(&self) {
-        self.remove_mountpoint();
+        mountpoint::remove(&self.mountpoint, self.is_new);
         if let Some(sandbox) = &self.made {
             let _ = std::fs::remove_dir_all(sandbox);
         }

@@ -2,13 +2,13 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::path;
 use msb::tool::exit::warn;
 use msb::vm::supervisor::{self, vm_names};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -18,10 +18,6 @@ use crate::fs::SERVER_XATTR;
 
 /// The type that `/proc/self/mountinfo` shows.
 pub(crate) const FSTYPE: &str = "fuse.msb";
-
-/// How long a server has to end once its mount is gone, in seconds: until a message, and until an error. A server that removes its
-/// mount point on a busy disk takes seconds.
-const PATIENCE: [i64; 2] = [10, 50];
 
 /// The path without symlinks of a mount point that may not exist yet, in UTF-8 for the record.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
@@ -70,27 +66,14 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
     }
     // Opened before unmounting, while the server runs: later another process may have its process ID.
     let server = server(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-    match rustix::mount::unmount(&path, UnmountFlags::empty()) {
-        Err(Errno::BUSY) => {
-            bail!("mount point {path:?}: in use (end the processes that use it; fuser -vm lists them)")
-        }
-        other => other.with_context(|| format!("mount point {path:?}"))?,
+    msb::vm::unmount::unmount(&path, server.as_ref().map(AsFd::as_fd)).with_context(|| format!("mount point {path:?}"))
+}
+
+/// Removes a mount point that was made for its mount.
+pub(crate) fn remove(path: &Path, is_new: bool) {
+    if is_new {
+        let _ = std::fs::remove_dir(path);
     }
-    let Some(server) = server else { return Ok(()) };
-    for (round, tv_sec) in PATIENCE.into_iter().enumerate() {
-        let limit = Timespec { tv_sec, tv_nsec: 0 };
-        match rustix::event::poll(&mut [PollFd::new(&server, PollFlags::IN)], Some(&limit)) {
-            Ok(0) if round == 0 => {
-                warn("msb-mount", &format!("mount point {path:?}: unmounted, waiting for its server to end"));
-            }
-            Ok(0) => {}
-            other => return other.map(drop).with_context(|| format!("mount point {path:?}: its server")),
-        }
-    }
-    bail!(
-        "mount point {path:?}: unmounted, but its server does not end (the mount is still open elsewhere, for example in another \
-         mount namespace)"
-    )
 }
 
 /// Detaches a mount, which also works if its server does not respond.

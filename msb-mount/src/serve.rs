@@ -12,6 +12,7 @@ use msb::overlay::upper::{Writer, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
 use msb::tool::exit::warn;
 use nix::sys::signal::{SigSet, Signal};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::config::Config;
@@ -34,8 +35,9 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     let _ = notifier.set(session.notifier());
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
-        let (path, ended) = (path.clone(), ended.clone());
-        move || await_signal(&signals, &path, &ended)
+        let (mountpoint, ended) = (config.mountpoint.clone(), ended.clone());
+        let is_new = config.is_new;
+        move || await_signal(&signals, &mountpoint, is_new, &ended)
     })?;
     let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
     // The kernel has the reply to FUSE_INIT, so this request is served at once.
@@ -49,7 +51,7 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     }
     let served = server.join();
     ended.store(true, Ordering::Release);
-    config.remove_mountpoint();
+    mountpoint::remove(path, config.is_new);
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => bail!("mount point {path:?}: {error}"),
@@ -114,7 +116,8 @@ fn block_signals() -> anyhow::Result<SigSet> {
 }
 
 /// Unmounts at a signal. The session then ends by itself. A mount that is in use is detached instead, and its users get ENOTCONN.
-fn await_signal(signals: &SigSet, path: &Path, ended: &AtomicBool) {
+/// `unmount` of `msb::vm` sends the signal after it has unmounted, for copies of the mount in other mount namespaces.
+fn await_signal(signals: &SigSet, path: &Path, is_new: bool, ended: &AtomicBool) {
     loop {
         let Ok(signal) = signals.wait() else { continue };
         if ended.load(Ordering::Acquire) {
@@ -122,6 +125,8 @@ fn await_signal(signals: &SigSet, path: &Path, ended: &AtomicBool) {
         }
         match rustix::mount::unmount(path, UnmountFlags::empty()) {
             Ok(()) => return,
+            // It was unmounted, and what is mounted there by now is not ours.
+            Err(Errno::INVAL | Errno::NOENT) => {}
             Err(_) => {
                 warn("msb-mount", &format!("mount point {path:?}: {signal}, still in use, taken away from its users"));
                 let root = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
@@ -129,8 +134,9 @@ fn await_signal(signals: &SigSet, path: &Path, ended: &AtomicBool) {
                     let _ = rustix::fs::syncfs(&root);
                 }
                 let _ = mountpoint::detach(path);
-                std::process::exit(0);
             }
         }
+        mountpoint::remove(path, is_new);
+        std::process::exit(0);
     }
 }
