@@ -31,8 +31,9 @@ How a sandbox ends:
 - A cancelled ``Sandbox.create`` leaves no VM, and a cancelled ``exec`` kills its command.
 """
 
-from .config import InitConfig, Network, Stdin
+from .config import InitConfig, MountConfig, Network, Stdin, Volume
 from .errors import NotStarted, NotUnderstood, OutputLimit, SandboxError, ToolError, ToolNotFound
+from .listed import Listed
 from .output import ExecEvent, ExecOutput
 from .patch import Patch, PatchConfig
 from .process import ExecHandle
@@ -43,6 +44,8 @@ __all__ = [
     "ExecHandle",
     "ExecOutput",
     "InitConfig",
+    "Listed",
+    "MountConfig",
     "Network",
     "NotStarted",
     "NotUnderstood",
@@ -54,4 +57,5 @@ __all__ = [
     "Stdin",
     "ToolError",
     "ToolNotFound",
+    "Volume",
 ]

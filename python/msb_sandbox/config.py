@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Sequence, Union
 
@@ -77,6 +78,41 @@ class Network:
         return network if isinstance(network, Network) else Network(network)
 
 
+#: A volume: the members of an element of ``boot.volumes`` but its target.
+MountConfig = Dict[str, Any]
+
+
+class Volume:
+    """What is mounted at a path of the guest, for ``Sandbox.create(volumes={PATH: ...})``."""
+
+    @staticmethod
+    def bind(path: Union[str, os.PathLike[str]], *, readonly: bool = False) -> MountConfig:
+        """A directory or a file of the host, live in both directions. Owners are numbers, the same on both sides.
+
+        >>> Volume.bind("/srv/data", readonly=True)
+        {'source': '/srv/data', 'readonly': True}
+        """
+        return {"source": os.path.abspath(path), "readonly": readonly}
+
+    @staticmethod
+    def named(name: str, *, readonly: bool = False) -> MountConfig:
+        """A volume of the store, which is created if it is missing.
+
+        >>> Volume.named("cache")
+        {'volume': 'cache', 'readonly': False}
+        """
+        return {"volume": name, "readonly": readonly}
+
+    @staticmethod
+    def tmpfs(*, size_mib: Optional[int] = None, readonly: bool = False) -> MountConfig:
+        """An empty file system in the guest's memory.
+
+        >>> Volume.tmpfs(size_mib=64)
+        {'tmpfs': {'size': '64M'}, 'readonly': False}
+        """
+        return {"tmpfs": {} if size_mib is None else {"size": f"{size_mib}M"}, "readonly": readonly}
+
+
 @dataclass(frozen=True)
 class Stdin:
     """What stdin of a command is.
@@ -123,8 +159,12 @@ class Stdin:
         return self.data is None and not self.is_pipe
 
     @staticmethod
-    def of(stdin: Union[None, str, bytes, Stdin]) -> Stdin:
+    def of(stdin: StdinLike) -> Stdin:
         """From text, bytes or an object."""
         if isinstance(stdin, Stdin):
             return stdin
         return Stdin(stdin.encode() if isinstance(stdin, str) else stdin)
+
+
+#: What may be given as the stdin of a command.
+StdinLike = Union[None, str, bytes, Stdin]

@@ -6,15 +6,14 @@ from types import TracebackType
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Type, Union
 
 from . import process, tool
-from .config import InitConfig, Network, Stdin
+from .config import InitConfig, MountConfig, Network, Stdin, StdinLike
 from .create import create
 from .keeper import Keeper
+from .listed import Listed, parse_list
 from .output import ExecOutput
 from .patch import PatchConfig, script
 from .process import OUTPUT_LIMIT, ExecHandle
 from .tool import Finished
-
-StdinLike = Union[None, str, bytes, Stdin]
 
 
 class Sandbox:
@@ -51,6 +50,7 @@ class Sandbox:
         hostname: Optional[str] = None,
         ports: Union[Mapping[int, int], Sequence[str]] = (),
         network: Union[None, str, Network] = None,
+        volumes: Optional[Mapping[str, MountConfig]] = None,
         disk: Optional[str] = None,
         fresh: bool = False,
         ephemeral: bool = False,
@@ -82,6 +82,7 @@ class Sandbox:
         - workdir, user: the directory of commands, and their user as USER[:GROUP]
         - ports: from ports of the host's loopback to ports of the guest, or strings [IP:]PORT:GUEST[/udp]
         - network: "public", "private", "deny", "none" or a Network; the default is that of msb-boot
+        - volumes: from paths of the guest to a Volume: ``{"/src": Volume.bind("./src", readonly=True)}``
         - disk: the size of the disk for what the guest writes, with a suffix K, M, G or T
         - fresh: start with a new disk, and remove the one that an earlier sandbox of this name has left
         - ephemeral: kill the VM when the Sandbox is collected or this process ends
@@ -104,6 +105,7 @@ class Sandbox:
             "user": user,
             "hostname": hostname,
             "network": {**Network.of(network).to_json(), "ports": published},
+            "volumes": [{**mount, "target": target} for target, mount in (volumes or {}).items()],
             "disk": disk,
             **(boot or {}),
         }
@@ -122,6 +124,15 @@ class Sandbox:
         """
         (await tool.run("msb-exec", ["-q", "-r", name, "--list"])).check()
         return Sandbox(name)
+
+    @staticmethod
+    async def list() -> List[Listed]:
+        """The VMs of this user, also those that other programs have started and those that are stopped.
+
+            for vm in await Sandbox.list():
+                print(vm.name, vm.state)
+        """
+        return parse_list((await tool.run("msb-ls", ["-a", "--json"])).check())
 
     @property
     def name(self) -> str:

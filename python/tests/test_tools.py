@@ -22,7 +22,9 @@ from msb_sandbox import (
     Stdin,
     ToolError,
     ToolNotFound,
+    Volume,
     config,
+    listed,
     output,
     patch,
 )
@@ -43,7 +45,8 @@ class Tools(unittest.IsolatedAsyncioTestCase):
         self.addCleanup(scratch.cleanup)
         self.dir = Path(scratch.name)
         before = dict(os.environ)
-        self.addCleanup(lambda: (os.environ.clear(), os.environ.update(before)))
+        self.addCleanup(os.environ.update, before)
+        self.addCleanup(os.environ.clear)
         os.environ["MSB_BIN"] = scratch.name
         for name in ("msb-pull", "msb-patch", "msb-boot", "msb-stop"):
             self.tool(name, TOOL.format(dir=self.dir, name=name))
@@ -80,6 +83,7 @@ class Tools(unittest.IsolatedAsyncioTestCase):
             env={"TOKEN": "secret"},
             ports={8080: 80},
             network=Network("public", rules=[{"deny": "10.0.0.0/8"}]),
+            volumes={"/src": Volume.bind("/srv", readonly=True), "/cache": Volume.named("cache")},
             boot={"restart": "always"},
             fresh=True,
             pull_args=["--plain-http"],
@@ -101,6 +105,13 @@ class Tools(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(boot["env"], {"TOKEN": "secret"})
         self.assertEqual(boot["network"]["ports"], ["8080:80"])
         self.assertEqual(boot["network"]["rules"], [{"deny": "10.0.0.0/8"}])
+        self.assertEqual(
+            boot["volumes"],
+            [
+                {"source": "/srv", "readonly": True, "target": "/src"},
+                {"volume": "cache", "readonly": False, "target": "/cache"},
+            ],
+        )
         self.assertEqual(self.args("msb-boot"), ["-q", "-r", "-", "--fresh"])
         await sb.stop(timeout=1.5)
         self.assertEqual(self.args("msb-stop"), ["-q", "-r", "-", "--time=1500ms"])
@@ -186,7 +197,7 @@ class Tools(unittest.IsolatedAsyncioTestCase):
 
     async def test_output_is_bounded_and_streamed(self) -> None:
         sb = Sandbox("worker")
-        self.exec_tool('{"status":0,"exit":0}', "yes")
+        self.exec_tool('{"status":0,"exit":0}', "exec yes")
         with self.assertRaises(OutputLimit):
             await sb.exec("x", output_limit=100_000)
         self.exec_tool('{"status":0,"exit":0}', "cat; echo end")
@@ -203,7 +214,7 @@ class Tools(unittest.IsolatedAsyncioTestCase):
 
 class Docs(unittest.TestCase):
     def test_the_examples_in_the_documentation(self) -> None:
-        for module in (config, output, patch):
+        for module in (config, listed, output, patch):
             self.assertEqual(doctest.testmod(module).failed, 0)
 
 

@@ -10,6 +10,7 @@ use crate::init::InitBuilder;
 use crate::network::NetworkBuilder;
 use crate::patch::PatchBuilder;
 use crate::sandbox::Sandbox;
+use crate::volume::{Mount, VolumeBuilder};
 
 /// A sandbox to create. Values are checked by the tools when it is created.
 #[derive(Clone, Debug)]
@@ -221,6 +222,21 @@ impl SandboxBuilder {
     /// ```
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.boot.hostname = Some(name.into());
+        self
+    }
+
+    /// Mounts a directory or file of the host, a volume of the store, or a file system in memory at a path of the guest.
+    ///
+    /// ```
+    /// # use msb_sandbox::Sandbox;
+    /// # Sandbox::builder("worker")
+    /// .volume("/src", |v| v.bind("./src").readonly())
+    /// .volume("/cache", |v| v.named("cache"))
+    /// .volume("/scratch", |v| v.tmpfs().size("64M"))
+    /// # ;
+    /// ```
+    pub fn volume(mut self, target: impl Into<String>, volume: impl FnOnce(VolumeBuilder) -> Mount) -> Self {
+        self.boot.volumes.push(volume(VolumeBuilder::new(target.into())).build());
         self
     }
 

@@ -47,6 +47,7 @@ mod error;
 mod exec;
 mod init;
 mod keeper;
+mod list;
 mod memory_file;
 mod network;
 mod output;
@@ -54,11 +55,13 @@ mod patch;
 mod process;
 mod sandbox;
 mod tool;
+mod volume;
 
 pub use builder::SandboxBuilder;
 pub use error::Error;
 pub use exec::ExecOptions;
 pub use init::InitBuilder;
+pub use list::Listed;
 /// The record that the tools pass on; msb-record(5) describes it.
 pub use msb::record;
 pub use network::NetworkBuilder;
@@ -66,3 +69,4 @@ pub use output::{ExitStatus, Output};
 pub use patch::PatchBuilder;
 pub use process::{Process, Signal};
 pub use sandbox::Sandbox;
+pub use volume::{Mount, VolumeBuilder};
