@@ -20,7 +20,7 @@ setup() {
     export MSB_HOME=$BATS_TEST_TMPDIR/home
     export MSB_BIN=$BATS_TEST_TMPDIR/bin
     mkdir -p "$MSB_BIN" "$vm_root"/{sbin,var}
-    ln -s "$release"/msb-{patch,boot,exec,stop} "$MSB_BIN"
+    ln -s "$release"/msb-{patch,boot,exec,stop,ls,rm} "$MSB_BIN"
     printf '#!/bin/sh\n[ "$3" != no/such/image ] || set -- -q -- oci:./nowhere\n[ -e "$3" ] || [ "$3" = oci:./nowhere ] || set -- -q -- %s\nexec %s "$@"\n' \
         "$vm_root" "$release/msb-pull" >"$MSB_BIN/msb-pull"
     printf '#!/bin/sh\nexec /bin/sh "$@"\n' >"$vm_root/bin/bash"
@@ -31,12 +31,22 @@ setup() {
     echo '127.0.0.1 localhost' >"$vm_root/etc/hosts"
     echo 'the motd of the image' >"$vm_root/etc/motd"
     echo 'a certificate' >cert.pem
+    mkdir work
     printf '::sysinit:/bin/true\n' >"$vm_root/etc/inittab"
 }
 
 teardown() { vm_teardown; }
 
-# await_nothing: waits until nothing of a VM is left. It polls, since no event tells of processes of others.
+# await_empty DIR: waits until nothing is in the directory. As await_nothing, it polls, since no event tells of processes of others.
+await_empty() {
+    local tries=0
+    until [ -z "$(ls -A "$1")" ]; do
+        [ $((tries += 1)) -lt 600 ] || { ls -A "$1"; return 1; }
+        sleep 0.1
+    done
+}
+
+# await_nothing: waits until nothing of a VM is left.
 await_nothing() {
     local tries=0
     until vm_assert_nothing 2>/dev/null; do
@@ -79,6 +89,8 @@ Some("two")
 None Some(0)
 "got it\n" Some(3)
 killed by Some(9)
+from the guest
+commands running
 commands
 END
     [[ ${lines[-1]} == msb-exec:*commands* ]]
@@ -88,6 +100,7 @@ END
 @test "Rust: an ephemeral sandbox ends with its handle and with its process, and another one stays" {
     [ "$("$examples/lifetime" drop alpine)" = 'in the VM' ]
     await_nothing
+    await_empty "$MSB_HOME/sandboxes"
     mkfifo up
     "$examples/lifetime" hold alpine >up 3>&- &
     pid=$!
@@ -150,6 +163,8 @@ ExitStatus(code=0, signal=None, timed_out=False)
 b'got it\n' 3
 killed by 9
 cancelled
+from the guest
+commands running
 commands
 msb-exec
 END
@@ -159,6 +174,7 @@ END
 @test "Python: an ephemeral sandbox ends with its object and with its process, and another one stays" {
     [ "$(python3 "$python/examples/lifetime.py" drop alpine)" = 'in the VM' ]
     await_nothing
+    await_empty "$MSB_HOME/sandboxes"
     mkfifo up
     python3 "$python/examples/lifetime.py" hold alpine >up 3>&- &
     pid=$!

@@ -4,11 +4,12 @@ import asyncio
 import signal
 import sys
 
-from msb_sandbox import NotStarted, OutputLimit, Sandbox, Stdin, ToolError
+from msb_sandbox import NotStarted, OutputLimit, Sandbox, Stdin, ToolError, Volume
 
 
 async def main(image: str) -> None:
-    async with await Sandbox.create("commands", image=image, env={"GREETING": "hello"}) as sb:
+    volumes = {"/work": Volume.bind("./work")}
+    async with await Sandbox.create("commands", image=image, env={"GREETING": "hello"}, volumes=volumes) as sb:
         # A command that fails is no error.
         output = await sb.shell("echo $GREETING; echo to stderr >&2; exit 7")
         print(output.exit_code, repr(output.stdout_text), repr(output.stderr_text))
@@ -62,6 +63,12 @@ async def main(image: str) -> None:
             print("cancelled")
         while (await sb.shell("pidof sleep")).success:
             await asyncio.sleep(0.1)
+
+        await sb.shell("echo from the guest >/work/note")
+        with open("work/note") as note:
+            print(note.read(), end="")
+        for vm in await Sandbox.list():
+            print(vm.name, vm.state)
 
         same = await Sandbox.get("commands")
         print((await same.exec("hostname")).stdout_text, end="")

@@ -11,9 +11,10 @@ from msb_sandbox import Sandbox
 
 async def main(what: str, image: str, time: float) -> None:
     if what == "drop":
-        # The VM is killed when the sandbox is collected.
-        sb = await Sandbox.create("lifetime", image=image, ephemeral=True)
-        print((await sb.shell("echo in the VM")).stdout_text, end="")
+        # The VM is killed when the sandbox is collected, and its disk and its patches are removed.
+        scripts = {"hello": "#!/bin/sh\necho in the VM\n"}
+        sb = await Sandbox.create("lifetime", image=image, scripts=scripts, fresh=True, ephemeral=True)
+        print((await sb.shell("hello")).stdout_text, end="")
         del sb
     elif what == "hold":
         # The VM is killed with this process, whatever ends it.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 from dataclasses import dataclass
 from typing import Any, Dict, List, Sequence
 
 from . import tool
-from .errors import NotUnderstood
+from .errors import NotUnderstood, SandboxError
 from .keeper import Keeper
 from .patch import PatchConfig
 from .tool import Finished
@@ -20,6 +22,8 @@ class Booted:
     name: str
     record: bytes
     warnings: List[str]
+    #: The names in the store of what only this sandbox has.
+    made: List[str]
     keeper: Keeper
 
 async def create(
@@ -35,12 +39,23 @@ async def create(
         record = patched.check()
         warnings += patched.warnings()
     asked = {**_parse("msb-patch" if ops else "msb-pull", record), "boot": boot}
-    finished = await _boot(json.dumps(asked).encode(), fresh)
-    record = finished.check()
-    name = _parse("msb-boot", record).get("vm", {}).get("name")
-    if not isinstance(name, str):
-        raise NotUnderstood("msb-boot", "its record has no VM")
-    return Booted(name, record, warnings + finished.warnings(), Keeper(record))
+    upper = [os.path.basename(os.path.dirname(asked["upper"]["dir"]))] if ops and "upper" in asked else []
+    made = [*upper, boot["name"]] if fresh else upper
+    is_up = False
+    try:
+        finished = await _boot(json.dumps(asked).encode(), fresh)
+        record = finished.check()
+        name = _parse("msb-boot", record).get("vm", {}).get("name")
+        if not isinstance(name, str):
+            raise NotUnderstood("msb-boot", "its record has no VM")
+        is_up = True
+    finally:
+        if not is_up:
+            # The reason for the failure is of more interest than one why this remains.
+            with contextlib.suppress(SandboxError):
+                await tool.remove(upper)
+    return Booted(name, record, warnings + finished.warnings(), made, Keeper(record, made))
+
 
 async def _boot(record: bytes, fresh: bool) -> Finished:
     """Runs msb-boot in a task of its own, which outlives this one if this is cancelled."""

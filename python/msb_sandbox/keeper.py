@@ -9,22 +9,24 @@ from __future__ import annotations
 import os
 import subprocess
 import weakref
+from typing import Sequence
 
 from . import tool
 
 # The record comes through the pipe, so the VM is the one that it describes and not a later one of the same name.
-SCRIPT = r"""record=$(cat) && printf '%s\n' "$record" | "$0" -q -t 0 -r -"""
+SCRIPT = r'''record=$(cat); printf '%s\n' "$record" | "$0" -q -t 0 -r -; [ $# = 0 ] || exec "$@"'''
 
 
 class Keeper:
-    """Kills a VM when it is collected or this process ends."""
+    """Kills a VM when it is collected or this process ends, and removes the sandboxes of the store with the names of ``remove``."""
 
-    def __init__(self, record: bytes) -> None:
+    def __init__(self, record: bytes, remove: Sequence[str]) -> None:
+        removing = [tool.find("msb-rm"), *remove] if remove else []
         reader, writer = os.pipe()
         try:
             # A signal of the terminal is for the process group of the caller, and must not end this shell.
             self._shell = subprocess.Popen(
-                ["/bin/sh", "-c", SCRIPT, tool.find("msb-stop")],
+                ["/bin/sh", "-c", SCRIPT, tool.find("msb-stop"), *removing],
                 stdin=reader,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -25,8 +25,17 @@ class Sandbox:
     The end of ``async with`` kills the VM.
     """
 
-    def __init__(self, name: str, record: bytes = b"", warnings: Sequence[str] = (), keeper: Optional[Keeper] = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        record: bytes = b"",
+        warnings: Sequence[str] = (),
+        made: Sequence[str] = (),
+        keeper: Optional[Keeper] = None,
+    ) -> None:
         self._name = name
+        # The names in the store of what only this sandbox has.
+        self._made = list(made)
         # The record of the VM that this program has created; empty for one that it has found.
         self._record = record
         self._warnings = list(warnings)
@@ -85,7 +94,7 @@ class Sandbox:
         - volumes: from paths of the guest to a Volume: ``{"/src": Volume.bind("./src", readonly=True)}``
         - disk: the size of the disk for what the guest writes, with a suffix K, M, G or T
         - fresh: start with a new disk, and remove the one that an earlier sandbox of this name has left
-        - ephemeral: kill the VM when the Sandbox is collected or this process ends
+        - ephemeral: kill the VM when the Sandbox is collected or this process ends, and remove its patches, and its disk with ``fresh``
         - pull_args: further arguments of msb-pull(1), such as "--plain-http"
         - boot: further members of the record's member boot, which msb-record(5) has
 
@@ -112,7 +121,8 @@ class Sandbox:
         booted = await create(image, pull_args, ops, asked, fresh)
         if not ephemeral:
             booted.keeper.dismiss()
-        return Sandbox(booted.name, booted.record, booted.warnings, booted.keeper if ephemeral else None)
+        keeper = booted.keeper if ephemeral else None
+        return Sandbox(booted.name, booted.record, booted.warnings, booted.made, keeper)
 
     @staticmethod
     async def get(name: str) -> Sandbox:
@@ -296,18 +306,27 @@ class Sandbox:
         if timeout is not None:
             args.append(f"--time={round(timeout * 1000)}ms")
         ended = await tool.run("msb-stop", args, self._record)
-        if ended.stdout:
-            self.detach()
+        if ended.stdout and self.detach():
+            await tool.remove(self._made)
         return ended
 
-    def detach(self) -> None:
-        """Leaves an ephemeral sandbox running when this is collected.
+    async def remove(self) -> None:
+        """Kills the VM, and removes what is kept of it: its disk and its patches.
+
+            await sb.remove()
+        """
+        await self.kill()
+        await tool.remove(list(dict.fromkeys([*self._made, self._name])), "-f")
+
+    def detach(self) -> bool:
+        """Leaves an ephemeral sandbox running when this is collected. Returns whether it was ephemeral.
 
             sb.detach()
         """
         keeper, self._keeper = self._keeper, None
         if keeper is not None:
             keeper.dismiss()
+        return keeper is not None
 
     async def __aenter__(self) -> Sandbox:
         return self

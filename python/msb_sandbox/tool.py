@@ -144,6 +144,12 @@ async def run(tool: str, args: Sequence[str], data: bytes = b"") -> Finished:
         end(process)
 
 
+async def remove(names: Sequence[str], *flags: str) -> None:
+    """Removes sandboxes from the store: disks and uppers."""
+    if names:
+        (await run("msb-rm", [*flags, *names])).check()
+
+
 async def together(*parts: Awaitable[object]) -> list:  # type: ignore[type-arg]
     """Runs all parts. If one fails or this is cancelled, the others are cancelled."""
     tasks = [asyncio.ensure_future(part) for part in parts]

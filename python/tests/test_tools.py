@@ -48,7 +48,7 @@ class Tools(unittest.IsolatedAsyncioTestCase):
         self.addCleanup(os.environ.update, before)
         self.addCleanup(os.environ.clear)
         os.environ["MSB_BIN"] = scratch.name
-        for name in ("msb-pull", "msb-patch", "msb-boot", "msb-stop"):
+        for name in ("msb-pull", "msb-patch", "msb-boot", "msb-stop", "msb-rm"):
             self.tool(name, TOOL.format(dir=self.dir, name=name))
             (self.dir / f"{name}.stdout").write_text(json.dumps(RECORD) + "\n")
 
@@ -158,11 +158,33 @@ class Tools(unittest.IsolatedAsyncioTestCase):
             await asyncio.sleep(0.01)
         self.assertEqual(self.args("msb-stop"), ["-q", "-t", "0", "-r", "-"])
         (self.dir / "msb-stop.stdin").unlink()
+        self.assertFalse((self.dir / "msb-rm.args").exists())
         sb = await Sandbox.create("worker", image="alpine", ephemeral=True)
         sb.detach()
         del sb
         await asyncio.sleep(0.1)
         self.assertFalse((self.dir / "msb-stop.stdin").exists())
+
+    async def test_what_only_an_ephemeral_sandbox_has_is_removed_and_so_is_the_upper_of_a_failed_boot(self) -> None:
+        upper = {"upper": {"dir": "/store/sandboxes/0a1b/upper", "work": "/store/sandboxes/0a1b/work"}}
+        (self.dir / "msb-patch.stdout").write_text(json.dumps({**RECORD, **upper}))
+        patches = [Patch.mkdir("/app")]
+        sb = await Sandbox.create("worker", image="alpine", patches=patches, ephemeral=True)
+        await sb.stop()
+        self.assertEqual(self.args("msb-rm"), ["0a1b"])
+        sb = await Sandbox.create("worker", image="alpine", patches=patches, ephemeral=True, fresh=True)
+        await sb.stop()
+        self.assertEqual(self.args("msb-rm"), ["0a1b", "worker"])
+        (self.dir / "msb-rm.args").unlink()
+        sb = await Sandbox.create("worker", image="alpine", patches=patches)
+        await sb.stop()
+        self.assertFalse((self.dir / "msb-rm.args").exists())
+        await sb.remove()
+        self.assertEqual(self.args("msb-rm"), ["-f", "0a1b", "worker"])
+        self.tool("msb-boot", "#!/bin/sh\necho 'msb-boot: no' >&2\nexit 1\n")
+        with self.assertRaises(ToolError):
+            await Sandbox.create("worker", image="alpine", patches=patches, fresh=True)
+        self.assertEqual(self.args("msb-rm"), ["0a1b"])
 
     async def test_values_of_variables_are_not_on_the_command_line(self) -> None:
         # The file of variables is read as msb-exec reads it.

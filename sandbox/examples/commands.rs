@@ -8,7 +8,13 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let image = std::env::args().nth(1).unwrap_or_else(|| "alpine".to_owned());
-    let sb = Sandbox::builder("commands").image(image).env("GREETING", "hello").ephemeral().create().await?;
+    let sb = Sandbox::builder("commands")
+        .image(image)
+        .env("GREETING", "hello")
+        .volume("/work", |v| v.bind("./work"))
+        .ephemeral()
+        .create()
+        .await?;
 
     // A command that fails is not an error.
     let output = sb.shell("echo $GREETING; echo to stderr >&2; exit 7").await?;
@@ -64,6 +70,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut sleep = sb.exec_stream("sleep", ["601"]).await?;
     sleep.kill().await?;
     println!("killed by {:?}", sleep.wait().await?.signal());
+
+    sb.shell("echo from the guest >/work/note").await?;
+    print!("{}", std::fs::read_to_string("work/note")?);
+
+    for vm in Sandbox::list().await? {
+        println!("{} {}", vm.name, vm.state);
+    }
 
     // The same VM through another handle.
     let same = Sandbox::get("commands").await?;

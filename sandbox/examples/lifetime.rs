@@ -12,10 +12,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let what = args.next().unwrap_or_default();
     let builder = Sandbox::builder("lifetime").image(args.next().unwrap_or_else(|| "alpine".to_owned()));
     match what.as_str() {
-        // The VM is killed with its handle.
+        // The VM is killed with its handle, and its disk and its patches are removed.
         "drop" => {
-            let sb = builder.ephemeral().create().await?;
-            print!("{}", sb.shell("echo in the VM").await?.stdout()?);
+            let builder = builder.fresh().ephemeral().script("hello", "#!/bin/sh\necho in the VM\n");
+            let sb = builder.create().await?;
+            print!("{}", sb.shell("hello").await?.stdout()?);
             drop(sb);
         }
         // The VM is killed with this process, whatever ends it.

@@ -305,7 +305,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Ends the VM with its handle: it is killed when the [`Sandbox`] is dropped or this process ends.
+    /// Ends the VM with its handle: it is killed when the [`Sandbox`] is dropped or this process ends, and its patches are removed. Its
+    /// disk is removed too if [`SandboxBuilder::fresh`] has made it; otherwise it may have been there before, and stays.
     ///
     /// ```no_run
     /// # async fn example() -> Result<(), msb_sandbox::Error> {

@@ -33,6 +33,8 @@ pub(crate) struct Plan {
 struct Booted {
     record: Record,
     warnings: Vec<String>,
+    /// What it alone has in the store.
+    made: Vec<String>,
     keeper: Keeper,
 }
 
@@ -60,7 +62,7 @@ pub(crate) async fn create(plan: Plan) -> Result<Sandbox, Error> {
         booted.keeper.dismiss();
         None
     };
-    Ok(Sandbox::new(name, record, booted.warnings, keeper))
+    Ok(Sandbox::new(name, record, booted.warnings, booted.made, keeper))
 }
 
 /// Boots the VM; `None` if it was cancelled.
@@ -71,10 +73,25 @@ async fn run(plan: &Plan, cancelled: impl Future<Output = ()>) -> Option<Result<
         result = patched(plan) => result,
         () = &mut cancelled => return None,
     };
-    match patched {
-        Ok((record, warnings)) => Some(boot(plan, record, warnings, cancelled).await),
-        Err(error) => Some(Err(error)),
+    let (record, warnings) = match patched {
+        Ok(patched) => patched,
+        Err(error) => return Some(Err(error)),
+    };
+    let upper = upper(plan, &record);
+    let disk = plan.boot.name.clone().filter(|_| plan.fresh);
+    let made: Vec<String> = upper.iter().cloned().chain(disk).collect();
+    let booted = boot(plan, record, warnings, &made, cancelled).await;
+    if booted.is_err() {
+        // The reason for the failure is of more interest than one why this remains.
+        let _ = tool::remove(&[], upper.as_slice()).await;
     }
+    Some(booted)
+}
+
+/// The name in the store of the upper that msb-patch has made.
+fn upper(plan: &Plan, record: &Record) -> Option<String> {
+    let upper = record.upper.as_ref().filter(|_| !plan.ops.is_empty())?;
+    Some(upper.dir.parent()?.file_name()?.to_str()?.to_owned())
 }
 
 /// The record of the patched image, and warnings.
@@ -102,6 +119,7 @@ async fn boot(
     plan: &Plan,
     mut record: Record,
     mut warnings: Vec<String>,
+    made: &[String],
     cancelled: impl Future<Output = ()>,
 ) -> Result<Booted, Error> {
     const TOOL: &str = "msb-boot";
@@ -111,13 +129,13 @@ async fn boot(
     command.args(["-q", "-r", "-"]).args(plan.fresh.then_some("--fresh"));
     let ended = Running::start(TOOL, command, &input)?.finish(cancelled).await?;
     let keeper = match parse(TOOL, &ended.stdout) {
-        Ok(record) => Some((Keeper::start(&record)?, record)),
+        Ok(record) => Some((Keeper::start(&record, made)?, record)),
         Err(_) => None,
     };
     let answer = ended.answer()?;
     warnings.extend(answer.warnings);
     match keeper {
-        Some((keeper, record)) => Ok(Booted { record, warnings, keeper }),
+        Some((keeper, record)) => Ok(Booted { record, warnings, made: made.to_vec(), keeper }),
         None => Err(not_understood(TOOL, "it printed no record")),
     }
 }

@@ -21,13 +21,21 @@ pub struct Sandbox {
     /// The record of the VM that this program has created; empty for one that it has found.
     record: Vec<u8>,
     warnings: Vec<String>,
+    /// The names in the store of what only this sandbox has.
+    made: Vec<String>,
     /// For an ephemeral sandbox.
     keeper: Mutex<Option<Keeper>>,
 }
 
 impl Sandbox {
-    pub(crate) fn new(name: String, record: Vec<u8>, warnings: Vec<String>, keeper: Option<Keeper>) -> Self {
-        Self { name, record, warnings, keeper: Mutex::new(keeper) }
+    pub(crate) fn new(
+        name: String,
+        record: Vec<u8>,
+        warnings: Vec<String>,
+        made: Vec<String>,
+        keeper: Option<Keeper>,
+    ) -> Self {
+        Self { name, record, warnings, made, keeper: Mutex::new(keeper) }
     }
 
     /// Finds a running sandbox by its name, also one that another program or msb-boot has started. Its agent must answer.
@@ -47,7 +55,7 @@ impl Sandbox {
     pub async fn get(name: impl Into<String>) -> Result<Self, Error> {
         let name = name.into();
         tool::run(TOOL, ["-q", "-r", &name, "--list"], &[]).await?;
-        Ok(Self::new(name, Vec::new(), Vec::new(), None))
+        Ok(Self::new(name, Vec::new(), Vec::new(), Vec::new(), None))
     }
 
     /// Its name.
@@ -311,10 +319,29 @@ impl Sandbox {
         }
         command.args(["-r", if self.record.is_empty() { &self.name } else { "-" }]);
         let ended = Running::start(TOOL, command, &self.record)?.finish(future::pending()).await?;
-        if !ended.stdout.is_empty() {
-            self.detach();
+        if !ended.stdout.is_empty() && self.dismiss_keeper() {
+            tool::remove(&[], &self.made).await?;
         }
         Ok(ended)
+    }
+
+    /// Kills the VM, and removes what is kept of it: its disk and its patches.
+    ///
+    /// ```no_run
+    /// # async fn example(sb: msb_sandbox::Sandbox) -> Result<(), msb_sandbox::Error> {
+    /// sb.remove().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Sandbox::kill`], and [`Error::Tool`] with the reason of msb-rm.
+    pub async fn remove(self) -> Result<(), Error> {
+        self.kill().await?;
+        let mut names = self.made.clone();
+        names.push(self.name.clone());
+        names.dedup();
+        tool::remove(&["-f"], &names).await
     }
 
     /// Leaves an ephemeral sandbox running when this handle is dropped.
@@ -329,9 +356,12 @@ impl Sandbox {
     /// # }
     /// ```
     pub fn detach(&self) {
+        self.dismiss_keeper();
+    }
+
+    /// Whether there was one.
+    fn dismiss_keeper(&self) -> bool {
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(keeper) = keeper {
-            keeper.dismiss();
-        }
+        keeper.map(Keeper::dismiss).is_some()
     }
 }

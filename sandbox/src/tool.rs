@@ -162,6 +162,18 @@ pub(crate) async fn run(
     Running::start(tool, command, input)?.finish(future::pending()).await?.answer()
 }
 
+/// Removes sandboxes from the store: disks and uppers.
+///
+/// # Errors
+/// See [`Error`].
+pub(crate) async fn remove(flags: &[&str], names: &[String]) -> Result<(), Error> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let args = flags.iter().copied().chain(names.iter().map(String::as_str));
+    run("msb-rm", args, &[]).await.map(drop)
+}
+
 /// Reads a stream to its end.
 ///
 /// # Errors
