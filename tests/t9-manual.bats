@@ -6,7 +6,7 @@ bats_require_minimum_version 1.5.0
 setup() {
     root=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
     PATH="$root/target/release:$PATH"
-    tools=(msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-stop msb-ls msb-logs msb-stats msb-rm)
+    tools=(msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-stop msb-ls msb-logs msb-stats msb-rm)
     unset MSB_RECORD
     export MSB_NETWORK=none
 }
@@ -331,7 +331,7 @@ END
     cd "$root"
     cargo metadata --offline --locked --no-deps --format-version 1 |
         jq -r '.packages[] | .name as $name | .dependencies[] | select(.path) | "\($name) \(.name)"' | sort -u > "$BATS_TEST_TMPDIR/edges"
-    [ "$(grep -c ' msb$' "$BATS_TEST_TMPDIR/edges")" = 10 ]
+    [ "$(grep -c ' msb$' "$BATS_TEST_TMPDIR/edges")" = 11 ]
     [ "$(grep -v ' msb$' "$BATS_TEST_TMPDIR/edges")" = 'msb-boot msb-gate' ]
 }
 

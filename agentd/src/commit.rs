@@ -3,20 +3,18 @@
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::{self, Dir, Name};
 use msb::overlay::whiteout;
-use msb::record::owner::Id;
+use msb::transfer::send::{attributes_of, send_content};
 use msb::vm::boot::{self, Boot};
 use msb::wire::exec::{Failure, Text};
 use msb::wire::upper::{Attributes, Entry, What};
 use msb::wire::{HEADER, MAX_DATA, Message, READY_PORT, Stream};
-use rustix::fs::{FileType, SeekFrom};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
@@ -174,47 +172,9 @@ fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &m
     let attributes = Some(attributes_of(entry)?);
     sender.send(&Message::Entry(Box::new(Entry { name: Some(name.into()), what, attributes, number })))?;
     sent.extend(number);
-    if kind == FileType::RegularFile { send_content(sender, &entry.open_to_read()?, size) } else { Ok(()) }
-}
-
-/// Sends a file's data, and its holes as holes.
-fn send_content(sender: &mut Sender, file: &File, size: u64) -> io::Result<()> {
-    let mut block = vec![0u8; CHUNK];
-    let mut at = 0;
-    while at < size {
-        let data = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(data) => data.min(size),
-            Err(Errno::NXIO) => size,
-            Err(error) => return Err(error.into()),
-        };
-        if data > at {
-            sender.send(&Message::Hole(data - at))?;
-            at = data;
-            continue;
-        }
-        let end = rustix::fs::seek(file, SeekFrom::Hole(at))?.min(size);
-        while at < end {
-            let wanted = usize::try_from(end - at).unwrap_or(CHUNK).min(CHUNK);
-            let got = file.read_at(&mut block[..wanted], at)?;
-            if got == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            sender.send(&Message::Data(Stream::Stdout, block[..got].to_vec()))?;
-            at += got as u64;
-        }
+    if kind == FileType::RegularFile {
+        send_content(&mut |message| sender.send(message), &entry.open_to_read()?, size, CHUNK)
+    } else {
+        Ok(())
     }
-    Ok(())
-}
-
-fn attributes_of(entry: &beneath::Entry) -> io::Result<Attributes> {
-    let stat = entry.stat();
-    let mut xattrs = Vec::new();
-    for name in entry.xattr_names()?.into_iter().filter(|name| !whiteout::is_private_xattr(name)) {
-        let value = entry.xattr(&name)?;
-        xattrs.push((Text::from(name.as_os_str()), Text::from(OsStr::from_bytes(&value))));
-    }
-    let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
-    let mode = stat.st_mode & 0o7777;
-    let id = |number: u32| Id::new(number.into()).map_err(io::Error::other);
-    Ok(Attributes { mode, uid: id(stat.st_uid)?, gid: id(stat.st_gid)?, mtime: (stat.st_mtime, nanoseconds), xattrs })
 }

@@ -13,7 +13,7 @@ use vsock::VsockStream;
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over 32 KiB over several
 /// descriptors, and vhost-device-vsock 0.3.0 drops those.
-const MAX_PACKET: usize = 31 << 10;
+pub const MAX_PACKET: usize = 31 << 10;
 /// How much of an output is read at a time, in bytes: with its header, two packets.
 pub const CHUNK: usize = 2 * MAX_PACKET - HEADER;
 /// No output is read while this many bytes wait to be sent.

@@ -13,7 +13,7 @@ use crate::agent::Agent;
 use crate::error::Error;
 use crate::link::PEER_TIMEOUT;
 use crate::sessions::Server;
-use crate::{clock, console, session, sys, visit};
+use crate::{clock, console, copy, session, sys, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -84,6 +84,14 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
         }
         Some(Message::Kill(kill)) => visit::kill(connection, agent, kill),
         Some(Message::List) => Ok(Message::Execs(agent.execs.list()).send(&mut connection)?),
+        Some(Message::Get(get)) => {
+            connection.set_read_timeout(None)?;
+            copy::get(connection, get)
+        }
+        Some(Message::Put(put)) => {
+            connection.set_read_timeout(None)?;
+            copy::put(connection, put)
+        }
         Some(Message::Clock(clock)) => {
             clock::set(clock.now_ms);
             Ok(())

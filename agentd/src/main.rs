@@ -11,6 +11,7 @@ mod cleanup;
 mod clock;
 mod commit;
 mod console;
+mod copy;
 mod early;
 mod environment;
 mod error;

@@ -16,6 +16,7 @@
 //! | `lock` | locks on files and directories; with `overlay` | |
 //! | `signals` | the signal masks of a process; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
+//! | `transfer` | copies of files between host and guest; with `overlay` | |
 //! | `program` | where the programs are that msb runs; with `store` | |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
@@ -53,6 +54,8 @@ pub mod signals;
 pub mod store;
 #[cfg(feature = "tool")]
 pub mod tool;
+#[cfg(feature = "overlay")]
+pub mod transfer;
 #[cfg(feature = "wire")]
 pub mod vm;
 #[cfg(feature = "wire")]

@@ -100,7 +100,11 @@ impl Page {
         out.section("OPTIONS");
         let (options, operands): (Vec<_>, Vec<_>) =
             command.get_arguments().filter(|arg| !arg.is_hide_set()).partition(|arg| !arg.is_positional());
-        operands.into_iter().for_each(|arg| out.option(arg, self.operands));
+        let has_several = operands.len() > 1;
+        for arg in operands {
+            let own = arg.get_value_names().and_then(|names| names.first()).filter(|_| has_several);
+            out.option(arg, own.map_or(self.operands, |name| name.as_str()));
+        }
         options.into_iter().for_each(|arg| out.option(arg, ""));
         for (heading, text) in self.notes {
             out.section(&heading.to_uppercase());

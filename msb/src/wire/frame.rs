@@ -98,13 +98,15 @@ pub(super) const EXECS: u8 = 18;
 pub(super) const DETACH: u8 = 19;
 pub(super) const STOPPING: u8 = 20;
 pub(super) const CLOCK: u8 = 21;
+pub(super) const GET: u8 = 22;
+pub(super) const PUT: u8 = 23;
 pub(super) const ENTRY: u8 = 32;
 pub(super) const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
         HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
-        EXIT | FAILURE | READY | ENTRY => Ok(MAX_DATA),
+        EXIT | FAILURE | READY | GET | PUT | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS => Ok(MAX_CONTROL),
         LIST | DETACH => Ok(0),
         HOLE => Ok(8),

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 
+use super::copy::{Get, Put};
 use super::exec::{
     Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started, Stopping,
 };
@@ -51,9 +52,13 @@ pub enum Message {
     Detach,
     /// Host to guest: the current time, after the host's clock was set or the guest was paused. There is no answer.
     Clock(Clock),
-    /// Guest to host, on [`READY_PORT`], in a commit: a file of the upper.
+    /// Host to guest: send a file or a tree.
+    Get(Get),
+    /// Host to guest: a file or a tree follows.
+    Put(Put),
+    /// In a copy, in either direction: a file. Guest to host, on [`READY_PORT`], in a commit: a file of the upper.
     Entry(Box<upper::Entry>),
-    /// Guest to host, in a commit: a hole of this many bytes in a file.
+    /// In a copy and in a commit: a hole of this many bytes in a file.
     Hole(u64),
 }
 
@@ -92,6 +97,8 @@ impl Message {
             Self::Execs(body) => put_json(out, EXECS, body),
             Self::Detach => put(out, DETACH, &[]),
             Self::Clock(body) => put_json(out, CLOCK, body),
+            Self::Get(body) => put_json(out, GET, body),
+            Self::Put(body) => put_json(out, PUT, body),
             Self::Entry(body) => put_json(out, ENTRY, body),
             Self::Hole(bytes) => put(out, HOLE, &bytes.to_le_bytes()),
         }
@@ -139,6 +146,8 @@ impl Message {
             EXECS => Self::Execs(json(kind, payload)?),
             DETACH => Self::Detach,
             CLOCK => Self::Clock(json(kind, payload)?),
+            GET => Self::Get(json(kind, payload)?),
+            PUT => Self::Put(json(kind, payload)?),
             ENTRY => Self::Entry(json(kind, payload)?),
             HOLE => match payload.try_into() {
                 Ok(bytes) => Self::Hole(u64::from_le_bytes(bytes)),

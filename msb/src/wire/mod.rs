@@ -6,7 +6,7 @@
 //!   u32 LE   u8
 //! ```
 //!
-//! One vsock connection carries one exec, one question about execs, one shutdown, or the agent's report that it is up. The first
+//! One vsock connection carries one exec, one question about execs, one copy, one shutdown, or the agent's report that it is up. The first
 //! frame in each direction is [`Message::Hello`]. The peer is not trusted: a length is checked against the limit of its kind
 //! before the payload is read, and any violation ends the connection. `man/msb-wire.5` specifies the protocol.
 //!
@@ -28,6 +28,7 @@
 //! # Ok::<(), msb::wire::Error>(())
 //! ```
 
+pub mod copy;
 mod decoder;
 pub mod dial;
 pub mod exec;

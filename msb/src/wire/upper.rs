@@ -1,4 +1,4 @@
-//! The messages of a commit: an overlayfs upper as a stream.
+//! The messages of a commit, an overlayfs upper as a stream, and of a [copy](super::copy).
 //!
 //! The root comes first, as a directory. The entries of a directory follow it, and [`What::Leave`] ends it. A name is a single
 //! component, so a stream cannot refer to a path outside the root. A file's content follows it, as data and holes that add up to its
@@ -50,6 +50,11 @@ pub enum What {
     Link {
         /// The number of that file.
         to: u64,
+    },
+    /// In a copy, another name of an earlier file.
+    Hardlink {
+        /// The path of that file from the first directory.
+        path: Text,
     },
     /// A whiteout: the name is deleted.
     Whiteout,

@@ -135,6 +135,15 @@ impl Dir {
         Ok(rustix::fs::openat(&self.0, name.as_os_str(), flags, mode)?.into())
     }
 
+    /// Makes a regular file without a name, open for reading and writing. [`Self::link`] names it.
+    ///
+    /// # Errors
+    /// The error of `openat(2)`: EOPNOTSUPP or EISDIR where the file system has no such files.
+    pub fn create_unnamed(&self, mode: Mode) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.0, c".", flags, mode)?.into())
+    }
+
     /// Makes a directory and opens it.
     ///
     /// # Errors

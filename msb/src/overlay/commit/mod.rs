@@ -214,6 +214,7 @@ impl<G: Connection> Receiver<'_, G> {
                 let first = first.ok_or_else(|| guest_error("a link to a file that did not come"))?;
                 writer.replace_with_link(upper_of(parent)?, name, &first)?;
             }
+            What::Hardlink { .. } => return Err(guest_error("an entry of a copy")),
             What::Device { block, major, minor } => {
                 let kind = if block { FileType::BlockDevice } else { FileType::CharacterDevice };
                 let device = crate::overlay::device::number(major, minor)

@@ -1,0 +1,157 @@
+//! A tar archive as the target of a copy.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use msb::overlay::beneath::Name;
+use msb::transfer::receive::Incoming;
+use msb::wire::Message;
+use msb::wire::upper::{Attributes, Entry, What};
+use tar::{Builder, EntryType, Header};
+
+/// Writes a copy as an archive. With `contents`, its paths begin in the directory that is copied.
+///
+/// # Errors
+/// Those of writing; what the guest did wrong.
+pub(crate) fn write(incoming: &mut impl Incoming, contents: bool, out: impl Write) -> anyhow::Result<()> {
+    let mut archive = Builder::new(out);
+    let mut open: Vec<PathBuf> = Vec::new();
+    let mut base: Option<PathBuf> = None;
+    while let Some(message) = incoming.receive()? {
+        let Message::Entry(entry) = message else { return Err(broken("a message out of turn").into()) };
+        let Entry { name, what, attributes, .. } = *entry;
+        if what == What::Leave {
+            open.pop();
+            continue;
+        }
+        let name: OsString = name.ok_or_else(|| broken("an entry without a name"))?.into();
+        let path = match (open.last(), &base) {
+            (Some(dir), _) => {
+                Name::new(&name)?;
+                dir.join(&name)
+            }
+            (None, None) if contents => PathBuf::from("."),
+            (None, None) => {
+                Name::new(&name)?;
+                PathBuf::from(&name)
+            }
+            (None, Some(_)) => return Err(broken("a message after the end").into()),
+        };
+        let base = base.get_or_insert_with(|| path.clone());
+        append(&mut archive, incoming, base, &path, &what, attributes.as_ref())?;
+        if let What::Directory { .. } = what {
+            open.push(path);
+        }
+    }
+    archive.into_inner()?.flush()?;
+    Ok(())
+}
+
+fn append<W: Write>(
+    archive: &mut Builder<W>,
+    incoming: &mut impl Incoming,
+    base: &Path,
+    path: &Path,
+    what: &What,
+    attributes: Option<&Attributes>,
+) -> anyhow::Result<()> {
+    let mut header = Header::new_gnu();
+    header.set_size(0);
+    if let Some(attributes) = attributes {
+        header.set_mode(attributes.mode & 0o7777);
+        header.set_uid(attributes.uid.get().into());
+        header.set_gid(attributes.gid.get().into());
+        header.set_mtime(u64::try_from(attributes.mtime.0).unwrap_or(0));
+        let xattrs: Vec<(String, OsString)> = attributes
+            .xattrs
+            .iter()
+            .filter_map(|(name, value)| {
+                let name = OsString::from(name.clone()).into_string().ok()?;
+                Some((format!("SCHILY.xattr.{name}"), value.clone().into()))
+            })
+            .collect();
+        archive.append_pax_extensions(xattrs.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))?;
+    }
+    let kind = match what {
+        What::Directory { .. } => EntryType::Directory,
+        What::File { .. } => EntryType::Regular,
+        What::Symlink { .. } => EntryType::Symlink,
+        What::Hardlink { .. } => EntryType::Link,
+        What::Device { block, .. } => {
+            if *block {
+                EntryType::Block
+            } else {
+                EntryType::Char
+            }
+        }
+        What::Fifo => EntryType::Fifo,
+        What::Socket => return Ok(()),
+        What::Leave | What::Link { .. } | What::Whiteout => return Err(broken("an entry of a commit").into()),
+    };
+    header.set_entry_type(kind);
+    match what {
+        What::File { size } => {
+            header.set_size(*size);
+            archive.append_data(&mut header, path, Content { incoming, left: *size, data: Vec::new(), hole: 0 })?;
+        }
+        What::Symlink { target } => archive.append_link(&mut header, path, OsString::from(target.clone()))?,
+        What::Hardlink { path: first } => {
+            archive.append_link(&mut header, path, base.join(OsString::from(first.clone())))?
+        }
+        What::Device { major, minor, .. } => {
+            header.set_device_major(*major)?;
+            header.set_device_minor(*minor)?;
+            archive.append_data(&mut header, path, io::empty())?;
+        }
+        What::Directory { .. } => {
+            let mut with_slash = path.as_os_str().to_owned();
+            with_slash.push(OsStr::new("/"));
+            archive.append_data(&mut header, Path::new(&with_slash), io::empty())?;
+        }
+        _ => archive.append_data(&mut header, path, io::empty())?,
+    }
+    Ok(())
+}
+
+/// The content of a file, with zeros for its holes.
+struct Content<'a, I> {
+    incoming: &'a mut I,
+    /// What has not been received, in bytes.
+    left: u64,
+    data: Vec<u8>,
+    hole: u64,
+}
+
+impl<I: Incoming> Read for Content<'_, I> {
+    fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+        if self.data.is_empty() && self.hole == 0 {
+            if self.left == 0 {
+                return Ok(0);
+            }
+            match self.incoming.receive()? {
+                Some(Message::Data(_, bytes)) if !bytes.is_empty() && bytes.len() as u64 <= self.left => {
+                    self.data = bytes
+                }
+                Some(Message::Hole(length)) if length > 0 && length <= self.left => self.hole = length,
+                _ => return Err(broken("a message out of turn")),
+            }
+            self.left -= self.data.len() as u64 + self.hole;
+        }
+        if self.hole > 0 {
+            let count = usize::try_from(self.hole).unwrap_or(usize::MAX).min(block.len());
+            block[..count].fill(0);
+            self.hole -= count as u64;
+            return Ok(count);
+        }
+        let count = self.data.len().min(block.len());
+        block[..count].copy_from_slice(&self.data[..count]);
+        self.data.drain(..count);
+        Ok(count)
+    }
+}
+
+fn broken(message: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("the stream of the copy: {message}"))
+}

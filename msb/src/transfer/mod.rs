@@ -1,0 +1,24 @@
+//! Copies of files and trees as a stream of messages, in either direction between host and guest: [`send`] reads a tree, [`receive`] makes
+//! one, and [`target`] decides where, by the rules of `docker cp`.
+//!
+//! Neither end trusts the other one, nor the processes that change its own files meanwhile. A name in the stream is one component, every
+//! step is made from a descriptor and follows no symlink, and a file gets its name once it is complete. Memory does not grow with the
+//! number or the size of files, except for the names of files with several hardlinks on the sending side.
+
+pub mod receive;
+pub mod send;
+pub mod target;
+
+use std::fmt::Display;
+use std::io;
+
+/// How deep directories may nest. A level takes a descriptor.
+const MAX_DEPTH: usize = 1000;
+
+/// Adds to an error what it happened to.
+fn at(subject: impl Display) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{subject}: {error}"))
+}
+
+#[cfg(test)]
+mod tests;
