@@ -91,7 +91,9 @@ nothing_left() {
     msb exec web --list | jq -e 'select(.command == ["sleep", "1000"]) | .detached'
     id=$(msb exec web -d -- echo 'from a command' | jq -r .id)
     [ "$(msb logs -f web "$id")" = 'from a command' ]
-    msb logs web | grep -q 'Linux version'
+    msb logs -f web >followed 3>&- &
+    follower=$!
+    msb exec web -- sh -c 'echo on the console > /dev/console'
     msb stats | jq -e '.name == "web" and .memory > 0 and .cpu_s > 0 and .memory_limit == 536870912'
     run --separate-stderr msb run --name web ./root true
     [ "$status" = 125 ]
@@ -99,9 +101,12 @@ nothing_left() {
     run --separate-stderr msb rm web
     [ "$status" = 1 ]
     [[ $stderr == 'msb-rm: web: it is running (stop it with "msb-stop web", or remove it with -f)' ]]
-    msb exec web -- sh -c 'echo kept > /kept'
+    msb exec web -- sh -c 'echo kept > /kept; sync'
     kill -KILL "$(jq -r .pid <<<"$vm")"
-    vm_await_end web 2>/dev/null || true
+    # It ends with the VM.
+    wait $follower
+    grep -qx 'on the console' followed
+    [ "$(msb logs web)" = "$(cat followed)" ]
     msb ls | jq -e '.state == "dead" and .reason == "its supervisor was killed"'
     # The next VM of the name has the disk, a replaced one does not, and one that is stopped is listed with -a only.
     [ "$(msb-run -q --name web ./root -- ls /kept)" = /kept ]
