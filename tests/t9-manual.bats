@@ -101,6 +101,18 @@ teardown() {
     [ "$(completed msb-exec won)" = wonder ]
     [ "$(completed msb-stop '')" = 'wonder worker' ]
     [ -z "$(completed msb-mount won)" ]
+    [ "$(completed msb-rm wonder wor)" = worker ]
+    mkdir -p "$BATS_TEST_TMPDIR/home/references"
+    echo 'docker.io/library/alpine:3.20 sha256:0' >"$BATS_TEST_TMPDIR/home/references/0"
+    [ "$(MSB_HOME=$BATS_TEST_TMPDIR/home completed msb-run alp)" = alpine:3.20 ]
+    # msb completes the tools, and behind one of them as the tool does.
+    front() {
+        bash -c 'source "$1"; source "$2"; shift 2; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))
+            _msb_front msb "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            echo "${COMPREPLY[*]}"' - "$BATS_TEST_TMPDIR"/{msb,msb-exec}.bash "$@"
+    }
+    [ "$(front msb ru)" = run ]
+    [ "$(front msb exec won)" = wonder ]
 }
 
 @test "every page passes mandoc's lint, and has the same date; those of section 1 fit into 80 columns" {
