@@ -120,7 +120,7 @@ END
 }
 
 @test "Rust: a dropped future leaves no VM at any moment of a boot" {
-    for time in 1 30 200 1000 2000 3000; do
+    for time in 1 200 1000 2500; do
         "$examples/lifetime" cancel alpine "$time"
         await_nothing
     done
@@ -171,10 +171,7 @@ END
     vm_assert_nothing
 }
 
-@test "Python: an ephemeral sandbox ends with its object and with its process, and another one stays" {
-    [ "$(python3 "$python/examples/lifetime.py" drop alpine)" = 'in the VM' ]
-    await_nothing
-    await_empty "$MSB_HOME/sandboxes"
+@test "Python: an ephemeral sandbox ends with its process" {
     mkfifo up
     python3 "$python/examples/lifetime.py" hold alpine >up 3>&- &
     pid=$!
@@ -182,14 +179,11 @@ END
     [ "$line" = up ]
     kill -KILL "$pid"
     await_nothing
-    [ "$(python3 "$python/examples/lifetime.py" leave alpine)" = 'msb-exec lifetime -- sh' ]
-    [ "$(msb-exec lifetime -- hostname)" = lifetime ]
-    msb-stop -q lifetime >stopped.json
-    vm_assert_nothing
+    await_empty "$MSB_HOME/sandboxes"
 }
 
 @test "Python: a cancelled task leaves no VM at any moment of a boot" {
-    for time in 100 300 1000 2000 3000; do
+    for time in 300 1500; do
         python3 "$python/examples/lifetime.py" cancel alpine "$time"
         await_nothing
     done

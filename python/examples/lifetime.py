@@ -18,7 +18,7 @@ async def main(what: str, image: str, time: float) -> None:
         del sb
     elif what == "hold":
         # The VM is killed with this process, whatever ends it.
-        sb = await Sandbox.create("lifetime", image=image, ephemeral=True)
+        sb = await Sandbox.create("lifetime", image=image, fresh=True, ephemeral=True)
         print("up", flush=True)
         await sb.exec("sleep", ["86400"])
     elif what == "cancel":

@@ -22,7 +22,7 @@
 //! # The tools do the work
 //!
 //! This crate starts the tools of msb and passes records between them: `msb-pull | msb-patch | msb-boot` creates a sandbox, msb-exec runs
-//! a command, and msb-stop ends it. It decides nothing that a tool decides, so the manual pages of the tools hold here too, and the
+//! a command, msb-ls lists VMs, and msb-stop and msb-rm end one. It decides nothing that a tool decides, so the manual pages of the tools hold here too, and the
 //! sandboxes of a program are those of the command line: `msb-exec worker -- sh`. A tool is looked for in the directory `$MSB_BIN`; if that
 //! is not set, beside the running program, and then on PATH. What is requested of msb-boot is data in its record ([`record::Boot`]).
 //! Operations, scripts and the values of variables go through pipes and never on a command line, which other users of the host could read.
@@ -32,7 +32,7 @@
 //! | dropped | effect |
 //! | --- | --- |
 //! | a [`Sandbox`] | None: the VM stays, as that of msb-boot does. [`Sandbox::get`] finds it again. |
-//! | a [`Sandbox`] of [`SandboxBuilder::ephemeral`] | The VM is killed. So it is if this process ends in any way, even by SIGKILL. |
+//! | a [`Sandbox`] of [`SandboxBuilder::ephemeral`] | The VM is killed, also if this process ends in any way, even by SIGKILL. |
 //! | the future of [`SandboxBuilder::create`] | The boot is ended, and no VM is left. |
 //! | the future of [`Sandbox::exec`] and its kin, or a [`Process`] | The command in the guest is killed. |
 //! | the future of [`Sandbox::stop`] | msb-stop goes on. |
