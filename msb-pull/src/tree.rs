@@ -305,3 +305,26 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_directories_is_bounded_and_gives_back_what_is_removed() {
+        let mut dirs = Directories::default();
+        let long = "x".repeat(4000);
+        let mut inserts = 0;
+        let error = loop {
+            match dirs.insert(PathBuf::from(format!("{inserts}/{long}")), Origin::Implied) {
+                Ok(()) => inserts += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(error.contains("too many directories") && (25_000..34_000).contains(&inserts), "{inserts}: {error}");
+        for number in 0..=inserts {
+            dirs.remove_tree(Path::new(&number.to_string()));
+        }
+        assert!(dirs.by_path.is_empty() && dirs.list == 0 && dirs.xattrs == 0);
+    }
+}

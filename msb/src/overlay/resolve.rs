@@ -389,6 +389,31 @@ mod tests {
     }
 
     #[test]
+    fn directories_are_made_where_a_path_does_not_go_on() {
+        let scratch = tempfile::tempdir().unwrap();
+        fs::create_dir(scratch.path().join("usr")).unwrap();
+        fs::write(scratch.path().join("usr/file"), "").unwrap();
+        for (target, link) in [("usr", "lib"), ("../../../gone/../other", "usr/up"), ("loop", "loop")] {
+            symlink(target, scratch.path().join(link)).unwrap();
+        }
+        let root = Merged::open(&[] as &[&Path], Some(scratch.path())).unwrap();
+        let mut made = Vec::new();
+        let mut make = |steps: &[Step], name: Name<'_>| {
+            made.push(path_of(steps).join(name.as_os_str()));
+            let dir = steps.last().unwrap().dir.top().0;
+            let _ = dir.unlink(name);
+            Ok(Arc::new(dir.mkdir(name, rustix::fs::Mode::RWXU)?))
+        };
+        for (path, leads_to) in [("/lib/a/b", "/usr/a/b"), ("/usr/file/x", "/usr/file/x"), ("/usr/up/y", "/other/y")] {
+            assert_eq!(path_of(&resolve_or_make(&root, Path::new(path), &mut make).unwrap()), Path::new(leads_to));
+            assert_eq!(path_of(&resolve_or_make(&root, Path::new(path), &mut make).unwrap()), Path::new(leads_to));
+        }
+        assert!(matches!(resolve_or_make(&root, Path::new("/loop/x"), &mut make), Err(Error::Loop)));
+        let expected = ["/usr/a", "/usr/a/b", "/usr/file", "/usr/file/x", "/gone", "/other", "/other/y"];
+        assert_eq!(made, expected.map(PathBuf::from));
+    }
+
+    #[test]
     fn paths_that_cannot_be_resolved_have_a_message() {
         let (_scratch, root) = tree();
         for (path, message) in [
