@@ -33,6 +33,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("run", "run a command in a new microVM"),
     ("ls", "list microVMs"),
     ("exec", "run a command in a running microVM"),
+    ("cp", "copy files between a microVM and this machine"),
     ("logs", "show a console, or the output of a command"),
     ("stats", "show what running microVMs use"),
     ("stop", "stop a microVM"),
