@@ -2,7 +2,7 @@
 //! gone with this process.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
@@ -23,6 +23,7 @@ impl MemoryFile {
     pub(crate) fn new(content: &[u8]) -> io::Result<Self> {
         let mut file = File::from(rustix::fs::memfd_create(c"msb-sandbox", MemfdFlags::CLOEXEC)?);
         file.write_all(content)?;
+        file.rewind()?;
         Ok(Self(file))
     }
 
@@ -31,7 +32,7 @@ impl MemoryFile {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd()).into()
     }
 
-    /// What a tool wrote into an empty file.
+    /// Its content, which may be what a tool wrote.
     ///
     /// # Errors
     /// Those of `read(2)`.
