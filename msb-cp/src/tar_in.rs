@@ -172,6 +172,10 @@ mod tests {
             let mut header = tar::Header::new_gnu();
             header.set_entry_type(if path.ends_with('/') { EntryType::Directory } else { EntryType::Regular });
             header.set_size(0);
+            header.set_mode(0o644);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
             let name = &mut header.as_old_mut().name;
             name[..path.len()].copy_from_slice(path.as_bytes());
             header.set_cksum();
