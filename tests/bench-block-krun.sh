@@ -62,6 +62,7 @@ up() {
         microsandbox) microsandbox create -q -n "work-$1" -c 1 -m 1G --no-net bench >&2 ;;
         volume)
             msb-boot -r block.json --name "work-$1" -c 1 -m 1G --timeout 300 -v "$PWD/tree:/vol" >"vm-$1.json"
+            # shellcheck disable=SC2016 # the guest expands it
             msb-exec -n -r "vm-$1.json" -- sh -c 'for dir in proc dev; do mkdir -p /vol/$dir; mount --rbind /$dir /vol/$dir; done'
             ;;
         *) msb-boot -r "$1.json" --name "work-$1" -c 1 -m 1G --timeout 300 >"vm-$1.json" ;;
