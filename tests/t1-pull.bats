@@ -487,7 +487,7 @@ root must be a directory|add("./", SYM, "/etc")
 takes for a whiteout|add("null", CHR, devmajor=0, devminor=0)
 a symlink without a target|add("s", SYM)
 its path is longer than 4095 bytes|long = "/".join(["d" * 250] * 16); add(long, DIR); add("s", SYM, long); add("s/" + "e" * 100, DIR)
-bytes of xattrs|[add(f"d{i}", DIR, pax_headers={"SCHILY.xattr.user.big": "x" * 60000}) for i in range(300)]
+MiB of xattrs|[add(f"d{i}", DIR, pax_headers={"SCHILY.xattr.user.big": "x" * 60000}) for i in range(300)]
 too many levels of symlinks|add("a", SYM, "b"); add("b", SYM, "a"); add("a/x")
 malformed sparse map|add("s", data=b"0", pax_headers={"GNU.sparse.major": "0", "GNU.sparse.size": "9", "GNU.sparse.map": "8,2"})
 END

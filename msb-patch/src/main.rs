@@ -111,10 +111,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     match shown {
         // If the reader of the record is gone, the upper stays.
         Err(error) if !exit::is_reader_gone(error.as_ref()) => {
+            // First the scripts: with --upper they are in the directory that goes with the upper.
+            scripts.discard();
             if let Some(upper) = upper {
                 upper.take_back().context("upper: cannot restore the old one")?;
             }
-            scripts.discard();
             Err(error)
         }
         shown => {
