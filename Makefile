@@ -22,7 +22,7 @@ RELEASE = target/release
 # build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo uninstall test test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-net bench-shutdown install clean
+.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-net bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -69,6 +69,11 @@ test-krun-all: export MSB_KVM_HOST_LIMIT ?= 3600
 test-krun test-krun-all: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run $(if $(filter test-krun,$@),--filter-tags vmm)
+	@$(if $(filter test-krun,$@),tests/kvm-host/run --filter-tags vmm-slow)
+
+# The tests that take longest: each needs most of a minute or more, and the short ones cover most of what they do.
+test-slow: deps build
+	@tests/run --filter-tags slow tests/*.bats
 
 # The tests that should pass on a block root as they do on a shared one, with both VMMs.
 alike = $(wildcard tests/t[4-6]-*.bats) tests/t8-handoff.bats

@@ -109,6 +109,7 @@ descriptor() {
     same_as_umoci "$layered" record
 }
 
+# bats test_tags=slow
 @test "a Debian image from the registry is the tree that umoci unpacks, to the last file" {
     skopeo copy -q --dest-tls-verify=false "oci:$demo:latest" "docker://$registry_host/demo:latest"
     msb-pull --plain-http "$registry_host/demo" >record

@@ -68,6 +68,7 @@ shows_the_model() {
     shows_the_model "$PWD/top" "$PWD/bottom"
 }
 
+# bats test_tags=slow
 @test "all pairs of operations on a directory" {
     shows_the_model "$PWD/single"
 }

@@ -357,6 +357,7 @@ END
     diff before <(everything small/upper/upper)
 }
 
+# bats test_tags=slow
 @test "a million operations take the memory of a few, and a 2 GiB file that of none" {
     # peak COMMAND…: prints its peak memory, in KiB.
     peak() {

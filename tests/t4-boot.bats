@@ -356,7 +356,7 @@ boot_halfway() {
     jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", stop_signal: null, disk: null, ephemeral: false,
         commit_on_stop: false, overlay: null, restart: "no", vmm: null,
-        network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, kernel_log: null, timeout_s: 50}' worker.json
+        network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 50}' worker.json
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     run --separate-stderr msb-boot -r worker.json --name other
     [ "$status" -eq 1 ]

@@ -21,6 +21,7 @@ boots_and_stops() {
     boots_and_stops sysvinit
 }
 
+# bats test_tags=slow
 @test "OpenRC, behind sysvinit" {
     boots_and_stops openrc
 }

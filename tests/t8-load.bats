@@ -89,6 +89,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     [ -z "$output" ]
 }
 
+# bats test_tags=slow
 @test "thousands of files can be open at once, and listed" {
     [ "$(guest 'mkdir /srv/open; cd /srv/open; files open 3000; rm -r /srv/open')" = 'opened 3000' ]
     [ "$(guest 'mkdir /srv/many; cd /srv/many; files make 3000; ls | wc -l; find . -type f | wc -l')" = $'made 3000\n3000\n3000' ]

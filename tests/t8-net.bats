@@ -94,7 +94,7 @@ fetch_fails() {
     python3 "$BATS_TEST_DIRNAME/gate-frames.py" "$(command -v msb-boot)"
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "by default a guest reaches the internet and nothing near, whatever it sends" {
     cp "$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program raw-frames)" "$vm_root/bin/raw-frames"
     net_boot worker -p 0:80
@@ -213,6 +213,7 @@ fetch_fails() {
     jq -e '.vm.net == null' worker.json
 }
 
+# bats test_tags=slow
 @test "apt-get update and apt-get install work with plain msb-boot, from the mirror that this machine uses" {
     source "$BATS_TEST_DIRNAME/image.bash"
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Component: main' 'Release: bookworm' 2>/dev/null | head -n 1)

@@ -32,6 +32,7 @@ source "$BATS_TEST_DIRNAME/init-vm.bash"
     [ "$(vm_exec worker cat /proc/sys/kernel/random/boot_id)" != "$before" ]
 }
 
+# bats test_tags=slow
 @test "systemd of another image, named by its path, uses the unit that it is told" {
     boot_init systemd_sysv --init /sbin/init --init-arg --unit=multi-user.target --init-env container=msb
     [ "$(vm_exec worker systemctl list-units --type=target --state=active --plain --no-legend graphical.target | wc -l)" = 0 ]
