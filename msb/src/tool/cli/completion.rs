@@ -91,7 +91,7 @@ fn bash_of_front(script: &str) -> String {
         r#"{script}
 _msb_front() {{
     if [ "$COMP_CWORD" = 1 ] && [ "${{2#-}}" = "$2" ]; then
-        mapfile -t COMPREPLY < <(compgen -W "doctor help $(compgen -c msb- | sed 's/^msb-//')" -- "$2")
+        mapfile -t COMPREPLY < <(compgen -W "doctor help $(compgen -c msb- | sort -u | sed 's/^msb-//')" -- "$2")
         return
     fi
     local tool=msb-${{COMP_WORDS[1]}} complete
