@@ -171,6 +171,21 @@ END
     exec_await exec_has 0 sleep
 }
 
+@test "callers that leave before they are connected take no connection from others" {
+    cat >leave.py <<'END'
+import json, socket, sys
+vm = json.load(open(sys.argv[1]))["vm"]["endpoint"]
+for _ in range(100):
+    caller = socket.socket(socket.AF_UNIX)
+    caller.connect(vm["unix"])
+    if "port" in vm:
+        caller.sendall(b"CONNECT %d\n" % vm["port"])
+    caller.close()
+END
+    python3 leave.py "$MSB_RECORD"
+    [ "$(timeout 120 msb-exec -n -- echo answered)" = answered ]
+}
+
 @test "nothing runs before a hello and a request" {
     cat >silent.py <<'END'
 import json, socket, sys, time
