@@ -23,7 +23,7 @@ fn main() -> std::io::Result<()> {
         context.add_plain_vsock()?;
         context.add_port(port.parse().expect("a port"), Path::new(socket), true)?;
     }
-    context.add_root_share(Path::new(share))?;
+    context.add_root_share(Path::new(share), true)?;
     context.add_share(c"rootfs", Path::new(root))?;
     context.set_console(Path::new("/proc/self/fd/1"))?;
     Err(context.enter())

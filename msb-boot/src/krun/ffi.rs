@@ -120,10 +120,10 @@ impl Context {
         check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), ELF, no_initramfs, usual_command_line) }).map(drop)
     }
 
-    /// Shares the directory that is the guest's first root, read-only. It holds our own `init.krun`, so libkrun adds none.
-    pub(crate) fn add_root_share(&self, dir: &Path) -> io::Result<()> {
+    /// Shares the directory that is the guest's first root. It holds our own `init.krun`, so libkrun adds none.
+    pub(crate) fn add_root_share(&self, dir: &Path, read_only: bool) -> io::Result<()> {
         check(krun::krun_disable_implicit_init(self.0))?;
-        self.add_virtiofs(c"/dev/root", dir, true)
+        self.add_virtiofs(c"/dev/root", dir, read_only)
     }
 
     /// Shares a directory under a tag.

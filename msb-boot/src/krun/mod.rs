@@ -73,7 +73,8 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
     let context = ffi::Context::new()?;
     context.set_size(vm.cpus, vm.memory_mib)?;
     context.set_kernel(Path::new(jail::KERNEL))?;
-    context.add_root_share(Path::new(jail::BOOT_SHARE))?;
+    // The jail's mounts decide what is writable: the volumes are below the boot share.
+    context.add_root_share(Path::new(jail::BOOT_SHARE), vm.volumes.is_empty())?;
     if vm.root_share.is_some() {
         context.add_share(c"rootfs", Path::new(jail::ROOT))?;
     }
