@@ -8,10 +8,12 @@ mod commit;
 pub(crate) mod connection;
 mod console;
 pub(crate) mod failed_logs;
+mod halt;
 mod machine;
 mod ready;
 mod restart;
 mod stopping;
+mod timings;
 mod verdict;
 mod watch;
 

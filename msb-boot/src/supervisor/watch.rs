@@ -1,23 +1,24 @@
 //! The supervision of one start of a VM, from its first process to its end.
 
-use std::io::{PipeReader, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use msb::record::{self, Endpoint, Timings};
+use msb::record::{self, Endpoint};
 use msb::vm::rundir::{self, Cause, Ended, LockedRunDir};
+use msb::wire::AGENT_PORT;
 use msb::wire::exec::Ready;
-use msb::wire::{AGENT_PORT, dial};
 use msb::{store::publish, vm::supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clock::{self, Clock};
 use super::connection::{Answer, Report};
 use super::console::{Console, Stderr};
+use super::halt::{self, Halt};
 use super::machine::Machine;
 use super::stopping::Deadline;
+use super::timings::timings;
 use super::verdict::Verdict;
 use super::{ready, stopping};
 use crate::config::{Config, now};
@@ -30,10 +31,6 @@ use crate::volume::Volume;
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(1);
 /// How often passt is started again.
 const MAX_REPLACEMENTS: u32 = 3;
-/// How long the VMM may run after its guest has halted.
-const HALT_GRACE: Duration = Duration::from_secs(1);
-/// The same, for a guest that was asked to stop.
-const STOPPED_HALT_GRACE: Duration = Duration::from_millis(200);
 
 /// The phase of the VM's life, and the time at which it must have ended.
 enum Phase {
@@ -45,14 +42,6 @@ enum Phase {
     Running,
     /// The guest was asked to stop.
     Stopping { deadline: Deadline, answer: Option<stopping::Answer> },
-}
-
-/// The console has a message that the guest has halted.
-struct Halt {
-    /// When the VMM is killed.
-    until: Duration,
-    /// Gets a byte if the agent still answers. Then a process of the guest has forged the message.
-    answer: Option<PipeReader>,
 }
 
 /// The supervision of one start of a VM.
@@ -215,7 +204,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         add(Event::ShutdownMessage, shutdown);
         add(Event::HostAddresses, self.network.as_ref().map(Control::changes));
         add(Event::Gate, self.network.as_ref().and_then(Control::waiting));
-        add(Event::HaltAnswer, self.halt.as_ref().and_then(|halt| halt.answer.as_ref()).map(AsFd::as_fd));
+        add(Event::HaltAnswer, self.halt.as_ref().and_then(Halt::answer));
         sources.extend(self.processes.pidfds().map(|process| (Event::Process, process)));
         let flags = |event: &Event| if *event == Event::Gate { PollFlags::OUT } else { PollFlags::IN };
         let mut fds: Vec<_> = sources.iter().map(|(event, fd)| PollFd::from_borrowed_fd(*fd, flags(event))).collect();
@@ -249,12 +238,11 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.console.drain();
         match (self.console.verdict(), &self.halt) {
             (Some(Verdict::Halted), None) => {
-                let (grace, answer) = match self.phase {
-                    Phase::Booting { .. } => (HALT_GRACE, None),
-                    Phase::Stopping { .. } => (STOPPED_HALT_GRACE, None),
-                    _ => (HALT_GRACE, does_agent_answer(self.endpoint())),
-                };
-                self.halt = Some(Halt { until: now() + grace, answer });
+                self.halt = Some(match self.phase {
+                    Phase::Booting { .. } => Halt::new(halt::GRACE, None),
+                    Phase::Stopping { .. } => Halt::new(halt::STOPPED_GRACE, None),
+                    _ => Halt::new(halt::GRACE, Some(self.endpoint())),
+                });
             }
             (Some(Verdict::Halted), Some(_)) => {}
             _ => self.halt = None,
@@ -263,9 +251,7 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     /// After the message of a halt: the agent has answered, or cannot be reached.
     fn read_halt_answer(&mut self) {
-        let Some(halt) = &mut self.halt else { return };
-        let Some(mut answer) = halt.answer.take() else { return };
-        if answer.read(&mut [0]).is_ok_and(|got| got > 0) {
+        if self.halt.as_mut().is_some_and(Halt::is_forged) {
             log::note("the console says that the guest has halted, but its agent answers: it goes on");
             self.console.dismiss_verdict();
             self.halt = None;
@@ -493,58 +479,5 @@ impl Drop for Watch<'_, '_> {
         // The processes use the machine's disks, so they end first.
         self.processes.kill_all();
         self.console.drain();
-    }
-}
-
-/// Connects to the agent in a thread. The pipe gets a byte if that succeeds.
-fn does_agent_answer(endpoint: Endpoint) -> Option<PipeReader> {
-    let (answer, answered) = std::io::pipe().ok()?;
-    std::thread::spawn(move || {
-        if dial::dial(&endpoint).is_ok() {
-            let _ = std::io::Write::write_all(&mut &answered, b".");
-        }
-    });
-    Some(answer)
-}
-
-/// When each step of the boot was reached. The guest's clock starts at a moment that the host does not know, so the guest's times are
-/// counted back from the arrival of the report, which has the time at which it was sent.
-fn timings(started: Duration, spawned: Duration, arrived: Duration, ready: &Ready) -> Timings {
-    let since = |time: Duration| u64::try_from(time.saturating_sub(started).as_millis()).unwrap_or(u64::MAX);
-    let (spawn, arrival) = (since(spawned), since(arrived));
-    let guest = |ms: u64| match ready.sent_ms {
-        // The guest may send any number.
-        Some(sent) => arrival.saturating_sub(sent.saturating_sub(ms)).max(spawn),
-        None => spawn.saturating_add(ms),
-    };
-    let mut timings = Timings::default();
-    timings.spawn = spawn;
-    timings.kernel = guest(ready.kernel_ms);
-    timings.agent = guest(ready.agent_ms);
-    timings.init = ready.init_ms.map(guest);
-    timings.ready = arrival;
-    timings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guests_times_are_counted_back_from_the_arrival_of_its_report() {
-        let ms = Duration::from_millis;
-        for (sent, kernel, agent, init, expected) in [
-            // Started at 1000, the VMM at 1100; the report arrived at 3000.
-            (Some(900), 400, 800, None, (100, 1500, 1900, None, 2000)),
-            (Some(900), 400, 600, Some(850), (100, 1500, 1700, Some(1950), 2000)),
-            // A guest whose clock was running before, and one that sends nonsense.
-            (Some(5000), 400, 800, None, (100, 100, 100, None, 2000)),
-            (Some(0), u64::MAX, 1, Some(u64::MAX), (100, 2000, 2000, Some(2000), 2000)),
-            (None, 400, 800, None, (100, 500, 900, None, 2000)),
-        ] {
-            let ready = Ready { kernel_ms: kernel, agent_ms: agent, init_ms: init, sent_ms: sent, ..Ready::default() };
-            let Timings { spawn, kernel, agent, init, ready, .. } = timings(ms(1000), ms(1100), ms(3000), &ready);
-            assert_eq!((spawn, kernel, agent, init, ready), expected);
-        }
     }
 }

@@ -18,8 +18,8 @@ use crate::signals::{Mask, Signals};
 /// call it, because they are started with signals blocked on purpose.
 pub fn signals() {
     if ignored().is_none_or(|ignored| ignored.contains(Signal::SIGCHLD)) {
-        // A handler without an effect. Unlike the default action it can be set without unsafe code, and exec(2) resets it. It
-        // interrupts system calls, so it is only installed if SIGCHLD was ignored.
+        // A handler without an effect, which exec(2) resets. nix and signal_hook have a safe call for a handler, and none for the
+        // default action. It interrupts system calls, so it is only installed if SIGCHLD was ignored.
         let _ = signal_hook::flag::register(libc::SIGCHLD, Arc::new(AtomicBool::new(false)));
     }
     let _ = SigSet::empty().thread_set_mask();
