@@ -301,6 +301,31 @@ END
 
 # make test-kill has more moments.
 # bats test_tags=kill
+@test "the upper is unlocked, with the old one removed, before the record goes into a pipe" {
+    patch '{"op":"text","path":"/old","content":"old"}'
+    work=$(jq -r .upper.work patched.json)
+    # A record larger than a pipe: msb-patch is in the middle of writing it while this test looks.
+    head -c 300000 /dev/zero | tr '\0' x | jq -cRs --slurpfile record patched.json '$record[0] + {extra: .}' >large.json
+    mkfifo record
+    msb-patch -r large.json -f - <<<'{"op":"text","path":"/new","content":"new"}' >record &
+    exec 9<record
+    read -rN1 -u 9 first
+    flock -n "$work" true
+    [ -z "$(ls -A "$work")" ]
+    { printf %s "$first"; cat <&9; } >again.json
+    exec 9<&-
+    wait "$!"
+    [ "$(jq -r .upper.work again.json)" = "$work" ]
+    # A device that takes no record does not stop a failed run from restoring the old state.
+    run --separate-stderr bash -c 'msb-patch -r again.json -f - <<<"$1" >/dev/full' sh '{"op":"text","path":"/third","content":"x"}'
+    [ "$status" -eq 1 ]
+    cp again.json patched.json
+    show
+    [ "$(cat merged/old merged/new)" = oldnew ]
+    [ ! -e merged/third ]
+    umount merged
+}
+
 @test "killed at many moments, msb-patch leaves the old upper or the new one, and the next run succeeds" {
     moments=${MSB_KILLS:-60}
     head -c 30000 /dev/urandom >big

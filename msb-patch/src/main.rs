@@ -90,7 +90,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             staging.discard();
         }
     })?;
-    let upper = match staging.map(|staging| staging.publish(changed || args.fresh)).transpose() {
+    let mut upper = match staging.map(|staging| staging.publish(changed || args.fresh)).transpose() {
         Ok(upper) => upper,
         Err(error) => {
             scripts.discard();
@@ -107,10 +107,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     record.scripts = scripts.files();
-    let shown = report.close().and_then(|()| Ok(args.output.put(&record, || summary(&record))?));
-    match shown {
-        // If the reader of the record is gone, the upper stays.
-        Err(error) if !exit::is_reader_gone(error.as_ref()) => {
+    let closed = report.close();
+    // The next stage of a pipe starts as soon as it has read the record, and needs the upper unlocked. Printing there fails only if
+    // the reader is gone, and then the upper stays.
+    let is_kept = closed.is_ok() && args.output.is_stream();
+    if is_kept {
+        drop(upper.take().map(Published::keep));
+        drop(target.take());
+    }
+    match closed.and_then(|()| Ok(args.output.put(&record, || summary(&record))?)) {
+        Err(error) if !is_kept => {
             // First the scripts: with --upper they are in the directory that goes with the upper.
             scripts.discard();
             if let Some(upper) = upper {

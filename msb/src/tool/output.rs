@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use rustix::fs::FileType;
 
 use crate::record::Record;
 use crate::store::publish;
@@ -44,6 +46,17 @@ impl Output {
             return Err(OutputError::NoDirectory { file, parent });
         }
         Ok(())
+    }
+
+    /// Whether the record goes into a pipe or a socket, whose reader may act on it before this process ends.
+    pub fn is_stream(&self) -> bool {
+        let kind = match &self.output {
+            Some(file) => fs::metadata(file).map(|meta| FileType::from_raw_mode(meta.mode())),
+            None => {
+                rustix::fs::fstat(io::stdout()).map(|stat| FileType::from_raw_mode(stat.st_mode)).map_err(Into::into)
+            }
+        };
+        matches!(kind, Ok(FileType::Fifo | FileType::Socket))
     }
 
     /// Writes the record to the file or to stdout. On a terminal, prints `summary` instead, which may be empty.
