@@ -74,6 +74,8 @@ nothing_left() {
     refused "invalid value 'sometimes' for '--pull <WHEN>'" --pull sometimes ./root true
     refused "invalid value 'a/b' for '--name <NAME>'" --name a/b ./root true
     refused "--name" --replace ./root true
+    run --separate-stderr sh -c 'msb-run -q -d ./root -- sleep 1000 >/dev/full'
+    [ "$status" = 125 ]
     # One message for an image that is not there.
     run --separate-stderr msb-run ./missing true
     [ "${#stderr_lines[@]}" = 1 ]
@@ -98,6 +100,12 @@ nothing_left() {
     run --separate-stderr msb run --name web ./root true
     [ "$status" = 125 ]
     [[ $stderr == *'a VM of that name is running'* ]]
+    # Neither a script of -x that fails to boot, nor a --replace without an image, touches the VM that has the name.
+    run sh -c "$(msb-run -q -x --name web --rm ./root true)"
+    [ "$status" = 125 ]
+    run --separate-stderr msb-run -q --name web --replace ./missing true
+    [ "$status" = 125 ]
+    msb exec web -- true
     run --separate-stderr msb rm web
     [ "$status" = 1 ]
     [[ $stderr == 'msb-rm: web: it is running (stop it with "msb-stop web", or remove it with -f)' ]]
@@ -122,9 +130,12 @@ nothing_left() {
 }
 
 @test "a signal reaches the command, and one before it ends the boot; both leave nothing" {
+    mkfifo out
     msb-run -q ./root -- sh -c 'trap "exit 9" TERM; echo ready; while :; do sleep 1; done' >out 3>&- &
     run=$!
-    timeout 120 sh -c 'until grep -q ready out; do inotifywait -qqt 5 -e modify out; done' || [ -s out ]
+    exec 9<out
+    read -r said <&9
+    [ "$said" = ready ]
     kill -TERM $run
     status=0
     wait $run || status=$?

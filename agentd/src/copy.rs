@@ -47,7 +47,7 @@ pub fn put(connection: VsockStream, request: Put) -> Result<(), wire::Error> {
     // The guest's own root decides about its privileges.
     let rules = Rules { archive: request.archive, devices: true, privileges: true };
     let received = Dir::open(Path::new("/"))
-        .and_then(|root| receive::receive(&mut frames, &root, &path, request.contents, rules))
+        .and_then(|root| receive::receive(&mut frames, &root, &path, None, request.contents, rules))
         .map(drop);
     let has_failed = received.is_err();
     end(&mut frames.answers, received)?;

@@ -1,5 +1,6 @@
 //! The flags about the network.
 
+use std::io::Read;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -105,7 +106,8 @@ impl NetworkArgs {
         let mut network = match &self.network_policy {
             Some(file) => {
                 let read = || -> anyhow::Result<Network> {
-                    let text = std::fs::read(file)?;
+                    let mut text = Vec::new();
+                    std::fs::File::open(file)?.take(MAX_POLICY + 1).read_to_end(&mut text)?;
                     anyhow::ensure!(text.len() as u64 <= MAX_POLICY, "larger than {MAX_POLICY} bytes");
                     let network: Network = serde_json::from_slice(&text)?;
                     if let Some((member, _)) = network.unknown.iter().next() {
@@ -132,6 +134,8 @@ impl NetworkArgs {
             network.rules.retain(|_| !self.rules.0.is_empty());
             network.ports.retain(|_| !self.publish.is_empty());
             network.dns.retain(|_| !self.dns.is_empty());
+            network.dns_search.retain(|_| !self.dns_search.is_empty());
+            network.hosts.retain(|_| !self.add_host.is_empty());
             network.mac = network.mac.filter(|_| self.mac.is_some());
         }
         Ok(network)
@@ -222,10 +226,12 @@ mod tests {
     #[test]
     fn flags_override_the_record_and_the_file() {
         let recorded: Network =
-            serde_json::from_str(r#"{"mode":"deny","rules":[{"allow":"a.test"}],"ports":["8080:80"]}"#).unwrap();
+            serde_json::from_str(r#"{"mode":"deny","rules":[{"allow":"a.test"}],"ports":["8080:80"],"dns_search":["test"],"hosts":["db:10.0.0.1"]}"#)
+                .unwrap();
         assert_eq!(parse(&[]).unwrap().override_recorded(&recorded).unwrap(), recorded);
         let none = parse(&["--network", "none"]).unwrap().override_recorded(&recorded).unwrap();
         assert_eq!((none.mode, none.rules.len(), none.ports.len()), (Some(NetworkMode::None), 0, 0));
+        assert_eq!((none.dns_search.len(), none.hosts.len()), (0, 0));
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("policy.json");
         let with_file = |text: &str| {

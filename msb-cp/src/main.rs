@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use msb::overlay::beneath::Dir;
+use msb::overlay::raise_open_files;
 use msb::tool::source::VmRecord;
 use msb::tool::{cli, exit, start};
 use msb::transfer::receive::{self, Received, Rules};
@@ -31,6 +32,8 @@ const TOOL: &str = "msb-cp";
 
 fn main() -> ExitCode {
     start::signals();
+    // Each level of a tree takes descriptors.
+    raise_open_files();
     let args: Args = cli::parse(&page::PAGE, exit::USAGE);
     exit::report(TOOL, exit::FAILED, run(&args))
 }
@@ -60,16 +63,17 @@ fn get(args: &Args, vm: &str, path: &OsString, target: &Place) -> anyhow::Result
     let record = VmRecord::default().take(Some(vm))?;
     let request = Message::Get(Get { path: Text::from(path.as_os_str()), follow: args.follow_link });
     let mut guest = Guest::connect(record.vm()?, &request)?;
-    guest.grant(Stream::Stdout)?;
-    let (_, contents) = send::name_of(Path::new(path));
+    guest.grant(Stream::Stdout);
+    // The guest does not choose the name.
+    let (name, contents) = send::name_of(Path::new(path));
     match target {
         Place::Local(to) => {
             // A guest must not decide about privileges on the host.
             let rules = Rules { archive: args.archive, devices: false, privileges: args.archive };
-            let received = receive::receive(&mut guest, &root()?, &absolute(to)?, contents, rules)?;
+            let received = receive::receive(&mut guest, &root()?, &absolute(to)?, Some(&name), contents, rules)?;
             warn_of_devices(args, received);
         }
-        _ => tar_out::write(&mut guest, contents, io::stdout().lock())?,
+        _ => tar_out::write(&mut guest, &name, contents, io::stdout().lock())?,
     }
     Ok(0)
 }

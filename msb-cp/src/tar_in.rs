@@ -104,6 +104,8 @@ fn attributes(entry: &mut tar::Entry<'_, impl Read>) -> anyhow::Result<Attribute
         let record = record?;
         if let Some(name) = record.key_bytes().strip_prefix(XATTR) {
             xattrs.push((OsStr::from_bytes(name).into(), OsStr::from_bytes(record.value_bytes()).into()));
+        } else if record.key_bytes().starts_with(b"GNU.sparse.") {
+            bail!("a sparse file in the PAX format (make the archive with --format=gnu, or without -S)");
         } else if record.key_bytes() == b"mtime" {
             mtime = time(record.value().unwrap_or_default()).unwrap_or(mtime);
         }

@@ -11,11 +11,16 @@ use msb::wire::Message;
 use msb::wire::upper::{Attributes, Entry, What};
 use tar::{Builder, EntryType, Header};
 
-/// Writes a copy as an archive. With `contents`, its paths begin in the directory that is copied.
+/// Writes a copy as an archive. Its paths begin with `name`, or with `contents` in the directory that is copied.
 ///
 /// # Errors
 /// Those of writing; what the guest did wrong.
-pub(crate) fn write(incoming: &mut impl Incoming, contents: bool, out: impl Write) -> anyhow::Result<()> {
+pub(crate) fn write(
+    incoming: &mut impl Incoming,
+    name_of_copy: &OsStr,
+    contents: bool,
+    out: impl Write,
+) -> anyhow::Result<()> {
     let mut archive = Builder::new(out);
     let mut open: Vec<PathBuf> = Vec::new();
     let mut base: Option<PathBuf> = None;
@@ -23,7 +28,7 @@ pub(crate) fn write(incoming: &mut impl Incoming, contents: bool, out: impl Writ
         let Message::Entry(entry) = message else { return Err(broken("a message out of turn").into()) };
         let Entry { name, what, attributes, .. } = *entry;
         if what == What::Leave {
-            open.pop();
+            open.pop().ok_or_else(|| broken("the end of a directory that was not begun"))?;
             continue;
         }
         let name: OsString = name.ok_or_else(|| broken("an entry without a name"))?.into();
@@ -33,10 +38,7 @@ pub(crate) fn write(incoming: &mut impl Incoming, contents: bool, out: impl Writ
                 dir.join(&name)
             }
             (None, None) if contents => PathBuf::from("."),
-            (None, None) => {
-                Name::new(&name)?;
-                PathBuf::from(&name)
-            }
+            (None, None) => PathBuf::from(name_of_copy),
             (None, Some(_)) => return Err(broken("a message after the end").into()),
         };
         let base = base.get_or_insert_with(|| path.clone());
@@ -44,6 +46,9 @@ pub(crate) fn write(incoming: &mut impl Incoming, contents: bool, out: impl Writ
         if let What::Directory { .. } = what {
             open.push(path);
         }
+    }
+    if base.is_none() || !open.is_empty() {
+        return Err(broken("it ends before the copy is complete").into());
     }
     archive.into_inner()?.flush()?;
     Ok(())
@@ -59,6 +64,11 @@ fn append<W: Write>(
 ) -> anyhow::Result<()> {
     let mut header = Header::new_gnu();
     header.set_size(0);
+    // A hardlink has no attributes, and tar cannot read a header without them.
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     if let Some(attributes) = attributes {
         header.set_mode(attributes.mode & 0o7777);
         header.set_uid(attributes.uid.get().into());

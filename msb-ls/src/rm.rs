@@ -42,6 +42,10 @@ struct Args {
     #[arg(short, long)]
     force: bool,
 
+    /// Ignore names that no VM has
+    #[arg(short, long)]
+    ignore: bool,
+
     /// The VMs
     #[arg(value_name = "NAME", required = true, value_parser = vm_name)]
     names: Vec<String>,
@@ -62,7 +66,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let mut code = 0;
     // A VM that cannot be removed does not keep the others.
     for name in &args.names {
-        if let Err(error) = remove(name, args.force) {
+        if let Err(error) = remove(name, args.force, args.ignore) {
             exit::warn(TOOL, &format!("{name}: {error:#}"));
             code = exit::FAILED;
         }
@@ -70,7 +74,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn remove(name: &str, force: bool) -> anyhow::Result<()> {
+fn remove(name: &str, force: bool, ignore: bool) -> anyhow::Result<()> {
     let vm = survey::named(name)?;
     match &vm {
         Some(vm) if vm.state.is_alive() && !force => {
@@ -82,7 +86,7 @@ fn remove(name: &str, force: bool) -> anyhow::Result<()> {
     }
     let sandbox = layout::sandbox(&home::home()?, name);
     let is_removed = remove_sandbox(&sandbox).with_context(|| format!("{sandbox:?}"))?;
-    if vm.is_none() && !is_removed && !force {
+    if vm.is_none() && !is_removed && !force && !ignore {
         bail!("no VM of that name (msb-ls -a lists all)");
     }
     Ok(())
@@ -116,10 +120,14 @@ fn end_boot(vm: &Vm) -> anyhow::Result<()> {
 
 /// Removes a sandbox that nothing uses. False: there is none.
 fn remove_sandbox(sandbox: &Path) -> anyhow::Result<bool> {
-    let _lock = match lock::open(sandbox, Lock::Exclusive) {
+    let lock = match lock::open(sandbox, Lock::Exclusive) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
+    // Another msb-rm had it, and has removed it.
+    if rustix::fs::fstat(&lock)?.st_nlink == 0 {
+        return Ok(false);
+    }
     let _disk =
         lock_part(&sandbox.join(SCRATCH_DISK), "a VM has the disk (stop it first; another MSB_RUN may have it)")?;
     let _work = lock_part(&sandbox.join(WORK), "its upper is in use (unmount it, or stop the VM that has it)")?;

@@ -155,7 +155,7 @@ impl Pull<'_> {
         }
         ensure!(
             policy != Policy::Never,
-            "it is not in the store, and the registry is not to be asked (pull it first, or leave out \"never\")"
+            "it is not in the store, and the registry is not to be asked (pull it first, or leave --policy out)"
         );
         let image = format!("{}/{}", reference.registry, reference.repository);
         let lookup = credentials::find(&image, self.config.authfile.as_deref())?;

@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long)]
     pub rm: bool,
 
-    /// Stop and remove a VM of that --name first
+    /// Stop and remove a VM of that --name, once the image is there
     #[arg(long, requires = "name")]
     pub replace: bool,
 

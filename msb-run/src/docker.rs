@@ -33,11 +33,10 @@ const ADVICE: &[(&[&str], &str)] = &[
     (&["--ulimit"], "use --rlimit NAME=SOFT[:HARD]"),
     (&["--shm-size"], "/dev/shm of the guest takes up to half of its memory: use -m"),
     (&["--pids-limit"], "use --rlimit nproc=N"),
-    (&["-h"], "use --hostname NAME, or --help"),
     (&["--read-only"], "the image never changes; --ephemeral keeps what the guest writes in its memory"),
     (&["--storage-opt"], "use --disk SIZE"),
     (&["--volumes-from"], "name the volumes with -v"),
-    (&["-l", "--label", "--label-file", "--annotation"], "a VM has a --name only"),
+    (&["-l", "--label", "--label-file", "--annotation"], "a VM has only its name: use --name"),
     (&["--log-driver", "--log-opt"], "use msb-logs NAME, or --kernel-log FILE"),
     (&["--cidfile"], "choose the --name, or use -d, which prints it"),
     (

@@ -1,7 +1,6 @@
 //! The commands of a run, as data: what is started is also what `--print` prints.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write;
 use std::io::{self, IsTerminal};
 
 use msb::store::{home, layout};
@@ -33,6 +32,8 @@ impl Stage {
 pub struct Plan {
     /// The VM's name.
     pub name: String,
+    /// Whether the caller chose the name. Then another VM may have it, and a run that fails to boot ends nothing.
+    is_named: bool,
     /// Removes a VM that has the name.
     pub replace: Option<Stage>,
     /// Adds the image to a record.
@@ -88,26 +89,29 @@ impl Plan {
             boot,
             exec,
             end: end.and([&name]),
+            is_named: args.name.is_some(),
             name,
         })
     }
 
     /// The commands as text for a shell.
     pub fn script(&self, detaches: bool) -> String {
-        let mut text = String::new();
-        if let Some(replace) = &self.replace {
-            let _ = writeln!(text, "{}", line(replace));
-        }
-        let stages = [Some(&self.pull), self.patch.as_ref(), Some(&self.boot)];
-        let pipe: Vec<_> = stages.into_iter().flatten().map(line).collect();
-        let _ = writeln!(text, "{} > /dev/null &&", pipe.join(" |\n    "));
-        if detaches {
-            let _ = writeln!(text, "    {} > /dev/null && echo {}", line(&self.exec), self.name);
-            return text;
-        }
-        let redirected = if self.end.tool == "msb-stop" { " > /dev/null" } else { "" };
-        let _ = writeln!(text, "    {}\nstatus=$?\n{}{redirected}\n(exit $status)", line(&self.exec), line(&self.end));
-        text
+        let pull = match &self.replace {
+            Some(replace) => format!("{{ {} && {}; }}", line(&self.pull), line(replace)),
+            None => line(&self.pull),
+        };
+        let stages = [Some(pull), self.patch.as_ref().map(line), Some(line(&self.boot))];
+        let pipe: Vec<_> = stages.into_iter().flatten().collect();
+        let (exec, redirected) = (line(&self.exec), if self.end.tool == "msb-stop" { " > /dev/null" } else { "" });
+        let end = format!("{}{redirected}", line(&self.end));
+        let failed = if self.is_named { String::new() } else { format!("    {end}\n") };
+        let ended = format!("status=$?\n    {end}\n    (exit $status)");
+        let run = if detaches {
+            format!("{exec} > /dev/null && echo {} || {{\n    {ended}\n    }}", self.name)
+        } else {
+            format!("{exec}\n    {ended}")
+        };
+        format!("if {} > /dev/null\nthen\n    {run}\nelse\n{failed}    (exit 125)\nfi\n", pipe.join(" |\n    "))
     }
 }
 
@@ -134,6 +138,26 @@ fn quoted(word: &OsStr) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_ends_a_vm_of_a_chosen_name_only_after_its_boot() {
+        let plan = |is_named| Plan {
+            name: "web".into(),
+            is_named,
+            replace: Some(Stage::new("msb-rm", ["-f", "web"])),
+            pull: Stage::new("msb-pull", ["alpine"]),
+            patch: None,
+            boot: Stage::new("msb-boot", ["--name", "web"]),
+            exec: Stage::new("msb-exec", ["web"]),
+            end: Stage::new("msb-rm", ["-f", "web"]),
+        };
+        let boot = "if { msb-pull alpine && msb-rm -f web; } |\n    msb-boot --name web > /dev/null\nthen\n";
+        let run = "    msb-exec web\n    status=$?\n    msb-rm -f web\n    (exit $status)\nelse\n";
+        assert_eq!(plan(true).script(false), format!("{boot}{run}    (exit 125)\nfi\n"));
+        assert_eq!(plan(false).script(false), format!("{boot}{run}    msb-rm -f web\n    (exit 125)\nfi\n"));
+        let run = "    msb-exec web > /dev/null && echo web || {\n    status=$?\n    msb-rm -f web\n    (exit $status)\n    }\nelse\n";
+        assert_eq!(plan(true).script(true), format!("{boot}{run}    (exit 125)\nfi\n"));
+    }
 
     #[test]
     fn words_are_quoted_for_a_shell() {

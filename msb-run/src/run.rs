@@ -48,11 +48,6 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     if !is_named {
         caretaker.order(&[&plan.end])?;
     }
-    if let Some(replace) = &plan.replace
-        && !shielded(replace)?.success()
-    {
-        return Ok(exit::TOOL_FAILED);
-    }
     let record = match boot(&plan, args, &children, &caretaker)? {
         Ok(record) => record,
         Err(code) => {
@@ -101,6 +96,12 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
                 Err(code) => return Ok(Err(code)),
             };
             is_waiting.store(false, Ordering::Release);
+            // Only now, when the image is there and msb-boot has accepted its flags: what the old VM wrote goes with it.
+            if let Some(replace) = &plan.replace
+                && !shielded(replace)?.success()
+            {
+                return Ok(Err(exit::TOOL_FAILED));
+            }
             if let (Some(stage), Some(patch)) = (&plan.patch, &mut patch) {
                 record = match finish(stage, patch, record)? {
                     Ok(record) => record,
@@ -163,6 +164,12 @@ fn detach(plan: &Plan, args: &Args, record: &[u8], children: &Children) -> anyho
 
 /// Leaves the VM running, and prints its name. With --rm the caretaker waits for the command.
 fn leave(plan: &Plan, args: &Args, mut caretaker: Caretaker, id: Option<u64>) -> anyhow::Result<u8> {
+    if let Err(error) = line::put_bytes(format!("{}\n", plan.name).as_bytes()) {
+        // Nobody would know the VM's name.
+        end(plan)?;
+        caretaker.dismiss()?;
+        return Err(error.into());
+    }
     match id.filter(|_| args.rm) {
         Some(id) => {
             let wait = Stage { tool: "msb-exec", args: [&plan.name, "--wait", &id.to_string()].map(Into::into).into() };
@@ -170,7 +177,6 @@ fn leave(plan: &Plan, args: &Args, mut caretaker: Caretaker, id: Option<u64>) ->
         }
         None => caretaker.dismiss()?,
     }
-    line::put_bytes(format!("{}\n", plan.name).as_bytes())?;
     Ok(0)
 }
 

@@ -20,8 +20,8 @@
 This package starts the tools of msb and passes records between them: ``msb-pull | msb-patch | msb-boot`` creates a sandbox, msb-exec runs a
 command, and msb-stop ends it. It decides nothing that a tool decides, so the manual pages of the tools hold here too, and the sandboxes of a
 program are those of the command line. A tool is looked for in the directory ``$MSB_BIN``; if that is not set, beside the running Python, and
-then on PATH. Operations, scripts and the values of variables go through pipes and never on a command line, which other users of the host could
-read.
+then on PATH. Operations, the scripts of ``create`` and the values of variables go through pipes. The command of ``exec`` and the line of
+``shell`` are on the command line of msb-exec, which other users of the host can read: pass secrets as variables or on stdin.
 
 How a sandbox ends:
 

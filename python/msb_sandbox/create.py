@@ -83,7 +83,7 @@ async def _boot_unless(cancelled: asyncio.Event, record: bytes, fresh: bool) -> 
     finally:
         waiting.cancel()
         tool.kill(process)
-    if cancelled.is_set() and finished.stdout:
+    if finished.stdout and (cancelled.is_set() or finished.status != 0):
         await tool.run("msb-stop", ["-q", "-t", "0", "-r", "-"], finished.stdout)
     return finished
 

@@ -62,9 +62,9 @@ async def start(
 
 
 def _variables(env: Mapping[str, str]) -> Tuple[Optional[MemoryFile], List[str], Mapping[str, str]]:
-    """Passes variables to msb-exec in a file. A line of it cannot hold a newline, so a value with one goes through the environment of
-    msb-exec. Values are never on its command line."""
-    passed = {name: value for name, value in env.items() if "\n" in value}
+    """Passes variables to msb-exec in a file. A line of it cannot hold a newline or end in CR, so such a value goes through the
+    environment of msb-exec. Values are never on its command line."""
+    passed = {name: value for name, value in env.items() if "\n" in value or value.endswith("\r")}
     args = [f"--env={name}" for name in passed]
     lines = [f"{name}={value}\n" for name, value in env.items() if name not in passed]
     if not lines:

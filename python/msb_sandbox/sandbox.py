@@ -316,7 +316,7 @@ class Sandbox:
             await sb.remove()
         """
         await self.kill()
-        await tool.remove(list(dict.fromkeys([*self._made, self._name])), "-f")
+        await tool.remove(list(dict.fromkeys([*self._made, self._name])), "--ignore")
 
     def detach(self) -> bool:
         """Leaves an ephemeral sandbox running when this is collected. Returns whether it was ephemeral.

@@ -180,7 +180,7 @@ class Tools(unittest.IsolatedAsyncioTestCase):
         await sb.stop()
         self.assertFalse((self.dir / "msb-rm.args").exists())
         await sb.remove()
-        self.assertEqual(self.args("msb-rm"), ["-f", "0a1b", "worker"])
+        self.assertEqual(self.args("msb-rm"), ["--ignore", "0a1b", "worker"])
         self.tool("msb-boot", "#!/bin/sh\necho 'msb-boot: no' >&2\nexit 1\n")
         with self.assertRaises(ToolError):
             await Sandbox.create("worker", image="alpine", patches=patches, fresh=True)

@@ -129,7 +129,14 @@ async fn boot(
     command.args(["-q", "-r", "-"]).args(plan.fresh.then_some("--fresh"));
     let ended = Running::start(TOOL, command, &input)?.finish(cancelled).await?;
     let keeper = match parse(TOOL, &ended.stdout) {
-        Ok(record) => Some((Keeper::start(&record, made)?, record)),
+        Ok(record) => match Keeper::start(&record, made) {
+            Ok(keeper) => Some((keeper, record)),
+            Err(error) => {
+                // The error is that of the keeper, whatever msb-stop says.
+                let _ = tool::run("msb-stop", &["-q", "-t", "0", "-r", "-"], &ended.stdout).await;
+                return Err(error);
+            }
+        },
         Err(_) => None,
     };
     let answer = ended.answer()?;

@@ -256,11 +256,12 @@ fn flag(name: &str, value: &OsStr) -> OsString {
     flag
 }
 
-/// Passes variables to msb-exec in a file. A line of it cannot hold a newline, so a value with one goes through the environment of msb-exec.
+/// Passes variables to msb-exec in a file. A line of it cannot hold a newline or end in CR, so such a value goes through
+/// the environment of msb-exec.
 fn set_variables(command: &mut Command, env: &[(OsString, OsString)]) -> io::Result<Option<MemoryFile>> {
     let mut lines = Vec::new();
     for (name, value) in env {
-        if value.as_bytes().contains(&b'\n') {
+        if value.as_bytes().contains(&b'\n') || value.as_bytes().ends_with(b"\r") {
             command.env(name, value).arg(flag("--env=", name));
         } else {
             lines.extend([name.as_bytes(), b"=", value.as_bytes(), b"\n"].concat());

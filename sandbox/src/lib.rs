@@ -25,7 +25,8 @@
 //! a command, msb-ls lists VMs, and msb-stop and msb-rm end one. It decides nothing that a tool decides, so the manual pages of the tools hold here too, and the
 //! sandboxes of a program are those of the command line: `msb-exec worker -- sh`. A tool is looked for in the directory `$MSB_BIN`; if that
 //! is not set, beside the running program, and then on PATH. What is requested of msb-boot is data in its record ([`record::Boot`]).
-//! Operations, scripts and the values of variables go through pipes and never on a command line, which other users of the host could read.
+//! Operations, the scripts of the builder and the values of variables go through pipes. The command of `exec` and the line of `shell` are
+//! on the command line of msb-exec, which other users of the host can read: pass secrets as variables or on stdin.
 //!
 //! # What dropping does
 //!

@@ -341,7 +341,7 @@ impl Sandbox {
         let mut names = self.made.clone();
         names.push(self.name.clone());
         names.dedup();
-        tool::remove(&["-f"], &names).await
+        tool::remove(&["--ignore"], &names).await
     }
 
     /// Leaves an ephemeral sandbox running when this handle is dropped.

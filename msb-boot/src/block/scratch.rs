@@ -200,6 +200,10 @@ fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8], fresh: bo
     if lock::take(&disk, Lock::TryExclusive).is_err() {
         bail!(TAKEN);
     }
+    // msb-rm has removed it in between.
+    if rustix::fs::fstat(&disk)?.st_nlink == 0 {
+        return Ok(None);
+    }
     if fresh {
         return Ok(Some(disk));
     }

@@ -111,7 +111,11 @@ impl<W: Write> Shown<W> {
             if named.is_none() || named == ours {
                 return self.out.flush();
             }
-            self.file = File::open(&self.log).ok();
+            self.file = match File::open(&self.log) {
+                // It was removed in between, and has no name in the next round.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                other => Some(other?),
+            };
         }
     }
 

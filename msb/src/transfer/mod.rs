@@ -12,7 +12,7 @@ pub mod target;
 use std::fmt::Display;
 use std::io;
 
-/// How deep directories may nest. A level takes a descriptor.
+/// How deep directories may nest. A level takes one descriptor of the receiver, and two of the sender.
 const MAX_DEPTH: usize = 1000;
 
 /// Adds to an error what it happened to.

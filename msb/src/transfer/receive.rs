@@ -61,7 +61,8 @@ struct Level {
     attributes: Option<Attributes>,
 }
 
-/// Receives a copy to `path` in `root`, see [`target::find`].
+/// Receives a copy to `path` in `root`, see [`target::find`]. In a directory it gets `name`; without one, the name that the sender gives
+/// it. A sender that is not trusted would choose which file is replaced.
 ///
 /// # Errors
 /// What cannot be made, what the peer did wrong, and the connection's. What is complete by then stays.
@@ -69,12 +70,14 @@ pub fn receive(
     incoming: &mut impl Incoming,
     root: &Dir,
     path: &Path,
+    name: Option<&OsStr>,
     contents: bool,
     rules: Rules,
 ) -> io::Result<Received> {
     let mut receiver = Receiver { incoming, rules, received: Received::default() };
     let Some(first) = receiver.entry()? else { return Err(protocol("the stream is empty")) };
-    let name = first.name.clone().map(OsString::from).ok_or_else(|| protocol("an entry without a name"))?;
+    let sent = first.name.clone().map(OsString::from).ok_or_else(|| protocol("an entry without a name"))?;
+    let name = name.map_or(sent, OsStr::to_owned);
     let is_dir = matches!(first.what, What::Directory { .. });
     let (parent, name) =
         match target::find(root, path, &name, is_dir, contents).map_err(at(format_args!("{path:?}")))? {

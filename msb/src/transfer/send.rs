@@ -22,8 +22,11 @@ use crate::wire::{Message, Stream};
 /// The size of the messages with a file's content, in bytes: with its header, such a message is one packet of vsock that every VMM
 /// delivers.
 pub const CHUNK: usize = 30 << 10;
-/// How much is read of a file that has no size, as those of /proc, in bytes.
+/// How much is read of a file whose size is not known, in bytes.
 const MAX_UNSIZED: u64 = 4 << 20;
+
+/// The largest size that says nothing, in bytes: the files of /proc give 0, and those of /sys a page.
+const PSEUDO_SIZE: u64 = 4096;
 
 /// Where messages go.
 pub trait Sink {
@@ -180,9 +183,14 @@ impl<S: Sink> Sender<'_, S> {
         let attributes = Some(attributes_of(entry)?);
         let file = entry.open_to_read()?;
         let size = u64::try_from(stat.st_size).unwrap_or(0);
-        if size == 0 {
+        if size <= PSEUDO_SIZE {
             let mut content = Vec::new();
-            (&file).take(MAX_UNSIZED).read_to_end(&mut content)?;
+            (&file).take(MAX_UNSIZED + 1).read_to_end(&mut content)?;
+            if content.len() as u64 > MAX_UNSIZED {
+                return Err(io::Error::other(format!(
+                    "has more than {MAX_UNSIZED} bytes, though its size is given as {size}"
+                )));
+            }
             self.put(Some(name), What::File { size: content.len() as u64 }, attributes)?;
             for part in content.chunks(CHUNK) {
                 self.sink.send(&Message::Data(Stream::Stdout, part.to_vec()))?;

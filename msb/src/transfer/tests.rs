@@ -41,7 +41,7 @@ fn copy(root: &Dir, from: &str, to: &str, rules: Rules) -> io::Result<Received> 
     let source = send::open(root, Path::new(from), false)?;
     let contents = source.contents;
     send::send(&mut messages, source)?;
-    receive(&mut messages, root, Path::new(to), contents, rules)
+    receive(&mut messages, root, Path::new(to), None, contents, rules)
 }
 
 #[test]
@@ -138,6 +138,18 @@ fn entry(name: Option<&str>, what: What) -> Message {
 }
 
 #[test]
+fn a_sender_does_not_choose_the_name_in_a_directory() {
+    let (scratch, root) = scratch();
+    fs::create_dir(scratch.path().join("home")).unwrap();
+    fs::write(scratch.path().join("home/.profile"), "mine").unwrap();
+    let stream = [entry(Some(".profile"), What::File { size: 1 }), Message::Data(Stream::Stdout, b"x".to_vec())];
+    let name = Some(OsStr::new("report"));
+    receive(&mut Messages(stream.into()), &root, Path::new("/home"), name, false, Rules::default()).unwrap();
+    assert_eq!(fs::read(scratch.path().join("home/report")).unwrap(), b"x");
+    assert_eq!(fs::read(scratch.path().join("home/.profile")).unwrap(), b"mine");
+}
+
+#[test]
 fn a_hostile_stream_stays_beneath_its_target() {
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("canary"), "canary").unwrap();
@@ -183,7 +195,7 @@ fn a_hostile_stream_stays_beneath_its_target() {
         let (scratch, root) = scratch();
         fs::create_dir(scratch.path().join("to")).unwrap();
         let mut messages = Messages(stream.into());
-        assert!(receive(&mut messages, &root, Path::new("/to/d"), false, Rules::default()).is_err(), "{number}");
+        assert!(receive(&mut messages, &root, Path::new("/to/d"), None, false, Rules::default()).is_err(), "{number}");
         assert_eq!(fs::read(outside.path().join("canary")).unwrap(), b"canary", "{number}");
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "{number}");
         // Nothing is left but what was complete.

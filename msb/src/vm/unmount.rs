@@ -25,7 +25,7 @@ pub enum UnmountError {
     #[error("it is in use (end what runs or has files open there; \"fuser -vm\" names it)")]
     InUse,
     /// Its server keeps running without a mount.
-    #[error("unmounted, but its server does not exit")]
+    #[error("unmounted, but its server does not exit and holds the upper (\"ps -C msb-mount\" shows it; kill it)")]
     ServerRuns,
     /// The kernel or fusermount3 refused.
     #[error("{0}")]
