@@ -5,37 +5,80 @@ use std::io;
 
 use anyhow::{bail, ensure};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest as _, Sha256, Sha512};
 
-/// A SHA-256 digest: the only algorithm that images in the field use.
+/// The algorithms that the OCI image specification registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+impl Algorithm {
+    const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha512 => "sha512",
+        }
+    }
+
+    fn hex_length(self) -> usize {
+        match self {
+            Self::Sha256 => 64,
+            Self::Sha512 => 128,
+        }
+    }
+}
+
+/// A digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
-pub(crate) struct Digest(String);
+pub(crate) struct Digest {
+    algorithm: Algorithm,
+    hex: String,
+}
 
 impl Digest {
-    /// Reads `sha256:` and 64 lower case hex digits.
+    /// Reads `sha256:` or `sha512:` and lower case hex digits.
     ///
     /// # Errors
     /// A message for anything else.
     pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
-        let Some(hex) = text.strip_prefix("sha256:") else {
-            bail!("digest {text:?}: not a sha256 digest, and no other is supported");
+        let (name, hex) = text.split_once(':').unwrap_or((text, ""));
+        let Some(algorithm) = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name) else {
+            bail!("digest {text:?}: neither sha256 nor sha512, and no other is supported");
         };
         let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        ensure!(hex.len() == 64 && is_hex, "digest {text:?}: not 64 lower case hex digits");
-        Ok(Self(hex.to_owned()))
+        let length = algorithm.hex_length();
+        ensure!(hex.len() == length && is_hex, "digest {text:?}: not {length} lower case hex digits");
+        Ok(Self { algorithm, hex: hex.to_owned() })
     }
 
-    /// The digest of `bytes`.
+    /// The SHA-256 digest of `bytes`.
     pub(crate) fn of(bytes: &[u8]) -> Self {
         let mut hash = Hash::default();
         hash.update(bytes);
         hash.finish()
     }
 
-    /// The hex digits; a file name that cannot lead anywhere else.
-    pub(crate) fn hex(&self) -> &str {
-        &self.0
+    /// The name in the store of what has this digest, 64 hex digits: those of a SHA-256 digest, or the SHA-256 of another one's text.
+    pub(crate) fn id(&self) -> String {
+        match self.algorithm {
+            Algorithm::Sha256 => self.hex.clone(),
+            Algorithm::Sha512 => Self::of(self.to_string().as_bytes()).hex,
+        }
+    }
+
+    /// The path of the blob in an OCI layout.
+    pub(crate) fn path_in_layout(&self) -> String {
+        format!("blobs/{}/{}", self.algorithm.name(), self.hex)
+    }
+
+    /// The first hex digits, for people.
+    pub(crate) fn short(&self) -> &str {
+        &self.hex[..12]
     }
 
     /// Checks a document against this digest.
@@ -43,7 +86,9 @@ impl Digest {
     /// # Errors
     /// A message with both digests.
     pub(crate) fn check(&self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.expect("digest", &Self::of(bytes))
+        let mut hash = Hash::like(self);
+        hash.update(bytes);
+        self.expect("digest", &hash.finish())
     }
 
     /// Compares with a computed digest. `what` names its kind in the error message.
@@ -66,21 +111,43 @@ impl TryFrom<String> for Digest {
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sha256:{}", self.0)
+        write!(f, "{}:{}", self.algorithm.name(), self.hex)
     }
 }
 
 /// A digest that is being computed.
-#[derive(Default)]
-pub(crate) struct Hash(Sha256);
+pub(crate) enum Hash {
+    Sha256(Sha256),
+    Sha512(Box<Sha512>),
+}
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self::Sha256(Sha256::new())
+    }
+}
 
 impl Hash {
+    /// For a comparison with `digest`.
+    pub(crate) fn like(digest: &Digest) -> Self {
+        match digest.algorithm {
+            Algorithm::Sha256 => Self::default(),
+            Algorithm::Sha512 => Self::Sha512(Box::default()),
+        }
+    }
+
     pub(crate) fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        match self {
+            Self::Sha256(hash) => hash.update(bytes),
+            Self::Sha512(hash) => hash.update(bytes),
+        }
     }
 
     pub(crate) fn finish(self) -> Digest {
-        Digest(hex::encode(self.0.finalize()))
+        match self {
+            Self::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()) },
+            Self::Sha512(hash) => Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hash.finalize()) },
+        }
     }
 }
 
@@ -96,7 +163,7 @@ impl<W: io::Write> Verifier<W> {
     /// For a blob of `size` bytes. A blob without a digest of its own (docker archives) is not hashed: its layer's
     /// diff_id covers the same bytes.
     pub(crate) fn new(out: W, digest: Option<&Digest>, size: u64) -> Self {
-        Self { out, hash: digest.map(|_| Hash::default()), size, taken: 0 }
+        Self { out, hash: digest.map(Hash::like), size, taken: 0 }
     }
 
     /// Ends the blob and hands the writer back.
@@ -138,10 +205,28 @@ mod tests {
     #[test]
     fn a_digest_is_a_safe_file_name() {
         let hex = "a".repeat(64);
-        assert!(Digest::parse(&format!("sha256:{hex}")).is_ok());
-        for bad in [hex.clone(), format!("sha512:{hex}"), format!("sha256:{}", "A".repeat(64)), "sha256:../..".into()] {
+        assert_eq!(Digest::parse(&format!("sha256:{hex}")).unwrap().id(), hex);
+        let sha512 = Digest::parse(&format!("sha512:{hex}{hex}")).unwrap();
+        assert_eq!((sha512.id().len(), sha512.path_in_layout()), (64, format!("blobs/sha512/{hex}{hex}")));
+        for bad in [
+            hex.clone(),
+            format!("sha512:{hex}"),
+            format!("sha384:{}", "a".repeat(96)),
+            format!("sha256:{}", "A".repeat(64)),
+            "sha256:../..".into(),
+        ] {
             assert!(Digest::parse(&bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_document_is_checked_with_the_algorithm_of_its_digest() {
+        let mut hash = Hash::Sha512(Box::default());
+        hash.update(b"abc");
+        let digest = hash.finish();
+        // The example of FIPS 180-4.
+        assert!(digest.to_string().starts_with("sha512:ddaf35a193617abacc417349ae204131"));
+        assert!(digest.check(b"abc").is_ok() && digest.check(b"abd").is_err());
     }
 
     #[test]

@@ -139,7 +139,7 @@ fn decompress(blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> 
 }
 
 fn hash(mut tar: Stream, diff_id: &Digest) -> anyhow::Result<()> {
-    let mut hash = Hash::default();
+    let mut hash = Hash::like(diff_id);
     loop {
         let bytes = tar.fill_buf()?;
         if bytes.is_empty() {

@@ -78,9 +78,9 @@ impl Layout {
 
     /// The platform of a manifest, as its configuration says.
     fn platform(&self, digest: &Digest) -> Option<Platform> {
-        let text = self.0.document(&path(digest), MAX_MANIFEST).ok()?;
+        let text = self.0.document(&digest.path_in_layout(), MAX_MANIFEST).ok()?;
         let Ok(Document::Manifest { config, .. }) = Document::parse(&text) else { return None };
-        let text = self.0.document(&path(&config.digest), MAX_CONFIG).ok()?;
+        let text = self.0.document(&config.digest.path_in_layout(), MAX_CONFIG).ok()?;
         Some(Configuration::parse(&text).ok()?.platform)
     }
 }
@@ -92,14 +92,10 @@ fn names(entry: &Descriptor) -> Vec<String> {
 
 impl Origin for Layout {
     fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
-        self.0.document(&path(digest), MAX_MANIFEST)
+        self.0.document(&digest.path_in_layout(), MAX_MANIFEST)
     }
 
     fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()> {
-        self.0.open(&blob.name_in(path))?.copy(out)
+        self.0.open(&blob.name_in(Digest::path_in_layout))?.copy(out)
     }
-}
-
-fn path(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
 }

@@ -39,7 +39,7 @@ impl Progress {
     pub(crate) fn layer(&self, diff_id: &Digest, size: u64) -> Bar {
         self.layers.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
-        let bar = ProgressBar::new(size).with_prefix(diff_id.hex()[..12].to_owned());
+        let bar = ProgressBar::new(size).with_prefix(diff_id.short().to_owned());
         Bar(self.bars.add(bar.with_style(self.style.clone())))
     }
 
