@@ -192,7 +192,7 @@ impl Merged {
         Ok(names)
     }
 
-    fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {
+    pub(super) fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {
         // As in the kernel, only a directory with this mark is searched for whiteouts that are files.
         let files_may_be = Marks::of(&dir.to_entry()?)?.has_xattr_whiteouts;
         for child in dir.read()? {

@@ -41,6 +41,7 @@
 
 pub mod attributes;
 pub mod beneath;
+mod changes;
 #[cfg(feature = "store")]
 pub mod commit;
 mod copy_data;

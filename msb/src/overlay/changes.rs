@@ -1,0 +1,107 @@
+//! In which names two merged directories may differ, so that a comparison need not read what both have in common.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io;
+use std::sync::Arc;
+
+use super::beneath::Dir;
+use super::merged::{Layer, Merged};
+
+impl Merged {
+    /// Whether both directories merge the same directories of lower layers. Then they can only differ in names that an upper has.
+    ///
+    /// # Errors
+    /// The error of `fstat(2)`.
+    pub fn has_lower_of(&self, other: &Self) -> io::Result<bool> {
+        if self.lower.len() != other.lower.len() {
+            return Ok(false);
+        }
+        for (one, other) in self.lower.iter().zip(&other.lower) {
+            if !is_one_dir(&one.dir, &other.dir)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The names in which this directory and `other` may differ, sorted. One that is in neither is a whiteout without a file to hide.
+    ///
+    /// # Errors
+    /// The error of reading in a layer.
+    pub fn names_to_compare(&self, other: &Self) -> io::Result<Vec<OsString>> {
+        let mut names = BTreeSet::new();
+        if self.has_lower_of(other)? {
+            match (&self.upper, &other.upper) {
+                (Some(one), Some(other)) if is_one_dir(one, other)? => {}
+                (one, other) => {
+                    for upper in [one, other].into_iter().flatten() {
+                        Self::list_part(upper, Layer::Upper, |listed, _| {
+                            names.insert(listed.name);
+                        })?;
+                    }
+                }
+            }
+        } else {
+            for dir in [self, other] {
+                names.extend(dir.list()?.into_iter().map(|listed| listed.name));
+            }
+        }
+        Ok(names.into_iter().collect())
+    }
+}
+
+fn is_one_dir(one: &Arc<Dir>, other: &Arc<Dir>) -> io::Result<bool> {
+    if Arc::ptr_eq(one, other) {
+        return Ok(true);
+    }
+    let (one, other) = (one.stat()?, other.stat()?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::overlay::Node;
+    use crate::overlay::beneath::Name;
+    use std::ffi::OsStr;
+    use std::fs;
+    use std::path::Path;
+
+    fn names(one: &Merged, other: &Merged) -> Vec<String> {
+        one.names_to_compare(other).unwrap().into_iter().map(|name| name.into_string().unwrap()).collect()
+    }
+
+    fn dir(root: &Merged, name: &str) -> Merged {
+        match root.lookup(Name::new(OsStr::new(name)).unwrap()).unwrap() {
+            Some(Node::Dir(dir)) => dir,
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_an_upper_does_not_have_is_not_compared() {
+        let scratch = tempfile::tempdir().unwrap();
+        let at = |path: &str| scratch.path().join(path);
+        for path in ["lower/a", "lower/b", "lower/hidden", "upper/a", "upper/hidden", "other"] {
+            fs::create_dir_all(at(path)).unwrap();
+        }
+        for path in ["lower/a/1", "lower/a/2", "lower/hidden/3", "upper/a/2", "upper/hidden/4", "other/5"] {
+            fs::write(at(path), "").unwrap();
+        }
+        // Opaque.
+        rustix::fs::setxattr(at("upper/hidden"), "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+        let lower = [at("lower")];
+        let base = Merged::open(&lower, None).unwrap();
+        let changed = Merged::open(&lower, Some(&at("upper"))).unwrap();
+        assert!(changed.has_lower_of(&base).unwrap());
+        assert_eq!(names(&changed, &base), ["a", "hidden"]);
+        assert_eq!(names(&dir(&changed, "a"), &dir(&base, "a")), ["2"]);
+        assert_eq!(names(&dir(&changed, "hidden"), &dir(&base, "hidden")), ["3", "4"]);
+        assert!(names(&changed, &changed).is_empty());
+        let other = Merged::open(&[at("other").as_path(), Path::new(&lower[0])], None).unwrap();
+        assert_eq!(names(&other, &base), ["5", "a", "b", "hidden"]);
+        let alone = Merged::open::<&Path>(&[], Some(&at("other"))).unwrap();
+        assert_eq!(names(&alone, &base), ["5", "a", "b", "hidden"]);
+    }
+}
