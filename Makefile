@@ -64,14 +64,14 @@ test: deps build
 	@echo "== VMs with libkrun (in a nested host where this machine has no KVM); make test-krun-all has all their tests"
 	@tests/kvm-host/run --filter-tags vmm
 
-# The tests in which the VMM makes a difference; test-krun-all runs all that boot a VM.
+# The tests in which the VMM makes a difference, of which "make test" has the short ones; test-krun-all runs all that boot a VM.
 test-krun-all: export MSB_KVM_HOST_LIMIT ?= 3600
 test-krun test-krun-all: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run $(if $(filter test-krun,$@),--filter-tags vmm)
 	@$(if $(filter test-krun,$@),tests/kvm-host/run --filter-tags vmm-slow)
 
-# The tests that take longest: each needs most of a minute or more, and the short ones cover most of what they do.
+# The tests that take longest, and those that cover little that the others do not.
 test-slow: deps build
 	@tests/run --filter-tags slow tests/*.bats
 

@@ -64,6 +64,7 @@ shows_the_model() {
     [ ! -s differences ]
 }
 
+# bats test_tags=slow
 @test "all pairs of operations on layers" {
     shows_the_model "$PWD/top" "$PWD/bottom"
 }

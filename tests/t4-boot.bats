@@ -253,7 +253,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "if a guest's kernel panics, the error shows the panic" {
     # An ELF file without a segment: msb-boot accepts its header, and no kernel can run it.
     { head -c 56 "$release/agentd"; head -c 4096 /dev/zero; } >hollow
@@ -273,7 +273,7 @@ boot_halfway() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "a failed boot keeps the guest's log, and names it" {
     agent=$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program failing-agent)
     run --separate-stderr env MSB_AGENTD="$agent" msb-boot -r "$vm_record" --name failing

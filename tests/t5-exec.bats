@@ -99,7 +99,7 @@ line][*][-n][--][ü]' ]
     [ "$(cat err)" = err ]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "stdin arrives to its last byte, and so does its end" {
     head -c 3000001 /dev/urandom > bytes
     msb-exec -- cat < bytes | cmp - bytes

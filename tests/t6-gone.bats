@@ -11,7 +11,7 @@ setup() {
 
 teardown() { vm_teardown; }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "a VM that loses any one of its processes ends, the message names the process, and msb-stop cleans up" {
     for ((number = 1, count = 1; number <= count; number++)); do
         vm_boot worker

@@ -234,7 +234,7 @@ END
     [ -z "$(vm_processes)" ]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "what the guest has synced survives a kill of the VMM during writes" {
     vm_boot crash
     vm_exec crash sh -c 'dd if=/dev/urandom of=/root/synced bs=64k count=16 2>/dev/null; sync; sha256sum /root/synced' >sum

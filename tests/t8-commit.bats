@@ -119,7 +119,7 @@ END
     [ "$(stat -c '%n %y' "$upper" "$upper"/etc{,/profile.d})" = "$times" ]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "--commit-on-stop commits also if the guest powers off, and the disk of an unnamed VM too" {
     msb-boot -r "$vm_record" --commit-on-stop >worker.json
     msb-exec -r worker.json -- sh -c 'echo kept >/root/kept'
@@ -235,6 +235,7 @@ END
     [ "$(vm_exec memory echo on)" = on ]
 }
 
+# bats test_tags=slow
 @test "in the foreground --commit-on-stop reports its result, also for a VMM that was killed" {
     patched
     vm_foreground front --commit-on-stop
@@ -256,6 +257,7 @@ END
     vm_assert_nothing
 }
 
+# bats test_tags=slow
 @test "a commit that takes longer than the grace period is not cut short" {
     vm_boot worker
     # Not synced: writing it back is part of the shutdown, which extends the grace period.

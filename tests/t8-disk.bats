@@ -86,15 +86,17 @@ recoveries() {
     vm_exec worker dmesg | grep -c 'EXT4-fs.*recovery complete' || true
 }
 
+# bats test_tags=slow
 @test "a raw disk boots with scripts, and its file does not change" {
     a_disk_boots raw
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "a qcow2 disk boots with scripts, and its file does not change" {
     a_disk_boots qcow2
 }
 
+# bats test_tags=slow
 @test "what a guest writes to a raw disk is kept in --overlay, and the disk does not change" {
     an_overlay_keeps raw
 }

@@ -17,6 +17,7 @@ boots_and_stops() {
     boots_and_stops busybox
 }
 
+# bats test_tags=slow
 @test "sysvinit" {
     boots_and_stops sysvinit
 }

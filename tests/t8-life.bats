@@ -63,7 +63,7 @@ teardown() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "--restart on-reboot starts a VM again with its name, disk and record, but not one that powers off" {
     vm_boot worker --restart on-reboot
     vm_exec worker sh -c 'echo kept >/root/kept; sync; reboot -f' || true
@@ -161,7 +161,7 @@ teardown() {
     done
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "time in the guest is the host's at boot, and again after the VM was paused" {
     vm_boot worker
     difference() {
@@ -234,6 +234,7 @@ await_right_clock() {
     msb-stop -r worker.json >/dev/null
 }
 
+# bats test_tags=slow
 @test "the guest's clock is corrected once its VMM continues after a stop, in both directions, without a command" {
     watch_clock
     vmm=$(vm_vmm worker)

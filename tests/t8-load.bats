@@ -79,7 +79,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     [ "$(tail -n 1 "$mounted/etc/group")" = more:x:4711: ]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "memory maps, locks, offsets, holes, sizes and attributes behave as programs expect" {
     run guest 'cd /srv; files calls'
     echo "$output"
@@ -97,7 +97,7 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
     guest 'rm -r /srv/many'
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "the guest's users own what they create, and permissions are enforced" {
     guest 'mkdir -m 1777 /srv/shared; mkdir -m 2775 /srv/group; chown 0:77 /srv/group'
     timeout 60 msb-exec -u 1000:1001 -- sh -euc 'cd /srv/shared; echo mine >mine; mkdir dir; ln -s mine link; mkfifo fifo

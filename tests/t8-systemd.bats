@@ -16,6 +16,7 @@ source "$BATS_TEST_DIRNAME/init-vm.bash"
     stop_init
 }
 
+# bats test_tags=slow
 @test "a systemd with a failed unit is usable, with a message, and --restart starts it again after a reboot" {
     { inits_text /etc/systemd/system/broken.service <<<$'[Service]\nType=oneshot\nExecStart=/bin/false'
         inits_link ../broken.service /etc/systemd/system/multi-user.target.wants/broken.service; } >ops

@@ -10,6 +10,7 @@ setup() {
     cd "$BATS_TEST_DIRNAME/.." || return
 }
 
+# bats test_tags=slow
 @test "bench-boot, bench-exec and bench-shutdown run" {
     run --separate-stderr tests/bench-boot.sh 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
@@ -40,6 +41,7 @@ setup() {
     [[ ${lines[-1]} == 'write 64 MiB and sync it '* ]]
 }
 
+# bats test_tags=slow
 @test "bench-net runs" {
     run --separate-stderr tests/bench-net.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
