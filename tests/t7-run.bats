@@ -49,6 +49,14 @@ nothing_left() {
     msb-run -q -x --patch ops.jsonl --entrypoint '' "$image" -- motd >script
     [ "$(sh -u script)" = patched ]
     nothing_left
+    # With -d and --rm the VM ends with the command. Without any command it goes on.
+    msb-run -q -x -d --rm "$image" >script
+    [[ $(sh -u script) == vm-* ]]
+    timeout 60 bash -c 'until [ -z "$(msb-ls)" ]; do sleep 0.1; done'
+    name=$(msb-run -q -d --rm --entrypoint '' "$image")
+    [ -z "$(msb-exec "$name" --list)" ]
+    msb-stop -q "$name" >stopped
+    nothing_left
 }
 
 @test "what is wrong with a run is said by the tool that it is for, with status 125, and leaves nothing" {
@@ -147,6 +155,26 @@ nothing_left() {
     status=0
     wait $run || status=$?
     [ "$status" = 143 ]
+    nothing_left
+}
+
+@test "a VM with a name ends also if msb-run is killed between its boot and the command" {
+    mkdir tools
+    ln -s "$release"/msb* tools/
+    for tool in msb-run msb-boot; do rm tools/$tool; done
+    cp "$release/msb-run" tools/
+    {
+        echo '#!/bin/sh'
+        echo "\"$release/msb-boot\" \"\$@\" || exit"
+        echo '[ "$1" = --generate ] || kill -KILL "$PPID"'
+    } >tools/msb-boot
+    chmod +x tools/msb-boot
+    run tools/msb-run -q --name web -m 128M ./root -- sleep 1000
+    [ "$status" = 137 ]
+    # Its caretaker stops the VM and keeps its disk.
+    timeout 60 bash -c 'until [ -z "$(msb-ls)" ]; do sleep 0.1; done'
+    msb-ls -a | jq -e '.name == "web" and .state == "stopped"'
+    msb-rm web
     nothing_left
 }
 

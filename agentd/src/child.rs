@@ -34,7 +34,7 @@ pub struct Child {
 }
 
 fn failure(code: u8, message: impl Into<String>) -> Failure {
-    Failure { code, message: message.into() }
+    Failure::new(code, message)
 }
 
 /// Starts the command of a request.
@@ -45,8 +45,9 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     let defaults = &agent.defaults;
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
     let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
-    let program = argv.first().ok_or_else(|| {
-        failure(
+    let program = argv.first().ok_or_else(|| Failure {
+        no_command: true,
+        ..failure(
             TOOL_FAILED,
             "no command given, and the image has none (neither entrypoint nor cmd, or they are its init)",
         )

@@ -36,7 +36,7 @@ pub fn run(boot: &Boot) -> Result<(), Error> {
         Ok(()) => sender.hang_up().map_err(failed),
         Err(error) => {
             // This fails if the connection itself is broken, which the host has noticed.
-            let failure = Failure { code: 1, message: error.to_string() };
+            let failure = Failure::new(1, error.to_string());
             let _ = Message::Failure(failure).send(&mut sender.host);
             Err(failed(error))
         }

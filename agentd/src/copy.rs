@@ -71,7 +71,7 @@ fn absolute(path: OsString) -> PathBuf {
 fn end(connection: &mut VsockStream, result: io::Result<()>) -> Result<(), wire::Error> {
     let last = match result {
         Ok(()) => Message::Exit(Exit { code: Some(0), ..Exit::default() }),
-        Err(error) => Message::Failure(Failure { code: 1, message: error.to_string() }),
+        Err(error) => Message::Failure(Failure::new(1, error.to_string())),
     };
     connection.set_write_timeout(Some(PEER_TIMEOUT))?;
     Ok(last.send(connection)?)

@@ -60,7 +60,7 @@ impl ShutdownRequest {
 
     /// Tells the host that the shutdown is not orderly.
     pub fn tell_failure(&self, message: &str) {
-        self.tell(&Message::Failure(Failure { code: 1, message: message.to_owned() }));
+        self.tell(&Message::Failure(Failure::new(1, message)));
     }
 
     /// Tells the host what had to be killed, and after how long. Nothing is sent if nothing was killed.

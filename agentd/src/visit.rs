@@ -74,7 +74,7 @@ fn forgotten(id: u32) -> String {
 }
 
 fn refuse(mut connection: VsockStream, message: String) -> Result<(), wire::Error> {
-    Ok(Message::Failure(Failure { code: TOOL_FAILED, message }).send(&mut connection)?)
+    Ok(Message::Failure(Failure::new(TOOL_FAILED, message)).send(&mut connection)?)
 }
 
 /// Waits for the end of an exec, which it sends, or of the connection.

@@ -100,6 +100,10 @@ pub struct Args {
     #[arg(short = 'd', long)]
     pub detach: bool,
 
+    /// Do nothing if no command is given and the image has none
+    #[arg(long)]
+    pub optional: bool,
+
     /// The key sequence that detaches msb-exec from a terminal and leaves the command running; "" for none. A sequence that is
     /// not completed reaches the command after a moment
     #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q", value_parser = Keys::parse)]

@@ -71,6 +71,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         },
         Ok(Ended::Detached(_)) => 0,
         Ok(Ended::TimedOut(_)) => exit::TIMED_OUT,
+        Ok(Ended::Failure(failure)) if args.optional && failure.no_command => 0,
         Ok(Ended::Failure(failure)) => failure.code,
         Err(error) if exit::is_reader_gone(error.as_ref()) => exit::READER_GONE,
         Err(_) => exit::TOOL_FAILED,
@@ -85,6 +86,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         Ended::Exit(_) => Ok(code),
         Ended::Detached(exec) => detached(args, vm, exec),
         Ended::TimedOut(_) => Err(coded(code, "the command took too long and was ended").into()),
+        Ended::Failure(_) if code == 0 => Ok(code),
         Ended::Failure(failure) => Err(coded(code, exit::printable(&failure.message)).into()),
     }
 }

@@ -42,8 +42,8 @@ pub struct Plan {
     pub patch: Option<Stage>,
     /// Boots the VM.
     pub boot: Stage,
-    /// Runs the command, or starts it with `-d`.
-    pub exec: Stage,
+    /// Runs the command, or starts it with `-d`. None: there is only the init.
+    pub exec: Option<Stage>,
     /// Ends the VM.
     pub end: Stage,
 }
@@ -80,38 +80,53 @@ impl Plan {
         // Detached from its terminal, the command would end with the VM.
         let is_on_terminal = args.exec.has("tty") || (!args.detach && io::stdin().is_terminal());
         exec = exec.and(["--detach-keys", ""].into_iter().filter(|_| is_on_terminal));
-        exec = exec.and(["-d"].into_iter().filter(|_| args.detach)).and(separated(of_exec));
+        // A VM that is left running needs no command.
+        exec = exec.and(["-d", "--optional"].into_iter().filter(|_| args.detach)).and(separated(of_exec));
+        let has_exec = !args.detach || !args.command.is_empty() || !args.boot.has("init");
         let end = if keeps_disk { Stage::new("msb-stop", ["-q"]) } else { Stage::new("msb-rm", ["-f"]) };
         Ok(Self {
             replace: args.replace.then(|| Stage::new("msb-rm", ["-f", &name])),
             pull,
             patch,
             boot,
-            exec,
+            exec: has_exec.then_some(exec),
             end: end.and([&name]),
             is_named: args.name.is_some(),
             name,
         })
     }
 
-    /// The commands as text for a shell.
-    pub fn script(&self, detaches: bool) -> String {
+    /// The commands as text for a shell. With `args.detach` the VM is left running, and with `args.rm` too until its command has ended.
+    pub fn script(&self, args: &Args) -> String {
         let pull = match &self.replace {
             Some(replace) => format!("{{ {} && {}; }}", line(&self.pull), line(replace)),
             None => line(&self.pull),
         };
         let stages = [Some(pull), self.patch.as_ref().map(line), Some(line(&self.boot))];
         let pipe: Vec<_> = stages.into_iter().flatten().collect();
-        let (exec, redirected) = (line(&self.exec), if self.end.tool == "msb-stop" { " > /dev/null" } else { "" });
-        let end = format!("{}{redirected}", line(&self.end));
+        let end = format!("{}{}", line(&self.end), if self.end.tool == "msb-stop" { " > /dev/null" } else { "" });
         let failed = if self.is_named { String::new() } else { format!("    {end}\n") };
-        let ended = format!("status=$?\n    {end}\n    (exit $status)");
-        let run = if detaches {
-            format!("{exec} > /dev/null && echo {} || {{\n    {ended}\n    }}", self.name)
-        } else {
-            format!("{exec}\n    {ended}")
+        let run = match (&self.exec, args.detach) {
+            (None, _) => format!("echo {}", self.name),
+            (Some(exec), true) => self.detached(exec, &end, args.rm),
+            (Some(exec), false) => format!("{}\n    status=$?\n    {end}\n    (exit $status)", line(exec)),
         };
         format!("if {} > /dev/null\nthen\n    {run}\nelse\n{failed}    (exit 125)\nfi\n", pipe.join(" |\n    "))
+    }
+
+    /// The commands of a run that leaves the VM running. The ID of the command is the first member of what msb-exec prints, which is
+    /// nothing if there is no command.
+    fn detached(&self, exec: &Stage, end: &str, removes: bool) -> String {
+        let wait = line(&Stage::new("msb-exec", [self.name.as_str(), "--wait"]));
+        let remove = format!(
+            "\n        id=${{started#*:}} id=${{id%%,*}}\n        [ -z \"$id\" ] || {{ {wait} \"$id\"; {end}; }} < /dev/null > /dev/null 2>&1 &"
+        );
+        format!(
+            "if started=$({})\n    then\n        echo {}{}\n    else\n        status=$?\n        {end}\n        (exit $status)\n    fi",
+            line(exec),
+            self.name,
+            if removes { remove.as_str() } else { "" },
+        )
     }
 }
 
@@ -137,6 +152,8 @@ fn quoted(word: &OsStr) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
@@ -148,15 +165,25 @@ mod tests {
             pull: Stage::new("msb-pull", ["alpine"]),
             patch: None,
             boot: Stage::new("msb-boot", ["--name", "web"]),
-            exec: Stage::new("msb-exec", ["web"]),
+            exec: Some(Stage::new("msb-exec", ["web"])),
             end: Stage::new("msb-rm", ["-f", "web"]),
         };
         let boot = "if { msb-pull alpine && msb-rm -f web; } |\n    msb-boot --name web > /dev/null\nthen\n";
         let run = "    msb-exec web\n    status=$?\n    msb-rm -f web\n    (exit $status)\nelse\n";
-        assert_eq!(plan(true).script(false), format!("{boot}{run}    (exit 125)\nfi\n"));
-        assert_eq!(plan(false).script(false), format!("{boot}{run}    msb-rm -f web\n    (exit 125)\nfi\n"));
-        let run = "    msb-exec web > /dev/null && echo web || {\n    status=$?\n    msb-rm -f web\n    (exit $status)\n    }\nelse\n";
-        assert_eq!(plan(true).script(true), format!("{boot}{run}    (exit 125)\nfi\n"));
+        let args = |flags: &[&str]| Args::try_parse_from([&["msb-run"], flags, &["alpine"]].concat()).unwrap();
+        assert_eq!(plan(true).script(&args(&[])), format!("{boot}{run}    (exit 125)\nfi\n"));
+        assert_eq!(plan(false).script(&args(&[])), format!("{boot}{run}    msb-rm -f web\n    (exit 125)\nfi\n"));
+        let detached = |removes: &str| {
+            let failed = "    else\n        status=$?\n        msb-rm -f web\n        (exit $status)\n    fi\n";
+            let run = "    if started=$(msb-exec web)\n    then\n        echo web\n";
+            format!("{boot}{run}{removes}{failed}else\n    (exit 125)\nfi\n")
+        };
+        assert_eq!(plan(true).script(&args(&["-d"])), detached(""));
+        let removes = "        id=${started#*:} id=${id%%,*}\n        [ -z \"$id\" ] || { msb-exec web --wait \"$id\"; msb-rm -f web; } \
+                       < /dev/null > /dev/null 2>&1 &\n";
+        assert_eq!(plan(true).script(&args(&["-d", "--rm"])), detached(removes));
+        let without = Plan { exec: None, ..plan(true) };
+        assert_eq!(without.script(&args(&["-d"])), format!("{boot}    echo web\nelse\n    (exit 125)\nfi\n"));
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, anyhow};
-use msb::record::Record;
 use msb::{tool::cli, tool::exit, tool::line, tool::start};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -39,50 +38,51 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     passed::flags::<Exec>()?;
     let plan = Plan::new(args)?;
     if args.print {
-        line::put_bytes(plan.script(args.detach).as_bytes())?;
+        line::put_bytes(plan.script(args).as_bytes())?;
         return Ok(0);
     }
     let children = Children::new()?;
     let mut caretaker = Caretaker::start()?;
     let is_named = args.name.is_some();
-    if !is_named {
+    if is_named {
+        // The name may be that of another VM until this one has booted.
+        caretaker.order_with_record(&[&plan.end])?;
+    } else {
         caretaker.order(&[&plan.end])?;
     }
-    let record = match boot(&plan, args, &children, &caretaker)? {
-        Ok(record) => record,
-        Err(code) => {
-            // A name of the caller's may be that of another VM, so nothing is removed then.
-            if !is_named {
-                end(&plan)?;
-            }
-            caretaker.dismiss()?;
-            return Ok(code);
+    if let Err(code) = boot(&plan, args, &children, &caretaker)? {
+        if !is_named {
+            end(&plan)?;
         }
-    };
-    caretaker.order(&[&plan.end])?;
-    let code = match children.first_signal() {
-        Some(signal) => Ok(exit::SIGNAL_BASE.saturating_add(signal)),
-        None if args.detach => match detach(&plan, args, &record, &children)? {
+        caretaker.dismiss()?;
+        return Ok(code);
+    }
+    let code = match (children.first_signal(), &plan.exec) {
+        (Some(signal), _) => Ok(exit::SIGNAL_BASE.saturating_add(signal)),
+        (None, None) => return leave(&plan, args, caretaker, None),
+        (None, Some(exec)) if args.detach => match detach(exec, &children)? {
             Ok(id) => return leave(&plan, args, caretaker, id),
             Err(code) => Ok(code),
         },
-        None => command(&plan.exec).and_then(|mut command| status(&mut command, &children)).map(code),
+        (None, Some(exec)) => command(exec).and_then(|mut command| status(&mut command, &children)).map(code),
     };
     end(&plan)?;
     caretaker.dismiss()?;
     code
 }
 
-/// Boots the VM and returns its record, or an exit status if a tool has failed, which has said why.
-fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<Vec<u8>, u8>> {
+/// Boots the VM, or returns an exit status if a tool has failed, which has said why.
+fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<(), u8>> {
     caretaker.share(true)?;
     let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
     // msb-boot checks its flags before it reads the record. What is wrong there ends a pull that may take minutes.
     let is_waiting = &AtomicBool::new(true);
     let booted = thread::scope(|scope| {
-        let mut boot = spawn(&plan.boot, Stdio::piped(), children)?;
-        let mut patch = plan.patch.as_ref().map(|patch| spawn(patch, Stdio::piped(), children)).transpose()?;
-        let mut pull = spawn(&plan.pull, if from_stdin { Stdio::inherit() } else { Stdio::null() }, children)?;
+        let mut boot = spawn(&plan.boot, Stdio::piped(), caretaker.record()?, children)?;
+        let patch = |stage| spawn(stage, Stdio::piped(), Stdio::piped(), children);
+        let mut patch = plan.patch.as_ref().map(patch).transpose()?;
+        let source = if from_stdin { Stdio::inherit() } else { Stdio::null() };
+        let mut pull = spawn(&plan.pull, source, Stdio::piped(), children)?;
         let (booting, pulling) = (process(&boot)?, process(&pull)?);
         scope.spawn(move || {
             while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&booting, PollFlags::IN)], None) {}
@@ -90,7 +90,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
                 let _ = pidfd_send_signal(&pulling, Signal::TERM);
             }
         });
-        let made = (|| -> anyhow::Result<Result<Vec<u8>, u8>> {
+        let made = (|| -> anyhow::Result<Result<(), u8>> {
             let mut record = match finish(&plan.pull, &mut pull, Vec::new())? {
                 Ok(record) => record,
                 Err(code) => return Ok(Err(code)),
@@ -108,7 +108,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
                     Err(code) => return Ok(Err(code)),
                 };
             }
-            finish(&plan.boot, &mut boot, record)
+            Ok(finish(&plan.boot, &mut boot, record)?.map(drop))
         })();
         // After a failure the stages behind it still wait for a record.
         is_waiting.store(false, Ordering::Release);
@@ -125,7 +125,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
     })
 }
 
-/// Gives a stage its record and takes what it prints.
+/// Gives a stage its record and takes what it prints, if that does not go elsewhere.
 fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<Result<Vec<u8>, u8>> {
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read has failed.
@@ -143,20 +143,17 @@ fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<R
 }
 
 /// Starts the command with `-d`. Returns its ID if there is one, or an exit status if it could not be started.
-fn detach(plan: &Plan, args: &Args, record: &[u8], children: &Children) -> anyhow::Result<Result<Option<u64>, u8>> {
-    let image = Record::parse(record.trim_ascii_end())?.image.map(|image| image.config).unwrap_or_default();
-    let has_default = [&image.entrypoint, &image.cmd].into_iter().flatten().any(|words| !words.is_empty());
-    let has_default = has_default || args.boot.has("entrypoint");
-    if args.command.is_empty() && (args.boot.has("init") || !has_default) {
-        return Ok(Ok(None));
-    }
-    let mut child = spawn(&plan.exec, Stdio::null(), children)?;
+fn detach(exec: &Stage, children: &Children) -> anyhow::Result<Result<Option<u64>, u8>> {
+    let mut child = spawn(exec, Stdio::null(), Stdio::piped(), children)?;
     let mut printed = Vec::new();
     child.stdout.take().map(|mut stdout| stdout.read_to_end(&mut printed)).transpose()?;
     let status = child.wait()?;
     children.forget();
     if !status.success() {
         return Ok(Err(code(status)));
+    }
+    if printed.is_empty() {
+        return Ok(Ok(None));
     }
     let started: serde_json::Value = serde_json::from_slice(&printed).context("msb-exec")?;
     Ok(Ok(started["id"].as_u64()))
@@ -202,8 +199,8 @@ fn command(stage: &Stage) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-fn spawn(stage: &Stage, stdin: Stdio, children: &Children) -> anyhow::Result<Child> {
-    let child = command(stage)?.stdin(stdin).stdout(Stdio::piped()).spawn().context(stage.tool)?;
+fn spawn(stage: &Stage, stdin: Stdio, stdout: Stdio, children: &Children) -> anyhow::Result<Child> {
+    let child = command(stage)?.stdin(stdin).stdout(stdout).spawn().context(stage.tool)?;
     children.add(&child)?;
     Ok(child)
 }

@@ -217,6 +217,16 @@ pub struct Failure {
     pub code: u8,
     /// The reason, for people.
     pub message: String,
+    /// The request has no command, and the image has no default one.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub no_command: bool,
+}
+
+impl Failure {
+    /// A failure with an exit status and a reason.
+    pub fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), no_command: false }
+    }
 }
 
 /// A request to stop the machine.

@@ -237,7 +237,7 @@ mod tests {
     }
 
     fn failure() -> Message {
-        Message::Failure(Failure { code: 127, message: String::new() })
+        Message::Failure(Failure::new(127, ""))
     }
 
     #[test]

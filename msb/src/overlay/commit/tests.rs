@@ -89,7 +89,7 @@ fn take_in(
 
 #[test]
 fn the_message_of_a_guest_that_hung_up_is_the_error() {
-    let failure = || Message::Failure(Failure { code: 1, message: "mount: no".into() });
+    let failure = || Message::Failure(Failure::new(1, "mount: no"));
     let ready = Message::Ready(Ready { error: Some("mount: no".into()), ..Ready::default() });
     for (messages, written, expected) in [
         (vec![failure()], io::ErrorKind::BrokenPipe, "guest: mount: no"),
