@@ -370,10 +370,11 @@ EOF
     python3 - root/tmp/file <<'EOF'
 import os, sys
 path = sys.argv[1]
-def mode_after(change, is_late):
+def mode_after(change, is_late, root_flags=None):
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o777))
     os.chown(path, 1000, 1000)
     os.chmod(path, 0o777 if is_late else 0o6777)
+    of_root = [] if root_flags is None else [os.open(path, root_flags)]
     os.seteuid(1000)
     fd = os.open(path, os.O_RDWR)
     os.seteuid(0)
@@ -384,7 +385,7 @@ def mode_after(change, is_late):
     change(fd)
     os.seteuid(0)
     mode = os.stat(path).st_mode & 0o7777
-    for opened in (reader, fd):
+    for opened in (reader, fd, *of_root):
         os.close(opened)
     os.unlink(path)
     return mode
@@ -395,8 +396,88 @@ for change in (
     lambda fd: os.write(fd, b"data") and os.chmod(path, 0o6777) or os.copy_file_range(fd, fd, 1, 0, 50),
 ):
     for is_late in (False, True):
-        assert mode_after(change, is_late) == 0o777, (change, is_late)
+        for root_flags in (None, os.O_RDONLY, os.O_RDWR):
+            assert mode_after(change, is_late, root_flags) == 0o777, (change, is_late, root_flags)
 EOF
+}
+
+@test "what stat, listings, times and xattrs show is what the layers have" {
+    setfattr -n trusted.secret -v 1 bottom/etc/motd
+    setfattr -n user.open -v 1 bottom/etc/motd
+    mounted
+    python3 - root <<'EOF'
+import os, sys
+root = sys.argv[1]
+# Hardlinks of a layer, before and after the copy-up of one, and the parent of a directory that was moved.
+def same():
+    for entry in os.scandir(root + "/bin"):
+        assert entry.inode() == os.lstat(entry.path).st_ino, entry.name
+same()
+os.chmod(root + "/bin/link", 0o600)
+same()
+assert os.stat(root + "/bin/tool").st_mode & 0o777 != 0o600
+os.makedirs(root + "/a/x/deep")
+os.makedirs(root + "/b")
+os.listdir(root + "/a/x")
+os.rename(root + "/a/x", root + "/b/x")
+def above(path):
+    import ctypes, struct
+    fd, block = os.open(path, os.O_RDONLY), ctypes.create_string_buffer(4096)
+    length, at, libc = 0, 0, ctypes.CDLL(None)
+    libc.getdents64.restype = ctypes.c_ssize_t
+    length = libc.getdents64(fd, block, ctypes.c_size_t(4096))
+    os.close(fd)
+    while at < length:
+        ino, _, size, _ = struct.unpack_from("<QqHB", block.raw, at)
+        if block.raw[at + 19:at + size].split(b"\0")[0] == b"..":
+            return ino
+        at += size
+assert above(root + "/b/x") == os.stat(root + "/b").st_ino
+assert above(root + "/b/x/deep") == os.stat(root + "/b/x").st_ino
+open(root + "/old", "w").close()
+for ns in (-987654321, -1, -1500000000, -2000000000, 5):
+    os.utime(root + "/old", ns=(ns, ns))
+    assert os.stat(root + "/old").st_mtime_ns == ns
+EOF
+    stat -c %Y "$upper/old" | grep -qx 0
+    listed() { getfattr --absolute-names -m - "$@" root/etc/motd | grep -v '^#\|^$' | paste -sd' '; }
+    [ "$(listed)" = 'trusted.secret user.open' ]
+    [ "$(setpriv --bounding-set -sys_admin --inh-caps -sys_admin bash -c "$(declare -f listed); listed")" = user.open ]
+    [ "$(setpriv --reuid 1000 --regid 1000 --clear-groups bash -c "$(declare -f listed); listed")" = user.open ]
+    python3 - root <<'EOF'
+import ctypes, errno, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+handle, mount = (ctypes.c_uint * 40)(128), ctypes.c_int()
+assert libc.name_to_handle_at(-100, sys.argv[1].encode() + b"/etc/motd", handle, ctypes.byref(mount), 0) == -1
+assert ctypes.get_errno() == errno.EOPNOTSUPP
+EOF
+}
+
+@test "--allow root keeps others out; --dev and --suid are seen by the kernel" {
+    mounted --allow root
+    [ "$(cat root/etc/motd)" = bottom ]
+    run setpriv --reuid=1000 --regid=1000 --clear-groups ls root/etc
+    [ "$status" -ne 0 ]
+    [[ "$(findmnt -no OPTIONS root)" == *nosuid,nodev* ]]
+    [ -z "$(find "$MSB_HOME" -name mount.log -perm /066)" ]
+    msb-mount -u root
+    mounted --dev --suid
+    ! findmnt -no OPTIONS root | grep -q 'nosuid\|nodev'
+    setpriv --reuid=1000 --regid=1000 --clear-groups ls root/etc
+}
+
+@test "an upper that cannot have whiteouts is refused, and its files can be read" {
+    mkdir -p c/{lower,upper,work,root}
+    mount -t overlay overlay c/root -o lowerdir=c/lower,upperdir=c/upper,workdir=c/work
+    mkdir c/root/{upper,work}
+    jq -c --arg dir "$PWD/c/root" '. + {upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' record >with-upper
+    run -1 msb-mount -r with-upper root
+    [[ "$output" == *whiteouts*MSB_HOME* ]]
+    [ -z "$(ls -A c/root/work)" ]
+    msb-mount --ro -r with-upper root >/dev/null 3>&-
+    [ "$(cat root/etc/motd)" = bottom ]
+    msb-mount -u root
+    umount c/root
 }
 
 @test "a lock on a file keeps others out" {

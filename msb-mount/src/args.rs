@@ -6,6 +6,7 @@ use clap::Parser;
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 
+use crate::access::Access;
 use crate::page::PAGE;
 
 /// Mount a record's root on the host
@@ -13,7 +14,7 @@ use crate::page::PAGE;
 /// Serves the lower layers and the upper of a record as one tree, over FUSE. Adds the members "upper" (if the record has none) and
 /// "mount", and prints the record once the mount is up. The server stays in the background and ends with the mount. Changes
 /// below MOUNTPOINT go into the upper, in overlayfs form; the layers are never written. Set-id bits and device nodes have no
-/// effect on the host.
+/// effect on the host without --suid and --dev.
 #[derive(Debug, Parser)]
 #[command(name = "msb-mount", version, after_help = PAGE.help())]
 pub(crate) struct Args {
@@ -23,16 +24,15 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) output: Output,
 
-    /// Mount read-only; a record without an upper gets none
-    #[arg(long)]
-    pub(crate) ro: bool,
+    #[command(flatten)]
+    pub(crate) access: Access,
 
     /// Serve in the foreground, until SIGTERM, SIGINT or an unmount
     #[arg(short, long)]
     pub(crate) foreground: bool,
 
     /// Unmount MOUNTPOINT; this also works after its server has crashed
-    #[arg(short, long, requires = "mountpoint", conflicts_with_all = ["record", "output", "ro", "foreground"])]
+    #[arg(short, long, requires = "mountpoint", conflicts_with_all = ["record", "output", "is_read_only", "foreground"])]
     pub(crate) unmount: bool,
 
     /// Serve what the parent process describes on stdin

@@ -54,11 +54,10 @@ pub(crate) fn timespec(time: Option<TimeOrNow>) -> Timespec {
         Some(TimeOrNow::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
         Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(UNIX_EPOCH) {
             Ok(after) => Timespec { tv_sec: after.as_secs() as _, tv_nsec: after.subsec_nanos() as _ },
+            // fuser subtracts the nanoseconds of such a time from its seconds, where the kernel means them to be added.
             Err(before) => {
                 let before = before.duration();
-                let borrow = i64::from(before.subsec_nanos() > 0);
-                let nanoseconds = (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000;
-                Timespec { tv_sec: -(before.as_secs() as i64) - borrow, tv_nsec: nanoseconds as _ }
+                Timespec { tv_sec: (before.as_secs() as i64).wrapping_neg(), tv_nsec: before.subsec_nanos() as _ }
             }
         },
     }
@@ -70,9 +69,19 @@ mod tests {
 
     #[test]
     fn times_before_the_epoch_survive() {
-        for (seconds, nanoseconds) in [(0, 0), (1, 5), (-1, 0), (-2, 800_000_000), (-1, 999_999_999)] {
-            let there = timespec(Some(TimeOrNow::SpecificTime(time(seconds, nanoseconds))));
-            assert_eq!((there.tv_sec, there.tv_nsec as u32), (seconds, nanoseconds));
+        for (seconds, nanoseconds) in [(0i64, 0u32), (1, 5), (-1, 0), (-2, 800_000_000), (-1, 999_999_999)] {
+            // As fuser makes it of the kernel's numbers.
+            let received = match seconds < 0 {
+                true => UNIX_EPOCH - Duration::new(seconds.unsigned_abs(), nanoseconds),
+                false => UNIX_EPOCH + Duration::new(seconds.unsigned_abs(), nanoseconds),
+            };
+            let to_set = timespec(Some(TimeOrNow::SpecificTime(received)));
+            assert_eq!((to_set.tv_sec, to_set.tv_nsec as u32), (seconds, nanoseconds));
+            let shown = time(seconds, nanoseconds);
+            let whole = shown
+                .duration_since(UNIX_EPOCH)
+                .map_or_else(|e| -(e.duration().as_nanos() as i128), |d| d.as_nanos() as i128);
+            assert_eq!(whole, i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow};
@@ -48,7 +49,7 @@ pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyho
 
 fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--serve").args(config.is_read_only.then_some("--ro")).args(config.is_new.then_some("--is-new"));
+    command.arg("--serve").args(config.access.flags()).args(config.is_new.then_some("--is-new"));
     command.arg("--").arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
@@ -80,8 +81,9 @@ pub(crate) fn serve(config: &Config) -> anyhow::Result<u8> {
         writeln!(stdout, "{READY}")?;
         stdout.flush()?;
         rustix::stdio::dup2_stdout(&null)?;
-        let log =
-            config.sandbox().and_then(|dir| File::options().create(true).append(true).open(dir.join(MOUNT_LOG)).ok());
+        let log = config
+            .sandbox()
+            .and_then(|dir| File::options().create(true).append(true).mode(0o600).open(dir.join(MOUNT_LOG)).ok());
         rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&null))?;
         Ok(())
     })?;

@@ -12,6 +12,7 @@ use msb::tool::interrupt::DeferExit;
 use msb::{tool::source, vm::supervisor};
 use rustix::process::Pid;
 
+use crate::access::Access;
 use crate::args::Args;
 use crate::mountpoint;
 
@@ -22,7 +23,7 @@ pub(crate) struct Config {
     pub(crate) record: Record,
     /// Top first.
     pub(crate) lower: Vec<PathBuf>,
-    pub(crate) is_read_only: bool,
+    pub(crate) access: Access,
     /// An existing directory, as an absolute path without symlinks.
     pub(crate) mountpoint: PathBuf,
     /// Whether the mount point was made for this mount.
@@ -48,9 +49,9 @@ impl Config {
         }
         let given = args.mountpoint.as_deref().map(mountpoint::locate).transpose()?;
         let mut made = None;
-        if record.upper.is_none() && (!args.ro || args.mountpoint.is_none()) {
-            let sandbox = make_sandbox(&lower, !args.ro)?;
-            if !args.ro {
+        if record.upper.is_none() && (!args.access.is_read_only || args.mountpoint.is_none()) {
+            let sandbox = make_sandbox(&lower, !args.access.is_read_only)?;
+            if !args.access.is_read_only {
                 let (dir, work) = (sandbox.join(UPPER), sandbox.join(WORK));
                 record.upper = Some(Upper::new(dir, work));
             }
@@ -66,7 +67,7 @@ impl Config {
         };
         let mountpoint = located.and_then(mountpoint::prepare);
         let is_new = matches!(mountpoint, Ok((_, true)));
-        let config = Self { lower, is_read_only: args.ro, mountpoint: PathBuf::new(), is_new, made, record };
+        let config = Self { lower, access: args.access, mountpoint: PathBuf::new(), is_new, made, record };
         match mountpoint {
             Ok((mountpoint, _)) => Ok((Self { mountpoint, ..config }, begun)),
             Err(error) => {
@@ -81,7 +82,7 @@ impl Config {
         let record = source::stdin()?;
         let mountpoint = args.mountpoint.clone().context("no mount point")?;
         let is_new = args.is_new;
-        Ok(Self { lower: lower(&record)?, is_read_only: args.ro, mountpoint, is_new, made: None, record })
+        Ok(Self { lower: lower(&record)?, access: args.access, mountpoint, is_new, made: None, record })
     }
 
     /// The record with the mount, which process `pid` serves.
@@ -93,13 +94,14 @@ impl Config {
 
     /// The message that a terminal gets instead of the record.
     pub(crate) fn summary(&self) -> String {
-        let how = if self.is_read_only { " read-only" } else { "" };
+        let how = if self.access.is_read_only { " read-only" } else { "" };
         format!("{0}: mounted{how}; to unmount it: msb-mount -u {0}", self.mountpoint.display())
     }
 
-    /// The directory that holds the upper.
+    /// The sandbox that holds the upper. An upper of the caller's own is in none.
     pub(crate) fn sandbox(&self) -> Option<&Path> {
-        self.record.upper.as_ref().and_then(|upper| upper.dir.parent())
+        let parent = self.record.upper.as_ref()?.dir.parent()?;
+        (parent.parent()? == layout::sandboxes(&home::home().ok()?)).then_some(parent)
     }
 
     /// Removes the mount point and the sandbox made for a mount that failed.

@@ -18,13 +18,13 @@ use msb::overlay::beneath::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::attr;
+use crate::caller::Caller;
 use crate::inode::Node;
 use crate::leaf::IoMode;
 use crate::listing::{DOT, DOTDOT};
 use crate::number;
 use crate::reply;
 use crate::tree::Tree;
-use crate::tree::change::Caller;
 use crate::tree::file::SetAttributes;
 
 /// How long the kernel may cache names and attributes. It may do so for as long as it likes, since nothing but its own requests changes
@@ -83,12 +83,16 @@ impl Fs {
         flags: i32,
         back: impl FnOnce(&Entry) -> io::Result<BackingId>,
     ) -> io::Result<IoMode> {
-        self.tree.open(node, OFlags::from_bits_retain(flags as u32), caller(req, 0), back)
+        self.tree.open(node, OFlags::from_bits_retain(flags as u32), Caller::new(req, 0), back)
     }
 }
 
-fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), umask }
+fn fopen_flags(mode: &IoMode) -> FopenFlags {
+    match mode {
+        IoMode::Passthrough(_) => FopenFlags::empty(),
+        IoMode::Direct(_) => FopenFlags::FOPEN_DIRECT_IO,
+        IoMode::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+    }
 }
 
 impl Filesystem for Fs {
@@ -104,6 +108,8 @@ impl Filesystem for Fs {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
             InitFlags::FUSE_ASYNC_DIO,
+            // A handle would be stale as soon as the kernel has forgotten the file, so there are none: EOPNOTSUPP.
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
         ] {
             // Older kernels lack some of them. Each is for speed, or the kernel does that part itself.
             let _ = config.add_capabilities(capability);
@@ -160,7 +166,7 @@ impl Filesystem for Fs {
     ) {
         let requested = SetAttributes { mode, uid, gid, size, atime, mtime };
         let set = self.node(ino).and_then(|node| {
-            self.tree.set_attributes(&node, &requested, caller(req, 0))?;
+            self.tree.set_attributes(&node, &requested, Caller::new(req, 0))?;
             self.tree.attr(&node)
         });
         match set {
@@ -177,12 +183,13 @@ impl Filesystem for Fs {
     }
 
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
-        let made = self.node(parent).and_then(|parent| self.tree.mknod(&parent, name, mode, rdev, caller(req, umask)));
+        let made =
+            self.node(parent).and_then(|parent| self.tree.mknod(&parent, name, mode, rdev, Caller::new(req, umask)));
         self.reply_entry(made, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let made = self.node(parent).and_then(|parent| self.tree.mkdir(&parent, name, mode, caller(req, umask)));
+        let made = self.node(parent).and_then(|parent| self.tree.mkdir(&parent, name, mode, Caller::new(req, umask)));
         self.reply_entry(made, reply);
     }
 
@@ -195,8 +202,9 @@ impl Filesystem for Fs {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let made =
-            self.node(parent).and_then(|parent| self.tree.symlink(&parent, name, target.as_os_str(), caller(req, 0)));
+        let made = self
+            .node(parent)
+            .and_then(|parent| self.tree.symlink(&parent, name, target.as_os_str(), Caller::new(req, 0)));
         self.reply_entry(made, reply);
     }
 
@@ -223,11 +231,15 @@ impl Filesystem for Fs {
         let opened =
             self.node(ino).and_then(|node| self.open_node(req, &node, flags.0, |file| reply.open_backing(file)));
         match opened {
-            Ok(IoMode::Passthrough(backing)) => {
-                let handle = FileHandle(IoMode::Passthrough(backing.clone()).handle());
-                reply.opened_passthrough(handle, FopenFlags::empty(), &backing);
+            Ok(mode) => {
+                let (handle, flags) = (FileHandle(mode.handle()), fopen_flags(&mode));
+                match mode {
+                    IoMode::Passthrough(backing) | IoMode::Direct(backing) => {
+                        reply.opened_passthrough(handle, flags, &backing);
+                    }
+                    IoMode::Cached => reply.opened(handle, flags),
+                }
             }
-            Ok(way) => reply.opened(FileHandle(way.handle()), FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -244,18 +256,19 @@ impl Filesystem for Fs {
     ) {
         let flags = flags & !(OFlags::TRUNC.bits() as i32);
         let created = (|| {
-            let node = self.tree.create(&self.node(parent)?, name, mode, caller(req, umask))?;
-            let way = self.open_node(req, &node, flags, |file| reply.open_backing(file))?;
-            Ok::<_, io::Error>((self.entry_attr(&node)?.0, way))
+            let node = self.tree.create(&self.node(parent)?, name, mode, Caller::new(req, umask))?;
+            let mode = self.open_node(req, &node, flags, |file| reply.open_backing(file))?;
+            Ok::<_, io::Error>((self.entry_attr(&node)?.0, mode))
         })();
         match created {
-            Ok((attr, IoMode::Passthrough(backing))) => {
-                let handle = FileHandle(IoMode::Passthrough(backing.clone()).handle());
-                reply.created_passthrough(&LONG, &attr, GENERATION, handle, FopenFlags::empty(), &backing);
-            }
-            Ok((attr, way)) => {
-                let handle = FileHandle(way.handle());
-                reply.created(&LONG, &attr, GENERATION, handle, FopenFlags::FOPEN_KEEP_CACHE);
+            Ok((attr, mode)) => {
+                let (handle, flags) = (FileHandle(mode.handle()), fopen_flags(&mode));
+                match mode {
+                    IoMode::Passthrough(backing) | IoMode::Direct(backing) => {
+                        reply.created_passthrough(&LONG, &attr, GENERATION, handle, flags, &backing);
+                    }
+                    IoMode::Cached => reply.created(&LONG, &attr, GENERATION, handle, flags),
+                }
             }
             Err(error) => reply.error(error.into()),
         }
@@ -300,7 +313,7 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let clear = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| caller(req, 0));
+        let clear = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| Caller::new(req, 0));
         match self.node(ino).and_then(|node| self.tree.write(&node, offset, data, clear)) {
             Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
             Err(error) => reply.error(error.into()),
@@ -339,7 +352,7 @@ impl Filesystem for Fs {
         let filled = (|| {
             let node = self.node(ino)?;
             let own = INodeNo(node.ino());
-            let above = INodeNo(node.origin.as_ref().map_or(node.ino(), |(parent, _)| parent.ino()));
+            let above = INodeNo(node.above().ino());
             for (place, ino, name) in [(DOT, own, "."), (DOTDOT, above, "..")] {
                 if offset < place && reply.add(ino, place, FileType::Directory, name) {
                     return Ok(());
@@ -363,9 +376,10 @@ impl Filesystem for Fs {
         let filled = (|| {
             let node = self.node(ino)?;
             let attr = self.tree.attr(&node)?;
-            // The kernel ignores the attributes of these two.
-            for (place, name) in [(DOT, "."), (DOTDOT, "..")] {
-                if offset < place && reply.add(attr.ino, place, name, &Duration::ZERO, &attr, GENERATION) {
+            // The kernel takes only the inode numbers of these two.
+            for (place, ino, name) in [(DOT, attr.ino, "."), (DOTDOT, INodeNo(node.above().ino()), "..")] {
+                let attr = FileAttr { ino, ..attr };
+                if offset < place && reply.add(ino, place, name, &Duration::ZERO, &attr, GENERATION) {
                     return Ok(());
                 }
             }
@@ -385,8 +399,14 @@ impl Filesystem for Fs {
                     }
                 };
                 let (attr, ttl) = self.entry_attr(&child)?;
-                if reply.add(attr.ino, *place, &listed.name, &ttl, &attr, GENERATION) {
+                // fuser lists a name with its id. If that is not the inode number, the kernel gets an inode of this number, which it
+                // may not use: the name is not cached, so a program that needs it causes a lookup.
+                let attr = FileAttr { ino: INodeNo(child.ino()), ..attr };
+                let is_full = reply.add(attr.ino, *place, &listed.name, &ttl, &attr, GENERATION);
+                if is_full || child.has_other_id() {
                     self.tree.table.forget(child.id, 1);
+                }
+                if is_full {
                     return Ok(());
                 }
             }
@@ -430,7 +450,7 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         reply::empty(
-            self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags, caller(req, 0))),
+            self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags, Caller::new(req, 0))),
             reply,
         );
     }
@@ -442,8 +462,9 @@ impl Filesystem for Fs {
         reply::xattr(self.node(ino).and_then(|node| self.tree.xattr(&node, name)), size, reply);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply::xattr(self.node(ino).and_then(|node| self.tree.xattr_names(&node)), size, reply);
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self.node(ino).and_then(|node| self.tree.xattr_names(&node, Caller::new(req, 0)));
+        reply::xattr(names, size, reply);
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -475,7 +496,8 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         let mode = FallocateFlags::from_bits_retain(mode as u32);
-        let allocated = self.node(ino).and_then(|node| self.tree.allocate(&node, mode, offset, length, caller(req, 0)));
+        let allocated =
+            self.node(ino).and_then(|node| self.tree.allocate(&node, mode, offset, length, Caller::new(req, 0)));
         reply::empty(allocated, reply);
     }
 
@@ -507,7 +529,7 @@ impl Filesystem for Fs {
     ) {
         let copied = (|| {
             let (from, to) = (self.node(ino_in)?, self.node(ino_out)?);
-            self.tree.copy_range((&from, offset_in), (&to, offset_out), length, caller(req, 0))
+            self.tree.copy_range((&from, offset_in), (&to, offset_out), length, Caller::new(req, 0))
         })();
         match copied {
             Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),

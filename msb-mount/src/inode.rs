@@ -48,9 +48,16 @@ pub(crate) struct Node {
     pub(crate) id: u64,
     ino: AtomicU64,
     lookups: AtomicU64,
-    /// The directory and name that it was looked up by. A file of a lower layer never moves, since a rename copies it up first.
-    pub(crate) origin: Option<(Arc<Node>, OsString)>,
+    /// A name of the file; `None` for the root.
+    place: RwLock<Option<Place>>,
     pub(crate) kind: Kind,
+}
+
+/// A directory and a name in it. A file of a lower layer never moves, since a rename copies it up first.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) parent: Arc<Node>,
+    pub(crate) name: OsString,
 }
 
 #[derive(Debug)]
@@ -70,7 +77,7 @@ pub(crate) struct DirNode {
 }
 
 impl Node {
-    fn new(id: u64, ino: u64, origin: Option<(Arc<Self>, OsString)>, found: overlay::Node) -> Self {
+    fn new(id: u64, ino: u64, place: Option<Place>, found: overlay::Node) -> Self {
         let kind = match found {
             overlay::Node::Dir(merged) => Kind::Dir(DirNode {
                 merged: RwLock::new(Arc::new(merged)),
@@ -80,7 +87,27 @@ impl Node {
             }),
             overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode::new(leaf)),
         };
-        Self { id, ino: AtomicU64::new(ino), lookups: AtomicU64::new(1), origin, kind }
+        Self { id, ino: AtomicU64::new(ino), lookups: AtomicU64::new(1), place: RwLock::new(place), kind }
+    }
+
+    /// A directory and a name that lead to the file, unless it has been removed; `None` for the root.
+    pub(crate) fn place(&self) -> Option<Place> {
+        read(&self.place).clone()
+    }
+
+    /// The directory above this one. That of the root is the root.
+    pub(crate) fn above(self: &Arc<Self>) -> Arc<Self> {
+        read(&self.place).as_ref().map_or(self, |place| &place.parent).clone()
+    }
+
+    /// Notes that `name` in `parent` was renamed, if the file is known by that name.
+    pub(crate) fn renamed(&self, parent: &Arc<Self>, name: &OsStr, to: &Arc<Self>, to_name: &OsStr) {
+        if let Some(place) = write(&self.place).as_mut()
+            && place.parent.id == parent.id
+            && place.name == name
+        {
+            *place = Place { parent: to.clone(), name: to_name.to_owned() };
+        }
     }
 
     /// The inode number that `stat(2)` shows.
@@ -215,8 +242,8 @@ impl Table {
             return Ok(node.clone());
         }
         let ino = if id & NAMELESS == 0 { id } else { own };
-        let origin = Some((parent.clone(), name.to_owned()));
-        let node = Arc::new(Node::new(id, ino, origin, found));
+        let place = Some(Place { parent: parent.clone(), name: name.to_owned() });
+        let node = Arc::new(Node::new(id, ino, place, found));
         nodes.insert(id, node.clone());
         Ok(node)
     }
@@ -253,8 +280,8 @@ impl Table {
         names.copied.insert(own, node.id);
         if node.has_other_id() {
             node.ino.store(own, Ordering::Relaxed);
-            if let Some((parent, name)) = &node.origin {
-                names.linked.remove(&(parent.id, name.clone()));
+            if let Some(Place { parent, name }) = node.place() {
+                names.linked.remove(&(parent.id, name));
             }
         }
     }
@@ -289,9 +316,9 @@ impl Table {
                 write(&self.names).copied.remove(&own);
             }
         } else if node.has_other_id()
-            && let Some((parent, name)) = &node.origin
+            && let Some(Place { parent, name }) = node.place()
         {
-            write(&self.names).linked.remove(&(parent.id, name.clone()));
+            write(&self.names).linked.remove(&(parent.id, name));
         }
     }
 }

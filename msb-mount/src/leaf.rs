@@ -39,6 +39,9 @@ struct OpenFiles {
 pub(crate) enum IoMode {
     /// The kernel reads and writes the backing file itself.
     Passthrough(Arc<BackingId>),
+    /// The kernel maps the backing file, and sends reads and writes to us. The only other mode of an open of a file that is open in
+    /// passthrough mode.
+    Direct(Arc<BackingId>),
     /// Through the page cache, and requests to us.
     Cached,
 }
@@ -46,7 +49,7 @@ pub(crate) enum IoMode {
 impl IoMode {
     /// The FUSE file handle, from which a release tells the mode.
     pub(crate) fn handle(&self) -> u64 {
-        u64::from(matches!(self, Self::Passthrough(_)))
+        u64::from(!matches!(self, Self::Cached))
     }
 }
 

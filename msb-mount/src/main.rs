@@ -1,8 +1,10 @@
 //! `msb-mount`: a record's layers as one tree on the host.
 
+mod access;
 mod args;
 mod attr;
 mod background;
+mod caller;
 mod config;
 mod fs;
 mod inode;

@@ -2,10 +2,18 @@
 
 use msb::tool::man::{self, Page};
 
+fn limits() -> String {
+    "A mount has no file handles (name_to_handle_at(2) fails), so it cannot be exported by NFS; no unnamed files (O_TMPFILE), times of \
+     creation, inode flags (lsattr, chattr) or extent maps (FIEMAP); and fallocate(2) cannot insert or collapse ranges.\n\n\
+     syncfs(2) on the mount writes what was changed through memory maps to the upper, and not the upper to its disk. fsync(2) does, \
+     and so does the unmount."
+        .to_owned()
+}
+
 pub(crate) const PAGE: Page = Page {
     operands: "[MOUNTPOINT]",
     forms: &["-u MOUNTPOINT"],
-    notes: &[],
+    notes: &[("Limits", limits)],
     exit_status: man::EXIT_STATUS,
     environment: &[man::MSB_RECORD, man::MSB_HOME],
     files: &[("$MSB_HOME/sandboxes/ID", "The upper of a record that has none, with its work directory")],

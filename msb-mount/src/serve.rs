@@ -1,5 +1,6 @@
 //! The server: locks the upper, mounts, reports that it is ready, and serves requests until it is unmounted or gets a signal.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{anyhow, bail};
-use fuser::{Config as Options, MountOption, Notifier, Session, SessionACL};
+use fuser::{Config as Options, MountOption, Notifier, Session};
 use msb::overlay::upper::{Writer, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
 use msb::tool::exit::warn;
@@ -30,14 +31,16 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     let path = &config.mountpoint;
     let notifier = Arc::new(OnceLock::new());
     let (tree, _lock) = open(config, notifier.clone())?;
+    let upper = config.record.upper.as_ref().filter(|_| !config.access.is_read_only);
+    let upper = upper.map(|upper| File::open(&upper.dir).map(Arc::new)).transpose()?;
     let session = Session::new(Fs::new(tree), path, &options(config))
         .map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
     let _ = notifier.set(session.notifier());
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
         let (mountpoint, ended) = (config.mountpoint.clone(), ended.clone());
-        let is_new = config.is_new;
-        move || await_signal(&signals, &mountpoint, is_new, &ended)
+        let (is_new, upper) = (config.is_new, upper.clone());
+        move || await_signal(&signals, &mountpoint, is_new, &ended, upper.as_deref())
     })?;
     let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
     // The kernel has the reply to FUSE_INIT, so this request is served at once.
@@ -50,6 +53,7 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
         return Err(error);
     }
     let served = server.join();
+    sync_upper(upper.as_deref());
     ended.store(true, Ordering::Release);
     mountpoint::remove(path, config.is_new);
     match served {
@@ -64,7 +68,7 @@ fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(T
     let upper = config.record.upper.as_ref();
     let (mut writer, mut lock) = (None, None);
     if let Some(upper) = upper {
-        let locked = if config.is_read_only {
+        let locked = if config.access.is_read_only {
             lock_to_read(&upper.work).map(|held| lock = Some(held))
         } else {
             Writer::open(&upper.work, true).map(|opened| writer = Some(opened))
@@ -75,9 +79,32 @@ fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(T
             }
             _ => anyhow!("upper {:?}: {error}", upper.dir),
         })?;
+        if let Some(writer) = &writer {
+            require_whiteouts(writer, &upper.dir)?;
+        }
     }
     let root = Merged::open(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
     Ok((Tree::new(root, writer, notifier)?, lock))
+}
+
+/// Refuses an upper in which no file of a lower layer could be removed or renamed, as the kernel's overlayfs does.
+fn require_whiteouts(writer: &Writer, upper: &Path) -> anyhow::Result<()> {
+    match writer.can_have_whiteouts() {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!(
+            "upper {upper:?}: its file system cannot have whiteouts, as an overlayfs or NFS cannot (put the upper on a disk's file \
+             system such as ext4, or on a tmpfs: set MSB_HOME, or msb-patch --upper; or mount with --ro)"
+        ),
+        // A full disk, or one that is read-only: its files can be read.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Writes what the upper's file system has in memory to its disk, as an unmount of the kernel's overlayfs does.
+fn sync_upper(upper: Option<&File>) {
+    if let Some(upper) = upper {
+        let _ = rustix::fs::syncfs(upper);
+    }
 }
 
 fn options(config: &Config) -> Options {
@@ -87,11 +114,9 @@ fn options(config: &Config) -> Options {
         // An option of the kernel. The crate's own variant is only for fusermount.
         MountOption::CUSTOM("subtype=msb".into()),
         MountOption::DefaultPermissions,
-        MountOption::NoSuid,
-        MountOption::NoDev,
-        if config.is_read_only { MountOption::RO } else { MountOption::RW },
     ];
-    options.acl = SessionACL::All;
+    options.mount_options.extend(config.access.mount_options());
+    options.acl = config.access.acl();
     options.n_threads = Some(std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)));
     // One queue for all threads: cloned descriptors were not faster in any benchmark.
     options.clone_fd = false;
@@ -117,7 +142,7 @@ fn block_signals() -> anyhow::Result<SigSet> {
 
 /// Unmounts at a signal. The session then ends by itself. A mount that is in use is detached instead, and its users get ENOTCONN.
 /// `unmount` of `msb::vm` sends the signal after it has unmounted, for copies of the mount in other mount namespaces.
-fn await_signal(signals: &SigSet, path: &Path, is_new: bool, ended: &AtomicBool) {
+fn await_signal(signals: &SigSet, path: &Path, is_new: bool, ended: &AtomicBool, upper: Option<&File>) {
     loop {
         let Ok(signal) = signals.wait() else { continue };
         if ended.load(Ordering::Acquire) {
@@ -136,6 +161,7 @@ fn await_signal(signals: &SigSet, path: &Path, is_new: bool, ended: &AtomicBool)
                 let _ = mountpoint::detach(path);
             }
         }
+        sync_upper(upper);
         mountpoint::remove(path, is_new);
         std::process::exit(0);
     }

@@ -17,7 +17,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::attr;
-use crate::inode::{Kind, Node, ROOT, Table};
+use crate::inode::{Kind, Node, Place, ROOT, Table};
 use crate::listing::Listing;
 use crate::lock::hold;
 
@@ -105,14 +105,14 @@ impl Tree {
     fn in_upper(&self, node: &Arc<Node>) -> io::Result<Arc<Merged>> {
         let writer = self.writer()?;
         let mut missing = Vec::new();
-        let mut at = node;
+        let mut at = node.clone();
         while at.dir()?.merged().upper.is_none() {
-            let (parent, _) = at.origin.as_ref().ok_or(Errno::ROFS)?;
-            missing.push(at);
+            let place = at.place().ok_or(Errno::ROFS)?;
+            let parent = place.parent.clone();
+            missing.push((at, place));
             at = parent;
         }
-        for node in missing.into_iter().rev() {
-            let Some((parent, name)) = &node.origin else { continue };
+        for (node, Place { parent, name }) in missing.into_iter().rev() {
             let dir = node.dir()?;
             let _changes = hold(&parent.dir()?.changes);
             let merged = dir.merged();
@@ -120,7 +120,7 @@ impl Tree {
                 continue;
             }
             let above = parent.dir()?.merged();
-            let name = Name::new(name)?;
+            let name = Name::new(&name)?;
             // A removed directory that is still open cannot be copied up.
             let is_there = match above.lookup(name)? {
                 Some(overlay::Node::Dir(now)) => {
@@ -160,7 +160,7 @@ impl Tree {
             self.forget_attributes(node);
             return Ok(());
         }
-        let (parent, name) = node.origin.as_ref().ok_or(Errno::ROFS)?;
+        let Place { parent, name } = &node.place().ok_or(Errno::ROFS)?;
         let name = Name::new(name)?;
         let (copy, prepared) = writer.prepare_copy(&from, length)?;
         self.table.note_copy(node, copy.stat());
@@ -180,6 +180,9 @@ impl Tree {
         leaf.set(Leaf::new(copy, Layer::Upper));
         leaf.reopen();
         self.forget_attributes(node);
+        if node.has_other_id() {
+            self.forget_listing(parent);
+        }
         Ok(())
     }
 
@@ -188,6 +191,16 @@ impl Tree {
         if let Some(notifier) = self.notifier.get() {
             // A negative offset keeps the cached data.
             let _ = notifier.inval_inode(INodeNo(node.id), -1, 0);
+        }
+    }
+
+    /// Invalidates the kernel's cached listing of a directory, because an inode number in it changed.
+    fn forget_listing(&self, node: &Node) {
+        if let Kind::Dir(dir) = &node.kind {
+            dir.stale.store(true, Ordering::Release);
+        }
+        if let Some(notifier) = self.notifier.get() {
+            let _ = notifier.inval_inode(INodeNo(node.id), 0, 0);
         }
     }
 

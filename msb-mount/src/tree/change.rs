@@ -15,16 +15,9 @@ use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::Tree;
+use crate::caller::Caller;
 use crate::inode::Node;
 use crate::lock::hold;
-
-/// The process that makes a request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Caller {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    pub(crate) umask: u32,
-}
 
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
@@ -144,19 +137,32 @@ impl Tree {
                 self.check_empty(&to_above, to_checked)?;
             }
         }
-        self.with_child(parent, name, |node| self.copy_up(node, WHOLE))?;
-        if exchange {
-            self.with_child(to, to_name, |node| self.copy_up(node, WHOLE))?;
-        }
+        let copied_up = |node: &Arc<Node>| self.copy_up(node, WHOLE).map(|()| node.clone());
+        let moved = self.with_child(parent, name, copied_up)?;
+        let other = exchange.then(|| self.with_child(to, to_name, copied_up)).transpose()?;
         let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
-        let rename = || self.writer()?.rename(&above, checked, &to_above, to_checked, flags);
+        let rename = || {
+            self.writer()?.rename(&above, checked, &to_above, to_checked, flags)?;
+            moved.renamed(parent, name, to, to_name);
+            if let Some(other) = &other {
+                other.renamed(to, to_name, parent, name);
+            }
+            Ok(())
+        };
         if parent.id == to.id {
-            self.changing(parent, rename)
+            return self.changing(parent, rename);
         } else if parent.id < to.id {
-            self.changing(parent, || self.changing(to, rename))
+            self.changing(parent, || self.changing(to, rename))?;
         } else {
-            self.changing(to, || self.changing(parent, rename))
+            self.changing(to, || self.changing(parent, rename))?;
         }
+        // The number of ".." in a directory.
+        [Some(moved), other]
+            .into_iter()
+            .flatten()
+            .filter(|node| node.dir().is_ok())
+            .for_each(|node| self.forget_listing(&node));
+        Ok(())
     }
 
     fn changing<T>(&self, parent: &Node, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {

@@ -13,12 +13,14 @@ use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timestamps, XattrFlags}
 use rustix::io::Errno;
 
 use super::Tree;
-use super::change::Caller;
 use crate::attr::timespec;
+use crate::caller::Caller;
 use crate::inode::{Kind, Node};
 use crate::leaf::{IoMode, has_set_id};
 
 const ACCESS_ACL: &str = "system.posix_acl_access";
+/// The prefix of xattrs that only CAP_SYS_ADMIN may see and set. The kernel checks all but their names in a list.
+const TRUSTED: &[u8] = b"trusted.";
 
 /// The attributes that a request sets; `None` leaves one alone.
 #[derive(Debug, Default)]
@@ -104,13 +106,11 @@ impl Tree {
             && self.passthrough.load(Ordering::Relaxed)
             && (self.writer.is_none() || !clears_set_id && !has_set_id(&current.entry.stat_now()?));
         let mode = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(leaf.data())));
-        if clears_set_id && matches!(mode, IoMode::Passthrough(_)) {
-            // An earlier open has decided for passthrough, so the bits are cleared before the first write. Bits that are set after that
-            // stay, as they do for a descriptor that root has opened and passed on.
-            clear_set_id(&current.entry, caller)?;
-            self.forget_attributes(node);
-        }
-        Ok(mode)
+        Ok(match mode {
+            // An earlier open has decided for passthrough.
+            IoMode::Passthrough(backing) if clears_set_id => IoMode::Direct(backing),
+            other => other,
+        })
     }
 
     /// Counts a release. Writes through a mapping of a backing file have changed attributes without the kernel's notice.
@@ -143,8 +143,10 @@ impl Tree {
         let leaf = node.leaf()?;
         let file = leaf.file(true)?;
         std::os::unix::fs::FileExt::write_all_at(&*file, data, offset)?;
-        if let Some(caller) = clearing {
-            clear_set_id(&leaf.get().entry, caller)?;
+        if let Some(caller) = clearing
+            && clear_set_id(&leaf.get().entry, caller)?
+        {
+            self.forget_attributes(node);
         }
         Ok(data.len())
     }
@@ -160,7 +162,10 @@ impl Tree {
     ) -> io::Result<()> {
         let leaf = node.leaf()?;
         rustix::fs::fallocate(&*leaf.file(true)?, mode, offset, length)?;
-        if caller.uid != 0 { clear_set_id(&leaf.get().entry, caller) } else { Ok(()) }
+        if caller.uid != 0 {
+            clear_set_id(&leaf.get().entry, caller)?;
+        }
+        Ok(())
     }
 
     /// Copies data from one file to another in the kernel. Returns how many bytes.
@@ -208,12 +213,17 @@ impl Tree {
         self.on_entry(node, |entry| entry.xattr(name))
     }
 
-    /// The names of the xattrs, each with a NUL at its end.
-    pub(crate) fn xattr_names(&self, node: &Node) -> io::Result<Vec<u8>> {
+    /// The names of the xattrs that the caller may see, each with a NUL at its end.
+    pub(crate) fn xattr_names(&self, node: &Node, caller: Caller) -> io::Result<Vec<u8>> {
         use std::os::unix::ffi::OsStrExt;
-        let names = self.on_entry(node, Entry::xattr_names)?;
+        let mut names = self.on_entry(node, Entry::xattr_names)?;
+        names.retain(|name| !whiteout::is_private_xattr(name));
+        let is_trusted = |name: &OsString| name.as_bytes().starts_with(TRUSTED);
+        if names.iter().any(is_trusted) && !caller.is_admin() {
+            names.retain(|name| !is_trusted(name));
+        }
         let mut list = Vec::new();
-        for name in names.iter().filter(|name| !whiteout::is_private_xattr(name)) {
+        for name in names {
             list.extend_from_slice(name.as_bytes());
             list.push(0);
         }
@@ -255,13 +265,14 @@ impl Tree {
 }
 
 /// Clears set-id bits, as the kernel does when anyone but root changes the data. Without the group's execute bit, a set-group-id bit stays
-/// for members of the group.
-fn clear_set_id(entry: &Entry, caller: Caller) -> io::Result<()> {
+/// for members of the group. Returns whether there were any.
+fn clear_set_id(entry: &Entry, caller: Caller) -> io::Result<bool> {
     let stat = entry.stat_now()?;
     if entry.file_type() != FileType::RegularFile || !has_set_id(&stat) {
-        return Ok(());
+        return Ok(false);
     }
     let keeps_gid = stat.st_mode & 0o010 == 0 && caller.gid == stat.st_gid;
     let cleared = if keeps_gid { 0o4000 } else { 0o6000 };
-    entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777 & !cleared))
+    entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o7777 & !cleared))?;
+    Ok(true)
 }

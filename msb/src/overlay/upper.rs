@@ -58,6 +58,22 @@ impl Writer {
         Ok(Self { work, _lock: lock, counter: AtomicU64::new(0), durable })
     }
 
+    /// Whether the upper's file system can have whiteouts: 0/0 devices. An overlayfs cannot, nor can NFS or vfat.
+    ///
+    /// # Errors
+    /// The error of `mknod(2)`, except EPERM, EINVAL and the like.
+    pub fn can_have_whiteouts(&self) -> io::Result<bool> {
+        let trial = self.fresh_name();
+        let trial = Name::new(&trial)?;
+        match whiteout::make_whiteout(&self.work, trial) {
+            Ok(()) => self.work.unlink(trial).map(|()| true),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::PERM | Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS | Errno::ACCESS) => Ok(false),
+                _ => Err(error),
+            },
+        }
+    }
+
     pub(super) fn fresh_name(&self) -> OsString {
         format!("{STAGING_PREFIX}{}", self.counter.fetch_add(1, Ordering::Relaxed)).into()
     }
