@@ -1,16 +1,18 @@
 # shellcheck shell=bash
 # A Docker registry on a free loopback port, for tests and the demo.
 #
-#   registry_start DIR [--tls] [--auth USER:PASSWORD]   sets registry_host; the log is DIR/log, the pid DIR/pid, with
-#                                                       --tls the certificate authority DIR/ca.pem
+#   registry_start DIR [--tls] [--client-ca] [--auth USER:PASSWORD]
+#                        sets registry_host; the log is DIR/log, the pid DIR/pid, with --tls the certificate authority DIR/ca.pem; with
+#                        --client-ca it wants a certificate of its client, and DIR/certs is a directory as in certs.d
 #   registry_stop DIR
 
 registry_start() {
-    local dir=$1 tls='' auth='' port
+    local dir=$1 tls='' auth='' port clients=''
     shift
     while (($#)); do
         case $1 in
         --tls) tls=yes ;;
+        --client-ca) clients=yes ;;
         --auth) auth=$2; shift ;;
         *) echo "registry: unknown option $1" >&2; return 2 ;;
         esac
@@ -22,7 +24,7 @@ registry_start() {
     # A free port may be taken before the registry binds it: then another one is tried.
     for _ in {1..20}; do
         port=$((20000 + RANDOM % 20000))
-        registry_config "$dir" "$port" "$tls" "$auth" >"$dir/config.yml"
+        registry_config "$dir" "$port" "$tls" "$auth" "$clients" >"$dir/config.yml"
         OTEL_TRACES_EXPORTER=none docker-registry serve "$dir/config.yml" >"$dir/log" 2>&1 3>&- &
         echo $! >"$dir/pid"
         if registry_answers "$dir" "$port"; then
@@ -58,11 +60,12 @@ registry_stop() {
 }
 
 registry_config() {
-    local dir=$1 port=$2 tls=$3 auth=$4
+    local dir=$1 port=$2 tls=$3 auth=$4 clients=$5
     printf 'version: 0.1\nlog: {level: info, accesslog: {disabled: false}}\n'
     printf 'storage: {filesystem: {rootdirectory: "%s"}, delete: {enabled: true}}\n' "$dir/storage"
     printf 'http:\n  addr: 127.0.0.1:%s\n' "$port"
-    [[ -z $tls ]] || printf '  tls: {certificate: "%s", key: "%s"}\n' "$dir/server.pem" "$dir/server.key"
+    [[ -z $tls ]] || printf '  tls: {certificate: "%s", key: "%s"%s}\n' "$dir/server.pem" "$dir/server.key" \
+        "${clients:+, clientcas: [\"$dir/ca.pem\"]}"
     [[ -z $auth ]] || printf 'auth: {htpasswd: {realm: msb, path: "%s"}}\n' "$dir/htpasswd"
 }
 
@@ -76,4 +79,10 @@ registry_certificates() {
     openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
         -extfile <(printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n') \
         -out "$dir/server.pem" 2>/dev/null
+    mkdir -p "$dir/certs"
+    cp "$dir/ca.pem" "$dir/certs/ca.crt"
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=client' \
+        -keyout "$dir/certs/client.key" -out "$dir/client.csr" 2>/dev/null
+    openssl x509 -req -in "$dir/client.csr" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
+        -extfile <(printf 'extendedKeyUsage=clientAuth\n') -out "$dir/certs/client.cert" 2>/dev/null
 }

@@ -31,17 +31,29 @@ pub(crate) struct Args {
     /// Use HTTP, without TLS, for the registry
     #[arg(long)]
     plain_http: bool,
-    /// Whether to check the registry's certificate; without the check a registry may also speak HTTP
-    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set, num_args = 0..=1,
-          require_equals = true, default_missing_value = "true", hide_default_value = true)]
-    tls_verify: bool,
+    /// Whether to check the registry's certificate; without the check a registry may also speak HTTP [default: true, unless
+    /// registries.conf says that the registry is insecure]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    tls_verify: Option<bool>,
     /// A certificate authority (PEM) to trust in addition to the system's
     #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
     ca_file: Option<PathBuf>,
+    /// The directory of the registry's certificates: authorities (*.crt), and what the client proves itself with (*.cert, *.key)
+    /// [default: the directory HOST:PORT in ~/.config/containers/certs.d, /etc/containers/certs.d or /etc/docker/certs.d]
+    #[arg(long, value_name = "DIR", conflicts_with = "plain_http")]
+    cert_dir: Option<PathBuf>,
     /// Credentials, in the format of docker's config.json [default: $REGISTRY_AUTH_FILE, else
     /// $XDG_RUNTIME_DIR/containers/auth.json, then $DOCKER_CONFIG/config.json or ~/.docker/config.json]
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
+    /// Pull only what is named by its digest: NAME@DIGEST
+    #[arg(long)]
+    require_digest: bool,
+    /// A command for /bin/sh -c that decides whether the image is used: it gets the manifest or index that the name stands for on
+    /// stdin, $MSB_IMAGE and $MSB_DIGEST, and ends with 0 if the image may be used
+    #[arg(long, value_name = "COMMAND")]
+    verify: Option<String>,
     /// The size that the image may unpack to, e.g. 8G [default: no limit]
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     max_size: Option<u64>,
@@ -75,8 +87,9 @@ pub(crate) struct Args {
     pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: Output,
-    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], - (an archive of images or of
-    /// a root on stdin; -:TAG), ./ROOT.tar[.gz], ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
+    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], containers-storage:NAME and
+    /// docker-daemon:NAME (with podman, docker or skopeo), - (an archive of images or of a root on stdin; -:TAG), ./ROOT.tar[.gz],
+    /// ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
     #[arg(value_name = "SOURCE", required_unless_present = "gc")]
     source: Option<String>,
 }
@@ -99,6 +112,8 @@ pub(crate) struct Config {
     pub(crate) policy: Policy,
     pub(crate) platform: Option<Platform>,
     pub(crate) registry: Options,
+    /// The command of `--verify`.
+    pub(crate) verify: Option<String>,
     pub(crate) limits: Limits,
     /// How to run a root that comes without a configuration, where the caller says so.
     pub(crate) config: Option<ImageConfig>,
@@ -117,6 +132,13 @@ impl TryFrom<Args> for Config {
         if platform.is_some() && matches!(source, Source::Path(_)) {
             return Err(usage("--platform: a directory or disk has no platforms to choose from".into()).into());
         }
+        let has_digest = matches!(&source, Source::Registry(reference, _) if reference.digest.is_some());
+        if args.require_digest && !has_digest {
+            return Err(usage("--require-digest: SOURCE has no digest (write NAME@sha256:…)".into()).into());
+        }
+        if args.verify.is_some() && matches!(source, Source::Path(_)) {
+            return Err(usage("--verify: a directory or disk has no manifest".into()).into());
+        }
         let mut config = ImageConfig::default();
         config.env = args.env;
         config.entrypoint = args.entrypoint;
@@ -130,7 +152,13 @@ impl TryFrom<Args> for Config {
             source,
             policy: args.policy,
             platform,
-            registry: Options { plain_http: args.plain_http, tls_verify: args.tls_verify, ca_file: args.ca_file },
+            registry: Options {
+                plain_http: args.plain_http,
+                tls_verify: args.tls_verify,
+                ca_file: args.ca_file,
+                cert_dir: args.cert_dir,
+            },
+            verify: args.verify,
             limits: Limits { size: args.max_size.unwrap_or(u64::MAX), files: args.max_files.unwrap_or(u64::MAX) },
             config: (config != ImageConfig::default()).then_some(config),
             authfile: args.authfile,

@@ -63,12 +63,33 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Looks up the credentials for `image`, a registry and a repository in it. A file that the caller names must exist
-/// and be well-formed. Of the usual files, the first that has an entry for the image is used.
+/// Looks up the credentials for `image`, a registry and a repository in it, at each of `helpers`, where `None` stands for the files.
+///
+/// # Errors
+/// As [`find_in_files`].
+pub(crate) fn find(image: &str, authfile: Option<&Path>, helpers: &[Option<&str>]) -> anyhow::Result<Lookup> {
+    let mut warning = None;
+    for helper in helpers {
+        let lookup = match helper {
+            None => find_in_files(image, authfile)?,
+            Some(helper) => match ask(helper, image.split('/').next().unwrap_or_default()) {
+                Ok(credentials) => Lookup { credentials, warning: None },
+                Err(error) => Lookup { credentials: None, warning: Some(format!("{error:#}")) },
+            },
+        };
+        if lookup.credentials.is_some() {
+            return Ok(lookup);
+        }
+        warning = warning.or(lookup.warning);
+    }
+    Ok(Lookup { credentials: None, warning })
+}
+
+/// A file that the caller names must exist and be well-formed. Of the usual files, the first that has an entry for the image is used.
 ///
 /// # Errors
 /// A message for a named file that cannot be read.
-pub(crate) fn find(image: &str, authfile: Option<&Path>) -> anyhow::Result<Lookup> {
+fn find_in_files(image: &str, authfile: Option<&Path>) -> anyhow::Result<Lookup> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(named) = authfile.map(Path::to_owned).or_else(|| variable("REGISTRY_AUTH_FILE")) {
         let text = std::fs::read(&named).with_context(|| format!("credentials {named:?}"))?;

@@ -11,6 +11,8 @@ mod credentials;
 mod digest;
 mod disk;
 mod docker;
+mod endpoints;
+mod foreign;
 mod gc;
 mod image;
 mod implied;
@@ -26,6 +28,7 @@ mod platform;
 mod progress;
 mod pull;
 mod reference;
+mod registries;
 mod registry;
 mod retry;
 mod root;
@@ -36,6 +39,7 @@ mod support;
 mod tape;
 mod tree;
 mod unpack;
+mod verify;
 
 use std::process::ExitCode;
 

@@ -11,8 +11,20 @@ pub(crate) const PAGE: Page = Page {
         man::MSB_HOME,
         ("REGISTRY_AUTH_FILE", "A file with credentials, used if --authfile is not given"),
         ("DOCKER_CONFIG", "The directory of docker's config.json. Default: ~/.docker"),
+        (
+            "CONTAINERS_REGISTRIES_CONF",
+            "The registries.conf. Default: ~/.config/containers/registries.conf, or else /etc/containers/registries.conf",
+        ),
     ],
     files: &[
+        (
+            "/etc/containers/registries.conf, registries.conf.d/*.conf",
+            "Mirrors, insecure and blocked registries, and what a name without a registry means (containers-registries.conf(5))",
+        ),
+        (
+            "/etc/containers/certs.d, /etc/docker/certs.d",
+            "Certificates by registry (containers-certs.d(5)); those in ~/.config/containers/certs.d are found first",
+        ),
         ("$MSB_HOME/blobs", "Manifests and image configurations, by digest"),
         ("$MSB_HOME/references", "The digest that a registry gave for each reference (--policy missing)"),
         ("$MSB_HOME/layers", "Unpacked layers, by diff_id, in the form that overlayfs mounts"),

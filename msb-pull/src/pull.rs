@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use anyhow::{Context, anyhow, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::{Image, Record, Rootfs, path};
 use msb::store::home;
 
@@ -17,10 +17,11 @@ use crate::archive::{ArchiveFile, Files};
 use crate::args::{Config, Policy};
 use crate::budget::Budget;
 use crate::chunks::is_hangup;
-use crate::credentials;
 use crate::digest::Digest;
 use crate::disk;
 use crate::docker::DockerArchive;
+use crate::endpoints::Endpoints;
+use crate::foreign;
 use crate::image::{ImageLayer, Nowhere, Origin, ResolvedImage, find, pair};
 use crate::layer::fetch_and_unpack;
 use crate::layout::Layout;
@@ -28,11 +29,12 @@ use crate::manifest::Configuration;
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::reference::{Reference, Source};
-use crate::registry::Registry;
+use crate::registries::Registries;
 use crate::root::{self, RootArchive};
 use crate::stack::{self, Stack};
 use crate::store::Store;
 use crate::support;
+use crate::verify::verify;
 
 /// How many layers are fetched at a time.
 const AT_ONCE: usize = 4;
@@ -80,9 +82,17 @@ fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
     let takes_config = matches!(config.source, Source::Stdin(_) | Source::RootArchive(_));
     ensure!(takes_config || config.config.is_none(), NOT_A_ROOT);
     match &config.source {
-        Source::Registry(reference) => {
-            let name = reference.whole();
-            pull.pull_registry(reference).with_context(|| format!("image {name:?}"))
+        Source::Registry(reference, short) => {
+            let registries = Registries::load().context("registries.conf")?;
+            pull.pull_registry(&registries, &registries.candidates(reference, short.as_ref())?)
+        }
+        Source::Foreign(keeper, name) => {
+            let source = format!("{}{name}", keeper.prefix());
+            let open = || {
+                let archive = DockerArchive::of(foreign::archive(*keeper, name, pull.store, &pull.budget)?)?;
+                pull.pull_docker(&archive, None, Some(source.clone()))
+            };
+            open().with_context(|| format!("image {source:?}"))
         }
         Source::OciDir(path, tag) => {
             let open = || pull.pull_layout(Layout::dir(path)?, tag.as_deref(), Some(named("oci:", path, tag)?));
@@ -141,33 +151,64 @@ impl Pull<'_> {
         Files::tar(path, &self.store.scratch("archive"), &self.budget)
     }
 
-    fn pull_registry(&self, reference: &Reference) -> anyhow::Result<Record> {
-        let (store, wanted) = (self.store, self.wanted());
-        // The content of a digest never changes, so a store that has all of it needs no registry.
-        let policy = self.config.policy;
-        let known =
-            reference.digest.clone().or_else(|| store.reference(reference).filter(|_| policy != Policy::Always));
-        if let Some(digest) = &known
-            && let Ok(found) = find(&Nowhere, store, &digest.clone().into(), &wanted)
-            && let Some(lower) = stack::stored(store, &found.layers)
-        {
-            return Ok(record(reference.whole(), found, lower));
+    /// Pulls the first of `names` that is there.
+    fn pull_registry(&self, registries: &Registries, names: &[Reference]) -> anyhow::Result<Record> {
+        let of_image = |name: &Reference| format!("image {:?}", name.whole());
+        for name in names {
+            if let Some(record) = self.stored(name).with_context(|| of_image(name))? {
+                return Ok(record);
+            }
         }
         ensure!(
-            policy != Policy::Never,
-            "it is not in the store, and the registry is not to be asked (pull it first, or leave --policy out)"
+            self.config.policy != Policy::Never,
+            "image {:?}: it is not in the store, and the registry is not to be asked (pull it first, or leave --policy out)",
+            names[0].whole()
         );
-        let image = format!("{}/{}", reference.registry, reference.repository);
-        let lookup = credentials::find(&image, self.config.authfile.as_deref())?;
-        let registry = Registry::connect(reference, &self.config.registry, lookup)?;
-        let digest = match &reference.digest {
-            Some(digest) => digest.clone(),
-            None => registry.resolve()?,
+        let mut failures = Vec::new();
+        for name in names {
+            let resolve = || {
+                let (options, authfile) = (&self.config.registry, self.config.authfile.as_deref());
+                let endpoints = Endpoints::new(registries, registries.endpoints(name)?, options, authfile);
+                let digest = name.digest.clone().map_or_else(|| endpoints.resolve(), Ok)?;
+                let found = find(&endpoints, self.store, &digest.clone().into(), &self.wanted())?;
+                anyhow::Ok((endpoints, digest, found))
+            };
+            match resolve() {
+                Ok((endpoints, digest, found)) => {
+                    let take = || {
+                        let record = self.take(&endpoints, found, name.whole())?;
+                        self.store.refer(name, &digest).map(|()| record)
+                    };
+                    return take().with_context(|| of_image(name));
+                }
+                Err(error) => failures.push(error.context(of_image(name))),
+            }
+        }
+        let all: Vec<String> = failures.iter().map(|error: &anyhow::Error| format!("{error:#}")).collect();
+        if failures.len() == 1 { Err(failures.swap_remove(0)) } else { bail!(all.join("; ")) }
+    }
+
+    /// The record of an image that needs no registry: the content of a digest never changes.
+    fn stored(&self, name: &Reference) -> anyhow::Result<Option<Record>> {
+        let store = self.store;
+        let may_be_old = self.config.policy != Policy::Always;
+        let Some(digest) = name.digest.clone().or_else(|| store.reference(name).filter(|_| may_be_old)) else {
+            return Ok(None);
         };
-        let found = find(&registry, store, &digest.clone().into(), &wanted)?;
-        let record = self.take(&registry, found, reference.whole())?;
-        store.refer(reference, &digest)?;
-        Ok(record)
+        let Ok(found) = find(&Nowhere, store, &digest.into(), &self.wanted()) else { return Ok(None) };
+        let Some(lower) = stack::stored(store, &found.layers) else { return Ok(None) };
+        self.verify(&found, &name.whole())?;
+        Ok(Some(record(name.whole(), found, lower)))
+    }
+
+    /// Lets the caller's command decide about an image before any of its layers is fetched.
+    fn verify(&self, found: &ResolvedImage, name: &str) -> anyhow::Result<()> {
+        let Some(command) = &self.config.verify else { return Ok(()) };
+        // The last document is the one that the name stands for: a manifest, or an index that leads to it.
+        match found.documents.last() {
+            Some((digest, text)) if found.digest.is_some() => verify(command, name, digest, text),
+            _ => bail!("--verify: a docker archive and a root's tar archive have no manifest (leave it out)"),
+        }
     }
 
     /// `name` is the image's name in the record; `None` for the one that the archive gives it.
@@ -222,6 +263,7 @@ impl Pull<'_> {
 
 impl Pull<'_> {
     fn take(&self, origin: &dyn Origin, found: ResolvedImage, name: String) -> anyhow::Result<Record> {
+        self.verify(&found, &name)?;
         let progress = Progress::new(self.config.quiet);
         let stack = self.unpack_all(&progress, origin, &found.layers)?;
         let lower = stack.finish(&found.documents)?;

@@ -23,7 +23,37 @@ pub(crate) struct Reference {
     pub(crate) digest: Option<Digest>,
 }
 
+/// A name without a registry, which registries.conf may complete otherwise than docker does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShortName {
+    pub(crate) repository: String,
+    /// `:TAG`, `@DIGEST`, both, or empty.
+    pub(crate) suffix: String,
+}
+
+impl ShortName {
+    /// The parts of a well-formed name; `None` if a registry is in it.
+    fn parse(text: &str) -> Option<Self> {
+        if text.split_once('/').is_some_and(|(first, _)| is_registry(first)) {
+            return None;
+        }
+        let (repository, suffix) = text.split_at(text.find([':', '@']).unwrap_or(text.len()));
+        Some(Self { repository: repository.to_owned(), suffix: suffix.to_owned() })
+    }
+}
+
 impl Reference {
+    /// As [`Self::parse`], for a name that has to have a registry.
+    ///
+    /// # Errors
+    /// A message for anything else.
+    pub(crate) fn parse_full(text: &str) -> Result<Self, String> {
+        match ShortName::parse(text) {
+            Some(_) => Err(format!("{text:?} names no registry")),
+            None => Self::parse(text),
+        }
+    }
+
     /// Reads `[REGISTRY/]REPOSITORY[:TAG][@DIGEST]` (the distribution project's `reference` grammar).
     ///
     /// # Errors
@@ -126,11 +156,32 @@ fn is_component(component: &str) -> bool {
         && separators.into_iter().all(is_separator)
 }
 
+/// Another tool that keeps images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    ContainersStorage,
+    DockerDaemon,
+}
+
+impl Keeper {
+    pub(crate) const ALL: [Self; 2] = [Self::ContainersStorage, Self::DockerDaemon];
+
+    /// How a SOURCE of this kind begins; skopeo has the same.
+    pub(crate) fn prefix(self) -> &'static str {
+        match self {
+            Self::ContainersStorage => "containers-storage:",
+            Self::DockerDaemon => "docker-daemon:",
+        }
+    }
+}
+
 /// Where an image comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A registry.
-    Registry(Reference),
+    /// A registry; and the name itself, if it is short.
+    Registry(Reference, Option<ShortName>),
+    /// The store of another tool, and the name of an image there.
+    Foreign(Keeper, String),
     /// An OCI layout in a directory.
     OciDir(PathBuf, Option<String>),
     /// An OCI layout in a tar file.
@@ -176,9 +227,18 @@ impl Source {
                 return Ok(make(path.into(), tag.map(str::to_owned)));
             }
         }
-        let name = text.strip_prefix("docker://").unwrap_or(text);
+        for keeper in Keeper::ALL {
+            if let Some(name) = text.strip_prefix(keeper.prefix()) {
+                if name.is_empty() {
+                    return Err(format!("source {text:?}: {} needs the name of an image", keeper.prefix()));
+                }
+                return Ok(Self::Foreign(keeper, name.to_owned()));
+            }
+        }
+        // skopeo's form leaves nothing open.
+        let (name, is_docker) = text.strip_prefix("docker://").map_or((text, false), |name| (name, true));
         match Reference::parse(name) {
-            Ok(reference) => Ok(Self::Registry(reference)),
+            Ok(reference) => Ok(Self::Registry(reference, ShortName::parse(name).filter(|_| !is_docker))),
             Err(error) => Err(format!("source {text:?}: {error} (write a directory or disk as ./NAME)")),
         }
     }
@@ -210,7 +270,7 @@ mod tests {
             (&format!("quay.io/a/b:v1@sha256:{HEX}"), &format!("quay.io/a/b:v1@sha256:{HEX}")),
         ] {
             match Source::parse(text) {
-                Ok(Source::Registry(reference)) => assert_eq!(reference.whole(), whole, "{text}"),
+                Ok(Source::Registry(reference, _)) => assert_eq!(reference.whole(), whole, "{text}"),
                 other => panic!("{text}: {other:?}"),
             }
         }
@@ -230,6 +290,8 @@ mod tests {
             ("oci:/srv/dir:v1", Source::OciDir("/srv/dir".into(), tag("v1"))),
             ("oci-archive:a.tar:v1", Source::OciArchive("a.tar".into(), tag("v1"))),
             ("docker-archive:a.tar:h:5/a:b", Source::DockerArchive("a.tar".into(), tag("h:5/a:b"))),
+            ("docker-daemon:a:b", Source::Foreign(Keeper::DockerDaemon, "a:b".into())),
+            ("containers-storage:localhost/a", Source::Foreign(Keeper::ContainersStorage, "localhost/a".into())),
         ] {
             assert_eq!(Source::parse(text).unwrap(), source, "{text}");
         }
@@ -257,6 +319,7 @@ mod tests {
             "-h.com/a",
             "oci-archive:",
             "docker://",
+            "docker-daemon:",
         ] {
             assert!(Source::parse(text).is_err(), "{text:?}");
         }

@@ -10,7 +10,7 @@ use reqwest::{Method, StatusCode};
 use crate::client::{Body, Client, Failure, Options};
 use crate::credentials::Lookup;
 use crate::digest::Digest;
-use crate::image::{Blob, Origin};
+use crate::image::Blob;
 use crate::manifest::{MAX_MANIFEST, MEDIA_TYPES};
 use crate::reference::Reference;
 use crate::retry::Retry;
@@ -22,6 +22,8 @@ const PROGRESS: u64 = 1 << 16;
 pub(crate) struct Registry {
     client: Client,
     reference: Reference,
+    /// Whether another endpoint can be asked instead.
+    has_rivals: bool,
 }
 
 impl Registry {
@@ -29,8 +31,17 @@ impl Registry {
     ///
     /// # Errors
     /// A message for certificates that cannot be used.
-    pub(crate) fn connect(reference: &Reference, options: &Options, lookup: Lookup) -> anyhow::Result<Self> {
-        Ok(Self { client: Client::new(reference, options, lookup)?, reference: reference.clone() })
+    pub(crate) fn connect(
+        reference: &Reference,
+        options: &Options,
+        lookup: Lookup,
+        has_rivals: bool,
+    ) -> anyhow::Result<Self> {
+        Ok(Self { client: Client::new(reference, options, lookup)?, reference: reference.clone(), has_rivals })
+    }
+
+    fn retry(&self) -> Retry {
+        if self.has_rivals { Retry::once() } else { Retry::new() }
     }
 
     /// The digest that the reference names now. Fetches no document if the registry sends the digest in a header.
@@ -39,7 +50,7 @@ impl Registry {
     /// A message for an image that is not there.
     pub(crate) fn resolve(&self) -> anyhow::Result<Digest> {
         let path = format!("manifests/{}", self.reference.tag.as_deref().unwrap_or("latest"));
-        let mut retry = Retry::new();
+        let mut retry = self.retry();
         match self.client.send(Method::HEAD, &path, Some(MEDIA_TYPES), None, &mut retry) {
             Ok(answer) => {
                 if let Some(Ok(digest)) = answer.header("docker-content-digest").map(Digest::parse) {
@@ -54,7 +65,7 @@ impl Registry {
     }
 
     fn document(&self, path: &str) -> anyhow::Result<Vec<u8>> {
-        let mut retry = Retry::new();
+        let mut retry = self.retry();
         loop {
             let answer = self.client.send(Method::GET, path, Some(MEDIA_TYPES), None, &mut retry)?;
             match self.client.read(answer, MAX_MANIFEST) {
@@ -64,20 +75,26 @@ impl Registry {
             }
         }
     }
-}
 
-impl Origin for Registry {
-    fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
+    /// The manifest with this digest, not verified.
+    ///
+    /// # Errors
+    /// A message that names the registry.
+    pub(crate) fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
         self.document(&format!("manifests/{digest}"))
     }
 
-    /// Continues after a broken connection: what has arrived is already hashed and decompressed.
-    fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()> {
+    /// Writes a blob without its first `done` bytes to `out`, not verified, and counts in `done` what was written. Continues after a
+    /// broken connection: what has arrived is already hashed and decompressed.
+    ///
+    /// # Errors
+    /// A message that names the registry; the writer's [`std::io::Error`].
+    pub(crate) fn copy_blob(&self, blob: &Blob, done: &mut u64, out: &mut dyn Write) -> anyhow::Result<()> {
         let path = format!("blobs/{}", blob.name_in(Digest::to_string));
-        let (mut retry, mut done, mut mark) = (Retry::new(), 0, 0);
+        let (mut retry, mut mark) = (self.retry(), *done);
         let mut is_short = false;
         loop {
-            let range = (done > 0).then_some(done);
+            let range = (*done > 0).then_some(*done);
             let answer = match self.client.send(Method::GET, &path, None, range, &mut retry) {
                 Ok(answer) if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => return Ok(()),
                 other => other?,
@@ -86,18 +103,18 @@ impl Origin for Registry {
             let skip = match answer.status() {
                 StatusCode::PARTIAL_CONTENT => {
                     let start = answer.header(CONTENT_RANGE.as_str()).and_then(parse_range_start);
-                    ensure!(start.is_some_and(|start| start <= done), "the registry answers with another range");
-                    done - start.unwrap_or_default()
+                    ensure!(start.is_some_and(|start| start <= *done), "the registry answers with another range");
+                    *done - start.unwrap_or_default()
                 }
-                _ => done,
+                _ => *done,
             };
-            let ended = self.client.copy(answer, skip, &mut done, out);
-            if done - mark >= PROGRESS {
-                (retry, mark) = (Retry::new(), done);
+            let ended = self.client.copy(answer, skip, done, out);
+            if *done - mark >= PROGRESS {
+                (retry, mark) = (self.retry(), *done);
             }
             match ended {
                 Err(Failure::Output(error)) => return Err(error.into()),
-                _ if done >= blob.size => return Ok(()),
+                _ if *done >= blob.size => return Ok(()),
                 // The registry may have less than the descriptor says, which the caller reports.
                 Ok(()) if is_short => return Ok(()),
                 Ok(()) => is_short = true,

@@ -16,8 +16,17 @@ pub(crate) struct Retry(ExponentialBackoff);
 
 impl Retry {
     pub(crate) fn new() -> Self {
+        Self::with_times(MAX_TIMES)
+    }
+
+    /// For a registry that another one stands in for.
+    pub(crate) fn once() -> Self {
+        Self::with_times(1)
+    }
+
+    fn with_times(times: usize) -> Self {
         let builder = ExponentialBuilder::new().with_factor(2.5).with_min_delay(MIN_DELAY).with_max_delay(MAX_DELAY);
-        Self(builder.with_max_times(MAX_TIMES).with_jitter().build())
+        Self(builder.with_max_times(times).with_jitter().build())
     }
 
     /// How long to wait before the next attempt; `None` for no more attempts. `after` is the registry's `Retry-After`.
@@ -49,6 +58,8 @@ mod tests {
         let mut retry = Retry::new();
         let delays: Vec<Duration> = std::iter::from_fn(|| retry.next(None)).collect();
         assert_eq!(delays.len(), MAX_TIMES);
+        let mut once = Retry::once();
+        assert!(once.next(None).is_some() && once.next(None).is_none());
         assert!(delays.iter().all(|delay| *delay >= MIN_DELAY && *delay <= MAX_DELAY * 2), "{delays:?}");
     }
 

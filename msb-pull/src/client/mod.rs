@@ -2,7 +2,8 @@
 //! limit on what is kept of an answer. This is the only module with an async runtime: the rest of the tool is threads, which wait here.
 
 mod authenticate;
-mod setup;
+mod certificates;
+mod proxies;
 mod trouble;
 
 use std::io::{self, Write};
@@ -10,14 +11,15 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use msb::tool::exit::printable;
 use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 
-use self::setup::{certificates, proxies};
+use self::certificates::{Certificates, authorities};
+use self::proxies::proxies;
 use self::trouble::{TIMED_OUT, Trouble, decapitalize, deepest};
 use crate::credentials::{Credentials, Lookup};
 use crate::json::null_is_default;
@@ -39,8 +41,10 @@ const MAX_AUTHENTICATIONS: usize = 2;
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) plain_http: bool,
-    pub(crate) tls_verify: bool,
+    /// `None` unless the caller says so.
+    pub(crate) tls_verify: Option<bool>,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) cert_dir: Option<PathBuf>,
 }
 
 /// A client of one repository.
@@ -106,13 +110,25 @@ impl Client {
     pub(crate) fn new(reference: &Reference, options: &Options, lookup: Lookup) -> anyhow::Result<Self> {
         // reqwest leaves the choice to the program. An error: it is made already.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        let tls_verify = options.tls_verify.unwrap_or(true);
+        let mut certificates = Certificates::default();
+        if !options.plain_http {
+            certificates = Certificates::find(&reference.registry, options.cert_dir.as_deref())?;
+        }
+        if let Some(path) = &options.ca_file {
+            certificates.authorities.extend(authorities(path).context("--ca-file")?);
+        }
+        let may_be_plain = !options.plain_http && certificates.is_empty();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("msb-pull/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(PATIENCE)
             .read_timeout(PATIENCE)
-            .tls_danger_accept_invalid_certs(!options.tls_verify);
-        if let Some(path) = &options.ca_file {
-            builder = builder.tls_certs_merge(certificates(path)?);
+            .tls_danger_accept_invalid_certs(!tls_verify);
+        if !certificates.authorities.is_empty() {
+            builder = builder.tls_certs_merge(certificates.authorities);
+        }
+        if let Some(identity) = certificates.identity {
+            builder = builder.identity(identity);
         }
         for proxy in proxies()? {
             builder = builder.proxy(proxy);
@@ -134,8 +150,7 @@ impl Client {
             warning,
             authorization: Mutex::new(authorization),
         };
-        let may_be_plain = !options.plain_http && options.ca_file.is_none();
-        if may_be_plain && (reference.is_loopback() || !options.tls_verify) && !client.speaks_tls() {
+        if may_be_plain && (reference.is_loopback() || !tls_verify) && !client.speaks_tls() {
             client.scheme = "http";
         }
         Ok(client)

@@ -1,9 +1,7 @@
-//! What the HTTP library is given before the first request: proxies and certificates.
+//! The proxies that the HTTP library is given before the first request.
 
-use std::path::Path;
-
-use anyhow::{Context, ensure};
-use reqwest::{Certificate, NoProxy, Proxy};
+use anyhow::Context;
+use reqwest::{NoProxy, Proxy};
 
 /// The proxies that the environment names. Loopback is reached without one, as by docker and skopeo.
 pub(super) fn proxies() -> anyhow::Result<Vec<Proxy>> {
@@ -23,12 +21,4 @@ pub(super) fn proxies() -> anyhow::Result<Vec<Proxy>> {
         }
     }
     Ok(proxies)
-}
-
-/// The certificates of a file in PEM form.
-pub(super) fn certificates(path: &Path) -> anyhow::Result<Vec<Certificate>> {
-    let text = std::fs::read(path).with_context(|| format!("--ca-file {path:?}"))?;
-    let certificates = Certificate::from_pem_bundle(&text).with_context(|| format!("--ca-file {path:?}"))?;
-    ensure!(!certificates.is_empty(), "--ca-file {path:?}: no PEM certificate in it");
-    Ok(certificates)
 }
