@@ -150,8 +150,8 @@ impl Collector {
             let mut below: Option<String> = None;
             for diff_id in document["rootfs"]["diff_ids"].as_array().into_iter().flatten() {
                 let Ok(diff_id) = Digest::parse(diff_id.as_str().unwrap_or_default()) else { break };
-                let stacked_id = chain::stacked_id(below.as_deref(), &diff_id.id());
-                ids.extend([diff_id.id(), stacked_id.clone()]);
+                let stacked_id = chain::stacked_id(below.as_deref(), diff_id.hex());
+                ids.extend([diff_id.hex().to_owned(), stacked_id.clone()]);
                 below = Some(stacked_id);
             }
         }

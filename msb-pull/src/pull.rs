@@ -316,7 +316,7 @@ impl Pull<'_> {
         progress: &Progress,
         stop: &AtomicBool,
     ) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
-        let scratch = self.store.scratch(&layer.diff_id.id());
+        let scratch = self.store.scratch(layer.diff_id.hex());
         DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
         let bar = progress.layer(&layer.diff_id, layer.blob.size);
         let implied = fetch_and_unpack(origin, layer, &scratch, &bar, &self.budget, stop)?;

@@ -68,7 +68,7 @@ impl<'a> Stack<'a> {
     /// # Errors
     /// The errors of reading the lower layers, applying attributes or renaming.
     pub(crate) fn add(&mut self, diff_id: &Digest, scratch: PathBuf, implied: Vec<PathBuf>) -> anyhow::Result<()> {
-        self.unpacked.insert(diff_id.id(), (scratch, implied));
+        self.unpacked.insert(diff_id.hex().to_owned(), (scratch, implied));
         self.advance()?;
         if self.published.elapsed() < INTERVAL { Ok(()) } else { self.publish() }
     }
@@ -77,7 +77,7 @@ impl<'a> Stack<'a> {
     fn advance(&mut self) -> anyhow::Result<()> {
         while let Some(layer) = self.layers.get(self.complete) {
             let stacked_id = &self.stacked_ids[self.complete];
-            let Some((scratch, implied)) = self.unpacked.get(&layer.diff_id.id()) else {
+            let Some((scratch, implied)) = self.unpacked.get(layer.diff_id.hex()) else {
                 let Some(stored) = in_store(self.store, layer, stacked_id) else { break };
                 push(&mut self.lower, stored)?;
                 self.complete += 1;
@@ -88,8 +88,8 @@ impl<'a> Stack<'a> {
             inherit(scratch, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
             // A layer that comes again higher up is completed there.
             if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
-                let id = if implied.is_empty() { layer.diff_id.id() } else { stacked_id.clone() };
-                self.unpublished.push((scratch.clone(), id));
+                let id = if implied.is_empty() { layer.diff_id.hex() } else { stacked_id };
+                self.unpublished.push((scratch.clone(), id.to_owned()));
             }
             push(&mut self.lower, scratch.clone())?;
             self.complete += 1;
@@ -136,7 +136,7 @@ impl<'a> Stack<'a> {
 fn stacked_ids(layers: &[ImageLayer]) -> Vec<String> {
     let mut ids: Vec<String> = Vec::new();
     for layer in layers {
-        ids.push(chain::stacked_id(ids.last().map(String::as_str), &layer.diff_id.id()));
+        ids.push(chain::stacked_id(ids.last().map(String::as_str), layer.diff_id.hex()));
     }
     let highest = |layer: &ImageLayer| layers.iter().rposition(|other| other.diff_id == layer.diff_id).unwrap_or(0);
     layers.iter().map(|layer| ids[highest(layer)].clone()).collect()
@@ -144,7 +144,7 @@ fn stacked_ids(layers: &[ImageLayer]) -> Vec<String> {
 
 /// A layer in the store. It is stored under its diff_id if its form is the same on any layers, else under its stacked ID.
 fn in_store(store: &Store, layer: &ImageLayer, stacked_id: &str) -> Option<PathBuf> {
-    store.layer(&layer.diff_id.id()).or_else(|| store.layer(stacked_id))
+    store.layer(layer.diff_id.hex()).or_else(|| store.layer(stacked_id))
 }
 
 /// The lower directories, top first, if the store has all of them.

@@ -81,7 +81,7 @@ impl Store {
     /// # Errors
     /// The error of reading.
     pub(crate) fn document(&self, digest: &Digest, limit: u64) -> anyhow::Result<Option<Vec<u8>>> {
-        let path = layout::blob(&self.home, &digest.id());
+        let path = layout::blob(&self.home, digest.hex());
         let file = match File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("{path:?}"))?,
@@ -113,7 +113,7 @@ impl Store {
     }
 
     fn reference_path(&self, reference: &Reference) -> PathBuf {
-        layout::references(&self.home).join(Digest::of(reference.whole().as_bytes()).id())
+        layout::references(&self.home).join(Digest::of(reference.whole().as_bytes()).hex())
     }
 
     /// The unpacked layer with this ID, if the store has it.
@@ -139,7 +139,7 @@ impl Store {
             return Ok(());
         }
         for (digest, text) in &missing {
-            fs::write(self.scratch(&digest.id()), text).context("writing a blob")?;
+            fs::write(self.scratch(digest.hex()), text).context("writing a blob")?;
         }
         rustix::fs::syncfs(&File::open(&self.scratch)?).context("sync")?;
         for (scratch, id) in layers {
@@ -147,8 +147,8 @@ impl Store {
         }
         for (digest, _) in &missing {
             // Replaces a damaged one, or that of another pull.
-            let path = layout::blob(&self.home, &digest.id());
-            fs::rename(self.scratch(&digest.id()), &path).with_context(|| format!("{path:?}"))?;
+            let path = layout::blob(&self.home, digest.hex());
+            fs::rename(self.scratch(digest.hex()), &path).with_context(|| format!("{path:?}"))?;
         }
         for dir in [layout::layers(&self.home), layout::blobs(&self.home)] {
             File::open(dir)?.sync_all()?;
@@ -221,7 +221,7 @@ mod tests {
     fn of_two_pulls_of_a_layer_the_first_one_counts() {
         let home = tempfile::tempdir().unwrap();
         let (one, two) = (Store::open(home.path()).unwrap(), Store::open(home.path()).unwrap());
-        let id = Digest::of(b"layer").id();
+        let id = Digest::of(b"layer").hex().to_owned();
         for (store, text) in [(&one, "one"), (&two, "two")] {
             let layer = store.scratch("layer");
             fs::create_dir(&layer).unwrap();
@@ -238,7 +238,7 @@ mod tests {
         let digest = Digest::of(b"text");
         store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");
-        fs::write(layout::blob(home.path(), &digest.id()), "tixt").unwrap();
+        fs::write(layout::blob(home.path(), digest.hex()), "tixt").unwrap();
         assert!(store.document(&digest, 100).unwrap().is_none());
         store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");

@@ -43,7 +43,7 @@ mod tests {
     #[test]
     fn the_command_gets_the_document_and_decides() {
         let digest = Digest::of(b"text");
-        let check = format!("[ \"$(sha256sum | cut -d' ' -f1)\" = {} ] && [ $MSB_DIGEST = {digest} ]", digest.id());
+        let check = format!("[ \"$(sha256sum | cut -d' ' -f1)\" = {} ] && [ $MSB_DIGEST = {digest} ]", digest.hex());
         verify(&check, "a/b:v1", &digest, b"text").unwrap();
         let refused = verify(&check, "a/b:v1", &digest, b"other").unwrap_err().to_string();
         assert!(refused.contains("refused by --verify") && refused.contains("exit status: 1"), "{refused}");

@@ -54,10 +54,13 @@ tool!(
     |flag| !["record", "output", "json", "quiet", "name", "rm", "foreground", "probe", "verbose"].contains(&flag)
 );
 tool!(
-    /// msb-pull: the flags about registries and limits.
+    /// msb-pull: the flags about registries, trust and limits.
     Pull,
     "msb-pull",
-    |flag| ["platform", "plain-http", "tls-verify", "ca-file", "authfile", "max-size", "max-files"].contains(&flag)
+    |flag| {
+        ["platform", "plain-http", "tls-verify", "ca-file", "cert-dir", "authfile"].contains(&flag)
+            || ["require-digest", "verify", "max-size", "max-files"].contains(&flag)
+    }
 );
 tool!(
     /// msb-exec: the flags about the command's terminal, stdin and limits.

@@ -128,13 +128,9 @@ impl Table {
             self.prefix.clone_from(&self.location);
         }
         ensure!(!self.prefix.is_empty(), "a [[registry]] has neither \"prefix\" nor \"location\"");
-        let is_wildcard = self.prefix.starts_with("*.");
-        ensure!(
-            !self.prefix[if is_wildcard { 2 } else { 0 }..].contains('*')
-                && !(is_wildcard && self.prefix.contains(['/', ':', '@'])),
-            "prefix {:?}: a wildcard is *.HOST",
-            self.prefix
-        );
+        let (is_wildcard, rest) = self.prefix.strip_prefix("*.").map_or((false, &self.prefix[..]), |rest| (true, rest));
+        let is_host = !rest.contains(['/', ':', '@']);
+        ensure!(!rest.contains('*') && (is_host || !is_wildcard), "prefix {:?}: a wildcard is *.HOST", self.prefix);
         ensure!(is_wildcard || !self.location.is_empty(), "prefix {:?} has no \"location\"", self.prefix);
         for mirror in &mut self.mirrors {
             ensure!(!mirror.location.is_empty(), "prefix {:?}: a mirror has no \"location\"", self.prefix);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! $MSB_HOME
-//! ├── blobs/sha256/HEX            manifests and configurations of images, by digest (a SHA-512 digest: by its SHA-256)
+//! ├── blobs/sha256/HEX            manifests and configurations of images, by digest
 //! ├── layers/sha256/HEX/          unpacked layers in overlayfs form, by diff_id or stacked ID
 //! ├── tmp/ID/                     what one pull is unpacking
 //! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
