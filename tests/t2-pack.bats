@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# msb-diff: what an upper changes.
+# msb-pack and msb-diff: what was prepared comes out. Judged by umoci, skopeo, tar and the kernel's overlayfs.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
 bats_require_minimum_version 1.5.0
@@ -72,4 +72,155 @@ bin/tar /usr/bin/tar lower 1
     [ "$status" -eq 1 ]
     [ "$stderr" = 'msb-diff: "/nowhere": no such path in the root' ]
     [ "$(jq -r .layer <<<"$output")" = 'lower 1' ]
+}
+
+# hostile: patches image.json, and then has the kernel put all into the upper that a guest's root could. The root is at ./merged.
+hostile() {
+    patch '{"op":"remove","path":"/var/cache"}' '{"op":"script","name":"hello","content":"#!/bin/sh\necho hello\n"}'
+    show
+    rm -rf merged/etc/ssl merged/etc/motd
+    local deep
+    deep=merged/$(printf 'd%.0s' {1..150})/$(printf 'e%.0s' {1..150})
+    mkdir -p merged/etc/ssl merged/var/cache "$deep"
+    echo deep >"$deep/file"
+    ln -s /etc/shadow merged/var/leak
+    ln -s "$(printf '../%.0s' {1..60})etc/passwd" merged/var/up
+    ln merged/var/up merged/var/up2
+    mknod merged/var/disk b 7 0
+    mknod merged/var/fifo p
+    cp /bin/true merged/var/setid
+    chown 3000000:7 merged/var/setid
+    chmod 6755 merged/var/setid
+    setcap cap_net_raw+ep merged/usr/bin/tar
+    ln merged/usr/bin/tar merged/usr/bin/gtar
+    setfattr -n user.note -v $'a=b\nc' merged/var
+    setfacl -m u:7:r merged/etc/hosts
+    truncate -s 3M merged/var/sparse
+    echo end >>merged/var/sparse
+    touch -d '1969-12-31 23:59:58.5 UTC' merged/var/sparse
+    touch -d @4000000000.25 merged/usr
+    echo x >merged/var/cache/$'new\nline'
+    echo x >merged/var/cache/$'\xff'
+    echo x >merged/var/cache/' '
+}
+
+# same DIR: the tree in DIR is the one at ./merged.
+same() {
+    diff <(tree_manifest merged) <(tree_manifest "$1")
+}
+
+# only_scripts_differ: the roots of pulled.json and patched.json are equal, except for /.msb and times that SOURCE_DATE_EPOCH changed.
+only_scripts_differ() {
+    msb-diff -r pulled.json patched.json >differences || [ $? -eq 1 ]
+    [ -z "$(jq -r 'select(.what != ["mtime"]) | .path' differences | grep -v '^/\.msb')" ]
+}
+
+@test "an image of a hostile upper is the kernel's tree for umoci, skopeo, tar and msb-pull" {
+    hostile
+    msb-pack -r patched.json --scripts-to /opt oci:out:v1 tar:root.tar layer:layer.tar docker-archive:docker.tar:demo dir:tree >new.json
+    # The scripts are the only difference to what the kernel shows.
+    for name in tree umoci; do
+        [ "$name" = tree ] || umoci unpack --image out:v1 umoci
+        at=$name
+        [ "$name" = tree ] || at=umoci/rootfs
+        [ "$("$at/opt/hello")" = hello ]
+        [ "$(stat -c '%a %u %Y' "$at/opt/hello")" = '755 0 0' ]
+        rm -r "$at/opt"
+        touch -d "@$(stat -c %.9Y merged)" "$at"
+        same "$at"
+    done
+    # What leads out of the root is in the archives as it is, and never followed.
+    [ "$(tar -tf layer.tar | grep -c '\.wh\.')" -eq 3 ]
+    tar -tf layer.tar | grep -x 'var/cache/.wh..wh..opq'
+    tar -tvf layer.tar | grep -q 'var/leak -> /etc/shadow'
+    ! tar -xOf layer.tar | grep -aq root:
+    mkdir untarred
+    tar -xf root.tar --xattrs --xattrs-include='*' -C untarred
+    rm -r untarred/opt
+    touch -d "@$(stat -c %.9Y merged)" untarred
+    same untarred
+    # skopeo reads both archives, and msb-pull reads the result.
+    skopeo copy -q docker-archive:docker.tar oci:copied:v1
+    [ "$(skopeo inspect --config oci:copied:v1 | jq -c .rootfs)" = "$(skopeo inspect --config oci:out:v1 | jq -c .rootfs)" ]
+    msb-pack -q -r patched.json oci-archive:out.tar:v1 -o new.json
+    [ "$(skopeo inspect oci-archive:out.tar:v1 | jq -r .Digest)" = "$(jq -r .image.digest new.json)" ]
+    msb-pull -q oci-archive:out.tar >pulled.json
+    umount merged
+    only_scripts_differ
+    # A name that a layer cannot hold.
+    mkdir bad bad-work
+    touch bad/.wh.etc
+    jq --arg dir "$PWD" '.upper = {dir: ($dir + "/bad"), work: ($dir + "/bad-work")}' image.json >bad.json
+    run --separate-stderr msb-pack -r bad.json oci:bad-out
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'".wh.etc": a layer cannot hold a file of this name'* ]]
+    [ ! -e bad-out ]
+    [ -z "$(find . -maxdepth 1 -name '.*.*')" ]
+}
+
+@test "the layers of the base stay as they are, and the same record gives the same digests" {
+    source "$BATS_TEST_DIRNAME/image.bash"
+    layout=$(tiny_image)
+    cp -r "$layout" base
+    msb-pull oci:base:latest >image.json
+    # Without a change it is the base itself.
+    [ "$(msb-pack -r image.json oci:copy:v1 | jq -r .image.digest)" = "$(jq -r .image.digest image.json)" ]
+    export SOURCE_DATE_EPOCH=1000000
+    patch '{"op":"text","path":"/new","content":"x"}' '{"op":"script","name":"hello","content":"#!/bin/sh\n"}'
+    digest=$(msb-pack -r patched.json oci:out:v1 -o new.json && jq -r .image.digest new.json)
+    [ "$(taskset -c 0 msb-pack -r patched.json oci:out:v2 | jq -r .image.digest)" = "$digest" ]
+    [ "$(jq '.manifests | length' out/index.json)" -eq 2 ]
+    below=$(skopeo inspect --raw oci:base:latest | jq -c '[.layers[].digest]')
+    [ "$(skopeo inspect --raw oci:out:v1 | jq -c --argjson below "$below" '[.layers[].digest][:($below | length)] == $below')" = true ]
+    skopeo inspect --config oci:out:v1 >config
+    jq -e '.created == "1970-01-12T13:46:40Z" and (.config.Env | any(startswith("PATH=/.msb/scripts:")))' config
+    [ "$(jq '[.history[] | select(.empty_layer | not)] | length' config)" = "$(jq '.rootfs.diff_ids | length' config)" ]
+    # The record of the new image goes on: nothing is added, and with flags only the configuration changes.
+    [ "$(msb-pack -r new.json oci:out:v3 | jq -r .image.digest)" = "$digest" ]
+    msb-pack -q -r new.json --cmd '["/bin/id","-u"]' --env A=b --label l=v --expose 80 --user 7 --workdir /new --stop-signal INT \
+        --volume /data --annotation n=v --entrypoint '["/x"]' oci:out:v4 -o last.json
+    jq -e '.image.config | .Cmd == ["/bin/id","-u"] and .User == "7" and .Labels.l == "v" and .Entrypoint == ["/x"]' last.json
+    skopeo inspect --config oci:out:v4 | jq -e '.config | .ExposedPorts == {"80/tcp":{}} and .Volumes == {"/data":{}} and
+        .StopSignal == "INT" and .WorkingDir == "/new" and (.Env | index("A=b"))'
+    skopeo inspect --raw oci:out:v4 | jq -e '.annotations.n == "v"'
+    [ "$(skopeo inspect --raw oci:out:v4 | jq '.layers | length')" = "$(skopeo inspect --raw oci:out:v1 | jq '.layers | length')" ]
+    # zstd, one layer, and a base that is gone.
+    msb-pack -q -r patched.json --squash --compression zstd oci:out:squashed -o squashed.json
+    [ "$(skopeo inspect --raw oci:out:squashed | jq -r '.layers[].mediaType')" = application/vnd.oci.image.layer.v1.tar+zstd ]
+    msb-pull -q oci:out:squashed >pulled.json
+    only_scripts_differ
+    rm -r base
+    run --separate-stderr msb-pack -r patched.json oci:other:v1
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"layer sha256:"*" of the base: "*"(pull the base again, or use --squash or --repack)" ]]
+    [ ! -e other ]
+    msb-pack -q -r patched.json --repack oci:other:v1 -o repacked.json
+    msb-pull -q oci:other:v1 >pulled.json
+    only_scripts_differ
+}
+
+@test "what cannot be written leaves the old file, nothing beside it, and a message" {
+    patch '{"op":"text","path":"/new","content":"x"}'
+    echo old >kept.tar
+    mkdir -p full taken/x
+    mount -t tmpfs -o size=64k tmpfs full
+    for target in oci:taken dir:taken tar:nowhere/f tar:taken oci-archive:full/a.tar raw:full/d oci:full/o; do
+        head -c 100000 /dev/urandom >bottom/var/random
+        run --separate-stderr msb-pack -r patched.json "$target"
+        echo "$target: $stderr"
+        [ "$status" -eq 1 ] && [ -z "$output" ] && [[ $stderr == "msb-pack: "*"\": "* ]]
+        [ -z "$(find full . -maxdepth 1 -name '.?*' -newer image.json)" ]
+    done
+    umount full
+    # A writer of the upper is in the way, and a reader is not.
+    flock -o "$(jq -r .upper.work patched.json)" sleep 60 3>&- &
+    until ! flock -n "$(jq -r .upper.work patched.json)" true; do sleep 0.1; done
+    run --separate-stderr msb-pack -r patched.json tar:kept.tar
+    kill $!
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'in use by msb-patch, msb-mount or a running VM'* ]]
+    [ "$(cat kept.tar)" = old ]
+    msb-pack -r patched.json tar:- | tar -tf - | grep -qx new
+    run --separate-stderr msb-pack -r patched.json zip:x
+    [ "$status" -eq 2 ]
 }

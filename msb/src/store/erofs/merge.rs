@@ -15,7 +15,7 @@ use crate::store::Error;
 ///
 /// # Errors
 /// The error of a system call, named.
-pub(super) fn merge(dir: &Path, lower: &[PathBuf]) -> Result<PathBuf, Error> {
+pub fn merge(dir: &Path, lower: &[PathBuf]) -> Result<PathBuf, Error> {
     let namespace = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(std::io::Error::from);
     namespace.at(|| "a mount namespace (this takes root)")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;

@@ -11,4 +11,5 @@ mod size;
 mod superblock;
 
 pub use image::{Image, layers_of, open};
+pub use merge::merge;
 pub use mkfs::Mkfs;

@@ -1,0 +1,63 @@
+//! msb-pack: writes a record's root as an image, an archive, a directory or a disk.
+
+mod args;
+mod base;
+mod compression;
+mod digest;
+mod directory;
+mod disk;
+mod docker;
+mod document;
+mod gzip;
+mod layer;
+mod layout;
+mod pack;
+mod page;
+mod pax;
+mod root;
+mod scripts;
+mod staged;
+mod tar_out;
+mod target;
+mod walk;
+
+use std::process::ExitCode;
+
+use msb::overlay::raise_open_files;
+use msb::record::Record;
+use msb::tool::{cli, exit, interrupt, start};
+use msb::vm::supervisor;
+
+use args::{Args, Config};
+
+/// The tool's name in messages.
+pub(crate) const TOOL: &str = "msb-pack";
+
+fn main() -> ExitCode {
+    start::signals();
+    let args: Args = cli::parse(&page::PAGE, exit::USAGE);
+    exit::report(TOOL, exit::FAILED, run(&args).map(|()| 0))
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    raise_open_files();
+    let config = args.config()?;
+    args.output.check()?;
+    let mut record = args.record.take(TOOL)?;
+    supervisor::require_ended(&mut record)?;
+    let _guard = interrupt::Guard::new(TOOL)?;
+    let packed = pack::pack(&config, record)?;
+    if config.targets.iter().any(target::Target::is_stdout) && args.output.output.is_none() {
+        return Ok(());
+    }
+    Ok(args.output.put(&packed, || summary(&config, &packed))?)
+}
+
+/// The message for a terminal, instead of the record.
+fn summary(config: &Config, record: &Record) -> String {
+    let digest = record.image.as_ref().and_then(|image| image.digest.clone());
+    match (digest, config.targets.iter().any(target::Target::is_image)) {
+        (Some(digest), true) => digest,
+        _ => "packed".into(),
+    }
+}

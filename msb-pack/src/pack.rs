@@ -1,0 +1,268 @@
+//! A run: from a record to its targets, and to the record of what was made.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use msb::overlay::Merged;
+use msb::record::path::absolute;
+use msb::record::script::GUEST_DIR;
+use msb::record::{DiskFormat, Image, Record, Rootfs};
+use msb::store::{home, layout as store, publish};
+use msb::tool::exit::OutputError;
+
+use crate::args::Config;
+use crate::base::{Base, Origin};
+use crate::compression::Compression;
+use crate::digest::{digest, hex_of};
+use crate::directory::Directory;
+use crate::document::{self, NewImage, Parts};
+use crate::layer::{self, Layer, Out};
+use crate::root::Root;
+use crate::scripts::Scripts;
+use crate::staged::{StagedDir, StagedFile, parent};
+use crate::target::{Disk, Target};
+use crate::walk::walk;
+use crate::{disk, docker, layout};
+
+/// The history's name of the layer of an upper.
+const BY_UPPER: &str = "msb-pack: upper";
+const BY_SCRIPTS: &str = "msb-pack: scripts";
+const BY_SQUASH: &str = "msb-pack --squash";
+const BY_REPACK: &str = "msb-pack: base";
+
+/// Writes the targets.
+///
+/// # Errors
+/// The error names the target or the layer.
+pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
+    let root = Root::open(&record)?;
+    if record.vm.as_ref().is_some_and(|vm| vm.scratch.is_some()) {
+        let message =
+            "what the guest has written is on its disk, and not in the upper (msb-stop --commit puts it there)";
+        msb::tool::exit::warn(crate::TOOL, message);
+    }
+    let merged = root.merged()?;
+    let scripts = Scripts::read(&record.scripts, config.scripts_to.as_deref(), &merged)?;
+    let run = Run { config, record: &record, root, merged, scripts };
+    let image = if config.targets.iter().any(Target::is_image) { Some(run.image()?) } else { None };
+    for target in &config.targets {
+        run.write(target, image.as_ref()).map_err(|error| match is_full(&error) {
+            true => anyhow!("{error:#} (make room, or name a place elsewhere)"),
+            false => error,
+        })?;
+    }
+    let made = run.made(image.as_ref())?;
+    Ok(made.into_record(record))
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
+}
+
+struct Run<'a> {
+    config: &'a Config,
+    record: &'a Record,
+    root: Root,
+    merged: Merged,
+    scripts: Option<Scripts>,
+}
+
+/// What the new record has in place of the old one's.
+struct Made {
+    image: Option<Image>,
+    rootfs: Option<Rootfs>,
+}
+
+impl Made {
+    fn into_record(self, mut record: Record) -> Record {
+        if let Some(image) = self.image {
+            record.image = Some(image);
+        }
+        if let Some(rootfs) = self.rootfs {
+            record.rootfs = Some(rootfs);
+            record.upper = None;
+            record.mount = None;
+        }
+        record
+    }
+}
+
+impl Run<'_> {
+    fn origin(&self) -> Origin {
+        Origin::of(self.record.image.as_ref().map_or("", |image| &image.reference))
+    }
+
+    /// Makes the layers and documents of the image.
+    fn image(&self) -> anyhow::Result<NewImage> {
+        let config = self.config;
+        let home = home::home()?;
+        let compression = config.compression.unwrap_or(Compression::Gzip);
+        // The file system of the first image that is a directory or a file, where the blobs can get a name without a copy.
+        let place = config.targets.iter().find(|target| target.is_image()).and_then(Target::path);
+        let place = place.map(|path| absolute(path)).transpose()?;
+        let dir = place.as_deref().map_or(home.as_path(), |path| if path.is_dir() { path } else { parent(path) });
+        let base = Base::find(&home, self.record, &self.root);
+        let mut layers = Vec::new();
+        let mut changes = config.changes.clone();
+        if config.squash {
+            layers.push(layer::make(dir, compression, config.epoch, BY_SQUASH, |out| self.fill_whole(out))?);
+        } else {
+            layers.extend(self.base_layers(dir, compression, base.as_ref())?);
+            if self.root.upper.is_some() {
+                layers.push(layer::make(dir, compression, config.epoch, BY_UPPER, |out| self.fill_upper(out))?);
+            }
+            if let Some(scripts) = &self.scripts {
+                layers.push(layer::make(dir, compression, config.epoch, BY_SCRIPTS, |out| {
+                    scripts.add_to(out, config.epoch.unwrap_or(0), true)
+                })?);
+            }
+        }
+        if self.scripts.as_ref().is_some_and(|scripts| scripts.needs_path) {
+            changes.path = Some(GUEST_DIR.to_owned());
+        }
+        let image = document::image(Parts {
+            image: self.record.image.as_ref(),
+            base: base.as_ref(),
+            layers,
+            changes: &changes,
+            annotations: &config.annotations,
+            epoch: config.epoch,
+            is_squashed: config.squash || config.repack,
+        })?;
+        Ok(image)
+    }
+
+    /// The layers of the base: where they are, or written anew.
+    fn base_layers(&self, dir: &Path, compression: Compression, base: Option<&Base>) -> anyhow::Result<Vec<Layer>> {
+        if let Some(base) = base.filter(|_| !self.config.repack) {
+            return Ok(base.layers.iter().map(Layer::of_base).collect());
+        }
+        let mut layers = Vec::new();
+        for number in (0..self.root.lower.len()).rev() {
+            let (below, merged) = self.root.layer(number)?;
+            let made = layer::make(dir, compression, self.config.epoch, BY_REPACK, |out| walk(below, merged, out));
+            layers.push(made.with_context(|| format!("layer {:?}", self.root.lower[number]))?);
+        }
+        Ok(layers)
+    }
+
+    fn fill_upper<W: Write>(&self, out: &mut Out<W>) -> anyhow::Result<()> {
+        walk(Some(self.root.base()?), self.merged.clone(), out)
+    }
+
+    fn fill_whole<W: Write>(&self, out: &mut Out<W>) -> anyhow::Result<()> {
+        walk(None, self.merged.clone(), out)?;
+        match &self.scripts {
+            Some(scripts) => scripts.add_to(out, self.config.epoch.unwrap_or(0), false),
+            None => Ok(()),
+        }
+    }
+
+    fn write(&self, target: &Target, image: Option<&NewImage>) -> anyhow::Result<()> {
+        let origin = self.origin();
+        let image = || image.context("the image is made");
+        match target {
+            Target::OciDir(dir, tag) => layout::write_dir(dir, tag.as_deref(), image()?, &origin),
+            Target::OciArchive(file, tag) => layout::write_archive(file, tag.as_deref(), image()?, &origin),
+            Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, &origin),
+            Target::Tar(file) => self.archive(file.as_deref(), false),
+            Target::Layer(file) => self.archive(file.as_deref(), true),
+            Target::Dir(dir) => self.directory(dir),
+            Target::Disk(form, file) => {
+                let config = self.config;
+                disk::write(*form, file, &self.root, self.scripts.as_ref(), config.free, config.epoch)
+            }
+        }
+    }
+
+    fn archive(&self, file: Option<&Path>, is_layer: bool) -> anyhow::Result<()> {
+        let name = file.map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
+        let compression = self.config.compression.unwrap_or_else(|| Compression::of_name(&name));
+        let Some(file) = file else {
+            let written = self.fill_archive(io::stdout().lock(), compression, is_layer);
+            return written.map(drop).map_err(|error| match error.downcast::<io::Error>() {
+                Ok(error) if error.kind() == io::ErrorKind::BrokenPipe => OutputError::ReaderGone.into(),
+                Ok(error) => error.into(),
+                Err(error) => error,
+            });
+        };
+        let staged = StagedFile::begin(file)?;
+        let out: File = staged.file.try_clone()?;
+        self.fill_archive(out, compression, is_layer).with_context(|| format!("archive {file:?}"))?;
+        staged.commit()
+    }
+
+    fn fill_archive<W: Write>(&self, out: W, compression: Compression, is_layer: bool) -> anyhow::Result<W> {
+        let epoch = self.config.epoch;
+        let written = layer::write(out, compression, is_layer, epoch, |out| match is_layer {
+            true => self.fill_upper(out),
+            false => self.fill_whole(out),
+        });
+        Ok(written?.0)
+    }
+
+    fn directory(&self, dir: &Path) -> anyhow::Result<()> {
+        let staged = StagedDir::begin(dir)?;
+        let fill = || -> anyhow::Result<()> {
+            if let Some(scripts) = &self.scripts {
+                walk(None, self.merged.clone(), &mut Directory::open(&staged.path)?)?;
+                scripts.write_below(&staged.path, self.config.epoch.unwrap_or(0))?;
+                return Ok(());
+            }
+            walk(None, self.merged.clone(), &mut Directory::open(&staged.path)?)
+        };
+        fill().with_context(|| format!("{dir:?}"))?;
+        staged.commit()
+    }
+
+    /// What was made, for the record. The documents of an image go to the store, for a later run and for msb-diff.
+    fn made(&self, image: Option<&NewImage>) -> anyhow::Result<Made> {
+        let mut made = Made { image: None, rootfs: None };
+        if let Some(image) = image {
+            let home = home::home()?;
+            publish::make_private_dir(&store::blobs(&home))?;
+            for text in [&image.config, &image.manifest] {
+                let name = digest(text);
+                let path = store::blob(&home, hex_of(&name).context("not a sha256 digest")?);
+                if !path.exists() {
+                    publish::write_file(&path, text, 0o600)?;
+                }
+            }
+            let target = self.config.targets.iter().find(|target| target.is_image());
+            let mut new = self.record.image.clone().unwrap_or_default();
+            new.reference = target.map(reference).transpose()?.flatten().unwrap_or_default();
+            new.digest = Some(image.digest());
+            new.config = serde_json::from_value(image.run_config()).unwrap_or_default();
+            let config: serde_json::Value = serde_json::from_slice(&image.config)?;
+            if let (Some(os), Some(architecture)) = (config["os"].as_str(), config["architecture"].as_str()) {
+                let variant = config["variant"].as_str().map(|variant| format!("/{variant}")).unwrap_or_default();
+                new.platform = Some(format!("{os}/{architecture}{variant}"));
+            }
+            made.image = Some(new);
+        }
+        made.rootfs = match self.config.targets.first() {
+            Some(Target::Dir(dir)) => Some(Rootfs::dir(absolute(dir)?)),
+            Some(Target::Disk(Disk::Qcow2, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Qcow2)),
+            Some(Target::Disk(_, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Raw)),
+            _ => None,
+        };
+        Ok(made)
+    }
+}
+
+/// The name of an image as msb-pull writes it into a record.
+fn reference(target: &Target) -> anyhow::Result<Option<String>> {
+    let named = |prefix: &str, path: &PathBuf, tag: &Option<String>| -> anyhow::Result<_> {
+        let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
+        Ok(Some(format!("{prefix}{}{tag}", absolute(path)?.display())))
+    };
+    match target {
+        Target::OciDir(path, tag) => named("oci:", path, tag),
+        Target::OciArchive(path, tag) => named("oci-archive:", path, tag),
+        Target::DockerArchive(path, tag) => named("docker-archive:", path, tag),
+        _ => Ok(None),
+    }
+}

@@ -1,0 +1,181 @@
+//! Outputs that become visible when they are complete: a file without a name until then, or a directory under another name.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use msb::lock::{self, Lock};
+use msb::record::path::absolute;
+use msb::store::publish;
+use msb::tool::interrupt::DeferExit;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// A file without a name in the directory `dir`, with the permissions that the caller's umask leaves.
+///
+/// # Errors
+/// The error of `open(2)`.
+pub(crate) fn unnamed(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(dir, flags, Mode::from_raw_mode(0o666))?.into())
+}
+
+/// A file that is being made.
+pub(crate) struct StagedFile {
+    pub(crate) file: File,
+    to: PathBuf,
+    /// Whether `to` is a device or a pipe, which is written to as it is.
+    is_stream: bool,
+}
+
+impl StagedFile {
+    /// Starts the file `to`.
+    ///
+    /// # Errors
+    /// A directory, a missing parent, and the error of creating.
+    pub(crate) fn begin(to: &Path) -> anyhow::Result<Self> {
+        let begin = || -> anyhow::Result<Self> {
+            match fs::metadata(to) {
+                Ok(meta) if meta.is_dir() => bail!("a directory"),
+                Ok(meta) if !meta.is_file() => {
+                    let file = File::options().write(true).open(to)?;
+                    Ok(Self { file, to: to.to_owned(), is_stream: true })
+                }
+                found => {
+                    // The target of a symlink is replaced.
+                    let to = if found.is_ok() { to.canonicalize()? } else { absolute(to)? };
+                    let dir = parent(&to);
+                    if !dir.is_dir() {
+                        bail!("no directory {dir:?} (make it first)");
+                    }
+                    Ok(Self { file: unnamed(dir)?, to, is_stream: false })
+                }
+            }
+        };
+        begin().with_context(|| format!("{to:?}"))
+    }
+
+    /// Gives the file its name, in place of an old one.
+    ///
+    /// # Errors
+    /// The error of syncing or renaming; the old file stays then.
+    pub(crate) fn commit(self) -> anyhow::Result<()> {
+        if self.is_stream {
+            return Ok(());
+        }
+        let put = || -> io::Result<()> {
+            self.file.sync_all()?;
+            publish::link_over(&self.file, &self.to)?;
+            publish::sync_parent(&self.to)
+        };
+        put().with_context(|| format!("{:?}", self.to))
+    }
+}
+
+/// The directory of a path.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// A directory that is being made. The lock tells it from one that a killed run has left.
+pub(crate) struct StagedDir {
+    pub(crate) path: PathBuf,
+    to: PathBuf,
+    _lock: OwnedFd,
+}
+
+impl StagedDir {
+    /// Starts the directory `to`, which must not exist yet or be empty, and removes what killed runs have left for it.
+    ///
+    /// # Errors
+    /// A directory with content, a missing parent, and the error of making.
+    pub(crate) fn begin(to: &Path) -> anyhow::Result<Self> {
+        let begin = || -> anyhow::Result<Self> {
+            let to = absolute(to)?;
+            match fs::symlink_metadata(&to) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+                Ok(meta) if meta.is_dir() && fs::read_dir(&to)?.next().is_none() => {}
+                Ok(_) => bail!("exists (remove it, or name another directory)"),
+            }
+            if !parent(&to).is_dir() {
+                bail!("no directory {:?} (make it first)", parent(&to));
+            }
+            remove_abandoned(&to);
+            let path = publish::staging_path(&to);
+            fs::create_dir(&path)?;
+            let lock = lock::open(&path, Lock::TryExclusive)?;
+            Ok(Self { path, to, _lock: lock })
+        };
+        begin().with_context(|| format!("{to:?}"))
+    }
+
+    /// Gives the directory its name.
+    ///
+    /// # Errors
+    /// The error of syncing or renaming; it is removed then.
+    pub(crate) fn commit(self) -> anyhow::Result<()> {
+        let _deferred = DeferExit::new();
+        let put = || -> io::Result<()> {
+            rustix::fs::syncfs(File::open(&self.path)?)?;
+            fs::rename(&self.path, &self.to)?;
+            publish::sync_parent(&self.to)
+        };
+        put().with_context(|| format!("{:?}", self.to))
+    }
+}
+
+impl Drop for StagedDir {
+    fn drop(&mut self) {
+        // After a rename it is gone already. What cannot be removed now, the next run removes.
+        let _ = publish::remove_tree(&self.path);
+    }
+}
+
+/// Removes staging directories for `to` that nobody has locked: `.NAME.PID.NUMBER`.
+fn remove_abandoned(to: &Path) {
+    let prefix = format!(".{}.", to.file_name().unwrap_or_default().to_string_lossy());
+    for child in fs::read_dir(parent(to)).into_iter().flatten().flatten() {
+        let name = child.file_name().to_string_lossy().into_owned();
+        let Some((pid, number)) = name.strip_prefix(&prefix).and_then(|rest| rest.split_once('.')) else { continue };
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        if is_number(pid)
+            && is_number(number)
+            && child.file_type().is_ok_and(|kind| kind.is_dir())
+            && let Ok(_lock) = lock::open(&child.path(), Lock::TryExclusive)
+        {
+            let _ = publish::remove_tree(&child.path());
+        }
+    }
+}
+
+/// Gives a file the name `path` unless it is taken: then the same content has it, since the name is a digest. A file on another file
+/// system is copied.
+///
+/// # Errors
+/// The error of linking or copying.
+pub(crate) fn link_or_copy(file: &File, path: &Path) -> io::Result<()> {
+    match publish::link(file, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => {
+            let copy = unnamed(parent(path))?;
+            msb::overlay::copy_to_end(file, &copy)?;
+            copy.sync_all()?;
+            link_or_copy(&copy, path)
+        }
+        other => other,
+    }
+}
+
+/// Writes bytes to the name `path` unless it is taken.
+///
+/// # Errors
+/// The error of writing.
+pub(crate) fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = unnamed(parent(path))?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    link_or_copy(&file, path)
+}
