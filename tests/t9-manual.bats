@@ -343,7 +343,7 @@ END
     cd "$root"
     cargo metadata --offline --locked --no-deps --format-version 1 |
         jq -r '.packages[] | .name as $name | .dependencies[] | select(.path) | "\($name) \(.name)"' | sort -u > "$BATS_TEST_TMPDIR/edges"
-    [ "$(grep -c ' msb$' "$BATS_TEST_TMPDIR/edges")" = 11 ]
+    [ "$(grep -c ' msb$' "$BATS_TEST_TMPDIR/edges")" = 13 ]
     [ "$(grep -v ' msb$' "$BATS_TEST_TMPDIR/edges")" = 'msb-boot msb-gate' ]
 }
 

@@ -25,7 +25,8 @@ pub(crate) const PAGE: Page = Page {
 fn differences() -> String {
     r#"  {"path":"/etc/motd","change":"changed","what":["content"],"type":"file",
    "mode":"0644","uid":0,"gid":0,"size":3,"layer":"upper",
-   "before":{"type":"file","mode":"0644","uid":0,"gid":0,"size":9,"layer":"lower 0"}}
+   "before":{"type":"file","mode":"0644","uid":0,"gid":0,"size":9,
+   "layer":"lower 0"}}
 
 "change" is added, changed or removed. "what" lists what has changed: type, content,
 target (of a symlink), device, mode, owner, xattrs, mtime. A removed or added

@@ -17,7 +17,7 @@ use crate::target::Target;
 /// The room on a disk besides its content, in bytes.
 const FREE: u64 = 256 << 20;
 
-/// Write a record's root as an image, an archive, a directory or a disk
+/// Write a root as an image, an archive, a directory or a disk
 ///
 /// Reads a record, and writes its root to every TARGET. In an image the layers of the base stay as they are, the upper becomes one
 /// layer, and the record's scripts another. A TARGET gets its name when it is complete. Prints the record of the new image.

@@ -202,6 +202,6 @@ mod tests {
         assert!(disk > 1000 * BLOCK + JOURNAL && disk < (1000 * BLOCK + JOURNAL) * 2);
         assert_eq!(disk % (1 << 20), 0);
         let more = size.disk(1 << 30) - disk;
-        assert!(more >= 1 << 30 && more < (1 << 30) + (32 << 20));
+        assert!((1 << 30..(1 << 30) + (32 << 20)).contains(&more));
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn write<W: Write>(
     fill(&mut tar)?;
     if tar.left_out > 0 {
         let message = format!("{} sockets were left out: an archive cannot hold them", tar.left_out);
-        msb::tool::exit::warn(crate::TOOL, &message);
+        msb::tool::exit::warn(crate::page::TOOL, &message);
     }
     let archive = tar.finish()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
     let (compressor, diff_id, _) = archive.finish();

@@ -29,9 +29,7 @@ use msb::tool::{cli, exit, interrupt, start};
 use msb::vm::supervisor;
 
 use args::{Args, Config};
-
-/// The tool's name in messages.
-pub(crate) const TOOL: &str = "msb-pack";
+use page::TOOL;
 
 fn main() -> ExitCode {
     start::signals();

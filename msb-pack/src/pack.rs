@@ -41,7 +41,7 @@ pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
     if record.vm.as_ref().is_some_and(|vm| vm.scratch.is_some()) {
         let message =
             "what the guest has written is on its disk, and not in the upper (msb-stop --commit puts it there)";
-        msb::tool::exit::warn(crate::TOOL, message);
+        msb::tool::exit::warn(crate::page::TOOL, message);
     }
     let merged = root.merged()?;
     let scripts = Scripts::read(&record.scripts, config.scripts_to.as_deref(), &merged)?;

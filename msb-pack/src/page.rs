@@ -2,6 +2,9 @@
 
 use msb::tool::man::{self, Page};
 
+/// The tool's name in messages.
+pub(crate) const TOOL: &str = "msb-pack";
+
 pub(crate) const PAGE: Page = Page {
     operands: "TARGET...",
     forms: &[],
@@ -18,7 +21,7 @@ pub(crate) const PAGE: Page = Page {
     files: &[("$MSB_HOME/blobs/sha256", "The manifests and configurations of images")],
     examples: &[
         ("an image of what was prepared", "msb-pack -r patched.json --cmd '[\"/bin/sh\"]' oci:out:v1 > new.json"),
-        ("an archive for docker load", "msb-pack -q -r patched.json docker-archive:image.tar:demo:v1 > new.json"),
+        ("an archive for docker load", "msb-pack -r patched.json docker-archive:demo.tar:demo > new.json"),
         ("the root as a tar file", "msb-pack -r patched.json tar:- | tar -t > names"),
         ("the upper alone, as a layer", "msb-pack -r patched.json layer:layer.tar.gz > new.json"),
     ],
@@ -26,12 +29,12 @@ pub(crate) const PAGE: Page = Page {
 };
 
 fn targets() -> String {
-    r#"  oci:DIR[:TAG]               an OCI layout; one that exists gets the image in addition
+    r#"  oci:DIR[:TAG]               an OCI layout, or one image more in it
   oci-archive:FILE[:TAG]      an OCI layout in a tar file
   docker-archive:FILE[:NAME]  what docker load reads
   tar:FILE                    the merged root, as of tar -c
   layer:FILE                  the upper as an OCI layer
-  dir:DIR                     the merged root; DIR must not exist, or be empty
+  dir:DIR                     the merged root; DIR is new or empty
   raw:FILE                    an ext4 disk
   qcow2:FILE                  the same in QEMU's format
   erofs:FILE                  a read-only EROFS disk

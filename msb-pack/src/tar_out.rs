@@ -10,8 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use msb::overlay::beneath::Entry;
-use msb::overlay::whiteout::{OciName, is_private_xattr, read_oci_name};
+use msb::overlay::beneath::{Entry, Name};
+use msb::overlay::whiteout::{OciName, is_private_xattr, oci_opaque, oci_whiteout, read_oci_name};
 use msb::overlay::{Layer, Leaf};
 use rustix::fs::{FileType, Stat};
 use tar::{Builder, EntryType, Header};
@@ -172,14 +172,14 @@ impl<W: Write> Sink for TarOut<W> {
                     let member = self.member(EntryType::Directory, &with_slash(path), entry)?;
                     member.write(&mut self.archive, io::empty())?;
                     if is_opaque && self.is_layer {
-                        self.mark(&path.join(".wh..wh..opq"))?;
+                        self.mark(&path.join(oci_opaque()))?;
                     }
                 }
                 Item::Leaf(leaf) => self.leaf(path, leaf)?,
                 Item::Removed => {
-                    let mark = [b".wh.", name.as_bytes()].concat();
+                    let mark = oci_whiteout(Name::new(name)?);
                     ensure!(mark.len() <= 255, "a whiteout of this name would be too long");
-                    self.mark(&path.with_file_name(OsStr::from_bytes(&mark)))?;
+                    self.mark(&path.with_file_name(mark))?;
                 }
             }
             Ok(())

@@ -3,9 +3,9 @@
 //!
 //! Sources: the OCI image specification's `layer.md`, "Whiteouts"; the kernel's `Documentation/filesystems/overlayfs.rst`.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use rustix::fs::{FileType, Mode, Stat};
 
@@ -43,6 +43,16 @@ pub fn read_oci_name(name: &OsStr) -> OciName<'_> {
     } else {
         OciName::Plain
     }
+}
+
+/// The name of the file that makes a directory of an OCI layer opaque.
+pub fn oci_opaque() -> &'static OsStr {
+    OsStr::from_bytes(OCI_OPAQUE)
+}
+
+/// The name of the file that hides `name` in an OCI layer. It may be too long for a file system.
+pub fn oci_whiteout(name: Name<'_>) -> OsString {
+    OsString::from_vec([OCI_PREFIX, name.as_os_str().as_bytes()].concat())
 }
 
 /// Whether a file in a layer is a whiteout in the form that we and the kernel make: a character device 0/0.
@@ -110,5 +120,8 @@ mod tests {
         ] {
             assert_eq!(read_oci_name(OsStr::new(name)), meaning, "{name}");
         }
+        assert_eq!(read_oci_name(oci_opaque()), OciName::Opaque);
+        let hidden = OsStr::new("a");
+        assert_eq!(read_oci_name(&oci_whiteout(Name::new(hidden).unwrap())), OciName::Whiteout(hidden));
     }
 }
