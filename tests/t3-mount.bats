@@ -52,10 +52,12 @@ kernel_overlay() {
 }
 
 @test "the record is printed once the mount answers, with upper and mount, and the caller's streams are closed" {
-    run --separate-stderr msb-mount -r record ./root
+    run --separate-stderr msb-mount -r record ./root 9<record
     [ "$status" -eq 0 ]
     [ "$(cat root/etc/motd)" = bottom ]
     [ "$(cat root/etc/hosts)" = top ]
+    # Neither is a further descriptor of the caller's in the server.
+    [[ $(readlink "/proc/$(jq .mount.pid <<<"$output")/fd"/*) != *"$PWD/record"* ]]
     [ "$(jq -r .mount.path <<<"$output")" = "$PWD/root" ]
     [ "$(jq -r .mount.fstype <<<"$output")" = fuse.msb ]
     [ -d "$(jq -r .upper.dir <<<"$output")" ]

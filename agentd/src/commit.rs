@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::{self, Dir, Name};
 use msb::overlay::whiteout;
+use msb::transfer::TO_HOST;
 use msb::transfer::send::{attributes_of, send_content};
 use msb::vm::boot::{self, Boot};
 use msb::wire::exec::{Failure, Text};
@@ -173,7 +174,7 @@ fn send_leaf(sender: &mut Sender, name: &OsStr, entry: &beneath::Entry, sent: &m
     sender.send(&Message::Entry(Box::new(Entry { name: Some(name.into()), what, attributes, number })))?;
     sent.extend(number);
     if kind == FileType::RegularFile {
-        send_content(&mut |message| sender.send(message), &entry.open_to_read()?, size, CHUNK)
+        send_content(&mut |message| sender.send(message), TO_HOST, &entry.open_to_read()?, size, CHUNK)
     } else {
         Ok(())
     }

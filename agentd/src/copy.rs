@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use msb::overlay::beneath::Dir;
 use msb::transfer::receive::{self, Incoming, Rules};
 use msb::transfer::send::{self, Sink};
+use msb::transfer::{TO_GUEST, TO_HOST};
 use msb::wire::copy::{Get, Put};
 use msb::wire::exec::{Exit, Failure};
 use msb::wire::sequence::OwedCredit;
-use msb::wire::{self, HEADER, Message, Stream};
+use msb::wire::{self, Message, Stream};
 use vsock::VsockStream;
 
 use crate::link::{MAX_PACKET, PEER_TIMEOUT};
@@ -40,7 +41,7 @@ pub fn get(connection: VsockStream, request: Get) -> Result<(), wire::Error> {
 /// A broken connection, or invalid frames.
 pub fn put(connection: VsockStream, request: Put) -> Result<(), wire::Error> {
     let mut answers = connection.try_clone()?;
-    Message::Credit(Stream::Stdin, WINDOW).send(&mut answers)?;
+    Message::Credit(TO_GUEST, WINDOW).send(&mut answers)?;
     let owed = OwedCredit::in_batches_of(WINDOW / 4);
     let mut frames = Frames { frames: BufReader::with_capacity(256 << 10, connection), answers, owed };
     let path = absolute(request.path.into());
@@ -95,6 +96,8 @@ impl Host {
 }
 
 impl Sink for Host {
+    const STREAM: Stream = TO_HOST;
+
     fn send(&mut self, message: &Message) -> io::Result<()> {
         let frame = message.to_frame();
         if Message::check_length(&frame).is_err() {
@@ -104,7 +107,7 @@ impl Sink for Host {
             // The host grants more when it has what was sent before.
             self.flush()?;
             match Message::receive(&mut self.connection).map_err(io::Error::other)? {
-                Some(Message::Credit(Stream::Stdout, bytes)) => self.credit += u64::from(bytes),
+                Some(Message::Credit(TO_HOST, bytes)) => self.credit += u64::from(bytes),
                 _ => return Err(io::Error::other("the host hung up")),
             }
         }
@@ -125,18 +128,16 @@ struct Frames {
 }
 
 impl Incoming for Frames {
+    const STREAM: Stream = TO_GUEST;
+
     fn receive(&mut self) -> io::Result<Option<Message>> {
         let message = match Message::receive(&mut self.frames).map_err(io::Error::other)? {
-            Some(Message::Eof(Stream::Stdin)) => return Ok(None),
+            Some(Message::Eof(TO_GUEST)) => return Ok(None),
             Some(message) => message,
             None => return Err(io::Error::other("the host hung up before it had sent all")),
         };
-        let length = match &message {
-            Message::Data(_, bytes) => HEADER + bytes.len(),
-            other => other.to_frame().len(),
-        };
-        if let Some(owed) = self.owed.add(length) {
-            Message::Credit(Stream::Stdin, owed).send(&mut self.answers)?;
+        if let Some(owed) = self.owed.add(message.frame_length()) {
+            Message::Credit(TO_GUEST, owed).send(&mut self.answers)?;
         }
         Ok(Some(message))
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use msb::vm::boot::Network;
+use msb::vm::boot::{self, Network};
 use nix::net::if_::if_nametoindex;
 
 use crate::netlink::Netlink;
@@ -48,7 +48,7 @@ pub fn configure(network: &Network) -> io::Result<()> {
 
 /// The name of the interface with this Ethernet address. The order is no guide: a kernel may have other interfaces.
 fn find(interfaces: &Path, mac: [u8; 6]) -> io::Result<String> {
-    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = boot::format_mac(mac);
     for entry in fs::read_dir(interfaces)? {
         let entry = entry?;
         let address = fs::read_to_string(entry.path().join("address")).unwrap_or_default();

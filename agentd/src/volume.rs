@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 
 use crate::cleanup::Cleanup;
 use crate::error::Error;
-use crate::path::{self, MSB_DIR};
+use crate::path;
 
 /// A volume whose source is open, unless it is a tmpfs.
 pub struct Opened<'b> {
@@ -75,8 +75,8 @@ fn mount_one(opened: &Opened<'_>, cleanup: &mut Cleanup) -> io::Result<()> {
 /// volume or below `/dev` or `/run`, is added to `cleanup`.
 fn mount_point(root: &Path, target: &Path, is_dir: bool, cleanup: &mut Cleanup) -> io::Result<PathBuf> {
     let target = path::follow(root, target)?;
-    if target == Path::new("/") || target.starts_with(Path::new("/").join(MSB_DIR)) {
-        return Err(io::Error::other(format!("in the image it is a symlink to {target:?}")));
+    if let Err(why) = boot::check_volume_target(&target) {
+        return Err(io::Error::other(format!("in the image it is a symlink to {target:?}: {why}")));
     }
     match fs::symlink_metadata(path::below(root, &target)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

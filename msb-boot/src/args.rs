@@ -30,11 +30,11 @@ pub(crate) struct Args {
     pub output: Output,
 
     /// The VM's name: msb-exec and msb-stop use it, and it is the guest's hostname [default: generated]
-    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    #[arg(long, value_name = "NAME", value_parser = name::parse)]
     pub name: Option<String>,
 
     /// The guest's hostname [default: the VM's name]
-    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    #[arg(long, value_name = "NAME", value_parser = name::parse)]
     pub hostname: Option<String>,
 
     /// Virtual processors [default: 1]
@@ -189,10 +189,6 @@ fn init_help() -> String {
         "Hand PID 1 to an init of the image: a path, or auto for the image's entrypoint or cmd if that is an init, else the first \
          of {first}, {second} and {third} [default: none]"
     )
-}
-
-fn vm_name(text: &str) -> Result<String, &'static str> {
-    name::check(text).map(|()| text.to_owned())
 }
 
 /// Parses a size of memory. Returns MiB.

@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::{ArgMatches, Command, FromArgMatches};
 use msb::record::{Network, NetworkMode, NetworkRule};
 use msb::tool::exit;
+use msb::vm::boot;
 
 use crate::network::{self, publish::Publish};
 
@@ -175,7 +176,7 @@ fn host(text: &str) -> Result<String, String> {
 }
 
 fn mac(text: &str) -> Result<String, String> {
-    network::check_mac(text).map(network::format_mac)
+    network::check_mac(text).map(boot::format_mac)
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use msb::record::{self, DiskFormat};
+use msb::vm::boot;
 use serde::{Deserialize, Serialize};
 
 use crate::helper_process::{Device, DeviceKind, Programs};
 use crate::jail::{self, Capabilities};
 use crate::kernel::{self, BootProtocol};
-use crate::network;
 use crate::processes::Processes;
 use crate::program;
 use crate::unusable::Unusable;
@@ -148,7 +148,7 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
         push(&["-device", &format!("{name},chardev=socket{number},{}", bus())]);
     }
     if let Some(card) = &vm.card {
-        let mac = network::format_mac(card.mac);
+        let mac = boot::format_mac(card.mac);
         push(&["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", card.fd)]);
         push(&["-device", &format!("virtio-net-device,netdev=net,mac={mac},{}", bus())]);
     }

@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A log file. At its limit it is renamed to `FILE.1`, and a new file begins.
+use msb::vm::rundir;
+
+/// A log file. At its limit it is renamed ([`rundir::older_part`]), and a new file begins.
 pub(crate) struct Rotated {
     path: PathBuf,
     file: File,
@@ -49,9 +51,7 @@ impl Rotated {
 
     /// Renames the file and begins a new one. If that fails, the file is overwritten: the newest lines matter most.
     fn rotate(&mut self) {
-        let mut old = self.path.clone().into_os_string();
-        old.push(".1");
-        let _ = fs::rename(&self.path, old);
+        let _ = fs::rename(&self.path, rundir::older_part(&self.path));
         match Self::begin(&self.path, self.limit) {
             Ok(new) => *self = new,
             Err(_) => {

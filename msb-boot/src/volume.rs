@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::mountinfo;
-use msb::record::{self, MountedVolume, VolumeContent, check_volume_name};
+use msb::record::{self, Mount, MountedVolume, VolumeContent, check_volume_name};
 use msb::store::{home, layout, publish};
 use msb::tool::size;
 use msb::vm::boot::{self, VolumeSource};
@@ -22,9 +22,6 @@ use serde::{Deserialize, Serialize};
 use crate::notice::Notice;
 use crate::pinned_path::PinnedPath;
 use crate::vm::SharedVolume;
-
-/// The type of msb-mount's file systems in mountinfo.
-const MSB_MOUNT: &str = "fuse.msb";
 
 /// A volume, as it was checked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -95,12 +92,7 @@ pub(crate) fn check_target(target: &str) -> Result<String, &'static str> {
     if path.components().any(|component| component == Component::ParentDir) {
         return Err("a target has no \"..\" in it");
     }
-    if path == Path::new("/") {
-        return Err("a volume cannot replace the guest's root");
-    }
-    if path.starts_with("/.msb") {
-        return Err("/.msb belongs to msb");
-    }
+    boot::check_volume_target(&path)?;
     path.into_os_string().into_string().map_err(|_| "a target is UTF-8")
 }
 
@@ -183,7 +175,7 @@ fn refuse_own(source: &PinnedPath, is_dir: bool, readonly: bool, notices: &mut V
 fn is_served_by_msb_mount(fd: &OwnedFd) -> io::Result<bool> {
     let found = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
     let table = fs::read("/proc/self/mountinfo")?;
-    Ok(mountinfo::mounts(&table).any(|mount| mount.id == found.stx_mnt_id && mount.fstype == MSB_MOUNT))
+    Ok(mountinfo::mounts(&table).any(|mount| mount.id == found.stx_mnt_id && mount.fstype == Mount::FSTYPE))
 }
 
 impl Volume {
@@ -268,7 +260,7 @@ mod tests {
         for (target, clean) in [("/a", "/a"), ("//a/./b/", "/a/b"), ("/.msbx", "/.msbx")] {
             assert_eq!(check_target(target).unwrap(), clean);
         }
-        for bad in ["", "a", "/", "//", "/.", "/a/../b", "/..", "/.msb", "/.msb/scripts", "/a\0"] {
+        for bad in ["", "a", "/", "//", "/.", "/a/../b", "/..", "/.msb", "/.msb/scripts", "/a\0", "/proc/"] {
             assert!(check_target(bad).is_err(), "{bad:?}");
         }
     }

@@ -8,9 +8,10 @@ use msb::record::Vm;
 use msb::tool::exit;
 use msb::transfer::receive::Incoming;
 use msb::transfer::send::Sink;
+use msb::transfer::{TO_GUEST, TO_HOST};
 use msb::vm::supervisor;
 use msb::wire::sequence::OwedCredit;
-use msb::wire::{self, HEADER, Message, Stream, dial};
+use msb::wire::{self, Message, Stream, dial};
 
 /// How many bytes of frames the guest may send ahead. They fit into the VMM's buffer.
 const WINDOW: u32 = 512 << 10;
@@ -47,8 +48,8 @@ impl Guest {
     }
 
     /// Lets the agent send. One that has given up by now has said why, which is what is received next.
-    pub(crate) fn grant(&mut self, stream: Stream) {
-        let _ = Message::Credit(stream, WINDOW).send(&mut self.to);
+    pub(crate) fn grant(&mut self) {
+        let _ = Message::Credit(TO_HOST, WINDOW).send(&mut self.to);
     }
 
     /// Why the agent has given up, if it has.
@@ -61,7 +62,7 @@ impl Guest {
     /// # Errors
     /// Why it has not.
     pub(crate) fn finish(mut self) -> io::Result<()> {
-        Message::Eof(Stream::Stdin).put(&mut self.out);
+        Message::Eof(TO_GUEST).put(&mut self.out);
         let flushed = self.flush();
         while !self.has_ended {
             match self.next() {
@@ -102,6 +103,8 @@ impl Guest {
 }
 
 impl Sink for Guest {
+    const STREAM: Stream = TO_GUEST;
+
     fn send(&mut self, message: &Message) -> io::Result<()> {
         let frame = message.to_frame();
         if Message::check_length(&frame).is_err() {
@@ -111,7 +114,7 @@ impl Sink for Guest {
             // An agent that has given up has said why, even if it takes no more.
             let flushed = self.flush();
             match self.next()? {
-                Some(Message::Credit(Stream::Stdin, bytes)) => self.credit += u64::from(bytes),
+                Some(Message::Credit(TO_GUEST, bytes)) => self.credit += u64::from(bytes),
                 _ => {
                     return Err(flushed.err().unwrap_or_else(|| io::Error::other("the agent's answer is out of turn")));
                 }
@@ -124,15 +127,13 @@ impl Sink for Guest {
 }
 
 impl Incoming for Guest {
+    const STREAM: Stream = TO_HOST;
+
     fn receive(&mut self) -> io::Result<Option<Message>> {
         let Some(message) = self.next()? else { return Ok(None) };
-        let length = match &message {
-            Message::Data(_, bytes) => HEADER + bytes.len(),
-            other => other.to_frame().len(),
-        };
-        if let Some(owed) = self.owed.add(length) {
+        if let Some(owed) = self.owed.add(message.frame_length()) {
             // An agent that has sent everything has gone.
-            let _ = Message::Credit(Stream::Stdout, owed).send(&mut self.to);
+            let _ = Message::Credit(TO_HOST, owed).send(&mut self.to);
         }
         Ok(Some(message))
     }

@@ -20,9 +20,9 @@ use msb::tool::source::VmRecord;
 use msb::tool::{cli, exit, start};
 use msb::transfer::receive::{self, Received, Rules};
 use msb::transfer::send;
+use msb::wire::Message;
 use msb::wire::copy::{Get, Put};
 use msb::wire::exec::Text;
-use msb::wire::{Message, Stream};
 
 use args::{Args, Place};
 use guest::Guest;
@@ -63,7 +63,7 @@ fn get(args: &Args, vm: &str, path: &OsString, target: &Place) -> anyhow::Result
     let record = VmRecord::default().take(Some(vm))?;
     let request = Message::Get(Get { path: Text::from(path.as_os_str()), follow: args.follow_link });
     let mut guest = Guest::connect(record.vm()?, &request)?;
-    guest.grant(Stream::Stdout);
+    guest.grant();
     // The guest does not choose the name.
     let (name, contents) = send::name_of(Path::new(path));
     match target {

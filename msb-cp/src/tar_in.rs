@@ -1,5 +1,7 @@
 //! A tar archive as the source of a copy.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -8,9 +10,9 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use msb::record::owner::Id;
 use msb::transfer::send::{CHUNK, Sink};
+use msb::wire::Message;
 use msb::wire::exec::Text;
-use msb::wire::upper::{Attributes, Entry, What};
-use msb::wire::{Message, Stream};
+use msb::wire::upper::{self, Attributes, What};
 use tar::EntryType;
 
 /// The records of PAX with xattrs begin like this.
@@ -20,10 +22,10 @@ const XATTR: &[u8] = b"SCHILY.xattr.";
 ///
 /// # Errors
 /// An archive that cannot be read, or with a path that leads out of it; those of the sink.
-pub(crate) fn send(sink: &mut impl Sink, archive: impl Read) -> anyhow::Result<()> {
+pub(crate) fn send<S: Sink>(sink: &mut S, archive: impl Read) -> anyhow::Result<()> {
     let mut archive = tar::Archive::new(archive);
     put(sink, Some(OsStr::new(".")), What::Directory { opaque: false }, None)?;
-    let mut open: Vec<OsString> = Vec::new();
+    let mut tree = Tree { sink, open: Vec::new(), directories: BTreeMap::new() };
     for entry in archive.entries()? {
         let mut entry = entry.context("the archive on stdin")?;
         let path = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
@@ -33,16 +35,13 @@ pub(crate) fn send(sink: &mut impl Sink, archive: impl Read) -> anyhow::Result<(
         }
         let mut names = names(&path)?;
         let attributes = attributes(&mut entry).with_context(|| format!("{path:?} in the archive"))?;
+        if kind == EntryType::Directory {
+            tree.enter(&names, Some(attributes))?;
+            continue;
+        }
         // The archive's own root.
         let Some(last) = names.pop() else { continue };
-        let common = open.iter().zip(&names).take_while(|(one, other)| one == other).count();
-        for _ in common..open.len() {
-            put(sink, None, What::Leave, None)?;
-        }
-        for name in &names[common..] {
-            put(sink, Some(name), What::Directory { opaque: false }, None)?;
-        }
-        open = names;
+        tree.enter(&names, None)?;
         let link = || -> anyhow::Result<OsString> {
             let target =
                 entry.link_name_bytes().ok_or_else(|| anyhow!("{path:?} in the archive: a link to nothing"))?;
@@ -50,7 +49,6 @@ pub(crate) fn send(sink: &mut impl Sink, archive: impl Read) -> anyhow::Result<(
         };
         let number = |number: Option<u32>| number.unwrap_or(0);
         let what = match kind {
-            EntryType::Directory => What::Directory { opaque: false },
             EntryType::Symlink => What::Symlink { target: link()?.as_os_str().into() },
             EntryType::Link => {
                 let target: PathBuf = self::names(Path::new(&link()?))?.iter().collect();
@@ -65,23 +63,79 @@ pub(crate) fn send(sink: &mut impl Sink, archive: impl Read) -> anyhow::Result<(
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File { size: entry.size() },
             other => bail!("{path:?} in the archive: type {:?} is not known", char::from(other.as_byte())),
         };
-        put(sink, Some(&last), what.clone(), Some(attributes))?;
-        match what {
-            What::Directory { .. } => open.push(last),
-            What::File { size } => {
-                content(sink, &mut entry, size).with_context(|| format!("{path:?} in the archive"))?
-            }
-            _ => {}
+        put(tree.sink, Some(&last), what.clone(), Some(attributes))?;
+        if let What::File { size } = what {
+            content(tree.sink, &mut entry, size).with_context(|| format!("{path:?} in the archive"))?;
         }
     }
-    for _ in 0..=open.len() {
-        put(sink, None, What::Leave, None)?;
-    }
+    tree.finish()?;
     Ok(())
 }
 
+/// The directories that were sent.
+struct Tree<'a, S> {
+    sink: &'a mut S,
+    /// The names of those that are open, from the archive's root.
+    open: Vec<OsString>,
+    directories: BTreeMap<Vec<OsString>, Directory>,
+}
+
+#[derive(Default)]
+struct Directory {
+    attributes: Option<Attributes>,
+    /// It was described after it was made, or changed after it was described. Its attributes are sent again at the end.
+    is_late: bool,
+}
+
+impl<S: Sink> Tree<'_, S> {
+    /// Opens a directory, and leaves those that it is not in. `described`: what the archive says about it, where it does.
+    fn enter(&mut self, names: &[OsString], described: Option<Attributes>) -> io::Result<()> {
+        let common = self.leave_to(names)?;
+        for depth in common..names.len() {
+            let directory = self.directories.entry(names[..=depth].to_vec());
+            let is_new = matches!(directory, Entry::Vacant(_));
+            let directory = directory.or_default();
+            let attributes = described.as_ref().filter(|_| depth + 1 == names.len());
+            if attributes.is_some() {
+                directory.attributes = attributes.cloned();
+            }
+            directory.is_late |= !is_new && directory.attributes.is_some();
+            put(self.sink, Some(&names[depth]), What::Directory { opaque: false }, attributes.cloned())?;
+        }
+        if common == names.len()
+            && let Some(directory) = self.directories.get_mut(names)
+            && described.is_some()
+        {
+            *directory = Directory { attributes: described, is_late: true };
+        }
+        self.open = names.to_vec();
+        Ok(())
+    }
+
+    /// Leaves the directories that `names` is not in, and returns how many remain open.
+    fn leave_to(&mut self, names: &[OsString]) -> io::Result<usize> {
+        let common = self.open.iter().zip(names).take_while(|(one, other)| one == other).count();
+        for _ in common..self.open.len() {
+            put(self.sink, None, What::Leave, None)?;
+        }
+        self.open.truncate(common);
+        Ok(common)
+    }
+
+    /// Sends the attributes that have to be sent again, those of the deepest directories first, and leaves all.
+    fn finish(mut self) -> io::Result<()> {
+        let late = std::mem::take(&mut self.directories).into_iter().filter(|(_, directory)| directory.is_late);
+        for (names, directory) in late.collect::<Vec<_>>().into_iter().rev() {
+            self.leave_to(&[])?;
+            self.enter(&names, directory.attributes)?;
+        }
+        self.leave_to(&[])?;
+        put(self.sink, None, What::Leave, None)
+    }
+}
+
 fn put(sink: &mut impl Sink, name: Option<&OsStr>, what: What, attributes: Option<Attributes>) -> io::Result<()> {
-    sink.send(&Message::Entry(Box::new(Entry { name: name.map(Text::from), what, attributes, number: None })))
+    sink.send(&Message::Entry(Box::new(upper::Entry { name: name.map(Text::from), what, attributes, number: None })))
 }
 
 /// The components of a path. A slash at its beginning does not count, as with tar(1).
@@ -128,7 +182,7 @@ fn time(text: &str) -> Option<(i64, u32)> {
     }
 }
 
-fn content(sink: &mut impl Sink, from: &mut impl Read, size: u64) -> io::Result<()> {
+fn content<S: Sink>(sink: &mut S, from: &mut impl Read, size: u64) -> io::Result<()> {
     let mut block = vec![0u8; CHUNK];
     let mut left = size;
     while left > 0 {
@@ -139,11 +193,7 @@ fn content(sink: &mut impl Sink, from: &mut impl Read, size: u64) -> io::Result<
         }
         // The zeros of a sparse file become holes again.
         let is_hole = block[..got].iter().all(|&byte| byte == 0);
-        sink.send(&if is_hole {
-            Message::Hole(got as u64)
-        } else {
-            Message::Data(Stream::Stdin, block[..got].to_vec())
-        })?;
+        sink.send(&if is_hole { Message::Hole(got as u64) } else { Message::Data(S::STREAM, block[..got].to_vec()) })?;
         left -= got as u64;
     }
     Ok(())
@@ -151,16 +201,21 @@ fn content(sink: &mut impl Sink, from: &mut impl Read, size: u64) -> io::Result<
 
 #[cfg(test)]
 mod tests {
+    use msb::wire::Stream;
+
     use super::*;
 
     struct Sent(Vec<String>);
 
     impl Sink for Sent {
+        const STREAM: Stream = Stream::Stdin;
+
         fn send(&mut self, message: &Message) -> io::Result<()> {
             let Message::Entry(entry) = message else { return Ok(()) };
             let name = entry.name.clone().map(OsString::from).unwrap_or_default();
             self.0.push(match &entry.what {
                 What::Leave => "..".into(),
+                What::Directory { .. } if entry.attributes.is_some() => format!("{}/!", name.to_string_lossy()),
                 What::Directory { .. } => format!("{}/", name.to_string_lossy()),
                 _ => name.to_string_lossy().into_owned(),
             });
@@ -190,9 +245,24 @@ mod tests {
 
     #[test]
     fn paths_in_any_order_become_a_tree() {
-        assert_eq!(sent(&["a", "d/", "d/b"]).unwrap(), ["./", "a", "d/", "b", "..", ".."]);
+        assert_eq!(sent(&["a", "d/", "d/b"]).unwrap(), ["./", "a", "d/!", "b", "..", ".."]);
         assert_eq!(sent(&["./", "./x/y/z", "x/w", "/v"]).unwrap(), ["./", "x/", "y/", "z", "..", "w", "..", "v", ".."]);
         assert_eq!(sent(&[]).unwrap(), ["./", ".."]);
+    }
+
+    /// What is sent has a `!` behind a directory that comes with its attributes.
+    #[test]
+    fn attributes_of_a_directory_are_sent_again_at_the_end_if_it_was_made_or_changed_out_of_order() {
+        for (paths, expected) in [
+            (&["d/a", "d/"][..], "./ d/ a .. d/! .. .."),
+            (&["d/", "a", "d/b"], "./ d/! .. a d/ b .. d/! .. .."),
+            (&["d/e/", "d/", "d/f"], "./ d/ e/! .. f .. d/! .. .."),
+            (&["d/", "d/e/f", "g", "d/e/"], "./ d/! e/ f .. .. g d/ e/! .. .. d/ e/! .. .. d/! .. .."),
+            (&["d/", "d/"], "./ d/! .. d/! .. .."),
+            (&["d/e/f", "g", "d/e/h"], "./ d/ e/ f .. .. g d/ e/ h .. .. .."),
+        ] {
+            assert_eq!(sent(paths).unwrap().join(" "), expected, "{paths:?}");
+        }
     }
 
     #[test]

@@ -141,7 +141,9 @@ impl<I: Incoming> Read for Content<'_, I> {
                 return Ok(0);
             }
             match self.incoming.receive()? {
-                Some(Message::Data(_, bytes)) if !bytes.is_empty() && bytes.len() as u64 <= self.left => {
+                Some(Message::Data(stream, bytes))
+                    if stream == I::STREAM && !bytes.is_empty() && bytes.len() as u64 <= self.left =>
+                {
                     self.data = bytes
                 }
                 Some(Message::Hole(length)) if length > 0 && length <= self.left => self.hole = length,

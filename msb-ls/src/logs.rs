@@ -1,7 +1,7 @@
 //! msb-logs: shows the console of a VM, or the output of a command that was detached in it.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow};
@@ -47,16 +47,12 @@ struct Args {
     follow: bool,
 
     /// The VM
-    #[arg(value_name = "NAME", value_parser = vm_name)]
+    #[arg(value_name = "NAME", value_parser = name::parse)]
     name: String,
 
     /// The command, by the ID that msb-exec --detach has printed
     #[arg(value_name = "ID")]
     id: Option<u32>,
-}
-
-fn vm_name(text: &str) -> Result<String, &'static str> {
-    name::check(text).map(|()| text.to_owned())
 }
 
 /// The tool's main.
@@ -86,9 +82,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 
 /// Shows a log with its older part, and what follows while `vm` runs.
 fn show(log: &Path, vm: Option<&Vm>) -> anyhow::Result<()> {
-    let mut older = log.as_os_str().to_owned();
-    older.push(".1");
-    let older = PathBuf::from(older);
+    let older = rundir::older_part(log);
     let supervisor = vm.map(supervisor::find).transpose().context("supervisor")?.flatten();
     let shown = || {
         if older.exists() {

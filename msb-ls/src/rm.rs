@@ -47,12 +47,8 @@ struct Args {
     ignore: bool,
 
     /// The VMs
-    #[arg(value_name = "NAME", required = true, value_parser = vm_name)]
+    #[arg(value_name = "NAME", required = true, value_parser = name::parse)]
     names: Vec<String>,
-}
-
-fn vm_name(text: &str) -> Result<String, &'static str> {
-    name::check(text).map(|()| text.to_owned())
 }
 
 /// The tool's main.

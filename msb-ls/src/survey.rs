@@ -13,8 +13,7 @@ use msb::vm::{name, supervisor};
 use serde::Serialize;
 
 /// What a VM is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// Its agent has not reported yet.
     Starting,
@@ -46,6 +45,12 @@ impl State {
     /// Whether processes of the VM are there.
     pub fn is_alive(self) -> bool {
         !matches!(self, Self::Dead | Self::Stopped)
+    }
+}
+
+impl Serialize for State {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 

@@ -88,7 +88,7 @@ impl Config {
     /// The record with the mount, which process `pid` serves.
     pub(crate) fn mounted(&self, pid: Pid) -> Record {
         let mut record = self.record.clone();
-        record.mount = Some(Mount::new(self.mountpoint.clone(), pid.as_raw_nonzero().get(), mountpoint::FSTYPE.into()));
+        record.mount = Some(Mount::new(self.mountpoint.clone(), pid.as_raw_nonzero().get(), Mount::FSTYPE.into()));
         record
     }
 

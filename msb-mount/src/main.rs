@@ -21,13 +21,13 @@ mod tree;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use msb::{tool::exit, tool::interrupt};
+use msb::{tool::exit, tool::interrupt, tool::start};
 
 use args::Args;
 use config::Config;
 
 fn main() -> ExitCode {
-    msb::tool::start::signals();
+    start::signals();
     let args: Args = msb::tool::cli::parse(&page::PAGE, exit::USAGE);
     exit::report("msb-mount", exit::FAILED, run(&args))
 }
@@ -43,6 +43,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     msb::tool::capability::check_sys_admin().context("cannot mount")?;
     if args.serve {
+        start::close_inherited()?;
         let config = Config::received(args)?;
         return background::serve(&config);
     }

@@ -16,9 +16,6 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::fs::SERVER_XATTR;
 
-/// The type that `/proc/self/mountinfo` shows.
-pub(crate) const FSTYPE: &str = "fuse.msb";
-
 /// The path without symlinks of a mount point that may not exist yet, in UTF-8 for the record.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
     let path = real(wanted).map_err(|error| anyhow!("mount point {wanted:?}: {error} (make its parent first)"))?;

@@ -20,7 +20,7 @@ use crate::passed::{Boot, Exec, Passed, Pull};
 pub struct Args {
     /// The VM's name. The VM is stopped at the end and keeps its disk, which the next VM of that name has; msb-rm removes it [default:
     /// generated, and nothing is kept]
-    #[arg(long, value_name = "NAME", value_parser = vm_name)]
+    #[arg(long, value_name = "NAME", value_parser = name::parse)]
     pub name: Option<String>,
 
     /// With --name: keep nothing, and remove the disk that a VM of that name has left
@@ -90,12 +90,8 @@ pub enum When {
 
 impl When {
     /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Always => "always",
-            Self::Missing => "missing",
-            Self::Never => "never",
-        }
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
 }
 
@@ -107,8 +103,4 @@ impl Args {
     pub fn read(argv: Vec<OsString>) -> Result<Self, clap::Error> {
         Self::try_parse_from(argv).map_err(docker::explain::<Self>)
     }
-}
-
-fn vm_name(text: &str) -> Result<String, &'static str> {
-    name::check(text).map(|()| text.to_owned())
 }

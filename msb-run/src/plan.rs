@@ -64,7 +64,7 @@ impl Plan {
         let follows_entrypoint = !args.boot.has("init") || args.boot.has("entrypoint");
         let (of_boot, of_exec) =
             if follows_entrypoint { (&args.command[..], &[][..]) } else { (&[][..], &args.command[..]) };
-        let mut pull = Stage::new("msb-pull", quiet.clone()).and(["--policy", args.pull.name()]);
+        let mut pull = Stage::new("msb-pull", quiet.clone()).and(["--policy", &args.pull.name()]);
         pull = pull.and(&args.pulling.args).and([&args.image]);
         let patch = match &args.patch {
             Some(ops) => {

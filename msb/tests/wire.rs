@@ -60,10 +60,10 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             Message::Exit(ended),
             b"\x4c\0\0\0\x0b{\"signal\":9,\"usage\":{\"wall_us\":1,\"user_us\":2,\"system_us\":3,\"max_rss_kib\":4}}",
         ),
+        (Message::Failure(Failure::new(127, "no")), b"\x1b\0\0\0\x0c{\"code\":127,\"message\":\"no\"}"),
         (
-            Message::Failure(Failure::new(127, "no")),
-            Message::Failure(Failure { no_command: true, ..Failure::new(125, "none") }),
-            b"\x1b\0\0\0\x0c{\"code\":127,\"message\":\"no\"}",
+            Message::Failure(Failure { no_command: true, ..Failure::new(125, "") }),
+            b"\x2b\0\0\0\x0c{\"code\":125,\"message\":\"\",\"no_command\":true}",
         ),
         (Message::Shutdown(Shutdown { grace_ms: 5 }), b"\x0e\0\0\0\x0d{\"grace_ms\":5}"),
         (

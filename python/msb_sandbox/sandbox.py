@@ -49,8 +49,8 @@ class Sandbox:
         image: str,
         scripts: Optional[Mapping[str, str]] = None,
         patches: Sequence[PatchConfig] = (),
-        memory: int = 512,
-        cpus: int = 1,
+        memory: Optional[int] = None,
+        cpus: Optional[int] = None,
         init: Union[None, str, InitConfig, Mapping[str, Any]] = None,
         entrypoint: Optional[Sequence[str]] = None,
         env: Optional[Mapping[str, str]] = None,
@@ -83,8 +83,8 @@ class Sandbox:
         - image: NAME[:TAG], an OCI layout "oci:DIR", an archive, a directory "./DIR" or a disk, as msb-pull(1) takes them
         - scripts: from names to contents; each is /.msb/scripts/NAME in the guest, which is on PATH there
         - patches: changes of the root, see Patch
-        - memory: in MiB
-        - cpus: the number of processors
+        - memory: in MiB; the default is that of msb-boot
+        - cpus: the number of processors; the default is that of msb-boot
         - init: "auto", a path or an InitConfig: the init that PID 1 is handed to
         - entrypoint: replaces the image's entrypoint and cmd, which msb-exec runs if it is given no command
         - env: variables for all commands; the values are in the sandbox's record, which this user can read
@@ -105,8 +105,8 @@ class Sandbox:
         published = [f"{host}:{guest}" for host, guest in ports.items()] if isinstance(ports, Mapping) else list(ports)
         asked: Dict[str, Any] = {
             "name": name,
-            "memory_mib": memory,
-            "cpus": cpus,
+            **({} if memory is None else {"memory_mib": memory}),
+            **({} if cpus is None else {"cpus": cpus}),
             "init": None if init is None else InitConfig.of(init).to_json(),
             "entrypoint": None if entrypoint is None else list(entrypoint),
             "env": dict(env or {}),
@@ -285,7 +285,7 @@ class Sandbox:
 
             await sb.stop(timeout=60)
 
-        The guest has ten seconds, or ``timeout``. Raises ToolError if it was killed then, or if there is no such VM.
+        The guest has ten seconds, or ``timeout``, also if this is cancelled meanwhile. Raises ToolError if it was killed then, or if there is no such VM.
         """
         (await self._end(timeout)).check()
 
@@ -302,6 +302,10 @@ class Sandbox:
             raise ended.failure()
 
     async def _end(self, timeout: Optional[float]) -> Finished:
+        # An msb-stop that is killed would leave a VM that nobody cleans up after.
+        return await tool.uninterrupted(self._stop(timeout))
+
+    async def _stop(self, timeout: Optional[float]) -> Finished:
         args = ["-q", "-r", "-" if self._record else self._name]
         if timeout is not None:
             args.append(f"--time={round(timeout * 1000)}ms")

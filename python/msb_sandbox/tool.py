@@ -7,9 +7,11 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
-from typing import Awaitable, Dict, List, Optional, Sequence
+from typing import Any, Awaitable, Coroutine, Dict, List, Optional, Sequence, TypeVar
 
 from .errors import NotUnderstood, SandboxError, ToolError, ToolNotFound
+
+T = TypeVar("T")
 
 #: The longest record, in bytes.
 MAX_STDOUT = 16 << 20
@@ -142,6 +144,16 @@ async def run(tool: str, args: Sequence[str], data: bytes = b"") -> Finished:
         return await finish(tool, process, data)
     finally:
         end(process)
+
+
+async def uninterrupted(part: Coroutine[Any, Any, T]) -> T:
+    """Runs a part to its end, also if this is cancelled meanwhile."""
+    task = asyncio.ensure_future(part)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 async def remove(names: Sequence[str], *flags: str) -> None:

@@ -71,6 +71,27 @@ class Tools(unittest.IsolatedAsyncioTestCase):
     def given(self, name: str) -> List[Any]:
         return [json.loads(line) for line in (self.dir / f"{name}.stdin").read_text().splitlines()]
 
+    async def test_a_stop_that_is_cancelled_finishes(self) -> None:
+        self.tool("msb-stop", f"#!/bin/sh\ntouch {self.dir}/begun\nread -r _ <{self.dir}/go\necho '{{}}'\ntouch {self.dir}/done\n")
+        os.mkfifo(self.dir / "go")
+        for end in (Sandbox("worker").stop(), Sandbox("worker").kill()):
+            for name in ("begun", "done"):
+                (self.dir / name).unlink(missing_ok=True)
+            stopping = asyncio.ensure_future(end)
+            while not (self.dir / "begun").exists():
+                await asyncio.sleep(0.01)
+            stopping.cancel()
+            await asyncio.sleep(0)
+            (self.dir / "go").write_text("\n")
+            with self.assertRaises(asyncio.CancelledError):
+                await stopping
+            self.assertTrue((self.dir / "done").exists())
+
+    async def test_memory_and_processors_are_the_tools_defaults(self) -> None:
+        await Sandbox.create("worker", image="alpine")
+        (record,) = self.given("msb-boot")
+        self.assertFalse({"memory_mib", "cpus"} & set(record["boot"]))
+
     async def test_what_is_requested_goes_through_the_pipe_as_data(self) -> None:
         sb = await Sandbox.create(
             "worker",

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use msb::record::script;
-use msb::vm::boot::Network;
+use msb::vm::boot::{self, Network};
 use msb::wire::exec::DEFAULT_PATH;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -59,7 +59,7 @@ fn write(file: &str, content: &str) {
 
 /// systemd.network(5): what the agent has configured already.
 fn network_file(network: &Network) -> String {
-    let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");
+    let mac = boot::format_mac(network.mac);
     let mut lines = format!("[Match]\nMACAddress={mac}\n[Link]\nMTUBytes={}\n[Network]\n", network.mtu);
     lines.push_str("LinkLocalAddressing=no\nIPv6AcceptRA=no\n");
     for address in &network.addresses {

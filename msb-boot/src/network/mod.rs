@@ -111,8 +111,7 @@ impl Network {
         passt: Passt,
         addresses: Vec<Address>,
     ) -> anyhow::Result<Self> {
-        publish::check_distinct(&parsed.ports)?;
-        let ports = parsed.ports.into_iter().map(Publish::choose_port).collect::<Result<_, _>>()?;
+        let ports = publish::choose_ports(parsed.ports)?;
         let gateway = addresses.first().map_or(IPV4.gateway, |address: &Address| address.gateway);
         let host = |(name, address): (String, Option<IpAddr>)| (address.unwrap_or(gateway), name);
         let mut hosts: Vec<(IpAddr, String)> = parsed.hosts.into_iter().map(host).collect();
@@ -158,7 +157,7 @@ impl Network {
 
     /// The member `net` of the record.
     pub(crate) fn in_record(&self, vm: &Vm) -> record::Net {
-        let mac = format_mac(self.mac);
+        let mac = boot::format_mac(self.mac);
         let mut net = record::Net::new(self.mode, passt::NAME.into(), mac, MTU.into(), self.log(vm));
         net.addresses = self.addresses.iter().map(|address| format!("{}/{}", address.guest, address.prefix)).collect();
         net.gateways = self.addresses.iter().map(|address| address.gateway).collect();
@@ -259,11 +258,6 @@ fn available() -> Result<(Passt, Vec<Address>), Unusable> {
         return Err(Unusable::new("this machine has no default route", "connect it, or boot with --network none"));
     }
     Ok((passt, addresses))
-}
-
-/// An Ethernet address as it is written.
-pub(crate) fn format_mac(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn socket_pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {

@@ -1,7 +1,10 @@
 //! Published ports: `[IP:]PORT:GUEST[/udp]`, where PORT and GUEST are ports or ranges of one length.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
@@ -91,24 +94,27 @@ impl fmt::Display for Publish {
 }
 
 impl Publish {
-    /// Checks that the host's ports are free, and chooses one for port 0. passt binds them a moment later.
-    ///
-    /// # Errors
-    /// The port that cannot be bound.
-    pub(crate) fn choose_port(mut self) -> anyhow::Result<Self> {
-        for offset in 0..self.count {
-            let address = SocketAddr::new(self.address, self.host + offset);
-            let bound = if self.is_udp {
-                UdpSocket::bind(address).and_then(|socket| socket.local_addr())
+    /// Binds a port of the host. The port is taken as long as the descriptor is open.
+    fn bind(&self, port: u16) -> anyhow::Result<(OwnedFd, u16)> {
+        let address = SocketAddr::new(self.address, port);
+        let bind = || -> io::Result<(OwnedFd, SocketAddr)> {
+            if self.is_udp {
+                let socket = UdpSocket::bind(address)?;
+                let bound = socket.local_addr()?;
+                Ok((socket.into(), bound))
             } else {
-                TcpListener::bind(address).and_then(|listener| listener.local_addr())
-            };
-            let bound = bound.with_context(|| format!("port {address} of -p {self}"))?;
-            if self.host == 0 {
-                self.host = bound.port();
+                let listener = TcpListener::bind(address)?;
+                let bound = listener.local_addr()?;
+                Ok((listener.into(), bound))
             }
-        }
-        Ok(self)
+        };
+        let (fd, bound) = bind().with_context(|| format!("port {address} of -p {self}"))?;
+        Ok((fd, bound.port()))
+    }
+
+    /// Whether it has this port of the host, on whatever address.
+    fn has(&self, port: u16, is_udp: bool) -> bool {
+        self.host != 0 && self.is_udp == is_udp && (self.host..=self.host + (self.count - 1)).contains(&port)
     }
 
     /// The ports of the guest.
@@ -135,20 +141,32 @@ impl Publish {
     }
 }
 
-/// Checks that no two entries use one port of the host.
+/// Checks that the host's ports are free and used once, and chooses one for each port 0. passt binds them a moment later.
 ///
 /// # Errors
-/// The second entry.
-pub(crate) fn check_distinct(ports: &[Publish]) -> anyhow::Result<()> {
-    let mut used = std::collections::HashSet::new();
+/// The port that cannot be bound, or that two entries use.
+pub(crate) fn choose_ports(mut ports: Vec<Publish>) -> anyhow::Result<Vec<Publish>> {
+    let mut used = HashSet::new();
     for publish in ports.iter().filter(|publish| publish.host != 0) {
         for port in publish.in_record() {
             if !used.insert((port.host, publish.is_udp)) {
                 bail!("-p {publish}: port {} is published twice", port.host);
             }
+            publish.bind(port.host.port())?;
         }
     }
-    Ok(())
+    // The kernel gives out a port again once it is closed.
+    let mut held = Vec::new();
+    for index in 0..ports.len() {
+        while ports[index].host == 0 {
+            let (fd, port) = ports[index].bind(0)?;
+            held.push(fd);
+            if !ports.iter().any(|other| other.has(port, ports[index].is_udp)) {
+                ports[index].host = port;
+            }
+        }
+    }
+    Ok(ports)
 }
 
 #[cfg(test)]
@@ -194,15 +212,35 @@ mod tests {
         }
     }
 
+    fn choose(texts: &[&str]) -> Result<Vec<Publish>, String> {
+        let ports = texts.iter().map(|text| text.parse().unwrap_or_else(|why| panic!("{why}"))).collect();
+        choose_ports(ports).map_err(|error| format!("{error:#}"))
+    }
+
     #[test]
-    fn a_port_is_chosen_and_is_free() {
-        let chosen = "0:80".parse::<Publish>().unwrap().choose_port().unwrap();
-        assert_ne!(chosen.host, 0);
-        let taken = TcpListener::bind(SocketAddr::new(chosen.address, chosen.host)).unwrap();
-        let error = format!("{:#}", chosen.clone().choose_port().unwrap_err());
-        assert!(error.starts_with(&format!("port 127.0.0.1:{0} of -p 127.0.0.1:{0}:80: ", chosen.host)), "{error}");
+    fn ports_are_chosen_and_are_free_and_different() {
+        let chosen = choose(&["0:80"; 50]).unwrap();
+        let different: HashSet<u16> = chosen.iter().map(|publish| publish.host).collect();
+        assert!(different.len() == 50 && !different.contains(&0), "{different:?}");
+        let port = chosen[0].host;
+        let taken = TcpListener::bind(SocketAddr::new(chosen[0].address, port)).unwrap();
+        let error = choose(&[&format!("{port}:80")]).unwrap_err();
+        assert!(error.starts_with(&format!("port 127.0.0.1:{port} of -p 127.0.0.1:{port}:80: ")), "{error}");
         drop(taken);
-        assert!(check_distinct(&[chosen.clone(), "0:80".parse().unwrap(), "0:80".parse().unwrap()]).is_ok());
-        assert!(check_distinct(&[chosen.clone(), Publish { guest: 81, ..chosen }]).is_err());
+        let twice = [&*format!("{port}:80"), "0:80", &*format!("{port}:81")];
+        let error = choose(&twice).unwrap_err();
+        assert_eq!(error, format!("-p 127.0.0.1:{port}:81: port 127.0.0.1:{port} is published twice"));
+        assert!(choose(&[&format!("{port}:80"), &format!("{port}:80/udp")]).is_ok());
+    }
+
+    #[test]
+    fn an_entry_has_the_ports_of_its_range() {
+        let range: Publish = "8000-8010:80-90".parse().unwrap();
+        assert_eq!([7999, 8000, 8010, 8011].map(|port| range.has(port, false)), [false, true, true, false]);
+        assert!(!range.has(8000, true));
+        let to_choose: Publish = "0:80".parse().unwrap();
+        assert!(!to_choose.has(0, false));
+        let last: Publish = "65535:1".parse().unwrap();
+        assert!(last.has(65535, false));
     }
 }

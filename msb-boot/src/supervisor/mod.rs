@@ -17,13 +17,12 @@ mod timings;
 mod verdict;
 mod watch;
 
-use std::fs;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use msb::vm::rundir::{self, Cause, Committed, Ended, LockedRunDir, Restarting};
 use msb::vm::shared_root;
-use msb::{record, tool::interrupt};
+use msb::{record, tool::interrupt, tool::start};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::boot_share;
@@ -76,16 +75,9 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Leaves the client's session, and closes the descriptors that were inherited: the reader of an inherited pipe would never see its end.
+/// Leaves the client's session, and closes the descriptors that were inherited.
 fn detach() -> anyhow::Result<()> {
-    let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|&fd| fd > 2)
-        .collect();
-    for fd in numbers {
-        // The descriptor of /proc/self/fd itself is in the list, and closed already.
-        let _ = nix::unistd::close(fd);
-    }
+    start::close_inherited()?;
     rustix::process::setsid()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())

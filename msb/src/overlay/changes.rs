@@ -101,7 +101,7 @@ mod tests {
         assert!(names(&changed, &changed).is_empty());
         let other = Merged::open(&[at("other").as_path(), Path::new(&lower[0])], None).unwrap();
         assert_eq!(names(&other, &base), ["5", "a", "b", "hidden"]);
-        let alone = Merged::open::<&Path>(&[], Some(&at("other"))).unwrap();
+        let alone = Merged::open(&[] as &[&Path], Some(&at("other"))).unwrap();
         assert_eq!(names(&alone, &base), ["5", "a", "b", "hidden"]);
     }
 }

@@ -23,6 +23,9 @@ pub struct Mount {
 }
 
 impl Mount {
+    /// The type of msb-mount's file systems.
+    pub const FSTYPE: &str = "fuse.msb";
+
     /// A mount point, the process that serves it and its type.
     pub fn new(path: PathBuf, pid: i32, fstype: String) -> Self {
         Self { path, pid, fstype, unknown: Unknown::new() }

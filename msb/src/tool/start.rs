@@ -4,6 +4,7 @@
 //! Blocked signals are unblocked, because a program cannot know which ones its caller has blocked.
 
 use std::fs;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -41,6 +42,23 @@ fn streams() {
             std::mem::forget(null);
         }
     }
+}
+
+/// Closes the descriptors above 2, which are inherited. A process in the background calls this first: the reader of an inherited pipe would
+/// never see its end.
+///
+/// # Errors
+/// That /proc is not mounted.
+pub fn close_inherited() -> io::Result<()> {
+    let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|&fd| fd > 2)
+        .collect();
+    for fd in numbers {
+        // The descriptor of /proc/self/fd itself is in the list, and closed already.
+        let _ = nix::unistd::close(fd);
+    }
+    Ok(())
 }
 
 /// The signals that this process ignores, without real-time signals; `None` if /proc is not mounted.

@@ -1,5 +1,6 @@
 //! The receiving end: messages become a file or a tree.
 
+use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
@@ -16,14 +17,19 @@ use super::{MAX_DEPTH, at};
 use crate::overlay::attributes::{self, Tolerance};
 use crate::overlay::beneath::{self, Dir, Name};
 use crate::overlay::{device, whiteout};
-use crate::wire::Message;
 use crate::wire::upper::{Attributes, Entry, What};
+use crate::wire::{Message, Stream};
 
 /// The longest path, in bytes: `PATH_MAX` without its NUL.
 const MAX_PATH: usize = 4095;
+/// How many directories that were made are remembered.
+const MAX_MADE: usize = 1 << 20;
 
 /// Where messages come from.
 pub trait Incoming {
+    /// The stream that data belongs to.
+    const STREAM: Stream;
+
     /// Receives a message; `None` at the end of the stream.
     ///
     /// # Errors
@@ -74,7 +80,7 @@ pub fn receive(
     contents: bool,
     rules: Rules,
 ) -> io::Result<Received> {
-    let mut receiver = Receiver { incoming, rules, received: Received::default() };
+    let mut receiver = Receiver { incoming, rules, received: Received::default(), made: HashSet::new() };
     let Some(first) = receiver.entry()? else { return Err(protocol("the stream is empty")) };
     let sent = first.name.clone().map(OsString::from).ok_or_else(|| protocol("an entry without a name"))?;
     let name = name.map_or(sent, OsStr::to_owned);
@@ -98,6 +104,8 @@ struct Receiver<'a, I> {
     incoming: &'a mut I,
     rules: Rules,
     received: Received,
+    /// The directories that were made, by device and inode: up to [`MAX_MADE`] of them may come once more, with other attributes.
+    made: HashSet<(u64, u64)>,
 }
 
 impl<I: Incoming> Receiver<'_, I> {
@@ -160,9 +168,18 @@ impl<I: Incoming> Receiver<'_, I> {
         let attributes = entry.attributes;
         if let What::Directory { .. } = entry.what {
             let (made, attributes) = match there {
-                Some(there) if there.is_dir() => (there.into_dir()?, attributes.filter(|_| self.rules.archive)),
+                Some(there) if there.is_dir() => {
+                    let takes_attributes = self.rules.archive || self.made.contains(&identity(&there));
+                    (there.into_dir()?, attributes.filter(|_| takes_attributes))
+                }
                 Some(_) => return Err(io::Error::other("a file is there, and the source has a directory")),
-                None => (dir.mkdir(name, Mode::RWXU)?, Some(attributes.unwrap_or_else(plain_directory))),
+                None => {
+                    let made = dir.mkdir(name, Mode::RWXU)?;
+                    if self.made.len() < MAX_MADE {
+                        self.made.insert(identity(&made.to_entry()?));
+                    }
+                    (made, Some(attributes.unwrap_or_else(plain_directory)))
+                }
             };
             self.received.files += 1;
             return Ok(Some(Level { dir: made, path: path.to_owned(), attributes }));
@@ -234,7 +251,9 @@ impl<I: Incoming> Receiver<'_, I> {
         let mut at = 0u64;
         while at < size {
             match self.incoming.receive()? {
-                Some(Message::Data(_, bytes)) if !bytes.is_empty() && bytes.len() as u64 <= size - at => {
+                Some(Message::Data(stream, bytes))
+                    if stream == I::STREAM && !bytes.is_empty() && bytes.len() as u64 <= size - at =>
+                {
                     file.write_all_at(&bytes, at)?;
                     at += bytes.len() as u64;
                     self.received.bytes += bytes.len() as u64;
@@ -283,6 +302,10 @@ impl<I: Incoming> Receiver<'_, I> {
             Ok::<_, io::Error>(true)
         })
     }
+}
+
+fn identity(entry: &beneath::Entry) -> (u64, u64) {
+    (entry.stat().st_dev, entry.stat().st_ino)
 }
 
 /// The attributes of a directory that the stream does not describe.

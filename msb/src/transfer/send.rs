@@ -30,6 +30,9 @@ const PSEUDO_SIZE: u64 = 4096;
 
 /// Where messages go.
 pub trait Sink {
+    /// The stream that data belongs to, see [`TO_HOST`](super::TO_HOST) and [`TO_GUEST`](super::TO_GUEST).
+    const STREAM: Stream;
+
     /// Sends a message, when the peer accepts it.
     ///
     /// # Errors
@@ -193,11 +196,11 @@ impl<S: Sink> Sender<'_, S> {
             }
             self.put(Some(name), What::File { size: content.len() as u64 }, attributes)?;
             for part in content.chunks(CHUNK) {
-                self.sink.send(&Message::Data(Stream::Stdout, part.to_vec()))?;
+                self.sink.send(&Message::Data(S::STREAM, part.to_vec()))?;
             }
         } else {
             self.put(Some(name), What::File { size }, attributes)?;
-            send_content(&mut |message| self.sink.send(message), &file, size, CHUNK)?;
+            send_content(&mut |message| self.sink.send(message), S::STREAM, &file, size, CHUNK)?;
         }
         if stat.st_nlink > 1 {
             self.sent.insert((stat.st_dev, stat.st_ino), path.to_owned());
@@ -212,6 +215,7 @@ impl<S: Sink> Sender<'_, S> {
 /// A file that is shorter; the error of reading or of `send`.
 pub fn send_content(
     send: &mut impl FnMut(&Message) -> io::Result<()>,
+    stream: Stream,
     file: &File,
     size: u64,
     chunk: usize,
@@ -242,7 +246,7 @@ pub fn send_content(
             if got == 0 {
                 return Err(io::Error::other("it became shorter while it was read"));
             }
-            send(&Message::Data(Stream::Stdout, block[..got].to_vec()))?;
+            send(&Message::Data(stream, block[..got].to_vec()))?;
             at += got as u64;
         }
     }

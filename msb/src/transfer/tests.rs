@@ -10,6 +10,7 @@ use super::receive::{Incoming, Received, Rules, receive};
 use super::send::{self, Sink};
 use super::target::{self, Target};
 use crate::overlay::beneath::Dir;
+use crate::record::owner::Id;
 use crate::wire::upper::{Attributes, Entry, What};
 use crate::wire::{Message, Stream};
 
@@ -18,6 +19,8 @@ use crate::wire::{Message, Stream};
 struct Messages(std::collections::VecDeque<Message>);
 
 impl Sink for Messages {
+    const STREAM: Stream = Stream::Stdout;
+
     fn send(&mut self, message: &Message) -> io::Result<()> {
         self.0.push_back(message.clone());
         Ok(())
@@ -25,6 +28,8 @@ impl Sink for Messages {
 }
 
 impl Incoming for Messages {
+    const STREAM: Stream = Stream::Stdout;
+
     fn receive(&mut self) -> io::Result<Option<Message>> {
         Ok(self.0.pop_front())
     }
@@ -246,4 +251,48 @@ fn a_directory_that_exists_keeps_its_attributes_unless_all_are_wanted() {
     assert_eq!(mode(), 0o711);
     copy(&root, "/from/.", "/to", Rules { archive: true, ..Rules::default() }).unwrap();
     assert_eq!(mode(), 0o700);
+}
+
+#[test]
+fn a_directory_that_the_copy_has_made_may_be_described_later() {
+    let (scratch, root) = scratch();
+    let at = |path: &str| scratch.path().join(path);
+    fs::create_dir_all(at("to/there")).unwrap();
+    fs::set_permissions(at("to/there"), fs::Permissions::from_mode(0o711)).unwrap();
+    let mut messages = Messages::default();
+    let mut put = |name: Option<&str>, what, mode: Option<u32>| {
+        let attributes =
+            mode.map(|mode| Attributes { mode, uid: Id::ROOT, gid: Id::ROOT, mtime: (7, 0), xattrs: vec![] });
+        let name = name.map(|name| OsStr::new(name).into());
+        messages.send(&Message::Entry(Box::new(Entry { name, what, attributes, number: None }))).unwrap();
+    };
+    let dir = || What::Directory { opaque: false };
+    put(Some("."), dir(), None);
+    for (name, mode) in
+        [("made", None), ("there", None), ("plain", None), ("made", Some(0o750)), ("there", Some(0o750))]
+    {
+        put(Some(name), dir(), mode);
+        put(None, What::Leave, None);
+    }
+    put(None, What::Leave, None);
+    receive(&mut messages, &root, Path::new("/to"), None, true, Rules::default()).unwrap();
+    let mode = |path: &str| fs::metadata(at(path)).unwrap().mode() & 0o7777;
+    assert_eq!([mode("to/made"), mode("to/there"), mode("to/plain")], [0o750, 0o711, 0o755]);
+    assert_eq!(fs::metadata(at("to/made")).unwrap().mtime(), 7);
+}
+
+#[test]
+fn data_of_the_other_direction_is_refused() {
+    let (scratch, root) = scratch();
+    fs::write(scratch.path().join("file"), vec![7; 5000]).unwrap();
+    let mut messages = Messages::default();
+    send::send(&mut messages, send::open(&root, Path::new("/file"), false).unwrap()).unwrap();
+    for message in &mut messages.0 {
+        if let Message::Data(stream, _) = message {
+            *stream = Stream::Stdin;
+        }
+    }
+    let error = receive(&mut messages, &root, Path::new("/to"), None, false, Rules::default()).unwrap_err();
+    assert!(error.to_string().contains("out of turn"), "{error}");
+    assert!(!scratch.path().join("to").exists());
 }

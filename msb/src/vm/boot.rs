@@ -1,7 +1,7 @@
 //! `boot.json`: the instructions for agentd, written by msb-boot into the boot share and read once. Both are of one release.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -94,6 +94,33 @@ pub struct Network {
     pub hosts: Vec<(IpAddr, String)>,
 }
 
+/// Checks where a volume is mounted, given a path without `..` and symlinks. A volume there would cover what the agent and later mounts
+/// need.
+///
+/// # Errors
+/// Why nothing is mounted there.
+pub fn check_volume_target(target: &Path) -> Result<(), &'static str> {
+    let mut names = target.components().skip(1).map(|component| component.as_os_str().to_str().unwrap_or_default());
+    match [names.next(), names.next(), names.next()] {
+        [None, ..] => Err("a volume cannot replace the guest's root"),
+        [Some(".msb"), ..] => Err("/.msb belongs to msb"),
+        [Some("proc"), None, _] => Err("/proc is what the guest's kernel says about itself (mount a file below it)"),
+        [Some("proc"), Some(name), _]
+            if ["self", "thread-self"].contains(&name) || name.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            Err("a process of the guest is there")
+        }
+        [Some("sys"), None, _] => Err("/sys is what the guest's kernel says about its devices (mount below it)"),
+        [Some("sys"), Some("fs"), None | Some("cgroup")] => Err("the cgroups of the guest are there"),
+        _ => Ok(()),
+    }
+}
+
+/// An Ethernet address as it is written.
+pub fn format_mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 /// An address of the card.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NetworkAddress {
@@ -166,4 +193,48 @@ pub struct Init {
     /// When it must be usable, in milliseconds since power-on; `None` not to wait for it.
     #[serde(default)]
     pub usable_ms: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_covers_nothing_that_the_agent_needs() {
+        for good in [
+            "/a",
+            "/.msbx",
+            "/proc/version",
+            "/proc/sys/a",
+            "/procs",
+            "/sys/kernel/x",
+            "/sys/fs/x",
+            "/a/proc",
+            "/dev/x",
+        ] {
+            assert_eq!(check_volume_target(Path::new(good)), Ok(()), "{good}");
+        }
+        for bad in [
+            "/",
+            "/.msb",
+            "/.msb/scripts",
+            "/proc",
+            "/proc/self",
+            "/proc/self/fd",
+            "/proc/thread-self/x",
+            "/proc/1",
+            "/proc/12/root",
+            "/sys",
+            "/sys/fs",
+            "/sys/fs/cgroup",
+            "/sys/fs/cgroup/x",
+        ] {
+            assert!(check_volume_target(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_ethernet_address_has_two_digits_a_byte() {
+        assert_eq!(format_mac([0x52, 0x55, 0, 0xa, 0xff, 2]), "52:55:00:0a:ff:02");
+    }
 }

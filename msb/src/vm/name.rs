@@ -20,6 +20,14 @@ pub fn check(name: &str) -> Result<(), &'static str> {
     }
 }
 
+/// [`check`], for a command line.
+///
+/// # Errors
+/// As [`check`].
+pub fn parse(text: &str) -> Result<String, &'static str> {
+    check(text).map(|()| text.to_owned())
+}
+
 /// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
 ///
 /// Root ignores the variable of a login session: the session ends before a VM does, and sudo, cron and services have another one or

@@ -33,6 +33,14 @@ pub const OLD_KERNEL_LOG: &str = "kernel.log.1";
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 /// The previous file of that log, after a rotation.
 pub const OLD_SUPERVISOR_LOG: &str = "supervisor.log.1";
+
+/// Where the older part of a log is, which is rotated when it has its full size.
+pub fn older_part(log: &Path) -> PathBuf {
+    let mut older = log.as_os_str().to_owned();
+    older.push(".1");
+    older.into()
+}
+
 /// The boot share: the directory that is the guest's first root.
 pub const BOOT_SHARE: &str = "share";
 /// The file that every process of the VM holds a lock on.

@@ -111,6 +111,14 @@ impl Message {
         frame
     }
 
+    /// The length of the message's frame, which counts against credit.
+    pub fn frame_length(&self) -> usize {
+        match self {
+            Self::Data(_, bytes) => HEADER + bytes.len(),
+            other => other.to_frame().len(),
+        }
+    }
+
     /// Decodes the payload of a frame.
     ///
     /// # Errors

@@ -23,7 +23,7 @@ use crate::overlay::{Merged, Node, whiteout};
 use crate::wire::exec::{Failure, Ready};
 use crate::wire::sequence::OwedCredit;
 use crate::wire::upper::{Attributes, Entry, What};
-use crate::wire::{HEADER, Message, Stream};
+use crate::wire::{Message, Stream};
 
 /// How much the guest may send before the host has received it, in bytes. It fits into the sockets between the two, since
 /// vhost-device-vsock garbles what does not; and the longest frame fits into three quarters of it.
@@ -167,11 +167,7 @@ impl<G: Connection> Receiver<'_, G> {
         {
             return Err(guest_error(crate::record::printable(message)));
         }
-        let length = match &message {
-            Message::Data(_, bytes) => HEADER + bytes.len(),
-            other => other.to_frame().len(),
-        };
-        if let Some(owed) = progress.owed.add(length) {
+        if let Some(owed) = progress.owed.add(message.frame_length()) {
             send(self.guest, &Message::Credit(Stream::Stdout, owed))?;
         }
         Ok(message)
