@@ -12,6 +12,7 @@ mod digest;
 mod disk;
 mod docker;
 mod endpoints;
+mod fetch;
 mod foreign;
 mod gc;
 mod image;

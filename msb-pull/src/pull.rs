@@ -1,13 +1,8 @@
 //! A pull: from a source to a record. The documents come first, then the layers that the store does not have, several at a time. Then
 //! all of it becomes visible, and the record names it.
 
-use std::fs::DirBuilder;
 use std::io::{BufReader, IsTerminal};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::{Image, Record, Rootfs, path};
@@ -16,14 +11,13 @@ use msb::store::home;
 use crate::archive::{ArchiveFile, Files};
 use crate::args::{Config, Policy};
 use crate::budget::Budget;
-use crate::chunks::is_hangup;
 use crate::digest::Digest;
 use crate::disk;
 use crate::docker::DockerArchive;
 use crate::endpoints::Endpoints;
+use crate::fetch::Fetcher;
 use crate::foreign;
-use crate::image::{ImageLayer, Nowhere, Origin, ResolvedImage, find, pair};
-use crate::layer::fetch_and_unpack;
+use crate::image::{Nowhere, Origin, ResolvedImage, find, pair};
 use crate::layout::Layout;
 use crate::manifest::Configuration;
 use crate::platform::Platform;
@@ -31,13 +25,11 @@ use crate::progress::Progress;
 use crate::reference::{Reference, Source};
 use crate::registries::Registries;
 use crate::root::{self, RootArchive};
-use crate::stack::{self, Stack};
+use crate::stack;
 use crate::store::Store;
 use crate::support;
 use crate::verify::verify;
 
-/// How many layers are fetched at a time.
-const AT_ONCE: usize = 4;
 /// Pulls what `config` names.
 ///
 /// # Errors
@@ -264,63 +256,12 @@ impl Pull<'_> {
 impl Pull<'_> {
     fn take(&self, origin: &dyn Origin, found: ResolvedImage, name: String) -> anyhow::Result<Record> {
         self.verify(&found, &name)?;
-        let progress = Progress::new(self.config.quiet);
-        let stack = self.unpack_all(&progress, origin, &found.layers)?;
+        let progress = Progress::new(&name, self.config.quiet);
+        let fetcher = Fetcher { store: self.store, origin, progress: &progress, budget: &self.budget };
+        let stack = fetcher.fetch(&found.layers)?;
         let lower = stack.finish(&found.documents)?;
-        progress.finish(&name);
+        progress.finish();
         Ok(record(name, found, lower))
-    }
-
-    fn unpack_all<'a>(
-        &'a self,
-        progress: &Progress,
-        origin: &dyn Origin,
-        layers: &'a [ImageLayer],
-    ) -> anyhow::Result<Stack<'a>> {
-        let stack = Stack::new(self.store, layers);
-        let missing = stack.missing();
-        let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let shared = Mutex::new((stack, Vec::<anyhow::Error>::new()));
-        thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(missing.len()) {
-                scope.spawn(|| {
-                    while let Some(layer) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let unpacked = self.unpack_one(origin, layer, progress, &stop);
-                        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                        let added =
-                            unpacked.and_then(|(scratch, implied)| shared.0.add(&layer.diff_id, scratch, implied));
-                        if let Err(error) = added {
-                            stop.store(true, Ordering::Relaxed);
-                            shared.1.push(error);
-                            return;
-                        }
-                    }
-                });
-            }
-        });
-        let (mut stack, errors) = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
-        match errors.into_iter().reduce(|first, next| if is_hangup(&first) { next } else { first }) {
-            Some(error) => {
-                // The next pull continues from the complete layers. The first error is more useful than one about publishing them.
-                let _ = stack.publish();
-                Err(error)
-            }
-            None => Ok(stack),
-        }
-    }
-
-    fn unpack_one(
-        &self,
-        origin: &dyn Origin,
-        layer: &ImageLayer,
-        progress: &Progress,
-        stop: &AtomicBool,
-    ) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
-        let scratch = self.store.scratch(layer.diff_id.hex());
-        DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
-        let bar = progress.layer(&layer.diff_id, layer.blob.size);
-        let implied = fetch_and_unpack(origin, layer, &scratch, &bar, &self.budget, stop)?;
-        Ok((scratch, implied))
     }
 }
 

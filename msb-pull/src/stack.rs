@@ -1,10 +1,9 @@
-//! The layers of an image that are being added to the store. They are unpacked in any order, but become visible from the bottom up,
-//! because the form of a layer may depend on those below it. A failed pull leaves the complete layers, and the next pull continues from
-//! there.
+//! The layers of an image that are being added to the store. They are unpacked in any order. A layer whose form depends on those below it
+//! becomes visible after them, any other one as soon as it is unpacked. A failed pull leaves the complete layers, and the next pull
+//! continues from there.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use msb::overlay::beneath::Dir;
@@ -14,10 +13,7 @@ use msb::store::chain;
 use crate::digest::Digest;
 use crate::image::ImageLayer;
 use crate::implied::inherit;
-use crate::store::Store;
-
-/// How long complete layers may wait to be published. Each time costs a sync of the file system.
-const INTERVAL: Duration = Duration::from_secs(2);
+use crate::store::{LayerLock, Store};
 
 /// The layers of one image.
 pub(crate) struct Stack<'a> {
@@ -25,15 +21,24 @@ pub(crate) struct Stack<'a> {
     layers: &'a [ImageLayer],
     /// The stacked ID of each layer, for layers whose form depends on those below.
     stacked_ids: Vec<String>,
-    /// Scratch directory and implied directories of unpacked layers, by diff_id.
-    unpacked: HashMap<String, (PathBuf, Vec<PathBuf>)>,
+    /// The layers that this pull has unpacked, by diff_id.
+    unpacked: HashMap<String, Unpacked>,
     /// How many layers are complete, counted from the bottom.
     complete: usize,
     /// The lower directories so far, bottom first.
     lower: Vec<PathBuf>,
     /// Complete layers that are not published, with their IDs.
     unpublished: Vec<(PathBuf, String)>,
-    published: Instant,
+}
+
+/// A layer that was unpacked.
+struct Unpacked {
+    /// Its scratch directory, or its place in the store once it is there.
+    path: PathBuf,
+    /// The directories that it implies.
+    implied: Vec<PathBuf>,
+    /// Held until the layer is in the store.
+    lock: Option<LayerLock>,
 }
 
 impl<'a> Stack<'a> {
@@ -47,74 +52,117 @@ impl<'a> Stack<'a> {
             complete: 0,
             lower: Vec::new(),
             unpublished: Vec::new(),
-            published: Instant::now(),
         }
     }
 
-    /// The layers that the store does not have, each diff_id once.
+    /// The layers that are neither unpacked nor in the store, each diff_id once.
     pub(crate) fn missing(&self) -> Vec<&'a ImageLayer> {
         let mut missing: Vec<&ImageLayer> = Vec::new();
-        for (layer, stacked_id) in self.layers.iter().zip(&self.stacked_ids) {
-            let is_listed = missing.iter().any(|other| other.diff_id == layer.diff_id);
-            if !is_listed && in_store(self.store, layer, stacked_id).is_none() {
+        for layer in self.layers {
+            if !missing.iter().any(|other| other.diff_id == layer.diff_id) && self.lacks(layer) {
                 missing.push(layer);
             }
         }
         missing
     }
 
-    /// Takes a layer that was unpacked. Publishes what is complete, unless it did so a moment ago.
+    /// Whether a layer is neither unpacked nor in the store.
+    pub(crate) fn lacks(&self, layer: &ImageLayer) -> bool {
+        let mut places = self.layers.iter().zip(&self.stacked_ids).filter(|(other, _)| other.diff_id == layer.diff_id);
+        !self.unpacked.contains_key(layer.diff_id.hex())
+            && !places.any(|(_, stacked_id)| in_store(self.store, layer, stacked_id).is_some())
+    }
+
+    /// Takes a layer that was unpacked.
     ///
     /// # Errors
-    /// The errors of reading the lower layers, applying attributes or renaming.
-    pub(crate) fn add(&mut self, diff_id: &Digest, scratch: PathBuf, implied: Vec<PathBuf>) -> anyhow::Result<()> {
-        self.unpacked.insert(diff_id.hex().to_owned(), (scratch, implied));
-        self.advance()?;
-        if self.published.elapsed() < INTERVAL { Ok(()) } else { self.publish() }
+    /// The errors of reading the lower layers, or applying attributes.
+    pub(crate) fn add(
+        &mut self,
+        diff_id: &Digest,
+        scratch: PathBuf,
+        implied: Vec<PathBuf>,
+        lock: Option<LayerLock>,
+    ) -> anyhow::Result<()> {
+        if implied.is_empty() {
+            self.unpublished.push((scratch.clone(), diff_id.hex().to_owned()));
+        }
+        self.unpacked.insert(diff_id.hex().to_owned(), Unpacked { path: scratch, implied, lock });
+        self.advance()
     }
 
     /// Completes layers from the bottom up to the first one that is missing.
     fn advance(&mut self) -> anyhow::Result<()> {
         while let Some(layer) = self.layers.get(self.complete) {
             let stacked_id = &self.stacked_ids[self.complete];
-            let Some((scratch, implied)) = self.unpacked.get(layer.diff_id.hex()) else {
+            let Some(Unpacked { path, implied, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
                 let Some(stored) = in_store(self.store, layer, stacked_id) else { break };
                 push(&mut self.lower, stored)?;
                 self.complete += 1;
                 continue;
             };
-            let below = top_first(self.lower.clone());
-            let below: Vec<PathBuf> = below.into_iter().filter(|dir| dir != scratch).collect();
-            inherit(scratch, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
-            // A layer that comes again higher up is completed there.
-            if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
-                let id = if implied.is_empty() { layer.diff_id.hex() } else { stacked_id };
-                self.unpublished.push((scratch.clone(), id.to_owned()));
+            if !implied.is_empty() {
+                let below = top_first(self.lower.clone());
+                let below: Vec<PathBuf> = below.into_iter().filter(|dir| dir != path).collect();
+                inherit(path, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
+                // A layer that comes again higher up is completed there.
+                if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
+                    self.unpublished.push((path.clone(), stacked_id.clone()));
+                }
             }
-            push(&mut self.lower, scratch.clone())?;
+            push(&mut self.lower, path.clone())?;
             self.complete += 1;
         }
         Ok(())
     }
 
-    /// Makes complete layers visible.
+    /// Whether layers are complete that are not in the store.
+    pub(crate) fn has_unpublished(&self) -> bool {
+        !self.unpublished.is_empty()
+    }
+
+    /// The complete layers that are not in the store, with their IDs, for [`Self::place`] after a sync.
+    pub(crate) fn take_unpublished(&mut self) -> Vec<(PathBuf, String)> {
+        std::mem::take(&mut self.unpublished)
+    }
+
+    /// Makes layers visible that are complete and on disk.
+    ///
+    /// # Errors
+    /// The errors of renaming.
+    pub(crate) fn place(&mut self, batch: Vec<(PathBuf, String)>) -> anyhow::Result<()> {
+        self.store.publish(&batch)?;
+        self.settle(batch);
+        Ok(())
+    }
+
+    /// Makes all complete layers visible.
     ///
     /// # Errors
     /// The errors of syncing or renaming.
     pub(crate) fn publish(&mut self) -> anyhow::Result<()> {
-        self.store.commit(&self.unpublished, &[])?;
-        self.place();
+        let batch = self.take_unpublished();
+        self.store.commit(&batch, &[])?;
+        self.settle(batch);
         Ok(())
     }
 
-    fn place(&mut self) {
-        for (scratch, id) in self.unpublished.drain(..) {
+    /// Replaces the names of layers that have their place in the store.
+    fn settle(&mut self, batch: Vec<(PathBuf, String)>) {
+        for (scratch, id) in batch {
             let stored = self.store.layer_path(&id);
+            for layer in self.unpacked.values_mut().filter(|layer| layer.path == scratch) {
+                (layer.path, layer.lock) = (stored.clone(), None);
+            }
             for dir in self.lower.iter_mut().filter(|dir| **dir == scratch) {
                 dir.clone_from(&stored);
             }
         }
-        self.published = Instant::now();
+    }
+
+    /// Lets other pulls fetch the layers that this one cannot publish yet.
+    pub(crate) fn unlock(&mut self) {
+        self.unpacked.values_mut().for_each(|layer| layer.lock = None);
     }
 
     /// Makes all layers and then the documents visible. Returns the lower directories, top first.
@@ -126,8 +174,9 @@ impl<'a> Stack<'a> {
         if self.complete < self.layers.len() {
             return Err(anyhow!("a layer vanished from the store"));
         }
-        self.store.commit(&self.unpublished, documents)?;
-        self.place();
+        let batch = self.take_unpublished();
+        self.store.commit(&batch, documents)?;
+        self.settle(batch);
         Ok(top_first(self.lower))
     }
 }

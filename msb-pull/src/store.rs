@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -141,19 +142,58 @@ impl Store {
         for (digest, text) in &missing {
             fs::write(self.scratch(digest.hex()), text).context("writing a blob")?;
         }
-        rustix::fs::syncfs(&File::open(&self.scratch)?).context("sync")?;
-        for (scratch, id) in layers {
-            rename_if_missing(scratch, &self.layer_path(id))?;
-        }
+        self.sync()?;
+        self.publish(layers)?;
         for (digest, _) in &missing {
             // Replaces a damaged one, or that of another pull.
             let path = layout::blob(&self.home, digest.hex());
             fs::rename(self.scratch(digest.hex()), &path).with_context(|| format!("{path:?}"))?;
         }
-        for dir in [layout::layers(&self.home), layout::blobs(&self.home)] {
-            File::open(dir)?.sync_all()?;
+        File::open(layout::blobs(&self.home))?.sync_all()?;
+        Ok(())
+    }
+
+    /// Writes everything to disk that was unpacked so far.
+    ///
+    /// # Errors
+    /// The error of syncing.
+    pub(crate) fn sync(&self) -> anyhow::Result<()> {
+        rustix::fs::syncfs(&File::open(&self.scratch)?).context("sync")
+    }
+
+    /// Makes layers visible that are on disk.
+    ///
+    /// # Errors
+    /// The error of renaming.
+    pub(crate) fn publish(&self, layers: &[(PathBuf, String)]) -> anyhow::Result<()> {
+        for (scratch, id) in layers {
+            rename_if_missing(scratch, &self.layer_path(id))?;
+        }
+        if !layers.is_empty() {
+            File::open(layout::layers(&self.home))?.sync_all()?;
         }
         Ok(())
+    }
+
+    /// Claims a layer, so that this pull alone fetches it; `None` if another pull does.
+    ///
+    /// # Errors
+    /// The error of locking.
+    pub(crate) fn try_lock_layer(&self, diff_id: &Digest) -> anyhow::Result<Option<LayerLock>> {
+        match LayerLock::take(layout::layer_lock(&self.home, diff_id.hex()), Lock::TryExclusive) {
+            Ok(lock) => Ok(Some(lock)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("the lock of layer {diff_id}")),
+        }
+    }
+
+    /// Claims a layer when no other pull is fetching it any more.
+    ///
+    /// # Errors
+    /// The error of locking.
+    pub(crate) fn lock_layer(&self, diff_id: &Digest) -> anyhow::Result<LayerLock> {
+        LayerLock::take(layout::layer_lock(&self.home, diff_id.hex()), Lock::Exclusive)
+            .with_context(|| format!("the lock of layer {diff_id}"))
     }
 }
 
@@ -161,6 +201,31 @@ impl Drop for Store {
     fn drop(&mut self) {
         // The next pull removes what cannot be removed now.
         let _ = publish::remove_tree(&self.scratch);
+    }
+}
+
+/// The lock on a layer that is being fetched.
+pub(crate) struct LayerLock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl LayerLock {
+    fn take(path: PathBuf, mode: Lock) -> io::Result<Self> {
+        loop {
+            let file = lock::make(&path, mode)?;
+            // The last holder removed its file: a lock on that one excludes nobody.
+            if file.metadata()?.nlink() > 0 {
+                return Ok(Self { path, _file: file });
+            }
+        }
+    }
+}
+
+impl Drop for LayerLock {
+    fn drop(&mut self) {
+        // A file that stays is removed with the directories of killed pulls.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -215,6 +280,25 @@ mod tests {
             assert_eq!(store.reference(&one).as_ref(), Some(digest));
         }
         assert_eq!(store.reference(&other), None);
+    }
+
+    #[test]
+    fn a_layer_is_claimed_by_one_pull_and_its_lock_leaves_no_file() {
+        let home = tempfile::tempdir().unwrap();
+        let (one, two) = (Store::open(home.path()).unwrap(), Store::open(home.path()).unwrap());
+        let digest = Digest::of(b"layer");
+        let claim = one.try_lock_layer(&digest).unwrap().unwrap();
+        assert!(two.try_lock_layer(&digest).unwrap().is_none());
+        // Neither does a third pull take it for one that was killed.
+        drop(Store::open(home.path()).unwrap());
+        assert!(two.try_lock_layer(&digest).unwrap().is_none());
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| two.lock_layer(&digest).unwrap());
+            drop(claim);
+            let _lock = waiting.join().unwrap();
+            assert!(one.try_lock_layer(&digest).unwrap().is_none());
+        });
+        assert!(!layout::layer_lock(home.path(), digest.hex()).exists());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! $MSB_HOME
 //! ├── blobs/sha256/HEX            manifests and configurations of images, by digest
 //! ├── layers/sha256/HEX/          unpacked layers in overlayfs form, by diff_id or stacked ID
-//! ├── tmp/ID/                     what one pull is unpacking
+//! ├── tmp/ID/                     what one pull is unpacking; HEX.lock: it fetches the layer with this diff_id
 //! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
 //! ├── kernel/ID.vmlinux           guest kernels as ELF files
 //! ├── templates/ext4-VERSION-SIZE empty scratch disks
@@ -69,6 +69,11 @@ pub fn layer_id<'a>(home: &Path, layer: &'a Path) -> Option<&'a str> {
 /// The directories of pulls that are running.
 pub fn pulls(home: &Path) -> PathBuf {
     home.join("tmp")
+}
+
+/// The file that is locked while a pull fetches the layer with this diff_id, in hex.
+pub fn layer_lock(home: &Path, hex: &str) -> PathBuf {
+    pulls(home).join(format!("{hex}.lock"))
 }
 
 /// The EROFS images.
