@@ -16,7 +16,7 @@ DESTDIR ?=
 # The directory for what is fetched or built outside of this workspace. It outlives a clone.
 export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
 
-TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-ls msb-logs msb-stats msb-rm
+TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-ls msb-logs msb-stats msb-rm msb-store
 RELEASE = target/release
 # agentd runs in any root, so it is linked statically. Its flags need a target directory of their own, and an explicit target so that
 # build scripts are built without them.
@@ -87,7 +87,7 @@ test-block: deps build
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500
 test-kill: deps build
-	@tests/run --filter-tags kill tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats
+	@tests/run --filter-tags kill tests/t1-store.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats
 
 # Runs each target of tests/fuzz for this long. A failing input is written to tests/fuzz/artifacts; once fixed, move it to tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600

@@ -1,7 +1,7 @@
 //! The tools for VMs that exist already: msb-ls lists them, msb-logs shows what they print, msb-stats what they use, and msb-rm
 //! removes what they leave. They read run directories and the store, and leave stopping to msb-stop.
 //!
-//! Imports run one way: from the tools to [`survey`] and [`table`].
+//! Imports run one way: from the tools to [`survey`].
 
 pub mod logs;
 pub mod ls;
@@ -9,4 +9,3 @@ pub mod processes;
 pub mod rm;
 pub mod stats;
 pub mod survey;
-pub mod table;

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use msb::tool::man::{self, Page};
-use msb::{tool::cli, tool::exit, tool::line, tool::start};
+use msb::{tool::cli, tool::exit, tool::line, tool::start, tool::table};
 
 use crate::survey::{self, Vm};
-use crate::table;
 
 const PAGE: Page = Page {
     operands: "[NAME...]",

@@ -1,15 +1,10 @@
 //! msb-rm: removes what the store keeps for a VM.
 
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use msb::lock::{self, Lock};
-use msb::store::layout::{self, SCRATCH_DISK, WORK};
-use msb::store::{home, publish};
+use msb::store::{home, layout, sandbox};
 use msb::tool::man::{self, Page};
 use msb::vm::{name, supervisor};
 use msb::{program, tool::cli, tool::exit, tool::start};
@@ -26,15 +21,18 @@ const PAGE: Page = Page {
     notes: &[],
     exit_status: man::EXIT_STATUS,
     environment: &[man::MSB_HOME, man::MSB_RUN],
-    files: &[("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, and the upper that msb-run made for it")],
+    files: &[
+        ("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, and the upper that msb-run made for it"),
+        ("$MSB_HOME/sandboxes/ID", "The upper of a pipe, if the VM was the last one that used it"),
+    ],
     examples: &[("a VM that is stopped", "msb-rm worker"), ("a VM that may be running", "msb-rm -f worker")],
-    see_also: &["msb(1)", "msb-ls(1)", "msb-run(1)", "msb-stop(1)"],
+    see_also: &["msb(1)", "msb-ls(1)", "msb-run(1)", "msb-stop(1)", "msb-store(1)"],
 };
 
 /// Remove a microVM's disk and upper
 ///
 /// Removes what is kept for the VMs of these names: the scratch disk with what their guests wrote, and the upper that msb-run made
-/// for them. Also cleans up after a VM that has ended. Images stay, and so does an upper that msb-patch made elsewhere.
+/// for them, or a pipe without --upper. Also cleans up after a VM that has ended. Images stay, and so does the directory of --upper.
 #[derive(Debug, Parser)]
 #[command(name = "msb-rm", version, after_help = PAGE.help())]
 struct Args {
@@ -80,8 +78,12 @@ fn remove(name: &str, force: bool, ignore: bool) -> anyhow::Result<()> {
         Some(vm) => stop(vm)?,
         None => {}
     }
-    let sandbox = layout::sandbox(&home::home()?, name);
-    let is_removed = remove_sandbox(&sandbox).with_context(|| format!("{sandbox:?}"))?;
+    let home = home::home()?;
+    let sandbox = layout::sandbox(&home, name);
+    let mut is_removed = sandbox::remove(&sandbox).with_context(|| format!("{sandbox:?}"))?;
+    for sandbox in survey::uppers_of(&home, name)? {
+        is_removed |= sandbox::remove(&sandbox).with_context(|| format!("{sandbox:?}"))?;
+    }
     if vm.is_none() && !is_removed && !force && !ignore {
         bail!("no VM of that name (msb-ls -a lists all)");
     }
@@ -111,57 +113,5 @@ fn end_boot(vm: &Vm) -> anyhow::Result<()> {
     match survey::named(&vm.name)? {
         Some(vm) if vm.state != State::Starting => stop(&vm),
         _ => Ok(()),
-    }
-}
-
-/// Removes a sandbox that nothing uses. False: there is none.
-fn remove_sandbox(sandbox: &Path) -> anyhow::Result<bool> {
-    let lock = match lock::open(sandbox, Lock::Exclusive) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other?,
-    };
-    // Another msb-rm had it, and has removed it.
-    if rustix::fs::fstat(&lock)?.st_nlink == 0 {
-        return Ok(false);
-    }
-    let _disk =
-        lock_part(&sandbox.join(SCRATCH_DISK), "a VM has the disk (stop it first; another MSB_RUN may have it)")?;
-    let _work = lock_part(&sandbox.join(WORK), "its upper is in use (unmount it, or stop the VM that has it)")?;
-    // With another name nobody finds half of it. While it is locked, no other tool takes it for abandoned.
-    let removed = publish::staging_path(sandbox);
-    std::fs::rename(sandbox, &removed)?;
-    publish::remove_tree(&removed)?;
-    Ok(true)
-}
-
-fn lock_part(path: &Path, in_use: &'static str) -> anyhow::Result<Option<OwnedFd>> {
-    match lock::open(path, Lock::TryExclusive) {
-        Ok(lock) => Ok(Some(lock)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!(in_use),
-        Err(error) => Err(error.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_sandbox_in_use_stays() {
-        let sandboxes = tempfile::tempdir().unwrap();
-        let sandbox = sandboxes.path().join("worker");
-        assert!(!remove_sandbox(&sandbox).unwrap());
-        fs::create_dir_all(sandbox.join(WORK)).unwrap();
-        fs::write(sandbox.join(SCRATCH_DISK), "").unwrap();
-        for part in [SCRATCH_DISK, WORK] {
-            let lock = lock::open(&sandbox.join(part), Lock::TryShared).unwrap();
-            assert!(remove_sandbox(&sandbox).is_err(), "{part}");
-            drop(lock);
-        }
-        assert!(remove_sandbox(&sandbox).unwrap());
-        assert_eq!(fs::read_dir(sandboxes.path()).unwrap().count(), 0);
     }
 }

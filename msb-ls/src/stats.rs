@@ -6,12 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use msb::tool::man::{self, Page};
-use msb::{tool::cli, tool::exit, tool::line, tool::start};
+use msb::{tool::cli, tool::exit, tool::line, tool::start, tool::table};
 use serde::Serialize;
 
 use crate::processes::{self, Usage};
 use crate::survey::{self, Vm};
-use crate::table;
 
 const PAGE: Page = Page {
     operands: "[NAME...]",

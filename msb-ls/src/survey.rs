@@ -7,7 +7,8 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use msb::record::{self, PublishedPort, Record, Rootfs};
-use msb::store::{home, layout};
+use msb::store::layout::{self, HOLD};
+use msb::store::{home, sandbox::Owner};
 use msb::vm::rundir::{self, Ended, Restarting};
 use msb::vm::{name, supervisor};
 use serde::Serialize;
@@ -111,6 +112,16 @@ pub fn vms(all: bool) -> anyhow::Result<Vec<Vm>> {
 /// That no variable names the directory of run directories.
 pub fn named(name: &str) -> anyhow::Result<Option<Vm>> {
     Ok(of_run_dir(&name::run_dir(name).context("run directory (set MSB_RUN)")?))
+}
+
+/// The sandboxes of uppers that pipes made and that this VM was the last one to use.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
+    let sandboxes = layout::sandboxes(home);
+    let all = names(&sandboxes)?.into_iter().map(|id| sandboxes.join(id));
+    Ok(all.filter(|dir| dir.join(HOLD).exists() && Owner::read(dir).vm.as_deref() == Some(name)).collect())
 }
 
 /// The names in a directory that are names of VMs.

@@ -7,6 +7,7 @@ use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
 use msb::store::layout::{self, MOUNT_POINT, UPPER, WORK};
+use msb::store::sandbox::{self, Owner};
 use msb::store::{home, publish};
 use msb::tool::interrupt::DeferExit;
 use msb::{tool::source, vm::supervisor};
@@ -50,7 +51,7 @@ impl Config {
         let given = args.mountpoint.as_deref().map(mountpoint::locate).transpose()?;
         let mut made = None;
         if record.upper.is_none() && (!args.access.is_read_only || args.mountpoint.is_none()) {
-            let sandbox = make_sandbox(&lower, !args.access.is_read_only)?;
+            let sandbox = make_sandbox(&record, &lower, !args.access.is_read_only)?;
             if !args.access.is_read_only {
                 let (dir, work) = (sandbox.join(UPPER), sandbox.join(WORK));
                 record.upper = Some(Upper::new(dir, work));
@@ -122,9 +123,11 @@ fn lower(record: &Record) -> anyhow::Result<Vec<PathBuf>> {
     }
 }
 
-fn make_sandbox(lower: &[PathBuf], with_upper: bool) -> anyhow::Result<PathBuf> {
+fn make_sandbox(record: &Record, lower: &[PathBuf], with_upper: bool) -> anyhow::Result<PathBuf> {
     let sandbox = layout::sandbox(&home::home()?, &layout::fresh_id()?);
     let made = publish::make_private_dir(&sandbox).and_then(|()| {
+        sandbox::make_held(&sandbox)?;
+        Owner::of(record).create(&sandbox)?;
         if !with_upper {
             return Ok(());
         }

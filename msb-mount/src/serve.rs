@@ -11,6 +11,8 @@ use anyhow::{anyhow, bail};
 use fuser::{Config as Options, MountOption, Notifier, Session};
 use msb::overlay::upper::{Writer, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
+use msb::store::layers;
+use msb::store::sandbox::Hold;
 use msb::tool::exit::warn;
 use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
@@ -29,6 +31,12 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     // The kernel has applied the umask of the caller already.
     rustix::process::umask(rustix::fs::Mode::empty());
     let path = &config.mountpoint;
+    let _layers = layers::hold(&config.lower)?;
+    let _sandbox = match &config.record.upper {
+        Some(upper) => Hold::take(&upper.dir, |owner| owner.mount = Some(path.clone()))
+            .map_err(|error| anyhow!("upper {:?}: {error}", upper.dir))?,
+        None => None,
+    };
     let notifier = Arc::new(OnceLock::new());
     let (tree, _lock) = open(config, notifier.clone())?;
     let upper = config.record.upper.as_ref().filter(|_| !config.access.is_read_only);

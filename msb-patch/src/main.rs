@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
 use msb::store::layout;
+use msb::store::sandbox::{self, Owner};
 use msb::store::staging::{Published, Staging};
 use msb::tool::interrupt::{self, DeferExit};
-use msb::{record::path, store::home, tool::cli, tool::exit, tool::start, vm::supervisor};
+use msb::{record::path, store::home, store::layers, tool::cli, tool::exit, tool::start, vm::supervisor};
 use msb_patch::args::Args;
 use msb_patch::op::{Op, Script};
 use msb_patch::page::PAGE;
@@ -57,11 +58,16 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let _guard = interrupt::Guard::new("msb-patch")?;
     let begun = DeferExit::new();
+    let _layers = layers::hold(lower.as_deref().unwrap_or_default())?;
     let (mut target, staging) = match &lower {
         Some(lower) => {
             let upper = record.upper.as_ref();
             let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.fresh)
                 .map_err(|error| user.explain(error.into()))?;
+            if let Some(draft) = staging.draft() {
+                let marked = sandbox::make_held(&draft.dir).and_then(|()| Owner::of(&record).create(&draft.dir));
+                marked.inspect_err(|_| staging.discard()).with_context(|| format!("{:?}", draft.dir))?;
+            }
             let settings = Settings { dry_run: args.dry_run, is_reported: report.is_wanted(), epoch, user, src_dir };
             (Some(Target::new(layers, settings)), Some(staging))
         }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::script::check_name;
-use msb::store::publish;
 use msb::store::staging::{Draft, Staging};
+use msb::store::{publish, sandbox};
 
 use crate::op::Script;
 
@@ -71,7 +71,9 @@ impl Scripts {
                     Some(draft) => draft,
                     None => {
                         self.is_new = !self.sandboxes.exists();
-                        self.own.insert(Draft::begin(&self.sandboxes)?)
+                        let draft = self.own.insert(Draft::begin(&self.sandboxes)?);
+                        sandbox::make_held(&draft.dir)?;
+                        draft
                     }
                 };
                 let dirs = Dirs { staging: draft.dir.join("scripts"), to: draft.to.join("scripts") };

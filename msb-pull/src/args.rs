@@ -23,7 +23,7 @@ use crate::root::parse_command;
 #[command(name = "msb-pull", version, after_help = PAGE.help())]
 pub(crate) struct Args {
     /// For a registry: whether to ask it what a tag names now
-    #[arg(long, value_name = "WHEN", value_enum, default_value_t = Policy::Always)]
+    #[arg(long, alias = "pull", value_name = "WHEN", value_enum, default_value_t = Policy::Always)]
     policy: Policy,
     /// The platform to pick from a multi-platform image, as os/architecture[/variant] [default: this host's]
     #[arg(long, value_name = "PLATFORM")]
@@ -78,20 +78,13 @@ pub(crate) struct Args {
     /// Also make the EROFS image that a VM without a mount boots from; otherwise the first boot makes it
     #[arg(long)]
     erofs: bool,
-    /// Fetch nothing: list what $MSB_HOME holds, as one JSON object per line with its size, and remove what no image and no
-    /// sandbox needs
-    #[arg(long, conflicts_with_all = ["source", "erofs", "output"])]
-    pub(crate) gc: bool,
-    /// With --gc: remove nothing
-    #[arg(short = 'n', long, requires = "gc")]
-    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: Output,
     /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], containers-storage:NAME and
     /// docker-daemon:NAME (with podman, docker or skopeo), - (an archive of images or of a root on stdin; -:TAG), ./ROOT.tar[.gz],
     /// ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
-    #[arg(value_name = "SOURCE", required_unless_present = "gc")]
-    source: Option<String>,
+    #[arg(value_name = "SOURCE")]
+    source: String,
 }
 
 /// When a registry is asked what a tag names.
@@ -127,7 +120,7 @@ impl TryFrom<Args> for Config {
 
     fn try_from(args: Args) -> anyhow::Result<Self> {
         let usage = |words: String| exit::coded(exit::USAGE, words);
-        let source = Source::parse(&args.source.unwrap_or_default()).map_err(usage)?;
+        let source = Source::parse(&args.source).map_err(usage)?;
         let platform = args.platform.as_deref().map(Platform::parse).transpose().map_err(usage)?;
         if platform.is_some() && matches!(source, Source::Path(_)) {
             return Err(usage("--platform: a directory or disk has no platforms to choose from".into()).into());

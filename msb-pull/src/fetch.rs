@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use msb::store::checksums;
 
 use crate::budget::Budget;
 use crate::chunks::is_hangup;
@@ -127,6 +128,10 @@ impl<'a> Fetcher<'a> {
         DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
         let bar = self.progress.layer(&layer.diff_id, layer.blob.size);
         let implied = fetch_and_unpack(self.origin, layer, &scratch, &bar, self.budget, stop)?;
+        // Otherwise the layers below decide some attributes, and [`Stack`] writes the checksums after that.
+        if implied.is_empty() {
+            checksums::write(&scratch, &checksums::beside(&scratch)).context("checksums")?;
+        }
         Ok((scratch, implied))
     }
 

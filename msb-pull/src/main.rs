@@ -14,7 +14,6 @@ mod docker;
 mod endpoints;
 mod fetch;
 mod foreign;
-mod gc;
 mod image;
 mod implied;
 mod json;
@@ -57,10 +56,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
-    if args.gc {
-        gc::run(args.dry_run)?;
-        return Ok(0);
-    }
     let output = args.output.clone();
     let config = Config::try_from(args)?;
     output.check()?;

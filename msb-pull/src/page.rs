@@ -4,7 +4,7 @@ use msb::tool::man::{self, Page};
 
 pub(crate) const PAGE: Page = Page {
     operands: "SOURCE",
-    forms: &["--gc [-n]"],
+    forms: &[],
     notes: &[],
     exit_status: man::EXIT_STATUS,
     environment: &[
@@ -26,7 +26,7 @@ pub(crate) const PAGE: Page = Page {
             "Certificates by registry (containers-certs.d(5)); those in ~/.config/containers/certs.d are found first",
         ),
         ("$MSB_HOME/blobs", "Manifests and image configurations, by digest"),
-        ("$MSB_HOME/references", "The digest that a registry gave for each reference (--policy missing)"),
+        ("$MSB_HOME/references", "The digest of each image, by its reference (--policy missing)"),
         ("$MSB_HOME/layers", "Unpacked layers, by diff_id, in the form that overlayfs mounts"),
         ("$MSB_HOME/erofs", "EROFS images, by chain ID (--erofs, or the first boot)"),
     ],
@@ -39,7 +39,6 @@ pub(crate) const PAGE: Page = Page {
         ("the tar archive of a root", "mmdebstrap bookworm - | msb-pull --cmd bash - > debian.json"),
         ("a directory as the root", "msb-pull ./rootfs > dir.json"),
         ("feed the next stage", "msb-pull alpine | msb-mount ./root > root.json"),
-        ("what is in the store, and what could go", "msb-pull --gc -n"),
     ],
-    see_also: &["msb-patch(1)", "msb-mount(1)", "msb-boot(1)", "msb-record(5)", "msb(7)"],
+    see_also: &["msb-patch(1)", "msb-mount(1)", "msb-boot(1)", "msb-store(1)", "msb-record(5)", "msb(7)"],
 };

@@ -167,11 +167,7 @@ impl Pull<'_> {
             };
             match resolve() {
                 Ok((endpoints, digest, found)) => {
-                    let take = || {
-                        let record = self.take(&endpoints, found, name.whole())?;
-                        self.store.refer(name, &digest).map(|()| record)
-                    };
-                    return take().with_context(|| of_image(name));
+                    return self.take(&endpoints, found, name.whole(), Some(&digest)).with_context(|| of_image(name));
                 }
                 Err(error) => failures.push(error.context(of_image(name))),
             }
@@ -184,12 +180,13 @@ impl Pull<'_> {
     fn stored(&self, name: &Reference) -> anyhow::Result<Option<Record>> {
         let store = self.store;
         let may_be_old = self.config.policy != Policy::Always;
-        let Some(digest) = name.digest.clone().or_else(|| store.reference(name).filter(|_| may_be_old)) else {
+        let Some(digest) = name.digest.clone().or_else(|| store.reference(&name.whole()).filter(|_| may_be_old)) else {
             return Ok(None);
         };
-        let Ok(found) = find(&Nowhere, store, &digest.into(), &self.wanted()) else { return Ok(None) };
+        let Ok(found) = find(&Nowhere, store, &digest.clone().into(), &self.wanted()) else { return Ok(None) };
         let Some(lower) = stack::stored(store, &found.layers) else { return Ok(None) };
         self.verify(&found, &name.whole())?;
+        store.refer(&name.whole(), &digest)?;
         Ok(Some(record(name.whole(), found, lower)))
     }
 
@@ -208,7 +205,7 @@ impl Pull<'_> {
         let wanted = self.wanted();
         let (start, own_name) = layout.choose(tag, &wanted)?;
         let found = find(&layout, self.store, &start, &wanted)?;
-        self.take(&layout, found, name.or(own_name).unwrap_or_else(|| "-".into()))
+        self.take(&layout, found, name.or(own_name).unwrap_or_else(|| "-".into()), None)
     }
 
     fn pull_docker(&self, archive: &DockerArchive, tag: Option<&str>, name: Option<String>) -> anyhow::Result<Record> {
@@ -218,7 +215,7 @@ impl Pull<'_> {
         let layers = pair(image.layers, &configuration)?;
         let documents = vec![(Digest::of(&image.configuration), image.configuration)];
         let name = name.or(image.name).unwrap_or_else(|| "-".into());
-        self.take(archive, ResolvedImage { digest: None, configuration, layers, documents }, name)
+        self.take(archive, ResolvedImage { digest: None, configuration, layers, documents }, name, None)
     }
 
     fn pull_root(&self, tar: ArchiveFile, name: String) -> anyhow::Result<Record> {
@@ -228,7 +225,7 @@ impl Pull<'_> {
         let configuration = Configuration::parse(&text)?;
         let layers = pair(vec![blob], &configuration)?;
         let documents = vec![(Digest::of(&text), text)];
-        self.take(&archive, ResolvedImage { digest: None, configuration, layers, documents }, name)
+        self.take(&archive, ResolvedImage { digest: None, configuration, layers, documents }, name, None)
     }
 
     fn pull_stdin(&self, tag: Option<&str>) -> anyhow::Result<Record> {
@@ -254,12 +251,25 @@ impl Pull<'_> {
 }
 
 impl Pull<'_> {
-    fn take(&self, origin: &dyn Origin, found: ResolvedImage, name: String) -> anyhow::Result<Record> {
+    /// Adds an image to the store. `named` is the digest of what `name` names, if that is an index.
+    fn take(
+        &self,
+        origin: &dyn Origin,
+        found: ResolvedImage,
+        name: String,
+        named: Option<&Digest>,
+    ) -> anyhow::Result<Record> {
         self.verify(&found, &name)?;
         let progress = Progress::new(&name, self.config.quiet);
         let fetcher = Fetcher { store: self.store, origin, progress: &progress, budget: &self.budget };
         let stack = fetcher.fetch(&found.layers)?;
         let lower = stack.finish(&found.documents)?;
+        // The first document is the configuration, all that an image from docker's archives has.
+        let digest = named.or(found.digest.as_ref()).or(found.documents.first().map(|(digest, _)| digest));
+        if let Some(digest) = digest {
+            let reference = if name == "-" { digest.to_string() } else { name.clone() };
+            self.store.refer(&reference, digest)?;
+        }
         progress.finish();
         Ok(record(name, found, lower))
     }

@@ -3,12 +3,14 @@
 //! continues from there.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
-use msb::store::chain;
+use msb::store::{chain, checksums};
 
 use crate::digest::Digest;
 use crate::image::ImageLayer;
@@ -105,6 +107,7 @@ impl<'a> Stack<'a> {
                 let below = top_first(self.lower.clone());
                 let below: Vec<PathBuf> = below.into_iter().filter(|dir| dir != path).collect();
                 inherit(path, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
+                write_checksums(path)?;
                 // A layer that comes again higher up is completed there.
                 if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
                     self.unpublished.push((path.clone(), stacked_id.clone()));
@@ -205,6 +208,16 @@ pub(crate) fn stored(store: &Store, layers: &[ImageLayer]) -> Option<Vec<PathBuf
         push(&mut lower, stored).ok()?;
     }
     Some(top_first(lower))
+}
+
+/// Writes the checksums of a layer, again if it occurs twice.
+fn write_checksums(layer: &Path) -> anyhow::Result<()> {
+    let path = checksums::beside(layer);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("checksums"),
+        _ => {}
+    }
+    checksums::write(layer, &path).context("checksums")
 }
 
 /// Pushes a layer onto those below. overlayfs ignores an opaque root, so the layers that such a root hides are removed.

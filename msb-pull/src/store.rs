@@ -7,15 +7,15 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use msb::lock::{self, Lock};
-use msb::store::{layout, publish};
+use msb::store::{checksums, layout, publish};
 use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use crate::digest::Digest;
-use crate::reference::Reference;
 
 /// The store, opened for one pull.
 pub(crate) struct Store {
@@ -92,29 +92,27 @@ impl Store {
         Ok(digest.check(&text).is_ok().then_some(text))
     }
 
-    /// The digest that a registry last gave for a reference, if it is known.
-    pub(crate) fn reference(&self, reference: &Reference) -> Option<Digest> {
-        let line = fs::read_to_string(self.reference_path(reference)).ok()?;
-        let (name, digest) = line.trim_end().split_once(' ')?;
-        Digest::parse(digest).ok().filter(|_| name == reference.whole())
+    /// The digest of the image that a reference last named, if it is known.
+    pub(crate) fn reference(&self, reference: &str) -> Option<Digest> {
+        let line = fs::read_to_string(layout::reference(&self.home, reference)).ok()?;
+        let (name, digest) = line.trim_end().rsplit_once(' ')?;
+        Digest::parse(digest).ok().filter(|_| name == reference)
     }
 
-    /// Notes the digest that a registry gave for a reference, for a later pull that does not ask.
+    /// Notes that a reference names an image and is used now. msb-store keeps an image as long as it has a reference.
     ///
     /// # Errors
     /// The error of writing.
-    pub(crate) fn refer(&self, reference: &Reference, digest: &Digest) -> anyhow::Result<()> {
-        if self.reference(reference).as_ref() == Some(digest) {
+    pub(crate) fn refer(&self, reference: &str, digest: &Digest) -> anyhow::Result<()> {
+        let path = layout::reference(&self.home, reference);
+        if self.reference(reference).as_ref() == Some(digest)
+            && File::open(&path).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
+        {
             return Ok(());
         }
-        let path = self.reference_path(reference);
         publish::make_private_dir(&layout::references(&self.home))?;
-        let line = format!("{} {digest}\n", reference.whole());
+        let line = format!("{reference} {digest}\n");
         publish::write_file(&path, line.as_bytes(), 0o600).with_context(|| format!("{path:?}"))
-    }
-
-    fn reference_path(&self, reference: &Reference) -> PathBuf {
-        layout::references(&self.home).join(Digest::of(reference.whole().as_bytes()).hex())
     }
 
     /// The unpacked layer with this ID, if the store has it.
@@ -167,7 +165,14 @@ impl Store {
     /// The error of renaming.
     pub(crate) fn publish(&self, layers: &[(PathBuf, String)]) -> anyhow::Result<()> {
         for (scratch, id) in layers {
-            rename_if_missing(scratch, &self.layer_path(id))?;
+            let path = self.layer_path(id);
+            // Another pull may have been faster, with the same content.
+            if path.is_dir() {
+                continue;
+            }
+            // First the checksums: every layer that is visible has them.
+            checksums::publish(&checksums::beside(scratch), &layout::checksums(&self.home, id)).context("checksums")?;
+            rename_if_missing(scratch, &path)?;
         }
         if !layers.is_empty() {
             File::open(layout::layers(&self.home))?.sync_all()?;
@@ -272,14 +277,14 @@ mod tests {
     fn the_digest_of_a_reference_is_known_once_a_registry_gave_it() {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(home.path()).unwrap();
-        let (one, other) = (Reference::parse("demo").unwrap(), Reference::parse("demo:v2").unwrap());
+        let (one, other) = ("oci:/a layout:v1", "oci:/a layout:v2");
         let (first, second) = (Digest::of(b"1"), Digest::of(b"2"));
-        assert_eq!(store.reference(&one), None);
+        assert_eq!(store.reference(one), None);
         for digest in [&first, &first, &second] {
-            store.refer(&one, digest).unwrap();
-            assert_eq!(store.reference(&one).as_ref(), Some(digest));
+            store.refer(one, digest).unwrap();
+            assert_eq!(store.reference(one).as_ref(), Some(digest));
         }
-        assert_eq!(store.reference(&other), None);
+        assert_eq!(store.reference(other), None);
     }
 
     #[test]
@@ -310,9 +315,12 @@ mod tests {
             let layer = store.scratch("layer");
             fs::create_dir(&layer).unwrap();
             fs::write(layer.join("file"), text).unwrap();
+            checksums::write(&layer, &checksums::beside(&layer)).unwrap();
             store.commit(&[(layer, id.clone())], &[]).unwrap();
         }
-        assert_eq!(fs::read_to_string(two.layer(&id).unwrap().join("file")).unwrap(), "one");
+        let layer = two.layer(&id).unwrap();
+        assert_eq!(fs::read_to_string(layer.join("file")).unwrap(), "one");
+        assert_eq!(checksums::verify(&layer, &layout::checksums(home.path(), &id)).unwrap(), []);
     }
 
     #[test]

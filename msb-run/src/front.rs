@@ -34,6 +34,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("ls", "list microVMs"),
     ("exec", "run a command in a running microVM"),
     ("cp", "copy files between a microVM and this machine"),
+    ("store", "list, remove and check images and what else is kept"),
     ("logs", "show a console, or the output of a command"),
     ("stats", "show what running microVMs use"),
     ("stop", "stop a microVM"),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
 use msb::record::{DiskFormat, Rootfs, Upper};
+use msb::store::sandbox::Owner;
 use msb::store::staging::{Layers, Staging};
 use msb::vm::boot::{self, Boot, MountStep};
 use msb::vm::rundir::{self, Committed, LockedRunDir, StopRequest};
@@ -70,6 +71,9 @@ fn commit(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: &OwnedF
         reach::require_private(&upper.dir)?;
     }
     let (staging, layers) = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
+    if let Some(draft) = staging.draft() {
+        Owner::of(record).create(&draft.dir).inspect_err(|_| staging.discard())?;
+    }
     let Layers { root, writer, .. } = layers;
     let received = receive(config, held, disk, |guest| {
         Ok(msb::overlay::commit::receive(guest, &root, &writer, u64::try_from(size)?)?)

@@ -1,11 +1,14 @@
 //! What a VM keeps while it is started again: its disks, the files that its agents made in a shared root, the signals that end it, and
 //! the connection to the client.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use msb::record::Record;
+use msb::record::{Record, Rootfs};
+use msb::store::layers;
+use msb::store::sandbox::Hold;
 use msb::vm::rundir::LockedRunDir;
 use msb::vm::shared_root::Leftovers;
 use nix::sys::signal::{SigSet, Signal};
@@ -34,6 +37,8 @@ pub(super) struct Machine<'f> {
     /// The guest's disks, open and locked, in the order of [`Vm::drives`]. An unlinked disk disappears with this.
     disks: Vec<OwnedFd>,
     leftovers: Option<Leftovers>,
+    /// What of the store the VM uses, so that nobody removes it.
+    _held: (Vec<OwnedFd>, Vec<Hold>),
     is_reported: bool,
 }
 
@@ -46,6 +51,7 @@ impl<'f> Machine<'f> {
         let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let held_in_store = hold(config)?;
         let mut vm = config.vm.clone();
         let leftovers = match &config.root {
             Root::Share(root) => Some(Leftovers::hold(held.path(), root).with_context(|| format!("root {root:?}"))?),
@@ -55,7 +61,17 @@ impl<'f> Machine<'f> {
         boot_share::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
         let (drives, disks) = config.root.open_drives()?.into_iter().unzip();
         vm.drives = drives;
-        Ok(Self { vm, signals, client, is_printed: false, restarts: 0, disks, leftovers, is_reported: false })
+        Ok(Self {
+            vm,
+            signals,
+            client,
+            is_printed: false,
+            restarts: 0,
+            disks,
+            leftovers,
+            _held: held_in_store,
+            is_reported: false,
+        })
     }
 
     /// Duplicates the disks for the VMM to inherit, and sets their numbers in [`Vm::drives`].
@@ -109,4 +125,20 @@ impl<'f> Machine<'f> {
             None => Ok(None),
         }
     }
+}
+
+/// Holds the layers of the root, and the sandboxes of the upper and of the scripts.
+fn hold(config: &Config) -> anyhow::Result<(Vec<OwnedFd>, Vec<Hold>)> {
+    let record = &config.record;
+    let lower = match &record.rootfs {
+        Some(Rootfs::Layers { lower, .. }) => layers::hold(lower)?,
+        _ => Vec::new(),
+    };
+    let mut sandboxes = Vec::new();
+    let scripts = record.scripts.values().filter_map(|script| script.parent()).collect::<BTreeSet<_>>();
+    for dir in record.upper.iter().map(|upper| upper.dir.as_path()).chain(scripts) {
+        let held = Hold::take(dir, |owner| owner.vm = Some(config.name.clone()));
+        sandboxes.extend(held.with_context(|| format!("{dir:?}"))?);
+    }
+    Ok((lower, sandboxes))
 }

@@ -4,6 +4,7 @@
 //! $MSB_HOME
 //! ├── blobs/sha256/HEX            manifests and configurations of images, by digest
 //! ├── layers/sha256/HEX/          unpacked layers in overlayfs form, by diff_id or stacked ID
+//! ├── checksums/HEX               the checksums of a layer's files, by the layer's ID
 //! ├── tmp/ID/                     what one pull is unpacking; HEX.lock: it fetches the layer with this diff_id
 //! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
 //! ├── kernel/ID.vmlinux           guest kernels as ELF files
@@ -11,6 +12,8 @@
 //! ├── sandboxes/ID/               uppers, and the scratch disks of VMs with a name
 //! │   ├── upper/, work/           an upper and its work directory
 //! │   ├── root/, mount.log        the default mount point, and the messages of its server
+//! │   ├── owner.json              the image below the upper, and its mount point
+//! │   ├── hold                    locked by users of an upper that a pipe made, and written when the last one ends
 //! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
 //! ├── volumes/NAME/               the content of volumes
 //! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
@@ -22,6 +25,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 /// The name of an upper in a sandbox, and in a directory of the caller's.
 pub const UPPER: &str = "upper";
@@ -35,6 +40,10 @@ pub const MOUNT_LOG: &str = "mount.log";
 pub const SCRATCH_DISK: &str = "top.ext4";
 /// The file beside it with the name of the tree below it, without which the disk makes no sense.
 pub const SCRATCH_BASE: &str = "top.base";
+/// The file in a sandbox that says what its upper belongs to.
+pub const OWNER: &str = "owner.json";
+/// The file in the sandbox of an upper that a pipe made, which the users of the upper lock.
+pub const HOLD: &str = "hold";
 
 const IMAGE_EXTENSION: &str = "erofs";
 const IMAGE_LOCK_EXTENSION: &str = "lock";
@@ -61,9 +70,28 @@ pub fn layer(home: &Path, hex: &str) -> PathBuf {
 
 /// The ID of a layer, if the path is that of a layer in the store.
 pub fn layer_id<'a>(home: &Path, layer: &'a Path) -> Option<&'a str> {
-    let id = layer.strip_prefix(layers(home)).ok()?.to_str()?;
-    let is_id = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_id.then_some(id)
+    layer.strip_prefix(layers(home)).ok()?.to_str().filter(|id| is_id(id))
+}
+
+/// The ID of a layer and the state directory that it is in, if the path is that of a layer in a store.
+pub fn stored_layer(layer: &Path) -> Option<(&Path, &str)> {
+    let home = layer.ancestors().nth(3)?;
+    Some((home, layer_id(home, layer)?))
+}
+
+/// Whether a text is the ID of a layer or the hex of a digest, and so safe as a file name.
+pub fn is_id(text: &str) -> bool {
+    matches!(text.len(), 64 | 128) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// The checksums of all layers.
+pub fn all_checksums(home: &Path) -> PathBuf {
+    home.join("checksums")
+}
+
+/// The checksums of the layer with this ID.
+pub fn checksums(home: &Path, id: &str) -> PathBuf {
+    all_checksums(home).join(id)
 }
 
 /// The directories of pulls that are running.
@@ -131,7 +159,12 @@ pub fn sandbox(home: &Path, id: &str) -> PathBuf {
     sandboxes(home).join(id)
 }
 
-/// Whether a sandbox is being made, or was abandoned while it was.
+/// Whether a path is that of a sandbox in a store.
+pub fn is_sandbox(path: &Path) -> bool {
+    path.parent().and_then(Path::parent).is_some_and(|home| path.parent() == Some(&sandboxes(home)))
+}
+
+/// Whether a path has the name of something that is being made or removed, or was abandoned meanwhile.
 pub fn is_staging(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
@@ -156,9 +189,14 @@ pub fn failed_boots(home: &Path) -> PathBuf {
     home.join("logs")
 }
 
-/// The digests that registries gave for references.
+/// The images by name: a file for each reference.
 pub fn references(home: &Path) -> PathBuf {
     home.join("references")
+}
+
+/// The file with a reference and the digest of its image.
+pub fn reference(home: &Path, name: &str) -> PathBuf {
+    references(home).join(hex::encode(Sha256::digest(name)))
 }
 
 /// A warning that was shown.

@@ -7,12 +7,16 @@
 //!
 //! | locked | by | how | while |
 //! | --- | --- | --- | --- |
-//! | `tmp` | msb-pull | exclusive, waits | a pull's directory is made and locked; all the time of a `--gc` |
+//! | `tmp` | msb-pull, msb-store | exclusive, waits | a pull's directory is made and locked; msb-store decides what nothing refers to |
 //! | `tmp/ID` | msb-pull | exclusive | the pull lives |
+//! | `layers/sha256/HEX` | msb-patch, msb-mount, msb-boot, `msb-store check` | shared, waits | they use the layer |
+//! | `layers/sha256/HEX` | msb-store | exclusive | the layer is removed |
 //! | `sandboxes` | msb-patch, a commit | exclusive, waits | a sandbox's staging directory is made and locked |
 //! | `sandboxes/.ID.PID.N` | msb-patch, a commit | exclusive | the sandbox is being made |
 //! | the work directory of an upper | msb-patch, msb-mount, a commit | exclusive | they may change the upper |
 //! | the same | `msb-mount --ro`, msb-boot | shared | they read the upper, and nobody may change it |
+//! | `sandboxes/ID/hold` | msb-mount, msb-boot | shared, waits | a mount or a VM has the upper |
+//! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
 //! | `sandboxes/NAME` | msb-boot | exclusive, waits | a scratch disk gets or loses the name |
@@ -22,11 +26,14 @@
 //! lock holds none that others wait for, with one exception: `erofs/NAME.lock` is taken before `erofs/NAME.erofs`.
 
 pub mod chain;
+pub mod checksums;
 pub mod erofs;
 pub mod home;
+pub mod layers;
 pub mod layout;
 pub mod notices;
 pub mod publish;
+pub mod sandbox;
 pub mod staging;
 mod sync;
 

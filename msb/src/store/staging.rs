@@ -118,7 +118,7 @@ impl Draft {
     }
 }
 
-/// Removes staging directories that nobody has locked. One that cannot be removed is left to `msb-pull --gc`, which reports it.
+/// Removes staging directories that nobody has locked. One that cannot be removed is left to `msb-store gc`, which reports it.
 fn remove_abandoned(sandboxes: &Path) {
     for child in fs::read_dir(sandboxes).into_iter().flatten().flatten() {
         let path = child.path();

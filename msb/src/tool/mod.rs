@@ -15,3 +15,4 @@ pub mod passed;
 pub mod size;
 pub mod source;
 pub mod start;
+pub mod table;

@@ -47,7 +47,7 @@ pub(super) fn open_valid(path: &Path, uuid: &str) -> io::Result<Option<File>> {
         other => other?,
     };
     lock::take(&file, Lock::Shared)?;
-    // msb-pull --gc may have removed it while this process waited.
+    // msb-store may have removed it while this process waited.
     let is_there = fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|ours| ours.ino() == there.ino()));
     Ok((is_there && superblock::is_complete(&file, uuid)?).then_some(file))
 }

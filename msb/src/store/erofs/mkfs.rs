@@ -93,6 +93,9 @@ impl Mkfs {
             return Ok(Image { file, path: Some(path), made: false });
         }
         started(&path);
+        // For msb-store: the layers that the image is made of. A visible image has them.
+        let names: Vec<_> = lower.iter().filter_map(|layer| layer.file_name()?.to_str()).collect();
+        lock.set_len(0).and_then(|()| (&lock).write_all(names.join("\n").as_bytes())).at(subject)?;
         let make = || -> Result<(), Error> {
             let _deferred = DeferExit::new();
             let file = self.make_merged(&dir, lower, &uuid)?;
@@ -102,9 +105,6 @@ impl Mkfs {
             Ok(sync_parent(&path)?)
         };
         make().at(subject)?;
-        // For --gc: the layers that the image is made of.
-        let names: Vec<_> = lower.iter().filter_map(|layer| layer.file_name()?.to_str()).collect();
-        lock.set_len(0).and_then(|()| (&lock).write_all(names.join("\n").as_bytes())).at(subject)?;
         let file = open_valid(&path, &uuid)?;
         let file = file.ok_or_else(|| Error::Host("mkfs.erofs made a damaged image".into())).at(subject)?;
         Ok(Image { file, path: Some(path), made: true })

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use msb::tool::exit::{OutputError, printable};
+use crate::tool::exit::{OutputError, printable};
 
 /// Whether a tool prints a table: for a person, unless JSON is asked for.
 pub fn is_wanted(json: bool) -> bool {
