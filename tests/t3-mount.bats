@@ -47,6 +47,15 @@ mounted() {
     work=$(jq -r '.upper.work // empty' mounted)
 }
 
+# with_descriptors COUNT COMMAND...: runs the command with a limit of open files that it cannot raise.
+with_descriptors() {
+    (
+        ulimit -Sn "$1"
+        ulimit -Hn "$1"
+        exec setpriv --bounding-set -sys_resource --inh-caps -sys_resource "${@:2}"
+    )
+}
+
 kernel_overlay() {
     mount -t overlay overlay -o "nosuid,nodev,lowerdir=$1,upperdir=$upper,workdir=$work" kernel
 }
@@ -145,7 +154,11 @@ kernel_overlay() {
         touch -d @1000000000 upper k/upper
         jq -nc --arg dir "$PWD" '{msb: 1,
             rootfs: {kind: "layers", lower: [$dir + "/top", $dir + "/bottom"]},
-            upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' | msb-mount root >/dev/null 3>&-
+            upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' >record
+        # So few descriptors that most files are closed and opened again.
+        limited=()
+        case $seed in 27 | 93) limited=(with_descriptors 40) ;; esac
+        "${limited[@]}" msb-mount -r record root >/dev/null 3>&-
         mount -t overlay overlay k/root \
             -o nosuid,nodev,redirect_dir=off,index=off,metacopy=off,lowerdir=k/top:k/bottom,upperdir=k/upper,workdir=k/work
         python3 "$BATS_TEST_DIRNAME/mount-diff.py" run "$seed" 500 root k/root || failed=$seed
@@ -350,6 +363,47 @@ for number, file in enumerate(files):
     assert file.read() == str(number)
 EOF
     [ "$(find root -name 'file*' | wc -l)" -eq 5000 ]
+}
+
+# many_files COUNT: with a limit of 1024 open files, a tree of many files is listed, changed, renamed, linked and removed.
+many_files() {
+    mkdir bottom/many bottom/tree
+    (cd bottom/many && seq "$1" | xargs touch)
+    (cd bottom/tree && seq 300 | xargs mkdir && for dir in *; do mkdir "$dir/below" && echo "$dir" >"$dir/below/file"; done)
+    with_descriptors 1024 msb-mount -r record root >mounted 3>&-
+    pid=$(jq .mount.pid mounted)
+    [ "$(find root/many -type f -printf '%s\n' | sort | uniq -c | xargs)" = "$1 0" ]
+    exec {held}<root/tree/7/below/file
+    cp -a root/tree root/copy
+    cp -al root/copy root/linked
+    find root/copy -type f -print0 | xargs -0 chmod 600
+    mv root/copy root/moved
+    mv root/moved/9/below/file root/moved/8/below/renamed
+    mv -f root/moved/11/below/file root/moved/12/below/file
+    find root/many root/linked -printf '%m\n' >/dev/null
+    [ "$(cat root/linked/9/below/file root/moved/8/below/renamed root/moved/12/below/file | xargs)" = '9 9 11' ]
+    [ "$(find root/linked -type f -perm 600 | wc -l)" -eq 300 ]
+    rm -r root/moved/8
+    diff -r bottom/tree root/linked
+    rm -r root/linked root/tree
+    find root/many -printf '%m\n' >/dev/null
+    [ "$(cat <&"$held")" = 7 ]
+    exec {held}<&-
+    [ "$(find "/proc/$pid/fd" -type l | wc -l)" -lt 700 ]
+    (cd root/many && seq 1000 | xargs chmod 600 && seq 500 | xargs rm)
+    [ "$(find root/many -type f | wc -l)" -eq $(($1 - 500)) ]
+    [ "$(find root/many -perm 600 | wc -l)" -eq 500 ]
+}
+
+@test "more files than the server may have descriptors" {
+    many_files 3000
+}
+
+# bats test_tags=slow
+@test "a million files, with 1024 descriptors" {
+    many_files 1000000
+    tar cf - root | wc -c
+    rm -r root/many
 }
 
 @test "other users get their own files and no more" {

@@ -1,4 +1,6 @@
-//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here.
+//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`readdir`] has the listings.
+
+mod readdir;
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,20 +11,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use msb::overlay::beneath::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
-use crate::attr;
 use crate::caller::Caller;
 use crate::inode::Node;
 use crate::leaf::IoMode;
-use crate::listing::{DOT, DOTDOT};
-use crate::number;
 use crate::reply;
 use crate::tree::Tree;
 use crate::tree::file::SetAttributes;
@@ -57,12 +56,13 @@ impl Fs {
     }
 
     fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
+        self.tree.table.trim();
         self.tree.table.get(ino.0)
     }
 
     /// The attributes of a node for a reply that counts a lookup, and how long the kernel may cache them. Such a reply has the id in
     /// place of the inode number. If the two differ, the attributes are not cached, and the kernel asks for them again.
-    fn entry_attr(&self, node: &Node) -> io::Result<(FileAttr, Duration)> {
+    fn entry_attr(&self, node: &Arc<Node>) -> io::Result<(FileAttr, Duration)> {
         let mut attr = self.tree.attr(node)?;
         let is_itself = attr.ino.0 == node.id;
         attr.ino = INodeNo(node.id);
@@ -349,70 +349,14 @@ impl Filesystem for Fs {
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let filled = (|| {
-            let node = self.node(ino)?;
-            let own = INodeNo(node.ino());
-            let above = INodeNo(node.above().ino());
-            for (place, ino, name) in [(DOT, own, "."), (DOTDOT, above, "..")] {
-                if offset < place && reply.add(ino, place, FileType::Directory, name) {
-                    return Ok(());
-                }
-            }
-            for (place, listed) in self.tree.list(&node, offset == 0)?.after(offset) {
-                let ino = INodeNo(self.tree.listed_ino(&node, listed)?);
-                if reply.add(ino, *place, attr::file_type(listed.file_type), &listed.name) {
-                    return Ok(());
-                }
-            }
-            Ok::<_, io::Error>(())
-        })();
-        match filled {
+        match self.node(ino).and_then(|node| self.list(&node, offset, &mut reply)) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error.into()),
         }
     }
 
     fn readdirplus(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        let filled = (|| {
-            let node = self.node(ino)?;
-            let attr = self.tree.attr(&node)?;
-            // The kernel takes only the inode numbers of these two.
-            for (place, ino, name) in [(DOT, attr.ino, "."), (DOTDOT, INodeNo(node.above().ino()), "..")] {
-                let attr = FileAttr { ino, ..attr };
-                if offset < place && reply.add(ino, place, name, &Duration::ZERO, &attr, GENERATION) {
-                    return Ok(());
-                }
-            }
-            for (place, listed) in self.tree.list(&node, offset == 0)?.after(offset) {
-                let child = match self.tree.lookup(&node, &listed.name) {
-                    Ok(Some(child)) => child,
-                    Ok(None) => continue,
-                    // A name that cannot be read does not hide the others. Its attributes are not cached, so a program that needs
-                    // them causes a lookup, and gets the error.
-                    Err(_) => {
-                        let kind = attr::file_type(listed.file_type);
-                        let unknown = FileAttr { ino: INodeNo(number::unreadable(node.id, *place)), kind, ..attr };
-                        if reply.add(unknown.ino, *place, &listed.name, &Duration::ZERO, &unknown, GENERATION) {
-                            return Ok(());
-                        }
-                        continue;
-                    }
-                };
-                let (attr, ttl) = self.entry_attr(&child)?;
-                // fuser lists a name with its id. If that is not the inode number, the kernel gets an inode of this number, which it
-                // may not use: the name is not cached, so a program that needs it causes a lookup.
-                let attr = FileAttr { ino: INodeNo(child.ino()), ..attr };
-                let is_full = reply.add(attr.ino, *place, &listed.name, &ttl, &attr, GENERATION);
-                if is_full || child.has_other_id() {
-                    self.tree.table.forget(child.id, 1);
-                }
-                if is_full {
-                    return Ok(());
-                }
-            }
-            Ok::<_, io::Error>(())
-        })();
-        match filled {
+        match self.node(ino).and_then(|node| self.list_with_attributes(&node, offset, &mut reply)) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error.into()),
         }
@@ -423,7 +367,7 @@ impl Filesystem for Fs {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let stat = self.tree.root().and_then(|root| Ok(rustix::fs::fstatvfs(root.dir()?.merged().top().0)?));
+        let stat = self.tree.root().and_then(|root| Ok(rustix::fs::fstatvfs(root.merged()?.top().0)?));
         match stat {
             Ok(stat) => reply.statfs(
                 stat.f_blocks,
@@ -506,7 +450,7 @@ impl Filesystem for Fs {
             let offset = u64::try_from(offset).map_err(|_| rustix::io::Errno::NXIO)?;
             // linux/fs.h: SEEK_DATA is 3, SEEK_HOLE is 4; the kernel sends no others.
             let whence = if whence == 3 { SeekFrom::Data(offset) } else { SeekFrom::Hole(offset) };
-            Ok::<_, io::Error>(rustix::fs::seek(&*self.node(ino)?.leaf()?.file(false)?, whence)?)
+            Ok::<_, io::Error>(rustix::fs::seek(&*self.node(ino)?.file(false)?, whence)?)
         })();
         match sought {
             Ok(offset) => reply.offset(offset as i64),

@@ -1,5 +1,5 @@
 //! The nodes that the kernel knows, from its first lookup until it forgets them. A node is a file of the merged tree, referred to by
-//! descriptors, so it survives a change of its name.
+//! descriptors, or by its directory and name if they were closed, so it survives a change of its name.
 //!
 //! # Hardlinks in lower layers
 //!
@@ -17,7 +17,8 @@
 //!    copied up.
 //! 2. [`DirNode::changes`] of a directory, while one of its names changes. Two are taken for a rename only, in the order of the nodes'
 //!    ids.
-//! 3. The nodes of the [`Table`], then its names.
+//! 3. [`Descriptors::moves`], while a name is used to open a node, or changes.
+//! 4. The nodes of the [`Table`], then its names.
 //!
 //! The others ([`DirNode::listing`], the merged directory or leaf of a node, its open files) are held for a single step in which none of
 //! the above is taken. The kernel is told to forget a file's attributes while `copying` is held; that waits for no request, since it
@@ -33,9 +34,10 @@ use msb::overlay::{self, Layer, Leaf, Merged};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
+use crate::descriptors::{Descriptors, Goal, Slot};
 use crate::leaf::LeafNode;
 use crate::listing::Listing;
-use crate::lock::{read, write};
+use crate::lock::{hold, read, write};
 use crate::number::{NAMELESS, Numbers};
 
 /// The id of the root, by the FUSE protocol.
@@ -50,6 +52,8 @@ pub(crate) struct Node {
     lookups: AtomicU64,
     /// A name of the file; `None` for the root.
     place: RwLock<Option<Place>>,
+    links: Mutex<Option<Box<Links>>>,
+    pub(crate) descriptors: Arc<Descriptors>,
     pub(crate) kind: Kind,
 }
 
@@ -57,7 +61,7 @@ pub(crate) struct Node {
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) parent: Arc<Node>,
-    pub(crate) name: OsString,
+    pub(crate) name: Box<OsStr>,
 }
 
 #[derive(Debug)]
@@ -68,7 +72,7 @@ pub(crate) enum Kind {
 
 #[derive(Debug)]
 pub(crate) struct DirNode {
-    merged: RwLock<Arc<Merged>>,
+    pub(crate) slot: Slot<Merged>,
     /// Held while a name in the directory changes.
     pub(crate) changes: Mutex<()>,
     pub(crate) listing: Mutex<Option<Arc<Listing>>>,
@@ -76,18 +80,87 @@ pub(crate) struct DirNode {
     pub(crate) stale: AtomicBool,
 }
 
+/// Other names of a file of the upper that it was looked up by.
+#[derive(Debug, Default)]
+struct Links(Vec<Place>);
+
+/// How many of them are kept. A file that has lost as many names and has more stays open.
+const MAX_LINKS: usize = 8;
+
+impl Place {
+    fn is(&self, parent: &Node, name: &OsStr) -> bool {
+        self.parent.id == parent.id && *self.name == *name
+    }
+}
+
 impl Node {
-    fn new(id: u64, ino: u64, place: Option<Place>, found: overlay::Node) -> Self {
+    fn new(
+        id: u64,
+        ino: u64,
+        place: Option<Place>,
+        found: overlay::Node,
+        descriptors: &Arc<Descriptors>,
+    ) -> io::Result<Self> {
         let kind = match found {
             overlay::Node::Dir(merged) => Kind::Dir(DirNode {
-                merged: RwLock::new(Arc::new(merged)),
+                slot: Slot::new(merged)?,
                 changes: Mutex::default(),
                 listing: Mutex::default(),
                 stale: AtomicBool::new(false),
             }),
-            overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode::new(leaf)),
+            overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode::new(leaf)?),
         };
-        Self { id, ino: AtomicU64::new(ino), lookups: AtomicU64::new(1), place: RwLock::new(place), kind }
+        let (ino, lookups) = (AtomicU64::new(ino), AtomicU64::new(1));
+        let (place, links) = (RwLock::new(place), Mutex::default());
+        Ok(Self { id, ino, lookups, place, links, descriptors: descriptors.clone(), kind })
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        match &self.kind {
+            Kind::Dir(dir) => dir.slot.is_open(),
+            Kind::Leaf(leaf) => leaf.slot.is_open(),
+        }
+    }
+
+    /// How many descriptors the node has.
+    fn count(&self) -> usize {
+        match &self.kind {
+            Kind::Dir(dir) => dir.slot.count(),
+            Kind::Leaf(leaf) => leaf.slot.count(),
+        }
+    }
+
+    /// Takes what a lookup of `name` in `parent` has opened, if the node is closed or has lost its name.
+    fn found(&self, parent: &Arc<Self>, name: &OsStr, found: overlay::Node) {
+        let is_kept = match &self.kind {
+            Kind::Dir(dir) => dir.slot.is_kept(),
+            Kind::Leaf(leaf) => leaf.slot.is_kept(),
+        };
+        if is_kept && !self.has_other_id() {
+            *write(&self.place) = Some(Place { parent: parent.clone(), name: name.into() });
+        }
+        match (&self.kind, found) {
+            (Kind::Dir(dir), overlay::Node::Dir(merged)) => {
+                if is_kept {
+                    dir.slot.keep(false);
+                }
+                if !dir.slot.is_open() {
+                    let _ = dir.slot.reopen(self.id, merged, &self.descriptors);
+                }
+            }
+            (Kind::Leaf(file), overlay::Node::Leaf(leaf)) => {
+                if leaf.layer == Layer::Upper && leaf.entry.stat().st_nlink > 1 {
+                    self.add_link(parent, name);
+                }
+                if is_kept && !self.has_other_id() {
+                    file.slot.keep(false);
+                }
+                if !file.slot.is_open() && leaf.layer == file.slot.layer() {
+                    let _ = file.slot.reopen(self.id, leaf, &self.descriptors);
+                }
+            }
+            _ => {}
+        }
     }
 
     /// A directory and a name that lead to the file, unless it has been removed; `None` for the root.
@@ -102,11 +175,42 @@ impl Node {
 
     /// Notes that `name` in `parent` was renamed, if the file is known by that name.
     pub(crate) fn renamed(&self, parent: &Arc<Self>, name: &OsStr, to: &Arc<Self>, to_name: &OsStr) {
-        if let Some(place) = write(&self.place).as_mut()
-            && place.parent.id == parent.id
-            && place.name == name
-        {
-            *place = Place { parent: to.clone(), name: to_name.to_owned() };
+        let (mut place, mut links) = (write(&self.place), hold(&self.links));
+        let names = place.iter_mut().chain(links.iter_mut().flat_map(|links| &mut links.0));
+        for place in names.filter(|place| place.is(parent, name)) {
+            *place = Place { parent: to.clone(), name: to_name.into() };
+        }
+    }
+
+    /// Notes that the file is not at its place any more. Returns whether it has another.
+    pub(crate) fn next_place(&self) -> bool {
+        let (mut place, mut links) = (write(&self.place), hold(&self.links));
+        let next = links.as_mut().and_then(|links| links.0.pop());
+        let is_any = next.is_some();
+        if is_any {
+            *place = next;
+        }
+        is_any
+    }
+
+    /// Notes that the file loses a name. Returns whether it has another that is known.
+    pub(crate) fn loses(&self, parent: &Self, name: &OsStr) -> bool {
+        if let Some(links) = hold(&self.links).as_mut() {
+            links.0.retain(|place| !place.is(parent, name));
+        }
+        let is_place = read(&self.place).as_ref().is_some_and(|place| place.is(parent, name));
+        !is_place || self.next_place()
+    }
+
+    /// Notes another name of a file of the upper.
+    fn add_link(&self, parent: &Arc<Self>, name: &OsStr) {
+        if read(&self.place).as_ref().is_none_or(|place| place.is(parent, name)) {
+            return;
+        }
+        let mut links = hold(&self.links);
+        let links = &mut links.get_or_insert_default().0;
+        if links.len() < MAX_LINKS && !links.iter().any(|place| place.is(parent, name)) {
+            links.push(Place { parent: parent.clone(), name: name.into() });
         }
     }
 
@@ -142,10 +246,10 @@ impl Node {
     ///
     /// # Errors
     /// The error of `fstat(2)`.
-    pub(crate) fn stat(&self) -> io::Result<Stat> {
+    pub(crate) fn stat(self: &Arc<Self>) -> io::Result<Stat> {
         match &self.kind {
-            Kind::Dir(dir) => {
-                let merged = dir.merged();
+            Kind::Dir(_) => {
+                let merged = self.merged()?;
                 let mut stat = merged.top().0.stat()?;
                 if merged.is_merge() {
                     // Counting the subdirectories of all layers is too slow. A link count of 1 tells find(1) that it is unknown.
@@ -153,8 +257,8 @@ impl Node {
                 }
                 Ok(stat)
             }
-            Kind::Leaf(leaf) => {
-                let leaf = leaf.get();
+            Kind::Leaf(_) => {
+                let leaf = self.layer_file()?;
                 let mut stat = match leaf.layer {
                     Layer::Lower(_) => *leaf.entry.stat(),
                     Layer::Upper => leaf.entry.stat_now()?,
@@ -168,20 +272,11 @@ impl Node {
     }
 }
 
-impl DirNode {
-    pub(crate) fn merged(&self) -> Arc<Merged> {
-        read(&self.merged).clone()
-    }
-
-    pub(crate) fn set_merged(&self, merged: Merged) {
-        *write(&self.merged) = Arc::new(merged);
-    }
-}
-
 /// All nodes by their ids.
 #[derive(Debug)]
 pub(crate) struct Table {
     pub(crate) numbers: Numbers,
+    pub(crate) descriptors: Arc<Descriptors>,
     nodes: RwLock<HashMap<u64, Arc<Node>>>,
     names: RwLock<Names>,
 }
@@ -200,9 +295,11 @@ impl Table {
     pub(crate) fn new(root: Merged) -> io::Result<Self> {
         let numbers = Numbers::default();
         let ino = dir_number(&numbers, &root)?;
-        let root = Arc::new(Node::new(ROOT, ino, None, overlay::Node::Dir(root)));
+        let descriptors = Arc::new(Descriptors::new());
+        // Not in the queue, so it is never closed.
+        let root = Arc::new(Node::new(ROOT, ino, None, overlay::Node::Dir(root), &descriptors)?);
         let nodes = RwLock::new(HashMap::from([(ROOT, root)]));
-        Ok(Self { numbers, nodes, names: RwLock::default() })
+        Ok(Self { numbers, descriptors, nodes, names: RwLock::default() })
     }
 
     /// # Errors
@@ -211,23 +308,56 @@ impl Table {
         read(&self.nodes).get(&id).cloned().ok_or_else(|| Errno::STALE.into())
     }
 
+    /// Closes descriptors of nodes if there are too many. Call it without a lock.
+    pub(crate) fn trim(&self) {
+        if self.descriptors.are_too_many() {
+            self.close(Goal::Some);
+        }
+    }
+
+    /// Runs `open`, and once more after closing all descriptors of nodes if the process has too many open files.
+    pub(crate) fn within_limit<T>(&self, open: impl Fn() -> io::Result<T>) -> io::Result<T> {
+        match open() {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) => {
+                self.close(Goal::All);
+                open()
+            }
+            other => other,
+        }
+    }
+
+    fn close(&self, goal: Goal) {
+        let _moves = write(&self.descriptors.moves);
+        self.descriptors.trim(goal, |id| self.get(id).ok()?.close());
+    }
+
+    /// The node of what a lookup of `name` in `parent` has found, if the kernel knows it.
+    pub(crate) fn known(&self, parent: u64, name: &OsStr, found: &overlay::Node) -> io::Result<Option<Arc<Node>>> {
+        let own = self.own_number(found)?;
+        Ok(self.known_id(parent, name, found, own).and_then(|id| self.get(id).ok()))
+    }
+
+    fn own_number(&self, found: &overlay::Node) -> io::Result<u64> {
+        match found {
+            overlay::Node::Dir(merged) => dir_number(&self.numbers, merged),
+            overlay::Node::Leaf(leaf) => Ok(self.numbers.of(leaf.entry.stat())),
+        }
+    }
+
     /// The node for the result of a lookup of `name` in `parent`. Counts a lookup of it.
     ///
     /// # Errors
     /// The error of `fstat(2)`.
     pub(crate) fn intern(&self, parent: &Arc<Node>, name: &OsStr, found: overlay::Node) -> io::Result<Arc<Node>> {
-        let own = match &found {
-            overlay::Node::Dir(merged) => dir_number(&self.numbers, merged)?,
-            overlay::Node::Leaf(leaf) => self.numbers.of(leaf.entry.stat()),
-        };
-        {
+        let own = self.own_number(&found)?;
+        let known = {
             let nodes = read(&self.nodes);
-            if let Some(id) = self.known_id(parent.id, name, &found, own)
-                && let Some(node) = nodes.get(&id)
-            {
-                node.lookups.fetch_add(1, Ordering::Relaxed);
-                return Ok(node.clone());
-            }
+            let known = self.known_id(parent.id, name, &found, own).and_then(|id| nodes.get(&id));
+            known.inspect(|node| _ = node.lookups.fetch_add(1, Ordering::Relaxed)).cloned()
+        };
+        if let Some(node) = known {
+            node.found(parent, name, found);
+            return Ok(node);
         }
         let mut nodes = write(&self.nodes);
         let id = self.known_id(parent.id, name, &found, own).unwrap_or_else(|| {
@@ -237,14 +367,19 @@ impl Table {
             names.linked.insert((parent.id, name.to_owned()), id);
             id
         });
-        if let Some(node) = nodes.get(&id) {
+        if let Some(node) = nodes.get(&id).cloned() {
             node.lookups.fetch_add(1, Ordering::Relaxed);
-            return Ok(node.clone());
+            drop(nodes);
+            node.found(parent, name, found);
+            return Ok(node);
         }
         let ino = if id & NAMELESS == 0 { id } else { own };
-        let place = Some(Place { parent: parent.clone(), name: name.to_owned() });
-        let node = Arc::new(Node::new(id, ino, place, found));
+        let place = Some(Place { parent: parent.clone(), name: name.into() });
+        let node = Arc::new(Node::new(id, ino, place, found, &self.descriptors)?);
         nodes.insert(id, node.clone());
+        drop(nodes);
+        self.descriptors.add(id, node.count());
+        self.descriptors.clean(|id| self.get(id).is_ok_and(|node| node.is_open()));
         Ok(node)
     }
 
@@ -281,44 +416,52 @@ impl Table {
         if node.has_other_id() {
             node.ino.store(own, Ordering::Relaxed);
             if let Some(Place { parent, name }) = node.place() {
-                names.linked.remove(&(parent.id, name));
+                names.linked.remove(&(parent.id, name.into()));
             }
         }
     }
 
-    /// Subtracts `count` lookups, and drops a node that has none left.
+    /// Subtracts `count` lookups, and drops a node that has none left. A directory stays as long as a node below it has its place in it.
     pub(crate) fn forget(&self, id: u64, count: u64) {
-        if id == ROOT {
-            return;
-        }
-        // Dropped after the lock is released, since closing descriptors takes time.
-        let _gone = {
-            let mut nodes = write(&self.nodes);
-            let Some(node) = nodes.get(&id) else { return };
-            let left = node.lookups.load(Ordering::Relaxed).saturating_sub(count);
-            node.lookups.store(left, Ordering::Relaxed);
-            if left > 0 {
-                return;
+        let (mut id, mut count) = (id, count);
+        while id != ROOT {
+            // Dropped after the lock is released, since closing descriptors takes time.
+            let gone = {
+                let mut nodes = write(&self.nodes);
+                let Some(node) = nodes.get(&id) else { return };
+                let left = node.lookups.load(Ordering::Relaxed).saturating_sub(count);
+                node.lookups.store(left, Ordering::Relaxed);
+                if left > 0 || node.dir().is_ok() && Arc::strong_count(node) > 1 {
+                    return;
+                }
+                self.forget_names(node);
+                nodes.remove(&id)
+            };
+            let Some(node) = gone else { return };
+            match &node.kind {
+                Kind::Dir(dir) => dir.slot.forget(&self.descriptors),
+                Kind::Leaf(leaf) => leaf.slot.forget(&self.descriptors),
             }
-            self.forget_names(node);
-            nodes.remove(&id)
-        };
+            let Some(Place { parent, .. }) = node.place() else { return };
+            (id, count) = (parent.id, 0);
+        }
     }
 
     fn forget_names(&self, node: &Node) {
         let Kind::Leaf(leaf) = &node.kind else { return };
-        let leaf = leaf.get();
-        let own = self.numbers.of(leaf.entry.stat());
-        if leaf.layer == Layer::Upper {
-            // A removed file frees its inode number for another one.
-            let is_gone = || leaf.entry.stat_now().map_or(true, |stat| stat.st_nlink == 0);
+        let (device, ino) = leaf.slot.identity();
+        let own = self.numbers.fold(device, ino);
+        if leaf.slot.layer() == Layer::Upper {
+            // A removed file frees its inode number for another one. One that is closed has a name.
+            let is_open_and_gone = |leaf: Arc<Leaf>| leaf.entry.stat_now().map_or(true, |stat| stat.st_nlink == 0);
+            let is_gone = || leaf.slot.get().is_some_and(is_open_and_gone);
             if own != node.id && (node.has_other_id() || is_gone()) {
                 write(&self.names).copied.remove(&own);
             }
         } else if node.has_other_id()
             && let Some(Place { parent, name }) = node.place()
         {
-            write(&self.names).linked.remove(&(parent.id, name));
+            write(&self.names).linked.remove(&(parent.id, name.into()));
         }
     }
 }

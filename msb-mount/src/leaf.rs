@@ -5,21 +5,22 @@
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 
 use fuser::BackingId;
 use msb::overlay::{Layer, Leaf};
 use rustix::fs::{OFlags, Stat};
 
-use crate::lock::{hold, read, write};
+use crate::descriptors::Slot;
+use crate::lock::hold;
 
 /// A file that is not a directory.
 #[derive(Debug)]
 pub(crate) struct LeafNode {
-    leaf: RwLock<Arc<Leaf>>,
+    pub(crate) slot: Slot<Leaf>,
     /// Held while the file is copied up.
     pub(crate) copying: Mutex<()>,
-    open: Mutex<OpenFiles>,
+    open: Mutex<Option<Box<OpenFiles>>>,
     /// The size and mtime that were last reported to the kernel, hashed.
     reported: AtomicU64,
 }
@@ -54,21 +55,11 @@ impl IoMode {
 }
 
 impl LeafNode {
-    pub(crate) fn new(leaf: Leaf) -> Self {
-        Self {
-            leaf: RwLock::new(Arc::new(leaf)),
-            copying: Mutex::default(),
-            open: Mutex::default(),
-            reported: AtomicU64::new(0),
-        }
-    }
-
-    pub(crate) fn get(&self) -> Arc<Leaf> {
-        read(&self.leaf).clone()
-    }
-
-    pub(crate) fn set(&self, leaf: Leaf) {
-        *write(&self.leaf) = Arc::new(leaf);
+    /// # Errors
+    /// The error of `fstat(2)`.
+    pub(crate) fn new(leaf: Leaf) -> io::Result<Self> {
+        let slot = Slot::new(leaf)?;
+        Ok(Self { slot, copying: Mutex::default(), open: Mutex::default(), reported: AtomicU64::new(0) })
     }
 
     /// Notes the size and mtime that are reported to the kernel. Returns whether they are those of the last report.
@@ -78,14 +69,15 @@ impl LeafNode {
     }
 
     /// Counts an open, and returns its mode. For passthrough, `back` registers a backing file.
-    pub(crate) fn opened(&self, back: Option<impl FnOnce(&Leaf) -> io::Result<BackingId>>) -> IoMode {
+    pub(crate) fn opened(&self, back: Option<impl FnOnce() -> io::Result<BackingId>>) -> IoMode {
         let mut open = hold(&self.open);
+        let open = open.get_or_insert_default();
         if open.cached == 0
             && open.backing.is_none()
             && let Some(back) = back
         {
             // Not every file system can back a file; then the mode is cached.
-            open.backing = back(&self.get()).ok().map(Arc::new);
+            open.backing = back().ok().map(Arc::new);
         }
         match &open.backing {
             Some(backing) => {
@@ -102,8 +94,9 @@ impl LeafNode {
 
     /// Counts a release.
     pub(crate) fn released(&self, handle: u64) {
-        let (_file, _backing);
-        let mut open = hold(&self.open);
+        let (_all, _backing);
+        let mut files = hold(&self.open);
+        let Some(open) = files.as_mut() else { return };
         if handle == 0 {
             open.cached = open.cached.saturating_sub(1);
         } else {
@@ -113,23 +106,24 @@ impl LeafNode {
             _backing = open.backing.take();
         }
         if open.passthrough + open.cached == 0 {
-            _file = open.file.take();
+            _all = files.take();
         }
-        drop(open);
+        drop(files);
     }
 
-    /// The file that has the data. It is opened once and shared by all handles; a copy-up replaces it.
+    /// The file that has the data, of `leaf`. It is opened once and shared by all handles; a copy-up replaces it.
     ///
     /// # Errors
-    /// The error of `open(2)`; EROFS to write to a file that is not in the upper.
-    pub(crate) fn file(&self, to_write: bool) -> io::Result<Arc<File>> {
+    /// The error of `leaf` or of `open(2)`; EROFS to write to a file that is not in the upper.
+    pub(crate) fn file(&self, to_write: bool, leaf: impl FnOnce() -> io::Result<Arc<Leaf>>) -> io::Result<Arc<File>> {
         let mut open = hold(&self.open);
-        if let Some(file) = &open.file
+        if let Some(open) = open.as_ref()
+            && let Some(file) = &open.file
             && (open.is_writable || !to_write)
         {
             return Ok(file.clone());
         }
-        let leaf = self.get();
+        let leaf = leaf()?;
         let is_writable = leaf.layer == Layer::Upper && !leaf.is_metacopy();
         let file = match is_writable {
             true => leaf.entry.open(OFlags::RDWR)?,
@@ -137,7 +131,7 @@ impl LeafNode {
             false => leaf.data().open_to_read()?,
         };
         let file = Arc::new(file);
-        if open.passthrough + open.cached > 0 {
+        if let Some(open) = open.as_mut() {
             open.file = Some(file.clone());
             open.is_writable = is_writable;
         }
@@ -146,7 +140,9 @@ impl LeafNode {
 
     /// Closes the file of the lower layer, after a copy-up.
     pub(crate) fn reopen(&self) {
-        hold(&self.open).file = None;
+        if let Some(open) = hold(&self.open).as_mut() {
+            open.file = None;
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::tree::Tree;
 /// Mounts, calls `ready` when the mount responds, and serves it until it is unmounted.
 pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let signals = block_signals()?;
-    // There is an open descriptor for every file that the kernel has in its caches.
+    // The more descriptors there are, the fewer files are closed and opened again.
     raise_open_files();
     // The kernel has applied the umask of the caller already.
     rustix::process::umask(rustix::fs::Mode::empty());

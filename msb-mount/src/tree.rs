@@ -44,7 +44,8 @@ impl Tree {
 
     /// The node of `name` in `parent`, with a lookup counted; `None` if the name does not exist.
     pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<Option<Arc<Node>>> {
-        let found = parent.dir()?.merged().lookup(Name::new(name)?)?;
+        self.table.trim();
+        let found = self.table.within_limit(|| parent.merged()?.lookup(Name::new(name)?))?;
         found.map(|found| self.table.intern(parent, name, found)).transpose()
     }
 
@@ -61,8 +62,8 @@ impl Tree {
         result
     }
 
-    pub(crate) fn attr(&self, node: &Node) -> io::Result<FileAttr> {
-        let stat = node.stat()?;
+    pub(crate) fn attr(&self, node: &Arc<Node>) -> io::Result<FileAttr> {
+        let stat = self.table.within_limit(|| node.stat())?;
         if let Kind::Leaf(leaf) = &node.kind {
             leaf.report(&stat);
         }
@@ -70,7 +71,7 @@ impl Tree {
     }
 
     /// The names of a directory. `rewind`: whether the reader starts over, and must see changes.
-    pub(crate) fn list(&self, node: &Node, rewind: bool) -> io::Result<Arc<Listing>> {
+    pub(crate) fn list(&self, node: &Arc<Node>, rewind: bool) -> io::Result<Arc<Listing>> {
         let dir = node.dir()?;
         let mut cached = hold(&dir.listing);
         if let Some(listing) = cached.as_ref()
@@ -79,14 +80,14 @@ impl Tree {
             return Ok(listing.clone());
         }
         dir.stale.store(false, Ordering::Release);
-        let listing = Arc::new(Listing::new(dir.merged().list()?, cached.as_deref()));
+        let listing = Arc::new(Listing::new(self.table.within_limit(|| node.merged()?.list())?, cached.as_deref()));
         *cached = Some(listing.clone());
         Ok(listing)
     }
 
     /// The inode number that a listed name shows.
-    pub(crate) fn listed_ino(&self, parent: &Node, listed: &Listed) -> io::Result<u64> {
-        let merged = parent.dir()?.merged();
+    pub(crate) fn listed_ino(&self, parent: &Arc<Node>, listed: &Listed) -> io::Result<u64> {
+        let merged = parent.merged()?;
         if listed.file_type == FileType::Directory
             && merged.is_merge()
             && let Some(overlay::Node::Dir(dir)) = merged.lookup(Name::new(&listed.name)?)?
@@ -106,7 +107,7 @@ impl Tree {
         let writer = self.writer()?;
         let mut missing = Vec::new();
         let mut at = node.clone();
-        while at.dir()?.merged().upper.is_none() {
+        while at.merged()?.upper.is_none() {
             let place = at.place().ok_or(Errno::ROFS)?;
             let parent = place.parent.clone();
             missing.push((at, place));
@@ -115,11 +116,11 @@ impl Tree {
         for (node, Place { parent, name }) in missing.into_iter().rev() {
             let dir = node.dir()?;
             let _changes = hold(&parent.dir()?.changes);
-            let merged = dir.merged();
+            let merged = node.merged()?;
             if merged.upper.is_some() {
                 continue;
             }
-            let above = parent.dir()?.merged();
+            let above = parent.merged()?;
             let name = Name::new(&name)?;
             // A removed directory that is still open cannot be copied up.
             let is_there = match above.lookup(name)? {
@@ -133,9 +134,9 @@ impl Tree {
                 return Err(Errno::NOENT.into());
             }
             let upper = writer.copy_up_dir(upper_of(&above)?, name, &merged.top().0.to_entry()?)?;
-            dir.set_merged(merged.copied_up(Arc::new(upper)));
+            dir.slot.set(node.id, merged.copied_up(Arc::new(upper)), &self.table.descriptors)?;
         }
-        Ok(node.dir()?.merged())
+        node.merged()
     }
 
     /// Copies a file up, with its first `length` bytes.
@@ -146,16 +147,18 @@ impl Tree {
         };
         let writer = self.writer()?;
         let is_whole = |leaf: &Leaf| leaf.layer == Layer::Upper && !leaf.is_metacopy();
-        if is_whole(&leaf.get()) {
+        // One that is closed has its data.
+        if leaf.slot.layer() == Layer::Upper && leaf.slot.get().is_none_or(|leaf| is_whole(&leaf)) {
             return Ok(());
         }
         let _copying = hold(&leaf.copying);
-        let from = leaf.get();
+        let from = node.layer_file()?;
         if is_whole(&from) {
             return Ok(());
         }
         if from.layer == Layer::Upper {
-            leaf.set(Leaf::new(writer.copy_up_data(&from, length)?, Layer::Upper));
+            let whole = Leaf::new(writer.copy_up_data(&from, length)?, Layer::Upper);
+            leaf.slot.set(node.id, whole, &self.table.descriptors)?;
             leaf.reopen();
             self.forget_attributes(node);
             return Ok(());
@@ -167,7 +170,7 @@ impl Tree {
         // Fails if the parent was removed; then the file was, too.
         let above = self.in_upper(parent).ok();
         let changes = hold(&parent.dir()?.changes);
-        let visible = parent.dir()?.merged().lookup(name)?;
+        let visible = parent.merged()?.lookup(name)?;
         match (above, visible) {
             (Some(above), Some(overlay::Node::Leaf(now))) if is_same(&now.entry, &from.entry) => {
                 prepared.put(upper_of(&above)?, name)?;
@@ -177,7 +180,7 @@ impl Tree {
             _ => return Err(Errno::STALE.into()),
         }
         drop(changes);
-        leaf.set(Leaf::new(copy, Layer::Upper));
+        leaf.slot.set(node.id, Leaf::new(copy, Layer::Upper), &self.table.descriptors)?;
         leaf.reopen();
         self.forget_attributes(node);
         if node.has_other_id() {

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::Tree;
 use crate::caller::Caller;
 use crate::inode::Node;
-use crate::lock::hold;
+use crate::lock::{hold, read, write};
 
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
@@ -87,7 +87,7 @@ impl Tree {
     pub(crate) fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &OsStr) -> io::Result<Arc<Node>> {
         self.copy_up(node, WHOLE)?;
         let above = self.in_upper(parent)?;
-        let leaf = node.leaf()?.get();
+        let leaf = node.layer_file()?;
         let checked = Name::new(name)?;
         self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| dir.link(name, &leaf.entry)))?;
         self.lookup(parent, name)?.ok_or_else(|| Errno::NOENT.into())
@@ -96,8 +96,26 @@ impl Tree {
     /// Removes a file that is not a directory.
     pub(crate) fn unlink(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
         let above = self.in_upper(parent)?;
-        let name = Name::new(name)?;
-        self.changing(parent, || self.writer()?.remove(&above, name))
+        self.remove(parent, &above, Name::new(name)?)
+    }
+
+    fn remove(&self, parent: &Arc<Node>, above: &Merged, name: Name<'_>) -> io::Result<()> {
+        self.changing(parent, || {
+            let _moves = read(&self.table.descriptors.moves);
+            self.keep_open(parent, above, name)?;
+            self.writer()?.remove(above, name)
+        })
+    }
+
+    /// Opens what `name` stands for if the kernel knows it and it was closed, because it loses the name.
+    fn keep_open(&self, parent: &Arc<Node>, above: &Merged, name: Name<'_>) -> io::Result<()> {
+        if self.table.descriptors.is_any_closed()
+            && let Some(found) = above.lookup(name)?
+            && let Some(node) = self.table.known(parent.id, name.as_os_str(), &found)?
+        {
+            node.keep_open(parent, name.as_os_str())?;
+        }
+        Ok(())
     }
 
     /// Removes an empty directory.
@@ -105,7 +123,7 @@ impl Tree {
         let above = self.in_upper(parent)?;
         let name = Name::new(name)?;
         self.check_empty(&above, name)?;
-        self.changing(parent, || self.writer()?.remove(&above, name))
+        self.remove(parent, &above, name)
     }
 
     fn check_empty(&self, parent: &Merged, name: Name<'_>) -> io::Result<()> {
@@ -128,11 +146,11 @@ impl Tree {
         let exchange = flags == RenameFlags::EXCHANGE;
         let (checked, to_checked) = (Name::new(name)?, Name::new(to_name)?);
         // Checked before anything is copied up for a rename that fails.
-        self.with_child(parent, name, |node| check_movable(node))?;
+        self.with_child(parent, name, check_movable)?;
         if exchange {
-            self.with_child(to, to_name, |node| check_movable(node))?;
+            self.with_child(to, to_name, check_movable)?;
         } else {
-            let to_above = to.dir()?.merged();
+            let to_above = to.merged()?;
             if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
                 self.check_empty(&to_above, to_checked)?;
             }
@@ -142,6 +160,10 @@ impl Tree {
         let other = exchange.then(|| self.with_child(to, to_name, copied_up)).transpose()?;
         let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
         let rename = || {
+            let _moves = write(&self.table.descriptors.moves);
+            if !exchange {
+                self.keep_open(to, &to_above, to_checked)?;
+            }
             self.writer()?.rename(&above, checked, &to_above, to_checked, flags)?;
             moved.renamed(parent, name, to, to_name);
             if let Some(other) = &other {
@@ -177,9 +199,9 @@ impl Tree {
 
 /// Refuses to rename a directory that a lower layer has, with EXDEV: its lower part cannot move. mv(1) then copies and removes, as it does
 /// between file systems.
-fn check_movable(node: &Node) -> io::Result<()> {
+fn check_movable(node: &Arc<Node>) -> io::Result<()> {
     match node.dir() {
-        Ok(dir) if !dir.merged().lower.is_empty() => Err(Errno::XDEV.into()),
+        Ok(_) if !node.merged()?.lower.is_empty() => Err(Errno::XDEV.into()),
         _ => Ok(()),
     }
 }

@@ -35,10 +35,10 @@ pub(crate) struct SetAttributes {
 
 impl Tree {
     /// Runs `on` on the file that has a node's attributes.
-    fn on_entry<T>(&self, node: &Node, on: impl FnOnce(&Entry) -> io::Result<T>) -> io::Result<T> {
+    fn on_entry<T>(&self, node: &Arc<Node>, on: impl FnOnce(&Entry) -> io::Result<T>) -> io::Result<T> {
         match &node.kind {
-            Kind::Dir(dir) => on(&dir.merged().top().0.to_entry()?),
-            Kind::Leaf(leaf) => on(&leaf.get().entry),
+            Kind::Dir(_) => on(&node.merged()?.top().0.to_entry()?),
+            Kind::Leaf(_) => on(&node.layer_file()?.entry),
         }
     }
 
@@ -56,7 +56,7 @@ impl Tree {
                 entry.set_mode(Mode::from_raw_mode(mode & 0o7777))?;
             }
             if let Some(size) = requested.size {
-                node.leaf()?.file(true)?.set_len(size)?;
+                node.file(true)?.set_len(size)?;
                 if caller.uid != 0 {
                     clear_set_id(entry, caller)?;
                 }
@@ -71,8 +71,8 @@ impl Tree {
         })
     }
 
-    pub(crate) fn read_link(&self, node: &Node) -> io::Result<OsString> {
-        node.leaf()?.get().entry.read_link()
+    pub(crate) fn read_link(&self, node: &Arc<Node>) -> io::Result<OsString> {
+        self.table.within_limit(|| node.layer_file()?.entry.read_link())
     }
 
     /// Opens a regular file. `back` registers a backing file with the kernel.
@@ -89,7 +89,7 @@ impl Tree {
         if to_write {
             self.copy_up(node, if truncate { 0 } else { WHOLE })?;
         }
-        let current = leaf.get();
+        let current = self.table.within_limit(|| node.layer_file())?;
         if truncate {
             current.entry.open(OFlags::WRONLY | OFlags::TRUNC)?;
             if caller.uid != 0 {
@@ -105,7 +105,7 @@ impl Tree {
         let passthrough = is_settled
             && self.passthrough.load(Ordering::Relaxed)
             && (self.writer.is_none() || !clears_set_id && !has_set_id(&current.entry.stat_now()?));
-        let mode = leaf.opened(passthrough.then_some(|leaf: &msb::overlay::Leaf| back(leaf.data())));
+        let mode = leaf.opened(passthrough.then_some(|| back(current.data())));
         Ok(match mode {
             // An earlier open has decided for passthrough.
             IoMode::Passthrough(backing) if clears_set_id => IoMode::Direct(backing),
@@ -114,18 +114,18 @@ impl Tree {
     }
 
     /// Counts a release. Writes through a mapping of a backing file have changed attributes without the kernel's notice.
-    pub(crate) fn release(&self, node: &Node, handle: u64, was_writable: bool) -> io::Result<()> {
+    pub(crate) fn release(&self, node: &Arc<Node>, handle: u64, was_writable: bool) -> io::Result<()> {
         let leaf = node.leaf()?;
         leaf.released(handle);
-        if handle != 0 && was_writable && !leaf.report(&leaf.get().entry.stat_now()?) {
+        if handle != 0 && was_writable && !leaf.report(&node.layer_file()?.entry.stat_now()?) {
             self.forget_attributes(node);
         }
         Ok(())
     }
 
     /// Reads until `block` is full or the file ends: the kernel takes a short reply for the end of the file.
-    pub(crate) fn read(&self, node: &Node, offset: u64, block: &mut [u8]) -> io::Result<usize> {
-        let file = node.leaf()?.file(false)?;
+    pub(crate) fn read(&self, node: &Arc<Node>, offset: u64, block: &mut [u8]) -> io::Result<usize> {
+        let file = self.table.within_limit(|| node.file(false))?;
         let mut filled = 0;
         while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match rustix::io::pread(&file, rest, offset + filled as u64) {
@@ -139,12 +139,17 @@ impl Tree {
     }
 
     /// Writes. `clearing`: the caller whose write clears set-id bits.
-    pub(crate) fn write(&self, node: &Node, offset: u64, data: &[u8], clearing: Option<Caller>) -> io::Result<usize> {
-        let leaf = node.leaf()?;
-        let file = leaf.file(true)?;
+    pub(crate) fn write(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        data: &[u8],
+        clearing: Option<Caller>,
+    ) -> io::Result<usize> {
+        let file = self.table.within_limit(|| node.file(true))?;
         std::os::unix::fs::FileExt::write_all_at(&*file, data, offset)?;
         if let Some(caller) = clearing
-            && clear_set_id(&leaf.get().entry, caller)?
+            && clear_set_id(&node.layer_file()?.entry, caller)?
         {
             self.forget_attributes(node);
         }
@@ -154,16 +159,15 @@ impl Tree {
     /// Allocates or frees space, which clears set-id bits as a write does.
     pub(crate) fn allocate(
         &self,
-        node: &Node,
+        node: &Arc<Node>,
         mode: FallocateFlags,
         offset: u64,
         length: u64,
         caller: Caller,
     ) -> io::Result<()> {
-        let leaf = node.leaf()?;
-        rustix::fs::fallocate(&*leaf.file(true)?, mode, offset, length)?;
+        rustix::fs::fallocate(&*node.file(true)?, mode, offset, length)?;
         if caller.uid != 0 {
-            clear_set_id(&leaf.get().entry, caller)?;
+            clear_set_id(&node.layer_file()?.entry, caller)?;
         }
         Ok(())
     }
@@ -171,33 +175,33 @@ impl Tree {
     /// Copies data from one file to another in the kernel. Returns how many bytes.
     pub(crate) fn copy_range(
         &self,
-        (from, mut from_at): (&Node, u64),
-        (to, mut to_at): (&Node, u64),
+        (from, mut from_at): (&Arc<Node>, u64),
+        (to, mut to_at): (&Arc<Node>, u64),
         length: u64,
         caller: Caller,
     ) -> io::Result<usize> {
-        let (source, target) = (from.leaf()?.file(false)?, to.leaf()?.file(true)?);
+        let (source, target) = (from.file(false)?, to.file(true)?);
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(1 << 30);
         let copied = rustix::fs::copy_file_range(&*source, Some(&mut from_at), &*target, Some(&mut to_at), length)?;
         if caller.uid != 0 {
-            clear_set_id(&to.leaf()?.get().entry, caller)?;
+            clear_set_id(&to.layer_file()?.entry, caller)?;
         }
         Ok(copied)
     }
 
     /// Syncs a file or directory of the upper.
-    pub(crate) fn sync(&self, node: &Node, data_only: bool) -> io::Result<()> {
+    pub(crate) fn sync(&self, node: &Arc<Node>, data_only: bool) -> io::Result<()> {
         match &node.kind {
-            Kind::Leaf(leaf) if leaf.get().layer == Layer::Upper => {
-                let current = leaf.get();
+            Kind::Leaf(leaf) if leaf.slot.layer() == Layer::Upper => {
+                let current = node.layer_file()?;
                 if current.is_metacopy() {
                     return current.entry.open_to_read()?.sync_all();
                 }
-                let file = leaf.file(false)?;
+                let file = node.file(false)?;
                 if data_only { file.sync_data() } else { file.sync_all() }
             }
-            Kind::Dir(dir) if dir.merged().upper.is_some() => {
-                let merged = dir.merged();
+            Kind::Dir(dir) if dir.slot.layer() == Layer::Upper => {
+                let merged = node.merged()?;
                 let (dir, _) = merged.top();
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 Ok(rustix::fs::fsync(rustix::fs::openat(dir, c".", flags, Mode::empty())?)?)
@@ -206,7 +210,7 @@ impl Tree {
         }
     }
 
-    pub(crate) fn xattr(&self, node: &Node, name: &OsStr) -> io::Result<Vec<u8>> {
+    pub(crate) fn xattr(&self, node: &Arc<Node>, name: &OsStr) -> io::Result<Vec<u8>> {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::NODATA.into());
         }
@@ -214,7 +218,7 @@ impl Tree {
     }
 
     /// The names of the xattrs that the caller may see, each with a NUL at its end.
-    pub(crate) fn xattr_names(&self, node: &Node, caller: Caller) -> io::Result<Vec<u8>> {
+    pub(crate) fn xattr_names(&self, node: &Arc<Node>, caller: Caller) -> io::Result<Vec<u8>> {
         use std::os::unix::ffi::OsStrExt;
         let mut names = self.on_entry(node, Entry::xattr_names)?;
         names.retain(|name| !whiteout::is_private_xattr(name));
