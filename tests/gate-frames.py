@@ -92,6 +92,9 @@ class Gate:
             return "drop"
         finally:
             self.guest.settimeout(60)
+        if reply[12:14] == b"\x08\x00" and reply[23] == TCP:
+            assert reply[26:30] == socket.inet_aton(RESOLVER), reply.hex()
+            return "answered"
         body = reply[34:] if reply[12:14] == b"\x08\x00" else reply[54:]
         assert (body[0], body[1]) in ((3, 13), (1, 1)), reply.hex()
         return "prohibited"
@@ -151,7 +154,7 @@ ROWS = [
     ("the gateway, which is host loopback to passt", tcp(GUEST, GATEWAY, 22), "prohibited"),
     ("the gateway over IPv6", tcp(GUEST6, "fd00:6d73::2", 22), "prohibited"),
     ("the resolver's other ports", tcp(GUEST, RESOLVER, 80), "prohibited"),
-    ("DNS over TCP", tcp(GUEST, RESOLVER, 53), "prohibited"),
+    ("DNS over TCP, which the gate serves itself", tcp(GUEST, RESOLVER, 53), "answered"),
     *((f"SYN with {flags:#x}", tcp(GUEST, "10.9.9.9", 80, SYN | flags), "prohibited") for flags in (FIN, RST, URG, FIN | RST | URG)),
     ("SYN with data", tcp(GUEST, FAR, 80, SYN, b"GET"), "drop"),
     ("UDP to host loopback", udp(GUEST, "127.0.0.1", 9001), "prohibited"),
@@ -188,6 +191,7 @@ def floods(gate):
     kinds = [
         (tcp(GUEST, f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", n & 0xffff) for n in range(60000)),
         (tcp(GUEST, FAR, 80, SYN, source_port=n & 0xffff) for n in range(60000)),
+        (tcp(GUEST, RESOLVER, 53, SYN, source_port=n & 0xffff) for n in range(60000)),
         (udp(GUEST, RESOLVER, 53, question, n & 0xffff) for n, question in enumerate(questions)),
         (bytes(65000) for _ in range(300)),
     ]

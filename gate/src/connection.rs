@@ -120,7 +120,8 @@ mod tests {
         assert!(openings.expect(key(1), SYN));
         let take = |&(offset, flags, payload): &(u32, u8, &[u8])| {
             let sequence = SYN.wrapping_add(1).wrapping_add(offset);
-            let segment = Segment { source: 1, destination: 80, sequence, acknowledgment: 0, flags, payload };
+            let segment =
+                Segment { source: 1, destination: 80, sequence, acknowledgment: 0, flags, window: 0, payload };
             openings.take(&key(1), &segment)
         };
         segments.iter().map(take).collect()

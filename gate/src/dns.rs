@@ -23,7 +23,7 @@ pub(crate) struct Question {
     /// The name in lower case, without the last dot; empty for the root.
     pub name: String,
     /// Where the question ends in the message.
-    end: usize,
+    pub end: usize,
 }
 
 impl Question {

@@ -121,6 +121,7 @@ impl<'f> Packet<'f> {
             sequence: be32(body, 4),
             acknowledgment: be32(body, 8),
             flags: body[13],
+            window: be16(body, 14),
             payload,
         })
     }
@@ -160,6 +161,7 @@ pub(crate) struct Segment<'f> {
     pub sequence: u32,
     pub acknowledgment: u32,
     pub flags: u8,
+    pub window: u16,
     pub payload: &'f [u8],
 }
 

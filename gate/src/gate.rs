@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::connection::{Key, Openings, Outcome};
 use crate::dhcp::{self, Lease};
 use crate::dns::Question;
+use crate::dns_stream::{self, Streams};
 use crate::frame::{
     self, ACK, Datagram, ETHERTYPE_ARP, MAX_FRAME, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
     RST, SYN, Segment,
@@ -93,6 +94,8 @@ pub struct Gate {
     /// The sequence number of each SYN that has no answer yet.
     handshakes: Table<Key, u32>,
     openings: Openings,
+    /// The connections to the resolver.
+    streams: Streams,
     /// The names that were asked for, by the guest's port and the identifier.
     questions: Table<(u16, u16), String>,
     /// What came in to a published UDP port.
@@ -109,6 +112,7 @@ impl Gate {
             config,
             handshakes: Table::new(MAX_HANDSHAKES),
             openings: Openings::default(),
+            streams: Streams::default(),
             questions: Table::new(MAX_QUESTIONS),
             flows: Table::new(MAX_FLOWS),
             names: Table::new(MAX_ADDRESSES),
@@ -182,6 +186,9 @@ impl Gate {
     }
 
     fn tcp_from_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
+        if segment.destination == DNS && self.config.resolvers.contains(&packet.destination) {
+            return self.stream_question(packet, segment, now);
+        }
         let key = (segment.source, packet.destination, segment.destination);
         if segment.opens() {
             return self.syn_from_guest(packet, segment, key, now);
@@ -208,10 +215,6 @@ impl Gate {
     }
 
     fn syn_from_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, key: Key, now: Duration) -> Verdict {
-        // passt forwards DNS over UDP; what a name server is asked over TCP would not be seen here.
-        if segment.destination == DNS && self.config.resolvers.contains(&packet.destination) {
-            return self.refuse(packet, Protocol::Tcp, segment.destination, "DNS over TCP".into(), now);
-        }
         // Data in a SYN would be sent before it is read.
         if !segment.payload.is_empty() {
             return Verdict::Drop;
@@ -263,20 +266,46 @@ impl Gate {
     /// A question to the resolver: one about a name that no rule allows is answered here and never leaves the host.
     fn question(&mut self, packet: &Packet<'_>, datagram: &Datagram<'_>, now: Duration) -> Verdict {
         let Some(question) = Question::parse_query(datagram.payload) else { return Verdict::Drop };
-        if self.config.policy.allows_name(&question.name) {
-            self.questions.insert((datagram.source, question.id), now + QUESTION, question.name);
-            return Verdict::Pass;
+        match self.judge(datagram.source, &question, datagram.payload, now) {
+            None => Verdict::Pass,
+            Some(refusal) => Verdict::reply(reply::answer(packet, &refusal)),
         }
-        let refusal = question.refused(datagram.payload);
+    }
+
+    /// A segment of a connection to the resolver, and the question that it may complete.
+    fn stream_question(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
+        let dns_stream::Outcome { back, question: asked } = self.streams.take(packet, segment, now);
+        let Some((port, message)) = asked else { return Verdict::reply(back) };
+        let Some(question) = Question::parse_query(&message) else {
+            self.streams.forget(port);
+            return Verdict::reply(reply::reset_back(packet, segment));
+        };
+        if let Some(refusal) = self.judge(port, &question, &message, now) {
+            return Verdict::reply(self.streams.answer(port, &refusal));
+        }
+        let onward = reply::onward(packet, (port, DNS), &dns_stream::with_udp_size(message, &question));
+        match (back, onward) {
+            (Some(back), Some(onward)) => Verdict::Both { back, onward },
+            (None, Some(onward)) => Verdict::Replace(onward),
+            (back, None) => Verdict::reply(back),
+        }
+    }
+
+    /// Remembers a question that may go on, from this port; or returns the refusal.
+    fn judge(&mut self, port: u16, question: &Question, message: &[u8], now: Duration) -> Option<Vec<u8>> {
+        if self.config.policy.allows_name(&question.name) {
+            self.questions.insert((port, question.id), now + QUESTION, question.name.clone());
+            return None;
+        }
         let denial = Denial {
             protocol: Protocol::Udp,
             address: None,
             port: None,
-            name: Some(question.name),
+            name: Some(question.name.clone()),
             reason: "the name is not allowed".into(),
         };
         self.deny(denial);
-        Verdict::reply(reply::answer(packet, &refusal))
+        Some(question.refused(message))
     }
 
     fn tcp_to_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
@@ -331,10 +360,18 @@ impl Gate {
                 reason: "the answer has a forbidden address".into(),
             });
             let nothing = question.no_such_name(message);
-            return reply::with_payload(packet, &nothing).map_or(Verdict::Drop, Verdict::Replace);
+            let frame = if self.streams.is_asking(datagram.destination) {
+                self.streams.answer(datagram.destination, &nothing)
+            } else {
+                reply::with_payload(packet, &nothing)
+            };
+            return frame.map_or(Verdict::Drop, Verdict::Replace);
         }
         for (address, ttl) in addresses {
             self.remember(address, name, now + Duration::from_secs(ttl.clamp(ADDRESS.0, ADDRESS.1).into()), now);
+        }
+        if self.streams.is_asking(datagram.destination) {
+            return self.streams.answer(datagram.destination, message).map_or(Verdict::Drop, Verdict::Replace);
         }
         Verdict::Pass
     }

@@ -13,6 +13,7 @@ mod arp;
 mod connection;
 mod dhcp;
 mod dns;
+mod dns_stream;
 pub mod frame;
 mod gate;
 mod http;

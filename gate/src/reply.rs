@@ -1,4 +1,4 @@
-//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, and another payload for a datagram.
+//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, a segment, and another payload for a datagram.
 
 use std::net::IpAddr;
 
@@ -69,7 +69,7 @@ fn ip(ethernet: &[u8], source: IpAddr, destination: IpAddr, protocol: u8, body: 
 }
 
 /// The Ethernet addresses of a frame back to where `frame` is from.
-fn back(frame: &[u8]) -> [u8; 12] {
+pub(crate) fn back(frame: &[u8]) -> [u8; 12] {
     let mut addresses = [0; 12];
     addresses[..6].copy_from_slice(&frame[6..12]);
     addresses[6..].copy_from_slice(&frame[..6]);
@@ -122,6 +122,11 @@ pub(crate) fn answer(packet: &Packet<'_>, payload: &[u8]) -> Option<Vec<u8>> {
     udp(&back(packet.frame), ends, (datagram.destination, datagram.source), payload)
 }
 
+/// A datagram from the sender of a packet to where that was sent, with other ports.
+pub(crate) fn onward(packet: &Packet<'_>, ports: (u16, u16), payload: &[u8]) -> Option<Vec<u8>> {
+    udp(&packet.frame[..12], (packet.source, packet.destination), ports, payload)
+}
+
 fn udp(ethernet: &[u8], (source, destination): (IpAddr, IpAddr), ports: (u16, u16), payload: &[u8]) -> Option<Vec<u8>> {
     let length = u16::try_from(8 + payload.len()).ok()?;
     let mut message: Vec<u8> = [ports.0, ports.1, length, 0].into_iter().flat_map(u16::to_be_bytes).collect();
@@ -151,15 +156,31 @@ pub(crate) fn reset_onward(packet: &Packet<'_>, segment: &Segment<'_>, acknowled
 
 fn reset(
     ethernet: &[u8],
-    (source, destination): (IpAddr, IpAddr),
+    ends: (IpAddr, IpAddr),
     ports: (u16, u16),
     sequence: u32,
     acknowledged: u32,
 ) -> Option<Vec<u8>> {
+    segment(ethernet, ends, ports, (sequence, acknowledged), RST | ACK, &[])
+}
+
+/// A TCP segment; `numbers` are its own and the one that it acknowledges.
+pub(crate) fn segment(
+    ethernet: &[u8],
+    (source, destination): (IpAddr, IpAddr),
+    ports: (u16, u16),
+    numbers: (u32, u32),
+    flags: u8,
+    payload: &[u8],
+) -> Option<Vec<u8>> {
     let mut message: Vec<u8> = [ports.0, ports.1].into_iter().flat_map(u16::to_be_bytes).collect();
-    message.extend(sequence.to_be_bytes());
-    message.extend(acknowledged.to_be_bytes());
-    message.extend([0x50, RST | ACK, 0, 0, 0, 0, 0, 0]);
+    message.extend(numbers.0.to_be_bytes());
+    message.extend(numbers.1.to_be_bytes());
+    let window = if flags & RST == 0 { u16::MAX } else { 0 };
+    message.extend([0x50, flags]);
+    message.extend(window.to_be_bytes());
+    message.extend([0; 4]);
+    message.extend(payload);
     let sum = checksum(source, destination, PROTOCOL_TCP, &message);
     message[16..18].copy_from_slice(&sum.to_be_bytes());
     ip(ethernet, source, destination, PROTOCOL_TCP, &message)

@@ -74,7 +74,7 @@ fn a_hostile_guest_reaches_nothing() {
         ("a private network over IPv6", syn(GUEST_6, "fd99::9", 80), "prohibited"),
         ("metadata", syn(GUEST, "169.254.169.254", 80), "prohibited"),
         ("metadata behind NAT64", syn(GUEST_6, "64:ff9b::169.254.169.254", 80), "prohibited"),
-        ("DNS over TCP", syn(GUEST, RESOLVER, 53), "prohibited"),
+        ("DNS over TCP", syn(GUEST, RESOLVER, 53), "reply"),
         ("the resolver's other ports", syn(GUEST, RESOLVER, 80), "prohibited"),
         ("another source", syn("1.2.3.4", SERVER, 80), "drop"),
         ("loopback as the source", syn("127.0.0.1", SERVER, 80), "drop"),
@@ -270,4 +270,60 @@ fn a_flood_of_denials_is_bounded() {
         gate.from_guest(&syn(GUEST, SERVER, port), NOW);
     }
     assert_eq!(gate.take_denials().len(), MAX_ANSWERS);
+}
+
+/// A segment of the guest's to the resolver, which acknowledges `acknowledged`.
+fn to_resolver(sequence: u32, acknowledged: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = make::tcp((GUEST, 4000), (RESOLVER, 53), sequence, flags, payload);
+    frame[42..46].copy_from_slice(&acknowledged.to_be_bytes());
+    frame
+}
+
+#[test]
+fn a_question_over_tcp_is_judged_like_any_other() {
+    for (name, address, expected, code) in [
+        ("a.test", SERVER, "datagram", 0x80),
+        ("rebind.test", "10.9.9.9", "datagram", 0x83),
+        ("bad.test", SERVER, "reply", 0x85),
+    ] {
+        let mut gate = gate(Mode::Public, &["deny bad.test"]);
+        let Verdict::Reply(opened) = gate.from_guest(&to_resolver(5, 0, SYN, b""), NOW) else { panic!("no SYN-ACK") };
+        let first = Packet::parse(&opened).unwrap().tcp().unwrap().sequence + 1;
+        assert_eq!(gate.from_guest(&to_resolver(6, first, ACK, b""), NOW), Verdict::Drop);
+        let message = query(7, name);
+        let data = [&(message.len() as u16).to_be_bytes()[..], &message].concat();
+        let verdict = gate.from_guest(&to_resolver(6, first, ACK, &data), NOW);
+        // The question goes on in a datagram, and its receipt comes back.
+        let frame = match verdict {
+            Verdict::Both { onward, .. } => {
+                let asked = Packet::parse(&onward).unwrap();
+                let datagram = asked.udp().unwrap();
+                assert_eq!((asked.destination.to_string().as_str(), datagram.destination), (RESOLVER, 53));
+                assert_eq!(Question::parse_query(datagram.payload).unwrap().name, name);
+                let answer = make::udp((RESOLVER, 53), (GUEST, datagram.source), &answer(7, name, &[address]));
+                match gate.to_guest(&answer, NOW) {
+                    Verdict::Replace(frame) => ("datagram", frame),
+                    other => panic!("{name}: {other:?}"),
+                }
+            }
+            Verdict::Reply(frame) => ("reply", frame),
+            other => panic!("{name}: {other:?}"),
+        };
+        assert_eq!(frame.0, expected, "{name}");
+        let packet = Packet::parse(&frame.1).unwrap();
+        let segment = packet.tcp().unwrap();
+        assert_eq!((segment.source, segment.destination, segment.sequence), (53, 4000, first));
+        assert_eq!((segment.payload[2..4].to_vec(), segment.payload[5]), (vec![0, 7], code), "{name}");
+        // The rules by name know the answer's address.
+        assert_eq!(gate.names_of(SERVER.parse().unwrap(), NOW).is_empty(), name != "a.test");
+    }
+    // What is no question ends the connection.
+    let mut gate = gate(Mode::Public, &[]);
+    let Verdict::Reply(opened) = gate.from_guest(&to_resolver(5, 0, SYN, b""), NOW) else { panic!("no SYN-ACK") };
+    let first = Packet::parse(&opened).unwrap().tcp().unwrap().sequence + 1;
+    let Verdict::Reply(reset) = gate.from_guest(&to_resolver(6, first, ACK, &[0, 1, 7]), NOW) else {
+        panic!("no reset")
+    };
+    assert_eq!(Packet::parse(&reset).unwrap().tcp().unwrap().flags, RST | ACK);
+    assert!(!gate.streams.is_asking(61000));
 }
