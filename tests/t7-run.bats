@@ -72,7 +72,7 @@ nothing_left() {
     refused "msb-run: --privileged is docker's (root in the guest has a kernel of its own" --privileged alpine true
     refused "use --rlimit" --ulimit nofile=1 alpine true
     refused "unexpected argument '--no-such-flag'" --no-such-flag alpine true
-    refused "msb-boot: invalid value 'open' for '--network <MODE>'" --network open ./root true
+    refused "msb-boot: invalid value 'open' for '--network <MODE|tap:NAME|tap:FD|unix:PATH>'" --network open ./root true
     refused "msb-boot: invalid value 'sbin/init' for '--init" ./root --init sbin/init -- true
     refused "msb-boot: invalid value '1P' for '--memory" -m 1P ./root true
     refused 'msb-boot: script "x"' --script x=missing ./root true

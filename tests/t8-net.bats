@@ -147,6 +147,10 @@ fetch_fails() {
     net_boot worker --network deny --allow '*.good.test:80' --allow 10.9.9.9:80 --allow host:8000
     [ "$(fetch worker http://www.good.test/)" = far ]
     [ "$(fetch worker http://10.9.9.9/)" = far ]
+    # Names are looked up over TCP too, by the same rules.
+    [ "$(vm_exec worker env RES_OPTIONS=use-vc curl -sS -m 10 http://www.good.test/)" = far ]
+    run vm_exec worker env RES_OPTIONS=use-vc curl -sS -m 10 http://other.test/
+    [[ $output == *"Could not resolve host"* ]]
     fetch_fails worker http://other.test/
     [[ $output == *"Could not resolve host"* ]]
     fetch_fails worker http://203.0.113.10/
@@ -159,8 +163,8 @@ fetch_fails() {
     fetch_fails worker http://host.msb.internal:8001/
 }
 
-@test "-p leads to a server in the guest, a taken port is an error before the VM starts, and passt is replaced" {
-    net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81
+@test "-p leads to a server in the guest but not from another guest, a taken port is an error, and passt is replaced" {
+    net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81 -p 0.0.0.0:18081:80 -p '[::]:18082:80'
     port=$(jq -r '.vm.net.ports[0].host' worker.json)
     [[ $port == 127.0.0.1:* && $port != *:0 ]]
     vm_exec worker sh -c 'while :; do echo served | nc -l -p 80; done' 3>&- &
@@ -171,6 +175,12 @@ fetch_fails() {
         sleep 0.2
     done
     [ "$got" = served ]
+    net_boot second --network public
+    for address in "10.0.2.2:${port#*:}" 198.51.100.2:18081 '[fd00:6d73::2]:18082' '[2001:db8:1::2]:18082'; do
+        fetch_fails second "http://$address/"
+        [[ $output == *"No route to host"* || $output == *"Permission denied"* ]]
+    done
+    msb-stop -t 0 second || [ $? = 1 ]
     run --separate-stderr net_boot other --network public -p 18080:80
     [ "$status" -eq 1 ]
     [[ $stderr == *"port 127.0.0.1:18080 of -p 127.0.0.1:18080:80: Address already in use"* ]]
@@ -191,8 +201,52 @@ fetch_fails() {
     [ "$(vm_exec worker echo alive)" = alive ]
 }
 
+@test "cards on a TAP interface and on a socket are configured by their flags, and no gate is before them" {
+    for number in 0 1; do
+        ip -n "$lab" tuntap add "msbtap$number" mode tap
+        ip -n "$lab" addr add "192.0.2.$((number * 128 + 1))/25" dev "msbtap$number"
+        ip -n "$lab" link set "msbtap$number" up
+    done
+    ip netns exec "$lab" passt --foreground --quiet --runas 0 --socket switch --address 10.0.3.15 --netmask 24 --gateway 10.0.3.2 --ipv4-only \
+        --no-dhcp --mtu 1500 2>/dev/null 3>&- &
+    until [ -S switch ]; do
+        kill -0 $!
+        sleep 0.1
+    done
+    ip netns exec "$lab" python3 -m http.server 8080 >/dev/null 2>&1 3>&- &
+    server=$!
+    # Descriptor 9 is the interface msbtap1.
+    local attach='import fcntl, os, struct, sys
+fd = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"msbtap1", 0x1002))
+os.dup2(fd, 9, True)
+os.execvp(sys.argv[1], sys.argv[1:])'
+    local cards=(--network "tap:msbtap0,address=192.0.2.2/25,mac=52:55:00:00:00:07"
+        --network tap:9,address=192.0.2.130/25,route=198.51.100.0/24=192.0.2.129
+        --network unix:switch,address=10.0.3.15/24,route=203.0.113.10/32=10.0.3.2)
+    run --separate-stderr ip netns exec "$lab" python3 -c "$attach" msb-boot -r "$vm_record" "${cards[@]}" --network deny \
+        --network unix:switch,mtu=9000
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"the VM has 9 devices, and qemu has room for 8 (use fewer network cards)"* ]] || [ "$MSB_VMM" != qemu ]
+    local vm_launcher=(ip netns exec "$lab" python3 -c "$attach")
+    vm_boot worker --network deny "${cards[@]}"
+    kill -0 "$server"
+    jq -e '.vm.net.mode == "deny" and (.vm.cards | length) == 3 and .vm.cards[0].mac == "52:55:00:00:00:07" and .vm.cards[1].tap == "9" and
+        .vm.cards[2].mtu == 1500' worker.json
+    for address in 192.0.2.1 192.0.2.129 198.51.100.2; do fetch worker "http://$address:8080/" >/dev/null; done
+    [ "$(fetch worker http://203.0.113.10/)" = far ]
+    ip netns exec "$lab" busybox ping -c 1 -W 10 192.0.2.2
+    fetch_fails worker http://203.0.113.9/
+    # Only the relay has the interface: passt, the gate and the VMM do not.
+    for pid in $(pgrep -P "$(vm_pid worker)"); do
+        readlink "/proc/$pid/fd/"* | grep -qx /dev/net/tun || continue
+        grep -qz -- --as-relay "/proc/$pid/cmdline"
+    done
+    kill "$server"
+}
+
 @test "a network that cannot be had is an error, and a wrong word is named" {
-    for words in "--network open" "--allow a..b" "-p 80" "--mac x"; do
+    for words in "--network open" "--network tap:t,mtu=x" "--allow a..b" "-p 80" "--mac x"; do
         # shellcheck disable=SC2086 # two words
         run --separate-stderr msb-boot -r "$vm_record" $words
         [ "$status" -eq 2 ]
@@ -204,6 +258,9 @@ fetch_fails() {
         [ "$status" -eq 1 ]
         [[ $stderr == *"this machine has no default route"* ]]
     done
+    run --separate-stderr msb-boot -r "$vm_record" --network tap:msb-missing
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"--network tap:msb-missing (ip tuntap add msb-missing mode tap): "* ]]
     run --separate-stderr msb-boot -r "$vm_record" --network none -p 80:80
     [ "$status" -eq 1 ]
     vm_assert_nothing
@@ -225,4 +282,10 @@ fetch_fails() {
     vm_exec worker sh -c "echo 'deb $mirror bookworm main' >/etc/apt/sources.list; echo 'Acquire::Languages \"none\";' >/etc/apt/apt.conf.d/lists"
     vm_exec worker sh -c 'apt-get update && apt-get install -y hello' >apt.log 2>&1 || { tail apt.log; return 1; }
     [ "$(vm_exec worker hello)" = 'Hello, world!' ]
+    # The programs that configure a network in Debian leave what the agent has configured.
+    vm_exec worker sh -c 'apt-get install -y --no-install-recommends ifupdown isc-dhcp-client' >apt.log 2>&1 || { tail apt.log; return 1; }
+    vm_exec worker sh -c 'printf "auto lo eth0\niface lo inet loopback\niface eth0 inet dhcp\n" >/etc/network/interfaces; ifup -a'
+    vm_exec worker apt-get update >/dev/null
+    [ "$(vm_exec worker ip -4 -o addr show dev eth0 | awk '{ print $4 }')" = 10.0.2.15/24 ]
+    vm_exec worker sh -c 'dhclient -r eth0; dhclient -1 eth0; apt-get update' >/dev/null
 }

@@ -22,7 +22,7 @@ pub const FILES: [&str; 3] = ["etc/hosts", "etc/hostname", "etc/resolv.conf"];
 const MAX_CONTENT: u64 = 1 << 20;
 
 /// The content of resolv.conf if the image has none.
-const NO_NAME_SERVER: &[u8] = b"# This machine has no network, and so no name server.\n";
+const NO_NAME_SERVER: &[u8] = b"# This machine has no name server.\n";
 
 /// Mounts all of them. `run` is the tmpfs on `/run`, if there is one: a file that a symlink leads there is written in place.
 pub fn bind_all(boot: &Boot, run: Option<&Path>, cleanup: &mut Cleanup) {
@@ -39,7 +39,9 @@ pub fn bind_all(boot: &Boot, run: Option<&Path>, cleanup: &mut Cleanup) {
         let content = |image: &[u8]| match number {
             0 => hosts(image, &boot.hostname, has_ipv6, network),
             1 => format!("{}\n", boot.hostname).into_bytes(),
-            _ if network.is_some() => network.map(resolv_conf).unwrap_or_default(),
+            _ if network.is_some_and(|network| !network.nameservers.is_empty()) => {
+                network.map(resolv_conf).unwrap_or_default()
+            }
             _ if image.is_empty() => NO_NAME_SERVER.to_vec(),
             _ => image.to_vec(),
         };
@@ -126,7 +128,7 @@ fn read(path: &PathBuf) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// resolv.conf(5) for the network. An answer over 512 bytes needs EDNS: without it, glibc would ask again over TCP, which is refused.
+/// resolv.conf(5) for the network. An answer over 512 bytes needs EDNS: without it, glibc would ask again over TCP.
 fn resolv_conf(network: &Network) -> Vec<u8> {
     let mut lines: String = network.nameservers.iter().map(|address| format!("nameserver {address}\n")).collect();
     if !network.search.is_empty() {
@@ -206,9 +208,7 @@ mod tests {
     #[test]
     fn a_network_adds_hosts_and_name_servers() {
         let network = Network {
-            mac: [2; 6],
-            mtu: 1500,
-            addresses: Vec::new(),
+            cards: Vec::new(),
             nameservers: vec!["10.0.2.3".parse().unwrap()],
             search: vec!["a.test".into(), "b.test".into()],
             hosts: vec![("10.0.2.2".parse().unwrap(), "host.msb.internal".into())],

@@ -202,7 +202,7 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boo
     if let Err(error) = network::bring_loopback_up() {
         console::log(&format!("bring lo up: {error}"));
     }
-    if let Some(card) = &boot.network {
+    for card in boot.network.iter().flat_map(|network| &network.cards) {
         network::configure(card).map_err(|error| Error::step("configure the network".into(), error))?;
     }
     let agent = Agent {

@@ -4,6 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use msb::vm::boot::Route;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
@@ -19,12 +20,14 @@ const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_F_NODAD: u8 = 2;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RT_SCOPE_UNIVERSE: u8 = 0;
 const RTN_UNICAST: u8 = 1;
+const RTNH_F_ONLINK: u32 = 4;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -78,18 +81,24 @@ impl Netlink {
         self.request(RTM_NEWADDR, NLM_F_CREATE_EXCL, &header, &[(IFA_LOCAL, &octets), (IFA_ADDRESS, &octets)])
     }
 
-    /// Adds the default route of the gateway's family.
+    /// Adds a route through an interface. The next hop need not be in one of its networks.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn add_default_route(&mut self, index: u32, gateway: IpAddr) -> io::Result<()> {
-        let (family, octets) = match gateway {
-            IpAddr::V4(gateway) => (AF_INET, gateway.octets().to_vec()),
-            IpAddr::V6(gateway) => (AF_INET6, gateway.octets().to_vec()),
+    pub fn add_route(&mut self, index: u32, route: &Route) -> io::Result<()> {
+        let octets = |address| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
         };
-        let header = [family, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0, 0, 0, 0];
-        let index = index.to_ne_bytes();
-        self.request(RTM_NEWROUTE, NLM_F_CREATE_EXCL, &header, &[(RTA_GATEWAY, &octets), (RTA_OIF, &index)])
+        let family = if route.via.is_ipv4() { AF_INET } else { AF_INET6 };
+        let mut header =
+            vec![family, route.to.prefix, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST];
+        header.extend(RTNH_F_ONLINK.to_ne_bytes());
+        let (to, via, index) = (octets(route.to.address), octets(route.via), index.to_ne_bytes());
+        let attributes: [(u16, &[u8]); 3] = [(RTA_GATEWAY, &via), (RTA_OIF, &index), (RTA_DST, &to)];
+        // A default route has no destination.
+        let count = if route.to.prefix == 0 { 2 } else { 3 };
+        self.request(RTM_NEWROUTE, NLM_F_CREATE_EXCL, &header, &attributes[..count])
     }
 
     /// Sends a request and waits for the kernel's acknowledgment.

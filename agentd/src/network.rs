@@ -1,18 +1,18 @@
-//! The guest's network: the loopback interface, and the card that boot.json describes.
+//! The guest's network: the loopback interface, and the cards that boot.json describes.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use msb::vm::boot::{self, Network};
+use msb::vm::boot::{self, Card};
 use nix::net::if_::if_nametoindex;
 
 use crate::netlink::Netlink;
 
 const INTERFACES: &str = "/sys/class/net";
 
-/// IPv6 parameters of the card, which has the configured address only: it would prefer one from an advertisement as its source,
-/// and the host drops what has another source.
+/// IPv6 parameters of a card, which has the configured addresses only: it would prefer one from an advertisement as its source, and the
+/// gate drops what has another source.
 const IPV6_PARAMETERS: [(&str, &str); 3] = [("accept_ra", "0"), ("autoconf", "0"), ("addr_gen_mode", "1")];
 
 /// Brings the loopback interface up.
@@ -23,25 +23,29 @@ pub fn bring_loopback_up() -> io::Result<()> {
     Netlink::open()?.set_up(if_nametoindex("lo")?, None)
 }
 
-/// Configures the card.
+/// Configures a card.
 ///
 /// # Errors
 /// The step that failed.
-pub fn configure(network: &Network) -> io::Result<()> {
+pub fn configure(card: &Card) -> io::Result<()> {
     let failed = |step: String| move |error: io::Error| io::Error::other(format!("{step}: {error}"));
-    let name = find(Path::new(INTERFACES), network.mac)?;
+    let name = find(Path::new(INTERFACES), card.mac)?;
     let index = if_nametoindex(name.as_str()).map_err(io::Error::from).map_err(failed(name.clone()))?;
     for (parameter, value) in IPV6_PARAMETERS {
         // The kernel may have no IPv6.
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{parameter}"), value);
     }
     let mut netlink = Netlink::open()?;
-    netlink.set_up(index, Some(network.mtu)).map_err(failed(format!("bring {name} up")))?;
-    for address in &network.addresses {
+    netlink.set_up(index, Some(card.mtu)).map_err(failed(format!("bring {name} up")))?;
+    for subnet in &card.addresses {
         netlink
-            .add_address(index, address.address, address.prefix)
-            .and_then(|()| netlink.add_default_route(index, address.gateway))
-            .map_err(failed(format!("address {} of {name}", address.address)))?;
+            .add_address(index, subnet.address, subnet.prefix)
+            .map_err(failed(format!("address {subnet} of {name}")))?;
+    }
+    for route in &card.routes {
+        netlink
+            .add_route(index, route)
+            .map_err(failed(format!("route to {} via {} of {name}", route.to, route.via)))?;
     }
     Ok(())
 }

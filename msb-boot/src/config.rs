@@ -16,7 +16,7 @@ use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Args;
-use crate::network::{self, Network};
+use crate::network::{self, Networks};
 use crate::notice::Notice;
 use crate::root::Root;
 use crate::vm::{self, Vm};
@@ -36,8 +36,8 @@ pub(crate) struct Config {
     pub vm: Vm,
     /// The VMM that runs it.
     pub vmm: AnyVmm,
-    /// Its network.
-    pub network: Option<Network>,
+    /// Its networks.
+    pub networks: Networks,
     /// What is mounted in its root, in this order.
     pub volumes: Vec<Volume>,
     /// Its root.
@@ -123,8 +123,14 @@ impl Config {
         if args.verbose {
             notices.push(Notice::Warning(format!("root: {} ({})", root.kind(), choice.why)));
         }
-        let network::Choice { network, fallback: network_fallback } =
-            network::choose(&request.network, network_args::default_mode()?)?;
+        let network::Choice { networks, fallback: network_fallback } =
+            network::choose(&request.network, network_args::default_mode()?, &name)?;
+        // The console, the vsock device and the boot share, besides.
+        let devices = 3 + root.device_count() + networks.count();
+        if devices > vmm.max_devices() {
+            let max = vmm.max_devices();
+            bail!("the VM has {devices} devices, and {} has room for {max} (use fewer network cards)", vmm.name());
+        }
         notices.extend(network_fallback.clone().filter(|_| args.verbose).map(Notice::Warning));
         let volumes = volume::check(&request, &mut notices)?;
         let vm = Vm {
@@ -135,7 +141,7 @@ impl Config {
             root_share: root.share(),
             volumes: Vec::new(),
             drives: Vec::new(),
-            card: None,
+            cards: Vec::new(),
         };
         let boot = Boot {
             version: boot::VERSION,
@@ -146,7 +152,7 @@ impl Config {
             volumes: volume::for_guest(&volumes),
             commit: false,
             init,
-            network: network.as_ref().map(Network::for_guest),
+            network: networks.for_guest(),
         };
         let mut record = record;
         (record.scripts, record.boot, record.vm) = (scripts.clone(), Some(request.clone()), None);
@@ -154,7 +160,7 @@ impl Config {
             name,
             vm,
             vmm,
-            network,
+            networks,
             volumes,
             root_why: choice.why.into(),
             boot,

@@ -1,9 +1,11 @@
 //! A file descriptor that a child process inherits under the number that it has here.
 
 use std::fmt;
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 /// The number of an inherited descriptor. exec(2) keeps the numbers of descriptors, so a number is all that a description of a VM
@@ -16,6 +18,20 @@ impl InheritedFd {
     /// The number of an open descriptor.
     pub(crate) fn of(fd: &impl AsRawFd) -> Self {
         Self(fd.as_raw_fd())
+    }
+
+    /// A number that a user or another process of this VM has passed.
+    pub(crate) fn inherited(number: RawFd) -> Self {
+        Self(number)
+    }
+
+    /// A descriptor of the same file, which is closed when a program is executed.
+    ///
+    /// # Errors
+    /// Those of `pidfd_getfd(2)`: EBADF if there is no such descriptor.
+    pub(crate) fn duplicate(self) -> io::Result<OwnedFd> {
+        let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+        Ok(pidfd_getfd(own, self.0, PidfdGetfdFlags::empty())?)
     }
 
     /// The number, for a library that takes the descriptor over.

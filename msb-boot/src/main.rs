@@ -51,10 +51,11 @@ use role::Role;
 
 fn main() -> ExitCode {
     match role::role() {
-        Some(Role::Supervisor) => supervisor::main(),
+        Some(Role::Supervisor(fds)) => supervisor::main(&fds),
         Some(Role::Jailed(jail, command)) => role::execute_jailed(&jail, &command),
         Some(Role::Vmm(description)) => vmm::any::run(&description),
         Some(Role::Gate(description)) => network::gate::run(&description),
+        Some(Role::Relay(description)) => network::relay::run(&description),
         None => {
             start::signals();
             let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);

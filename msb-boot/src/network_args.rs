@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{ArgMatches, Command, FromArgMatches};
-use msb::record::{Network, NetworkMode, NetworkRule};
+use msb::record::{Card, Network, NetworkMode, NetworkRule};
 use msb::tool::exit;
 use msb::vm::boot;
 
@@ -19,9 +19,10 @@ const MAX_POLICY: u64 = 1 << 20;
 pub(crate) struct NetworkArgs {
     /// What the guest can reach: nothing, as it has no network card (none), the internet (public), private networks too (private), or
     /// only what --allow permits (deny) [default: $MSB_NETWORK; otherwise public if passt is installed and the host has a default
-    /// route, and none if not]
-    #[arg(long, value_name = "MODE", value_parser = mode)]
-    pub network: Option<NetworkMode>,
+    /// route, and none if not]. Or a card on a network of yours, a TAP interface or a Unix socket, with options behind commas:
+    /// address=ADDR/LENGTH, gateway=ADDR, route=ADDR/LENGTH=ADDR, mac=ADDR, mtu=BYTES (repeatable)
+    #[arg(long, value_name = "MODE|tap:NAME|tap:FD|unix:PATH", value_parser = choice)]
+    pub network: Vec<NetworkChoice>,
 
     #[command(flatten)]
     pub rules: Rules,
@@ -50,6 +51,15 @@ pub(crate) struct NetworkArgs {
     /// The Ethernet address of the guest's network card
     #[arg(long, value_name = "ADDR", value_parser = mac)]
     pub mac: Option<String>,
+}
+
+/// A value of --network.
+#[derive(Clone, Debug)]
+pub(crate) enum NetworkChoice {
+    /// What the guest reaches through the gate.
+    Mode(NetworkMode),
+    /// A card of another network.
+    Card(Box<Card>),
 }
 
 /// The rules of --allow and --deny, in the order in which they were given.
@@ -122,7 +132,16 @@ impl NetworkArgs {
             }
             None => recorded.clone(),
         };
-        network.mode = self.network.or(network.mode);
+        let modes: Vec<NetworkMode> = self.network.iter().filter_map(NetworkChoice::mode).collect();
+        let mode = match modes[..] {
+            [] => None,
+            [mode] => Some(mode),
+            _ => return Err(exit::coded(exit::USAGE, "--network: one mode is expected").into()),
+        };
+        if !self.network.is_empty() {
+            network.mode = mode;
+            network.cards = self.network.iter().filter_map(NetworkChoice::card).cloned().collect();
+        }
         // Rules are one list, whose order matters.
         override_list(&mut network.rules, &self.rules.0);
         override_list(&mut network.ports, &self.publish);
@@ -130,7 +149,7 @@ impl NetworkArgs {
         override_list(&mut network.dns_search, &self.dns_search);
         override_list(&mut network.hosts, &self.add_host);
         network.mac = self.mac.clone().or(network.mac);
-        if self.network == Some(NetworkMode::None) {
+        if mode == Some(NetworkMode::None) || (mode.is_none() && !self.network.is_empty()) {
             // What was recorded with another mode was meant for that one.
             network.rules.retain(|_| !self.rules.0.is_empty());
             network.ports.retain(|_| !self.publish.is_empty());
@@ -140,6 +159,22 @@ impl NetworkArgs {
             network.mac = network.mac.filter(|_| self.mac.is_some());
         }
         Ok(network)
+    }
+}
+
+impl NetworkChoice {
+    fn mode(&self) -> Option<NetworkMode> {
+        match self {
+            Self::Mode(mode) => Some(*mode),
+            Self::Card(_) => None,
+        }
+    }
+
+    fn card(&self) -> Option<&Card> {
+        match self {
+            Self::Mode(_) => None,
+            Self::Card(card) => Some(card),
+        }
     }
 }
 
@@ -159,6 +194,16 @@ pub(crate) fn default_mode() -> anyhow::Result<Option<NetworkMode>> {
         Some(value) => mode(&value.to_string_lossy())
             .map(Some)
             .map_err(|why| exit::coded(exit::USAGE, format!("MSB_NETWORK {value:?}: {why}")).into()),
+    }
+}
+
+fn choice(text: &str) -> Result<NetworkChoice, String> {
+    match network::parse_card(text) {
+        Some(card) => card.map(|card| NetworkChoice::Card(Box::new(card))),
+        None => match mode(text) {
+            Ok(mode) => Ok(NetworkChoice::Mode(mode)),
+            Err(expected) => Err(format!("{expected}, or tap:NAME, tap:FD or unix:PATH")),
+        },
     }
 }
 
@@ -211,6 +256,7 @@ mod tests {
     fn a_wrong_word_is_named() {
         for (flags, word) in [
             (["--network", "open"], "'open'"),
+            (["--network", "tap:t,speed=1"], "\"speed=1\""),
             (["--allow", "a..b"], "\"a..b\""),
             (["--deny", "a.test:http"], "\"http\""),
             (["-p", "80"], "\"80\""),
@@ -233,6 +279,14 @@ mod tests {
         let none = parse(&["--network", "none"]).unwrap().override_recorded(&recorded).unwrap();
         assert_eq!((none.mode, none.rules.len(), none.ports.len()), (Some(NetworkMode::None), 0, 0));
         assert_eq!((none.dns_search.len(), none.hosts.len()), (0, 0));
+        let card =
+            parse(&["--network", "tap:tap0", "--dns", "192.0.2.1"]).unwrap().override_recorded(&recorded).unwrap();
+        assert_eq!((card.mode, card.cards.len(), card.rules.len(), card.dns.len()), (None, 1, 0, 1));
+        assert_eq!(parse(&[]).unwrap().override_recorded(&card).unwrap(), card);
+        let both =
+            parse(&["--network", "tap:tap0", "--network", "deny"]).unwrap().override_recorded(&recorded).unwrap();
+        assert_eq!((both.mode, both.cards.len(), both.rules.len()), (Some(NetworkMode::Deny), 1, 1));
+        assert!(parse(&["--network", "none", "--network", "deny"]).unwrap().override_recorded(&recorded).is_err());
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("policy.json");
         let with_file = |text: &str| {

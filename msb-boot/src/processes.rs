@@ -86,6 +86,16 @@ impl Processes {
         self.spawn(name, Vital::Yes, command, &[]).context(name)
     }
 
+    /// Starts the relay that the JSON text describes. It inherits `fds`.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(crate) fn start_relay(&mut self, name: &'static str, description: &str, fds: &[OwnedFd]) -> anyhow::Result<()> {
+        let mut command = role::relay(description);
+        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
+        self.spawn(name, Vital::Yes, command, fds).context(name)
+    }
+
     /// Starts the VMM that the JSON text describes, with the guest's console on `console`. It inherits `fds`.
     ///
     /// # Errors

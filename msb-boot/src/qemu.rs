@@ -25,6 +25,11 @@ use crate::vmm::{Vmm, kvm};
 const COMMAND_LINE: &str = "console=hvc0 reboot=t panic=-1 rootfstype=virtiofs root=/dev/root rw quiet \
                             tsc=reliable no_timer_check random.trust_cpu=on init=/init.krun";
 
+/// The buses of a microvm, in the order in which QEMU itself would assign them, but bus 3 is the last: its interrupt is that of the
+/// real-time clock, for which the guest then has no driver. There are no more: the second interrupt controller of `ioapic2=on` is found
+/// through ACPI, which the guest's kernel does not have.
+const BUSES: [u8; 8] = [7, 6, 5, 4, 2, 1, 0, 3];
+
 /// QEMU, with the programs that it needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Qemu {
@@ -66,6 +71,10 @@ impl Vmm for Qemu {
 
     fn has_vsock_handshake(&self) -> bool {
         true
+    }
+
+    fn max_devices(&self) -> usize {
+        BUSES.len()
     }
 
     fn start_helpers(&mut self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
@@ -117,10 +126,7 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
     }
     push(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
     push(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
-    // The order in which QEMU itself would assign the buses, but bus 3 is the last: its interrupt is that of the real-time clock, for
-    // which the guest then has no driver. There are no more than these eight: the second interrupt controller of `ioapic2=on` is
-    // found through ACPI, which the guest's kernel does not have.
-    let mut buses = [7, 6, 5, 4, 2, 1, 0, 3].into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
+    let mut buses = BUSES.into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
     let mut bus = || buses.next().unwrap_or_default();
     push(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);
     push(&["-device", "virtconsole,chardev=console"]);
@@ -147,10 +153,10 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
         push(&["-chardev", &format!("socket,id=socket{number},fd={}", device.socket)]);
         push(&["-device", &format!("{name},chardev=socket{number},{}", bus())]);
     }
-    if let Some(card) = &vm.card {
+    for (number, card) in vm.cards.iter().enumerate() {
         let mac = boot::format_mac(card.mac);
-        push(&["-netdev", &format!("stream,id=net,server=off,addr.type=fd,addr.str={}", card.fd)]);
-        push(&["-device", &format!("virtio-net-device,netdev=net,mac={mac},{}", bus())]);
+        push(&["-netdev", &format!("stream,id=net{number},server=off,addr.type=fd,addr.str={}", card.fd)]);
+        push(&["-device", &format!("virtio-net-device,netdev=net{number},mac={mac},{}", bus())]);
     }
     push(&["-append", COMMAND_LINE]);
     args.extend(["-kernel".into(), kernel.into()]);

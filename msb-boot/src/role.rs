@@ -11,6 +11,7 @@ use nix::sys::signal::{SigSet, Signal as TiedSignal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use crate::inherited_fd::InheritedFd;
 use crate::jail::Jail;
 use crate::notice::TOOL;
 
@@ -18,33 +19,37 @@ const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
 const JAILED: &str = "--as-jailed-process";
 const VMM: &str = "--as-vmm";
 const GATE: &str = "--as-gate";
+const RELAY: &str = "--as-relay";
 
 /// This program's file, even if another release has replaced it on the disk.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// What this process is to do.
 pub(crate) enum Role {
-    /// Supervise a VM.
-    Supervisor,
+    /// Supervise a VM, which uses these descriptors of the caller.
+    Supervisor(Vec<InheritedFd>),
     /// Enter the jail and execute a program with its arguments. The process is killed when the supervisor dies.
     Jailed(Box<Jail>, Vec<OsString>),
     /// Be the VMM that this JSON text describes. The process is killed when the supervisor dies.
     Vmm(String),
     /// Be the gate that this JSON text describes. The process is killed when the supervisor dies.
     Gate(String),
+    /// Be the relay that this JSON text describes. The process is killed when the supervisor dies.
+    Relay(String),
 }
 
 /// The role that the arguments name; `None` for a call by a user.
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?;
-    if ![SUPERVISOR, JAILED, VMM, GATE].iter().any(|known| role == *known) {
+    if ![SUPERVISOR, JAILED, VMM, GATE, RELAY].iter().any(|known| role == *known) {
         return None;
     }
     // The kernel named the process after the path's last component, so ps(1) would show "exe".
     let _ = rustix::thread::set_name(c"msb-boot");
     if role == SUPERVISOR {
-        return Some(Role::Supervisor);
+        let numbers = args.filter_map(|number| number.to_str()?.parse().ok());
+        return Some(Role::Supervisor(numbers.map(InheritedFd::inherited).collect()));
     }
     if tie_to_supervisor().is_err() {
         std::process::exit(1);
@@ -55,6 +60,9 @@ pub(crate) fn role() -> Option<Role> {
     }
     if role == GATE {
         return Some(Role::Gate(description));
+    }
+    if role == RELAY {
+        return Some(Role::Relay(description));
     }
     Some(Role::Jailed(serde_json::from_str(&description).ok()?, args.collect()))
 }
@@ -88,9 +96,10 @@ pub(crate) fn execute_jailed(jail: &Jail, command: &[OsString]) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The command that starts a supervisor, which takes its configuration from `stdin`.
-pub(crate) fn supervisor(stdin: Stdio) -> Command {
+/// The command that starts a supervisor, which takes its configuration from `stdin` and keeps the descriptors `fds`.
+pub(crate) fn supervisor(stdin: Stdio, fds: impl Iterator<Item = InheritedFd>) -> Command {
     let mut command = in_role(SUPERVISOR);
+    command.args(fds.map(|fd| fd.to_string()));
     command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null());
     command
 }
@@ -115,6 +124,13 @@ pub(crate) fn vmm(description: &str) -> Command {
 /// The command that starts the gate that the JSON text describes.
 pub(crate) fn gate(description: &str) -> Command {
     let mut command = in_role(GATE);
+    command.arg(description);
+    command
+}
+
+/// The command that starts the relay that the JSON text describes.
+pub(crate) fn relay(description: &str) -> Command {
+    let mut command = in_role(RELAY);
     command.arg(description);
     command
 }

@@ -50,6 +50,14 @@ impl Root {
         }
     }
 
+    /// How many devices it takes, at most.
+    pub(crate) fn device_count(&self) -> usize {
+        match self {
+            Self::Share(_) | Self::Disk(_) => 1,
+            Self::Block(block) => block.max_disks(),
+        }
+    }
+
     /// Opens the disks, and makes those that are made for one boot.
     ///
     /// # Errors

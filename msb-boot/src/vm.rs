@@ -28,8 +28,8 @@ pub(crate) struct Vm {
     pub volumes: Vec<SharedVolume>,
     /// Its disks, in the order in which the guest numbers them.
     pub drives: Vec<Drive>,
-    /// Its network card.
-    pub card: Option<Card>,
+    /// Its network cards.
+    pub cards: Vec<Card>,
 }
 
 /// The network card of a VM. The VMM inherits its socket, on which each frame follows its length: four bytes, big-endian.
@@ -39,6 +39,8 @@ pub(crate) struct Card {
     pub fd: InheritedFd,
     /// The Ethernet address.
     pub mac: [u8; 6],
+    /// Whether the other side takes packets without a checksum, and of several segments.
+    pub is_offloaded: bool,
 }
 
 /// A directory or file of the host that the guest gets in the boot share, in the directory for volumes.

@@ -45,7 +45,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     msb::tool::capability::check_sys_admin().context("cannot mount")?;
     if args.serve {
-        start::close_inherited()?;
+        start::close_inherited(&[])?;
         let config = Config::received(args)?;
         return background::serve(&config);
     }

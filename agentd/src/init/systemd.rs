@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use msb::record::script;
-use msb::vm::boot::{self, Network};
+use msb::vm::boot::{self, Card, Network};
 use msb::wire::exec::DEFAULT_PATH;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -22,8 +22,9 @@ pub const NOTIFY_SOCKET: &str = "@msb-init";
 
 /// The drop-in that sets the variables of services. systemd gives them a PATH of its own otherwise.
 const DROP_IN: &str = "/run/systemd/system.conf.d/50-msb.conf";
-/// The card's configuration for systemd-networkd, which would drop what it does not have in a file. The name sorts before the image's.
-const NETWORK: &str = "/run/systemd/network/00-msb.network";
+/// Where each card's configuration for systemd-networkd is, which would drop what it does not have in a file. The names sort before the
+/// image's.
+const NETWORK: &str = "/run/systemd/network/00-msb";
 /// The name servers for systemd-resolved.
 const RESOLVED: &str = "/run/systemd/resolved.conf.d/50-msb.conf";
 /// A unit that is masked. Without udev, systemd would wait a minute and a half for the console's device, and nobody can log in there.
@@ -42,8 +43,12 @@ pub fn configure(network: Option<&Network>) {
     let drop_in = format!("[Manager]\nDefaultEnvironment=PATH={}:{DEFAULT_PATH}\n", script::GUEST_DIR);
     write(DROP_IN, &drop_in);
     if let Some(network) = network {
-        write(NETWORK, &network_file(network));
-        write(RESOLVED, &format!("[Resolve]\n{}", resolver_lines(network)));
+        for (number, card) in network.cards.iter().enumerate() {
+            write(&format!("{NETWORK}-{number}.network"), &network_file(card, network));
+        }
+        if !network.nameservers.is_empty() {
+            write(RESOLVED, &format!("[Resolve]\n{}", resolver_lines(network)));
+        }
     }
     if let Err(error) = sysctl::override_pid_max() {
         console::log(&format!("kernel.pid_max: {error}"));
@@ -58,14 +63,18 @@ fn write(file: &str, content: &str) {
 }
 
 /// systemd.network(5): what the agent has configured already.
-fn network_file(network: &Network) -> String {
-    let mac = boot::format_mac(network.mac);
-    let mut lines = format!("[Match]\nMACAddress={mac}\n[Link]\nMTUBytes={}\n[Network]\n", network.mtu);
+fn network_file(card: &Card, network: &Network) -> String {
+    let mac = boot::format_mac(card.mac);
+    let mut lines = format!("[Match]\nMACAddress={mac}\n[Link]\nMTUBytes={}\n[Network]\n", card.mtu);
     lines.push_str("LinkLocalAddressing=no\nIPv6AcceptRA=no\n");
-    for address in &network.addresses {
-        lines.push_str(&format!("Address={}/{}\nGateway={}\n", address.address, address.prefix, address.gateway));
+    for address in &card.addresses {
+        lines.push_str(&format!("Address={address}\n"));
     }
-    lines + &resolver_lines(network)
+    lines.push_str(&resolver_lines(network));
+    for route in &card.routes {
+        lines.push_str(&format!("[Route]\nDestination={}\nGateway={}\nGatewayOnLink=yes\n", route.to, route.via));
+    }
+    lines
 }
 
 fn resolver_lines(network: &Network) -> String {
@@ -176,13 +185,15 @@ mod tests {
     #[test]
     fn networkd_gets_what_the_agent_has_configured() {
         let network: Network =
-            serde_json::from_value(serde_json::json!({"mac": [0x52, 0x55, 0, 0, 0, 2], "mtu": 16384,
-            "addresses": [{"address": "10.0.2.15", "prefix": 24, "gateway": "10.0.2.2"}], "nameservers": ["10.0.2.3"],
-            "search": ["a.test", "b.test"], "hosts": []}))
+            serde_json::from_value(serde_json::json!({"cards": [{"mac": [0x52, 0x55, 0, 0, 0, 2], "mtu": 16384,
+            "addresses": [{"address": "10.0.2.15", "prefix": 24}],
+            "routes": [{"to": {"address": "0.0.0.0", "prefix": 0}, "via": "10.0.2.2"}]}],
+            "nameservers": ["10.0.2.3"], "search": ["a.test", "b.test"], "hosts": []}))
             .unwrap();
         let expected = "[Match]\nMACAddress=52:55:00:00:00:02\n[Link]\nMTUBytes=16384\n[Network]\nLinkLocalAddressing=no\n\
-             IPv6AcceptRA=no\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nDNS=10.0.2.3\nDomains=a.test b.test\n";
-        assert_eq!(network_file(&network), expected);
+             IPv6AcceptRA=no\nAddress=10.0.2.15/24\nDNS=10.0.2.3\nDomains=a.test b.test\n[Route]\nDestination=0.0.0.0/0\n\
+             Gateway=10.0.2.2\nGatewayOnLink=yes\n";
+        assert_eq!(network_file(&network.cards[0], &network), expected);
     }
 
     #[test]

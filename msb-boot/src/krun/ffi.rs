@@ -1,20 +1,23 @@
-//! The C interfaces of libkrun and libkrunfw, and all unsafe code of this program. Every function that this file exports is safe.
+//! The C interfaces of libkrun, libkrunfw and the TAP driver, and all unsafe code of this program. Every function that this file exports is safe.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
 use libloading::Library;
 use msb::record::DiskFormat;
+use rustix::io::FdFlags;
+use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
-/// The features of a network card: checksums and TCP segmentation are left to the host. With others, libkrun gives the guest's kernel
-/// receive buffers of 1514 bytes, and drops every larger frame. They are libkrun's `NET_COMPAT_FEATURES`.
-const CARD_FEATURES: u32 = 0x4c83;
+/// The features of a network card that leaves checksums and TCP segmentation to the host: libkrun's `NET_COMPAT_FEATURES`. Without them,
+/// libkrun gives the guest's kernel receive buffers of 1514 bytes, and drops every larger frame.
+const OFFLOAD_FEATURES: u32 = 0x4c83;
 
 /// A kernel image in the library's own pages, which stay mapped.
 pub(crate) struct KernelImage {
@@ -86,6 +89,43 @@ pub(crate) fn occupy(address: usize) -> io::Result<()> {
     // SAFETY: a new mapping that replaces no other, and that cannot be read or written.
     unsafe { mmap_anonymous(ptr::without_provenance_mut(address), 1, ProtFlags::empty(), flags) }?;
     Ok(())
+}
+
+/// Keeps an inherited descriptor from programs that this process executes.
+///
+/// # Errors
+/// EBADF if there is no such descriptor.
+pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
+    if number < 0 {
+        return Err(io::Error::from_raw_os_error(rustix::io::Errno::BADF.raw_os_error()));
+    }
+    // SAFETY: the descriptor is borrowed for one system call, which fails if it is not open.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?)
+}
+
+/// Opens a TAP interface of this process's network namespace. It must exist: the kernel would create it.
+///
+/// # Errors
+/// Those of `open(2)` of `/dev/net/tun` and of its `TUNSETIFF`: EBUSY if another process has it.
+pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    /// `struct ifreq`: the name and, in the union after it, the flags.
+    #[repr(C)]
+    struct InterfaceRequest {
+        name: [u8; 16],
+        flags: u16,
+        rest: [u8; 22],
+    }
+    const TUNSETIFF: Opcode = opcode::write::<i32>(b'T', 202);
+    const IFF_TAP: u16 = 0x2;
+    const IFF_NO_PI: u16 = 0x1000;
+    let mut request = InterfaceRequest { name: [0; 16], flags: IFF_TAP | IFF_NO_PI, rest: [0; 22] };
+    let length = name.len().min(request.name.len() - 1);
+    request.name[..length].copy_from_slice(&name.as_bytes()[..length]);
+    let tap = fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: TUNSETIFF takes a pointer to a `struct ifreq`, reads it and may write the name, and this one outlives the call.
+    unsafe { ioctl(&tap, Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request)) }?;
+    Ok(tap.into())
 }
 
 /// The configuration of a VM of libkrun.
@@ -169,10 +209,10 @@ impl Context {
     }
 
     /// Adds a network card, whose frames are on a connected stream socket. libkrun owns the descriptor from then on.
-    pub(crate) fn add_card(&self, fd: i32, mac: [u8; 6]) -> io::Result<()> {
+    pub(crate) fn add_card(&self, fd: i32, mac: [u8; 6], is_offloaded: bool) -> io::Result<()> {
+        let features = if is_offloaded { OFFLOAD_FEATURES } else { 0 };
         // SAFETY: there is no path, the descriptor is inherited for this and nothing else uses it, and libkrun copies the six bytes.
-        check(unsafe { krun::krun_add_net_unixstream(self.0, ptr::null(), fd, mac.as_ptr(), CARD_FEATURES, 0) })
-            .map(drop)
+        check(unsafe { krun::krun_add_net_unixstream(self.0, ptr::null(), fd, mac.as_ptr(), features, 0) }).map(drop)
     }
 
     /// Sets the file to which the guest's console is written.

@@ -49,6 +49,11 @@ impl Vmm for Krun {
         false
     }
 
+    /// It has interrupts for eleven devices, and adds a balloon and a source of random numbers by itself.
+    fn max_devices(&self) -> usize {
+        9
+    }
+
     /// None: libkrun serves all devices itself.
     fn start_helpers(&mut self, _: &Vm, _: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
         Ok(Vec::new())
@@ -84,8 +89,8 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
     context.add_plain_vsock()?;
     context.add_port(AGENT_PORT, &sockets.join(rundir::AGENT_SOCKET), true)?;
     context.add_port(READY_PORT, &vm::ready_socket(sockets), false)?;
-    if let Some(card) = &vm.card {
-        context.add_card(card.fd.number(), card.mac)?;
+    for card in &vm.cards {
+        context.add_card(card.fd.number(), card.mac, card.is_offloaded)?;
     }
     context.set_console(Path::new("/proc/self/fd/1"))?;
     Ok(context)

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,24 +17,17 @@ use anyhow::{Context, bail};
 use msb_gate::frame::MAX_FRAME;
 use msb_gate::{Config, Gate, Log, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use std::os::unix::fs::OpenOptionsExt;
 
 use super::control::{self, Message};
+use super::port::{LENGTH, Port};
 use crate::jail::Jail;
 
 /// The process's name in messages.
 pub(crate) const NAME: &str = "gate";
 
-/// How much is read at once, in bytes.
-const BUFFER: usize = 1 << 20;
-/// The length of a frame, before it: four bytes, big-endian. QEMU, libkrun and passt have the same framing.
-const LENGTH: usize = 4;
-/// How many bytes of the gate's own replies may wait for their receiver. Others are dropped.
-const MAX_REPLIES: usize = 256 << 10;
 /// How often counts are logged that are due.
 const LOG_INTERVAL: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
@@ -69,90 +63,6 @@ pub(super) fn open_log(path: &Path) -> io::Result<File> {
 enum Side {
     Guest,
     Host,
-}
-
-/// A socket with what was read from it and what waits to be written to it.
-struct Port {
-    fd: OwnedFd,
-    input: Vec<u8>,
-    /// Where the next frame begins in `input`, and where the bytes end that were read.
-    start: usize,
-    end: usize,
-    /// How many bytes are still to come of a frame that is too long.
-    skip: usize,
-    output: Vec<u8>,
-    /// How much of `output` is written.
-    written: usize,
-    is_open: bool,
-}
-
-impl Port {
-    fn new(fd: OwnedFd) -> io::Result<Self> {
-        let flags = rustix::fs::fcntl_getfl(&fd)?;
-        rustix::fs::fcntl_setfl(&fd, flags | OFlags::NONBLOCK)?;
-        let input = vec![0; BUFFER];
-        Ok(Self { fd, input, start: 0, end: 0, skip: 0, output: Vec::new(), written: 0, is_open: true })
-    }
-
-    /// Whether everything is written that was to be.
-    fn is_drained(&self) -> bool {
-        self.written == self.output.len()
-    }
-
-    /// Writes what waits, as far as the receiver takes it.
-    fn drain(&mut self) {
-        while self.is_open && !self.is_drained() {
-            match rustix::io::write(&self.fd, &self.output[self.written..]) {
-                Ok(count) => self.written += count,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                Err(_) => self.is_open = false,
-            }
-        }
-        self.output.clear();
-        self.written = 0;
-    }
-
-    /// Writes bytes, or keeps what the receiver does not take.
-    fn write(&mut self, mut bytes: &[u8]) {
-        while self.is_open && self.is_drained() && !bytes.is_empty() {
-            match rustix::io::write(&self.fd, bytes) {
-                Ok(count) => bytes = &bytes[count..],
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(_) => self.is_open = false,
-            }
-        }
-        if self.is_open {
-            self.output.extend(bytes);
-        }
-    }
-
-    /// Writes a frame of the gate's own.
-    fn write_frame(&mut self, frame: &[u8]) {
-        if self.output.len() - self.written > MAX_REPLIES {
-            return;
-        }
-        let length = u32::try_from(frame.len()).unwrap_or(0).to_be_bytes();
-        self.write(&[&length, frame].concat());
-    }
-
-    /// Reads once. False at the end.
-    fn read(&mut self) -> bool {
-        if self.input.len() - self.end < LENGTH + MAX_FRAME {
-            self.input.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        match rustix::io::read(&self.fd, &mut self.input[self.end..]) {
-            Ok(0) => false,
-            Ok(count) => {
-                self.end += count;
-                true
-            }
-            Err(Errno::INTR | Errno::AGAIN) => true,
-            Err(_) => false,
-        }
-    }
 }
 
 /// The process.

@@ -1,199 +1,184 @@
 //! The guest's network: its card's frames go through the gate to passt, which opens ordinary sockets for them. The host's network is not
-//! changed, and nothing is left to clean up.
+//! changed, and nothing is left to clean up. Further cards are on networks that somebody else provides.
 //!
 //! Imports run one way: this module uses the jail and the processes, and the VMMs know no more than the card's descriptor.
 
 mod address;
+mod card;
 pub(crate) mod control;
 pub(crate) mod gate;
+mod gated;
 mod host;
 pub(crate) mod passt;
+mod port;
 pub(crate) mod publish;
+pub(crate) mod relay;
 mod request;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::{anyhow, bail};
 use msb::record::{self, NetworkMode};
 use msb::vm::boot;
-use msb_gate::{Config, Lease, Policy, PolicyRule};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
-use crate::jail::Capabilities;
 use crate::processes::Processes;
 use crate::unusable::Unusable;
-use crate::vm::{Card, Vm};
-use address::{Address, IPV4, IPV6, MTU};
+use crate::vm::Vm;
+use address::{Address, HOST_GATEWAY, IPV4, IPV6};
+use card::ExternalCard;
 use control::Control;
+use gated::Gated;
 use passt::Passt;
-use publish::Publish;
 
+pub(crate) use card::parse as parse_card;
 pub(crate) use request::{check_mac, check_name, parse_host, parse_rule};
-
-/// The card's Ethernet address. It is seen by passt alone, so all VMs may have the same.
-const MAC: [u8; 6] = [0x52, 0x55, 0, 0, 0, 2];
 
 /// The size of the sockets' send buffers, in bytes. passt drops what does not fit, and TCP slows down.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// The log of what was denied, in the VM's run directory.
-const LOG: &str = "net.log";
-
 /// The name of the gateway in the guest. If a rule allows it, the gateway leads to the host's loopback.
 const HOST_NAME: &str = "host.msb.internal";
 
-/// The network of a VM, as it was checked.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Network {
-    passt: Passt,
-    mode: NetworkMode,
-    rules: Vec<PolicyRule>,
-    /// The same, as they were written.
-    written_rules: Vec<record::NetworkRule>,
-    addresses: Vec<Address>,
-    ports: Vec<Publish>,
+/// The networks of a VM, as they were checked.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Networks {
+    gated: Option<Gated>,
+    cards: Vec<ExternalCard>,
+    /// For resolv.conf(5) in the guest, if there is no resolver behind the gate.
     dns: Vec<IpAddr>,
     search: Vec<String>,
     hosts: Vec<(IpAddr, String)>,
-    mac: [u8; 6],
 }
 
-/// The network that a guest gets.
-#[derive(Debug, Default)]
+/// The networks that a guest gets.
+#[derive(Debug)]
 pub(crate) struct Choice {
-    /// `None` if it gets none.
-    pub network: Option<Network>,
-    /// Why it gets none although nobody asked for that.
+    /// They may be none.
+    pub networks: Networks,
+    /// Why there are none although nobody asked for that.
     pub fallback: Option<String>,
 }
 
-/// Chooses the network: the mode that was requested, else `default`, else public. Where the machine cannot provide public, the guest
-/// gets no network, unless the request has a mode, or ports, rules or others that need one.
+/// Chooses the network: the mode that was requested, else `default`, else none if there are cards of other networks, else public. Where
+/// the machine cannot provide public, the guest gets no network, unless the request has a mode, or ports, rules or others that need one.
+/// `vm` is the VM's name.
 ///
 /// # Errors
 /// The first invalid value of the request, a port that is taken, or why the guest cannot have the network that was requested.
-pub(crate) fn choose(request: &record::Network, default: Option<NetworkMode>) -> anyhow::Result<Choice> {
+pub(crate) fn choose(request: &record::Network, default: Option<NetworkMode>, vm: &str) -> anyhow::Result<Choice> {
     let parsed = request::parse(request)?;
+    let numbered = request.cards.iter().enumerate();
+    let cards: Vec<ExternalCard> =
+        numbered.map(|(number, card)| ExternalCard::check(card, vm, number)).collect::<Result<_, _>>()?;
     let needs_network = request::first_need(request);
-    let requested = request.mode.or(default);
-    match (requested, needs_network) {
-        (Some(NetworkMode::None), Some(member)) => {
-            anyhow::bail!(
-                "{member} needs a network, but the mode is none (use --network public, or leave {member} out)"
-            )
+    let requested = if cards.is_empty() { request.mode.or(default) } else { request.mode.or(Some(NetworkMode::None)) };
+    if requested == Some(NetworkMode::None) {
+        if let Some(member) = needs_network {
+            bail!("{member} needs a network, but the mode is none (use --network public, or leave {member} out)");
         }
-        (Some(NetworkMode::None), None) => return Ok(Choice::default()),
-        _ => {}
+        return Ok(Choice { networks: Networks::new(None, cards, request, parsed)?, fallback: None });
     }
     let (passt, addresses) = match available() {
         Ok(available) => available,
         Err(why) if requested.is_none() && needs_network.is_none() => {
             let fallback = Some(format!("no network for the guest: {why}"));
-            return Ok(Choice { network: None, fallback });
+            return Ok(Choice { networks: Networks::default(), fallback });
         }
         Err(why) => return Err(anyhow!(why).context("network")),
     };
     let mode = requested.unwrap_or(NetworkMode::Public);
-    let network = Network::new(request, parsed, mode, passt, addresses)?;
-    Ok(Choice { network: Some(network), fallback: None })
+    let gated = Gated::new(request, &parsed, mode, passt, addresses)?;
+    Ok(Choice { networks: Networks::new(Some(gated), cards, request, parsed)?, fallback: None })
 }
 
-impl Network {
+impl Networks {
     fn new(
+        gated: Option<Gated>,
+        cards: Vec<ExternalCard>,
         request: &record::Network,
         parsed: request::Parsed,
-        mode: NetworkMode,
-        passt: Passt,
-        addresses: Vec<Address>,
     ) -> anyhow::Result<Self> {
-        let ports = publish::choose_ports(parsed.ports)?;
-        let gateway = addresses.first().map_or(IPV4.gateway, |address: &Address| address.gateway);
-        let host = |(name, address): (String, Option<IpAddr>)| (address.unwrap_or(gateway), name);
-        let mut hosts: Vec<(IpAddr, String)> = parsed.hosts.into_iter().map(host).collect();
-        hosts.push((gateway, HOST_NAME.into()));
-        Ok(Self {
-            passt,
-            mode,
-            rules: parsed.rules,
-            written_rules: request.rules.clone(),
-            addresses,
-            ports,
-            dns: request.dns.clone(),
-            search: request.dns_search.clone(),
-            hosts,
-            mac: parsed.mac.unwrap_or(MAC),
-        })
-    }
-
-    /// What agentd configures.
-    pub(crate) fn for_guest(&self) -> boot::Network {
-        let address = |address: &Address| boot::NetworkAddress {
-            address: address.guest,
-            prefix: address.prefix,
-            gateway: address.gateway,
-        };
-        boot::Network {
-            mac: self.mac,
-            mtu: MTU.into(),
-            addresses: self.addresses.iter().map(address).collect(),
-            nameservers: self.resolvers(),
-            search: self.search.clone(),
-            hosts: self.hosts.clone(),
+        let mut macs: Vec<[u8; 6]> =
+            cards.iter().map(ExternalCard::mac).chain(gated.as_ref().map(Gated::mac)).collect();
+        macs.sort_unstable();
+        if let Some(pair) = macs.windows(2).find(|pair| pair[0] == pair[1]) {
+            bail!("two network cards have the Ethernet address {}", boot::format_mac(pair[0]));
         }
+        let mut routes: Vec<bool> =
+            cards.iter().flat_map(ExternalCard::default_routes).map(|via| via.is_ipv4()).collect();
+        routes.extend(gated.iter().flat_map(Gated::gateways).map(|via| via.is_ipv4()));
+        if [true, false].iter().any(|family| routes.iter().filter(|route| *route == family).count() > 1) {
+            bail!(
+                "two network cards have a default route of one family (give one of them routes to what is behind it instead)"
+            );
+        }
+        let gateway = gated.as_ref().and_then(Gated::gateway);
+        let mut hosts = Vec::new();
+        for (name, address) in parsed.hosts {
+            let Some(address) = address.or(gateway) else {
+                bail!("--add-host {name}:{HOST_GATEWAY}: there is no such gateway with --network none");
+            };
+            hosts.push((address, name));
+        }
+        hosts.extend(gateway.map(|gateway| (gateway, HOST_NAME.into())));
+        Ok(Self { gated, cards, dns: request.dns.clone(), search: request.dns_search.clone(), hosts })
     }
 
-    fn resolvers(&self) -> Vec<IpAddr> {
-        self.addresses.iter().take(1).map(|address| address.resolver).collect()
+    /// What agentd configures; `None` for the loopback interface alone.
+    pub(crate) fn for_guest(&self) -> Option<boot::Network> {
+        let cards: Vec<boot::Card> =
+            self.gated.iter().map(Gated::for_guest).chain(self.cards.iter().map(ExternalCard::for_guest)).collect();
+        let nameservers = self.gated.as_ref().map_or_else(|| self.dns.clone(), Gated::resolvers);
+        let (search, hosts) = (self.search.clone(), self.hosts.clone());
+        (!cards.is_empty()).then_some(boot::Network { cards, nameservers, search, hosts })
     }
 
-    fn log(&self, vm: &Vm) -> PathBuf {
-        vm.dir.join(LOG)
+    /// The descriptors of the caller that the cards use.
+    pub(crate) fn inherited_fds(&self) -> impl Iterator<Item = InheritedFd> {
+        self.cards.iter().filter_map(ExternalCard::inherited_fd)
     }
 
-    /// The member `net` of the record.
-    pub(crate) fn in_record(&self, vm: &Vm) -> record::Net {
-        let mac = boot::format_mac(self.mac);
-        let mut net = record::Net::new(self.mode, passt::NAME.into(), mac, MTU.into(), self.log(vm));
-        net.addresses = self.addresses.iter().map(|address| format!("{}/{}", address.guest, address.prefix)).collect();
-        net.gateways = self.addresses.iter().map(|address| address.gateway).collect();
-        net.nameservers = self.resolvers();
-        net.ports = self.ports.iter().flat_map(Publish::in_record).collect();
-        net.rules = self.written_rules.clone();
-        net
+    /// The number of network cards.
+    pub(crate) fn count(&self) -> usize {
+        self.cards.len() + usize::from(self.gated.is_some())
     }
 
-    /// Starts passt and the gate. Returns the card, the descriptor that the VMM inherits for it, and what keeps the gate informed.
+    /// The members `net` and `cards` of the record.
+    pub(crate) fn in_record(&self, vm: &Vm) -> (Option<record::Net>, Vec<record::Card>) {
+        let net = self.gated.as_ref().map(|gated| gated.in_record(vm));
+        (net, self.cards.iter().map(ExternalCard::in_record).collect())
+    }
+
+    /// Starts the processes of the cards and connects them. Sets [`Vm::cards`]. Returns the descriptors that the VMM inherits for them,
+    /// and what keeps the gate informed.
     ///
     /// # Errors
     /// The process that did not start, and why.
-    pub(crate) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Card, OwnedFd, Control)> {
-        let (vmm, guest) = socket_pair().context("the network card's socket")?;
-        let (host, passt_end) = socket_pair().context("passt's socket")?;
-        self.start_passt(vm, passt_end, processes)?;
-        let config = Config {
-            ipv4: self.addresses.iter().find_map(|address| match address.guest {
-                IpAddr::V4(address) => Some(address),
-                IpAddr::V6(_) => None,
-            }),
-            ipv6: self.addresses.iter().find_map(|address| match address.guest {
-                IpAddr::V6(address) => Some(address),
-                IpAddr::V4(_) => None,
-            }),
-            lease: self.lease(),
-            resolvers: self.addresses.iter().map(|address| address.resolver).collect(),
-            udp_ports: self.ports.iter().filter(|publish| publish.is_udp).map(Publish::guest_ports).collect(),
-            policy: self.policy(),
-        };
-        let (control, gate_end) = Control::open(&[guest, host])?;
-        let description =
-            gate::Description { jail: vm.jail(Capabilities::None), config, mac: self.mac, log: self.log(vm) };
-        processes.start_gate(gate::NAME, &serde_json::to_string(&description)?, gate_end)?;
-        Ok((Card { fd: InheritedFd::of(&vmm), mac: self.mac }, vmm, control))
+    pub(crate) fn start(
+        &self,
+        vm: &mut Vm,
+        processes: &mut Processes,
+    ) -> anyhow::Result<(Vec<OwnedFd>, Option<Control>)> {
+        self.cards.iter().try_for_each(ExternalCard::close_on_exec)?;
+        let (mut cards, mut fds, mut control) = (Vec::new(), Vec::new(), None);
+        if let Some(gated) = &self.gated {
+            let (card, fd, gate) = gated.start(vm, processes)?;
+            cards.push(card);
+            fds.push(fd);
+            control = Some(gate);
+        }
+        for card in &self.cards {
+            let (card, fd) = card.start(vm, processes)?;
+            cards.push(card);
+            fds.push(fd);
+        }
+        vm.cards = cards;
+        Ok((fds, control))
     }
 
     /// Starts another passt in the place of one that has ended. The guest's connections are lost, and new ones work.
@@ -201,51 +186,7 @@ impl Network {
     /// # Errors
     /// Why it did not start.
     pub(crate) fn replace_passt(&self, vm: &Vm, control: &Control, processes: &mut Processes) -> anyhow::Result<()> {
-        let (host, passt_end) = socket_pair().context("passt's socket")?;
-        self.start_passt(vm, passt_end, processes)?;
-        control.replace_passt(&host)
-    }
-
-    fn start_passt(&self, vm: &Vm, socket: OwnedFd, processes: &mut Processes) -> anyhow::Result<()> {
-        let options = passt::Options {
-            addresses: &self.addresses,
-            ports: &self.ports,
-            dns: &self.dns,
-            maps_loopback: self.maps_loopback(),
-        };
-        self.passt.start(vm, &options, socket, processes)
-    }
-
-    fn lease(&self) -> Option<Lease> {
-        self.addresses.iter().find_map(|address| match (address.guest, address.gateway, address.resolver) {
-            (IpAddr::V4(guest), IpAddr::V4(gateway), IpAddr::V4(resolver)) => {
-                Some(Lease { address: guest, prefix: address.prefix, gateway, resolver, mtu: MTU })
-            }
-            _ => None,
-        })
-    }
-
-    /// Whether passt is to lead the gateway's address to the host's loopback: a rule may open it. Early versions also lose the answers
-    /// of published UDP ports without it. The gate lets nothing else through to it.
-    fn maps_loopback(&self) -> bool {
-        let opens_host =
-            |rule: &PolicyRule| matches!(rule, PolicyRule::Allow(rule) if rule.target == msb_gate::Target::Host);
-        self.rules.iter().any(opens_host) || self.ports.iter().any(|publish| publish.is_udp)
-    }
-
-    /// The policy without the host's addresses, which the gate gets on its control socket.
-    fn policy(&self) -> Policy {
-        Policy {
-            mode: match self.mode {
-                NetworkMode::Public => msb_gate::Mode::Public,
-                NetworkMode::Private => msb_gate::Mode::Private,
-                NetworkMode::Deny | NetworkMode::None => msb_gate::Mode::Deny,
-            },
-            rules: self.rules.clone(),
-            gateways: self.addresses.iter().map(|address| address.gateway).collect(),
-            own: Vec::new(),
-            links: Vec::new(),
-        }
+        self.gated.as_ref().map_or(Ok(()), |gated| gated.replace_passt(vm, control, processes))
     }
 }
 

@@ -49,14 +49,15 @@ pub(super) fn parse(request: &Network) -> anyhow::Result<Parsed> {
     })
 }
 
-/// The first member that needs a network.
+/// The first member that needs a network. Some do with a card of another network than the gate's.
 pub(super) fn first_need(request: &Network) -> Option<&'static str> {
+    let is_alone = request.cards.is_empty();
     let needs = [
         ("-p", !request.ports.is_empty()),
         ("--allow or --deny", !request.rules.is_empty()),
-        ("--dns", !request.dns.is_empty()),
-        ("--dns-search", !request.dns_search.is_empty()),
-        ("--add-host", !request.hosts.is_empty()),
+        ("--dns", is_alone && !request.dns.is_empty()),
+        ("--dns-search", is_alone && !request.dns_search.is_empty()),
+        ("--add-host", is_alone && !request.hosts.is_empty()),
         ("--mac", request.mac.is_some()),
     ];
     needs.into_iter().find(|(_, is_there)| *is_there).map(|(member, _)| member)

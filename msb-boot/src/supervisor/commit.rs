@@ -110,7 +110,7 @@ fn receive(
     ])?;
     vm.memory_mib = MEMORY_MIB;
     vm.cpus = 1;
-    vm.card = None;
+    vm.cards = Vec::new();
     vm.volumes = Vec::new();
     let disk = disk.try_clone()?;
     let fd = InheritedFd::of(&disk);

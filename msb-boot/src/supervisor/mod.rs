@@ -27,6 +27,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::boot_share;
 use crate::config::{Config, name_in_use, now};
+use crate::inherited_fd::InheritedFd;
 use crate::log;
 use crate::root::Root;
 use connection::{Client, Report};
@@ -57,9 +58,9 @@ const KEPT_AT_END: [&str; 7] = [
     rundir::READERS,
 ];
 
-/// The role's main.
-pub(crate) fn main() -> ExitCode {
-    if detach().is_err() {
+/// The role's main. The VM uses the descriptors `fds` of the client.
+pub(crate) fn main(fds: &[InheritedFd]) -> ExitCode {
+    if detach(fds).is_err() {
         return ExitCode::FAILURE;
     }
     let Ok(client) = Client::from_stdin() else { return ExitCode::FAILURE };
@@ -75,9 +76,9 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-/// Leaves the client's session, and closes the descriptors that were inherited.
-fn detach() -> anyhow::Result<()> {
-    start::close_inherited()?;
+/// Leaves the client's session, and closes the other descriptors that were inherited.
+fn detach(fds: &[InheritedFd]) -> anyhow::Result<()> {
+    start::close_inherited(&fds.iter().map(|fd| fd.number()).collect::<Vec<_>>())?;
     rustix::process::setsid()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())

@@ -112,13 +112,8 @@ impl<'a, 'f> Watch<'a, 'f> {
         let log = config.log_path(held);
         let console = if machine.restarts == 0 { Console::new(console, &log) } else { Console::resume(console, &log) };
         let console = console.with_context(|| format!("{log:?}"))?;
-        let mut control = None;
-        if let Some(network) = &config.network {
-            let (card, socket, gate) = network.start(vm, &mut processes)?;
-            vm.card = Some(card);
-            fds.push(socket);
-            control = Some(gate);
-        }
+        let (sockets, control) = config.networks.start(vm, &mut processes)?;
+        fds.extend(sockets);
         config.vmm.start(vm, fds, console_in, &mut processes)?;
         Ok(Self {
             config,
@@ -320,7 +315,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         running.cpus = vm.cpus;
         running.memory_mib = vm.memory_mib;
         running.init = ready.init.clone();
-        running.net = self.config.network.as_ref().map(|network| network.in_record(vm));
+        (running.net, running.cards) = self.config.networks.in_record(vm);
         running.volumes = self.config.volumes.iter().map(Volume::in_record).collect();
         running.timings_ms = timings(self.started, self.spawned, arrived, ready);
         running.restarts = self.machine.restarts;
@@ -421,12 +416,12 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     /// Starts another passt. A guest that can end it gets so many.
     fn replace_passt(&mut self) -> anyhow::Result<()> {
-        let (Some(network), Some(control)) = (&self.config.network, &self.network) else { return Ok(()) };
+        let Some(control) = &self.network else { return Ok(()) };
         self.replacements += 1;
         if self.replacements > MAX_REPLACEMENTS {
             bail!("it was started {MAX_REPLACEMENTS} times again");
         }
-        network.replace_passt(&self.machine.vm, control, &mut self.processes)
+        self.config.networks.replace_passt(&self.machine.vm, control, &mut self.processes)
     }
 
     /// Acts on the deadlines that have passed.

@@ -38,6 +38,9 @@ pub(crate) trait Vmm {
     /// of the agent's port.
     fn has_vsock_handshake(&self) -> bool;
 
+    /// How many devices a VM may have.
+    fn max_devices(&self) -> usize;
+
     /// Starts the helper processes that serve the VM's devices. The supervisor calls it before it starts the VMM's own process. Returns
     /// the descriptors that the VMM inherits, and keeps their numbers for [`Vmm::run`].
     ///

@@ -37,7 +37,7 @@ pub use boot::{Boot, Init, RestartPolicy, RootChoice, VmmChoice};
 pub use document::{Error, FILE_NAME, Record, VERSION};
 pub use image::{Image, ImageConfig};
 pub use mount::Mount;
-pub use network::{Net, Network, NetworkMode, NetworkRule, PublishedPort};
+pub use network::{Card, CardBackend, Net, Network, NetworkMode, NetworkRule, PublishedPort, Route};
 pub use rootfs::{DiskFormat, Rootfs};
 pub use text::{Text, printable};
 pub use unknown::Unknown;

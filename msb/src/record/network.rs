@@ -13,8 +13,12 @@ use super::unknown::Unknown;
 #[serde(default)]
 #[non_exhaustive]
 pub struct Network {
-    /// What the guest may reach where no rule matches. Null means public if the machine can provide it, otherwise none.
+    /// What the guest may reach where no rule matches. Null means none if there are `cards`; otherwise public if the machine can
+    /// provide it, and none if not.
     pub mode: Option<NetworkMode>,
+    /// Further network cards, each on a network that somebody else provides. No rule applies to them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<Card>,
     /// The rules, in order: the first one that matches decides.
     pub rules: Vec<NetworkRule>,
     /// Published ports, each `[IP:]PORT:GUEST[/udp]`.
@@ -30,6 +34,63 @@ pub struct Network {
     /// Members that this version does not know.
     #[serde(flatten)]
     pub unknown: Unknown,
+}
+
+/// A network card on a network that somebody else provides, and how the guest configures it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[non_exhaustive]
+pub struct Card {
+    /// Where its frames go.
+    #[serde(flatten)]
+    pub backend: CardBackend,
+    /// Its Ethernet address; null for one that follows from the VM's name.
+    #[serde(default)]
+    pub mac: Option<String>,
+    /// The largest packet, in bytes; null for 1500.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// The guest's addresses, each `ADDRESS/PREFIX_LENGTH`.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    /// Default routes, one for each family at most.
+    #[serde(default)]
+    pub gateways: Vec<IpAddr>,
+    /// Further routes.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// Members that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
+}
+
+impl Card {
+    /// A card without addresses.
+    pub fn new(backend: CardBackend) -> Self {
+        let (addresses, gateways, routes) = (Vec::new(), Vec::new(), Vec::new());
+        Self { backend, mac: None, mtu: None, addresses, gateways, routes, unknown: Unknown::new() }
+    }
+}
+
+/// Where the frames of a card go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum CardBackend {
+    /// A TAP interface of the host: its name, or the number of a descriptor of it that msb-boot inherits.
+    Tap(String),
+    /// A Unix stream socket that listens, on which each frame follows its length: four bytes, big-endian.
+    Unix(PathBuf),
+}
+
+/// A route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Route {
+    /// The destination, `ADDRESS/PREFIX_LENGTH`.
+    pub to: String,
+    /// The next hop.
+    pub via: IpAddr,
 }
 
 /// What a guest may reach where no rule matches.

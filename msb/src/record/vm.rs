@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::network::Net;
+use super::network::{Card, Net};
 use super::unknown::Unknown;
 use super::volume::MountedVolume;
 
@@ -42,9 +42,12 @@ pub struct Vm {
     pub endpoint: Endpoint,
     /// The output of the guest's kernel and of agentd.
     pub kernel_log: PathBuf,
-    /// The network; null if the guest has none.
+    /// The network behind the gate; null if the guest has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub net: Option<Net>,
+    /// The network cards on networks that somebody else provides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<Card>,
     /// The volumes, in the order in which they were mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<MountedVolume>,
@@ -73,6 +76,7 @@ impl Vm {
             memory_mib: 0,
             init: None,
             net: None,
+            cards: Vec::new(),
             volumes: Vec::new(),
             endpoint,
             kernel_log,

@@ -44,15 +44,15 @@ fn streams() {
     }
 }
 
-/// Closes the descriptors above 2, which are inherited. A process in the background calls this first: the reader of an inherited pipe would
+/// Closes the descriptors above 2, which are inherited, except those in `kept`. A process in the background calls this first: the reader of an inherited pipe would
 /// never see its end.
 ///
 /// # Errors
 /// That /proc is not mounted.
-pub fn close_inherited() -> io::Result<()> {
+pub fn close_inherited(kept: &[i32]) -> io::Result<()> {
     let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|&fd| fd > 2)
+        .filter(|fd| *fd > 2 && !kept.contains(fd))
         .collect();
     for fd in numbers {
         // The descriptor of /proc/self/fd itself is in the list, and closed already.

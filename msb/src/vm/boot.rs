@@ -1,7 +1,9 @@
 //! `boot.json`: the instructions for agentd, written by msb-boot into the boot share and read once. Both are of one release.
 
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +26,7 @@ pub const MSB_DIR: &str = "msb";
 /// The directory of the boot share with the volumes of the host, each named by its number.
 pub const VOLUMES_DIR: &str = "volumes";
 /// The version that this crate reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The instructions for a boot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -77,16 +79,12 @@ pub enum VolumeSource {
     Tmpfs(String),
 }
 
-/// The configuration of the guest's network card.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The configuration of the guest's network.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Network {
-    /// The card's Ethernet address.
-    pub mac: [u8; 6],
-    /// The largest packet, in bytes.
-    pub mtu: u32,
-    /// The addresses, each of its own family.
-    pub addresses: Vec<NetworkAddress>,
-    /// For resolv.conf(5).
+    /// Its network cards.
+    pub cards: Vec<Card>,
+    /// For resolv.conf(5); empty to leave the image's as it is.
     pub nameservers: Vec<IpAddr>,
     /// For resolv.conf(5).
     pub search: Vec<String>,
@@ -121,15 +119,69 @@ pub fn format_mac(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// An address of the card.
+/// A network card.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct NetworkAddress {
+pub struct Card {
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// The largest packet, in bytes.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<Subnet>,
+    /// The routes through it.
+    pub routes: Vec<Route>,
+}
+
+/// An address with the length of its network's prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
     /// The address.
     pub address: IpAddr,
-    /// The prefix length of its network.
+    /// The prefix length.
     pub prefix: u8,
-    /// The default route.
-    pub gateway: IpAddr,
+}
+
+/// A route. A default route leads to the unspecified address with a prefix length of 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// The destination.
+    pub to: Subnet,
+    /// The next hop.
+    pub via: IpAddr,
+}
+
+impl Route {
+    /// The default route of the gateway's family.
+    pub fn default_by(gateway: IpAddr) -> Self {
+        let address = match gateway {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self { to: Subnet { address, prefix: 0 }, via: gateway }
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(address, prefix)| {
+            let address: IpAddr = address.parse().ok()?;
+            let is_number = prefix.bytes().all(|byte| byte.is_ascii_digit());
+            let prefix = prefix
+                .parse()
+                .ok()
+                .filter(|prefix| is_number && *prefix <= if address.is_ipv4() { 32 } else { 128 })?;
+            Some(Self { address, prefix })
+        });
+        parsed.ok_or_else(|| format!("{text:?}: an address with a prefix length, as 192.0.2.7/24, is expected"))
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
 }
 
 /// One mount.
@@ -234,7 +286,25 @@ mod tests {
     }
 
     #[test]
+    fn a_subnet_is_parsed_and_printed() {
+        for text in ["192.0.2.7/24", "0.0.0.0/0", "192.0.2.7/32", "2001:db8::7/64", "::/0", "::1/128"] {
+            assert_eq!(text.parse::<Subnet>().unwrap().to_string(), text);
+        }
+        for text in ["", "192.0.2.7", "192.0.2.7/", "192.0.2.7/33", "::/129", "192.0.2.7/+1", "192.0.2/24", "a/1"] {
+            assert!(text.parse::<Subnet>().unwrap_err().starts_with(&format!("{text:?}")), "{text}");
+        }
+    }
+
+    #[test]
     fn an_ethernet_address_has_two_digits_a_byte() {
         assert_eq!(format_mac([0x52, 0x55, 0, 0xa, 0xff, 2]), "52:55:00:0a:ff:02");
+    }
+
+    #[test]
+    fn a_default_route_is_of_its_gateways_family() {
+        for (gateway, to) in [("192.0.2.1", "0.0.0.0/0"), ("fe80::1", "::/0")] {
+            let route = Route::default_by(gateway.parse().unwrap());
+            assert_eq!((route.to, route.via), (to.parse().unwrap(), gateway.parse().unwrap()));
+        }
     }
 }
