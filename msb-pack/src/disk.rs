@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -156,9 +156,9 @@ fn ext4(file: &File, tree: &Path, size: Size, free: u64, time: i64) -> anyhow::R
 
 fn qcow2(raw: &File, file: &File) -> anyhow::Result<()> {
     let mut command = program("qemu-img", "qemu-utils")?;
-    command.args(["convert", "-q", "-f", "raw", "-O", "qcow2", "/proc/self/fd/0", "/proc/self/fd/1"]);
-    command.stdout(Stdio::from(file.try_clone()?));
-    run(command, raw)
+    let raw = format!("/proc/{}/fd/{}", std::process::id(), raw.as_raw_fd());
+    command.args(["convert", "-q", "-f", "raw", "-O", "qcow2", &raw, "/proc/self/fd/0"]);
+    run(command, file)
 }
 
 fn erofs(file: &File, tree: &Path, time: i64) -> anyhow::Result<()> {

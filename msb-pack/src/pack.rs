@@ -246,7 +246,7 @@ impl Run<'_> {
         made.rootfs = match self.config.targets.first() {
             Some(Target::Dir(dir)) => Some(Rootfs::dir(absolute(dir)?)),
             Some(Target::Disk(Disk::Qcow2, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Qcow2)),
-            Some(Target::Disk(_, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Raw)),
+            Some(Target::Disk(Disk::Raw, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Raw)),
             _ => None,
         };
         Ok(made)
