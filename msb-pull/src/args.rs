@@ -9,11 +9,11 @@ use msb::tool::output::Output;
 use msb::tool::size;
 
 use crate::budget::Limits;
-use crate::client::Options;
 use crate::page::PAGE;
 use crate::platform::Platform;
-use crate::reference::Source;
 use crate::root::parse_command;
+use crate::source::Source;
+use msb_registry::client::Options;
 
 /// Fetch an image, unpack its layers and print its record
 ///

@@ -7,11 +7,11 @@ use anyhow::{Context, bail, ensure};
 use serde::Deserialize;
 
 use crate::archive::Files;
-use crate::digest::Digest;
 use crate::image::{Blob, Origin};
-use crate::json::null_is_default;
 use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
 use crate::names;
+use msb_registry::digest::Digest;
+use msb_registry::json::null_is_default;
 
 const MANIFEST: &str = "manifest.json";
 

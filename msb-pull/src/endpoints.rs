@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::anyhow;
 
-use crate::client::Options;
-use crate::credentials;
-use crate::digest::Digest;
 use crate::image::{Blob, Origin};
-use crate::registries::{Endpoint, Registries};
 use crate::registry::Registry;
+use msb_registry::client::Options;
+use msb_registry::credentials;
+use msb_registry::digest::Digest;
+use msb_registry::registries::{Endpoint, Registries};
 
 /// The endpoints of one image.
 pub(crate) struct Endpoints<'a> {

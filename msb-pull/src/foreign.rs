@@ -10,7 +10,7 @@ use msb::tool::exit::printable;
 
 use crate::archive::Files;
 use crate::budget::Budget;
-use crate::reference::Keeper;
+use crate::source::Keeper;
 use crate::store::Store;
 
 /// How much of what a tool says is kept, in bytes.

@@ -5,10 +5,10 @@ use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::digest::{Digest, Verifier};
 use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
 use crate::platform::Platform;
 use crate::store::Store;
+use msb_registry::digest::{Digest, Verifier};
 
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;

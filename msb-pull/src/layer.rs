@@ -12,11 +12,11 @@ use anyhow::{Context, anyhow};
 use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
 use crate::compression;
-use crate::digest::{Digest, Hash, Verifier};
 use crate::image::{Blob, EMPTY_LAYER, ImageLayer, Origin};
 use crate::progress::Bar;
 use crate::tape::Tape;
 use crate::unpack::unpack;
+use msb_registry::digest::{Digest, Hash, Verifier};
 
 /// Chunks in a channel, and bytes in a chunk: at most 2 MiB between two threads.
 const DEPTH: usize = 8;

@@ -6,11 +6,11 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 
 use crate::archive::Files;
-use crate::digest::Digest;
 use crate::image::{Blob, Origin, Start};
 use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
 use crate::names;
 use crate::platform::Platform;
+use msb_registry::digest::Digest;
 
 const INDEX: &str = "index.json";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";

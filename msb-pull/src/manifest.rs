@@ -6,9 +6,9 @@ use msb::store::chain::MAX_LAYERS;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::digest::Digest;
-use crate::json::null_is_default;
 use crate::platform::Platform;
+use msb_registry::digest::Digest;
+use msb_registry::json::null_is_default;
 
 /// The largest index or manifest, in bytes: registries accept no larger ones.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;

@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use anyhow::{bail, ensure};
 
-use crate::reference::Reference;
+use msb_registry::reference::Reference;
 
 /// The message if a name is needed to choose between several images.
 pub(crate) const AMBIGUOUS: &str = "several images: {} (choose one with :NAME)";

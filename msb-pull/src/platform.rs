@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
-use crate::json::null_is_default;
+use msb_registry::json::null_is_default;
 
 /// The systems and architectures that images are built for. Each may be given without the other.
 const SYSTEMS: &[&str] = &["linux", "windows", "darwin", "freebsd", "netbsd", "openbsd", "wasi"];

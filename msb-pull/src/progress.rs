@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::digest::Digest;
+use msb_registry::digest::Digest;
 
 /// The narrowest terminal that has room for the speed.
 const NARROW: u16 = 72;

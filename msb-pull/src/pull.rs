@@ -11,7 +11,6 @@ use msb::store::home;
 use crate::archive::{ArchiveFile, Files};
 use crate::args::{Config, Policy};
 use crate::budget::Budget;
-use crate::digest::Digest;
 use crate::disk;
 use crate::docker::DockerArchive;
 use crate::endpoints::Endpoints;
@@ -22,13 +21,15 @@ use crate::layout::Layout;
 use crate::manifest::Configuration;
 use crate::platform::Platform;
 use crate::progress::Progress;
-use crate::reference::{Reference, Source};
-use crate::registries::Registries;
 use crate::root::{self, RootArchive};
+use crate::source::Source;
 use crate::stack;
 use crate::store::Store;
 use crate::support;
 use crate::verify::verify;
+use msb_registry::digest::Digest;
+use msb_registry::reference::Reference;
+use msb_registry::registries::Registries;
 
 /// Pulls what `config` names.
 ///

@@ -1,5 +1,5 @@
 //! A registry, as the OCI distribution specification describes it: which document a tag names, documents and blobs.
-//! Requests, retries and authentication are in [`crate::client`].
+//! Requests, retries and authentication are in [`msb_registry::client`].
 
 use std::io::Write;
 
@@ -7,13 +7,13 @@ use anyhow::{bail, ensure};
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Method, StatusCode};
 
-use crate::client::{Body, Client, Failure, Options};
-use crate::credentials::Lookup;
-use crate::digest::Digest;
 use crate::image::Blob;
 use crate::manifest::{MAX_MANIFEST, MEDIA_TYPES};
-use crate::reference::Reference;
-use crate::retry::Retry;
+use msb_registry::client::{Body, Client, Failure, Options};
+use msb_registry::credentials::Lookup;
+use msb_registry::digest::Digest;
+use msb_registry::reference::Reference;
+use msb_registry::retry::Retry;
 
 /// How much of a blob must come between two failures for it to count as progress, in bytes.
 const PROGRESS: u64 = 1 << 16;

@@ -7,9 +7,9 @@ use msb::record::ImageConfig;
 use serde_json::json;
 
 use crate::archive::ArchiveFile;
-use crate::digest::{Digest, Hash};
 use crate::image::{Blob, Origin};
 use crate::platform::Platform;
+use msb_registry::digest::{Digest, Hash};
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

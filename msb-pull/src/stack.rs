@@ -12,10 +12,10 @@ use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
 use msb::store::{chain, checksums};
 
-use crate::digest::Digest;
 use crate::image::ImageLayer;
 use crate::implied::inherit;
 use crate::store::{LayerLock, Store};
+use msb_registry::digest::Digest;
 
 /// The layers of one image.
 pub(crate) struct Stack<'a> {

@@ -15,7 +15,7 @@ use msb::store::{checksums, layout, publish};
 use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::digest::Digest;
+use msb_registry::digest::Digest;
 
 /// The store, opened for one pull.
 pub(crate) struct Store {

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::digest::Digest;
+use msb_registry::digest::Digest;
 
 /// Runs `command` in a shell, as git does with its hooks' settings. Its stdin is the document that the image's name stands for, and the
 /// environment has its digest and name; its output goes to stderr, because stdout is for the record.

@@ -19,15 +19,15 @@ const FILES: &str = "containers-auth.json";
 
 /// The configuration of all registries.
 #[derive(Debug, Default)]
-pub(crate) struct Registries(File);
+pub struct Registries(File);
 
 /// A place that serves an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Endpoint {
+pub struct Endpoint {
     /// The name of the image there.
-    pub(crate) reference: Reference,
+    pub reference: Reference,
     /// Whether HTTP, and certificates that cannot be checked, are accepted.
-    pub(crate) insecure: bool,
+    pub insecure: bool,
 }
 
 impl Registries {
@@ -35,7 +35,7 @@ impl Registries {
     ///
     /// # Errors
     /// A message with the file's name.
-    pub(crate) fn load() -> anyhow::Result<Self> {
+    pub fn load() -> anyhow::Result<Self> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let chosen = variable("CONTAINERS_REGISTRIES_CONF");
         let user = variable("HOME").map(|home| home.join(".config/containers/registries.conf"));
@@ -71,11 +71,7 @@ impl Registries {
     ///
     /// # Errors
     /// A message for a name that is ambiguous, and for an alias that is not a name.
-    pub(crate) fn candidates(
-        &self,
-        reference: &Reference,
-        short: Option<&ShortName>,
-    ) -> anyhow::Result<Vec<Reference>> {
+    pub fn candidates(&self, reference: &Reference, short: Option<&ShortName>) -> anyhow::Result<Vec<Reference>> {
         let Some(ShortName { repository, suffix }) = short else { return Ok(vec![reference.clone()]) };
         let parse = |name: &str| Reference::parse_full(&format!("{name}{suffix}")).map_err(anyhow::Error::msg);
         if let Some(alias) = self.0.aliases.get(repository).filter(|alias| !alias.is_empty()) {
@@ -98,7 +94,7 @@ impl Registries {
     ///
     /// # Errors
     /// A message for a registry that is blocked, or a location that makes no name.
-    pub(crate) fn endpoints(&self, reference: &Reference) -> anyhow::Result<Vec<Endpoint>> {
+    pub fn endpoints(&self, reference: &Reference) -> anyhow::Result<Vec<Endpoint>> {
         let whole = reference.whole();
         let covering = self.0.tables.iter().filter_map(|table| Some((table.covers(&whole)?, table)));
         let Some((covered, table)) = covering.max_by_key(|(covered, table)| (*covered, table.prefix.len())) else {
@@ -120,7 +116,7 @@ impl Registries {
     }
 
     /// The credential helpers to ask, where `None` stands for the files of containers-auth.json(5).
-    pub(crate) fn credential_helpers(&self) -> Vec<Option<&str>> {
+    pub fn credential_helpers(&self) -> Vec<Option<&str>> {
         match self.0.credential_helpers.as_deref() {
             None | Some([]) => vec![None],
             Some(helpers) => {
@@ -157,14 +153,15 @@ fn drop_ins(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reference::Source;
 
     fn registries(text: &str) -> Registries {
         Registries(File::parse(text).unwrap())
     }
 
     fn candidates(config: &str, text: &str) -> Vec<String> {
-        let Ok(Source::Registry(reference, short)) = Source::parse(text) else { panic!("{text}") };
+        let name = text.strip_prefix("docker://");
+        let short = if name.is_some() { None } else { ShortName::parse(text) };
+        let reference = Reference::parse(name.unwrap_or(text)).unwrap();
         let found = registries(config).candidates(&reference, short.as_ref()).unwrap();
         found.iter().map(Reference::whole).collect()
     }
@@ -195,7 +192,7 @@ mod tests {
             assert_eq!(candidates(config, text), expected, "{config} {text}");
         }
         let enforcing = registries(&format!("short-name-mode = \"enforcing\"\n{search}"));
-        let Ok(Source::Registry(reference, short)) = Source::parse("a") else { panic!() };
+        let (reference, short) = (Reference::parse("a").unwrap(), ShortName::parse("a"));
         let error = enforcing.candidates(&reference, short.as_ref()).unwrap_err().to_string();
         assert!(error.contains("one.test/a:latest, two.test:5000/a:latest"), "{error}");
     }

@@ -12,15 +12,22 @@ const MAX_DELAY: Duration = Duration::from_secs(20);
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
 /// The attempts of one request.
-pub(crate) struct Retry(ExponentialBackoff);
+pub struct Retry(ExponentialBackoff);
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
 
 impl Retry {
-    pub(crate) fn new() -> Self {
+    /// As many attempts as a request has that nothing else can serve.
+    pub fn new() -> Self {
         Self::with_times(MAX_TIMES)
     }
 
     /// For a registry that another one stands in for.
-    pub(crate) fn once() -> Self {
+    pub fn once() -> Self {
         Self::with_times(1)
     }
 
@@ -30,7 +37,7 @@ impl Retry {
     }
 
     /// How long to wait before the next attempt; `None` for no more attempts. `after` is the registry's `Retry-After`.
-    pub(crate) fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
+    pub fn next(&mut self, after: Option<Duration>) -> Option<Duration> {
         let delay = self.0.next()?;
         match after {
             Some(after) if after > MAX_RETRY_AFTER => None,
@@ -41,7 +48,7 @@ impl Retry {
 }
 
 /// Reads `Retry-After` (RFC 9110, section 10.2.3): seconds or a date.
-pub(crate) fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+pub fn parse_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if let Ok(seconds) = value.parse() {
         return Some(Duration::from_secs(seconds));

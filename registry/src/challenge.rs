@@ -2,7 +2,7 @@
 
 /// How to authenticate to a registry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Challenge {
+pub enum Challenge {
     /// With a token of the service at `realm`.
     Bearer { realm: String, service: Option<String>, scope: Option<String> },
     /// With a user name and a password.
@@ -10,7 +10,7 @@ pub(crate) enum Challenge {
 }
 
 /// The challenge to answer: a token is preferred to a password. `None` if no scheme is known.
-pub(crate) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+pub fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let challenges: Vec<Challenge> = headers.flat_map(parse).collect();
     let bearer = challenges.iter().find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
     bearer.or(challenges.first()).cloned()

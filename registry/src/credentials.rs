@@ -17,9 +17,14 @@ use crate::json::null_is_default;
 
 /// How to authenticate.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Credentials {
+pub enum Credentials {
     /// A name and a password.
-    Password { user: String, password: String },
+    Password {
+        /// The name.
+        user: String,
+        /// The password.
+        password: String,
+    },
     /// A refresh token, which the registry's token service exchanges for an access token.
     IdentityToken(String),
     /// An access token.
@@ -28,11 +33,11 @@ pub(crate) enum Credentials {
 
 /// The result of the search for an image.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Lookup {
+pub struct Lookup {
     /// `None` to be anonymous.
-    pub(crate) credentials: Option<Credentials>,
+    pub credentials: Option<Credentials>,
     /// Why credentials may be missing. A public image needs none, so this is no error.
-    pub(crate) warning: Option<String>,
+    pub warning: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -67,7 +72,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 ///
 /// # Errors
 /// As [`find_in_files`].
-pub(crate) fn find(image: &str, authfile: Option<&Path>, helpers: &[Option<&str>]) -> anyhow::Result<Lookup> {
+pub fn find(image: &str, authfile: Option<&Path>, helpers: &[Option<&str>]) -> anyhow::Result<Lookup> {
     let mut warning = None;
     for helper in helpers {
         let lookup = match helper {

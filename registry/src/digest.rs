@@ -35,7 +35,7 @@ impl Algorithm {
 /// A digest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(try_from = "String")]
-pub(crate) struct Digest {
+pub struct Digest {
     algorithm: Algorithm,
     hex: String,
 }
@@ -45,7 +45,7 @@ impl Digest {
     ///
     /// # Errors
     /// A message for anything else.
-    pub(crate) fn parse(text: &str) -> anyhow::Result<Self> {
+    pub fn parse(text: &str) -> anyhow::Result<Self> {
         let (name, hex) = text.split_once(':').unwrap_or((text, ""));
         let Some(algorithm) = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name) else {
             bail!("digest {text:?}: neither sha256 nor sha512, and no other is supported");
@@ -57,24 +57,24 @@ impl Digest {
     }
 
     /// The SHA-256 digest of `bytes`.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
+    pub fn of(bytes: &[u8]) -> Self {
         let mut hash = Hash::default();
         hash.update(bytes);
         hash.finish()
     }
 
     /// The hex digits; a file name that cannot lead anywhere else.
-    pub(crate) fn hex(&self) -> &str {
+    pub fn hex(&self) -> &str {
         &self.hex
     }
 
     /// The path of the blob in an OCI layout.
-    pub(crate) fn path_in_layout(&self) -> String {
+    pub fn path_in_layout(&self) -> String {
         format!("blobs/{}/{}", self.algorithm.name(), self.hex)
     }
 
     /// The first hex digits, for people.
-    pub(crate) fn short(&self) -> &str {
+    pub fn short(&self) -> &str {
         &self.hex[..12]
     }
 
@@ -82,7 +82,7 @@ impl Digest {
     ///
     /// # Errors
     /// A message with both digests.
-    pub(crate) fn check(&self, bytes: &[u8]) -> anyhow::Result<()> {
+    pub fn check(&self, bytes: &[u8]) -> anyhow::Result<()> {
         let mut hash = Hash::like(self);
         hash.update(bytes);
         self.expect("digest", &hash.finish())
@@ -92,7 +92,7 @@ impl Digest {
     ///
     /// # Errors
     /// A message with both digests.
-    pub(crate) fn expect(&self, what: &str, actual: &Self) -> anyhow::Result<()> {
+    pub fn expect(&self, what: &str, actual: &Self) -> anyhow::Result<()> {
         ensure!(self == actual, "wrong {what}: expected {self}, got {actual}");
         Ok(())
     }
@@ -113,8 +113,10 @@ impl fmt::Display for Digest {
 }
 
 /// A digest that is being computed.
-pub(crate) enum Hash {
+pub enum Hash {
+    /// SHA-256.
     Sha256(Sha256),
+    /// SHA-512.
     Sha512(Box<Sha512>),
 }
 
@@ -126,21 +128,23 @@ impl Default for Hash {
 
 impl Hash {
     /// For a comparison with `digest`.
-    pub(crate) fn like(digest: &Digest) -> Self {
+    pub fn like(digest: &Digest) -> Self {
         match digest.algorithm {
             Algorithm::Sha256 => Self::default(),
             Algorithm::Sha512 => Self::Sha512(Box::default()),
         }
     }
 
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hash) => hash.update(bytes),
             Self::Sha512(hash) => hash.update(bytes),
         }
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    /// The digest of all bytes.
+    pub fn finish(self) -> Digest {
         match self {
             Self::Sha256(hash) => Digest { algorithm: Algorithm::Sha256, hex: hex::encode(hash.finalize()) },
             Self::Sha512(hash) => Digest { algorithm: Algorithm::Sha512, hex: hex::encode(hash.finalize()) },
@@ -149,7 +153,7 @@ impl Hash {
 }
 
 /// Passes a blob on and checks its size and digest.
-pub(crate) struct Verifier<W> {
+pub struct Verifier<W> {
     out: W,
     hash: Option<Hash>,
     size: u64,
@@ -159,7 +163,7 @@ pub(crate) struct Verifier<W> {
 impl<W: io::Write> Verifier<W> {
     /// For a blob of `size` bytes. A blob without a digest of its own (docker archives) is not hashed: its layer's
     /// diff_id covers the same bytes.
-    pub(crate) fn new(out: W, digest: Option<&Digest>, size: u64) -> Self {
+    pub fn new(out: W, digest: Option<&Digest>, size: u64) -> Self {
         Self { out, hash: digest.map(Hash::like), size, taken: 0 }
     }
 
@@ -167,7 +171,7 @@ impl<W: io::Write> Verifier<W> {
     ///
     /// # Errors
     /// A message for a blob that ended early, or a wrong digest.
-    pub(crate) fn finish(self, digest: Option<&Digest>) -> anyhow::Result<W> {
+    pub fn finish(self, digest: Option<&Digest>) -> anyhow::Result<W> {
         ensure!(self.taken == self.size, "truncated: {} of {} bytes came", self.taken, self.size);
         if let (Some(expected), Some(hash)) = (digest, self.hash) {
             expected.expect("digest", &hash.finish())?;

@@ -39,16 +39,19 @@ const MAX_AUTHENTICATIONS: usize = 2;
 
 /// How to reach a registry.
 #[derive(Clone, Debug)]
-pub(crate) struct Options {
-    pub(crate) plain_http: bool,
+pub struct Options {
+    /// Whether to speak HTTP without TLS.
+    pub plain_http: bool,
     /// `None` unless the caller says so.
-    pub(crate) tls_verify: Option<bool>,
-    pub(crate) ca_file: Option<PathBuf>,
-    pub(crate) cert_dir: Option<PathBuf>,
+    pub tls_verify: Option<bool>,
+    /// Authorities besides those of the system, as PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The directory with the registry's certificates, in place of those of `certs.d`.
+    pub cert_dir: Option<PathBuf>,
 }
 
 /// A client of one repository.
-pub(crate) struct Client {
+pub struct Client {
     runtime: Runtime,
     http: reqwest::Client,
     scheme: &'static str,
@@ -61,31 +64,41 @@ pub(crate) struct Client {
 }
 
 /// An answer whose body is not read yet.
-pub(crate) struct Answer(Response);
+pub struct Answer(Response);
 
 impl Answer {
-    pub(crate) fn status(&self) -> StatusCode {
+    /// Its HTTP status.
+    pub fn status(&self) -> StatusCode {
         self.0.status()
     }
 
     /// A header's value.
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+    pub fn header(&self, name: &str) -> Option<&str> {
         self.0.headers().get(name)?.to_str().ok()
     }
 }
 
 /// The body of an answer.
-pub(crate) enum Body {
+pub enum Body {
+    /// All of it.
     Whole(Vec<u8>),
+    /// It is longer than the limit.
     TooLong,
 }
 
 /// Why an answer is incomplete.
-pub(crate) enum Failure {
+pub enum Failure {
     /// The connection broke or stalled.
     Connection(String),
     /// The registry asks for patience.
-    Busy { status: StatusCode, after: Option<Duration>, message: String },
+    Busy {
+        /// The HTTP status.
+        status: StatusCode,
+        /// Its `Retry-After`.
+        after: Option<Duration>,
+        /// What it says.
+        message: String,
+    },
     /// The writer failed.
     Output(io::Error),
 }
@@ -107,7 +120,7 @@ impl Client {
     ///
     /// # Errors
     /// A message for certificates that cannot be used, and for a registry on this host that cannot be reached.
-    pub(crate) fn new(reference: &Reference, options: &Options, lookup: Lookup) -> anyhow::Result<Self> {
+    pub fn new(reference: &Reference, options: &Options, lookup: Lookup) -> anyhow::Result<Self> {
         // reqwest leaves the choice to the program. An error: it is made already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let tls_verify = options.tls_verify.unwrap_or(true);
@@ -182,7 +195,7 @@ impl Client {
     ///
     /// # Errors
     /// A message that names the registry.
-    pub(crate) fn send(
+    pub fn send(
         &self,
         method: Method,
         path: &str,
@@ -232,7 +245,7 @@ impl Client {
     }
 
     /// Whether an error of [`Self::send`] is the registry's answer, rather than trouble on the way to it.
-    pub(crate) fn is_answer(&self, error: &anyhow::Error) -> bool {
+    pub fn is_answer(&self, error: &anyhow::Error) -> bool {
         error.is::<Refused>()
     }
 
@@ -240,7 +253,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure::Connection`].
-    pub(crate) fn read(&self, answer: Answer, limit: u64) -> Result<Body, Failure> {
+    pub fn read(&self, answer: Answer, limit: u64) -> Result<Body, Failure> {
         let Answer(mut response) = answer;
         let read = async {
             let mut text = Vec::new();
@@ -263,13 +276,7 @@ impl Client {
     ///
     /// # Errors
     /// [`Failure::Connection`] also for a body that trickles.
-    pub(crate) fn copy(
-        &self,
-        answer: Answer,
-        mut skip: u64,
-        done: &mut u64,
-        out: &mut dyn Write,
-    ) -> Result<(), Failure> {
+    pub fn copy(&self, answer: Answer, mut skip: u64, done: &mut u64, out: &mut dyn Write) -> Result<(), Failure> {
         let Answer(mut response) = answer;
         self.runtime.block_on(async {
             let (mut waited, mut received) = (Duration::ZERO, 0);
@@ -301,7 +308,7 @@ impl Client {
     ///
     /// # Errors
     /// A message for a failure that was the last; the writer's error.
-    pub(crate) fn pause(&self, failure: Failure, retry: &mut Retry, out: &mut dyn Write) -> anyhow::Result<()> {
+    pub fn pause(&self, failure: Failure, retry: &mut Retry, out: &mut dyn Write) -> anyhow::Result<()> {
         let after = match &failure {
             Failure::Busy { after, .. } => *after,
             _ => None,
