@@ -406,6 +406,42 @@ many_files() {
     rm -r root/many
 }
 
+@test "a long copy-up holds up only its own file" {
+    # The copies cannot end: their data comes from a file system whose server is stopped.
+    mkdir -p slow/{data,mount}
+    for name in one two three four; do head -c 2M /dev/urandom >slow/data/$name; done
+    jq -nc --arg dir "$PWD" '{msb: 1, rootfs: {kind: "dir", lower: [$dir + "/slow/data"]}}' |
+        msb-mount --ro ./slow/mount >slow/record 3>&-
+    jq -nc --arg dir "$PWD" '{msb: 1,
+        rootfs: {kind: "layers", lower: [$dir + "/slow/mount", $dir + "/bottom"]}}' >record
+    mounted
+    stat root/one root/two root/three root/four root/etc >/dev/null
+    kill -STOP "$(jq .mount.pid slow/record)"
+    copies=()
+    for name in one two three four; do
+        (echo more >>root/$name) 3>&- &
+        copies+=("$!")
+    done
+    [ "$(cat root/etc/motd)" = bottom ]
+    echo new >root/etc/new
+    kill -CONT "$(jq .mount.pid slow/record)"
+    wait "${copies[@]}"
+    [ "$(tail -c 5 root/four)" = more ]
+    msb-mount -u root
+    msb-mount -u slow/mount
+}
+
+@test "what is mounted in a layer is not in the root, nor is the mount itself" {
+    mkdir bottom/inner bottom/root
+    mount -t tmpfs tmpfs bottom/inner
+    touch bottom/inner/of-tmpfs
+    msb-mount -r record ./bottom/root >mounted 3>&-
+    [ -z "$(ls bottom/root/inner bottom/root/root | grep -v :)" ]
+    [ "$(find bottom/root | wc -l)" -gt 5 ]
+    msb-mount -u ./bottom/root
+    umount bottom/inner
+}
+
 @test "other users get their own files and no more" {
     mounted
     mkdir -m 1777 root/tmp

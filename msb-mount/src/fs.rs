@@ -7,16 +7,15 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BackingId, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use msb::overlay::beneath::Entry;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::caller::Caller;
@@ -41,18 +40,23 @@ const GENERATION: Generation = Generation(0);
 /// The largest read or write request, in bytes.
 pub(crate) const LARGEST_REQUEST: u32 = 1 << 20;
 
+/// The most threads for copy-ups. Further ones are made by the threads that answer requests.
+const MAX_COPYING: usize = 64;
+
 /// An xattr of the root with the server's process id. listxattr(2) does not show it.
 pub(crate) const SERVER_XATTR: &str = "trusted.msb.server";
 
 /// The FUSE side of a mount.
 #[derive(Debug)]
 pub(crate) struct Fs {
-    tree: Tree,
+    tree: Arc<Tree>,
+    /// How many copy-ups have threads of their own.
+    copying: Arc<AtomicUsize>,
 }
 
 impl Fs {
     pub(crate) fn new(tree: Tree) -> Self {
-        Self { tree }
+        Self { tree: Arc::new(tree), copying: Arc::default() }
     }
 
     fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
@@ -76,14 +80,25 @@ impl Fs {
         }
     }
 
-    fn open_node(
+    /// Answers a request that copies a file up first: on a thread of its own if that takes long, so that others do not wait for it.
+    fn after_copy(
         &self,
-        req: &Request,
-        node: &Arc<Node>,
-        flags: i32,
-        back: impl FnOnce(&Entry) -> io::Result<BackingId>,
-    ) -> io::Result<IoMode> {
-        self.tree.open(node, OFlags::from_bits_retain(flags as u32), Caller::new(req, 0), back)
+        node: io::Result<Arc<Node>>,
+        answer: impl FnOnce(&Tree, io::Result<Arc<Node>>) + Send + 'static,
+    ) {
+        let is_long = node.as_ref().is_ok_and(|node| node.dir().is_err() && self.tree.is_long_copy(node));
+        if !is_long || self.copying.fetch_add(1, Ordering::Relaxed) >= MAX_COPYING {
+            if is_long {
+                self.copying.fetch_sub(1, Ordering::Relaxed);
+            }
+            return answer(&self.tree, node);
+        }
+        let (tree, copying) = (self.tree.clone(), self.copying.clone());
+        // A request whose thread does not start is answered with EIO, by the crate.
+        let _ = std::thread::Builder::new().name("copy-up".into()).spawn(move || {
+            answer(&tree, node);
+            copying.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 
@@ -165,14 +180,17 @@ impl Filesystem for Fs {
         reply: ReplyAttr,
     ) {
         let requested = SetAttributes { mode, uid, gid, size, atime, mtime };
-        let set = self.node(ino).and_then(|node| {
-            self.tree.set_attributes(&node, &requested, Caller::new(req, 0))?;
-            self.tree.attr(&node)
+        let caller = Caller::new(req, 0);
+        self.after_copy(self.node(ino), move |tree, node| {
+            let set = node.and_then(|node| {
+                tree.set_attributes(&node, &requested, caller)?;
+                tree.attr(&node)
+            });
+            match set {
+                Ok(attr) => reply.attr(&LONG, &attr),
+                Err(error) => reply.error(error.into()),
+            }
         });
-        match set {
-            Ok(attr) => reply.attr(&LONG, &attr),
-            Err(error) => reply.error(error.into()),
-        }
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -228,19 +246,27 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let opened =
-            self.node(ino).and_then(|node| self.open_node(req, &node, flags.0, |file| reply.open_backing(file)));
-        match opened {
-            Ok(mode) => {
-                let (handle, flags) = (FileHandle(mode.handle()), fopen_flags(&mode));
-                match mode {
-                    IoMode::Passthrough(backing) | IoMode::Direct(backing) => {
-                        reply.opened_passthrough(handle, flags, &backing);
+        let caller = Caller::new(req, 0);
+        let answer = move |tree: &Tree, node: io::Result<Arc<Node>>| {
+            let flags = OFlags::from_bits_retain(flags.0 as u32);
+            match node.and_then(|node| tree.open(&node, flags, caller, |file| reply.open_backing(file))) {
+                Ok(mode) => {
+                    let (handle, flags) = (FileHandle(mode.handle()), fopen_flags(&mode));
+                    match mode {
+                        IoMode::Passthrough(backing) | IoMode::Direct(backing) => {
+                            reply.opened_passthrough(handle, flags, &backing);
+                        }
+                        IoMode::Cached => reply.opened(handle, flags),
                     }
-                    IoMode::Cached => reply.opened(handle, flags),
                 }
+                Err(error) => reply.error(error.into()),
             }
-            Err(error) => reply.error(error.into()),
+        };
+        let node = self.node(ino);
+        if flags.acc_mode() == OpenAccMode::O_RDONLY && flags.0 & OFlags::TRUNC.bits() as i32 == 0 {
+            answer(&self.tree, node);
+        } else {
+            self.after_copy(node, answer);
         }
     }
 
@@ -257,7 +283,8 @@ impl Filesystem for Fs {
         let flags = flags & !(OFlags::TRUNC.bits() as i32);
         let created = (|| {
             let node = self.tree.create(&self.node(parent)?, name, mode, Caller::new(req, umask))?;
-            let mode = self.open_node(req, &node, flags, |file| reply.open_backing(file))?;
+            let flags = OFlags::from_bits_retain(flags as u32);
+            let mode = self.tree.open(&node, flags, Caller::new(req, 0), |file| reply.open_backing(file))?;
             Ok::<_, io::Error>((self.entry_attr(&node)?.0, mode))
         })();
         match created {
@@ -393,10 +420,10 @@ impl Filesystem for Fs {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        reply::empty(
-            self.node(ino).and_then(|node| self.tree.set_xattr(&node, name, value, flags, Caller::new(req, 0))),
-            reply,
-        );
+        let (name, value, caller) = (name.to_owned(), value.to_owned(), Caller::new(req, 0));
+        self.after_copy(self.node(ino), move |tree, node| {
+            reply::empty(node.and_then(|node| tree.set_xattr(&node, &name, &value, flags, caller)), reply);
+        });
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -412,7 +439,10 @@ impl Filesystem for Fs {
     }
 
     fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        reply::empty(self.node(ino).and_then(|node| self.tree.remove_xattr(&node, name)), reply);
+        let name = name.to_owned();
+        self.after_copy(self.node(ino), move |tree, node| {
+            reply::empty(node.and_then(|node| tree.remove_xattr(&node, &name)), reply);
+        });
     }
 
     fn ioctl(

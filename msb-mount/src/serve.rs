@@ -91,7 +91,7 @@ fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(T
             require_whiteouts(writer, &upper.dir)?;
         }
     }
-    let root = Merged::open(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
+    let root = Merged::open_alone(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
     Ok((Tree::new(root, writer, notifier)?, lock))
 }
 
@@ -125,7 +125,7 @@ fn options(config: &Config) -> Options {
     ];
     options.mount_options.extend(config.access.mount_options());
     options.acl = config.access.acl();
-    options.n_threads = Some(std::thread::available_parallelism().map_or(2, |count| count.get().clamp(2, 8)));
+    options.n_threads = Some(std::thread::available_parallelism().map_or(2, |count| count.get()).clamp(2, 8));
     // One queue for all threads: cloned descriptors were not faster in any benchmark.
     options.clone_fd = false;
     options

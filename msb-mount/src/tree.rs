@@ -21,6 +21,9 @@ use crate::inode::{Kind, Node, Place, ROOT, Table};
 use crate::listing::Listing;
 use crate::lock::hold;
 
+/// The size of a file, in bytes, from which on its copy-up has a thread of its own.
+const LONG_COPY: i64 = 1 << 20;
+
 /// A mounted tree.
 #[derive(Debug)]
 pub(crate) struct Tree {
@@ -137,6 +140,14 @@ impl Tree {
             dir.slot.set(node.id, merged.copied_up(Arc::new(upper)), &self.table.descriptors)?;
         }
         node.merged()
+    }
+
+    /// Whether the copy-up of a file takes so long that other requests should not wait for the thread.
+    pub(crate) fn is_long_copy(&self, node: &Arc<Node>) -> bool {
+        let is_long = |leaf: Arc<Leaf>| {
+            (leaf.layer != Layer::Upper || leaf.is_metacopy()) && leaf.entry.stat().st_size >= LONG_COPY
+        };
+        self.writer.is_some() && node.layer_file().is_ok_and(is_long)
     }
 
     /// Copies a file up, with its first `length` bytes.

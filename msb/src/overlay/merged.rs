@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::FileType;
+use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
 use super::marks::Marks;
@@ -118,13 +119,34 @@ impl Merged {
     /// # Errors
     /// The error of `open(2)`, with the path.
     pub fn open(lower: &[impl AsRef<Path>], upper: Option<&Path>) -> io::Result<Self> {
-        let open = |path: &Path| {
-            let dir = Dir::open(path).map_err(|error| io::Error::new(error.kind(), format!("{path:?}: {error}")))?;
-            Ok::<_, io::Error>(Arc::new(dir))
+        Self::open_with(lower, upper, Dir::open)
+    }
+
+    /// As [`Self::open`], without what is mounted in the lower layers. Where the process may not do that, they are opened as they are.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_alone(lower: &[impl AsRef<Path>], upper: Option<&Path>) -> io::Result<Self> {
+        Self::open_with(lower, upper, |path| match Dir::open_alone(path) {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::PERM | Errno::NOSYS | Errno::INVAL)) => {
+                Dir::open(path)
+            }
+            other => other,
+        })
+    }
+
+    fn open_with(
+        lower: &[impl AsRef<Path>],
+        upper: Option<&Path>,
+        open_lower: impl Fn(&Path) -> io::Result<Dir>,
+    ) -> io::Result<Self> {
+        let at = |path: &Path, dir: io::Result<Dir>| match dir {
+            Ok(dir) => Ok(Arc::new(dir)),
+            Err(error) => Err(io::Error::new(error.kind(), format!("{path:?}: {error}"))),
         };
-        let upper = upper.map(open).transpose()?;
-        let lower = lower.iter().enumerate();
-        let lower = lower.map(|(layer, path)| Ok(LowerDir { layer, dir: open(path.as_ref())? }));
+        let upper = upper.map(|path| at(path, Dir::open(path))).transpose()?;
+        let lower = lower.iter().map(AsRef::as_ref).enumerate();
+        let lower = lower.map(|(layer, path)| Ok(LowerDir { layer, dir: at(path, open_lower(path))? }));
         let lower = lower.collect::<io::Result<Vec<_>>>()?;
         Ok(Self { upper, roots: lower.clone().into(), lower, is_redirected: false })
     }

@@ -34,6 +34,19 @@ impl Dir {
         Ok(Self(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
     }
 
+    /// As [`Self::open`], without what is mounted below it, now or later. It is a mount of its own, so its files can neither be renamed
+    /// nor linked to where others of its file system are.
+    ///
+    /// # Errors
+    /// The error of `open_tree(2)`: EPERM without CAP_SYS_ADMIN; ENOTDIR.
+    pub fn open_alone(path: &Path) -> io::Result<Self> {
+        use rustix::mount::{OpenTreeFlags, open_tree};
+        // So that the path may end in a symlink, and is a directory.
+        let dir = Self::open(path)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        Ok(Self(open_tree(&dir.0, c"", flags)?))
+    }
+
     /// A second descriptor of the same directory.
     ///
     /// # Errors
