@@ -22,6 +22,9 @@ teardown() {
     for mount in "$BATS_TEST_TMPDIR"/root "$MSB_HOME"/sandboxes/*/root; do
         if mountpoint -q "$mount"; then msb-mount -u "$mount"; fi
     done
+    for mount in tmpfs noexec full overlay vfat; do
+        if mountpoint -q "$BATS_TEST_TMPDIR/$mount"; then umount "$BATS_TEST_TMPDIR/$mount"; fi
+    done
 }
 
 # there: lists the store, without what changes although nothing is lost.
@@ -188,6 +191,51 @@ gone() {
     msb-pull -q "$tiny" >/dev/null
     msb-pull -q "$layered" >/dev/null
     msb-store check | jq -s -e --arg id "${tiny_layer##*/}" 'all(.name != $id)'
+}
+
+@test "a home on tmpfs or without exec, behind a symlink or relative works; one that cannot hold layers is named with the cause" {
+    mkdir -p lower upper work overlay tmpfs noexec full vfat
+    mount -t tmpfs -o size=64M tmpfs tmpfs
+    mount -t tmpfs -o size=64M,noexec tmpfs noexec
+    mount -t tmpfs -o size=1M tmpfs full
+    mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay overlay
+    ln -s tmpfs/behind link
+    mkdir tmpfs/behind
+    mkdir wh
+    : >wh/.wh.gone
+    printf 'x%.0s' {1..3000000} >wh/large
+    chown 1:1 wh/large
+    tar -C wh -c .wh.gone large >layer.tar
+    umoci init --layout image
+    umoci new --image image:latest
+    umoci raw add-layer --image image:latest layer.tar
+    for home in "$PWD/tmpfs/home" "$PWD/noexec/home" "$PWD/link" relative/../tmpfs/relative; do
+        mkdir -p relative
+        echo '{"op":"remove","path":"/large"}' | MSB_HOME=$home msb-patch -r <(MSB_HOME=$home msb-pull -q oci:image) >patched.json
+        MSB_HOME=$home msb-store check
+    done
+    # fails HOME CAUSE: msb-pull either works or says what the matter is.
+    fails() {
+        MSB_HOME=$1 run --separate-stderr msb-pull -q oci:image
+        echo "$1: $status: $stderr" >&2
+        [ "$status" = 0 ] && [ "${3:-}" = may-work ] || [[ $status == 1 && $stderr == *MSB_HOME* && $stderr == *"$2"* ]]
+        [ "$(find "$1/layers" -mindepth 2 2>/dev/null | wc -l)" = 0 ] || [ "$status" = 0 ]
+    }
+    fails "$PWD/overlay/home" overlayfs may-work
+    fails "$PWD/full/home" 'make room'
+    mount -o remount,ro tmpfs tmpfs
+    fails "$PWD/tmpfs/new" 'Read-only file system'
+    echo '{"op":"mkdir","path":"/d"}' >op
+    run -1 --separate-stderr env MSB_HOME="$PWD/tmpfs/new" msb-patch -r tiny.json <op
+    [[ $stderr == *MSB_HOME*'Read-only file system'* ]]
+    run -1 --separate-stderr env MSB_HOME="$PWD/tmpfs/new" msb-mount -r tiny.json ./root
+    [[ $stderr == *MSB_HOME*'Read-only file system'* ]]
+    : >file
+    fails "$PWD/file/home" 'is not a directory'
+    ln -s nowhere dangling
+    fails "$PWD/dangling" 'is not a directory'
+    truncate -s 64M vfat.img
+    if mkfs.vfat vfat.img >/dev/null 2>&1 && mount -o loop vfat.img vfat 2>/dev/null; then fails "$PWD/vfat/home" vfat; fi
 }
 
 # bats test_tags=kill

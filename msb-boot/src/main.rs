@@ -59,7 +59,7 @@ fn main() -> ExitCode {
         None => {
             start::signals();
             let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);
-            exit::report(TOOL, exit::FAILED, run(&args))
+            exit::report_of_store(TOOL, exit::FAILED, run(&args))
         }
     }
 }

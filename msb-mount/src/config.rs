@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use msb::overlay::Merged;
 use msb::overlay::upper;
 use msb::record::{Mount, Record, Rootfs, Upper};
@@ -136,6 +136,6 @@ fn make_sandbox(record: &Record, lower: &[PathBuf], with_upper: bool) -> anyhow:
     if made.is_err() {
         let _ = std::fs::remove_dir_all(&sandbox);
     }
-    made.map_err(|error| anyhow!("sandbox {sandbox:?}: {error}"))?;
+    made.with_context(|| format!("sandbox {sandbox:?}"))?;
     Ok(sandbox)
 }

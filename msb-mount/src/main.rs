@@ -31,7 +31,7 @@ use config::Config;
 fn main() -> ExitCode {
     start::signals();
     let args: Args = msb::tool::cli::parse(&page::PAGE, exit::USAGE);
-    exit::report("msb-mount", exit::FAILED, run(&args))
+    exit::report_of_store("msb-mount", exit::FAILED, run(&args))
 }
 
 fn run(args: &Args) -> anyhow::Result<u8> {

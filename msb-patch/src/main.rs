@@ -25,7 +25,7 @@ use msb_patch::user::User;
 fn main() -> ExitCode {
     start::signals();
     let args: Args = cli::parse(&PAGE, exit::USAGE);
-    exit::report("msb-patch", exit::FAILED, run(&args).map(|()| 0))
+    exit::report_of_store("msb-patch", exit::FAILED, run(&args).map(|()| 0))
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {

@@ -28,7 +28,6 @@ mod source;
 mod sparse;
 mod stack;
 mod store;
-mod support;
 mod tape;
 mod tree;
 mod unpack;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::{Image, Record, Rootfs, path};
-use msb::store::home;
+use msb::store::{home, support};
 
 use crate::archive::{ArchiveFile, Files};
 use crate::args::{Config, Policy};
@@ -25,7 +25,6 @@ use crate::root::{self, RootArchive};
 use crate::source::Source;
 use crate::stack;
 use crate::store::Store;
-use crate::support;
 use crate::verify::verify;
 use msb_registry::digest::Digest;
 use msb_registry::reference::Reference;
@@ -46,28 +45,10 @@ pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
         "unpacking layers needs root, for owners and device nodes (run it with sudo)"
     );
     let home = home::home()?;
-    from_elsewhere(config, &home).map_err(|error| {
-        if is_full(&error) {
-            return anyhow!("{error:#} (make room in {home:?}, or set MSB_HOME)");
-        }
-        match support::missing(&home).filter(|_| is_of_system(&error)) {
-            Some(missing) => anyhow!("{error:#} (MSB_HOME is {home:?}: {missing}; set it to a directory elsewhere)"),
-            None => error,
-        }
+    from_elsewhere(config, &home).map_err(|error| match support::advice(&home, error.as_ref()) {
+        Some(advice) => anyhow!("{error:#} ({advice})"),
+        None => error,
     })
-}
-
-/// Whether the cause is an error of the system.
-fn is_of_system(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|io| io.raw_os_error().is_some()) || cause.is::<rustix::io::Errno>()
-    })
-}
-
-fn is_full(error: &anyhow::Error) -> bool {
-    let is_full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
 }
 
 fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {

@@ -27,7 +27,7 @@ use args::{Action, Args, Config};
 fn main() -> ExitCode {
     start::signals();
     let args: Args = cli::parse(&page::PAGE, exit::USAGE);
-    exit::report("msb-store", exit::FAILED, run(args))
+    exit::report_of_store("msb-store", exit::FAILED, run(args))
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {

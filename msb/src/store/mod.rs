@@ -35,6 +35,7 @@ pub mod notices;
 pub mod publish;
 pub mod sandbox;
 pub mod staging;
+pub mod support;
 mod sync;
 
 pub use crate::overlay::error::{Error, Fault};

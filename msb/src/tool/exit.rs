@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::interrupt;
+use crate::store::{home, support};
 
 pub use crate::record::printable;
 pub use crate::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, SIGNAL_BASE, TIMED_OUT, TOOL_FAILED};
@@ -95,9 +96,35 @@ pub fn report<E: AsRef<dyn Error + Send + Sync + 'static>>(tool: &str, failed: u
         warn(tool, "interrupted");
         return u8::try_from(signal).map_or(failed, |signal| SIGNAL_BASE.saturating_add(signal)).into();
     }
-    let message: Vec<String> = causes(error).map(ToString::to_string).collect();
-    warn(tool, &message.join(": "));
+    warn(tool, &full(error));
     causes(error).find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
+}
+
+/// As [`report`], for a tool that writes to the store: an error about a path in it that the store's file system caused says so, and names
+/// MSB_HOME.
+pub fn report_of_store<E>(tool: &str, failed: u8, result: Result<u8, E>) -> ExitCode
+where
+    E: AsRef<dyn Error + Send + Sync + 'static>,
+{
+    let explained = result.as_ref().err().and_then(|error| {
+        let error = error.as_ref();
+        let (home, message) = (home::home().ok()?, full(error));
+        let is_of_store = message.contains(&*home.to_string_lossy());
+        let advice = support::advice(&home, error).filter(|_| is_of_store)?;
+        Some(format!("{message} ({advice})"))
+    });
+    match explained {
+        Some(message) if interrupt::signal().is_none() => {
+            warn(tool, &message);
+            failed.into()
+        }
+        _ => report(tool, failed, result),
+    }
+}
+
+/// The messages of an error and its causes.
+fn full(error: &(dyn Error + 'static)) -> String {
+    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
