@@ -22,7 +22,7 @@ RELEASE = target/release
 # build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-krun test-krun-all test-block fuzz lint bench bench-krun bench-net bench-shutdown install clean
+.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block fuzz lint bench bench-krun bench-net bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -87,7 +87,12 @@ test-block: deps build
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500
 test-kill: deps build
-	@tests/run --filter-tags kill tests/t1-store.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats
+	@tests/run --filter-tags kill tests/t1-pull.bats tests/t1-store.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats
+
+# Many generated images of a new seed, unpacked by msb-pull and umoci. "make test" has ten.
+LAYERS ?= 200
+test-layers: build
+	@PATH=$(CURDIR)/$(RELEASE):$$PATH tests/layers-diff.py --keep --count $(LAYERS) --seed $$(od -An -N4 -tu4 /dev/urandom)
 
 # Runs each target of tests/fuzz for this long. A failing input is written to tests/fuzz/artifacts; once fixed, move it to tests/fuzz/seeds.
 FUZZ_SECONDS ?= 600

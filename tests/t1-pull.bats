@@ -117,6 +117,10 @@ descriptor() {
     [[ $(wc -l <expected) -gt 5000 ]]
 }
 
+@test "ten generated images, mounted with the kernel's overlayfs, are the trees that umoci unpacks" {
+    "$BATS_TEST_DIRNAME/layers-diff.py" --count 10
+}
+
 @test "whiteouts are 0/0 devices, opaque directories have the xattr, and hardlinks share an inode" {
     msb-pull "oci:$layered" >record
     local changes
@@ -380,6 +384,16 @@ image_of_tars() {
     [[ $(stat -c '%a %u:%g' "$(jq -r '.rootfs.lower[0]' one.record)/var/spool") == "755 0:0" ]]
 }
 
+@test "a whiteout of what does not exist below is not listed, neither in a new directory nor in an opaque one" {
+    hostile_layer "
+add('new', DIR); add('new/.wh.ghost'); add('new/x', data=b'x')
+add('opaque', DIR); add('opaque/.wh..wh..opq'); add('opaque/.wh.ghost'); add('opaque/x', data=b'x')"
+    msb-pull oci:made >record
+    mkdir merged empty
+    mount -t overlay overlay -o "lowerdir=$(jq -r '.rootfs.lower[0]' record):$PWD/empty" merged
+    [[ $(ls -A merged/new merged/opaque) == $'merged/new:\nx\n\nmerged/opaque:\nx' ]]
+}
+
 @test "a layer whose root is opaque hides all layers below it" {
     mkdir base opaque top
     echo base >base/base
@@ -427,6 +441,38 @@ image_of_tars() {
     [[ $(cat err) == 'msb-pull: interrupted (the layers that are complete are kept; run it again to fetch the rest)' ]]
     msb-pull "oci:$tiny" >/dev/null
     [[ -z $(ls -A home/tmp) ]]
+}
+
+# bats test_tags=kill
+@test "killed at many moments, msb-pull leaves no half-made layer or document, and the next pull has the whole image" {
+    local moments=${MSB_KILLS:-10} start longest moment delay
+    msb-pull -q "oci:$layered" >expected
+    # Whiteouts have the time at which they were made.
+    layers() { for layer in $(jq -r '.rootfs.lower[]' expected); do tree "$layer"; done | grep -v '|c|0|0:0|'; }
+    layers >whole
+    start=${EPOCHREALTIME/./}
+    MSB_HOME=$PWD/timed msb-pull -q "oci:$layered" >/dev/null
+    longest=$((${EPOCHREALTIME/./} - start))
+    rm -rf home timed
+    for moment in $(seq "$moments"); do
+        delay=$((RANDOM * longest / 32768))
+        timeout --foreground -s KILL "$(printf '%d.%06d' $((delay / 1000000)) $((delay % 1000000)))" \
+            msb-pull -q "oci:$layered" >/dev/null || true
+        # What has a name is complete, so a pull takes it as it is.
+        for blob in home/blobs/sha256/*; do
+            [[ ! -e $blob || $(sha256sum <"$blob" | cut -d' ' -f1) == "${blob##*/}" ]]
+        done
+        ((moment % 3)) || continue
+        msb-pull -q "oci:$layered" | cmp - expected
+        layers | diff - whole
+        [[ -z $(ls -A home/tmp) ]]
+        # From nothing, from some of the layers, or from all of them without the documents.
+        case $((moment % 4)) in
+        0) rm -rf home ;;
+        1) rm -rf home/blobs ;;
+        *) rm -rf "$(jq -r '.rootfs.lower[0]' expected)" ;;
+        esac
+    done
 }
 
 @test "a pull removes what a killed pull left behind, and leaves the files of a running one" {

@@ -271,7 +271,10 @@ impl Tree {
     /// The error of making the whiteout.
     pub(crate) fn whiteout(&mut self, parent: &Parent, name: Name<'_>) -> anyhow::Result<()> {
         match parent.dir.entry(name)? {
-            None => whiteout::make_whiteout(&parent.dir, name)?,
+            None => {
+                whiteout::make_whiteout(&parent.dir, name)?;
+                whiteout::hide_whiteouts(&parent.dir)?;
+            }
             Some(there) if there.is_dir() => {
                 whiteout::make_opaque(&there.to_dir()?)?;
                 if let Some(origin @ Origin::Implied) = self.dirs.by_path.get_mut(&parent.path.join(name.as_os_str())) {

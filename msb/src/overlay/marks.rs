@@ -22,6 +22,7 @@ const USER: &str = "user.overlay.";
 const OPAQUE: &str = "opaque";
 const REDIRECT: &str = "redirect";
 const METACOPY: &str = "metacopy";
+const ORIGIN: &str = "origin";
 const WHITEOUT: &str = "whiteout";
 /// The value of [`OPAQUE`] on a directory that hides those of lower layers.
 const HIDES: &[u8] = b"y";
@@ -152,6 +153,14 @@ pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => set(USER),
         other => other,
     }
+}
+
+/// Marks a directory as copied up from an origin that is not known, which an empty value means.
+///
+/// # Errors
+/// The error of `setxattr(2)`.
+pub(super) fn set_unknown_origin(dir: &Entry) -> io::Result<()> {
+    dir.set_xattr((TRUSTED.to_owned() + ORIGIN).as_ref(), b"", XattrFlags::empty())
 }
 
 /// Copies `user.overlay.opaque` to `trusted.overlay.opaque`, the only one that the kernel reads without `userxattr`.

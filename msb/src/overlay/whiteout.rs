@@ -101,6 +101,16 @@ pub fn make_opaque(dir: &Dir) -> io::Result<()> {
     marks::set_opaque(&dir.to_entry()?)
 }
 
+/// Lets the kernel hide the whiteouts of a directory of a lower layer also if no layer below has the directory, or if it is opaque. In a
+/// directory that is merged with no other, the kernel looks for whiteouts only if it seems to be copied up (`ovl_get_inode` in
+/// `fs/overlayfs/inode.c`); otherwise they are listed as names of files that do not exist.
+///
+/// # Errors
+/// The error of `setxattr(2)`: EPERM without CAP_SYS_ADMIN.
+pub fn hide_whiteouts(dir: &Dir) -> io::Result<()> {
+    marks::set_unknown_origin(&dir.to_entry()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
