@@ -105,6 +105,14 @@ teardown() {
     mkdir -p "$BATS_TEST_TMPDIR/home/references"
     echo 'docker.io/library/alpine:3.20 sha256:0' >"$BATS_TEST_TMPDIR/home/references/0"
     [ "$(MSB_HOME=$BATS_TEST_TMPDIR/home completed msb-run alp)" = alpine:3.20 ]
+    mkdir -p "$BATS_TEST_TMPDIR"/home/volumes/{cache,code}
+    for tool in msb-run msb-boot; do
+        [ "$(MSB_HOME=$BATS_TEST_TMPDIR/home completed $tool -v ca)" = cache: ]
+        grep -q ':volume:_msb_volumes' "$BATS_TEST_TMPDIR/$tool.zsh"
+    done
+    [ "$(completed msb-cp wor)" = worker: ]
+    [ "$(completed msb-cp -a ./x '')" = 'wonder: worker:' ]
+    grep -q ':target .*:_msb_places' "$BATS_TEST_TMPDIR/msb-cp.zsh"
     # msb completes the tools, and behind one of them as the tool does.
     front() {
         bash -c 'source "$1"; source "$2"; shift 2; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1))

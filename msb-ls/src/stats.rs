@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use msb::tool::man::{self, Page};
+use msb::vm::rundir::Traffic;
 use msb::{tool::cli, tool::exit, tool::line, tool::start, tool::table};
 use serde::Serialize;
 
@@ -31,8 +32,9 @@ fn members() -> String {
 cpu_percent (the average since the boot, 100 for one processor), memory (bytes of
 the host's memory; pages that processes share are divided among them),
 memory_limit (bytes that the guest has), disk_read and disk_written (bytes that the
-VM's processes moved from and to the host's disks), and disk (bytes that the scratch
-disk takes, or null)."
+VM's processes moved from and to the host's disks), disk (bytes that the scratch
+disk takes, or null), and net_received and net_sent (bytes of the frames that passed to
+the guest and from it, or null)."
         .into()
 }
 
@@ -64,6 +66,8 @@ struct Stats {
     disk_read: u64,
     disk_written: u64,
     disk: Option<u64>,
+    net_received: Option<u64>,
+    net_sent: Option<u64>,
 }
 
 /// The tool's main.
@@ -83,7 +87,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     if table::is_wanted(args.json) {
         let rows: Vec<_> = stats.map(|stats| row(&stats)).collect();
         table::print(
-            ["NAME", "AGE", "CPU", "CPU TIME", "MEMORY", "OF", "DISK READ", "WRITTEN", "SCRATCH DISK"],
+            ["NAME", "AGE", "CPU", "CPU TIME", "MEMORY", "OF", "DISK READ", "WRITTEN", "SCRATCH DISK", "NET IN", "OUT"],
             &rows,
         )?;
     } else {
@@ -96,6 +100,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 
 fn stats(vm: &Vm) -> Stats {
     let Usage { cpu_s, memory, disk_read, disk_written } = vm.pid.map(processes::usage).unwrap_or_default();
+    let traffic = Traffic::read(&vm.dir);
     let scratch = vm.record.as_ref().and_then(|record| record.vm.as_ref()?.scratch.as_ref()?.path.clone());
     Stats {
         name: vm.name.clone(),
@@ -108,10 +113,12 @@ fn stats(vm: &Vm) -> Stats {
         disk_read,
         disk_written,
         disk: scratch.and_then(|path| fs::metadata(path).ok()).map(|meta| meta.blocks() * 512),
+        net_received: traffic.map(|traffic| traffic.received_bytes),
+        net_sent: traffic.map(|traffic| traffic.sent_bytes),
     }
 }
 
-fn row(stats: &Stats) -> [String; 9] {
+fn row(stats: &Stats) -> [String; 11] {
     [
         stats.name.clone(),
         table::cell(stats.age_s.map(table::duration)),
@@ -122,5 +129,7 @@ fn row(stats: &Stats) -> [String; 9] {
         table::size(stats.disk_read),
         table::size(stats.disk_written),
         table::cell(stats.disk.map(table::size)),
+        table::cell(stats.net_received.map(table::size)),
+        table::cell(stats.net_sent.map(table::size)),
     ]
 }

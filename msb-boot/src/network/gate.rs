@@ -8,12 +8,13 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use msb::vm::rundir::Traffic;
 use msb_gate::frame::MAX_FRAME;
 use msb_gate::{Config, Gate, Log, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -31,6 +32,10 @@ pub(crate) const NAME: &str = "gate";
 /// How often counts are logged that are due.
 const LOG_INTERVAL: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// How often the counts of what has passed are written.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
+const SECOND: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// What the process is told, as JSON. Its stdin is the control socket, on which it gets the sockets and the host's addresses.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Description {
@@ -40,6 +45,8 @@ pub(crate) struct Description {
     pub mac: [u8; 6],
     /// The file to which denials are appended.
     pub log: PathBuf,
+    /// The file that says what has passed.
+    pub traffic: PathBuf,
 }
 
 /// The main of the process.
@@ -58,6 +65,53 @@ pub(super) fn open_log(path: &Path) -> io::Result<File> {
     File::options().append(true).create(true).mode(0o600).open(path)
 }
 
+/// Counts what has passed, for other processes.
+struct Counter {
+    file: File,
+    traffic: Traffic,
+    /// What the file says, and since when.
+    written: Traffic,
+    at: Duration,
+}
+
+impl Counter {
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut counter = Self { file, traffic: Traffic::default(), written: Traffic::default(), at: Duration::ZERO };
+        counter.write();
+        Ok(counter)
+    }
+
+    /// Counts a run of frames from a side, with the length before each.
+    fn count(&mut self, from: Side, frames: u64, bytes: usize) {
+        let bytes = bytes as u64 - frames * LENGTH as u64;
+        let (total_frames, total_bytes) = match from {
+            Side::Guest => (&mut self.traffic.sent_frames, &mut self.traffic.sent_bytes),
+            Side::Host => (&mut self.traffic.received_frames, &mut self.traffic.received_bytes),
+        };
+        *total_frames += frames;
+        *total_bytes += bytes;
+    }
+
+    fn is_due(&self) -> bool {
+        self.written != self.traffic
+    }
+
+    fn write(&mut self) {
+        let _ = self.file.write_all_at(self.traffic.to_text().as_bytes(), 0);
+        self.written = self.traffic;
+    }
+
+    /// Writes a change, once a second at most.
+    fn write_if_due(&mut self) {
+        let now = time(ClockId::Monotonic);
+        if self.is_due() && now.saturating_sub(self.at) >= COUNT_INTERVAL {
+            self.at = now;
+            self.write();
+        }
+    }
+}
+
 /// A side of the gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
@@ -70,6 +124,7 @@ struct Pump {
     gate: Gate,
     log: Log,
     file: File,
+    counter: Counter,
     guest: Port,
     host: Port,
     /// The first frame for a passt.
@@ -84,9 +139,10 @@ fn time(clock: ClockId) -> Duration {
 impl Pump {
     /// Opens the log and enters the jail.
     fn prepare(description: &str) -> anyhow::Result<Self> {
-        let Description { jail, config, mac, log } =
+        let Description { jail, config, mac, log, traffic } =
             serde_json::from_str(description).context("description of the gate")?;
         let file = open_log(&log).with_context(|| format!("{log:?}"))?;
+        let counter = Counter::new(&traffic).with_context(|| format!("{traffic:?}"))?;
         jail.enter().context("jail")?;
         // The supervisor has sent it before it started this process.
         let first = control::receive(rustix::stdio::stdin()).context("control socket")?;
@@ -97,7 +153,7 @@ impl Pump {
         let mut gate = Gate::new(config);
         gate.set_host(addresses.addresses, addresses.networks);
         let (guest, host) = (Port::new(guest)?, Port::new(host)?);
-        let mut pump = Self { gate, log: Log::default(), file, guest, host, announcement };
+        let mut pump = Self { gate, log: Log::default(), file, counter, guest, host, announcement };
         pump.host.write_frame(&pump.announcement);
         Ok(pump)
     }
@@ -132,6 +188,7 @@ impl Pump {
                 fds.push(PollFd::from_borrowed_fd(self.host.fd.as_fd(), host));
             }
             let timeout = self.log.has_counts().then_some(LOG_INTERVAL);
+            let timeout = if self.counter.is_due() { Some(SECOND) } else { timeout };
             match poll(&mut fds, timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
                 other => other?,
@@ -145,6 +202,7 @@ impl Pump {
             self.handle(Side::Guest, guest);
             self.handle(Side::Host, host);
             self.write_log();
+            self.counter.write_if_due();
         }
         Ok(())
     }
@@ -184,12 +242,13 @@ impl Pump {
         let skipped = port.skip.min(end - port.start);
         port.skip -= skipped;
         let mut at = port.start + skipped;
-        // Where the run begins of frames that pass.
-        let mut run = at;
+        // Where the run begins of frames that pass, and how many it has.
+        let (mut run, mut frames) = (at, 0);
         while let Some(head) = input[at..end].first_chunk::<LENGTH>() {
             let length = u32::from_be_bytes(*head) as usize;
             if length > MAX_FRAME {
                 other.write(&input[run..at]);
+                self.counter.count(from, std::mem::take(&mut frames), at - run);
                 let there = (LENGTH + length).min(end - at);
                 port.skip = LENGTH + length - there;
                 at += there;
@@ -201,22 +260,30 @@ impl Pump {
                 Side::Guest => self.gate.from_guest(frame, now),
                 Side::Host => self.gate.to_guest(frame, now),
             };
-            if verdict != Verdict::Pass {
+            if verdict == Verdict::Pass {
+                frames += 1;
+            } else {
                 other.write(&input[run..at]);
+                self.counter.count(from, std::mem::take(&mut frames), at - run);
                 run = at + LENGTH + length;
             }
             match verdict {
                 Verdict::Pass | Verdict::Drop => {}
                 Verdict::Reply(frame) => port.write_frame(&frame),
-                Verdict::Replace(frame) => other.write_frame(&frame),
+                Verdict::Replace(frame) => {
+                    other.write_frame(&frame);
+                    self.counter.count(from, 1, LENGTH + frame.len());
+                }
                 Verdict::Both { back: reply, onward: frame } => {
                     port.write_frame(&reply);
                     other.write_frame(&frame);
+                    self.counter.count(from, 1, LENGTH + frame.len());
                 }
             }
             at += LENGTH + length;
         }
         other.write(&input[run..at]);
+        self.counter.count(from, frames, at - run);
         port.input = input;
         (port.start, port.end) = if at == end { (0, 0) } else { (at, end) };
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use msb::record::{self, NetworkMode};
-use msb::vm::boot;
+use msb::vm::{boot, rundir};
 use msb_gate::{Config, Lease, Policy, PolicyRule};
 use serde::{Deserialize, Serialize};
 
@@ -132,8 +132,13 @@ impl Gated {
             policy: self.policy(),
         };
         let (control, gate_end) = Control::open(&[guest, host])?;
-        let description =
-            gate::Description { jail: vm.jail(Capabilities::None), config, mac: self.mac, log: self.log(vm) };
+        let description = gate::Description {
+            jail: vm.jail(Capabilities::None),
+            config,
+            mac: self.mac,
+            log: self.log(vm),
+            traffic: vm.dir.join(rundir::TRAFFIC),
+        };
         processes.start_gate(gate::NAME, &serde_json::to_string(&description)?, gate_end)?;
         Ok((Card { fd: InheritedFd::of(&vmm), mac: self.mac, is_offloaded: true }, vmm, control))
     }

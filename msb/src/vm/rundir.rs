@@ -41,6 +41,8 @@ pub fn older_part(log: &Path) -> PathBuf {
     older.into()
 }
 
+/// What has passed between the guest and its network: a [`Traffic`], as [`Traffic::to_text`] writes it.
+pub const TRAFFIC: &str = "traffic";
 /// The boot share: the directory that is the guest's first root.
 pub const BOOT_SHARE: &str = "share";
 /// The file that every process of the VM holds a lock on.
@@ -59,6 +61,38 @@ pub const READERS: &str = "readers.lock";
 pub const EXTENDED: &str = "extended.json";
 /// Present while the supervisor restarts the VM: a [`Restarting`].
 pub const RESTARTING: &str = "restarting.json";
+
+/// What has passed between a guest and its network, in frames with their Ethernet headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that the guest received.
+    pub received_bytes: u64,
+    /// Frames that the guest received.
+    pub received_frames: u64,
+    /// Bytes that the guest sent.
+    pub sent_bytes: u64,
+    /// Frames that the guest sent.
+    pub sent_frames: u64,
+}
+
+impl Traffic {
+    /// Four numbers of 20 digits, so that a writer replaces all of the file with one call.
+    pub fn to_text(self) -> String {
+        format!(
+            "{:020} {:020} {:020} {:020}\n",
+            self.received_bytes, self.received_frames, self.sent_bytes, self.sent_frames
+        )
+    }
+
+    /// Reads the file in a run directory. `None`: the guest has no network.
+    pub fn read(dir: &Path) -> Option<Self> {
+        let text = fs::read_to_string(dir.join(TRAFFIC)).ok()?;
+        let mut numbers = text.split_ascii_whitespace().map_while(|number| number.parse().ok());
+        let mut next = || numbers.next();
+        let (received_bytes, received_frames) = (next()?, next()?);
+        Some(Self { received_bytes, received_frames, sent_bytes: next()?, sent_frames: next()? })
+    }
+}
 
 /// How a VM ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -323,6 +357,18 @@ impl LockedRunDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn traffic_is_read_as_it_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Traffic::read(dir.path()), None);
+        let traffic = Traffic { received_bytes: 1, received_frames: 2, sent_bytes: u64::MAX, sent_frames: 4 };
+        fs::write(dir.path().join(TRAFFIC), traffic.to_text()).unwrap();
+        assert_eq!(Traffic::read(dir.path()), Some(traffic));
+        assert_eq!(traffic.to_text().len(), Traffic::default().to_text().len());
+        fs::write(dir.path().join(TRAFFIC), "1 2 3").unwrap();
+        assert_eq!(Traffic::read(dir.path()), None);
+    }
 
     #[test]
     fn one_process_locks_a_directory_at_a_time() {

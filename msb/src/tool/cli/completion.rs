@@ -1,4 +1,4 @@
-//! Completions that know the running VMs and the images of the store, in addition to the flags that clap's generator knows.
+//! Completions that know the running VMs, and the images and volumes of the store, in addition to the flags that clap's generator knows.
 
 use clap_complete::Shell;
 
@@ -15,6 +15,10 @@ const IMAGES: &str = r#"    cat "${MSB_HOME:-${XDG_DATA_HOME:-$HOME/.local/share
         sed "s/ .*//; p; s|^docker.io/library/||; s|^docker.io/||" | sort -u
 "#;
 
+/// Prints the names of the volumes in the store.
+const VOLUMES: &str = r#"    (cd "${MSB_HOME:-${XDG_DATA_HOME:-$HOME/.local/share}/msb}/volumes" 2>/dev/null && ls)
+"#;
+
 /// What a word of a command line that is not a flag may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Words {
@@ -24,6 +28,8 @@ enum Words {
     Vms,
     /// An image.
     Image,
+    /// A path of the host, or VM:PATH.
+    Places,
     /// Something else.
     Other,
 }
@@ -33,6 +39,7 @@ fn words(tool: &str) -> Words {
         "msb-exec" | "msb-stop" | "msb-logs" => Words::VmFirst,
         "msb-ls" | "msb-rm" | "msb-stats" => Words::Vms,
         "msb-run" | "msb-pull" => Words::Image,
+        "msb-cp" => Words::Places,
         _ => Words::Other,
     }
 }
@@ -42,7 +49,8 @@ pub(super) fn with_names(shell: Shell, tool: &str, script: &[u8]) -> Vec<u8> {
     let script = String::from_utf8_lossy(script);
     let words = words(tool);
     let has_names =
-        words != Words::Other || script.contains("--record") || (shell == Shell::Fish && script.contains("record"));
+        words != Words::Other || ["record", "volume"].iter().any(|flag| script.contains(&format!("--{flag}")));
+    let has_names = has_names || (shell == Shell::Fish && script.contains("-l record"));
     let script = match shell {
         Shell::Bash if tool == "msb" => bash_of_front(&script),
         Shell::Bash if has_names => bash(tool, &script, words),
@@ -58,9 +66,29 @@ fn bash(tool: &str, script: &str, words: Words) -> String {
     let is_word = match words {
         Words::VmFirst => r#" || { [ "$COMP_CWORD" = 1 ] && [ "${2#-}" = "$2" ]; }"#,
         Words::Vms | Words::Image => r#" || { [ "${2#-}" = "$2" ] && [ "${3#-}" = "$3" ]; }"#,
+        Words::Places => r#" || [ "${2#-}" = "$2" ]"#,
         Words::Other => "",
     };
-    let list = if words == Words::Image { "_msb_images" } else { "_msb_vms" };
+    let names = match words {
+        Words::Image => r#"-W "$(_msb_images)""#,
+        Words::Places => r#"-S : -W "$(_msb_vms)""#,
+        _ => r#"-W "$(_msb_vms)""#,
+    };
+    // A path follows what ends in a colon.
+    let goes_on = if words == Words::Places { "\n    compopt -o nospace 2>/dev/null" } else { "" };
+    let volume = if script.contains("--volume") {
+        r#"    case $3:$2 in
+    -v:*:* | --volume:*:*) ;;
+    -v:* | --volume:*)
+        mapfile -t COMPREPLY < <(compgen -S : -W "$(_msb_volumes)" -- "$2"; compgen -f -- "$2")
+        compopt -o nospace 2>/dev/null
+        return
+        ;;
+    esac
+"#
+    } else {
+        ""
+    };
     // A reference has colons, at which bash breaks words.
     let colons = if words == Words::Image {
         "\n    ! declare -F __ltrim_colon_completions >/dev/null || __ltrim_colon_completions \"$2\""
@@ -75,9 +103,12 @@ _msb_vms() {{
 _msb_images() {{
 {IMAGES}}}
 
+_msb_volumes() {{
+{VOLUMES}}}
+
 {generated}_or_vms() {{
-    case $3 in -r | --record) true ;; *) false ;; esac{is_word} || {{ {generated} "$@"; return; }}
-    mapfile -t COMPREPLY < <(compgen -W "$({list})" -- "$2"; compgen -f -- "$2"){colons}
+{volume}    case $3 in -r | --record) true ;; *) false ;; esac{is_word} || {{ {generated} "$@"; return; }}
+    mapfile -t COMPREPLY < <(compgen {names} -- "$2"; compgen -f -- "$2"){goes_on}{colons}
 }}
 
 complete -F {generated}_or_vms -o bashdefault -o default {tool}
@@ -108,23 +139,39 @@ complete -F _msb_front -o bashdefault -o default msb
     )
 }
 
+/// The value of `--volume` in a script for zsh.
+const ZSH_VOLUME: &str = ":SRC|NAME:DST[:ro]";
+
 fn zsh(script: &str, words: Words) -> String {
     let is_word = |line: &str| match words {
         Words::VmFirst | Words::Vms => line.starts_with("'*:") || line.starts_with("':name"),
         Words::Image => [":image ", ":source "].iter().any(|name| line.contains(name)) && line.starts_with("':"),
+        Words::Places => line.starts_with("':source ") || line.starts_with("':target "),
         Words::Other => false,
     };
-    let list = if words == Words::Image { "_msb_images_or_files" } else { "_msb_vms_or_files" };
+    let list = match words {
+        Words::Image => "_msb_images_or_files",
+        Words::Places => "_msb_places",
+        _ => "_msb_vms_or_files",
+    };
     let mut lines: Vec<String> = Vec::new();
     for line in script.lines() {
         let line = match line.rsplit_once(":_default'") {
             Some((before, after)) if is_word(line) => format!("{before}:{list}'{after}"),
             Some((before, after)) if before.ends_with(":NAME|FILE") => format!("{before}:_msb_vms_or_files'{after}"),
+            Some((before, after)) if before.ends_with(ZSH_VOLUME) => {
+                format!("{}:volume:_msb_volumes'{after}", before.trim_end_matches(ZSH_VOLUME))
+            }
             _ => line.to_owned(),
         };
         let is_place = line.starts_with("autoload ");
         lines.push(line);
         if is_place {
+            for (function, names) in [("places", NAMES), ("volumes", VOLUMES)] {
+                lines.push(format!(
+                    "\n_msb_{function}() {{\n    local -a names\n    names=(${{(f)\"$(\n{names}    )\"}})\n    compadd -S : -a names\n    _files\n}}"
+                ));
+            }
             for (name, names) in [("vms", NAMES), ("images", IMAGES)] {
                 lines.push(format!("\n_msb_{name}() {{\n{names}}}"));
                 lines.push(format!(
@@ -139,6 +186,7 @@ fn zsh(script: &str, words: Words) -> String {
 fn fish(tool: &str, script: &str, words: Words) -> String {
     let list = if words == Words::Image { "__msb_images" } else { "__msb_vms" };
     let first = match words {
+        Words::Places => format!("complete -c {tool} -a '(__msb_vms | string replace -r \"\\$\" :)'\n"),
         Words::VmFirst => format!("complete -c {tool} -n 'test (count (commandline -opc)) -eq 1' -a '({list})'\n"),
         Words::Vms | Words::Image => format!("complete -c {tool} -a '({list})'\n"),
         Words::Other => String::new(),
@@ -148,7 +196,14 @@ fn fish(tool: &str, script: &str, words: Words) -> String {
     } else {
         String::new()
     };
+    let volume = if script.contains("-l volume") {
+        format!("complete -c {tool} -s v -l volume -r -a '(__msb_volumes | string replace -r \"\\$\" :)'\n")
+    } else {
+        String::new()
+    };
     let function = |name: &str, text: &str| format!("function {name}\n    sh -c '\n{text}'\nend\n");
-    let functions = function("__msb_vms", &NAMES.replace("    local run vm\n", "")) + &function("__msb_images", IMAGES);
-    format!("{script}\n{functions}{first}{record}")
+    let functions = function("__msb_vms", &NAMES.replace("    local run vm\n", ""))
+        + &function("__msb_images", IMAGES)
+        + &function("__msb_volumes", VOLUMES);
+    format!("{script}\n{functions}{first}{record}{volume}")
 }
