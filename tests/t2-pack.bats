@@ -13,6 +13,7 @@ setup() {
 
 teardown() {
     patch_teardown
+    if [ -e registry/pid ]; then registry_stop registry; fi
 }
 
 @test "msb-diff names what has changed, was added and removed, and exits like diff" {
@@ -223,4 +224,41 @@ only_scripts_differ() {
     msb-pack -r patched.json tar:- | tar -tf - | grep -qx new
     run --separate-stderr msb-pack -r patched.json zip:x
     [ "$status" -eq 2 ]
+}
+
+@test "docker:// pushes what the registry lacks, with credentials, and mounts layers of other repositories" {
+    source "$BATS_TEST_DIRNAME/image.bash"
+    source "$BATS_TEST_DIRNAME/registry.bash"
+    registry_start registry --auth user:secret
+    jq -n --arg host "$registry_host" '{auths: {($host): {auth: ("user:secret" | @base64)}}}' >auth.json
+    export REGISTRY_AUTH_FILE=$PWD/auth.json
+    skopeo copy -q --dest-tls-verify=false "oci:$(tiny_image):latest" "docker://$registry_host/base:v1"
+    msb-pull -q "docker://$registry_host/base:v1" >image.json
+    # More than one request sends, and nothing that could be compressed.
+    head -c 20000000 /dev/urandom >random
+    patch "{\"op\":\"copy_file\",\"src\":\"$PWD/random\",\"dst\":\"/random\"}"
+    msb-pack -q -r patched.json "docker://$registry_host/team/new:v2" -o new.json
+    [ "$(jq -r .image.ref new.json)" = "$registry_host/team/new:v2" ]
+    [ "$(skopeo inspect --tls-verify=false "docker://$registry_host/team/new:v2" | jq -r .Digest)" = "$(jq -r .image.digest new.json)" ]
+    grep -q 'mount=sha256[^ ]*from=base' registry/log
+    [ "$(grep -c 'PATCH /v2/team/new/blobs' registry/log)" -ge 2 ]
+    # Again: no upload begins.
+    begun=$(grep -c 'POST /v2/team/new' registry/log)
+    msb-pack -q -r patched.json "docker://$registry_host/team/new:v3" -o again.json
+    [ "$(grep -c 'POST /v2/team/new' registry/log)" = "$begun" ]
+    [ "$(jq -r .image.digest again.json)" = "$(jq -r .image.digest new.json)" ]
+    # The base of a layout comes from the registry, and the whole is what was pushed.
+    msb-pack -q -r patched.json oci:out:v1 -o local.json
+    [ "$(jq -r .image.digest local.json)" = "$(jq -r .image.digest new.json)" ]
+    MSB_HOME=$PWD/other msb-pull -q "$registry_host/team/new:v2" >pulled.json
+    only_scripts_differ
+    # Without credentials, and without a registry.
+    echo '{}' >auth.json
+    run --separate-stderr msb-pack -r patched.json "docker://$registry_host/team/denied:v1"
+    [ "$status" -eq 1 ]
+    [[ $stderr == "msb-pack: image \"$registry_host/team/denied:v1\": "*'not authorized'* ]]
+    registry_stop registry
+    run --separate-stderr msb-pack -r patched.json "docker://$registry_host/team/new:v2"
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'connection refused'* ]]
 }

@@ -10,8 +10,8 @@ use crate::page::PAGE;
 
 /// Show what an upper changes, or which layer a path is from
 ///
-/// Compares the root of a record with the same root without its upper, or with that of another record. Every difference is one JSON
-/// object on a line, or short text on a terminal. Nothing is written or locked, so the root may be mounted or running.
+/// Compares the root of a record with the same root without its upper, or with that of another record. Every difference is one
+/// JSON object on a line, or short text on a terminal. Nothing is written or locked, so the root may be mounted or running.
 #[derive(Debug, Parser)]
 #[command(name = "msb-diff", version, after_help = PAGE.help())]
 pub(crate) struct Args {

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::Parser;
+use clap::{ArgAction, Parser};
 use msb::tool::exit;
 use msb::tool::output::Output;
 use msb::tool::size;
 use msb::tool::source::StageRecord;
+use msb_registry::client::Options;
 
 use crate::compression::Compression;
 use crate::document::Changes;
 use crate::page::PAGE;
+use crate::registry::Access;
 use crate::target::Target;
 
 /// The room on a disk besides its content, in bytes.
@@ -19,8 +21,8 @@ const FREE: u64 = 256 << 20;
 
 /// Write a root as an image, an archive, a directory or a disk
 ///
-/// Reads a record, and writes its root to every TARGET. In an image the layers of the base stay as they are, the upper becomes one
-/// layer, and the record's scripts another. A TARGET gets its name when it is complete. Prints the record of the new image.
+/// Reads a record, and writes its root to every TARGET. In an image the layers of the base stay as they are, the upper becomes
+/// one layer, and the record's scripts another. A TARGET gets its name when it is complete. Prints the record of the new image.
 #[derive(Debug, Parser)]
 #[command(name = "msb-pack", version, after_help = PAGE.help())]
 pub(crate) struct Args {
@@ -92,8 +94,30 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", value_parser = size::parse_bytes)]
     pub free: Option<u64>,
 
-    /// Where to and in which form: oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME[:TAG]], tar:FILE or layer:FILE (- for
-    /// stdout), dir:DIR, raw:FILE, qcow2:FILE, erofs:FILE
+    /// Use HTTP, without TLS, for the registry
+    #[arg(long)]
+    pub plain_http: bool,
+
+    /// Whether to check the registry's certificate; without the check a registry may also speak HTTP [default: true, unless
+    /// registries.conf says that the registry is insecure]
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    pub tls_verify: Option<bool>,
+
+    /// A certificate authority (PEM) to trust in addition to the system's
+    #[arg(long, value_name = "FILE", conflicts_with = "plain_http")]
+    pub ca_file: Option<PathBuf>,
+
+    /// The directory of the registry's certificates, in the form of certs.d (see msb-pull(1))
+    #[arg(long, value_name = "DIR", conflicts_with = "plain_http")]
+    pub cert_dir: Option<PathBuf>,
+
+    /// Credentials, in the format of docker's config.json [default: as for msb-pull]
+    #[arg(long, value_name = "FILE")]
+    pub authfile: Option<PathBuf>,
+
+    /// Where to and in which form: docker://NAME[:TAG], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:NAME[:TAG]],
+    /// tar:FILE or layer:FILE (- for stdout), dir:DIR, raw:FILE, qcow2:FILE, erofs:FILE
     #[arg(value_name = "TARGET", required = true)]
     pub targets: Vec<Target>,
 }
@@ -110,6 +134,8 @@ pub(crate) struct Config {
     pub(crate) free: u64,
     /// `SOURCE_DATE_EPOCH`.
     pub(crate) epoch: Option<i64>,
+    /// How registries are reached.
+    pub(crate) access: Access,
 }
 
 impl Args {
@@ -148,6 +174,15 @@ impl Args {
             scripts_to: self.scripts_to.clone(),
             free: self.free.unwrap_or(FREE),
             epoch: source_date_epoch()?,
+            access: Access {
+                options: Options {
+                    plain_http: self.plain_http,
+                    tls_verify: self.tls_verify,
+                    ca_file: self.ca_file.clone(),
+                    cert_dir: self.cert_dir.clone(),
+                },
+                authfile: self.authfile.clone(),
+            },
         })
     }
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::Record;
 use msb::store::{chain, layout};
+use msb_registry::reference::Reference;
 use serde_json::Value;
 
 use crate::digest::{Hashing, hex_of};
 use crate::layer::Layer;
+use crate::registry::{Access, Registry};
 use crate::root::Root;
 
 /// The largest document that is read, in bytes.
@@ -34,8 +36,8 @@ pub(crate) struct Base {
 }
 
 impl Base {
-    /// Finds the image of a record in the store at `home`; `None` if the store has no manifest for the root's layers, such as for a
-    /// directory or the archive of a root.
+    /// Finds the image of a record in the store at `home`; `None` if the store has no manifest for the root's layers, such as for
+    /// a directory or the archive of a root.
     pub(crate) fn find(home: &Path, record: &Record, root: &Root) -> Option<Self> {
         let (manifest, text) = document(home, record.image.as_ref()?.digest.as_deref()?)?;
         let (mut config, config_text) = document(home, manifest["config"]["digest"].as_str()?)?;
@@ -105,13 +107,15 @@ pub(crate) enum Origin {
     Layout(PathBuf),
     /// An OCI layout in a tar file.
     Archive(PathBuf),
+    /// A repository of a registry.
+    Registry(Box<Reference>, Access),
     /// Elsewhere: a name.
     Elsewhere(String),
 }
 
 impl Origin {
     /// That of a reference as msb-pull writes it into a record.
-    pub(crate) fn of(reference: &str) -> Self {
+    pub(crate) fn of(reference: &str, access: &Access) -> Self {
         // At the first colon, as msb-pull reads it.
         let path = |rest: &str| PathBuf::from(rest.split_once(':').map_or(rest, |(path, _)| path));
         if let Some(rest) = reference.strip_prefix("oci:") {
@@ -119,7 +123,20 @@ impl Origin {
         } else if let Some(rest) = reference.strip_prefix("oci-archive:") {
             Self::Archive(path(rest))
         } else {
-            Self::Elsewhere(reference.to_owned())
+            match Reference::parse(reference) {
+                Ok(parsed) if !reference.starts_with("docker-archive:") => {
+                    Self::Registry(Box::new(parsed), access.clone())
+                }
+                _ => Self::Elsewhere(reference.to_owned()),
+            }
+        }
+    }
+
+    /// The repository of `registry` that has the blobs, if that is where they are.
+    pub(crate) fn repository_of(&self, registry: &str) -> Option<&str> {
+        match self {
+            Self::Registry(reference, _) if reference.registry == registry => Some(&reference.repository),
+            _ => None,
         }
     }
 
@@ -140,6 +157,9 @@ impl Origin {
                     io::copy(&mut file.take(layer.size() + 1), &mut hashing)?;
                 }
                 Self::Archive(file) => copy_member(file, &blob, &mut hashing).with_context(|| format!("{file:?}"))?,
+                Self::Registry(reference, access) => {
+                    Registry::connect(reference, access)?.fetch(digest, layer.size(), &mut hashing)?;
+                }
                 Self::Elsewhere(name) => bail!("{name:?} is not a place on this host"),
             }
             let (_, actual, _) = hashing.finish();
@@ -177,10 +197,10 @@ mod tests {
             ("docker.io/library/alpine:latest", None, None),
             ("docker-archive:/a.tar", None, None),
         ] {
-            let (is_layout, is_archive) = match Origin::of(reference) {
+            let (is_layout, is_archive) = match Origin::of(reference, &Access::default()) {
                 Origin::Layout(path) => (Some(path), None),
                 Origin::Archive(path) => (None, Some(path)),
-                Origin::Elsewhere(_) => (None, None),
+                Origin::Registry(..) | Origin::Elsewhere(_) => (None, None),
             };
             assert_eq!((is_layout, is_archive), (layout.map(Into::into), archive.map(Into::into)), "{reference}");
         }

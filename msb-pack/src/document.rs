@@ -1,5 +1,5 @@
-//! The documents of an image: its configuration and its manifest (the OCI image specification's `config.md` and `manifest.md`). They
-//! depend on the record and the flags alone. Does no I/O.
+//! The documents of an image: its configuration and its manifest (the OCI image specification's `config.md` and `manifest.md`).
+//! They depend on the record and the flags alone. Does no I/O.
 
 use msb::record::Image;
 use serde_json::{Map, Value, json};

@@ -1,5 +1,6 @@
-//! gzip on several processors, as pigz does it: blocks are compressed independently of one another and joined to one deflate stream
-//! (RFC 1951, section 3.2; RFC 1952). The size of a block is fixed, so the result does not depend on the number of processors.
+//! gzip on several processors, as pigz does it: blocks are compressed independently of one another and joined to one deflate
+//! stream (RFC 1951, section 3.2; RFC 1952). The size of a block is fixed, so the result does not depend on the number of
+//! processors.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

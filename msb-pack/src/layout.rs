@@ -24,8 +24,8 @@ const MARKER: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 const MAX_INDEX: u64 = 4 << 20;
 const FILE_MODE: u32 = 0o644;
 
-/// Adds an image to the layout in a directory, which is made if it is missing or empty. What the layout has is not written again. The
-/// index is replaced last.
+/// Adds an image to the layout in a directory, which is made if it is missing or empty. What the layout has is not written again.
+/// The index is replaced last.
 ///
 /// # Errors
 /// Those of writing; a directory that is not a layout.

@@ -14,6 +14,8 @@ mod layout;
 mod pack;
 mod page;
 mod pax;
+mod push;
+mod registry;
 mod root;
 mod scripts;
 mod staged;

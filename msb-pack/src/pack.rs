@@ -24,7 +24,7 @@ use crate::scripts::Scripts;
 use crate::staged::{StagedDir, StagedFile, parent};
 use crate::target::{Disk, Target};
 use crate::walk::walk;
-use crate::{disk, docker, layout};
+use crate::{disk, docker, layout, push};
 
 /// The history's name of the layer of an upper.
 const BY_UPPER: &str = "msb-pack: upper";
@@ -92,7 +92,7 @@ impl Made {
 
 impl Run<'_> {
     fn origin(&self) -> Origin {
-        Origin::of(self.record.image.as_ref().map_or("", |image| &image.reference))
+        Origin::of(self.record.image.as_ref().map_or("", |image| &image.reference), &self.config.access)
     }
 
     /// Makes the layers and documents of the image.
@@ -104,6 +104,7 @@ impl Run<'_> {
         let place = config.targets.iter().find(|target| target.is_image()).and_then(Target::path);
         let place = place.map(|path| absolute(path)).transpose()?;
         let dir = place.as_deref().map_or(home.as_path(), |path| if path.is_dir() { path } else { parent(path) });
+        publish::make_private_dir(&home)?;
         let base = Base::find(&home, self.record, &self.root);
         let mut layers = Vec::new();
         let mut changes = config.changes.clone();
@@ -165,6 +166,9 @@ impl Run<'_> {
         let origin = self.origin();
         let image = || image.context("the image is made");
         match target {
+            Target::Registry(reference) => {
+                push::push(reference, &self.config.access, image()?, &origin, &home::home()?)
+            }
             Target::OciDir(dir, tag) => layout::write_dir(dir, tag.as_deref(), image()?, &origin),
             Target::OciArchive(file, tag) => layout::write_archive(file, tag.as_deref(), image()?, &origin),
             Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, &origin),
@@ -260,6 +264,7 @@ fn reference(target: &Target) -> anyhow::Result<Option<String>> {
         Ok(Some(format!("{prefix}{}{tag}", absolute(path)?.display())))
     };
     match target {
+        Target::Registry(reference) => Ok(Some(reference.whole())),
         Target::OciDir(path, tag) => named("oci:", path, tag),
         Target::OciArchive(path, tag) => named("oci-archive:", path, tag),
         Target::DockerArchive(path, tag) => named("docker-archive:", path, tag),

@@ -22,6 +22,7 @@ pub(crate) const PAGE: Page = Page {
     examples: &[
         ("an image of what was prepared", "msb-pack -r patched.json --cmd '[\"/bin/sh\"]' oci:out:v1 > new.json"),
         ("an archive for docker load", "msb-pack -r patched.json docker-archive:demo.tar:demo > new.json"),
+        ("an image to a registry", "msb-pack -r patched.json docker://localhost:5000/demo:v2 > new.json"),
         ("the root as a tar file", "msb-pack -r patched.json tar:- | tar -t > names"),
         ("the upper alone, as a layer", "msb-pack -r patched.json layer:layer.tar.gz > new.json"),
     ],
@@ -29,7 +30,8 @@ pub(crate) const PAGE: Page = Page {
 };
 
 fn targets() -> String {
-    r#"  oci:DIR[:TAG]               an OCI layout, or one image more in it
+    r#"  docker://NAME[:TAG]         a registry
+  oci:DIR[:TAG]               an OCI layout, or one image more in it
   oci-archive:FILE[:TAG]      an OCI layout in a tar file
   docker-archive:FILE[:NAME]  what docker load reads
   tar:FILE                    the merged root, as of tar -c
@@ -39,7 +41,9 @@ fn targets() -> String {
   qcow2:FILE                  the same in QEMU's format
   erofs:FILE                  a read-only EROFS disk
 
-A file or directory gets its name when it is complete, and replaces an old one then.
+A registry gets the blobs that it does not have, and the manifest last. Layers of
+another repository of the same registry are mounted, not sent. A file or directory
+gets its name when it is complete, and replaces an old one then.
 Whatever fails or is killed leaves the old one. Disks need root, and the programs
 mke2fs, qemu-img or mkfs.erofs."#
         .into()

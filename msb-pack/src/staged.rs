@@ -151,8 +151,8 @@ fn remove_abandoned(to: &Path) {
     }
 }
 
-/// Gives a file the name `path` unless it is taken: then the same content has it, since the name is a digest. A file on another file
-/// system is copied.
+/// Gives a file the name `path` unless it is taken: then the same content has it, since the name is a digest. A file on another
+/// file system is copied.
 ///
 /// # Errors
 /// The error of linking or copying.

@@ -1,7 +1,7 @@
 //! A tar archive of a root or of a layer: ustar headers, with PAX records for what those cannot hold.
 //!
-//! In a layer, whiteouts and opaque directories have the names of the OCI image specification (`layer.md`, "Whiteouts"). Holes are
-//! written as zeros: the specification advises against sparse entries, and where holes are depends on the file system.
+//! In a layer, whiteouts and opaque directories have the names of the OCI image specification (`layer.md`, "Whiteouts"). Holes
+//! are written as zeros: the specification advises against sparse entries, and where holes are depends on the file system.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;

@@ -3,9 +3,13 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use msb_registry::reference::Reference;
+
 /// Where the result goes, and in which form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
+    /// A repository of a registry, and the tag.
+    Registry(Reference),
     /// An OCI layout in a directory, and the tag.
     OciDir(PathBuf, Option<String>),
     /// An OCI layout in a tar file, and the tag.
@@ -36,7 +40,7 @@ pub(crate) enum Disk {
 impl Target {
     /// Whether it is an image, with documents.
     pub(crate) fn is_image(&self) -> bool {
-        matches!(self, Self::OciDir(..) | Self::OciArchive(..) | Self::DockerArchive(..))
+        matches!(self, Self::Registry(_) | Self::OciDir(..) | Self::OciArchive(..) | Self::DockerArchive(..))
     }
 
     /// Whether it goes to stdout.
@@ -50,6 +54,7 @@ impl Target {
             Self::OciDir(path, _) | Self::OciArchive(path, _) | Self::DockerArchive(path, _) => Some(path),
             Self::Tar(path) | Self::Layer(path) => path.as_ref(),
             Self::Dir(path) | Self::Disk(_, path) => Some(path),
+            Self::Registry(_) => None,
         }
     }
 }
@@ -58,12 +63,19 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(name) = text.strip_prefix("docker://") {
+            let reference = Reference::parse(name)?;
+            if reference.digest.is_some() {
+                return Err("a digest cannot be pushed to (name a tag)".into());
+            }
+            return Ok(Self::Registry(reference));
+        }
         let (form, rest) = text.split_once(':').unwrap_or((text, ""));
         // At the first colon, as msb-pull reads it: a tag may hold more of them.
         let (path, tag) = rest.split_once(':').map_or((rest, None), |(path, tag)| (path, Some(tag.to_owned())));
         if rest.is_empty() || path.is_empty() || tag.as_deref() == Some("") {
             return Err(
-                "FORM:PATH is expected (oci:DIR, oci-archive:FILE, docker-archive:FILE, tar:FILE, layer:FILE, \
+                "FORM:PATH is expected (docker://NAME:TAG, oci:DIR, oci-archive:FILE, docker-archive:FILE, tar:FILE, layer:FILE, \
                         dir:DIR, raw:FILE, qcow2:FILE or erofs:FILE)"
                     .into(),
             );
@@ -106,7 +118,9 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(target), "{text}");
         }
-        for text in ["", "out", "oci:", "oci::v1", "oci:d:", "tar:", "zip:x"] {
+        let pushed = Target::Registry(Reference::parse("localhost:5000/a:v1").unwrap());
+        assert_eq!("docker://localhost:5000/a:v1".parse(), Ok(pushed));
+        for text in ["", "docker://", "docker:a", "out", "oci:", "oci::v1", "oci:d:", "tar:", "zip:x"] {
             assert!(text.parse::<Target>().is_err(), "{text}");
         }
     }

@@ -1,5 +1,5 @@
-//! The files of a root, or of one layer of it, in the order in which an archive has them: a directory before its entries, and those
-//! sorted by their bytes. The same root gives the same order on every machine.
+//! The files of a root, or of one layer of it, in the order in which an archive has them: a directory before its entries, and
+//! those sorted by their bytes. The same root gives the same order on every machine.
 
 use std::ffi::OsString;
 use std::io;

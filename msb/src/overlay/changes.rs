@@ -25,7 +25,8 @@ impl Merged {
         Ok(true)
     }
 
-    /// The names in which this directory and `other` may differ, sorted. One that is in neither is a whiteout without a file to hide.
+    /// The names in which this directory and `other` may differ, sorted. One that is in neither is a whiteout without a file to
+    /// hide.
     ///
     /// # Errors
     /// The error of reading in a layer.

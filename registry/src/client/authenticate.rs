@@ -86,11 +86,7 @@ impl Client {
             match &self.credentials {
                 Some(Credentials::IdentityToken(token)) => {
                     let mut fields = fields.clone();
-                    fields.extend([
-                        ("grant_type", "refresh_token"),
-                        ("client_id", "msb-pull"),
-                        ("refresh_token", token),
-                    ]);
+                    fields.extend([("grant_type", "refresh_token"), ("client_id", "msb"), ("refresh_token", token)]);
                     let form = self.http.post(realm).header(CONTENT_TYPE, "application/x-www-form-urlencoded");
                     form.body(encode(&fields))
                 }

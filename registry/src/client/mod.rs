@@ -38,7 +38,7 @@ const MAX_ERROR: u64 = 1 << 16;
 const MAX_AUTHENTICATIONS: usize = 2;
 
 /// How to reach a registry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Whether to speak HTTP without TLS.
     pub plain_http: bool,
@@ -133,7 +133,7 @@ impl Client {
         }
         let may_be_plain = !options.plain_http && certificates.is_empty();
         let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("msb-pull/", env!("CARGO_PKG_VERSION")))
+            .user_agent(concat!("msb/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(PATIENCE)
             .read_timeout(PATIENCE)
             .tls_danger_accept_invalid_certs(!tls_verify);
@@ -203,11 +203,7 @@ impl Client {
         start: Option<u64>,
         retry: &mut Retry,
     ) -> anyhow::Result<Answer> {
-        let url = self.url_of(&format!("v2/{}/{path}", self.reference.repository));
-        let mut authentications = 0;
-        loop {
-            let authorization = self.authorization();
-            let mut request = self.http.request(method.clone(), &url);
+        let build = |mut request: RequestBuilder| {
             if let Some(kinds) = accept {
                 // One header: not every proxy passes several on.
                 request = request.header(ACCEPT, kinds.join(", "));
@@ -215,7 +211,33 @@ impl Client {
             if let Some(start) = start {
                 request = request.header(RANGE, format!("bytes={start}-"));
             }
-            if let Some(value) = &authorization {
+            request
+        };
+        self.request(method, &self.url(path), &build, retry)
+    }
+
+    /// The URL of `path` below the repository.
+    pub fn url(&self, path: &str) -> String {
+        self.url_of(&format!("v2/{}/{path}", self.reference.repository))
+    }
+
+    /// As [`Self::send`], for any URL and with what `build` adds to the request. Only the registry's own host gets the credentials.
+    ///
+    /// # Errors
+    /// A message that names the registry.
+    pub fn request(
+        &self,
+        method: Method,
+        url: &str,
+        build: &dyn Fn(RequestBuilder) -> RequestBuilder,
+        retry: &mut Retry,
+    ) -> anyhow::Result<Answer> {
+        let is_own = Url::parse(url)?.origin() == Url::parse(&self.url_of(""))?.origin();
+        let mut authentications = 0;
+        loop {
+            let authorization = self.authorization();
+            let mut request = build(self.http.request(method.clone(), url));
+            if let Some(value) = authorization.as_ref().filter(|_| is_own) {
                 request = request.header(AUTHORIZATION, value);
             }
             let response = match self.exchange(request) {
@@ -235,7 +257,7 @@ impl Client {
                 }
                 StatusCode::UNAUTHORIZED => return Err(self.unauthorized()),
                 // The link to a blob's storage expires, and the registry gives a new one.
-                StatusCode::FORBIDDEN if response.url().host_str() != Url::parse(&url)?.host_str() => {
+                StatusCode::FORBIDDEN if response.url().host_str() != Url::parse(url)?.host_str() => {
                     self.pause(self.busy(response), retry, &mut io::sink())?;
                 }
                 status if is_transient(status) => self.pause(self.busy(response), retry, &mut io::sink())?,
