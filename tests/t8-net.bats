@@ -254,6 +254,12 @@ os.execvp(sys.argv[1], sys.argv[1:])'
         [ "$status" -eq 2 ]
         [[ $stderr == *"${words#* }"* ]]
     done
+    for policy in '{"rules":[{"allow":"a..b"}]}' '{"ports":["a..b"]}' '{"hosts":["a..b"]}' '{"mac":"a..b"}' '{"mode":"a..b"}' \
+        '{"cards":[{"tap":"lo","addresses":["a..b"]}]}'; do
+        run --separate-stderr msb-boot -r "$vm_record" --network-policy <(echo "$policy")
+        [ "$status" -eq 2 ]
+        [[ $stderr == *"a..b"* ]]
+    done
     for words in "--network public" "-p 80:80" "--allow all"; do
         # shellcheck disable=SC2086 # two words
         run --separate-stderr unshare -n msb-boot -r "$vm_record" $words

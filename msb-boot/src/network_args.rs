@@ -121,7 +121,8 @@ impl NetworkArgs {
                     std::fs::File::open(file)?.take(MAX_POLICY + 1).read_to_end(&mut text)?;
                     anyhow::ensure!(text.len() as u64 <= MAX_POLICY, "larger than {MAX_POLICY} bytes");
                     let network: Network = serde_json::from_slice(&text)?;
-                    if let Some((member, _)) = network.unknown.iter().next() {
+                    let of_cards = network.cards.iter().flat_map(|card| card.unknown.iter());
+                    if let Some((member, _)) = network.unknown.iter().chain(of_cards).next() {
                         anyhow::bail!("unknown member {member:?}");
                     }
                     Ok(network)
@@ -297,7 +298,12 @@ mod tests {
         let network = with_file(r#"{"mode":"private","dns":["192.0.2.1"]}"#).unwrap();
         assert_eq!((network.mode, network.ports.len(), network.dns.len()), (Some(NetworkMode::Private), 0, 1));
         assert_eq!(network.rules, [NetworkRule::Deny("b.test".into())]);
-        for (text, word) in [("{", "EOF"), (r#"{"modes":1}"#, "\"modes\""), (r#"{"mode":"open"}"#, "`open`")] {
+        for (text, word) in [
+            ("{", "EOF"),
+            (r#"{"modes":1}"#, "\"modes\""),
+            (r#"{"cards":[{"tap":"t","speed":1}]}"#, "\"speed\""),
+            (r#"{"mode":"open"}"#, "`open`"),
+        ] {
             let error = with_file(text).unwrap_err().to_string();
             assert!(error.starts_with("--network-policy") && error.contains(word), "{error}");
         }

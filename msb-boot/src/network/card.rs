@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use msb::record;
 use msb::record::path::absolute;
+use msb::tool::exit;
 use msb::vm::boot;
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
@@ -101,9 +102,9 @@ impl ExternalCard {
     /// Checks a request, and that there is such an interface or socket. `vm` is the VM's name and `number` the card's.
     ///
     /// # Errors
-    /// The invalid value, or what is missing.
+    /// A usage error for an invalid value. What is missing.
     pub(super) fn check(request: &record::Card, vm: &str, number: usize) -> anyhow::Result<Self> {
-        let wrong = |why: String| anyhow::anyhow!("boot.network.cards[{number}]: {why}");
+        let wrong = |why: String| exit::coded(exit::USAGE, format!("boot.network.cards[{number}]: {why}"));
         let backend = match &request.backend {
             record::CardBackend::Tap(name) => {
                 check_tap(name).map_err(wrong)?;
@@ -122,7 +123,7 @@ impl ExternalCard {
         for route in &request.routes {
             let to: boot::Subnet = route.to.parse().map_err(wrong)?;
             if to.address.is_ipv4() != route.via.is_ipv4() {
-                return Err(wrong(format!("route to {to} via {}: they are of different families", route.via)));
+                return Err(wrong(format!("route to {to} via {}: they are of different families", route.via)).into());
             }
             routes.push(boot::Route { to, via: route.via });
         }
@@ -132,7 +133,7 @@ impl ExternalCard {
         };
         let mtu = request.mtu.unwrap_or(MTU);
         if mtu < LEAST_MTU {
-            return Err(wrong(format!("mtu {mtu}: at least {LEAST_MTU} is expected")));
+            return Err(wrong(format!("mtu {mtu}: at least {LEAST_MTU} is expected")).into());
         }
         let card = Self { backend, mac, mtu, addresses, routes, request: request.clone() };
         card.check_backend()?;

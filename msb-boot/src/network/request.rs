@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use anyhow::anyhow;
 use msb::record::{Network, NetworkRule};
+use msb::tool::exit;
 use msb_gate::PolicyRule;
 
 use super::address::HOST_GATEWAY;
@@ -21,9 +21,9 @@ pub(super) struct Parsed {
 /// Parses the request.
 ///
 /// # Errors
-/// The first invalid value, with its member.
+/// A usage error: the first invalid value, with its member.
 pub(super) fn parse(request: &Network) -> anyhow::Result<Parsed> {
-    let wrong = |member: &str, why: String| anyhow!("boot.network.{member}: {why}");
+    let wrong = |member: &str, why: String| exit::coded(exit::USAGE, format!("boot.network.{member}: {why}"));
     let rules = request.rules.iter().map(|rule| match rule {
         NetworkRule::Allow(text) => parse_rule(text).map(PolicyRule::Allow),
         NetworkRule::Deny(text) => parse_rule(text).map(PolicyRule::Deny),
