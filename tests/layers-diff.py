@@ -8,8 +8,8 @@ Needs root. Image I of seed S is the same on every machine. Nothing may differ. 
 - A layer that removes a directory and has files below it without an entry for the directory itself. msb-pull makes a new directory with
   default attributes, as containerd does; umoci keeps the old one's.
 - An opaque marker after entries of the same directory: the image specification leaves open what it does to its own layer.
+- A hardlink to a file of a layer below that has several names: the others keep the file below, as with overlayfs's index=off.
 - Devices 0/0, which are overlayfs's whiteouts: msb-pull refuses them.
-- Hardlinks to files of a layer below, which msb-pull refuses.
 """
 
 import argparse
@@ -33,10 +33,11 @@ DEPTH = 4
 
 
 class Layer:
-    """A tar archive that is being generated. `below` has the kinds of the paths in the layers below and in this one."""
+    """A tar archive that is being generated. `below` has the kinds of the paths in the layers below and in this one,
+    `linked` those of files with several names."""
 
-    def __init__(self, rng, below):
-        self.rng, self.tree, self.out = rng, below, io.BytesIO()
+    def __init__(self, rng, below, linked):
+        self.rng, self.tree, self.linked, self.out = rng, below, linked, io.BytesIO()
         self.format = rng.choice([tarfile.PAX_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
         self.tar = tarfile.open(fileobj=self.out, mode="w", format=self.format, encoding="utf-8")
         self.own = set()
@@ -116,9 +117,14 @@ class Layer:
             elif what == "symlink":
                 self.tree[path] = "l"
                 self.put(path, tarfile.SYMTYPE, link=rng.choice(["a", "../b", "/etc/x.conf", "/", ".", "no/such", "../../.."]))
-            elif what == "hardlink" and (to := self.existing("f", own=True)):
+            elif what == "hardlink" and (to := self.existing("f", own=rng.choice([True, None]))):
+                if to not in self.own and to in self.linked:
+                    return
                 self.tree[path] = "f"
                 self.put(path, tarfile.LNKTYPE, link=to)
+                # Not hidden later: the link would be to a file that this layer does not show.
+                self.own.add(to)
+                self.linked.update([path, to])
             elif what == "node":
                 self.tree[path] = "n"
                 kind = rng.choice([tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
@@ -131,9 +137,9 @@ class Layer:
 
 def image(rng, path):
     """Writes an image of some layers as an OCI layout."""
-    tree, layers = {}, []
+    tree, linked, layers = {}, set(), []
     for _ in range(rng.randrange(1, 5)):
-        layer = Layer(rng, tree)
+        layer = Layer(rng, tree, linked)
         for _ in range(rng.randrange(1, 40)):
             layer.step()
         layers.append(layer.bytes())

@@ -118,7 +118,7 @@ descriptor() {
 }
 
 @test "ten generated images, mounted with the kernel's overlayfs, are the trees that umoci unpacks" {
-    "$BATS_TEST_DIRNAME/layers-diff.py" --count 10
+    "$BATS_TEST_DIRNAME/layers-diff.py" --first 12 --count 10
 }
 
 @test "whiteouts are 0/0 devices, opaque directories have the xattr, and hardlinks share an inode" {
@@ -530,8 +530,8 @@ END
 leaves the layer|add("a/../../victim", data=b"owned")
 leaves the layer|add("a/../../../victim", data=b"owned")
 outside of the layer|add("link", LINK, "../../../../victim")
-is not in this layer (the link is to a layer below, which is not supported|add("link", LINK, "$PWD/victim")
-is not in this layer|add("away", SYM, "$PWD"); add("link", LINK, "away/victim")
+neither this layer nor one below has such a file|add("link", LINK, "$PWD/victim")
+neither this layer nor one below has such a file|add("away", SYM, "$PWD"); add("link", LINK, "away/victim")
 is a directory|add("d", DIR); add("link", LINK, "d")
 a whiteout of no name|add("a/.wh...")
 root must be a directory|add("./", SYM, "/etc")

@@ -16,6 +16,7 @@ use crate::budget::Budget;
 use crate::chunks::is_hangup;
 use crate::image::{ImageLayer, Origin};
 use crate::layer::fetch_and_unpack;
+use crate::lower_link::Dependent;
 use crate::progress::Progress;
 use crate::stack::Stack;
 use crate::store::{LayerLock, Store};
@@ -50,7 +51,7 @@ impl<'a> Fetcher<'a> {
     /// # Errors
     /// The first error of a layer. The complete layers are in the store.
     pub(crate) fn fetch(&self, layers: &'a [ImageLayer]) -> anyhow::Result<Stack<'a>> {
-        let mut stack = Stack::new(self.store, layers);
+        let mut stack = Stack::new(self.store, layers, self.budget);
         loop {
             let missing = stack.missing();
             let Some(&first) = missing.first() else { return Ok(stack) };
@@ -118,21 +119,21 @@ impl<'a> Fetcher<'a> {
         shared: &Mutex<Shared<'a>>,
         stop: &AtomicBool,
     ) -> anyhow::Result<()> {
-        let (scratch, implied) = self.unpack_one(layer, stop)?;
+        let (scratch, dependent) = self.unpack_one(layer, stop)?;
         let held = claim.lock().unwrap_or_else(PoisonError::into_inner).take();
-        lock(shared).stack.add(&layer.diff_id, scratch, implied, held)
+        lock(shared).stack.add(&layer.diff_id, scratch, dependent, held)
     }
 
-    fn unpack_one(&self, layer: &ImageLayer, stop: &AtomicBool) -> anyhow::Result<(PathBuf, Vec<PathBuf>)> {
+    fn unpack_one(&self, layer: &ImageLayer, stop: &AtomicBool) -> anyhow::Result<(PathBuf, Dependent)> {
         let scratch = self.store.scratch(layer.diff_id.hex());
         DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
         let bar = self.progress.layer(&layer.diff_id, layer.blob.size);
-        let implied = fetch_and_unpack(self.origin, layer, &scratch, &bar, self.budget, stop)?;
+        let dependent = fetch_and_unpack(self.origin, layer, &scratch, &bar, self.budget, stop)?;
         // Otherwise the layers below decide some attributes, and [`Stack`] writes the checksums after that.
-        if implied.is_empty() {
+        if dependent.is_empty() {
             checksums::write(&scratch, &checksums::beside(&scratch)).context("checksums")?;
         }
-        Ok((scratch, implied))
+        Ok((scratch, dependent))
     }
 
     /// Publishes layers from time to time, until all of them are fetched.

@@ -2,7 +2,7 @@
 //! decompressed data, and write. Short channels connect them, so memory is bounded and the slowest thread sets the pace.
 
 use std::io::{BufRead, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,6 +13,7 @@ use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
 use crate::compression;
 use crate::image::{Blob, EMPTY_LAYER, ImageLayer, Origin};
+use crate::lower_link::Dependent;
 use crate::progress::Bar;
 use crate::tape::Tape;
 use crate::unpack::unpack;
@@ -22,7 +23,7 @@ use msb_registry::digest::{Digest, Hash, Verifier};
 const DEPTH: usize = 8;
 const PIECE: usize = 1 << 18;
 
-/// Fetches a layer and unpacks it into the empty directory `into`. Returns the directories it implies.
+/// Fetches a layer and unpacks it into the empty directory `into`. Returns what of it depends on the layers below.
 ///
 /// # Errors
 /// A message with the first cause: if several steps failed, the error of the earliest one. [`Hangup`] if `stop` was set.
@@ -33,7 +34,7 @@ pub(crate) fn fetch_and_unpack(
     bar: &Bar,
     budget: &Budget,
     stop: &AtomicBool,
-) -> anyhow::Result<Vec<PathBuf>> {
+) -> anyhow::Result<Dependent> {
     let (blob_out, blob_in) = channel(DEPTH * 2);
     let (hash_out, hash_in) = channel(DEPTH);
     let (tar_out, tar_in) = channel(DEPTH);
@@ -50,7 +51,7 @@ pub(crate) fn fetch_and_unpack(
     // Wrong bytes explain a malformed entry, so a wrong digest is reported first.
     errors.extend(hashed.err());
     match (unpacked, errors.is_empty()) {
-        (Ok(implied), true) => Ok(implied),
+        (Ok(dependent), true) => Ok(dependent),
         (unpacked, _) => {
             errors.extend(unpacked.err());
             let first = errors.iter().position(|error| !is_hangup(error)).unwrap_or(0);
@@ -151,7 +152,7 @@ fn hash(mut tar: Stream, diff_id: &Digest) -> anyhow::Result<()> {
     }
 }
 
-fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Vec<PathBuf>> {
+fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Dependent> {
     let mut tape = Tape::new(tar);
     let unpacked = unpack(&mut tape, into, budget);
     let mut tar = tape.into_inner();

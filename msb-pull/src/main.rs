@@ -14,6 +14,7 @@ mod image;
 mod implied;
 mod layer;
 mod layout;
+mod lower_link;
 mod manifest;
 mod names;
 mod number;

@@ -12,8 +12,10 @@ use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
 use msb::store::{chain, checksums};
 
+use crate::budget::Budget;
 use crate::image::ImageLayer;
 use crate::implied::inherit;
+use crate::lower_link::{Dependent, fill};
 use crate::store::{LayerLock, Store};
 use msb_registry::digest::Digest;
 
@@ -21,6 +23,7 @@ use msb_registry::digest::Digest;
 pub(crate) struct Stack<'a> {
     store: &'a Store,
     layers: &'a [ImageLayer],
+    budget: &'a Budget,
     /// The stacked ID of each layer, for layers whose form depends on those below.
     stacked_ids: Vec<String>,
     /// The layers that this pull has unpacked, by diff_id.
@@ -37,18 +40,19 @@ pub(crate) struct Stack<'a> {
 struct Unpacked {
     /// Its scratch directory, or its place in the store once it is there.
     path: PathBuf,
-    /// The directories that it implies.
-    implied: Vec<PathBuf>,
+    /// What of it depends on the layers below.
+    dependent: Dependent,
     /// Held until the layer is in the store.
     lock: Option<LayerLock>,
 }
 
 impl<'a> Stack<'a> {
     /// The layers of an image, bottom first.
-    pub(crate) fn new(store: &'a Store, layers: &'a [ImageLayer]) -> Self {
+    pub(crate) fn new(store: &'a Store, layers: &'a [ImageLayer], budget: &'a Budget) -> Self {
         Self {
             store,
             layers,
+            budget,
             stacked_ids: stacked_ids(layers),
             unpacked: HashMap::new(),
             complete: 0,
@@ -83,13 +87,13 @@ impl<'a> Stack<'a> {
         &mut self,
         diff_id: &Digest,
         scratch: PathBuf,
-        implied: Vec<PathBuf>,
+        dependent: Dependent,
         lock: Option<LayerLock>,
     ) -> anyhow::Result<()> {
-        if implied.is_empty() {
+        if dependent.is_empty() {
             self.unpublished.push((scratch.clone(), diff_id.hex().to_owned()));
         }
-        self.unpacked.insert(diff_id.hex().to_owned(), Unpacked { path: scratch, implied, lock });
+        self.unpacked.insert(diff_id.hex().to_owned(), Unpacked { path: scratch, dependent, lock });
         self.advance()
     }
 
@@ -97,16 +101,20 @@ impl<'a> Stack<'a> {
     fn advance(&mut self) -> anyhow::Result<()> {
         while let Some(layer) = self.layers.get(self.complete) {
             let stacked_id = &self.stacked_ids[self.complete];
-            let Some(Unpacked { path, implied, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
+            let Some(Unpacked { path, dependent, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
                 let Some(stored) = in_store(self.store, layer, stacked_id) else { break };
                 push(&mut self.lower, stored)?;
                 self.complete += 1;
                 continue;
             };
-            if !implied.is_empty() {
+            if !dependent.is_empty() {
                 let below = top_first(self.lower.clone());
                 let below: Vec<PathBuf> = below.into_iter().filter(|dir| dir != path).collect();
-                inherit(path, implied, &below).with_context(|| format!("layer {:?}", layer.blob.name()))?;
+                let complete = || {
+                    inherit(path, &dependent.implied, &below)?;
+                    fill(path, &dependent.links, &below, self.budget)
+                };
+                complete().with_context(|| format!("layer {:?}", layer.blob.name()))?;
                 write_checksums(path)?;
                 // A layer that comes again higher up is completed there.
                 if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {

@@ -15,6 +15,7 @@ use msb::overlay::resolve::{End, Error, Last, Step, resolve, resolve_or_make};
 use msb::overlay::{Merged, whiteout};
 use rustix::fs::Mode;
 
+use crate::lower_link::LowerLink;
 use crate::tape::{MAX_PATH, Metadata};
 
 const TOO_LONG: &str = "its path is longer than 4095 bytes";
@@ -57,6 +58,8 @@ pub(crate) struct Tree {
     /// Of the layer alone, as an upper.
     root: Merged,
     dirs: Directories,
+    /// Links to files of the layers below, by the paths of those files.
+    lower_links: BTreeMap<PathBuf, LowerLink>,
     /// The last parent: entries come directory by directory.
     last: Option<(Vec<u8>, Parent)>,
 }
@@ -158,11 +161,17 @@ impl Tree {
     pub(crate) fn new(root: &Path) -> anyhow::Result<Self> {
         let mut dirs = Directories::default();
         dirs.insert(PathBuf::new(), Origin::Implied).map_err(anyhow::Error::msg)?;
-        Ok(Self { root: Merged::open(&[] as &[&Path], Some(root))?, dirs, last: None })
+        let root = Merged::open(&[] as &[&Path], Some(root))?;
+        Ok(Self { root, dirs, lower_links: BTreeMap::new(), last: None })
     }
 
     fn root(&self) -> &Dir {
         self.root.top().0
+    }
+
+    /// The links to files of the layers below.
+    pub(crate) fn take_lower_links(&mut self) -> Vec<LowerLink> {
+        std::mem::take(&mut self.lower_links).into_values().collect()
     }
 
     /// Calls `visit` for each directory of the layer, parents first.
@@ -281,30 +290,51 @@ impl Tree {
                     *origin = Origin::Replaced;
                 }
             }
-            Some(_) => {}
+            Some(there) => {
+                // The name of a file below, which keeps its other name in this layer.
+                let link = self.lower_links.get(&parent.path.join(name.as_os_str()));
+                if link.is_some_and(|link| link.inode == there.stat().st_ino) {
+                    parent.dir.unlink(name)?;
+                    whiteout::make_whiteout(&parent.dir, name)?;
+                    whiteout::hide_whiteouts(&parent.dir)?;
+                }
+            }
         }
         Ok(())
     }
 
-    /// The target of a hardlink. A symlink in the last component is not followed, as in `link(2)`.
+    /// The target of the hardlink `link`. A symlink in the last component is not followed, as in `link(2)`. If the layer does not have
+    /// it, an empty file stands in for a file of a layer below.
     ///
     /// # Errors
-    /// A message if the layer has no such file.
-    pub(crate) fn link_target(&self, path: &[u8]) -> anyhow::Result<Entry> {
+    /// A message if the target is a directory, or this layer has removed it.
+    pub(crate) fn link_target(&mut self, path: &[u8], link: PathBuf) -> anyhow::Result<Entry> {
         let shown = String::from_utf8_lossy(path).into_owned();
         let parts = components(path).map_err(|_| anyhow!("hardlink target {shown:?} is outside of the layer"))?;
         let Some((last, parents)) = parts.split_last() else { bail!("hardlink target {shown:?} is not a file") };
+        let name = Name::new(last)?;
         let target = match self.find(parents)? {
-            Some(parent) => parent.dir.entry(Name::new(last)?)?,
+            Some(parent) => parent.dir.entry(name)?,
             None => None,
         };
         match target {
             Some(entry) if entry.is_dir() => bail!("hardlink target {shown:?} is a directory"),
             Some(entry) if !whiteout::is_whiteout(entry.stat()) => Ok(entry),
-            _ => bail!(
-                "hardlink target {shown:?} is not in this layer (the link is to a layer below, which is not supported; \
-                 rebuild the layer with both files)"
-            ),
+            Some(_) => bail!("hardlink target {shown:?}: this layer has removed it"),
+            None => {
+                let above: PathBuf = [OsStr::new("/")].iter().chain(parents).collect();
+                // Making the directory would remove the file.
+                let is_blocked = matches!(resolve(&self.root, &above, Last::Follow), Err(Error::NotDirectory(_)));
+                ensure!(!is_blocked, "hardlink target {shown:?}: this layer has a file in its path");
+                let parent = self.parent(parents)?;
+                let empty = Entry::of_open(parent.dir.create(name, Mode::RUSR | Mode::WUSR)?)?;
+                let (target, inode) = (parent.path.join(last), empty.stat().st_ino);
+                self.dirs.list += 2 * Directories::size(&target) + link.as_os_str().len();
+                ensure!(self.dirs.list <= MAX_LIST, "too many hardlinks to the layers below");
+                self.lower_links.insert(target.clone(), LowerLink { target, name: link, inode });
+                // Opened again by its name: a link is made to that.
+                parent.dir.entry(name)?.context("it vanished")
+            }
         }
     }
 }

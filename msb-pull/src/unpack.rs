@@ -16,6 +16,7 @@ use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::budget::Budget;
+use crate::lower_link::Dependent;
 use crate::sparse::Region;
 use crate::tape::{Kind, Member, Metadata, Skip, Tape, truncated};
 use crate::tree::{Origin, Parent, Tree, components};
@@ -29,16 +30,12 @@ const DEFAULT: Metadata = Metadata {
     xattrs: Vec::new(),
 };
 
-/// Unpacks a layer into the empty directory `root`. Returns the implied directories, parents first: those that the layer has no entry
-/// for, so that their attributes come from the layers below.
+/// Unpacks a layer into the empty directory `root`. Returns what depends on the layers below: directories that the layer has no
+/// entry for, and links to files that it does not have.
 ///
 /// # Errors
 /// A message for a malformed or hostile layer; the system's error for a full disk.
-pub(crate) fn unpack<R: BufRead + Skip>(
-    tape: &mut Tape<R>,
-    root: &Path,
-    budget: &Budget,
-) -> anyhow::Result<Vec<PathBuf>> {
+pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path, budget: &Budget) -> anyhow::Result<Dependent> {
     let mut tree = Tree::new(root)?;
     while let Some(member) = tape.next()? {
         let shown = String::from_utf8_lossy(&member.path).into_owned();
@@ -82,7 +79,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
             apply_attributes(&made(&parent, name)?, &metadata)?;
         }
         Kind::Hardlink => {
-            let target = tree.link_target(&link)?;
+            let target = tree.link_target(&link, parent.path.join(last))?;
             let existing = parent.dir.entry(name)?;
             // A hardlink of a file to itself must not remove the file first.
             if existing.is_none_or(|existing| existing.stat().st_ino != target.stat().st_ino) {
@@ -180,8 +177,8 @@ fn apply_attributes(entry: &Entry, metadata: &Metadata) -> anyhow::Result<()> {
 }
 
 /// Applies the attributes of the directories, now that all of their entries exist.
-fn finish(tree: Tree) -> anyhow::Result<Vec<PathBuf>> {
-    let mut implied = Vec::new();
+fn finish(mut tree: Tree) -> anyhow::Result<Dependent> {
+    let (mut implied, links) = (Vec::new(), tree.take_lower_links());
     tree.for_each_dir(|path, origin, dir| {
         let metadata = if let Origin::Listed(metadata) = &origin { metadata } else { &DEFAULT };
         apply_attributes(&dir, metadata).with_context(|| format!("directory {path:?}"))?;
@@ -190,5 +187,5 @@ fn finish(tree: Tree) -> anyhow::Result<Vec<PathBuf>> {
         }
         Ok(())
     })?;
-    Ok(implied)
+    Ok(Dependent { implied, links })
 }
