@@ -19,6 +19,7 @@ setup() {
 
 teardown() {
     local mount
+    if [ -e "$MSB_RUN/worker" ]; then msb-stop -q -t 1 worker >/dev/null 2>&1 || true; fi
     for mount in "$BATS_TEST_TMPDIR"/root "$MSB_HOME"/sandboxes/*/root; do
         if mountpoint -q "$mount"; then msb-mount -u "$mount"; fi
     done
@@ -130,6 +131,29 @@ gone() {
     [ "$(gone <(msb-store gc))" = '1 erofs 1 layer 1 sandbox' ]
     run -1 --separate-stderr msb-mount -r tiny.json ./root
     [[ $stderr == *"$tiny_layer"* ]]
+}
+
+@test "a VM has its layers and the upper that a pipe made, and msb-rm removes the upper with it" {
+    echo '{"op":"mkdir","path":"/new"}' | cat tiny.json - | msb-patch | msb-boot -q --network none --name worker >vm.json
+    sandbox=$(dirname "$(jq -r .upper.dir vm.json)")
+    rm "$MSB_HOME"/references/*
+    touch -d '9 days ago' "$sandbox/hold"
+    [ "$(msb-store ls -t sandbox | jq -c .used_by)" = '["VM worker"]' ]
+    msb-store gc >listed
+    [ -d "$tiny_layer" ] && [ -d "$sandbox" ]
+    [ "$(jq -r 'select(.type == "disk").state' listed)" = kept ]
+    run -1 msb-store rm -t sandbox "${sandbox##*/}"
+    run -1 msb-store rm -t disk worker
+    run -1 msb-store rm -f -t layer "${tiny_layer##*/}"
+    msb-stop -q worker >/dev/null
+    [ -d "$sandbox" ] && [ ! -s "$sandbox/hold" ]
+    # The disk, and the upper for a day, still need the image.
+    msb-store gc >listed
+    [ -d "$tiny_layer" ] && [ -d "$sandbox" ]
+    msb-rm worker
+    [ -z "$(ls -A "$MSB_HOME/sandboxes")" ]
+    msb-store gc >listed
+    [ ! -e "$tiny_layer" ]
 }
 
 @test "gc removes what killed tools left, keeps disks, uppers of commits and volumes, and an upper whose user was killed for a day" {

@@ -177,6 +177,7 @@ exec %s "$@"\n' "$registry_host" "$root/target/release/msb-pull" >bin/msb-pull
     grep -qx 1 shown
     msb-mount -u ./image
     rm rootfs -r
+    bash -euxo pipefail <(examples_of msb-store)
 }
 
 @test "the examples of msb-boot(1), msb-exec(1) and msb-stop(1) work as they stand" {

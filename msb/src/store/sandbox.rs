@@ -89,6 +89,8 @@ impl Hold {
         let Some(sandbox) = upper.parent().filter(|dir| layout::is_sandbox(dir)) else { return Ok(None) };
         let file = match File::options().write(true).open(sandbox.join(HOLD)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // What cannot be written cannot be removed either.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Ok(None),
             other => other?,
         };
         // Others lock it for a moment, or until the sandbox is removed.
