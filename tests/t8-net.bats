@@ -223,9 +223,9 @@ fd = os.open("/dev/net/tun", os.O_RDWR)
 fcntl.ioctl(fd, 0x400454CA, struct.pack("16sH22x", b"msbtap1", 0x1002))
 os.dup2(fd, 9, True)
 os.execvp(sys.argv[1], sys.argv[1:])'
-    local cards=(--network "tap:msbtap0,address=192.0.2.2/25,mac=52:55:00:00:00:07"
-        --network tap:9,address=192.0.2.130/25,route=198.51.100.0/24=192.0.2.129
-        --network unix:switch,address=10.0.3.15/24,route=203.0.113.10/32=10.0.3.2)
+    local cards=(--network 'tap:msbtap0,address=192.0.2.2/25,mac=52:55:00:00:00:07'
+        --network 'tap:9,address=192.0.2.130/25,route=198.51.100.0/24=192.0.2.129'
+        --network 'unix:switch,address=10.0.3.15/24,route=203.0.113.10/32=10.0.3.2')
     run --separate-stderr ip netns exec "$lab" python3 -c "$attach" msb-boot -r "$vm_record" "${cards[@]}" --network deny \
         --network unix:switch,mtu=9000
     [ "$status" -eq 1 ]
@@ -293,7 +293,9 @@ os.execvp(sys.argv[1], sys.argv[1:])'
     # The programs that configure a network in Debian leave what the agent has configured.
     vm_exec worker sh -c 'apt-get install -y --no-install-recommends ifupdown isc-dhcp-client' >apt.log 2>&1 || { tail apt.log; return 1; }
     vm_exec worker sh -c 'printf "auto lo eth0\niface lo inet loopback\niface eth0 inet dhcp\n" >/etc/network/interfaces; ifup -a'
-    vm_exec worker apt-get update >/dev/null
-    [ "$(vm_exec worker ip -4 -o addr show dev eth0 | awk '{ print $4 }')" = 10.0.2.15/24 ]
-    vm_exec worker sh -c 'dhclient -r eth0; dhclient -1 eth0; apt-get update' >/dev/null
+    for command in true 'dhclient -r eth0; dhclient -1 eth0'; do
+        vm_exec worker sh -c "$command"
+        [ "$(vm_exec worker ip -4 -o addr show dev eth0 | awk '{ print $4 }')" = 10.0.2.15/24 ]
+        vm_exec worker /usr/lib/apt/apt-helper download-file "$mirror/dists/bookworm/InRelease" /tmp/InRelease
+    done
 }

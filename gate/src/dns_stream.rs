@@ -415,6 +415,11 @@ mod tests {
         let packet = Packet::parse(&frame).unwrap();
         let mut take = |seconds| streams.take(&packet, &packet.tcp().unwrap(), NOW + Duration::from_secs(seconds));
         assert_eq!(take(0), take(1));
+        // Another SYN of the same ports is another connection.
+        let frame = make::tcp((GUEST, 1), (RESOLVER, 53), 19, SYN, b"");
+        let packet = Packet::parse(&frame).unwrap();
+        let back = streams.take(&packet, &packet.tcp().unwrap(), NOW).back.unwrap();
+        assert_eq!(parts(&back).2, 20);
     }
 
     #[test]
@@ -481,6 +486,7 @@ mod tests {
             (&[2, 4, 0x3f, 0xd8], Some(16344)),
             (&[1, 1, 2, 4, 5, 180, 0, 0], Some(1460)),
             (&[3, 3, 7, 2, 4, 5, 180, 0], Some(1460)),
+            (&[4, 2, 2, 4, 5, 180, 0, 0], Some(1460)),
             (&[2, 4, 0, 1], Some(LEAST_SEGMENT)),
             (&[0, 0, 0, 0, 2, 4, 5, 180], None),
             (&[2, 3, 0, 1], None),
@@ -506,8 +512,10 @@ mod tests {
         small[plain.len() + 3] = 2;
         assert_eq!(with_udp_size(small, &question), sized);
         // Records that are not understood stay as they are.
-        let mut other = sized.clone();
-        other[plain.len() + 2] = 42;
-        assert_eq!(with_udp_size(other.clone(), &question), other);
+        for (at, byte) in [(0, 1), (2, 42)] {
+            let mut other = sized.clone();
+            (other[plain.len() + at], other[plain.len() + 3]) = (byte, 2);
+            assert_eq!(with_udp_size(other.clone(), &question), other);
+        }
     }
 }
