@@ -601,6 +601,63 @@ EOF
     done
 }
 
+@test "a program runs in the root, and nothing is left of the mount" {
+    busybox=$(command -v busybox)
+    cp "$busybox" bottom/bin/busybox
+    ln -sf /nowhere/outside bottom/sys
+    record=$PWD/record
+    in_root() { msb-mount -r "$record" -- /bin/busybox "$@" 3>&-; }
+    [ "$(in_root cat /etc/motd </dev/null)" = bottom ]
+    [ "$(echo in | in_root cat)" = in ]
+    in_root sh -c '[ -c /dev/null ] && [ -d /proc/self ] && [ -d /run ] && [ "$PWD" = / ] && [ ! -e /nowhere ] && cat /etc/resolv.conf' >conf
+    cmp conf /etc/resolv.conf
+    status=0; in_root sh -c 'exit 7' || status=$?; [ "$status" -eq 7 ]
+    status=0; in_root sh -c 'kill -9 $$' || status=$?; [ "$status" -eq 137 ]
+    run -127 msb-mount -r "$record" -- /no/such
+    [[ "$output" == 'msb-mount: "/no/such":'* ]]
+    run -126 msb-mount -r "$record" -- /etc/motd
+    run -125 msb-mount -r /no/record -- /bin/busybox
+    # A record without an upper leaves none, and -o keeps it.
+    [ -z "$(ls -A "$MSB_HOME/sandboxes")" ]
+    msb-mount -r "$record" -o kept -- /bin/busybox touch /etc/new 3>&-
+    [ -e "$(jq -r .upper.dir kept)/etc/new" ]
+    jq -e '.mount == null' kept
+    ! grep -q fuse.msb /proc/self/mountinfo
+    # The next use sees it, and the upper is free.
+    [ "$(msb-mount -r kept --in-place -- ls etc/new 3>&-)" = etc/new ]
+    # Signals are passed on, and processes that the program leaves do not keep the mount.
+    msb-mount -r kept -- /bin/busybox sh -c 'trap "exit 5" TERM; sleep 30 & echo >/ready; wait' 3>&- & tool=$!
+    until [ -e "$(jq -r .upper.dir kept)/ready" ]; do sleep 0.1; done
+    kill "$tool"
+    status=0; wait "$tool" || status=$?; [ "$status" -eq 5 ]
+    msb-mount -r kept --ro -- /bin/busybox true 3>&-
+    # A killed tool takes the program and the mount with it.
+    msb-mount -r kept -- /bin/busybox sh -c 'rm /ready; echo >/again; exec sleep 1000' 3>&- & tool=$!
+    until [ -e "$(jq -r .upper.dir kept)/again" ]; do sleep 0.1; done
+    kill -9 "$tool"
+    wait "$tool" || true
+    until msb-mount -r kept -- /bin/busybox true 2>err 3>&-; do grep -q 'in use' err; sleep 0.1; done
+}
+
+@test "layers in mount options are mounted without a record, also by mount(8)'s helper" {
+    mkdir upper work 'with:colon' target
+    echo colon >with:colon/of-colon
+    msb-mount -o "lowerdir=with\\:colon:top:$PWD/bottom,upperdir=upper,workdir=work,nosuid" target >out 3>&-
+    [ ! -s out ]
+    [ "$(cat target/of-colon target/etc/hosts target/etc/motd | xargs)" = 'colon top bottom' ]
+    echo new >target/new
+    [[ "$(findmnt -no OPTIONS target)" == *nosuid* && "$(findmnt -no OPTIONS target)" != *nodev* ]]
+    msb-mount -u target
+    [ "$(cat upper/new)" = new ]
+    ln -s "$TOOLS/msb-mount" mount.fuse.msb
+    ./mount.fuse.msb msb "$PWD/target" -s -o "rw,nofail,lowerdir=$PWD/top:$PWD/bottom" 3>&-
+    [ "$(cat target/etc/motd)" = bottom ]
+    run ! touch target/new
+    umount target
+    run -2 msb-mount -o lowerdir=top,frob target
+    [[ "$output" == *'"frob" is not known'* ]]
+}
+
 @test "--ro refuses writes and makes no upper" {
     mounted --ro
     [ -z "$upper" ]

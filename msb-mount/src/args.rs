@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Parser;
@@ -35,6 +36,10 @@ pub(crate) struct Args {
     #[arg(short, long, requires = "mountpoint", conflicts_with_all = ["record", "output", "is_read_only", "foreground"])]
     pub(crate) unmount: bool,
 
+    /// Run CMD in the host's tree, with MOUNTPOINT as its working directory, and not with the root as its own
+    #[arg(long, requires = "command")]
+    pub(crate) in_place: bool,
+
     /// Serve what the parent process describes on stdin
     #[arg(long, hide = true, requires = "mountpoint")]
     pub(crate) serve: bool,
@@ -43,6 +48,21 @@ pub(crate) struct Args {
     #[arg(long, hide = true, requires = "serve")]
     pub(crate) is_new: bool,
 
+    /// Unmount when the parent process ends
+    #[arg(long, hide = true, requires = "serve")]
+    pub(crate) with_parent: bool,
+
+    /// Become CMD, with MOUNTPOINT as its root
+    #[arg(long, hide = true, requires = "command", requires = "mountpoint")]
+    pub(crate) enter: bool,
+
     /// The directory to mount on, created if it is missing [default: "root" beside the upper]
+    #[arg(value_name = "MOUNTPOINT")]
     pub(crate) mountpoint: Option<PathBuf>,
+
+    /// Mount for a program: run it with the root as its own, and with the host's /dev, /proc, /sys and resolv.conf; unmount when it
+    /// ends, and exit with its status. The mount is in a namespace of its own, so no other process sees it. No record is printed; an
+    /// upper made for the program is removed, unless -o keeps it
+    #[arg(value_name = "CMD", last = true, conflicts_with_all = ["foreground", "unmount"])]
+    pub(crate) command: Vec<OsString>,
 }

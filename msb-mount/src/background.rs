@@ -22,12 +22,15 @@ const READY: &str = "ready";
 
 /// Starts the server, prints the record when it is ready, and returns the exit code. A server that fails prints the reason on stderr,
 /// which it inherits.
-pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyhow::Result<u8> {
-    match spawn(config) {
+///
+/// Without an `output`, nothing is printed.
+pub(crate) fn start(config: &Config, output: Option<&Output>, begun: DeferExit) -> anyhow::Result<u8> {
+    match spawn(config, &[]) {
         Ok(Some(pid)) => {
             // A signal that arrived before this has ended the server. A later one has no effect.
             let put = match interrupt::check() {
-                Ok(()) => output.put(&config.mounted(pid), || config.summary()).map_err(Into::into),
+                Ok(()) => output
+                    .map_or(Ok(()), |output| output.put(&config.mounted(pid), || config.summary()).map_err(Into::into)),
                 Err(error) => Err(error.into()),
             };
             if put.is_ok() {
@@ -47,10 +50,11 @@ pub(crate) fn start(config: &Config, output: &Output, begun: DeferExit) -> anyho
     }
 }
 
-fn spawn(config: &Config) -> anyhow::Result<Option<Pid>> {
+/// Starts the server, and returns its process ID once the mount responds; `None` if it has printed why it does not.
+pub(crate) fn spawn(config: &Config, flags: &[&str]) -> anyhow::Result<Option<Pid>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--serve").args(config.access.flags()).args(config.is_new.then_some("--is-new"));
-    command.arg("--").arg(&config.mountpoint);
+    command.args(flags).arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
     // An interrupt is passed on to the server, which unmounts.

@@ -37,7 +37,11 @@ impl Config {
     /// Reads the record, and makes the upper and the mount point if they are missing.
     pub(crate) fn new(args: &Args) -> anyhow::Result<(Self, DeferExit)> {
         args.output.check()?;
-        let mut record = args.record.take("msb-mount")?;
+        Self::with_record(args.record.take("msb-mount")?, args)
+    }
+
+    /// As [`Self::new`], with a record that does not come from the command line.
+    pub(crate) fn with_record(mut record: Record, args: &Args) -> anyhow::Result<(Self, DeferExit)> {
         supervisor::require_ended(&mut record)?;
         let begun = DeferExit::new();
         let lower = lower(&record)?;

@@ -1,5 +1,7 @@
-//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`readdir`] has the listings.
+//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`readdir`] has the listings, and
+//! [`copying`] the requests that take long.
 
+mod copying;
 mod readdir;
 
 use std::ffi::OsStr;
@@ -40,9 +42,6 @@ const GENERATION: Generation = Generation(0);
 /// The largest read or write request, in bytes.
 pub(crate) const LARGEST_REQUEST: u32 = 1 << 20;
 
-/// The most threads for copy-ups. Further ones are made by the threads that answer requests.
-const MAX_COPYING: usize = 64;
-
 /// An xattr of the root with the server's process id. listxattr(2) does not show it.
 pub(crate) const SERVER_XATTR: &str = "trusted.msb.server";
 
@@ -78,27 +77,6 @@ impl Fs {
             Ok((attr, ttl)) => reply.entry_with_ttls(&ttl, &LONG, &attr, GENERATION),
             Err(error) => reply.error(error.into()),
         }
-    }
-
-    /// Answers a request that copies a file up first: on a thread of its own if that takes long, so that others do not wait for it.
-    fn after_copy(
-        &self,
-        node: io::Result<Arc<Node>>,
-        answer: impl FnOnce(&Tree, io::Result<Arc<Node>>) + Send + 'static,
-    ) {
-        let is_long = node.as_ref().is_ok_and(|node| node.dir().is_err() && self.tree.is_long_copy(node));
-        if !is_long || self.copying.fetch_add(1, Ordering::Relaxed) >= MAX_COPYING {
-            if is_long {
-                self.copying.fetch_sub(1, Ordering::Relaxed);
-            }
-            return answer(&self.tree, node);
-        }
-        let (tree, copying) = (self.tree.clone(), self.copying.clone());
-        // A request whose thread does not start is answered with EIO, by the crate.
-        let _ = std::thread::Builder::new().name("copy-up".into()).spawn(move || {
-            answer(&tree, node);
-            copying.fetch_sub(1, Ordering::Relaxed);
-        });
     }
 }
 

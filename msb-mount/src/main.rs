@@ -5,6 +5,7 @@ mod args;
 mod attr;
 mod background;
 mod caller;
+mod command;
 mod config;
 mod descriptors;
 mod fs;
@@ -14,24 +15,52 @@ mod listing;
 mod lock;
 mod mountpoint;
 mod number;
+mod options;
 mod page;
 mod reopen;
 mod reply;
 mod serve;
 mod tree;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::Parser;
 use msb::{tool::exit, tool::interrupt, tool::start};
 
 use args::Args;
+use command::InRoot;
 use config::Config;
+use options::Options;
 
 fn main() -> ExitCode {
     start::signals();
+    match Options::of(&std::env::args_os().collect::<Vec<_>>()) {
+        Ok(None) => {}
+        Ok(Some(options)) => return exit::report_of_store("msb-mount", exit::FAILED, mount(&options)),
+        Err(error) => return exit::report("msb-mount", exit::USAGE, Err(error)),
+    }
     let args: Args = msb::tool::cli::parse(&page::PAGE, exit::USAGE);
-    exit::report_of_store("msb-mount", exit::FAILED, run(&args))
+    let failed = if args.command.is_empty() { exit::FAILED } else { exit::TOOL_FAILED };
+    exit::report_of_store("msb-mount", failed, run(&args))
+}
+
+/// Mounts the layers that mount options name.
+fn mount(options: &Options) -> anyhow::Result<u8> {
+    require_root()?;
+    let line = [OsStr::new("msb-mount")].into_iter().chain(options.flags.iter().map(OsStr::new));
+    let args = Args::try_parse_from(line.chain([options.target.as_os_str()]))?;
+    let _guard = interrupt::Guard::new("msb-mount")?;
+    let (config, begun) = Config::with_record(options.record()?, &args)?;
+    background::start(&config, None, begun)
+}
+
+fn require_root() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("mounting needs root: the layers hold files of many owners (run it with sudo)");
+    }
+    msb::tool::capability::check_sys_admin().context("cannot mount")
 }
 
 fn run(args: &Args) -> anyhow::Result<u8> {
@@ -40,14 +69,24 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         mountpoint::unmount(path)?;
         return Ok(0);
     }
-    if !rustix::process::geteuid().is_root() {
-        bail!("mounting needs root: the layers hold files of many owners (run it with sudo)");
-    }
-    msb::tool::capability::check_sys_admin().context("cannot mount")?;
+    require_root()?;
     if args.serve {
+        if args.with_parent {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+        }
         start::close_inherited(&[])?;
         let config = Config::received(args)?;
         return background::serve(&config);
+    }
+    if !args.command.is_empty() {
+        let program = InRoot { line: &args.command, is_in_place: args.in_place };
+        if args.enter {
+            return command::enter(args.mountpoint.as_deref().context("no root")?, &program);
+        }
+        command::unshare_mounts()?;
+        let guard = interrupt::Guard::new("msb-mount")?;
+        let (config, begun) = Config::new(args)?;
+        return command::run(&config, &program, &args.output, guard, begun);
     }
     let _guard = if args.foreground { None } else { Some(interrupt::Guard::new("msb-mount")?) };
     let (config, begun) = Config::new(args)?;
@@ -57,5 +96,5 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         serve::run(&config, || Ok(args.output.put(&mounted(), || config.summary())?))?;
         return Ok(0);
     }
-    background::start(&config, &args.output, begun)
+    background::start(&config, Some(&args.output), begun)
 }

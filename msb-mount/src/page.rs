@@ -2,6 +2,16 @@
 
 use msb::tool::man::{self, Page};
 
+fn mount_options() -> String {
+    "With -o lowerdir=..., the layers are those of the options, the top one first, as for the kernel's overlayfs and for fuse-overlayfs. \
+     There is no record then. A backslash precedes a comma, a colon or a backslash that belongs to a path. Without an upperdir the \
+     mount is read-only. ro, nosuid, nodev and allow_root are honoured; other options of mount(8), overlayfs and fuse-overlayfs are \
+     accepted without an effect.\n\n\
+     mount(8) mounts the type fuse.msb if /sbin/mount.fuse.msb is a symlink to msb-mount, and podman takes msb-mount as its \
+     overlay.mount_program."
+        .to_owned()
+}
+
 fn limits() -> String {
     "A mount has no file handles (name_to_handle_at(2) fails), so it cannot be exported by NFS; no unnamed files (O_TMPFILE), times of \
      creation, inode flags (lsattr, chattr) or extent maps (FIEMAP); and fallocate(2) cannot insert or collapse ranges.\n\n\
@@ -11,15 +21,27 @@ fn limits() -> String {
 }
 
 pub(crate) const PAGE: Page = Page {
-    operands: "[MOUNTPOINT]",
-    forms: &["-u MOUNTPOINT"],
-    notes: &[("Limits", limits)],
-    exit_status: man::EXIT_STATUS,
+    operands: "[MOUNTPOINT] [-- CMD...]",
+    forms: &["-u MOUNTPOINT", "-o lowerdir=DIR[:DIR]...[,upperdir=DIR,workdir=DIR][,OPTION]... MOUNTPOINT"],
+    notes: &[("Mount options", mount_options), ("Limits", limits)],
+    exit_status: &[
+        ("0", "success"),
+        ("1", "failure"),
+        ("2", "usage error"),
+        ("125", "with CMD: msb-mount failed"),
+        ("126", "CMD cannot be executed"),
+        ("127", "CMD was not found"),
+        ("128+N", "interrupted by signal N, or CMD was ended by it; otherwise the status of CMD"),
+    ],
     environment: &[man::MSB_RECORD, man::MSB_HOME],
     files: &[("$MSB_HOME/sandboxes/ID", "The upper of a record that has none, with its work directory")],
     examples: &[
         ("an image's root, writable", "msb-pull alpine | msb-mount ./root > root.json"),
-        ("run a program of the image on the host", "unshare -fp --root ./root --mount-proc ls /proc"),
+        (
+            "run a program of the image on the host, and leave nothing behind",
+            "msb-pull alpine | msb-mount -- cat /etc/os-release",
+        ),
+        ("the same in namespaces of its own, in a mount that stays", "unshare -fp --root ./root --mount-proc ls /proc"),
         ("unmount it", "msb-mount -u ./root"),
         ("only to look at", "msb-pull alpine | msb-mount --ro ./image > image-root.json"),
     ],
