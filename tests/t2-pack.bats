@@ -262,3 +262,33 @@ only_scripts_differ() {
     [ "$status" -eq 1 ]
     [[ $stderr == *'connection refused'* ]]
 }
+
+# bats test_tags=kill
+@test "a killed msb-pack leaves the old target or the new one, and the next run removes what it left" {
+    mkdir -p bottom/usr/share
+    for n in {1..200}; do echo "$n" >"bottom/usr/share/$n"; done
+    patch '{"op":"text","path":"/new","content":"x"}'
+    msb-pack -q -r image.json oci:layout:v1 -o old.json
+    msb-pack -q -r patched.json tar:whole.tar dir:whole -o disk.json
+    tree_manifest whole >whole.manifest
+    for target in oci:layout:v1 oci:fresh:v1 tar:root.tar docker-archive:docker.tar:demo dir:dir; do
+        echo old >root.tar
+        echo old >docker.tar
+        for ((n = 0; n < ${MSB_KILLS:-8}; n++)); do
+            rm -rf fresh dir
+            msb-pack -q -r patched.json "$target" -o out.json 3>&- &
+            sleep "0.$(printf '%03d' $((RANDOM % 120)))"
+            kill -KILL $! 2>/dev/null || true
+            wait $! 2>/dev/null || true
+            skopeo inspect oci:layout:v1 >/dev/null
+            [ ! -e fresh ] || skopeo inspect oci:fresh:v1 >/dev/null
+            [ "$(cat root.tar | head -c 4)" = 'old' ] || cmp root.tar whole.tar
+            [ "$(head -c 4 docker.tar)" = old ] || skopeo inspect docker-archive:docker.tar >/dev/null
+            [ ! -e dir ] || diff <(tree_manifest dir) whole.manifest
+        done
+        rm -rf fresh dir
+        msb-pack -q -r patched.json "$target" -o out.json
+    done
+    find . -maxdepth 1 -type d -name '.?*' | tee left
+    [ ! -s left ]
+}

@@ -167,3 +167,15 @@ recoveries() {
     [ "$status" -eq 1 ]
     [[ $stderr == *': a mount needs a layered or directory root, and this is a qcow2 disk'* ]]
 }
+
+@test "a disk of msb-pack boots, with the changes of the upper" {
+    { msb-pull "$vm_root"; echo '{"op":"text","path":"/packed","content":"yes\n"}'; } | msb-patch >patched.json
+    msb-pack -q -r patched.json --free 8M raw:packed.raw qcow2:packed.qcow2 -o packed.json
+    e2fsck -fn packed.raw
+    [ "$(jq -r '.rootfs | "\(.kind) \(.format) \(.path)"' packed.json)" = "disk raw $PWD/packed.raw" ]
+    qemu-img compare packed.raw packed.qcow2
+    vm_record=$PWD/packed.json
+    vm_boot worker
+    [ "$(vm_exec worker cat /packed)" = yes ]
+    vm_exec worker sh -c "echo >/new"
+}

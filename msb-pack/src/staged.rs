@@ -134,15 +134,16 @@ impl Drop for StagedDir {
     }
 }
 
-/// Removes staging directories for `to` that nobody has locked: `.NAME.PID.NUMBER`.
+/// Removes staging directories for `to` that nobody has locked: `.NAME.PID.NUMBER`, with more numbers behind.
 fn remove_abandoned(to: &Path) {
     let prefix = format!(".{}.", to.file_name().unwrap_or_default().to_string_lossy());
     for child in fs::read_dir(parent(to)).into_iter().flatten().flatten() {
         let name = child.file_name().to_string_lossy().into_owned();
-        let Some((pid, number)) = name.strip_prefix(&prefix).and_then(|rest| rest.split_once('.')) else { continue };
+        // Further numbers are of directories below it, which a removal that was killed had moved up.
+        let Some(numbers) = name.strip_prefix(&prefix) else { continue };
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        if is_number(pid)
-            && is_number(number)
+        if numbers.contains('.')
+            && numbers.split('.').all(is_number)
             && child.file_type().is_ok_and(|kind| kind.is_dir())
             && let Ok(_lock) = lock::open(&child.path(), Lock::TryExclusive)
         {
