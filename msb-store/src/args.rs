@@ -12,8 +12,8 @@ use crate::page::PAGE;
 
 /// Show and clean the store of images
 ///
-/// Shows what is in $MSB_HOME, which outlives VMs, and removes what is not needed. On a terminal it prints tables, otherwise a line of
-/// JSON for each thing.
+/// Shows what is in $MSB_HOME, which outlives VMs, and removes what is not needed. On a terminal it prints tables, otherwise a
+/// line of JSON for each thing.
 #[derive(Debug, Parser)]
 #[command(name = "msb-store", version, after_help = PAGE.help())]
 pub(crate) struct Args {
@@ -38,8 +38,8 @@ pub(crate) struct Args {
     /// What to do
     #[arg(value_name = "ACTION", value_enum)]
     action: Action,
-    /// For ls and check: these things only. For rm: what to remove, by the names that ls prints; an image of Docker Hub also by its
-    /// short name
+    /// For ls and check: these things only. For rm: what to remove, by the names that ls prints; an image of Docker Hub also by
+    /// its short name
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }

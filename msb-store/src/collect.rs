@@ -1,5 +1,5 @@
-//! Removes what nothing needs. References go first and layers last, and a layer is renamed before it is removed, so a kill at any moment
-//! leaves images that are complete and garbage that the next run removes.
+//! Removes what nothing needs. References go first and layers last, and a layer is renamed before it is removed, so a kill at any
+//! moment leaves images that are complete and garbage that the next run removes.
 //!
 //! While it is decided what goes, no pull starts. A pull that runs may need any document and any layer.
 

@@ -1,5 +1,5 @@
-//! The documents of images, as far as they name other documents and layers. The authors of images write them, so a name counts only if
-//! it is a digest. It does no I/O.
+//! The documents of images, as far as they name other documents and layers. The authors of images write them, so a name counts
+//! only if it is a digest. It does no I/O.
 
 use msb::store::{chain, layout};
 use serde_json::Value;

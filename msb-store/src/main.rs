@@ -1,7 +1,7 @@
 //! Shows and cleans the store: images, layers, EROFS images, sandboxes, disks and volumes.
 //!
-//! Imports run one way: from the actions ([`ls`], [`rm`], [`gc`], [`check`], [`du`]) to [`collect`], to [`inventory`], to what is in the
-//! store.
+//! Imports run one way: from the actions ([`ls`], [`rm`], [`gc`], [`check`], [`du`]) to [`collect`], to [`inventory`], to what is
+//! in the store.
 
 mod args;
 mod check;

@@ -1,4 +1,5 @@
-//! The checksums of a layer: a line of text for each of its files, written when the layer was unpacked, so that damage is found later.
+//! The checksums of a layer: a line of text for each of its files, written when the layer was unpacked, so that damage is found
+//! later.
 //!
 //! ```text
 //! KIND MODE UID GID SIZE MTIME DEVICE XATTRS CONTENT PATH
@@ -6,10 +7,10 @@
 //! end BYTES HASH
 //! ```
 //!
-//! KIND is one of `d f l c b p s`; a member that a kind does not have is `-`. XATTRS and CONTENT are BLAKE3 hashes, of a symlink's target
-//! too. Of a file, the blocks that are not zero are hashed with their numbers, so a hole costs nothing and counts as zeros. In PATH all
-//! bytes but visible ASCII are octal, as in mountinfo. The last line has what the layer takes of the disk, and the hash of the lines before
-//! it.
+//! KIND is one of `d f l c b p s`; a member that a kind does not have is `-`. XATTRS and CONTENT are BLAKE3 hashes, of a
+//! symlink's target too. Of a file, the blocks that are not zero are hashed with their numbers, so a hole costs nothing and
+//! counts as zeros. In PATH all bytes but visible ASCII are octal, as in mountinfo. The last line has what the layer takes of the
+//! disk, and the hash of the lines before it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;

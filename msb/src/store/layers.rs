@@ -1,4 +1,5 @@
-//! Users of layers. While a process uses layers of the store, it holds a shared lock on each of them, so that nobody removes them.
+//! Users of layers. While a process uses layers of the store, it holds a shared lock on each of them, so that nobody removes
+//! them.
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -1,6 +1,6 @@
-//! Who has a sandbox. An upper that a pipe made without `--upper` belongs to the mount or the VM that uses it: each user holds a shared
-//! lock on the sandbox's file `hold`, and notes the time when it ends. One that nobody has held for a day is garbage. A sandbox without
-//! that file, such as that of a VM's name or of a commit, stays until someone removes it.
+//! Who has a sandbox. An upper that a pipe made without `--upper` belongs to the mount or the VM that uses it: each user holds a
+//! shared lock on the sandbox's file `hold`, and notes the time when it ends. One that nobody has held for a day is garbage. A
+//! sandbox without that file, such as that of a VM's name or of a commit, stays until someone removes it.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,5 +1,5 @@
-//! Whether a file system can hold the store, for the message of a tool that failed. Overlayfs as the file system below refuses the marks
-//! of another overlayfs, some file systems have no owners, device nodes or xattrs, and some cannot be written at all.
+//! Whether a file system can hold the store, for the message of a tool that failed. Overlayfs as the file system below refuses
+//! the marks of another overlayfs, some file systems have no owners, device nodes or xattrs, and some cannot be written at all.
 
 use std::error::Error;
 use std::io;
@@ -13,8 +13,8 @@ use super::publish::unnamed_file;
 use crate::overlay::beneath::{Dir, Name};
 use crate::overlay::whiteout;
 
-/// What to do about an error of the system, if the store at `home` is the cause: its disk is full, or it is on a file system that cannot
-/// hold it. The text names MSB_HOME. `None` if the store is not at fault.
+/// What to do about an error of the system, if the store at `home` is the cause: its disk is full, or it is on a file system that
+/// cannot hold it. The text names MSB_HOME. `None` if the store is not at fault.
 pub fn advice(home: &Path, error: &(dyn Error + 'static)) -> Option<String> {
     let mut causes = iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
     let kind = causes.find_map(|cause| match cause.downcast_ref::<io::Error>() {
