@@ -76,6 +76,18 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_that_was_replaced_often_keeps_its_place() {
+        let mut table = Table::new(2);
+        for _ in 0..5 {
+            table.insert(1, LATER, ());
+        }
+        assert_eq!(table.order.len(), 1);
+        table.insert(2, LATER, ());
+        table.insert(3, LATER, ());
+        assert_eq!([1, 2, 3].map(|key| table.get(&key, NOW).is_some()), [false, true, true]);
+    }
+
+    #[test]
     fn it_stays_small_when_entries_come_and_go() {
         let mut table = Table::new(4);
         for key in 0..1000 {

@@ -175,6 +175,13 @@ pub(crate) mod tests {
         assert_eq!(opening(&hello_with(&server_names(&["a.test"]).repeat(2))), Opening::Malformed);
         assert_eq!(opening(&hello_with(&extension(SERVER_NAME, &[]))), Opening::Malformed);
         assert_eq!(opening(&hello_with(&[0, 0, 9])), Opening::Malformed);
+        // The second record is of another type or version.
+        let (head, tail) = whole[5..].split_at(4);
+        let length = (tail.len() as u16).to_be_bytes();
+        let split =
+            |kind, version| opening(&[&[22, 3, 1, 0, 4][..], head, &[kind, version, 1], &length, tail].concat());
+        assert_eq!(split(22, 3), Opening::Name(Some("a.test".into())));
+        assert_eq!([split(23, 3), split(22, 4)], [Opening::Malformed, Opening::Malformed]);
         // A session identifier that is longer than the hello.
         assert_eq!(edited(5 + 4 + 34, 255), Opening::Malformed);
     }

@@ -123,9 +123,12 @@ fn only_what_passt_may_send_reaches_the_guest() {
         ("a segment", make::tcp((SERVER, 80), (GUEST, 1000), 5, ACK, b"x"), "pass"),
         ("a connection", make::tcp((SERVER, 80), (GUEST, 1000), 5, SYN, b""), "pass"),
         ("a datagram", make::udp((SERVER, 80), (GUEST, 1000), b"x"), "pass"),
+        ("another name server's", make::udp((SERVER, 53), (GUEST, 1000), b"x"), "pass"),
+        ("one from the resolver's other port", make::udp((RESOLVER, 80), (GUEST, 1000), b"x"), "pass"),
         ("an advertisement", make::ip("fe80::2", "ff02::1", PROTOCOL_ICMPV6, &[134, 0, 0, 0, 0, 0, 0, 0]), "drop"),
         ("an unasked answer", make::udp((RESOLVER, 53), (GUEST, 1000), &answer(1, "a.test", &[SERVER])), "drop"),
         ("ARP", edited(edited(vec![0; 42], 12, 8), 13, 6), "pass"),
+        ("a header alone", edited(edited(vec![0; 14], 12, 8), 13, 6), "pass"),
         ("another protocol", edited(edited(vec![0; 42], 12, 0x88), 13, 0xcc), "drop"),
         ("too much", vec![0; MAX_FRAME + 1], "drop"),
     ] {
