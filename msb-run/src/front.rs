@@ -43,6 +43,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("patch", "apply patch operations to a record's root"),
     ("mount", "mount a record's root"),
     ("boot", "boot a microVM from a record"),
+    ("pack", "write a root as an image, an archive or a disk"),
+    ("diff", "show what an upper changes"),
     ("doctor", "check what this machine has for microVMs"),
     ("help", "show the manual page of a tool"),
 ];
