@@ -6,11 +6,12 @@
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use msb::record::Record;
+use msb::record::{FILE_NAME, Record};
 use msb::store::notices;
 use msb::tool::follow::Follow;
 use msb::tool::interrupt::{self, Guard, IMPATIENCE};
@@ -51,7 +52,7 @@ pub(crate) fn boot(config: &Config, output: &Output, foreground: bool) -> anyhow
     let mut reports = BufReader::new(ours.try_clone()?);
     loop {
         if reports.buffer().is_empty() && wait(&interrupts, &ours, PollFlags::IN)?.interrupt {
-            return interrupted(read_signal(&interrupts)?, ours, reports, supervisor, &interrupts);
+            return interrupted(config, read_signal(&interrupts)?, ours, reports, supervisor, &interrupts);
         }
         match next_report(&mut reports)? {
             Some(Report::Say(message)) => output.say(TOOL, &message),
@@ -62,9 +63,9 @@ pub(crate) fn boot(config: &Config, output: &Output, foreground: bool) -> anyhow
             Some(Report::Ready(record)) => {
                 match print_record(output, &record, &interrupts) {
                     Ok(None) => {}
-                    Ok(Some(signal)) => return interrupted(signal, ours, reports, supervisor, &interrupts),
+                    Ok(Some(signal)) => return interrupted(config, signal, ours, reports, supervisor, &interrupts),
                     Err(error) => {
-                        hang_up(ours, reports, supervisor, &interrupts)?;
+                        hang_up(config, ours, reports, supervisor, &interrupts)?;
                         return Err(error);
                     }
                 }
@@ -78,13 +79,8 @@ pub(crate) fn boot(config: &Config, output: &Output, foreground: bool) -> anyhow
             None => {
                 let status = supervisor.wait()?;
                 let mut message = format!("supervisor: {} without a message", processes::describe(status));
-                if let Ok(Some(held)) = LockedRunDir::lock(&config.vm.dir) {
-                    held.await_processes()?;
-                    if let Some(log) = failed_logs::keep(config, held.path()) {
-                        message.push_str(&format!("\n  log: {}", log.display()));
-                    }
-                    shared_root::remove_leftovers(held.path());
-                    held.remove()?;
+                if let Some(log) = remove_half_made(config)? {
+                    message.push_str(&format!("\n  log: {}", log.display()));
                 }
                 bail!(message);
             }
@@ -250,6 +246,7 @@ fn print_record(output: &Output, record: &Record, interrupts: &SignalFd) -> anyh
 
 /// Ends the VM after a signal, and returns the exit code.
 fn interrupted(
+    config: &Config,
     signal: u8,
     ours: UnixStream,
     reports: BufReader<UnixStream>,
@@ -257,13 +254,14 @@ fn interrupted(
     interrupts: &SignalFd,
 ) -> anyhow::Result<u8> {
     exit::warn(TOOL, "interrupted: ending the VM");
-    hang_up(ours, reports, supervisor, interrupts)?;
+    hang_up(config, ours, reports, supervisor, interrupts)?;
     Ok(exit::SIGNAL_BASE.saturating_add(signal))
 }
 
 /// Closes the connection and waits until the supervisor has removed everything of the VM. After a second signal the supervisor does that
 /// alone.
 fn hang_up(
+    config: &Config,
     ours: UnixStream,
     reports: BufReader<UnixStream>,
     mut supervisor: Child,
@@ -278,5 +276,19 @@ fn hang_up(
         }
     }
     supervisor.wait()?;
+    // One that was killed has removed nothing. A record is that of a VM which was up, and msb-stop cleans up after it.
+    if !config.vm.dir.join(FILE_NAME).exists() {
+        remove_half_made(config)?;
+    }
     Ok(())
+}
+
+/// Removes what a supervisor left that was killed, once no process of the VM is left. Returns where its logs are.
+fn remove_half_made(config: &Config) -> anyhow::Result<Option<PathBuf>> {
+    let Ok(Some(held)) = LockedRunDir::lock(&config.vm.dir) else { return Ok(None) };
+    held.await_processes()?;
+    let log = failed_logs::keep(config, held.path());
+    shared_root::remove_leftovers(held.path());
+    held.remove()?;
+    Ok(log)
 }
