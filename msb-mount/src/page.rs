@@ -7,8 +7,7 @@ fn mount_options() -> String {
      There is no record then. A backslash precedes a comma, a colon or a backslash that belongs to a path. Without an upperdir the \
      mount is read-only. ro, nosuid, nodev and allow_root are honoured; other options of mount(8), overlayfs and fuse-overlayfs are \
      accepted without an effect.\n\n\
-     mount(8) mounts the type fuse.msb if /sbin/mount.fuse.msb is a symlink to msb-mount, and podman takes msb-mount as its \
-     overlay.mount_program."
+     mount(8) mounts the type fuse.msb if /sbin/mount.fuse.msb is a symlink to msb-mount."
         .to_owned()
 }
 
