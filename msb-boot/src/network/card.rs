@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::relay;
 use super::request::check_mac;
-use super::socket_pair;
+use super::socket_pair::socket_pair;
 use crate::inherited_fd::InheritedFd;
 use crate::jail::Capabilities;
 use crate::krun::ffi::{close_on_exec, open_tap};

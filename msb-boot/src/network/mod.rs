@@ -14,15 +14,14 @@ mod port;
 pub(crate) mod publish;
 pub(crate) mod relay;
 mod request;
+mod socket_pair;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 
 use anyhow::{anyhow, bail};
 use msb::record::{self, NetworkMode};
 use msb::vm::boot;
-use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
@@ -37,9 +36,6 @@ use passt::Passt;
 
 pub(crate) use card::parse as parse_card;
 pub(crate) use request::{check_mac, check_name, parse_host, parse_rule};
-
-/// The size of the sockets' send buffers, in bytes. passt drops what does not fit, and TCP slows down.
-const SEND_BUFFER: usize = 4 << 20;
 
 /// The name of the gateway in the guest. If a rule allows it, the gateway leads to the host's loopback.
 const HOST_NAME: &str = "host.msb.internal";
@@ -199,12 +195,4 @@ fn available() -> Result<(Passt, Vec<Address>), Unusable> {
         return Err(Unusable::new("this machine has no default route", "connect it, or boot with --network none"));
     }
     Ok((passt, addresses))
-}
-
-fn socket_pair() -> anyhow::Result<(OwnedFd, OwnedFd)> {
-    let (one, other) = UnixStream::pair()?;
-    for socket in [&one, &other] {
-        setsockopt(socket, sockopt::SndBufForce, &SEND_BUFFER)?;
-    }
-    Ok((one.into(), other.into()))
 }
