@@ -35,7 +35,8 @@ def start_gate(program, directory, guest, passt):
     config = {"ipv4": "10.0.2.15", "ipv6": None, "lease": None, "resolvers": [], "udp_ports": [], "policy": policy}
     jail = {"binds": [], "dirs": [], "capabilities": "none", "shares_net": False, "user": None, "mount_point": directory}
     mac = [int(octet, 16) for octet in MAC.split(":")]
-    description = {"jail": jail, "config": config, "mac": mac, "log": os.path.join(directory, "net.log")}
+    description = {"jail": jail, "config": config, "mac": mac, "log": os.path.join(directory, "net.log"),
+                   "traffic": os.path.join(directory, "traffic")}
     control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     socket.send_fds(control, [json.dumps({"addresses": [], "networks": []}).encode()], [guest.fileno(), passt.fileno()])
     return control, subprocess.Popen([program, "--as-gate", json.dumps(description)], stdin=end, stderr=subprocess.PIPE)

@@ -55,7 +55,7 @@ class Gate:
         config = {"ipv4": GUEST, "ipv6": GUEST6, "resolvers": [RESOLVER], "udp_ports": [], "policy": policy, "lease": None}
         jail = {"binds": [], "dirs": [], "capabilities": "none", "shares_net": False, "user": None, "mount_point": directory}
         self.log = os.path.join(directory, "net.log")
-        description = {"jail": jail, "config": config, "mac": list(MAC), "log": self.log}
+        description = {"jail": jail, "config": config, "mac": list(MAC), "log": self.log, "traffic": os.path.join(directory, "traffic")}
         self.guest, guest = socket.socketpair()
         self.passt, passt = socket.socketpair()
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
