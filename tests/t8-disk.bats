@@ -169,13 +169,18 @@ recoveries() {
 }
 
 @test "a disk of msb-pack boots, with the changes of the upper" {
-    { msb-pull "$vm_root"; echo '{"op":"text","path":"/packed","content":"yes\n"}'; } | msb-patch >patched.json
+    { msb-pull "$vm_root"; echo '{"op":"text","path":"/packed","content":"yes\n"}'
+        printf '{"op":"script","name":"%s","content":"#!/bin/sh\\necho of the disk\\n"}\n' own both; } | msb-patch >patched.json
     msb-pack -q -r patched.json --free 8M raw:packed.raw qcow2:packed.qcow2 -o packed.json
     e2fsck -fn packed.raw
     [ "$(jq -r '.rootfs | "\(.kind) \(.format) \(.path)"' packed.json)" = "disk raw $PWD/packed.raw" ]
     qemu-img compare packed.raw packed.qcow2
-    vm_record=$PWD/packed.json
-    vm_boot worker
+    jq 'del(.scripts)' packed.json >without.json
+    printf '#!/bin/sh\necho of the record\n' >both
+    vm_record=$PWD/without.json
+    vm_boot worker --script both=both
     [ "$(vm_exec worker cat /packed)" = yes ]
+    # The scripts of the disk, unless the record has one of that name.
+    [ "$(vm_exec worker sh -c 'own; both')" = $'of the disk\nof the record' ]
     vm_exec worker sh -c "echo >/new"
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -104,6 +105,9 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
     }
     let msb = root.join(MSB_DIR);
     make_mount_point(&msb, MSB_DIR, cleanup)?;
+    let scripts = root.join(script::GUEST_DIR.trim_start_matches('/'));
+    let of_image =
+        open(&scripts, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
     let share = Path::new("/").join(boot::MSB_DIR);
     mount(Some(&share), &msb, None::<&str>, MsFlags::MS_BIND, None::<&str>)
         .and_then(|()| {
@@ -111,6 +115,11 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
             mount(None::<&str>, &msb, None::<&str>, read_only | MsFlags::MS_NODEV, None::<&str>)
         })
         .map_err(|error| Error::step("mount /.msb".into(), error.into()))?;
+    if let Ok(of_image) = of_image
+        && let Err(error) = show_scripts(root, &scripts, &of_image)
+    {
+        console::log(&format!("the image's own scripts: {error}"));
+    }
     if let Err(error) = bind_profile(root, cleanup) {
         console::log(&format!("{}: {error}", root.join(PROFILE).display()));
     }
@@ -140,6 +149,15 @@ fn make_directories(boot: &Boot) {
             console::log(&format!("create the directory {directory:?}: {error}"));
         }
     }
+}
+
+/// Shows the scripts that the image has at the same place, below those of the record: the mount on `/.msb` hides them.
+fn show_scripts(root: &Path, scripts: &Path, of_image: &OwnedFd) -> nix::Result<()> {
+    // /proc is in the root already.
+    let of_image = root.join("proc/self/fd").join(of_image.as_raw_fd().to_string());
+    let lower = format!("lowerdir={}:{}", scripts.display(), of_image.display());
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("overlay"), scripts, Some("overlay"), flags, Some(lower.as_str()))
 }
 
 /// The file that login shells read.
