@@ -36,10 +36,11 @@ use restart::Delay;
 use watch::Watch;
 
 /// The files of a run directory that stay while the VM is started again.
-const KEPT_FOR_RESTART: [&str; 9] = [
+const KEPT_FOR_RESTART: [&str; 10] = [
     record::FILE_NAME,
     rundir::ALIVE,
     rundir::BOOT_SHARE,
+    rundir::SHARED_ROOT,
     rundir::KERNEL_LOG,
     rundir::OLD_KERNEL_LOG,
     rundir::SUPERVISOR_LOG,

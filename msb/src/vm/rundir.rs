@@ -45,6 +45,8 @@ pub fn older_part(log: &Path) -> PathBuf {
 pub const TRAFFIC: &str = "traffic";
 /// The boot share: the directory that is the guest's first root.
 pub const BOOT_SHARE: &str = "share";
+/// The path of the shared root, from before the boot on.
+pub const SHARED_ROOT: &str = "shared-root";
 /// The file that every process of the VM holds a lock on.
 pub const ALIVE: &str = "alive";
 /// How the VM ended: an [`Ended`].

@@ -2,9 +2,11 @@
 //! they stay while any VM uses that root: each supervisor lists what its agent has created, and the last one removes all of it.
 //! The lists come from guests and are not trusted: only empty files and directories beneath the root are removed.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -13,8 +15,8 @@ use std::time::Duration;
 use crate::lock::{self, Lock};
 use crate::overlay::attributes::keeping_times;
 use crate::overlay::beneath::{Dir, Name};
-use crate::record::{self, Record, RootKind};
 use crate::store::publish;
+use crate::vm::rundir::SHARED_ROOT;
 
 /// The directory of the lists, a file for each root, beside the run directories; a VM cannot have this name. It is locked while a
 /// list is opened or released.
@@ -40,6 +42,8 @@ impl Leftovers {
     /// Those of creating and locking the list.
     pub fn hold(vm: &Path, root: &Path) -> io::Result<Self> {
         let path = list_of(vm, root)?;
+        // Before there is a list, so that a supervisor that is killed leaves none that nobody finds.
+        publish::write_file(&vm.join(SHARED_ROOT), root.as_os_str().as_bytes(), 0o600)?;
         let _gate = loop {
             publish::make_private_dir(path.parent().unwrap_or(vm))?;
             if let Some(gate) = lock_lists(&path)? {
@@ -76,9 +80,9 @@ impl Drop for Leftovers {
 }
 
 /// Removes the mount points that a VM whose supervisor was killed has left in its shared root, unless another VM uses that root.
-/// `vm` is the run directory, whose record names the root: call this before the directory is cleared.
+/// `vm` is the run directory, which names the root: call this before the directory is cleared.
 pub fn remove_leftovers(vm: &Path) {
-    if let Some(root) = recorded_root(vm)
+    if let Ok(root) = fs::read(vm.join(SHARED_ROOT)).map(|path| PathBuf::from(OsString::from_vec(path)))
         && vm.with_file_name(LISTS).exists()
     {
         let vm = vm.to_owned();
@@ -87,14 +91,6 @@ pub fn remove_leftovers(vm: &Path) {
             release(File::options().read(true).append(true).open(&path)?, &path, &root)
         });
     }
-}
-
-/// The shared root that the record in a run directory names.
-fn recorded_root(vm: &Path) -> Option<PathBuf> {
-    let text = fs::read(vm.join(record::FILE_NAME)).ok()?;
-    let record = Record::parse(text.trim_ascii_end()).ok()?;
-    record.vm.filter(|vm| vm.root == RootKind::Share)?;
-    Some(record.mount?.path)
 }
 
 /// The list of a root, named by device and inode number.
@@ -160,6 +156,27 @@ fn remove_one(root: &Path, path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
     use std::fs;
+
+    #[test]
+    fn the_list_of_a_supervisor_that_was_killed_is_found_and_one_that_another_vm_uses_stays() {
+        let run = tempfile::tempdir().unwrap();
+        let (root, lists) = (run.path().join("root"), run.path().join(LISTS));
+        fs::create_dir_all(root.join("made")).unwrap();
+        let vms = ["a", "b"].map(|name| run.path().join(name));
+        vms.iter().for_each(|vm| fs::create_dir(vm).unwrap());
+        let [mut killed, other] = vms.each_ref().map(|vm| Leftovers::hold(vm, &root).unwrap());
+        killed.add(&["/made".into()]).unwrap();
+        // Without its destructor, as by SIGKILL.
+        lock::release(&killed.list).unwrap();
+        std::mem::forget(killed);
+        remove_leftovers(&vms[0]);
+        assert!(root.join("made").exists() && lists.exists());
+        lock::release(&other.list).unwrap();
+        std::mem::forget(other);
+        remove_leftovers(&vms[1]);
+        assert!(!root.join("made").exists() && !lists.exists());
+        remove_leftovers(&vms[1]);
+    }
 
     #[test]
     fn only_empty_files_and_directories_beneath_the_root_are_removed() {
