@@ -272,13 +272,17 @@ pub(crate) mod tests {
             (Public, &["allow host:5432"], "10.0.2.2", 5432, &[], true),
             (Public, &["allow host:5432"], "10.0.2.2", 5433, &[], false),
             (Public, &["allow host:5432"], "198.51.100.2", 5432, &[], false),
-            // Nor does a prefix that contains the host.
+            // A prefix that contains the host does not open it.
             (Deny, &["allow 198.51.100.0/24"], "198.51.100.2", 80, &[], false),
             (Deny, &["allow 198.51.100.0/24"], "198.51.100.3", 80, &[], true),
             (Deny, &["allow 0.0.0.0/0"], "10.0.2.2", 80, &[], false),
             (Deny, &["allow 198.51.100.2/32"], "198.51.100.2", 80, &[], true),
             (Private, &["deny 198.51.100.0/24", "allow 198.51.100.2"], "198.51.100.2", 80, &[], false),
             (Public, &["allow meta:80"], "169.254.169.254", 80, &[], true),
+            // What denies the host is for all of its addresses, and for no others.
+            (Public, &["deny host", "allow 198.51.100.2"], "198.51.100.2", 80, &[], false),
+            (Public, &["deny host", "allow host"], "10.0.2.2", 80, &[], false),
+            (Public, &["deny host"], "203.0.113.9", 80, &[], true),
             // Never, whatever the rules:
             (Public, &["allow 127.0.0.0/8", "allow host", "allow all"], "127.0.0.1", 80, &[], false),
             (Public, &["allow [::]/0"], "::ffff:127.0.0.1", 80, &[], false),
