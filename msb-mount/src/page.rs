@@ -38,7 +38,7 @@ pub(crate) const PAGE: Page = Page {
         ("an image's root, writable", "msb-pull alpine | msb-mount ./root > root.json"),
         (
             "run a program of the image on the host, and leave nothing behind",
-            "msb-pull alpine | msb-mount -- cat /etc/os-release",
+            "msb-pull alpine | msb-mount -- cat /etc/passwd",
         ),
         ("the same in namespaces of its own, in a mount that stays", "unshare -fp --root ./root --mount-proc ls /proc"),
         ("unmount it", "msb-mount -u ./root"),

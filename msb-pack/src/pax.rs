@@ -52,7 +52,7 @@ mod tests {
     #[test]
     fn a_length_counts_its_own_digits() {
         for (value, record) in
-            [("", "6 k=\n"), ("abc", "9 k=abc\n"), ("abcd", "11 k=abcd\n"), ("a=b\nc", "12 k=a=b\nc\n")]
+            [("", "5 k=\n"), ("abc", "8 k=abc\n"), ("abcd", "9 k=abcd\n"), ("a=b\nc", "11 k=a=b\nc\n")]
         {
             let mut records = Records::default();
             records.add(b"k", value.as_bytes());

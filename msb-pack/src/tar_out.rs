@@ -166,7 +166,7 @@ impl<W: Write> Sink for TarOut<W> {
                 "{path:?}: a layer cannot hold a file of this name, which is that of a whiteout (remove it)"
             );
         }
-        let put = || -> anyhow::Result<()> {
+        let mut put = || -> anyhow::Result<()> {
             match item {
                 Item::Dir { entry, is_opaque } => {
                     let member = self.member(EntryType::Directory, &with_slash(path), entry)?;
@@ -184,7 +184,6 @@ impl<W: Write> Sink for TarOut<W> {
             }
             Ok(())
         };
-        let mut put = put;
         put().with_context(|| format!("{path:?}"))
     }
 }
