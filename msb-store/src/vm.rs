@@ -16,7 +16,7 @@ pub(crate) struct Vm {
     record: Record,
 }
 
-/// The VMs of this user; none if there is no directory of run directories.
+/// The VMs of this user. The list is empty if the directory for run directories is missing.
 pub(crate) fn vms() -> Vec<Vm> {
     let Ok(base) = name::run_base() else { return Vec::new() };
     let entries = fs::read_dir(&base).into_iter().flatten().flatten();
