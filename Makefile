@@ -91,7 +91,7 @@ test-kill: deps build
 
 # Many generated images of a new seed, unpacked by msb-pull and umoci. "make test" has ten.
 LAYERS ?= 200
-test-layers: build
+test-layers: deps build
 	@PATH=$(CURDIR)/$(RELEASE):$$PATH tests/layers-diff.py --keep --count $(LAYERS) --seed $$(od -An -N4 -tu4 /dev/urandom)
 
 # Runs each target of tests/fuzz for this long. A failing input is written to tests/fuzz/artifacts; once fixed, move it to tests/fuzz/seeds.

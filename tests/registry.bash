@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # A Docker registry on a free loopback port, for tests and the demo.
 #
-#   registry_start DIR [--tls] [--client-ca] [--auth USER:PASSWORD]
+#   registry_start DIR [--tls [--client-ca]] [--auth USER:PASSWORD]
 #                        sets registry_host; the log is DIR/log, the pid DIR/pid, with --tls the certificate authority DIR/ca.pem; with
 #                        --client-ca it wants a certificate of its client, and DIR/certs is a directory as in certs.d
 #   registry_stop DIR
@@ -20,6 +20,7 @@ registry_start() {
     done
     mkdir -p "$dir/storage"
     [[ -z $tls ]] || registry_certificates "$dir"
+    [[ -z $clients ]] || registry_client_certificate "$dir"
     [[ -z $auth ]] || htpasswd -Bbn "${auth%%:*}" "${auth#*:}" >"$dir/htpasswd"
     # A free port may be taken before the registry binds it: then another one is tried.
     for _ in {1..20}; do
@@ -79,6 +80,11 @@ registry_certificates() {
     openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.pem" -CAkey "$dir/ca.key" -CAcreateserial -days 2 \
         -extfile <(printf 'subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n') \
         -out "$dir/server.pem" 2>/dev/null
+}
+
+# A certificate of that authority for a client, in a directory as in certs.d.
+registry_client_certificate() {
+    local dir=$1
     mkdir -p "$dir/certs"
     cp "$dir/ca.pem" "$dir/certs/ca.crt"
     openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=client' \

@@ -709,6 +709,19 @@ END
     msb-pull --plain-http "$registry_host/tiny:v1" | jq -e .rootfs
 }
 
+@test "sizes in a manifest whose sum does not fit into 64 bits are an error" {
+    touch one two
+    tar -cf one.tar one
+    tar -cf two.tar two
+    image_of_tars made one.tar two.tar
+    jq '.layers[].size = "LARGEST"' "made/blobs/sha256/$(jq -r '.manifests[0].digest[7:]' made/index.json)" |
+        sed 's/"LARGEST"/18446744073709551615/' >manifest
+    put_blob manifest
+    printf '{"schemaVersion":2,"manifests":[%s]}' \
+        "$(descriptor manifest application/vnd.oci.image.manifest.v1+json)" >made/index.json
+    fails "of 18446744073709551615 bytes came" msb-pull oci:made
+}
+
 @test "layers that do not match the image's manifest or configuration are errors" {
     local gzip=application/vnd.oci.image.layer.v1.tar+gzip zstd=application/vnd.oci.image.layer.v1.tar+zstd id
     tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .

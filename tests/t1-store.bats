@@ -58,6 +58,8 @@ gone() {
     [ "$(jq -r 'select(.type == "layer").path' listed | wc -l)" = "$(find "$MSB_HOME/layers/sha256" -mindepth 1 -maxdepth 1 | wc -l)" ]
     jq -e -s 'map(select(.type == "erofs")) | length == 2 and all(.used_by | length > 0)' listed
     [ "$(msb-store ls -t image "$tiny" | jq -r .type)" = image ]
+    # The digest names the image under both of its references.
+    [ "$(msb-store ls "$(jq -r .image.digest tiny.json)" "$tiny" | jq -r .name)" = "$(printf '%s\n' "$tiny" "$tiny:latest" | sort)" ]
     run -1 --separate-stderr msb-store ls nowhere
     [ "$stderr" = 'msb-store: "nowhere": nothing of that name ("msb-store ls" lists all)' ]
     # A person gets tables.
@@ -140,16 +142,19 @@ gone() {
     touch -d '9 days ago' "$sandbox/hold"
     [ "$(msb-store ls -t sandbox | jq -c .used_by)" = '["VM worker"]' ]
     msb-store gc >listed
-    [ -d "$tiny_layer" ] && [ -d "$sandbox" ]
+    [ -d "$tiny_layer" ]
+    [ -d "$sandbox" ]
     [ "$(jq -r 'select(.type == "disk").state' listed)" = kept ]
     run -1 msb-store rm -t sandbox "${sandbox##*/}"
     run -1 msb-store rm -t disk worker
     run -1 msb-store rm -f -t layer "${tiny_layer##*/}"
     msb-stop -q worker >/dev/null
-    [ -d "$sandbox" ] && [ ! -s "$sandbox/hold" ]
+    [ -e "$sandbox/hold" ]
+    [ ! -s "$sandbox/hold" ]
     # The disk, and the upper for a day, still need the image.
     msb-store gc >listed
-    [ -d "$tiny_layer" ] && [ -d "$sandbox" ]
+    [ -d "$tiny_layer" ]
+    [ -d "$sandbox" ]
     msb-rm worker
     [ -z "$(ls -A "$MSB_HOME/sandboxes")" ]
     msb-store gc >listed
@@ -169,7 +174,8 @@ gone() {
     msb-store gc >listed
     [ "$(gone listed)" = '3 unfinished' ]
     [ -d "$MSB_HOME/sandboxes/committed/upper" ]
-    [ -e "$hold" ] && [ ! -s "$hold" ]
+    [ -e "$hold" ]
+    [ ! -s "$hold" ]
     [ "$(msb-store ls | jq -r 'select(.type == "disk").name')" = worker ]
     [ "$(msb-store ls -t volume | jq -r .name)" = cache ]
     touch -d '2 days ago' "$hold"
@@ -180,7 +186,10 @@ gone() {
 }
 
 @test "check finds a changed, a missing and an added file, changed attributes, a damaged document and a damaged disk" {
+    touch -d '2 days ago' "$MSB_HOME"/checksums/*
     msb-store check
+    # A check is not a use.
+    msb-store ls -t layer | jq -e -s 'all(.last_use < now - 86400)'
     layer=$(jq -r '.rootfs.lower[-1]' layered.json)
     file=$(find "$layer" -type f -size +0 | head -n 1)
     touch -r "$file" time
@@ -206,7 +215,9 @@ gone() {
     has "$blob" damaged ''
     has "$image" damaged ''
     [ "$(jq -r 'select(.problem == "added").path' <<<"$output" | head -c 3)" = new ]
-    ! script -qec 'msb-store check' /dev/null </dev/null | grep -q $'new\e'
+    script -qec 'msb-store check' /dev/null >shown </dev/null || true
+    grep -q ': new' shown
+    run ! grep -q $'new\e' shown
     # A damaged layer is removed by its name, and the next pull brings it back.
     run -1 msb-store rm -t layer "${tiny_layer##*/}"
     msb-store rm -f -t layer "${tiny_layer##*/}"

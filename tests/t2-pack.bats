@@ -36,6 +36,15 @@ teardown() {
     [ "$(wc -l <lines)" -eq 5 ]
     msb-diff -r image.json patched.json -o lines && false
     [ "$(jq -r .change lines | sort | uniq -c | xargs)" = '3 added 2 changed 1 removed' ]
+    # A symlink stays one, and a pipe is written to.
+    ln -s lines link
+    msb-diff -r image.json patched.json -o link && false
+    [ -L link ]
+    mkfifo pipe
+    timeout 10 cat pipe >piped 3>&- &
+    msb-diff -r image.json patched.json -o pipe && false
+    wait $!
+    cmp lines piped
     msb-diff -r patched.json patched.json
     # Trouble is 2, as for diff.
     run --separate-stderr msb-diff -r patched.json ./nowhere.json
@@ -134,7 +143,8 @@ only_scripts_differ() {
     [ "$(tar -tf layer.tar | grep -c '\.wh\.')" -eq 3 ]
     tar -tf layer.tar | grep -x 'var/cache/.wh..wh..opq'
     tar -tvf layer.tar | grep -q 'var/leak -> /etc/shadow'
-    ! tar -xOf layer.tar | grep -aq root:
+    tar -xOf layer.tar >contents
+    run ! grep -aq root: contents
     mkdir untarred
     tar -xf root.tar --xattrs --xattrs-include='*' -C untarred
     rm -r untarred/opt
@@ -209,7 +219,9 @@ only_scripts_differ() {
         head -c 100000 /dev/urandom >bottom/var/random
         run --separate-stderr msb-pack -r patched.json "$target"
         echo "$target: $stderr"
-        [ "$status" -eq 1 ] && [ -z "$output" ] && [[ $stderr == "msb-pack: "*"\": "* ]]
+        [ "$status" -eq 1 ]
+        [ -z "$output" ]
+        [[ $stderr == "msb-pack: "*"\": "* ]]
         [ -z "$(find full . -maxdepth 1 -name '.?*' -newer image.json)" ]
     done
     umount full

@@ -299,8 +299,6 @@ END
     jq -e '.path == "/a"' piped
 }
 
-# make test-kill has more moments.
-# bats test_tags=kill
 @test "the upper is unlocked, with the old one removed, before the record goes into a pipe" {
     patch '{"op":"text","path":"/old","content":"old"}'
     work=$(jq -r .upper.work patched.json)
@@ -326,6 +324,8 @@ END
     umount merged
 }
 
+# make test-kill has more moments.
+# bats test_tags=kill
 @test "killed at many moments, msb-patch leaves the old upper or the new one, and the next run succeeds" {
     moments=${MSB_KILLS:-60}
     head -c 30000 /dev/urandom >big

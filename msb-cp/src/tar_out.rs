@@ -6,12 +6,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::Name;
+use msb::transfer::MAX_DEPTH;
 use msb::transfer::receive::Incoming;
 use msb::wire::Message;
 use msb::wire::upper::{Attributes, Entry, What};
 use tar::{Builder, EntryType, Header};
 
-/// Writes a copy as an archive. Its paths begin with `name`, or with `contents` in the directory that is copied.
+/// Writes a copy as an archive. Its paths begin with `name_of_copy`, or with `contents` in the directory that is copied.
 ///
 /// # Errors
 /// Those of writing; what the guest did wrong.
@@ -44,6 +45,9 @@ pub(crate) fn write(
         let base = base.get_or_insert_with(|| path.clone());
         append(&mut archive, incoming, base, &path, &what, attributes.as_ref())?;
         if let What::Directory { .. } = what {
+            if open.len() >= MAX_DEPTH {
+                return Err(broken(&format!("deeper than {MAX_DEPTH} directories")).into());
+            }
             open.push(path);
         }
     }
@@ -166,4 +170,34 @@ impl<I: Incoming> Read for Content<'_, I> {
 
 fn broken(message: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the stream of the copy: {message}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use msb::wire::Stream;
+    use msb::wire::exec::Text;
+
+    use super::*;
+
+    /// A number of directories, each in the one before.
+    struct Nested(usize);
+
+    impl Incoming for Nested {
+        const STREAM: Stream = Stream::Stdout;
+
+        fn receive(&mut self) -> io::Result<Option<Message>> {
+            let Some(left) = self.0.checked_sub(1) else { return Ok(None) };
+            self.0 = left;
+            let (name, what) = (Some(Text::from(OsStr::new("d"))), What::Directory { opaque: false });
+            Ok(Some(Message::Entry(Box::new(Entry { name, what, attributes: None, number: None }))))
+        }
+    }
+
+    #[test]
+    fn a_guest_cannot_nest_directories_without_end() {
+        for (depth, message) in [(MAX_DEPTH, "it ends before"), (MAX_DEPTH + 1, "deeper than 1000 directories")] {
+            let error = write(&mut Nested(depth), OsStr::new("x"), false, io::sink()).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
 }

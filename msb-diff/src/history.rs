@@ -11,7 +11,8 @@ use serde_json::Value;
 /// The largest document that is read, in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
 
-/// The entry of every layer, top first; nothing if the store does not have the configuration, or it has another number of layers.
+/// The entry of every layer, top first. The list is empty if the store does not have the configuration, or if that has another
+/// number of layers.
 pub(crate) fn of_layers(home: &Path, record: &Record, layers: usize) -> Vec<Value> {
     entries(home, record).filter(|entries| entries.len() == layers).unwrap_or_default()
 }
@@ -24,10 +25,7 @@ fn entries(home: &Path, record: &Record) -> Option<Vec<Value>> {
 }
 
 fn document(home: &Path, digest: &str) -> Option<Value> {
-    let hex = digest.strip_prefix("sha256:")?;
-    if hex.len() != 64 || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
+    let hex = digest.strip_prefix("sha256:").filter(|hex| layout::is_id(hex))?;
     let mut text = Vec::new();
     File::open(layout::blob(home, hex)).ok()?.take(MAX_DOCUMENT).read_to_end(&mut text).ok()?;
     serde_json::from_slice(&text).ok()

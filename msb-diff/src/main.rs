@@ -41,7 +41,8 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let lower = lower_of(&record)?;
     let upper = record.upper.as_ref().map(|upper| upper.dir.as_path());
     let now = Merged::open(&lower, upper).context("root")?;
-    if record.vm.as_ref().is_some_and(|vm| vm.scratch.is_some()) {
+    let has_disk = |record: &Record| record.vm.as_ref().is_some_and(|vm| vm.scratch.is_some());
+    if has_disk(&record) || old.as_ref().is_some_and(has_disk) {
         exit::warn(
             TOOL,
             "what the guest has written is on its disk, and not in the upper (msb-stop --commit puts it there)",

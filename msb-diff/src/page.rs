@@ -29,18 +29,17 @@ fn differences() -> String {
    "layer":"lower 0"}}
 
 "change" is added, changed or removed. "what" lists what has changed: type, content,
-target (of a symlink), device, mode, owner, xattrs, mtime. A removed or added
-directory that was there before with another type counts as changed. Times of
-directories are not compared. Of a directory that is removed, the entries are not
-listed; of one that is added, they are. A path that is not UTF-8 is an array of its bytes.
-On a terminal the lines are "A", "C" or "D" and the path."#
+target (of a symlink), device, mode, owner, xattrs, mtime. A path that has another type
+now is a changed one. Times of directories are not compared. The entries of an added
+directory are listed, and those of a removed directory are not. A path that is not UTF-8
+is an array of its bytes. On a terminal the lines are "A", "C" or "D" and the path."#
         .into()
 }
 
 fn layers() -> String {
     r#"A layer is "upper", or "lower N", where lower 0 is the topmost directory of the record's
-rootfs. With --which there are also its directory, and "history" of the image's
-configuration if the store has that. Symlinks above the last component of a PATH are
+rootfs. With --which, a line has the layer's directory too, and the layer's entry in the
+image's history if the store has the image's configuration. Symlinks above the last component of a PATH are
 followed inside the root."#
         .into()
 }

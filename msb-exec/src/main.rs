@@ -25,7 +25,7 @@ use anyhow::anyhow;
 use args::Args;
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
-use msb::wire::exec::{Attach, Kill, Listed, Text};
+use msb::wire::exec::{Attach, Failure, Kill, Listed, Text};
 use msb::{tool::cli, tool::start, wire};
 use session::{Call, Ended, Opening};
 use status::Status;
@@ -63,6 +63,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     let ended = exec(args, vm, call);
     tty::restore();
+    let is_nothing_to_do = |failure: &Failure| args.optional && failure.no_command;
     let code = match &ended {
         Ok(Ended::Exit(exit)) => match (exit.code, exit.signal) {
             (Some(code), _) => code,
@@ -71,7 +72,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         },
         Ok(Ended::Detached(_)) => 0,
         Ok(Ended::TimedOut(_)) => exit::TIMED_OUT,
-        Ok(Ended::Failure(failure)) if args.optional && failure.no_command => 0,
+        Ok(Ended::Failure(failure)) if is_nothing_to_do(failure) => 0,
         Ok(Ended::Failure(failure)) => failure.code,
         Err(error) if exit::is_reader_gone(error.as_ref()) => exit::READER_GONE,
         Err(_) => exit::TOOL_FAILED,
@@ -86,7 +87,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         Ended::Exit(_) => Ok(code),
         Ended::Detached(exec) => detached(args, vm, exec),
         Ended::TimedOut(_) => Err(coded(code, "the command took too long and was ended").into()),
-        Ended::Failure(_) if code == 0 => Ok(code),
+        Ended::Failure(failure) if is_nothing_to_do(&failure) => Ok(code),
         Ended::Failure(failure) => Err(coded(code, exit::printable(&failure.message)).into()),
     }
 }

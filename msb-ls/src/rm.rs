@@ -31,8 +31,9 @@ const PAGE: Page = Page {
 
 /// Remove a microVM's disk and upper
 ///
-/// Removes what is kept for the VMs of these names: the scratch disk with what their guests wrote, and the upper that msb-run made
-/// for them, or a pipe without --upper. Also cleans up after a VM that has ended. Images stay, and so does the directory of --upper.
+/// Removes what is kept for the VMs of these names: the scratch disk with what their guests wrote, and the upper that msb-run
+/// made for them, or a pipe without --upper. Also cleans up after a VM that has ended. Images stay, and so does the directory of
+/// --upper.
 #[derive(Debug, Parser)]
 #[command(name = "msb-rm", version, after_help = PAGE.help())]
 struct Args {

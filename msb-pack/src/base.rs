@@ -1,5 +1,6 @@
 //! The image that the root came from: its documents in the store, and its layers where the record says that they are.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use crate::digest::{Hashing, hex_of};
 use crate::layer::Layer;
 use crate::registry::{Access, Registry};
 use crate::root::Root;
+use crate::staged::is_full;
 
 /// The largest document that is read, in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -68,7 +70,8 @@ impl Base {
             });
         }
         let is_whole = descriptors.len() == count;
-        if let Some(history) = config["history"].as_array_mut() {
+        // An index would add the member where it is missing.
+        if let Some(history) = config.get_mut("history").and_then(Value::as_array_mut) {
             let mut left = count;
             let end = history.iter().position(|entry| {
                 let has_layer = entry["empty_layer"] != true;
@@ -108,9 +111,26 @@ pub(crate) enum Origin {
     /// An OCI layout in a tar file.
     Archive(PathBuf),
     /// A repository of a registry.
-    Registry(Box<Reference>, Access),
+    Registry(Box<Remote>),
     /// Elsewhere: a name.
     Elsewhere(String),
+}
+
+/// A repository of a registry, and the connection to it, which all layers share.
+pub(crate) struct Remote {
+    reference: Reference,
+    access: Access,
+    registry: OnceCell<Registry>,
+}
+
+impl Remote {
+    fn registry(&self) -> anyhow::Result<&Registry> {
+        if let Some(registry) = self.registry.get() {
+            return Ok(registry);
+        }
+        let registry = Registry::connect(&self.reference, &self.access)?;
+        Ok(self.registry.get_or_init(|| registry))
+    }
 }
 
 impl Origin {
@@ -123,9 +143,10 @@ impl Origin {
         } else if let Some(rest) = reference.strip_prefix("oci-archive:") {
             Self::Archive(path(rest))
         } else {
+            let is_docker_archive = reference.starts_with("docker-archive:");
             match Reference::parse(reference) {
-                Ok(parsed) if !reference.starts_with("docker-archive:") => {
-                    Self::Registry(Box::new(parsed), access.clone())
+                Ok(reference) if !is_docker_archive => {
+                    Self::Registry(Box::new(Remote { reference, access: access.clone(), registry: OnceCell::new() }))
                 }
                 _ => Self::Elsewhere(reference.to_owned()),
             }
@@ -135,7 +156,7 @@ impl Origin {
     /// The repository of `registry` that has the blobs, if that is where they are.
     pub(crate) fn repository_of(&self, registry: &str) -> Option<&str> {
         match self {
-            Self::Registry(reference, _) if reference.registry == registry => Some(&reference.repository),
+            Self::Registry(remote) if remote.reference.registry == registry => Some(&remote.reference.repository),
             _ => None,
         }
     }
@@ -146,6 +167,8 @@ impl Origin {
     /// A message that says what to do if the blob is not there.
     pub(crate) fn copy(&self, layer: &Layer, out: &mut dyn Write) -> anyhow::Result<()> {
         let digest = layer.digest();
+        // One byte more than there may be, so that the digest of a longer blob is wrong.
+        let limit = layer.size().saturating_add(1);
         let copy = || -> anyhow::Result<()> {
             let hex = hex_of(digest).context("not a sha256 digest")?;
             let mut hashing = Hashing::new(out);
@@ -154,30 +177,33 @@ impl Origin {
                 Self::Layout(dir) => {
                     let path = dir.join(&blob);
                     let file = File::open(&path).with_context(|| format!("{path:?}"))?;
-                    io::copy(&mut file.take(layer.size() + 1), &mut hashing)?;
+                    io::copy(&mut file.take(limit), &mut hashing)?;
                 }
-                Self::Archive(file) => copy_member(file, &blob, &mut hashing).with_context(|| format!("{file:?}"))?,
-                Self::Registry(reference, access) => {
-                    Registry::connect(reference, access)?.fetch(digest, layer.size(), &mut hashing)?;
+                Self::Archive(file) => {
+                    copy_member(file, &blob, limit, &mut hashing).with_context(|| format!("{file:?}"))?
                 }
+                Self::Registry(remote) => remote.registry()?.fetch(digest, layer.size(), &mut hashing)?,
                 Self::Elsewhere(name) => bail!("{name:?} is not a place on this host"),
             }
             let (_, actual, _) = hashing.finish();
             ensure!(actual == digest, "wrong digest: expected {digest}, got {actual}");
             Ok(())
         };
-        copy().map_err(|error| {
-            anyhow!("layer {digest} of the base: {error:#} (pull the base again, or use --squash or --repack)")
+        copy().map_err(|error| match is_full(&error) {
+            true => error.context(format!("layer {digest} of the base")),
+            false => {
+                anyhow!("layer {digest} of the base: {error:#} (pull the base again, or use --squash or --repack)")
+            }
         })
     }
 }
 
-fn copy_member(file: &Path, name: &str, out: &mut impl Write) -> anyhow::Result<()> {
+fn copy_member(file: &Path, name: &str, limit: u64, out: &mut impl Write) -> anyhow::Result<()> {
     let mut archive = tar::Archive::new(File::open(file)?);
     for member in archive.entries_with_seek()? {
-        let mut member = member?;
+        let member = member?;
         if member.path()?.strip_prefix(".").unwrap_or(&member.path()?) == Path::new(name) {
-            io::copy(&mut member, out)?;
+            io::copy(&mut member.take(limit), out)?;
             return Ok(());
         }
     }
@@ -187,6 +213,32 @@ fn copy_member(file: &Path, name: &str, out: &mut impl Write) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use msb::record::{Image, Rootfs};
+    use std::fs;
+
+    #[test]
+    fn a_configuration_without_a_history_stays_as_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        let diff_id = "a".repeat(64);
+        let layer = layout::layer(home.path(), &diff_id);
+        fs::create_dir_all(&layer).unwrap();
+        fs::create_dir_all(layout::blobs(home.path())).unwrap();
+        let put = |text: &str| {
+            let name = crate::digest::digest(text.as_bytes());
+            fs::write(layout::blob(home.path(), hex_of(&name).unwrap()), text).unwrap();
+            name
+        };
+        let config = put(&format!(r#"{{"rootfs":{{"diff_ids":["sha256:{diff_id}"]}}}}"#));
+        let manifest = put(&format!(r#"{{"config":{{"digest":"{config}"}},"layers":[{{"digest":"{config}"}}]}}"#));
+        let mut image = Image::new("x".into());
+        image.digest = Some(manifest);
+        let mut record = Record::new();
+        record.image = Some(image);
+        record.rootfs = Some(Rootfs::layers(vec![layer]));
+        let base = Base::find(home.path(), &record, &Root::open(&record).unwrap()).unwrap();
+        assert!(base.is_whole);
+        assert_eq!(base.config, serde_json::from_slice::<Value>(&base.config_text).unwrap());
+    }
 
     #[test]
     fn a_reference_says_where_the_blobs_are() {

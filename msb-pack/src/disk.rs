@@ -3,21 +3,23 @@
 //! Label and UUID are fixed, so that the same root gives the same disk, and a boot loader can find it.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
-use msb::interrupt;
+use msb::interrupt::{self, DeferExit};
 use msb::overlay::beneath::Dir;
 use msb::program;
+use msb::record::path::absolute;
 use msb::store::erofs::merge;
+use msb::store::publish::unnamed_file;
 use rustix::fs::FileType;
 
 use crate::root::Root;
 use crate::scripts::Scripts;
-use crate::staged::{StagedFile, parent, unnamed};
+use crate::staged::{StagedDir, StagedFile, parent};
 use crate::target::Disk;
 
 const LABEL: &str = "msb-root";
@@ -94,14 +96,17 @@ pub(crate) fn write(
     ensure!(rustix::process::geteuid().is_root(), "a disk takes root, to merge the layers (run it with sudo)");
     let made = || -> anyhow::Result<()> {
         let staged = StagedFile::begin(to)?;
-        let top = scripts.map(|scripts| ScriptsDir::make(to, scripts, epoch.unwrap_or(0))).transpose()?;
-        let stack = root.stack(top.as_ref().map(|dir| dir.0.as_path()));
-        let dir = parent(&msb::record::path::absolute(to)?).to_owned();
+        // An interrupted tool removes the directory of the scripts before it ends.
+        let _deferred = DeferExit::new();
+        let to = absolute(to)?;
+        let top = scripts.map(|scripts| scripts_dir(&to, scripts, epoch.unwrap_or(0))).transpose()?;
+        let stack = root.stack(top.as_ref().map(|dir| dir.path.as_path()));
+        let dir = parent(&to).to_owned();
         // The mount namespace is that of the thread and of its children.
         std::thread::scope(|scope| {
             let make = || -> anyhow::Result<()> {
                 // Opened before the merged tree hides its directory.
-                let raw = if form == Disk::Qcow2 { Some(unnamed(&dir)?) } else { None };
+                let raw = if form == Disk::Qcow2 { Some(unnamed_file(&dir)?) } else { None };
                 let tree = merge(&dir, &stack).context("merging the layers")?;
                 let size = Size::of(&tree)?;
                 let time = epoch.unwrap_or(size.newest);
@@ -121,25 +126,11 @@ pub(crate) fn write(
     made().with_context(|| format!("disk {to:?}"))
 }
 
-/// The scripts as a directory above the root. It is removed when the value is dropped.
-struct ScriptsDir(PathBuf);
-
-impl ScriptsDir {
-    fn make(beside: &Path, scripts: &Scripts, mtime: i64) -> anyhow::Result<Self> {
-        let path = msb::store::publish::staging_path(&msb::record::path::absolute(beside)?);
-        fs::create_dir(&path)?;
-        let made = Self(path);
-        let root = scripts.root.as_ref().context("the root's attributes")?;
-        scripts.write_below(&made.0, mtime)?;
-        msb::overlay::attributes::copy_attributes(root, &Dir::open(&made.0)?.to_entry()?)?;
-        Ok(made)
-    }
-}
-
-impl Drop for ScriptsDir {
-    fn drop(&mut self) {
-        let _ = msb::store::publish::remove_tree(&self.0);
-    }
+/// The scripts as a directory above the root.
+fn scripts_dir(beside: &Path, scripts: &Scripts, mtime: i64) -> anyhow::Result<StagedDir> {
+    let dir = StagedDir::beside(beside)?;
+    scripts.write_below(&dir.path, mtime)?;
+    Ok(dir)
 }
 
 fn ext4(file: &File, tree: &Path, size: Size, free: u64, time: i64) -> anyhow::Result<()> {
@@ -174,7 +165,7 @@ fn program(name: &str, package: &str) -> anyhow::Result<Command> {
         bail!("{name} is not installed (apt-get install {package})");
     };
     let mut command = Command::new(program);
-    command.env_clear().stdout(Stdio::null()).stderr(Stdio::piped());
+    command.env_clear();
     Ok(command)
 }
 

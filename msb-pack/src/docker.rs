@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use msb::record::path::absolute;
+use msb::store::publish::unnamed_file;
 use serde_json::json;
 
 use crate::base::Origin;
@@ -12,7 +13,7 @@ use crate::digest::{Hashing, digest, hex_of};
 use crate::document::NewImage;
 use crate::layer::Layer;
 use crate::layout::fetched;
-use crate::staged::{StagedFile, parent, unnamed};
+use crate::staged::{StagedFile, parent};
 use crate::tar_out::TarOut;
 
 const FILE_MODE: u32 = 0o644;
@@ -27,11 +28,12 @@ pub(crate) fn write(file: &Path, name: Option<&str>, image: &NewImage, origin: &
         let mut tar = TarOut::new(BufWriter::new(&staged.file), false, None);
         let config = digest(&image.config);
         let config = format!("{}.json", hex_of(&config).context("not a sha256 digest")?);
+        let place = absolute(file)?;
         let mut names = Vec::new();
         for layer in &image.layers {
             let name = format!("{}.tar", hex_of(&layer.diff_id).context("not a sha256 digest")?);
             if !names.contains(&name) {
-                let unpacked = unpacked(layer, origin, file)?;
+                let unpacked = unpacked(layer, origin, parent(&place))?;
                 let size = unpacked.metadata()?.len();
                 tar.add_open_file(name.as_ref(), &unpacked, size)?;
             }
@@ -54,9 +56,9 @@ fn whole(name: &str) -> String {
     if last.contains(':') { name.to_owned() } else { format!("{name}:latest") }
 }
 
-/// The archive of a layer, without its compression.
-fn unpacked(layer: &Layer, origin: &Origin, beside: &Path) -> anyhow::Result<std::fs::File> {
-    let mut blob = fetched(layer, origin, beside)?;
+/// The archive of a layer, without its compression, in a file without a name in `dir`.
+fn unpacked(layer: &Layer, origin: &Origin, dir: &Path) -> anyhow::Result<std::fs::File> {
+    let mut blob = fetched(layer, origin, dir)?;
     let mut head = [0; 4];
     let count = (&blob).take(4).read(&mut head)?;
     blob.rewind()?;
@@ -65,8 +67,7 @@ fn unpacked(layer: &Layer, origin: &Origin, beside: &Path) -> anyhow::Result<std
         [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::stream::read::Decoder::new(blob)?),
         _ => Box::new(blob),
     };
-    let beside = absolute(beside)?;
-    let mut out = Hashing::new(BufWriter::new(unnamed(parent(&beside))?));
+    let mut out = Hashing::new(BufWriter::new(unnamed_file(dir)?));
     io::copy(&mut packed, &mut out)?;
     let (out, diff_id, _) = out.finish();
     ensure!(

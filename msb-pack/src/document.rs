@@ -43,12 +43,6 @@ impl NewImage {
     pub(crate) fn digest(&self) -> String {
         digest(&self.manifest)
     }
-
-    /// The member `config` of the configuration.
-    pub(crate) fn run_config(&self) -> Value {
-        let config: Value = serde_json::from_slice(&self.config).unwrap_or_default();
-        config["config"].clone()
-    }
 }
 
 /// What an image is made of.
@@ -192,7 +186,9 @@ fn run_config(base: &Value, image: Option<&Image>, changes: &Changes) -> anyhow:
             object(members, name).insert(key.clone(), json!({}));
         }
     }
-    object_if(!changes.labels.is_empty(), members, "Labels", pairs(&changes.labels));
+    if !changes.labels.is_empty() {
+        object(members, "Labels").extend(pairs(&changes.labels));
+    }
     Ok(config)
 }
 
@@ -202,12 +198,6 @@ fn object<'a>(members: &'a mut Map<String, Value>, name: &str) -> &'a mut Map<St
         *value = json!({});
     }
     value.as_object_mut().expect("an object")
-}
-
-fn object_if(wanted: bool, members: &mut Map<String, Value>, name: &str, with: Map<String, Value>) {
-    if wanted {
-        object(members, name).extend(with);
-    }
 }
 
 fn set_variable(variables: &mut Vec<(String, String)>, name: &str, value: &str) {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 
-/// How much is compressed at once, in bytes. What a block could have referred to in the block before makes less than 2 % then.
+/// How much is compressed at once, in bytes. No block refers to the one before it, which makes the result less than 2 % larger.
 const BLOCK: usize = 512 << 10;
 /// The most threads: each holds a block and its result.
 const MAX_THREADS: usize = 16;

@@ -14,7 +14,7 @@ use crate::base::Origin;
 use crate::digest::hex_of;
 use crate::document::{MANIFEST_TYPE, NewImage};
 use crate::layer::Layer;
-use crate::staged::{StagedDir, StagedFile, link_or_copy, unnamed, write_once};
+use crate::staged::{StagedDir, StagedFile, link_or_copy, parent, unnamed, write_blob};
 use crate::tar_out::TarOut;
 
 const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
@@ -69,14 +69,15 @@ pub(crate) fn write_dir(dir: &Path, tag: Option<&str>, image: &NewImage, origin:
     write().with_context(|| format!("layout {dir:?}"))
 }
 
-/// Adds the blobs of an image.
+/// Adds the blobs of an image that are missing or not whole.
 fn add(dir: &Path, image: &NewImage, origin: &Origin) -> anyhow::Result<()> {
     let path = |digest: &str| -> anyhow::Result<_> {
         Ok(dir.join("blobs/sha256").join(hex_of(digest).context("not a sha256 digest")?))
     };
+    let is_there = |path: &Path, size: u64| path.metadata().is_ok_and(|meta| meta.len() == size);
     for layer in &image.layers {
         let path = path(layer.digest())?;
-        if path.metadata().is_ok_and(|meta| meta.len() == layer.size()) {
+        if is_there(&path, layer.size()) {
             continue;
         }
         match &layer.file {
@@ -93,7 +94,10 @@ fn add(dir: &Path, image: &NewImage, origin: &Origin) -> anyhow::Result<()> {
         }
     }
     for text in [&image.config, &image.manifest] {
-        write_once(&path(&crate::digest::digest(text))?, text)?;
+        let path = path(&crate::digest::digest(text))?;
+        if !is_there(&path, text.len() as u64) {
+            write_blob(&path, text)?;
+        }
     }
     Ok(())
 }
@@ -126,11 +130,12 @@ pub(crate) fn write_archive(file: &Path, tag: Option<&str>, image: &NewImage, or
         for text in [&image.manifest, &image.config] {
             tar.add_file(blob(&crate::digest::digest(text))?.as_ref(), FILE_MODE, 0, text)?;
         }
+        let place = absolute(file)?;
         let mut seen = Vec::new();
         for layer in &image.layers {
             if !seen.contains(&layer.digest()) {
                 seen.push(layer.digest());
-                let file = fetched(layer, origin, file)?;
+                let file = fetched(layer, origin, parent(&place))?;
                 tar.add_open_file(blob(layer.digest())?.as_ref(), &file, layer.size())?;
             }
         }
@@ -145,16 +150,15 @@ fn blob(digest: &str) -> anyhow::Result<String> {
     Ok(format!("blobs/sha256/{}", hex_of(digest).context("not a sha256 digest")?))
 }
 
-/// The blob of a layer, at its beginning. One of the base is first copied to a file without a name beside `beside`.
+/// The blob of a layer, at its beginning. One of the base is first copied to a file without a name in `dir`.
 ///
 /// # Errors
 /// Those of copying.
-pub(crate) fn fetched(layer: &Layer, origin: &Origin, beside: &Path) -> anyhow::Result<File> {
+pub(crate) fn fetched(layer: &Layer, origin: &Origin, dir: &Path) -> anyhow::Result<File> {
     let mut file = match &layer.file {
         Some(file) => file.try_clone()?,
         None => {
-            let beside = absolute(beside)?;
-            let mut file = unnamed(crate::staged::parent(&beside))?;
+            let mut file = publish::unnamed_file(dir)?;
             origin.copy(layer, &mut file)?;
             file
         }

@@ -26,7 +26,7 @@ mod walk;
 use std::process::ExitCode;
 
 use msb::overlay::raise_open_files;
-use msb::record::Record;
+use msb::record::{Record, ScratchKind};
 use msb::tool::{cli, exit, interrupt, start};
 use msb::vm::supervisor;
 
@@ -44,7 +44,15 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
     args.output.check()?;
     let mut record = args.record.take(TOOL)?;
+    let scratch = record.vm.as_ref().and_then(|vm| vm.scratch.as_ref());
+    let had_disk = scratch.is_some_and(|scratch| scratch.kind == ScratchKind::Disk);
     supervisor::require_ended(&mut record)?;
+    if had_disk {
+        exit::warn(
+            TOOL,
+            "what the guest has written is on its disk, and not in the upper (msb-stop --commit puts it there)",
+        );
+    }
     let _guard = interrupt::Guard::new(TOOL)?;
     let packed = pack::pack(&config, record)?;
     if config.targets.iter().any(target::Target::is_stdout) && args.output.output.is_none() {

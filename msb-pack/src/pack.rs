@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -11,6 +12,7 @@ use msb::record::script::GUEST_DIR;
 use msb::record::{DiskFormat, Image, Record, Rootfs};
 use msb::store::{home, layout as store, publish};
 use msb::tool::exit::OutputError;
+use msb::tool::interrupt::DeferExit;
 
 use crate::args::Config;
 use crate::base::{Base, Origin};
@@ -21,7 +23,7 @@ use crate::document::{self, NewImage, Parts};
 use crate::layer::{self, Layer, Out};
 use crate::root::Root;
 use crate::scripts::Scripts;
-use crate::staged::{StagedDir, StagedFile, parent};
+use crate::staged::{StagedDir, StagedFile, is_full, parent};
 use crate::target::{Disk, Target};
 use crate::walk::walk;
 use crate::{disk, docker, layout, push};
@@ -38,14 +40,10 @@ const BY_REPACK: &str = "msb-pack: base";
 /// The error names the target or the layer.
 pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
     let root = Root::open(&record)?;
-    if record.vm.as_ref().is_some_and(|vm| vm.scratch.is_some()) {
-        let message =
-            "what the guest has written is on its disk, and not in the upper (msb-stop --commit puts it there)";
-        msb::tool::exit::warn(crate::page::TOOL, message);
-    }
     let merged = root.merged()?;
     let scripts = Scripts::read(&record.scripts, config.scripts_to.as_deref(), &merged)?;
-    let run = Run { config, record: &record, root, merged, scripts };
+    let origin = Origin::of(record.image.as_ref().map_or("", |image| &image.reference), &config.access);
+    let run = Run { config, record: &record, root, merged, scripts, origin };
     let image = if config.targets.iter().any(Target::is_image) { Some(run.image()?) } else { None };
     for target in &config.targets {
         run.write(target, image.as_ref()).map_err(|error| match is_full(&error) {
@@ -57,17 +55,14 @@ pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
     Ok(made.into_record(record))
 }
 
-fn is_full(error: &anyhow::Error) -> bool {
-    let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
-}
-
 struct Run<'a> {
     config: &'a Config,
     record: &'a Record,
     root: Root,
     merged: Merged,
     scripts: Option<Scripts>,
+    /// Where the layers of the base are.
+    origin: Origin,
 }
 
 /// What the new record has in place of the old one's.
@@ -91,17 +86,13 @@ impl Made {
 }
 
 impl Run<'_> {
-    fn origin(&self) -> Origin {
-        Origin::of(self.record.image.as_ref().map_or("", |image| &image.reference), &self.config.access)
-    }
-
     /// Makes the layers and documents of the image.
     fn image(&self) -> anyhow::Result<NewImage> {
         let config = self.config;
         let home = home::home()?;
         let compression = config.compression.unwrap_or(Compression::Gzip);
         // The file system of the first image that is a directory or a file, where the blobs can get a name without a copy.
-        let place = config.targets.iter().find(|target| target.is_image()).and_then(Target::path);
+        let place = config.targets.iter().filter(|target| target.is_image()).find_map(Target::path);
         let place = place.map(|path| absolute(path)).transpose()?;
         let dir = place.as_deref().map_or(home.as_path(), |path| if path.is_dir() { path } else { parent(path) });
         publish::make_private_dir(&home)?;
@@ -163,15 +154,13 @@ impl Run<'_> {
     }
 
     fn write(&self, target: &Target, image: Option<&NewImage>) -> anyhow::Result<()> {
-        let origin = self.origin();
+        let origin = &self.origin;
         let image = || image.context("the image is made");
         match target {
-            Target::Registry(reference) => {
-                push::push(reference, &self.config.access, image()?, &origin, &home::home()?)
-            }
-            Target::OciDir(dir, tag) => layout::write_dir(dir, tag.as_deref(), image()?, &origin),
-            Target::OciArchive(file, tag) => layout::write_archive(file, tag.as_deref(), image()?, &origin),
-            Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, &origin),
+            Target::Registry(reference) => push::push(reference, &self.config.access, image()?, origin, &home::home()?),
+            Target::OciDir(dir, tag) => layout::write_dir(dir, tag.as_deref(), image()?, origin),
+            Target::OciArchive(file, tag) => layout::write_archive(file, tag.as_deref(), image()?, origin),
+            Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, origin),
             Target::Tar(file) => self.archive(file.as_deref(), false),
             Target::Layer(file) => self.archive(file.as_deref(), true),
             Target::Dir(dir) => self.directory(dir),
@@ -186,11 +175,12 @@ impl Run<'_> {
         let name = file.map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
         let compression = self.config.compression.unwrap_or_else(|| Compression::of_name(&name));
         let Some(file) = file else {
-            let written = self.fill_archive(io::stdout().lock(), compression, is_layer);
-            return written.map(drop).map_err(|error| match error.downcast::<io::Error>() {
-                Ok(error) if error.kind() == io::ErrorKind::BrokenPipe => OutputError::ReaderGone.into(),
-                Ok(error) => error.into(),
-                Err(error) => error,
+            // The standard library's stdout holds the end back, and ignores the error of writing it.
+            let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+            let written = self.fill_archive(stdout, compression, is_layer);
+            return written.map(drop).map_err(|error| match error.downcast_ref::<io::Error>() {
+                Some(cause) if cause.kind() == io::ErrorKind::BrokenPipe => OutputError::ReaderGone.into(),
+                _ => error,
             });
         };
         let staged = StagedFile::begin(file)?;
@@ -209,14 +199,15 @@ impl Run<'_> {
     }
 
     fn directory(&self, dir: &Path) -> anyhow::Result<()> {
+        // An interrupted tool removes the staging directory before it ends.
+        let _deferred = DeferExit::new();
         let staged = StagedDir::begin(dir)?;
         let fill = || -> anyhow::Result<()> {
-            if let Some(scripts) = &self.scripts {
-                walk(None, self.merged.clone(), &mut Directory::open(&staged.path)?)?;
-                scripts.write_below(&staged.path, self.config.epoch.unwrap_or(0))?;
-                return Ok(());
+            walk(None, self.merged.clone(), &mut Directory::open(&staged.path)?)?;
+            match &self.scripts {
+                Some(scripts) => scripts.write_below(&staged.path, self.config.epoch.unwrap_or(0)),
+                None => Ok(()),
             }
-            walk(None, self.merged.clone(), &mut Directory::open(&staged.path)?)
         };
         fill().with_context(|| format!("{dir:?}"))?;
         staged.commit()
@@ -239,8 +230,8 @@ impl Run<'_> {
             let mut new = self.record.image.clone().unwrap_or_default();
             new.reference = target.map(reference).transpose()?.flatten().unwrap_or_default();
             new.digest = Some(image.digest());
-            new.config = serde_json::from_value(image.run_config()).unwrap_or_default();
             let config: serde_json::Value = serde_json::from_slice(&image.config)?;
+            new.config = serde_json::from_value(config["config"].clone()).unwrap_or_default();
             if let (Some(os), Some(architecture)) = (config["os"].as_str(), config["architecture"].as_str()) {
                 let variant = config["variant"].as_str().map(|variant| format!("/{variant}")).unwrap_or_default();
                 new.platform = Some(format!("{os}/{architecture}{variant}"));

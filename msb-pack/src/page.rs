@@ -31,10 +31,10 @@ pub(crate) const PAGE: Page = Page {
 
 fn targets() -> String {
     r#"  docker://NAME[:TAG]         a registry
-  oci:DIR[:TAG]               an OCI layout, or one image more in it
+  oci:DIR[:TAG]               an OCI layout, which is made or gets one image more
   oci-archive:FILE[:TAG]      an OCI layout in a tar file
   docker-archive:FILE[:NAME]  what docker load reads
-  tar:FILE                    the merged root, as of tar -c
+  tar:FILE                    the merged root, as tar -c writes it
   layer:FILE                  the upper as an OCI layer
   dir:DIR                     the merged root; DIR is new or empty
   raw:FILE                    an ext4 disk
@@ -44,7 +44,7 @@ fn targets() -> String {
 A registry gets the blobs that it does not have, and the manifest last. Layers of
 another repository of the same registry are mounted, not sent. A file or directory
 gets its name when it is complete, and replaces an old one then.
-Whatever fails or is killed leaves the old one. Disks need root, and the programs
+A run that fails or is killed leaves the old one. Disks need root, and the programs
 mke2fs, qemu-img or mkfs.erofs."#
         .into()
 }

@@ -35,7 +35,7 @@ pub(crate) fn push(
             {
                 continue;
             }
-            let file = fetched(layer, origin, &home.join("blob"))?;
+            let file = fetched(layer, origin, home)?;
             registry.upload(name, layer.size(), &file).with_context(|| format!("layer {name}"))?;
         }
         let config = digest(&image.config);

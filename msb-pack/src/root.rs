@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::Merged;
 use msb::overlay::upper::lock_to_read;
 use msb::record::{Record, Rootfs};
+use msb::store::layers;
 
 /// A root that is being read.
 pub(crate) struct Root {
@@ -15,6 +16,8 @@ pub(crate) struct Root {
     pub(crate) lower: Vec<PathBuf>,
     /// The upper, if it has changes.
     pub(crate) upper: Option<PathBuf>,
+    /// Nobody removes the layers meanwhile.
+    _layers: Vec<OwnedFd>,
     _lock: Option<OwnedFd>,
 }
 
@@ -22,7 +25,7 @@ impl Root {
     /// Opens the root of a record.
     ///
     /// # Errors
-    /// A root that is a disk, or that another process writes.
+    /// A root that is a disk, that another process writes, or that has a layer which was removed.
     pub(crate) fn open(record: &Record) -> anyhow::Result<Self> {
         let lower = match record.rootfs()? {
             Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => lower.clone(),
@@ -30,7 +33,7 @@ impl Root {
                 bail!("the root is a {format} disk, and only layers and directories can be packed (copy the disk)")
             }
         };
-        let mut root = Self { lower, upper: None, _lock: None };
+        let mut root = Self { _layers: layers::hold(&lower)?, lower, upper: None, _lock: None };
         let Some(upper) = &record.upper else { return Ok(root) };
         root._lock = match lock_to_read(&upper.work) {
             Ok(lock) => Some(lock),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -19,11 +19,11 @@ const MODE: u32 = 0o755;
 /// Scripts, and the directory that they go to.
 pub(crate) struct Scripts {
     /// The root directory.
-    pub(crate) root: Option<Entry>,
+    root: Entry,
     /// The directories down to theirs, with the attributes of those that exist. The paths are relative to the root.
-    pub(crate) dirs: Vec<(PathBuf, Option<Entry>)>,
+    dirs: Vec<(PathBuf, Option<Entry>)>,
     /// Name and content.
-    pub(crate) files: Vec<(String, Vec<u8>)>,
+    files: Vec<(String, Vec<u8>)>,
     /// Whether their directory has to be added to PATH.
     pub(crate) needs_path: bool,
 }
@@ -64,7 +64,7 @@ impl Scripts {
             let content = fs::read(file).with_context(|| format!("script {name:?}: {file:?}"))?;
             files.push((name.clone(), content));
         }
-        Ok(Some(Self { root: Some(root.top().0.to_entry()?), dirs, files, needs_path: to.is_none() }))
+        Ok(Some(Self { root: root.top().0.to_entry()?, dirs, files, needs_path: to.is_none() }))
     }
 
     /// Adds them to an archive. With `with_dirs`, also the directories that the root has.
@@ -85,7 +85,7 @@ impl Scripts {
         Ok(())
     }
 
-    /// Writes them below a directory, with those of their directories that the root has not.
+    /// Writes them below a directory, with their directories. A directory that exists in the root has the same attributes here.
     ///
     /// # Errors
     /// Those of writing.
@@ -96,18 +96,14 @@ impl Scripts {
         let time = Timespec { tv_sec: mtime, tv_nsec: 0 };
         let times = Timestamps { last_access: time, last_modification: time };
         let mut dir = Dir::open(root)?;
-        let mut made: Vec<(Dir, Option<&Entry>)> = Vec::new();
+        let mut dirs = vec![(dir.try_clone()?, Some(&self.root))];
         for (path, entry) in &self.dirs {
             let name = Name::new(path.file_name().unwrap_or_default())?;
-            let next = match dir.dir(name) {
-                Ok(next) => next,
-                Err(_) => {
-                    let next = dir.mkdir(name, Mode::from_raw_mode(0o755))?;
-                    made.push((next.try_clone()?, entry.as_ref()));
-                    next
-                }
+            dir = match dir.dir(name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => dir.mkdir(name, Mode::from_raw_mode(0o755))?,
+                other => other?,
             };
-            dir = next;
+            dirs.push((dir.try_clone()?, entry.as_ref()));
         }
         for (name, content) in &self.files {
             // A file of the root by that name is replaced, and never followed.
@@ -118,7 +114,7 @@ impl Scripts {
             file.set_mode(Mode::from_raw_mode(MODE))?;
             file.set_times(&times)?;
         }
-        for (dir, entry) in made.iter().rev() {
+        for (dir, entry) in dirs.iter().rev() {
             match entry {
                 Some(entry) => copy_attributes(entry, &dir.to_entry()?)?,
                 None => dir.to_entry()?.set_times(&times)?,

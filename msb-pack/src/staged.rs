@@ -79,6 +79,12 @@ pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
+/// Whether an error says that a file system is full.
+pub(crate) fn is_full(error: &anyhow::Error) -> bool {
+    let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
+}
+
 /// A directory that is being made. The lock tells it from one that a killed run has left.
 pub(crate) struct StagedDir {
     pub(crate) path: PathBuf,
@@ -87,7 +93,7 @@ pub(crate) struct StagedDir {
 }
 
 impl StagedDir {
-    /// Starts the directory `to`, which must not exist yet or be empty, and removes what killed runs have left for it.
+    /// Starts the directory `to`, which must not exist yet or be empty.
     ///
     /// # Errors
     /// A directory with content, a missing parent, and the error of making.
@@ -103,13 +109,21 @@ impl StagedDir {
             if !parent(&to).is_dir() {
                 bail!("no directory {:?} (make it first)", parent(&to));
             }
-            remove_abandoned(&to);
-            let path = publish::staging_path(&to);
-            fs::create_dir(&path)?;
-            let lock = lock::open(&path, Lock::TryExclusive)?;
-            Ok(Self { path, to, _lock: lock })
+            Ok(Self::beside(&to)?)
         };
         begin().with_context(|| format!("{to:?}"))
+    }
+
+    /// Makes a directory beside the absolute path `to`, which a drop removes, and removes what killed runs have left there.
+    ///
+    /// # Errors
+    /// The error of making or locking.
+    pub(crate) fn beside(to: &Path) -> io::Result<Self> {
+        remove_abandoned(to);
+        let path = publish::staging_path(&to.with_file_name(staging_name(to)));
+        fs::create_dir(&path)?;
+        let lock = lock::open(&path, Lock::TryExclusive)?;
+        Ok(Self { path, to: to.to_owned(), _lock: lock })
     }
 
     /// Gives the directory its name.
@@ -134,9 +148,15 @@ impl Drop for StagedDir {
     }
 }
 
-/// Removes staging directories for `to` that nobody has locked: `.NAME.PID.NUMBER`, with more numbers behind.
+/// The start of the names of staging directories for `to`, without the dot. The tool's name keeps them apart from directories of
+/// the caller's, such as `.NAME.3.11`.
+fn staging_name(to: &Path) -> String {
+    format!("{}.{}", to.file_name().unwrap_or_default().to_string_lossy(), crate::page::TOOL)
+}
+
+/// Removes staging directories for `to` that nobody has locked: `.NAME.msb-pack.PID.NUMBER`, with more numbers behind.
 fn remove_abandoned(to: &Path) {
-    let prefix = format!(".{}.", to.file_name().unwrap_or_default().to_string_lossy());
+    let prefix = format!(".{}.", staging_name(to));
     for child in fs::read_dir(parent(to)).into_iter().flatten().flatten() {
         let name = child.file_name().to_string_lossy().into_owned();
         // Further numbers are of directories below it, which a removal that was killed had moved up.
@@ -152,29 +172,31 @@ fn remove_abandoned(to: &Path) {
     }
 }
 
-/// Gives a file the name `path` unless it is taken: then the same content has it, since the name is a digest. A file on another
-/// file system is copied.
+/// Gives a file the name `path`, in place of a broken file that has it. A file on another file system is copied.
 ///
 /// # Errors
 /// The error of linking or copying.
 pub(crate) fn link_or_copy(file: &File, path: &Path) -> io::Result<()> {
-    match publish::link(file, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+    let link = |file: &File| match publish::link(file, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => publish::link_over(file, path),
+        other => other,
+    };
+    match link(file) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::XDEV) => {
             let copy = unnamed(parent(path))?;
             msb::overlay::copy_to_end(file, &copy)?;
             copy.sync_all()?;
-            link_or_copy(&copy, path)
+            link(&copy)
         }
         other => other,
     }
 }
 
-/// Writes bytes to the name `path` unless it is taken.
+/// Writes bytes to a file of the name `path`, as [`link_or_copy`] does.
 ///
 /// # Errors
 /// The error of writing.
-pub(crate) fn write_once(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_blob(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = unnamed(parent(path))?;
     file.write_all(bytes)?;
     file.sync_all()?;

@@ -5,6 +5,10 @@ use std::str::FromStr;
 
 use msb_registry::reference::Reference;
 
+/// What a TARGET has to be.
+const EXPECTED: &str = "FORM:PATH is expected (docker://NAME:TAG, oci:DIR, oci-archive:FILE, docker-archive:FILE, tar:FILE, \
+                        layer:FILE, dir:DIR, raw:FILE, qcow2:FILE or erofs:FILE)";
+
 /// Where the result goes, and in which form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -74,11 +78,7 @@ impl FromStr for Target {
         // At the first colon, as msb-pull reads it: a tag may hold more of them.
         let (path, tag) = rest.split_once(':').map_or((rest, None), |(path, tag)| (path, Some(tag.to_owned())));
         if rest.is_empty() || path.is_empty() || tag.as_deref() == Some("") {
-            return Err(
-                "FORM:PATH is expected (docker://NAME:TAG, oci:DIR, oci-archive:FILE, docker-archive:FILE, tar:FILE, layer:FILE, \
-                        dir:DIR, raw:FILE, qcow2:FILE or erofs:FILE)"
-                    .into(),
-            );
+            return Err(EXPECTED.into());
         }
         let stream = || Some(rest).filter(|rest| *rest != "-").map(PathBuf::from);
         Ok(match form {
@@ -91,7 +91,7 @@ impl FromStr for Target {
             "raw" => Self::Disk(Disk::Raw, rest.into()),
             "qcow2" => Self::Disk(Disk::Qcow2, rest.into()),
             "erofs" => Self::Disk(Disk::Erofs, rest.into()),
-            _ => return Err(format!("unknown form {form:?}")),
+            _ => return Err(format!("unknown form {form:?}: {EXPECTED}")),
         })
     }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{Record, Rootfs};
 use msb::store::layout;
-use msb::store::sandbox::{self, Owner};
+use msb::store::sandbox::{self, Hold, Owner};
 use msb::store::staging::{Published, Staging};
 use msb::tool::interrupt::{self, DeferExit};
 use msb::{record::path, store::home, store::layers, tool::cli, tool::exit, tool::start, vm::supervisor};
@@ -59,6 +59,13 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let _guard = interrupt::Guard::new("msb-patch")?;
     let begun = DeferExit::new();
     let _layers = layers::hold(lower.as_deref().unwrap_or_default())?;
+    // A patch uses the upper that it continues, so gc keeps that for another day.
+    let _sandbox = match &record.upper {
+        Some(upper) if !args.dry_run => {
+            Hold::take(&upper.dir, |_| ()).with_context(|| format!("upper {:?}", upper.dir))?
+        }
+        _ => None,
+    };
     let (mut target, staging) = match &lower {
         Some(lower) => {
             let upper = record.upper.as_ref();

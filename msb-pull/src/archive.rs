@@ -1,5 +1,5 @@
-//! Files by name, in a directory or in a tar file that is indexed once and never unpacked. Names in an image's documents are looked
-//! up here, so a hostile document reaches nothing outside the archive.
+//! Files by name, in a directory or in a tar file that is indexed once and never unpacked. Names in an image's documents are
+//! looked up here, so a hostile document reaches nothing outside the archive.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -63,8 +63,8 @@ impl Files {
         Ok(Self::Dir(Dir::open(path)?))
     }
 
-    /// Opens and indexes a tar file. If it is compressed as a whole or cannot be read twice, it is first copied, decompressed, to the
-    /// file `spool`, whose name is then removed.
+    /// Opens and indexes a tar file. If it is compressed as a whole or cannot be read twice, it is first copied, decompressed, to
+    /// the file `spool`, whose name is then removed.
     ///
     /// # Errors
     /// A message for a file that is not a tar file, or for a truncated one.

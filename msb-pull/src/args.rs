@@ -80,9 +80,9 @@ pub(crate) struct Args {
     erofs: bool,
     #[command(flatten)]
     pub(crate) output: Output,
-    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], containers-storage:NAME and
-    /// docker-daemon:NAME (with podman, docker or skopeo), - (an archive of images or of a root on stdin; -:TAG), ./ROOT.tar[.gz],
-    /// ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
+    /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], containers-storage:NAME
+    /// and docker-daemon:NAME (with podman, docker or skopeo), - (an archive of images or of a root on stdin; -:TAG),
+    /// ./ROOT.tar[.gz], ./DIR, or a disk file (./DISK.qcow2, .raw or .img)
     #[arg(value_name = "SOURCE")]
     source: String,
 }
@@ -119,7 +119,7 @@ impl TryFrom<Args> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: Args) -> anyhow::Result<Self> {
-        let usage = |words: String| exit::coded(exit::USAGE, words);
+        let usage = |message: String| exit::coded(exit::USAGE, message);
         let source = Source::parse(&args.source).map_err(usage)?;
         let platform = args.platform.as_deref().map(Platform::parse).transpose().map_err(usage)?;
         if platform.is_some() && matches!(source, Source::Path(_)) {

@@ -1,5 +1,5 @@
-//! How much one pull may write: the caller's limits, and space that stays free for others. A layer does not say reliably how large it
-//! is when unpacked, so this is counted while it is written.
+//! How much one pull may write: the caller's limits, and space that stays free for others. A layer does not say reliably how
+//! large it is when unpacked, so this is counted while it is written.
 
 use std::fmt;
 use std::fs::File;

@@ -1,5 +1,5 @@
-//! Detects compression by the first bytes. Media types are ignored: registries hold layers with a wrong one, archives have none, and
-//! the diff_id tells whether the result is right.
+//! Detects compression by the first bytes. Media types are ignored: registries hold layers with a wrong one, archives have none,
+//! and the diff_id tells whether the result is right.
 
 use std::io::{self, BufRead, BufReader, Read};
 

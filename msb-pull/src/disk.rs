@@ -25,8 +25,8 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     if metadata.is_dir() {
         return Ok(Rootfs::dir(absolute));
     }
-    // Decided by the file's name alone: a guest can write anything to a raw disk, including the magic of a qcow2 file whose backing
-    // file is another file of the host.
+    // Decided by the file's name alone: a guest can write anything to a raw disk, including the magic of a qcow2 file whose
+    // backing file is another file of the host.
     let format = match path.extension().and_then(|extension| extension.to_str()) {
         Some("qcow2") => DiskFormat::Qcow2,
         Some("raw" | "img") => DiskFormat::Raw,

@@ -1,5 +1,5 @@
-//! The places that may serve an image: the mirrors of its registry, then the registry itself. The first one that answers is asked first
-//! from then on, and a blob that breaks off at one continues at the next.
+//! The places that may serve an image: the mirrors of its registry, then the registry itself. The first one that answers is asked
+//! first from then on, and a blob that breaks off at one continues at the next.
 
 use std::io::Write;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(crate) struct Endpoints<'a> {
     first: AtomicUsize,
 }
 
-/// An endpoint, to which a client is made when it is needed.
+/// An endpoint. Its client is made when it is needed.
 struct Lazy {
     endpoint: Endpoint,
     registry: OnceLock<Result<Registry, String>>,

@@ -1,5 +1,5 @@
-//! Fetches the layers of an image that the store lacks, several at a time. A layer that another pull is fetching is waited for, and
-//! what is complete is published while the rest is fetched.
+//! Fetches the layers of an image that the store lacks, several at a time. It waits for a layer that another pull is fetching.
+//! Complete layers are published while the rest is fetched.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -26,7 +26,7 @@ const AT_ONCE: usize = 4;
 /// How long complete layers may wait to be published. Each time costs a sync of the file system.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// What fetches layers.
+/// Fetches the layers of an image from `origin` into `store`.
 pub(crate) struct Fetcher<'a> {
     pub(crate) store: &'a Store,
     pub(crate) origin: &'a dyn Origin,
@@ -37,7 +37,7 @@ pub(crate) struct Fetcher<'a> {
 /// A layer that this pull alone fetches.
 type Claim<'a> = (&'a ImageLayer, Mutex<Option<LayerLock>>);
 
-/// What the threads share.
+/// The state that the threads share.
 struct Shared<'a> {
     stack: Stack<'a>,
     errors: Vec<anyhow::Error>,
@@ -75,7 +75,8 @@ impl<'a> Fetcher<'a> {
     }
 
     fn fetch_claimed(&self, stack: Stack<'a>, claims: &[Claim<'a>]) -> anyhow::Result<Stack<'a>> {
-        self.progress.expect(claims.iter().map(|(layer, _)| layer.blob.size).sum());
+        // A manifest may have any sizes.
+        self.progress.expect(claims.iter().fold(0, |sum: u64, (layer, _)| sum.saturating_add(layer.blob.size)));
         let workers = AT_ONCE.min(claims.len());
         let shared = Mutex::new(Shared { stack, errors: Vec::new(), workers });
         let (changed, next, stop) = (Condvar::new(), AtomicUsize::new(0), AtomicBool::new(false));
@@ -105,7 +106,7 @@ impl<'a> Fetcher<'a> {
         let Shared { mut stack, errors, .. } = shared.into_inner().unwrap_or_else(PoisonError::into_inner);
         match errors.into_iter().reduce(|first, next| if is_hangup(&first) { next } else { first }) {
             Some(error) => {
-                // The next pull continues from the complete layers. The first error is more useful than one about publishing them.
+                // The next pull continues from the complete layers. An error of publishing them is less useful than the first.
                 let _ = stack.publish();
                 Err(error)
             }
@@ -152,7 +153,7 @@ impl<'a> Fetcher<'a> {
             }
             let batch = guard.stack.take_unpublished();
             drop(guard);
-            // Without the mutex: this takes long.
+            // The mutex is free meanwhile, because a sync takes long.
             self.store.sync()?;
             lock(shared).stack.place(batch)?;
             last = Instant::now();

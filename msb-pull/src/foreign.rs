@@ -1,7 +1,7 @@
-//! Images that another tool keeps: those of podman (`containers-storage:`) and of a docker daemon (`docker-daemon:`). The tool itself,
-//! or skopeo, writes the image as an archive into a pipe.
+//! Images that another tool keeps: those of podman (`containers-storage:`) and of a docker daemon (`docker-daemon:`). The tool
+//! itself, or skopeo, writes the image as an archive into a pipe.
 
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -46,24 +46,22 @@ pub(crate) fn archive(keeper: Keeper, name: &str, store: &Store, budget: &Budget
         })
     });
     let stdout = child.stdout.take().context("its output")?;
-    let files = Files::stream(BufReader::with_capacity(1 << 18, stdout), &store.scratch("archive"), budget);
+    let mut archive = BufReader::with_capacity(1 << 18, stdout);
+    let files = Files::stream(&mut archive, &store.scratch("archive"), budget);
+    let has_ended = archive.fill_buf().is_ok_and(<[u8]>::is_empty);
+    // If reading failed before the end, the closed pipe stops the tool.
+    drop(archive);
     let status = child.wait()?;
     let messages = messages.and_then(|thread| thread.join().ok()).unwrap_or_default();
-    // A tool that failed explains a broken archive. One that had to stop because reading failed does not.
+    // A tool that failed explains a broken archive. A tool that was stopped does not explain why reading failed.
     match files {
-        Err(error) if status.success() || is_full(&error) => Err(error),
+        Err(error) if status.success() || !has_ended => Err(error),
         _ if !status.success() => {
             let last = messages.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it says nothing");
             bail!("{program:?} failed: {}", printable(last.trim()))
         }
         files => files,
     }
-}
-
-fn is_full(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref().is_some_and(|io: &std::io::Error| io.kind() == ErrorKind::StorageFull))
 }
 
 /// Starts the first command whose program exists.

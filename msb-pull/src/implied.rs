@@ -1,5 +1,5 @@
-//! Directories that a layer implies without listing them. In the merged tree they must have the attributes that the layers below give
-//! them. overlayfs takes the attributes of a directory from the topmost layer that has it, so they are copied.
+//! Directories that a layer implies without listing them. In the merged tree they must have the attributes that the layers below
+//! give them. overlayfs takes the attributes of a directory from the topmost layer that has it, so they are copied.
 
 use std::path::{Path, PathBuf};
 
@@ -63,8 +63,8 @@ fn inherit_one(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
     Ok(copy_attributes(&theirs.top().0.to_entry()?, &own.to_entry()?)?)
 }
 
-/// A lower layer has a file where this layer has an implied directory. If that file is a symlink to a directory, the entries belong
-/// into its target: `bin/sh` on an image whose `bin` is a symlink to `usr/bin`.
+/// A lower layer has a file where this layer has an implied directory. If that file is a symlink to a directory, the entries
+/// belong into its target: `bin/sh` on an image whose `bin` is a symlink to `usr/bin`.
 fn follow(root: &Dir, below: &Merged, path: &Path) -> anyhow::Result<()> {
     let Ok(found) = resolve(below, &Path::new("/").join(path), Last::Follow) else { return Ok(()) };
     if !matches!(found.end, End::Dir) || found.path() == Path::new("/").join(path) {

@@ -156,7 +156,8 @@ fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Dependent>
     let mut tape = Tape::new(tar);
     let unpacked = unpack(&mut tape, into, budget);
     let mut tar = tape.into_inner();
-    // After a full disk or an exceeded limit, nothing more is read. Otherwise the rest is read, so that the digest can be checked.
+    // After a full disk or an exceeded limit, nothing more is read. Otherwise the rest is read, so that the digest can be
+    // checked.
     let is_final = |error: &anyhow::Error| {
         error.chain().any(|cause| {
             let io = cause.downcast_ref::<std::io::Error>();

@@ -42,8 +42,8 @@ impl Layout {
         files.has(INDEX)
     }
 
-    /// The image with this name, or the only one. Of one image for several platforms, the one that fits `wanted` is returned. The name
-    /// is returned too, if the layout has it.
+    /// The image with this name, or the only one. Of one image for several platforms, the one that fits `wanted` is returned. The
+    /// name is returned too, if the layout has it.
     ///
     /// # Errors
     /// A message that lists the names.

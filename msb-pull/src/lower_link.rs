@@ -1,6 +1,6 @@
-//! Hardlinks to files of the layers below. In a single tree such a link gives a file a second name. On layers, the file is copied into
-//! the layer that has the link, with both names, as overlayfs copies it up. While the layer is unpacked, an empty file stands there; it
-//! gets its content when the layers below are complete.
+//! Hardlinks to files of the layers below. In a single tree such a link gives a file a second name. On layers, the file is copied
+//! into the layer that has the link, with both names, as overlayfs copies it up. While the layer is unpacked, an empty file
+//! stands there; it gets its content when the layers below are complete.
 
 use std::path::{Path, PathBuf};
 
@@ -78,19 +78,20 @@ fn fill_one(root: &Dir, below: &Merged, link: &LowerLink, budget: &Budget) -> an
     Ok(copy_attributes(&leaf.entry, &Entry::of_open(file)?)?)
 }
 
-/// Whether a directory of the layer on the path is opaque.
+/// Whether the root of the layer or another directory of it on the path is opaque.
 fn is_hidden(root: &Dir, path: &Path) -> anyhow::Result<bool> {
     let mut dir = root.try_clone()?;
-    for part in path.parent().unwrap_or(Path::new("")).components() {
+    let mut parts = path.parent().unwrap_or(Path::new("")).components();
+    loop {
+        if whiteout::is_opaque(&dir)? {
+            return Ok(true);
+        }
+        let Some(part) = parts.next() else { return Ok(false) };
         dir = match dir.entry(Name::new(part.as_os_str())?)? {
             Some(entry) if entry.is_dir() => entry.to_dir()?,
             _ => return Ok(false),
         };
-        if whiteout::is_opaque(&dir)? {
-            return Ok(true);
-        }
     }
-    Ok(false)
 }
 
 fn file_at(root: &Dir, path: &Path, inode: u64) -> Option<Entry> {
@@ -130,8 +131,12 @@ mod tests {
         for missing in ["bin/none", "bin", "none/tool"] {
             assert!(fill(&layer, &[link(missing)], &lowers, &budget(4)).is_err(), "{missing}");
         }
-        whiteout::make_opaque(&Dir::open(&layer.join("bin")).unwrap()).unwrap();
-        let error = fill(&layer, &[link("bin/tool")], &lowers, &budget(4)).unwrap_err();
-        assert!(format!("{error:#}").contains("hides it"), "{error:#}");
+        for opaque in ["bin", ""] {
+            let copy = scratch.path().join(format!("copy{opaque}"));
+            fs::create_dir_all(copy.join("bin")).unwrap();
+            whiteout::make_opaque(&Dir::open(&copy.join(opaque)).unwrap()).unwrap();
+            let error = fill(&copy, &[link("bin/tool")], &lowers, &budget(4)).unwrap_err();
+            assert!(format!("{error:#}").contains("hides it"), "{error:#}");
+        }
     }
 }

@@ -20,8 +20,8 @@ pub(crate) struct Chosen<'a, T> {
     pub(crate) listed: String,
 }
 
-/// Chooses among the images of an archive. Each has names, the full one first, and an identity; entries with the same identity are
-/// one image. `@N` is the N-th entry, from 0.
+/// Chooses among the images of an archive. Each has names, the full one first, and an identity; entries with the same identity
+/// are one image. `@N` is the N-th entry, from 0.
 ///
 /// # Errors
 /// A message that lists the names.

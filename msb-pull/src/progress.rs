@@ -22,10 +22,9 @@ pub(crate) struct Progress {
     count: Arc<Count>,
     /// Writes lines to a log, if stderr is one.
     writer: Option<JoinHandle<()>>,
-    is_quiet: bool,
 }
 
-/// What has come so far.
+/// The layers and bytes that have arrived so far.
 struct Count {
     name: String,
     start: Instant,
@@ -56,7 +55,6 @@ impl Progress {
                 })
             }),
             count,
-            is_quiet,
         }
     }
 
@@ -75,11 +73,11 @@ impl Progress {
     /// Reports that another pull is waited for.
     pub(crate) fn wait_for(&self, diff_id: &Digest) {
         let line = format!("{}: waiting for another pull that fetches layer {}", self.count.name, diff_id.short());
-        match &self.writer {
-            Some(_) => msb::tool::exit::warn("msb-pull", &line),
-            // A line that cannot be written is no reason to fail.
-            None if !self.is_quiet => drop(self.bars.println(format!("msb-pull: {line}"))),
-            None => {}
+        if self.writer.is_some() {
+            msb::tool::exit::warn("msb-pull", &line);
+        } else {
+            // Hidden bars print nothing. A line that cannot be written is not a reason to fail.
+            let _ = self.bars.println(format!("msb-pull: {line}"));
         }
     }
 

@@ -1,5 +1,5 @@
-//! A pull: from a source to a record. The documents come first, then the layers that the store does not have, several at a time. Then
-//! all of it becomes visible, and the record names it.
+//! A pull: from a source to a record. The documents come first, then the layers that the store does not have, several at a time.
+//! Then all of it becomes visible, and the record names it.
 
 use std::io::{BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ use msb_registry::registries::Registries;
 /// Pulls what `config` names.
 ///
 /// # Errors
-/// A message that name the source.
+/// A message that names the source.
 pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
     if let Source::Path(path) = &config.source {
         let mut record = Record::new();
@@ -233,7 +233,7 @@ impl Pull<'_> {
 }
 
 impl Pull<'_> {
-    /// Adds an image to the store. `named` is the digest of what `name` names, if that is an index.
+    /// Adds an image to the store. `named` is the digest that `name` stands for; without it, that is the digest of the manifest.
     fn take(
         &self,
         origin: &dyn Origin,

@@ -23,7 +23,7 @@ pub(crate) struct Registry {
     client: Client,
     reference: Reference,
     /// Whether another endpoint can be asked instead.
-    has_rivals: bool,
+    has_alternative: bool,
 }
 
 impl Registry {
@@ -35,13 +35,13 @@ impl Registry {
         reference: &Reference,
         options: &Options,
         lookup: Lookup,
-        has_rivals: bool,
+        has_alternative: bool,
     ) -> anyhow::Result<Self> {
-        Ok(Self { client: Client::new(reference, options, lookup)?, reference: reference.clone(), has_rivals })
+        Ok(Self { client: Client::new(reference, options, lookup)?, reference: reference.clone(), has_alternative })
     }
 
     fn retry(&self) -> Retry {
-        if self.has_rivals { Retry::once() } else { Retry::new() }
+        if self.has_alternative { Retry::once() } else { Retry::new() }
     }
 
     /// The digest that the reference names now. Fetches no document if the registry sends the digest in a header.
@@ -84,8 +84,8 @@ impl Registry {
         self.document(&format!("manifests/{digest}"))
     }
 
-    /// Writes a blob without its first `done` bytes to `out`, not verified, and counts in `done` what was written. Continues after a
-    /// broken connection: what has arrived is already hashed and decompressed.
+    /// Writes a blob without its first `done` bytes to `out`, not verified, and counts in `done` what was written. Continues
+    /// after a broken connection: what has arrived is already hashed and decompressed.
     ///
     /// # Errors
     /// A message that names the registry; the writer's [`std::io::Error`].

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_source_is_refused() {
+    fn a_malformed_source_is_refused() {
         for text in [
             "",
             "Upper",

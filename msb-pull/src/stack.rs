@@ -1,11 +1,9 @@
-//! The layers of an image that are being added to the store. They are unpacked in any order. A layer whose form depends on those below it
-//! becomes visible after them, any other one as soon as it is unpacked. A failed pull leaves the complete layers, and the next pull
-//! continues from there.
+//! The layers of an image that are being added to the store. They are unpacked in any order. A layer whose form depends on those
+//! below it becomes visible after them, any other one as soon as it is unpacked. A failed pull leaves the complete layers, and
+//! the next pull continues from there.
 
 use std::collections::HashMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use msb::overlay::beneath::Dir;
@@ -115,9 +113,9 @@ impl<'a> Stack<'a> {
                     fill(path, &dependent.links, &below, self.budget)
                 };
                 complete().with_context(|| format!("layer {:?}", layer.blob.name()))?;
-                write_checksums(path)?;
                 // A layer that comes again higher up is completed there.
                 if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
+                    checksums::write(path, &checksums::beside(path)).context("checksums")?;
                     self.unpublished.push((path.clone(), stacked_id.clone()));
                 }
             }
@@ -216,16 +214,6 @@ pub(crate) fn stored(store: &Store, layers: &[ImageLayer]) -> Option<Vec<PathBuf
         push(&mut lower, stored).ok()?;
     }
     Some(top_first(lower))
-}
-
-/// Writes the checksums of a layer, again if it occurs twice.
-fn write_checksums(layer: &Path) -> anyhow::Result<()> {
-    let path = checksums::beside(layer);
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("checksums"),
-        _ => {}
-    }
-    checksums::write(layer, &path).context("checksums")
 }
 
 /// Pushes a layer onto those below. overlayfs ignores an opaque root, so the layers that such a root hides are removed.

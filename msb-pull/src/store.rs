@@ -1,6 +1,6 @@
-//! The part of the store that pulls write: documents of images and unpacked layers. Each pull prepares them in a directory of its own,
-//! and renames them when they are complete and on disk, so whatever has a name in the store is complete. A pull holds a lock on its
-//! directory while it lives, and the next one removes directories that nobody has locked.
+//! The part of the store that pulls write: documents of images and unpacked layers. Each pull prepares them in a directory of its
+//! own, and renames them when they are complete and on disk, so whatever has a name in the store is complete. A pull holds a lock
+//! on its directory while it lives, and the next one removes directories that nobody has locked.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -242,9 +242,9 @@ fn rename_if_missing(from: &Path, to: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Sets the attribute T of `chattr(1)`, with which ext4 chooses a block group for each pull's directory. Otherwise it uses one near the
-/// last, and in a group where a tree was deleted minutes ago it passes over every inode of that tree, one by one, for each file that
-/// it makes. Other file systems do not have the attribute.
+/// Sets the attribute T of `chattr(1)`, with which ext4 chooses a block group for each pull's directory. Otherwise it uses one
+/// near the last, and in a group where a tree was deleted minutes ago it passes over every inode of that tree, one by one, for
+/// each file that it makes. Other file systems do not have the attribute.
 fn spread(dir: &Path) {
     let set = || -> rustix::io::Result<()> {
         let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
@@ -294,7 +294,7 @@ mod tests {
         let digest = Digest::of(b"layer");
         let claim = one.try_lock_layer(&digest).unwrap().unwrap();
         assert!(two.try_lock_layer(&digest).unwrap().is_none());
-        // Neither does a third pull take it for one that was killed.
+        // A third pull does not remove its file as that of a killed pull.
         drop(Store::open(home.path()).unwrap());
         assert!(two.try_lock_layer(&digest).unwrap().is_none());
         std::thread::scope(|scope| {

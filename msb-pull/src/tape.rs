@@ -1,5 +1,5 @@
-//! A tar stream, member by member, with bounded memory. The tar crate reads the fields of a header. The rest is read here, because the
-//! crate does not limit the length of names, and ends a PAX value at a newline. Nothing here touches a file system.
+//! A tar stream, member by member, with bounded memory. The tar crate reads the fields of a header. The rest is read here,
+//! because the crate does not limit the length of names, and ends a PAX value at a newline. Nothing here touches a file system.
 
 use std::io::{self, Read};
 

@@ -1,5 +1,5 @@
-//! The tree of a layer that is being unpacked. Symlinks of the layer are followed inside its root, as in containerd. Missing parent
-//! directories are made and recorded as implied.
+//! The tree of a layer that is being unpacked. Symlinks of the layer are followed inside its root, as in containerd. Missing
+//! parent directories are made and recorded as implied.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -64,8 +64,8 @@ pub(crate) struct Tree {
     last: Option<(Vec<u8>, Parent)>,
 }
 
-/// Splits a path of an entry into components. A leading slash and `.` are ignored, and `..` removes the component before it, as in
-/// docker and containerd.
+/// Splits a path of an entry into components. A leading slash and `.` are ignored, and `..` removes the component before it, as
+/// in docker and containerd.
 ///
 /// # Errors
 /// A message for a `..` that leaves the layer, which no honest layer has.
@@ -280,31 +280,29 @@ impl Tree {
     /// The error of making the whiteout.
     pub(crate) fn whiteout(&mut self, parent: &Parent, name: Name<'_>) -> anyhow::Result<()> {
         match parent.dir.entry(name)? {
-            None => {
-                whiteout::make_whiteout(&parent.dir, name)?;
-                whiteout::hide_whiteouts(&parent.dir)?;
-            }
+            None => {}
             Some(there) if there.is_dir() => {
                 whiteout::make_opaque(&there.to_dir()?)?;
                 if let Some(origin @ Origin::Implied) = self.dirs.by_path.get_mut(&parent.path.join(name.as_os_str())) {
                     *origin = Origin::Replaced;
                 }
+                return Ok(());
             }
             Some(there) => {
-                // The name of a file below, which keeps its other name in this layer.
                 let link = self.lower_links.get(&parent.path.join(name.as_os_str()));
-                if link.is_some_and(|link| link.inode == there.stat().st_ino) {
-                    parent.dir.unlink(name)?;
-                    whiteout::make_whiteout(&parent.dir, name)?;
-                    whiteout::hide_whiteouts(&parent.dir)?;
+                if link.is_none_or(|link| link.inode != there.stat().st_ino) {
+                    return Ok(());
                 }
+                // The name of a file below, which keeps its other name in this layer.
+                parent.dir.unlink(name)?;
             }
         }
-        Ok(())
+        whiteout::make_whiteout(&parent.dir, name)?;
+        Ok(whiteout::hide_whiteouts(&parent.dir)?)
     }
 
-    /// The target of the hardlink `link`. A symlink in the last component is not followed, as in `link(2)`. If the layer does not have
-    /// it, an empty file stands in for a file of a layer below.
+    /// The target of the hardlink `link`. A symlink in the last component is not followed, as in `link(2)`. If the layer does not
+    /// have it, an empty file stands in for a file of a layer below.
     ///
     /// # Errors
     /// A message if the target is a directory, or this layer has removed it.

@@ -1,5 +1,6 @@
-//! Unpacks the tar stream of a layer into a directory in overlayfs form. [`msb::overlay::whiteout`] decides what `.wh.` names mean and
-//! what overlayfs has in their place. Every step goes through [`msb::overlay::beneath`], so no entry can leave the directory.
+//! Unpacks the tar stream of a layer into a directory in overlayfs form. [`msb::overlay::whiteout`] decides what `.wh.` names
+//! mean and what overlayfs has in their place. Every step goes through [`msb::overlay::beneath`], so no entry can leave the
+//! directory.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -7,8 +7,8 @@ use anyhow::{Context, bail};
 
 use msb_registry::digest::Digest;
 
-/// Runs `command` in a shell, as git does with its hooks' settings. Its stdin is the document that the image's name stands for, and the
-/// environment has its digest and name; its output goes to stderr, because stdout is for the record.
+/// Runs `command` in a shell, as git does with its hooks' settings. Its stdin is the document that the image's name stands for,
+/// and the environment has its digest and name; its output goes to stderr, because stdout is for the record.
 ///
 /// # Errors
 /// A message if the command does not end with 0.

@@ -51,7 +51,7 @@ impl Caretaker {
     /// Tells it what to run at the end, in place of what it was told before.
     ///
     /// # Errors
-    /// None if the caretaker is gone: this process cleans up by itself, too.
+    /// Those of the pipe. A caretaker that is gone is not an error: this process cleans up by itself, too.
     pub fn order(&mut self, stages: &[&Stage]) -> io::Result<()> {
         self.send(stages, false)
     }
@@ -120,11 +120,12 @@ pub fn main() -> ExitCode {
 /// Reads orders and records until no process holds the pipe. What the last order that holds says to run.
 fn last_order(lines: impl BufRead) -> Vec<Vec<String>> {
     let (mut order, mut with_record) = (Order::default(), None);
-    for line in lines.lines().map_while(Result::ok) {
-        match serde_json::from_str::<Order>(&line) {
+    // A record may be cut in the middle of a character, so lines are bytes.
+    for line in lines.split(b'\n').map_while(Result::ok) {
+        match serde_json::from_slice::<Order>(&line) {
             Ok(new) if new.with_record => with_record = Some(new),
             Ok(new) => (order, with_record) = (new, None),
-            Err(_) if Record::parse(line.as_bytes()).is_ok_and(|record| record.vm.is_some()) => {
+            Err(_) if Record::parse(&line).is_ok_and(|record| record.vm.is_some()) => {
                 order = with_record.take().unwrap_or(order);
             }
             Err(_) => {}
@@ -167,5 +168,7 @@ mod tests {
         ] {
             assert_eq!(last_order(lines.concat().as_bytes()).concat(), expected, "{lines:?}");
         }
+        let cut = [early.as_bytes(), &b"{\"\xc3"[..], none.as_bytes()].concat();
+        assert!(last_order(&*cut).is_empty());
     }
 }

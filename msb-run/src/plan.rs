@@ -32,8 +32,6 @@ impl Stage {
 pub struct Plan {
     /// The VM's name.
     pub name: String,
-    /// Whether the caller chose the name. Then another VM may have it, and a run that fails to boot ends nothing.
-    is_named: bool,
     /// Removes a VM that has the name.
     pub replace: Option<Stage>,
     /// Adds the image to a record.
@@ -91,7 +89,6 @@ impl Plan {
             boot,
             exec: has_exec.then_some(exec),
             end: end.and([&name]),
-            is_named: args.name.is_some(),
             name,
         })
     }
@@ -105,7 +102,8 @@ impl Plan {
         let stages = [Some(pull), self.patch.as_ref().map(line), Some(line(&self.boot))];
         let pipe: Vec<_> = stages.into_iter().flatten().collect();
         let end = format!("{}{}", line(&self.end), if self.end.tool == "msb-stop" { " > /dev/null" } else { "" });
-        let failed = if self.is_named { String::new() } else { format!("    {end}\n") };
+        // A chosen name may be that of another VM, so a run that fails to boot ends nothing.
+        let failed = if args.name.is_some() { String::new() } else { format!("    {end}\n") };
         let run = match (&self.exec, args.detach) {
             (None, _) => format!("echo {}", self.name),
             (Some(exec), true) => self.detached(exec, &end, args.rm),
@@ -117,15 +115,19 @@ impl Plan {
     /// The commands of a run that leaves the VM running. The ID of the command is the first member of what msb-exec prints, which is
     /// nothing if there is no command.
     fn detached(&self, exec: &Stage, end: &str, removes: bool) -> String {
-        let wait = line(&Stage::new("msb-exec", [self.name.as_str(), "--wait"]));
-        let remove = format!(
-            "\n        id=${{started#*:}} id=${{id%%,*}}\n        [ -z \"$id\" ] || {{ {wait} \"$id\"; {end}; }} < /dev/null > /dev/null 2>&1 &"
-        );
+        let (name, exec) = (&self.name, line(exec));
+        let wait = line(&Stage::new("msb-exec", [name.as_str(), "--wait"]));
+        let remove = if removes {
+            format!(
+                "\n        id=${{started#*:}} id=${{id%%,*}}\
+                 \n        [ -z \"$id\" ] || {{ {wait} \"$id\"; {end}; }} < /dev/null > /dev/null 2>&1 &"
+            )
+        } else {
+            String::new()
+        };
         format!(
-            "if started=$({})\n    then\n        echo {}{}\n    else\n        status=$?\n        {end}\n        (exit $status)\n    fi",
-            line(exec),
-            self.name,
-            if removes { remove.as_str() } else { "" },
+            "if started=$({exec})\n    then\n        echo {name}{remove}\
+             \n    else\n        status=$?\n        {end}\n        (exit $status)\n    fi"
         )
     }
 }
@@ -158,9 +160,8 @@ mod tests {
 
     #[test]
     fn a_script_ends_a_vm_of_a_chosen_name_only_after_its_boot() {
-        let plan = |is_named| Plan {
+        let plan = Plan {
             name: "web".into(),
-            is_named,
             replace: Some(Stage::new("msb-rm", ["-f", "web"])),
             pull: Stage::new("msb-pull", ["alpine"]),
             patch: None,
@@ -171,19 +172,20 @@ mod tests {
         let boot = "if { msb-pull alpine && msb-rm -f web; } |\n    msb-boot --name web > /dev/null\nthen\n";
         let run = "    msb-exec web\n    status=$?\n    msb-rm -f web\n    (exit $status)\nelse\n";
         let args = |flags: &[&str]| Args::try_parse_from([&["msb-run"], flags, &["alpine"]].concat()).unwrap();
-        assert_eq!(plan(true).script(&args(&[])), format!("{boot}{run}    (exit 125)\nfi\n"));
-        assert_eq!(plan(false).script(&args(&[])), format!("{boot}{run}    msb-rm -f web\n    (exit 125)\nfi\n"));
+        assert_eq!(plan.script(&args(&["--name", "web"])), format!("{boot}{run}    (exit 125)\nfi\n"));
+        assert_eq!(plan.script(&args(&[])), format!("{boot}{run}    msb-rm -f web\n    (exit 125)\nfi\n"));
         let detached = |removes: &str| {
             let failed = "    else\n        status=$?\n        msb-rm -f web\n        (exit $status)\n    fi\n";
             let run = "    if started=$(msb-exec web)\n    then\n        echo web\n";
             format!("{boot}{run}{removes}{failed}else\n    (exit 125)\nfi\n")
         };
-        assert_eq!(plan(true).script(&args(&["-d"])), detached(""));
+        assert_eq!(plan.script(&args(&["--name", "web", "-d"])), detached(""));
         let removes = "        id=${started#*:} id=${id%%,*}\n        [ -z \"$id\" ] || { msb-exec web --wait \"$id\"; msb-rm -f web; } \
                        < /dev/null > /dev/null 2>&1 &\n";
-        assert_eq!(plan(true).script(&args(&["-d", "--rm"])), detached(removes));
-        let without = Plan { exec: None, ..plan(true) };
-        assert_eq!(without.script(&args(&["-d"])), format!("{boot}    echo web\nelse\n    (exit 125)\nfi\n"));
+        assert_eq!(plan.script(&args(&["--name", "web", "-d", "--rm"])), detached(removes));
+        let without = Plan { exec: None, ..plan };
+        let expected = format!("{boot}    echo web\nelse\n    (exit 125)\nfi\n");
+        assert_eq!(without.script(&args(&["--name", "web", "-d"])), expected);
     }
 
     #[test]

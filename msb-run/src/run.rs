@@ -96,7 +96,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
                 Err(code) => return Ok(Err(code)),
             };
             is_waiting.store(false, Ordering::Release);
-            // Only now, when the image is there and msb-boot has accepted its flags: what the old VM wrote goes with it.
+            // Only now, when the image is there: what the old VM wrote goes with it.
             if let Some(replace) = &plan.replace
                 && !shielded(replace)?.success()
             {

@@ -60,8 +60,7 @@ pub(crate) enum Action {
 }
 
 /// A type of things in the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Type {
     /// An image, by its reference
     Image,
@@ -96,6 +95,12 @@ impl Type {
             Self::Blob => "blob",
             Self::Unfinished => "unfinished",
         }
+    }
+}
+
+impl Serialize for Type {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use anyhow::Context;
 use msb::store::checksums::{self, Difference, Kind};
-use msb::store::{erofs, layers, layout};
+use msb::store::{Error, erofs, layers, layout};
 use msb::tool::{exit, line, table};
 use serde::Serialize;
 use sha2::{Digest, Sha256, Sha512};
 
 use crate::args::{Config, Type};
+use crate::image::Image;
 use crate::inventory::{Inventory, name_of};
 use crate::size;
 
@@ -33,33 +34,30 @@ struct Problem {
 /// What cannot be read.
 pub(crate) fn run(config: &Config) -> anyhow::Result<u8> {
     let inventory = Inventory::read(&config.home)?;
-    let mut check = Check { config, checked: 0, unknown: 0, problems: 0 };
-    let mut named: Vec<&String> = config.names.iter().collect();
-    for image in &inventory.images {
-        let is_named = image.is_named_by(&mut named);
-        if (config.names.is_empty() || is_named) && !image.is_complete {
-            check.put(Type::Image, &image.name, &image.path, "damaged", Vec::new())?;
-        }
-    }
-    let of_named: Vec<_> =
-        inventory.images.iter().filter(|image| config.names.iter().any(|name| image.is_named(name))).collect();
-    let is_wanted = |id: &String| {
-        config.names.is_empty() || config.names.contains(id) || of_named.iter().any(|image| image.layers.contains(id))
-    };
-    named.retain(|name| !inventory.layers.contains(*name));
-    if let Some(name) = named.first() {
+    let is_known =
+        |name: &String| inventory.layers.contains(name) || inventory.images.iter().any(|image| image.is_named(name));
+    if let Some(name) = config.names.iter().find(|name| !is_known(name)) {
         anyhow::bail!("{name:?}: no image and no layer of that name (\"msb-store ls\" lists all)");
+    }
+    let is_all = config.names.is_empty();
+    let is_named = |image: &&Image| is_all || config.names.iter().any(|name| image.is_named(name));
+    let images: Vec<_> = inventory.images.iter().filter(is_named).collect();
+    let is_wanted =
+        |id: &String| is_all || config.names.contains(id) || images.iter().any(|image| image.layers.contains(id));
+    let mut check = Check { config, checked: 0, unknown: 0, problems: 0 };
+    for image in images.iter().filter(|image| !image.is_complete) {
+        check.put(Type::Image, &image.name, &image.path, "damaged", Vec::new())?;
     }
     for id in inventory.layers.iter().filter(|id| is_wanted(id)) {
         check.layer(id).with_context(|| format!("layer {id:?}"))?;
     }
     for path in size::children(&layout::blobs(&config.home))? {
         let hex = name_of(&path);
-        if config.names.is_empty() || of_named.iter().any(|image| image.documents.contains(&hex)) {
+        if is_all || images.iter().any(|image| image.documents.contains(&hex)) {
             check.blob(&path).with_context(|| format!("{path:?}"))?;
         }
     }
-    for found in inventory.erofs.iter().filter(|_| config.names.is_empty()) {
+    for found in inventory.erofs.iter().filter(|_| is_all) {
         check.checked += 1;
         if erofs::open(&found.path).is_err() && found.path.exists() {
             check.put(Type::Erofs, &found.name(), &found.path, "damaged", Vec::new())?;
@@ -96,8 +94,11 @@ impl Check<'_> {
 
     fn layer(&mut self, id: &str) -> anyhow::Result<()> {
         let path = layout::layer(&self.config.home, id);
-        // One that was removed meanwhile needs no check.
-        let Ok(_held) = layers::hold(std::slice::from_ref(&path)) else { return Ok(()) };
+        let _held = match layers::hold_one(&path) {
+            // It was removed meanwhile.
+            Err(Error::Caller(_)) => return Ok(()),
+            other => other?,
+        };
         let known = layout::checksums(&self.config.home, id);
         if !known.exists() {
             self.unknown += 1;
@@ -150,13 +151,4 @@ fn put_line(problem: &Problem) -> Result<(), exit::OutputError> {
     let Problem { kind, name, path, problem, .. } = problem;
     let text = format!("{} {name}: {}: {problem}{members}", kind.name(), path);
     line::put_bytes(format!("{}\n", exit::printable(&text)).as_bytes())
-}
-
-impl crate::image::Image {
-    /// Whether one of the names means this image. That name leaves the list of those that were not found.
-    fn is_named_by(&self, names: &mut Vec<&String>) -> bool {
-        let before = names.len();
-        names.retain(|name| !self.is_named(name));
-        names.len() < before
-    }
 }

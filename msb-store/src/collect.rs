@@ -18,7 +18,8 @@ use serde::Serialize;
 
 use crate::args::Type;
 use crate::inventory::{Inventory, name_of};
-use crate::size;
+use crate::sandbox::sandboxes;
+use crate::{size, vm};
 
 /// One thing, and whether it stays.
 #[derive(Debug, Serialize)]
@@ -103,17 +104,21 @@ impl Collector<'_> {
         self.blobs(&documents)?;
         self.layers(&inventory, &layers, &needed)?;
         self.checksums()?;
-        self.erofs()?;
-        self.rest()
+        self.erofs(&inventory)?;
+        self.volumes()
     }
 
     fn put(&mut self, kind: Type, path: &Path, bytes: u64, verdict: Verdict) -> anyhow::Result<()> {
+        self.put_as(name_of(path), kind, path, bytes, verdict)
+    }
+
+    fn put_as(&mut self, name: String, kind: Type, path: &Path, bytes: u64, verdict: Verdict) -> anyhow::Result<()> {
         let (state, why) = match verdict {
             Ok(why) => ("kept", why),
             Err(why) if self.scope.dry_run => ("unneeded", why),
             Err(why) => ("removed", why),
         };
-        (self.report)(Settled { kind, name: name_of(path), path: path.to_owned(), bytes, state, why })
+        (self.report)(Settled { kind, name, path: path.to_owned(), bytes, state, why })
     }
 
     /// Settles a thing that one unlink or one tree removes.
@@ -142,11 +147,12 @@ impl Collector<'_> {
 
     fn pulls(&mut self) -> anyhow::Result<()> {
         for path in size::children(&layout::pulls(self.home))? {
-            let verdict = match lock::open(&path, Lock::TryExclusive) {
-                Ok(_lock) => Err("its pull was killed"),
+            // Held until it is removed, so that no pull takes it meanwhile.
+            let (verdict, _lock) = match lock::open(&path, Lock::TryExclusive) {
+                Ok(lock) => (Err("its pull was killed"), Some(lock)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.is_pulling = true;
-                    Ok("its pull is running")
+                    (Ok("its pull is running"), None)
                 }
                 // It has just ended, and may have named documents and layers that were not read yet.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -166,7 +172,7 @@ impl Collector<'_> {
         if !self.is_general() {
             return Ok(());
         }
-        for found in Inventory::read(self.home)?.sandboxes {
+        for found in sandboxes(self.home, &vm::vms())? {
             let mut verdict = found.state.verdict(self.scope.older_than);
             let bytes = size::of(&found.path)?;
             if verdict.is_err() && !self.scope.dry_run {
@@ -225,13 +231,8 @@ impl Collector<'_> {
             } else if !self.scope.dry_run {
                 fs::remove_file(&image.path).with_context(|| format!("{:?}", image.path))?;
             }
-            let (state, why) = match verdict {
-                Ok(why) => ("kept", why),
-                Err(why) => (if self.scope.dry_run { "unneeded" } else { "removed" }, why),
-            };
-            let (name, path) = (image.name.clone(), image.path.clone());
             // Its documents and layers are counted for themselves.
-            (self.report)(Settled { kind: Type::Image, name, path, bytes: 0, state, why })?;
+            self.put_as(image.name.clone(), Type::Image, &image.path, 0, verdict)?;
         }
         Ok((documents, layers))
     }
@@ -331,10 +332,10 @@ impl Collector<'_> {
         Ok(())
     }
 
-    fn erofs(&mut self) -> anyhow::Result<()> {
+    fn erofs(&mut self, inventory: &Inventory) -> anyhow::Result<()> {
         let mkfs = Mkfs::find().ok();
         let images = layout::images(self.home);
-        for erofs in Inventory::read(self.home)?.erofs {
+        for erofs in &inventory.erofs {
             let is_kept = |id: &String| self.kept_layers.contains(id);
             let locked = lock::open(&erofs.path, Lock::TryExclusive);
             let verdict = if locked.is_err() {
@@ -357,7 +358,7 @@ impl Collector<'_> {
         }
         self.unfinished(&images)?;
         for path in size::children(&images)?.into_iter().filter(|path| layout::is_image_lock(path)) {
-            let has_image = path.with_extension("erofs").exists();
+            let has_image = layout::locked_image(&path).exists();
             if !has_image && !self.scope.dry_run && lock::open(&path, Lock::TryExclusive).is_ok() {
                 let _ = fs::remove_file(&path);
             }
@@ -365,8 +366,8 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// What gc never removes.
-    fn rest(&mut self) -> anyhow::Result<()> {
+    /// gc never removes volumes.
+    fn volumes(&mut self) -> anyhow::Result<()> {
         if self.is_general() {
             for path in size::children(&layout::volumes(self.home))? {
                 self.settle(Type::Volume, &path, Ok("volumes are kept until they are removed by name"))?;

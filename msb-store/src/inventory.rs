@@ -83,7 +83,7 @@ impl Inventory {
     pub(crate) fn layer_counts(&self) -> BTreeMap<&str, usize> {
         let mut counts = BTreeMap::new();
         let sets: BTreeSet<&BTreeSet<String>> = self.images.iter().map(|image| &image.layers).collect();
-        // Two tags of one image share all of it, which tells nobody anything.
+        // Two tags of one image share all of it, so that image counts once.
         for id in sets.into_iter().flatten() {
             *counts.entry(id.as_str()).or_default() += 1;
         }

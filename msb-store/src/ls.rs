@@ -35,11 +35,17 @@ struct Item {
 /// # Errors
 /// What cannot be read; a name that nothing has.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
-    let mut items = items(&Inventory::read(&config.home)?, config)?;
-    if let Some(missing) = config.names.iter().find(|name| items.iter().all(|item| item.name != **name)) {
+    let inventory = Inventory::read(&config.home)?;
+    let items = items(&inventory, config)?;
+    let is_listed = |name: &String| {
+        // An image may have a short name.
+        let is_image =
+            |item: &Item| inventory.images.iter().any(|image| image.path == item.path && image.is_named(name));
+        items.iter().any(|item| item.name == *name || is_image(item))
+    };
+    if let Some(missing) = config.names.iter().find(|name| !is_listed(name)) {
         anyhow::bail!("{missing:?}: nothing of that name (\"msb-store ls\" lists all)");
     }
-    items.retain(|item| config.names.is_empty() || config.names.contains(&item.name));
     if table::is_wanted(config.json) {
         let rows: Vec<_> = items.iter().map(row).collect();
         table::print(["TYPE", "NAME", "DIGEST", "SIZE", "SHARED", "USED", "BY"], &rows)?;
@@ -48,33 +54,32 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     Ok(items.iter().try_for_each(line::put)?)
 }
 
-/// The things of the types that are asked for. A short name of an image is replaced in `config` by what it means.
+/// The things of the types and names that are asked for.
 fn items(inventory: &Inventory, config: &Config) -> anyhow::Result<Vec<Item>> {
     let is_wanted = |kind| config.kind.is_none_or(|wanted| wanted == kind);
+    let is_named = |name: &String| config.names.is_empty() || config.names.contains(name);
+    let is_image_named =
+        |image: &&Image| config.names.is_empty() || config.names.iter().any(|name| image.is_named(name));
     let mut items = Vec::new();
     if is_wanted(Type::Image) {
         let counts = inventory.layer_counts();
-        for image in &inventory.images {
-            let mut item = of_image(inventory, image, |id| counts.get(id).copied().unwrap_or_default())?;
-            // A person who asks for it by its short name gets it under that.
-            if let Some(name) = config.names.iter().find(|name| image.is_named(name)) {
-                item.name.clone_from(name);
-            }
-            items.push(item);
+        for image in inventory.images.iter().filter(is_image_named) {
+            items.push(of_image(inventory, image, |id| counts.get(id).copied().unwrap_or_default())?);
         }
     }
     if is_wanted(Type::Layer) {
-        for id in &inventory.layers {
+        for id in inventory.layers.iter().filter(|id| is_named(id)) {
             items.push(of_layer(inventory, id)?);
         }
     }
     if is_wanted(Type::Erofs) {
-        for erofs in &inventory.erofs {
+        for erofs in inventory.erofs.iter().filter(|erofs| is_named(&erofs.name())) {
             items.push(of_erofs(inventory, erofs)?);
         }
     }
-    for sandbox in &inventory.sandboxes {
-        if is_wanted(Type::Sandbox) && sandbox.has_upper && !layout::is_staging(&sandbox.path) {
+    let sandboxes = inventory.sandboxes.iter().filter(|sandbox| !layout::is_staging(&sandbox.path));
+    for sandbox in sandboxes.filter(|sandbox| is_named(&sandbox.name)) {
+        if is_wanted(Type::Sandbox) && sandbox.has_upper {
             items.push(of_sandbox(sandbox)?);
         }
         if is_wanted(Type::Disk) && sandbox.has_disk {
@@ -82,7 +87,8 @@ fn items(inventory: &Inventory, config: &Config) -> anyhow::Result<Vec<Item>> {
         }
     }
     if is_wanted(Type::Volume) {
-        for path in size::children(&layout::volumes(&inventory.home))? {
+        let volumes = size::children(&layout::volumes(&inventory.home))?;
+        for path in volumes.into_iter().filter(|path| is_named(&name_of(path))) {
             items.push(of_volume(inventory, &path)?);
         }
     }

@@ -15,6 +15,7 @@ use crate::args::{Config, Type};
 use crate::collect::Scope;
 use crate::gc;
 use crate::inventory::{Inventory, name_of};
+use crate::vm;
 
 /// Removes what is named. Returns the exit code: one that cannot be removed does not keep the others.
 ///
@@ -74,14 +75,15 @@ fn remove(config: &Config, name: &str) -> anyhow::Result<bool> {
         Some(Type::Sandbox | Type::Disk) => {
             name::check(name).map_err(anyhow::Error::msg)?;
             let path = layout::sandbox(home, name);
-            let inventory = Inventory::read(home)?;
-            let Some(found) = inventory.sandboxes.iter().find(|sandbox| sandbox.path == path) else { return Ok(false) };
+            let vms = vm::vms();
+            let sandboxes = crate::sandbox::sandboxes(home, &vms)?;
+            let Some(found) = sandboxes.iter().find(|sandbox| sandbox.path == path) else { return Ok(false) };
             let is_disk = config.kind == Some(Type::Disk);
             ensure!(
                 if is_disk { found.has_disk } else { found.has_upper },
                 "there is nothing of this type under that name"
             );
-            if let Some(vm) = inventory.vms.iter().find(|vm| vm.name == name || vm.has_sandbox(&path)) {
+            if let Some(vm) = vms.iter().find(|vm| vm.name == name || vm.has_sandbox(&path)) {
                 bail!("VM {:?} has it (remove the VM with \"msb-rm {}\")", vm.name, vm.name);
             }
             if config.dry_run { Ok(true) } else { Ok(sandbox::remove(&path)?) }
@@ -95,7 +97,9 @@ fn layer(config: &Config, id: &str) -> anyhow::Result<bool> {
     let path = layout::layer(&config.home, id);
     let lock = match lock::open(&path, Lock::TryExclusive) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!("a mount, a VM or a pull uses it"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            bail!("a mount, a VM or another tool uses it (unmount it, or stop the VM)")
+        }
         other => other?,
     };
     let inventory = Inventory::read(&config.home)?;
@@ -125,7 +129,7 @@ fn layer(config: &Config, id: &str) -> anyhow::Result<bool> {
 fn erofs(config: &Config, path: &Path) -> anyhow::Result<bool> {
     let _lock = match lock::open(path, Lock::TryExclusive) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!("a VM uses {path:?}"),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!("a VM uses {path:?} (stop it first)"),
         other => other?,
     };
     if !config.dry_run {
@@ -140,7 +144,7 @@ fn volume(config: &Config, name: &str) -> anyhow::Result<bool> {
     if !path.is_dir() {
         return Ok(false);
     }
-    if let Some(vm) = crate::vm::vms().iter().find(|vm| vm.has_volume(name)) {
+    if let Some(vm) = vm::vms().iter().find(|vm| vm.has_volume(name)) {
         bail!("VM {:?} uses it (stop it first)", vm.name);
     }
     if !config.dry_run {

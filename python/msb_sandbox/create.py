@@ -60,13 +60,7 @@ async def create(
 async def _boot(record: bytes, fresh: bool) -> Finished:
     """Runs msb-boot in a task of its own, which outlives this one if this is cancelled."""
     cancelled = asyncio.Event()
-    booting = asyncio.ensure_future(_boot_unless(cancelled, record, fresh))
-    try:
-        return await asyncio.shield(booting)
-    except asyncio.CancelledError:
-        cancelled.set()
-        await asyncio.wait([booting])
-        raise
+    return await tool.uninterrupted(_boot_unless(cancelled, record, fresh), cancelled.set)
 
 
 async def _boot_unless(cancelled: asyncio.Event, record: bytes, fresh: bool) -> Finished:

@@ -285,7 +285,8 @@ class Sandbox:
 
             await sb.stop(timeout=60)
 
-        The guest has ten seconds, or ``timeout``, also if this is cancelled meanwhile. Raises ToolError if it was killed then, or if there is no such VM.
+        The guest has ten seconds, or ``timeout``, also if this is cancelled meanwhile. Raises ToolError if it was killed then, or if
+        there is no such VM.
         """
         (await self._end(timeout)).check()
 

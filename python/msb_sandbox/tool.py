@@ -7,7 +7,7 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
-from typing import Any, Awaitable, Coroutine, Dict, List, Optional, Sequence, TypeVar
+from typing import Any, Awaitable, Callable, Coroutine, Dict, List, Optional, Sequence, TypeVar
 
 from .errors import NotUnderstood, SandboxError, ToolError, ToolNotFound
 
@@ -146,12 +146,13 @@ async def run(tool: str, args: Sequence[str], data: bytes = b"") -> Finished:
         end(process)
 
 
-async def uninterrupted(part: Coroutine[Any, Any, T]) -> T:
-    """Runs a part to its end, also if this is cancelled meanwhile."""
+async def uninterrupted(part: Coroutine[Any, Any, T], when_cancelled: Callable[[], object] = lambda: None) -> T:
+    """Runs a part to its end in a task of its own, also if this is cancelled meanwhile; ``when_cancelled`` is called then."""
     task = asyncio.ensure_future(part)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        when_cancelled()
         await asyncio.wait([task])
         raise
 

@@ -36,7 +36,7 @@ pub enum Credentials {
 pub struct Lookup {
     /// `None` to be anonymous.
     pub credentials: Option<Credentials>,
-    /// Why credentials may be missing. A public image needs none, so this is no error.
+    /// Why credentials may be missing. A public image needs none, so this is not an error.
     pub warning: Option<String>,
 }
 
@@ -68,10 +68,11 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Looks up the credentials for `image`, a registry and a repository in it, at each of `helpers`, where `None` stands for the files.
+/// Looks up the credentials for `image`, a registry and a repository in it, at each of `helpers`, where `None` stands for the
+/// files.
 ///
 /// # Errors
-/// As [`find_in_files`].
+/// A message for a file that the caller names and that cannot be read.
 pub fn find(image: &str, authfile: Option<&Path>, helpers: &[Option<&str>]) -> anyhow::Result<Lookup> {
     let mut warning = None;
     for helper in helpers {
@@ -90,7 +91,8 @@ pub fn find(image: &str, authfile: Option<&Path>, helpers: &[Option<&str>]) -> a
     Ok(Lookup { credentials: None, warning })
 }
 
-/// A file that the caller names must exist and be well-formed. Of the usual files, the first that has an entry for the image is used.
+/// A file that the caller names must exist and be well-formed. Of the usual files, the first that has an entry for the image is
+/// used.
 ///
 /// # Errors
 /// A message for a named file that cannot be read.

@@ -239,9 +239,10 @@ mod tests {
             verifier.finish(Some(&digest))
         };
         assert_eq!(verify(b"blob").unwrap(), b"blob");
-        for (bytes, words) in [(&b"blo"[..], "3 of 4 bytes"), (b"blobs", "longer than the 4"), (b"blub", "got sha256:")]
+        for (bytes, message) in
+            [(&b"blo"[..], "3 of 4 bytes"), (b"blobs", "longer than the 4"), (b"blub", "got sha256:")]
         {
-            assert!(verify(bytes).unwrap_err().to_string().contains(words));
+            assert!(verify(bytes).unwrap_err().to_string().contains(message));
         }
     }
 }

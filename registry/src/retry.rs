@@ -26,7 +26,7 @@ impl Retry {
         Self::with_times(MAX_TIMES)
     }
 
-    /// For a registry that another one stands in for.
+    /// One retry, for a request that the caller can also make elsewhere or begin again.
     pub fn once() -> Self {
         Self::with_times(1)
     }

@@ -27,7 +27,11 @@ pub fn hold(lower: &[PathBuf]) -> Result<Vec<OwnedFd>, Error> {
     Ok(held)
 }
 
-fn hold_one(dir: &Path) -> Result<OwnedFd, Error> {
+/// Locks one layer of a store until the descriptor is closed. It does not count as a use.
+///
+/// # Errors
+/// [`Error::Caller`] for a layer that was removed.
+pub fn hold_one(dir: &Path) -> Result<OwnedFd, Error> {
     let gone = || Error::Caller(format!("layer {dir:?} was removed from the store (pull its image again)"));
     match lock::open(dir, Lock::Shared) {
         Ok(held) => {

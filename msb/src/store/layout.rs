@@ -124,6 +124,11 @@ pub fn image_lock(image: &Path) -> PathBuf {
     image.with_extension(IMAGE_LOCK_EXTENSION)
 }
 
+/// The image that a lock belongs to.
+pub fn locked_image(lock: &Path) -> PathBuf {
+    lock.with_extension(IMAGE_EXTENSION)
+}
+
 /// Whether a path is that of an image with a name, and not of one that is being made.
 pub fn is_image(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == IMAGE_EXTENSION)

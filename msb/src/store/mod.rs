@@ -9,13 +9,14 @@
 //! | --- | --- | --- | --- |
 //! | `tmp` | msb-pull, msb-store | exclusive, waits | a pull's directory is made and locked; msb-store decides what nothing refers to |
 //! | `tmp/ID` | msb-pull | exclusive | the pull lives |
-//! | `layers/sha256/HEX` | msb-patch, msb-mount, msb-boot, `msb-store check` | shared, waits | they use the layer |
+//! | `tmp/HEX.lock` | msb-pull | exclusive; waits if it holds no other | a layer is fetched, until it is in the store |
+//! | `layers/sha256/HEX` | msb-patch, msb-mount, msb-boot, msb-pack, `msb-store check` | shared, waits | they use the layer |
 //! | `layers/sha256/HEX` | msb-store | exclusive | the layer is removed |
 //! | `sandboxes` | msb-patch, a commit | exclusive, waits | a sandbox's staging directory is made and locked |
 //! | `sandboxes/.ID.PID.N` | msb-patch, a commit | exclusive | the sandbox is being made |
 //! | the work directory of an upper | msb-patch, msb-mount, a commit | exclusive | they may change the upper |
-//! | the same | `msb-mount --ro`, msb-boot | shared | they read the upper, and nobody may change it |
-//! | `sandboxes/ID/hold` | msb-mount, msb-boot | shared, waits | a mount or a VM has the upper |
+//! | the same | `msb-mount --ro`, msb-boot, msb-pack | shared | they read the upper, and nobody may change it |
+//! | `sandboxes/ID/hold` | msb-patch, msb-mount, msb-boot | shared, waits | a patch, a mount or a VM uses the upper |
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |

@@ -76,7 +76,7 @@ pub fn make_held(sandbox: &Path) -> io::Result<()> {
     lock::make(&sandbox.join(HOLD), Lock::TryShared).map(drop)
 }
 
-/// The use of a sandbox by a mount or a VM. Dropping it notes the time.
+/// The use of a sandbox by msb-patch, a mount or a VM. Dropping it notes the time.
 #[derive(Debug)]
 pub struct Hold(File);
 
@@ -101,16 +101,23 @@ impl Hold {
         // A length marks a user who has not ended properly yet.
         file.set_len(1)?;
         let hold = Self(file);
-        let mut owner = Owner::read(sandbox);
+        let old = Owner::read(sandbox);
+        let mut owner = old.clone();
         change(&mut owner);
-        owner.write(sandbox)?;
+        if owner != old {
+            owner.write(sandbox)?;
+        }
         Ok(Some(hold))
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let _ = self.0.set_len(0);
+        // Only the last user removes the mark: another one may be killed later. A refused upgrade loses the shared lock, which ends
+        // here anyway.
+        if lock::take(&self.0, Lock::TryExclusive).is_ok() {
+            let _ = self.0.set_len(0);
+        }
         let _ = self.0.set_modified(SystemTime::now());
     }
 }
@@ -118,9 +125,9 @@ impl Drop for Hold {
 /// The state of a sandbox's `hold`.
 #[derive(Debug)]
 pub enum Held {
-    /// The sandbox has none: it stays.
+    /// The sandbox has none, or is on a file system that cannot be written: it stays.
     Kept,
-    /// A mount or a VM has it.
+    /// msb-patch, a mount or a VM uses it.
     Now,
     /// Nobody has held it since then. While the file is open, nobody can.
     Since(SystemTime, File),
@@ -133,6 +140,8 @@ pub enum Held {
 pub fn held(sandbox: &Path) -> io::Result<Held> {
     let file = match File::options().write(true).open(sandbox.join(HOLD)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Held::Kept),
+        // What cannot be written cannot be removed either.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Ok(Held::Kept),
         other => other?,
     };
     match lock::take(&file, Lock::TryExclusive) {
@@ -226,8 +235,10 @@ mod tests {
         set_long_ago();
         drop(hold);
         assert!(matches!(held(&sandbox).unwrap(), Held::Since(since, _) if since > long_ago), "its end counts");
-        // A killed user.
+        // A user who was killed, while another one ended properly.
+        let other = Hold::take(&upper, |_| ()).unwrap().unwrap();
         let hold = Hold::take(&upper, |_| ()).unwrap().unwrap();
+        drop(other);
         set_long_ago();
         lock::release(&hold.0).unwrap();
         assert!(matches!(held(&sandbox).unwrap(), Held::Since(since, _) if since > long_ago), "its end is not known");

@@ -85,7 +85,32 @@ pub fn coded(code: u8, message: impl Into<String>) -> Coded {
 /// The status is that of a [`Coded`] error in the chain, else `failed`. [`OutputError::ReaderGone`] prints nothing. After a
 /// signal, errors are taken to be its consequence: the status is 128 plus the number of the signal.
 pub fn report<E: AsRef<dyn Error + Send + Sync + 'static>>(tool: &str, failed: u8, result: Result<u8, E>) -> ExitCode {
-    let error = match &result {
+    report_with(tool, failed, &result, |_, _| None)
+}
+
+/// As [`report`], for a tool that writes to the store. An error about a path in the store gets advice that names MSB_HOME, if the
+/// store's file system is its cause.
+pub fn report_of_store<E>(tool: &str, failed: u8, result: Result<u8, E>) -> ExitCode
+where
+    E: AsRef<dyn Error + Send + Sync + 'static>,
+{
+    report_with(tool, failed, &result, |error, message| {
+        let home = home::home().ok().filter(|home| message.contains(&*home.to_string_lossy()))?;
+        support::advice(&home, error)
+    })
+}
+
+/// As [`report`]. `advise` gets the error and its message, and says what to do.
+fn report_with<E>(
+    tool: &str,
+    failed: u8,
+    result: &Result<u8, E>,
+    advise: impl FnOnce(&(dyn Error + 'static), &str) -> Option<String>,
+) -> ExitCode
+where
+    E: AsRef<dyn Error + Send + Sync + 'static>,
+{
+    let error = match result {
         Ok(code) => return (*code).into(),
         Err(error) => error.as_ref(),
     };
@@ -96,35 +121,12 @@ pub fn report<E: AsRef<dyn Error + Send + Sync + 'static>>(tool: &str, failed: u
         warn(tool, "interrupted");
         return u8::try_from(signal).map_or(failed, |signal| SIGNAL_BASE.saturating_add(signal)).into();
     }
-    warn(tool, &full(error));
-    causes(error).find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
-}
-
-/// As [`report`], for a tool that writes to the store: an error about a path in it that the store's file system caused says so, and names
-/// MSB_HOME.
-pub fn report_of_store<E>(tool: &str, failed: u8, result: Result<u8, E>) -> ExitCode
-where
-    E: AsRef<dyn Error + Send + Sync + 'static>,
-{
-    let explained = result.as_ref().err().and_then(|error| {
-        let error = error.as_ref();
-        let (home, message) = (home::home().ok()?, full(error));
-        let is_of_store = message.contains(&*home.to_string_lossy());
-        let advice = support::advice(&home, error).filter(|_| is_of_store)?;
-        Some(format!("{message} ({advice})"))
-    });
-    match explained {
-        Some(message) if interrupt::signal().is_none() => {
-            warn(tool, &message);
-            failed.into()
-        }
-        _ => report(tool, failed, result),
+    let message = causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    match advise(error, &message) {
+        Some(advice) => warn(tool, &format!("{message} ({advice})")),
+        None => warn(tool, &message),
     }
-}
-
-/// The messages of an error and its causes.
-fn full(error: &(dyn Error + 'static)) -> String {
-    causes(error).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    causes(error).find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -44,8 +44,8 @@ fn streams() {
     }
 }
 
-/// Closes the descriptors above 2, which are inherited, except those in `kept`. A process in the background calls this first: the reader of an inherited pipe would
-/// never see its end.
+/// Closes the descriptors above 2, which are inherited, except those in `kept`. A process in the background calls this first: the
+/// reader of an inherited pipe would never see its end.
 ///
 /// # Errors
 /// That /proc is not mounted.

@@ -21,7 +21,7 @@ pub const TO_HOST: Stream = Stream::Stdout;
 pub const TO_GUEST: Stream = Stream::Stdin;
 
 /// How deep directories may nest. A level takes one descriptor of the receiver, and two of the sender.
-const MAX_DEPTH: usize = 1000;
+pub const MAX_DEPTH: usize = 1000;
 
 /// Adds to an error what it happened to.
 fn at(subject: impl Display) -> impl FnOnce(io::Error) -> io::Error {

@@ -92,7 +92,7 @@ pub struct Network {
     pub hosts: Vec<(IpAddr, String)>,
 }
 
-/// Checks where a volume is mounted, given a path without `..` and symlinks. A volume there would cover what the agent and later mounts
+/// Checks where a volume is mounted, given a path without `..` and symlinks: it must not cover what the agent and later mounts
 /// need.
 ///
 /// # Errors

@@ -42,7 +42,7 @@ impl Leftovers {
     /// Those of creating and locking the list.
     pub fn hold(vm: &Path, root: &Path) -> io::Result<Self> {
         let path = list_of(vm, root)?;
-        // Before there is a list, so that a supervisor that is killed leaves none that nobody finds.
+        // Written before the list: if the supervisor is killed, the list is found through this file.
         publish::write_file(&vm.join(SHARED_ROOT), root.as_os_str().as_bytes(), 0o600)?;
         let _gate = loop {
             publish::make_private_dir(path.parent().unwrap_or(vm))?;

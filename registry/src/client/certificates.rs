@@ -11,12 +11,12 @@ use reqwest::{Certificate, Identity};
 /// Where directories of registries are, in the order in which they are looked for; the user's own comes first.
 const SYSTEM: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
-/// What TLS needs for a registry beyond the system's authorities.
+/// The certificates for a registry besides the system's authorities.
 #[derive(Default)]
 pub(super) struct Certificates {
     /// Authorities to trust in addition.
     pub(super) authorities: Vec<Certificate>,
-    /// What the client proves itself with.
+    /// The client's own certificate and its key.
     pub(super) identity: Option<Identity>,
 }
 

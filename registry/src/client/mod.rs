@@ -1,5 +1,5 @@
-//! HTTP requests to one registry: retried after transient failures, authenticated if the registry asks for it, and with a
-//! limit on what is kept of an answer. This is the only module with an async runtime: the rest of the tool is threads, which wait here.
+//! HTTP requests to one registry: retried after transient failures, authenticated if the registry asks for it, and with a limit
+//! on what is kept of an answer. This is the only module with an async runtime: the rest of the tool is threads, which wait here.
 
 mod authenticate;
 mod certificates;
@@ -221,7 +221,8 @@ impl Client {
         self.url_of(&format!("v2/{}/{path}", self.reference.repository))
     }
 
-    /// As [`Self::send`], for any URL and with what `build` adds to the request. Only the registry's own host gets the credentials.
+    /// As [`Self::send`], for any URL and with what `build` adds to the request. Only the registry's own host gets the
+    /// credentials.
     ///
     /// # Errors
     /// A message that names the registry.
@@ -251,7 +252,7 @@ impl Client {
                 status if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE => {
                     return Ok(Answer(response));
                 }
-                StatusCode::UNAUTHORIZED if authentications < MAX_AUTHENTICATIONS => {
+                StatusCode::UNAUTHORIZED if is_own && authentications < MAX_AUTHENTICATIONS => {
                     authentications += 1;
                     self.authenticate(response.headers(), authorization, retry)?;
                 }

@@ -71,7 +71,7 @@ impl File {
     /// # Errors
     /// A message for a malformed file, and for one that mixes both versions.
     pub(super) fn parse(text: &str) -> anyhow::Result<Self> {
-        let mut file: Self = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", first_line(&error)))?;
+        let mut file: Self = toml::from_str(text).map_err(|error| anyhow::anyhow!("{}", one_line(&error)))?;
         file.take_version1()?;
         for table in &mut file.tables {
             table.complete()?;
@@ -160,7 +160,7 @@ impl Table {
 }
 
 /// Where in the file the error is, and what it is, on one line.
-fn first_line(error: &toml::de::Error) -> String {
+fn one_line(error: &toml::de::Error) -> String {
     let text = error.to_string();
     let mut lines = text.lines();
     let place = lines.next().unwrap_or_default();

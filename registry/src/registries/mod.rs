@@ -41,7 +41,7 @@ impl Registries {
         let user = variable("HOME").map(|home| home.join(".config/containers/registries.conf"));
         let mut merged = File::default();
         if let Some(chosen) = &chosen {
-            // A file that the caller names exists.
+            // A file that the caller names has to exist.
             let text = fs::read_to_string(chosen).with_context(|| format!("{chosen:?}"))?;
             merged = File::parse(&text).with_context(|| format!("{chosen:?}"))?;
         }
@@ -101,7 +101,7 @@ impl Registries {
             return Ok(vec![Endpoint { reference: reference.clone(), insecure: false }]);
         };
         if table.blocked {
-            bail!("registries.conf blocks {:?}", table.prefix);
+            bail!("registries.conf blocks {:?} (remove \"blocked\" there, or use another registry)", table.prefix);
         }
         let wanted = if reference.digest.is_some() { Use::DigestOnly } else { Use::TagOnly };
         let mirrors = table.mirrors.iter().filter(|mirror| [Use::All, wanted].contains(&mirror.pull_from_mirror));

@@ -1,4 +1,5 @@
-//! Completions that know the running VMs, and the images and volumes of the store, in addition to the flags that clap's generator knows.
+//! Completions that know the running VMs, and the images and volumes of the store, in addition to the flags that clap's generator
+//! knows.
 
 use clap_complete::Shell;
 
