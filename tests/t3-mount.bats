@@ -551,10 +551,11 @@ EOF
     run setpriv --reuid=1000 --regid=1000 --clear-groups ls root/etc
     [ "$status" -ne 0 ]
     [[ "$(findmnt -no OPTIONS root)" == *nosuid,nodev* ]]
-    [ -z "$(find "$MSB_HOME" -name mount.log -perm /066)" ]
+    [ "$(find "$MSB_HOME" -name mount.log -printf '%m\n')" = 600 ]
     msb-mount -u root
     mounted --dev --suid
-    ! findmnt -no OPTIONS root | grep -q 'nosuid\|nodev'
+    options=$(findmnt -no OPTIONS root)
+    [[ "$options" != *nosuid* && "$options" != *nodev* ]]
     setpriv --reuid=1000 --regid=1000 --clear-groups ls root/etc
 }
 
@@ -622,7 +623,7 @@ EOF
     msb-mount -r "$record" -o kept -- /bin/busybox touch /etc/new 3>&-
     [ -e "$(jq -r .upper.dir kept)/etc/new" ]
     jq -e '.mount == null' kept
-    ! grep -q fuse.msb /proc/self/mountinfo
+    run ! grep -q fuse.msb /proc/self/mountinfo
     # The next use sees it, and the upper is free.
     [ "$(msb-mount -r kept --in-place -- ls etc/new 3>&-)" = etc/new ]
     # Signals are passed on, and processes that the program leaves do not keep the mount.
@@ -858,6 +859,6 @@ EOF
     mounted
     [ "$(cat root/written)" = written ]
     echo >&"$hold"
-    ! wait "$other"
+    status=0; wait "$other" || status=$?; [ "$status" -ne 0 ]
     [ -s copy ]
 }

@@ -35,8 +35,7 @@ pub(crate) fn start(config: &Config, output: Option<&Output>, begun: DeferExit) 
             };
             if put.is_ok() {
                 begun.finish();
-            }
-            if put.is_err() {
+            } else {
                 // No record names the mount.
                 let _ = mountpoint::unmount(&config.mountpoint);
                 config.undo();

@@ -135,7 +135,7 @@ fn make_sandbox(record: &Record, lower: &[PathBuf], with_upper: bool) -> anyhow:
         if !with_upper {
             return Ok(());
         }
-        upper::create(&sandbox.join("upper"), &sandbox.join("work"), &Merged::open(lower, None)?)
+        upper::create(&sandbox.join(UPPER), &sandbox.join(WORK), &Merged::open(lower, None)?)
     });
     if made.is_err() {
         let _ = std::fs::remove_dir_all(&sandbox);

@@ -1,7 +1,7 @@
 //! The descriptors of the nodes. The kernel may know millions of files, and a process may have far fewer descriptors, so those of the
 //! nodes that were not used for the longest time are closed. [`crate::reopen`] opens them again, by directory and name.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -22,7 +22,8 @@ pub(crate) struct Descriptors {
     open: AtomicUsize,
     /// How many nodes have none.
     closed: AtomicUsize,
-    /// The ids of the nodes that have descriptors, in the order in which they were opened. Some have been forgotten since.
+    /// The ids of the nodes that have descriptors, in the order in which they were opened. Some have been forgotten since. A
+    /// thread that holds a slot's lock does not take this one, since [`Self::clean`] takes them in the other order.
     queue: Mutex<VecDeque<u64>>,
     /// Read while a node is opened by its name or a name is removed, and written while nodes are closed or renamed: a name that is read
     /// here must not change its meaning before it is used.
@@ -93,7 +94,7 @@ struct State<T> {
     open: Option<Arc<T>>,
     identity: (u64, u64),
     layer: Layer,
-    /// The node has no name any more, so it stays open.
+    /// The node stays open: it has no name any more, or it has been forgotten.
     is_kept: bool,
 }
 
@@ -130,32 +131,39 @@ impl<T: Open> Slot<T> {
     pub(crate) fn set(&self, id: u64, opened: T, all: &Descriptors) -> io::Result<()> {
         let (identity, layer) = (opened.identity()?, opened.layer());
         let mut state = write(&self.state);
-        all.add(id, opened.count());
+        all.count(opened.count());
         match state.open.replace(Arc::new(opened)) {
             Some(before) => all.subtract(before.count()),
             None => _ = all.closed.fetch_sub(1, Ordering::Relaxed),
         }
         (state.identity, state.layer) = (identity, layer);
+        drop(state);
+        all.enqueue(id);
         Ok(())
     }
 
     /// Opens a closed one. Returns what is open, which another thread may have opened.
     ///
     /// # Errors
-    /// ESTALE if it is another file.
+    /// ESTALE if it is another file, or was looked up before a copy-up.
     pub(crate) fn reopen(&self, id: u64, opened: T, all: &Descriptors) -> io::Result<Arc<T>> {
         let identity = opened.identity()?;
         let mut state = write(&self.state);
         if let Some(open) = &state.open {
             return Ok(open.clone());
         }
-        if identity != state.identity {
+        // A lookup that began before a directory was copied up lacks the upper.
+        let is_outdated = state.layer == Layer::Upper && opened.layer() != Layer::Upper;
+        if identity != state.identity || is_outdated {
             return Err(Errno::STALE.into());
         }
-        all.add(id, opened.count());
+        all.count(opened.count());
         all.closed.fetch_sub(1, Ordering::Relaxed);
         state.layer = opened.layer();
-        Ok(state.open.insert(Arc::new(opened)).clone())
+        let open = state.open.insert(Arc::new(opened)).clone();
+        drop(state);
+        all.enqueue(id);
+        Ok(open)
     }
 
     /// Keeps it open from now on, or no longer.
@@ -176,16 +184,22 @@ impl<T: Open> Slot<T> {
         state.open.as_ref().filter(|open| open.can_close()).cloned()
     }
 
+    /// Closes it, unless it is to be kept open by now.
     pub(crate) fn close(&self, all: &Descriptors) {
-        if let Some(open) = write(&self.state).open.take() {
+        let mut state = write(&self.state);
+        if !state.is_kept
+            && let Some(open) = state.open.take()
+        {
             all.subtract(open.count());
             all.closed.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Stops counting the node.
+    /// Stops counting the node. It is not closed any more, since that would count it again.
     pub(crate) fn forget(&self, all: &Descriptors) {
-        match &read(&self.state).open {
+        let mut state = write(&self.state);
+        state.is_kept = true;
+        match &state.open {
             Some(open) => all.subtract(open.count()),
             None => _ = all.closed.fetch_sub(1, Ordering::Relaxed),
         }
@@ -198,7 +212,7 @@ impl<T: Open> Slot<T> {
     /// Whether it is open and may be closed some time.
     pub(crate) fn is_spared(&self) -> bool {
         let state = read(&self.state);
-        state.open.is_some() && !state.is_kept
+        !state.is_kept && state.open.as_ref().is_some_and(|open| open.can_close())
     }
 
     /// How many descriptors are open.
@@ -225,8 +239,12 @@ impl Descriptors {
     }
 
     /// Counts the descriptors of a node that has been opened.
-    pub(crate) fn add(&self, id: u64, count: usize) {
+    pub(crate) fn count(&self, count: usize) {
         self.open.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Notes that a node may be closed.
+    pub(crate) fn enqueue(&self, id: u64) {
         hold(&self.queue).push_back(id);
     }
 
@@ -253,16 +271,19 @@ impl Descriptors {
             left -= 1;
             let Some(id) = hold(&self.queue).pop_front() else { break };
             if close(id) == Some(false) {
-                hold(&self.queue).push_back(id);
+                self.enqueue(id);
             }
         }
     }
 
-    /// Drops the ids of nodes that have been forgotten, once they are the most. `is_open`: whether a node has descriptors.
+    /// Drops the ids of nodes that have been forgotten, and those that are queued twice, once they are the most. A new file may
+    /// get the inode number of a removed one, so an id may be queued any number of times. `is_open`: whether a node has
+    /// descriptors.
     pub(crate) fn clean(&self, is_open: impl Fn(u64) -> bool) {
         let mut queue = hold(&self.queue);
         if queue.len() > 2 * self.open.load(Ordering::Relaxed) + 4096 {
-            queue.retain(|id| is_open(*id));
+            let mut seen = HashSet::new();
+            queue.retain(|id| seen.insert(*id) && is_open(*id));
         }
     }
 }
@@ -302,6 +323,11 @@ mod tests {
         }
     }
 
+    fn add(id: u64, all: &Descriptors) {
+        all.count(1);
+        all.enqueue(id);
+    }
+
     /// What a node does when it is asked to close.
     fn close(slot: &Slot<File>, all: &Descriptors) -> Option<bool> {
         if slot.idle().is_none() {
@@ -315,7 +341,7 @@ mod tests {
     fn the_oldest_are_closed_and_the_used_are_spared_once() {
         let all = Descriptors::with(8);
         let slots: Vec<_> = (0..10).map(|ino| Slot::new(File(ino)).unwrap()).collect();
-        (0..10).for_each(|id| all.add(id, 1));
+        (0..10).for_each(|id| add(id, &all));
         assert!(all.are_too_many() && !all.is_any_closed());
         assert!(slots[0].get().is_some());
         slots[1].keep(true);
@@ -338,10 +364,31 @@ mod tests {
     fn ids_of_forgotten_nodes_do_not_pile_up() {
         let all = Descriptors::with(8);
         for id in 0..100_000 {
-            all.add(id, 1);
+            add(id, &all);
             all.subtract(1);
             all.clean(|_| false);
         }
         assert!(hold(&all.queue).len() <= 4097);
+        // The same inode number, of a file that is made and removed.
+        let all = Descriptors::with(8);
+        for _ in 0..100_000 {
+            add(7, &all);
+            all.clean(|_| true);
+            all.subtract(1);
+        }
+        assert!(hold(&all.queue).len() <= 4099);
+    }
+
+    #[test]
+    fn a_forgotten_node_is_counted_once() {
+        let all = Descriptors::with(8);
+        let slot = Slot::new(File(1)).unwrap();
+        add(1, &all);
+        assert!(slot.idle().is_some());
+        // Between the two steps of closing.
+        slot.forget(&all);
+        slot.close(&all);
+        assert!(!all.is_any_closed());
+        assert_eq!(all.open.load(Ordering::Relaxed), 0);
     }
 }

@@ -72,9 +72,20 @@ impl Fs {
         Ok((attr, if is_itself { LONG } else { Duration::ZERO }))
     }
 
+    /// As [`Self::entry_attr`]. After an error the kernel does not know of the lookup, so it is not counted any more.
+    fn looked_up(&self, node: Arc<Node>) -> io::Result<(Arc<Node>, FileAttr, Duration)> {
+        match self.entry_attr(&node) {
+            Ok((attr, ttl)) => Ok((node, attr, ttl)),
+            Err(error) => {
+                self.tree.table.release(node);
+                Err(error)
+            }
+        }
+    }
+
     fn reply_entry(&self, node: io::Result<Arc<Node>>, reply: ReplyEntry) {
-        match node.and_then(|node| self.entry_attr(&node)) {
-            Ok((attr, ttl)) => reply.entry_with_ttls(&ttl, &LONG, &attr, GENERATION),
+        match node.and_then(|node| self.looked_up(node)) {
+            Ok((_, attr, ttl)) => reply.entry_with_ttls(&ttl, &LONG, &attr, GENERATION),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -260,10 +271,16 @@ impl Filesystem for Fs {
     ) {
         let flags = flags & !(OFlags::TRUNC.bits() as i32);
         let created = (|| {
-            let node = self.tree.create(&self.node(parent)?, name, mode, Caller::new(req, umask))?;
+            let made = self.tree.create(&self.node(parent)?, name, mode, Caller::new(req, umask))?;
+            let (node, attr, _) = self.looked_up(made)?;
             let flags = OFlags::from_bits_retain(flags as u32);
-            let mode = self.tree.open(&node, flags, Caller::new(req, 0), |file| reply.open_backing(file))?;
-            Ok::<_, io::Error>((self.entry_attr(&node)?.0, mode))
+            match self.tree.open(&node, flags, Caller::new(req, 0), |file| reply.open_backing(file)) {
+                Ok(mode) => Ok((attr, mode)),
+                Err(error) => {
+                    self.tree.table.release(node);
+                    Err(error)
+                }
+            }
         })();
         match created {
             Ok((attr, mode)) => {

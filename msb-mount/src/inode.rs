@@ -17,12 +17,14 @@
 //!    copied up.
 //! 2. [`DirNode::changes`] of a directory, while one of its names changes. Two are taken for a rename only, in the order of the nodes'
 //!    ids.
-//! 3. [`Descriptors::moves`], while a name is used to open a node, or changes.
-//! 4. The nodes of the [`Table`], then its names.
+//! 3. [`DirNode::listing`] of a directory, while it is read; the open files of a leaf, while its data is opened.
+//! 4. [`Descriptors::moves`], while a name is used to open a node, or changes.
+//! 5. The queue of the [`Descriptors`].
+//! 6. The nodes of the [`Table`], then its names.
 //!
-//! The others ([`DirNode::listing`], the merged directory or leaf of a node, its open files) are held for a single step in which none of
-//! the above is taken. The kernel is told to forget a file's attributes while `copying` is held; that waits for no request, since it
-//! leaves the cached data alone.
+//! The others (the [`Slot`] of a node, its place, its links) are held for a single step in which none of the above is taken. The
+//! kernel is told to forget a file's attributes while `copying` is held; that waits for no request, since it leaves the cached
+//! data alone.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -143,6 +145,7 @@ impl Node {
             (Kind::Dir(dir), overlay::Node::Dir(merged)) => {
                 if is_kept {
                     dir.slot.keep(false);
+                    self.descriptors.enqueue(self.id);
                 }
                 if !dir.slot.is_open() {
                     let _ = dir.slot.reopen(self.id, merged, &self.descriptors);
@@ -154,6 +157,7 @@ impl Node {
                 }
                 if is_kept && !self.has_other_id() {
                     file.slot.keep(false);
+                    self.descriptors.enqueue(self.id);
                 }
                 if !file.slot.is_open() && leaf.layer == file.slot.layer() {
                     let _ = file.slot.reopen(self.id, leaf, &self.descriptors);
@@ -328,7 +332,12 @@ impl Table {
 
     fn close(&self, goal: Goal) {
         let _moves = write(&self.descriptors.moves);
-        self.descriptors.trim(goal, |id| self.get(id).ok()?.close());
+        self.descriptors.trim(goal, |id| {
+            let closed = self.get(id).ok()?.close();
+            // A directory that was forgotten meanwhile has stayed, because it was in use here.
+            self.forget(id, 0);
+            closed
+        });
     }
 
     /// The node of what a lookup of `name` in `parent` has found, if the kernel knows it.
@@ -376,10 +385,11 @@ impl Table {
         let ino = if id & NAMELESS == 0 { id } else { own };
         let place = Some(Place { parent: parent.clone(), name: name.into() });
         let node = Arc::new(Node::new(id, ino, place, found, &self.descriptors)?);
+        self.descriptors.count(node.count());
         nodes.insert(id, node.clone());
         drop(nodes);
-        self.descriptors.add(id, node.count());
-        self.descriptors.clean(|id| self.get(id).is_ok_and(|node| node.is_open()));
+        self.descriptors.enqueue(id);
+        self.descriptors.clean(|id| read(&self.nodes).get(&id).is_some_and(|node| node.is_open()));
         Ok(node)
     }
 
@@ -421,6 +431,19 @@ impl Table {
         }
     }
 
+    /// Reverts [`Self::note_copy`] after an error. Call it while the copy is open: later another file may have its inode number.
+    /// `from`: the file of the lower layer.
+    pub(crate) fn undo_copy(&self, node: &Node, copy: &Stat, from: &Stat) {
+        let mut names = write(&self.names);
+        names.copied.remove(&self.numbers.of(copy));
+        if node.has_other_id() {
+            node.ino.store(self.numbers.of(from), Ordering::Relaxed);
+            if let Some(Place { parent, name }) = node.place() {
+                names.linked.insert((parent.id, name.into()), node.id);
+            }
+        }
+    }
+
     /// Subtracts `count` lookups, and drops a node that has none left. A directory stays as long as a node below it has its place in it.
     pub(crate) fn forget(&self, id: u64, count: u64) {
         let (mut id, mut count) = (id, count);
@@ -445,6 +468,13 @@ impl Table {
             let Some(Place { parent, .. }) = node.place() else { return };
             (id, count) = (parent.id, 0);
         }
+    }
+
+    /// Uncounts the lookup that [`Self::intern`] has counted. It takes the node, since a directory that is in use stays.
+    pub(crate) fn release(&self, node: Arc<Node>) {
+        let id = node.id;
+        drop(node);
+        self.forget(id, 1);
     }
 
     fn forget_names(&self, node: &Node) {

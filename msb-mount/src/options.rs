@@ -107,13 +107,13 @@ impl Options {
         // mount(8) gives a source, which may be anything.
         options.target = match operands[..] {
             [target] | [_, target] => target.into(),
-            _ => bail!("a mount has one target"),
+            _ => bail!("a mount has one target (msb-mount -o lowerdir=... TARGET)"),
         };
         if options.lower.is_empty() {
-            bail!("option lowerdir is missing");
+            bail!("option lowerdir is missing (give the layers, the top one first: -o lowerdir=DIR:DIR)");
         }
         if options.upper.is_some() != options.work.is_some() {
-            bail!("options upperdir and workdir go together");
+            bail!("options upperdir and workdir go together (give both, or neither for a read-only mount)");
         }
         if options.upper.is_none() {
             options.set("--ro", true);
@@ -150,7 +150,7 @@ impl Options {
                 b"" => {}
                 name if name.starts_with(b"x-") || name.starts_with(b"comment") => {}
                 name if IGNORED.iter().any(|ignored| ignored.as_bytes() == name) => {}
-                name => bail!("mount option {:?} is not known", OsStr::from_bytes(name)),
+                name => bail!("mount option {:?} is not known (leave it out)", OsStr::from_bytes(name)),
             }
         }
         Ok(())

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::{self, Layer, Leaf, Merged};
+use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
-use crate::descriptors::Open;
+use crate::descriptors::{Open, Slot};
 use crate::inode::{Kind, Node, Place};
 use crate::lock::read;
 
@@ -76,8 +77,9 @@ impl Node {
             return Ok(open);
         }
         let Place { parent, name } = self.place().ok_or(Errno::STALE)?;
-        let found = in_layer(&*parent.reopen_dir()?, slot.layer(), &name)?.ok_or(Errno::STALE)?;
-        slot.reopen(self.id, Leaf::new(found, slot.layer()), &self.descriptors)
+        let layer = slot.layer();
+        let found = in_layer(&*parent.reopen_dir()?, layer, &name)?.ok_or(Errno::STALE)?;
+        slot.reopen(self.id, Leaf::new(found, layer), &self.descriptors)
     }
 
     /// Opens a closed node for good, before its last known name is taken away.
@@ -113,40 +115,70 @@ impl Node {
     pub(crate) fn close(self: &Arc<Self>) -> Option<bool> {
         match &self.kind {
             Kind::Dir(dir) => {
-                let Some(open) = dir.slot.idle() else { return dir.slot.is_spared().then_some(false) };
-                let top = open.top().0.to_entry();
-                let leads = top.is_ok_and(|top| self.leads_to(open.layer(), &top));
-                if leads {
-                    dir.slot.close(&self.descriptors)
-                } else {
-                    dir.slot.keep(true)
+                if dir.slot.idle().is_none() {
+                    return dir.slot.is_spared().then_some(false);
                 }
-                leads.then_some(true)
+                self.close_slot(&dir.slot, self.leads_to_dir(dir.slot.identity()))
             }
             Kind::Leaf(leaf) => {
                 let Some(open) = leaf.slot.idle() else { return leaf.slot.is_spared().then_some(false) };
-                let mut leads = open.layer != Layer::Upper || self.leads_to(open.layer, &open.entry);
-                while !leads && self.next_place() {
-                    leads = self.leads_to(open.layer, &open.entry);
+                let mut leads = self.leads_to_leaf(&open);
+                while matches!(leads, Ok(false)) && self.next_place() {
+                    leads = self.leads_to_leaf(&open);
                 }
-                if leads {
-                    leaf.slot.close(&self.descriptors)
-                } else {
-                    leaf.slot.keep(true)
-                }
-                leads.then_some(true)
+                self.close_slot(&leaf.slot, leads)
             }
         }
     }
 
-    /// Whether the node's place leads to this file of a layer.
-    fn leads_to(&self, layer: Layer, file: &Entry) -> bool {
-        let find = || {
-            let Place { parent, name } = self.place().ok_or(Errno::STALE)?;
-            in_layer(&*parent.reopen_dir()?, layer, &name)
-        };
-        let inode = |entry: &Entry| (entry.stat().st_dev, entry.stat().st_ino);
-        matches!(find(), Ok(Some(found)) if inode(&found) == inode(file))
+    /// Closes a node if its place leads to it.
+    fn close_slot<T: Open>(&self, slot: &Slot<T>, leads: io::Result<bool>) -> Option<bool> {
+        match leads {
+            Ok(true) => {
+                slot.close(&self.descriptors);
+                Some(true)
+            }
+            Ok(false) => {
+                slot.keep(true);
+                None
+            }
+            // It is not known yet: the process has no descriptor left for the directory above.
+            Err(_) => Some(false),
+        }
+    }
+
+    /// Whether the node's place leads to the directory with this identity. Looks it up as [`Self::reopen_dir`] does, since a
+    /// whiteout may hide it.
+    fn leads_to_dir(&self, identity: (u64, u64)) -> io::Result<bool> {
+        let Some((above, name)) = self.open_place()? else { return Ok(false) };
+        match above.lookup(Name::new(&name)?)? {
+            Some(overlay::Node::Dir(found)) => Ok(Open::identity(&found)? == identity),
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether the node's place leads to this file. Opens no file, since the process may have no descriptor left.
+    fn leads_to_leaf(&self, leaf: &Leaf) -> io::Result<bool> {
+        if leaf.layer != Layer::Upper {
+            return Ok(true);
+        }
+        let Some((above, name)) = self.open_place()? else { return Ok(false) };
+        let Some(upper) = &above.upper else { return Ok(false) };
+        match rustix::fs::statat(upper, Name::new(&name)?.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) == leaf.identity()?),
+            Err(Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The directory of the node's place, and the name in it; `None` if there is none, or it has been removed.
+    fn open_place(&self) -> io::Result<Option<(Arc<Merged>, Box<OsStr>)>> {
+        let Some(Place { parent, name }) = self.place() else { return Ok(None) };
+        match parent.reopen_dir() {
+            Ok(above) => Ok(Some((above, name))),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::STALE) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -61,7 +61,7 @@ impl Tree {
     ) -> io::Result<T> {
         let node = self.lookup(parent, name)?.ok_or(Errno::NOENT)?;
         let result = with(&node);
-        self.table.forget(node.id, 1);
+        self.table.release(node);
         result
     }
 
@@ -177,17 +177,22 @@ impl Tree {
         let Place { parent, name } = &node.place().ok_or(Errno::ROFS)?;
         let name = Name::new(name)?;
         let (copy, prepared) = writer.prepare_copy(&from, length)?;
-        self.table.note_copy(node, copy.stat());
         // Fails if the parent was removed; then the file was, too.
         let above = self.in_upper(parent).ok();
         let changes = hold(&parent.dir()?.changes);
         let visible = parent.merged()?.lookup(name)?;
         match (above, visible) {
             (Some(above), Some(overlay::Node::Leaf(now))) if is_same(&now.entry, &from.entry) => {
-                prepared.put(upper_of(&above)?, name)?;
+                let upper = upper_of(&above)?;
+                self.table.note_copy(node, copy.stat());
+                let put = prepared.put(upper, name);
+                put.inspect_err(|_| self.table.undo_copy(node, copy.stat(), from.entry.stat()))?;
             }
             // Removed while open: the copy gets no name, and lives as long as its descriptors.
-            (_, None) => drop(prepared),
+            (_, None) => {
+                self.table.note_copy(node, copy.stat());
+                drop(prepared);
+            }
             _ => return Err(Errno::STALE.into()),
         }
         drop(changes);

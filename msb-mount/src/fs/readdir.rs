@@ -46,12 +46,9 @@ impl Fs {
             }
         }
         for (place, listed) in self.tree.list(node, offset == 0)?.after(offset) {
-            let found = self.tree.lookup(node, &listed.name).and_then(|child| {
-                let Some(child) = child else { return Ok(None) };
-                let attr = self.entry_attr(&child).inspect_err(|_| self.tree.table.forget(child.id, 1))?;
-                Ok(Some((child, attr)))
-            });
-            let (child, (attr, ttl)) = match found {
+            let child = self.tree.lookup(node, &listed.name);
+            let found = child.and_then(|child| child.map(|child| self.looked_up(child)).transpose());
+            let (child, attr, ttl) = match found {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 // A name that cannot be read does not hide the others. Its attributes are not cached, so a program that needs them
@@ -70,7 +67,7 @@ impl Fs {
             let attr = FileAttr { ino: INodeNo(child.ino()), ..attr };
             let is_full = reply.add(attr.ino, *place, &listed.name, &ttl, &attr, GENERATION);
             if is_full || child.has_other_id() {
-                self.tree.table.forget(child.id, 1);
+                self.tree.table.release(child);
             }
             if is_full {
                 return Ok(());
