@@ -161,7 +161,7 @@ fetch_fails() {
     # A port of the host's loopback, and no other.
     [ "$(fetch worker http://host.msb.internal:8000/)" = host ]
     fetch_fails worker http://host.msb.internal:8001/
-    # What has passed is counted, and written within a second.
+    # The traffic is counted, and the counts are written within a second.
     until msb-stats worker | jq -e '.net_sent > 500 and .net_received > 500'; do sleep 0.1; done
 }
 

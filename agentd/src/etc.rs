@@ -35,15 +35,16 @@ pub fn bind_all(boot: &Boot, run: Option<&Path>, cleanup: &mut Cleanup) {
     }
     let has_ipv6 = Path::new("/proc/net/if_inet6").exists();
     let network = boot.network.as_ref();
+    let with_resolver = network.filter(|network| !network.nameservers.is_empty());
     for (number, file) in FILES.iter().enumerate() {
         let content = |image: &[u8]| match number {
             0 => hosts(image, &boot.hostname, has_ipv6, network),
             1 => format!("{}\n", boot.hostname).into_bytes(),
-            _ if network.is_some_and(|network| !network.nameservers.is_empty()) => {
-                network.map(resolv_conf).unwrap_or_default()
-            }
-            _ if image.is_empty() => NO_NAME_SERVER.to_vec(),
-            _ => image.to_vec(),
+            _ => match with_resolver {
+                Some(network) => resolv_conf(network),
+                None if image.is_empty() => NO_NAME_SERVER.to_vec(),
+                None => image.to_vec(),
+            },
         };
         let path = Path::new("/").join(file);
         if let Err(error) = bind(&path, content, &staging.join(number.to_string()), run, cleanup) {

@@ -67,7 +67,7 @@ impl Netlink {
         self.request(RTM_NEWLINK, 0, &header, &attributes)
     }
 
-    /// Adds an address. An IPv6 address is usable at once: nobody else can have it.
+    /// Adds an address. An IPv6 address is usable at once, without a search for duplicates.
     ///
     /// # Errors
     /// The kernel's.

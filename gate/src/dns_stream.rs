@@ -1,5 +1,5 @@
-//! DNS over TCP, RFC 7766. The gate is the server: passt of 2023 forwards UDP only, and what passes here is read like any other
-//! question. A question goes on in a datagram, from a port of the gate's own, and its answer comes back on the connection.
+//! DNS over TCP, RFC 7766. The gate is the server: passt of 2023 forwards UDP only, and a question on a connection is judged like
+//! any other. It goes on in a datagram, from a port of the gate's own, and its answer comes back on the connection.
 //!
 //! Nothing is lost between the gate and the guest's kernel, so there is no timer: one segment is sent at a time, and again when the
 //! guest repeats itself.
@@ -17,11 +17,11 @@ const MAX_STREAMS: usize = 32;
 const FIRST_PORT: u16 = 61000;
 /// The most bytes of questions that wait. A question has 300 at most.
 const MAX_INPUT: usize = 2048;
-/// What an answer may have in a datagram: what the guest's MTU and most name servers allow.
+/// The largest answer in a datagram, in bytes. The guest's MTU and most name servers allow it.
 const UDP_SIZE: u16 = 4096;
 /// How long a connection may be idle before another takes its place.
 const IDLE: Duration = Duration::from_secs(30);
-/// What a segment carries if the guest does not say, RFC 9293.
+/// The largest payload of a segment if the guest does not announce one, RFC 9293.
 const LEAST_SEGMENT: usize = 536;
 const TCP: usize = 20;
 const OPTION_SEGMENT: u8 = 2;
@@ -42,7 +42,7 @@ type Key = (IpAddr, u16, IpAddr);
 /// A frame for the guest, and a question.
 type Step = (Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// The connections. Each has a place, and the port of that number.
+/// The connections. The port of each is [`FIRST_PORT`] and its index.
 #[derive(Debug, Default)]
 pub(crate) struct Streams(Vec<Option<Stream>>);
 
@@ -65,7 +65,8 @@ struct Stream {
     /// What the guest has not acknowledged, from `acknowledged` on.
     output: Vec<u8>,
     is_open: bool,
-    is_asking: bool,
+    /// The identifier of the question that has no answer yet.
+    asked: Option<u16>,
     /// The guest has ended its side, and the gate its own.
     has_ended: bool,
     is_end_sent: bool,
@@ -116,14 +117,16 @@ impl Streams {
         free
     }
 
-    fn asking(&mut self, port: u16) -> Option<&mut Stream> {
+    /// The connection whose question has this identifier and was sent from this port. A late answer to a question of an earlier
+    /// connection has another identifier.
+    fn asking(&mut self, port: u16, id: u16) -> Option<&mut Stream> {
         let index = usize::from(port.checked_sub(FIRST_PORT)?);
-        self.0.get_mut(index)?.as_mut().filter(|stream| stream.is_asking)
+        self.0.get_mut(index)?.as_mut().filter(|stream| stream.asked == Some(id))
     }
 
-    /// Whether a question was sent from this port.
-    pub(crate) fn is_asking(&mut self, port: u16) -> bool {
-        self.asking(port).is_some()
+    /// Whether the question with this identifier was sent from this port, and has no answer yet.
+    pub(crate) fn is_asking(&mut self, port: u16, id: u16) -> bool {
+        self.asking(port, id).is_some()
     }
 
     /// Ends the connection whose question was to be sent from this port.
@@ -134,10 +137,10 @@ impl Streams {
         }
     }
 
-    /// Takes the answer to the question that was sent from this port. Returns the frame for the guest.
-    pub(crate) fn answer(&mut self, port: u16, message: &[u8]) -> Option<Vec<u8>> {
-        let stream = self.asking(port)?;
-        stream.is_asking = false;
+    /// Takes the answer to the question with this identifier that was sent from this port. Returns the frame for the guest.
+    pub(crate) fn answer(&mut self, port: u16, id: u16, message: &[u8]) -> Option<Vec<u8>> {
+        let stream = self.asking(port, id)?;
+        stream.asked = None;
         // A datagram is shorter.
         stream.output.extend(u16::try_from(message.len()).ok()?.to_be_bytes());
         stream.output.extend(message);
@@ -152,7 +155,7 @@ impl Stream {
             port: segment.destination,
             ethernet: reply::back(packet.frame),
             expected: segment.sequence.wrapping_add(1),
-            // The guest is the only one to guess it, and the other end.
+            // It may be guessed: only the guest, which is the other end, can send segments here.
             acknowledged: now.as_micros() as u32,
             sent: 1,
             window: 0,
@@ -160,7 +163,7 @@ impl Stream {
             input: Vec::new(),
             output: Vec::new(),
             is_open: false,
-            is_asking: false,
+            asked: None,
             has_ended: false,
             is_end_sent: false,
             used: now,
@@ -182,7 +185,7 @@ impl Stream {
         self.window = usize::from(segment.window);
         let advance = segment.acknowledgment.wrapping_sub(self.acknowledged);
         if advance > self.sent || (!self.is_open && advance == 0) {
-            // An old acknowledgment is no harm.
+            // An old acknowledgment is harmless.
             return self.is_open.then_some((None, None)).filter(|_| advance > u32::MAX / 2);
         }
         (self.acknowledged, self.sent) = (segment.acknowledgment, self.sent - advance);
@@ -210,13 +213,14 @@ impl Stream {
 
     /// The next whole question, once the answer to the last one has arrived.
     fn next_question(&mut self) -> Option<Vec<u8>> {
-        if self.is_asking || !self.output.is_empty() {
+        if self.asked.is_some() || !self.output.is_empty() {
             return None;
         }
         let length = usize::from(be16(self.input.get(..2)?, 0));
         let message = self.input.get(2..2 + length)?.to_vec();
         self.input.drain(..2 + length);
-        self.is_asking = true;
+        // A message without an identifier is not a question, and the caller ends the connection.
+        self.asked = Some(message.get(..2).map_or(0, |id| be16(id, 0)));
         Some(message)
     }
 
@@ -231,7 +235,7 @@ impl Stream {
             self.sent += length as u32;
             return frame;
         }
-        let is_done = self.has_ended && !self.is_asking && self.output.is_empty();
+        let is_done = self.has_ended && self.asked.is_none() && self.output.is_empty();
         if is_done && !self.is_end_sent {
             (self.is_end_sent, self.sent) = (true, 1);
             return self.frame(FIN | ACK, sequence, &[]);

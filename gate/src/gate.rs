@@ -281,7 +281,7 @@ impl Gate {
             return Verdict::reply(reply::reset_back(packet, segment));
         };
         if let Some(refusal) = self.judge(port, &question, &message, now) {
-            return Verdict::reply(self.streams.answer(port, &refusal));
+            return Verdict::reply(self.streams.answer(port, question.id, &refusal));
         }
         let onward = reply::onward(packet, (port, DNS), &dns_stream::with_udp_size(message, &question));
         match (back, onward) {
@@ -350,6 +350,7 @@ impl Gate {
             return Verdict::Drop;
         };
         let name = &question.name;
+        let is_over_tcp = self.streams.is_asking(datagram.destination, question.id);
         let forbidden = addresses.iter().find(|(address, _)| !self.config.policy.allows_answer(*address, name));
         if let Some(&(address, _)) = forbidden {
             self.deny(Denial {
@@ -360,8 +361,8 @@ impl Gate {
                 reason: "the answer has a forbidden address".into(),
             });
             let nothing = question.no_such_name(message);
-            let frame = if self.streams.is_asking(datagram.destination) {
-                self.streams.answer(datagram.destination, &nothing)
+            let frame = if is_over_tcp {
+                self.streams.answer(datagram.destination, question.id, &nothing)
             } else {
                 reply::with_payload(packet, &nothing)
             };
@@ -370,8 +371,9 @@ impl Gate {
         for (address, ttl) in addresses {
             self.remember(address, name, now + Duration::from_secs(ttl.clamp(ADDRESS.0, ADDRESS.1).into()), now);
         }
-        if self.streams.is_asking(datagram.destination) {
-            return self.streams.answer(datagram.destination, message).map_or(Verdict::Drop, Verdict::Replace);
+        if is_over_tcp {
+            let frame = self.streams.answer(datagram.destination, question.id, message);
+            return frame.map_or(Verdict::Drop, Verdict::Replace);
         }
         Verdict::Pass
     }

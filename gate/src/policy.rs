@@ -279,7 +279,7 @@ pub(crate) mod tests {
             (Deny, &["allow 198.51.100.2/32"], "198.51.100.2", 80, &[], true),
             (Private, &["deny 198.51.100.0/24", "allow 198.51.100.2"], "198.51.100.2", 80, &[], false),
             (Public, &["allow meta:80"], "169.254.169.254", 80, &[], true),
-            // What denies the host is for all of its addresses, and for no others.
+            // A rule that denies the host is for all of its addresses, and for no others.
             (Public, &["deny host", "allow 198.51.100.2"], "198.51.100.2", 80, &[], false),
             (Public, &["deny host", "allow host"], "10.0.2.2", 80, &[], false),
             (Public, &["deny host"], "203.0.113.9", 80, &[], true),

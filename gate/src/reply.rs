@@ -1,4 +1,5 @@
-//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, a segment, and another payload for a datagram.
+//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, a segment, and a datagram with another
+//! payload.
 
 use std::net::IpAddr;
 

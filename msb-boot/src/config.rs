@@ -125,7 +125,7 @@ impl Config {
         }
         let network::Choice { networks, fallback: network_fallback } =
             network::choose(&request.network, network_args::default_mode()?, &name)?;
-        // The console, the vsock device and the boot share, besides.
+        // The console, the vsock device and the boot share are devices too.
         let devices = 3 + root.device_count() + networks.count();
         if devices > vmm.max_devices() {
             let max = vmm.max_devices();

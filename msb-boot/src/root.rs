@@ -50,11 +50,11 @@ impl Root {
         }
     }
 
-    /// How many devices it takes, at most.
+    /// How many devices it takes.
     pub(crate) fn device_count(&self) -> usize {
         match self {
             Self::Share(_) | Self::Disk(_) => 1,
-            Self::Block(block) => block.max_disks(),
+            Self::Block(block) => block.disk_count(),
         }
     }
 

@@ -74,19 +74,22 @@ fn questions_are_answered_one_after_another() {
     assert_eq!(client.send(ACK, &both[30..]).question, None);
     // An answer of more than one segment: each is sent when the last one is acknowledged, or before.
     let answer = vec![7; 700];
-    let frame = client.streams.answer(FIRST_PORT, &answer).unwrap();
+    let frame = client.streams.answer(FIRST_PORT, 1, &answer).unwrap();
     let mut received = client.receive(&frame).0;
     assert_eq!(received.len(), LEAST_SEGMENT);
     let outcome = client.send(ACK, b"");
     received.extend(client.receive(&outcome.back.unwrap()).0);
     assert_eq!(received, framed(&answer));
     assert_eq!(outcome.question, None);
-    assert!(!client.streams.is_asking(FIRST_PORT));
+    assert!(![1, 2].into_iter().any(|id| client.streams.is_asking(FIRST_PORT, id)));
     assert_eq!(client.send(ACK, b"").question, Some((FIRST_PORT, two)));
+    // An answer to another question, such as one of an earlier connection, is not taken.
+    assert_eq!(client.streams.answer(FIRST_PORT, 1, b"late"), None);
+    assert!(client.streams.is_asking(FIRST_PORT, 2));
     // The guest ends before the answer, which it gets all the same.
     let outcome = client.send(ACK | FIN, b"");
     assert_eq!(client.receive(&outcome.back.unwrap()), (Vec::new(), false));
-    let frame = client.streams.answer(FIRST_PORT, b"no").unwrap();
+    let frame = client.streams.answer(FIRST_PORT, 2, b"no").unwrap();
     assert_eq!(client.receive(&frame), (framed(b"no"), false));
     let outcome = client.send(ACK, b"");
     assert!(client.receive(&outcome.back.unwrap()).1);
@@ -99,7 +102,7 @@ fn a_guest_that_repeats_itself_gets_the_same_again() {
     let question = framed(&query(1, "a.test"));
     let mut client = Client::connect(Streams::default(), 4000);
     client.send(ACK, &question);
-    let frame = client.streams.answer(FIRST_PORT, b"answer").unwrap();
+    let frame = client.streams.answer(FIRST_PORT, 1, b"answer").unwrap();
     let again = client.send_at(10, ACK, &question);
     assert_eq!((again.back, again.question), (Some(frame.clone()), None));
     assert_eq!(client.receive(&frame).0, framed(b"answer"));
@@ -124,14 +127,14 @@ fn a_window_is_respected() {
     let mut client = Client::connect(Streams::default(), 4000);
     client.send(ACK, &framed(&query(1, "a.test")));
     client.streams.0[0].as_mut().unwrap().window = 3;
-    let frame = client.streams.answer(FIRST_PORT, b"answer").unwrap();
+    let frame = client.streams.answer(FIRST_PORT, 1, b"answer").unwrap();
     assert_eq!(client.receive(&frame).0, framed(b"answer")[..3]);
     let rest = client.send(ACK, b"").back.unwrap();
     assert_eq!(client.receive(&rest).0, framed(b"answer")[3..]);
 }
 
 #[test]
-fn what_is_no_part_of_a_connection_is_reset() {
+fn a_segment_outside_a_connection_is_reset() {
     for (what, offset, flags, acknowledged, payload, expected) in [
         ("data", 0, ACK, 0, vec![0], Some(ACK)),
         ("a reset", 0, RST, 0, vec![], None),

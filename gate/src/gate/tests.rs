@@ -320,7 +320,7 @@ fn a_question_over_tcp_is_judged_like_any_other() {
         // The rules by name know the answer's address.
         assert_eq!(gate.names_of(SERVER.parse().unwrap(), NOW).is_empty(), name != "a.test");
     }
-    // What is no question ends the connection.
+    // A message that is not a question ends the connection.
     let mut gate = gate(Mode::Public, &[]);
     let Verdict::Reply(opened) = gate.from_guest(&to_resolver(5, 0, SYN, b""), NOW) else { panic!("no SYN-ACK") };
     let first = Packet::parse(&opened).unwrap().tcp().unwrap().sequence + 1;
@@ -328,5 +328,5 @@ fn a_question_over_tcp_is_judged_like_any_other() {
         panic!("no reset")
     };
     assert_eq!(Packet::parse(&reset).unwrap().tcp().unwrap().flags, RST | ACK);
-    assert!(!gate.streams.is_asking(61000));
+    assert!(!gate.streams.is_asking(61000, 0));
 }

@@ -130,9 +130,10 @@ impl BlockRoot {
         Ok(chain::chain_id_of(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
     }
 
-    /// How many disks it has, at most: the image's, the patches' and the scratch disk.
-    pub(crate) fn max_disks(&self) -> usize {
-        2 + usize::from(self.patches.is_some())
+    /// How many disks it has: the image's, the patches' and the scratch disk.
+    pub(crate) fn disk_count(&self) -> usize {
+        let has_scratch_disk = !matches!(self.scratch, Scratch::Memory);
+        1 + usize::from(self.patches.is_some()) + usize::from(has_scratch_disk)
     }
 
     /// Opens the disks, and makes those that are made for one boot.

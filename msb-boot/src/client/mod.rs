@@ -276,14 +276,14 @@ fn hang_up(
         }
     }
     supervisor.wait()?;
-    // One that was killed has removed nothing. A record is that of a VM which was up, and msb-stop cleans up after it.
+    // A supervisor that was killed has removed nothing. If there is a record, the VM was up, and msb-stop cleans up after it.
     if !config.vm.dir.join(FILE_NAME).exists() {
         remove_half_made(config)?;
     }
     Ok(())
 }
 
-/// Removes what a supervisor left that was killed, once no process of the VM is left. Returns where its logs are.
+/// Removes the leftovers of a supervisor that was killed, once no process of the VM is left. Returns where its logs are.
 fn remove_half_made(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     let Ok(Some(held)) = LockedRunDir::lock(&config.vm.dir) else { return Ok(None) };
     held.await_processes()?;

@@ -1,4 +1,5 @@
-//! The C interfaces of libkrun, libkrunfw and the TAP driver, and all unsafe code of this program. Every function that this file exports is safe.
+//! The C interfaces of libkrun, libkrunfw and the TAP driver, and all unsafe code of this program. Every function that this file
+//! exports is safe.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};

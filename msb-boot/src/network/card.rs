@@ -102,7 +102,7 @@ impl ExternalCard {
     /// Checks a request, and that there is such an interface or socket. `vm` is the VM's name and `number` the card's.
     ///
     /// # Errors
-    /// A usage error for an invalid value. What is missing.
+    /// A usage error for an invalid value. The interface or socket that is missing.
     pub(super) fn check(request: &record::Card, vm: &str, number: usize) -> anyhow::Result<Self> {
         let wrong = |why: String| exit::coded(exit::USAGE, format!("boot.network.cards[{number}]: {why}"));
         let backend = match &request.backend {
@@ -112,6 +112,10 @@ impl ExternalCard {
                     Ok(number) => Backend::TapFd(InheritedFd::inherited(number)),
                     Err(_) => Backend::Tap(name.clone()),
                 }
+            }
+            // The supervisor has another working directory.
+            record::CardBackend::Unix(path) if !path.is_absolute() => {
+                return Err(wrong(format!("{path:?}: an absolute path is expected")).into());
             }
             record::CardBackend::Unix(path) => Backend::Unix(path.clone()),
         };
@@ -150,7 +154,15 @@ impl ExternalCard {
             Backend::TapFd(fd) => {
                 let target = std::fs::read_link(fd.path()).with_context(|| format!("--network tap:{fd}"))?;
                 if target != Path::new("/dev/net/tun") {
-                    bail!("--network tap:{fd}: this descriptor is {target:?}, and no TAP interface");
+                    bail!(
+                        "--network tap:{fd}: this descriptor is {target:?}, not a TAP interface (open /dev/net/tun with \
+                         IFF_TAP and IFF_NO_PI)"
+                    );
+                }
+                if fd.number() <= 2 {
+                    bail!(
+                        "--network tap:{fd}: descriptors 0 to 2 are the supervisor's own (pass the interface as another)"
+                    );
                 }
             }
             Backend::Unix(path) => {
@@ -195,7 +207,7 @@ impl ExternalCard {
         self.mac
     }
 
-    /// The families that it has a default route for.
+    /// The next hops of its default routes.
     pub(super) fn default_routes(&self) -> impl Iterator<Item = IpAddr> {
         self.routes.iter().filter(|route| route.to.prefix == 0).map(|route| route.via)
     }
@@ -207,7 +219,11 @@ impl ExternalCard {
     /// Why the interface or the socket cannot be used.
     pub(super) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Card, OwnedFd)> {
         let tap = match &self.backend {
-            Backend::Tap(name) => open_tap(name).with_context(|| format!("--network tap:{name}"))?,
+            Backend::Tap(name) => {
+                // It may be gone when the VM is started again, and the kernel would create another one.
+                self.check_backend()?;
+                open_tap(name).with_context(|| format!("--network tap:{name}"))?
+            }
             Backend::TapFd(fd) => fd.duplicate().with_context(|| format!("--network tap:{fd}"))?,
             Backend::Unix(path) => {
                 let socket = UnixStream::connect(path).with_context(|| format!("--network unix:{}", path.display()))?;
@@ -232,7 +248,7 @@ fn own_mac(vm: &str, number: usize) -> [u8; 6] {
     let mut hasher = DefaultHasher::new();
     (vm, number).hash(&mut hasher);
     let [a, b, c, d, ..] = hasher.finish().to_be_bytes();
-    // Of the locally administered addresses, like that of the other card.
+    // The address is locally administered, like that of the card behind the gate.
     [0x52, 0x55, a, b, c, d]
 }
 
@@ -293,6 +309,9 @@ mod tests {
         ] {
             assert!(check(text).unwrap_err().starts_with(&format!("boot.network.cards[0]: {why}")), "{text}");
         }
+        let relative = record::Card::new(record::CardBackend::Unix("socket".into()));
+        let error = ExternalCard::check(&relative, "vm", 1).unwrap_err().to_string();
+        assert_eq!(error, "boot.network.cards[1]: \"socket\": an absolute path is expected");
         let card = check("unix:/dev/null,address=192.0.2.2/24,gateway=192.0.2.1,route=0.0.0.0/0=192.0.2.9").unwrap();
         assert_eq!(card.default_routes().count(), 2);
         assert_eq!(card.for_guest().mtu, 1500);

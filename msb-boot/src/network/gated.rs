@@ -70,16 +70,16 @@ impl Gated {
     pub(super) fn for_guest(&self) -> boot::Card {
         let subnet = |address: &Address| boot::Subnet { address: address.guest, prefix: address.prefix };
         let addresses = self.addresses.iter().map(subnet).collect();
-        let routes = self.addresses.iter().map(|address| boot::Route::default_by(address.gateway)).collect();
+        let routes = self.gateways().map(boot::Route::default_by).collect();
         boot::Card { mac: self.mac, mtu: MTU.into(), addresses, routes }
     }
 
     /// The address of the host in the guest's network.
     pub(super) fn gateway(&self) -> Option<IpAddr> {
-        self.addresses.first().map(|address| address.gateway)
+        self.gateways().next()
     }
 
-    /// The default routes.
+    /// The next hops of its default routes.
     pub(super) fn gateways(&self) -> impl Iterator<Item = IpAddr> {
         self.addresses.iter().map(|address| address.gateway)
     }
@@ -103,7 +103,7 @@ impl Gated {
         let mac = boot::format_mac(self.mac);
         let mut net = record::Net::new(self.mode, passt::NAME.into(), mac, MTU.into(), self.log(vm));
         net.addresses = self.addresses.iter().map(|address| format!("{}/{}", address.guest, address.prefix)).collect();
-        net.gateways = self.addresses.iter().map(|address| address.gateway).collect();
+        net.gateways = self.gateways().collect();
         net.nameservers = self.resolvers();
         net.ports = self.ports.iter().flat_map(Publish::in_record).collect();
         net.rules = self.written_rules.clone();
@@ -190,7 +190,7 @@ impl Gated {
                 NetworkMode::Deny | NetworkMode::None => msb_gate::Mode::Deny,
             },
             rules: self.rules.clone(),
-            gateways: self.addresses.iter().map(|address| address.gateway).collect(),
+            gateways: self.gateways().collect(),
             own: Vec::new(),
             links: Vec::new(),
         }

@@ -117,7 +117,9 @@ impl Networks {
         let mut hosts = Vec::new();
         for (name, address) in parsed.hosts {
             let Some(address) = address.or(gateway) else {
-                bail!("--add-host {name}:{HOST_GATEWAY}: there is no such gateway with --network none");
+                bail!(
+                    "--add-host {name}:{HOST_GATEWAY}: there is no such gateway with --network none (give an address)"
+                );
             };
             hosts.push((address, name));
         }

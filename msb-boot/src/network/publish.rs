@@ -112,7 +112,7 @@ impl Publish {
         Ok((fd, bound.port()))
     }
 
-    /// Whether it has this port of the host, on whatever address.
+    /// Whether it has this port of the host, on any address.
     fn has(&self, port: u16, is_udp: bool) -> bool {
         self.host != 0 && self.is_udp == is_udp && (self.host..=self.host + (self.count - 1)).contains(&port)
     }

@@ -20,6 +20,8 @@ pub(crate) const NAME: &str = "relay";
 
 /// How many bytes of frames are collected for one write to the guest.
 const BATCH: usize = 256 << 10;
+/// The size of a batch to which the largest frame is added last.
+const BUFFER: usize = BATCH + LENGTH + MAX_FRAME;
 
 /// What the process is told, as JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -49,6 +51,7 @@ fn relay(description: &str) -> anyhow::Result<()> {
     let mut guest = Port::new(guest)?;
     let flags = rustix::fs::fcntl_getfl(&tap)?;
     rustix::fs::fcntl_setfl(&tap, flags | OFlags::NONBLOCK)?;
+    let mut batch = vec![0; BUFFER];
     let mut is_tap_open = true;
     while guest.is_open {
         let mut interest = PollFlags::IN;
@@ -75,15 +78,14 @@ fn relay(description: &str) -> anyhow::Result<()> {
             guest.is_open &= is_open;
         }
         if !from_tap.is_empty() {
-            is_tap_open = read_tap(&tap, &mut guest);
+            is_tap_open = read_tap(&tap, &mut guest, &mut batch);
         }
     }
     Ok(())
 }
 
-/// Moves the frames that have arrived on the interface. False if it is gone.
-fn read_tap(tap: &OwnedFd, guest: &mut Port) -> bool {
-    let mut batch = vec![0; BATCH + LENGTH + MAX_FRAME];
+/// Moves the frames that have arrived on the interface, through a buffer of [`BUFFER`] bytes. False if the interface is gone.
+fn read_tap(tap: &OwnedFd, guest: &mut Port, batch: &mut [u8]) -> bool {
     let mut end = 0;
     let mut is_open = true;
     while end < BATCH {
@@ -123,7 +125,7 @@ mod tests {
         network.send(b"one").unwrap();
         network.send(b"three").unwrap();
         let tap = OwnedFd::from(tap);
-        assert!(read_tap(&tap, &mut guest));
+        assert!(read_tap(&tap, &mut guest, &mut vec![0; BUFFER]));
         let mut bytes = [0; 16];
         vmm.read_exact(&mut bytes).unwrap();
         assert_eq!(&bytes, b"\0\0\0\x03one\0\0\0\x05three");
