@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use msb::overlay::beneath::{Entry, Name};
+use msb::overlay::beneath::Entry;
 use msb::overlay::whiteout::is_private_xattr;
-use msb::overlay::{Leaf, Merged, Node};
+use msb::overlay::{Changes, Leaf, Merged, Node, Visit};
 use msb::tool::interrupt;
 use rustix::fs::FileType;
 
@@ -14,28 +14,6 @@ use crate::difference::{Difference, State};
 
 /// How much of two files is compared at once, in bytes.
 const BLOCK: usize = 1 << 16;
-
-/// A directory that is being compared. The directories above it are open too, and no others.
-struct Open {
-    path: PathBuf,
-    before: Option<Merged>,
-    now: Merged,
-    names: std::vec::IntoIter<OsString>,
-}
-
-impl Open {
-    fn new(path: PathBuf, before: Option<Merged>, now: Merged) -> io::Result<Self> {
-        let names = match &before {
-            Some(before) => now.names_to_compare(before)?,
-            None => {
-                let mut names: Vec<_> = now.list()?.into_iter().map(|listed| listed.name).collect();
-                names.sort();
-                names
-            }
-        };
-        Ok(Self { path, before, now, names: names.into_iter() })
-    }
-}
 
 /// Calls `report` for every difference, in the order of the paths. It returns whether to go on.
 ///
@@ -54,20 +32,11 @@ pub(crate) fn compare(
             return Ok(());
         }
     }
-    let mut open = vec![Open::new(PathBuf::new(), Some(before), now)?];
-    while let Some(dir) = open.last_mut() {
-        interrupt::check()?;
-        let Some(name) = dir.names.next() else {
-            open.pop();
-            continue;
-        };
-        let path = dir.path.join(&name);
+    let mut changes = Changes::new(Some(before), now)?;
+    while let Some(visit) = changes.step()? {
+        let Visit::Path(path, was, is) = visit else { continue };
         let at = |error: io::Error| io::Error::new(error.kind(), format!("{path:?}: {error}"));
-        let name = Name::new(&name)?;
-        let was = dir.before.as_ref().map(|before| before.lookup(name)).transpose().map_err(at)?.flatten();
-        let is = dir.now.lookup(name).map_err(at)?;
         let what = match (&was, &is) {
-            (None, None) => continue,
             (Some(was), Some(is)) => aspects(was, is).map_err(at)?,
             _ => Vec::new(),
         };
@@ -82,7 +51,7 @@ pub(crate) fn compare(
                 Some(Node::Dir(was)) => Some(was),
                 _ => None,
             };
-            open.push(Open::new(path.clone(), was, is).map_err(at)?);
+            changes.enter(path, was, is)?;
         }
     }
     Ok(())

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::beneath::Dir;
-use super::merged::{Layer, Merged};
+use super::beneath::{Dir, Name};
+use super::merged::{Layer, Merged, Node};
+use crate::interrupt;
 
 impl Merged {
     /// Whether both directories merge the same directories of lower layers. Then they can only differ in names that an upper has.
@@ -52,6 +54,88 @@ impl Merged {
     }
 }
 
+/// A walk over the names in which a merged tree may differ from another, or over all of its names. A directory comes before its entries,
+/// and those are sorted. The caller decides which directories are entered.
+#[derive(Debug)]
+pub struct Changes {
+    /// The directories down to the current one. No others are open.
+    open: Vec<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    path: PathBuf,
+    before: Option<Merged>,
+    now: Merged,
+    names: std::vec::IntoIter<OsString>,
+}
+
+/// A step of a walk. Paths are relative to the root.
+#[derive(Debug)]
+pub enum Visit {
+    /// What a path stood for, and what it stands for. One of them exists.
+    Path(PathBuf, Option<Node>, Option<Node>),
+    /// The entries of a directory have been visited.
+    End(PathBuf),
+}
+
+impl Changes {
+    /// Starts in the root `now`. Without `before`, all names are visited.
+    ///
+    /// # Errors
+    /// The error of reading in a layer.
+    pub fn new(before: Option<Merged>, now: Merged) -> io::Result<Self> {
+        let mut changes = Self { open: Vec::new() };
+        changes.enter(PathBuf::new(), before, now)?;
+        Ok(changes)
+    }
+
+    /// Visits the entries of the directory `path` next.
+    ///
+    /// # Errors
+    /// The error of reading in a layer, with the path.
+    pub fn enter(&mut self, path: PathBuf, before: Option<Merged>, now: Merged) -> io::Result<()> {
+        let names = match &before {
+            Some(before) => now.names_to_compare(before),
+            None => now.list().map(|names| {
+                let mut names: Vec<_> = names.into_iter().map(|listed| listed.name).collect();
+                names.sort();
+                names
+            }),
+        };
+        let names = names.map_err(|error| at(&path, &error))?.into_iter();
+        self.open.push(Open { path, before, now, names });
+        Ok(())
+    }
+
+    /// The next step; `None` at the end.
+    ///
+    /// # Errors
+    /// The error of reading in a layer, with the path, and [`interrupt::check`].
+    pub fn step(&mut self) -> io::Result<Option<Visit>> {
+        while let Some(dir) = self.open.last_mut() {
+            interrupt::check()?;
+            let Some(name) = dir.names.next() else {
+                return Ok(self.open.pop().map(|dir| Visit::End(dir.path)));
+            };
+            let path = dir.path.join(&name);
+            let name = Name::new(&name)?;
+            let lookup = |dir: &Merged| dir.lookup(name).map_err(|error| at(&path, &error));
+            let before = dir.before.as_ref().map(lookup).transpose()?.flatten();
+            let now = lookup(&dir.now)?;
+            // A whiteout without a file to hide is in neither.
+            if before.is_some() || now.is_some() {
+                return Ok(Some(Visit::Path(path, before, now)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{path:?}: {error}"))
+}
+
 fn is_one_dir(one: &Arc<Dir>, other: &Arc<Dir>) -> io::Result<bool> {
     if Arc::ptr_eq(one, other) {
         return Ok(true);
@@ -63,11 +147,8 @@ fn is_one_dir(one: &Arc<Dir>, other: &Arc<Dir>) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::overlay::Node;
-    use crate::overlay::beneath::Name;
     use std::ffi::OsStr;
     use std::fs;
-    use std::path::Path;
 
     fn names(one: &Merged, other: &Merged) -> Vec<String> {
         one.names_to_compare(other).unwrap().into_iter().map(|name| name.into_string().unwrap()).collect()

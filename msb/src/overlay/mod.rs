@@ -61,6 +61,7 @@ mod search;
 pub mod upper;
 pub mod whiteout;
 
+pub use changes::{Changes, Visit};
 pub use copy_data::{copy_data, copy_to_end};
 pub use copy_up::{Prepared, WHOLE, clone_leaf, copy_leaf_as};
 pub use merged::{Layer, Leaf, Listed, LowerDir, Merged, Node, is_plain};
