@@ -116,7 +116,7 @@ lint:
 	$(CARGO) clippy --release --locked -p agentd -- -D warnings
 	$(CARGO) clippy --release --locked -p msb --no-default-features --features record -- -D warnings
 	mandoc -T lint man/*.[1578]
-	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh .ci/run
+	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh examples/dockerfile/msb-build .ci/run
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is missing, so licences and sources were not checked (cargo install --locked cargo-deny)"; fi
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use msb::store::staging::Start;
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 
@@ -39,6 +40,12 @@ pub struct Args {
     #[arg(long)]
     pub fresh: bool,
 
+    /// Leave the record's upper as it is, and continue a copy of it
+    ///
+    /// The copy is a new upper, with --upper in DIR, which must not have one. So a record stays valid for other steps.
+    #[arg(long, conflicts_with = "fresh")]
+    pub copy: bool,
+
     /// Resolve relative src paths of operations in DIR [default: the working directory]
     #[arg(short = 'C', long, value_name = "DIR")]
     pub directory: Option<PathBuf>,
@@ -50,6 +57,17 @@ pub struct Args {
     /// Change nothing: print what each operation would do, and every error, as one JSON object per line
     #[arg(short = 'n', long = "dry-run")]
     pub dry_run: bool,
+}
+
+impl Args {
+    /// What the upper starts from.
+    pub fn start(&self) -> Start {
+        match (self.fresh, self.copy) {
+            (true, _) => Start::Fresh,
+            (_, true) => Start::Copy,
+            _ => Start::Continue,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (mut target, staging) = match &lower {
         Some(lower) => {
             let upper = record.upper.as_ref();
-            let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.fresh)
+            let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.start())
                 .map_err(|error| user.explain(error.into()))?;
             if let Some(draft) = staging.draft() {
                 let marked = sandbox::make_held(&draft.dir).and_then(|()| Owner::of(&record).create(&draft.dir));
@@ -112,6 +112,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     };
     if let Some(Published { upper, unsynced, .. }) = &upper {
         record.upper = Some(upper.clone());
+        if args.copy {
+            // It shows the other upper.
+            record.mount = None;
+        }
         if let Some(error) = unsynced {
             exit::warn(
                 "msb-patch",

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum};
 use msb::vm::name;
 
 use crate::docker;
@@ -45,6 +46,24 @@ pub struct Args {
     #[arg(long, value_name = "OPS")]
     pub patch: Option<PathBuf>,
 
+    /// Run the command as a step of a build: on a block root, and if it succeeds, print the record with what it has written in a new
+    /// upper. The record's own upper stays as it is, the image's entrypoint does not precede the command, and what the command
+    /// prints goes to stderr
+    #[arg(long, conflicts_with_all = ["name", "rm", "replace", "detach", "print"])]
+    pub commit: bool,
+
+    /// With --commit: if the same command has run on the same root before, do nothing and print the record of that time
+    #[arg(long, requires = "commit")]
+    pub cache: bool,
+
+    /// With --commit: the record to start from, in place of IMAGE: a file, the name of a running VM, or - for stdin. CMD follows --
+    #[arg(short = 'r', long, value_name = "NAME|FILE", requires = "commit")]
+    pub record: Option<String>,
+
+    /// With --commit: write the record to FILE, which is created or replaced only on success [default: stdout]
+    #[arg(short, long, value_name = "FILE", requires = "commit")]
+    pub output: Option<PathBuf>,
+
     /// Print the commands instead of running them. A shell that runs them does the same
     #[arg(short = 'x', long)]
     pub print: bool,
@@ -66,7 +85,7 @@ pub struct Args {
     pub exec: Passed<Exec>,
 
     /// The image, as for msb-pull
-    #[arg(value_name = "IMAGE", required = true)]
+    #[arg(value_name = "IMAGE", required_unless_present = "record", default_value = "", hide_default_value = true)]
     pub image: OsString,
 
     /// The command; the image's entrypoint precedes it, unless --init is given [default: the image's]. Flags between IMAGE and CMD
@@ -75,7 +94,7 @@ pub struct Args {
     pub command: Vec<OsString>,
 }
 
-const USAGE: &str = "msb-run [OPTIONS] IMAGE [[--] CMD...]";
+const USAGE: &str = "msb-run [OPTIONS] IMAGE [[--] CMD...]\n       msb-run --commit [OPTIONS] -r RECORD -- CMD...";
 
 /// When msb-pull asks the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,6 +120,15 @@ impl Args {
     /// # Errors
     /// A usage error, which for a flag of docker's says what to use instead.
     pub fn read(argv: Vec<OsString>) -> Result<Self, clap::Error> {
-        Self::try_parse_from(argv).map_err(docker::explain::<Self>)
+        let mut args = Self::try_parse_from(argv).map_err(docker::explain::<Self>)?;
+        if args.record.is_some() && !args.image.is_empty() {
+            // There is no image, so the first word is the command's.
+            args.command.insert(0, std::mem::take(&mut args.image));
+        }
+        if args.commit && args.command.is_empty() {
+            let message = "--commit needs a command (write it behind --)";
+            return Err(Self::command().error(ErrorKind::MissingRequiredArgument, message));
+        }
+        Ok(args)
     }
 }

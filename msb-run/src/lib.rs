@@ -7,6 +7,7 @@
 pub mod args;
 pub mod caretaker;
 pub mod children;
+pub mod commit;
 pub mod docker;
 pub mod doctor;
 pub mod front;
@@ -15,3 +16,5 @@ pub mod passed;
 pub mod plan;
 pub mod programs;
 pub mod run;
+pub mod stages;
+pub mod step;

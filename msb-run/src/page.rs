@@ -6,7 +6,7 @@ use msb::tool::man::{self, Page};
 pub const PAGE: Page = Page {
     operands: "IMAGE [[--] CMD...]",
     forms: &[],
-    notes: &[("What is kept", kept)],
+    notes: &[("What is kept", kept), ("Steps of a build", steps)],
     exit_status: &[
         ("N", "the command's own status"),
         ("128+N", "signal N ended it, or msb-run before the command ran"),
@@ -21,7 +21,10 @@ pub const PAGE: Page = Page {
         ("MSB_VMM", "What runs the VM if --vmm is not given: auto, krun or qemu"),
         ("MSB_NETWORK", "The network if --network is not given (see msb-network(7))"),
     ],
-    files: &[("$MSB_HOME/sandboxes/NAME", "The disk of the VM NAME, and its upper with --patch")],
+    files: &[
+        ("$MSB_HOME/sandboxes/NAME", "The disk of the VM NAME, and its upper with --patch or --commit"),
+        ("$MSB_HOME/steps", "Which upper each step of --cache has made"),
+    ],
     examples: &[
         ("a command, and nothing is left", "msb-run alpine -- cat /etc/os-release"),
         ("a shell with another init as PID 1", "msb-run jrei/systemd-debian:12 -m 1G --init auto -- bash"),
@@ -30,6 +33,10 @@ pub const PAGE: Page = Page {
             "msb-run -d --name web nginx\nmsb-exec web -- nginx -v\nmsb-rm -f web",
         ),
         ("what it does, for a script", "msb-run -x alpine -- true"),
+        (
+            "a step of a build, and the image of its result",
+            "msb-run --commit --cache debian -- apt-get update | msb-pack oci:out:v1",
+        ),
     ],
     see_also: &[
         "msb(1)",
@@ -48,5 +55,17 @@ fn kept() -> String {
 ended. A second process cleans up if msb-run is killed. With --name the VM is
 stopped, and its disk stays for the next VM of that name. With --detach the VM
 runs until msb-stop stops it, also when the command has ended."
+        .into()
+}
+
+fn steps() -> String {
+    "--commit runs a command as RUN of a Dockerfile does: on a block root, without
+the entrypoint, and what it has written becomes the upper of the record on
+stdout. A command that fails leaves nothing. --cache finds an earlier result by
+the content of the root, the flags, the command, and the files that they and the
+operations of --patch name; what the network and volumes have is not a part of
+that. The upper of a result stays until msb-store rm removes it; a result whose
+upper has changed does not count any more, so patch it with msb-patch --copy.
+examples/debian-app and examples/dockerfile show both."
         .into()
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
+use std::path::Path;
 
 use msb::store::{home, layout};
 
@@ -44,6 +45,8 @@ pub struct Plan {
     pub exec: Option<Stage>,
     /// Ends the VM.
     pub end: Stage,
+    /// Ends the VM after a command that succeeded, with --commit.
+    pub commit: Option<Stage>,
 }
 
 impl Plan {
@@ -64,16 +67,22 @@ impl Plan {
             if follows_entrypoint { (&args.command[..], &[][..]) } else { (&[][..], &args.command[..]) };
         let mut pull = Stage::new("msb-pull", quiet.clone()).and(["--policy", &args.pull.name()]);
         pull = pull.and(&args.pulling.args).and([&args.image]);
-        let patch = match &args.patch {
+        // A commit changes the upper of the VM, so that is always one of its own.
+        let ops = args.patch.as_deref().or(args.commit.then_some(Path::new("/dev/null")));
+        let patch = match ops {
             Some(ops) => {
                 let upper = layout::sandbox(&home::home()?, &name);
                 let stage = Stage::new("msb-patch", quiet.clone()).and([OsStr::new("-f"), ops.as_os_str()]);
-                Some(stage.and([OsStr::new("--upper"), upper.as_os_str()]).and(["--fresh"]))
+                let start = if args.commit { "--copy" } else { "--fresh" };
+                Some(stage.and([OsStr::new("--upper"), upper.as_os_str()]).and([start]))
             }
             None => None,
         };
         let mut boot = Stage::new("msb-boot", quiet.clone()).and(["--name", &name]);
-        boot = boot.and(["--rm"].into_iter().filter(|_| !keeps_disk)).and(&args.boot.args).and(separated(of_boot));
+        boot = boot.and(["--rm"].into_iter().filter(|_| !keeps_disk));
+        boot = boot.and(["--root", "block"].into_iter().filter(|_| args.commit && !args.boot.has("root")));
+        boot = boot.and(["--entrypoint", ""].into_iter().filter(|_| args.commit && !args.boot.has("entrypoint")));
+        boot = boot.and(&args.boot.args).and(separated(of_boot));
         let mut exec = Stage::new("msb-exec", [&name]).and(&args.exec.args);
         // Detached from its terminal, the command would end with the VM.
         let is_on_terminal = args.exec.has("tty") || (!args.detach && io::stdin().is_terminal());
@@ -89,6 +98,7 @@ impl Plan {
             boot,
             exec: has_exec.then_some(exec),
             end: end.and([&name]),
+            commit: args.commit.then(|| Stage::new("msb-stop", ["-q", "--commit", &name])),
             name,
         })
     }
@@ -168,6 +178,7 @@ mod tests {
             boot: Stage::new("msb-boot", ["--name", "web"]),
             exec: Some(Stage::new("msb-exec", ["web"])),
             end: Stage::new("msb-rm", ["-f", "web"]),
+            commit: None,
         };
         let boot = "if { msb-pull alpine && msb-rm -f web; } |\n    msb-boot --name web > /dev/null\nthen\n";
         let run = "    msb-exec web\n    status=$?\n    msb-rm -f web\n    (exit $status)\nelse\n";

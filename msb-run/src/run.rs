@@ -1,25 +1,24 @@
 //! msb-run: runs a command in a new VM.
 
-use std::io::{Read, Write};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use msb::{tool::cli, tool::exit, tool::line, tool::start};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 use crate::args::Args;
 use crate::caretaker::{self, Caretaker};
 use crate::children::Children;
+use crate::commit;
 use crate::page::PAGE;
 use crate::passed::{self, Boot, Exec, Pull};
 use crate::plan::{Plan, Stage};
-use crate::programs;
-
-const TOOL: &str = "msb-run";
+use crate::stages::{TOOL, code, command, finish, process, shielded, spawn, status};
 
 /// The tool's main.
 pub fn main() -> ExitCode {
@@ -37,6 +36,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     passed::flags::<Pull>()?;
     passed::flags::<Exec>()?;
     let plan = Plan::new(args)?;
+    if args.commit {
+        return commit::run(&plan, args);
+    }
     if args.print {
         line::put_bytes(plan.script(args).as_bytes())?;
         return Ok(0);
@@ -125,23 +127,6 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
     })
 }
 
-/// Gives a stage its record and takes what it prints, if that does not go elsewhere.
-fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<Result<Vec<u8>, u8>> {
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that does not read has failed.
-        let _ = stdin.write_all(&record);
-    }
-    let mut printed = Vec::new();
-    if let Some(stdout) = &mut child.stdout {
-        stdout.read_to_end(&mut printed).context(stage.tool)?;
-    }
-    let status = child.wait().context(stage.tool)?;
-    if let Some(signal) = status.signal() {
-        exit::warn(TOOL, &format!("{} was ended by signal {signal}", stage.tool));
-    }
-    Ok(if status.success() { Ok(printed) } else { Err(exit::TOOL_FAILED) })
-}
-
 /// Starts the command with `-d`. Returns its ID if there is one, or an exit status if it could not be started.
 fn detach(exec: &Stage, children: &Children) -> anyhow::Result<Result<Option<u64>, u8>> {
     let mut child = spawn(exec, Stdio::null(), Stdio::piped(), children)?;
@@ -184,41 +169,4 @@ fn end(plan: &Plan) -> anyhow::Result<()> {
         shielded(&plan.end)?;
     }
     Ok(())
-}
-
-/// Runs a stage that a terminal's signals do not reach.
-fn shielded(stage: &Stage) -> anyhow::Result<ExitStatus> {
-    let mut command = command(stage)?;
-    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
-    command.status().context(stage.tool)
-}
-
-fn command(stage: &Stage) -> anyhow::Result<Command> {
-    let mut command = programs::command(stage.tool)?;
-    command.args(&stage.args);
-    Ok(command)
-}
-
-fn spawn(stage: &Stage, stdin: Stdio, stdout: Stdio, children: &Children) -> anyhow::Result<Child> {
-    let child = command(stage)?.stdin(stdin).stdout(stdout).spawn().context(stage.tool)?;
-    children.add(&child)?;
-    Ok(child)
-}
-
-fn status(command: &mut Command, children: &Children) -> anyhow::Result<ExitStatus> {
-    let mut child = command.spawn().map_err(|error| anyhow!(error).context("msb-exec"))?;
-    children.add(&child)?;
-    let status = child.wait()?;
-    children.forget();
-    Ok(status)
-}
-
-fn process(child: &Child) -> anyhow::Result<std::os::fd::OwnedFd> {
-    Ok(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
-}
-
-/// The exit status for that of a child.
-fn code(status: ExitStatus) -> u8 {
-    let killed = status.signal().map(|signal| i32::from(exit::SIGNAL_BASE) + signal);
-    status.code().or(killed).and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::TOOL_FAILED)
 }

@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
 use msb::record::{DiskFormat, Rootfs, Upper};
 use msb::store::sandbox::Owner;
-use msb::store::staging::{Layers, Staging};
+use msb::store::staging::{Layers, Staging, Start};
 use msb::vm::boot::{self, Boot, MountStep};
 use msb::vm::rundir::{self, Committed, LockedRunDir, StopRequest};
 use msb::wire::Message;
@@ -70,7 +70,7 @@ fn commit(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: &OwnedF
     if let Some(upper) = &record.upper {
         reach::require_private(&upper.dir)?;
     }
-    let (staging, layers) = Staging::begin(block.home(), lower, record.upper.as_ref(), None, false)?;
+    let (staging, layers) = Staging::begin(block.home(), lower, record.upper.as_ref(), None, Start::Continue)?;
     if let Some(draft) = staging.draft() {
         Owner::of(record).create(&draft.dir).inspect_err(|_| staging.discard())?;
     }

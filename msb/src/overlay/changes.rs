@@ -72,6 +72,7 @@ struct Open {
 
 /// A step of a walk. Paths are relative to the root.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Visit {
     /// What a path stood for, and what it stands for. One of them exists.
     Path(PathBuf, Option<Node>, Option<Node>),

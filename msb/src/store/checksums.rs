@@ -55,6 +55,32 @@ pub fn write(layer: &Path, to: &Path) -> io::Result<()> {
     out.flush()
 }
 
+/// A hash of a file, or of a directory with all that is below it: everything that the checksums of a layer cover. It does not depend
+/// on the order of names in a directory.
+///
+/// # Errors
+/// The error of reading, and [`interrupt::check`]; [`io::ErrorKind::InvalidInput`] for what is neither a file nor a directory.
+pub fn digest(path: &Path) -> io::Result<String> {
+    let mut lines: Vec<[u8; 32]> = Vec::new();
+    let meta = fs::metadata(path)?;
+    if meta.is_dir() {
+        each_line(path, &mut 0, |path, members| {
+            lines.push(blake3::hash(format!("{members} {}", escape(path)).as_bytes()).into());
+            Ok(())
+        })?;
+    } else if meta.is_file() {
+        let entry = Entry::of_open(File::open(path)?)?;
+        let content = content(&entry, &mut vec![0; BLOCK])?;
+        lines.push(blake3::hash(members(&entry, &content)?.as_bytes()).into());
+    } else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a directory"));
+    }
+    lines.sort_unstable();
+    let mut hash = Hasher::new();
+    lines.iter().for_each(|line| _ = hash.update(line));
+    Ok(hash.finalize().to_hex().to_string())
+}
+
 /// What the last line of checksums says that the layer takes of the disk, in bytes.
 ///
 /// # Errors

@@ -15,6 +15,7 @@
 //! │   ├── owner.json              the image below the upper, and its mount point
 //! │   ├── hold                    locked by users of an upper that a pipe made, and written when the last one ends
 //! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
+//! ├── steps/HEX                   the upper that a step of a build made, by the digest of what the step depends on
 //! ├── volumes/NAME/               the content of volumes
 //! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
 //! ├── logs/NAME/                  logs of boots that failed
@@ -172,6 +173,16 @@ pub fn is_sandbox(path: &Path) -> bool {
 /// Whether a path has the name of something that is being made or removed, or was abandoned meanwhile.
 pub fn is_staging(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+/// The results of steps of a build.
+pub fn steps(home: &Path) -> PathBuf {
+    home.join("steps")
+}
+
+/// The result of the step with this digest, in hex.
+pub fn step(home: &Path, digest: &str) -> PathBuf {
+    steps(home).join(digest)
 }
 
 /// The volumes.

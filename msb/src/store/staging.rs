@@ -28,6 +28,17 @@ use crate::record::Upper;
 /// if this run is killed.
 const STAGED_UPPER: &str = "msb.upper";
 
+/// What a new upper starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The upper that exists, in whose place it will be, or an empty one.
+    Continue,
+    /// An empty one, which will be in the place of the upper that exists.
+    Fresh,
+    /// A copy of the upper that exists, which stays as it is.
+    Copy,
+}
+
 /// An upper that is being made.
 #[derive(Debug)]
 pub struct Staging {
@@ -131,22 +142,27 @@ fn remove_abandoned(sandboxes: &Path) {
 }
 
 impl Staging {
-    /// Starts an upper: a copy of an existing one, or an empty one.
+    /// Starts an upper.
     ///
     /// `named` is a directory of the caller's. It gets mode 0700 and holds `upper` and `work`. Without it the upper is made in a sandbox
-    /// in the store at `home`. If an upper exists there, or `continued` names one, it is continued; with `is_fresh`, an empty one takes
-    /// its place.
+    /// in the store at `home`. The upper that exists is the one in `named`, else `continued`; only that one is copied.
     ///
     /// # Errors
-    /// [`Error::Caller`] if another process writes the upper, or it is gone.
+    /// [`Error::Caller`] if another process writes the upper, or it is gone, or a copy has no place.
     pub fn begin(
         home: &Path,
         lower: &[PathBuf],
         continued: Option<&Upper>,
         named: Option<&Path>,
-        is_fresh: bool,
+        start: Start,
     ) -> Result<(Self, Layers), Error> {
         let layers = Merged::open(lower, None)?;
+        let is_fresh = start == Start::Fresh;
+        if start == Start::Copy {
+            let (staging, writer) = Self::copy(home, &layers, continued, named)?;
+            let root = Merged::open(lower, Some(&staging.upper)).inspect_err(|_| staging.discard())?;
+            return Ok((staging, Layers { root, writer, shared: HashSet::new() }));
+        }
         let existing = match (named, continued) {
             (None, continued) => continued.cloned(),
             (Some(dir), Some(upper)) if upper.dir == dir || upper.dir == dir.join(UPPER) => Some(upper.clone()),
@@ -156,21 +172,40 @@ impl Staging {
         let existing = existing.filter(|upper| !is_fresh || upper.dir.is_dir());
         let (staging, writer, shared) = match (existing, named) {
             (Some(upper), _) => Self::exchange(&upper, is_fresh.then_some(&layers))?,
-            (None, Some(dir)) => Self::new_in(dir, &layers)?,
-            (None, None) => Self::new_sandbox(home, &layers)?,
+            (None, Some(dir)) => with_nothing_shared(Self::new_in(dir, &layers)?),
+            (None, None) => with_nothing_shared(Self::new_sandbox(home, &layers)?),
         };
         let root = Merged::open(lower, Some(&staging.upper)).inspect_err(|_| staging.discard())?;
         Ok((staging, Layers { root, writer, shared }))
     }
 
-    fn new_sandbox(home: &Path, layers: &Merged) -> Result<(Self, Writer, HashSet<u64>), Error> {
+    /// Copies `from` with all data: both uppers may be written to later. Without `from` the new one is empty.
+    fn copy(home: &Path, layers: &Merged, from: Option<&Upper>, named: Option<&Path>) -> Result<(Self, Writer), Error> {
+        if let Some(dir) = named
+            && existing_in(dir).at(|| format!("upper {dir:?}"))?.is_some()
+        {
+            return Err(Error::Caller(format!("upper {dir:?}: exists (name another directory for the copy)")));
+        }
+        let _source = from.map(lock_source).transpose()?;
+        let (staging, writer) = match named {
+            Some(dir) => Self::new_in(dir, layers)?,
+            None => Self::new_sandbox(home, layers)?,
+        };
+        if let Some(from) = from {
+            let copied = fill_from(&from.dir, &staging.upper, false);
+            copied.inspect_err(|_| staging.discard()).at(|| format!("copy of upper {:?}", from.dir))?;
+        }
+        Ok((staging, writer))
+    }
+
+    fn new_sandbox(home: &Path, layers: &Merged) -> Result<(Self, Writer), Error> {
         let draft = Draft::begin(&layout::sandboxes(home))?;
         let dir = draft.dir.clone();
         let (upper, work) = (dir.join(UPPER), dir.join(WORK));
         let made = upper::create(&upper, &work, layers)
             .at(|| format!("upper {upper:?}: owner and mode of the layers' root directory"));
         let writer = made.and_then(|()| lock_upper(&upper, &work)).inspect_err(|_| draft.discard())?;
-        Ok((Self { dir, upper, made: Vec::new(), publish: Publish::Sandbox(draft) }, writer, HashSet::new()))
+        Ok((Self { dir, upper, made: Vec::new(), publish: Publish::Sandbox(draft) }, writer))
     }
 
     /// The sandbox that is being made, if all of it is new.
@@ -181,8 +216,13 @@ impl Staging {
         }
     }
 
-    fn new_in(dir: &Path, layers: &Merged) -> Result<(Self, Writer, HashSet<u64>), Error> {
+    fn new_in(dir: &Path, layers: &Merged) -> Result<(Self, Writer), Error> {
         let upper = pair(dir.join(UPPER), dir.join(WORK));
+        if layout::is_sandbox(dir)
+            && let Some(sandboxes) = dir.parent()
+        {
+            make_private_dir(sandboxes).at(|| format!("{sandboxes:?}"))?;
+        }
         let mut made = Vec::new();
         if make_missing(dir).at(|| format!("upper {dir:?}"))? {
             made.push(dir.to_owned());
@@ -204,7 +244,7 @@ impl Staging {
         match begun {
             Ok((staged, writer)) => {
                 let publish = Publish::New { to: upper.dir, work: upper.work };
-                Ok((Self { upper: staged.clone(), dir: staged, made, publish }, writer, HashSet::new()))
+                Ok((Self { upper: staged.clone(), dir: staged, made, publish }, writer))
             }
             Err(error) => {
                 remove_made(&made);
@@ -321,6 +361,28 @@ impl Published {
     }
 }
 
+fn with_nothing_shared((staging, writer): (Staging, Writer)) -> (Staging, Writer, HashSet<u64>) {
+    (staging, writer, HashSet::new())
+}
+
+/// Locks an upper that is copied.
+fn lock_source(from: &Upper) -> Result<Option<OwnedFd>, Error> {
+    if !from.dir.is_dir() {
+        return Err(Error::Caller(format!("upper {:?} is gone", from.dir)));
+    }
+    match upper::lock_to_read(&from.work) {
+        Ok(lock) => Ok(Some(lock)),
+        // Nothing can write an upper without its work directory.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(&from.dir)),
+        Err(error) => Err(error).at(|| format!("work {:?}", from.work)),
+    }
+}
+
+fn in_use(upper: &Path) -> Error {
+    Error::Caller(format!("upper {upper:?}: in use by another msb-patch or msb-mount (unmount it first)"))
+}
+
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
 }
@@ -363,9 +425,7 @@ fn existing_in(dir: &Path) -> io::Result<Option<Upper>> {
 
 fn lock_upper(upper: &Path, work: &Path) -> Result<Writer, Error> {
     match Writer::open(work, false) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            Err(Error::Caller(format!("upper {upper:?}: in use by another msb-patch or msb-mount (unmount it first)")))
-        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(upper)),
         other => other.at(|| format!("work {work:?}")),
     }
 }
@@ -384,11 +444,16 @@ fn remove_made(made: &[PathBuf]) {
     }
 }
 
-/// Copies an upper so that the original need not change. Regular files are hardlinked and their inode numbers returned: such a file must
-/// be copied before it is written to. Files that were hardlinked before are copied, once each, since their link count would not tell
-/// whether they are shared.
+/// Copies an upper so that the original need not change, with the data of its files shared. Returns what [`fill_from`] does.
 fn clone_tree(from: &Path, to: &Path) -> io::Result<HashSet<u64>> {
     rustix::fs::mkdir(to, Mode::from_raw_mode(0o700))?;
+    fill_from(from, to, true)
+}
+
+/// Copies what an upper has into the directory `to`. If its data `is_shared`, regular files are hardlinked and their inode numbers
+/// returned: such a file must be copied before it is written to. Files that were hardlinked before are copied, once each, since their
+/// link count would not tell whether they are shared.
+fn fill_from(from: &Path, to: &Path, is_shared: bool) -> io::Result<HashSet<u64>> {
     let (from_root, to_root) = (Dir::open(from)?, Dir::open(to)?);
     let mut shared = HashSet::new();
     let mut copied: HashMap<u64, Entry> = HashMap::new();
@@ -404,7 +469,7 @@ fn clone_tree(from: &Path, to: &Path) -> io::Result<HashSet<u64>> {
             if entry.is_dir() {
                 to.mkdir(name, Mode::from_raw_mode(0o700))?;
                 pending.push(path.join(child));
-            } else if entry.file_type() == FileType::RegularFile && stat.st_nlink == 1 {
+            } else if is_shared && entry.file_type() == FileType::RegularFile && stat.st_nlink == 1 {
                 to.link(name, &entry)?;
                 shared.insert(stat.st_ino);
             } else if let Some(first) = copied.get(&stat.st_ino) {

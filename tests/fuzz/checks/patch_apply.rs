@@ -14,7 +14,7 @@ use msb::overlay::beneath::{Dir, Name};
 use msb::overlay::{Merged, whiteout};
 use msb::record::Upper;
 use msb::record::owner::Id;
-use msb::store::staging::Staging;
+use msb::store::staging::{Staging, Start};
 use msb_patch::caps::FileCaps;
 use msb_patch::member::{Base64, Mode, Owner, RawPath, Timestamp};
 use msb_patch::op::{self, Op};
@@ -46,8 +46,8 @@ pub fn check(data: &[u8]) {
         let continued = Upper::new(upper.clone(), place("mine/work"));
         let dry_run = choices.one_in(6);
         let is_fresh = choices.one_in(12);
-        let begun =
-            Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named), is_fresh);
+        let start = if is_fresh { Start::Fresh } else { Start::Continue };
+        let begun = Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named), start);
         let (staging, layers) = begun.expect("layers that can be opened");
         let epoch = choices.one_in(2).then_some(1_700_000_000);
         let (user, src_dir) = (User::of_this_process(), place("src"));

@@ -1,0 +1,130 @@
+//! msb-run --commit: runs a command as a step of a build. Its stages run one after another, because the record of each decides what
+//! the next one does.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Stdio;
+
+use anyhow::Context;
+use msb::record::Record;
+use msb::tool::output::Output;
+use msb::tool::{exit, source};
+
+use crate::args::Args;
+use crate::caretaker::Caretaker;
+use crate::children::Children;
+use crate::plan::{Plan, Stage};
+use crate::stages::{TOOL, code, command, finish, shielded, spawn, status};
+use crate::step::Step;
+
+/// A record, or the exit status of what has failed and has said why.
+type Made = Result<Record, u8>;
+
+/// Runs the step, or takes the result of an earlier run, and prints its record.
+///
+/// # Errors
+/// Those of starting processes, of records, and of the cache.
+pub fn run(plan: &Plan, args: &Args) -> anyhow::Result<u8> {
+    let output = Output { output: args.output.clone(), json: false, quiet: args.quiet };
+    output.check()?;
+    let children = Children::new()?;
+    let record = match input(plan, args, &children)? {
+        Ok(record) => record,
+        Err(code) => return Ok(code),
+    };
+    let step = args.cache.then(|| Step::new(&record, args)).transpose()?;
+    let cached = step.as_ref().and_then(|step| step.result(&record));
+    let made = match cached {
+        Some(made) => made,
+        None => match execute(plan, args, &record, &children)? {
+            Ok(made) => made,
+            Err(code) => return Ok(code),
+        },
+    };
+    if let Some(step) = &step
+        && let Err(error) = step.keep(&made)
+    {
+        exit::warn(TOOL, &format!("--cache: the result is not kept: {error:#}"));
+    }
+    output.put(&made, || made.upper.as_ref().map(|upper| upper.dir.display().to_string()).unwrap_or_default())?;
+    Ok(0)
+}
+
+/// The record that the step starts from.
+fn input(plan: &Plan, args: &Args, children: &Children) -> anyhow::Result<Made> {
+    match args.record.as_deref() {
+        Some("-") => Ok(Ok(source::stdin()?)),
+        Some(name) => Ok(Ok(source::named(name)?)),
+        None => {
+            let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
+            let stdin = if from_stdin { Stdio::inherit() } else { Stdio::null() };
+            stage(&plan.pull, stdin, Vec::new(), children)
+        }
+    }
+}
+
+/// Runs the command in a VM, and commits what it has written. Nothing is left of a step that fails.
+fn execute(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyhow::Result<Made> {
+    let mut caretaker = Caretaker::start()?;
+    caretaker.order(&[&plan.end])?;
+    caretaker.share(true)?;
+    let made = in_vm(plan, args, record, children);
+    caretaker.share(false)?;
+    if !matches!(made, Ok(Ok(_))) && shielded(&plan.end)?.code().is_none() {
+        shielded(&plan.end)?;
+    }
+    caretaker.dismiss()?;
+    match (made?, children.first_signal()) {
+        (Err(_), Some(signal)) => Ok(Err(exit::SIGNAL_BASE.saturating_add(signal))),
+        (made, _) => Ok(made),
+    }
+}
+
+fn in_vm(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyhow::Result<Made> {
+    let (Some(patch), Some(exec), Some(commit)) = (&plan.patch, &plan.exec, &plan.commit) else {
+        unreachable!("a plan with --commit has them")
+    };
+    let patched = match stage(patch, Stdio::piped(), serde_json::to_vec(record)?, children)? {
+        Ok(patched) => patched,
+        failed => return Ok(failed),
+    };
+    let mut boot = spawn(&plan.boot, Stdio::piped(), Stdio::null(), children)?;
+    if let Err(code) = finish(&plan.boot, &mut boot, serde_json::to_vec(&patched)?)? {
+        return Ok(Err(code));
+    }
+    children.forget();
+    let mut exec = command(exec)?;
+    // stdout is for the record.
+    exec.stdout(io::stderr().as_fd().try_clone_to_owned()?);
+    if args.record.as_deref() == Some("-") {
+        exec.stdin(Stdio::null());
+    }
+    let ended = status(&mut exec, children)?;
+    if !ended.success() || children.first_signal().is_some() {
+        return Ok(Err(code(ended)));
+    }
+    let mut stop = command(commit)?;
+    let stop = stop.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let stopped = stop.output().context(commit.tool)?;
+    if !stopped.status.success() {
+        return Ok(Err(exit::TOOL_FAILED));
+    }
+    let stopped = Record::parse(stopped.stdout.trim_ascii_end()).context(commit.tool)?;
+    // What the step was asked for is not a part of its result.
+    let mut made = patched;
+    made.upper = stopped.upper;
+    made.mount = None;
+    Ok(Ok(made))
+}
+
+/// Runs a stage that prints a record.
+fn stage(stage: &Stage, stdin: Stdio, record: Vec<u8>, children: &Children) -> anyhow::Result<Made> {
+    let mut child = spawn(stage, stdin, Stdio::piped(), children)?;
+    let printed = finish(stage, &mut child, record)?;
+    children.forget();
+    match printed {
+        Ok(text) => Ok(Ok(Record::parse(text.trim_ascii_end()).context(stage.tool)?)),
+        Err(code) => Ok(Err(code)),
+    }
+}

@@ -1,0 +1,93 @@
+//! The processes of a run: how a stage is started, and how it ended.
+
+use std::io::{Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use anyhow::{Context, anyhow};
+use msb::tool::exit;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::children::Children;
+use crate::plan::Stage;
+use crate::programs;
+
+/// The tool that messages are from.
+pub const TOOL: &str = "msb-run";
+
+/// Gives a stage its record and takes what it prints, if that does not go elsewhere. A stage that failed has said why, and leaves the
+/// exit status.
+///
+/// # Errors
+/// Those of the pipes, and of wait(2).
+pub fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<Result<Vec<u8>, u8>> {
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read has failed.
+        let _ = stdin.write_all(&record);
+    }
+    let mut printed = Vec::new();
+    if let Some(stdout) = &mut child.stdout {
+        stdout.read_to_end(&mut printed).context(stage.tool)?;
+    }
+    let status = child.wait().context(stage.tool)?;
+    if let Some(signal) = status.signal() {
+        exit::warn(TOOL, &format!("{} was ended by signal {signal}", stage.tool));
+    }
+    Ok(if status.success() { Ok(printed) } else { Err(exit::TOOL_FAILED) })
+}
+
+/// Runs a stage that a terminal's signals do not reach.
+///
+/// # Errors
+/// As [`command`], and those of starting it.
+pub fn shielded(stage: &Stage) -> anyhow::Result<ExitStatus> {
+    let mut command = command(stage)?;
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null());
+    command.status().context(stage.tool)
+}
+
+/// The command that starts a stage.
+///
+/// # Errors
+/// A tool that is not installed.
+pub fn command(stage: &Stage) -> anyhow::Result<Command> {
+    let mut command = programs::command(stage.tool)?;
+    command.args(&stage.args);
+    Ok(command)
+}
+
+/// Starts a stage, which gets the signals of this process.
+///
+/// # Errors
+/// As [`command`], and those of starting it.
+pub fn spawn(stage: &Stage, stdin: Stdio, stdout: Stdio, children: &Children) -> anyhow::Result<Child> {
+    let child = command(stage)?.stdin(stdin).stdout(stdout).spawn().context(stage.tool)?;
+    children.add(&child)?;
+    Ok(child)
+}
+
+/// Runs msb-exec. Returns how it ended.
+///
+/// # Errors
+/// Those of starting it.
+pub fn status(command: &mut Command, children: &Children) -> anyhow::Result<ExitStatus> {
+    let mut child = command.spawn().map_err(|error| anyhow!(error).context("msb-exec"))?;
+    children.add(&child)?;
+    let status = child.wait()?;
+    children.forget();
+    Ok(status)
+}
+
+/// A descriptor of a child.
+///
+/// # Errors
+/// Those of pidfd_open(2).
+pub fn process(child: &Child) -> anyhow::Result<std::os::fd::OwnedFd> {
+    Ok(pidfd_open(Pid::from_child(child), PidfdFlags::empty())?)
+}
+
+/// The exit status for that of a child.
+pub fn code(status: ExitStatus) -> u8 {
+    let killed = status.signal().map(|signal| i32::from(exit::SIGNAL_BASE) + signal);
+    status.code().or(killed).and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::TOOL_FAILED)
+}

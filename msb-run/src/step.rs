@@ -1,0 +1,180 @@
+//! The cache of the steps of a build: the upper that a step made, by the digest of all that the step depends on. A result counts only
+//! as long as its upper is as the step left it.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD as STANDARD;
+use blake3::Hasher;
+use msb::record::{Record, Rootfs, Upper};
+use msb::store::{checksums, home, layout, publish};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::args::Args;
+
+/// Changes with what the digest covers.
+const VERSION: &[u8] = b"msb-run step 1";
+
+/// A step of a build.
+#[derive(Debug)]
+pub struct Step {
+    file: PathBuf,
+}
+
+/// The result of a step.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    upper: Upper,
+    scripts: BTreeMap<String, PathBuf>,
+    /// The digest of the upper.
+    digest: String,
+}
+
+impl Step {
+    /// The step that a command line asks for.
+    ///
+    /// # Errors
+    /// What cannot be read, and a root that is a disk.
+    pub fn new(record: &Record, args: &Args) -> anyhow::Result<Self> {
+        let mut parts = Parts(Hasher::new());
+        parts.add(VERSION);
+        parts.add_record(record)?;
+        if let Some(ops) = &args.patch {
+            parts.add_ops(ops)?;
+        }
+        for list in [&args.boot.args, &args.exec.args, &args.command] {
+            parts.add(&list.len().to_le_bytes());
+            list.iter().for_each(|arg| parts.add(arg.as_bytes()));
+        }
+        parts.add_named(&args.boot.args)?;
+        Ok(Self { file: layout::step(&home::home()?, parts.0.finalize().to_hex().as_str()) })
+    }
+
+    /// The record with the result of an earlier run, if there is one and nobody has changed it.
+    pub fn result(&self, record: &Record) -> Option<Record> {
+        let entry: Entry = serde_json::from_slice(&fs::read(&self.file).ok()?).ok()?;
+        let is_whole = checksums::digest(&entry.upper.dir).is_ok_and(|digest| digest == entry.digest)
+            && entry.scripts.values().all(|script| script.exists());
+        if !is_whole {
+            let _ = fs::remove_file(&self.file);
+            return None;
+        }
+        let mut made = record.clone();
+        (made.upper, made.scripts, made.mount) = (Some(entry.upper), entry.scripts, None);
+        Some(made)
+    }
+
+    /// Keeps the result of a run.
+    ///
+    /// # Errors
+    /// Those of reading the upper, and of writing.
+    pub fn keep(&self, made: &Record) -> anyhow::Result<()> {
+        let Some(upper) = made.upper.clone().filter(|_| !self.file.exists()) else { return Ok(()) };
+        let digest = checksums::digest(&upper.dir).with_context(|| format!("upper {:?}", upper.dir))?;
+        let entry = Entry { upper, scripts: made.scripts.clone(), digest };
+        if let Some(steps) = self.file.parent() {
+            publish::make_private_dir(steps).with_context(|| format!("{steps:?}"))?;
+        }
+        publish::write_file(&self.file, &serde_json::to_vec(&entry)?, 0o600).with_context(|| format!("{:?}", self.file))
+    }
+}
+
+/// What a step depends on.
+struct Parts(Hasher);
+
+impl Parts {
+    /// Adds a part, so that no two lists of parts give the same bytes.
+    fn add(&mut self, part: &[u8]) {
+        self.0.update(&(part.len() as u64).to_le_bytes());
+        self.0.update(part);
+    }
+
+    fn add_path(&mut self, path: &Path) -> anyhow::Result<()> {
+        let digest = checksums::digest(path).with_context(|| format!("--cache: {path:?}"))?;
+        self.add(digest.as_bytes());
+        Ok(())
+    }
+
+    /// Adds the root by its content, and the other members of a record as they are.
+    fn add_record(&mut self, record: &Record) -> anyhow::Result<()> {
+        let mut rest = record.clone();
+        (rest.upper, rest.mount, rest.vm) = (None, None, None);
+        let lower = match rest.rootfs.take() {
+            Some(Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) => lower,
+            Some(Rootfs::Disk { .. }) => {
+                bail!("--commit: the root is a disk, and only layers and directories have an upper")
+            }
+            None => Vec::new(),
+        };
+        let scripts = std::mem::take(&mut rest.scripts);
+        self.add(&serde_json::to_vec(&rest)?);
+        for dir in &lower {
+            match layout::stored_layer(dir) {
+                Some((_, id)) => self.add(id.as_bytes()),
+                None => self.add_path(dir)?,
+            }
+        }
+        match &record.upper {
+            Some(upper) => self.add_path(&upper.dir)?,
+            None => self.add(b"no upper"),
+        }
+        for (name, file) in &scripts {
+            self.add(name.as_bytes());
+            self.add_path(file)?;
+        }
+        Ok(())
+    }
+
+    /// Adds operations, and the files of the host that they name.
+    fn add_ops(&mut self, file: &Path) -> anyhow::Result<()> {
+        let text = fs::read(file).with_context(|| format!("{file:?}"))?;
+        self.add(&text);
+        // What is not JSON, msb-patch refuses.
+        let ops = serde_json::Deserializer::from_slice(&text).into_iter::<Value>().map_while(Result::ok);
+        for op in ops {
+            let encoded = op.get("src_base64").and_then(|src| STANDARD.decode(src.as_str()?).ok());
+            let src = op.get("src").and_then(Value::as_str).map(|src| src.as_bytes().to_vec()).or(encoded);
+            if let Some(src) = src {
+                self.add_path(Path::new(OsStr::from_bytes(&src)))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds what the flags of msb-boot name: variables of the environment, and files.
+    fn add_named(&mut self, args: &[OsString]) -> anyhow::Result<()> {
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            let bytes = arg.as_bytes();
+            let at = bytes.iter().position(|&byte| byte == b'=').unwrap_or(bytes.len());
+            let is_named = matches!(&bytes[..at], b"--env" | b"--init-env" | b"--env-file" | b"--script");
+            if !is_named {
+                continue;
+            }
+            let value = match bytes.get(at + 1..) {
+                Some(value) => OsStr::from_bytes(value),
+                None => args.next().map_or(OsStr::new(""), OsString::as_os_str),
+            };
+            let (name, rest) = match value.as_bytes().iter().position(|&byte| byte == b'=') {
+                Some(at) => (&value.as_bytes()[..at], Some(&value.as_bytes()[at + 1..])),
+                None => (value.as_bytes(), None),
+            };
+            match (&bytes[..at], rest) {
+                (b"--env" | b"--init-env", None) => {
+                    self.add(env::var_os(OsStr::from_bytes(name)).unwrap_or_default().as_bytes());
+                }
+                (b"--env-file", _) => self.add_path(Path::new(value))?,
+                (b"--script", Some(file)) => self.add_path(Path::new(OsStr::from_bytes(file)))?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
