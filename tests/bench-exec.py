@@ -32,7 +32,7 @@ def frame(kind, payload):
 def steps(endpoint):
     marks = [time.monotonic()]
     agent = connect(endpoint)
-    agent.sendall(frame(1, b'{"version":1}'))
+    agent.sendall(frame(1, b'{"version":2}'))
     exactly(agent, struct.unpack("<IB", exactly(agent, 5))[0])
     marks.append(time.monotonic())
     agent.sendall(frame(2, b'{"argv":["/bin/true"],"no_stdin":true}') + frame(8, b"\1\0\0\1\0") + frame(8, b"\2\0\0\1\0"))

@@ -13,6 +13,11 @@ setup_file() {
     jq -c '.image = {ref: "test", config: {Env: ["GREETING=hi", "PATH=/bin:/opt/bin"], Entrypoint: ["/bin/echo", "entry"],
         Cmd: ["cmd"], WorkingDir: "/tmp", User: ""}}' "$vm_record" > "$vm_record.new"
     mv "$vm_record.new" "$vm_record"
+    mkdir "$vm_root/root" 2>/dev/null || chmod 700 "$vm_root/root"
+    install -m 755 /dev/null "$vm_root/root/tool"
+    mkdir -p "$vm_root/tmp"
+    printf "#!/no/such\n" > "$vm_root/tmp/bad"
+    chmod 755 "$vm_root/tmp/bad"
     exec_boot --script "hello=$BATS_FILE_TMPDIR/hello" --script "plain=$BATS_FILE_TMPDIR/plain"
 }
 
@@ -280,7 +285,7 @@ END
 }
 
 @test "an agent that breaks the protocol is an error with status 125" {
-    hello='\r\0\0\0\1{"version":1}'
+    hello='\r\0\0\0\1{"version":2}'
     while IFS='|' read -r answer message; do
         printf "$answer" > answer
         fake_agent close
@@ -302,7 +307,7 @@ END
 }
 
 @test "a guest that sends more than its credit is disconnected" {
-    { printf '\r\0\0\0\1{"version":1}\20\0\0\0\3{"pid":1,"id":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
+    { printf '\r\0\0\0\1{"version":2}\20\0\0\0\3{"pid":1,"id":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
     fake_agent
     mkfifo never-read
     timeout 60 msb-exec -r fake.json -- true > never-read 2> err &
@@ -319,7 +324,7 @@ END
 import json, socket, struct, sys
 endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
 def frame(kind, payload): return struct.pack("<IB", len(payload), kind) + payload
-hello = frame(1, b'{"version":1}')
+hello = frame(1, b'{"version":2}')
 for junk in [b"\xff" * 64, frame(99, b""), struct.pack("<IB", 2**32 - 1, 2), hello + frame(11, b"{}"), frame(1, b'{"version":9}'),
              hello + frame(2, b"not json"), hello + frame(2, b'{"argv":["sleep","99"]}') + frame(4, b"x" * 65536) * 4]:
     s = socket.socket(socket.AF_UNIX)
@@ -359,4 +364,111 @@ END
 
 @test "the record may come first on stdin, and the rest is the command's" {
     [ "$({ cat "$MSB_RECORD"; printf 'for\nyou'; } | msb-exec -r - -- cat)" = $'for\nyou' ]
+}
+
+@test "--process is the whole command: exact environment, IDs, capabilities, limits" {
+    jq -n '{args: ["sh", "-c", "env; id; umask; ulimit -Hn; grep -E \"^(Cap|NoNewPrivs|Groups)\" /proc/self/status; cat /proc/self/oom_score_adj; pwd"],
+        cwd: "/etc", env: ["PATH=/bin", "B=1", "A=x y"], user: {uid: 1000, gid: 1001, umask: 63, additionalGids: [29, 4711]},
+        capabilities: {bounding: ["CAP_CHOWN", "CAP_KILL"], permitted: ["CAP_KILL"], effective: ["CAP_KILL"], inheritable: ["CAP_KILL"],
+        ambient: ["CAP_KILL", "CAP_NONE"]}, rlimits: [{type: "RLIMIT_NOFILE", soft: 99, hard: 100}], noNewPrivileges: true, oomScoreAdj: 7}' > process.json
+    run --separate-stderr msb-exec -n --process process.json
+    echo "$output"
+    [ "$status" = 0 ]
+    # The shell itself adds PWD and SHLVL.
+    [ "$(grep -E '^[A-Z]+=' <<< "$output" | grep -vE '^(PWD|SHLVL)=' | sort | xargs)" = 'A=x y B=1 HOME=/home/app PATH=/bin' ]
+    [[ $output == *$'\nuid=1000(app) gid=1001(app) groups=29(audio),4711\n0077\n100\n'* ]]
+    [ "$(grep -E '^(Cap|No)' <<< "$output" | tr -d '\t' | xargs)" = 'CapInh:0000000000000020 CapPrm:0000000000000020 CapEff:0000000000000020 CapBnd:0000000000000021 CapAmb:0000000000000020 NoNewPrivs:1' ]
+    [[ $output == *$'\n7\n/etc' ]]
+    # Without capabilities there are none, also for root.
+    jq -n '{args: ["grep", "CapBnd", "/proc/self/status"], cwd: "/", env: []}' > process.json
+    [ "$(msb-exec -n --process process.json)" = $'CapBnd:\t0000000000000000' ]
+    run --separate-stderr msb-exec -n --process process.json -- true
+    [ "$status" = 125 ]
+    jq -n '{args: ["tty"], cwd: "/", env: ["PATH=/bin"], terminal: true, consoleSize: {height: 33, width: 99}}' > process.json
+    [[ $(msb-exec -n --process process.json) == /dev/pts/* ]]
+}
+
+@test "--started-fd says when the command runs, or why it does not" {
+    msb-exec -n --started-fd 3 -- sh -c 'echo $$' 3> started > pid
+    [ "$(jq -c '[.event, .pid, (.id > 0)]' started)" = "[\"started\",$(cat pid),true]" ]
+    run -127 --separate-stderr msb-exec -n --started-fd 3 -- /no/such 3> started
+    [ "$(jq -c '[.event, .status, .error]' started)" = '["failed",127,"\"/no/such\": not found in the guest"]' ]
+    [[ $stderr == *'not found in the guest'* ]]
+    run --separate-stderr msb-exec -n --stand-in --started-fd 3 -- /etc 3> started
+    [ "$status" = 126 ]
+    [ -z "$stderr" ]
+    [ "$(jq .status started)" = 126 ]
+    run msb-exec -n --started-fd 33 -- true
+    [ "$status" = 125 ]
+}
+
+@test "--prepare-fd finds errors first, and the command runs at the word to go" {
+    mkfifo go started
+    exec {word}<> go {report}<> started
+    msb-exec -n --prepare-fd 3 --started-fd 4 -- sh -c 'touch /tmp/went; cat /proc/self/oom_score_adj' 3< go 4> started > out {word}>&- {report}>&- &
+    read -r -u "$report" line
+    [ "$(jq -r .event <<< "$line")" = prepared ]
+    id=$(jq .id <<< "$line")
+    [ "$(msb-exec -n --list | jq -c "select(.id == $id) | [.attached, .exit]")" = '[true,null]' ]
+    [ "$(msb-exec -n -- sh -c 'ls /tmp/went 2>/dev/null || echo no')" = no ]
+    # It holds none of the agent's descriptors: its streams and two pipes.
+    [ "$(msb-exec -n -- sh -c 'ls /proc/$1/fd | wc -l' sh "$(jq .pid <<< "$line")")" = 5 ]
+    echo >&"$word"
+    read -r -u "$report" line
+    [ "$(jq -c '[.event, .id]' <<< "$line")" = "[\"started\",$id]" ]
+    wait $!
+    [ "$(cat out)" = 0 ]
+    msb-exec -n -- rm /tmp/went
+    # A signal ends one that waits, and so does the end of the word.
+    msb-exec -n --prepare-fd 3 --started-fd 4 -- true 3< go 4> started {word}>&- {report}>&- &
+    read -r -u "$report" line
+    msb-exec -n --signal TERM "$(jq .id <<< "$line")"
+    status=0
+    wait $! || status=$?
+    [ "$status" = 143 ]
+    read -r -u "$report" line
+    [ "$(jq -c '[.event, .status]' <<< "$line")" = '["failed",143]' ]
+    run --separate-stderr msb-exec -n --prepare-fd 3 -- touch /tmp/went 3< /dev/null
+    [ "$status" = 125 ]
+    [[ $stderr == *'given up'* ]]
+    [ "$(msb-exec -n -- sh -c 'ls /tmp/went 2>/dev/null || echo no')" = no ]
+    # What the command's user cannot execute is found before the word, and what the kernel alone can tell, after it.
+    for case in '126 -u app -- /root/tool' '127 -- /no/such' '126 -- /etc/passwd'; do
+        # shellcheck disable=SC2086 # words of a command
+        run "-${case%% *}" --separate-stderr msb-exec -n --prepare-fd 3 --started-fd 4 ${case#* } 3< go 4> report {word}>&- {report}>&-
+        [ "$(jq -c .event report)" = '"failed"' ]
+    done
+    echo >&"$word"
+    run -127 --separate-stderr msb-exec -n --prepare-fd 3 --started-fd 4 -- /tmp/bad 3< go 4> report {word}>&- {report}>&-
+    [ "$(jq -c .event report | xargs)" = 'prepared failed' ]
+}
+
+@test "all signals are forwarded: a stand-in also forwards those of job control" {
+    for signal in 37 ALRM XCPU 64; do
+        rm -f out
+        msb-exec -n --started-fd 3 -- sh -c 'trap "echo got; exit 3" "$1"; echo ready; while :; do sleep 0.1; done' sh "$signal" 3> started > out &
+        exec_await grep -qs ready out
+        kill -"$signal" $!
+        status=0
+        wait $! || status=$?
+        echo "$signal: $status, $(cat out)"
+        [ "$status" = 3 ]
+    done
+    rm out
+    msb-exec -n --stand-in -- sh -c 'trap "echo tstp" TSTP; trap "echo chld; exit 4" CONT; echo ready; while :; do sleep 0.1; done' > out &
+    exec_await grep -qs ready out
+    kill -TSTP $!
+    exec_await grep -q tstp out
+    kill -CONT $!
+    status=0
+    wait $! || status=$?
+    [ "$status" = 4 ]
+}
+
+@test "the exit says that the OOM killer has ended the command" {
+    run msb-exec -n --json-status status -- sh -c 'echo 20m > /sys/fs/cgroup/$(cut -d: -f3 /proc/self/cgroup)/memory.max; tail -c 100m /dev/zero'
+    [ "$status" = 137 ]
+    [ "$(jq .oom status)" = true ]
+    msb-exec -n --json-status status -- true
+    [ "$(jq .oom status)" = null ]
 }

@@ -18,13 +18,13 @@ fake_agent() {
     cat >agent.py <<'END'
 import json, socket, struct, sys, time
 def frame(kind, payload=b""): return struct.pack("<IB", len(payload), kind) + payload
-hello, started = frame(1, b'{"version":1}'), frame(3, b'{"pid":1,"id":1}')
+hello, started = frame(1, b'{"version":2}'), frame(3, b'{"pid":1,"id":1}')
 esc = "\x1b[2J\x1b]0;owned\x07"
 def ever(*frames):
     while True:
         yield b"".join(frames)
 ways = {
-    "other version": [frame(1, b'{"version":2}')],
+    "other version": [frame(1, b'{"version":3}')],
     "bad hello": [frame(1, b'[]')],
     "length": [hello, b"\xff\xff\xff\xff\x05"],
     "long json": [hello, struct.pack("<IB", 5 << 20, 18)],
@@ -91,7 +91,7 @@ END
         [ "$(grep -vc '^msb-exec: ' err)" = 0 ]
         [ "$(tail -n 1 memory)" -lt 20000 ] || { echo "$how: $(cat memory) KiB"; false; }
     done <<'END'
-other version|125|version 2
+other version|125|version 3
 bad hello|125|bad payload
 length|125|a frame of 4294967295 bytes
 long json|125|a frame of 5242880 bytes
@@ -142,7 +142,7 @@ END
 import json, socket, struct, sys
 endpoint = json.load(open(sys.argv[1]))["vm"]["endpoint"]
 def frame(kind, payload=b""): return struct.pack("<IB", len(payload), kind) + payload
-hello = frame(1, b'{"version":1}')
+hello = frame(1, b'{"version":2}')
 run = hello + frame(2, b'{"argv":["sleep","9"]}')
 ways = [b"\xff" * 64, frame(99), frame(1, b'{"version":9}'), frame(2, b'{"argv":["true"]}'), hello + hello, hello + frame(11, b"{}"),
     hello + frame(2, b"not json"), hello + frame(2, b'{"argv":7}'), hello + struct.pack("<IB", (4 << 20) + 1, 2),

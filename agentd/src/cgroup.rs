@@ -103,6 +103,7 @@ impl Cgroups {
         let has_room = self.spare().len() < MOST_SPARE;
         if has_room && cgroup.is_empty() && !self.is_changed(&cgroup) {
             cgroup.time_before = cgroup.total_time().unwrap_or_default();
+            cgroup.oom_kills_before = cgroup.total_oom_kills();
             self.spare().push(cgroup);
         } else {
             self.remove(cgroup.dir);
@@ -269,6 +270,8 @@ pub struct Cgroup {
     watch: Option<i32>,
     /// The CPU time of earlier execs in this cgroup, in microseconds: in user mode and in the kernel.
     time_before: (u64, u64),
+    /// How many processes of earlier execs the OOM killer has ended.
+    oom_kills_before: u64,
 }
 
 impl Cgroup {
@@ -280,7 +283,7 @@ impl Cgroup {
         }
         let _ = fs::write(dir.join("pids.max"), (most_processes() / 4 * 3).to_string());
         let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
-        Ok(Self { dir, entrance, watch: None, time_before: (0, 0) })
+        Ok(Self { dir, entrance, watch: None, time_before: (0, 0), oom_kills_before: 0 })
     }
 
     /// The open `cgroup.procs`: a process that writes "0" to it enters the cgroup.
@@ -329,6 +332,16 @@ impl Cgroup {
         let (user, system) = self.total_time()?;
         let (user_before, system_before) = self.time_before;
         Some((user.saturating_sub(user_before), system.saturating_sub(system_before)))
+    }
+
+    /// Whether the OOM killer has ended a process of this exec.
+    pub fn was_out_of_memory(&self) -> bool {
+        self.total_oom_kills() > self.oom_kills_before
+    }
+
+    fn total_oom_kills(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
     }
 
     fn total_time(&self) -> Option<(u64, u64)> {

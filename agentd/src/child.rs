@@ -7,18 +7,17 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use msb::wire::exec::{Failure, Limit, Request};
+use msb::wire::exec::{DEFAULT_PATH, Failure, Limit, Request};
 use msb::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, TOOL_FAILED};
 use rustix::process::{Resource, Rlimit};
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
+use crate::gate::{Gate, Waiting};
 use crate::group::Group;
-use crate::reap::Awaited;
 use crate::streams::{self, Streams};
-use crate::sys::{Launch, NotStarted};
+use crate::sys::{Launch, NotStarted, SHELL};
 use crate::{environment, user};
 
 /// The file mode creation mask if the request does not set one.
@@ -31,13 +30,15 @@ pub struct Child {
     pub group: Group,
     /// agentd's ends of its streams.
     pub streams: Streams,
+    /// The gate at which it waits, if it was prepared.
+    pub waiting: Option<Waiting>,
 }
 
 fn failure(code: u8, message: impl Into<String>) -> Failure {
     Failure::new(code, message)
 }
 
-/// Starts the command of a request.
+/// Starts the command of a request, or prepares it.
 ///
 /// # Errors
 /// The failure to send to the caller: 126 and 127 as in `env(1)`, and 125 for errors of agentd.
@@ -52,8 +53,18 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
             "no command given, and the image has none (neither entrypoint nor cmd, or they are its init)",
         )
     })?;
-    let user =
-        user::find(request.user.as_deref().unwrap_or(&defaults.user)).map_err(|why| failure(TOOL_FAILED, why))?;
+    if request.prepare && request.detach {
+        return Err(failure(
+            TOOL_FAILED,
+            "a command that is prepared has a caller, which starts it, so it is not detached",
+        ));
+    }
+    let user = match request.ids {
+        Some(ids) => user::with_ids(ids),
+        None => {
+            user::find(request.user.as_deref().unwrap_or(&defaults.user)).map_err(|why| failure(TOOL_FAILED, why))?
+        }
+    };
     let given = request.cwd.map(OsString::from).map(PathBuf::from);
     let cwd = given.unwrap_or_else(|| PathBuf::from(&defaults.cwd));
     let cwd = Path::new("/").join(cwd);
@@ -61,8 +72,11 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
         return Err(failure(TOOL_FAILED, format!("workdir {cwd:?}: not a directory")));
     }
     let term = request.tty.as_ref().map(|tty| tty.term.clone().map_or_else(|| OsString::from("xterm"), OsString::from));
-    let env = environment::of_command(&defaults.env, request.env, &user, term);
-    let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
+    let env = match request.exact_env {
+        true => environment::exact(request.env, &user),
+        false => environment::of_command(&defaults.env, request.env, &user, term),
+    };
+    let path = env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH.into(), |(_, value)| value.clone());
     let file = locate(program, &path, &cwd)?;
 
     let limits = request.rlimits.iter().map(limit).collect::<Result<Vec<_>, _>>()?;
@@ -77,51 +91,57 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
         None => streams::pipes(request.no_stdin, user.identity.uid.get()).map_err(internal)?,
     };
     let cgroup = agent.execs.cgroups.take(request.tty.is_none());
-    let launch = |file: &Path, argv: &[&OsStr]| -> Result<Arc<Awaited>, NotStarted> {
-        let c_string = |text: &OsStr| {
-            CString::new(text.as_bytes()).map_err(|error| NotStarted { step: Some("its strings"), why: error.into() })
-        };
-        agent.reaper.spawn(&Launch {
-            file: c_string(file.as_os_str())?,
-            argv: argv.iter().map(|argument| c_string(argument)).collect::<Result<_, _>>()?,
-            env: env.iter().map(|(name, value)| c_string(&join(name, value))).collect::<Result<_, _>>()?,
-            cwd: c_string(cwd.as_os_str())?,
+    let gate = request.prepare.then(Gate::new).transpose().map_err(internal)?;
+    let shell_argv = [SHELL.to_bytes(), file.as_os_str().as_bytes()].into_iter();
+    let shell_argv = shell_argv.chain(argv.iter().skip(1).map(|argument| argument.as_bytes()));
+    let launch = || -> Result<Launch<'_>, NotStarted> {
+        Ok(Launch {
+            file: c_string(file.as_os_str().as_bytes())?,
+            argv: argv.iter().map(|argument| c_string(argument.as_bytes())).collect::<Result<_, _>>()?,
+            shell_argv: shell_argv.map(c_string).collect::<Result<_, _>>()?,
+            env: env.iter().map(|(name, value)| c_string(join(name, value).as_bytes())).collect::<Result<_, _>>()?,
+            cwd: c_string(cwd.as_os_str().as_bytes())?,
             stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
             identity: user.identity.clone(),
             has_terminal: request.tty.is_some(),
             umask,
-            limits: limits.clone(),
+            limits,
             cgroup: cgroup.as_ref().map(Cgroup::entrance),
+            capabilities: request.capabilities,
+            no_new_privileges: request.no_new_privileges,
+            oom_score_adj: c_string(request.oom_score_adj.unwrap_or(0).to_string().as_bytes())?,
+            gate: gate.as_ref(),
         })
     };
-    let arguments: Vec<&OsStr> = argv.iter().map(OsString::as_os_str).collect();
-    let process = match launch(&file, &arguments) {
-        // A script without "#!": a shell would run it itself, so it is run with sh.
-        Err(NotStarted { step: None, why }) if why.raw_os_error() == Some(nix::libc::ENOEXEC) => {
-            let arguments: Vec<&OsStr> =
-                [OsStr::new("sh"), file.as_os_str()].into_iter().chain(arguments.iter().skip(1).copied()).collect();
-            launch(Path::new("/bin/sh"), &arguments)
-        }
-        other => other,
-    };
-    match process {
-        Ok(process) => Ok(Child { group: Group::new(process, cgroup), streams }),
-        Err(NotStarted { step, why }) => {
+    let process = launch().and_then(|launch| agent.reaper.spawn(&launch));
+    let started = process.and_then(|process| Ok((process, gate.map(Gate::until_ready).transpose()?)));
+    match started {
+        Ok((process, waiting)) => Ok(Child { group: Group::new(process, cgroup), streams, waiting }),
+        Err(not_started) => {
             if let Some(cgroup) = cgroup {
                 agent.execs.cgroups.dispose(cgroup);
             }
-            Err(match (step, why.kind()) {
-                (Some(step), _) => failure(TOOL_FAILED, format!("{program:?}: {step}: {why}")),
-                (None, io::ErrorKind::NotFound) => {
-                    failure(NOT_FOUND, format!("{program:?}: the interpreter that it names is not in the guest"))
-                }
-                (None, io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock) => {
-                    failure(TOOL_FAILED, format!("{program:?}: {why}"))
-                }
-                (None, _) if is_storage_error(&why) => failure(TOOL_FAILED, storage_failed(program, &why)),
-                (None, _) => failure(NOT_EXECUTABLE, format!("{program:?}: {why}")),
-            })
+            Err(failed_to_start(program, &not_started))
         }
+    }
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, NotStarted> {
+    CString::new(bytes).map_err(|error| NotStarted::at("its strings", error))
+}
+
+/// The failure to send for a program that did not start.
+pub fn failed_to_start(program: &OsStr, NotStarted { step, why }: &NotStarted) -> Failure {
+    match (step, why.kind()) {
+        (Some(step), _) => failure(TOOL_FAILED, format!("{program:?}: {step}: {why}")),
+        (None, io::ErrorKind::NotFound) => {
+            failure(NOT_FOUND, format!("{program:?}: the interpreter that it names is not in the guest"))
+        }
+        (None, io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock) => {
+            failure(TOOL_FAILED, format!("{program:?}: {why}"))
+        }
+        (None, _) if is_storage_error(why) => failure(TOOL_FAILED, storage_failed(program, why)),
+        (None, _) => failure(NOT_EXECUTABLE, format!("{program:?}: {why}")),
     }
 }
 

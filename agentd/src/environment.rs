@@ -30,16 +30,19 @@ pub fn of_command(
     merge(env, defaults.iter().cloned().chain(request))
 }
 
+/// The environment that a request describes completely. runc and crun add a missing HOME, too.
+pub fn exact(request: Vec<Text>, user: &User) -> Vec<(OsString, OsString)> {
+    let mut env = Vec::new();
+    assign(&mut env, request.into_iter());
+    if !env.iter().any(|(name, _)| name == "HOME") {
+        env.push(("HOME".into(), user.home.clone().into()));
+    }
+    env
+}
+
 /// Applies `K=V` assignments to an environment, and puts the scripts first in PATH unless they are in it.
 pub fn merge(mut env: Vec<(OsString, OsString)>, assignments: impl Iterator<Item = Text>) -> Vec<(OsString, OsString)> {
-    for assignment in assignments {
-        let assignment = OsString::from(assignment);
-        let bytes = assignment.as_bytes();
-        // An assignment without a name is ignored.
-        if let Some(end) = bytes.iter().position(|&byte| byte == b'=').filter(|&end| end > 0) {
-            set_variable(&mut env, OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(&bytes[end + 1..]).to_owned());
-        }
-    }
+    assign(&mut env, assignments);
     let path = env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH.into(), |(_, path)| path.clone());
     let has_scripts = path.as_bytes().split(|&byte| byte == b':').any(|dir| dir == GUEST_DIR.as_bytes());
     if !has_scripts {
@@ -47,6 +50,17 @@ pub fn merge(mut env: Vec<(OsString, OsString)>, assignments: impl Iterator<Item
         set_variable(&mut env, OsStr::new("PATH"), with_scripts);
     }
     env
+}
+
+fn assign(env: &mut Vec<(OsString, OsString)>, assignments: impl Iterator<Item = Text>) {
+    for assignment in assignments {
+        let assignment = OsString::from(assignment);
+        let bytes = assignment.as_bytes();
+        // An assignment without a name is ignored.
+        if let Some(end) = bytes.iter().position(|&byte| byte == b'=').filter(|&end| end > 0) {
+            set_variable(env, OsStr::from_bytes(&bytes[..end]), OsStr::from_bytes(&bytes[end + 1..]).to_owned());
+        }
+    }
 }
 
 fn set_variable(env: &mut Vec<(OsString, OsString)>, name: &OsStr, value: OsString) {
@@ -89,5 +103,18 @@ mod tests {
             let env = of_command(&image, request, &user, None);
             assert_eq!(value(&env, name).as_deref(), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn an_exact_environment_is_the_requests_and_a_home() {
+        let user = User { home: "/home/app".into(), name: Some("app".into()), ..Default::default() };
+        let env = |request: &[&str]| {
+            exact(request.iter().copied().map(Text::from).collect(), &user)
+                .into_iter()
+                .map(|(name, value)| format!("{}={}", name.display(), value.display()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(env(&["B=1", "A=x=y", "B=2"]), ["B=2", "A=x=y", "HOME=/home/app"]);
+        assert_eq!(env(&["HOME="]), ["HOME="]);
     }
 }

@@ -1,6 +1,7 @@
 //! All execs by their ID, and how a later caller attaches to one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -50,7 +51,7 @@ pub struct PastExit {
 impl PastExit {
     /// Its exit, without resource usage.
     pub fn exit(&self) -> Exit {
-        Exit { code: self.code, signal: self.signal.map(i32::from), usage: None }
+        Exit { code: self.code, signal: self.signal.map(i32::from), ..Exit::default() }
     }
 }
 
@@ -184,6 +185,11 @@ impl Exec {
         self.attachment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The first word of its command.
+    pub fn program(&self) -> OsString {
+        self.argv.first().cloned().map(OsString::from).unwrap_or_default()
+    }
+
     /// Its exit, if it has ended.
     pub fn exit(&self) -> Option<Exit> {
         self.process.exit()
@@ -302,7 +308,7 @@ mod tests {
             assert_eq!((past.pid, past.exit()), (id as i32 + 7, code(id)));
         }
         let Lookup::Exit(past) = table.past(100_000) else { panic!() };
-        assert_eq!(past.exit(), Exit { code: None, signal: Some(64), usage: None });
+        assert_eq!(past.exit(), Exit { signal: Some(64), ..Exit::default() });
         assert!(matches!((table.past(1), table.past(oldest - 1)), (Lookup::Forgotten, Lookup::Forgotten)));
         assert!(matches!((table.past(0), table.past(100_001)), (Lookup::Unused, Lookup::Unused)));
     }

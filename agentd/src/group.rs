@@ -62,6 +62,11 @@ impl Group {
         self.cgroup.as_ref()?.time()
     }
 
+    /// Whether the OOM killer has ended one of the processes.
+    pub fn was_out_of_memory(&self) -> bool {
+        self.cgroup.as_ref().is_some_and(Cgroup::was_out_of_memory)
+    }
+
     /// Returns the cgroup to the pool.
     pub fn dispose(&mut self, cgroups: &Cgroups) {
         if let Some(cgroup) = self.cgroup.take() {

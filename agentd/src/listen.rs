@@ -76,7 +76,7 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
         Some(Message::Exec(request)) => {
             request.now_ms.into_iter().for_each(clock::catch_up);
             connection.set_read_timeout(None)?;
-            session::run(connection, agent, request)
+            session::run(connection, agent, *request)
         }
         Some(Message::Attach(attach)) => {
             connection.set_read_timeout(None)?;

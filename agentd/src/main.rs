@@ -17,6 +17,7 @@ mod environment;
 mod error;
 mod etc;
 mod execs;
+mod gate;
 mod group;
 mod init;
 mod link;

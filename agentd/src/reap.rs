@@ -39,7 +39,7 @@ impl Awaited {
         let usage = Some(Usage { wall_us, ..dead.usage });
         let code = libc::WIFEXITED(dead.status).then(|| libc::WEXITSTATUS(dead.status) as u8);
         let signal = libc::WIFSIGNALED(dead.status).then(|| libc::WTERMSIG(dead.status));
-        let exit = Exit { code, signal, usage };
+        let exit = Exit { code, signal, usage, oom: false };
         *self.exit.lock().unwrap_or_else(PoisonError::into_inner) = Some(exit);
         let _ = self.event.write(1);
     }
@@ -84,13 +84,13 @@ impl Reaper {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child. Only [`Self::reap`] may wait for it.
+    /// Starts a child, or prepares it if the launch has a gate. Only [`Self::reap`] may wait for it.
     ///
     /// # Errors
     /// See [`NotStarted`].
     pub fn spawn(&self, launch: &Launch<'_>) -> Result<Arc<Awaited>, NotStarted> {
         let event = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)
-            .map_err(|error| NotStarted { step: Some("eventfd"), why: error.into() })?;
+            .map_err(|error| NotStarted::at("eventfd", error))?;
         let starting = Arc::new(Starting::default());
         self.lock().starting.push(Arc::clone(&starting));
         let started = Instant::now();

@@ -16,6 +16,7 @@ use vsock::VsockStream;
 
 use crate::agent::Agent;
 use crate::execs::{Exec, KeptOutput};
+use crate::gate::Waiting;
 use crate::group::Group;
 use crate::link::{CHUNK, Link};
 use crate::output::Output;
@@ -39,6 +40,8 @@ struct Session<'a> {
     /// The command's processes. `None`: it ended before this caller came.
     group: Option<Group>,
     link: Option<Link>,
+    /// The gate at which a prepared command waits.
+    waiting: Option<Waiting>,
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,
     stdin_queue: VecDeque<u8>,
@@ -80,6 +83,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         exec,
         group: Some(child.group),
         link: None,
+        waiting: child.waiting,
         terminal,
         stdin,
         stdin_queue: VecDeque::new(),
@@ -92,6 +96,11 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
     if detach {
         // The command runs even if the caller has gone.
         let _ = Link::new(connection).and_then(|link| link.finish(&session.started()));
+    } else if session.waiting.is_some() {
+        let mut link = Link::new(connection)?;
+        link.turn.prepare();
+        link.queue(&Message::Prepared(session.about()));
+        session.link = Some(link);
     } else {
         session.take_caller(Link::new(connection)?);
     }
@@ -113,6 +122,7 @@ pub fn run_ended(
         exec,
         group: None,
         link: None,
+        waiting: None,
         terminal: None,
         stdin: None,
         stdin_queue: VecDeque::new(),
@@ -135,8 +145,12 @@ struct Events {
 }
 
 impl Session<'_> {
+    fn about(&self) -> Started {
+        Started { pid: self.exec.process.pid, id: self.exec.id, terminal: self.terminal.is_some() }
+    }
+
     fn started(&self) -> Message {
-        Message::Started(Started { pid: self.exec.process.pid, id: self.exec.id, terminal: self.terminal.is_some() })
+        Message::Started(self.about())
     }
 
     /// Takes a new caller, and tells it the state of the streams.
@@ -329,6 +343,7 @@ impl Session<'_> {
                     let _ = streams::set_size(terminal, size);
                 }
             }
+            Message::Go => self.start_prepared(),
             Message::Detach => {
                 self.exec.detach();
                 let execs = Execs { execs: vec![self.exec.listed()], ..Execs::default() };
@@ -341,6 +356,20 @@ impl Session<'_> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Lets a prepared command go.
+    fn start_prepared(&mut self) {
+        let (Some(waiting), Some(link)) = (self.waiting.take(), self.link.take()) else { return };
+        match waiting.open() {
+            Ok(()) => self.take_caller(link),
+            Err(not_started) => {
+                let program = self.exec.program();
+                let _ = link.finish(&Message::Failure(child::failed_to_start(&program, &not_started)));
+                // Its process ends, and there is nothing else to say.
+                self.outputs.clear();
+            }
+        }
     }
 
     /// Writes the queue to stdin and gives credit for what was written. If the command has closed its stdin, the caller is told so and stops
@@ -385,6 +414,7 @@ impl Session<'_> {
         if let (Some(usage), Some((user, system))) = (&mut exit.usage, self.group.as_ref().and_then(Group::time)) {
             (usage.user_us, usage.system_us) = (usage.user_us.max(user), usage.system_us.max(system));
         }
+        exit.oom = self.group.as_ref().is_some_and(Group::was_out_of_memory);
         link.finish(&Message::Exit(exit))?;
         Ok(())
     }

@@ -3,17 +3,21 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::borrow::Cow;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicI32;
 
 use msb::record::owner::Id;
-use msb::wire::exec::Usage;
+use msb::wire::exec::{Capabilities, Usage};
 use nix::libc;
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
+
+use crate::gate::Gate;
 
 /// The hard limit of open files, as container runtimes set it.
 pub const OPEN_FILES: u64 = 1 << 20;
@@ -48,6 +52,8 @@ pub struct Launch<'a> {
     pub file: CString,
     /// Its arguments, `argv[0]` included.
     pub argv: Vec<CString>,
+    /// The arguments of [`SHELL`], which runs the file if the kernel does not know its format.
+    pub shell_argv: Vec<CString>,
     /// Its environment, `NAME=VALUE` each.
     pub env: Vec<CString>,
     /// Its working directory.
@@ -64,24 +70,43 @@ pub struct Launch<'a> {
     pub limits: Vec<(Resource, Rlimit)>,
     /// The open `cgroup.procs` of its cgroup.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Its capabilities; `None` for those that its user has.
+    pub capabilities: Option<Capabilities>,
+    /// Whether execve(2) grants it no privileges.
+    pub no_new_privileges: bool,
+    /// The adjustment of the OOM killer's score.
+    pub oom_score_adj: CString,
+    /// Where it waits before it executes its file. `None`: it does not wait.
+    pub gate: Option<&'a Gate>,
 }
+
+/// The shell that runs files of an unknown format, as a shell itself does.
+pub const SHELL: &CStr = c"/bin/sh";
 
 /// Why a command did not start.
 #[derive(Debug)]
 pub struct NotStarted {
     /// The step that failed. `None`: execve(2) failed.
-    pub step: Option<&'static str>,
+    pub step: Option<Cow<'static, str>>,
     /// The kernel's reason.
     pub why: io::Error,
 }
 
+impl NotStarted {
+    /// The error of a step before execve(2).
+    pub fn at(step: &'static str, why: impl Into<io::Error>) -> Self {
+        Self { step: Some(step.into()), why: why.into() }
+    }
+}
+
 /// The step, as in [`NotStarted`], and the error.
-type Failed = (Option<&'static str>, Errno);
+pub type Failed = (Option<&'static str>, Errno);
 
 /// The data of a child until its exec.
 struct Child<'a> {
     launch: &'a Launch<'a>,
     argv: Vec<*const libc::c_char>,
+    shell_argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
     failed: Option<Failed>,
 }
@@ -93,29 +118,39 @@ impl Launch<'_> {
     /// Starts the command as vfork(2) does: the child shares this process's memory, and this thread waits until the child has executed its
     /// file, which takes as long as its storage takes. Returns the process ID, which is also stored in `child_id` before the child runs.
     ///
+    /// A child that waits at a gate has a copy of the memory instead, because it may wait for days, and the OOM killer ends all processes
+    /// that share memory. This thread does not wait for it.
+    ///
     /// # Errors
     /// See [`NotStarted`]. If there was a child, it still has to be waited for.
     pub fn start(&self, child_id: &AtomicI32) -> Result<i32, NotStarted> {
         let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
             strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
         };
-        let mut child = Child { launch: self, argv: pointers(&self.argv), env: pointers(&self.env), failed: None };
+        let mut child = Child {
+            launch: self,
+            argv: pointers(&self.argv),
+            shell_argv: pointers(&self.shell_argv),
+            env: pointers(&self.env),
+            failed: None,
+        };
         // Units of 16 bytes: the end of the stack has to be aligned, and clone(2) does not align it.
         let mut stack = vec![0u128; CHILD_STACK / 16];
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
-        // SAFETY: the child has its own stack, which grows down from its end, and shares all other memory with this thread. This thread
-        // waits meanwhile, so `child` and `child_id` outlive their use. The child only makes system calls: it neither allocates nor takes
-        // a lock that another thread may hold.
+        let sharing = if self.gate.is_some() { 0 } else { libc::CLONE_VM | libc::CLONE_VFORK };
+        let flags = sharing | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+        // SAFETY: the child has its own stack, which grows down from its end. All other memory is its own copy, or it is shared with this
+        // thread, which waits meanwhile, so `child` and `child_id` outlive their use. The child only makes system calls: it neither
+        // allocates nor takes a lock that another thread may hold.
         let pid = unsafe {
             let end = stack.as_mut_ptr().add(stack.len());
             libc::clone(become_command, end.cast(), flags, (&raw mut child).cast(), child_id.as_ptr())
         };
         if pid < 0 {
-            return Err(NotStarted { step: Some("start a process"), why: io::Error::last_os_error() });
+            return Err(NotStarted::at("start a process", io::Error::last_os_error()));
         }
         match child.failed {
             None => Ok(pid),
-            Some((step, why)) => Err(NotStarted { step, why: why.into() }),
+            Some((step, why)) => Err(NotStarted { step: step.map(Cow::Borrowed), why: why.into() }),
         }
     }
 
@@ -137,13 +172,18 @@ impl Launch<'_> {
         // The OOM killer may end commands, but not the agent.
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
         if let Ok(score) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
-            let _ = rustix::io::write(score, b"0");
+            let _ = rustix::io::write(score, self.oom_score_adj.as_bytes());
         }
         rustix::process::setpriority_process(None, 0).map_err(at("set the priority"))?;
         let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
         rustix::process::setrlimit(Resource::Nofile, files).map_err(at("set the limit of open files"))?;
         for (resource, limit) in &self.limits {
             rustix::process::setrlimit(*resource, *limit).map_err(at("set a limit"))?;
+        }
+        if let Some(capabilities) = &self.capabilities {
+            limit_bounding_set(capabilities).map_err(at("limit the bounding set of capabilities"))?;
+            // Without this, another user would have none.
+            thread::set_keep_capabilities(true).map_err(at("keep capabilities"))?;
         }
         let identity = &self.identity;
         // Plain system calls: the C library's functions would change the IDs of the agent's threads too.
@@ -155,28 +195,111 @@ impl Launch<'_> {
         check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map_err(at("set the group"))?;
         // SAFETY: setresuid takes three numbers and touches no memory.
         check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map_err(at("set the user"))?;
+        if let Some(capabilities) = &self.capabilities {
+            set_capabilities(capabilities).map_err(at("set the capabilities"))?;
+        }
+        if self.no_new_privileges {
+            thread::set_no_new_privs(true).map_err(at("set no_new_privs"))?;
+        }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
         // Rust programs ignore SIGPIPE; other programs rely on its default.
         // SAFETY: SIG_DFL is not a function, and signal handlers are not shared with the agent.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         let unblocked = nix::sys::signal::SigSet::empty().thread_set_mask();
-        unblocked.map_err(|error| (Some("unblock signals"), Errno::from_raw_os_error(error as i32)))
+        unblocked.map_err(|error| (Some("unblock signals"), Errno::from_raw_os_error(error as i32)))?;
+        match self.gate {
+            Some(gate) => self.wait_at(gate),
+            None => Ok(()),
+        }
     }
+
+    /// Checks that the user may execute the file, reports that, and waits for the word to go. If that does not come, the process ends.
+    fn wait_at(&self, gate: &Gate) -> Result<(), Failed> {
+        // The agent's descriptors would be open in this process as long as it waits.
+        close_all_but(gate.child_ends().map(|end| end.as_raw_fd()))
+            .map_err(|why| (Some("close the agent's descriptors"), why))?;
+        rustix::fs::access(&self.file, rustix::fs::Access::EXEC_OK).map_err(|why| (None, why))?;
+        if !gate.wait() {
+            // SAFETY: _exit ends this process, and runs nothing of the agent.
+            unsafe { libc::_exit(127) };
+        }
+        Ok(())
+    }
+}
+
+/// Removes what is not in the new bounding set from the old one.
+fn limit_bounding_set(capabilities: &Capabilities) -> Result<(), Errno> {
+    for number in 0..u64::BITS {
+        let capability = 1 << number;
+        if capabilities.bounding & capability == 0 {
+            match thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(capability)) {
+                // The kernel has no capability with this number, and so none above it.
+                Err(Errno::INVAL) => break,
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets all sets but the bounding one.
+fn set_capabilities(capabilities: &Capabilities) -> Result<(), Errno> {
+    let [effective, permitted, inheritable] =
+        [capabilities.effective, capabilities.permitted, capabilities.inheritable].map(CapabilitySet::from_bits_retain);
+    thread::set_capabilities(None, CapabilitySets { effective, permitted, inheritable })?;
+    thread::clear_ambient_capability_set()?;
+    for number in 0..u64::BITS {
+        let capability = 1 << number;
+        if capabilities.ambient & capability != 0 {
+            // One that is not both permitted and inheritable cannot be ambient. runc and crun ignore it, too.
+            let _ = thread::configure_capability_in_ambient_set(CapabilitySet::from_bits_retain(capability), true);
+        }
+    }
+    Ok(())
+}
+
+/// Closes all descriptors from 3 on, except two.
+fn close_all_but(mut kept: [i32; 2]) -> Result<(), Errno> {
+    kept.sort_unstable();
+    let [low, high] = kept;
+    for (first, last) in [(3, low - 1), (low + 1, high - 1), (high + 1, i32::MAX)] {
+        if first <= last {
+            // SAFETY: close_range takes numbers. The process executes another file or exits before it uses one of these descriptors.
+            check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+    }
+    Ok(())
 }
 
 /// The entry point of the child. If it returns, the child exits.
 extern "C" fn become_command(child: *mut libc::c_void) -> libc::c_int {
     // SAFETY: `Launch::start` passes a pointer to its own `Child` and does not use it until the child has executed its file or exited.
     let child = unsafe { &mut *child.cast::<Child<'_>>() };
-    child.failed = Some(match child.launch.set_up() {
+    let failed = match child.launch.set_up() {
         Err(failed) => failed,
         Ok(()) => {
-            // SAFETY: the strings end with a NUL, both lists end with a null pointer, and all of them outlive the call.
-            unsafe { libc::execve(child.launch.file.as_ptr(), child.argv.as_ptr(), child.env.as_ptr()) };
-            (None, Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOEXEC))
+            let mut error = child.execute(&child.launch.file, &child.argv);
+            if error == Errno::NOEXEC {
+                // A script without "#!": a shell would run it itself.
+                error = child.execute(SHELL, &child.shell_argv);
+            }
+            (None, error)
         }
-    });
+    };
+    if let Some(gate) = child.launch.gate {
+        gate.fail(&failed);
+    }
+    child.failed = Some(failed);
     127
+}
+
+impl Child<'_> {
+    /// Executes a file. Returns only if that fails.
+    fn execute(&self, file: &CStr, argv: &[*const libc::c_char]) -> Errno {
+        // SAFETY: the strings end with a NUL, both lists end with a null pointer, and all of them outlive the call.
+        unsafe { libc::execve(file.as_ptr(), argv.as_ptr(), self.env.as_ptr()) };
+        Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::NOEXEC)
+    }
 }
 
 fn check(result: libc::c_long) -> Result<(), Errno> {

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use msb::record::owner::{Id, NotAnId};
+use msb::wire::exec::Ids;
 
 use crate::sys::Identity;
 
@@ -36,6 +37,14 @@ pub fn find(spec: &str) -> Result<User, String> {
     static PASSWD: CachedFile = CachedFile::new("/etc/passwd");
     static GROUP: CachedFile = CachedFile::new("/etc/group");
     find_in(spec, &PASSWD.read(), &GROUP.read())
+}
+
+/// The user with these IDs. It has no groups besides these, and the home directory of `/etc/passwd`.
+pub fn with_ids(ids: Ids) -> User {
+    // An entry of passwd with an invalid group does not matter.
+    let home = find(&ids.uid.to_string()).map_or_else(|_| "/".into(), |found| found.home);
+    let groups = ids.groups.into_iter().map(Id::get).collect();
+    User { identity: Identity { uid: ids.uid, gid: ids.gid, groups }, home, name: None }
 }
 
 /// A file that is read again only after a change: on virtiofs, opening and closing it are round trips to the host.

@@ -16,8 +16,9 @@ use crate::page::PAGE;
 
 /// Run a command in a running microVM
 ///
-/// The command uses the caller's stdin, stdout and stderr: bytes pass unchanged in both directions, end-of-file included. INT,
-/// TERM, HUP, QUIT, USR1, USR2 and WINCH are forwarded to the command's process group. When the command or msb-exec ends,
+/// The command uses the caller's stdin, stdout and stderr: bytes pass unchanged in both directions, end-of-file included. Signals
+/// are forwarded to the command's process group, real-time signals included. Not forwarded are those of faults and job control, CHLD,
+/// PIPE and URG. When the command or msb-exec ends,
 /// anything the command left running is killed; use --detach to keep it.
 #[derive(Debug, Parser)]
 #[command(name = "msb-exec", version, after_help = PAGE.help(), override_usage = USAGE)]
@@ -83,6 +84,27 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub json_status: Option<PathBuf>,
 
+    /// Run the command that FILE describes: a process object of the OCI runtime specification, in JSON. It is complete: the image's
+    /// settings do not apply, of the caller's environment nothing is passed on, and only a missing HOME is added. Without
+    /// "capabilities" it has none. "apparmorProfile", "selinuxLabel", "ioPriority" and "scheduler" are ignored
+    #[arg(long, value_name = "FILE", conflicts_with_all = PROCESS_EXCLUDES)]
+    pub process: Option<PathBuf>,
+
+    /// Write a line of JSON to the descriptor FD and close it: {"event":"started","id":ID,"pid":PID} when the command runs, or
+    /// {"event":"failed","status":N,"error":MESSAGE} if it does not, with the exit status that msb-exec then has
+    #[arg(long, value_name = "FD", value_parser = descriptor(), conflicts_with_all = ["wait", "signal", "list"])]
+    pub started_fd: Option<i32>,
+
+    /// Prepare the command up to its execve(2), and run it when a byte can be read from the descriptor FD. At end-of-file it is
+    /// given up. --started-fd then gets a line {"event":"prepared","id":ID,"pid":PID} before the other one
+    #[arg(long, value_name = "FD", value_parser = descriptor(), conflicts_with_all = ["other", "timeout"])]
+    pub prepare_fd: Option<i32>,
+
+    /// Stand in for the command towards a program that supervises it: forward all signals that can be caught, also CONT, TSTP and
+    /// CHLD, detach on no keys, and print no error that --started-fd has got
+    #[arg(long, conflicts_with = "other")]
+    pub stand_in: bool,
+
     /// Run LINE with the guest's /bin/sh; arguments after it are its $0, $1, …
     #[arg(long, value_name = "LINE")]
     pub shell: Option<OsString>,
@@ -136,6 +158,15 @@ pub struct Args {
     pub is_named_by_word: bool,
 }
 
+/// What a process object says itself.
+const PROCESS_EXCLUDES: [&str; 12] =
+    ["env", "env_file", "workdir", "user", "rlimits", "umask", "shell", "rsh", "attach", "wait", "signal", "list"];
+
+/// A descriptor besides the streams.
+fn descriptor() -> clap::builder::RangedI64ValueParser<i32> {
+    clap::value_parser!(i32).range(3..)
+}
+
 const USAGE: &str = "msb-exec [OPTIONS] [NAME] [-- CMD...]\n       msb-exec [OPTIONS] -r RECORD [--] [CMD...]";
 
 impl Args {
@@ -156,6 +187,9 @@ impl Args {
         if is_about_others && !args.command.is_empty() {
             let message = "--attach, --wait, --signal and --list take no command";
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        if args.process.is_some() && !args.command.is_empty() {
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, "--process has the command"));
         }
         Ok(args)
     }

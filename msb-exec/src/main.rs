@@ -2,18 +2,23 @@
 
 mod args;
 mod blocking;
+mod capabilities;
 mod connect;
 mod ended;
+mod go;
 mod input;
 mod keys;
 mod others;
 mod output;
 mod page;
+mod passed_fd;
+mod process;
 mod ready;
 mod request;
 mod sending;
 mod session;
 mod signals;
+mod started;
 mod status;
 mod tty;
 mod typed;
@@ -21,13 +26,16 @@ mod typed;
 use std::panic;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use args::Args;
+use keys::Keys;
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
 use msb::wire::exec::{Attach, Failure, Kill, Listed, Text};
 use msb::{tool::cli, tool::start, wire};
+use process::Process;
 use session::{Call, Ended, Opening};
+use started::Reports;
 use status::Status;
 
 fn main() -> ExitCode {
@@ -38,15 +46,32 @@ fn main() -> ExitCode {
         tty::restore();
         print(info);
     }));
-    let result = run(&args);
+    let mut is_reported = false;
+    let result = report_start(&args, &mut is_reported);
     tty::restore();
-    exit::report("msb-exec", exit::TOOL_FAILED, result)
+    match result {
+        // The supervisor has the message, and stderr is the command's.
+        Err(error) if args.stand_in && is_reported => exit::status_of(exit::TOOL_FAILED, error.as_ref()).into(),
+        result => exit::report("msb-exec", exit::TOOL_FAILED, result),
+    }
 }
 
-fn run(args: &Args) -> anyhow::Result<u8> {
+/// Runs, and reports a failure to the descriptor of `--started-fd`.
+fn report_start(args: &Args, is_reported: &mut bool) -> anyhow::Result<u8> {
+    let file = args.started_fd.map(passed_fd::take).transpose().context("--started-fd")?;
+    let reports = Reports::to(file);
+    let result = run(args, &reports);
+    *is_reported = match &result {
+        Ok(status) => reports.failed(*status, "it ended before it ran"),
+        Err(error) => reports.failed(exit::status_of(exit::TOOL_FAILED, error.as_ref()), &format!("{error:#}")),
+    };
+    result
+}
+
+fn run(args: &Args, reports: &Reports) -> anyhow::Result<u8> {
     let signal = args.signal.as_deref().map(args::signal_and_id).transpose();
     let signal = signal.map_err(|why| anyhow!(why))?;
-    let call = call(args)?;
+    let call = call(args, reports)?;
     let status = args.json_status.as_deref().map(Status::open).transpose()?;
     let record = ready::take(&args.record, args.wait_ready).map_err(|error| match &args.record.record {
         Some(name) if args.is_named_by_word && !ready::is_lost(&error) => {
@@ -61,6 +86,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     if args.list {
         return others::list(vm);
     }
+    let argv = call.opening.argv().to_vec();
     let ended = exec(args, vm, call);
     tty::restore();
     let is_nothing_to_do = |failure: &Failure| args.optional && failure.no_command;
@@ -85,7 +111,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
             Err(coded(code, "the agent did not report how the command ended").into())
         }
         Ended::Exit(_) => Ok(code),
-        Ended::Detached(exec) => detached(args, vm, exec),
+        Ended::Detached(exec) => detached(args, vm, exec, argv),
         Ended::TimedOut(_) => Err(coded(code, "the command took too long and was ended").into()),
         Ended::Failure(failure) if is_nothing_to_do(&failure) => Ok(code),
         Ended::Failure(failure) => Err(coded(code, exit::printable(&failure.message)).into()),
@@ -93,24 +119,30 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 }
 
 /// The call that the command line describes.
-fn call(args: &Args) -> anyhow::Result<Call> {
-    let wants_terminal = args.tty || (!args.no_tty && !args.rsh && !args.detach && tty::is_on_both_sides());
+fn call(args: &Args, reports: &Reports) -> anyhow::Result<Call> {
+    let process = args.process.as_deref().map(Process::read).transpose()?;
+    let wants_terminal = match &process {
+        Some(process) => args.tty || (!args.no_tty && process.terminal()),
+        None => args.tty || (!args.no_tty && !args.rsh && !args.detach && tty::is_on_both_sides()),
+    };
     let opening = match (args.attach, args.wait) {
         (Some(id), _) => Opening::Attach(Attach { id, streams: true }),
         (None, Some(id)) => Opening::Attach(Attach { id, streams: false }),
-        (None, None) => Opening::Exec(request::request(args, wants_terminal)?),
+        (None, None) => Opening::Exec(Box::new(request::request(args, process.as_ref(), wants_terminal)?)),
     };
     Ok(Call {
         sends_stdin: !args.no_stdin && args.wait.is_none() && !args.detach,
-        detach_keys: args.detach_keys.clone(),
+        detach_keys: if args.stand_in { Keys::default() } else { args.detach_keys.clone() },
         timeout: args.timeout.filter(|limit| !limit.is_zero()),
+        go: args.prepare_fd.map(passed_fd::take).transpose().context("--prepare-fd")?,
+        reports: reports.clone(),
         opening,
     })
 }
 
 fn exec(args: &Args, vm: &Vm, call: Call) -> anyhow::Result<Ended> {
     // With --wait, signals end msb-exec itself.
-    let blocked = if args.wait.is_none() && !args.detach { Some(signals::block()?) } else { None };
+    let blocked = if args.wait.is_none() && !args.detach { Some(signals::block(args.stand_in)?) } else { None };
     let opening = call.opening()?;
     let connection = connect::connect(vm, &opening)?;
     session::run(connection, call, blocked).map_err(|error| match error.downcast::<wire::Error>() {
@@ -120,12 +152,15 @@ fn exec(args: &Args, vm: &Vm, call: Call) -> anyhow::Result<Ended> {
 }
 
 /// Prints how to attach again.
-fn detached(args: &Args, vm: &Vm, exec: Option<Listed>) -> anyhow::Result<u8> {
+fn detached(args: &Args, vm: &Vm, exec: Option<Listed>, argv: Vec<Text>) -> anyhow::Result<u8> {
     let Some(mut exec) = exec else {
         return Err(anyhow!("the agent did not report which command it kept"));
     };
     if args.detach {
-        exec.argv = args.command.iter().map(|word| Text::from(word.as_os_str())).collect();
+        exec.argv = match args.process {
+            Some(_) => argv,
+            None => args.command.iter().map(|word| Text::from(word.as_os_str())).collect(),
+        };
         others::print(vm, &exec)?;
     } else {
         if !args.quiet {

@@ -9,13 +9,29 @@ use msb::tool::env;
 use msb::wire::exec::{Request, Text, Tty};
 
 use crate::args::Args;
+use crate::process::Process;
 use crate::tty;
 
 /// Builds the request, with or without a terminal.
 ///
 /// # Errors
-/// An env file that cannot be read, or a wrong command line for a remote shell.
-pub fn request(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
+/// An env file that cannot be read, a wrong command line for a remote shell, or a process object with a wrong value.
+pub fn request(args: &Args, process: Option<&Process>, has_terminal: bool) -> anyhow::Result<Request> {
+    let described = match process {
+        Some(process) => process.request(has_terminal)?,
+        None => of_flags(args, has_terminal)?,
+    };
+    Ok(Request {
+        no_stdin: args.no_stdin || (args.detach && !args.interactive && !has_terminal),
+        detach: args.detach,
+        prepare: args.prepare_fd.is_some(),
+        now_ms: now_ms(),
+        ..described
+    })
+}
+
+/// What the flags say about the command.
+fn of_flags(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
     let mut user = args.user.clone();
     let mut argv: Vec<OsString> = Vec::new();
     if args.rsh {
@@ -45,11 +61,9 @@ pub fn request(args: &Args, has_terminal: bool) -> anyhow::Result<Request> {
         cwd: args.workdir.as_deref().map(Text::from),
         user,
         tty: has_terminal.then(tty),
-        no_stdin: args.no_stdin || (args.detach && !args.interactive && !has_terminal),
-        detach: args.detach,
         rlimits: args.rlimits.clone(),
         umask: args.umask,
-        now_ms: now_ms(),
+        ..Request::default()
     })
 }
 

@@ -1,6 +1,7 @@
 //! One exec, seen from the host. The connection is read even while stdout or stderr blocks: credit bounds the bytes on their way,
 //! so a stopped reader stalls its own command and nothing else.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use msb::tool::exit::OutputError;
-use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started};
+use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started, Text};
 use msb::wire::{self, Decoded, Decoder, MAX_DATA, Message, Stream};
 use nix::sys::signal::Signal;
 
@@ -19,7 +20,8 @@ use crate::input::{self, Credit};
 use crate::keys::{Keys, Watch};
 use crate::output::{self, Output, Turn};
 use crate::sending::Sending;
-use crate::{signals, tty, typed};
+use crate::started::Reports;
+use crate::{go, signals, tty, typed};
 
 /// How long the guest may take to start a command. A guest that starts hundreds at once is slow.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -51,12 +53,16 @@ pub struct Call {
     pub detach_keys: Keys,
     /// The command's time limit.
     pub timeout: Option<Duration>,
+    /// Where the word to go comes from, for a command that is prepared.
+    pub go: Option<File>,
+    /// Who is told when the command runs.
+    pub reports: Reports,
 }
 
 /// The first frame after hello.
 pub enum Opening {
     /// A command to run.
-    Exec(Request),
+    Exec(Box<Request>),
     /// A running command to attach to.
     Attach(Attach),
 }
@@ -66,6 +72,14 @@ impl Opening {
         match self {
             Self::Exec(request) => Message::Exec(request.clone()),
             Self::Attach(attach) => Message::Attach(*attach),
+        }
+    }
+
+    /// The command, as far as this caller knows it.
+    pub fn argv(&self) -> &[Text] {
+        match self {
+            Self::Exec(request) => &request.argv,
+            Self::Attach(_) => &[],
         }
     }
 
@@ -105,9 +119,13 @@ impl Call {
 ///
 /// # Errors
 /// [`OutputError::ReaderGone`] if nobody reads stdout or stderr; a [`wire::Error`] if the connection or the guest fails.
-pub fn run(connection: UnixStream, call: Call, blocked: Option<signals::BlockedSignals>) -> anyhow::Result<Ended> {
+pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::BlockedSignals>) -> anyhow::Result<Ended> {
     let sending = Sending::new(&connection)?;
     let turn = Turn::default();
+    let mut word = call.go.take();
+    if word.is_some() {
+        turn.lock().unwrap_or_else(PoisonError::into_inner).prepare();
+    }
     if call.opening.has_streams() {
         for stream in [Stream::Stdout, Stream::Stderr] {
             turn.lock().unwrap_or_else(PoisonError::into_inner).grant(stream, output::credit(stream));
@@ -128,6 +146,7 @@ pub fn run(connection: UnixStream, call: Call, blocked: Option<signals::BlockedS
     let is_detached = matches!(&call.opening, Opening::Exec(request) if request.detach);
     let start = |started: &Started| -> io::Result<()> {
         has_terminal.store(started.terminal, Ordering::Relaxed);
+        call.reports.started(started);
         if !call.sends_stdin {
             return Ok(());
         }
@@ -151,7 +170,15 @@ pub fn run(connection: UnixStream, call: Call, blocked: Option<signals::BlockedS
         });
         Ok(())
     };
-    let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached, start);
+    let given_up = Arc::new(AtomicBool::new(false));
+    let prepare = |prepared: &Started| -> io::Result<()> {
+        call.reports.prepared(prepared);
+        match word.take() {
+            Some(from) => go::await_word(from, &sending, &connection, &given_up),
+            None => Ok(()),
+        }
+    };
+    let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached, prepare, start);
     // A slow reader has all the time it needs, unless the guest has failed.
     let limit = if ended.is_ok() { None } else { Some(FLUSH_TIMEOUT) };
     // Both are finished first: what is queued is written even if the other one failed.
@@ -167,6 +194,7 @@ pub fn run(connection: UnixStream, call: Call, blocked: Option<signals::BlockedS
         Ok(Ended::Exit(exit)) if is_over_time => Ok(Ended::TimedOut(Some(exit))),
         // The guest did not end the command on KILL either, so this side closed the connection.
         Err(_) if is_over_time => Ok(Ended::TimedOut(None)),
+        Err(_) if given_up.load(Ordering::Relaxed) => bail!("given up: end-of-file instead of the word to go"),
         other => Ok(other?),
     }
 }
@@ -178,6 +206,7 @@ fn receive(
     credit: &Credit,
     [stdout, stderr]: [&Output; 2],
     is_detached: bool,
+    mut prepare: impl FnMut(&Started) -> io::Result<()>,
     start: impl Fn(&Started) -> io::Result<()>,
 ) -> Result<Ended, wire::Error> {
     let mut decoder = Decoder::default();
@@ -205,7 +234,12 @@ fn receive(
                 Decoded::Message(message) => message,
             };
             match message {
+                Message::Prepared(prepared) => {
+                    connection.set_read_timeout(None)?;
+                    prepare(&prepared)?;
+                }
                 Message::Started(started) if is_detached => {
+                    start(&started)?;
                     let listed = Listed {
                         id: started.id,
                         pid: started.pid,

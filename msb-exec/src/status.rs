@@ -50,6 +50,9 @@ fn of_exit(code: u8, exit: &Exit, timed_out: bool) -> Value {
         record["system_ms"] = (usage.system_us as f64 / 1000.0).into();
         record["max_rss_kib"] = usage.max_rss_kib.into();
     }
+    if exit.oom {
+        record["oom"] = true.into();
+    }
     record
 }
 
@@ -61,8 +64,8 @@ mod tests {
     #[test]
     fn the_status_has_the_end_of_the_command_and_its_resource_usage() {
         let usage = Usage { wall_us: 1500, user_us: 2, system_us: 3000, max_rss_kib: 4 };
-        let exit = Exit { code: None, signal: Some(9), usage: Some(usage) };
-        let expected = r#"{"status":137,"exit":null,"signal":9,"timed_out":false,"wall_ms":1.5,"user_ms":0.002,"system_ms":3.0,"max_rss_kib":4}"#;
+        let exit = Exit { code: None, signal: Some(9), usage: Some(usage), oom: true };
+        let expected = r#"{"status":137,"exit":null,"signal":9,"timed_out":false,"wall_ms":1.5,"user_ms":0.002,"system_ms":3.0,"max_rss_kib":4,"oom":true}"#;
         assert_eq!(record(137, &Ok(Ended::Exit(exit))).to_string(), expected);
         let gone = Err(anyhow::anyhow!("gone"));
         assert_eq!(record(125, &gone).to_string(), r#"{"status":125,"error":"gone"}"#);

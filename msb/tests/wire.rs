@@ -1,8 +1,9 @@
 //! The bytes of the wire, pinned. A change here is a new version of it.
 
+use msb::record::owner::Id;
 use msb::wire::exec::{
-    Attach, Clock, Execs, Exit, Failure, Kill, Limit, Listed, Ready, Request, Resize, Shutdown, Signal, Started,
-    Stopping, Text, Tty, Usage,
+    Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Shutdown,
+    Signal, Started, Stopping, Text, Tty, Usage,
 };
 use msb::wire::{Message, Stream};
 
@@ -25,21 +26,39 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         now_ms: Some(5),
         ..Request::default()
     };
+    let id = |number| Id::new(number).unwrap();
+    let exact = Request {
+        exact_env: true,
+        ids: Some(Ids { uid: id(1), gid: id(2), groups: vec![id(3)] }),
+        capabilities: Some(Capabilities { bounding: 1, effective: 2, permitted: 3, inheritable: 4, ambient: 5 }),
+        no_new_privileges: true,
+        oom_score_adj: Some(-5),
+        prepare: true,
+        ..Request::default()
+    };
     let usage = Usage { wall_us: 1, user_us: 2, system_us: 3, max_rss_kib: 4 };
-    let ended = Exit { code: None, signal: Some(9), usage: Some(usage) };
+    let ended = Exit { code: None, signal: Some(9), usage: Some(usage), oom: true };
     let listed = |exit| Listed { id: 7, pid: 42, argv: vec!["a".into()], detached: true, attached: false, exit };
     vec![
-        (Message::hello(), b"\x0d\0\0\0\x01{\"version\":1}"),
+        (Message::hello(), b"\x0d\0\0\0\x01{\"version\":2}"),
         (
-            Message::Exec(request),
+            Message::Exec(Box::new(request)),
             b"\x75\0\0\0\x02{\"argv\":[\"cat\",[255]],\"env\":[\"A=b\"],\"cwd\":\"/\",\"user\":\"app:users\",\
               \"tty\":{\"term\":\"xterm\",\"size\":{\"rows\":24,\"cols\":80}}}",
         ),
         (
-            Message::Exec(all),
+            Message::Exec(Box::new(all)),
             b"\x9e\0\0\0\x02{\"argv\":[\"a\"],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"no_stdin\":true,\
               \"detach\":true,\"rlimits\":[{\"name\":\"core\",\"soft\":0,\"hard\":null}],\"umask\":63,\"now_ms\":5}",
         ),
+        (
+            Message::Exec(Box::new(exact)),
+            b"\xfd\0\0\0\x02{\"argv\":[],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"exact_env\":true,\
+              \"ids\":{\"uid\":1,\"gid\":2,\"groups\":[3]},\"capabilities\":{\"bounding\":1,\"effective\":2,\"permitted\":3,\
+              \"inheritable\":4,\"ambient\":5},\"no_new_privileges\":true,\"oom_score_adj\":-5,\"prepare\":true}",
+        ),
+        (Message::Prepared(Started { pid: 42, id: 7, terminal: false }), b"\x11\0\0\0\x18{\"pid\":42,\"id\":7}"),
+        (Message::Go, b"\0\0\0\0\x19"),
         (Message::Started(Started { pid: 42, id: 7, terminal: false }), b"\x11\0\0\0\x03{\"pid\":42,\"id\":7}"),
         (
             Message::Started(Started { pid: 42, id: 7, terminal: true }),
@@ -55,10 +74,10 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         (Message::Signal(Signal { signal: 15, all: false }), b"\x0d\0\0\0\x09{\"signal\":15}"),
         (Message::Signal(Signal { signal: 9, all: true }), b"\x17\0\0\0\x09{\"signal\":9,\"all\":true}"),
         (Message::Resize(Resize { rows: 1, cols: 2 }), b"\x13\0\0\0\x0a{\"rows\":1,\"cols\":2}"),
-        (Message::Exit(Exit { code: Some(3), signal: None, usage: None }), b"\x0a\0\0\0\x0b{\"code\":3}"),
+        (Message::Exit(Exit { code: Some(3), ..Exit::default() }), b"\x0a\0\0\0\x0b{\"code\":3}"),
         (
             Message::Exit(ended),
-            b"\x4c\0\0\0\x0b{\"signal\":9,\"usage\":{\"wall_us\":1,\"user_us\":2,\"system_us\":3,\"max_rss_kib\":4}}",
+            b"\x57\0\0\0\x0b{\"signal\":9,\"usage\":{\"wall_us\":1,\"user_us\":2,\"system_us\":3,\"max_rss_kib\":4},\"oom\":true}",
         ),
         (Message::Failure(Failure::new(127, "no")), b"\x1b\0\0\0\x0c{\"code\":127,\"message\":\"no\"}"),
         (
@@ -84,7 +103,7 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         ),
         (
             Message::Execs(Execs {
-                execs: vec![listed(Some(Exit { code: Some(3), signal: None, usage: None }))],
+                execs: vec![listed(Some(Exit { code: Some(3), ..Exit::default() }))],
                 older: 0,
             }),
             b"\x5d\0\0\0\x12{\"execs\":[{\"id\":7,\"pid\":42,\"argv\":[\"a\"],\"detached\":true,\"attached\":false,\
@@ -109,5 +128,5 @@ fn hello_of_another_version_is_refused_with_both_versions_named() {
         panic!()
     };
     let message = hello.check().unwrap_err().to_string();
-    assert!(message.contains("version 7") && message.contains("version 1"), "{message}");
+    assert!(message.contains("version 7") && message.contains("version 2"), "{message}");
 }

@@ -126,7 +126,12 @@ where
         Some(advice) => warn(tool, &format!("{message} ({advice})")),
         None => warn(tool, &message),
     }
-    causes(error).find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code).into()
+    status_of(failed, error).into()
+}
+
+/// The exit status for an error: that of a [`Coded`] error in the chain, else `failed`.
+pub fn status_of(failed: u8, error: &(dyn Error + 'static)) -> u8 {
+    causes(error).find_map(|cause| cause.downcast_ref::<Coded>()).map_or(failed, |coded| coded.code)
 }
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Error, VERSION};
 pub use crate::record::Text;
+use crate::record::owner::Id;
 
 /// PATH of a command if neither the image nor the request sets it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -60,6 +61,52 @@ pub struct Request {
     /// The host's time, in milliseconds since 1970, for a guest whose clock is behind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub now_ms: Option<u64>,
+    /// The variables are those of `env`, without the image's and the agent's. Only a missing HOME is added.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub exact_env: bool,
+    /// The IDs of the process, which are used instead of `user`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ids: Option<Ids>,
+    /// The capabilities; without them, those of a process of this user in the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    /// An execve(2) grants no privileges: see `PR_SET_NO_NEW_PRIVS` in `prctl(2)`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub no_new_privileges: bool,
+    /// The adjustment of the OOM killer's score; without one, 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    /// The command waits in front of its execve(2): the answer is [`Message::Prepared`](super::Message::Prepared), and
+    /// [`Message::Go`](super::Message::Go) starts it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub prepare: bool,
+}
+
+/// The IDs of a process, by number.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// The user ID.
+    pub uid: Id,
+    /// The group ID.
+    pub gid: Id,
+    /// The supplementary group IDs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub groups: Vec<Id>,
+}
+
+/// The five sets of `capabilities(7)`. Bit N stands for the capability with the number N.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// The bounding set.
+    pub bounding: u64,
+    /// The effective set.
+    pub effective: u64,
+    /// The permitted set.
+    pub permitted: u64,
+    /// The inheritable set.
+    pub inheritable: u64,
+    /// The ambient set.
+    pub ambient: u64,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -195,6 +242,9 @@ pub struct Exit {
     /// The resources it used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// The OOM killer ended one of the exec's processes. Only the caller of an exec is told.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub oom: bool,
 }
 
 /// The resources that a command used.

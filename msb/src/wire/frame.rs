@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The protocol version that a [`Hello`](super::exec::Hello) carries.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The port in the guest on which the agent accepts connections.
 pub const AGENT_PORT: u32 = 1024;
 /// The port on the host on which msb-boot waits for the agent's [`Ready`](super::exec::Ready).
@@ -100,15 +100,17 @@ pub(super) const STOPPING: u8 = 20;
 pub(super) const CLOCK: u8 = 21;
 pub(super) const GET: u8 = 22;
 pub(super) const PUT: u8 = 23;
+pub(super) const PREPARED: u8 = 24;
+pub(super) const GO: u8 = 25;
 pub(super) const ENTRY: u8 = 32;
 pub(super) const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
-        HELLO | STARTED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
+        HELLO | STARTED | PREPARED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
         EXIT | FAILURE | READY | GET | PUT | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS => Ok(MAX_CONTROL),
-        LIST | DETACH => Ok(0),
+        LIST | DETACH | GO => Ok(0),
         HOLE => Ok(8),
         DATA..EOF => Ok(MAX_DATA),
         EOF => Ok(1),

@@ -16,7 +16,11 @@ pub enum Message {
     /// Both directions: the first frame.
     Hello(Hello),
     /// Host to guest: run this.
-    Exec(Request),
+    Exec(Box<Request>),
+    /// Guest to host: it is ready to run, and waits for [`Message::Go`].
+    Prepared(Started),
+    /// Host to guest: run what was prepared.
+    Go,
     /// Guest to host: it runs.
     Started(Started),
     /// Bytes of a stream, no more than the receiver has granted credit for.
@@ -76,6 +80,8 @@ impl Message {
         match self {
             Self::Hello(body) => put_json(out, HELLO, body),
             Self::Exec(body) => put_json(out, EXEC, body),
+            Self::Prepared(body) => put_json(out, PREPARED, body),
+            Self::Go => put(out, GO, &[]),
             Self::Started(body) => put_json(out, STARTED, body),
             Self::Data(stream, bytes) => put_data(out, *stream, bytes),
             Self::Eof(stream) => put(out, EOF, &[stream.number()]),
@@ -131,7 +137,9 @@ impl Message {
         }
         Ok(match kind {
             HELLO => Self::Hello(json(kind, payload)?),
-            EXEC => Self::Exec(json(kind, payload)?),
+            EXEC => Self::Exec(Box::new(json(kind, payload)?)),
+            PREPARED => Self::Prepared(json(kind, payload)?),
+            GO => Self::Go,
             STARTED => Self::Started(json(kind, payload)?),
             EOF => match payload {
                 [number] => Self::Eof(stream(*number)?),

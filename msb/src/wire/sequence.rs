@@ -95,6 +95,8 @@ impl Window {
 /// The frames of the guest in an exec, checked by the host.
 #[derive(Clone, Debug, Default)]
 pub struct FromGuest {
+    preparing: bool,
+    prepared: bool,
     started: bool,
     over: bool,
     refused: bool,
@@ -109,6 +111,11 @@ impl FromGuest {
         if let Some(flow) = self.flow(stream) {
             flow.credit = flow.credit.saturating_add(bytes.into());
         }
+    }
+
+    /// The host has asked the guest to prepare the command.
+    pub fn prepare(&mut self) {
+        self.preparing = true;
     }
 
     /// The host asks to detach.
@@ -151,8 +158,14 @@ impl FromGuest {
         let out_of_turn = |why| Err(Error::OutOfTurn(why));
         match message {
             Message::Failure(_) if !self.started => self.over = true,
-            Message::Started(_) if !self.started => self.started = true,
-            Message::Started(_) => return out_of_turn("the command started twice"),
+            Message::Prepared(_) if self.preparing && !self.prepared => self.prepared = true,
+            Message::Started(_) if !self.started && self.prepared == self.preparing => self.started = true,
+            Message::Started(_) if self.started => return out_of_turn("the command started twice"),
+            // A command that is killed before it runs.
+            Message::Exit(_) if self.prepared => self.over = true,
+            Message::Eof(stream @ (Stream::Stdout | Stream::Stderr)) if self.prepared => {
+                self.flow(*stream).map_or(Ok(()), Flow::end)?;
+            }
             _ if !self.started => return out_of_turn("the command has not started"),
             Message::Credit(Stream::Stdin, _) if !self.refused => {}
             Message::Eof(Stream::Stdin) if !self.refused => self.refused = true,
@@ -172,6 +185,7 @@ impl FromGuest {
 #[derive(Clone, Debug, Default)]
 pub struct FromHost {
     stdin: Flow,
+    prepared: bool,
     detaching: bool,
 }
 
@@ -179,6 +193,11 @@ impl FromHost {
     /// The guest grants credit for stdin.
     pub fn grant(&mut self, bytes: u32) {
         self.stdin.credit = self.stdin.credit.saturating_add(bytes.into());
+    }
+
+    /// The command is prepared, and waits for the host.
+    pub fn prepare(&mut self) {
+        self.prepared = true;
     }
 
     /// Whether the host has sent end-of-file for stdin.
@@ -206,7 +225,11 @@ impl FromHost {
             Message::Eof(Stream::Stdin) => self.stdin.end(),
             Message::Signal(wanted) => check_signal(wanted.signal),
             Message::Credit(Stream::Stdout | Stream::Stderr, _) | Message::Resize(_) => Ok(()),
-            Message::Detach => {
+            Message::Go if self.prepared => {
+                self.prepared = false;
+                Ok(())
+            }
+            Message::Detach if !self.prepared => {
                 self.detaching = true;
                 Ok(())
             }
@@ -297,6 +320,44 @@ mod tests {
             turn.grant(err, 10);
             assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
         }
+    }
+
+    #[test]
+    fn a_prepared_command_starts_fails_or_is_killed() {
+        let prepared = || Message::Prepared(Started { pid: 1, id: 1, terminal: false });
+        let exit = || Message::Exit(Exit::default());
+        let out = Stream::Stdout;
+        for (frames, wrong) in [
+            (vec![prepared(), started(), data(out, 1), Message::Eof(out), exit()], None),
+            (vec![prepared(), failure()], None),
+            (vec![failure()], None),
+            (vec![prepared(), Message::Eof(out), exit()], None),
+            (vec![prepared(), Message::Eof(out), Message::Eof(out)], Some(2)),
+            (vec![prepared(), prepared()], Some(1)),
+            (vec![prepared(), data(out, 1)], Some(1)),
+            (vec![prepared(), Message::Credit(Stream::Stdin, 1)], Some(1)),
+            (vec![prepared(), started(), prepared()], Some(2)),
+            (vec![prepared(), started(), failure()], Some(2)),
+            (vec![started()], Some(0)),
+            (vec![exit()], Some(0)),
+        ] {
+            let mut turn = FromGuest::default();
+            turn.prepare();
+            turn.grant(out, 10);
+            assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
+        }
+        let mut not_asked = FromGuest::default();
+        assert!(not_asked.take(&Decoded::from(&prepared())).is_err());
+        for (frames, wrong) in [
+            (vec![Message::Credit(out, 1), Message::Go, Message::Detach], None),
+            (vec![Message::Signal(Signal { signal: 9, all: false }), Message::Go, Message::Go], Some(2)),
+            (vec![Message::Detach], Some(0)),
+        ] {
+            let mut turn = FromHost::default();
+            turn.prepare();
+            assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
+        }
+        assert!(FromHost::default().take(&Decoded::from(&Message::Go)).is_err());
     }
 
     #[test]

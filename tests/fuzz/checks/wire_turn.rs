@@ -14,12 +14,18 @@ pub fn check(data: &[u8]) {
     while let Ok(Some(piece)) = decoder.next(&mut frames) {
         pieces.push(piece);
     }
-    from_guest(&pieces, credit);
-    from_host(&pieces, credit);
+    for prepares in [false, true] {
+        from_guest(&pieces, credit, prepares);
+        from_host(&pieces, credit, prepares);
+    }
 }
 
-fn from_guest(pieces: &[Decoded<'_>], credit: u32) {
+fn from_guest(pieces: &[Decoded<'_>], credit: u32, prepares: bool) {
     let mut turn = FromGuest::default();
+    if prepares {
+        turn.prepare();
+    }
+    let mut prepared = false;
     turn.grant(Stream::Stdout, credit);
     turn.grant(Stream::Stderr, credit);
     // As a reader that grants new credit for what it has written.
@@ -31,7 +37,15 @@ fn from_guest(pieces: &[Decoded<'_>], credit: u32) {
         }
         assert!(!over, "{piece:?} behind the last frame");
         match piece {
-            Decoded::Message(Message::Started(_)) => assert!(!std::mem::replace(&mut started, true)),
+            Decoded::Message(Message::Prepared(_)) => {
+                assert!(prepares && !started && !std::mem::replace(&mut prepared, true))
+            }
+            Decoded::Message(Message::Exit(_) | Message::Eof(Stream::Stdout | Stream::Stderr)) => {
+                assert!(started || prepared)
+            }
+            Decoded::Message(Message::Started(_)) => {
+                assert!(prepares == prepared && !std::mem::replace(&mut started, true))
+            }
             Decoded::Message(Message::Failure(_)) => {
                 assert!(!started);
                 over = true;
@@ -61,8 +75,12 @@ fn from_guest(pieces: &[Decoded<'_>], credit: u32) {
     }
 }
 
-fn from_host(pieces: &[Decoded<'_>], credit: u32) {
+fn from_host(pieces: &[Decoded<'_>], credit: u32, prepares: bool) {
     let mut turn = FromHost::default();
+    let mut waits = prepares;
+    if prepares {
+        turn.prepare();
+    }
     turn.grant(credit);
     let (mut taken, mut ended, mut over) = (0u64, false, false);
     for piece in pieces {
@@ -78,7 +96,11 @@ fn from_host(pieces: &[Decoded<'_>], credit: u32) {
             }
             Decoded::Message(Message::Eof(_)) => ended = true,
             Decoded::Message(Message::Signal(signal)) => assert!((1..=64).contains(&signal.signal)),
-            Decoded::Message(Message::Detach) => over = true,
+            Decoded::Message(Message::Go) => assert!(std::mem::replace(&mut waits, false)),
+            Decoded::Message(Message::Detach) => {
+                assert!(!waits);
+                over = true;
+            }
             _ => {}
         }
         assert_eq!(turn.stdin_ended(), ended);

@@ -1,0 +1,101 @@
+//! Capabilities by name, as the OCI runtime specification has them.
+
+use msb::wire::exec::Capabilities;
+use serde::Deserialize;
+
+/// The names without `CAP_`, by their number in `linux/capability.h`.
+const NAMES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// The member `capabilities` of a process object.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Sets {
+    bounding: Vec<String>,
+    effective: Vec<String>,
+    inheritable: Vec<String>,
+    permitted: Vec<String>,
+    ambient: Vec<String>,
+}
+
+impl Sets {
+    /// The sets as the kernel has them. A name that is not known stands for a privilege that the guest does not have, and is ignored, as
+    /// runc does.
+    pub fn masks(&self) -> Capabilities {
+        Capabilities {
+            bounding: mask(&self.bounding),
+            effective: mask(&self.effective),
+            permitted: mask(&self.permitted),
+            inheritable: mask(&self.inheritable),
+            ambient: mask(&self.ambient),
+        }
+    }
+}
+
+fn mask(names: &[String]) -> u64 {
+    let numbers = names.iter().filter_map(|name| {
+        let name = name.strip_prefix("CAP_")?;
+        NAMES.iter().position(|known| *known == name)
+    });
+    numbers.fold(0, |mask, number| mask | 1 << number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_the_kernels_numbers() {
+        for (names, expected) in [
+            (&[][..], 0),
+            (&["CAP_CHOWN"], 1),
+            (&["CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_CHOWN"], 1 << 21 | 1),
+            (&["CAP_CHECKPOINT_RESTORE"], 1 << 40),
+            (&["CAP_MKNOD", "CAP_SETFCAP", "CAP_AUDIT_READ"], 1 << 27 | 1 << 31 | 1 << 37),
+            (&["CHOWN", "CAP_chown", "CAP_", "CAP_NONE"], 0),
+        ] {
+            assert_eq!(mask(&names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>()), expected, "{names:?}");
+        }
+    }
+}
