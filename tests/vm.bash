@@ -68,7 +68,8 @@ vm_copy_alone() {
 
 # vm_show_logs: after a failed test, prints how its VMs ended and the end of their logs. For a teardown.
 vm_show_logs() {
-    [ "${BATS_TEST_COMPLETED:-}" = 1 ] || tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} 2>/dev/null || true
+    [ "${BATS_TEST_COMPLETED:-}" = 1 ] ||
+        tail -n 20 "$XDG_RUNTIME_DIR"/msb/*/{ended.json,kernel.log} "${MSB_HOME:-}"/logs/*/*.log 2>/dev/null || true
 }
 
 # vm_teardown: ends this test's VMs.

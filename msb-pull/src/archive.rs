@@ -12,6 +12,7 @@ use msb::overlay::beneath::Dir;
 
 use crate::budget::Budget;
 use crate::compression::{self, Compression};
+use crate::decompressor;
 use crate::tape::{Kind, Skip, Tape};
 
 /// The most members an archive may have. Real ones have a few dozen.
@@ -74,7 +75,7 @@ impl Files {
         let is_regular = file.metadata()?.is_file();
         let (compression, whole) = compression::detect(BufReader::with_capacity(BLOCK, &file))?;
         if !is_regular || compression != Compression::None {
-            return Self::spooled(compression, whole, spool, budget);
+            return Self::stream(whole, spool, budget);
         }
         drop(whole);
         file.rewind()?;
@@ -85,26 +86,12 @@ impl Files {
     ///
     /// # Errors
     /// As [`Self::tar`].
-    pub(crate) fn stream(input: impl BufRead, spool: &Path, budget: &Budget) -> anyhow::Result<Self> {
-        let (compression, whole) = compression::detect(input)?;
-        Self::spooled(compression, whole, spool, budget)
-    }
-
-    fn spooled(compression: Compression, packed: impl BufRead, path: &Path, budget: &Budget) -> anyhow::Result<Self> {
+    pub(crate) fn stream(input: impl BufRead + Send, path: &Path, budget: &Budget) -> anyhow::Result<Self> {
         let mut spool = File::options().read(true).write(true).create_new(true).open(path)?;
-        let mut plain = compression.reader(packed)?;
-        let mut block = vec![0; BLOCK];
-        loop {
-            match plain.read(&mut block) {
-                Ok(0) => break,
-                Ok(length) => {
-                    budget.spool(length as u64)?;
-                    spool.write_all(&block[..length]).context("spooling the archive")?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(compression.error(error)),
-            }
-        }
+        decompressor::decompress(input, |piece| {
+            budget.spool(piece.len() as u64)?;
+            spool.write_all(&piece).context("spooling the archive")
+        })?;
         std::fs::remove_file(path)?;
         ensure!(spool.stream_position()? > 0, "the archive is empty");
         Ok(Self::Tar(Index::read(spool)?))

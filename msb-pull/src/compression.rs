@@ -3,10 +3,6 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
-use anyhow::anyhow;
-
-use crate::chunks::Hangup;
-
 /// How many bytes are needed to detect the compression.
 pub(crate) const MAGIC: u64 = 6;
 /// The most memory that xz may take for its dictionary, in bytes: that of `xz -9`.
@@ -39,7 +35,8 @@ impl Compression {
     /// pigz, stargz and pzstd write them.
     ///
     /// # Errors
-    /// The errors of setting up the decompressor.
+    /// The errors of setting up the decompressor. The reader's error for data that ends too early is
+    /// [`io::ErrorKind::UnexpectedEof`].
     pub(crate) fn reader<'a>(self, packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(packed),
@@ -53,7 +50,8 @@ impl Compression {
         })
     }
 
-    fn name(self) -> &'static str {
+    /// The name of the format.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::None => "plain",
             Self::Gzip => "gzip",
@@ -63,16 +61,9 @@ impl Compression {
         }
     }
 
-    /// The error of a reader, with the name of the format.
-    pub(crate) fn error(self, error: io::Error) -> anyhow::Error {
-        if self == Self::None || error.get_ref().is_some_and(|inner| inner.is::<Hangup>()) {
-            return error.into();
-        }
-        let name = self.name();
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            return anyhow!("truncated {name} data");
-        }
-        anyhow!("bad {name} data: {error}")
+    /// The format with this name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::None, Self::Gzip, Self::Zstd, Self::Bzip2, Self::Xz].into_iter().find(|format| format.name() == name)
     }
 }
 
@@ -108,6 +99,23 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_come_one_by_one_are_enough() {
+        struct Trickle(Vec<u8>, usize);
+        impl Read for Trickle {
+            fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+                let got = (&self.0[self.1..]).take(1).read(into)?;
+                self.1 += got;
+                Ok(got)
+            }
+        }
+        let packed = zstd::encode_all(&b"plain"[..], 0).unwrap();
+        let (compression, whole) = detect(BufReader::with_capacity(1, Trickle(packed, 0))).unwrap();
+        let mut text = String::new();
+        compression.reader(whole).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!((compression, &*text), (Compression::Zstd, "plain"));
+    }
+
+    #[test]
     fn what_is_compressed_in_parts_is_read_whole() {
         let gzip = |text: &[u8]| {
             let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -133,13 +141,13 @@ mod tests {
             let read = |packed: &[u8]| {
                 let (compression, whole) = detect(packed).unwrap();
                 assert_eq!(compression, expected);
+                assert_eq!(Compression::from_name(compression.name()), Some(compression));
                 let mut text = String::new();
-                let read = compression.reader(whole).unwrap().read_to_string(&mut text);
-                read.map(|_| text).map_err(|error| compression.error(error).to_string())
+                compression.reader(whole).unwrap().read_to_string(&mut text).map(|_| text)
             };
             assert_eq!(read(&packed).unwrap(), "first second");
             let error = read(&packed[..packed.len() - 3]).unwrap_err();
-            assert!(error.starts_with("truncated"), "{error}");
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
         }
     }
 }

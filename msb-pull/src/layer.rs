@@ -1,7 +1,7 @@
-//! Fetches one layer and unpacks it into a directory. Four threads fetch and hash the compressed data, decompress, hash the
+//! Fetches one layer and unpacks it into a directory. Threads fetch and hash the compressed data, have it decompressed, hash the
 //! decompressed data, and write. Short channels connect them, so memory is bounded and the slowest thread sets the pace.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 
 use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
-use crate::compression;
+use crate::decompressor;
 use crate::image::{Blob, EMPTY_LAYER, ImageLayer, Origin};
 use crate::lower_link::Dependent;
 use crate::progress::Bar;
@@ -19,9 +19,8 @@ use crate::tape::Tape;
 use crate::unpack::unpack;
 use msb_registry::digest::{Digest, Hash, Verifier};
 
-/// Chunks in a channel, and bytes in a chunk: at most 2 MiB between two threads.
+/// Chunks in a channel: at most 2 MiB between two threads.
 const DEPTH: usize = 8;
-const PIECE: usize = 1 << 18;
 
 /// Fetches a layer and unpacks it into the empty directory `into`. Returns what of it depends on the layers below.
 ///
@@ -116,26 +115,12 @@ fn inflate(mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
 }
 
 fn decompress(blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> {
-    let (compression, whole) = compression::detect(&mut *blob)?;
-    let mut plain = compression.reader(whole)?;
-    loop {
-        let mut piece = vec![0; PIECE];
-        let mut filled = 0;
-        while filled < PIECE {
-            match plain.read(&mut piece[filled..]).map_err(|error| compression.error(error))? {
-                0 => break,
-                got => filled += got,
-            }
-        }
-        if filled == 0 {
-            break;
-        }
-        piece.truncate(filled);
+    decompressor::decompress(&mut *blob, |piece| {
         let piece = Arc::new(piece);
         hash.send(piece.clone())?;
-        tar.send(piece)?;
-    }
-    drop(plain);
+        Ok(tar.send(piece)?)
+    })?;
+    // What follows the compressed data belongs to the blob.
     Ok(blob.drain()?)
 }
 
@@ -168,21 +153,5 @@ fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Dependent>
     match unpacked {
         Err(error) if is_final(&error) => Err(error),
         unpacked => tar.drain().map_err(anyhow::Error::from).and(unpacked),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_blob_that_comes_byte_by_byte_is_decompressed() {
-        let packed = zstd::encode_all(&b"plain"[..], 0).unwrap();
-        let (mut sink, mut blob) = channel(packed.len() + 1);
-        packed.iter().for_each(|byte| sink.write_all(&[*byte]).unwrap());
-        sink.finish().unwrap();
-        let ((hash, _hashed), (tar, mut plain)) = (channel(2), channel(2));
-        decompress(&mut blob, &hash, &tar).unwrap();
-        assert_eq!(plain.fill_buf().unwrap(), b"plain");
     }
 }

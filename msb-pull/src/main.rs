@@ -5,6 +5,7 @@ mod args;
 mod budget;
 mod chunks;
 mod compression;
+mod decompressor;
 mod disk;
 mod docker;
 mod endpoints;
@@ -43,6 +44,9 @@ use msb::store::erofs::Mkfs;
 use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, tool::start};
 
 fn main() -> ExitCode {
+    if let Some(compression) = decompressor::role() {
+        return decompressor::run(compression);
+    }
     start::signals();
     let args: Args = cli::parse(&page::PAGE, exit::USAGE);
     exit::report("msb-pull", exit::FAILED, run(args))

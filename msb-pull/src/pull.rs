@@ -1,7 +1,9 @@
 //! A pull: from a source to a record. The documents come first, then the layers that the store does not have, several at a time.
 //! Then all of it becomes visible, and the record names it.
 
+use std::fs::File;
 use std::io::{BufReader, IsTerminal};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
@@ -213,7 +215,7 @@ impl Pull<'_> {
     fn pull_stdin(&self, tag: Option<&str>) -> anyhow::Result<Record> {
         // Some archives have the documents last, so all of it is read before the first layer is checked.
         ensure!(!std::io::stdin().is_terminal(), "stdin is a terminal (pipe an archive in)");
-        let stdin = BufReader::with_capacity(1 << 18, std::io::stdin().lock());
+        let stdin = BufReader::with_capacity(1 << 18, File::from(std::io::stdin().as_fd().try_clone_to_owned()?));
         let files = Files::stream(stdin, &self.store.scratch("archive"), &self.budget)?;
         let is_image = Layout::is_in(&files) || DockerArchive::is_in(&files);
         if !is_image
