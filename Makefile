@@ -16,13 +16,13 @@ DESTDIR ?=
 # The directory for what is fetched or built outside of this workspace. It outlives a clone.
 export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
 
-TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-ls msb-logs msb-stats msb-rm msb-store
+TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-ls msb-logs msb-stats msb-rm msb-store msb-oci
 RELEASE = target/release
 # agentd runs in any root, so it is linked statically. Its flags need a target directory of their own, and an explicit target so that
 # build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block fuzz lint bench bench-krun bench-net bench-shutdown install clean
+.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -83,6 +83,10 @@ test-block: deps build
 	@tests/run $(alike)
 	@$(bare-krun)
 	@tests/kvm-host/run $(alike)
+
+# podman and containerd with msb-oci, compared with crun and runc. "make test" has the short ones.
+test-oci: deps build
+	@tests/run tests/t10-*.bats
 
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500
@@ -147,6 +151,8 @@ install: build
 	install -m 0755 $(RELEASE)/agentd $(RELEASE)/vhost-device-vsock $(DESTDIR)$(PREFIX)/libexec/msb
 	if [ -e $(RELEASE)/libkrunfw.so.5 ]; then install -m 0644 $(RELEASE)/libkrunfw.so.5 $(DESTDIR)$(PREFIX)/lib/msb; fi
 	for section in 1 5 7 8; do install -m 0644 man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section; done
+	install -d $(DESTDIR)$(PREFIX)/share/msb/oci
+	for file in msb-oci/dist/*; do sed 's|@PREFIX@|$(PREFIX)|' $$file > $(DESTDIR)$(PREFIX)/share/msb/oci/$${file##*/}; done
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/,bash-completion/completions zsh/site-functions fish/vendor_completions.d)
 	for tool in $(TOOLS); do \
 		$(RELEASE)/$$tool --generate bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$tool; \
@@ -157,7 +163,7 @@ install: build
 # What other packages may have put into the same directories stays.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(TOOLS))
-	rm -rf $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb
+	rm -rf $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb $(DESTDIR)$(PREFIX)/share/msb
 	for section in 1 5 7 8; do (cd man && echo *.$$section) | xargs -n 1 | sed 's|^|$(DESTDIR)$(PREFIX)/share/man/man'$$section'/|' | xargs rm -f; done
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/bash-completion/completions/,$(TOOLS))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_,$(TOOLS))

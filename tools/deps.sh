@@ -19,6 +19,8 @@ packages=(
     openssl bzip2 xz-utils zstd attr acl busybox-static fuse-overlayfs  # tests: the rest
     iproute2                                                            # tests: networks
     qemu-utils                                                          # tests: disk images
+    podman conmon crun runc containerd netavark aardvark-dns buildah    # tests: containers
+    catatonit containernetworking-plugins iptables                      # tests: their networks
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     rsync git tmux                                                      # tests: what runs over msb-exec
     hyperfine bsdextrautils                                             # measuring

@@ -1,0 +1,342 @@
+//! The cgroup of a container: the process that stands for it and all processes of its VM are in it. Version 1, version 2, and a machine
+//! with both.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use rustix::fs::statfs;
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Limits;
+
+const MOUNT_POINT: &str = "/sys/fs/cgroup";
+/// The magic number of version 2 (statfs(2)).
+const CGROUP2: i64 = 0x6367_7270;
+/// Where containers without a path have their cgroups.
+const PARENT: &str = "msb-oci";
+/// How long the last process of a VM may take to end.
+const EMPTYING: Duration = Duration::from_secs(2);
+
+/// A cgroup, as its path below each hierarchy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+/// The cgroups that a process was in.
+#[derive(Debug)]
+pub(crate) struct Origin(Vec<PathBuf>);
+
+impl Origin {
+    /// Those of this process.
+    pub(crate) fn of_self() -> Self {
+        let table = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Self(hierarchies().iter().filter_map(|hierarchy| hierarchy.own(&table)).collect())
+    }
+
+    /// Moves this process back, as far as that is possible.
+    pub(crate) fn enter(&self) {
+        for dir in &self.0 {
+            let _ = fs::write(dir.join("cgroup.procs"), "0");
+        }
+    }
+}
+
+/// A hierarchy of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    root: PathBuf,
+    is_v2: bool,
+}
+
+fn hierarchies() -> Vec<Hierarchy> {
+    let root = Path::new(MOUNT_POINT);
+    let is_v2 = |path: &Path| statfs(path).is_ok_and(|stat| stat.f_type == CGROUP2);
+    if is_v2(root) {
+        return vec![Hierarchy { root: root.to_owned(), is_v2: true }];
+    }
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    // Controllers that are mounted together have symlinks with their single names.
+    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
+    let mounted = dirs.filter(|dir| dir.join("cgroup.procs").exists());
+    mounted.map(|dir| Hierarchy { is_v2: is_v2(&dir), root: dir }).collect()
+}
+
+impl Hierarchy {
+    /// Whether it has this controller. Version 2 has all that are enabled.
+    fn has(&self, controller: &str) -> bool {
+        let name = self.root.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        self.is_v2 || name.split(',').any(|part| part == controller)
+    }
+
+    /// The directory of this process's cgroup, by the text of /proc/self/cgroup (cgroups(7)).
+    fn own(&self, table: &str) -> Option<PathBuf> {
+        let name = self.root.file_name()?.to_str()?;
+        let path = table.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':');
+            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+            let is_it = match self.is_v2 {
+                true => controllers.is_empty(),
+                false => controllers == name || controllers.strip_prefix("name=") == Some(name),
+            };
+            is_it.then_some(path)
+        })?;
+        Some(self.root.join(path.trim_start_matches('/')))
+    }
+}
+
+impl Cgroup {
+    /// The cgroup that a config names. With systemd's manager the path is SLICE:PREFIX:NAME, and the scope is made without systemd.
+    ///
+    /// # Errors
+    /// A path of the wrong form.
+    pub(crate) fn new(path: Option<&Path>, id: &str, is_systemds: bool) -> anyhow::Result<Self> {
+        let Some(path) = path else { return Ok(Self { path: Path::new(PARENT).join(id) }) };
+        if !is_systemds {
+            return Ok(Self { path: path.strip_prefix("/").unwrap_or(path).to_owned() });
+        }
+        let text = path.to_str().unwrap_or_default();
+        let parts: Vec<&str> = text.split(':').collect();
+        let [slice, prefix, name] = parts.as_slice() else {
+            anyhow::bail!("cgroupsPath {text:?}: SLICE:PREFIX:NAME is expected with --systemd-cgroup");
+        };
+        let slice = if slice.is_empty() { "system.slice" } else { slice };
+        let scope = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+        anyhow::ensure!(!format!("{slice}{scope}").contains('/'), "cgroupsPath {text:?}: a name with \"/\"");
+        let mut path = PathBuf::new();
+        // A slice is below those that its name begins with: a-b.slice is in a.slice.
+        let stem = slice.strip_suffix(".slice").unwrap_or(slice);
+        let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+        ends.filter(|_| !stem.is_empty() && stem != "-").for_each(|end| path.push(format!("{}.slice", &stem[..end])));
+        Ok(Self { path: path.join(scope) })
+    }
+
+    /// Its directory in a hierarchy.
+    fn dir(&self, hierarchy: &Hierarchy) -> PathBuf {
+        hierarchy.root.join(&self.path)
+    }
+
+    /// Makes it in every hierarchy, and moves this process into it.
+    ///
+    /// # Errors
+    /// A hierarchy that this process cannot write to.
+    pub(crate) fn enter(&self) -> anyhow::Result<()> {
+        for hierarchy in hierarchies() {
+            let dir = self.dir(&hierarchy);
+            self.make(&hierarchy)
+                .and_then(|()| fs::write(dir.join("cgroup.procs"), "0"))
+                .with_context(|| format!("cgroup {dir:?}"))?;
+        }
+        Ok(())
+    }
+
+    fn make(&self, hierarchy: &Hierarchy) -> io::Result<()> {
+        let mut dir = hierarchy.root.clone();
+        let count = self.path.components().count();
+        for (number, name) in self.path.components().enumerate() {
+            let parent = dir.clone();
+            dir.push(name);
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            if hierarchy.is_v2 && number + 1 < count {
+                enable_controllers(&dir);
+            } else if hierarchy.has("cpuset") && !hierarchy.is_v2 {
+                // A cpuset of version 1 has no processors until it is given some.
+                for file in ["cpuset.cpus", "cpuset.mems"] {
+                    if fs::read_to_string(dir.join(file))?.trim().is_empty() {
+                        fs::write(dir.join(file), fs::read(parent.join(file))?)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets limits. `None` leaves one as it is.
+    ///
+    /// # Errors
+    /// The file that does not take its value.
+    pub(crate) fn limit(&self, limits: &Limits) -> anyhow::Result<()> {
+        for hierarchy in hierarchies() {
+            let dir = self.dir(&hierarchy);
+            for (controller, file, value) in files(limits, hierarchy.is_v2) {
+                // A hybrid machine has version 2 without controllers.
+                let path = dir.join(file);
+                if hierarchy.has(controller) && path.exists() {
+                    fs::write(&path, &value).with_context(|| format!("{path:?}: {value:?}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes it, once its processes have ended, which the caller has seen to.
+    ///
+    /// # Errors
+    /// It still has processes.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let deadline = Instant::now() + EMPTYING;
+        for hierarchy in hierarchies() {
+            let dir = self.dir(&hierarchy);
+            loop {
+                match fs::remove_dir(&dir) {
+                    // The kernel tells no event for the end of a zombie.
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                        thread::sleep(Duration::from_millis(10));
+                    }
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => break,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// So that cgroups below have them. A controller that is not there is not enabled.
+fn enable_controllers(dir: &Path) {
+    for controller in ["cpu", "cpuset", "memory", "pids"] {
+        let _ = fs::write(dir.join("cgroup.subtree_control"), format!("+{controller}"));
+    }
+}
+
+/// Controllers, files and values of limits.
+fn files(limits: &Limits, is_v2: bool) -> Vec<(&'static str, &'static str, String)> {
+    let mut files = Vec::new();
+    let cpuset = [("cpuset.cpus", &limits.cpuset_cpus), ("cpuset.mems", &limits.cpuset_mems)];
+    for (file, value) in cpuset {
+        files.extend(value.as_ref().map(|value| ("cpuset", file, value.clone())));
+    }
+    if is_v2 {
+        files.extend(limits.memory.map(|bytes| ("memory", "memory.max", bytes.to_string())));
+        files.extend(limits.cpu_shares.map(|shares| ("cpu", "cpu.weight", weight(shares).to_string())));
+        if limits.cpu_quota.is_some() || limits.cpu_period.is_some() {
+            let quota =
+                limits.cpu_quota.filter(|quota| *quota > 0).map_or_else(|| "max".to_owned(), |quota| quota.to_string());
+            files.push(("cpu", "cpu.max", format!("{quota} {}", limits.cpu_period.unwrap_or(100_000))));
+        }
+    } else {
+        files.extend(limits.memory.map(|bytes| ("memory", "memory.limit_in_bytes", bytes.to_string())));
+        files.extend(limits.cpu_shares.map(|shares| ("cpu", "cpu.shares", shares.to_string())));
+        files.extend(limits.cpu_period.map(|period| ("cpu", "cpu.cfs_period_us", period.to_string())));
+        files.extend(limits.cpu_quota.map(|quota| ("cpu", "cpu.cfs_quota_us", quota.max(-1).to_string())));
+    }
+    files
+}
+
+/// The weight of version 2 for shares of version 1, as the runtime specification converts them.
+fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// What freezes a cgroup.
+#[derive(Debug)]
+pub(crate) struct Freezer {
+    file: Option<PathBuf>,
+    is_v2: bool,
+}
+
+impl Freezer {
+    pub(crate) fn of(cgroup: &Cgroup) -> Self {
+        let all = hierarchies();
+        let v1 = all.iter().find(|hierarchy| !hierarchy.is_v2 && hierarchy.has("freezer"));
+        let (hierarchy, name) = match v1 {
+            Some(hierarchy) => (Some(hierarchy), "freezer.state"),
+            None => (all.iter().find(|hierarchy| hierarchy.is_v2), "cgroup.freeze"),
+        };
+        let file = hierarchy.map(|hierarchy| cgroup.dir(hierarchy).join(name)).filter(|file| file.exists());
+        Self { file, is_v2: v1.is_none() }
+    }
+
+    /// Whether it is frozen, or is being frozen.
+    pub(crate) fn is_frozen(&self) -> bool {
+        let text = self.file.as_ref().and_then(|file| fs::read_to_string(file).ok()).unwrap_or_default();
+        matches!(text.trim(), "FROZEN" | "FREEZING" | "1")
+    }
+
+    /// Freezes or thaws it.
+    ///
+    /// # Errors
+    /// There is no such controller.
+    pub(crate) fn set(&self, is_frozen: bool) -> anyhow::Result<()> {
+        let file = self.file.as_ref().context("this machine has no freezer of cgroups")?;
+        let value = match (self.is_v2, is_frozen) {
+            (true, true) => "1",
+            (true, false) => "0",
+            (false, true) => "FROZEN",
+            (false, false) => "THAWED",
+        };
+        fs::write(file, value).with_context(|| format!("{file:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_the_configs_or_of_the_id_or_that_of_systemds_scope() {
+        let path =
+            |path: Option<&str>, systemd| Cgroup::new(path.map(Path::new), "id", systemd).map(|cgroup| cgroup.path);
+        for (given, systemd, expected) in [
+            (None, false, "msb-oci/id"),
+            (Some("/a/b"), false, "a/b"),
+            (Some("a/b"), false, "a/b"),
+            (Some("machine.slice:libpod:x"), true, "machine.slice/libpod-x.scope"),
+            (Some("a-b-c.slice:cri:x"), true, "a.slice/a-b.slice/a-b-c.slice/cri-x.scope"),
+            (Some("::x"), true, "system.slice/x.scope"),
+        ] {
+            assert_eq!(path(given, systemd).unwrap(), Path::new(expected), "{given:?}");
+        }
+        for bad in ["/a/b", "a:b", "a:b:c:d", "a:../b:c"] {
+            assert!(path(Some(bad), true).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn limits_are_written_in_the_files_of_each_version() {
+        let limits = Limits {
+            memory: Some(1 << 20),
+            cpu_shares: Some(1024),
+            cpu_quota: Some(150_000),
+            cpu_period: Some(50_000),
+            cpuset_cpus: Some("0-1".into()),
+            cpuset_mems: None,
+        };
+        let text = |limits: &Limits, is_v2| {
+            files(limits, is_v2).iter().map(|(_, file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(text(&limits, true), "cpuset.cpus=0-1 memory.max=1048576 cpu.weight=39 cpu.max=150000 50000");
+        assert_eq!(
+            text(&limits, false),
+            "cpuset.cpus=0-1 memory.limit_in_bytes=1048576 cpu.shares=1024 cpu.cfs_period_us=50000 cpu.cfs_quota_us=150000"
+        );
+        let unlimited = Limits { cpu_quota: Some(-1), ..Limits::default() };
+        assert_eq!(text(&unlimited, true), "cpu.max=max 100000");
+        assert_eq!(text(&unlimited, false), "cpu.cfs_quota_us=-1");
+        assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
+    }
+
+    #[test]
+    fn the_cgroup_of_a_process_is_found_in_each_hierarchy() {
+        let table = "9:name=systemd:/a\n4:cpu,cpuacct:/b:c\n1:cpu:/no\n0::/d\n";
+        let own = |root: &str, is_v2| Hierarchy { root: root.into(), is_v2 }.own(table);
+        assert_eq!(own("/sys/fs/cgroup/systemd", false), Some("/sys/fs/cgroup/systemd/a".into()));
+        assert_eq!(own("/sys/fs/cgroup/cpu,cpuacct", false), Some("/sys/fs/cgroup/cpu,cpuacct/b:c".into()));
+        assert_eq!(own("/sys/fs/cgroup", true), Some("/sys/fs/cgroup/d".into()));
+        assert_eq!(own("/sys/fs/cgroup/memory", false), None);
+    }
+
+    #[test]
+    fn a_hierarchy_has_the_controllers_in_its_name() {
+        let hierarchy = Hierarchy { root: "/sys/fs/cgroup/cpu,cpuacct".into(), is_v2: false };
+        assert!(hierarchy.has("cpu") && hierarchy.has("cpuacct") && !hierarchy.has("cpuset"));
+        assert!(Hierarchy { root: "/sys/fs/cgroup".into(), is_v2: true }.has("memory"));
+    }
+}

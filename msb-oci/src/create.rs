@@ -1,0 +1,270 @@
+//! `create`: everything but the user's program. The VM boots here, where callers wait patiently, so that every error is this command's.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use anyhow::{Context, bail};
+use msb::store::publish;
+use msb::tool::start;
+use oci_spec::runtime::Spec;
+use rustix::pipe::{PipeFlags, pipe_with};
+use serde_json::json;
+
+use crate::args::{Create, Global};
+use crate::cgroup::{Cgroup, Origin};
+use crate::command::{self, Start};
+use crate::delete::{self, Extent};
+use crate::hooks;
+use crate::namespaces::{self, Both};
+use crate::plan::{self, Plan};
+use crate::process::Identity;
+use crate::state::{self, Container, Locked, StateDir, Status};
+use crate::{console, inherited, log, lookup, net, role, stand_in, time, tool, tree, watcher};
+
+/// The largest config.json, in bytes.
+const MAX_CONFIG: u64 = 64 << 20;
+/// How long the VM's agent may take to answer, in seconds. Callers give up after four minutes.
+const BOOT_SECONDS: &str = "180";
+
+/// Creates a container. Returns the process that stands for it.
+///
+/// # Errors
+/// Why there is none; nothing of it is left then.
+pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
+    // Some callers leak copies of their pipes, whose ends they wait for.
+    start::close_inherited(&[]).context("descriptors")?;
+    if args.preserve_fds > 0 {
+        bail!("--preserve-fds {}: descriptors cannot be passed to another kernel (use 0)", args.preserve_fds);
+    }
+    let bundle = args.bundle.canonicalize().with_context(|| format!("bundle {:?}", args.bundle))?;
+    let plan = load(&bundle)?;
+    check(&plan, args)?;
+    if global.debug {
+        plan.warnings.iter().for_each(|warning| log::write(global, "warning", warning));
+    }
+    // A relative path would mean something else to the process that stands for the container.
+    let root = std::path::absolute(&global.root)?;
+    let locked = StateDir::of(&root, &args.id)?.make()?;
+    let mut container = Container {
+        id: args.id.clone(),
+        bundle,
+        rootfs: plan.rootfs.clone(),
+        created: time::now(),
+        annotations: plan.annotations.clone(),
+        is_sandbox: plan.is_sandbox,
+        vm: state::vm_name(&root, &args.id),
+        stand_in: None,
+        cgroup: Cgroup::new(plan.cgroup.as_deref(), &args.id, global.systemd_cgroup)?,
+        overhead_mib: plan.machine.overhead_mib,
+        memory: plan.limits.memory,
+        network: plan.namespaces.network.clone(),
+        plugged: Vec::new(),
+        poststart: Vec::new(),
+        poststop: Vec::new(),
+    };
+    let origin = Origin::of_self();
+    let mut both = None;
+    let built = build(global, args, &plan, &locked, &mut container, &mut both);
+    if built.is_err() {
+        if let Some(both) = &both {
+            net::unplug(&container.plugged);
+            let _ = both.host.enter();
+        }
+        container.plugged.clear();
+        // A cgroup with this process in it could not be removed.
+        origin.enter();
+        let _ = delete::remove(&locked.dir, &container, Extent::HalfMade);
+    }
+    built
+}
+
+fn load(bundle: &Path) -> anyhow::Result<Plan> {
+    let path = bundle.join("config.json");
+    let mut text = Vec::new();
+    File::open(&path)
+        .and_then(|file| file.take(MAX_CONFIG).read_to_end(&mut text))
+        .with_context(|| format!("{path:?}"))?;
+    let spec: Spec = serde_json::from_slice(&text).with_context(|| format!("{path:?}"))?;
+    plan::plan(&spec, bundle).map_err(|refusals| {
+        anyhow::anyhow!("{}", refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    })
+}
+
+/// Checks what the plan does not know, before anything is made.
+fn check(plan: &Plan, args: &Create) -> anyhow::Result<()> {
+    let has_terminal = plan.process.terminal().unwrap_or(false);
+    match (&args.console_socket, has_terminal) {
+        (None, true) => bail!("process.terminal: a terminal is wanted, and there is no --console-socket for it"),
+        (Some(_), false) => bail!("--console-socket: the config asks for no terminal (leave it out)"),
+        _ => Ok(()),
+    }
+}
+
+fn build(
+    global: &Global,
+    args: &Create,
+    plan: &Plan,
+    locked: &Locked,
+    container: &mut Container,
+    both: &mut Option<Both>,
+) -> anyhow::Result<Child> {
+    let dir = &locked.dir;
+    dir.save(container)?;
+    let (alive, is_alive) = pipe()?;
+    let (ended, end) = pipe()?;
+    container.cgroup.enter()?;
+    container.cgroup.limit(&plan.limits)?;
+    let entered = both.insert(namespaces::enter(&plan.namespaces)?);
+    set_hostname(plan);
+    tree::build(plan, &dir.tree())?;
+    if !plan.is_sandbox {
+        lookup::check(&dir.tree(), &plan.process)?;
+    }
+    let stand_in = start_stand_in(plan, dir, &is_alive, &ended)?;
+    drop((is_alive, ended));
+    container.stand_in = Some(Identity::of(stand_in.id().cast_signed())?);
+    dir.save(container)?;
+    run_hooks(plan, dir, container, entered)?;
+    nix::unistd::mkfifo(&dir.start_fifo(), nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
+        .context("FIFO")?;
+    if !plan.is_sandbox {
+        let cards;
+        (container.plugged, cards) = net::plug()?;
+        dir.save(container)?;
+        boot(global, plan, dir, container, &cards)?;
+        start_watcher(dir, &alive)?;
+        start_command(args, plan, dir, &alive, &end)?;
+    }
+    drop(end);
+    entered.host.enter().context("namespaces")?;
+    if let Some(file) = &args.pid_file {
+        publish::write_file(file, stand_in.id().to_string().as_bytes(), 0o644)
+            .with_context(|| format!("PID file {file:?}"))?;
+    }
+    Ok(stand_in)
+}
+
+fn pipe() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).context("pipe")
+}
+
+/// The name of the UTS namespace on the host, if it is the container's own.
+fn set_hostname(plan: &Plan) {
+    if let (Some(name), plan::Namespace::New) = (&plan.hostname, &plan.namespaces.uts) {
+        let _ = nix::unistd::sethostname(name);
+    }
+}
+
+fn start_stand_in(plan: &Plan, dir: &StateDir, is_alive: &OwnedFd, ended: &OwnedFd) -> anyhow::Result<Child> {
+    let (ready, is_ready) = pipe()?;
+    let description = stand_in::Description {
+        tree: dir.tree(),
+        ready: inherited::number(&is_ready),
+        ended: (!plan.is_sandbox).then(|| inherited::number(ended)),
+        alive: inherited::number(is_alive),
+    };
+    let mut command = role::in_role(stand_in::ROLE, &description)?;
+    command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = inherited::with(&[&is_ready, is_alive, ended], || {
+        namespaces::spawn_in_pid_namespace(&mut command).context("process of the container")
+    })?;
+    drop(is_ready);
+    let mut answer = Vec::new();
+    File::from(ready).take(64 << 10).read_to_end(&mut answer)?;
+    if answer != stand_in::READY {
+        bail!("process of the container: {}", String::from_utf8_lossy(&answer));
+    }
+    Ok(child)
+}
+
+/// Hooks run on the host, but for those of the container, and are told of a container that is being created.
+fn run_hooks(plan: &Plan, dir: &StateDir, container: &mut Container, both: &Both) -> anyhow::Result<()> {
+    let Some(all) = &plan.hooks else { return Ok(()) };
+    container.poststart = all.poststart().clone().unwrap_or_default();
+    container.poststop = all.poststop().clone().unwrap_or_default();
+    dir.save(container)?;
+    let document = dir.document(container, Status::Creating);
+    both.host.enter().context("namespaces")?;
+    let on_host = [("prestart", hooks::prestart(all)), ("createRuntime", all.create_runtime())];
+    let result =
+        on_host.iter().try_for_each(|(name, list)| hooks::run(name, list.as_deref().unwrap_or_default(), &document));
+    both.container.enter().context("namespaces")?;
+    result?;
+    hooks::run("createContainer", all.create_container().as_deref().unwrap_or_default(), &document)
+}
+
+/// Boots the VM. Its record stays with the state.
+fn boot(global: &Global, plan: &Plan, dir: &StateDir, container: &Container, cards: &[String]) -> anyhow::Result<()> {
+    let tree = dir.tree();
+    let record = json!({
+        "msb": msb::record::VERSION,
+        "rootfs": {"kind": "dir", "lower": [tree]},
+        "mount": {"path": tree, "pid": std::process::id(), "fstype": "oci"},
+    });
+    let mut command = tool::command("msb-boot")?;
+    command.args(["--root", "share", "--init", "none", "--timeout", BOOT_SECONDS, "--name", &container.vm]);
+    let hostname = plan.hostname.clone().or_else(own_hostname).filter(|name| msb::vm::name::check(name).is_ok());
+    if let Some(hostname) = hostname {
+        command.arg("--hostname").arg(hostname);
+    }
+    if let Some(memory) = plan.machine.memory_mib {
+        command.arg("--memory").arg(memory.to_string());
+    }
+    if let Some(cpus) = plan.machine.cpus {
+        let online = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        command.arg("--cpus").arg(cpus.min(online).to_string());
+    }
+    let flag =
+        global.vmm.and_then(|vmm| clap::ValueEnum::to_possible_value(&vmm).map(|value| value.get_name().to_owned()));
+    if let Some(vmm) = plan.machine.vmm.clone().or(flag) {
+        command.arg("--vmm").arg(vmm);
+    }
+    match cards {
+        [] => {
+            command.args(["--network", "none"]);
+        }
+        cards => {
+            command.args(cards.iter().flat_map(|card| ["--network", card]));
+        }
+    }
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("msb-boot")?;
+    let mut stdin = child.stdin.take().context("msb-boot")?;
+    let _ = stdin.write_all(format!("{record}\n").as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().context("msb-boot")?;
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", tool::message("msb-boot", &error, &output.status.to_string()));
+    }
+    publish::write_file(&dir.record(), &output.stdout, 0o600).context("record")
+}
+
+/// The name in the UTS namespace, which is that of a pod for its containers.
+fn own_hostname() -> Option<String> {
+    nix::unistd::gethostname().ok()?.into_string().ok()
+}
+
+fn start_watcher(dir: &StateDir, alive: &OwnedFd) -> anyhow::Result<()> {
+    let description = watcher::Description { alive: inherited::number(alive), record: dir.record() };
+    let mut command = role::in_role(watcher::ROLE, &description)?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    inherited::with(&[alive], || command.spawn().context("watcher")).map(drop)
+}
+
+/// Starts the process that becomes the command's, with the caller's streams or a terminal.
+fn start_command(args: &Create, plan: &Plan, dir: &StateDir, alive: &OwnedFd, end: &OwnedFd) -> anyhow::Result<()> {
+    let terminal = args.console_socket.as_deref().map(|socket| console::open(socket, &plan.process)).transpose()?;
+    let description = command::Description {
+        has_terminal: terminal.is_some(),
+        is_detached: true,
+        start: Some(Start { fifo: dir.start_fifo(), alive: inherited::number(alive) }),
+        cgroup: None,
+    };
+    let status = PathBuf::from(format!("/proc/self/fd/{}", inherited::number(end)));
+    let exec = command::exec(&dir.record(), &plan.process, Some(&status))?;
+    inherited::with(&[alive, end], || command::spawn(&description, &exec, terminal)).map(drop)
+}

@@ -1,0 +1,113 @@
+//! `delete`: nothing of a container stays, however its create, its VM or an earlier delete has ended.
+
+use std::fs::File;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sched::{CloneFlags, setns};
+
+use crate::args::{Delete, Global};
+use crate::cgroup::Freezer;
+use crate::plan::Namespace;
+use crate::state::{Container, StateDir, Status};
+use crate::{hooks, log, net, process, tool};
+
+/// How long a killed process may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// How much of a container there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// It was created.
+    Whole,
+    /// Its create has failed.
+    HalfMade,
+}
+
+/// Deletes a container.
+///
+/// # Errors
+/// It runs, or does not exist, and --force is not given.
+pub(crate) fn delete(global: &Global, args: &Delete) -> anyhow::Result<()> {
+    let dir = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?;
+    if !dir.exists() && args.force {
+        return Ok(());
+    }
+    let locked = match dir.clone().lock() {
+        // Another delete was faster.
+        Err(_) if args.force && !dir.exists() => return Ok(()),
+        other => other?,
+    };
+    let dir = &locked.dir;
+    let container = match dir.load() {
+        Ok(container) => container,
+        // A create was killed before it had written anything else.
+        Err(_) if args.force => return dir.remove().context("state"),
+        Err(error) => return Err(error),
+    };
+    let status = dir.status(&container);
+    if !args.force && !matches!(status, Status::Stopped | Status::Creating) {
+        bail!(
+            "container {:?}: it cannot be deleted, because it is {} (end it, or use --force)",
+            args.id,
+            status.as_str()
+        );
+    }
+    remove(dir, &container, Extent::Whole)?;
+    // Nobody is helped by a container that cannot be deleted.
+    let document = dir.document(&container, Status::Stopped);
+    if let Err(error) = hooks::run("poststop", &container.poststop, &document) {
+        log::write(global, "warning", &format!("{error:#}"));
+    }
+    Ok(())
+}
+
+/// Ends what runs of a container, and removes what there is of it.
+///
+/// # Errors
+/// The first thing that could not be removed, after the others were tried.
+pub(crate) fn remove(dir: &StateDir, container: &Container, extent: Extent) -> anyhow::Result<()> {
+    let freezer = Freezer::of(&container.cgroup);
+    if freezer.is_frozen() {
+        freezer.set(false)?;
+    }
+    let mut results = Vec::new();
+    if let Some(stand_in) = &container.stand_in {
+        results.push(process::kill(stand_in, ENDING).context("process of the container"));
+    }
+    if !container.is_sandbox {
+        results.push(stop_vm(dir, container));
+    }
+    if extent == Extent::Whole && !container.plugged.is_empty() {
+        unplug(container);
+    }
+    results.push(container.cgroup.remove().context("cgroup"));
+    results.push(dir.remove().context("state"));
+    results.into_iter().collect()
+}
+
+/// Ends the VM. Its processes must be gone before its cgroup is removed, and its name must be free for the next container of this ID.
+fn stop_vm(dir: &StateDir, container: &Container) -> anyhow::Result<()> {
+    let mut stop = tool::command("msb-stop")?;
+    stop.args(["-q", "-t", "0"]);
+    // A VM of which there is no record was being booted: its supervisor ends with the msb-boot that was killed.
+    match dir.record().exists() {
+        true => stop.arg("-r").arg(dir.record()),
+        false => stop.arg(&container.vm),
+    };
+    // A guest that is killed makes it fail. What counts is whether anything is left, which the cgroup tells.
+    let _ = stop.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    Ok(())
+}
+
+/// Gives the interfaces back. The namespace may be gone with them.
+fn unplug(container: &Container) {
+    let Namespace::Path(path) = &container.network else { return };
+    let Ok(own) = File::open("/proc/self/ns/net") else { return };
+    let Ok(file) = File::open(path) else { return };
+    if setns(file, CloneFlags::CLONE_NEWNET).is_ok() {
+        net::unplug(&container.plugged);
+        let _ = setns(own, CloneFlags::CLONE_NEWNET);
+    }
+}

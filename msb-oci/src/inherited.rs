@@ -1,0 +1,35 @@
+//! Descriptors that a process passes on to another role of this program, under the numbers that they have.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+/// Runs `spawn` while the descriptors are inherited by what it starts.
+///
+/// # Errors
+/// Those of `fcntl(2)`, and what `spawn` says.
+pub(crate) fn with<T>(fds: &[&OwnedFd], spawn: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let set = |flags| fds.iter().try_for_each(|fd| fcntl_setfd(fd.as_fd(), flags));
+    set(FdFlags::empty())?;
+    let result = spawn();
+    set(FdFlags::CLOEXEC)?;
+    result
+}
+
+/// The number to pass on.
+pub(crate) fn number(fd: &OwnedFd) -> RawFd {
+    fd.as_raw_fd()
+}
+
+/// Takes over a descriptor that was inherited under this number.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let fd = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
+    nix::unistd::close(number)?;
+    Ok(fd)
+}

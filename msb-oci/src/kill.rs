@@ -1,0 +1,126 @@
+//! `kill`: a signal for the command in the guest.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use msb::record::signal;
+use serde_json::Value;
+
+use crate::args::{Global, Kill};
+use crate::process::{self, Identity};
+use crate::state::{Container, StateDir, Status};
+use crate::tool;
+
+const KILL: i32 = 9;
+/// How long a guest may take for a signal.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Sends the signal.
+///
+/// # Errors
+/// The container has ended, in the message that callers look for.
+pub(crate) fn kill(global: &Global, args: &Kill) -> anyhow::Result<()> {
+    let dir = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?;
+    let container = dir.load()?;
+    let Some(number) = signal::number(&args.signal) else {
+        bail!("unknown signal {:?} (give a name or a number)", args.signal);
+    };
+    let status = dir.status(&container);
+    match (status, &container.stand_in) {
+        (Status::Stopped, _) if args.all => Ok(()),
+        (Status::Stopped, _) => bail!("container not running"),
+        (Status::Creating, _) | (_, None) => bail!("container {:?}: it is still being created", args.id),
+        (_, Some(stand_in)) if container.is_sandbox => end_sandbox(stand_in, number),
+        // Nothing runs yet that could handle another signal.
+        (Status::Created, Some(stand_in)) => Ok(process::kill(stand_in, ANSWER)?),
+        (_, Some(stand_in)) if number == KILL => kill_command(&dir, &container, stand_in, args.all),
+        (_, Some(stand_in)) => signal_command(&dir, stand_in, number, args.all),
+    }
+}
+
+fn end_sandbox(stand_in: &Identity, number: i32) -> anyhow::Result<()> {
+    if number == KILL {
+        return Ok(process::kill(stand_in, ANSWER)?);
+    }
+    let number = nix::sys::signal::Signal::try_from(number).context("a pod's sandbox takes no such signal")?;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(stand_in.pid), number).context("container not running")
+}
+
+/// KILL ends the container in any case: if the guest does not end the command, the VM is ended.
+fn kill_command(dir: &StateDir, container: &Container, stand_in: &Identity, all: bool) -> anyhow::Result<()> {
+    if dir.status(container) == Status::Paused {
+        crate::cgroup::Freezer::of(&container.cgroup).set(false)?;
+    }
+    let told = signal_command(dir, stand_in, KILL, all);
+    if told.is_err() || !process::has_ended_within(stand_in, ANSWER)? {
+        process::kill(stand_in, ANSWER)?;
+    }
+    Ok(())
+}
+
+/// Sends a signal to the container's command, or to all commands in the guest.
+fn signal_command(dir: &StateDir, stand_in: &Identity, number: i32, all: bool) -> anyhow::Result<()> {
+    let deadline = Instant::now() + ANSWER;
+    let ids = loop {
+        let mut list = tool::command("msb-exec")?;
+        list.args(["--list", "-r"]).arg(dir.record());
+        match running(&within(&mut list, ANSWER)?) {
+            // It was started just now, and the guest has not heard of it.
+            ids if ids.is_empty() && Instant::now() < deadline => {
+                if process::has_ended_within(stand_in, Duration::from_millis(20))? {
+                    bail!("container not running");
+                }
+            }
+            ids => break ids,
+        }
+    };
+    let count = if all { ids.len() } else { 1 };
+    if ids.is_empty() {
+        bail!("container not running");
+    }
+    for id in ids.iter().take(count) {
+        let mut send = tool::command("msb-exec")?;
+        send.arg("-r").arg(dir.record()).args(["--signal", &number.to_string(), &id.to_string()]);
+        within(&mut send, ANSWER)?;
+    }
+    Ok(())
+}
+
+/// The ids of running commands in what `msb-exec --list` prints, the oldest first.
+fn running(list: &str) -> Vec<u64> {
+    let lines = list.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut ids: Vec<u64> =
+        lines.filter(|line| line.get("exit").is_none()).filter_map(|line| line.get("id")?.as_u64()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The output of a tool that may hang with its guest.
+fn within(command: &mut Command, timeout: Duration) -> anyhow::Result<String> {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("msb-exec")?;
+    let identity = Identity::of(child.id().cast_signed())?;
+    if !process::has_ended_within(&identity, timeout)? {
+        child.kill()?;
+        child.wait()?;
+        bail!("the guest does not answer");
+    }
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("container not running");
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_that_have_ended_are_left_out_and_the_oldest_comes_first() {
+        let list = "{\"id\":7}\n{\"id\":3,\"exit\":{\"code\":0}}\nno json\n{\"id\":4}\n";
+        assert_eq!(running(list), [4, 7]);
+        assert_eq!(running(""), [0; 0]);
+    }
+}

@@ -1,0 +1,217 @@
+//! The container's network: interfaces of a network namespace that somebody else has made and configured, given to the VM.
+//!
+//! For each interface there is a TAP interface in the namespace, and tc(8) redirects what arrives on either to the other. The guest gets
+//! the interface's Ethernet address, MTU, addresses and routes.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::tool;
+
+/// What this program's TAP interfaces are called, with a number.
+const TAP: &str = "msb";
+
+/// An interface that a VM has taken over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Plugged {
+    pub interface: String,
+    pub tap: String,
+}
+
+/// An interface as `ip -json address` shows it.
+#[derive(Clone, Debug, Deserialize)]
+struct Link {
+    ifname: String,
+    #[serde(default)]
+    address: String,
+    #[serde(default)]
+    link_type: String,
+    #[serde(default)]
+    mtu: u32,
+    #[serde(default)]
+    flags: Vec<String>,
+    #[serde(default)]
+    addr_info: Vec<Address>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Address {
+    local: Option<IpAddr>,
+    #[serde(default)]
+    prefixlen: u8,
+    #[serde(default)]
+    scope: String,
+}
+
+/// A route as `ip -json route` shows it.
+#[derive(Clone, Debug, Deserialize)]
+struct Route {
+    dst: String,
+    gateway: Option<IpAddr>,
+    dev: Option<String>,
+}
+
+/// Plugs the interfaces of this process's network namespace into TAP interfaces. Returns them, and the values of msb-boot's --network.
+///
+/// # Errors
+/// An interface that another VM has, or that cannot be plugged. What was made is removed then.
+pub(crate) fn plug() -> anyhow::Result<(Vec<Plugged>, Vec<String>)> {
+    let links: Vec<Link> = json(&["-json", "address", "show"])?;
+    let links: Vec<&Link> = links.iter().filter(|link| is_pluggable(link)).collect();
+    if links.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let mut routes: Vec<Route> = json(&["-json", "-4", "route", "show"])?;
+    routes.extend(json::<Vec<Route>>(&["-json", "-6", "route", "show"])?);
+    let mut plugged = Vec::new();
+    for (number, link) in links.iter().enumerate() {
+        let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}") };
+        let made = plug_one(link, &one.tap);
+        plugged.push(one);
+        if let Err(error) = made {
+            unplug(&plugged);
+            return Err(error.context(format!("network interface {:?}", link.ifname)));
+        }
+    }
+    let cards = cards(&links, &routes, &plugged);
+    Ok((plugged, cards))
+}
+
+/// Ethernet interfaces with an address, but for TAP interfaces of this program.
+fn is_pluggable(link: &Link) -> bool {
+    link.link_type == "ether" && !link.flags.iter().any(|flag| flag == "NOARP") && !is_own(&link.ifname)
+}
+
+fn is_own(name: &str) -> bool {
+    name.strip_prefix(TAP).is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+fn plug_one(link: &Link, tap: &str) -> anyhow::Result<()> {
+    let taken = |error: anyhow::Error| match error.to_string() {
+        text if text.contains("File exists") || text.contains("Exclusivity") => anyhow::anyhow!(
+            "the VM of another container has it (a pod can have one container with a network: give each a pod of its own)"
+        ),
+        _ => error,
+    };
+    tool::output(
+        tc(&["qdisc", "add", "dev", &link.ifname, "ingress"]).as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?,
+    )
+    .map_err(taken)?;
+    run(ip(&["tuntap", "add", "dev", tap, "mode", "tap"])?)?;
+    run(ip(&["link", "set", "dev", tap, "mtu", &link.mtu.to_string(), "up"])?)?;
+    run(tc(&["qdisc", "add", "dev", tap, "ingress"])?)?;
+    for (from, to) in [(link.ifname.as_str(), tap), (tap, link.ifname.as_str())] {
+        // matchall is not in every kernel.
+        let redirect = ["match", "u32", "0", "0", "action", "mirred", "egress", "redirect", "dev", to];
+        let filter = ["filter", "add", "dev", from, "parent", "ffff:", "protocol", "all", "u32"];
+        run(tc(&[filter.as_slice(), &redirect].concat())?)?;
+    }
+    Ok(())
+}
+
+/// Removes what [`plug`] has made in this process's network namespace. What is gone already is no error.
+pub(crate) fn unplug(plugged: &[Plugged]) {
+    for Plugged { interface, tap } in plugged {
+        let _ = tc(&["qdisc", "del", "dev", interface, "ingress"]).and_then(run);
+        let _ = ip(&["link", "del", "dev", tap]).and_then(run);
+    }
+}
+
+/// The values of --network for each interface. Of several default routes of a family the guest gets the first, which the kernel prefers.
+fn cards(links: &[&Link], routes: &[Route], plugged: &[Plugged]) -> Vec<String> {
+    let mut families_with_default = HashSet::new();
+    let mut cards = Vec::new();
+    for (link, plugged) in links.iter().zip(plugged) {
+        let mut card = format!("tap:{},mac={},mtu={}", plugged.tap, link.address, link.mtu.clamp(1280, 65_535));
+        for address in link.addr_info.iter().filter(|address| address.scope == "global") {
+            if let Some(local) = address.local {
+                card.push_str(&format!(",address={local}/{}", address.prefixlen));
+            }
+        }
+        for route in routes.iter().filter(|route| route.dev.as_ref() == Some(&link.ifname)) {
+            let Some(gateway) = route.gateway else { continue };
+            if route.dst != "default" {
+                let length = if gateway.is_ipv4() { 32 } else { 128 };
+                let prefix =
+                    if route.dst.contains('/') { route.dst.clone() } else { format!("{}/{length}", route.dst) };
+                card.push_str(&format!(",route={prefix}={gateway}"));
+            } else if families_with_default.insert(gateway.is_ipv4()) {
+                card.push_str(&format!(",gateway={gateway}"));
+            }
+        }
+        cards.push(card);
+    }
+    cards
+}
+
+fn ip(args: &[&str]) -> anyhow::Result<Command> {
+    program("ip", args)
+}
+
+fn tc(args: &[&str]) -> anyhow::Result<Command> {
+    program("tc", args)
+}
+
+fn program(name: &str, args: &[&str]) -> anyhow::Result<Command> {
+    let found = msb::program::find(name, &["/usr/sbin", "/sbin", "/usr/bin", "/bin"]);
+    let Some(program) = found else { bail!("{name} is missing (apt-get install iproute2)") };
+    let mut command = Command::new(program);
+    command.args(args);
+    Ok(command)
+}
+
+fn run(mut command: Command) -> anyhow::Result<()> {
+    tool::output(&mut command).map(drop)
+}
+
+fn json<T: serde::de::DeserializeOwned>(args: &[&str]) -> anyhow::Result<T> {
+    let text = tool::output(&mut ip(args)?)?;
+    // It prints nothing for an empty list.
+    let text = if text.trim().is_empty() { "[]" } else { &text };
+    serde_json::from_str(text).with_context(|| format!("ip {}", args.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_has_the_address_the_mtu_and_the_routes_of_its_interface() {
+        let links: Vec<Link> = serde_json::from_str(
+            r#"[{"ifname":"lo","link_type":"loopback"},
+                {"ifname":"eth0","link_type":"ether","address":"02:00:00:00:00:01","mtu":1400,"flags":["UP"],
+                 "addr_info":[{"local":"10.88.0.2","prefixlen":16,"scope":"global"},{"local":"fd00::2","prefixlen":64,"scope":"global"},
+                              {"local":"fe80::1","prefixlen":64,"scope":"link"}]},
+                {"ifname":"eth1","link_type":"ether","address":"02:00:00:00:00:02","mtu":70000,
+                 "addr_info":[{"local":"10.89.0.2","prefixlen":24,"scope":"global"}]},
+                {"ifname":"msb0","link_type":"ether"},{"ifname":"dummy0","link_type":"ether","flags":["NOARP"]}]"#,
+        )
+        .unwrap();
+        let links: Vec<&Link> = links.iter().filter(|link| is_pluggable(link)).collect();
+        let routes: Vec<Route> = serde_json::from_str(
+            r#"[{"dst":"default","gateway":"10.88.0.1","dev":"eth0","metric":100},
+                {"dst":"default","gateway":"10.89.0.1","dev":"eth1","metric":200},
+                {"dst":"10.88.0.0/16","dev":"eth0","scope":"link"},
+                {"dst":"10.99.0.0/24","gateway":"10.89.0.9","dev":"eth1"},
+                {"dst":"10.99.1.1","gateway":"10.89.0.9","dev":"eth1"},
+                {"dst":"default","gateway":"fd00::1","dev":"eth0"}]"#,
+        )
+        .unwrap();
+        let plugged: Vec<Plugged> = links
+            .iter()
+            .enumerate()
+            .map(|(number, link)| Plugged { interface: link.ifname.clone(), tap: format!("msb{number}") })
+            .collect();
+        assert_eq!(
+            cards(&links, &routes, &plugged),
+            [
+                "tap:msb0,mac=02:00:00:00:00:01,mtu=1400,address=10.88.0.2/16,address=fd00::2/64,gateway=10.88.0.1,gateway=fd00::1",
+                "tap:msb1,mac=02:00:00:00:00:02,mtu=65535,address=10.89.0.2/24,route=10.99.0.0/24=10.89.0.9,route=10.99.1.1/32=10.89.0.9",
+            ]
+        );
+    }
+}

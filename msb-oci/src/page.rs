@@ -1,0 +1,106 @@
+//! What msb-oci's manual page and `--help` say apart from the flags.
+
+use msb::tool::man::{self, Page};
+
+pub(crate) const PAGE: Page = Page {
+    operands: "COMMAND [ARGUMENTS...]",
+    forms: &[],
+    notes: &[
+        ("Commands", commands),
+        ("What a container is", container),
+        ("What is refused", refused),
+        ("What differs", differs),
+        ("Annotations", annotations),
+    ],
+    exit_status: &[
+        ("0", "success"),
+        ("1", "failure"),
+        ("2", "usage error"),
+        ("255", "the command of exec did not start"),
+        ("N", "that of the command, for run, and for exec without --detach"),
+    ],
+    environment: &[man::MSB_HOME],
+    files: &[
+        ("/run/msb-oci/ID", "The state of the container ID"),
+        ("PREFIX/share/msb/oci", "Configuration for podman, containerd, Kubernetes and Slurm, to be copied or linked"),
+    ],
+    examples: &[
+        ("a container of podman", "podman --runtime $(which msb-oci) run --rm alpine uname -a"),
+        ("a container of containerd", "ctr run --rm --runc-binary $(which msb-oci) $IMAGE c1 uname -a"),
+        (
+            "make it the runtime msb of podman",
+            "cd /etc/containers/containers.conf.d\nln -s /usr/local/share/msb/oci/podman.conf msb.conf",
+        ),
+    ],
+    see_also: &["msb-boot(1)", "msb-exec(1)", "msb-stop(1)", "msb-network(7)", "msb-record(5)", "msb(7)"],
+};
+
+fn commands() -> String {
+    "  create [-b DIR] [--pid-file FILE] [--console-socket SOCKET] ID
+  start ID
+  run [-b DIR] ID
+  state ID
+  kill [--all] ID [SIGNAL]
+  delete [--force] ID
+  exec [-p FILE] [-d] [-t] [--pid-file FILE] ID [CMD...]
+  ps [-f table|json] ID
+  pause ID
+  resume ID
+  update [-r FILE] ID
+  list [-f table|json] [-q]
+  spec [-b DIR]
+  features
+
+Those of runc(8), with the same meaning."
+        .into()
+}
+
+fn container() -> String {
+    "create boots the VM: its root is the bundle's root with the binds of the config on it, shared by virtiofs, so that what is written \
+     on either side is seen on the other. The process whose PID the caller gets runs on the host. It lives as long as the command, has \
+     its exit status, the container's root, namespaces and cgroup, and holds none of its streams. The VM ends with it, whatever ends it.
+
+     The VM's memory is the memory limit, and its processors are the quota, rounded up. The cgroup has the VMM and all its helper \
+     processes in it; its memory limit is higher by the overhead of a VM.
+
+     An interface of the network namespace is connected to the guest, which gets its Ethernet address, MTU, addresses and routes. That \
+     needs ip(8) and tc(8).
+
+     The sandbox of a pod gets no VM: it only holds the namespaces."
+        .replace("\n     ", "\n")
+}
+
+fn refused() -> String {
+    "The PID, IPC and UTS namespace of the host or of another container: a VM has a kernel of its own.
+
+     The network of the host: a VM has interfaces of its own. A network of the engine and published ports work.
+
+     User namespaces and mapped mounts: the files would have the wrong owners in the guest, which has users of its own.
+
+     Mounts of other types than bind, tmpfs and those of the kernel: only directories and files of the host can be shared.
+
+     A second container with a network in one network namespace, as in a pod of several: the first one has the interface.
+
+     More memory by update than the VM was booted with, checkpoint, restore, events, descriptors above 2 (--preserve-fds), and a listener \
+     for seccomp."
+        .replace("\n     ", "\n")
+}
+
+fn differs() -> String {
+    "AppArmor, SELinux, masked paths, the cgroup's devices and the limit of PIDs protect the kernel of the host, which a guest does not \
+     use. They are accepted and have no effect.
+
+     Sockets of the host in a volume cannot be connected to: another kernel listens. What is mounted on the host later does not appear \
+     in a volume. /dev/shm is the guest's own.
+
+     ps, podman top and events of the memory cgroup show the processes of the host."
+        .replace("\n     ", "\n")
+}
+
+fn annotations() -> String {
+    "  dev.msb.memory    the guest's memory, in MiB or with a suffix M or G
+  dev.msb.cpus      virtual processors
+  dev.msb.vmm       auto, krun or qemu
+  dev.msb.overhead  memory for the VM's processes [default: 160M]"
+        .into()
+}

@@ -1,0 +1,197 @@
+//! What a config.json asks for, as the steps that this runtime takes, or the list of what it refuses.
+//!
+//! Nothing here reads a file, asks the machine or changes anything: a plan depends on the document and the bundle's path alone.
+
+mod mount;
+mod namespace;
+mod refusal;
+mod resources;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Hooks, Process, Spec};
+use serde::Serialize;
+
+pub(crate) use mount::{Bind, GuestMount};
+pub(crate) use namespace::{Namespace, Namespaces};
+pub(crate) use refusal::Refusal;
+pub(crate) use resources::{Limits, Machine};
+
+/// How a container becomes a VM.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plan {
+    /// Whether it only holds the namespaces of a pod. It gets no VM.
+    pub is_sandbox: bool,
+    /// The root file system, as an absolute path.
+    pub rootfs: PathBuf,
+    /// Whether the guest may not write to it.
+    pub is_readonly: bool,
+    /// What is mounted on the root on the host, in this order.
+    pub binds: Vec<Bind>,
+    /// What is mounted in the guest, in this order.
+    pub guest_mounts: Vec<GuestMount>,
+    /// The namespaces on the host.
+    pub namespaces: Namespaces,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domainname: Option<String>,
+    #[serde(skip)]
+    pub annotations: HashMap<String, String>,
+    /// Kernel parameters of the guest.
+    pub sysctl: BTreeMap<String, String>,
+    /// The VM.
+    pub machine: Machine,
+    /// The path of the cgroup, as the config has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<PathBuf>,
+    /// The limits of the cgroup.
+    pub limits: Limits,
+    /// The command, as it is in the config.
+    pub process: Process,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
+    /// What is done otherwise than the config asks for.
+    pub warnings: Vec<String>,
+}
+
+/// Makes the plan of a config. `bundle` is the absolute path of the config's directory.
+///
+/// # Errors
+/// Everything in the config that cannot be done.
+pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
+    let mut refusals = Vec::new();
+    let mut warnings = Vec::new();
+    let annotations: BTreeMap<&str, &str> =
+        spec.annotations().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let linux = spec.linux().clone().unwrap_or_default();
+    if spec.linux().is_none() {
+        refusals.push(Refusal::new("linux", "the config has no such member", "use a config for Linux"));
+    }
+    let process = match spec.process() {
+        Some(process) if process.args().as_ref().is_some_and(|args| !args.is_empty()) => Some(process.clone()),
+        _ => {
+            refusals.push(Refusal::new("process.args", "there is no command", "name one"));
+            None
+        }
+    };
+    let rootfs = spec.root().as_ref().map(|root| bundle.join(root.path()));
+    if rootfs.is_none() {
+        refusals.push(Refusal::new("root", "the config has no such member", "give it the path of a root file system"));
+    }
+    let is_sandbox = process.as_ref().is_some_and(|process| is_sandbox(process, &annotations));
+    let namespaces = namespace::plan(&linux, &annotations, &mut refusals, &mut warnings);
+    let (binds, guest_mounts) =
+        mount::plan(spec.mounts().as_deref().unwrap_or_default(), bundle, &mut refusals, &mut warnings);
+    let machine = resources::machine(&linux, &annotations, &mut refusals);
+    let cgroup = linux.cgroups_path().clone();
+    if let Some(path) = &cgroup
+        && path.components().any(|part| part == Component::ParentDir)
+    {
+        refusals.push(Refusal::new(format!("cgroupsPath {path:?}"), "it leaves its directory", "leave \"..\" out"));
+    }
+    if let Some(seccomp) = linux.seccomp()
+        && seccomp.listener_path().is_some()
+    {
+        refusals.push(Refusal::new(
+            "seccomp.listenerPath",
+            "the system calls are those of another kernel, and nobody there can ask a process of the host",
+            "leave it out",
+        ));
+    }
+    let limits = resources::limits(&linux, &machine);
+    match (process, rootfs) {
+        (Some(process), Some(rootfs)) if refusals.is_empty() => Ok(Plan {
+            is_sandbox,
+            rootfs,
+            is_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+            binds,
+            guest_mounts,
+            namespaces,
+            hostname: spec.hostname().clone(),
+            domainname: spec.domainname().clone(),
+            annotations: spec.annotations().clone().unwrap_or_default(),
+            sysctl: linux.sysctl().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+            machine,
+            cgroup,
+            limits,
+            process,
+            hooks: spec.hooks().clone(),
+            warnings,
+        }),
+        _ => Err(refusals),
+    }
+}
+
+/// Whether a container only holds a pod's namespaces: containerd and CRI-O say so, and podman is known by its command.
+fn is_sandbox(process: &Process, annotations: &BTreeMap<&str, &str>) -> bool {
+    let types = ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"];
+    let is_podmans = process.args().as_ref().is_some_and(|args| *args == ["/catatonit", "-P"]);
+    types.iter().any(|key| annotations.get(key) == Some(&"sandbox")) || is_podmans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Spec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn refusals(text: &str) -> Vec<String> {
+        match plan(&spec(text), Path::new("/bundle")) {
+            Ok(plan) => panic!("{plan:?}"),
+            Err(refusals) => refusals.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    const NAMESPACES: &str = r#"[{"type":"pid"},{"type":"network"},{"type":"ipc"},{"type":"uts"},{"type":"mount"}]"#;
+
+    #[test]
+    fn everything_that_is_missing_is_named_at_once() {
+        let all = refusals("{}").join("\n");
+        for member in ["linux: ", "process.args: ", "root: "] {
+            assert!(all.contains(member), "{all}");
+        }
+    }
+
+    #[test]
+    fn a_cgroup_above_its_directory_and_a_seccomp_listener_are_refused() {
+        let text = format!(
+            r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},
+               "linux":{{"namespaces":{NAMESPACES},"cgroupsPath":"/a/../../b",
+               "seccomp":{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/s"}}}}}}"#
+        );
+        let all = refusals(&text);
+        assert_eq!(all.len(), 2, "{all:?}");
+        assert!(all[0].starts_with("cgroupsPath") && all[1].starts_with("seccomp.listenerPath"), "{all:?}");
+    }
+
+    #[test]
+    fn the_root_is_relative_to_the_bundle() {
+        for (path, rootfs) in [("rootfs", "/bundle/rootfs"), ("/srv/root", "/srv/root")] {
+            let text = format!(
+                r#"{{"root":{{"path":"{path}","readonly":true}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},"linux":{{"namespaces":{NAMESPACES}}}}}"#
+            );
+            let plan = plan(&spec(&text), Path::new("/bundle")).unwrap();
+            assert_eq!((plan.rootfs.as_path(), plan.is_readonly, plan.is_sandbox), (Path::new(rootfs), true, false));
+        }
+    }
+
+    #[test]
+    fn a_pods_sandbox_is_known_by_its_annotation_or_podmans_command() {
+        for (args, annotations, expected) in [
+            (r#"["/catatonit","-P"]"#, "{}", true),
+            (r#"["/catatonit","-P","x"]"#, "{}", false),
+            (r#"["/pause"]"#, r#"{"io.kubernetes.cri.container-type":"sandbox"}"#, true),
+            (r#"["/pause"]"#, r#"{"io.kubernetes.cri-o.ContainerType":"sandbox"}"#, true),
+            (r#"["/pause"]"#, r#"{"io.kubernetes.cri.container-type":"container"}"#, false),
+        ] {
+            let text = format!(
+                r#"{{"root":{{"path":"r"}},"process":{{"args":{args},"cwd":"/","user":{{}}}},"annotations":{annotations},"linux":{{"namespaces":{NAMESPACES}}}}}"#
+            );
+            assert_eq!(plan(&spec(&text), Path::new("/bundle")).unwrap().is_sandbox, expected, "{args} {annotations}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The VM's processors and memory, and the limits of the cgroup that the VM runs in.
+
+use std::collections::BTreeMap;
+
+use msb::tool::size;
+use oci_spec::runtime::{Linux, LinuxResources};
+use serde::{Deserialize, Serialize};
+
+use super::refusal::Refusal;
+
+/// The VM. What is `None` is left to msb-boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Machine {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mib: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vmm: Option<String>,
+    /// What the VM's processes need on the host besides the guest's memory.
+    pub overhead_mib: u64,
+}
+
+/// The limits of a cgroup. `None`: not limited, or left as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    /// Bytes, with the overhead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// Microseconds in each period; negative for no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<i64>,
+    /// Microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_period: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_cpus: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_mems: Option<String>,
+}
+
+/// What the VMM, virtiofsd and the supervisor used beside the guest's memory in measurements, with a reserve for the page cache.
+pub(crate) const OVERHEAD_MIB: u64 = 160;
+/// The least memory with which a guest runs a program besides its kernel.
+const MIN_MEMORY_MIB: u64 = 128;
+/// How many processors a guest can have.
+const MAX_CPUS: u64 = 64;
+/// The period of a quota without one, in microseconds.
+const PERIOD: u64 = 100_000;
+
+pub(super) fn machine(linux: &Linux, annotations: &BTreeMap<&str, &str>, refusals: &mut Vec<Refusal>) -> Machine {
+    let resources = linux.resources().clone().unwrap_or_default();
+    let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).filter(|limit| *limit > 0);
+    let mut machine = Machine {
+        memory_mib: limit.map(|bytes| (bytes.unsigned_abs() >> 20).max(MIN_MEMORY_MIB)),
+        cpus: cpus(&resources),
+        vmm: None,
+        overhead_mib: OVERHEAD_MIB,
+    };
+    for (&key, &value) in annotations.iter().filter(|(key, _)| key.starts_with("dev.msb.")) {
+        let known = match key {
+            "dev.msb.memory" => mib(value).map(|mib| machine.memory_mib = Some(mib)),
+            "dev.msb.overhead" => mib(value).map(|mib| machine.overhead_mib = mib),
+            "dev.msb.cpus" => {
+                value.parse().ok().filter(|cpus| (1..=MAX_CPUS).contains(cpus)).map(|cpus| machine.cpus = Some(cpus))
+            }
+            "dev.msb.vmm" => ["auto", "krun", "qemu"].contains(&value).then(|| machine.vmm = Some(value.to_owned())),
+            "dev.msb.root" => (value == "share").then_some(()),
+            _ => None,
+        };
+        if known.is_none() {
+            let remedy = match key {
+                "dev.msb.memory" | "dev.msb.overhead" => "give MiB, or a size such as 512M",
+                "dev.msb.cpus" => "give 1 to 64",
+                "dev.msb.vmm" => "give auto, krun or qemu",
+                "dev.msb.root" => "give share; a block root cannot be one of an engine's containers",
+                _ => "there are memory, overhead, cpus, vmm and root",
+            };
+            refusals.push(Refusal::new(format!("annotation {key}={value:?}"), "not a value of it", remedy));
+        }
+    }
+    machine
+}
+
+fn mib(text: &str) -> Option<u64> {
+    size::parse(text).ok().map(|bytes| bytes >> 20).filter(|mib| (1..=1 << 20).contains(mib))
+}
+
+/// The quota in whole processors.
+fn cpus(resources: &LinuxResources) -> Option<u64> {
+    let cpu = resources.cpu().as_ref()?;
+    let quota = cpu.quota().filter(|quota| *quota > 0)?.unsigned_abs();
+    let period = cpu.period().filter(|period| *period > 0).unwrap_or(PERIOD);
+    Some(quota.div_ceil(period).clamp(1, MAX_CPUS))
+}
+
+pub(super) fn limits(linux: &Linux, machine: &Machine) -> Limits {
+    let resources = linux.resources().clone().unwrap_or_default();
+    Limits::of(&resources, machine.overhead_mib)
+}
+
+impl Limits {
+    /// The limits that a cgroup with a VM in it gets for these resources.
+    pub(crate) fn of(resources: &LinuxResources, overhead_mib: u64) -> Self {
+        let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).filter(|limit| *limit > 0);
+        let memory = limit.map(|bytes| (bytes.unsigned_abs().max(MIN_MEMORY_MIB << 20)) + (overhead_mib << 20));
+        let cpu = resources.cpu().clone().unwrap_or_default();
+        let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        Self {
+            memory,
+            cpu_shares: cpu.shares().filter(|shares| *shares > 0),
+            cpu_quota: cpu.quota().filter(|quota| *quota != 0),
+            cpu_period: cpu.period().filter(|period| *period > 0),
+            cpuset_cpus: text(cpu.cpus()),
+            cpuset_mems: text(cpu.mems()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan_of(resources: &str, annotations: &[(&str, &str)]) -> (Machine, Limits, Vec<String>) {
+        let linux: Linux = serde_json::from_str(&format!(r#"{{"resources":{resources}}}"#)).unwrap();
+        let mut refusals = Vec::new();
+        let machine = machine(&linux, &annotations.iter().copied().collect(), &mut refusals);
+        let limits = limits(&linux, &machine);
+        (machine, limits, refusals.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_guest_has_the_memory_of_the_limit_and_the_cgroup_also_the_overhead() {
+        for (limit, mib) in [(256 << 20, 256), (1 << 20, MIN_MEMORY_MIB), ((128 << 20) + 5, 128)] {
+            let (machine, limits, _) = plan_of(&format!(r#"{{"memory":{{"limit":{limit}}}}}"#), &[]);
+            assert_eq!(machine.memory_mib, Some(mib));
+            assert_eq!(limits.memory.unwrap() >> 20, mib + OVERHEAD_MIB);
+        }
+        for none in ["{}", r#"{"memory":{"limit":-1}}"#, r#"{"memory":{"limit":0}}"#] {
+            let (machine, limits, _) = plan_of(none, &[]);
+            assert_eq!((machine.memory_mib, limits.memory), (None, None), "{none}");
+        }
+    }
+
+    #[test]
+    fn processors_are_the_quota_rounded_up() {
+        for (cpu, cpus) in [
+            (r#"{"quota":150000,"period":100000}"#, Some(2)),
+            (r#"{"quota":200000,"period":100000}"#, Some(2)),
+            (r#"{"quota":1000}"#, Some(1)),
+            (r#"{"quota":-1,"period":100000}"#, None),
+            (r#"{"quota":0}"#, None),
+            (r#"{"quota":50000,"period":0}"#, Some(1)),
+            (r#"{"quota":9000000}"#, Some(64)),
+            (r#"{"shares":2}"#, None),
+        ] {
+            let (machine, ..) = plan_of(&format!(r#"{{"cpu":{cpu}}}"#), &[]);
+            assert_eq!(machine.cpus, cpus, "{cpu}");
+        }
+    }
+
+    #[test]
+    fn annotations_override_and_wrong_ones_are_refused() {
+        let annotations =
+            [("dev.msb.memory", "300"), ("dev.msb.cpus", "3"), ("dev.msb.vmm", "qemu"), ("dev.msb.overhead", "1G")];
+        let (machine, limits, refusals) = plan_of(r#"{"memory":{"limit":268435456}}"#, &annotations);
+        assert_eq!(refusals, [""; 0]);
+        let expected = Machine { memory_mib: Some(300), cpus: Some(3), vmm: Some("qemu".into()), overhead_mib: 1024 };
+        assert_eq!(machine, expected);
+        assert_eq!(limits.memory, Some((256 + 1024) << 20));
+        for (key, value) in [
+            ("dev.msb.memory", "much"),
+            ("dev.msb.cpus", "0"),
+            ("dev.msb.cpus", "65"),
+            ("dev.msb.vmm", "xen"),
+            ("dev.msb.root", "block"),
+            ("dev.msb.colour", "red"),
+        ] {
+            let (_, _, refusals) = plan_of("{}", &[(key, value)]);
+            assert!(refusals[0].starts_with(&format!("annotation {key}={value:?}: ")), "{refusals:?}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The process that stands for a container: the one whose PID the caller gets. It ends when the container's command ends, with its status.
+//!
+//! It is the first process of a PID namespace, its root is the container's tree, and its other namespaces and its cgroup are the
+//! container's: callers enter them through its PID, so none of them may be the host's. It holds none of the container's streams.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::inherited;
+
+pub(crate) const ROLE: &str = "--as-stand-in";
+
+/// What the process is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Description {
+    /// What becomes its root.
+    pub tree: PathBuf,
+    /// Where it says that it is ready, or why not.
+    pub ready: RawFd,
+    /// Where it reads how the command has ended; `None` if it only holds a pod's namespaces.
+    pub ended: Option<RawFd>,
+    /// What shows others that it lives.
+    pub alive: RawFd,
+}
+
+/// What it says when it is ready.
+pub(crate) const READY: &[u8] = b"ready";
+
+/// The status of a command that ended without one: msb-exec's for failures that are not the command's.
+const UNKNOWN: u8 = msb::tool::exit::TOOL_FAILED;
+/// The longest line about the end, in bytes.
+const MAX_LINE: u64 = 64 << 10;
+
+pub(crate) fn run(description: Description) -> ExitCode {
+    // Its callers signal the command by "kill". Nothing else but KILL ends this process, and none of its own has a handler.
+    let _ = SigSet::all().thread_set_mask();
+    let prepared = prepare(&description);
+    let Ok(ready) = inherited::take(description.ready) else { return ExitCode::FAILURE };
+    let (ended, alive) = match prepared {
+        Ok(fds) => fds,
+        Err(error) => {
+            let _ = File::from(ready).write_all(format!("{error:#}").as_bytes());
+            return ExitCode::FAILURE;
+        }
+    };
+    if File::from(ready).write_all(READY).is_err() {
+        return ExitCode::FAILURE;
+    }
+    let status = match ended {
+        Some(ended) => status(File::from(ended)),
+        None => wait_for_signal(),
+    };
+    drop(alive);
+    status.into()
+}
+
+fn prepare(description: &Description) -> anyhow::Result<(Option<OwnedFd>, OwnedFd)> {
+    let ended = description.ended.map(inherited::take).transpose().context("descriptors")?;
+    let alive = inherited::take(description.alive).context("descriptors")?;
+    enter_root(&description.tree).with_context(|| format!("root {:?}", description.tree))?;
+    Ok((ended, alive))
+}
+
+/// Makes the tree the root, in a mount namespace that has nothing else.
+fn enter_root(tree: &Path) -> anyhow::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    std::env::set_current_dir(tree)?;
+    // pivot_root(2) stacks the old root on the new one, and the unmount takes it away.
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")?;
+    Ok(())
+}
+
+/// Waits until the last writer is gone, and reads the status.
+fn status(ended: File) -> u8 {
+    let mut text = String::new();
+    let _ = ended.take(MAX_LINE).read_to_string(&mut text);
+    parse_status(&text)
+}
+
+/// The status in what msb-exec writes with --json-status.
+fn parse_status(text: &str) -> u8 {
+    let line = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
+    let status = line.and_then(|line| line.get("status")?.as_u64());
+    status.and_then(|status| u8::try_from(status).ok()).unwrap_or(UNKNOWN)
+}
+
+/// Waits until a signal asks for the end.
+fn wait_for_signal() -> u8 {
+    loop {
+        match SigSet::all().wait() {
+            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGHUP) | Err(_) => return 0,
+            Ok(_) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_the_commands_and_a_lost_one_is_a_failure() {
+        for (text, status) in [
+            ("{\"status\":0,\"exit\":0}\n", 0),
+            ("{\"status\":137,\"signal\":9}", 137),
+            ("{\"status\":255}\nrest", 255),
+            ("{\"status\":256}", UNKNOWN),
+            ("{}", UNKNOWN),
+            ("", UNKNOWN),
+            ("no json", UNKNOWN),
+        ] {
+            assert_eq!(parse_status(text), status, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The container's tree: its root with the binds on it, in the mount namespace of this process. The guest gets it as one share, and it is
+//! the root of the process that stands for the container.
+//!
+//! The image is hostile: a destination is resolved in the tree as after `chroot(2)`, one component at a time, and nothing is made outside.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, bail};
+use msb::overlay::beneath::{Dir, Entry, Name};
+use msb::overlay::mountinfo;
+use rustix::fs::{CWD, FileType, Mode, fstat};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, mount_remount,
+    move_mount, open_tree, unmount,
+};
+
+use crate::plan::{Bind, Plan};
+
+/// How many symlinks are followed, as in the kernel.
+const MAX_LINKS: usize = 40;
+
+/// Builds the tree of a plan at `tree`, a directory that is made.
+///
+/// # Errors
+/// The root, or the bind, that cannot be mounted.
+pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
+    let root = clone(&plan.rootfs, true).with_context(|| format!("root {:?}", plan.rootfs))?;
+    if !is_dir(&root)? {
+        bail!("root {:?}: not a directory", plan.rootfs);
+    }
+    // Sources are opened before anything is mounted, which may hide them.
+    let sources: Vec<OwnedFd> = plan
+        .binds
+        .iter()
+        .map(|bind| clone(&bind.source, bind.is_recursive).with_context(|| format!("mount of {:?}", bind.source)))
+        .collect::<Result<_, _>>()?;
+    fs::create_dir(tree).with_context(|| format!("{tree:?}"))?;
+    attach(&root, tree).with_context(|| format!("root {:?}", plan.rootfs))?;
+    mount_change(tree, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    for (bind, source) in plan.binds.iter().zip(sources) {
+        mount(tree, bind, source).with_context(|| format!("mount of {:?} on {:?}", bind.source, bind.destination))?;
+    }
+    if plan.is_readonly {
+        restrict(tree).context("read-only root")?;
+    }
+    release_other_roots(tree)
+}
+
+/// Clones the mounts at a path of the host, detached.
+fn clone(path: &Path, is_recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, is_recursive);
+    Ok(open_tree(CWD, path, flags)?)
+}
+
+fn attach(source: &OwnedFd, target: &Path) -> io::Result<()> {
+    Ok(move_mount(source, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+fn is_dir(fd: &OwnedFd) -> io::Result<bool> {
+    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode).is_dir())
+}
+
+fn mount(tree: &Path, bind: &Bind, source: OwnedFd) -> anyhow::Result<()> {
+    let is_dir = is_dir(&source)?;
+    // Opened again for each bind: an earlier one may be mounted on the way.
+    let target = resolve(&Dir::open(tree)?, &bind.destination, is_dir)?;
+    if target.is_dir() != is_dir {
+        let kinds = if is_dir { ("a directory", "a file") } else { ("a file", "a directory") };
+        bail!("the source is {}, and the image has {} there", kinds.0, kinds.1);
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&source, "", &target, "", flags)?;
+    let mounted = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&source));
+    mount_change(&mounted, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    if bind.is_readonly {
+        mount_remount(&mounted, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, c"")?;
+    }
+    Ok(())
+}
+
+/// Finds the file at a path in the tree, and makes what is missing: directories, and at the end a directory or an empty file.
+fn resolve(root: &Dir, path: &Path, is_dir: bool) -> anyhow::Result<Entry> {
+    let mut stack = vec![root.try_clone()?];
+    let mut pending: VecDeque<OsString> = names(path);
+    let mut links = 0;
+    while let Some(next) = pending.pop_front() {
+        if next == ".." {
+            if stack.len() > 1 {
+                stack.pop();
+            }
+            continue;
+        }
+        let dir = &stack[stack.len() - 1];
+        let name = Name::new(&next)?;
+        let is_last = pending.is_empty();
+        match dir.entry(name)? {
+            None if is_last && !is_dir => {
+                dir.create(name, Mode::from_raw_mode(0o644))?;
+                return dir.entry(name)?.context("it was removed");
+            }
+            None => stack.push(dir.mkdir(name, Mode::from_raw_mode(0o755))?),
+            Some(entry) if entry.file_type() == FileType::Symlink => {
+                links += 1;
+                if links > MAX_LINKS {
+                    bail!("too many symlinks");
+                }
+                let target = PathBuf::from(entry.read_link()?);
+                if target.is_absolute() {
+                    stack.truncate(1);
+                }
+                for name in names(&target).into_iter().rev() {
+                    pending.push_front(name);
+                }
+            }
+            Some(entry) if entry.is_dir() => stack.push(entry.into_dir()?),
+            Some(entry) if is_last => return Ok(entry),
+            Some(_) => bail!("{next:?} in the image is not a directory"),
+        }
+    }
+    if stack.len() == 1 {
+        bail!("it is the root itself");
+    }
+    Ok(stack[stack.len() - 1].to_entry()?)
+}
+
+fn names(path: &Path) -> VecDeque<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    names.collect()
+}
+
+/// Makes the root read-only, without the binds on it.
+fn restrict(tree: &Path) -> io::Result<()> {
+    Ok(mount_remount(tree, MountFlags::BIND | MountFlags::RDONLY, c"")?)
+}
+
+/// Unmounts the roots of other containers, of which this mount namespace has got copies. An engine makes them private, so its unmounts do
+/// not reach this namespace, and a container that is started again would have its root mounted twice.
+fn release_other_roots(tree: &Path) -> anyhow::Result<()> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    let program = std::env::current_exe().unwrap_or_default();
+    let mounts: Vec<_> = mountinfo::mounts(&table).collect();
+    for mount in mounts.iter().rev().filter(|mount| mount.fstype == "overlay") {
+        let point = Path::new(&mount.point);
+        let is_needed = [tree, &program].iter().any(|path| path.starts_with(point)) || point.starts_with(tree);
+        if !is_needed {
+            let _ = unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// Where a path leads, and what was made outside of the root.
+    fn resolve_in(make: impl Fn(&Path), path: &str, is_dir: bool) -> (tempfile::TempDir, anyhow::Result<PathBuf>) {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().join("root");
+        fs::create_dir_all(root.join("etc")).unwrap();
+        fs::create_dir(scratch.path().join("outside")).unwrap();
+        make(&root);
+        let found = resolve(&Dir::open(&root).unwrap(), Path::new(path), is_dir);
+        let found = found.map(|entry| fs::read_link(entry.proc_path()).unwrap());
+        let found = found.map(|path| path.strip_prefix(root.canonicalize().unwrap()).unwrap().to_owned());
+        assert_eq!(fs::read_dir(scratch.path().join("outside")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 2);
+        (scratch, found)
+    }
+
+    #[test]
+    fn a_destination_is_made_where_it_is_missing() {
+        for (path, is_dir) in [("/etc/new/dir", true), ("/etc/new/file", false), ("/etc", true)] {
+            let (scratch, found) = resolve_in(|_| {}, path, is_dir);
+            let found = found.unwrap();
+            assert_eq!(Path::new("/").join(&found), Path::new(path));
+            assert_eq!(scratch.path().join("root").join(found).is_dir(), is_dir);
+        }
+    }
+
+    #[test]
+    fn symlinks_of_the_image_lead_nowhere_else() {
+        type Make = fn(&Path);
+        let cases: [(Make, &str, &str); 7] = [
+            (|root| symlink("/../../outside", root.join("up")).unwrap(), "/up/x", "outside/x"),
+            (|root| symlink("../../../outside", root.join("etc/up")).unwrap(), "/etc/up/x", "outside/x"),
+            (|root| symlink("..", root.join("etc/up")).unwrap(), "/etc/up/x", "x"),
+            (|root| symlink("/etc", root.join("run")).unwrap(), "/run/secrets", "etc/secrets"),
+            (
+                |root| symlink("../run/resolv.conf", root.join("etc/resolv.conf")).unwrap(),
+                "/etc/resolv.conf",
+                "run/resolv.conf",
+            ),
+            (|root| symlink("/proc/self/root/outside", root.join("p")).unwrap(), "/p/x", "proc/self/root/outside/x"),
+            (|root| symlink(root.parent().unwrap().join("outside"), root.join("abs")).unwrap(), "/abs/x", ""),
+        ];
+        for (make, path, expected) in cases {
+            let (_scratch, found) = resolve_in(make, path, false);
+            let found = found.unwrap();
+            assert!(
+                found == Path::new(expected) || (expected.is_empty() && found.ends_with("outside/x")),
+                "{path}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_loop_a_file_on_the_way_and_the_root_itself_are_errors() {
+        for (make, path) in [
+            ((|root: &Path| symlink("loop", root.join("loop")).unwrap()) as fn(&Path), "/loop"),
+            (|root| fs::write(root.join("file"), "").unwrap(), "/file/x"),
+            (|_| {}, "/"),
+            (|root| symlink("..", root.join("up")).unwrap(), "/up"),
+        ] {
+            let (_scratch, found) = resolve_in(make, path, true);
+            assert!(found.is_err(), "{path}: {found:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+# shellcheck shell=bash
+# podman with our runtime and with crun, in a mount and network namespace of its own, so that nothing of the host changes.
+#
+#   setup_file: source tests/oci.bash; oci_start      teardown_file: oci_stop
+#   podman_with msb|crun ARGUMENTS…                   both ARGUMENTS…: the same with each
+
+# oci_start: makes the namespaces, podman's directories and the image localhost/bb. Call it in setup_file.
+oci_start() {
+    local program
+    for program in podman conmon crun; do
+        command -v "$program" >/dev/null || skip "$program is missing (make deps)"
+    done
+    oci_here=$(realpath "${BASH_SOURCE[0]%/*}")
+    oci=$BATS_FILE_TMPDIR/oci
+    mkdir -p "$oci"/{conf,networks,home,cni}
+    unshare -m -n --propagation private sh -c 'ip link set lo up; exec sleep 1000000' 3>&- 4>&- >"$oci/log" 2>&1 </dev/null &
+    oci_ns=$!
+    disown "$oci_ns"
+    until [ "$(readlink "/proc/$oci_ns/ns/net")" != "$(readlink /proc/self/ns/net)" ] && [ "$(cat "/proc/$oci_ns/comm")" = sleep ]; do
+        kill -0 "$oci_ns" || return
+    done
+    # crun refuses a machine with both versions of cgroups.
+    in_ns sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs /etc/containers/networks 2>/dev/null; :'
+    sed "s|@PREFIX@/bin|$oci_here/../target/release|" "$oci_here/../msb-oci/dist/podman.conf" >"$oci/conf/containers.conf"
+    # Limits that an unprivileged test machine can set.
+    cat >>"$oci/conf/containers.conf" <<END
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[network]
+network_config_dir = "$oci/networks"
+END
+    export oci oci_ns oci_here
+    oci_image | podman_with crun import - localhost/bb >"$oci/log" 2>&1 || { cat "$oci/log"; return 1; }
+}
+
+# oci_image: a tar file of a small root.
+oci_image() {
+    local root=$oci/bb name
+    mkdir -p "$root"/{bin,etc,root,tmp,data}
+    cp "$(command -v busybox)" "$root/bin/busybox"
+    "$root/bin/busybox" --install -s "$root/bin"
+    for name in "$root"/bin/*; do [ ! -L "$name" ] || ln -sf busybox "$name"; done
+    printf 'root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/:/bin/sh\n' >"$root/etc/passwd"
+    printf 'root:x:0:\napp:x:1000:\n' >"$root/etc/group"
+    install -m 000 /dev/null "$root/etc/locked"
+    tar -C "$root" -c .
+}
+
+in_ns() { nsenter -m -n -t "$oci_ns" "$@"; }
+
+# podman_with RUNTIME ARGUMENTS…
+podman_with() {
+    local runtime=$1
+    shift
+    in_ns env CONTAINERS_CONF="$oci/conf/containers.conf" podman --root "$oci/root" --runroot "$oci/run" --tmpdir "$oci/tmp" \
+        --cgroup-manager cgroupfs --events-backend file --storage-driver overlay --runtime "$runtime" "$@" 3>&- 4>&-
+}
+
+P() { podman_with msb "$@"; }
+C() { podman_with crun "$@"; }
+
+# both ARGUMENTS…: runs podman with each runtime; stdout, stderr and status must be the same. Sets $output and $status.
+both() {
+    run --separate-stderr C "$@"
+    # shellcheck disable=SC2154 # set by run
+    local expected=("$status" "$output" "$stderr")
+    run --separate-stderr P "$@"
+    [ "$status" = "${expected[0]}" ] || { echo "$*: status $status, with crun ${expected[0]}: $stderr"; return 1; }
+    [ "$output" = "${expected[1]}" ] || { echo "$*: $output, with crun ${expected[1]}"; return 1; }
+    [ "${#stderr}" = 0 ] || [ "${#expected[2]}" != 0 ] || { echo "$*: $stderr"; return 1; }
+}
+
+# oci_leftovers: prints what containers of ours have left.
+oci_leftovers() {
+    ls -A /run/msb-oci 2>/dev/null
+    find /run/msb -maxdepth 1 -name 'oci-*' 2>/dev/null
+    find /sys/fs/cgroup -name 'libpod-*' -type d 2>/dev/null
+    in_ns grep "$oci/.*/merged" /proc/mounts
+    pgrep -af "msb-oci --as-|msb-boot.*oci-"
+}
+
+# oci_stop: removes all containers and the namespaces.
+oci_stop() {
+    [ -n "${oci_ns:-}" ] || return 0
+    P rm -fa -t 0 >/dev/null 2>&1
+    in_ns umount "$oci/root/overlay" 2>/dev/null
+    kill "$oci_ns"
+}
