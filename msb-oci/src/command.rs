@@ -1,16 +1,15 @@
-//! The command of a container, or a further one: msb-exec, with the container's streams or a terminal.
+//! The command of a container, or a further one: msb-exec, with the caller's streams or a terminal.
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use oci_spec::runtime::Process;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::OFlags;
+use anyhow::{Context, bail};
+use msb::tool::exit::{NOT_EXECUTABLE, NOT_FOUND, TOOL_FAILED};
 use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Cgroup;
@@ -18,123 +17,171 @@ use crate::{inherited, role, tool};
 
 pub(crate) const ROLE: &str = "--as-command";
 
+/// The longest report of msb-exec, in bytes.
+const MAX_REPORT: u64 = 64 << 10;
+
+/// What is run, and how.
+#[derive(Debug)]
+pub(crate) struct Invocation<'a> {
+    /// The VM's record.
+    pub record: &'a Path,
+    /// The file with the process object.
+    pub process: &'a Path,
+    /// What becomes stdin, stdout and stderr; `None` for the caller's.
+    pub terminal: Option<OwnedFd>,
+    /// Whether it leaves the caller's session.
+    pub is_detached: bool,
+    /// The cgroup that it joins; `None` for this process's.
+    pub cgroup: Option<Cgroup>,
+    /// Where it waits for the word to go.
+    pub start: Option<&'a OwnedFd>,
+    /// Where it writes how it has ended.
+    pub end: Option<&'a OwnedFd>,
+}
+
+/// A command that the guest has prepared or started.
+#[derive(Debug)]
+pub(crate) struct Running {
+    /// The process that stands for it, msb-exec.
+    pub child: Child,
+    /// Its id in the guest.
+    pub id: u32,
+}
+
 /// What the process does before it executes msb-exec.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Description {
-    /// Whether stdin is a terminal that becomes the controlling one.
-    pub has_terminal: bool,
-    /// Whether it leaves the caller's session.
-    pub is_detached: bool,
-    /// What it waits for first.
-    pub start: Option<Start>,
-    /// The cgroup that it joins.
-    pub cgroup: Option<Cgroup>,
+    has_terminal: bool,
+    is_detached: bool,
+    cgroup: Option<Cgroup>,
+    /// msb-exec and its arguments.
+    program: PathBuf,
+    args: Vec<String>,
 }
 
-/// The start of a container.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Start {
-    /// The FIFO that is opened by `start`.
-    pub fifo: PathBuf,
-    /// What ends with the container.
-    pub alive: RawFd,
+/// A line of `msb-exec --started-fd`.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Report {
+    Prepared { id: u32 },
+    Started { id: u32 },
+    Failed { status: u8, error: String },
 }
 
-/// Starts the process. The words of `exec` follow its description on the command line.
+/// Starts a command, and waits until the guest has prepared it, if it has something to wait for, or has started it.
 ///
 /// # Errors
-/// Those of starting.
-pub(crate) fn spawn(description: &Description, exec: &Command, terminal: Option<OwnedFd>) -> anyhow::Result<Child> {
-    let mut command = role::in_role(ROLE, description)?;
-    command.arg(exec.get_program()).args(exec.get_args());
+/// Why it cannot run, in a message in which engines find the status 127 or 126.
+pub(crate) fn start(invocation: Invocation<'_>) -> anyhow::Result<Running> {
+    let (report, reporter) = inherited::pipe()?;
+    let mut args = vec!["-q".to_owned(), "--stand-in".into()];
+    let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+    add("-r", invocation.record.display().to_string());
+    add("--process", invocation.process.display().to_string());
+    add("--started-fd", inherited::number(&reporter).to_string());
+    let mut fds = vec![&reporter];
+    if let Some(start) = invocation.start {
+        add("--prepare-fd", inherited::number(start).to_string());
+        fds.push(start);
+    }
+    if let Some(end) = invocation.end {
+        add("--json-status", format!("/proc/self/fd/{}", inherited::number(end)));
+        fds.push(end);
+    }
+    let exec = tool::command("msb-exec")?;
+    let description = Description {
+        has_terminal: invocation.terminal.is_some(),
+        is_detached: invocation.is_detached,
+        cgroup: invocation.cgroup,
+        program: exec.get_program().into(),
+        args,
+    };
+    let mut command = role::in_role(ROLE, &description)?;
     for (key, value) in exec.get_envs() {
         match value {
             Some(value) => command.env(key, value),
             None => command.env_remove(key),
         };
     }
-    if let Some(terminal) = terminal {
+    if let Some(terminal) = invocation.terminal {
         command.stdin(Stdio::from(terminal.try_clone()?));
         command.stdout(Stdio::from(terminal.try_clone()?)).stderr(Stdio::from(terminal));
     }
-    Ok(command.spawn()?)
+    let mut child = inherited::with(&fds, || command.spawn().context("msb-exec"))?;
+    // The terminal is not to be held here.
+    drop(command);
+    drop(reporter);
+    match read_report(report) {
+        Ok(id) => Ok(Running { child, id }),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
 }
 
+/// Reads the first report. Returns the id of the command.
+fn read_report(report: OwnedFd) -> anyhow::Result<u32> {
+    let mut line = String::new();
+    BufReader::new(File::from(report).take(MAX_REPORT)).read_line(&mut line)?;
+    if line.is_empty() {
+        bail!("msb-exec has ended without a report");
+    }
+    match serde_json::from_str(&line).context("report of msb-exec")? {
+        Report::Prepared { id } | Report::Started { id } => Ok(id),
+        Report::Failed { status: NOT_FOUND, error } => bail!("{error}: No such file or directory"),
+        Report::Failed { status: NOT_EXECUTABLE, error } => bail!("{error}: permission denied"),
+        Report::Failed { error, .. } => bail!("{error}"),
+    }
+}
+
+/// The role: becomes msb-exec.
 pub(crate) fn run(description: Description) -> ExitCode {
-    let Err(error) = prepare(&description).and_then(|is_started| match is_started {
-        true => Ok(()),
-        false => Err(anyhow::anyhow!("the container has ended before its start")),
-    }) else {
-        let words: Vec<OsString> = std::env::args_os().skip(3).collect();
-        let Some((program, args)) = words.split_first() else { return ExitCode::FAILURE };
-        let error = Command::new(program).args(args).exec();
-        eprintln!("msb-oci: {}: {error}", Path::new(program).display());
-        return msb::tool::exit::TOOL_FAILED.into();
+    let error = match prepare(&description) {
+        Ok(()) => {
+            let args = description.args.iter().map(OsString::from);
+            anyhow::Error::new(Command::new(&description.program).args(args).exec()).context("msb-exec")
+        }
+        Err(error) => error,
     };
     eprintln!("msb-oci: {error:#}");
-    msb::tool::exit::TOOL_FAILED.into()
+    TOOL_FAILED.into()
 }
 
-/// Returns whether the command is to run.
-fn prepare(description: &Description) -> anyhow::Result<bool> {
+fn prepare(description: &Description) -> anyhow::Result<()> {
     if description.is_detached || description.has_terminal {
         let _ = rustix::process::setsid();
     }
     if description.has_terminal {
-        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+        rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).context("terminal")?;
     }
-    if let Some(cgroup) = &description.cgroup {
-        cgroup.enter()?;
-    }
-    match &description.start {
-        Some(start) => wait_for_start(start),
-        None => Ok(true),
+    match &description.cgroup {
+        Some(cgroup) => cgroup.enter(),
+        None => Ok(()),
     }
 }
 
-/// Waits until the FIFO is opened. Returns false if the container ends before.
-fn wait_for_start(start: &Start) -> anyhow::Result<bool> {
-    let alive = inherited::take(start.alive)?;
-    let fifo = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&start.fifo)?;
-    loop {
-        let mut fds = [PollFd::new(&fifo, PollFlags::IN), PollFd::new(&alive, PollFlags::IN)];
-        match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            other => other?,
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_report_has_the_id_or_the_words_that_engines_look_for() {
+        let read = |line: &str| {
+            let (report, reporter) = inherited::pipe().unwrap();
+            File::from(reporter).write_all(line.as_bytes()).unwrap();
+            read_report(report).map_err(|error| error.to_string())
         };
-        if !fds[0].revents().is_empty() {
-            return Ok(true);
+        assert_eq!(read("{\"event\":\"prepared\",\"id\":3,\"pid\":4}\n"), Ok(3));
+        assert_eq!(read("{\"event\":\"started\",\"id\":5,\"pid\":4}\n"), Ok(5));
+        for (status, words) in [(127, "x: No such file or directory"), (126, "x: permission denied"), (125, "x")] {
+            let line = format!("{{\"event\":\"failed\",\"status\":{status},\"error\":\"x\"}}\n");
+            assert_eq!(read(&line), Err(words.to_owned()));
         }
-        if !fds[1].revents().is_empty() {
-            return Ok(false);
-        }
+        assert!(read("").unwrap_err().contains("without a report"));
+        assert!(read("{}\n").is_err());
     }
-}
-
-/// The call of msb-exec that runs a process in the VM of a record, and writes to the file `status` how it has ended.
-///
-/// # Errors
-/// msb-exec is not installed.
-pub(crate) fn exec(record: &Path, process: &Process, status: Option<&Path>) -> anyhow::Result<Command> {
-    let mut exec = tool::command("msb-exec")?;
-    let has_terminal = process.terminal().unwrap_or(false);
-    exec.arg("-q").arg("-r").arg(record).arg(if has_terminal { "-t" } else { "-T" }).args(["--detach-keys", ""]);
-    exec.arg("-w").arg(process.cwd());
-    exec.arg("-u").arg(format!("{}:{}", process.user().uid(), process.user().gid()));
-    for variable in process.env().iter().flatten() {
-        exec.arg("-e").arg(variable);
-    }
-    for limit in process.rlimits().iter().flatten() {
-        let name = limit.typ().to_string();
-        let name = name.strip_prefix("RLIMIT_").unwrap_or(&name).to_ascii_lowercase();
-        exec.arg("--rlimit").arg(format!("{name}={}:{}", limit.soft(), limit.hard()));
-    }
-    if let Some(umask) = process.user().umask() {
-        exec.arg("--umask").arg(format!("{umask:o}"));
-    }
-    if let Some(status) = status {
-        exec.arg("--json-status").arg(status);
-    }
-    exec.arg("--").args(process.args().iter().flatten());
-    Ok(exec)
 }

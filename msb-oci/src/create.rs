@@ -3,26 +3,25 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, bail};
 use msb::store::publish;
 use msb::tool::start;
 use oci_spec::runtime::Spec;
-use rustix::pipe::{PipeFlags, pipe_with};
 use serde_json::json;
 
 use crate::args::{Create, Global};
 use crate::cgroup::{Cgroup, Origin};
-use crate::command::{self, Start};
+use crate::command::{self, Invocation};
 use crate::delete::{self, Extent};
 use crate::hooks;
 use crate::namespaces::{self, Both};
 use crate::plan::{self, Plan};
 use crate::process::Identity;
 use crate::state::{self, Container, Locked, StateDir, Status};
-use crate::{console, inherited, log, lookup, net, role, stand_in, time, tool, tree, watcher};
+use crate::{console, inherited, log, net, role, stand_in, time, tool, tree, watcher};
 
 /// The largest config.json, in bytes.
 const MAX_CONFIG: u64 = 64 << 20;
@@ -59,6 +58,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         stand_in: None,
         cgroup: Cgroup::new(plan.cgroup.as_deref(), &args.id, global.systemd_cgroup)?,
         overhead_mib: plan.machine.overhead_mib,
+        exec_id: None,
         memory: plan.limits.memory,
         network: plan.namespaces.network.clone(),
         plugged: Vec::new(),
@@ -113,17 +113,14 @@ fn build(
 ) -> anyhow::Result<Child> {
     let dir = &locked.dir;
     dir.save(container)?;
-    let (alive, is_alive) = pipe()?;
-    let (ended, end) = pipe()?;
+    let (alive, is_alive) = inherited::pipe()?;
+    let (ended, end) = inherited::pipe()?;
     container.cgroup.enter()?;
     container.cgroup.limit(&plan.limits)?;
     let entered = both.insert(namespaces::enter(&plan.namespaces)?);
     set_hostname(plan);
     tree::build(plan, &dir.tree())?;
-    if !plan.is_sandbox {
-        lookup::check(&dir.tree(), &plan.process)?;
-    }
-    let stand_in = start_stand_in(plan, dir, &is_alive, &ended)?;
+    let stand_in = start_stand_in(plan, dir, &container.bundle, &is_alive, &ended)?;
     drop((is_alive, ended));
     container.stand_in = Some(Identity::of(stand_in.id().cast_signed())?);
     dir.save(container)?;
@@ -136,7 +133,7 @@ fn build(
         dir.save(container)?;
         boot(global, plan, dir, container, &cards)?;
         start_watcher(dir, &alive)?;
-        start_command(args, plan, dir, &alive, &end)?;
+        start_command(args, plan, dir, container, &end)?;
     }
     drop(end);
     entered.host.enter().context("namespaces")?;
@@ -147,10 +144,6 @@ fn build(
     Ok(stand_in)
 }
 
-fn pipe() -> anyhow::Result<(OwnedFd, OwnedFd)> {
-    pipe_with(PipeFlags::CLOEXEC).context("pipe")
-}
-
 /// The name of the UTS namespace on the host, if it is the container's own.
 fn set_hostname(plan: &Plan) {
     if let (Some(name), plan::Namespace::New) = (&plan.hostname, &plan.namespaces.uts) {
@@ -158,10 +151,17 @@ fn set_hostname(plan: &Plan) {
     }
 }
 
-fn start_stand_in(plan: &Plan, dir: &StateDir, is_alive: &OwnedFd, ended: &OwnedFd) -> anyhow::Result<Child> {
-    let (ready, is_ready) = pipe()?;
+fn start_stand_in(
+    plan: &Plan,
+    dir: &StateDir,
+    bundle: &Path,
+    is_alive: &OwnedFd,
+    ended: &OwnedFd,
+) -> anyhow::Result<Child> {
+    let (ready, is_ready) = inherited::pipe()?;
     let description = stand_in::Description {
         tree: dir.tree(),
+        bundle: bundle.to_owned(),
         ready: inherited::number(&is_ready),
         ended: (!plan.is_sandbox).then(|| inherited::number(ended)),
         alive: inherited::number(is_alive),
@@ -255,16 +255,29 @@ fn start_watcher(dir: &StateDir, alive: &OwnedFd) -> anyhow::Result<()> {
     inherited::with(&[alive], || command.spawn().context("watcher")).map(drop)
 }
 
-/// Starts the process that becomes the command's, with the caller's streams or a terminal.
-fn start_command(args: &Create, plan: &Plan, dir: &StateDir, alive: &OwnedFd, end: &OwnedFd) -> anyhow::Result<()> {
+/// Makes the guest prepare the command up to its execve(2), with the caller's streams or a terminal.
+fn start_command(
+    args: &Create,
+    plan: &Plan,
+    dir: &StateDir,
+    container: &mut Container,
+    end: &OwnedFd,
+) -> anyhow::Result<()> {
+    let process = dir.process();
+    publish::write_file(&process, &serde_json::to_vec(&plan.process)?, 0o600)
+        .with_context(|| format!("{process:?}"))?;
     let terminal = args.console_socket.as_deref().map(|socket| console::open(socket, &plan.process)).transpose()?;
-    let description = command::Description {
-        has_terminal: terminal.is_some(),
+    // Open for reading and writing, it has no end-of-file before the container is started.
+    let fifo = File::options().read(true).write(true).open(dir.start_fifo()).context("FIFO")?;
+    let running = command::start(Invocation {
+        record: &dir.record(),
+        process: &process,
+        terminal,
         is_detached: true,
-        start: Some(Start { fifo: dir.start_fifo(), alive: inherited::number(alive) }),
         cgroup: None,
-    };
-    let status = PathBuf::from(format!("/proc/self/fd/{}", inherited::number(end)));
-    let exec = command::exec(&dir.record(), &plan.process, Some(&status))?;
-    inherited::with(&[alive, end], || command::spawn(&description, &exec, terminal)).map(drop)
+        start: Some(&fifo.into()),
+        end: Some(end),
+    })?;
+    container.exec_id = Some(running.id);
+    dir.save(container)
 }

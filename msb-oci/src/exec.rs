@@ -1,7 +1,6 @@
 //! `exec`: a further command in the guest of a running container.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -10,7 +9,7 @@ use msb::tool::{exit, start};
 use oci_spec::runtime::{Process, Spec, User};
 
 use crate::args::{Exec, Global};
-use crate::command::{self, Description};
+use crate::command::{self, Invocation};
 use crate::console;
 use crate::state::{StateDir, Status};
 
@@ -41,22 +40,24 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
     }
     let process = process(args, &container.bundle)?;
     let has_terminal = process.terminal().unwrap_or(false);
-    let mut exec = command::exec(&dir.record(), &process, None)?;
-    if !args.detach && args.console_socket.is_none() && args.pid_file.is_none() {
-        return Err(exec.exec()).context("msb-exec");
-    }
     let terminal = match &args.console_socket {
         Some(socket) => Some(console::open(socket, &process)?),
         None if has_terminal && args.detach => bail!("a terminal is wanted, and there is no --console-socket for it"),
         None => None,
     };
-    let description = Description {
-        has_terminal: terminal.is_some(),
+    let file = dir.further_process();
+    publish::write_file(&file, &serde_json::to_vec(&process)?, 0o600).with_context(|| format!("{file:?}"))?;
+    let running = command::start(Invocation {
+        record: &dir.record(),
+        process: &file,
+        terminal,
         is_detached: args.detach,
-        start: None,
         cgroup: Some(container.cgroup.clone()),
-    };
-    let mut child = command::spawn(&description, &exec, terminal)?;
+        start: None,
+        end: None,
+    });
+    let _ = fs::remove_file(&file);
+    let mut child = running?.child;
     if let Some(file) = &args.pid_file {
         publish::write_file(file, child.id().to_string().as_bytes(), 0o644)
             .with_context(|| format!("PID file {file:?}"))?;

@@ -3,8 +3,18 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+/// A pipe, its end for reading first. Nothing inherits it but by [`with`].
+///
+/// # Errors
+/// Those of `pipe2(2)`.
+pub(crate) fn pipe() -> anyhow::Result<(OwnedFd, OwnedFd)> {
+    pipe_with(PipeFlags::CLOEXEC).context("pipe")
+}
 
 /// Runs `spawn` while the descriptors are inherited by what it starts.
 ///

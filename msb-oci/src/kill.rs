@@ -1,7 +1,7 @@
 //! `kill`: a signal for the command in the guest.
 
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use msb::record::signal;
@@ -35,7 +35,7 @@ pub(crate) fn kill(global: &Global, args: &Kill) -> anyhow::Result<()> {
         // Nothing runs yet that could handle another signal.
         (Status::Created, Some(stand_in)) => Ok(process::kill(stand_in, ANSWER)?),
         (_, Some(stand_in)) if number == KILL => kill_command(&dir, &container, stand_in, args.all),
-        (_, Some(stand_in)) => signal_command(&dir, stand_in, number, args.all),
+        (_, Some(stand_in)) => signal_command(&dir, &container, number, args.all),
     }
 }
 
@@ -52,7 +52,7 @@ fn kill_command(dir: &StateDir, container: &Container, stand_in: &Identity, all:
     if dir.status(container) == Status::Paused {
         crate::cgroup::Freezer::of(&container.cgroup).set(false)?;
     }
-    let told = signal_command(dir, stand_in, KILL, all);
+    let told = signal_command(dir, container, KILL, all);
     if told.is_err() || !process::has_ended_within(stand_in, ANSWER)? {
         process::kill(stand_in, ANSWER)?;
     }
@@ -60,26 +60,14 @@ fn kill_command(dir: &StateDir, container: &Container, stand_in: &Identity, all:
 }
 
 /// Sends a signal to the container's command, or to all commands in the guest.
-fn signal_command(dir: &StateDir, stand_in: &Identity, number: i32, all: bool) -> anyhow::Result<()> {
-    let deadline = Instant::now() + ANSWER;
-    let ids = loop {
+fn signal_command(dir: &StateDir, container: &Container, number: i32, all: bool) -> anyhow::Result<()> {
+    let ids = if all {
         let mut list = tool::command("msb-exec")?;
-        list.args(["--list", "-r"]).arg(dir.record());
-        match running(&within(&mut list, ANSWER)?) {
-            // It was started just now, and the guest has not heard of it.
-            ids if ids.is_empty() && Instant::now() < deadline => {
-                if process::has_ended_within(stand_in, Duration::from_millis(20))? {
-                    bail!("container not running");
-                }
-            }
-            ids => break ids,
-        }
+        running(&within(list.args(["--list", "-r"]).arg(dir.record()), ANSWER)?)
+    } else {
+        container.exec_id.into_iter().collect()
     };
-    let count = if all { ids.len() } else { 1 };
-    if ids.is_empty() {
-        bail!("container not running");
-    }
-    for id in ids.iter().take(count) {
+    for id in &ids {
         let mut send = tool::command("msb-exec")?;
         send.arg("-r").arg(dir.record()).args(["--signal", &number.to_string(), &id.to_string()]);
         within(&mut send, ANSWER)?;
@@ -88,10 +76,12 @@ fn signal_command(dir: &StateDir, stand_in: &Identity, number: i32, all: bool) -
 }
 
 /// The ids of running commands in what `msb-exec --list` prints, the oldest first.
-fn running(list: &str) -> Vec<u64> {
+fn running(list: &str) -> Vec<u32> {
     let lines = list.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut ids: Vec<u64> =
-        lines.filter(|line| line.get("exit").is_none()).filter_map(|line| line.get("id")?.as_u64()).collect();
+    let mut ids: Vec<u32> = lines
+        .filter(|line| line.get("exit").is_none())
+        .filter_map(|line| u32::try_from(line.get("id")?.as_u64()?).ok())
+        .collect();
     ids.sort_unstable();
     ids
 }
@@ -121,6 +111,6 @@ mod tests {
     fn commands_that_have_ended_are_left_out_and_the_oldest_comes_first() {
         let list = "{\"id\":7}\n{\"id\":3,\"exit\":{\"code\":0}}\nno json\n{\"id\":4}\n";
         assert_eq!(running(list), [4, 7]);
-        assert_eq!(running(""), [0; 0]);
+        assert_eq!(running(""), [0_u32; 0]);
     }
 }

@@ -12,7 +12,6 @@ mod hooks;
 mod inherited;
 mod kill;
 mod log;
-mod lookup;
 mod namespaces;
 mod net;
 mod page;

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -25,6 +26,8 @@ pub(crate) const ROLE: &str = "--as-stand-in";
 pub(crate) struct Description {
     /// What becomes its root.
     pub tree: PathBuf,
+    /// The bundle, where engines look for the file `oom`.
+    pub bundle: PathBuf,
     /// Where it says that it is ready, or why not.
     pub ready: RawFd,
     /// Where it reads how the command has ended; `None` if it only holds a pod's namespaces.
@@ -46,7 +49,7 @@ pub(crate) fn run(description: Description) -> ExitCode {
     let _ = SigSet::all().thread_set_mask();
     let prepared = prepare(&description);
     let Ok(ready) = inherited::take(description.ready) else { return ExitCode::FAILURE };
-    let (ended, alive) = match prepared {
+    let (ended, alive, bundle) = match prepared {
         Ok(fds) => fds,
         Err(error) => {
             let _ = File::from(ready).write_all(format!("{error:#}").as_bytes());
@@ -57,18 +60,21 @@ pub(crate) fn run(description: Description) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let status = match ended {
-        Some(ended) => status(File::from(ended)),
+        Some(ended) => status(File::from(ended), &bundle),
         None => wait_for_signal(),
     };
     drop(alive);
     status.into()
 }
 
-fn prepare(description: &Description) -> anyhow::Result<(Option<OwnedFd>, OwnedFd)> {
+fn prepare(description: &Description) -> anyhow::Result<(Option<OwnedFd>, OwnedFd, OwnedFd)> {
+    let bundle =
+        rustix::fs::open(&description.bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let bundle = bundle.with_context(|| format!("bundle {:?}", description.bundle))?;
     let ended = description.ended.map(inherited::take).transpose().context("descriptors")?;
     let alive = inherited::take(description.alive).context("descriptors")?;
     enter_root(&description.tree).with_context(|| format!("root {:?}", description.tree))?;
-    Ok((ended, alive))
+    Ok((ended, alive, bundle))
 }
 
 /// Makes the tree the root, in a mount namespace that has nothing else.
@@ -84,17 +90,32 @@ fn enter_root(tree: &Path) -> anyhow::Result<()> {
 }
 
 /// Waits until the last writer is gone, and reads the status.
-fn status(ended: File) -> u8 {
+fn status(ended: File, bundle: &OwnedFd) -> u8 {
     let mut text = String::new();
     let _ = ended.take(MAX_LINE).read_to_string(&mut text);
-    parse_status(&text)
+    let end = End::parse(&text);
+    if end.is_oom {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let _ = rustix::fs::openat(bundle, "oom", flags, Mode::RUSR | Mode::WUSR);
+    }
+    end.status
 }
 
-/// The status in what msb-exec writes with --json-status.
-fn parse_status(text: &str) -> u8 {
-    let line = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok());
-    let status = line.and_then(|line| line.get("status")?.as_u64());
-    status.and_then(|status| u8::try_from(status).ok()).unwrap_or(UNKNOWN)
+/// How the command has ended.
+#[derive(Debug, PartialEq, Eq)]
+struct End {
+    status: u8,
+    /// Whether the guest's kernel killed it for want of memory.
+    is_oom: bool,
+}
+
+impl End {
+    /// Reads what msb-exec writes with --json-status.
+    fn parse(text: &str) -> Self {
+        let line = text.lines().next().and_then(|line| serde_json::from_str::<Value>(line).ok()).unwrap_or_default();
+        let status = line["status"].as_u64().and_then(|status| u8::try_from(status).ok());
+        Self { status: status.unwrap_or(UNKNOWN), is_oom: line["oom"] == true }
+    }
 }
 
 /// Waits until a signal asks for the end.
@@ -113,16 +134,16 @@ mod tests {
 
     #[test]
     fn the_status_is_the_commands_and_a_lost_one_is_a_failure() {
-        for (text, status) in [
-            ("{\"status\":0,\"exit\":0}\n", 0),
-            ("{\"status\":137,\"signal\":9}", 137),
-            ("{\"status\":255}\nrest", 255),
-            ("{\"status\":256}", UNKNOWN),
-            ("{}", UNKNOWN),
-            ("", UNKNOWN),
-            ("no json", UNKNOWN),
+        for (text, status, is_oom) in [
+            ("{\"status\":0,\"exit\":0}\n", 0, false),
+            ("{\"status\":137,\"signal\":9,\"oom\":true}", 137, true),
+            ("{\"status\":255,\"oom\":false}\nrest", 255, false),
+            ("{\"status\":256}", UNKNOWN, false),
+            ("{}", UNKNOWN, false),
+            ("", UNKNOWN, false),
+            ("no json", UNKNOWN, false),
         ] {
-            assert_eq!(parse_status(text), status, "{text:?}");
+            assert_eq!(End::parse(text), End { status, is_oom }, "{text:?}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `start`: the word to go for the command of a created container.
 
 use std::fs::File;
-use std::io;
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::{Context, bail};
@@ -24,12 +24,10 @@ pub(crate) fn start(global: &Global, id: &str) -> anyhow::Result<()> {
     }
     let fifo = locked.dir.mark_started().context("start")?;
     if !container.is_sandbox {
-        // Opening it is the word to go. Without a reader the container has just ended, which is no error of this command.
+        // Without a reader the container has just ended, which is not an error of this command.
         match File::options().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&fifo) {
-            Err(error) if rustix::io::Errno::from_io_error(&error) != Some(rustix::io::Errno::NXIO) => {
-                return Err(error).context("start");
-            }
-            other => drop::<io::Result<File>>(other),
+            Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NXIO) => {}
+            other => other.and_then(|mut fifo| fifo.write_all(&[1])).context("start")?,
         }
     }
     // The container runs, whatever these hooks say.

@@ -44,6 +44,8 @@ pub(crate) struct Container {
     pub vm: String,
     /// The process that stands for it; `None` while it is being created.
     pub stand_in: Option<Identity>,
+    /// The id of its command in the guest.
+    pub exec_id: Option<u32>,
     pub cgroup: Cgroup,
     /// The memory of its VM's processes besides the guest's.
     pub overhead_mib: u64,
@@ -113,6 +115,16 @@ impl StateDir {
     /// The record of the VM.
     pub(crate) fn record(&self) -> PathBuf {
         self.0.join("vm.json")
+    }
+
+    /// The file with the process object of the command.
+    pub(crate) fn process(&self) -> PathBuf {
+        self.0.join("process.json")
+    }
+
+    /// A file with the process object of a further command, which this process starts.
+    pub(crate) fn further_process(&self) -> PathBuf {
+        self.0.join(format!("process-{}.json", std::process::id()))
     }
 
     /// The mount point of the container's tree.
