@@ -35,7 +35,7 @@ pub(crate) fn kill(global: &Global, args: &Kill) -> anyhow::Result<()> {
         // Nothing runs yet that could handle another signal.
         (Status::Created, Some(stand_in)) => Ok(process::kill(stand_in, ANSWER)?),
         (_, Some(stand_in)) if number == KILL => kill_command(&dir, &container, stand_in, args.all),
-        (_, Some(stand_in)) => signal_command(&dir, &container, number, args.all),
+        _ => signal_command(&dir, &container, number, args.all),
     }
 }
 
