@@ -786,7 +786,7 @@ END
     umount small
 }
 
-@test "without root the error says that root is needed" {
+@test "a user without a range of IDs gets an error with the lines that are missing" {
     # Other users cannot enter the test's directory.
     local open
     open=$(mktemp -d)
@@ -795,7 +795,7 @@ END
     run --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$open/msb-pull" "oci:$tiny"
     rm -r "$open"
     [[ $status -eq 1 ]]
-    [[ $stderr == *"needs root"* ]]
+    [[ $stderr == *'nobody has no IDs in /etc/subuid and /etc/subgid'*'add "nobody:'*' to /etc/subgid'* ]]
 }
 
 @test "a usage error ends with 2 and a message" {

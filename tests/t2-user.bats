@@ -103,7 +103,7 @@ more" ]
     # An image, and somebody else's directory.
     run --separate-stderr as_nobody msb-patch -r image.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == 'msb-patch: root is needed: '*'(run it with sudo; '* ]]
+    [[ $stderr == 'msb-patch: without root, a user namespace is needed: nobody has no IDs in /etc/subuid and /etc/subgid'* ]]
     # The user's own directory, with a group that the user is not in.
     chgrp 42 root
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
@@ -112,6 +112,6 @@ more" ]
     chown 0 root
     run --separate-stderr as_nobody msb-patch -r own.json -f - <<<'{"op":"mkdir","path":"/x"}'
     [ "$status" -eq 1 ]
-    [[ $stderr == 'msb-patch: root is needed: '* ]]
+    [[ $stderr == 'msb-patch: without root, a user namespace is needed: '* ]]
     [ -z "$(ls -A home/sandboxes)" ]
 }

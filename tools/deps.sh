@@ -14,7 +14,7 @@ kernel_sha256=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
 
 packages=(
     build-essential pkg-config curl ca-certificates                     # building
-    qemu-system-x86 fuse3 erofs-utils e2fsprogs passt                   # running
+    qemu-system-x86 fuse3 erofs-utils e2fsprogs passt uidmap            # running
     bats parallel jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
     openssl bzip2 xz-utils zstd attr acl busybox-static fuse-overlayfs  # tests: the rest
     iproute2                                                            # tests: networks

@@ -11,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use msb::overlay::mountinfo;
+use msb::overlay::{mountinfo, user_namespace};
 use msb::tool::capability;
 use nix::sched::CloneFlags;
 use rustix::fs::CWD;
@@ -119,14 +119,9 @@ pub(crate) struct Jail {
 ///
 /// # Errors
 /// The privilege that is missing.
-pub(crate) fn check_privileges() -> Result<&'static str, Unusable> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Unusable::new("needs root, to confine the VM and serve its root", "run it with sudo"));
-    }
-    match capability::check_sys_admin() {
-        Ok(()) => Ok("root"),
-        Err(missing) => Err(Unusable::new(format!("cannot confine a VM: {}", missing.found), missing.remedy)),
-    }
+pub(crate) fn check_privileges() -> Result<(), Unusable> {
+    let missing = capability::check_sys_admin();
+    missing.map_err(|missing| Unusable::new(format!("cannot confine a VM: {}", missing.found), missing.remedy))
 }
 
 impl Jail {
@@ -242,6 +237,8 @@ impl Jail {
             let Some(bind) = self.binds.iter().rev().find(is_above) else { continue };
             let mut flags = bind.flags() | MountFlags::BIND;
             flags.set(MountFlags::RDONLY, mount.is_readonly || !bind.writable);
+            // In a user namespace, flags of the host's mounts cannot be taken away.
+            flags.set(MountFlags::NOEXEC, mount.is_noexec);
             rustix::mount::mount_remount(point, flags, c"").with_context(|| format!("{point:?}"))?;
         }
         Ok(())
@@ -257,7 +254,10 @@ impl Jail {
                 other => other?,
             }
         }
-        rustix::thread::set_thread_groups(&[])?;
+        // In the user namespace of a user, the group of /dev/kvm has no number with which it could be kept.
+        if user_namespace::is_initial() || !self.binds.iter().any(|bind| bind.devices) {
+            rustix::thread::set_thread_groups(&[])?;
+        }
         if let Some(user) = self.user {
             rustix::thread::set_keep_capabilities(true)?;
             become_user(user)?;

@@ -44,7 +44,7 @@ mod volume_args;
 
 use std::process::ExitCode;
 
-use msb::{tool::cli, tool::exit, tool::line, tool::start};
+use msb::{tool::cli, tool::exit, tool::line, tool::start, tool::user_namespace};
 
 use notice::TOOL;
 use role::Role;
@@ -71,6 +71,7 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
         return Ok(if probe.is_good() { 0 } else { exit::FAILED });
     }
     args.output.check()?;
+    user_namespace::enter()?;
     let record = args.record.take(TOOL)?;
     let config = config::Config::check(args, record)?;
     client::boot(&config, &args.output, args.foreground)

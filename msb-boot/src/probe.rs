@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use msb::record::VmmChoice;
 use msb::store::erofs::Mkfs;
+use msb::tool::user_namespace;
 use serde::Serialize;
 
 use crate::block::scratch;
@@ -50,8 +51,13 @@ impl<T> From<Result<T, Unusable>> for Finding<T> {
 }
 
 impl Probe {
-    /// Checks everything that a boot needs.
+    /// Checks everything that a boot needs. For a user other than root, this process enters a user namespace.
     pub(crate) fn run(choice: VmmChoice) -> Self {
+        let privileges = user_namespace::try_out().map_err(|error| match error {
+            user_namespace::Error::Missing(missing) => Unusable::new(missing.found, missing.remedy),
+            other => Unusable::new(format!("{:#}", anyhow::Error::from(other)), "run it with sudo"),
+        });
+        let privileges = privileges.and_then(|privileges| jail::check_privileges().map(|()| privileges));
         let agent = agent::find().map_err(|error| Unusable::new(format!("{error:#}"), "make build"));
         let chosen = agent.clone().map_err(Into::into).and_then(|_| any::choose(choice));
         let (vmm, message) = match chosen {
@@ -72,7 +78,7 @@ impl Probe {
             ("mkfs.erofs", mkfs.into()),
             ("passt", Finding { version, ..passt.into() }),
             ("ping", network::passt::check_ping().into()),
-            ("privileges", jail::check_privileges().map(PathBuf::from).into()),
+            ("privileges", privileges.map(PathBuf::from).into()),
             ("qemu", qemu::find_program().into()),
             ("vhost-device-vsock", helper_process::find_vsock().into()),
             ("virtiofsd", helper_process::find_virtiofsd().into()),

@@ -1,6 +1,7 @@
 //! The processes of a VM: the VMM and its helper processes. They are children of the supervisor and tied to it, each is the only one in
 //! its PID namespace, and the supervisor kills and reaps all of them before it exits.
 
+use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, PipeWriter};
@@ -8,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
 
 use anyhow::Context;
 use nix::sched::CloneFlags;
@@ -28,10 +31,17 @@ pub(crate) enum Vital {
     No,
 }
 
+/// The size of the stack of a thread that starts a process, in bytes. [`Command`] puts its arguments on the heap.
+const PARENT_STACK: usize = 256 << 10;
+
+/// The thread that has started a process lives as long as this does.
+type Parent = mpsc::Sender<Infallible>;
+
 /// A process of the VM.
 struct Process {
     name: &'static str,
     vital: Vital,
+    _parent: Parent,
     child: Child,
     /// Readable when the process has ended, however this process handles SIGCHLD.
     pidfd: OwnedFd,
@@ -112,15 +122,15 @@ impl Processes {
         self.spawn(name, Vital::Yes, command, fds).context(name)
     }
 
-    fn spawn(&mut self, name: &'static str, vital: Vital, mut command: Command, fds: &[OwnedFd]) -> io::Result<()> {
+    fn spawn(&mut self, name: &'static str, vital: Vital, command: Command, fds: &[OwnedFd]) -> io::Result<()> {
         for fd in fds {
             clear_cloexec(fd)?;
         }
-        let spawned = in_new_pid_namespace(|| command.spawn());
+        let spawned = in_new_pid_namespace(command);
         for fd in fds {
             rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?;
         }
-        let mut child = spawned?;
+        let (mut child, parent) = spawned?;
         let pidfd = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
             Err(error) => {
@@ -129,7 +139,7 @@ impl Processes {
             }
         };
         log::note(format_args!("{name} started: process {}", child.id()));
-        self.processes.push(Process { name, vital, child, pidfd, status: None });
+        self.processes.push(Process { name, vital, _parent: parent, child, pidfd, status: None });
         Ok(())
     }
 
@@ -194,12 +204,25 @@ impl Drop for Processes {
 }
 
 /// Starts a process that is PID 1 of a new PID namespace: it can neither see nor signal other processes.
-fn in_new_pid_namespace(spawn: impl FnOnce() -> io::Result<Child>) -> io::Result<Child> {
-    let ours = File::open("/proc/self/ns/pid_for_children")?;
-    nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
-    let spawned = spawn();
-    nix::sched::setns(ours, CloneFlags::CLONE_NEWPID)?;
-    spawned
+///
+/// The namespace is that of the children of one thread. The root of a user namespace may not return to the host's PID namespace, so it
+/// is a thread of its own. The kernel takes that thread for the parent of a process that asks for a signal at the death of its parent,
+/// so the thread waits until the process was reaped.
+fn in_new_pid_namespace(mut command: Command) -> io::Result<(Child, Parent)> {
+    let (parent, reaped) = mpsc::channel::<Infallible>();
+    let (tell, told) = mpsc::channel();
+    let work = move || {
+        let unshared = nix::sched::unshare(CloneFlags::CLONE_NEWPID).map_err(io::Error::from);
+        let spawned = unshared.and_then(|()| command.spawn());
+        let is_parent = spawned.is_ok();
+        let _ = tell.send(spawned);
+        if is_parent {
+            let _ = reaped.recv();
+        }
+    };
+    thread::Builder::new().name("parent".into()).stack_size(PARENT_STACK).spawn(work)?;
+    let child = told.recv().map_err(|_| io::Error::other("the thread that starts it panicked"))??;
+    Ok((child, parent))
 }
 
 /// Lets children inherit the descriptor.

@@ -16,7 +16,7 @@ use msb::overlay::{Merged, raise_open_files};
 use msb::record::{Record, Rootfs};
 use msb::store::home;
 use msb::tool::source::named;
-use msb::tool::{cli, exit, interrupt, start};
+use msb::tool::{cli, exit, interrupt, start, user_namespace};
 
 use args::Args;
 use output::Output;
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<u8> {
+    user_namespace::enter_store()?;
     raise_open_files();
     let record = args.record.take(TOOL)?;
     let old = args.old.as_deref().map(named).transpose()?;

@@ -7,7 +7,7 @@ use clap::Parser;
 use msb::store::{home, layout, sandbox};
 use msb::tool::man::{self, Page};
 use msb::vm::{name, supervisor};
-use msb::{program, tool::cli, tool::exit, tool::start};
+use msb::{program, tool::cli, tool::exit, tool::start, tool::user_namespace};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -58,6 +58,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> anyhow::Result<u8> {
+    user_namespace::enter_store()?;
     let mut code = 0;
     // A VM that cannot be removed does not keep the others.
     for name in &args.names {

@@ -27,7 +27,7 @@ use std::process::ExitCode;
 
 use msb::overlay::raise_open_files;
 use msb::record::{Record, ScratchKind};
-use msb::tool::{cli, exit, interrupt, start};
+use msb::tool::{cli, exit, interrupt, start, user_namespace};
 use msb::vm::supervisor;
 
 use args::{Args, Config};
@@ -43,6 +43,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
     raise_open_files();
     let config = args.config()?;
     args.output.check()?;
+    if config.targets.iter().any(target::Target::is_disk) {
+        user_namespace::enter()?;
+    } else {
+        user_namespace::enter_store()?;
+    }
     let mut record = args.record.take(TOOL)?;
     let scratch = record.vm.as_ref().and_then(|vm| vm.scratch.as_ref());
     let had_disk = scratch.is_some_and(|scratch| scratch.kind == ScratchKind::Disk);

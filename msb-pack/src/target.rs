@@ -47,6 +47,11 @@ impl Target {
         matches!(self, Self::Registry(_) | Self::OciDir(..) | Self::OciArchive(..) | Self::DockerArchive(..))
     }
 
+    /// Whether it is a disk, which the kernel's overlayfs merges the layers for.
+    pub(crate) fn is_disk(&self) -> bool {
+        matches!(self, Self::Disk(..))
+    }
+
     /// Whether it goes to stdout.
     pub(crate) fn is_stdout(&self) -> bool {
         matches!(self, Self::Tar(None) | Self::Layer(None))

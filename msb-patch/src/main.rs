@@ -11,7 +11,9 @@ use msb::store::layout;
 use msb::store::sandbox::{self, Hold, Owner};
 use msb::store::staging::{Published, Staging};
 use msb::tool::interrupt::{self, DeferExit};
-use msb::{record::path, store::home, store::layers, tool::cli, tool::exit, tool::start, vm::supervisor};
+use msb::{
+    record::path, store::home, store::layers, tool::cli, tool::exit, tool::start, tool::user_namespace, vm::supervisor,
+};
 use msb_patch::args::Args;
 use msb_patch::op::{Op, Script};
 use msb_patch::page::PAGE;
@@ -38,14 +40,18 @@ fn run(args: &Args) -> anyhow::Result<()> {
     supervisor::require_ended(&mut record)?;
     let upper_named = args.upper.as_deref().map(path::absolute).transpose().context("--upper")?;
     let home = home::home()?;
-    let user = User::of_this_process();
     let lower = match record.rootfs()? {
         Rootfs::Disk { .. } => None,
-        Rootfs::Dir { lower, .. } if lower.iter().all(|dir| user.owns(dir)) => Some(lower.clone()),
-        Rootfs::Dir { lower, .. } | Rootfs::Layers { lower, .. } => {
-            user.check_is_root()?;
-            Some(lower.clone())
+        Rootfs::Dir { lower, .. } | Rootfs::Layers { lower, .. } => Some(lower.clone()),
+    };
+    let user = match (record.rootfs()?, user_namespace::enter()) {
+        (Rootfs::Disk { .. }, _) => User::of_this_process(),
+        (Rootfs::Dir { lower, .. }, Err(user_namespace::Error::Missing(_)))
+            if lower.iter().all(|dir| User::of_this_process().owns(dir)) =>
+        {
+            User::of_this_process()
         }
+        (_, entered) => entered.map(|()| User::of_this_process())?,
     };
     let src_dir = args.directory.clone().unwrap_or_default();
     if let Some(dir) = &args.directory

@@ -1,4 +1,5 @@
-//! The user who runs msb-patch. Root may do everything. Others may patch a directory of their own, without changing owners.
+//! The user who runs msb-patch. Root, also that of a user namespace, may do everything. Others may patch a directory of their own,
+//! without changing owners.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -30,20 +31,6 @@ impl User {
     /// Whether the user owns a directory. Root counts as the owner of all.
     pub fn owns(&self, dir: &Path) -> bool {
         self.uid == 0 || dir.metadata().is_ok_and(|meta| meta.uid() == self.uid)
-    }
-
-    /// Checks that the user is root.
-    ///
-    /// # Errors
-    /// A message for other users.
-    pub fn check_is_root(&self) -> anyhow::Result<()> {
-        if self.uid != 0 {
-            bail!(
-                "root is needed: the files of an image have owners, devices and trusted xattrs (run it with sudo; without \
-                 root, you can patch a directory of your own)"
-            );
-        }
-        Ok(())
     }
 
     /// Checks that the user may set the requested owner and group.

@@ -35,12 +35,13 @@ impl fmt::Display for Exceeded {
 
 impl std::error::Error for Exceeded {}
 
-/// Counts what a pull writes.
+/// Counts what a pull writes, and what it cannot write.
 pub(crate) struct Budget {
     limits: Limits,
     size: AtomicU64,
     files: AtomicU64,
     unchecked: AtomicU64,
+    left_out: AtomicU64,
     home: File,
 }
 
@@ -51,7 +52,7 @@ impl Budget {
     /// The errors of opening the directory.
     pub(crate) fn new(limits: Limits, home: &Path) -> io::Result<Self> {
         let zero = AtomicU64::default;
-        Ok(Self { limits, size: zero(), files: zero(), unchecked: zero(), home: File::open(home)? })
+        Ok(Self { limits, size: zero(), files: zero(), unchecked: zero(), left_out: zero(), home: File::open(home)? })
     }
 
     /// Counts a file that is about to be made.
@@ -65,6 +66,16 @@ impl Budget {
             return Err(Exceeded(format!("the image has more than {limit} files (allow more with --max-files)")).into());
         }
         Ok(())
+    }
+
+    /// Counts a device node that this user cannot make.
+    pub(crate) fn left_out(&self) {
+        self.left_out.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many device nodes were left out.
+    pub(crate) fn devices_left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     /// Counts bytes of a file that are about to be written.

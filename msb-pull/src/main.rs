@@ -41,7 +41,7 @@ use anyhow::Context;
 use args::{Args, Config};
 use msb::record::{Record, Rootfs};
 use msb::store::erofs::Mkfs;
-use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, tool::start};
+use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, tool::start, tool::user_namespace};
 
 fn main() -> ExitCode {
     if let Some(compression) = decompressor::role() {
@@ -56,6 +56,9 @@ fn run(args: Args) -> anyhow::Result<u8> {
     let output = args.output.clone();
     let config = Config::try_from(args)?;
     output.check()?;
+    if !matches!(config.source, source::Source::Path(_)) {
+        user_namespace::enter()?;
+    }
     let _guard = interrupt::Guard::with_message(
         "msb-pull",
         "interrupted (the layers that are complete are kept; run it again to fetch the rest)",

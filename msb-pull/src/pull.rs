@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::{Image, Record, Rootfs, path};
 use msb::store::{home, support};
+use msb::tool::exit;
 
 use crate::archive::{ArchiveFile, Files};
 use crate::args::{Config, Policy};
@@ -42,10 +43,6 @@ pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
         record.rootfs = Some(disk::root(path)?);
         return Ok(record);
     }
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "unpacking layers needs root, for owners and device nodes (run it with sudo)"
-    );
     let home = home::home()?;
     from_elsewhere(config, &home).map_err(|error| match support::advice(&home, error.as_ref()) {
         Some(advice) => anyhow!("{error:#} ({advice})"),
@@ -57,6 +54,17 @@ fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
     let pull = Pull { config, store: &Store::open(home)?, budget: Budget::new(config.limits, home)? };
     let takes_config = matches!(config.source, Source::Stdin(_) | Source::RootArchive(_));
     ensure!(takes_config || config.config.is_none(), NOT_A_ROOT);
+    let record = from_source(&pull)?;
+    let devices = pull.budget.devices_left_out();
+    if devices > 0 && !config.quiet {
+        let what = "device nodes of the image were left out: only root can make them, and a guest has its own in /dev";
+        exit::warn("msb-pull", &format!("{devices} {what}"));
+    }
+    Ok(record)
+}
+
+fn from_source(pull: &Pull<'_>) -> anyhow::Result<Record> {
+    let config = pull.config;
     match &config.source {
         Source::Registry(reference, short) => {
             let registries = Registries::load().context("registries.conf")?;

@@ -98,8 +98,14 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
             let (major, minor) = device;
             let device = msb::overlay::device::number(major, minor)
                 .ok_or_else(|| anyhow::anyhow!("Linux has no device {major}:{minor}"))?;
-            replace(tree, &parent, name, |dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device))?;
-            apply_attributes(&made(&parent, name)?, &metadata)?;
+            let make = |dir: &Dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device);
+            match replace(tree, &parent, name, make) {
+                Err(error) if kind != Kind::Fifo && is_not_permitted(&error) => budget.left_out(),
+                other => {
+                    other?;
+                    apply_attributes(&made(&parent, name)?, &metadata)?;
+                }
+            }
         }
     }
     Ok(())
@@ -119,6 +125,11 @@ fn replace<T>(
         }
         other => Ok(other?),
     }
+}
+
+/// The kernel's answer for a device node in a user namespace.
+fn is_not_permitted(error: &anyhow::Error) -> bool {
+    error.downcast_ref().and_then(Errno::from_io_error) == Some(Errno::PERM)
 }
 
 fn made(parent: &Parent, name: Name<'_>) -> io::Result<Entry> {

@@ -20,7 +20,7 @@ mod vm;
 
 use std::process::ExitCode;
 
-use msb::{tool::cli, tool::exit, tool::start};
+use msb::{tool::cli, tool::exit, tool::start, tool::user_namespace};
 
 use args::{Action, Args, Config};
 
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<u8> {
+    user_namespace::enter_store()?;
     let config = Config::try_from(args)?;
     msb::overlay::raise_open_files();
     match &config.action {

@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow};
 use msb::overlay;
 use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::lock_to_read;
+use msb::overlay::user_namespace;
 use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
 use msb::store::erofs::{self, Mkfs};
@@ -201,11 +202,15 @@ impl BlockRoot {
             format!("lowerdir={lower}"),
             format!("upperdir={}/upper", boot::SCRATCH),
             format!("workdir={}/work", boot::SCRATCH),
-            "redirect_dir=nofollow".into(),
-            "metacopy=off".into(),
             "index=off".into(),
             "xino=off".into(),
         ];
+        root.options.extend(if user_namespace::is_initial() {
+            vec!["redirect_dir=nofollow".into(), "metacopy=off".into()]
+        } else {
+            // The patches have `user.` xattrs. Redirects and metacopies are off with it.
+            vec!["userxattr".into()]
+        });
         steps.push(root);
         steps
     }

@@ -5,6 +5,9 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::OnceLock;
 
+use msb::store::id_map::{self, IdMap};
+use rustix::process::getuid;
+
 use crate::unusable::Unusable;
 
 /// The device of KVM.
@@ -55,9 +58,11 @@ fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
     }
 }
 
-/// The name of this user, for a command line.
+/// The name of this user, for a command line. In a user namespace, it is that of the user who is root there.
 fn user() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::Uid::current()).ok().flatten();
+    let uid = IdMap::of_this_process().ok().and_then(|map| id_map::outside(&map.uid, getuid().as_raw()));
+    let uid = uid.map_or_else(nix::unistd::Uid::current, nix::unistd::Uid::from_raw);
+    let user = nix::unistd::User::from_uid(uid).ok().flatten();
     user.map_or_else(|| "USER".into(), |user| user.name)
 }
 

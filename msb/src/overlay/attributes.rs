@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, Stat, Timestamps, XattrFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, times_of};
-use super::{marks, whiteout};
+use super::{marks, user_namespace, whiteout};
 
 /// The xattr with the access control list of a file.
 pub const ACCESS_ACL: &str = "system.posix_acl_access";
@@ -52,7 +52,7 @@ impl Attributes {
     ) -> Result<(), E> {
         let has_owner = (current.st_uid, current.st_gid) == (self.uid, self.gid);
         if !has_owner {
-            to.set_owner(Some(self.uid), Some(self.gid))?;
+            self.set_owner(to)?;
         }
         let has_xattrs = set_xattrs()?;
         let is_symlink = to.file_type() == FileType::Symlink;
@@ -63,6 +63,16 @@ impl Attributes {
             Some(times) => Ok(to.set_times(times)?),
             None => Ok(()),
         }
+    }
+
+    fn set_owner(&self, to: &Entry) -> io::Result<()> {
+        to.set_owner(Some(self.uid), Some(self.gid)).map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::INVAL) if !user_namespace::is_initial() => io::Error::other(format!(
+                "{}:{}: the user namespace has no such owner (give the user more IDs in /etc/subuid and /etc/subgid)",
+                self.uid, self.gid
+            )),
+            _ => error,
+        })
     }
 }
 

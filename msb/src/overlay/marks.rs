@@ -15,6 +15,7 @@ use rustix::fs::{FileType, XattrFlags};
 use rustix::io::Errno;
 
 use super::beneath::{Entry, Name};
+use super::user_namespace;
 
 const TRUSTED: &str = "trusted.overlay.";
 const USER: &str = "user.overlay.";
@@ -148,7 +149,12 @@ pub(super) fn is_of_metacopy(name: &OsStr) -> bool {
 /// # Errors
 /// The error of `setxattr(2)`.
 pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
-    let set = |prefix: &str| dir.set_xattr((prefix.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty());
+    set(dir, OPAQUE, HIDES)
+}
+
+/// Sets a mark with the prefix that is permitted.
+fn set(dir: &Entry, mark: &str, value: &[u8]) -> io::Result<()> {
+    let set = |prefix: &str| dir.set_xattr((prefix.to_owned() + mark).as_ref(), value, XattrFlags::empty());
     match set(TRUSTED) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => set(USER),
         other => other,
@@ -160,14 +166,18 @@ pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
 /// # Errors
 /// The error of `setxattr(2)`.
 pub(super) fn set_unknown_origin(dir: &Entry) -> io::Result<()> {
-    dir.set_xattr((TRUSTED.to_owned() + ORIGIN).as_ref(), b"", XattrFlags::empty())
+    set(dir, ORIGIN, b"")
 }
 
-/// Copies `user.overlay.opaque` to `trusted.overlay.opaque`, the only one that the kernel reads without `userxattr`.
+/// Copies `user.overlay.opaque` to `trusted.overlay.opaque`, the only one that the kernel reads without `userxattr`. In a user namespace,
+/// where layers are always mounted with `userxattr`, does nothing.
 ///
 /// # Errors
 /// The error of `setxattr(2)`.
 pub(super) fn promote_opaque(dir: &Entry) -> io::Result<()> {
+    if !user_namespace::is_initial() {
+        return Ok(());
+    }
     let has = |prefix: &str| dir.xattr((prefix.to_owned() + OPAQUE).as_ref()).is_ok_and(|value| value == HIDES);
     if has(USER) && !has(TRUSTED) {
         dir.set_xattr((TRUSTED.to_owned() + OPAQUE).as_ref(), HIDES, XattrFlags::empty())?;

@@ -59,6 +59,7 @@ mod rename;
 pub mod resolve;
 mod search;
 pub mod upper;
+pub mod user_namespace;
 pub mod whiteout;
 
 pub use changes::{Changes, Visit};

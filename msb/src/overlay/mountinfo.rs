@@ -12,6 +12,8 @@ pub struct Mount {
     pub point: OsString,
     /// Whether the mount is read-only, whatever its file system is.
     pub is_readonly: bool,
+    /// Whether programs in it cannot be executed.
+    pub is_noexec: bool,
     /// The type of the file system.
     pub fstype: OsString,
 }
@@ -23,10 +25,12 @@ pub fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
         let &[id, _, _, _, point, options, ..] = &fields[..] else { return None };
         // The fields between the options and the separator vary in number.
         let separator = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
+        let has = |name: &[u8]| options.split(|&byte| byte == b',').any(|option| option == name);
         Some(Mount {
             id: std::str::from_utf8(id).ok()?.parse().ok()?,
             point: unescape(point),
-            is_readonly: options.split(|&byte| byte == b',').any(|option| option == b"ro"),
+            is_readonly: has(b"ro"),
+            is_noexec: has(b"noexec"),
             fstype: unescape(fields.get(separator + 1)?),
         })
     })
@@ -63,9 +67,10 @@ mod tests {
 
     #[test]
     fn a_mount_has_an_id_options_and_a_type() {
-        let table = b"36 35 98:0 /a /mnt ro,noatime master:1 shared:2 - fuse.msb - rw\n37 36 0:1 / /x rw,relatime - ext4 /dev/ro ro\nodd\n";
-        let mounts: Vec<_> = super::mounts(table).map(|mount| (mount.id, mount.is_readonly, mount.fstype)).collect();
-        assert_eq!(mounts, [(36, true, "fuse.msb".into()), (37, false, "ext4".into())]);
+        let table = b"36 35 98:0 /a /mnt ro,noexec,noatime master:1 shared:2 - fuse.msb - rw\n37 36 0:1 / /x rw,relatime - ext4 /dev/ro ro\nodd\n";
+        let mounts: Vec<_> =
+            super::mounts(table).map(|mount| (mount.id, mount.is_readonly, mount.is_noexec, mount.fstype)).collect();
+        assert_eq!(mounts, [(36, true, true, "fuse.msb".into()), (37, false, false, "ext4".into())]);
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub fn make_opaque(dir: &Dir) -> io::Result<()> {
 /// `fs/overlayfs/inode.c`); otherwise they are listed as names of files that do not exist.
 ///
 /// # Errors
-/// The error of `setxattr(2)`: EPERM without CAP_SYS_ADMIN.
+/// The error of `setxattr(2)`.
 pub fn hide_whiteouts(dir: &Dir) -> io::Result<()> {
     marks::set_unknown_origin(&dir.to_entry()?)
 }

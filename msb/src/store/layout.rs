@@ -19,7 +19,8 @@
 //! ├── volumes/NAME/               the content of volumes
 //! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
 //! ├── logs/NAME/                  logs of boots that failed
-//! └── news/SUBJECT                warnings that have been shown
+//! ├── news/SUBJECT                warnings that have been shown
+//! └── id-map.json                 the user namespace of a store that does not belong to root
 //! ```
 //!
 //! What begins with a dot is being made.
@@ -218,6 +219,11 @@ pub fn reference(home: &Path, name: &str) -> PathBuf {
 /// A warning that was shown.
 pub fn notice(home: &Path, subject: &str) -> PathBuf {
     home.join("news").join(subject)
+}
+
+/// The file with the mapping of the user namespace in which the store was made.
+pub fn id_map(home: &Path) -> PathBuf {
+    home.join("id-map.json")
 }
 
 /// A new ID: 12 hex digits from the kernel's random source, so that no two collide.

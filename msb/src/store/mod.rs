@@ -30,6 +30,7 @@ pub mod chain;
 pub mod checksums;
 pub mod erofs;
 pub mod home;
+pub mod id_map;
 pub mod layers;
 pub mod layout;
 pub mod notices;

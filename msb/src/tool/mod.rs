@@ -16,3 +16,4 @@ pub mod size;
 pub mod source;
 pub mod start;
 pub mod table;
+pub mod user_namespace;

@@ -1,6 +1,7 @@
 //! The name of a VM, and the run directory that belongs to it.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::record::path::absolute;
@@ -31,13 +32,14 @@ pub fn parse(text: &str) -> Result<String, &'static str> {
 /// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
 ///
 /// Root ignores the variable of a login session: the session ends before a VM does, and sudo, cron and services have another one or
-/// none.
+/// none. A user who is root in a user namespace of its own is no root here: `/run` belongs to somebody else there.
 ///
 /// # Errors
 /// If the user is not root and neither variable is set.
 pub fn run_base() -> io::Result<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let base = match (from("MSB_RUN"), rustix::process::geteuid().is_root()) {
+    let owns_run = || std::fs::metadata("/run").map_or(true, |meta| meta.uid() == 0);
+    let base = match (from("MSB_RUN"), rustix::process::geteuid().is_root() && owns_run()) {
         (Some(dir), _) => dir,
         (None, true) => PathBuf::from("/run/msb"),
         (None, false) => match from("XDG_RUNTIME_DIR") {

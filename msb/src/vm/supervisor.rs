@@ -160,7 +160,15 @@ fn is_supervisor(pid: i32) -> bool {
 fn has_open(pid: i32, dir: &Path) -> io::Result<bool> {
     let there = fs::symlink_metadata(dir).ok().map(|meta| (meta.dev(), meta.ino()));
     let removed = real(dir).into_os_string().into_vec();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+    let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        // One of this user's in another user namespace than this process: only who has a lock can be read.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let locks = fs::read_to_string("/proc/locks")?;
+            return Ok(there.is_some_and(|(_, inode)| has_lock(&locks, pid, inode)));
+        }
+        other => other?,
+    };
+    for entry in descriptors {
         let link = entry?.path();
         let is_there = there.is_some() && fs::metadata(&link).ok().map(|meta| (meta.dev(), meta.ino())) == there;
         let target = fs::read_link(&link).unwrap_or_default().into_os_string().into_vec();
@@ -169,6 +177,16 @@ fn has_open(pid: i32, dir: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Whether `/proc/locks` says that a process has an exclusive flock(2) lock on a file with this inode number.
+fn has_lock(locks: &str, pid: i32, inode: u64) -> bool {
+    locks.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let &[_, "FLOCK", _, "WRITE", owner, file, ..] = &fields[..] else { return false };
+        // The device in it is not always that of stat(2).
+        owner.parse() == Ok(pid) && file.rsplit(':').next().and_then(|number| number.parse().ok()) == Some(inode)
+    })
 }
 
 /// The path as the kernel shows it: symlinks are resolved as far as it exists.
@@ -197,6 +215,15 @@ fn is_alive(process: &OwnedFd) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_an_exclusive_lock_of_the_process_itself_counts() {
+        let locks = "1: FLOCK  ADVISORY  WRITE 12 00:2f:77 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 13 00:2f:77 0 EOF\n\
+                     2: FLOCK  ADVISORY  READ  14 00:2f:77 0 EOF\n3: POSIX  ADVISORY  WRITE 15 00:2f:77 0 EOF\n";
+        for (pid, inode, has) in [(12, 77, true), (12, 7, false), (13, 77, false), (14, 77, false), (15, 77, false)] {
+            assert_eq!(has_lock(locks, pid, inode), has, "{pid} {inode}");
+        }
+    }
 
     #[test]
     fn a_start_time_is_read_for_any_process_name() {

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
+use rustix::io::Errno;
 
 use crate::overlay::attributes::{self, Tolerance};
 use crate::overlay::beneath::{self, Dir, Name};
 use crate::overlay::error::{At, Error};
 use crate::overlay::upper::{Scratch, Writer, upper_of};
-use crate::overlay::{Merged, Node, whiteout};
+use crate::overlay::{Merged, Node, user_namespace, whiteout};
 use crate::wire::exec::{Failure, Ready};
 use crate::wire::sequence::OwedCredit;
 use crate::wire::upper::{Attributes, Entry, What};
@@ -218,7 +219,12 @@ impl<G: Connection> Receiver<'_, G> {
                 if kind == FileType::CharacterDevice && device == 0 {
                     return Err(guest_error("a device 0/0, which is a whiteout"));
                 }
-                self.make(parent, name, attributes()?, |work, staged| work.mknod(staged, kind, Mode::empty(), device))?;
+                let make = |work: &Dir, staged: Name<'_>| work.mknod(staged, kind, Mode::empty(), device);
+                match self.make(parent, name, attributes()?, make) {
+                    // Only root of the host can make one.
+                    Err(error) if !user_namespace::is_initial() && is_not_permitted(&error) => {}
+                    made => made?,
+                }
             }
             What::Fifo | What::Socket => {
                 let kind = if entry.what == What::Fifo { FileType::Fifo } else { FileType::Socket };
@@ -306,6 +312,11 @@ fn open_directory(writer: &Writer, parent: &Merged, name: Name<'_>, opaque: bool
             }
         }
     }
+}
+
+/// The kernel's answer for a device node in a user namespace.
+fn is_not_permitted(error: &Error) -> bool {
+    matches!(error, Error::System(error) if Errno::from_io_error(error) == Some(Errno::PERM))
 }
 
 fn existing(parent: &Merged, name: Name<'_>) -> Result<beneath::Entry, Error> {

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
 use crate::overlay::error::At;
+use crate::overlay::user_namespace;
 use crate::store::Error;
 
 /// Mounts the merged tree of `lower` (top first) in a mount namespace of the calling thread, and returns its root. The mounts are gone
@@ -36,7 +37,8 @@ pub fn merge(dir: &Path, lower: &[PathBuf]) -> Result<PathBuf, Error> {
         std::os::unix::fs::symlink(format!("/proc/self/fd/{}", layer.as_raw_fd()), number.to_string())?;
         options.push_str(&format!("{number}:"));
     }
-    options.push_str("empty,xino=off,redirect_dir=on,metacopy=on");
+    options.push_str("empty,xino=off,");
+    options.push_str(if user_namespace::is_initial() { "redirect_dir=on,metacopy=on" } else { "userxattr" });
     let options = std::ffi::CString::new(options).map_err(std::io::Error::from)?;
     let flags = MountFlags::RDONLY | MountFlags::NOATIME;
     rustix::mount::mount("overlay", "root", "overlay", flags, options.as_c_str()).at(|| "overlayfs")?;

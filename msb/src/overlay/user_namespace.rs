@@ -1,0 +1,13 @@
+//! What a user namespace other than the host's changes for overlayfs.
+
+use rustix::fs::stat;
+
+/// The inode number of the host's user namespace, PROC_USER_INIT_INO of the kernel's `include/linux/proc_ns.h`.
+const INITIAL: u64 = 0xefff_fffd;
+
+/// Whether this process is in the user namespace of the host. In another one it can neither read nor set `trusted.` xattrs, whatever
+/// its capabilities are there, and overlayfs has to be mounted with `userxattr`.
+pub fn is_initial() -> bool {
+    // Without /proc nobody has made a namespace for us.
+    stat("/proc/self/ns/user").map_or(true, |stat| stat.st_ino == INITIAL)
+}
