@@ -46,7 +46,7 @@ impl Missing {
 #[non_exhaustive]
 pub enum Error {
     /// There is no user namespace.
-    #[error("without root, a user namespace is needed: {0}")]
+    #[error("without root, a user namespace is needed")]
     Missing(#[from] Missing),
     /// The store belongs to another user, or cannot be written.
     #[error(transparent)]

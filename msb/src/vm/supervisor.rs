@@ -160,18 +160,17 @@ fn is_supervisor(pid: i32) -> bool {
 fn has_open(pid: i32, dir: &Path) -> io::Result<bool> {
     let there = fs::symlink_metadata(dir).ok().map(|meta| (meta.dev(), meta.ino()));
     let removed = real(dir).into_os_string().into_vec();
-    let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
-        // One of this user's in another user namespace than this process: only who has a lock can be read.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let locks = fs::read_to_string("/proc/locks")?;
-            return Ok(there.is_some_and(|(_, inode)| has_lock(&locks, pid, inode)));
-        }
-        other => other?,
-    };
-    for entry in descriptors {
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
         let link = entry?.path();
+        let target = match fs::read_link(&link) {
+            // Only root of the same user namespace may see what this user's processes have open, but everybody sees locks.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let locks = fs::read_to_string("/proc/locks")?;
+                return Ok(there.is_some_and(|(_, inode)| has_lock(&locks, pid, inode)));
+            }
+            target => target.unwrap_or_default().into_os_string().into_vec(),
+        };
         let is_there = there.is_some() && fs::metadata(&link).ok().map(|meta| (meta.dev(), meta.ino())) == there;
-        let target = fs::read_link(&link).unwrap_or_default().into_os_string().into_vec();
         if is_there || target.strip_suffix(DELETED) == Some(&removed) {
             return Ok(true);
         }
