@@ -2,6 +2,7 @@
 //! They depend on the record and the flags alone. Does no I/O.
 
 use msb::record::Image;
+use msb::tool::timestamp::rfc3339;
 use serde_json::{Map, Value, json};
 
 use crate::base::Base;
@@ -81,8 +82,8 @@ pub(crate) fn image(parts: Parts<'_>) -> anyhow::Result<NewImage> {
         return Ok(NewImage { manifest: base.manifest.clone(), config: text, layers });
     }
     let members = config.as_object_mut().expect("an object");
-    let created = epoch.map(rfc3339).map(Value::String);
-    let created = created.or_else(|| before.get("created").cloned()).unwrap_or_else(|| json!(rfc3339(0)));
+    let created = epoch.map(|seconds| Value::String(rfc3339(seconds, None)));
+    let created = created.or_else(|| before.get("created").cloned()).unwrap_or_else(|| json!(rfc3339(0, None)));
     members.insert("created".into(), created.clone());
     let platform = image.and_then(|image| image.platform.clone()).unwrap_or_else(host_platform);
     let mut platform = platform.split('/');
@@ -241,37 +242,9 @@ fn host_platform() -> String {
     format!("linux/{architecture}")
 }
 
-/// A time in seconds since 1970 in the form of RFC 3339.
-pub(crate) fn rfc3339(seconds: i64) -> String {
-    // "Days to civil" of the proleptic Gregorian calendar, in eras of 400 years that begin on March 1.
-    let (days, time) = (seconds.div_euclid(86_400) + 719_468, seconds.rem_euclid(86_400));
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year + era * 400 + i64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", time / 3600, time / 60 % 60, time % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_399, "2000-02-28T23:59:59Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (1_700_000_000, "2023-11-14T22:13:20Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-            (-1, "1969-12-31T23:59:59Z"),
-        ] {
-            assert_eq!(rfc3339(seconds), text);
-        }
-    }
 
     #[test]
     fn flags_change_members_and_keep_the_others() {

@@ -17,3 +17,4 @@ pub mod source;
 pub mod start;
 pub mod table;
 pub mod user_namespace;
+pub mod timestamp;
