@@ -1,5 +1,8 @@
 //! Paths in the guest's root: where a path leads, even if nothing exists there yet, and the directories above it. The symlinks are the
 //! image's, so none is followed out of the root or into a file system of the kernel.
+//!
+//! [`msb::overlay::resolve`] is not used here. It finds open directories in layers that do not change and contain no mounts; here the
+//! result is a path for `mount(2)` in the guest's root with everything that is mounted there, and its missing part is created afterwards.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,15 +12,13 @@ use std::path::{Component, Path, PathBuf};
 
 use msb::overlay::attributes::keeping_times;
 use msb::overlay::beneath::Dir;
+use msb::overlay::resolve::MAX_SYMLINKS;
 use nix::errno::Errno;
 
 use crate::cleanup::Cleanup;
 
 /// Where the boot share is mounted in the root.
 pub const MSB_DIR: &str = ".msb";
-
-/// The most symlinks that the kernel follows in one path (`path_resolution(7)`).
-const MAX_SYMLINKS: usize = 40;
 
 /// Resolves a path below `root`, which is `/` except in tests. All symlinks are followed, the last one too; components that do not
 /// exist are kept. The result is absolute and does not contain `root`.

@@ -48,9 +48,9 @@ pub(crate) struct Args {
     #[arg(long, hide = true, requires = "serve")]
     pub(crate) is_new: bool,
 
-    /// Unmount when the parent process ends
-    #[arg(long, hide = true, requires = "serve")]
-    pub(crate) with_parent: bool,
+    /// Unmount when the parent process ends, which has this ID
+    #[arg(long, value_name = "PID", hide = true, requires = "serve")]
+    pub(crate) with_parent: Option<i32>,
 
     /// Become CMD, with MOUNTPOINT as its root
     #[arg(long, hide = true, requires = "command", requires = "mountpoint")]

@@ -53,7 +53,8 @@ pub(crate) fn run(
     guard: Guard,
     begun: DeferExit,
 ) -> anyhow::Result<u8> {
-    let server = match background::spawn(config, &["--with-parent"]) {
+    let parent = rustix::process::getpid().as_raw_nonzero().to_string();
+    let server = match background::spawn(config, &["--with-parent", &parent]) {
         Ok(Some(server)) => server,
         Ok(None) => {
             config.undo();

@@ -71,8 +71,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     require_root()?;
     if args.serve {
-        if args.with_parent {
+        if let Some(parent) = args.with_parent {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
+            // The signal does not come for a parent that has ended before.
+            if rustix::process::getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent) {
+                bail!("the process that wanted the mount has ended");
+            }
         }
         start::close_inherited(&[])?;
         let config = Config::received(args)?;

@@ -318,7 +318,10 @@ impl Sandbox {
             command.arg(format!("--time={}ms", time.as_millis()));
         }
         command.args(["-r", if self.record.is_empty() { &self.name } else { "-" }]);
-        let ended = Running::start(TOOL, command, &self.record)?.finish(future::pending()).await?;
+        // A task goes on, so msb-stop gets its whole record.
+        let record = self.record.clone();
+        let run = async move { Running::start(TOOL, command, &record)?.finish(future::pending()).await };
+        let ended = tokio::spawn(run).await.map_err(|_| Error::ShuttingDown)??;
         if !ended.stdout.is_empty() && self.dismiss_keeper() {
             tool::remove(&[], &self.made).await?;
         }

@@ -15,7 +15,7 @@ use super::beneath::{Dir, Name};
 use super::merged::{Leaf, Merged, Node};
 
 /// How many symlinks are followed for one path, as in Linux (`path_resolution(7)`).
-const MAX_SYMLINKS: usize = 40;
+pub const MAX_SYMLINKS: usize = 40;
 /// The longest path, in bytes, without the NUL (`PATH_MAX` less one).
 const MAX_PATH: usize = 4095;
 
