@@ -4,6 +4,7 @@ use msb::vm::boot::Defaults;
 
 use crate::execs::Execs;
 use crate::reap::Reaper;
+use crate::recorder::Recorder;
 use crate::sessions::Sessions;
 use crate::shutdown_request::ShutdownRequest;
 
@@ -16,6 +17,8 @@ pub struct Agent {
     pub sessions: Sessions,
     /// The commands.
     pub execs: Execs,
+    /// Where the output of detached commands is recorded.
+    pub recorder: Recorder,
     /// What a command gets if its request does not say otherwise.
     pub defaults: Defaults,
     /// The number of the signal with which the image wants its init to be stopped.

@@ -135,8 +135,11 @@ impl Link {
     }
 }
 
-/// Writes as much as the connection accepts now. Returns how many bytes that was.
-fn write(connection: &mut VsockStream, bytes: &[u8]) -> io::Result<usize> {
+/// Writes as much as the connection accepts now, in packets that a VMM passes on. Returns how many bytes that was.
+///
+/// # Errors
+/// Those of `write(2)`.
+pub fn write(connection: &mut VsockStream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         let packet = &bytes[sent..];

@@ -84,6 +84,7 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
         }
         Some(Message::Kill(kill)) => visit::kill(connection, agent, kill),
         Some(Message::List) => Ok(Message::Execs(agent.execs.list()).send(&mut connection)?),
+        Some(Message::Record) => agent.recorder.connect(connection),
         Some(Message::Get(get)) => {
             connection.set_read_timeout(None)?;
             copy::get(connection, get)

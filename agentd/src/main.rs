@@ -28,6 +28,7 @@ mod output;
 mod path;
 mod process;
 mod reap;
+mod recorder;
 mod run;
 mod session;
 mod sessions;
@@ -61,6 +62,7 @@ use error::Error;
 use execs::Execs;
 use init::{find, handoff, systemd};
 use reap::Reaper;
+use recorder::Recorder;
 use sessions::Sessions;
 use shutdown_request::ShutdownRequest;
 use sys::Side;
@@ -210,6 +212,7 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boo
         reaper: Reaper::default(),
         sessions: Sessions::default(),
         execs: Execs::default(),
+        recorder: Recorder::default(),
         defaults: boot.defaults,
         init_stop_signal: boot.init.as_ref().map_or(Signal::SIGTERM as i32, |init| init.stop_signal),
         shutdown: ShutdownRequest::default(),

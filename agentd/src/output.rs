@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use msb::wire::{HEADER, Message, Stream};
 
 use crate::link::{CHUNK, Link};
+use crate::recorder::Recorder;
 
 /// How much of a detached command's output is kept, in bytes. The oldest bytes are dropped first.
 const TAIL: usize = 64 << 10;
@@ -65,12 +66,17 @@ impl Output {
         self.source.as_ref().filter(|_| has_room)
     }
 
-    /// Reads up to a chunk and sends it to the caller, if there is one. `buffer` has space for a chunk and a header. With `keep`, what is
-    /// sent is kept too. True: a whole chunk was read, so there may be more.
+    /// Reads up to a chunk and sends it to the caller, if there is one. `buffer` has space for a chunk and a header. With a recorder and
+    /// the number of the exec, what is sent is also kept and recorded. True: a whole chunk was read, so there may be more.
     ///
     /// # Errors
     /// Those of reading and sending.
-    pub fn take(&mut self, link: Option<&mut Link>, keep: bool, buffer: &mut [u8]) -> io::Result<bool> {
+    pub fn take(
+        &mut self,
+        link: Option<&mut Link>,
+        recorder: Option<(&Recorder, u32)>,
+        buffer: &mut [u8],
+    ) -> io::Result<bool> {
         let Some(source) = &self.source else { return Ok(false) };
         let wanted = link.as_ref().map_or(CHUNK, |link| link.room(self.stream));
         if wanted == 0 {
@@ -82,7 +88,10 @@ impl Output {
             // A terminal reports EIO when no process has its other side open.
             Ok(0) | Err(rustix::io::Errno::IO) => self.source = None,
             Ok(got) => {
-                if keep || link.is_none() {
+                if let Some((recorder, id)) = recorder {
+                    recorder.output(id, self.stream, &chunk[..got]);
+                }
+                if recorder.is_some() || link.is_none() {
                     self.keep(&chunk[..got]);
                 }
                 match link {

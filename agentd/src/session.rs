@@ -94,6 +94,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, fd)).collect(),
     };
     if detach {
+        agent.recorder.note(session.exec.listed());
         // The command runs even if the caller has gone.
         let _ = Link::new(connection).and_then(|link| link.finish(&session.started()));
     } else if session.waiting.is_some() {
@@ -254,13 +255,13 @@ impl Session<'_> {
 
     /// Reads the outputs for which `is_ready` is true, by their index, as far as the caller has room.
     fn take_outputs(&mut self, buffer: &mut [u8], is_ready: impl Fn(usize) -> bool) -> io::Result<()> {
-        let keep = self.exec.is_detached();
+        let recorder = self.exec.is_detached().then_some((&self.agent.recorder, self.exec.id));
         for (index, output) in self.outputs.iter_mut().enumerate() {
             if !is_ready(index) || output.readable_fd(self.link.as_ref()).is_none() {
                 continue;
             }
             // A pipe may hold several chunks. The caller's credit ends the loop; without a caller it would not end.
-            while output.take(self.link.as_mut(), keep, buffer)? && self.link.is_some() {}
+            while output.take(self.link.as_mut(), recorder, buffer)? && self.link.is_some() {}
         }
         Ok(())
     }
@@ -346,7 +347,9 @@ impl Session<'_> {
             Message::Go => self.start_prepared(),
             Message::Detach => {
                 self.exec.detach();
-                let execs = Execs { execs: vec![self.exec.listed()], ..Execs::default() };
+                let listed = self.exec.listed();
+                self.agent.recorder.note(listed.clone());
+                let execs = Execs { execs: vec![listed], ..Execs::default() };
                 if let Some(link) = self.link.take() {
                     let _ = link.finish(&Message::Execs(execs));
                 }
@@ -446,6 +449,9 @@ impl Drop for Session<'_> {
             self.end_orphan();
         }
         self.agent.execs.end(&self.exec);
+        if self.exec.is_detached() {
+            self.agent.recorder.note(self.exec.listed());
+        }
         if let Some(group) = &mut self.group {
             group.dispose(&self.agent.execs.cgroups);
             self.agent.execs.cgroups.prepare();

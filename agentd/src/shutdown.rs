@@ -111,6 +111,7 @@ pub fn as_pid_1(agent: &Agent, cleanup: &Cleanup, next: Next) -> ! {
     end_processes(agent, grace - reserve(grace));
     // Callers are told how their commands ended.
     agent.sessions.wait_until_none(SESSIONS_GRACE);
+    agent.recorder.finish();
     end_machine(cleanup, since, Some(&agent.shutdown), next)
 }
 
@@ -160,6 +161,7 @@ fn leave(agent: &Arc<Agent>) -> ! {
     show_kernel_messages(NOTICES);
     reap_in_thread(agent);
     agent.sessions.wait_until_none(SESSIONS_GRACE);
+    agent.recorder.finish();
     std::process::exit(0)
 }
 
@@ -211,6 +213,7 @@ fn end_by_init(agent: &Arc<Agent>, cleanup: &Cleanup) -> ! {
     // The init is not killed: the kernel protects PID 1.
     agent.reaper.wait_unawaited(KILL_GRACE);
     agent.sessions.wait_until_none(SESSIONS_GRACE);
+    agent.recorder.finish();
     end_machine(cleanup, since, Some(&agent.shutdown), Next::Off)
 }
 

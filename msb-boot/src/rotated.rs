@@ -49,6 +49,14 @@ impl Rotated {
         }
     }
 
+    /// Appends bytes that must not be split between two files. At most the limit. Errors are ignored.
+    pub(crate) fn add_whole(&mut self, bytes: &[u8]) {
+        if self.length + bytes.len() > self.limit {
+            self.rotate();
+        }
+        self.add(bytes);
+    }
+
     /// Renames the file and begins a new one. If that fails, the file is overwritten: the newest lines matter most.
     fn rotate(&mut self) {
         let _ = fs::rename(&self.path, rundir::older_part(&self.path));

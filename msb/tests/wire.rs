@@ -110,6 +110,11 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
               \"exit\":{\"code\":3}}]}",
         ),
         (Message::Detach, b"\0\0\0\0\x13"),
+        (Message::Record, b"\0\0\0\0\x1e"),
+        (
+            Message::Output { id: 258, stream: Stream::Stderr, bytes: b"no".to_vec() },
+            b"\x07\0\0\0\x1f\x02\x01\0\0\x02no",
+        ),
     ]
 }
 

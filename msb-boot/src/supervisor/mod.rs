@@ -11,6 +11,7 @@ pub(crate) mod failed_logs;
 mod halt;
 mod machine;
 mod ready;
+mod recording;
 mod restart;
 mod stopping;
 mod timings;
@@ -49,8 +50,9 @@ const KEPT_FOR_RESTART: [&str; 10] = [
     rundir::READERS,
 ];
 /// The files that stay when the VM has ended.
-const KEPT_AT_END: [&str; 7] = [
+const KEPT_AT_END: [&str; 8] = [
     record::FILE_NAME,
+    rundir::EXECS,
     rundir::KERNEL_LOG,
     rundir::OLD_KERNEL_LOG,
     rundir::SUPERVISOR_LOG,

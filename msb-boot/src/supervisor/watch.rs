@@ -17,6 +17,7 @@ use super::connection::{Answer, Report};
 use super::console::{Console, Stderr};
 use super::halt::{self, Halt};
 use super::machine::Machine;
+use super::recording::Recording;
 use super::stopping::Deadline;
 use super::timings::timings;
 use super::verdict::Verdict;
@@ -54,6 +55,7 @@ pub(super) struct Watch<'a, 'f> {
     vmm_stderr: Stderr,
     helper_stderr: Stderr,
     report: Option<ready::Report>,
+    recording: Option<Recording>,
     network: Option<Control>,
     /// How often passt was started again.
     replacements: u32,
@@ -124,6 +126,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             vmm_stderr: Stderr::new(vmm_stderr, config.vmm.name())?,
             helper_stderr: Stderr::new(helper_stderr, "helper")?,
             report: Some(report),
+            recording: None,
             network: control,
             replacements: 0,
             phase: Phase::Booting { until: now() + config.timeout },
@@ -279,6 +282,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         publish::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
         let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
         log::note("ready");
+        self.recording = Some(Recording::start(self.endpoint(), self.held.path()));
         if let (Some(warning), Some(client)) = (&ready.warning, self.machine.client.as_mut()) {
             client.send(&Report::Say(format!("{}: {}", self.config.name, msb::tool::exit::printable(warning))));
         }
@@ -473,6 +477,7 @@ impl Drop for Watch<'_, '_> {
     fn drop(&mut self) {
         // The processes use the machine's disks, so they end first.
         self.processes.kill_all();
+        self.recording = None;
         self.console.drain();
     }
 }

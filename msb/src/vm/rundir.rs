@@ -29,6 +29,8 @@ pub const SOCKET_DIR: &str = "door";
 pub const KERNEL_LOG: &str = "kernel.log";
 /// The previous file of that log, after a rotation.
 pub const OLD_KERNEL_LOG: &str = "kernel.log.1";
+/// The directory with the output of detached commands, see [`exec_log`].
+pub const EXECS: &str = "execs";
 /// The supervisor's log.
 pub const SUPERVISOR_LOG: &str = "supervisor.log";
 /// The previous file of that log, after a rotation.
@@ -39,6 +41,12 @@ pub fn older_part(log: &Path) -> PathBuf {
     let mut older = log.as_os_str().to_owned();
     older.push(".1");
     older.into()
+}
+
+/// The output of the detached command with this ID, of the VM with the run directory `dir`: frames
+/// [`Output`](crate::wire::Message::Output) and [`Execs`](crate::wire::Message::Execs), as the agent has sent them.
+pub fn exec_log(dir: &Path, id: u32) -> PathBuf {
+    dir.join(EXECS).join(id.to_string())
 }
 
 /// What has passed between the guest and its network: a [`Traffic`], as [`Traffic::to_text`] writes it.

@@ -13,6 +13,8 @@ pub const AGENT_PORT: u32 = 1024;
 pub const READY_PORT: u32 = 1025;
 /// The maximum number of bytes of a stream in one frame.
 pub const MAX_DATA: usize = 64 << 10;
+/// The maximum number of bytes of an output in a frame that also has the number of its exec.
+pub const MAX_OUTPUT: usize = MAX_DATA - 5;
 /// The maximum number of bytes of JSON in a frame: a little more than Linux's longest argument list, escaped.
 pub const MAX_CONTROL: usize = 4 << 20;
 /// The length of the header before the payload, in bytes.
@@ -102,15 +104,17 @@ pub(super) const GET: u8 = 22;
 pub(super) const PUT: u8 = 23;
 pub(super) const PREPARED: u8 = 24;
 pub(super) const GO: u8 = 25;
+pub(super) const RECORD: u8 = 30;
+pub(super) const OUTPUT: u8 = 31;
 pub(super) const ENTRY: u8 = 32;
 pub(super) const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
         HELLO | STARTED | PREPARED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
-        EXIT | FAILURE | READY | GET | PUT | ENTRY => Ok(MAX_DATA),
+        EXIT | FAILURE | READY | GET | PUT | OUTPUT | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS => Ok(MAX_CONTROL),
-        LIST | DETACH | GO => Ok(0),
+        LIST | DETACH | GO | RECORD => Ok(0),
         HOLE => Ok(8),
         DATA..EOF => Ok(MAX_DATA),
         EOF => Ok(1),
@@ -146,6 +150,12 @@ pub fn put_data(out: &mut Vec<u8>, stream: Stream, bytes: &[u8]) {
 pub fn data_header(stream: Stream, length: usize) -> [u8; HEADER] {
     assert!(length <= MAX_DATA, "the caller splits data into frames");
     make_header(DATA + stream.number(), length)
+}
+
+/// The payload of a frame with bytes of an output, and the number of its exec.
+pub(super) fn output_payload(id: u32, stream: Stream, bytes: &[u8]) -> Vec<u8> {
+    assert!(bytes.len() <= MAX_OUTPUT, "the caller splits output into frames");
+    [&id.to_le_bytes()[..], &[stream.number()], bytes].concat()
 }
 
 /// The stream of a data frame of this kind.

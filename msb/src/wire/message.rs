@@ -49,8 +49,8 @@ pub enum Message {
     List,
     /// Host to guest: send a signal to an exec.
     Kill(Kill),
-    /// Guest to host: every exec for [`Message::List`], the addressed one for [`Message::Kill`] and [`Message::Detach`]. The last
-    /// frame.
+    /// Guest to host: every exec for [`Message::List`], the addressed one for [`Message::Kill`] and [`Message::Detach`], as the last
+    /// frame. After [`Message::Record`]: one that was detached, or has ended.
     Execs(Execs),
     /// Host to guest: the caller detaches, and the command keeps running.
     Detach,
@@ -60,6 +60,17 @@ pub enum Message {
     Get(Get),
     /// Host to guest: a file or a tree follows.
     Put(Put),
+    /// Host to guest: send the output of all detached execs, to be kept.
+    Record,
+    /// Guest to host, after [`Message::Record`]: bytes of an output of a detached exec.
+    Output {
+        /// The exec's number.
+        id: u32,
+        /// Stdout or stderr.
+        stream: Stream,
+        /// The bytes, at most [`MAX_OUTPUT`].
+        bytes: Vec<u8>,
+    },
     /// In a copy, in either direction: a file. Guest to host, on [`READY_PORT`], in a commit: a file of the upper.
     Entry(Box<upper::Entry>),
     /// In a copy and in a commit: a hole of this many bytes in a file.
@@ -75,7 +86,7 @@ impl Message {
     /// Appends the message's frame to `out`.
     ///
     /// # Panics
-    /// If a [`Message::Data`] is longer than [`MAX_DATA`].
+    /// If a [`Message::Data`] is longer than [`MAX_DATA`], or a [`Message::Output`] than [`MAX_OUTPUT`].
     pub fn put(&self, out: &mut Vec<u8>) {
         match self {
             Self::Hello(body) => put_json(out, HELLO, body),
@@ -105,6 +116,8 @@ impl Message {
             Self::Clock(body) => put_json(out, CLOCK, body),
             Self::Get(body) => put_json(out, GET, body),
             Self::Put(body) => put_json(out, PUT, body),
+            Self::Record => put(out, RECORD, &[]),
+            Self::Output { id, stream, bytes } => put(out, OUTPUT, &output_payload(*id, *stream, bytes)),
             Self::Entry(body) => put_json(out, ENTRY, body),
             Self::Hole(bytes) => put(out, HOLE, &bytes.to_le_bytes()),
         }
@@ -164,6 +177,14 @@ impl Message {
             CLOCK => Self::Clock(json(kind, payload)?),
             GET => Self::Get(json(kind, payload)?),
             PUT => Self::Put(json(kind, payload)?),
+            RECORD => Self::Record,
+            OUTPUT => match *payload {
+                [a, b, c, d, number, ref bytes @ ..] => {
+                    let (id, stream) = (u32::from_le_bytes([a, b, c, d]), stream(number)?);
+                    Self::Output { id, stream, bytes: bytes.to_vec() }
+                }
+                _ => return Err(bad("at least five bytes are expected")),
+            },
             ENTRY => Self::Entry(json(kind, payload)?),
             HOLE => match payload.try_into() {
                 Ok(bytes) => Self::Hole(u64::from_le_bytes(bytes)),

@@ -41,7 +41,8 @@ pub mod upper;
 
 pub use decoder::{Decoded, Decoder};
 pub use frame::{
-    AGENT_PORT, Error, HEADER, MAX_CONTROL, MAX_DATA, READY_PORT, Stream, VERSION, data_header, put_data, read_header,
+    AGENT_PORT, Error, HEADER, MAX_CONTROL, MAX_DATA, MAX_OUTPUT, READY_PORT, Stream, VERSION, data_header, put_data,
+    read_header,
 };
 pub use message::Message;
 pub use report::Report;

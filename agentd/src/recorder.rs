@@ -1,0 +1,118 @@
+//! The connection on which the host gets the output of detached execs, so that it can keep it. The threads of the execs write to it one
+//! after the other. A host that does not read stalls them for a while, and then gets no more.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use msb::wire::exec::{Execs, Listed};
+use msb::wire::{self, Message, Stream};
+use vsock::VsockStream;
+
+use crate::console;
+use crate::link::{self, CHUNK};
+
+/// How many bytes are kept until the host connects, which it does when the machine is up.
+const MAX_BACKLOG: usize = 256 << 10;
+/// How long the host may take to read.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host may take to read the last bytes at the end of the machine.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+// A chunk fits into a frame.
+const _: () = assert!(CHUNK <= wire::MAX_OUTPUT);
+
+/// The way to the host.
+#[derive(Debug)]
+pub struct Recorder(Mutex<Host>);
+
+#[derive(Debug)]
+enum Host {
+    /// It has not connected. Frames wait for it.
+    Absent(Vec<u8>),
+    /// It accepts this many more bytes.
+    Connected(VsockStream, u64),
+    /// It has gone, or does not read.
+    Lost,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self(Mutex::new(Host::Absent(Vec::new())))
+    }
+}
+
+impl Recorder {
+    fn lock(&self) -> MutexGuard<'_, Host> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the host's connection, in place of an earlier one.
+    ///
+    /// # Errors
+    /// A broken connection, or invalid frames.
+    pub fn connect(&self, connection: VsockStream) -> Result<(), wire::Error> {
+        connection.set_read_timeout(Some(TIMEOUT))?;
+        connection.set_write_timeout(Some(TIMEOUT))?;
+        let mut host = self.lock();
+        let earlier = std::mem::replace(&mut *host, Host::Connected(connection, 0));
+        match earlier {
+            Host::Absent(frames) => host.send(&frames),
+            Host::Connected(..) | Host::Lost => Ok(()),
+        }
+    }
+
+    /// Records bytes of an output.
+    pub fn output(&self, id: u32, stream: Stream, bytes: &[u8]) {
+        self.put(&Message::Output { id, stream, bytes: bytes.to_vec() });
+    }
+
+    /// Records that an exec was detached, or has ended.
+    pub fn note(&self, exec: Listed) {
+        self.put(&Message::Execs(Execs { execs: vec![exec], ..Execs::default() }));
+    }
+
+    fn put(&self, message: &Message) {
+        let frame = message.to_frame();
+        let mut host = self.lock();
+        if let Err(error) = host.send(&frame) {
+            console::log(&format!("the output of detached commands is not recorded any more: {error}"));
+            *host = Host::Lost;
+        }
+    }
+
+    /// Waits until the host has read everything, at the end of the machine.
+    pub fn finish(&self) {
+        if let Host::Connected(connection, _) = std::mem::replace(&mut *self.lock(), Host::Lost) {
+            let _ = connection.shutdown(Shutdown::Write);
+            let _ = connection.set_read_timeout(Some(END_TIMEOUT));
+            // Credit may come before the end.
+            while let Ok(Some(_)) = Message::receive(&mut &connection) {}
+        }
+    }
+}
+
+impl Host {
+    /// Sends whole frames, and waits for credit first.
+    fn send(&mut self, frames: &[u8]) -> Result<(), wire::Error> {
+        match self {
+            Self::Absent(backlog) if backlog.len() + frames.len() <= MAX_BACKLOG => backlog.extend_from_slice(frames),
+            Self::Absent(_) | Self::Lost => {}
+            Self::Connected(connection, credit) => {
+                while *credit < frames.len() as u64 {
+                    match Message::receive(connection)? {
+                        Some(Message::Credit(Stream::Stdout, bytes)) => *credit = credit.saturating_add(bytes.into()),
+                        Some(_) => return Err(wire::Error::OutOfTurn("not credit for recorded output")),
+                        None => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
+                    }
+                }
+                *credit -= frames.len() as u64;
+                if link::write(connection, frames)? < frames.len() {
+                    return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! The output of detached commands, which the agent sends and a thread of the supervisor keeps in the run directory. Only the newest
+//! output is kept: of each command as much as its log holds, and of so many commands.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use msb::record::Endpoint;
+use msb::store::publish;
+use msb::vm::rundir;
+use msb::wire::exec::Execs;
+use msb::wire::sequence::OwedCredit;
+use msb::wire::{self, Message, Stream, dial};
+
+use crate::log;
+use crate::rotated::Rotated;
+
+/// How many bytes the agent may send ahead.
+const WINDOW: u32 = 512 << 10;
+/// The size of a log, in bytes. Its older part may have as many.
+const LIMIT: usize = 256 << 10;
+/// How many commands have their output kept.
+const MAX_COMMANDS: usize = 64;
+
+/// The thread that records.
+pub(super) struct Recording(Option<JoinHandle<()>>);
+
+impl Recording {
+    /// Starts to record what the agent sends. The thread ends with the VM.
+    pub(super) fn start(endpoint: Endpoint, dir: &Path) -> Self {
+        let mut logs = Logs { dir: dir.join(rundir::EXECS), files: BTreeMap::new() };
+        // msb-logs waits in it for logs. Without it nothing is recorded, and the VM runs.
+        let _ = publish::make_private_dir(&logs.dir);
+        let record = move || {
+            if let Err(error) = logs.record(&endpoint) {
+                log::note(format_args!("the output of detached commands is not recorded any more: {error}"));
+            }
+        };
+        Self(Some(thread::spawn(record)))
+    }
+}
+
+impl Drop for Recording {
+    /// Waits until everything is written. The VMM must have ended.
+    fn drop(&mut self) {
+        let _ = self.0.take().map(JoinHandle::join);
+    }
+}
+
+/// The logs of commands.
+struct Logs {
+    dir: PathBuf,
+    /// By the command's ID. `None`: the command has ended.
+    files: BTreeMap<u32, Option<Rotated>>,
+}
+
+impl Logs {
+    fn record(&mut self, endpoint: &Endpoint) -> Result<(), wire::Error> {
+        let mut frames = Message::Record.to_frame();
+        Message::Credit(Stream::Stdout, WINDOW).put(&mut frames);
+        let stream = dial::ask(endpoint, &frames)?;
+        let mut reader = BufReader::new(&stream);
+        let mut owed = OwedCredit::in_batches_of(WINDOW / 4);
+        while let Some(message) = Message::receive(&mut reader)? {
+            let length = message.frame_length();
+            self.take(message)?;
+            if let Some(bytes) = owed.add(length) {
+                Message::Credit(Stream::Stdout, bytes).send(&mut &stream)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a frame of the guest, which may be hostile.
+    fn take(&mut self, message: Message) -> Result<(), wire::Error> {
+        match message {
+            Message::Output { id, .. } => self.add(id, &message.to_frame()),
+            Message::Execs(Execs { ref execs, .. }) => {
+                let [exec] = &execs[..] else { return Err(wire::Error::OutOfTurn("not one command")) };
+                let frame = message.to_frame();
+                if frame.len() > wire::MAX_DATA {
+                    return Err(wire::Error::OutOfTurn("a command with a line that is too long"));
+                }
+                self.add(exec.id, &frame);
+                if exec.exit.is_some() {
+                    self.files.insert(exec.id, None);
+                }
+            }
+            _ => return Err(wire::Error::OutOfTurn("not output of a command")),
+        }
+        Ok(())
+    }
+
+    /// Appends to a log. If it cannot be written, the frame is lost.
+    fn add(&mut self, id: u32, frame: &[u8]) {
+        let path = self.dir.join(id.to_string());
+        let file = self.files.get_mut(&id).and_then(Option::take);
+        let file = match file.map_or_else(|| Rotated::resume(&path, LIMIT), Ok) {
+            Ok(mut file) => {
+                file.add_whole(frame);
+                Some(file)
+            }
+            Err(_) => None,
+        };
+        self.files.insert(id, file);
+        while self.files.len() > MAX_COMMANDS {
+            self.remove_oldest(id);
+        }
+    }
+
+    /// Removes the log of a command, but not of `newest`: of one that has ended, if there is any.
+    fn remove_oldest(&mut self, newest: u32) {
+        let mut others = self.files.iter().filter(|(id, _)| **id != newest);
+        let ended = others.clone().find(|(_, file)| file.is_none());
+        let Some((&id, _)) = ended.or_else(|| others.next()) else { return };
+        self.files.remove(&id);
+        let path = self.dir.join(id.to_string());
+        let _ = fs::remove_file(rundir::older_part(&path));
+        let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use msb::wire::exec::{Exit, Listed};
+
+    use super::*;
+
+    fn listed(id: u32, has_ended: bool) -> Message {
+        let exit = has_ended.then(|| Exit { code: Some(0), ..Exit::default() });
+        let exec = Listed { id, pid: 5, argv: vec!["x".into()], detached: true, attached: false, exit };
+        Message::Execs(Execs { execs: vec![exec], ..Execs::default() })
+    }
+
+    fn output(id: u32, bytes: &[u8]) -> Message {
+        Message::Output { id, stream: Stream::Stdout, bytes: bytes.to_vec() }
+    }
+
+    fn logs() -> (tempfile::TempDir, Logs) {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = Logs { dir: dir.path().to_owned(), files: BTreeMap::new() };
+        (dir, logs)
+    }
+
+    #[test]
+    fn a_log_has_whole_frames_and_a_bounded_size() {
+        let (dir, mut logs) = logs();
+        let block = [7u8; 60_000];
+        for _ in 0..20 {
+            logs.take(output(3, &block)).unwrap();
+        }
+        logs.take(listed(3, true)).unwrap();
+        let log = dir.path().join("3");
+        for part in [rundir::older_part(&log), log] {
+            let bytes = fs::read(part).unwrap();
+            assert!(bytes.len() <= LIMIT);
+            let mut frames = &bytes[..];
+            while Message::receive(&mut frames).unwrap().is_some() {}
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn logs_of_commands_that_have_ended_go_first() {
+        let (dir, mut logs) = logs();
+        let kept = || {
+            let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut ids: Vec<u32> = names.map(|name| name.to_str().unwrap().parse().unwrap()).collect();
+            ids.sort_unstable();
+            ids
+        };
+        for id in 1..=64 {
+            logs.take(listed(id, id == 9 || id == 12)).unwrap();
+        }
+        assert_eq!(kept().len(), 64);
+        for id in 65..=67 {
+            logs.take(output(id, b"x")).unwrap();
+        }
+        let expected: Vec<u32> = (2..=67).filter(|id| ![9, 12].contains(id)).collect();
+        assert_eq!(kept(), expected, "9, 12, and then the oldest");
+        // A command that was removed while it runs begins again.
+        logs.take(output(1, b"x")).unwrap();
+        assert_eq!((kept().len(), kept()[0], kept()[1]), (64, 1, 3));
+    }
+
+    #[test]
+    fn frames_that_are_no_output_end_the_recording() {
+        let (dir, mut logs) = logs();
+        for message in [
+            Message::Execs(Execs::default()),
+            Message::Eof(Stream::Stdout),
+            Message::Execs(Execs {
+                execs: vec![Listed {
+                    id: 1,
+                    pid: 1,
+                    argv: vec!["x".repeat(wire::MAX_DATA).into()],
+                    detached: true,
+                    attached: false,
+                    exit: None,
+                }],
+                ..Execs::default()
+            }),
+        ] {
+            assert!(logs.take(message).is_err());
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+}
