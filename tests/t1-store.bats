@@ -110,7 +110,7 @@ gone() {
     ln -s "$PWD/victim" "$MSB_HOME/sandboxes"
     msb-store ls >/dev/null
     msb-store gc >listed || true
-    msb-store rm -t volume cache
+    [ "$(msb-store rm -t volume cache | jq -c '[.type, .name, .state]')" = '["volume","cache","removed"]' ]
     [ ! -e "$MSB_HOME/volumes/cache" ]
     [ "$(cat victim/file)" = kept ]
 }
@@ -181,7 +181,14 @@ gone() {
     touch -d '2 days ago' "$hold"
     msb-store gc >listed
     [ "$(gone listed)" = '1 sandbox' ]
-    msb-store rm -t disk worker
+    # A disk goes without the upper beside it, and an upper not before the disk that belongs to it.
+    mkdir -p "$MSB_HOME"/sandboxes/worker/{upper,work}
+    run -1 --separate-stderr msb-store rm -t sandbox worker
+    [[ $stderr == *'a disk that belongs to this upper is beside it (remove it first, with -t disk)' ]]
+    [ "$(msb-store rm -n -t disk worker | jq -c '[.state, .bytes > 0]')" = '["unneeded",true]' ]
+    [ "$(msb-store rm -t disk worker | jq -r .path)" = "$MSB_HOME/sandboxes/worker/top.ext4" ]
+    [ "$(ls "$MSB_HOME/sandboxes/worker" | paste -sd ' ')" = 'upper work' ]
+    msb-store rm -t sandbox worker >listed
     [ ! -e "$MSB_HOME/sandboxes/worker" ]
 }
 

@@ -34,6 +34,14 @@ pub(crate) struct Settled {
     pub(crate) why: &'static str,
 }
 
+/// The state of what stays.
+pub(crate) const KEPT: &str = "kept";
+
+/// The state of what goes.
+pub(crate) fn gone(dry_run: bool) -> &'static str {
+    if dry_run { "unneeded" } else { "removed" }
+}
+
 /// What may be removed.
 #[derive(Debug, Default)]
 pub(crate) struct Scope {
@@ -114,9 +122,8 @@ impl Collector<'_> {
 
     fn put_as(&mut self, name: String, kind: Type, path: &Path, bytes: u64, verdict: Verdict) -> anyhow::Result<()> {
         let (state, why) = match verdict {
-            Ok(why) => ("kept", why),
-            Err(why) if self.scope.dry_run => ("unneeded", why),
-            Err(why) => ("removed", why),
+            Ok(why) => (KEPT, why),
+            Err(why) => (gone(self.scope.dry_run), why),
         };
         (self.report)(Settled { kind, name, path: path.to_owned(), bytes, state, why })
     }

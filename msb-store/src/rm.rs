@@ -12,9 +12,11 @@ use msb::tool::exit;
 use msb::vm::name;
 
 use crate::args::{Config, Type};
-use crate::collect::Scope;
+use crate::collect::{Scope, Settled, gone};
 use crate::gc;
 use crate::inventory::{Inventory, name_of};
+use crate::sandbox::Sandbox;
+use crate::size;
 use crate::vm;
 
 /// Removes what is named. Returns the exit code: one that cannot be removed does not keep the others.
@@ -25,17 +27,18 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<u8> {
     if config.kind.is_none_or(|kind| kind == Type::Image) {
         return images(config);
     }
-    let mut code = 0;
+    let (mut report, mut code) = (gc::Report::new(config), 0);
     for name in &config.names {
-        let removed = remove(config, name).and_then(|is_removed| {
-            ensure!(is_removed || config.force, "nothing of that name (\"msb-store ls\" lists all)");
-            Ok(())
+        let removed = remove(config, name).and_then(|removed| {
+            ensure!(removed.is_some() || config.force, "nothing of that name (\"msb-store ls\" lists all)");
+            removed.map_or(Ok(()), |settled| report.add(settled))
         });
         if let Err(error) = removed {
             exit::warn("msb-store", &format!("{name:?}: {error:#}"));
             code = exit::FAILED;
         }
     }
+    report.finish()?;
     Ok(code)
 }
 
@@ -62,40 +65,74 @@ fn images(config: &Config) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// Removes one thing. False: there is none of that name.
-fn remove(config: &Config, name: &str) -> anyhow::Result<bool> {
-    let home = &config.home;
-    match config.kind {
-        Some(Type::Layer) => layer(config, name),
-        Some(Type::Erofs) => {
-            let path = layout::images(home).join(name);
-            ensure!(name_of(&path) == name && layout::is_image(&path), "not the name of an EROFS image");
-            erofs(config, &path)
-        }
-        Some(Type::Sandbox | Type::Disk) => {
-            name::check(name).map_err(anyhow::Error::msg)?;
-            let path = layout::sandbox(home, name);
-            let vms = vm::vms();
-            let sandboxes = crate::sandbox::sandboxes(home, &vms)?;
-            let Some(found) = sandboxes.iter().find(|sandbox| sandbox.path == path) else { return Ok(false) };
-            let is_disk = config.kind == Some(Type::Disk);
-            ensure!(
-                if is_disk { found.has_disk } else { found.has_upper },
-                "there is nothing of this type under that name"
-            );
-            if let Some(vm) = vms.iter().find(|vm| vm.name == name || vm.has_sandbox(&path)) {
-                bail!("VM {:?} has it (remove the VM with \"msb-rm {}\")", vm.name, vm.name);
-            }
-            if config.dry_run { Ok(true) } else { Ok(sandbox::remove(&path)?) }
-        }
-        _ => volume(config, name),
-    }
+/// Removes one thing. `None`: there is none of that name.
+fn remove(config: &Config, name: &str) -> anyhow::Result<Option<Settled>> {
+    let kind = config.kind.unwrap_or(Type::Image);
+    let path = path_of(&config.home, kind, name)?;
+    let bytes = size::of(&path)?;
+    let is_removed = match kind {
+        Type::Layer => layer(config, name, &path)?,
+        Type::Erofs => erofs(config, &path)?,
+        Type::Sandbox => upper(config, name, &path)?,
+        Type::Disk => disk(config, name)?,
+        _ => volume(config, name, &path)?,
+    };
+    let state = gone(config.dry_run);
+    Ok(is_removed.then(|| Settled { kind, name: name.to_owned(), path, bytes, state, why: "it was named" }))
 }
 
-fn layer(config: &Config, id: &str) -> anyhow::Result<bool> {
-    ensure!(layout::is_id(id), "not the ID of a layer");
-    let path = layout::layer(&config.home, id);
-    let lock = match lock::open(&path, Lock::TryExclusive) {
+/// The path of a thing, which need not exist.
+fn path_of(home: &Path, kind: Type, name: &str) -> anyhow::Result<PathBuf> {
+    Ok(match kind {
+        Type::Layer => {
+            ensure!(layout::is_id(name), "not the ID of a layer");
+            layout::layer(home, name)
+        }
+        Type::Erofs => {
+            let path = layout::images(home).join(name);
+            ensure!(name_of(&path) == name && layout::is_image(&path), "not the name of an EROFS image");
+            path
+        }
+        Type::Sandbox | Type::Disk => {
+            name::check(name).map_err(anyhow::Error::msg)?;
+            let sandbox = layout::sandbox(home, name);
+            if kind == Type::Disk { sandbox.join(layout::SCRATCH_DISK) } else { sandbox }
+        }
+        _ => {
+            check_volume_name(name).map_err(anyhow::Error::msg)?;
+            layout::volume(home, name)
+        }
+    })
+}
+
+/// Removes the upper in a sandbox, with everything else in that.
+fn upper(config: &Config, name: &str, path: &Path) -> anyhow::Result<bool> {
+    let Some(found) = unused_sandbox(config, name)? else { return Ok(false) };
+    ensure!(found.has_upper, "there is no upper under that name, but a disk (-t disk)");
+    ensure!(!found.has_disk, "a disk that belongs to this upper is beside it (remove it first, with -t disk)");
+    if config.dry_run { Ok(true) } else { Ok(sandbox::remove(path)?) }
+}
+
+/// Removes the disk in a sandbox.
+fn disk(config: &Config, name: &str) -> anyhow::Result<bool> {
+    let Some(found) = unused_sandbox(config, name)? else { return Ok(false) };
+    ensure!(found.has_disk, "there is no disk under that name, but an upper (-t sandbox)");
+    if config.dry_run { Ok(true) } else { Ok(sandbox::remove_disk(&found.path)?) }
+}
+
+/// The sandbox of this name, which no VM has. `None`: there is none.
+fn unused_sandbox(config: &Config, name: &str) -> anyhow::Result<Option<Sandbox>> {
+    let vms = vm::vms();
+    let path = layout::sandbox(&config.home, name);
+    let found = crate::sandbox::sandboxes(&config.home, &vms)?.into_iter().find(|sandbox| sandbox.path == path);
+    if let Some(vm) = vms.iter().find(|vm| vm.name == name || vm.has_sandbox(&path)).filter(|_| found.is_some()) {
+        bail!("VM {:?} has it (remove the VM with \"msb-rm {}\")", vm.name, vm.name);
+    }
+    Ok(found)
+}
+
+fn layer(config: &Config, id: &str, path: &Path) -> anyhow::Result<bool> {
+    let lock = match lock::open(path, Lock::TryExclusive) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             bail!("a mount, a VM or another tool uses it (unmount it, or stop the VM)")
@@ -117,8 +154,8 @@ fn layer(config: &Config, id: &str) -> anyhow::Result<bool> {
         erofs(config, path)?;
     }
     if !config.dry_run {
-        let removed = publish::staging_path(&path);
-        std::fs::rename(&path, &removed)?;
+        let removed = publish::staging_path(path);
+        std::fs::rename(path, &removed)?;
         publish::remove_tree(&removed)?;
         publish::remove_tree(&layout::checksums(&config.home, id))?;
     }
@@ -138,9 +175,7 @@ fn erofs(config: &Config, path: &Path) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-fn volume(config: &Config, name: &str) -> anyhow::Result<bool> {
-    check_volume_name(name).map_err(anyhow::Error::msg)?;
-    let path = layout::volume(&config.home, name);
+fn volume(config: &Config, name: &str, path: &Path) -> anyhow::Result<bool> {
     if !path.is_dir() {
         return Ok(false);
     }
@@ -149,8 +184,8 @@ fn volume(config: &Config, name: &str) -> anyhow::Result<bool> {
     }
     if !config.dry_run {
         // Nobody finds half of it.
-        let removed = publish::staging_path(&path);
-        std::fs::rename(&path, &removed)?;
+        let removed = publish::staging_path(path);
+        std::fs::rename(path, &removed)?;
         publish::remove_tree(&removed)?;
     }
     Ok(true)

@@ -11,10 +11,13 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::layout::{self, HOLD, OWNER, SCRATCH_DISK, WORK};
+use super::layout::{self, HOLD, OWNER, SCRATCH_BASE, SCRATCH_DISK, UPPER, WORK};
 use super::publish::{remove_tree, staging_path, write_file};
 use crate::lock::{self, Lock};
 use crate::record::{Record, Rootfs};
+
+/// Why a disk cannot be removed.
+const DISK_IN_USE: &str = "a VM has the disk (stop it first; another MSB_RUN may have it)";
 
 /// The largest `owner.json` that is read, in bytes.
 const MAX_OWNER: u64 = 1 << 20;
@@ -171,15 +174,34 @@ pub fn remove(sandbox: &Path) -> Result<bool, Error> {
     if rustix::fs::fstat(&lock).map_err(io::Error::from)?.st_nlink == 0 {
         return Ok(false);
     }
-    let disk = "a VM has the disk (stop it first; another MSB_RUN may have it)";
     let upper = "its upper is in use (unmount it, or stop the VM that has it)";
-    let parts = [(SCRATCH_DISK, disk), (WORK, upper), (HOLD, upper)];
+    let parts = [(SCRATCH_DISK, DISK_IN_USE), (WORK, upper), (HOLD, upper)];
     let locked = parts.map(|(part, in_use)| lock_part(&sandbox.join(part), in_use));
     let _locks = locked.into_iter().collect::<Result<Vec<_>, _>>()?;
     // With another name nobody finds half of it. While it is locked, no other tool takes it for abandoned.
     let removed = staging_path(sandbox);
     fs::rename(sandbox, &removed)?;
     remove_tree(&removed)?;
+    Ok(true)
+}
+
+/// Removes the scratch disk of a VM's name, and its sandbox if nothing else is in that. False: there is none.
+///
+/// # Errors
+/// [`Error::Caller`] for one that is in use.
+pub fn remove_disk(sandbox: &Path) -> Result<bool, Error> {
+    let disk = sandbox.join(SCRATCH_DISK);
+    if !disk.try_exists()? {
+        return Ok(false);
+    }
+    if !sandbox.join(UPPER).exists() {
+        return remove(sandbox);
+    }
+    // As msb-boot does when it gives a disk its name.
+    let _sandbox = lock::open(sandbox, Lock::Exclusive)?;
+    let _disk = lock_part(&disk, DISK_IN_USE)?;
+    fs::remove_file(&disk)?;
+    remove_tree(&sandbox.join(SCRATCH_BASE))?;
     Ok(true)
 }
 
@@ -214,6 +236,33 @@ mod tests {
         }
         assert!(remove(&sandbox).unwrap());
         assert_eq!(fs::read_dir(sandboxes.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_disk_is_removed_without_the_upper_beside_it() {
+        let sandboxes = tempfile::tempdir().unwrap();
+        let sandbox = sandboxes.path().join("worker");
+        let names = || {
+            let names = fs::read_dir(&sandbox).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert!(!remove_disk(&sandbox).unwrap());
+        for dir in [UPPER, WORK] {
+            fs::create_dir_all(sandbox.join(dir)).unwrap();
+        }
+        assert!(!remove_disk(&sandbox).unwrap());
+        for file in [SCRATCH_DISK, SCRATCH_BASE] {
+            fs::write(sandbox.join(file), "").unwrap();
+        }
+        let lock = lock::open(&sandbox.join(SCRATCH_DISK), Lock::TryShared).unwrap();
+        assert!(matches!(remove_disk(&sandbox), Err(Error::Caller(_))));
+        drop(lock);
+        assert!(remove_disk(&sandbox).unwrap());
+        assert_eq!(names(), format!("{UPPER} {WORK}"));
+        fs::remove_dir(sandbox.join(UPPER)).unwrap();
+        fs::write(sandbox.join(SCRATCH_DISK), "").unwrap();
+        assert!(remove_disk(&sandbox).unwrap());
+        assert!(!sandbox.exists());
     }
 
     #[test]
