@@ -6,6 +6,7 @@ mod budget;
 mod chunks;
 mod compression;
 mod decompressor;
+mod directories;
 mod disk;
 mod docker;
 mod endpoints;

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::Bound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,42 +14,16 @@ use msb::overlay::resolve::{End, Error, Last, Step, resolve, resolve_or_make};
 use msb::overlay::{Merged, whiteout};
 use rustix::fs::Mode;
 
+use crate::directories::{Directories, Origin};
 use crate::lower_link::LowerLink;
 use crate::tape::{MAX_PATH, Metadata};
 
 const TOO_LONG: &str = "its path is longer than 4095 bytes";
-/// The most bytes of directories' xattrs that wait for the end of a layer. Real layers have some hundreds.
-const MAX_XATTRS: usize = 16 << 20;
-/// The most bytes that the list of a layer's directories may take besides their xattrs: that of about half a million.
-const MAX_LIST: usize = 128 << 20;
-
-/// Where a directory of the layer comes from. Its attributes are applied when all of its entries exist.
-#[derive(Debug)]
-pub(crate) enum Origin {
-    /// Only entries below it were listed.
-    Implied,
-    /// This layer removed what was there before, so the directory is opaque and has default attributes.
-    Replaced,
-    /// The layer has an entry for it.
-    Listed(Metadata),
-}
-
 /// An open directory of the layer, and its path.
 #[derive(Clone)]
 pub(crate) struct Parent {
     pub(crate) path: PathBuf,
     pub(crate) dir: Arc<Dir>,
-}
-
-/// The directories of a layer.
-#[derive(Default)]
-struct Directories {
-    /// By path from the root, so that a directory is followed by what is below it.
-    by_path: BTreeMap<PathBuf, Origin>,
-    /// Bytes of their xattrs.
-    xattrs: usize,
-    /// Bytes that the rest of the map takes, about.
-    list: usize,
 }
 
 /// The tree of a layer that is being unpacked.
@@ -79,45 +52,6 @@ pub(crate) fn components(path: &[u8]) -> anyhow::Result<Vec<&OsStr>> {
         }
     }
     Ok(components)
-}
-
-impl Directories {
-    fn insert(&mut self, path: PathBuf, origin: Origin) -> Result<(), &'static str> {
-        self.remove(&path);
-        self.list += Self::size(&path);
-        if let Origin::Listed(metadata) = &origin {
-            self.xattrs += metadata.size();
-        }
-        self.by_path.insert(path, origin);
-        if self.xattrs > MAX_XATTRS {
-            return Err("the layer's directories have more than 16 MiB of xattrs");
-        }
-        if self.list > MAX_LIST {
-            return Err("the layer has too many directories: their paths take more than 128 MiB");
-        }
-        Ok(())
-    }
-
-    fn remove(&mut self, path: &Path) {
-        if let Some(origin) = self.by_path.remove(path) {
-            self.list -= Self::size(path);
-            if let Origin::Listed(metadata) = origin {
-                self.xattrs -= metadata.size();
-            }
-        }
-    }
-
-    fn remove_tree(&mut self, path: &Path) {
-        let below = self.by_path.range::<Path, _>((Bound::Included(path), Bound::Unbounded));
-        let gone: Vec<PathBuf> = below.map(|(dir, _)| dir).take_while(|dir| dir.starts_with(path)).cloned().collect();
-        for dir in gone {
-            self.remove(&dir);
-        }
-    }
-
-    fn size(path: &Path) -> usize {
-        size_of::<(PathBuf, Origin)>() + path.as_os_str().len()
-    }
 }
 
 impl Parent {
@@ -149,7 +83,7 @@ fn make_parent(dirs: &mut Directories, steps: &[Step], name: Name<'_>) -> Result
         }
         other => (other?, Origin::Implied),
     };
-    dirs.insert(path, origin).map_err(Error::Unusable)?;
+    dirs.insert(&path, origin).map_err(Error::Unusable)?;
     Ok(Arc::new(dir))
 }
 
@@ -159,10 +93,8 @@ impl Tree {
     /// # Errors
     /// The error of opening it.
     pub(crate) fn new(root: &Path) -> anyhow::Result<Self> {
-        let mut dirs = Directories::default();
-        dirs.insert(PathBuf::new(), Origin::Implied).map_err(anyhow::Error::msg)?;
         let root = Merged::open(&[] as &[&Path], Some(root))?;
-        Ok(Self { root, dirs, lower_links: BTreeMap::new(), last: None })
+        Ok(Self { root, dirs: Directories::default(), lower_links: BTreeMap::new(), last: None })
     }
 
     fn root(&self) -> &Dir {
@@ -179,22 +111,17 @@ impl Tree {
     /// # Errors
     /// The error of opening one, and those of `visit`.
     pub(crate) fn for_each_dir(
-        self,
-        mut visit: impl FnMut(PathBuf, Origin, Entry) -> anyhow::Result<()>,
+        &self,
+        mut visit: impl FnMut(&Path, &Origin, Entry) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let root = self.root.top().0;
-        for (path, origin) in self.dirs.by_path {
-            let dir = root.descend(&path)?.to_entry()?;
-            visit(path, origin, dir)?;
-        }
-        Ok(())
+        self.dirs.for_each(|path, origin| visit(path, origin, self.root().descend(path)?.to_entry()?))
     }
 
     /// Records the attributes of a directory until all of its entries exist.
     ///
     /// # Errors
     /// A message if the list of the layer's directories needs too much memory.
-    pub(crate) fn list(&mut self, path: PathBuf, metadata: Metadata) -> anyhow::Result<()> {
+    pub(crate) fn list(&mut self, path: &Path, metadata: Metadata) -> anyhow::Result<()> {
         self.dirs.insert(path, Origin::Listed(metadata)).map_err(anyhow::Error::msg)
     }
 
@@ -271,7 +198,7 @@ impl Tree {
             self.clear(parent, name)?;
             whiteout::make_opaque(&parent.dir.mkdir(name, Mode::RWXU)?)?;
         }
-        self.list(path, metadata)
+        self.list(&path, metadata)
     }
 
     /// Hides `name` of the lower layers. What this layer has there stays.
@@ -283,7 +210,7 @@ impl Tree {
             None => {}
             Some(there) if there.is_dir() => {
                 whiteout::make_opaque(&there.to_dir()?)?;
-                if let Some(origin @ Origin::Implied) = self.dirs.by_path.get_mut(&parent.path.join(name.as_os_str())) {
+                if let Some(origin @ Origin::Implied) = self.dirs.get_mut(&parent.path.join(name.as_os_str())) {
                     *origin = Origin::Replaced;
                 }
                 return Ok(());
@@ -327,35 +254,12 @@ impl Tree {
                 let parent = self.parent(parents)?;
                 let empty = Entry::of_open(parent.dir.create(name, Mode::RUSR | Mode::WUSR)?)?;
                 let (target, inode) = (parent.path.join(last), empty.stat().st_ino);
-                self.dirs.list += 2 * Directories::size(&target) + link.as_os_str().len();
-                ensure!(self.dirs.list <= MAX_LIST, "too many hardlinks to the layers below");
+                let bytes = size_of::<(PathBuf, LowerLink)>() + 2 * target.as_os_str().len() + link.as_os_str().len();
+                self.dirs.reserve(bytes).map_err(|_| anyhow!("too many hardlinks to the layers below"))?;
                 self.lower_links.insert(target.clone(), LowerLink { target, name: link, inode });
                 // Opened again by its name: a link is made to that.
                 parent.dir.entry(name)?.context("it vanished")
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_list_of_directories_is_bounded_and_gives_back_what_is_removed() {
-        let mut dirs = Directories::default();
-        let long = "x".repeat(4000);
-        let mut inserts = 0;
-        let error = loop {
-            match dirs.insert(PathBuf::from(format!("{inserts}/{long}")), Origin::Implied) {
-                Ok(()) => inserts += 1,
-                Err(error) => break error,
-            }
-        };
-        assert!(error.contains("too many directories") && (25_000..34_000).contains(&inserts), "{inserts}: {error}");
-        for number in 0..=inserts {
-            dirs.remove_tree(Path::new(&number.to_string()));
-        }
-        assert!(dirs.by_path.is_empty() && dirs.list == 0 && dirs.xattrs == 0);
     }
 }

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use msb::overlay::attributes::{Attributes, Tolerance, set_xattr};
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::whiteout::{self, OciName};
@@ -17,10 +17,11 @@ use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::budget::Budget;
+use crate::directories::Origin;
 use crate::lower_link::Dependent;
 use crate::sparse::Region;
 use crate::tape::{Kind, Member, Metadata, Skip, Tape, truncated};
-use crate::tree::{Origin, Parent, Tree, components};
+use crate::tree::{Parent, Tree, components};
 
 /// The metadata of a directory without an entry of its own.
 const DEFAULT: Metadata = Metadata {
@@ -51,7 +52,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
     let parts = components(&path)?;
     let Some((&last, parents)) = parts.split_last() else {
         anyhow::ensure!(kind == Kind::Directory, "the layer's root must be a directory");
-        return tree.list(PathBuf::new(), metadata);
+        return tree.list(Path::new(""), metadata);
     };
     if parents.iter().any(|part| whiteout::read_oci_name(part) != OciName::Plain) {
         return Ok(());
@@ -188,14 +189,19 @@ fn apply_attributes(entry: &Entry, metadata: &Metadata) -> anyhow::Result<()> {
     })
 }
 
+/// The most bytes of the list of directories that only have entries below them. Real layers have few.
+const MAX_IMPLIED: usize = 16 << 20;
+
 /// Applies the attributes of the directories, now that all of their entries exist.
 fn finish(mut tree: Tree) -> anyhow::Result<Dependent> {
-    let (mut implied, links) = (Vec::new(), tree.take_lower_links());
+    let (mut implied, mut bytes, links) = (Vec::new(), 0, tree.take_lower_links());
     tree.for_each_dir(|path, origin, dir| {
-        let metadata = if let Origin::Listed(metadata) = &origin { metadata } else { &DEFAULT };
+        let metadata = if let Origin::Listed(metadata) = origin { metadata } else { &DEFAULT };
         apply_attributes(&dir, metadata).with_context(|| format!("directory {path:?}"))?;
         if let Origin::Implied = origin {
-            implied.push(path);
+            bytes += size_of::<PathBuf>() + path.as_os_str().len();
+            ensure!(bytes <= MAX_IMPLIED, "the layer has too many directories without entries of their own");
+            implied.push(path.to_owned());
         }
         Ok(())
     })?;
