@@ -99,8 +99,19 @@ nothing_left() {
     [[ $(sed -n 1p table) == NAME*IMAGE*STATE*MEMORY* ]]
     [[ $(sed -n 2p table) == "web "*running*512M* ]]
     msb exec web --list | jq -e 'select(.command == ["sleep", "1000"]) | .detached'
-    id=$(msb exec web -d -- echo 'from a command' | jq -r .id)
-    [ "$(msb logs -f web "$id")" = 'from a command' ]
+    # The output of a detached command is kept on the host, its newest part, and outlives the VM.
+    id=$(msb exec web -d -- sh -c 'echo from a command; echo an error >&2; head -c 400000 /dev/zero | tr "\0" x' | jq -r .id)
+    msb logs -f web "$id" >output 2>errors
+    [ "$(cat errors)" = 'an error' ] && [ "$(head -n 1 output)" = 'from a command' ] && [ "$(stat -c %s output)" = 400015 ]
+    long=$(msb exec web -d -- sh -c 'yes | head -c 3000000; echo the end' | jq -r .id)
+    [ "$(msb logs -f web "$long" | tail -n 1)" = 'the end' ]
+    [ "$(stat -c %s "$MSB_RUN"/web/execs/"$long"* | awk '{ sum += $1 } END { print (sum > 260000 && sum <= 2 * 262144) }')" = 1 ]
+    run --separate-stderr msb logs web 99
+    [ "$status" = 1 ]
+    [ "$stderr" = 'msb-logs: no output of a detached command 99 is kept (msb-exec --list web lists commands)' ]
+    last=$(msb exec web -d -- sh -c 'echo last words; sleep 1000' | jq -r .id)
+    read -r line < <(msb logs -f web "$last" 3>&-)
+    [ "$line" = 'last words' ]
     msb logs -f web >followed 3>&- &
     follower=$!
     msb exec web -- sh -c 'echo on the console > /dev/console'
@@ -113,6 +124,11 @@ nothing_left() {
     [ "$status" = 125 ]
     run --separate-stderr msb-run -q --name web --replace ./missing true
     [ "$status" = 125 ]
+    run --separate-stderr msb-run -q --name web --replace -v ./missing:/x ./root true
+    [ "$status" = 125 ]
+    [[ $stderr == *missing* ]]
+    run --separate-stderr sh -c "$(msb-run -q -x --name web --replace -m 900G ./root true)"
+    [ "$status" = 125 ]
     msb exec web -- true
     run --separate-stderr msb rm web
     [ "$status" = 1 ]
@@ -123,6 +139,8 @@ nothing_left() {
     wait $follower
     grep -qx 'on the console' followed
     [ "$(msb logs web)" = "$(cat followed)" ]
+    [ "$(msb logs web "$last")" = 'last words' ]
+    msb logs web "$id" | cmp - output
     msb ls | jq -e '.state == "dead" and .reason == "its supervisor was killed"'
     # The next VM of the name has the disk, a replaced one does not, and one that is stopped is listed with -a only.
     [ "$(msb-run -q --name web ./root -- ls /kept)" = /kept ]

@@ -154,6 +154,10 @@ pub(crate) struct Args {
     #[arg(long)]
     pub verbose: bool,
 
+    /// Boot nothing: check the flags and the record. What a VM of that --name has is taken for free: the name, its disk and its ports
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+
     /// Boot nothing: print, as JSON, what this machine offers for a VM, which VMM would be used, and what is missing
     #[arg(long)]
     pub probe: bool,

@@ -118,13 +118,15 @@ impl Config {
         let any::Choice { vmm, message, is_fallback } = any::choose(vmm_choice(request.vmm)?)?;
         notices.extend(message.clone().filter(|_| args.verbose).map(Notice::Warning));
         let dir = run_dir(&name)?;
-        check_name(&name, &dir)?;
+        if !args.dry_run {
+            check_name(&name, &dir)?;
+        }
         let root = root_choice::root(&record, args, &request, choice.root, &mut notices)?;
         if args.verbose {
             notices.push(Notice::Warning(format!("root: {} ({})", root.kind(), choice.why)));
         }
         let network::Choice { networks, fallback: network_fallback } =
-            network::choose(&request.network, network_args::default_mode()?, &name)?;
+            network::choose(&request.network, network_args::default_mode()?, &name, args.dry_run)?;
         // The console, the vsock device and the boot share are devices too.
         let devices = 3 + root.device_count() + networks.count();
         if devices > vmm.max_devices() {

@@ -74,5 +74,8 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     user_namespace::enter()?;
     let record = args.record.take(TOOL)?;
     let config = config::Config::check(args, record)?;
+    if args.dry_run {
+        return Ok(0);
+    }
     client::boot(&config, &args.output, args.foreground)
 }

@@ -107,7 +107,9 @@ pub(crate) fn root(
             let size = request::disk_size(request)?;
             let scratch = match &request.name {
                 _ if request.ephemeral => Scratch::Memory,
-                Some(name) if !args.rm => Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?,
+                Some(name) if !args.rm && !args.dry_run => {
+                    Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?
+                }
                 _ => Scratch::unnamed(size),
             };
             if let Some(upper) = &record.upper {

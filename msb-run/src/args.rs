@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(long)]
     pub rm: bool,
 
-    /// Stop and remove a VM of that --name, once the image is there
+    /// Stop and remove a VM of that --name, once the image is there and the new VM can boot
     #[arg(long, requires = "name")]
     pub replace: bool,
 

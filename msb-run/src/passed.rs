@@ -51,7 +51,7 @@ tool!(
     /// msb-boot: all flags but those for its record, which msb-run hands over, and those that msb-run has itself.
     Boot,
     "msb-boot",
-    |flag| !["record", "output", "json", "quiet", "name", "rm", "foreground", "probe", "verbose"].contains(&flag)
+    |flag| !["record", "output", "json", "quiet", "name", "rm", "foreground", "dry-run", "probe", "verbose"].contains(&flag)
 );
 tool!(
     /// msb-pull: the flags about registries, trust and limits.

@@ -22,7 +22,9 @@ impl Stage {
         Self { tool, args: args.into_iter().map(Into::into).collect() }
     }
 
-    fn and(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+    /// The command with further arguments.
+    #[must_use]
+    pub fn and(mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         self.args.extend(args.into_iter().map(Into::into));
         self
     }
@@ -33,8 +35,8 @@ impl Stage {
 pub struct Plan {
     /// The VM's name.
     pub name: String,
-    /// Removes a VM that has the name.
-    pub replace: Option<Stage>,
+    /// Checks whether the VM can boot, and removes one that has the name.
+    pub replace: Option<[Stage; 2]>,
     /// Adds the image to a record.
     pub pull: Stage,
     /// Adds an upper.
@@ -90,9 +92,11 @@ impl Plan {
         // A VM that is left running needs no command.
         exec = exec.and(["-d", "--optional"].into_iter().filter(|_| args.detach)).and(separated(of_exec));
         let has_exec = !args.detach || !args.command.is_empty() || !args.boot.has("init");
+        let mut check = Stage::new("msb-boot", ["-n"]);
+        check.args.extend(boot.args.iter().cloned());
         let end = if keeps_disk { Stage::new("msb-stop", ["-q"]) } else { Stage::new("msb-rm", ["-f"]) };
         Ok(Self {
-            replace: args.replace.then(|| Stage::new("msb-rm", ["-f", &name])),
+            replace: args.replace.then(|| [check, Stage::new("msb-rm", ["-f", &name])]),
             pull,
             patch,
             boot,
@@ -106,7 +110,15 @@ impl Plan {
     /// The commands as text for a shell. With `args.detach` the VM is left running, and with `args.rm` too until its command has ended.
     pub fn script(&self, args: &Args) -> String {
         let pull = match &self.replace {
-            Some(replace) => format!("{{ {} && {}; }}", line(&self.pull), line(replace)),
+            Some([check, remove]) => {
+                let record = "printf '%s\\n' \"$record\"";
+                format!(
+                    "{{\n    record=$({}) && {record} | {} && {} && {record}\n}}",
+                    line(&self.pull),
+                    line(check),
+                    line(remove)
+                )
+            }
             None => line(&self.pull),
         };
         let stages = [Some(pull), self.patch.as_ref().map(line), Some(line(&self.boot))];
@@ -122,15 +134,20 @@ impl Plan {
         format!("if {} > /dev/null\nthen\n    {run}\nelse\n{failed}    (exit 125)\nfi\n", pipe.join(" |\n    "))
     }
 
+    /// Waits for a detached command, whose ID follows.
+    pub fn wait(&self) -> Stage {
+        Stage::new("msb-exec", [self.name.as_str(), "--wait"])
+    }
+
     /// The commands of a run that leaves the VM running. The ID of the command is the first member of what msb-exec prints, which is
     /// nothing if there is no command.
     fn detached(&self, exec: &Stage, end: &str, removes: bool) -> String {
         let (name, exec) = (&self.name, line(exec));
-        let wait = line(&Stage::new("msb-exec", [name.as_str(), "--wait"]));
         let remove = if removes {
             format!(
                 "\n        id=${{started#*:}} id=${{id%%,*}}\
-                 \n        [ -z \"$id\" ] || {{ {wait} \"$id\"; {end}; }} < /dev/null > /dev/null 2>&1 &"
+                 \n        [ -z \"$id\" ] || {{ {} \"$id\"; {end}; }} < /dev/null > /dev/null 2>&1 &",
+                line(&self.wait())
             )
         } else {
             String::new()
@@ -172,7 +189,7 @@ mod tests {
     fn a_script_ends_a_vm_of_a_chosen_name_only_after_its_boot() {
         let plan = Plan {
             name: "web".into(),
-            replace: Some(Stage::new("msb-rm", ["-f", "web"])),
+            replace: Some([Stage::new("msb-boot", ["-n"]), Stage::new("msb-rm", ["-f", "web"])]),
             pull: Stage::new("msb-pull", ["alpine"]),
             patch: None,
             boot: Stage::new("msb-boot", ["--name", "web"]),
@@ -180,7 +197,8 @@ mod tests {
             end: Stage::new("msb-rm", ["-f", "web"]),
             commit: None,
         };
-        let boot = "if { msb-pull alpine && msb-rm -f web; } |\n    msb-boot --name web > /dev/null\nthen\n";
+        let boot = "if {\n    record=$(msb-pull alpine) && printf '%s\\n' \"$record\" | msb-boot -n && msb-rm -f web && \
+                    printf '%s\\n' \"$record\"\n} |\n    msb-boot --name web > /dev/null\nthen\n";
         let run = "    msb-exec web\n    status=$?\n    msb-rm -f web\n    (exit $status)\nelse\n";
         let args = |flags: &[&str]| Args::try_parse_from([&["msb-run"], flags, &["alpine"]].concat()).unwrap();
         assert_eq!(plan.script(&args(&["--name", "web"])), format!("{boot}{run}    (exit 125)\nfi\n"));

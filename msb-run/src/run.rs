@@ -98,11 +98,15 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
                 Err(code) => return Ok(Err(code)),
             };
             is_waiting.store(false, Ordering::Release);
-            // Only now, when the image is there: what the old VM wrote goes with it.
-            if let Some(replace) = &plan.replace
-                && !shielded(replace)?.success()
-            {
-                return Ok(Err(exit::TOOL_FAILED));
+            // Only now, when the image is there and the VM can boot: what the old VM wrote goes with it.
+            if let Some([check, remove]) = &plan.replace {
+                let mut check_boot = spawn(check, Stdio::piped(), Stdio::null(), children)?;
+                if let Err(code) = finish(check, &mut check_boot, record.clone())? {
+                    return Ok(Err(code));
+                }
+                if !shielded(remove)?.success() {
+                    return Ok(Err(exit::TOOL_FAILED));
+                }
             }
             if let (Some(stage), Some(patch)) = (&plan.patch, &mut patch) {
                 record = match finish(stage, patch, record)? {
@@ -154,8 +158,7 @@ fn leave(plan: &Plan, args: &Args, mut caretaker: Caretaker, id: Option<u64>) ->
     }
     match id.filter(|_| args.rm) {
         Some(id) => {
-            let wait = Stage { tool: "msb-exec", args: [&plan.name, "--wait", &id.to_string()].map(Into::into).into() };
-            caretaker.order(&[&wait, &plan.end])?;
+            caretaker.order(&[&plan.wait().and([id.to_string()]), &plan.end])?;
         }
         None => caretaker.dismiss()?,
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::address::{Address, MTU};
 use super::control::Control;
 use super::passt::{self, Passt};
-use super::publish::{self, Publish};
+use super::publish::Publish;
 use super::socket_pair::socket_pair;
 use super::{gate, request};
 use crate::inherited_fd::InheritedFd;
@@ -42,19 +42,16 @@ pub(crate) struct Gated {
 }
 
 impl Gated {
-    /// Chooses the ports.
-    ///
-    /// # Errors
-    /// A port that is taken.
+    /// A network with these ports of the host.
     pub(super) fn new(
         request: &record::Network,
         parsed: &request::Parsed,
         mode: NetworkMode,
         passt: Passt,
         addresses: Vec<Address>,
-    ) -> anyhow::Result<Self> {
-        let ports = publish::choose_ports(parsed.ports.clone())?;
-        Ok(Self {
+        ports: Vec<Publish>,
+    ) -> Self {
+        Self {
             passt,
             mode,
             rules: parsed.rules.clone(),
@@ -63,7 +60,7 @@ impl Gated {
             ports,
             dns: request.dns.clone(),
             mac: parsed.mac.unwrap_or(MAC),
-        })
+        }
     }
 
     /// What agentd configures.

@@ -62,11 +62,16 @@ pub(crate) struct Choice {
 
 /// Chooses the network: the mode that was requested, else `default`, else none if there are cards of other networks, else public. Where
 /// the machine cannot provide public, the guest gets no network, unless the request has a mode, or ports, rules or others that need one.
-/// `vm` is the VM's name.
+/// `vm` is the VM's name. With `ports_are_free`, the host's ports are not tried.
 ///
 /// # Errors
 /// The first invalid value of the request, a port that is taken, or why the guest cannot have the network that was requested.
-pub(crate) fn choose(request: &record::Network, default: Option<NetworkMode>, vm: &str) -> anyhow::Result<Choice> {
+pub(crate) fn choose(
+    request: &record::Network,
+    default: Option<NetworkMode>,
+    vm: &str,
+    ports_are_free: bool,
+) -> anyhow::Result<Choice> {
     let parsed = request::parse(request)?;
     let numbered = request.cards.iter().enumerate();
     let cards: Vec<ExternalCard> =
@@ -88,7 +93,8 @@ pub(crate) fn choose(request: &record::Network, default: Option<NetworkMode>, vm
         Err(why) => return Err(anyhow!(why).context("network")),
     };
     let mode = requested.unwrap_or(NetworkMode::Public);
-    let gated = Gated::new(request, &parsed, mode, passt, addresses)?;
+    let ports = publish::choose_ports(parsed.ports.clone(), ports_are_free)?;
+    let gated = Gated::new(request, &parsed, mode, passt, addresses, ports);
     Ok(Choice { networks: Networks::new(Some(gated), cards, request, parsed)?, fallback: None })
 }
 

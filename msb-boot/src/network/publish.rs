@@ -141,18 +141,21 @@ impl Publish {
     }
 }
 
-/// Checks that the host's ports are free and used once, and chooses one for each port 0. passt binds them a moment later.
+/// Checks that the host's ports are used once, and unless `are_free` that they are free, and chooses one for each port 0. passt binds them a
+/// moment later.
 ///
 /// # Errors
 /// The port that cannot be bound, or that two entries use.
-pub(crate) fn choose_ports(mut ports: Vec<Publish>) -> anyhow::Result<Vec<Publish>> {
+pub(crate) fn choose_ports(mut ports: Vec<Publish>, are_free: bool) -> anyhow::Result<Vec<Publish>> {
     let mut used = HashSet::new();
     for publish in ports.iter().filter(|publish| publish.host != 0) {
         for port in publish.in_record() {
             if !used.insert((port.host, publish.is_udp)) {
                 bail!("-p {publish}: port {} is published twice", port.host);
             }
-            publish.bind(port.host.port())?;
+            if !are_free {
+                publish.bind(port.host.port())?;
+            }
         }
     }
     // The kernel gives out a port again once it is closed.
@@ -214,7 +217,7 @@ mod tests {
 
     fn choose(texts: &[&str]) -> Result<Vec<Publish>, String> {
         let ports = texts.iter().map(|text| text.parse().unwrap_or_else(|why| panic!("{why}"))).collect();
-        choose_ports(ports).map_err(|error| format!("{error:#}"))
+        choose_ports(ports, false).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -226,6 +229,7 @@ mod tests {
         let taken = TcpListener::bind(SocketAddr::new(chosen[0].address, port)).unwrap();
         let error = choose(&[&format!("{port}:80")]).unwrap_err();
         assert!(error.starts_with(&format!("port 127.0.0.1:{port} of -p 127.0.0.1:{port}:80: ")), "{error}");
+        assert!(choose_ports(vec![format!("{port}:80").parse().unwrap()], true).is_ok(), "it is not tried");
         drop(taken);
         let twice = [&*format!("{port}:80"), "0:80", &*format!("{port}:81")];
         let error = choose(&twice).unwrap_err();
