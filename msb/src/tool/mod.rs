@@ -16,5 +16,5 @@ pub mod size;
 pub mod source;
 pub mod start;
 pub mod table;
-pub mod user_namespace;
 pub mod timestamp;
+pub mod user_namespace;
