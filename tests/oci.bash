@@ -59,15 +59,22 @@ podman_with() {
 P() { podman_with msb "$@"; }
 C() { podman_with crun "$@"; }
 
-# both ARGUMENTS…: runs podman with each runtime; stdout, stderr and status must be the same. Sets $output and $status.
+# capture COMMAND…: sets $status, $output and $stderr. A status of 127 is a result here.
+capture() {
+    status=0
+    output=$("$@" 2>"$oci/stderr") || status=$?
+    # shellcheck disable=SC2034 # for the caller
+    stderr=$(cat "$oci/stderr")
+}
+
+# both ARGUMENTS…: runs podman with each runtime; stdout, status and whether there is a message must be the same. Sets what capture sets.
 both() {
-    run --separate-stderr C "$@"
-    # shellcheck disable=SC2154 # set by run
-    local expected=("$status" "$output" "$stderr")
-    run --separate-stderr P "$@"
+    capture C "$@"
+    local expected=("$status" "$output" "${stderr:+message}")
+    capture P "$@"
     [ "$status" = "${expected[0]}" ] || { echo "$*: status $status, with crun ${expected[0]}: $stderr"; return 1; }
     [ "$output" = "${expected[1]}" ] || { echo "$*: $output, with crun ${expected[1]}"; return 1; }
-    [ "${#stderr}" = 0 ] || [ "${#expected[2]}" != 0 ] || { echo "$*: $stderr"; return 1; }
+    [ "${stderr:+message}" = "${expected[2]}" ] || { echo "$*: $stderr"; return 1; }
 }
 
 # oci_leftovers: prints what containers of ours have left.
@@ -86,3 +93,26 @@ oci_stop() {
     in_ns umount "$oci/root/overlay" 2>/dev/null
     kill "$oci_ns"
 }
+
+# oci_containerd: starts a containerd with the image of oci_start. Call it in setup_file, after that.
+oci_containerd() {
+    cat >"$oci/containerd.toml" <<END
+version = 2
+root = "$oci/containerd"
+state = "$oci/containerd-state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "$oci/containerd.sock"
+[ttrpc]
+  address = "$oci/containerd.sock.ttrpc"
+END
+    in_ns containerd -c "$oci/containerd.toml" 3>&- 4>&- >"$oci/containerd.log" 2>&1 </dev/null &
+    oci_containerd=$!
+    disown "$oci_containerd"
+    export oci_containerd
+    until K version >/dev/null 2>&1; do kill -0 "$oci_containerd" || return; sleep 0.1; done
+    P save --quiet --format oci-archive -o "$oci/bb.tar" localhost/bb
+    K image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
+}
+
+K() { in_ns ctr --address "$oci/containerd.sock" "$@" 3>&- 4>&-; }

@@ -2,6 +2,8 @@
 //!
 //! Nothing here reads a file, asks the machine or changes anything: a plan depends on the document and the bundle's path alone.
 
+#[cfg(test)]
+mod golden;
 mod mount;
 mod namespace;
 mod refusal;
