@@ -22,7 +22,7 @@ use crate::root::Root;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
 use crate::volume::{self, Volume};
-use crate::{agent, boot_share, defaults, jail, kernel, network_args, request, root_choice};
+use crate::{agent, boot_share, defaults, jail, kernel, network_args, request, resolv_conf, root_choice};
 
 /// The size of `sun_path` in `sockaddr_un`, which includes the terminating NUL.
 const SOCKET_PATH_MAX: usize = 108;
@@ -154,7 +154,7 @@ impl Config {
             volumes: volume::for_guest(&volumes),
             commit: false,
             init,
-            network: networks.for_guest(),
+            network: network_for_guest(&networks, &request, &record),
         };
         let mut record = record;
         (record.scripts, record.boot, record.vm) = (scripts.clone(), Some(request.clone()), None);
@@ -201,6 +201,17 @@ impl Config {
     pub(crate) fn log_path(&self, held: &LockedRunDir) -> PathBuf {
         self.kernel_log.clone().unwrap_or_else(|| held.path().join(rundir::KERNEL_LOG))
     }
+}
+
+/// What the agent configures. Name servers of the record's patches stay, unless others were requested.
+fn network_for_guest(networks: &Networks, request: &record::Boot, record: &Record) -> Option<boot::Network> {
+    let mut network = networks.for_guest();
+    if let Some(network) =
+        network.as_mut().filter(|_| request.network.dns.is_empty() && resolv_conf::is_patched(record))
+    {
+        network.nameservers.clear();
+    }
+    network
 }
 
 /// The request: the record's, overridden by the flags.

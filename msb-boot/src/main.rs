@@ -31,6 +31,7 @@ mod processes;
 mod program;
 mod qemu;
 mod request;
+mod resolv_conf;
 mod role;
 mod root;
 mod root_choice;
