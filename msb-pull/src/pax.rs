@@ -148,7 +148,8 @@ fn percent_decode(text: &[u8]) -> Option<Vec<u8>> {
 fn split_record(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let space = text.iter().position(|&byte| byte == b' ').filter(|&at| at < 20)?;
     let length: usize = std::str::from_utf8(&text[..space]).ok()?.parse().ok()?;
-    if length <= space + 1 || length > text.len() || text[length - 1] != b'\n' {
+    // A record whose last byte is a newline is longer than the digits and the space.
+    if length == 0 || length > text.len() || text[length - 1] != b'\n' {
         return None;
     }
     Some((&text[space + 1..length - 1], &text[length..]))
@@ -221,6 +222,10 @@ mod tests {
         let keys = ["path", "linkpath", "size", "uid", "gid", "mtime"];
         let text: Vec<u8> = keys.iter().flat_map(|key| [record(key, b"1"), record(key, b"")].concat()).collect();
         assert_eq!(Pax::parse(&text).unwrap(), Pax::default());
+        let text: Vec<u8> = keys.iter().flat_map(|key| record(key, b"1")).collect();
+        let (path, link) = (Some(b"1".to_vec()), Some(b"1".to_vec()));
+        let (size, uid, gid, mtime) = (Some(1), Some(1), Some(1), Some((1, 0)));
+        assert_eq!(Pax::parse(&text).unwrap(), Pax { path, link, size, uid, gid, mtime, ..Pax::default() });
         let xattr = Pax::parse(&record("SCHILY.xattr.user.empty", b"")).unwrap().xattrs;
         assert_eq!(xattr, [(b"user.empty".to_vec(), Vec::new())]);
     }
@@ -249,6 +254,8 @@ mod tests {
     fn times_have_nanoseconds() {
         for (text, time) in [
             ("12", (12, 0)),
+            ("-1", (-1, 0)),
+            ("-0", (0, 0)),
             ("12.5", (12, 500_000_000)),
             ("1.0000000019", (1, 1)),
             ("-1.25", (-2, 750_000_000)),

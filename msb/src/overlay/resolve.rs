@@ -389,6 +389,25 @@ mod tests {
     }
 
     #[test]
+    fn a_trail_that_forgets_sees_what_has_changed() {
+        let upper = tempfile::tempdir().unwrap();
+        for dir in ["a", "b/below"] {
+            fs::create_dir_all(upper.path().join(dir)).unwrap();
+        }
+        let root = Merged::open(&[] as &[&Path], Some(upper.path())).unwrap();
+        let mut trail = Trail::default();
+        let mut exists = |trail: &mut Trail| {
+            let found = trail.resolve(&root, Path::new("/a/below"), Last::Follow).unwrap();
+            matches!(found.end, End::Dir)
+        };
+        assert!(!exists(&mut trail));
+        fs::remove_dir(upper.path().join("a")).unwrap();
+        fs::rename(upper.path().join("b"), upper.path().join("a")).unwrap();
+        trail.forget();
+        assert!(exists(&mut trail));
+    }
+
+    #[test]
     fn directories_are_made_where_a_path_does_not_go_on() {
         let scratch = tempfile::tempdir().unwrap();
         fs::create_dir(scratch.path().join("usr")).unwrap();
@@ -424,6 +443,7 @@ mod tests {
             (&format!("/{}", "x".repeat(256)), "longer than 255 bytes"),
             (&format!("/none/{}", "x".repeat(256)), "longer than 255 bytes"),
             (&"/a".repeat(2048), "longer than 4095 bytes"),
+            (&format!("/none/..{}", "/".repeat(4087)), "\"/none\" does not exist"),
         ] {
             let error = resolve(&root, Path::new(path), Last::Follow).unwrap_err().to_string();
             assert!(error.contains(message), "{path}: {error}");

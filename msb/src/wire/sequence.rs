@@ -81,7 +81,7 @@ impl Window {
         self.taken = self.taken.saturating_add(bytes);
         let growth = self.size.min(self.most.saturating_sub(self.size));
         match owed {
-            Some(owed) if left == 0 && self.taken >= self.size && growth > 0 => {
+            Some(owed) if left == 0 && self.taken >= self.size => {
                 self.size += growth;
                 self.taken = 0;
                 self.owed = OwedCredit::in_batches_of(self.size / 4);
@@ -160,7 +160,6 @@ impl FromGuest {
             Message::Failure(_) if !self.started => self.over = true,
             Message::Prepared(_) if self.preparing && !self.prepared => self.prepared = true,
             Message::Started(_) if !self.started && self.prepared == self.preparing => self.started = true,
-            Message::Started(_) if self.started => return out_of_turn("the command started twice"),
             // A command that is killed before it runs.
             Message::Exit(_) if self.prepared => self.over = true,
             Message::Eof(stream @ (Stream::Stdout | Stream::Stderr)) if self.prepared => {
@@ -241,7 +240,7 @@ impl FromHost {
 /// Checks a signal's number.
 ///
 /// # Errors
-/// [`Error::OutOfTurn`] for a number that is no signal of Linux.
+/// [`Error::OutOfTurn`] for a number that is not a signal of Linux.
 pub fn check_signal(number: i32) -> Result<(), Error> {
     if (1..=64).contains(&number) { Ok(()) } else { Err(Error::OutOfTurn("no such signal")) }
 }
