@@ -299,7 +299,7 @@ $hello\377\377\377\377\5|a frame of 4294967295 bytes
 $hello\0\0\0\0\143|a frame of unknown kind 99
 $hello\4\0\0\0\13{"c"|bad payload
 $hello\2\0\0\0\5xy\1\0\0\0\1x|breaks the protocol
-\12\0\0\0\13{"code":0}|the first one is no hello
+\12\0\0\0\13{"code":0}|the first one is not a hello
 |its agent does not answer (see "
 $hello|its agent does not answer (see "
 $hello\1\0|its agent does not answer (see "

@@ -144,7 +144,7 @@ recoveries() {
     done
     run --separate-stderr msb-boot -r "$root_record" --overlay x
     [ "$status" -eq 1 ]
-    [[ $stderr == *'--overlay is for a disk root'* ]]
+    [[ $stderr == *"--overlay: the record's root is not a disk"* ]]
     vm_assert_nothing
 }
 

@@ -50,7 +50,7 @@ pub fn configure(card: &Card) -> io::Result<()> {
     Ok(())
 }
 
-/// The name of the interface with this Ethernet address. The order is no guide: a kernel may have other interfaces.
+/// The name of the interface with this Ethernet address. The order does not identify it: a kernel may have other interfaces.
 fn find(interfaces: &Path, mac: [u8; 6]) -> io::Result<String> {
     let mac = boot::format_mac(mac);
     for entry in fs::read_dir(interfaces)? {

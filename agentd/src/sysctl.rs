@@ -19,7 +19,7 @@ const DIRECTORIES: [&str; 5] =
 const PID_MAX: &str = "/proc/sys/kernel/pid_max";
 /// The file with the value that this kernel accepts. Its name sorts last, so it is read last.
 const OVERRIDE: &str = "/run/sysctl.d/zz-msb.conf";
-/// The most that is read of a file, in bytes, and the most files.
+/// The most bytes that are read of a file, and the most files.
 const MAX_FILE: u64 = 64 << 10;
 const MAX_FILES: usize = 256;
 

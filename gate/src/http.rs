@@ -60,7 +60,7 @@ fn split_once(bytes: &[u8], separator: u8) -> Option<(&[u8], &[u8])> {
 
 /// What a request line asks for.
 enum Target {
-    /// It is no request line.
+    /// It is not a request line.
     NotHttp,
     /// HTTP/0.9, or the preface of HTTP/2: neither names a host.
     OtherVersion,

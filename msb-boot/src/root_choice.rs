@@ -49,7 +49,7 @@ pub(crate) fn choose(record: &Record, requested: RootChoice) -> anyhow::Result<C
                 bail!("disk {path:?} is a root by itself (leave --root out)")
             }
             (RootChoice::Disk, Rootfs::Layers { .. } | Rootfs::Dir { .. }) => {
-                bail!("--root disk is for a disk root, and this record has another (leave it out)")
+                bail!("--root disk: the record's root is not a disk (leave it out)")
             }
             (root, _) => chosen(root, "--root says so"),
         },
@@ -62,7 +62,7 @@ pub(crate) fn choose(record: &Record, requested: RootChoice) -> anyhow::Result<C
 /// A flag that does not fit the record.
 pub(crate) fn check_flags(record: &Record, request: &record::Boot) -> anyhow::Result<()> {
     if request.overlay.is_some() && !matches!(record.rootfs, Some(Rootfs::Disk { .. })) {
-        bail!("--overlay is for a disk root, and this record has another (leave it out)");
+        bail!("--overlay: the record's root is not a disk (leave it out)");
     }
     Ok(())
 }
@@ -186,7 +186,7 @@ mod tests {
             (record(directory(), None), "share", Err("put msb-mount before")),
             (record(disk(), None), "share", Err("cannot be shared")),
             (record(disk(), None), "block", Err("is a root by itself")),
-            (record(layers(), None), "disk", Err("is for a disk root")),
+            (record(layers(), None), "disk", Err("root is not a disk")),
         ] {
             let requested = RootChoice::from_str(flag, false).unwrap();
             match (choose(&record, requested), expected) {

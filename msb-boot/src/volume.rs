@@ -160,7 +160,7 @@ fn refuse_own(source: &PinnedPath, is_dir: bool, readonly: bool, notices: &mut V
         let Ok((pinned, ..)) = dir.canonicalize().and_then(|dir| PinnedPath::pin(&dir)) else { continue };
         let is_volume = volumes.canonicalize().is_ok_and(|volumes| path.starts_with(&volumes) && path != volumes);
         if source.is_same_file(&pinned) || (path.starts_with(pinned.path()) && !is_volume) {
-            bail!("{what} of msb, {dir:?}, is no volume (share another directory)");
+            bail!("{what} of msb, {dir:?}, cannot be a volume (share another directory)");
         }
         if is_dir && !readonly && pinned.path().starts_with(path) {
             let why =

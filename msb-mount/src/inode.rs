@@ -86,7 +86,7 @@ pub(crate) struct DirNode {
 #[derive(Debug, Default)]
 struct Links(Vec<Place>);
 
-/// How many of them are kept. A file that has lost as many names and has more stays open.
+/// The most names that are kept. A file with more names stays open once it has lost the kept ones.
 const MAX_LINKS: usize = 8;
 
 impl Place {

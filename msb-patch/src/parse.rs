@@ -158,7 +158,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<'de, A> {
     }
 }
 
-/// A string that is shared_data where the text has it without escapes.
+/// A string that borrows from the text unless it has escapes there.
 struct Text<'de>(Cow<'de, str>);
 
 impl<'de> Deserialize<'de> for Text<'de> {

@@ -119,7 +119,7 @@ impl Files {
             Self::Dir(dir) => {
                 // Symlinks are resolved inside the directory, because it may come from someone else.
                 let entry = dir.entry_in_root(Path::new(name)).with_context(|| format!("{name:?}"))?;
-                let file = entry.open_to_read().map_err(|_| anyhow!("{name:?} is no regular file"))?;
+                let file = entry.open_to_read().map_err(|_| anyhow!("{name:?} is not a regular file"))?;
                 let size = file.metadata()?.len();
                 Ok(ArchiveFile { file, at: 0, size })
             }

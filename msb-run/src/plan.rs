@@ -159,7 +159,7 @@ impl Plan {
     }
 }
 
-/// Arguments that are no flags.
+/// Arguments that are not flags.
 fn separated(words: &[OsString]) -> impl Iterator<Item = &OsStr> {
     [OsStr::new("--")].into_iter().filter(|_| !words.is_empty()).chain(words.iter().map(OsString::as_os_str))
 }

@@ -102,7 +102,7 @@ impl PatchBuilder {
         self.push(Op::new("file").path("path", path).with("content_base64", content).mode(mode).replace(replace))
     }
 
-    /// Makes a directory and its parents. An existing one is no error.
+    /// Makes a directory and its parents. An existing one is not an error.
     ///
     /// ```
     /// # use msb_sandbox::Sandbox;
@@ -167,7 +167,7 @@ impl PatchBuilder {
         self.push(Op::new("symlink").path("target", target).path("link", link).replace(replace))
     }
 
-    /// Removes a file, or a directory with all below it. A missing one is no error.
+    /// Removes a file, or a directory with all below it. A missing one is not an error.
     ///
     /// ```
     /// # use msb_sandbox::Sandbox;

@@ -49,7 +49,7 @@ pub(crate) struct Description {
     pub traffic: PathBuf,
 }
 
-/// The main of the process.
+/// The process's main function.
 pub(crate) fn run(description: &str) -> ExitCode {
     match Pump::prepare(description).and_then(|mut pump| pump.run()) {
         Ok(()) => ExitCode::SUCCESS,

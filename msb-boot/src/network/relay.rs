@@ -33,7 +33,7 @@ pub(crate) struct Description {
     pub tap: InheritedFd,
 }
 
-/// The main of the process.
+/// The process's main function.
 pub(crate) fn run(description: &str) -> ExitCode {
     match relay(description) {
         Ok(()) => ExitCode::SUCCESS,

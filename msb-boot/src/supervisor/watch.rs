@@ -423,7 +423,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let Some(control) = &self.network else { return Ok(()) };
         self.replacements += 1;
         if self.replacements > MAX_REPLACEMENTS {
-            bail!("it was started {MAX_REPLACEMENTS} times again");
+            bail!("it was restarted {MAX_REPLACEMENTS} times");
         }
         self.config.networks.replace_passt(&self.machine.vm, control, &mut self.processes)
     }

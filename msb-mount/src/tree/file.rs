@@ -261,7 +261,7 @@ impl Tree {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::PERM.into());
         }
-        // An xattr that does not exist is no reason for a copy-up.
+        // An xattr that does not exist needs no copy-up.
         self.xattr(node, name)?;
         self.copy_up(node, WHOLE)?;
         self.on_entry(node, |entry| entry.remove_xattr(name))

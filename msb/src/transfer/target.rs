@@ -62,7 +62,7 @@ pub fn find(root: &Dir, path: &Path, name: &OsStr, is_dir: bool, contents: bool)
 fn existing(dir: Dir, name: &OsStr, is_dir: bool, contents: bool) -> io::Result<Target> {
     match contents {
         true if is_dir => Ok(Target::Into(dir)),
-        true => Err(io::Error::other("the source is no directory")),
+        true => Err(io::Error::other("the source is not a directory")),
         false => Ok(Target::As(dir, name.to_owned())),
     }
 }

@@ -203,7 +203,7 @@ impl Message {
         from.read_exact(&mut header)?;
         let (length, kind) = read_header(header)?;
         if kind != HELLO {
-            return Err(Error::OutOfTurn("the first one is no hello"));
+            return Err(Error::OutOfTurn("the first one is not a hello"));
         }
         let mut payload = vec![0u8; length];
         from.read_exact(&mut payload)?;
