@@ -17,8 +17,8 @@ use crate::link::{self, CHUNK};
 const MAX_BACKLOG: usize = 256 << 10;
 /// How long the host may take to read.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the host may take to read the last bytes at the end of the machine.
-const END_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the host may take to read the last bytes at the end of the machine. A VMM may not tell it that they are the last ones.
+const END_TIMEOUT: Duration = Duration::from_millis(200);
 
 // A chunk fits into a frame.
 const _: () = assert!(CHUNK <= wire::MAX_OUTPUT);
@@ -31,10 +31,18 @@ pub struct Recorder(Mutex<Host>);
 enum Host {
     /// It has not connected. Frames wait for it.
     Absent(Vec<u8>),
-    /// It accepts this many more bytes.
-    Connected(VsockStream, u64),
+    /// It reads.
+    Connected(Connection),
     /// It has gone, or does not read.
     Lost,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: VsockStream,
+    /// How many more bytes the host accepts.
+    credit: u64,
+    has_sent: bool,
 }
 
 impl Default for Recorder {
@@ -56,10 +64,10 @@ impl Recorder {
         connection.set_read_timeout(Some(TIMEOUT))?;
         connection.set_write_timeout(Some(TIMEOUT))?;
         let mut host = self.lock();
-        let earlier = std::mem::replace(&mut *host, Host::Connected(connection, 0));
-        match earlier {
+        let connected = Host::Connected(Connection { stream: connection, credit: 0, has_sent: false });
+        match std::mem::replace(&mut *host, connected) {
             Host::Absent(frames) => host.send(&frames),
-            Host::Connected(..) | Host::Lost => Ok(()),
+            Host::Connected(_) | Host::Lost => Ok(()),
         }
     }
 
@@ -84,11 +92,12 @@ impl Recorder {
 
     /// Waits until the host has read everything, at the end of the machine.
     pub fn finish(&self) {
-        if let Host::Connected(connection, _) = std::mem::replace(&mut *self.lock(), Host::Lost) {
-            let _ = connection.shutdown(Shutdown::Write);
-            let _ = connection.set_read_timeout(Some(END_TIMEOUT));
+        let host = std::mem::replace(&mut *self.lock(), Host::Lost);
+        if let Host::Connected(Connection { mut stream, has_sent: true, .. }) = host {
+            let _ = stream.shutdown(Shutdown::Write);
+            let _ = stream.set_read_timeout(Some(END_TIMEOUT));
             // Credit may come before the end.
-            while let Ok(Some(_)) = Message::receive(&mut &connection) {}
+            while let Ok(Some(_)) = Message::receive(&mut stream) {}
         }
     }
 }
@@ -99,16 +108,18 @@ impl Host {
         match self {
             Self::Absent(backlog) if backlog.len() + frames.len() <= MAX_BACKLOG => backlog.extend_from_slice(frames),
             Self::Absent(_) | Self::Lost => {}
-            Self::Connected(connection, credit) => {
+            Self::Connected(_) if frames.is_empty() => {}
+            Self::Connected(Connection { stream, credit, has_sent }) => {
                 while *credit < frames.len() as u64 {
-                    match Message::receive(connection)? {
+                    match Message::receive(stream)? {
                         Some(Message::Credit(Stream::Stdout, bytes)) => *credit = credit.saturating_add(bytes.into()),
                         Some(_) => return Err(wire::Error::OutOfTurn("not credit for recorded output")),
                         None => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
                     }
                 }
                 *credit -= frames.len() as u64;
-                if link::write(connection, frames)? < frames.len() {
+                *has_sent = true;
+                if link::write(stream, frames)? < frames.len() {
                     return Err(io::Error::from(io::ErrorKind::TimedOut).into());
                 }
             }
