@@ -1,0 +1,193 @@
+#!/usr/bin/env bats
+# The whole pipe as a user other than root, with a range of IDs of its own.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats and vm.bash set variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    # The directories of bats are closed to others.
+    place=$(mktemp -d)
+    user=msb-test-$$
+    export place user
+    chmod 0755 "$place"
+    mkdir "$place/tools"
+    local release=$BATS_TEST_DIRNAME/../target/release tool
+    for tool in "$release"/{msb,msb-pull,msb-patch,msb-mount,msb-boot,msb-exec,msb-stop,msb-run,msb-rm,msb-ls,msb-store,msb-diff} \
+        "$release"/{agentd,vhost-device-vsock,libkrunfw.so.5}; do
+        [ ! -e "$tool" ] || cp -l "$tool" "$place/tools/" 2>/dev/null || cp "$tool" "$place/tools/"
+    done
+    useradd --home-dir "$place/home" --create-home --shell /bin/sh "$user"
+    chmod 0700 "$place/home"
+    # Enough for the owners in the image; the range that useradd has chosen may be too short.
+    sed -i "/^$user:/d" /etc/subuid /etc/subgid
+    usermod --add-subuids 1000000000-1000999999 --add-subgids 1001000000-1001999999 "$user"
+    mkdir -m 0700 "$place/run"
+    chown "$user" "$place/run"
+    make_image
+}
+
+teardown_file() {
+    userdel "$user"
+    ! grep "^$user:" /etc/subuid /etc/subgid
+    rm -rf "$place"
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_setup
+    PATH=$release:$PATH
+    cd "$place/home" || return
+}
+
+teardown() {
+    vm_show_logs
+    as_user sh -c 'for vm in "$XDG_RUNTIME_DIR"/msb/*/; do [ ! -e "$vm/record.json" ] || msb-stop -q -r "$vm/record.json" >/dev/null; done'
+    vm_teardown
+}
+
+# as_user COMMAND…
+as_user() {
+    setpriv --reuid "$user" --regid "$user" --init-groups env -u MSB_RUN -u MSB_HOME -u XDG_DATA_HOME HOME="$place/home" \
+        PATH="$place/tools:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" XDG_RUNTIME_DIR="$place/run" "$@"
+}
+
+# make_image: two layers on the BusyBox image: owners, modes, capabilities, a whiteout and opaque directories.
+make_image() {
+    (
+        source "$BATS_TEST_DIRNAME/image.bash"
+        cd "$place"
+        cp -r "$(tiny_image)" layout
+        mkdir -p base/{etc/conf.d,opt/both,srv} changes/{etc/conf.d,opt}
+        echo one >base/etc/one
+        echo two >base/etc/conf.d/two
+        echo mine >base/srv/mine
+        cp "$(command -v busybox)" base/opt/program
+        chown 654321:123456 base/srv/mine
+        chmod 4755 base/opt/program
+        setfattr -n user.note -v kept base/srv/mine
+        cp base/opt/program base/opt/ping
+        setcap cap_net_raw=ep base/opt/ping
+        mkfifo base/opt/fifo
+        chmod 1777 base/opt/both
+        image_tar base.tar base
+        : >changes/etc/.wh.one
+        : >changes/etc/conf.d/.wh..wh..opq
+        echo three >changes/etc/conf.d/three
+        ln -s conf.d/three changes/etc/link
+        image_tar changes.tar changes
+        umoci raw add-layer --image layout:latest base.tar
+        umoci raw add-layer --image layout:latest changes.tar
+        umoci config --image layout:latest --clear=config.entrypoint --clear=config.cmd
+        mkdir -p nodes/dev nodes/lib
+        mknod nodes/dev/console c 5 1
+        mknod nodes/lib/loop b 7 0
+        image_tar nodes.tar nodes
+        cp -r layout devices
+        umoci raw add-layer --image devices:latest nodes.tar
+        chmod -R go+rX layout devices
+    ) >&2
+}
+
+# manifest: prints the files of the guest's root, as the image has them, with what find and stat of BusyBox show of them.
+manifest='cd / && find . -xdev -path ./.msb -prune -o -path ./proc -prune -o -path ./sys -prune -o -path ./dev -prune -o \
+    -path ./run -prune -o -path ./tmp -prune -o ! -path . ! -path ./etc/hosts ! -path ./etc/hostname ! -path ./etc/resolv.conf -print |
+    sort | while read -r file; do
+        stat -c "%n %F %a %u %g %h %s" "$file" | sed "s/\( directory .*\) [0-9]* [0-9]*$/\1/"
+        [ ! -f "$file" ] || [ -L "$file" ] || md5sum "$file"
+    done'
+
+# bats test_tags=vmm-slow
+@test "a user pulls, patches and boots an image as root does: the same EROFS image, and the same tree in the guest" {
+    cat >ops.jsonl <<'END'
+{"op":"text","path":"/etc/motd","content":"patched\n"}
+{"op":"remove","path":"/srv"}
+{"op":"mkdir","path":"/srv","mode":"0750","uid":70000,"gid":70001}
+{"op":"text","path":"/srv/new","content":"new\n","uid":5}
+{"op":"chown","path":"/etc/conf.d/three","uid":9}
+END
+    msb-pull -q --erofs "oci:$place/layout" >"$BATS_TEST_TMPDIR/root.json"
+    msb-patch -q -r "$BATS_TEST_TMPDIR/root.json" -f ops.jsonl >"$BATS_TEST_TMPDIR/patched.json"
+    as_user sh -euc 'msb-pull -q --erofs "oci:$1/layout" | msb-patch -q -f ops.jsonl | msb-boot --name worker >worker.json' - "$place"
+    [ "$(sha256sum <"$(echo "$MSB_HOME"/erofs/*.erofs)")" = "$(sha256sum <"$(echo .local/share/msb/erofs/*.erofs)")" ]
+    # The kernel of the host shows root's layers.
+    mkdir "$BATS_TEST_TMPDIR/merged"
+    mount -t overlay -o "ro,lowerdir=$(jq -r '[.upper.dir, .rootfs.lower[]] | join(":")' "$BATS_TEST_TMPDIR/patched.json")" \
+        overlay "$BATS_TEST_TMPDIR/merged"
+    mkdir -p bin
+    busybox chroot "$BATS_TEST_TMPDIR/merged" /bin/sh -c "$manifest" >roots || { umount "$BATS_TEST_TMPDIR/merged"; return 1; }
+    umount "$BATS_TEST_TMPDIR/merged"
+    as_user msb-exec worker -- sh -c "$manifest" >users
+    diff roots users
+    [ "$(wc -l <users)" -gt 100 ]
+    grep -q '^./srv directory 750 70000 70001$' users
+
+    # All of it belongs to the user and to the IDs of the user, and others cannot read it.
+    [ -z "$(find "$place/run" .local -uid -1000 ! -user "$user" -printf '%u %p\n')" ]
+    jq -e '.uid[1] == {inside: 1, outside: 1000000000, count: 1000000}' .local/share/msb/id-map.json
+    jq -e '.vm.vmm' worker.json
+    for path in .local/share/msb "$place/run/msb" "$place/run/msb/worker"; do
+        run ! setpriv --reuid nobody --regid nogroup --clear-groups ls "$place/home/$path"
+        [[ $(stat -c '%a %U' "$path") == "700 $user" ]]
+    done
+    [ "$(as_user msb-ls | jq -r .name)" = worker ]
+    [ "$(msb-ls)" = '' ]
+
+    # Exec, stop and commit.
+    echo input | as_user msb-exec worker -- sh -c 'cat >/srv/input; chown 77:78 /srv/input; rm -r /etc/conf.d; mkdir /etc/conf.d
+        mknod /srv/node b 7 9; rm /opt/ping'
+    run as_user msb-exec worker -- sh -c 'kill -9 $$'
+    [ "$status" -eq 137 ]
+    run as_user sh -c 'msb-patch -r worker.json -f ops.jsonl'
+    [ "$status" -eq 1 ]
+    [[ $output == *'VM "worker" is running'* ]]
+    as_user sh -c 'msb-stop -q --commit -r worker.json >committed.json'
+    [ -z "$(ls "$place/run/msb")" ]
+    as_user sh -c 'msb-diff -r committed.json' | jq -r '"\(.change) \(.path)"' >difference
+    for line in 'added /srv/input' 'removed /opt/ping' 'removed /etc/conf.d/three'; do
+        grep -qx "$line" difference
+    done
+    run ! grep /srv/node difference
+    [ "$(stat -c %u "$(jq -r .upper.dir committed.json)/srv/input")" = 1000000076 ]
+
+    # Root does not mix the two stores up, nor does the user with other IDs.
+    run env MSB_HOME="$place/home/.local/share/msb" msb-store ls
+    [ "$status" -eq 1 ]
+    [[ $output == *'was made with other IDs'* ]]
+    as_user msb-rm worker
+    [ ! -e .local/share/msb/sandboxes/worker ]
+}
+
+@test "device nodes of an image are left out with a message" {
+    run --separate-stderr as_user sh -c 'msb-pull "oci:$1/devices" >devices.json' - "$place"
+    [ "$status" -eq 0 ]
+    [[ $stderr == *'2 device nodes of the image were left out: only root can make them'* ]]
+    [ ! -e "$(jq -r '.rootfs.lower[0]' devices.json)/lib/loop" ]
+}
+
+@test "msb-run and a disk root as a user" {
+    run --separate-stderr as_user msb-run -q "oci:$place/layout" -- sh -c 'id -u; cat /etc/conf.d/three; exit 7'
+    [ "$status" -eq 7 ]
+    [ "$output" = $'0\nthree' ]
+    [ -z "$(ls "$place/run/msb")" ]
+    truncate -s 64M disk.raw
+    mke2fs -q -t ext4 -d "$vm_root" disk.raw
+    chown "$user" disk.raw
+    as_user sh -euc 'msb-pull -q ./disk.raw | msb-boot --name disk >disk.json; msb-exec disk -- sh -c "echo kept >/kept; stat -f -c %T /"
+        msb-stop -q disk >/dev/null' >output
+    [ "$(cat output)" = ext2/ext3 ]
+}
+
+@test "without a range of IDs, the error has the lines to add; with other ones, the store is refused" {
+    cp /etc/subuid "$BATS_TEST_TMPDIR/subuid"
+    as_user msb-pull -q "oci:$place/layout" >/dev/null
+    sed -i "s/^$user:1000000000:/$user:1002000000:/" /etc/subuid
+    run as_user msb-pull -q "oci:$place/layout"
+    sed -i "/^$user:/d" /etc/subuid
+    run --separate-stderr as_user msb-boot --probe
+    probed=$output
+    run as_user msb-pull -q "oci:$place/layout"
+    cp "$BATS_TEST_TMPDIR/subuid" /etc/subuid
+    [ "$status" -eq 1 ]
+    [[ $output == *"$user has no IDs in /etc/subuid"*"usermod --add-subuids "*"-"*" $user"* ]]
+    jq -e '.parts.privileges | .usable == false and (.remedy | contains("/etc/subuid"))' <<<"$probed"
+}
