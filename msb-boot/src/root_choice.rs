@@ -1,9 +1,11 @@
 //! The choice of the guest's root: which form it has, by the record and by --root, and whether the flags fit it.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{anyhow, bail};
+use msb::overlay::{mountinfo, user_namespace};
 use msb::record::{self, Mount, Record, RootChoice, Rootfs, Upper};
 use msb::store::home;
 
@@ -148,9 +150,26 @@ fn check_mount(mount: &Mount) -> anyhow::Result<()> {
     // sent to the server.
     let answer = std::fs::metadata(&mount.path).and_then(|meta| Ok((meta, rustix::fs::statvfs(&mount.path)?)));
     match answer {
-        Ok((meta, _)) if meta.is_dir() => Ok(()),
+        Ok((meta, _)) if meta.is_dir() => check_entry(mount),
         Ok(_) => Err(anyhow!("mount {:?}: not a directory", mount.path)),
         Err(error) => Err(anyhow!("mount {:?}: {error} (run msb-mount again)", mount.path)),
+    }
+}
+
+/// Checks that a user's mount lets the processes of the VM in, which act for the users of the guest.
+fn check_entry(mount: &Mount) -> anyhow::Result<()> {
+    if user_namespace::is_initial() {
+        return Ok(());
+    }
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let there = mountinfo::mounts(&table).filter(|there| Path::new(&there.point) == mount.path).last();
+    match there {
+        Some(there) if there.fstype == msb::record::Mount::FSTYPE && !there.allows_others => bail!(
+            "mount {:?}: only its user can enter it, and a VM acts for all users of its guest (leave msb-mount out, or choose --root block; \
+             or have the administrator add the line \"user_allow_other\" to /etc/fuse.conf, and mount again)",
+            mount.path
+        ),
+        _ => Ok(()),
     }
 }
 

@@ -48,6 +48,20 @@ impl Access {
         ]
     }
 
+    /// A flag that only root may give.
+    pub(crate) fn flag_of_root(&self) -> Option<&'static str> {
+        [(self.has_devices, "--dev"), (self.has_set_id, "--suid")]
+            .into_iter()
+            .find_map(|(is_set, flag)| is_set.then_some(flag))
+    }
+
+    /// The mount options for fusermount3, which adds nodev and nosuid.
+    pub(crate) fn options_of_user(&self, may_admit_others: bool) -> String {
+        let access = if self.is_read_only { "ro" } else { "rw" };
+        let others = if self.allow == Allow::All && may_admit_others { ",allow_other" } else { "" };
+        format!("fsname=msb,subtype=msb,default_permissions,{access}{others}")
+    }
+
     /// The server's user is root, so the owner is root.
     pub(crate) fn acl(&self) -> SessionACL {
         match self.allow {

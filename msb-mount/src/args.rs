@@ -48,6 +48,14 @@ pub(crate) struct Args {
     #[arg(long, hide = true, requires = "serve")]
     pub(crate) is_new: bool,
 
+    /// The inherited descriptor of a mount that fusermount3 has made
+    #[arg(long, hide = true, requires = "serve", requires = "fuse_watcher")]
+    pub(crate) fuse_device: Option<i32>,
+
+    /// The inherited socket to the process that unmounts
+    #[arg(long, hide = true, requires = "fuse_device")]
+    pub(crate) fuse_watcher: Option<i32>,
+
     /// Unmount when the parent process ends, which has this ID
     #[arg(long, value_name = "PID", hide = true, requires = "serve")]
     pub(crate) with_parent: Option<i32>,

@@ -5,8 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use rustix::fs::{FileType as Type, Stat, Timespec, UTIME_NOW, UTIME_OMIT};
 
+use crate::host_ids;
+
 /// A `stat` as FUSE has it, with inode number `ino`.
 pub(crate) fn of(stat: &Stat, ino: u64) -> FileAttr {
+    let (uid, gid) = host_ids::to_host(stat.st_uid, stat.st_gid);
     let mtime = time(stat.st_mtime as _, stat.st_mtime_nsec as _);
     FileAttr {
         ino: INodeNo(ino),
@@ -19,8 +22,8 @@ pub(crate) fn of(stat: &Stat, ino: u64) -> FileAttr {
         kind: file_type(Type::from_raw_mode(stat.st_mode)),
         perm: (stat.st_mode & 0o7777) as u16,
         nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        uid,
+        gid,
         // FUSE has the low 32 bits of glibc's device number: 12 bits of major, 20 bits of minor number.
         rdev: stat.st_rdev as u32,
         blksize: stat.st_blksize as u32,

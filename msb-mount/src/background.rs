@@ -14,6 +14,7 @@ use msb::tool::output::Output;
 use rustix::process::Pid;
 
 use crate::config::Config;
+use crate::fusermount::Mounted;
 use crate::mountpoint;
 use crate::serve;
 
@@ -24,8 +25,13 @@ const READY: &str = "ready";
 /// which it inherits.
 ///
 /// Without an `output`, nothing is printed.
-pub(crate) fn start(config: &Config, output: Option<&Output>, begun: DeferExit) -> anyhow::Result<u8> {
-    match spawn(config, &[]) {
+pub(crate) fn start(
+    config: &Config,
+    made: Option<Mounted>,
+    output: Option<&Output>,
+    begun: DeferExit,
+) -> anyhow::Result<u8> {
+    match spawn(config, made, &[]) {
         Ok(Some(pid)) => {
             // A signal that arrived before this has ended the server. A later one has no effect.
             let put = match interrupt::check() {
@@ -50,12 +56,19 @@ pub(crate) fn start(config: &Config, output: Option<&Output>, begun: DeferExit) 
 }
 
 /// Starts the server, and returns its process ID once the mount responds; `None` if it has printed why it does not.
-pub(crate) fn spawn(config: &Config, flags: &[&str]) -> anyhow::Result<Option<Pid>> {
+///
+/// The server of a mount that was made already inherits it.
+pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> anyhow::Result<Option<Pid>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--serve").args(config.access.flags()).args(config.is_new.then_some("--is-new"));
+    command.args(
+        made.as_ref().map(Mounted::bequeath).transpose()?.unwrap_or_default().iter().filter(|flag| !flag.is_empty()),
+    );
     command.args(flags).arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;
+    // From here on the mount goes with the server.
+    drop(made);
     // An interrupt is passed on to the server, which unmounts.
     let _registered = interrupt::register(&server, rustix::process::Signal::TERM)?;
     let mut record = serde_json::to_vec(&config.record)?;
@@ -75,11 +88,11 @@ pub(crate) fn spawn(config: &Config, flags: &[&str]) -> anyhow::Result<Option<Pi
 }
 
 /// Runs the server, detached from the terminal and from the caller's streams.
-pub(crate) fn serve(config: &Config) -> anyhow::Result<u8> {
+pub(crate) fn serve(config: &Config, made: Option<Mounted>) -> anyhow::Result<u8> {
     let _ = rustix::process::setsid();
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    serve::run(config, || {
+    serve::run(config, made, || {
         let mut stdout = std::io::stdout().lock();
         writeln!(stdout, "{READY}")?;
         stdout.flush()?;

@@ -2,6 +2,8 @@
 
 use fuser::Request;
 
+use crate::host_ids;
+
 /// The bit of CAP_SYS_ADMIN in a set of capabilities (`linux/capability.h`).
 const CAP_SYS_ADMIN: u64 = 1 << 21;
 
@@ -17,7 +19,8 @@ pub(crate) struct Caller {
 impl Caller {
     /// The caller of a request, with the umask in it if it has one.
     pub(crate) fn new(request: &Request, umask: u32) -> Self {
-        Self { uid: request.uid(), gid: request.gid(), umask, pid: request.pid() }
+        let (uid, gid) = host_ids::of_caller(request.uid(), request.gid());
+        Self { uid, gid, umask, pid: request.pid() }
     }
 
     /// Whether the process has CAP_SYS_ADMIN in our user namespace, without which the kernel's file systems do not list `trusted.` xattrs.

@@ -54,7 +54,7 @@ pub(crate) fn run(
     begun: DeferExit,
 ) -> anyhow::Result<u8> {
     let parent = rustix::process::getpid().as_raw_nonzero().to_string();
-    let server = match background::spawn(config, &["--with-parent", &parent]) {
+    let server = match background::spawn(config, None, &["--with-parent", &parent]) {
         Ok(Some(server)) => server,
         Ok(None) => {
             config.undo();

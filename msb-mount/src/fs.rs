@@ -21,6 +21,7 @@ use fuser::{
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::caller::Caller;
+use crate::host_ids;
 use crate::inode::Node;
 use crate::leaf::IoMode;
 use crate::reply;
@@ -44,6 +45,8 @@ pub(crate) const LARGEST_REQUEST: u32 = 1 << 20;
 
 /// An xattr of the root with the server's process id. listxattr(2) does not show it.
 pub(crate) const SERVER_XATTR: &str = "trusted.msb.server";
+/// Its name for users, who cannot read the other one.
+pub(crate) const SERVER_XATTR_OF_USER: &str = "user.msb.server";
 
 /// The FUSE side of a mount.
 #[derive(Debug)]
@@ -168,6 +171,7 @@ impl Filesystem for Fs {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let Some((uid, gid)) = host_ids::of_owner(uid, gid) else { return reply.error(Errno::EINVAL) };
         let requested = SetAttributes { mode, uid, gid, size, atime, mtime };
         let caller = Caller::new(req, 0);
         self.after_copy(self.node(ino), move |tree, node| {
@@ -422,7 +426,7 @@ impl Filesystem for Fs {
     }
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if ino == INodeNo::ROOT && name == SERVER_XATTR {
+        if ino == INodeNo::ROOT && (name == SERVER_XATTR || name == SERVER_XATTR_OF_USER && host_ids::is_host()) {
             return reply::xattr(Ok(std::process::id().to_string().into_bytes()), size, reply);
         }
         reply::xattr(self.node(ino).and_then(|node| self.tree.xattr(&node, name)), size, reply);

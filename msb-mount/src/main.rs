@@ -9,6 +9,8 @@ mod command;
 mod config;
 mod descriptors;
 mod fs;
+mod fusermount;
+mod host_ids;
 mod inode;
 mod leaf;
 mod listing;
@@ -25,13 +27,15 @@ mod tree;
 use std::ffi::OsStr;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::Parser;
-use msb::{tool::exit, tool::interrupt, tool::start};
+use msb::{tool::exit, tool::interrupt, tool::start, tool::user_namespace};
 
+use access::Access;
 use args::Args;
 use command::InRoot;
 use config::Config;
+use fusermount::{Fusermount, Mounted};
 use options::Options;
 
 fn main() -> ExitCode {
@@ -48,19 +52,21 @@ fn main() -> ExitCode {
 
 /// Mounts the layers that mount options name.
 fn mount(options: &Options) -> anyhow::Result<u8> {
-    require_root()?;
+    let _ = become_root(None)?;
     let line = [OsStr::new("msb-mount")].into_iter().chain(options.flags.iter().map(OsStr::new));
     let args = Args::try_parse_from(line.chain([options.target.as_os_str()]))?;
     let _guard = interrupt::Guard::new("msb-mount")?;
     let (config, begun) = Config::with_record(options.record()?, &args)?;
-    background::start(&config, None, begun)
+    background::start(&config, None, None, begun)
 }
 
-fn require_root() -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("mounting needs root: the layers hold files of many owners (run it with sudo)");
-    }
-    msb::tool::capability::check_sys_admin().context("cannot mount")
+/// Makes this process root, of a user namespace if it has to be. A user's mount is then for fusermount3, if `access` says how to mount.
+fn become_root(access: Option<&Access>) -> anyhow::Result<Option<Fusermount>> {
+    let is_user = !rustix::process::geteuid().is_root();
+    let fusermount = access.filter(|_| is_user).map(Fusermount::start).transpose()?;
+    user_namespace::enter()?;
+    msb::tool::capability::check_sys_admin().context("cannot mount")?;
+    Ok(fusermount)
 }
 
 fn run(args: &Args) -> anyhow::Result<u8> {
@@ -69,7 +75,6 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         mountpoint::unmount(path)?;
         return Ok(0);
     }
-    require_root()?;
     if args.serve {
         if let Some(parent) = args.with_parent {
             rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))?;
@@ -78,10 +83,15 @@ fn run(args: &Args) -> anyhow::Result<u8> {
                 bail!("the process that wanted the mount has ended");
             }
         }
-        start::close_inherited(&[])?;
+        let made = match (args.fuse_device, args.fuse_watcher) {
+            (Some(device), Some(watcher)) => Some(Mounted::inherited(device, watcher)?),
+            _ => None,
+        };
+        start::close_inherited(&made.as_ref().map(Mounted::numbers).unwrap_or_default())?;
         let config = Config::received(args)?;
-        return background::serve(&config);
+        return background::serve(&config, made);
     }
+    let fusermount = become_root(if args.command.is_empty() { Some(&args.access) } else { None })?;
     if !args.command.is_empty() {
         let program = InRoot { line: &args.command, is_in_place: args.in_place };
         if args.enter {
@@ -94,11 +104,13 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     let _guard = if args.foreground { None } else { Some(interrupt::Guard::new("msb-mount")?) };
     let (config, begun) = Config::new(args)?;
+    let made = fusermount.map(|fusermount| fusermount.mount(&config.mountpoint)).transpose();
+    let made = made.inspect_err(|_| config.undo())?;
     if args.foreground {
         begun.finish();
         let mounted = || config.mounted(rustix::process::getpid());
-        serve::run(&config, || Ok(args.output.put(&mounted(), || config.summary())?))?;
+        serve::run(&config, made, || Ok(args.output.put(&mounted(), || config.summary())?))?;
         return Ok(0);
     }
-    background::start(&config, Some(&args.output), begun)
+    background::start(&config, made, Some(&args.output), begun)
 }

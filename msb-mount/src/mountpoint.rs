@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::fs::SERVER_XATTR;
+use crate::fs::{SERVER_XATTR, SERVER_XATTR_OF_USER};
 
 /// The path without symlinks of a mount point that may not exist yet, in UTF-8 for the record.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
@@ -98,7 +98,8 @@ fn is_mounted(path: &Path) -> Result<bool, Errno> {
 /// The process that serves the mount at `path`, if it is an msb-mount.
 fn server(path: &Path) -> Option<Pid> {
     let mut value = [0u8; 16];
-    let length = rustix::fs::getxattr(path, OsStr::new(SERVER_XATTR), &mut value[..]).ok()?;
+    let mut read = |name: &str| rustix::fs::getxattr(path, OsStr::new(name), &mut value[..]).ok();
+    let length = read(SERVER_XATTR).or_else(|| read(SERVER_XATTR_OF_USER))?;
     let digits = std::str::from_utf8(value.get(..length)?).ok()?;
     Pid::from_raw(digits.parse().ok()?)
 }

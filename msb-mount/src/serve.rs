@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::{anyhow, bail};
-use fuser::{Config as Options, MountOption, Notifier, Session};
+use fuser::{Config as Options, MountOption, Notifier, Session, SessionACL};
 use msb::overlay::upper::{Writer, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
 use msb::store::layers;
@@ -20,11 +20,16 @@ use rustix::mount::UnmountFlags;
 
 use crate::config::Config;
 use crate::fs::{Fs, LARGEST_REQUEST};
-use crate::mountpoint;
+use crate::fusermount::{Mounted, Watcher};
 use crate::tree::Tree;
+use crate::{host_ids, mountpoint};
 
-/// Mounts, calls `ready` when the mount responds, and serves it until it is unmounted.
-pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+/// Mounts unless `made` is a mount already, calls `ready` when the mount responds, and serves it until it is unmounted.
+pub(crate) fn run(
+    config: &Config,
+    made: Option<Mounted>,
+    ready: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let signals = block_signals()?;
     // The more descriptors there are, the fewer files are closed and opened again.
     raise_open_files();
@@ -41,14 +46,15 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
     let (tree, _lock) = open(config, notifier.clone())?;
     let upper = config.record.upper.as_ref().filter(|_| !config.access.is_read_only);
     let upper = upper.map(|upper| File::open(&upper.dir).map(Arc::new)).transpose()?;
-    let session = Session::new(Fs::new(tree), path, &options(config))
-        .map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
+    let (session, watcher) =
+        session(config, Fs::new(tree), made).map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
+    let is_watched = watcher.is_some();
     let _ = notifier.set(session.notifier());
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
         let (mountpoint, ended) = (config.mountpoint.clone(), ended.clone());
         let (is_new, upper) = (config.is_new, upper.clone());
-        move || await_signal(&signals, &mountpoint, is_new, &ended, upper.as_deref())
+        move || await_signal(&signals, &mountpoint, (is_new, is_watched), &ended, upper.as_deref())
     })?;
     let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
     // The kernel has the reply to FUSE_INIT, so this request is served at once.
@@ -61,6 +67,9 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
         return Err(error);
     }
     let served = server.join();
+    if let Some(watcher) = watcher {
+        watcher.dismiss();
+    }
     sync_upper(upper.as_deref());
     ended.store(true, Ordering::Release);
     mountpoint::remove(path, config.is_new);
@@ -69,6 +78,15 @@ pub(crate) fn run(config: &Config, ready: impl FnOnce() -> anyhow::Result<()>) -
         Ok(Err(error)) => bail!("mount point {path:?}: {error}"),
         Err(_) => bail!("mount point {path:?}: the server panicked"),
     }
+}
+
+/// The session, and for a mount that was made already what keeps it.
+fn session(config: &Config, fs: Fs, made: Option<Mounted>) -> io::Result<(Session<Fs>, Option<Watcher>)> {
+    let Some(made) = made else { return Ok((Session::new(fs, &config.mountpoint, &options(config))?, None)) };
+    host_ids::set_host()?;
+    let (device, watcher) = made.split();
+    // The kernel has been told who may enter.
+    Ok((Session::from_fd(fs, device, SessionACL::All, options(config))?, Some(watcher)))
 }
 
 /// The tree, with a lock that excludes other writers while it is served.
@@ -150,7 +168,14 @@ fn block_signals() -> anyhow::Result<SigSet> {
 
 /// Unmounts at a signal. The session then ends by itself. A mount that is in use is detached instead, and its users get ENOTCONN.
 /// `unmount` of `msb::vm` sends the signal after it has unmounted, for copies of the mount in other mount namespaces.
-fn await_signal(signals: &SigSet, path: &Path, is_new: bool, ended: &AtomicBool, upper: Option<&File>) {
+/// A mount that is watched is unmounted once this process has ended.
+fn await_signal(
+    signals: &SigSet,
+    path: &Path,
+    (is_new, is_watched): (bool, bool),
+    ended: &AtomicBool,
+    upper: Option<&File>,
+) {
     loop {
         let Ok(signal) = signals.wait() else { continue };
         if ended.load(Ordering::Acquire) {
@@ -158,6 +183,12 @@ fn await_signal(signals: &SigSet, path: &Path, is_new: bool, ended: &AtomicBool,
         }
         match rustix::mount::unmount(path, UnmountFlags::empty()) {
             Ok(()) => return,
+            Err(Errno::PERM) if is_watched => {
+                let root = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
+                if let Ok(root) = rustix::fs::open(path, root, rustix::fs::Mode::empty()) {
+                    let _ = rustix::fs::syncfs(&root);
+                }
+            }
             // It was unmounted, and what is mounted there by now is not ours.
             Err(Errno::INVAL | Errno::NOENT) => {}
             Err(_) => {

@@ -14,6 +14,8 @@ pub struct Mount {
     pub is_readonly: bool,
     /// Whether programs in it cannot be executed.
     pub is_noexec: bool,
+    /// Whether users other than the owner of a FUSE mount may enter it.
+    pub allows_others: bool,
     /// The type of the file system.
     pub fstype: OsString,
 }
@@ -31,6 +33,9 @@ pub fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
             point: unescape(point),
             is_readonly: has(b"ro"),
             is_noexec: has(b"noexec"),
+            allows_others: fields
+                .get(separator + 3)
+                .is_some_and(|options| options.split(|&byte| byte == b',').any(|option| option == b"allow_other")),
             fstype: unescape(fields.get(separator + 1)?),
         })
     })
@@ -67,10 +72,11 @@ mod tests {
 
     #[test]
     fn a_mount_has_an_id_options_and_a_type() {
-        let table = b"36 35 98:0 /a /mnt ro,noexec,noatime master:1 shared:2 - fuse.msb - rw\n37 36 0:1 / /x rw,relatime - ext4 /dev/ro ro\nodd\n";
-        let mounts: Vec<_> =
-            super::mounts(table).map(|mount| (mount.id, mount.is_readonly, mount.is_noexec, mount.fstype)).collect();
-        assert_eq!(mounts, [(36, true, true, "fuse.msb".into()), (37, false, false, "ext4".into())]);
+        let table = b"36 35 98:0 /a /mnt ro,noexec,noatime master:1 shared:2 - fuse.msb - rw,allow_other\n37 36 0:1 / /x rw,relatime - ext4 /dev/ro ro\nodd\n";
+        let mounts: Vec<_> = super::mounts(table)
+            .map(|mount| (mount.id, mount.is_readonly, mount.is_noexec, mount.allows_others, mount.fstype))
+            .collect();
+        assert_eq!(mounts, [(36, true, true, true, "fuse.msb".into()), (37, false, false, false, "ext4".into())]);
     }
 
     #[test]
