@@ -8,7 +8,8 @@ setup_file() {
     # The directories of bats are closed to others.
     place=$(mktemp -d)
     user=msb-test-$$
-    export place user
+    fuse_mode=$(stat -c %a /dev/fuse)
+    export place user fuse_mode
     chmod 0755 "$place"
     mkdir "$place/tools"
     local release=$BATS_TEST_DIRNAME/../target/release tool
@@ -41,6 +42,9 @@ setup() {
 
 teardown() {
     vm_show_logs
+    chmod "$fuse_mode" /dev/fuse
+    [ ! -e "$BATS_TEST_TMPDIR/fuse.conf" ] || cat "$BATS_TEST_TMPDIR/fuse.conf" >/etc/fuse.conf
+    [ ! -e "$BATS_TEST_TMPDIR/subuid" ] || cat "$BATS_TEST_TMPDIR/subuid" >/etc/subuid
     as_user sh -c 'for vm in "$XDG_RUNTIME_DIR"/msb/*/; do [ ! -e "$vm/record.json" ] || msb-stop -q -r "$vm/record.json" >/dev/null; done'
     vm_teardown
 }
@@ -55,7 +59,7 @@ as_user() {
 make_image() {
     (
         source "$BATS_TEST_DIRNAME/image.bash"
-        cd "$place"
+        cd "$place" || exit
         cp -r "$(tiny_image)" layout
         mkdir -p base/{etc/conf.d,opt/both,srv} changes/{etc/conf.d,opt}
         echo one >base/etc/one
@@ -190,4 +194,37 @@ END
     [ "$status" -eq 1 ]
     [[ $output == *"$user has no IDs in /etc/subuid"*"usermod --add-subuids "*"-"*" $user"* ]]
     jq -e '.parts.privileges | .usable == false and (.remedy | contains("/etc/subuid"))' <<<"$probed"
+}
+
+@test "a user's mount shows the owners of the host, goes with its server, and is a guest's root where fuse.conf allows that" {
+    # As udev makes it, which a container may not have.
+    chmod 0666 /dev/fuse
+    as_user sh -euc 'msb-pull -q "oci:$1/layout" | msb-mount -q ./root >mount.json' - "$place"
+    [ "$(as_user stat -c %U root/etc/passwd)" = "$user" ]
+    [ "$(as_user stat -c %u:%g root/srv/mine)" = 1000654320:1001123455 ]
+    as_user sh -euc 'echo new >root/etc/new; chmod 0640 root/etc/new; rm root/etc/link; mkdir root/etc/dir; [ ! -e root/etc/one ]'
+    run as_user msb-boot -r mount.json --name shared
+    [ "$status" -eq 1 ]
+    [[ $output == *'leave msb-mount out'*'"user_allow_other" to /etc/fuse.conf'* ]]
+    as_user msb-mount -u ./root
+    [ "$(ls root 2>/dev/null)" = '' ]
+    upper=$(jq -r .upper.dir mount.json)
+    [ "$(stat -c '%U %a' "$upper/etc/new")" = "$user 640" ]
+    [ "$(stat -c %t:%T "$upper/etc/link")" = 0:0 ]
+
+    # The server is killed.
+    as_user sh -euc 'msb-mount -q -r mount.json ./root >again.json; [ -e root/etc/new ]; kill -9 "$(jq .mount.pid again.json)"'
+    timeout 60 sh -c 'while grep -q " $0 " /proc/self/mountinfo; do sleep 0.1; done' "$place/home/root"
+
+    cp /etc/fuse.conf "$BATS_TEST_TMPDIR/"
+    echo user_allow_other >>/etc/fuse.conf
+    run as_user sh -euc 'msb-mount -q -r mount.json ./root | msb-boot --name shared >shared.json
+        msb-exec shared -- sh -c "stat -c %u /srv/mine; echo guest >/etc/guest; chown 5:6 /etc/guest; rm /etc/new"
+        cat root/etc/guest; stat -c %u root/etc/guest
+        msb-stop -q --unmount -r shared.json >/dev/null'
+    cat "$BATS_TEST_TMPDIR/fuse.conf" >/etc/fuse.conf
+    [ "$status" -eq 0 ]
+    [ "$output" = $'654321\nguest\n1000000004' ]
+    [ ! -e "$upper/etc/new" ]
+    run ! grep " $place/home/root " /proc/self/mountinfo
 }
