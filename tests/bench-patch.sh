@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What msb-patch costs: ten thousand text operations against a loop of openat, write and close; one operation from a cold start
-# against umoci insert and cp; large copies against cp, with the most memory that was taken. Turn by turn, medians.
+# on an empty upper and on a large one, against umoci insert and cp; large copies against cp, with the most memory that was taken. Turn by turn, medians.
 #
 #   tests/bench-patch.sh [ROUNDS [TREE]]        TREE: what copy_dir copies, /usr by default
 set -euo pipefail
@@ -75,7 +75,18 @@ for ((round = 0; round < rounds; round++)); do
     cost one msb-patch -r image.json -f one.jsonl --upper "$work/one-$round"
     cost umoci umoci insert --image layout:latest one "/etc/motd-$round"
 done
+mkdir tree
+for ((n = 0; n < files * 3; n++)); do
+    ((n % 100)) || mkdir "tree/$n"
+    echo "$n" >"tree/$((n / 100 * 100))/$n"
+done
+echo '{"op":"copy_dir","src":"tree","dst":"/srv"}' | msb-patch -q -r image.json -f - --upper "$work/large" -o large.json
+for ((round = 0; round < rounds; round++)); do
+    printf '{"op":"text","path":"/etc/motd","content":"%s","replace":true}\n' "$round" >change.jsonl
+    cost large msb-patch -r large.json -f change.jsonl
+done
 row '' 'ms' 'CPU ms'
+row "on an upper of $((files * 3)) files" "$(median large 1)" "$(median large 2)"
 for name in cp one umoci; do row "$name" "$(median "$name" 1)" "$(median "$name" 2)"; done
 
 echo "-- copies, $rounds rounds"

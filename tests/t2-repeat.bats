@@ -7,6 +7,7 @@ bats_require_minimum_version 1.5.0
 
 setup() {
     source "$BATS_TEST_DIRNAME/patch.bash"
+    source "$BATS_TEST_DIRNAME/tree.bash"
     patch_setup
 }
 
@@ -361,6 +362,61 @@ END
     msb-patch -r patched.json -f grow.jsonl >/dev/null
     [ "$(cat "$upper/a")" = new ]
     [ -z "$(ls -A "$upper/../work")" ]
+}
+
+@test "an upper with many files becomes what a small one becomes, and the record that cannot be written restores it" {
+    cat >first <<'END'
+{"op":"text","path":"/etc/motd","content":"first\n","replace":true}
+{"op":"text","path":"/srv/dir/in/file","content":"in\n"}
+{"op":"text","path":"/srv/one","content":"one\n"}
+{"op":"hardlink","target":"/srv/one","link":"/srv/dir/two"}
+{"op":"hardlink","target":"/srv/one","link":"/srv/three"}
+{"op":"symlink","target":"one","link":"/srv/link"}
+{"op":"remove","path":"/var/cache"}
+{"op":"mkdir","path":"/srv/gone/deep"}
+{"op":"xattr","path":"/srv/dir","name":"user.a","value":"b"}
+END
+    cat >second <<'END'
+{"op":"append","path":"/srv/dir/two","content":"more\n"}
+{"op":"rename","from":"/srv/dir","to":"/opt/moved"}
+{"op":"chmod","path":"/opt/moved/in/file","mode":"0600"}
+{"op":"remove","path":"/srv/gone"}
+{"op":"remove","path":"/etc/motd"}
+{"op":"mkdir","path":"/etc/motd"}
+{"op":"text","path":"/var/cache/new","content":"new\n"}
+{"op":"chown","path":"/srv","uid":5,"gid":6}
+{"op":"rename","from":"/srv/link","to":"/srv/moved"}
+{"op":"text","path":"/bin/tool","content":"tool\n"}
+{"op":"remove","path":"/etc/ssl"}
+END
+    mkdir many
+    (cd many && seq 1200 | xargs touch)
+    export SOURCE_DATE_EPOCH=1000000
+    msb-patch -r image.json -f first -o patched.json
+    msb-patch -r patched.json -f second -o patched.json
+    show
+    touch -d @1000000 merged
+    tree_manifest merged >small
+    umount merged
+    (cat first; echo '{"op":"copy_dir","src":"many","dst":"/bulk"}') | msb-patch -r image.json -f - -o patched.json
+    upper=$(jq -r .upper.dir patched.json)
+    bulk=$(stat -c %i "$upper/bulk")
+    everything "$upper" >before
+    run ! msb-patch -r patched.json -f second -o /dev/full
+    diff before <(everything "$upper")
+    [ -z "$(ls -A "$upper/../work")" ]
+    msb-patch -n -r patched.json -f second >dry
+    diff before <(everything "$upper")
+    msb-patch -r patched.json -f second --report report -o patched.json
+    [ "$(jq -c '[.op, .layer, .action]' dry)" = "$(jq -c '[.op, .layer, .action]' report)" ]
+    # It was not copied.
+    [ "$(stat -c %i "$upper/bulk")" = "$bulk" ]
+    [ -z "$(ls -A "$upper/../work")" ]
+    show
+    rm -r merged/bulk
+    touch -d @1000000 merged
+    diff small <(tree_manifest merged)
+    umount merged
 }
 
 @test "an upper that cannot be written, and a full disk, leave the old state" {

@@ -47,11 +47,13 @@ END
 @test "a record whose VM is running is neither patched nor mounted, and one whose VM has ended is" {
     echo '{"op":"text","path":"/q","content":"q"}' >ops
     vm_boot worker
-    for tool in "msb-patch -f ops" "msb-patch -n -f ops" "msb-mount ./mnt" "msb-mount --ro ./mnt"; do
+    for tool in "msb-patch -f ops" "msb-mount ./mnt" "msb-mount --ro ./mnt"; do
         run -1 $tool -r worker.json
         [[ "$output" == *': VM "worker" is running on this record'*'"msb-stop worker --commit"'* ]]
     done
     [ ! -e mnt ]
+    # A dry run only reads.
+    [ "$(msb-patch -n -r worker.json -f ops | jq -r .action)" = create ]
     [ "$(ls "$MSB_HOME/sandboxes")" = worker ]
     kill -KILL "$(vm_pid worker)"
     vm_await_end "$(vm_pid worker)"

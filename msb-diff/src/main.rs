@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use msb::overlay::upper::recover;
 use msb::overlay::{Merged, raise_open_files};
 use msb::record::{Record, Rootfs};
 use msb::store::home;
@@ -39,6 +40,9 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     raise_open_files();
     let record = args.record.take(TOOL)?;
     let old = args.old.as_deref().map(named).transpose()?;
+    for upper in [Some(&record), old.as_ref()].into_iter().flatten().filter_map(|record| record.upper.as_ref()) {
+        recover(&upper.work).with_context(|| format!("upper {:?}", upper.dir))?;
+    }
     let lower = lower_of(&record)?;
     let upper = record.upper.as_ref().map(|upper| upper.dir.as_path());
     let now = Merged::open(&lower, upper).context("root")?;

@@ -59,13 +59,17 @@ pub struct Args {
     pub dry_run: bool,
 }
 
+/// The most names of an upper that is copied before it is changed. The copy costs less than the steps that a larger one is spared.
+const FEW: usize = 1000;
+
 impl Args {
     /// What the upper starts from.
     pub fn start(&self) -> Start {
-        match (self.fresh, self.copy) {
-            (true, _) => Start::Fresh,
-            (_, true) => Start::Copy,
-            _ => Start::Continue,
+        match (self.dry_run, self.fresh, self.copy) {
+            (true, ..) => Start::Trial,
+            (_, true, _) => Start::Fresh,
+            (_, _, true) => Start::Copy,
+            _ => Start::Fold(FEW),
         }
     }
 }

@@ -5,6 +5,7 @@ mod attributes;
 pub mod caps;
 mod compare;
 mod content;
+mod continued;
 mod dir_times;
 mod hint;
 pub mod lines;

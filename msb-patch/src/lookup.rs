@@ -39,24 +39,26 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The message that something exists.
+    pub(crate) fn exists(&self, leaf: &Leaf) -> String {
+        format!("exists{} (set \"replace\": true to overwrite it)", self.whereabouts(leaf))
+    }
+
+    /// Where something is, to follow "exists".
+    pub(crate) fn whereabouts(&self, leaf: &Leaf) -> &'static str {
+        match self.shown_layer(leaf.layer) {
+            Layer::Lower(_) => " in the image",
+            Layer::Upper => "",
+        }
+    }
+}
+
 /// The `stat(2)` of what is at a resolved path.
 pub(crate) fn stat_of(at: &Resolved) -> io::Result<Stat> {
     match &at.end {
         End::Leaf(_, leaf) => leaf.entry.stat_now(),
         _ => at.steps.last().expect("the root stays").dir.top().0.stat(),
-    }
-}
-
-/// The message that something exists.
-pub(crate) fn exists(leaf: &Leaf) -> String {
-    format!("exists{} (set \"replace\": true to overwrite it)", whereabouts(leaf))
-}
-
-/// Where something is, to follow "exists".
-pub(crate) fn whereabouts(leaf: &Leaf) -> &'static str {
-    match leaf.layer {
-        Layer::Lower(_) => " in the image",
-        Layer::Upper => "",
     }
 }
 

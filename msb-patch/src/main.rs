@@ -37,7 +37,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let ops_on_stdin = args.file.as_deref().is_none_or(|file| file == Path::new("-"));
     let is_op = |value: &[u8]| ops_on_stdin && stream::is_operation(value);
     let (mut record, first_op) = args.record.take_before("msb-patch", is_op)?;
-    supervisor::require_ended(&mut record)?;
+    // A dry run reads only, also what a VM has.
+    if !args.dry_run {
+        supervisor::require_ended(&mut record)?;
+    }
     let upper_named = args.upper.as_deref().map(path::absolute).transpose().context("--upper")?;
     let home = home::home()?;
     let lower = match record.rootfs()? {
@@ -74,9 +77,12 @@ fn run(args: &Args) -> anyhow::Result<()> {
     };
     let (mut target, staging) = match &lower {
         Some(lower) => {
-            let upper = record.upper.as_ref();
-            let (staging, layers) = Staging::begin(&home, lower, upper, upper_named.as_deref(), args.start())
-                .map_err(|error| user.explain(error.into()))?;
+            // A dry run from an empty upper does not look at the one that exists.
+            let is_needed = !(args.dry_run && args.fresh);
+            let (upper, named) = (record.upper.as_ref(), upper_named.as_deref());
+            let (upper, named) = (upper.filter(|_| is_needed), named.filter(|_| is_needed));
+            let (staging, layers) =
+                Staging::begin(&home, lower, upper, named, args.start()).map_err(|error| user.explain(error.into()))?;
             if let Some(draft) = staging.draft() {
                 let marked = sandbox::make_held(&draft.dir).and_then(|()| Owner::of(&record).create(&draft.dir));
                 marked.inspect_err(|_| staging.discard()).with_context(|| format!("{:?}", draft.dir))?;

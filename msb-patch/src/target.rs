@@ -16,6 +16,7 @@ use msb::store::staging::Layers;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 
 use crate::attributes::{RequestedAttributes, set_attributes};
+use crate::continued::Continued;
 use crate::dir_times::DirTimes;
 use crate::path_state::PathState;
 use crate::user::User;
@@ -77,7 +78,9 @@ pub struct Target {
     /// Changes the upper.
     pub(crate) writer: Writer,
     /// Files that are hardlinks to the old upper, by inode. They are copied before they change.
-    shared_data: HashSet<u64>,
+    pub(crate) shared_data: HashSet<u64>,
+    /// The upper that is continued, if it is the topmost lower layer.
+    pub(crate) continued: Option<Continued>,
     /// Files that a dry run has created without their data, by inode.
     without_data: HashSet<u64>,
     pub(crate) dry_run: bool,
@@ -94,12 +97,14 @@ pub struct Target {
 impl Target {
     /// The root that these layers form.
     pub fn new(layers: Layers, settings: Settings) -> Self {
-        let Layers { root, writer, shared: shared_data } = layers;
+        let Layers { root, writer, shared: shared_data, is_above } = layers;
+        let continued = is_above.then(|| Continued::new(&root));
         let Settings { dry_run, is_reported, epoch, user, src_dir } = settings;
         Self {
             root,
             writer,
             shared_data,
+            continued,
             without_data: HashSet::new(),
             dry_run,
             is_reported,
@@ -120,7 +125,9 @@ impl Target {
     }
 
     pub(crate) fn state_before(&self, at: &Resolved, action: &'static str) -> Option<PathState> {
-        self.is_reported.then(|| PathState::at(at, action))
+        let mut state = self.is_reported.then(|| PathState::at(at, action))?;
+        state.layer = state.layer.map(|layer| self.shown_layer(layer));
+        Some(state)
     }
 
     pub(crate) fn no_state(&self, path: &OsStr) -> Option<PathState> {
@@ -284,6 +291,7 @@ impl Target {
             self.writer.copy_up(dir, name, leaf, length)?
         };
         self.note_copy(&copy, length);
+        self.copy_other_names(leaf, &copy)?;
         Ok(copy)
     }
 

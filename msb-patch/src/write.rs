@@ -9,7 +9,6 @@ use rustix::fs::{FileType, Mode};
 
 use crate::attributes::{RequestedAttributes, set_attributes};
 use crate::content::Content;
-use crate::lookup::exists;
 use crate::member::RawPath;
 use crate::target::{Done, Target};
 
@@ -65,7 +64,7 @@ impl Target {
             {
                 return Ok(Done { bytes: content.length()?, ..Done::unchanged(before) });
             }
-            End::Leaf(_, leaf) if !over.replace => bail!("{}", exists(leaf)),
+            End::Leaf(_, leaf) if !over.replace => bail!("{}", self.exists(leaf)),
             End::Missing(_) if path.ends_with_slash() => bail!("a file's path does not end with \"/\""),
             End::Missing(_) if !over.create => bail!("does not exist, and \"create\" is false"),
             _ => {}

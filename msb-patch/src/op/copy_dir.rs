@@ -17,7 +17,7 @@ use rustix::fs::{FileType, Stat, Timestamps};
 
 use crate::attributes::RequestedAttributes;
 use crate::content::Content;
-use crate::lookup::{kind, whereabouts};
+use crate::lookup::kind;
 use crate::member::{RawPath, members_with_attributes};
 use crate::operation::Operation;
 use crate::target::{Done, Target};
@@ -48,7 +48,7 @@ impl Operation for CopyDir {
         }
         let at = target.look_up(&self.dst, Last::Follow)?;
         if let End::Leaf(_, leaf) = &at.end {
-            bail!("exists{} and is {}", whereabouts(leaf), kind(leaf));
+            bail!("exists{} and is {}", target.whereabouts(leaf), kind(leaf));
         }
         let before = target.state_before(&at, "merge");
         let requested = self.attributes(target)?;

@@ -7,7 +7,6 @@ use msb::overlay::resolve::{End, Last};
 use serde::Deserialize;
 
 use crate::compare::is_one_file;
-use crate::lookup::exists;
 use crate::member::RawPath;
 use crate::operation::Operation;
 use crate::target::{Done, Target};
@@ -44,7 +43,7 @@ impl Operation for Hardlink {
         match &at.end {
             End::Dir => bail!("exists and is a directory (remove it first)"),
             End::Leaf(_, there) if is_one_file(there, leaf) => return Ok(Done::unchanged(before)),
-            End::Leaf(_, there) if !self.replace => bail!("{}", exists(there)),
+            End::Leaf(_, there) if !self.replace => bail!("{}", target.exists(there)),
             End::Missing(_) if self.link.ends_with_slash() => bail!("a file's path does not end with \"/\""),
             _ => {}
         }

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use anyhow::bail;
 use msb::overlay::resolve::{End, Last};
 
-use crate::lookup::{kind, whereabouts};
+use crate::lookup::kind;
 use crate::member::{RawPath, members_with_attributes};
 use crate::operation::Operation;
 use crate::target::{Done, Target};
@@ -26,7 +26,7 @@ impl Operation for Mkdir {
     fn run(&self, target: &mut Target) -> anyhow::Result<Done> {
         let at = target.look_up(&self.path, Last::Follow)?;
         if let End::Leaf(_, leaf) = &at.end {
-            bail!("exists{} and is {}", whereabouts(leaf), kind(leaf));
+            bail!("exists{} and is {}", target.whereabouts(leaf), kind(leaf));
         }
         let before = target.state_before(&at, "set");
         let requested = self.attributes(target)?;

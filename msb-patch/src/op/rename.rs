@@ -15,7 +15,7 @@ use rustix::fs::{Mode, RenameFlags};
 use serde::Deserialize;
 
 use crate::compare::{are_leaves_equal, are_trees_equal, descend};
-use crate::lookup::{exists, kind, whereabouts};
+use crate::lookup::kind;
 use crate::member::RawPath;
 use crate::operation::Operation;
 use crate::path_state::PathState;
@@ -66,10 +66,10 @@ impl Operation for Rename {
         }
         match (&from.end, &to.end) {
             (_, End::Dir) => bail!("to {to_path:?}: exists and is a directory (remove it first)"),
-            (_, End::Leaf(_, leaf)) if !self.replace => bail!("to {to_path:?}: {}", exists(leaf)),
+            (_, End::Leaf(_, leaf)) if !self.replace => bail!("to {to_path:?}: {}", target.exists(leaf)),
             (End::Dir, End::Leaf(_, leaf)) => bail!(
                 "to {to_path:?}: exists{} and is {}, which a directory does not replace (remove it first)",
-                whereabouts(leaf),
+                target.whereabouts(leaf),
                 kind(leaf)
             ),
             _ => {}
@@ -109,7 +109,9 @@ fn rename(target: &mut Target, from: Resolved, to: Resolved) -> anyhow::Result<(
     target.dir_times.restore()?;
     let (dir, to_dir) = (upper_of(&parent)?, upper_of(&to.parent)?);
     let (name, to_name) = (Name::new(&name)?, Name::new(&to.name)?);
-    if let Some(leaf) = old.filter(|leaf| leaf.layer != Layer::Upper || leaf.is_metacopy()) {
+    if let Some(leaf) = old.filter(|leaf| leaf.layer != Layer::Upper || leaf.is_metacopy())
+        && !target.share(dir, name, &leaf)?
+    {
         target.copy_into_upper(dir, name, &leaf)?;
     }
     let (before, to_before) = (dir.to_entry()?, to_dir.to_entry()?);
@@ -161,6 +163,9 @@ fn move_tree(target: &mut Target, from: &Merged, to: &Destination) -> anyhow::Re
                         old.rename(name, &dir, name, RenameFlags::empty())?;
                     }
                     Layer::Lower(layer) => {
+                        if target.share(&dir, name, &leaf)? {
+                            continue;
+                        }
                         let stat = leaf.entry.stat();
                         let key = (layer, stat.st_dev, stat.st_ino);
                         if let Some(first) = hardlinks.get(&key) {

@@ -11,7 +11,6 @@ use rustix::fs::FileType;
 use serde::Deserialize;
 
 use crate::attributes::{RequestedAttributes, set_attributes};
-use crate::lookup::exists;
 use crate::member::RawPath;
 use crate::operation::Operation;
 use crate::target::{Done, Target};
@@ -50,7 +49,7 @@ impl Operation for Symlink {
             {
                 return Ok(Done::unchanged(before));
             }
-            End::Leaf(_, leaf) if !self.replace => bail!("{}", exists(leaf)),
+            End::Leaf(_, leaf) if !self.replace => bail!("{}", target.exists(leaf)),
             End::Missing(_) if self.link.ends_with_slash() => bail!("a symlink's path does not end with \"/\""),
             _ => {}
         }

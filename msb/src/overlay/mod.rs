@@ -48,6 +48,9 @@ mod copy_data;
 mod copy_up;
 pub mod device;
 pub mod error;
+#[cfg(feature = "store")]
+pub mod fold;
+pub mod journal;
 mod make;
 mod marks;
 mod merged;

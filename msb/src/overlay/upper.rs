@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::attributes::{copy_attributes, remove_acls};
 use super::beneath::{Dir, Entry, Name};
+use super::journal;
 use super::merged::Merged;
 use super::whiteout;
 use crate::lock::{self, Lock};
@@ -33,7 +34,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Locks a work directory, and removes what a killed writer left in it.
+    /// Locks a work directory, completes a fold that was killed, and removes what a killed writer left in it.
     ///
     /// `durable`: whether a copied-up file is synced before it is visible. A caller that syncs the whole upper at the end does not need
     /// that.
@@ -43,6 +44,7 @@ impl Writer {
     pub fn open(work: &Path, durable: bool) -> io::Result<Self> {
         let lock = lock::open(work, Lock::TryExclusive)?;
         let work = Dir::open(work)?;
+        journal::recover(&work)?;
         let mut abandoned = Vec::<OsString>::new();
         for child in work.read()? {
             let name = child?.file_name().to_string_lossy().into_owned();
@@ -181,12 +183,36 @@ fn is_type_clash(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::NOTDIR | Errno::ISDIR | Errno::NOTEMPTY | Errno::EXIST))
 }
 
-/// Locks an upper against writers, for a read-only mount of it. The lock ends with the descriptor.
+/// Locks an upper against writers, for a read-only mount of it, and completes a fold that was killed. The lock ends with the descriptor.
 ///
 /// # Errors
-/// [`io::ErrorKind::WouldBlock`] if another process writes the upper; else the error of opening.
+/// [`io::ErrorKind::WouldBlock`] if another process writes the upper; else the error of opening, or of completing.
 pub fn lock_to_read(work: &Path) -> io::Result<OwnedFd> {
-    lock::open(work, Lock::TryShared)
+    let lock = lock::open(work, Lock::TryShared)?;
+    let dir = Dir::open(work)?;
+    if journal::exists(&dir)? {
+        lock::take(&lock, Lock::TryExclusive)?;
+        journal::recover(&dir)?;
+        lock::take(&lock, Lock::TryShared)?;
+    }
+    Ok(lock)
+}
+
+/// Completes a fold that was killed, for a reader that does not lock the upper. One that is running is left alone.
+///
+/// # Errors
+/// The error of opening or of completing. An upper without a work directory is no error.
+pub fn recover(work: &Path) -> io::Result<()> {
+    match Dir::open(work).and_then(|dir| journal::exists(&dir)) {
+        Ok(true) => {}
+        Ok(false) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    match lock_to_read(work) {
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Makes an empty upper and its work directory for a stack of lower directories. The merged root shows the upper's own attributes, so

@@ -28,6 +28,7 @@
 
 pub mod chain;
 pub mod checksums;
+mod clone;
 pub mod erofs;
 pub mod home;
 pub mod id_map;

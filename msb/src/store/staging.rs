@@ -1,38 +1,38 @@
 //! An upper while it is being made, by msb-patch or by a commit: in a staging directory, and visible in one rename. A run that is killed
 //! leaves the old upper or the new one, and the next run removes its staging directory.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::OsStr;
+use std::collections::HashSet;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, RenameFlags};
+use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
 
+use super::clone::{clone_tree, fill_from, has_more_names};
 use super::layout::{self, UPPER, WORK};
 use super::publish::{make_private_dir, remove_tree, staging_path, sync_parent};
 use super::{Error, sync};
 use crate::lock::{self, Lock};
-use crate::overlay::attributes::clone_attributes;
-use crate::overlay::beneath::{Dir, Entry, Name};
+use crate::overlay::Merged;
+use crate::overlay::beneath::Dir;
 use crate::overlay::error::At;
+use crate::overlay::fold::Fold;
+use crate::overlay::journal::STAGED;
 use crate::overlay::upper::{self, Writer};
-use crate::overlay::{Merged, clone_leaf};
 use crate::record::Upper;
-
-/// The name of an upper while it is made in its work directory, which is on the same file system. The next [`Writer`] removes it there
-/// if this run is killed.
-const STAGED_UPPER: &str = "msb.upper";
 
 /// What a new upper starts from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// The upper that exists, in whose place it will be, or an empty one.
     Continue,
+    /// The same. An upper with more names than this is not copied: the changes are made above it and then folded into it.
+    Fold(usize),
+    /// The same, in the store and for no longer than this run: the upper that exists is only read, and may be in use.
+    Trial,
     /// An empty one, which will be in the place of the upper that exists.
     Fresh,
     /// A copy of the upper that exists, which stays as it is.
@@ -60,6 +60,8 @@ enum Publish {
     New { to: PathBuf, work: PathBuf },
     /// The upper changes places with an existing one.
     Exchange { with: PathBuf, work: PathBuf },
+    /// The upper is folded into an existing one.
+    Fold { into: PathBuf, work: PathBuf, lower: Vec<PathBuf>, done: Option<Fold> },
 }
 
 /// An upper that is visible. The one that it replaced exists until the caller decides for one of them. A run that is killed before that
@@ -83,6 +85,8 @@ pub struct Layers {
     pub writer: Writer,
     /// The inode numbers of files that the new upper shares with the old one. They must be copied before they are written to.
     pub shared: HashSet<u64>,
+    /// Whether the topmost lower layer is the upper that is continued.
+    pub is_above: bool,
 }
 
 /// A sandbox that is being made. The lock on its staging directory tells it from an abandoned one.
@@ -156,12 +160,12 @@ impl Staging {
         named: Option<&Path>,
         start: Start,
     ) -> Result<(Self, Layers), Error> {
-        let layers = Merged::open(lower, None)?;
+        let layers_alone = Merged::open(lower, None)?;
         let is_fresh = start == Start::Fresh;
         if start == Start::Copy {
-            let (staging, writer) = Self::copy(home, &layers, continued, named)?;
+            let (staging, writer) = Self::copy(home, &layers_alone, continued, named)?;
             let root = Merged::open(lower, Some(&staging.upper)).inspect_err(|_| staging.discard())?;
-            return Ok((staging, Layers { root, writer, shared: HashSet::new() }));
+            return Ok((staging, Layers { root, writer, shared: HashSet::new(), is_above: false }));
         }
         let existing = match (named, continued) {
             (None, continued) => continued.cloned(),
@@ -170,13 +174,40 @@ impl Staging {
         };
         // An upper that is gone can be replaced, but not continued.
         let existing = existing.filter(|upper| !is_fresh || upper.dir.is_dir());
-        let (staging, writer, shared) = match (existing, named) {
-            (Some(upper), _) => Self::exchange(&upper, is_fresh.then_some(&layers))?,
-            (None, Some(dir)) => with_nothing_shared(Self::new_in(dir, &layers)?),
-            (None, None) => with_nothing_shared(Self::new_sandbox(home, &layers)?),
+        if let Some(upper) = existing.as_ref().filter(|upper| !upper.dir.is_dir()) {
+            return Err(gone(&upper.dir));
+        }
+        let above = |upper: &Upper| -> Vec<PathBuf> { [&upper.dir].into_iter().chain(lower).cloned().collect() };
+        let (staging, writer, shared, layers) = match (existing, named) {
+            (Some(upper), _) if start == Start::Trial => {
+                upper::recover(&upper.work).at(|| format!("work {:?}", upper.work))?;
+                let layers = above(&upper);
+                let (staging, writer) = Self::new_sandbox(home, &Merged::open(&layers, None)?)?;
+                (staging, writer, HashSet::new(), Some(layers))
+            }
+            (Some(upper), _) => {
+                let is_large = |least| has_more_names(&upper.dir, least).at(|| format!("upper {:?}", upper.dir));
+                let layers = match start {
+                    Start::Fold(least) if is_large(least)? => Some(above(&upper)),
+                    _ => None,
+                };
+                let fresh = is_fresh.then_some(&layers_alone);
+                let (staging, writer, shared) = Self::exchange(&upper, fresh, layers.as_deref())?;
+                (staging, writer, shared, layers)
+            }
+            (None, Some(dir)) if start != Start::Trial => {
+                let (staging, writer) = Self::new_in(dir, &layers_alone)?;
+                (staging, writer, HashSet::new(), None)
+            }
+            (None, _) => {
+                let (staging, writer) = Self::new_sandbox(home, &layers_alone)?;
+                (staging, writer, HashSet::new(), None)
+            }
         };
-        let root = Merged::open(lower, Some(&staging.upper)).inspect_err(|_| staging.discard())?;
-        Ok((staging, Layers { root, writer, shared }))
+        let is_above = layers.is_some();
+        let root = Merged::open(layers.as_deref().unwrap_or(lower), Some(&staging.upper));
+        let root = root.inspect_err(|_| staging.discard())?;
+        Ok((staging, Layers { root, writer, shared, is_above }))
     }
 
     /// Copies `from` with all data: both uppers may be written to later. Without `from` the new one is empty.
@@ -237,7 +268,7 @@ impl Staging {
                     "upper {dir:?}: another msb-patch has made it just now (run this one again to continue it)"
                 )));
             }
-            let staged = upper.work.join(STAGED_UPPER);
+            let staged = upper.work.join(STAGED);
             upper::create_upper(&staged, layers).at(|| format!("{staged:?}"))?;
             Ok((staged, writer))
         })();
@@ -253,11 +284,13 @@ impl Staging {
         }
     }
 
-    /// Copies an upper; with `fresh`, makes an empty one on those layers. It will take the place of `upper`.
-    fn exchange(upper: &Upper, fresh: Option<&Merged>) -> Result<(Self, Writer, HashSet<u64>), Error> {
-        if !upper.dir.is_dir() {
-            return Err(Error::Caller(format!("upper {:?} is gone", upper.dir)));
-        }
+    /// Copies an upper; with `fresh`, makes an empty one on those layers. It will take the place of `upper`. With `above`, makes an empty
+    /// one on those layers, the topmost of which is `upper`.
+    fn exchange(
+        upper: &Upper,
+        fresh: Option<&Merged>,
+        above: Option<&[PathBuf]>,
+    ) -> Result<(Self, Writer, HashSet<u64>), Error> {
         let made = if make_missing(&upper.work).at(|| format!("work {:?}", upper.work))? {
             vec![upper.work.clone()]
         } else {
@@ -274,12 +307,21 @@ impl Staging {
             lock_upper(&upper.dir, &upper.work)
         })();
         let writer = locked.inspect_err(|_| remove_made(&made))?;
-        let staged = upper.work.join(STAGED_UPPER);
-        let publish = Publish::Exchange { with: upper.dir.clone(), work: upper.work.clone() };
+        let staged = upper.work.join(STAGED);
+        let (into, work) = (upper.dir.clone(), upper.work.clone());
+        let publish = match above {
+            None => Publish::Exchange { with: into, work },
+            Some(layers) => {
+                Publish::Fold { into, work, lower: layers.get(1..).unwrap_or_default().to_vec(), done: None }
+            }
+        };
         let staging = Self { upper: staged.clone(), dir: staged, made, publish };
-        let made = match fresh {
-            Some(layers) => upper::create_upper(&staging.upper, layers).map(|()| HashSet::new()),
-            None => clone_tree(&upper.dir, &staging.upper),
+        let made = match (fresh, above) {
+            (Some(layers), _) => upper::create_upper(&staging.upper, layers).map(|()| HashSet::new()),
+            (None, Some(layers)) => Merged::open(layers, None)
+                .and_then(|layers| upper::create_upper(&staging.upper, &layers))
+                .map(|()| HashSet::new()),
+            (None, None) => clone_tree(&upper.dir, &staging.upper),
         };
         match made {
             Ok(shared) => Ok((staging, writer, shared)),
@@ -294,30 +336,38 @@ impl Staging {
     ///
     /// # Errors
     /// The error of syncing or renaming. The old upper is still in its place then, and the staging directory is removed.
-    pub fn publish(self, changed: bool) -> Result<Published, Error> {
+    pub fn publish(mut self, changed: bool) -> Result<Published, Error> {
         let upper = match &self.publish {
             Publish::Sandbox(draft) => pair(draft.to.join(UPPER), draft.to.join(WORK)),
-            Publish::New { to: dir, work } | Publish::Exchange { with: dir, work } => pair(dir.clone(), work.clone()),
+            Publish::New { to: dir, work }
+            | Publish::Exchange { with: dir, work }
+            | Publish::Fold { into: dir, work, .. } => pair(dir.clone(), work.clone()),
         };
-        if matches!(self.publish, Publish::Exchange { .. }) && !changed {
+        if matches!(self.publish, Publish::Exchange { .. } | Publish::Fold { .. }) && !changed {
             self.discard();
             return Ok(Published { upper, unsynced: None, staging: None });
         }
         // The rename is the last step that can fail. What fails after it is reported, not undone.
-        let renamed: io::Result<_> = (|| match &self.publish {
+        let renamed: io::Result<_> = (|| match &mut self.publish {
             Publish::Sandbox(draft) => draft.publish(),
             Publish::New { to, .. } => {
                 sync::tree(&self.upper)?;
                 let dir = to.parent().unwrap_or(Path::new("/"));
                 // An empty directory of the caller's may have had any mode.
                 fs::set_permissions(dir, Permissions::from_mode(0o700))?;
-                fs::rename(&self.upper, to)?;
+                fs::rename(&self.upper, &*to)?;
                 Ok(sync_parent(to).and_then(|()| sync_parent(dir)).err())
             }
             Publish::Exchange { with, .. } => {
                 sync::tree(&self.upper)?;
                 exchange(&self.upper, with)?;
                 Ok(sync_parent(with).err())
+            }
+            Publish::Fold { into, work, lower, done } => {
+                sync::tree(&self.upper)?;
+                let work = Dir::open(work)?;
+                *done = Some(Fold::run(lower, into, &Dir::open(&self.upper)?, &work)?);
+                Ok(Fold::sync(&work).err())
             }
         })();
         match renamed {
@@ -339,7 +389,7 @@ impl Staging {
 impl Published {
     /// Decides for the new upper, and removes the one that it replaced. What cannot be removed is left to the next [`Writer`].
     pub fn keep(self) -> Upper {
-        if let Some(Staging { dir, publish: Publish::Exchange { .. }, .. }) = &self.staging {
+        if let Some(Staging { dir, publish: Publish::Exchange { .. } | Publish::Fold { .. }, .. }) = &self.staging {
             let _ = remove_tree(dir);
         }
         self.upper
@@ -355,20 +405,20 @@ impl Published {
             Publish::Sandbox(draft) => fs::rename(&draft.to, &draft.dir)?,
             Publish::New { to, .. } => fs::rename(to, &staging.upper)?,
             Publish::Exchange { with, .. } => exchange(&staging.upper, with)?,
+            Publish::Fold { work, done: Some(done), .. } => {
+                done.undo(&Dir::open(&staging.upper)?, &Dir::open(work)?)?
+            }
+            Publish::Fold { done: None, .. } => {}
         }
         staging.discard();
         Ok(())
     }
 }
 
-fn with_nothing_shared((staging, writer): (Staging, Writer)) -> (Staging, Writer, HashSet<u64>) {
-    (staging, writer, HashSet::new())
-}
-
 /// Locks an upper that is copied.
 fn lock_source(from: &Upper) -> Result<Option<OwnedFd>, Error> {
     if !from.dir.is_dir() {
-        return Err(Error::Caller(format!("upper {:?} is gone", from.dir)));
+        return Err(gone(&from.dir));
     }
     match upper::lock_to_read(&from.work) {
         Ok(lock) => Ok(Some(lock)),
@@ -377,6 +427,10 @@ fn lock_source(from: &Upper) -> Result<Option<OwnedFd>, Error> {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(in_use(&from.dir)),
         Err(error) => Err(error).at(|| format!("work {:?}", from.work)),
     }
+}
+
+fn gone(upper: &Path) -> Error {
+    Error::Caller(format!("upper {upper:?} is gone"))
 }
 
 fn in_use(upper: &Path) -> Error {
@@ -442,46 +496,4 @@ fn remove_made(made: &[PathBuf]) {
     for dir in made {
         let _ = fs::remove_dir(dir);
     }
-}
-
-/// Copies an upper so that the original need not change, with the data of its files shared. Returns what [`fill_from`] does.
-fn clone_tree(from: &Path, to: &Path) -> io::Result<HashSet<u64>> {
-    rustix::fs::mkdir(to, Mode::from_raw_mode(0o700))?;
-    fill_from(from, to, true)
-}
-
-/// Copies what an upper has into the directory `to`. If its data `is_shared`, regular files are hardlinked and their inode numbers
-/// returned: such a file must be copied before it is written to. Files that were hardlinked before are copied, once each, since their
-/// link count would not tell whether they are shared.
-fn fill_from(from: &Path, to: &Path, is_shared: bool) -> io::Result<HashSet<u64>> {
-    let (from_root, to_root) = (Dir::open(from)?, Dir::open(to)?);
-    let mut shared = HashSet::new();
-    let mut copied: HashMap<u64, Entry> = HashMap::new();
-    let mut pending = vec![PathBuf::new()];
-    while let Some(path) = pending.pop() {
-        let (from, to) = (from_root.descend(&path)?, to_root.descend(&path)?);
-        for child in from.read()? {
-            let child = child?;
-            let child = OsStr::from_bytes(child.file_name().to_bytes());
-            let Ok(name) = Name::new(child) else { continue };
-            let Some(entry) = from.entry(name)? else { continue };
-            let stat = entry.stat();
-            if entry.is_dir() {
-                to.mkdir(name, Mode::from_raw_mode(0o700))?;
-                pending.push(path.join(child));
-            } else if is_shared && entry.file_type() == FileType::RegularFile && stat.st_nlink == 1 {
-                to.link(name, &entry)?;
-                shared.insert(stat.st_ino);
-            } else if let Some(first) = copied.get(&stat.st_ino) {
-                to.link(name, first)?;
-            } else {
-                let copy = clone_leaf(&entry, &to, name)?;
-                if stat.st_nlink > 1 {
-                    copied.insert(stat.st_ino, copy);
-                }
-            }
-        }
-        clone_attributes(&from.to_entry()?, &to.to_entry()?)?;
-    }
-    Ok(shared)
 }

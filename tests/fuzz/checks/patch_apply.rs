@@ -46,7 +46,11 @@ pub fn check(data: &[u8]) {
         let continued = Upper::new(upper.clone(), place("mine/work"));
         let dry_run = choices.one_in(6);
         let is_fresh = choices.one_in(12);
-        let start = if is_fresh { Start::Fresh } else { Start::Continue };
+        let start = match is_fresh {
+            true => Start::Fresh,
+            false if dry_run => Start::Trial,
+            false => Start::Fold(if choices.one_in(2) { 0 } else { usize::MAX }),
+        };
         let begun = Staging::begin(scratch.path(), &lower, before.is_some().then_some(&continued), Some(&named), start);
         let (staging, layers) = begun.expect("layers that can be opened");
         let epoch = choices.one_in(2).then_some(1_700_000_000);
