@@ -27,7 +27,7 @@ mod tree;
 use std::ffi::OsStr;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use msb::{tool::exit, tool::interrupt, tool::start, tool::user_namespace};
 
