@@ -354,7 +354,7 @@ boot_halfway() {
 
 @test "a record whose VM is running is refused; once it has ended, it boots again in the same way, and flags override that" {
     vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 50 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
-    jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", init: null, entrypoint: null,
+    jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", bare: false, init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", stop_signal: null, disk: null, ephemeral: false,
         commit_on_stop: false, overlay: null, restart: "no", vmm: null,
         network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 50}' worker.json

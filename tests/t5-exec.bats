@@ -472,3 +472,94 @@ END
     msb-exec -n --json-status status -- true
     [ "$(jq .oom status)" = null ]
 }
+
+# container [FILTER]: writes container.json, a container on the guest's root, changed by a filter of jq.
+container() {
+    jq -n '{root: {path: "/"}, hostname: "box", process: {args: ["sleep", "1000"], cwd: "/work/dir", env: ["PATH=/bin"],
+            capabilities: {bounding: ["CAP_KILL"], permitted: ["CAP_KILL"], effective: ["CAP_KILL"]}},
+        mounts: [
+            {destination: "/proc", type: "proc", source: "proc"},
+            {destination: "/dev", type: "tmpfs", source: "tmpfs", options: ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {destination: "/sys", type: "sysfs", source: "sysfs", options: ["nosuid", "noexec", "nodev", "ro"]},
+            {destination: "/dev/pts", type: "devpts", source: "devpts", options: ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]},
+            {destination: "/dev/mqueue", type: "mqueue", source: "mqueue"},
+            {destination: "/dev/shm", type: "tmpfs", source: "shm", options: ["nosuid", "noexec", "nodev", "mode=1777", "size=1000k"]},
+            {destination: "/sys/fs/cgroup", type: "cgroup", source: "cgroup", options: ["ro"]},
+            {destination: "/etc/group", type: "bind", source: "/etc/passwd", options: ["rbind", "ro"]},
+            {destination: "/run/secrets/key", type: "bind", source: "/etc/passwd", options: ["bind"]},
+            {destination: "/home", type: "tmpfs", source: "tmpfs", options: ["tmpcopyup", "size=500k"]}],
+        linux: {maskedPaths: ["/proc/kcore", "/proc/none", "/sys/kernel"], readonlyPaths: ["/proc/sys"], sysctl: {"kernel.msgmax": "777"},
+            devices: [{path: "/dev/fuse", type: "c", major: 10, minor: 229, fileMode: 416, uid: 1, gid: 2}]}}' | jq "${1:-.}" > container.json
+}
+
+@test "--container: a command in namespaces of its own, with the mounts, devices and restrictions of its configuration" {
+    container
+    msb-exec -n --container container.json --stand-in --started-fd 3 3> started &
+    exec_await grep -qs started started
+    id=$(jq .id started)
+    inside() { msb-exec -n --inside "$id" -- sh -c "$1"; }
+    [ "$(inside 'cat /proc/1/comm; hostname; pwd; ls /proc | grep -c "^[0-9]"' | xargs)" = 'sleep box /tmp 4' ]
+    [ "$(msb-exec -n -- hostname)" = worker ]
+    [ "$(inside 'stat -c "%n %a %F %t:%T %u:%g" /dev/null /dev/tty /dev/fuse; readlink /dev/ptmx; readlink /dev/fd')" = '/dev/null 666 character special file 1:3 0:0
+/dev/tty 666 character special file 5:0 0:0
+/dev/fuse 640 character special file a:e5 1:2
+pts/ptmx
+/proc/self/fd' ]
+    [ "$(inside 'ls /dev' | xargs)" = 'fd full fuse mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero' ]
+    # Binds, also below what the guest itself has mounted, a copy-up, and nothing of the guest's mounts.
+    [ "$(inside 'cmp /etc/group /etc/passwd && cmp /run/secrets/key /etc/passwd && stat -c %u /home/app; ls -A /.msb /run | xargs; ls /etc/hostname')" = '1000
+/.msb: /run: secrets
+/etc/hostname' ]
+    [ "$(inside 'df -k /home /dev/shm | tail -n 2 | while read -r _ size _; do echo $size; done' | xargs)" = '500 1000' ]
+    for path in /etc/group /sys/x /proc/sys/kernel/msgmax /sys/fs/cgroup/x; do
+        run ! inside "echo 1 > $path"
+    done
+    [ "$(inside 'wc -c < /proc/kcore; ls /sys/kernel | wc -l; cat /proc/sys/kernel/msgmax; cat /proc/self/cgroup /sys/fs/cgroup/cgroup.procs' | xargs)" = '0 0 777 0::/ 1' ]
+    [ "$(msb-exec -n -- cat /proc/sys/kernel/msgmax)" != 777 ]
+    [ "$(msb-exec -n -t --inside "$id" -- tty | tr -d '\r')" = /dev/pts/0 ]
+    [ "$(inside 'grep -c . /proc/self/mountinfo')" -lt 20 ]
+    # As PID 1 of any container, it ignores signals for which it has no handler, but not KILL.
+    msb-exec -n --signal TERM "$id"
+    kill -USR1 $!
+    [ "$(inside 'cat /proc/1/comm')" = sleep ]
+    msb-exec -n --signal KILL "$id"
+    status=0
+    wait $! || status=$?
+    [ "$status" = 137 ]
+    run --separate-stderr msb-exec -n --inside "$id" -- true
+    [ "$status" = 125 ]
+    # Nothing is left of it in the guest's own mounts; what it made in the root stays, as with any command.
+    [ "$(msb-exec -n -- sh -c 'grep -c fuse /proc/mounts; ls /work; ls /dev/shm | wc -l' | xargs)" = '0 dir 0' ]
+}
+
+@test "--container: PID 1 ends all others; errors and exit statuses are the command's; a root below another one" {
+    container '.root.readonly = true | .process.args = ["sh", "-c", "sleep 1000 & echo $$; touch /x 2>&1; exit 7"]'
+    run --separate-stderr msb-exec -n --container container.json
+    [ "$status" = 7 ]
+    [ "$output" = $'1\ntouch: /x: Read-only file system' ]
+    exec_await exec_has 0 sleep
+    [ "$(msb-exec -n --container container.json -- sh -c 'echo $0' | xargs)" = sh ]
+    container '.process.args = ["/no/such"]'
+    run -127 --separate-stderr msb-exec -n --container container.json
+    [ "$stderr" = 'msb-exec: "/no/such": not found in the guest' ]
+    container '.mounts += [{destination: "/etc/passwd", type: "bind", source: "/none", options: ["bind"]}]'
+    run --separate-stderr msb-exec -n --container container.json
+    [ "$status" = 125 ]
+    [ "$stderr" = 'msb-exec: container: mount on "/etc/passwd": No such file or directory (os error 2)' ]
+    # Symlinks of the container lead nowhere else.
+    msb-exec -n -- sh -c 'mkdir -p /srv/c/bin /srv/c/tmp && cp /bin/busybox /srv/c/bin/sh && ln -s /../../tmp/out /srv/c/etc'
+    container '.root.path = "srv/c" | .process.cwd = "/" | .process.args = ["sh", "-c", "echo $PATH; echo /*; echo /tmp/out/*"] |
+        .mounts = [.mounts[0], {destination: "/etc/hosts", type: "bind", source: "/etc/passwd", options: ["bind"]}]'
+    [ "$(msb-exec -n --container container.json)" = $'/bin\n/bin /dev /etc /proc /tmp\n/tmp/out/hosts' ]
+    [ "$(msb-exec -n -- sh -c 'ls -d /tmp/out 2>/dev/null; ls -A /srv/c/tmp')" = out ]
+    # Prepared, it is a container already, and it ends with its caller.
+    container '.process.args = ["echo", "went"]'
+    mkfifo go report
+    exec {word}<> go {lines}<> report
+    msb-exec -n --container container.json --stand-in --prepare-fd 3 --started-fd 4 3< go 4> report > out {word}>&- {lines}>&- &
+    read -r -u "$lines" line
+    [ "$(msb-exec -n --inside "$(jq .id <<< "$line")" -- hostname)" = box ]
+    echo >&"$word"
+    wait $!
+    [ "$(cat out)" = went ]
+}

@@ -179,3 +179,35 @@ in_vm() {
     [ "$(heard unknown)" = 'TERM TERM' ]
     [ "$(cat unknown.err)" = "msb-boot: the image's stop signal \"SIGNONE\" does not exist: commands get SIGTERM (set --stop-signal)" ]
 }
+
+@test "--bare leaves the root alone, and --end-with stops the VM with a process or a descriptor" {
+    vm_needs_share
+    # Names of 64 characters need a short directory for the sockets.
+    MSB_RUN=$(mktemp -d /tmp/msb.XXX)
+    XDG_RUNTIME_DIR=$MSB_RUN
+    mkdir -p "$vm_root/ctr/bin"
+    cp "$vm_root/bin/busybox" "$vm_root/ctr/bin/sh"
+    before=$(cd "$vm_root" && find . | sort; stat -c %y . ctr)
+    name=$(printf 'x%.0s' {1..64})
+    sleep 1000 3>&- &
+    vm_boot "$name" --bare --hostname box --end-with $! --restart always
+    mv "$name.json" worker.json
+    [ "$(cd "$vm_root" && find . | sort; stat -c %y . ctr)" = "$before" ]
+    run --separate-stderr in_vm true
+    [ "$status" = 125 ]
+    [[ $stderr == *'booted with --bare'* ]]
+    jq -n '{root: {path: "ctr"}, process: {args: ["sh", "-c", "echo /*; hostname"], cwd: "/", env: []}}' > container.json
+    [ "$(msb-exec -n -r worker.json --container container.json)" = $'/bin\nbox' ]
+    [ "$(cd "$vm_root" && find . | sort)" = "$(head -n -2 <<< "$before")" ]
+    kill $!
+    exec_ended() { [ "$(jq -r .reason "$MSB_RUN/$name/ended.json" 2>/dev/null)" = stopped ]; }
+    until exec_ended; do kill -0 "$(jq .vm.pid worker.json)" || exec_ended; sleep 0.1; done
+    msb-stop -r worker.json > /dev/null
+    vm_assert_nothing
+    rmdir "$MSB_RUN"
+    # Usage errors, before anything is booted.
+    for arg in --end-with=0 --end-with=fd:2 "--end-with=$!" --end-with=fd:77 --bare\ --init=auto; do
+        # shellcheck disable=SC2086 # words
+        run ! msb-boot -r "$vm_record" $arg
+    done
+}

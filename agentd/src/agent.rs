@@ -1,5 +1,7 @@
 //! What the sessions share.
 
+use std::path::Path;
+
 use msb::vm::boot::Defaults;
 
 use crate::execs::Execs;
@@ -11,6 +13,8 @@ use crate::shutdown_request::ShutdownRequest;
 /// The state of the agent.
 #[derive(Debug)]
 pub struct Agent {
+    /// Where the root is: `/`, or elsewhere if only containers run in it.
+    pub guest_root: &'static Path,
     /// Waits for child processes.
     pub reaper: Reaper,
     /// The connections that are being served.
@@ -25,6 +29,13 @@ pub struct Agent {
     pub init_stop_signal: i32,
     /// The shutdown that the host has asked for.
     pub shutdown: ShutdownRequest,
+}
+
+impl Agent {
+    /// Whether the root is not the agent's, so that commands run in containers alone.
+    pub fn is_bare(&self) -> bool {
+        self.guest_root != Path::new("/")
+    }
 }
 
 impl AsRef<Sessions> for Agent {

@@ -286,6 +286,11 @@ impl Cgroup {
         Ok(Self { dir, entrance, watch: None, time_before: (0, 0), oom_kills_before: 0 })
     }
 
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The open `cgroup.procs`: a process that writes "0" to it enters the cgroup.
     pub fn entrance(&self) -> BorrowedFd<'_> {
         self.entrance.as_fd()

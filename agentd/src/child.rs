@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use msb::wire::exec::{DEFAULT_PATH, Failure, Limit, Request};
 use msb::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, TOOL_FAILED};
@@ -14,11 +15,15 @@ use rustix::process::{Resource, Rlimit};
 
 use crate::agent::Agent;
 use crate::cgroup::Cgroup;
+use crate::container::LateMounts;
+use crate::execs::Lookup;
 use crate::gate::{Gate, Waiting};
 use crate::group::Group;
+use crate::not_started::NotStarted;
+use crate::reap::Awaited;
 use crate::streams::{self, Streams};
-use crate::sys::{Launch, NotStarted, SHELL};
-use crate::{environment, user};
+use crate::sys::{Launch, SHELL};
+use crate::{container, environment, user};
 
 /// The file mode creation mask if the request does not set one.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -43,6 +48,83 @@ fn failure(code: u8, message: impl Into<String>) -> Failure {
 /// # Errors
 /// The failure to send to the caller: 126 and 127 as in `env(1)`, and 125 for errors of agentd.
 pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
+    if request.prepare && request.detach {
+        return Err(failure(
+            TOOL_FAILED,
+            "a command that is prepared has a caller, which starts it, so it is not detached",
+        ));
+    }
+    let is_contained = request.container.is_some() || request.inside.is_some();
+    if agent.is_bare() && !is_contained {
+        let why = "the VM was booted with --bare, so commands run in containers alone (msb-exec --container)";
+        return Err(failure(TOOL_FAILED, why));
+    }
+    // In a container, the OOM killer ends one process, as on a host.
+    let cgroup = agent.execs.cgroups.take(request.tty.is_none() && !is_contained);
+    let started = match is_contained {
+        true => in_container(agent, request, cgroup.as_ref()),
+        false => here(agent, request, cgroup.as_ref(), None),
+    };
+    match started {
+        Ok(Running { process, streams, waiting }) => Ok(Child { group: Group::new(process, cgroup), streams, waiting }),
+        Err(failure) => {
+            if let Some(cgroup) = cgroup {
+                agent.execs.cgroups.dispose(cgroup);
+            }
+            Err(failure)
+        }
+    }
+}
+
+/// A command that was started.
+struct Running {
+    process: Arc<Awaited>,
+    streams: Streams,
+    waiting: Option<Waiting>,
+}
+
+/// Starts a command in a container, from a thread that enters it and ends.
+fn in_container(agent: &Agent, request: Request, cgroup: Option<&Cgroup>) -> Result<Running, Failure> {
+    let enter_and_start = || {
+        let late = match (&request.container, request.inside) {
+            (Some(container), _) => {
+                let cwd = request.cwd.clone().map_or_else(|| OsString::from("/"), OsString::from);
+                container::enter_new(container, agent.guest_root, cgroup.map(Cgroup::dir), Path::new(&cwd))
+            }
+            (None, id) => container::enter(first_process(agent, id.unwrap_or(0))?).map(|()| LateMounts::default()),
+        };
+        let late = late.map_err(|(step, why)| failure(TOOL_FAILED, format!("container: {step}: {why}")))?;
+        here(agent, request.clone(), cgroup, Some(&late))
+    };
+    let started = std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, enter_and_start) {
+        Ok(thread) => thread.join().unwrap_or_else(|_| Err(failure(TOOL_FAILED, "container: a fault of the agent"))),
+        Err(error) => Err(failure(TOOL_FAILED, format!("container: start a thread: {error}"))),
+    })?;
+    // The process itself cannot set it in a container without /proc.
+    let score = request.oom_score_adj.unwrap_or(0).to_string();
+    let _ = fs::write(format!("/proc/{}/oom_score_adj", started.process.pid), score);
+    Ok(started)
+}
+
+/// The process ID of a container's first process.
+fn first_process(agent: &Agent, id: u32) -> Result<i32, Failure> {
+    match agent.execs.find(id) {
+        Lookup::Exec(exec) if exec.is_container() && exec.exit().is_none() => Ok(exec.process.pid),
+        Lookup::Exec(exec) if !exec.is_container() => {
+            Err(failure(TOOL_FAILED, format!("exec {id}: it is no container")))
+        }
+        Lookup::Unused => Err(failure(TOOL_FAILED, format!("exec {id}: no command with this id"))),
+        _ => Err(failure(TOOL_FAILED, format!("exec {id}: its container has ended"))),
+    }
+}
+
+/// Starts a command in the namespaces of the calling thread. In a container, it mounts what is `late` there.
+fn here(
+    agent: &Agent,
+    request: Request,
+    cgroup: Option<&Cgroup>,
+    late: Option<&LateMounts>,
+) -> Result<Running, Failure> {
     let defaults = &agent.defaults;
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
     let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
@@ -90,7 +172,6 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
         Some(tty) => streams::terminal(tty.size, user.identity.uid.get()).map_err(internal)?,
         None => streams::pipes(request.no_stdin, user.identity.uid.get()).map_err(internal)?,
     };
-    let cgroup = agent.execs.cgroups.take(request.tty.is_none());
     let gate = request.prepare.then(Gate::new).transpose().map_err(internal)?;
     let shell_argv = [SHELL.to_bytes(), file.as_os_str().as_bytes()].into_iter();
     let shell_argv = shell_argv.chain(argv.iter().skip(1).map(|argument| argument.as_bytes()));
@@ -106,7 +187,8 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
             has_terminal: request.tty.is_some(),
             umask,
             limits,
-            cgroup: cgroup.as_ref().map(Cgroup::entrance),
+            cgroup: cgroup.map(Cgroup::entrance),
+            contained: late,
             capabilities: request.capabilities,
             no_new_privileges: request.no_new_privileges,
             oom_score_adj: c_string(request.oom_score_adj.unwrap_or(0).to_string().as_bytes())?,
@@ -116,13 +198,8 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
     let process = launch().and_then(|launch| agent.reaper.spawn(&launch));
     let started = process.and_then(|process| Ok((process, gate.map(Gate::until_ready).transpose()?)));
     match started {
-        Ok((process, waiting)) => Ok(Child { group: Group::new(process, cgroup), streams, waiting }),
-        Err(not_started) => {
-            if let Some(cgroup) = cgroup {
-                agent.execs.cgroups.dispose(cgroup);
-            }
-            Err(failed_to_start(program, &not_started))
-        }
+        Ok((process, waiting)) => Ok(Running { process, streams, waiting }),
+        Err(not_started) => Err(failed_to_start(program, &not_started)),
     }
 }
 

@@ -71,7 +71,7 @@ pub fn mount_kernel_file_systems() -> Result<(), Error> {
     Ok(())
 }
 
-/// Mounts the real root by the steps in boot.json and makes it `/`. What was created is in `cleanup`, even after an error.
+/// Mounts the real root by the steps in boot.json and makes it `/`, unless it is to stay bare. What was created is in `cleanup`, even after an error.
 ///
 /// # Errors
 /// The step that failed.
@@ -90,6 +90,9 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
         return Err(Error::step("enter the root".into(), io::Error::other("boot.json mounts nothing on /mnt")));
     };
     cleanup.is_shared = step.fstype == "virtiofs";
+    if boot.bare {
+        return Ok(());
+    }
     for name in MOVED.iter().chain(&[MSB_DIR]) {
         // With a symlink there, the mount could land anywhere. All names are checked before anything is created.
         if fs::symlink_metadata(root.join(name)).is_ok_and(|there| !there.is_dir()) {

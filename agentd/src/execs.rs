@@ -76,6 +76,7 @@ pub struct Exec {
     /// Its command.
     pub process: Arc<Awaited>,
     argv: Vec<Text>,
+    is_container: bool,
     detached: AtomicBool,
     attachment: Mutex<Attachment>,
     caller_event: EventFd,
@@ -113,7 +114,13 @@ impl Execs {
     ///
     /// # Errors
     /// Those of `eventfd(2)`.
-    pub fn add(&self, process: Arc<Awaited>, argv: &[Text], detached: bool) -> std::io::Result<Arc<Exec>> {
+    pub fn add(
+        &self,
+        process: Arc<Awaited>,
+        argv: &[Text],
+        is_container: bool,
+        detached: bool,
+    ) -> std::io::Result<Arc<Exec>> {
         let caller_event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let mut table = self.lock();
         table.last += 1;
@@ -121,6 +128,7 @@ impl Execs {
             id: table.last,
             process,
             argv: cut(argv),
+            is_container,
             detached: detached.into(),
             attachment: Mutex::new(Attachment::Running { attached: !detached, waiting: None }),
             caller_event,
@@ -183,6 +191,11 @@ impl Table {
 impl Exec {
     fn attachment(&self) -> MutexGuard<'_, Attachment> {
         self.attachment.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is the first process of a container.
+    pub fn is_container(&self) -> bool {
+        self.is_container
     }
 
     /// The first word of its command.

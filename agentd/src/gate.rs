@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
-use crate::sys::{Failed, NotStarted};
+use crate::not_started::{Failed, NotStarted};
 
 /// The child is ready, and waits.
 const READY: u8 = 1;

@@ -11,6 +11,7 @@ mod cleanup;
 mod clock;
 mod commit;
 mod console;
+mod container;
 mod copy;
 mod early;
 mod environment;
@@ -24,6 +25,7 @@ mod link;
 mod listen;
 mod netlink;
 mod network;
+mod not_started;
 mod output;
 mod path;
 mod process;
@@ -209,6 +211,7 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boo
         network::configure(card).map_err(|error| Error::step("configure the network".into(), error))?;
     }
     let agent = Agent {
+        guest_root: Path::new(if boot.bare { boot::NEW_ROOT } else { "/" }),
         reaper: Reaper::default(),
         sessions: Sessions::default(),
         execs: Execs::default(),

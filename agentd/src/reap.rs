@@ -12,13 +12,16 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::sys::{self, Dead, Launch, NotStarted};
+use crate::not_started::NotStarted;
+use crate::sys::{self, Dead, Launch};
 
 /// A child that a session waits for.
 #[derive(Debug)]
 pub struct Awaited {
     /// Its process ID, which is also that of its process group and session.
     pub pid: i32,
+    /// Whether signals go to it alone, as to the first process of a container, and not to its process group.
+    is_contained: bool,
     started: Instant,
     exit: Mutex<Option<Exit>>,
     event: EventFd,
@@ -34,6 +37,10 @@ struct Starting {
 }
 
 impl Awaited {
+    fn signal(&self, signal: i32) {
+        if self.is_contained { sys::signal_process(self.pid, signal) } else { sys::signal_group(self.pid, signal) }
+    }
+
     fn end(&self, dead: &Dead) {
         let wall_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let usage = Some(Usage { wall_us, ..dead.usage });
@@ -98,7 +105,8 @@ impl Reaper {
         let mut children = self.lock();
         children.starting.retain(|other| !Arc::ptr_eq(other, &starting));
         let pid = result?;
-        let entry = Arc::new(Awaited { pid, started, exit: Mutex::new(None), event });
+        let entry =
+            Arc::new(Awaited { pid, is_contained: launch.contained.is_some(), started, exit: Mutex::new(None), event });
         match starting.dead.get() {
             Some(dead) => entry.end(dead),
             None => {
@@ -109,10 +117,10 @@ impl Reaper {
         Ok(entry)
     }
 
-    /// Sends a signal, by its number, to a child's process group unless the child has been reaped: after that, the ID may be reused.
+    /// Sends a signal, by its number, to a child's process group, or to the child alone if it is in a container, unless the child has been reaped: after that, the ID may be reused.
     pub fn signal(&self, child: &Awaited, signal: i32) {
         if self.lock().awaited.contains_key(&child.pid) {
-            sys::signal_group(child.pid, signal);
+            child.signal(signal);
         }
     }
 
@@ -123,9 +131,7 @@ impl Reaper {
 
     /// Sends a signal to the process groups of the children for which `is_selected` is true.
     pub fn signal_if(&self, signal: i32, is_selected: impl Fn(i32) -> bool) {
-        for &pid in self.lock().awaited.keys().filter(|&&pid| is_selected(pid)) {
-            sys::signal_group(pid, signal);
-        }
+        self.lock().awaited.values().filter(|child| is_selected(child.pid)).for_each(|child| child.signal(signal));
     }
 
     /// The number of children for which a session waits.

@@ -39,15 +39,22 @@ pub fn mount_tmpfs(cleanup: &mut Cleanup) -> Result<Option<PathBuf>, Error> {
     };
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("tmpfs"), &place, Some("tmpfs"), flags, Some("mode=0755")).map_err(|error| failed(error.into()))?;
-    let memory = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
-    let mut copy = Copy { entries: MAX_ENTRIES, bytes: memory / MEMORY_PART };
-    let copied = Dir::open(&place).and_then(|tmpfs| copy.all(&image, &tmpfs, 0));
+    let copied = Dir::open(&place).and_then(|tmpfs| copy_up(&image, &tmpfs));
     if let Err(error) = copied {
         console::log(&format!("/run stays the image's directory instead of a tmpfs: copying its content: {error}"));
         umount2(&place, MntFlags::MNT_DETACH).map_err(|error| failed(error.into()))?;
         return Ok(None);
     }
     Ok(Some(place))
+}
+
+/// Copies what is in a directory into a tmpfs, with the attributes of the directory itself.
+///
+/// # Errors
+/// Too much to copy, or those of copying.
+pub fn copy_up(from: &Dir, to: &Dir) -> io::Result<()> {
+    let memory = nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total());
+    Copy { entries: MAX_ENTRIES, bytes: memory / MEMORY_PART }.all(from, to, 0)
 }
 
 /// The root's own directory for `/run`, which is made if it is missing, and its path without symlinks.

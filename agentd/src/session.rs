@@ -59,7 +59,7 @@ struct Session<'a> {
 /// # Errors
 /// A broken connection, or invalid frames. The command is ended first.
 pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
-    let (detach, argv) = (request.detach, request.argv.clone());
+    let (detach, argv, is_container) = (request.detach, request.argv.clone(), request.container.is_some());
     let child = match child::start(agent, request) {
         Ok(child) => child,
         Err(failure) => return Ok(Message::Failure(failure).send(&mut connection)?),
@@ -77,7 +77,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         rustix::io::ioctl_fionbio(fd, true).map_err(io::Error::from)?;
     }
     let argv = if argv.is_empty() { &agent.defaults.argv } else { &argv };
-    let exec = agent.execs.add(Arc::clone(&child.group.process), argv, detach)?;
+    let exec = agent.execs.add(Arc::clone(&child.group.process), argv, is_container, detach)?;
     let mut session = Session {
         agent,
         exec,
@@ -428,6 +428,8 @@ impl Session<'_> {
         self.outputs.clear();
         self.stdin = None;
         self.terminal = None;
+        // A command that has not begun ends at once.
+        self.waiting = None;
         let Some(group) = &self.group else { return };
         if self.exec.exit().is_none() {
             group.signal(&self.agent.reaper, Signal::SIGHUP as i32);

@@ -51,7 +51,12 @@ fn pipe_of(owner: u32, mode: u32) -> io::Result<(io::PipeReader, io::PipeWriter)
 /// Those of `pipe(2)`, `fchown(2)` and `fchmod(2)`.
 pub fn pipes(no_stdin: bool, owner: u32) -> io::Result<Ends> {
     let (child_in, stdin): (OwnedFd, Option<OwnedFd>) = if no_stdin {
-        (fs::File::open("/dev/null")?.into(), None)
+        let null = match fs::File::open("/dev/null") {
+            // A container without /dev. A pipe that nobody writes is at its end, too.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => io::pipe()?.0.into(),
+            other => other?.into(),
+        };
+        (null, None)
     } else {
         let (child_end, agent_end) = pipe_of(owner, STDIN_MODE)?;
         (child_end.into(), Some(agent_end.into()))

@@ -17,7 +17,9 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
+use crate::container::LateMounts;
 use crate::gate::Gate;
+use crate::not_started::{Failed, NotStarted};
 
 /// The hard limit of open files, as container runtimes set it.
 pub const OPEN_FILES: u64 = 1 << 20;
@@ -76,31 +78,14 @@ pub struct Launch<'a> {
     pub no_new_privileges: bool,
     /// The adjustment of the OOM killer's score.
     pub oom_score_adj: CString,
+    /// For a command in a container: what it mounts there. It also has a new cgroup namespace, and signals go to it alone.
+    pub contained: Option<&'a LateMounts>,
     /// Where it waits before it executes its file. `None`: it does not wait.
     pub gate: Option<&'a Gate>,
 }
 
 /// The shell that runs files of an unknown format, as a shell itself does.
 pub const SHELL: &CStr = c"/bin/sh";
-
-/// Why a command did not start.
-#[derive(Debug)]
-pub struct NotStarted {
-    /// The step that failed. `None`: execve(2) failed.
-    pub step: Option<Cow<'static, str>>,
-    /// The kernel's reason.
-    pub why: io::Error,
-}
-
-impl NotStarted {
-    /// The error of a step before execve(2).
-    pub fn at(step: &'static str, why: impl Into<io::Error>) -> Self {
-        Self { step: Some(step.into()), why: why.into() }
-    }
-}
-
-/// The step, as in [`NotStarted`], and the error.
-pub type Failed = (Option<&'static str>, Errno);
 
 /// The data of a child until its exec.
 struct Child<'a> {
@@ -161,6 +146,9 @@ impl Launch<'_> {
         rustix::stdio::dup2_stdin(stdin).map_err(at("stdin"))?;
         rustix::stdio::dup2_stdout(stdout).map_err(at("stdout"))?;
         rustix::stdio::dup2_stderr(stderr).map_err(at("stderr"))?;
+        if let Some(late) = self.contained {
+            late.mount()?;
+        }
         rustix::process::chdir(&self.cwd).map_err(at("enter the working directory"))?;
         rustix::process::setsid().map_err(at("make a session"))?;
         if self.has_terminal {
@@ -168,6 +156,10 @@ impl Launch<'_> {
         }
         if let Some(cgroup) = &self.cgroup {
             rustix::io::write(cgroup, b"0").map_err(at("enter the cgroup"))?;
+        }
+        if self.contained.is_some() && self.cgroup.is_some() {
+            let unshared = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWCGROUP);
+            unshared.map_err(|error| (Some("new cgroup namespace"), Errno::from_raw_os_error(error as i32)))?;
         }
         // The OOM killer may end commands, but not the agent.
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;

@@ -49,6 +49,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "auto|none|PATH", value_parser = init, help = init_help())]
     pub init: Option<InitChoice>,
 
+    /// Leave the root as it is: mount and create nothing in it. Only containers run in it (msb-exec --container)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub bare: Option<bool>,
+
     /// Return once the init is usable, that is, has started what it starts at boot; agentd(8) defines that for each init. The
     /// default with --init
     #[arg(long, overrides_with = "no_wait_init")]
@@ -141,6 +145,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum, value_name = "POLICY")]
     pub restart: Option<RestartPolicy>,
 
+    /// Stop the VM when the process PID has ended, or when the descriptor FD of the caller is readable or at its end. The VM is
+    /// not started again then. The record does not keep this
+    #[arg(long, value_name = "PID|fd:FD", value_parser = end_with)]
+    pub end_with: Option<EndWith>,
+
     /// Stay until the VM has ended, and show the guest's console (on stderr if stdout is not a terminal); Ctrl-C stops the VM
     #[arg(short, long)]
     pub foreground: bool,
@@ -175,6 +184,15 @@ pub(crate) struct Args {
 /// The arguments of `--entrypoint`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entrypoint(pub Vec<OsString>);
+
+/// What `--end-with` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndWith {
+    /// The end of a process.
+    Process(i32),
+    /// An event on a descriptor.
+    Descriptor(i32),
+}
 
 /// What `--init` asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,6 +269,15 @@ pub(crate) fn init(text: &str) -> Result<InitChoice, &'static str> {
         path if path.starts_with('/') => Ok(InitChoice::Path(path.to_owned())),
         _ => Err("\"auto\", \"none\" or an absolute path in the guest is expected"),
     }
+}
+
+fn end_with(text: &str) -> Result<EndWith, &'static str> {
+    let number = |text: &str, least| text.parse::<i32>().ok().filter(|number| *number >= least);
+    match text.strip_prefix("fd:") {
+        Some(fd) => number(fd, 3).map(EndWith::Descriptor),
+        None => number(text, 1).map(EndWith::Process),
+    }
+    .ok_or("a process ID, or fd: and a descriptor from 3 on, is expected")
 }
 
 fn entrypoint(text: OsString) -> Result<Entrypoint, String> {
@@ -332,6 +359,15 @@ mod tests {
         assert_eq!(init("none"), Ok(InitChoice::None));
         assert_eq!(init("/sbin/init"), Ok(InitChoice::Path("/sbin/init".into())));
         assert!(init("sbin/init").is_err() && init("").is_err());
+    }
+
+    #[test]
+    fn a_vm_ends_with_a_process_or_a_descriptor() {
+        assert_eq!(end_with("12"), Ok(EndWith::Process(12)));
+        assert_eq!(end_with("fd:3"), Ok(EndWith::Descriptor(3)));
+        for bad in ["", "0", "-1", "fd:", "fd:2", "fd:x", "99999999999"] {
+            assert!(end_with(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! [`Config::make_files`] creates the files that the store lacks.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use msb::vm::boot::{self, Boot};
 use msb::vm::rundir::LockedRunDir;
 use msb::vm::{name, rundir, supervisor};
 use msb::{overlay::reach, tool::env, tool::exit};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::args::Args;
+use crate::args::{Args, EndWith};
+use crate::inherited_fd::InheritedFd;
 use crate::network::{self, Networks};
 use crate::notice::Notice;
 use crate::root::Root;
@@ -60,10 +63,15 @@ pub(crate) struct Config {
     pub commit_on_stop: bool,
     /// When the VM is started again.
     pub restart: RestartPolicy,
+    /// The descriptor whose event ends the VM.
+    pub end_with: Option<InheritedFd>,
     /// The directory for the logs of failed boots.
     pub logs: PathBuf,
     /// When the record was read, on the monotonic clock.
     pub started: Duration,
+    /// The process whose end ends the VM.
+    #[serde(skip)]
+    _process: Option<OwnedFd>,
     /// libkrunfw, for [`Config::make_files`].
     #[serde(skip)]
     library: PathBuf,
@@ -135,6 +143,17 @@ impl Config {
         }
         notices.extend(network_fallback.clone().filter(|_| args.verbose).map(Notice::Warning));
         let volumes = volume::check(&request, &mut notices)?;
+        let process = match args.end_with {
+            Some(EndWith::Process(pid)) => Some(inheritable_process(pid)?),
+            _ => None,
+        };
+        let end_with = match args.end_with {
+            Some(EndWith::Descriptor(fd)) => Some(InheritedFd::inherited(fd)),
+            _ => process.as_ref().map(InheritedFd::of),
+        };
+        if let Some(fd) = end_with {
+            fd.duplicate().with_context(|| format!("--end-with fd:{fd}"))?;
+        }
         let vm = Vm {
             dir,
             cpus: request.cpus,
@@ -153,6 +172,7 @@ impl Config {
             directories: defaults::volumes(&image),
             volumes: volume::for_guest(&volumes),
             commit: false,
+            bare: request.bare,
             init,
             network: network_for_guest(&networks, &request, &record),
         };
@@ -171,6 +191,8 @@ impl Config {
             scripts,
             timeout: Duration::from_secs(request.timeout_s().into()),
             restart: request.restart,
+            end_with,
+            _process: process,
             logs: layout::failed_boots(&home::home()?),
             commit_on_stop: request.commit_on_stop && matches!(root, Root::Block(_)),
             root,
@@ -251,6 +273,16 @@ pub(crate) fn vmm_choice(requested: Option<VmmChoice>) -> anyhow::Result<VmmChoi
         (None, Some(value)) => <VmmChoice as clap::ValueEnum>::from_str(&value.to_string_lossy(), false)
             .map_err(|_| exit::coded(exit::USAGE, format!("MSB_VMM {value:?}: auto, krun or qemu is expected")).into()),
     }
+}
+
+/// A pidfd that the supervisor inherits.
+fn inheritable_process(pid: i32) -> anyhow::Result<OwnedFd> {
+    let subject = || format!("--end-with {pid}");
+    let process =
+        Pid::from_raw(pid).ok_or(rustix::io::Errno::SRCH).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    let process = process.with_context(subject)?;
+    rustix::io::fcntl_setfd(&process, rustix::io::FdFlags::empty()).with_context(subject)?;
+    Ok(process)
 }
 
 /// Warnings about more processors or memory than this machine has: the VM will run, but slowly.

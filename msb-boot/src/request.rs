@@ -51,6 +51,7 @@ pub(crate) fn request(
             return Err(exit::coded(exit::USAGE, why).into());
         }
     }
+    boot.bare = args.bare.unwrap_or(boot.bare);
     if let Some(entrypoint) = &args.entrypoint {
         // As in docker, another entrypoint drops the recorded command.
         (boot.entrypoint, boot.cmd) = (Some(texts(&entrypoint.0)), None);
@@ -184,6 +185,12 @@ fn check(boot: &Boot) -> anyhow::Result<()> {
     if boot.timeout_s == Some(0) {
         return wrong("timeout_s", "at least one second is expected".into());
     }
+    if boot.bare && boot.init.is_some() {
+        bail!("--bare and --init exclude each other (an init is PID 1 of the whole guest: run it in a container)");
+    }
+    if boot.bare && !boot.volumes.is_empty() {
+        bail!("--bare mounts nothing in the root, so there are no volumes (mount them in the container)");
+    }
     if boot.ephemeral && boot.disk.is_some() {
         bail!("--disk and --ephemeral exclude each other (--disk SIZE or --ephemeral alone)");
     }
@@ -233,6 +240,7 @@ mod tests {
             (&["--name", "w"][..], "name", json!("w")),
             (&["--hostname", "h"], "hostname", json!("h")),
             (&["-c", "2"], "cpus", json!(2)),
+            (&["--bare"], "bare", json!(true)),
             (&["-m", "1G"], "memory_mib", json!(1024)),
             (&["--root", "block"], "root", json!("block")),
             (&["--init", "auto"], "init", init("auto", json!([]), json!({}))),
@@ -319,6 +327,8 @@ mod tests {
             (json!({"disk": "1X"}), "boot.disk: unknown unit \"X\""),
             (json!({"timeout_s": 0}), "boot.timeout_s"),
             (json!({"ephemeral": true, "disk": "1G"}), "exclude each other"),
+            (json!({"bare": true, "init": {}}), "--bare and --init exclude"),
+            (json!({"bare": true, "volumes": [{"tmpfs": {}, "target": "/t"}]}), "no volumes"),
             (json!({"ephemeral": true, "commit_on_stop": true}), "--commit-on-stop needs a disk"),
         ] {
             let error = asked(recorded.clone(), &[]).unwrap_err().to_string();

@@ -90,6 +90,17 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = PROCESS_EXCLUDES)]
     pub process: Option<PathBuf>,
 
+    /// Run the command as the first process of a new container, which FILE describes: a configuration of the OCI runtime
+    /// specification (config.json), whose paths are those of the guest. root.path is a directory of the guest's root, and so are the
+    /// sources of bind mounts. The namespaces are new, except that of the network; the command is that of FILE, unless --process or a
+    /// command is given. "seccomp", the propagation of mounts and what limits resources are ignored
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["inside", "shell", "rsh", "attach", "wait", "signal", "list"])]
+    pub container: Option<PathBuf>,
+
+    /// Run the command in the container whose first process is the command ID
+    #[arg(long, value_name = "ID", conflicts_with_all = ["rsh", "attach", "wait", "signal", "list"])]
+    pub inside: Option<u32>,
+
     /// Write a line of JSON to the descriptor FD and close it: {"event":"started","id":ID,"pid":PID} when the command runs, or
     /// {"event":"failed","status":N,"error":MESSAGE} if it does not, with the exit status that msb-exec then has
     #[arg(long, value_name = "FD", value_parser = descriptor(), conflicts_with_all = ["wait", "signal", "list"])]

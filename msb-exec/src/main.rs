@@ -4,6 +4,7 @@ mod args;
 mod blocking;
 mod capabilities;
 mod connect;
+mod container;
 mod ended;
 mod go;
 mod input;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
 use args::Args;
+use container::Config;
 use keys::Keys;
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
@@ -120,7 +122,13 @@ fn run(args: &Args, reports: &Reports) -> anyhow::Result<u8> {
 
 /// The call that the command line describes.
 fn call(args: &Args, reports: &Reports) -> anyhow::Result<Call> {
-    let process = args.process.as_deref().map(Process::read).transpose()?;
+    let config = args.container.as_deref().map(Config::read).transpose()?;
+    let container = config.as_ref().map(Config::container).transpose()?;
+    let process = match &args.process {
+        Some(file) => Some(Process::read(file)?),
+        None if args.command.is_empty() => config.and_then(|config| config.process),
+        None => None,
+    };
     let wants_terminal = match &process {
         Some(process) => args.tty || (!args.no_tty && process.terminal()),
         None => args.tty || (!args.no_tty && !args.rsh && !args.detach && tty::is_on_both_sides()),
@@ -128,7 +136,7 @@ fn call(args: &Args, reports: &Reports) -> anyhow::Result<Call> {
     let opening = match (args.attach, args.wait) {
         (Some(id), _) => Opening::Attach(Attach { id, streams: true }),
         (None, Some(id)) => Opening::Attach(Attach { id, streams: false }),
-        (None, None) => Opening::Exec(Box::new(request::request(args, process.as_ref(), wants_terminal)?)),
+        (None, None) => Opening::Exec(Box::new(request::request(args, process.as_ref(), container, wants_terminal)?)),
     };
     Ok(Call {
         sends_stdin: !args.no_stdin && args.wait.is_none() && !args.detach,
@@ -157,7 +165,7 @@ fn detached(args: &Args, vm: &Vm, exec: Option<Listed>, argv: Vec<Text>) -> anyh
         return Err(anyhow!("the agent did not report which command it kept"));
     };
     if args.detach {
-        exec.argv = match args.process {
+        exec.argv = match args.process.as_ref().or(args.container.as_ref()) {
             Some(_) => argv,
             None => args.command.iter().map(|word| Text::from(word.as_os_str())).collect(),
         };

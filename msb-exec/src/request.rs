@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use msb::tool::env;
+use msb::wire::container::Container;
 use msb::wire::exec::{Request, Text, Tty};
 
 use crate::args::Args;
@@ -16,7 +17,12 @@ use crate::tty;
 ///
 /// # Errors
 /// An env file that cannot be read, a wrong command line for a remote shell, or a process object with a wrong value.
-pub fn request(args: &Args, process: Option<&Process>, has_terminal: bool) -> anyhow::Result<Request> {
+pub fn request(
+    args: &Args,
+    process: Option<&Process>,
+    container: Option<Container>,
+    has_terminal: bool,
+) -> anyhow::Result<Request> {
     let described = match process {
         Some(process) => process.request(has_terminal)?,
         None => of_flags(args, has_terminal)?,
@@ -25,6 +31,8 @@ pub fn request(args: &Args, process: Option<&Process>, has_terminal: bool) -> an
         no_stdin: args.no_stdin || (args.detach && !args.interactive && !has_terminal),
         detach: args.detach,
         prepare: args.prepare_fd.is_some(),
+        container,
+        inside: args.inside,
         now_ms: now_ms(),
         ..described
     })

@@ -1,6 +1,7 @@
 //! The bytes of the wire, pinned. A change here is a new version of it.
 
 use msb::record::owner::Id;
+use msb::wire::container::{Container, Device, DeviceKind, Mount};
 use msb::wire::exec::{
     Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Shutdown,
     Signal, Started, Stopping, Text, Tty, Usage,
@@ -36,6 +37,34 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         prepare: true,
         ..Request::default()
     };
+    let contained = Request {
+        container: Some(Container {
+            root: "/c".into(),
+            readonly: true,
+            hostname: Some("box".into()),
+            domainname: Some("d".into()),
+            mounts: vec![Mount {
+                target: "/t".into(),
+                fstype: "tmpfs".into(),
+                source: "s".into(),
+                options: vec!["ro".into()],
+            }],
+            devices: vec![Device {
+                path: "/d".into(),
+                kind: DeviceKind::Character,
+                major: 1,
+                minor: 2,
+                mode: 3,
+                uid: 4,
+                gid: 5,
+            }],
+            masked_paths: vec!["/m".into()],
+            readonly_paths: vec!["/r".into()],
+            sysctl: [("a.b".to_owned(), "1".to_owned())].into(),
+        }),
+        inside: Some(7),
+        ..Request::default()
+    };
     let usage = Usage { wall_us: 1, user_us: 2, system_us: 3, max_rss_kib: 4 };
     let ended = Exit { code: None, signal: Some(9), usage: Some(usage), oom: true };
     let listed = |exit| Listed { id: 7, pid: 42, argv: vec!["a".into()], detached: true, attached: false, exit };
@@ -56,6 +85,14 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             b"\xfd\0\0\0\x02{\"argv\":[],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"exact_env\":true,\
               \"ids\":{\"uid\":1,\"gid\":2,\"groups\":[3]},\"capabilities\":{\"bounding\":1,\"effective\":2,\"permitted\":3,\
               \"inheritable\":4,\"ambient\":5},\"no_new_privileges\":true,\"oom_score_adj\":-5,\"prepare\":true}",
+        ),
+        (
+            Message::Exec(Box::new(contained)),
+            b"\x74\x01\0\0\x02{\"argv\":[],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"container\":{\"root\":\"/c\",\
+              \"readonly\":true,\"hostname\":\"box\",\"domainname\":\"d\",\"mounts\":[{\"target\":\"/t\",\"fstype\":\"tmpfs\",\
+              \"source\":\"s\",\"options\":[\"ro\"]}],\"devices\":[{\"path\":\"/d\",\"kind\":\"character\",\"major\":1,\"minor\":2,\
+              \"mode\":3,\"uid\":4,\"gid\":5}],\"masked_paths\":[\"/m\"],\"readonly_paths\":[\"/r\"],\
+              \"sysctl\":{\"a.b\":\"1\"}},\"inside\":7}",
         ),
         (Message::Prepared(Started { pid: 42, id: 7, terminal: false }), b"\x11\0\0\0\x18{\"pid\":42,\"id\":7}"),
         (Message::Go, b"\0\0\0\0\x19"),

@@ -41,9 +41,8 @@ pub(crate) fn boot(config: &Config, output: &Output, foreground: bool) -> anyhow
     make_files(config, output)?;
     let interrupts = block_interrupts()?;
     let (mut ours, theirs) = UnixStream::pair()?;
-    let mut supervisor = role::supervisor(OwnedFd::from(theirs).into(), config.networks.inherited_fds())
-        .spawn()
-        .context("supervisor")?;
+    let inherited = config.networks.inherited_fds().chain(config.end_with);
+    let mut supervisor = role::supervisor(OwnedFd::from(theirs).into(), inherited).spawn().context("supervisor")?;
     let mut text = serde_json::to_vec(config)?;
     text.push(b'\n');
     // If the supervisor died before it read this, the end of its reports says so.

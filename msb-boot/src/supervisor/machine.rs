@@ -28,6 +28,8 @@ pub(super) struct Machine<'f> {
     pub vm: Vm,
     /// INT, TERM and HUP.
     pub signals: SignalFd,
+    /// What ends the VM when it is readable or at its end.
+    pub end_with: Option<OwnedFd>,
     /// The client, until it has printed the record.
     pub client: &'f mut Option<Client>,
     /// Whether the client has printed the record. From then on the VM does not depend on the client.
@@ -64,6 +66,7 @@ impl<'f> Machine<'f> {
         Ok(Self {
             vm,
             signals,
+            end_with: config.end_with.map(take).transpose().context("--end-with")?,
             client,
             is_printed: false,
             restarts: 0,
@@ -125,6 +128,13 @@ impl<'f> Machine<'f> {
             None => Ok(None),
         }
     }
+}
+
+/// Takes a descriptor over: the processes of the VM do not inherit it.
+fn take(fd: InheritedFd) -> std::io::Result<OwnedFd> {
+    let own = fd.duplicate()?;
+    nix::unistd::close(fd.number())?;
+    Ok(own)
 }
 
 /// Holds the layers of the root, and the sandboxes of the upper and of the scripts.

@@ -177,7 +177,13 @@ fn is_asked_to_stop_within(machine: &mut Machine<'_>, delay: std::time::Duration
         if left.is_zero() {
             return Ok(false);
         }
-        match poll(&mut [PollFd::new(&machine.signals, PollFlags::IN)], Some(&Timespec::try_from(left)?)) {
+        let mut fds = vec![PollFd::new(&machine.signals, PollFlags::IN)];
+        fds.extend(machine.end_with.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        match poll(&mut fds, Some(&Timespec::try_from(left)?)) {
+            Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => {
+                log::note("what it ends with has ended: not starting it again");
+                return Ok(true);
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -80,6 +80,7 @@ enum Event {
     Report,
     Client,
     Signal,
+    EndWith,
     Process,
     HostAddresses,
     Gate,
@@ -169,6 +170,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             Event::Report => self.read_report()?,
             Event::Client => self.read_client()?,
             Event::Signal => self.read_signals()?,
+            Event::EndWith => self.end_with()?,
             Event::Process => return self.check_processes(),
             Event::HostAddresses | Event::Gate => self.inform_gate(event)?,
             Event::ShutdownMessage => self.read_shutdown_messages(),
@@ -198,6 +200,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         add(Event::Report, self.report.as_ref().map(AsFd::as_fd));
         add(Event::Client, self.machine.client.as_ref().map(AsFd::as_fd));
         add(Event::Signal, Some(self.machine.signals.as_fd()));
+        add(Event::EndWith, self.machine.end_with.as_ref().map(AsFd::as_fd));
         add(Event::Clock, Some(self.clock.as_fd()));
         add(Event::ShutdownMessage, shutdown);
         add(Event::HostAddresses, self.network.as_ref().map(Control::changes));
@@ -335,20 +338,32 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     fn read_signals(&mut self) -> anyhow::Result<()> {
         while let Some(signal) = self.machine.read_signal()? {
-            let grace = stopping::grace(self.held.path());
-            match &mut self.phase {
-                Phase::Booting { .. } => bail!("stopped by {signal} before the agent had reported"),
-                Phase::Stopping { deadline, .. } => {
-                    log::note(format_args!("{signal} again, with a grace of {} s", grace.as_secs_f32()));
-                    deadline.hurry(now(), grace);
-                }
-                _ => {
-                    log::note(format_args!("{signal}: stopping, with a grace of {} s", grace.as_secs_f32()));
-                    self.phase = Phase::Stopping {
-                        deadline: Deadline::new(now(), grace),
-                        answer: (!grace.is_zero()).then(|| stopping::request(self.endpoint(), grace)).transpose()?,
-                    };
-                }
+            self.stop(signal.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// What the VM ends with has ended.
+    fn end_with(&mut self) -> anyhow::Result<()> {
+        self.machine.end_with = None;
+        self.stop("the end of what it ends with")
+    }
+
+    /// Asks the guest to stop, or to hurry if it was asked before.
+    fn stop(&mut self, cause: &str) -> anyhow::Result<()> {
+        let grace = stopping::grace(self.held.path());
+        match &mut self.phase {
+            Phase::Booting { .. } => bail!("stopped by {cause} before the agent had reported"),
+            Phase::Stopping { deadline, .. } => {
+                log::note(format_args!("{cause} again, with a grace of {} s", grace.as_secs_f32()));
+                deadline.hurry(now(), grace);
+            }
+            _ => {
+                log::note(format_args!("{cause}: stopping, with a grace of {} s", grace.as_secs_f32()));
+                self.phase = Phase::Stopping {
+                    deadline: Deadline::new(now(), grace),
+                    answer: (!grace.is_zero()).then(|| stopping::request(self.endpoint(), grace)).transpose()?,
+                };
             }
         }
         Ok(())

@@ -26,6 +26,8 @@ pub struct Boot {
     pub memory_mib: u32,
     /// How the root reaches the guest.
     pub root: RootChoice,
+    /// Nothing is mounted or created in the root: only containers run in it.
+    pub bare: bool,
     /// The init to run as PID 1; null for none.
     pub init: Option<Init>,
     /// Replaces the image's entrypoint and cmd; null for the image's, an empty array for none.
@@ -73,6 +75,7 @@ impl Default for Boot {
             cpus: 1,
             memory_mib: 512,
             root: RootChoice::Auto,
+            bare: false,
             init: None,
             entrypoint: None,
             cmd: None,

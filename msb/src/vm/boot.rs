@@ -48,6 +48,9 @@ pub struct Boot {
     /// Nothing is run: agentd sends the upper on [`SCRATCH`] to the host and powers off.
     #[serde(default)]
     pub commit: bool,
+    /// The root stays on [`NEW_ROOT`] as it is: nothing is mounted or created in it, and only containers run in it.
+    #[serde(default)]
+    pub bare: bool,
     /// The init to run as PID 1.
     #[serde(default)]
     pub init: Option<Init>,

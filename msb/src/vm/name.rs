@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use crate::record::path::absolute;
 
-/// Checks a VM's name. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most 63 bytes, and the
+/// `HOST_NAME_MAX` of Linux, which is also the length of the IDs that container engines generate.
+const MAX: usize = 64;
+
+/// Checks a VM's name. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most 64 bytes, as a hostname of Linux,, and the
 /// first one a letter or a digit.
 ///
 /// # Errors
@@ -14,10 +17,10 @@ use crate::record::path::absolute;
 pub fn check(name: &str) -> Result<(), &'static str> {
     let starts_well = name.starts_with(|first: char| first.is_ascii_alphanumeric());
     let is_plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
-    if starts_well && is_plain && name.len() <= 63 {
+    if starts_well && is_plain && name.len() <= MAX {
         Ok(())
     } else {
-        Err("a name is 1 to 63 letters, digits, \"-\", \"_\" or \".\", the first a letter or digit")
+        Err("a name is 1 to 64 letters, digits, \"-\", \"_\" or \".\", the first a letter or digit")
     }
 }
 
@@ -64,10 +67,10 @@ mod tests {
 
     #[test]
     fn names_of_vms_are_safe_as_directories_and_hostnames() {
-        for bad in ["", ".", "..", "a/b", "-a", "a b", "a\n", &"x".repeat(64)] {
+        for bad in ["", ".", "..", "a/b", "-a", "a b", "a\n", &"x".repeat(65)] {
             assert!(check(bad).is_err(), "{bad:?}");
         }
-        for good in ["worker", "a", "9.b-c_d"] {
+        for good in ["worker", "a", "9.b-c_d", &"x".repeat(64)] {
             assert!(check(good).is_ok(), "{good:?}");
         }
     }

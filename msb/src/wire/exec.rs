@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::container::Container;
 use super::frame::{Error, VERSION};
 pub use crate::record::Text;
 use crate::record::owner::Id;
@@ -80,6 +81,12 @@ pub struct Request {
     /// [`Message::Go`](super::Message::Go) starts it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub prepare: bool,
+    /// The command is the first process of this new container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// The command runs in the container of the exec with this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<u32>,
 }
 
 /// The IDs of a process, by number.

@@ -28,6 +28,7 @@
 //! # Ok::<(), msb::wire::Error>(())
 //! ```
 
+pub mod container;
 pub mod copy;
 mod decoder;
 pub mod dial;

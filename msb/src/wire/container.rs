@@ -1,0 +1,94 @@
+//! A container in the guest: what a command sees in place of the guest's own root, mounts, processes, names and IPC objects. The members
+//! follow the OCI runtime specification (config.md, config-linux.md).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A container. Its namespaces for mounts, processes, hostnames, IPC and cgroups are new; the network is the guest's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// The directory that becomes its root: a path in the guest's root, whose symlinks are followed inside that. What the guest has mounted
+    /// below is not in the container.
+    pub root: String,
+    /// Whether its root is read-only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub readonly: bool,
+    /// Its hostname; without one, the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Its NIS domain name; without one, the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domainname: Option<String>,
+    /// What is mounted, in this order.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub mounts: Vec<Mount>,
+    /// Device nodes, besides those that every container has.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub devices: Vec<Device>,
+    /// Paths that are hidden, if they exist.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub masked_paths: Vec<String>,
+    /// Paths that are read-only, if they exist.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub readonly_paths: Vec<String>,
+    /// Kernel parameters by name (`sysctl(8)`).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sysctl: BTreeMap<String, String>,
+}
+
+/// A mount in a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where it is mounted: a path in the container's root, created if it is missing. Symlinks are followed inside the root.
+    pub target: String,
+    /// The file system's type. For a bind mount, see `options`, it has no meaning.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub fstype: String,
+    /// For a bind mount: a path in the guest's root, whose symlinks are followed inside that. Otherwise the source of `mount(2)`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub source: String,
+    /// Options as in fstab(5), with `bind` and `rbind` for a bind mount, and `tmpcopyup` for a tmpfs that begins with a copy of what it
+    /// covers.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub options: Vec<String>,
+}
+
+/// A device node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its path in the container's root.
+    pub path: String,
+    /// What it is.
+    pub kind: DeviceKind,
+    /// The major number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub major: u32,
+    /// The minor number.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub minor: u32,
+    /// Its permission bits.
+    pub mode: u32,
+    /// Its owner.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub uid: u32,
+    /// Its group.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub gid: u32,
+}
+
+/// What a device node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// A character device.
+    Character,
+    /// A block device.
+    Block,
+    /// A named pipe.
+    Fifo,
+}
