@@ -57,7 +57,7 @@ fn tools() -> String {
 /// MicroVM sandboxes
 ///
 /// Starts the tool msb-NAME with the arguments that follow. A tool is looked for beside msb first, then on PATH, so another program
-/// called msb-NAME becomes a word of msb.
+/// called msb-NAME becomes a subcommand of msb.
 #[derive(Debug, Parser)]
 #[command(name = "msb", version, after_help = PAGE.help(), override_usage = "msb NAME [ARG...]")]
 struct Args {
