@@ -1,5 +1,8 @@
 //! The command line of msb-exec.
 
+// Doc comments of flags are help texts, in which brackets do not make links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -129,7 +132,7 @@ pub struct Args {
     #[arg(short = 'l', value_name = "USER", value_parser = user, requires = "rsh", conflicts_with = "user", hide = true)]
     pub login: Option<String>,
 
-    /// Start the command, print its id as a line of JSON, and leave it running
+    /// Start the command, print its id as a line of JSON, and leave it running; msb-logs shows its output
     #[arg(short = 'd', long)]
     pub detach: bool,
 

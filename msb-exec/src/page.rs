@@ -40,5 +40,5 @@ pub const PAGE: Page = Page {
             "GIT_SSH_COMMAND='msb-exec -r worker --rsh' \\\n  git clone vm:/srv/repository\ngit -c protocol.ext.allow=always clone \\\n  'ext::msb-exec -r worker -- git-upload-pack /srv/repository' copy",
         ),
     ],
-    see_also: &["msb-boot(1)", "msb-stop(1)", "msb-wire(5)", "msb(7)", "agentd(8)"],
+    see_also: &["msb-boot(1)", "msb-stop(1)", "msb-logs(1)", "msb-wire(5)", "msb(7)", "agentd(8)"],
 };

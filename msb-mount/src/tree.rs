@@ -1,4 +1,4 @@
-//! The merged tree: looking nodes up, listing directories, and copy-up. [`change`] has the requests that change names, [`file`] those
+//! The merged tree: looking nodes up, listing directories, and copy-up. [`change`] has the requests that change names, [`mod@file`] those
 //! that act on one file.
 
 pub(crate) mod change;

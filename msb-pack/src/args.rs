@@ -1,5 +1,8 @@
 //! The command line, and what it asks for.
 
+// Doc comments of flags are help texts, in which brackets do not make links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::path::PathBuf;
 
 use anyhow::bail;

@@ -76,7 +76,7 @@ pub(crate) fn write<W: Write>(
 /// Makes the blob of a layer, in a file without a name on the file system of `dir`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub(crate) fn make(
     dir: &Path,
     compression: Compression,

@@ -1,5 +1,8 @@
 //! The command line, and the checked configuration that it becomes.
 
+// Doc comments of flags are help texts, in which brackets do not make links.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
