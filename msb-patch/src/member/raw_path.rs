@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// A path as it was given. [`crate::parse`] decodes base64.
+/// A path as it was given. `crate::parse` decodes base64.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawPath(OsString);
 
