@@ -61,7 +61,7 @@ impl Gate {
 
     /// In the child: reports why it ends.
     pub fn fail(&self, (step, why): &Failed) {
-        let code = why.raw_os_error().to_le_bytes();
+        let code = why.raw_os_error().to_ne_bytes();
         for part in [&[FAILED][..], &code, step.unwrap_or_default().as_bytes()] {
             let _ = rustix::io::write(&self.child_report, part);
         }
@@ -108,7 +108,7 @@ fn read_failure(mut report: PipeReader) -> Result<Option<NotStarted>, NotStarted
     let Some((code, step)) = bytes.split_first_chunk() else { return Ok(None) };
     let step = String::from_utf8_lossy(step).into_owned();
     let step = Some(step.into()).filter(|step: &std::borrow::Cow<'_, str>| !step.is_empty());
-    Ok(Some(NotStarted { step, why: io::Error::from_raw_os_error(i32::from_le_bytes(*code)) }))
+    Ok(Some(NotStarted { step, why: io::Error::from_raw_os_error(i32::from_ne_bytes(*code)) }))
 }
 
 #[cfg(test)]
