@@ -168,10 +168,14 @@ END
     [ ! -e "$(jq -r '.rootfs.lower[0]' devices.json)/lib/loop" ]
 }
 
-@test "msb-run and a disk root as a user" {
-    run --separate-stderr as_user msb-run -q "oci:$place/layout" -- sh -c 'id -u; cat /etc/conf.d/three; exit 7'
+@test "msb-run with a network, and a disk root, as a user" {
+    run --separate-stderr as_user env MSB_NETWORK=public msb-run -q "oci:$place/layout" -- \
+        sh -c 'id -u; cat /etc/conf.d/three; ip -4 addr show eth0 | grep -c inet; exit 7'
     [ "$status" -eq 7 ]
-    [ "$output" = $'0\nthree' ]
+    [ "$output" = $'0\nthree\n1' ]
+    run as_user msb-boot -r "$vm_record" --network public -p 80:80
+    [ "$status" -eq 1 ]
+    [[ $output == *'port 127.0.0.1:80 of -p '*'net.ipv4.ip_unprivileged_port_start'* ]]
     [ -z "$(ls "$place/run/msb")" ]
     truncate -s 64M disk.raw
     mke2fs -q -t ext4 -d "$vm_root" disk.raw

@@ -19,10 +19,18 @@ fn limits() -> String {
         .to_owned()
 }
 
+fn without_root() -> String {
+    "For a user other than root, fusermount3(1) mounts, and the server runs in a user namespace, see msb(7). Other processes of the user \
+     see the mount, and its files have the owners that they have on the host: those of the image's root belong to the user. Other users, \
+     and a VM whose root it is, can enter it only if /etc/fuse.conf has the line \"user_allow_other\". --dev and --suid take root. \
+     With CMD, the mount is made in the namespace, which takes a /dev/fuse that the user may open."
+        .to_owned()
+}
+
 pub(crate) const PAGE: Page = Page {
     operands: "[MOUNTPOINT] [-- CMD...]",
     forms: &["-u MOUNTPOINT", "-o lowerdir=DIR[:DIR]...[,upperdir=DIR,workdir=DIR][,OPTION]... MOUNTPOINT"],
-    notes: &[("Mount options", mount_options), ("Limits", limits)],
+    notes: &[("Mount options", mount_options), ("Without root", without_root), ("Limits", limits)],
     exit_status: &[
         ("0", "success"),
         ("1", "failure"),

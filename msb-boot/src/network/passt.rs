@@ -9,8 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, bail};
-use msb::overlay::user_namespace;
+use anyhow::Context;
 use msb::store::publish;
 use serde::{Deserialize, Serialize};
 
@@ -37,8 +36,6 @@ const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
 
 /// The ports below it need a capability.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
-/// The setting for that.
-const FIRST_PORT: &str = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
 
 /// The program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -122,10 +119,6 @@ impl Passt {
             dns => Some(write_resolv_conf(&vm.dir, dns)?),
         };
         let needs_low_port = options.ports.iter().any(|publish| publish.host < FIRST_UNPRIVILEGED_PORT);
-        if needs_low_port && !user_namespace::is_initial() {
-            let first = fs::read_to_string(FIRST_PORT).ok().and_then(|text| text.trim().parse().ok());
-            check_ports(options.ports, first.unwrap_or(FIRST_UNPRIVILEGED_PORT))?;
-        }
         let capabilities = if needs_low_port { Capabilities::BindPorts } else { Capabilities::None };
         let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
         let itself = Path::new("/proc/self");
@@ -178,18 +171,6 @@ impl Passt {
         }
         args.push(fd_flag("--fd=", socket));
         args
-    }
-}
-
-/// Checks that a user other than root may listen on the ports: a capability in a user namespace has no effect on the host's network.
-fn check_ports(ports: &[Publish], first: u16) -> anyhow::Result<()> {
-    match ports.iter().find(|publish| publish.host < first) {
-        Some(publish) => bail!(
-            "port {}: only root may publish ports below {first} (choose another, or sysctl -w net.ipv4.ip_unprivileged_port_start={})",
-            publish.host,
-            publish.host
-        ),
-        None => Ok(()),
     }
 }
 

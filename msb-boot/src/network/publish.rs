@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use msb::record::PublishedPort;
 use serde::{Deserialize, Serialize};
 
@@ -108,7 +108,14 @@ impl Publish {
                 Ok((listener.into(), bound))
             }
         };
-        let (fd, bound) = bind().with_context(|| format!("port {address} of -p {self}"))?;
+        let bound = bind().map_err(|error| match error.kind() {
+            // A capability in the user namespace of a user counts for nothing on the host's network.
+            io::ErrorKind::PermissionDenied => anyhow!(
+                "{error} (choose a port that users may listen on, from net.ipv4.ip_unprivileged_port_start on, or lower that)"
+            ),
+            _ => error.into(),
+        });
+        let (fd, bound) = bound.with_context(|| format!("port {address} of -p {self}"))?;
         Ok((fd, bound.port()))
     }
 
