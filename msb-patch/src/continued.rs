@@ -1,17 +1,12 @@
-//! The upper that is continued, while it is the topmost lower layer and the operations write above it. To the user it is the upper.
+//! The upper that is continued, while it is the topmost lower layer and the operations write above it.
 
 use std::collections::HashMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use msb::overlay::attributes::keeping_times;
-use msb::overlay::beneath::{Dir, Entry, Name};
-use msb::overlay::resolve::{End, Last, resolve};
-use msb::overlay::upper::upper_of;
-use msb::overlay::{Layer, Leaf, Merged};
-
-use crate::target::Target;
+use msb::overlay::Merged;
+use msb::overlay::beneath::Dir;
 
 /// The upper that is continued.
 #[derive(Debug)]
@@ -28,7 +23,10 @@ impl Continued {
     }
 
     /// All names of a file.
-    fn names(&mut self, inode: u64) -> io::Result<Vec<PathBuf>> {
+    ///
+    /// # Errors
+    /// The error of reading the upper, the first time.
+    pub(crate) fn names(&mut self, inode: u64) -> io::Result<Vec<PathBuf>> {
         if self.names.is_none() {
             let mut names: HashMap<u64, Vec<PathBuf>> = HashMap::new();
             self.root.walk(|path, entry| {
@@ -40,62 +38,5 @@ impl Continued {
             self.names = Some(names);
         }
         Ok(self.names.as_ref().and_then(|names| names.get(&inode)).cloned().unwrap_or_default())
-    }
-}
-
-impl Target {
-    /// The layer as the user counts: without the one that operations write to above the upper.
-    pub(crate) fn shown_layer(&self, layer: Layer) -> Layer {
-        match layer {
-            Layer::Lower(0) if self.continued.is_some() => Layer::Upper,
-            Layer::Lower(number) if self.continued.is_some() => Layer::Lower(number - 1),
-            layer => layer,
-        }
-    }
-
-    /// Whether a file is in the upper that is continued.
-    fn is_continued(&self, leaf: &Leaf) -> bool {
-        leaf.layer == Layer::Lower(0) && self.continued.is_some()
-    }
-
-    /// Gives a file of the continued upper a name in the upper above it. It is the same file until it is changed. False: it is a file of
-    /// another layer, or cannot be moved as it is.
-    pub(crate) fn share(&mut self, dir: &Dir, name: Name<'_>, leaf: &Leaf) -> io::Result<bool> {
-        if !self.is_continued(leaf) || leaf.is_metacopy() {
-            return Ok(false);
-        }
-        keeping_times(dir, || self.writer.replace_with_link(dir, name, &leaf.entry))?;
-        self.shared_data.insert(leaf.entry.stat().st_ino);
-        Ok(true)
-    }
-
-    /// After a copy of a file of the continued upper: its other names lead to the copy too, as they do within one upper.
-    pub(crate) fn copy_other_names(&mut self, leaf: &Leaf, copy: &Entry) -> io::Result<()> {
-        let stat = leaf.entry.stat();
-        if stat.st_nlink < 2 || !self.is_continued(leaf) {
-            return Ok(());
-        }
-        let names = match &mut self.continued {
-            Some(continued) => continued.names(stat.st_ino)?,
-            None => return Ok(()),
-        };
-        for path in names {
-            // A name may be hidden or replaced by now.
-            let Ok(mut at) = resolve(&self.root, Path::new("/").join(&path).as_path(), Last::Keep) else { continue };
-            let End::Leaf(name, there) = &at.end else { continue };
-            if !self.is_continued(there)
-                || there.entry.stat().st_ino != stat.st_ino
-                || at.path() != Path::new("/").join(&path)
-            {
-                continue;
-            }
-            self.writer.copy_up_steps(&mut at.steps)?;
-            let parent = at.steps.last().map(|step| step.dir.clone()).ok_or(rustix::io::Errno::NOENT)?;
-            let parent = upper_of(&parent)?;
-            keeping_times(parent, || self.writer.replace_with_link(parent, Name::new(name)?, copy))?;
-        }
-        // Cached paths may lead through directories that have been copied up.
-        self.trail.forget();
-        Ok(())
     }
 }

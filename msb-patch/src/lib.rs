@@ -6,6 +6,7 @@ pub mod caps;
 mod compare;
 mod content;
 mod continued;
+mod continued_files;
 mod dir_times;
 mod hint;
 pub mod lines;
