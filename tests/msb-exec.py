@@ -52,7 +52,7 @@ def send_stdin(agent, credit, changed):
 
 def run(record, argv):
     agent, credit, changed = Agent(json.load(open(record))["vm"]["endpoint"]), [0], threading.Condition()
-    agent.send(HELLO, {"version": 1})
+    agent.send(HELLO, {"version": 2})
     agent.send(EXEC, {"argv": argv})
     for output in (1, 2):
         agent.send(CREDIT, struct.pack("<BI", output, WINDOW))
