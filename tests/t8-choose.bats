@@ -20,6 +20,7 @@ has_virtualization() {
 }
 
 @test "auto chooses qemu if the CPU has no virtualization, and prints the reason once, or with -v" {
+    jq -e '.overhead_mib == (if .vmm == "qemu" then 128 else null end)' probe.json
     if has_virtualization; then skip "this CPU has virtualization"; fi
     export MSB_HOME=$PWD/home
     vm_boot quiet -q

@@ -21,6 +21,9 @@ pub(crate) struct Probe {
     /// The choice in one line.
     #[serde(rename = "words")]
     message: String,
+    /// The host's memory that such a VM takes besides the guest's, in MiB: for limits of cgroups and the overhead of a RuntimeClass. `None`
+    /// for a VMM of which it is not known.
+    overhead_mib: Option<u32>,
     /// The VMMs by name.
     vmms: BTreeMap<&'static str, Finding<&'static str>>,
     /// What the VMMs need, by name.
@@ -83,8 +86,9 @@ impl Probe {
             ("vhost-device-vsock", helper_process::find_vsock().into()),
             ("virtiofsd", helper_process::find_virtiofsd().into()),
         ];
+        let overhead_mib = vmm.and_then(any::overhead_mib);
         let vmms = any::survey().map(|(name, result)| (name, result.into()));
-        Self { vmm, message, vmms: vmms.into(), parts: parts.into() }
+        Self { vmm, message, overhead_mib, vmms: vmms.into(), parts: parts.into() }
     }
 
     /// Whether a VM would run.
