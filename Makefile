@@ -50,6 +50,7 @@ man: build
 	@date=$$(sed -n '1s/^.TH [^ ]* 1 \([^ ]*\) .*/\1/p' man/msb-pull.1); \
 	sed -i -E "1s/^(\.TH [^ ]+ [578]) [^ ]+/\1 $$date/" man/*.[578]
 	@$(RELEASE)/msb-pull --generate schema > man/msb-record.schema.json
+	@$(RELEASE)/msb-boot --generate security > man/msb-security.7
 
 # libkrun without the rest of msb-boot, for comparisons. It is built with the whole workspace, so that its dependencies are not built
 # again with other features.

@@ -33,7 +33,7 @@ def start_passt(end, mtu):
 def start_gate(program, directory, guest, passt):
     policy = {"mode": "public", "rules": [], "gateways": ["10.0.2.2"], "own": [], "links": []}
     config = {"ipv4": "10.0.2.15", "ipv6": None, "lease": None, "resolvers": [], "udp_ports": [], "policy": policy}
-    jail = {"binds": [], "dirs": [], "capabilities": "none", "shares_net": False, "user": None, "mount_point": directory}
+    jail = {"profile": "gate", "binds": [], "dirs": [], "user": 65534, "mount_point": directory}
     mac = [int(octet, 16) for octet in MAC.split(":")]
     description = {"jail": jail, "config": config, "mac": mac, "log": os.path.join(directory, "net.log"),
                    "traffic": os.path.join(directory, "traffic")}

@@ -53,7 +53,7 @@ class Gate:
     def __init__(self, program, directory):
         policy = {"mode": "public", "rules": [], "gateways": [GATEWAY, "fd00:6d73::2"], "own": [], "links": []}
         config = {"ipv4": GUEST, "ipv6": GUEST6, "resolvers": [RESOLVER], "udp_ports": [], "policy": policy, "lease": None}
-        jail = {"binds": [], "dirs": [], "capabilities": "none", "shares_net": False, "user": None, "mount_point": directory}
+        jail = {"profile": "gate", "binds": [], "dirs": [], "user": 65534, "mount_point": directory}
         self.log = os.path.join(directory, "net.log")
         description = {"jail": jail, "config": config, "mac": list(MAC), "log": self.log, "traffic": os.path.join(directory, "traffic")}
         self.guest, guest = socket.socketpair()

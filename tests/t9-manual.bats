@@ -69,6 +69,7 @@ teardown() {
     for tool in "${tools[@]}"; do
         "$tool" --generate man | diff "$root/man/$tool.1" -
     done
+    msb-boot --generate security | diff "$root/man/msb-security.7" -
     msb-pull --generate schema | diff "$root/man/msb-record.schema.json" -
 }
 

@@ -156,6 +156,8 @@ impl Config {
         }
         let vm = Vm {
             dir,
+            // The supervisor sets it: it is made from its PID.
+            user: 0,
             cpus: request.cpus,
             memory_mib: request.memory_mib,
             kernel: kernel::check(&library, vmm.boot_protocol())?,

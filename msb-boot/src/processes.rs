@@ -13,13 +13,14 @@ use std::sync::mpsc;
 use std::thread;
 
 use anyhow::Context;
+use msb::jail::Jail;
 use nix::sched::CloneFlags;
 use nix::sys::signal::Signal;
 use rustix::io::FdFlags;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::granted::Granted;
 use crate::inherited_fd::InheritedFd;
-use crate::jail::Jail;
 use crate::{log, role};
 
 /// Whether the VM ends with a process.
@@ -55,6 +56,8 @@ pub(crate) struct Processes {
     helper_stderr: PipeWriter,
     /// The lock that shows that the VM runs. Every process inherits it.
     alive: File,
+    /// What belongs to the VM's user.
+    granted: Vec<Granted>,
 }
 
 impl Processes {
@@ -64,7 +67,12 @@ impl Processes {
     /// Those of `fcntl(2)`.
     pub(crate) fn new(vmm_stderr: PipeWriter, helper_stderr: PipeWriter, alive: File) -> io::Result<Self> {
         clear_cloexec(&alive)?;
-        Ok(Self { processes: Vec::new(), vmm_stderr, helper_stderr, alive })
+        Ok(Self { processes: Vec::new(), vmm_stderr, helper_stderr, alive, granted: Vec::new() })
+    }
+
+    /// Keeps what the VM's user has until the processes have ended.
+    pub(crate) fn keep(&mut self, granted: Granted) {
+        self.granted.push(granted);
     }
 
     /// Starts a helper process: a program in a jail. It inherits `fds` under the numbers that they have here.

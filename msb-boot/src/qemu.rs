@@ -3,16 +3,15 @@
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use msb::jail::Profile;
 use msb::record::{self, DiskFormat};
 use msb::vm::boot;
 use serde::{Deserialize, Serialize};
 
 use crate::helper_process::{Device, DeviceKind, Programs};
-use crate::jail::{self, Capabilities};
+use crate::jail;
 use crate::kernel::{self, BootProtocol};
 use crate::processes::Processes;
 use crate::program;
@@ -86,9 +85,10 @@ impl Vmm for Qemu {
     fn run(&self, vm: &Vm) -> anyhow::Error {
         let kvm = kvm::probe().is_ok();
         let kernel = Path::new(jail::KERNEL);
-        let mut jail = vm.jail(Capabilities::None).ro_bind_program(&self.program).ro_bind(&vm.kernel, kernel);
+        let profile = if vm.has_private_base() { Profile::QemuPrivateDisk } else { Profile::Qemu };
+        let mut jail = vm.jail(profile).ro_bind_program(&self.program).ro_bind(&vm.kernel, kernel);
         if kvm {
-            jail = jail.dev_bind_try(kvm::DEVICE);
+            jail = jail.dev_bind_try(Path::new(kvm::DEVICE));
         }
         for file in vm.drives.iter().filter_map(|drive| drive.backing_file.as_deref()) {
             jail = jail.ro_bind(file, file);
@@ -97,10 +97,7 @@ impl Vmm for Qemu {
             let descriptors = Path::new("/proc/self/fd");
             jail = jail.ro_bind(descriptors, descriptors);
         }
-        if let Err(error) = jail.enter() {
-            return error;
-        }
-        Command::new(&self.program).args(arguments(vm, &self.devices, kernel, kvm)).exec().into()
+        jail.execute(&self.program, &arguments(vm, &self.devices, kernel, kvm)).into()
     }
 }
 

@@ -6,13 +6,14 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use msb::jail::Jail;
 use msb::wire::exec::DEFAULT_PATH;
 use nix::sys::signal::{SigSet, Signal as TiedSignal};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::inherited_fd::InheritedFd;
-use crate::jail::Jail;
+use crate::krun::ffi;
 use crate::notice::TOOL;
 
 const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
@@ -54,6 +55,10 @@ pub(crate) fn role() -> Option<Role> {
     if tie_to_supervisor().is_err() {
         std::process::exit(1);
     }
+    // Keyrings are in no namespace, and the caller's may hold keys.
+    if ffi::join_new_session_keyring().is_err() {
+        std::process::exit(1);
+    }
     let description = args.next()?.into_string().ok()?;
     if role == VMM {
         return Some(Role::Vmm(description));
@@ -87,12 +92,8 @@ fn tie_to_supervisor() -> io::Result<()> {
 /// Enters the jail and executes the program. Returns only on failure.
 pub(crate) fn execute_jailed(jail: &Jail, command: &[OsString]) -> ExitCode {
     let Some((program, args)) = command.split_first() else { return ExitCode::FAILURE };
-    if let Err(error) = jail.enter() {
-        eprintln!("jail: {error:#}");
-        return ExitCode::FAILURE;
-    }
-    let error = Command::new(program).args(args).exec();
-    eprintln!("{}: {error}", Path::new(program).display());
+    let error = jail.execute(Path::new(program), args);
+    eprintln!("jail: {:#}", anyhow::Error::from(error));
     ExitCode::FAILURE
 }
 

@@ -1,21 +1,24 @@
 //! The description of a VM: what any VMM has to run. It holds no VMM's own data, and says nothing about how the root was chosen.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use msb::jail::{Jail, PinnedPath, Profile};
 use msb::record::DiskFormat;
 use msb::vm::{boot, rundir};
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
-use crate::jail::{Capabilities, Jail};
-use crate::pinned_path::PinnedPath;
 
 /// A VM to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Vm {
     /// Its run directory.
     pub dir: PathBuf,
+    /// The user of the host that its processes are, unless they serve files with owners.
+    pub user: u32,
     /// The number of virtual processors.
     pub cpus: u8,
     /// Memory, in MiB.
@@ -96,9 +99,15 @@ impl Vm {
         })
     }
 
+    /// Whether a disk has a base that only its owner, or his group, may read.
+    pub(crate) fn has_private_base(&self) -> bool {
+        let bases = self.drives.iter().filter_map(|drive| drive.backing_file.as_ref());
+        bases.into_iter().any(|base| fs::metadata(base).is_ok_and(|meta| meta.mode() & 0o004 == 0))
+    }
+
     /// An empty jail for a process of this VM.
-    pub(crate) fn jail(&self, capabilities: Capabilities) -> Jail {
-        Jail::new(&self.dir, capabilities)
+    pub(crate) fn jail(&self, profile: Profile) -> Jail {
+        Jail::new(&self.dir, profile, self.user)
     }
 }
 

@@ -10,6 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
+use msb::jail::PinnedPath;
 use msb::overlay::mountinfo;
 use msb::record::{self, Mount, MountedVolume, VolumeContent, check_volume_name};
 use msb::store::{home, layout, publish};
@@ -20,7 +21,6 @@ use rustix::fs::{AtFlags, FileType, StatxFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::notice::Notice;
-use crate::pinned_path::PinnedPath;
 use crate::vm::SharedVolume;
 
 /// A volume, as it was checked.

@@ -17,6 +17,7 @@
 //! | `signals` | the signal masks of a process; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
 //! | `transfer` | copies of files between host and guest; with `overlay` | |
+//! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler |
 //! | `program` | where the programs are that msb runs; with `store` | |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
@@ -40,6 +41,8 @@
 
 #[cfg(feature = "overlay")]
 pub mod interrupt;
+#[cfg(feature = "store")]
+pub mod jail;
 #[cfg(feature = "overlay")]
 pub mod lock;
 #[cfg(feature = "overlay")]

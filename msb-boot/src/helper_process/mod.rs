@@ -7,10 +7,11 @@ mod vsock;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use msb::jail::Profile;
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
-use crate::jail::{self, Capabilities};
+use crate::jail;
 use crate::processes::Processes;
 use crate::unusable::Unusable;
 use crate::vm::Vm;
@@ -61,7 +62,7 @@ impl Programs {
     pub(crate) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Vec<Device>, Vec<OwnedFd>)> {
         // The vsock helper takes the longest to start, so it is started first and connected to last.
         let vsock = vsock::Starting::start(vm, &self.vsock, processes)?;
-        let jail = || vm.jail(Capabilities::ServeFilesSandboxed);
+        let jail = || vm.jail(Profile::Virtiofsd);
         let boot_share = vm.bind_boot_share(jail(), jail::ROOT.as_ref());
         let mut sockets = vec![(
             DeviceKind::Fs("/dev/root".into()),

@@ -7,8 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use msb::jail::Jail;
 
-use crate::jail::{self, Jail};
+use crate::jail;
 use crate::processes::{Processes, Vital, fd_flag};
 use crate::program;
 use crate::unusable::Unusable;

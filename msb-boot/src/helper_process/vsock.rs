@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use msb::jail::Profile;
 use msb::vm::rundir;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 
-use crate::jail::{self, Capabilities};
+use crate::jail;
 use crate::processes::{Processes, Vital};
 use crate::program;
 use crate::unusable::Unusable;
@@ -63,7 +64,7 @@ impl Starting {
             OsStr::new("--tx-buffer-size"),
             OsStr::new(TX_BUFFER_SIZE),
         ];
-        let jail = vm.jail(Capabilities::None).ro_bind_program(program).bind(&outside, inside);
+        let jail = vm.jail(Profile::Vsock).ro_bind_program(program).bind(&outside, inside);
         processes.start_helper("vhost-device-vsock", Vital::Yes, &jail, program, &args, &[])?;
         Ok(Self { socket, events, process: processes.last_pidfd()? })
     }

@@ -2,9 +2,9 @@
 
 mod elf;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -17,6 +17,9 @@ use crate::unusable::Unusable;
 
 /// The name of libkrunfw for the dynamic loader. The number is the version of its interface.
 pub(crate) const LIBRARY: &str = "libkrunfw.so.5";
+
+/// VMMs read the file as users of their own.
+const MODE: u32 = 0o644;
 
 /// How a VMM enters the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +92,11 @@ pub(crate) fn check(library: &Path, protocol: BootProtocol) -> anyhow::Result<Pa
 /// # Errors
 /// A file that cannot be written.
 pub(crate) fn write_elf(library: &Path, file: &Path) -> anyhow::Result<()> {
-    if file.exists() {
+    if let Ok(meta) = fs::metadata(file) {
+        // An earlier release let only root read it.
+        if meta.mode() & 0o004 == 0 {
+            fs::set_permissions(file, Permissions::from_mode(MODE)).with_context(|| format!("{file:?}"))?;
+        }
         return Ok(());
     }
     let image = ffi::kernel_image(library).with_context(|| format!("guest kernel {library:?}"))?;
@@ -97,5 +104,5 @@ pub(crate) fn write_elf(library: &Path, file: &Path) -> anyhow::Result<()> {
     publish::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;
     let pvh = elf::pvh_entry(image.bytes, image.load);
     let headers = elf::headers(image.bytes.len(), image.load, image.entry, pvh)?;
-    publish::write_file(file, &[&headers, image.bytes].concat(), 0o600).with_context(|| format!("{file:?}"))
+    publish::write_file(file, &[&headers, image.bytes].concat(), MODE).with_context(|| format!("{file:?}"))
 }

@@ -1,4 +1,4 @@
-//! The C interfaces of libkrun, libkrunfw and the TAP driver, and all unsafe code of this program. Every function that this file
+//! The C interfaces of libkrun, libkrunfw, keyrings and the TAP driver, and all unsafe code of this program. Every function that this file
 //! exports is safe.
 #![allow(unsafe_code)]
 
@@ -12,6 +12,7 @@ use std::ptr;
 
 use libloading::Library;
 use msb::record::DiskFormat;
+use nix::libc;
 use rustix::io::FdFlags;
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -103,6 +104,23 @@ pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
     // SAFETY: the descriptor is borrowed for one system call, which fails if it is not open.
     let fd = unsafe { BorrowedFd::borrow_raw(number) };
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?)
+}
+
+/// Gives this process a session keyring of its own, which is empty. A kernel without keyrings needs none.
+///
+/// # Errors
+/// Those of `keyctl(2)`: EDQUOT.
+pub(crate) fn join_new_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    let no_name = ptr::null::<libc::c_char>();
+    // SAFETY: the operation takes a name, which may be null, and writes nothing.
+    match unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, no_name) } {
+        -1 => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            error => Err(error),
+        },
+        _ => Ok(()),
+    }
 }
 
 /// Opens a TAP interface of this process's network namespace. It must exist: the kernel would create it.

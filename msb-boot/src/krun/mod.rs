@@ -6,12 +6,13 @@ mod huge_pages;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use msb::jail::{Jail, Profile};
 use msb::record;
 use msb::vm::rundir;
 use msb::wire::{AGENT_PORT, READY_PORT};
 use serde::{Deserialize, Serialize};
 
-use crate::jail::{self, Capabilities, Jail};
+use crate::jail;
 use crate::kernel::{self, BootProtocol};
 use crate::processes::Processes;
 use crate::unusable::Unusable;
@@ -99,15 +100,19 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
 /// A jail with the files that libkrun opens. Its virtiofs follows any name that the guest sends, within the jail.
 fn jail(vm: &Vm) -> Jail {
     let serves_files = vm.root_share.is_some() || !vm.volumes.is_empty();
-    let capabilities = if serves_files { Capabilities::ServeFiles } else { Capabilities::None };
+    let profile = match (serves_files, vm.has_private_base()) {
+        (true, _) => Profile::KrunShares,
+        (false, true) => Profile::KrunPrivateDisk,
+        (false, false) => Profile::Krun,
+    };
     // Its virtiofs reopens files through /proc/self/fd, and uses nothing else of /proc.
     let descriptors = Path::new("/proc/self/fd");
     let mut jail = vm
-        .bind_boot_share(vm.jail(capabilities), jail::BOOT_SHARE.as_ref())
+        .bind_boot_share(vm.jail(profile), jail::BOOT_SHARE.as_ref())
         .bind(&vm.socket_dir(), jail::SOCKET_DIR.as_ref())
         .ro_bind(&vm.kernel, jail::KERNEL.as_ref())
         .ro_bind(descriptors, descriptors)
-        .dev_bind_try(kvm::DEVICE);
+        .dev_bind_try(Path::new(kvm::DEVICE));
     if let Some(root) = &vm.root_share {
         jail = jail.bind(root, jail::ROOT.as_ref());
     }

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use msb::jail::Profile;
 use msb::record;
 use msb::record::path::absolute;
 use msb::tool::exit;
@@ -20,7 +21,6 @@ use super::relay;
 use super::request::check_mac;
 use super::socket_pair::socket_pair;
 use crate::inherited_fd::InheritedFd;
-use crate::jail::Capabilities;
 use crate::krun::ffi::{close_on_exec, open_tap};
 use crate::processes::Processes;
 use crate::vm::{Card, Vm};
@@ -231,7 +231,7 @@ impl ExternalCard {
             }
         };
         let (vmm, guest) = socket_pair().context("the network card's socket")?;
-        let jail = vm.jail(Capabilities::None);
+        let jail = vm.jail(Profile::Relay);
         let description = relay::Description { jail, guest: InheritedFd::of(&guest), tap: InheritedFd::of(&tap) };
         processes.start_relay(relay::NAME, &serde_json::to_string(&description)?, &[guest, tap])?;
         Ok((self.card(&vmm), vmm))

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use msb::jail::Jail;
 use msb::vm::rundir::Traffic;
 use msb_gate::frame::MAX_FRAME;
 use msb_gate::{Config, Gate, Log, Verdict};
@@ -24,7 +25,6 @@ use serde::{Deserialize, Serialize};
 
 use super::control::{self, Message};
 use super::port::{LENGTH, Port};
-use crate::jail::Jail;
 
 /// The process's name in messages.
 pub(crate) const NAME: &str = "gate";

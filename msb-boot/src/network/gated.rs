@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use msb::jail::Profile;
 use msb::record::{self, NetworkMode};
 use msb::vm::{boot, rundir};
 use msb_gate::{Config, Lease, Policy, PolicyRule};
@@ -17,7 +18,6 @@ use super::publish::Publish;
 use super::socket_pair::socket_pair;
 use super::{gate, request};
 use crate::inherited_fd::InheritedFd;
-use crate::jail::Capabilities;
 use crate::processes::Processes;
 use crate::vm::{Card, Vm};
 
@@ -131,7 +131,7 @@ impl Gated {
         };
         let (control, gate_end) = Control::open(&[guest, host])?;
         let description = gate::Description {
-            jail: vm.jail(Capabilities::None),
+            jail: vm.jail(Profile::Gate),
             config,
             mac: self.mac,
             log: self.log(vm),

@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
+use msb::jail::{FIRST_USER, LAST_USER, Profile};
 use msb::store::publish;
 use serde::{Deserialize, Serialize};
 
 use super::address::{Address, MTU};
 use super::publish::Publish;
-use crate::jail::Capabilities;
 use crate::processes::{Processes, Vital, fd_flag};
 use crate::program;
 use crate::unusable::Unusable;
@@ -26,10 +26,6 @@ pub(crate) const NAME: &str = "passt";
 
 /// The file in the run directory that is its resolv.conf.
 const RESOLV_CONF: &str = "resolv.conf";
-
-/// The first of the users that passt runs as. The supervisor's PID is added, which has 22 bits at most.
-const FIRST_USER: u32 = 0x6d00_0000;
-const LAST_USER: u32 = FIRST_USER + (1 << 22);
 
 /// The groups that may open ICMP sockets, icmp(7).
 const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
@@ -119,16 +115,16 @@ impl Passt {
             dns => Some(write_resolv_conf(&vm.dir, dns)?),
         };
         let needs_low_port = options.ports.iter().any(|publish| publish.host < FIRST_UNPRIVILEGED_PORT);
-        let capabilities = if needs_low_port { Capabilities::BindPorts } else { Capabilities::None };
-        let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+        let profile = if needs_low_port { Profile::PasstLowPort } else { Profile::Passt };
         let itself = Path::new("/proc/self");
-        let mut jail = vm
-            .jail(capabilities)
-            .share_net()
-            .user(FIRST_USER + pid)
-            .ro_bind_program(&self.program)
-            .ro_bind(itself, itself)
-            .dir("/tmp".as_ref());
+        let mut jail = vm.jail(profile).ro_bind_program(&self.program).ro_bind(itself, itself).dir("/tmp".as_ref());
+        // It executes this one by itself, if the processor has the instructions.
+        let mut faster = self.program.clone().into_os_string();
+        faster.push(".avx2");
+        let faster = Path::new(&faster);
+        if faster.exists() {
+            jail = jail.ro_bind(faster, faster);
+        }
         if let Some(source) = source {
             jail = jail.ro_bind(&source, resolv_conf);
         }

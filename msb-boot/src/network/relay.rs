@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use msb::jail::Jail;
 use msb_gate::frame::MAX_FRAME;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
@@ -13,7 +14,6 @@ use serde::{Deserialize, Serialize};
 
 use super::port::{LENGTH, Port};
 use crate::inherited_fd::InheritedFd;
-use crate::jail::Jail;
 
 /// The process's name in messages.
 pub(crate) const NAME: &str = "relay";

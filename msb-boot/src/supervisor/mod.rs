@@ -21,6 +21,7 @@ mod watch;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
+use msb::jail::user_of;
 use msb::vm::rundir::{self, Cause, Committed, Ended, LockedRunDir, Restarting};
 use msb::vm::shared_root;
 use msb::{record, tool::interrupt, tool::start};
@@ -89,7 +90,8 @@ fn detach(fds: &[InheritedFd]) -> anyhow::Result<()> {
 
 fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
     let connection = client.as_mut().context("no client")?;
-    let config = connection.config()?;
+    let mut config = connection.config()?;
+    config.vm.user = user_of(std::process::id());
     let Some(held) =
         LockedRunDir::create(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))?
     else {

@@ -10,6 +10,7 @@ use msb::record::VmmChoice;
 use serde::{Deserialize, Serialize};
 
 use super::Vmm;
+use crate::granted::Granted;
 use crate::krun::Krun;
 use crate::processes::Processes;
 use crate::qemu::Qemu;
@@ -64,6 +65,7 @@ impl AnyVmm {
         processes: &mut Processes,
     ) -> anyhow::Result<()> {
         let mut vmm = self.clone();
+        processes.keep(Granted::grant(vm, &console)?);
         fds.extend(vmm.start_helpers(vm, processes)?);
         let description = serde_json::to_string(&Description { vmm, vm: vm.clone() }).context(self.name())?;
         processes.start_vmm(self.name(), &description, console, &fds)

@@ -10,13 +10,14 @@ use clap::Parser;
 
 use crate::tool::exit::warn;
 use crate::tool::line;
-use crate::tool::man::Page;
+use crate::tool::man::{DATE, Page};
 use crate::tool::passed::Flag;
 
 /// Parses the process's arguments, or ends the process.
 ///
 /// `--help` and `--version` print and exit with 0; a usage error is reported and exits with `usage_code`. The hidden
-/// `--generate man|bash|zsh|fish|schema|flags` prints the manual page, a completion, the record's JSON Schema or the flags.
+/// `--generate man|security|bash|zsh|fish|schema|flags` prints the manual page, msb-security(7), a completion, the record's JSON Schema
+/// or the flags.
 pub fn parse<A: Parser>(page: &Page, usage_code: u8) -> A {
     parse_by(page, usage_code, A::try_parse_from)
 }
@@ -61,6 +62,7 @@ fn generate(mut command: clap::Command, page: &Page, what: &str) -> u8 {
         "flags" => serde_json::to_writer(&mut out, &Flag::all(&mut command))
             .map_err(Into::into)
             .and_then(|()| out.write_all(b"\n")),
+        "security" => out.write_all(crate::jail::security_page(DATE).as_bytes()),
         "schema" => serde_json::to_writer_pretty(&mut out, &schemars::schema_for!(crate::record::Record))
             .map_err(Into::into)
             .and_then(|()| out.write_all(b"\n")),
@@ -71,7 +73,7 @@ fn generate(mut command: clap::Command, page: &Page, what: &str) -> u8 {
                 Ok(())
             }
             Err(_) => {
-                warn(&name, &format!("cannot generate {what:?} (man, bash, zsh, fish, schema or flags)"));
+                warn(&name, &format!("cannot generate {what:?} (man, security, bash, zsh, fish, schema or flags)"));
                 return crate::tool::exit::USAGE;
             }
         },

@@ -9,7 +9,7 @@ use clap::{Arg, Command};
 
 /// The date in the header of every page: that of the release, so that pages are the same wherever they are made. The pages of
 /// the other sections carry it too (`make man`).
-const DATE: &str = "2026-11-29";
+pub(super) const DATE: &str = "2026-11-29";
 
 /// The longest line of a page's source, in bytes, as mandoc wants it.
 const LINE_WIDTH: usize = 80;

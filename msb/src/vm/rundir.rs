@@ -309,6 +309,9 @@ impl LockedRunDir {
         if !fs::symlink_metadata(&socket)?.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "not a socket"));
         }
+        // It was made by the VM's user.
+        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        std::os::unix::fs::lchown(&socket, Some(uid), Some(gid))?;
         // The directory is private already; this also covers one whose mode was changed.
         fs::set_permissions(&socket, Permissions::from_mode(0o600))?;
         Dir::open(&self.path)?.remove_tree(Name::new(OsStr::new(SOCKET_DIR))?)

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 /// An absolute path without symlinks, and the identity of the file that it led to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct PinnedPath {
+pub struct PinnedPath {
     path: PathBuf,
     dev: u64,
     ino: u64,
@@ -21,7 +21,7 @@ impl PinnedPath {
     ///
     /// # Errors
     /// Those of `openat2(2)`.
-    pub(crate) fn pin(path: &Path) -> io::Result<(Self, OwnedFd, Stat)> {
+    pub fn pin(path: &Path) -> io::Result<(Self, OwnedFd, Stat)> {
         let name = path.file_name().unwrap_or_default();
         let path = path.parent().unwrap_or(Path::new("/")).canonicalize()?.join(name);
         let (fd, stat) = open(&path)?;
@@ -29,12 +29,12 @@ impl PinnedPath {
     }
 
     /// The path.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether both led to one file, maybe by different paths.
-    pub(crate) fn is_same_file(&self, other: &Self) -> bool {
+    pub fn is_same_file(&self, other: &Self) -> bool {
         (self.dev, self.ino) == (other.dev, other.ino)
     }
 
@@ -42,7 +42,7 @@ impl PinnedPath {
     ///
     /// # Errors
     /// That the path leads to another file now, or nowhere.
-    pub(crate) fn open(&self) -> io::Result<OwnedFd> {
+    pub fn open(&self) -> io::Result<OwnedFd> {
         match open(&self.path) {
             Ok((fd, stat)) if (stat.st_dev, stat.st_ino) == (self.dev, self.ino) => Ok(fd),
             Ok((_, stat)) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => Err(symlink()),

@@ -1,0 +1,66 @@
+//! What of the host belongs to the user of a VM while it runs: its disks, its sockets and its console. The VMM opens them as that user.
+
+use std::fs::{self, Permissions};
+use std::io::{self, PipeWriter};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+
+use anyhow::Context;
+use msb::jail::{FIRST_USER, LAST_USER};
+use rustix::fs::{Gid, Uid};
+
+use crate::vm::{Drive, Vm};
+
+/// A disk that has another owner once the VM has ended.
+#[derive(Debug)]
+struct Disk {
+    file: OwnedFd,
+    uid: u32,
+    gid: u32,
+}
+
+/// What a VM's user owns until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Granted(Vec<Disk>);
+
+impl Granted {
+    /// Gives a VM's user what the VMM opens. The sockets and the console disappear with the VM.
+    ///
+    /// # Errors
+    /// The file that cannot be given away.
+    pub(crate) fn grant(vm: &Vm, console: &PipeWriter) -> anyhow::Result<Self> {
+        let (uid, gid) = (Uid::from_raw(vm.user), Gid::from_raw(vm.user));
+        rustix::fs::fchown(console, Some(uid), Some(gid)).context("the console")?;
+        for path in [vm.socket_dir(), vm.ready_socket()] {
+            chown(&path, Some(vm.user), Some(vm.user)).with_context(|| format!("{path:?}"))?;
+        }
+        let disks = vm.drives.iter().map(|drive| grant_disk(drive, vm.user).context("a disk"));
+        Ok(Self(disks.filter_map(Result::transpose).collect::<Result<_, _>>()?))
+    }
+}
+
+fn grant_disk(drive: &Drive, user: u32) -> io::Result<Option<Disk>> {
+    let path = drive.fd.path();
+    let meta = fs::metadata(&path)?;
+    if !drive.writable {
+        // It is below a directory that only root can enter.
+        if meta.mode() & 0o004 == 0 {
+            fs::set_permissions(&path, Permissions::from_mode(0o444))?;
+        }
+        return Ok(None);
+    }
+    // A supervisor that was killed has not given it back.
+    let has_owner = !(FIRST_USER..=LAST_USER).contains(&meta.uid());
+    let (uid, gid) = if has_owner { (meta.uid(), meta.gid()) } else { (0, 0) };
+    let disk = Disk { file: drive.fd.duplicate()?, uid, gid };
+    chown(&path, Some(user), Some(user))?;
+    Ok(Some(disk))
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        for Disk { file, uid, gid } in &self.0 {
+            let _ = rustix::fs::fchown(file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The jail of a process that serves a VM: a root of its own that holds only what was bound into it, no network, an own PID namespace,
+//! only the capabilities and the system calls that it needs. Each of these processes faces the guest, and libkrun's virtiofs and the
+//! block layers follow any name that a guest sends, so a file that is not in the jail cannot be reached.
+//!
+//! What a process may do is in a table, [`profile`]; what it sees is bound by its caller. Everything is set for the calling thread, so
+//! any program can run in a jail. The PID namespace is made where the process is started.
+
+mod bind;
+mod page;
+mod pinned_path;
+mod privileges;
+mod profile;
+mod seccomp;
+mod syscalls;
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+
+use crate::overlay::error::{At, Error};
+use crate::overlay::mountinfo;
+use bind::{Bind, Source, make_directory};
+pub use page::security_page;
+pub use pinned_path::PinnedPath;
+pub use privileges::{FIRST_USER, LAST_USER, user_of};
+pub use profile::Profile;
+use profile::{Execution, Rules, User};
+
+/// Where distributions have libraries, and data that belongs to programs. Programs are bound one by one, so there is no shell. None of
+/// these directories holds users' files.
+const LIBRARIES: [&str; 10] = [
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/local/lib",
+    "/usr/share/qemu",
+    "/usr/local/share/qemu",
+    "/usr/share/seabios",
+    "/etc/ld.so.cache",
+    "/nix/store",
+    "/gnu/store",
+];
+/// The same, where they are not links to the directories above.
+const ROOT_LIBRARIES: [&str; 3] = ["/lib", "/lib32", "/lib64"];
+
+/// The limits of the tmpfs that is the jail's root. It holds only directories and mount points.
+const ROOT_OPTIONS: &std::ffi::CStr = c"size=256k,nr_inodes=256,mode=0755";
+
+/// How many processes and threads the user of a VM may have.
+const MAX_THREADS: u64 = 1024;
+
+/// The description of a jail. The methods that add to it are named as bubblewrap's options.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Jail {
+    profile: Profile,
+    binds: Vec<Bind>,
+    /// Empty directories.
+    dirs: Vec<PathBuf>,
+    /// The user and group that it becomes, if its profile says so.
+    user: u32,
+    /// A directory of the host on which the jail's root is mounted before pivot_root(2).
+    mount_point: PathBuf,
+}
+
+impl Jail {
+    /// An empty jail. `mount_point` is any directory of the host, and `user` the VM's own, from [`user_of`].
+    pub fn new(mount_point: &Path, profile: Profile, user: u32) -> Self {
+        Self { profile, binds: Vec::new(), dirs: Vec::new(), user, mount_point: mount_point.to_owned() }
+    }
+
+    /// Binds a file or a directory with all mounts below it, writable. Device nodes do not work in it.
+    #[must_use]
+    pub fn bind(self, source: &Path, target: &Path) -> Self {
+        self.add(Source::Path(source.to_owned()), target, true)
+    }
+
+    /// Binds a file or a directory with all mounts below it, read-only. Device nodes do not work in it.
+    #[must_use]
+    pub fn ro_bind(self, source: &Path, target: &Path) -> Self {
+        self.add(Source::Path(source.to_owned()), target, false)
+    }
+
+    /// Binds a file or a directory with all mounts below it, if it is still the same. It may be inside an earlier bind, where its mount
+    /// point must exist. Device nodes do not work in it.
+    #[must_use]
+    pub fn bind_pinned(self, source: &PinnedPath, target: &Path, writable: bool) -> Self {
+        self.add(Source::Pinned(source.clone()), target, writable)
+    }
+
+    fn add(mut self, source: Source, target: &Path, writable: bool) -> Self {
+        self.binds.push(Bind { source, target: target.to_owned(), writable });
+        self
+    }
+
+    /// Binds a device node at its own path, if the host has it.
+    #[must_use]
+    pub fn dev_bind_try(self, device: &Path) -> Self {
+        // A read-only mount protects the node's mode and owner; the device itself can still be written to.
+        if device.exists() { self.add(Source::Device(device.into()), device, false) } else { self }
+    }
+
+    /// Binds what `program` needs to run: the program itself and the system's libraries.
+    #[must_use]
+    pub fn ro_bind_program(mut self, program: &Path) -> Self {
+        let is_dir = |path: &Path| fs::symlink_metadata(path).is_ok_and(|there| !there.is_symlink());
+        for path in LIBRARIES.iter().chain(&ROOT_LIBRARIES).map(Path::new) {
+            if is_dir(path) {
+                self = self.ro_bind(path, path);
+            } else if let (true, Ok(real)) =
+                (ROOT_LIBRARIES.iter().any(|root| path == Path::new(root)), path.canonicalize())
+            {
+                // The name of the dynamic loader in every program has it.
+                self = self.ro_bind(&real, path);
+            }
+        }
+        if self.binds.iter().any(|bind| program.starts_with(&bind.target)) {
+            self
+        } else {
+            self.ro_bind(program, program)
+        }
+    }
+
+    /// Makes an empty directory.
+    #[must_use]
+    pub fn dir(mut self, target: &Path) -> Self {
+        self.dirs.push(target.to_owned());
+        self
+    }
+
+    /// Moves this process, which must have one thread, into the jail. Open descriptors stay open.
+    ///
+    /// # Errors
+    /// The step that failed. The process must exit then: it may be half confined.
+    pub fn enter(&self) -> Result<(), Error> {
+        self.isolate()?;
+        self.limit(None)?;
+        self.restrict(None)
+    }
+
+    /// Moves this process, which must have one thread, into the jail, and executes a program there. Returns only on failure.
+    pub fn execute(&self, program: &Path, args: &[OsString]) -> Error {
+        match self.try_execute(program, args) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    fn try_execute(&self, program: &Path, args: &[OsString]) -> Result<std::convert::Infallible, Error> {
+        let subject = || format!("{program:?}");
+        let c_string = |text: &OsStr| CString::new(text.as_bytes()).map_err(io::Error::from);
+        let path = c_string(program.as_os_str()).at(subject)?;
+        let args: Vec<CString> = args.iter().map(|arg| c_string(arg)).collect::<Result<_, _>>().at(subject)?;
+        let args: Vec<CString> = [path.clone()].into_iter().chain(args).collect();
+        let variable = |(name, value): (OsString, OsString)| {
+            let mut variable = name;
+            variable.push("=");
+            variable.push(value);
+            c_string(&variable)
+        };
+        let env: Vec<CString> = std::env::vars_os().map(variable).collect::<Result<_, _>>().at(subject)?;
+        self.isolate()?;
+        let (Execution::Once, Some(limit)) = (self.rules().execution, self.rules().open_files) else {
+            self.limit(None)?;
+            self.restrict(None)?;
+            return nix::unistd::execve(&path, &args, &env).map_err(io::Error::from).at(subject);
+        };
+        // The filter lets this one number be executed. It is closed by the execution, and no descriptor can have it again, because the
+        // limit of open files is below it.
+        let file = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
+        let highest = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(1);
+        let number = i32::try_from(highest.min(limit.into())).unwrap_or(i32::MAX);
+        let file: OwnedFd = file.and_then(|file| Ok(rustix::io::fcntl_dupfd_cloexec(file, number)?)).at(subject)?;
+        self.limit(Some(file.as_raw_fd()))?;
+        self.restrict(Some(file.as_raw_fd()))?;
+        let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+        nix::unistd::execveat(&file, c"", &args, &env, flags).map_err(io::Error::from).at(subject)
+    }
+
+    fn rules(&self) -> Rules {
+        self.profile.rules()
+    }
+
+    fn user(&self) -> Option<u32> {
+        (self.rules().user == User::OfVm).then_some(self.user)
+    }
+
+    /// The namespaces, the root, the user and the capabilities.
+    fn isolate(&self) -> Result<(), Error> {
+        crate::overlay::raise_open_files();
+        let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+        namespaces.set(CloneFlags::CLONE_NEWNET, !self.rules().has_network);
+        nix::sched::unshare(namespaces).map_err(io::Error::from).at(|| "new namespaces")?;
+        self.mount_root().at(|| "a new root")?;
+        privileges::drop(self.rules().capabilities, self.user()).at(|| "dropping privileges")
+    }
+
+    /// The limits of this process. `program` is a descriptor above that of open files.
+    fn limit(&self, program: Option<RawFd>) -> Result<(), Error> {
+        let set = |resource, value| {
+            let limit = Rlimit { current: Some(value), maximum: Some(value) };
+            rustix::process::setrlimit(resource, limit)
+                .map_err(io::Error::from)
+                .at(|| format!("the limit {resource:?}"))
+        };
+        // A core dump would contain the guest's memory.
+        set(Resource::Core, 0)?;
+        set(Resource::Memlock, 0)?;
+        if self.user().is_some_and(privileges::is_alone) {
+            set(Resource::Nproc, MAX_THREADS)?;
+        }
+        let open_files = program.map(|program| program.unsigned_abs().into());
+        match open_files.or(self.rules().open_files.map(u64::from)) {
+            Some(limit) => set(Resource::Nofile, limit),
+            None => Ok(()),
+        }
+    }
+
+    /// The filter for system calls. Nothing above works any more after this.
+    fn restrict(&self, program: Option<RawFd>) -> Result<(), Error> {
+        seccomp::apply(&self.rules(), program).at(|| "a filter for system calls")
+    }
+
+    fn mount_root(&self) -> Result<(), Error> {
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", private).map_err(io::Error::from).at(|| "propagation")?;
+        // All sources are cloned before the tmpfs is mounted, which may hide them.
+        let trees: Vec<OwnedFd> = self.binds.iter().map(Bind::clone_tree).collect::<Result<_, _>>()?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        let tmpfs = rustix::mount::mount("jail", &self.mount_point, "tmpfs", flags, ROOT_OPTIONS);
+        tmpfs.map_err(io::Error::from).at(|| "tmpfs")?;
+        std::env::set_current_dir(&self.mount_point)?;
+        for (bind, tree) in self.binds.iter().zip(&trees) {
+            bind.mount(tree, self.user()).at(|| format!("{:?}", bind.target))?;
+        }
+        drop(trees);
+        for dir in &self.dirs {
+            make_directory(dir.strip_prefix("/").unwrap_or(dir)).at(|| format!("{dir:?}"))?;
+        }
+        self.restrict_submounts()?;
+        // pivot_root(2) stacks the old root on the new one, and the unmount takes it away.
+        rustix::process::pivot_root(".", ".").map_err(io::Error::from).at(|| "pivot_root")?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(io::Error::from).at(|| "old root")?;
+        std::env::set_current_dir("/")?;
+        let read_only = rustix::mount::mount_remount("/", flags | MountFlags::BIND | MountFlags::RDONLY, c"");
+        read_only.map_err(io::Error::from).at(|| "read-only root")
+    }
+
+    /// Sets each bind's flags on all mounts below it: a cloned submount keeps its own flags. What the host has mounted read-only stays
+    /// that.
+    fn restrict_submounts(&self) -> Result<(), Error> {
+        let table = fs::read("/proc/thread-self/mountinfo")?;
+        for mount in mountinfo::mounts(&table) {
+            let point = Path::new(&mount.point);
+            // A bind inside another one is the later of the two.
+            let is_above = |bind: &&Bind| point.starts_with(self.mount_point.join(bind.relative_target()));
+            let Some(bind) = self.binds.iter().rev().find(is_above) else { continue };
+            let mut flags = bind.flags() | MountFlags::BIND;
+            flags.set(MountFlags::RDONLY, mount.is_readonly || !bind.writable);
+            rustix::mount::mount_remount(point, flags, c"").map_err(io::Error::from).at(|| format!("{point:?}"))?;
+        }
+        Ok(())
+    }
+}
