@@ -19,6 +19,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags};
@@ -26,8 +27,9 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit};
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt;
 use crate::overlay::error::{At, Error};
-use crate::overlay::mountinfo;
+use crate::overlay::{mountinfo, raise_open_files};
 use bind::{Bind, Source, make_directory};
 pub use page::security_page;
 pub use pinned_path::PinnedPath;
@@ -141,7 +143,8 @@ impl Jail {
     /// # Errors
     /// The step that failed. The process must exit then: it may be half confined.
     pub fn enter(&self) -> Result<(), Error> {
-        self.isolate()?;
+        raise_open_files();
+        self.isolate(CloneFlags::empty())?;
         self.limit(None)?;
         self.restrict(None)
     }
@@ -167,7 +170,8 @@ impl Jail {
             c_string(&variable)
         };
         let env: Vec<CString> = std::env::vars_os().map(variable).collect::<Result<_, _>>().at(subject)?;
-        self.isolate()?;
+        raise_open_files();
+        self.isolate(CloneFlags::empty())?;
         let (Execution::Once, Some(limit)) = (self.rules().execution, self.rules().open_files) else {
             self.limit(None)?;
             self.restrict(None)?;
@@ -185,6 +189,22 @@ impl Jail {
         nix::unistd::execveat(&file, c"", &args, &env, flags).map_err(io::Error::from).at(subject)
     }
 
+    /// Runs a program in the jail to its end, which is at once if this process is interrupted. Its output is collected.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn output(&self, command: &mut Command) -> Result<Output, Error> {
+        // All of it is set for a thread, and what the thread starts.
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| -> Result<Output, Error> {
+                self.isolate(CloneFlags::CLONE_NEWPID)?;
+                self.restrict(None)?;
+                Ok(interrupt::output(command.stdin(Stdio::piped()))?)
+            });
+            run.join().unwrap_or_else(|_| Err(Error::Host("the thread of a jail panicked".into())))
+        })
+    }
+
     fn rules(&self) -> Rules {
         self.profile.rules()
     }
@@ -193,10 +213,9 @@ impl Jail {
         (self.rules().user == User::OfVm).then_some(self.user)
     }
 
-    /// The namespaces, the root, the user and the capabilities.
-    fn isolate(&self) -> Result<(), Error> {
-        crate::overlay::raise_open_files();
-        let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    /// The namespaces, and `more` of them, the root, the user and the capabilities.
+    fn isolate(&self, more: CloneFlags) -> Result<(), Error> {
+        let mut namespaces = more | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         namespaces.set(CloneFlags::CLONE_NEWNET, !self.rules().has_network);
         nix::sched::unshare(namespaces).map_err(io::Error::from).at(|| "new namespaces")?;
         self.mount_root().at(|| "a new root")?;
@@ -265,6 +284,8 @@ impl Jail {
             let Some(bind) = self.binds.iter().rev().find(is_above) else { continue };
             let mut flags = bind.flags() | MountFlags::BIND;
             flags.set(MountFlags::RDONLY, mount.is_readonly || !bind.writable);
+            // In a user namespace, flags of the host's mounts cannot be taken away.
+            flags.set(MountFlags::NOEXEC, mount.is_noexec);
             rustix::mount::mount_remount(point, flags, c"").map_err(io::Error::from).at(|| format!("{point:?}"))?;
         }
         Ok(())

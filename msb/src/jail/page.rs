@@ -64,7 +64,7 @@ They read archives, images and trees, and follow no symlink out of a root.
 "#;
 
 impl Profile {
-    const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Krun,
         Self::KrunPrivateDisk,
         Self::KrunShares,
@@ -76,6 +76,8 @@ impl Profile {
         Self::Relay,
         Self::Passt,
         Self::PasstLowPort,
+        Self::Mkfs,
+        Self::MkfsOpaque,
     ];
 
     /// The process, and when it has this profile.
@@ -92,6 +94,8 @@ impl Profile {
             Self::Relay => "the relay between the guest's card and a TAP interface",
             Self::Passt => "passt",
             Self::PasstLowPort => "passt, with a published port below 1024",
+            Self::Mkfs => "mkfs.erofs and mke2fs, reading a tree",
+            Self::MkfsOpaque => "mkfs.erofs, reading an upper with opaque directories",
         }
     }
 
@@ -111,6 +115,7 @@ impl Profile {
             Self::Vsock => "the socket directory, which is removed when the VM is up",
             Self::Gate => "nothing; its log, its counters and its sockets are descriptors",
             Self::Relay => "nothing; the interface and the socket are descriptors",
+            Self::Mkfs | Self::MkfsOpaque => "the tree (read-only), the image that it makes, an empty /tmp",
             Self::Passt | Self::PasstLowPort => "/etc/resolv.conf, an empty /tmp, its own /proc/PID",
         }
     }

@@ -7,6 +7,7 @@ use rustix::process::{Gid, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::overlay::error::{At, Error};
+use crate::overlay::user_namespace;
 
 /// The first of the users of VMs. The PID of the supervisor is added, which has 22 bits at most. No distribution gives these numbers to
 /// anybody.
@@ -18,13 +19,15 @@ const NOBODY: u32 = 65534;
 
 /// The user and group of the VM whose supervisor has this PID.
 pub fn user_of(supervisor: u32) -> u32 {
-    let user = FIRST_USER + supervisor % (LAST_USER - FIRST_USER);
-    if is_mapped(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default(), user) { user } else { NOBODY }
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let own = FIRST_USER + supervisor % (LAST_USER - FIRST_USER);
+    // In the namespace of a user with one number, which is root there, no process has another.
+    [own, NOBODY].into_iter().find(|user| is_mapped(&map, *user)).unwrap_or(0)
 }
 
 /// Whether no other process has this user.
 pub(super) fn is_alone(user: u32) -> bool {
-    user != NOBODY
+    (FIRST_USER..=LAST_USER).contains(&user)
 }
 
 /// Whether a user namespace has a number, by its `uid_map`.
@@ -33,11 +36,6 @@ fn is_mapped(map: &str, user: u32) -> bool {
         let numbers: Vec<u64> = line.split_whitespace().filter_map(|number| number.parse().ok()).collect();
         matches!(numbers[..], [first, _, count] if (first..first + count).contains(&u64::from(user)))
     })
-}
-
-/// Whether this process is in the first user namespace, whose users are those of the host.
-fn is_in_first_namespace() -> bool {
-    fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
 }
 
 /// Becomes the user, if there is one, and keeps these capabilities alone, for good.
@@ -51,7 +49,7 @@ pub(super) fn drop(kept: CapabilitySet, user: Option<u32>) -> Result<(), Error> 
         }
     }
     // In a user namespace they are the only access that a user may have to a device, and they give no other that he does not have.
-    if is_in_first_namespace() {
+    if user_namespace::is_initial() {
         rustix::thread::set_thread_groups(&[]).map_err(io::Error::from)?;
     }
     if let Some(user) = user {

@@ -46,6 +46,10 @@ pub enum Profile {
     Passt,
     /// passt, with a port below 1024.
     PasstLowPort,
+    /// mkfs.erofs or mke2fs, reading a tree.
+    Mkfs,
+    /// mkfs.erofs, reading an upper with opaque directories, whose mark is an xattr that takes CAP_SYS_ADMIN.
+    MkfsOpaque,
 }
 
 /// Who a process is on the host.
@@ -174,6 +178,18 @@ impl Profile {
                 sockets: &[Family::Unix, Family::Inet, Family::Inet6, Family::Netlink],
                 open_files: None,
                 ..NOTHING
+            },
+            Self::Mkfs => Rules {
+                user: User::Root,
+                capabilities: CapabilitySet::DAC_READ_SEARCH,
+                execution: Execution::Free,
+                sockets: &[],
+                open_files: None,
+                ..NOTHING
+            },
+            Self::MkfsOpaque => Rules {
+                capabilities: CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::SYS_ADMIN),
+                ..Self::Mkfs.rules()
             },
             Self::PasstLowPort => Rules { capabilities: CapabilitySet::NET_BIND_SERVICE, ..Self::Passt.rules() },
         }

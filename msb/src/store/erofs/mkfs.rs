@@ -1,10 +1,11 @@
 //! mkfs.erofs(1): finding it, and making images with it.
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::fs::Mode;
 use sha2::{Digest, Sha256};
@@ -13,14 +14,15 @@ use super::image::{Image, open_valid};
 use super::merge::merge;
 use super::size::Size;
 use super::superblock::{clear_time, is_complete, uuid};
-use crate::interrupt::{self, DeferExit};
+use crate::interrupt::DeferExit;
+use crate::jail::{Jail, Profile};
 use crate::lock::{self, Lock};
 use crate::overlay::beneath::Dir;
 use crate::overlay::error::At;
 use crate::overlay::whiteout;
 use crate::program;
 use crate::store::chain::MAX_LAYERS;
-use crate::store::publish::{link_over, make_private_dir, sync_parent, unnamed_file};
+use crate::store::publish::{make_private_dir, remove_tree, staging_path, sync_parent};
 use crate::store::{Error, home, layout};
 
 /// The options that every image is made with. Changing them changes the images' names.
@@ -33,6 +35,44 @@ use crate::store::{Error, home, layout};
 ///   that, or 0.55 in clusters of 64 KiB, as many reads, one a file, and 1.2 times the time of a cold tar of /usr under emulation.)
 /// - No checksum of the superblock, in which the time is changed.
 const OPTIONS: &[&str] = &["-E", "force-inode-extended,noinline_data,nosbcrc"];
+
+/// A directory in which an image is made, in the directory of the images. It is removed when this is dropped.
+#[derive(Debug)]
+struct Draft {
+    path: PathBuf,
+    /// It tells the directory from one that a killed process has left.
+    _lock: OwnedFd,
+    _deferred: DeferExit,
+}
+
+impl Draft {
+    /// Makes the directory and an empty image in it.
+    fn begin(dir: &Path) -> io::Result<(Self, File)> {
+        let deferred = DeferExit::new();
+        let path = staging_path(&dir.join("image"));
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let draft = Self { _lock: lock::open(&path, Lock::TryExclusive)?, path, _deferred: deferred };
+        let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(draft.image())?;
+        Ok((draft, file))
+    }
+
+    fn image(&self) -> PathBuf {
+        self.path.join("image")
+    }
+
+    /// A directory for a mount that does not hide the image.
+    fn mount_point(&self) -> io::Result<PathBuf> {
+        let dir = self.path.join("merged");
+        fs::create_dir(&dir)?;
+        Ok(dir)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = remove_tree(&self.path);
+    }
+}
 
 /// An installed mkfs.erofs.
 #[derive(Clone, Debug)]
@@ -98,11 +138,10 @@ impl Mkfs {
         let names: Vec<_> = lower.iter().filter_map(|layer| layer.file_name()?.to_str()).collect();
         lock.set_len(0).and_then(|()| (&lock).write_all(names.join("\n").as_bytes())).at(subject)?;
         let make = || -> Result<(), Error> {
-            let _deferred = DeferExit::new();
-            let file = self.make_merged(&dir, lower, &uuid)?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(0o400))?;
+            let (draft, file) = self.make_merged(&dir, lower, &uuid)?;
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?;
             file.sync_all()?;
-            link_over(&file, &path)?;
+            fs::rename(draft.image(), &path)?;
             Ok(sync_parent(&path)?)
         };
         make().at(subject)?;
@@ -117,7 +156,7 @@ impl Mkfs {
     /// The error of mkfs.erofs, or of the step before it.
     pub fn merged(&self, dir: &Path, lower: &[PathBuf]) -> Result<Image, Error> {
         make_private_dir(dir).at(|| format!("{dir:?}"))?;
-        let file = self.make_merged(dir, lower, &uuid(dir)).at(|| format!("image of {:?}", lower[0]))?;
+        let (_, file) = self.make_merged(dir, lower, &uuid(dir)).at(|| format!("image of {:?}", lower[0]))?;
         Ok(Image { file, path: None, made: true })
     }
 
@@ -127,50 +166,61 @@ impl Mkfs {
     /// As [`Self::merged`].
     pub fn layer(&self, dir: &Path, layer: &Path) -> Result<Image, Error> {
         let make = || -> Result<File, Error> {
-            let file = unnamed_file(dir)?;
+            let (draft, file) = Draft::begin(dir)?;
             let mut size = Size::default();
+            let mut is_opaque = false;
             Dir::open(layer)?.walk(|path, entry| {
                 size.add(path, entry);
-                // The guest mounts it as root, and then reads the trusted xattr alone.
-                if entry.is_dir() { whiteout::promote_opaque(entry) } else { Ok(()) }
+                if entry.is_dir() {
+                    // The guest mounts it as root, and then reads the trusted xattr alone.
+                    whiteout::promote_opaque(entry)?;
+                    is_opaque |= whiteout::is_opaque(&entry.to_dir()?)?;
+                }
+                Ok(())
             })?;
             size.check(&file)?;
-            self.run(Command::new(&self.program), &file, layer, &uuid(layer))?;
+            let profile = if is_opaque { Profile::MkfsOpaque } else { Profile::Mkfs };
+            self.run(profile, &draft, &file, layer, &uuid(layer))?;
             Ok(file)
         };
         let file = make().at(|| format!("image of {layer:?}"))?;
         Ok(Image { file, path: None, made: true })
     }
 
-    fn make_merged(&self, dir: &Path, lower: &[PathBuf], uuid: &str) -> Result<File, Error> {
-        let file = unnamed_file(dir)?;
+    fn make_merged(&self, dir: &Path, lower: &[PathBuf], uuid: &str) -> Result<(Draft, File), Error> {
+        let (draft, file) = Draft::begin(dir)?;
         if lower.len() > MAX_LAYERS {
             return Err(Error::Content(format!("{} layers, and overlayfs takes {MAX_LAYERS} at most", lower.len())));
         }
         // The mount namespace is that of the thread and of its children.
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
-                let root = merge(dir, lower).at(|| "merging the layers")?;
+                let root = merge(&draft.mount_point()?, lower).at(|| "merging the layers")?;
                 let mut size = Size::default();
                 Dir::open(&root)?.walk(|path, entry| {
                     size.add(path, entry);
                     Ok(())
                 })?;
                 size.check(&file)?;
-                let mut command = Command::new(&self.program);
-                command.current_dir(dir);
-                self.run(command, &file, &root, uuid)
+                self.run(Profile::Mkfs, &draft, &file, &root, uuid)
             });
             made.join().unwrap_or_else(|_| Err(Error::Host("merging the layers: the thread panicked".into())))
         })?;
-        Ok(file)
+        Ok((draft, file))
     }
 
-    fn run(&self, mut command: Command, file: &File, source: &Path, uuid: &str) -> Result<(), Error> {
-        // The image is stdin, the one descriptor of a child whose number is known here; mkfs.erofs reads no input.
-        command.args(OPTIONS).args(["-d1", "-U", uuid, "--", "/proc/self/fd/0"]).arg(source);
-        command.env_clear().stdin(Stdio::from(file.try_clone()?)).stdout(Stdio::null()).stderr(Stdio::piped());
-        let output = interrupt::output(&mut command).at(|| format!("{:?}", self.program))?;
+    /// Runs the program in a jail, because it is written in C and reads names and attributes that images and guests made.
+    fn run(&self, profile: Profile, draft: &Draft, file: &File, source: &Path, uuid: &str) -> Result<(), Error> {
+        const IMAGE: &str = "/image";
+        const TREE: &str = "/tree";
+        let jail = Jail::new(&draft.path, profile, 0)
+            .ro_bind_program(&self.program)
+            .bind(&draft.image(), IMAGE.as_ref())
+            .ro_bind(source, TREE.as_ref())
+            .dir("/tmp".as_ref());
+        let mut command = Command::new(&self.program);
+        command.args(OPTIONS).args(["-d1", "-U", uuid, "--", IMAGE, TREE]).env_clear();
+        let output = jail.output(&mut command).at(|| format!("{:?}", self.program))?;
         if output.status.success() && is_complete(file, uuid)? {
             return Ok(clear_time(file)?);
         }
