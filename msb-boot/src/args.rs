@@ -163,7 +163,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub verbose: bool,
 
-    /// Boot nothing: check the flags and the record. What a VM of that --name has is taken for free: the name, its disk and its ports
+    /// Boot nothing: check the flags and the record. The name, the disk and the ports of a VM of that --name count as free
     #[arg(short = 'n', long)]
     pub dry_run: bool,
 
