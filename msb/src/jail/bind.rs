@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
-use super::PinnedPath;
+use super::pinned_path::PinnedPath;
 use crate::overlay::error::{At, Error};
 
 const CLONE: OpenTreeFlags =
