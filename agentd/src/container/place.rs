@@ -38,8 +38,10 @@ pub fn lookup(root: &Dir, path: &Path) -> io::Result<Entry> {
 pub fn mount_point(root: &Root, target: &Path, is_dir: bool) -> io::Result<Entry> {
     let entry = match lookup(&root.dir, target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make(root, target, is_dir)?;
-            lookup(&root.dir, target)?
+            // Without "..": the name before it may not exist.
+            let target = path::follow(&root.path, target)?;
+            make(root, &target, is_dir)?;
+            lookup(&root.dir, &target)?
         }
         other => other?,
     };
@@ -58,9 +60,8 @@ pub fn make_directory(root: &Root, target: &Path) -> io::Result<()> {
     mount_point(root, target, true).map(drop)
 }
 
-/// Makes what is missing of a path. Its symlinks are followed first, so that none has to be followed here.
+/// Makes what is missing of a path whose symlinks were followed. A symlink that appears there meanwhile is an error.
 fn make(root: &Root, target: &Path, is_dir: bool) -> io::Result<()> {
-    let target = path::follow(&root.path, target)?;
     let mut dir: OwnedFd = rustix::fs::openat(&root.dir, c".", DIRECTORY, Mode::empty())?;
     let names: Vec<&OsStr> = target.iter().skip(1).collect();
     for (place, name) in names.iter().enumerate() {
