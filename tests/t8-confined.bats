@@ -96,11 +96,31 @@ prepare_hostile_guest() {
         # chown, dac_override, fowner, fsetid, setgid, setuid, mknod, setfcap, or none.
         grep -qE '^CapPrm:.*(00000000880000db|0000000000000000)$' "/proc/$pid/status"
         grep -q '^Max core file size  *0  *0 ' "/proc/$pid/limits"
+        grep -q '^Max locked memory  *0  *0 ' "/proc/$pid/limits"
+        grep -q '^Seccomp:.*2$' "/proc/$pid/status"
+        # A process without capabilities is the VM's own user.
+        ! grep -q '^CapPrm:.*0000000000000000$' "/proc/$pid/status" ||
+            grep -q "^Uid:.*$((0x6d000000 + $(vm_pid worker)))$" "/proc/$pid/status"
         [ "$(tr '\0' '\n' <"/proc/$pid/environ" | cut -d= -f1)" = PATH ]
     done
     # The socket directory is gone, so nothing can be created in it any more.
     [ ! -e "$XDG_RUNTIME_DIR/msb/worker/door" ]
     [ -S "$XDG_RUNTIME_DIR/msb/worker/agent.sock" ]
+}
+
+@test "a program in the place of QEMU or vhost-device-vsock reaches nothing of the kernel, of the host or of another VM" {
+    program=$(guest_program jail-attempts)
+    vm_boot worker
+    mkdir jail
+    for profile in qemu qemu-private-disk vsock; do
+        jail=$(jq -nc --arg profile "$profile" --arg program "$program" --arg mount_point "$PWD/jail" '{profile: $profile, user: 1828716545,
+            binds: [{source: {path: $program}, target: $program, writable: false}], dirs: [], mount_point: $mount_point}')
+        run unshare --pid --fork msb-boot --as-jailed-process "$jail" "$program" \
+            "$XDG_RUNTIME_DIR" "$XDG_RUNTIME_DIR/msb/worker/agent.sock" "$MSB_HOME" "$vm_root" "$PWD" /etc/passwd /root /proc/self/root /dev/kvm
+        echo "$output"
+        [ "$status" -eq 0 ]
+        [[ $output == 'attempts: '*', user: 1828716545' ]]
+    done
 }
 
 # bats test_tags=vmm

@@ -107,6 +107,7 @@ fn stop(vm: &Vm) -> anyhow::Result<()> {
 
 /// Ends a VM that is starting: its supervisor removes everything of it.
 fn end_boot(vm: &Vm) -> anyhow::Result<()> {
+    supervisor::check_owner(&vm.dir)?;
     if let Some(supervisor) = supervisor::of_dir(&vm.dir)? {
         // It may have ended in between.
         let _ = pidfd_send_signal(&supervisor, Signal::TERM);

@@ -4,7 +4,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
@@ -88,7 +87,7 @@ impl fmt::Display for End {
 /// Processes or files of the VM that cannot be removed.
 pub(crate) fn stop(vm: &Vm, grace: Duration, commit: bool) -> anyhow::Result<Stopped> {
     let dir = run_dir(vm)?;
-    check_owner(&dir)?;
+    supervisor::check_owner(&dir)?;
     let holds_this_vm = |dir: &Path| {
         let text = std::fs::read(dir.join(record::FILE_NAME)).ok()?;
         let recorded = Record::parse(text.trim_ascii_end()).ok()?.vm?;
@@ -179,16 +178,6 @@ pub(crate) fn stop_lost(dir: &Path, supervisor: &OwnedFd, grace: Duration) -> an
     let ended = held.as_ref().and_then(|held| rundir::read(held.path(), rundir::ENDED));
     held.map(LockedRunDir::remove).transpose().with_context(|| format!("run directory {dir:?}"))?;
     Ok(End::Lost(ended).into())
-}
-
-/// Refuses a run directory of another user, whose record may name this user's processes and files.
-fn check_owner(dir: &Path) -> anyhow::Result<()> {
-    match std::fs::symlink_metadata(dir) {
-        Ok(meta) if meta.uid() != rustix::process::geteuid().as_raw() => {
-            bail!("run directory {dir:?}: it belongs to the user {} (run msb-stop as that user)", meta.uid())
-        }
-        _ => Ok(()),
-    }
 }
 
 /// How much more time the supervisor has granted a guest that is still writing data back.

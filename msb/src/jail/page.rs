@@ -77,7 +77,7 @@ impl Profile {
         Self::Passt,
         Self::PasstLowPort,
         Self::Mkfs,
-        Self::MkfsOpaque,
+        Self::MkfsTrusted,
     ];
 
     /// The process, and when it has this profile.
@@ -95,7 +95,7 @@ impl Profile {
             Self::Passt => "passt",
             Self::PasstLowPort => "passt, with a published port below 1024",
             Self::Mkfs => "mkfs.erofs and mke2fs, reading a tree",
-            Self::MkfsOpaque => "mkfs.erofs, reading an upper with opaque directories",
+            Self::MkfsTrusted => "mkfs.erofs, reading a tree with trusted xattrs",
         }
     }
 
@@ -115,7 +115,7 @@ impl Profile {
             Self::Vsock => "the socket directory, which is removed when the VM is up",
             Self::Gate => "nothing; its log, its counters and its sockets are descriptors",
             Self::Relay => "nothing; the interface and the socket are descriptors",
-            Self::Mkfs | Self::MkfsOpaque => "the tree (read-only), the image that it makes, an empty /tmp",
+            Self::Mkfs | Self::MkfsTrusted => "the tree (read-only), the image that it makes, an empty /tmp",
             Self::Passt | Self::PasstLowPort => "/etc/resolv.conf, an empty /tmp, its own /proc/PID",
         }
     }

@@ -48,8 +48,8 @@ pub enum Profile {
     PasstLowPort,
     /// mkfs.erofs or mke2fs, reading a tree.
     Mkfs,
-    /// mkfs.erofs, reading an upper with opaque directories, whose mark is an xattr that takes CAP_SYS_ADMIN.
-    MkfsOpaque,
+    /// mkfs.erofs, reading a tree with xattrs in `trusted.`, which takes CAP_SYS_ADMIN.
+    MkfsTrusted,
 }
 
 /// Who a process is on the host.
@@ -187,7 +187,7 @@ impl Profile {
                 open_files: None,
                 ..NOTHING
             },
-            Self::MkfsOpaque => Rules {
+            Self::MkfsTrusted => Rules {
                 capabilities: CapabilitySet::DAC_READ_SEARCH.union(CapabilitySet::SYS_ADMIN),
                 ..Self::Mkfs.rules()
             },

@@ -61,6 +61,21 @@ pub fn find(vm: &Vm) -> io::Result<Option<OwnedFd>> {
     Ok(Some(process).filter(is_alive))
 }
 
+/// Refuses a run directory of another user, whose record and locks may name this user's processes and files.
+///
+/// # Errors
+/// The user to whom it belongs.
+pub fn check_owner(dir: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(dir) {
+        Ok(meta) if meta.uid() != rustix::process::geteuid().as_raw() => {
+            let message =
+                format!("run directory {dir:?}: it belongs to the user {} (run msb-stop as that user)", meta.uid());
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A pidfd of the supervisor that has locked the run directory `dir`, which may have been removed.
 ///
 /// # Errors

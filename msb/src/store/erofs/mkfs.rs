@@ -17,7 +17,7 @@ use super::superblock::{clear_time, is_complete, uuid};
 use crate::interrupt::DeferExit;
 use crate::jail::{Jail, Profile};
 use crate::lock::{self, Lock};
-use crate::overlay::beneath::Dir;
+use crate::overlay::beneath::{Dir, Entry};
 use crate::overlay::error::At;
 use crate::overlay::whiteout;
 use crate::program;
@@ -71,6 +71,27 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         let _ = remove_tree(&self.path);
+    }
+}
+
+/// What a tree has, before an image of it is made.
+#[derive(Default)]
+struct Content {
+    size: Size,
+    has_trusted_xattrs: bool,
+}
+
+impl Content {
+    fn add(&mut self, path: &Path, entry: &Entry) -> io::Result<()> {
+        self.size.add(path, entry);
+        self.has_trusted_xattrs = self.has_trusted_xattrs
+            || entry.xattr_names()?.iter().any(|name| name.as_encoded_bytes().starts_with(b"trusted."));
+        Ok(())
+    }
+
+    /// The jail in which all of it can be read.
+    fn profile(&self) -> Profile {
+        if self.has_trusted_xattrs { Profile::MkfsTrusted } else { Profile::Mkfs }
     }
 }
 
@@ -167,20 +188,16 @@ impl Mkfs {
     pub fn layer(&self, dir: &Path, layer: &Path) -> Result<Image, Error> {
         let make = || -> Result<File, Error> {
             let (draft, file) = Draft::begin(dir)?;
-            let mut size = Size::default();
-            let mut is_opaque = false;
+            let mut content = Content::default();
             Dir::open(layer)?.walk(|path, entry| {
-                size.add(path, entry);
+                // The guest mounts it as root, and then reads the trusted xattr alone.
                 if entry.is_dir() {
-                    // The guest mounts it as root, and then reads the trusted xattr alone.
                     whiteout::promote_opaque(entry)?;
-                    is_opaque |= whiteout::is_opaque(&entry.to_dir()?)?;
                 }
-                Ok(())
+                content.add(path, entry)
             })?;
-            size.check(&file)?;
-            let profile = if is_opaque { Profile::MkfsOpaque } else { Profile::Mkfs };
-            self.run(profile, &draft, &file, layer, &uuid(layer))?;
+            content.size.check(&file)?;
+            self.run(content.profile(), &draft, &file, layer, &uuid(layer))?;
             Ok(file)
         };
         let file = make().at(|| format!("image of {layer:?}"))?;
@@ -196,13 +213,10 @@ impl Mkfs {
         std::thread::scope(|scope| {
             let made = scope.spawn(|| {
                 let root = merge(&draft.mount_point()?, lower).at(|| "merging the layers")?;
-                let mut size = Size::default();
-                Dir::open(&root)?.walk(|path, entry| {
-                    size.add(path, entry);
-                    Ok(())
-                })?;
-                size.check(&file)?;
-                self.run(Profile::Mkfs, &draft, &file, &root, uuid)
+                let mut content = Content::default();
+                Dir::open(&root)?.walk(|path, entry| content.add(path, entry))?;
+                content.size.check(&file)?;
+                self.run(content.profile(), &draft, &file, &root, uuid)
             });
             made.join().unwrap_or_else(|_| Err(Error::Host("merging the layers: the thread panicked".into())))
         })?;
