@@ -1,6 +1,6 @@
-//! A mount of a user other than root. fusermount3(1), a set-uid program, makes it, so that other processes of the user see it too. It has
-//! no effect in a user namespace, so it is started before the tool enters one, and waits for the mount point. Its shell also waits for the
-//! end of the server, which cannot unmount by itself.
+//! A mount of a user other than root. fusermount3(1), a set-uid program, makes it, so that other processes of the user see it
+//! too. It has no effect in a user namespace, so it is started before the tool enters one, and waits for the mount point. Its
+//! shell also waits for the end of the server, which cannot unmount by itself.
 
 use std::fs;
 use std::io::{self, Write};
@@ -19,8 +19,8 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::access::Access;
 
-/// Reads the mount point, mounts with the options `$1`, and unmounts at the end of the input. A line before that says that the mount is
-/// gone already. The descriptor of the mount goes to the other end of its stdin.
+/// Reads the mount point, mounts with the options `$1`, and unmounts at the end of the input. A line before that says that the
+/// mount is gone already. The descriptor of the mount goes to the other end of its stdin.
 const SCRIPT: &str = "IFS= read -r path || exit 0
 _FUSE_COMMFD=0 fusermount3 -o \"$1\" -- \"$path\" >&2 || exit
 exec 2>/dev/null

@@ -1,5 +1,5 @@
-//! The IDs in requests and replies. They are those of the user namespace in which the file system was mounted. For a user other than root,
-//! fusermount3(1) mounts in the host's namespace, and the server runs in the user's.
+//! The IDs in requests and replies. They are those of the user namespace in which the file system was mounted. For a user other
+//! than root, fusermount3(1) mounts in the host's namespace, and the server runs in the user's.
 
 use std::io;
 use std::sync::OnceLock;

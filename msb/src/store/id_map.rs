@@ -1,5 +1,5 @@
-//! Which users of the host own the files of a store. A user other than root works in a user namespace, where each ID stands for one of the
-//! user's own IDs on the host. The mapping is kept in the store: with another one, the files would have other owners.
+//! Which users of the host own the files of a store. A user other than root works in a user namespace, where each ID stands for
+//! one of the user's own IDs on the host. The mapping is kept in the store: with another one, the files would have other owners.
 
 use std::fs;
 use std::io;

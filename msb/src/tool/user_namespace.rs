@@ -1,9 +1,9 @@
-//! The user namespace in which a tool runs for a user other than root. The files of an image have many owners. In the namespace, ID 0 is
-//! the user, and the IDs from 1 on are those that `/etc/subuid` and `/etc/subgid` give the user.
+//! The user namespace in which a tool runs for a user other than root. The files of an image have many owners. In the namespace,
+//! ID 0 is the user, and the IDs from 1 on are those that `/etc/subuid` and `/etc/subgid` give the user.
 //!
-//! The tool itself moves into the namespace. It stays the same process, so signals, descriptors, the exit status and the supplementary
-//! groups are as before. Only newuidmap(1) and newgidmap(1), which are set-uid programs, may write such a mapping. They must run outside
-//! of the namespace, so they are started before it is made, and wait.
+//! The tool itself moves into the namespace. It stays the same process, so signals, descriptors, the exit status and the
+//! supplementary groups are as before. Only newuidmap(1) and newgidmap(1), which are set-uid programs, may write such a mapping.
+//! They must run outside of the namespace, so they are started before it is made, and wait.
 
 mod subordinate_ids;
 
