@@ -38,6 +38,7 @@ setup() {
     vm_setup
     PATH=$release:$PATH
     cd "$place/home" || return
+    as_user unshare --user true || skip "users cannot make user namespaces here"
 }
 
 teardown() {
