@@ -174,7 +174,7 @@ END
         sh -c 'id -u; cat /etc/conf.d/three; ip -4 addr show eth0 | grep -c inet; exit 7'
     [ "$status" -eq 7 ]
     [ "$output" = $'0\nthree\n1' ]
-    run as_user msb-boot -r "$vm_record" --network public -p 80:80
+    run as_user sh -c 'msb-pull -q "oci:$1/layout" | msb-boot --network public -p 80:80' - "$place"
     [ "$status" -eq 1 ]
     [[ $output == *'port 127.0.0.1:80 of -p '*'net.ipv4.ip_unprivileged_port_start'* ]]
     [ -z "$(ls "$place/run/msb")" ]
