@@ -57,6 +57,7 @@ It takes requests for files from the kernel, on the layers and the upper.
 .BR msb-pull ", " msb-patch ", " msb-pack " and " msb-cp
 Run as the caller.
 They read archives, images and trees, and follow no symlink out of a root.
+msb-pack starts mke2fs and mkfs.erofs on a tree as they are.
 .SH SEE ALSO
 .BR msb-boot (1),
 .BR msb-network (7),
@@ -94,8 +95,8 @@ impl Profile {
             Self::Relay => "the relay between the guest's card and a TAP interface",
             Self::Passt => "passt",
             Self::PasstLowPort => "passt, with a published port below 1024",
-            Self::Mkfs => "mkfs.erofs and mke2fs, reading a tree",
-            Self::MkfsTrusted => "mkfs.erofs, reading a tree with trusted xattrs",
+            Self::Mkfs => "mkfs.erofs, for the disks of a block root",
+            Self::MkfsTrusted => "the same, of a tree with trusted xattrs",
         }
     }
 

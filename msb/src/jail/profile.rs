@@ -46,7 +46,7 @@ pub enum Profile {
     Passt,
     /// passt, with a port below 1024.
     PasstLowPort,
-    /// mkfs.erofs or mke2fs, reading a tree.
+    /// mkfs.erofs, reading a tree.
     Mkfs,
     /// mkfs.erofs, reading a tree with xattrs in `trusted.`, which takes CAP_SYS_ADMIN.
     MkfsTrusted,
