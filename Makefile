@@ -22,7 +22,7 @@ RELEASE = target/release
 # build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-shutdown install clean
+.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-pack bench-patch bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -138,6 +138,10 @@ bench-krun: deps build
 # The guest's network alone.
 bench-net: deps build
 	@tests/bench-net.sh
+
+# msb-pack and msb-patch alone.
+bench-pack bench-patch: deps build
+	@tests/$@.sh
 
 # The cost of handing PID 1 to each of seven inits, and the time that each takes to power off, on both VMMs.
 bench-shutdown: deps build

@@ -14,6 +14,8 @@ setup() {
 teardown() {
     patch_teardown
     if [ -e registry/pid ]; then registry_stop registry; fi
+    if [ -e small/pid ]; then registry_stop small; fi
+    if mountpoint -q small; then umount -l small; fi
 }
 
 @test "msb-diff names what has changed, was added and removed, and exits like diff" {
@@ -169,6 +171,59 @@ only_scripts_differ() {
     [ -z "$(find . -maxdepth 1 -name '.*.*')" ]
 }
 
+# in_other_stores COMMAND…: runs a command with a store of podman's and a containerd of its own, whose mounts the host does not see.
+in_other_stores() {
+    cat >containerd.toml <<END
+version = 2
+root = "$PWD/containerd/root"
+state = "$PWD/containerd/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri"]
+[grpc]
+  address = "$PWD/containerd/socket"
+[ttrpc]
+  address = "$PWD/containerd/ttrpc"
+END
+    mkdir -p containerd
+    export -f same tree_manifest podman_here ctr_here "$1"
+    unshare -m --propagation private bash -euo pipefail -c '
+        containerd -c containerd.toml >containerd/log 2>&1 3>&- &
+        trap "kill $!; wait" EXIT
+        until ctr_here version >/dev/null 2>&1; do kill -0 $!; sleep 0.1; done
+        "$1"' - "$1"
+}
+
+podman_here() {
+    podman --root "$PWD/podman" --runroot "$PWD/podman-run" --tmpdir "$PWD/podman-tmp" --cgroup-manager cgroupfs \
+        --events-backend file --storage-driver vfs "$@"
+}
+
+ctr_here() { ctr --address "$PWD/containerd/socket" "$@"; }
+
+loaded_trees() {
+    podman_here load -q -i docker.tar
+    cp -a "$(podman_here image mount localhost/demo:v1)" by-podman
+    ctr_here image import --base-name localhost/demo out.tar
+    mkdir imported
+    ctr_here image mount --snapshotter native localhost/demo:v1 imported
+    cp -a imported by-ctr
+    umount imported
+    for tree in by-podman by-ctr; do
+        rm -r "$tree/opt"
+        touch -d "@$(stat -c %.9Y merged)" "$tree"
+    done
+    # Neither knows a time before 1970, and podman drops ACLs.
+    touch -d @0 merged/var/sparse
+    same by-ctr
+    setfacl -b merged/etc/hosts
+    same by-podman
+}
+
+@test "podman load and ctr image import give the kernel's tree" {
+    hostile
+    msb-pack -q -r patched.json --scripts-to /opt docker-archive:docker.tar:localhost/demo:v1 oci-archive:out.tar:v1 -o new.json
+    in_other_stores loaded_trees
+}
+
 @test "the layers of the base stay as they are, and the same record gives the same digests" {
     source "$BATS_TEST_DIRNAME/image.bash"
     layout=$(tiny_image)
@@ -242,6 +297,7 @@ only_scripts_differ() {
     source "$BATS_TEST_DIRNAME/image.bash"
     source "$BATS_TEST_DIRNAME/registry.bash"
     registry_start registry --auth user:secret
+    first_host=$registry_host
     jq -n --arg host "$registry_host" '{auths: {($host): {auth: ("user:secret" | @base64)}}}' >auth.json
     export REGISTRY_AUTH_FILE=$PWD/auth.json
     skopeo copy -q --dest-tls-verify=false "oci:$(tiny_image):latest" "docker://$registry_host/base:v1"
@@ -264,6 +320,21 @@ only_scripts_differ() {
     [ "$(jq -r .image.digest local.json)" = "$(jq -r .image.digest new.json)" ]
     MSB_HOME=$PWD/other msb-pull -q "$registry_host/team/new:v2" >pulled.json
     only_scripts_differ
+    # A registry whose disk is full in the middle of an upload.
+    mkdir -p small/storage
+    mount -t tmpfs -o size=8M tmpfs small
+    # The registry, too, would read this variable.
+    unset REGISTRY_AUTH_FILE
+    registry_start small
+    run --separate-stderr msb-pack -r patched.json "docker://$registry_host/full:v1"
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [[ $stderr == "msb-pack: image \"$registry_host/full:v1\": "* ]]
+    run ! skopeo inspect --tls-verify=false "docker://$registry_host/full:v1"
+    registry_stop small
+    umount small
+    registry_host=$first_host
+    export REGISTRY_AUTH_FILE=$PWD/auth.json
     # Without credentials, and without a registry.
     echo '{}' >auth.json
     run --separate-stderr msb-pack -r patched.json "docker://$registry_host/team/denied:v1"
@@ -275,6 +346,9 @@ only_scripts_differ() {
     [[ $stderr == *'connection refused'* ]]
 }
 
+# is_old FILE
+is_old() { echo old | cmp -s - "$1"; }
+
 # bats test_tags=kill
 @test "a killed msb-pack leaves the old target or the new one, and the next run removes what it left" {
     mkdir -p bottom/usr/share
@@ -283,10 +357,12 @@ only_scripts_differ() {
     msb-pack -q -r image.json oci:layout:v1 -o old.json
     msb-pack -q -r patched.json tar:whole.tar dir:whole -o disk.json
     tree_manifest whole >whole.manifest
-    for target in oci:layout:v1 oci:fresh:v1 tar:root.tar docker-archive:docker.tar:demo dir:dir; do
-        echo old >root.tar
-        echo old >docker.tar
-        for ((n = 0; n < ${MSB_KILLS:-8}; n++)); do
+    source "$BATS_TEST_DIRNAME/registry.bash"
+    registry_start registry
+    for target in oci:layout:v1 oci:fresh:v1 tar:root.tar docker-archive:docker.tar:demo oci-archive:oci.tar:v1 dir:dir raw:disk.raw \
+        qcow2:disk.qcow2 erofs:disk.erofs "docker://$registry_host/killed:v1"; do
+        for file in root.tar docker.tar oci.tar disk.raw disk.qcow2 disk.erofs; do echo old >"$file"; done
+        for ((n = 0; n < ${MSB_KILLS:-4}; n++)); do
             rm -rf fresh dir
             msb-pack -q -r patched.json "$target" -o out.json 3>&- &
             sleep "0.$(printf '%03d' $((RANDOM % 120)))"
@@ -294,13 +370,23 @@ only_scripts_differ() {
             wait $! 2>/dev/null || true
             skopeo inspect oci:layout:v1 >/dev/null
             [ ! -e fresh ] || skopeo inspect oci:fresh:v1 >/dev/null
-            [ "$(cat root.tar | head -c 4)" = 'old' ] || cmp root.tar whole.tar
-            [ "$(head -c 4 docker.tar)" = old ] || skopeo inspect docker-archive:docker.tar >/dev/null
+            is_old root.tar || cmp root.tar whole.tar
+            is_old docker.tar || skopeo inspect docker-archive:docker.tar >/dev/null
+            is_old oci.tar || skopeo inspect oci-archive:oci.tar:v1 >/dev/null
+            is_old disk.raw || e2fsck -fn disk.raw >/dev/null 2>&1
+            is_old disk.qcow2 || qemu-img check -q disk.qcow2
+            is_old disk.erofs || fsck.erofs disk.erofs >/dev/null
             [ ! -e dir ] || diff <(tree_manifest dir) whole.manifest
+            # A tag names a whole image.
+            if curl -sf "http://$registry_host/v2/killed/manifests/v1" -H 'Accept: application/vnd.oci.image.manifest.v1+json' >pushed; then
+                jq -r '.config.digest, .layers[].digest' pushed | while read -r digest; do
+                    curl -sfI "http://$registry_host/v2/killed/blobs/$digest" >/dev/null
+                done
+            fi
         done
         rm -rf fresh dir
         msb-pack -q -r patched.json "$target" -o out.json
     done
-    find . -maxdepth 1 -type d -name '.?*' | tee left
+    find . -maxdepth 1 -name '.?*' ! -name '.out.json.*' | tee left
     [ ! -s left ]
 }

@@ -23,13 +23,16 @@ setup() {
     [[ ${lines[-1]} == 'busybox '* ]]
 }
 
-@test "bench-pull, bench-patch and bench-mount run" {
+@test "bench-pull, bench-patch, bench-pack and bench-mount run" {
     RUNS=1 run --separate-stderr tests/bench-pull.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
     [[ ${lines[-1]} == 'ratio '* ]]
     run --separate-stderr tests/bench-patch.sh 1 "$BATS_TEST_DIRNAME"
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
     [[ ${lines[-1]} == 'most memory, MiB: copy_file, copy_dir '* ]]
+    run --separate-stderr tests/bench-pack.sh 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'most memory, MiB: '* ]]
     RUNS=1 run --separate-stderr tests/bench-mount.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
     [[ $output == *'rm -r of it '* ]]

@@ -23,7 +23,7 @@ packages=(
     catatonit containernetworking-plugins iptables                      # tests: their networks
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     rsync git tmux                                                      # tests: what runs over msb-exec
-    hyperfine bsdextrautils                                             # measuring
+    hyperfine bsdextrautils pigz                                             # measuring
 )
 
 say() { echo "deps: $*" >&2; }

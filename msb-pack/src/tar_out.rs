@@ -107,8 +107,8 @@ impl<W: Write> TarOut<W> {
         let stat = leaf.entry.stat();
         let key = (leaf.layer, stat.st_dev, stat.st_ino);
         if let Some(first) = self.linked.get(&key) {
-            let mut member = Member::new(EntryType::Link, path, stat.st_mode & 0o7777);
-            member.set_owner(stat);
+            // podman and containerd set the attributes of a file anew for each of its names.
+            let mut member = self.member(EntryType::Link, path, &leaf.entry)?;
             member.set_target(first.as_os_str());
             return Ok(member.write(&mut self.archive, io::empty())?);
         }
