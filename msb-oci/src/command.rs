@@ -25,8 +25,7 @@ const MAX_REPORT: u64 = 64 << 10;
 pub(crate) struct Invocation<'a> {
     /// The VM's record.
     pub record: &'a Path,
-    /// The file with the process object.
-    pub process: &'a Path,
+    pub what: What<'a>,
     /// What becomes stdin, stdout and stderr; `None` for the caller's.
     pub terminal: Option<OwnedFd>,
     /// Whether it leaves the caller's session.
@@ -37,6 +36,15 @@ pub(crate) struct Invocation<'a> {
     pub start: Option<&'a OwnedFd>,
     /// Where it writes how it has ended.
     pub end: Option<&'a OwnedFd>,
+}
+
+/// What a file describes.
+#[derive(Debug)]
+pub(crate) enum What<'a> {
+    /// A container, by a config.json with paths of the guest.
+    Container(&'a Path),
+    /// A process, which runs in the container of the command with this id.
+    Process(&'a Path, u32),
 }
 
 /// A command that the guest has prepared or started.
@@ -77,7 +85,13 @@ pub(crate) fn start(invocation: Invocation<'_>) -> anyhow::Result<Running> {
     let mut args = vec!["-q".to_owned(), "--stand-in".into()];
     let mut add = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     add("-r", invocation.record.display().to_string());
-    add("--process", invocation.process.display().to_string());
+    match invocation.what {
+        What::Container(file) => add("--container", file.display().to_string()),
+        What::Process(file, id) => {
+            add("--process", file.display().to_string());
+            add("--inside", id.to_string());
+        }
+    }
     add("--started-fd", inherited::number(&reporter).to_string());
     let mut fds = vec![&reporter];
     if let Some(start) = invocation.start {

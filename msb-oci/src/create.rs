@@ -14,14 +14,14 @@ use serde_json::json;
 
 use crate::args::{Create, Global};
 use crate::cgroup::{Cgroup, Origin};
-use crate::command::{self, Invocation};
+use crate::command::{self, Invocation, What};
 use crate::delete::{self, Extent};
 use crate::hooks;
 use crate::namespaces::{self, Both};
 use crate::plan::{self, Plan};
 use crate::process::Identity;
 use crate::state::{self, Container, Locked, StateDir, Status};
-use crate::{console, inherited, log, net, role, stand_in, time, tool, tree, watcher};
+use crate::{console, inherited, log, net, role, stand_in, time, tool, tree};
 
 /// The largest config.json, in bytes.
 const MAX_CONFIG: u64 = 64 << 20;
@@ -131,8 +131,7 @@ fn build(
         let cards;
         (container.plugged, cards) = net::plug()?;
         dir.save(container)?;
-        boot(global, plan, dir, container, &cards)?;
-        start_watcher(dir, &alive)?;
+        boot(global, plan, dir, container, &cards, &alive)?;
         start_command(args, plan, dir, container, &end)?;
     }
     drop(end);
@@ -160,7 +159,7 @@ fn start_stand_in(
 ) -> anyhow::Result<Child> {
     let (ready, is_ready) = inherited::pipe()?;
     let description = stand_in::Description {
-        tree: dir.tree(),
+        tree: dir.tree().join(tree::ROOT),
         bundle: bundle.to_owned(),
         ready: inherited::number(&is_ready),
         ended: (!plan.is_sandbox).then(|| inherited::number(ended)),
@@ -197,7 +196,14 @@ fn run_hooks(plan: &Plan, dir: &StateDir, container: &mut Container, both: &Both
 }
 
 /// Boots the VM. Its record stays with the state.
-fn boot(global: &Global, plan: &Plan, dir: &StateDir, container: &Container, cards: &[String]) -> anyhow::Result<()> {
+fn boot(
+    global: &Global,
+    plan: &Plan,
+    dir: &StateDir,
+    container: &Container,
+    cards: &[String],
+    alive: &OwnedFd,
+) -> anyhow::Result<()> {
     let tree = dir.tree();
     let record = json!({
         "msb": msb::record::VERSION,
@@ -205,7 +211,9 @@ fn boot(global: &Global, plan: &Plan, dir: &StateDir, container: &Container, car
         "mount": {"path": tree, "pid": std::process::id(), "fstype": "oci"},
     });
     let mut command = tool::command("msb-boot")?;
-    command.args(["--root", "share", "--init", "none", "--timeout", BOOT_SECONDS, "--name", &container.vm]);
+    command.args(["--root", "share", "--bare", "--timeout", BOOT_SECONDS, "--name", &container.vm]);
+    // The VM ends with the process that stands for the container, whatever ends that.
+    command.arg("--end-with").arg(format!("fd:{}", inherited::number(alive)));
     let hostname = plan.hostname.clone().or_else(own_hostname).filter(|name| msb::vm::name::check(name).is_ok());
     if let Some(hostname) = hostname {
         command.arg("--hostname").arg(hostname);
@@ -230,8 +238,8 @@ fn boot(global: &Global, plan: &Plan, dir: &StateDir, container: &Container, car
             command.args(cards.iter().flat_map(|card| ["--network", card]));
         }
     }
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("msb-boot")?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = inherited::with(&[alive], || command.spawn().context("msb-boot"))?;
     let mut stdin = child.stdin.take().context("msb-boot")?;
     let _ = stdin.write_all(format!("{record}\n").as_bytes());
     drop(stdin);
@@ -248,13 +256,6 @@ fn own_hostname() -> Option<String> {
     nix::unistd::gethostname().ok()?.into_string().ok()
 }
 
-fn start_watcher(dir: &StateDir, alive: &OwnedFd) -> anyhow::Result<()> {
-    let description = watcher::Description { alive: inherited::number(alive), record: dir.record() };
-    let mut command = role::in_role(watcher::ROLE, &description)?;
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    inherited::with(&[alive], || command.spawn().context("watcher")).map(drop)
-}
-
 /// Makes the guest prepare the command up to its execve(2), with the caller's streams or a terminal.
 fn start_command(
     args: &Create,
@@ -263,15 +264,15 @@ fn start_command(
     container: &mut Container,
     end: &OwnedFd,
 ) -> anyhow::Result<()> {
-    let process = dir.process();
-    publish::write_file(&process, &serde_json::to_vec(&plan.process)?, 0o600)
-        .with_context(|| format!("{process:?}"))?;
+    let config = dir.guest_config();
+    publish::write_file(&config, &serde_json::to_vec(&plan.guest_config(&format!("/{}", tree::ROOT)))?, 0o600)
+        .with_context(|| format!("{config:?}"))?;
     let terminal = args.console_socket.as_deref().map(|socket| console::open(socket, &plan.process)).transpose()?;
     // Open for reading and writing, it has no end-of-file before the container is started.
     let fifo = File::options().read(true).write(true).open(dir.start_fifo()).context("FIFO")?;
     let running = command::start(Invocation {
         record: &dir.record(),
-        process: &process,
+        what: What::Container(&config),
         terminal,
         is_detached: true,
         cgroup: None,

@@ -9,7 +9,7 @@ use msb::tool::{exit, start};
 use oci_spec::runtime::{Process, Spec, User};
 
 use crate::args::{Exec, Global};
-use crate::command::{self, Invocation};
+use crate::command::{self, Invocation, What};
 use crate::console;
 use crate::state::{StateDir, Status};
 
@@ -49,7 +49,7 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
     publish::write_file(&file, &serde_json::to_vec(&process)?, 0o600).with_context(|| format!("{file:?}"))?;
     let running = command::start(Invocation {
         record: &dir.record(),
-        process: &file,
+        what: What::Process(&file, container.exec_id.context("the container has no command yet")?),
         terminal,
         is_detached: args.detach,
         cgroup: Some(container.cgroup.clone()),

@@ -28,7 +28,6 @@ mod time;
 mod tool;
 mod tree;
 mod update;
-mod watcher;
 
 use std::process::ExitCode;
 
@@ -46,7 +45,6 @@ fn main() -> ExitCode {
     match std::env::args_os().nth(1).as_deref().and_then(std::ffi::OsStr::to_str) {
         Some(stand_in::ROLE) => return role::run(stand_in::run),
         Some(command::ROLE) => return role::run(command::run),
-        Some(watcher::ROLE) => return role::run(watcher::run),
         _ => {}
     }
     msb::tool::start::signals();

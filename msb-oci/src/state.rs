@@ -117,9 +117,9 @@ impl StateDir {
         self.0.join("vm.json")
     }
 
-    /// The file with the process object of the command.
-    pub(crate) fn process(&self) -> PathBuf {
-        self.0.join("process.json")
+    /// The file with what is run in the guest, a config.json.
+    pub(crate) fn guest_config(&self) -> PathBuf {
+        self.0.join("guest.json")
     }
 
     /// A file with the process object of a further command, which this process starts.

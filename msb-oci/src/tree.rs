@@ -19,12 +19,17 @@ use rustix::mount::{
     move_mount, open_tree, unmount,
 };
 
-use crate::plan::{Bind, Plan};
+use crate::plan::{Bind, Place, Plan};
 
 /// How many symlinks are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
 
-/// Builds the tree of a plan at `tree`, a directory that is made.
+/// The directory of the root in the tree.
+pub(crate) const ROOT: &str = "rootfs";
+/// The limits of the tmpfs that holds the mount points.
+const OPTIONS: &std::ffi::CStr = c"size=1m,nr_inodes=4096,mode=0755";
+
+/// Builds the tree of a plan at `tree`, a directory that is made: the root, and beside it the binds that the guest mounts itself.
 ///
 /// # Errors
 /// The root, or the bind, that cannot be mounted.
@@ -40,13 +45,19 @@ pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
         .map(|bind| clone(&bind.source, bind.is_recursive).with_context(|| format!("mount of {:?}", bind.source)))
         .collect::<Result<_, _>>()?;
     fs::create_dir(tree).with_context(|| format!("{tree:?}"))?;
-    attach(&root, tree).with_context(|| format!("root {:?}", plan.rootfs))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    rustix::mount::mount("msb-oci", tree, "tmpfs", flags, OPTIONS).with_context(|| format!("{tree:?}"))?;
+    let (at_root, beside) = (tree.join(ROOT), tree.join(Place::BESIDE));
+    fs::create_dir(&at_root).and_then(|()| fs::create_dir(&beside)).with_context(|| format!("{tree:?}"))?;
+    move_mount(&root, "", CWD, &at_root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .with_context(|| format!("root {:?}", plan.rootfs))?;
     mount_change(tree, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     for (bind, source) in plan.binds.iter().zip(sources) {
-        mount(tree, bind, source).with_context(|| format!("mount of {:?} on {:?}", bind.source, bind.destination))?;
-    }
-    if plan.is_readonly {
-        restrict(tree).context("read-only root")?;
+        let result = match &bind.place {
+            Place::Root(destination) => mount(&at_root, destination, bind, source),
+            Place::Beside(number) => mount(&beside, Path::new(&number.to_string()), bind, source),
+        };
+        result.with_context(|| format!("mount of {:?} ({:?})", bind.source, bind.place))?;
     }
     release_other_roots(tree)
 }
@@ -58,18 +69,14 @@ fn clone(path: &Path, is_recursive: bool) -> io::Result<OwnedFd> {
     Ok(open_tree(CWD, path, flags)?)
 }
 
-fn attach(source: &OwnedFd, target: &Path) -> io::Result<()> {
-    Ok(move_mount(source, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
-}
-
 fn is_dir(fd: &OwnedFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(fstat(fd)?.st_mode).is_dir())
 }
 
-fn mount(tree: &Path, bind: &Bind, source: OwnedFd) -> anyhow::Result<()> {
+fn mount(root: &Path, destination: &Path, bind: &Bind, source: OwnedFd) -> anyhow::Result<()> {
     let is_dir = is_dir(&source)?;
     // Opened again for each bind: an earlier one may be mounted on the way.
-    let target = resolve(&Dir::open(tree)?, &bind.destination, is_dir)?;
+    let target = resolve(&Dir::open(root)?, destination, is_dir)?;
     if target.is_dir() != is_dir {
         let kinds = if is_dir { ("a directory", "a file") } else { ("a file", "a directory") };
         bail!("the source is {}, and the image has {} there", kinds.0, kinds.1);
@@ -136,11 +143,6 @@ fn names(path: &Path) -> VecDeque<OsString> {
         _ => None,
     });
     names.collect()
-}
-
-/// Makes the root read-only, without the binds on it.
-fn restrict(tree: &Path) -> io::Result<()> {
-    Ok(mount_remount(tree, MountFlags::BIND | MountFlags::RDONLY, c"")?)
 }
 
 /// Unmounts the roots of other containers, of which this mount namespace has got copies. An engine makes them private, so its unmounts do

@@ -12,10 +12,11 @@ mod resources;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hooks, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxDevice, Process, Spec};
 use serde::Serialize;
+use serde_json::{Value, json};
 
-pub(crate) use mount::{Bind, GuestMount};
+pub(crate) use mount::{Bind, GuestMount, Place};
 pub(crate) use namespace::{Namespace, Namespaces};
 pub(crate) use refusal::Refusal;
 pub(crate) use resources::{Limits, Machine};
@@ -41,6 +42,12 @@ pub(crate) struct Plan {
     pub domainname: Option<String>,
     #[serde(skip)]
     pub annotations: HashMap<String, String>,
+    /// Device nodes of the guest.
+    pub devices: Vec<LinuxDevice>,
+    /// Paths that are hidden in the guest.
+    pub masked_paths: Vec<String>,
+    /// Paths that are read-only in the guest.
+    pub readonly_paths: Vec<String>,
     /// Kernel parameters of the guest.
     pub sysctl: BTreeMap<String, String>,
     /// The VM.
@@ -56,6 +63,25 @@ pub(crate) struct Plan {
     pub hooks: Option<Hooks>,
     /// What is done otherwise than the config asks for.
     pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The container in the guest, as a config.json with paths in the shared tree. `root` is that of the root.
+    pub(crate) fn guest_config(&self, root: &str) -> Value {
+        json!({
+            "root": {"path": root, "readonly": self.is_readonly},
+            "hostname": self.hostname,
+            "domainname": self.domainname,
+            "mounts": self.guest_mounts,
+            "process": self.process,
+            "linux": {
+                "devices": self.devices,
+                "maskedPaths": self.masked_paths,
+                "readonlyPaths": self.readonly_paths,
+                "sysctl": self.sysctl,
+            },
+        })
+    }
 }
 
 /// Makes the plan of a config. `bundle` is the absolute path of the config's directory.
@@ -114,6 +140,9 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
             hostname: spec.hostname().clone(),
             domainname: spec.domainname().clone(),
             annotations: spec.annotations().clone().unwrap_or_default(),
+            devices: linux.devices().clone().unwrap_or_default(),
+            masked_paths: linux.masked_paths().clone().unwrap_or_default(),
+            readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
             sysctl: linux.sysctl().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
             machine,
             cgroup,

@@ -7,32 +7,46 @@ use serde::Serialize;
 
 use super::refusal::Refusal;
 
-/// A file or directory of the host that is mounted on the root.
+/// A file or directory of the host in the container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Bind {
     /// An absolute path on the host.
     pub source: PathBuf,
-    /// An absolute path in the container, without `..`.
-    pub destination: PathBuf,
+    pub place: Place,
     /// With what is mounted below the source.
     pub is_recursive: bool,
     pub is_readonly: bool,
 }
 
-/// A mount in the guest.
+/// Where a bind is mounted on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Place {
+    /// On the root, at an absolute path in it without `..`.
+    Root(PathBuf),
+    /// Beside the root, with this number. A mount of the guest would cover it on the root, so the guest mounts it there in its turn.
+    Beside(usize),
+}
+
+impl Place {
+    /// The path of the directory with what is beside the root, in the tree that is shared with the guest.
+    pub(crate) const BESIDE: &str = "binds";
+}
+
+/// A mount in the guest, as a member of `mounts` in a config.json.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct GuestMount {
     /// An absolute path in the container, without `..`.
     pub destination: PathBuf,
+    #[serde(rename = "type")]
     pub fstype: String,
-    /// Options of the file system, and flags.
+    /// For a bind, a path in the shared tree.
+    pub source: PathBuf,
     pub options: Vec<String>,
-    /// Whether it begins with what the image has there.
-    pub copies_up: bool,
 }
 
-/// The file systems that the guest has without being asked.
-const GUESTS_OWN: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
+/// The file systems that a guest can mount without a device.
+const GUESTS: [&str; 7] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "tmpfs"];
 
 /// Flags of bind mounts that say where later mounts appear.
 const PROPAGATION: [&str; 4] = ["shared", "rshared", "slave", "rslave"];
@@ -44,10 +58,11 @@ pub(super) fn plan(
     warnings: &mut Vec<String>,
 ) -> (Vec<Bind>, Vec<GuestMount>) {
     let (mut binds, mut guest_mounts) = (Vec::new(), Vec::new());
+    let of_guest: Vec<PathBuf> =
+        mounts.iter().filter(|mount| !is_bind(mount)).filter_map(|mount| absolute(mount.destination())).collect();
     for mount in mounts {
         let options = mount.options().as_deref().unwrap_or_default();
         let has = |name: &str| options.iter().any(|option| option == name);
-        let fstype = mount.typ().as_deref().unwrap_or_default();
         let Some(destination) = absolute(mount.destination()) else {
             refusals.push(Refusal::new(
                 format!("mount on {:?}", mount.destination()),
@@ -56,66 +71,63 @@ pub(super) fn plan(
             ));
             continue;
         };
+        let mut refuse = |why, remedy| refusals.push(Refusal::new(format!("mount on {destination:?}"), why, remedy));
         if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() || has("idmap") || has("ridmap") {
-            refusals.push(Refusal::new(
-                format!("mount on {destination:?}"),
-                "mapped IDs are not supported",
-                "leave idmap out of its options",
-            ));
-            continue;
-        }
-        if fstype == "bind" || has("bind") || has("rbind") {
-            if destination == Path::new("/dev/shm") {
-                guest_mounts.push(shared_memory());
+            refuse("mapped IDs are not supported", "leave idmap out of its options");
+        } else if !is_bind(mount) {
+            let fstype = mount.typ().clone().unwrap_or_default();
+            if !GUESTS.contains(&fstype.as_str()) {
+                let why = "a VM gets directories and files of the host, and no other file system of it";
+                let what = format!("mount of type {fstype:?} on {destination:?}");
+                refusals.push(Refusal::new(what, why, "mount it on the host, and bind the directory"));
                 continue;
             }
+            let source = mount.source().clone().unwrap_or_else(|| fstype.clone().into());
+            guest_mounts.push(GuestMount { destination, fstype, source, options: options.to_vec() });
+        } else if destination == Path::new("/dev/shm") {
+            guest_mounts.push(shared_memory());
+        } else if destination.starts_with("/proc") {
+            refuse("the guest's own file system covers it", "mount it elsewhere");
+        } else if let Some(source) = mount.source() {
             if options.iter().any(|option| PROPAGATION.contains(&option.as_str())) {
                 warnings.push(format!(
                     "mount on {destination:?}: what is mounted below its source later does not appear in the VM"
                 ));
             }
-            let source = mount.source().as_ref().map(|source| bundle.join(source));
-            let Some(source) = source else {
-                refusals.push(Refusal::new(format!("mount on {destination:?}"), "it has no source", "name one"));
-                continue;
+            let place = if of_guest.iter().any(|covered| destination.starts_with(covered)) {
+                let number = guest_mounts.iter().filter(|mount: &&GuestMount| mount.fstype == "bind").count();
+                guest_mounts.push(beside(destination, number));
+                Place::Beside(number)
+            } else {
+                Place::Root(destination)
             };
             // Of two options that contradict each other, the later one counts.
             let last = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw"));
             let is_readonly = last.is_some_and(|option| option != "rw");
-            binds.push(Bind { source, destination, is_recursive: !has("bind") || has("rbind"), is_readonly });
-        } else if GUESTS_OWN.contains(&fstype) || (fstype == "tmpfs" && destination == Path::new("/dev")) {
-            // Nothing to do.
-        } else if fstype == "tmpfs" {
-            let (copies_up, options) = options.iter().cloned().partition::<Vec<_>, _>(|option| option == "tmpcopyup");
-            let options = options.into_iter().filter(|option| is_for_guest(option)).collect();
-            guest_mounts.push(GuestMount {
-                destination,
-                fstype: "tmpfs".into(),
-                options,
-                copies_up: !copies_up.is_empty(),
-            });
+            let is_recursive = !has("bind") || has("rbind");
+            binds.push(Bind { source: bundle.join(source), place, is_recursive, is_readonly });
         } else {
-            refusals.push(Refusal::new(
-                format!("mount of type {fstype:?} on {destination:?}"),
-                "a VM gets directories and files of the host, and no other file system of it",
-                "mount it on the host, and bind the directory",
-            ));
+            refuse("it has no source", "name one");
         }
     }
     (binds, guest_mounts)
 }
 
-/// The size of podman's and docker's.
-fn shared_memory() -> GuestMount {
-    let options = ["nosuid", "nodev", "noexec", "mode=1777", "size=65536k"].map(str::to_owned).to_vec();
-    GuestMount { destination: "/dev/shm".into(), fstype: "tmpfs".into(), options, copies_up: false }
+fn is_bind(mount: &Mount) -> bool {
+    let options = mount.options().as_deref().unwrap_or_default();
+    mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind")
 }
 
-/// Whether an option of a tmpfs has a meaning in the guest.
-fn is_for_guest(option: &str) -> bool {
-    let flags = ["ro", "nosuid", "nodev", "noexec", "noatime", "strictatime"];
-    let keys = ["size=", "mode=", "uid=", "gid=", "nr_inodes=", "nr_blocks="];
-    flags.contains(&option) || keys.iter().any(|key| option.starts_with(key))
+/// The mount in the guest of what is beside the root.
+fn beside(destination: PathBuf, number: usize) -> GuestMount {
+    let source = Path::new("/").join(Place::BESIDE).join(number.to_string());
+    GuestMount { destination, fstype: "bind".into(), source, options: vec!["rbind".into()] }
+}
+
+/// The size of podman's and docker's. Memory cannot be shared with another VM.
+fn shared_memory() -> GuestMount {
+    let options = ["nosuid", "nodev", "noexec", "mode=1777", "size=65536k"].map(str::to_owned).to_vec();
+    GuestMount { destination: "/dev/shm".into(), fstype: "tmpfs".into(), source: "shm".into(), options }
 }
 
 /// A path without `.` and repeated slashes; `None` if it contains `..`. runc takes a relative one as one from the root.
@@ -151,7 +163,7 @@ mod tests {
         );
         let bind = |source: &str, destination: &str, is_recursive, is_readonly| Bind {
             source: source.into(),
-            destination: destination.into(),
+            place: Place::Root(destination.into()),
             is_recursive,
             is_readonly,
         };
@@ -167,17 +179,33 @@ mod tests {
     }
 
     #[test]
-    fn a_tmpfs_is_the_guests_with_the_options_that_mean_something_there() {
-        let (binds, guest, ..) = plan_of(
-            r#"[{"destination":"/proc","type":"proc","source":"proc"},
+    fn a_bind_below_a_mount_of_the_guest_is_mounted_there_in_its_turn() {
+        let (binds, guest, refusals, _) = plan_of(
+            r#"[{"destination":"/run/a","type":"bind","source":"/a","options":["bind"]},
                 {"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["mode=755"]},
-                {"destination":"/t","type":"tmpfs","source":"tmpfs","options":["size=1m","rprivate","nosuid","tmpcopyup"]},
+                {"destination":"/dev/log","type":"bind","source":"/b","options":["bind","ro"]},
+                {"destination":"/run","type":"tmpfs","options":["size=1m","tmpcopyup"]},
+                {"destination":"/running","type":"bind","source":"/c"},
                 {"destination":"/dev/shm","type":"bind","source":"/s","options":["bind"]}]"#,
         );
-        assert_eq!(binds.len(), 0);
-        assert_eq!(guest.len(), 2);
-        assert_eq!((guest[0].options.join(","), guest[0].copies_up), ("size=1m,nosuid".into(), true));
-        assert_eq!((guest[1].destination.as_path(), guest[1].copies_up), (Path::new("/dev/shm"), false));
+        assert_eq!(refusals, [""; 0]);
+        let places: Vec<&Place> = binds.iter().map(|bind| &bind.place).collect();
+        assert_eq!(places, [&Place::Beside(0), &Place::Beside(1), &Place::Root("/running".into())]);
+        let mounts: Vec<String> = guest
+            .iter()
+            .map(|mount| format!("{} {} {}", mount.destination.display(), mount.fstype, mount.source.display()))
+            .collect();
+        assert_eq!(
+            mounts,
+            [
+                "/run/a bind /binds/0",
+                "/dev tmpfs tmpfs",
+                "/dev/log bind /binds/1",
+                "/run tmpfs tmpfs",
+                "/dev/shm tmpfs shm"
+            ]
+        );
+        assert_eq!(guest[3].options, ["size=1m", "tmpcopyup"]);
     }
 
     #[test]
@@ -187,6 +215,7 @@ mod tests {
                 r#"{"destination":"/a/../b","type":"bind","source":"/s"}"#,
                 "mount on \"/a/../b\": its destination leaves",
             ),
+            (r#"{"destination":"/proc/x","type":"bind","source":"/s"}"#, "mount on \"/proc/x\": the guest's"),
             (r#"{"destination":"/a","type":"bind"}"#, "mount on \"/a\": it has no source"),
             (r#"{"destination":"/a","type":"ext4","source":"/dev/sda"}"#, "mount of type \"ext4\" on \"/a\": "),
             (r#"{"destination":"/a","type":"overlay","source":"overlay"}"#, "mount of type \"overlay\" on \"/a\": "),
