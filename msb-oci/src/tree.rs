@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -19,7 +19,7 @@ use rustix::mount::{
     move_mount, open_tree, unmount,
 };
 
-use crate::plan::{Bind, Place, Plan};
+use crate::plan::{Place, Plan};
 
 /// How many symlinks are followed, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -52,12 +52,17 @@ pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
     move_mount(&root, "", CWD, &at_root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .with_context(|| format!("root {:?}", plan.rootfs))?;
     mount_change(tree, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    for (bind, source) in plan.binds.iter().zip(sources) {
+    for (bind, source) in plan.binds.iter().zip(&sources) {
         let result = match &bind.place {
-            Place::Root(destination) => mount(&at_root, destination, bind, source),
-            Place::Beside(number) => mount(&beside, Path::new(&number.to_string()), bind, source),
+            Place::Root(destination) => mount(&at_root, destination, source),
+            Place::Beside(path) => mount(&beside, path, source),
         };
         result.with_context(|| format!("mount of {:?} ({:?})", bind.source, bind.place))?;
+    }
+    // Only now: mount points of later binds may be in earlier ones.
+    for (_, source) in plan.binds.iter().zip(&sources).filter(|(bind, _)| bind.is_readonly) {
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        mount_remount(proc_path(source), flags, c"")?;
     }
     release_other_roots(tree)
 }
@@ -73,8 +78,8 @@ fn is_dir(fd: &OwnedFd) -> io::Result<bool> {
     Ok(FileType::from_raw_mode(fstat(fd)?.st_mode).is_dir())
 }
 
-fn mount(root: &Path, destination: &Path, bind: &Bind, source: OwnedFd) -> anyhow::Result<()> {
-    let is_dir = is_dir(&source)?;
+fn mount(root: &Path, destination: &Path, source: &OwnedFd) -> anyhow::Result<()> {
+    let is_dir = is_dir(source)?;
     // Opened again for each bind: an earlier one may be mounted on the way.
     let target = resolve(&Dir::open(root)?, destination, is_dir)?;
     if target.is_dir() != is_dir {
@@ -82,13 +87,14 @@ fn mount(root: &Path, destination: &Path, bind: &Bind, source: OwnedFd) -> anyho
         bail!("the source is {}, and the image has {} there", kinds.0, kinds.1);
     }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    move_mount(&source, "", &target, "", flags)?;
-    let mounted = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&source));
-    mount_change(&mounted, MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    if bind.is_readonly {
-        mount_remount(&mounted, MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV, c"")?;
-    }
+    move_mount(source, "", &target, "", flags)?;
+    mount_change(proc_path(source), MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     Ok(())
+}
+
+/// The path of a mount that is attached.
+fn proc_path(mounted: &OwnedFd) -> String {
+    format!("/proc/self/fd/{}", mounted.as_raw_fd())
 }
 
 /// Finds the file at a path in the tree, and makes what is missing: directories, and at the end a directory or an empty file.

@@ -24,8 +24,9 @@ pub(crate) struct Bind {
 pub(crate) enum Place {
     /// On the root, at an absolute path in it without `..`.
     Root(PathBuf),
-    /// Beside the root, with this number. A mount of the guest would cover it on the root, so the guest mounts it there in its turn.
-    Beside(usize),
+    /// Beside the root, at a relative path that begins with a number. A mount of the guest would cover it on the root, so the guest
+    /// mounts it there in its turn.
+    Beside(PathBuf),
 }
 
 impl Place {
@@ -46,7 +47,9 @@ pub(crate) struct GuestMount {
 }
 
 /// The file systems that a guest can mount without a device.
-const GUESTS: [&str; 7] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "tmpfs"];
+const GUESTS: [&str; 5] = ["proc", "sysfs", "devpts", "mqueue", "tmpfs"];
+/// Those that the container does without: its limits are those of the VM.
+const IGNORED: [&str; 2] = ["cgroup", "cgroup2"];
 
 /// Flags of bind mounts that say where later mounts appear.
 const PROPAGATION: [&str; 4] = ["shared", "rshared", "slave", "rslave"];
@@ -57,7 +60,7 @@ pub(super) fn plan(
     refusals: &mut Vec<Refusal>,
     warnings: &mut Vec<String>,
 ) -> (Vec<Bind>, Vec<GuestMount>) {
-    let (mut binds, mut guest_mounts) = (Vec::new(), Vec::new());
+    let (mut binds, mut guest_mounts, mut beside_root) = (Vec::new(), Vec::new(), Vec::new());
     let of_guest: Vec<PathBuf> =
         mounts.iter().filter(|mount| !is_bind(mount)).filter_map(|mount| absolute(mount.destination())).collect();
     for mount in mounts {
@@ -76,6 +79,9 @@ pub(super) fn plan(
             refuse("mapped IDs are not supported", "leave idmap out of its options");
         } else if !is_bind(mount) {
             let fstype = mount.typ().clone().unwrap_or_default();
+            if IGNORED.contains(&fstype.as_str()) {
+                continue;
+            }
             if !GUESTS.contains(&fstype.as_str()) {
                 let why = "a VM gets directories and files of the host, and no other file system of it";
                 let what = format!("mount of type {fstype:?} on {destination:?}");
@@ -94,9 +100,19 @@ pub(super) fn plan(
                     "mount on {destination:?}: what is mounted below its source later does not appear in the VM"
                 ));
             }
-            let place = if of_guest.iter().any(|covered| destination.starts_with(covered)) {
-                let number = guest_mounts.iter().filter(|mount: &&GuestMount| mount.fstype == "bind").count();
-                guest_mounts.push(beside(destination, number));
+            let inside = beside_root.iter().rev().find_map(|(above, number): &(PathBuf, PathBuf)| {
+                destination
+                    .strip_prefix(above)
+                    .ok()
+                    .filter(|rest| !rest.as_os_str().is_empty())
+                    .map(|rest| number.join(rest))
+            });
+            let place = if let Some(inside) = inside {
+                Place::Beside(inside)
+            } else if of_guest.iter().any(|covered| destination.starts_with(covered)) {
+                let number = PathBuf::from(beside_root.len().to_string());
+                beside_root.push((destination.clone(), number.clone()));
+                guest_mounts.push(beside(destination, &number));
                 Place::Beside(number)
             } else {
                 Place::Root(destination)
@@ -119,8 +135,8 @@ fn is_bind(mount: &Mount) -> bool {
 }
 
 /// The mount in the guest of what is beside the root.
-fn beside(destination: PathBuf, number: usize) -> GuestMount {
-    let source = Path::new("/").join(Place::BESIDE).join(number.to_string());
+fn beside(destination: PathBuf, number: &Path) -> GuestMount {
+    let source = Path::new("/").join(Place::BESIDE).join(number);
     GuestMount { destination, fstype: "bind".into(), source, options: vec!["rbind".into()] }
 }
 
@@ -185,12 +201,14 @@ mod tests {
                 {"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["mode=755"]},
                 {"destination":"/dev/log","type":"bind","source":"/b","options":["bind","ro"]},
                 {"destination":"/run","type":"tmpfs","options":["size=1m","tmpcopyup"]},
+                {"destination":"/run/a/b/c","type":"bind","source":"/d"},
                 {"destination":"/running","type":"bind","source":"/c"},
                 {"destination":"/dev/shm","type":"bind","source":"/s","options":["bind"]}]"#,
         );
         assert_eq!(refusals, [""; 0]);
         let places: Vec<&Place> = binds.iter().map(|bind| &bind.place).collect();
-        assert_eq!(places, [&Place::Beside(0), &Place::Beside(1), &Place::Root("/running".into())]);
+        let beside = |path: &str| Place::Beside(path.into());
+        assert_eq!(places, [&beside("0"), &beside("1"), &beside("0/b/c"), &Place::Root("/running".into())]);
         let mounts: Vec<String> = guest
             .iter()
             .map(|mount| format!("{} {} {}", mount.destination.display(), mount.fstype, mount.source.display()))
