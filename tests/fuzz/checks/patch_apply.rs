@@ -83,8 +83,11 @@ pub fn check(data: &[u8]) {
         drop(target);
         let now = [place("canary"), place("src"), place("top"), place("bottom")].map(|dir| facts(&dir, true));
         assert_eq!(now, outside, "run {run} changed something outside");
+        // A dry run is made in the store, and leaves nothing there.
+        let left = fs::read_dir(place("sandboxes")).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "run {run} left a sandbox");
         let mut names: Vec<_> = fs::read_dir(scratch.path()).unwrap().map(|child| child.unwrap().file_name()).collect();
-        names.retain(|name| !["bottom", "canary", "mine", "src", "top"].iter().any(|known| name == known));
+        names.retain(|name| !["bottom", "canary", "mine", "sandboxes", "src", "top"].iter().any(|known| name == known));
         assert!(names.is_empty(), "run {run} made {names:?}");
         if choices.data.is_empty() {
             break;
