@@ -87,8 +87,8 @@ fn refused() -> String {
 }
 
 fn differs() -> String {
-    "AppArmor, SELinux, masked paths, the cgroup's devices and the limit of PIDs protect the kernel of the host, which a guest does not \
-     use. They are accepted and have no effect.
+    "AppArmor, SELinux, seccomp, the cgroup's devices and the limit of PIDs are accepted and have no effect: they protect the kernel of \
+     the host, which a guest does not use. Nothing is mounted on /sys/fs/cgroup.
 
      Sockets of the host in a volume cannot be connected to: another kernel listens. What is mounted on the host later does not appear \
      in a volume. /dev/shm is the guest's own.
