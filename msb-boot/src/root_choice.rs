@@ -162,7 +162,7 @@ fn check_entry(mount: &Mount) -> anyhow::Result<()> {
         return Ok(());
     }
     let table = std::fs::read("/proc/self/mountinfo")?;
-    let there = mountinfo::mounts(&table).filter(|there| Path::new(&there.point) == mount.path).last();
+    let there = mountinfo::mounts(&table).rfind(|there| Path::new(&there.point) == mount.path);
     match there {
         Some(there) if there.fstype == msb::record::Mount::FSTYPE && !there.allows_others => bail!(
             "mount {:?}: only its user can enter it, and a VM acts for all users of its guest (leave msb-mount out, or choose --root block; \

@@ -35,7 +35,7 @@ pub use page::security_page;
 pub use pinned_path::PinnedPath;
 pub use privileges::{FIRST_USER, LAST_USER, user_of};
 pub use profile::Profile;
-use profile::{Execution, Rules, User};
+use profile::{Execution, Rules, SEALED, User};
 
 /// Where distributions have libraries, and data that belongs to programs. Programs are bound one by one, so there is no shell. None of
 /// these directories holds users' files.
@@ -59,6 +59,22 @@ const ROOT_OPTIONS: &std::ffi::CStr = c"size=256k,nr_inodes=256,mode=0755";
 
 /// How many processes and threads the user of a VM may have.
 const MAX_THREADS: u64 = 1024;
+
+/// Leaves this process, which must have one thread, nothing but its memory and its open descriptors. That needs no privileges. It keeps
+/// its user and its namespaces, and cannot make a call in which they matter.
+///
+/// # Errors
+/// The step that failed. The process must exit then.
+pub fn seal() -> Result<(), Error> {
+    let limit = SEALED.open_files.map(u64::from);
+    for (resource, limit) in [(Resource::Core, Some(0)), (Resource::Nofile, limit)] {
+        let limit = Rlimit { current: limit, maximum: limit };
+        rustix::process::setrlimit(resource, limit)
+            .map_err(io::Error::from)
+            .at(|| format!("the limit {resource:?}"))?;
+    }
+    seccomp::apply(&SEALED, None).at(|| "a filter for system calls")
+}
 
 /// The description of a jail. The methods that add to it are named as bubblewrap's options.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -58,6 +58,10 @@ It takes requests for files from the kernel, on the layers and the upper.
 Run as the caller.
 They read archives, images and trees, and follow no symlink out of a root.
 msb-pack starts mke2fs and mkfs.erofs on a tree as they are.
+msb-pull decompresses in a process that has only its streams, and may make only
+the calls of the list
+.IR base .
+The result is checked against its digest.
 .SH SEE ALSO
 .BR msb-boot (1),
 .BR msb-network (7),

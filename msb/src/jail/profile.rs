@@ -132,6 +132,10 @@ const NOTHING: Rules = Rules {
     open_files: Some(4096),
 };
 
+/// A process that needs no more than its memory and the descriptors that it has, see [`super::seal`].
+pub(super) const SEALED: Rules =
+    Rules { syscalls: Syscalls::Only(&[syscalls::BASE]), sockets: &[], open_files: Some(16), ..NOTHING };
+
 impl Profile {
     /// What the process may do.
     pub(super) const fn rules(self) -> Rules {

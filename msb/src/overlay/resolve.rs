@@ -396,7 +396,7 @@ mod tests {
         }
         let root = Merged::open(&[] as &[&Path], Some(upper.path())).unwrap();
         let mut trail = Trail::default();
-        let mut exists = |trail: &mut Trail| {
+        let exists = |trail: &mut Trail| {
             let found = trail.resolve(&root, Path::new("/a/below"), Last::Follow).unwrap();
             matches!(found.end, End::Dir)
         };
