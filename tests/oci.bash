@@ -106,7 +106,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 [ttrpc]
   address = "$oci/containerd.sock.ttrpc"
 END
-    in_ns containerd -c "$oci/containerd.toml" 3>&- 4>&- >"$oci/containerd.log" 2>&1 </dev/null &
+    # exec, so that the process has the number that is killed in the end.
+    (exec nsenter -m -n -t "$oci_ns" containerd -c "$oci/containerd.toml" 3>&- 4>&- >"$oci/containerd.log" 2>&1 </dev/null) &
     oci_containerd=$!
     disown "$oci_containerd"
     export oci_containerd
