@@ -14,10 +14,10 @@ use msb::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, TOOL_FAILED};
 use rustix::process::{Resource, Rlimit};
 
 use crate::agent::Agent;
+use crate::barrier::{Barrier, Waiting};
 use crate::cgroup::Cgroup;
 use crate::container::LateMounts;
 use crate::execs::Lookup;
-use crate::gate::{Gate, Waiting};
 use crate::group::Group;
 use crate::not_started::NotStarted;
 use crate::reap::Awaited;
@@ -35,7 +35,7 @@ pub struct Child {
     pub group: Group,
     /// agentd's ends of its streams.
     pub streams: Streams,
-    /// The gate at which it waits, if it was prepared.
+    /// The barrier at which it waits, if it was prepared.
     pub waiting: Option<Waiting>,
 }
 
@@ -172,7 +172,7 @@ fn here(
         Some(tty) => streams::terminal(tty.size, user.identity.uid.get()).map_err(internal)?,
         None => streams::pipes(request.no_stdin, user.identity.uid.get()).map_err(internal)?,
     };
-    let gate = request.prepare.then(Gate::new).transpose().map_err(internal)?;
+    let barrier = request.prepare.then(Barrier::new).transpose().map_err(internal)?;
     let shell_argv = [SHELL.to_bytes(), file.as_os_str().as_bytes()].into_iter();
     let shell_argv = shell_argv.chain(argv.iter().skip(1).map(|argument| argument.as_bytes()));
     let launch = || -> Result<Launch<'_>, NotStarted> {
@@ -192,11 +192,11 @@ fn here(
             capabilities: request.capabilities,
             no_new_privileges: request.no_new_privileges,
             oom_score_adj: c_string(request.oom_score_adj.unwrap_or(0).to_string().as_bytes())?,
-            gate: gate.as_ref(),
+            barrier: barrier.as_ref(),
         })
     };
     let process = launch().and_then(|launch| agent.reaper.spawn(&launch));
-    let started = process.and_then(|process| Ok((process, gate.map(Gate::until_ready).transpose()?)));
+    let started = process.and_then(|process| Ok((process, barrier.map(Barrier::until_ready).transpose()?)));
     match started {
         Ok((process, waiting)) => Ok(Running { process, streams, waiting }),
         Err(not_started) => Err(failed_to_start(program, &not_started)),

@@ -5,6 +5,7 @@
 //! accepted. From [`enter`] on, this process must not exit while it is PID 1, because that would end the machine.
 
 mod agent;
+mod barrier;
 mod cgroup;
 mod child;
 mod cleanup;
@@ -18,7 +19,6 @@ mod environment;
 mod error;
 mod etc;
 mod execs;
-mod gate;
 mod group;
 mod init;
 mod link;

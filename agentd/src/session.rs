@@ -15,8 +15,8 @@ use nix::sys::signal::Signal;
 use vsock::VsockStream;
 
 use crate::agent::Agent;
+use crate::barrier::Waiting;
 use crate::execs::{Exec, KeptOutput};
-use crate::gate::Waiting;
 use crate::group::Group;
 use crate::link::{CHUNK, Link};
 use crate::output::Output;
@@ -40,7 +40,7 @@ struct Session<'a> {
     /// The command's processes. `None`: it ended before this caller came.
     group: Option<Group>,
     link: Option<Link>,
-    /// The gate at which a prepared command waits.
+    /// The barrier at which a prepared command waits.
     waiting: Option<Waiting>,
     terminal: Option<OwnedFd>,
     stdin: Option<OwnedFd>,

@@ -17,8 +17,8 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
+use crate::barrier::Barrier;
 use crate::container::LateMounts;
-use crate::gate::Gate;
 use crate::not_started::{Failed, NotStarted};
 
 /// The hard limit of open files, as container runtimes set it.
@@ -81,7 +81,7 @@ pub struct Launch<'a> {
     /// For a command in a container: what it mounts there. It also has a new cgroup namespace, and signals go to it alone.
     pub contained: Option<&'a LateMounts>,
     /// Where it waits before it executes its file. `None`: it does not wait.
-    pub gate: Option<&'a Gate>,
+    pub barrier: Option<&'a Barrier>,
 }
 
 /// The shell that runs files of an unknown format, as a shell itself does.
@@ -103,7 +103,7 @@ impl Launch<'_> {
     /// Starts the command as vfork(2) does: the child shares this process's memory, and this thread waits until the child has executed its
     /// file, which takes as long as its storage takes. Returns the process ID, which is also stored in `child_id` before the child runs.
     ///
-    /// A child that waits at a gate has a copy of the memory instead, because it may wait for days, and the OOM killer ends all processes
+    /// A child that waits at a barrier has a copy of the memory instead, because it may wait for days, and the OOM killer ends all processes
     /// that share memory. This thread does not wait for it.
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl Launch<'_> {
         };
         // Units of 16 bytes: the end of the stack has to be aligned, and clone(2) does not align it.
         let mut stack = vec![0u128; CHILD_STACK / 16];
-        let sharing = if self.gate.is_some() { 0 } else { libc::CLONE_VM | libc::CLONE_VFORK };
+        let sharing = if self.barrier.is_some() { 0 } else { libc::CLONE_VM | libc::CLONE_VFORK };
         let flags = sharing | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
         // SAFETY: the child has its own stack, which grows down from its end. All other memory is its own copy, or it is shared with this
         // thread, which waits meanwhile, so `child` and `child_id` outlive their use. The child only makes system calls: it neither
@@ -199,19 +199,19 @@ impl Launch<'_> {
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
         let unblocked = nix::sys::signal::SigSet::empty().thread_set_mask();
         unblocked.map_err(|error| (Some("unblock signals"), Errno::from_raw_os_error(error as i32)))?;
-        match self.gate {
-            Some(gate) => self.wait_at(gate),
+        match self.barrier {
+            Some(barrier) => self.wait_at(barrier),
             None => Ok(()),
         }
     }
 
     /// Checks that the user may execute the file, reports that, and waits for the word to go. If that does not come, the process ends.
-    fn wait_at(&self, gate: &Gate) -> Result<(), Failed> {
+    fn wait_at(&self, barrier: &Barrier) -> Result<(), Failed> {
         // The agent's descriptors would be open in this process as long as it waits.
-        close_all_but(gate.child_ends().map(|end| end.as_raw_fd()))
+        close_all_but(barrier.child_ends().map(|end| end.as_raw_fd()))
             .map_err(|why| (Some("close the agent's descriptors"), why))?;
         rustix::fs::access(&self.file, rustix::fs::Access::EXEC_OK).map_err(|why| (None, why))?;
-        if !gate.wait() {
+        if !barrier.wait() {
             // SAFETY: _exit ends this process, and runs nothing of the agent.
             unsafe { libc::_exit(127) };
         }
@@ -278,8 +278,8 @@ extern "C" fn become_command(child: *mut libc::c_void) -> libc::c_int {
             (None, error)
         }
     };
-    if let Some(gate) = child.launch.gate {
-        gate.fail(&failed);
+    if let Some(barrier) = child.launch.barrier {
+        barrier.fail(&failed);
     }
     child.failed = Some(failed);
     127

@@ -1,4 +1,4 @@
-//! The gate at which a prepared command waits in front of its execve(2). Two pipes connect it with the agent: one on which the child
+//! The barrier at which a prepared command waits in front of its execve(2). Two pipes connect it with the agent: one on which the child
 //! reports, and one on which it gets the word to go. The child's methods only make system calls.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -17,7 +17,7 @@ const GO: u8 = 1;
 
 /// Both ends of both pipes.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Barrier {
     report: PipeReader,
     go: PipeWriter,
     child_report: PipeWriter,
@@ -31,8 +31,8 @@ pub struct Waiting {
     go: PipeWriter,
 }
 
-impl Gate {
-    /// A gate for one child.
+impl Barrier {
+    /// A barrier for one child.
     ///
     /// # Errors
     /// Those of `pipe(2)`.
@@ -115,24 +115,25 @@ fn read_failure(mut report: PipeReader) -> Result<Option<NotStarted>, NotStarted
 mod tests {
     use super::*;
 
-    /// The child's copy of a gate.
-    fn child_of(gate: &Gate) -> Gate {
-        let (child_report, child_go) = (gate.child_report.try_clone().unwrap(), gate.child_go.try_clone().unwrap());
-        Gate { child_report, child_go, ..Gate::new().unwrap() }
+    /// The child's copy of a barrier.
+    fn child_of(barrier: &Barrier) -> Barrier {
+        let (child_report, child_go) =
+            (barrier.child_report.try_clone().unwrap(), barrier.child_go.try_clone().unwrap());
+        Barrier { child_report, child_go, ..Barrier::new().unwrap() }
     }
 
     #[test]
     fn a_child_reports_why_it_is_not_ready_and_why_it_does_not_start() {
-        let gate = Gate::new().unwrap();
-        gate.fail(&(Some("enter the cgroup"), Errno::PERM));
-        let failed = gate.until_ready().unwrap_err();
+        let barrier = Barrier::new().unwrap();
+        barrier.fail(&(Some("enter the cgroup"), Errno::PERM));
+        let failed = barrier.until_ready().unwrap_err();
         assert_eq!((failed.step.as_deref(), failed.why.raw_os_error()), (Some("enter the cgroup"), Some(1)));
 
-        let gate = Gate::new().unwrap();
-        let child = child_of(&gate);
+        let barrier = Barrier::new().unwrap();
+        let child = child_of(&barrier);
         let waiting = std::thread::scope(|scope| {
             let goes = scope.spawn(|| child.wait());
-            let waiting = gate.until_ready().unwrap();
+            let waiting = barrier.until_ready().unwrap();
             waiting.go.try_clone().unwrap().write_all(&[GO]).unwrap();
             assert!(goes.join().unwrap());
             waiting
@@ -145,17 +146,17 @@ mod tests {
 
     #[test]
     fn a_child_does_not_go_without_the_word_and_may_be_killed() {
-        let gate = Gate::new().unwrap();
-        let child = child_of(&gate);
+        let barrier = Barrier::new().unwrap();
+        let child = child_of(&barrier);
         std::thread::scope(|scope| {
             let goes = scope.spawn(|| child.wait());
-            drop(gate.until_ready().unwrap());
+            drop(barrier.until_ready().unwrap());
             assert!(!goes.join().unwrap());
         });
-        let gate = Gate::new().unwrap();
-        rustix::io::write(&gate.child_report, &[READY]).unwrap();
-        assert!(gate.until_ready().unwrap().open().is_ok());
-        let gate = Gate::new().unwrap();
-        assert!(gate.until_ready().is_err());
+        let barrier = Barrier::new().unwrap();
+        rustix::io::write(&barrier.child_report, &[READY]).unwrap();
+        assert!(barrier.until_ready().unwrap().open().is_ok());
+        let barrier = Barrier::new().unwrap();
+        assert!(barrier.until_ready().is_err());
     }
 }
