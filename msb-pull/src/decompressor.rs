@@ -91,14 +91,16 @@ fn feed(mut packed: impl BufRead, mut stdin: ChildStdin) -> io::Result<()> {
     }
 }
 
+/// Passes on what can be read, as soon as it can.
 fn pass_on(from: &mut impl Read, take: &mut impl FnMut(Vec<u8>) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut piece = vec![0; PIECE];
     loop {
-        let mut piece = Vec::with_capacity(PIECE);
-        from.by_ref().take(PIECE as u64).read_to_end(&mut piece)?;
-        if piece.is_empty() {
-            return Ok(());
+        match from.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(length) => take(piece[..length].to_vec())?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
         }
-        take(piece)?;
     }
 }
 
