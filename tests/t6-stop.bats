@@ -68,7 +68,7 @@ teardown() {
     kill -TERM "$(vm_pid worker)"
     vm_await_end "$(vm_pid worker)"
     [ -z "$(vm_processes)" ]
-    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nkernel.log\nrecord.json\nsupervisor.log' ]
+    [ "$(ls "$XDG_RUNTIME_DIR/msb/worker")" = $'ended.json\nexecs\nkernel.log\nrecord.json\nsupervisor.log' ]
     sed -E 's/^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:.]{12}Z //; s/[0-9]+/N/g' "$log" >events
     for event in 'supervisor N of "worker" started' "$(jq -r .vm.vmm worker.json) started: process N" ready 'SIGTERM: stopping, with a grace of N s' \
         'ended: stopped'; do

@@ -109,7 +109,8 @@ fn kept(home: &Path) -> Result<Option<IdMap>, Error> {
     let path = layout::id_map(home);
     match fs::read(&path) {
         Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::from).at(|| format!("{path:?}")),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // A store that cannot be a directory has its own message later.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(error).at(|| format!("{path:?}")),
     }
 }

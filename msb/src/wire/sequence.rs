@@ -173,6 +173,7 @@ impl FromGuest {
                 None => return out_of_turn("stdin was refused twice"),
             },
             Message::Exit(_) => self.over = true,
+            Message::Started(_) => return out_of_turn("the command started twice"),
             Message::Execs(_) if self.detaching => self.over = true,
             _ => return out_of_turn("not a frame for the caller of an exec"),
         }
