@@ -80,10 +80,10 @@ for ((n = 0; n < files * 3; n++)); do
     ((n % 100)) || mkdir "tree/$n"
     echo "$n" >"tree/$((n / 100 * 100))/$n"
 done
-echo '{"op":"copy_dir","src":"tree","dst":"/srv"}' | msb-patch -q -r image.json -f - --upper "$work/large" -o large.json
+echo '{"op":"copy_dir","src":"tree","dst":"/srv"}' | msb-patch -q -r image.json -f - --upper "$work/grown" -o grown.json
 for ((round = 0; round < rounds; round++)); do
     printf '{"op":"text","path":"/etc/motd","content":"%s","replace":true}\n' "$round" >change.jsonl
-    cost on-large msb-patch -r large.json -f change.jsonl
+    cost on-large msb-patch -r grown.json -f change.jsonl
 done
 row '' 'ms' 'CPU ms'
 row "on an upper of $((files * 3)) files" "$(median on-large 1)" "$(median on-large 2)"
