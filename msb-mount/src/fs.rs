@@ -22,8 +22,8 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::caller::Caller;
 use crate::host_ids;
-use crate::inode::Node;
 use crate::leaf::IoMode;
+use crate::node::Node;
 use crate::reply;
 use crate::tree::Tree;
 use crate::tree::file::SetAttributes;

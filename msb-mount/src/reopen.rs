@@ -14,8 +14,8 @@ use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use crate::descriptors::{Open, Slot};
-use crate::inode::{Kind, Node, Place};
 use crate::lock::read;
+use crate::node::{Kind, Node, Place};
 
 impl Node {
     /// The directories that are merged in this one.

@@ -17,9 +17,10 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::attr;
-use crate::inode::{Kind, Node, Place, ROOT, Table};
 use crate::listing::Listing;
 use crate::lock::hold;
+use crate::node::{Kind, Node, Place, ROOT};
+use crate::table::Table;
 
 /// The size of a file, in bytes, from which on its copy-up has a thread of its own.
 const LONG_COPY: i64 = 1 << 20;

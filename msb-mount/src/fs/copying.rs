@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Fs;
-use crate::inode::Node;
+use crate::node::Node;
 use crate::tree::Tree;
 
 /// The most threads for copy-ups. Further ones are made by the threads that answer requests.

@@ -8,8 +8,8 @@ use fuser::{FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::{Fs, GENERATION};
 use crate::attr;
-use crate::inode::Node;
 use crate::listing::{DOT, DOTDOT};
+use crate::node::Node;
 use crate::number;
 
 impl Fs {

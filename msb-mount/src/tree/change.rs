@@ -1,5 +1,5 @@
 //! Requests that make, remove and rename files. The kernel locks the directories of such a request. Only copy-ups of other names in them
-//! run at the same time, and they take [`crate::inode::DirNode::changes`] as well.
+//! run at the same time, and they take [`crate::node::DirNode::changes`] as well.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,8 +16,8 @@ use rustix::io::Errno;
 
 use super::Tree;
 use crate::caller::Caller;
-use crate::inode::Node;
 use crate::lock::{hold, read, write};
+use crate::node::Node;
 
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;

@@ -15,8 +15,8 @@ use rustix::io::Errno;
 use super::Tree;
 use crate::attr::timespec;
 use crate::caller::Caller;
-use crate::inode::{Kind, Node};
 use crate::leaf::{IoMode, has_set_id};
+use crate::node::{Kind, Node};
 
 const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The prefix of xattrs that only CAP_SYS_ADMIN may see and set. The kernel checks all but their names in a list.
