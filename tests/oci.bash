@@ -77,13 +77,13 @@ both() {
     [ "${stderr:+message}" = "${expected[2]}" ] || { echo "$*: $stderr"; return 1; }
 }
 
-# oci_leftovers: prints what containers of ours have left.
+# oci_leftovers: prints what podman's containers have left. Those of containerd, which run at the same time, have short names.
 oci_leftovers() {
     ls -A /run/msb-oci 2>/dev/null
-    find /run/msb -maxdepth 1 -name 'oci-*' 2>/dev/null
+    find /run/msb -maxdepth 1 -name 'oci-????????????-*' 2>/dev/null
     find /sys/fs/cgroup -name 'libpod-*' -type d 2>/dev/null
     in_ns grep "$oci/.*/merged" /proc/mounts
-    pgrep -af "msb-oci --as-|msb-boot.*oci-"
+    pgrep -af '(as-stand-in|msb-exec).*/run/msb-oci/'
 }
 
 # oci_stop: removes all containers and the namespaces.

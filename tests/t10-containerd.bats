@@ -41,14 +41,18 @@ with() {
     for runtime in "$(command -v runc)" "$oci_here/../target/release/msb-oci"; do
         status=0
         output=$(with "$runtime" one --rm -- sh -c 'echo out; echo err >&2; exit 7' 2>"$oci/err") || status=$?
-        [ "$status" = 7 ] && [ "$output" = out ] && grep -qx err "$oci/err"
+        [ "$status" = 7 ]
+        [ "$output" = out ]
+        grep -qx err "$oci/err"
         with "$runtime" two -d -- sleep 1000
         status=0
         output=$(K task exec --exec-id x two sh -c 'cat; exit 3' <<<in) || status=$?
-        [ "$status" = 3 ] && [ "$output" = in ]
+        [ "$status" = 3 ]
+        [ "$output" = in ]
         status=0
         output=$(K task exec --exec-id y two nonexistent 2>&1) || status=$?
-        [ "$status" = 1 ] && [[ $output == *nonexistent*not\ found* ]]
+        [ "$status" = 1 ]
+        [[ $output == *nonexistent*not\ found* ]]
         # The death of an exec's process ends its command.
         K task exec -d --exec-id z two sleep 2000
         K task kill --exec-id z -s KILL two
@@ -64,7 +68,8 @@ with() {
         K container rm two
         status=0
         output=$(with "$runtime" three --rm -- nonexistent 2>&1) || status=$?
-        [ "$status" = 1 ] && [[ $output == *nonexistent*not\ found* ]]
+        [ "$status" = 1 ]
+        [[ $output == *nonexistent*not\ found* ]]
         K container rm three 2>/dev/null || true
     done
     [ -z "$(find /run/msb -maxdepth 1 -name 'oci-two-*' -o -maxdepth 1 -name 'oci-one-*')" ]

@@ -11,7 +11,10 @@ setup_file() {
 
 setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
 
-teardown() { P rm -fa -t 0 >/dev/null 2>&1 || true; }
+teardown() {
+    P rm -fa -t 0 >/dev/null 2>&1 || true
+    in_ns ip netns del msb-oci-test 2>/dev/null || true
+}
 
 teardown_file() {
     source "$BATS_TEST_DIRNAME/oci.bash"
@@ -20,7 +23,8 @@ teardown_file() {
 
 @test "a container runs with its streams apart and its status, and leaves nothing" {
     both run --rm --network none localhost/bb sh -c 'echo out; echo err >&2; exit 7'
-    [ "$status" = 7 ] && [ "$output" = out ]
+    [ "$status" = 7 ]
+    [ "$output" = out ]
     [ -z "$(oci_leftovers)" ] || { oci_leftovers; return 1; }
 }
 
@@ -52,7 +56,9 @@ teardown_file() {
     pid=$(P inspect one --format '{{.State.Pid}}')
     # exec: streams, status, user, and the kernel of the VM.
     capture P exec -i -u 1000:1000 -w /tmp -e A=b one sh -c 'id -u; pwd; echo $A; cat; echo err >&2; exit 3' <<<in
-    [ "$status" = 3 ] && [ "$output" = $'1000\n/tmp\nb\nin' ] && [ "$stderr" = err ]
+    [ "$status" = 3 ]
+    [ "$output" = $'1000\n/tmp\nb\nin' ]
+    [ "$stderr" = err ]
     for command in nonexistent /etc; do
         capture P exec one $command
         [[ $status = 12[67] ]]
@@ -63,13 +69,15 @@ teardown_file() {
     P exec one sh -c 'echo guest >/vol/file'
     [ "$(cat "$oci/vol/file")" = guest ]
     run P exec one sh -c 'cat /etc/one; echo x >/etc/one'
-    [ "$status" != 0 ] && [[ $output == host* ]]
+    [ "$status" != 0 ]
+    [[ $output == host* ]]
     # The process of the container has nothing of the host: podman cp writes into the container, also through its symlinks.
     P exec one sh -c 'ln -s /../../../../../../tmp /escape'
     echo copied >"$oci/msb-cp-$$"
     P cp "$oci/msb-cp-$$" one:/etc/msb-cp-$$
     P cp "$oci/msb-cp-$$" one:/escape/msb-cp-$$
-    [ ! -e /etc/msb-cp-$$ ] && [ ! -e /tmp/msb-cp-$$ ]
+    [ ! -e /etc/msb-cp-$$ ]
+    [ ! -e /tmp/msb-cp-$$ ]
     [ "$(P exec one cat /etc/msb-cp-$$ /tmp/msb-cp-$$)" = $'copied\ncopied' ]
     P cp one:/etc/passwd "$oci/passwd"
     grep -q app "$oci/passwd"
@@ -77,7 +85,9 @@ teardown_file() {
         [ "$(readlink "/proc/$pid/ns/$namespace")" != "$(readlink "/proc/self/ns/$namespace")" ]
     done
     [ "$(in_ns chroot "/proc/$pid/root" /bin/cat /etc/one)" = host ]
-    [ -z "$(find "/proc/$pid/fd" -lname 'pipe:*' -newermt '2100-01-01')" ]
+    for stream in 0 1 2; do
+        [ "$(readlink "/proc/$pid/fd/$stream")" = /dev/null ]
+    done
     P stats --no-stream --format '{{.MemUsage}}' one | grep -q MB
     P pause one
     [ "$(P inspect one --format '{{.State.Status}}')" = paused ]
@@ -149,7 +159,8 @@ END
     run P run --rm --network none -m 200m --cpus 2 --user app --workdir /data --umask 027 localhost/bb \
         sh -c 'grep MemTotal /proc/meminfo; nproc; id -u; pwd; umask'
     [ "$status" = 0 ]
-    [[ ${lines[0]} =~ ([0-9]+)\ kB ]] && [ "${BASH_REMATCH[1]}" -lt $((200 * 1024)) ]
+    [[ ${lines[0]} =~ ([0-9]+)\ kB ]]
+    [ "${BASH_REMATCH[1]}" -lt $((200 * 1024)) ]
     [ "${lines[*]:1}" = "2 1000 /data 0027" ] || [ "$(nproc)" = 1 ]
 }
 
@@ -163,9 +174,35 @@ END
             vmm) kill -9 "$(jq .vm.pid /run/msb-oci/*/vm.json)" ;;
             command) pkill -9 -f "msb-exec.*$(P inspect victim --format '{{.Id}}')" ;;
         esac
-        run timeout 60 bash -c "source tests/oci.bash; P wait victim"
-        [ "$output" != 0 ]
+        run --separate-stderr timeout 60 bash -c "source '$BATS_TEST_DIRNAME/oci.bash'; P wait victim"
+        [ "$status" = 0 ]
+        [[ $output =~ ^[1-9][0-9]*$ ]]
         P rm -f -t 0 victim
         [ -z "$(oci_leftovers)" ] || { echo "$victim"; oci_leftovers; return 1; }
     done
+}
+
+# bats test_tags=slow
+@test "a second container in a network namespace is refused, and the first one keeps its interface until it is removed" {
+    [ -e /dev/net/tun ] || skip "/dev/net/tun is missing"
+    in_ns ip netns add msb-oci-test
+    in_ns ip link add msb-oci-test type veth peer name eth0 netns msb-oci-test
+    in_ns ip -n msb-oci-test address add 10.99.0.2/24 dev eth0
+    in_ns ip -n msb-oci-test link set eth0 up
+    in_ns ip link set msb-oci-test up
+    links() {
+        in_ns ip -n msb-oci-test -o link | cut -d: -f2
+        in_ns tc -n msb-oci-test qdisc show
+        in_ns tc -n msb-oci-test filter show dev eth0 ingress 2>&1 || true
+    }
+    before=$(links)
+    P run -d --name first --network ns:/run/netns/msb-oci-test localhost/bb sleep 1000
+    during=$(links)
+    [[ $during == *msb0* ]]
+    capture P run --rm --network ns:/run/netns/msb-oci-test localhost/bb true
+    [ "$status" != 0 ]
+    [[ $stderr == *"the VM of another container has it"* ]]
+    [ "$(links)" = "$during" ]
+    P rm -f -t 0 first
+    [ "$(links)" = "$before" ]
 }

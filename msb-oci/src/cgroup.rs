@@ -136,17 +136,16 @@ impl Cgroup {
 
     fn make(&self, hierarchy: &Hierarchy) -> io::Result<()> {
         let mut dir = hierarchy.root.clone();
-        let count = self.path.components().count();
-        for (number, name) in self.path.components().enumerate() {
+        for name in self.path.components() {
             let parent = dir.clone();
             dir.push(name);
             match fs::create_dir(&dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 _ => {}
             }
-            if hierarchy.is_v2 && number + 1 < count {
-                enable_controllers(&dir);
-            } else if hierarchy.has("cpuset") && !hierarchy.is_v2 {
+            if hierarchy.is_v2 {
+                enable_controllers(&parent);
+            } else if hierarchy.has("cpuset") {
                 // A cpuset of version 1 has no processors until it is given some.
                 for file in ["cpuset.cpus", "cpuset.mems"] {
                     if fs::read_to_string(dir.join(file))?.trim().is_empty() {
@@ -179,23 +178,25 @@ impl Cgroup {
     /// Removes it, once its processes have ended, which the caller has seen to.
     ///
     /// # Errors
-    /// It still has processes.
+    /// It still has processes in a hierarchy. It is removed from the others.
     pub(crate) fn remove(&self) -> io::Result<()> {
         let deadline = Instant::now() + EMPTYING;
+        let mut result: io::Result<()> = Ok(());
         for hierarchy in hierarchies() {
             let dir = self.dir(&hierarchy);
-            loop {
+            let removed = loop {
                 match fs::remove_dir(&dir) {
                     // The kernel tells no event for the end of a zombie.
                     Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
                         thread::sleep(Duration::from_millis(10));
                     }
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => break,
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => break Err(error),
+                    _ => break Ok(()),
                 }
-            }
+            };
+            result = result.and(removed);
         }
-        Ok(())
+        result
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Invocation<'a> {
     pub is_detached: bool,
     /// The cgroup that it joins; `None` for this process's.
     pub cgroup: Option<Cgroup>,
-    /// Where it waits for the word to go.
+    /// Where it waits until the container is started.
     pub start: Option<&'a OwnedFd>,
     /// Where it writes how it has ended.
     pub end: Option<&'a OwnedFd>,
@@ -183,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_has_the_id_or_the_words_that_engines_look_for() {
+    fn a_report_has_the_id_or_the_message_that_engines_look_for() {
         let read = |line: &str| {
             let (report, reporter) = inherited::pipe().unwrap();
             File::from(reporter).write_all(line.as_bytes()).unwrap();
@@ -191,9 +191,9 @@ mod tests {
         };
         assert_eq!(read("{\"event\":\"prepared\",\"id\":3,\"pid\":4}\n"), Ok(3));
         assert_eq!(read("{\"event\":\"started\",\"id\":5,\"pid\":4}\n"), Ok(5));
-        for (status, words) in [(127, "x: No such file or directory"), (126, "x: permission denied"), (125, "x")] {
+        for (status, message) in [(127, "x: No such file or directory"), (126, "x: permission denied"), (125, "x")] {
             let line = format!("{{\"event\":\"failed\",\"status\":{status},\"error\":\"x\"}}\n");
-            assert_eq!(read(&line), Err(words.to_owned()));
+            assert_eq!(read(&line), Err(message.to_owned()));
         }
         assert!(read("").unwrap_err().contains("without a report"));
         assert!(read("{}\n").is_err());

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -40,8 +41,6 @@ pub(crate) fn open(socket: &Path, process: &Process) -> anyhow::Result<OwnedFd> 
         .with_context(|| format!("console socket {socket:?}"))?;
     Ok(terminal.into())
 }
-
-use std::os::unix::fs::OpenOptionsExt;
 
 #[cfg(test)]
 mod tests {

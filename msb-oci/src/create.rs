@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::args::{Create, Global};
 use crate::cgroup::{Cgroup, Origin};
 use crate::command::{self, Invocation, What};
-use crate::delete::{self, Extent};
+use crate::delete;
 use crate::hooks;
 use crate::namespaces::{self, Both};
 use crate::plan::{self, Plan};
@@ -70,13 +70,11 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
     let built = build(global, args, &plan, &locked, &mut container, &mut both);
     if built.is_err() {
         if let Some(both) = &both {
-            net::unplug(&container.plugged);
             let _ = both.host.enter();
         }
-        container.plugged.clear();
         // A cgroup with this process in it could not be removed.
         origin.enter();
-        let _ = delete::remove(&locked.dir, &container, Extent::HalfMade);
+        let _ = delete::remove(&locked.dir, &container);
     }
     built
 }
@@ -127,14 +125,18 @@ fn build(
     run_hooks(plan, dir, container, entered)?;
     nix::unistd::mkfifo(&dir.start_fifo(), nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
         .context("FIFO")?;
-    if !plan.is_sandbox {
-        let cards;
-        (container.plugged, cards) = net::plug()?;
-        dir.save(container)?;
+    if plan.is_sandbox {
+        // Without this message the stand-in ends with this process.
+        File::from(end).write_all(stand_in::CREATED).context("process of the container")?;
+    } else {
+        let cards = net::plug(|plugged| {
+            container.plugged = plugged.to_vec();
+            dir.save(container)
+        })?;
         boot(global, plan, dir, container, &cards, &alive)?;
         start_command(args, plan, dir, container, &end)?;
+        drop(end);
     }
-    drop(end);
     entered.host.enter().context("namespaces")?;
     if let Some(file) = &args.pid_file {
         publish::write_file(file, stand_in.id().to_string().as_bytes(), 0o644)
@@ -162,7 +164,8 @@ fn start_stand_in(
         tree: dir.tree().join(tree::ROOT),
         bundle: bundle.to_owned(),
         ready: inherited::number(&is_ready),
-        ended: (!plan.is_sandbox).then(|| inherited::number(ended)),
+        is_sandbox: plan.is_sandbox,
+        ended: inherited::number(ended),
         alive: inherited::number(is_alive),
     };
     let mut command = role::in_role(stand_in::ROLE, &description)?;
@@ -222,8 +225,9 @@ fn boot(
         command.arg("--memory").arg(memory.to_string());
     }
     if let Some(cpus) = plan.machine.cpus {
-        let online = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        command.arg("--cpus").arg(cpus.min(online).to_string());
+        // The quota of the cgroup is no limit here: a part of a processor becomes a whole one.
+        let usable = rustix::thread::sched_getaffinity(None).map_or(cpus, |set| u64::from(set.count()));
+        command.arg("--cpus").arg(cpus.min(usable).to_string());
     }
     let flag =
         global.vmm.and_then(|vmm| clap::ValueEnum::to_possible_value(&vmm).map(|value| value.get_name().to_owned()));

@@ -10,27 +10,19 @@ use nix::sched::{CloneFlags, setns};
 use crate::args::{Delete, Global};
 use crate::cgroup::Freezer;
 use crate::plan::Namespace;
-use crate::state::{Container, StateDir, Status};
+use crate::state::{self, Container, StateDir, Status};
 use crate::{hooks, log, net, process, tool};
 
 /// How long a killed process may take to end.
 const ENDING: Duration = Duration::from_secs(5);
-
-/// How much of a container there is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// It was created.
-    Whole,
-    /// Its create has failed.
-    HalfMade,
-}
 
 /// Deletes a container.
 ///
 /// # Errors
 /// It runs, or does not exist, and --force is not given.
 pub(crate) fn delete(global: &Global, args: &Delete) -> anyhow::Result<()> {
-    let dir = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?;
+    let root = std::path::absolute(&global.root)?;
+    let dir = StateDir::of(&root, &args.id)?;
     if !dir.exists() && args.force {
         return Ok(());
     }
@@ -42,9 +34,14 @@ pub(crate) fn delete(global: &Global, args: &Delete) -> anyhow::Result<()> {
     let dir = &locked.dir;
     let container = match dir.load() {
         Ok(container) => container,
-        // A create was killed before it had written anything else.
-        Err(_) if args.force => return dir.remove().context("state"),
-        Err(error) => return Err(error),
+        Err(error) if dir.has_state() && !args.force => {
+            return Err(error.context(format!("container {:?}: its state cannot be read (use --force)", args.id)));
+        }
+        // A create was killed before it had written anything, or another release has written it.
+        Err(_) => {
+            stop_vm(dir, &state::vm_name(&root, &args.id))?;
+            return dir.remove().context("state");
+        }
     };
     let status = dir.status(&container);
     if !args.force && !matches!(status, Status::Stopped | Status::Creating) {
@@ -54,7 +51,7 @@ pub(crate) fn delete(global: &Global, args: &Delete) -> anyhow::Result<()> {
             status.as_str()
         );
     }
-    remove(dir, &container, Extent::Whole)?;
+    remove(dir, &container)?;
     // Nobody is helped by a container that cannot be deleted.
     let document = dir.document(&container, Status::Stopped);
     if let Err(error) = hooks::run("poststop", &container.poststop, &document) {
@@ -67,19 +64,19 @@ pub(crate) fn delete(global: &Global, args: &Delete) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// The first thing that could not be removed, after the others were tried.
-pub(crate) fn remove(dir: &StateDir, container: &Container, extent: Extent) -> anyhow::Result<()> {
+pub(crate) fn remove(dir: &StateDir, container: &Container) -> anyhow::Result<()> {
+    let mut results = Vec::new();
     let freezer = Freezer::of(&container.cgroup);
     if freezer.is_frozen() {
-        freezer.set(false)?;
+        results.push(freezer.set(false));
     }
-    let mut results = Vec::new();
     if let Some(stand_in) = &container.stand_in {
         results.push(process::kill(stand_in, ENDING).context("process of the container"));
     }
     if !container.is_sandbox {
-        results.push(stop_vm(dir, container));
+        results.push(stop_vm(dir, &container.vm));
     }
-    if extent == Extent::Whole && !container.plugged.is_empty() {
+    if !container.plugged.is_empty() {
         unplug(container);
     }
     results.push(container.cgroup.remove().context("cgroup"));
@@ -88,13 +85,13 @@ pub(crate) fn remove(dir: &StateDir, container: &Container, extent: Extent) -> a
 }
 
 /// Ends the VM. Its processes must be gone before its cgroup is removed, and its name must be free for the next container of this ID.
-fn stop_vm(dir: &StateDir, container: &Container) -> anyhow::Result<()> {
+fn stop_vm(dir: &StateDir, vm: &str) -> anyhow::Result<()> {
     let mut stop = tool::command("msb-stop")?;
     stop.args(["-q", "-t", "0"]);
     // A VM of which there is no record was being booted: its supervisor ends with the msb-boot that was killed.
     match dir.record().exists() {
         true => stop.arg("-r").arg(dir.record()),
-        false => stop.arg(&container.vm),
+        false => stop.arg(vm),
     };
     // A guest that is killed makes it fail. What counts is whether anything is left, which the cgroup tells.
     let _ = stop.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();

@@ -1,9 +1,11 @@
 //! `kill`: a signal for the command in the guest.
 
+use std::io::Read;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use msb::record::signal;
 use serde_json::Value;
 
@@ -15,6 +17,8 @@ use crate::tool;
 const KILL: i32 = 9;
 /// How long a guest may take for a signal.
 const ANSWER: Duration = Duration::from_secs(2);
+/// The longest list of commands, in bytes.
+const MAX_LIST: u64 = 16 << 20;
 
 /// Sends the signal.
 ///
@@ -90,22 +94,41 @@ fn running(list: &str) -> Vec<u32> {
 fn within(command: &mut Command, timeout: Duration) -> anyhow::Result<String> {
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().context("msb-exec")?;
+    let stdout = child.stdout.take().context("msb-exec")?;
+    // A list may be longer than what a pipe holds.
+    let reader = thread::spawn(move || {
+        let mut text = Vec::new();
+        stdout.take(MAX_LIST).read_to_end(&mut text).map(|_| text)
+    });
     let identity = Identity::of(child.id().cast_signed())?;
     if !process::has_ended_within(&identity, timeout)? {
         child.kill()?;
         child.wait()?;
         bail!("the guest does not answer");
     }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
+    if !child.wait()?.success() {
         bail!("container not running");
     }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let text = reader.join().map_err(|_| anyhow!("msb-exec: its output cannot be read"))??;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn output_that_is_longer_than_a_pipe_holds_arrives_whole() {
+        let mut command = Command::new("head");
+        command.args(["-c", "1000000", "/dev/zero"]);
+        assert_eq!(within(&mut command, Duration::from_secs(60)).unwrap().len(), 1_000_000);
+    }
+
+    #[test]
+    fn a_tool_that_hangs_is_an_error() {
+        let error = within(Command::new("sleep").arg("1000"), Duration::ZERO).unwrap_err();
+        assert!(error.to_string().contains("does not answer"), "{error}");
+    }
 
     #[test]
     fn commands_that_have_ended_are_left_out_and_the_oldest_comes_first() {

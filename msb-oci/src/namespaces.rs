@@ -2,38 +2,46 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 
 use anyhow::Context;
 use nix::sched::{CloneFlags, setns, unshare};
+use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::plan::{Namespace, Namespaces};
 
 /// A mount, network, IPC and UTS namespace. Entering that for mounts comes last: it changes what paths mean.
 #[derive(Debug)]
-pub(crate) struct Set([(CloneFlags, File); 4]);
+pub(crate) struct Set {
+    namespaces: [(CloneFlags, File); 4],
+    /// The working directory in that mount namespace: setns(2) leaves its root as the working directory.
+    working_directory: OwnedFd,
+}
 
 impl Set {
     fn of_self() -> io::Result<Self> {
         let open = |flag, name: &str| Ok::<_, io::Error>((flag, File::open(format!("/proc/self/ns/{name}"))?));
-        Ok(Self([
+        let namespaces = [
             open(CloneFlags::CLONE_NEWNET, "net")?,
             open(CloneFlags::CLONE_NEWIPC, "ipc")?,
             open(CloneFlags::CLONE_NEWUTS, "uts")?,
             open(CloneFlags::CLONE_NEWNS, "mnt")?,
-        ]))
+        ];
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Self { namespaces, working_directory: rustix::fs::open(".", flags, Mode::empty())? })
     }
 
     /// Moves this process, which must have one thread, there.
     ///
     /// # Errors
-    /// Those of `setns(2)`.
+    /// Those of `setns(2)` and `fchdir(2)`.
     pub(crate) fn enter(&self) -> io::Result<()> {
-        for (flag, file) in &self.0 {
+        for (flag, file) in &self.namespaces {
             setns(file, *flag)?;
         }
-        Ok(())
+        Ok(rustix::process::fchdir(&self.working_directory)?)
     }
 }
 

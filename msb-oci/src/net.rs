@@ -55,33 +55,33 @@ struct Route {
     dev: Option<String>,
 }
 
-/// Plugs the interfaces of this process's network namespace into TAP interfaces. Returns them, and the values of msb-boot's --network.
+/// Plugs the interfaces of this process's network namespace into TAP interfaces. Returns the values of msb-boot's --network. Calls `save`
+/// with what [`unplug`] has to undo, whenever that grows.
 ///
 /// # Errors
-/// An interface that another VM has, or that cannot be plugged. What was made is removed then.
-pub(crate) fn plug() -> anyhow::Result<(Vec<Plugged>, Vec<String>)> {
+/// An interface that another VM has, or that cannot be plugged. Those of `save`.
+pub(crate) fn plug(mut save: impl FnMut(&[Plugged]) -> anyhow::Result<()>) -> anyhow::Result<Vec<String>> {
     let links: Vec<Link> = json(&["-json", "address", "show"])?;
     let links: Vec<&Link> = links.iter().filter(|link| is_pluggable(link)).collect();
     if links.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
+        return Ok(Vec::new());
     }
     let mut routes: Vec<Route> = json(&["-json", "-4", "route", "show"])?;
     routes.extend(json::<Vec<Route>>(&["-json", "-6", "route", "show"])?);
     let mut plugged = Vec::new();
     for (number, link) in links.iter().enumerate() {
         let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}") };
-        let made = plug_one(link, &one.tap);
-        plugged.push(one);
-        if let Err(error) = made {
-            unplug(&plugged);
-            return Err(error.context(format!("network interface {:?}", link.ifname)));
-        }
+        let subject = || format!("network interface {:?}", link.ifname);
+        // Only an interface that is this VM's is unplugged later.
+        take(link).with_context(subject)?;
+        plugged.push(one.clone());
+        save(&plugged)?;
+        connect(link, &one.tap).with_context(subject)?;
     }
-    let cards = cards(&links, &routes, &plugged);
-    Ok((plugged, cards))
+    Ok(cards(&links, &routes, &plugged))
 }
 
-/// Ethernet interfaces with an address, but for TAP interfaces of this program.
+/// Ethernet interfaces, except for TAP interfaces of this program.
 fn is_pluggable(link: &Link) -> bool {
     link.link_type == "ether" && !link.flags.iter().any(|flag| flag == "NOARP") && !is_own(&link.ifname)
 }
@@ -90,17 +90,18 @@ fn is_own(name: &str) -> bool {
     name.strip_prefix(TAP).is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
-fn plug_one(link: &Link, tap: &str) -> anyhow::Result<()> {
-    let taken = |error: anyhow::Error| match error.to_string() {
+/// Takes an interface for this VM: the kernel gives it one ingress qdisc.
+fn take(link: &Link) -> anyhow::Result<()> {
+    run(tc(&["qdisc", "add", "dev", &link.ifname, "ingress"])?).map_err(|error| match error.to_string() {
         text if text.contains("File exists") || text.contains("Exclusivity") => anyhow::anyhow!(
             "the VM of another container has it (a pod can have one container with a network: give each a pod of its own)"
         ),
         _ => error,
-    };
-    tool::output(
-        tc(&["qdisc", "add", "dev", &link.ifname, "ingress"]).as_mut().map_err(|error| anyhow::anyhow!("{error:#}"))?,
-    )
-    .map_err(taken)?;
+    })
+}
+
+/// Makes the TAP interface, and redirects between the two.
+fn connect(link: &Link, tap: &str) -> anyhow::Result<()> {
     run(ip(&["tuntap", "add", "dev", tap, "mode", "tap"])?)?;
     run(ip(&["link", "set", "dev", tap, "mtu", &link.mtu.to_string(), "up"])?)?;
     run(tc(&["qdisc", "add", "dev", tap, "ingress"])?)?;

@@ -81,8 +81,8 @@ fn refused() -> String {
 
      A second container with a network in one network namespace, as in a pod of several: the first one has the interface.
 
-     More memory by update than the VM was booted with, checkpoint, restore, events, descriptors above 2 (--preserve-fds), and a listener \
-     for seccomp."
+     More memory by update than the VM was booted with, checkpoint, restore, events, descriptors above 2 (--preserve-fds), hooks of \
+     startContainer, the option rro with rbind, and a listener for seccomp."
         .replace("\n     ", "\n")
 }
 
@@ -90,8 +90,14 @@ fn differs() -> String {
     "AppArmor, SELinux, seccomp, the cgroup's devices and the limit of PIDs are accepted and have no effect: they protect the kernel of \
      the host, which a guest does not use. Nothing is mounted on /sys/fs/cgroup.
 
+     Of linux.resources, the memory limit, the shares, quota and period of the processors and the cpuset apply. Its other members have \
+     no effect, and neither have scheduler, ioPriority, personality and time offsets.
+
+     A device is a node of the guest's kernel with the same numbers: no device of the host is behind it. The options nosuid, nodev and \
+     noexec of a bind have no effect.
+
      Sockets of the host in a volume cannot be connected to: another kernel listens. What is mounted on the host later does not appear \
-     in a volume. /dev/shm is the guest's own.
+     in a volume. A bind on /dev/shm is a tmpfs of the guest with 64 MiB.
 
      ps, podman top and events of the memory cgroup show the processes of the host."
         .replace("\n     ", "\n")

@@ -54,11 +54,11 @@ pub(crate) fn list(global: &Global, args: &List) -> anyhow::Result<()> {
     }
     let mut text = String::from("ID\tPID\tSTATUS\tBUNDLE\tCREATED\n");
     for document in documents {
-        let words = ["id", "pid", "status", "bundle", "created"].map(|key| match &document[key] {
+        let fields = ["id", "pid", "status", "bundle", "created"].map(|key| match &document[key] {
             Value::String(text) => text.clone(),
             other => other.to_string(),
         });
-        text.push_str(&format!("{}\n", words.join("\t")));
+        text.push_str(&format!("{}\n", fields.join("\t")));
     }
     print(&text)
 }

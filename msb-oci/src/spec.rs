@@ -20,6 +20,8 @@ pub(crate) fn spec(args: &Spec) -> anyhow::Result<()> {
     let mut file = File::create_new(&path).with_context(|| format!("{path:?}"))?;
     let mut config = serde_json::to_value(Config::default())?;
     config["ociVersion"] = OCI_VERSION.into();
+    // The crate's default is another runtime's name.
+    config["hostname"] = crate::TOOL.into();
     Ok(writeln!(file, "{}", serde_json::to_string_pretty(&config)?)?)
 }
 
@@ -36,7 +38,7 @@ fn document() -> Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "poststart", "poststop"],
-        "mountOptions": ["bind", "rbind", "ro", "rw", "rro", "nosuid", "nodev", "noexec", "tmpcopyup"],
+        "mountOptions": ["bind", "rbind", "ro", "rw", "nosuid", "nodev", "noexec", "tmpcopyup"],
         "linux": {
             "namespaces": ["pid", "network", "ipc", "uts", "mount"],
             "capabilities": [],
@@ -66,7 +68,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = Spec { bundle: dir.path().to_owned() };
         spec(&args).unwrap();
-        Config::load(dir.path().join("config.json")).unwrap();
+        let config = Config::load(dir.path().join("config.json")).unwrap();
+        let plan = crate::plan::plan(&config, dir.path()).unwrap();
+        assert_eq!((plan.rootfs, plan.hostname.as_deref()), (dir.path().join("rootfs"), Some("msb-oci")));
         assert!(spec(&args).is_err());
     }
 }

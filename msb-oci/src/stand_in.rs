@@ -30,14 +30,18 @@ pub(crate) struct Description {
     pub bundle: PathBuf,
     /// Where it says that it is ready, or why not.
     pub ready: RawFd,
-    /// Where it reads how the command has ended; `None` if it only holds a pod's namespaces.
-    pub ended: Option<RawFd>,
+    /// Whether it only holds a pod's namespaces.
+    pub is_sandbox: bool,
+    /// Where it reads how the command has ended; for a sandbox, that its create has succeeded.
+    pub ended: RawFd,
     /// What shows others that it lives.
     pub alive: RawFd,
 }
 
 /// What it says when it is ready.
 pub(crate) const READY: &[u8] = b"ready";
+/// The message for a sandbox that its create has succeeded. If the create is killed, the pipe ends without it.
+pub(crate) const CREATED: &[u8] = b"created";
 
 /// The status of a command that ended without one: msb-exec's for failures that are not the command's.
 const UNKNOWN: u8 = msb::tool::exit::TOOL_FAILED;
@@ -59,19 +63,23 @@ pub(crate) fn run(description: Description) -> ExitCode {
     if File::from(ready).write_all(READY).is_err() {
         return ExitCode::FAILURE;
     }
-    let status = match ended {
-        Some(ended) => status(File::from(ended), &bundle),
-        None => wait_for_signal(),
+    let ended = File::from(ended);
+    let status = if !description.is_sandbox {
+        status(ended, &bundle)
+    } else if is_created(ended) {
+        wait_for_signal()
+    } else {
+        UNKNOWN
     };
     drop(alive);
     status.into()
 }
 
-fn prepare(description: &Description) -> anyhow::Result<(Option<OwnedFd>, OwnedFd, OwnedFd)> {
+fn prepare(description: &Description) -> anyhow::Result<(OwnedFd, OwnedFd, OwnedFd)> {
     let bundle =
         rustix::fs::open(&description.bundle, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let bundle = bundle.with_context(|| format!("bundle {:?}", description.bundle))?;
-    let ended = description.ended.map(inherited::take).transpose().context("descriptors")?;
+    let ended = inherited::take(description.ended).context("descriptors")?;
     let alive = inherited::take(description.alive).context("descriptors")?;
     enter_root(&description.tree).with_context(|| format!("root {:?}", description.tree))?;
     Ok((ended, alive, bundle))
@@ -118,6 +126,12 @@ impl End {
     }
 }
 
+/// Waits until the create has ended, and tells whether it succeeded.
+fn is_created(created: File) -> bool {
+    let mut message = Vec::new();
+    created.take(MAX_LINE).read_to_end(&mut message).is_ok() && message == CREATED
+}
+
 /// Waits until a signal asks for the end.
 fn wait_for_signal() -> u8 {
     loop {
@@ -131,6 +145,15 @@ fn wait_for_signal() -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sandbox_whose_create_was_killed_is_not_created() {
+        for (message, expected) in [(CREATED, true), (&b""[..], false)] {
+            let (created, end) = inherited::pipe().unwrap();
+            File::from(end).write_all(message).unwrap();
+            assert_eq!(is_created(File::from(created)), expected, "{message:?}");
+        }
+    }
 
     #[test]
     fn the_status_is_the_commands_and_a_lost_one_is_a_failure() {

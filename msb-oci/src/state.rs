@@ -107,6 +107,11 @@ impl StateDir {
         self.0.is_dir()
     }
 
+    /// Whether a create has written the state.
+    pub(crate) fn has_state(&self) -> bool {
+        self.0.join(STATE).exists()
+    }
+
     /// The FIFO that is opened to start the container.
     pub(crate) fn start_fifo(&self) -> PathBuf {
         self.0.join(START)
@@ -155,6 +160,10 @@ impl StateDir {
     pub(crate) fn lock(self) -> anyhow::Result<Locked> {
         let lock = lock::open(&self.0, Lock::Exclusive);
         let lock = lock.map_err(|error| self.missing(error))?;
+        // The command that had the lock may have removed the directory, and a create have made another one.
+        if rustix::fs::fstat(&lock)?.st_nlink == 0 {
+            return Err(self.missing(io::ErrorKind::NotFound.into()));
+        }
         Ok(Locked { dir: self, _lock: lock })
     }
 
@@ -190,8 +199,9 @@ impl StateDir {
         match &container.stand_in {
             None => Status::Creating,
             Some(stand_in) if !process::is_alive(stand_in) => Status::Stopped,
-            Some(_) if self.start_fifo().exists() => Status::Created,
+            // Also before it is started, or nothing could thaw it.
             Some(_) if Freezer::of(&container.cgroup).is_frozen() => Status::Paused,
+            Some(_) if self.start_fifo().exists() => Status::Created,
             Some(_) => Status::Running,
         }
     }
@@ -267,7 +277,7 @@ fn check_id(id: &str) -> anyhow::Result<()> {
 /// The name of a container's VM: readable, and another one for each root and ID. A VM's name is shorter than an ID may be.
 pub(crate) fn vm_name(root: &Path, id: &str) -> String {
     let digest = Sha256::digest(format!("{}\0{id}", root.display()));
-    let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    let hash: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     let readable: String = id.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(12).collect();
     format!("oci-{readable}-{hash}")
 }

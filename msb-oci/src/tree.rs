@@ -3,16 +3,15 @@
 //!
 //! The image is hostile: a destination is resolved in the tree as after `chroot(2)`, one component at a time, and nothing is made outside.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Component, Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
-use msb::overlay::beneath::{Dir, Entry, Name};
-use msb::overlay::mountinfo;
+use msb::overlay::beneath::{Entry, Name};
+use msb::overlay::resolve::{End, Last, Resolved, resolve};
+use msb::overlay::{Merged, mountinfo};
 use rustix::fs::{CWD, FileType, Mode, fstat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, mount_remount,
@@ -20,9 +19,6 @@ use rustix::mount::{
 };
 
 use crate::plan::{Place, Plan};
-
-/// How many symlinks are followed, as in the kernel.
-const MAX_LINKS: usize = 40;
 
 /// The directory of the root in the tree.
 pub(crate) const ROOT: &str = "rootfs";
@@ -64,7 +60,7 @@ pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
         mount_remount(proc_path(source), flags, c"")?;
     }
-    release_other_roots(tree)
+    release_other_roots(tree, &plan.rootfs)
 }
 
 /// Clones the mounts at a path of the host, detached.
@@ -80,8 +76,7 @@ fn is_dir(fd: &OwnedFd) -> io::Result<bool> {
 
 fn mount(root: &Path, destination: &Path, source: &OwnedFd) -> anyhow::Result<()> {
     let is_dir = is_dir(source)?;
-    // Opened again for each bind: an earlier one may be mounted on the way.
-    let target = resolve(&Dir::open(root)?, destination, is_dir)?;
+    let target = mount_point(root, destination, is_dir)?;
     if target.is_dir() != is_dir {
         let kinds = if is_dir { ("a directory", "a file") } else { ("a file", "a directory") };
         bail!("the source is {}, and the image has {} there", kinds.0, kinds.1);
@@ -97,79 +92,60 @@ fn proc_path(mounted: &OwnedFd) -> String {
     format!("/proc/self/fd/{}", mounted.as_raw_fd())
 }
 
-/// Finds the file at a path in the tree, and makes what is missing: directories, and at the end a directory or an empty file.
-fn resolve(root: &Dir, path: &Path, is_dir: bool) -> anyhow::Result<Entry> {
-    let mut stack = vec![root.try_clone()?];
-    let mut pending: VecDeque<OsString> = names(path);
-    let mut links = 0;
-    while let Some(next) = pending.pop_front() {
-        if next == ".." {
-            if stack.len() > 1 {
-                stack.pop();
+/// Finds the file at a path in a root, and makes what is missing: directories, and at the end a directory or an empty file.
+fn mount_point(root: &Path, path: &Path, is_dir: bool) -> anyhow::Result<Entry> {
+    // Opened again for each bind: an earlier one may be mounted on the way.
+    let root = Merged::open(&[] as &[&Path], Some(root))?;
+    let Resolved { steps, end } = resolve(&root, &Path::new("/").join(path), Last::Follow)?;
+    let mut dir = steps.last().context("it is the root itself")?.dir.top().0.try_clone()?;
+    match end {
+        End::Dir if steps.len() == 1 => bail!("it is the root itself"),
+        End::Dir => Ok(dir.to_entry()?),
+        End::Leaf(_, leaf) => Ok(leaf.entry),
+        End::Missing(names) => {
+            let (last, above) = names.split_last().context("it is the root itself")?;
+            for name in above {
+                dir = dir.mkdir(Name::new(name)?, Mode::from_raw_mode(0o755))?;
             }
-            continue;
-        }
-        let dir = &stack[stack.len() - 1];
-        let name = Name::new(&next)?;
-        let is_last = pending.is_empty();
-        match dir.entry(name)? {
-            None if is_last && !is_dir => {
-                dir.create(name, Mode::from_raw_mode(0o644))?;
-                return dir.entry(name)?.context("it was removed");
+            let last = Name::new(last)?;
+            if is_dir {
+                dir.mkdir(last, Mode::from_raw_mode(0o755))?;
+            } else {
+                dir.create(last, Mode::from_raw_mode(0o644))?;
             }
-            None => stack.push(dir.mkdir(name, Mode::from_raw_mode(0o755))?),
-            Some(entry) if entry.file_type() == FileType::Symlink => {
-                links += 1;
-                if links > MAX_LINKS {
-                    bail!("too many symlinks");
-                }
-                let target = PathBuf::from(entry.read_link()?);
-                if target.is_absolute() {
-                    stack.truncate(1);
-                }
-                for name in names(&target).into_iter().rev() {
-                    pending.push_front(name);
-                }
-            }
-            Some(entry) if entry.is_dir() => stack.push(entry.into_dir()?),
-            Some(entry) if is_last => return Ok(entry),
-            Some(_) => bail!("{next:?} in the image is not a directory"),
+            dir.entry(last)?.context("it was removed")
         }
     }
-    if stack.len() == 1 {
-        bail!("it is the root itself");
-    }
-    Ok(stack[stack.len() - 1].to_entry()?)
-}
-
-fn names(path: &Path) -> VecDeque<OsString> {
-    let names = path.components().filter_map(|component| match component {
-        Component::Normal(name) => Some(name.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        _ => None,
-    });
-    names.collect()
 }
 
 /// Unmounts the roots of other containers, of which this mount namespace has got copies. An engine makes them private, so its unmounts do
 /// not reach this namespace, and a container that is started again would have its root mounted twice.
-fn release_other_roots(tree: &Path) -> anyhow::Result<()> {
+fn release_other_roots(tree: &Path, rootfs: &Path) -> anyhow::Result<()> {
     let table = fs::read("/proc/self/mountinfo")?;
-    let program = std::env::current_exe().unwrap_or_default();
+    // As the kernel writes mount points.
+    let rootfs = rootfs.canonicalize()?;
     let mounts: Vec<_> = mountinfo::mounts(&table).collect();
     for mount in mounts.iter().rev().filter(|mount| mount.fstype == "overlay") {
         let point = Path::new(&mount.point);
-        let is_needed = [tree, &program].iter().any(|path| path.starts_with(point)) || point.starts_with(tree);
-        if !is_needed {
+        let is_needed = tree.starts_with(point) || point.starts_with(tree);
+        if is_root_beside(point, &rootfs) && !is_needed {
             let _ = unmount(point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         }
     }
     Ok(())
 }
 
+/// Whether a mount point is that of this container's root or of another one's of the same engine: only one name in their paths differs.
+/// Other overlays are the host's, such as /etc or /usr, and the VM's tools need them.
+fn is_root_beside(point: &Path, rootfs: &Path) -> bool {
+    point.components().count() == rootfs.components().count()
+        && point.components().zip(rootfs.components()).filter(|(one, other)| one != other).count() <= 1
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -180,7 +156,7 @@ mod tests {
         fs::create_dir_all(root.join("etc")).unwrap();
         fs::create_dir(scratch.path().join("outside")).unwrap();
         make(&root);
-        let found = resolve(&Dir::open(&root).unwrap(), Path::new(path), is_dir);
+        let found = mount_point(&root, Path::new(path), is_dir);
         let found = found.map(|entry| fs::read_link(entry.proc_path()).unwrap());
         let found = found.map(|path| path.strip_prefix(root.canonicalize().unwrap()).unwrap().to_owned());
         assert_eq!(fs::read_dir(scratch.path().join("outside")).unwrap().count(), 0);
@@ -221,6 +197,23 @@ mod tests {
                 found == Path::new(expected) || (expected.is_empty() && found.ends_with("outside/x")),
                 "{path}: {found:?}"
             );
+        }
+    }
+
+    #[test]
+    fn other_roots_are_beside_this_one_and_overlays_of_the_host_are_not() {
+        let storage = "/var/lib/containers/storage/overlay";
+        let rootfs = format!("{storage}/aa/merged");
+        for (point, expected) in [
+            (rootfs.as_str(), true),
+            (&format!("{storage}/bb/merged"), true),
+            (&format!("{storage}/bb/merged/below"), false),
+            ("/", false),
+            ("/etc", false),
+            ("/usr", false),
+            ("/var/lib/docker/overlay2/aa/merged", false),
+        ] {
+            assert_eq!(is_root_beside(Path::new(point), Path::new(&rootfs)), expected, "{point}");
         }
     }
 

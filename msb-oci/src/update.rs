@@ -20,7 +20,7 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 /// More memory than the guest was booted with.
 pub(crate) fn update(global: &Global, args: &Update) -> anyhow::Result<()> {
     let locked = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?.lock()?;
-    let mut container = locked.dir.load()?;
+    let container = locked.dir.load()?;
     if locked.dir.status(&container) == Status::Stopped {
         bail!("container not running");
     }
@@ -41,9 +41,8 @@ pub(crate) fn update(global: &Global, args: &Update) -> anyhow::Result<()> {
             "memory limit: the VM was booted without one, and has the memory of its boot (create the container again)"
         );
     }
-    container.cgroup.limit(&limits)?;
-    container.memory = limits.memory.or(container.memory);
-    locked.dir.save(&container)
+    // The state keeps the limit of the boot: a limit that was lowered can be raised to it again.
+    container.cgroup.limit(&limits)
 }
 
 fn resources(args: &Update) -> anyhow::Result<LinuxResources> {

@@ -128,6 +128,13 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
             "leave it out",
         ));
     }
+    if spec.hooks().as_ref().and_then(|hooks| hooks.start_container().as_ref()).is_some_and(|list| !list.is_empty()) {
+        refusals.push(Refusal::new(
+            "hooks.startContainer",
+            "the guest starts the container's command and no other program",
+            "use createContainer or poststart, or start the program in the command",
+        ));
+    }
     let limits = resources::limits(&linux, &machine);
     match (process, rootfs) {
         (Some(process), Some(rootfs)) if refusals.is_empty() => Ok(Plan {
@@ -188,15 +195,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_above_its_directory_and_a_seccomp_listener_are_refused() {
+    fn a_cgroup_above_its_directory_a_seccomp_listener_and_a_hook_in_the_container_are_refused() {
         let text = format!(
             r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},
+               "hooks":{{"startContainer":[{{"path":"/h"}}],"poststart":[{{"path":"/h"}}]}},
                "linux":{{"namespaces":{NAMESPACES},"cgroupsPath":"/a/../../b",
                "seccomp":{{"defaultAction":"SCMP_ACT_ALLOW","listenerPath":"/run/s"}}}}}}"#
         );
         let all = refusals(&text);
-        assert_eq!(all.len(), 2, "{all:?}");
-        assert!(all[0].starts_with("cgroupsPath") && all[1].starts_with("seccomp.listenerPath"), "{all:?}");
+        assert_eq!(all.len(), 3, "{all:?}");
+        for (refusal, expected) in all.iter().zip(["cgroupsPath", "seccomp.listenerPath: ", "hooks.startContainer: "]) {
+            assert!(refusal.starts_with(expected), "{all:?}");
+        }
     }
 
     #[test]

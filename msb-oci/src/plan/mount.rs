@@ -94,6 +94,8 @@ pub(super) fn plan(
             guest_mounts.push(shared_memory());
         } else if destination.starts_with("/proc") {
             refuse("the guest's own file system covers it", "mount it elsewhere");
+        } else if has("rro") && is_recursive(options) {
+            refuse("what is mounted below its source would stay writable", "use ro, or bind without what is below");
         } else if let Some(source) = mount.source() {
             if options.iter().any(|option| PROPAGATION.contains(&option.as_str())) {
                 warnings.push(format!(
@@ -101,11 +103,11 @@ pub(super) fn plan(
                 ));
             }
             let inside = beside_root.iter().rev().find_map(|(above, number): &(PathBuf, PathBuf)| {
-                destination
-                    .strip_prefix(above)
-                    .ok()
-                    .filter(|rest| !rest.as_os_str().is_empty())
-                    .map(|rest| number.join(rest))
+                let rest = destination.strip_prefix(above).ok().filter(|rest| !rest.as_os_str().is_empty())?;
+                // A mount of the guest between the two would cover it there, too.
+                let is_between = |mount: &PathBuf| mount != above && mount.starts_with(above);
+                let is_covered = of_guest.iter().any(|mount| is_between(mount) && destination.starts_with(mount));
+                (!is_covered).then(|| number.join(rest))
             });
             let place = if let Some(inside) = inside {
                 Place::Beside(inside)
@@ -118,9 +120,9 @@ pub(super) fn plan(
                 Place::Root(destination)
             };
             // Of two options that contradict each other, the later one counts.
-            let last = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw"));
-            let is_readonly = last.is_some_and(|option| option != "rw");
-            let is_recursive = !has("bind") || has("rbind");
+            let last = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw" | "rrw"));
+            let is_readonly = last.is_some_and(|option| matches!(option.as_str(), "ro" | "rro"));
+            let is_recursive = is_recursive(options);
             binds.push(Bind { source: bundle.join(source), place, is_recursive, is_readonly });
         } else {
             refuse("it has no source", "name one");
@@ -132,6 +134,12 @@ pub(super) fn plan(
 fn is_bind(mount: &Mount) -> bool {
     let options = mount.options().as_deref().unwrap_or_default();
     mount.typ().as_deref() == Some("bind") || options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// Whether a bind mount includes what is mounted below its source.
+fn is_recursive(options: &[String]) -> bool {
+    let has = |name: &str| options.iter().any(|option| option == name);
+    !has("bind") || has("rbind")
 }
 
 /// The mount in the guest of what is beside the root.
@@ -227,6 +235,22 @@ mod tests {
     }
 
     #[test]
+    fn a_bind_inside_another_is_mounted_in_the_guest_if_a_mount_of_the_guest_is_between_them() {
+        let (binds, guest, ..) = plan_of(
+            r#"[{"destination":"/run","type":"tmpfs"},
+                {"destination":"/run/a","type":"bind","source":"/a"},
+                {"destination":"/run/a/b","type":"tmpfs"},
+                {"destination":"/run/a/b/c","type":"bind","source":"/c"},
+                {"destination":"/run/a/d","type":"bind","source":"/d"}]"#,
+        );
+        let places: Vec<&Place> = binds.iter().map(|bind| &bind.place).collect();
+        let beside = |path: &str| Place::Beside(path.into());
+        assert_eq!(places, [&beside("0"), &beside("1"), &beside("0/d")]);
+        let targets: Vec<&Path> = guest.iter().map(|mount| mount.destination.as_path()).collect();
+        assert_eq!(targets, ["/run", "/run/a", "/run/a/b", "/run/a/b/c"].map(Path::new));
+    }
+
+    #[test]
     fn what_cannot_be_mounted_is_refused() {
         for (mount, expected) in [
             (
@@ -240,6 +264,10 @@ mod tests {
             (
                 r#"{"destination":"/a","type":"bind","source":"/s","options":["rbind","idmap"]}"#,
                 "mount on \"/a\": mapped IDs",
+            ),
+            (
+                r#"{"destination":"/a","type":"bind","source":"/s","options":["rbind","rro"]}"#,
+                "mount on \"/a\": what is mounted below",
             ),
         ] {
             let (binds, guest, refusals, _) = plan_of(&format!("[{mount}]"));

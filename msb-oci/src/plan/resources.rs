@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
+use msb::record::VmmChoice;
 use msb::tool::size;
 use oci_spec::runtime::{Linux, LinuxResources};
 use serde::{Deserialize, Serialize};
@@ -66,19 +68,19 @@ pub(super) fn machine(linux: &Linux, annotations: &BTreeMap<&str, &str>, refusal
             "dev.msb.cpus" => {
                 value.parse().ok().filter(|cpus| (1..=MAX_CPUS).contains(cpus)).map(|cpus| machine.cpus = Some(cpus))
             }
-            "dev.msb.vmm" => ["auto", "krun", "qemu"].contains(&value).then(|| machine.vmm = Some(value.to_owned())),
+            "dev.msb.vmm" => VmmChoice::from_str(value, false).ok().map(|_| machine.vmm = Some(value.to_owned())),
             "dev.msb.root" => (value == "share").then_some(()),
             _ => None,
         };
         if known.is_none() {
-            let remedy = match key {
-                "dev.msb.memory" | "dev.msb.overhead" => "give MiB, or a size such as 512M",
-                "dev.msb.cpus" => "give 1 to 64",
-                "dev.msb.vmm" => "give auto, krun or qemu",
-                "dev.msb.root" => "give share; a block root cannot be one of an engine's containers",
-                _ => "there are memory, overhead, cpus, vmm and root",
+            let (why, remedy) = match key {
+                "dev.msb.memory" | "dev.msb.overhead" => ("not a size", "give MiB, or a size such as 512M"),
+                "dev.msb.cpus" => ("not a number of processors", "give 1 to 64"),
+                "dev.msb.vmm" => ("not a VMM", "give auto, krun or qemu"),
+                "dev.msb.root" => ("a container's root is shared with the guest", "give share, or leave it out"),
+                _ => ("there is no such annotation", "there are memory, overhead, cpus, vmm and root"),
             };
-            refusals.push(Refusal::new(format!("annotation {key}={value:?}"), "not a value of it", remedy));
+            refusals.push(Refusal::new(format!("annotation {key}={value:?}"), why, remedy));
         }
     }
     machine
