@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -266,6 +266,9 @@ impl Changes {
 pub struct Cgroup {
     dir: PathBuf,
     entrance: OwnedFd,
+    /// The files that are read for each exec. They stay open, because a caller waits while they are read. `None`: the kernel has none.
+    cpu_stat: Option<File>,
+    memory_events: Option<File>,
     /// Its watch of [`Changes`].
     watch: Option<i32>,
     /// The CPU time of earlier execs in this cgroup, in microseconds: in user mode and in the kernel.
@@ -283,7 +286,8 @@ impl Cgroup {
         }
         let _ = fs::write(dir.join("pids.max"), (most_processes() / 4 * 3).to_string());
         let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
-        Ok(Self { dir, entrance, watch: None, time_before: (0, 0), oom_kills_before: 0 })
+        let [cpu_stat, memory_events] = ["cpu.stat", "memory.events"].map(|name| File::open(dir.join(name)).ok());
+        Ok(Self { dir, entrance, cpu_stat, memory_events, watch: None, time_before: (0, 0), oom_kills_before: 0 })
     }
 
     /// Its directory.
@@ -345,15 +349,26 @@ impl Cgroup {
     }
 
     fn total_oom_kills(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
+        let text = self.memory_events.as_ref().and_then(read_again).unwrap_or_default();
+        value(&text, "oom_kill ").unwrap_or(0)
     }
 
     fn total_time(&self) -> Option<(u64, u64)> {
-        let text = fs::read_to_string(self.dir.join("cpu.stat")).ok()?;
-        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-        Some((value("user_usec ")?, value("system_usec ")?))
+        let text = read_again(self.cpu_stat.as_ref()?)?;
+        Some((value(&text, "user_usec ")?, value(&text, "system_usec ")?))
     }
+}
+
+/// Reads a short file of a cgroup from its beginning, with one system call.
+fn read_again(file: &File) -> Option<String> {
+    let mut block = [0; 4096];
+    let got = file.read_at(&mut block, 0).ok()?;
+    Some(String::from_utf8_lossy(&block[..got]).into_owned())
+}
+
+/// The number in the line that begins with `name`.
+fn value(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
 fn is_populated(events: &mut File) -> bool {

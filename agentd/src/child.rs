@@ -22,7 +22,7 @@ use crate::group::Group;
 use crate::not_started::NotStarted;
 use crate::reap::Awaited;
 use crate::streams::{self, Streams};
-use crate::sys::{Launch, SHELL};
+use crate::sys::Launch;
 use crate::{container, environment, user};
 
 /// The file mode creation mask if the request does not set one.
@@ -85,6 +85,8 @@ struct Running {
 
 /// Starts a command in a container, from a thread that enters it and ends.
 fn in_container(agent: &Agent, request: Request, cgroup: Option<&Cgroup>) -> Result<Running, Failure> {
+    // The process itself cannot set it in a container without /proc.
+    let score = request.oom_score_adj.unwrap_or(0).to_string();
     let enter_and_start = || {
         let late = match (&request.container, request.inside) {
             (Some(container), _) => {
@@ -94,14 +96,12 @@ fn in_container(agent: &Agent, request: Request, cgroup: Option<&Cgroup>) -> Res
             (None, id) => container::enter(first_process(agent, id.unwrap_or(0))?).map(|()| LateMounts::default()),
         };
         let late = late.map_err(|(step, why)| failure(TOOL_FAILED, format!("container: {step}: {why}")))?;
-        here(agent, request.clone(), cgroup, Some(&late))
+        here(agent, request, cgroup, Some(&late))
     };
     let started = std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, enter_and_start) {
         Ok(thread) => thread.join().unwrap_or_else(|_| Err(failure(TOOL_FAILED, "container: a fault of the agent"))),
         Err(error) => Err(failure(TOOL_FAILED, format!("container: start a thread: {error}"))),
     })?;
-    // The process itself cannot set it in a container without /proc.
-    let score = request.oom_score_adj.unwrap_or(0).to_string();
     let _ = fs::write(format!("/proc/{}/oom_score_adj", started.process.pid), score);
     Ok(started)
 }
@@ -135,12 +135,6 @@ fn here(
             "no command given, and the image has none (neither entrypoint nor cmd, or they are its init)",
         )
     })?;
-    if request.prepare && request.detach {
-        return Err(failure(
-            TOOL_FAILED,
-            "a command that is prepared has a caller, which starts it, so it is not detached",
-        ));
-    }
     let user = match request.ids {
         Some(ids) => user::with_ids(ids),
         None => {
@@ -173,13 +167,10 @@ fn here(
         None => streams::pipes(request.no_stdin, user.identity.uid.get()).map_err(internal)?,
     };
     let barrier = request.prepare.then(Barrier::new).transpose().map_err(internal)?;
-    let shell_argv = [SHELL.to_bytes(), file.as_os_str().as_bytes()].into_iter();
-    let shell_argv = shell_argv.chain(argv.iter().skip(1).map(|argument| argument.as_bytes()));
     let launch = || -> Result<Launch<'_>, NotStarted> {
         Ok(Launch {
             file: c_string(file.as_os_str().as_bytes())?,
             argv: argv.iter().map(|argument| c_string(argument.as_bytes())).collect::<Result<_, _>>()?,
-            shell_argv: shell_argv.map(c_string).collect::<Result<_, _>>()?,
             env: env.iter().map(|(name, value)| c_string(join(name, value).as_bytes())).collect::<Result<_, _>>()?,
             cwd: c_string(cwd.as_os_str().as_bytes())?,
             stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],

@@ -71,7 +71,8 @@ pub fn mount_kernel_file_systems() -> Result<(), Error> {
     Ok(())
 }
 
-/// Mounts the real root by the steps in boot.json and makes it `/`, unless it is to stay bare. What was created is in `cleanup`, even after an error.
+/// Mounts the real root by the steps in boot.json and makes it `/`, unless only containers run in it. What was created is in `cleanup`,
+/// even after an error.
 ///
 /// # Errors
 /// The step that failed.

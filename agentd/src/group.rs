@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use nix::libc::SIGKILL;
+use rustix::process::{Pid, getpgid};
 
 use crate::cgroup::{Cgroup, Cgroups};
 use crate::process::{self, Stat};
@@ -28,15 +29,19 @@ impl Group {
         reaper.signal(&self.process, signal);
     }
 
-    /// Sends a signal, by its number, to every process.
+    /// Sends a signal, by its number, to every process, once.
     pub fn signal_all(&self, reaper: &Reaper, signal: i32) {
-        self.signal(reaper, signal);
+        let reached = reaper.signal(&self.process, signal);
+        let is_reached = |pid| {
+            let group = getpgid(Pid::from_raw(pid)).ok().map(|group| group.as_raw_nonzero().get());
+            pid == self.process.pid || group.is_some() && group == reached
+        };
         let others = match &self.cgroup {
             Some(cgroup) if signal == SIGKILL && cgroup.end() => return,
             Some(cgroup) => cgroup.processes(),
             None => session_of(self.process.pid),
         };
-        for pid in others.into_iter().filter(|&pid| pid != self.process.pid) {
+        for pid in others.into_iter().filter(|&pid| !is_reached(pid)) {
             sys::signal_process(pid, signal);
         }
     }

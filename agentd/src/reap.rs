@@ -117,11 +117,15 @@ impl Reaper {
         Ok(entry)
     }
 
-    /// Sends a signal, by its number, to a child's process group, or to the child alone if it is in a container, unless the child has been reaped: after that, the ID may be reused.
-    pub fn signal(&self, child: &Awaited, signal: i32) {
-        if self.lock().awaited.contains_key(&child.pid) {
-            child.signal(signal);
+    /// Sends a signal, by its number, to a child's process group, or to the child alone if it is in a container, unless the child has been
+    /// reaped: after that, the ID may be reused. Returns the process group to which it was sent, if it was sent to one.
+    pub fn signal(&self, child: &Awaited, signal: i32) -> Option<i32> {
+        let children = self.lock();
+        if !children.awaited.contains_key(&child.pid) {
+            return None;
         }
+        child.signal(signal);
+        (!child.is_contained).then_some(child.pid)
     }
 
     /// Sends a signal to the process groups of all children for which a session waits.

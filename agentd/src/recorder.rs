@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use msb::wire::exec::{Execs, Listed};
-use msb::wire::{self, Message, Stream};
+use msb::wire::{self, HEADER, Message, Stream};
 use vsock::VsockStream;
 
 use crate::console;
@@ -65,10 +65,9 @@ impl Recorder {
         connection.set_write_timeout(Some(TIMEOUT))?;
         let mut host = self.lock();
         let connected = Host::Connected(Connection { stream: connection, credit: 0, has_sent: false });
-        match std::mem::replace(&mut *host, connected) {
-            Host::Absent(frames) => host.send(&frames),
-            Host::Connected(_) | Host::Lost => Ok(()),
-        }
+        let Host::Absent(backlog) = std::mem::replace(&mut *host, connected) else { return Ok(()) };
+        // After a part of a frame, nothing else can be sent.
+        host.send_all(&backlog).inspect_err(|_| *host = Host::Lost)
     }
 
     /// Records bytes of an output.
@@ -76,8 +75,18 @@ impl Recorder {
         self.put(&Message::Output { id, stream, bytes: bytes.to_vec() });
     }
 
-    /// Records that an exec was detached, or has ended.
-    pub fn note(&self, exec: Listed) {
+    /// Records that an exec was detached.
+    pub fn detached(&self, exec: Listed) {
+        // It may have exited already. Readers take an exit for the end of the output, which is still to come.
+        self.note(Listed { exit: None, ..exec });
+    }
+
+    /// Records that an exec has ended, after its output.
+    pub fn ended(&self, exec: Listed) {
+        self.note(exec);
+    }
+
+    fn note(&self, exec: Listed) {
         self.put(&Message::Execs(Execs { execs: vec![exec], ..Execs::default() }));
     }
 
@@ -92,7 +101,11 @@ impl Recorder {
 
     /// Waits until the host has read everything, at the end of the machine.
     pub fn finish(&self) {
-        let host = std::mem::replace(&mut *self.lock(), Host::Lost);
+        let host = {
+            // A session that is left holds the lock while it waits for a host that does not read.
+            let Ok(mut host) = self.0.try_lock() else { return };
+            std::mem::replace(&mut *host, Host::Lost)
+        };
         if let Host::Connected(Connection { mut stream, has_sent: true, .. }) = host {
             let _ = stream.shutdown(Shutdown::Write);
             let _ = stream.set_read_timeout(Some(END_TIMEOUT));
@@ -103,23 +116,33 @@ impl Recorder {
 }
 
 impl Host {
-    /// Sends whole frames, and waits for credit first.
-    fn send(&mut self, frames: &[u8]) -> Result<(), wire::Error> {
+    /// Sends frames one after the other.
+    fn send_all(&mut self, mut frames: &[u8]) -> Result<(), wire::Error> {
+        while let Some(header) = frames.first_chunk() {
+            let (length, _) = wire::read_header(*header)?;
+            let (frame, rest) = frames.split_at(HEADER + length);
+            self.send(frame)?;
+            frames = rest;
+        }
+        Ok(())
+    }
+
+    /// Sends a frame, and waits for credit first.
+    fn send(&mut self, frame: &[u8]) -> Result<(), wire::Error> {
         match self {
-            Self::Absent(backlog) if backlog.len() + frames.len() <= MAX_BACKLOG => backlog.extend_from_slice(frames),
+            Self::Absent(backlog) if backlog.len() + frame.len() <= MAX_BACKLOG => backlog.extend_from_slice(frame),
             Self::Absent(_) | Self::Lost => {}
-            Self::Connected(_) if frames.is_empty() => {}
             Self::Connected(Connection { stream, credit, has_sent }) => {
-                while *credit < frames.len() as u64 {
+                while *credit < frame.len() as u64 {
                     match Message::receive(stream)? {
                         Some(Message::Credit(Stream::Stdout, bytes)) => *credit = credit.saturating_add(bytes.into()),
                         Some(_) => return Err(wire::Error::OutOfTurn("not credit for recorded output")),
                         None => return Err(io::Error::from(io::ErrorKind::ConnectionAborted).into()),
                     }
                 }
-                *credit -= frames.len() as u64;
+                *credit -= frame.len() as u64;
                 *has_sent = true;
-                if link::write(stream, frames)? < frames.len() {
+                if link::write(stream, frame)? < frame.len() {
                     return Err(io::Error::from(io::ErrorKind::TimedOut).into());
                 }
             }

@@ -94,7 +94,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
         outputs: sources.into_iter().map(|(stream, fd)| Output::new(stream, fd)).collect(),
     };
     if detach {
-        agent.recorder.note(session.exec.listed());
+        agent.recorder.detached(session.exec.listed());
         // The command runs even if the caller has gone.
         let _ = Link::new(connection).and_then(|link| link.finish(&session.started()));
     } else if session.waiting.is_some() {
@@ -154,8 +154,16 @@ impl Session<'_> {
         Message::Started(self.about())
     }
 
-    /// Takes a new caller, and tells it the state of the streams.
-    fn take_caller(&mut self, mut link: Link) {
+    /// Takes a new caller, which has not been told about the end of any stream.
+    fn take_caller(&mut self, link: Link) {
+        for output in &mut self.outputs {
+            output.reset_for_caller();
+        }
+        self.greet(link);
+    }
+
+    /// Tells a caller that the command runs, and the state of its stdin.
+    fn greet(&mut self, mut link: Link) {
         link.queue(&self.started());
         if self.stdin.is_some() && !self.stdin_ended {
             let credit = STDIN_CREDIT - u32::try_from(self.stdin_queue.len()).unwrap_or(0).min(STDIN_CREDIT);
@@ -164,9 +172,6 @@ impl Session<'_> {
             link.queue(&Message::Credit(Stream::Stdin, credit));
         } else {
             link.queue(&Message::Eof(Stream::Stdin));
-        }
-        for output in &mut self.outputs {
-            output.reset_for_caller();
         }
         self.link = Some(link);
     }
@@ -348,7 +353,7 @@ impl Session<'_> {
             Message::Detach => {
                 self.exec.detach();
                 let listed = self.exec.listed();
-                self.agent.recorder.note(listed.clone());
+                self.agent.recorder.detached(listed.clone());
                 let execs = Execs { execs: vec![listed], ..Execs::default() };
                 if let Some(link) = self.link.take() {
                     let _ = link.finish(&Message::Execs(execs));
@@ -365,7 +370,8 @@ impl Session<'_> {
     fn start_prepared(&mut self) {
         let (Some(waiting), Some(link)) = (self.waiting.take(), self.link.take()) else { return };
         match waiting.open() {
-            Ok(()) => self.take_caller(link),
+            // If it was killed meanwhile, this caller may know about the end of an output.
+            Ok(()) => self.greet(link),
             Err(not_started) => {
                 let program = self.exec.program();
                 let _ = link.finish(&Message::Failure(child::failed_to_start(&program, &not_started)));
@@ -392,7 +398,9 @@ impl Session<'_> {
                 Err(_) => reader_is_gone = true,
             }
         }
-        let link = self.link.as_mut().filter(|link| !link.turn.stdin_ended());
+        // The caller of a prepared command is told when the command runs.
+        let is_prepared = self.waiting.is_some();
+        let link = self.link.as_mut().filter(|link| !is_prepared && !link.turn.stdin_ended());
         if reader_is_gone {
             self.stdin_queue.clear();
             self.stdin = None;
@@ -452,7 +460,7 @@ impl Drop for Session<'_> {
         }
         self.agent.execs.end(&self.exec);
         if self.exec.is_detached() {
-            self.agent.recorder.note(self.exec.listed());
+            self.agent.recorder.ended(self.exec.listed());
         }
         if let Some(group) = &mut self.group {
             group.dispose(&self.agent.execs.cgroups);

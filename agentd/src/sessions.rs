@@ -14,7 +14,7 @@ use crate::console;
 const STACK: usize = 128 << 10;
 // A panic must end one session and not PID 1, which would end the machine.
 const _: () = assert!(cfg!(panic = "unwind"));
-/// The most connections at a time. Each takes a thread and up to six descriptors.
+/// The most connections at a time. Each takes a thread and up to eleven descriptors.
 const MAX: usize = 4096;
 /// The most threads that wait for a connection.
 const MAX_IDLE: usize = 4;

@@ -54,8 +54,6 @@ pub struct Launch<'a> {
     pub file: CString,
     /// Its arguments, `argv[0]` included.
     pub argv: Vec<CString>,
-    /// The arguments of [`SHELL`], which runs the file if the kernel does not know its format.
-    pub shell_argv: Vec<CString>,
     /// Its environment, `NAME=VALUE` each.
     pub env: Vec<CString>,
     /// Its working directory.
@@ -85,12 +83,13 @@ pub struct Launch<'a> {
 }
 
 /// The shell that runs files of an unknown format, as a shell itself does.
-pub const SHELL: &CStr = c"/bin/sh";
+const SHELL: &CStr = c"/bin/sh";
 
 /// The data of a child until its exec.
 struct Child<'a> {
     launch: &'a Launch<'a>,
     argv: Vec<*const libc::c_char>,
+    /// The arguments of [`SHELL`]: the file, and its arguments.
     shell_argv: Vec<*const libc::c_char>,
     env: Vec<*const libc::c_char>,
     failed: Option<Failed>,
@@ -112,13 +111,10 @@ impl Launch<'_> {
         let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
             strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
         };
-        let mut child = Child {
-            launch: self,
-            argv: pointers(&self.argv),
-            shell_argv: pointers(&self.shell_argv),
-            env: pointers(&self.env),
-            failed: None,
-        };
+        let arguments = pointers(self.argv.get(1..).unwrap_or_default());
+        let shell_argv = [SHELL.as_ptr(), self.file.as_ptr()].into_iter().chain(arguments).collect();
+        let mut child =
+            Child { launch: self, argv: pointers(&self.argv), shell_argv, env: pointers(&self.env), failed: None };
         // Units of 16 bytes: the end of the stack has to be aligned, and clone(2) does not align it.
         let mut stack = vec![0u128; CHILD_STACK / 16];
         let sharing = if self.barrier.is_some() { 0 } else { libc::CLONE_VM | libc::CLONE_VFORK };

@@ -1,4 +1,5 @@
-//! What of the host belongs to the user of a VM while it runs: its disks, its sockets and its console. The VMM opens them as that user.
+//! What of the host belongs to the user of a VM while it runs: its disks, its sockets, its console and the agent's configuration. The VMM
+//! opens them as that user.
 
 use std::fs::{self, Permissions};
 use std::io::{self, PipeWriter};
@@ -7,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use anyhow::Context;
 use msb::jail::{FIRST_USER, LAST_USER};
+use msb::vm::boot;
 use rustix::fs::{Gid, Uid};
 
 use crate::vm::{Drive, Vm};
@@ -24,14 +26,14 @@ struct Disk {
 pub(crate) struct Granted(Vec<Disk>);
 
 impl Granted {
-    /// Gives a VM's user what the VMM opens. The sockets and the console disappear with the VM.
+    /// Gives a VM's user what the VMM opens. All but the disks disappears with the VM.
     ///
     /// # Errors
     /// The file that cannot be given away.
     pub(crate) fn grant(vm: &Vm, console: &PipeWriter) -> anyhow::Result<Self> {
         let (uid, gid) = (Uid::from_raw(vm.user), Gid::from_raw(vm.user));
         rustix::fs::fchown(console, Some(uid), Some(gid)).context("the console")?;
-        for path in [vm.socket_dir(), vm.ready_socket()] {
+        for path in [vm.socket_dir(), vm.ready_socket(), vm.boot_share().join(boot::FILE_NAME)] {
             chown(&path, Some(vm.user), Some(vm.user)).with_context(|| format!("{path:?}"))?;
         }
         let disks = vm.drives.iter().map(|drive| grant_disk(drive, vm.user).context("a disk"));
@@ -43,15 +45,15 @@ fn grant_disk(drive: &Drive, user: u32) -> io::Result<Option<Disk>> {
     let path = drive.fd.path();
     let meta = fs::metadata(&path)?;
     if !drive.writable {
-        // It is below a directory that only root can enter.
+        // An EROFS image of the store, below directories that only their owner can enter.
         if meta.mode() & 0o004 == 0 {
             fs::set_permissions(&path, Permissions::from_mode(0o444))?;
         }
         return Ok(None);
     }
-    // A supervisor that was killed has not given it back.
-    let has_owner = !(FIRST_USER..=LAST_USER).contains(&meta.uid());
-    let (uid, gid) = if has_owner { (meta.uid(), meta.gid()) } else { (0, 0) };
+    // A supervisor that was killed has not given it back. In a user namespace, every VM may have the same user.
+    let is_left = meta.uid() == user || (FIRST_USER..=LAST_USER).contains(&meta.uid());
+    let (uid, gid) = if is_left { (0, 0) } else { (meta.uid(), meta.gid()) };
     let disk = Disk { file: drive.fd.duplicate()?, uid, gid };
     chown(&path, Some(user), Some(user))?;
     Ok(Some(disk))

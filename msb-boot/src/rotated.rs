@@ -1,7 +1,7 @@
 //! A log file of bounded size. If the disk is full, lines are lost and the VM goes on.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -31,8 +31,9 @@ impl Rotated {
     /// # Errors
     /// Those of `open(2)`.
     pub(crate) fn resume(path: &Path, limit: usize) -> io::Result<Self> {
-        let file = File::options().append(true).create(true).mode(0o600).open(path)?;
-        let length = usize::try_from(file.metadata()?.len()).unwrap_or(limit);
+        // Not for appending: then a file that cannot be rotated would grow without limit.
+        let mut file = File::options().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let length = usize::try_from(file.seek(SeekFrom::End(0))?).unwrap_or(limit);
         Ok(Self { path: path.to_owned(), file, length, limit })
     }
 
@@ -63,7 +64,7 @@ impl Rotated {
         match Self::begin(&self.path, self.limit) {
             Ok(new) => *self = new,
             Err(_) => {
-                let _ = io::Seek::rewind(&mut self.file);
+                let _ = self.file.rewind();
                 self.length = 0;
             }
         }
@@ -120,13 +121,15 @@ mod tests {
     fn a_log_that_cannot_be_rotated_is_written_again_from_its_beginning() {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("dir");
-        fs::create_dir(&dir).unwrap();
-        let mut log = Rotated::begin(&dir.join("log"), 8).unwrap();
-        let mut kept = File::open(dir.join("log")).unwrap();
-        fs::remove_dir_all(&dir).unwrap();
-        log.add(b"abcdefgh12345678ABCD");
-        let mut content = Vec::new();
-        io::Read::read_to_end(&mut kept, &mut content).unwrap();
-        assert_eq!(content, b"ABCD5678");
+        for open in [Rotated::begin as fn(&Path, usize) -> io::Result<Rotated>, Rotated::resume] {
+            fs::create_dir(&dir).unwrap();
+            let mut log = open(&dir.join("log"), 8).unwrap();
+            let mut kept = File::open(dir.join("log")).unwrap();
+            fs::remove_dir_all(&dir).unwrap();
+            log.add(b"abcdefgh12345678ABCD");
+            let mut content = Vec::new();
+            io::Read::read_to_end(&mut kept, &mut content).unwrap();
+            assert_eq!(content, b"ABCD5678");
+        }
     }
 }

@@ -1,52 +1,8 @@
 //! Capabilities by name, as the OCI runtime specification has them.
 
 use msb::wire::exec::Capabilities;
+use rustix::thread::CapabilitySet;
 use serde::Deserialize;
-
-/// The names without `CAP_`, by their number in `linux/capability.h`.
-const NAMES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// The member `capabilities` of a process object.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -74,11 +30,8 @@ impl Sets {
 }
 
 fn mask(names: &[String]) -> u64 {
-    let numbers = names.iter().filter_map(|name| {
-        let name = name.strip_prefix("CAP_")?;
-        NAMES.iter().position(|known| *known == name)
-    });
-    numbers.fold(0, |mask, number| mask | 1 << number)
+    let known = names.iter().filter_map(|name| CapabilitySet::from_name(name.strip_prefix("CAP_")?));
+    known.fold(CapabilitySet::empty(), CapabilitySet::union).bits()
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ const PAGE: Page = Page {
 ///
 /// Shows what the guest's kernel, init and agent have printed, also of a VM that has ended until msb-stop cleans up after it, and
 /// of the last boots that failed. Control sequences are removed. With ID, shows the output of the detached command with that ID, as
-/// much as is kept, which is at least the last 256 KiB: its stdout on stdout, its stderr on stderr, and unchanged.
+/// much as is kept, usually the last 200 KiB or more: its stdout on stdout, its stderr on stderr, and unchanged.
 #[derive(Debug, Parser)]
 #[command(name = "msb-logs", version, after_help = PAGE.help())]
 struct Args {

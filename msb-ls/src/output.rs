@@ -27,7 +27,7 @@ pub fn show(dir: &Path, name: &str, id: u32, until: Option<&OwnedFd>, runs: bool
     Ok(follow::read(&log, &rundir::older_part(&log), Frames::default(), until)?)
 }
 
-/// Writes the bytes in frames to the stream that they are of.
+/// Writes the bytes of each frame to its stream.
 #[derive(Default)]
 struct Frames {
     decoder: Decoder,

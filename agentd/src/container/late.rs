@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::mount::read_only_flags;
 use crate::not_started::Failed;
 
 /// A proc file system.
@@ -50,7 +51,7 @@ impl LateMounts {
         }
         for path in &self.masked {
             match mask(path) {
-                Ok(()) | Err(Errno::ENOENT) => {}
+                Ok(()) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
                 Err(error) => return Err(at("mask a path")(error)),
             }
         }
@@ -61,8 +62,8 @@ impl LateMounts {
 fn protect(path: &CStr) -> nix::Result<()> {
     let none = None::<&CStr>;
     mount(Some(path), path, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
-    let kept = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(none, path, none, kept | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none)
+    let there = rustix::fs::statvfs(path).map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    mount(none, path, none, read_only_flags(there.f_flag), none)
 }
 
 fn mask(path: &CStr) -> nix::Result<()> {

@@ -124,7 +124,12 @@ pub fn restrict(container: &Container, root: &Root) -> Result<(), Failed> {
 /// Makes a mount read-only, and leaves its other flags.
 fn make_read_only(mounted: &Entry) -> io::Result<()> {
     let path = mounted.proc_path();
-    let there = rustix::fs::statvfs(path.as_str())?.f_flag;
+    let flags = read_only_flags(rustix::fs::statvfs(path.as_str())?.f_flag);
+    Ok(mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)?)
+}
+
+/// The flags that make a mount with these flags read-only, and leave the others.
+pub fn read_only_flags(there: StatVfsMountFlags) -> MsFlags {
     let kept = [
         (StatVfsMountFlags::NOSUID, MsFlags::MS_NOSUID),
         (StatVfsMountFlags::NODEV, MsFlags::MS_NODEV),
@@ -132,6 +137,5 @@ fn make_read_only(mounted: &Entry) -> io::Result<()> {
         (StatVfsMountFlags::NOATIME, MsFlags::MS_NOATIME),
     ];
     let kept = kept.into_iter().filter(|(flag, _)| there.contains(*flag)).map(|(_, flag)| flag);
-    let flags = kept.fold(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, MsFlags::union);
-    Ok(mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)?)
+    kept.fold(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, MsFlags::union)
 }

@@ -30,6 +30,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::boot_share;
 use crate::config::{Config, name_in_use, now};
 use crate::inherited_fd::InheritedFd;
+use crate::krun::ffi::join_new_session_keyring;
 use crate::log;
 use crate::root::Root;
 use connection::{Client, Report};
@@ -92,6 +93,8 @@ fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
     let connection = client.as_mut().context("no client")?;
     let mut config = connection.config()?;
     config.vm.user = user_of(std::process::id());
+    // Keyrings are in no namespace, and the caller's may hold keys. The processes of the VM inherit this one.
+    join_new_session_keyring().context("a session keyring (raise kernel.keys.maxkeys with sysctl)")?;
     let Some(held) =
         LockedRunDir::create(&config.vm.dir).with_context(|| format!("run directory {:?}", config.vm.dir))?
     else {
@@ -183,7 +186,7 @@ fn is_asked_to_stop_within(machine: &mut Machine<'_>, delay: std::time::Duration
         fds.extend(machine.end_with.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         match poll(&mut fds, Some(&Timespec::try_from(left)?)) {
             Ok(_) if fds.get(1).is_some_and(|fd| !fd.revents().is_empty()) => {
-                log::note("what it ends with has ended: not starting it again");
+                log::note("--end-with: not starting it again");
                 return Ok(true);
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -17,8 +17,8 @@ use msb::wire::{self, Message, Stream, dial};
 use crate::log;
 use crate::rotated::Rotated;
 
-/// How many bytes the agent may send ahead.
-const WINDOW: u32 = 512 << 10;
+/// How many bytes the agent may send ahead: less than a Unix socket holds (208 KiB), so that the VMM never waits for this process.
+const WINDOW: u32 = 184 << 10;
 /// The size of a log, in bytes. Its older part may have as many.
 const LIMIT: usize = 256 << 10;
 /// How many commands have their output kept.
@@ -64,8 +64,7 @@ impl Logs {
         let mut reader = BufReader::new(&stream);
         let mut owed = OwedCredit::in_batches_of(WINDOW / 4);
         while let Some(message) = Message::receive(&mut reader)? {
-            let length = message.frame_length();
-            self.take(message)?;
+            let length = self.take(message)?;
             if let Some(bytes) = owed.add(length) {
                 Message::Credit(Stream::Stdout, bytes).send(&mut &stream)?;
             }
@@ -73,13 +72,13 @@ impl Logs {
         Ok(())
     }
 
-    /// Keeps a frame of the guest, which may be hostile.
-    fn take(&mut self, message: Message) -> Result<(), wire::Error> {
+    /// Keeps a frame of the guest, which may be hostile. Returns its length.
+    fn take(&mut self, message: Message) -> Result<usize, wire::Error> {
+        let frame = message.to_frame();
         match message {
-            Message::Output { id, .. } => self.add(id, &message.to_frame()),
-            Message::Execs(Execs { ref execs, .. }) => {
+            Message::Output { id, .. } => self.add(id, &frame),
+            Message::Execs(Execs { execs, .. }) => {
                 let [exec] = &execs[..] else { return Err(wire::Error::OutOfTurn("not one command")) };
-                let frame = message.to_frame();
                 if frame.len() > wire::MAX_DATA {
                     return Err(wire::Error::OutOfTurn("a command with a line that is too long"));
                 }
@@ -90,7 +89,7 @@ impl Logs {
             }
             _ => return Err(wire::Error::OutOfTurn("not output of a command")),
         }
-        Ok(())
+        Ok(frame.len())
     }
 
     /// Appends to a log. If it cannot be written, the frame is lost.

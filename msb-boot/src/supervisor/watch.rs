@@ -343,10 +343,10 @@ impl<'a, 'f> Watch<'a, 'f> {
         Ok(())
     }
 
-    /// What the VM ends with has ended.
+    /// The process or the descriptor of --end-with has ended.
     fn end_with(&mut self) -> anyhow::Result<()> {
         self.machine.end_with = None;
-        self.stop("the end of what it ends with")
+        self.stop("--end-with")
     }
 
     /// Asks the guest to stop, or to hurry if it was asked before.

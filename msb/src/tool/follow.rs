@@ -239,6 +239,10 @@ impl<S: Sink> Reading<S> {
             if named.is_none() || named == ours {
                 return self.sink.flush().map(ControlFlow::Continue);
             }
+            // Something may have been written to the old file before it was renamed. It does not change any more.
+            if self.read_file()?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
             self.file = match File::open(&self.log) {
                 // It was removed in between, and has no name in the next round.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,

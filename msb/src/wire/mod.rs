@@ -6,9 +6,10 @@
 //!   u32 LE   u8
 //! ```
 //!
-//! One vsock connection carries one exec, one question about execs, one copy, one shutdown, or the agent's report that it is up. The first
-//! frame in each direction is [`Message::Hello`]. The peer is not trusted: a length is checked against the limit of its kind
-//! before the payload is read, and any violation ends the connection. `man/msb-wire.5` specifies the protocol.
+//! One vsock connection carries one exec, one question about execs, one copy, one shutdown, the output of all detached execs, or the
+//! agent's report that it is up. The first frame in each direction is [`Message::Hello`]. The peer is not trusted: a length is checked
+//! against the limit of its kind before the payload is read, and any violation ends the connection. `man/msb-wire.5` specifies the
+//! protocol.
 //!
 //! The bodies of messages may gain members, with a default for peers that do not send them. They are plain structs because both ends
 //! are built from this source; the version of the protocol changes when a member changes its meaning.
