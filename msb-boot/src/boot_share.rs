@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -43,11 +43,9 @@ pub(crate) fn make(dir: &Path, agent: &Path, boot: &Boot, scripts: &BTreeMap<Str
 
     let file = dir.join(FILE_NAME);
     let json = serde_json::to_vec(boot)?;
-    let written = File::create_new(&file).and_then(|mut out| out.write_all(&json));
-    // The VMM reads it as a user of its own. The run directory is private.
-    written
-        .and_then(|()| fs::set_permissions(&file, Permissions::from_mode(0o644)))
-        .with_context(|| format!("{file:?}"))?;
+    // It may hold secrets. The VM's user gets it before the VMM reads it.
+    let written = File::options().write(true).create_new(true).mode(0o600).open(&file);
+    written.and_then(|mut out| out.write_all(&json)).with_context(|| format!("{file:?}"))?;
 
     let profile = dir.join(MSB_DIR).join(script::PROFILE_NAME);
     fs::write(&profile, script::PROFILE).with_context(|| format!("{profile:?}"))?;

@@ -207,8 +207,8 @@ impl Config {
         })
     }
 
-    /// Makes the files that the store lacks: the kernel's ELF file, the directories of volumes, and the image of a block root, which takes long and calls `say`
-    /// first.
+    /// Makes the files that the store lacks: the kernel's ELF file, the directories of volumes, and the image of a block root. The image
+    /// takes long, so `say` is called first.
     ///
     /// # Errors
     /// The file that could not be made.

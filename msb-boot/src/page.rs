@@ -30,7 +30,7 @@ pub(crate) const PAGE: Page = Page {
         ("a VM that has ended, with more memory", "msb-boot -r vm.json -m 1G -o vm.json"),
         (
             "a directory of the host, and a cache that outlives the VM",
-            "msb-pull alpine | msb-boot -v .:/src:ro -v cache:/root/.cache > vm.json",
+            "msb-pull alpine | msb-boot -v .:/src:ro -v cache:/cache > vm.json",
         ),
         ("the image's init as PID 1", "msb-boot -r systemd.json -m 1G --init auto > vm.json"),
         (

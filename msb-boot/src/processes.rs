@@ -218,18 +218,18 @@ impl Drop for Processes {
 /// so the thread waits until the process was reaped.
 fn in_new_pid_namespace(mut command: Command) -> io::Result<(Child, Parent)> {
     let (parent, reaped) = mpsc::channel::<Infallible>();
-    let (tell, told) = mpsc::channel();
+    let (report, reported) = mpsc::channel();
     let work = move || {
         let unshared = nix::sched::unshare(CloneFlags::CLONE_NEWPID).map_err(io::Error::from);
         let spawned = unshared.and_then(|()| command.spawn());
         let is_parent = spawned.is_ok();
-        let _ = tell.send(spawned);
+        let _ = report.send(spawned);
         if is_parent {
             let _ = reaped.recv();
         }
     };
     thread::Builder::new().name("parent".into()).stack_size(PARENT_STACK).spawn(work)?;
-    let child = told.recv().map_err(|_| io::Error::other("the thread that starts it panicked"))??;
+    let child = reported.recv().map_err(|_| io::Error::other("the thread that starts it panicked"))??;
     Ok((child, parent))
 }
 

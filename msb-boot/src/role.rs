@@ -13,7 +13,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::inherited_fd::InheritedFd;
-use crate::krun::ffi;
 use crate::notice::TOOL;
 
 const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
@@ -53,10 +52,6 @@ pub(crate) fn role() -> Option<Role> {
         return Some(Role::Supervisor(numbers.map(InheritedFd::inherited).collect()));
     }
     if tie_to_supervisor().is_err() {
-        std::process::exit(1);
-    }
-    // Keyrings are in no namespace, and the caller's may hold keys.
-    if ffi::join_new_session_keyring().is_err() {
         std::process::exit(1);
     }
     let description = args.next()?.into_string().ok()?;

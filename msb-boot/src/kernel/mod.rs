@@ -84,7 +84,7 @@ pub(crate) fn check(library: &Path, protocol: BootProtocol) -> anyhow::Result<Pa
     Ok(file)
 }
 
-/// Writes the library's kernel as an ELF file, if the file does not exist.
+/// Writes the library's kernel as an ELF file, if the file does not exist, and lets any user read it.
 ///
 /// libkrun could map the kernel from the library instead, but would then place the guest's memory around it: each first access to a page
 /// costs a VM exit or two, and the memory's addresses hardly ever fit huge pages.
@@ -92,13 +92,18 @@ pub(crate) fn check(library: &Path, protocol: BootProtocol) -> anyhow::Result<Pa
 /// # Errors
 /// A file that cannot be written.
 pub(crate) fn write_elf(library: &Path, file: &Path) -> anyhow::Result<()> {
-    if let Ok(meta) = fs::metadata(file) {
-        // An earlier release let only root read it.
-        if meta.mode() & 0o004 == 0 {
-            fs::set_permissions(file, Permissions::from_mode(MODE)).with_context(|| format!("{file:?}"))?;
-        }
-        return Ok(());
+    let subject = || format!("{file:?}");
+    if !file.exists() {
+        make_elf(library, file)?;
     }
+    // The umask may forbid it, and an earlier release let only root read it.
+    if fs::metadata(file).with_context(subject)?.mode() & 0o004 == 0 {
+        fs::set_permissions(file, Permissions::from_mode(MODE)).with_context(subject)?;
+    }
+    Ok(())
+}
+
+fn make_elf(library: &Path, file: &Path) -> anyhow::Result<()> {
     let image = ffi::kernel_image(library).with_context(|| format!("guest kernel {library:?}"))?;
     let dir = file.parent().unwrap_or(Path::new("/"));
     publish::make_private_dir(dir).with_context(|| format!("{dir:?}"))?;

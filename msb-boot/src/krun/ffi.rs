@@ -106,7 +106,8 @@ pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?)
 }
 
-/// Gives this process a session keyring of its own, which is empty. A kernel without keyrings needs none.
+/// Gives this thread, and what it starts, a session keyring of its own, which is empty. None is needed where there are no keyrings: in a
+/// kernel without them, and in a container whose filter forbids them.
 ///
 /// # Errors
 /// Those of `keyctl(2)`: EDQUOT.
@@ -116,7 +117,7 @@ pub(crate) fn join_new_session_keyring() -> io::Result<()> {
     // SAFETY: the operation takes a name, which may be null, and writes nothing.
     match unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, no_name) } {
         -1 => match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
             error => Err(error),
         },
         _ => Ok(()),

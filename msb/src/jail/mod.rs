@@ -24,7 +24,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Resource, Rlimit, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::interrupt;
@@ -194,9 +194,10 @@ impl Jail {
             return nix::unistd::execve(&path, &args, &env).map_err(io::Error::from).at(subject);
         };
         // The filter lets this one number be executed. It is closed by the execution, and no descriptor can have it again, because the
-        // limit of open files is below it.
+        // limit of open files is below it. A filter sees no paths: with this number and an absolute path, a program can still execute
+        // another file of the jail, under the same filter, as the same user, with the same capabilities.
         let file = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
-        let highest = rustix::process::getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(1);
+        let highest = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(1);
         let number = i32::try_from(highest.min(limit.into())).unwrap_or(i32::MAX);
         let file: OwnedFd = file.and_then(|file| Ok(rustix::io::fcntl_dupfd_cloexec(file, number)?)).at(subject)?;
         self.limit(Some(file.as_raw_fd()))?;
@@ -240,7 +241,9 @@ impl Jail {
 
     /// The limits of this process. `program` is a descriptor above that of open files.
     fn limit(&self, program: Option<RawFd>) -> Result<(), Error> {
-        let set = |resource, value| {
+        let set = |resource, value: u64| {
+            // Only root may raise the maximum.
+            let value = getrlimit(resource).maximum.map_or(value, |maximum| value.min(maximum));
             let limit = Rlimit { current: Some(value), maximum: Some(value) };
             rustix::process::setrlimit(resource, limit)
                 .map_err(io::Error::from)

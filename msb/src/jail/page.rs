@@ -23,9 +23,11 @@ the table says otherwise.
 Its root directory holds only what it serves.
 Apart from the listed ones it has no capability, and it cannot get any:
 no_new_privs is set.
-Its session keyring is new and empty, its environment holds only PATH, and it
-inherits no descriptor of the caller's.
+Its session keyring is the VM's own and empty, its environment holds only PATH,
+and it inherits no descriptor of the caller's.
 It leaves no core dump, locks no memory, and is killed when the supervisor dies.
+mkfs.erofs, which msb-pull starts too, has the keyring, the limits and the
+inherited descriptors of its caller, and is killed when that is interrupted.
 .PP
 .I The VM's user
 has the number 1828716544 (0x6d000000) plus the supervisor's process ID, and a
@@ -40,6 +42,11 @@ The others do not exist for it (ENOSYS).
 Another program may make all but the forbidden ones, which fail with EPERM.
 No process may make a namespace with clone or unshare, use clone3 or the x32
 ABI, type into a terminal, or make a socket of a family that its row lacks.
+A filter sees no paths.
+So a program that may be executed once can still execute other files of its root
+directory, with an absolute path and the one descriptor number that is let
+through to execveat: under the same filter, as the same user, with the same
+capabilities.
 ";
 
 /// Rows of the table that are not built from [`Profile`].

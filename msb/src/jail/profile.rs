@@ -66,7 +66,7 @@ pub(super) enum User {
 pub(super) enum Execution {
     /// None: the process is msb-boot.
     Never,
-    /// Its own program, when it starts, and none later.
+    /// Its own program, when it starts. Afterwards `execve(2)` and nearly all of `execveat(2)` are refused, see `Jail::try_execute`.
     Once,
     /// Its own program has a filter that forbids it.
     Free,

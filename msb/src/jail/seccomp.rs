@@ -44,6 +44,9 @@ const IOCTL_TYPES: [u64; 3] = [0xae, 0x12, b'f' as u64];
 const PRCTL_OPTIONS: [libc::c_int; 5] =
     [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA, libc::PR_CAPBSET_READ, libc::PR_CAP_AMBIENT];
 
+/// The operations of `fcntl(2)` that choose who gets a signal, and which: F_SETOWN, F_SETSIG and F_SETOWN_EX.
+const SIGNAL_OWNERS: [u64; 3] = [8, 10, 15];
+
 /// The numbers from here on are those of the x32 ABI, which has the same architecture.
 const X32: u32 = 0x4000_0000;
 
@@ -102,6 +105,10 @@ fn allowed(rules: &Rules, lists: &[&[Syscall]]) -> io::Result<BTreeMap<i64, Cond
         libc::SYS_prctl,
         any(0, |option| (Eq, option), &PRCTL_OPTIONS.map(|option| u64::from(option.cast_unsigned())))?,
     );
+    // A process that shares a PID namespace could otherwise signal others as their user: by itself, or by a descriptor's owner.
+    let own = u64::from(std::process::id());
+    allowed.insert(libc::SYS_tgkill, any(0, |own| (Eq, own), &[own])?);
+    allowed.insert(libc::SYS_fcntl, none_of(1, &SIGNAL_OWNERS)?);
     if !rules.sockets.is_empty() {
         let families: Vec<u64> = rules.sockets.iter().map(|family| family.number()).collect();
         allowed.insert(libc::SYS_socket, any(0, |family| (Eq, family), &families)?);

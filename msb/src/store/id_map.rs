@@ -46,16 +46,28 @@ impl IdMap {
     /// Whether each ID of `other` stands for the same ID of the host here. There may be more.
     fn covers(&self, other: &Self) -> bool {
         let pairs = [(&self.uid, &other.uid), (&self.gid, &other.gid)];
-        pairs.into_iter().all(|(ours, theirs)| {
-            theirs.iter().all(|range| {
-                (0..2).all(|end| {
-                    let last = end * range.count.saturating_sub(1);
-                    let id = range.inside.saturating_add(last);
-                    outside(ours, id) == Some(range.outside.saturating_add(last))
-                })
-            })
-        })
+        pairs.into_iter().all(|(ours, theirs)| theirs.iter().all(|range| has_range(ours, *range)))
     }
+}
+
+/// Whether each ID of a range is in these ranges, with the same ID outside.
+fn has_range(ranges: &[Range], mut range: Range) -> bool {
+    while range.count > 0 {
+        let is_first_in = |there: &&Range| range.inside.checked_sub(there.inside).is_some_and(|at| at < there.count);
+        let Some(there) = ranges.iter().find(is_first_in) else { return false };
+        let offset = range.inside - there.inside;
+        if there.outside.checked_add(offset) != Some(range.outside) {
+            return false;
+        }
+        // The next range may have the rest.
+        let common = range.count.min(there.count - offset);
+        let count = range.count - common;
+        let Some((inside, outside)) = range.inside.checked_add(common).zip(range.outside.checked_add(common)) else {
+            return count == 0;
+        };
+        range = Range { inside, outside, count };
+    }
+    true
 }
 
 /// What an ID of the namespace is outside; `None` if it is not mapped.
@@ -171,6 +183,7 @@ mod tests {
             (map("0 1000 1\n1 100000 65536\n65537 300000 10"), true),
             (map("0 1000 1\n1 100000 32768\n32769 132768 99999"), true),
             (map("0 1000 1\n1 100000 1000"), false),
+            (map("0 1000 1\n1 100000 1000\n1001 500000 1000\n2001 102000 63536"), false),
             (map("0 1000 1\n1 200000 65536"), false),
             (map("0 1001 1\n1 100000 65536"), false),
             (map("0 0 4294967295"), false),

@@ -161,7 +161,8 @@ impl Mapper {
         let message = String::from_utf8_lossy(&output.stderr).trim_end().replace('\n', "; ");
         let found = format!("{message} ({})", output.status);
         let remedy = format!(
-            "{} must be set-uid root, and must not run with no_new_privs; /etc/subuid and /etc/subgid must give the user these IDs",
+            "{} must be set-uid root, and must not run with no_new_privs; /etc/subuid and /etc/subgid must give the user these IDs; \
+             the group must be the user's own, not one of newgrp or sg",
             self.name
         );
         Err(Missing::new(found, remedy).into())
@@ -208,8 +209,9 @@ fn map(own: u32, others: &[(u32, u32)]) -> Vec<Range> {
     let mut map = vec![Range { inside: 0, outside: own, count: 1 }];
     let mut inside: u32 = 1;
     for &(outside, count) in others {
-        // The kernel takes no ID twice.
-        if (outside..outside.saturating_add(count)).contains(&own) {
+        // The kernel takes no ID twice, and files may name a range twice.
+        let end = outside.saturating_add(count);
+        if map.iter().any(|there| outside < there.outside.saturating_add(there.count) && there.outside < end) {
             continue;
         }
         let Some(next) = inside.checked_add(count) else { break };
@@ -277,6 +279,11 @@ mod tests {
             (1000, &[(100_000, 65_536)][..], vec![range(0, 1000, 1), range(1, 100_000, 65_536)]),
             (1000, &[(5000, 10), (7000, 5)], vec![range(0, 1000, 1), range(1, 5000, 10), range(11, 7000, 5)]),
             (1000, &[(999, 10), (7000, 5)], vec![range(0, 1000, 1), range(1, 7000, 5)]),
+            (
+                1000,
+                &[(5000, 10), (5000, 10), (4995, 6), (5010, 5)],
+                vec![range(0, 1000, 1), range(1, 5000, 10), range(11, 5010, 5)],
+            ),
             (
                 1000,
                 &[(5000, u32::MAX - 5000), (2000, 4294960000)],

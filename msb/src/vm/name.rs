@@ -9,8 +9,8 @@ use crate::record::path::absolute;
 /// `HOST_NAME_MAX` of Linux, which is also the length of the IDs that container engines generate.
 const MAX: usize = 64;
 
-/// Checks a VM's name. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most 64 bytes, as a hostname of Linux,, and the
-/// first one a letter or a digit.
+/// Checks a VM's name. It becomes a directory and the guest's hostname: letters, digits, `-`, `_`, `.`, at most 64 bytes, and the first
+/// one a letter or a digit.
 ///
 /// # Errors
 /// A message that states the rule.
@@ -35,7 +35,7 @@ pub fn parse(text: &str) -> Result<String, &'static str> {
 /// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
 ///
 /// Root ignores the variable of a login session: the session ends before a VM does, and sudo, cron and services have another one or
-/// none. A user who is root in a user namespace of its own is no root here: `/run` belongs to somebody else there.
+/// none. A user who is root in a user namespace of its own counts as one of the others: there, `/run` does not belong to root.
 ///
 /// # Errors
 /// If the user is not root and neither variable is set.
