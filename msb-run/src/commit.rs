@@ -15,7 +15,7 @@ use crate::args::Args;
 use crate::caretaker::Caretaker;
 use crate::children::Children;
 use crate::plan::{Plan, Stage};
-use crate::stages::{TOOL, code, command, finish, shielded, spawn, status};
+use crate::stages::{TOOL, code, command, end, finish, spawn, status};
 use crate::step::Step;
 
 /// A record, or the exit status of what has failed and has said why.
@@ -35,19 +35,29 @@ pub fn run(plan: &Plan, args: &Args) -> anyhow::Result<u8> {
     };
     let step = args.cache.then(|| Step::new(&record, args)).transpose()?;
     let cached = step.as_ref().and_then(|step| step.result(&record));
-    let made = match cached {
-        Some(made) => made,
+    let (made, caretaker) = match cached {
+        Some(made) => (made, None),
         None => match execute(plan, args, &record, &children)? {
-            Ok(made) => made,
+            Ok((made, caretaker)) => (made, Some(caretaker)),
             Err(code) => return Ok(code),
         },
     };
-    if let Some(step) = &step
-        && let Err(error) = step.keep(&made)
-    {
-        exit::warn(TOOL, &format!("--cache: the result is not kept: {error:#}"));
+    let is_kept = match step.as_ref().map(|step| step.keep(&made)) {
+        Some(Err(error)) => {
+            exit::warn(TOOL, &format!("--cache: the result is not kept: {error:#}"));
+            false
+        }
+        kept => kept.is_some(),
+    };
+    // From here on the upper may be in a record.
+    caretaker.map(Caretaker::dismiss).transpose()?;
+    let shown =
+        output.put(&made, || made.upper.as_ref().map(|upper| upper.dir.display().to_string()).unwrap_or_default());
+    if shown.is_err() && !is_kept {
+        // Nothing names the upper.
+        end(&plan.end)?;
     }
-    output.put(&made, || made.upper.as_ref().map(|upper| upper.dir.display().to_string()).unwrap_or_default())?;
+    shown?;
     Ok(0)
 }
 
@@ -64,21 +74,28 @@ fn input(plan: &Plan, args: &Args, children: &Children) -> anyhow::Result<Made> 
     }
 }
 
-/// Runs the command in a VM, and commits what it has written. Nothing is left of a step that fails.
-fn execute(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyhow::Result<Made> {
+/// Runs the command in a VM, and commits what it has written. Nothing is left of a step that fails, and the caretaker removes the upper
+/// of one that succeeds until it is dismissed.
+fn execute(
+    plan: &Plan,
+    args: &Args,
+    record: &Record,
+    children: &Children,
+) -> anyhow::Result<Result<(Record, Caretaker), u8>> {
     let mut caretaker = Caretaker::start()?;
     caretaker.order(&[&plan.end])?;
     caretaker.share(true)?;
     let made = in_vm(plan, args, record, children);
     caretaker.share(false)?;
-    if !matches!(made, Ok(Ok(_))) && shielded(&plan.end)?.code().is_none() {
-        shielded(&plan.end)?;
-    }
+    let failed = match made {
+        Ok(Ok(made)) => return Ok(Ok((made, caretaker))),
+        Ok(Err(code)) => Ok(code),
+        Err(error) => Err(error),
+    };
+    end(&plan.end)?;
     caretaker.dismiss()?;
-    match (made?, children.first_signal()) {
-        (Err(_), Some(signal)) => Ok(Err(exit::SIGNAL_BASE.saturating_add(signal))),
-        (made, _) => Ok(made),
-    }
+    let code = failed?;
+    Ok(Err(children.first_signal().map_or(code, |signal| exit::SIGNAL_BASE.saturating_add(signal))))
 }
 
 fn in_vm(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyhow::Result<Made> {
@@ -97,7 +114,8 @@ fn in_vm(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyh
     let mut exec = command(exec)?;
     // stdout is for the record.
     exec.stdout(io::stderr().as_fd().try_clone_to_owned()?);
-    if args.record.as_deref() == Some("-") {
+    // A result that is kept must not depend on it.
+    if args.cache || args.record.as_deref() == Some("-") {
         exec.stdin(Stdio::null());
     }
     let ended = status(&mut exec, children)?;

@@ -35,7 +35,7 @@ pub const PAGE: Page = Page {
         ("what it does, for a script", "msb-run -x alpine -- true"),
         (
             "a step of a build, and the image of its result",
-            "msb-run --commit --cache debian -- apt-get update | msb-pack oci:out:v1",
+            "msb-run --commit --cache debian -- apt-get update | msb-pack oci:out",
         ),
     ],
     see_also: &[
@@ -64,7 +64,7 @@ the entrypoint, and what it has written becomes the upper of the record on
 stdout. A command that fails leaves nothing. --cache finds an earlier result by
 the content of the root, the flags, the command, and the files that they and the
 operations of --patch name; what the network and volumes have is not a part of
-that. The upper of a result stays until msb-store rm removes it; a result whose
+that. With --cache the command has no stdin. The upper of a result stays until msb-store rm removes it; a result whose
 upper has changed does not count any more, so patch it with msb-patch --copy.
 examples/debian-app and examples/dockerfile show both."
         .into()

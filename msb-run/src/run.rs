@@ -1,7 +1,6 @@
 //! msb-run: runs a command in a new VM.
 
 use std::io::Read;
-use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,12 +17,15 @@ use crate::commit;
 use crate::page::PAGE;
 use crate::passed::{self, Boot, Exec, Pull};
 use crate::plan::{Plan, Stage};
-use crate::stages::{TOOL, code, command, finish, process, shielded, spawn, status};
+use crate::stages::{TOOL, code, command, end, finish, process, shielded, spawn, status};
+use crate::step;
 
 /// The tool's main.
 pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|role| role == caretaker::ROLE) {
-        return caretaker::main();
+    match std::env::args_os().nth(1) {
+        Some(role) if role == caretaker::ROLE => return caretaker::main(),
+        Some(role) if role == step::ROLE => return step::main(),
+        _ => {}
     }
     start::signals();
     let args: Args = cli::parse_by(&PAGE, exit::TOOL_FAILED, Args::read);
@@ -54,7 +56,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     }
     if let Err(code) = boot(&plan, args, &children, &caretaker)? {
         if !is_named {
-            end(&plan)?;
+            end(&plan.end)?;
         }
         caretaker.dismiss()?;
         return Ok(code);
@@ -68,7 +70,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         },
         (None, Some(exec)) => command(exec).and_then(|mut command| status(&mut command, &children)).map(code),
     };
-    end(&plan)?;
+    end(&plan.end)?;
     caretaker.dismiss()?;
     code
 }
@@ -152,7 +154,7 @@ fn detach(exec: &Stage, children: &Children) -> anyhow::Result<Result<Option<u64
 fn leave(plan: &Plan, args: &Args, mut caretaker: Caretaker, id: Option<u64>) -> anyhow::Result<u8> {
     if let Err(error) = line::put_bytes(format!("{}\n", plan.name).as_bytes()) {
         // Nobody would know the VM's name.
-        end(plan)?;
+        end(&plan.end)?;
         caretaker.dismiss()?;
         return Err(error.into());
     }
@@ -163,13 +165,4 @@ fn leave(plan: &Plan, args: &Args, mut caretaker: Caretaker, id: Option<u64>) ->
         None => caretaker.dismiss()?,
     }
     Ok(0)
-}
-
-/// Ends the VM. A tool that was killed meanwhile is started once more.
-fn end(plan: &Plan) -> anyhow::Result<()> {
-    let status = shielded(&plan.end)?;
-    if status.signal().is_some() {
-        shielded(&plan.end)?;
-    }
-    Ok(())
 }

@@ -46,6 +46,17 @@ pub fn shielded(stage: &Stage) -> anyhow::Result<ExitStatus> {
     command.status().context(stage.tool)
 }
 
+/// Ends the VM. A tool that was killed meanwhile is started once more.
+///
+/// # Errors
+/// As [`shielded`].
+pub fn end(stage: &Stage) -> anyhow::Result<()> {
+    if shielded(stage)?.signal().is_some() {
+        shielded(stage)?;
+    }
+    Ok(())
+}
+
 /// The command that starts a stage.
 ///
 /// # Errors

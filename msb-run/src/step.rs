@@ -6,19 +6,27 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use blake3::Hasher;
 use msb::record::{Record, Rootfs, Upper};
 use msb::store::{checksums, home, layout, publish};
+use msb::tool::{env as variable, exit, line, user_namespace};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::args::Args;
+use crate::stages::TOOL;
 
+/// The argument that starts this program to print the digest of a path.
+pub const ROLE: &str = "--as-digest";
+/// The variables that stand for flags which are not given.
+const VARIABLES: [&str; 3] = ["MSB_NETWORK", "MSB_VMM", "SOURCE_DATE_EPOCH"];
 /// Changes with what the digest covers.
 const VERSION: &[u8] = b"msb-run step 1";
 
@@ -54,20 +62,23 @@ impl Step {
             list.iter().for_each(|arg| parts.add(arg.as_bytes()));
         }
         parts.add_named(&args.boot.args)?;
+        for name in VARIABLES {
+            parts.add(env::var_os(name).unwrap_or_default().as_bytes());
+        }
         Ok(Self { file: layout::step(&home::home()?, parts.0.finalize().to_hex().as_str()) })
     }
 
     /// The record with the result of an earlier run, if there is one and nobody has changed it.
     pub fn result(&self, record: &Record) -> Option<Record> {
         let entry: Entry = serde_json::from_slice(&fs::read(&self.file).ok()?).ok()?;
-        let is_whole = checksums::digest(&entry.upper.dir).is_ok_and(|digest| digest == entry.digest)
+        let is_whole = digest(&entry.upper.dir).is_ok_and(|digest| digest == entry.digest)
             && entry.scripts.values().all(|script| script.exists());
         if !is_whole {
             let _ = fs::remove_file(&self.file);
             return None;
         }
         let mut made = record.clone();
-        (made.upper, made.scripts, made.mount) = (Some(entry.upper), entry.scripts, None);
+        (made.upper, made.scripts, made.mount, made.vm) = (Some(entry.upper), entry.scripts, None, None);
         Some(made)
     }
 
@@ -77,7 +88,7 @@ impl Step {
     /// Those of reading the upper, and of writing.
     pub fn keep(&self, made: &Record) -> anyhow::Result<()> {
         let Some(upper) = made.upper.clone().filter(|_| !self.file.exists()) else { return Ok(()) };
-        let digest = checksums::digest(&upper.dir).with_context(|| format!("upper {:?}", upper.dir))?;
+        let digest = digest(&upper.dir).with_context(|| format!("upper {:?}", upper.dir))?;
         let entry = Entry { upper, scripts: made.scripts.clone(), digest };
         if let Some(steps) = self.file.parent() {
             publish::make_private_dir(steps).with_context(|| format!("{steps:?}"))?;
@@ -97,9 +108,15 @@ impl Parts {
     }
 
     fn add_path(&mut self, path: &Path) -> anyhow::Result<()> {
-        let digest = checksums::digest(path).with_context(|| format!("--cache: {path:?}"))?;
+        let digest = digest(path).with_context(|| format!("--cache: {path:?}"))?;
         self.add(digest.as_bytes());
         Ok(())
+    }
+
+    /// Adds a variable with the value that it has for msb-boot.
+    fn add_variable(&mut self, variable: &OsStr) {
+        let resolved = variable::resolve(variable, |name| env::var_os(name));
+        self.add(resolved.unwrap_or_default().as_bytes());
     }
 
     /// Adds the root by its content, and the other members of a record as they are.
@@ -115,6 +132,7 @@ impl Parts {
         };
         let scripts = std::mem::take(&mut rest.scripts);
         self.add(&serde_json::to_vec(&rest)?);
+        self.add(&lower.len().to_le_bytes());
         for dir in &lower {
             match layout::stored_layer(dir) {
                 Some((_, id)) => self.add(id.as_bytes()),
@@ -125,6 +143,7 @@ impl Parts {
             Some(upper) => self.add_path(&upper.dir)?,
             None => self.add(b"no upper"),
         }
+        self.add(&scripts.len().to_le_bytes());
         for (name, file) in &scripts {
             self.add(name.as_bytes());
             self.add_path(file)?;
@@ -134,6 +153,7 @@ impl Parts {
 
     /// Adds operations, and the files of the host that they name.
     fn add_ops(&mut self, file: &Path) -> anyhow::Result<()> {
+        check_not_pipe(file)?;
         let text = fs::read(file).with_context(|| format!("{file:?}"))?;
         self.add(&text);
         // What is not JSON, msb-patch refuses.
@@ -152,29 +172,62 @@ impl Parts {
     fn add_named(&mut self, args: &[OsString]) -> anyhow::Result<()> {
         let mut args = args.iter();
         while let Some(arg) = args.next() {
-            let bytes = arg.as_bytes();
-            let at = bytes.iter().position(|&byte| byte == b'=').unwrap_or(bytes.len());
-            let is_named = matches!(&bytes[..at], b"--env" | b"--init-env" | b"--env-file" | b"--script");
-            if !is_named {
+            let flag = variable::name_of(arg).as_bytes();
+            if !matches!(flag, b"--env" | b"--init-env" | b"--env-file" | b"--script" | b"--network-policy") {
                 continue;
             }
-            let value = match bytes.get(at + 1..) {
-                Some(value) => OsStr::from_bytes(value),
+            let value = match variable::value_of(arg) {
+                Some(value) => value,
                 None => args.next().map_or(OsStr::new(""), OsString::as_os_str),
             };
-            let (name, rest) = match value.as_bytes().iter().position(|&byte| byte == b'=') {
-                Some(at) => (&value.as_bytes()[..at], Some(&value.as_bytes()[at + 1..])),
-                None => (value.as_bytes(), None),
-            };
-            match (&bytes[..at], rest) {
-                (b"--env" | b"--init-env", None) => {
-                    self.add(env::var_os(OsStr::from_bytes(name)).unwrap_or_default().as_bytes());
+            match flag {
+                b"--env-file" => {
+                    check_not_pipe(Path::new(value))?;
+                    for variable in variable::read_file(Path::new(value))? {
+                        self.add_variable(&variable);
+                    }
                 }
-                (b"--env-file", _) => self.add_path(Path::new(value))?,
-                (b"--script", Some(file)) => self.add_path(Path::new(OsStr::from_bytes(file)))?,
-                _ => {}
+                b"--network-policy" => self.add_path(Path::new(value))?,
+                b"--script" => {
+                    if let Some(file) = variable::value_of(value) {
+                        self.add_path(Path::new(file))?;
+                    }
+                }
+                _ => self.add_variable(value),
             }
         }
         Ok(())
     }
+}
+
+/// Checks that the tool which a file is for can still read it.
+fn check_not_pipe(file: &Path) -> anyhow::Result<()> {
+    let meta = fs::metadata(file).with_context(|| format!("{file:?}"))?;
+    ensure!(!meta.file_type().is_fifo(), "--cache: {file:?}: a pipe, which can be read only once (write it to a file)");
+    Ok(())
+}
+
+/// The digest of a path. In a store of a user namespace only root of that can read all files, and this process has to stay outside.
+fn digest(path: &Path) -> anyhow::Result<String> {
+    if rustix::process::geteuid().is_root() || !layout::id_map(&home::home()?).exists() {
+        return Ok(checksums::digest(path)?);
+    }
+    let mut command = Command::new("/proc/self/exe");
+    let output = command.arg(ROLE).arg(path).stdin(Stdio::null()).output()?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{}", message.trim_end().trim_start_matches("msb-run: "));
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The role's main.
+pub fn main() -> ExitCode {
+    let print = || -> anyhow::Result<u8> {
+        user_namespace::enter_store()?;
+        let path = env::args_os().nth(2).unwrap_or_default();
+        line::put_bytes(checksums::digest(Path::new(&path))?.as_bytes())?;
+        Ok(0)
+    };
+    exit::report(TOOL, exit::TOOL_FAILED, print())
 }

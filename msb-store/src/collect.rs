@@ -12,9 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use msb::lock::{self, Lock};
+use msb::record::Upper;
 use msb::store::erofs::Mkfs;
 use msb::store::{layers, layout, publish, sandbox};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::Type;
 use crate::inventory::{Inventory, name_of};
@@ -105,6 +106,7 @@ impl Collector<'_> {
     fn all(&mut self) -> anyhow::Result<()> {
         self.pulls()?;
         self.sandboxes()?;
+        self.steps()?;
         // Without the sandboxes that went.
         let inventory = Inventory::read(self.home)?;
         let needed = inventory.layers_in_need();
@@ -196,6 +198,25 @@ impl Collector<'_> {
                 (false, false) => Type::Disk,
             };
             self.put(kind, &found.path, bytes, verdict)?;
+        }
+        Ok(())
+    }
+
+    /// Removes results of steps whose upper is gone, and says nothing of them: they are small, and msb-run would not use them.
+    fn steps(&mut self) -> anyhow::Result<()> {
+        /// What is read of a result.
+        #[derive(Deserialize)]
+        struct Made {
+            upper: Upper,
+        }
+        if !self.is_general() || self.scope.dry_run {
+            return Ok(());
+        }
+        for path in size::children(&layout::steps(self.home))?.into_iter().filter(|path| !layout::is_staging(path)) {
+            let text = fs::read(&path).with_context(|| format!("{path:?}"))?;
+            if !serde_json::from_slice::<Made>(&text).is_ok_and(|made| made.upper.dir.is_dir()) {
+                fs::remove_file(&path).with_context(|| format!("{path:?}"))?;
+            }
         }
         Ok(())
     }

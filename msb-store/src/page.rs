@@ -22,7 +22,7 @@ pub(crate) const PAGE: Page = Page {
         ("what is there", "msb-store ls"),
         (
             "images that were not used for 30 days, as JSON",
-            "msb-store ls -t image --json | jq -c 'select(.last_use < now - 30 * 86400)'",
+            "msb-store ls -t image | jq -c 'select(.last_use < now - 30 * 86400)'",
         ),
         ("remove an image", "msb-store rm -f alpine"),
         ("what gc would remove", "msb-store gc -n"),

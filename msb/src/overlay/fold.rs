@@ -38,7 +38,7 @@ impl Fold {
     /// work directory and has synced what is staged. After a kill, the next process that locks it completes the fold.
     ///
     /// # Errors
-    /// The error of a system call. The upper is as before then.
+    /// The error of a system call. The upper is as before then, or the journal is still there.
     pub fn run(lower: &[PathBuf], upper: &Path, staged: &Dir, work: &Dir) -> io::Result<Self> {
         let root = Merged::open(lower, Some(upper))?;
         let steps = plan(root, staged)?;
@@ -60,7 +60,10 @@ impl Fold {
         match journal::run(&fold.steps, staged, &top) {
             Ok(()) => journal::remove(work)?,
             Err(error) => {
-                fold.undo(staged, work)?;
+                fold.undo(staged, work).map_err(|undo| {
+                    let message = format!("{error} (the next use of the upper completes the change: {undo})");
+                    io::Error::new(error.kind(), message)
+                })?;
                 return Err(error);
             }
         }
@@ -313,6 +316,25 @@ mod tests {
         fold.undo(&Dir::open(&case.staged).unwrap(), &Dir::open(&case.work).unwrap()).unwrap();
         assert_eq!(case.facts(), before);
         assert!(!journal::exists(&Dir::open(&case.work).unwrap()).unwrap());
+    }
+
+    #[test]
+    fn a_journal_does_not_change_another_upper_at_the_same_path() {
+        let case = Case::new();
+        let (staged, work) = (Dir::open(&case.staged).unwrap(), Dir::open(&case.work).unwrap());
+        let root = Merged::open(&[&case.lower], Some(&case.upper)).unwrap();
+        journal::write(&work, &case.upper, &plan(root, &staged).unwrap()).unwrap();
+        let moved = case.scratch.path().join("moved");
+        fs::rename(&case.upper, &moved).unwrap();
+        assert_eq!(lock_to_read(&case.work).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        fs::create_dir(&case.upper).unwrap();
+        let error = Writer::open(&case.work, false).unwrap_err();
+        assert!(error.to_string().contains("another directory"), "{error}");
+        assert_eq!(fs::read_dir(&case.upper).unwrap().count(), 0);
+        fs::remove_dir(&case.upper).unwrap();
+        fs::rename(&moved, &case.upper).unwrap();
+        drop(Writer::open(&case.work, false).unwrap());
+        assert!(!journal::exists(&work).unwrap() && case.upper.join("new/dir/x").exists());
     }
 
     #[test]

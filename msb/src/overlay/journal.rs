@@ -147,15 +147,16 @@ pub fn run(steps: &[Step], staged: &Dir, upper: &Dir) -> io::Result<()> {
 }
 
 /// Writes the journal of steps for the upper at `upper` into its work directory, in place of one that is there. What is staged has been
-/// synced.
+/// synced. The upper's inode number tells it from another one that is at its path later.
 ///
 /// # Errors
 /// The error of writing; what was there stays then.
 pub fn write(work: &Dir, upper: &Path, steps: &[Step]) -> io::Result<()> {
     let (journal, unfinished) = (name(JOURNAL)?, name(UNFINISHED)?);
     let written = (|| {
+        let inode = Dir::open(upper)?.stat()?.st_ino;
         let mut file = work.create(unfinished, Mode::RUSR | Mode::WUSR)?;
-        file.write_all(&encode(upper, steps))?;
+        file.write_all(&encode(upper, inode, steps))?;
         // The steps follow the name of the journal to the disk, as all changes of names do; only its data does not.
         file.sync_data()?;
         work.rename(unfinished, work, journal, RenameFlags::empty())
@@ -185,7 +186,7 @@ pub fn exists(work: &Dir) -> io::Result<bool> {
 /// Completes a run that was killed between its first step and its last. The caller has the exclusive lock on the work directory.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] for a journal of another release; else the error of a system call.
+/// [`io::ErrorKind::InvalidData`] for a journal of another release, or if the upper is not at its path; else the error of a system call.
 pub fn recover(work: &Dir) -> io::Result<()> {
     let Some(entry) = work.entry(name(JOURNAL)?)? else { return Ok(()) };
     let recover = || -> io::Result<()> {
@@ -194,12 +195,21 @@ pub fn recover(work: &Dir) -> io::Result<()> {
         }
         let mut text = Vec::new();
         File::read_to_end(&mut entry.open_to_read()?, &mut text)?;
-        let (upper, steps) = decode(&text).ok_or(io::ErrorKind::InvalidData)?;
-        run(&steps, &work.dir(name(STAGED)?)?, &Dir::open(&upper)?)?;
+        let (upper, inode, steps) = decode(&text).ok_or(io::ErrorKind::InvalidData)?;
+        let at = |error: io::Error| io::Error::new(error.kind(), format!("upper {upper:?}: {error}"));
+        let top = Dir::open(&upper).map_err(at)?;
+        if top.stat()?.st_ino != inode {
+            return Err(at(io::Error::new(io::ErrorKind::InvalidData, "another directory is there")));
+        }
+        run(&steps, &work.dir(name(STAGED)?)?, &top)?;
         remove(work)
     };
-    recover()
-        .map_err(|error| io::Error::new(error.kind(), format!("an interrupted patch cannot be completed: {error}")))
+    recover().map_err(|error| {
+        // A caller that finds no work directory does without a lock.
+        let kind = if error.kind() == io::ErrorKind::NotFound { io::ErrorKind::InvalidData } else { error.kind() };
+        let advice = format!("removing {JOURNAL} leaves the upper half changed");
+        io::Error::new(kind, format!("an interrupted patch cannot be completed: {error} ({advice})"))
+    })
 }
 
 fn name(text: &'static str) -> io::Result<Name<'static>> {
@@ -207,7 +217,7 @@ fn name(text: &'static str) -> io::Result<Name<'static>> {
 }
 
 /// Words, each with a NUL behind it.
-fn encode(upper: &Path, steps: &[Step]) -> Vec<u8> {
+fn encode(upper: &Path, inode: u64, steps: &[Step]) -> Vec<u8> {
     let mut text = Vec::new();
     let mut put = |word: &[u8]| {
         text.extend_from_slice(word);
@@ -215,6 +225,7 @@ fn encode(upper: &Path, steps: &[Step]) -> Vec<u8> {
     };
     put(MARK);
     put(upper.as_os_str().as_bytes());
+    put(inode.to_string().as_bytes());
     for step in steps {
         let (letter, path, numbers) = match step {
             Step::Place { path, new, old } => ("p", path, [Some(*new), *old].into_iter().flatten().collect()),
@@ -230,7 +241,7 @@ fn encode(upper: &Path, steps: &[Step]) -> Vec<u8> {
     text
 }
 
-fn decode(text: &[u8]) -> Option<(PathBuf, Vec<Step>)> {
+fn decode(text: &[u8]) -> Option<(PathBuf, u64, Vec<Step>)> {
     let path = |word: &[u8]| PathBuf::from(OsString::from_vec(word.to_vec()));
     let numbers = |word: &[u8]| -> Option<Vec<u64>> {
         std::str::from_utf8(word).ok()?.split(' ').map(|number| number.parse().ok()).collect()
@@ -238,11 +249,12 @@ fn decode(text: &[u8]) -> Option<(PathBuf, Vec<Step>)> {
     let mut words = text.strip_suffix(b"\0")?.split(|&byte| byte == 0);
     words.next().filter(|word| *word == MARK)?;
     let upper = path(words.next()?);
+    let &[inode] = numbers(words.next()?)?.as_slice() else { return None };
     let mut steps = Vec::new();
     loop {
         let letter = words.next()?;
         if letter == MARK {
-            return words.next().is_none().then_some((upper, steps));
+            return words.next().is_none().then_some((upper, inode, steps));
         }
         let (numbers, path) = (numbers(words.next()?)?, path(words.next()?));
         steps.push(match (letter, numbers.as_slice()) {
@@ -271,8 +283,8 @@ mod tests {
             Step::Attributes { path: path("d"), times: [-1, 0, i64::MAX, 999_999_999] },
             Step::Attributes { path: path(""), times: [0; 4] },
         ];
-        let text = encode(Path::new("/up/per"), &steps);
-        assert_eq!(decode(&text), Some((path("/up/per"), steps.to_vec())));
+        let text = encode(Path::new("/up/per"), 6, &steps);
+        assert_eq!(decode(&text), Some((path("/up/per"), 6, steps.to_vec())));
         for end in 0..text.len() {
             assert_eq!(decode(&text[..end]), None, "{end}");
         }

@@ -20,7 +20,7 @@ use crate::overlay::Merged;
 use crate::overlay::beneath::Dir;
 use crate::overlay::error::At;
 use crate::overlay::fold::Fold;
-use crate::overlay::journal::STAGED;
+use crate::overlay::journal::{self, STAGED};
 use crate::overlay::upper::{self, Writer};
 use crate::record::Upper;
 
@@ -335,7 +335,8 @@ impl Staging {
     /// Syncs the new upper and makes it visible. A continued upper that was not `changed` is not touched, so its times stay.
     ///
     /// # Errors
-    /// The error of syncing or renaming. The old upper is still in its place then, and the staging directory is removed.
+    /// The error of syncing or renaming. The old upper is still in its place then, and the staging directory is removed. After a fold that
+    /// could be neither done nor undone, both stay as they are, and the next [`Writer`] completes it.
     pub fn publish(mut self, changed: bool) -> Result<Published, Error> {
         let upper = match &self.publish {
             Publish::Sandbox(draft) => pair(draft.to.join(UPPER), draft.to.join(WORK)),
@@ -379,8 +380,14 @@ impl Staging {
         }
     }
 
-    /// Removes the upper that was not published, and what was made for it.
+    /// Removes the upper that was not published, and what was made for it. What a journal still names stays: it may have the old upper's
+    /// files, and the next [`Writer`] needs it.
     pub fn discard(&self) {
+        if let Publish::Fold { work, .. } = &self.publish
+            && Dir::open(work).and_then(|work| journal::exists(&work)).unwrap_or(true)
+        {
+            return;
+        }
         let _ = remove_tree(&self.dir);
         remove_made(&self.made);
     }
@@ -495,5 +502,28 @@ fn make_missing(dir: &Path) -> io::Result<bool> {
 fn remove_made(made: &[PathBuf]) {
     for dir in made {
         let _ = fs::remove_dir(dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_journal_names_is_not_discarded() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (into, work) = (scratch.path().join(UPPER), scratch.path().join(WORK));
+        let staged = work.join(STAGED);
+        fs::create_dir(&into).unwrap();
+        fs::create_dir_all(&staged).unwrap();
+        journal::write(&Dir::open(&work).unwrap(), &into, &[]).unwrap();
+        let publish = Publish::Fold { into, work: work.clone(), lower: Vec::new(), done: None };
+        let staging = Staging { dir: staged.clone(), upper: staged.clone(), made: Vec::new(), publish };
+        staging.discard();
+        assert!(staged.exists());
+        drop(Writer::open(&work, false).unwrap());
+        fs::create_dir(&staged).unwrap();
+        staging.discard();
+        assert!(!staged.exists());
     }
 }
