@@ -61,9 +61,9 @@ pub(crate) fn start(
 pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> anyhow::Result<Option<Pid>> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("--serve").args(config.access.flags()).args(config.is_new.then_some("--is-new"));
-    command.args(
-        made.as_ref().map(Mounted::bequeath).transpose()?.unwrap_or_default().iter().filter(|flag| !flag.is_empty()),
-    );
+    if let Some(made) = &made {
+        command.args(made.server_flags()?);
+    }
     command.args(flags).arg(&config.mountpoint);
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut server = command.spawn().context("cannot start the server")?;

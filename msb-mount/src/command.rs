@@ -14,13 +14,13 @@ use msb::tool::output::Output;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Pid, PidfdFlags};
 
-use crate::background;
 use crate::config::Config;
+use crate::{background, mountpoint};
 
 /// The code of a signal that the kernel sends (`asm-generic/siginfo.h`). The terminal's signals are such, and reach the program too.
 const SI_KERNEL: i32 = 0x80;
@@ -184,10 +184,7 @@ fn receive_signals() -> anyhow::Result<SignalFd> {
 fn end(root: &Path, server: Pid) -> anyhow::Result<()> {
     let gone = |error| anyhow!("mount point {root:?}: {error}");
     let server = rustix::process::pidfd_open(server, PidfdFlags::empty()).map_err(gone)?;
-    if let Ok(dir) = rustix::fs::open(root, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-        // What was changed through memory maps.
-        let _ = rustix::fs::syncfs(&dir);
-    }
+    mountpoint::write_back(root);
     match rustix::mount::unmount(root, UnmountFlags::DETACH) {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
         Err(error) => warn("msb-mount", &gone(error).to_string()),

@@ -19,12 +19,12 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::access::Access;
 
-/// Reads the mount point, mounts with the options `$1`, and unmounts at the end of the input. A line before that says that the
-/// mount is gone already. The descriptor of the mount goes to the other end of its stdin.
+/// Reads the mount point, mounts with the program `$1` and the options `$2`, and unmounts at the end of the input. A line before
+/// that says that the mount is gone already. The descriptor of the mount goes to the other end of its stdin.
 const SCRIPT: &str = "IFS= read -r path || exit 0
-_FUSE_COMMFD=0 fusermount3 -o \"$1\" -- \"$path\" >&2 || exit
+_FUSE_COMMFD=0 \"$1\" -o \"$2\" -- \"$path\" >&2 || exit
 exec 2>/dev/null
-IFS= read -r gone || exec fusermount3 -quz -- \"$path\"";
+IFS= read -r gone || exec \"$1\" -quz -- \"$path\"";
 
 /// Where the administrator allows users to let others into their mounts.
 const FUSE_CONF: &str = "/etc/fuse.conf";
@@ -53,12 +53,14 @@ impl Fusermount {
         if let Some(flag) = access.flag_of_root() {
             bail!("{flag} takes root (leave it out)");
         }
-        msb::program::find("fusermount3", &["/usr/bin", "/bin"])
+        let program = msb::program::find("fusermount3", &["/usr/bin", "/bin"])
             .context("without root, mounting needs fusermount3 (apt-get install fuse3; or leave msb-mount out)")?;
         let allows_others = fs::read_to_string(FUSE_CONF).is_ok_and(|text| allows_others(&text));
         let (socket, theirs) = UnixStream::pair()?;
         let child = Command::new("/bin/sh")
-            .args(["-c", SCRIPT, "sh", &access.options_of_user(allows_others)])
+            .args(["-c", SCRIPT, "sh"])
+            .arg(program)
+            .arg(access.options_of_user(allows_others))
             .current_dir("/")
             .process_group(0)
             .stdin(OwnedFd::from(theirs))
@@ -75,7 +77,7 @@ impl Fusermount {
     pub(crate) fn mount(mut self, path: &Path) -> anyhow::Result<Mounted> {
         let name = path.as_os_str().as_bytes();
         if name.contains(&b'\n') {
-            bail!("mount point {path:?}: its name has a line break");
+            bail!("mount point {path:?}: its name has a line break (choose another)");
         }
         self.socket.write_all(&[name, b"\n"].concat())?;
         match receive(&self.socket)? {
@@ -108,7 +110,7 @@ impl Mounted {
     ///
     /// # Errors
     /// Those of `fcntl(2)`.
-    pub(crate) fn bequeath(&self) -> io::Result<[String; 2]> {
+    pub(crate) fn server_flags(&self) -> io::Result<[String; 2]> {
         for fd in [&self.device, &self.watcher] {
             rustix::io::fcntl_setfd(fd, FdFlags::empty())?;
         }
@@ -133,18 +135,18 @@ impl Mounted {
         [self.device.as_raw_fd(), self.watcher.as_raw_fd()]
     }
 
-    /// What the server needs of it: the device, and a call for when the mount is gone. Dropping the call unmounts.
+    /// The server's end of the file system, and the watcher.
     pub(crate) fn split(self) -> (OwnedFd, Watcher) {
         (self.device, Watcher(self.watcher))
     }
 }
 
-/// While it lives, the mount stays.
+/// The connection to the process that unmounts. The mount stays until this is dropped.
 pub(crate) struct Watcher(OwnedFd);
 
 impl Watcher {
-    /// The mount is gone, and another one may be in its place.
-    pub(crate) fn dismiss(self) {
+    /// Reports that the mount is gone, so that the other process does not unmount another one in its place.
+    pub(crate) fn dismiss(&self) {
         let _ = rustix::io::write(&self.0, b"\n");
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::record::path;
 use msb::tool::exit::warn;
 use msb::vm::supervisor::{self, vm_names};
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags};
@@ -78,6 +78,14 @@ pub(crate) fn detach(path: &Path) -> anyhow::Result<()> {
     rustix::mount::unmount(path, UnmountFlags::DETACH).with_context(|| format!("mount point {path:?}"))
 }
 
+/// Has the kernel write what was changed through memory maps, before the mount goes.
+pub(crate) fn write_back(path: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if let Ok(root) = rustix::fs::open(path, flags, Mode::empty()) {
+        let _ = rustix::fs::syncfs(&root);
+    }
+}
+
 /// The path without symlinks. Its last component is not touched: there may be a mount without a server.
 fn real(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
@@ -89,7 +97,7 @@ fn real(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Whether a path is the root of a mount; ENOTCONN for one whose server is gone.
-fn is_mounted(path: &Path) -> Result<bool, Errno> {
+pub(crate) fn is_mounted(path: &Path) -> Result<bool, Errno> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::ALL)?;
     Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))

@@ -48,13 +48,13 @@ pub(crate) fn run(
     let upper = upper.map(|upper| File::open(&upper.dir).map(Arc::new)).transpose()?;
     let (session, watcher) =
         session(config, Fs::new(tree), made).map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
-    let is_watched = watcher.is_some();
+    let watcher = watcher.map(Arc::new);
     let _ = notifier.set(session.notifier());
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
         let (mountpoint, ended) = (config.mountpoint.clone(), ended.clone());
-        let (is_new, upper) = (config.is_new, upper.clone());
-        move || await_signal(&signals, &mountpoint, (is_new, is_watched), &ended, upper.as_deref())
+        let (is_new, watcher, upper) = (config.is_new, watcher.clone(), upper.clone());
+        move || await_signal(&signals, &mountpoint, is_new, watcher.as_deref(), &ended, upper.as_deref())
     })?;
     let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
     // The kernel has the reply to FUSE_INIT, so this request is served at once.
@@ -67,7 +67,7 @@ pub(crate) fn run(
         return Err(error);
     }
     let served = server.join();
-    if let Some(watcher) = watcher {
+    if let Some(watcher) = &watcher {
         watcher.dismiss();
     }
     sync_upper(upper.as_deref());
@@ -168,11 +168,12 @@ fn block_signals() -> anyhow::Result<SigSet> {
 
 /// Unmounts at a signal. The session then ends by itself. A mount that is in use is detached instead, and its users get ENOTCONN.
 /// `unmount` of `msb::vm` sends the signal after it has unmounted, for copies of the mount in other mount namespaces.
-/// A mount that is watched is unmounted once this process has ended.
+/// This process cannot unmount a mount with a `watcher`, which unmounts it once this process has ended.
 fn await_signal(
     signals: &SigSet,
     path: &Path,
-    (is_new, is_watched): (bool, bool),
+    is_new: bool,
+    watcher: Option<&Watcher>,
     ended: &AtomicBool,
     upper: Option<&File>,
 ) {
@@ -181,22 +182,18 @@ fn await_signal(
         if ended.load(Ordering::Acquire) {
             return;
         }
-        match rustix::mount::unmount(path, UnmountFlags::empty()) {
-            Ok(()) => return,
-            Err(Errno::PERM) if is_watched => {
-                let root = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-                if let Ok(root) = rustix::fs::open(path, root, rustix::fs::Mode::empty()) {
-                    let _ = rustix::fs::syncfs(&root);
-                }
-            }
+        match (rustix::mount::unmount(path, UnmountFlags::empty()), watcher) {
+            (Ok(()), _) => return,
+            (Err(Errno::PERM), Some(watcher)) => match mountpoint::is_mounted(path) {
+                // It was unmounted, and what is mounted there later is not ours.
+                Ok(false) | Err(Errno::NOENT) => watcher.dismiss(),
+                _ => mountpoint::write_back(path),
+            },
             // It was unmounted, and what is mounted there by now is not ours.
-            Err(Errno::INVAL | Errno::NOENT) => {}
-            Err(_) => {
+            (Err(Errno::INVAL | Errno::NOENT), _) => {}
+            (Err(_), _) => {
                 warn("msb-mount", &format!("mount point {path:?}: {signal}, still in use, taken away from its users"));
-                let root = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC;
-                if let Ok(root) = rustix::fs::open(path, root, rustix::fs::Mode::empty()) {
-                    let _ = rustix::fs::syncfs(&root);
-                }
+                mountpoint::write_back(path);
                 let _ = mountpoint::detach(path);
             }
         }

@@ -31,7 +31,7 @@ pub(crate) const PAGE: Page = Page {
 
 fn targets() -> String {
     r#"  docker://NAME[:TAG]         a registry
-  oci:DIR[:TAG]               an OCI layout, which is made or gets one image more
+  oci:DIR[:TAG]               an OCI layout, new or with one image more
   oci-archive:FILE[:TAG]      an OCI layout in a tar file
   docker-archive:FILE[:NAME]  what docker load reads
   tar:FILE                    the merged root, as tar -c writes it

@@ -9,7 +9,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, ExitStatus
 use std::thread;
 
 use anyhow::{Context, anyhow};
-use msb::jail;
+use msb::{jail, tool};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::compression::{self, Compression};
 
@@ -27,6 +28,8 @@ const PIPE: usize = 1 << 20;
 const TRUNCATED: u8 = 3;
 /// The exit status for malformed data.
 const MALFORMED: u8 = 4;
+/// The exit status of a decompressor that cannot confine itself.
+const NOT_SEALED: u8 = 5;
 
 /// Passes on what `packed` holds, decompressed, in pieces of at most 256 KiB.
 ///
@@ -77,10 +80,12 @@ fn start(compression: Compression) -> io::Result<(Child, ChildStdin, ChildStdout
 /// Writes all data to the decompressor, unless it has ended.
 fn feed(mut packed: impl BufRead, mut stdin: ChildStdin) -> io::Result<()> {
     loop {
-        let data = packed.fill_buf()?;
-        if data.is_empty() {
-            return Ok(());
-        }
+        let data = match packed.fill_buf() {
+            Ok([]) => return Ok(()),
+            Ok(data) => data,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
         match stdin.write(data) {
             Ok(length) => packed.consume(length),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -110,6 +115,9 @@ fn check(compression: Compression, status: ExitStatus) -> anyhow::Result<()> {
         Some(Ok(0)) => Ok(()),
         Some(Ok(TRUNCATED)) => Err(anyhow!("truncated {name} data")),
         Some(Ok(MALFORMED)) => Err(anyhow!("bad {name} data")),
+        Some(Ok(NOT_SEALED)) => Err(anyhow!(
+            "the decompressor for {name} cannot confine itself (the kernel must have CONFIG_SECCOMP_FILTER)"
+        )),
         Some(_) => Err(anyhow!("the decompressor for {name} failed: {status}")),
         None => {
             let signal = status.signal().unwrap_or_default();
@@ -127,12 +135,19 @@ pub(crate) fn role() -> Option<Compression> {
 
 /// Decompresses stdin to stdout, after it has given up everything else.
 pub(crate) fn run(compression: Compression) -> ExitCode {
-    let status = jail::seal().map_or(1, |()| match copy(compression) {
+    let status = seal().map_or(NOT_SEALED, |()| match copy(compression) {
         Ok(()) => 0,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => TRUNCATED,
         Err(_) => MALFORMED,
     });
     status.into()
+}
+
+/// Leaves this process its standard streams alone. The kernel kills it when the thread that has started it ends.
+fn seal() -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    tool::start::close_inherited(&[])?;
+    Ok(jail::seal()?)
 }
 
 fn copy(compression: Compression) -> io::Result<()> {
