@@ -391,7 +391,8 @@ END
     mkdir env && touch .env.local .env.production
     msb-patch --upper ./env -r image.json -f - <<< '{"op":"text","path":"/a","content":"1"}' > patched.json
     msb-patch --upper ./env -r image.json -f - <<< '{"op":"text","path":"/b","content":"2"}' > patched.json
-    [ -e .env.local ] && [ -e .env.production ]
+    [ -e .env.local ]
+    [ -e .env.production ]
     msb-patch -n --upper ./dry -r image.json -f - <<< '{"op":"mkdir","path":"/x"}'
     run msb-patch --upper ./dry -r image.json -f - <<< '{"op":"append","path":"/none","content":""}'
     [ "$status" = 1 ]

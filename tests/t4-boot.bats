@@ -52,12 +52,14 @@ boot_halfway() {
     [ ! -s worker.err ]
 }
 
-@test "only the owner can read the run directory" {
+@test "only the owner can read the run directory, and the VM's user reads what it needs with any umask" {
+    export MSB_HOME=$BATS_TEST_TMPDIR/fresh
+    umask 077
     vm_boot worker
     [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker")" = 700 ]
     [ -z "$(find "$XDG_RUNTIME_DIR/msb/worker" -maxdepth 1 ! -type d ! -perm /077 -prune -o ! -type d -print)" ]
     # The VMM reads it as a user of its own.
-    [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = 644 ]
+    [ "$(stat -c '%a %u' "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = "600 $((0x6d000000 + $(vm_pid worker)))" ]
 }
 
 @test "two VMs run at the same time, each with its own name" {

@@ -419,8 +419,8 @@ END
     wait $!
     [ "$(cat out)" = 0 ]
     msb-exec -n -- rm /tmp/went
-    # A signal ends one that waits, and so does the end of the word.
-    msb-exec -n --prepare-fd 3 --started-fd 4 -- true 3< go 4> started {word}>&- {report}>&- &
+    # A signal ends one that waits, also if it has a stdin, and so does the end of the word.
+    msb-exec --prepare-fd 3 --started-fd 4 -- true < /dev/null 3< go 4> started {word}>&- {report}>&- &
     read -r -u "$report" line
     msb-exec -n --signal TERM "$(jq .id <<< "$line")"
     status=0

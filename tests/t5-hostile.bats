@@ -87,7 +87,7 @@ END
         [ "$code_was" = "$code" ] || { echo "$how: $code_was"; cat err; false; }
         grep -qF -- "$message" err || { echo "$how:"; cat err; false; }
         # Only lines of plain text.
-        ! LC_ALL=C grep -q $'[\x01-\x08\x0b-\x1f]' err out
+        if LC_ALL=C grep $'[\x01-\x08\x0b-\x1f]' err out; then return 1; fi
         [ "$(grep -vc '^msb-exec: ' err)" = 0 ]
         [ "$(tail -n 1 memory)" -lt 20000 ] || { echo "$how: $(cat memory) KiB"; false; }
     done <<'END'
@@ -125,7 +125,7 @@ END
     fake_agent 'escapes in a list'
     msb-exec -r fake.json --list >out
     wait "$AGENT_PID" || true
-    ! LC_ALL=C grep -q $'\x1b' out
+    if LC_ALL=C grep $'\x1b' out; then return 1; fi
     jq -e '.command[0] | startswith("\u001b[2J")' out
 }
 

@@ -138,7 +138,7 @@ unchanged() {
     status=0
     timeout 120 msb-exec -- sh -c 'greedy memory; echo survived' >said 2>&1 || status=$?
     [ "$status" = 137 ]
-    ! grep -q survived said
+    if grep -q survived said; then return 1; fi
     [ "$(exec_count sleep)" = 1 ]
     [ "$(exec_agent)" = "$agent" ]
     kill %1

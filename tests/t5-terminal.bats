@@ -59,7 +59,7 @@ shows() {
     shows '24 80'
     # The terminal is restored.
     shows icanon
-    ! screen | grep -q -- -icanon
+    if screen | grep -e -icanon; then return 1; fi
     terminal 'msb-exec -T -- sh -c "tty; echo [\$TERM]"'
     shows 'not a tty'
     shows '[]'
@@ -304,7 +304,7 @@ job_control() {
     kill -TERM "$pid"
     shows 'ended 143'
     shows icanon
-    ! screen | grep -q -- -icanon
+    if screen | grep -e -icanon; then return 1; fi
     terminal 'msb-exec -- sh -c "trap \"\" TERM HUP; echo deaf; while :; do sleep 0.1; done"'
     shows deaf
     pid=$(pgrep -f 'msb-exec -- sh -c trap' | tail -n 1)
@@ -314,12 +314,12 @@ job_control() {
     done
     shows 'ended 143'
     shows icanon
-    ! screen | grep -q -- -icanon
+    if screen | grep -e -icanon; then return 1; fi
     vm_boot brief
     terminal "msb-exec -r $BATS_TEST_TMPDIR/brief.json -- sh -c 'echo ready; sleep 5005'"
     shows ready
     vm_kill "$BATS_TEST_TMPDIR/brief.json"
     shows 'ended 1'
     shows icanon
-    ! screen | grep -q -- -icanon
+    if screen | grep -e -icanon; then return 1; fi
 }

@@ -102,7 +102,9 @@ nothing_left() {
     # The output of a detached command is kept on the host, its newest part, and outlives the VM.
     id=$(msb exec web -d -- sh -c 'echo from a command; echo an error >&2; head -c 400000 /dev/zero | tr "\0" x' | jq -r .id)
     msb logs -f web "$id" >output 2>errors
-    [ "$(cat errors)" = 'an error' ] && [ "$(head -n 1 output)" = 'from a command' ] && [ "$(stat -c %s output)" = 400015 ]
+    [ "$(cat errors)" = 'an error' ]
+    [ "$(head -n 1 output)" = 'from a command' ]
+    [ "$(stat -c %s output)" = 400015 ]
     long=$(msb exec web -d -- sh -c 'yes | head -c 3000000; echo the end' | jq -r .id)
     [ "$(msb logs -f web "$long" | tail -n 1)" = 'the end' ]
     [ "$(stat -c %s "$MSB_RUN"/web/execs/"$long"* | awk '{ sum += $1 } END { print (sum > 260000 && sum <= 2 * 262144) }')" = 1 ]

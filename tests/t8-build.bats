@@ -34,10 +34,13 @@ sandboxes() {
     [ "$(sandboxes)" = "$before" ]
     vm_assert_nothing
     export NAME=value
+    echo OTHER >variables
     step() {
-        msb-run -q --commit --cache -e NAME --patch ops.jsonl -r base.json -o step.json -- sh -c 'cat /srv/*; echo "$NAME" >>/srv/a' "$@"
+        msb-run -q --commit --cache -e NAME --env-file variables --patch ops.jsonl -r base.json -o step.json -- \
+            sh -c 'cat - /srv/*; echo "$NAME" >>/srv/a' "$@"
     }
-    [ "$(step 2>&1)" = $'one\npatched' ]
+    # Its stdin is not that of msb-run, which the cache does not know.
+    [ "$(step 2>&1 <<<lost)" = $'one\npatched' ]
     upper=$(jq -r .upper.dir step.json)
     [ "$(cat "$upper/srv/a" "$upper/srv/file")" = $'one\nvalue\npatched' ]
     # The record that it started from is as before, and the new one has nothing of the VM.
@@ -61,6 +64,8 @@ sandboxes() {
     }
     missed another
     NAME=other missed
+    OTHER=value missed
+    SOURCE_DATE_EPOCH=1 missed
     echo changed >file
     missed
     echo patched >file
@@ -70,6 +75,8 @@ sandboxes() {
     missed
     run -125 msb-run --commit -r base.json
     [[ $output == *'--commit needs a command'* ]]
+    run -125 msb-run --commit --cache --patch <(cat ops.jsonl) -r base.json -- true
+    [[ $output == *'a pipe, which can be read only once'* ]]
 }
 
 @test "examples/dockerfile: the instructions become an image, whose second build runs nothing" {
@@ -91,10 +98,12 @@ RUN echo "\$A \$B" >env && \\
     pwd >>env
 USER 12
 CMD ["/bin/cat", "env"]
+ENV C=\$B
+ENV D=\$A \\
 END
     ./msb-build oci:out:v1 context >one.json
     skopeo inspect --config oci:out:v1 | jq -e '.config | .Cmd == ["/bin/cat","env"] and .User == "12" and .WorkingDir == "/work/1"
-        and (.Env | index("A=1") and index("B=two words"))'
+        and (.Env | index("A=1") and index("B=two words") and index("C=two words") and index("D=1"))'
     umoci unpack --image out:v1 root
     [ "$(cat root/rootfs/work/1/env)" = $'1 two words\n/work/1' ]
     [ "$(cat root/rootfs/work/1/sub/page)" = page ]
@@ -105,10 +114,16 @@ END
     [ "$(sandboxes)" = "$before" ]
     [ "$(jq .upper one.json)" = "$(jq .upper two.json)" ]
     [ "$(skopeo inspect --raw oci:out:v1 | jq -r '.layers[-1].digest')" = "$(skopeo inspect --raw oci:out:v2 | jq -r '.layers[-1].digest')" ]
-    for line in 'ADD x /' 'COPY ../x /' 'FROM a'; do
+    for line in 'ADD x /' 'COPY ../x /' 'COPY' 'ENV A="b' 'FROM a'; do
         run -1 ./msb-build -f <(printf 'FROM oci:%s:latest\n%s\n' "$layout" "$line") oci:bad context
         [[ $output == "msb-build: "* ]]
     done
+    # A result goes with its upper.
+    msb-store gc >collected
+    [ -n "$(ls -A "$MSB_HOME/steps")" ]
+    rm -r "$MSB_HOME"/sandboxes/*
+    msb-store gc >collected
+    [ -z "$(ls -A "$MSB_HOME/steps")" ]
 }
 
 # small: has mmdebstrap and apt-get made by scripts in a tiny root.

@@ -101,9 +101,9 @@ again" ] || [ "$(cat /proc/self/fd/3)" = again ]'
 @test "the guest's users own what they create, and permissions are enforced" {
     guest 'mkdir -m 1777 /srv/shared; mkdir -m 2775 /srv/group; chown 0:77 /srv/group'
     timeout 60 msb-exec -u 1000:1001 -- sh -euc 'cd /srv/shared; echo mine >mine; mkdir dir; ln -s mine link; mkfifo fifo
-        ! echo x >/etc/passwd; ! chown 0 mine; ! cat /root/x' 2>/dev/null
+        ! echo x >/etc/passwd && ! chown 0 mine && ! cat /root/x' 2>/dev/null
     [ "$(cd "$mounted/srv/shared" && stat -c '%u:%g' mine dir link fifo | sort -u)" = 1000:1001 ]
-    timeout 60 msb-exec -u 2000 -- sh -euc '! rm /srv/shared/mine; ! mv /srv/shared/dir /srv/shared/other' 2>/dev/null
+    timeout 60 msb-exec -u 2000 -- sh -euc '! rm /srv/shared/mine && ! mv /srv/shared/dir /srv/shared/other' 2>/dev/null
     guest 'touch /srv/group/file; mkdir /srv/group/dir; [ "$(stat -c %g /srv/group/file)" = 77 ]; [ "$(stat -c %a /srv/group/dir)" = 2755 ]'
     [ "$(stat -c %g "$mounted/srv/group/file")" = 77 ]
 }

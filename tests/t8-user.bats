@@ -29,8 +29,8 @@ setup_file() {
 
 teardown_file() {
     userdel "$user"
-    ! grep "^$user:" /etc/subuid /etc/subgid
     rm -rf "$place"
+    ! grep "^$user:" /etc/subuid /etc/subgid
 }
 
 setup() {
@@ -191,6 +191,8 @@ END
     as_user msb-pull -q "oci:$place/layout" >/dev/null
     sed -i "s/^$user:1000000000:/$user:1002000000:/" /etc/subuid
     run as_user msb-pull -q "oci:$place/layout"
+    [ "$status" -eq 1 ]
+    [[ $output == *'was made with other IDs'* ]]
     sed -i "/^$user:/d" /etc/subuid
     run --separate-stderr as_user msb-boot --probe
     probed=$output

@@ -129,7 +129,10 @@ teardown() {
     [ "$status" = 0 ] || { echo "$output"; return 1; }
     [ "$(sed -n '1s/^\.TH [^ ]* [1578] \([0-9-]*\) .*/\1/p' -s "$root"/man/*.[1578] | sort | uniq -c | wc -l)" = 1 ]
     for page in "$root"/man/*.1; do
-        ! mandoc -T ascii -O width=80 "$page" | col -bx | grep -E '.{81}'
+        if mandoc -T ascii -O width=80 "$page" | col -bx | grep -E '.{81}'; then
+            echo "$page"
+            return 1
+        fi
     done
 }
 
@@ -173,7 +176,8 @@ exec %s "$@"\n' "$registry_host" "$root/target/release/msb-pull" >bin/msb-pull
     [ "$(wc -l <ops.jsonl)" = 6 ]
     bash -euxo pipefail <(examples_of msb-patch)
     [ "$(jq -r .upper.dir patched.json)" = "$PWD/upper/upper" ]
-    [ -d upper/upper/app ] && [ ! -e upper/upper/etc/motd ]
+    [ -d upper/upper/app ]
+    [ ! -e upper/upper/etc/motd ]
     bash -euxo pipefail <(examples_of msb-mount) >shown 3>&-
     grep -qx 1 shown
     msb-mount -u ./image

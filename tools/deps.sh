@@ -15,7 +15,7 @@ kernel_sha256=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
 packages=(
     build-essential pkg-config curl ca-certificates                     # building
     qemu-system-x86 fuse3 erofs-utils e2fsprogs passt uidmap            # running
-    bats parallel jq skopeo umoci mmdebstrap docker-registry apache2-utils       # tests: images and registries
+    bats parallel jq skopeo umoci mmdebstrap docker-registry apache2-utils  # tests: images and registries
     openssl bzip2 xz-utils zstd attr acl busybox-static fuse-overlayfs  # tests: the rest
     iproute2                                                            # tests: networks
     qemu-utils                                                          # tests: disk images
@@ -23,7 +23,7 @@ packages=(
     catatonit containernetworking-plugins iptables                      # tests: their networks
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     rsync git tmux                                                      # tests: what runs over msb-exec
-    hyperfine bsdextrautils pigz                                             # measuring
+    hyperfine bsdextrautils pigz                                        # measuring
 )
 
 say() { echo "deps: $*" >&2; }
