@@ -171,7 +171,7 @@ recoveries() {
 @test "a disk of msb-pack boots, with the changes of the upper" {
     { msb-pull "$vm_root"; echo '{"op":"text","path":"/packed","content":"yes\n"}'
         printf '{"op":"script","name":"%s","content":"#!/bin/sh\\necho of the disk\\n"}\n' own both; } | msb-patch >patched.json
-    msb-pack -q -r patched.json --free 8M raw:packed.raw qcow2:packed.qcow2 -o packed.json
+    msb-pack -q -r patched.json --free 8M raw:packed.raw qcow2:packed.qcow2 erofs:packed.erofs -o packed.json
     e2fsck -fn packed.raw
     [ "$(jq -r '.rootfs | "\(.kind) \(.format) \(.path)"' packed.json)" = "disk raw $PWD/packed.raw" ]
     qemu-img compare packed.raw packed.qcow2
@@ -183,4 +183,12 @@ recoveries() {
     # The scripts of the disk, unless the record has one of that name.
     [ "$(vm_exec worker sh -c 'own; both')" = $'of the disk\nof the record' ]
     vm_exec worker sh -c "echo >/new"
+    # An EROFS disk is below a scratch disk.
+    msb-pull ./packed.erofs >"$vm_record"
+    for flag in --overlay=kept.qcow2 --commit-on-stop --root=disk; do
+        run -1 msb-boot -r "$vm_record" --name read-only "$flag"
+    done
+    vm_boot read-only
+    jq -e '.rootfs.format == "erofs" and .vm.root == "block"' read-only.json
+    [ "$(vm_exec read-only sh -c 'cat /packed; own; echo new >/packed; cat /packed')" = $'yes\nof the disk\nnew' ]
 }

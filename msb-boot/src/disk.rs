@@ -92,7 +92,9 @@ impl DiskRoot {
         let subject = || format!("disk {:?}", self.base);
         let mut file = File::open(&self.base).with_context(subject)?;
         match self.format {
-            DiskFormat::Raw => Ok(io::Seek::seek(&mut file, io::SeekFrom::End(0)).with_context(subject)?),
+            DiskFormat::Raw | DiskFormat::Erofs => {
+                Ok(io::Seek::seek(&mut file, io::SeekFrom::End(0)).with_context(subject)?)
+            }
             DiskFormat::Qcow2 => {
                 let header = Header::read(&file).with_context(subject)?;
                 if let Some(backing) = header.backing {
@@ -121,7 +123,7 @@ impl DiskRoot {
         let file = publish::unnamed_file(dir)?;
         let storage = ImageFile::from_open_file(file.try_clone()?, StorageOpenOptions::new().write(true))?;
         let format = match self.format {
-            DiskFormat::Raw => "raw",
+            DiskFormat::Raw | DiskFormat::Erofs => "raw",
             DiskFormat::Qcow2 => "qcow2",
         };
         let base = self.base.to_str().context("its base's path is not UTF-8")?;

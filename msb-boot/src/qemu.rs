@@ -135,7 +135,7 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
         let writable = if drive.writable { "readonly=off,discard=unmap" } else { "readonly=on" };
         // msb-boot holds the locks. QEMU would open /dev/null, which its jail lacks, to find out how to lock, and complain.
         let unlocked = match format {
-            DiskFormat::Raw => "file.locking=off",
+            DiskFormat::Raw | DiskFormat::Erofs => "file.locking=off",
             DiskFormat::Qcow2 => "file.locking=off,backing.file.locking=off",
         };
         let options = format!("cache=writeback,werror=report,rerror=report,{unlocked}");

@@ -1,12 +1,13 @@
 //! The choice of the guest's root: which form it has, by the record and by --root, and whether the flags fit it.
 
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use msb::overlay::{mountinfo, user_namespace};
-use msb::record::{self, Mount, Record, RootChoice, Rootfs, Upper};
+use msb::record::{self, DiskFormat, Mount, Record, RootChoice, Rootfs, Upper};
 use msb::store::home;
 
 use crate::args::Args;
@@ -39,6 +40,9 @@ pub(crate) fn choose(record: &Record, requested: RootChoice) -> anyhow::Result<C
         (RootChoice::Auto, Some(Rootfs::Dir { .. })) => {
             chosen(RootChoice::Block, "the record has a directory and no mount")
         }
+        (RootChoice::Auto, Some(Rootfs::Disk { format: DiskFormat::Erofs, .. })) => {
+            chosen(RootChoice::Block, "the record has a read-only disk")
+        }
         (RootChoice::Auto, Some(Rootfs::Disk { .. })) => chosen(RootChoice::Disk, "the record has a disk"),
         (RootChoice::Share, Some(Rootfs::Disk { path, .. })) => {
             bail!("disk {path:?} cannot be shared (leave --root out)")
@@ -47,6 +51,10 @@ pub(crate) fn choose(record: &Record, requested: RootChoice) -> anyhow::Result<C
             bail!("a shared root is a mounted one, and the record has no mount (put msb-mount before msb-boot)")
         }
         (root, _) => match (root, record.rootfs()?) {
+            (RootChoice::Block, Rootfs::Disk { format: DiskFormat::Erofs, .. }) => chosen(root, "--root says so"),
+            (RootChoice::Disk, Rootfs::Disk { path, format: DiskFormat::Erofs, .. }) => {
+                bail!("disk {path:?} is read-only, so it is the base of a block root (leave --root out)")
+            }
             (RootChoice::Block, Rootfs::Disk { path, .. }) => {
                 bail!("disk {path:?} is a root by itself (leave --root out)")
             }
@@ -63,10 +71,17 @@ pub(crate) fn choose(record: &Record, requested: RootChoice) -> anyhow::Result<C
 /// # Errors
 /// A flag that does not fit the record.
 pub(crate) fn check_flags(record: &Record, request: &record::Boot) -> anyhow::Result<()> {
-    if request.overlay.is_some() && !matches!(record.rootfs, Some(Rootfs::Disk { .. })) {
-        bail!("--overlay: the record's root is not a disk (leave it out)");
+    match &record.rootfs {
+        Some(Rootfs::Disk { format: DiskFormat::Erofs, .. }) if request.overlay.is_some() => {
+            bail!("--overlay: an EROFS disk has a scratch disk in place of an overlay (use --name, which keeps it)")
+        }
+        Some(Rootfs::Disk { format: DiskFormat::Erofs, .. }) if request.commit_on_stop => {
+            bail!("--commit-on-stop: an EROFS disk has no upper (leave it out)")
+        }
+        Some(Rootfs::Disk { .. }) => Ok(()),
+        _ if request.overlay.is_some() => bail!("--overlay: the record's root is not a disk (leave it out)"),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Checks what the root is made of, and describes it.
@@ -100,29 +115,35 @@ pub(crate) fn root(
         (RootChoice::Share, None) => bail!("the record has no mount (put msb-mount before msb-boot)"),
         _ => {}
     }
-    match record.rootfs()? {
+    let scratch = |base: OsString, upper, notices: &mut Vec<Notice>| -> anyhow::Result<Scratch> {
+        let size = request::disk_size(request)?;
+        let scratch = match &request.name {
+            _ if request.ephemeral => Scratch::Memory,
+            Some(name) if !args.rm && !args.dry_run => Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?,
+            _ => Scratch::unnamed(size),
+        };
+        if let (Some(existing), Some(name)) = (scratch.check(&home::home()?)?, &request.name) {
+            notices.push(Notice::Info(reuse(name, &existing, upper)));
+        }
+        Ok(scratch)
+    };
+    let block = match record.rootfs()? {
+        Rootfs::Disk { path, format: DiskFormat::Erofs, .. } => {
+            let path = std::fs::canonicalize(path).with_context(|| format!("disk {path:?}"))?;
+            let scratch = scratch(path.clone().into(), None, notices)?;
+            BlockRoot::of_image(&path, scratch)?
+        }
         Rootfs::Disk { path, format, .. } => {
-            Ok(Root::Disk(DiskRoot::check(path, *format, request.overlay.as_deref())?))
+            return Ok(Root::Disk(DiskRoot::check(path, *format, request.overlay.as_deref())?));
         }
         Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. } => {
-            let base = BlockRoot::base_name(lower)?;
-            let size = request::disk_size(request)?;
-            let scratch = match &request.name {
-                _ if request.ephemeral => Scratch::Memory,
-                Some(name) if !args.rm && !args.dry_run => {
-                    Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?
-                }
-                _ => Scratch::unnamed(size),
-            };
-            if let Some(upper) = &record.upper {
-                check_upper(upper)?;
-            }
-            if let (Some(existing), Some(name)) = (scratch.check(&home::home()?)?, &request.name) {
-                notices.push(Notice::Info(reuse(name, &existing, record.upper.as_ref())));
-            }
-            Ok(Root::Block(Box::new(BlockRoot::check(lower, record.upper.as_ref(), scratch)?)))
+            let upper = record.upper.as_ref();
+            upper.map(check_upper).transpose()?;
+            let scratch = scratch(BlockRoot::base_name(lower)?, upper, notices)?;
+            BlockRoot::check(lower, upper, scratch)?
         }
-    }
+    };
+    Ok(Root::Block(Box::new(block)))
 }
 
 /// The message about a scratch disk that is used again.
@@ -186,6 +207,7 @@ mod tests {
         let layers = || Some(Rootfs::layers(vec![dir.clone()]));
         let directory = || Some(Rootfs::dir(dir.clone()));
         let disk = || Some(Rootfs::disk(dir.clone(), DiskFormat::Raw));
+        let read_only = || Some(Rootfs::disk(dir.clone(), DiskFormat::Erofs));
         let mount = || Mount::new(dir.clone(), 1, "x".into());
         let record = |rootfs, mount| {
             let mut record = Record::new();
@@ -206,6 +228,9 @@ mod tests {
             (record(disk(), None), "share", Err("cannot be shared")),
             (record(disk(), None), "block", Err("is a root by itself")),
             (record(layers(), None), "disk", Err("root is not a disk")),
+            (record(read_only(), None), "auto", Ok(RootChoice::Block)),
+            (record(read_only(), None), "block", Ok(RootChoice::Block)),
+            (record(read_only(), None), "disk", Err("is read-only")),
         ] {
             let requested = RootChoice::from_str(flag, false).unwrap();
             match (choose(&record, requested), expected) {

@@ -242,6 +242,7 @@ impl Run<'_> {
             Some(Target::Dir(dir)) => Some(Rootfs::dir(absolute(dir)?)),
             Some(Target::Disk(Disk::Qcow2, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Qcow2)),
             Some(Target::Disk(Disk::Raw, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Raw)),
+            Some(Target::Disk(Disk::Erofs, file)) => Some(Rootfs::disk(absolute(file)?, DiskFormat::Erofs)),
             _ => None,
         };
         Ok(made)

@@ -39,13 +39,13 @@ fn targets() -> String {
   dir:DIR                     the merged root; DIR is new or empty
   raw:FILE                    an ext4 disk
   qcow2:FILE                  the same in QEMU's format
-  erofs:FILE                  a read-only EROFS disk
+  erofs:FILE                  an EROFS disk, which is read-only: a VM writes to a scratch disk above it
 
 A registry gets the blobs that it does not have, and the manifest last. Layers of
 another repository of the same registry are mounted, not sent. A file or directory
 gets its name when it is complete, and replaces an old one then.
-A run that fails or is killed leaves the old one. Disks need root, and the programs
-mke2fs, qemu-img or mkfs.erofs."#
+A run that fails or is killed leaves the old one. Disks need the programs mke2fs,
+qemu-img or mkfs.erofs."#
         .into()
 }
 

@@ -30,8 +30,9 @@ fn describe(path: &Path) -> anyhow::Result<Rootfs> {
     let format = match path.extension().and_then(|extension| extension.to_str()) {
         Some("qcow2") => DiskFormat::Qcow2,
         Some("raw" | "img") => DiskFormat::Raw,
+        Some("erofs") => DiskFormat::Erofs,
         _ => bail!(
-            "neither a directory nor a disk (.qcow2, .raw, .img); an archive is oci-archive:FILE or docker-archive:FILE"
+            "neither a directory nor a disk (.qcow2, .raw, .img, .erofs); an archive is oci-archive:FILE or docker-archive:FILE"
         ),
     };
     ensure!(metadata.is_file(), "not a regular file");

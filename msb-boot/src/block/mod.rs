@@ -47,6 +47,8 @@ enum Base {
     Layers { chain_id: String, lower: Vec<PathBuf>, image: PathBuf },
     /// Directories that may change, so each boot makes an image of its own.
     Directories(Box<Stack>),
+    /// An EROFS image of the caller's.
+    Image(PathBuf),
 }
 
 /// The directories that are merged into an image for one boot.
@@ -122,6 +124,17 @@ impl BlockRoot {
         }
     }
 
+    /// Checks an EROFS image of the caller's, which is the whole tree. Makes nothing.
+    ///
+    /// # Errors
+    /// A file that is missing, or is no EROFS image.
+    pub(crate) fn of_image(image: &Path, scratch: Scratch) -> anyhow::Result<Self> {
+        let home = home::home()?;
+        erofs::open_disk(image)?;
+        let (base, base_name) = (Base::Image(image.to_owned()), image.as_os_str().as_encoded_bytes().to_vec());
+        Ok(Self { home, base, base_name, patches: None, scratch })
+    }
+
     /// The name of the tree below the scratch disk. A scratch disk belongs to one such tree.
     ///
     /// # Errors
@@ -148,6 +161,7 @@ impl BlockRoot {
         let scratch = self.scratch.open(&self.home)?;
         let base = match &self.base {
             Base::Layers { image, .. } => erofs::open(image)?,
+            Base::Image(image) => erofs::open_disk(image)?,
             Base::Directories(stack) => {
                 let Stack { lower, upper } = stack.as_ref();
                 let _lock = upper.as_ref().map(lock_upper).transpose()?;

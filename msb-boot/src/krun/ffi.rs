@@ -204,7 +204,7 @@ impl Context {
     pub(crate) fn add_disk(&self, id: &str, file: &Path, format: DiskFormat, read_only: bool) -> io::Result<()> {
         const FLUSHES_REACH_THE_DISK: u32 = 2;
         let format = match format {
-            DiskFormat::Raw => 0,
+            DiskFormat::Raw | DiskFormat::Erofs => 0,
             DiskFormat::Qcow2 => 1,
         };
         let (id, file) = (CString::new(id)?, c_path(file)?);

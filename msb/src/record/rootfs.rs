@@ -68,6 +68,8 @@ pub enum DiskFormat {
     Raw,
     /// QEMU's copy-on-write format.
     Qcow2,
+    /// An EROFS file system, which is read-only. What a guest writes is on a scratch disk above it.
+    Erofs,
 }
 
 impl std::fmt::Display for DiskFormat {
@@ -75,6 +77,7 @@ impl std::fmt::Display for DiskFormat {
         f.write_str(match self {
             Self::Raw => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Erofs => "erofs",
         })
     }
 }

@@ -10,6 +10,6 @@ mod mkfs;
 mod size;
 mod superblock;
 
-pub use image::{Image, layers_of, open};
+pub use image::{Image, layers_of, open, open_disk};
 pub use merge::merge;
 pub use mkfs::Mkfs;

@@ -13,17 +13,25 @@ const MAGIC: [u8; 4] = [0xe2, 0xe1, 0xf5, 0xe0];
 
 /// Whether a file is a complete EROFS image with this UUID: its magic, its length and its UUID are right.
 pub(super) fn is_complete(file: &File, uuid: &str) -> io::Result<bool> {
+    Ok(of_whole(file)?.is_some_and(|superblock| hex::encode(&superblock[48..64]) == uuid.replace('-', "")))
+}
+
+/// Whether a file is a complete EROFS image: its magic and its length are right.
+pub(super) fn is_whole(file: &File) -> io::Result<bool> {
+    Ok(of_whole(file)?.is_some())
+}
+
+fn of_whole(file: &File) -> io::Result<Option<[u8; 128]>> {
     let mut superblock = [0u8; 128];
     match file.read_exact_at(&mut superblock, OFFSET) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         other => other?,
     }
     let number = |at: usize| superblock[at..at + 4].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte));
     let (block_bits, blocks) = (superblock[12], number(36));
     let length = file.metadata()?.len();
     let has_length = block_bits < 32 && blocks > 0 && blocks << block_bits == length;
-    let stored = hex::encode(&superblock[48..64]);
-    Ok(superblock.starts_with(&MAGIC) && has_length && stored == uuid.replace('-', ""))
+    Ok((superblock.starts_with(&MAGIC) && has_length).then_some(superblock))
 }
 
 /// Clears the time at which the image was made: the same layers give the same image. Only compact inodes have that time.
@@ -62,6 +70,8 @@ mod tests {
         assert!(!check(&image, &uuid(Path::new("/x/two"))));
         assert!(!check(&image[..4096], &id));
         assert!(!check(&[], &id));
+        fs::write(&path, &image).unwrap();
+        assert!(is_whole(&File::open(&path).unwrap()).unwrap());
         image[1024] ^= 1;
         assert!(!check(&image, &id));
     }
