@@ -13,7 +13,7 @@ setup_file() {
     chmod 0755 "$place"
     mkdir "$place/tools"
     local release=$BATS_TEST_DIRNAME/../target/release tool
-    for tool in "$release"/{msb,msb-pull,msb-patch,msb-mount,msb-boot,msb-exec,msb-stop,msb-run,msb-rm,msb-ls,msb-store,msb-diff} \
+    for tool in "$release"/{msb,msb-pull,msb-patch,msb-mount,msb-boot,msb-exec,msb-stop,msb-run,msb-rm,msb-ls,msb-store,msb-diff,msb-pack} \
         "$release"/{agentd,vhost-device-vsock,libkrunfw.so.5}; do
         [ ! -e "$tool" ] || cp -l "$tool" "$place/tools/" 2>/dev/null || cp "$tool" "$place/tools/"
     done
@@ -160,6 +160,24 @@ END
     [[ $output == *'was made with other IDs'* ]]
     as_user msb-rm worker
     [ ! -e .local/share/msb/sandboxes/worker ]
+}
+
+@test "what a user packs has the digests of what root packs" {
+    cat >ops.jsonl <<'END'
+{"op":"text","path":"/etc/motd","content":"patched\n"}
+{"op":"remove","path":"/srv"}
+{"op":"mkdir","path":"/srv","mode":"0750","uid":70000,"gid":70001}
+{"op":"script","name":"hello","content":"#!/bin/sh\n"}
+END
+    pack='umask 022; msb-pull -q "oci:$1/layout" | msb-patch -q -f ops.jsonl | msb-pack -q oci-archive:out.tar:v1 tar:root.tar \
+        layer:layer.tar.gz raw:disk.raw erofs:disk.erofs >new.json; sha256sum out.tar root.tar layer.tar.gz disk.raw disk.erofs'
+    export SOURCE_DATE_EPOCH=1700000000
+    as_user sh -euc "$pack" - "$place" >users
+    e2fsck -fn disk.raw
+    rm out.tar disk.raw disk.erofs
+    sh -euc "$pack" - "$place" >roots
+    diff roots users
+    [ "$(wc -l <users)" -eq 5 ]
 }
 
 @test "device nodes of an image are left out with a message" {

@@ -17,6 +17,7 @@ use msb::store::erofs::merge;
 use msb::store::publish::unnamed_file;
 use rustix::fs::FileType;
 
+use crate::inode_times;
 use crate::root::Root;
 use crate::scripts::Scripts;
 use crate::staged::{StagedDir, StagedFile, parent};
@@ -141,7 +142,8 @@ fn ext4(file: &File, tree: &Path, size: Size, free: u64, time: i64) -> anyhow::R
     command.arg("-d").arg(tree).arg("/proc/self/fd/0");
     // Names of the time in e2fsprogs until 1.47.0, and since.
     command.env("E2FSPROGS_FAKE_TIME", time.to_string()).env("SOURCE_DATE_EPOCH", time.to_string());
-    run(command, file)
+    run(command, file)?;
+    Ok(inode_times::settle(file)?)
 }
 
 fn qcow2(raw: &File, file: &File) -> anyhow::Result<()> {
