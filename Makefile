@@ -1,5 +1,7 @@
 # make demo        sets the machine up, then runs the whole pipe on a real image in a real VM
 # make test        sets the machine up, then runs the unit tests and the tools on real parts
+# make guest-arm64 builds what arm64 guests need on an amd64 machine (guest-amd64: the reverse)
+# make arm64       builds everything for an arm64 machine; make deps-arm64 installs what that needs (amd64: the reverse)
 # make install     builds, and installs below PREFIX (/usr/local), in DESTDIR
 # make uninstall   removes what make install installed
 # make lint        rustfmt, clippy, mandoc, shellcheck, cargo-deny
@@ -22,7 +24,21 @@ RELEASE = target/release
 # build scripts are built without them.
 TRIPLE = $(shell rustc -vV | sed -n 's/^host: //p')
 
-.PHONY: help deps build agentd man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-pack bench-patch bench-shutdown install clean
+# The architectures, by Debian's name: the kernel's name, the compiler's triple, and what cargo needs to link for it.
+ARCHITECTURES = amd64 arm64
+machine_amd64 = x86_64
+machine_arm64 = aarch64
+HOST_ARCHITECTURE = $(if $(filter aarch64-%,$(TRIPLE)),arm64,amd64)
+triple = $(machine_$1)-unknown-linux-gnu
+linker = CARGO_TARGET_$(subst -,_,$(shell echo $(call triple,$1) | tr a-z A-Z))_LINKER=$(machine_$1)-linux-gnu-gcc
+# What is built for an architecture holds no path of this machine.
+remap = --remap-path-prefix=$(CURDIR)=/msb --remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=/cargo
+# The directories with what guests of other architectures need.
+GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
+# The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
+deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
+
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest,$(ARCHITECTURES:%=$(name)-%)) man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-pack bench-patch bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -43,6 +59,29 @@ agentd:
 		--target $(TRIPLE) --target-dir target/static
 	@mkdir -p $(RELEASE)
 	@cp -u --remove-destination target/static/$(TRIPLE)/agent/agentd $(RELEASE)/agentd
+
+# What guests of an architecture need, for the tools in $(RELEASE).
+$(ARCHITECTURES:%=guest-%): guest-%:
+	@tools/deps.sh --guest $*
+	@echo "== building agentd for $* (static)"
+	$(call linker,$*) RUSTFLAGS='-C target-feature=+crt-static $(remap)' $(CARGO) build --profile agent --locked -p agentd \
+		--target $(call triple,$*) --target-dir target/static
+	@mkdir -p $(RELEASE)/$(machine_$*)
+	@cp -u --remove-destination target/static/$(call triple,$*)/agent/agentd $(RELEASE)/$(machine_$*)/
+	@if [ -e $(MSB_DEPS)/$(call deps-dir,$*)lib/libkrunfw.so.5 ]; then \
+		cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)lib/libkrunfw.so.5 $(RELEASE)/$(machine_$*)/; fi
+
+# Everything for a machine of an architecture, in target/TRIPLE/release.
+$(ARCHITECTURES:%=deps-%): deps-%:
+	@tools/deps.sh $*
+
+$(ARCHITECTURES): %: guest-%
+	@echo "== building the tools for $* (cargo, release)"
+	$(call linker,$*) RUSTFLAGS='$(remap)' $(CARGO) build --release --locked --workspace --exclude agentd --target $(call triple,$*)
+	@test -e $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock || \
+		{ echo "vhost-device-vsock is missing: run \"make deps-$*\" first" >&2; exit 1; }
+	@cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock $(RELEASE)/$(machine_$*)/* \
+		target/$(call triple,$*)/release/
 
 # The pages of section 1 are generated from the flags and from page.rs of each tool; the others get the same date.
 man: build
@@ -149,12 +188,23 @@ bench-shutdown: deps build
 	@tests/bench-shutdown.sh
 	@tests/kvm-host/run tests/bench-shutdown.sh 1
 
-install: build
+install: build install-files
+
+# The binaries of another architecture can be installed with the pages and completions that this machine's tools print.
+BINARIES ?= $(RELEASE)
+install-files:
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/libexec/msb $(DESTDIR)$(PREFIX)/lib/msb
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/man/man,1 5 7 8)
-	install -m 0755 $(addprefix $(RELEASE)/,$(TOOLS)) $(DESTDIR)$(PREFIX)/bin
-	install -m 0755 $(RELEASE)/agentd $(RELEASE)/vhost-device-vsock $(DESTDIR)$(PREFIX)/libexec/msb
-	if [ -e $(RELEASE)/libkrunfw.so.5 ]; then install -m 0644 $(RELEASE)/libkrunfw.so.5 $(DESTDIR)$(PREFIX)/lib/msb; fi
+	install -m 0755 $(addprefix $(BINARIES)/,$(TOOLS)) $(DESTDIR)$(PREFIX)/bin
+	install -m 0755 $(BINARIES)/agentd $(BINARIES)/vhost-device-vsock $(DESTDIR)$(PREFIX)/libexec/msb
+	if [ -e $(BINARIES)/libkrunfw.so.5 ]; then install -m 0644 $(BINARIES)/libkrunfw.so.5 $(DESTDIR)$(PREFIX)/lib/msb; fi
+	for machine in $(GUESTS); do \
+		[ -e $(BINARIES)/$$machine/agentd ] || continue; \
+		install -d $(DESTDIR)$(PREFIX)/libexec/msb/$$machine; \
+		install -m 0755 $(BINARIES)/$$machine/agentd $(DESTDIR)$(PREFIX)/libexec/msb/$$machine; \
+		[ ! -e $(BINARIES)/$$machine/libkrunfw.so.5 ] || \
+			install -m 0644 $(BINARIES)/$$machine/libkrunfw.so.5 $(DESTDIR)$(PREFIX)/libexec/msb/$$machine; \
+	done
 	for section in 1 5 7 8; do install -m 0644 man/*.$$section $(DESTDIR)$(PREFIX)/share/man/man$$section; done
 	install -d $(DESTDIR)$(PREFIX)/share/msb/oci
 	for file in msb-oci/dist/*; do sed 's|@PREFIX@|$(PREFIX)|' $$file > $(DESTDIR)$(PREFIX)/share/msb/oci/$${file##*/}; done

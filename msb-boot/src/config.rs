@@ -103,7 +103,7 @@ impl Config {
         let request = requested(record.boot.as_ref(), args)?;
         let previous = record.vm.as_ref().map(require_ended).transpose()?;
         root_choice::check_flags(&record, &request)?;
-        defaults::check_platform(record.image.as_ref().and_then(|image| image.platform.as_deref()))?;
+        let architecture = defaults::architecture(record.image.as_ref().and_then(|image| image.platform.as_deref()))?;
         if let Some(upper) = record.upper.as_ref().filter(|_| request.commit_on_stop) {
             reach::require_private(&upper.dir).context("--commit-on-stop")?;
         }
@@ -121,9 +121,9 @@ impl Config {
         let (defaults, init) = (defaults::defaults(&image, &request), defaults::init(&image, &request));
         let kernel_log = request.kernel_log.as_deref().map(kernel_log).transpose()?;
         jail::check_privileges()?;
-        let agent = agent::find()?;
-        let library = kernel::library()?;
-        let any::Choice { vmm, message, is_fallback } = any::choose(vmm_choice(request.vmm)?)?;
+        let agent = agent::find(architecture)?;
+        let library = kernel::library(architecture)?;
+        let any::Choice { vmm, message, is_fallback } = any::choose(vmm_choice(request.vmm)?, architecture)?;
         notices.extend(message.clone().filter(|_| args.verbose).map(Notice::Warning));
         let dir = run_dir(&name)?;
         if !args.dry_run {
@@ -158,9 +158,10 @@ impl Config {
             dir,
             // The supervisor sets it: it is made from its PID.
             user: 0,
+            architecture,
             cpus: request.cpus,
             memory_mib: request.memory_mib,
-            kernel: kernel::check(&library, vmm.boot_protocol())?,
+            kernel: kernel::check(&library, architecture, vmm.boot_protocol())?,
             root_share: root.share(),
             volumes: Vec::new(),
             drives: Vec::new(),
@@ -207,13 +208,13 @@ impl Config {
         })
     }
 
-    /// Makes the files that the store lacks: the kernel's ELF file, the directories of volumes, and the image of a block root. The image
+    /// Makes the files that the store lacks: the kernel's file, the directories of volumes, and the image of a block root. The image
     /// takes long, so `say` is called first.
     ///
     /// # Errors
     /// The file that could not be made.
     pub(crate) fn make_files(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
-        kernel::write_elf(&self.library, &self.vm.kernel)?;
+        kernel::write(&self.library, self.vm.architecture, &self.vm.kernel)?;
         self.volumes.iter().try_for_each(Volume::make)?;
         match &self.root {
             Root::Block(block) => block.make_image(say),

@@ -16,6 +16,7 @@ mod config;
 mod defaults;
 mod disk;
 mod granted;
+mod guest_files;
 mod helper_process;
 mod inherited_fd;
 mod jail;

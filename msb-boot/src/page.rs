@@ -6,15 +6,23 @@ use msb::vm::inits;
 pub(crate) const PAGE: Page = Page {
     operands: "[-- CMD...]",
     forms: &["--probe"],
-    notes: &[("Booting again", booting_again), ("Volumes", volumes), ("Inits", inits)],
+    notes: &[
+        ("Booting again", booting_again),
+        ("Other architectures", other_architectures),
+        ("Volumes", volumes),
+        ("Inits", inits),
+    ],
     exit_status: man::EXIT_STATUS,
     environment: &[
         man::MSB_RECORD,
         man::MSB_HOME,
         man::MSB_RUN,
         ("MSB_VMM", "What runs the VM if --vmm is not given: auto, krun or qemu"),
-        ("MSB_AGENTD", "Another agentd. Default: beside msb-boot, or in ../libexec/msb"),
-        ("MSB_LIBKRUNFW", "Another guest kernel for libkrun. Default: beside msb-boot, in ../lib/msb, or the system's"),
+        ("MSB_AGENTD", "Another agentd, for the guest's architecture. Default: beside msb-boot, or in ../libexec/msb"),
+        (
+            "MSB_LIBKRUNFW",
+            "Another libkrunfw, with the guest's kernel. Default: beside msb-boot, in ../lib/msb, or the system's",
+        ),
     ],
     files: &[
         ("/run/msb/NAME", "The run directory of the VM NAME: its record, agent socket and logs (see msb(7))"),
@@ -32,6 +40,7 @@ pub(crate) const PAGE: Page = Page {
             "a directory of the host, and a cache that outlives the VM",
             "msb-pull alpine | msb-boot -v .:/src:ro -v cache:/cache > vm.json",
         ),
+        ("a guest of another architecture", "msb-pull --platform linux/arm64 alpine | msb-boot > arm64.json"),
         ("the image's init as PID 1", "msb-boot -r systemd.json -m 1G --init auto > vm.json"),
         (
             "an init with an argument",
@@ -44,6 +53,16 @@ pub(crate) const PAGE: Page = Page {
 fn booting_again() -> String {
     "The member \"boot\" of the printed record holds what was asked for, so booting the
 record of a VM that has ended boots it again the same way. Flags override it."
+        .into()
+}
+
+fn other_architectures() -> String {
+    "The guest has the architecture of the record's image.platform, linux/amd64 or
+linux/arm64; without it, this machine's. QEMU emulates the processor if it is
+not this machine's. The guest's agentd and libkrunfw.so.5 are in the directory
+x86_64 or aarch64, beside msb-boot or in ../libexec/msb (\"make guest-arm64\"
+makes them, and the package msb-guest-arm64 has them); QEMU is in the package
+qemu-system-x86 or qemu-system-arm."
         .into()
 }
 

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use msb::architecture::Architecture;
 use msb::record::VmmChoice;
 use msb::store::erofs::Mkfs;
 use msb::tool::user_namespace;
 use serde::Serialize;
 
 use crate::block::scratch;
+use crate::qemu::{self, Qemu};
 use crate::unusable::Unusable;
-use crate::vmm::{any, kvm};
-use crate::{agent, helper_process, jail, kernel, network, qemu};
+use crate::vmm::{Vmm, any, kvm};
+use crate::{agent, guest_files, helper_process, jail, kernel, network};
 
 /// The result of a probe. It is printed as JSON.
 #[derive(Debug, Serialize)]
@@ -28,6 +30,8 @@ pub(crate) struct Probe {
     vmms: BTreeMap<&'static str, Finding<&'static str>>,
     /// What the VMMs need, by name.
     parts: BTreeMap<&'static str, Finding<PathBuf>>,
+    /// Guests of other architectures than this machine's, by platform.
+    guests: BTreeMap<String, Finding<&'static str>>,
 }
 
 /// Whether one thing is usable.
@@ -56,13 +60,14 @@ impl<T> From<Result<T, Unusable>> for Finding<T> {
 impl Probe {
     /// Checks everything that a boot needs. For a user other than root, this process enters a user namespace.
     pub(crate) fn run(choice: VmmChoice) -> Self {
+        let host = Architecture::HOST;
         let privileges = user_namespace::try_out().map_err(|error| match error {
             user_namespace::Error::Missing(missing) => Unusable::new(missing.found, missing.remedy),
             other => Unusable::new(format!("{:#}", anyhow::Error::from(other)), "run it with sudo"),
         });
         let privileges = privileges.and_then(|privileges| jail::check_privileges().map(|()| privileges));
-        let agent = agent::find().map_err(|error| Unusable::new(format!("{error:#}"), "make build"));
-        let chosen = agent.clone().map_err(Into::into).and_then(|_| any::choose(choice));
+        let agent = agent::find(host).map_err(|error| Unusable::new(format!("{error:#}"), guest_files::remedy(host)));
+        let chosen = agent.clone().map_err(Into::into).and_then(|_| any::choose(choice, host));
         let (vmm, message) = match chosen {
             Ok(any::Choice { vmm, message, .. }) => {
                 (Some(vmm.name()), message.unwrap_or_else(|| format!("using {}, as told", vmm.name())))
@@ -76,23 +81,32 @@ impl Probe {
         let parts = [
             ("agentd", agent.into()),
             ("kvm", kvm::probe().map(|()| kvm::DEVICE.into()).into()),
-            ("libkrunfw", kernel::library().into()),
+            ("libkrunfw", kernel::library(host).into()),
             ("mke2fs", scratch::mke2fs().into()),
             ("mkfs.erofs", mkfs.into()),
             ("passt", Finding { version, ..passt.into() }),
             ("ping", network::passt::check_ping().into()),
             ("privileges", privileges.map(PathBuf::from).into()),
-            ("qemu", qemu::find_program().into()),
+            ("qemu", qemu::find_program(host).into()),
             ("vhost-device-vsock", helper_process::find_vsock().into()),
             ("virtiofsd", helper_process::find_virtiofsd().into()),
         ];
         let overhead_mib = vmm.and_then(any::overhead_mib);
         let vmms = any::survey().map(|(name, result)| (name, result.into()));
-        Self { vmm, message, overhead_mib, vmms: vmms.into(), parts: parts.into() }
+        let others = Architecture::ALL.into_iter().filter(|&architecture| architecture != host);
+        let guests = others.map(|architecture| (architecture.platform(), guest(architecture).into())).collect();
+        Self { vmm, message, overhead_mib, vmms: vmms.into(), parts: parts.into(), guests }
     }
 
     /// Whether a VM would run.
     pub(crate) fn is_good(&self) -> bool {
         self.vmm.is_some() && self.parts.get("privileges").is_some_and(|part| part.usable)
     }
+}
+
+/// How guests of an architecture would run.
+fn guest(architecture: Architecture) -> Result<&'static str, Unusable> {
+    agent::find(architecture)
+        .map_err(|error| Unusable::new(format!("{error:#}"), guest_files::remedy(architecture)))?;
+    Qemu::find(architecture).map(|qemu| qemu.acceleration())
 }

@@ -1,10 +1,11 @@
-//! QEMU's machine `microvm`, with libkrunfw's kernel and helper processes for the shares and the vsock device. It emulates the processor
-//! if KVM is not usable.
+//! QEMU's machines `microvm` and `virt`, with libkrunfw's kernel and helper processes for the shares and the vsock device. It emulates the
+//! processor if KVM is not usable, or if the guest is for another one.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use msb::architecture::{Architecture, QemuMachine};
 use msb::jail::Profile;
 use msb::record::{self, DiskFormat};
 use msb::vm::boot;
@@ -19,37 +20,39 @@ use crate::unusable::Unusable;
 use crate::vm::Vm;
 use crate::vmm::{Vmm, kvm};
 
-/// The kernel's command line. `quiet`, because the console is slow. `reboot=t` and `-no-reboot` end the machine by a triple fault: a
-/// microvm has no power button, and the kernel would first spend a second on a keyboard controller that does not exist.
-const COMMAND_LINE: &str = "console=hvc0 reboot=t panic=-1 rootfstype=virtiofs root=/dev/root rw quiet \
-                            tsc=reliable no_timer_check random.trust_cpu=on init=/init.krun";
-
-/// The buses of a microvm, in the order in which QEMU itself would assign them, but bus 3 is the last: its interrupt is that of the
-/// real-time clock, for which the guest then has no driver. There are no more: the second interrupt controller of `ioapic2=on` is found
-/// through ACPI, which the guest's kernel does not have.
-const BUSES: [u8; 8] = [7, 6, 5, 4, 2, 1, 0, 3];
+/// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow.
+const COMMAND_LINE: &str = "panic=-1 rootfstype=virtiofs root=/dev/root rw quiet random.trust_cpu=on init=/init.krun";
 
 /// QEMU, with the programs that it needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Qemu {
+    architecture: Architecture,
     program: PathBuf,
     helpers: Programs,
     /// The vhost-user devices whose helper processes run.
     devices: Vec<Device>,
 }
 
-/// Finds the program.
+/// Finds the program that emulates an architecture.
 ///
 /// # Errors
 /// The package to install.
-pub(crate) fn find_program() -> Result<PathBuf, Unusable> {
-    program::find("qemu-system-x86_64", &[], "apt-get install qemu-system-x86")
+pub(crate) fn find_program(architecture: Architecture) -> Result<PathBuf, Unusable> {
+    let machine = architecture.qemu();
+    program::find(machine.program, &[], machine.remedy)
+}
+
+impl Qemu {
+    /// Whether the processor of this machine executes the guest.
+    fn is_accelerated(&self) -> bool {
+        self.architecture == Architecture::HOST && kvm::probe().is_ok()
+    }
 }
 
 impl Vmm for Qemu {
-    fn find() -> Result<Self, Unusable> {
-        kernel::library()?;
-        Ok(Self { program: find_program()?, helpers: Programs::find()?, devices: Vec::new() })
+    fn find(architecture: Architecture) -> Result<Self, Unusable> {
+        kernel::library(architecture)?;
+        Ok(Self { architecture, program: find_program(architecture)?, helpers: Programs::find()?, devices: Vec::new() })
     }
 
     fn name(&self) -> &'static str {
@@ -61,7 +64,7 @@ impl Vmm for Qemu {
     }
 
     fn acceleration(&self) -> &'static str {
-        if kvm::probe().is_ok() { "on KVM" } else { "software emulation" }
+        if self.is_accelerated() { "on KVM" } else { "software emulation" }
     }
 
     fn boot_protocol(&self) -> BootProtocol {
@@ -73,7 +76,7 @@ impl Vmm for Qemu {
     }
 
     fn max_devices(&self) -> usize {
-        BUSES.len()
+        self.architecture.qemu().buses.len()
     }
 
     fn start_helpers(&mut self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
@@ -83,7 +86,7 @@ impl Vmm for Qemu {
     }
 
     fn run(&self, vm: &Vm) -> anyhow::Error {
-        let kvm = kvm::probe().is_ok();
+        let kvm = self.is_accelerated();
         let kernel = Path::new(jail::KERNEL);
         let profile = if vm.has_private_base() { Profile::QemuPrivateDisk } else { Profile::Qemu };
         let mut jail = vm.jail(profile).ro_bind_program(&self.program).ro_bind(&vm.kernel, kernel);
@@ -97,33 +100,27 @@ impl Vmm for Qemu {
             let descriptors = Path::new("/proc/self/fd");
             jail = jail.ro_bind(descriptors, descriptors);
         }
-        jail.execute(&self.program, &arguments(vm, &self.devices, kernel, kvm)).into()
+        jail.execute(&self.program, &arguments(vm, self.architecture.qemu(), &self.devices, kernel, kvm)).into()
     }
 }
 
 /// QEMU's command line.
-fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsString> {
+fn arguments(vm: &Vm, machine: &QemuMachine, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsString> {
     let mut args: Vec<OsString> = Vec::new();
     let mut push = |more: &[&str]| args.extend(more.iter().map(OsString::from));
     push(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
     push(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    push(&[
-        "-M",
-        "microvm,acpi=off,rtc=on,isa-serial=off,x-option-roms=off,memory-backend=memory,auto-kernel-cmdline=on",
-    ]);
+    push(&["-M", if kvm { machine.accelerated } else { machine.emulated }]);
     // With the default, true, virtiofsd refuses the device, and the guest hangs without a message.
     push(&["-global", "virtio-mmio.force-legacy=false"]);
     if kvm {
         push(&["-accel", "kvm", "-cpu", "host"]);
     } else {
-        // Five-level page tables (la57) make each miss of the emulated TLB slower, and no guest here needs them. With fast string
-        // instructions (erms) the kernel copies with `rep movsb`, which the emulator executes byte by byte: without, pipes in the
-        // guest are three times as fast.
-        push(&["-accel", "tcg,thread=multi", "-cpu", "max,la57=off,erms=off"]);
+        push(&["-accel", "tcg,thread=multi", "-cpu", machine.cpu]);
     }
     push(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
     push(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
-    let mut buses = BUSES.into_iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
+    let mut buses = machine.buses.iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
     let mut bus = || buses.next().unwrap_or_default();
     push(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);
     push(&["-device", "virtconsole,chardev=console"]);
@@ -155,7 +152,7 @@ fn arguments(vm: &Vm, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsStr
         push(&["-netdev", &format!("stream,id=net{number},server=off,addr.type=fd,addr.str={}", card.fd)]);
         push(&["-device", &format!("virtio-net-device,netdev=net{number},mac={mac},{}", bus())]);
     }
-    push(&["-append", COMMAND_LINE]);
+    push(&["-append", &format!("{} {COMMAND_LINE}", machine.command_line)]);
     args.extend(["-kernel".into(), kernel.into()]);
     args
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use msb::architecture::Architecture;
 use msb::jail::{Jail, PinnedPath, Profile};
 use msb::record::DiskFormat;
 use msb::vm::{boot, rundir};
@@ -19,11 +20,13 @@ pub(crate) struct Vm {
     pub dir: PathBuf,
     /// The user of the host that its processes are, unless they serve files with owners.
     pub user: u32,
+    /// The architecture of its guest.
+    pub architecture: Architecture,
     /// The number of virtual processors.
     pub cpus: u8,
     /// Memory, in MiB.
     pub memory_mib: u32,
-    /// The guest's kernel, an ELF file.
+    /// The file of the guest's kernel.
     pub kernel: PathBuf,
     /// The directory that the guest mounts as its root, under the tag `rootfs`, if its root is shared.
     pub root_share: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! The documents of an image: its configuration and its manifest (the OCI image specification's `config.md` and `manifest.md`).
 //! They depend on the record and the flags alone. Does no I/O.
 
+use msb::architecture::Architecture;
 use msb::record::Image;
 use msb::tool::timestamp::rfc3339;
 use serde_json::{Map, Value, json};
@@ -85,7 +86,7 @@ pub(crate) fn image(parts: Parts<'_>) -> anyhow::Result<NewImage> {
     let created = epoch.map(|seconds| Value::String(rfc3339(seconds, None)));
     let created = created.or_else(|| before.get("created").cloned()).unwrap_or_else(|| json!(rfc3339(0, None)));
     members.insert("created".into(), created.clone());
-    let platform = image.and_then(|image| image.platform.clone()).unwrap_or_else(host_platform);
+    let platform = image.and_then(|image| image.platform.clone()).unwrap_or_else(|| Architecture::HOST.platform());
     let mut platform = platform.split('/');
     for name in ["os", "architecture", "variant"] {
         if let Some(value) = platform.next()
@@ -229,17 +230,6 @@ fn without_empty(mut value: Value) -> Value {
         members.retain(|_, value| !value.is_null() && *value != json!("") && *value != json!([]));
     }
     value
-}
-
-/// The platform of this host, in Go's terms.
-fn host_platform() -> String {
-    let architecture = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        other => other,
-    };
-    format!("linux/{architecture}")
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use msb::architecture::Architecture;
 use serde::Deserialize;
 
 use msb_registry::json::null_is_default;
@@ -56,12 +57,7 @@ impl Platform {
 
     /// This host's.
     pub(crate) fn host() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86" => "386",
-            "powerpc64" => "ppc64le",
-            other => other,
-        };
-        Self { os: "linux".into(), architecture: architecture.into(), variant: None }.normalized()
+        Self { os: "linux".into(), architecture: Architecture::HOST.oci_name().into(), variant: None }
     }
 
     /// The same platform in Go's names, as containerd normalizes it; `unknown` becomes empty.

@@ -17,6 +17,8 @@ struct Probe {
     words: String,
     vmms: BTreeMap<String, Finding>,
     parts: BTreeMap<String, Finding>,
+    #[serde(default)]
+    guests: BTreeMap<String, Finding>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -42,7 +44,8 @@ pub fn run() -> anyhow::Result<u8> {
 
 fn report(probe: &Probe, is_good: bool) -> String {
     let items = probe.vmms.iter().map(|(name, item)| (format!("VMM {name}"), item));
-    let items: Vec<_> = items.chain(probe.parts.iter().map(|(name, item)| (name.clone(), item))).collect();
+    let items = items.chain(probe.parts.iter().map(|(name, item)| (name.clone(), item)));
+    let items: Vec<_> = items.chain(probe.guests.iter().map(|(name, item)| (format!("{name} guests"), item))).collect();
     let width = items.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut text: String = items.iter().map(|(name, item)| format!("{name:width$}  {}\n", describe(item))).collect();
     text.push_str(&match (is_good, &probe.vmm) {
@@ -69,10 +72,13 @@ mod tests {
         let probe: Probe = serde_json::from_str(
             r#"{"vmm": "qemu", "words": "no KVM here",
                 "vmms": {"krun": {"usable": false, "found": "no /dev/kvm", "remedy": "enable it"}},
-                "parts": {"qemu": {"usable": true, "by": "/usr/bin/qemu-system-x86_64"}}}"#,
+                "parts": {"qemu": {"usable": true, "by": "/usr/bin/qemu-system-x86_64"}},
+                "guests": {"linux/arm64": {"usable": false, "found": "no agentd", "remedy": "make it"}}}"#,
         )
         .unwrap();
-        let expected = "VMM krun  missing  no /dev/kvm (enable it)\nqemu      ok       /usr/bin/qemu-system-x86_64\n\
+        let expected = "VMM krun            missing  no /dev/kvm (enable it)\n\
+                        qemu                ok       /usr/bin/qemu-system-x86_64\n\
+                        linux/arm64 guests  missing  no agentd (make it)\n\
                         VMs run with qemu: no KVM here\n";
         assert_eq!(report(&probe, true), expected);
     }

@@ -12,6 +12,7 @@
 //! | --- | --- | --- |
 //! | [`record`] | the types of the record, IDs of users, names of scripts | serde, serde_json, thiserror |
 //! | `wire` | frames and messages between host and guest | and rustix |
+//! | `architecture` | what depends on the processor of a host or guest; with `overlay` | |
 //! | `interrupt` | cancellation of long operations; with `overlay` | |
 //! | `lock` | locks on files and directories; with `overlay` | |
 //! | `signals` | the signal masks of a process; with `overlay` | |
@@ -39,6 +40,8 @@
 //!   their own on the same files; rustix's `Signal` is in `interrupt`.
 //! - clap's traits are implemented in `tool`, and `nix`'s `SigSet` is returned there.
 
+#[cfg(feature = "overlay")]
+pub mod architecture;
 #[cfg(feature = "overlay")]
 pub mod interrupt;
 #[cfg(feature = "store")]

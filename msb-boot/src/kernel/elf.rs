@@ -32,7 +32,7 @@ pub(crate) fn pvh_entry(image: &[u8], load: u64) -> Option<u64> {
 ///
 /// # Errors
 /// Numbers that an ELF header cannot hold.
-pub(crate) fn headers(length: usize, load: u64, entry: u64, pvh: Option<u64>) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn headers(machine: u16, length: usize, load: u64, entry: u64, pvh: Option<u64>) -> anyhow::Result<Vec<u8>> {
     let note = pvh.map(pvh_note);
     let mut out = Vec::new();
     let mut writer = Writer::new(Endianness::Little, true, &mut out);
@@ -44,7 +44,7 @@ pub(crate) fn headers(length: usize, load: u64, entry: u64, pvh: Option<u64>) ->
         os_abi: elf::ELFOSABI_NONE,
         abi_version: 0,
         e_type: elf::ET_EXEC,
-        e_machine: elf::EM_X86_64,
+        e_machine: machine,
         e_entry: entry,
         e_flags: 0,
     };
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn the_headers_name_both_entries_and_end_where_the_image_starts() {
-        let headers = headers(8192, 0x100_0000, 0x100_0080, Some(0x100_0040)).unwrap();
+        let headers = headers(elf::EM_X86_64, 8192, 0x100_0000, 0x100_0080, Some(0x100_0040)).unwrap();
         assert_eq!(headers.len(), IMAGE_OFFSET);
         assert_eq!(headers[24..32], 0x100_0080u64.to_le_bytes());
         assert_eq!(pvh_entry(&headers, 0x100_0000 - 64), Some(0x100_0040));
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_kernel_without_a_pvh_entry_has_no_note() {
-        let headers = headers(8192, 0x100_0000, 0x100_0080, None).unwrap();
+        let headers = headers(elf::EM_X86_64, 8192, 0x100_0000, 0x100_0080, None).unwrap();
         assert_eq!(headers.len(), IMAGE_OFFSET);
         assert_eq!(pvh_entry(&headers, 0x100_0000 - 64), None);
         assert!(!has_pvh_entry(&headers));

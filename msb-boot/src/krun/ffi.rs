@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::ptr;
 
 use libloading::Library;
+use msb::architecture::KernelFormat;
 use msb::record::DiskFormat;
 use nix::libc;
 use rustix::io::FdFlags;
@@ -171,13 +172,17 @@ impl Context {
         check(krun::krun_set_vm_config(self.0, cpus, memory_mib)).map(drop)
     }
 
-    /// Sets the guest's kernel, an ELF file. libkrun copies it to the guest's memory and enters it in 64-bit mode.
-    pub(crate) fn set_kernel(&self, file: &Path) -> io::Result<()> {
-        const ELF: u32 = 1;
+    /// Sets the file of the guest's kernel. libkrun copies it to the guest's memory and enters it in 64-bit mode.
+    pub(crate) fn set_kernel(&self, file: &Path, format: KernelFormat) -> io::Result<()> {
+        let format = match format {
+            KernelFormat::Image => 0,
+            KernelFormat::Elf => 1,
+        };
         let file = c_path(file)?;
         let (no_initramfs, usual_command_line) = (ptr::null(), ptr::null());
         // SAFETY: a C string that outlives the call, and two null pointers, which are allowed.
-        check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), ELF, no_initramfs, usual_command_line) }).map(drop)
+        check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), format, no_initramfs, usual_command_line) })
+            .map(drop)
     }
 
     /// Shares the directory that is the guest's first root. It holds our own `init.krun`, so libkrun adds none.

@@ -6,6 +6,7 @@ mod huge_pages;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use msb::architecture::Architecture;
 use msb::jail::{Jail, Profile};
 use msb::record;
 use msb::vm::rundir;
@@ -24,9 +25,18 @@ use crate::vmm::{Vmm, kvm};
 pub(crate) struct Krun {}
 
 impl Vmm for Krun {
-    fn find() -> Result<Self, Unusable> {
+    fn find(architecture: Architecture) -> Result<Self, Unusable> {
+        if architecture != Architecture::HOST {
+            return Err(Unusable::new(
+                format!(
+                    "it runs guests of this machine's own architecture, and this one is for {}",
+                    architecture.platform()
+                ),
+                "use --vmm qemu",
+            ));
+        }
         kvm::probe()?;
-        kernel::library()?;
+        kernel::library(architecture)?;
         Ok(Self {})
     }
 
@@ -78,7 +88,7 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
     let sockets = Path::new(jail::SOCKET_DIR);
     let context = ffi::Context::new()?;
     context.set_size(vm.cpus, vm.memory_mib)?;
-    context.set_kernel(Path::new(jail::KERNEL))?;
+    context.set_kernel(Path::new(jail::KERNEL), vm.architecture.kernel_format())?;
     // The jail's mounts decide what is writable: the volumes are below the boot share.
     context.add_root_share(Path::new(jail::BOOT_SHARE), vm.volumes.is_empty())?;
     if vm.root_share.is_some() {

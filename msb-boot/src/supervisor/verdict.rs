@@ -4,7 +4,7 @@
 /// How the kernel ends the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It has halted. The VMM does not notice, because a microvm has no power button.
+    /// It has halted. The VMM does not notice, because not every machine has a power button.
     Halted,
     /// It resets because PID 1 has ended. That does not count as a reboot.
     InitEnded,

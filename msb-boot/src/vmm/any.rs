@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow};
+use msb::architecture::Architecture;
 use msb::record::VmmChoice;
 use serde::{Deserialize, Serialize};
 
@@ -96,24 +97,30 @@ pub(crate) struct Choice {
     pub is_fallback: bool,
 }
 
-/// Chooses the VMM: the one that the caller names, else krun, else QEMU.
+/// Chooses the VMM for a guest of an architecture: the one that the caller names, else krun, else QEMU. Only QEMU emulates other
+/// architectures than this machine's.
 ///
 /// # Errors
 /// Why the named VMM, or any VMM, cannot be used.
-pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<Choice> {
+pub(crate) fn choose(choice: VmmChoice, architecture: Architecture) -> anyhow::Result<Choice> {
     let named = |vmm| Ok(Choice { vmm, message: None, is_fallback: false });
     match choice {
-        VmmChoice::Qemu => named(AnyVmm::Qemu(Qemu::find().context("qemu")?)),
-        VmmChoice::Krun => named(AnyVmm::Krun(Krun::find().context("krun")?)),
+        VmmChoice::Qemu => named(AnyVmm::Qemu(Qemu::find(architecture).context("qemu")?)),
+        VmmChoice::Krun => named(AnyVmm::Krun(Krun::find(architecture).context("krun")?)),
+        VmmChoice::Auto if architecture != Architecture::HOST => {
+            let qemu = Qemu::find(architecture).context("qemu")?;
+            let message = Some(format!("{} guest: using qemu ({})", architecture.platform(), qemu.acceleration()));
+            Ok(Choice { vmm: AnyVmm::Qemu(qemu), message, is_fallback: false })
+        }
         VmmChoice::Auto => {
-            let why_not_krun = match Krun::find() {
+            let why_not_krun = match Krun::find(architecture) {
                 Ok(krun) => {
                     let message = Some(format!("using krun ({})", krun.acceleration()));
                     return Ok(Choice { vmm: AnyVmm::Krun(krun), message, is_fallback: false });
                 }
                 Err(why) => why,
             };
-            match Qemu::find() {
+            match Qemu::find(architecture) {
                 Ok(qemu) => {
                     let message = Some(format!("krun: {why_not_krun}; using qemu ({})", qemu.acceleration()));
                     Ok(Choice { vmm: AnyVmm::Qemu(qemu), message, is_fallback: true })
@@ -127,7 +134,11 @@ pub(crate) fn choose(choice: VmmChoice) -> anyhow::Result<Choice> {
 
 /// Each VMM by name, with its acceleration or the reason why it cannot be used.
 pub(crate) fn survey() -> [(&'static str, Result<&'static str, Unusable>); 2] {
-    [("krun", Krun::find().map(|krun| krun.acceleration())), ("qemu", Qemu::find().map(|qemu| qemu.acceleration()))]
+    let host = Architecture::HOST;
+    [
+        ("krun", Krun::find(host).map(|krun| krun.acceleration())),
+        ("qemu", Qemu::find(host).map(|qemu| qemu.acceleration())),
+    ]
 }
 
 /// The host's memory that an idle VM takes besides the guest's, in MiB, where it was measured.

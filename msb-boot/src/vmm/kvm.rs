@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::OnceLock;
 
+use msb::architecture::Architecture;
 use msb::store::id_map::{self, IdMap};
 use rustix::process::getuid;
 
@@ -28,7 +29,8 @@ pub(crate) fn probe() -> Result<(), Unusable> {
 
 /// Judges by the result of opening the device and by the text of `/proc/cpuinfo`.
 fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
-    let virtual_cpu = !cfg!(target_arch = "x86_64") || has_virtualization(cpuinfo);
+    let flags = Architecture::HOST.kvm_flags();
+    let virtual_cpu = flags.is_empty() || has_flag(cpuinfo, flags);
     let no_cpu = "switch virtualization on in the firmware; in a virtual machine, let its host pass it on";
     match opened {
         Ok(()) if virtual_cpu => Ok(()),
@@ -37,10 +39,9 @@ fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
             no_cpu,
         )),
         Err(error) => Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
-            Some(rustix::io::Errno::NOENT) if virtual_cpu => Unusable::new(
-                format!("there is no {DEVICE}"),
-                "modprobe kvm_intel or kvm_amd; in a container: --device /dev/kvm",
-            ),
+            Some(rustix::io::Errno::NOENT) if virtual_cpu => {
+                Unusable::new(format!("there is no {DEVICE}"), Architecture::HOST.kvm_remedy())
+            }
             Some(rustix::io::Errno::NOENT) => {
                 Unusable::new(format!("there is no {DEVICE}, and the CPU shows no vmx or svm"), no_cpu)
             }
@@ -66,13 +67,13 @@ fn user() -> String {
     user.map_or_else(|| "USER".into(), |user| user.name)
 }
 
-/// Whether the `/proc/cpuinfo` of an x86 machine lists Intel's or AMD's virtualization extension.
-fn has_virtualization(cpuinfo: &str) -> bool {
+/// Whether `/proc/cpuinfo` lists one of the `flags`.
+fn has_flag(cpuinfo: &str, flags: &[&str]) -> bool {
     cpuinfo
         .lines()
         .filter_map(|line| line.split_once(':'))
         .filter(|(key, _)| key.trim_end() == "flags")
-        .any(|(_, flags)| flags.split_ascii_whitespace().any(|flag| flag == "vmx" || flag == "svm"))
+        .any(|(_, listed)| listed.split_ascii_whitespace().any(|flag| flags.contains(&flag)))
 }
 
 #[cfg(test)]
@@ -80,6 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(not(target_arch = "x86_64"), ignore = "only x86 has these flags")]
     fn each_finding_has_its_remedy() {
         let (with, without) = ("flags : svm\n", "flags : fpu\n");
         let failed = |errno: rustix::io::Errno| Err(errno.into());
@@ -107,7 +109,7 @@ mod tests {
             ("model name\t: vmx\n", false),
             ("", false),
         ] {
-            assert_eq!(has_virtualization(cpuinfo), expected, "{cpuinfo:?}");
+            assert_eq!(has_flag(cpuinfo, &["vmx", "svm"]), expected, "{cpuinfo:?}");
         }
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod kvm;
 
 use std::os::fd::OwnedFd;
 
+use msb::architecture::Architecture;
 use msb::record;
 
 use crate::kernel::BootProtocol;
@@ -14,11 +15,11 @@ use crate::vm::Vm;
 
 /// A VMM that can run VMs on this machine, with the programs that were found for it.
 pub(crate) trait Vmm {
-    /// Finds what the VMM needs.
+    /// Finds what the VMM needs for guests of an architecture.
     ///
     /// # Errors
     /// The first thing that is missing.
-    fn find() -> Result<Self, Unusable>
+    fn find(architecture: Architecture) -> Result<Self, Unusable>
     where
         Self: Sized;
 
@@ -31,7 +32,7 @@ pub(crate) trait Vmm {
     /// How fast it would run a VM here, for a message: "on KVM".
     fn acceleration(&self) -> &'static str;
 
-    /// How it enters the guest's kernel.
+    /// How it enters a guest's kernel that is an ELF program.
     fn boot_protocol(&self) -> BootProtocol;
 
     /// Whether one Unix socket leads to all vsock ports of the guest, and a client writes `CONNECT port` first. Else the socket is that

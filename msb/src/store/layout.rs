@@ -7,7 +7,7 @@
 //! ├── checksums/HEX               the checksums of a layer's files, by the layer's ID
 //! ├── tmp/ID/                     what one pull is unpacking; HEX.lock: it fetches the layer with this diff_id
 //! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
-//! ├── kernel/ID.vmlinux           guest kernels as ELF files
+//! ├── kernel/ID.vmlinux           guest kernels of x86-64 as ELF files; those of arm64 are kernel/ID.Image
 //! ├── templates/ext4-VERSION-SIZE empty scratch disks
 //! ├── sandboxes/ID/               uppers, and the scratch disks of VMs with a name
 //! │   ├── upper/, work/           an upper and its work directory
