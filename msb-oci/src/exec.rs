@@ -46,7 +46,7 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
         None => None,
     };
     let file = dir.further_process();
-    publish::write_file(&file, &serde_json::to_vec(&process)?, 0o600).with_context(|| format!("{file:?}"))?;
+    publish::write_volatile_file(&file, &serde_json::to_vec(&process)?, 0o600).with_context(|| format!("{file:?}"))?;
     let running = command::start(Invocation {
         record: &dir.record(),
         what: What::Process(&file, container.exec_id.context("the container has no command yet")?),
@@ -59,7 +59,7 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
     let _ = fs::remove_file(&file);
     let mut child = running?.child;
     if let Some(file) = &args.pid_file {
-        publish::write_file(file, child.id().to_string().as_bytes(), 0o644)
+        publish::write_volatile_file(file, child.id().to_string().as_bytes(), 0o644)
             .with_context(|| format!("PID file {file:?}"))?;
     }
     if args.detach {

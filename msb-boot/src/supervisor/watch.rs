@@ -282,7 +282,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
-        publish::write_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
+        publish::write_volatile_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
         let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
         log::note("ready");
         self.recording = Some(Recording::start(self.endpoint(), self.held.path()));

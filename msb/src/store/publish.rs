@@ -34,15 +34,33 @@ pub fn staging_path(path: &Path) -> PathBuf {
 /// # Errors
 /// The error of writing, syncing or renaming; nothing is left beside `path` then.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    write_and_rename(path, content, mode, File::sync_all)?;
+    sync_parent(path)
+}
+
+/// Writes a file so that readers see the old content or the new one. It need not survive a crash of the machine, as in /run, and nothing
+/// waits for a disk.
+///
+/// # Errors
+/// The error of writing or renaming; nothing is left beside `path` then.
+pub fn write_volatile_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    write_and_rename(path, content, mode, |_| Ok(()))
+}
+
+fn write_and_rename(
+    path: &Path,
+    content: &[u8],
+    mode: u32,
+    sync: impl FnOnce(&File) -> io::Result<()>,
+) -> io::Result<()> {
     // An interrupted tool removes the staging file before it ends.
     let _deferred = DeferExit::new();
     let staging = staging_path(path);
     let written = (|| {
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&staging)?;
         file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&staging, path)?;
-        sync_parent(path)
+        sync(&file)?;
+        fs::rename(&staging, path)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&staging);

@@ -227,7 +227,7 @@ pub fn register_reader(dir: &Path) -> io::Result<File> {
 /// # Errors
 /// Those of writing.
 pub fn write(dir: &Path, file: &str, note: &impl Serialize) -> io::Result<()> {
-    publish::write_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
+    publish::write_volatile_file(&dir.join(file), &serde_json::to_vec(note)?, 0o600)
 }
 
 /// Reads one of the JSON files of the run directory `dir`; `None` if it does not exist or cannot be parsed.

@@ -43,7 +43,7 @@ impl Leftovers {
     pub fn hold(vm: &Path, root: &Path) -> io::Result<Self> {
         let path = list_of(vm, root)?;
         // Written before the list: if the supervisor is killed, the list is found through this file.
-        publish::write_file(&vm.join(SHARED_ROOT), root.as_os_str().as_bytes(), 0o600)?;
+        publish::write_volatile_file(&vm.join(SHARED_ROOT), root.as_os_str().as_bytes(), 0o600)?;
         let _gate = loop {
             publish::make_private_dir(path.parent().unwrap_or(vm))?;
             if let Some(gate) = lock_lists(&path)? {
