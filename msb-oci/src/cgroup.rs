@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::fs::statfs;
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Limits;
@@ -18,8 +19,10 @@ const MOUNT_POINT: &str = "/sys/fs/cgroup";
 const CGROUP2: i64 = 0x6367_7270;
 /// Where containers without a path have their cgroups.
 const PARENT: &str = "msb-oci";
-/// How long the last process of a VM may take to end.
-const EMPTYING: Duration = Duration::from_secs(2);
+/// How long the processes of a VM that is ending may take. What runs after that is killed.
+const ENDING: Duration = Duration::from_secs(10);
+/// How long a killed process may take to end.
+const DYING: Duration = Duration::from_secs(5);
 
 /// A cgroup, as its path below each hierarchy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,19 +178,22 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Removes it, once its processes have ended, which the caller has seen to.
+    /// Removes it with those below it, once its processes have ended, which the caller has seen to.
     ///
     /// # Errors
     /// It still has processes in a hierarchy. It is removed from the others.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        let deadline = Instant::now() + EMPTYING;
+        let start = Instant::now();
         let mut result: io::Result<()> = Ok(());
         for hierarchy in hierarchies() {
             let dir = self.dir(&hierarchy);
             let removed = loop {
-                match fs::remove_dir(&dir) {
+                match remove_tree(&dir) {
                     // The kernel tells no event for the end of a zombie.
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < deadline => {
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && start.elapsed() < ENDING + DYING => {
+                        if start.elapsed() >= ENDING {
+                            kill_all(&dir);
+                        }
                         thread::sleep(Duration::from_millis(10));
                     }
                     Err(error) if error.kind() != io::ErrorKind::NotFound => break Err(error),
@@ -198,6 +204,34 @@ impl Cgroup {
         }
         result
     }
+}
+
+/// Removes a cgroup, those below it first.
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    fs::remove_dir(dir)
+}
+
+/// Kills the processes of a cgroup, except for this one.
+fn kill_all(dir: &Path) {
+    for pid in processes(dir).filter(|pid| *pid != getpid()) {
+        // It may have ended, and its number be another process's.
+        if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
+            && processes(dir).any(|listed| listed == pid)
+        {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+        }
+    }
+}
+
+fn processes(dir: &Path) -> impl Iterator<Item = Pid> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect::<Vec<_>>().into_iter()
 }
 
 /// So that cgroups below have them. A controller that is not there is not enabled.

@@ -1,6 +1,6 @@
 //! `create`: everything but the user's program. The VM boots here, where callers wait patiently, so that every error is this command's.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -68,12 +68,14 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
     let origin = Origin::of_self();
     let mut both = None;
     let built = build(global, args, &plan, &locked, &mut container, &mut both);
+    if built.is_err()
+        && let Some(both) = &both
+    {
+        let _ = both.host.enter();
+    }
+    // "run" goes on, and a cgroup with a process in it cannot be removed.
+    origin.enter();
     if built.is_err() {
-        if let Some(both) = &both {
-            let _ = both.host.enter();
-        }
-        // A cgroup with this process in it could not be removed.
-        origin.enter();
         let _ = delete::remove(&locked.dir, &container);
     }
     built
@@ -93,6 +95,12 @@ fn load(bundle: &Path) -> anyhow::Result<Plan> {
 
 /// Checks what the plan does not know, before anything is made.
 fn check(plan: &Plan, args: &Create) -> anyhow::Result<()> {
+    if !namespaces::is_root_of_host(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()) {
+        bail!(
+            "user namespace: its root cannot make the cgroup and the interfaces that a VM needs (run the engine as root; \
+             for a VM of a user there is msb-run)"
+        );
+    }
     let has_terminal = plan.process.terminal().unwrap_or(false);
     match (&args.console_socket, has_terminal) {
         (None, true) => bail!("process.terminal: a terminal is wanted, and there is no --console-socket for it"),
@@ -139,7 +147,7 @@ fn build(
     }
     entered.host.enter().context("namespaces")?;
     if let Some(file) = &args.pid_file {
-        publish::write_file(file, stand_in.id().to_string().as_bytes(), 0o644)
+        publish::write_volatile_file(file, stand_in.id().to_string().as_bytes(), 0o644)
             .with_context(|| format!("PID file {file:?}"))?;
     }
     Ok(stand_in)
@@ -252,7 +260,7 @@ fn boot(
         let error = String::from_utf8_lossy(&output.stderr);
         bail!("{}", tool::message("msb-boot", &error, &output.status.to_string()));
     }
-    publish::write_file(&dir.record(), &output.stdout, 0o600).context("record")
+    publish::write_volatile_file(&dir.record(), &output.stdout, 0o600).context("record")
 }
 
 /// The name in the UTS namespace, which is that of a pod for its containers.
@@ -269,7 +277,7 @@ fn start_command(
     end: &OwnedFd,
 ) -> anyhow::Result<()> {
     let config = dir.guest_config();
-    publish::write_file(&config, &serde_json::to_vec(&plan.guest_config(&format!("/{}", tree::ROOT)))?, 0o600)
+    publish::write_volatile_file(&config, &serde_json::to_vec(&plan.guest_config(&format!("/{}", tree::ROOT)))?, 0o600)
         .with_context(|| format!("{config:?}"))?;
     let terminal = args.console_socket.as_deref().map(|socket| console::open(socket, &plan.process)).transpose()?;
     // Open for reading and writing, it has no end-of-file before the container is started.

@@ -79,8 +79,12 @@ pub(crate) fn remove(dir: &StateDir, container: &Container) -> anyhow::Result<()
     if !container.plugged.is_empty() {
         unplug(container);
     }
-    results.push(container.cgroup.remove().context("cgroup"));
-    results.push(dir.remove().context("state"));
+    let cgroup = container.cgroup.remove().context("cgroup");
+    if cgroup.is_ok() {
+        results.push(dir.remove().context("state"));
+    }
+    // With the state another delete can try again.
+    results.push(cgroup);
     results.into_iter().collect()
 }
 

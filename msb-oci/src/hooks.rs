@@ -1,12 +1,14 @@
 //! Hooks: programs of the host that get the container's state on stdin.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use oci_spec::runtime::{Hook, Hooks};
+use rustix::fs::MemfdFlags;
 use serde_json::Value;
 
 use crate::process::{self, Identity};
@@ -32,12 +34,8 @@ fn run_one(hook: &Hook, state: &Value) -> anyhow::Result<()> {
     }
     command.env_clear();
     command.envs(hook.env().iter().flatten().filter_map(|variable| variable.split_once('=')));
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.stdin(document(state)?).stdout(Stdio::null()).stderr(Stdio::null());
     let mut child = command.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook need not read its state.
-        let _ = stdin.write_all(state.to_string().as_bytes());
-    }
     if let Some(seconds) = hook.timeout().filter(|seconds| *seconds > 0) {
         let identity = Identity::of(child.id().cast_signed())?;
         if !process::has_ended_within(&identity, Duration::from_secs(seconds.unsigned_abs()))? {
@@ -51,6 +49,15 @@ fn run_one(hook: &Hook, state: &Value) -> anyhow::Result<()> {
         bail!("{status}");
     }
     Ok(())
+}
+
+/// The state as a file. A hook need not read it, and a pipe holds less than annotations can.
+fn document(state: &Value) -> anyhow::Result<File> {
+    let fd = rustix::fs::memfd_create("state", MemfdFlags::CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(state.to_string().as_bytes())?;
+    file.rewind()?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -67,6 +74,14 @@ mod tests {
         );
         run("x", &[hook.unwrap()], &serde_json::json!({"id": "c"})).unwrap();
         assert_eq!(std::fs::read_to_string(out).unwrap(), "{\"id\":\"c\"}zero one b unset\n");
+    }
+
+    #[test]
+    fn a_hook_need_not_read_a_state_of_any_length() {
+        let hook = serde_json::from_value(serde_json::json!({"path": "/bin/true"})).unwrap();
+        run("x", &[hook], &serde_json::json!({"annotations": {"long": "x".repeat(1 << 20)}})).unwrap();
+        let hook = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", "[ $(wc -c) = 1000002 ]"]});
+        run("x", &[serde_json::from_value(hook).unwrap()], &"x".repeat(1_000_000).into()).unwrap();
     }
 
     #[test]

@@ -87,3 +87,20 @@ pub(crate) fn spawn_in_pid_namespace(command: &mut Command) -> io::Result<Child>
     setns(own, CloneFlags::CLONE_NEWPID)?;
     child
 }
+
+/// Whether root in a user namespace with this map (user_namespaces(7)) is that of the host: every ID is mapped to itself.
+pub(crate) fn is_root_of_host(uid_map: &str) -> bool {
+    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_of_a_users_namespace_is_not_that_of_the_host() {
+        assert!(is_root_of_host("         0          0 4294967295\n"));
+        assert!(!is_root_of_host("         0       1000          1\n         1     100000      65536\n"));
+        assert!(!is_root_of_host(""));
+    }
+}

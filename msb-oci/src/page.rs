@@ -75,6 +75,8 @@ fn refused() -> String {
 
      The network of the host: a VM has interfaces of its own. A network of the engine and published ports work.
 
+     A caller in a user namespace, as a rootless podman: its root can make neither the cgroup nor the interfaces.
+
      User namespaces and mapped mounts: the files would have the wrong owners in the guest, which has users of its own.
 
      Mounts of other types than bind, tmpfs and those of the kernel: only directories and files of the host can be shared.

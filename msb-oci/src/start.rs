@@ -22,14 +22,16 @@ pub(crate) fn start(global: &Global, id: &str) -> anyhow::Result<()> {
     if status != Status::Created {
         bail!("container {id:?}: it cannot be started, because it is {}", status.as_str());
     }
-    let fifo = locked.dir.mark_started().context("start")?;
     if !container.is_sandbox {
+        let fifo = locked.dir.start_fifo();
         // Without a reader the container has just ended, which is not an error of this command.
-        match File::options().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&fifo) {
+        match File::options().write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(fifo) {
             Err(error) if rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::NXIO) => {}
             other => other.and_then(|mut fifo| fifo.write_all(&[1])).context("start")?,
         }
     }
+    // After the byte: if this process is killed in between, the container can be started again. The other way round it never could.
+    locked.dir.mark_started().context("start")?;
     // The container runs, whatever these hooks say.
     let document = locked.dir.document(&container, Status::Running);
     if let Err(error) = hooks::run("poststart", &container.poststart, &document) {

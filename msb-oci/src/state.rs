@@ -191,7 +191,7 @@ impl StateDir {
     /// Those of writing.
     pub(crate) fn save(&self, container: &Container) -> anyhow::Result<()> {
         let path = self.0.join(STATE);
-        publish::write_file(&path, &serde_json::to_vec(container)?, 0o600).with_context(|| format!("{path:?}"))
+        publish::write_volatile_file(&path, &serde_json::to_vec(container)?, 0o600).with_context(|| format!("{path:?}"))
     }
 
     /// What the container is doing now.
@@ -206,14 +206,12 @@ impl StateDir {
         }
     }
 
-    /// Notes that the container was started. Returns the path of the FIFO.
+    /// Notes that the container was started.
     ///
     /// # Errors
     /// It was not created, or was started before.
-    pub(crate) fn mark_started(&self) -> io::Result<PathBuf> {
-        let started = self.0.join(STARTED);
-        fs::rename(self.start_fifo(), &started)?;
-        Ok(started)
+    pub(crate) fn mark_started(&self) -> io::Result<()> {
+        fs::rename(self.start_fifo(), self.0.join(STARTED))
     }
 
     /// Removes the directory.
