@@ -20,7 +20,8 @@ oci_start() {
         kill -0 "$oci_ns" || return
     done
     # crun refuses a machine with both versions of cgroups.
-    in_ns sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs /etc/containers/networks 2>/dev/null; :'
+    in_ns sh -c 'umount /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs /etc/containers/networks 2>/dev/null
+        mkdir -p /run/containers && mount -t tmpfs tmpfs /run/containers'
     sed "s|@PREFIX@/bin|$oci_here/../target/release|" "$oci_here/../msb-oci/dist/podman.conf" >"$oci/conf/containers.conf"
     # Limits that an unprivileged test machine can set.
     cat >>"$oci/conf/containers.conf" <<END
@@ -77,13 +78,17 @@ both() {
     [ "${stderr:+message}" = "${expected[2]}" ] || { echo "$*: $stderr"; return 1; }
 }
 
-# oci_leftovers: prints what podman's containers have left. Those of containerd, which run at the same time, have short names.
+# oci_leftovers: prints what the containers of this podman have left. Other files run theirs at the same time.
 oci_leftovers() {
-    ls -A /run/msb-oci 2>/dev/null
-    find /run/msb -maxdepth 1 -name 'oci-????????????-*' 2>/dev/null
-    find /sys/fs/cgroup -name 'libpod-*' -type d 2>/dev/null
+    grep -oE "[0-9a-f]{64}" "$oci/tmp/events/events.log" 2>/dev/null | sort -u >"$oci/ids"
+    cut -c 1-12 "$oci/ids" >"$oci/short-ids"
+    {
+        ls -A /run/msb-oci
+        find /run/msb -maxdepth 1 -name 'oci-*'
+        find /sys/fs/cgroup -name 'libpod-*' -type d
+        pgrep -af '(as-stand-in|msb-exec).*/run/msb-oci/'
+    } 2>/dev/null | grep -F -f "$oci/short-ids"
     in_ns grep "$oci/.*/merged" /proc/mounts
-    pgrep -af '(as-stand-in|msb-exec).*/run/msb-oci/'
 }
 
 # oci_stop: removes all containers and the namespaces.
@@ -94,13 +99,13 @@ oci_stop() {
     kill "$oci_ns"
 }
 
-# oci_containerd: starts a containerd with the image of oci_start. Call it in setup_file, after that.
+# oci_containerd [CONFIG]: starts a containerd with the image of oci_start. Call it in setup_file, after that.
 oci_containerd() {
     cat >"$oci/containerd.toml" <<END
 version = 2
 root = "$oci/containerd"
 state = "$oci/containerd-state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+${1:-disabled_plugins = ["io.containerd.grpc.v1.cri"]}
 [grpc]
   address = "$oci/containerd.sock"
 [ttrpc]
@@ -114,6 +119,26 @@ END
     until K version >/dev/null 2>&1; do kill -0 "$oci_containerd" || return; sleep 0.1; done
     P save --quiet --format oci-archive -o "$oci/bb.tar" localhost/bb
     K image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
+}
+
+# oci_cri: starts a containerd whose CRI has the runtime of the installed snippet, and a bridge where there are the plugins for one.
+oci_cri() {
+    mkdir -p "$oci/cni"
+    sed "s|@PREFIX@/bin|$oci_here/../target/release|" "$oci_here/../msb-oci/dist/containerd.toml" >"$oci/msb.toml"
+    if [ -x /usr/lib/cni/bridge ] && [ -e /dev/net/tun ]; then
+        cat >"$oci/cni/10-test.conflist" <<END
+{"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge", "bridge": "cri-test", "isGateway": true, "ipMasq": false,
+ "ipam": {"type": "host-local", "dataDir": "$oci/cni-data", "ranges": [[{"subnet": "10.91.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+END
+    fi
+    oci_containerd "imports = [\"$oci/msb.toml\"]
+[plugins.\"io.containerd.grpc.v1.cri\"]
+  sandbox_image = \"localhost/bb:latest\"
+  restrict_oom_score_adj = true
+[plugins.\"io.containerd.grpc.v1.cri\".cni]
+  bin_dir = \"/usr/lib/cni\"
+  conf_dir = \"$oci/cni\""
+    K --namespace k8s.io image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
 }
 
 K() { in_ns ctr --address "$oci/containerd.sock" "$@" 3>&- 4>&-; }

@@ -1,0 +1,83 @@
+#!/usr/bin/env bats
+# Networks of podman with msb-oci: the interfaces that netavark has made, in the guest. The tests run with "make test-oci".
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    [ -e /dev/net/tun ] || skip "/dev/net/tun is missing"
+    [ -e /usr/lib/podman/netavark ] && [ -e /usr/lib/podman/aardvark-dns ] || skip "netavark or aardvark-dns is missing (make deps)"
+    # shellcheck source-path=SCRIPTDIR
+    source "$BATS_TEST_DIRNAME/image.bash"
+    oci_start
+    cp "$(guest_program udp-echo)" "$oci/udp-echo"
+    P network create --ipv6 --subnet 10.90.1.0/24 --subnet fd90:1::/64 one >/dev/null
+    P network create --subnet 10.90.2.0/24 two >/dev/null
+    cat >"$oci/talk.py" <<'END'
+"""talk.py tcp|udp HOST PORT [TEXT]: sends the text and prints the answer."""
+import socket, sys
+kind, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+family = socket.AF_INET6 if ":" in host else socket.AF_INET
+with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as peer:
+    peer.settimeout(120)
+    peer.connect((host, port))
+    peer.send(sys.argv[4].encode())
+    answer = peer.recv(65536)
+    while kind == "tcp" and (more := peer.recv(65536)):
+        answer += more
+print(answer.decode(), end="")
+END
+}
+
+setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    P rm -fa -t 0 >/dev/null 2>&1
+    # It ends with the last container, if nothing has failed.
+    in_ns pkill -F /run/containers/networks/aardvark-dns/aardvark.pid 2>/dev/null
+    oci_stop
+}
+
+talk() { in_ns python3 "$oci/talk.py" "$@"; }
+http() { talk tcp "$1" "$2" $'GET /file HTTP/1.0\r\n\r\n' | tail -n 1; }
+
+# bats test_tags=slow
+@test "two networks: TCP, UDP, IPv6, published ports, and names in both directions" {
+    echo content >"$oci/file"
+    P run -d --name server --network one,two -p 8080:80 -p 8053:53/udp -v "$oci/file:/data/file" -v "$oci/udp-echo:/udp-echo" \
+        localhost/bb sh -c 'httpd -p 80 -h /data && exec /udp-echo 53'
+    C run -d --name peer --network one localhost/bb sleep 1000
+    address() { P inspect server --format "{{(index .NetworkSettings.Networks \"$1\").$2}}"; }
+    one=$(address one IPAddress) two=$(address two IPAddress) six=$(address one GlobalIPv6Address)
+    # The guest has both interfaces, with the addresses and the Ethernet addresses that podman knows.
+    inside=$(P exec server ip address)
+    [[ $inside == *"$one/24"* && $inside == *"$two/24"* && $inside == *"$six/64"* ]]
+    [[ $inside == *"$(address one MacAddress)"* && $inside == *"$(address two MacAddress)"* ]]
+    P exec server ip route | grep -q '^default via 10.90.'
+    until [ "$(http "$one" 80 2>/dev/null)" = content ]; do kill -0 "$(P inspect server --format '{{.State.Pid}}')"; done
+    for at in "$two 80" "$six 80" '10.90.1.1 8080' '127.0.0.1 8080'; do
+        # shellcheck disable=SC2086 # two words
+        [ "$(http $at)" = content ] || { echo "$at"; return 1; }
+    done
+    for at in "$one 53" "$two 53" "$six 53" '10.90.1.1 8053'; do
+        # shellcheck disable=SC2086 # two words
+        [ "$(talk udp $at datagram)" = datagram ] || { echo "$at"; return 1; }
+    done
+    # By name, through aardvark: a container of crun finds the VM, and the VM that container.
+    [ "$(C exec peer wget -q -O - http://server/file)" = content ]
+    peer=$(C inspect peer --format '{{(index .NetworkSettings.Networks "one").IPAddress}}')
+    # aardvark knows on each network the containers of that one. It asks for an address of IPv6 too, which there is not.
+    for attempt in {1..20}; do
+        answer=$(P exec server nslookup peer.dns.podman 10.90.1.1 2>&1) || true
+        [[ $answer != *"$peer"* ]] || break
+    done
+    [[ $answer == *"$peer"* ]] || { echo "$attempt: $answer"; return 1; }
+    P exec server ping -c 1 -W 60 "$peer"
+    # The engine counts what passes.
+    P stats --no-stream --format '{{.NetIO}}' server | grep -vq '^0B / 0B'
+    P rm -f -t 0 server
+    C rm -f -t 0 peer
+    [ -z "$(oci_leftovers)" ] || { oci_leftovers; return 1; }
+}

@@ -1,0 +1,108 @@
+#!/usr/bin/env bats
+# msb-oci as its callers without an engine use it: Slurm, and people.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    [ "$(id -u)" = 0 ] || skip "root is needed"
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    export oci=$BATS_FILE_TMPDIR/oci
+    mkdir -p "$oci"
+    oci_image >/dev/null
+}
+
+setup() {
+    oci_msb=$BATS_TEST_DIRNAME/../target/release/msb-oci
+    cd "$oci" || return
+}
+
+O() { "$oci_msb" --root "$oci/state" "$@" 3>&- 4>&-; }
+
+# bundle NAME COMMAND…: a bundle with a config.json of "spec", whose root is that of the tests.
+bundle() {
+    mkdir -p "$oci/$1"
+    O spec -b "$oci/$1"
+    printf '%s\0' "${@:2}" | jq -Rs --arg root "$oci/bb" --slurpfile config "$oci/$1/config.json" \
+        '(split("\u0000") | map(select(. != ""))) as $args | $config[0] | .root = {path: $root} | .process.args = $args
+        | .process.terminal = false | .linux.resources.memory.limit = 268435456' >"$oci/$1/new"
+    mv "$oci/$1/new" "$oci/$1/config.json"
+}
+
+@test "features is the document of the specification, and spec writes a config once" {
+    O features | jq -e '.ociVersionMin == "1.0.0" and (.linux.cgroup.v1 and .linux.cgroup.v2) and .linux.seccomp.enabled == false'
+    mkdir once
+    O spec -b once
+    jq -e '.process.args and .root.path == "rootfs" and .linux.namespaces' once/config.json
+    run O spec -b once
+    [ "$status" = 1 ]
+    [[ $output == 'msb-oci: '*config.json*exists* ]]
+}
+
+@test "run has the streams and the status of its command; update, state, ps, list and kill find it while it runs" {
+    bundle job sh -c 'echo out; echo err >&2; cat; while [ ! -e /data/end ]; do sleep 0.1; done; exit 7'
+    # As Slurm's oci.conf has it: the options are behind the ID, which has dots.
+    id=host.user.12.0.3
+    mkfifo out
+    echo in | O run "$id" -b job >out 2>err &
+    run=$!
+    exec 9<out
+    read -r -u 9 first
+    read -r -u 9 second
+    [ "$first $second" = 'out in' ]
+    O state "$id" | jq -e --arg id "$id" '.status == "running" and .id == $id and .pid > 1'
+    [ "$(O ps -f json "$id" | jq -c .)" = "[$(O state "$id" | jq .pid)]" ]
+    [ "$(O list -q)" = "$id" ]
+    O list | grep -q "^$id.*running"
+    O exec "$id" hostname | grep -qx msb-oci
+    # Limits of the cgroup change at once. The guest's memory can be lowered, and raised to that of the boot.
+    limit() { cat "$(find /sys/fs/cgroup -path "*/msb-oci/$id/$1")"; }
+    quota=cpu.cfs_quota_us memory=memory.limit_in_bytes
+    [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ] || quota=cpu.max memory=memory.max
+    O update --cpu-quota 50000 --cpu-period 100000 "$id"
+    [[ $(limit $quota) == 50000* ]]
+    booted=$(limit $memory)
+    O update -r - "$id" <<<'{"memory": {"limit": 209715200}}'
+    [ "$(limit $memory)" = $((booted - (56 << 20))) ]
+    O update --memory 268435456 "$id"
+    [ "$(limit $memory)" = "$booted" ]
+    run O update --memory 300000000 "$id"
+    [ "$status" = 1 ]
+    [[ $output == *'the VM was booted with 256 MiB'* ]]
+    [ "$(limit $memory)" = "$booted" ]
+    for refused in checkpoint restore events; do
+        run O $refused "$id"
+        [ "$status" = 1 ]
+        [[ $output == "msb-oci: "* ]]
+    done
+    run O delete "$id"
+    [[ $output == *'cannot be deleted, because it is running'* ]]
+    touch bb/data/end
+    status=0
+    wait $run || status=$?
+    [ "$status" = 7 ]
+    [ "$(cat err)" = err ]
+    run O state "$id"
+    [[ $output == *'does not exist'* ]]
+    O delete --force "$id"
+    [ -z "$(ls -A state)$(find /sys/fs/cgroup -name "$id")" ]
+}
+
+# bats test_tags=slow
+@test "the commands in Slurm's oci.conf create, find, kill and delete a container" {
+    sed -n 's|@PREFIX@/bin/msb-oci|O|; s/^RunTime\([A-Za-z]*\)="\(.*\)"$/\1 \2/p' "$BATS_TEST_DIRNAME/../msb-oci/dist/oci.conf" |
+        sed 's/%b/step/; s/%n.%u.%j.%s.%t/n1.root.7.0.0/' >commands
+    command() { eval "$(sed -n "s/^$1 //p" commands)"; }
+    # The first process of a container ignores TERM without a handler.
+    bundle step sh -c 'trap "exit 3" TERM; echo up; while :; do sleep 0.1; done'
+    command Run >step.out 2>&1 &
+    run=$!
+    until grep -qs up step.out; do kill -0 $run; sleep 0.1; done
+    command Query | jq -e '.status == "running"'
+    command Kill
+    status=0
+    wait $run || status=$?
+    [ "$status" = 3 ]
+    command Delete
+    [ -z "$(ls -A state)" ]
+}
