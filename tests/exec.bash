@@ -53,15 +53,7 @@ exec_agent() {
 }
 
 # exec_await COMMAND…: waits until it succeeds. It polls, since no event tells the host about the guest's processes.
-exec_await() {
-    local tries
-    for ((tries = 0; tries < 600; tries++)); do
-        ! "$@" || return 0
-        sleep 0.1
-    done
-    echo "never came true: $*" >&2
-    return 1
-}
+exec_await() { vm_await "$@"; }
 
 # exec_has COUNT NAME: whether the guest has COUNT processes of that name.
 exec_has() { [ "$(exec_count "$2")" = "$1" ]; }

@@ -87,12 +87,20 @@ vm_kill() {
     msb-stop -t 0 -r "$1" >/dev/null 2>&1 || [ $? -eq 1 ]
 }
 
+# vm_patient [ARG…]: sets the array patient to a flag that lets a boot take long, unless there is such a flag among the arguments.
+vm_patient() {
+    patient=()
+    [[ " $* " == *' --timeout '* ]] || patient=(--timeout 600)
+}
+
 # vm_boot NAME [ARG…]: boots, with the record in $BATS_TEST_TMPDIR/NAME.json and the messages in NAME.err. The array vm_launcher, if a
 # test sets it, is the command that executes msb-boot.
 vm_boot() {
     local name=$1
     shift
-    "${vm_launcher[@]}" msb-boot -r "$vm_record" --name "$name" "$@" >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" || {
+    vm_patient "$@"
+    "${vm_launcher[@]}" msb-boot -r "$vm_record" --name "$name" "${patient[@]}" "$@" \
+        >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" || {
         local status=$?
         cat "$BATS_TEST_TMPDIR/$name.err" >&2
         return "$status"
@@ -103,9 +111,10 @@ vm_boot() {
 vm_foreground() {
     local name=$1
     shift
+    vm_patient "$@"
     rm -f "$BATS_TEST_TMPDIR/$name.json"
     # Background jobs of a shell ignore INT.
-    env --default-signal=INT msb-boot -r "$vm_record" --name "$name" -f "$@" \
+    env --default-signal=INT msb-boot -r "$vm_record" --name "$name" -f "${patient[@]}" "$@" \
         >"$BATS_TEST_TMPDIR/$name.json" 2>"$BATS_TEST_TMPDIR/$name.err" 3>&- &
     front=$!
     until [ -s "$BATS_TEST_TMPDIR/$name.json" ]; do kill -0 "$front" || return; sleep 0.02; done
@@ -156,16 +165,31 @@ vm_has_ended() {
     esac
 }
 
-# vm_await_end PID: waits for a process that is not a child of this shell.
-vm_await_end() {
-    local tries=0
-    until vm_has_ended "$1"; do
-        if [ $((tries += 1)) -gt 1500 ]; then
-            echo "process $1 does not end" >&2
+# vm_await COMMAND…: waits until it succeeds. It polls, for what has no event, and only a fault reaches the limit: no machine is so slow.
+vm_await() {
+    local end=$((SECONDS + 180))
+    until "$@"; do
+        if [ "$SECONDS" -ge "$end" ]; then
+            echo "never came true: $*" >&2
             return 1
         fi
-        sleep 0.02
+        sleep 0.05
     done
+}
+
+# vm_await_end PID: waits for a process that is not a child of this shell.
+vm_await_end() {
+    vm_await vm_has_ended "$1"
+}
+
+# vm_await_nothing: waits until nothing of a VM is left, where no process has waited for that.
+vm_await_nothing() {
+    vm_await vm_assert_nothing 2>/dev/null || vm_assert_nothing
+}
+
+# vm_await_log NAME PATTERN: waits until the log of the guest's console has a line. What the guest prints takes its own way there.
+vm_await_log() {
+    vm_await grep -qi -- "$2" "$XDG_RUNTIME_DIR/msb/$1/kernel.log"
 }
 
 # vm_await_restart NAME: waits until the supervisor has started the VM again.
