@@ -79,19 +79,24 @@ setup_file() {
 
 @test "a signal that the caller ignores is not forwarded" {
     mkfifo out
-    nohup msb-exec -- sh -c 'echo up; read -r line; echo "$line"' < <(sleep 1; echo last) >out 2>/dev/null &
+    mkfifo in
+    exec {in}<>in
+    nohup msb-exec -- sh -c 'echo up; read -r line; echo "$line"' <in >out 2>/dev/null {in}>&- &
     pid=$!
     exec 8<out
     read -r _ <&8
     kill -HUP "$pid"
+    # A forwarded signal would be in the guest before what is sent after it.
+    echo last >&"$in"
     [ "$(cat <&8)" = last ]
+    exec {in}>&-
     exec 8<&-
     wait "$pid"
 }
 
 @test "background processes of a command end with it, and with msb-exec" {
     msb-exec -- sh -c 'setsid sleep 4801 >/dev/null 2>&1 <&- & (sleep 4801 >/dev/null 2>&1 &) ; exit 0'
-    [ "$(exec_count sleep)" = 0 ]
+    exec_await exec_has 0 sleep
     msb-exec -- sh -c 'setsid sleep 4802 & (setsid sh -c "trap \"\" HUP TERM; sleep 4802") & echo up; sleep 4802' >up &
     exec_await exec_has 3 sleep
     kill -KILL $!
@@ -179,7 +184,7 @@ END
 @test "a detached command keeps its background processes and its newest output" {
     id=$(msb-exec -d -- sh -c 'setsid sleep 4901 >/dev/null 2>&1 & seq 100000; echo error >&2' | jq .id)
     msb-exec --wait "$id"
-    [ "$(exec_count sleep)" = 1 ]
+    exec_await exec_has 1 sleep
     msb-exec -- killall sleep
     msb-exec --attach "$id" >out 2>err
     [ "$(wc -c <out)" = 65536 ]

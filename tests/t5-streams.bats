@@ -46,11 +46,11 @@ make_tree() {
 @test "an end of file is passed on at once, in both directions" {
     coproc EXEC { exec msb-exec -- sh -c 'cat; echo ended; exec >&-; read -r never </dev/zero'; }
     echo word >&"${EXEC[1]}"
-    read -r -t 20 word <&"${EXEC[0]}"
+    read -r -t 180 word <&"${EXEC[0]}"
     [ "$word" = word ]
     # The end of our stdin arrives while the command runs, and the end of its stdout while it keeps running.
     eval "exec ${EXEC[1]}>&-"
-    read -r -t 20 word <&"${EXEC[0]}"
+    read -r -t 180 word <&"${EXEC[0]}"
     [ "$word" = ended ]
     kill "$EXEC_PID"
     wait "$EXEC_PID" || true

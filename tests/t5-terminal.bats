@@ -39,16 +39,11 @@ screen() { tmux capture-pane -p; }
 # type_in KEYS…: sends keys, by tmux's names.
 type_in() { tmux send-keys "$@"; }
 
+shows_now() { screen | grep -qF -- "$1"; }
+
 # shows TEXT: waits until the screen shows it.
 shows() {
-    local tries
-    for ((tries = 0; tries < 150; tries++)); do
-        ! screen | grep -qF -- "$1" || return 0
-        sleep 0.1
-    done
-    echo "the screen does not show \"$1\":"
-    screen
-    return 1
+    vm_await shows_now "$1" || { screen; return 1; }
 }
 
 @test "on a terminal the command gets one with the same TERM, colours and size; with -T it gets none" {
@@ -256,7 +251,7 @@ job_control() {
     terminal 'exec bash --norc --noprofile -i'
     type_in 'PS1=; stty -a >cooked; msb-exec -- sh -c "stty -echo; echo up; read -r line; echo got \$line; sleep 5009"' Enter
     shows up
-    client=$(pgrep -f 'msb-exec -- sh -c stty' | tail -n 1)
+    client=$(pgrep -f '^msb-exec -- sh -c stty')
     tty=$(readlink "/proc/$client/fd/0")
 }
 
@@ -299,19 +294,15 @@ job_control() {
 @test "the terminal is restored if msb-exec is killed, and if its VM ends" {
     terminal 'msb-exec -- sleep 5004'
     exec_await exec_has 1 sleep
-    pid=$(pgrep -f 'msb-exec -- sleep 5004' | tail -n 1)
-    # An impatient user presses Ctrl-C repeatedly; the first ones reach the command, which ignores them.
-    kill -TERM "$pid"
+    kill -TERM "$(pgrep -f '^msb-exec -- sleep 5004')"
     shows 'ended 143'
     shows icanon
     if screen | grep -e -icanon; then return 1; fi
     terminal 'msb-exec -- sh -c "trap \"\" TERM HUP; echo deaf; while :; do sleep 0.1; done"'
     shows deaf
-    pid=$(pgrep -f 'msb-exec -- sh -c trap' | tail -n 1)
-    for _ in 1 2 3; do
-        kill -TERM "$pid"
-        sleep 0.2
-    done
+    pid=$(pgrep -f '^msb-exec -- sh -c trap.*deaf')
+    # An impatient user asks repeatedly; the first signals reach the command, which ignores them. Those in quick succession count as one.
+    while kill -TERM "$pid" 2>/dev/null; do sleep 0.2; done
     shows 'ended 143'
     shows icanon
     if screen | grep -e -icanon; then return 1; fi
