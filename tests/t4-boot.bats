@@ -34,9 +34,8 @@ idle_agent() {
 boot_halfway() {
     env --default-signal=INT msb-boot -r "$vm_record" --name half >half.json 2>half.err 3>&- &
     boot=$!
-    local tries=0
     until [ -S "$XDG_RUNTIME_DIR/msb/half/door/agent.sock" ]; do
-        kill -0 "$boot" && [ $((tries += 1)) -lt 1000 ] || return 1
+        kill -0 "$boot" || return
         sleep 0.01
     done
 }
@@ -220,8 +219,7 @@ boot_halfway() {
 @test "a boot that is killed leaves no process, no directory, no socket" {
     boot_halfway
     kill -KILL "$boot"
-    for pid in $(vm_processes); do vm_await_end "$pid"; done
-    vm_assert_nothing
+    vm_await_nothing
 }
 
 @test "a record that cannot be printed ends the VM" {
@@ -356,11 +354,11 @@ boot_halfway() {
 }
 
 @test "a record whose VM is running is refused; once it has ended, it boots again in the same way, and flags override that" {
-    vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 50 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
+    vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 500 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
     jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", bare: false, init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", stop_signal: null, disk: null, ephemeral: false,
         commit_on_stop: false, overlay: null, restart: "no", vmm: null,
-        network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 50}' worker.json
+        network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 500}' worker.json
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     run --separate-stderr msb-boot -r worker.json --name other
     [ "$status" -eq 1 ]

@@ -92,7 +92,7 @@ teardown() { vm_teardown; }
 
 @test "a record that names another process, or belongs to another user, ends nothing" {
     vm_boot worker
-    sleep 60 3>&- &
+    sleep 100000 3>&- &
     sleep=$!
     # One of our processes that is not a supervisor, with a missing run directory and with a VM's.
     started=$(sed 's/.*) //' "/proc/$sleep/stat" | cut -d ' ' -f 20)
@@ -153,7 +153,7 @@ teardown() { vm_teardown; }
 }
 
 @test "a process that has reused the supervisor's process ID is not touched" {
-    sleep 60 3>&- &
+    sleep 100000 3>&- &
     sleep=$!
     vm_boot worker
     supervisor=$(vm_pid worker)
