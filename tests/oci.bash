@@ -31,7 +31,7 @@ default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 network_config_dir = "$oci/networks"
 END
     export oci oci_ns oci_here
-    oci_image | podman_with crun import - localhost/bb >"$oci/log" 2>&1 || { cat "$oci/log"; return 1; }
+    oci_image | podman_with crun import --change 'CMD ["sleep","1000000"]' - localhost/bb >"$oci/log" 2>&1 || { cat "$oci/log"; return 1; }
 }
 
 # oci_image: a tar file of a small root.
@@ -101,11 +101,12 @@ oci_stop() {
 
 # oci_containerd [CONFIG]: starts a containerd with the image of oci_start. Call it in setup_file, after that.
 oci_containerd() {
+    local config=${1:-'disabled_plugins = ["io.containerd.grpc.v1.cri"]'}
     cat >"$oci/containerd.toml" <<END
 version = 2
 root = "$oci/containerd"
 state = "$oci/containerd-state"
-${1:-disabled_plugins = ["io.containerd.grpc.v1.cri"]}
+$config
 [grpc]
   address = "$oci/containerd.sock"
 [ttrpc]
@@ -124,20 +125,21 @@ END
 # oci_cri: starts a containerd whose CRI has the runtime of the installed snippet, and a bridge where there are the plugins for one.
 oci_cri() {
     mkdir -p "$oci/cni"
-    sed "s|@PREFIX@/bin|$oci_here/../target/release|" "$oci_here/../msb-oci/dist/containerd.toml" >"$oci/msb.toml"
     if [ -x /usr/lib/cni/bridge ] && [ -e /dev/net/tun ]; then
         cat >"$oci/cni/10-test.conflist" <<END
 {"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge", "bridge": "cri-test", "isGateway": true, "ipMasq": false,
  "ipam": {"type": "host-local", "dataDir": "$oci/cni-data", "ranges": [[{"subnet": "10.91.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
 END
     fi
-    oci_containerd "imports = [\"$oci/msb.toml\"]
-[plugins.\"io.containerd.grpc.v1.cri\"]
+    oci_containerd "[plugins.\"io.containerd.grpc.v1.cri\"]
   sandbox_image = \"localhost/bb:latest\"
   restrict_oom_score_adj = true
 [plugins.\"io.containerd.grpc.v1.cri\".cni]
   bin_dir = \"/usr/lib/cni\"
-  conf_dir = \"$oci/cni\""
+  conf_dir = \"$oci/cni\"
+[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]
+  runtime_type = \"io.containerd.runc.v2\"
+$(sed "s|@PREFIX@/bin|$oci_here/../target/release|" "$oci_here/../msb-oci/dist/containerd.toml")"
     K --namespace k8s.io image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
 }
 

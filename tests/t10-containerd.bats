@@ -29,9 +29,9 @@ with() {
 
 @test "the snippets for podman and containerd name the runtime, and both programs read them" {
     [ "$(P info --format '{{.Host.OCIRuntime.Name}}')" = msb ]
-    sed "s|@PREFIX@|/usr|" "$oci_here/../msb-oci/dist/containerd.toml" >"$oci/msb.toml"
-    printf 'version = 2\nimports = ["%s"]\n' "$oci/msb.toml" >"$oci/import.toml"
-    containerd -c "$oci/import.toml" config dump | grep -q 'BinaryName = "/usr/bin/msb-oci"'
+    { containerd config default; sed "s|@PREFIX@|/usr|" "$oci_here/../msb-oci/dist/containerd.toml"; } >"$oci/merged.toml"
+    merged=$(containerd -c "$oci/merged.toml" config dump)
+    [[ $merged == *'BinaryName = "/usr/bin/msb-oci"'* && $merged == *'containerd.runtimes.runc]'* ]]
     python3 -c 'import sys; [print(line) for line in open(sys.argv[1]) if line.startswith("handler: msb")]' \
         "$oci_here/../msb-oci/dist/runtimeclass.yaml" | grep -q msb
 }
