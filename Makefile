@@ -131,7 +131,7 @@ test-oci: deps build
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500
 test-kill: deps build
-	@tests/run --filter-tags kill tests/t1-pull.bats tests/t1-store.bats tests/t2-pack.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats
+	@tests/run --filter-tags kill tests/t1-pull.bats tests/t1-store.bats tests/t2-pack.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats tests/t10-kill.bats
 
 # Many generated images of a new seed, unpacked by msb-pull and umoci. "make test" has ten.
 LAYERS ?= 200

@@ -1,0 +1,80 @@
+#!/usr/bin/env bats
+# What remains of containers of msb-oci: after many, after several at once, and after a kill at any moment.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    oci_start
+}
+
+setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
+
+teardown() { P rm -fa -t 0 >/dev/null 2>&1 || true; }
+
+teardown_file() {
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    oci_stop
+}
+
+# processes: the PIDs of what works for the containers of this file, but for podman.
+processes() {
+    pgrep -f "$oci/|/run/msb-oci/|as-stand-in|as-command" | while read -r pid; do
+        case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in
+            '' | podman* | *podman\ --root* | nsenter* | *bats* | pgrep*) ;;
+            *) echo "$pid" ;;
+        esac
+    done
+    "$oci_here/vm-processes.pl" /run/msb/oci-
+}
+
+# nothing_left: waits until the processes that end by themselves have done so.
+nothing_left() {
+    timeout 120 bash -c 'source "$0"; until [ -z "$(oci_leftovers)" ]; do sleep 0.2; done' "$oci_here/oci.bash" ||
+        { oci_leftovers; return 1; }
+}
+
+# MSB_KILLS / 20 rounds: 5, and 25 with "make test-kill".
+# bats test_tags=kill,slow
+@test "whichever process of a container is killed at whatever moment, it can be removed, and nothing is left" {
+    local rounds=$(((${MSB_KILLS:-100} + 19) / 20)) n victim all
+    for ((n = 0; n < rounds; n++)); do
+        { P run -d --name victim --network none localhost/bb sleep 1000 && P exec victim true; P rm -f -t 0 victim; } >"$oci/round" 2>&1 &
+        work=$!
+        # A boot takes 2 to 4 seconds here.
+        sleep "$((RANDOM % 8)).$((RANDOM % 10))"
+        mapfile -t all < <(processes | sort -u)
+        if [ ${#all[@]} -gt 0 ]; then
+            victim=${all[RANDOM % ${#all[@]}]}
+            echo "round $n: $(tr '\0' ' ' <"/proc/$victim/cmdline" | cut -c 1-100)"
+            kill -KILL "$victim" 2>/dev/null || true
+        fi
+        wait $work || true
+        P rm -f -t 0 --ignore victim
+        nothing_left
+    done
+}
+
+# bats test_tags=slow
+@test "containers one after another, and several at once, leave no process, file or cgroup" {
+    local n pids=() before
+    count() { in_ns wc -l /proc/mounts; }
+    P run --rm --network none localhost/bb true
+    nothing_left
+    before=$(count)
+    for ((n = 0; n < ${MSB_OCI_ROW:-10}; n++)); do
+        [ "$(P run --rm --network none localhost/bb echo "$n")" = "$n" ]
+    done
+    for ((n = 0; n < ${MSB_OCI_AT_ONCE:-4}; n++)); do
+        P run --rm --network none -m 128m localhost/bb sh -c "exit $((n + 1))" &
+        pids+=($!)
+    done
+    for ((n = 0; n < ${#pids[@]}; n++)); do
+        status=0
+        wait "${pids[n]}" || status=$?
+        [ "$status" = $((n + 1)) ]
+    done
+    nothing_left
+    [ "$(count)" = "$before" ]
+}
