@@ -158,17 +158,65 @@ kernel_overlay() {
         # So few descriptors that most files are closed and opened again.
         limited=()
         case $seed in 27 | 93) limited=(with_descriptors 40) ;; esac
-        "${limited[@]}" msb-mount -r record root >/dev/null 3>&-
+        # In half of them directories of the layers are renamed.
+        redirect=off flags=()
+        case $seed in 3 | 27 | 176) redirect=on flags=(--redirect-dir) ;; esac
+        "${limited[@]}" msb-mount -r record "${flags[@]}" root >/dev/null 3>&-
         mount -t overlay overlay k/root \
-            -o nosuid,nodev,redirect_dir=off,index=off,metacopy=off,lowerdir=k/top:k/bottom,upperdir=k/upper,workdir=k/work
+            -o "nosuid,nodev,redirect_dir=$redirect,index=off,metacopy=off,lowerdir=k/top:k/bottom,upperdir=k/upper,workdir=k/work"
         python3 "$BATS_TEST_DIRNAME/mount-diff.py" run "$seed" 500 root k/root || failed=$seed
         msb-mount -u root
-        mount -t overlay overlay -o nosuid,nodev,lowerdir=top:bottom,upperdir=upper,workdir=work root
+        mount -t overlay overlay -o "nosuid,nodev,redirect_dir=$redirect,lowerdir=top:bottom,upperdir=upper,workdir=work" root
         [ -n "${failed:-}" ] || python3 "$BATS_TEST_DIRNAME/mount-diff.py" compare root k/root || failed=$seed
         umount root k/root
         [ -z "${failed:-}" ]
         cd ..
     done
+}
+
+@test "with --redirect-dir directories of the layers are renamed, and the kernel finds them" {
+    mkdir -p bottom/{a/b/c,far/away,plain}
+    echo deep >bottom/a/b/c/file
+    for dir in far/away plain; do echo "$dir" >"bottom/$dir/file"; done
+    mounted
+    run ! python3 -c 'import os; os.rename("root/a", "root/b")'
+    [[ $output == *'Invalid cross-device link'* ]]
+    msb-mount -u root
+    jq -c 'del(.mount)' mounted >record
+    mounted --redirect-dir
+    ino=$(stat -c %i root/a)
+    exec 9<root/a/b/c/file
+    # Within a directory, to another one, to the place of one that was moved, and below one that was moved.
+    python3 - <<'PYTHON'
+import os
+os.chdir("root")
+os.rename("a", "z")
+os.mkdir("new")
+os.rename("z", "new/z")
+os.rename("far/away", "a")
+os.rename("new/z/b", "far/away")
+os.mkdir("plain/sub")
+os.rename("plain", "new/plain")
+os.rename("new", "newer")
+PYTHON
+    [ "$(stat -c %i root/newer/z)" = "$ino" ]
+    [ "$(find root/newer -maxdepth 1 -name z -printf %i)" = "$ino" ]
+    [ "$(cat <&9)" = deep ]
+    exec 9<&-
+    echo written >root/far/away/c/more
+    rmdir root/newer/plain/sub
+    mkdir root/plain
+    tree_manifest root >ours
+    [ "$(cat root/far/away/c/file root/a/file root/newer/plain/file)" = $'deep\nfar/away\nplain' ]
+    msb-mount -u root
+    kernel_follows "$PWD/top:$PWD/bottom" "$upper" "$work"
+    tree_manifest kernel | diff ours -
+    umount kernel
+    jq -c 'del(.mount)' mounted >record
+    mounted
+    tree_manifest root | diff ours -
+    # It is the redirect that is kept, so it can be renamed again only with the flag.
+    run ! python3 -c 'import os; os.rename("root/a", "root/q")'
 }
 
 # Mounts the layers and the upper with the kernel's overlayfs, read-only, with all features on.

@@ -23,6 +23,11 @@ pub(crate) struct Access {
     /// their owner
     #[arg(long = "suid")]
     has_set_id: bool,
+
+    /// Rename directories of the layers as overlayfs does with redirect_dir=on. Without it rename(2) fails with EXDEV, as with
+    /// overlayfs's default, and mv(1) copies them. A VM with a block root merges such an upper anew at each boot
+    #[arg(long = "redirect-dir")]
+    pub(crate) can_redirect: bool,
 }
 
 /// The users who can enter a mount.
@@ -35,7 +40,12 @@ enum Allow {
 impl Access {
     /// The command line that gives this value.
     pub(crate) fn flags(&self) -> impl Iterator<Item = &'static str> {
-        let flags = [(self.is_read_only, "--ro"), (self.has_devices, "--dev"), (self.has_set_id, "--suid")];
+        let flags = [
+            (self.is_read_only, "--ro"),
+            (self.has_devices, "--dev"),
+            (self.has_set_id, "--suid"),
+            (self.can_redirect, "--redirect-dir"),
+        ];
         let allow = if self.allow == Allow::Root { "--allow=root" } else { "--allow=all" };
         flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag)).chain([allow])
     }
@@ -85,7 +95,7 @@ mod tests {
 
     #[test]
     fn the_server_gets_what_its_parent_was_given() {
-        for given in [&["--ro"][..], &["--dev", "--suid"], &["--allow", "root"], &[]] {
+        for given in [&["--ro"][..], &["--dev", "--suid"], &["--allow", "root"], &["--redirect-dir"], &[]] {
             let parse = |flags: &[&str]| Line::try_parse_from([&["x"], flags].concat()).unwrap().access;
             let first = parse(given);
             let second = parse(&first.flags().collect::<Vec<_>>());

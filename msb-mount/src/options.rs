@@ -46,7 +46,6 @@ const IGNORED: &[&str] = &[
     "context",
     "xino",
     "index",
-    "redirect_dir",
     "metacopy",
     "nfs_export",
     "uuid",
@@ -146,6 +145,7 @@ impl Options {
                 b"nodev" => self.set("--dev", false),
                 b"suid" => self.set("--suid", true),
                 b"nosuid" => self.set("--suid", false),
+                b"redirect_dir" => self.set("--redirect-dir", value == b"on"),
                 b"allow_root" => self.set("--allow=root", true),
                 b"" => {}
                 name if name.starts_with(b"x-") || name.starts_with(b"comment") => {}
@@ -229,6 +229,10 @@ mod tests {
         assert_eq!(layers.lower, ["/a:b", "/c,d", r"/e\"].map(PathBuf::from));
         assert_eq!((layers.upper.as_deref(), layers.work.as_deref()), (Some(Path::new("/u")), Some(Path::new("/w"))));
         assert_eq!(layers.flags, ["--suid"]);
+        let redirecting = read(&["msb-mount", "-olowerdir=x,redirect_dir=on,ro", "t"]).unwrap().unwrap();
+        assert_eq!(redirecting.flags, ["--dev", "--suid", "--redirect-dir", "--ro"]);
+        let last = read(&["msb-mount", "-olowerdir=x,redirect_dir=on,redirect_dir=nofollow", "t"]).unwrap().unwrap();
+        assert!(!last.flags.contains(&"--redirect-dir"));
         assert_eq!(layers.target, Path::new("/t"));
         let here = std::env::current_dir().unwrap();
         assert_eq!(read(&["msb-mount", "-olowerdir=x", "t"]).unwrap().unwrap().lower, [here.join("x")]);

@@ -110,7 +110,7 @@ fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(T
         }
     }
     let root = Merged::open_alone(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
-    Ok((Tree::new(root, writer, notifier)?, lock))
+    Ok((Tree::new(root, writer, config.access.can_redirect, notifier)?, lock))
 }
 
 /// Refuses an upper in which no file of a lower layer could be removed or renamed, as the kernel's overlayfs does.

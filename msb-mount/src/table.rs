@@ -36,7 +36,8 @@ pub(crate) struct Table {
 struct Names {
     /// Hardlinks in lower layers, by directory and name.
     linked: HashMap<(u64, OsString), u64>,
-    /// Files that were copied up under this mount, by the inode number of the copy. They keep their id.
+    /// Files that were copied up under this mount, and directories that got a redirect, by their inode number in the upper. They keep
+    /// their id.
     copied: HashMap<u64, u64>,
     counter: u64,
 }
@@ -141,7 +142,7 @@ impl Table {
 
     fn known_id(&self, parent: u64, name: &OsStr, found: &overlay::Node, own: u64) -> Option<u64> {
         match found {
-            overlay::Node::Dir(_) => Some(own),
+            overlay::Node::Dir(_) => Some(read(&self.names).copied.get(&own).copied().unwrap_or(own)),
             overlay::Node::Leaf(Leaf { layer: Layer::Upper, .. }) => {
                 Some(read(&self.names).copied.get(&own).copied().unwrap_or(own))
             }
@@ -175,6 +176,18 @@ impl Table {
                 names.linked.remove(&(parent.id, name.into()));
             }
         }
+    }
+
+    /// Records that the directory in the upper identifies `node`.
+    ///
+    /// # Errors
+    /// The error of `fstat(2)`.
+    pub(crate) fn note_redirect(&self, node: &Node, redirected: &Merged) -> io::Result<()> {
+        let own = dir_number(&self.numbers, redirected)?;
+        if own != node.id {
+            write(&self.names).copied.insert(own, node.id);
+        }
+        Ok(())
     }
 
     /// Reverts [`Self::note_copy`] after an error. Call it while the copy is open: later another file may have its inode number.
@@ -222,7 +235,18 @@ impl Table {
     }
 
     fn forget_names(&self, node: &Node) {
-        let Kind::Leaf(leaf) = &node.kind else { return };
+        let leaf = match &node.kind {
+            Kind::Leaf(leaf) => leaf,
+            Kind::Dir(dir) => {
+                let (device, ino) = dir.slot.identity();
+                let own = self.numbers.fold(device, ino);
+                let is_gone = |dir: Arc<Merged>| dir.top().0.stat().map_or(true, |stat| stat.st_nlink == 0);
+                if own != node.id && dir.slot.get().is_some_and(is_gone) {
+                    write(&self.names).copied.remove(&own);
+                }
+                return;
+            }
+        };
         let (device, ino) = leaf.slot.identity();
         let own = self.numbers.fold(device, ino);
         if leaf.slot.layer() == Layer::Upper {

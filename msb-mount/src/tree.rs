@@ -31,6 +31,8 @@ pub(crate) struct Tree {
     pub(crate) table: Table,
     /// None for a read-only mount.
     writer: Option<Writer>,
+    /// Whether directories of lower layers can be renamed.
+    can_redirect: bool,
     /// Whether the kernel can read and write backing files by itself.
     pub(crate) passthrough: AtomicBool,
     /// Invalidates caches of the kernel. Set once the mount exists.
@@ -38,8 +40,13 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    pub(crate) fn new(root: Merged, writer: Option<Writer>, notifier: Arc<OnceLock<Notifier>>) -> io::Result<Self> {
-        Ok(Self { table: Table::new(root)?, writer, passthrough: AtomicBool::new(false), notifier })
+    pub(crate) fn new(
+        root: Merged,
+        writer: Option<Writer>,
+        can_redirect: bool,
+        notifier: Arc<OnceLock<Notifier>>,
+    ) -> io::Result<Self> {
+        Ok(Self { table: Table::new(root)?, writer, can_redirect, passthrough: AtomicBool::new(false), notifier })
     }
 
     fn writer(&self) -> io::Result<&Writer> {
@@ -96,7 +103,7 @@ impl Tree {
             && merged.is_merge()
             && let Some(overlay::Node::Dir(dir)) = merged.lookup(Name::new(&listed.name)?)?
         {
-            return Ok(self.table.numbers.of(&dir.identity().stat()?));
+            return Ok(self.table.shown(self.table.numbers.of(&dir.identity().stat()?)));
         }
         let part = match listed.layer {
             Layer::Upper => merged.upper.as_ref(),

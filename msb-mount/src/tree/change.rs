@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::Tree;
 use crate::caller::Caller;
 use crate::lock::{hold, read, write};
-use crate::node::Node;
+use crate::node::{Node, Place};
 
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
@@ -146,9 +146,9 @@ impl Tree {
         let exchange = flags == RenameFlags::EXCHANGE;
         let (checked, to_checked) = (Name::new(name)?, Name::new(to_name)?);
         // Checked before anything is copied up for a rename that fails.
-        self.with_child(parent, name, check_movable)?;
+        self.with_child(parent, name, |node| self.check_movable(node))?;
         if exchange {
-            self.with_child(to, to_name, check_movable)?;
+            self.with_child(to, to_name, |node| self.check_movable(node))?;
         } else {
             let to_above = to.merged()?;
             if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
@@ -158,6 +158,9 @@ impl Tree {
         let copied_up = |node: &Arc<Node>| self.copy_up(node, WHOLE).map(|()| node.clone());
         let moved = self.with_child(parent, name, copied_up)?;
         let other = exchange.then(|| self.with_child(to, to_name, copied_up)).transpose()?;
+        for node in [Some(&moved), other.as_ref()].into_iter().flatten() {
+            self.redirect(node, parent.id == to.id)?;
+        }
         let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
         let rename = || {
             let _moves = write(&self.table.descriptors.moves);
@@ -187,6 +190,33 @@ impl Tree {
         Ok(())
     }
 
+    /// Refuses to rename a directory that a lower layer has, with EXDEV, unless it can get a redirect: its lower part cannot move.
+    /// mv(1) then copies and removes, as it does between file systems.
+    fn check_movable(&self, node: &Arc<Node>) -> io::Result<()> {
+        match node.dir() {
+            Ok(_) if !self.can_redirect && !node.merged()?.lower.is_empty() => Err(Errno::XDEV.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a directory that a lower layer has a redirect, before it is renamed. `stays`: whether it stays in its directory.
+    fn redirect(&self, node: &Arc<Node>, stays: bool) -> io::Result<()> {
+        let Ok(dir) = node.dir() else { return Ok(()) };
+        if node.merged()?.lower.is_empty() {
+            return Ok(());
+        }
+        let mut way = Vec::new();
+        let mut at = node.clone();
+        while let Some(Place { parent, name }) = at.place() {
+            way.push((at.merged()?, name.into()));
+            at = parent;
+        }
+        let redirected = self.writer()?.redirect(&way, stays)?;
+        // From now on the directory in the upper identifies it.
+        self.table.note_redirect(node, &redirected)?;
+        dir.slot.set(node.id, redirected, &self.table.descriptors)
+    }
+
     fn changing<T>(&self, parent: &Node, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let dir = parent.dir()?;
         let changes = hold(&dir.changes);
@@ -194,15 +224,6 @@ impl Tree {
         drop(changes);
         dir.stale.store(true, Ordering::Release);
         changed
-    }
-}
-
-/// Refuses to rename a directory that a lower layer has, with EXDEV: its lower part cannot move. mv(1) then copies and removes, as it does
-/// between file systems.
-fn check_movable(node: &Arc<Node>) -> io::Result<()> {
-    match node.dir() {
-        Ok(_) if !node.merged()?.lower.is_empty() => Err(Errno::XDEV.into()),
-        _ => Ok(()),
     }
 }
 

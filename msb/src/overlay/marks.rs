@@ -152,6 +152,14 @@ pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
     set(dir, OPAQUE, HIDES)
 }
 
+/// Sets the name of a directory in lower layers. There is no form of it for users: they could make other files visible with it.
+///
+/// # Errors
+/// The error of `setxattr(2)`.
+pub(super) fn set_redirect(dir: &Entry, value: &OsStr) -> io::Result<()> {
+    dir.set_xattr((TRUSTED.to_owned() + REDIRECT).as_ref(), value.as_bytes(), XattrFlags::empty())
+}
+
 /// Sets a mark with the prefix that is permitted.
 fn set(dir: &Entry, mark: &str, value: &[u8]) -> io::Result<()> {
     let set = |prefix: &str| dir.set_xattr((prefix.to_owned() + mark).as_ref(), value, XattrFlags::empty());

@@ -12,7 +12,7 @@
 //! | whiteouts: character devices 0/0 | are read | make them |
 //! | whiteouts: empty files with the xattr `overlay.whiteout`, in directories with `overlay.opaque=x` | are read | do not make them |
 //! | opaque directories: `overlay.opaque=y` | are read | make them |
-//! | renamed directories: `overlay.redirect` (`redirect_dir`) | are read, `trusted.` only | do not make them: renaming a directory that a lower layer has fails with EXDEV |
+//! | renamed directories: `overlay.redirect` (`redirect_dir`) | are read, `trusted.` only | make them if the caller asks for it (`Writer::redirect`); else renaming a directory that a lower layer has fails with EXDEV |
 //! | files without data: `overlay.metacopy` (`metacopy`) | are read, `trusted.` only | do not make them; a copy-up copies all data |
 //! | fs-verity digests of a metacopy (`verity`) | are ignored | |
 //! | the `user.` prefix (`userxattr`) | is read for whiteouts and opaque directories; a redirect or metacopy is refused | is used if `trusted.` is not permitted |
