@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 /// The number of an inherited descriptor. exec(2) keeps the numbers of descriptors, so a number is all that a description of a VM
@@ -30,8 +29,7 @@ impl InheritedFd {
     /// # Errors
     /// Those of `pidfd_getfd(2)`: EBADF if there is no such descriptor.
     pub(crate) fn duplicate(self) -> io::Result<OwnedFd> {
-        let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        Ok(pidfd_getfd(own, self.0, PidfdGetfdFlags::empty())?)
+        msb::inherited::duplicate(self.0)
     }
 
     /// The number, for a library that takes the descriptor over.

@@ -12,7 +12,6 @@ mod keys;
 mod others;
 mod output;
 mod page;
-mod passed_fd;
 mod process;
 mod ready;
 mod request;
@@ -24,6 +23,7 @@ mod status;
 mod tty;
 mod typed;
 
+use std::fs::File;
 use std::panic;
 use std::process::ExitCode;
 
@@ -31,6 +31,7 @@ use anyhow::{Context, anyhow};
 use args::Args;
 use container::Config;
 use keys::Keys;
+use msb::inherited;
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
 use msb::wire::exec::{Attach, Failure, Kill, Listed, Text};
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
 
 /// Runs, and reports a failure to the descriptor of `--started-fd`.
 fn report_start(args: &Args, is_reported: &mut bool) -> anyhow::Result<u8> {
-    let file = args.started_fd.map(passed_fd::take).transpose().context("--started-fd")?;
+    let file = args.started_fd.map(inherited::take).transpose().context("--started-fd")?.map(File::from);
     let reports = Reports::to(file);
     let result = run(args, &reports);
     *is_reported = match &result {
@@ -142,7 +143,7 @@ fn call(args: &Args, reports: &Reports) -> anyhow::Result<Call> {
         sends_stdin: !args.no_stdin && args.wait.is_none() && !args.detach,
         detach_keys: if args.stand_in { Keys::default() } else { args.detach_keys.clone() },
         timeout: args.timeout.filter(|limit| !limit.is_zero()),
-        go: args.prepare_fd.map(passed_fd::take).transpose().context("--prepare-fd")?,
+        go: args.prepare_fd.map(inherited::take).transpose().context("--prepare-fd")?.map(File::from),
         reports: reports.clone(),
         opening,
     })

@@ -5,7 +5,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -13,9 +13,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
+use msb::inherited::duplicate;
 use rustix::io::FdFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use crate::access::Access;
 
@@ -125,9 +125,7 @@ impl Mounted {
     /// # Errors
     /// EBADF if there is no such descriptor.
     pub(crate) fn inherited(device: i32, watcher: i32) -> io::Result<Self> {
-        let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
-        let take = |number| pidfd_getfd(own.as_fd(), number, PidfdGetfdFlags::empty());
-        Ok(Self { device: take(device)?, watcher: take(watcher)? })
+        Ok(Self { device: duplicate(device)?, watcher: duplicate(watcher)? })
     }
 
     /// The numbers of the descriptors.

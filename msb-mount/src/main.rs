@@ -88,7 +88,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
             (Some(device), Some(watcher)) => Some(Mounted::inherited(device, watcher)?),
             _ => None,
         };
-        start::close_inherited(&made.as_ref().map(Mounted::numbers).unwrap_or_default())?;
+        msb::inherited::close(&made.as_ref().map(Mounted::numbers).unwrap_or_default())?;
         let config = Config::received(args)?;
         return background::serve(&config, made);
     }

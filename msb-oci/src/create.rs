@@ -8,7 +8,6 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context, bail};
 use msb::store::publish;
-use msb::tool::start;
 use oci_spec::runtime::Spec;
 use serde_json::json;
 
@@ -34,7 +33,7 @@ const BOOT_SECONDS: &str = "180";
 /// Why there is none; nothing of it is left then.
 pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
     // Some callers leak copies of their pipes, whose ends they wait for.
-    start::close_inherited(&[]).context("descriptors")?;
+    msb::inherited::close(&[]).context("descriptors")?;
     if args.preserve_fds > 0 {
         bail!("--preserve-fds {}: descriptors cannot be passed to another kernel (use 0)", args.preserve_fds);
     }

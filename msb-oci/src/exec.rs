@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use msb::store::publish;
-use msb::tool::{exit, start};
+use msb::tool::exit;
 use oci_spec::runtime::{Process, Spec, User};
 
 use crate::args::{Exec, Global};
@@ -21,7 +21,7 @@ pub(crate) const NOT_STARTED: u8 = 255;
 /// # Errors
 /// Why it does not run.
 pub(crate) fn exec(global: &Global, args: &Exec) -> anyhow::Result<u8> {
-    start::close_inherited(&[]).context("descriptors")?;
+    msb::inherited::close(&[]).context("descriptors")?;
     exec_in(global, args).map_err(|error| exit::coded(NOT_STARTED, format!("{error:#}")).into())
 }
 

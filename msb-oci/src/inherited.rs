@@ -1,12 +1,10 @@
 //! Descriptors that a process passes on to another role of this program, under the numbers that they have.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use anyhow::Context;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// A pipe, its end for reading first. Nothing inherits it but by [`with`].
 ///
@@ -31,15 +29,4 @@ pub(crate) fn with<T>(fds: &[&OwnedFd], spawn: impl FnOnce() -> anyhow::Result<T
 /// The number to pass on.
 pub(crate) fn number(fd: &OwnedFd) -> RawFd {
     fd.as_raw_fd()
-}
-
-/// Takes over a descriptor that was inherited under this number.
-///
-/// # Errors
-/// There is none.
-pub(crate) fn take(number: RawFd) -> io::Result<OwnedFd> {
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let fd = pidfd_getfd(own, number, PidfdGetfdFlags::empty())?;
-    nix::unistd::close(number)?;
-    Ok(fd)
 }

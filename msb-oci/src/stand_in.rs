@@ -10,14 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use msb::inherited;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::inherited;
 
 pub(crate) const ROLE: &str = "--as-stand-in";
 
@@ -149,7 +148,7 @@ mod tests {
     #[test]
     fn a_sandbox_whose_create_was_killed_is_not_created() {
         for (message, expected) in [(CREATED, true), (&b""[..], false)] {
-            let (created, end) = inherited::pipe().unwrap();
+            let (created, end) = crate::inherited::pipe().unwrap();
             File::from(end).write_all(message).unwrap();
             assert_eq!(is_created(File::from(created)), expected, "{message:?}");
         }

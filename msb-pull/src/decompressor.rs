@@ -9,7 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, ExitStatus
 use std::thread;
 
 use anyhow::{Context, anyhow};
-use msb::{jail, tool};
+use msb::{inherited, jail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::compression::{self, Compression};
@@ -146,7 +146,7 @@ pub(crate) fn run(compression: Compression) -> ExitCode {
 /// Leaves this process its standard streams alone. The kernel kills it when the thread that has started it ends.
 fn seal() -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    tool::start::close_inherited(&[])?;
+    inherited::close(&[])?;
     Ok(jail::seal()?)
 }
 

@@ -17,8 +17,9 @@
 //! | `lock` | locks on files and directories; with `overlay` | |
 //! | `signals` | the signal masks of a process; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
+//! | `inherited` | descriptors by their numbers; with `store` | and nix |
 //! | `transfer` | copies of files between host and guest; with `overlay` | |
-//! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler |
+//! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler, landlock |
 //! | `program` | where the programs are that msb runs; with `store` | |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
@@ -40,6 +41,8 @@
 //!   their own on the same files; rustix's `Signal` is in `interrupt`.
 //! - clap's traits are implemented in `tool`, and `nix`'s `SigSet` is returned there.
 
+#[cfg(feature = "store")]
+pub mod inherited;
 #[cfg(feature = "overlay")]
 pub mod architecture;
 #[cfg(feature = "overlay")]

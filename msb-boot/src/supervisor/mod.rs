@@ -24,7 +24,7 @@ use anyhow::{Context, anyhow, bail};
 use msb::jail::user_of;
 use msb::vm::rundir::{self, Cause, Committed, Ended, LockedRunDir, Restarting};
 use msb::vm::shared_root;
-use msb::{record, tool::interrupt, tool::start};
+use msb::{record, tool::interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::boot_share;
@@ -83,7 +83,7 @@ pub(crate) fn main(fds: &[InheritedFd]) -> ExitCode {
 
 /// Leaves the client's session, and closes the other descriptors that were inherited.
 fn detach(fds: &[InheritedFd]) -> anyhow::Result<()> {
-    start::close_inherited(&fds.iter().map(|fd| fd.number()).collect::<Vec<_>>())?;
+    msb::inherited::close(&fds.iter().map(|fd| fd.number()).collect::<Vec<_>>())?;
     rustix::process::setsid()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     Ok(())

@@ -4,7 +4,6 @@
 //! Blocked signals are unblocked, because a program cannot know which ones its caller has blocked.
 
 use std::fs;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -42,23 +41,6 @@ fn streams() {
             std::mem::forget(null);
         }
     }
-}
-
-/// Closes the descriptors above 2, which are inherited, except those in `kept`. A process in the background calls this first: the
-/// reader of an inherited pipe would never see its end.
-///
-/// # Errors
-/// That /proc is not mounted.
-pub fn close_inherited(kept: &[i32]) -> io::Result<()> {
-    let numbers: Vec<i32> = fs::read_dir("/proc/self/fd")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|fd| *fd > 2 && !kept.contains(fd))
-        .collect();
-    for fd in numbers {
-        // The descriptor of /proc/self/fd itself is in the list, and closed already.
-        let _ = nix::unistd::close(fd);
-    }
-    Ok(())
 }
 
 /// The signals that this process ignores, without real-time signals; `None` if /proc is not mounted.
