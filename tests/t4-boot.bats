@@ -58,7 +58,7 @@ boot_halfway() {
     [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker")" = 700 ]
     [ -z "$(find "$XDG_RUNTIME_DIR/msb/worker" -maxdepth 1 ! -type d ! -perm /077 -prune -o ! -type d -print)" ]
     # The VMM reads it as a user of its own.
-    [ "$(stat -c '%a %u' "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = "600 $((0x6d000000 + $(vm_pid worker)))" ]
+    [ "$(stat -c '%a %u' "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = "600 $((0x70000000 + $(vm_pid worker)))" ]
 }
 
 @test "two VMs run at the same time, each with its own name" {

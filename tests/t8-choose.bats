@@ -47,7 +47,7 @@ has_virtualization() {
 @test "--probe prints JSON: what was found, what would be chosen, and remedies for the rest" {
     msb-boot --probe >probe.json || [ "$(id -u)" != 0 ]
     [ "$(wc -l <probe.json)" -eq 1 ]
-    jq -e '.parts | keys == ["agentd", "kvm", "libkrunfw", "mke2fs", "mkfs.erofs", "passt", "ping", "privileges", "qemu", "vhost-device-vsock", "virtiofsd"]' probe.json
+    jq -e '.parts | keys == ["agentd", "cgroup", "kvm", "landlock", "libkrunfw", "mke2fs", "mkfs.erofs", "passt", "ping", "privileges", "qemu", "vhost-device-vsock", "virtiofsd"]' probe.json
     jq -e '[.parts[], .vmms[], .guests[]] | length > 12 and all(if .usable then .by else .found and .remedy end)' probe.json
     jq -e '.overhead_mib == (if .vmm == "qemu" then 128 else null end)' probe.json
     if has_virtualization; then skip "this CPU has virtualization"; fi

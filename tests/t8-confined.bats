@@ -100,7 +100,7 @@ prepare_hostile_guest() {
         grep -q '^Seccomp:.*2$' "/proc/$pid/status"
         # A process without capabilities is the VM's own user.
         ! grep -q '^CapPrm:.*0000000000000000$' "/proc/$pid/status" ||
-            grep -q "^Uid:.*$((0x6d000000 + $(vm_pid worker)))$" "/proc/$pid/status"
+            grep -q "^Uid:.*$((0x70000000 + $(vm_pid worker)))$" "/proc/$pid/status"
         [ "$(tr '\0' '\n' <"/proc/$pid/environ" | cut -d= -f1)" = PATH ]
     done
     # The socket directory is gone, so nothing can be created in it any more.
@@ -112,14 +112,37 @@ prepare_hostile_guest() {
     program=$(guest_program jail-attempts)
     vm_boot worker
     mkdir jail
+    binds=$(jq -nc --arg program "$program" '[{source: {path: $program}, target: $program, writable: false}]')
+    # A filter sees no paths, so it takes Landlock to refuse another program.
+    if msb-boot --probe | jq -e .parts.landlock.usable; then
+        cp "$program" second
+        binds=$(jq -c --arg second "$PWD/second" '. + [{source: {path: $second}, target: "/second", writable: false}]' <<<"$binds")
+    fi
     for profile in qemu qemu-private-disk vsock; do
-        jail=$(jq -nc --arg profile "$profile" --arg program "$program" --arg mount_point "$PWD/jail" '{profile: $profile, user: 1828716545,
-            binds: [{source: {path: $program}, target: $program, writable: false}], dirs: [], mount_point: $mount_point}')
+        jail=$(jq -nc --arg profile "$profile" --argjson binds "$binds" --arg mount_point "$PWD/jail" '{profile: $profile, user: 1879048193,
+            binds: $binds, dirs: [], mount_point: $mount_point}')
         run unshare --pid --fork msb-boot --as-jailed-process "$jail" "$program" \
             "$XDG_RUNTIME_DIR" "$XDG_RUNTIME_DIR/msb/worker/agent.sock" "$MSB_HOME" "$vm_root" "$PWD" /etc/passwd /root /proc/self/root /dev/kvm
         echo "$output"
         [ "$status" -eq 0 ]
-        [[ $output == 'attempts: '*', user: 1828716545' ]]
+        [[ $output == 'attempts: '*', user: 1879048193, '*"at the parent's death: 9" ]]
+    done
+}
+
+@test "a program in the place of mkfs.erofs or mke2fs reads its tree, inherits nothing, and ends with the tool" {
+    program=$(guest_program jail-attempts)
+    mkdir bin out
+    cp "$program" bin/mkfs.erofs
+    cp "$program" bin/mke2fs
+    msb-pull -q "oci:$(tiny_image)" >record.json
+    for command in "msb-pull -q --erofs oci:$(tiny_image)" 'msb-pack -q -r record.json raw:out/disk.raw' 'msb-pack -q -r record.json erofs:out/disk.erofs'; do
+        # shellcheck disable=SC2086 # the words of a command
+        run env PATH="$PWD/bin:$PATH" $command 7</etc/passwd
+        echo "$output"
+        [ "$status" -eq 1 ]
+        [[ $output != *'reached: '* ]]
+        [[ $output == *': attempts: '*", user: 0, descriptors: 0, at the parent's death: 9" ]]
+        [ -z "$(ls out)" ]
     done
 }
 

@@ -134,6 +134,17 @@ END
         run ! setpriv --reuid nobody --regid nogroup --clear-groups ls "$place/home/$path"
         [[ $(stat -c '%a %U' "$path") == "700 $user" ]]
     done
+    # Each process that serves the VM has a jail in the user's namespace, where it is root, which is the user, or nobody.
+    members=$(XDG_RUNTIME_DIR=$place/run vm_processes worker/ | grep -vx "$(jq .vm.pid worker.json)")
+    [ -n "$members" ]
+    for pid in $members; do
+        [ "$(readlink "/proc/$pid/ns/user")" != "$(readlink /proc/self/ns/user)" ]
+        grep -qE "^Uid:[[:space:]]+($(id -u "$user")|1000065533)[[:space:]]" "/proc/$pid/status"
+        grep -qE '^CapPrm:.*(00000000880000db|0000000000000000)$' "/proc/$pid/status"
+        grep -q '^NoNewPrivs:.*1$' "/proc/$pid/status"
+        grep -q '^Seccomp:.*2$' "/proc/$pid/status"
+        [ ! -e "/proc/$pid/root$place" ]
+    done
     [ "$(as_user msb-ls | jq -r .name)" = worker ]
     [ "$(msb-ls)" = '' ]
 
@@ -162,6 +173,7 @@ END
     [ ! -e .local/share/msb/sandboxes/worker ]
 }
 
+<<<<<<< HEAD
 @test "what a user packs has the digests of what root packs" {
     cat >ops.jsonl <<'END'
 {"op":"text","path":"/etc/motd","content":"patched\n"}
@@ -178,6 +190,22 @@ END
     sh -euc "$pack" - "$place" >roots
     diff roots users
     [ "$(wc -l <users)" -eq 5 ]
+=======
+@test "a program in the place of QEMU or mkfs.erofs reaches nothing in a user's jail either" {
+    source "$BATS_TEST_DIRNAME/image.bash"
+    cp "$(guest_program jail-attempts)" "$place/tools/attempts"
+    as_user mkdir -p jail
+    for profile in qemu vsock mkfs; do
+        jail=$(jq -nc --arg profile "$profile" --arg program "$place/tools/attempts" --arg mount_point "$PWD/jail" '{profile: $profile,
+            user: 65534, binds: [{source: {path: $program}, target: $program, writable: false}], dirs: [], mount_point: $mount_point}')
+        run as_user unshare --map-root-user --map-auto --pid --fork msb-boot --as-jailed-process "$jail" "$place/tools/attempts" \
+            "$place" "$place/home" "$place/run" /etc/passwd
+        echo "$output"
+        [ "$status" -eq 0 ]
+        case $profile in qemu | vsock) uid=65534 ;; *) uid=0 ;; esac
+        [[ $output == 'attempts: '*", user: $uid, "*"at the parent's death: 9" ]]
+    done
+>>>>>>> 27712b0 (mkfs.erofs and mke2fs run in one jail, and Landlock is a second layer of every jail)
 }
 
 @test "device nodes of an image are left out with a message" {

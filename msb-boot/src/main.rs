@@ -52,9 +52,11 @@ use notice::TOOL;
 use role::Role;
 
 fn main() -> ExitCode {
+    if let Some(failure) = msb::jail::enter_if_jailed() {
+        return failure;
+    }
     match role::role() {
         Some(Role::Supervisor(fds)) => supervisor::main(&fds),
-        Some(Role::Jailed(jail, command)) => role::execute_jailed(&jail, &command),
         Some(Role::Vmm(description)) => vmm::any::run(&description),
         Some(Role::Gate(description)) => network::gate::run(&description),
         Some(Role::Relay(description)) => network::relay::run(&description),

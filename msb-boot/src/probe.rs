@@ -1,12 +1,14 @@
 //! `--probe`: what this machine has for VMs, which VMM would be used, and what to do about the rest.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use msb::architecture::Architecture;
 use msb::record::VmmChoice;
 use msb::store::erofs::Mkfs;
 use msb::tool::user_namespace;
+use rustix::fs::Access;
 use serde::Serialize;
 
 use crate::block::scratch;
@@ -57,6 +59,47 @@ impl<T> From<Result<T, Unusable>> for Finding<T> {
     }
 }
 
+/// Whether a VM can have limits on the host: this user may make a cgroup below that of this process, with the controllers for limits.
+fn cgroup() -> Result<PathBuf, Unusable> {
+    const ROOT: &str = "/sys/fs/cgroup";
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    let dir = path.map(|path| Path::new(ROOT).join(path)).filter(|dir| dir.join("cgroup.procs").exists());
+    let Some(dir) = dir else {
+        return Err(Unusable::new(
+            "there is no cgroup v2 in /sys/fs/cgroup for this process",
+            "boot with systemd.unified_cgroup_hierarchy=1; in a container: --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup",
+        ));
+    };
+    if rustix::fs::access(&dir, Access::WRITE_OK).is_err() {
+        return Err(Unusable::new(
+            format!("{dir:?} is not delegated to this user"),
+            "systemd-run --user --scope -p Delegate=yes msb-boot ..., or a service with Delegate=yes",
+        ));
+    }
+    let has = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
+    let missing: Vec<_> =
+        ["cpu", "memory", "pids"].into_iter().filter(|name| has.split(' ').all(|has| has.trim() != *name)).collect();
+    if missing.is_empty() {
+        return Ok(dir);
+    }
+    Err(Unusable::new(
+        format!("{dir:?} lacks the controllers {}", missing.join(", ")),
+        "systemctl edit user@.service, with [Service] Delegate=cpu cpuset io memory pids; log in again",
+    ))
+}
+
+/// Whether jails have their second layer, and which version of it. They do without.
+fn landlock() -> Finding<PathBuf> {
+    let missing = || {
+        Unusable::new("this kernel has no Landlock, or an old one", "boot Linux 5.19 or later with lsm=landlock,...")
+    };
+    match msb::jail::landlock_abi() {
+        Some(abi) => Ok(format!("ABI {abi}").into()).into(),
+        None => Err(missing()).into(),
+    }
+}
+
 impl Probe {
     /// Checks everything that a boot needs. For a user other than root, this process enters a user namespace.
     pub(crate) fn run(choice: VmmChoice) -> Self {
@@ -80,7 +123,9 @@ impl Probe {
         let version = passt.as_deref().ok().and_then(network::passt::version);
         let parts = [
             ("agentd", agent.into()),
+            ("cgroup", cgroup().into()),
             ("kvm", kvm::probe().map(|()| kvm::DEVICE.into()).into()),
+            ("landlock", landlock()),
             ("libkrunfw", kernel::library(host).into()),
             ("mke2fs", scratch::mke2fs().into()),
             ("mkfs.erofs", mkfs.into()),

@@ -1,22 +1,18 @@
 //! This program's roles other than the one that a user calls. It starts itself in them; the first argument names the role.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
-use msb::jail::Jail;
+use msb::jail::{Jail, tie_to_parent};
 use msb::wire::exec::DEFAULT_PATH;
-use nix::sys::signal::{SigSet, Signal as TiedSignal};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::inherited_fd::InheritedFd;
 use crate::notice::TOOL;
 
 const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
-const JAILED: &str = "--as-jailed-process";
 const VMM: &str = "--as-vmm";
 const GATE: &str = "--as-gate";
 const RELAY: &str = "--as-relay";
@@ -28,8 +24,6 @@ const OWN_EXECUTABLE: &str = "/proc/self/exe";
 pub(crate) enum Role {
     /// Supervise a VM, which uses these descriptors of the caller.
     Supervisor(Vec<InheritedFd>),
-    /// Enter the jail and execute a program with its arguments. The process is killed when the supervisor dies.
-    Jailed(Box<Jail>, Vec<OsString>),
     /// Be the VMM that this JSON text describes. The process is killed when the supervisor dies.
     Vmm(String),
     /// Be the gate that this JSON text describes. The process is killed when the supervisor dies.
@@ -42,7 +36,7 @@ pub(crate) enum Role {
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?;
-    if ![SUPERVISOR, JAILED, VMM, GATE, RELAY].iter().any(|known| role == *known) {
+    if ![SUPERVISOR, VMM, GATE, RELAY].iter().any(|known| role == *known) {
         return None;
     }
     // The kernel named the process after the path's last component, so ps(1) would show "exe".
@@ -51,7 +45,7 @@ pub(crate) fn role() -> Option<Role> {
         let numbers = args.filter_map(|number| number.to_str()?.parse().ok());
         return Some(Role::Supervisor(numbers.map(InheritedFd::inherited).collect()));
     }
-    if tie_to_supervisor().is_err() {
+    if tie_to_parent().is_err() {
         std::process::exit(1);
     }
     let description = args.next()?.into_string().ok()?;
@@ -61,35 +55,7 @@ pub(crate) fn role() -> Option<Role> {
     if role == GATE {
         return Some(Role::Gate(description));
     }
-    if role == RELAY {
-        return Some(Role::Relay(description));
-    }
-    Some(Role::Jailed(serde_json::from_str(&description).ok()?, args.collect()))
-}
-
-/// Makes the kernel kill this process when the supervisor dies, for whatever reason. A program that it executes inherits that.
-fn tie_to_supervisor() -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The supervisor may have died before that call. Its PID is not visible in our PID namespace, but the supervisor is the only
-    // reader of our stderr.
-    let mut stderr = [PollFd::from_borrowed_fd(rustix::stdio::stderr(), PollFlags::empty())];
-    poll(&mut stderr, Some(&Timespec::default()))?;
-    if stderr[0].revents().contains(PollFlags::ERR) {
-        return Err(io::ErrorKind::BrokenPipe.into());
-    }
-    // A host that shuts down sends SIGTERM to every process, and a terminal sends SIGINT or SIGHUP to its process group. The
-    // supervisor decides when the VM ends, and kills this process then.
-    let blocked: SigSet = [TiedSignal::SIGTERM, TiedSignal::SIGINT, TiedSignal::SIGHUP].into_iter().collect();
-    blocked.thread_set_mask()?;
-    Ok(())
-}
-
-/// Enters the jail and executes the program. Returns only on failure.
-pub(crate) fn execute_jailed(jail: &Jail, command: &[OsString]) -> ExitCode {
-    let Some((program, args)) = command.split_first() else { return ExitCode::FAILURE };
-    let error = jail.execute(Path::new(program), args);
-    eprintln!("jail: {:#}", anyhow::Error::from(error));
-    ExitCode::FAILURE
+    Some(Role::Relay(description))
 }
 
 /// The command that starts a supervisor, which takes its configuration from `stdin` and keeps the descriptors `fds`.
@@ -105,8 +71,8 @@ pub(crate) fn supervisor(stdin: Stdio, fds: impl Iterator<Item = InheritedFd>) -
 /// # Errors
 /// A path in the jail that is not UTF-8.
 pub(crate) fn jailed(jail: &Jail, program: &Path) -> io::Result<Command> {
-    let mut command = in_role(JAILED);
-    command.arg(serde_json::to_string(jail)?).arg(program);
+    let mut command = jail.command(program)?;
+    command.arg0(TOOL).env("PATH", DEFAULT_PATH);
     Ok(command)
 }
 

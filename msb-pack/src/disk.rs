@@ -2,14 +2,14 @@
 //!
 //! Label and UUID are fixed, so that the same root gives the same disk, and a boot loader can find it.
 
-use std::ffi::OsStr;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use msb::interrupt::{self, DeferExit};
+use msb::jail::Mkfs;
 use msb::overlay::beneath::Dir;
 use msb::program;
 use msb::record::path::absolute;
@@ -40,6 +40,7 @@ struct Size {
     inodes: u64,
     /// The time of the newest file, in seconds.
     newest: i64,
+    has_trusted_xattrs: bool,
 }
 
 impl Size {
@@ -59,9 +60,11 @@ impl Size {
                 FileType::Symlink => 1,
                 _ => 0,
             };
-            if !entry.xattr_names()?.is_empty() {
+            let names = entry.xattr_names()?;
+            if !names.is_empty() {
                 size.blocks += 1;
             }
+            size.has_trusted_xattrs |= names.iter().any(|name| name.as_encoded_bytes().starts_with(b"trusted."));
             Ok(())
         })?;
         Ok(size)
@@ -110,11 +113,19 @@ pub(crate) fn write(
                 let tree = merge(&dir, &stack).context("merging the layers")?;
                 let size = Size::of(&tree)?;
                 let time = epoch.unwrap_or(size.newest);
+                let mkfs = |name, package, image: &File| -> anyhow::Result<Mkfs> {
+                    Ok(Mkfs::new(&program(name, package)?, &dir, &tree, size.has_trusted_xattrs, image)?)
+                };
+                let make_ext4 = |image: &File| {
+                    image.set_len(size.disk(free))?;
+                    ext4(mkfs("mke2fs", "e2fsprogs", image)?, size.inode_count(), time)?;
+                    Ok(inode_times::settle(image)?)
+                };
                 match (form, &raw) {
-                    (Disk::Erofs, _) => erofs(&staged.file, &tree, time),
-                    (_, None) => ext4(&staged.file, &tree, size, free, time),
+                    (Disk::Erofs, _) => erofs(mkfs("mkfs.erofs", "erofs-utils", &staged.file)?, time),
+                    (_, None) => make_ext4(&staged.file),
                     (_, Some(raw)) => {
-                        ext4(raw, &tree, size, free, time)?;
+                        make_ext4(raw)?;
                         qcow2(raw, &staged.file)
                     }
                 }
@@ -133,54 +144,42 @@ fn scripts_dir(beside: &Path, scripts: &Scripts, mtime: i64) -> anyhow::Result<S
     Ok(dir)
 }
 
-fn ext4(file: &File, tree: &Path, size: Size, free: u64, time: i64) -> anyhow::Result<()> {
-    file.set_len(size.disk(free))?;
-    let mut command = program("mke2fs", "e2fsprogs")?;
+fn ext4(mut mkfs: Mkfs, inodes: u64, time: i64) -> anyhow::Result<()> {
+    let command = mkfs.command();
     command.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", LABEL, "-U", UUID]);
     command.arg("-E").arg(format!("hash_seed={UUID},lazy_itable_init=1,root_owner=0:0"));
-    command.arg("-J").arg(format!("size={}", JOURNAL >> 20)).arg("-N").arg(size.inode_count().to_string());
-    command.arg("-d").arg(tree).arg("/proc/self/fd/0");
+    command.arg("-J").arg(format!("size={}", JOURNAL >> 20)).arg("-N").arg(inodes.to_string());
+    command.args(["-d", Mkfs::TREE, Mkfs::IMAGE]);
     // Names of the time in e2fsprogs until 1.47.0, and since.
     command.env("E2FSPROGS_FAKE_TIME", time.to_string()).env("SOURCE_DATE_EPOCH", time.to_string());
-    run(command, file)?;
-    Ok(inode_times::settle(file)?)
+    Ok(mkfs.run()?)
 }
 
-fn qcow2(raw: &File, file: &File) -> anyhow::Result<()> {
-    let mut command = program("qemu-img", "qemu-utils")?;
-    let raw = format!("/proc/{}/fd/{}", std::process::id(), raw.as_raw_fd());
-    command.args(["convert", "-q", "-f", "raw", "-O", "qcow2", &raw, "/proc/self/fd/0"]);
-    run(command, file)
-}
-
-fn erofs(file: &File, tree: &Path, time: i64) -> anyhow::Result<()> {
-    let mut command = program("mkfs.erofs", "erofs-utils")?;
-    command.args(["-E", "force-inode-extended,noinline_data", "-d1", "-U", UUID, "--", "/proc/self/fd/0"]).arg(tree);
+fn erofs(mut mkfs: Mkfs, time: i64) -> anyhow::Result<()> {
+    let command = mkfs.command();
+    command.args(["-E", "force-inode-extended,noinline_data", "-d1", "-U", UUID, "--", Mkfs::IMAGE, Mkfs::TREE]);
     // It keeps the times of older files.
     command.env("SOURCE_DATE_EPOCH", time.to_string());
-    run(command, file)
+    Ok(mkfs.run()?)
 }
 
-fn program(name: &str, package: &str) -> anyhow::Result<Command> {
-    let Some(program) = program::find(name, SBIN) else {
-        bail!("{name} is not installed (apt-get install {package})");
-    };
-    let mut command = Command::new(program);
-    command.env_clear();
-    Ok(command)
-}
-
-/// Runs a program with `file` as its stdin: the one descriptor whose number is known there.
-fn run(mut command: Command, file: &impl AsFd) -> anyhow::Result<()> {
-    command.stdin(Stdio::from(file.as_fd().try_clone_to_owned()?));
-    let name = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("program")).to_owned();
-    let output = interrupt::output(&mut command).with_context(|| format!("{name:?}"))?;
-    if output.status.success() {
-        return Ok(());
+/// Converts a disk. qemu-img copies its blocks, and reads nothing of them.
+fn qcow2(raw: &File, file: &File) -> anyhow::Result<()> {
+    let program = program("qemu-img", "qemu-utils")?;
+    let raw = format!("/proc/{}/fd/{}", std::process::id(), raw.as_raw_fd());
+    let mut command = Command::new(&program);
+    command.env_clear().args(["convert", "-q", "-f", "raw", "-O", "qcow2", &raw, "/proc/self/fd/0"]);
+    // The one descriptor whose number is known there.
+    command.stdin(file.try_clone()?);
+    let output = interrupt::output(&mut command).with_context(|| format!("{program:?}"))?;
+    if !output.status.success() {
+        bail!("{program:?} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
-    let message = String::from_utf8_lossy(&output.stderr);
-    let message = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-    bail!("{name:?} ended with {}: {message}", output.status)
+    Ok(())
+}
+
+fn program(name: &str, package: &str) -> anyhow::Result<PathBuf> {
+    program::find(name, SBIN).with_context(|| format!("{name} is not installed (apt-get install {package})"))
 }
 
 #[cfg(test)]
@@ -189,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_disk_has_room_for_its_content_and_what_is_asked_for() {
-        let size = Size { blocks: 1000, inodes: 100, newest: 0 };
+        let size = Size { blocks: 1000, inodes: 100, ..Size::default() };
         let disk = size.disk(0);
         assert!(disk > 1000 * BLOCK + JOURNAL && disk < (1000 * BLOCK + JOURNAL) * 2);
         assert_eq!(disk % (1 << 20), 0);

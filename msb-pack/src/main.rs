@@ -26,6 +26,7 @@ mod walk;
 
 use std::process::ExitCode;
 
+use msb::jail;
 use msb::overlay::raise_open_files;
 use msb::record::{Record, ScratchKind};
 use msb::tool::{cli, exit, interrupt, start, user_namespace};
@@ -35,6 +36,9 @@ use args::{Args, Config};
 use page::TOOL;
 
 fn main() -> ExitCode {
+    if let Some(failure) = jail::enter_if_jailed() {
+        return failure;
+    }
     start::signals();
     let args: Args = cli::parse(&page::PAGE, exit::USAGE);
     exit::report(TOOL, exit::FAILED, run(&args).map(|()| 0))

@@ -40,6 +40,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use args::{Args, Config};
+use msb::jail;
 use msb::record::{Record, Rootfs};
 use msb::store::erofs::Mkfs;
 use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, tool::start, tool::user_namespace};
@@ -47,6 +48,9 @@ use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, too
 fn main() -> ExitCode {
     if let Some(compression) = decompressor::role() {
         return decompressor::run(compression);
+    }
+    if let Some(failure) = jail::enter_if_jailed() {
+        return failure;
     }
     start::signals();
     let args: Args = cli::parse(&page::PAGE, exit::USAGE);

@@ -1,5 +1,6 @@
 // Tries, from within a jail, what a process that a guest has taken over would try against the host. Prints one line for each attempt that
-// the jail did not refuse, and the number of attempts. The arguments are paths of the host that must not be there.
+// the jail did not refuse, and the number of attempts. The arguments are paths of the host that must not be there. In the place of a
+// program that makes a file system it fails, with all that on stderr.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -10,7 +11,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,8 +34,24 @@ static void fails(const char *what, long result) {
         printf("reached: %s\n", what);
 }
 
+// Executes another file of the jail, with the one number that the filter lets through: the limit of open files.
+static void execute_another(void) {
+    struct rlimit limit;
+    char *args[] = {"second", NULL};
+    getrlimit(RLIMIT_NOFILE, &limit);
+    fails("another program", syscall(SYS_execveat, limit.rlim_cur, "/second", args, environ, 0));
+}
+
 int main(int argc, char **argv) {
     char buffer[256];
+    int descriptors = 0, parent_signal = 0;
+    if (strcmp(argv[0], "second") == 0) {
+        printf("reached: another program\n");
+        return 1;
+    }
+    int is_mkfs = access("/tree", F_OK) == 0;
+    if (is_mkfs)
+        dup2(2, 1);
     static const struct { const char *name; long number; } calls[] = {
         {"setns", SYS_setns}, {"pivot_root", SYS_pivot_root}, {"open_tree", 428}, {"move_mount", 429}, {"fsopen", 430},
         {"add_key", SYS_add_key}, {"request_key", SYS_request_key}, {"bpf", SYS_bpf}, {"perf_event_open", SYS_perf_event_open},
@@ -63,13 +83,27 @@ int main(int argc, char **argv) {
         if (kill(pid, 0) == 0)
             printf("reached: process %d\n", pid);
     fails("all processes", kill(-1, 0));
-    for (int i = 1; i < argc; i++)
+    for (int i = 1; i < argc && !is_mkfs; i++)
         fails(argv[i], open(argv[i], O_PATH));
+    static const char *const elsewhere[] = {"/etc/passwd", "/root", "/home", "/dev/null", "/proc/self/root", "/proc/version", "/sys"};
+    for (unsigned i = 0; i < sizeof elsewhere / sizeof *elsewhere; i++)
+        fails(elsewhere[i], open(elsewhere[i], O_PATH));
+    if (is_mkfs) {
+        fails("a file in the tree", open("/tree/made", O_CREAT | O_WRONLY, 0600));
+        fails("a mode in the tree", chmod("/tree", 0777));
+        fails("an owner in the tree", chown("/tree", 1, 1));
+        fails("another user", setuid(1));
+    }
+    if (access("/second", F_OK) == 0)
+        execute_another();
+    for (int fd = 3; fd < 65536; fd++)
+        descriptors += fcntl(fd, F_GETFD) >= 0;
+    prctl(PR_GET_PDEATHSIG, &parent_signal);
     fails("/proc/1/mem", open("/proc/1/mem", O_RDWR));
     fails("/dev/mem", open("/dev/mem", O_RDONLY));
     fails("a file of its own", open("/made", O_CREAT | O_WRONLY, 0600));
     fails("another root", chroot("/"));
     fails("the parent of the root", chdir("..") == 0 && getcwd(buffer, sizeof buffer) && strcmp(buffer, "/") ? 0 : -1);
-    printf("attempts: %d, user: %d\n", attempts, (int)getuid());
-    return 0;
+    printf("attempts: %d, user: %d, descriptors: %d, at the parent's death: %d\n", attempts, (int)getuid(), descriptors, parent_signal);
+    return is_mkfs;
 }

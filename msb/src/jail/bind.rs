@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
+use super::landlock::Rule;
 use super::pinned_path::PinnedPath;
 use crate::overlay::error::{At, Error};
 
@@ -76,8 +77,8 @@ impl Bind {
     }
 
     /// Mounts the cloned tree on the target, which is made below the working directory. A user of the jail's own gets a device node of
-    /// his own, if this process may make one.
-    pub(super) fn mount(&self, tree: &OwnedFd, user: Option<u32>) -> io::Result<()> {
+    /// his own, if this process may make one. Returns what may be done with it.
+    pub(super) fn mount(&self, tree: OwnedFd, user: Option<u32>) -> io::Result<Rule> {
         let target = self.relative_target();
         if let Some(parent) = target.parent() {
             make_directory(parent)?;
@@ -86,7 +87,7 @@ impl Bind {
             (Source::Device(device), Some(user)) => make_device(device, target, user)?,
             _ => None,
         };
-        if FileType::from_raw_mode(rustix::fs::fstat(tree)?.st_mode).is_dir() {
+        if FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode).is_dir() {
             make_directory(target)?;
         } else {
             match File::create_new(target) {
@@ -94,8 +95,12 @@ impl Bind {
                 _ => {}
             }
         }
-        let tree = own_node.as_ref().unwrap_or(tree);
-        Ok(rustix::mount::move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+        let tree = own_node.unwrap_or(tree);
+        rustix::mount::move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        match self.source {
+            Source::Device(_) => Ok(Rule::device(tree)),
+            _ => Rule::data(tree, self.writable),
+        }
     }
 }
 

@@ -3,12 +3,15 @@
 //! block layers follow any name that a guest sends, so a file that is not in the jail cannot be reached.
 //!
 //! What a process may do is in a table, [`profile`]; what it sees is bound by its caller. Everything is set for the calling thread, so
-//! any program can run in a jail. The PID namespace is made where the process is started.
+//! any program can run in a jail. The PID namespace is made where the process is started, and [`process`] starts programs.
 
 mod bind;
+mod landlock;
+mod mkfs;
 mod page;
 mod pinned_path;
 mod privileges;
+mod process;
 mod profile;
 mod seccomp;
 mod syscalls;
@@ -19,7 +22,6 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
 use nix::sched::CloneFlags;
 use rustix::fs::{Mode, OFlags};
@@ -27,13 +29,17 @@ use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit, getrlimit};
 use serde::{Deserialize, Serialize};
 
-use crate::interrupt;
+use self::landlock::Rule;
+pub use self::landlock::landlock_abi;
+use crate::inherited;
 use crate::overlay::error::{At, Error};
 use crate::overlay::{mountinfo, raise_open_files};
 use bind::{Bind, Source, make_directory};
+pub use mkfs::Mkfs;
 pub use page::security_page;
 pub use pinned_path::PinnedPath;
 pub use privileges::{FIRST_USER, LAST_USER, user_of};
+pub use process::{enter_if_jailed, tie_to_parent};
 pub use profile::Profile;
 use profile::{Execution, Rules, SEALED, User};
 
@@ -160,9 +166,9 @@ impl Jail {
     /// The step that failed. The process must exit then: it may be half confined.
     pub fn enter(&self) -> Result<(), Error> {
         raise_open_files();
-        self.isolate(CloneFlags::empty())?;
+        let rules = self.isolate()?;
         self.limit(None)?;
-        self.restrict(None)
+        self.restrict(rules, None)
     }
 
     /// Moves this process, which must have one thread, into the jail, and executes a program there. Returns only on failure.
@@ -187,39 +193,28 @@ impl Jail {
         };
         let env: Vec<CString> = std::env::vars_os().map(variable).collect::<Result<_, _>>().at(subject)?;
         raise_open_files();
-        self.isolate(CloneFlags::empty())?;
+        if !self.rules().inherits_files {
+            inherited::close(&[])?;
+        }
+        let program_rules = landlock::program(program).at(subject)?;
+        let mut rules = self.isolate()?;
+        rules.extend(program_rules);
         let (Execution::Once, Some(limit)) = (self.rules().execution, self.rules().open_files) else {
             self.limit(None)?;
-            self.restrict(None)?;
+            self.restrict(rules, None)?;
             return nix::unistd::execve(&path, &args, &env).map_err(io::Error::from).at(subject);
         };
         // The filter lets this one number be executed. It is closed by the execution, and no descriptor can have it again, because the
-        // limit of open files is below it. A filter sees no paths: with this number and an absolute path, a program can still execute
-        // another file of the jail, under the same filter, as the same user, with the same capabilities.
+        // limit of open files is below it. A filter sees no paths: this number and an absolute path would do for another file of the
+        // jail, and it is Landlock that allows none but this program and its loader.
         let file = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
         let highest = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).saturating_sub(1);
         let number = i32::try_from(highest.min(limit.into())).unwrap_or(i32::MAX);
         let file: OwnedFd = file.and_then(|file| Ok(rustix::io::fcntl_dupfd_cloexec(file, number)?)).at(subject)?;
         self.limit(Some(file.as_raw_fd()))?;
-        self.restrict(Some(file.as_raw_fd()))?;
+        self.restrict(rules, Some(file.as_raw_fd()))?;
         let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
         nix::unistd::execveat(&file, c"", &args, &env, flags).map_err(io::Error::from).at(subject)
-    }
-
-    /// Runs a program in the jail to its end, which is at once if this process is interrupted. Its output is collected.
-    ///
-    /// # Errors
-    /// The step that failed.
-    pub fn output(&self, command: &mut Command) -> Result<Output, Error> {
-        // All of it is set for a thread, and what the thread starts.
-        std::thread::scope(|scope| {
-            let run = scope.spawn(|| -> Result<Output, Error> {
-                self.isolate(CloneFlags::CLONE_NEWPID)?;
-                self.restrict(None)?;
-                Ok(interrupt::output(command.stdin(Stdio::piped()))?)
-            });
-            run.join().unwrap_or_else(|_| Err(Error::Host("the thread of a jail panicked".into())))
-        })
     }
 
     fn rules(&self) -> Rules {
@@ -230,13 +225,15 @@ impl Jail {
         (self.rules().user == User::OfVm).then_some(self.user)
     }
 
-    /// The namespaces, and `more` of them, the root, the user and the capabilities.
-    fn isolate(&self, more: CloneFlags) -> Result<(), Error> {
-        let mut namespaces = more | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    /// The namespaces, the root, the user and the capabilities. Returns the rules for the files.
+    fn isolate(&self) -> Result<Vec<Rule>, Error> {
+        let mut rules = Rule::inherited().at(|| "inherited descriptors")?;
+        let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         namespaces.set(CloneFlags::CLONE_NEWNET, !self.rules().has_network);
         nix::sched::unshare(namespaces).map_err(io::Error::from).at(|| "new namespaces")?;
-        self.mount_root().at(|| "a new root")?;
-        privileges::drop(self.rules().capabilities, self.user()).at(|| "dropping privileges")
+        rules.extend(self.mount_root().at(|| "a new root")?);
+        privileges::drop(self.rules().capabilities, self.user()).at(|| "dropping privileges")?;
+        Ok(rules)
     }
 
     /// The limits of this process. `program` is a descriptor above that of open files.
@@ -262,12 +259,14 @@ impl Jail {
         }
     }
 
-    /// The filter for system calls. Nothing above works any more after this.
-    fn restrict(&self, program: Option<RawFd>) -> Result<(), Error> {
+    /// Landlock, and the filter for system calls. Nothing above works any more after this.
+    fn restrict(&self, rules: Vec<Rule>, program: Option<RawFd>) -> Result<(), Error> {
+        landlock::restrict(&self.rules(), rules).at(|| "Landlock")?;
         seccomp::apply(&self.rules(), program).at(|| "a filter for system calls")
     }
 
-    fn mount_root(&self) -> Result<(), Error> {
+    /// Returns the rules for what is bound.
+    fn mount_root(&self) -> Result<Vec<Rule>, Error> {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         rustix::mount::mount_change("/", private).map_err(io::Error::from).at(|| "propagation")?;
         // All sources are cloned before the tmpfs is mounted, which may hide them.
@@ -276,10 +275,10 @@ impl Jail {
         let tmpfs = rustix::mount::mount("jail", &self.mount_point, "tmpfs", flags, ROOT_OPTIONS);
         tmpfs.map_err(io::Error::from).at(|| "tmpfs")?;
         std::env::set_current_dir(&self.mount_point)?;
-        for (bind, tree) in self.binds.iter().zip(&trees) {
-            bind.mount(tree, self.user()).at(|| format!("{:?}", bind.target))?;
+        let mut rules = Vec::new();
+        for (bind, tree) in self.binds.iter().zip(trees) {
+            rules.push(bind.mount(tree, self.user()).at(|| format!("{:?}", bind.target))?);
         }
-        drop(trees);
         for dir in &self.dirs {
             make_directory(dir.strip_prefix("/").unwrap_or(dir)).at(|| format!("{dir:?}"))?;
         }
@@ -289,7 +288,8 @@ impl Jail {
         rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(io::Error::from).at(|| "old root")?;
         std::env::set_current_dir("/")?;
         let read_only = rustix::mount::mount_remount("/", flags | MountFlags::BIND | MountFlags::RDONLY, c"");
-        read_only.map_err(io::Error::from).at(|| "read-only root")
+        read_only.map_err(io::Error::from).at(|| "read-only root")?;
+        Ok(rules)
     }
 
     /// Sets each bind's flags on all mounts below it: a cloned submount keeps its own flags. What the host has mounted read-only stays

@@ -26,11 +26,21 @@ no_new_privs is set.
 Its session keyring is the VM's own and empty, its environment holds only PATH,
 and it inherits no descriptor of the caller's.
 It leaves no core dump, locks no memory, and is killed when the supervisor dies.
-mkfs.erofs, which msb-pull starts too, has the keyring, the limits and the
-inherited descriptors of its caller, and is killed when that is interrupted.
+mkfs.erofs and mke2fs, which msb-pull and msb-pack start too, are killed when
+their caller dies, have the time of the image in their environment, and a keyring
+of the caller's that they may not ask for.
+.PP
+Landlock is a second layer, on a kernel that has it (Linux 5.19 and later, see
+.B msb-boot
+.BR \-\-probe ).
+What is read-only in a root directory can only be read, and no file of it can be
+executed but the process's own program and its dynamic loader.
+An inherited file may be opened again.
+A process without a network has no TCP (6.7), and none can signal a process
+outside or connect to an abstract socket there (6.12).
 .PP
 .I The VM's user
-has the number 1828716544 (0x6d000000) plus the supervisor's process ID, and a
+has the number 1879048192 (0x70000000) plus the supervisor's process ID, and a
 group of the same number.
 It owns the VM's disk, sockets and console while the VM runs, and no other
 process of the host has it.
@@ -43,10 +53,12 @@ Another program may make all but the forbidden ones, which fail with EPERM.
 No process may make a namespace with clone or unshare, use clone3 or the x32
 ABI, type into a terminal, or make a socket of a family that its row lacks.
 A filter sees no paths.
-So a program that may be executed once can still execute other files of its root
-directory, with an absolute path and the one descriptor number that is let
-through to execveat: under the same filter, as the same user, with the same
-capabilities.
+A program that may be executed once could therefore execute another file of its
+root directory, with an absolute path and the one descriptor number that is let
+through to execveat.
+Landlock forbids that.
+On a kernel without it, such a file runs under the same filter, as the same user,
+with the same capabilities.
 ";
 
 /// Rows of the table that are not built from [`Profile`].
@@ -61,10 +73,21 @@ and the files of a commit, whose names are opened one component at a time.
 Runs as the caller.
 It takes requests for files from the kernel, on the layers and the upper.
 .TP
-.BR msb-pull ", " msb-patch ", " msb-pack " and " msb-cp
+.B msb-exec
+Runs as the caller.
+It takes messages of bounded size from the guest's agent, and passes the output
+of the command on as it is: a terminal obeys it.
+.TP
+.B msb-oci
+Runs as the caller, a container engine.
+It takes a configuration, hooks and a root from its caller, and of the guest only
+what msb-exec takes.
+.TP
+.BR msb-pull ", " msb-patch ", " msb-pack ", " msb-diff ", " msb-store " and " msb-cp
 Run as the caller.
 They read archives, images and trees, and follow no symlink out of a root.
-msb-pack starts mke2fs and mkfs.erofs on a tree as they are.
+msb-pack starts qemu-img, which copies the blocks of a disk and reads nothing of
+them.
 msb-pull decompresses in a process that has only its streams, and may make only
 the calls of the list
 .IR base .
@@ -106,7 +129,7 @@ impl Profile {
             Self::Relay => "the relay between the guest's card and a TAP interface",
             Self::Passt => "passt",
             Self::PasstLowPort => "passt, with a published port below 1024",
-            Self::Mkfs => "mkfs.erofs, for the disks of a block root",
+            Self::Mkfs => "mkfs.erofs and mke2fs, for disks that are made of a tree",
             Self::MkfsTrusted => "the same, of a tree with trusted xattrs",
         }
     }
@@ -127,7 +150,9 @@ impl Profile {
             Self::Vsock => "the socket directory, which is removed when the VM is up",
             Self::Gate => "nothing; its log, its counters and its sockets are descriptors",
             Self::Relay => "nothing; the interface and the socket are descriptors",
-            Self::Mkfs | Self::MkfsTrusted => "the tree (read-only), the image that it makes, an empty /tmp",
+            Self::Mkfs | Self::MkfsTrusted => {
+                "the tree (read-only), an empty /tmp, links to its descriptors; the image is a descriptor"
+            }
             Self::Passt | Self::PasstLowPort => "/etc/resolv.conf, an empty /tmp, its own /proc/PID",
         }
     }
@@ -203,6 +228,14 @@ fn row(page: &mut String, profile: Profile) -> std::fmt::Result {
     line("user", if rules.user == User::Root { "root of the supervisor's user namespace" } else { "the VM's user" })?;
     line("capabilities", &capabilities(rules.capabilities))?;
     line("network", if rules.has_network { "the host's" } else { "none" })?;
+    line(
+        "Landlock",
+        match (rules.limits_files, rules.has_network) {
+            (true, false) => "files, programs, TCP, signals and abstract sockets",
+            (true, true) => "files, programs, signals and abstract sockets",
+            (false, _) => "signals and abstract sockets; it mounts a sandbox of its own",
+        },
+    )?;
     line("system calls", &system_calls(&rules))?;
     line("new sockets", if sockets.is_empty() { "none".into() } else { sockets.join(", ") }.as_str())?;
     line(

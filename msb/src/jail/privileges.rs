@@ -10,8 +10,9 @@ use crate::overlay::error::{At, Error};
 use crate::overlay::user_namespace;
 
 /// The first of the users of VMs. The PID of the supervisor is added, which has 22 bits at most. No distribution gives these numbers to
-/// anybody.
-pub const FIRST_USER: u32 = 0x6d00_0000;
+/// anybody: they are above those that useradd(8) takes for subordinate IDs, and those that systemd-nspawn(1) takes for containers, which
+/// end at 0x6fffffff (systemd's "Users, Groups, UIDs and GIDs").
+pub const FIRST_USER: u32 = 0x7000_0000;
 /// The last of them.
 pub const LAST_USER: u32 = FIRST_USER + (1 << 22);
 /// The user that nobody else is.

@@ -8,6 +8,20 @@ use serde::{Deserialize, Serialize};
 use super::syscalls::{self, Syscall};
 
 /// The capabilities for serving a tree to a guest with many users: acting as each of them, and as root.
+///
+/// What serves a tree is root of the user namespace that the tools are in, which is the host's for root. Two ways around that were tried on
+/// Linux 6.18, and neither is good enough:
+///
+/// - As another user, behind an idmapped mount (`mount_setattr(2)`). Each file system decides whether it has such mounts. ext4 and tmpfs do.
+///   overlayfs gives EINVAL, and so does a mount of msb-mount: FUSE has them since Linux 6.12 for a server that asks with FUSE_ALLOW_IDMAP,
+///   which no longer learns then who makes a request, and msb-mount clears set-id bits by that. A root, and each volume and mount in it,
+///   may be on any of them, and a server has one user for all.
+/// - As root of a user namespace that maps each number to itself. All requests of a guest work but `mknod(2)` of a device node (EPERM), which
+///   guests with a shared root make, such as debootstrap(8). What is gained is that capabilities have no effect outside of the files; the
+///   root directory, the network namespace and the filter leave nothing else that they could be used on.
+///
+/// So the mounts make set-id bits and device nodes ineffective: all of the jail have nosuid and nodev, and so has a mount of msb-mount,
+/// which only root may enter; an upper is in a directory of mode 0700. A user's own namespace has both limits anyway.
 const SERVE_FILES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -46,9 +60,9 @@ pub enum Profile {
     Passt,
     /// passt, with a port below 1024.
     PasstLowPort,
-    /// mkfs.erofs, reading a tree.
+    /// mkfs.erofs or mke2fs, reading a tree.
     Mkfs,
-    /// mkfs.erofs, reading a tree with xattrs in `trusted.`, which takes CAP_SYS_ADMIN.
+    /// The same, reading a tree with xattrs in `trusted.`, which takes CAP_SYS_ADMIN.
     MkfsTrusted,
 }
 
@@ -110,6 +124,10 @@ pub(super) struct Rules {
     pub capabilities: CapabilitySet,
     /// Whether it has the network of the host.
     pub has_network: bool,
+    /// Whether it has the descriptors above 2 that it has inherited.
+    pub inherits_files: bool,
+    /// Whether Landlock limits what it may do with files. It could not mount anything then.
+    pub limits_files: bool,
     pub execution: Execution,
     pub syscalls: Syscalls,
     /// What it may call besides, to confine itself once more.
@@ -125,6 +143,8 @@ const NOTHING: Rules = Rules {
     user: User::OfVm,
     capabilities: CapabilitySet::empty(),
     has_network: false,
+    inherits_files: true,
+    limits_files: true,
     execution: Execution::Never,
     syscalls: Syscalls::AllBut,
     own_sandbox: &[],
@@ -177,6 +197,7 @@ impl Profile {
             },
             Self::Passt => Rules {
                 has_network: true,
+                limits_files: false,
                 execution: Execution::Free,
                 own_sandbox: syscalls::NAMESPACES,
                 sockets: &[Family::Unix, Family::Inet, Family::Inet6, Family::Netlink],
@@ -186,9 +207,10 @@ impl Profile {
             Self::Mkfs => Rules {
                 user: User::Root,
                 capabilities: CapabilitySet::DAC_READ_SEARCH,
-                execution: Execution::Free,
+                inherits_files: false,
+                execution: Execution::Once,
                 sockets: &[],
-                open_files: None,
+                open_files: Some(16384),
                 ..NOTHING
             },
             Self::MkfsTrusted => Rules {

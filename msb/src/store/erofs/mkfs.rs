@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use rustix::fs::Mode;
 use sha2::{Digest, Sha256};
@@ -15,7 +14,7 @@ use super::merge::merge;
 use super::size::Size;
 use super::superblock::{clear_time, is_complete, uuid};
 use crate::interrupt::DeferExit;
-use crate::jail::{Jail, Profile};
+use crate::jail;
 use crate::lock::{self, Lock};
 use crate::overlay::beneath::{Dir, Entry};
 use crate::overlay::error::At;
@@ -87,11 +86,6 @@ impl Content {
         self.has_trusted_xattrs = self.has_trusted_xattrs
             || entry.xattr_names()?.iter().any(|name| name.as_encoded_bytes().starts_with(b"trusted."));
         Ok(())
-    }
-
-    /// The jail in which all of it can be read.
-    fn profile(&self) -> Profile {
-        if self.has_trusted_xattrs { Profile::MkfsTrusted } else { Profile::Mkfs }
     }
 }
 
@@ -197,7 +191,7 @@ impl Mkfs {
                 content.add(path, entry)
             })?;
             content.size.check(&file)?;
-            self.run(content.profile(), &draft, &file, layer, &uuid(layer))?;
+            self.run(&content, &draft, &file, layer, &uuid(layer))?;
             Ok(file)
         };
         let file = make().at(|| format!("image of {layer:?}"))?;
@@ -216,34 +210,25 @@ impl Mkfs {
                 let mut content = Content::default();
                 Dir::open(&root)?.walk(|path, entry| content.add(path, entry))?;
                 content.size.check(&file)?;
-                self.run(content.profile(), &draft, &file, &root, uuid)
+                self.run(&content, &draft, &file, &root, uuid)
             });
             made.join().unwrap_or_else(|_| Err(Error::Host("merging the layers: the thread panicked".into())))
         })?;
         Ok((draft, file))
     }
 
-    /// Runs the program in a jail, because it is written in C and reads names and attributes that images and guests made.
-    fn run(&self, profile: Profile, draft: &Draft, file: &File, source: &Path, uuid: &str) -> Result<(), Error> {
-        const IMAGE: &str = "/image";
-        const TREE: &str = "/tree";
-        let jail = Jail::new(&draft.path, profile, 0)
-            .ro_bind_program(&self.program)
-            .bind(&draft.image(), IMAGE.as_ref())
-            .ro_bind(source, TREE.as_ref())
-            .dir("/tmp".as_ref());
-        let mut command = Command::new(&self.program);
-        command.args(OPTIONS).args(["-d1", "-U", uuid, "--", IMAGE, TREE]).env_clear();
-        let output = jail.output(&mut command).at(|| format!("{:?}", self.program))?;
-        if output.status.success() && is_complete(file, uuid)? {
+    /// Runs the program in a jail.
+    fn run(&self, content: &Content, draft: &Draft, file: &File, tree: &Path, uuid: &str) -> Result<(), Error> {
+        let mut mkfs = jail::Mkfs::new(&self.program, &draft.path, tree, content.has_trusted_xattrs, file)?;
+        mkfs.command().args(OPTIONS).args(["-d1", "-U", uuid, "--", jail::Mkfs::IMAGE, jail::Mkfs::TREE]);
+        let made = mkfs.run();
+        if made.is_ok() && is_complete(file, uuid)? {
             return Ok(clear_time(file)?);
         }
-        let message = String::from_utf8_lossy(&output.stderr);
-        let message = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
-        let is_full = rustix::fs::fstatvfs(file).is_ok_and(|left| left.f_bavail < 16);
-        Err(Error::Host(match is_full {
-            true => format!("{:?}: no space left for the image (make room, or set MSB_HOME)", self.program),
-            false => format!("{:?} ended with {}: {message}", self.program, output.status),
-        }))
+        if rustix::fs::fstatvfs(file).is_ok_and(|left| left.f_bavail < 16) {
+            let message = format!("{:?}: no space left for the image (make room, or set MSB_HOME)", self.program);
+            return Err(Error::Host(message));
+        }
+        made.and(Err(Error::Host(format!("{:?} made a damaged image", self.program))))
     }
 }
