@@ -143,7 +143,7 @@ END
         grep -qE '^CapPrm:.*(00000000880000db|0000000000000000)$' "/proc/$pid/status"
         grep -q '^NoNewPrivs:.*1$' "/proc/$pid/status"
         grep -q '^Seccomp:.*2$' "/proc/$pid/status"
-        [ ! -e "/proc/$pid/root$place" ]
+        [ ! -e "/proc/$pid/root$place/home" ]
     done
     [ "$(as_user msb-ls | jq -r .name)" = worker ]
     [ "$(msb-ls)" = '' ]
@@ -199,7 +199,7 @@ END
         jail=$(jq -nc --arg profile "$profile" --arg program "$place/tools/attempts" --arg mount_point "$PWD/jail" '{profile: $profile,
             user: 65534, binds: [{source: {path: $program}, target: $program, writable: false}], dirs: [], mount_point: $mount_point}')
         run as_user unshare --map-root-user --map-auto --pid --fork msb-boot --as-jailed-process "$jail" "$place/tools/attempts" \
-            "$place" "$place/home" "$place/run" /etc/passwd
+            "$place/home" "$place/run" /etc/passwd
         echo "$output"
         [ "$status" -eq 0 ]
         case $profile in qemu | vsock) uid=65534 ;; *) uid=0 ;; esac

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use msb::record::{RestartPolicy, RootChoice, VmmChoice};
+use msb::record::{Boot, RestartPolicy, RootChoice, VmmChoice};
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
@@ -235,7 +235,7 @@ pub(crate) fn disk_size(text: &str) -> Result<u64, String> {
 }
 
 /// How many processors a guest can have.
-pub(crate) const CPUS: RangeInclusive<i64> = 1..=64;
+pub(crate) const CPUS: RangeInclusive<i64> = 1..=Boot::MAX_CPUS as i64;
 
 /// The smallest disk, in bytes. A smaller one has no room for the journal.
 const MIN_DISK: u64 = 256 << 20;

@@ -9,9 +9,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use anyhow::Context;
 use msb::jail::{FIRST_USER, LAST_USER};
 use msb::vm::boot;
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Uid, XattrFlags};
 
 use crate::vm::{Drive, Vm};
+
+/// An xattr of a disk with its owner and group, while a VM's user has it. That user cannot change it.
+const OWNER: &str = "trusted.msb.owner";
 
 /// A disk that has another owner once the VM has ended.
 #[derive(Debug)]
@@ -41,6 +44,14 @@ impl Granted {
     }
 }
 
+/// The owner and the group that a disk had before a VM whose supervisor was killed.
+fn owner_before(file: &OwnedFd) -> (u32, u32) {
+    let mut value = [0; 24];
+    let length = rustix::fs::fgetxattr(file, OWNER, &mut value[..]).unwrap_or(0);
+    let numbers = std::str::from_utf8(&value[..length]).ok().and_then(|text| text.split_once(':'));
+    numbers.and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?))).unwrap_or((0, 0))
+}
+
 fn grant_disk(drive: &Drive, user: u32) -> io::Result<Option<Disk>> {
     let path = drive.fd.path();
     let meta = fs::metadata(&path)?;
@@ -51,10 +62,13 @@ fn grant_disk(drive: &Drive, user: u32) -> io::Result<Option<Disk>> {
         }
         return Ok(None);
     }
+    let file = drive.fd.duplicate()?;
     // A supervisor that was killed has not given it back. In a user namespace, every VM may have the same user.
     let is_left = meta.uid() == user || (FIRST_USER..=LAST_USER).contains(&meta.uid());
-    let (uid, gid) = if is_left { (0, 0) } else { (meta.uid(), meta.gid()) };
-    let disk = Disk { file: drive.fd.duplicate()?, uid, gid };
+    let (uid, gid) = if is_left { owner_before(&file) } else { (meta.uid(), meta.gid()) };
+    // Without the xattr, which takes root of the host and a file system for it, such a file becomes root's.
+    let _ = rustix::fs::fsetxattr(&file, OWNER, format!("{uid}:{gid}").as_bytes(), XattrFlags::empty());
+    let disk = Disk { file, uid, gid };
     chown(&path, Some(user), Some(user))?;
     Ok(Some(disk))
 }
@@ -63,6 +77,7 @@ impl Drop for Granted {
     fn drop(&mut self) {
         for Disk { file, uid, gid } in &self.0 {
             let _ = rustix::fs::fchown(file, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)));
+            let _ = rustix::fs::fremovexattr(file, OWNER);
         }
     }
 }

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, ensure};
 use msb::overlay::attributes::{Attributes, Tolerance, set_xattr};
 use msb::overlay::beneath::{Dir, Entry, Name};
+use msb::overlay::user_namespace;
 use msb::overlay::whiteout::{self, OciName};
 use msb::record::owner::Id;
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
@@ -101,7 +102,7 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
                 .ok_or_else(|| anyhow::anyhow!("Linux has no device {major}:{minor}"))?;
             let make = |dir: &Dir| dir.mknod(name, file_type, Mode::RUSR | Mode::WUSR, device);
             match replace(tree, &parent, name, make) {
-                Err(error) if kind != Kind::Fifo && is_not_permitted(&error) => budget.left_out(),
+                Err(error) if kind != Kind::Fifo && is_of_namespace(&error) => budget.left_out(),
                 other => {
                     other?;
                     apply_attributes(&made(&parent, name)?, &metadata)?;
@@ -128,9 +129,10 @@ fn replace<T>(
     }
 }
 
-/// The kernel's answer for a device node in a user namespace.
-fn is_not_permitted(error: &anyhow::Error) -> bool {
-    error.downcast_ref().and_then(Errno::from_io_error) == Some(Errno::PERM)
+/// Whether this is the kernel's answer for a device node in a user namespace. Root of the host gets it for another reason: in a container
+/// without CAP_MKNOD, or on a file system without device nodes.
+fn is_of_namespace(error: &anyhow::Error) -> bool {
+    error.downcast_ref().and_then(Errno::from_io_error) == Some(Errno::PERM) && !user_namespace::is_initial()
 }
 
 fn made(parent: &Parent, name: Name<'_>) -> io::Result<Entry> {

@@ -41,10 +41,10 @@
 //!   their own on the same files; rustix's `Signal` is in `interrupt`.
 //! - clap's traits are implemented in `tool`, and `nix`'s `SigSet` is returned there.
 
-#[cfg(feature = "store")]
-pub mod inherited;
 #[cfg(feature = "overlay")]
 pub mod architecture;
+#[cfg(feature = "store")]
+pub mod inherited;
 #[cfg(feature = "overlay")]
 pub mod interrupt;
 #[cfg(feature = "store")]

@@ -219,12 +219,9 @@ impl BlockRoot {
             "index=off".into(),
             "xino=off".into(),
         ];
-        root.options.extend(if user_namespace::is_initial() {
-            vec!["redirect_dir=nofollow".into(), "metacopy=off".into()]
-        } else {
-            // The patches have `user.` xattrs. Redirects and metacopies are off with it.
-            vec!["userxattr".into()]
-        });
+        // In a user namespace, the patches have `user.` xattrs.
+        let options = user_namespace::overlayfs_options("redirect_dir=nofollow,metacopy=off");
+        root.options.extend(options.split(',').map(Into::into));
         steps.push(root);
         steps
     }

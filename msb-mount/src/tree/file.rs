@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use super::Tree;
 use crate::attr::timespec;
 use crate::caller::Caller;
+use crate::host_ids;
 use crate::leaf::{IoMode, has_set_id};
 use crate::node::{Kind, Node};
 
@@ -214,7 +215,7 @@ impl Tree {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::NODATA.into());
         }
-        self.on_entry(node, |entry| entry.xattr(name))
+        self.on_entry(node, |entry| entry.xattr(name)).map(|value| host_ids::xattr_to_host(name, value))
     }
 
     /// The names of the xattrs that the caller may see, each with a NUL at its end.
@@ -245,9 +246,10 @@ impl Tree {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::PERM.into());
         }
+        let value = host_ids::xattr_of_request(name, value).ok_or(Errno::INVAL)?;
         self.copy_up(node, WHOLE)?;
         self.on_entry(node, |entry| {
-            entry.set_xattr(name, value, XattrFlags::from_bits_retain(flags as u32))?;
+            entry.set_xattr(name, &value, XattrFlags::from_bits_retain(flags as u32))?;
             let stat = entry.stat_now()?;
             // As chmod(2) does. The caller's supplementary groups are unknown here, and clearing the bit is safe.
             if name == ACCESS_ACL && stat.st_mode & 0o2000 != 0 && caller.uid != 0 && caller.gid != stat.st_gid {

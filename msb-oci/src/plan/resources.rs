@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use msb::record::VmmChoice;
+use msb::record::{Boot, VmmChoice};
 use msb::tool::size;
 use oci_spec::runtime::{Linux, LinuxResources};
 use serde::{Deserialize, Serialize};
@@ -47,8 +47,7 @@ pub(crate) struct Limits {
 pub(crate) const OVERHEAD_MIB: u64 = 160;
 /// The least memory with which a guest runs a program besides its kernel.
 const MIN_MEMORY_MIB: u64 = 128;
-/// How many processors a guest can have.
-const MAX_CPUS: u64 = 64;
+const MAX_CPUS: u64 = Boot::MAX_CPUS as u64;
 /// The period of a quota without one, in microseconds.
 const PERIOD: u64 = 100_000;
 

@@ -128,6 +128,9 @@ impl Init {
 }
 
 impl Boot {
+    /// The most processors that a guest can have.
+    pub const MAX_CPUS: u8 = 64;
+
     /// The timeout of the boot in seconds. systemd alone allows each unit a minute and a half.
     pub fn timeout_s(&self) -> u32 {
         let is_init_awaited = self.init.as_ref().is_some_and(|init| init.wait);

@@ -32,7 +32,8 @@ pub const MSB_HOME: Item = (
 /// The variable that says where running VMs are.
 pub const MSB_RUN: Item = (
     "MSB_RUN",
-    "The directory that holds the run directories of VMs. Default: /run/msb for root, $XDG_RUNTIME_DIR/msb for other users",
+    "The directory that holds the run directories of VMs. Default: /run/msb for root, $XDG_RUNTIME_DIR/msb for other users, \
+     else /run/user/UID/msb",
 );
 
 /// A section of a tool's own: its heading, and what gives its text. Paragraphs are separated by empty lines, and indented ones are

@@ -39,6 +39,13 @@ impl Missing {
     fn new(found: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self { found: found.into(), remedy: remedy.into() }
     }
+
+    fn apparmor() -> Self {
+        Self::new(
+            "AppArmor restricts user namespaces: kernel.apparmor_restrict_unprivileged_userns is 1",
+            "install the profile in msb(7), or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+        )
+    }
 }
 
 /// Why a tool cannot run for this user.
@@ -242,6 +249,8 @@ fn refusal(error: io::Error) -> Error {
         Some(Errno::NOSPC) => {
             missing("there are too many user namespaces already", "raise user.max_user_namespaces with sysctl")
         }
+        // Ubuntu without the profile "unprivileged_userns", see check_profile.
+        Some(Errno::ACCESS) => Missing::apparmor().into(),
         Some(Errno::PERM) => missing(
             "the kernel refuses it to this process: Operation not permitted",
             "in a container: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or --privileged",
@@ -250,16 +259,13 @@ fn refusal(error: io::Error) -> Error {
     }
 }
 
-/// Ubuntu 24.04 lets anybody make a user namespace, and puts the process into a profile that allows it nothing there.
+/// Ubuntu 24.04 lets anybody make a user namespace, and puts the process into the profile "unprivileged_userns", which allows it no
+/// capability there. If that profile was removed, the namespace is refused with EACCES.
 fn check_profile() -> Result<(), Error> {
     let restricts = fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
     let profile = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
     match restricts {
-        Ok(on) if is_restricted(&on, &profile) => Err(Missing::new(
-            "AppArmor restricts user namespaces: kernel.apparmor_restrict_unprivileged_userns is 1",
-            "install the profile in msb(7), or sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
-        )
-        .into()),
+        Ok(on) if is_restricted(&on, &profile) => Err(Missing::apparmor().into()),
         _ => Ok(()),
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::record::path::absolute;
+use crate::store::id_map::{self, IdMap};
 
 /// `HOST_NAME_MAX` of Linux, which is also the length of the IDs that container engines generate.
 const MAX: usize = 64;
@@ -32,25 +33,40 @@ pub fn parse(text: &str) -> Result<String, &'static str> {
     check(text).map(|()| text.to_owned())
 }
 
-/// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others.
+/// The directory that holds the run directories: `$MSB_RUN`, else `/run/msb` for root and `$XDG_RUNTIME_DIR/msb` for others. Without that
+/// variable (cron, `su`) it is in the directory that a login session of the user has made, as for podman.
 ///
 /// Root ignores the variable of a login session: the session ends before a VM does, and sudo, cron and services have another one or
 /// none. A user who is root in a user namespace of its own counts as one of the others: there, `/run` does not belong to root.
 ///
 /// # Errors
-/// If the user is not root and neither variable is set.
+/// If the user is not root, neither variable is set, and there is no such directory.
 pub fn run_base() -> io::Result<PathBuf> {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let owns_run = || std::fs::metadata("/run").map_or(true, |meta| meta.uid() == 0);
     let base = match (from("MSB_RUN"), rustix::process::geteuid().is_root() && owns_run()) {
         (Some(dir), _) => dir,
         (None, true) => PathBuf::from("/run/msb"),
-        (None, false) => match from("XDG_RUNTIME_DIR") {
+        (None, false) => match from("XDG_RUNTIME_DIR").or_else(login_dir) {
             Some(dir) => dir.join("msb"),
-            None => return Err(io::Error::other("neither MSB_RUN nor XDG_RUNTIME_DIR is set")),
+            None => {
+                return Err(io::Error::other(
+                    "neither MSB_RUN nor XDG_RUNTIME_DIR is set, and the user has no /run/user/UID (set XDG_RUNTIME_DIR to a directory of \
+                     the user's own, or log in with systemd-logind)",
+                ));
+            }
         },
     };
     absolute(&base)
+}
+
+/// The directory of the user's login sessions, if it is the user's alone.
+fn login_dir() -> Option<PathBuf> {
+    let user = rustix::process::geteuid().as_raw();
+    let number = id_map::outside(&IdMap::of_this_process().ok()?.uid, user)?;
+    let dir = PathBuf::from(format!("/run/user/{number}"));
+    let meta = std::fs::symlink_metadata(&dir).ok()?;
+    (meta.is_dir() && meta.uid() == user && meta.mode() & 0o022 == 0).then_some(dir)
 }
 
 /// The run directory of the VM `name`, which lives as long as the VM.

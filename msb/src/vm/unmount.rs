@@ -11,6 +11,8 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
+use crate::program;
+
 /// How long a server may take to exit once it was told that its mount is gone. It has nothing left to write by then.
 const EXIT_LIMIT: Timespec = Timespec { tv_sec: 60, tv_nsec: 0 };
 
@@ -74,7 +76,9 @@ fn has_exited(server: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 fn fusermount(path: &Path) -> io::Result<()> {
-    let output = Command::new("fusermount3").arg("-u").arg("--").arg(path).output()?;
+    let program = program::find("fusermount3", &["/usr/bin", "/bin"]);
+    let program = program.ok_or_else(|| io::Error::other("fusermount3 is not installed (apt-get install fuse3)"))?;
+    let output = Command::new(program).arg("-u").arg("--").arg(path).output()?;
     if output.status.success() {
         return Ok(());
     }

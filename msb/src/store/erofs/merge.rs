@@ -38,7 +38,7 @@ pub fn merge(dir: &Path, lower: &[PathBuf]) -> Result<PathBuf, Error> {
         options.push_str(&format!("{number}:"));
     }
     options.push_str("empty,xino=off,");
-    options.push_str(if user_namespace::is_initial() { "redirect_dir=on,metacopy=on" } else { "userxattr" });
+    options.push_str(user_namespace::overlayfs_options("redirect_dir=on,metacopy=on"));
     let options = std::ffi::CString::new(options).map_err(std::io::Error::from)?;
     let flags = MountFlags::RDONLY | MountFlags::NOATIME;
     rustix::mount::mount("overlay", "root", "overlay", flags, options.as_c_str()).at(|| "overlayfs")?;

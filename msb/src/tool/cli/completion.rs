@@ -5,7 +5,7 @@ use clap_complete::Shell;
 
 /// Prints the names of running VMs, for any POSIX shell: those whose record is there and whose end is not.
 const NAMES: &str = r#"    local run vm
-    if [ -n "$MSB_RUN" ]; then run=$MSB_RUN; elif [ "$(id -u)" = 0 ]; then run=/run/msb; else run=$XDG_RUNTIME_DIR/msb; fi
+    if [ -n "$MSB_RUN" ]; then run=$MSB_RUN; elif [ "$(id -u)" = 0 ]; then run=/run/msb; else run=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}/msb; fi
     for vm in $(cd "$run" 2>/dev/null && echo *); do
         if [ -e "$run/$vm/record.json" ] && [ ! -e "$run/$vm/ended.json" ]; then echo "$vm"; fi
     done
