@@ -34,6 +34,7 @@ packages=(
     qemu-utils                                                          # tests: disk images
     podman conmon crun runc containerd netavark aardvark-dns buildah    # tests: containers
     catatonit containernetworking-plugins iptables                      # tests: their networks
+    python3-grpcio                                                      # tests: the interface of kubelet
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     rsync git tmux                                                      # tests: what runs over msb-exec
     hyperfine bsdextrautils pigz                                        # measuring
