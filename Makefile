@@ -38,7 +38,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest,$(ARCHITECTURES:%=$(name)-%)) man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-pack bench-patch bench-shutdown install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest,$(ARCHITECTURES:%=$(name)-%)) man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -178,8 +178,8 @@ bench-krun: deps build
 bench-net: deps build
 	@tests/bench-net.sh
 
-# msb-pack and msb-patch alone.
-bench-pack bench-patch: deps build
+# msb-pack, msb-patch and the containers of podman alone.
+bench-pack bench-patch bench-oci: deps build
 	@tests/$@.sh
 
 # The cost of handing PID 1 to each of seven inits, and the time that each takes to power off, on both VMMs.

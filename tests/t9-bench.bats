@@ -51,6 +51,14 @@ setup() {
     [[ ${lines[-1]} == 'memory (PSS): passt '* ]]
 }
 
+# bats test_tags=slow
+@test "bench-oci runs, and what it prints is the input of the simulation of a node" {
+    run --separate-stderr tests/bench-oci.sh 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    jq -e '.memory_mib > 0 and .processes > 0 and .create_ms > 0' <<<"${lines[-1]}"
+    tools/cluster-limits.py --costs <(echo "${lines[-1]}") --pods | tail -n 1 | grep -q 'no limit is exceeded'
+}
+
 @test "bench-krun runs" {
     target/release/msb-boot --probe | jq -e .vmms.krun.usable || skip "this machine has no usable KVM"
     [ -x target/release/examples/bare-krun ] || skip "bare-krun is not built (make bench-krun builds it)"
