@@ -38,8 +38,10 @@ def start_gate(program, directory, guest, passt):
     description = {"jail": jail, "config": config, "mac": mac, "log": os.path.join(directory, "net.log"),
                    "traffic": os.path.join(directory, "traffic")}
     control, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    socket.send_fds(control, [json.dumps({"addresses": [], "networks": []}).encode()], [guest.fileno(), passt.fileno()])
-    return control, subprocess.Popen([program, "--as-gate", json.dumps(description)], stdin=end, stderr=subprocess.PIPE)
+    answers, resolver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    message = {"addresses": [], "networks": [], "sockets": ["guest", "passt", "resolver"]}
+    socket.send_fds(control, [json.dumps(message).encode()], [guest.fileno(), passt.fileno(), resolver.fileno()])
+    return (control, answers), subprocess.Popen([program, "--as-gate", json.dumps(description)], stdin=end, stderr=subprocess.PIPE)
 
 
 def memory(process):

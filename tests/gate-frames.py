@@ -48,7 +48,7 @@ def with_byte(frame, at, byte):
 
 
 class Gate:
-    """A gate with the mode public. Both ends are ours: we are the guest, and we are passt."""
+    """A gate with the mode public. All ends are ours: we are the guest, passt, and the resolver."""
 
     def __init__(self, program, directory):
         policy = {"mode": "public", "rules": [], "gateways": [GATEWAY, "fd00:6d73::2"], "own": [], "links": []}
@@ -58,21 +58,22 @@ class Gate:
         description = {"jail": jail, "config": config, "mac": list(MAC), "log": self.log, "traffic": os.path.join(directory, "traffic")}
         self.guest, guest = socket.socketpair()
         self.passt, passt = socket.socketpair()
-        self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.addresses(["198.51.100.2", "2001:db8:1::2"], [guest, passt])
+        self.resolver, resolver = packets()
+        self.control, control = packets()
+        self.addresses(["198.51.100.2", "2001:db8:1::2"], guest=guest, passt=passt, resolver=resolver)
         self.process = subprocess.Popen(
             [program, "--as-gate", json.dumps(description)], stdin=control, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        for mine in (guest, passt, control):
+        for mine in (guest, passt, resolver, control):
             mine.close()
-        for mine in (self.guest, self.passt):
+        for mine in (self.guest, self.passt, self.resolver):
             mine.settimeout(60)
         # The gate announces the guest to passt.
         assert receive(self.passt)[12:14] == b"\x08\x06"
 
-    def addresses(self, addresses, sockets=()):
+    def addresses(self, addresses, **sockets):
         """Tells the gate the host's addresses, as the supervisor does."""
-        message = json.dumps({"addresses": addresses, "networks": [f"{addresses[0]}/24"]}).encode()
-        socket.send_fds(self.control, [message], [one.fileno() for one in sockets])
+        message = json.dumps({"addresses": addresses, "networks": [f"{addresses[0]}/24"], "sockets": list(sockets)}).encode()
+        socket.send_fds(self.control, [message], [one.fileno() for one in sockets.values()])
 
     def effect(self, frame):
         """What one frame of the guest's leads to: a frame that always passes is sent behind it and shows when it was handled."""
@@ -106,6 +107,11 @@ class Gate:
     def end(self):
         self.guest.close()
         assert self.process.wait(60) == 0, self.process.stderr.read()
+
+
+def packets():
+    """Two connected sockets that keep messages apart."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def send(end, frame):
@@ -192,6 +198,7 @@ def floods(gate):
         (tcp(GUEST, f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}", n & 0xffff) for n in range(60000)),
         (tcp(GUEST, FAR, 80, SYN, source_port=n & 0xffff) for n in range(60000)),
         (tcp(GUEST, RESOLVER, 53, SYN, source_port=n & 0xffff) for n in range(60000)),
+        # The resolver does not read.
         (udp(GUEST, RESOLVER, 53, question, n & 0xffff) for n, question in enumerate(questions)),
         (bytes(65000) for _ in range(300)),
     ]
@@ -210,6 +217,46 @@ def floods(gate):
         assert gate.rss() < MAX_RSS, f"{gate.rss()} KiB"
 
 
+def names(gate):
+    """Questions go to the resolver, and its answers come back as if they were the name server's."""
+    question = b"\1\0\0\1\0\0\0\0\0\0\1a\4test\0\0\1\0\1"
+
+    def answered(*addresses, flags=b"\x81\x80"):
+        records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + socket.inet_aton(address) for address in addresses)
+        return b"\x12\x34" + flags + b"\0\1" + struct.pack(">H", len(addresses)) + bytes(4) + question[10:] + records
+
+    def told():
+        frame = receive(gate.guest)
+        assert frame[26:34] == socket.inet_aton(RESOLVER) + socket.inet_aton(GUEST) and frame[34:38] == b"\0\x35\x9c\x40", frame.hex()
+        return frame[42:]
+
+    def ask():
+        send(gate.guest, udp(GUEST, RESOLVER, 53, b"\x12\x34" + question))
+        packet = gate.resolver.recv(4096)
+        assert packet[4:] == b"\x12\x34" + question, packet.hex()
+        return packet[:4]
+
+    for answer, code in ((answered(FAR), b"\x81\x80"), (answered("10.9.9.9"), b"\x81\x83"), (b"x", b"\x81\x82"),
+                         (answered(*[FAR] * 60), b"\x83\x80")):
+        gate.resolver.send(ask() + answer)
+        assert told()[:4] == b"\x12\x34" + code, answer
+    # One that nobody has asked for, and one that comes twice.
+    token = ask()
+    gate.resolver.send(b"\xff\xff\xff\xff" + answered(FAR))
+    gate.resolver.send(token + answered(FAR))
+    gate.resolver.send(token + answered("10.9.9.9"))
+    assert told() == answered(FAR)
+    assert gate.effect(udp(GUEST, FAR, 9)) == "pass"
+    # Without a resolver the guest is told, and another one takes its place.
+    gate.resolver.close()
+    send(gate.guest, udp(GUEST, RESOLVER, 53, b"\x12\x34" + question))
+    assert told()[:4] == b"\x12\x34\x81\x82"
+    gate.resolver, resolver = packets()
+    gate.addresses(["198.51.100.2"], resolver=resolver)
+    gate.resolver.send(ask() + answered(FAR))
+    assert told() == answered(FAR)
+
+
 def main():
     if sys.argv[1] == "--print":
         for _, frame, expected in ROWS:
@@ -226,6 +273,7 @@ def main():
         gate.addresses([FAR])
         assert gate.effect(tcp(GUEST, FAR, 80)) == "prohibited"
         gate.addresses(["198.51.100.2"])
+        names(gate)
         floods(gate)
         assert os.path.getsize(gate.log) < 4 << 20
         # Without passt it goes on.

@@ -47,7 +47,8 @@ setup() {
     source "$BATS_TEST_DIRNAME/vm.bash"
     vm_setup
     unset MSB_NETWORK
-    echo 'nameserver 203.0.113.9' >resolv.conf
+    # Nobody answers at the first one.
+    printf 'nameserver 198.51.100.1\nnameserver 203.0.113.9\n' >resolv.conf
     copy_program "$(command -v curl)" /lib/x86_64-linux-gnu/libnss_{files,dns}.so.2
 }
 
@@ -92,6 +93,11 @@ fetch_fails() {
 @test "no frame of a hostile guest passes the gate, and no flood makes it larger" {
     # Without a VM, passt and a network.
     python3 "$BATS_TEST_DIRNAME/gate-frames.py" "$(command -v msb-boot)"
+}
+
+@test "the resolver asks one name server after another, over TCP what is long, and holds only so many questions" {
+    # The same.
+    python3 "$BATS_TEST_DIRNAME/resolver-lookups.py" "$(command -v msb-boot)"
 }
 
 # bats test_tags=vmm-slow
@@ -155,12 +161,27 @@ fetch_fails() {
     [[ $output == *"Could not resolve host"* ]]
     fetch_fails worker http://203.0.113.10/
     [[ $output == *"No route to host"* || $output == *"Permission denied"* ]]
+    # An answer that is too long for a datagram.
+    [ "$(vm_exec worker env RES_OPTIONS= curl -sS -m 60 http://long.good.test/)" = far ]
     # Another name at an address of an allowed one.
     fetch_fails worker -H 'Host: other.test' http://www.good.test/
     jq -se 'any(.name == "other.test" and .reason == "deny")' "$(jq -r .vm.net.log worker.json)"
     # A port of the host's loopback, and no other.
     [ "$(fetch worker http://host.msb.internal:8000/)" = host ]
     fetch_fails worker http://host.msb.internal:8001/
+    # The host's name servers change while the VM runs: the file is written, and then another takes its place.
+    echo 'nameserver 198.51.100.1' >resolv.conf
+    until ! fetch worker http://www.good.test/; do sleep 0.1; done
+    grep -qF 'name servers: [198.51.100.1:53]' "$MSB_RUN/worker/supervisor.log"
+    echo 'nameserver 203.0.113.9' >resolv.conf
+    until [ "$(fetch worker http://www.good.test/)" = far ]; do sleep 0.1; done
+    # The resolver has no file and no capability, and another takes its place when it is lost.
+    resolver=$(net_process worker 'msb-boot --as-resolver')
+    grep -q '^CapEff:.0*$' "/proc/$resolver/status"
+    grep -q '^Seccomp:.2$' "/proc/$resolver/status"
+    kill -9 "$resolver"
+    until [ "$(fetch worker http://www.good.test/)" = far ]; do sleep 0.1; done
+    grep -q "resolver was killed by SIGKILL: the guest's questions are lost" "$MSB_RUN/worker/supervisor.log"
     # The traffic is counted, and the counts are written within a second.
     until msb-stats worker | jq -e '.net_sent > 500 and .net_received > 500'; do sleep 0.1; done
 }

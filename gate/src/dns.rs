@@ -1,4 +1,4 @@
-//! DNS messages, RFC 1035: the question that the guest asks, the addresses in an answer, and the two answers of the gate's own.
+//! DNS messages, RFC 1035: the question that the guest asks, the addresses in an answer, and the answers of the gate's own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,11 +7,20 @@ use crate::frame::{be16, be32};
 const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
+const TYPE_OPT: u16 = 41;
 const CLASS_IN: u16 = 1;
+/// Bits of the third byte.
 const RESPONSE: u8 = 0x80;
 const OPCODE: u8 = 0x78;
+pub(crate) const TRUNCATED: u8 = 2;
+/// Response codes.
+pub(crate) const SERVFAIL: u8 = 2;
 const NXDOMAIN: u8 = 3;
-const REFUSED: u8 = 5;
+pub(crate) const NOTIMP: u8 = 4;
+pub(crate) const REFUSED: u8 = 5;
+/// The largest answer in a datagram that every client takes, and the largest that the gate sends, in bytes.
+const LEAST_UDP_SIZE: usize = 512;
+const MOST_UDP_SIZE: usize = 4096;
 /// How many compression pointers a name may follow.
 const MAX_POINTERS: usize = 16;
 
@@ -22,6 +31,8 @@ pub(crate) struct Question {
     pub id: u16,
     /// The name in lower case, without the last dot; empty for the root.
     pub name: String,
+    /// The type and the class.
+    pub kind: [u8; 4],
     /// Where the question ends in the message.
     pub end: usize,
 }
@@ -46,8 +57,20 @@ impl Question {
             return None;
         }
         let (name, end) = name(message, HEADER)?;
-        let end = end + 4;
-        (end <= message.len()).then(|| Self { id: be16(message, 0), name, end })
+        let kind = *message.get(end..)?.first_chunk()?;
+        Some(Self { id: be16(message, 0), name, kind, end: end + kind.len() })
+    }
+
+    /// Whether an answer is one to this question.
+    pub(crate) fn is_answered_by(&self, answer: &Self) -> bool {
+        (self.id, &self.name, self.kind) == (answer.id, &answer.name, answer.kind)
+    }
+
+    /// The largest answer in a datagram that the sender of this query takes, in bytes: RFC 6891 has it in a record of its own.
+    pub(crate) fn udp_size(&self, query: &[u8]) -> usize {
+        let size = records(query, self.end, be16(query, 10)).map_while(|record| record);
+        let size = size.filter(|record| record.kind == TYPE_OPT).map(|record| usize::from(record.class)).next();
+        size.unwrap_or(LEAST_UDP_SIZE).clamp(LEAST_UDP_SIZE, MOST_UDP_SIZE)
     }
 
     /// The same message as a refusal to answer.
@@ -58,6 +81,18 @@ impl Question {
     /// The same message, which says that there is no such name.
     pub(crate) fn no_such_name(&self, message: &[u8]) -> Vec<u8> {
         self.without_answer(message, NXDOMAIN)
+    }
+
+    /// The same message, which says that the servers have failed.
+    pub(crate) fn failed(&self, message: &[u8]) -> Vec<u8> {
+        self.without_answer(message, SERVFAIL)
+    }
+
+    /// An answer without its records, which says that it was too long: the client asks again over TCP.
+    pub(crate) fn truncated(&self, message: &[u8]) -> Vec<u8> {
+        let mut answer = self.without_answer(message, message[3] & 0xf);
+        answer[2] |= TRUNCATED;
+        answer
     }
 
     fn without_answer(&self, message: &[u8], code: u8) -> Vec<u8> {
@@ -71,14 +106,8 @@ impl Question {
     /// The addresses in an answer, with the seconds that they are valid; `None` if its records are malformed.
     pub(crate) fn addresses(&self, message: &[u8]) -> Option<Vec<(IpAddr, u32)>> {
         let mut addresses = Vec::new();
-        let mut at = self.end;
-        for _ in 0..be16(message, 6) {
-            let (_, header) = name(message, at)?;
-            let data = header + 10;
-            let head = message.get(header..data)?;
-            let (kind, class, ttl) = (be16(head, 0), be16(head, 2), be32(head, 4));
-            at = data + usize::from(be16(head, 8));
-            let data = message.get(data..at)?;
+        for record in records(message, self.end, be16(message, 6)) {
+            let Record { kind, class, ttl, data } = record?;
             match (class, kind) {
                 (CLASS_IN, TYPE_A) => addresses.push((Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into(), ttl)),
                 (CLASS_IN, TYPE_AAAA) => addresses.push((Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into(), ttl)),
@@ -87,6 +116,38 @@ impl Question {
         }
         Some(addresses)
     }
+}
+
+/// A resource record.
+struct Record<'m> {
+    kind: u16,
+    class: u16,
+    ttl: u32,
+    data: &'m [u8],
+}
+
+/// So many records from `at` on; `None` in the place of the first malformed one, which is the last then.
+fn records(message: &[u8], mut at: usize, count: u16) -> impl Iterator<Item = Option<Record<'_>>> {
+    let mut is_malformed = false;
+    (0..count).map_while(move |_| {
+        if is_malformed {
+            return None;
+        }
+        let record = record(message, at);
+        is_malformed = record.is_none();
+        at = record.as_ref().map_or(at, |(_, end)| *end);
+        Some(record.map(|(record, _)| record))
+    })
+}
+
+/// The record at `at`, and where it ends.
+fn record(message: &[u8], at: usize) -> Option<(Record<'_>, usize)> {
+    let (_, header) = name(message, at)?;
+    let data = header + 10;
+    let head = message.get(header..data)?;
+    let end = data + usize::from(be16(head, 8));
+    let data = message.get(data..end)?;
+    Some((Record { kind: be16(head, 0), class: be16(head, 2), ttl: be32(head, 4), data }, end))
 }
 
 /// The name at `at`, and where it ends. Only letters, digits, "-" and "_" are taken.
@@ -222,5 +283,50 @@ pub(crate) mod tests {
         assert_eq!((again, none.len()), (question.clone(), question.end));
         let refused = question.refused(&query(7, "a.test"));
         assert_eq!(refused[..4], [0, 7, 0x81, 0x85]);
+        let failed = question.failed(&query(7, "a.test"));
+        assert_eq!(failed[..4], [0, 7, 0x81, 0x82]);
+        let truncated = question.truncated(&with(message, 3, 0x83));
+        assert_eq!(truncated[..12], [0, 7, 0x83, 0x83, 0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(truncated.len(), question.end);
+    }
+
+    #[test]
+    fn an_answer_is_one_to_the_same_question() {
+        let question = Question::parse_query(&query(7, "a.test")).unwrap();
+        let parse = |message: &[u8]| Question::parse_answer(message).unwrap();
+        let same = answer(7, "A.Test", &["203.0.113.9"]);
+        assert!(question.is_answered_by(&parse(&same)));
+        let end = question.end;
+        for (what, other) in [
+            ("another identifier", answer(8, "a.test", &[])),
+            ("another name", answer(7, "b.test", &[])),
+            ("another type", with(same.clone(), end - 3, 28)),
+            ("another class", with(same.clone(), end - 1, 3)),
+        ] {
+            assert!(!question.is_answered_by(&parse(&other)), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_query_says_how_long_an_answer_may_be() {
+        let plain = query(7, "a.test");
+        let edns = |size: u16| [&with(plain.clone(), 11, 1)[..], &[0, 0, 41], &size.to_be_bytes(), &[0; 6]].concat();
+        let after_another = [
+            &with(plain.clone(), 11, 2)[..],
+            &[0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 1, 2, 3, 4],
+            &edns(2000)[plain.len()..],
+        ];
+        for (what, message, expected) in [
+            ("nothing", plain.clone(), 512),
+            ("an ordinary size", edns(1232), 1232),
+            ("less than the least", edns(100), 512),
+            ("more than is sent", edns(65535), 4096),
+            ("a second record", after_another.concat(), 2000),
+            ("another record", with(edns(1232), plain.len() + 2, 16), 512),
+            ("half a record", edns(1232)[..plain.len() + 6].to_vec(), 512),
+        ] {
+            let question = Question::parse_query(&message).unwrap();
+            assert_eq!(question.udp_size(&message), expected, "{what}");
+        }
     }
 }

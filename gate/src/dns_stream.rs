@@ -1,5 +1,5 @@
-//! DNS over TCP, RFC 7766. The gate is the server: passt of 2023 forwards UDP only, and a question on a connection is judged like
-//! any other. It goes on in a datagram, from a port of the gate's own, and its answer comes back on the connection.
+//! DNS over TCP, RFC 7766. The gate is the server: a question on a connection is judged like any other, and goes to the resolver as the
+//! others do. Its answer comes back on the connection.
 //!
 //! Nothing is lost between the gate and the guest's kernel, so there is no timer: one segment is sent at a time, and again when the
 //! guest repeats itself.
@@ -7,33 +7,27 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::dns::Question;
 use crate::frame::{ACK, FIN, Packet, RST, SYN, Segment, be16};
 use crate::reply;
 
 /// How many connections there may be at once.
 const MAX_STREAMS: usize = 32;
-/// The first port of the gate's own. The guest's kernel does not choose these (`net.ipv4.ip_local_port_range`).
-const FIRST_PORT: u16 = 61000;
-/// The most bytes of questions that wait. A question has 300 at most.
+/// The most bytes of questions that wait.
 const MAX_INPUT: usize = 2048;
-/// The largest answer in a datagram, in bytes. The guest's MTU and most name servers allow it.
-const UDP_SIZE: u16 = 4096;
 /// How long a connection may be idle before another takes its place.
 const IDLE: Duration = Duration::from_secs(30);
 /// The largest payload of a segment if the guest does not announce one, RFC 9293.
 const LEAST_SEGMENT: usize = 536;
 const TCP: usize = 20;
 const OPTION_SEGMENT: u8 = 2;
-const TYPE_OPT: u16 = 41;
 
 /// What a segment leads to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// A frame for the guest.
     pub back: Option<Vec<u8>>,
-    /// A question, to be judged and sent from this port.
-    pub question: Option<(u16, Vec<u8>)>,
+    /// A question to be judged, and the number of its connection.
+    pub question: Option<(usize, Vec<u8>)>,
 }
 
 /// The guest's address and port, and the resolver's address.
@@ -42,7 +36,7 @@ type Key = (IpAddr, u16, IpAddr);
 /// A frame for the guest, and a question.
 type Step = (Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// The connections. The port of each is [`FIRST_PORT`] and its index.
+/// The connections, each of which has a number.
 #[derive(Debug, Default)]
 pub(crate) struct Streams(Vec<Option<Stream>>);
 
@@ -101,8 +95,7 @@ impl Streams {
         if stream.is_over() {
             self.0[index] = None;
         }
-        let port = FIRST_PORT.saturating_add(u16::try_from(index).unwrap_or(u16::MAX));
-        Outcome { back, question: question.map(|question| (port, question)) }
+        Outcome { back, question: question.map(|question| (index, question)) }
     }
 
     /// A place that is free, or whose connection is idle.
@@ -117,32 +110,25 @@ impl Streams {
         free
     }
 
-    /// The connection whose question has this identifier and was sent from this port. A late answer to a question of an earlier
-    /// connection has another identifier.
-    fn asking(&mut self, port: u16, id: u16) -> Option<&mut Stream> {
-        let index = usize::from(port.checked_sub(FIRST_PORT)?);
-        self.0.get_mut(index)?.as_mut().filter(|stream| stream.asked == Some(id))
+    /// The connection of this number, if its question has this identifier. A late answer to a question of an earlier connection has
+    /// another.
+    fn asking(&mut self, number: usize, id: u16) -> Option<&mut Stream> {
+        self.0.get_mut(number)?.as_mut().filter(|stream| stream.asked == Some(id))
     }
 
-    /// Whether the question with this identifier was sent from this port, and has no answer yet.
-    pub(crate) fn is_asking(&mut self, port: u16, id: u16) -> bool {
-        self.asking(port, id).is_some()
-    }
-
-    /// Ends the connection whose question was to be sent from this port.
-    pub(crate) fn forget(&mut self, port: u16) {
-        let index = usize::from(port.saturating_sub(FIRST_PORT));
-        if let Some(stream) = self.0.get_mut(index) {
+    /// Ends the connection of this number.
+    pub(crate) fn forget(&mut self, number: usize) {
+        if let Some(stream) = self.0.get_mut(number) {
             *stream = None;
         }
     }
 
-    /// Takes the answer to the question with this identifier that was sent from this port. Returns the frame for the guest.
-    pub(crate) fn answer(&mut self, port: u16, id: u16, message: &[u8]) -> Option<Vec<u8>> {
-        let stream = self.asking(port, id)?;
+    /// Takes the answer to the question with this identifier on the connection of this number. Returns the frame for the guest.
+    pub(crate) fn answer(&mut self, number: usize, id: u16, message: &[u8]) -> Option<Vec<u8>> {
+        let length = u16::try_from(message.len()).ok()?.to_be_bytes();
+        let stream = self.asking(number, id)?;
         stream.asked = None;
-        // A datagram is shorter.
-        stream.output.extend(u16::try_from(message.len()).ok()?.to_be_bytes());
+        stream.output.extend(length);
         stream.output.extend(message);
         stream.next_frame()
     }
@@ -283,24 +269,6 @@ fn largest_segment(header: &[u8]) -> Option<usize> {
             }
         }
     }
-}
-
-/// A query that allows an answer of [`UDP_SIZE`] in a datagram, RFC 6891.
-pub(crate) fn with_udp_size(mut query: Vec<u8>, question: &Question) -> Vec<u8> {
-    let [high, low] = UDP_SIZE.to_be_bytes();
-    let end = question.end;
-    match (be16(&query, 10), query.len() - end) {
-        (0, 0) => {
-            let [kind_high, kind_low] = TYPE_OPT.to_be_bytes();
-            query.extend([0, kind_high, kind_low, high, low, 0, 0, 0, 0, 0, 0]);
-            query[11] = 1;
-        }
-        (1, 11..) if query[end] == 0 && be16(&query, end + 1) == TYPE_OPT => {
-            query[end + 3..end + 5].copy_from_slice(&[high, low]);
-        }
-        _ => {}
-    }
-    query
 }
 
 #[cfg(test)]

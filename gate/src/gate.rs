@@ -14,6 +14,7 @@ use crate::frame::{
     RST, SYN, Segment,
 };
 use crate::log::Denial;
+use crate::names::{Asker, Names, Pending};
 use crate::policy::{Decision, Destination, Policy};
 use crate::rule::Protocol;
 use crate::table::Table;
@@ -28,20 +29,17 @@ const ROUTER_ADVERTISEMENT: u8 = 134;
 
 /// How many entries each table has.
 const MAX_HANDSHAKES: usize = 4096;
-const MAX_QUESTIONS: usize = 1024;
 const MAX_FLOWS: usize = 4096;
-const MAX_ADDRESSES: usize = 4096;
-/// How many names are remembered for one address.
-const MAX_NAMES: usize = 8;
 /// How many addresses one answer may give.
 const MAX_ANSWERS: usize = 128;
+/// The largest question, in bytes.
+pub const MAX_QUERY: usize = 2048;
+/// How many denials there may be between two calls of [`Gate::take_denials`].
+const MAX_DENIALS: usize = 128;
 
 /// How long an entry is valid.
 const HANDSHAKE: Duration = Duration::from_secs(300);
-const QUESTION: Duration = Duration::from_secs(30);
 const FLOW: Duration = Duration::from_secs(180);
-/// An address is remembered as long as its answer is valid, within these limits.
-const ADDRESS: (u32, u32) = (60, 86400);
 
 /// What the gate has to know of its guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,7 +50,7 @@ pub struct Config {
     pub ipv6: Option<Ipv6Addr>,
     /// What a DHCP client in the guest gets; `None` if it gets no answer.
     pub lease: Option<Lease>,
-    /// The addresses of the resolver that passt forwards for.
+    /// The addresses at which the guest finds its name server.
     pub resolvers: Vec<IpAddr>,
     /// The guest's UDP ports that are published, as ranges.
     pub udp_ports: Vec<(u16, u16)>,
@@ -78,6 +76,22 @@ pub enum Verdict {
         /// To the other side.
         onward: Vec<u8>,
     },
+    /// This question goes to the resolver, and this, if there is anything, back to where the frame came from.
+    Ask {
+        /// To the resolver.
+        query: Query,
+        /// To the sender.
+        back: Option<Vec<u8>>,
+    },
+}
+
+/// A question that a name server may be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// The number of the question, which comes back with the answer.
+    pub token: u32,
+    /// The guest's message.
+    pub message: Vec<u8>,
 }
 
 impl Verdict {
@@ -96,12 +110,9 @@ pub struct Gate {
     openings: Openings,
     /// The connections to the resolver.
     streams: Streams,
-    /// The names that were asked for, by the guest's port and the identifier.
-    questions: Table<(u16, u16), String>,
+    names: Names,
     /// What came in to a published UDP port.
     flows: Table<Key, ()>,
-    /// The names by which the guest knows an address, each with the time until which it does.
-    names: Table<IpAddr, Vec<(String, Duration)>>,
     denials: Vec<Denial>,
 }
 
@@ -113,9 +124,8 @@ impl Gate {
             handshakes: Table::new(MAX_HANDSHAKES),
             openings: Openings::default(),
             streams: Streams::default(),
-            questions: Table::new(MAX_QUESTIONS),
+            names: Names::new(),
             flows: Table::new(MAX_FLOWS),
-            names: Table::new(MAX_ADDRESSES),
             denials: Vec::new(),
         }
     }
@@ -183,6 +193,20 @@ impl Gate {
             PROTOCOL_ICMPV6 if packet.icmp_type() == Some(ROUTER_ADVERTISEMENT) => Verdict::Drop,
             _ => Verdict::Pass,
         }
+    }
+
+    /// Takes the resolver's answer to the question with this number. Its addresses are remembered for the rules by name; an answer that
+    /// leads where the guest may not go becomes "no such name". Returns the frame for the guest.
+    pub fn answer(&mut self, token: u32, message: &[u8], now: Duration) -> Option<Vec<u8>> {
+        let pending = self.names.take(token, now)?;
+        let answer = self.judge(&pending, message, now).unwrap_or_else(|| pending.question.failed(&pending.head));
+        self.deliver(&pending, &answer)
+    }
+
+    /// The question with this number gets no answer. Returns the frame that tells the guest.
+    pub fn fail(&mut self, token: u32, now: Duration) -> Option<Vec<u8>> {
+        let pending = self.names.take(token, now)?;
+        self.deliver(&pending, &pending.question.failed(&pending.head))
     }
 
     fn tcp_from_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
@@ -263,49 +287,90 @@ impl Gate {
         self.refuse(packet, Protocol::Icmp, 0, decision.reason, now)
     }
 
-    /// A question to the resolver: one about a name that no rule allows is answered here and never leaves the host.
+    /// A datagram to the resolver: one about a name that no rule allows is answered here and never leaves the host.
     fn question(&mut self, packet: &Packet<'_>, datagram: &Datagram<'_>, now: Duration) -> Verdict {
-        let Some(question) = Question::parse_query(datagram.payload) else { return Verdict::Drop };
-        match self.judge(datagram.source, &question, datagram.payload, now) {
-            None => Verdict::Pass,
-            Some(refusal) => Verdict::reply(reply::answer(packet, &refusal)),
+        let message = datagram.payload;
+        let question = Question::parse_query(message).filter(|_| message.len() <= MAX_QUERY);
+        let Some(question) = question else { return Verdict::Drop };
+        if let Some(refusal) = self.refusal(&question, message) {
+            return Verdict::reply(reply::answer(packet, &refusal));
         }
+        let asker = Asker::Datagram {
+            ethernet: reply::back(packet.frame),
+            resolver: packet.destination,
+            guest: (packet.source, datagram.source),
+            size: question.udp_size(message),
+        };
+        Verdict::Ask { query: self.ask(question, message.to_vec(), asker, now), back: None }
     }
 
     /// A segment of a connection to the resolver, and the question that it may complete.
     fn stream_question(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
         let dns_stream::Outcome { back, question: asked } = self.streams.take(packet, segment, now);
-        let Some((port, message)) = asked else { return Verdict::reply(back) };
+        let Some((number, message)) = asked else { return Verdict::reply(back) };
         let Some(question) = Question::parse_query(&message) else {
-            self.streams.forget(port);
+            self.streams.forget(number);
             return Verdict::reply(reply::reset_back(packet, segment));
         };
-        if let Some(refusal) = self.judge(port, &question, &message, now) {
-            return Verdict::reply(self.streams.answer(port, question.id, &refusal));
+        if let Some(refusal) = self.refusal(&question, &message) {
+            return Verdict::reply(self.streams.answer(number, question.id, &refusal));
         }
-        let onward = reply::onward(packet, (port, DNS), &dns_stream::with_udp_size(message, &question));
-        match (back, onward) {
-            (Some(back), Some(onward)) => Verdict::Both { back, onward },
-            (None, Some(onward)) => Verdict::Replace(onward),
-            (back, None) => Verdict::reply(back),
-        }
+        Verdict::Ask { query: self.ask(question, message, Asker::Stream(number), now), back }
     }
 
-    /// Remembers a question that may go on, from this port; or returns the refusal.
-    fn judge(&mut self, port: u16, question: &Question, message: &[u8], now: Duration) -> Option<Vec<u8>> {
+    /// The refusal of a question that no rule allows.
+    fn refusal(&mut self, question: &Question, message: &[u8]) -> Option<Vec<u8>> {
         if self.config.policy.allows_name(&question.name) {
-            self.questions.insert((port, question.id), now + QUESTION, question.name.clone());
             return None;
         }
-        let denial = Denial {
+        self.deny(Denial {
             protocol: Protocol::Udp,
             address: None,
             port: None,
             name: Some(question.name.clone()),
             reason: "the name is not allowed".into(),
-        };
-        self.deny(denial);
+        });
         Some(question.refused(message))
+    }
+
+    fn ask(&mut self, question: Question, message: Vec<u8>, asker: Asker, now: Duration) -> Query {
+        let head = message[..question.end].to_vec();
+        Query { token: self.names.ask(Pending { question, head, asker }, now), message }
+    }
+
+    /// The message that the guest gets for an answer; `None` for what is not one.
+    fn judge(&mut self, pending: &Pending, message: &[u8], now: Duration) -> Option<Vec<u8>> {
+        let question = Question::parse_answer(message).filter(|answer| pending.question.is_answered_by(answer))?;
+        let addresses = question.addresses(message).filter(|addresses| addresses.len() <= MAX_ANSWERS)?;
+        let name = &question.name;
+        let forbidden = addresses.iter().find(|(address, _)| !self.config.policy.allows_answer(*address, name));
+        if let Some(&(address, _)) = forbidden {
+            self.deny(Denial {
+                protocol: Protocol::Udp,
+                address: Some(address),
+                port: None,
+                name: Some(name.clone()),
+                reason: "the answer has a forbidden address".into(),
+            });
+            return Some(question.no_such_name(message));
+        }
+        for (address, ttl) in addresses {
+            self.names.learn(address, name, ttl, now);
+        }
+        match pending.asker {
+            Asker::Datagram { size, .. } if message.len() > size => Some(question.truncated(message)),
+            _ => Some(message.to_vec()),
+        }
+    }
+
+    /// The frame with an answer.
+    fn deliver(&mut self, pending: &Pending, answer: &[u8]) -> Option<Vec<u8>> {
+        match pending.asker {
+            Asker::Datagram { ethernet, resolver, guest: (guest, port), .. } => {
+                reply::udp(&ethernet, (resolver, guest), (DNS, port), answer)
+            }
+            Asker::Stream(number) => self.streams.answer(number, pending.question.id, answer),
+        }
     }
 
     fn tcp_to_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
@@ -327,8 +392,9 @@ impl Gate {
     }
 
     fn udp_to_guest(&mut self, packet: &Packet<'_>, datagram: &Datagram<'_>, now: Duration) -> Verdict {
+        // Answers come from the resolver, and in no frame.
         if datagram.source == DNS && self.config.resolvers.contains(&packet.source) {
-            return self.answer(packet, datagram, now);
+            return Verdict::Drop;
         }
         let port = datagram.destination;
         if self.config.udp_ports.iter().any(|&(first, last)| (first..=last).contains(&port)) {
@@ -337,66 +403,9 @@ impl Gate {
         Verdict::Pass
     }
 
-    /// An answer of the resolver's: its addresses are remembered for the rules by name. One that leads where the guest may not go
-    /// becomes "no such name".
-    fn answer(&mut self, packet: &Packet<'_>, datagram: &Datagram<'_>, now: Duration) -> Verdict {
-        let message = datagram.payload;
-        let Some(question) = Question::parse_answer(message) else { return Verdict::Drop };
-        match self.questions.remove(&(datagram.destination, question.id), now) {
-            Some(name) if name == question.name => {}
-            _ => return Verdict::Drop,
-        }
-        let Some(addresses) = question.addresses(message).filter(|addresses| addresses.len() <= MAX_ANSWERS) else {
-            return Verdict::Drop;
-        };
-        let name = &question.name;
-        let is_over_tcp = self.streams.is_asking(datagram.destination, question.id);
-        let forbidden = addresses.iter().find(|(address, _)| !self.config.policy.allows_answer(*address, name));
-        if let Some(&(address, _)) = forbidden {
-            self.deny(Denial {
-                protocol: Protocol::Udp,
-                address: Some(address),
-                port: None,
-                name: Some(name.clone()),
-                reason: "the answer has a forbidden address".into(),
-            });
-            let nothing = question.no_such_name(message);
-            let frame = if is_over_tcp {
-                self.streams.answer(datagram.destination, question.id, &nothing)
-            } else {
-                reply::with_payload(packet, &nothing)
-            };
-            return frame.map_or(Verdict::Drop, Verdict::Replace);
-        }
-        for (address, ttl) in addresses {
-            self.remember(address, name, now + Duration::from_secs(ttl.clamp(ADDRESS.0, ADDRESS.1).into()), now);
-        }
-        if is_over_tcp {
-            let frame = self.streams.answer(datagram.destination, question.id, message);
-            return frame.map_or(Verdict::Drop, Verdict::Replace);
-        }
-        Verdict::Pass
-    }
-
-    fn remember(&mut self, address: IpAddr, name: &str, until: Duration, now: Duration) {
-        let mut names = self.names.remove(&address, now).unwrap_or_default();
-        names.retain(|(known, until)| known != name && *until > now);
-        if names.len() >= MAX_NAMES {
-            names.remove(0);
-        }
-        names.push((name.to_owned(), until));
-        let last = names.iter().map(|(_, until)| *until).max().unwrap_or(until);
-        self.names.insert(address, last, names);
-    }
-
-    fn names_of(&self, address: IpAddr, now: Duration) -> Vec<String> {
-        let names = self.names.get(&address, now).map(Vec::as_slice).unwrap_or_default();
-        names.iter().filter(|(_, until)| *until > now).map(|(name, _)| name.clone()).collect()
-    }
-
     /// The names of an address, if a rule could ask for them.
     fn names_for_rules(&self, address: IpAddr, now: Duration) -> Vec<String> {
-        if self.config.policy.has_names() { self.names_of(address, now) } else { Vec::new() }
+        if self.config.policy.has_names() { self.names.of(address, now) } else { Vec::new() }
     }
 
     fn decide(&self, address: IpAddr, protocol: Protocol, port: u16, names: &[String]) -> Decision {
@@ -409,7 +418,7 @@ impl Gate {
             protocol,
             address: Some(packet.destination),
             port: (protocol != Protocol::Icmp).then_some(port),
-            name: self.names_of(packet.destination, now).pop(),
+            name: self.names.of(packet.destination, now).pop(),
             reason,
         });
         let is_same_family = |gateway: &&IpAddr| gateway.is_ipv4() == packet.source.is_ipv4();
@@ -434,7 +443,7 @@ impl Gate {
 
     fn deny(&mut self, denial: Denial) {
         // The caller takes them after every batch of frames.
-        if self.denials.len() < MAX_ANSWERS {
+        if self.denials.len() < MAX_DENIALS {
             self.denials.push(denial);
         }
     }

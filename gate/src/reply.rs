@@ -1,5 +1,4 @@
-//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, a segment, and a datagram with another
-//! payload.
+//! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, a segment, and a datagram.
 
 use std::net::IpAddr;
 
@@ -94,13 +93,6 @@ pub(crate) fn prohibited(packet: &Packet<'_>, gateway: IpAddr) -> Option<Vec<u8>
     ip(&back(packet.frame), gateway, packet.source, protocol, &message)
 }
 
-/// The datagram of a packet with another payload.
-pub(crate) fn with_payload(packet: &Packet<'_>, payload: &[u8]) -> Option<Vec<u8>> {
-    let datagram = packet.udp()?;
-    let ends = (packet.source, packet.destination);
-    udp(&packet.frame[..12], ends, (datagram.source, datagram.destination), payload)
-}
-
 /// A datagram for the sender of a packet, with the addresses and ports given.
 pub(crate) fn datagram(
     packet: &Packet<'_>,
@@ -123,12 +115,13 @@ pub(crate) fn answer(packet: &Packet<'_>, payload: &[u8]) -> Option<Vec<u8>> {
     udp(&back(packet.frame), ends, (datagram.destination, datagram.source), payload)
 }
 
-/// A datagram from the sender of a packet to where that was sent, with other ports.
-pub(crate) fn onward(packet: &Packet<'_>, ports: (u16, u16), payload: &[u8]) -> Option<Vec<u8>> {
-    udp(&packet.frame[..12], (packet.source, packet.destination), ports, payload)
-}
-
-fn udp(ethernet: &[u8], (source, destination): (IpAddr, IpAddr), ports: (u16, u16), payload: &[u8]) -> Option<Vec<u8>> {
+/// A datagram; `ethernet` is the two addresses of its frame.
+pub(crate) fn udp(
+    ethernet: &[u8],
+    (source, destination): (IpAddr, IpAddr),
+    ports: (u16, u16),
+    payload: &[u8],
+) -> Option<Vec<u8>> {
     let length = u16::try_from(8 + payload.len()).ok()?;
     let mut message: Vec<u8> = [ports.0, ports.1, length, 0].into_iter().flat_map(u16::to_be_bytes).collect();
     message.extend(payload);
@@ -237,13 +230,11 @@ mod tests {
         for (source, destination) in [("10.0.2.15", "10.0.2.3"), ("fd00:6d73::15", "fd00:6d73::3")] {
             let frame = make::udp((source, 1000), (destination, 53), b"question");
             let packet = Packet::parse(&frame).unwrap();
-            for (reply, ports) in [(answer(&packet, b"no"), (53, 1000)), (with_payload(&packet, b"no"), (1000, 53))] {
-                let reply = reply.unwrap();
-                let reply = Packet::parse(&reply).unwrap();
-                let datagram = reply.udp().unwrap();
-                assert!(is_summed(&reply) && datagram.payload == b"no");
-                assert_eq!((datagram.source, datagram.destination), ports);
-            }
+            let reply = answer(&packet, b"no").unwrap();
+            let reply = Packet::parse(&reply).unwrap();
+            let datagram = reply.udp().unwrap();
+            assert!(is_summed(&reply) && datagram.payload == b"no");
+            assert_eq!((datagram.source, datagram.destination), (53, 1000));
         }
     }
 }

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Some(Role::Vmm(description)) => vmm::any::run(&description),
         Some(Role::Gate(description)) => network::gate::run(&description),
         Some(Role::Relay(description)) => network::relay::run(&description),
+        Some(Role::Resolver(description)) => network::resolver::run(&description),
         None => {
             start::signals();
             let args: args::Args = cli::parse(&page::PAGE, exit::USAGE);

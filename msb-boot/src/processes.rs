@@ -104,6 +104,21 @@ impl Processes {
         self.spawn(name, Vital::Yes, command, &[]).context(name)
     }
 
+    /// Starts the resolver that the JSON text describes, with its control socket as its stdin.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(crate) fn start_resolver(
+        &mut self,
+        name: &'static str,
+        description: &str,
+        control: OwnedFd,
+    ) -> anyhow::Result<()> {
+        let mut command = role::resolver(description);
+        command.current_dir("/").stdin(control).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
+        self.spawn(name, Vital::No, command, &[]).context(name)
+    }
+
     /// Starts the relay that the JSON text describes. It inherits `fds`.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
 const VMM: &str = "--as-vmm";
 const GATE: &str = "--as-gate";
 const RELAY: &str = "--as-relay";
+const RESOLVER: &str = "--as-resolver";
 
 /// This program's file, even if another release has replaced it on the disk.
 const OWN_EXECUTABLE: &str = "/proc/self/exe";
@@ -30,13 +31,15 @@ pub(crate) enum Role {
     Gate(String),
     /// Be the relay that this JSON text describes. The process is killed when the supervisor dies.
     Relay(String),
+    /// Be the resolver that this JSON text describes. The process is killed when the supervisor dies.
+    Resolver(String),
 }
 
 /// The role that the arguments name; `None` for a call by a user.
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?;
-    if ![SUPERVISOR, VMM, GATE, RELAY].iter().any(|known| role == *known) {
+    if ![SUPERVISOR, VMM, GATE, RELAY, RESOLVER].iter().any(|known| role == *known) {
         return None;
     }
     // The kernel named the process after the path's last component, so ps(1) would show "exe".
@@ -55,7 +58,10 @@ pub(crate) fn role() -> Option<Role> {
     if role == GATE {
         return Some(Role::Gate(description));
     }
-    Some(Role::Relay(description))
+    if role == RELAY {
+        return Some(Role::Relay(description));
+    }
+    Some(Role::Resolver(description))
 }
 
 /// The command that starts a supervisor, which takes its configuration from `stdin` and keeps the descriptors `fds`.
@@ -93,6 +99,13 @@ pub(crate) fn gate(description: &str) -> Command {
 /// The command that starts the relay that the JSON text describes.
 pub(crate) fn relay(description: &str) -> Command {
     let mut command = in_role(RELAY);
+    command.arg(description);
+    command
+}
+
+/// The command that starts the resolver that the JSON text describes.
+pub(crate) fn resolver(description: &str) -> Command {
+    let mut command = in_role(RESOLVER);
     command.arg(description);
     command
 }

@@ -1,175 +1,193 @@
-//! The gate's control socket. The supervisor sends the sockets whose frames the gate moves, and the host's addresses, again each time they
-//! change: an address that the host gets while the VM runs is closed to the guest as the others are.
+//! What the supervisor tells the gate and the resolver while the VM runs. The gate gets the sockets whose frames it moves and the host's
+//! addresses, again each time they change: an address that the host gets while the VM runs is closed to the guest as the others are. The
+//! resolver gets the name servers in the same way.
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, bail};
-use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_send_buffer_size_force;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use serde::{Deserialize, Serialize};
 
 use super::host::{Changes, Host};
+use super::message;
+use super::name_servers::NameServers;
+use super::resolver;
+use crate::log;
 
-/// The largest message, in bytes. It has room for thousands of addresses.
-const MAX_MESSAGE: usize = 1 << 20;
-/// The most descriptors that a message has.
-const MAX_FDS: usize = 2;
+/// A message to the gate.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ToGate {
+    #[serde(flatten)]
+    pub host: Host,
+    /// What the descriptors that come with it are. The first message has one of each.
+    pub sockets: Vec<Socket>,
+}
+
+/// A socket of the gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Socket {
+    /// The VMM's frames.
+    Guest,
+    /// passt's frames.
+    Passt,
+    /// The resolver's answers.
+    Resolver,
+}
 
 /// The supervisor's end.
 pub(crate) struct Control {
     changes: Changes,
-    gate: OwnedFd,
-    /// The gate does not know the latest addresses.
+    servers: NameServers,
+    gate: Channel,
+    resolver: Channel,
+}
+
+/// A control socket.
+struct Channel {
+    socket: OwnedFd,
+    /// The process does not know the latest.
     is_due: bool,
 }
 
+impl Channel {
+    /// A channel, and the other process's end of it.
+    fn open() -> anyhow::Result<(Self, OwnedFd)> {
+        let (socket, end) = message::control_sockets()?;
+        Ok((Self { socket, is_due: false }, end))
+    }
+}
+
 impl Control {
-    /// Begins to watch the host's addresses, and sends the gate those of now and its sockets: the guest's, then passt's. Returns the
-    /// gate's end too.
+    /// Begins to watch the host's addresses. Returns the resolver's end and the gate's end too. The resolver finds its socket of the gate
+    /// there, and the gate its sockets.
     ///
     /// # Errors
     /// Those of `socket(2)` and of reading the addresses.
-    pub(super) fn open(sockets: &[OwnedFd; MAX_FDS]) -> anyhow::Result<(Self, OwnedFd)> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let (gate, gate_end) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        // Without the privilege the message has less room.
-        let _ = set_socket_send_buffer_size_force(&gate, MAX_MESSAGE);
-        let control = Self { changes: Changes::listen()?, gate, is_due: false };
-        control.send_message(&sockets.each_ref().map(AsFd::as_fd))?;
-        Ok((control, gate_end))
+    pub(super) fn open(
+        servers: NameServers,
+        link: &OwnedFd,
+        sockets: &[(Socket, &OwnedFd)],
+    ) -> anyhow::Result<(Self, OwnedFd, OwnedFd)> {
+        let (gate, gate_end) = Channel::open()?;
+        let (resolver, resolver_end) = Channel::open()?;
+        let control = Self { changes: Changes::listen()?, servers, gate, resolver };
+        control.tell_resolver(Some(link))?;
+        control.tell_gate(sockets)?;
+        Ok((control, resolver_end, gate_end))
     }
 
-    /// The socket that is readable after a change.
-    pub(crate) fn changes(&self) -> BorrowedFd<'_> {
-        self.changes.as_fd()
+    /// What is readable after a change.
+    pub(crate) fn changes(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [Some(self.changes.as_fd()), self.servers.changes()].into_iter().flatten()
     }
 
-    /// The socket to the gate, if a message waits until it is writable.
-    pub(crate) fn waiting(&self) -> Option<BorrowedFd<'_>> {
-        self.is_due.then(|| self.gate.as_fd())
+    /// The sockets that have no room for a message that is due.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        [&self.gate, &self.resolver].into_iter().filter(|channel| channel.is_due).map(|channel| channel.socket.as_fd())
     }
 
-    /// Notes a change.
-    pub(crate) fn read_changes(&mut self) {
-        self.changes.drain();
-        self.is_due = true;
-    }
-
-    /// Sends the addresses as they are now, if the gate does not know them. It never waits for the gate.
+    /// Looks what has changed, and sends what is due. It never waits for a process.
     ///
     /// # Errors
-    /// The addresses cannot be read, or do not fit in a message.
-    pub(crate) fn send(&mut self) -> anyhow::Result<()> {
-        if self.is_due {
-            self.is_due = !self.send_message(&[])?;
+    /// The gate cannot be told the addresses: it must not go on with old ones.
+    pub(crate) fn update(&mut self) -> anyhow::Result<()> {
+        let have_addresses_changed = self.changes.drain();
+        self.gate.is_due |= have_addresses_changed;
+        // A host that has changed its network often has other name servers too.
+        self.resolver.is_due |= self.servers.update(have_addresses_changed);
+        if self.gate.is_due {
+            self.gate.is_due = !self.tell_gate(&[])?;
+        }
+        if self.resolver.is_due {
+            self.resolver.is_due = !self.tell_resolver(None)?;
         }
         Ok(())
     }
 
-    /// Sends the gate another socket of passt.
+    /// Sends the gate another socket in the place of the one that it has.
     ///
     /// # Errors
     /// The gate does not read its messages.
-    pub(super) fn replace_passt(&self, socket: &OwnedFd) -> anyhow::Result<()> {
-        match self.send_message(&[socket.as_fd()])? {
+    pub(super) fn replace(&self, socket: Socket, fd: &OwnedFd) -> anyhow::Result<()> {
+        match self.tell_gate(&[(socket, fd)])? {
             true => Ok(()),
             false => bail!("the gate does not read its control socket"),
         }
     }
 
-    /// Sends a message. False if the gate has to read others first.
-    fn send_message(&self, fds: &[BorrowedFd<'_>]) -> anyhow::Result<bool> {
-        let message = serde_json::to_vec(&Host::read().context("the host's addresses")?)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !fds.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(fds));
-        }
-        match sendmsg(&self.gate, &[IoSlice::new(&message)], &mut ancillary, SendFlags::NOSIGNAL) {
-            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
-            // The gate has ended, and the VM ends with it.
-            Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => Ok(true),
-            Err(error) => Err(error).context("the gate's control socket"),
-        }
+    /// Opens the channel to another resolver, whose socket of the gate is `link`. Returns its end.
+    ///
+    /// # Errors
+    /// Those of `socket(2)`.
+    pub(super) fn reopen_resolver(&mut self, link: &OwnedFd) -> anyhow::Result<OwnedFd> {
+        let (channel, end) = Channel::open()?;
+        self.resolver = channel;
+        self.tell_resolver(Some(link))?;
+        Ok(end)
     }
-}
 
-/// What the gate has received.
-#[derive(Debug)]
-pub(super) struct Message {
-    pub host: Host,
-    /// In the first message the guest's and passt's; later none, or another one of passt.
-    pub sockets: Vec<OwnedFd>,
-}
+    fn tell_gate(&self, sockets: &[(Socket, &OwnedFd)]) -> anyhow::Result<bool> {
+        let (names, fds): (Vec<Socket>, Vec<BorrowedFd<'_>>) =
+            sockets.iter().map(|(name, fd)| (*name, fd.as_fd())).unzip();
+        let message = ToGate { host: Host::read().context("the host's addresses")?, sockets: names };
+        message::send(self.gate.socket.as_fd(), &message, &fds)
+    }
 
-/// Takes the next message on the gate's end. `None` if there is none.
-///
-/// # Errors
-/// A message that cannot be read: the gate must not go on with old addresses. The supervisor's end.
-pub(super) fn receive(control: BorrowedFd<'_>) -> anyhow::Result<Option<Message>> {
-    let mut buffer = vec![0; MAX_MESSAGE];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = match recvmsg(control, &mut [IoSliceMut::new(&mut buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)
-    {
-        Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-        other => other?,
-    };
-    if received.bytes == 0 {
-        bail!(io::Error::from(io::ErrorKind::UnexpectedEof));
+    fn tell_resolver(&self, link: Option<&OwnedFd>) -> anyhow::Result<bool> {
+        let fds: Vec<BorrowedFd<'_>> = link.iter().map(|link| link.as_fd()).collect();
+        let servers = self.servers.list();
+        log::note(format_args!("name servers: {servers:?}"));
+        message::send(self.resolver.socket.as_fd(), &resolver::Message { servers }, &fds)
     }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        bail!("a message is too long");
-    }
-    let mut sockets = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            sockets.extend(fds);
-        }
-    }
-    Ok(Some(Message { host: serde_json::from_slice(&buffer[..received.bytes])?, sockets }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
 
-    #[test]
-    fn the_gate_gets_its_sockets_once_and_the_addresses_after_each_change() {
+    fn open() -> (Control, OwnedFd, OwnedFd) {
         let (one, other) = io::pipe().unwrap();
-        let (mut control, gate) = Control::open(&[one.into(), other.into()]).unwrap();
-        let first = receive(gate.as_fd()).unwrap().unwrap();
-        assert_eq!(first.sockets.len(), 2);
-        control.send().unwrap();
-        assert!(receive(gate.as_fd()).unwrap().is_none());
-        control.read_changes();
-        control.send().unwrap();
-        assert!(control.waiting().is_none());
-        let next = receive(gate.as_fd()).unwrap().unwrap();
-        assert!(next.sockets.is_empty());
-        assert_eq!((next.host.addresses, next.host.networks), (first.host.addresses, first.host.networks));
-        drop(control);
-        assert!(receive(gate.as_fd()).is_err());
+        let (one, other) = (one.into(), other.into());
+        let servers = NameServers::fixed(&["192.0.2.1".parse().unwrap()]);
+        Control::open(servers, &one, &[(Socket::Guest, &one), (Socket::Passt, &other)]).unwrap()
+    }
+
+    fn receive(gate: &OwnedFd) -> Option<(ToGate, Vec<OwnedFd>)> {
+        message::receive(gate.as_fd()).unwrap()
     }
 
     #[test]
-    fn the_supervisor_does_not_wait_for_a_gate_that_does_not_read() {
-        let (one, other) = io::pipe().unwrap();
-        let (mut control, gate) = Control::open(&[one.into(), other.into()]).unwrap();
-        while control.waiting().is_none() {
-            control.read_changes();
-            control.send().unwrap();
+    fn the_gate_gets_its_sockets_once_and_the_addresses_after_each_change() {
+        let (mut control, resolver, gate) = open();
+        let (first, sockets) = receive(&gate).unwrap();
+        assert_eq!((first.sockets, sockets.len()), (vec![Socket::Guest, Socket::Passt], 2));
+        control.update().unwrap();
+        assert!(receive(&gate).is_none());
+        control.gate.is_due = true;
+        control.update().unwrap();
+        assert_eq!(control.waiting().count(), 0);
+        let (next, sockets) = receive(&gate).unwrap();
+        assert!(next.sockets.is_empty() && sockets.is_empty());
+        assert_eq!((next.host.addresses, next.host.networks), (first.host.addresses, first.host.networks));
+        let (told, link) = message::receive::<resolver::Message>(resolver.as_fd()).unwrap().unwrap();
+        assert_eq!((told.servers, link.len()), (vec!["192.0.2.1:53".parse().unwrap()], 1));
+        drop(control);
+        assert!(message::receive::<ToGate>(gate.as_fd()).is_err());
+    }
+
+    #[test]
+    fn the_supervisor_does_not_wait_for_a_process_that_does_not_read() {
+        let (mut control, resolver, gate) = open();
+        while control.waiting().count() == 0 {
+            control.gate.is_due = true;
+            control.update().unwrap();
         }
-        while receive(gate.as_fd()).unwrap().is_some() {}
-        control.send().unwrap();
-        assert!(control.waiting().is_none());
-        drop(gate);
-        control.read_changes();
-        control.send().unwrap();
+        while receive(&gate).is_some() {}
+        control.update().unwrap();
+        assert_eq!(control.waiting().count(), 0);
+        drop((gate, resolver));
+        (control.gate.is_due, control.resolver.is_due) = (true, true);
+        control.update().unwrap();
     }
 }

@@ -1,5 +1,5 @@
-//! The process between the guest's network card and passt: it moves frames, and [`msb_gate::Gate`] decides about each. Its jail is
-//! empty, and has no network.
+//! The process between the guest's network card and passt: it moves frames, and [`msb_gate::Gate`] decides about each. Questions about
+//! names go to the resolver instead. Its jail is empty, and has no network.
 //!
 //! It is one thread. A direction whose receiver does not take more is not read, so nothing is buffered without bound, and one
 //! direction does not wait for the other.
@@ -17,17 +17,22 @@ use anyhow::{Context, bail};
 use msb::jail::Jail;
 use msb::vm::rundir::Traffic;
 use msb_gate::frame::MAX_FRAME;
-use msb_gate::{Config, Gate, Log, Verdict};
+use msb_gate::{Config, Gate, Log, Query, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use super::control::{self, Message};
+use super::control::{Socket, ToGate};
 use super::port::{LENGTH, Port};
+use super::{message, resolver};
 
 /// The process's name in messages.
 pub(crate) const NAME: &str = "gate";
+
+/// From how many bytes on a read is followed by another one, and how many follow one another at most.
+const MUCH: usize = 8 << 10;
+const MAX_READS: usize = 16;
 
 /// How often counts are logged that are due.
 const LOG_INTERVAL: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
@@ -127,8 +132,12 @@ struct Pump {
     counter: Counter,
     guest: Port,
     host: Port,
+    /// The socket of the resolver, unless that has ended.
+    resolver: Option<OwnedFd>,
     /// The first frame for a passt.
     announcement: Vec<u8>,
+    /// For one answer of the resolver's.
+    packet: Vec<u8>,
 }
 
 fn time(clock: ClockId) -> Duration {
@@ -145,28 +154,78 @@ impl Pump {
         let counter = Counter::new(&traffic).with_context(|| format!("{traffic:?}"))?;
         jail.enter().context("jail")?;
         // The supervisor has sent it before it started this process.
-        let first = control::receive(rustix::stdio::stdin()).context("control socket")?;
-        let Some(Message { host: addresses, sockets }) = first else { bail!("no message on the control socket") };
-        let Ok([guest, host]) = <[OwnedFd; 2]>::try_from(sockets) else { bail!("two sockets are expected") };
+        let first = message::receive(rustix::stdio::stdin()).context("control socket")?;
+        let Some((ToGate { host: addresses, sockets }, fds)) = first else { bail!("no message on the control socket") };
+        let Ok([guest, host, resolver]) = <[OwnedFd; 3]>::try_from(fds) else { bail!("three sockets are expected") };
+        if sockets != [Socket::Guest, Socket::Passt, Socket::Resolver] {
+            bail!("the sockets have another order: {sockets:?}");
+        }
         // A server in the guest is reached although the guest has sent nothing. With IPv6 alone, no frame need have this address.
         let announcement = msb_gate::announcement(mac, config.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED));
         let mut gate = Gate::new(config);
         gate.set_host(addresses.addresses, addresses.networks);
         let (guest, host) = (Port::new(guest)?, Port::new(host)?);
-        let mut pump = Self { gate, log: Log::default(), file, counter, guest, host, announcement };
+        let packet = vec![0; resolver::packet_size(usize::from(u16::MAX))];
+        let mut pump = Self {
+            gate,
+            log: Log::default(),
+            file,
+            counter,
+            guest,
+            host,
+            resolver: Some(resolver),
+            announcement,
+            packet,
+        };
         pump.host.write_frame(&pump.announcement);
         Ok(pump)
     }
 
     /// Takes a message of the supervisor's.
     fn read_control(&mut self) -> anyhow::Result<()> {
-        let Some(message) = control::receive(rustix::stdio::stdin())? else { return Ok(()) };
-        self.gate.set_host(message.host.addresses, message.host.networks);
-        if let Some(passt) = message.sockets.into_iter().next() {
-            self.host = Port::new(passt)?;
-            self.host.write_frame(&self.announcement);
+        let Some((ToGate { host, sockets }, fds)) = message::receive(rustix::stdio::stdin())? else { return Ok(()) };
+        self.gate.set_host(host.addresses, host.networks);
+        for (socket, fd) in sockets.into_iter().zip(fds) {
+            match socket {
+                Socket::Guest => bail!("another socket of the guest"),
+                Socket::Passt => {
+                    self.host = Port::new(fd)?;
+                    self.host.write_frame(&self.announcement);
+                }
+                Socket::Resolver => self.resolver = Some(fd),
+            }
         }
         Ok(())
+    }
+
+    /// Sends a question to the resolver. If it has ended, the guest is told. One for which it has no room is lost, and the guest repeats it.
+    fn ask(&mut self, query: &Query) {
+        if self.resolver.as_ref().is_some_and(|link| !resolver::send(link.as_fd(), query.token, &query.message)) {
+            self.resolver = None;
+        }
+        if self.resolver.is_none()
+            && let Some(frame) = self.gate.fail(query.token, time(ClockId::Monotonic))
+        {
+            self.guest.write_frame(&frame);
+        }
+    }
+
+    /// Takes the resolver's answers as long as the guest takes them.
+    fn read_answers(&mut self) {
+        while let Some(link) = &self.resolver
+            && self.guest.is_drained()
+        {
+            match resolver::receive(link.as_fd(), &mut self.packet) {
+                Ok(Some((token, message))) => {
+                    if let Some(frame) = self.gate.answer(token, message, time(ClockId::Monotonic)) {
+                        self.guest.write_frame(&frame);
+                        self.counter.count(Side::Host, 1, LENGTH + frame.len());
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => self.resolver = None,
+            }
+        }
     }
 
     /// Moves frames until the VMM closes its end. Without passt it goes on, and drops what the guest sends.
@@ -184,8 +243,12 @@ impl Pump {
                 PollFd::from_borrowed_fd(control, PollFlags::IN),
                 PollFd::from_borrowed_fd(self.guest.fd.as_fd(), guest),
             ];
-            if self.host.is_open {
+            let has_host = self.host.is_open;
+            if has_host {
                 fds.push(PollFd::from_borrowed_fd(self.host.fd.as_fd(), host));
+            }
+            if let Some(link) = self.resolver.as_ref().filter(|_| self.guest.is_drained()) {
+                fds.push(PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN));
             }
             let timeout = self.log.has_counts().then_some(LOG_INTERVAL);
             let timeout = if self.counter.is_due() { Some(SECOND) } else { timeout };
@@ -194,13 +257,17 @@ impl Pump {
                 other => other?,
             };
             let (message, guest) = (fds[0].revents(), fds[1].revents());
-            let host = fds.get(2).map_or(PollFlags::empty(), PollFd::revents);
+            let host = fds.get(2).filter(|_| has_host).map_or(PollFlags::empty(), PollFd::revents);
+            let answers = fds.get(2 + usize::from(has_host)).map_or(PollFlags::empty(), PollFd::revents);
             // First, so that no frame passes that it closes.
             if !message.is_empty() {
                 self.read_control().context("control socket")?;
             }
             self.handle(Side::Guest, guest);
             self.handle(Side::Host, host);
+            if !answers.is_empty() {
+                self.read_answers();
+            }
             self.write_log();
             self.counter.write_if_due();
         }
@@ -219,13 +286,26 @@ impl Pump {
             self.port(side).drain();
         }
         if events.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-            let is_open = self.port(side).read();
+            self.read(side);
+        }
+    }
+
+    /// Moves what a side has sent. Where one read gets much, more has most likely arrived by now, so the next read comes before poll(2).
+    fn read(&mut self, side: Side) {
+        for _ in 0..MAX_READS {
+            let count = self.port(side).read();
             self.decide(side);
-            if !is_open {
-                let port = self.port(side);
+            let (port, other) = match side {
+                Side::Guest => (&mut self.guest, &self.host),
+                Side::Host => (&mut self.host, &self.guest),
+            };
+            if count.is_none() {
                 port.is_open = false;
                 port.output.clear();
                 port.written = 0;
+            }
+            if count.is_none_or(|count| count < MUCH) || !other.is_drained() {
+                return;
             }
         }
     }
@@ -244,6 +324,7 @@ impl Pump {
         let mut at = port.start + skipped;
         // Where the run begins of frames that pass, and how many it has.
         let (mut run, mut frames) = (at, 0);
+        let mut queries = Vec::new();
         while let Some(head) = input[at..end].first_chunk::<LENGTH>() {
             let length = u32::from_be_bytes(*head) as usize;
             if length > MAX_FRAME {
@@ -274,6 +355,12 @@ impl Pump {
                     other.write_frame(&frame);
                     self.counter.count(from, 1, LENGTH + frame.len());
                 }
+                Verdict::Ask { query, back } => {
+                    if let Some(reply) = back {
+                        port.write_frame(&reply);
+                    }
+                    queries.push(query);
+                }
                 Verdict::Both { back: reply, onward: frame } => {
                     port.write_frame(&reply);
                     other.write_frame(&frame);
@@ -286,6 +373,7 @@ impl Pump {
         self.counter.count(from, frames, at - run);
         port.input = input;
         (port.start, port.end) = if at == end { (0, 0) } else { (at, end) };
+        queries.iter().for_each(|query| self.ask(query));
     }
 
     fn write_log(&mut self) {

@@ -1,4 +1,4 @@
-//! The network behind the gate: the guest's card's frames go through the gate to passt.
+//! The network behind the gate: the guest's card's frames go through the gate to passt, and its questions to the resolver.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -12,11 +12,13 @@ use msb_gate::{Config, Lease, Policy, PolicyRule};
 use serde::{Deserialize, Serialize};
 
 use super::address::{Address, MTU};
-use super::control::Control;
+use super::control::{Control, Socket};
+use super::message;
+use super::name_servers::NameServers;
 use super::passt::{self, Passt};
 use super::publish::Publish;
 use super::socket_pair::socket_pair;
-use super::{gate, request};
+use super::{gate, request, resolver};
 use crate::inherited_fd::InheritedFd;
 use crate::processes::Processes;
 use crate::vm::{Card, Vm};
@@ -107,7 +109,8 @@ impl Gated {
         net
     }
 
-    /// Starts passt and the gate. Returns the card, the descriptor that the VMM inherits for it, and what keeps the gate informed.
+    /// Starts passt, the resolver and the gate. Returns the card, the descriptor that the VMM inherits for it, and what keeps them
+    /// informed.
     ///
     /// # Errors
     /// The process that did not start, and why.
@@ -129,7 +132,10 @@ impl Gated {
             udp_ports: self.ports.iter().filter(|publish| publish.is_udp).map(Publish::guest_ports).collect(),
             policy: self.policy(),
         };
-        let (control, gate_end) = Control::open(&[guest, host])?;
+        let (gate_link, link) = message::packet_sockets().context("the resolver's socket")?;
+        let sockets = [(Socket::Guest, &guest), (Socket::Passt, &host), (Socket::Resolver, &gate_link)];
+        let (control, resolver_end, gate_end) = Control::open(NameServers::new(&self.dns), &link, &sockets)?;
+        start_resolver(vm, resolver_end, processes)?;
         let description = gate::Description {
             jail: vm.jail(Profile::Gate),
             config,
@@ -148,16 +154,28 @@ impl Gated {
     pub(super) fn replace_passt(&self, vm: &Vm, control: &Control, processes: &mut Processes) -> anyhow::Result<()> {
         let (host, passt_end) = socket_pair().context("passt's socket")?;
         self.start_passt(vm, passt_end, processes)?;
-        control.replace_passt(&host)
+        control.replace(Socket::Passt, &host)
+    }
+
+    /// Starts another resolver in the place of one that has ended.
+    ///
+    /// # Errors
+    /// Why it did not start.
+    pub(super) fn replace_resolver(
+        &self,
+        vm: &Vm,
+        control: &mut Control,
+        processes: &mut Processes,
+    ) -> anyhow::Result<()> {
+        let (gate_link, link) = message::packet_sockets().context("the resolver's socket")?;
+        let end = control.reopen_resolver(&link)?;
+        start_resolver(vm, end, processes)?;
+        control.replace(Socket::Resolver, &gate_link)
     }
 
     fn start_passt(&self, vm: &Vm, socket: OwnedFd, processes: &mut Processes) -> anyhow::Result<()> {
-        let options = passt::Options {
-            addresses: &self.addresses,
-            ports: &self.ports,
-            dns: &self.dns,
-            maps_loopback: self.maps_loopback(),
-        };
+        let options =
+            passt::Options { addresses: &self.addresses, ports: &self.ports, maps_loopback: self.maps_loopback() };
         self.passt.start(vm, &options, socket, processes)
     }
 
@@ -192,4 +210,10 @@ impl Gated {
             links: Vec::new(),
         }
     }
+}
+
+/// Starts the resolver with its end of the control socket.
+fn start_resolver(vm: &Vm, control: OwnedFd, processes: &mut Processes) -> anyhow::Result<()> {
+    let description = resolver::Description { jail: vm.jail(Profile::Resolver) };
+    processes.start_resolver(resolver::NAME, &serde_json::to_string(&description)?, control)
 }

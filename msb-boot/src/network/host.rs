@@ -31,15 +31,17 @@ impl Changes {
         Ok(Self(socket))
     }
 
-    /// Discards what was reported: the addresses are read anew after it, all at once.
-    pub(crate) fn drain(&self) {
+    /// Discards what was reported: the addresses are read anew after it, all at once. Returns whether there was anything.
+    pub(crate) fn drain(&self) -> bool {
         let mut buffer = [0; 8192];
+        let mut has_changed = false;
         loop {
             match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                Ok(0) => return,
+                Ok(0) => return has_changed,
                 // Some were lost, which makes no difference here.
-                Ok(_) | Err(nix::Error::ENOBUFS | nix::Error::EINTR) => {}
-                Err(_) => return,
+                Ok(_) | Err(nix::Error::ENOBUFS) => has_changed = true,
+                Err(nix::Error::EINTR) => {}
+                Err(_) => return has_changed,
             }
         }
     }

@@ -1,19 +1,23 @@
-//! The guest's network: its card's frames go through the gate to passt, which opens ordinary sockets for them. The host's network is not
-//! changed, and nothing is left to clean up. Further cards are on networks that somebody else provides.
+//! The guest's network: its card's frames go through the gate to passt, which opens ordinary sockets for them, and its questions about
+//! names to the resolver. The host's network is not changed, and nothing is left to clean up. Further cards are on networks that somebody else provides.
 //!
 //! Imports run one way: this module uses the jail and the processes, and the VMMs know no more than the card's descriptor.
 
 mod address;
 mod card;
 pub(crate) mod control;
+mod exchange;
 pub(crate) mod gate;
 mod gated;
 mod host;
+mod message;
+mod name_servers;
 pub(crate) mod passt;
 mod port;
 pub(crate) mod publish;
 pub(crate) mod relay;
 mod request;
+pub(crate) mod resolver;
 mod socket_pair;
 
 use std::net::IpAddr;
@@ -185,12 +189,22 @@ impl Networks {
         Ok((fds, control))
     }
 
-    /// Starts another passt in the place of one that has ended. The guest's connections are lost, and new ones work.
+    /// Starts a process again that has ended: passt or the resolver. The guest's connections or questions are lost, and new ones work.
     ///
     /// # Errors
     /// Why it did not start.
-    pub(crate) fn replace_passt(&self, vm: &Vm, control: &Control, processes: &mut Processes) -> anyhow::Result<()> {
-        self.gated.as_ref().map_or(Ok(()), |gated| gated.replace_passt(vm, control, processes))
+    pub(crate) fn replace(
+        &self,
+        name: &str,
+        vm: &Vm,
+        control: &mut Control,
+        processes: &mut Processes,
+    ) -> anyhow::Result<()> {
+        match &self.gated {
+            Some(gated) if name == resolver::NAME => gated.replace_resolver(vm, control, processes),
+            Some(gated) => gated.replace_passt(vm, control, processes),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,17 +1,13 @@
-//! passt, the process that opens ordinary sockets of the host for the guest. It is the only process of a VM that has the host's network,
-//! so it runs as a user of its own, without capabilities unless a low port is published.
+//! passt, the process that opens ordinary sockets of the host for the guest. It has the host's network, so it runs as the VM's user,
+//! without capabilities unless a low port is published.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Permissions};
-use std::net::IpAddr;
+use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Context;
 use msb::jail::{FIRST_USER, LAST_USER, Profile};
-use msb::store::publish;
 use serde::{Deserialize, Serialize};
 
 use super::address::{Address, MTU};
@@ -23,9 +19,6 @@ use crate::vm::Vm;
 
 /// The process's name in messages.
 pub(crate) const NAME: &str = "passt";
-
-/// The file in the run directory that is its resolv.conf.
-const RESOLV_CONF: &str = "resolv.conf";
 
 /// The groups that may open ICMP sockets, icmp(7).
 const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
@@ -78,8 +71,6 @@ pub(super) struct Options<'n> {
     pub addresses: &'n [Address],
     /// The ports of the host that lead to the guest.
     pub ports: &'n [Publish],
-    /// Name servers to use instead of the host's.
-    pub dns: &'n [IpAddr],
     /// Whether the gateway's address leads to the host's loopback.
     pub maps_loopback: bool,
 }
@@ -109,11 +100,6 @@ impl Passt {
         socket: OwnedFd,
         processes: &mut Processes,
     ) -> anyhow::Result<()> {
-        let resolv_conf = Path::new("/etc/resolv.conf");
-        let source = match options.dns {
-            [] => fs::canonicalize(resolv_conf).ok(),
-            dns => Some(write_resolv_conf(&vm.dir, dns)?),
-        };
         let needs_low_port = options.ports.iter().any(|publish| publish.host < FIRST_UNPRIVILEGED_PORT);
         let profile = if needs_low_port { Profile::PasstLowPort } else { Profile::Passt };
         let itself = Path::new("/proc/self");
@@ -125,9 +111,6 @@ impl Passt {
         if faster.exists() {
             jail = jail.ro_bind(faster, faster);
         }
-        if let Some(source) = source {
-            jail = jail.ro_bind(&source, resolv_conf);
-        }
         let args = self.arguments(options, &socket);
         let args: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
         processes.start_helper(NAME, Vital::No, &jail, &self.program, &args, &[socket])
@@ -137,7 +120,17 @@ impl Passt {
         let Options { addresses, ports, maps_loopback, .. } = *options;
         let mut args: Vec<OsString> = Vec::new();
         let mut push = |more: &[&str]| args.extend(more.iter().map(OsString::from));
-        push(&["--foreground", "--quiet", "--no-ra", "--no-dhcp", "--no-dhcpv6", "--mtu", &MTU.to_string()]);
+        push(&[
+            "--foreground",
+            "--quiet",
+            "--no-ra",
+            "--no-dhcp",
+            "--no-dhcpv6",
+            "--dns",
+            "none",
+            "--mtu",
+            &MTU.to_string(),
+        ]);
         if self.has_stderr_flag {
             push(&["--stderr"]);
         }
@@ -149,7 +142,6 @@ impl Passt {
             if address.guest.is_ipv4() {
                 push(&["--netmask", &address.prefix.to_string()]);
             }
-            push(&["--dns-forward", &address.resolver.to_string()]);
         }
         match addresses {
             [only] if only.guest.is_ipv4() => push(&["--ipv4-only"]),
@@ -168,15 +160,4 @@ impl Passt {
         args.push(fd_flag("--fd=", socket));
         args
     }
-}
-
-/// A resolv.conf(5) with these name servers, which any user can read.
-fn write_resolv_conf(dir: &Path, dns: &[IpAddr]) -> anyhow::Result<PathBuf> {
-    let path = dir.join(RESOLV_CONF);
-    let lines: String = dns.iter().map(|address| format!("nameserver {address}\n")).collect();
-    // passt runs as another user, and the umask of this process is strict.
-    publish::write_file(&path, lines.as_bytes(), 0o644)
-        .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o644)))
-        .with_context(|| format!("{path:?}"))?;
-    Ok(path)
 }

@@ -85,20 +85,20 @@ impl Port {
         self.write(&[&length, frame].concat());
     }
 
-    /// Reads once. False at the end.
-    pub(super) fn read(&mut self) -> bool {
+    /// Reads once. Returns how many bytes, which may be none; `None` at the end.
+    pub(super) fn read(&mut self) -> Option<usize> {
         if self.input.len() - self.end < LENGTH + MAX_FRAME {
             self.input.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         match rustix::io::read(&self.fd, &mut self.input[self.end..]) {
-            Ok(0) => false,
+            Ok(0) => None,
             Ok(count) => {
                 self.end += count;
-                true
+                Some(count)
             }
-            Err(Errno::INTR | Errno::AGAIN) => true,
-            Err(_) => false,
+            Err(Errno::INTR | Errno::AGAIN) => Some(0),
+            Err(_) => None,
         }
     }
 

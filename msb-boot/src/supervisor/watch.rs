@@ -1,5 +1,6 @@
 //! The supervision of one start of a VM, from its first process to its end.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -25,12 +26,13 @@ use super::{ready, stopping};
 use crate::config::{Config, now};
 use crate::log;
 use crate::network::control::Control;
+use crate::network::resolver;
 use crate::processes::{self, Processes};
 use crate::volume::Volume;
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(1);
-/// How often passt is started again.
+/// How often passt, and how often the resolver, is started again.
 const MAX_REPLACEMENTS: u32 = 3;
 
 /// The phase of the VM's life, and the time at which it must have ended.
@@ -57,8 +59,8 @@ pub(super) struct Watch<'a, 'f> {
     report: Option<ready::Report>,
     recording: Option<Recording>,
     network: Option<Control>,
-    /// How often passt was started again.
-    replacements: u32,
+    /// How often a process was started again.
+    replacements: BTreeMap<&'static str, u32>,
     phase: Phase,
     clock: Clock,
     halt: Option<Halt>,
@@ -82,8 +84,9 @@ enum Event {
     Signal,
     EndWith,
     Process,
-    HostAddresses,
-    Gate,
+    /// Of the host's addresses or name servers.
+    NetworkChange,
+    NetworkControl,
     ShutdownMessage,
     HaltAnswer,
 }
@@ -129,7 +132,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             report: Some(report),
             recording: None,
             network: control,
-            replacements: 0,
+            replacements: BTreeMap::new(),
             phase: Phase::Booting { until: now() + config.timeout },
             clock,
             halt: None,
@@ -172,7 +175,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             Event::Signal => self.read_signals()?,
             Event::EndWith => self.end_with()?,
             Event::Process => return self.check_processes(),
-            Event::HostAddresses | Event::Gate => self.inform_gate(event)?,
+            Event::NetworkChange | Event::NetworkControl => self.inform_network()?,
             Event::ShutdownMessage => self.read_shutdown_messages(),
             Event::HaltAnswer => self.read_halt_answer(),
         }
@@ -203,11 +206,13 @@ impl<'a, 'f> Watch<'a, 'f> {
         add(Event::EndWith, self.machine.end_with.as_ref().map(AsFd::as_fd));
         add(Event::Clock, Some(self.clock.as_fd()));
         add(Event::ShutdownMessage, shutdown);
-        add(Event::HostAddresses, self.network.as_ref().map(Control::changes));
-        add(Event::Gate, self.network.as_ref().and_then(Control::waiting));
         add(Event::HaltAnswer, self.halt.as_ref().and_then(Halt::answer));
+        if let Some(control) = &self.network {
+            sources.extend(control.changes().map(|fd| (Event::NetworkChange, fd)));
+            sources.extend(control.waiting().map(|fd| (Event::NetworkControl, fd)));
+        }
         sources.extend(self.processes.pidfds().map(|process| (Event::Process, process)));
-        let flags = |event: &Event| if *event == Event::Gate { PollFlags::OUT } else { PollFlags::IN };
+        let flags = |event: &Event| if *event == Event::NetworkControl { PollFlags::OUT } else { PollFlags::IN };
         let mut fds: Vec<_> = sources.iter().map(|(event, fd)| PollFd::from_borrowed_fd(*fd, flags(event))).collect();
         match poll(&mut fds, timeout.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
@@ -226,13 +231,10 @@ impl<'a, 'f> Watch<'a, 'f> {
         }
     }
 
-    /// Sends the host's addresses to the gate, which would let the guest reach a new one. The VM ends if that fails.
-    fn inform_gate(&mut self, event: Event) -> anyhow::Result<()> {
-        let Some(control) = &mut self.network else { return Ok(()) };
-        if event == Event::HostAddresses {
-            control.read_changes();
-        }
-        control.send()
+    /// Sends the host's addresses to the gate, which would let the guest reach a new one, and its name servers to the resolver. The VM
+    /// ends if the gate cannot be told.
+    fn inform_network(&mut self) -> anyhow::Result<()> {
+        self.network.as_mut().map_or(Ok(()), Control::update)
     }
 
     fn read_console(&mut self) {
@@ -386,7 +388,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.helper_stderr.drain();
         self.console.drain();
         while let Some((name, status)) = self.processes.take_lost() {
-            // passt ends by itself when the gate or the VMM has ended.
+            // They end by themselves when the gate or the VMM has ended.
             if ended.is_none() {
                 self.lose(name, status);
             }
@@ -417,7 +419,7 @@ impl<'a, 'f> Watch<'a, 'f> {
     }
 
     /// A process has ended that the VM can do without. While it boots, that is an error all the same.
-    fn lose(&mut self, name: &str, status: ExitStatus) {
+    fn lose(&mut self, name: &'static str, status: ExitStatus) {
         let mut end = format!("{name} {}", processes::describe(status));
         if matches!(self.phase, Phase::Booting { .. }) {
             let lines = self.helper_stderr.last_lines();
@@ -426,21 +428,26 @@ impl<'a, 'f> Watch<'a, 'f> {
             }
             self.lost.get_or_insert((now(), end));
         } else {
-            log::note(format_args!("{end}: the guest's connections are lost"));
-            if let Err(error) = self.replace_passt() {
-                log::note(format_args!("the guest has no network until the VM is started again: {error:#}"));
+            let (lost, missing) = match name {
+                resolver::NAME => ("questions", "name server"),
+                _ => ("connections", "network"),
+            };
+            log::note(format_args!("{end}: the guest's {lost} are lost"));
+            if let Err(error) = self.replace(name) {
+                log::note(format_args!("the guest has no {missing} until the VM is started again: {error:#}"));
             }
         }
     }
 
-    /// Starts another passt. A guest that can end it gets so many.
-    fn replace_passt(&mut self) -> anyhow::Result<()> {
-        let Some(control) = &self.network else { return Ok(()) };
-        self.replacements += 1;
-        if self.replacements > MAX_REPLACEMENTS {
+    /// Starts a process again. A guest that can end one gets so many.
+    fn replace(&mut self, name: &'static str) -> anyhow::Result<()> {
+        let Some(control) = &mut self.network else { return Ok(()) };
+        let count = self.replacements.entry(name).or_default();
+        *count += 1;
+        if *count > MAX_REPLACEMENTS {
             bail!("it was restarted {MAX_REPLACEMENTS} times");
         }
-        self.config.networks.replace_passt(&self.machine.vm, control, &mut self.processes)
+        self.config.networks.replace(name, &self.machine.vm, control, &mut self.processes)
     }
 
     /// Acts on the deadlines that have passed.

@@ -99,7 +99,7 @@ The result is checked against its digest.
 "#;
 
 impl Profile {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Krun,
         Self::KrunPrivateDisk,
         Self::KrunShares,
@@ -108,6 +108,7 @@ impl Profile {
         Self::Virtiofsd,
         Self::Vsock,
         Self::Gate,
+        Self::Resolver,
         Self::Relay,
         Self::Passt,
         Self::PasstLowPort,
@@ -126,6 +127,7 @@ impl Profile {
             Self::Virtiofsd => "virtiofsd, one for each share under QEMU",
             Self::Vsock => "vhost-device-vsock, under QEMU",
             Self::Gate => "the gate between the guest's card and passt",
+            Self::Resolver => "the resolver, which asks name servers for the guest",
             Self::Relay => "the relay between the guest's card and a TAP interface",
             Self::Passt => "passt",
             Self::PasstLowPort => "passt, with a published port below 1024",
@@ -149,11 +151,12 @@ impl Profile {
             Self::Virtiofsd => "the share; its own /proc/PID; the limit of open files",
             Self::Vsock => "the socket directory, which is removed when the VM is up",
             Self::Gate => "nothing; its log, its counters and its sockets are descriptors",
+            Self::Resolver => "nothing; its sockets are descriptors",
             Self::Relay => "nothing; the interface and the socket are descriptors",
             Self::Mkfs | Self::MkfsTrusted => {
                 "the tree (read-only), an empty /tmp, links to its descriptors; the image is a descriptor"
             }
-            Self::Passt | Self::PasstLowPort => "/etc/resolv.conf, an empty /tmp, its own /proc/PID",
+            Self::Passt | Self::PasstLowPort => "an empty /tmp, its own /proc/PID",
         }
     }
 }
@@ -189,9 +192,10 @@ fn calls(list: &[Syscall]) -> String {
 }
 
 /// The names of the lists, in the order of the page.
-const LISTS: [(&str, &[Syscall]); 5] = [
+const LISTS: [(&str, &[Syscall]); 6] = [
     ("base", syscalls::BASE),
     ("messages", syscalls::MESSAGES),
+    ("connections", syscalls::CONNECTIONS),
     ("vmm", syscalls::VMM),
     ("files", syscalls::FILES),
     ("serve", syscalls::SERVE_FILES),

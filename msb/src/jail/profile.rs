@@ -54,6 +54,8 @@ pub enum Profile {
     Vsock,
     /// The gate between the guest's card and passt.
     Gate,
+    /// The resolver that asks name servers.
+    Resolver,
     /// The relay between the guest's card and a TAP interface.
     Relay,
     /// passt.
@@ -161,7 +163,13 @@ impl Profile {
     pub(super) const fn rules(self) -> Rules {
         match self {
             Self::Krun => {
-                let syscalls = Syscalls::Only(&[syscalls::BASE, syscalls::MESSAGES, syscalls::VMM, syscalls::FILES]);
+                let syscalls = Syscalls::Only(&[
+                    syscalls::BASE,
+                    syscalls::MESSAGES,
+                    syscalls::CONNECTIONS,
+                    syscalls::VMM,
+                    syscalls::FILES,
+                ]);
                 Rules { syscalls, ..NOTHING }
             }
             Self::KrunPrivateDisk => Rules { capabilities: CapabilitySet::DAC_READ_SEARCH, ..Self::Krun.rules() },
@@ -171,6 +179,7 @@ impl Profile {
                 syscalls: Syscalls::Only(&[
                     syscalls::BASE,
                     syscalls::MESSAGES,
+                    syscalls::CONNECTIONS,
                     syscalls::VMM,
                     syscalls::FILES,
                     syscalls::SERVE_FILES,
@@ -193,6 +202,13 @@ impl Profile {
                 syscalls: Syscalls::Only(&[syscalls::BASE, syscalls::MESSAGES]),
                 sockets: &[],
                 open_files: Some(64),
+                ..NOTHING
+            },
+            Self::Resolver => Rules {
+                has_network: true,
+                syscalls: Syscalls::Only(&[syscalls::BASE, syscalls::MESSAGES, syscalls::CONNECTIONS]),
+                sockets: &[Family::Inet, Family::Inet6],
+                open_files: Some(256),
                 ..NOTHING
             },
             Self::Passt => Rules {

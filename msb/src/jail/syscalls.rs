@@ -61,12 +61,15 @@ pub(super) const MESSAGES: &[Syscall] = syscalls![
     SYS_sendto SYS_recvfrom SYS_sendmsg SYS_recvmsg SYS_getsockopt SYS_setsockopt SYS_shutdown
 ];
 
+/// Connecting a socket.
+pub(super) const CONNECTIONS: &[Syscall] = syscalls![SYS_connect];
+
 /// Threads, and everything that a VMM waits for.
 pub(super) const VMM: &[Syscall] = syscalls![
     SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime
     SYS_timerfd_gettime SYS_signalfd4 SYS_rt_sigtimedwait SYS_pipe2 SYS_dup SYS_dup2 SYS_dup3 SYS_close_range SYS_memfd_create SYS_mincore
     SYS_uname SYS_sysinfo SYS_getrlimit SYS_prlimit64 SYS_getrusage SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_bind SYS_listen
-    SYS_accept SYS_accept4 SYS_connect SYS_socketpair SYS_getsockname SYS_getpeername SYS_capget SYS_tkill SYS_select SYS_pselect6
+    SYS_accept SYS_accept4 SYS_socketpair SYS_getsockname SYS_getpeername SYS_capget SYS_tkill SYS_select SYS_pselect6
 ];
 
 /// Opening files and working on their data.

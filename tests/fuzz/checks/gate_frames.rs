@@ -1,10 +1,11 @@
 //! The gate, with any frames in either direction: it does not panic, what it lets out has the guest's address and goes where the
-//! policy allows, and the frames of its own are ones that it would let in.
+//! policy allows, and the frames of its own are ones that it would let in. Frames for the guest are tried as answers to its last
+//! question too, and as answers of a name server.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use msb_gate::{Config, Gate, Lease, Mode, Policy, PolicyRule, Verdict, is_never};
+use msb_gate::{Config, Gate, Lease, Lookup, Mode, Policy, PolicyRule, Query, Reply, Verdict, is_never};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
 
@@ -14,6 +15,7 @@ pub fn check(data: &[u8]) {
     let Some((&choice, mut rest)) = data.split_first() else { return };
     let mut gate = Gate::new(config(choice));
     let mut now = Duration::from_secs(1000);
+    let mut asked = None;
     // A byte for the direction and the time that passes, two for the length, and the frame.
     while let Some((head, behind)) = rest.split_at_checked(3) {
         let length = usize::from(u16::from_be_bytes([head[1], head[2]])).min(behind.len());
@@ -21,11 +23,14 @@ pub fn check(data: &[u8]) {
         rest = behind;
         now += Duration::from_secs(u64::from(head[0] >> 1));
         if head[0] & 1 == 0 {
-            check_outgoing(&mut gate, frame, now);
+            asked = check_outgoing(&mut gate, frame, now).or(asked);
         } else {
+            if let Some(query) = asked.take() {
+                check_answer(&mut gate, query, frame, now);
+            }
             check_incoming(&mut gate, frame, now);
         }
-        assert!(gate.take_denials().len() <= 1);
+        assert!(gate.take_denials().len() <= 2);
     }
 }
 
@@ -57,7 +62,8 @@ fn config(choice: u8) -> Config {
     }
 }
 
-fn check_outgoing(gate: &mut Gate, frame: &[u8], now: Duration) {
+/// Returns a question for the resolver.
+fn check_outgoing(gate: &mut Gate, frame: &[u8], now: Duration) -> Option<Query> {
     match gate.from_guest(frame, now) {
         Verdict::Pass => check_passed(frame),
         Verdict::Drop => {}
@@ -67,7 +73,32 @@ fn check_outgoing(gate: &mut Gate, frame: &[u8], now: Duration) {
             check_for_guest(&back);
             check_passed(&onward);
         }
+        Verdict::Ask { query, back } => {
+            if let Some(back) = back {
+                check_for_guest(&back);
+            }
+            return Some(query);
+        }
     }
+    None
+}
+
+/// The message is an answer of a name server's, and then of the resolver's.
+fn check_answer(gate: &mut Gate, query: Query, message: &[u8], now: Duration) {
+    let mut lookup = Lookup::new(query.message.clone(), 0x1234).expect("the gate lets nothing but questions pass");
+    assert_eq!(lookup.query()[2..], query.message[2..]);
+    if let Reply::Answer(answer) = lookup.judge(message, query.token.is_multiple_of(2)) {
+        assert_eq!((&answer[..2], &answer[2..]), (&query.message[..2], &message[2..]));
+    }
+    let failure = lookup.into_failure();
+    assert_eq!(failure[..2], query.message[..2]);
+    assert!(failure.len() <= query.message.len().max(message.len()));
+    // With the identifier of the question it is looked at.
+    let message = [&query.message[..2], message.get(2..).unwrap_or_default()].concat();
+    if let Some(frame) = gate.answer(query.token, &message, now) {
+        check_for_guest(&frame);
+    }
+    assert_eq!(gate.fail(query.token, now), None);
 }
 
 /// What goes on to passt.
@@ -92,9 +123,8 @@ fn check_for_guest(frame: &[u8]) {
 fn check_incoming(gate: &mut Gate, frame: &[u8], now: Duration) {
     match gate.to_guest(frame, now) {
         Verdict::Pass | Verdict::Drop => {}
-        // A mended reset or an answer without its records is not longer; on a connection to the resolver an answer has a TCP header
-        // and its length.
-        Verdict::Replace(onward) => assert!(onward.len() <= frame.len() + 14),
+        // A mended reset.
+        Verdict::Replace(onward) => assert!(onward.len() <= frame.len()),
         other => panic!("{other:?}"),
     }
 }
