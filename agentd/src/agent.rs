@@ -32,6 +32,11 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// Whether it is PID 1, which the OOM killer never ends.
+    pub fn is_init(&self) -> bool {
+        std::process::id() == 1
+    }
+
     /// Whether the root is not the agent's, so that commands run in containers alone.
     pub fn is_bare(&self) -> bool {
         self.guest_root != Path::new("/")

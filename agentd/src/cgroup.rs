@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::ffi::CStr;
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -26,6 +26,8 @@ const OURS: &str = "/sys/fs/cgroup/msb";
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// The least memory that is reserved for the agent and the kernel, in bytes.
 const LEAST_RESERVE: u64 = 24 << 20;
+/// Whether the OOM killer ends all processes of a cgroup, or the largest alone.
+const OOM_GROUP: &str = "memory.oom.group";
 /// The most cgroups that are kept for later execs.
 const MOST_SPARE: usize = 64;
 
@@ -59,8 +61,12 @@ impl Cgroups {
             }
             self.remove(spare.dir);
         };
-        let cgroup = spare.or_else(|| self.make())?;
-        let _ = fs::write(cgroup.dir.join("memory.oom.group"), if kills_whole_group { "1" } else { "0" });
+        let mut cgroup = spare.or_else(|| self.make())?;
+        if !kills_whole_group {
+            let _ = fs::write(cgroup.dir.join(OOM_GROUP), "0");
+            // It is not reused.
+            cgroup.watch = None;
+        }
         Some(cgroup)
     }
 
@@ -221,7 +227,7 @@ struct Changed {
 
 impl Changes {
     /// Files to which agentd itself writes.
-    const HARMLESS: [&str; 4] = ["cgroup.procs", "cgroup.threads", "cgroup.kill", "memory.oom.group"];
+    const HARMLESS: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.kill"];
 
     fn new() -> io::Result<Self> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
@@ -267,6 +273,7 @@ pub struct Cgroup {
     dir: PathBuf,
     entrance: OwnedFd,
     /// The files that are read for each exec. They stay open, because a caller waits while they are read. `None`: the kernel has none.
+    events: Option<File>,
     cpu_stat: Option<File>,
     memory_events: Option<File>,
     /// Its watch of [`Changes`].
@@ -285,9 +292,12 @@ impl Cgroup {
             _ => {}
         }
         let _ = fs::write(dir.join("pids.max"), (most_processes() / 4 * 3).to_string());
+        let _ = fs::write(dir.join(OOM_GROUP), "1");
         let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
-        let [cpu_stat, memory_events] = ["cpu.stat", "memory.events"].map(|name| File::open(dir.join(name)).ok());
-        Ok(Self { dir, entrance, cpu_stat, memory_events, watch: None, time_before: (0, 0), oom_kills_before: 0 })
+        let [events, cpu_stat, memory_events] =
+            ["cgroup.events", "cpu.stat", "memory.events"].map(|name| File::open(dir.join(name)).ok());
+        let (watch, time_before, oom_kills_before) = (None, (0, 0), 0);
+        Ok(Self { dir, entrance, events, cpu_stat, memory_events, watch, time_before, oom_kills_before })
     }
 
     /// Its directory.
@@ -308,8 +318,8 @@ impl Cgroup {
 
     /// Kills all processes in it and waits for their end. True: none is left.
     pub fn end(&self) -> bool {
-        let Ok(mut events) = File::open(self.dir.join("cgroup.events")) else { return false };
-        if !is_populated(&mut events) {
+        let Some(events) = &self.events else { return false };
+        if !is_populated(events) {
             return true;
         }
         if fs::write(self.dir.join("cgroup.kill"), "1").is_err() {
@@ -317,7 +327,7 @@ impl Cgroup {
         }
         let deadline = Instant::now() + KILL_GRACE;
         loop {
-            if !is_populated(&mut events) {
+            if !is_populated(events) {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -331,8 +341,7 @@ impl Cgroup {
 
     /// Whether it has neither processes nor child cgroups.
     fn is_empty(&self) -> bool {
-        let has_no_process =
-            File::open(self.dir.join("cgroup.events")).is_ok_and(|mut events| !is_populated(&mut events));
+        let has_no_process = self.events.as_ref().is_some_and(|events| !is_populated(events));
         has_no_process && fs::metadata(&self.dir).is_ok_and(|meta| meta.nlink() == 2)
     }
 
@@ -371,8 +380,6 @@ fn value(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }
 
-fn is_populated(events: &mut File) -> bool {
-    let mut text = String::new();
-    let read = events.rewind().and_then(|()| events.read_to_string(&mut text));
-    read.is_ok() && text.lines().any(|line| line == "populated 1")
+fn is_populated(events: &File) -> bool {
+    read_again(events).is_some_and(|text| text.lines().any(|line| line == "populated 1"))
 }

@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,7 +22,7 @@ use crate::not_started::NotStarted;
 use crate::reap::Awaited;
 use crate::streams::{self, Streams};
 use crate::sys::Launch;
-use crate::{container, environment, user};
+use crate::{container, environment, program, user};
 
 /// The file mode creation mask if the request does not set one.
 const DEFAULT_UMASK: u32 = 0o022;
@@ -153,7 +152,7 @@ fn here(
         false => environment::of_command(&defaults.env, request.env, &user, term),
     };
     let path = env.iter().find(|(name, _)| name == "PATH").map_or(DEFAULT_PATH.into(), |(_, value)| value.clone());
-    let file = locate(program, &path, &cwd)?;
+    let file = program::locate(program, &path, &cwd)?;
 
     let limits = request.rlimits.iter().map(limit).collect::<Result<Vec<_>, _>>()?;
     let umask = request.umask.unwrap_or(DEFAULT_UMASK);
@@ -166,6 +165,8 @@ fn here(
         Some(tty) => streams::terminal(tty.size, user.identity.uid.get()).map_err(internal)?,
         None => streams::pipes(request.no_stdin, user.identity.uid.get()).map_err(internal)?,
     };
+    // The agent's own is 0 only where it is PID 1.
+    let oom_score_adj = request.oom_score_adj.or((!agent.is_init() || late.is_some()).then_some(0));
     let barrier = request.prepare.then(Barrier::new).transpose().map_err(internal)?;
     let launch = || -> Result<Launch<'_>, NotStarted> {
         Ok(Launch {
@@ -182,7 +183,7 @@ fn here(
             contained: late,
             capabilities: request.capabilities,
             no_new_privileges: request.no_new_privileges,
-            oom_score_adj: c_string(request.oom_score_adj.unwrap_or(0).to_string().as_bytes())?,
+            oom_score_adj: oom_score_adj.map(|score| c_string(score.to_string().as_bytes())).transpose()?,
             barrier: barrier.as_ref(),
         })
     };
@@ -208,20 +209,9 @@ pub fn failed_to_start(program: &OsStr, NotStarted { step, why }: &NotStarted) -
         (None, io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock) => {
             failure(TOOL_FAILED, format!("{program:?}: {why}"))
         }
-        (None, _) if is_storage_error(why) => failure(TOOL_FAILED, storage_failed(program, why)),
+        (None, _) if program::is_storage_error(why) => failure(TOOL_FAILED, program::storage_failed(program, why)),
         (None, _) => failure(NOT_EXECUTABLE, format!("{program:?}: {why}")),
     }
-}
-
-/// Whether an error is that of the storage or its server, and so says nothing about the file.
-fn is_storage_error(error: &io::Error) -> bool {
-    use nix::libc::{ECONNABORTED, EHOSTDOWN, EIO, ENOTCONN, EREMOTEIO, ESTALE, ETIMEDOUT};
-    let storage_errors = [EIO, ENOTCONN, ECONNABORTED, ESTALE, ETIMEDOUT, EREMOTEIO, EHOSTDOWN];
-    error.raw_os_error().is_some_and(|error| storage_errors.contains(&error))
-}
-
-fn storage_failed(program: &OsStr, why: &io::Error) -> String {
-    format!("{program:?}: its storage does not answer: {why}")
 }
 
 fn join(name: &OsStr, value: &OsStr) -> OsString {
@@ -260,87 +250,4 @@ fn limit(limit: &Limit) -> Result<(Resource, Rlimit), Failure> {
         }
     }
     Ok((resource, Rlimit { current: limit.soft, maximum: limit.hard }))
-}
-
-/// Finds the file of a program in the command's PATH, as `execvp(3)` does.
-fn locate(program: &OsStr, path: &OsStr, cwd: &Path) -> Result<PathBuf, Failure> {
-    let check = |file: &Path| -> Result<(), Failure> {
-        let meta = fs::metadata(cwd.join(file)).map_err(|error| match error.kind() {
-            io::ErrorKind::PermissionDenied => failure(NOT_EXECUTABLE, format!("{program:?}: {error}")),
-            _ if is_storage_error(&error) => failure(TOOL_FAILED, storage_failed(program, &error)),
-            _ => failure(NOT_FOUND, format!("{program:?}: not found in the guest")),
-        })?;
-        if meta.is_dir() {
-            return Err(failure(NOT_EXECUTABLE, format!("{program:?}: is a directory")));
-        }
-        if meta.permissions().mode() & 0o111 == 0 {
-            return Err(failure(NOT_EXECUTABLE, format!("{program:?}: not executable (its mode has no x)")));
-        }
-        Ok(())
-    };
-    if program.is_empty() {
-        return Err(failure(NOT_FOUND, "the command is an empty string"));
-    }
-    if program.as_bytes().contains(&b'/') {
-        let file = PathBuf::from(program);
-        return check(&file).map(|()| file);
-    }
-    let mut worst = None;
-    for dir in path.as_bytes().split(|&byte| byte == b':') {
-        let dir = if dir.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(dir)) };
-        let file = dir.join(program);
-        match check(&file) {
-            Ok(()) => return Ok(file),
-            Err(why) if why.code == NOT_EXECUTABLE => worst = worst.or(Some(why)),
-            // A file in a later directory may not be the one that the caller means.
-            Err(why) if why.code == TOOL_FAILED => return Err(why),
-            Err(_) => {}
-        }
-    }
-    Err(worst.unwrap_or_else(|| failure(NOT_FOUND, format!("{program:?}: not found in the guest's PATH"))))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_of_storage_says_nothing_about_the_file() {
-        use nix::libc::{EACCES, EIO, ELOOP, ENOENT, ENOTCONN, ENOTDIR, ESTALE, ETXTBSY};
-        for (error, is_one) in [
-            (EIO, true),
-            (ENOTCONN, true),
-            (ESTALE, true),
-            (ENOENT, false),
-            (ENOTDIR, false),
-            (EACCES, false),
-            (ELOOP, false),
-            (ETXTBSY, false),
-        ] {
-            assert_eq!(is_storage_error(&io::Error::from_raw_os_error(error)), is_one, "{error}");
-        }
-        assert!(!is_storage_error(&io::Error::other("of no number")));
-    }
-
-    #[test]
-    fn a_command_is_found_as_a_shell_finds_it() {
-        let scratch = tempfile::tempdir().unwrap();
-        fs::create_dir_all(scratch.path().join("a/dir")).unwrap();
-        fs::create_dir(scratch.path().join("b")).unwrap();
-        fs::write(scratch.path().join("a/plain"), "").unwrap();
-        for file in ["b/plain", "b/tool"] {
-            fs::write(scratch.path().join(file), "").unwrap();
-            fs::set_permissions(scratch.path().join(file), fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let path = OsString::from(format!("{0}/a:{0}/b", scratch.path().display()));
-        let find = |program: &str| locate(OsStr::new(program), &path, scratch.path());
-        assert_eq!(find("tool").unwrap(), scratch.path().join("b/tool"));
-        assert_eq!(find("plain").unwrap(), scratch.path().join("b/plain"), "what cannot be executed is passed over");
-        assert_eq!(find("b/tool").unwrap(), Path::new("b/tool"));
-        assert_eq!(find("none").unwrap_err().code, NOT_FOUND);
-        assert_eq!(find("").unwrap_err().code, NOT_FOUND);
-        assert_eq!(find("dir").unwrap_err().code, NOT_EXECUTABLE);
-        assert_eq!(find("./a/plain").unwrap_err().code, NOT_EXECUTABLE);
-        assert_eq!(find("./none").unwrap_err().code, NOT_FOUND);
-    }
 }

@@ -129,6 +129,10 @@ impl Link {
     /// Those of `write(2)`, or that it takes longer than [`PEER_TIMEOUT`].
     pub fn finish(mut self, last: &Message) -> io::Result<()> {
         self.queue(last);
+        self.flush()?;
+        if self.out.is_empty() {
+            return Ok(());
+        }
         self.connection.set_nonblocking(false)?;
         self.connection.set_write_timeout(Some(PEER_TIMEOUT))?;
         self.flush()

@@ -1,12 +1,12 @@
 //! Connections from the host: the listener, the hello, and the first frame.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use msb::wire::{self, AGENT_PORT, Message, READY_PORT};
+use msb::wire::{self, AGENT_PORT, HEADER, Message, READY_PORT};
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
 
 use crate::agent::Agent;
@@ -17,9 +17,8 @@ use crate::{clock, console, copy, session, sys, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The nice values of a thread that waits for a connection, and of one that serves it.
-const ACCEPT_NICE: i32 = -19;
-const SERVE_NICE: i32 = -10;
+/// The nice value of the threads that serve connections.
+const NICE: i32 = -15;
 /// The kernel's receive buffer of a connection, in bytes. Linux's default, 256 KiB, is too small for the latency of a VMM.
 const BUFFER: u64 = 4 << 20;
 /// How many connections may wait to be accepted. The kernel refuses more.
@@ -38,12 +37,12 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
     sys::set_vsock_buffer(listener.as_fd(), BUFFER)
         .map_err(|error| Error::step("enlarge vsock's buffers".into(), error))?;
     // The OOM killer must end commands (see sys::Launch) and not the agent.
-    if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
+    if !agent.is_init()
+        && let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000")
+    {
         console::log(&format!("oom_score_adj: {error}"));
     }
     let accept = move || {
-        // A caller gets an answer even if the guest is busy. Commands start with nice value 0 (see sys::Launch).
-        let _ = rustix::process::setpriority_process(None, ACCEPT_NICE);
         loop {
             match listener.accept() {
                 // Connections from inside the guest are closed.
@@ -53,7 +52,9 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
             }
         }
     };
-    Arc::new(Server { agent: Arc::clone(agent), accept: Box::new(accept), serve })
+    // A caller gets an answer even if the guest is busy. Commands start with nice value 0 (see sys::Launch).
+    let begin = || _ = rustix::process::setpriority_process(None, NICE);
+    Arc::new(Server { agent: Arc::clone(agent), begin, accept: Box::new(accept), serve })
         .start()
         .map_err(|error| Error::step("start a thread".into(), error))
 }
@@ -70,12 +71,9 @@ fn serve(connection: VsockStream, agent: &Agent) {
 fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> {
     connection.set_read_timeout(Some(PEER_TIMEOUT))?;
     Message::hello().send(&mut connection)?;
-    Message::receive_hello(&mut connection)?;
-    let _ = rustix::process::setpriority_process(None, SERVE_NICE);
-    match Message::receive(&mut connection)? {
+    match receive_request(&mut connection)? {
         Some(Message::Exec(request)) => {
             request.now_ms.into_iter().for_each(clock::catch_up);
-            connection.set_read_timeout(None)?;
             session::run(connection, agent, *request)
         }
         Some(Message::Attach(attach)) => {
@@ -106,6 +104,15 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
         Some(_) => Err(wire::Error::OutOfTurn("a first frame that is not a request")),
         None => Ok(()),
     }
+}
+
+/// Receives the hello and the first frame after it. The header of that is read together with the hello, whose length is known.
+fn receive_request(connection: &mut VsockStream) -> Result<Option<Message>, wire::Error> {
+    let mut start = vec![0; Message::hello().to_frame().len() + HEADER];
+    let got = connection.read(&mut start)?;
+    let mut frames = start[..got].chain(connection);
+    Message::receive_hello(&mut frames)?;
+    Message::receive(&mut frames)
 }
 
 /// Tells the host how the boot went.

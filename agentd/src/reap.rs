@@ -79,6 +79,13 @@ struct Children {
     none_left: bool,
 }
 
+impl Children {
+    /// Whether this child is awaited. One that is not was reaped, and its ID may be that of another process.
+    fn has(&self, child: &Awaited) -> bool {
+        self.awaited.get(&child.pid).is_some_and(|awaited| std::ptr::eq(&raw const **awaited, child))
+    }
+}
+
 impl Default for Reaper {
     fn default() -> Self {
         let children = Children { awaited: HashMap::new(), starting: Vec::new(), none_left: true };
@@ -118,10 +125,10 @@ impl Reaper {
     }
 
     /// Sends a signal, by its number, to a child's process group, or to the child alone if it is in a container, unless the child has been
-    /// reaped: after that, the ID may be reused. Returns the process group to which it was sent, if it was sent to one.
+    /// reaped. Returns the process group to which it was sent, if it was sent to one.
     pub fn signal(&self, child: &Awaited, signal: i32) -> Option<i32> {
         let children = self.lock();
-        if !children.awaited.contains_key(&child.pid) {
+        if !children.has(child) {
             return None;
         }
         child.signal(signal);
@@ -159,7 +166,7 @@ impl Reaper {
         let mut children = self.lock();
         let mut traced = None;
         children.none_left = loop {
-            let dead = match sys::reap_one() {
+            let dead = match sys::reap_one(None) {
                 Ok(Some(dead)) => dead,
                 Ok(None) => break false,
                 Err(Errno::INTR) => continue,
@@ -178,6 +185,19 @@ impl Reaper {
         drop(children);
         self.changed.notify_all();
         traced
+    }
+
+    /// Reaps one child if it has ended, for a session that would otherwise wait for the thread that reaps all.
+    pub fn reap_child(&self, child: &Awaited) {
+        let mut children = self.lock();
+        if children.has(child)
+            && let Ok(Some(dead)) = sys::reap_one(Some(child.pid))
+        {
+            children.awaited.remove(&child.pid);
+            child.end(&dead);
+            drop(children);
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until there are no children, but not longer than `limit`. True: there are none.

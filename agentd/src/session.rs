@@ -1,6 +1,7 @@
 //! One exec, from its start to its exit: a loop over the caller's connection and the command's streams that never buffers on one of them.
 //! Memory is bounded by the credit for stdin, a few packets, and the output that is kept of a command without a caller.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,6 +34,11 @@ const STDIN_WINDOW: Window = Window::growing(STDIN_CREDIT, MAX_STDIN_CREDIT);
 const END_FOLLOWS: Duration = Duration::from_millis(10);
 /// How long a command may take to end after SIGHUP when its caller is gone.
 const ORPHAN_GRACE: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// The buffer of the thread's sessions, one after the other. Mapping and unmapping one would interrupt the other processors.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 struct Session<'a> {
     agent: &'a Agent,
@@ -210,7 +216,16 @@ impl Session<'_> {
 
     /// Moves bytes until the command has ended and the caller, if there is one, has its output and its exit.
     fn pump(&mut self) -> Result<(), wire::Error> {
-        let mut buffer = vec![0u8; HEADER + CHUNK];
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.is_empty() {
+                *buffer = vec![0u8; HEADER + CHUNK];
+            }
+            self.pump_through(buffer)
+        })
+    }
+
+    /// The same, with a buffer for a chunk and its header.
+    fn pump_through(&mut self, buffer: &mut [u8]) -> Result<(), wire::Error> {
         let mut had_closed_one = false;
         loop {
             if let Some(link) = &mut self.link {
@@ -220,11 +235,14 @@ impl Session<'_> {
             }
             let has_closed_one = self.outputs.iter().any(|output| output.source.is_none());
             if has_closed_one && !std::mem::replace(&mut had_closed_one, true) {
-                // Nearly always it exits a moment later.
-                wait_readable(self.exec.process.event().as_fd(), Instant::now() + END_FOLLOWS);
+                // Nearly always it has exited, or does so a moment later.
+                self.agent.reaper.reap_child(&self.exec.process);
+                if self.exec.exit().is_none() {
+                    wait_readable(self.exec.process.event().as_fd(), Instant::now() + END_FOLLOWS);
+                }
                 if self.exec.exit().is_some() {
                     // The other output has ended too, unless a process that the command started has it open.
-                    self.take_outputs(&mut buffer, |_| true)?;
+                    self.take_outputs(buffer, |_| true)?;
                     continue;
                 }
             }
@@ -251,10 +269,10 @@ impl Session<'_> {
                 self.take_caller(Link::new(caller)?);
             }
             if !events.link.is_empty() {
-                self.take_frames(&mut buffer)?;
+                self.take_frames(buffer)?;
             }
             self.feed_stdin(events.stdin);
-            self.take_outputs(&mut buffer, |output| !events.outputs[output].is_empty())?;
+            self.take_outputs(buffer, |output| !events.outputs[output].is_empty())?;
         }
     }
 

@@ -14,7 +14,7 @@ use crate::console;
 const STACK: usize = 128 << 10;
 // A panic must end one session and not PID 1, which would end the machine.
 const _: () = assert!(cfg!(panic = "unwind"));
-/// The most connections at a time. Each takes a thread and up to eleven descriptors.
+/// The most connections at a time. Each takes a thread and up to twelve descriptors.
 const MAX: usize = 4096;
 /// The most threads that wait for a connection.
 const MAX_IDLE: usize = 4;
@@ -38,6 +38,8 @@ struct Counts {
 pub struct Server<A, C> {
     /// What the sessions share.
     pub agent: Arc<A>,
+    /// Prepares a thread.
+    pub begin: fn(),
     /// Waits for a connection.
     pub accept: Box<dyn Fn() -> C + Send + Sync>,
     /// Serves one.
@@ -65,6 +67,7 @@ impl<A: AsRef<Sessions> + Send + Sync + 'static, C: 'static> Server<A, C> {
 
     /// Accepts connections and serves them, until enough other threads wait for one.
     fn run(self: &Arc<Self>) {
+        (self.begin)();
         loop {
             let connection = (self.accept)();
             let started = if self.sessions().begin() { self.start() } else { Ok(()) };
@@ -163,7 +166,7 @@ mod tests {
             let _ = connection.hold.recv();
             assert!(!connection.panics, "a session's own fault");
         };
-        let server = Arc::new(Server { agent: Arc::default(), accept: Box::new(accept), serve });
+        let server = Arc::new(Server { agent: Arc::default(), begin: || (), accept: Box::new(accept), serve });
         server.start().unwrap();
         (server, connect)
     }

@@ -46,6 +46,26 @@ pub struct Identity {
     pub groups: Vec<u32>,
 }
 
+impl Identity {
+    /// Whether it is root without supplementary groups.
+    fn is_root_alone(&self) -> bool {
+        self.uid.get() == 0 && self.gid.get() == 0 && self.groups.is_empty()
+    }
+
+    /// Gives these IDs to the calling process. Plain system calls: the C library's functions would change the IDs of the agent's threads.
+    fn assume(&self) -> Result<(), Failed> {
+        let at = |step: &'static str| move |why: Errno| (Some(step), why);
+        // SAFETY: the pointer and the length are those of a vector that outlives the call.
+        check(unsafe { libc::syscall(libc::SYS_setgroups, self.groups.len(), self.groups.as_ptr()) })
+            .map_err(at("set the supplementary groups"))?;
+        let (uid, gid) = (self.uid.get(), self.gid.get());
+        // SAFETY: setresgid takes three numbers and touches no memory.
+        check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map_err(at("set the group"))?;
+        // SAFETY: setresuid takes three numbers and touches no memory.
+        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map_err(at("set the user"))
+    }
+}
+
 /// A command that is ready to be started, as the leader of a new session. Everything is allocated in advance: between its start and its
 /// exec, the child shares this process's memory and may only make system calls.
 #[derive(Debug)]
@@ -74,8 +94,8 @@ pub struct Launch<'a> {
     pub capabilities: Option<Capabilities>,
     /// Whether execve(2) grants it no privileges.
     pub no_new_privileges: bool,
-    /// The adjustment of the OOM killer's score.
-    pub oom_score_adj: CString,
+    /// The adjustment of the OOM killer's score. `None`: it is that of the agent.
+    pub oom_score_adj: Option<CString>,
     /// For a command in a container: what it mounts there. It also has a new cgroup namespace, and signals go to it alone.
     pub contained: Option<&'a LateMounts>,
     /// Where it waits before it executes its file. `None`: it does not wait.
@@ -159,8 +179,10 @@ impl Launch<'_> {
         }
         // The OOM killer may end commands, but not the agent.
         let flags = rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
-        if let Ok(score) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty()) {
-            let _ = rustix::io::write(score, self.oom_score_adj.as_bytes());
+        if let Some(adjustment) = &self.oom_score_adj
+            && let Ok(score) = rustix::fs::open(c"/proc/self/oom_score_adj", flags, rustix::fs::Mode::empty())
+        {
+            let _ = rustix::io::write(score, adjustment.as_bytes());
         }
         rustix::process::setpriority_process(None, 0).map_err(at("set the priority"))?;
         let files = Rlimit { current: Some(SOFT_OPEN_FILES), maximum: Some(OPEN_FILES) };
@@ -173,16 +195,10 @@ impl Launch<'_> {
             // Without this, another user would have none.
             thread::set_keep_capabilities(true).map_err(at("keep capabilities"))?;
         }
-        let identity = &self.identity;
-        // Plain system calls: the C library's functions would change the IDs of the agent's threads too.
-        // SAFETY: the pointer and the length are those of a vector that outlives the call.
-        check(unsafe { libc::syscall(libc::SYS_setgroups, identity.groups.len(), identity.groups.as_ptr()) })
-            .map_err(at("set the supplementary groups"))?;
-        let (uid, gid) = (identity.uid.get(), identity.gid.get());
-        // SAFETY: setresgid takes three numbers and touches no memory.
-        check(unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) }).map_err(at("set the group"))?;
-        // SAFETY: setresuid takes three numbers and touches no memory.
-        check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }).map_err(at("set the user"))?;
+        // Outside of containers the agent is root and has no supplementary groups.
+        if self.contained.is_some() || !self.identity.is_root_alone() {
+            self.identity.assume()?;
+        }
         if let Some(capabilities) = &self.capabilities {
             set_capabilities(capabilities).map_err(at("set the capabilities"))?;
         }
@@ -201,7 +217,7 @@ impl Launch<'_> {
         }
     }
 
-    /// Checks that the user may execute the file, reports that, and waits for the word to go. If that does not come, the process ends.
+    /// Checks that the user may execute the file, reports that, and waits at the barrier. If the barrier is not opened, the process ends.
     fn wait_at(&self, barrier: &Barrier) -> Result<(), Failed> {
         // The agent's descriptors would be open in this process as long as it waits.
         close_all_but(barrier.child_ends().map(|end| end.as_raw_fd()))
@@ -305,16 +321,16 @@ pub struct Dead {
     pub usage: Usage,
 }
 
-/// Waits for a child that has ended. `None`: no child has ended.
+/// Waits for a child that has ended: the one with this process ID, or any. `None`: it has not ended, or none has.
 ///
 /// # Errors
-/// Those of `wait4(2)`: ECHILD if there are no children.
-pub fn reap_one() -> Result<Option<Dead>, Errno> {
+/// Those of `wait4(2)`: ECHILD if there are no such children.
+pub fn reap_one(child: Option<i32>) -> Result<Option<Dead>, Errno> {
     let mut status = 0;
     // SAFETY: rusage is plain data, for which all zeroes are valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
     // SAFETY: both pointers are to variables of the types that wait4 writes.
-    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG, &raw mut usage) };
+    let pid = unsafe { libc::wait4(child.unwrap_or(-1), &raw mut status, libc::WNOHANG, &raw mut usage) };
     if pid < 0 {
         return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::CHILD));
     }

@@ -2,13 +2,12 @@
 //! NSS modules, and images rarely have any.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use msb::record::owner::{Id, NotAnId};
 use msb::wire::exec::Ids;
 
+use crate::stamp::Stamp;
 use crate::sys::Identity;
 
 /// A user of `/etc/passwd`, or a number that is not in it.
@@ -26,8 +25,6 @@ pub struct User {
 const MAX_FILE: u64 = 16 << 20;
 /// The largest file that is cached, in bytes.
 const MAX_CACHED: u64 = 256 << 10;
-/// The least age of the last change for a file to be cached, in seconds.
-const SETTLED: i64 = 2;
 
 /// Looks up `user[:group]`. Without a group, the user has its primary group and all groups that list it; with one, only that.
 ///
@@ -53,9 +50,6 @@ struct CachedFile {
     cache: Mutex<Option<(Stamp, Arc<str>)>>,
 }
 
-/// What changes with the content: device, inode, size, and the ctime in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
-
 impl CachedFile {
     const fn new(path: &'static str) -> Self {
         Self { path, cache: Mutex::new(None) }
@@ -67,7 +61,7 @@ impl CachedFile {
         if !meta.is_file() || meta.len() > MAX_FILE {
             return "".into();
         }
-        let stamp = (meta.dev(), meta.ino(), meta.size(), meta.ctime(), meta.ctime_nsec());
+        let stamp = Stamp::from(&meta);
         let mut cached = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((then, text)) = &*cached
             && *then == stamp
@@ -76,10 +70,7 @@ impl CachedFile {
         }
         let text: Arc<str> =
             fs::read(self.path).map(|bytes| String::from_utf8_lossy(&bytes).into()).unwrap_or_default();
-        // A file that has just changed may change again with the same ctime.
-        let age =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs().cast_signed() - meta.ctime());
-        *cached = (meta.len() <= MAX_CACHED && age >= SETTLED).then(|| (stamp, Arc::clone(&text)));
+        *cached = (meta.len() <= MAX_CACHED && stamp.is_settled()).then(|| (stamp, Arc::clone(&text)));
         text
     }
 }
