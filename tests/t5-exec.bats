@@ -394,10 +394,10 @@ END
     [ "$status" = 125 ]
 }
 
-@test "--prepare-fd finds errors first, and the command runs at the word to go" {
+@test "--prepare-fd finds errors first, and a byte starts the command" {
     mkfifo go started
-    exec {word}<> go {report}<> started
-    msb-exec -n --prepare-fd 3 --started-fd 4 -- sh -c 'touch /tmp/went; cat /proc/self/oom_score_adj' 3< go 4> started > out {word}>&- {report}>&- &
+    exec {start}<> go {report}<> started
+    msb-exec -n --prepare-fd 3 --started-fd 4 -- sh -c 'touch /tmp/went; cat /proc/self/oom_score_adj' 3< go 4> started > out {start}>&- {report}>&- &
     read -r -u "$report" line
     [ "$(jq -r .event <<< "$line")" = prepared ]
     id=$(jq .id <<< "$line")
@@ -405,14 +405,14 @@ END
     [ "$(msb-exec -n -- sh -c 'ls /tmp/went 2>/dev/null || echo no')" = no ]
     # It holds none of the agent's descriptors: its streams and two pipes.
     [ "$(msb-exec -n -- sh -c 'ls /proc/$1/fd | wc -l' sh "$(jq .pid <<< "$line")")" = 5 ]
-    echo >&"$word"
+    echo >&"$start"
     read -r -u "$report" line
     [ "$(jq -c '[.event, .id]' <<< "$line")" = "[\"started\",$id]" ]
     wait $!
     [ "$(cat out)" = 0 ]
     msb-exec -n -- rm /tmp/went
-    # A signal ends one that waits, also if it has a stdin, and so does the end of the word.
-    msb-exec --prepare-fd 3 --started-fd 4 -- true < /dev/null 3< go 4> started {word}>&- {report}>&- &
+    # A signal ends one that waits, also if it has a stdin, and so does the end of that pipe.
+    msb-exec --prepare-fd 3 --started-fd 4 -- true < /dev/null 3< go 4> started {start}>&- {report}>&- &
     read -r -u "$report" line
     msb-exec -n --signal TERM "$(jq .id <<< "$line")"
     status=0
@@ -422,16 +422,16 @@ END
     [ "$(jq -c '[.event, .status]' <<< "$line")" = '["failed",143]' ]
     run --separate-stderr msb-exec -n --prepare-fd 3 -- touch /tmp/went 3< /dev/null
     [ "$status" = 125 ]
-    [[ $stderr == *'given up'* ]]
+    [[ $stderr == *'--prepare-fd: end-of-file'* ]]
     [ "$(msb-exec -n -- sh -c 'ls /tmp/went 2>/dev/null || echo no')" = no ]
-    # What the command's user cannot execute is found before the word, and what the kernel alone can tell, after it.
+    # What the command's user cannot execute is found before it starts, and what the kernel alone can tell, after that.
     for case in '126 -u app -- /root/tool' '127 -- /no/such' '126 -- /etc/passwd'; do
         # shellcheck disable=SC2086 # words of a command
-        run "-${case%% *}" --separate-stderr msb-exec -n --prepare-fd 3 --started-fd 4 ${case#* } 3< go 4> report {word}>&- {report}>&-
+        run "-${case%% *}" --separate-stderr msb-exec -n --prepare-fd 3 --started-fd 4 ${case#* } 3< go 4> report {start}>&- {report}>&-
         [ "$(jq -c .event report)" = '"failed"' ]
     done
-    echo >&"$word"
-    run -127 --separate-stderr msb-exec -n --prepare-fd 3 --started-fd 4 -- /tmp/bad 3< go 4> report {word}>&- {report}>&-
+    echo >&"$start"
+    run -127 --separate-stderr msb-exec -n --prepare-fd 3 --started-fd 4 -- /tmp/bad 3< go 4> report {start}>&- {report}>&-
     [ "$(jq -c .event report | xargs)" = 'prepared failed' ]
 }
 
@@ -548,11 +548,11 @@ pts/ptmx
     # Prepared, it is a container already, and it ends with its caller.
     container '.process.args = ["echo", "went"]'
     mkfifo go report
-    exec {word}<> go {lines}<> report
-    msb-exec -n --container container.json --stand-in --prepare-fd 3 --started-fd 4 3< go 4> report > out {word}>&- {lines}>&- &
+    exec {start}<> go {lines}<> report
+    msb-exec -n --container container.json --stand-in --prepare-fd 3 --started-fd 4 3< go 4> report > out {start}>&- {lines}>&- &
     read -r -u "$lines" line
     [ "$(msb-exec -n --inside "$(jq .id <<< "$line")" -- hostname)" = box ]
-    echo >&"$word"
+    echo >&"$start"
     wait $!
     [ "$(cat out)" = went ]
 }

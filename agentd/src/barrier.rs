@@ -1,5 +1,5 @@
 //! The barrier at which a prepared command waits in front of its execve(2). Two pipes connect it with the agent: one on which the child
-//! reports, and one on which it gets the word to go. The child's methods only make system calls.
+//! reports, and one on which it is started. The child's methods only make system calls.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +12,7 @@ use crate::not_started::{Failed, NotStarted};
 const READY: u8 = 1;
 /// The child has failed. The number of the error and the step follow.
 const FAILED: u8 = 0;
-/// The word to go.
+/// The byte that starts it.
 const GO: u8 = 1;
 
 /// Both ends of both pipes.

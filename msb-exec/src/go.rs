@@ -1,4 +1,4 @@
-//! `--prepare-fd`: the caller's word that starts a command that is prepared.
+//! `--prepare-fd`: a byte from the caller starts a command that is prepared.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -12,12 +12,12 @@ use msb::wire::Message;
 
 use crate::sending::Sending;
 
-/// Waits in a thread for a byte of the caller, and starts the command. At end-of-file it sets `given_up` and closes the connection, which
-/// ends the command.
+/// Waits in a thread for the byte, and starts the command. At end-of-file it sets `given_up` and closes the connection, which ends the
+/// command.
 ///
 /// # Errors
 /// Those of `dup(2)`.
-pub fn await_word(
+pub fn forward(
     mut from: File,
     sending: &Sending,
     connection: &UnixStream,

@@ -53,7 +53,7 @@ pub struct Call {
     pub detach_keys: Keys,
     /// The command's time limit.
     pub timeout: Option<Duration>,
-    /// Where the word to go comes from, for a command that is prepared.
+    /// Where the caller's request to start comes from, for a command that is prepared.
     pub go: Option<File>,
     /// Who is told when the command runs.
     pub reports: Reports,
@@ -122,8 +122,8 @@ impl Call {
 pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::BlockedSignals>) -> anyhow::Result<Ended> {
     let sending = Sending::new(&connection)?;
     let turn = Turn::default();
-    let mut word = call.go.take();
-    if word.is_some() {
+    let mut go = call.go.take();
+    if go.is_some() {
         turn.lock().unwrap_or_else(PoisonError::into_inner).prepare();
     }
     if call.opening.has_streams() {
@@ -141,8 +141,8 @@ pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::Bloc
         Some(limit) => Some(enforce_timeout(&sending, connection.try_clone()?, limit)),
         None => None,
     };
-    let stdout = Output::start(io::stdout(), Stream::Stdout, &connection, &sending, &turn)?;
-    let stderr = Output::start(io::stderr(), Stream::Stderr, &connection, &sending, &turn)?;
+    let stdout = Output::new(io::stdout(), Stream::Stdout, &connection, &sending, &turn)?;
+    let stderr = Output::new(io::stderr(), Stream::Stderr, &connection, &sending, &turn)?;
     let is_detached = matches!(&call.opening, Opening::Exec(request) if request.detach);
     let start = |started: &Started| -> io::Result<()> {
         has_terminal.store(started.terminal, Ordering::Relaxed);
@@ -173,8 +173,8 @@ pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::Bloc
     let given_up = Arc::new(AtomicBool::new(false));
     let prepare = |prepared: &Started| -> io::Result<()> {
         call.reports.prepared(prepared);
-        match word.take() {
-            Some(from) => go::await_word(from, &sending, &connection, &given_up),
+        match go.take() {
+            Some(from) => go::forward(from, &sending, &connection, &given_up),
             None => Ok(()),
         }
     };
@@ -194,7 +194,9 @@ pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::Bloc
         Ok(Ended::Exit(exit)) if is_over_time => Ok(Ended::TimedOut(Some(exit))),
         // The guest did not end the command on KILL either, so this side closed the connection.
         Err(_) if is_over_time => Ok(Ended::TimedOut(None)),
-        Err(_) if given_up.load(Ordering::Relaxed) => bail!("given up: end-of-file instead of the word to go"),
+        Err(_) if given_up.load(Ordering::Relaxed) => {
+            bail!("--prepare-fd: end-of-file before the byte that starts the command")
+        }
         other => Ok(other?),
     }
 }

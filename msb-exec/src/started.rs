@@ -18,7 +18,7 @@ impl Reports {
         Self(Arc::new(Mutex::new(file)))
     }
 
-    /// The command is prepared, and waits for the word to go.
+    /// The command is prepared, and waits to be started.
     pub fn prepared(&self, started: &Started) {
         self.write(&about("prepared", started), false);
     }

@@ -1,4 +1,4 @@
-//! `start`: the word to go for the command of a created container.
+//! `start`: starts the command of a created container.
 
 use std::fs::File;
 use std::io::Write;
