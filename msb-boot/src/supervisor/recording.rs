@@ -1,7 +1,8 @@
 //! The output of detached commands, which the agent sends and a thread of the supervisor keeps in the run directory. Only the newest
-//! output is kept: of each command as much as its log holds, and of so many commands.
+//! output is kept: of each command as much as its log holds, and of so many commands. After a restart of the VM the IDs of commands begin
+//! again. The logs of earlier commands stay until others have their IDs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use msb::record::Endpoint;
 use msb::store::publish;
 use msb::vm::rundir;
-use msb::wire::exec::Execs;
+use msb::wire::exec::{Execs, Exit, Listed};
 use msb::wire::sequence::OwedCredit;
 use msb::wire::{self, Message, Stream, dial};
 
@@ -30,13 +31,15 @@ pub(super) struct Recording(Option<JoinHandle<()>>);
 impl Recording {
     /// Starts to record what the agent sends. The thread ends with the VM.
     pub(super) fn start(endpoint: Endpoint, dir: &Path) -> Self {
-        let mut logs = Logs { dir: dir.join(rundir::EXECS), files: BTreeMap::new() };
+        let dir = dir.join(rundir::EXECS);
         // msb-logs waits in it for logs. Without it nothing is recorded, and the VM runs.
-        let _ = publish::make_private_dir(&logs.dir);
+        let _ = publish::make_private_dir(&dir);
+        let mut logs = Logs::in_dir(dir);
         let record = move || {
             if let Err(error) = logs.record(&endpoint) {
                 log::note(format_args!("the output of detached commands is not recorded any more: {error}"));
             }
+            logs.finish();
         };
         Self(Some(thread::spawn(record)))
     }
@@ -54,9 +57,29 @@ struct Logs {
     dir: PathBuf,
     /// By the command's ID. `None`: the command has ended.
     files: BTreeMap<u32, Option<Rotated>>,
+    /// The IDs of commands from before the restart.
+    earlier: BTreeSet<u32>,
 }
 
 impl Logs {
+    /// Logs in a directory, which may have those of commands from before a restart.
+    fn in_dir(dir: PathBuf) -> Self {
+        let names =
+            fs::read_dir(&dir).into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let earlier: BTreeSet<u32> = names.filter_map(|name| name.split('.').next()?.parse().ok()).collect();
+        Self { dir, files: earlier.iter().map(|&id| (id, None)).collect(), earlier }
+    }
+
+    /// Notes the end of the commands that still ran when the last output came, so that msb-logs does not wait for more.
+    fn finish(&mut self) {
+        for (&id, file) in &mut self.files {
+            let Some(mut file) = file.take() else { continue };
+            let exit = Some(Exit::default());
+            let exec = Listed { id, pid: 0, argv: Vec::new(), detached: true, attached: false, exit };
+            file.add_whole(&Message::Execs(Execs { execs: vec![exec], ..Execs::default() }).to_frame());
+        }
+    }
+
     fn record(&mut self, endpoint: &Endpoint) -> Result<(), wire::Error> {
         let mut frames = Message::Record.to_frame();
         Message::Credit(Stream::Stdout, WINDOW).put(&mut frames);
@@ -95,6 +118,9 @@ impl Logs {
     /// Appends to a log. If it cannot be written, the frame is lost.
     fn add(&mut self, id: u32, frame: &[u8]) {
         let path = self.dir.join(id.to_string());
+        if self.earlier.remove(&id) {
+            remove(&path);
+        }
         let file = self.files.get_mut(&id).and_then(Option::take);
         let file = match file.map_or_else(|| Rotated::resume(&path, LIMIT), Ok) {
             Ok(mut file) => {
@@ -115,16 +141,19 @@ impl Logs {
         let ended = others.clone().find(|(_, file)| file.is_none());
         let Some((&id, _)) = ended.or_else(|| others.next()) else { return };
         self.files.remove(&id);
-        let path = self.dir.join(id.to_string());
-        let _ = fs::remove_file(rundir::older_part(&path));
-        let _ = fs::remove_file(path);
+        self.earlier.remove(&id);
+        remove(&self.dir.join(id.to_string()));
     }
+}
+
+/// Removes both parts of a log.
+fn remove(path: &Path) {
+    let _ = fs::remove_file(rundir::older_part(path));
+    let _ = fs::remove_file(path);
 }
 
 #[cfg(test)]
 mod tests {
-    use msb::wire::exec::{Exit, Listed};
-
     use super::*;
 
     fn listed(id: u32, has_ended: bool) -> Message {
@@ -139,7 +168,7 @@ mod tests {
 
     fn logs() -> (tempfile::TempDir, Logs) {
         let dir = tempfile::tempdir().unwrap();
-        let logs = Logs { dir: dir.path().to_owned(), files: BTreeMap::new() };
+        let logs = Logs::in_dir(dir.path().to_owned());
         (dir, logs)
     }
 
@@ -182,6 +211,37 @@ mod tests {
         // A command that was removed while it runs begins again.
         logs.take(output(1, b"x")).unwrap();
         assert_eq!((kept().len(), kept()[0], kept()[1]), (64, 1, 3));
+    }
+
+    #[test]
+    fn a_restart_ends_the_logs_of_commands_and_their_ids_begin_again() {
+        let (dir, mut logs) = logs();
+        for (message, id) in
+            [(listed(1, true), 1), (output(1, b"old"), 1), (output(2, b"old"), 2), (output(3, b"old"), 3)]
+        {
+            assert!(logs.take(message).is_ok(), "{id}");
+        }
+        fs::write(rundir::older_part(&dir.path().join("2")), "older").unwrap();
+        logs.finish();
+        let frames = |id: u32| {
+            let bytes = fs::read(dir.path().join(id.to_string())).unwrap();
+            let mut bytes = &bytes[..];
+            std::iter::from_fn(|| Message::receive(&mut bytes).unwrap()).collect::<Vec<_>>()
+        };
+        let is_end = |message: &Message| matches!(message, Message::Execs(Execs { execs, .. }) if execs[0].exit == Some(Exit::default()));
+        for id in [2, 3] {
+            assert!(frames(id).last().is_some_and(is_end), "{id}");
+        }
+        let mut logs = Logs::in_dir(dir.path().to_owned());
+        logs.take(output(2, b"new")).unwrap();
+        logs.take(output(2, b"more")).unwrap();
+        assert_eq!(frames(2), [output(2, b"new"), output(2, b"more")]);
+        assert!(!rundir::older_part(&dir.path().join("2")).exists());
+        assert_eq!(frames(3).first(), Some(&output(3, b"old")), "its ID has not come again");
+        for id in 4..=66 {
+            logs.take(output(id, b"x")).unwrap();
+        }
+        assert!(!dir.path().join("1").exists() && !dir.path().join("3").exists(), "they count among all that are kept");
     }
 
     #[test]
