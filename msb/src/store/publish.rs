@@ -1,10 +1,10 @@
 //! How state becomes visible: prepared under another name or without one, synced, then renamed or linked into place. A kill at any
 //! moment leaves the old state or the new one.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -29,7 +29,7 @@ pub fn staging_path(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{}.{count}", std::process::id()))
 }
 
-/// Writes a file so that readers see the old content or the new one, also after a crash.
+/// Writes a file with exactly this mode, so that readers see the old content or the new one, also after a crash.
 ///
 /// # Errors
 /// The error of writing, syncing or renaming; nothing is left beside `path` then.
@@ -58,6 +58,8 @@ fn write_and_rename(
     let staging = staging_path(path);
     let written = (|| {
         let mut file = File::options().write(true).create_new(true).mode(mode).open(&staging)?;
+        // The umask does not apply: others than the caller may have to read it.
+        file.set_permissions(Permissions::from_mode(mode))?;
         file.write_all(content)?;
         sync(&file)?;
         fs::rename(&staging, path)
@@ -127,5 +129,14 @@ mod tests {
         assert!(write_file(&dir.path().join("full"), b"new", 0o600).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"old");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_file_has_the_mode_that_was_asked_for_whatever_the_umask() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("script");
+        // Any umask that is in use takes some of these bits.
+        write_file(&path, b"", 0o777).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o777);
     }
 }
