@@ -82,5 +82,6 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     if args.dry_run {
         return Ok(0);
     }
+    user_namespace::keep_map()?;
     client::boot(&config, &args.output, args.foreground)
 }

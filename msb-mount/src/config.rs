@@ -10,7 +10,7 @@ use msb::store::layout::{self, MOUNT_POINT, UPPER, WORK};
 use msb::store::sandbox::{self, Owner};
 use msb::store::{home, publish};
 use msb::tool::interrupt::DeferExit;
-use msb::{tool::source, vm::supervisor};
+use msb::{tool::source, tool::user_namespace, vm::supervisor};
 use rustix::process::Pid;
 
 use crate::access::Access;
@@ -128,6 +128,7 @@ fn lower(record: &Record) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn make_sandbox(record: &Record, lower: &[PathBuf], with_upper: bool) -> anyhow::Result<PathBuf> {
+    user_namespace::keep_map()?;
     let sandbox = layout::sandbox(&home::home()?, &layout::fresh_id()?);
     let made = publish::make_private_dir(&sandbox).and_then(|()| {
         sandbox::make_held(&sandbox)?;

@@ -64,6 +64,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     let _guard = interrupt::Guard::new(TOOL)?;
+    user_namespace::keep_map()?;
     let packed = pack::pack(&config, record)?;
     if config.targets.iter().any(target::Target::is_stdout) && args.output.output.is_none() {
         return Ok(());

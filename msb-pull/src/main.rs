@@ -63,6 +63,7 @@ fn run(args: Args) -> anyhow::Result<u8> {
     output.check()?;
     if !matches!(config.source, source::Source::Path(_)) {
         user_namespace::enter()?;
+        user_namespace::keep_map()?;
     }
     let _guard = interrupt::Guard::with_message(
         "msb-pull",

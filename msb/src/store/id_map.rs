@@ -99,7 +99,15 @@ pub fn check(home: &Path) -> Result<(), Error> {
     kept(home)?.map_or(Ok(()), |kept| compare(home, &kept, &IdMap::of_this_process()?))
 }
 
-/// Checks the same for a process whose namespace has the mapping `current`, and keeps the mapping in the store.
+/// Checks the same for a process whose namespace has the mapping `current`.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_for(home: &Path, current: &IdMap) -> Result<(), Error> {
+    kept(home)?.map_or(Ok(()), |kept| compare(home, &kept, current))
+}
+
+/// As [`check_for`], and keeps the mapping in the store.
 ///
 /// # Errors
 /// As [`check`], and that of writing.

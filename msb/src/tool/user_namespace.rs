@@ -12,6 +12,7 @@ use std::fs;
 use std::io::{self, PipeWriter};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 
 use nix::sched::CloneFlags;
 use nix::unistd::{Uid, User};
@@ -64,7 +65,7 @@ pub enum Error {
 }
 
 /// Makes this process root: of the host, or of a user namespace. Root of either stays what it is. `main` calls this before it
-/// opens anything, while the process has one thread. The store keeps the mapping, and is refused if it was made with another one.
+/// opens anything, while the process has one thread. A store that was made with another mapping is refused.
 ///
 /// # Errors
 /// What is missing, and what to do about it; a store of another user.
@@ -75,9 +76,26 @@ pub fn enter() -> Result<(), Error> {
     }
     let namespace = Namespace::find()?;
     if let Some(home) = home {
-        id_map::keep(&home, &namespace.map)?;
+        id_map::check_for(&home, &namespace.map)?;
     }
-    namespace.enter()
+    namespace.enter()?;
+    let _ = ENTERED.set(namespace.map);
+    Ok(())
+}
+
+/// The mapping of the namespace that [`enter`] has made.
+static ENTERED: OnceLock<IdMap> = OnceLock::new();
+
+/// Makes the store, and keeps the mapping in it, if [`enter`] has made a namespace. A tool calls this once its configuration is checked,
+/// before it writes to the store.
+///
+/// # Errors
+/// As [`enter`], and those of writing.
+pub fn keep_map() -> Result<(), Error> {
+    match (ENTERED.get(), home::home()) {
+        (Some(map), Ok(home)) => Ok(id_map::keep(&home, map)?),
+        _ => Ok(()),
+    }
 }
 
 /// As [`enter`], if the store was made in a user namespace: without one, no file in it belongs to somebody else.
