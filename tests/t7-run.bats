@@ -87,6 +87,12 @@ nothing_left() {
     # One message for an image that is not there.
     run --separate-stderr msb-run ./missing true
     [ "${#stderr_lines[@]}" = 1 ]
+    # A pull that still waits ends without one.
+    mkfifo archive
+    exec {archive}<> archive
+    run --separate-stderr msb-run -m 1P - true < archive
+    exec {archive}>&-
+    [ "$status" = 125 ] && [[ $stderr == "msb-boot: invalid value '1P'"* && $stderr != *signal* ]] || { echo "$stderr"; return 1; }
     nothing_left
 }
 

@@ -96,6 +96,20 @@ pub fn flags<T: Tool>() -> anyhow::Result<&'static [Flag]> {
     flags.as_deref().map_err(|error| anyhow::anyhow!("{error}"))
 }
 
+/// Asks all tools for their flags at the same time.
+///
+/// # Errors
+/// As [`flags`].
+pub fn ask_all() -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        scope.spawn(flags::<Boot>);
+        scope.spawn(flags::<Pull>);
+        flags::<Exec>().map(drop)
+    })?;
+    flags::<Boot>()?;
+    flags::<Pull>().map(drop)
+}
+
 impl<T: Tool> clap::Args for Passed<T> {
     fn augment_args(command: Command) -> Command {
         // Without the tool there is nothing to run; the run says so.

@@ -15,9 +15,9 @@ use crate::caretaker::{self, Caretaker};
 use crate::children::Children;
 use crate::commit;
 use crate::page::PAGE;
-use crate::passed::{self, Boot, Exec, Pull};
+use crate::passed;
 use crate::plan::{Plan, Stage};
-use crate::stages::{TOOL, code, command, end, finish, process, shielded, spawn, status};
+use crate::stages::{TOOL, code, command, end, finish, finish_unless, process, shielded, spawn, status};
 use crate::step;
 
 /// The tool's main.
@@ -28,15 +28,13 @@ pub fn main() -> ExitCode {
         _ => {}
     }
     start::signals();
+    // A missing tool is reported once the arguments are known.
+    let asked = passed::ask_all();
     let args: Args = cli::parse_by(&PAGE, exit::TOOL_FAILED, Args::read);
-    exit::report(TOOL, exit::TOOL_FAILED, run(&args))
+    exit::report(TOOL, exit::TOOL_FAILED, asked.and_then(|()| run(&args)))
 }
 
 fn run(args: &Args) -> anyhow::Result<u8> {
-    // Without one of the tools its flags were unknown.
-    passed::flags::<Boot>()?;
-    passed::flags::<Pull>()?;
-    passed::flags::<Exec>()?;
     let plan = Plan::new(args)?;
     if args.commit {
         return commit::run(&plan, args);
@@ -80,7 +78,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
     caretaker.share(true)?;
     let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
     // msb-boot checks its flags before it reads the record. What is wrong there ends a pull that may take minutes.
-    let is_waiting = &AtomicBool::new(true);
+    let (is_waiting, is_ended) = (&AtomicBool::new(true), &AtomicBool::new(false));
     let booted = thread::scope(|scope| {
         let mut boot = spawn(&plan.boot, Stdio::piped(), caretaker.record()?, children)?;
         let patch = |stage| spawn(stage, Stdio::piped(), Stdio::piped(), children);
@@ -91,11 +89,12 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
         scope.spawn(move || {
             while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&booting, PollFlags::IN)], None) {}
             if is_waiting.load(Ordering::Acquire) {
+                is_ended.store(true, Ordering::Release);
                 let _ = pidfd_send_signal(&pulling, Signal::TERM);
             }
         });
         let made = (|| -> anyhow::Result<Result<(), u8>> {
-            let mut record = match finish(&plan.pull, &mut pull, Vec::new())? {
+            let mut record = match finish_unless(&plan.pull, &mut pull, Vec::new(), is_ended)? {
                 Ok(record) => record,
                 Err(code) => return Ok(Err(code)),
             };

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
 use msb::tool::exit;
@@ -21,6 +22,19 @@ pub const TOOL: &str = "msb-run";
 /// # Errors
 /// Those of the pipes, and of wait(2).
 pub fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<Result<Vec<u8>, u8>> {
+    finish_unless(stage, child, record, &AtomicBool::new(false))
+}
+
+/// As [`finish`], for a stage that this process may end because another one has failed. It sets `is_ended` then.
+///
+/// # Errors
+/// As [`finish`].
+pub fn finish_unless(
+    stage: &Stage,
+    child: &mut Child,
+    record: Vec<u8>,
+    is_ended: &AtomicBool,
+) -> anyhow::Result<Result<Vec<u8>, u8>> {
     if let Some(mut stdin) = child.stdin.take() {
         // One that does not read has failed.
         let _ = stdin.write_all(&record);
@@ -30,7 +44,9 @@ pub fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Resu
         stdout.read_to_end(&mut printed).context(stage.tool)?;
     }
     let status = child.wait().context(stage.tool)?;
-    if let Some(signal) = status.signal() {
+    if let Some(signal) = status.signal()
+        && !is_ended.load(Ordering::Acquire)
+    {
         exit::warn(TOOL, &format!("{} was ended by signal {signal}", stage.tool));
     }
     Ok(if status.success() { Ok(printed) } else { Err(exit::TOOL_FAILED) })
