@@ -153,8 +153,12 @@ fn hosts(image: &[u8], hostname: &str, has_ipv6: bool, network: Option<&Network>
     if has_ipv6 && !has("localhost", true) && !has("ip6-localhost", true) {
         lines.push_str("::1\tlocalhost ip6-localhost ip6-loopback\n");
     }
-    if !hostname.eq_ignore_ascii_case("localhost") && !has(hostname, false) && !has(hostname, true) {
-        lines.push_str(&format!("127.0.0.1\t{hostname}\n"));
+    // "hostname -s" and sudo use the first label of a name with a domain.
+    let label = hostname.split_once('.').map(|(label, _)| label);
+    let is_missing = |name: &&str| !name.eq_ignore_ascii_case("localhost") && !has(name, false) && !has(name, true);
+    let names: Vec<&str> = [Some(hostname), label].into_iter().flatten().filter(is_missing).collect();
+    if !names.is_empty() {
+        lines.push_str(&format!("127.0.0.1\t{}\n", names.join(" ")));
     }
     for (address, name) in network.iter().flat_map(|network| &network.hosts) {
         lines.push_str(&format!("{address}\t{name}\n"));
@@ -202,6 +206,12 @@ mod tests {
             );
         }
         assert_eq!(hosts(b"", "worker", false, None), format!("{LOCAL}{OWN}").into_bytes());
+        for (hostname, expected) in
+            [("a.b.test", "127.0.0.1\ta.b.test a\n"), ("localhost.test", "127.0.0.1\tlocalhost.test\n")]
+        {
+            assert_eq!(hosts(b"", hostname, false, None), format!("{LOCAL}{expected}").into_bytes());
+        }
+        assert_eq!(hosts(b"127.0.0.1 localhost a\n", "a.b", false, None), b"127.0.0.1 localhost a\n127.0.0.1\ta.b\n");
         assert_eq!(hosts(b"", "localhost", false, None), LOCAL.as_bytes());
         assert_eq!(hosts(b"\xff\n", "localhost", false, None), [b"\xff\n", LOCAL.as_bytes()].concat());
     }
