@@ -38,6 +38,7 @@ mod root;
 mod root_choice;
 mod rotated;
 mod supervisor;
+mod tsc;
 mod unusable;
 mod vm;
 mod vmm;

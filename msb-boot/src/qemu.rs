@@ -16,6 +16,7 @@ use crate::jail;
 use crate::kernel::{self, BootProtocol};
 use crate::processes::Processes;
 use crate::program;
+use crate::tsc::Reading;
 use crate::unusable::Unusable;
 use crate::vm::Vm;
 use crate::vmm::{Vmm, kvm};
@@ -31,6 +32,8 @@ pub(crate) struct Qemu {
     helpers: Programs,
     /// The vhost-user devices whose helper processes run.
     devices: Vec<Device>,
+    /// The time-stamp counter before those were started.
+    counter: Option<Reading>,
 }
 
 /// Finds the program that emulates an architecture.
@@ -52,7 +55,8 @@ impl Qemu {
 impl Vmm for Qemu {
     fn find(architecture: Architecture) -> Result<Self, Unusable> {
         kernel::library(architecture)?;
-        Ok(Self { architecture, program: find_program(architecture)?, helpers: Programs::find()?, devices: Vec::new() })
+        let program = find_program(architecture)?;
+        Ok(Self { architecture, program, helpers: Programs::find()?, devices: Vec::new(), counter: None })
     }
 
     fn name(&self) -> &'static str {
@@ -80,6 +84,7 @@ impl Vmm for Qemu {
     }
 
     fn start_helpers(&mut self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
+        self.counter = Reading::take();
         let (devices, sockets) = self.helpers.start(vm, processes)?;
         self.devices = devices;
         Ok(sockets)
@@ -88,6 +93,9 @@ impl Vmm for Qemu {
     fn run(&self, vm: &Vm) -> anyhow::Error {
         let kvm = self.is_accelerated();
         let kernel = Path::new(jail::KERNEL);
+        // With KVM the guest's kernel asks its host. The counter of another architecture is not that of this machine.
+        let first = self.counter.filter(|_| !kvm && self.architecture == Architecture::HOST);
+        let khz = first.zip(Reading::take()).and_then(|(first, second)| first.khz_until(second));
         let profile = if vm.has_private_base() { Profile::QemuPrivateDisk } else { Profile::Qemu };
         let mut jail = vm.jail(profile).ro_bind_program(&self.program).ro_bind(&vm.kernel, kernel);
         if kvm {
@@ -100,12 +108,19 @@ impl Vmm for Qemu {
             let descriptors = Path::new("/proc/self/fd");
             jail = jail.ro_bind(descriptors, descriptors);
         }
-        jail.execute(&self.program, &arguments(vm, self.architecture.qemu(), &self.devices, kernel, kvm)).into()
+        jail.execute(&self.program, &arguments(vm, self.architecture.qemu(), &self.devices, kernel, kvm, khz)).into()
     }
 }
 
-/// QEMU's command line.
-fn arguments(vm: &Vm, machine: &QemuMachine, devices: &[Device], kernel: &Path, kvm: bool) -> Vec<OsString> {
+/// QEMU's command line. The guest's time-stamp counter has the frequency `khz`, if that is known.
+fn arguments(
+    vm: &Vm,
+    machine: &QemuMachine,
+    devices: &[Device],
+    kernel: &Path,
+    kvm: bool,
+    khz: Option<u32>,
+) -> Vec<OsString> {
     let mut args: Vec<OsString> = Vec::new();
     let mut push = |more: &[&str]| args.extend(more.iter().map(OsString::from));
     push(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
@@ -152,7 +167,8 @@ fn arguments(vm: &Vm, machine: &QemuMachine, devices: &[Device], kernel: &Path, 
         push(&["-netdev", &format!("stream,id=net{number},server=off,addr.type=fd,addr.str={}", card.fd)]);
         push(&["-device", &format!("virtio-net-device,netdev=net{number},mac={mac},{}", bus())]);
     }
-    push(&["-append", &format!("{} {COMMAND_LINE}", machine.command_line)]);
+    let counter = khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
+    push(&["-append", &format!("{} {COMMAND_LINE}{counter}", machine.command_line)]);
     args.extend(["-kernel".into(), kernel.into()]);
     args
 }

@@ -1,5 +1,5 @@
-//! The C interfaces of libkrun, libkrunfw, keyrings and the TAP driver, and all unsafe code of this program. Every function that this file
-//! exports is safe.
+//! The C interfaces of libkrun, libkrunfw, keyrings and the TAP driver, the time-stamp counter, and all unsafe code of this program. Every
+//! function that this file exports is safe.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -30,6 +30,19 @@ pub(crate) struct KernelImage {
     pub load: u64,
     /// The entry for a processor in 64-bit mode.
     pub entry: u64,
+}
+
+/// The processor's time-stamp counter; `None` on an architecture without it.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn time_stamp() -> Option<u64> {
+    // SAFETY: every processor of this architecture has the instruction. It reads a register, and nothing else.
+    Some(unsafe { std::arch::x86_64::_rdtsc() })
+}
+
+/// The processor's time-stamp counter; `None` on an architecture without it.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn time_stamp() -> Option<u64> {
+    None
 }
 
 fn open(name: &Path) -> io::Result<Library> {
