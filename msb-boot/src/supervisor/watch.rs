@@ -399,7 +399,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             self.lost.get_or_insert((now() + HELPER_LOSS_GRACE, end));
             return Ok(None);
         }
-        let message = if processes::was_killed(status) { end } else { self.with_vmm_stderr(&end) };
+        let message = if processes::was_killed(status) { end.clone() } else { self.with_vmm_stderr(&end) };
         // QEMU exits by itself when the guest resets (-no-reboot). The VMM of a halted guest was killed by check_time.
         let verdict = self.console.verdict();
         let by_guest = status.success() || verdict == Some(Verdict::Halted);
@@ -407,7 +407,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed("the guest's kernel panicked")),
             (_, Some(Verdict::Panicked)) => Ended::by(Cause::Panic),
             (Phase::Booting { .. }, _) if by_guest => {
-                return Err(self.failed("the guest ended before its agent had reported"));
+                return Err(self.failed(&self.early_end(&end)));
             }
             (Phase::Booting { .. }, _) => return Err(self.failed(&message)),
             (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
@@ -486,6 +486,17 @@ impl<'a, 'f> Watch<'a, 'f> {
             message.push_str(&line);
         }
         anyhow!(message)
+    }
+
+    /// The message for a guest that has ended before its agent reported. If its console is empty, for instance because the kernel panicked
+    /// before it had a console, the message has what else is known.
+    fn early_end(&self, end: &str) -> String {
+        let message = "the guest ended before its agent had reported";
+        if !self.console.last_lines().is_empty() {
+            return message.to_owned();
+        }
+        let after = now().saturating_sub(self.spawned).as_secs_f32();
+        format!("{message}, without a message, {after:.1} s after its start ({})", self.with_vmm_stderr(end))
     }
 
     /// A message with the last lines of the VMM's stderr.
