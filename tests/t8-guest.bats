@@ -22,7 +22,7 @@ in_vm() {
 @test "localhost and the VM's name resolve in an image without /etc/hosts, and nothing of it stays in the root" {
     before=$(cd "$vm_root" && find . | sort; stat -c %y etc)
     vm_boot worker
-    [ "$(in_vm 'for name in localhost worker; do ping -c 1 -W 5 $name | head -n 1; done' | cut -d' ' -f2,3 | xargs)" = 'localhost (127.0.0.1): worker (127.0.0.1):' ]
+    [ "$(in_vm 'for name in localhost worker; do ping -c 1 -W 120 $name | head -n 1; done' | cut -d' ' -f2,3 | xargs)" = 'localhost (127.0.0.1): worker (127.0.0.1):' ]
     [ "$(in_vm 'cat /etc/hostname; hostname; grep -c "^nameserver" /etc/resolv.conf' | xargs)" = 'worker worker 0' ]
     [ "$(in_vm 'stat -c "%a %u %g" /etc/hosts /etc/hostname /etc/resolv.conf | sort -u')" = '644 0 0' ]
     # The guest can change them until it ends.
@@ -64,7 +64,7 @@ in_vm() {
     rm -r "$vm_root"/etc/{hosts,hostname,resolv.conf}
     mkfifo "$vm_root/etc/hosts"
     truncate -s 1G "$vm_root/etc/resolv.conf"
-    vm_boot other --timeout 120
+    vm_boot other --timeout 600
     [ "$(vm_exec other sh -c 'grep -c localhost /etc/hosts; stat -c %s /etc/resolv.conf' | xargs)" = '2 1073741824' ]
 }
 
@@ -150,14 +150,15 @@ in_vm() {
 @test "commands get the image's stop signal or the flag's, and then TERM if they have not ended" {
     listen='for signal in QUIT TERM INT; do trap "echo $signal >>/tmp/heard.$0; [ $signal = $1 ] && exit 0" $signal; done; echo up; while :; do sleep 100 & wait $!; done'
     jq -c '.image = {ref: "x", config: {Env: ["PATH=/bin"], StopSignal: "SIGQUIT"}}' "$vm_record" >quit.json
-    # stop_two NAME SIGNAL: stops a VM with two commands, of which one ends on SIGNAL, the other only on TERM. TERM is sent when most of
-    # the grace has passed, and a loaded machine is to have enough of it left.
+    # stop_two NAME SIGNAL: stops a VM with two commands, of which one ends on SIGNAL, the other only on TERM. TERM is sent when a quarter
+    # of the grace is left.
     stop_two() {
         local name=$1 first=$2
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.first" "$first" >"$name.one" 3>&- &
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.last" TERM >"$name.two" 3>&- &
-        timeout 120 sh -c 'until grep -q up "$1.one" && grep -q up "$1.two"; do sleep 0.02; done' - "$name"
-        msb-stop -r "$name.json" -t 40 2>"$name.stopped" 3>&-
+        vm_await grep -q up "$name.one"
+        vm_await grep -q up "$name.two"
+        msb-stop -r "$name.json" -t 30 2>"$name.stopped" 3>&-
         wait
     }
     # heard NAME: the signals that the two commands got.

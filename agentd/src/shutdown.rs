@@ -32,7 +32,7 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// How long killed processes may take to end. Only one that is stuck in the kernel takes any time.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 /// The most of the commands' time that is reserved for TERM, after the image's own stop signal.
-const TERM_TIME: Duration = Duration::from_secs(1);
+const TERM_TIME: Duration = Duration::from_secs(10);
 /// The most of the grace that is reserved for ending the machine after its commands, or without its init.
 const FORCE_TIME: Duration = Duration::from_secs(2);
 /// The most of the grace that is reserved for an init while commands take their time to end.

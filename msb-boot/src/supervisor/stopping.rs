@@ -11,6 +11,8 @@ use msb::vm::rundir::{self, Cause, Ended, Extended, StopRequest};
 use msb::wire::exec::{Shutdown, Stopping};
 use msb::wire::{Message, dial};
 
+use crate::config::now;
+
 /// The grace if nobody sets another one.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// By how much each message that the guest is still writing data back extends its time, from the message on.
@@ -21,8 +23,8 @@ const MAX_EXTENSION: Duration = Duration::from_secs(60);
 const QUEUE_LENGTH: usize = 16;
 /// How much of a guest's message is kept, in characters.
 const MAX_CHARACTERS: usize = 400;
-/// How long messages that the guest sent before its end may take to arrive.
-const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long messages that the guest sent before its end may take to arrive. The agent closes the connection after the last one.
+const LAST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The grace: how long the guest may take to stop. msb-stop may have left one in the run directory `dir`.
 pub(super) fn grace(dir: &Path) -> Duration {
@@ -167,14 +169,16 @@ pub(super) fn request(endpoint: Endpoint, grace: Duration) -> std::io::Result<An
     let (sender, messages) = mpsc::sync_channel(QUEUE_LENGTH);
     let (wakeup, wake) = std::io::pipe()?;
     rustix::fs::fcntl_setfl(&wakeup, rustix::fs::OFlags::NONBLOCK)?;
-    std::thread::spawn(move || converse(&endpoint, grace, &sender, wake));
+    let until = now() + grace;
+    std::thread::spawn(move || converse(&endpoint, until, &sender, wake));
     Ok(Answer { messages, wakeup, is_open: true, failure: None, killed: None })
 }
 
-/// Sends the request, and passes the agent's messages on.
-fn converse(endpoint: &Endpoint, grace: Duration, messages: &SyncSender<AgentMessage>, mut wake: PipeWriter) {
-    let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+/// Sends the request to stop by `until` on the monotonic clock, and passes the agent's messages on.
+fn converse(endpoint: &Endpoint, until: Duration, messages: &SyncSender<AgentMessage>, mut wake: PipeWriter) {
     let Ok(mut stream) = dial::dial(endpoint) else { return };
+    // A busy host takes a while to connect. The guest must end within what is left.
+    let grace_ms = u64::try_from(until.saturating_sub(now()).as_millis()).unwrap_or(u64::MAX);
     if Message::Shutdown(Shutdown { grace_ms }).send(&mut stream).is_err() {
         return;
     }
