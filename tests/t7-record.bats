@@ -141,7 +141,8 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     on_terminal() { script -qec "$*" /dev/null </dev/null | tr -d '\r'; }
     [ "$(on_terminal msb-pull ./roots/a)" = "$PWD/roots/a: a directory" ]
     [ "$(on_terminal msb-pull --json ./roots/a | lower)" = a ]
-    [ -z "$(on_terminal msb-pull -q ./roots/a)" ]
+    run -0 on_terminal msb-pull -q ./roots/a
+    [ -z "$output" ]
     [[ $(on_terminal msb-patch -r a.json -f /dev/null) == */upper:\ patched ]]
     [ "$(on_terminal msb-mount --ro -r a.json ./m)" = "$PWD/m: mounted read-only; to unmount it: msb-mount -u $PWD/m" ]
     run on_terminal msb-boot -q -r "$vm_record" --name worker
@@ -154,7 +155,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
     [ "$(on_terminal msb-stop worker)" = 'msb-stop: worker: stopped' ]
     # In the foreground a person sees the console, with the end of the VM last.
     on_terminal env --default-signal=INT msb-boot -f -r "$vm_record" --name front >front.out &
-    until [ -e "$MSB_RUN/front/record.json" ]; do sleep 0.05; done
+    vm_await [ -e "$MSB_RUN/front/record.json" ]
     msb-exec front -- sh -c 'printf "seen \033[1mhere\033[0m\n" >/dev/console; poweroff -f' || true
     wait $!
     grep -q '^front: up in ' front.out

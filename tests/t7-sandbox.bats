@@ -37,23 +37,7 @@ setup() {
 
 teardown() { vm_teardown; }
 
-# await_empty DIR: waits until nothing is in the directory. As await_nothing, it polls, since no event tells of processes of others.
-await_empty() {
-    local tries=0
-    until [ -z "$(ls -A "$1")" ]; do
-        [ $((tries += 1)) -lt 600 ] || { ls -A "$1"; return 1; }
-        sleep 0.1
-    done
-}
-
-# await_nothing: waits until nothing of a VM is left.
-await_nothing() {
-    local tries=0
-    until vm_assert_nothing 2>/dev/null; do
-        [ $((tries += 1)) -lt 600 ] || vm_assert_nothing
-        sleep 0.1
-    done
-}
+is_empty() { [ -z "$(ls -A "$1")" ]; }
 
 patched='Hello from a patched rootfs!
 Custom message of the day.
@@ -99,15 +83,15 @@ END
 
 @test "Rust: an ephemeral sandbox ends with its handle and with its process, and another one stays" {
     [ "$("$examples/lifetime" drop alpine)" = 'in the VM' ]
-    await_nothing
-    await_empty "$MSB_HOME/sandboxes"
+    vm_await_nothing
+    vm_await is_empty "$MSB_HOME/sandboxes"
     mkfifo up
     "$examples/lifetime" hold alpine >up 3>&- &
     pid=$!
     read -r line <up
     [ "$line" = up ]
     kill -KILL "$pid"
-    await_nothing
+    vm_await_nothing
     [ "$("$examples/lifetime" leave alpine)" = 'msb-exec lifetime -- sh' ]
     [ "$(msb-exec lifetime -- hostname)" = lifetime ]
     # The name is in use now.
@@ -122,7 +106,7 @@ END
 @test "Rust: a dropped future leaves no VM at any moment of a boot" {
     for time in 1 200 1000 2500; do
         "$examples/lifetime" cancel alpine "$time"
-        await_nothing
+        vm_await_nothing
     done
 }
 
@@ -178,14 +162,14 @@ END
     read -r line <up
     [ "$line" = up ]
     kill -KILL "$pid"
-    await_nothing
-    await_empty "$MSB_HOME/sandboxes"
+    vm_await_nothing
+    vm_await is_empty "$MSB_HOME/sandboxes"
 }
 
 @test "Python: a cancelled task leaves no VM at any moment of a boot" {
     for time in 300 1500; do
         python3 "$python/examples/lifetime.py" cancel alpine "$time"
-        await_nothing
+        vm_await_nothing
     done
 }
 
