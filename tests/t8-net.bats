@@ -30,11 +30,13 @@ setup_file() {
     echo $! >"$BATS_FILE_TMPDIR/far.pid"
     ip netns exec "$lab" python3 "$BATS_TEST_DIRNAME/net-servers.py" host >"$BATS_FILE_TMPDIR/host.log" 3>&- &
     echo $! >"$BATS_FILE_TMPDIR/host.pid"
-    for _ in $(seq 100); do
-        ip netns exec "$lab" python3 -c 'import socket; socket.create_connection(("203.0.113.9", 80), 1)' 2>/dev/null && return
-        sleep 0.1
-    done
-    return 1
+    source "$BATS_TEST_DIRNAME/vm.bash"
+    vm_await answers 203.0.113.9 80
+}
+
+# answers ADDRESS PORT: whether a server does, as seen from the lab.
+answers() {
+    ip netns exec "$lab" python3 -c 'import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)' "$@" 2>/dev/null
 }
 
 teardown_file() {
@@ -79,14 +81,14 @@ net_process() {
 fetch() {
     local name=$1
     shift
-    vm_exec "$name" curl -sS -m 10 "$@"
+    vm_exec "$name" curl -sS -m 120 "$@"
 }
 
 # fetch_fails NAME URL [ARG…]: the guest gets nothing; $output says why.
 fetch_fails() {
     local name=$1
     shift
-    run vm_exec "$name" curl -sS -v -m 10 "$@"
+    run vm_exec "$name" curl -sS -v -m 120 "$@"
     [ "$status" -ne 0 ]
 }
 
@@ -125,7 +127,7 @@ fetch_fails() {
     vm_exec worker ip addr show lo | grep -q UP
     # A DHCP client gets what the agent has configured.
     echo 'echo "$1 $ip/$mask $router $dns $mtu"' | vm_exec worker sh -c 'cat >/tmp/lease; sed -i 1i#!/bin/sh /tmp/lease; chmod +x /tmp/lease'
-    [ "$(vm_exec worker udhcpc -i eth0 -n -q -f -s /tmp/lease 2>/dev/null | tail -n 1)" = 'bound 10.0.2.15/24 10.0.2.2 10.0.2.3 16384' ]
+    [ "$(vm_exec worker udhcpc -i eth0 -t 60 -n -q -f -s /tmp/lease 2>/dev/null | tail -n 1)" = 'bound 10.0.2.15/24 10.0.2.2 10.0.2.3 16384' ]
     # Frames past the guest's own network stack, and many of them.
     passt=$(net_process worker 'passt.*--fd=')
     gate=$(net_process worker 'msb-boot --as-gate')
@@ -139,11 +141,11 @@ fetch_fails() {
     [ "$(fetch worker http://203.0.113.10/)" = far ]
     # An address that the host gets while the VM runs.
     ip -n "$lab" addr add 203.0.113.10/32 dev lo
-    until ! fetch worker http://203.0.113.10/; do sleep 0.1; done
+    until ! fetch worker http://203.0.113.10/ -m 10; do sleep 0.1; done
     ip -n "$lab" addr del 203.0.113.10/32 dev lo
     # Under a flood the VM stops as usual.
     vm_exec worker raw-frames 1000000 <frames >/dev/null 2>&1 3>&- &
-    run --separate-stderr msb-stop worker
+    run --separate-stderr msb-stop worker -t 120
     [ "$status" -eq 0 ]
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_assert_nothing
@@ -154,8 +156,8 @@ fetch_fails() {
     [ "$(fetch worker http://www.good.test/)" = far ]
     [ "$(fetch worker http://10.9.9.9/)" = far ]
     # Names are looked up over TCP too, by the same rules.
-    [ "$(vm_exec worker env RES_OPTIONS=use-vc curl -sS -m 10 http://www.good.test/)" = far ]
-    run vm_exec worker env RES_OPTIONS=use-vc curl -sS -m 10 http://other.test/
+    [ "$(vm_exec worker env RES_OPTIONS=use-vc curl -sS -m 120 http://www.good.test/)" = far ]
+    run vm_exec worker env RES_OPTIONS=use-vc curl -sS -m 120 http://other.test/
     [[ $output == *"Could not resolve host"* ]]
     fetch_fails worker http://other.test/
     [[ $output == *"Could not resolve host"* ]]
@@ -192,12 +194,10 @@ fetch_fails() {
     [[ $port == 127.0.0.1:* && $port != *:0 ]]
     vm_exec worker sh -c 'while :; do echo served | nc -l -p 80; done' 3>&- &
     # The client speaks first: passt of 2023 does not acknowledge a connection before.
-    for _ in $(seq 50); do
-        got=$(ip netns exec "$lab" bash -c "exec 3<>/dev/tcp/${port%:*}/${port#*:}; echo hello >&3; timeout 5 cat <&3" || true)
-        [ "$got" != served ] || break
-        sleep 0.2
-    done
-    [ "$got" = served ]
+    is_served() {
+        [ "$(ip netns exec "$lab" bash -c "exec 3<>/dev/tcp/${port%:*}/${port#*:}; echo hello >&3; timeout 5 cat <&3")" = served ]
+    }
+    vm_await is_served
     net_boot second --network public
     for address in "10.0.2.2:${port#*:}" 198.51.100.2:18081 '[fd00:6d73::2]:18082' '[2001:db8:1::2]:18082'; do
         fetch_fails second "http://$address/"
@@ -213,7 +213,7 @@ fetch_fails() {
     grep -q '^NoNewPrivs:.1$' "/proc/$passt/status"
     [ "$(awk '/^Uid:/ { print $2 }' "/proc/$passt/status")" -gt 65535 ]
     kill -9 "$passt"
-    until [ "$(fetch worker http://203.0.113.9/)" = far ]; do sleep 0.1; done
+    until [ "$(fetch worker http://203.0.113.9/ -m 10)" = far ]; do sleep 0.1; done
     grep -q "passt was killed by SIGKILL: the guest's connections are lost" "$MSB_RUN/worker/supervisor.log"
     for _ in 1 2 3; do
         passt=$(net_process worker 'passt.*--fd=')
@@ -238,6 +238,7 @@ fetch_fails() {
     done
     ip netns exec "$lab" python3 -m http.server 8080 >/dev/null 2>&1 3>&- &
     server=$!
+    vm_await answers 198.51.100.2 8080
     # Descriptor 9 is the interface msbtap1.
     local attach='import fcntl, os, struct, sys
 fd = os.open("/dev/net/tun", os.O_RDWR)
@@ -258,7 +259,7 @@ os.execvp(sys.argv[1], sys.argv[1:])'
         .vm.cards[2].mtu == 1500' worker.json
     for address in 192.0.2.1 192.0.2.129 198.51.100.2; do fetch worker "http://$address:8080/" >/dev/null; done
     [ "$(fetch worker http://203.0.113.10/)" = far ]
-    ip netns exec "$lab" busybox ping -c 1 -W 10 192.0.2.2
+    ip netns exec "$lab" busybox ping -c 1 -W 120 192.0.2.2
     fetch_fails worker http://203.0.113.9/
     # Only the relay has the interface: passt, the gate and the VMM do not.
     for pid in $(pgrep -P "$(vm_pid worker)"); do
