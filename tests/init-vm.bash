@@ -20,12 +20,12 @@ boot_init() {
     local name=$1
     shift
     inits_record "$name" mounted >mount.json
-    vm_record=mount.json vm_boot worker --timeout 120 "$@"
+    vm_record=mount.json vm_boot worker --timeout 900 "$@"
     # Its start-up is complete when msb-boot returns.
     ! inits_is_slow "$name" || [ -e mounted/srv/booted ]
     [ "$(vm_exec worker cat /proc/1/comm)" = "$(inits_comm "$name")" ]
     [ "$(vm_exec worker sh -c 'hostname; cat /etc/hostname' | xargs)" = 'worker worker' ]
-    timeout 180 msb-exec -r worker.json -- sh -c 'until [ -e /srv/note ]; do sleep 0.1; done'
+    timeout 600 msb-exec -r worker.json -- sh -c 'until [ -e /srv/note ]; do sleep 0.1; done'
     [ "$(cat mounted/srv/note)" = started ]
 }
 

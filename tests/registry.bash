@@ -41,7 +41,7 @@ registry_start() {
 # The registry does not announce that it is ready, so its port is polled as long as the process lives.
 registry_answers() {
     local dir=$1 port=$2
-    for _ in {1..200}; do
+    for _ in {1..3600}; do
         kill -0 "$(<"$dir/pid")" 2>/dev/null || return 1
         if (exec 4<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null && grep -q 'listening on' "$dir/log"; then
             return 0

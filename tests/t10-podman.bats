@@ -174,7 +174,7 @@ END
             vmm) kill -9 "$(jq .vm.pid /run/msb-oci/*/vm.json)" ;;
             command) pkill -9 -f "msb-exec.*$(P inspect victim --format '{{.Id}}')" ;;
         esac
-        run --separate-stderr timeout 60 bash -c "source '$BATS_TEST_DIRNAME/oci.bash'; P wait victim"
+        run --separate-stderr timeout 300 bash -c "source '$BATS_TEST_DIRNAME/oci.bash'; P wait victim"
         [ "$status" = 0 ]
         [[ $output =~ ^[1-9][0-9]*$ ]]
         P rm -f -t 0 victim

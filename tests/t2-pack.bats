@@ -43,7 +43,7 @@ teardown() {
     msb-diff -r image.json patched.json -o link && false
     [ -L link ]
     mkfifo pipe
-    timeout 10 cat pipe >piped 3>&- &
+    cat pipe >piped 3>&- &
     msb-diff -r image.json patched.json -o pipe && false
     wait $!
     cmp lines piped
@@ -281,7 +281,7 @@ loaded_trees() {
     done
     umount full
     # A writer of the upper is in the way, and a reader is not.
-    flock -o "$(jq -r .upper.work patched.json)" sleep 60 3>&- &
+    flock -o "$(jq -r .upper.work patched.json)" sleep 100000 3>&- &
     until ! flock -n "$(jq -r .upper.work patched.json)" true; do sleep 0.1; done
     run --separate-stderr msb-pack -r patched.json tar:kept.tar
     kill $!

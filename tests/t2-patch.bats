@@ -482,7 +482,7 @@ END
     exec 9> ops
     echo '{"op":"mkdir","path":"/b"}' >&9
     # The first has locked the upper once it has read an operation.
-    timeout 60 sh -c 'until msb-patch -r patched.json -f /dev/null 2>&1 | grep -q "in use"; do :; done'
+    timeout 600 sh -c 'until msb-patch -r patched.json -f /dev/null 2>&1 | grep -q "in use"; do :; done'
     run --separate-stderr msb-patch -r patched.json -f /dev/null
     [ "$status" = 1 ]
     [[ $stderr == *'in use by another msb-patch or msb-mount'* ]]

@@ -296,7 +296,7 @@ END
     [ -z "$(find . -maxdepth 1 -name '.report*')" ]
     # To a pipe, as a shell's process substitution makes one.
     msb-patch -r image.json -f <(head -n 1 ops.jsonl) --report >(cat >piped) >patched.json
-    timeout 60 sh -c 'until [ -s piped ]; do sleep 0.01; done'
+    timeout 600 sh -c 'until [ -s piped ]; do sleep 0.01; done'
     jq -e '.path == "/a"' piped
 }
 

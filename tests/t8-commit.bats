@@ -167,7 +167,7 @@ END
     msb-stop -r worker --commit >stopped.json 2>stopped.err &
     stop=$!
     until [ -e "$XDG_RUNTIME_DIR/msb/worker/stop.json" ]; do sleep 0.01; done
-    msb-stop -r worker -t 20 >again.json 2>again.err &
+    msb-stop -r worker -t 120 >again.json 2>again.err &
     kill -TERM "$(vm_pid worker)"
     wait "$stop" || { cat stopped.err; return 1; }
     wait

@@ -61,7 +61,7 @@ prepare_hostile_guest() {
     mkdir -p share/{mnt,dev,proc,sys,msb/scripts}
     cp canary share/msb/scripts/
     cp "$program" share/init.krun
-    coproc krun { exec timeout 120 "$release/examples/bare-krun" "$release/libkrunfw.so.5" share "$vm_root" 256 2>/dev/null; }
+    coproc krun { exec timeout 600 "$release/examples/bare-krun" "$release/libkrunfw.so.5" share "$vm_root" 256 2>/dev/null; }
     # libkrun's process outlives the guest.
     sed /^done/q <&"${krun[0]}" >said
     kill "$krun_PID" || true

@@ -166,7 +166,7 @@ listing() {
     exec 8>&-
     [ "$(guest 'cat /kept')" = old ]
     # The agent notices that the host is gone.
-    until [ -z "$(guest 'ls -A / | grep msb-cp')" ]; do sleep 0.1; done
+    until [ "$(guest 'ls -A / | grep -c msb-cp')" = 0 ]; do sleep 0.1; done
     msb-cp kept worker:/kept
     [ "$(guest 'sha256sum </kept')" = "$(sha256sum <kept)" ]
 }

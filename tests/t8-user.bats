@@ -146,7 +146,8 @@ END
         [ ! -e "/proc/$pid/root$place/home" ]
     done
     [ "$(as_user msb-ls | jq -r .name)" = worker ]
-    [ "$(msb-ls)" = '' ]
+    run -0 msb-ls
+    [ -z "$output" ]
 
     # Exec, stop and commit.
     echo input | as_user msb-exec worker -- sh -c 'cat >/srv/input; chown 77:78 /srv/input; rm -r /etc/conf.d; mkdir /etc/conf.d
@@ -267,7 +268,8 @@ END
 
     # The server is killed.
     as_user sh -euc 'msb-mount -q -r mount.json ./root >again.json; [ -e root/etc/new ]; kill -9 "$(jq .mount.pid again.json)"'
-    timeout 60 sh -c 'while grep -q " $0 " /proc/self/mountinfo; do sleep 0.1; done' "$place/home/root"
+    is_unmounted() { ! grep -q " $place/home/root " /proc/self/mountinfo; }
+    vm_await is_unmounted
 
     cp /etc/fuse.conf "$BATS_TEST_TMPDIR/"
     echo user_allow_other >>/etc/fuse.conf

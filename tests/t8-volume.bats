@@ -46,7 +46,8 @@ in_guest() {
         ! touch /var/fixed/x && ! touch /var/fixed/below/x && ! touch /data/inner/extra/x
         [ "$(stat -c %d /data)" != "$(stat -c %d /dev/extra)" ] && [ "$(stat -c %d /data)" != "$(stat -c %d /data/below)" ]
         [ "$(stat -f -c %b /scratch)" = 256 ] && [ "$(stat -c %a /scratch)" = 700 ] && touch /scratch/x'
-    [ -z "$(in_guest "$checks" 2>/dev/null)" ]
+    run -0 --separate-stderr in_guest "$checks"
+    [ -z "$output" ]
     # Both sides see what the other one writes. Owners are numbers.
     in_guest 'mkdir /data/made; echo guest >/data/made/file; chown 1234:5678 /data/made/file; chmod 4750 /data/made/file; ln -s one /data/sym
         echo below >/data/below/new; touch /dev/extra/new; echo cached >/run/cache/x/file; mv /data/one /data/moved; mv /data/moved /data/one'
@@ -57,7 +58,8 @@ in_guest() {
     [ "$(cat "$MSB_HOME/volumes/cache/file")" = cached ]
     [ -e extra/new ]
     echo host >src/made/late
-    until [ "$(vm_exec worker cat /data/made/late 2>/dev/null)" = host ]; do sleep 0.2; done
+    is_there() { [ "$(vm_exec worker cat /data/made/late 2>/dev/null)" = host ]; }
+    vm_await is_there
     # The device itself, without the mounts of the agent.
     run in_guest 'mkdir /scratch/boot && mount -t virtiofs /dev/root /scratch/boot && mount -o remount,rw /scratch/boot
         for n in /scratch/boot/volumes/*; do mount -o remount,rw,bind $n 2>/dev/null; echo x >$n/x; echo x >$n; done 2>/dev/null; true
@@ -72,7 +74,8 @@ in_guest() {
     find "$vm_root" -printf '%p %y %m %T@\n' | sort | diff before -
     [ -d src/inner/extra ]
     vm_record=stopped.json vm_boot worker --tmpfs /added
-    [ -z "$(in_guest "$checks" 2>/dev/null)" ]
+    run -0 --separate-stderr in_guest "$checks"
+    [ -z "$output" ]
     [ "$(in_guest 'cat /run/cache/x/file; ls -A /added')" = cached ]
     jq -e '.boot.volumes | length == 9' worker.json
     msb-stop -r worker.json >stopped.json
