@@ -201,6 +201,12 @@ impl Processes {
         Some((process.name, process.status?))
     }
 
+    /// The process ID of the process of this name, if it runs.
+    pub(crate) fn id(&self, name: &str) -> Option<u32> {
+        let running = self.processes.iter().find(|process| process.name == name && process.status.is_none());
+        running.map(|process| process.child.id())
+    }
+
     /// Kills the processes of this name.
     pub(crate) fn kill(&mut self, name: &str) {
         for process in self.processes.iter_mut().filter(|process| process.name == name && process.status.is_none()) {

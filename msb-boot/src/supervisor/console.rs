@@ -147,9 +147,18 @@ impl Console {
         self.verdict = None;
     }
 
-    /// The last lines.
-    pub(super) fn last_lines(&self) -> Vec<String> {
-        self.tail.lines()
+    /// Whether nothing was written yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.tail.lines().is_empty()
+    }
+
+    /// A message, with the last lines after it.
+    pub(super) fn quoted_after(&self, mut message: String) -> String {
+        for line in self.tail.lines() {
+            message.push_str("\n  guest: ");
+            message.push_str(&line);
+        }
+        message
     }
 }
 
@@ -188,9 +197,10 @@ impl Stderr {
         self.open
     }
 
-    /// The last lines.
-    pub(super) fn last_lines(&self) -> Vec<String> {
-        self.tail.lines()
+    /// A message, with the last lines after it, if there are any.
+    pub(super) fn quoted_after(&self, message: &str) -> String {
+        let lines = self.tail.lines();
+        if lines.is_empty() { message.to_owned() } else { format!("{message}: {}", lines.join("; ")) }
     }
 }
 

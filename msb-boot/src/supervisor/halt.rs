@@ -1,5 +1,6 @@
 //! A guest that has halted according to its console, while its VMM still runs.
 
+use std::fs;
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -13,6 +14,10 @@ use crate::config::now;
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 /// The same, for a guest that was asked to stop.
 pub(super) const STOPPED_GRACE: Duration = Duration::from_millis(200);
+/// How long the VMM of a guest that has work to do may take until its agent answers.
+const BUSY_GRACE: Duration = Duration::from_secs(60);
+/// The processors of a halted guest have no work. Less than this in [`GRACE`] is the VMM's own.
+const IDLE: Duration = Duration::from_millis(100);
 
 /// The console has a message that the guest has halted.
 pub(super) struct Halt {
@@ -20,13 +25,32 @@ pub(super) struct Halt {
     pub(super) until: Duration,
     /// Gets a byte if the agent still answers.
     answer: Option<PipeReader>,
+    /// Until when a VMM with work to do is spared.
+    limit: Duration,
+    /// The VMM's process ID, and its work at the last look.
+    vmm: Option<u32>,
+    work: Option<Duration>,
 }
 
 impl Halt {
-    /// The VMM may run for another `grace`. The agent at `endpoint`, if one is given, is asked whether it still answers. If it does,
-    /// a process of the guest has forged the message.
-    pub(super) fn new(grace: Duration, endpoint: Option<Endpoint>) -> Self {
-        Self { until: now() + grace, answer: endpoint.and_then(ask) }
+    /// The VMM, a process with the number `vmm`, may run for another `grace`. The agent at `endpoint`, if one is given, is asked whether it
+    /// still answers. If it does, a process of the guest has forged the message.
+    pub(super) fn new(grace: Duration, vmm: Option<u32>, endpoint: Option<Endpoint>) -> Self {
+        let limit = now() + BUSY_GRACE;
+        Self { until: now() + grace, answer: endpoint.and_then(ask), limit, vmm, work: vmm.and_then(work) }
+    }
+
+    /// Whether [`Halt::until`] was moved, because the VMM has had work to do: on a busy host the agent of a guest that goes on may need more
+    /// time to answer.
+    pub(super) fn spare(&mut self) -> bool {
+        let work = self.vmm.and_then(work);
+        let is_idle = work.zip(self.work).is_none_or(|(now, before)| now < before + IDLE);
+        self.work = work;
+        if is_idle || self.answer.is_none() || now() >= self.limit {
+            return false;
+        }
+        self.until = now() + GRACE;
+        true
     }
 
     /// Readable once the agent has answered or cannot be reached.
@@ -40,6 +64,15 @@ impl Halt {
     }
 }
 
+/// How long a process's threads have run, or have waited for a processor.
+fn work(pid: u32) -> Option<Duration> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("schedstat")).ok());
+    let nanoseconds =
+        stats.map(|stat| stat.split_whitespace().take(2).filter_map(|number| number.parse::<u64>().ok()).sum());
+    Some(Duration::from_nanos(nanoseconds.fold(0, u64::saturating_add)))
+}
+
 /// Connects to the agent in a thread. The pipe gets a byte if that succeeds.
 fn ask(endpoint: Endpoint) -> Option<PipeReader> {
     let (answer, mut answered) = std::io::pipe().ok()?;
@@ -49,4 +82,27 @@ fn ask(endpoint: Endpoint) -> Option<PipeReader> {
         }
     });
     Some(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmm_with_work_is_spared_while_an_answer_is_awaited() {
+        let own = std::process::id();
+        let (answer, _answered) = std::io::pipe().unwrap();
+        let mut halt = Halt { answer: Some(answer), ..Halt::new(Duration::ZERO, Some(own), None) };
+        let before = work(own).unwrap();
+        while work(own).unwrap() < before + 2 * IDLE {}
+        assert!(halt.spare() && halt.until > now());
+        assert!(!halt.spare(), "it has done nothing since");
+        halt.work = Some(Duration::ZERO);
+        halt.limit = now();
+        assert!(!halt.spare(), "the limit has passed");
+        halt.limit = now() + BUSY_GRACE;
+        halt.work = Some(Duration::ZERO);
+        halt.answer = None;
+        assert!(!halt.spare(), "the agent cannot be reached");
+    }
 }

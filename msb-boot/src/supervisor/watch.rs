@@ -241,10 +241,11 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.console.drain();
         match (self.console.verdict(), &self.halt) {
             (Some(Verdict::Halted), None) => {
+                let vmm = self.processes.id(self.config.vmm.name());
                 self.halt = Some(match self.phase {
-                    Phase::Booting { .. } => Halt::new(halt::GRACE, None),
-                    Phase::Stopping { .. } => Halt::new(halt::STOPPED_GRACE, None),
-                    _ => Halt::new(halt::GRACE, Some(self.endpoint())),
+                    Phase::Booting { .. } => Halt::new(halt::GRACE, vmm, None),
+                    Phase::Stopping { .. } => Halt::new(halt::STOPPED_GRACE, vmm, None),
+                    _ => Halt::new(halt::GRACE, vmm, Some(self.endpoint())),
                 });
             }
             (Some(Verdict::Halted), Some(_)) => {}
@@ -277,7 +278,8 @@ impl<'a, 'f> Watch<'a, 'f> {
         self.machine.add_leftovers(&ready.made)?;
         if let Some(error) = ready.error {
             self.read_console();
-            return Err(self.with_console(format!("guest: {}", msb::tool::exit::printable(&error))));
+            let message = format!("guest: {}", msb::tool::exit::printable(&error));
+            return Err(anyhow!(self.console.quoted_after(message)));
         }
         self.held.close_socket_dir().context("the agent's socket")?;
         let record = self.record(&ready, arrived)?;
@@ -399,7 +401,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             self.lost.get_or_insert((now() + HELPER_LOSS_GRACE, end));
             return Ok(None);
         }
-        let message = if processes::was_killed(status) { end.clone() } else { self.with_vmm_stderr(&end) };
+        let message = if processes::was_killed(status) { end.clone() } else { self.vmm_stderr.quoted_after(&end) };
         // QEMU exits by itself when the guest resets (-no-reboot). The VMM of a halted guest was killed by check_time.
         let verdict = self.console.verdict();
         let by_guest = status.success() || verdict == Some(Verdict::Halted);
@@ -420,13 +422,9 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     /// A process has ended that the VM can do without. While it boots, that is an error all the same.
     fn lose(&mut self, name: &'static str, status: ExitStatus) {
-        let mut end = format!("{name} {}", processes::describe(status));
+        let end = format!("{name} {}", processes::describe(status));
         if matches!(self.phase, Phase::Booting { .. }) {
-            let lines = self.helper_stderr.last_lines();
-            if !lines.is_empty() {
-                end = format!("{end}: {}", lines.join("; "));
-            }
-            self.lost.get_or_insert((now(), end));
+            self.lost.get_or_insert((now(), self.helper_stderr.quoted_after(&end)));
         } else {
             let (lost, missing) = match name {
                 resolver::NAME => ("questions", "name server"),
@@ -453,7 +451,7 @@ impl<'a, 'f> Watch<'a, 'f> {
     /// Acts on the deadlines that have passed.
     fn check_time(&mut self) -> anyhow::Result<Option<Ended>> {
         let now = now();
-        if self.halt.as_ref().is_some_and(|halt| halt.until <= now) {
+        if self.halt.as_mut().is_some_and(|halt| halt.until <= now && !halt.spare()) {
             // The end of the process is the next event.
             self.halt = None;
             log::note("the guest has halted, but its VMM still runs: killing it");
@@ -477,32 +475,18 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     /// The error for a VM that did not come up, with the last lines of its console.
     fn failed(&self, message: &str) -> anyhow::Error {
-        self.with_console(format!("the VM did not come up: {message}"))
-    }
-
-    fn with_console(&self, mut message: String) -> anyhow::Error {
-        for line in self.console.last_lines() {
-            message.push_str("\n  guest: ");
-            message.push_str(&line);
-        }
-        anyhow!(message)
+        anyhow!(self.console.quoted_after(format!("the VM did not come up: {message}")))
     }
 
     /// The message for a guest that has ended before its agent reported. If its console is empty, for instance because the kernel panicked
     /// before it had a console, the message has what else is known.
     fn early_end(&self, end: &str) -> String {
         let message = "the guest ended before its agent had reported";
-        if !self.console.last_lines().is_empty() {
+        if !self.console.is_empty() {
             return message.to_owned();
         }
         let after = now().saturating_sub(self.spawned).as_secs_f32();
-        format!("{message}, without a message, {after:.1} s after its start ({})", self.with_vmm_stderr(end))
-    }
-
-    /// A message with the last lines of the VMM's stderr.
-    fn with_vmm_stderr(&self, message: &str) -> String {
-        let lines = self.vmm_stderr.last_lines();
-        if lines.is_empty() { message.to_owned() } else { format!("{message}: {}", lines.join("; ")) }
+        format!("{message}, without a message, {after:.1} s after its start ({})", self.vmm_stderr.quoted_after(end))
     }
 }
 
