@@ -13,8 +13,8 @@ use super::frame::Error;
 use super::message::Message;
 use crate::record::Endpoint;
 
-/// How long the VMM and the agent together may take to answer. A guest under load answers in milliseconds, a hung one never.
-pub const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the VMM and the agent together may take to answer. A guest answers in milliseconds, on a busy host in seconds, a hung one never.
+pub const TIMEOUT: Duration = Duration::from_secs(40);
 
 /// The maximum length of a VMM's answer to `CONNECT`, in bytes.
 const MAX_ANSWER: usize = 64;
