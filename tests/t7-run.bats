@@ -21,7 +21,7 @@ no_vm() { msb-ls >list && [ ! -s list ]; }
 
 # nothing_left: no process, directory or disk of a VM.
 nothing_left() {
-    vm_assert_nothing
+    vm_assert_nothing || return
     [ -z "$(ls -A "$MSB_HOME/sandboxes" 2>/dev/null)" ] || { ls -AR "$MSB_HOME/sandboxes" >&2; return 1; }
 }
 
