@@ -703,6 +703,19 @@ EOF
     [ "$(cat target/etc/motd)" = bottom ]
     run ! touch target/new
     umount target
+    # OCI's whiteouts, as podman leaves them in the layers for a mount program.
+    mkdir -p oci/{bin,etc/conf.d,.wh..wh.plnk}
+    touch oci/etc/{.wh.motd,.wh.hosts,conf.d/.wh..wh..opq} oci/bin/.wh.tool
+    echo new >oci/bin/tool
+    msb-mount -o lowerdir=oci:top:bottom,upperdir=upper,workdir=work target 3>&-
+    [ "$(find target -mindepth 1 -printf '%P\n' | sort | xargs)" = 'bin bin/link bin/symlink bin/tool etc etc/conf.d new' ]
+    [ "$(cat target/bin/tool)" = new ]
+    run ! cat target/etc/motd
+    run ! cat target/etc/conf.d/one
+    echo again >target/etc/motd
+    rm -r target/etc
+    msb-mount -u target
+    [ "$(stat -c %F upper/etc)" = 'character special file' ]
     run -2 msb-mount -o lowerdir=top,frob target
     [[ "$output" == *'"frob" is not known'* ]]
 }

@@ -28,6 +28,10 @@ pub(crate) struct Access {
     /// overlayfs's default, and mv(1) copies them. A VM with a block root merges such an upper anew at each boot
     #[arg(long = "redirect-dir")]
     pub(crate) can_redirect: bool,
+
+    /// Read whiteouts of layers in OCI's form too
+    #[arg(long = "oci-whiteouts", hide = true)]
+    pub(crate) has_oci_whiteouts: bool,
 }
 
 /// The users who can enter a mount.
@@ -45,6 +49,7 @@ impl Access {
             (self.has_devices, "--dev"),
             (self.has_set_id, "--suid"),
             (self.can_redirect, "--redirect-dir"),
+            (self.has_oci_whiteouts, "--oci-whiteouts"),
         ];
         let allow = if self.allow == Allow::Root { "--allow=root" } else { "--allow=all" };
         flags.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag)).chain([allow])
@@ -95,7 +100,9 @@ mod tests {
 
     #[test]
     fn the_server_gets_what_its_parent_was_given() {
-        for given in [&["--ro"][..], &["--dev", "--suid"], &["--allow", "root"], &["--redirect-dir"], &[]] {
+        for given in
+            [&["--ro"][..], &["--dev", "--suid"], &["--allow", "root"], &["--redirect-dir", "--oci-whiteouts"], &[]]
+        {
             let parse = |flags: &[&str]| Line::try_parse_from([&["x"], flags].concat()).unwrap().access;
             let first = parse(given);
             let second = parse(&first.flags().collect::<Vec<_>>());

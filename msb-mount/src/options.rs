@@ -87,8 +87,9 @@ impl Options {
         if !is_helper && !has_layers {
             return Ok(None);
         }
-        // As for every file system of mount(8), set-id bits and devices work unless they are refused.
-        let mut options = Self { flags: vec!["--dev", "--suid"], ..Self::default() };
+        // As for every file system of mount(8), set-id bits and devices work unless they are refused. podman unpacks layers for
+        // fuse-overlayfs, which reads OCI's whiteouts.
+        let mut options = Self { flags: vec!["--oci-whiteouts", "--dev", "--suid"], ..Self::default() };
         let mut operands = Vec::new();
         let mut rest = arguments.iter();
         while let Some(argument) = rest.next() {
@@ -228,9 +229,9 @@ mod tests {
         let layers = layers.unwrap().unwrap();
         assert_eq!(layers.lower, ["/a:b", "/c,d", r"/e\"].map(PathBuf::from));
         assert_eq!((layers.upper.as_deref(), layers.work.as_deref()), (Some(Path::new("/u")), Some(Path::new("/w"))));
-        assert_eq!(layers.flags, ["--suid"]);
+        assert_eq!(layers.flags, ["--oci-whiteouts", "--suid"]);
         let redirecting = read(&["msb-mount", "-olowerdir=x,redirect_dir=on,ro", "t"]).unwrap().unwrap();
-        assert_eq!(redirecting.flags, ["--dev", "--suid", "--redirect-dir", "--ro"]);
+        assert_eq!(redirecting.flags, ["--oci-whiteouts", "--dev", "--suid", "--redirect-dir", "--ro"]);
         let last = read(&["msb-mount", "-olowerdir=x,redirect_dir=on,redirect_dir=nofollow", "t"]).unwrap().unwrap();
         assert!(!last.flags.contains(&"--redirect-dir"));
         assert_eq!(layers.target, Path::new("/t"));
@@ -242,7 +243,10 @@ mod tests {
     fn the_helper_of_mount_takes_a_source_and_its_flags() {
         let line = ["/sbin/mount.fuse.msb", "msb", "/t", "-s", "-n", "-o", "rw,nofail,x-systemd.automount,lowerdir=/a"];
         let layers = read(&line).unwrap().unwrap();
-        assert_eq!((layers.target.as_path(), &layers.flags[..]), (Path::new("/t"), &["--dev", "--suid", "--ro"][..]));
+        assert_eq!(
+            (layers.target.as_path(), &layers.flags[..]),
+            (Path::new("/t"), &["--oci-whiteouts", "--dev", "--suid", "--ro"][..])
+        );
     }
 
     #[test]

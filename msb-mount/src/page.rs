@@ -6,7 +6,8 @@ fn mount_options() -> String {
     "With -o lowerdir=..., the layers are those of the options, the top one first, as for the kernel's overlayfs and for fuse-overlayfs. \
      There is no record then. A backslash precedes a comma, a colon or a backslash that belongs to a path. Without an upperdir the \
      mount is read-only. ro, nosuid, nodev, allow_root and redirect_dir=on are honoured; other options of mount(8), overlayfs and \
-     fuse-overlayfs are accepted without an effect.\n\n\
+     fuse-overlayfs are accepted without an effect. As in fuse-overlayfs, files .wh.NAME and .wh..wh..opq of lower layers are \
+     whiteouts, so msb-mount can be podman's mount_program.\n\n\
      mount(8) mounts the type fuse.msb if /sbin/mount.fuse.msb is a symlink to msb-mount."
         .to_owned()
 }

@@ -110,6 +110,7 @@ fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(T
         }
     }
     let root = Merged::open_alone(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
+    let root = if config.access.has_oci_whiteouts { root.with_oci_whiteouts() } else { root };
     Ok((Tree::new(root, writer, config.access.can_redirect, notifier)?, lock))
 }
 

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
 use super::marks::Marks;
-use super::whiteout;
+use super::whiteout::{self, OciName, read_oci_name};
 
 /// The position of a layer in the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +46,8 @@ pub struct Merged {
     pub(super) roots: Arc<[LowerDir]>,
     /// Whether the directory in the upper has a redirect.
     pub(super) is_redirected: bool,
+    /// Whether lower layers may have whiteouts in OCI's form too.
+    pub(super) has_oci_whiteouts: bool,
 }
 
 /// A file that is not a directory, and the layer that answers for it.
@@ -148,12 +150,18 @@ impl Merged {
         let lower = lower.iter().map(AsRef::as_ref).enumerate();
         let lower = lower.map(|(layer, path)| Ok(LowerDir { layer, dir: at(path, open_lower(path))? }));
         let lower = lower.collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { upper, roots: lower.clone().into(), lower, is_redirected: false })
+        Ok(Self { upper, roots: lower.clone().into(), lower, is_redirected: false, has_oci_whiteouts: false })
+    }
+
+    /// Also reads whiteouts and opaque directories of lower layers that have OCI's form (`.wh.NAME`), as fuse-overlayfs does. podman
+    /// unpacks layers in that form for a mount program.
+    pub fn with_oci_whiteouts(self) -> Self {
+        Self { has_oci_whiteouts: true, ..self }
     }
 
     /// A directory that only the upper has, somewhere below this one.
     pub fn new_upper(&self, upper: Arc<Dir>) -> Self {
-        Self { upper: Some(upper), lower: Vec::new(), roots: Arc::clone(&self.roots), is_redirected: false }
+        Self { upper: Some(upper), lower: Vec::new(), is_redirected: false, ..self.clone() }
     }
 
     /// This directory after its copy-up to `upper`.
@@ -193,7 +201,7 @@ impl Merged {
             let (dir, layer) = self.top();
             let mut names = Vec::new();
             Self::list_part(dir, layer, |listed, is_whiteout| {
-                if !is_whiteout {
+                if !is_whiteout && !self.is_oci_mark(layer, &listed.name) {
                     names.push(listed);
                 }
             })?;
@@ -205,13 +213,25 @@ impl Merged {
         let upper = self.upper.iter().map(|dir| (dir, Layer::Upper));
         let lower = self.lower.iter().map(|part| (&part.dir, Layer::Lower(part.layer)));
         for (part, layer) in upper.chain(lower) {
+            // They hide nothing in their own layer.
+            let mut hidden = Vec::new();
             Self::list_part(part, layer, |listed, is_whiteout| {
-                if seen.insert(listed.name.clone()) && !is_whiteout {
+                if self.is_oci_mark(layer, &listed.name) {
+                    if let OciName::Whiteout(name) = read_oci_name(&listed.name) {
+                        hidden.push(name.to_owned());
+                    }
+                } else if seen.insert(listed.name.clone()) && !is_whiteout {
                     names.push(listed);
                 }
             })?;
+            seen.extend(hidden);
         }
         Ok(names)
+    }
+
+    /// Whether a name in a layer is not that of a file, but means something for the layers below.
+    fn is_oci_mark(&self, layer: Layer, name: &OsStr) -> bool {
+        self.has_oci_whiteouts && layer != Layer::Upper && read_oci_name(name) != OciName::Plain
     }
 
     pub(super) fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {

@@ -12,6 +12,7 @@
 //! | whiteouts: character devices 0/0 | are read | make them |
 //! | whiteouts: empty files with the xattr `overlay.whiteout`, in directories with `overlay.opaque=x` | are read | do not make them |
 //! | opaque directories: `overlay.opaque=y` | are read | make them |
+//! | whiteouts and opaque directories in OCI's form (not of overlayfs, but of fuse-overlayfs) | are read if the caller asks for it | do not make them |
 //! | renamed directories: `overlay.redirect` (`redirect_dir`) | are read, `trusted.` only | make them if the caller asks for it (`Writer::redirect`); else renaming a directory that a lower layer has fails with EXDEV |
 //! | files without data: `overlay.metacopy` (`metacopy`) | are read, `trusted.` only | do not make them; a copy-up copies all data |
 //! | fs-verity digests of a metacopy (`verity`) | are ignored | |

@@ -4,7 +4,7 @@
 //! data (a metacopy) has the data of the next file below it. A search may meet several of each; only lower layers are left to search
 //! each time, so it ends. The path of a redirect is walked name by name inside one layer and through no symlink, so it cannot leave it.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::beneath::{Dir, Entry, Name};
 use super::marks::{Marks, Redirect};
 use super::merged::{Layer, Leaf, LowerDir, Merged, Node};
-use super::whiteout;
+use super::whiteout::{self, OciName, oci_opaque, oci_whiteout, read_oci_name};
 
 /// The state of a search.
 struct Search {
@@ -30,6 +30,8 @@ struct Search {
     needs_data: bool,
     /// Lower layers are not searched.
     stop: bool,
+    /// Whether the layer may have whiteouts in OCI's form.
+    reads_oci: bool,
 }
 
 impl Merged {
@@ -58,6 +60,7 @@ impl Merged {
             is_dir: false,
             needs_data: false,
             stop: false,
+            reads_oci: false,
         };
         let mut answer = Answer::new(self);
         if let Some(upper) = upper
@@ -66,6 +69,7 @@ impl Merged {
             answer.add(entry, Layer::Upper, &search)?;
             answer.merged.is_redirected = search.redirected;
         }
+        search.reads_oci = self.has_oci_whiteouts;
         let mut is_at_root = search.from_root;
         let mut parts = if is_at_root { &self.roots[..] } else { &self.lower[..] };
         while let Some((part, rest)) = parts.split_first().filter(|_| !search.stop) {
@@ -107,7 +111,15 @@ impl Search {
     /// Looks one name of the path up; `left` names follow it.
     fn step(&mut self, dir: &Dir, left: usize, is_lowest: bool) -> io::Result<Option<Entry>> {
         let place = self.names.len() - 1 - left;
-        let Some(entry) = dir.entry(Name::new(&self.names[place])?)? else { return Ok(None) };
+        let name = Name::new(&self.names[place])?;
+        if self.reads_oci && read_oci_name(name.as_os_str()) != OciName::Plain {
+            return Ok(None);
+        }
+        let hides_others = self.reads_oci && has(dir, &oci_whiteout(name))?;
+        let Some(entry) = dir.entry(name)? else {
+            self.stop |= hides_others;
+            return Ok(None);
+        };
         let is_last = left == 0;
         if entry.is_dir() {
             if is_last && self.needs_data {
@@ -120,8 +132,9 @@ impl Search {
                 return Ok(Some(entry));
             }
             let marks = Marks::of(&entry)?;
+            let hides_others = hides_others || self.reads_oci && has(&entry.to_dir()?, oci_opaque())?;
             match marks.redirect {
-                _ if marks.is_opaque => self.stop = true,
+                _ if marks.is_opaque || hides_others => self.stop = true,
                 Some(redirect) => self.follow(place, redirect),
                 None => {}
             }
@@ -156,6 +169,15 @@ impl Search {
     }
 }
 
+/// Whether a directory has a file of this name. A name that is too long for its file system is that of none.
+fn has(dir: &Dir, name: &OsStr) -> io::Result<bool> {
+    let Ok(name) = Name::new(name) else { return Ok(false) };
+    match dir.entry(name) {
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NAMETOOLONG) => Ok(false),
+        found => Ok(found?.is_some()),
+    }
+}
+
 /// The files that the search has found.
 struct Answer {
     merged: Merged,
@@ -164,8 +186,9 @@ struct Answer {
 
 impl Answer {
     fn new(parent: &Merged) -> Self {
-        let roots = Arc::clone(&parent.roots);
-        Self { merged: Merged { upper: None, lower: Vec::new(), roots, is_redirected: false }, leaf: None }
+        let (roots, has_oci_whiteouts) = (Arc::clone(&parent.roots), parent.has_oci_whiteouts);
+        let merged = Merged { upper: None, lower: Vec::new(), roots, is_redirected: false, has_oci_whiteouts };
+        Self { merged, leaf: None }
     }
 
     fn add(&mut self, entry: Entry, layer: Layer, search: &Search) -> io::Result<()> {
