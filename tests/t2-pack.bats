@@ -280,6 +280,24 @@ loaded_trees() {
         [ -z "$(find full . -maxdepth 1 -name '.?*' -newer image.json)" ]
     done
     umount full
+    # A read-only file system.
+    mount -t tmpfs tmpfs full
+    msb-pack -q -r image.json oci:full/layout:v1 tar:full/old.tar -o old.json
+    mkdir full/empty
+    mount -o remount,ro full
+    tree_manifest full >before
+    for target in oci:full/layout:v2 oci:full/new:v1 oci-archive:full/a.tar:v1 docker-archive:full/b.tar:demo tar:full/old.tar layer:full/l.tar \
+        dir:full/dir dir:full/empty raw:full/disk.raw qcow2:full/disk.qcow2 erofs:full/disk.erofs; do
+        run --separate-stderr msb-pack -r patched.json "$target"
+        echo "$target: $stderr"
+        [ "$status" -eq 1 ]
+        [ -z "$output" ]
+        [[ $stderr == "msb-pack: "*"\"$PWD/full"*": Read-only file system (os error 30) (name a place elsewhere)" ||
+            $stderr == "msb-pack: "*"\"full/"*": Read-only file system (os error 30) (name a place elsewhere)" ]]
+    done
+    tree_manifest full | diff before -
+    [ -z "$(find . -maxdepth 1 -name '.?*' -newer image.json)" ]
+    umount full
     # A writer of the upper is in the way, and a reader is not.
     flock -o "$(jq -r .upper.work patched.json)" sleep 100000 3>&- &
     until ! flock -n "$(jq -r .upper.work patched.json)" true; do sleep 0.1; done

@@ -15,7 +15,7 @@ use crate::digest::{Hashing, hex_of};
 use crate::layer::Layer;
 use crate::registry::{Access, Registry};
 use crate::root::Root;
-use crate::staged::is_full;
+use crate::staged::remedy;
 
 /// The largest document that is read, in bytes.
 const MAX_DOCUMENT: u64 = 8 << 20;
@@ -189,7 +189,7 @@ impl Origin {
             ensure!(actual == digest, "wrong digest: expected {digest}, got {actual}");
             Ok(())
         };
-        copy().map_err(|error| match is_full(&error) {
+        copy().map_err(|error| match remedy(&error).is_some() {
             true => error.context(format!("layer {digest} of the base")),
             false => {
                 anyhow!("layer {digest} of the base: {error:#} (pull the base again, or use --squash or --repack)")

@@ -97,8 +97,8 @@ pub(crate) fn write(
     free: u64,
     epoch: Option<i64>,
 ) -> anyhow::Result<()> {
+    let staged = StagedFile::begin(to)?;
     let made = || -> anyhow::Result<()> {
-        let staged = StagedFile::begin(to)?;
         // An interrupted tool removes the directory of the scripts before it ends.
         let _deferred = DeferExit::new();
         let to = absolute(to)?;

@@ -23,7 +23,7 @@ use crate::document::{self, NewImage, Parts};
 use crate::layer::{self, Layer, Out};
 use crate::root::Root;
 use crate::scripts::Scripts;
-use crate::staged::{StagedDir, StagedFile, is_full, parent};
+use crate::staged::{StagedDir, StagedFile, parent, remedy};
 use crate::target::{Disk, Target};
 use crate::walk::walk;
 use crate::{disk, docker, layout, push};
@@ -44,15 +44,20 @@ pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
     let scripts = Scripts::read(&record.scripts, config.scripts_to.as_deref(), &merged)?;
     let origin = Origin::of(record.image.as_ref().map_or("", |image| &image.reference), &config.access);
     let run = Run { config, record: &record, root, merged, scripts, origin };
-    let image = if config.targets.iter().any(Target::is_image) { Some(run.image()?) } else { None };
+    let image =
+        if config.targets.iter().any(Target::is_image) { Some(run.image().map_err(with_remedy)?) } else { None };
     for target in &config.targets {
-        run.write(target, image.as_ref()).map_err(|error| match is_full(&error) {
-            true => anyhow!("{error:#} (make room, or name a place elsewhere)"),
-            false => error,
-        })?;
+        run.write(target, image.as_ref()).map_err(with_remedy)?;
     }
     let made = run.made(image.as_ref())?;
     Ok(made.into_record(record))
+}
+
+fn with_remedy(error: anyhow::Error) -> anyhow::Error {
+    match remedy(&error) {
+        Some(remedy) => anyhow!("{error:#} ({remedy})"),
+        None => error,
+    }
 }
 
 struct Run<'a> {

@@ -79,10 +79,13 @@ pub(crate) fn parent(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new("/"))
 }
 
-/// Whether an error says that a file system is full.
-pub(crate) fn is_full(error: &anyhow::Error) -> bool {
-    let is_full = |error: &io::Error| error.kind() == io::ErrorKind::StorageFull;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(is_full))
+/// What the user can do about an error of the place that is written to.
+pub(crate) fn remedy(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| match cause.downcast_ref::<io::Error>()?.kind() {
+        io::ErrorKind::StorageFull => Some("make room, or name a place elsewhere"),
+        io::ErrorKind::ReadOnlyFilesystem => Some("name a place elsewhere"),
+        _ => None,
+    })
 }
 
 /// A directory that is being made. The lock tells it from one that a killed run has left.
