@@ -48,9 +48,9 @@ teardown() {
     mkdir volume
     layout=$(foreign_image)
     run ! msb-pull "oci:$layout:latest"
-    echo '{"op": "text", "path": "/etc/motd", "text": "patched\n"}' >ops.jsonl
+    echo '{"op": "text", "path": "/etc/motd", "content": "patched\n"}' >ops.jsonl
     { msb-pull --platform "linux/$foreign" "oci:$layout:latest"; cat ops.jsonl; } | msb-patch >patched.json
-    msb-boot -r patched.json --name foreign -v "$PWD/volume:/volume" --network public --verbose -o foreign.json 2>boot.err || { cat boot.err; false; }
+    msb-boot -r patched.json --name foreign -v "$PWD/volume:/volume" --network public --timeout 1000 --verbose -o foreign.json 2>boot.err || { cat boot.err; false; }
     grep -q "linux/$foreign guest: using qemu (software emulation)" boot.err
     [ "$(vm_exec foreign uname -m)" = "$machine" ]
     [ "$(vm_exec foreign cat /etc/motd)" = patched ]
