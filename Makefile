@@ -2,6 +2,7 @@
 # make test        sets the machine up, then runs the unit tests and the tools on real parts
 # make guest-arm64 builds what arm64 guests need on an amd64 machine (guest-amd64: the reverse)
 # make arm64       builds everything for an arm64 machine; make deps-arm64 installs what that needs (amd64: the reverse)
+# make dist        makes a tarball and Debian packages in target/dist, for this machine's architecture; dist-arm64 for that one
 # make install     builds, and installs below PREFIX (/usr/local), in DESTDIR
 # make uninstall   removes what make install installed
 # make lint        rustfmt, clippy, mandoc, shellcheck, cargo-deny
@@ -38,7 +39,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest,$(ARCHITECTURES:%=$(name)-%)) man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-shutdown install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-shutdown install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -82,6 +83,12 @@ $(ARCHITECTURES): %: guest-%
 		{ echo "vhost-device-vsock is missing: run \"make deps-$*\" first" >&2; exit 1; }
 	@cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock $(RELEASE)/$(machine_$*)/* \
 		target/$(call triple,$*)/release/
+
+# A tarball and Debian packages, in target/dist. Two builds of one source are the same, byte for byte.
+dist: dist-$(HOST_ARCHITECTURE)
+
+$(ARCHITECTURES:%=dist-%): dist-%: build %
+	@tools/dist.sh $* target/$(call triple,$*)/release target/dist
 
 # The pages of section 1 are generated from the flags and from page.rs of each tool; the others get the same date.
 man: build

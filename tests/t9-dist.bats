@@ -1,0 +1,94 @@
+#!/usr/bin/env bats
+# The packages that tools/dist.sh makes: what is in them, that they are reproducible, and that they work in a clean Debian.
+
+# shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    export architecture
+    architecture=$(dpkg --print-architecture)
+    cd "$BATS_TEST_DIRNAME/.." || return
+    SOURCE_DATE_EPOCH=1700000000 tools/dist.sh "$architecture" target/release "$BATS_FILE_TMPDIR/dist" >"$BATS_FILE_TMPDIR/list"
+}
+
+setup() {
+    source "$BATS_TEST_DIRNAME/image.bash"
+    cd "$BATS_FILE_TMPDIR/dist" || return
+    package=$(echo msb_*_"$architecture.deb") guest=$(echo msb-guest-*.deb) tarball=$(echo msb-*.tar.gz)
+}
+
+teardown() {
+    local dir
+    for dir in "$BATS_TEST_TMPDIR"/root-*; do
+        if [ -d "$dir" ]; then rm -rf --one-file-system "$dir"; fi
+    done
+}
+
+# bats test_tags=slow
+@test "the same binaries make the same packages, whoever makes them, where and when" {
+    umask 077
+    (cd "$BATS_TEST_DIRNAME/.." && SOURCE_DATE_EPOCH=1700000000 TZ=Asia/Tokyo tools/dist.sh "$architecture" target/release "$BATS_TEST_TMPDIR/again")
+    [ "$(wc -l <../list)" = 3 ]
+    for file in "$package" "$guest" "$tarball"; do cmp "$file" "$BATS_TEST_TMPDIR/again/$file"; done
+}
+
+# bats test_tags=slow
+@test "the tarball has the tools, and everything else below the same directory" {
+    mkdir "$BATS_TEST_TMPDIR/unpacked"
+    tar -C "$BATS_TEST_TMPDIR/unpacked" -xzf "$tarball"
+    cd "$BATS_TEST_TMPDIR/unpacked/"*
+    diff <(bin/msb-run --generate man) share/man/man1/msb-run.1
+    [ -x libexec/msb/agentd ] && [ -x libexec/msb/vhost-device-vsock ] && [ -e lib/msb/libkrunfw.so.5 ]
+    grep -q 'GPL-2.0-only' share/msb/copyright
+    [ ! -e "libexec/msb/$(uname -m)" ]
+    run ! grep -rl "$BATS_TEST_TMPDIR" .
+}
+
+# bats test_tags=slow
+@test "lintian finds no error and no warning in the packages" {
+    command -v lintian >/dev/null || skip "lintian is not installed (apt-get install lintian)"
+    run lintian --allow-root --fail-on error,warning "$package" "$guest"
+    echo "$output"
+    [ "$status" -eq 0 ]
+}
+
+# pipe_in SUITE: installs the package in a clean Debian, and runs the pipe there.
+pipe_in() {
+    local root=$BATS_TEST_TMPDIR/root-$1 layout qemu=qemu-system-x86
+    [ "$architecture" = amd64 ] || qemu=qemu-system-arm
+    [ "$(id -u)" = 0 ] || skip "needs root"
+    layout=$(demo_image)
+    mmdebstrap --quiet --variant=apt "$1" "$root" >"$BATS_TEST_TMPDIR/mmdebstrap" 2>&1 3>&- || { cat "$BATS_TEST_TMPDIR/mmdebstrap"; false; }
+    cp "$package" "$root/root/msb.deb"
+    cp -r "$layout" "$root/root/layout"
+    unshare --mount --pid --fork --kill-child sh -euc '
+        root=$1
+        mount --bind "$root" "$root"
+        for dir in dev sys; do mount --rbind "/$dir" "$root/$dir"; done
+        mount -t proc proc "$root/proc"
+        mount -t tmpfs run "$root/run"
+        cp /etc/resolv.conf "$root/etc/resolv.conf"
+        exec chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive sh -euc "
+            apt-get -q update
+            virtiofsd=\$(apt-cache show virtiofsd >/dev/null 2>&1 && echo virtiofsd || echo qemu-system-common)
+            apt-get -q install -y --no-install-recommends /root/msb.deb "$2" \$virtiofsd passt
+            cd /root
+            msb doctor
+            echo \"{\\\"op\\\": \\\"text\\\", \\\"path\\\": \\\"/etc/motd\\\", \\\"content\\\": \\\"from a package\\\"}\" >ops.jsonl
+            { msb-pull oci:layout:latest; cat ops.jsonl; } | msb-patch | msb-mount /root/mnt | msb-boot --name packed --network none --vmm qemu >vm.json
+            msb-exec packed -- cat /etc/motd
+            msb-stop packed >/dev/null
+            msb-mount --unmount /root/mnt
+        "' - "$root" "$qemu" >"$BATS_TEST_TMPDIR/log" 2>&1 3>&- || { cat "$BATS_TEST_TMPDIR/log"; false; }
+    grep -q 'from a package' "$BATS_TEST_TMPDIR/log"
+}
+
+# bats test_tags=slow
+@test "the package runs the pipe in a clean Debian 12" {
+    pipe_in bookworm
+}
+
+# bats test_tags=slow
+@test "the package runs the pipe in a clean Debian 13" {
+    pipe_in trixie
+}

@@ -1,0 +1,127 @@
+#!/bin/bash
+# Packs the binaries of one architecture: a tarball for /usr/local, the Debian package msb, and msb-guest-ARCHITECTURE, with what guests
+# of that architecture need on a machine of another one. The same binaries and the same SOURCE_DATE_EPOCH make the same bytes.
+#
+#   tools/dist.sh amd64|arm64 BINARIES OUT
+#
+# The pages and completions come from the tools in target/release, which this machine can run.
+set -euo pipefail
+umask 022
+export LC_ALL=C TZ=UTC
+
+architecture=${1:?architecture} binaries=$(realpath "${2:?directory with the binaries}") out=${3:?directory for the packages}
+case $architecture in
+    amd64) machine=x86_64 ;;
+    arm64) machine=aarch64 ;;
+    *) echo "dist: architecture \"$architecture\": amd64 or arm64 is expected" >&2; exit 2 ;;
+esac
+mkdir -p "$out"
+out=$(realpath "$out")
+cd "$(dirname "$0")/.."
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+maintainer=${DIST_MAINTAINER:-msb developers <msb@packages.example.org>}
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+
+# strip_all DIR: removes symbols and debugging information from all programs. The kernel's library stays as it was published.
+strip_all() {
+    find "$1" -type f -perm -0100 -exec "$machine-linux-gnu-strip" --strip-unneeded {} +
+}
+
+# install_files PREFIX DIR: what "make install" installs, without the guests of other architectures.
+install_files() {
+    make --no-print-directory --silent install-files BINARIES="$binaries" GUESTS= PREFIX="$1" DESTDIR="$2" >/dev/null
+    strip_all "$2"
+}
+
+# documents DIR PACKAGE: the documents of a Debian package.
+documents() {
+    local dir=$1/usr/share/doc/$2
+    mkdir -p "$dir"
+    cp dist/copyright "$dir/copyright"
+    printf '%s (%s-1) unstable; urgency=medium\n\n  * Release %s.\n\n -- %s  %s\n' "$2" "$version" "$version" "$maintainer" \
+        "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$dir/changelog.Debian.gz"
+    gzip -9n <CHANGELOG.md >"$dir/changelog.gz"
+    if [ -e "dist/$2.lintian-overrides" ]; then
+        install -D -m 0644 "dist/$2.lintian-overrides" "$1/usr/share/lintian/overrides/$2"
+    fi
+}
+
+# package DIR NAME ARCHITECTURE <CONTROL: makes a Debian package; the rest of its control file is on stdin.
+package() {
+    local dir=$1 size
+    size=$(du -sk --apparent-size "$dir" | cut -f1)
+    mkdir "$dir/DEBIAN"
+    {
+        printf 'Package: %s\nVersion: %s-1\nArchitecture: %s\nMaintainer: %s\nInstalled-Size: %s\n' \
+            "$2" "$version" "$3" "$maintainer" "$size"
+        cat
+    } >"$dir/DEBIAN/control"
+    (cd "$dir" && find . -path ./DEBIAN -prune -o -type f -printf '%P\0' | sort -z | xargs -0 md5sum) >"$stage/md5sums"
+    install -m 0644 "$stage/md5sums" "$dir/DEBIAN/md5sums"
+    find "$dir" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    # With several threads xz would cut the content into blocks, and make other bytes.
+    dpkg-deb --root-owner-group -Zxz --threads-max=1 --build "$dir" "$out/$2_$version-1_$3.deb" >/dev/null
+    echo "$out/$2_$version-1_$3.deb"
+}
+
+# glibc DIR: the oldest glibc with all symbols that the programs use.
+glibc() {
+    find "$1/usr/bin" "$1/usr/libexec" -type f -exec readelf -VW {} + | grep -o 'GLIBC_[0-9][0-9.]*' | sort -uV | tail -n 1 | cut -d_ -f2
+}
+
+# The tarball.
+name=msb-$version-linux-$architecture
+install_files /usr/local "$stage/tarball"
+mv "$stage/tarball/usr/local" "$stage/$name"
+install -m 0644 -t "$stage/$name/share/msb" LICENSE CHANGELOG.md README.md dist/copyright
+tar -C "$stage" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --format=gnu -cf - "$name" |
+    gzip -9n >"$out/$name.tar.gz"
+echo "$out/$name.tar.gz"
+
+# The package msb.
+install_files /usr "$stage/msb"
+find "$stage/msb/usr/share/man" -type f -exec gzip -9n {} +
+documents "$stage/msb" msb
+install -m 0644 README.md "$stage/msb/usr/share/doc/msb"
+cp -r examples "$stage/msb/usr/share/doc/msb/examples"
+libc=$(glibc "$stage/msb")
+case $architecture in
+    amd64) qemu=qemu-system-x86 other=arm64 ;;
+    arm64) qemu=qemu-system-arm other=amd64 ;;
+esac
+package "$stage/msb" msb "$architecture" <<END
+Section: admin
+Priority: optional
+Depends: libc6 (>= $libc), libgcc-s1, e2fsprogs, erofs-utils, fuse3
+Recommends: $qemu, virtiofsd | qemu-system-common (<< 1:8), passt, uidmap, iproute2
+Suggests: msb-guest-$other
+Description: microVM sandboxes as small Unix tools
+ Each tool does one step on the way to a microVM: msb-pull fetches an OCI
+ image, msb-patch changes its files, msb-mount mounts it, msb-boot starts the
+ VM, msb-exec runs commands in it, and msb-stop ends it. The steps pass on one
+ JSON record. VMs run on KVM with libkrun, or with QEMU, which also emulates
+ the processor where there is no KVM. There is no daemon.
+ .
+ The package has the guest's agent and kernel.
+END
+
+# The package for guests on machines of another architecture.
+guest=msb-guest-$architecture
+dir=$stage/$guest/usr/libexec/msb/$machine
+mkdir -p "$dir"
+install -m 0755 "$binaries/agentd" "$dir"
+strip_all "$stage/$guest"
+if [ -e "$binaries/libkrunfw.so.5" ]; then install -m 0644 "$binaries/libkrunfw.so.5" "$dir"; fi
+documents "$stage/$guest" "$guest"
+package "$stage/$guest" "$guest" all <<END
+Section: admin
+Priority: optional
+Depends: msb (= $version-1), $qemu
+Description: $architecture guests for msb
+ The agent and the kernel for guests of msb with the architecture
+ $architecture, on machines with another one. QEMU emulates the processor of
+ such a guest.
+END
