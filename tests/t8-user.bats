@@ -174,7 +174,6 @@ END
     [ ! -e .local/share/msb/sandboxes/worker ]
 }
 
-<<<<<<< HEAD
 @test "what a user packs has the digests of what root packs" {
     cat >ops.jsonl <<'END'
 {"op":"text","path":"/etc/motd","content":"patched\n"}
@@ -191,7 +190,8 @@ END
     sh -euc "$pack" - "$place" >roots
     diff roots users
     [ "$(wc -l <users)" -eq 5 ]
-=======
+}
+
 @test "a program in the place of QEMU or mkfs.erofs reaches nothing in a user's jail either" {
     source "$BATS_TEST_DIRNAME/image.bash"
     cp "$(guest_program jail-attempts)" "$place/tools/attempts"
@@ -206,7 +206,6 @@ END
         case $profile in qemu | vsock) uid=65534 ;; *) uid=0 ;; esac
         [[ $output == 'attempts: '*", user: $uid, "*"at the parent's death: 9" ]]
     done
->>>>>>> 27712b0 (mkfs.erofs and mke2fs run in one jail, and Landlock is a second layer of every jail)
 }
 
 @test "device nodes of an image are left out with a message" {
