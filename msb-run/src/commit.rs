@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use msb::record::Record;
 use msb::tool::output::Output;
 use msb::tool::{exit, source};
@@ -42,7 +42,15 @@ pub fn run(plan: &Plan, args: &Args) -> anyhow::Result<u8> {
             Err(code) => return Ok(code),
         },
     };
-    let is_kept = match step.as_ref().map(|step| step.keep(&made)) {
+    let is_new = caretaker.is_some();
+    let keep = |step: &Step| {
+        // It may have run with something else than what its digest is of.
+        if is_new && Step::new(&record, args)? != *step {
+            bail!("what it depends on has changed while it ran");
+        }
+        step.keep(&made)
+    };
+    let is_kept = match step.as_ref().map(keep) {
         Some(Err(error)) => {
             exit::warn(TOOL, &format!("--cache: the result is not kept: {error:#}"));
             false

@@ -1,23 +1,25 @@
 //! The cache of the steps of a build: the upper that a step made, by the digest of all that the step depends on. A result counts only
 //! as long as its upper is as the step left it.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use blake3::Hasher;
+use msb::lock::{self, Lock};
 use msb::record::{Record, Rootfs, Upper};
-use msb::store::{checksums, home, layout, publish};
+use msb::store::step::StepResult;
+use msb::store::{checksums, home, layout};
 use msb::tool::{env as variable, exit, line, user_namespace};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::args::Args;
@@ -31,18 +33,9 @@ const VARIABLES: [&str; 3] = ["MSB_NETWORK", "MSB_VMM", "SOURCE_DATE_EPOCH"];
 const VERSION: &[u8] = b"msb-run step 1";
 
 /// A step of a build.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Step {
     file: PathBuf,
-}
-
-/// The result of a step.
-#[derive(Serialize, Deserialize)]
-struct Entry {
-    upper: Upper,
-    scripts: BTreeMap<String, PathBuf>,
-    /// The digest of the upper.
-    digest: String,
 }
 
 impl Step {
@@ -70,7 +63,9 @@ impl Step {
 
     /// The record with the result of an earlier run, if there is one and nobody has changed it.
     pub fn result(&self, record: &Record) -> Option<Record> {
-        let entry: Entry = serde_json::from_slice(&fs::read(&self.file).ok()?).ok()?;
+        let entry = StepResult::read(&self.file).ok()?;
+        // Somebody may be changing it.
+        let _lock = exclude_writers(&entry.upper).ok()?;
         let is_whole = digest(&entry.upper.dir).is_ok_and(|digest| digest == entry.digest)
             && entry.scripts.values().all(|script| script.exists());
         if !is_whole {
@@ -89,12 +84,19 @@ impl Step {
     pub fn keep(&self, made: &Record) -> anyhow::Result<()> {
         let Some(upper) = made.upper.clone().filter(|_| !self.file.exists()) else { return Ok(()) };
         let digest = digest(&upper.dir).with_context(|| format!("upper {:?}", upper.dir))?;
-        let entry = Entry { upper, scripts: made.scripts.clone(), digest };
-        if let Some(steps) = self.file.parent() {
-            publish::make_private_dir(steps).with_context(|| format!("{steps:?}"))?;
-        }
-        publish::write_file(&self.file, &serde_json::to_vec(&entry)?, 0o600).with_context(|| format!("{:?}", self.file))
+        let entry = StepResult { upper, scripts: made.scripts.clone(), digest };
+        entry.write(&self.file).with_context(|| format!("{:?}", self.file))
     }
+}
+
+/// Excludes writers of an upper as long as the lock is held.
+fn exclude_writers(upper: &Upper) -> anyhow::Result<OwnedFd> {
+    lock::open(&upper.work, Lock::TryShared).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            anyhow!("upper {:?}: in use by msb-patch or msb-mount (unmount or await that first)", upper.dir)
+        }
+        _ => anyhow!(error).context(format!("work {:?}", upper.work)),
+    })
 }
 
 /// What a step depends on.
@@ -140,7 +142,10 @@ impl Parts {
             }
         }
         match &record.upper {
-            Some(upper) => self.add_path(&upper.dir)?,
+            Some(upper) => {
+                let _lock = exclude_writers(upper)?;
+                self.add_path(&upper.dir)?;
+            }
             None => self.add(b"no upper"),
         }
         self.add(&scripts.len().to_le_bytes());

@@ -12,10 +12,10 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use msb::lock::{self, Lock};
-use msb::record::Upper;
 use msb::store::erofs::Mkfs;
+use msb::store::step::StepResult;
 use msb::store::{layers, layout, publish, sandbox};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::args::Type;
 use crate::inventory::{Inventory, name_of};
@@ -204,17 +204,11 @@ impl Collector<'_> {
 
     /// Removes results of steps whose upper is gone, and says nothing of them: they are small, and msb-run would not use them.
     fn steps(&mut self) -> anyhow::Result<()> {
-        /// What is read of a result.
-        #[derive(Deserialize)]
-        struct Made {
-            upper: Upper,
-        }
         if !self.is_general() || self.scope.dry_run {
             return Ok(());
         }
         for path in size::children(&layout::steps(self.home))?.into_iter().filter(|path| !layout::is_staging(path)) {
-            let text = fs::read(&path).with_context(|| format!("{path:?}"))?;
-            if !serde_json::from_slice::<Made>(&text).is_ok_and(|made| made.upper.dir.is_dir()) {
+            if !StepResult::read(&path).is_ok_and(|made| made.upper.dir.is_dir()) {
                 fs::remove_file(&path).with_context(|| format!("{path:?}"))?;
             }
         }

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{XattrFlags, fsync};
+use rustix::fs::{XattrFlags, fstatfs, fsync, syncfs};
 
 use super::attributes::Attributes;
 use super::beneath::{Dir, Entry, Name};
@@ -15,6 +15,10 @@ use super::marks::Marks;
 use super::merged::{Merged, Node};
 use super::whiteout;
 use crate::interrupt;
+
+/// `EXT4_SUPER_MAGIC` and `XFS_SUPER_MAGIC` (linux/magic.h).
+const EXT4: i64 = 0xef53;
+const XFS: i64 = 0x5846_5342;
 
 /// A fold that has been done, with what undoes it.
 #[derive(Debug)]
@@ -106,10 +110,16 @@ impl Fold {
     /// Waits until the fold is on the disk.
     ///
     /// # Errors
-    /// The error of `fsync(2)`.
+    /// The error of `fsync(2)` or `syncfs(2)`.
     pub fn sync(work: &Dir) -> io::Result<()> {
         // A descriptor of O_PATH cannot be synced.
-        Ok(fsync(std::fs::File::open(work.proc_path())?)?)
+        let work = std::fs::File::open(work.proc_path())?;
+        // These write all that was changed before. Others may write this directory alone, as btrfs does: then the journal would be gone
+        // after a crash, and not all of what it was for be there.
+        match fstatfs(&work)?.f_type {
+            EXT4 | XFS => Ok(fsync(work)?),
+            _ => Ok(syncfs(work)?),
+        }
     }
 }
 

@@ -38,6 +38,7 @@ pub mod notices;
 pub mod publish;
 pub mod sandbox;
 pub mod staging;
+pub mod step;
 pub mod support;
 mod sync;
 
