@@ -13,7 +13,8 @@ setup() {
     mkdir "$place"/{tools,context}
     cp "$BATS_TEST_DIRNAME/../target/release/msb-mount" "$place/tools/"
     echo copied >"$place/context/file"
-    printf 'FROM localhost/base\nRUN echo new >/new && rm /etc/passwd && mv /bin/busybox /bin/moved\nCOPY file /file\n' >"$place/context/Dockerfile"
+    printf '%s\n' 'FROM localhost/base' 'RUN echo new >/new && rm /etc/passwd && mv /bin/busybox /bin/moved' 'COPY file /file' \
+        >"$place/context/Dockerfile"
     chmod -R go+rX "$place"
     fuse_mode=$(stat -c %a /dev/fuse)
     user=
@@ -21,7 +22,8 @@ setup() {
 
 teardown() {
     chmod "$fuse_mode" /dev/fuse
-    [ -z "$user" ] || userdel "$user"
+    # podman of a user leaves a process that holds its namespaces.
+    [ -z "$user" ] || { ps -o pid= -u "$user" | xargs -r kill || true; userdel --force "$user"; }
     if grep -q " $place/" /proc/self/mountinfo; then umount -R "$place/storage/overlay"; fi
     rm -rf "$place"
 }

@@ -19,8 +19,8 @@ impl Writer {
     /// file at `to_name` is replaced; the caller has checked that a directory there is empty.
     ///
     /// # Errors
-    /// EXDEV for a directory that a lower layer has too and that has no redirect ([`Writer::redirect`]); EEXIST with [`RenameFlags::NOREPLACE`];
-    /// EINVAL for other flags; else the error of `renameat2(2)`.
+    /// EXDEV for a directory that a lower layer has too and that has no redirect ([`Writer::redirect`]), since its lower part cannot
+    /// move; EEXIST with [`RenameFlags::NOREPLACE`]; EINVAL for other flags; else the error of `renameat2(2)`.
     pub fn rename(
         &self,
         from: &Merged,
