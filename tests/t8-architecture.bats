@@ -50,8 +50,8 @@ teardown() {
     run ! msb-pull "oci:$layout:latest"
     echo '{"op": "text", "path": "/etc/motd", "content": "patched\n"}' >ops.jsonl
     { msb-pull --platform "linux/$foreign" "oci:$layout:latest"; cat ops.jsonl; } | msb-patch >patched.json
-    msb-boot -r patched.json --name foreign -v "$PWD/volume:/volume" --network public --timeout 1000 --verbose -o foreign.json 2>boot.err || { cat boot.err; false; }
-    grep -q "linux/$foreign guest: using qemu (software emulation)" boot.err
+    msb-boot -r patched.json --name foreign -v "$PWD/volume:/volume" --network public --timeout 1000 -o foreign.json 2>boot.err || { cat boot.err; false; }
+    jq -e '.vm.vmm == "qemu" and .vm.root == "block"' foreign.json
     [ "$(vm_exec foreign uname -m)" = "$machine" ]
     [ "$(vm_exec foreign cat /etc/motd)" = patched ]
     [ "$(echo in | msb-exec foreign -- cat)" = in ]
