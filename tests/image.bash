@@ -122,18 +122,18 @@ init_recipe() {
 # foreign_image: a static BusyBox for the other architecture, amd64 or arm64, in one layer. It is nowhere installed, so its package is
 # only unpacked.
 foreign_image() {
-    image_cached foreign_recipe image_debian image_from_tars
+    image_cached foreign_recipe image_debian image_from_tars image_tar
 }
 
 foreign_recipe() {
-    local architecture=arm64
+    local architecture=arm64 applet
     [ "$(dpkg --print-architecture)" = amd64 ] || architecture=amd64
-    # shellcheck disable=SC2016 # the hook's own shell has $1
-    image_debian extract layer.tar --architectures="$architecture" --include=busybox-static --customize-hook='
-        for applet in sh cat echo id mkdir uname wget; do ln -sf busybox "$1/bin/$applet" || exit; done
-        mkdir -p "$1/etc" "$1/proc" "$1/sys" "$1/dev" "$1/tmp" "$1/run" "$1/root"
-        rm -rf "$1/var"; printf "root:x:0:0:root:/root:/bin/sh\n" >"$1/etc/passwd"'
-    image_from_tars layer.tar
+    image_debian extract layer.tar --architectures="$architecture" --include=busybox-static
+    mkdir -p more/{bin,dev,etc,proc,root,run,sys,tmp}
+    for applet in sh cat echo id mkdir uname; do ln -s busybox "more/bin/$applet"; done
+    printf 'root:x:0:0:root:/root:/bin/sh\n' >more/etc/passwd
+    image_tar more.tar more
+    image_from_tars layer.tar more.tar
     umoci config --image layout:latest --architecture "$architecture" --config.cmd /bin/sh --config.env PATH=/bin
     umoci gc --layout layout
 }
