@@ -44,9 +44,7 @@ documents() {
     printf '%s (%s-1) unstable; urgency=medium\n\n  * Release %s.\n\n -- %s  %s\n' "$2" "$version" "$version" "$maintainer" \
         "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$dir/changelog.Debian.gz"
     gzip -9n <CHANGELOG.md >"$dir/changelog.gz"
-    if [ -e "dist/$2.lintian-overrides" ]; then
-        install -D -m 0644 "dist/$2.lintian-overrides" "$1/usr/share/lintian/overrides/$2"
-    fi
+    install -D -m 0644 "dist/${2%-"$architecture"}.lintian-overrides" "$1/usr/share/lintian/overrides/$2"
 }
 
 # package DIR NAME ARCHITECTURE <CONTROL: makes a Debian package; the rest of its control file is on stdin.
