@@ -1,4 +1,24 @@
 //! What a VMM does: the trait that libkrun and QEMU implement. [`any`] chooses between them.
+//!
+//! # What another VMM would need
+//!
+//! It takes the guest's kernel with a command line, and has virtiofs for the boot share, virtio-blk, virtio-vsock, and a console that the
+//! kernel knows. Its file implements [`Vmm`]; `any.rs`, `msb/src/record/boot.rs` and, for its jail, `msb/src/jail/profile.rs` get an entry
+//! each. What the two obvious candidates differ in:
+//!
+//! | | Firecracker | Cloud Hypervisor |
+//! | --- | --- | --- |
+//! | kernel | ELF, entered as libkrun or QEMU do | ELF, entered as QEMU does (PVH); it has PCI alone, which libkrunfw's kernel lacks |
+//! | boot share | no virtiofs: its content would have to be an initramfs | vhost-user-fs, with QEMU's helper process |
+//! | console | an 8250 alone, for which libkrunfw's kernel has no driver | virtio-console |
+//! | vsock | one socket with a handshake; the guest's connections arrive at `SOCKET_PORT` | the same |
+//! | disks | raw alone, so no disk roots | raw and qcow2 |
+//! | shared roots, volumes of the host | none | vhost-user-fs |
+//! | network cards | TAP, so the relay in the other direction | TAP or vhost-user |
+//! | descriptors | opens files by path: `/proc/self/fd` in its jail | the same |
+//!
+//! No method says that a VMM lacks shares, qcow2 or stream sockets for cards: both VMMs have them. Such a method belongs beside
+//! [`Vmm::max_devices`], and is asked where the configuration is checked, before anything is made.
 
 pub(crate) mod any;
 pub(crate) mod kvm;
