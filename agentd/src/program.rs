@@ -85,10 +85,8 @@ impl Cache {
         {
             return Ok(found.file.clone());
         }
-        // The stamps come first, so that they are older than what is added during the search.
-        let stamps: Vec<_> = directories(path).map(|dir| settled(&cwd.join(dir))).collect();
-        let (file, count) = search(program, path, cwd)?;
-        let searched = count.and_then(|count| stamps.into_iter().take(count).collect::<Option<Vec<_>>>());
+        let (file, searched) = search(program, path, cwd)?;
+        let searched = searched.and_then(|searched| searched.into_iter().collect::<Option<Vec<_>>>());
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|found| !found.is_for(program, path, cwd));
         if let Some(searched) = searched {
@@ -121,25 +119,34 @@ fn directories(path: &OsStr) -> impl Iterator<Item = &Path> {
     })
 }
 
-/// Searches the directories of a PATH. Returns the file, and the number of directories before its own. `None`: one of those has something
-/// else of that name, which may become executable.
-fn search(program: &OsStr, path: &OsStr, cwd: &Path) -> Result<(PathBuf, Option<usize>), Failure> {
-    let (mut worst, mut are_all_without) = (None, true);
-    for (index, dir) in directories(path).enumerate() {
+/// What [`settled`] returned for each directory that was searched.
+type Searched = Vec<Option<(PathBuf, Stamp)>>;
+
+/// Searches the directories of a PATH. Returns the file, and the directories before its own. `None`: one of those has something else of
+/// that name, which may become executable.
+fn search(program: &OsStr, path: &OsStr, cwd: &Path) -> Result<(PathBuf, Option<Searched>), Failure> {
+    let (mut worst, mut searched) = (None, Some(Searched::new()));
+    for dir in directories(path) {
+        // The stamp comes first, so that it is older than what is added during the search. Directories after that of the file are left
+        // alone: their storage may hang.
+        let stamp = settled(&cwd.join(dir));
         let file = dir.join(program);
         let is_absent =
             |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
         if fs::symlink_metadata(cwd.join(&file)).is_err_and(|error| is_absent(&error)) {
+            if let Some(searched) = &mut searched {
+                searched.push(stamp);
+            }
             continue;
         }
         match check(program, &file, cwd) {
-            Ok(()) => return Ok((file, are_all_without.then_some(index))),
+            Ok(()) => return Ok((file, searched)),
             Err(why) if why.code == NOT_EXECUTABLE => worst = worst.or(Some(why)),
             // A file in a later directory may not be the one that the caller means.
             Err(why) if why.code == TOOL_FAILED => return Err(why),
             Err(_) => {}
         }
-        are_all_without = false;
+        searched = None;
     }
     Err(worst.unwrap_or_else(|| failure(NOT_FOUND, format!("{program:?}: not found in the guest's PATH"))))
 }
@@ -254,7 +261,11 @@ mod tests {
         }
         fs::write(scratch.path().join("b/tool"), "").unwrap();
         fs::set_permissions(scratch.path().join("b/tool"), fs::Permissions::from_mode(0o755)).unwrap();
-        let find = || search(OsStr::new("tool"), OsStr::new("none:a:b/tool:b"), scratch.path()).unwrap();
+        let find = || {
+            let found = search(OsStr::new("tool"), OsStr::new("none:a:b/tool:b"), scratch.path());
+            let (file, searched) = found.unwrap();
+            (file, searched.map(|searched| searched.len()))
+        };
         assert_eq!(find(), ("b/tool".into(), Some(3)));
         std::os::unix::fs::symlink("nowhere", scratch.path().join("a/tool")).unwrap();
         assert_eq!(find(), ("b/tool".into(), None));
