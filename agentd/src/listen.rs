@@ -109,7 +109,12 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
 /// Receives the hello and the first frame after it. The header of that is read together with the hello, whose length is known.
 fn receive_request(connection: &mut VsockStream) -> Result<Option<Message>, wire::Error> {
     let mut start = vec![0; Message::hello().to_frame().len() + HEADER];
-    let got = connection.read(&mut start)?;
+    let got = loop {
+        match connection.read(&mut start) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            got => break got?,
+        }
+    };
     let mut frames = start[..got].chain(connection);
     Message::receive_hello(&mut frames)?;
     Message::receive(&mut frames)

@@ -98,7 +98,7 @@ impl Reaper {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a child, or prepares it if the launch has a barrier. Only [`Self::reap`] may wait for it.
+    /// Starts a child, or prepares it if the launch has a barrier. Only [`Self::reap`] and [`Self::reap_child`] may wait for it.
     ///
     /// # Errors
     /// See [`NotStarted`].
