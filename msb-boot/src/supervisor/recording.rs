@@ -135,11 +135,12 @@ impl Logs {
         }
     }
 
-    /// Removes the log of a command, but not of `newest`: of one that has ended, if there is any.
+    /// Removes the log of a command, but not of `newest`: of one from before the restart, else of one that has ended, if there is any.
     fn remove_oldest(&mut self, newest: u32) {
         let mut others = self.files.iter().filter(|(id, _)| **id != newest);
         let ended = others.clone().find(|(_, file)| file.is_none());
-        let Some((&id, _)) = ended.or_else(|| others.next()) else { return };
+        let other = || ended.or_else(|| others.next()).map(|(&id, _)| id);
+        let Some(id) = self.earlier.first().copied().or_else(other) else { return };
         self.files.remove(&id);
         self.earlier.remove(&id);
         remove(&self.dir.join(id.to_string()));
@@ -232,16 +233,21 @@ mod tests {
         for id in [2, 3] {
             assert!(frames(id).last().is_some_and(is_end), "{id}");
         }
+        fs::write(dir.path().join("200"), "").unwrap();
         let mut logs = Logs::in_dir(dir.path().to_owned());
         logs.take(output(2, b"new")).unwrap();
         logs.take(output(2, b"more")).unwrap();
         assert_eq!(frames(2), [output(2, b"new"), output(2, b"more")]);
         assert!(!rundir::older_part(&dir.path().join("2")).exists());
         assert_eq!(frames(3).first(), Some(&output(3, b"old")), "its ID has not come again");
+        logs.take(listed(2, true)).unwrap();
         for id in 4..=66 {
             logs.take(output(id, b"x")).unwrap();
         }
-        assert!(!dir.path().join("1").exists() && !dir.path().join("3").exists(), "they count among all that are kept");
+        for id in ["1", "3", "200"] {
+            assert!(!dir.path().join(id).exists(), "{id} counts among all that are kept");
+        }
+        assert!(dir.path().join("2").exists(), "a new one is kept longer than those from before");
     }
 
     #[test]
