@@ -25,6 +25,8 @@ use crate::store::{self, home, layout};
 
 /// Waits until its stdin is closed, and executes its arguments.
 const WAIT: &str = "read -r _; exec \"$@\"";
+/// Says whether AppArmor restricts user namespaces.
+const APPARMOR: &str = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns";
 
 /// What is missing for a user namespace.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -267,8 +269,8 @@ fn refusal(error: io::Error) -> Error {
         Some(Errno::NOSPC) => {
             missing("there are too many user namespaces already", "raise user.max_user_namespaces with sysctl")
         }
-        // Ubuntu without the profile "unprivileged_userns", see check_profile.
-        Some(Errno::ACCESS) => Missing::apparmor().into(),
+        // Ubuntu without the profile "unprivileged_userns", see check_profile. SELinux refuses with the same error.
+        Some(Errno::ACCESS) if setting(APPARMOR).is_some_and(|on| on != "0") => Missing::apparmor().into(),
         Some(Errno::PERM) => missing(
             "the kernel refuses it to this process: Operation not permitted",
             "in a container: docker run --security-opt seccomp=unconfined --security-opt apparmor=unconfined, or --privileged",
@@ -280,7 +282,7 @@ fn refusal(error: io::Error) -> Error {
 /// Ubuntu 24.04 lets anybody make a user namespace, and puts the process into the profile "unprivileged_userns", which allows it no
 /// capability there. If that profile was removed, the namespace is refused with EACCES.
 fn check_profile() -> Result<(), Error> {
-    let restricts = fs::read_to_string("/proc/sys/kernel/apparmor_restrict_unprivileged_userns");
+    let restricts = fs::read_to_string(APPARMOR);
     let profile = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
     match restricts {
         Ok(on) if is_restricted(&on, &profile) => Err(Missing::apparmor().into()),
