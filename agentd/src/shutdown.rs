@@ -217,7 +217,7 @@ fn end_by_init(agent: &Arc<Agent>, cleanup: &Cleanup) -> ! {
     end_machine(cleanup, since, Some(&agent.shutdown), Next::Off)
 }
 
-/// Reaps children until no command is left, but not longer than `until`. No other thread may reap.
+/// Reaps children until no command is left, but not longer than `until`. No other thread may take SIGCHLD.
 fn reap_until_unawaited(reaper: &Reaper, until: Instant) {
     let signals: SigSet = [Signal::SIGCHLD].into_iter().collect();
     let Ok(signals) = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK) else { return };
