@@ -34,7 +34,14 @@ pub fn staging_path(path: &Path) -> PathBuf {
 /// # Errors
 /// The error of writing, syncing or renaming; nothing is left beside `path` then.
 pub fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    write_and_rename(path, content, mode, File::sync_all)?;
+    write_and_rename(path, content, Some(mode), File::sync_all)?;
+    sync_parent(path)
+}
+
+/// As [`write_file`], with the mode that the umask leaves of 0666.
+#[cfg(feature = "tool")]
+pub(crate) fn write_output(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_and_rename(path, content, None, File::sync_all)?;
     sync_parent(path)
 }
 
@@ -44,22 +51,24 @@ pub fn write_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 /// # Errors
 /// The error of writing or renaming; nothing is left beside `path` then.
 pub fn write_volatile_file(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    write_and_rename(path, content, mode, |_| Ok(()))
+    write_and_rename(path, content, Some(mode), |_| Ok(()))
 }
 
 fn write_and_rename(
     path: &Path,
     content: &[u8],
-    mode: u32,
+    mode: Option<u32>,
     sync: impl FnOnce(&File) -> io::Result<()>,
 ) -> io::Result<()> {
     // An interrupted tool removes the staging file before it ends.
     let _deferred = DeferExit::new();
     let staging = staging_path(path);
     let written = (|| {
-        let mut file = File::options().write(true).create_new(true).mode(mode).open(&staging)?;
-        // The umask does not apply: others than the caller may have to read it.
-        file.set_permissions(Permissions::from_mode(mode))?;
+        let mut file = File::options().write(true).create_new(true).mode(mode.unwrap_or(0o666)).open(&staging)?;
+        if let Some(mode) = mode {
+            // The umask does not apply: others than the caller may have to read it.
+            file.set_permissions(Permissions::from_mode(mode))?;
+        }
         file.write_all(content)?;
         sync(&file)?;
         fs::rename(&staging, path)

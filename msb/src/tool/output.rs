@@ -102,8 +102,8 @@ fn print(summary: &str) -> Result<(), OutputError> {
 fn write(file: &Path, text: &[u8]) -> io::Result<()> {
     match fs::metadata(file) {
         Ok(meta) if !meta.is_file() => File::options().write(true).open(file)?.write_all(text),
-        Ok(_) => publish::write_file(&file.canonicalize()?, text, 0o666),
-        Err(_) => publish::write_file(&std::path::absolute(file)?, text, 0o666),
+        Ok(_) => publish::write_output(&file.canonicalize()?, text),
+        Err(_) => publish::write_output(&std::path::absolute(file)?, text),
     }
 }
 
@@ -123,6 +123,10 @@ mod tests {
         write(Path::new("/dev/null"), b"x").unwrap();
         assert!(fs::metadata("/dev/null").is_ok_and(|meta| !meta.is_file()));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+        // The umask applies, as to any new file.
+        fs::write(dir.path().join("other"), b"").unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().mode();
+        assert_eq!(mode("vm.json"), mode("other"));
     }
 
     #[test]
