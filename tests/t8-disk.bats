@@ -183,7 +183,8 @@ recoveries() {
     # The scripts of the disk, unless the record has one of that name.
     [ "$(vm_exec worker sh -c 'own; both')" = $'of the disk\nof the record' ]
     vm_exec worker sh -c "echo >/new"
-    # An EROFS disk is below a scratch disk.
+    # An EROFS disk is below a scratch disk. A VM reads one that only its owner may read, and leaves it so.
+    chmod 0600 packed.erofs
     msb-pull ./packed.erofs >"$vm_record"
     for flag in --overlay=kept.qcow2 --commit-on-stop --root=disk; do
         run -1 msb-boot -r "$vm_record" --name read-only "$flag"
@@ -191,4 +192,5 @@ recoveries() {
     vm_boot read-only
     jq -e '.rootfs.format == "erofs" and .vm.root == "block"' read-only.json
     [ "$(vm_exec read-only sh -c 'cat /packed; own; echo new >/packed; cat /packed')" = $'yes\nof the disk\nnew' ]
+    [ "$(stat -c %a packed.erofs)" = 600 ]
 }

@@ -1,10 +1,10 @@
 //! What of the host belongs to the user of a VM while it runs: its disks, its sockets, its console and the agent's configuration. The VMM
 //! opens them as that user.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, PipeWriter};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, chown};
 
 use anyhow::Context;
 use msb::jail::{FIRST_USER, LAST_USER};
@@ -53,15 +53,11 @@ fn owner_before(file: &OwnedFd) -> (u32, u32) {
 }
 
 fn grant_disk(drive: &Drive, user: u32) -> io::Result<Option<Disk>> {
-    let path = drive.fd.path();
-    let meta = fs::metadata(&path)?;
     if !drive.writable {
-        // An EROFS image of the store, below directories that only their owner can enter.
-        if meta.mode() & 0o004 == 0 {
-            fs::set_permissions(&path, Permissions::from_mode(0o444))?;
-        }
         return Ok(None);
     }
+    let path = drive.fd.path();
+    let meta = fs::metadata(&path)?;
     let file = drive.fd.duplicate()?;
     // A supervisor that was killed has not given it back. In a user namespace, every VM may have the same user.
     let is_left = meta.uid() == user || (FIRST_USER..=LAST_USER).contains(&meta.uid());

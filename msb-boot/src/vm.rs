@@ -102,9 +102,12 @@ impl Vm {
         })
     }
 
-    /// Whether a disk has a base that only its owner, or his group, may read.
+    /// Whether the VMM reads a disk image that only its owner, or his group, may read: a base, or a read-only disk.
     pub(crate) fn has_private_base(&self) -> bool {
-        let bases = self.drives.iter().filter_map(|drive| drive.backing_file.as_ref());
+        let bases = self
+            .drives
+            .iter()
+            .filter_map(|drive| drive.backing_file.clone().or_else(|| (!drive.writable).then(|| drive.fd.path())));
         bases.into_iter().any(|base| fs::metadata(base).is_ok_and(|meta| meta.mode() & 0o004 == 0))
     }
 

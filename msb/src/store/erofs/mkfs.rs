@@ -154,7 +154,6 @@ impl Mkfs {
         lock.set_len(0).and_then(|()| (&lock).write_all(names.join("\n").as_bytes())).at(subject)?;
         let make = || -> Result<(), Error> {
             let (draft, file) = self.make_merged(&dir, lower, &uuid)?;
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(0o444))?;
             file.sync_all()?;
             fs::rename(draft.image(), &path)?;
             Ok(sync_parent(&path)?)
@@ -223,6 +222,8 @@ impl Mkfs {
         mkfs.command().args(OPTIONS).args(["-d1", "-U", uuid, "--", jail::Mkfs::IMAGE, jail::Mkfs::TREE]);
         let made = mkfs.run();
         if made.is_ok() && is_complete(file, uuid)? {
+            // The user of a VM opens it. Only the store's owner can enter the directory.
+            rustix::fs::fchmod(file, Mode::from_raw_mode(0o444)).map_err(io::Error::from)?;
             return Ok(clear_time(file)?);
         }
         if rustix::fs::fstatvfs(file).is_ok_and(|left| left.f_bavail < 16) {
