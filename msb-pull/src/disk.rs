@@ -13,7 +13,7 @@ const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
 /// The root at `path`.
 ///
 /// # Errors
-/// A message for anything else a directory nor a disk image.
+/// A message for what is neither a directory nor a disk image.
 pub(crate) fn root(path: &Path) -> anyhow::Result<Rootfs> {
     describe(path).with_context(|| format!("source {path:?}"))
 }
