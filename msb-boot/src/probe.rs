@@ -89,7 +89,7 @@ fn cgroup() -> Result<PathBuf, Unusable> {
     ))
 }
 
-/// Whether jails have their second layer, and which version of it. They do without.
+/// Whether jails have Landlock, their second layer, and which version of it. VMs run without it too.
 fn landlock() -> Finding<PathBuf> {
     let missing = || {
         Unusable::new("this kernel has no Landlock, or an old one", "boot Linux 5.19 or later with lsm=landlock,...")

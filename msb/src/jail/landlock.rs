@@ -151,9 +151,9 @@ fn apply(process: &Rules, rules: Vec<Rule>) -> Result<RestrictionStatus, Ruleset
     ruleset.restrict_self()
 }
 
-/// The version of Landlock's ABI, if this kernel has one that is used.
+/// The version of Landlock's ABI, if this kernel has one that jails use.
 pub fn landlock_abi() -> Option<u32> {
-    // What tells the version restricts the thread that asks.
+    // The crate tells the version only after it has restricted the thread that asks.
     let ask = || Ruleset::default().handle_access(AccessFs::Execute)?.create()?.restrict_self();
     let status = thread::spawn(ask).join().ok()?.ok()?;
     let LandlockStatus::Available { effective_abi, kernel_abi } = status.landlock else { return None };
