@@ -75,8 +75,9 @@ pub(super) fn send(link: BorrowedFd<'_>, token: u32, message: &[u8]) -> bool {
 pub(super) fn receive<'b>(link: BorrowedFd<'_>, buffer: &'b mut [u8]) -> io::Result<Option<(u32, &'b [u8])>> {
     match rustix::net::recv(link, &mut *buffer, RecvFlags::DONTWAIT) {
         Err(Errno::AGAIN | Errno::INTR) => Ok(None),
+        // A sender that has ended before it had read everything resets the connection.
+        Err(Errno::CONNRESET) | Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
         Err(error) => Err(error.into()),
-        Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
         Ok((length, _)) => {
             let packet = buffer[..length].split_first_chunk::<TOKEN>();
             Ok(packet.map(|(token, message)| (u32::from_be_bytes(*token), message)))
