@@ -142,12 +142,24 @@ fn records(message: &[u8], mut at: usize, count: u16) -> impl Iterator<Item = Op
 
 /// The record at `at`, and where it ends.
 fn record(message: &[u8], at: usize) -> Option<(Record<'_>, usize)> {
-    let (_, header) = name(message, at)?;
+    let header = skip_name(message, at)?;
     let data = header + 10;
     let head = message.get(header..data)?;
     let end = data + usize::from(be16(head, 8));
     let data = message.get(data..end)?;
     Some((Record { kind: be16(head, 0), class: be16(head, 2), ttl: be32(head, 4), data }, end))
+}
+
+/// Where the name at `at` ends, whatever characters it has: a reverse lookup may lead to one with a slash, RFC 2317.
+fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *message.get(at)? {
+            0 => return Some(at + 1),
+            length @ 1..=63 => at += 1 + usize::from(length),
+            0xc0.. => return Some(at + 2),
+            _ => return None,
+        }
+    }
 }
 
 /// The name at `at`, and where it ends. Only letters, digits, "-" and "_" are taken.
@@ -267,8 +279,12 @@ pub(crate) mod tests {
         assert_eq!(question.addresses(&message[..message.len() - 1]), None);
         // One that says it has a record more.
         assert_eq!(question.addresses(&with(message.clone(), 7, 3)), None);
-        // Five bytes of address.
+        // The record of a name that no question may have.
         let short = answer(7, "a.test", &["203.0.113.9"]);
+        let end = question.end;
+        let of_another = [&short[..end], &[1, b'/', 0], &short[end + 2..]].concat();
+        assert_eq!(question.addresses(&of_another).unwrap(), expected[..1]);
+        // Five bytes of address.
         let at = short.len() - 5;
         assert_eq!(question.addresses(&[with(short, at, 5), vec![0]].concat()), None);
     }
