@@ -104,7 +104,10 @@ impl Exchange {
         if stream.missing() > 0 {
             return Ok(Progress::Waiting);
         }
-        Ok(Progress::Message(stream.input.split_off(LENGTH)))
+        let message = stream.input.split_off(LENGTH);
+        // Another message may follow.
+        stream.input.clear();
+        Ok(Progress::Message(message))
     }
 }
 
@@ -173,8 +176,11 @@ mod tests {
             connection.write_all(part).unwrap();
             assert_eq!(advance(&mut exchange), Progress::Waiting);
         }
-        connection.write_all(b"r and more").unwrap();
-        assert_eq!(advance(&mut exchange), Progress::Message(b"answer".to_vec()));
+        connection.write_all(b"r\0\x04more").unwrap();
+        for expected in [Progress::Message(b"answer".to_vec()), Progress::Waiting, Progress::Message(b"more".to_vec())]
+        {
+            assert_eq!(advance(&mut exchange), expected);
+        }
         // The end in the middle of an answer.
         let mut exchange = first.as_stream(b"question").unwrap();
         let (mut connection, _) = server.accept().unwrap();
