@@ -28,12 +28,14 @@ class Server:
     def __init__(self, respond, respond_over_tcp=None):
         self.asked = []
         self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.datagrams.bind(("127.0.0.1", 0))
+        port = 0
+        if respond_over_tcp:
+            self.streams = socket.create_server(("127.0.0.1", 0))
+            port = self.streams.getsockname()[1]
+            threading.Thread(target=self.serve_streams, args=(respond_over_tcp,), daemon=True).start()
+        self.datagrams.bind(("127.0.0.1", port))
         self.address = "127.0.0.1:%d" % self.datagrams.getsockname()[1]
         threading.Thread(target=self.serve, args=(respond,), daemon=True).start()
-        if respond_over_tcp:
-            self.streams = socket.create_server(self.datagrams.getsockname())
-            threading.Thread(target=self.serve_streams, args=(respond_over_tcp,), daemon=True).start()
 
     def serve(self, respond):
         while True:
@@ -86,7 +88,8 @@ def main():
     closed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     closed.bind(("127.0.0.1", 0))
     refusing = "127.0.0.1:%d" % closed.getsockname()[1]
-    closed.close()
+    # It takes datagrams from that address alone, and no other socket gets its port.
+    closed.connect(("127.0.0.1", 9))
 
     def forged(query):
         """Answers to other questions, which a blind attacker would send, and then the right one."""
