@@ -76,7 +76,7 @@ pub enum Verdict {
         /// To the other side.
         onward: Vec<u8>,
     },
-    /// This question goes to the resolver, and this, if there is anything, back to where the frame came from.
+    /// It is dropped, a question goes to the resolver, and a frame, if there is one, goes back to the sender.
     Ask {
         /// To the resolver.
         query: Query,
@@ -392,7 +392,7 @@ impl Gate {
     }
 
     fn udp_to_guest(&mut self, packet: &Packet<'_>, datagram: &Datagram<'_>, now: Duration) -> Verdict {
-        // Answers come from the resolver, and in no frame.
+        // Answers come from the resolver process, which sends no frames.
         if datagram.source == DNS && self.config.resolvers.contains(&packet.source) {
             return Verdict::Drop;
         }

@@ -86,7 +86,7 @@ impl Control {
         [&self.gate, &self.resolver].into_iter().filter(|channel| channel.is_due).map(|channel| channel.socket.as_fd())
     }
 
-    /// Looks what has changed, and sends what is due. It never waits for a process.
+    /// Reads what has changed, and sends what is due. It never waits for a process.
     ///
     /// # Errors
     /// The gate cannot be told the addresses: it must not go on with old ones.

@@ -1,5 +1,6 @@
 //! The guest's network: its card's frames go through the gate to passt, which opens ordinary sockets for them, and its questions about
-//! names to the resolver. The host's network is not changed, and nothing is left to clean up. Further cards are on networks that somebody else provides.
+//! names to the resolver. The host's network is not changed, and nothing is left to clean up. Further cards are on networks that
+//! somebody else provides.
 //!
 //! Imports run one way: this module uses the jail and the processes, and the VMMs know no more than the card's descriptor.
 
@@ -163,7 +164,7 @@ impl Networks {
     }
 
     /// Starts the processes of the cards and connects them. Sets [`Vm::cards`]. Returns the descriptors that the VMM inherits for them,
-    /// and what keeps the gate informed.
+    /// and what keeps the gate and the resolver informed.
     ///
     /// # Errors
     /// The process that did not start, and why.

@@ -23,7 +23,7 @@ const MAX_BYTES: u64 = 64 << 10;
 /// How many symlinks the path may have, as in path_resolution(7).
 const MAX_SYMLINKS: u32 = 40;
 
-/// The servers, and what they follow from.
+/// The servers, and the file from which they are read, unless they are fixed.
 pub(super) struct NameServers {
     list: Vec<SocketAddr>,
     file: Option<WatchedFile>,
