@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::io::Errno;
 
 use crate::log;
 
@@ -121,12 +122,17 @@ impl WatchedFile {
                 continue;
             }
             // The watch comes first, so that no change is between the two.
-            self.watches.push((inotify::add_watch(&inotify, &here, IN_DIRECTORY)?, Some(name.clone())));
+            let watch = match inotify::add_watch(&inotify, &here, IN_DIRECTORY) {
+                // The watch before it reports that the directory was removed.
+                Err(Errno::NOENT | Errno::NOTDIR) => break,
+                other => other?,
+            };
+            self.watches.push((watch, Some(name.clone())));
             let next = here.join(&name);
             let Ok(meta) = fs::symlink_metadata(&next) else { break };
             if meta.is_symlink() && symlinks < MAX_SYMLINKS {
                 symlinks += 1;
-                let target = fs::read_link(&next)?;
+                let Ok(target) = fs::read_link(&next) else { break };
                 if target.is_absolute() {
                     here = PathBuf::from("/");
                 }
@@ -134,7 +140,11 @@ impl WatchedFile {
             } else if meta.is_dir() {
                 here = next;
             } else {
-                self.watches.push((inotify::add_watch(&inotify, &next, OF_FILE)?, None));
+                match inotify::add_watch(&inotify, &next, OF_FILE) {
+                    // The same.
+                    Err(Errno::NOENT) => {}
+                    other => self.watches.push((other?, None)),
+                }
                 break;
             }
         }
