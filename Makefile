@@ -84,7 +84,7 @@ $(ARCHITECTURES): %: guest-%
 	@cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock $(RELEASE)/$(machine_$*)/* \
 		target/$(call triple,$*)/release/
 
-# A tarball and Debian packages, in target/dist. Two builds of one source are the same, byte for byte.
+# A tarball and Debian packages, in target/dist. Two builds of one source with the same compilers are the same, byte for byte.
 dist: dist-$(HOST_ARCHITECTURE)
 
 $(ARCHITECTURES:%=dist-%): dist-%: build %

@@ -27,7 +27,7 @@ purpose=tools
 
 packages=(
     build-essential pkg-config curl ca-certificates                     # building
-    qemu-system-x86 fuse3 erofs-utils e2fsprogs passt uidmap            # running
+    "${qemu[$host]:-qemu-system-x86}" fuse3 erofs-utils e2fsprogs passt uidmap  # running
     bats parallel jq skopeo umoci mmdebstrap docker-registry apache2-utils  # tests: images and registries
     openssl bzip2 xz-utils zstd attr acl busybox-static fuse-overlayfs  # tests: the rest
     iproute2                                                            # tests: networks
@@ -154,7 +154,9 @@ install_vsock() {
     cargo vendor --quiet --manifest-path "$build/fetch/Cargo.toml" "$build/vendor" >/dev/null 2>&1 ||
         die "vhost-device-vsock $vsock_version cannot be fetched (cargo vendor)"
     patch --quiet -d "$build/vendor/vhost-device-vsock" -p 1 <"$patch"
-    CARGO_PROFILE_RELEASE_PANIC=abort CARGO_TARGET_DIR=$build/target cargo install --quiet --locked --force --root "$deps" \
+    # The program is packed, so it holds no path of this machine.
+    CARGO_ENCODED_RUSTFLAGS=--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo \
+        CARGO_PROFILE_RELEASE_PANIC=abort CARGO_TARGET_DIR=$build/target cargo install --quiet --locked --force --root "$deps" \
         "${target[@]}" --path "$build/vendor/vhost-device-vsock"
     echo "$wanted" >"$stamp"
     rm -rf "$build"

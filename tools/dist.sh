@@ -21,7 +21,9 @@ cd "$(dirname "$0")/.."
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 maintainer=${DIST_MAINTAINER:-msb developers <msb@packages.example.org>}
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+# "export" would hide that git has failed.
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+export SOURCE_DATE_EPOCH
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 
@@ -40,7 +42,7 @@ install_files() {
 documents() {
     local dir=$1/usr/share/doc/$2
     mkdir -p "$dir"
-    cp dist/copyright "$dir/copyright"
+    install -m 0644 dist/copyright "$dir"
     printf '%s (%s-1) unstable; urgency=medium\n\n  * Release %s.\n\n -- %s  %s\n' "$2" "$version" "$version" "$maintainer" \
         "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$dir/changelog.Debian.gz"
     gzip -9n <CHANGELOG.md >"$dir/changelog.gz"
@@ -50,7 +52,8 @@ documents() {
 # package DIR NAME ARCHITECTURE <CONTROL: makes a Debian package; the rest of its control file is on stdin.
 package() {
     local dir=$1 size
-    size=$(du -sk --apparent-size "$dir" | cut -f1)
+    # As dpkg-gencontrol counts: the sizes that du prints for directories depend on the file system.
+    size=$(find "$dir" -printf '%y %s\n' | awk '{ kib += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print kib }')
     mkdir "$dir/DEBIAN"
     {
         printf 'Package: %s\nVersion: %s-1\nArchitecture: %s\nMaintainer: %s\nInstalled-Size: %s\n' \
@@ -85,6 +88,8 @@ find "$stage/msb/usr/share/man" -type f -exec gzip -9n {} +
 documents "$stage/msb" msb
 install -m 0644 README.md "$stage/msb/usr/share/doc/msb"
 cp -r examples "$stage/msb/usr/share/doc/msb/examples"
+# The checkout has the modes of its owner's umask.
+chmod -R u=rwX,go=rX "$stage/msb/usr/share/doc/msb/examples"
 libc=$(glibc "$stage/msb")
 case $architecture in
     amd64) qemu=qemu-system-x86 other=arm64 ;;
