@@ -113,11 +113,19 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
     let (binds, guest_mounts) =
         mount::plan(spec.mounts().as_deref().unwrap_or_default(), bundle, &mut refusals, &mut warnings);
     let machine = resources::machine(&linux, &annotations, &mut refusals);
-    let cgroup = linux.cgroups_path().clone();
-    if let Some(path) = &cgroup
-        && path.components().any(|part| part == Component::ParentDir)
-    {
-        refusals.push(Refusal::new(format!("cgroupsPath {path:?}"), "it leaves its directory", "leave \"..\" out"));
+    let cgroup = linux.cgroups_path().clone().filter(|path| !path.as_os_str().is_empty());
+    if let Some(path) = &cgroup {
+        let subject = || format!("cgroupsPath {path:?}");
+        if path.components().any(|part| part == Component::ParentDir) {
+            refusals.push(Refusal::new(subject(), "it leaves its directory", "leave \"..\" out"));
+        } else if !path.components().any(|part| matches!(part, Component::Normal(_))) {
+            // What runs in a container's cgroup is killed with it.
+            refusals.push(Refusal::new(
+                subject(),
+                "it is the cgroup of the whole host",
+                "give the container one of its own",
+            ));
+        }
     }
     if let Some(seccomp) = linux.seccomp()
         && seccomp.listener_path().is_some()
@@ -207,6 +215,20 @@ mod tests {
         for (refusal, expected) in all.iter().zip(["cgroupsPath", "seccomp.listenerPath: ", "hooks.startContainer: "]) {
             assert!(refusal.starts_with(expected), "{all:?}");
         }
+    }
+
+    #[test]
+    fn the_cgroup_of_the_host_is_refused_and_an_empty_path_is_none() {
+        let text = |path: &str| {
+            format!(
+                r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},
+                   "linux":{{"namespaces":{NAMESPACES},"cgroupsPath":"{path}"}}}}"#
+            )
+        };
+        for path in ["/", "/.", "."] {
+            assert_eq!(refusals(&text(path)).len(), 1, "{path:?}");
+        }
+        assert_eq!(plan(&spec(&text("")), Path::new("/bundle")).unwrap().cgroup, None);
     }
 
     #[test]
