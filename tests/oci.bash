@@ -81,6 +81,8 @@ both() {
 # oci_leftovers: prints what the containers of this podman have left. Other files run theirs at the same time.
 oci_leftovers() {
     grep -oE "[0-9a-f]{64}" "$oci/tmp/events/events.log" 2>/dev/null | sort -u >"$oci/ids"
+    # There is one for the image at least.
+    [ -s "$oci/ids" ] || echo "podman has written no events to $oci/tmp"
     cut -c 1-12 "$oci/ids" >"$oci/short-ids"
     {
         ls -A /run/msb-oci

@@ -18,15 +18,21 @@ teardown_file() {
     oci_stop
 }
 
-# processes: the PIDs of what works for the containers of this file, but for podman.
+# processes: the PIDs of what works for the containers of this file, but for podman. Other files run theirs at the same time.
 processes() {
-    pgrep -f "$oci/|/run/msb-oci/|as-stand-in|as-command" | while read -r pid; do
+    local ids dir name
+    ids=$(grep -oE '[0-9a-f]{64}' "$oci/tmp/events/events.log" | cut -c 1-12 | sort -u)
+    [ -n "$ids" ] || return
+    pgrep -f "$oci/|${ids//$'\n'/|}" | while read -r pid; do
         case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in
             '' | podman* | *podman\ --root* | nsenter* | *bats* | pgrep*) ;;
             *) echo "$pid" ;;
         esac
     done
-    "$oci_here/vm-processes.pl" /run/msb/oci-
+    for dir in /run/msb/oci-*; do
+        name=${dir#*/oci-}
+        [[ $ids != *"${name%%-*}"* ]] || "$oci_here/vm-processes.pl" "$dir"
+    done
 }
 
 # nothing_left: waits until the processes that end by themselves have done so.
