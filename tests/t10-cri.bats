@@ -16,7 +16,7 @@ setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
 
 teardown_file() {
     source "$BATS_TEST_DIRNAME/oci.bash"
-    kill "$oci_containerd"
+    [ -z "${oci_containerd:-}" ] || kill "$oci_containerd"
     oci_stop
 }
 
