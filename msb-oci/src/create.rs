@@ -94,7 +94,8 @@ fn load(bundle: &Path) -> anyhow::Result<Plan> {
 
 /// Checks what the plan does not know, before anything is made.
 fn check(plan: &Plan, args: &Create) -> anyhow::Result<()> {
-    if !namespaces::is_root_of_host(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default()) {
+    // A kernel without user namespaces has no such file.
+    if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !namespaces::is_root_of_host(&map)) {
         bail!(
             "user namespace: its root cannot make the cgroup and the interfaces that a VM needs (run the engine as root; \
              for a VM of a user there is msb-run)"
