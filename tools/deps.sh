@@ -14,7 +14,7 @@ manifest=$(dirname "$0")/../Cargo.toml
 vsock_version=0.3.0
 kernel_package=microsandbox==0.7.11
 kernel_member=microsandbox/_bundled/lib/libkrunfw.so.5.6.1
-# By the kernel's name of the architecture, of which the names in Python's and Rust's world are made too.
+# By architecture, as uname(1) prints it. Python's and Rust's names of platforms contain that.
 declare -A kernel_sha256=(
     [x86_64]=3854efcd3fe625528fa00207d97586d9790db8c436bb6881a43986604336d18e
     [aarch64]=2cec662bc03134d426f312aa9d72bfbd19d876f6f39d36395cb4d34862194d4e
