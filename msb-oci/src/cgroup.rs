@@ -211,7 +211,11 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
+            match remove_tree(&entry.path()) {
+                // Somebody else removed it, and this one is still to go.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
         }
     }
     fs::remove_dir(dir)
