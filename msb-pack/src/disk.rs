@@ -117,9 +117,10 @@ pub(crate) fn write(
                     Ok(Mkfs::new(&program(name, package)?, &dir, &tree, size.has_trusted_xattrs, image)?)
                 };
                 let make_ext4 = |image: &File| {
-                    image.set_len(size.disk(free))?;
+                    let length = size.disk(free);
+                    image.set_len(length)?;
                     ext4(mkfs("mke2fs", "e2fsprogs", image)?, size.inode_count(), time)?;
-                    Ok(inode_times::settle(image)?)
+                    Ok(inode_times::settle(image, length)?)
                 };
                 match (form, &raw) {
                     (Disk::Erofs, _) => erofs(mkfs("mkfs.erofs", "erofs-utils", &staged.file)?, time),

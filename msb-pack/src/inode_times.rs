@@ -44,29 +44,40 @@ struct Layout {
 }
 
 impl Layout {
-    fn read(file: &File) -> io::Result<Self> {
+    /// Reads the layout of a disk of `length` bytes. A hostile image may have taken mke2fs over, so what would take too much memory here
+    /// is refused.
+    fn read(file: &File, length: u64) -> io::Result<Self> {
         let mut superblock = [0; 1024];
         file.read_exact_at(&mut superblock, SUPERBLOCK)?;
         let [incompat, ro_compat] = [0x60, 0x64].map(|at| u32_at(&superblock, at));
         let uuid = &superblock[0x68..0x78];
         let seed = if incompat & CSUM_SEED == 0 { crc32c(!0, uuid) } else { u32_at(&superblock, 0x270) };
-        Ok(Self {
-            block: 1024 << u32_at(&superblock, 0x18),
+        let layout = Self {
+            block: 1024 << u32_at(&superblock, 0x18).min(6),
             inodes: u32_at(&superblock, 0x00),
             per_group: u32_at(&superblock, 0x28),
             inode_size: u16_at(&superblock, 0x58).into(),
             descriptor_size: usize::from(u16_at(&superblock, 0xfe)).max(32),
             seed: (ro_compat & METADATA_CSUM != 0).then_some(seed),
-        })
+        };
+        let is_expected = (layout.block, layout.inode_size) == (4096, 256)
+            && matches!(layout.descriptor_size, 32 | 64)
+            && (1..=1 << 16).contains(&layout.per_group)
+            // mke2fs makes no smaller groups than of 256 blocks, or a few less.
+            && u64::from(layout.inodes.div_ceil(layout.per_group)) <= length.div_ceil(128 * layout.block);
+        match is_expected {
+            true => Ok(layout),
+            false => Err(io::Error::new(io::ErrorKind::InvalidData, "a layout that mke2fs was not asked for")),
+        }
     }
 }
 
-/// Sets the access and the change time of all inodes to their modification time.
+/// Sets the access and the change time of all inodes to their modification time. `length`: that of the disk, in bytes.
 ///
 /// # Errors
-/// The error of reading and writing.
-pub(crate) fn settle(file: &File) -> io::Result<()> {
-    let layout = Layout::read(file)?;
+/// The error of reading and writing; [`io::ErrorKind::InvalidData`] for a layout that mke2fs was not asked for.
+pub(crate) fn settle(file: &File, length: u64) -> io::Result<()> {
+    let layout = Layout::read(file, length)?;
     let groups = layout.inodes.div_ceil(layout.per_group);
     let mut descriptors = vec![0; groups as usize * layout.descriptor_size];
     // They follow the block with the superblock.
@@ -83,11 +94,12 @@ pub(crate) fn settle(file: &File) -> io::Result<()> {
         let unused = u32::from(high_unused) << 16 | u32::from(u16_at(descriptor, 0x1c));
         let used = layout.per_group.saturating_sub(unused);
         table.resize(used as usize * layout.inode_size, 0);
-        file.read_exact_at(&mut table, place * layout.block)?;
+        let place = place.saturating_mul(layout.block);
+        file.read_exact_at(&mut table, place)?;
         for (number, inode) in (group * layout.per_group + 1..).zip(table.chunks_exact_mut(layout.inode_size)) {
             settle_inode(inode, number, layout.seed);
         }
-        file.write_all_at(&table, place * layout.block)?;
+        file.write_all_at(&table, place)?;
     }
     Ok(())
 }
