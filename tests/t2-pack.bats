@@ -299,10 +299,11 @@ loaded_trees() {
     [ -z "$(find . -maxdepth 1 -name '.?*' -newer image.json)" ]
     umount full
     # A writer of the upper is in the way, and a reader is not.
-    flock -o "$(jq -r .upper.work patched.json)" sleep 100000 3>&- &
+    flock -F "$(jq -r .upper.work patched.json)" sleep 100000 3>&- &
     until ! flock -n "$(jq -r .upper.work patched.json)" true; do sleep 0.1; done
     run --separate-stderr msb-pack -r patched.json tar:kept.tar
     kill $!
+    wait $! || true
     [ "$status" -eq 1 ]
     [[ $stderr == *'in use by msb-patch, msb-mount or a running VM'* ]]
     [ "$(cat kept.tar)" = old ]

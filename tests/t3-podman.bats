@@ -42,7 +42,9 @@ commands='set -euo pipefail
     root=$(podman mount worker)
     grep " $root fuse.msb " /proc/mounts
     cat "$root/new" "$root/file"
-    [ ! -e "$root/etc/passwd" ] && [ -x "$root/bin/moved" ] && [ ! -e "$root/bin/busybox" ]
+    [ ! -e "$root/etc/passwd" ]
+    [ -x "$root/bin/moved" ]
+    [ ! -e "$root/bin/busybox" ]
     echo added >"$root/added"
     rm "$root/file"
     podman umount worker

@@ -180,11 +180,11 @@ END
     truncate -s 3G "$(jq -r '.rootfs.lower[0]' "$vm_record")/large"
     cp -a "$vm_root" large
     truncate -s 3G large/file
-    # mkfs.erofs sees only its jail, whose mounts say from where they are.
+    # mkfs.erofs has the image as its stdin, and its jail has no other name for it.
     mkfs() {
         local pid
-        for pid in $(pgrep -f '^[^ ]*mkfs.erofs .* /image /tree$'); do
-            ! grep -q "${MSB_HOME#/tmp}.* /image " "/proc/$pid/mountinfo" || echo "$pid"
+        for pid in $(pgrep -f '^[^ ]*mkfs.erofs .* /tree$'); do
+            [[ $(readlink "/proc/$pid/fd/0") != "$MSB_HOME"/* ]] || echo "$pid"
         done
     }
     jq -nc --arg root "$PWD/large" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >dir.json

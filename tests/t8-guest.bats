@@ -144,7 +144,7 @@ in_vm() {
     jq -c '.image.platform = "linux/s390x"' image.json >foreign.json
     run --separate-stderr msb-boot -r foreign.json
     [ "$status" -eq 1 ]
-    [[ $stderr == 'msb-boot: the image is for linux/s390x, and this machine runs linux/'* ]]
+    [[ $stderr == 'msb-boot: the image is for linux/s390x, and guests run linux/'* ]]
 }
 
 @test "commands get the image's stop signal or the flag's, and then TERM if they have not ended" {

@@ -81,7 +81,7 @@ pub(crate) fn architecture(platform: Option<&str>) -> anyhow::Result<Architectur
     Architecture::of_platform(platform).ok_or_else(|| {
         let ours = Architecture::HOST.platform();
         let known = Architecture::ALL.map(Architecture::platform).join(" or ");
-        anyhow!("the image is for {platform}, and a guest is for {known} (pull it with msb-pull --platform {ours})")
+        anyhow!("the image is for {platform}, and guests run {known} (pull it with msb-pull --platform {ours})")
     })
 }
 
@@ -333,7 +333,7 @@ mod tests {
         for bad in ["windows/amd64", "linux/386", "unknown/unknown"] {
             let error = architecture(Some(bad)).unwrap_err().to_string();
             assert!(
-                error.contains(&format!("the image is for {bad}, and a guest is for linux/amd64 or linux/arm64")),
+                error.contains(&format!("the image is for {bad}, and guests run linux/amd64 or linux/arm64")),
                 "{error}"
             );
         }
