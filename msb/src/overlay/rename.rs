@@ -65,7 +65,7 @@ impl Writer {
     /// directory with the redirect, as a lookup would.
     ///
     /// # Errors
-    /// EXDEV where a redirect is not permitted, or would be longer than overlayfs reads; else the error of reading or setting it.
+    /// EXDEV where a redirect is not permitted, or would be longer than overlayfs writes; else the error of reading or setting it.
     pub fn redirect(&self, way: &[(Arc<Merged>, OsString)], stays: bool) -> io::Result<Merged> {
         let ((dir, name), above) = way.split_first().ok_or(Errno::BUSY)?;
         let own = redirect_of(dir)?;
