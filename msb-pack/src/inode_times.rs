@@ -168,6 +168,13 @@ mod tests {
     }
 
     #[test]
+    fn a_layout_that_was_not_asked_for_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(settle(&file, 1 << 20).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
     fn an_unused_inode_stays_empty() {
         let mut inode = [0; 256];
         settle_inode(&mut inode, 20, Some(7));
