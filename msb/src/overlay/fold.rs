@@ -114,8 +114,8 @@ impl Fold {
     pub fn sync(work: &Dir) -> io::Result<()> {
         // A descriptor of O_PATH cannot be synced.
         let work = std::fs::File::open(work.proc_path())?;
-        // These write all that was changed before. Others may write this directory alone, as btrfs does: then the journal would be gone
-        // after a crash, and not all of what it was for be there.
+        // ext4 and XFS write all earlier changes too. Others, such as btrfs, may write this directory alone. After a crash the journal
+        // would then be gone, and some of the changes that it lists would be missing.
         match fstatfs(&work)?.f_type {
             EXT4 | XFS => Ok(fsync(work)?),
             _ => Ok(syncfs(work)?),

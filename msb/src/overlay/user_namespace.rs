@@ -5,8 +5,8 @@ use rustix::fs::stat;
 /// The inode number of the host's user namespace, PROC_USER_INIT_INO of the kernel's `include/linux/proc_ns.h`.
 const INITIAL: u64 = 0xefff_fffd;
 
-/// The options with which overlayfs takes a tree that was made in this user namespace, beside `redirects` for one that was made in that of
-/// the host. With `userxattr` it follows no redirects and no metacopies.
+/// The options of overlayfs for a tree that was made in this user namespace: `redirects` in that of the host, and `userxattr` in another
+/// one. With `userxattr` overlayfs follows no redirects and no metacopies.
 pub fn overlayfs_options(redirects: &'static str) -> &'static str {
     if is_initial() { redirects } else { "userxattr" }
 }
