@@ -249,8 +249,9 @@ is_attached() { msb-exec --list 2>/dev/null | jq -es --argjson id "$1" '.[] | se
 # job_control: starts an interactive shell with msb-exec in the foreground: its process ID is in $client, its terminal in $tty.
 job_control() {
     terminal 'exec bash --norc --noprofile -i'
-    type_in 'PS1=; stty -a >cooked; msb-exec -- sh -c "stty -echo; echo up; read -r line; echo got \$line; sleep 5009"' Enter
-    shows up
+    type_in 'PS1=; stty -a >cooked; msb-exec -- sh -c "stty -echo; echo \$((1 + 1)) up; read -r line; echo got \$line; sleep 5009"' Enter
+    # What was typed is on the screen too, and has another text.
+    shows '2 up'
     client=$(pgrep -f '^msb-exec -- sh -c stty')
     tty=$(readlink "/proc/$client/fd/0")
 }
