@@ -254,6 +254,18 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+@test "an emulated guest that ends before it has a console is started once more, and its error says when it ended" {
+    [ "$MSB_VMM" = qemu ] && [ ! -w /dev/kvm ] || skip "it is about emulated guests"
+    mkdir bin
+    echo 'int main(void) { return 0; }' | gcc -x c -static -o "bin/qemu-system-$(uname -m)" -
+    run --separate-stderr env PATH="$PWD/bin:$PATH" msb-boot -r "$vm_record"
+    [ "$status" -eq 1 ]
+    [ -z "$output" ]
+    [[ $stderr == *'the guest ended before its agent had reported, without a message, '*' s after its start (qemu ended with 0)'* ]]
+    [ "$(grep -c 'starting it once more$' "${stderr##*log: }/supervisor.log")" = 1 ]
+    vm_assert_nothing
+}
+
 # bats test_tags=vmm-slow
 @test "if a guest's kernel panics, the error shows the panic" {
     # An ELF file without a segment: msb-boot accepts its header, and no kernel can run it.

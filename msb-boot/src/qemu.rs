@@ -71,6 +71,10 @@ impl Vmm for Qemu {
         if self.is_accelerated() { "on KVM" } else { "software emulation" }
     }
 
+    fn is_emulator(&self) -> bool {
+        !self.is_accelerated()
+    }
+
     fn boot_protocol(&self) -> BootProtocol {
         BootProtocol::Pvh
     }
@@ -168,7 +172,10 @@ fn arguments(
         push(&["-device", &format!("virtio-net-device,netdev=net{number},mac={mac},{}", bus())]);
     }
     let counter = khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-    push(&["-append", &format!("{} {COMMAND_LINE}{counter}", machine.command_line)]);
+    // A kernel that the emulator has led astray, see `supervisor::restart::SilentEnd`, would otherwise go on without the thread that it
+    // was in, and wait for it.
+    let oops = if kvm { "" } else { " oops=panic" };
+    push(&["-append", &format!("{} {COMMAND_LINE}{oops}{counter}", machine.command_line)]);
     args.extend(["-kernel".into(), kernel.into()]);
     args
 }

@@ -35,7 +35,7 @@ use crate::log;
 use crate::root::Root;
 use connection::{Client, Report};
 use machine::Machine;
-use restart::Delay;
+use restart::{Delay, SilentEnd};
 use watch::Watch;
 
 /// The files of a run directory that stay while the VM is started again.
@@ -139,6 +139,7 @@ fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
 /// Starts the VM, and starts it again as its restart policy says. Returns the last end.
 fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyhow::Result<Ended> {
     let mut delay = Delay::default();
+    let mut may_repeat = config.vmm.is_emulator();
     loop {
         let since = now();
         let mut watch = Watch::start(config, held, machine);
@@ -151,6 +152,13 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
         drop(watch);
         let ended = match outcome {
             Ok(ended) => ended,
+            Err(error) if !machine.is_printed && may_repeat && error.is::<SilentEnd>() => {
+                may_repeat = false;
+                log::note(format_args!("{error:#}: starting it once more"));
+                held.clear(&KEPT_FOR_RESTART)?;
+                boot_share::renew(&config.vm.boot_share()).context("the boot share")?;
+                continue;
+            }
             // The client has not printed a record, so the boot has failed.
             Err(error) if !machine.is_printed => return Err(error),
             Err(error) => Ended::failure(format!("{error:#}").replace('\n', ";")),

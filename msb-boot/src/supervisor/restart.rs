@@ -1,5 +1,6 @@
 //! Whether a VM that has ended is started again, and when.
 
+use std::fmt;
 use std::time::Duration;
 
 use msb::record::RestartPolicy;
@@ -13,6 +14,21 @@ pub(super) fn applies(policy: RestartPolicy, cause: Cause) -> bool {
         RestartPolicy::Always => true,
     }
 }
+
+/// The error for a guest that has ended without a message, before its kernel had a console.
+///
+/// QEMU's emulator is a cause: rarely it continues a guest after an interrupt with wrong processor flags. With QEMU 7.2, a kernel was
+/// found that had trapped as if it were single-stepped, and then copied backwards. So an emulated VM is started once more.
+#[derive(Debug)]
+pub(super) struct SilentEnd(pub String);
+
+impl fmt::Display for SilentEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for SilentEnd {}
 
 /// The first delay.
 const FIRST: Duration = Duration::from_millis(100);

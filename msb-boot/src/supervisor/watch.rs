@@ -22,7 +22,7 @@ use super::recording::Recording;
 use super::stopping::Deadline;
 use super::timings::timings;
 use super::verdict::Verdict;
-use super::{ready, stopping};
+use super::{ready, restart::SilentEnd, stopping};
 use crate::config::{Config, now};
 use crate::log;
 use crate::network::control::Control;
@@ -408,9 +408,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         let ended = match (&mut self.phase, verdict) {
             (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed("the guest's kernel panicked")),
             (_, Some(Verdict::Panicked)) => Ended::by(Cause::Panic),
-            (Phase::Booting { .. }, _) if by_guest => {
-                return Err(self.failed(&self.early_end(&end)));
-            }
+            (Phase::Booting { .. }, _) if by_guest => return Err(self.early_end(&end)),
             (Phase::Booting { .. }, _) => return Err(self.failed(&message)),
             (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
             (_, Some(Verdict::Rebooting)) if by_guest => Ended::by(Cause::Reboot),
@@ -478,15 +476,17 @@ impl<'a, 'f> Watch<'a, 'f> {
         anyhow!(self.console.quoted_after(format!("the VM did not come up: {message}")))
     }
 
-    /// The message for a guest that has ended before its agent reported. If its console is empty, for instance because the kernel panicked
+    /// The error for a guest that has ended before its agent reported. If its console is empty, for instance because the kernel panicked
     /// before it had a console, the message has what else is known.
-    fn early_end(&self, end: &str) -> String {
+    fn early_end(&self, end: &str) -> anyhow::Error {
         let message = "the guest ended before its agent had reported";
         if !self.console.is_empty() {
-            return message.to_owned();
+            return self.failed(message);
         }
         let after = now().saturating_sub(self.spawned).as_secs_f32();
-        format!("{message}, without a message, {after:.1} s after its start ({})", self.vmm_stderr.quoted_after(end))
+        let end = self.vmm_stderr.quoted_after(end);
+        let message = format!("{message}, without a message, {after:.1} s after its start ({end})");
+        SilentEnd(self.failed(&message).to_string()).into()
     }
 }
 

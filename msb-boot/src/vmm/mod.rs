@@ -52,6 +52,11 @@ pub(crate) trait Vmm {
     /// How fast it would run a VM here, for a message: "on KVM".
     fn acceleration(&self) -> &'static str;
 
+    /// Whether it executes the guest's instructions itself, in software.
+    fn is_emulator(&self) -> bool {
+        false
+    }
+
     /// How it enters a guest's kernel that is an ELF program.
     fn boot_protocol(&self) -> BootProtocol;
 
