@@ -77,7 +77,8 @@ setup_file() {
     [ "$status" = 125 ]
     # A command without output succeeds.
     msb-exec -n -- true >&- 2>&-
-    run -0 msb-exec -- cat <&-
+    # By a shell of its own: without a stdin here, the pipe of "run" would be the command's.
+    run -0 bash -c 'msb-exec -- cat <&-'
     [ -z "$output" ]
     # A file that is opened later does not get the number of a closed stream.
     msb-exec --json-status status.json -n -- true <&- >&- 2>&-
