@@ -53,7 +53,7 @@ use notice::TOOL;
 use role::Role;
 
 fn main() -> ExitCode {
-    if let Some(failure) = msb::jail::enter_if_jailed() {
+    if let Some(failure) = msb::jail::process::enter_if_jailed() {
         return failure;
     }
     match role::role() {

@@ -6,7 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use msb::jail::{Jail, tie_to_parent};
+use msb::jail::Jail;
+use msb::jail::process::tie_to_parent;
 use msb::wire::exec::DEFAULT_PATH;
 
 use crate::inherited_fd::InheritedFd;

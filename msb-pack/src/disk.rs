@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 use msb::interrupt::{self, DeferExit};
-use msb::jail::Mkfs;
+use msb::jail::mkfs::Mkfs;
 use msb::overlay::beneath::Dir;
 use msb::program;
 use msb::record::path::absolute;

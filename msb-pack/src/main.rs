@@ -36,7 +36,7 @@ use args::{Args, Config};
 use page::TOOL;
 
 fn main() -> ExitCode {
-    if let Some(failure) = jail::enter_if_jailed() {
+    if let Some(failure) = jail::process::enter_if_jailed() {
         return failure;
     }
     start::signals();

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     if let Some(compression) = decompressor::role() {
         return decompressor::run(compression);
     }
-    if let Some(failure) = jail::enter_if_jailed() {
+    if let Some(failure) = jail::process::enter_if_jailed() {
         return failure;
     }
     start::signals();

@@ -5,8 +5,8 @@ use std::ffi::{CStr, CString};
 
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
+use rustix::fs::StatVfsMountFlags;
 
-use super::mount::read_only_flags;
 use crate::not_started::Failed;
 
 /// A proc file system.
@@ -75,4 +75,16 @@ fn mask(path: &CStr) -> nix::Result<()> {
         }
         other => other,
     }
+}
+
+/// The flags that make a mount with these flags read-only, and leave the others.
+pub fn read_only_flags(there: StatVfsMountFlags) -> MsFlags {
+    let kept = [
+        (StatVfsMountFlags::NOSUID, MsFlags::MS_NOSUID),
+        (StatVfsMountFlags::NODEV, MsFlags::MS_NODEV),
+        (StatVfsMountFlags::NOEXEC, MsFlags::MS_NOEXEC),
+        (StatVfsMountFlags::NOATIME, MsFlags::MS_NOATIME),
+    ];
+    let kept = kept.into_iter().filter(|(flag, _)| there.contains(*flag)).map(|(_, flag)| flag);
+    kept.fold(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, MsFlags::union)
 }

@@ -8,10 +8,9 @@ use msb::overlay::beneath::{Dir, Entry};
 use msb::wire::container::{Container, Mount};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use rustix::fs::StatVfsMountFlags;
 
 use super::failed::{Failed, at};
-use super::late::{LateMounts, Proc};
+use super::late::{LateMounts, Proc, read_only_flags};
 use super::options::Options;
 use super::place::{self, Root};
 use crate::{console, run};
@@ -126,16 +125,4 @@ fn make_read_only(mounted: &Entry) -> io::Result<()> {
     let path = mounted.proc_path();
     let flags = read_only_flags(rustix::fs::statvfs(path.as_str())?.f_flag);
     Ok(mount(None::<&str>, path.as_str(), None::<&str>, flags, None::<&str>)?)
-}
-
-/// The flags that make a mount with these flags read-only, and leave the others.
-pub fn read_only_flags(there: StatVfsMountFlags) -> MsFlags {
-    let kept = [
-        (StatVfsMountFlags::NOSUID, MsFlags::MS_NOSUID),
-        (StatVfsMountFlags::NODEV, MsFlags::MS_NODEV),
-        (StatVfsMountFlags::NOEXEC, MsFlags::MS_NOEXEC),
-        (StatVfsMountFlags::NOATIME, MsFlags::MS_NOATIME),
-    ];
-    let kept = kept.into_iter().filter(|(flag, _)| there.contains(*flag)).map(|(_, flag)| flag);
-    kept.fold(MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, MsFlags::union)
 }

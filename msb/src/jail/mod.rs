@@ -7,11 +7,11 @@
 
 mod bind;
 mod landlock;
-mod mkfs;
+pub mod mkfs;
 mod page;
 mod pinned_path;
 mod privileges;
-mod process;
+pub mod process;
 mod profile;
 mod seccomp;
 mod syscalls;
@@ -35,11 +35,9 @@ use crate::inherited;
 use crate::overlay::error::{At, Error};
 use crate::overlay::{mountinfo, raise_open_files};
 use bind::{Bind, Source, make_directory};
-pub use mkfs::Mkfs;
 pub use page::security_page;
 pub use pinned_path::PinnedPath;
 pub use privileges::{FIRST_USER, LAST_USER, user_of};
-pub use process::{enter_if_jailed, tie_to_parent};
 pub use profile::Profile;
 use profile::{Execution, Rules, SEALED, User};
 

@@ -27,8 +27,8 @@ Its session keyring is the VM's own and empty, its environment holds only PATH,
 and it inherits no descriptor of the caller's.
 It leaves no core dump, locks no memory, and is killed when the supervisor dies.
 mkfs.erofs and mke2fs, which msb-pull and msb-pack start too, are killed when
-their caller dies, have the time of the image in their environment, and a keyring
-of the caller's that they may not ask for.
+their caller dies, have the time of the image in their environment, and a
+keyring of the caller's that they may not ask for.
 .PP
 Landlock is a second layer, on a kernel that has it (Linux 5.19 and later, see
 .B msb-boot
@@ -57,8 +57,8 @@ A program that may be executed once could therefore execute another file of its
 root directory, with an absolute path and the one descriptor number that is let
 through to execveat.
 Landlock forbids that.
-On a kernel without it, such a file runs under the same filter, as the same user,
-with the same capabilities.
+On a kernel without it, such a file runs under the same filter, as the same
+user, with the same capabilities.
 ";
 
 /// Rows of the table that are not built from [`Profile`].
@@ -80,8 +80,8 @@ of the command on as it is: a terminal obeys it.
 .TP
 .B msb-oci
 Runs as the caller, a container engine.
-It takes a configuration, hooks and a root from its caller, and of the guest only
-what msb-exec takes.
+It takes a configuration, hooks and a root from its caller, and of the guest
+only what msb-exec takes.
 .TP
 .BR msb-pull ", " msb-patch ", " msb-pack ", " msb-diff ", " msb-store " and " msb-cp
 Run as the caller.

@@ -218,8 +218,8 @@ impl Mkfs {
 
     /// Runs the program in a jail.
     fn run(&self, content: &Content, draft: &Draft, file: &File, tree: &Path, uuid: &str) -> Result<(), Error> {
-        let mut mkfs = jail::Mkfs::new(&self.program, &draft.path, tree, content.has_trusted_xattrs, file)?;
-        mkfs.command().args(OPTIONS).args(["-d1", "-U", uuid, "--", jail::Mkfs::IMAGE, jail::Mkfs::TREE]);
+        let mut mkfs = jail::mkfs::Mkfs::new(&self.program, &draft.path, tree, content.has_trusted_xattrs, file)?;
+        mkfs.command().args(OPTIONS).args(["-d1", "-U", uuid, "--", jail::mkfs::Mkfs::IMAGE, jail::mkfs::Mkfs::TREE]);
         let made = mkfs.run();
         if made.is_ok() && is_complete(file, uuid)? {
             // The user of a VM opens it. Only the store's owner can enter the directory.
