@@ -39,7 +39,7 @@ fn targets() -> String {
   dir:DIR                     the merged root; DIR is new or empty
   raw:FILE                    an ext4 disk
   qcow2:FILE                  the same in QEMU's format
-  erofs:FILE                  an EROFS disk, which is read-only: a VM writes to a scratch disk above it
+  erofs:FILE                  an EROFS disk; VMs write to a disk above it
 
 A registry gets the blobs that it does not have, and the manifest last. Layers of
 another repository of the same registry are mounted, not sent. A file or directory
