@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::script::check_name;
-use msb::store::staging::{Draft, Staging};
+use msb::store::draft::Draft;
+use msb::store::staging::Staging;
 use msb::store::{publish, sandbox};
 
 use crate::op::Script;

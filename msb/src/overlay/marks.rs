@@ -152,7 +152,8 @@ pub(super) fn set_opaque(dir: &Entry) -> io::Result<()> {
     set(dir, OPAQUE, HIDES)
 }
 
-/// Sets the name of a directory in lower layers. There is no form of it for users: they could make other files visible with it.
+/// Sets the name of a directory in lower layers. The xattr is in `trusted.`, which only root may set: the kernel does not follow redirects
+/// in xattrs of a user, who could make other files visible with them.
 ///
 /// # Errors
 /// The error of `setxattr(2)`.

@@ -1,5 +1,5 @@
 //! The state directory: its [layout], its locks, how state in it becomes visible ([publish]), and what is made in it by more than one
-//! tool: EROFS images of layers ([erofs]) and uppers ([staging]).
+//! tool: EROFS images of layers ([erofs]), sandboxes ([draft]) and uppers ([staging]).
 //!
 //! What only one tool makes, such as unpacked layers or scratch disks, is made by that tool, under the names and locks of this module.
 //!
@@ -29,6 +29,7 @@
 pub mod chain;
 pub mod checksums;
 mod clone;
+pub mod draft;
 pub mod erofs;
 pub mod home;
 pub mod id_map;
