@@ -39,7 +39,7 @@ use restart::{Delay, SilentEnd};
 use watch::Watch;
 
 /// The files of a run directory that stay while the VM is started again.
-const KEPT_FOR_RESTART: [&str; 10] = [
+const KEPT_FOR_RESTART: [&str; 11] = [
     record::FILE_NAME,
     rundir::ALIVE,
     rundir::BOOT_SHARE,
@@ -50,6 +50,7 @@ const KEPT_FOR_RESTART: [&str; 10] = [
     rundir::OLD_SUPERVISOR_LOG,
     rundir::STOP,
     rundir::READERS,
+    rundir::RESTARTING,
 ];
 /// The files that stay when the VM has ended.
 const KEPT_AT_END: [&str; 8] = [
@@ -138,7 +139,7 @@ fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
 
 /// Starts the VM, and starts it again as its restart policy says. Returns the last end.
 fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyhow::Result<Ended> {
-    let mut delay = Delay::default();
+    let mut delays = Delay::default();
     let mut may_repeat = config.vmm.is_emulator();
     loop {
         let since = now();
@@ -150,32 +151,35 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
             ended
         });
         drop(watch);
-        let ended = match outcome {
-            Ok(ended) => ended,
+        let delay = match outcome {
             Err(error) if !machine.is_printed && may_repeat && error.is::<SilentEnd>() => {
                 may_repeat = false;
                 log::note(format_args!("{error:#}: starting it once more"));
-                held.clear(&KEPT_FOR_RESTART)?;
-                boot_share::renew(&config.vm.boot_share()).context("the boot share")?;
-                continue;
+                None
             }
             // The client has not printed a record, so the boot has failed.
             Err(error) if !machine.is_printed => return Err(error),
-            Err(error) => Ended::failure(format!("{error:#}").replace('\n', ";")),
+            outcome => {
+                let failed = |error: anyhow::Error| Ended::failure(format!("{error:#}").replace('\n', ";"));
+                let ended = outcome.unwrap_or_else(failed);
+                log::note(format_args!("ended: {}", ended.reason));
+                if is_stopped || !restart::applies(config.restart, ended.cause) {
+                    return Ok(ended);
+                }
+                let delay = delays.next(now().saturating_sub(since));
+                log::note(format_args!("starting it again in {} s", delay.as_secs_f32()));
+                rundir::write(held.path(), rundir::RESTARTING, &Restarting { reason: ended.reason })?;
+                Some(delay)
+            }
         };
-        log::note(format_args!("ended: {}", ended.reason));
-        if is_stopped || !restart::applies(config.restart, ended.cause) {
-            return Ok(ended);
-        }
-        let delay = delay.next(now().saturating_sub(since));
-        log::note(format_args!("starting it again in {} s", delay.as_secs_f32()));
-        rundir::write(held.path(), rundir::RESTARTING, &Restarting { reason: ended.reason })?;
-        held.clear(&[&KEPT_FOR_RESTART[..], &[rundir::RESTARTING]].concat())?;
-        if is_asked_to_stop_within(machine, delay)? {
-            return Ok(Ended::by(Cause::Stop));
+        held.clear(&KEPT_FOR_RESTART)?;
+        if let Some(delay) = delay {
+            if is_asked_to_stop_within(machine, delay)? {
+                return Ok(Ended::by(Cause::Stop));
+            }
+            machine.restarts += 1;
         }
         boot_share::renew(&config.vm.boot_share()).context("the boot share")?;
-        machine.restarts += 1;
     }
 }
 
