@@ -26,7 +26,7 @@ const LIMIT: usize = 256 << 10;
 const MAX_COMMANDS: usize = 64;
 
 /// The thread that records.
-pub(super) struct Recording(Option<JoinHandle<()>>);
+pub(super) struct Recording(Option<JoinHandle<Logs>>);
 
 impl Recording {
     /// Starts to record what the agent sends. The thread ends with the VM.
@@ -39,7 +39,7 @@ impl Recording {
             if let Err(error) = logs.record(&endpoint) {
                 log::note(format_args!("the output of detached commands is not recorded any more: {error}"));
             }
-            logs.finish();
+            logs
         };
         Self(Some(thread::spawn(record)))
     }
@@ -48,7 +48,9 @@ impl Recording {
 impl Drop for Recording {
     /// Waits until everything is written. The VMM must have ended.
     fn drop(&mut self) {
-        let _ = self.0.take().map(JoinHandle::join);
+        if let Some(Ok(mut logs)) = self.0.take().map(JoinHandle::join) {
+            logs.finish();
+        }
     }
 }
 
@@ -70,7 +72,7 @@ impl Logs {
         Self { dir, files: earlier.iter().map(|&id| (id, None)).collect(), earlier }
     }
 
-    /// Notes the end of the commands that still ran when the last output came, so that msb-logs does not wait for more.
+    /// Notes the end of the commands that have ended with the VM, so that msb-logs does not wait for more.
     fn finish(&mut self) {
         for (&id, file) in &mut self.files {
             let Some(mut file) = file.take() else { continue };
