@@ -77,10 +77,13 @@ teardown() {
 
 @test "--restart always starts a VM again after its VMM was killed, but not after msb-stop" {
     vm_boot worker --restart always
-    vm_exec worker sh -c 'echo kept >/root/kept; sync'
+    id=$(msb-exec -r worker.json -d -- sh -c 'echo kept >/root/kept; sync; echo said' | jq .id)
+    [ "$(msb-logs -f worker "$id")" = said ]
     kill -KILL "$(vm_vmm worker)"
     vm_await_restart worker
     [ "$(vm_exec worker cat /root/kept)" = kept ]
+    # Its output is kept too.
+    [ "$(msb-logs worker "$id")" = said ]
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_assert_nothing

@@ -39,8 +39,9 @@ use restart::{Delay, SilentEnd};
 use watch::Watch;
 
 /// The files of a run directory that stay while the VM is started again.
-const KEPT_FOR_RESTART: [&str; 11] = [
+const KEPT_FOR_RESTART: [&str; 12] = [
     record::FILE_NAME,
+    rundir::EXECS,
     rundir::ALIVE,
     rundir::BOOT_SHARE,
     rundir::SHARED_ROOT,
