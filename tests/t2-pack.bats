@@ -305,7 +305,7 @@ loaded_trees() {
     kill $!
     wait $! || true
     [ "$status" -eq 1 ]
-    [[ $stderr == *'in use by msb-patch, msb-mount or a running VM'* ]]
+    [[ $stderr == *'in use by msb-patch, msb-mount, msb-pack or a running VM'* ]]
     [ "$(cat kept.tar)" = old ]
     msb-pack -r patched.json tar:- | tar -tf - | grep -qx new
     run --separate-stderr msb-pack -r patched.json zip:x

@@ -485,7 +485,7 @@ END
     timeout 600 sh -c 'until msb-patch -r patched.json -f /dev/null 2>&1 | grep -q "in use"; do :; done'
     run --separate-stderr msb-patch -r patched.json -f /dev/null
     [ "$status" = 1 ]
-    [[ $stderr == *'in use by another msb-patch or msb-mount'* ]]
+    [[ $stderr == *'in use by msb-patch, msb-mount, msb-pack or a running VM'* ]]
     # A dry run only reads.
     [ "$(msb-patch -n -r patched.json -f - <<<'{"op":"mkdir","path":"/a"}' | jq -r '[.layer, .action] | join(" ")')" = 'upper nothing' ]
     exec 9>&-

@@ -194,7 +194,7 @@ everything() {
     run --separate-stderr msb-patch -r mine.json -f ops.jsonl --fresh
     msb-mount -u mounted
     [ "$status" -eq 1 ]
-    [[ $stderr == *'in use by another msb-patch or msb-mount'* ]]
+    [[ $stderr == *'in use by msb-patch, msb-mount, msb-pack or a running VM'* ]]
     [ "$(ls "$(jq -r .upper.dir mine.json)")" = new ]
     # A missing upper is no error.
     rm -r "$upper"

@@ -736,7 +736,7 @@ EOF
     jq -c 'del(.mount)' mounted > with-upper
     msb-mount -r with-upper --ro ./root > /dev/null 3>&-
     run -1 msb-patch -r with-upper -f /dev/null
-    [[ "$output" == *"in use by another msb-patch or msb-mount"* ]]
+    [[ "$output" == *"in use by msb-patch, msb-mount, msb-pack or a running VM"* ]]
     msb-mount -r with-upper --ro ./second > /dev/null 3>&-
     [ "$(cat second/etc/motd)" = bottom ]
     msb-mount -u second
@@ -855,7 +855,7 @@ EOF
 @test "an upper has one mount at a time, and so does a mount point" {
     mounted
     run -1 msb-mount -r mounted other
-    [[ "$output" == *"in use by another msb-mount or msb-patch"* ]]
+    [[ "$output" == *"in use by msb-patch, msb-mount, msb-pack or a running VM"* ]]
     run -1 msb-mount -r record root
     [[ "$output" == *"something is mounted there"* ]]
 }

@@ -217,7 +217,7 @@ END
     run --separate-stderr msb-stop -r worker.json --commit
     [ "$status" -eq 1 ]
     jq -e '.vm == null' <<<"$output"
-    [[ $stderr == *'worker: not committed: '*'in use by another msb-patch or msb-mount'* ]]
+    [[ $stderr == *'worker: not committed: '*'in use by msb-patch, msb-mount, msb-pack or a running VM'* ]]
     [ ! -e "$(jq -r .upper.dir patched.json)/root" ]
     msb-mount -u mounted
     vm_boot worker

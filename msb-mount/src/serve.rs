@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::{anyhow, bail};
 use fuser::{Config as Options, MountOption, Notifier, Session, SessionACL};
-use msb::overlay::upper::{Writer, lock_to_read};
+use msb::overlay::upper::{Writer, in_use, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
 use msb::store::layers;
 use msb::store::sandbox::Hold;
@@ -100,9 +100,7 @@ fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(T
             Writer::open(&upper.work, true).map(|opened| writer = Some(opened))
         };
         locked.map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => {
-                anyhow!("upper {:?}: in use by another msb-mount or msb-patch (unmount or await that first)", upper.dir)
-            }
+            io::ErrorKind::WouldBlock => anyhow!(in_use(&upper.dir)),
             _ => anyhow!("upper {:?}: {error}", upper.dir),
         })?;
         if let Some(writer) = &writer {

@@ -4,9 +4,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use msb::overlay::Merged;
-use msb::overlay::upper::lock_to_read;
+use msb::overlay::upper::{in_use, lock_to_read};
 use msb::record::{Record, Rootfs};
 use msb::store::layers;
 
@@ -39,12 +39,7 @@ impl Root {
             Ok(lock) => Some(lock),
             // Nothing can write an upper without its work directory.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(anyhow!(
-                    "upper {:?}: in use by msb-patch, msb-mount or a running VM (stop the VM and unmount it first)",
-                    upper.dir
-                ));
-            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => bail!(in_use(&upper.dir)),
             Err(error) => return Err(error).with_context(|| format!("work {:?}", upper.work)),
         };
         root.upper = Some(upper.dir.clone());

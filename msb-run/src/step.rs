@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD as STANDARD;
 use blake3::Hasher;
 use msb::lock::{self, Lock};
+use msb::overlay::upper::in_use;
 use msb::record::{Record, Rootfs, Upper};
 use msb::store::step::StepResult;
 use msb::store::{checksums, home, layout};
@@ -92,9 +93,7 @@ impl Step {
 /// Excludes writers of an upper as long as the lock is held.
 fn exclude_writers(upper: &Upper) -> anyhow::Result<OwnedFd> {
     lock::open(&upper.work, Lock::TryShared).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            anyhow!("upper {:?}: in use by msb-patch or msb-mount (unmount or await that first)", upper.dir)
-        }
+        io::ErrorKind::WouldBlock => anyhow!(in_use(&upper.dir)),
         _ => anyhow!(error).context(format!("work {:?}", upper.work)),
     })
 }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use msb::overlay;
 use msb::overlay::beneath::{Dir, Entry};
-use msb::overlay::upper::lock_to_read;
+use msb::overlay::upper::{in_use, lock_to_read};
 use msb::overlay::user_namespace;
 use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
@@ -239,9 +239,7 @@ pub(crate) struct Disk {
 /// Locks an upper against changes while an image of it is made.
 fn lock_upper(upper: &Upper) -> anyhow::Result<OwnedFd> {
     lock_to_read(&upper.work).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => {
-            anyhow!("upper {:?}: in use by msb-patch or msb-mount (unmount it first)", upper.dir)
-        }
+        io::ErrorKind::WouldBlock => anyhow!(in_use(&upper.dir)),
         _ => anyhow!(error).context(format!("work {:?}", upper.work)),
     })
 }

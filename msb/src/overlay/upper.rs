@@ -198,6 +198,13 @@ pub fn lock_to_read(work: &Path) -> io::Result<OwnedFd> {
     Ok(lock)
 }
 
+/// The message for an upper that cannot be locked, because another process has it.
+pub fn in_use(upper: &Path) -> String {
+    format!(
+        "upper {upper:?}: in use by msb-patch, msb-mount, msb-pack or a running VM (wait for the tool, unmount it, or stop the VM)"
+    )
+}
+
 /// Completes a fold that was killed, for a reader that does not lock the upper. One that is running is left alone.
 ///
 /// # Errors

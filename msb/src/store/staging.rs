@@ -385,7 +385,7 @@ fn gone(upper: &Path) -> Error {
 }
 
 fn in_use(upper: &Path) -> Error {
-    Error::Caller(format!("upper {upper:?}: in use by another msb-patch or msb-mount (unmount it first)"))
+    Error::Caller(upper::in_use(upper))
 }
 
 fn exchange(one: &Path, other: &Path) -> io::Result<()> {
