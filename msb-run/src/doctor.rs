@@ -14,7 +14,8 @@ use crate::programs;
 #[derive(Debug, Deserialize)]
 struct Probe {
     vmm: Option<String>,
-    words: String,
+    #[serde(rename = "words")]
+    message: String,
     vmms: BTreeMap<String, Finding>,
     parts: BTreeMap<String, Finding>,
     #[serde(default)]
@@ -49,8 +50,8 @@ fn report(probe: &Probe, is_good: bool) -> String {
     let width = items.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let mut text: String = items.iter().map(|(name, item)| format!("{name:width$}  {}\n", describe(item))).collect();
     text.push_str(&match (is_good, &probe.vmm) {
-        (true, Some(vmm)) => format!("VMs run with {vmm}: {}\n", probe.words),
-        _ => format!("no VM would run: {}\n", probe.words),
+        (true, Some(vmm)) => format!("VMs run with {vmm}: {}\n", probe.message),
+        _ => format!("no VM would run: {}\n", probe.message),
     });
     text
 }
