@@ -89,9 +89,8 @@ impl Processes {
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
         let mut command = role::jailed(jail, program).context(name)?;
-        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(self.helper_stderr.try_clone()?);
-        self.spawn(name, vital, command, fds).context(name)
+        command.args(args);
+        self.start_other(name, vital, command, Stdio::null(), fds)
     }
 
     /// Starts the gate that the JSON text describes, with its control socket as its stdin.
@@ -99,9 +98,7 @@ impl Processes {
     /// # Errors
     /// Why it did not start.
     pub(crate) fn start_gate(&mut self, name: &'static str, description: &str, control: OwnedFd) -> anyhow::Result<()> {
-        let mut command = role::gate(description);
-        command.current_dir("/").stdin(control).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
-        self.spawn(name, Vital::Yes, command, &[]).context(name)
+        self.start_other(name, Vital::Yes, role::gate(description), control.into(), &[])
     }
 
     /// Starts the resolver that the JSON text describes, with its control socket as its stdin.
@@ -114,9 +111,7 @@ impl Processes {
         description: &str,
         control: OwnedFd,
     ) -> anyhow::Result<()> {
-        let mut command = role::resolver(description);
-        command.current_dir("/").stdin(control).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
-        self.spawn(name, Vital::No, command, &[]).context(name)
+        self.start_other(name, Vital::No, role::resolver(description), control.into(), &[])
     }
 
     /// Starts the relay that the JSON text describes. It inherits `fds`.
@@ -124,9 +119,20 @@ impl Processes {
     /// # Errors
     /// Why it did not start.
     pub(crate) fn start_relay(&mut self, name: &'static str, description: &str, fds: &[OwnedFd]) -> anyhow::Result<()> {
-        let mut command = role::relay(description);
-        command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
-        self.spawn(name, Vital::Yes, command, fds).context(name)
+        self.start_other(name, Vital::Yes, role::relay(description), Stdio::null(), fds)
+    }
+
+    /// Starts any process but the VMM.
+    fn start_other(
+        &mut self,
+        name: &'static str,
+        vital: Vital,
+        mut command: Command,
+        stdin: Stdio,
+        fds: &[OwnedFd],
+    ) -> anyhow::Result<()> {
+        command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
+        self.spawn(name, vital, command, fds).context(name)
     }
 
     /// Starts the VMM that the JSON text describes, with the guest's console on `console`. It inherits `fds`.
