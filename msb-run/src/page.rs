@@ -64,8 +64,9 @@ the entrypoint, and what it has written becomes the upper of the record on
 stdout. A command that fails leaves nothing. --cache finds an earlier result by
 the content of the root, the flags, the command, and the files that they and the
 operations of --patch name; what the network and volumes have is not a part of
-that. With --cache the command has no stdin. The upper of a result stays until msb-store rm removes it; a result whose
-upper has changed does not count any more, so patch it with msb-patch --copy.
-examples/debian-app and examples/dockerfile show both."
+that. With --cache the command has no stdin. The upper of a result stays until
+msb-store rm removes it; a result whose upper has changed does not count any
+more, so patch it with msb-patch --copy. examples/debian-app and
+examples/dockerfile show both."
         .into()
 }
