@@ -192,7 +192,7 @@ impl Staging {
     }
 
     fn new_in(dir: &Path, layers: &Merged) -> Result<(Self, Writer), Error> {
-        let upper = pair(dir.join(UPPER), dir.join(WORK));
+        let upper = Upper::new(dir.join(UPPER), dir.join(WORK));
         if layout::is_sandbox(dir)
             && let Some(sandboxes) = dir.parent()
         {
@@ -283,10 +283,10 @@ impl Staging {
     /// could be neither done nor undone, both stay as they are, and the next [`Writer`] completes it.
     pub fn publish(mut self, changed: bool) -> Result<Published, Error> {
         let upper = match &self.publish {
-            Publish::Sandbox(draft) => pair(draft.to.join(UPPER), draft.to.join(WORK)),
+            Publish::Sandbox(draft) => Upper::new(draft.to.join(UPPER), draft.to.join(WORK)),
             Publish::New { to: dir, work }
             | Publish::Exchange { with: dir, work }
-            | Publish::Fold { into: dir, work, .. } => pair(dir.clone(), work.clone()),
+            | Publish::Fold { into: dir, work, .. } => Upper::new(dir.clone(), work.clone()),
         };
         if matches!(self.publish, Publish::Exchange { .. } | Publish::Fold { .. }) && !changed {
             self.discard();
@@ -392,10 +392,6 @@ fn exchange(one: &Path, other: &Path) -> io::Result<()> {
     Ok(rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
 }
 
-fn pair(dir: PathBuf, work: PathBuf) -> Upper {
-    Upper { dir, work, unknown: serde_json::Map::new() }
-}
-
 /// The upper that a directory of the caller's is or holds; `None` if there is none and one can be made in it.
 ///
 /// Earlier releases made DIR itself the upper, with its work directory at DIR.work. Those are still accepted.
@@ -417,15 +413,15 @@ fn existing_in(dir: &Path) -> io::Result<Option<Upper>> {
             return Ok(None);
         }
         if has(UPPER) && has(WORK) {
-            return Ok(Some(pair(dir.join(UPPER), dir.join(WORK))));
+            return Ok(Some(Upper::new(dir.join(UPPER), dir.join(WORK))));
         }
         // The caller may name the upper itself, of a directory made by us or for the kernel's overlayfs.
         let work = dir.with_file_name(WORK);
         if dir.file_name().is_some_and(|name| name == UPPER) && work.is_dir() {
-            return Ok(Some(pair(dir.to_owned(), work)));
+            return Ok(Some(Upper::new(dir.to_owned(), work)));
         }
     }
-    Ok(Some(pair(dir.to_owned(), beside)))
+    Ok(Some(Upper::new(dir.to_owned(), beside)))
 }
 
 fn lock_upper(upper: &Path, work: &Path) -> Result<Writer, Error> {
