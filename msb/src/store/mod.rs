@@ -15,7 +15,7 @@
 //! | `sandboxes` | msb-patch, a commit | exclusive, waits | a sandbox's staging directory is made and locked |
 //! | `sandboxes/.ID.PID.N` | msb-patch, a commit | exclusive | the sandbox is being made |
 //! | the work directory of an upper | msb-patch, msb-mount, a commit | exclusive | they may change the upper |
-//! | the same | `msb-mount --ro`, msb-boot, msb-pack | shared | they read the upper, and nobody may change it |
+//! | the same | `msb-mount --ro`, msb-boot, msb-pack, `msb-run --cache`, `msb-patch --copy` | shared | they read the upper, and nobody may change it |
 //! | `sandboxes/ID/hold` | msb-patch, msb-mount, msb-boot | shared, waits | a patch, a mount or a VM uses the upper |
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
