@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use msb::jail::Jail;
+use msb::tool::exit;
 use msb::vm::rundir::Traffic;
 use msb_gate::frame::MAX_FRAME;
 use msb_gate::{Config, Gate, Log, Query, Verdict};
@@ -56,13 +57,8 @@ pub(crate) struct Description {
 
 /// The process's main function.
 pub(crate) fn run(description: &str) -> ExitCode {
-    match Pump::prepare(description).and_then(|mut pump| pump.run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let result = Pump::prepare(description).and_then(|mut pump| pump.run());
+    exit::report(NAME, exit::FAILED, result.map(|()| 0))
 }
 
 /// Opens the log.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use msb::jail::Jail;
+use msb::tool::exit;
 use msb_gate::frame::MAX_FRAME;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
@@ -35,13 +36,7 @@ pub(crate) struct Description {
 
 /// The process's main function.
 pub(crate) fn run(description: &str) -> ExitCode {
-    match relay(description) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    exit::report(NAME, exit::FAILED, relay(description).map(|()| 0))
 }
 
 fn relay(description: &str) -> anyhow::Result<()> {

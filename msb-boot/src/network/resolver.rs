@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use msb::jail::Jail;
+use msb::tool::exit;
 use msb_gate::{Lookup, MAX_QUERY, Reply, Servers};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -50,13 +51,8 @@ pub(super) struct Message {
 
 /// The process's main function.
 pub(crate) fn run(description: &str) -> ExitCode {
-    match Resolver::prepare(description).and_then(|mut resolver| resolver.run()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let result = Resolver::prepare(description).and_then(|mut resolver| resolver.run());
+    exit::report(NAME, exit::FAILED, result.map(|()| 0))
 }
 
 /// Sends a message with the number of its question. False if the receiver has ended; a message for which it has no room is lost.
