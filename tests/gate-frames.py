@@ -255,6 +255,10 @@ def names(gate):
     gate.addresses(["198.51.100.2"], resolver=resolver)
     gate.resolver.send(ask() + answered(FAR))
     assert told() == answered(FAR)
+    # It does not read: a question for which it has no room fails at once.
+    for _ in range(20000):
+        send(gate.guest, udp(GUEST, RESOLVER, 53, b"\x12\x34" + question))
+    assert told()[:4] == b"\x12\x34\x81\x82"
 
 
 def main():

@@ -194,14 +194,11 @@ impl Pump {
         Ok(())
     }
 
-    /// Sends a question to the resolver. If it has ended, the guest is told. One for which it has no room is lost, and the guest repeats it.
+    /// Sends a question to the resolver. If that has ended, or has no room for the question, the guest is told.
     fn ask(&mut self, query: &Query) {
-        if self.resolver.as_ref().is_some_and(|link| !resolver::send(link.as_fd(), query.token, &query.message)) {
-            self.resolver = None;
-        }
-        if self.resolver.is_none()
-            && let Some(frame) = self.gate.fail(query.token, time(ClockId::Monotonic))
-        {
+        let link = self.resolver.as_ref();
+        let is_sent = link.is_some_and(|link| resolver::send(link.as_fd(), query.token, &query.message).is_ok());
+        if !is_sent && let Some(frame) = self.gate.fail(query.token, time(ClockId::Monotonic)) {
             self.guest.write_frame(&frame);
         }
     }

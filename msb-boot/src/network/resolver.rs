@@ -1,9 +1,10 @@
 //! The process that asks name servers for the guest. The gate sends it the questions that may leave the host, and judges the answers. It
 //! runs as the VM's user in a jail without files, with the host's network and without capabilities.
 //!
-//! It is one thread, which waits for all servers at once. Only so many questions are under way; others wait in the socket, which holds a
-//! few hundred, and then the gate drops them.
+//! It is one thread, which waits for all servers at once. Only so many questions are under way, or have an answer that the gate has yet
+//! to take. Others wait in the socket, which holds a few hundred; the gate answers the rest with a failure.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +27,7 @@ use super::message;
 /// The process's name in messages.
 pub(crate) const NAME: &str = "resolver";
 
-/// How many questions are under way at once.
+/// How many questions are under way at once, with those whose answers wait for the gate.
 const MAX_LOOKUPS: usize = 128;
 /// How long a server has for an answer in a datagram, and over TCP.
 const DATAGRAM: Duration = Duration::from_secs(3);
@@ -55,13 +56,14 @@ pub(crate) fn run(description: &str) -> ExitCode {
     exit::report(NAME, exit::FAILED, result.map(|()| 0))
 }
 
-/// Sends a message with the number of its question. False if the receiver has ended; a message for which it has no room is lost.
-pub(super) fn send(link: BorrowedFd<'_>, token: u32, message: &[u8]) -> bool {
+/// Sends a message with the number of its question.
+///
+/// # Errors
+/// Those of `send(2)`: `EAGAIN` if the receiver has to read others first.
+pub(super) fn send(link: BorrowedFd<'_>, token: u32, message: &[u8]) -> rustix::io::Result<()> {
     let packet = [&token.to_be_bytes(), message].concat();
-    !matches!(
-        rustix::net::send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT),
-        Err(Errno::PIPE | Errno::CONNRESET)
-    )
+    rustix::net::send(link, &packet, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
 }
 
 /// Takes the next message and the number of its question, with the help of a buffer. `None` if there is none.
@@ -100,6 +102,8 @@ struct Resolver {
     link: OwnedFd,
     servers: Servers,
     active: Vec<Active>,
+    /// The answers that the gate has yet to take.
+    answers: VecDeque<(u32, Vec<u8>)>,
     /// For one datagram.
     buffer: Vec<u8>,
 }
@@ -125,20 +129,24 @@ impl Resolver {
         let first = message::receive::<Message>(rustix::stdio::stdin()).context("control socket")?;
         let Some((Message { servers }, fds)) = first else { bail!("no message on the control socket") };
         let Ok([link]) = <[OwnedFd; 1]>::try_from(fds) else { bail!("one socket is expected") };
+        Ok(Self::new(link, servers))
+    }
+
+    fn new(link: OwnedFd, servers: Vec<SocketAddr>) -> Self {
         let buffer = vec![0; usize::from(u16::MAX)];
-        Ok(Self { link, servers: Servers::new(servers), active: Vec::new(), buffer })
+        Self { link, servers: Servers::new(servers), active: Vec::new(), answers: VecDeque::new(), buffer }
     }
 
     /// Answers questions until the gate or the supervisor closes its end.
     fn run(&mut self) -> anyhow::Result<()> {
         loop {
+            let mut interest = PollFlags::empty();
+            interest.set(PollFlags::IN, self.has_room());
+            interest.set(PollFlags::OUT, !self.answers.is_empty());
             let mut fds = vec![
                 PollFd::from_borrowed_fd(rustix::stdio::stdin(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.link.as_fd(), PollFlags::empty()),
+                PollFd::from_borrowed_fd(self.link.as_fd(), interest),
             ];
-            if self.active.len() < MAX_LOOKUPS {
-                fds[1] = PollFd::from_borrowed_fd(self.link.as_fd(), PollFlags::IN);
-            }
             fds.extend(self.active.iter().map(|active| active.exchange.poll_fd()));
             let until = self.active.iter().map(|active| active.until).min();
             let timeout = until.map(|until| Timespec::try_from(until.saturating_sub(now()))).transpose()?;
@@ -154,6 +162,9 @@ impl Resolver {
                 self.servers = Servers::new(servers);
             }
             self.advance(&events[2..]);
+            if events[1].contains(PollFlags::OUT) {
+                self.send_answers();
+            }
             let has_gate_ended = events[1].intersects(PollFlags::HUP | PollFlags::ERR);
             if has_gate_ended || (events[1].contains(PollFlags::IN) && !self.take_questions()?) {
                 return Ok(());
@@ -161,10 +172,15 @@ impl Resolver {
         }
     }
 
+    /// Whether another question can be taken.
+    fn has_room(&self) -> bool {
+        self.active.len() + self.answers.len() < MAX_LOOKUPS
+    }
+
     /// Takes questions as far as there is room. False if the gate has ended.
     fn take_questions(&mut self) -> anyhow::Result<bool> {
         let mut packet = [0; packet_size(MAX_QUERY)];
-        while self.active.len() < MAX_LOOKUPS {
+        while self.has_room() {
             let (token, message) = match receive(self.link.as_fd(), &mut packet) {
                 Ok(Some(packet)) => packet,
                 Ok(None) => break,
@@ -190,12 +206,22 @@ impl Resolver {
                 return;
             }
         }
-        self.answer(token, &lookup.into_failure());
+        self.answer(token, lookup.into_failure());
     }
 
-    fn answer(&self, token: u32, message: &[u8]) {
-        // The end of the gate is seen by poll(2).
-        send(self.link.as_fd(), token, message);
+    fn answer(&mut self, token: u32, message: Vec<u8>) {
+        self.answers.push_back((token, message));
+        self.send_answers();
+    }
+
+    /// Sends the answers as far as the gate takes them: it takes none while the guest does not read its frames.
+    fn send_answers(&mut self) {
+        while let Some((token, message)) = self.answers.front()
+            // The end of the gate is seen by poll(2).
+            && send(self.link.as_fd(), *token, message) != Err(Errno::AGAIN)
+        {
+            self.answers.pop_front();
+        }
     }
 
     /// Reads what has arrived, and goes on where a server has failed or has taken too long.
@@ -216,7 +242,7 @@ impl Resolver {
                 Reply::Foreign if active.until > now => self.active.push(active),
                 Reply::Answer(answer) => {
                     self.servers.prefer(active.exchange.server());
-                    self.answer(active.token, &answer);
+                    self.answer(active.token, answer);
                 }
                 Reply::Truncated => self.ask_over_tcp(active, now),
                 Reply::Foreign | Reply::Failed => self.ask_next(active.token, active.lookup, now, active.end),
@@ -229,5 +255,50 @@ impl Resolver {
             Ok(exchange) => self.active.push(Active { exchange, until: active.end.min(now + STREAM), ..active }),
             Err(_) => self.ask_next(active.token, active.lookup, now, active.end),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_wait_until_the_gate_takes_them() {
+        let (gate, link) = message::packet_sockets().unwrap();
+        let mut resolver = Resolver::new(link, Vec::new());
+        let answer = |token: u32| vec![token.to_be_bytes()[3]; 65535];
+        let all = 0..MAX_LOOKUPS as u32;
+        all.clone().for_each(|token| resolver.answer(token, answer(token)));
+        assert!(!resolver.answers.is_empty());
+        let mut buffer = vec![0; packet_size(65535)];
+        for expected in all {
+            resolver.send_answers();
+            let (token, message) = receive(gate.as_fd(), &mut buffer).unwrap().unwrap();
+            assert_eq!((token, message), (expected, answer(expected).as_slice()));
+        }
+        assert!(resolver.answers.is_empty() && receive(gate.as_fd(), &mut buffer).unwrap().is_none());
+        // Those of a gate that has ended do not stay.
+        drop(gate);
+        resolver.answer(1, answer(1));
+        assert!(resolver.answers.is_empty());
+    }
+
+    #[test]
+    fn answers_that_wait_take_the_room_of_questions() {
+        let (gate, link) = message::packet_sockets().unwrap();
+        let mut resolver = Resolver::new(link, Vec::new());
+        while resolver.answers.len() < MAX_LOOKUPS {
+            resolver.answer(0, vec![0; 65535]);
+        }
+        send(gate.as_fd(), 7, b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01").unwrap();
+        assert!(resolver.take_questions().unwrap());
+        assert_eq!(resolver.answers.len(), MAX_LOOKUPS);
+        resolver.answers.clear();
+        // Without a server it fails at once.
+        while receive(gate.as_fd(), &mut vec![0; packet_size(65535)]).unwrap().is_some() {}
+        assert!(resolver.take_questions().unwrap());
+        let mut buffer = [0; 100];
+        let (token, message) = receive(gate.as_fd(), &mut buffer).unwrap().unwrap();
+        assert_eq!((token, &message[..4]), (7, &[0, 1, 0x81, 0x82][..]));
     }
 }
