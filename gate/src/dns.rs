@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::frame::{be16, be32};
 
 const HEADER: usize = 12;
+/// The size of a question's type and class.
+const KIND: usize = 4;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const TYPE_OPT: u16 = 41;
@@ -32,7 +34,7 @@ pub(crate) struct Question {
     /// The name in lower case, without the last dot; empty for the root.
     pub name: String,
     /// The type and the class.
-    pub kind: [u8; 4],
+    pub kind: [u8; KIND],
     /// Where the question ends in the message.
     pub end: usize,
 }
@@ -40,10 +42,7 @@ pub(crate) struct Question {
 impl Question {
     /// The question of a query; `None` for any other message.
     pub(crate) fn parse_query(message: &[u8]) -> Option<Self> {
-        let question = Self::parse(message)?;
-        // Answers and authorities in a query are nobody's business.
-        let is_query = message[2] & (RESPONSE | OPCODE) == 0 && be16(message, 6) == 0 && be16(message, 8) == 0;
-        is_query.then_some(question)
+        Self::parse(message).filter(|_| is_query(message))
     }
 
     /// The question of an answer; `None` for any other message.
@@ -53,7 +52,7 @@ impl Question {
     }
 
     fn parse(message: &[u8]) -> Option<Self> {
-        if message.len() < HEADER || be16(message, 4) != 1 {
+        if !has_one_question(message) {
             return None;
         }
         let (name, end) = name(message, HEADER)?;
@@ -75,31 +74,23 @@ impl Question {
 
     /// The same message as a refusal to answer.
     pub(crate) fn refused(&self, message: &[u8]) -> Vec<u8> {
-        self.without_answer(message, REFUSED)
+        without_records(message, self.end, REFUSED)
     }
 
     /// The same message, which says that there is no such name.
     pub(crate) fn no_such_name(&self, message: &[u8]) -> Vec<u8> {
-        self.without_answer(message, NXDOMAIN)
+        without_records(message, self.end, NXDOMAIN)
     }
 
     /// The same message, which says that the servers have failed.
     pub(crate) fn failed(&self, message: &[u8]) -> Vec<u8> {
-        self.without_answer(message, SERVFAIL)
+        without_records(message, self.end, SERVFAIL)
     }
 
     /// An answer without its records, which says that it was too long: the client asks again over TCP.
     pub(crate) fn truncated(&self, message: &[u8]) -> Vec<u8> {
-        let mut answer = self.without_answer(message, message[3] & 0xf);
+        let mut answer = without_records(message, self.end, message[3] & 0xf);
         answer[2] |= TRUNCATED;
-        answer
-    }
-
-    fn without_answer(&self, message: &[u8], code: u8) -> Vec<u8> {
-        let mut answer = message[..self.end].to_vec();
-        answer[2] = RESPONSE | (answer[2] & 1);
-        answer[3] = 0x80 | code;
-        answer[6..HEADER].fill(0);
         answer
     }
 
@@ -116,6 +107,34 @@ impl Question {
         }
         Some(addresses)
     }
+}
+
+/// The identifier of a query whose name [`Question::parse_query`] does not take, and the refusal to answer it; `None` for what is not a
+/// query.
+pub(crate) fn refused_name(message: &[u8]) -> Option<(u16, Vec<u8>)> {
+    if !has_one_question(message) || !is_query(message) {
+        return None;
+    }
+    let end = skip_name(message, HEADER)? + KIND;
+    (end <= message.len()).then(|| (be16(message, 0), without_records(message, end, REFUSED)))
+}
+
+fn has_one_question(message: &[u8]) -> bool {
+    message.len() >= HEADER && be16(message, 4) == 1
+}
+
+/// Whether a message with a header is a query. Answers and authorities in one are nobody's business.
+fn is_query(message: &[u8]) -> bool {
+    message[2] & (RESPONSE | OPCODE) == 0 && be16(message, 6) == 0 && be16(message, 8) == 0
+}
+
+/// A message up to the end of its question as an answer with this code.
+fn without_records(message: &[u8], end: usize, code: u8) -> Vec<u8> {
+    let mut answer = message[..end].to_vec();
+    answer[2] = RESPONSE | (answer[2] & 1);
+    answer[3] = 0x80 | code;
+    answer[6..HEADER].fill(0);
+    answer
 }
 
 /// A resource record.
@@ -266,6 +285,26 @@ pub(crate) mod tests {
             ("a name of 300 bytes", query(1, &vec!["x".repeat(59); 5].join("."))),
         ] {
             assert_eq!(Question::parse_query(&message), None, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_query_about_a_name_with_other_characters_is_refused() {
+        let good = query(7, "a/b.test");
+        assert_eq!(Question::parse_query(&good), None);
+        let (id, refusal) = refused_name(&[good.as_slice(), b"more"].concat()).unwrap();
+        assert_eq!((id, refusal), (7, with(with(good.clone(), 2, 0x81), 3, 0x85)));
+        for (what, message) in [
+            ("nothing", Vec::new()),
+            ("half a header", good[..11].to_vec()),
+            ("half a name", good[..16].to_vec()),
+            ("no type", good[..good.len() - 1].to_vec()),
+            ("two questions", with(good.clone(), 5, 2)),
+            ("an answer", with(good.clone(), 2, 0x81)),
+            ("an update", with(good.clone(), 2, 0x28)),
+            ("answers", with(good.clone(), 7, 1)),
+        ] {
+            assert_eq!(refused_name(&message), None, "{what}");
         }
     }
 

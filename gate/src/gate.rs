@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::connection::{Key, Openings, Outcome};
 use crate::dhcp::{self, Lease};
-use crate::dns::Question;
+use crate::dns::{self, Question};
 use crate::dns_stream::{self, Streams};
 use crate::frame::{
     self, ACK, Datagram, ETHERTYPE_ARP, MAX_FRAME, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
@@ -290,8 +290,13 @@ impl Gate {
     /// A datagram to the resolver: one about a name that no rule allows is answered here and never leaves the host.
     fn question(&mut self, packet: &Packet<'_>, datagram: &Datagram<'_>, now: Duration) -> Verdict {
         let message = datagram.payload;
-        let question = Question::parse_query(message).filter(|_| message.len() <= MAX_QUERY);
-        let Some(question) = question else { return Verdict::Drop };
+        if message.len() > MAX_QUERY {
+            return Verdict::Drop;
+        }
+        let Some(question) = Question::parse_query(message) else {
+            let refusal = self.refusal_of_name(message);
+            return Verdict::reply(refusal.and_then(|(_, refusal)| reply::answer(packet, &refusal)));
+        };
         if let Some(refusal) = self.refusal(&question, message) {
             return Verdict::reply(reply::answer(packet, &refusal));
         }
@@ -309,6 +314,9 @@ impl Gate {
         let dns_stream::Outcome { back, question: asked } = self.streams.take(packet, segment, now);
         let Some((number, message)) = asked else { return Verdict::reply(back) };
         let Some(question) = Question::parse_query(&message) else {
+            if let Some((id, refusal)) = self.refusal_of_name(&message) {
+                return Verdict::reply(self.streams.answer(number, id, &refusal));
+            }
             self.streams.forget(number);
             return Verdict::reply(reply::reset_back(packet, segment));
         };
@@ -331,6 +339,14 @@ impl Gate {
             reason: "the name is not allowed".into(),
         });
         Some(question.refused(message))
+    }
+
+    /// The refusal of a question about a name that the rules cannot judge, and its identifier; `None` for what is not a question.
+    fn refusal_of_name(&mut self, message: &[u8]) -> Option<(u16, Vec<u8>)> {
+        let refusal = dns::refused_name(message)?;
+        let reason = "the name has characters other than letters, digits, - and _".into();
+        self.deny(Denial { protocol: Protocol::Udp, address: None, port: None, name: None, reason });
+        Some(refusal)
     }
 
     fn ask(&mut self, question: Question, message: Vec<u8>, asker: Asker, now: Duration) -> Query {

@@ -173,11 +173,13 @@ fn names_are_resolved_by_the_policy() {
         ("rebind.test", &[SERVER, "127.0.0.1"], ("ask", Some(3))),
         ("most.test", &[SERVER; 128], ("ask", Some(0))),
         ("many.test", &[SERVER; 129], ("ask", Some(2))),
+        ("a/b.test", &[SERVER], ("reply", Some(5))),
     ] {
         assert_eq!(resolve(&mut public, name, addresses), expected, "{name}");
     }
     let reasons: Vec<String> = public.take_denials().into_iter().map(|denial| denial.reason).collect();
     assert_eq!(reasons[..2], ["the name is not allowed", "the answer has a forbidden address"]);
+    assert_eq!(reasons[3], "the name has characters other than letters, digits, - and _");
     assert!(public.take_denials().is_empty());
 }
 
@@ -355,9 +357,12 @@ fn to_resolver(sequence: u32, acknowledged: u32, flags: u8, payload: &[u8]) -> V
 
 #[test]
 fn a_question_over_tcp_is_judged_like_any_other() {
-    for (name, address, expected, code) in
-        [("a.test", SERVER, "ask", 0x80), ("rebind.test", "10.9.9.9", "ask", 0x83), ("bad.test", SERVER, "reply", 0x85)]
-    {
+    for (name, address, expected, code) in [
+        ("a.test", SERVER, "ask", 0x80),
+        ("rebind.test", "10.9.9.9", "ask", 0x83),
+        ("bad.test", SERVER, "reply", 0x85),
+        ("a/b.test", SERVER, "reply", 0x85),
+    ] {
         let mut gate = gate(Mode::Public, &["deny bad.test"]);
         let Verdict::Reply(opened) = gate.from_guest(&to_resolver(5, 0, SYN, b""), NOW) else { panic!("no SYN-ACK") };
         let first = Packet::parse(&opened).unwrap().tcp().unwrap().sequence + 1;
