@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
 use crate::log;
@@ -94,8 +94,9 @@ impl WatchedFile {
         let mut has_changed = false;
         while let Ok(event) = reader.next() {
             let name = event.file_name().map(|name| name.to_bytes());
-            // Lost events have no watch.
+            // Lost events have no watch, and the end of a mount has no name.
             has_changed |= event.wd() < 0
+                || event.events().contains(ReadFlags::UNMOUNT)
                 || self.watches.iter().any(|(watch, wanted)| {
                     *watch == event.wd() && wanted.as_ref().map(|wanted| wanted.as_bytes()) == name
                 });
@@ -103,7 +104,8 @@ impl WatchedFile {
         has_changed
     }
 
-    /// Watches the path as it is now, from the root directory to the file or to the first name that is missing.
+    /// Watches the path as it is now, from the root directory to the file or to the first name that is missing. A directory that this
+    /// process may search and not read has no watch.
     fn watch(&mut self) -> io::Result<()> {
         const IN_DIRECTORY: WatchFlags = WatchFlags::CREATE
             .union(WatchFlags::MOVED_TO)
@@ -122,12 +124,12 @@ impl WatchedFile {
                 continue;
             }
             // The watch comes first, so that no change is between the two.
-            let watch = match inotify::add_watch(&inotify, &here, IN_DIRECTORY) {
+            match inotify::add_watch(&inotify, &here, IN_DIRECTORY) {
+                Err(Errno::ACCESS) => {}
                 // The watch before it reports that the directory was removed.
                 Err(Errno::NOENT | Errno::NOTDIR) => break,
-                other => other?,
-            };
-            self.watches.push((watch, Some(name.clone())));
+                other => self.watches.push((other?, Some(name.clone()))),
+            }
             let next = here.join(&name);
             let Ok(meta) = fs::symlink_metadata(&next) else { break };
             if meta.is_symlink() && symlinks < MAX_SYMLINKS {
@@ -142,7 +144,7 @@ impl WatchedFile {
             } else {
                 match inotify::add_watch(&inotify, &next, OF_FILE) {
                     // The same.
-                    Err(Errno::NOENT) => {}
+                    Err(Errno::NOENT | Errno::ACCESS) => {}
                     other => self.watches.push((other?, None)),
                 }
                 break;
