@@ -41,7 +41,8 @@ def start_gate(program, directory, guest, passt):
     answers, resolver = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     message = {"addresses": [], "networks": [], "sockets": ["guest", "passt", "resolver"]}
     socket.send_fds(control, [json.dumps(message).encode()], [guest.fileno(), passt.fileno(), resolver.fileno()])
-    return (control, answers), subprocess.Popen([program, "--as-gate", json.dumps(description)], stdin=end, stderr=subprocess.PIPE)
+    process = subprocess.Popen([program, "--as-gate", json.dumps(description)], stdin=end, stderr=subprocess.PIPE)
+    return (control, answers), process
 
 
 def memory(process):

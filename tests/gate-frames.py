@@ -227,7 +227,8 @@ def names(gate):
 
     def told():
         frame = receive(gate.guest)
-        assert frame[26:34] == socket.inet_aton(RESOLVER) + socket.inet_aton(GUEST) and frame[34:38] == b"\0\x35\x9c\x40", frame.hex()
+        addresses = socket.inet_aton(RESOLVER) + socket.inet_aton(GUEST)
+        assert frame[26:34] == addresses and frame[34:38] == b"\0\x35\x9c\x40", frame.hex()
         return frame[42:]
 
     def ask():

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""resolver-lookups.py MSB-BOOT: a real resolver process and name servers on loopback. Prints nothing if every question has had the answer
-that it must have. We are the supervisor, the gate and the servers.
+"""resolver-lookups.py MSB-BOOT: a real resolver process and name servers on loopback. Prints nothing if every question has had
+the answer that it must have. We are the supervisor, the gate and the servers.
 """
 import json
 import os
@@ -60,8 +60,8 @@ class Resolver:
         self.control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.gate.settimeout(120)
         self.use(servers, [gate])
-        self.process = subprocess.Popen(
-            [program, "--as-resolver", json.dumps({"jail": jail})], stdin=control, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        command = [program, "--as-resolver", json.dumps({"jail": jail})]
+        self.process = subprocess.Popen(command, stdin=control, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         gate.close()
         control.close()
 
@@ -96,7 +96,8 @@ def main():
         wrong_id = bytes([query[0] ^ 1]) + query[1:]
         wrong_name = query[:13] + b"b" + query[14:]
         wrong_type = query[:-3] + b"\x1c" + query[-2:]
-        return [b"", b"x", query, *(answer(wrong, address="192.0.2.66") for wrong in (wrong_id, wrong_name, wrong_type)), answer(query)]
+        wrong = [answer(other, address="192.0.2.66") for other in (wrong_id, wrong_name, wrong_type)]
+        return [b"", b"x", query, *wrong, answer(query)]
 
     with tempfile.TemporaryDirectory() as directory:
         resolver = Resolver(sys.argv[1], directory, [refusing, *failing, good])

@@ -109,8 +109,8 @@ impl Question {
     }
 }
 
-/// The identifier of a query whose name [`Question::parse_query`] does not take, and the refusal to answer it; `None` for what is not a
-/// query.
+/// The identifier of a query whose name [`Question::parse_query`] does not take, and the refusal to answer it; `None` for what is
+/// not a query.
 pub(crate) fn refused_name(message: &[u8]) -> Option<(u16, Vec<u8>)> {
     if !has_one_question(message) || !is_query(message) {
         return None;

@@ -1,8 +1,8 @@
-//! DNS over TCP, RFC 7766. The gate is the server: a question on a connection is judged like any other, and goes to the resolver as the
-//! others do. Its answer comes back on the connection.
+//! DNS over TCP, RFC 7766. The gate is the server: a question on a connection is judged like any other, and goes to the resolver
+//! as the others do. Its answer comes back on the connection.
 //!
-//! Nothing is lost between the gate and the guest's kernel, so there is no timer: one segment is sent at a time, and again when the
-//! guest repeats itself.
+//! Nothing is lost between the gate and the guest's kernel, so there is no timer: one segment is sent at a time, and again when
+//! the guest repeats itself.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -110,8 +110,8 @@ impl Streams {
         free
     }
 
-    /// The connection of this number, if its question has this identifier. A late answer to a question of an earlier connection has
-    /// another.
+    /// The connection of this number, if its question has this identifier. A late answer to a question of an earlier connection
+    /// has another.
     fn asking(&mut self, number: usize, id: u16) -> Option<&mut Stream> {
         self.0.get_mut(number)?.as_mut().filter(|stream| stream.asked == Some(id))
     }

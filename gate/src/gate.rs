@@ -195,8 +195,8 @@ impl Gate {
         }
     }
 
-    /// Takes the resolver's answer to the question with this number. Its addresses are remembered for the rules by name; an answer that
-    /// leads where the guest may not go becomes "no such name". Returns the frame for the guest.
+    /// Takes the resolver's answer to the question with this number. Its addresses are remembered for the rules by name; an
+    /// answer that leads where the guest may not go becomes "no such name". Returns the frame for the guest.
     pub fn answer(&mut self, token: u32, message: &[u8], now: Duration) -> Option<Vec<u8>> {
         let pending = self.names.take(token, now)?;
         let answer = self.judge(&pending, message, now).unwrap_or_else(|| pending.question.failed(&pending.head));
@@ -399,7 +399,7 @@ impl Gate {
             self.openings.forget(&key);
         }
         match syn {
-            // passt of 2023 refuses with a reset that acknowledges nothing. Linux ignores it, and the guest would wait for an answer.
+            // passt of 2023 refuses with a reset that acknowledges nothing. Linux ignores it, and the guest would wait.
             Some(syn) if segment.flags & (RST | ACK) == RST => {
                 reply::reset_onward(packet, segment, syn.wrapping_add(1)).map_or(Verdict::Pass, Verdict::Replace)
             }

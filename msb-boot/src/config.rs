@@ -1,5 +1,5 @@
-//! The configuration of a boot. [`Config::check`] checks everything that can be checked before a process starts, and creates nothing;
-//! [`Config::make_files`] creates the files that the store lacks.
+//! The configuration of a boot. [`Config::check`] checks everything that can be checked before a process starts, and creates
+//! nothing; [`Config::make_files`] creates the files that the store lacks.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -208,8 +208,8 @@ impl Config {
         })
     }
 
-    /// Makes the files that the store lacks: the kernel's file, the directories of volumes, and the image of a block root. The image
-    /// takes long, so `say` is called first.
+    /// Makes the files that the store lacks: the kernel's file, the directories of volumes, and the image of a block root. The
+    /// image takes long, so `say` is called first.
     ///
     /// # Errors
     /// The file that could not be made.

@@ -1,6 +1,6 @@
-//! Where the files are that a guest of an architecture needs: its agent and its kernel. Those for this machine's own architecture are
-//! beside this program or in a directory of the installation. Those for any architecture are in a directory with its name, beside this
-//! program or in `../libexec/msb`.
+//! Where the files are that a guest of an architecture needs: its agent and its kernel. Those for this machine's own architecture
+//! are beside this program or in a directory of the installation. Those for any architecture are in a directory with its name,
+//! beside this program or in `../libexec/msb`.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! QEMU's machines `microvm` and `virt`, with libkrunfw's kernel and helper processes for the shares and the vsock device. It emulates the
-//! processor if KVM is not usable, or if the guest is for another one.
+//! QEMU's machines `microvm` and `virt`, with libkrunfw's kernel and helper processes for the shares and the vsock device. It
+//! emulates the processor if KVM is not usable, or if the guest is for another one.
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -172,8 +172,8 @@ fn arguments(
         push(&["-device", &format!("virtio-net-device,netdev=net{number},mac={mac},{}", bus())]);
     }
     let counter = khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-    // A kernel that the emulator has led astray, see `supervisor::restart::SilentEnd`, would otherwise go on without the thread that it
-    // was in, and wait for it.
+    // A kernel that the emulator has led astray, see `supervisor::restart::SilentEnd`, would otherwise go on without the thread
+    // that it was in, and wait for it.
     let oops = if kvm { "" } else { " oops=panic" };
     push(&["-append", &format!("{} {COMMAND_LINE}{oops}{counter}", machine.command_line)]);
     args.extend(["-kernel".into(), kernel.into()]);

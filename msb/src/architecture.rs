@@ -1,4 +1,4 @@
-//! The architectures of hosts and guests, and everything that depends on which one it is: nothing outside of this file compares them.
+//! The architectures of hosts and guests, and everything that depends on them: nothing outside of this file compares them.
 
 use std::fmt;
 
@@ -46,14 +46,14 @@ pub struct QemuMachine {
     pub command_line: &'static str,
 }
 
-/// With x86's microvm, `reboot=t` and `-no-reboot` end the machine by a triple fault: it has no power button, and the kernel would first
-/// spend a second on a keyboard controller that does not exist. Five-level page tables (la57) make each miss of the emulated TLB slower,
-/// and no guest here needs them. With fast string instructions (erms) the kernel copies with `rep movsb`, which the emulator executes
-/// byte by byte: without, pipes in the guest are three times as fast.
+/// With x86's microvm, `reboot=t` and `-no-reboot` end the machine by a triple fault: it has no power button, and the kernel
+/// would first spend a second on a keyboard controller that does not exist. Five-level page tables (la57) make each miss of the
+/// emulated TLB slower, and no guest here needs them. With fast string instructions (erms) the kernel copies with `rep movsb`,
+/// which the emulator executes byte by byte: without, pipes in the guest are three times as fast.
 ///
-/// The buses are in the order in which QEMU itself would assign them, but bus 3 is the last: its interrupt is that of the real-time
-/// clock, for which the guest then has no driver. There are no more: the second interrupt controller of `ioapic2=on` is found through
-/// ACPI, which the guest's kernel does not have.
+/// The buses are in the order in which QEMU itself would assign them, but bus 3 is the last: its interrupt is that of the
+/// real-time clock, for which the guest then has no driver. There are no more: the second interrupt controller of `ioapic2=on` is
+/// found through ACPI, which the guest's kernel does not have.
 const MICROVM: QemuMachine = QemuMachine {
     program: "qemu-system-x86_64",
     remedy: "apt-get install qemu-system-x86",
@@ -110,8 +110,8 @@ impl Architecture {
         format!("linux/{}", self.oci_name())
     }
 
-    /// The architecture that runs programs for a platform, `os/architecture[/variant]`, with OCI's name of the architecture or the
-    /// kernel's. An empty architecture is this machine's.
+    /// The architecture that runs programs for a platform, `os/architecture[/variant]`, with OCI's name of the architecture or
+    /// the kernel's. An empty architecture is this machine's.
     pub fn of_platform(platform: &str) -> Option<Self> {
         let mut parts = platform.split('/');
         let (os, architecture) = (parts.next()?, parts.next().unwrap_or_default());

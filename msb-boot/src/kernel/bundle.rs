@@ -1,5 +1,5 @@
-//! The kernel in a libkrunfw, read from the file. The library may be for another architecture, so that this program cannot load it. Data
-//! in, data out.
+//! The kernel in a libkrunfw, read from the file. The library may be for another architecture, so that this program cannot load
+//! it. Data in, data out.
 
 use object::elf::FileHeader64;
 use object::read::elf::ElfFile;

@@ -21,7 +21,7 @@ use crate::unusable::Unusable;
 /// The name of libkrunfw for the dynamic loader. The number is the version of its interface.
 pub(crate) const LIBRARY: &str = "libkrunfw.so.5";
 
-/// The directory of an installation with the library for guests of this machine's own architecture, as seen from that of the tools.
+/// The directory of an installation with the library for guests of this machine's architecture, as seen from that of the tools.
 const LIBRARY_DIR: &str = "../lib/msb";
 
 /// VMMs read the file as users of their own.
@@ -46,8 +46,8 @@ struct Kernel {
     has_pvh_entry: bool,
 }
 
-/// Finds libkrunfw for guests of an architecture: `$MSB_LIBKRUNFW`, as [`guest_files`] finds it, or, for guests of this machine's own,
-/// where the dynamic loader finds it.
+/// Finds libkrunfw for guests of an architecture: `$MSB_LIBKRUNFW`, as [`guest_files`] finds it, or, for guests of this machine's
+/// own, where the dynamic loader finds it.
 ///
 /// # Errors
 /// The places that were searched.
@@ -86,8 +86,8 @@ fn find_library(architecture: Architecture) -> Result<PathBuf, Unusable> {
     })
 }
 
-/// Checks that the library has a kernel that a VMM can enter, with `protocol` if it is an ELF program. Returns the path of the file for
-/// [`write`], which may exist already: below `$MSB_HOME/kernel`, named after the library's file.
+/// Checks that the library has a kernel that a VMM can enter, with `protocol` if it is an ELF program. Returns the path of the
+/// file for [`write`], which may exist already: below `$MSB_HOME/kernel`, named after the library's file.
 ///
 /// # Errors
 /// A library that cannot be read, holds no kernel for `architecture`, or holds one that `protocol` cannot enter.
@@ -143,8 +143,8 @@ fn read(library: &Path, architecture: Architecture) -> anyhow::Result<Kernel> {
 
 /// Writes the library's kernel to a file, if the file does not exist, and lets any user read it.
 ///
-/// libkrun could map the kernel from the library instead, but would then place the guest's memory around it: each first access to a page
-/// costs a VM exit or two, and the memory's addresses hardly ever fit huge pages.
+/// libkrun could map the kernel from the library instead, but would then place the guest's memory around it: each first access to
+/// a page costs a VM exit or two, and the memory's addresses hardly ever fit huge pages.
 ///
 /// # Errors
 /// A file that cannot be written.

@@ -1,6 +1,6 @@
-//! What the supervisor tells the gate and the resolver while the VM runs. The gate gets the sockets whose frames it moves and the host's
-//! addresses, again each time they change: an address that the host gets while the VM runs is closed to the guest as the others are. The
-//! resolver gets the name servers in the same way.
+//! What the supervisor tells the gate and the resolver while the VM runs. The gate gets the sockets whose frames it moves and the
+//! host's addresses, again each time they change: an address that the host gets while the VM runs is closed to the guest as the
+//! others are. The resolver gets the name servers in the same way.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -58,8 +58,8 @@ impl Channel {
 }
 
 impl Control {
-    /// Begins to watch the host's addresses. Returns the resolver's end and the gate's end too. The resolver finds its socket of the gate
-    /// there, and the gate its sockets.
+    /// Begins to watch the host's addresses. Returns the resolver's end and the gate's end too. The resolver finds its socket of
+    /// the gate there, and the gate its sockets.
     ///
     /// # Errors
     /// Those of `socket(2)` and of reading the addresses.

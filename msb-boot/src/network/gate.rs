@@ -1,5 +1,5 @@
-//! The process between the guest's network card and passt: it moves frames, and [`msb_gate::Gate`] decides about each. Questions about
-//! names go to the resolver instead. Its jail is empty, and has no network.
+//! The process between the guest's network card and passt: it moves frames, and [`msb_gate::Gate`] decides about each. Questions
+//! about names go to the resolver instead. Its jail is empty, and has no network.
 //!
 //! It is one thread. A direction whose receiver does not take more is not read, so nothing is buffered without bound, and one
 //! direction does not wait for the other.
@@ -283,7 +283,7 @@ impl Pump {
         }
     }
 
-    /// Moves what a side has sent. Where one read gets much, more has most likely arrived by now, so the next read comes before poll(2).
+    /// Moves what a side has sent. A read that gets much is followed by another before poll(2): more has most likely arrived.
     fn read(&mut self, side: Side) {
         for _ in 0..MAX_READS {
             let count = self.port(side).read();

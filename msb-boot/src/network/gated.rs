@@ -109,8 +109,8 @@ impl Gated {
         net
     }
 
-    /// Starts passt, the resolver and the gate. Returns the card, the descriptor that the VMM inherits for it, and what keeps them
-    /// informed.
+    /// Starts passt, the resolver and the gate. Returns the card, the descriptor that the VMM inherits for it, and what keeps
+    /// them informed.
     ///
     /// # Errors
     /// The process that did not start, and why.
@@ -188,8 +188,8 @@ impl Gated {
         })
     }
 
-    /// Whether passt is to lead the gateway's address to the host's loopback: a rule may open it. Early versions also lose the answers
-    /// of published UDP ports without it. The gate lets nothing else through to it.
+    /// Whether passt is to lead the gateway's address to the host's loopback: a rule may open it. Early versions also lose the
+    /// answers of published UDP ports without it. The gate lets nothing else through to it.
     fn maps_loopback(&self) -> bool {
         let opens_host =
             |rule: &PolicyRule| matches!(rule, PolicyRule::Allow(rule) if rule.target == msb_gate::Target::Host);

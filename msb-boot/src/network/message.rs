@@ -1,5 +1,5 @@
-//! Messages between the processes of a network: JSON with descriptors, each in one packet of a Unix socket. Nobody waits for a process
-//! that does not read its messages.
+//! Messages between the processes of a network: JSON with descriptors, each in one packet of a Unix socket. Nobody waits for a
+//! process that does not read its messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -1,6 +1,6 @@
-//! The guest's network: its card's frames go through the gate to passt, which opens ordinary sockets for them, and its questions about
-//! names to the resolver. The host's network is not changed, and nothing is left to clean up. Further cards are on networks that
-//! somebody else provides.
+//! The guest's network: its card's frames go through the gate to passt, which opens ordinary sockets for them, and its questions
+//! about names to the resolver. The host's network is not changed, and nothing is left to clean up. Further cards are on networks
+//! that somebody else provides.
 //!
 //! Imports run one way: this module uses the jail and the processes, and the VMMs know no more than the card's descriptor.
 
@@ -65,9 +65,9 @@ pub(crate) struct Choice {
     pub fallback: Option<String>,
 }
 
-/// Chooses the network: the mode that was requested, else `default`, else none if there are cards of other networks, else public. Where
-/// the machine cannot provide public, the guest gets no network, unless the request has a mode, or ports, rules or others that need one.
-/// `vm` is the VM's name. With `ports_are_free`, the host's ports are not tried.
+/// Chooses the network: the mode that was requested, else `default`, else none if there are cards of other networks, else public.
+/// Where the machine cannot provide public, the guest gets no network, unless the request has a mode, or ports, rules or others
+/// that need one. `vm` is the VM's name. With `ports_are_free`, the host's ports are not tried.
 ///
 /// # Errors
 /// The first invalid value of the request, a port that is taken, or why the guest cannot have the network that was requested.
@@ -163,8 +163,8 @@ impl Networks {
         (net, self.cards.iter().map(ExternalCard::in_record).collect())
     }
 
-    /// Starts the processes of the cards and connects them. Sets [`Vm::cards`]. Returns the descriptors that the VMM inherits for them,
-    /// and what keeps the gate and the resolver informed.
+    /// Starts the processes of the cards and connects them. Sets [`Vm::cards`]. Returns the descriptors that the VMM inherits for
+    /// them, and what keeps the gate and the resolver informed.
     ///
     /// # Errors
     /// The process that did not start, and why.
@@ -190,7 +190,7 @@ impl Networks {
         Ok((fds, control))
     }
 
-    /// Starts a process again that has ended: passt or the resolver. The guest's connections or questions are lost, and new ones work.
+    /// Starts passt or the resolver again after its end. The guest's connections or questions are lost, and new ones work.
     ///
     /// # Errors
     /// Why it did not start.

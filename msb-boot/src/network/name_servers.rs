@@ -104,8 +104,8 @@ impl WatchedFile {
         has_changed
     }
 
-    /// Watches the path as it is now, from the root directory to the file or to the first name that is missing. A directory that this
-    /// process may search and not read has no watch.
+    /// Watches the path as it is now, from the root directory to the file or to the first name that is missing. A directory that
+    /// this process may search and not read has no watch.
     fn watch(&mut self) -> io::Result<()> {
         const IN_DIRECTORY: WatchFlags = WatchFlags::CREATE
             .union(WatchFlags::MOVED_TO)

@@ -1,5 +1,5 @@
-//! passt, the process that opens ordinary sockets of the host for the guest. It has the host's network, so it runs as the VM's user,
-//! without capabilities unless a low port is published.
+//! passt, the process that opens ordinary sockets of the host for the guest. It has the host's network, so it runs as the VM's
+//! user, without capabilities unless a low port is published.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -1,8 +1,8 @@
-//! The process that asks name servers for the guest. The gate sends it the questions that may leave the host, and judges the answers. It
-//! runs as the VM's user in a jail without files, with the host's network and without capabilities.
+//! The process that asks name servers for the guest. The gate sends it the questions that may leave the host, and judges the
+//! answers. It runs as the VM's user in a jail without files, with the host's network and without capabilities.
 //!
-//! It is one thread, which waits for all servers at once. Only so many questions are under way, or have an answer that the gate has yet
-//! to take. Others wait in the socket, which holds a few hundred; the gate answers the rest with a failure.
+//! It is one thread, which waits for all servers at once. Only so many questions are under way, or have an answer that the gate
+//! has yet to take. Others wait in the socket, which holds a few hundred; the gate answers the rest with a failure.
 
 use std::collections::VecDeque;
 use std::io;
@@ -37,7 +37,7 @@ const LOOKUP: Duration = Duration::from_secs(20);
 /// The size of a question's number, which is before each message on the socket of the gate: four bytes, big-endian.
 const TOKEN: usize = 4;
 
-/// What the process is told, as JSON. Its stdin is the control socket, on which it gets the socket of the gate and the name servers.
+/// What the process is told, as JSON. Its stdin is the control socket, on which it gets the gate's socket and the name servers.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Description {
     pub jail: Jail,

@@ -2,9 +2,9 @@
 //!
 //! # What another VMM would need
 //!
-//! It takes the guest's kernel with a command line, and has virtiofs for the boot share, virtio-blk, virtio-vsock, and a console that the
-//! kernel knows. Its file implements [`Vmm`]; `any.rs`, `msb/src/record/boot.rs` and, for its jail, `msb/src/jail/profile.rs` get an entry
-//! each. What the two obvious candidates differ in:
+//! It takes the guest's kernel with a command line, and has virtiofs for the boot share, virtio-blk, virtio-vsock, and a console
+//! that the kernel knows. Its file implements [`Vmm`]; `any.rs`, `msb/src/record/boot.rs` and, for its jail,
+//! `msb/src/jail/profile.rs` get an entry each. What the two obvious candidates differ in:
 //!
 //! | | Firecracker | Cloud Hypervisor |
 //! | --- | --- | --- |
@@ -60,15 +60,15 @@ pub(crate) trait Vmm {
     /// How it enters a guest's kernel that is an ELF program.
     fn boot_protocol(&self) -> BootProtocol;
 
-    /// Whether one Unix socket leads to all vsock ports of the guest, and a client writes `CONNECT port` first. Else the socket is that
-    /// of the agent's port.
+    /// Whether one Unix socket leads to all vsock ports of the guest, and a client writes `CONNECT port` first. Else the socket
+    /// is that of the agent's port.
     fn has_vsock_handshake(&self) -> bool;
 
     /// How many devices a VM may have.
     fn max_devices(&self) -> usize;
 
-    /// Starts the helper processes that serve the VM's devices. The supervisor calls it before it starts the VMM's own process. Returns
-    /// the descriptors that the VMM inherits, and keeps their numbers for [`Vmm::run`].
+    /// Starts the helper processes that serve the VM's devices. The supervisor calls it before it starts the VMM's own process.
+    /// Returns the descriptors that the VMM inherits, and keeps their numbers for [`Vmm::run`].
     ///
     /// # Errors
     /// The helper process that did not start, and why.
