@@ -31,11 +31,12 @@ pub(crate) fn probe() -> Result<(), Unusable> {
 fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
     let flags = Architecture::HOST.kvm_flags();
     let virtual_cpu = flags.is_empty() || has_flag(cpuinfo, flags);
+    let missing = flags.join(" or ");
     let no_cpu = "switch virtualization on in the firmware; in a virtual machine, let its host pass it on";
     match opened {
         Ok(()) if virtual_cpu => Ok(()),
         Ok(()) => Err(Unusable::new(
-            format!("{DEVICE} is there but the CPU shows no vmx or svm, so guests would never start"),
+            format!("{DEVICE} is there but the CPU shows no {missing}, so guests would never start"),
             no_cpu,
         )),
         Err(error) => Err(match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
@@ -43,7 +44,7 @@ fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
                 Unusable::new(format!("there is no {DEVICE}"), Architecture::HOST.kvm_remedy())
             }
             Some(rustix::io::Errno::NOENT) => {
-                Unusable::new(format!("there is no {DEVICE}, and the CPU shows no vmx or svm"), no_cpu)
+                Unusable::new(format!("there is no {DEVICE}, and the CPU shows no {missing}"), no_cpu)
             }
             Some(rustix::io::Errno::ACCESS) => Unusable::new(
                 format!("{DEVICE} may not be opened by this user"),
