@@ -24,6 +24,9 @@ pub(crate) const LIBRARY: &str = "libkrunfw.so.5";
 /// The directory of an installation with the library for guests of this machine's architecture, as seen from that of the tools.
 const LIBRARY_DIR: &str = "../lib/msb";
 
+/// What to do about a library without the right kernel.
+const REMEDY: &str = "name another in MSB_LIBKRUNFW";
+
 /// VMMs read the file as users of their own.
 const MODE: u32 = 0o644;
 
@@ -111,7 +114,7 @@ pub(crate) fn check(library: &Path, architecture: Architecture, protocol: BootPr
     };
     ensure!(
         architecture.kernel_format() != KernelFormat::Elf || protocol != BootProtocol::Pvh || has_pvh_entry,
-        "guest kernel {library:?}: no PVH entry in it (it is too old for QEMU: name another in MSB_LIBKRUNFW)"
+        "guest kernel {library:?}: no PVH entry in it (it is too old for QEMU: {REMEDY})"
     );
     Ok(file)
 }
@@ -125,7 +128,7 @@ fn read(library: &Path, architecture: Architecture) -> anyhow::Result<Kernel> {
             (Cow::Borrowed(image.bytes), image.load, image.entry)
         } else {
             let file = fs::read(library)?;
-            let kernel = bundle::kernel(&file, machine).map_err(|why| anyhow!(why))?;
+            let kernel = bundle::kernel(&file, machine).map_err(|why| anyhow!("{why} ({REMEDY})"))?;
             (Cow::Owned(kernel.to_owned()), architecture.kernel_address(), architecture.kernel_address())
         };
     match architecture.kernel_format() {
@@ -135,7 +138,7 @@ fn read(library: &Path, architecture: Architecture) -> anyhow::Result<Kernel> {
             Ok(Kernel { headers, image, has_pvh_entry: pvh.is_some() })
         }
         KernelFormat::Image => {
-            ensure!(bundle::is_image(&image), "its kernel is not an Image");
+            ensure!(bundle::is_image(&image), "its kernel is not an Image ({REMEDY})");
             Ok(Kernel { headers: Vec::new(), image, has_pvh_entry: false })
         }
     }
