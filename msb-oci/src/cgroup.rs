@@ -221,8 +221,12 @@ fn remove_tree(dir: &Path) -> io::Result<()> {
     fs::remove_dir(dir)
 }
 
-/// Kills the processes of a cgroup, except for this one.
+/// Kills the processes of a cgroup and of those below it, except for this one.
 fn kill_all(dir: &Path) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    for below in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
+        kill_all(&below.path());
+    }
     for pid in processes(dir).filter(|pid| *pid != getpid()) {
         // It may have ended, and its number be another process's.
         if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
@@ -317,7 +321,24 @@ impl Freezer {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{self, Command};
+
     use super::*;
+
+    #[test]
+    fn processes_of_a_cgroup_and_of_those_below_are_killed_and_this_one_is_not() {
+        let scratch = tempfile::tempdir().unwrap();
+        let below = scratch.path().join("a/b");
+        fs::create_dir_all(&below).unwrap();
+        let mut children = [(); 2].map(|()| Command::new("sleep").arg("60").spawn().unwrap());
+        fs::write(scratch.path().join("cgroup.procs"), format!("{}\n{}\n", process::id(), children[0].id())).unwrap();
+        fs::write(below.join("cgroup.procs"), format!("{}\n", children[1].id())).unwrap();
+        kill_all(scratch.path());
+        for child in &mut children {
+            assert_eq!(child.wait().unwrap().signal(), Some(9));
+        }
+    }
 
     #[test]
     fn a_path_is_the_configs_or_of_the_id_or_that_of_systemds_scope() {
