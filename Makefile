@@ -1,7 +1,7 @@
 # make demo        sets the machine up, then runs the whole pipe on a real image in a real VM
 # make test        sets the machine up, then runs the unit tests and the tools on real parts
 # make guest-arm64 builds what arm64 guests need on an amd64 machine (guest-amd64: the reverse)
-# make arm64       builds everything for an arm64 machine; make deps-arm64 installs what that needs (amd64: the reverse)
+# make arm64       cross-compiles everything for an arm64 machine (experimental); make deps-arm64 installs what that needs
 # make dist        makes a tarball and Debian packages in target/dist, for this machine's architecture; dist-arm64 for that one
 # make install     builds, and installs below PREFIX (/usr/local), in DESTDIR
 # make uninstall   removes what make install installed
@@ -84,7 +84,7 @@ $(ARCHITECTURES): %: guest-%
 	@cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock $(RELEASE)/$(machine_$*)/* \
 		target/$(call triple,$*)/release/
 
-# A tarball and Debian packages, in target/dist. Two builds of one source with the same compilers are the same, byte for byte.
+# A tarball and Debian packages, in target/dist. The same binaries make the same bytes.
 dist: dist-$(HOST_ARCHITECTURE)
 
 $(ARCHITECTURES:%=dist-%): dist-%: build %

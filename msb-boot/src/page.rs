@@ -61,8 +61,7 @@ fn other_architectures() -> String {
 linux/arm64; without it, this machine's. QEMU emulates the processor if it is
 not this machine's. The guest's agentd and libkrunfw.so.5 are in the directory
 x86_64 or aarch64, beside msb-boot or in ../libexec/msb (\"make guest-arm64\"
-makes them, and the package msb-guest-arm64 has them); QEMU is in the package
-qemu-system-x86 or qemu-system-arm."
+makes them); QEMU is in the package qemu-system-x86 or qemu-system-arm."
         .into()
 }
 
