@@ -172,7 +172,9 @@ install_kernel() {
     if [ -e "$kept" ] && kernel_is_right "$kept"; then
         return
     fi
-    if [ "$machine" = "$host" ] && PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libkrunfw\.so\.5 '; then
+    # Packages have the kernel that is fetched here, whatever the distribution has.
+    if [ "$purpose" = tools ] && [ "$machine" = "$host" ] &&
+        PATH=$PATH:/sbin:/usr/sbin ldconfig -p | grep -q 'libkrunfw\.so\.5 '; then
         return
     fi
     [ -n "${kernel_sha256[$machine]:-}" ] || die "no libkrunfw.so.5 is known for $machine (install the distribution's)"

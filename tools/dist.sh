@@ -9,12 +9,20 @@ set -euo pipefail
 umask 022
 export LC_ALL=C TZ=UTC
 
-architecture=${1:?architecture} binaries=$(realpath "${2:?directory with the binaries}") out=${3:?directory for the packages}
+usage() { echo "dist: $* (tools/dist.sh amd64|arm64 BINARIES OUT)" >&2; exit 2; }
+die() { echo "dist: $*" >&2; exit 1; }
+
+[ $# = 3 ] || usage "three arguments are expected"
+architecture=$1 binaries=$(realpath "$2") out=$3
 case $architecture in
     amd64) machine=x86_64 ;;
     arm64) machine=aarch64 ;;
-    *) echo "dist: architecture \"$architecture\": amd64 or arm64 is expected" >&2; exit 2 ;;
+    *) usage "architecture \"$architecture\": amd64 or arm64 is expected" ;;
 esac
+# On a machine with the distribution's libkrunfw "make build" brings no kernel.
+for file in msb agentd vhost-device-vsock libkrunfw.so.5; do
+    [ -e "$binaries/$file" ] || die "\"$binaries/$file\": it is missing (run \"make dist-$architecture\", which makes it)"
+done
 mkdir -p "$out"
 out=$(realpath "$out")
 cd "$(dirname "$0")/.."
@@ -25,7 +33,9 @@ maintainer=${DIST_MAINTAINER:-msb developers <msb@packages.example.org>}
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 export SOURCE_DATE_EPOCH
 stage=$(mktemp -d)
-trap 'rm -rf "$stage"' EXIT
+# A run that fails leaves no part of a package under its name.
+packed=$(mktemp -d "$out/.dist.XXXXXX")
+trap 'rm -rf "$stage" "$packed"' EXIT
 
 # strip_all DIR: removes symbols and debugging information from all programs. The kernel's library stays as it was published.
 strip_all() {
@@ -64,8 +74,7 @@ package() {
     install -m 0644 "$stage/md5sums" "$dir/DEBIAN/md5sums"
     find "$dir" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
     # With several threads xz would cut the content into blocks, and make other bytes.
-    dpkg-deb --root-owner-group -Zxz --threads-max=1 --build "$dir" "$out/$2_$version-1_$3.deb" >/dev/null
-    echo "$out/$2_$version-1_$3.deb"
+    dpkg-deb --root-owner-group -Zxz --threads-max=1 --build "$dir" "$packed/$2_$version-1_$3.deb" >/dev/null
 }
 
 # glibc DIR: the oldest glibc with all symbols that the programs use.
@@ -79,15 +88,16 @@ install_files /usr/local "$stage/tarball"
 mv "$stage/tarball/usr/local" "$stage/$name"
 install -m 0644 -t "$stage/$name/share/msb" LICENSE CHANGELOG.md README.md dist/copyright
 tar -C "$stage" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --format=gnu -cf - "$name" |
-    gzip -9n >"$out/$name.tar.gz"
-echo "$out/$name.tar.gz"
+    gzip -9n >"$packed/$name.tar.gz"
 
 # The package msb.
 install_files /usr "$stage/msb"
 find "$stage/msb/usr/share/man" -type f -exec gzip -9n {} +
 documents "$stage/msb" msb
 install -m 0644 README.md "$stage/msb/usr/share/doc/msb"
-cp -r examples "$stage/msb/usr/share/doc/msb/examples"
+# What the examples have made in a checkout stays out. An unpacked archive of the source is no repository.
+mapfile -d '' -t examples < <(git ls-files -z --error-unmatch examples 2>/dev/null || find examples -type f -print0)
+cp --parents -t "$stage/msb/usr/share/doc/msb" "${examples[@]}"
 # The checkout has the modes of its owner's umask.
 chmod -R u=rwX,go=rX "$stage/msb/usr/share/doc/msb/examples"
 libc=$(glibc "$stage/msb")
@@ -117,7 +127,7 @@ dir=$stage/$guest/usr/libexec/msb/$machine
 mkdir -p "$dir"
 install -m 0755 "$binaries/agentd" "$dir"
 strip_all "$stage/$guest"
-if [ -e "$binaries/libkrunfw.so.5" ]; then install -m 0644 "$binaries/libkrunfw.so.5" "$dir"; fi
+install -m 0644 "$binaries/libkrunfw.so.5" "$dir"
 documents "$stage/$guest" "$guest"
 package "$stage/$guest" "$guest" all <<END
 Section: admin
@@ -128,3 +138,8 @@ Description: $architecture guests for msb
  $architecture, on machines with another one. QEMU emulates the processor of
  such a guest.
 END
+
+for file in "$packed"/*; do
+    mv -f "$file" "$out"
+    echo "$out/${file##*/}"
+done
