@@ -9,7 +9,10 @@ setup_file() {
     oci_start
 }
 
-setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
+setup() {
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+}
 
 teardown() { P rm -fa -t 0 >/dev/null 2>&1 || true; }
 
@@ -18,14 +21,15 @@ teardown_file() {
     oci_stop
 }
 
-# processes: the PIDs of what works for the containers of this file, but for podman. Other files run theirs at the same time.
+# processes: the PIDs of what works for the containers of this file, except for podman, what starts it, and the processes of the test.
+# Other files run theirs at the same time.
 processes() {
     local ids dir name
     ids=$(grep -oE '[0-9a-f]{64}' "$oci/tmp/events/events.log" | cut -c 1-12 | sort -u)
     [ -n "$ids" ] || return
     pgrep -f "$oci/|${ids//$'\n'/|}" | while read -r pid; do
         case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in
-            '' | podman* | *podman\ --root* | nsenter* | *bats* | pgrep*) ;;
+            '' | podman* | *podman\ --root* | nsenter* | env* | */bats-exec-* | pgrep*) ;;
             *) echo "$pid" ;;
         esac
     done
@@ -37,8 +41,8 @@ processes() {
 
 # nothing_left: waits until the processes that end by themselves have done so.
 nothing_left() {
-    timeout 120 bash -c 'source "$0"; until [ -z "$(oci_leftovers)" ]; do sleep 0.2; done' "$oci_here/oci.bash" ||
-        { oci_leftovers; return 1; }
+    is_nothing_left() { [ -z "$(oci_leftovers)" ]; }
+    vm_await is_nothing_left || { oci_leftovers; return 1; }
 }
 
 # MSB_KILLS / 20 rounds: 5, and 25 with "make test-kill".
@@ -57,7 +61,8 @@ nothing_left() {
             kill -KILL "$victim" 2>/dev/null || true
         fi
         wait $work || true
-        P rm -f -t 0 --ignore victim
+        # podman fails once to remove a container whose conmon was killed.
+        P rm -f -t 0 --ignore victim || P rm -f -t 0 --ignore victim
         nothing_left
     done
 }
