@@ -15,22 +15,37 @@ setup_file() {
     P network create --ipv6 --subnet 10.90.1.0/24 --subnet fd90:1::/64 one >/dev/null
     P network create --subnet 10.90.2.0/24 two >/dev/null
     cat >"$oci/talk.py" <<'END'
-"""talk.py tcp|udp HOST PORT [TEXT]: sends the text and prints the answer."""
-import socket, sys
-kind, host, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+"""talk.py tcp|udp HOST PORT TEXT: sends the text and prints the answer."""
+import socket, sys, time
+
+def exchange_datagrams(peer):
+    # A datagram may be lost, or arrive before the server listens.
+    peer.settimeout(1)
+    for _ in range(100):
+        try:
+            peer.send(text)
+            return peer.recv(65536)
+        except OSError:
+            time.sleep(1)
+    sys.exit("no answer")
+
+def exchange_streams(peer):
+    peer.send(text)
+    return b"".join(iter(lambda: peer.recv(65536), b""))
+
+kind, host, port, text = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4].encode()
 family = socket.AF_INET6 if ":" in host else socket.AF_INET
 with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as peer:
     peer.settimeout(120)
     peer.connect((host, port))
-    peer.send(sys.argv[4].encode())
-    answer = peer.recv(65536)
-    while kind == "tcp" and (more := peer.recv(65536)):
-        answer += more
-print(answer.decode(), end="")
+    print((exchange_streams if kind == "tcp" else exchange_datagrams)(peer).decode(), end="")
 END
 }
 
-setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
+setup() {
+    source "$BATS_TEST_DIRNAME/oci.bash"
+    source "$BATS_TEST_DIRNAME/vm.bash"
+}
 
 teardown_file() {
     source "$BATS_TEST_DIRNAME/oci.bash"
@@ -69,11 +84,11 @@ http() { talk tcp "$1" "$2" $'GET /file HTTP/1.0\r\n\r\n' | tail -n 1; }
     [ "$(C exec peer wget -q -O - http://server/file)" = content ]
     peer=$(C inspect peer --format '{{(index .NetworkSettings.Networks "one").IPAddress}}')
     # aardvark knows on each network the containers of that one. It asks for an address of IPv6 too, which there is not.
-    for attempt in {1..20}; do
+    is_found() {
         answer=$(P exec server nslookup peer.dns.podman 10.90.1.1 2>&1) || true
-        [[ $answer != *"$peer"* ]] || break
-    done
-    [[ $answer == *"$peer"* ]] || { echo "$attempt: $answer"; return 1; }
+        [[ $answer == *"$peer"* ]]
+    }
+    vm_await is_found || { echo "$answer"; return 1; }
     P exec server ping -c 1 -W 60 "$peer"
     # The engine counts what passes.
     P stats --no-stream --format '{{.NetIO}}' server | grep -vq '^0B / 0B'
