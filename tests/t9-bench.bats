@@ -55,8 +55,18 @@ setup() {
 @test "bench-oci runs, and what it prints is the input of the simulation of a node" {
     run --separate-stderr tests/bench-oci.sh 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
-    jq -e '.memory_mib > 0 and .processes > 0 and .create_ms > 0' <<<"${lines[-1]}"
-    tools/cluster-limits.py --costs <(echo "${lines[-1]}") --pods | tail -n 1 | grep -q 'no limit is exceeded'
+    costs=${lines[-1]}
+    jq -e '.memory_mib > 0 and .processes > 0 and .create_ms > 0' <<<"$costs"
+    tools/cluster-limits.py --costs <(echo "$costs") | sed -n 's/^a container: //p' |
+        jq -e --argjson costs "$costs" '.create_ms == $costs.create_ms and .memory_mib > $costs.memory_mib'
+}
+
+@test "the simulation of a node prints what docs/CLUSTERS.md has" {
+    node=$(sed -n '/^```json$/,/^```$/p' docs/CLUSTERS.md | grep -v '^```')
+    grep '^    [0-9]* created' docs/CLUSTERS.md | sed 's/^ *//' >"$BATS_TEST_TMPDIR/expected"
+    [ "$(wc -l <"$BATS_TEST_TMPDIR/expected")" = 4 ]
+    tools/cluster-limits.py --node <(echo "$node") --pods | sed -nE 's/^([0-9]+ created) in [0-9.]+ min/\1/p' |
+        diff "$BATS_TEST_TMPDIR/expected" -
 }
 
 @test "bench-krun runs" {

@@ -44,7 +44,7 @@ LIMITS = {
     "network_namespaces": "user.max_net_namespaces",
     "pid_namespaces": "user.max_pid_namespaces",
     "bridge_ports": "a Linux bridge has 1024 ports",
-    "addresses": "a node's Pod CIDR of /24, or podman's network of /16",
+    "addresses": "a node's Pod CIDR of /24",
     "state_kib": "/run, as a tmpfs of a fifth of the memory",
 }
 
