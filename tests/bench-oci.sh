@@ -33,10 +33,8 @@ fetched() { in_ns python3 -c 'import sys, urllib.request as u; sys.exit(len(u.ur
 
 # memory: the bytes that the cgroup of the container "idle" is charged with.
 memory() {
-    local path
-    path=$(find /sys/fs/cgroup -type d -name "libpod-$(P inspect idle --format '{{.Id}}')" \
-        -exec sh -c 'cat "$1/memory.usage_in_bytes" "$1/memory.current" 2>/dev/null' - {} \; | sort -n | tail -n 1)
-    echo "$path"
+    find /sys/fs/cgroup -type d -name "libpod-$(P inspect idle --format '{{.Id}}')" \
+        -exec sh -c 'cat "$1/memory.usage_in_bytes" "$1/memory.current" 2>/dev/null' - {} \; | sort -n | tail -n 1
 }
 
 networks=

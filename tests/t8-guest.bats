@@ -150,8 +150,8 @@ in_vm() {
 @test "commands get the image's stop signal or the flag's, and then TERM if they have not ended" {
     listen='for signal in QUIT TERM INT; do trap "echo $signal >>/tmp/heard.$0; [ $signal = $1 ] && exit 0" $signal; done; echo up; while :; do sleep 100 & wait $!; done'
     jq -c '.image = {ref: "x", config: {Env: ["PATH=/bin"], StopSignal: "SIGQUIT"}}' "$vm_record" >quit.json
-    # stop_two NAME SIGNAL: stops a VM with two commands, of which one ends on SIGNAL, the other only on TERM. TERM is sent when a quarter
-    # of the grace is left.
+    # stop_two NAME SIGNAL: stops a VM with two commands, of which one ends on SIGNAL, the other only on TERM. Of the 30 s the
+    # commands have 28, and TERM is sent when 7 are left of those.
     stop_two() {
         local name=$1 first=$2
         msb-exec -n -r "$name.json" -- sh -c "$listen" "$name.first" "$first" >"$name.one" 3>&- &
