@@ -227,19 +227,19 @@ fn kill_all(dir: &Path) {
     for below in entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         kill_all(&below.path());
     }
-    for pid in processes(dir).filter(|pid| *pid != getpid()) {
+    for pid in processes(dir).into_iter().filter(|pid| *pid != getpid()) {
         // It may have ended, and its number be another process's.
         if let Ok(process) = pidfd_open(pid, PidfdFlags::empty())
-            && processes(dir).any(|listed| listed == pid)
+            && processes(dir).contains(&pid)
         {
             let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 }
 
-fn processes(dir: &Path) -> impl Iterator<Item = Pid> {
+fn processes(dir: &Path) -> Vec<Pid> {
     let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-    text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect::<Vec<_>>().into_iter()
+    text.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)).collect()
 }
 
 /// So that cgroups below have them. A controller that is not there is not enabled.
