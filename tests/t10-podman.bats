@@ -171,7 +171,7 @@ END
         pid=$(P inspect victim --format '{{.State.Pid}}')
         case $victim in
             stand-in) kill -9 "$pid" ;;
-            vmm) kill -9 "$(jq .vm.pid /run/msb-oci/*/vm.json)" ;;
+            vmm) kill -9 "$(jq .vm.pid "/run/msb-oci/$(P inspect victim --format '{{.Id}}')/vm.json")" ;;
             command) pkill -9 -f "msb-exec.*$(P inspect victim --format '{{.Id}}')" ;;
         esac
         run --separate-stderr timeout 300 bash -c "source '$BATS_TEST_DIRNAME/oci.bash'; P wait victim"
