@@ -121,6 +121,8 @@ prepare_hostile_guest() {
         cp "$program" second
         binds=$(jq -c --arg second "$PWD/second" '. + [{source: {path: $second}, target: "/second", writable: false}]' <<<"$binds")
     fi
+    run -1 msb-boot --as-jailed-process '{}' "$program"
+    [[ $output == 'jail: its description: missing field'* ]]
     for profile in qemu qemu-private-disk vsock; do
         jail=$(jq -nc --arg profile "$profile" --argjson binds "$binds" --arg mount_point "$PWD/jail" '{profile: $profile, user: 1879048193,
             binds: $binds, dirs: [], mount_point: $mount_point}')

@@ -2,7 +2,7 @@
 //! more to do. The kernel kills the process when the thread that has started it ends.
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
 use std::iter;
 use std::path::Path;
 use std::process::{Command, ExitCode, Output};
@@ -59,14 +59,24 @@ pub fn enter_if_jailed() -> Option<ExitCode> {
     if args.next()? != ROLE {
         return None;
     }
-    let described = args.next().and_then(|jail| serde_json::from_str::<Jail>(jail.to_str()?).ok());
-    if let (Some(jail), Some(program), Ok(())) = (described, args.next(), tie_to_parent()) {
-        let args: Vec<OsString> = args.collect();
-        let error = jail.execute(Path::new(&program), &args);
-        let causes = iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-        eprintln!("jail: {}", causes.map(ToString::to_string).collect::<Vec<_>>().join(": "));
-    }
+    let error = match described(args) {
+        Ok((jail, program, args)) => jail.execute(Path::new(&program), &args),
+        Err(error) => error,
+    };
+    let causes = iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+    let causes = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+    // Nobody reads it if the parent has ended.
+    let _ = writeln!(io::stderr(), "jail: {causes}");
     Some(ExitCode::FAILURE)
+}
+
+/// The jail, the program and its arguments, once this process is tied to its parent.
+fn described(mut args: impl Iterator<Item = OsString>) -> Result<(Jail, OsString, Vec<OsString>), Error> {
+    tie_to_parent().at(|| "its parent")?;
+    let jail = args.next().unwrap_or_default();
+    let jail = serde_json::from_slice(jail.as_encoded_bytes()).map_err(io::Error::from).at(|| "its description")?;
+    let program = args.next().ok_or_else(|| Error::Host("no program to execute".into()))?;
+    Ok((jail, program, args.collect()))
 }
 
 /// Makes the kernel kill this process when the thread that has started it ends, for whatever reason. A program that it executes inherits
