@@ -89,49 +89,26 @@ impl Processes {
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
         let mut command = role::jailed(jail, program).context(name)?;
-        command.args(args);
-        self.start_other(name, vital, command, Stdio::null(), fds)
+        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(self.helper_stderr.try_clone()?);
+        self.spawn(name, vital, command, fds).context(name)
     }
 
-    /// Starts the gate that the JSON text describes, with its control socket as its stdin.
+    /// Starts a helper process: this program in a role, which the JSON text describes. It inherits `fds`.
     ///
     /// # Errors
-    /// Why it did not start.
-    pub(crate) fn start_gate(&mut self, name: &'static str, description: &str, control: OwnedFd) -> anyhow::Result<()> {
-        self.start_other(name, Vital::Yes, role::gate(description), control.into(), &[])
-    }
-
-    /// Starts the resolver that the JSON text describes, with its control socket as its stdin.
-    ///
-    /// # Errors
-    /// Why it did not start.
-    pub(crate) fn start_resolver(
-        &mut self,
-        name: &'static str,
-        description: &str,
-        control: OwnedFd,
-    ) -> anyhow::Result<()> {
-        self.start_other(name, Vital::No, role::resolver(description), control.into(), &[])
-    }
-
-    /// Starts the relay that the JSON text describes. It inherits `fds`.
-    ///
-    /// # Errors
-    /// Why it did not start.
-    pub(crate) fn start_relay(&mut self, name: &'static str, description: &str, fds: &[OwnedFd]) -> anyhow::Result<()> {
-        self.start_other(name, Vital::Yes, role::relay(description), Stdio::null(), fds)
-    }
-
-    /// Starts any process but the VMM.
-    fn start_other(
+    /// Its name, and why it did not start.
+    pub(crate) fn start_role(
         &mut self,
         name: &'static str,
         vital: Vital,
-        mut command: Command,
+        role: &str,
+        description: &str,
         stdin: Stdio,
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
-        command.current_dir("/").stdin(stdin).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
+        let mut command = role::described(role, description);
+        command.stdin(stdin).stdout(Stdio::null()).stderr(self.helper_stderr.try_clone()?);
         self.spawn(name, vital, command, fds).context(name)
     }
 
@@ -146,8 +123,8 @@ impl Processes {
         console: PipeWriter,
         fds: &[OwnedFd],
     ) -> anyhow::Result<()> {
-        let mut command = role::vmm(description);
-        command.current_dir("/").stdin(Stdio::null()).stdout(console).stderr(self.vmm_stderr.try_clone()?);
+        let mut command = role::described(role::VMM, description);
+        command.stdin(Stdio::null()).stdout(console).stderr(self.vmm_stderr.try_clone()?);
         self.spawn(name, Vital::Yes, command, fds).context(name)
     }
 

@@ -1,6 +1,5 @@
 //! This program's roles other than the one that a user calls. It starts itself in them; the first argument names the role.
 
-use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -8,19 +7,17 @@ use std::process::{Command, Stdio};
 
 use msb::jail::Jail;
 use msb::jail::process::tie_to_parent;
+use msb::program::OWN_EXECUTABLE;
 use msb::wire::exec::DEFAULT_PATH;
 
 use crate::inherited_fd::InheritedFd;
 use crate::notice::TOOL;
 
 const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
-const VMM: &str = "--as-vmm";
-const GATE: &str = "--as-gate";
-const RELAY: &str = "--as-relay";
-const RESOLVER: &str = "--as-resolver";
-
-/// This program's file, even if another release has replaced it on the disk.
-const OWN_EXECUTABLE: &str = "/proc/self/exe";
+pub(crate) const VMM: &str = "--as-vmm";
+pub(crate) const GATE: &str = "--as-gate";
+pub(crate) const RELAY: &str = "--as-relay";
+pub(crate) const RESOLVER: &str = "--as-resolver";
 
 /// What this process is to do.
 pub(crate) enum Role {
@@ -39,8 +36,8 @@ pub(crate) enum Role {
 /// The role that the arguments name; `None` for a call by a user.
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
-    let role = args.next()?;
-    if ![SUPERVISOR, VMM, GATE, RELAY, RESOLVER].iter().any(|known| role == *known) {
+    let role = args.next()?.into_string().ok()?;
+    if ![SUPERVISOR, VMM, GATE, RELAY, RESOLVER].contains(&role.as_str()) {
         return None;
     }
     // The kernel named the process after the path's last component, so ps(1) would show "exe".
@@ -53,16 +50,12 @@ pub(crate) fn role() -> Option<Role> {
         std::process::exit(1);
     }
     let description = args.next()?.into_string().ok()?;
-    if role == VMM {
-        return Some(Role::Vmm(description));
-    }
-    if role == GATE {
-        return Some(Role::Gate(description));
-    }
-    if role == RELAY {
-        return Some(Role::Relay(description));
-    }
-    Some(Role::Resolver(description))
+    Some(match role.as_str() {
+        VMM => Role::Vmm(description),
+        GATE => Role::Gate(description),
+        RELAY => Role::Relay(description),
+        _ => Role::Resolver(description),
+    })
 }
 
 /// The command that starts a supervisor, which takes its configuration from `stdin` and keeps the descriptors `fds`.
@@ -83,31 +76,10 @@ pub(crate) fn jailed(jail: &Jail, program: &Path) -> io::Result<Command> {
     Ok(command)
 }
 
-/// The command that starts the VMM that the JSON text describes.
-pub(crate) fn vmm(description: &str) -> Command {
-    let mut command = in_role(VMM);
-    command.arg(OsStr::new(description));
-    command
-}
-
-/// The command that starts the gate that the JSON text describes.
-pub(crate) fn gate(description: &str) -> Command {
-    let mut command = in_role(GATE);
-    command.arg(description);
-    command
-}
-
-/// The command that starts the relay that the JSON text describes.
-pub(crate) fn relay(description: &str) -> Command {
-    let mut command = in_role(RELAY);
-    command.arg(description);
-    command
-}
-
-/// The command that starts the resolver that the JSON text describes.
-pub(crate) fn resolver(description: &str) -> Command {
-    let mut command = in_role(RESOLVER);
-    command.arg(description);
+/// The command that starts a role that the JSON text describes: the VMM, or one of its helper processes.
+pub(crate) fn described(role: &str, description: &str) -> Command {
+    let mut command = in_role(role);
+    command.arg(description).current_dir("/");
     command
 }
 

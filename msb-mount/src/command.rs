@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 
 use anyhow::{Context, anyhow};
 use msb::overlay::beneath::{Dir, Entry, Name};
+use msb::program::OWN_EXECUTABLE;
 use msb::tool::exit::{self, warn};
 use msb::tool::interrupt::{self, DeferExit, Guard};
 use msb::tool::output::Output;
@@ -129,7 +130,7 @@ fn mount_point(root: &Dir, path: &Path, is_file: bool, is_read_only: bool) -> io
 
 /// Starts this tool again, as the program: chroot(2) between fork and exec would need code that is not safe.
 fn start(program: &InRoot<'_>, root: &Path) -> anyhow::Result<Child> {
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(OWN_EXECUTABLE);
     command.arg0("msb-mount").arg("--enter").args(program.is_in_place.then_some("--in-place"));
     command.arg(root).arg("--").args(program.line);
     command.spawn().context("cannot start the program")

@@ -6,15 +6,12 @@ use std::process::{Command, ExitCode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// This program's file, even if another release has replaced it on the disk.
-const OWN_EXECUTABLE: &str = "/proc/self/exe";
-
 /// The command that starts a role.
 ///
 /// # Errors
 /// A description that is not JSON.
 pub(crate) fn in_role(role: &str, description: &impl Serialize) -> anyhow::Result<Command> {
-    let mut command = Command::new(OWN_EXECUTABLE);
+    let mut command = Command::new(msb::program::OWN_EXECUTABLE);
     command.arg(role).arg(serde_json::to_string(description)?);
     Ok(command)
 }

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, ExitStatus
 use std::thread;
 
 use anyhow::{Context, anyhow};
+use msb::program::OWN_EXECUTABLE;
 use msb::{inherited, jail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -16,8 +17,6 @@ use crate::compression::{self, Compression};
 
 /// The argument that makes this program a decompressor. The format follows.
 const ROLE: &str = "--as-decompressor";
-/// This program's file, even if another release has replaced it on the disk.
-const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 /// The size of a piece that is passed on, in bytes.
 const PIECE: usize = 1 << 18;

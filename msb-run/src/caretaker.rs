@@ -41,7 +41,7 @@ impl Caretaker {
     /// Those of starting a process.
     pub fn start() -> anyhow::Result<Self> {
         let (reader, orders) = io::pipe()?;
-        let mut command = Command::new("/proc/self/exe");
+        let mut command = Command::new(msb::program::OWN_EXECUTABLE);
         // A terminal's signals go to a process group, and this process is in another one.
         command.arg0("msb-run").arg(ROLE).process_group(0);
         let process = command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("caretaker")?;

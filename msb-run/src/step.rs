@@ -216,7 +216,7 @@ fn digest(path: &Path) -> anyhow::Result<String> {
     if rustix::process::geteuid().is_root() || !layout::id_map(&home::home()?).exists() {
         return Ok(checksums::digest(path)?);
     }
-    let mut command = Command::new("/proc/self/exe");
+    let mut command = Command::new(msb::program::OWN_EXECUTABLE);
     let output = command.arg(ROLE).arg(path).stdin(Stdio::null()).output()?;
     if !output.status.success() {
         let message = String::from_utf8_lossy(&output.stderr);

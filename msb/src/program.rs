@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 /// Where `make install` puts the programs that only msb's tools run, as seen from the directory of the tools.
 pub const LIBEXEC: &str = "../libexec/msb";
 
+/// The running program's file, even if another release has replaced it on the disk.
+pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
+
 /// The paths at which a file of this installation may be: beside the running program, and in `dir`, relative to the program's own
 /// directory. There is none if `/proc` is not mounted.
 pub fn installed(dir: &str, name: &str) -> impl Iterator<Item = PathBuf> {

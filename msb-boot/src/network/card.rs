@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use msb::jail::Profile;
@@ -22,7 +23,8 @@ use super::request::check_mac;
 use super::socket_pair::socket_pair;
 use crate::inherited_fd::InheritedFd;
 use crate::krun::ffi::{close_on_exec, open_tap};
-use crate::processes::Processes;
+use crate::processes::{Processes, Vital};
+use crate::role;
 use crate::vm::{Card, Vm};
 
 /// The largest packet if the request does not say: Ethernet's.
@@ -233,7 +235,8 @@ impl ExternalCard {
         let (vmm, guest) = socket_pair().context("the network card's socket")?;
         let jail = vm.jail(Profile::Relay);
         let description = relay::Description { jail, guest: InheritedFd::of(&guest), tap: InheritedFd::of(&tap) };
-        processes.start_relay(relay::NAME, &serde_json::to_string(&description)?, &[guest, tap])?;
+        let description = serde_json::to_string(&description)?;
+        processes.start_role(relay::NAME, Vital::Yes, role::RELAY, &description, Stdio::null(), &[guest, tap])?;
         Ok((self.card(&vmm), vmm))
     }
 

@@ -20,7 +20,8 @@ use super::publish::Publish;
 use super::socket_pair::socket_pair;
 use super::{gate, request, resolver};
 use crate::inherited_fd::InheritedFd;
-use crate::processes::Processes;
+use crate::processes::{Processes, Vital};
+use crate::role;
 use crate::vm::{Card, Vm};
 
 /// The card's Ethernet address. It is seen by passt alone, so all VMs may have the same.
@@ -143,7 +144,8 @@ impl Gated {
             log: self.log(vm),
             traffic: vm.dir.join(rundir::TRAFFIC),
         };
-        processes.start_gate(gate::NAME, &serde_json::to_string(&description)?, gate_end)?;
+        let description = serde_json::to_string(&description)?;
+        processes.start_role(gate::NAME, Vital::Yes, role::GATE, &description, gate_end.into(), &[])?;
         Ok((Card { fd: InheritedFd::of(&vmm), mac: self.mac, is_offloaded: true }, vmm, control))
     }
 
@@ -215,5 +217,6 @@ impl Gated {
 /// Starts the resolver with its end of the control socket.
 fn start_resolver(vm: &Vm, control: OwnedFd, processes: &mut Processes) -> anyhow::Result<()> {
     let description = resolver::Description { jail: vm.jail(Profile::Resolver) };
-    processes.start_resolver(resolver::NAME, &serde_json::to_string(&description)?, control)
+    let description = serde_json::to_string(&description)?;
+    processes.start_role(resolver::NAME, Vital::No, role::RESOLVER, &description, control.into(), &[])
 }

@@ -16,12 +16,10 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use super::Jail;
 use crate::interrupt;
 use crate::overlay::error::{At, Error};
+use crate::program::OWN_EXECUTABLE;
 
 /// The first argument of such a process. The jail, as JSON, and the program with its arguments follow.
 const ROLE: &str = "--as-jailed-process";
-
-/// This program's file, even if another release has replaced it on the disk.
-const OWN_EXECUTABLE: &str = "/proc/self/exe";
 
 impl Jail {
     /// The command that starts `program` in the jail, for a tool whose `main` calls [`enter_if_jailed`]. Its environment is empty. Its
