@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -15,6 +15,7 @@ use imago::{FormatCreateBuilder, StorageOpenOptions};
 use msb::lock::{self, Lock};
 use msb::record::{DiskFormat, path};
 use msb::store::{home, publish};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 /// A disk root.
@@ -56,7 +57,7 @@ impl DiskRoot {
         disk.size()?;
         match &disk.overlay {
             Overlay::File(path) if path.exists() => {
-                disk.check_overlay(path, &File::open(path).with_context(|| subject(path))?)?;
+                disk.check_overlay(path, &open(path).with_context(|| subject(path))?)?;
             }
             _ => {}
         }
@@ -90,7 +91,7 @@ impl DiskRoot {
     /// The size that the guest sees, in bytes.
     fn size(&self) -> anyhow::Result<u64> {
         let subject = || format!("disk {:?}", self.base);
-        let mut file = File::open(&self.base).with_context(subject)?;
+        let mut file = open(&self.base).with_context(subject)?;
         match self.format {
             DiskFormat::Raw | DiskFormat::Erofs => {
                 Ok(io::Seek::seek(&mut file, io::SeekFrom::End(0)).with_context(subject)?)
@@ -143,6 +144,21 @@ impl DiskRoot {
         publish::link(&file, path)?;
         Ok(file)
     }
+}
+
+/// Opens a disk of the caller's for reading.
+///
+/// # Errors
+/// The error of `open(2)`; [`io::ErrorKind::InvalidInput`] for a file of another kind.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    // Without the flag, a FIFO would be waited for. On a disk it has no effect.
+    let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file);
+    }
+    let message = "neither a regular file nor a block device (name a disk)";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, message))
 }
 
 fn subject(overlay: &Path) -> String {
@@ -199,6 +215,8 @@ impl Header {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode};
+
     use super::*;
 
     fn raw(dir: &Path) -> PathBuf {
@@ -246,6 +264,19 @@ mod tests {
         std::fs::write(&overlay, &header).unwrap();
         let error = format!("{:#}", DiskRoot::check(&overlay, DiskFormat::Qcow2, None).unwrap_err());
         assert!(error.contains("its data is in another file"), "{error}");
+    }
+
+    #[test]
+    fn a_fifo_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2] {
+            let error = format!("{:#}", DiskRoot::check(&fifo, format, None).unwrap_err());
+            assert!(error.contains("neither a regular file"), "{error}");
+        }
+        let error = format!("{:#}", DiskRoot::check(&raw(dir.path()), DiskFormat::Raw, Some(&fifo)).unwrap_err());
+        assert!(error.contains("neither a regular file"), "{error}");
     }
 
     #[test]

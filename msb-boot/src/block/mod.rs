@@ -6,11 +6,12 @@
 pub(crate) mod scratch;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use msb::overlay;
 use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::{in_use, lock_to_read};
@@ -23,6 +24,8 @@ use msb::vm::boot::{self, Directory, MountStep};
 use serde::{Deserialize, Serialize};
 
 use scratch::Scratch;
+
+use crate::disk;
 
 /// The disks of a block root, in the order in which the guest numbers them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -130,7 +133,7 @@ impl BlockRoot {
     /// A file that is missing, or is no EROFS image.
     pub(crate) fn of_image(image: &Path, scratch: Scratch) -> anyhow::Result<Self> {
         let home = home::home()?;
-        erofs::open_disk(image)?;
+        open_image(image)?;
         let (base, base_name) = (Base::Image(image.to_owned()), image.as_os_str().as_encoded_bytes().to_vec());
         Ok(Self { home, base, base_name, patches: None, scratch })
     }
@@ -161,7 +164,7 @@ impl BlockRoot {
         let scratch = self.scratch.open(&self.home)?;
         let base = match &self.base {
             Base::Layers { image, .. } => erofs::open(image)?,
-            Base::Image(image) => erofs::open_disk(image)?,
+            Base::Image(image) => open_image(image)?,
             Base::Directories(stack) => {
                 let Stack { lower, upper } = stack.as_ref();
                 let _lock = upper.as_ref().map(lock_upper).transpose()?;
@@ -234,6 +237,16 @@ pub(crate) struct Disk {
     pub file: OwnedFd,
     /// Whether the guest may write to it.
     pub writable: bool,
+}
+
+/// Opens an EROFS image of the caller's.
+fn open_image(path: &Path) -> anyhow::Result<File> {
+    let subject = || format!("disk {path:?}");
+    let file = disk::open(path).with_context(subject)?;
+    if !erofs::is_whole(&file).with_context(subject)? {
+        bail!("{}: not an EROFS image, or not all of one", subject());
+    }
+    Ok(file)
 }
 
 /// Locks an upper against changes while an image of it is made.

@@ -31,19 +31,6 @@ pub fn open(path: &Path) -> Result<File, Error> {
     file.ok_or_else(|| Error::Host("gone or damaged (boot again, and it is made again)".into())).at(subject)
 }
 
-/// Opens an EROFS image of the caller's.
-///
-/// # Errors
-/// [`Error::Host`] for a file that is missing, damaged or of another kind.
-pub fn open_disk(path: &Path) -> Result<File, Error> {
-    let subject = || format!("disk {path:?}");
-    let file = File::open(path).at(subject)?;
-    if !superblock::is_whole(&file).at(subject)? {
-        return Err(Error::Host("not an EROFS image, or not all of one".into())).at(subject);
-    }
-    Ok(file)
-}
-
 /// The IDs of the layers that a kept image was made of.
 ///
 /// # Errors

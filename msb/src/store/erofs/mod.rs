@@ -10,6 +10,7 @@ mod mkfs;
 mod size;
 mod superblock;
 
-pub use image::{Image, layers_of, open, open_disk};
+pub use image::{Image, layers_of, open};
 pub use merge::merge;
 pub use mkfs::Mkfs;
+pub use superblock::is_whole;

@@ -17,7 +17,10 @@ pub(super) fn is_complete(file: &File, uuid: &str) -> io::Result<bool> {
 }
 
 /// Whether a file is a complete EROFS image: its magic and its length are right.
-pub(super) fn is_whole(file: &File) -> io::Result<bool> {
+///
+/// # Errors
+/// The error of reading.
+pub fn is_whole(file: &File) -> io::Result<bool> {
     Ok(of_whole(file)?.is_some())
 }
 
