@@ -51,7 +51,8 @@ impl Rule {
         Ok(Self { file, rights: make_bitflags!(AccessFs::{Execute | ReadFile}) })
     }
 
-    /// Opening the inherited files once more, through `/proc/self/fd`, for writing only if they are open for that.
+    /// Opening the inherited files once more, through `/proc/self/fd`, for writing only if they are open for that. What is open for
+    /// writing alone may be read too: mkfs.erofs(1) opens a device for both. A descriptor of O_PATH gives no right.
     ///
     /// # Errors
     /// That /proc is not mounted.
@@ -72,8 +73,13 @@ impl Rule {
             if is_memfd || !matches!(kind, FileType::RegularFile | FileType::BlockDevice | FileType::CharacterDevice) {
                 continue;
             }
+            // The bits of the link say how the file is open, see proc_pid_fd(5).
+            let mode = meta.permissions().mode();
+            if mode & 0o600 == 0 {
+                continue;
+            }
             let mut rights = make_bitflags!(AccessFs::{ReadFile | IoctlDev});
-            if meta.permissions().mode() & 0o200 != 0 {
+            if mode & 0o200 != 0 {
                 rights |= make_bitflags!(AccessFs::{WriteFile | Truncate});
             }
             rules.push(Self { file, rights });
@@ -165,7 +171,7 @@ pub fn landlock_abi() -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::os::fd::AsFd;
+    use std::os::fd::{AsFd, BorrowedFd};
     use std::process::Command;
 
     use rustix::io::Errno;
@@ -234,11 +240,18 @@ mod tests {
     fn an_inherited_file_may_be_opened_again_as_it_was() {
         let file = tempfile::tempfile().unwrap();
         let memory = rustix::fs::memfd_create("msb-test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        fs::write(scratch.path().join("file"), "").unwrap();
+        let path_only = open(&scratch.path().join("file"));
         let rules = Rule::inherited().unwrap();
         drop(memory);
-        let stat = rustix::fs::fstat(file.as_fd()).unwrap();
-        let is_it = |rule: &&Rule| rustix::fs::fstat(&rule.file).is_ok_and(|there| there.st_ino == stat.st_ino);
-        let rights = rules.iter().find(is_it).unwrap().rights;
+        let rights = |file: BorrowedFd<'_>| {
+            let identity = |file: BorrowedFd<'_>| rustix::fs::fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok();
+            let rule = rules.iter().find(|rule| identity(rule.file.as_fd()) == identity(file));
+            rule.map(|rule| rule.rights)
+        };
+        assert_eq!(rights(path_only.as_fd()), None);
+        let rights = rights(file.as_fd()).unwrap();
         assert!(rights.contains(AccessFs::ReadFile | AccessFs::WriteFile) && !rights.contains(AccessFs::Execute));
         thread::spawn(|| restrict(&Profile::Krun.rules(), rules)).join().unwrap().unwrap();
     }
