@@ -49,11 +49,16 @@ impl Writer {
             return source_dir.rename(name, target_dir, to_name, RenameFlags::EXCHANGE);
         }
         let shows_through = from.lookup_lower(name)?.is_some();
-        let replaced = target_dir.entry(to_name)?;
-        if moved_dir.is_some() && replaced.is_some() {
+        if moved_dir.is_some()
+            && let Some(replaced) = target_dir.entry(to_name)?
+        {
+            if shows_through && replaced.is_dir() {
+                // After a kill between the two steps, it must not show the lower content of the old name.
+                marks::set_opaque(&replaced)?;
+            }
             // rename(2) does not replace a whiteout, or a directory that has whiteouts in it, with a directory, but exchanges them.
             source_dir.rename(name, target_dir, to_name, RenameFlags::EXCHANGE)?;
-            let left_whiteout = replaced.is_some_and(|entry| whiteout::is_whiteout(entry.stat()));
+            let left_whiteout = whiteout::is_whiteout(replaced.stat());
             return if left_whiteout && shows_through { Ok(()) } else { self.remove(from, name) };
         }
         let flags = if shows_through { RenameFlags::WHITEOUT } else { RenameFlags::empty() };
