@@ -25,7 +25,8 @@ pub(crate) struct Access {
     has_set_id: bool,
 
     /// Rename directories of the layers as overlayfs does with redirect_dir=on. Without it rename(2) fails with EXDEV, as with
-    /// overlayfs's default, and mv(1) copies them. A VM with a block root merges such an upper anew at each boot
+    /// overlayfs's default, and mv(1) copies them. Only root may set redirects, so it has no effect for another user. A VM with a block
+    /// root merges such an upper anew at each boot
     #[arg(long = "redirect-dir")]
     pub(crate) can_redirect: bool,
 

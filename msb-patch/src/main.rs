@@ -67,6 +67,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let _guard = interrupt::Guard::new("msb-patch")?;
     let begun = DeferExit::new();
+    // A dry run makes its upper in the store too, and removes it.
     user_namespace::keep_map()?;
     let _layers = layers::hold(lower.as_deref().unwrap_or_default())?;
     // A patch uses the upper that it continues, so gc keeps that for another day.
