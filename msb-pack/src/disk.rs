@@ -14,7 +14,8 @@ use msb::overlay::beneath::Dir;
 use msb::program;
 use msb::record::path::absolute;
 use msb::store::erofs::merge;
-use msb::store::publish::unnamed_file;
+use msb::store::home;
+use msb::store::publish::{make_private_dir, unnamed_file};
 use rustix::fs::FileType;
 
 use crate::inode_times;
@@ -105,16 +106,19 @@ pub(crate) fn write(
         let top = scripts.map(|scripts| scripts_dir(&to, scripts, epoch.unwrap_or(0))).transpose()?;
         let stack = root.stack(top.as_ref().map(|dir| dir.path.as_path()));
         let dir = parent(&to).to_owned();
+        // The merged tree hides what is in this directory. The programs may be beside the output.
+        let home = home::home()?;
+        make_private_dir(&home).with_context(|| format!("{home:?}"))?;
         // The mount namespace is that of the thread and of its children.
         std::thread::scope(|scope| {
             let make = || -> anyhow::Result<()> {
-                // Opened before the merged tree hides its directory.
+                // Opened first, since it may be in the store.
                 let raw = if form == Disk::Qcow2 { Some(unnamed_file(&dir)?) } else { None };
-                let tree = merge(&dir, &stack).context("merging the layers")?;
+                let tree = merge(&home, &stack).context("merging the layers")?;
                 let size = Size::of(&tree)?;
                 let time = epoch.unwrap_or(size.newest);
                 let mkfs = |name, package, image: &File| -> anyhow::Result<Mkfs> {
-                    Ok(Mkfs::new(&program(name, package)?, &dir, &tree, size.has_trusted_xattrs, image)?)
+                    Ok(Mkfs::new(&program(name, package)?, &home, &tree, size.has_trusted_xattrs, image)?)
                 };
                 let make_ext4 = |image: &File| {
                     let length = size.disk(free);
