@@ -4,6 +4,15 @@
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats sets variables
 bats_require_minimum_version 1.5.0
 
+setup_file() {
+    source "$BATS_TEST_DIRNAME/host-lock.bash"
+    host_lock
+}
+
+teardown_file() {
+    host_unlock
+}
+
 setup() {
     source "$BATS_TEST_DIRNAME/image.bash"
     # podman takes no capital letters in the path of a layout.

@@ -5,6 +5,8 @@
 bats_require_minimum_version 1.5.0
 
 setup_file() {
+    source "$BATS_TEST_DIRNAME/host-lock.bash"
+    host_lock
     # The directories of bats are closed to others.
     place=$(mktemp -d)
     user=msb-test-$$
@@ -30,6 +32,7 @@ setup_file() {
 teardown_file() {
     userdel "$user"
     rm -rf "$place"
+    host_unlock
     ! grep "^$user:" /etc/subuid /etc/subgid
 }
 
