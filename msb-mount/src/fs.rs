@@ -1,7 +1,8 @@
-//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`readdir`] has the listings, and
-//! [`copying`] the requests that take long.
+//! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`entry`] has the replies that count
+//! lookups, [`readdir`] the listings, and [`copying`] the requests that take long.
 
 mod copying;
+mod entry;
 mod readdir;
 
 use std::ffi::OsStr;
@@ -13,10 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
@@ -64,41 +65,6 @@ impl Fs {
     fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
         self.tree.table.trim();
         self.tree.table.get(ino.0)
-    }
-
-    /// The attributes of a node for a reply that counts a lookup, and how long the kernel may cache them. Such a reply has the id in
-    /// place of the inode number. If the two differ, the attributes are not cached, and the kernel asks for them again.
-    fn entry_attr(&self, node: &Arc<Node>) -> io::Result<(FileAttr, Duration)> {
-        let mut attr = self.tree.attr(node)?;
-        let is_itself = attr.ino.0 == node.id;
-        attr.ino = INodeNo(node.id);
-        Ok((attr, if is_itself { LONG } else { Duration::ZERO }))
-    }
-
-    /// As [`Self::entry_attr`]. After an error the kernel does not know of the lookup, so it is not counted any more.
-    fn looked_up(&self, node: Arc<Node>) -> io::Result<(Arc<Node>, FileAttr, Duration)> {
-        match self.entry_attr(&node) {
-            Ok((attr, ttl)) => Ok((node, attr, ttl)),
-            Err(error) => {
-                self.tree.table.release(node);
-                Err(error)
-            }
-        }
-    }
-
-    fn reply_entry(&self, node: io::Result<Arc<Node>>, reply: ReplyEntry) {
-        match node.and_then(|node| self.looked_up(node)) {
-            Ok((_, attr, ttl)) => reply.entry_with_ttls(&ttl, &LONG, &attr, GENERATION),
-            Err(error) => reply.error(error.into()),
-        }
-    }
-}
-
-fn fopen_flags(mode: &IoMode) -> FopenFlags {
-    match mode {
-        IoMode::Passthrough(_) => FopenFlags::empty(),
-        IoMode::Direct(_) => FopenFlags::FOPEN_DIRECT_IO,
-        IoMode::Cached => FopenFlags::FOPEN_KEEP_CACHE,
     }
 }
 
@@ -244,7 +210,7 @@ impl Filesystem for Fs {
             let flags = OFlags::from_bits_retain(flags.0 as u32);
             match node.and_then(|node| tree.open(&node, flags, caller, |file| reply.open_backing(file))) {
                 Ok(mode) => {
-                    let (handle, flags) = (FileHandle(mode.handle()), fopen_flags(&mode));
+                    let (handle, flags) = (FileHandle(mode.handle()), mode.flags());
                     match mode {
                         IoMode::Passthrough(backing) | IoMode::Direct(backing) => {
                             reply.opened_passthrough(handle, flags, &backing);
@@ -288,7 +254,7 @@ impl Filesystem for Fs {
         })();
         match created {
             Ok((attr, mode)) => {
-                let (handle, flags) = (FileHandle(mode.handle()), fopen_flags(&mode));
+                let (handle, flags) = (FileHandle(mode.handle()), mode.flags());
                 match mode {
                     IoMode::Passthrough(backing) | IoMode::Direct(backing) => {
                         reply.created_passthrough(&LONG, &attr, GENERATION, handle, flags, &backing);
@@ -340,10 +306,7 @@ impl Filesystem for Fs {
         reply: ReplyWrite,
     ) {
         let clear = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID).then(|| Caller::new(req, 0));
-        match self.node(ino).and_then(|node| self.tree.write(&node, offset, data, clear)) {
-            Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(error.into()),
-        }
+        reply::written(self.node(ino).and_then(|node| self.tree.write(&node, offset, data, clear)), reply);
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -504,9 +467,6 @@ impl Filesystem for Fs {
             let (from, to) = (self.node(ino_in)?, self.node(ino_out)?);
             self.tree.copy_range((&from, offset_in), (&to, offset_out), length, Caller::new(req, 0))
         })();
-        match copied {
-            Ok(copied) => reply.written(u32::try_from(copied).unwrap_or(u32::MAX)),
-            Err(error) => reply.error(error.into()),
-        }
+        reply::written(copied, reply);
     }
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use fuser::BackingId;
+use fuser::{BackingId, FopenFlags};
 use msb::overlay::{Layer, Leaf};
 use rustix::fs::{OFlags, Stat};
 
@@ -51,6 +51,15 @@ impl IoMode {
     /// The FUSE file handle, from which a release tells the mode.
     pub(crate) fn handle(&self) -> u64 {
         u64::from(!matches!(self, Self::Cached))
+    }
+
+    /// The flags of the reply to an open.
+    pub(crate) fn flags(&self) -> FopenFlags {
+        match self {
+            Self::Passthrough(_) => FopenFlags::empty(),
+            Self::Direct(_) => FopenFlags::FOPEN_DIRECT_IO,
+            Self::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+        }
     }
 }
 

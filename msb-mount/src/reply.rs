@@ -2,12 +2,20 @@
 
 use std::io;
 
-use fuser::{Errno, ReplyEmpty, ReplyXattr};
+use fuser::{Errno, ReplyEmpty, ReplyWrite, ReplyXattr};
 
 /// A reply without data.
 pub(crate) fn empty(result: io::Result<()>, reply: ReplyEmpty) {
     match result {
         Ok(()) => reply.ok(),
+        Err(error) => reply.error(error.into()),
+    }
+}
+
+/// A reply with the number of bytes that were written.
+pub(crate) fn written(length: io::Result<usize>, reply: ReplyWrite) {
+    match length {
+        Ok(length) => reply.written(u32::try_from(length).unwrap_or(u32::MAX)),
         Err(error) => reply.error(error.into()),
     }
 }
