@@ -142,8 +142,7 @@ impl Table {
 
     fn known_id(&self, parent: u64, name: &OsStr, found: &overlay::Node, own: u64) -> Option<u64> {
         match found {
-            overlay::Node::Dir(_) => Some(read(&self.names).copied.get(&own).copied().unwrap_or(own)),
-            overlay::Node::Leaf(Leaf { layer: Layer::Upper, .. }) => {
+            overlay::Node::Dir(_) | overlay::Node::Leaf(Leaf { layer: Layer::Upper, .. }) => {
                 Some(read(&self.names).copied.get(&own).copied().unwrap_or(own))
             }
             overlay::Node::Leaf(leaf) if leaf.entry.stat().st_nlink > 1 => {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, TimeOrNow};
 use msb::overlay::WHOLE;
+use msb::overlay::attributes::ACCESS_ACL;
 use msb::overlay::beneath::Entry;
 use msb::overlay::{Layer, whiteout};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
@@ -19,7 +20,6 @@ use crate::host_ids;
 use crate::leaf::{IoMode, has_set_id};
 use crate::node::{Kind, Node};
 
-const ACCESS_ACL: &str = "system.posix_acl_access";
 /// The prefix of xattrs that only CAP_SYS_ADMIN may see and set. The kernel checks all but their names in a list.
 const TRUSTED: &[u8] = b"trusted.";
 

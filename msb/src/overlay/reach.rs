@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use super::attributes::ACCESS_ACL;
 use super::error::{At, Error};
 
 /// What decides who may enter a directory.
@@ -43,7 +44,7 @@ pub fn by_others(dir: &Path) -> io::Result<bool> {
     for step in dir.ancestors() {
         let meta = step.metadata()?;
         // Any access control list may let anybody in, so its value does not matter.
-        let has_acl = rustix::fs::getxattr(step, "system.posix_acl_access", &mut [0u8; 0][..]).is_ok();
+        let has_acl = rustix::fs::getxattr(step, ACCESS_ACL, &mut [0u8; 0][..]).is_ok();
         let access = Access { mode: meta.mode(), uid: meta.uid(), gid: meta.gid(), has_acl };
         if !access.lets_others_in(user) {
             return Ok(false);
