@@ -19,8 +19,8 @@
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
 //! | `inherited` | descriptors by their numbers; with `store` | and nix |
 //! | `transfer` | copies of files between host and guest; with `overlay` | |
-//! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler, landlock |
 //! | `program` | where the programs are that msb runs; with `store` | |
+//! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler, landlock |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
 //! | `tool` | command lines, exit statuses, records on stdin and stdout | and clap, nix, schemars |
