@@ -9,16 +9,16 @@ use super::syscalls::{self, Syscall};
 
 /// The capabilities for serving a tree to a guest with many users: acting as each of them, and as root.
 ///
-/// What serves a tree is root of the user namespace that the tools are in, which is the host's for root. Neither alternative is good enough
-/// on Linux 6.18:
+/// What serves a tree is root of the user namespace that the tools are in, which is the host's for root. Neither alternative is good
+/// enough on Linux 6.18:
 ///
-/// - As another user, behind an idmapped mount (`mount_setattr(2)`). Each file system decides whether it has such mounts. ext4 and tmpfs do.
-///   overlayfs gives EINVAL, and so does a mount of msb-mount. Since Linux 6.12 a FUSE server can ask for them (FUSE_ALLOW_IDMAP), but is
-///   not told then who makes a request, and msb-mount clears set-id bits depending on that. A root, and each volume and mount in it, may be
-///   on any of these file systems, and a server has one user for all.
-/// - As root of a user namespace that maps each number to itself. All requests of a guest work but `mknod(2)` of a device node (EPERM), which
-///   guests with a shared root make, such as debootstrap(8). What is gained is that capabilities have no effect outside of the files; the
-///   root directory, the network namespace and the filter leave nothing else that they could be used on.
+/// - As another user, behind an idmapped mount (`mount_setattr(2)`). Each file system decides whether it has such mounts. ext4 and
+///   tmpfs do. overlayfs gives EINVAL, and so does a mount of msb-mount. Since Linux 6.12 a FUSE server can ask for them
+///   (FUSE_ALLOW_IDMAP), but is not told then who makes a request, and msb-mount clears set-id bits depending on that. A root, and each
+///   volume and mount in it, may be on any of these file systems, and a server has one user for all.
+/// - As root of a user namespace that maps each number to itself. All requests of a guest work but `mknod(2)` of a device node (EPERM),
+///   which guests with a shared root make, such as debootstrap(8). What is gained is that capabilities have no effect outside of the
+///   files; the root directory, the network namespace and the filter leave nothing else that they could be used on.
 ///
 /// So the mounts make set-id bits and device nodes ineffective: all of the jail have nosuid and nodev, and so has a mount of msb-mount,
 /// which only root may enter; an upper is in a directory of mode 0700. A user's own namespace has both limits anyway.

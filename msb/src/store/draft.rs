@@ -1,5 +1,5 @@
-//! A sandbox that is being made: in a staging directory among the others, and visible in one rename. The lock on its staging directory tells
-//! it from an abandoned one, which the next maker of a sandbox removes.
+//! A sandbox that is being made: in a staging directory among the others, and visible in one rename. The lock on its staging
+//! directory tells it from an abandoned one, which the next maker of a sandbox removes.
 
 use std::fs;
 use std::io;
