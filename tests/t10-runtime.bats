@@ -39,14 +39,6 @@ bundle() {
     [[ $output == 'msb-oci: '*config.json*exists* ]]
 }
 
-@test "root of a user namespace, as a rootless engine has it, is refused with the reason, and nothing is made" {
-    bundle rootless true
-    run unshare --user --map-root-user "$oci_msb" --root "$oci/state" create -b rootless one
-    [ "$status" = 1 ]
-    [[ $output == 'msb-oci: user namespace: '*'run the engine as root'* ]]
-    [ ! -e state ]
-}
-
 @test "run has the streams and the status of its command; update, state, ps, list and kill find it while it runs" {
     bundle job sh -c 'echo out; echo err >&2; cat; while [ ! -e /data/end ]; do sleep 0.1; done; exit 7'
     # As Slurm's oci.conf has it: the options are behind the ID, which has dots.

@@ -1,5 +1,6 @@
 //! The command line, which is runc's: global options before the command, and options of the command also behind the ID.
 
+use std::io;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -7,8 +8,9 @@ use msb::record::VmmChoice;
 
 use crate::page::PAGE;
 
-/// Where the state of containers is. It does not depend on flags that some callers give to some commands only.
-pub(crate) const ROOT: &str = "/run/msb-oci";
+/// Where the state of containers is, in the directory of run directories. It does not depend on flags that some callers give to some
+/// commands only.
+const ROOT: &str = "msb-oci";
 
 /// Run OCI containers as microVMs
 ///
@@ -29,9 +31,9 @@ const USAGE: &str = "msb-oci [OPTIONS] COMMAND [ARGUMENTS...]";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Global {
-    /// The directory for the state of containers
-    #[arg(long, value_name = "DIR", default_value = ROOT)]
-    pub root: PathBuf,
+    /// The directory for the state of containers [default: /run/msb-oci, or $XDG_RUNTIME_DIR/msb-oci for users]
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
 
     /// Append errors and warnings to FILE
     #[arg(long, value_name = "FILE")]
@@ -56,6 +58,20 @@ pub(crate) struct Global {
     /// Ignored
     #[arg(long, value_name = "BOOL", hide = true)]
     pub rootless: Option<String>,
+}
+
+impl Global {
+    /// The directory for the state of containers, as an absolute path: a relative one would mean something else to the processes that
+    /// stand for containers.
+    ///
+    /// # Errors
+    /// There is no such directory for this user.
+    pub(crate) fn root(&self) -> io::Result<PathBuf> {
+        match &self.root {
+            Some(root) => std::path::absolute(root),
+            None => Ok(msb::vm::name::runtime_dir()?.join(ROOT)),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use msb::overlay::user_namespace;
 use rustix::fs::statfs;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -123,18 +124,26 @@ impl Cgroup {
         hierarchy.root.join(&self.path)
     }
 
-    /// Makes it in every hierarchy, and moves this process into it.
+    /// Makes it in every hierarchy, and moves this process into it. The root of a user namespace, as a rootless engine has it, does so in
+    /// those that its user may write to, which may be none.
     ///
     /// # Errors
     /// A hierarchy that this process cannot write to.
     pub(crate) fn enter(&self) -> anyhow::Result<()> {
         for hierarchy in hierarchies() {
             let dir = self.dir(&hierarchy);
-            self.make(&hierarchy)
-                .and_then(|()| fs::write(dir.join("cgroup.procs"), "0"))
-                .with_context(|| format!("cgroup {dir:?}"))?;
+            let entered = self.make(&hierarchy).and_then(|()| fs::write(dir.join("cgroup.procs"), "0"));
+            match entered {
+                Err(error) if is_forbidden(&error) && !user_namespace::is_initial() => {}
+                other => other.with_context(|| format!("cgroup {dir:?}"))?,
+            }
         }
         Ok(())
+    }
+
+    /// Whether it is in a hierarchy.
+    pub(crate) fn exists(&self) -> bool {
+        hierarchies().iter().any(|hierarchy| self.dir(hierarchy).is_dir())
     }
 
     fn make(&self, hierarchy: &Hierarchy) -> io::Result<()> {
@@ -204,6 +213,10 @@ impl Cgroup {
         }
         result
     }
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem)
 }
 
 /// Removes a cgroup, those below it first.
@@ -308,7 +321,7 @@ impl Freezer {
     /// # Errors
     /// There is no such controller.
     pub(crate) fn set(&self, is_frozen: bool) -> anyhow::Result<()> {
-        let file = self.file.as_ref().context("this machine has no freezer of cgroups")?;
+        let file = self.file.as_ref().context("the container has no cgroup with a freezer")?;
         let value = match (self.is_v2, is_frozen) {
             (true, true) => "1",
             (true, false) => "0",

@@ -1,6 +1,6 @@
 //! `create`: everything but the user's program. The VM boots here, where callers wait patiently, so that every error is this command's.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::cgroup::{Cgroup, Origin};
 use crate::command::{self, Invocation, What};
 use crate::delete;
 use crate::hooks;
-use crate::namespaces::{self, Both};
+use crate::namespaces::{self, Set};
 use crate::plan::{self, Plan};
 use crate::process::Identity;
 use crate::state::{self, Container, Locked, StateDir, Status};
@@ -43,8 +43,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
     if global.debug {
         plan.warnings.iter().for_each(|warning| log::write(global, "warning", warning));
     }
-    // A relative path would mean something else to the process that stands for the container.
-    let root = std::path::absolute(&global.root)?;
+    let root = global.root()?;
     let locked = StateDir::of(&root, &args.id)?.make()?;
     let mut container = Container {
         id: args.id.clone(),
@@ -65,13 +64,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         poststop: Vec::new(),
     };
     let origin = Origin::of_self();
-    let mut both = None;
-    let built = build(global, args, &plan, &locked, &mut container, &mut both);
-    if built.is_err()
-        && let Some(both) = &both
-    {
-        let _ = both.host.enter();
-    }
+    let built = build(global, args, &plan, &locked, &mut container);
     // "run" goes on, and a cgroup with a process in it cannot be removed.
     origin.enter();
     if built.is_err() {
@@ -94,13 +87,6 @@ fn load(bundle: &Path) -> anyhow::Result<Plan> {
 
 /// Checks what the plan does not know, before anything is made.
 fn check(plan: &Plan, args: &Create) -> anyhow::Result<()> {
-    // A kernel without user namespaces has no such file.
-    if fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !namespaces::is_root_of_host(&map)) {
-        bail!(
-            "user namespace: its root cannot make the cgroup and the interfaces that a VM needs (run the engine as root; \
-             for a VM of a user there is msb-run)"
-        );
-    }
     let has_terminal = plan.process.terminal().unwrap_or(false);
     match (&args.console_socket, has_terminal) {
         (None, true) => bail!("process.terminal: a terminal is wanted, and there is no --console-socket for it"),
@@ -115,7 +101,6 @@ fn build(
     plan: &Plan,
     locked: &Locked,
     container: &mut Container,
-    both: &mut Option<Both>,
 ) -> anyhow::Result<Child> {
     let dir = &locked.dir;
     dir.save(container)?;
@@ -123,41 +108,36 @@ fn build(
     let (ended, end) = inherited::pipe()?;
     container.cgroup.enter()?;
     container.cgroup.limit(&plan.limits)?;
-    let entered = both.insert(namespaces::enter(&plan.namespaces)?);
-    set_hostname(plan);
-    tree::build(plan, &dir.tree())?;
-    let stand_in = start_stand_in(plan, dir, &container.bundle, &is_alive, &ended)?;
+    let namespaces = namespaces::make(&plan.namespaces, plan.hostname.as_deref())?;
+    let stand_in = namespaces.run(|| {
+        tree::build(plan, &dir.tree())?;
+        start_stand_in(plan, dir, &container.bundle, &is_alive, &ended)
+    })?;
     drop((is_alive, ended));
     container.stand_in = Some(Identity::of(stand_in.id().cast_signed())?);
     dir.save(container)?;
-    run_hooks(plan, dir, container, entered)?;
+    run_hooks(plan, dir, container, &namespaces)?;
     nix::unistd::mkfifo(&dir.start_fifo(), nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
         .context("FIFO")?;
     if plan.is_sandbox {
         // Without this message the stand-in ends with this process.
         File::from(end).write_all(stand_in::CREATED).context("process of the container")?;
     } else {
-        let cards = net::plug(|plugged| {
-            container.plugged = plugged.to_vec();
-            dir.save(container)
+        namespaces.run(|| {
+            let cards = net::plug(|plugged| {
+                container.plugged = plugged.to_vec();
+                dir.save(container)
+            })?;
+            boot(global, plan, dir, container, &cards, &alive)?;
+            start_command(args, plan, dir, container, &end)
         })?;
-        boot(global, plan, dir, container, &cards, &alive)?;
-        start_command(args, plan, dir, container, &end)?;
         drop(end);
     }
-    entered.host.enter().context("namespaces")?;
     if let Some(file) = &args.pid_file {
         publish::write_volatile_file(file, stand_in.id().to_string().as_bytes(), 0o644)
             .with_context(|| format!("PID file {file:?}"))?;
     }
     Ok(stand_in)
-}
-
-/// The name of the UTS namespace on the host, if it is the container's own.
-fn set_hostname(plan: &Plan) {
-    if let (Some(name), plan::Namespace::New) = (&plan.hostname, &plan.namespaces.uts) {
-        let _ = nix::unistd::sethostname(name);
-    }
 }
 
 fn start_stand_in(
@@ -191,19 +171,17 @@ fn start_stand_in(
 }
 
 /// Hooks run on the host, but for those of the container, and are told of a container that is being created.
-fn run_hooks(plan: &Plan, dir: &StateDir, container: &mut Container, both: &Both) -> anyhow::Result<()> {
+fn run_hooks(plan: &Plan, dir: &StateDir, container: &mut Container, namespaces: &Set) -> anyhow::Result<()> {
     let Some(all) = &plan.hooks else { return Ok(()) };
     container.poststart = all.poststart().clone().unwrap_or_default();
     container.poststop = all.poststop().clone().unwrap_or_default();
     dir.save(container)?;
     let document = dir.document(container, Status::Creating);
-    both.host.enter().context("namespaces")?;
-    let on_host = [("prestart", hooks::prestart(all)), ("createRuntime", all.create_runtime())];
-    let result =
-        on_host.iter().try_for_each(|(name, list)| hooks::run(name, list.as_deref().unwrap_or_default(), &document));
-    both.container.enter().context("namespaces")?;
-    result?;
-    hooks::run("createContainer", all.create_container().as_deref().unwrap_or_default(), &document)
+    for (name, list) in [("prestart", hooks::prestart(all)), ("createRuntime", all.create_runtime())] {
+        hooks::run(name, list.as_deref().unwrap_or_default(), &document)?;
+    }
+    let in_container = all.create_container().as_deref().unwrap_or_default();
+    namespaces.run(|| hooks::run("createContainer", in_container, &document))
 }
 
 /// Boots the VM. Its record stays with the state.

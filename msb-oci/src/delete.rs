@@ -1,17 +1,15 @@
 //! `delete`: nothing of a container stays, however its create, its VM or an earlier delete has ended.
 
-use std::fs::File;
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use nix::sched::{CloneFlags, setns};
 
 use crate::args::{Delete, Global};
 use crate::cgroup::Freezer;
 use crate::plan::Namespace;
 use crate::state::{self, Container, StateDir, Status};
-use crate::{hooks, log, net, process, tool};
+use crate::{hooks, log, namespaces, net, process, tool};
 
 /// How long a killed process may take to end.
 const ENDING: Duration = Duration::from_secs(5);
@@ -21,7 +19,7 @@ const ENDING: Duration = Duration::from_secs(5);
 /// # Errors
 /// It runs, or does not exist, and --force is not given.
 pub(crate) fn delete(global: &Global, args: &Delete) -> anyhow::Result<()> {
-    let root = std::path::absolute(&global.root)?;
+    let root = global.root()?;
     let dir = StateDir::of(&root, &args.id)?;
     if !dir.exists() && args.force {
         return Ok(());
@@ -104,11 +102,10 @@ fn stop_vm(dir: &StateDir, vm: &str) -> anyhow::Result<()> {
 
 /// Gives the interfaces back. The namespace may be gone with them.
 fn unplug(container: &Container) {
-    let Namespace::Path(path) = &container.network else { return };
-    let Ok(own) = File::open("/proc/self/ns/net") else { return };
-    let Ok(file) = File::open(path) else { return };
-    if setns(file, CloneFlags::CLONE_NEWNET).is_ok() {
-        net::unplug(&container.plugged);
-        let _ = setns(own, CloneFlags::CLONE_NEWNET);
+    if let Namespace::Path(path) = &container.network {
+        let _ = namespaces::in_network(path, || {
+            net::unplug(&container.plugged);
+            Ok(())
+        });
     }
 }

@@ -29,7 +29,7 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
     if args.preserve_fds > 0 {
         bail!("--preserve-fds {}: descriptors cannot be passed to another kernel (use 0)", args.preserve_fds);
     }
-    let dir = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?;
+    let dir = StateDir::of(&global.root()?, &args.id)?;
     let container = dir.load()?;
     if container.is_sandbox {
         bail!("container {:?}: it holds the namespaces of a pod, and has no VM to run a command in", args.id);

@@ -23,7 +23,7 @@ pub(crate) fn resume(global: &Global, id: &str) -> anyhow::Result<()> {
 }
 
 fn set(global: &Global, id: &str, is_frozen: bool) -> anyhow::Result<()> {
-    let locked = StateDir::of(&std::path::absolute(&global.root)?, id)?.lock()?;
+    let locked = StateDir::of(&global.root()?, id)?.lock()?;
     let container = locked.dir.load()?;
     let (status, verb) = (locked.dir.status(&container), if is_frozen { "paused" } else { "resumed" });
     let expected = if is_frozen { Status::Running } else { Status::Paused };

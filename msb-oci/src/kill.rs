@@ -25,7 +25,7 @@ const MAX_LIST: u64 = 16 << 20;
 /// # Errors
 /// The container has ended, in the message that callers look for.
 pub(crate) fn kill(global: &Global, args: &Kill) -> anyhow::Result<()> {
-    let dir = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?;
+    let dir = StateDir::of(&global.root()?, &args.id)?;
     let container = dir.load()?;
     let Some(number) = signal::number(&args.signal) else {
         bail!("unknown signal {:?} (give a name or a number)", args.signal);

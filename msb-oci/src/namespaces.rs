@@ -1,11 +1,15 @@
-//! The namespaces of the host and those of the container, between which `create` moves.
+//! The namespaces of a container on the host.
+//!
+//! What happens in them happens in threads of their own: the root of a user namespace, as a rootless engine has it, may enter what it has
+//! made, but may not return to the host's.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
+use std::thread;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -21,8 +25,8 @@ pub(crate) struct Set {
 }
 
 impl Set {
-    fn of_self() -> io::Result<Self> {
-        let open = |flag, name: &str| Ok::<_, io::Error>((flag, File::open(format!("/proc/self/ns/{name}"))?));
+    fn of_thread() -> io::Result<Self> {
+        let open = |flag, name: &str| Ok::<_, io::Error>((flag, File::open(format!("/proc/thread-self/ns/{name}"))?));
         let namespaces = [
             open(CloneFlags::CLONE_NEWNET, "net")?,
             open(CloneFlags::CLONE_NEWIPC, "ipc")?,
@@ -33,11 +37,20 @@ impl Set {
         Ok(Self { namespaces, working_directory: rustix::fs::open(".", flags, Mode::empty())? })
     }
 
-    /// Moves this process, which must have one thread, there.
+    /// Runs `work` in them. This thread stays where it is.
     ///
     /// # Errors
-    /// Those of `setns(2)` and `fchdir(2)`.
-    pub(crate) fn enter(&self) -> io::Result<()> {
+    /// Those of `setns(2)` and `fchdir(2)`, and what `work` says.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+        in_thread(|| {
+            self.enter().context("namespaces")?;
+            work()
+        })
+    }
+
+    fn enter(&self) -> io::Result<()> {
+        // Threads that share their root and working directory cannot enter a mount namespace.
+        unshare(CloneFlags::CLONE_FS)?;
         for (flag, file) in &self.namespaces {
             setns(file, *flag)?;
         }
@@ -45,52 +58,66 @@ impl Set {
     }
 }
 
-/// Where this process came from, and where it is.
-#[derive(Debug)]
-pub(crate) struct Both {
-    pub host: Set,
-    pub container: Set,
-}
-
-/// Moves this process into the namespaces of a plan, and into a new one for mounts, which receives the host's later unmounts.
+/// Makes or opens the namespaces of a plan, and makes a mount namespace, which receives the host's later unmounts. A new UTS namespace
+/// gets the host name.
 ///
 /// # Errors
 /// The namespace that cannot be made or entered.
-pub(crate) fn enter(namespaces: &Namespaces) -> anyhow::Result<Both> {
-    let host = Set::of_self().context("namespaces")?;
-    for (flag, name, namespace) in [
-        (CloneFlags::CLONE_NEWNET, "network", &namespaces.network),
-        (CloneFlags::CLONE_NEWIPC, "IPC", &namespaces.ipc),
-        (CloneFlags::CLONE_NEWUTS, "UTS", &namespaces.uts),
-    ] {
-        match namespace {
-            Namespace::New => unshare(flag).with_context(|| format!("{name} namespace"))?,
-            Namespace::Path(path) => {
-                let file = File::open(path).with_context(|| format!("{name} namespace {path:?}"))?;
-                setns(file, flag).with_context(|| format!("{name} namespace {path:?}"))?;
+pub(crate) fn make(namespaces: &Namespaces, hostname: Option<&str>) -> anyhow::Result<Set> {
+    in_thread(|| {
+        for (flag, name, namespace) in [
+            (CloneFlags::CLONE_NEWNET, "network", &namespaces.network),
+            (CloneFlags::CLONE_NEWIPC, "IPC", &namespaces.ipc),
+            (CloneFlags::CLONE_NEWUTS, "UTS", &namespaces.uts),
+        ] {
+            match namespace {
+                Namespace::New => unshare(flag).with_context(|| format!("{name} namespace"))?,
+                Namespace::Path(path) => enter(path, flag).with_context(|| format!("{name} namespace {path:?}"))?,
             }
         }
-    }
-    unshare(CloneFlags::CLONE_NEWNS).context("mount namespace")?;
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).context("mount namespace")?;
-    Ok(Both { host, container: Set::of_self().context("namespaces")? })
+        if let (Some(hostname), Namespace::New) = (hostname, &namespaces.uts) {
+            let _ = nix::unistd::sethostname(hostname);
+        }
+        unshare(CloneFlags::CLONE_NEWNS).context("mount namespace")?;
+        mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).context("mount namespace")?;
+        Set::of_thread().context("namespaces")
+    })
 }
 
-/// Starts a command as the first process of a new PID namespace. Later children are in that of this process again.
+/// Runs `work` in the network namespace of a file.
+///
+/// # Errors
+/// There is no such namespace. What `work` says.
+pub(crate) fn in_network<T: Send>(
+    path: &std::path::Path,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    in_thread(|| {
+        enter(path, CloneFlags::CLONE_NEWNET).with_context(|| format!("network namespace {path:?}"))?;
+        work()
+    })
+}
+
+fn enter(path: &std::path::Path, flag: CloneFlags) -> io::Result<()> {
+    Ok(setns(File::open(path)?, flag)?)
+}
+
+/// Starts a command as the first process of a new PID namespace.
 ///
 /// # Errors
 /// Those of the namespace and of the command.
-pub(crate) fn spawn_in_pid_namespace(command: &mut Command) -> io::Result<Child> {
-    let own = File::open("/proc/self/ns/pid")?;
-    unshare(CloneFlags::CLONE_NEWPID)?;
-    let child = command.spawn();
-    setns(own, CloneFlags::CLONE_NEWPID)?;
-    child
+pub(crate) fn spawn_in_pid_namespace(command: &mut Command) -> anyhow::Result<Child> {
+    in_thread(|| {
+        unshare(CloneFlags::CLONE_NEWPID)?;
+        Ok(command.spawn()?)
+    })
 }
 
-/// Whether root in a user namespace with this map (user_namespaces(7)) is that of the host: every ID is mapped to itself.
-pub(crate) fn is_root_of_host(uid_map: &str) -> bool {
-    uid_map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
+fn in_thread<T: Send>(work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, work)?;
+        thread.join().map_err(|_| anyhow!("a thread panicked"))?
+    })
 }
 
 #[cfg(test)]
@@ -98,9 +125,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_root_of_a_users_namespace_is_not_that_of_the_host() {
-        assert!(is_root_of_host("         0          0 4294967295\n"));
-        assert!(!is_root_of_host("         0       1000          1\n         1     100000      65536\n"));
-        assert!(!is_root_of_host(""));
+    fn an_error_in_a_thread_is_the_callers() {
+        assert_eq!(in_thread(|| Ok(7)).unwrap(), 7);
+        let error = in_network(std::path::Path::new("/nonexistent"), || Ok(())).unwrap_err();
+        assert!(error.to_string().starts_with("network namespace \"/nonexistent\""), "{error:#}");
     }
 }

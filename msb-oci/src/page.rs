@@ -21,7 +21,7 @@ pub(crate) const PAGE: Page = Page {
     ],
     environment: &[man::MSB_HOME],
     files: &[
-        ("/run/msb-oci/ID", "The state of the container ID"),
+        ("/run/msb-oci/ID", "The state of the container ID; for users $XDG_RUNTIME_DIR/msb-oci/ID"),
         ("PREFIX/share/msb/oci", "Configuration for podman, containerd, Kubernetes and Slurm, to be copied or linked"),
     ],
     examples: &[
@@ -66,7 +66,11 @@ fn container() -> String {
      An interface of the network namespace is connected to the guest, which gets its Ethernet address, MTU, addresses and routes. That \
      needs ip(8) and tc(8).
 
-     The sandbox of a pod gets no VM: it only holds the namespaces."
+     The sandbox of a pod gets no VM: it only holds the namespaces.
+
+     A rootless podman calls with the user namespace that it has made, and everything is made in that one. The cgroup is left out where \
+     its user may not make one, and with it the limits and pause. The network is that of slirp4netns, where published ports \
+     need --network slirp4netns:port_handler=slirp4netns, or one of podman; /dev/net/tun must be open to the user, as udev makes it."
         .replace("\n     ", "\n")
 }
 
@@ -74,8 +78,6 @@ fn refused() -> String {
     "The PID, IPC and UTS namespace of the host or of another container: a VM has a kernel of its own.
 
      The network of the host: a VM has interfaces of its own. A network of the engine and published ports work.
-
-     A caller in a user namespace, as a rootless podman: its root can make neither the cgroup nor the interfaces.
 
      User namespaces and mapped mounts: the files would have the wrong owners in the guest, which has users of its own.
 

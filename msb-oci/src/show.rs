@@ -11,7 +11,7 @@ use crate::state::{self, StateDir, Status};
 /// # Errors
 /// There is no such container.
 pub(crate) fn state(global: &Global, id: &str) -> anyhow::Result<()> {
-    let dir = StateDir::of(&std::path::absolute(&global.root)?, id)?;
+    let dir = StateDir::of(&global.root()?, id)?;
     let container = dir.load()?;
     let document = dir.document(&container, dir.status(&container));
     print(&format!("{}\n", serde_json::to_string_pretty(&document)?))
@@ -22,7 +22,7 @@ pub(crate) fn state(global: &Global, id: &str) -> anyhow::Result<()> {
 /// # Errors
 /// There is no such container.
 pub(crate) fn ps(global: &Global, args: &Ps) -> anyhow::Result<()> {
-    let dir = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?;
+    let dir = StateDir::of(&global.root()?, &args.id)?;
     let container = dir.load()?;
     let has_ended = dir.status(&container) == Status::Stopped;
     let pids: Vec<i32> = container.stand_in.iter().filter(|_| !has_ended).map(|stand_in| stand_in.pid).collect();
@@ -43,7 +43,7 @@ pub(crate) fn ps(global: &Global, args: &Ps) -> anyhow::Result<()> {
 /// # Errors
 /// Those of reading the state.
 pub(crate) fn list(global: &Global, args: &List) -> anyhow::Result<()> {
-    let all = state::all(&std::path::absolute(&global.root)?)?;
+    let all = state::all(&global.root()?)?;
     let documents: Vec<Value> =
         all.iter().map(|(dir, container)| dir.document(container, dir.status(container))).collect();
     if args.quiet {

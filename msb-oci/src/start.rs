@@ -16,7 +16,7 @@ use crate::state::{StateDir, Status};
 /// # Errors
 /// The container is not in the state "created".
 pub(crate) fn start(global: &Global, id: &str) -> anyhow::Result<()> {
-    let locked = StateDir::of(&std::path::absolute(&global.root)?, id)?.lock()?;
+    let locked = StateDir::of(&global.root()?, id)?.lock()?;
     let container = locked.dir.load()?;
     let status = locked.dir.status(&container);
     if status != Status::Created {

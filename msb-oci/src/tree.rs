@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::resolve::{End, Last, Resolved, resolve};
 use msb::overlay::{Merged, mountinfo};
-use rustix::fs::{CWD, FileType, Mode, fstat};
+use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, fstat, fstatvfs};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, mount_remount,
     move_mount, open_tree, unmount,
@@ -57,7 +57,10 @@ pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
     }
     // Only now: mount points of later binds may be in earlier ones.
     for (_, source) in plan.binds.iter().zip(&sources).filter(|(bind, _)| bind.is_readonly) {
-        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        // The root of a user namespace may not lift noexec from a mount of the host.
+        let is_noexec = fstatvfs(source)?.f_flag.contains(StatVfsMountFlags::NOEXEC);
+        let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+        flags.set(MountFlags::NOEXEC, is_noexec);
         mount_remount(proc_path(source), flags, c"")?;
     }
     release_other_roots(tree, &plan.rootfs)

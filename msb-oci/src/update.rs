@@ -19,10 +19,16 @@ const MAX_DOCUMENT: u64 = 1 << 20;
 /// # Errors
 /// More memory than the guest was booted with.
 pub(crate) fn update(global: &Global, args: &Update) -> anyhow::Result<()> {
-    let locked = StateDir::of(&std::path::absolute(&global.root)?, &args.id)?.lock()?;
+    let locked = StateDir::of(&global.root()?, &args.id)?.lock()?;
     let container = locked.dir.load()?;
     if locked.dir.status(&container) == Status::Stopped {
         bail!("container not running");
+    }
+    if !container.cgroup.exists() {
+        bail!(
+            "container {:?}: it has no cgroup, and so no limits (run the engine as root, or with a delegated cgroup)",
+            args.id
+        );
     }
     let resources = resources(args)?;
     let limits = Limits::of(&resources, container.overhead_mib);

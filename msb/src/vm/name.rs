@@ -42,22 +42,33 @@ pub fn parse(text: &str) -> Result<String, &'static str> {
 /// # Errors
 /// If the user is not root, neither variable is set, and there is no such directory.
 pub fn run_base() -> io::Result<PathBuf> {
-    let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    match variable("MSB_RUN") {
+        Some(dir) => absolute(&dir),
+        None => Ok(runtime_dir()?.join("msb")),
+    }
+}
+
+/// The directory for files that a reboot removes: `/run` for root, and for others `$XDG_RUNTIME_DIR` or that of a login session, as
+/// [`run_base`] says.
+///
+/// # Errors
+/// If the user is not root, the variable is not set, and there is no such directory.
+pub fn runtime_dir() -> io::Result<PathBuf> {
     let owns_run = || std::fs::metadata("/run").map_or(true, |meta| meta.uid() == 0);
-    let base = match (from("MSB_RUN"), rustix::process::geteuid().is_root() && owns_run()) {
-        (Some(dir), _) => dir,
-        (None, true) => PathBuf::from("/run/msb"),
-        (None, false) => match from("XDG_RUNTIME_DIR").or_else(login_dir) {
-            Some(dir) => dir.join("msb"),
-            None => {
-                return Err(io::Error::other(
-                    "neither MSB_RUN nor XDG_RUNTIME_DIR is set, and the user has no /run/user/UID (set XDG_RUNTIME_DIR to a directory of \
-                     the user's own, or log in with systemd-logind)",
-                ));
-            }
-        },
-    };
-    absolute(&base)
+    if rustix::process::geteuid().is_root() && owns_run() {
+        return Ok("/run".into());
+    }
+    match variable("XDG_RUNTIME_DIR").or_else(login_dir) {
+        Some(dir) => absolute(&dir),
+        None => Err(io::Error::other(
+            "neither MSB_RUN nor XDG_RUNTIME_DIR is set, and the user has no /run/user/UID (set XDG_RUNTIME_DIR to a directory of \
+             the user's own, or log in with systemd-logind)",
+        )),
+    }
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// The directory of the user's login sessions, if it is the user's alone.
