@@ -103,6 +103,34 @@ teardown() {
     [[ $stderr == *'it is gone: the guest powered off'* ]]
 }
 
+# bats test_tags=vmm
+@test "a VM with limits has a cgroup of its own with all its processes, and a host that cannot make one is told" {
+    limits=(--cpu-quota 150% --cpu-weight 50 --memory-max 1G --pids-max 500)
+    run --separate-stderr msb-boot -r "$vm_record" --name worker --memory-max 100M
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'--memory-max 100M: the VM needs '*' MiB, of which 512 are'* ]]
+    if ! msb-boot --probe | jq -e .parts.cgroup.usable; then
+        run --separate-stderr msb-boot -r "$vm_record" --name worker "${limits[@]}"
+        [ "$status" -eq 1 ]
+        [[ $stderr == 'msb-boot: limits of the VM: '*' ('*')' ]]
+        vm_assert_nothing
+        return
+    fi
+    vm_boot worker "${limits[@]}"
+    expected=$'cpu.max 150000 100000\ncpu.weight 50\nmemory.max 1073741824\npids.max 500'
+    [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] ||
+        expected=$'cpu.cfs_quota_us 150000\ncpu.shares 512\nmemory.limit_in_bytes 1073741824\npids.max 500'
+    while read -r file value; do
+        dir=$(dirname "$(find /sys/fs/cgroup -path "*/msb-worker.$(vm_pid worker)/$file")")
+        [ "$(cat "$dir/$file")" = "$value" ]
+        [ "$(sort -n "$dir/cgroup.procs")" = "$(vm_processes | sort -n)" ]
+    done <<<"$expected"
+    [ "$(vm_exec worker echo up)" = up ]
+    msb-stop -r worker.json >stopped.json
+    [ -z "$(find /sys/fs/cgroup -name 'msb-worker.*')" ]
+    jq -e '.boot.limits | .cpu_quota_percent == 150 and .pids_max == 500 and .io_weight == null' stopped.json
+}
+
 @test "agentd cannot be killed in the guest, and TERM makes it end the machine" {
     vm_boot worker
     vm_exec worker sh -c 'kill -KILL 1; kill -SEGV 1; kill -STOP 1; sleep 0.2'

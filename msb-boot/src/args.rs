@@ -12,6 +12,7 @@ use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
 use msb::{record::owner, record::script, record::signal, tool::env, tool::size};
 
+use crate::limit_args::LimitArgs;
 use crate::network_args::NetworkArgs;
 use crate::page::PAGE;
 use crate::volume_args::VolumeArgs;
@@ -136,6 +137,9 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub network: NetworkArgs,
+
+    #[command(flatten)]
+    pub limits: LimitArgs,
 
     /// The virtual machine monitor [default: $MSB_VMM, else auto]
     #[arg(long, value_enum)]

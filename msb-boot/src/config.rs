@@ -25,7 +25,7 @@ use crate::root::Root;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
 use crate::volume::{self, Volume};
-use crate::{agent, boot_share, defaults, jail, kernel, network_args, request, resolv_conf, root_choice};
+use crate::{agent, boot_share, cgroup, defaults, jail, kernel, network_args, request, resolv_conf, root_choice};
 
 /// The size of `sun_path` in `sockaddr_un`, which includes the terminating NUL.
 const SOCKET_PATH_MAX: usize = 108;
@@ -55,6 +55,8 @@ pub(crate) struct Config {
     pub kernel_log: Option<PathBuf>,
     /// The scripts' files by name.
     pub scripts: BTreeMap<String, PathBuf>,
+    /// Where its cgroup is made. It is empty if the VM has no limits.
+    pub cgroup_parents: Vec<cgroup::Parent>,
     /// How long the agent may take to report.
     pub timeout: Duration,
     /// The record to which the VM is added.
@@ -179,6 +181,8 @@ impl Config {
             init,
             network: network_for_guest(&networks, &request, &record),
         };
+        let overhead_mib = any::overhead_mib(vmm.name());
+        let cgroup_parents = cgroup::check(&request.limits, request.memory_mib, overhead_mib)?;
         let mut record = record;
         (record.scripts, record.boot, record.vm) = (scripts.clone(), Some(request.clone()), None);
         Ok(Self {
@@ -192,6 +196,7 @@ impl Config {
             agent,
             kernel_log,
             scripts,
+            cgroup_parents,
             timeout: Duration::from_secs(request.timeout_s().into()),
             restart: request.restart,
             end_with,

@@ -1,21 +1,19 @@
 //! `--probe`: what this machine has for VMs, which VMM would be used, and what to do about the rest.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use msb::architecture::Architecture;
-use msb::record::VmmChoice;
+use msb::record::{Limits, VmmChoice};
 use msb::store::erofs::Mkfs;
 use msb::tool::user_namespace;
-use rustix::fs::Access;
 use serde::Serialize;
 
 use crate::block::scratch;
 use crate::qemu::{self, Qemu};
 use crate::unusable::Unusable;
 use crate::vmm::{Vmm, any, kvm};
-use crate::{agent, guest_files, helper_process, jail, kernel, network};
+use crate::{agent, cgroup, guest_files, helper_process, jail, kernel, network};
 
 /// The result of a probe. It is printed as JSON.
 #[derive(Debug, Serialize)]
@@ -59,34 +57,12 @@ impl<T> From<Result<T, Unusable>> for Finding<T> {
     }
 }
 
-/// Whether a VM can have limits on the host: this user may make a cgroup below that of this process, with the controllers for limits.
+/// Whether a VM can have limits on the host, except for that of I/O, which few kernels have.
 fn cgroup() -> Result<PathBuf, Unusable> {
-    const ROOT: &str = "/sys/fs/cgroup";
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    let path = own.lines().find_map(|line| line.strip_prefix("0::/"));
-    let dir = path.map(|path| Path::new(ROOT).join(path)).filter(|dir| dir.join("cgroup.procs").exists());
-    let Some(dir) = dir else {
-        return Err(Unusable::new(
-            "there is no cgroup v2 in /sys/fs/cgroup for this process",
-            "boot with systemd.unified_cgroup_hierarchy=1; in a container: --cgroupns=host -v /sys/fs/cgroup:/sys/fs/cgroup",
-        ));
-    };
-    if rustix::fs::access(&dir, Access::WRITE_OK).is_err() {
-        return Err(Unusable::new(
-            format!("{dir:?} is not delegated to this user"),
-            "systemd-run --user --scope -p Delegate=yes msb-boot ..., or a service with Delegate=yes",
-        ));
-    }
-    let has = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-    let missing: Vec<_> =
-        ["cpu", "memory", "pids"].into_iter().filter(|name| has.split(' ').all(|has| has.trim() != *name)).collect();
-    if missing.is_empty() {
-        return Ok(dir);
-    }
-    Err(Unusable::new(
-        format!("{dir:?} lacks the controllers {}", missing.join(", ")),
-        "systemctl edit user@.service, with [Service] Delegate=cpu cpuset io memory pids; log in again",
-    ))
+    let mut limits = Limits::default();
+    (limits.cpu_weight, limits.memory_max_mib, limits.pids_max) = (Some(100), Some(1), Some(1));
+    let parents = cgroup::find_parents(&limits)?;
+    Ok(parents.first().map(|parent| parent.dir().to_owned()).unwrap_or_default())
 }
 
 /// Whether jails have Landlock, their second layer, and which version of it. VMs run without it too.

@@ -12,6 +12,7 @@ use msb::wire::exec::Text;
 use msb::{tool::env, tool::exit};
 
 use crate::args::{self, Args, InitChoice};
+use crate::limit_args;
 
 /// The recorded request, overridden by the flags. `variables` are those of the env files and of `-e`, in this order; a variable
 /// without a value takes its value from `here`.
@@ -75,6 +76,7 @@ pub(crate) fn request(
     override_some(&mut boot.kernel_log, path(args.kernel_log.as_deref())?.as_ref());
     boot.volumes = args.volumes.override_recorded(&boot.volumes);
     boot.network = args.network.override_recorded(&boot.network)?;
+    boot.limits = args.limits.override_recorded(&boot.limits);
     boot.restart = args.restart.unwrap_or(boot.restart);
     boot.vmm = args.vmm.or(boot.vmm);
     boot.timeout_s = args.timeout.or(boot.timeout_s);
@@ -180,6 +182,9 @@ fn check(boot: &Boot) -> anyhow::Result<()> {
     }
     if let Some(Err(why)) = boot.stop_signal.as_deref().map(args::stop_signal) {
         return wrong("stop_signal", why.into());
+    }
+    if let Err((member, why)) = limit_args::check(&boot.limits) {
+        return wrong(&format!("limits.{member}"), why);
     }
     disk_size(boot)?;
     if boot.timeout_s == Some(0) {

@@ -1,5 +1,4 @@
-//! The cgroup of a container: the process that stands for it and all processes of its VM are in it. Version 1, version 2, and a machine
-//! with both.
+//! The cgroup of a container: the process that stands for it and all processes of its VM are in it.
 
 use std::fs;
 use std::io;
@@ -8,16 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use msb::cgroup::{Hierarchy, hierarchies};
 use msb::overlay::user_namespace;
-use rustix::fs::statfs;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Limits;
 
-const MOUNT_POINT: &str = "/sys/fs/cgroup";
-/// The magic number of version 2 (statfs(2)).
-const CGROUP2: i64 = 0x6367_7270;
 /// Where containers without a path have their cgroups.
 const PARENT: &str = "msb-oci";
 /// How long the processes of a VM that is ending may take. What runs after that is killed.
@@ -39,7 +35,7 @@ impl Origin {
     /// Those of this process.
     pub(crate) fn of_self() -> Self {
         let table = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self(hierarchies().iter().filter_map(|hierarchy| hierarchy.own(&table)).collect())
+        Self(hierarchies().iter().filter_map(|hierarchy| hierarchy.cgroup_of(&table)).collect())
     }
 
     /// Moves this process back, as far as that is possible.
@@ -47,49 +43,6 @@ impl Origin {
         for dir in &self.0 {
             let _ = fs::write(dir.join("cgroup.procs"), "0");
         }
-    }
-}
-
-/// A hierarchy of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Hierarchy {
-    root: PathBuf,
-    is_v2: bool,
-}
-
-fn hierarchies() -> Vec<Hierarchy> {
-    let root = Path::new(MOUNT_POINT);
-    let is_v2 = |path: &Path| statfs(path).is_ok_and(|stat| stat.f_type == CGROUP2);
-    if is_v2(root) {
-        return vec![Hierarchy { root: root.to_owned(), is_v2: true }];
-    }
-    let entries = fs::read_dir(root).into_iter().flatten().flatten();
-    // Controllers that are mounted together have symlinks with their single names.
-    let dirs = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path());
-    let mounted = dirs.filter(|dir| dir.join("cgroup.procs").exists());
-    mounted.map(|dir| Hierarchy { is_v2: is_v2(&dir), root: dir }).collect()
-}
-
-impl Hierarchy {
-    /// Whether it has this controller. Version 2 has all that are enabled.
-    fn has(&self, controller: &str) -> bool {
-        let name = self.root.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        self.is_v2 || name.split(',').any(|part| part == controller)
-    }
-
-    /// The directory of this process's cgroup, by the text of /proc/self/cgroup (cgroups(7)).
-    fn own(&self, table: &str) -> Option<PathBuf> {
-        let name = self.root.file_name()?.to_str()?;
-        let path = table.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':');
-            let (_, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-            let is_it = match self.is_v2 {
-                true => controllers.is_empty(),
-                false => controllers == name || controllers.strip_prefix("name=") == Some(name),
-            };
-            is_it.then_some(path)
-        })?;
-        Some(self.root.join(path.trim_start_matches('/')))
     }
 }
 
@@ -394,22 +347,5 @@ mod tests {
         assert_eq!(text(&unlimited, true), "cpu.max=max 100000");
         assert_eq!(text(&unlimited, false), "cpu.cfs_quota_us=-1");
         assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
-    }
-
-    #[test]
-    fn the_cgroup_of_a_process_is_found_in_each_hierarchy() {
-        let table = "9:name=systemd:/a\n4:cpu,cpuacct:/b:c\n1:cpu:/no\n0::/d\n";
-        let own = |root: &str, is_v2| Hierarchy { root: root.into(), is_v2 }.own(table);
-        assert_eq!(own("/sys/fs/cgroup/systemd", false), Some("/sys/fs/cgroup/systemd/a".into()));
-        assert_eq!(own("/sys/fs/cgroup/cpu,cpuacct", false), Some("/sys/fs/cgroup/cpu,cpuacct/b:c".into()));
-        assert_eq!(own("/sys/fs/cgroup", true), Some("/sys/fs/cgroup/d".into()));
-        assert_eq!(own("/sys/fs/cgroup/memory", false), None);
-    }
-
-    #[test]
-    fn a_hierarchy_has_the_controllers_in_its_name() {
-        let hierarchy = Hierarchy { root: "/sys/fs/cgroup/cpu,cpuacct".into(), is_v2: false };
-        assert!(hierarchy.has("cpu") && hierarchy.has("cpuacct") && !hierarchy.has("cpuset"));
-        assert!(Hierarchy { root: "/sys/fs/cgroup".into(), is_v2: true }.has("memory"));
     }
 }

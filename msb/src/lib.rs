@@ -13,6 +13,7 @@
 //! | [`record`] | the types of the record, IDs of users, names of scripts | serde, serde_json, thiserror |
 //! | `wire` | frames and messages between host and guest | and rustix |
 //! | `architecture` | what depends on the processor of a host or guest; with `overlay` | |
+//! | `cgroup` | the cgroup hierarchies of the host; with `store` | |
 //! | `interrupt` | cancellation of long operations; with `overlay` | |
 //! | `lock` | locks on files and directories; with `overlay` | |
 //! | `signals` | the signal masks of a process; with `overlay` | |
@@ -43,6 +44,8 @@
 
 #[cfg(feature = "overlay")]
 pub mod architecture;
+#[cfg(feature = "store")]
+pub mod cgroup;
 #[cfg(feature = "store")]
 pub mod inherited;
 #[cfg(feature = "overlay")]

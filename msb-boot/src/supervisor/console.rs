@@ -1,7 +1,7 @@
 //! The output of a VM: the guest's console, which is written to kernel.log, and the stderr of its processes.
 //!
-//! The guest can write any amount of any bytes to both, so both are bounded, and control characters are replaced before they reach a
-//! terminal.
+//! The guest can write any amount of any bytes to both, so their sizes and rates are bounded, and control characters are replaced before
+//! they reach a terminal.
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
@@ -11,12 +11,22 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 
+use super::rate_limit::RateLimit;
 use super::verdict::Verdict;
+use crate::config::now;
 use crate::log;
 use crate::rotated::Rotated;
 
 /// The size at which kernel.log is rotated, in bytes.
 const MAX_LOG: usize = 4 << 20;
+
+/// How fast kernel.log may grow, in bytes per second, after as many bytes as it holds.
+const LOG_RATE: u64 = 1 << 20;
+/// How fast the stderr of a process of the VM may fill supervisor.log, in bytes per second, and what is written at any speed before.
+const STDERR_RATE: u64 = 16 << 10;
+const STDERR_BURST: u64 = 128 << 10;
+/// What a line takes in supervisor.log besides its text, in bytes.
+const LINE_COST: usize = 40;
 
 /// How many lines are kept for an error message.
 const MAX_LINES: usize = 10;
@@ -92,6 +102,7 @@ impl Source {
 pub(super) struct Console {
     source: Source,
     log: Rotated,
+    rate: RateLimit,
     tail: Tail,
     open: bool,
     verdict: Option<Verdict>,
@@ -117,14 +128,20 @@ impl Console {
     }
 
     fn with_log(source: Source, log: Rotated) -> Self {
-        Self { source, log, tail: Tail::default(), open: true, verdict: None, last_line: Instant::now() }
+        let rate = RateLimit::new(LOG_RATE, MAX_LOG as u64, now());
+        Self { source, log, rate, tail: Tail::default(), open: true, verdict: None, last_line: Instant::now() }
     }
 
     /// Reads what has arrived.
     pub(super) fn drain(&mut self) {
-        let Self { source, log, tail, open, verdict, last_line } = self;
+        let Self { source, log, rate, tail, open, verdict, last_line } = self;
         *open = source.drain(|bytes| {
-            log.add(bytes);
+            if let Some(dropped) = rate.admit(bytes.len(), now()) {
+                if dropped > 0 {
+                    log.add(format!("\n[msb: {dropped} bytes came too fast and are left out]\n").as_bytes());
+                }
+                log.add(bytes);
+            }
             // The machine has gone on for longer than FRESH, so the message did not mean its end.
             *verdict = verdict.filter(|_| last_line.elapsed() < FRESH);
             tail.feed(bytes, |line| *verdict = Verdict::after(*verdict, line));
@@ -171,6 +188,7 @@ impl AsFd for Console {
 /// The stderr of processes of the VM, which is copied to supervisor.log.
 pub(super) struct Stderr {
     source: Source,
+    rate: RateLimit,
     tail: Tail,
     /// The prefix of its lines in the log.
     name: &'static str,
@@ -183,13 +201,21 @@ impl Stderr {
     /// # Errors
     /// Those of `fcntl(2)`.
     pub(super) fn new(pipe: PipeReader, name: &'static str) -> io::Result<Self> {
-        Ok(Self { source: Source::new(pipe)?, tail: Tail::default(), name, open: true })
+        let rate = RateLimit::new(STDERR_RATE, STDERR_BURST, now());
+        Ok(Self { source: Source::new(pipe)?, rate, tail: Tail::default(), name, open: true })
     }
 
     /// Reads what has arrived.
     pub(super) fn drain(&mut self) {
-        let Self { source, tail, name, open } = self;
-        *open = source.drain(|bytes| tail.feed(bytes, |line| log::note(format_args!("{name}: {}", printable(line)))));
+        let Self { source, rate, tail, name, open } = self;
+        let mut on_line = |line: &[u8]| {
+            let Some(dropped) = rate.admit(line.len() + LINE_COST, now()) else { return };
+            if dropped > 0 {
+                log::note(format_args!("{name}: {dropped} bytes came too fast and are left out"));
+            }
+            log::note(format_args!("{name}: {}", printable(line)));
+        };
+        *open = source.drain(|bytes| tail.feed(bytes, &mut on_line));
     }
 
     /// Whether more can arrive.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use msb::record::{Record, Rootfs};
 use msb::store::layers;
 use msb::store::sandbox::Hold;
@@ -16,6 +16,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::connection::{Client, Report};
 use crate::boot_share;
+use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
 use crate::root::Root;
@@ -39,6 +40,7 @@ pub(super) struct Machine<'f> {
     /// The guest's disks, open and locked, in the order of [`Vm::drives`]. An unlinked disk disappears with this.
     disks: Vec<OwnedFd>,
     leftovers: Option<Leftovers>,
+    cgroup: Cgroup,
     /// What of the store the VM uses, so that nobody removes it.
     _held: (Vec<OwnedFd>, Vec<Hold>),
     is_reported: bool,
@@ -53,6 +55,8 @@ impl<'f> Machine<'f> {
         let set: SigSet = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().collect();
         set.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let limits = config.record.boot.as_ref().map(|boot| boot.limits.clone()).unwrap_or_default();
+        let cgroup = Cgroup::enter(&config.cgroup_parents, &config.name, &limits)?;
         let held_in_store = hold(config)?;
         let mut vm = config.vm.clone();
         let leftovers = match &config.root {
@@ -71,6 +75,7 @@ impl<'f> Machine<'f> {
             is_printed: false,
             restarts: 0,
             disks,
+            cgroup,
             leftovers,
             _held: held_in_store,
             is_reported: false,
@@ -89,10 +94,18 @@ impl<'f> Machine<'f> {
         Ok(disks)
     }
 
-    /// Takes the writable disk, for a commit.
-    pub(super) fn take_writable_disk(&mut self) -> Option<OwnedFd> {
-        let index = self.vm.drives.iter().position(|drive| drive.writable)?;
-        Some(self.disks.swap_remove(index))
+    /// What a commit needs: the writable disk, if there is one, and the cgroup that it runs in.
+    pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Cgroup) {
+        let index = self.vm.drives.iter().position(|drive| drive.writable);
+        (index.map(|index| self.disks.swap_remove(index)), self.cgroup)
+    }
+
+    /// A failure, with the reason if the limit of memory may be it.
+    pub(super) fn with_lack_of_memory(&self, error: anyhow::Error) -> anyhow::Error {
+        match self.cgroup.was_out_of_memory() {
+            true => anyhow!("{error:#}\n  the VM reached its limit of memory on the host (raise --memory-max)"),
+            false => error,
+        }
     }
 
     /// Records the files that the agent made in a shared root, which are removed when the last VM on that root has ended.

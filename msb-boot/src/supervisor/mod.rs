@@ -10,6 +10,7 @@ mod console;
 pub(crate) mod failed_logs;
 mod halt;
 mod machine;
+mod rate_limit;
 mod ready;
 mod recording;
 mod restart;
@@ -159,9 +160,12 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
                 None
             }
             // The client has not printed a record, so the boot has failed.
-            Err(error) if !machine.is_printed => return Err(error),
+            Err(error) if !machine.is_printed => return Err(machine.with_lack_of_memory(error)),
             outcome => {
-                let failed = |error: anyhow::Error| Ended::failure(format!("{error:#}").replace('\n', ";"));
+                let failed = |error| {
+                    let error = machine.with_lack_of_memory(error);
+                    Ended::failure(format!("{error:#}").replace('\n', ";"))
+                };
                 let ended = outcome.unwrap_or_else(failed);
                 log::note(format_args!("ended: {}", ended.reason));
                 if is_stopped || !restart::applies(config.restart, ended.cause) {
@@ -209,9 +213,8 @@ fn is_asked_to_stop_within(machine: &mut Machine<'_>, delay: std::time::Duration
 }
 
 /// After the VM has ended: commits the scratch disk if that was asked for, and writes the end to the run directory.
-fn end(config: &Config, held: LockedRunDir, ended: &Ended, mut machine: Machine<'_>) -> anyhow::Result<()> {
-    let disk = machine.take_writable_disk();
-    drop(machine);
+fn end(config: &Config, held: LockedRunDir, ended: &Ended, machine: Machine<'_>) -> anyhow::Result<()> {
+    let (disk, cgroup) = machine.into_parts();
     if let (Root::Block(block), Some(disk)) = (&config.root, disk)
         && commit::is_wanted(config, &held)
     {
@@ -225,6 +228,7 @@ fn end(config: &Config, held: LockedRunDir, ended: &Ended, mut machine: Machine<
         log::note(format_args!("commit: {committed:?}"));
         rundir::write(held.path(), rundir::COMMITTED, &committed)?;
     }
+    drop(cgroup);
     // Clearing first makes room if the file system is full.
     held.clear(&KEPT_AT_END)?;
     Ok(rundir::write(held.path(), rundir::ENDED, ended)?)

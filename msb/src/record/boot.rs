@@ -56,6 +56,8 @@ pub struct Boot {
     pub volumes: Vec<Volume>,
     /// The network.
     pub network: Network,
+    /// What the VM may take of the host.
+    pub limits: Limits,
     /// The VMM; null for `$MSB_VMM`, else auto.
     pub vmm: Option<VmmChoice>,
     /// The file for the guest's console; null for kernel.log in the run directory.
@@ -90,12 +92,34 @@ impl Default for Boot {
             restart: RestartPolicy::No,
             volumes: Vec::new(),
             network: Network::default(),
+            limits: Limits::default(),
             vmm: None,
             kernel_log: None,
             timeout_s: None,
             unknown: Unknown::new(),
         }
     }
+}
+
+/// What a VM may take of the host: the limits of a cgroup that has its processes. Null for no limit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Processor time, as a percentage of one processor.
+    pub cpu_quota_percent: Option<u32>,
+    /// The share of busy processors, 1 to 10000.
+    pub cpu_weight: Option<u16>,
+    /// The share of busy disks, 1 to 10000.
+    pub io_weight: Option<u16>,
+    /// Memory, in MiB: the guest's, and that of the processes that serve it.
+    pub memory_max_mib: Option<u32>,
+    /// Processes and threads.
+    pub pids_max: Option<u32>,
+    /// Members that this version does not know.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// The init that PID 1 is handed to.
