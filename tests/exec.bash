@@ -49,7 +49,7 @@ exec_count() {
 
 # exec_agent: prints the agent's process ID in the guest; it is not 1 if an init is PID 1.
 exec_agent() {
-    msb-exec -- sh -c 'for p in /proc/[0-9]*; do case $(readlink $p/exe) in */init.krun) echo ${p#/proc/}; exit;; esac; done; echo 1'
+    msb-exec -- sh -c 'for p in /proc/[0-9]*; do case $(readlink $p/exe) in /agentd) echo ${p#/proc/}; exit;; esac; done; echo 1'
 }
 
 # exec_await COMMAND…: waits until it succeeds. It polls, since no event tells the host about the guest's processes.

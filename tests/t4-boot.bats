@@ -57,8 +57,9 @@ boot_halfway() {
     vm_boot worker
     [ "$(stat -c %a "$XDG_RUNTIME_DIR/msb/worker")" = 700 ]
     [ -z "$(find "$XDG_RUNTIME_DIR/msb/worker" -maxdepth 1 ! -type d ! -perm /077 -prune -o ! -type d -print)" ]
-    # The VMM reads it as a user of its own.
-    [ "$(stat -c '%a %u' "$XDG_RUNTIME_DIR/msb/worker/share/boot.json")" = "600 $((0x70000000 + $(vm_pid worker)))" ]
+    # The VMM reads the initramfs as a user of its own, and nobody else finds it.
+    initramfs=$(find "/proc/$(vm_vmm worker)/fd" -lname '*/initramfs (deleted)')
+    [ "$(stat -Lc '%a %u' "$initramfs")" = "600 $((0x70000000 + $(vm_pid worker)))" ]
 }
 
 @test "two VMs run at the same time, each with its own name" {
@@ -250,7 +251,7 @@ boot_halfway() {
     [ "$status" -eq 1 ]
     [ -z "$output" ]
     [ "${stderr_lines[0]}" = 'msb-boot: the VM did not come up: the guest ended before its agent had reported' ]
-    [ "${stderr_lines[1]}" = '  guest: init.krun: applet not found' ]
+    [ "${stderr_lines[1]}" = '  guest: agentd: applet not found' ]
     vm_assert_nothing
 }
 
@@ -370,7 +371,8 @@ boot_halfway() {
     jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", bare: false, init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", stop_signal: null, disk: null, ephemeral: false,
         commit_on_stop: false, overlay: null, restart: "no", vmm: null,
-        network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 500}' worker.json
+        network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 500,
+        limits: {cpu_quota_percent: null, cpu_weight: null, io_weight: null, memory_max_mib: null, pids_max: null}}' worker.json
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]
     run --separate-stderr msb-boot -r worker.json --name other
     [ "$status" -eq 1 ]

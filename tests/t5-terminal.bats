@@ -140,7 +140,7 @@ in_front() {
     shows icanon
     terminal 'msb-exec -- top -d 1'
     shows 'Mem:'
-    shows init.krun
+    shows agentd
     type_in q
     shows 'ended 0'
     shows icanon

@@ -51,7 +51,7 @@ refused() {
     run ! vm_exec worker sh -c 'echo >/.msb/scripts/setup'
     # The OOM killer may end commands, but not the agent, which is not PID 1 here.
     [ "$(vm_exec worker cat /proc/self/oom_score_adj)" = 0 ]
-    [ "$(vm_exec worker sh -c 'for p in /proc/[0-9]*; do case $(readlink $p/exe) in */init.krun) cat $p/oom_score_adj; esac; done')" = -1000 ]
+    [ "$(vm_exec worker sh -c 'for p in /proc/[0-9]*; do case $(readlink $p/exe) in */agentd) cat $p/oom_score_adj; esac; done')" = -1000 ]
     run --separate-stderr msb-stop -r worker.json
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_has worker /srv/shutdown

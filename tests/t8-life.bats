@@ -209,13 +209,19 @@ teardown() {
     vm_await is_right
 }
 
-@test "random bytes are available at once, and the hostname is the VM's name" {
+@test "random bytes are available at once, the hostname is the VM's name, and memory that the guest frees goes back to the host" {
     vm_boot worker
     [ "$(vm_exec worker sh -c 'head -c 64 /dev/random | wc -c')" -eq 64 ]
     # Waiting for entropy would take minutes: the kernel had it before its first process.
-    [ "$(vm_exec worker dmesg | grep -oE 'crng init done|Run /init.krun as init process' | head -n 1)" = 'crng init done' ]
+    [ "$(vm_exec worker dmesg | grep -oE 'crng init done|Run /agentd as init process' | head -n 1)" = 'crng init done' ]
     [ "$(vm_exec worker hostname)" = worker ]
     [ "$(vm_exec worker cat /proc/sys/kernel/hostname)" = worker ]
+    used_mib() { awk '/^Pss:/ { print int($2 / 1024) }' "/proc/$(vm_vmm worker)/smaps_rollup"; }
+    vm_exec worker sh -c 'head -c 200m /dev/zero >/dev/shm/file'
+    full=$(used_mib)
+    vm_exec worker rm /dev/shm/file
+    is_back() { [ "$(used_mib)" -lt $((full - 100)) ]; }
+    vm_await is_back
 }
 
 @test "a guest that floods its console delays nothing, and its escape sequences stay in the log" {

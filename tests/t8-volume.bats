@@ -61,8 +61,8 @@ in_guest() {
     is_there() { [ "$(vm_exec worker cat /data/made/late 2>/dev/null)" = host ]; }
     vm_await is_there
     # The device itself, without the mounts of the agent.
-    run in_guest 'mkdir /scratch/boot && mount -t virtiofs /dev/root /scratch/boot && mount -o remount,rw /scratch/boot
-        for n in /scratch/boot/volumes/*; do mount -o remount,rw,bind $n 2>/dev/null; echo x >$n/x; echo x >$n; done 2>/dev/null; true
+    run in_guest 'mkdir /scratch/boot && mount -t virtiofs volumes /scratch/boot && mount -o remount,rw /scratch/boot
+        for n in /scratch/boot/*; do mount -o remount,rw,bind $n 2>/dev/null; echo x >$n/x; echo x >$n; done 2>/dev/null; true
         mount -o remount,rw,bind /var/fixed; ! echo x >/var/fixed/kept; ! echo x >/var/fixed/below/file; ! rm /var/fixed/kept'
     [[ $output != *failed:* ]]
     [ "$(cat fixed/kept)" = kept ]

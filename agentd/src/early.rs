@@ -50,6 +50,26 @@ const DEV_LINKS: &[(&str, &str)] = &[
     ("pts/ptmx", "/dev/ptmx"),
 ];
 
+/// Makes the initramfs a mount of its own, above the kernel's rootfs, and enters it. pivot_root(2), with which containers get their roots,
+/// does not replace the rootfs itself.
+///
+/// # Errors
+/// Those of `mount(2)` and `chroot(2)`.
+pub fn leave_rootfs() -> Result<(), Error> {
+    let root = Path::new(boot::NEW_ROOT);
+    mount(Some("/"), root, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .and_then(|()| move_to_root(root))
+        .map_err(|error| Error::step("leave the rootfs".into(), error.into()))
+}
+
+/// As in switch_root(8): a mount is moved over the root and then entered.
+fn move_to_root(mount_point: &Path) -> nix::Result<()> {
+    nix::unistd::chdir(mount_point)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")
+}
+
 /// Mounts the kernel's file systems. The kernel may have mounted `/dev` itself.
 ///
 /// # Errors
@@ -128,14 +148,8 @@ pub fn enter_root(boot: &Boot, cleanup: &mut Cleanup) -> Result<(), Error> {
         console::log(&format!("{}: {error}", root.join(PROFILE).display()));
     }
     let volumes = volume::open_all(boot)?;
-    // As in switch_root(8): the new root is moved over the old one and then entered.
-    let into = || -> nix::Result<()> {
-        nix::unistd::chdir(root)?;
-        mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)?;
-        nix::unistd::chroot(".")?;
-        nix::unistd::chdir("/")
-    };
-    into().map_err(|error| Error::step("enter the root".into(), error.into()))?;
+    // Of the initramfs only the agent and the scripts remain, which are in use; the kernel has freed the archive.
+    move_to_root(root).map_err(|error| Error::step("enter the root".into(), error.into()))?;
     // From here on, all paths and the image's symlinks are resolved in the real root.
     let run = run::mount_tmpfs(cleanup)?;
     etc::bind_all(boot, run.as_deref(), cleanup);

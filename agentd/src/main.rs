@@ -74,15 +74,12 @@ use sys::Side;
 /// The largest boot.json, in bytes.
 const MAX_BOOT_JSON: u64 = 8 << 20;
 
-/// How long this boot has taken, if the host wrote boot.json at `requested_at` and waits for `limit`. The guest's own clock starts late:
-/// an emulated kernel may need seconds before it has one. The uptime counts alone if the file is older than `limit`, as after a restart,
-/// or the wall clock is wrong.
-fn time_since_request(requested_at: Option<SystemTime>, limit: Duration) -> Duration {
+/// How long this boot has taken, if the host requested it at `requested_at` and waits for `limit`. The guest's own clock starts late: an
+/// emulated kernel may need seconds before it has one. The uptime counts alone if the request is older than `limit`, or the wall clock is
+/// wrong.
+fn time_since_request(requested_at: SystemTime, limit: Duration) -> Duration {
     let uptime = Duration::from_millis(uptime_ms());
-    requested_at
-        .and_then(|requested_at| requested_at.elapsed().ok())
-        .filter(|since| *since < limit)
-        .map_or(uptime, |since| since.max(uptime))
+    requested_at.elapsed().ok().filter(|since| *since < limit).map_or(uptime, |since| since.max(uptime))
 }
 
 fn main() -> ExitCode {
@@ -91,15 +88,12 @@ fn main() -> ExitCode {
         return if std::env::args().nth(1).as_deref() == Some("--version") { 0.into() } else { 2.into() };
     }
     let kernel_ms = uptime_ms();
-    let requested_at = std::fs::metadata(Path::new("/").join(boot::FILE_NAME)).and_then(|file| file.modified()).ok();
-    // The kernel has named the process after its file, init.krun.
-    let _ = rustix::thread::set_name(c"agentd");
     sys::limit_malloc();
     let signals = handled_signals();
     // Threads inherit the mask. Commands get an empty one.
     let _ = SigSet::all().thread_block();
     let mut cleanup = Cleanup::default();
-    let (agent, requested, network) = match enter(&mut cleanup) {
+    let (agent, requested, network, requested_at) = match enter(&mut cleanup) {
         Ok(entered) => entered,
         Err(error) => give_up(&error.to_string(), kernel_ms, &cleanup),
     };
@@ -138,7 +132,7 @@ fn hand_over(
     signals: &SigSet,
     ready: Ready,
     cleanup: &Cleanup,
-    requested_at: Option<SystemTime>,
+    requested_at: SystemTime,
 ) -> ! {
     let kernel_ms = ready.kernel_ms;
     let init = match find::find(requested, Path::new("/")) {
@@ -188,9 +182,10 @@ fn tell_host(ready: Ready) {
     }
 }
 
-/// Everything before connections are accepted, without a second thread. Returns the init that is requested and
-/// the network, if there are.
-fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boot::Network>), Error> {
+/// Everything before connections are accepted, without a second thread. Returns the init that is requested and the network, if there
+/// are, and when the boot was requested.
+fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boot::Network>, SystemTime), Error> {
+    early::leave_rootfs()?;
     early::mount_kernel_file_systems()?;
     let boot = read_boot_json()?;
     if boot.commit {
@@ -222,13 +217,16 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boo
         init_stop_signal: boot.init.as_ref().map_or(Signal::SIGTERM as i32, |init| init.stop_signal),
         shutdown: ShutdownRequest::default(),
     };
-    Ok((agent, boot.init, boot.network))
+    Ok((agent, boot.init, boot.network, SystemTime::UNIX_EPOCH + Duration::from_millis(boot.requested_at_ms)))
 }
 
+/// Reads boot.json, and removes it: it may hold secrets, and the initramfs stays in memory.
 fn read_boot_json() -> Result<Boot, Error> {
     let failed = |why: io::Error| Error::step(format!("read {}", boot::FILE_NAME), why);
     let mut text = Vec::new();
-    let file = File::open(format!("/{}", boot::FILE_NAME)).map_err(failed)?;
+    let path = Path::new("/").join(boot::FILE_NAME);
+    let file = File::open(&path).map_err(failed)?;
+    std::fs::remove_file(&path).map_err(failed)?;
     file.take(MAX_BOOT_JSON).read_to_end(&mut text).map_err(failed)?;
     let boot: Boot = serde_json::from_slice(&text).map_err(|error| failed(error.into()))?;
     if boot.version != boot::VERSION {

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 use crate::cleanup::Cleanup;
 
-/// Where the boot share is mounted in the root.
+/// Where the scripts are mounted in the root.
 pub const MSB_DIR: &str = ".msb";
 
 /// Resolves a path below `root`, which is `/` except in tests. All symlinks are followed, the last one too; components that do not

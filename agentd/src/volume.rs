@@ -1,5 +1,6 @@
-//! Volumes: directories and files of the host, and file systems in memory, that are mounted in the root. Those of the host are in the
-//! boot share, which the root covers, so they are opened before the root is entered. The host decides which of them are read-only.
+//! Volumes: directories and files of the host, and file systems in memory, that are mounted in the root. Those of the host are in a
+//! share that is mounted in the initramfs, which the root covers, so they are opened before the root is entered. The host decides which
+//! of them are read-only.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +23,7 @@ pub struct Opened<'b> {
     source: Option<OwnedFd>,
 }
 
-/// Opens the sources of all volumes, in the boot share.
+/// Opens the sources of all volumes.
 ///
 /// # Errors
 /// The volume that is not there.

@@ -1,8 +1,8 @@
 //! A minimal program that boots a guest with libkrun. tests/bench-krun.sh compares the start of msb-boot with it.
 //!
-//!     bare-krun LIBKRUNFW BOOT-SHARE ROOT MIB [CPUS PORT SOCKET]
+//!     bare-krun LIBKRUNFW FIRST-ROOT ROOT MIB [CPUS PORT SOCKET]
 //!
-//! The boot share has an `init.krun`, whose console is stdout. A connection to SOCKET leads to the guest's vsock PORT. There is no jail,
+//! The first root has an `init.krun`, whose console is stdout. A connection to SOCKET leads to the guest's vsock PORT. There is no jail,
 //! no supervisor and no cleanup.
 
 use std::path::Path;
@@ -23,8 +23,9 @@ fn main() -> std::io::Result<()> {
         context.add_plain_vsock()?;
         context.add_port(port.parse().expect("a port"), Path::new(socket), true)?;
     }
-    context.add_root_share(Path::new(share), true)?;
-    context.add_share(c"rootfs", Path::new(root))?;
+    context.disable_implicit_init()?;
+    context.add_share("/dev/root", Path::new(share), true)?;
+    context.add_share("rootfs", Path::new(root), false)?;
     context.set_console(Path::new("/proc/self/fd/1"))?;
     Err(context.enter())
 }

@@ -1,4 +1,4 @@
-//! agentd's file, which msb-boot copies into every guest.
+//! agentd's file, which msb-boot puts into the initramfs of every guest.
 
 use std::fs;
 use std::path::PathBuf;

@@ -25,7 +25,7 @@ use crate::root::Root;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
 use crate::volume::{self, Volume};
-use crate::{agent, boot_share, cgroup, defaults, jail, kernel, network_args, request, resolv_conf, root_choice};
+use crate::{agent, cgroup, defaults, initramfs, jail, kernel, network_args, request, resolv_conf, root_choice};
 
 /// The size of `sun_path` in `sockaddr_un`, which includes the terminating NUL.
 const SOCKET_PATH_MAX: usize = 108;
@@ -49,8 +49,8 @@ pub(crate) struct Config {
     pub root_why: String,
     /// The configuration of the agent.
     pub boot: Boot,
-    /// agentd's file.
-    pub agent: PathBuf,
+    /// The part of the initramfs with agentd, in the store.
+    pub agent_part: PathBuf,
     /// The file for the guest's console; `None` for the one in the run directory.
     pub kernel_log: Option<PathBuf>,
     /// The scripts' files by name.
@@ -74,7 +74,10 @@ pub(crate) struct Config {
     /// The process whose end ends the VM.
     #[serde(skip)]
     _process: Option<OwnedFd>,
-    /// libkrunfw, for [`Config::make_files`].
+    /// agentd's file, for [`Config::make_files`].
+    #[serde(skip)]
+    agent: PathBuf,
+    /// libkrunfw, likewise.
     #[serde(skip)]
     library: PathBuf,
     /// Messages for the user about this configuration.
@@ -117,6 +120,7 @@ impl Config {
             (None, None) => format!("vm-{}", layout::fresh_id()?),
         };
         let scripts = scripts(&record, args, &mut notices)?;
+        initramfs::check_size(&scripts, request.memory_mib)?;
         notices.extend(check_capacity(&request)?.into_iter().map(Notice::Warning));
         let image = record.image.as_ref().map(|image| image.config.clone()).unwrap_or_default();
         notices.extend(defaults::unknown_stop_signal(&image, &request).map(Notice::Warning));
@@ -137,14 +141,14 @@ impl Config {
         }
         let network::Choice { networks, fallback: network_fallback } =
             network::choose(&request.network, network_args::default_mode()?, &name, args.dry_run)?;
-        // The console, the vsock device and the boot share are devices too.
-        let devices = 3 + root.device_count() + networks.count();
+        let volumes = volume::check(&request, &mut notices)?;
+        // The console, the vsock device and the share with the volumes are devices too.
+        let devices = 2 + root.device_count() + networks.count() + usize::from(volume::is_shared(&volumes));
         if devices > vmm.max_devices() {
             let max = vmm.max_devices();
             bail!("the VM has {devices} devices, and {} has room for {max} (use fewer network cards)", vmm.name());
         }
         notices.extend(network_fallback.clone().filter(|_| args.verbose).map(Notice::Warning));
-        let volumes = volume::check(&request, &mut notices)?;
         let process = match args.end_with {
             Some(EndWith::Process(pid)) => Some(inheritable_process(pid)?),
             _ => None,
@@ -165,14 +169,16 @@ impl Config {
             memory_mib: request.memory_mib,
             kernel: kernel::check(&library, architecture, vmm.boot_protocol())?,
             root_share: root.share(),
+            initramfs: InheritedFd::inherited(-1),
             volumes: Vec::new(),
             drives: Vec::new(),
             cards: Vec::new(),
         };
         let boot = Boot {
             version: boot::VERSION,
+            requested_at_ms: 0,
             hostname: request.hostname.clone().unwrap_or_else(|| name.clone()),
-            mounts: root.mount_steps(),
+            mounts: volume::mount_step(&volumes).into_iter().chain(root.mount_steps()).collect(),
             defaults,
             directories: defaults::volumes(&image),
             volumes: volume::for_guest(&volumes),
@@ -193,6 +199,7 @@ impl Config {
             volumes,
             root_why: choice.why.into(),
             boot,
+            agent_part: initramfs::agent_part(&agent)?,
             agent,
             kernel_log,
             scripts,
@@ -213,13 +220,14 @@ impl Config {
         })
     }
 
-    /// Makes the files that the store lacks: the kernel's file, the directories of volumes, and the image of a block root. The
-    /// image takes long, so `say` is called first.
+    /// Makes the files that the store lacks: the kernel's file, the first part of the initramfs, the directories of volumes, and the
+    /// image of a block root. The image takes long, so `say` is called first.
     ///
     /// # Errors
     /// The file that could not be made.
     pub(crate) fn make_files(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
         kernel::write(&self.library, self.vm.architecture, &self.vm.kernel)?;
+        initramfs::write_agent_part(&self.agent, &self.agent_part)?;
         self.volumes.iter().try_for_each(Volume::make)?;
         match &self.root {
             Root::Block(block) => block.make_image(say),
@@ -351,7 +359,7 @@ fn scripts(record: &Record, args: &Args, notices: &mut Vec<Notice>) -> anyhow::R
     }
     for (name, file) in &scripts {
         msb::record::script::check_name(name).map_err(|why| anyhow!("script {name:?}: {why}"))?;
-        notices.extend(boot_share::check_script(name, file)?.map(Notice::Warning));
+        notices.extend(initramfs::check_script(name, file)?.map(Notice::Warning));
     }
     Ok(scripts)
 }

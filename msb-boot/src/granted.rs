@@ -1,5 +1,4 @@
-//! What of the host belongs to the user of a VM while it runs: its disks, its sockets, its console and the agent's configuration. The VMM
-//! opens them as that user.
+//! What of the host belongs to the user of a VM while it runs: its disks, its sockets and its console. The VMM opens them as that user.
 
 use std::fs;
 use std::io::{self, PipeWriter};
@@ -8,7 +7,6 @@ use std::os::unix::fs::{MetadataExt, chown};
 
 use anyhow::Context;
 use msb::jail::{FIRST_USER, LAST_USER};
-use msb::vm::boot;
 use rustix::fs::{Gid, Uid, XattrFlags};
 
 use crate::vm::{Drive, Vm};
@@ -36,7 +34,7 @@ impl Granted {
     pub(crate) fn grant(vm: &Vm, console: &PipeWriter) -> anyhow::Result<Self> {
         let (uid, gid) = (Uid::from_raw(vm.user), Gid::from_raw(vm.user));
         rustix::fs::fchown(console, Some(uid), Some(gid)).context("the console")?;
-        for path in [vm.socket_dir(), vm.ready_socket(), vm.boot_share().join(boot::FILE_NAME)] {
+        for path in [vm.socket_dir(), vm.ready_socket()] {
             chown(&path, Some(vm.user), Some(vm.user)).with_context(|| format!("{path:?}"))?;
         }
         let disks = vm.drives.iter().map(|drive| grant_disk(drive, vm.user).context("a disk"));

@@ -4,8 +4,8 @@ use msb::tool::capability;
 
 use crate::unusable::Unusable;
 
-/// The boot share, in the jail of a process that serves it.
-pub(crate) const BOOT_SHARE: &str = "/msb/boot";
+/// The volumes, in libkrun's jail.
+pub(crate) const VOLUMES: &str = "/msb/volumes";
 /// The guest's root, in the jail of a process that serves it.
 pub(crate) const ROOT: &str = "/msb/root";
 /// The directory for the VM's sockets.

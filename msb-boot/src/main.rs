@@ -10,7 +10,6 @@
 mod agent;
 mod args;
 mod block;
-mod boot_share;
 mod cgroup;
 mod client;
 mod config;
@@ -20,6 +19,7 @@ mod granted;
 mod guest_files;
 mod helper_process;
 mod inherited_fd;
+mod initramfs;
 mod jail;
 mod kernel;
 mod krun;

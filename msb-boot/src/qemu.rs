@@ -22,7 +22,7 @@ use crate::vm::Vm;
 use crate::vmm::{Vmm, kvm};
 
 /// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow.
-const COMMAND_LINE: &str = "panic=-1 rootfstype=virtiofs root=/dev/root rw quiet random.trust_cpu=on init=/init.krun";
+const COMMAND_LINE: &str = "panic=-1 quiet random.trust_cpu=on rdinit=/agentd";
 
 /// QEMU, with the programs that it needs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,6 +83,10 @@ impl Vmm for Qemu {
         true
     }
 
+    fn copies_initramfs(&self) -> bool {
+        false
+    }
+
     fn max_devices(&self) -> usize {
         self.architecture.qemu().buses.len()
     }
@@ -102,15 +106,13 @@ impl Vmm for Qemu {
         let khz = first.zip(Reading::take()).and_then(|(first, second)| first.khz_until(second));
         let profile = if vm.has_private_base() { Profile::QemuPrivateDisk } else { Profile::Qemu };
         let mut jail = vm.jail(profile).ro_bind_program(&self.program).ro_bind(&vm.kernel, kernel);
+        let descriptors = Path::new("/proc/self/fd");
+        jail = jail.ro_bind(descriptors, descriptors);
         if kvm {
             jail = jail.dev_bind_try(Path::new(kvm::DEVICE));
         }
         for file in vm.drives.iter().filter_map(|drive| drive.backing_file.as_deref()) {
             jail = jail.ro_bind(file, file);
-        }
-        if !vm.drives.is_empty() {
-            let descriptors = Path::new("/proc/self/fd");
-            jail = jail.ro_bind(descriptors, descriptors);
         }
         jail.execute(&self.program, &arguments(vm, self.architecture.qemu(), &self.devices, kernel, kvm, khz)).into()
     }
@@ -171,11 +173,15 @@ fn arguments(
         push(&["-netdev", &format!("stream,id=net{number},server=off,addr.type=fd,addr.str={}", card.fd)]);
         push(&["-device", &format!("virtio-net-device,netdev=net{number},mac={mac},{}", bus())]);
     }
+    // The guest's free memory goes back to the host. The guest runs without that too if its cards have taken all buses.
+    if let Some(bus) = buses.next() {
+        push(&["-device", &format!("virtio-balloon-device,free-page-reporting=on,{bus}")]);
+    }
     let counter = khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
     // A kernel that the emulator has led astray, see `supervisor::restart::SilentEnd`, would otherwise go on without the thread
     // that it was in, and wait for it.
     let oops = if kvm { "" } else { " oops=panic" };
     push(&["-append", &format!("{} {COMMAND_LINE}{oops}{counter}", machine.command_line)]);
-    args.extend(["-kernel".into(), kernel.into()]);
+    args.extend(["-kernel".into(), kernel.into(), "-initrd".into(), vm.initramfs.path().into()]);
     args
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use msb::architecture::Architecture;
 use msb::jail::{Jail, PinnedPath, Profile};
 use msb::record::DiskFormat;
-use msb::vm::{boot, rundir};
+use msb::vm::rundir;
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,9 @@ pub(crate) struct Vm {
     pub kernel: PathBuf,
     /// The directory that the guest mounts as its root, under the tag `rootfs`, if its root is shared.
     pub root_share: Option<PathBuf>,
-    /// What of the host is in the boot share besides.
+    /// The guest's first root, which the VMM inherits open. The supervisor sets it for each start.
+    pub initramfs: InheritedFd,
+    /// The directories and files of the host that are volumes. They are shared together, if there are any.
     pub volumes: Vec<SharedVolume>,
     /// Its disks, in the order in which the guest numbers them.
     pub drives: Vec<Drive>,
@@ -49,10 +51,10 @@ pub(crate) struct Card {
     pub is_offloaded: bool,
 }
 
-/// A directory or file of the host that the guest gets in the boot share, in the directory for volumes.
+/// A directory or file of the host that is a volume.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SharedVolume {
-    /// Its name there.
+    /// Its name in the share.
     pub number: usize,
     /// The directory or file.
     pub source: PinnedPath,
@@ -74,9 +76,9 @@ pub(crate) struct Drive {
 }
 
 impl Vm {
-    /// The directory that is the guest's first root.
-    pub(crate) fn boot_share(&self) -> PathBuf {
-        self.dir.join(rundir::BOOT_SHARE)
+    /// The directory with the mount points of the volumes.
+    pub(crate) fn volumes_dir(&self) -> PathBuf {
+        self.dir.join(rundir::VOLUMES)
     }
 
     /// The socket on which the agent answers, once it has reported.
@@ -94,11 +96,10 @@ impl Vm {
         ready_socket(&self.socket_dir())
     }
 
-    /// Adds the boot share to a jail, at `target`, with the volumes in it.
-    pub(crate) fn bind_boot_share(&self, jail: Jail, target: &Path) -> Jail {
-        let volumes = target.join(boot::VOLUMES_DIR);
-        self.volumes.iter().fold(jail.ro_bind(&self.boot_share(), target), |jail, volume| {
-            jail.bind_pinned(&volume.source, &volumes.join(volume.number.to_string()), !volume.readonly)
+    /// Adds the volumes to a jail, in the directory `target`, which is itself read-only.
+    pub(crate) fn bind_volumes(&self, jail: Jail, target: &Path) -> Jail {
+        self.volumes.iter().fold(jail.ro_bind(&self.volumes_dir(), target), |jail, volume| {
+            jail.bind_pinned(&volume.source, &target.join(volume.number.to_string()), !volume.readonly)
         })
     }
 

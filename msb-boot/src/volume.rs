@@ -1,9 +1,9 @@
-//! Volumes: what of the host is mounted in the guest's root. All of them are in one tree, below the boot share, so they need no device of
-//! their own. Nobody but the jail of the process that serves the boot share has that tree.
+//! Volumes: what of the host is mounted in the guest's root. All of them are in one tree, which is one device of the guest. Nobody but the
+//! jail of the process that serves it has that tree.
 //!
 //! A source is resolved once. It is opened again for each start of the VM, and must be the same file then.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -15,7 +15,7 @@ use msb::overlay::mountinfo;
 use msb::record::{self, Mount, MountedVolume, VolumeContent, check_volume_name};
 use msb::store::{home, layout, publish};
 use msb::tool::size;
-use msb::vm::boot::{self, VolumeSource};
+use msb::vm::boot::{self, MountStep, VolumeSource};
 use msb::vm::name;
 use rustix::fs::{AtFlags, FileType, StatxFlags};
 use serde::{Deserialize, Serialize};
@@ -207,6 +207,47 @@ impl Volume {
     pub(crate) fn in_record(&self) -> MountedVolume {
         MountedVolume::new(self.source().map(Path::to_owned), self.target.clone(), self.readonly)
     }
+}
+
+/// Whether the guest has a share with volumes of the host.
+pub(crate) fn is_shared(volumes: &[Volume]) -> bool {
+    volumes.iter().any(|volume| volume.source().is_some())
+}
+
+/// The mount with which the agent reaches the volumes of the host, if there are any.
+pub(crate) fn mount_step(volumes: &[Volume]) -> Option<MountStep> {
+    is_shared(volumes).then(|| MountStep {
+        source: boot::VOLUMES_DIR.into(),
+        target: Path::new("/").join(boot::VOLUMES_DIR),
+        fstype: "virtiofs".into(),
+        options: Vec::new(),
+        directories: Vec::new(),
+    })
+}
+
+/// Makes the directory `dir` with the mount points of the volumes of the host, if there are any.
+///
+/// # Errors
+/// Those of `mkdir(2)` and `open(2)`.
+pub(crate) fn make_mount_points(dir: &Path, volumes: &[boot::Volume]) -> io::Result<()> {
+    let make_dir = |dir: &Path| {
+        DirBuilder::new().mode(0o755).create(dir)?;
+        fs::set_permissions(dir, Permissions::from_mode(0o755))
+    };
+    let mut is_made = false;
+    for volume in volumes {
+        let (number, is_dir) = match &volume.source {
+            VolumeSource::Directory(number) => (number, true),
+            VolumeSource::File(number) => (number, false),
+            VolumeSource::Tmpfs(_) => continue,
+        };
+        if !std::mem::replace(&mut is_made, true) {
+            make_dir(dir)?;
+        }
+        let mount_point = dir.join(number.to_string());
+        if is_dir { make_dir(&mount_point) } else { File::create_new(&mount_point).map(drop) }?;
+    }
+    Ok(())
 }
 
 /// What the agent mounts.

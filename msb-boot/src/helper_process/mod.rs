@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use msb::jail::Profile;
+use msb::vm::boot;
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
@@ -54,8 +55,8 @@ impl Programs {
         Ok(Self { virtiofsd: find_virtiofsd()?, vsock: find_vsock()? })
     }
 
-    /// Starts the helper processes of a VM: one for the vsock device, and one for each shared directory. Returns the devices and the
-    /// descriptors of their sockets.
+    /// Starts the helper processes of a VM: one for the vsock device, one for the volumes of the host if there are any, and one for a
+    /// shared root. Returns the devices and the descriptors of their sockets.
     ///
     /// # Errors
     /// The process that did not start, and why.
@@ -63,11 +64,12 @@ impl Programs {
         // The vsock helper takes the longest to start, so it is started first and connected to last.
         let vsock = vsock::Starting::start(vm, &self.vsock, processes)?;
         let jail = || vm.jail(Profile::Virtiofsd);
-        let boot_share = vm.bind_boot_share(jail(), jail::ROOT.as_ref());
-        let mut sockets = vec![(
-            DeviceKind::Fs("/dev/root".into()),
-            virtiofsd::start(&vm.dir, &self.virtiofsd, boot_share, Submounts::Announced, processes)?,
-        )];
+        let mut sockets = Vec::new();
+        if !vm.volumes.is_empty() {
+            let volumes = vm.bind_volumes(jail(), jail::ROOT.as_ref());
+            let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, volumes, Submounts::Announced, processes)?;
+            sockets.push((DeviceKind::Fs(boot::VOLUMES_DIR.into()), socket));
+        }
         if let Some(root) = &vm.root_share {
             let root = jail().bind(root, jail::ROOT.as_ref());
             let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, Submounts::Hidden, processes)?;

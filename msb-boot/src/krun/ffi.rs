@@ -185,37 +185,38 @@ impl Context {
         check(krun::krun_set_vm_config(self.0, cpus, memory_mib)).map(drop)
     }
 
-    /// Sets the file of the guest's kernel. libkrun copies it to the guest's memory and enters it in 64-bit mode.
-    pub(crate) fn set_kernel(&self, file: &Path, format: KernelFormat) -> io::Result<()> {
+    /// Sets the file of the guest's kernel, its initramfs and its command line. libkrun reads both files when the VM starts, copies them to
+    /// the guest's memory, and enters the kernel in 64-bit mode.
+    pub(crate) fn set_kernel(
+        &self,
+        file: &Path,
+        format: KernelFormat,
+        initramfs: &Path,
+        command_line: &CStr,
+    ) -> io::Result<()> {
         let format = match format {
             KernelFormat::Image => 0,
             KernelFormat::Elf => 1,
         };
-        let file = c_path(file)?;
-        let (no_initramfs, usual_command_line) = (ptr::null(), ptr::null());
-        // SAFETY: a C string that outlives the call, and two null pointers, which are allowed.
-        check(unsafe { krun::krun_set_kernel(self.0, file.as_ptr(), format, no_initramfs, usual_command_line) })
-            .map(drop)
+        let (file, initramfs) = (c_path(file)?, c_path(initramfs)?);
+        let (file, initramfs, command_line) = (file.as_ptr(), initramfs.as_ptr(), command_line.as_ptr());
+        // SAFETY: three C strings that outlive the call.
+        check(unsafe { krun::krun_set_kernel(self.0, file, format, initramfs, command_line) }).map(drop)
     }
 
-    /// Shares the directory that is the guest's first root. It holds our own `init.krun`, so libkrun adds none.
-    pub(crate) fn add_root_share(&self, dir: &Path, read_only: bool) -> io::Result<()> {
-        check(krun::krun_disable_implicit_init(self.0))?;
-        self.add_virtiofs(c"/dev/root", dir, read_only)
+    /// Keeps libkrun from adding an `init.krun` of its own to a share that is the guest's first root.
+    pub(crate) fn disable_implicit_init(&self) -> io::Result<()> {
+        check(krun::krun_disable_implicit_init(self.0)).map(drop)
     }
 
     /// Shares a directory under a tag.
-    pub(crate) fn add_share(&self, tag: &CStr, dir: &Path) -> io::Result<()> {
-        self.add_virtiofs(tag, dir, false)
-    }
-
-    fn add_virtiofs(&self, tag: &CStr, dir: &Path, read_only: bool) -> io::Result<()> {
+    pub(crate) fn add_share(&self, tag: &str, dir: &Path, read_only: bool) -> io::Result<()> {
         const NO_WINDOW: u64 = 0;
         const LINUX_SEMANTICS: u32 = 0;
-        let (tag, dir) = (tag.as_ptr(), c_path(dir)?);
+        let (tag, dir) = (CString::new(tag)?, c_path(dir)?);
+        let (tag, dir) = (tag.as_ptr(), dir.as_ptr());
         // SAFETY: two C strings that outlive the call.
-        check(unsafe { krun::krun_add_virtiofs4(self.0, tag, dir.as_ptr(), NO_WINDOW, read_only, LINUX_SEMANTICS) })
-            .map(drop)
+        check(unsafe { krun::krun_add_virtiofs4(self.0, tag, dir, NO_WINDOW, read_only, LINUX_SEMANTICS) }).map(drop)
     }
 
     /// Adds a disk. libkrun also opens the backing file that a qcow2 image names.

@@ -3,13 +3,14 @@
 pub(crate) mod ffi;
 mod huge_pages;
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use msb::architecture::Architecture;
 use msb::jail::{Jail, Profile};
 use msb::record;
-use msb::vm::rundir;
+use msb::vm::{boot, rundir};
 use msb::wire::{AGENT_PORT, READY_PORT};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,10 @@ use crate::processes::Processes;
 use crate::unusable::Unusable;
 use crate::vm::{self, Vm};
 use crate::vmm::{Vmm, kvm};
+
+/// The kernel's command line: libkrun's own, but for the file systems of its root. `reboot=k` ends the machine through the keyboard
+/// controller, which libkrun emulates for that.
+const COMMAND_LINE: &CStr = c"reboot=k panic=-1 panic_print=0 nomodule console=hvc0 quiet no-kvmapf rdinit=/agentd";
 
 /// libkrun. It is linked into this program and needs no other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -60,6 +65,10 @@ impl Vmm for Krun {
         false
     }
 
+    fn copies_initramfs(&self) -> bool {
+        true
+    }
+
     /// It has interrupts for eleven devices, and adds a balloon and a source of random numbers by itself.
     fn max_devices(&self) -> usize {
         9
@@ -88,11 +97,14 @@ fn configure(vm: &Vm) -> anyhow::Result<ffi::Context> {
     let sockets = Path::new(jail::SOCKET_DIR);
     let context = ffi::Context::new()?;
     context.set_size(vm.cpus, vm.memory_mib)?;
-    context.set_kernel(Path::new(jail::KERNEL), vm.architecture.kernel_format())?;
-    // The jail's mounts decide what is writable: the volumes are below the boot share.
-    context.add_root_share(Path::new(jail::BOOT_SHARE), vm.volumes.is_empty())?;
+    context.set_kernel(Path::new(jail::KERNEL), vm.architecture.kernel_format(), &vm.initramfs.path(), COMMAND_LINE)?;
+    context.disable_implicit_init()?;
+    if !vm.volumes.is_empty() {
+        // The jail's mounts decide which volumes are writable.
+        context.add_share(boot::VOLUMES_DIR, Path::new(jail::VOLUMES), false)?;
+    }
     if vm.root_share.is_some() {
-        context.add_share(c"rootfs", Path::new(jail::ROOT))?;
+        context.add_share("rootfs", Path::new(jail::ROOT), false)?;
     }
     for (number, drive) in vm.drives.iter().enumerate() {
         context.add_disk(&format!("drive{number}"), &drive.fd.path(), drive.format, !drive.writable)?;
@@ -118,11 +130,14 @@ fn jail(vm: &Vm) -> Jail {
     // Its virtiofs reopens files through /proc/self/fd, and uses nothing else of /proc.
     let descriptors = Path::new("/proc/self/fd");
     let mut jail = vm
-        .bind_boot_share(vm.jail(profile), jail::BOOT_SHARE.as_ref())
+        .jail(profile)
         .bind(&vm.socket_dir(), jail::SOCKET_DIR.as_ref())
         .ro_bind(&vm.kernel, jail::KERNEL.as_ref())
         .ro_bind(descriptors, descriptors)
         .dev_bind_try(Path::new(kvm::DEVICE));
+    if !vm.volumes.is_empty() {
+        jail = vm.bind_volumes(jail, jail::VOLUMES.as_ref());
+    }
     if let Some(root) = &vm.root_share {
         jail = jail.bind(root, jail::ROOT.as_ref());
     }

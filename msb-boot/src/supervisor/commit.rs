@@ -4,7 +4,6 @@
 //! runs only the agent, which sends the files; [`msb::overlay::commit`] receives them. One rename changes the upper when everything has
 //! arrived, and the disk is removed after that.
 
-use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,9 +20,9 @@ use msb::wire::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::block::BlockRoot;
-use crate::boot_share;
 use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
+use crate::initramfs::Initramfs;
 use crate::processes::{Processes, describe};
 use crate::vm::Drive;
 
@@ -38,8 +37,14 @@ pub(super) fn is_wanted(config: &Config, held: &LockedRunDir) -> bool {
 }
 
 /// Commits the content of `disk`. If that fails, the disk is kept, so that nothing is lost.
-pub(super) fn run(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: OwnedFd) -> Committed {
-    match commit(config, held, block, &disk) {
+pub(super) fn run(
+    config: &Config,
+    held: &LockedRunDir,
+    block: &BlockRoot,
+    disk: OwnedFd,
+    initramfs: &Initramfs,
+) -> Committed {
+    match commit(config, held, block, &disk, initramfs) {
         Ok(upper) => {
             // Its content is in the upper now. A crash before this line is harmless: a second commit changes nothing.
             block.scratch.remove();
@@ -61,7 +66,13 @@ pub(super) fn keep(config: &Config, block: &BlockRoot, disk: &OwnedFd, why: &str
     })
 }
 
-fn commit(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: &OwnedFd) -> anyhow::Result<Upper> {
+fn commit(
+    config: &Config,
+    held: &LockedRunDir,
+    block: &BlockRoot,
+    disk: &OwnedFd,
+    initramfs: &Initramfs,
+) -> anyhow::Result<Upper> {
     let record = &config.record;
     let (Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) = record.rootfs()? else {
         bail!("the record's root has no layers");
@@ -75,7 +86,7 @@ fn commit(config: &Config, held: &LockedRunDir, block: &BlockRoot, disk: &OwnedF
         Owner::of(record).create(&draft.dir).inspect_err(|_| staging.discard())?;
     }
     let Layers { root, writer, .. } = layers;
-    let received = receive(config, held, disk, |guest| {
+    let received = receive(config, held, disk, initramfs, |guest| {
         Ok(msb::overlay::commit::receive(guest, &root, &writer, u64::try_from(size)?)?)
     });
     match received {
@@ -92,11 +103,10 @@ fn receive(
     config: &Config,
     held: &LockedRunDir,
     disk: &OwnedFd,
+    initramfs: &Initramfs,
     receive: impl FnOnce(&mut UnixStream) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let mut vm = config.vm.clone();
-    // The agent that the VM ran: another release may be installed by now.
-    let agent = File::open(vm.boot_share().join(boot::INIT_NAME)).context("the VM's agent")?;
     held.clear(&[
         rundir::ALIVE,
         rundir::KERNEL_LOG,
@@ -117,13 +127,14 @@ fn receive(
     vm.drives = vec![Drive { fd, format: DiskFormat::Raw, writable: true, backing_file: None }];
     let boot =
         Boot { commit: true, mounts: vec![mount_step()], network: None, volumes: Vec::new(), ..config.boot.clone() };
-    boot_share::make(&vm.boot_share(), &InheritedFd::of(&agent).path(), &boot, &Default::default())?;
+    let initramfs = initramfs.write(&vm.dir, &boot, vm.user)?;
+    vm.initramfs = InheritedFd::of(&initramfs);
     msb::store::publish::make_private_dir(&vm.socket_dir())?;
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
     let (mut stderr, stderr_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;
     let mut processes = Processes::new(stderr_in.try_clone()?, stderr_in, held.lock_alive()?)?;
-    config.vmm.start(&vm, vec![disk], console_in, &mut processes)?;
+    config.vmm.start(&vm, vec![disk, initramfs], console_in, &mut processes)?;
     let vmm = processes.last_pidfd()?;
     // Both pipes must be read, or the VM would block on a full one.
     let console = std::thread::spawn(move || read_end(&mut console));

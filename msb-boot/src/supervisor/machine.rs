@@ -15,10 +15,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::connection::{Client, Report};
-use crate::boot_share;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
+use crate::initramfs::Initramfs;
 use crate::root::Root;
 use crate::vm::Vm;
 use crate::volume;
@@ -37,6 +37,8 @@ pub(super) struct Machine<'f> {
     pub is_printed: bool,
     /// How often it was started again.
     pub restarts: u32,
+    /// The guest's first root, but for its configuration.
+    pub initramfs: Initramfs,
     /// The guest's disks, open and locked, in the order of [`Vm::drives`]. An unlinked disk disappears with this.
     disks: Vec<OwnedFd>,
     leftovers: Option<Leftovers>,
@@ -64,7 +66,9 @@ impl<'f> Machine<'f> {
             _ => None,
         };
         vm.volumes = volume::shared(&config.volumes)?;
-        boot_share::make(&vm.boot_share(), &config.agent, &config.boot, &config.scripts)?;
+        volume::make_mount_points(&vm.volumes_dir(), &config.boot.volumes)
+            .context("the mount points of the volumes")?;
+        let initramfs = Initramfs::make(&config.agent_part, &config.scripts)?;
         let (drives, disks) = config.root.open_drives()?.into_iter().unzip();
         vm.drives = drives;
         Ok(Self {
@@ -74,6 +78,7 @@ impl<'f> Machine<'f> {
             client,
             is_printed: false,
             restarts: 0,
+            initramfs,
             disks,
             cgroup,
             leftovers,
@@ -94,10 +99,10 @@ impl<'f> Machine<'f> {
         Ok(disks)
     }
 
-    /// What a commit needs: the writable disk, if there is one, and the cgroup that it runs in.
-    pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Cgroup) {
+    /// What a commit needs: the writable disk, if there is one, the first root, and the cgroup that it runs in.
+    pub(super) fn into_parts(mut self) -> (Option<OwnedFd>, Initramfs, Cgroup) {
         let index = self.vm.drives.iter().position(|drive| drive.writable);
-        (index.map(|index| self.disks.swap_remove(index)), self.cgroup)
+        (index.map(|index| self.disks.swap_remove(index)), self.initramfs, self.cgroup)
     }
 
     /// A failure, with the reason if the limit of memory may be it.

@@ -28,7 +28,6 @@ use msb::vm::shared_root;
 use msb::{record, tool::interrupt};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::boot_share;
 use crate::config::{Config, name_in_use, now};
 use crate::inherited_fd::InheritedFd;
 use crate::krun::ffi::join_new_session_keyring;
@@ -44,7 +43,7 @@ const KEPT_FOR_RESTART: [&str; 12] = [
     record::FILE_NAME,
     rundir::EXECS,
     rundir::ALIVE,
-    rundir::BOOT_SHARE,
+    rundir::VOLUMES,
     rundir::SHARED_ROOT,
     rundir::KERNEL_LOG,
     rundir::OLD_KERNEL_LOG,
@@ -184,7 +183,6 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
             }
             machine.restarts += 1;
         }
-        boot_share::renew(&config.vm.boot_share()).context("the boot share")?;
     }
 }
 
@@ -214,7 +212,7 @@ fn is_asked_to_stop_within(machine: &mut Machine<'_>, delay: std::time::Duration
 
 /// After the VM has ended: commits the scratch disk if that was asked for, and writes the end to the run directory.
 fn end(config: &Config, held: LockedRunDir, ended: &Ended, machine: Machine<'_>) -> anyhow::Result<()> {
-    let (disk, cgroup) = machine.into_parts();
+    let (disk, initramfs, cgroup) = machine.into_parts();
     if let (Root::Block(block), Some(disk)) = (&config.root, disk)
         && commit::is_wanted(config, &held)
     {
@@ -223,7 +221,7 @@ fn end(config: &Config, held: LockedRunDir, ended: &Ended, machine: Machine<'_>)
         rundir::write(held.path(), rundir::COMMITTED, &killed)?;
         let committed = match ended.forced {
             true => commit::keep(config, block, &disk, "it did not stop in order, so what it wrote may be incomplete"),
-            false => commit::run(config, &held, block, disk),
+            false => commit::run(config, &held, block, disk, &initramfs),
         };
         log::note(format_args!("commit: {committed:?}"));
         rundir::write(held.path(), rundir::COMMITTED, &committed)?;

@@ -1,6 +1,7 @@
 //! The supervision of one start of a VM, from its first process to its end.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use super::timings::timings;
 use super::verdict::Verdict;
 use super::{ready, restart::SilentEnd, stopping};
 use crate::config::{Config, now};
+use crate::inherited_fd::InheritedFd;
 use crate::log;
 use crate::network::control::Control;
 use crate::network::resolver;
@@ -62,6 +64,8 @@ pub(super) struct Watch<'a, 'f> {
     /// How often a process was started again.
     replacements: BTreeMap<&'static str, u32>,
     phase: Phase,
+    /// The initramfs, until the agent has reported.
+    initramfs: Option<File>,
     clock: Clock,
     halt: Option<Halt>,
     /// A helper process has ended: the time at which the VM counts as failed, and the reason.
@@ -106,6 +110,8 @@ impl<'a, 'f> Watch<'a, 'f> {
         let (helper_stderr, helper_stderr_in) = std::io::pipe()?;
         let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.lock_alive()?)?;
         let mut fds = machine.inherited_disks()?;
+        let initramfs = machine.initramfs.write(held.path(), &config.boot, machine.vm.user).context("the initramfs")?;
+        machine.vm.initramfs = InheritedFd::of(&initramfs);
         let clock = Clock::watch().context("watch the clock")?;
         let vm = &mut machine.vm;
         // The jails check it again. Here the message is complete.
@@ -120,6 +126,8 @@ impl<'a, 'f> Watch<'a, 'f> {
         let console = console.with_context(|| format!("{log:?}"))?;
         let (sockets, control) = config.networks.start(vm, &mut processes)?;
         fds.extend(sockets);
+        let own_initramfs = File::from(initramfs.try_clone()?);
+        fds.push(initramfs);
         config.vmm.start(vm, fds, console_in, &mut processes)?;
         Ok(Self {
             config,
@@ -134,6 +142,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             network: control,
             replacements: BTreeMap::new(),
             phase: Phase::Booting { until: now() + config.timeout },
+            initramfs: Some(own_initramfs),
             clock,
             halt: None,
             lost: None,
@@ -282,6 +291,10 @@ impl<'a, 'f> Watch<'a, 'f> {
             return Err(anyhow!(self.console.quoted_after(message)));
         }
         self.held.close_socket_dir().context("the agent's socket")?;
+        if let Some(initramfs) = self.initramfs.take().filter(|_| self.config.vmm.copies_initramfs()) {
+            // The VMM still has it open.
+            initramfs.set_len(0).context("the initramfs")?;
+        }
         let record = self.record(&ready, arrived)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;

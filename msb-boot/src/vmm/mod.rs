@@ -2,18 +2,18 @@
 //!
 //! # What another VMM would need
 //!
-//! It takes the guest's kernel with a command line, and has virtiofs for the boot share, virtio-blk, virtio-vsock, and a console
-//! that the kernel knows. Its file implements [`Vmm`]; `any.rs`, `msb/src/record/boot.rs` and, for its jail,
-//! `msb/src/jail/profile.rs` get an entry each. What the two obvious candidates differ in:
+//! It takes the guest's kernel with an initramfs and a command line, and has virtio-blk, virtio-vsock, and a console that the kernel
+//! knows. That is all that a block root without a network needs. Its file implements [`Vmm`]; `any.rs`, `msb/src/record/boot.rs` and, for
+//! its jail, `msb/src/jail/profile.rs` get an entry each. What the two obvious candidates differ in:
 //!
 //! | | Firecracker | Cloud Hypervisor |
 //! | --- | --- | --- |
 //! | kernel | ELF, entered as libkrun or QEMU do | ELF, entered as QEMU does (PVH); it has PCI alone, which libkrunfw's kernel lacks |
-//! | boot share | no virtiofs: its content would have to be an initramfs | vhost-user-fs, with QEMU's helper process |
+//! | initramfs | copied | copied |
 //! | console | an 8250 alone, for which libkrunfw's kernel has no driver | virtio-console |
 //! | vsock | one socket with a handshake; the guest's connections arrive at `SOCKET_PORT` | the same |
 //! | disks | raw alone, so no disk roots | raw and qcow2 |
-//! | shared roots, volumes of the host | none | vhost-user-fs |
+//! | shared roots, volumes of the host | none | vhost-user-fs, with QEMU's helper process |
 //! | network cards | TAP, so the relay in the other direction | TAP or vhost-user |
 //! | descriptors | opens files by path: `/proc/self/fd` in its jail | the same |
 //!
@@ -63,6 +63,10 @@ pub(crate) trait Vmm {
     /// Whether one Unix socket leads to all vsock ports of the guest, and a client writes `CONNECT port` first. Else the socket
     /// is that of the agent's port.
     fn has_vsock_handshake(&self) -> bool;
+
+    /// Whether the VMM itself copies the initramfs to the guest's memory. Else the guest's firmware reads it through a device, and the VMM
+    /// keeps it mapped.
+    fn copies_initramfs(&self) -> bool;
 
     /// How many devices a VM may have.
     fn max_devices(&self) -> usize;

@@ -45,6 +45,16 @@ group of the same number.
 It owns the VM's disk, sockets and console while the VM runs, and no other
 process of the host has it.
 In a user namespace without that number it is 65534.
+.PP
+With a limit of
+.BR msb-boot (1),
+such as
+.B \-\-memory\-max
+or
+.BR \-\-cpu\-quota ,
+these processes and the supervisor are in a cgroup that has it.
+Without one they are in the caller's cgroup.
+What a guest writes to its console is kept up to a size and a rate.
 "#;
 
 const CALLS: &str = "A program of msb may make only the calls of its lists.
@@ -124,7 +134,7 @@ impl Profile {
             Self::KrunShares => "libkrun, with a shared root or volumes",
             Self::Qemu => "QEMU",
             Self::QemuPrivateDisk => "QEMU, with a disk image that others may not read",
-            Self::Virtiofsd => "virtiofsd, one for each share under QEMU",
+            Self::Virtiofsd => "virtiofsd, under QEMU: one for a shared root, one for volumes",
             Self::Vsock => "vhost-device-vsock, under QEMU",
             Self::Gate => "the gate between the guest's card and passt",
             Self::Resolver => "the resolver, which asks name servers for the guest",
@@ -139,13 +149,12 @@ impl Profile {
     /// What it has in its root directory, besides its program and the system's libraries.
     const fn files(self) -> &'static str {
         match self {
-            Self::Krun => {
-                "boot share (read-only), socket directory, kernel (read-only), /dev/kvm, links to its descriptors"
-            }
+            Self::Krun => "socket directory, kernel (read-only), /dev/kvm, links to its descriptors",
             Self::KrunPrivateDisk => "the same, and the image (read-only)",
             Self::KrunShares => "the same, the shared root, and volumes",
             Self::Qemu => {
-                "kernel (read-only), /dev/kvm, links to its descriptors; the disks and sockets are descriptors"
+                "kernel (read-only), /dev/kvm, links to its descriptors; the disks, the initramfs and the sockets are \
+                 descriptors"
             }
             Self::QemuPrivateDisk => "the same, and the image (read-only)",
             Self::Virtiofsd => "the share; its own /proc/PID; the limit of open files",

@@ -8,6 +8,7 @@
 //! ├── tmp/ID/                     what one pull is unpacking; HEX.lock: it fetches the layer with this diff_id
 //! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
 //! ├── kernel/ID.vmlinux           guest kernels of x86-64 as ELF files; those of arm64 are kernel/ID.Image
+//! ├── kernel/ID.cpio              agentd as the first part of an initramfs
 //! ├── templates/ext4-VERSION-SIZE empty scratch disks
 //! ├── sandboxes/ID/               uppers, and the scratch disks of VMs with a name
 //! │   ├── upper/, work/           an upper and its work directory
@@ -141,7 +142,7 @@ pub fn is_image_lock(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == IMAGE_LOCK_EXTENSION)
 }
 
-/// The guest kernels.
+/// The guest kernels, and the agents for them.
 pub fn kernels(home: &Path) -> PathBuf {
     home.join("kernel")
 }

@@ -1,4 +1,4 @@
-//! `boot.json`: the instructions for agentd, written by msb-boot into the boot share and read once. Both are of one release.
+//! `boot.json`: the instructions for agentd, which msb-boot puts into the initramfs, and which is read once. Both are of one release.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::record::Text;
 
-/// The file's name in the boot share.
+/// The file's name in the initramfs.
 pub const FILE_NAME: &str = "boot.json";
-/// agentd's name in the boot share: libkrun's kernel runs it by this name, and msb-boot tells QEMU's kernel to.
-pub const INIT_NAME: &str = "init.krun";
+/// agentd's name in the initramfs. The kernel's command line has it.
+pub const AGENT_NAME: &str = "agentd";
 /// Where the guest's real root is after [`Boot::mounts`], before it becomes `/`.
 pub const NEW_ROOT: &str = "/mnt";
 /// The mount point of the image's disk, for a block root.
@@ -21,18 +21,20 @@ pub const BASE: &str = "/base";
 pub const PATCHES: &str = "/patches";
 /// The mount point of the scratch disk, which holds the guest's writes.
 pub const SCRATCH: &str = "/top";
-/// The directory of the boot share that becomes the guest's `/.msb`.
+/// The directory of the initramfs that becomes the guest's `/.msb`.
 pub const MSB_DIR: &str = "msb";
-/// The directory of the boot share with the volumes of the host, each named by its number.
+/// The tag of the share with the volumes of the host, each named by its number, and the directory of the initramfs where it is mounted.
 pub const VOLUMES_DIR: &str = "volumes";
 /// The version that this crate reads and writes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The instructions for a boot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Boot {
     /// [`VERSION`].
     pub version: u32,
+    /// When this start of the VM was requested, in milliseconds since 1970. The guest's own clock starts later.
+    pub requested_at_ms: u64,
     /// The guest's hostname.
     pub hostname: String,
     /// The mounts that make up the real root, in order; the last one is on [`NEW_ROOT`].
@@ -192,7 +194,7 @@ impl fmt::Display for Subnet {
 pub struct MountStep {
     /// A virtiofs tag, a device, or the type of the file system.
     pub source: String,
-    /// An existing directory, in the boot share or in an earlier mount.
+    /// An existing directory, in the initramfs or in an earlier mount.
     pub target: PathBuf,
     /// The file system's type.
     pub fstype: String,

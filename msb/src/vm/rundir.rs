@@ -51,8 +51,10 @@ pub fn exec_log(dir: &Path, id: u32) -> PathBuf {
 
 /// What has passed between the guest and its network: a [`Traffic`], as [`Traffic::to_text`] writes it.
 pub const TRAFFIC: &str = "traffic";
-/// The boot share: the directory that is the guest's first root.
-pub const BOOT_SHARE: &str = "share";
+/// The directory with the mount points of the volumes, which the guest gets as a share.
+pub const VOLUMES: &str = "volumes";
+/// The initramfs, while it is being written.
+pub const INITRAMFS: &str = "initramfs";
 /// The path of the shared root, from before the boot on.
 pub const SHARED_ROOT: &str = "shared-root";
 /// The file that every process of the VM holds a lock on.
