@@ -22,6 +22,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 /// libkrun gives the guest's kernel receive buffers of 1514 bytes, and drops every larger frame.
 const OFFLOAD_FEATURES: u32 = 0x4c83;
 
+/// An anonymous mapping of so many bytes is memory of a guest. No other one is as large.
+const GUEST_MEMORY: usize = 32 << 20;
+
 /// A kernel image in the library's own pages, which stay mapped.
 pub(crate) struct KernelImage {
     /// The raw image.
@@ -105,6 +108,38 @@ pub(crate) fn occupy(address: usize) -> io::Result<()> {
     // SAFETY: a new mapping that replaces no other, and that cannot be read or written.
     unsafe { mmap_anonymous(ptr::without_provenance_mut(address), 1, ProtFlags::empty(), flags) }?;
     Ok(())
+}
+
+/// The C library's `mmap`, in its place for all Rust code of this program. libkrun maps the guest's memory with it, and does not ask for
+/// huge pages, which most distributions give only on request (`madvise` in /sys/kernel/mm/transparent_hugepage/enabled).
+///
+/// # Safety
+/// That of `mmap(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mmap(
+    address: *mut libc::c_void,
+    length: libc::size_t,
+    protection: libc::c_int,
+    flags: libc::c_int,
+    fd: libc::c_int,
+    offset: libc::off_t,
+) -> *mut libc::c_void {
+    // SAFETY: the arguments are the caller's.
+    let mapped = unsafe { libc::syscall(libc::SYS_mmap, address, length, protection, flags, fd, offset) };
+    let mapped = ptr::with_exposed_provenance_mut(mapped.cast_unsigned() as usize);
+    if flags & libc::MAP_ANONYMOUS != 0 && length >= GUEST_MEMORY && mapped != libc::MAP_FAILED {
+        // SAFETY: the mapping is new, and the advice does not change its content. Without huge pages the VM is slower, and that is all.
+        let _ = unsafe { libc::madvise(mapped, length, libc::MADV_HUGEPAGE) };
+    }
+    mapped
+}
+
+/// Maps memory as libkrun maps a guest's, and returns the address.
+#[cfg(test)]
+pub(super) fn map_as_libkrun(length: usize) -> usize {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping, which nothing uses and nothing unmaps.
+    unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, -1, 0) }.addr()
 }
 
 /// Keeps an inherited descriptor from programs that this process executes.

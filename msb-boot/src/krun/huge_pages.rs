@@ -33,6 +33,29 @@ mod tests {
 
     use super::*;
 
+    /// The flags of the mapping at an address, as /proc/self/smaps lists them.
+    fn flags_at(address: usize) -> Vec<String> {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_it = false;
+        for line in maps.lines() {
+            let (first, rest) = line.split_once(' ').unwrap();
+            if let Some((start, end)) = first.split_once('-') {
+                let [start, end] = [start, end].map(|end| usize::from_str_radix(end, 16).unwrap());
+                is_it = (start..end).contains(&address);
+            } else if is_it && first == "VmFlags:" {
+                return rest.split_ascii_whitespace().map(str::to_owned).collect();
+            }
+        }
+        panic!("nothing is mapped at {address:#x}");
+    }
+
+    #[test]
+    fn huge_pages_are_requested_for_a_guests_memory_and_for_no_small_mapping() {
+        let is_requested = |mib: usize| flags_at(ffi::map_as_libkrun(mib << 20)).contains(&"hg".to_owned());
+        let has_huge_pages = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        assert_eq!((is_requested(64), is_requested(1)), (has_huge_pages, false));
+    }
+
     #[test]
     fn the_next_mapping_is_aligned_to_huge_pages() {
         // In a process with one thread, as the VMM is: other tests also map memory.
