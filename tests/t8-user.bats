@@ -7,37 +7,22 @@ bats_require_minimum_version 1.5.0
 setup_file() {
     source "$BATS_TEST_DIRNAME/host-lock.bash"
     host_lock
-    # The directories of bats are closed to others.
-    place=$(mktemp -d)
-    user=msb-test-$$
+    source "$BATS_TEST_DIRNAME/user.bash"
     fuse_mode=$(stat -c %a /dev/fuse)
-    export place user fuse_mode
-    chmod 0755 "$place"
-    mkdir "$place/tools"
-    local release=$BATS_TEST_DIRNAME/../target/release tool
-    for tool in "$release"/{msb,msb-pull,msb-patch,msb-mount,msb-boot,msb-exec,msb-stop,msb-run,msb-rm,msb-ls,msb-store,msb-diff,msb-pack} \
-        "$release"/{agentd,vhost-device-vsock,libkrunfw.so.5}; do
-        [ ! -e "$tool" ] || cp -l "$tool" "$place/tools/" 2>/dev/null || cp "$tool" "$place/tools/"
-    done
-    useradd --home-dir "$place/home" --create-home --shell /bin/sh "$user"
-    chmod 0700 "$place/home"
-    # Enough for the owners in the image; the range that useradd has chosen may be too short.
-    sed -i "/^$user:/d" /etc/subuid /etc/subgid
-    usermod --add-subuids 1000000000-1000999999 --add-subgids 1001000000-1001999999 "$user"
-    mkdir -m 0700 "$place/run"
-    chown "$user" "$place/run"
+    export fuse_mode
+    user_make msb msb-{pull,patch,mount,boot,exec,stop,run,rm,ls,store,diff,pack} agentd vhost-device-vsock libkrunfw.so.5
     make_image
 }
 
 teardown_file() {
-    userdel "$user"
-    rm -rf "$place"
+    user_remove
     host_unlock
     ! grep "^$user:" /etc/subuid /etc/subgid
 }
 
 setup() {
     source "$BATS_TEST_DIRNAME/vm.bash"
+    source "$BATS_TEST_DIRNAME/user.bash"
     vm_setup
     PATH=$release:$PATH
     cd "$place/home" || return
@@ -49,14 +34,8 @@ teardown() {
     chmod "$fuse_mode" /dev/fuse
     [ ! -e "$BATS_TEST_TMPDIR/fuse.conf" ] || cat "$BATS_TEST_TMPDIR/fuse.conf" >/etc/fuse.conf
     [ ! -e "$BATS_TEST_TMPDIR/subuid" ] || cat "$BATS_TEST_TMPDIR/subuid" >/etc/subuid
-    as_user sh -c 'for vm in "$XDG_RUNTIME_DIR"/msb/*/; do [ ! -e "$vm/record.json" ] || msb-stop -q -r "$vm/record.json" >/dev/null; done'
+    user_stop_vms
     vm_teardown
-}
-
-# as_user COMMAND…
-as_user() {
-    setpriv --reuid "$user" --regid "$user" --init-groups env -u MSB_RUN -u MSB_HOME -u XDG_DATA_HOME HOME="$place/home" \
-        PATH="$place/tools:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" XDG_RUNTIME_DIR="$place/run" "$@"
 }
 
 # make_image: two layers on the BusyBox image: owners, modes, capabilities, a whiteout and opaque directories.

