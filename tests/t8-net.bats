@@ -249,7 +249,7 @@ os.execvp(sys.argv[1], sys.argv[1:])'
         --network 'tap:9,address=192.0.2.130/25,route=198.51.100.0/24=192.0.2.129'
         --network 'unix:switch,address=10.0.3.15/24,route=203.0.113.10/32=10.0.3.2')
     run --separate-stderr ip netns exec "$lab" python3 -c "$attach" msb-boot -r "$vm_record" "${cards[@]}" --network deny \
-        --network unix:switch,mtu=9000
+        --network unix:switch,mtu=9000 -v "$PWD:/volume"
     [ "$status" -eq 1 ]
     [[ $stderr == *"the VM has 9 devices, and qemu has room for 8 (use fewer network cards)"* ]] || [ "$MSB_VMM" != qemu ]
     local vm_launcher=(ip netns exec "$lab" python3 -c "$attach")
