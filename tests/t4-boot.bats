@@ -370,7 +370,7 @@ boot_halfway() {
     vm_boot worker -c 2 -m 200M --hostname host -e GREETING=hi -w /tmp -u nobody --timeout 500 -- sh -c 'echo "$GREETING $PWD $(id -un) $(hostname) $(nproc)"'
     jq -e '.boot == {name: "worker", hostname: "host", cpus: 2, memory_mib: 200, root: "auto", bare: false, init: null, entrypoint: null,
         cmd: ["sh", "-c", .boot.cmd[2]], env: {GREETING: "hi"}, workdir: "/tmp", user: "nobody", stop_signal: null, disk: null, ephemeral: false,
-        commit_on_stop: false, overlay: null, restart: "no", vmm: null,
+        commit_on_stop: false, overlay: null, restart: "no", vmm: null, channel: null,
         network: {mode: null, rules: [], ports: [], dns: [], dns_search: [], hosts: [], mac: null}, volumes: [], kernel_log: null, timeout_s: 500,
         limits: {cpu_quota_percent: null, cpu_weight: null, io_weight: null, memory_max_mib: null, pids_max: null}}' worker.json
     [ "$(msb-exec worker)" = 'hi /tmp nobody host 2' ]

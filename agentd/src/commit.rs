@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::{self, Dir, Name};
@@ -14,13 +15,12 @@ use msb::transfer::send::{attributes_of, send_content};
 use msb::vm::boot::{self, Boot};
 use msb::wire::exec::{Failure, Text};
 use msb::wire::upper::{Attributes, Entry, What};
-use msb::wire::{HEADER, MAX_DATA, Message, READY_PORT, Stream};
+use msb::wire::{HEADER, MAX_DATA, Message, Stream};
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use vsock::{VMADDR_CID_HOST, VsockAddr, VsockStream};
 
 use crate::error::Error;
-use crate::{early, etc, path};
+use crate::{channel, early, etc, path};
 
 /// Sends the upper to the host.
 ///
@@ -49,13 +49,13 @@ const CHUNK: usize = 16 << 10;
 
 /// The connection to the host, and how many bytes the host accepts now.
 struct Sender {
-    host: VsockStream,
+    host: UnixStream,
     credit: u64,
 }
 
 impl Sender {
     fn connect() -> io::Result<Self> {
-        let mut host = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, READY_PORT))?;
+        let mut host = channel::connect()?;
         Message::hello().send(&mut host)?;
         Message::receive_hello(&mut host).map_err(io::Error::other)?;
         Ok(Self { host, credit: 0 })

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::Dir;
@@ -12,7 +13,6 @@ use msb::wire::copy::{Get, Put};
 use msb::wire::exec::{Exit, Failure};
 use msb::wire::sequence::OwedCredit;
 use msb::wire::{self, Message, Stream};
-use vsock::VsockStream;
 
 use crate::link::{MAX_PACKET, PEER_TIMEOUT};
 
@@ -23,7 +23,7 @@ const WINDOW: u32 = 1 << 20;
 ///
 /// # Errors
 /// A broken connection, or invalid frames.
-pub fn get(connection: VsockStream, request: Get) -> Result<(), wire::Error> {
+pub fn get(connection: UnixStream, request: Get) -> Result<(), wire::Error> {
     let mut host = Host { connection, credit: 0, out: Vec::new() };
     let path = absolute(request.path.into());
     let open = || send::open(&Dir::open(Path::new("/"))?, &path, request.follow);
@@ -39,7 +39,7 @@ pub fn get(connection: VsockStream, request: Get) -> Result<(), wire::Error> {
 ///
 /// # Errors
 /// A broken connection, or invalid frames.
-pub fn put(connection: VsockStream, request: Put) -> Result<(), wire::Error> {
+pub fn put(connection: UnixStream, request: Put) -> Result<(), wire::Error> {
     let mut answers = connection.try_clone()?;
     Message::Credit(TO_GUEST, WINDOW).send(&mut answers)?;
     let owed = OwedCredit::in_batches_of(WINDOW / 4);
@@ -69,7 +69,7 @@ fn absolute(path: OsString) -> PathBuf {
 }
 
 /// Sends the last frame.
-fn end(connection: &mut VsockStream, result: io::Result<()>) -> Result<(), wire::Error> {
+fn end(connection: &mut UnixStream, result: io::Result<()>) -> Result<(), wire::Error> {
     let last = match result {
         Ok(()) => Message::Exit(Exit { code: Some(0), ..Exit::default() }),
         Err(error) => Message::Failure(Failure::new(1, error.to_string())),
@@ -80,7 +80,7 @@ fn end(connection: &mut VsockStream, result: io::Result<()>) -> Result<(), wire:
 
 /// The host as a receiver. Small frames are sent together.
 struct Host {
-    connection: VsockStream,
+    connection: UnixStream,
     credit: u64,
     out: Vec<u8>,
 }
@@ -122,8 +122,8 @@ impl Sink for Host {
 
 /// The host as a sender.
 struct Frames {
-    frames: BufReader<VsockStream>,
-    answers: VsockStream,
+    frames: BufReader<UnixStream>,
+    answers: UnixStream,
     owed: OwedCredit,
 }
 

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use msb::wire::Stream;
 use msb::wire::exec::{Execs as Listing, Exit, Listed, Text};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vsock::VsockStream;
 
 use crate::cgroup::Cgroups;
 use crate::reap::Awaited;
@@ -86,7 +86,7 @@ pub struct Exec {
 #[derive(Debug)]
 enum Attachment {
     /// The exec's thread serves callers.
-    Running { attached: bool, waiting: Option<VsockStream> },
+    Running { attached: bool, waiting: Option<UnixStream> },
     /// Its thread has ended and left the newest bytes of its outputs.
     Ended(Arc<KeptOutput>),
 }
@@ -100,9 +100,9 @@ pub enum Attached {
     /// The exec's thread serves the connection.
     Accepted,
     /// The exec has ended. Its output is what was kept.
-    Ended(VsockStream, Arc<KeptOutput>),
+    Ended(UnixStream, Arc<KeptOutput>),
     /// Another caller is attached.
-    Busy(VsockStream),
+    Busy(UnixStream),
 }
 
 impl Execs {
@@ -233,7 +233,7 @@ impl Exec {
     }
 
     /// Attaches a caller, if there is none.
-    pub fn attach(&self, connection: VsockStream) -> Attached {
+    pub fn attach(&self, connection: UnixStream) -> Attached {
         match &mut *self.attachment() {
             Attachment::Running { attached: false, waiting } if waiting.is_none() => {
                 *waiting = Some(connection);
@@ -251,7 +251,7 @@ impl Exec {
     }
 
     /// Takes the new caller.
-    pub fn take_waiting(&self) -> Option<VsockStream> {
+    pub fn take_waiting(&self) -> Option<UnixStream> {
         let _ = self.caller_event.read();
         match &mut *self.attachment() {
             Attachment::Running { attached, waiting } => {
@@ -271,7 +271,7 @@ impl Exec {
     }
 
     /// Ends the exec's service and keeps its output, unless a new caller waits. Then that is returned, with the output.
-    pub fn leave(&self, kept: KeptOutput) -> Option<(VsockStream, KeptOutput)> {
+    pub fn leave(&self, kept: KeptOutput) -> Option<(UnixStream, KeptOutput)> {
         let mut attachment = self.attachment();
         if let Attachment::Running { attached, waiting } = &mut *attachment
             && let Some(caller) = waiting.take()

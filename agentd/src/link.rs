@@ -2,12 +2,12 @@
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use msb::wire::sequence::FromHost;
 use msb::wire::{self, Decoded, Decoder, HEADER, Message, Stream};
 use nix::poll::PollFlags;
-use vsock::VsockStream;
 
 /// How long the host may take to send a frame of the hello, and to accept the last frame.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -22,7 +22,7 @@ const MAX_QUEUED: usize = 4 * MAX_PACKET;
 /// A connection to a caller.
 #[derive(Debug)]
 pub struct Link {
-    connection: VsockStream,
+    connection: UnixStream,
     decoder: Decoder,
     /// What the caller may send now.
     pub turn: FromHost,
@@ -36,7 +36,7 @@ impl Link {
     ///
     /// # Errors
     /// Those of `ioctl(2)`.
-    pub fn new(connection: VsockStream) -> io::Result<Self> {
+    pub fn new(connection: UnixStream) -> io::Result<Self> {
         connection.set_nonblocking(true)?;
         let (decoder, turn) = (Decoder::default(), FromHost::default());
         Ok(Self { connection, decoder, turn, credit: [0; 2], out: Vec::new() })
@@ -143,7 +143,7 @@ impl Link {
 ///
 /// # Errors
 /// Those of `write(2)`.
-pub fn write(connection: &mut VsockStream, bytes: &[u8]) -> io::Result<usize> {
+pub fn write(connection: &mut UnixStream, bytes: &[u8]) -> io::Result<usize> {
     let mut sent = 0;
     while sent < bytes.len() {
         let packet = &bytes[sent..];

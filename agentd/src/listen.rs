@@ -2,64 +2,44 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use msb::wire::{self, AGENT_PORT, HEADER, Message, READY_PORT};
-use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use msb::wire::{self, HEADER, Message};
 
 use crate::agent::Agent;
+use crate::channel::{self, Listener};
 use crate::error::Error;
 use crate::link::PEER_TIMEOUT;
 use crate::sessions::Server;
-use crate::{clock, console, copy, session, sys, visit};
+use crate::{clock, console, copy, session, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The nice value of the threads that serve connections.
-const NICE: i32 = -15;
-/// The kernel's receive buffer of a connection, in bytes. Linux's default, 256 KiB, is too small for the latency of a VMM.
-const BUFFER: u64 = 4 << 20;
-/// How many connections may wait to be accepted. The kernel refuses more.
-const BACKLOG: i32 = 4096;
+pub const NICE: i32 = -15;
 
 /// Starts the threads that accept connections.
 ///
 /// # Errors
 /// Those of `socket(2)` and `bind(2)`, and of starting the thread.
 pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
-    let listener = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, AGENT_PORT)
-        .map_err(|error| Error::step(format!("listen on vsock port {AGENT_PORT}"), error))?;
-    // The crate sets 128, and a hundred callers at once are possible.
-    rustix::net::listen(&listener, BACKLOG).map_err(|error| Error::step("set the backlog".into(), error.into()))?;
-    // Connections inherit it from the listener.
-    sys::set_vsock_buffer(listener.as_fd(), BUFFER)
-        .map_err(|error| Error::step("enlarge vsock's buffers".into(), error))?;
+    let listener = Listener::start().map_err(|error| Error::step("listen for the host".into(), error))?;
     // The OOM killer must end commands (see sys::Launch) and not the agent.
     if !agent.is_init()
         && let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000")
     {
         console::log(&format!("oom_score_adj: {error}"));
     }
-    let accept = move || {
-        loop {
-            match listener.accept() {
-                // Connections from inside the guest are closed.
-                Ok((connection, peer)) if peer.cid() == VMADDR_CID_HOST => return connection,
-                Ok(_) => {}
-                Err(error) => console::log(&format!("accept: {error}")),
-            }
-        }
-    };
     // A caller gets an answer even if the guest is busy. Commands start with nice value 0 (see sys::Launch).
     let begin = || _ = rustix::process::setpriority_process(None, NICE);
-    Arc::new(Server { agent: Arc::clone(agent), begin, accept: Box::new(accept), serve })
+    Arc::new(Server { agent: Arc::clone(agent), begin, accept: Box::new(move || listener.accept()), serve })
         .start()
         .map_err(|error| Error::step("start a thread".into(), error))
 }
 
-fn serve(connection: VsockStream, agent: &Agent) {
+fn serve(connection: UnixStream, agent: &Agent) {
     match greet(connection, agent) {
         Ok(()) => {}
         // The caller has gone, which is not an error.
@@ -68,7 +48,7 @@ fn serve(connection: VsockStream, agent: &Agent) {
     }
 }
 
-fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> {
+fn greet(mut connection: UnixStream, agent: &Agent) -> Result<(), wire::Error> {
     connection.set_read_timeout(Some(PEER_TIMEOUT))?;
     Message::hello().send(&mut connection)?;
     match receive_request(&mut connection)? {
@@ -107,7 +87,7 @@ fn greet(mut connection: VsockStream, agent: &Agent) -> Result<(), wire::Error> 
 }
 
 /// Receives the hello and the first frame after it. The header of that is read together with the hello, whose length is known.
-fn receive_request(connection: &mut VsockStream) -> Result<Option<Message>, wire::Error> {
+fn receive_request(connection: &mut UnixStream) -> Result<Option<Message>, wire::Error> {
     let mut start = vec![0; Message::hello().to_frame().len() + HEADER];
     let got = loop {
         match connection.read(&mut start) {
@@ -125,9 +105,16 @@ fn receive_request(connection: &mut VsockStream) -> Result<Option<Message>, wire
 /// # Errors
 /// Those of `connect(2)` and `write(2)`.
 pub fn report(ready: wire::exec::Ready) -> io::Result<()> {
-    let mut host = VsockStream::connect(&VsockAddr::new(VMADDR_CID_HOST, READY_PORT))?;
+    let is_last = ready.error.is_some() && channel::is_port();
+    let mut host = channel::connect()?;
     host.set_write_timeout(Some(PEER_TIMEOUT))?;
     let mut frames = Message::hello().to_frame();
     Message::Ready(ready).put(&mut frames);
-    io::Write::write_all(&mut host, &frames)
+    io::Write::write_all(&mut host, &frames)?;
+    if is_last {
+        // The machine ends next. The host closes the connection when it has the report.
+        host.set_read_timeout(Some(PEER_TIMEOUT))?;
+        while host.read(&mut [0; 64])? > 0 {}
+    }
+    Ok(())
 }

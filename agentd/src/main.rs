@@ -7,6 +7,7 @@
 mod agent;
 mod barrier;
 mod cgroup;
+mod channel;
 mod child;
 mod cleanup;
 mod clock;
@@ -188,6 +189,9 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boo
     early::leave_rootfs()?;
     early::mount_kernel_file_systems()?;
     let boot = read_boot_json()?;
+    if boot.port {
+        channel::use_port().map_err(|why| Error::step("open the port to the host".into(), why))?;
+    }
     if boot.commit {
         let since = Instant::now();
         commit::run(&boot)?;

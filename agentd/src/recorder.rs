@@ -3,12 +3,12 @@
 
 use std::io;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use msb::wire::exec::{Execs, Listed};
 use msb::wire::{self, HEADER, Message, Stream};
-use vsock::VsockStream;
 
 use crate::console;
 use crate::link::{self, CHUNK};
@@ -39,7 +39,7 @@ enum Host {
 
 #[derive(Debug)]
 struct Connection {
-    stream: VsockStream,
+    stream: UnixStream,
     /// How many more bytes the host accepts.
     credit: u64,
     has_sent: bool,
@@ -60,7 +60,7 @@ impl Recorder {
     ///
     /// # Errors
     /// A broken connection, or invalid frames.
-    pub fn connect(&self, connection: VsockStream) -> Result<(), wire::Error> {
+    pub fn connect(&self, connection: UnixStream) -> Result<(), wire::Error> {
         connection.set_read_timeout(Some(TIMEOUT))?;
         connection.set_write_timeout(Some(TIMEOUT))?;
         let mut host = self.lock();

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,6 @@ use msb::wire::sequence::Window;
 use msb::wire::{self, Decoded, HEADER, Message, Stream};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use vsock::VsockStream;
 
 use crate::agent::Agent;
 use crate::barrier::Waiting;
@@ -64,7 +64,7 @@ struct Session<'a> {
 ///
 /// # Errors
 /// A broken connection, or invalid frames. The command is ended first.
-pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
+pub fn run(mut connection: UnixStream, agent: &Agent, request: Request) -> Result<(), wire::Error> {
     let (detach, argv, is_container) = (request.detach, request.argv.clone(), request.container.is_some());
     let child = match child::start(agent, request) {
         Ok(child) => child,
@@ -118,12 +118,7 @@ pub fn run(mut connection: VsockStream, agent: &Agent, request: Request) -> Resu
 ///
 /// # Errors
 /// A broken connection, or invalid frames.
-pub fn run_ended(
-    connection: VsockStream,
-    agent: &Agent,
-    exec: Arc<Exec>,
-    kept: &KeptOutput,
-) -> Result<(), wire::Error> {
+pub fn run_ended(connection: UnixStream, agent: &Agent, exec: Arc<Exec>, kept: &KeptOutput) -> Result<(), wire::Error> {
     let mut session = Session {
         agent,
         exec,

@@ -1,6 +1,7 @@
 //! A shutdown that the host has asked for, and what the host is told while it goes on.
 
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +9,6 @@ use msb::wire::Message;
 use msb::wire::exec::{Failure, Stopping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vsock::VsockStream;
 
 /// How often the host is told that data is still being written back.
 pub const WRITING_INTERVAL: Duration = Duration::from_millis(500);
@@ -20,7 +20,7 @@ pub struct ShutdownRequest(Mutex<Option<Request>>);
 #[derive(Debug)]
 struct Request {
     grace: Duration,
-    host: VsockStream,
+    host: UnixStream,
 }
 
 /// What is killed at the end of the grace.
@@ -38,7 +38,7 @@ impl ShutdownRequest {
     }
 
     /// Asks the main thread for a shutdown. Only the first request counts.
-    pub fn ask(&self, grace: Duration, host: VsockStream) {
+    pub fn ask(&self, grace: Duration, host: UnixStream) {
         // A host that does not read must not delay the shutdown.
         let _ = host.set_write_timeout(Some(WRITING_INTERVAL));
         self.lock().get_or_insert(Request { grace, host });

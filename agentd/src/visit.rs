@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use msb::wire::exec::{Attach, Execs, Failure, Kill, Started};
 use msb::wire::exit_status::TOOL_FAILED;
 use msb::wire::{self, Message, sequence};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vsock::VsockStream;
 
 use crate::agent::Agent;
 use crate::execs::{Attached, Exec, Lookup};
@@ -18,7 +18,7 @@ use crate::session;
 ///
 /// # Errors
 /// A broken connection, or invalid frames.
-pub fn attach(mut connection: VsockStream, agent: &Agent, attach: Attach) -> Result<(), wire::Error> {
+pub fn attach(mut connection: UnixStream, agent: &Agent, attach: Attach) -> Result<(), wire::Error> {
     let id = attach.id;
     let exec = match agent.execs.find(id) {
         Lookup::Exec(exec) => exec,
@@ -51,7 +51,7 @@ pub fn attach(mut connection: VsockStream, agent: &Agent, attach: Attach) -> Res
 ///
 /// # Errors
 /// A broken connection, or an invalid signal number.
-pub fn kill(mut connection: VsockStream, agent: &Agent, kill: Kill) -> Result<(), wire::Error> {
+pub fn kill(mut connection: UnixStream, agent: &Agent, kill: Kill) -> Result<(), wire::Error> {
     sequence::check_signal(kill.signal)?;
     let exec = match agent.execs.find(kill.id) {
         Lookup::Exec(exec) => exec,
@@ -73,12 +73,12 @@ fn forgotten(id: u32) -> String {
     )
 }
 
-fn refuse(mut connection: VsockStream, message: String) -> Result<(), wire::Error> {
+fn refuse(mut connection: UnixStream, message: String) -> Result<(), wire::Error> {
     Ok(Message::Failure(Failure::new(TOOL_FAILED, message)).send(&mut connection)?)
 }
 
 /// Waits for the end of an exec, which it sends, or of the connection.
-fn send_end(mut connection: VsockStream, exec: &Exec) -> Result<(), wire::Error> {
+fn send_end(mut connection: UnixStream, exec: &Exec) -> Result<(), wire::Error> {
     loop {
         if let Some(exit) = exec.exit() {
             connection.set_write_timeout(Some(Duration::from_secs(1)))?;

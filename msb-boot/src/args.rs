@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use msb::record::{Boot, RestartPolicy, RootChoice, VmmChoice};
+use msb::record::{Boot, Channel, RestartPolicy, RootChoice, VmmChoice};
 use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 use msb::vm::{inits, name};
@@ -144,6 +144,10 @@ pub(crate) struct Args {
     /// The virtual machine monitor [default: $MSB_VMM, else auto]
     #[arg(long, value_enum)]
     pub vmm: Option<VmmChoice>,
+
+    /// How the agent in the guest is reached: by a vsock device, or, under QEMU, by a virtio-serial port [default: vsock]
+    #[arg(long, value_enum)]
+    pub channel: Option<Channel>,
 
     /// Start the VM again after it has ended, with the same name and disk. A VM that msb-stop has stopped stays stopped
     #[arg(long, value_enum, value_name = "POLICY")]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use msb::record::{self, Record, RestartPolicy, VmmChoice, path};
+use msb::record::{self, Channel, Record, RestartPolicy, VmmChoice, path};
 use msb::store::{home, layout};
 use msb::vm::boot::{self, Boot};
 use msb::vm::rundir::LockedRunDir;
@@ -129,7 +129,8 @@ impl Config {
         jail::check_privileges()?;
         let agent = agent::find(architecture)?;
         let library = kernel::library(architecture)?;
-        let any::Choice { vmm, message, is_fallback } = any::choose(vmm_choice(request.vmm)?, architecture)?;
+        let channel = request.channel.unwrap_or_default();
+        let any::Choice { vmm, message, is_fallback } = any::choose(vmm_choice(request.vmm)?, architecture, channel)?;
         notices.extend(message.clone().filter(|_| args.verbose).map(Notice::Warning));
         let dir = run_dir(&name)?;
         if !args.dry_run {
@@ -173,6 +174,8 @@ impl Config {
             volumes: Vec::new(),
             drives: Vec::new(),
             cards: Vec::new(),
+            channel,
+            port: None,
         };
         let boot = Boot {
             version: boot::VERSION,
@@ -186,6 +189,7 @@ impl Config {
             bare: request.bare,
             init,
             network: network_for_guest(&networks, &request, &record),
+            port: channel == Channel::Serial,
         };
         let overhead_mib = any::overhead_mib(vmm.name());
         let cgroup_parents = cgroup::check(&request.limits, request.memory_mib, overhead_mib)?;

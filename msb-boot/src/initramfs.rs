@@ -168,6 +168,7 @@ mod tests {
             bare: false,
             init: None,
             network: None,
+            port: false,
         }
     }
 

@@ -11,6 +11,7 @@ mod agent;
 mod args;
 mod block;
 mod cgroup;
+mod channel;
 mod client;
 mod config;
 mod defaults;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
     match role::role() {
         Some(Role::Supervisor(fds)) => supervisor::main(&fds),
         Some(Role::Vmm(description)) => vmm::any::run(&description),
+        Some(Role::Channel(description)) => channel::run(&description),
         Some(Role::Gate(description)) => network::gate::run(&description),
         Some(Role::Relay(description)) => network::relay::run(&description),
         Some(Role::Resolver(description)) => network::resolver::run(&description),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use msb::architecture::Architecture;
-use msb::record::{Limits, VmmChoice};
+use msb::record::{Channel, Limits, VmmChoice};
 use msb::store::erofs::Mkfs;
 use msb::tool::user_namespace;
 use serde::Serialize;
@@ -86,7 +86,7 @@ impl Probe {
         });
         let privileges = privileges.and_then(|privileges| jail::check_privileges().map(|()| privileges));
         let agent = agent::find(host).map_err(|error| Unusable::new(format!("{error:#}"), guest_files::remedy(host)));
-        let chosen = agent.clone().map_err(Into::into).and_then(|_| any::choose(choice, host));
+        let chosen = agent.clone().map_err(Into::into).and_then(|_| any::choose(choice, host, Channel::Vsock));
         let (vmm, message) = match chosen {
             Ok(any::Choice { vmm, message, .. }) => {
                 (Some(vmm.name()), message.unwrap_or_else(|| format!("using {}, as told", vmm.name())))

@@ -145,6 +145,9 @@ fn arguments(
     let mut bus = || buses.next().unwrap_or_default();
     push(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);
     push(&["-device", "virtconsole,chardev=console"]);
+    if let Some(port) = vm.port {
+        push(&["-chardev", &format!("socket,id=agent,fd={port}"), "-device", "virtserialport,chardev=agent,nr=1"]);
+    }
 
     for (number, drive) in vm.drives.iter().enumerate() {
         // An I/O error is reported to the guest; QEMU would else pause the machine. A flush of the guest reaches the host's disk.

@@ -79,6 +79,7 @@ pub(crate) fn request(
     boot.limits = args.limits.override_recorded(&boot.limits);
     boot.restart = args.restart.unwrap_or(boot.restart);
     boot.vmm = args.vmm.or(boot.vmm);
+    boot.channel = args.channel.or(boot.channel);
     boot.timeout_s = args.timeout.or(boot.timeout_s);
     check(&boot)?;
     Ok(boot)

@@ -16,6 +16,7 @@ use crate::notice::TOOL;
 const SUPERVISOR: &str = msb::vm::supervisor::ROLE;
 pub(crate) const VMM: &str = "--as-vmm";
 pub(crate) const GATE: &str = "--as-gate";
+pub(crate) const CHANNEL: &str = "--as-channel";
 pub(crate) const RELAY: &str = "--as-relay";
 pub(crate) const RESOLVER: &str = "--as-resolver";
 
@@ -27,6 +28,8 @@ pub(crate) enum Role {
     Vmm(String),
     /// Be the gate that this JSON text describes. The process is killed when the supervisor dies.
     Gate(String),
+    /// Be the multiplexer that this JSON text describes. The process is killed when the supervisor dies.
+    Channel(String),
     /// Be the relay that this JSON text describes. The process is killed when the supervisor dies.
     Relay(String),
     /// Be the resolver that this JSON text describes. The process is killed when the supervisor dies.
@@ -37,7 +40,7 @@ pub(crate) enum Role {
 pub(crate) fn role() -> Option<Role> {
     let mut args = std::env::args_os().skip(1);
     let role = args.next()?.into_string().ok()?;
-    if ![SUPERVISOR, VMM, GATE, RELAY, RESOLVER].contains(&role.as_str()) {
+    if ![SUPERVISOR, VMM, CHANNEL, GATE, RELAY, RESOLVER].contains(&role.as_str()) {
         return None;
     }
     // The kernel named the process after the path's last component, so ps(1) would show "exe".
@@ -52,6 +55,7 @@ pub(crate) fn role() -> Option<Role> {
     let description = args.next()?.into_string().ok()?;
     Some(match role.as_str() {
         VMM => Role::Vmm(description),
+        CHANNEL => Role::Channel(description),
         GATE => Role::Gate(description),
         RELAY => Role::Relay(description),
         _ => Role::Resolver(description),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use msb::architecture::Architecture;
 use msb::jail::{Jail, PinnedPath, Profile};
-use msb::record::DiskFormat;
+use msb::record::{Channel, DiskFormat};
 use msb::vm::rundir;
 use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,10 @@ pub(crate) struct Vm {
     pub drives: Vec<Drive>,
     /// Its network cards.
     pub cards: Vec<Card>,
+    /// What carries the connections to its agent.
+    pub channel: Channel,
+    /// The socket for its virtio-serial port, if that carries them.
+    pub port: Option<InheritedFd>,
 }
 
 /// The network card of a VM. The VMM inherits its socket, on which each frame follows its length: four bytes, big-endian.

@@ -2,6 +2,8 @@
 
 #[path = "../../tests/fuzz/checks/commit_receive.rs"]
 mod commit_receive;
+#[path = "../../tests/fuzz/checks/wire_channel.rs"]
+mod wire_channel;
 #[path = "../../tests/fuzz/checks/wire_decoder.rs"]
 mod wire_decoder;
 #[path = "../../tests/fuzz/checks/wire_report.rs"]
@@ -25,6 +27,11 @@ fn run(target: &str, check: fn(&[u8])) {
 #[test]
 fn seeds_of_the_decoder() {
     run("wire_decoder", wire_decoder::check);
+}
+
+#[test]
+fn seeds_of_a_channel() {
+    run("wire_channel", wire_channel::check);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use msb::jail::Profile;
+use msb::record::Channel;
 use msb::vm::boot;
 use serde::{Deserialize, Serialize};
 
@@ -55,14 +56,17 @@ impl Programs {
         Ok(Self { virtiofsd: find_virtiofsd()?, vsock: find_vsock()? })
     }
 
-    /// Starts the helper processes of a VM: one for the vsock device, one for the volumes of the host if there are any, and one for a
-    /// shared root. Returns the devices and the descriptors of their sockets.
+    /// Starts the helper processes of a VM: one for the vsock device, if it has one, one for the volumes of the host if there are any, and
+    /// one for a shared root. Returns the devices and the descriptors of their sockets.
     ///
     /// # Errors
     /// The process that did not start, and why.
     pub(crate) fn start(&self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<(Vec<Device>, Vec<OwnedFd>)> {
         // The vsock helper takes the longest to start, so it is started first and connected to last.
-        let vsock = vsock::Starting::start(vm, &self.vsock, processes)?;
+        let vsock = match vm.channel {
+            Channel::Vsock => Some(vsock::Starting::start(vm, &self.vsock, processes)?),
+            Channel::Serial => None,
+        };
         let jail = || vm.jail(Profile::Virtiofsd);
         let mut sockets = Vec::new();
         if !vm.volumes.is_empty() {
@@ -75,7 +79,9 @@ impl Programs {
             let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, Submounts::Hidden, processes)?;
             sockets.push((DeviceKind::Fs("rootfs".into()), socket));
         }
-        sockets.insert(0, (DeviceKind::Vsock, vsock.connect()?));
+        if let Some(vsock) = vsock {
+            sockets.insert(0, (DeviceKind::Vsock, vsock.connect()?));
+        }
         let device = |(kind, socket): (_, OwnedFd)| (Device { kind, socket: InheritedFd::of(&socket) }, socket);
         Ok(sockets.into_iter().map(device).unzip())
     }

@@ -20,6 +20,7 @@ use msb::wire::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::block::BlockRoot;
+use crate::channel;
 use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
 use crate::initramfs::Initramfs;
@@ -134,7 +135,9 @@ fn receive(
     let (mut stderr, stderr_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;
     let mut processes = Processes::new(stderr_in.try_clone()?, stderr_in, held.lock_alive()?)?;
-    config.vmm.start(&vm, vec![disk, initramfs], console_in, &mut processes)?;
+    let mut fds = vec![disk, initramfs];
+    let _channel = channel::start(&mut vm, &mut fds, &mut processes)?;
+    config.vmm.start(&vm, fds, console_in, &mut processes)?;
     let vmm = processes.last_pidfd()?;
     // Both pipes must be read, or the VM would block on a full one.
     let console = std::thread::spawn(move || read_end(&mut console));

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use msb::record::{self, Endpoint};
+use msb::record::{self, Channel, Endpoint};
 use msb::vm::rundir::{self, Cause, Ended, LockedRunDir};
 use msb::wire::AGENT_PORT;
 use msb::wire::exec::Ready;
@@ -24,6 +25,7 @@ use super::stopping::Deadline;
 use super::timings::timings;
 use super::verdict::Verdict;
 use super::{ready, restart::SilentEnd, stopping};
+use crate::channel;
 use crate::config::{Config, now};
 use crate::inherited_fd::InheritedFd;
 use crate::log;
@@ -61,6 +63,8 @@ pub(super) struct Watch<'a, 'f> {
     report: Option<ready::Report>,
     recording: Option<Recording>,
     network: Option<Control>,
+    /// What keeps the multiplexer of the guest's port running.
+    _channel: Option<UnixStream>,
     /// How often a process was started again.
     replacements: BTreeMap<&'static str, u32>,
     phase: Phase,
@@ -128,6 +132,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         fds.extend(sockets);
         let own_initramfs = File::from(initramfs.try_clone()?);
         fds.push(initramfs);
+        let channel = channel::start(vm, &mut fds, &mut processes)?;
         config.vmm.start(vm, fds, console_in, &mut processes)?;
         Ok(Self {
             config,
@@ -140,6 +145,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             report: Some(report),
             recording: None,
             network: control,
+            _channel: channel,
             replacements: BTreeMap::new(),
             phase: Phase::Booting { until: now() + config.timeout },
             initramfs: Some(own_initramfs),
@@ -349,8 +355,9 @@ impl<'a, 'f> Watch<'a, 'f> {
     }
 
     fn endpoint(&self) -> Endpoint {
-        let handshake = self.config.vmm.has_vsock_handshake();
-        Endpoint::new(self.machine.vm.agent_socket(), AGENT_PORT, handshake)
+        let vm = &self.machine.vm;
+        let handshake = vm.channel == Channel::Vsock && self.config.vmm.has_vsock_handshake();
+        Endpoint::new(vm.agent_socket(), AGENT_PORT, handshake)
     }
 
     fn read_signals(&mut self) -> anyhow::Result<()> {

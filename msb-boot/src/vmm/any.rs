@@ -5,9 +5,9 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use msb::architecture::Architecture;
-use msb::record::VmmChoice;
+use msb::record::{Channel, VmmChoice};
 use serde::{Deserialize, Serialize};
 
 use super::Vmm;
@@ -102,14 +102,22 @@ pub(crate) struct Choice {
 ///
 /// # Errors
 /// Why the named VMM, or any VMM, cannot be used.
-pub(crate) fn choose(choice: VmmChoice, architecture: Architecture) -> anyhow::Result<Choice> {
+pub(crate) fn choose(choice: VmmChoice, architecture: Architecture, channel: Channel) -> anyhow::Result<Choice> {
     let named = |vmm| Ok(Choice { vmm, message: None, is_fallback: false });
     match choice {
         VmmChoice::Qemu => named(AnyVmm::Qemu(Qemu::find(architecture).context("qemu")?)),
+        VmmChoice::Krun if channel == Channel::Serial => {
+            bail!("krun: has no port for --channel serial (use --vmm qemu)")
+        }
         VmmChoice::Krun => named(AnyVmm::Krun(Krun::find(architecture).context("krun")?)),
         VmmChoice::Auto if architecture != Architecture::HOST => {
             let qemu = Qemu::find(architecture).context("qemu")?;
             let message = Some(format!("{} guest: using qemu ({})", architecture.platform(), qemu.acceleration()));
+            Ok(Choice { vmm: AnyVmm::Qemu(qemu), message, is_fallback: false })
+        }
+        VmmChoice::Auto if channel == Channel::Serial => {
+            let qemu = Qemu::find(architecture).context("qemu")?;
+            let message = Some(format!("--channel serial: using qemu ({})", qemu.acceleration()));
             Ok(Choice { vmm: AnyVmm::Qemu(qemu), message, is_fallback: false })
         }
         VmmChoice::Auto => {

@@ -109,7 +109,7 @@ The result is checked against its digest.
 "#;
 
 impl Profile {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Krun,
         Self::KrunPrivateDisk,
         Self::KrunShares,
@@ -117,6 +117,7 @@ impl Profile {
         Self::QemuPrivateDisk,
         Self::Virtiofsd,
         Self::Vsock,
+        Self::Channel,
         Self::Gate,
         Self::Resolver,
         Self::Relay,
@@ -136,6 +137,7 @@ impl Profile {
             Self::QemuPrivateDisk => "QEMU, with a disk image that others may not read",
             Self::Virtiofsd => "virtiofsd, under QEMU: one for a shared root, one for volumes",
             Self::Vsock => "vhost-device-vsock, under QEMU",
+            Self::Channel => "the multiplexer of the port to the agent, with --channel serial",
             Self::Gate => "the gate between the guest's card and passt",
             Self::Resolver => "the resolver, which asks name servers for the guest",
             Self::Relay => "the relay between the guest's card and a TAP interface",
@@ -159,6 +161,7 @@ impl Profile {
             Self::QemuPrivateDisk => "the same, and the image (read-only)",
             Self::Virtiofsd => "the share; its own /proc/PID; the limit of open files",
             Self::Vsock => "the socket directory, which is removed when the VM is up",
+            Self::Channel => "the socket directory, which is removed when the VM is up; its sockets are descriptors",
             Self::Gate => "nothing; its log, its counters and its sockets are descriptors",
             Self::Resolver => "nothing; its sockets are descriptors",
             Self::Relay => "nothing; the interface and the socket are descriptors",
@@ -201,10 +204,11 @@ fn calls(list: &[Syscall]) -> String {
 }
 
 /// The names of the lists, in the order of the page.
-const LISTS: [(&str, &[Syscall]); 6] = [
+const LISTS: [(&str, &[Syscall]); 7] = [
     ("base", syscalls::BASE),
     ("messages", syscalls::MESSAGES),
     ("connections", syscalls::CONNECTIONS),
+    ("callers", syscalls::CALLERS),
     ("vmm", syscalls::VMM),
     ("files", syscalls::FILES),
     ("serve", syscalls::SERVE_FILES),

@@ -52,6 +52,8 @@ pub enum Profile {
     Virtiofsd,
     /// vhost-device-vsock.
     Vsock,
+    /// The multiplexer of the guest's port.
+    Channel,
     /// The gate between the guest's card and passt.
     Gate,
     /// The resolver that asks name servers.
@@ -198,6 +200,16 @@ impl Profile {
                 ..NOTHING
             },
             Self::Vsock => Rules { execution: Execution::Once, open_files: Some(16384), ..NOTHING },
+            Self::Channel => Rules {
+                syscalls: Syscalls::Only(&[
+                    syscalls::BASE,
+                    syscalls::MESSAGES,
+                    syscalls::CONNECTIONS,
+                    syscalls::CALLERS,
+                ]),
+                open_files: Some(16384),
+                ..NOTHING
+            },
             Self::Gate | Self::Relay => Rules {
                 syscalls: Syscalls::Only(&[syscalls::BASE, syscalls::MESSAGES]),
                 sockets: &[],

@@ -64,6 +64,9 @@ pub(super) const MESSAGES: &[Syscall] = syscalls![
 /// Connecting a socket.
 pub(super) const CONNECTIONS: &[Syscall] = syscalls![SYS_connect];
 
+/// Accepting connections.
+pub(super) const CALLERS: &[Syscall] = syscalls![SYS_accept4];
+
 /// Threads, and everything that a VMM waits for.
 pub(super) const VMM: &[Syscall] = syscalls![
     SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime

@@ -60,6 +60,8 @@ pub struct Boot {
     pub limits: Limits,
     /// The VMM; null for `$MSB_VMM`, else auto.
     pub vmm: Option<VmmChoice>,
+    /// How the agent is reached; null for vsock.
+    pub channel: Option<Channel>,
     /// The file for the guest's console; null for kernel.log in the run directory.
     pub kernel_log: Option<PathBuf>,
     /// How long the guest may take until its agent answers and its init is usable, in seconds; null for the default.
@@ -94,6 +96,7 @@ impl Default for Boot {
             network: Network::default(),
             limits: Limits::default(),
             vmm: None,
+            channel: None,
             kernel_log: None,
             timeout_s: None,
             unknown: Unknown::new(),
@@ -211,4 +214,17 @@ pub enum VmmChoice {
     Krun,
     /// QEMU, on KVM or in software
     Qemu,
+}
+
+/// What carries the connections between the host and the agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[cfg_attr(feature = "tool", derive(clap::ValueEnum))]
+#[serde(rename_all = "lowercase")]
+pub enum Channel {
+    /// A vsock device
+    #[default]
+    Vsock,
+    /// A virtio-serial port, which QEMU alone has
+    Serial,
 }

@@ -33,7 +33,7 @@ mod upper;
 mod vm;
 mod volume;
 
-pub use boot::{Boot, Init, Limits, RestartPolicy, RootChoice, VmmChoice};
+pub use boot::{Boot, Channel, Init, Limits, RestartPolicy, RootChoice, VmmChoice};
 pub use document::{Error, FILE_NAME, Record, VERSION};
 pub use image::{Image, ImageConfig};
 pub use mount::Mount;

@@ -25,6 +25,8 @@ pub const SCRATCH: &str = "/top";
 pub const MSB_DIR: &str = "msb";
 /// The tag of the share with the volumes of the host, each named by its number, and the directory of the initramfs where it is mounted.
 pub const VOLUMES_DIR: &str = "volumes";
+/// The virtio-serial port to the host, for [`Boot::port`].
+pub const PORT: &str = "/dev/vport0p1";
 /// The version that this crate reads and writes.
 pub const VERSION: u32 = 4;
 
@@ -59,6 +61,9 @@ pub struct Boot {
     /// The network; `None` for the loopback interface alone.
     #[serde(default)]
     pub network: Option<Network>,
+    /// The connections to the host are on [`PORT`], and not on vsock.
+    #[serde(default)]
+    pub port: bool,
 }
 
 /// A volume: a directory or file of the host, or a file system in memory.

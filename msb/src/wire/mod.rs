@@ -29,6 +29,7 @@
 //! # Ok::<(), msb::wire::Error>(())
 //! ```
 
+pub mod channel;
 pub mod container;
 pub mod copy;
 mod decoder;

@@ -1,0 +1,168 @@
+//! Two multiplexers on one socket pair, and callers on both sides.
+
+use super::*;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+
+/// Ends for a test: connections are accepted from a listener, and those of the peer are handed to the test.
+struct TestEnds {
+    listener: UnixListener,
+    connected: Sender<UnixStream>,
+    restarted: Sender<()>,
+}
+
+impl Ends for TestEnds {
+    fn accepting(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    fn accept(&mut self) -> io::Result<OwnedFd> {
+        Ok(self.listener.accept()?.0.into())
+    }
+
+    fn connect(&mut self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.connected.send(theirs).map_err(io::Error::other)?;
+        Ok(ours.into())
+    }
+
+    fn restarted(&mut self) {
+        let _ = self.restarted.send(());
+    }
+}
+
+/// One side of a channel, which runs in a thread.
+struct TestSide {
+    dir: tempfile::TempDir,
+    connected: Receiver<UnixStream>,
+    restarted: Receiver<()>,
+    control: UnixStream,
+}
+
+impl TestSide {
+    fn start(side: Side, port: UnixStream) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let ((connect, connected), (restart, restarted)) = (channel(), channel());
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let ends = TestEnds { listener, connected: connect, restarted: restart };
+        thread::spawn(move || Multiplexer::new(side, port.into(), ends, Some(theirs)).unwrap().run().unwrap());
+        Self { dir, connected, restarted, control }
+    }
+
+    fn open(&self) -> UnixStream {
+        UnixStream::connect(self.dir.path().join("s")).unwrap()
+    }
+
+    fn wanted(&mut self, wanted: u8) {
+        self.control.write_all(&[wanted]).unwrap();
+    }
+}
+
+fn channel_of_two() -> (TestSide, TestSide) {
+    let (host, guest) = UnixStream::pair().unwrap();
+    (TestSide::start(Side::Host, host), TestSide::start(Side::Guest, guest))
+}
+
+fn read_end(mut stream: impl Read) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn bytes_pass_both_ways_beside_a_connection_that_nobody_reads() {
+    let (host, guest) = channel_of_two();
+    // Its window, and the buffers of its sockets, fill.
+    let mut ignored = host.open();
+    let _kept = guest.connected.recv().unwrap();
+    thread::spawn(move || ignored.write_all(&vec![1; 4 << 20]));
+    for (from, to) in [(&host, &guest), (&guest, &host)] {
+        let mut caller = from.open();
+        let mut called = to.connected.recv().unwrap();
+        let sent: Vec<u8> = (0..3_000_000u32).map(|number| number.to_le_bytes()[1]).collect();
+        let echoed = thread::scope(|scope| {
+            scope.spawn(|| {
+                let bytes = read_end(&called);
+                called.write_all(&bytes).unwrap();
+                drop(called);
+            });
+            let mut writer = caller.try_clone().unwrap();
+            let sent = &sent;
+            scope.spawn(move || {
+                writer.write_all(sent).unwrap();
+                writer.shutdown(std::net::Shutdown::Write).unwrap();
+            });
+            read_end(&mut caller)
+        });
+        assert!(echoed == sent);
+    }
+}
+
+#[test]
+fn what_was_sent_before_a_close_arrives_although_input_was_not_read() {
+    let (host, guest) = channel_of_two();
+    let mut caller = host.open();
+    caller.write_all(&[7; 64 << 10]).unwrap();
+    let mut called = guest.connected.recv().unwrap();
+    called.write_all(b"the end").unwrap();
+    drop(called);
+    assert_eq!(read_end(&mut caller), b"the end");
+    // The end comes back as for a socket.
+    while caller.write_all(&[7; 4096]).is_ok() {}
+}
+
+#[test]
+fn a_caller_that_has_gone_is_noticed() {
+    let (host, guest) = channel_of_two();
+    drop(host.open());
+    let mut called = guest.connected.recv().unwrap();
+    assert_eq!(read_end(&mut called), b"");
+    while called.write_all(&[7; 4096]).is_ok() {}
+}
+
+#[test]
+fn a_frozen_channel_goes_on_where_it_was_or_begins_anew() {
+    let (mut host, guest) = channel_of_two();
+    let mut caller = host.open();
+    let mut called = guest.connected.recv().unwrap();
+    host.wanted(FREEZE);
+    let mut answer = [0];
+    host.control.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, [FROZEN]);
+    caller.write_all(b"to").unwrap();
+    called.write_all(b"fro").unwrap();
+    host.wanted(THAW);
+    let (mut to, mut fro) = ([0; 2], [0; 3]);
+    called.read_exact(&mut to).unwrap();
+    caller.read_exact(&mut fro).unwrap();
+    assert_eq!((&to, &fro), (b"to", b"fro"));
+
+    host.wanted(FREEZE);
+    host.control.read_exact(&mut answer).unwrap();
+    called.write_all(b"lost").unwrap();
+    host.wanted(RESTART);
+    host.wanted(THAW);
+    guest.restarted.recv().unwrap();
+    // Something was not read, so the end of the connection is a reset.
+    while called.read(&mut answer).is_ok_and(|count| count > 0) {}
+}
+
+#[test]
+fn a_peer_that_violates_the_protocol_ends_the_channel() {
+    for side in [Side::Host, Side::Guest] {
+        for bytes in [&b"\0\0\0\x01\0\0\0\0"[..], b"\0\0\0\x06\0\0\0\0"] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+            let ends = TestEnds { listener, connected: channel().0, restarted: channel().0 };
+            theirs.write_all(bytes).unwrap();
+            theirs.shutdown(std::net::Shutdown::Write).unwrap();
+            let ended = Multiplexer::new(side, ours.into(), ends, None).unwrap().run();
+            let is_freeze_for_guest = side == Side::Guest && bytes[3] == 6;
+            assert_eq!(ended.is_err(), !is_freeze_for_guest, "{side:?} {bytes:?} {ended:?}");
+        }
+    }
+}
