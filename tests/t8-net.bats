@@ -189,9 +189,45 @@ fetch_fails() {
 }
 
 @test "-p leads to a server in the guest but not from another guest, a taken port is an error, and passt is replaced" {
-    net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81 -p 0.0.0.0:18081:80 -p '[::]:18082:80'
-    port=$(jq -r '.vm.net.ports[0].host' worker.json)
-    [[ $port == 127.0.0.1:* && $port != *:0 ]]
+    cp "$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program udp-echo)" "$vm_root/bin/udp-echo"
+    net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81 -p 0.0.0.0:18081:80 -p '[::]:18082:80' -p 18083-18085:90-92 \
+        -p 0:6/udp -p 18088-18089:7-8/udp
+    jq -r '.vm.net.ports[] | "\(.host) \(.guest) \(.protocol)"' worker.json >ports
+    port=$(awk 'NR == 1 { print $1 }' ports) datagrams=$(awk 'NR == 8 { print $1 }' ports)
+    [[ $port == 127.0.0.1:* && $port != *:0 && $datagrams == 127.0.0.1:* && $datagrams != *:0 ]]
+    diff ports - <<END
+$port 80 tcp
+127.0.0.1:18080 81 tcp
+0.0.0.0:18081 80 tcp
+[::]:18082 80 tcp
+127.0.0.1:18083 90 tcp
+127.0.0.1:18084 91 tcp
+127.0.0.1:18085 92 tcp
+$datagrams 6 udp
+127.0.0.1:18088 7 udp
+127.0.0.1:18089 8 udp
+END
+    # The ports of a range, and for datagrams.
+    vm_exec worker sh -c 'for port in 6 7 8; do udp-echo $port & done
+        for port in 90 91 92; do mkdir -p /tmp/$port; echo $port >/tmp/$port/index.html; httpd -f -p $port -h /tmp/$port & done; wait' 3>&- &
+    for pair in 127.0.0.1:18083=90 127.0.0.1:18084=91 127.0.0.1:18085=92; do
+        until [ "$(ip netns exec "$lab" curl -sS -g -m 60 "http://${pair%=*}/")" = "${pair#*=}" ]; do sleep 0.1; done
+    done
+    for address in "$datagrams" 127.0.0.1:18088 127.0.0.1:18089; do
+        ip netns exec "$lab" python3 -c '
+import socket, sys
+host, port = sys.argv[1].split(":")
+peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+peer.connect((host, int(port)))
+peer.settimeout(1)
+for number in range(120):
+    try:
+        peer.send(b"%d" % number)
+        sys.exit(not peer.recv(100))
+    except OSError:  # it is lost, or nobody listens yet
+        pass
+sys.exit(1)' "$address" || { echo "$address"; return 1; }
+    done
     vm_exec worker sh -c 'while :; do echo served | nc -l -p 80; done' 3>&- &
     # The client speaks first: passt of 2023 does not acknowledge a connection before.
     is_served() {
@@ -207,6 +243,9 @@ fetch_fails() {
     run --separate-stderr net_boot other --network public -p 18080:80
     [ "$status" -eq 1 ]
     [[ $stderr == *"port 127.0.0.1:18080 of -p 127.0.0.1:18080:80: Address already in use"* ]]
+    run --separate-stderr net_boot other --network public -p 127.0.0.1:18090:80 -p 0.0.0.0:18090:81
+    [ "$status" -eq 1 ]
+    [[ $stderr == *"-p 0.0.0.0:18090:81: port 0.0.0.0:18090 is published twice"* ]]
     # passt has a user of its own and no capabilities, and another takes its place when it is lost.
     passt=$(net_process worker 'passt.*--fd=')
     grep -q '^CapEff:.0*$' "/proc/$passt/status"

@@ -135,6 +135,11 @@ impl Gate {
         (self.config.policy.own, self.config.policy.links) = (own, links);
     }
 
+    /// Another passt has taken the place of one that was lost, with all connections.
+    pub fn forget_connections(&mut self) {
+        self.openings.clear();
+    }
+
     /// Takes what was denied since the last call.
     pub fn take_denials(&mut self) -> Vec<Denial> {
         std::mem::take(&mut self.denials)
@@ -153,8 +158,8 @@ impl Gate {
         if packet.protocol == PROTOCOL_ICMPV6
             && packet.icmp_type().is_some_and(|kind| NEIGHBOR_DISCOVERY.contains(&kind))
             && packet.hop_limit() == u8::MAX
+            && self.is_neighbor(packet.source)
         {
-            // It may be from a link-local address, or from none.
             return Verdict::Pass;
         }
         if let Some(lease) = &self.config.lease
@@ -207,6 +212,13 @@ impl Gate {
     pub fn fail(&mut self, token: u32, now: Duration) -> Option<Vec<u8>> {
         let pending = self.names.take(token, now)?;
         self.deliver(&pending, &pending.question.failed(&pending.head))
+    }
+
+    /// Whether the guest may speak to its neighbors from this address. Its kernel does so from a link-local one, too, and from none
+    /// before it has one.
+    fn is_neighbor(&self, source: IpAddr) -> bool {
+        let IpAddr::V6(source) = source else { return false };
+        self.config.ipv6 == Some(source) || source.is_unicast_link_local() || source.is_unspecified()
     }
 
     fn tcp_from_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
@@ -390,10 +402,13 @@ impl Gate {
     }
 
     fn tcp_to_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Verdict {
+        let key = (segment.destination, packet.source, segment.source);
         if segment.flags & (SYN | RST) == 0 {
+            if !self.openings.is_empty() {
+                self.openings.acknowledge(&key, segment.acknowledgment);
+            }
             return Verdict::Pass;
         }
-        let key = (segment.destination, packet.source, segment.source);
         let syn = self.handshakes.remove(&key, now);
         if segment.flags & RST != 0 {
             self.openings.forget(&key);
@@ -454,6 +469,7 @@ impl Gate {
         self.deny(Denial { protocol: Protocol::Tcp, address, port, name, reason });
         let back = reply::reset_back(packet, segment);
         let onward = reply::reset_onward(packet, segment, segment.acknowledgment);
+        self.openings.forget(&(segment.source, packet.destination, segment.destination));
         back.zip(onward).map_or(Verdict::Drop, |(back, onward)| Verdict::Both { back, onward })
     }
 

@@ -1,17 +1,18 @@
 //! The host in the head of an HTTP/1 request, RFC 9112. Later requests of a connection are not looked at.
+//!
+//! Servers disagree about requests that are not quite right. One that some server may take for a request is one here, and one in
+//! which two servers may find different hosts is malformed.
 
 use crate::tls::Opening;
 
-/// The longest method that is taken for one.
-const MAX_METHOD: usize = 16;
-
 /// The name in the first bytes that a client sends.
 pub(crate) fn opening(bytes: &[u8]) -> Opening {
-    let method = bytes.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+    // Many servers skip empty lines before a request.
+    let bytes = bytes.trim_ascii_start();
+    let method = bytes.iter().take_while(|byte| is_token(**byte)).count();
     match bytes.get(method) {
-        _ if method > MAX_METHOD => return Opening::Other,
         None => return Opening::Incomplete,
-        Some(b' ') if method > 0 => {}
+        Some(&byte) if method > 0 && byte != b'\n' && is_blank(byte) => {}
         Some(_) => return Opening::Other,
     }
     let mut lines = bytes.split_inclusive(|&byte| byte == b'\n');
@@ -19,6 +20,7 @@ pub(crate) fn opening(bytes: &[u8]) -> Opening {
     let mut host = match target(request) {
         Target::NotHttp => return Opening::Other,
         Target::OtherVersion => return Opening::Name(None),
+        Target::Malformed => return Opening::Malformed,
         Target::Path => None,
         Target::Absolute(host) => Some(host),
     };
@@ -29,11 +31,10 @@ pub(crate) fn opening(bytes: &[u8]) -> Opening {
         if line.is_empty() {
             return Opening::Name(host);
         }
-        let Some((name, value)) = split_once(line, b':') else { return Opening::Malformed };
-        // A continued line, or a blank before the colon: servers disagree about them.
-        if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
-            return Opening::Malformed;
-        }
+        // A continued line, a blank before the colon, or a lone CR, which may end a line.
+        let field =
+            split_once(line, b':').filter(|(name, _)| !name.is_empty() && name.iter().all(|byte| is_token(*byte)));
+        let Some((name, value)) = field.filter(|_| !line.contains(&b'\r')) else { return Opening::Malformed };
         if name.eq_ignore_ascii_case(b"host") {
             let Some(name) = name_of(value.trim_ascii()) else { return Opening::Malformed };
             headers += 1;
@@ -45,6 +46,16 @@ pub(crate) fn opening(bytes: &[u8]) -> Opening {
         }
     }
     Opening::Incomplete
+}
+
+/// Whether a method or a field's name may have it.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Whether it separates the words of a request line, for any server.
+fn is_blank(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0b
 }
 
 /// A line without its end; `None` if the end is missing.
@@ -68,38 +79,40 @@ enum Target {
     Path,
     /// A whole URL, or what CONNECT is to connect to.
     Absolute(String),
+    Malformed,
 }
 
 fn target(line: &[u8]) -> Target {
-    let mut words = line.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
-    let (Some(method), Some(target), version, None) = (words.next(), words.next(), words.next(), words.next()) else {
-        return Target::NotHttp;
-    };
-    match version {
-        Some(version) if version.starts_with(b"HTTP/1.") => {}
-        Some(version) if version.starts_with(b"HTTP/") => return Target::OtherVersion,
-        None if method == b"GET" => return Target::OtherVersion,
+    let words: Vec<&[u8]> = line.split(|byte| is_blank(*byte)).filter(|word| !word.is_empty()).collect();
+    let is_version = |word: &[u8]| word.get(..5).is_some_and(|word| word.eq_ignore_ascii_case(b"HTTP/"));
+    let (method, target) = match words[..] {
+        [method, target, version] if is_version(version) && version[5..].starts_with(b"1.") => (method, target),
+        [_, _, version] if is_version(version) => return Target::OtherVersion,
+        [b"GET", _] => return Target::OtherVersion,
+        // A path with a blank.
+        [.., last] if is_version(last) => return Target::Malformed,
         _ => return Target::NotHttp,
-    }
+    };
     let authority = match target.windows(3).position(|bytes| bytes == b"://") {
-        Some(at) if !target.starts_with(b"/") => target[at + 3..].split(|&byte| byte == b'/').next(),
-        _ if method == b"CONNECT" => Some(target),
+        Some(at) if !target.starts_with(b"/") => target[at + 3..].split(|byte| b"/?#\\".contains(byte)).next(),
+        _ if method.eq_ignore_ascii_case(b"CONNECT") => Some(target),
         _ => None,
     };
     match authority {
         None => Target::Path,
-        Some(authority) => name_of(authority).map_or(Target::NotHttp, Target::Absolute),
+        Some(authority) => name_of(authority).map_or(Target::Malformed, Target::Absolute),
     }
 }
 
-/// The name in `name[:port]`, in lower case; empty if there is none.
+/// The name in `name[:port]`, in lower case; empty if there is none. `None` if it cannot be a name or an address.
 fn name_of(authority: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(authority).ok()?;
     let name = match text.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => text,
     };
-    Some(name.trim_end_matches('.').to_ascii_lowercase())
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:[]".contains(&byte)).then_some(name)
 }
 
 #[cfg(test)]
@@ -125,11 +138,40 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a.test\r\n b.test\r\n\r\n", Opening::Malformed),
             ("GET / HTTP/1.1\r\nHost : a.test\r\n\r\n", Opening::Malformed),
             ("GET / HTTP/1.1\r\nnothing\r\n\r\n", Opening::Malformed),
+            // What some servers take for a request:
+            ("\r\n\n GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", named("a.test")),
+            ("get / http/1.1\r\nHost: a.test\r\n\r\n", named("a.test")),
+            ("ABCDEFGHIJKLMNOPQ-X.9 / HTTP/1.1\r\nHost: a.test\r\n\r\n", named("a.test")),
+            ("GET\t/\x0bHTTP/1.1\r\nHost: a.test\r\n\r\n", named("a.test")),
+            ("GET\r/\rHTTP/1.1\r\nHost: a.test\r\n\r\n", named("a.test")),
+            ("GET http://a.test?/b.test HTTP/1.1\r\n\r\n", named("a.test")),
+            ("GET http://a.test#/b.test HTTP/1.1\r\n\r\n", named("a.test")),
+            ("GET http://a.test\\b.test HTTP/1.1\r\n\r\n", named("a.test")),
+            ("connect a.test:443 HTTP/1.1\r\n\r\n", named("a.test")),
+            ("GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", named("[2001:db8::1]")),
+            ("GET / HTTP/1.1\r\nHost: a_b-c.test\r\n\r\n", named("a_b-c.test")),
+            // What servers disagree about:
+            ("GET /a b HTTP/1.1\r\n", Opening::Malformed),
+            ("GET HTTP/1.1\r\n", Opening::Name(None)),
+            ("PUT HTTP/1.1\r\n", Opening::Malformed),
+            ("GET http://x@b.test/ HTTP/1.1\r\n", Opening::Malformed),
+            ("GET http://a%2etest/ HTTP/1.1\r\n", Opening::Malformed),
+            ("GET / HTTP/1.1\r\nHost: a.test, b.test\r\n", Opening::Malformed),
+            ("GET / HTTP/1.1\r\nHost: a.test\rHost: b.test\r\n", Opening::Malformed),
+            ("GET / HTTP/1.1\r\nX: y\rHost: b.test\r\n", Opening::Malformed),
+            ("GET / HTTP/1.1\r\nHo\u{1}st: b.test\r\n", Opening::Malformed),
+            ("GET / HTTP/1.1\r\n: b.test\r\n", Opening::Malformed),
             ("EHLO a.test\r\n", Opening::Other),
             ("SSH-2.0-x\r\n", Opening::Other),
-            ("get / HTTP/1.1\r\n", Opening::Other),
-            ("ABCDEFGHIJKLMNOPQ", Opening::Other),
+            ("USER a b\r\n", Opening::Other),
+            ("get key\r\n", Opening::Other),
+            ("QUIT\n", Opening::Other),
+            ("\u{1}GET / HTTP/1.1\r\n", Opening::Other),
+            (" /", Opening::Other),
+            ("a/b", Opening::Other),
             ("", Opening::Incomplete),
+            ("\r\n", Opening::Incomplete),
+            ("ABCDEFGHIJKLMNOPQ", Opening::Incomplete),
             ("GE", Opening::Incomplete),
             ("GET / HTTP/1.1\r\nHost: a.test\r\n", Opening::Incomplete),
             ("GET / HTTP/1.1\r\nHost: a.te", Opening::Incomplete),

@@ -2,7 +2,10 @@
 
 use crate::frame::be16;
 
+/// The types of records.
+const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
+const ALL_TYPES: std::ops::RangeInclusive<u8> = 20..=23;
 const CLIENT_HELLO: u8 = 1;
 const SERVER_NAME: u16 = 0;
 const HOST_NAME: u8 = 0;
@@ -22,10 +25,10 @@ pub(crate) enum Opening {
 
 /// The name in the first bytes that a client sends.
 pub(crate) fn opening(bytes: &[u8]) -> Opening {
-    // The content type, the version 3.x, and the first byte of the message.
-    let is_tls = [(0, HANDSHAKE), (1, 3)].iter().all(|&(at, byte)| bytes.get(at).is_none_or(|&found| found == byte));
-    if !is_tls {
-        return Opening::Other;
+    match is_tls(bytes) {
+        None => return Opening::Incomplete,
+        Some(false) => return Opening::Other,
+        Some(true) => {}
     }
     let mut message = Vec::new();
     let mut rest = bytes;
@@ -44,6 +47,19 @@ pub(crate) fn opening(bytes: &[u8]) -> Opening {
     match message.first() {
         Some(&kind) if kind != CLIENT_HELLO => Opening::Malformed,
         _ => Opening::Incomplete,
+    }
+}
+
+/// Whether these are records, which a server may take a hello from; `None` if more bytes are needed. Some servers skip an alert before
+/// the hello, some do not look at the version of a record, and some know the hello of SSL 2, which has no name.
+fn is_tls(bytes: &[u8]) -> Option<bool> {
+    match (*bytes.first()?, bytes.get(1)) {
+        (kind, Some(3)) if ALL_TYPES.contains(&kind) => Some(true),
+        (HANDSHAKE, _) => Some(*bytes.get(5)? == CLIENT_HELLO),
+        (ALERT, _) => Some(bytes.get(3..5)? == [0, 2]),
+        (kind, None) => (!ALL_TYPES.contains(&kind) && kind < 0x80).then_some(false),
+        (0x80.., _) => Some(bytes.get(2..4)? == [CLIENT_HELLO, 3]),
+        _ => Some(false),
     }
 }
 
@@ -168,7 +184,28 @@ pub(crate) mod tests {
         };
         assert_eq!(opening(b"SSH-2.0-x"), Opening::Other);
         assert_eq!(opening(b"GET / HTTP/1.1\r\n"), Opening::Other);
-        assert_eq!(opening(&[22, 4]), Opening::Other);
+        let other_version = [&[HANDSHAKE, 4], &whole[2..]].concat();
+        for (what, bytes, expected) in [
+            ("nothing", &[][..], Opening::Incomplete),
+            ("a type of record", &[20], Opening::Incomplete),
+            ("no type of record", &[24], Opening::Other),
+            ("another byte", &[19, 3], Opening::Other),
+            ("another protocol's length", &[20, 4], Opening::Other),
+            ("a hello in a record of another version", &other_version, Opening::Malformed),
+            ("a part of it", &other_version[..5], Opening::Incomplete),
+            ("another protocol that begins like it", &[22, 4, 0, 0, 9, 7], Opening::Other),
+            ("an alert before a hello", &[ALERT, 3, 3, 0, 2, 1, 0], Opening::Malformed),
+            ("an alert of another version", &[ALERT, 0, 0, 0, 2, 1, 0], Opening::Malformed),
+            ("a part of it", &[ALERT, 0, 0, 0], Opening::Incomplete),
+            ("another protocol that begins like it", &[ALERT, 0, 0, 0, 3], Opening::Other),
+            ("data", &[23, 3, 3, 0, 1], Opening::Malformed),
+            ("a hello of SSL 2", &[0x80, 46, 1, 3, 1], Opening::Malformed),
+            ("a part of it", &[0x80, 46, 1], Opening::Incomplete),
+            ("a byte of it", &[0x80], Opening::Incomplete),
+            ("another protocol that begins like it", &[0x80, 46, 1, 0, 1], Opening::Other),
+        ] {
+            assert_eq!(opening(bytes), expected, "{what}");
+        }
         assert_eq!(opening(&[22, 3, 1, 0, 0]), Opening::Malformed);
         assert_eq!(edited(5, 2), Opening::Malformed);
         assert_eq!(opening(&hello_with(&server_names(&["a.test", "b.test"]))), Opening::Malformed);

@@ -36,7 +36,7 @@ pub(crate) struct NetworkArgs {
     #[arg(short = 'p', long = "publish", value_name = "[IP:]PORT:GUEST[/udp]", value_parser = publish)]
     pub publish: Vec<String>,
 
-    /// A name server instead of the host's first one
+    /// A name server instead of those of the host's resolv.conf (repeatable)
     #[arg(long, value_name = "ADDR")]
     pub dns: Vec<IpAddr>,
 

@@ -101,6 +101,10 @@ fn a_hostile_guest_reaches_nothing() {
         ("a redirect", make::ip(GUEST, SERVER, PROTOCOL_ICMP, &[5, 0, 0, 0, 0, 0, 0, 0]), "drop"),
         ("IPv6's echo in IPv4", make::ip(GUEST, SERVER, PROTOCOL_ICMPV6, &echo_6), "drop"),
         ("a solicitation", make::ip("fe80::1", "ff02::1:ff00:2", PROTOCOL_ICMPV6, &solicitation), "pass"),
+        ("one from no address", make::ip("::", "ff02::1", PROTOCOL_ICMPV6, &solicitation), "pass"),
+        ("one from the guest", make::ip(GUEST_6, "ff02::1", PROTOCOL_ICMPV6, &solicitation), "pass"),
+        ("one from another", make::ip("2001:db8::1", "ff02::1", PROTOCOL_ICMPV6, &solicitation), "drop"),
+        ("one in IPv4", make::ip(GUEST, SERVER, PROTOCOL_ICMPV6, &solicitation), "drop"),
         ("one that was routed", edited(make::ip("::", "ff02::1", PROTOCOL_ICMPV6, &solicitation), 21, 64), "drop"),
         ("an advertisement", make::ip(GUEST_6, "ff02::1", PROTOCOL_ICMPV6, &[134, 0, 0, 0, 0, 0, 0, 0]), "drop"),
         ("an extension header", make::ip(GUEST_6, "2001:db8::9", 0, &[6, 0, 0, 0, 0, 0, 0, 0]), "drop"),
@@ -286,6 +290,37 @@ fn a_client_that_names_another_server_is_reset() {
             "{mode:?} {rules:?} {:?}",
             String::from_utf8_lossy(&payload)
         );
+    }
+}
+
+#[test]
+fn a_request_that_was_judged_is_not_replaced() {
+    let request = |name: &str| format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n");
+    let data = |name: &str| make::tcp((GUEST, 1000), (SERVER, 443), 6, ACK, request(name).as_bytes());
+    let acknowledgment = |number: u32| {
+        let mut frame = make::tcp((SERVER, 443), (GUEST, 1000), 5, ACK, b"");
+        frame[42..46].copy_from_slice(&number.to_be_bytes());
+        frame
+    };
+    let end = 6 + request("b.test").len() as u32;
+    for (what, number, expected) in [("nothing", 6, "drop"), ("a part", end - 1, "drop"), ("all", end, "pass")] {
+        let mut gate = gate(Mode::Public, &["deny b.test"]);
+        assert_eq!(word(&gate.from_guest(&syn(GUEST, SERVER, 443), NOW)), "pass");
+        assert_eq!(word(&gate.from_guest(&data("a.test"), NOW)), "pass");
+        assert_eq!(gate.to_guest(&acknowledgment(number), NOW), Verdict::Pass);
+        assert_eq!(word(&gate.from_guest(&data("b.test"), NOW)), expected, "{what}");
+    }
+    // After a refusal, or with another passt, the ports are free for another connection.
+    for is_refused in [true, false] {
+        let mut gate = gate(Mode::Public, &["deny b.test"]);
+        gate.from_guest(&syn(GUEST, SERVER, 443), NOW);
+        if is_refused {
+            assert_eq!(word(&gate.from_guest(&data("b.test"), NOW)), "reset");
+        } else {
+            gate.forget_connections();
+        }
+        let other = make::tcp((GUEST, 1000), (SERVER, 443), 500, SYN, b"");
+        assert_eq!(word(&gate.from_guest(&other, NOW)), "pass");
     }
 }
 

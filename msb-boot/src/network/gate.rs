@@ -186,6 +186,7 @@ impl Pump {
                 Socket::Guest => bail!("another socket of the guest"),
                 Socket::Passt => {
                     self.host = Port::new(fd)?;
+                    self.gate.forget_connections();
                     self.host.write_frame(&self.announcement);
                 }
                 Socket::Resolver => self.resolver = Some(fd),
@@ -199,7 +200,7 @@ impl Pump {
         let link = self.resolver.as_ref();
         let is_sent = link.is_some_and(|link| resolver::send(link.as_fd(), query.token, &query.message).is_ok());
         if !is_sent && let Some(frame) = self.gate.fail(query.token, time(ClockId::Monotonic)) {
-            self.guest.write_frame(&frame);
+            self.guest.write_reply(&frame);
         }
     }
 
@@ -343,19 +344,20 @@ impl Pump {
             }
             match verdict {
                 Verdict::Pass | Verdict::Drop => {}
-                Verdict::Reply(frame) => port.write_frame(&frame),
+                Verdict::Reply(frame) => port.write_reply(&frame),
                 Verdict::Replace(frame) => {
                     other.write_frame(&frame);
                     self.counter.count(from, 1, LENGTH + frame.len());
                 }
                 Verdict::Ask { query, back } => {
                     if let Some(reply) = back {
-                        port.write_frame(&reply);
+                        port.write_reply(&reply);
                     }
                     queries.push(query);
                 }
                 Verdict::Both { back: reply, onward: frame } => {
-                    port.write_frame(&reply);
+                    port.write_reply(&reply);
+                    // passt must not miss a reset, so this goes on, however much waits: it stands for a frame of the sender's.
                     other.write_frame(&frame);
                     self.counter.count(from, 1, LENGTH + frame.len());
                 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 const BUFFER: usize = 1 << 20;
 /// The size of a frame's length.
 pub(super) const LENGTH: usize = 4;
-/// How many bytes of a process's own replies may wait for their receiver. Others are dropped.
+/// How many bytes may wait for their receiver before replies to it are dropped.
 const MAX_REPLIES: usize = 256 << 10;
 
 /// A socket with what was read from it and what waits to be written to it.
@@ -76,13 +76,17 @@ impl Port {
         }
     }
 
-    /// Writes a frame of the gate's own.
+    /// Writes a frame.
     pub(super) fn write_frame(&mut self, frame: &[u8]) {
-        if self.output.len() - self.written > MAX_REPLIES {
-            return;
-        }
         let length = u32::try_from(frame.len()).unwrap_or(0).to_be_bytes();
         self.write(&[&length, frame].concat());
+    }
+
+    /// Writes a frame of the process's own to the side that has caused it. It is dropped where too many wait.
+    pub(super) fn write_reply(&mut self, frame: &[u8]) {
+        if self.output.len() - self.written <= MAX_REPLIES {
+            self.write_frame(frame);
+        }
     }
 
     /// Reads once. Returns how many bytes, which may be none; `None` at the end.

@@ -1,6 +1,6 @@
 //! Published ports: `[IP:]PORT:GUEST[/udp]`, where PORT and GUEST are ports or ranges of one length.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -148,18 +148,26 @@ impl Publish {
     }
 }
 
+/// Whether one port cannot be bound on both addresses. passt binds an IPv6 address for IPv6 alone.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    one.is_ipv4() == other.is_ipv4() && (one == other || one.is_unspecified() || other.is_unspecified())
+}
+
 /// Checks that the host's ports are used once, and unless `are_free` that they are free, and chooses one for each port 0. passt binds them a
 /// moment later.
 ///
 /// # Errors
 /// The port that cannot be bound, or that two entries use.
 pub(crate) fn choose_ports(mut ports: Vec<Publish>, are_free: bool) -> anyhow::Result<Vec<Publish>> {
-    let mut used = HashSet::new();
+    // The addresses on which each port is used.
+    let mut used: HashMap<(u16, bool), Vec<IpAddr>> = HashMap::new();
     for publish in ports.iter().filter(|publish| publish.host != 0) {
         for port in publish.in_record() {
-            if !used.insert((port.host, publish.is_udp)) {
+            let addresses = used.entry((port.host.port(), publish.is_udp)).or_default();
+            if addresses.iter().any(|other| overlap(*other, publish.address)) {
                 bail!("-p {publish}: port {} is published twice", port.host);
             }
+            addresses.push(publish.address);
             if !are_free {
                 publish.bind(port.host.port())?;
             }
@@ -181,6 +189,8 @@ pub(crate) fn choose_ports(mut ports: Vec<Publish>, are_free: bool) -> anyhow::R
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -242,6 +252,23 @@ mod tests {
         let error = choose(&twice).unwrap_err();
         assert_eq!(error, format!("-p 127.0.0.1:{port}:81: port 127.0.0.1:{port} is published twice"));
         assert!(choose(&[&format!("{port}:80"), &format!("{port}:80/udp")]).is_ok());
+        let error = choose(&[&format!("127.0.0.2:{port}:80"), &format!("0.0.0.0:{port}:80")]).unwrap_err();
+        assert_eq!(error, format!("-p 0.0.0.0:{port}:80: port 0.0.0.0:{port} is published twice"));
+    }
+
+    #[test]
+    fn addresses_that_share_a_port_are_told_apart() {
+        for (one, other, expected) in [
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("127.0.0.1", "0.0.0.0", true),
+            ("::", "::1", true),
+            ("::1", "127.0.0.1", false),
+            ("::", "0.0.0.0", false),
+        ] {
+            assert_eq!(overlap(one.parse().unwrap(), other.parse().unwrap()), expected, "{one} {other}");
+            assert_eq!(overlap(other.parse().unwrap(), one.parse().unwrap()), expected, "{other} {one}");
+        }
     }
 
     #[test]
