@@ -85,6 +85,15 @@ essential_recipe() {
     image_debian essential layout/layer.tar --dpkgopt='path-exclude=/usr/share/zoneinfo/*'
 }
 
+# packages_image: a Debian with compilers and run-time systems, 2 GB in one layer.
+packages_image() { image_cached packages_recipe image_debian image_from_tars; }
+
+packages_recipe() {
+    image_debian minbase layer.tar --include=build-essential,clang,git,golang-go,openjdk-17-jdk-headless,python3
+    image_from_tars layer.tar
+    umoci gc --layout layout
+}
+
 # inits_image: a small Debian with the inits that can be installed together: systemd, runit, s6 and Finit.
 inits_image() {
     image_cached inits_recipe init_recipe essential_recipe image_debian image_more image_from_tars
