@@ -121,7 +121,7 @@ boot_halfway() {
     [ "$(vm_exec worker hostname)" = worker ]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "the guest's memory is aligned for huge pages" {
     local pid range ends=()
     vm_boot worker -m 256
@@ -143,7 +143,7 @@ boot_halfway() {
     jq -e '.vm.cpus == 2 and .vm.memory_mib == 1024' worker.json
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "what the guest writes is visible on the host at once, and the other way round" {
     vm_needs_share
     vm_boot worker

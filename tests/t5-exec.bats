@@ -158,7 +158,7 @@ line][*][-n][--][ü]' ]
     [ "$(cat first)" = held ]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "a stopped reader stalls only its own command" {
     mkfifo pipe
     msb-exec -- yes > pipe &

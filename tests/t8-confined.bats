@@ -57,7 +57,7 @@ prepare_hostile_guest() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "the same guest can read the host's files under an unconfined libkrun" {
     [ -n "${MSB_KVM_HOST:-}" ] || skip "a guest that gets out is for a host that is thrown away, as tests/kvm-host makes one"
     prepare_hostile_guest

@@ -138,7 +138,7 @@ in_guest() {
     vm_assert_nothing
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "a source that was replaced is not shared when the VM starts again" {
     mkdir outside
     echo secret >outside/canary
