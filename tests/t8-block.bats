@@ -43,6 +43,23 @@ END
     diff host guest
 }
 
+@test "layers on top of an image that has a disk are disks of their own, and the guest sees the same tree" {
+    msb-pull -q "oci:$(layered_image)" >layered.json
+    merged layered.json
+    jq '.rootfs.lower |= .[2:]' layered.json >lower.json
+    vm_record=lower.json vm_boot base
+    program=$(guest_program manifest)
+    vm_record=layered.json vm_boot worker --script manifest="$program" --script sed="$(command -v busybox)"
+    [ "$(grep -c 'making the disk of a layer' worker.err)" = 2 ]
+    [ "$(lower_of worker)" = /layer2:/layer1:/base ]
+    vm_exec worker manifest / | without_bound_files >guest
+    "$program" merged | without_bound_files >host
+    [ "$(grep -c . host)" -gt 20 ]
+    diff host guest
+    msb-store gc -n >listed
+    jq -se 'map(select(.type == "erofs")) | length == 3 and all(.state == "kept")' listed
+}
+
 @test "a directory without a mount is copied to a disk for each boot, and does not change" {
     before=$(cd "$vm_root" && find . -printf '%p %y %m %T@ %s\n' | sort | sha256sum)
     jq -nc --arg root "$vm_root" '{msb: 1, rootfs: {kind: "dir", lower: [$root]}}' >dir.json

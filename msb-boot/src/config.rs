@@ -136,7 +136,7 @@ impl Config {
         if !args.dry_run {
             check_name(&name, &dir)?;
         }
-        let root = root_choice::root(&record, args, &request, choice.root, &mut notices)?;
+        let mut root = root_choice::root(&record, args, &request, choice.root, &mut notices)?;
         if args.verbose {
             notices.push(Notice::Warning(format!("root: {} ({})", root.kind(), choice.why)));
         }
@@ -144,7 +144,11 @@ impl Config {
             network::choose(&request.network, network_args::default_mode()?, &name, args.dry_run)?;
         let volumes = volume::check(&request, &mut notices)?;
         // The console, the vsock device and the share with the volumes are devices too.
-        let devices = 2 + root.device_count() + networks.count() + usize::from(volume::is_shared(&volumes));
+        let others = 2 + networks.count() + usize::from(volume::is_shared(&volumes));
+        if let Root::Block(block) = &mut root {
+            block.share_images(vmm.max_devices().saturating_sub(others))?;
+        }
+        let devices = others + root.device_count();
         if devices > vmm.max_devices() {
             let max = vmm.max_devices();
             bail!("the VM has {devices} devices, and {} has room for {max} (use fewer network cards)", vmm.name());
@@ -225,7 +229,7 @@ impl Config {
     }
 
     /// Makes the files that the store lacks: the kernel's file, the first part of the initramfs, the directories of volumes, and the
-    /// image of a block root. The image takes long, so `say` is called first.
+    /// images of a block root. Those take long, so `say` is called first.
     ///
     /// # Errors
     /// The file that could not be made.
@@ -234,7 +238,7 @@ impl Config {
         initramfs::write_agent_part(&self.agent, &self.agent_part)?;
         self.volumes.iter().try_for_each(Volume::make)?;
         match &self.root {
-            Root::Block(block) => block.make_image(say),
+            Root::Block(block) => block.make_images(say),
             Root::Share(_) | Root::Disk(_) => Ok(()),
         }
     }

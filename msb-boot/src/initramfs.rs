@@ -22,7 +22,8 @@ use msb::vm::boot::{AGENT_NAME, Boot, FILE_NAME, MSB_DIR, VERSION, VOLUMES_DIR};
 use msb::vm::rundir;
 
 /// The mount points for the agent.
-const MOUNT_POINTS: [&str; 8] = ["mnt", "dev", "proc", "sys", "base", "patches", "top", VOLUMES_DIR];
+const MOUNT_POINTS: [&str; 11] =
+    ["mnt", "dev", "proc", "sys", "base", "layer1", "layer2", "layer3", "patches", "top", VOLUMES_DIR];
 /// The size of a page, in bytes. libkrun puts the end of the initramfs at the end of the guest's memory, and Linux frees the memory of one
 /// that starts at a page.
 const PAGE: u64 = 4096;

@@ -78,7 +78,7 @@ pub(crate) struct Args {
     /// For the tar archive of a root: the command's user, as USER[:GROUP] [default: root]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Also make the EROFS image that a VM without a mount boots from; otherwise the first boot makes it
+    /// Also make the EROFS images that a VM without a mount boots from; otherwise the first boot makes them
     #[arg(long)]
     erofs: bool,
     #[command(flatten)]

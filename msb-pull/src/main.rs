@@ -43,7 +43,7 @@ use args::{Args, Config};
 use msb::jail;
 use msb::record::{Record, Rootfs};
 use msb::store::erofs::Mkfs;
-use msb::{store::chain, store::home, tool::cli, tool::exit, tool::interrupt, tool::start, tool::user_namespace};
+use msb::{store::home, tool::cli, tool::exit, tool::interrupt, tool::start, tool::user_namespace};
 
 fn main() -> ExitCode {
     if let Some(compression) = decompressor::role() {
@@ -90,12 +90,14 @@ fn summary(record: &Record) -> String {
     }
 }
 
-/// Makes the EROFS image that the first boot would make, if the record has layers of the store.
+/// Makes the EROFS images that the first boot would make, if the record has layers of the store.
 fn make_image(record: &Record) -> anyhow::Result<()> {
     let Some(Rootfs::Layers { lower, .. }) = &record.rootfs else {
         anyhow::bail!("--erofs: only layers have an image that is kept (leave it out)");
     };
-    let chain_id = chain::chain_id_of(&home::home()?, lower).context("--erofs: the layers are not in the store")?;
-    Mkfs::find()?.kept(&chain_id, lower, |_| {})?;
+    let mkfs = Mkfs::find()?;
+    // As many as a VM under QEMU has room for, with patches, a scratch disk and a network.
+    let parts = mkfs.parts(&home::home()?, lower, 2).context("--erofs: the layers are not in the store")?;
+    parts.iter().try_for_each(|part| mkfs.kept(part, |_| {}).map(drop))?;
     Ok(())
 }

@@ -66,7 +66,7 @@ pub(crate) enum Type {
     Image,
     /// An unpacked layer
     Layer,
-    /// An EROFS image of a stack of layers
+    /// An EROFS image of a stack of layers, or of its topmost layer
     Erofs,
     /// An upper, with its scripts
     Sandbox,

@@ -1,5 +1,5 @@
-//! A block root: disks that the guest's overlayfs merges. The image is a read-only EROFS; the patches, if there are any, are a second
-//! EROFS; the scratch disk is writable. The supervisor opens each file and the VMM inherits it, so no path is looked up for a guest.
+//! A block root: disks that the guest's overlayfs merges. The image is a read-only EROFS, or one of its lower layers and one of each
+//! layer above; the patches, if there are any, are one more EROFS; the scratch disk is writable. The supervisor opens each file and the VMM inherits it, so no path is looked up for a guest.
 //!
 //! The host's kernel must never mount a file system that a guest wrote.
 
@@ -18,7 +18,7 @@ use msb::overlay::upper::{in_use, lock_to_read};
 use msb::overlay::user_namespace;
 use msb::overlay::whiteout::is_private_xattr;
 use msb::record::Upper;
-use msb::store::erofs::{self, Mkfs};
+use msb::store::erofs::{self, Form, Mkfs, Part};
 use msb::store::{chain, home, layout};
 use msb::vm::boot::{self, Directory, MountStep};
 use serde::{Deserialize, Serialize};
@@ -46,8 +46,9 @@ pub(crate) struct BlockRoot {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Base {
-    /// Layers in the store, which never change, so all boots share one image. [`BlockRoot::make_image`] makes it.
-    Layers { chain_id: String, lower: Vec<PathBuf>, image: PathBuf },
+    /// Layers in the store, which never change, so all boots share their images. [`BlockRoot::make_images`] makes them. The lowest
+    /// image is first.
+    Layers(Vec<Part>),
     /// Directories that may change, so each boot makes an image of its own.
     Directories(Box<Stack>),
     /// An EROFS image of the caller's.
@@ -86,26 +87,42 @@ impl BlockRoot {
             Some(upper) if !is_plain(&upper)? => (None, Some(upper)),
             patches => (patches, None),
         };
-        let base = match chain::chain_id_of(&home, lower).filter(|_| merged.is_none()) {
-            Some(chain_id) => {
-                let image = mkfs.kept_path(&home, &chain_id);
-                Base::Layers { chain_id, lower: lower.to_vec(), image }
-            }
+        let base = match mkfs.parts(&home, lower, 1).filter(|_| merged.is_none()) {
+            Some(parts) => Base::Layers(parts),
             None => Base::Directories(Box::new(Stack { lower: lower.to_vec(), upper: merged })),
         };
         let base_name = Self::base_name(lower)?.into_encoded_bytes();
         Ok(Self { home, base, base_name, patches, scratch })
     }
 
-    /// Makes the image of layers in the store, if the store does not have it yet. That takes long, so `say` is called first.
+    /// Uses images of single layers on top of one that the store has, if the VM has room for `most` disks.
+    ///
+    /// # Errors
+    /// A mkfs.erofs that is gone.
+    pub(crate) fn share_images(&mut self, most: usize) -> anyhow::Result<()> {
+        let most = most.saturating_sub(self.disk_count() - 1).min(1 + boot::LAYERS.len());
+        if let Base::Layers(parts) = &mut self.base
+            && let [Part { lower, .. }] = parts.as_slice()
+            && let Some(shared) = Mkfs::find()?.parts(&self.home, lower, most)
+        {
+            *parts = shared;
+        }
+        Ok(())
+    }
+
+    /// Makes the images of layers in the store that the store does not have yet. That takes long, so `say` is called first.
     ///
     /// # Errors
     /// A message with the path of the image and the cause.
-    pub(crate) fn make_image(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
-        if let Base::Layers { chain_id, lower, .. } = &self.base {
-            Mkfs::find()?.kept(chain_id, lower, |path| {
-                say(&format!("making the image's disk, once: {}", path.display()));
-            })?;
+    pub(crate) fn make_images(&self, say: impl Fn(&str)) -> anyhow::Result<()> {
+        if let Base::Layers(parts) = &self.base {
+            for part in parts {
+                let what = match part.form {
+                    Form::Merged => "the image's disk",
+                    Form::Layer => "the disk of a layer",
+                };
+                Mkfs::find()?.kept(part, |path| say(&format!("making {what}, once: {}", path.display())))?;
+            }
         }
         Ok(())
     }
@@ -147,10 +164,18 @@ impl BlockRoot {
         Ok(chain::chain_id_of(&home::home()?, lower).map_or_else(joined, |id| format!("sha256:{id}").into()))
     }
 
-    /// How many disks it has: the image's, the patches' and the scratch disk.
+    /// How many disks it has: the image's, those of single layers, the patches' and the scratch disk.
     pub(crate) fn disk_count(&self) -> usize {
         let has_scratch_disk = !matches!(self.scratch, Scratch::Memory);
-        1 + usize::from(self.patches.is_some()) + usize::from(has_scratch_disk)
+        1 + self.layers_on_top() + usize::from(self.patches.is_some()) + usize::from(has_scratch_disk)
+    }
+
+    /// How many layers have a disk of their own.
+    fn layers_on_top(&self) -> usize {
+        match &self.base {
+            Base::Layers(parts) => parts.len() - 1,
+            Base::Directories(_) | Base::Image(_) => 0,
+        }
     }
 
     /// Opens the disks, and makes those that are made for one boot.
@@ -163,16 +188,16 @@ impl BlockRoot {
         // The scratch disk is opened first, because another VM may use it.
         let scratch = self.scratch.open(&self.home)?;
         let base = match &self.base {
-            Base::Layers { image, .. } => erofs::open(image)?,
-            Base::Image(image) => open_image(image)?,
+            Base::Layers(parts) => parts.iter().map(|part| erofs::open(&part.image)).collect::<Result<_, _>>()?,
+            Base::Image(image) => vec![open_image(image)?],
             Base::Directories(stack) => {
                 let Stack { lower, upper } = stack.as_ref();
                 let _lock = upper.as_ref().map(lock_upper).transpose()?;
                 let layers: Vec<_> = upper.iter().map(|upper| &upper.dir).chain(lower).cloned().collect();
-                Mkfs::find()?.merged(&images, &layers)?.file
+                vec![Mkfs::find()?.merged(&images, &layers)?.file]
             }
         };
-        disks.push(Disk { file: base.into(), writable: false });
+        disks.extend(base.into_iter().map(|file| Disk { file: file.into(), writable: false }));
         if let Some(upper) = &self.patches {
             let _lock = lock_upper(upper)?;
             let image = Mkfs::find()?.layer(&images, &upper.dir)?;
@@ -196,13 +221,15 @@ impl BlockRoot {
             options: options.iter().map(|&option| option.into()).collect(),
             directories: Vec::new(),
         };
-        let mut steps = vec![step(device(), boot::BASE, "erofs", &["ro"])];
-        let mut lower = boot::BASE.to_owned();
-        if self.patches.is_some() {
-            steps.push(step(device(), boot::PATCHES, "erofs", &["ro"]));
-            lower = format!("{}:{lower}", boot::PATCHES);
+        let mut steps = Vec::new();
+        // Top first.
+        let mut lower = Vec::new();
+        let layers = boot::LAYERS.iter().take(self.layers_on_top());
+        for target in [&boot::BASE].into_iter().chain(layers).chain(self.patches.as_ref().map(|_| &boot::PATCHES)) {
+            steps.push(step(device(), target, "erofs", &["ro"]));
+            lower.insert(0, *target);
         }
-        let like = if self.patches.is_some() { boot::PATCHES } else { boot::BASE };
+        let like = lower[0];
         let mut scratch = match self.scratch {
             Scratch::Memory => step("tmpfs".into(), boot::SCRATCH, "tmpfs", &["mode=0700"]),
             // noinit_itable: else the kernel writes the inode tables that mke2fs left out, which nobody needs.
@@ -216,7 +243,7 @@ impl BlockRoot {
         let mut root = step("overlay".into(), boot::NEW_ROOT, "overlay", &[]);
         // A commit takes an upper in the plain form: whiteouts, opaque directories and complete files, no redirects or metacopies.
         root.options = vec![
-            format!("lowerdir={lower}"),
+            format!("lowerdir={}", lower.join(":")),
             format!("upperdir={}/upper", boot::SCRATCH),
             format!("workdir={}/work", boot::SCRATCH),
             "index=off".into(),

@@ -6,7 +6,7 @@
 //! ├── layers/sha256/HEX/          unpacked layers in overlayfs form, by diff_id or stacked ID
 //! ├── checksums/HEX               the checksums of a layer's files, by the layer's ID
 //! ├── tmp/ID/                     what one pull is unpacking; HEX.lock: it fetches the layer with this diff_id
-//! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, with a CHAIN-MKFS.lock each
+//! ├── erofs/CHAIN-MKFS.erofs      images of stacks of layers, or of their topmost layers, with a CHAIN-MKFS.lock each
 //! ├── kernel/ID.vmlinux           guest kernels of x86-64 as ELF files; those of arm64 are kernel/ID.Image
 //! ├── kernel/ID.cpio              agentd as the first part of an initramfs
 //! ├── templates/ext4-VERSION-SIZE empty scratch disks
@@ -112,7 +112,7 @@ pub fn images(home: &Path) -> PathBuf {
     home.join("erofs")
 }
 
-/// The EROFS image of a stack of layers, which a certain mkfs.erofs has made.
+/// The EROFS image of a stack of layers, or of its topmost layer: `mkfs` says which, and which mkfs.erofs has made it.
 pub fn image(home: &Path, chain_id: &str, mkfs: &str) -> PathBuf {
     images(home).join(format!("{chain_id}-{mkfs}.{IMAGE_EXTENSION}"))
 }

@@ -17,6 +17,8 @@ pub const AGENT_NAME: &str = "agentd";
 pub const NEW_ROOT: &str = "/mnt";
 /// The mount point of the image's disk, for a block root.
 pub const BASE: &str = "/base";
+/// The mount points of the disks with layers on top of that, the lowest first.
+pub const LAYERS: [&str; 3] = ["/layer1", "/layer2", "/layer3"];
 /// The mount point of the patches' disk.
 pub const PATCHES: &str = "/patches";
 /// The mount point of the scratch disk, which holds the guest's writes.

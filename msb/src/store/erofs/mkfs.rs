@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::image::{Image, open_valid};
 use super::merge::merge;
+use super::part::{Form, Part};
 use super::size::Size;
 use super::superblock::{clear_time, is_complete, uuid};
 use crate::interrupt::DeferExit;
@@ -22,7 +23,7 @@ use crate::overlay::whiteout;
 use crate::program;
 use crate::store::chain::MAX_LAYERS;
 use crate::store::publish::{make_private_dir, remove_tree, staging_path, sync_parent};
-use crate::store::{Error, home, layout};
+use crate::store::{Error, layout};
 
 /// The options that every image is made with. Changing them changes the images' names.
 ///
@@ -93,8 +94,10 @@ impl Content {
 #[derive(Clone, Debug)]
 pub struct Mkfs {
     program: PathBuf,
-    /// Which one it is: another release has another size or mtime.
+    /// Which one it is: another release has another size or mtime. It is in the names of the images of merged layers.
     identity: String,
+    /// The same in the names of the images of single layers.
+    identity_of_layers: String,
 }
 
 impl Mkfs {
@@ -110,7 +113,8 @@ impl Mkfs {
         let mut identity = Sha256::new();
         identity.update(format!("{}.{}.{}", meta.size(), meta.mtime(), meta.mtime_nsec()));
         identity.update(OPTIONS.join(" "));
-        Ok(Self { program, identity: hex::encode(&identity.finalize()[..6]) })
+        let identity_of_layers = hex::encode(&identity.clone().chain_update(" layer").finalize()[..6]);
+        Ok(Self { program, identity: hex::encode(&identity.finalize()[..6]), identity_of_layers })
     }
 
     /// Where the program is.
@@ -120,48 +124,56 @@ impl Mkfs {
 
     /// Whether a kept image was made by this program.
     pub fn made(&self, image: &Path) -> bool {
-        layout::image_mkfs(image).is_some_and(|identity| identity == self.identity)
+        layout::image_mkfs(image)
+            .is_some_and(|identity| identity == self.identity || identity == self.identity_of_layers)
     }
 
     /// The path of the kept image of a stack of layers. The image may be missing.
-    pub fn kept_path(&self, home: &Path, chain_id: &str) -> PathBuf {
+    pub(super) fn kept_path(&self, home: &Path, chain_id: &str) -> PathBuf {
         layout::image(home, chain_id, &self.identity)
     }
 
-    /// The kept image of a stack of layers in the store, top first. It is made if it is missing or damaged; `started` is called before
-    /// that, since it takes a while.
+    /// The path of the kept image of the topmost layer of a stack.
+    pub(super) fn kept_layer_path(&self, home: &Path, chain_id: &str) -> PathBuf {
+        layout::image(home, chain_id, &self.identity_of_layers)
+    }
+
+    /// A kept image of a stack of layers in the store. It is made if it is missing or damaged; `started` is called before that, since
+    /// it takes a while.
     ///
     /// # Errors
     /// The error names the image.
-    pub fn kept(&self, chain_id: &str, lower: &[PathBuf], started: impl FnOnce(&Path)) -> Result<Image, Error> {
-        let home = home::home()?;
-        let dir = layout::images(&home);
-        make_private_dir(&dir).at(|| format!("{dir:?}"))?;
-        let path = layout::image(&home, chain_id, &self.identity);
-        let uuid = uuid(&path);
+    pub fn kept(&self, part: &Part, started: impl FnOnce(&Path)) -> Result<Image, Error> {
+        let path = &part.image;
+        let dir = path.parent().unwrap_or(path);
+        make_private_dir(dir).at(|| format!("{dir:?}"))?;
+        let uuid = uuid(path);
         let subject = || format!("image {path:?}");
-        if let Some(file) = open_valid(&path, &uuid).at(subject)? {
-            return Ok(Image { file, path: Some(path), made: false });
+        if let Some(file) = open_valid(path, &uuid).at(subject)? {
+            return Ok(Image { file, path: Some(path.clone()), made: false });
         }
-        let lock = lock::make(&layout::image_lock(&path), Lock::Exclusive).at(subject)?;
+        let lock = lock::make(&layout::image_lock(path), Lock::Exclusive).at(subject)?;
         // The process that held the lock may have made it.
-        if let Some(file) = open_valid(&path, &uuid).at(subject)? {
-            return Ok(Image { file, path: Some(path), made: false });
+        if let Some(file) = open_valid(path, &uuid).at(subject)? {
+            return Ok(Image { file, path: Some(path.clone()), made: false });
         }
-        started(&path);
-        // For msb-store: the layers that the image is made of. A visible image has them.
-        let names: Vec<_> = lower.iter().filter_map(|layer| layer.file_name()?.to_str()).collect();
+        started(path);
+        // For msb-store: the layers that the image is made of or is on top of. A visible image has them.
+        let names: Vec<_> = part.lower.iter().filter_map(|layer| layer.file_name()?.to_str()).collect();
         lock.set_len(0).and_then(|()| (&lock).write_all(names.join("\n").as_bytes())).at(subject)?;
         let make = || -> Result<(), Error> {
-            let (draft, file) = self.make_merged(&dir, lower, &uuid)?;
+            let (draft, file) = match part.form {
+                Form::Merged => self.make_merged(dir, &part.lower, &uuid)?,
+                Form::Layer => self.make_layer(dir, &part.lower[0], &uuid)?,
+            };
             file.sync_all()?;
-            fs::rename(draft.image(), &path)?;
-            Ok(sync_parent(&path)?)
+            fs::rename(draft.image(), path)?;
+            Ok(sync_parent(path)?)
         };
         make().at(subject)?;
-        let file = open_valid(&path, &uuid)?;
+        let file = open_valid(path, &uuid)?;
         let file = file.ok_or_else(|| Error::Host("mkfs.erofs made a damaged image".into())).at(subject)?;
-        Ok(Image { file, path: Some(path), made: true })
+        Ok(Image { file, path: Some(path.clone()), made: true })
     }
 
     /// An image without a name of the merged tree of `lower` (top first), on the file system of `dir`.
@@ -179,22 +191,23 @@ impl Mkfs {
     /// # Errors
     /// As [`Self::merged`].
     pub fn layer(&self, dir: &Path, layer: &Path) -> Result<Image, Error> {
-        let make = || -> Result<File, Error> {
-            let (draft, file) = Draft::begin(dir)?;
-            let mut content = Content::default();
-            Dir::open(layer)?.walk(|path, entry| {
-                // The guest mounts it as root, and then reads the trusted xattr alone.
-                if entry.is_dir() {
-                    whiteout::promote_opaque(entry)?;
-                }
-                content.add(path, entry)
-            })?;
-            content.size.check(&file)?;
-            self.run(&content, &draft, &file, layer, &uuid(layer))?;
-            Ok(file)
-        };
-        let file = make().at(|| format!("image of {layer:?}"))?;
+        let (_, file) = self.make_layer(dir, layer, &uuid(layer)).at(|| format!("image of {layer:?}"))?;
         Ok(Image { file, path: None, made: true })
+    }
+
+    fn make_layer(&self, dir: &Path, layer: &Path, uuid: &str) -> Result<(Draft, File), Error> {
+        let (draft, file) = Draft::begin(dir)?;
+        let mut content = Content::default();
+        Dir::open(layer)?.walk(|path, entry| {
+            // The guest mounts it as root, and then reads the trusted xattr alone.
+            if entry.is_dir() {
+                whiteout::promote_opaque(entry)?;
+            }
+            content.add(path, entry)
+        })?;
+        content.size.check(&file)?;
+        self.run(&content, &draft, &file, layer, uuid)?;
+        Ok((draft, file))
     }
 
     fn make_merged(&self, dir: &Path, lower: &[PathBuf], uuid: &str) -> Result<(Draft, File), Error> {
