@@ -103,7 +103,7 @@ teardown() {
     [[ $stderr == *'it is gone: the guest powered off'* ]]
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "a VM with limits has a cgroup of its own with all its processes, and a host that cannot make one is told" {
     limits=(--cpu-quota 150% --cpu-weight 50 --memory-max 1G --pids-max 500)
     run --separate-stderr msb-boot -r "$vm_record" --name worker --memory-max 100M

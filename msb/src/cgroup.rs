@@ -52,7 +52,9 @@ impl Hierarchy {
             is_it.then_some(Path::new(path.trim_start_matches('/')))
         })?;
         let is_inside = path.components().all(|part| matches!(part, Component::Normal(_)));
-        is_inside.then(|| self.root.join(path))
+        // A path that is joined with an empty one ends in a slash.
+        let dir = || if path.as_os_str().is_empty() { self.root.clone() } else { self.root.join(path) };
+        is_inside.then(dir)
     }
 }
 
@@ -69,6 +71,8 @@ mod tests {
         assert_eq!(own("/sys/fs/cgroup", true), Some("/sys/fs/cgroup/d".into()));
         assert_eq!(own("/sys/fs/cgroup/memory", false), None);
         assert_eq!(own("/sys/fs/cgroup/pids", false), None);
+        let root = Hierarchy { root: "/sys/fs/cgroup".into(), is_v2: true }.cgroup_of("0::/\n").unwrap();
+        assert_eq!(root.as_os_str(), "/sys/fs/cgroup");
     }
 
     #[test]
