@@ -671,7 +671,7 @@ EOF
     msb-mount -r "$record" -o kept -- /bin/busybox touch /etc/new 3>&-
     [ -e "$(jq -r .upper.dir kept)/etc/new" ]
     jq -e '.mount == null' kept
-    run ! grep -q fuse.msb /proc/self/mountinfo
+    run ! grep " $PWD/.* - fuse.msb " /proc/self/mountinfo
     # The next use sees it, and the upper is free.
     [ "$(msb-mount -r kept --in-place -- ls etc/new 3>&-)" = etc/new ]
     # Signals are passed on, and processes that the program leaves do not keep the mount.
