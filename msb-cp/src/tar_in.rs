@@ -1,75 +1,96 @@
 //! A tar archive as the source of a copy.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::ffi::{OsStr, OsString};
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, anyhow, bail};
-use msb::record::owner::Id;
+use anyhow::{Context, bail, ensure};
+use msb::transfer::MAX_DEPTH;
 use msb::transfer::send::{CHUNK, Sink};
 use msb::wire::Message;
 use msb::wire::exec::Text;
 use msb::wire::upper::{self, Attributes, What};
-use tar::EntryType;
+use msb_archive::{Kind, Metadata, Region, Skip, Tape, truncated};
 
-/// The records of PAX with xattrs begin like this.
-const XATTR: &[u8] = b"SCHILY.xattr.";
+/// How much is remembered of the directories of an archive, in bytes.
+const MAX_REMEMBERED: usize = 64 << 20;
+/// What compressed streams begin with.
+const COMPRESSED: &[(&[u8], &str)] =
+    &[(b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")];
 
 /// Sends what an archive contains. An archive may name its files in any order, and leave directories out.
 ///
 /// # Errors
 /// An archive that cannot be read, or with a path that leads out of it; those of the sink.
-pub(crate) fn send<S: Sink>(sink: &mut S, archive: impl Read) -> anyhow::Result<()> {
-    let mut archive = tar::Archive::new(archive);
+pub(crate) fn send<S: Sink>(sink: &mut S, mut archive: impl BufRead) -> anyhow::Result<()> {
+    let start = archive.fill_buf()?;
+    if let Some((_, tool)) = COMPRESSED.iter().find(|(magic, _)| start.starts_with(magic)) {
+        bail!("the archive on stdin is compressed (decompress it first, with {tool} -dc)");
+    }
+    let mut tape = Tape::new(Stream(archive));
     put(sink, Some(OsStr::new(".")), What::Directory { opaque: false }, None)?;
-    let mut tree = Tree { sink, open: Vec::new(), directories: BTreeMap::new() };
-    for entry in archive.entries()? {
-        let mut entry = entry.context("the archive on stdin")?;
-        let path = PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned()));
-        let kind = entry.header().entry_type();
-        if kind.is_pax_global_extensions() {
-            continue;
-        }
+    let mut tree = Tree { sink, open: Vec::new(), directories: BTreeMap::new(), remembered: 0 };
+    while let Some(member) = tape.next_member().context("the archive on stdin")? {
+        let path = PathBuf::from(OsString::from_vec(member.path));
         let mut names = names(&path)?;
-        let attributes = attributes(&mut entry).with_context(|| format!("{path:?} in the archive"))?;
-        if kind == EntryType::Directory {
+        let attributes = attributes(member.metadata);
+        if member.kind == Kind::Directory {
             tree.enter(&names, Some(attributes))?;
             continue;
         }
         // The archive's own root.
         let Some(last) = names.pop() else { continue };
         tree.enter(&names, None)?;
-        let link = || -> anyhow::Result<OsString> {
-            let target =
-                entry.link_name_bytes().ok_or_else(|| anyhow!("{path:?} in the archive: a link to nothing"))?;
-            Ok(OsString::from_vec(target.into_owned()))
-        };
-        let number = |number: Option<u32>| number.unwrap_or(0);
-        let what = match kind {
-            EntryType::Symlink => What::Symlink { target: link()?.as_os_str().into() },
-            EntryType::Link => {
-                let target: PathBuf = self::names(Path::new(&link()?))?.iter().collect();
+        let link = OsStr::from_bytes(&member.link);
+        let what = match member.kind {
+            Kind::Symlink => What::Symlink { target: link.into() },
+            Kind::Hardlink => {
+                let target: PathBuf = self::names(Path::new(link))?.iter().collect();
                 What::Hardlink { path: target.as_os_str().into() }
             }
-            EntryType::Char | EntryType::Block => What::Device {
-                block: kind == EntryType::Block,
-                major: number(entry.header().device_major()?),
-                minor: number(entry.header().device_minor()?),
-            },
-            EntryType::Fifo => What::Fifo,
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => What::File { size: entry.size() },
-            other => bail!("{path:?} in the archive: type {:?} is not known", char::from(other.as_byte())),
+            Kind::CharDevice | Kind::BlockDevice => {
+                let (major, minor) = member.device;
+                What::Device { block: member.kind == Kind::BlockDevice, major, minor }
+            }
+            Kind::Fifo => What::Fifo,
+            Kind::File | Kind::Directory => What::File { size: member.size },
         };
         put(tree.sink, Some(&last), what.clone(), Some(attributes))?;
         if let What::File { size } = what {
-            content(tree.sink, &mut entry, size).with_context(|| format!("{path:?} in the archive"))?;
+            let mut end = 0;
+            let data = || -> anyhow::Result<()> {
+                for region in member.regions.unwrap_or_else(|| vec![Region { offset: 0, length: size }]) {
+                    hole(tree.sink, region.offset - end)?;
+                    content(tree.sink, &mut tape, region.length)?;
+                    end = region.offset + region.length;
+                }
+                Ok(hole(tree.sink, size - end)?)
+            };
+            data().with_context(|| format!("{path:?} in the archive"))?;
         }
     }
     tree.finish()?;
+    // A program that writes the padding of an archive into a pipe must not get SIGPIPE.
+    io::copy(&mut tape.into_inner().0, &mut io::sink())?;
     Ok(())
+}
+
+/// A stream, in which what is skipped has to be read.
+struct Stream<R>(R);
+
+impl<R: Read> Read for Stream<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
+impl<R: Read> Skip for Stream<R> {
+    fn skip(&mut self, length: u64) -> io::Result<()> {
+        let skipped = io::copy(&mut self.0.by_ref().take(length), &mut io::sink())?;
+        if skipped == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
 }
 
 /// The directories that were sent.
@@ -77,7 +98,9 @@ struct Tree<'a, S> {
     sink: &'a mut S,
     /// The names of those that are open, from the archive's root.
     open: Vec<OsString>,
-    directories: BTreeMap<Vec<OsString>, Directory>,
+    /// Those that may come again, by path, as long as [`MAX_REMEMBERED`] lasts. Of the others only the modification time can be lost.
+    directories: BTreeMap<PathBuf, Directory>,
+    remembered: usize,
 }
 
 #[derive(Default)]
@@ -92,24 +115,29 @@ impl<S: Sink> Tree<'_, S> {
     fn enter(&mut self, names: &[OsString], described: Option<Attributes>) -> io::Result<()> {
         let common = self.leave_to(names)?;
         for depth in common..names.len() {
-            let directory = self.directories.entry(names[..=depth].to_vec());
-            let is_new = matches!(directory, Entry::Vacant(_));
-            let directory = directory.or_default();
             let attributes = described.as_ref().filter(|_| depth + 1 == names.len());
-            if attributes.is_some() {
-                directory.attributes = attributes.cloned();
-            }
-            directory.is_late |= !is_new && directory.attributes.is_some();
+            self.remember(names[..=depth].iter().collect(), attributes);
             put(self.sink, Some(&names[depth]), What::Directory { opaque: false }, attributes.cloned())?;
         }
-        if common == names.len()
-            && let Some(directory) = self.directories.get_mut(names)
-            && described.is_some()
-        {
-            *directory = Directory { attributes: described, is_late: true };
+        if common == names.len() && !names.is_empty() && described.is_some() {
+            self.remember(names.iter().collect(), described.as_ref());
         }
         self.open = names.to_vec();
         Ok(())
+    }
+
+    fn remember(&mut self, path: PathBuf, described: Option<&Attributes>) {
+        let before = self.directories.remove(&path);
+        self.remembered -= before.as_ref().map_or(0, |before| size(&path, before));
+        let is_again = before.is_some();
+        let Directory { attributes, is_late } = before.unwrap_or_default();
+        let attributes = described.cloned().or(attributes);
+        let directory = Directory { is_late: is_late || (is_again && attributes.is_some()), attributes };
+        let size = size(&path, &directory);
+        if self.remembered + size <= MAX_REMEMBERED {
+            self.remembered += size;
+            self.directories.insert(path, directory);
+        }
     }
 
     /// Leaves the directories that `names` is not in, and returns how many remain open.
@@ -125,13 +153,25 @@ impl<S: Sink> Tree<'_, S> {
     /// Sends the attributes that have to be sent again, those of the deepest directories first, and leaves all.
     fn finish(mut self) -> io::Result<()> {
         let late = std::mem::take(&mut self.directories).into_iter().filter(|(_, directory)| directory.is_late);
-        for (names, directory) in late.collect::<Vec<_>>().into_iter().rev() {
+        for (path, directory) in late.collect::<Vec<_>>().into_iter().rev() {
+            let names: Vec<_> = path.iter().map(OsStr::to_owned).collect();
             self.leave_to(&[])?;
             self.enter(&names, directory.attributes)?;
         }
         self.leave_to(&[])?;
         put(self.sink, None, What::Leave, None)
     }
+}
+
+/// About how much memory is needed to remember a directory, in bytes.
+fn size(path: &Path, directory: &Directory) -> usize {
+    let xattrs = directory.attributes.iter().flat_map(|attributes| &attributes.xattrs);
+    let length = |text: &Text| match text {
+        Text::Utf8(text) => text.len(),
+        Text::Bytes(bytes) => bytes.len(),
+    };
+    let xattrs = xattrs.map(|(name, value)| size_of::<(Text, Text)>() + length(name) + length(value)).sum::<usize>();
+    path.as_os_str().len() + size_of::<(PathBuf, Directory)>() + xattrs
 }
 
 fn put(sink: &mut impl Sink, name: Option<&OsStr>, what: What, attributes: Option<Attributes>) -> io::Result<()> {
@@ -141,6 +181,8 @@ fn put(sink: &mut impl Sink, name: Option<&OsStr>, what: What, attributes: Optio
 /// The components of a path. A slash at its beginning does not count, as with tar(1).
 fn names(path: &Path) -> anyhow::Result<Vec<OsString>> {
     let mut names = Vec::new();
+    let depth = path.components().count();
+    ensure!(depth <= MAX_DEPTH, "{:.80?}… in the archive: deeper than {MAX_DEPTH} directories", path.to_string_lossy());
     for component in path.components() {
         match component {
             Component::Normal(name) => names.push(name.to_owned()),
@@ -151,52 +193,36 @@ fn names(path: &Path) -> anyhow::Result<Vec<OsString>> {
     Ok(names)
 }
 
-fn attributes(entry: &mut tar::Entry<'_, impl Read>) -> anyhow::Result<Attributes> {
-    let mut xattrs = Vec::new();
-    let mut mtime = (entry.header().mtime()?.cast_signed(), 0);
-    for record in entry.pax_extensions()?.into_iter().flatten() {
-        let record = record?;
-        if let Some(name) = record.key_bytes().strip_prefix(XATTR) {
-            xattrs.push((OsStr::from_bytes(name).into(), OsStr::from_bytes(record.value_bytes()).into()));
-        } else if record.key_bytes().starts_with(b"GNU.sparse.") {
-            bail!("a sparse file in the PAX format (make the archive with --format=gnu, or without -S)");
-        } else if record.key_bytes() == b"mtime" {
-            mtime = time(record.value().unwrap_or_default()).unwrap_or(mtime);
-        }
-    }
-    let header = entry.header();
-    let (uid, gid) = (Id::new(header.uid()?)?, Id::new(header.gid()?)?);
-    Ok(Attributes { mode: header.mode()? & 0o7777, uid, gid, mtime, xattrs })
+fn attributes(metadata: Metadata) -> Attributes {
+    let Metadata { mode, uid, gid, mtime, xattrs } = metadata;
+    let text = |bytes: Vec<u8>| Text::from(OsStr::from_bytes(&bytes));
+    let xattrs = xattrs.into_iter().map(|(name, value)| (text(name), text(value))).collect();
+    Attributes { mode, uid, gid, mtime: (mtime.tv_sec, u32::try_from(mtime.tv_nsec).unwrap_or(0)), xattrs }
 }
 
-/// Parses a time of PAX: seconds, maybe with a fraction.
-fn time(text: &str) -> Option<(i64, u32)> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    let (seconds, nanoseconds): (i64, u32) = (seconds.parse().ok()?, digits.parse().ok()?);
-    match nanoseconds {
-        0 => Some((seconds, 0)),
-        // The fraction of a time before 1970 counts away from it.
-        _ if text.starts_with('-') => Some((seconds - 1, 1_000_000_000 - nanoseconds)),
-        _ => Some((seconds, nanoseconds)),
-    }
-}
-
-fn content<S: Sink>(sink: &mut S, from: &mut impl Read, size: u64) -> io::Result<()> {
+fn content<S: Sink, R: Skip>(sink: &mut S, tape: &mut Tape<R>, length: u64) -> anyhow::Result<()> {
     let mut block = vec![0u8; CHUNK];
-    let mut left = size;
+    let mut left = length;
     while left > 0 {
         let wanted = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-        let got = from.read(&mut block[..wanted])?;
+        let got = tape.data().0.read(&mut block[..wanted])?;
         if got == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(truncated(io::ErrorKind::UnexpectedEof.into()));
         }
-        // The zeros of a sparse file become holes again.
-        let is_hole = block[..got].iter().all(|&byte| byte == 0);
-        sink.send(&if is_hole { Message::Hole(got as u64) } else { Message::Data(S::STREAM, block[..got].to_vec()) })?;
+        tape.consumed(got as u64);
         left -= got as u64;
+        // Zeros become holes again.
+        if block[..got].iter().all(|&byte| byte == 0) {
+            hole(sink, got as u64)?;
+        } else {
+            sink.send(&Message::Data(S::STREAM, block[..got].to_vec()))?;
+        }
     }
     Ok(())
+}
+
+fn hole(sink: &mut impl Sink, length: u64) -> io::Result<()> {
+    if length > 0 { sink.send(&Message::Hole(length)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -227,7 +253,11 @@ mod tests {
         let mut builder = tar::Builder::new(Vec::new());
         for path in paths {
             let mut header = tar::Header::new_gnu();
-            header.set_entry_type(if path.ends_with('/') { EntryType::Directory } else { EntryType::Regular });
+            header.set_entry_type(if path.ends_with('/') {
+                tar::EntryType::Directory
+            } else {
+                tar::EntryType::Regular
+            });
             header.set_size(0);
             header.set_mode(0o644);
             header.set_uid(0);
@@ -269,15 +299,6 @@ mod tests {
     fn a_path_out_of_the_archive_is_refused() {
         for path in ["../x", "a/../../x", "a/.."] {
             assert!(sent(&[path]).unwrap_err().to_string().contains("leads out of it"), "{path}");
-        }
-    }
-
-    #[test]
-    fn times_have_fractions() {
-        for (text, expected) in
-            [("5", Some((5, 0))), ("5.25", Some((5, 250_000_000))), ("-1.5", Some((-2, 500_000_000))), ("x", None)]
-        {
-            assert_eq!(time(text), expected, "{text}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use msb::overlay::beneath::Name;
@@ -11,6 +11,9 @@ use msb::transfer::receive::Incoming;
 use msb::wire::Message;
 use msb::wire::upper::{Attributes, Entry, What};
 use tar::{Builder, EntryType, Header};
+
+/// The longest target of a link in a header, in bytes.
+const MAX_LINK: usize = 100;
 
 /// Writes a copy as an archive. Its paths begin with `name_of_copy`, or with `contents` in the directory that is copied.
 ///
@@ -73,20 +76,31 @@ fn append<W: Write>(
     header.set_uid(0);
     header.set_gid(0);
     header.set_mtime(0);
+    let mut records: Vec<(String, Vec<u8>)> = Vec::new();
     if let Some(attributes) = attributes {
         header.set_mode(attributes.mode & 0o7777);
         header.set_uid(attributes.uid.get().into());
         header.set_gid(attributes.gid.get().into());
-        header.set_mtime(u64::try_from(attributes.mtime.0).unwrap_or(0));
-        let xattrs: Vec<(String, OsString)> = attributes
-            .xattrs
-            .iter()
-            .filter_map(|(name, value)| {
-                let name = OsString::from(name.clone()).into_string().ok()?;
-                Some((format!("SCHILY.xattr.{name}"), value.clone().into()))
-            })
-            .collect();
-        archive.append_pax_extensions(xattrs.iter().map(|(name, value)| (name.as_str(), value.as_bytes())))?;
+        let (seconds, nanoseconds) = attributes.mtime;
+        header.set_mtime(u64::try_from(seconds).unwrap_or(0));
+        if seconds < 0 || nanoseconds > 0 {
+            records.push(("mtime".into(), time(seconds, nanoseconds).into_bytes()));
+        }
+        for (name, value) in &attributes.xattrs {
+            let name = OsString::from(name.clone()).into_string();
+            records.extend(name.map(|name| (format!("SCHILY.xattr.{name}"), OsString::from(value.clone()).into_vec())));
+        }
+    }
+    let link = match what {
+        What::Symlink { target } => OsString::from(target.clone()),
+        What::Hardlink { path: first } => base.join(OsString::from(first.clone())).into(),
+        _ => OsString::new(),
+    };
+    let link = link.as_bytes();
+    // The functions of the tar crate for links change "./a//b" to "a/b".
+    header.set_link_name_literal(&link[..link.len().min(MAX_LINK)])?;
+    if link.len() > MAX_LINK {
+        records.push(("linkpath".into(), link.to_owned()));
     }
     let kind = match what {
         What::Directory { .. } => EntryType::Directory,
@@ -105,14 +119,11 @@ fn append<W: Write>(
         What::Leave | What::Link { .. } | What::Whiteout => return Err(broken("an entry of a commit").into()),
     };
     header.set_entry_type(kind);
+    archive.append_pax_extensions(records.iter().map(|(name, value)| (name.as_str(), &value[..])))?;
     match what {
         What::File { size } => {
             header.set_size(*size);
             archive.append_data(&mut header, path, Content { incoming, left: *size, data: Vec::new(), hole: 0 })?;
-        }
-        What::Symlink { target } => archive.append_link(&mut header, path, OsString::from(target.clone()))?,
-        What::Hardlink { path: first } => {
-            archive.append_link(&mut header, path, base.join(OsString::from(first.clone())))?
         }
         What::Device { major, minor, .. } => {
             header.set_device_major(*major)?;
@@ -127,6 +138,14 @@ fn append<W: Write>(
         _ => archive.append_data(&mut header, path, io::empty())?,
     }
     Ok(())
+}
+
+/// A time of PAX: seconds since 1970 with a fraction. `nanoseconds` count forward, also before 1970.
+fn time(seconds: i64, nanoseconds: u32) -> String {
+    match (seconds, nanoseconds) {
+        (..0, 1..) => format!("-{}.{:09}", (seconds + 1).unsigned_abs(), 1_000_000_000u32.saturating_sub(nanoseconds)),
+        _ => format!("{seconds}.{nanoseconds:09}"),
+    }
 }
 
 /// The content of a file, with zeros for its holes.
@@ -199,5 +218,63 @@ mod tests {
             let error = write(&mut Nested(depth), OsStr::new("x"), false, io::sink()).unwrap_err().to_string();
             assert!(error.contains(message), "{error}");
         }
+    }
+
+    #[test]
+    fn times_of_pax_count_away_from_1970() {
+        for (time, expected) in [((5, 0), "5.000000000"), ((5, 250_000_000), "5.250000000"), ((0, 1), "0.000000001")] {
+            assert_eq!(super::time(time.0, time.1), expected);
+        }
+        for (time, expected) in
+            [((-2, 500_000_000), "-1.500000000"), ((-1, 1), "-0.999999999"), ((-3, 0), "-3.000000000")]
+        {
+            assert_eq!(super::time(time.0, time.1), expected);
+        }
+    }
+
+    /// Entries, in a directory that is left behind them.
+    struct Listed(Vec<Entry>);
+
+    impl Incoming for Listed {
+        const STREAM: Stream = Stream::Stdout;
+
+        fn receive(&mut self) -> io::Result<Option<Message>> {
+            Ok((!self.0.is_empty()).then(|| Message::Entry(Box::new(self.0.remove(0)))))
+        }
+    }
+
+    #[test]
+    fn links_and_times_are_in_the_archive_as_they_are_in_the_guest() {
+        let entry = |name: Option<&str>, what| Entry {
+            name: name.map(|name| OsStr::new(name).into()),
+            what,
+            attributes: None,
+            number: None,
+        };
+        let mtime = (-2, 500_000_000);
+        let attributes = Some(Attributes {
+            mode: 0o777,
+            uid: Default::default(),
+            gid: Default::default(),
+            mtime,
+            xattrs: Vec::new(),
+        });
+        let targets = ["./a//b/".to_owned(), "x".repeat(100), "y".repeat(101), "/".repeat(4000)];
+        let mut entries = vec![entry(Some("d"), What::Directory { opaque: false })];
+        for (number, target) in targets.iter().enumerate() {
+            let what = What::Symlink { target: OsStr::new(target).into() };
+            entries.push(Entry { attributes: attributes.clone(), ..entry(Some(&number.to_string()), what) });
+        }
+        entries.push(entry(None, What::Leave));
+        let mut written = Vec::new();
+        write(&mut Listed(entries), OsStr::new("d"), false, &mut written).unwrap();
+        let mut tape = msb_archive::Tape::new(&written[..]);
+        assert_eq!(tape.next_member().unwrap().unwrap().path, b"d/");
+        for target in targets {
+            let member = tape.next_member().unwrap().unwrap();
+            assert_eq!(member.link, target.as_bytes());
+            assert_eq!((member.metadata.mtime.tv_sec, member.metadata.mtime.tv_nsec), (-2, 500_000_000));
+        }
+        assert!(tape.next_member().unwrap().is_none());
     }
 }

@@ -9,11 +9,11 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::overlay::beneath::Dir;
+use msb_archive::{Kind, Skip, Tape};
 
 use crate::budget::Budget;
 use crate::compression::{self, Compression};
 use crate::decompressor;
-use crate::tape::{Kind, Skip, Tape};
 
 /// The most members an archive may have. Real ones have a few dozen.
 const MAX_MEMBERS: usize = 100_000;
@@ -146,7 +146,7 @@ impl Index {
         let mut tape = Tape::new(Cursor { file, at: 0, length });
         let mut members = HashMap::new();
         let mut is_root = false;
-        while let Some(member) = tape.next()? {
+        while let Some(member) = tape.next_member()? {
             let at = tape.data().0.at;
             let stored = tape.data().1;
             let name = String::from_utf8_lossy(&member.path);

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use crate::tape::Skip;
+use msb_archive::Skip;
 
 type Chunk = Arc<Vec<u8>>;
 

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
-use crate::tape::Metadata;
+use msb_archive::Metadata;
 
 /// The most bytes of directories' xattrs. Real layers have some hundreds.
 const MAX_XATTRS: usize = 16 << 20;
@@ -151,7 +151,7 @@ fn size(name: &OsStr) -> usize {
 
 fn xattrs_of(origin: &Origin) -> usize {
     match origin {
-        Origin::Listed(metadata) => metadata.size(),
+        Origin::Listed(metadata) => metadata.xattrs_size(),
         Origin::Implied | Origin::Replaced => 0,
     }
 }

@@ -15,8 +15,8 @@ use crate::decompressor;
 use crate::image::{Blob, EMPTY_LAYER, ImageLayer, Origin};
 use crate::lower_link::Dependent;
 use crate::progress::Bar;
-use crate::tape::Tape;
 use crate::unpack::unpack;
+use msb_archive::Tape;
 use msb_registry::digest::{Digest, Hash, Verifier};
 
 /// Chunks in a channel: at most 2 MiB between two threads.

@@ -16,7 +16,7 @@ use rustix::fs::Mode;
 
 use crate::directories::{Directories, Origin};
 use crate::lower_link::LowerLink;
-use crate::tape::{MAX_PATH, Metadata};
+use msb_archive::{MAX_PATH, Metadata};
 
 const TOO_LONG: &str = "its path is longer than 4095 bytes";
 /// An open directory of the layer, and its path.

@@ -14,14 +14,13 @@ use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::user_namespace;
 use msb::overlay::whiteout::{self, OciName};
 use msb::record::owner::Id;
+use msb_archive::{Kind, Member, Metadata, Region, Skip, Tape, truncated};
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use crate::budget::Budget;
 use crate::directories::Origin;
 use crate::lower_link::Dependent;
-use crate::sparse::Region;
-use crate::tape::{Kind, Member, Metadata, Skip, Tape, truncated};
 use crate::tree::{Parent, Tree, components};
 
 /// The metadata of a directory without an entry of its own.
@@ -40,7 +39,7 @@ const DEFAULT: Metadata = Metadata {
 /// A message for a malformed or hostile layer; the system's error for a full disk.
 pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path, budget: &Budget) -> anyhow::Result<Dependent> {
     let mut tree = Tree::new(root)?;
-    while let Some(member) = tape.next()? {
+    while let Some(member) = tape.next_member()? {
         let shown = String::from_utf8_lossy(&member.path).into_owned();
         put(&mut tree, tape, member, budget).with_context(|| format!("entry {shown:?}"))?;
     }

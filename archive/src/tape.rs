@@ -16,10 +16,10 @@ const BLOCK: usize = 512;
 /// The longest PAX header: names, and xattrs of at most 64 KiB each.
 const MAX_PAX: u64 = 1 << 20;
 /// The longest path or link target, in bytes, without the NUL (`PATH_MAX` less one).
-pub(crate) const MAX_PATH: usize = 4095;
+pub const MAX_PATH: usize = 4095;
 
 /// A reader that can skip bytes.
-pub(crate) trait Skip: Read {
+pub trait Skip: Read {
     /// Skips `length` bytes.
     ///
     /// # Errors
@@ -27,50 +27,76 @@ pub(crate) trait Skip: Read {
     fn skip(&mut self, length: u64) -> io::Result<()>;
 }
 
+impl Skip for &[u8] {
+    fn skip(&mut self, length: u64) -> io::Result<()> {
+        let rest = usize::try_from(length).ok().and_then(|length| self.get(length..));
+        *self = rest.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(())
+    }
+}
+
 /// The type of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A regular file.
     File,
+    /// A directory.
     Directory,
+    /// A symlink.
     Symlink,
+    /// One more name of a file that came before.
     Hardlink,
+    /// A character device.
     CharDevice,
+    /// A block device.
     BlockDevice,
+    /// A named pipe.
     Fifo,
 }
 
 /// A member's header.
 #[derive(Debug)]
-pub(crate) struct Member {
-    pub(crate) path: Vec<u8>,
-    pub(crate) link: Vec<u8>,
-    pub(crate) kind: Kind,
-    pub(crate) size: u64,
+pub struct Member {
+    /// The path as the archive has it: up to 4095 bytes without a NUL. It may be absolute, or contain `..`.
+    pub path: Vec<u8>,
+    /// The target of a link; otherwise it means nothing.
+    pub link: Vec<u8>,
+    /// The type.
+    pub kind: Kind,
+    /// The size of a file, in bytes, with its holes.
+    pub size: u64,
     /// Where the data belongs in a sparse file of `size` bytes; `None` for a file without holes.
-    pub(crate) regions: Option<Vec<Region>>,
-    pub(crate) metadata: Metadata,
-    pub(crate) device: (u32, u32),
+    pub regions: Option<Vec<Region>>,
+    /// Owner, mode, time and xattrs.
+    pub metadata: Metadata,
+    /// The major and the minor number of a device.
+    pub device: (u32, u32),
 }
 
 /// The metadata of a file.
 #[derive(Clone, Debug)]
-pub(crate) struct Metadata {
-    pub(crate) mode: u32,
-    pub(crate) uid: Id,
-    pub(crate) gid: Id,
-    pub(crate) mtime: Timespec,
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+pub struct Metadata {
+    /// Permissions, and the bits set-user-ID, set-group-ID and sticky.
+    pub mode: u32,
+    /// The owner.
+    pub uid: Id,
+    /// The group.
+    pub gid: Id,
+    /// The modification time.
+    pub mtime: Timespec,
+    /// Names and values, without overlayfs's own, each name once.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Metadata {
     /// About how much memory the xattrs take, in bytes.
-    pub(crate) fn size(&self) -> usize {
+    pub fn xattrs_size(&self) -> usize {
         self.xattrs.iter().map(|(name, value)| size_of::<(Vec<u8>, Vec<u8>)>() + name.len() + value.len()).sum()
     }
 }
 
 /// A tar stream.
-pub(crate) struct Tape<R> {
+pub struct Tape<R> {
     input: R,
     /// Bytes of the current member's data that have not been read.
     left: u64,
@@ -78,7 +104,8 @@ pub(crate) struct Tape<R> {
 }
 
 impl<R: Skip> Tape<R> {
-    pub(crate) fn new(input: R) -> Self {
+    /// A stream at the beginning of an archive.
+    pub fn new(input: R) -> Self {
         Self { input, left: 0, padding: 0 }
     }
 
@@ -86,7 +113,7 @@ impl<R: Skip> Tape<R> {
     ///
     /// # Errors
     /// A message for a truncated or malformed archive.
-    pub(crate) fn next(&mut self) -> anyhow::Result<Option<Member>> {
+    pub fn next_member(&mut self) -> anyhow::Result<Option<Member>> {
         let (mut pax, mut long_name, mut long_link) = (Pax::default(), None, None);
         loop {
             self.skip_rest().map_err(truncated)?;
@@ -124,17 +151,17 @@ impl<R: Skip> Tape<R> {
     }
 
     /// The current member's data, and how much of it is left. The caller reports what it has read with [`Self::consumed`].
-    pub(crate) fn data(&mut self) -> (&mut R, u64) {
+    pub fn data(&mut self) -> (&mut R, u64) {
         (&mut self.input, self.left)
     }
 
     /// Counts `length` bytes of the current member's data as read.
-    pub(crate) fn consumed(&mut self, length: u64) {
+    pub fn consumed(&mut self, length: u64) {
         self.left -= length;
     }
 
     /// The reader.
-    pub(crate) fn into_inner(self) -> R {
+    pub fn into_inner(self) -> R {
         self.input
     }
 
@@ -202,10 +229,7 @@ impl<R: Skip> Tape<R> {
             ensure!(is_end, "malformed tar archive: a zero block between members");
             return Ok(None);
         }
-        let block = header.as_bytes();
-        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
-        let own: u32 = block[148..156].iter().map(|&byte| u32::from(byte)).sum();
-        let is_right = header.cksum().is_ok_and(|said| said == sum - own + 8 * u32::from(b' '));
+        let is_right = header.cksum().is_ok_and(|sum| is_sum(header.as_bytes(), sum));
         ensure!(is_right, "not a tar archive: bad header checksum");
         Ok(Some(header))
     }
@@ -292,26 +316,27 @@ fn member(
     Ok(Member { path, link, kind, size, regions: None, metadata, device })
 }
 
+/// Whether `sum` is the sum of a header's bytes, with blanks in the place of the sum itself. Some old programs added signed bytes.
+fn is_sum(header: &[u8; BLOCK], sum: u32) -> bool {
+    let bytes = || header.iter().enumerate().map(|(at, &byte)| if (148..156).contains(&at) { b' ' } else { byte });
+    let unsigned: u32 = bytes().map(u32::from).sum();
+    let signed: i32 = bytes().map(|byte| i32::from(byte.cast_signed())).sum();
+    // The field has six digits.
+    sum == unsigned || sum == signed.cast_unsigned() & 0o777_777
+}
+
 fn is_zero(header: &Header) -> bool {
     header.as_bytes().iter().all(|&byte| byte == 0)
 }
 
 /// The message for a stream that ended too early.
-pub(crate) fn truncated(error: io::Error) -> anyhow::Error {
+pub fn truncated(error: io::Error) -> anyhow::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof { anyhow!("truncated tar archive") } else { error.into() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    impl Skip for &[u8] {
-        fn skip(&mut self, length: u64) -> io::Result<()> {
-            let length = usize::try_from(length).unwrap();
-            *self = self.get(length..).ok_or(io::ErrorKind::UnexpectedEof)?;
-            Ok(())
-        }
-    }
 
     fn block(kind: EntryType, path: &str, data: &[u8]) -> Vec<u8> {
         let mut header = Header::new_gnu();
@@ -330,17 +355,17 @@ mod tests {
     }
 
     fn first(archive: &[u8]) -> anyhow::Result<Member> {
-        Ok(Tape::new(archive).next()?.expect("a member"))
+        Ok(Tape::new(archive).next_member()?.expect("a member"))
     }
 
     #[test]
     fn data_that_is_not_read_is_skipped() {
         let archive = [block(EntryType::Regular, "a", b"data"), block(EntryType::Regular, "b", b"")].concat();
         let mut tape = Tape::new(&archive[..]);
-        assert_eq!(tape.next().unwrap().unwrap().path, b"a");
-        let member = tape.next().unwrap().unwrap();
+        assert_eq!(tape.next_member().unwrap().unwrap().path, b"a");
+        let member = tape.next_member().unwrap().unwrap();
         assert_eq!((member.path, member.metadata.mode, member.metadata.uid.get()), (b"b".to_vec(), 0o644, 1));
-        assert!(tape.next().unwrap().is_none());
+        assert!(tape.next_member().unwrap().is_none());
     }
 
     #[test]
@@ -382,7 +407,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_broken_or_out_of_bounds_has_words() {
+    fn a_checksum_is_that_of_unsigned_or_of_signed_bytes() {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..2].copy_from_slice(b"\xff\xfe");
+        for (set_by, expected) in [(0, true), (-512, true), (-256, false), (1, false)] {
+            header.set_cksum();
+            let sum = i64::from(header.cksum().unwrap()) + set_by;
+            header.as_old_mut().cksum.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            assert_eq!(Tape::new(&header.as_bytes()[..]).next_member().is_ok(), expected, "{set_by}");
+        }
+    }
+
+    #[test]
+    fn what_is_broken_or_out_of_bounds_is_an_error() {
         let whole = block(EntryType::Regular, "a", b"data");
         let mut huge = Header::new_gnu();
         huge.set_entry_type(EntryType::XHeader);
@@ -391,7 +428,7 @@ mod tests {
         let vast = [block(EntryType::XHeader, "p", b"29 size=18446744073709551615\n"), whole.clone()].concat();
         let sparse = [block(EntryType::XHeader, "p", b"22 GNU.sparse.major=1\n"), whole.clone()].concat();
         let split = [&whole[..], &[0; 512], &whole[..]].concat();
-        for (archive, words) in [
+        for (archive, message) in [
             (&[b'x'; 512][..], "bad header checksum"),
             (&whole[..100], "truncated"),
             (huge.as_bytes(), "1048576 at most"),
@@ -401,13 +438,13 @@ mod tests {
             (&block(EntryType::new(b'Z'), "z", b""), "type 'Z' is not supported"),
         ] {
             let error = format!("{:#}", first(archive).unwrap_err());
-            assert!(error.contains(words), "{words}: {error}");
+            assert!(error.contains(message), "{message}: {error}");
         }
-        for (archive, words) in [(&whole[..514], "truncated"), (&split, "a zero block between members")] {
+        for (archive, message) in [(&whole[..514], "truncated"), (&split, "a zero block between members")] {
             let mut tape = Tape::new(archive);
-            tape.next().unwrap();
-            let error = tape.next().unwrap_err().to_string();
-            assert!(error.contains(words), "{words}: {error}");
+            tape.next_member().unwrap();
+            let error = tape.next_member().unwrap_err().to_string();
+            assert!(error.contains(message), "{message}: {error}");
         }
     }
 }

@@ -10,9 +10,11 @@ const MAX_REGIONS: usize = 1 << 18;
 
 /// A part of a file that holds data, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Region {
-    pub(crate) offset: u64,
-    pub(crate) length: u64,
+pub struct Region {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// How long it is.
+    pub length: u64,
 }
 
 /// Makes a map of `numbers`, offset and length in turn. The regions must ascend within a file of `size` bytes and hold
