@@ -3,6 +3,8 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 
+use flate2::bufread::GzDecoder;
+
 /// How many bytes are needed to detect the compression.
 pub(crate) const MAGIC: u64 = 6;
 /// The most memory that xz may take for its dictionary, in bytes: that of `xz -9`.
@@ -40,7 +42,7 @@ impl Compression {
     pub(crate) fn reader<'a>(self, packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::None => Box::new(packed),
-            Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+            Self::Gzip => Box::new(Members(Some(GzDecoder::new(packed)))),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(packed)?),
             Self::Bzip2 => Box::new(bzip2::bufread::MultiBzDecoder::new(packed)),
             Self::Xz => {
@@ -64,6 +66,37 @@ impl Compression {
     /// The format with this name.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         [Self::None, Self::Gzip, Self::Zstd, Self::Bzip2, Self::Xz].into_iter().find(|format| format.name() == name)
+    }
+}
+
+/// The members of a gzip file. Zeros behind a member are padding, as gzip(1) has it.
+struct Members<R>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let length = member.read(into)?;
+            if length > 0 || into.is_empty() {
+                return Ok(length);
+            }
+            self.0 = match self.0.take() {
+                Some(member) => next_member(member.into_inner())?,
+                None => None,
+            };
+        }
+        Ok(0)
+    }
+}
+
+fn next_member<R: BufRead>(mut packed: R) -> io::Result<Option<GzDecoder<R>>> {
+    loop {
+        let data = packed.fill_buf()?;
+        let zeros = data.iter().take_while(|&&byte| byte == 0).count();
+        let (is_end, is_member) = (data.is_empty(), zeros < data.len());
+        packed.consume(zeros);
+        if is_end || is_member {
+            return Ok(is_member.then(|| GzDecoder::new(packed)));
+        }
     }
 }
 
@@ -148,6 +181,11 @@ mod tests {
             assert_eq!(read(&packed).unwrap(), "first second");
             let error = read(&packed[..packed.len() - 3]).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{error}");
+            if expected == Compression::Gzip {
+                assert_eq!(read(&[&packed, &[0; 9000][..]].concat()).unwrap(), "first second");
+                let error = read(&[&packed, &b"\0\0garbage behind it"[..]].concat()).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+            }
         }
     }
 }

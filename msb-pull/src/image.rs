@@ -12,6 +12,8 @@ use msb_registry::digest::{Digest, Verifier};
 
 /// How deep indexes may nest.
 const MAX_DEPTH: usize = 4;
+/// How many configurations are read to find the platform, where an index has none.
+const MAX_SILENT: usize = 32;
 
 /// A tar archive without members.
 pub(crate) const EMPTY_LAYER: [u8; 1024] = [0; 1024];
@@ -126,18 +128,12 @@ pub(crate) fn find(
     let mut documents = Vec::new();
     let Start { mut digest, platform: mut offered } = start.clone();
     for _ in 0..MAX_DEPTH {
-        let text = match store.document(&digest, MAX_MANIFEST)? {
-            Some(text) => text,
-            None => {
-                let text = origin.manifest(&digest).with_context(|| format!("manifest \"{digest}\""))?;
-                digest.check(&text).with_context(|| format!("manifest \"{digest}\""))?;
-                text
-            }
-        };
+        let text = manifest(origin, store, &digest)?;
         let parsed = Document::parse(&text)?;
         documents.insert(0, (digest.clone(), text));
         match parsed {
-            Document::Index(entries) => {
+            Document::Index(mut entries) => {
+                add_platforms(origin, store, wanted, &mut entries);
                 let entry = select(&entries, wanted)?;
                 offered = entry.platform.clone().filter(|platform| !platform.is_empty()).or(offered);
                 digest = entry.digest.clone();
@@ -162,6 +158,45 @@ pub(crate) fn find(
         }
     }
     bail!("indexes are nested more than {MAX_DEPTH} deep")
+}
+
+fn manifest(origin: &dyn Origin, store: &Store, digest: &Digest) -> anyhow::Result<Vec<u8>> {
+    if let Some(text) = store.document(digest, MAX_MANIFEST)? {
+        return Ok(text);
+    }
+    let fetch = || {
+        let text = origin.manifest(digest)?;
+        digest.check(&text).map(|()| text)
+    };
+    fetch().with_context(|| format!("manifest \"{digest}\""))
+}
+
+/// Where an index does not say which platforms its entries are for, their configurations may.
+fn add_platforms(origin: &dyn Origin, store: &Store, wanted: &Platform, entries: &mut [Descriptor]) {
+    if entries.iter().filter_map(|entry| wanted.fit(entry.platform.as_ref()?)).any(|fit| fit > 0) {
+        return;
+    }
+    let is_silent = |entry: &&mut Descriptor| {
+        let is_blank = |platform: &Platform| platform.os.is_empty() && platform.architecture.is_empty();
+        entry.platform.as_ref().is_none_or(is_blank) && !entry.is_attestation()
+    };
+    let mut silent: Vec<_> = entries.iter_mut().filter(is_silent).collect();
+    if silent.len() < 2 {
+        return;
+    }
+    for entry in silent.iter_mut().take(MAX_SILENT) {
+        // One that is not an image may be there without harm.
+        entry.platform = platform(origin, store, &entry.digest).ok();
+    }
+}
+
+fn platform(origin: &dyn Origin, store: &Store, digest: &Digest) -> anyhow::Result<Platform> {
+    match Document::parse(&manifest(origin, store, digest)?)? {
+        Document::Manifest { config, .. } => {
+            Ok(Configuration::parse(&configuration(origin, store, &config)?)?.platform)
+        }
+        Document::Index(_) => bail!("an index"),
+    }
 }
 
 fn configuration(origin: &dyn Origin, store: &Store, config: &Descriptor) -> anyhow::Result<Vec<u8>> {

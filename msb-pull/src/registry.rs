@@ -92,17 +92,28 @@ impl Registry {
     pub(crate) fn copy_blob(&self, blob: &Blob, done: &mut u64, out: &mut dyn Write) -> anyhow::Result<()> {
         let path = format!("blobs/{}", blob.name_in(Digest::to_string));
         let (mut retry, mut mark) = (self.retry(), *done);
-        let mut is_short = false;
+        let (mut is_short, mut has_ranges) = (false, true);
         loop {
-            let range = (*done > 0).then_some(*done);
+            let range = (*done > 0 && has_ranges).then_some(*done);
             let answer = match self.client.send(Method::GET, &path, None, range, &mut retry) {
-                Ok(answer) if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => return Ok(()),
+                // The registry refuses ranges, or has less than the descriptor says, which the caller reports.
+                Ok(answer) if answer.status() == StatusCode::RANGE_NOT_SATISFIABLE => match range {
+                    Some(_) => {
+                        has_ranges = false;
+                        continue;
+                    }
+                    None => return Ok(()),
+                },
                 other => other?,
             };
             // A registry without ranges starts again, and so does one that sends another range.
             let skip = match answer.status() {
                 StatusCode::PARTIAL_CONTENT => {
                     let start = answer.header(CONTENT_RANGE.as_str()).and_then(parse_range_start);
+                    if range.is_some() && start.is_none_or(|start| start > *done) {
+                        has_ranges = false;
+                        continue;
+                    }
                     ensure!(start.is_some_and(|start| start <= *done), "the registry answers with another range");
                     *done - start.unwrap_or_default()
                 }
