@@ -139,7 +139,7 @@ END
 }
 
 @test "supplementary groups apply, and a missing user or group is an error" {
-    [ "$(msb-exec -u app -- id -G)" = '1001 29' ]
+    [ "$(msb-exec -u app -- sh -c 'id -G; sed -n "s/Groups:.//p" /proc/self/status')" = $'1001 29\n29 1001 ' ]
     [ "$(msb-exec -u app:audio -- sh -c 'id -g; id -G')" = $'29\n29' ]
     [ "$(msb-exec -u :audio -- sh -c 'id -u; id -g')" = $'0\n29' ]
     run --separate-stderr msb-exec -u app:none -- true

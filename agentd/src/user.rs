@@ -26,7 +26,8 @@ const MAX_FILE: u64 = 16 << 20;
 /// The largest file that is cached, in bytes.
 const MAX_CACHED: u64 = 256 << 10;
 
-/// Looks up `user[:group]`. Without a group, the user has its primary group and all groups that list it; with one, only that.
+/// Looks up `user[:group]`. Without a group, the user has its primary group and all groups that list it; with one, only that. The primary
+/// group is also the first one of the supplementary groups.
 ///
 /// # Errors
 /// A message about a name that does not exist, or an invalid ID.
@@ -135,6 +136,10 @@ fn find_in(spec: &str, passwd: &str, group: &str) -> Result<User, String> {
             }
         }
     }
+    // As with initgroups(3): a program that runs with another effective group keeps this one, and what a file's mode denies to it.
+    let Identity { gid, groups, .. } = &mut found.identity;
+    groups.retain(|group| *group != gid.get());
+    groups.insert(0, gid.get());
     Ok(found)
 }
 
@@ -153,21 +158,21 @@ mod tests {
 
     const PASSWD: &str =
         "root:x:0:0:root:/root:/bin/sh\nbad line\napp:x:1000:1001:,,,:/home/app:/bin/sh\nnohome:x:7:7:::\n";
-    const GROUP: &str = "root:x:0:\naudio:x:29:app,other\nvideo:x:44:application\nstaff:x:50:root,app\nusers:x:100:\n";
+    const GROUP: &str = "root:x:0:\naudio:x:29:app,other\nvideo:x:44:application\nstaff:x:50:root,app\nusers:x:100:app9\nown:x:1001:app\n";
 
     #[test]
     fn users_are_found_as_docker_finds_them() {
         for (spec, uid, gid, groups, home) in [
-            ("", 0, 0, vec![50], "/root"),
-            ("root", 0, 0, vec![50], "/root"),
-            ("app", 1000, 1001, vec![29, 50], "/home/app"),
-            ("1000", 1000, 1001, vec![29, 50], "/home/app"),
-            ("app:users", 1000, 100, vec![], "/home/app"),
-            ("app:9", 1000, 9, vec![], "/home/app"),
-            ("4711", 4711, 0, vec![], "/"),
-            ("4711:4712", 4711, 4712, vec![], "/"),
-            ("nohome", 7, 7, vec![], "/"),
-            (":users", 0, 100, vec![], "/root"),
+            ("", 0, 0, vec![0, 50], "/root"),
+            ("root", 0, 0, vec![0, 50], "/root"),
+            ("app", 1000, 1001, vec![1001, 29, 50], "/home/app"),
+            ("1000", 1000, 1001, vec![1001, 29, 50], "/home/app"),
+            ("app:users", 1000, 100, vec![100], "/home/app"),
+            ("app:9", 1000, 9, vec![9], "/home/app"),
+            ("4711", 4711, 0, vec![0], "/"),
+            ("4711:4712", 4711, 4712, vec![4712], "/"),
+            ("nohome", 7, 7, vec![7], "/"),
+            (":users", 0, 100, vec![100], "/root"),
         ] {
             let user = find_in(spec, PASSWD, GROUP).unwrap();
             let Identity { uid: its_uid, gid: its_gid, groups: its_groups } = user.identity;
@@ -201,7 +206,7 @@ mod tests {
         // With a group in the spec, the groups that list the user are not read.
         assert_eq!(find_in("member:7", passwd, group).unwrap().identity.gid.get(), 7);
         let passwd = "fine:x:3:3::/:\n";
-        assert!(find_in("fine", passwd, group).unwrap().identity.groups.is_empty());
+        assert_eq!(find_in("fine", passwd, group).unwrap().identity.groups, [3]);
     }
 
     #[test]
