@@ -2,7 +2,7 @@
 # What the benchmarks of a VM's start share: a scratch directory ($work) with its own state, a small root and its record
 # ($work/record.json), the time, and the table of two ways to a VM.
 #
-#   source tests/bench.bash; bench_setup; bench_pair "$rounds"; bench_table TITLE OTHER
+#   source tests/bench.bash; bench_setup; bench_pair "$rounds"; bench_table TITLE OTHER [OURS]
 #
 # With BENCH_SMOKE set a benchmark does little and its figures mean nothing: tests/t9-bench.bats checks that it still runs.
 
@@ -49,14 +49,14 @@ bench_pair() {
     done
 }
 
-# bench_table TITLE OTHER: prints medians, best values and their ratio.
+# bench_table TITLE OTHER [OURS]: prints medians, best values and their ratio.
 bench_table() {
     local bare ours
     bare=$(bench_median <"$work/bare")
     ours=$(bench_median <"$work/ours")
     printf '%-46s %8s %8s %8s\n' "$1" median best ratio
     printf '%-46s %8d %8d %8s\n' "$2" "$bare" "$(sort -n "$work/bare" | head -n 1)" 1.00
-    printf '%-46s %8d %8d %8s\n' 'msb-boot to an agent that answers' "$ours" "$(sort -n "$work/ours" | head -n 1)" \
+    printf '%-46s %8d %8d %8s\n' "${3:-msb-boot to an agent that answers}" "$ours" "$(sort -n "$work/ours" | head -n 1)" \
         "$(awk -v a="$ours" -v b="$bare" 'BEGIN { printf "%.2f", a / b }')"
 }
 

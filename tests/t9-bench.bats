@@ -11,10 +11,13 @@ setup() {
 }
 
 # bats test_tags=slow
-@test "bench-boot, bench-exec and bench-shutdown run" {
+@test "bench-boot, bench-run, bench-exec and bench-shutdown run" {
     run --separate-stderr tests/bench-boot.sh 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
     [[ ${lines[-1]} == 'msb-boot to an agent that answers '* ]]
+    run --separate-stderr tests/bench-run.sh 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'msb run '* ]]
     run --separate-stderr tests/bench-exec.sh 2 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
     [[ $output == *"the agent's memory: idle now "* ]]
