@@ -23,7 +23,7 @@ const END_TIMEOUT: Duration = Duration::from_millis(200);
 // A chunk fits into a frame.
 const _: () = assert!(CHUNK <= wire::MAX_OUTPUT);
 
-/// The way to the host.
+/// Sends the output of detached commands to the host, or keeps it until the host connects.
 #[derive(Debug)]
 pub struct Recorder(Mutex<Host>);
 

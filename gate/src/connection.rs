@@ -28,7 +28,7 @@ pub(crate) enum Outcome {
     Pass,
     /// It cannot be understood yet: a part is missing before it, or it differs from what was sent before.
     Drop,
-    /// The client has spoken: the name, if its protocol is one that has names and it gave one.
+    /// The client has sent data: the host name in it, if there is one.
     Named(Option<String>),
     /// The protocol has no names that are known here: it goes on.
     Unnamed,

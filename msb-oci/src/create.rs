@@ -89,7 +89,7 @@ fn load(bundle: &Path) -> anyhow::Result<Plan> {
 fn check(plan: &Plan, args: &Create) -> anyhow::Result<()> {
     let has_terminal = plan.process.terminal().unwrap_or(false);
     match (&args.console_socket, has_terminal) {
-        (None, true) => bail!("process.terminal: a terminal is wanted, and there is no --console-socket for it"),
+        (None, true) => bail!("process.terminal: a terminal needs a --console-socket"),
         (Some(_), false) => bail!("--console-socket: the config asks for no terminal (leave it out)"),
         _ => Ok(()),
     }

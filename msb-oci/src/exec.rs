@@ -42,7 +42,7 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
     let has_terminal = process.terminal().unwrap_or(false);
     let terminal = match &args.console_socket {
         Some(socket) => Some(console::open(socket, &process)?),
-        None if has_terminal && args.detach => bail!("a terminal is wanted, and there is no --console-socket for it"),
+        None if has_terminal && args.detach => bail!("a terminal needs a --console-socket"),
         None => None,
     };
     let file = dir.further_process();

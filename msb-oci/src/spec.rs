@@ -1,4 +1,4 @@
-//! `spec` and `features`: documents to begin with.
+//! The commands `spec` and `features`, which print documents.
 
 use std::fs::File;
 use std::io::Write;

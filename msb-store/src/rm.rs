@@ -141,7 +141,7 @@ fn layer(config: &Config, id: &str, path: &Path) -> anyhow::Result<bool> {
     };
     let inventory = Inventory::read(&config.home)?;
     if let Some(image) = inventory.images.iter().find(|image| image.layers.contains(id)).filter(|_| !config.force) {
-        bail!("image {:?} has it (with -f it goes all the same, and the next pull fetches it again)", image.name);
+        bail!("image {:?} uses it (-f removes it; the next pull fetches it again)", image.name);
     }
     // What was made of it would otherwise outlive it.
     let made: Vec<PathBuf> = inventory

@@ -271,7 +271,7 @@ fn open_image(path: &Path) -> anyhow::Result<File> {
     let subject = || format!("disk {path:?}");
     let file = disk::open(path).with_context(subject)?;
     if !erofs::is_whole(&file).with_context(subject)? {
-        bail!("{}: not an EROFS image, or not all of one (msb-pack makes one: erofs:FILE)", subject());
+        bail!("{}: not an EROFS image, or a truncated one (msb-pack makes one: erofs:FILE)", subject());
     }
     Ok(file)
 }
