@@ -21,6 +21,8 @@ use crate::{console, sys};
 
 /// The kernel's receive buffer of a vsock connection, in bytes. Linux's default, 256 KiB, is too small for the latency of a VMM.
 const BUFFER: u64 = 4 << 20;
+/// The nice value of the threads that serve connections.
+pub const NICE: i32 = -15;
 /// How many connections may wait to be accepted. The kernel refuses more.
 const BACKLOG: i32 = 4096;
 
@@ -78,7 +80,7 @@ impl Port {
             return Ok(());
         };
         let run = move || {
-            let _ = rustix::process::setpriority_process(None, super::listen::NICE);
+            let _ = rustix::process::setpriority_process(None, NICE);
             let ended = await_host(&port)
                 .and_then(|()| Multiplexer::new(Side::Guest, port, ends, None))
                 .and_then(|mut multiplexer| multiplexer.run());

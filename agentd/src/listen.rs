@@ -17,8 +17,6 @@ use crate::{clock, console, copy, session, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The nice value of the threads that serve connections.
-pub const NICE: i32 = -15;
 
 /// Starts the threads that accept connections.
 ///
@@ -33,7 +31,7 @@ pub fn start(agent: &Arc<Agent>) -> Result<(), Error> {
         console::log(&format!("oom_score_adj: {error}"));
     }
     // A caller gets an answer even if the guest is busy. Commands start with nice value 0 (see sys::Launch).
-    let begin = || _ = rustix::process::setpriority_process(None, NICE);
+    let begin = || _ = rustix::process::setpriority_process(None, channel::NICE);
     Arc::new(Server { agent: Arc::clone(agent), begin, accept: Box::new(move || listener.accept()), serve })
         .start()
         .map_err(|error| Error::step("start a thread".into(), error))
