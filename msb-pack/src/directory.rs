@@ -1,14 +1,14 @@
 //! A root as a directory of the host.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use msb::overlay::attributes::{Attributes, copy_attributes};
 use msb::overlay::beneath::{Dir, Entry, Name};
-use msb::overlay::{Layer, Leaf, WHOLE, copy_data, copy_leaf_as};
+use msb::overlay::{Leaf, WHOLE, copy_data, copy_leaf_as};
 use rustix::fs::{FileType, Mode};
 
+use crate::hardlinks::Hardlinks;
 use crate::walk::{Item, Sink};
 
 /// A directory that is being filled.
@@ -16,8 +16,7 @@ pub(crate) struct Directory {
     /// The directories down to the current one, and whose attributes each gets when it is complete.
     open: Vec<(Dir, Entry)>,
     root: Dir,
-    /// The first name of each file with several.
-    linked: HashMap<(Layer, u64, u64), PathBuf>,
+    hardlinks: Hardlinks,
 }
 
 impl Directory {
@@ -26,14 +25,13 @@ impl Directory {
     /// # Errors
     /// The error of opening it.
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
-        Ok(Self { open: Vec::new(), root: Dir::open(path)?, linked: HashMap::new() })
+        Ok(Self { open: Vec::new(), root: Dir::open(path)?, hardlinks: Hardlinks::default() })
     }
 
     fn leaf(&mut self, path: &Path, name: Name<'_>, leaf: &Leaf) -> anyhow::Result<()> {
         let dir = &self.open.last().context("a file outside of a directory")?.0;
         let stat = leaf.entry.stat();
-        let key = (leaf.layer, stat.st_dev, stat.st_ino);
-        if let Some(first) = self.linked.get(&key) {
+        if let Some(first) = self.hardlinks.first(path, leaf) {
             let parent = self.root.descend(first.parent().unwrap_or(Path::new("")))?;
             let first =
                 parent.entry(Name::new(first.file_name().unwrap_or_default())?)?.context("a link to nothing")?;
@@ -47,9 +45,6 @@ impl Directory {
             copy_attributes(&leaf.entry, &copy)?;
         } else {
             copy_leaf_as(&leaf.entry, dir, name, WHOLE, &attributes)?;
-        }
-        if stat.st_nlink > 1 {
-            self.linked.insert(key, path.to_owned());
         }
         Ok(())
     }

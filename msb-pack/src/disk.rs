@@ -3,6 +3,7 @@
 //! Label and UUID are fixed, so that the same root gives the same disk, and a boot loader can find it.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,27 +48,32 @@ struct Size {
 impl Size {
     fn of(root: &Path) -> anyhow::Result<Self> {
         let mut size = Self::default();
-        Dir::open(root)?.walk(|_, entry| {
-            let stat = entry.stat();
-            size.inodes += 1;
-            size.newest = size.newest.max(stat.st_mtime);
-            // Names and extents take a block each, at most, apart from what a large directory needs.
-            size.blocks += match entry.file_type() {
-                FileType::RegularFile => {
-                    let allocated = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-                    allocated.min(u64::try_from(stat.st_size).unwrap_or(0)).div_ceil(BLOCK)
+        Dir::open(root)?
+            .walk(|_, entry| {
+                let stat = entry.stat();
+                size.inodes += 1;
+                size.newest = size.newest.max(stat.st_mtime);
+                // Names and extents take a block each, at most, apart from what a large directory needs.
+                size.blocks += match entry.file_type() {
+                    FileType::RegularFile => {
+                        let allocated = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+                        allocated.min(u64::try_from(stat.st_size).unwrap_or(0)).div_ceil(BLOCK)
+                    }
+                    FileType::Directory => 1 + u64::try_from(stat.st_size).unwrap_or(0).div_ceil(BLOCK),
+                    FileType::Symlink => 1,
+                    _ => 0,
+                };
+                let names = entry.xattr_names()?;
+                if !names.is_empty() {
+                    size.blocks += 1;
                 }
-                FileType::Directory => 1 + u64::try_from(stat.st_size).unwrap_or(0).div_ceil(BLOCK),
-                FileType::Symlink => 1,
-                _ => 0,
-            };
-            let names = entry.xattr_names()?;
-            if !names.is_empty() {
-                size.blocks += 1;
-            }
-            size.has_trusted_xattrs |= names.iter().any(|name| name.as_encoded_bytes().starts_with(b"trusted."));
-            Ok(())
-        })?;
+                size.has_trusted_xattrs |= names.iter().any(|name| name.as_encoded_bytes().starts_with(b"trusted."));
+                Ok(())
+            })
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::InvalidFilename => io::Error::new(error.kind(), "a path is longer than 4095 bytes"),
+                _ => error,
+            })?;
         Ok(size)
     }
 

@@ -9,6 +9,7 @@ mod disk;
 mod docker;
 mod document;
 mod gzip;
+mod hardlinks;
 mod inode_times;
 mod layer;
 mod layout;

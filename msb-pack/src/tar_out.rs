@@ -3,19 +3,19 @@
 //! In a layer, whiteouts and opaque directories have the names of the OCI image specification (`layer.md`, "Whiteouts"). Holes
 //! are written as zeros: the specification advises against sparse entries, and where holes are depends on the file system.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
+use msb::overlay::Leaf;
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::whiteout::{OciName, is_private_xattr, oci_opaque, oci_whiteout, read_oci_name};
-use msb::overlay::{Layer, Leaf};
 use rustix::fs::{FileType, Stat};
 use tar::{Builder, EntryType, Header};
 
+use crate::hardlinks::Hardlinks;
 use crate::pax::{self, Records};
 use crate::walk::{Item, Sink};
 
@@ -32,15 +32,14 @@ pub(crate) struct TarOut<W: Write> {
     is_layer: bool,
     /// Newer modification times become this one, in seconds.
     newest: Option<i64>,
-    /// The first name of each file with several.
-    linked: HashMap<(Layer, u64, u64), PathBuf>,
+    hardlinks: Hardlinks,
     /// Sockets, which an archive cannot hold.
     pub(crate) left_out: u64,
 }
 
 impl<W: Write> TarOut<W> {
     pub(crate) fn new(out: W, is_layer: bool, newest: Option<i64>) -> Self {
-        Self { archive: Builder::new(out), is_layer, newest, linked: HashMap::new(), left_out: 0 }
+        Self { archive: Builder::new(out), is_layer, newest, hardlinks: Hardlinks::default(), left_out: 0 }
     }
 
     /// Ends the archive.
@@ -105,13 +104,6 @@ impl<W: Write> TarOut<W> {
 
     fn leaf(&mut self, path: &Path, leaf: &Leaf) -> anyhow::Result<()> {
         let stat = leaf.entry.stat();
-        let key = (leaf.layer, stat.st_dev, stat.st_ino);
-        if let Some(first) = self.linked.get(&key) {
-            // podman and containerd set the attributes of a file anew for each of its names.
-            let mut member = self.member(EntryType::Link, path, &leaf.entry)?;
-            member.set_target(first.as_os_str());
-            return Ok(member.write(&mut self.archive, io::empty())?);
-        }
         let kind = match leaf.entry.file_type() {
             FileType::RegularFile => EntryType::Regular,
             FileType::Symlink => EntryType::Symlink,
@@ -123,6 +115,12 @@ impl<W: Write> TarOut<W> {
                 return Ok(());
             }
         };
+        if let Some(first) = self.hardlinks.first(path, leaf) {
+            // podman and containerd set the attributes of a file anew for each of its names.
+            let mut member = self.member(EntryType::Link, path, &leaf.entry)?;
+            member.set_target(first.as_os_str());
+            return Ok(member.write(&mut self.archive, io::empty())?);
+        }
         let mut member = self.member(kind, path, &leaf.entry)?;
         match kind {
             EntryType::Regular => {
@@ -141,9 +139,6 @@ impl<W: Write> TarOut<W> {
                 member.write(&mut self.archive, io::empty())?;
             }
             _ => member.write(&mut self.archive, io::empty())?,
-        }
-        if stat.st_nlink > 1 {
-            self.linked.insert(key, path.to_owned());
         }
         Ok(())
     }

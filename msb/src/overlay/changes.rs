@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -53,6 +54,9 @@ impl Merged {
         Ok(names.into_iter().collect())
     }
 }
+
+/// The longest path, in bytes, without the NUL (`PATH_MAX` less one).
+const MAX_PATH: usize = 4095;
 
 /// A walk over the names in which a merged tree may differ from another, or over all of its names. A directory comes before its entries,
 /// and those are sorted. The caller decides which directories are entered.
@@ -112,7 +116,7 @@ impl Changes {
     /// The next step; `None` at the end.
     ///
     /// # Errors
-    /// The error of reading in a layer, with the path, and [`interrupt::check`].
+    /// The error of reading in a layer, with the path; a path longer than `PATH_MAX`, as no image may have; and [`interrupt::check`].
     pub fn step(&mut self) -> io::Result<Option<Visit>> {
         while let Some(dir) = self.open.last_mut() {
             interrupt::check()?;
@@ -120,6 +124,12 @@ impl Changes {
                 return Ok(self.open.pop().map(|dir| Visit::End(dir.path)));
             };
             let path = dir.path.join(&name);
+            if path.as_os_str().len() > MAX_PATH {
+                // The paths of all open directories are kept.
+                let start = String::from_utf8_lossy(&path.as_os_str().as_bytes()[..80]);
+                let error = format!("{start:?}…: the path is longer than {MAX_PATH} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidFilename, error));
+            }
             let name = Name::new(&name)?;
             let lookup = |dir: &Merged| dir.lookup(name).map_err(|error| at(&path, &error));
             let before = dir.before.as_ref().map(lookup).transpose()?.flatten();
@@ -186,5 +196,30 @@ mod tests {
         assert_eq!(names(&other, &base), ["5", "a", "b", "hidden"]);
         let alone = Merged::open(&[] as &[&Path], Some(&at("other"))).unwrap();
         assert_eq!(names(&alone, &base), ["5", "a", "b", "hidden"]);
+    }
+
+    #[test]
+    fn a_path_that_no_image_may_have_ends_the_walk() {
+        let scratch = tempfile::tempdir().unwrap();
+        let name = "d".repeat(250);
+        let mut dir = Dir::open(scratch.path()).unwrap();
+        for _ in 0..17 {
+            dir = dir.mkdir(Name::new(OsStr::new(&name)).unwrap(), rustix::fs::Mode::RWXU).unwrap();
+        }
+        let mut walk = Changes::new(None, Merged::open(&[scratch.path()], None).unwrap()).unwrap();
+        let mut depth = 0;
+        let error = loop {
+            match walk.step() {
+                Ok(Some(Visit::Path(path, _, Some(Node::Dir(dir))))) => walk.enter(path, None, dir).unwrap(),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error.to_string(),
+            }
+            depth += 1;
+        };
+        assert_eq!(depth, 16);
+        assert!(
+            error.starts_with("\"dddd") && error.ends_with("dddd\"…: the path is longer than 4095 bytes"),
+            "{error}"
+        );
     }
 }
