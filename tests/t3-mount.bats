@@ -101,6 +101,38 @@ kernel_overlay() {
     [ "$(stat -c %i root/etc/motd root/etc)" = "$(head -n 2 <<<"$before")" ]
     echo 2 >/proc/sys/vm/drop_caches
     [ "$(stat -c %i root/etc/motd root/etc)" = "$(head -n 2 <<<"$before")" ]
+    # Also a remount, under another name, and in a listing that looks nothing up; a new file and a copy of one name of two have their own.
+    echo new >root/etc/new
+    chmod 0700 root/bin/tool root/etc/conf.d/*
+    conf=$(stat -c %i root/etc/conf.d/*)
+    own=$(stat -c %i root/etc/new root/bin/tool)
+    mv root/etc/motd root/etc/moved
+    for how in ours kernels; do
+        msb-mount -u root
+        jq 'del(.mount)' mounted >record
+        mounted
+        [ "$(stat -c %i root/etc/moved root/etc/new root/bin/tool)" = "$(head -n 1 <<<"$before")"$'\n'"$own" ]
+        [ "$(python3 -c 'import os; print(*(entry.inode() for entry in sorted(os.scandir("root/etc/conf.d"), key=lambda e: e.name)), sep="\n")')" = "$conf" ]
+        [ "$(stat -c %i root/etc/conf.d/*)" = "$conf" ]
+        if [ "$how" = ours ]; then
+            # What the kernel has copied up.
+            msb-mount -u root
+            kernel_overlay "$PWD/top:$PWD/bottom"
+            chmod 0700 kernel/bin/symlink 2>/dev/null || true
+            touch -h kernel/bin/symlink
+            umount kernel
+            before=$(head -n 1 <<<"$before")
+            mounted
+            [ "$(stat -c %i root/bin/symlink)" = "$(stat -c %i bottom/bin/symlink)" ]
+        fi
+    done
+    # The layer's file comes back under its name: it is another one.
+    echo other >root/etc/moved
+    msb-mount -u root
+    rm "$upper/etc/motd"
+    mounted
+    [ "$(cat root/etc/moved root/etc/motd)" = $'other\nbottom' ]
+    [ "$(cat root/etc/motd root/etc/moved)" = $'bottom\nother' ]
 }
 
 @test "the kernel's overlayfs shows the same changes afterwards, and the layers are untouched" {
@@ -605,6 +637,44 @@ EOF
     options=$(findmnt -no OPTIONS root)
     [[ "$options" != *nosuid* && "$options" != *nodev* ]]
     setpriv --reuid=1000 --regid=1000 --clear-groups ls root/etc
+}
+
+@test "--type overlay is the kernel's overlayfs under the same locks, and auto takes FUSE where overlayfs cannot be" {
+    mounted --type overlay
+    [ "$(jq -r .mount.fstype mounted)" = overlay ]
+    [ "$(findmnt -rno FSTYPE,SOURCE root)" = "overlay msb:$pid" ]
+    [[ $(findmnt -no OPTIONS root) == *nosuid*nodev* ]]
+    echo more >>root/etc/motd
+    rm root/etc/hosts
+    run ! msb-mount -r mounted other
+    [[ $output == *'in use by msb-patch'* ]]
+    run ! msb-mount --type overlay root <record
+    [[ $output == *'something is mounted there'* ]]
+    msb-mount -u root
+    [ ! -e "/proc/$pid/exe" ]
+    [ ! -e root ]
+    jq 'del(.mount)' mounted >record
+    mounted
+    [ "$(jq -r .mount.fstype mounted)" = fuse.msb ]
+    [ "$(cat root/etc/motd)" = $'bottom\nmore' ]
+    [ ! -e root/etc/hosts ]
+    msb-mount -u root
+    mounted --type auto --ro
+    [ "$(findmnt -no FSTYPE root)" = overlay ]
+    run ! touch root/new
+    kill "$pid"
+    tail --pid="$pid" -f /dev/null
+    [ ! -e root ]
+    # What overlayfs cannot do.
+    jq 'del(.upper) | .rootfs.lower = .rootfs.lower[:1]' record >single
+    run ! msb-mount -r single --type overlay --ro root
+    [[ $output == *'does not mount a single layer read-only (use --type fuse)'* ]]
+    for flags in '-r single --ro' '-r record --allow root'; do
+        # shellcheck disable=SC2086 # several flags
+        [ "$(msb-mount $flags --type auto root | jq -r .mount.fstype)" = fuse.msb ]
+        msb-mount -u root
+    done
+    [ "$(msb-mount -r record --type overlay --in-place -- stat -fc %T .)" = overlayfs ]
 }
 
 @test "an upper that cannot have whiteouts is refused, and its files can be read" {

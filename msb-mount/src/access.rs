@@ -17,12 +17,12 @@ pub(crate) struct Access {
 
     /// Let device nodes work
     #[arg(long = "dev")]
-    has_devices: bool,
+    pub(crate) has_devices: bool,
 
     /// Let set-id bits and file capabilities take effect. Any user who can enter the mount can then run the programs of the image as
     /// their owner
     #[arg(long = "suid")]
-    has_set_id: bool,
+    pub(crate) has_set_id: bool,
 
     /// Rename directories of the layers as overlayfs does with redirect_dir=on. Without it rename(2) fails with EXDEV, as with
     /// overlayfs's default, and mv(1) copies them. Only root may set redirects, so it has no effect for another user. A VM with a block
@@ -69,6 +69,13 @@ impl Access {
         [(self.has_devices, "--dev"), (self.has_set_id, "--suid")]
             .into_iter()
             .find_map(|(is_set, flag)| is_set.then_some(flag))
+    }
+
+    /// What is set and the kernel's overlayfs cannot do.
+    pub(crate) fn only_of_fuse(&self) -> Option<&'static str> {
+        [(self.allow == Allow::Root, "--allow root"), (self.has_oci_whiteouts, "whiteouts in OCI's form")]
+            .into_iter()
+            .find_map(|(is_set, what)| is_set.then_some(what))
     }
 
     /// The mount options for fusermount3, which adds nodev and nosuid.

@@ -8,6 +8,7 @@ use msb::tool::output::Output;
 use msb::tool::source::StageRecord;
 
 use crate::access::Access;
+use crate::kind::Kind;
 use crate::page::PAGE;
 
 /// Mount a record's root on the host
@@ -27,6 +28,11 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     pub(crate) access: Access,
+
+    /// Which file system merges the layers. overlayfs takes Linux 6.5 and root, or CMD, and is faster. It refuses files that are metacopies;
+    /// a copy of the mount in another mount namespace outlives the unmount
+    #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "fuse", hide_default_value = false)]
+    pub(crate) kind: Kind,
 
     /// Serve in the foreground, until SIGTERM, SIGINT or an unmount
     #[arg(short, long)]

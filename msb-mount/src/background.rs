@@ -18,7 +18,7 @@ use crate::fusermount::Mounted;
 use crate::mountpoint;
 use crate::serve;
 
-/// The line that the server prints when it is ready.
+/// What the server prints when it is ready, before the type of the mount.
 const READY: &str = "ready";
 
 /// Starts the server, prints the record when it is ready, and returns the exit code. A server that fails prints the reason on stderr,
@@ -32,11 +32,12 @@ pub(crate) fn start(
     begun: DeferExit,
 ) -> anyhow::Result<u8> {
     match spawn(config, made, &[]) {
-        Ok(Some(pid)) => {
+        Ok(Some((pid, fstype))) => {
             // A signal that arrived before this has ended the server. A later one has no effect.
             let put = match interrupt::check() {
-                Ok(()) => output
-                    .map_or(Ok(()), |output| output.put(&config.mounted(pid), || config.summary()).map_err(Into::into)),
+                Ok(()) => output.map_or(Ok(()), |output| {
+                    output.put(&config.mounted(pid, &fstype), || config.summary()).map_err(Into::into)
+                }),
                 Err(error) => Err(error.into()),
             };
             if put.is_ok() {
@@ -55,12 +56,16 @@ pub(crate) fn start(
     }
 }
 
-/// Starts the server, and returns its process ID once the mount responds; `None` if it has printed why it does not.
+/// Starts the server, and returns its process ID and the type of the mount once that responds; `None` if it has printed why it does not.
 ///
 /// The server of a mount that was made already inherits it.
-pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> anyhow::Result<Option<Pid>> {
+pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> anyhow::Result<Option<(Pid, String)>> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("--serve").args(config.access.flags()).args(config.is_new.then_some("--is-new"));
+    command
+        .arg("--serve")
+        .args(config.access.flags())
+        .args(["--type", config.kind.name()])
+        .args(config.is_new.then_some("--is-new"));
     if let Some(made) = &made {
         command.args(made.server_flags()?);
     }
@@ -77,8 +82,8 @@ pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> a
     let _ = server.stdin.take().context("the server has no stdin")?.write_all(&record);
     let mut said = String::new();
     BufReader::new(server.stdout.take().context("the server has no stdout")?).read_line(&mut said)?;
-    if said.trim_end() == READY {
-        return Ok(Some(Pid::from_child(&server)));
+    if let Some(fstype) = said.trim_end().strip_prefix(READY) {
+        return Ok(Some((Pid::from_child(&server), fstype.trim_start().to_owned())));
     }
     let status = server.wait()?;
     if status.code().is_none() {
@@ -92,9 +97,9 @@ pub(crate) fn serve(config: &Config, made: Option<Mounted>) -> anyhow::Result<u8
     let _ = rustix::process::setsid();
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
-    serve::run(config, made, || {
+    serve::run(config, made, |fstype| {
         let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "{READY}")?;
+        writeln!(stdout, "{READY} {fstype}")?;
         stdout.flush()?;
         rustix::stdio::dup2_stdout(&null)?;
         let log = config

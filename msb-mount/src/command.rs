@@ -56,7 +56,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<u8> {
     let parent = rustix::process::getpid().as_raw_nonzero().to_string();
     let server = match background::spawn(config, None, &["--with-parent", &parent]) {
-        Ok(Some(server)) => server,
+        Ok(Some((server, _))) => server,
         Ok(None) => {
             config.undo();
             return Ok(exit::TOOL_FAILED);

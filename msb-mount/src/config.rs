@@ -15,6 +15,7 @@ use rustix::process::Pid;
 
 use crate::access::Access;
 use crate::args::Args;
+use crate::kind::Kind;
 use crate::mountpoint;
 
 /// A mount to make.
@@ -25,6 +26,7 @@ pub(crate) struct Config {
     /// Top first.
     pub(crate) lower: Vec<PathBuf>,
     pub(crate) access: Access,
+    pub(crate) kind: Kind,
     /// An existing directory, as an absolute path without symlinks.
     pub(crate) mountpoint: PathBuf,
     /// Whether the mount point was made for this mount.
@@ -72,7 +74,8 @@ impl Config {
         };
         let mountpoint = located.and_then(mountpoint::prepare);
         let is_new = matches!(mountpoint, Ok((_, true)));
-        let config = Self { lower, access: args.access, mountpoint: PathBuf::new(), is_new, made, record };
+        let (access, kind) = (args.access, args.kind);
+        let config = Self { lower, access, kind, mountpoint: PathBuf::new(), is_new, made, record };
         match mountpoint {
             Ok((mountpoint, _)) => Ok((Self { mountpoint, ..config }, begun)),
             Err(error) => {
@@ -87,13 +90,14 @@ impl Config {
         let record = source::stdin()?;
         let mountpoint = args.mountpoint.clone().context("no mount point")?;
         let is_new = args.is_new;
-        Ok(Self { lower: lower(&record)?, access: args.access, mountpoint, is_new, made: None, record })
+        let (access, kind) = (args.access, args.kind);
+        Ok(Self { lower: lower(&record)?, access, kind, mountpoint, is_new, made: None, record })
     }
 
-    /// The record with the mount, which process `pid` serves.
-    pub(crate) fn mounted(&self, pid: Pid) -> Record {
+    /// The record with the mount, which has the type `fstype`, and which process `pid` serves.
+    pub(crate) fn mounted(&self, pid: Pid, fstype: &str) -> Record {
         let mut record = self.record.clone();
-        record.mount = Some(Mount::new(self.mountpoint.clone(), pid.as_raw_nonzero().get(), Mount::FSTYPE.into()));
+        record.mount = Some(Mount::new(self.mountpoint.clone(), pid.as_raw_nonzero().get(), fstype.into()));
         record
     }
 

@@ -10,7 +10,10 @@ mod config;
 mod descriptors;
 mod fs;
 mod fusermount;
+mod holder;
 mod host_ids;
+mod kernel;
+mod kind;
 mod leaf;
 mod listing;
 mod lock;
@@ -37,6 +40,7 @@ use args::Args;
 use command::InRoot;
 use config::Config;
 use fusermount::{Fusermount, Mounted};
+use kind::Kind;
 use options::Options;
 
 fn main() -> ExitCode {
@@ -92,6 +96,10 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         let config = Config::received(args)?;
         return background::serve(&config, made);
     }
+    if args.kind == Kind::Overlay && args.command.is_empty() && !rustix::process::geteuid().is_root() {
+        let message = "--type overlay takes root, or a CMD (leave it out: msb-mount then mounts through fusermount3)";
+        return Err(exit::coded(exit::USAGE, message).into());
+    }
     let fusermount = become_root(if args.command.is_empty() { Some(&args.access) } else { None })?;
     if !args.command.is_empty() {
         let program = InRoot { line: &args.command, is_in_place: args.in_place };
@@ -109,8 +117,8 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let made = made.inspect_err(|_| config.undo())?;
     if args.foreground {
         begun.finish();
-        let mounted = || config.mounted(rustix::process::getpid());
-        serve::run(&config, made, || Ok(args.output.put(&mounted(), || config.summary())?))?;
+        let mounted = |fstype: &str| config.mounted(rustix::process::getpid(), fstype);
+        serve::run(&config, made, |fstype| Ok(args.output.put(&mounted(fstype), || config.summary())?))?;
         return Ok(0);
     }
     background::start(&config, made, Some(&args.output), begun)

@@ -15,6 +15,7 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags};
 
 use crate::fs::{SERVER_XATTR, SERVER_XATTR_OF_USER};
+use crate::holder::holder;
 
 /// The path without symlinks of a mount point that may not exist yet, in UTF-8 for the record.
 pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
@@ -62,7 +63,9 @@ pub(crate) fn unmount(wanted: &Path) -> anyhow::Result<()> {
         bail!("mount point {path:?}: still in use by {} (stop it first: msb-stop {first})", vm_names(&users));
     }
     // Opened before unmounting, while the server runs: later another process may have its process ID.
-    let server = server(&path).and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
+    let server = server(&path)
+        .or_else(|| holder(&path))
+        .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     msb::vm::unmount::unmount(&path, server.as_ref().map(AsFd::as_fd)).with_context(|| format!("mount point {path:?}"))
 }
 

@@ -20,7 +20,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use msb::overlay::{self, Layer, Merged};
@@ -69,8 +69,8 @@ pub(crate) struct DirNode {
     /// Held while a name in the directory changes.
     pub(crate) changes: Mutex<()>,
     pub(crate) listing: Mutex<Option<Arc<Listing>>>,
-    /// Whether the listing misses a change.
-    pub(crate) stale: AtomicBool,
+    /// How often a name in the directory has changed, or its layer has.
+    version: AtomicU64,
 }
 
 /// Other names of a file of the upper that it was looked up by.
@@ -79,6 +79,18 @@ struct Links(Vec<Place>);
 
 /// The most names that are kept. A file with more names stays open once it has lost the kept ones.
 const MAX_LINKS: usize = 8;
+
+impl DirNode {
+    /// The number of the state that a listing shows.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Notes a change. Called before and after it, so that what was read between two looks at the same version is not outdated.
+    pub(crate) fn count_change(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+}
 
 impl Place {
     fn is(&self, parent: &Node, name: &OsStr) -> bool {
@@ -103,7 +115,7 @@ impl Node {
                 slot: Slot::new(merged)?,
                 changes: Mutex::default(),
                 listing: Mutex::default(),
-                stale: AtomicBool::new(false),
+                version: AtomicU64::new(0),
             }),
             overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode::new(leaf)?),
         };
@@ -167,6 +179,11 @@ impl Node {
         read(&self.place).clone()
     }
 
+    /// Whether the node's place is `name` in `parent`.
+    pub(crate) fn is_at(&self, parent: &Self, name: &OsStr) -> bool {
+        read(&self.place).as_ref().is_some_and(|place| place.is(parent, name))
+    }
+
     /// The directory above this one. That of the root is the root.
     pub(crate) fn above(self: &Arc<Self>) -> Arc<Self> {
         read(&self.place).as_ref().map_or(self, |place| &place.parent).clone()
@@ -197,8 +214,7 @@ impl Node {
         if let Some(links) = hold(&self.links).as_mut() {
             links.0.retain(|place| !place.is(parent, name));
         }
-        let is_place = read(&self.place).as_ref().is_some_and(|place| place.is(parent, name));
-        !is_place || self.next_place()
+        !self.is_at(parent, name) || self.next_place()
     }
 
     /// Notes another name of a file of the upper.

@@ -13,7 +13,9 @@ fn mount_options() -> String {
 }
 
 fn limits() -> String {
-    "A mount has no file handles (name_to_handle_at(2) fails), so it cannot be exported by NFS; no unnamed files (O_TMPFILE), times of \
+    "A user's mount \
+     does not keep the inode number of a file that was changed: after another mount, it has a new one.\n\n\
+     A mount has no file handles (name_to_handle_at(2) fails), so it cannot be exported by NFS; no unnamed files (O_TMPFILE), times of \
      creation, inode flags (lsattr, chattr) or extent maps (FIEMAP); and fallocate(2) cannot insert or collapse ranges.\n\n\
      syncfs(2) on the mount writes what was changed through memory maps to the upper, and not the upper to its disk. fsync(2) does, \
      and so does the unmount."
@@ -50,6 +52,7 @@ pub(crate) const PAGE: Page = Page {
             "msb-pull alpine | msb-mount -- cat /etc/passwd",
         ),
         ("the same in namespaces of its own, in a mount that stays", "unshare -fp --root ./root --mount-proc ls /proc"),
+        ("with the kernel's overlayfs, if that can be", "msb-pull alpine | msb-mount --type auto ./root > root.json"),
         ("unmount it", "msb-mount -u ./root"),
         ("only to look at", "msb-pull alpine | msb-mount --ro ./image > image-root.json"),
     ],

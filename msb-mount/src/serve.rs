@@ -11,6 +11,7 @@ use anyhow::{anyhow, bail};
 use fuser::{Config as Options, MountOption, Notifier, Session, SessionACL};
 use msb::overlay::upper::{Writer, in_use, lock_to_read};
 use msb::overlay::{Merged, raise_open_files};
+use msb::record::Mount;
 use msb::store::layers;
 use msb::store::sandbox::Hold;
 use msb::tool::exit::warn;
@@ -21,14 +22,18 @@ use rustix::mount::UnmountFlags;
 use crate::config::Config;
 use crate::fs::{Fs, LARGEST_REQUEST};
 use crate::fusermount::{Mounted, Watcher};
+use crate::holder::{self, Watch};
+use crate::kernel;
+use crate::kind::Kind;
 use crate::tree::Tree;
 use crate::{host_ids, mountpoint};
 
-/// Mounts unless `made` is a mount already, calls `ready` when the mount responds, and serves it until it is unmounted.
+/// Mounts unless `made` is a mount already, calls `ready` with the type of the mount when that responds, and serves it until it is
+/// unmounted.
 pub(crate) fn run(
     config: &Config,
     made: Option<Mounted>,
-    ready: impl FnOnce() -> anyhow::Result<()>,
+    ready: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let signals = block_signals()?;
     // The more descriptors there are, the fewer files are closed and opened again.
@@ -42,10 +47,18 @@ pub(crate) fn run(
             .map_err(|error| anyhow!("upper {:?}: {error}", upper.dir))?,
         None => None,
     };
-    let notifier = Arc::new(OnceLock::new());
-    let (tree, _lock) = open(config, notifier.clone())?;
     let upper = config.record.upper.as_ref().filter(|_| !config.access.is_read_only);
     let upper = upper.map(|upper| File::open(&upper.dir).map(Arc::new)).transpose()?;
+    let locked = lock(config)?;
+    if config.kind != Kind::Fuse && made.is_none() {
+        match (kernel::mount(config), config.kind) {
+            (Ok(()), _) => return hold_overlay(config, signals, upper, ready),
+            (Err(_), Kind::Auto) => {}
+            (Err(error), _) => bail!("mount point {path:?}: {error}"),
+        }
+    }
+    let notifier = Arc::new(OnceLock::new());
+    let (tree, _lock) = open(config, locked, notifier.clone())?;
     let (session, watcher) =
         session(config, Fs::new(tree), made).map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
     let watcher = watcher.map(Arc::new);
@@ -62,7 +75,9 @@ pub(crate) fn run(
     if let Ok(stat) = &answered {
         read_ahead(stat.st_dev);
     }
-    if let Err(error) = answered.map_err(|error| anyhow!("mount point {path:?}: {error}")).and_then(|_| ready()) {
+    if let Err(error) =
+        answered.map_err(|error| anyhow!("mount point {path:?}: {error}")).and_then(|_| ready(Mount::FSTYPE))
+    {
         let _ = mountpoint::detach(path);
         return Err(error);
     }
@@ -89,24 +104,64 @@ fn session(config: &Config, fs: Fs, made: Option<Mounted>) -> io::Result<(Sessio
     Ok((Session::from_fd(fs, device, SessionACL::All, options(config))?, Some(watcher)))
 }
 
-/// The tree, with a lock that excludes other writers while it is served.
-fn open(config: &Config, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(Tree, Option<OwnedFd>)> {
-    let upper = config.record.upper.as_ref();
-    let (mut writer, mut lock) = (None, None);
-    if let Some(upper) = upper {
-        let locked = if config.access.is_read_only {
-            lock_to_read(&upper.work).map(|held| lock = Some(held))
-        } else {
-            Writer::open(&upper.work, true).map(|opened| writer = Some(opened))
-        };
-        locked.map_err(|error| match error.kind() {
-            io::ErrorKind::WouldBlock => anyhow!(in_use(&upper.dir)),
-            _ => anyhow!("upper {:?}: {error}", upper.dir),
-        })?;
-        if let Some(writer) = &writer {
-            require_whiteouts(writer, &upper.dir)?;
+/// What excludes other writers of the upper.
+enum Locked {
+    ToWrite(Writer),
+    ToRead(OwnedFd),
+    NoUpper,
+}
+
+fn lock(config: &Config) -> anyhow::Result<Locked> {
+    let Some(upper) = &config.record.upper else { return Ok(Locked::NoUpper) };
+    let locked = match config.access.is_read_only {
+        true => lock_to_read(&upper.work).map(Locked::ToRead),
+        false => Writer::open(&upper.work, true).map(Locked::ToWrite),
+    };
+    let locked = locked.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => anyhow!(in_use(&upper.dir)),
+        _ => anyhow!("upper {:?}: {error}", upper.dir),
+    })?;
+    if let Locked::ToWrite(writer) = &locked {
+        require_whiteouts(writer, &upper.dir)?;
+    }
+    Ok(locked)
+}
+
+/// Reports an overlayfs that is mounted, and returns when it is unmounted. The caller keeps the locks.
+fn hold_overlay(
+    config: &Config,
+    signals: SigSet,
+    upper: Option<Arc<File>>,
+    ready: impl FnOnce(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let (path, is_new) = (&config.mountpoint, config.is_new);
+    let watched = Watch::new(path).map_err(|error| anyhow!("mount point {path:?}: {error}"));
+    let ended = Arc::new(AtomicBool::new(false));
+    std::thread::Builder::new().name("signals".into()).spawn({
+        let (mountpoint, ended, upper) = (path.clone(), ended.clone(), upper.clone());
+        move || await_signal(&signals, &mountpoint, is_new, None, &ended, upper.as_deref())
+    })?;
+    match watched.and_then(|watched| ready(holder::FSTYPE).map(|()| watched)) {
+        Ok(watched) => watched.wait()?,
+        Err(error) => {
+            let _ = mountpoint::detach(path);
+            return Err(error);
         }
     }
+    sync_upper(upper.as_deref());
+    ended.store(true, Ordering::Release);
+    mountpoint::remove(path, is_new);
+    Ok(())
+}
+
+/// The tree, with a lock that excludes other writers while it is served.
+fn open(config: &Config, locked: Locked, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(Tree, Option<OwnedFd>)> {
+    let upper = config.record.upper.as_ref();
+    let (writer, lock) = match locked {
+        Locked::ToWrite(writer) => (Some(writer), None),
+        Locked::ToRead(lock) => (None, Some(lock)),
+        Locked::NoUpper => (None, None),
+    };
     let root = Merged::open_alone(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
     let root = if config.access.has_oci_whiteouts { root.with_oci_whiteouts() } else { root };
     Ok((Tree::new(root, writer, config.access.can_redirect, notifier)?, lock))

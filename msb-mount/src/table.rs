@@ -8,12 +8,13 @@
 //! several links is a node of its own, with an id that is not its inode number. stat(2) shows the same inode number for all of them until
 //! one is copied up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::{Arc, RwLock};
 
-use msb::overlay::{self, Layer, Leaf, Merged};
+use msb::overlay::origin::Origins;
+use msb::overlay::{self, Layer, Leaf, Listed, Merged};
 use rustix::fs::Stat;
 use rustix::io::Errno;
 
@@ -27,6 +28,7 @@ use crate::number::{NAMELESS, Numbers};
 pub(crate) struct Table {
     pub(crate) numbers: Numbers,
     pub(crate) descriptors: Arc<Descriptors>,
+    origins: Origins,
     nodes: RwLock<HashMap<u64, Arc<Node>>>,
     names: RwLock<Names>,
 }
@@ -36,9 +38,12 @@ pub(crate) struct Table {
 struct Names {
     /// Hardlinks in lower layers, by directory and name.
     linked: HashMap<(u64, OsString), u64>,
-    /// Files that were copied up under this mount, and directories that got a redirect, by their inode number in the upper. They keep
+    /// Files that were copied up, and directories that got a redirect under this mount, by their inode number in the upper. They keep
     /// their id.
     copied: HashMap<u64, u64>,
+    /// The ids in `copied` that are the inode number of a file's origin. The file of the lower layer with this number, should it be
+    /// visible under another name, is not that node.
+    adopted: HashSet<u64>,
     counter: u64,
 }
 
@@ -46,11 +51,16 @@ impl Table {
     pub(crate) fn new(root: Merged) -> io::Result<Self> {
         let numbers = Numbers::default();
         let ino = dir_number(&numbers, &root)?;
+        // In this order in each mount, whatever is looked up first.
+        for dir in root.lower.iter().map(|part| &part.dir).chain(&root.upper) {
+            let _ = numbers.of(&dir.stat()?);
+        }
+        let origins = Origins::new(&root);
         let descriptors = Arc::new(Descriptors::new());
         // Not in the queue, so it is never closed.
         let root = Arc::new(Node::new(ROOT, ino, None, overlay::Node::Dir(root), &descriptors)?);
         let nodes = RwLock::new(HashMap::from([(ROOT, root)]));
-        Ok(Self { numbers, descriptors, nodes, names: RwLock::default() })
+        Ok(Self { numbers, descriptors, origins, nodes, names: RwLock::default() })
     }
 
     /// # Errors
@@ -93,6 +103,27 @@ impl Table {
         Ok(self.known_id(parent, name, found, own).and_then(|id| self.get(id).ok()))
     }
 
+    /// The node of a listed file, if the kernel knows it by this name. Counts a lookup of it.
+    pub(crate) fn known_listed(&self, parent: &Node, listed: &Listed) -> Option<Arc<Node>> {
+        let own = self.numbers.fold(listed.device, listed.ino);
+        let id = match listed.layer {
+            Layer::Upper => read(&self.names).copied.get(&own).copied().unwrap_or(own),
+            Layer::Lower(_) => own,
+        };
+        let nodes = read(&self.nodes);
+        let node = nodes.get(&id)?;
+        let Kind::Leaf(leaf) = &node.kind else { return None };
+        let is_it = leaf.slot.identity() == (listed.device, listed.ino)
+            && leaf.slot.layer() == listed.layer
+            && !leaf.slot.is_kept()
+            && node.is_at(parent, &listed.name);
+        if !is_it {
+            return None;
+        }
+        node.count_lookup();
+        Some(node.clone())
+    }
+
     fn own_number(&self, found: &overlay::Node) -> io::Result<u64> {
         match found {
             overlay::Node::Dir(merged) => dir_number(&self.numbers, merged),
@@ -106,6 +137,7 @@ impl Table {
     /// The error of `fstat(2)`.
     pub(crate) fn intern(&self, parent: &Arc<Node>, name: &OsStr, found: overlay::Node) -> io::Result<Arc<Node>> {
         let own = self.own_number(&found)?;
+        self.adopt_origin(own, &found);
         let known = {
             let nodes = read(&self.nodes);
             let known = self.known_id(parent.id, name, &found, own).and_then(|id| nodes.get(&id));
@@ -140,19 +172,38 @@ impl Table {
         Ok(node)
     }
 
+    /// Gives a file of the upper that is looked up for the first time the inode number of the file that it was copied from, unless another
+    /// node has it.
+    fn adopt_origin(&self, own: u64, found: &overlay::Node) {
+        let overlay::Node::Leaf(leaf) = found else { return };
+        let is_known =
+            |nodes: &HashMap<_, _>, names: &Names| nodes.contains_key(&own) || names.copied.contains_key(&own);
+        if leaf.layer != Layer::Upper || is_known(&read(&self.nodes), &read(&self.names)) {
+            return;
+        }
+        let Some(origin) = self.origins.find(leaf) else { return };
+        let id = self.numbers.of(&origin);
+        let (nodes, mut names) = (read(&self.nodes), write(&self.names));
+        if id != own && !is_known(&nodes, &names) && !nodes.contains_key(&id) && names.adopted.insert(id) {
+            names.copied.insert(own, id);
+        }
+    }
+
     fn known_id(&self, parent: u64, name: &OsStr, found: &overlay::Node, own: u64) -> Option<u64> {
         match found {
             overlay::Node::Dir(_) | overlay::Node::Leaf(Leaf { layer: Layer::Upper, .. }) => {
                 Some(read(&self.names).copied.get(&own).copied().unwrap_or(own))
             }
-            overlay::Node::Leaf(leaf) if leaf.entry.stat().st_nlink > 1 => {
+            overlay::Node::Leaf(leaf) => {
                 let names = read(&self.names);
+                if leaf.entry.stat().st_nlink <= 1 && !names.adopted.contains(&own) {
+                    return Some(own);
+                }
                 if names.linked.is_empty() {
                     return None;
                 }
                 names.linked.get(&(parent, name.to_owned())).copied()
             }
-            overlay::Node::Leaf(_) => Some(own),
         }
     }
 
@@ -162,6 +213,12 @@ impl Table {
             Some(id) if id & NAMELESS == 0 => *id,
             _ => own,
         }
+    }
+
+    /// The inode number that a listed file of the upper shows; `None` if that takes a lookup.
+    pub(crate) fn shown_listed(&self, own: u64, may_have_origin: bool) -> Option<u64> {
+        let is_known = !may_have_origin || read(&self.names).copied.contains_key(&own);
+        is_known.then(|| self.shown(own))
     }
 
     /// Records that `copy` is the copy of `node`, before it can be looked up.
@@ -253,7 +310,9 @@ impl Table {
             let is_open_and_gone = |leaf: Arc<Leaf>| leaf.entry.stat_now().map_or(true, |stat| stat.st_nlink == 0);
             let is_gone = || leaf.slot.get().is_some_and(is_open_and_gone);
             if own != node.id && (node.has_other_id() || is_gone()) {
-                write(&self.names).copied.remove(&own);
+                let mut names = write(&self.names);
+                names.copied.remove(&own);
+                names.adopted.remove(&node.id);
             }
         } else if node.has_other_id()
             && let Some(Place { parent, name }) = node.place()

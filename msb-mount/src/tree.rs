@@ -6,13 +6,13 @@ pub(crate) mod file;
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use fuser::{FileAttr, INodeNo, Notifier};
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::upper::{Writer, upper_of};
-use msb::overlay::{self, Layer, Leaf, Listed, Merged};
+use msb::overlay::{self, Layer, Leaf, Listed, Merged, origin};
 use rustix::fs::FileType;
 use rustix::io::Errno;
 
@@ -60,6 +60,28 @@ impl Tree {
         found.map(|found| self.table.intern(parent, name, found)).transpose()
     }
 
+    /// As [`Self::lookup`], for a name of a listing. A file that the kernel knows is not opened again, and another one is opened in the layer
+    /// that has it, unless a name in the directory has changed meanwhile.
+    pub(crate) fn lookup_listed(
+        &self,
+        parent: &Arc<Node>,
+        listing: &Listing,
+        listed: &Listed,
+    ) -> io::Result<Option<Arc<Node>>> {
+        let dir = parent.dir()?;
+        if dir.version() == listing.version {
+            if let Some(known) = self.table.known_listed(parent, listed) {
+                return Ok(Some(known));
+            }
+            self.table.trim();
+            let found = self.table.within_limit(|| parent.merged()?.lookup_listed(listed))?;
+            if dir.version() == listing.version {
+                return found.map(|found| self.table.intern(parent, &listed.name, found)).transpose();
+            }
+        }
+        self.lookup(parent, &listed.name)
+    }
+
     /// Runs `with` on the node of `name` in `parent`, without a lookup being counted.
     fn with_child<T>(
         &self,
@@ -85,32 +107,43 @@ impl Tree {
     pub(crate) fn list(&self, node: &Arc<Node>, rewind: bool) -> io::Result<Arc<Listing>> {
         let dir = node.dir()?;
         let mut cached = hold(&dir.listing);
+        let version = dir.version();
         if let Some(listing) = cached.as_ref()
-            && !(rewind && dir.stale.load(Ordering::Acquire))
+            && (!rewind || listing.version == version)
         {
             return Ok(listing.clone());
         }
-        dir.stale.store(false, Ordering::Release);
-        let listing = Arc::new(Listing::new(self.table.within_limit(|| node.merged()?.list())?, cached.as_deref()));
+        let names = self.table.within_limit(|| node.merged()?.list())?;
+        let listing = Arc::new(Listing::new(names, cached.as_deref(), version));
         *cached = Some(listing.clone());
         Ok(listing)
     }
 
     /// The inode number that a listed name shows.
-    pub(crate) fn listed_ino(&self, parent: &Arc<Node>, listed: &Listed) -> io::Result<u64> {
+    ///
+    /// `may_have_origin`: what [`Self::may_have_origins`] has returned for `parent`.
+    pub(crate) fn listed_ino(&self, parent: &Arc<Node>, listed: &Listed, may_have_origin: bool) -> io::Result<u64> {
         let merged = parent.merged()?;
         if listed.file_type == FileType::Directory
             && merged.is_merge()
-            && let Some(overlay::Node::Dir(dir)) = merged.lookup(Name::new(&listed.name)?)?
+            && let Some(overlay::Node::Dir(dir)) = merged.lookup_listed(listed)?
         {
             return Ok(self.table.shown(self.table.numbers.of(&dir.identity().stat()?)));
         }
-        let part = match listed.layer {
-            Layer::Upper => merged.upper.as_ref(),
-            Layer::Lower(layer) => merged.lower.iter().find(|part| part.layer == layer).map(|part| &part.dir),
-        };
-        let own = self.table.numbers.fold(part.ok_or(Errno::STALE)?.stat()?.st_dev, listed.ino);
-        Ok(if listed.layer == Layer::Upper { self.table.shown(own) } else { own })
+        let own = self.table.numbers.fold(listed.device, listed.ino);
+        if listed.layer != Layer::Upper {
+            return Ok(own);
+        }
+        let may_have_origin = may_have_origin && listed.file_type != FileType::Directory;
+        match self.table.shown_listed(own, may_have_origin) {
+            Some(shown) => Ok(shown),
+            None => self.with_child(parent, &listed.name, |node| Ok(node.ino())),
+        }
+    }
+
+    /// Whether files in a directory may show the inode number of the files that they were copied from.
+    pub(crate) fn may_have_origins(&self, node: &Arc<Node>) -> io::Result<bool> {
+        Ok(node.merged()?.upper.as_ref().is_some_and(|upper| origin::may_be_in(upper)))
     }
 
     /// The merged directory of a node, after its copy-up and that of the directories above it.
@@ -144,7 +177,11 @@ impl Tree {
             if !is_there {
                 return Err(Errno::NOENT.into());
             }
-            let upper = writer.copy_up_dir(upper_of(&above)?, name, &merged.top().0.to_entry()?)?;
+            let above_dir = parent.dir()?;
+            above_dir.count_change();
+            let upper = writer.copy_up_dir(upper_of(&above)?, name, &merged.top().0.to_entry()?);
+            above_dir.count_change();
+            let upper = upper?;
             dir.slot.set(node.id, merged.copied_up(Arc::new(upper)), &self.table.descriptors)?;
         }
         node.merged()
@@ -185,6 +222,7 @@ impl Tree {
         let Place { parent, name } = &node.place().ok_or(Errno::ROFS)?;
         let name = Name::new(name)?;
         let (copy, prepared) = writer.prepare_copy(&from, length)?;
+        origin::note(&copy, &from.entry);
         // Fails if the parent was removed; then the file was, too.
         let above = self.in_upper(parent).ok();
         let changes = hold(&parent.dir()?.changes);
@@ -192,8 +230,11 @@ impl Tree {
         match (above, visible) {
             (Some(above), Some(overlay::Node::Leaf(now))) if is_same(&now.entry, &from.entry) => {
                 let upper = upper_of(&above)?;
+                origin::note_in(upper);
                 self.table.note_copy(node, copy.stat());
+                parent.dir()?.count_change();
                 let put = prepared.put(upper, name);
+                parent.dir()?.count_change();
                 put.inspect_err(|_| self.table.undo_copy(node, copy.stat(), from.entry.stat()))?;
             }
             // Removed while open: the copy gets no name, and lives as long as its descriptors.
@@ -224,7 +265,7 @@ impl Tree {
     /// Invalidates the kernel's cached listing of a directory, because an inode number in it changed.
     fn forget_listing(&self, node: &Node) {
         if let Kind::Dir(dir) = &node.kind {
-            dir.stale.store(true, Ordering::Release);
+            dir.count_change();
         }
         if let Some(notifier) = self.notifier.get() {
             let _ = notifier.inval_inode(INodeNo(node.id), 0, 0);

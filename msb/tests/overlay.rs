@@ -52,12 +52,18 @@ impl Stack {
         fn walk(dir: &Merged, path: &Path, lines: &mut Vec<String>) {
             for listed in dir.list().unwrap() {
                 let path = path.join(&listed.name);
-                match dir.lookup(Name::new(&listed.name).unwrap()).unwrap().unwrap() {
+                let searched = dir.lookup(Name::new(&listed.name).unwrap()).unwrap().unwrap();
+                match dir.lookup_listed(&listed).unwrap().unwrap() {
                     Node::Dir(below) => {
+                        let Node::Dir(searched) = searched else { panic!("{path:?}") };
+                        assert!(
+                            below.has_lower_of(&searched).unwrap() && below.upper.is_some() == searched.upper.is_some()
+                        );
                         lines.push(format!("{} dir {:o}", path.display(), below.top().0.stat().unwrap().st_mode));
                         walk(&below, &path, lines);
                     }
                     Node::Leaf(leaf) => {
+                        assert!(matches!(searched, Node::Leaf(searched) if searched.layer == leaf.layer));
                         assert_eq!(leaf.layer, listed.layer);
                         lines.push(format!(
                             "{} {:o} {}",

@@ -21,8 +21,12 @@ impl Fs {
                 return Ok(());
             }
         }
+        let may_have_origin = self.tree.may_have_origins(node)?;
         for (place, listed) in self.tree.list(node, offset == 0)?.after(offset) {
-            let ino = self.tree.listed_ino(node, listed).unwrap_or_else(|_| number::unreadable(node.id, *place));
+            let ino = self
+                .tree
+                .listed_ino(node, listed, may_have_origin)
+                .unwrap_or_else(|_| number::unreadable(node.id, *place));
             if reply.add(INodeNo(ino), *place, attr::file_type(listed.file_type), &listed.name) {
                 return Ok(());
             }
@@ -45,8 +49,9 @@ impl Fs {
                 return Ok(());
             }
         }
-        for (place, listed) in self.tree.list(node, offset == 0)?.after(offset) {
-            let child = self.tree.lookup(node, &listed.name);
+        let listing = self.tree.list(node, offset == 0)?;
+        for (place, listed) in listing.after(offset) {
+            let child = self.tree.lookup_listed(node, &listing, listed);
             let found = child.and_then(|child| child.map(|child| self.looked_up(child)).transpose());
             let (child, attr, ttl) = match found {
                 Ok(Some(found)) => found,

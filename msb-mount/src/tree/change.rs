@@ -4,7 +4,6 @@
 use std::ffi::OsStr;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use msb::overlay::WHOLE;
 use msb::overlay::attributes::DEFAULT_ACL;
@@ -219,10 +218,10 @@ impl Tree {
 
     fn changing<T>(&self, parent: &Node, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         let dir = parent.dir()?;
-        let changes = hold(&dir.changes);
+        let _changes = hold(&dir.changes);
+        dir.count_change();
         let changed = change();
-        drop(changes);
-        dir.stale.store(true, Ordering::Release);
+        dir.count_change();
         changed
     }
 }

@@ -24,8 +24,10 @@ const OPAQUE: &str = "opaque";
 const REDIRECT: &str = "redirect";
 const METACOPY: &str = "metacopy";
 const ORIGIN: &str = "origin";
+#[cfg(feature = "store")]
+const IMPURE: &str = "impure";
 const WHITEOUT: &str = "whiteout";
-/// The value of [`OPAQUE`] on a directory that hides those of lower layers.
+/// The value of [`OPAQUE`] on a directory that hides those of lower layers, and of [`IMPURE`].
 const HIDES: &[u8] = b"y";
 /// Its value on a directory that contains whiteouts that are empty files with the xattr [`WHITEOUT`].
 const HAS_XATTR_WHITEOUTS: &[u8] = b"x";
@@ -176,6 +178,39 @@ fn set(dir: &Entry, mark: &str, value: &[u8]) -> io::Result<()> {
 /// The error of `setxattr(2)`.
 pub(super) fn set_unknown_origin(dir: &Entry) -> io::Result<()> {
     set(dir, ORIGIN, b"")
+}
+
+/// The origin of a file, as [`super::origin`] reads it. Only one that root has set counts.
+#[cfg(feature = "store")]
+pub(super) fn origin(file: &Entry) -> Option<Vec<u8>> {
+    file.xattr((TRUSTED.to_owned() + ORIGIN).as_ref()).ok()
+}
+
+/// Sets the origin of a file.
+///
+/// # Errors
+/// The error of `setxattr(2)`.
+#[cfg(feature = "store")]
+pub(super) fn set_origin(file: &Entry, value: &[u8]) -> io::Result<()> {
+    file.set_xattr((TRUSTED.to_owned() + ORIGIN).as_ref(), value, XattrFlags::empty())
+}
+
+/// Marks a directory as having files with an origin.
+///
+/// # Errors
+/// The error of `setxattr(2)`.
+#[cfg(feature = "store")]
+pub(super) fn set_impure(dir: &Entry) -> io::Result<()> {
+    match dir.set_xattr((TRUSTED.to_owned() + IMPURE).as_ref(), HIDES, XattrFlags::CREATE) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether a directory may have files with an origin.
+#[cfg(feature = "store")]
+pub(super) fn is_impure(dir: &Entry) -> bool {
+    dir.xattr((TRUSTED.to_owned() + IMPURE).as_ref()).is_ok()
 }
 
 /// Copies `user.overlay.opaque` to `trusted.overlay.opaque`, the only one that the kernel reads without `userxattr`. In a user namespace,

@@ -1,18 +1,13 @@
 //! The types of a merged root: directories that several layers have, the files in them, and the layer that answers for each.
 
-use std::collections::HashSet;
-use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use super::beneath::{Dir, Entry, Name};
+use super::beneath::{Dir, Entry};
 use super::marks::Marks;
-use super::whiteout::{self, OciName, read_oci_name};
 
 /// The position of a layer in the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,19 +63,6 @@ pub enum Node {
     Leaf(Leaf),
     /// A directory.
     Dir(Merged),
-}
-
-/// A name in a merged directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// The name.
-    pub name: OsString,
-    /// The file's type.
-    pub file_type: FileType,
-    /// The file's inode number in its layer.
-    pub ino: u64,
-    /// The layer that answers for the name.
-    pub layer: Layer,
 }
 
 /// Whether an upper has no other marks than whiteouts that are 0/0 devices, and opaque directories. We and guests write no others, and
@@ -190,77 +172,5 @@ impl Merged {
     /// Whether more than one layer has the directory.
     pub fn is_merge(&self) -> bool {
         self.lower.len() + usize::from(self.upper.is_some()) > 1
-    }
-
-    /// The visible names without `.` and `..`, each once, in no particular order.
-    ///
-    /// # Errors
-    /// The error of reading in a layer.
-    pub fn list(&self) -> io::Result<Vec<Listed>> {
-        if !self.is_merge() {
-            let (dir, layer) = self.top();
-            let mut names = Vec::new();
-            Self::list_part(dir, layer, |listed, is_whiteout| {
-                if !is_whiteout && !self.is_oci_mark(layer, &listed.name) {
-                    names.push(listed);
-                }
-            })?;
-            return Ok(names);
-        }
-        // Includes names with a whiteout, which hides them in the layers below.
-        let mut seen: HashSet<OsString> = HashSet::new();
-        let mut names = Vec::new();
-        let upper = self.upper.iter().map(|dir| (dir, Layer::Upper));
-        let lower = self.lower.iter().map(|part| (&part.dir, Layer::Lower(part.layer)));
-        for (part, layer) in upper.chain(lower) {
-            // They hide nothing in their own layer.
-            let mut hidden = Vec::new();
-            Self::list_part(part, layer, |listed, is_whiteout| {
-                if self.is_oci_mark(layer, &listed.name) {
-                    if let OciName::Whiteout(name) = read_oci_name(&listed.name) {
-                        hidden.push(name.to_owned());
-                    }
-                } else if seen.insert(listed.name.clone()) && !is_whiteout {
-                    names.push(listed);
-                }
-            })?;
-            seen.extend(hidden);
-        }
-        Ok(names)
-    }
-
-    /// Whether a name in a layer is not that of a file, but means something for the layers below.
-    fn is_oci_mark(&self, layer: Layer, name: &OsStr) -> bool {
-        self.has_oci_whiteouts && layer != Layer::Upper && read_oci_name(name) != OciName::Plain
-    }
-
-    pub(super) fn list_part(dir: &Dir, layer: Layer, mut each: impl FnMut(Listed, bool)) -> io::Result<()> {
-        // As in the kernel, only a directory with this mark is searched for whiteouts that are files.
-        let files_may_be = Marks::of(&dir.to_entry()?)?.has_xattr_whiteouts;
-        for child in dir.read()? {
-            let child = child?;
-            let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
-            let mut file_type = child.file_type();
-            let mut is_whiteout = false;
-            // Some file systems do not return types.
-            if matches!(file_type, FileType::CharacterDevice | FileType::Unknown)
-                || files_may_be && file_type == FileType::RegularFile
-            {
-                let Some(entry) = dir.entry(name)? else { continue };
-                file_type = entry.file_type();
-                is_whiteout = whiteout::is_either_whiteout(&entry)?;
-            }
-            let listed = Listed { name: name.as_os_str().to_owned(), file_type, ino: child.ino(), layer };
-            each(listed, is_whiteout);
-        }
-        Ok(())
-    }
-
-    /// Whether no name is visible.
-    ///
-    /// # Errors
-    /// As [`Self::list`].
-    pub fn is_empty(&self) -> io::Result<bool> {
-        Ok(self.list()?.is_empty())
     }
 }

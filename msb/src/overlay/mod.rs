@@ -18,7 +18,8 @@
 //! | fs-verity digests of a metacopy (`verity`) | are ignored | |
 //! | the `user.` prefix (`userxattr`) | is read for whiteouts and opaque directories; a redirect or metacopy is refused | is used if `trusted.` is not permitted |
 //! | data-only lower layers | are not supported | |
-//! | `index`, `nfs_export`: `overlay.origin`, `overlay.nlink` and the like | are ignored | as with `index=off`: copying one name of a lower hardlink up leaves the others below |
+//! | `overlay.origin`, `overlay.impure` | give a file its inode number (`origin`) | are written by the copy-ups of a mount |
+//! | `index`, `nfs_export`: `overlay.nlink` and the like | are ignored | as with `index=off`: copying one name of a lower hardlink up leaves the others below |
 //! | xattrs of a nested overlayfs: `overlay.overlay.*` | are not shown | are copied up |
 //!
 //! # Example
@@ -52,11 +53,14 @@ pub mod error;
 #[cfg(feature = "store")]
 pub mod fold;
 pub mod journal;
+mod listed;
 mod make;
 mod marks;
 mod merged;
 pub mod mountinfo;
 mod open_files;
+#[cfg(feature = "store")]
+pub mod origin;
 #[cfg(feature = "store")]
 pub mod reach;
 mod rename;
@@ -69,5 +73,6 @@ pub mod whiteout;
 pub use changes::{Changes, Visit};
 pub use copy_data::{copy_data, copy_to_end};
 pub use copy_up::{Prepared, WHOLE, clone_leaf, copy_leaf_as};
-pub use merged::{Layer, Leaf, Listed, LowerDir, Merged, Node, is_plain};
+pub use listed::Listed;
+pub use merged::{Layer, Leaf, LowerDir, Merged, Node, is_plain};
 pub use open_files::raise_open_files;

@@ -18,6 +18,8 @@ pub struct Mount {
     pub allows_others: bool,
     /// The type of the file system.
     pub fstype: OsString,
+    /// What is mounted: a device, or any text.
+    pub source: OsString,
 }
 
 /// The mounts in a table, in its order: a later one may cover an earlier one. Lines that cannot be read are left out.
@@ -37,6 +39,7 @@ pub fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
                 .get(separator + 3)
                 .is_some_and(|options| options.split(|&byte| byte == b',').any(|option| option == b"allow_other")),
             fstype: unescape(fields.get(separator + 1)?),
+            source: fields.get(separator + 2).map(|field| unescape(field)).unwrap_or_default(),
         })
     })
 }

@@ -12,6 +12,7 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
+use super::listed::Listed;
 use super::marks::{Marks, Redirect};
 use super::merged::{Layer, Leaf, LowerDir, Merged, Node};
 use super::whiteout::{self, OciName, oci_opaque, oci_whiteout, read_oci_name};
@@ -40,7 +41,20 @@ impl Merged {
     /// # Errors
     /// The error of opening in a layer, except ENOENT; EIO for a metacopy without data below it; a message for a mark that is refused.
     pub fn lookup(&self, name: Name<'_>) -> io::Result<Option<Node>> {
-        self.search(self.upper.as_ref(), name)
+        self.search(self.upper.as_ref(), name, |_| true)
+    }
+
+    /// Looks a name up that [`Self::list`] has returned, in the layers that have it. No name in the directory may have changed since.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn lookup_listed(&self, listed: &Listed) -> io::Result<Option<Node>> {
+        let name = Name::new(&listed.name)?;
+        // Marks in OCI's form are names of their own.
+        if self.has_oci_whiteouts {
+            return self.lookup(name);
+        }
+        self.search(self.upper.as_ref(), name, |layer| listed.may_be_in(layer))
     }
 
     /// Looks `name` up in the lower layers only: the result if the upper did not have the name.
@@ -48,11 +62,16 @@ impl Merged {
     /// # Errors
     /// As [`Self::lookup`].
     pub fn lookup_lower(&self, name: Name<'_>) -> io::Result<Option<Node>> {
-        self.search(None, name)
+        self.search(None, name, |_| true)
     }
 
-    /// Looks `name` up in this directory's lower parts, and in `upper`.
-    fn search(&self, upper: Option<&Arc<Dir>>, name: Name<'_>) -> io::Result<Option<Node>> {
+    /// Looks `name` up in this directory's lower parts, and in `upper`. `may_have`: whether a layer may have this name.
+    fn search(
+        &self,
+        upper: Option<&Arc<Dir>>,
+        name: Name<'_>,
+        may_have: impl Fn(Layer) -> bool,
+    ) -> io::Result<Option<Node>> {
         let mut search = Search {
             names: vec![name.as_os_str().to_owned()],
             from_root: false,
@@ -63,7 +82,7 @@ impl Merged {
             reads_oci: false,
         };
         let mut answer = Answer::new(self);
-        if let Some(upper) = upper
+        if let Some(upper) = upper.filter(|_| may_have(Layer::Upper))
             && let Some(entry) = search.in_layer(upper, false)?
         {
             answer.add(entry, Layer::Upper, &search)?;
@@ -74,6 +93,9 @@ impl Merged {
         let mut parts = if is_at_root { &self.roots[..] } else { &self.lower[..] };
         while let Some((part, rest)) = parts.split_first().filter(|_| !search.stop) {
             parts = rest;
+            if !search.redirected && !may_have(Layer::Lower(part.layer)) {
+                continue;
+            }
             let is_lowest = part.layer + 1 == self.roots.len();
             let Some(entry) = search.in_layer(&part.dir, is_lowest)? else { continue };
             answer.add(entry, Layer::Lower(part.layer), &search)?;
