@@ -15,7 +15,7 @@ type Dir = (Option<usize>, Box<OsStr>);
 struct First {
     dir: Option<usize>,
     name: Box<OsStr>,
-    left: u64,
+    left: u32,
 }
 
 /// The first names that a walk has met.
@@ -35,10 +35,10 @@ impl Hardlinks {
         if stat.st_nlink < 2 {
             return None;
         }
-        self.note(path, (leaf.layer, stat.st_dev, stat.st_ino), stat.st_nlink as u64)
+        self.note(path, (leaf.layer, stat.st_dev, stat.st_ino), u32::try_from(stat.st_nlink).unwrap_or(u32::MAX))
     }
 
-    fn note(&mut self, path: &Path, key: (Layer, u64, u64), links: u64) -> Option<PathBuf> {
+    fn note(&mut self, path: &Path, key: (Layer, u64, u64), links: u32) -> Option<PathBuf> {
         if let Entry::Occupied(mut known) = self.files.entry(key) {
             let file = known.get_mut();
             let first = path_of(&self.dirs, file);
@@ -60,7 +60,8 @@ impl Hardlinks {
             self.at.pop();
             self.open.pop();
         }
-        for name in dir.strip_prefix(&self.at).unwrap_or(dir).to_owned().iter() {
+        let below = dir.strip_prefix(&self.at).unwrap_or(dir);
+        for name in below {
             self.dirs.push((self.open.last().copied(), name.into()));
             self.open.push(self.dirs.len() - 1);
             self.at.push(name);
