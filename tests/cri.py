@@ -118,7 +118,7 @@ def main() -> None:
         3: logs,
         5: [{1: 0, 2: 80, 3: 8090}],
         6: {"app": "test"},
-        8: {1: "/msb-cri-test", 2: {1: {1: 0, 2: 1, 3: 0}}},
+        8: {1: "/msb-cri-test", 2: {1: {1: 0, 2: 1, 3: 0}}, 3: {"net.ipv4.ip_local_port_range": "20000\t30000"}},
     }
 
     def config(name: str, *command: str, mounts: list | None = None) -> dict:
@@ -184,10 +184,16 @@ def main() -> None:
     assert " stdout F started\n" in text and " stderr F failed\n" in text, text
     cri.RemoveContainer({1: container})
 
-    # A container that ends by itself.
-    short = cri.CreateContainer(make("short", "sh", "-c", "exit 5"))[1].decode()
+    # A container that ends by itself: an init container, whose volume is writable although its root is not.
+    os.makedirs(f"{directory}/empty")
+    script = "echo written >/empty/file && [ \"$(cat /proc/sys/net/ipv4/ip_local_port_range)\" = '20000\t30000' ] && ! echo x >/x && exit 5"
+    request = make("short", "sh", "-c", script, mounts=[{1: "/empty", 2: f"{directory}/empty"}])
+    request[2][15][2] = {7: True}
+    short = cri.CreateContainer(request)[1].decode()
     cri.StartContainer({1: short})
     assert cri.ended(short).get(7) == 5
+    with open(f"{directory}/empty/file") as file:
+        assert file.read() == "written\n"
     cri.StopPodSandbox({1: sandbox})
     cri.RemovePodSandbox({1: sandbox})
     print(json.dumps({"address": address}))

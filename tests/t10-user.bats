@@ -102,7 +102,7 @@ leftovers() {
         [[ $status = 12[67] ]]
     done
     as_user mkdir -p served
-    U run -d --name one --network slirp4netns:port_handler=slirp4netns -p 18080:80 -v "$place/home/served:/vol" \
+    U run -d --name one -p 18080:80 -v "$place/home/served:/vol" \
         --tmpfs /scratch:size=1m localhost/bb sh -c 'trap "exit 9" TERM; httpd -p 80 -h /vol; while :; do sleep 0.1; done'
     [ "$(U exec one uname -r)" != "$(uname -r)" ]
     [ "$(U exec -u 1000:1000 one sh -c 'id -u; stat -f -c %T /scratch')" = $'1000\ntmpfs' ]

@@ -38,12 +38,13 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         bail!("--preserve-fds {}: descriptors cannot be passed to another kernel (use 0)", args.preserve_fds);
     }
     let bundle = args.bundle.canonicalize().with_context(|| format!("bundle {:?}", args.bundle))?;
-    let plan = load(&bundle)?;
+    let mut plan = load(&bundle)?;
     check(&plan, args)?;
     if global.debug {
         plan.warnings.iter().for_each(|warning| log::write(global, "warning", warning));
     }
     let root = global.root()?;
+    add_sysctls_of_pod(&mut plan, &root);
     let locked = StateDir::of(&root, &args.id)?.make()?;
     let mut container = Container {
         id: args.id.clone(),
@@ -60,6 +61,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         memory: plan.limits.memory,
         network: plan.namespaces.network.clone(),
         plugged: Vec::new(),
+        sysctl: plan.sysctl.clone(),
         poststart: Vec::new(),
         poststop: Vec::new(),
     };
@@ -83,6 +85,14 @@ fn load(bundle: &Path) -> anyhow::Result<Plan> {
     plan::plan(&spec, bundle).map_err(|refusals| {
         anyhow::anyhow!("{}", refusals.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })
+}
+
+/// Engines write the kernel parameters of a pod into the config of its sandbox, which has no kernel of its own.
+fn add_sysctls_of_pod(plan: &mut Plan, root: &Path) {
+    let sandbox = plan.sandbox().and_then(|id| StateDir::of(root, id).ok()?.load().ok());
+    for (name, value) in sandbox.into_iter().flat_map(|sandbox| sandbox.sysctl) {
+        plan.sysctl.entry(name).or_insert(value);
+    }
 }
 
 /// Checks what the plan does not know, before anything is made.

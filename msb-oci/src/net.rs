@@ -5,12 +5,12 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::process::Command;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::tool;
+use crate::iproute::{ip, list, tc};
+use crate::neighbour::{self, Neighbour};
 
 /// What this program's TAP interfaces are called, with a number.
 const TAP: &str = "msb";
@@ -20,9 +20,12 @@ const TAP: &str = "msb";
 pub(crate) struct Plugged {
     pub interface: String,
     pub tap: String,
+    /// The address that was taken from the namespace for the guest alone.
+    #[serde(default)]
+    pub taken: Option<IpAddr>,
 }
 
-/// An interface as `ip -json address` shows it.
+/// An interface as `ip -json -details address` shows it.
 #[derive(Clone, Debug, Deserialize)]
 struct Link {
     ifname: String,
@@ -36,6 +39,14 @@ struct Link {
     flags: Vec<String>,
     #[serde(default)]
     addr_info: Vec<Address>,
+    #[serde(default)]
+    linkinfo: LinkInfo,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+struct LinkInfo {
+    #[serde(default)]
+    info_kind: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -61,22 +72,27 @@ struct Route {
 /// # Errors
 /// An interface that another VM has, or that cannot be plugged. Those of `save`.
 pub(crate) fn plug(mut save: impl FnMut(&[Plugged]) -> anyhow::Result<()>) -> anyhow::Result<Vec<String>> {
-    let links: Vec<Link> = json(&["-json", "address", "show"])?;
+    let links: Vec<Link> = list(&["-details", "address", "show"])?;
     let links: Vec<&Link> = links.iter().filter(|link| is_pluggable(link)).collect();
     if links.is_empty() {
         return Ok(Vec::new());
     }
-    let mut routes: Vec<Route> = json(&["-json", "-4", "route", "show"])?;
-    routes.extend(json::<Vec<Route>>(&["-json", "-6", "route", "show"])?);
+    let mut routes: Vec<Route> = list(&["-4", "route", "show"])?;
+    routes.extend(list::<Route>(&["-6", "route", "show"])?);
     let mut plugged = Vec::new();
     for (number, link) in links.iter().enumerate() {
-        let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}") };
+        let neighbour = neighbour(link, &routes);
+        let taken = neighbour.as_ref().map(|(address, _)| *address);
+        let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}"), taken };
         let subject = || format!("network interface {:?}", link.ifname);
         // Only an interface that is this VM's is unplugged later.
         take(link).with_context(subject)?;
         plugged.push(one.clone());
         save(&plugged)?;
         connect(link, &one.tap).with_context(subject)?;
+        if let Some((_, neighbour)) = neighbour {
+            neighbour.connect(&link.ifname, &one.tap).with_context(subject)?;
+        }
     }
     Ok(cards(&links, &routes, &plugged))
 }
@@ -90,9 +106,20 @@ fn is_own(name: &str) -> bool {
     name.strip_prefix(TAP).is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
+/// The address of the guest and its neighbour, if the network is in user space: a TAP interface of another program.
+fn neighbour(link: &Link, routes: &[Route]) -> Option<(IpAddr, Neighbour)> {
+    let gateways: Vec<IpAddr> = routes.iter().filter_map(|route| route.gateway).collect();
+    let addresses = link.addr_info.iter().filter(|address| address.scope == "global");
+    let of = |address: &Address| {
+        let local = address.local?;
+        Some((local, Neighbour::of(local, address.prefixlen, &link.address, &gateways)?))
+    };
+    addresses.filter(|_| link.linkinfo.info_kind == "tun").find_map(of)
+}
+
 /// Takes an interface for this VM: the kernel gives it one ingress qdisc.
 fn take(link: &Link) -> anyhow::Result<()> {
-    run(tc(&["qdisc", "add", "dev", &link.ifname, "ingress"])?).map_err(|error| match error.to_string() {
+    tc(&["qdisc", "add", "dev", &link.ifname, "ingress"]).map_err(|error| match error.to_string() {
         text if text.contains("File exists") || text.contains("Exclusivity") => anyhow::anyhow!(
             "the VM of another container has it (a pod can have one container with a network: give each a pod of its own)"
         ),
@@ -102,23 +129,26 @@ fn take(link: &Link) -> anyhow::Result<()> {
 
 /// Makes the TAP interface, and redirects between the two.
 fn connect(link: &Link, tap: &str) -> anyhow::Result<()> {
-    run(ip(&["tuntap", "add", "dev", tap, "mode", "tap"])?)?;
-    run(ip(&["link", "set", "dev", tap, "mtu", &link.mtu.to_string(), "up"])?)?;
-    run(tc(&["qdisc", "add", "dev", tap, "ingress"])?)?;
+    ip(&["tuntap", "add", "dev", tap, "mode", "tap"])?;
+    ip(&["link", "set", "dev", tap, "mtu", &link.mtu.to_string(), "up"])?;
+    tc(&["qdisc", "add", "dev", tap, "ingress"])?;
     for (from, to) in [(link.ifname.as_str(), tap), (tap, link.ifname.as_str())] {
         // matchall is not in every kernel.
         let redirect = ["match", "u32", "0", "0", "action", "mirred", "egress", "redirect", "dev", to];
         let filter = ["filter", "add", "dev", from, "parent", "ffff:", "protocol", "all", "u32"];
-        run(tc(&[filter.as_slice(), &redirect].concat())?)?;
+        tc(&[filter.as_slice(), &redirect].concat())?;
     }
     Ok(())
 }
 
 /// Removes what [`plug`] has made in this process's network namespace. What is gone already is no error.
 pub(crate) fn unplug(plugged: &[Plugged]) {
-    for Plugged { interface, tap } in plugged {
-        let _ = tc(&["qdisc", "del", "dev", interface, "ingress"]).and_then(run);
-        let _ = ip(&["link", "del", "dev", tap]).and_then(run);
+    for Plugged { interface, tap, taken } in plugged {
+        let _ = tc(&["qdisc", "del", "dev", interface, "ingress"]);
+        let _ = ip(&["link", "del", "dev", tap]);
+        if let Some(address) = taken {
+            neighbour::restore(interface, *address);
+        }
     }
 }
 
@@ -147,33 +177,6 @@ fn cards(links: &[&Link], routes: &[Route], plugged: &[Plugged]) -> Vec<String> 
         cards.push(card);
     }
     cards
-}
-
-fn ip(args: &[&str]) -> anyhow::Result<Command> {
-    program("ip", args)
-}
-
-fn tc(args: &[&str]) -> anyhow::Result<Command> {
-    program("tc", args)
-}
-
-fn program(name: &str, args: &[&str]) -> anyhow::Result<Command> {
-    let found = msb::program::find(name, &["/usr/sbin", "/sbin", "/usr/bin", "/bin"]);
-    let Some(program) = found else { bail!("{name} is missing (apt-get install iproute2)") };
-    let mut command = Command::new(program);
-    command.args(args);
-    Ok(command)
-}
-
-fn run(mut command: Command) -> anyhow::Result<()> {
-    tool::output(&mut command).map(drop)
-}
-
-fn json<T: serde::de::DeserializeOwned>(args: &[&str]) -> anyhow::Result<T> {
-    let text = tool::output(&mut ip(args)?)?;
-    // It prints nothing for an empty list.
-    let text = if text.trim().is_empty() { "[]" } else { &text };
-    serde_json::from_str(text).with_context(|| format!("ip {}", args.join(" ")))
 }
 
 #[cfg(test)]
@@ -205,7 +208,7 @@ mod tests {
         let plugged: Vec<Plugged> = links
             .iter()
             .enumerate()
-            .map(|(number, link)| Plugged { interface: link.ifname.clone(), tap: format!("msb{number}") })
+            .map(|(number, link)| Plugged { interface: link.ifname.clone(), tap: format!("msb{number}"), taken: None })
             .collect();
         assert_eq!(
             cards(&links, &routes, &plugged),

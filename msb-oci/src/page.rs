@@ -69,8 +69,8 @@ fn container() -> String {
      The sandbox of a pod gets no VM: it only holds the namespaces.
 
      A rootless podman calls with the user namespace that it has made, and everything is made in that one. The cgroup is left out where \
-     its user may not make one, and with it the limits and pause. The network is that of slirp4netns, where published ports \
-     need --network slirp4netns:port_handler=slirp4netns, or one of podman; /dev/net/tun must be open to the user, as udev makes it."
+     its user may not make one, and with it the limits and pause. The network is that of slirp4netns or of a network of podman; \
+     /dev/net/tun must be open to the user, as udev makes it."
         .replace("\n     ", "\n")
 }
 

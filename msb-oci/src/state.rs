@@ -3,7 +3,7 @@
 //! `state.json` is replaced by a rename. The directory is locked by each command that changes it; the kernel releases the lock of one
 //! that is killed. The FIFO `start` is there until the container is started, and is `started` from then on.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -55,6 +55,9 @@ pub(crate) struct Container {
     pub network: Namespace,
     /// The interfaces that its VM has taken over.
     pub plugged: Vec<Plugged>,
+    /// The kernel parameters of its config.
+    #[serde(default)]
+    pub sysctl: BTreeMap<String, String>,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
 }

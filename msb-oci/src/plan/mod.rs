@@ -66,6 +66,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// The ID of the sandbox that a container of a pod belongs to.
+    pub(crate) fn sandbox(&self) -> Option<&str> {
+        let id = namespace::POD.iter().find_map(|key| self.annotations.get(*key));
+        id.filter(|_| !self.is_sandbox).map(String::as_str)
+    }
+
     /// The container in the guest, as a config.json with paths in the shared tree. `root` is that of the root.
     pub(crate) fn guest_config(&self, root: &str) -> Value {
         json!({
@@ -110,8 +116,9 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
     }
     let is_sandbox = process.as_ref().is_some_and(|process| is_sandbox(process, &annotations));
     let namespaces = namespace::plan(&linux, &annotations, &mut refusals, &mut warnings);
-    let (binds, guest_mounts) =
-        mount::plan(spec.mounts().as_deref().unwrap_or_default(), bundle, &mut refusals, &mut warnings);
+    let is_readonly = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let (binds, guest_mounts) = mount::plan(mounts, bundle, is_readonly, &mut refusals, &mut warnings);
     let machine = resources::machine(&linux, &annotations, &mut refusals);
     let cgroup = linux.cgroups_path().clone().filter(|path| !path.as_os_str().is_empty());
     if let Some(path) = &cgroup {
@@ -148,7 +155,7 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
         (Some(process), Some(rootfs)) if refusals.is_empty() => Ok(Plan {
             is_sandbox,
             rootfs,
-            is_readonly: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+            is_readonly,
             binds,
             guest_mounts,
             namespaces,

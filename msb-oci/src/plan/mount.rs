@@ -54,9 +54,12 @@ const IGNORED: [&str; 2] = ["cgroup", "cgroup2"];
 /// Flags of bind mounts that say where later mounts appear.
 const PROPAGATION: [&str; 4] = ["shared", "rshared", "slave", "rslave"];
 
+/// Plans the mounts. A guest sees what is mounted in the share with the flags of the mount above it. So with a read-only root it mounts
+/// the binds itself.
 pub(super) fn plan(
     mounts: &[Mount],
     bundle: &Path,
+    is_readonly_root: bool,
     refusals: &mut Vec<Refusal>,
     warnings: &mut Vec<String>,
 ) -> (Vec<Bind>, Vec<GuestMount>) {
@@ -109,9 +112,11 @@ pub(super) fn plan(
                 let is_covered = of_guest.iter().any(|mount| is_between(mount) && destination.starts_with(mount));
                 (!is_covered).then(|| number.join(rest))
             });
+            let is_covered = of_guest.iter().any(|covered| destination.starts_with(covered));
+            let at_root = (is_readonly_root && !is_covered).then(|| Place::Root(destination.clone()));
             let place = if let Some(inside) = inside {
                 Place::Beside(inside)
-            } else if of_guest.iter().any(|covered| destination.starts_with(covered)) {
+            } else if is_covered || is_readonly_root {
                 let number = PathBuf::from(beside_root.len().to_string());
                 beside_root.push((destination.clone(), number.clone()));
                 guest_mounts.push(beside(destination, &number));
@@ -123,7 +128,10 @@ pub(super) fn plan(
             let last = options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rro" | "rw" | "rrw"));
             let is_readonly = last.is_some_and(|option| matches!(option.as_str(), "ro" | "rro"));
             let is_recursive = is_recursive(options);
-            binds.push(Bind { source: bundle.join(source), place, is_recursive, is_readonly });
+            let source = bundle.join(source);
+            // For who enters the root on the host.
+            binds.extend(at_root.map(|place| Bind { source: source.clone(), place, is_recursive, is_readonly }));
+            binds.push(Bind { source, place, is_recursive, is_readonly });
         } else {
             refuse("it has no source", "name one");
         }
@@ -172,9 +180,13 @@ mod tests {
     use super::*;
 
     fn plan_of(mounts: &str) -> (Vec<Bind>, Vec<GuestMount>, Vec<String>, Vec<String>) {
+        plan_on(false, mounts)
+    }
+
+    fn plan_on(is_readonly: bool, mounts: &str) -> (Vec<Bind>, Vec<GuestMount>, Vec<String>, Vec<String>) {
         let mounts: Vec<Mount> = serde_json::from_str(mounts).unwrap();
         let (mut refusals, mut warnings) = (Vec::new(), Vec::new());
-        let (binds, guest) = plan(&mounts, Path::new("/bundle"), &mut refusals, &mut warnings);
+        let (binds, guest) = plan(&mounts, Path::new("/bundle"), is_readonly, &mut refusals, &mut warnings);
         (binds, guest, refusals.iter().map(ToString::to_string).collect(), warnings)
     }
 
@@ -248,6 +260,28 @@ mod tests {
         assert_eq!(places, [&beside("0"), &beside("1"), &beside("0/d")]);
         let targets: Vec<&Path> = guest.iter().map(|mount| mount.destination.as_path()).collect();
         assert_eq!(targets, ["/run", "/run/a", "/run/a/b", "/run/a/b/c"].map(Path::new));
+    }
+
+    #[test]
+    fn binds_on_a_read_only_root_are_mounted_on_the_host_and_again_in_the_guest() {
+        let (binds, guest, refusals, _) = plan_on(
+            true,
+            r#"[{"destination":"/a","type":"bind","source":"/s"},{"destination":"/a/b","type":"bind","source":"/t","options":["ro"]},
+                {"destination":"/run","type":"tmpfs"},{"destination":"/run/c","type":"bind","source":"/u"}]"#,
+        );
+        assert_eq!(refusals, [""; 0]);
+        let places: Vec<(&Place, bool)> = binds.iter().map(|bind| (&bind.place, bind.is_readonly)).collect();
+        let (root, beside) = (|path: &str| Place::Root(path.into()), |path: &str| Place::Beside(path.into()));
+        let expected = [
+            (root("/a"), false),
+            (beside("0"), false),
+            (root("/a/b"), true),
+            (beside("0/b"), true),
+            (beside("1"), false),
+        ];
+        assert_eq!(places, expected.iter().map(|(place, is_readonly)| (place, *is_readonly)).collect::<Vec<_>>());
+        let targets: Vec<&Path> = guest.iter().map(|mount| mount.destination.as_path()).collect();
+        assert_eq!(targets, ["/a", "/run", "/run/c"].map(Path::new));
     }
 
     #[test]

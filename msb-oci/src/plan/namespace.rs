@@ -27,8 +27,8 @@ pub(crate) struct Namespaces {
     pub uts: Namespace,
 }
 
-/// Members of a pod have one of these annotations.
-const POD: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
+/// Members of a pod have one of these annotations, with the ID of the sandbox.
+pub(super) const POD: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 
 pub(super) fn plan(
     linux: &Linux,
