@@ -9,6 +9,7 @@ mod merge;
 mod mkfs;
 mod part;
 mod size;
+mod stack;
 mod superblock;
 
 pub use image::{Image, layers_of, open};
