@@ -16,7 +16,7 @@ teardown() {
 @test "an agent that is reached by a serial port serves every kind of connection, and many at once" {
     vm_boot base --vmm qemu --channel serial
     jq -e '.boot.channel == "serial" and (.vm.endpoint.handshake | not)' base.json
-    ! grep vhost-device-vsock "$MSB_RUN/base/supervisor.log"
+    run ! grep vhost-device-vsock "$MSB_RUN/base/supervisor.log"
 
     head -c 700000 /dev/urandom >random
     msb-exec base -- cat <random | cmp - random
