@@ -33,7 +33,7 @@ use self::landlock::Rule;
 pub use self::landlock::landlock_abi;
 use crate::inherited;
 use crate::overlay::error::{At, Error};
-use crate::overlay::{mountinfo, raise_open_files};
+use crate::overlay::{mountinfo, raise_open_files, user_namespace};
 use bind::{Bind, Source, make_directory};
 pub use page::security_page;
 pub use pinned_path::PinnedPath;
@@ -226,11 +226,13 @@ impl Jail {
     /// The namespaces, the root, the user and the capabilities. Returns the rules for the files.
     fn isolate(&self) -> Result<Vec<Rule>, Error> {
         let mut rules = Rule::inherited().at(|| "inherited descriptors")?;
+        // The new root has no /proc that would tell. In a user namespace the groups may be the only access to /dev/kvm.
+        let keeps_groups = !user_namespace::is_initial();
         let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         namespaces.set(CloneFlags::CLONE_NEWNET, !self.rules().has_network);
         nix::sched::unshare(namespaces).map_err(io::Error::from).at(|| "new namespaces")?;
         rules.extend(self.mount_root().at(|| "a new root")?);
-        privileges::drop(self.rules().capabilities, self.user()).at(|| "dropping privileges")?;
+        privileges::drop(self.rules().capabilities, self.user(), keeps_groups).at(|| "dropping privileges")?;
         Ok(rules)
     }
 

@@ -7,7 +7,6 @@ use rustix::process::{Gid, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::overlay::error::{At, Error};
-use crate::overlay::user_namespace;
 
 /// The first of the users of VMs. The PID of the supervisor is added, which has 22 bits at most. No distribution gives these numbers to
 /// anybody: they are above those that useradd(8) takes for subordinate IDs, and those that systemd-nspawn(1) takes for containers, which
@@ -39,8 +38,9 @@ fn is_mapped(map: &str, user: u32) -> bool {
     })
 }
 
-/// Becomes the user, if there is one, and keeps these capabilities alone, for good.
-pub(super) fn drop(kept: CapabilitySet, user: Option<u32>) -> Result<(), Error> {
+/// Becomes the user, if there is one, and keeps these capabilities alone, for good. In a user namespace `keeps_groups`: supplementary
+/// groups are the only access that a user may have to a device, and they give no other that he does not have.
+pub(super) fn drop(kept: CapabilitySet, user: Option<u32>, keeps_groups: bool) -> Result<(), Error> {
     rustix::thread::clear_ambient_capability_set().map_err(io::Error::from)?;
     for capability in CapabilitySet::all().difference(kept).iter() {
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -49,8 +49,7 @@ pub(super) fn drop(kept: CapabilitySet, user: Option<u32>) -> Result<(), Error> 
             other => other.map_err(io::Error::from)?,
         }
     }
-    // In a user namespace they are the only access that a user may have to a device, and they give no other that he does not have.
-    if user_namespace::is_initial() {
+    if !keeps_groups {
         rustix::thread::set_thread_groups(&[]).map_err(io::Error::from)?;
     }
     if let Some(user) = user {
