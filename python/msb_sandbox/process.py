@@ -64,6 +64,10 @@ async def start(
 def _variables(env: Mapping[str, str]) -> Tuple[Optional[MemoryFile], List[str], Mapping[str, str]]:
     """Passes variables to msb-exec in a file. A line of it cannot hold a newline or end in CR, so such a value goes through the
     environment of msb-exec. Values are never on its command line."""
+    for name in env:
+        # Another name could define more than one variable, or take a value from the host.
+        if not name or name != name.strip() or name.startswith("#") or any(char in name for char in "=\n\0"):
+            raise SandboxError(f"env: {name!r} is not the name of a variable")
     passed = {name: value for name, value in env.items() if "\n" in value or value.endswith("\r")}
     args = [f"--env={name}" for name in passed]
     lines = [f"{name}={value}\n" for name, value in env.items() if name not in passed]

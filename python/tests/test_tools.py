@@ -19,6 +19,7 @@ from msb_sandbox import (
     OutputLimit,
     Patch,
     Sandbox,
+    SandboxError,
     Stdin,
     ToolError,
     ToolNotFound,
@@ -219,6 +220,9 @@ class Tools(unittest.IsolatedAsyncioTestCase):
         self.assertEqual(args[:3] + args[5:6], ["-q", "-r", "worker", "-T"])
         self.assertEqual(args[6:], ["--env=KEY", "--env-file", args[8], "--workdir=/w", "--timeout=500ms", "-n", "--", "true", "-x"])
         self.assertNotIn("ecret", "".join(args))
+        for name in ("", "A=B", "A\nHOME", "#A", " A", "A\0"):
+            with self.assertRaisesRegex(SandboxError, "is not the name of a variable"):
+                await Sandbox("worker").exec("true", env={name: ""})
 
     async def test_the_status_of_a_command(self) -> None:
         sb = Sandbox("worker")

@@ -261,6 +261,15 @@ fn flag(name: &str, value: &OsStr) -> OsString {
 fn set_variables(command: &mut Command, env: &[(OsString, OsString)]) -> io::Result<Option<MemoryFile>> {
     let mut lines = Vec::new();
     for (name, value) in env {
+        // Another name could define more than one variable, or take a value from the host.
+        let bytes = name.as_bytes();
+        if bytes.is_empty()
+            || bytes.trim_ascii() != bytes
+            || bytes[0] == b'#'
+            || bytes.iter().any(|byte| b"=\n\0".contains(byte))
+        {
+            return Err(io::Error::other(format!("env: {name:?} is not the name of a variable")));
+        }
         if value.as_bytes().contains(&b'\n') || value.as_bytes().ends_with(b"\r") {
             command.env(name, value).arg(flag("--env=", name));
         } else {
@@ -289,5 +298,8 @@ mod tests {
         assert_eq!(args, ["--env=KEY", "--env-file", file.path().to_str().unwrap()]);
         assert_eq!(std::fs::read(file.path()).unwrap(), b"A=secret=1\nB=\n");
         assert!(set_variables(&mut command, &[]).unwrap().is_none());
+        for name in ["", "A=B", "A\nHOME", "#A", " A", "A\0"] {
+            assert!(set_variables(&mut command, &[(name.into(), "".into())]).is_err(), "{name:?}");
+        }
     }
 }
