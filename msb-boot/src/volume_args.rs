@@ -69,10 +69,11 @@ fn source(text: &str) -> Result<VolumeContent, String> {
 fn mount(text: &str) -> Result<Volume, String> {
     let (mut kind, mut src, mut dst, mut readonly) = ("volume", None, None, false);
     let mut options = Tmpfs::default();
-    for field in text.split(',') {
+    let fields = fields(text)?;
+    for field in &fields {
         let (key, value) = match field.split_once('=') {
             Some((key, value)) => (key, Some(value)),
-            None => (field, None),
+            None => (field.as_str(), None),
         };
         let needed = || value.filter(|value| !value.is_empty()).ok_or(format!("{key} needs a value: {key}=..."));
         match key {
@@ -110,6 +111,23 @@ fn mount(text: &str) -> Result<Volume, String> {
     let mut volume = Volume::new(content, target);
     volume.readonly = readonly;
     Ok(volume)
+}
+
+/// The fields of a line of CSV, as docker reads `--mount`: one in double quotes may hold commas.
+fn fields(text: &str) -> Result<Vec<String>, String> {
+    let (mut fields, mut field, mut is_quoted) = (Vec::new(), String::new(), false);
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '"' if is_quoted && chars.next_if_eq(&'"').is_some() => field.push('"'),
+            '"' if is_quoted => is_quoted = false,
+            '"' if field.is_empty() => is_quoted = true,
+            ',' if !is_quoted => fields.push(std::mem::take(&mut field)),
+            other => field.push(other),
+        }
+    }
+    fields.push(field);
+    if is_quoted { Err("a double quote is not closed".into()) } else { Ok(fields) }
 }
 
 /// Parses the argument of `--tmpfs`.
@@ -167,6 +185,10 @@ mod tests {
         for (text, expected) in [
             ("type=bind,src=/a,dst=/b", json!({"source": "/a", "target": "/b", "readonly": false})),
             ("type=bind,source=/a:b,target=/b,readonly", json!({"source": "/a:b", "target": "/b", "readonly": true})),
+            (
+                r#""src=/a,""b""",type=bind,dst=/c"d"#,
+                json!({"source": "/a,\"b\"", "target": "/c\"d", "readonly": false}),
+            ),
             ("source=v,destination=/b,ro=true", json!({"volume": "v", "target": "/b", "readonly": true})),
             ("type=volume,src=v,dst=/b,readonly=false", json!({"volume": "v", "target": "/b", "readonly": false})),
             (
@@ -186,6 +208,7 @@ mod tests {
             ("type=bind,src=/a,dst=/b,bind-propagation=rslave", "unknown key"),
             ("type=bind,src=/a,dst=/b,ro=maybe", "true or false"),
             ("type=bind,src,dst=/b", "src needs a value"),
+            (r#"type=bind,"src=/a,dst=/b"#, "a double quote is not closed"),
         ] {
             let error = mount(bad).unwrap_err();
             assert!(error.contains(expected), "{bad}: {error}");
