@@ -28,17 +28,19 @@ pub fn usage(root: i32) -> Usage {
             children.entry(stat.parent).or_default().push(pid);
         }
     }
-    let (mut usage, mut left) = (Usage::default(), vec![root]);
+    let (mut usage, mut ticks, mut left) = (Usage::default(), 0, vec![root]);
     while let Some(pid) = left.pop() {
         left.extend(children.remove(&pid).unwrap_or_default());
         let Some(stat) = stat(pid) else { continue };
         let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         let memory = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-        usage.cpu_s += stat.ticks as f64 / TICKS_PER_SECOND;
+        ticks += stat.ticks;
         usage.memory += member(&memory, "Pss:") * 1024;
         usage.disk_read += member(&io, "read_bytes:");
         usage.disk_written += member(&io, "write_bytes:");
     }
+    // One division: a sum of fractions would be 3.1999999999999993.
+    usage.cpu_s = ticks as f64 / TICKS_PER_SECOND;
     usage
 }
 
