@@ -35,7 +35,7 @@ use crate::processes::{self, Processes};
 use crate::volume::Volume;
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
-const HELPER_LOSS_GRACE: Duration = Duration::from_secs(1);
+const HELPER_LOSS_GRACE: Duration = Duration::from_secs(3);
 /// How often passt, and how often the resolver, is started again.
 const MAX_REPLACEMENTS: u32 = 3;
 
