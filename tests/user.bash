@@ -40,5 +40,6 @@ as_user() {
 
 # user_stop_vms: stops the user's VMs.
 user_stop_vms() {
+    # shellcheck disable=SC2016 # the user's shell expands it
     as_user sh -c 'for vm in "$XDG_RUNTIME_DIR"/msb/*/; do [ ! -e "$vm/record.json" ] || msb-stop -q -r "$vm/record.json" >/dev/null; done'
 }

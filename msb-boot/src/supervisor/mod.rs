@@ -14,6 +14,7 @@ mod rate_limit;
 mod ready;
 mod recording;
 mod restart;
+mod running;
 mod stopping;
 mod timings;
 mod verdict;

@@ -9,10 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Channel, Endpoint};
+use msb::store::publish;
 use msb::vm::rundir::{self, Cause, Ended, LockedRunDir};
 use msb::wire::AGENT_PORT;
-use msb::wire::exec::Ready;
-use msb::{store::publish, vm::supervisor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::clock::{self, Clock};
@@ -24,7 +23,7 @@ use super::recording::Recording;
 use super::stopping::Deadline;
 use super::timings::timings;
 use super::verdict::Verdict;
-use super::{ready, restart::SilentEnd, stopping};
+use super::{ready, restart::SilentEnd, running, stopping};
 use crate::channel;
 use crate::config::{Config, now};
 use crate::inherited_fd::InheritedFd;
@@ -32,7 +31,6 @@ use crate::log;
 use crate::network::control::Control;
 use crate::network::resolver;
 use crate::processes::{self, Processes};
-use crate::volume::Volume;
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(3);
@@ -301,7 +299,9 @@ impl<'a, 'f> Watch<'a, 'f> {
             // The VMM still has it open.
             initramfs.set_len(0).context("the initramfs")?;
         }
-        let record = self.record(&ready, arrived)?;
+        let timings = timings(self.started, self.spawned, arrived, &ready);
+        let log = self.config.log_path(self.held);
+        let record = running::record(self.config, self.machine, self.endpoint(), log, &ready, timings)?;
         let path = self.held.path().join(record::FILE_NAME);
         let mut line = serde_json::to_vec(&record)?;
         line.push(b'\n');
@@ -331,27 +331,6 @@ impl<'a, 'f> Watch<'a, 'f> {
             self.phase = Phase::Running;
         }
         Ok(())
-    }
-
-    fn record(&self, ready: &Ready, arrived: Duration) -> anyhow::Result<record::Record> {
-        let Config { name, vmm, root, root_why, record, .. } = self.config;
-        let vm = &self.machine.vm;
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let log = self.config.log_path(self.held);
-        let mut running = record::Vm::new(name.clone(), pid, vmm.in_record(), root.kind(), self.endpoint(), log);
-        running.start_time = Some(supervisor::start_time(pid).context("when the supervisor was started")?);
-        running.root_why = Some(root_why.clone());
-        running.scratch = root.scratch();
-        running.cpus = vm.cpus;
-        running.memory_mib = vm.memory_mib;
-        running.init = ready.init.clone();
-        (running.net, running.cards) = self.config.networks.in_record(vm);
-        running.volumes = self.config.volumes.iter().map(Volume::in_record).collect();
-        running.timings_ms = timings(self.started, self.spawned, arrived, ready);
-        running.restarts = self.machine.restarts;
-        let mut record = record.clone();
-        record.vm = Some(running);
-        Ok(record)
     }
 
     fn endpoint(&self) -> Endpoint {
