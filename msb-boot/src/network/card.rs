@@ -229,7 +229,8 @@ impl ExternalCard {
             Backend::TapFd(fd) => fd.duplicate().with_context(|| format!("--network tap:{fd}"))?,
             Backend::Unix(path) => {
                 let socket = UnixStream::connect(path).with_context(|| format!("--network unix:{}", path.display()))?;
-                return Ok((self.card(&socket), socket.into()));
+                // A network of the usual MTU checks checksums, and takes no packet of several segments.
+                return Ok((self.card(&socket, self.mtu > MTU), socket.into()));
             }
         };
         let (vmm, guest) = socket_pair().context("the network card's socket")?;
@@ -237,12 +238,12 @@ impl ExternalCard {
         let description = relay::Description { jail, guest: InheritedFd::of(&guest), tap: InheritedFd::of(&tap) };
         let description = serde_json::to_string(&description)?;
         processes.start_role(relay::NAME, Vital::Yes, role::RELAY, &description, Stdio::null(), &[guest, tap])?;
-        Ok((self.card(&vmm), vmm))
+        // The relay writes frames as they are, and an interface cannot complete a checksum without a virtio-net header.
+        Ok((self.card(&vmm, false), vmm))
     }
 
-    fn card(&self, socket: &impl std::os::fd::AsRawFd) -> Card {
-        // A network of the usual MTU checks checksums, and takes no packet of several segments.
-        Card { fd: InheritedFd::of(socket), mac: self.mac, is_offloaded: self.mtu > MTU }
+    fn card(&self, socket: &impl std::os::fd::AsRawFd, is_offloaded: bool) -> Card {
+        Card { fd: InheritedFd::of(socket), mac: self.mac, is_offloaded }
     }
 }
 
