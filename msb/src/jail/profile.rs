@@ -169,6 +169,7 @@ impl Profile {
                     syscalls::BASE,
                     syscalls::MESSAGES,
                     syscalls::CONNECTIONS,
+                    syscalls::CALLERS,
                     syscalls::VMM,
                     syscalls::FILES,
                 ]);
@@ -182,6 +183,7 @@ impl Profile {
                     syscalls::BASE,
                     syscalls::MESSAGES,
                     syscalls::CONNECTIONS,
+                    syscalls::CALLERS,
                     syscalls::VMM,
                     syscalls::FILES,
                     syscalls::SERVE_FILES,
