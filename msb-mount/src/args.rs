@@ -29,8 +29,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(crate) access: Access,
 
-    /// Which file system merges the layers. overlayfs takes Linux 6.5 and root, or CMD, and is faster. It refuses files that are metacopies;
-    /// a copy of the mount in another mount namespace outlives the unmount
+    /// Which file system merges the layers. overlayfs takes Linux 6.7 and root, or CMD, and is faster. It refuses files that are
+    /// metacopies; a copy of the mount in another mount namespace outlives the unmount
     #[arg(long = "type", value_name = "TYPE", value_enum, default_value = "fuse", hide_default_value = false)]
     pub(crate) kind: Kind,
 

@@ -8,42 +8,45 @@ use std::path::Path;
 
 use msb::overlay::mountinfo::{self, Mount};
 use rustix::event::{PollFd, PollFlags};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
 /// The type of such a mount in a record.
 pub(crate) const FSTYPE: &str = "overlay";
 /// Precedes the process ID in the source of a mount.
-pub(crate) const SOURCE: &[u8] = b"msb:";
+const SOURCE: &[u8] = b"msb:";
+
+/// The source of the mount of this process.
+pub(crate) fn source() -> Vec<u8> {
+    [SOURCE, std::process::id().to_string().as_bytes()].concat()
+}
 
 /// The mounts of this process's namespace, and when they change.
 pub(crate) struct Watch {
     table: File,
-    id: u64,
 }
 
 impl Watch {
-    /// Watches the mount at `path`.
+    /// Watches the mount of this process.
     ///
     /// # Errors
-    /// That of `statx(2)` or of opening the table.
-    pub(crate) fn new(path: &Path) -> io::Result<Self> {
-        let table = File::open("/proc/self/mountinfo")?;
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-        Ok(Self { table, id: rustix::fs::statx(CWD, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id })
+    /// That of opening the table.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { table: File::open("/proc/self/mountinfo")? })
     }
 
-    /// Returns when the mount is gone.
+    /// Returns when the mount is gone, and so are its copies in this namespace. It is told by its source: the kernel gives the ID of a
+    /// mount that is gone to the next one.
     ///
     /// # Errors
     /// That of reading the table.
     pub(crate) fn wait(mut self) -> io::Result<()> {
+        let source = source();
         loop {
             let mut table = Vec::new();
             self.table.rewind()?;
             self.table.read_to_end(&mut table)?;
-            if !mountinfo::mounts(&table).any(|mount| mount.id == self.id) {
+            if !mountinfo::mounts(&table).any(|mount| mount.fstype == FSTYPE && mount.source.as_bytes() == source) {
                 return Ok(());
             }
             // proc_pid_mounts(5): the table has a priority event when it changes.
@@ -64,7 +67,9 @@ pub(crate) fn holder(path: &Path) -> Option<Pid> {
     // If it was killed, another process may have its ID.
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let mut arguments = line.split(|&byte| byte == 0).filter(|argument| !argument.is_empty());
-    let is_holder = arguments.clone().any(|argument| argument == b"--serve")
-        && arguments.next_back() == Some(path.as_os_str().as_bytes());
+    let is_tool = arguments.clone().next().is_some_and(|program| program.ends_with(b"msb-mount"));
+    // One in the foreground has the arguments of its caller.
+    let is_server = arguments.clone().any(|argument| argument == b"--serve");
+    let is_holder = is_tool && (!is_server || arguments.next_back() == Some(path.as_os_str().as_bytes()));
     Pid::from_raw(pid).filter(|_| is_holder)
 }

@@ -17,7 +17,7 @@ use rustix::mount::{
 
 use crate::access::Access;
 use crate::config::Config;
-use crate::holder::{FSTYPE, SOURCE};
+use crate::holder::{FSTYPE, source};
 
 /// Mounts overlayfs on the mount point. The caller has locked the layers and the upper.
 ///
@@ -41,9 +41,8 @@ pub(crate) fn mount(config: &Config) -> anyhow::Result<()> {
 }
 
 fn configure(context: &OwnedFd, config: &Config, lower: &[&Path]) -> Result<(), Errno> {
-    let source = [SOURCE, std::process::id().to_string().as_bytes()].concat();
-    fsconfig_set_string(context, "source", source)?;
-    // One by one, since all options as a string have to fit into a page. Linux has that since 6.5.
+    fsconfig_set_string(context, "source", source())?;
+    // One by one, since all options as a string have to fit into a page. Linux has that since 6.7.
     for dir in lower {
         fsconfig_set_string(context, "lowerdir+", *dir)?;
     }

@@ -135,7 +135,7 @@ fn hold_overlay(
     ready: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let (path, is_new) = (&config.mountpoint, config.is_new);
-    let watched = Watch::new(path).map_err(|error| anyhow!("mount point {path:?}: {error}"));
+    let watched = Watch::new().map_err(|error| anyhow!("mount point {path:?}: {error}"));
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
         let (mountpoint, ended, upper) = (path.clone(), ended.clone(), upper.clone());
