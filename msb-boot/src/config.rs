@@ -146,7 +146,8 @@ impl Config {
         // The console, the vsock device and the share with the volumes are devices too.
         let others = 2 + networks.count() + usize::from(volume::is_shared(&volumes));
         if let Root::Block(block) = &mut root {
-            block.share_images(vmm.max_devices().saturating_sub(others))?;
+            // One is left for the balloon of QEMU, which gives the guest's free memory back.
+            block.share_images(vmm.max_devices().saturating_sub(others + 1))?;
         }
         let devices = others + root.device_count();
         if devices > vmm.max_devices() {
