@@ -276,7 +276,8 @@ fn member(
     let link = link.or_else(|| header.link_name_bytes().map(|name| name.into_owned())).unwrap_or_default();
     let shown = || String::from_utf8_lossy(&path).into_owned();
     ensure!(!path.contains(&0) && !link.contains(&0), "entry {:?}: a NUL in its name", shown());
-    ensure!(path.len() <= MAX_PATH && link.len() <= MAX_PATH, "entry {:.80?}…: a name over 4095 bytes", shown());
+    let start = || shown().chars().take(80).collect::<String>();
+    ensure!(path.len() <= MAX_PATH && link.len() <= MAX_PATH, "entry {:?}…: a name over 4095 bytes", start());
     let kind = match header.entry_type() {
         EntryType::GNUSparse => Kind::File,
         // Before POSIX.1-1988, a directory was a file whose name ends with a slash.

@@ -182,7 +182,8 @@ fn put(sink: &mut impl Sink, name: Option<&OsStr>, what: What, attributes: Optio
 fn names(path: &Path) -> anyhow::Result<Vec<OsString>> {
     let mut names = Vec::new();
     let depth = path.components().count();
-    ensure!(depth <= MAX_DEPTH, "{:.80?}… in the archive: deeper than {MAX_DEPTH} directories", path.to_string_lossy());
+    let start = || path.to_string_lossy().chars().take(80).collect::<String>();
+    ensure!(depth <= MAX_DEPTH, "{:?}… in the archive: deeper than {MAX_DEPTH} directories", start());
     for component in path.components() {
         match component {
             Component::Normal(name) => names.push(name.to_owned()),
