@@ -60,8 +60,8 @@ impl Tree {
         found.map(|found| self.table.intern(parent, name, found)).transpose()
     }
 
-    /// As [`Self::lookup`], for a name of a listing. A file that the kernel knows is not opened again, and another one is opened in the layer
-    /// that has it, unless a name in the directory has changed meanwhile.
+    /// As [`Self::lookup`], for a name of a listing. A file that the kernel knows is not opened again, and another one is opened in the
+    /// layer that has it, unless a name in the directory has changed meanwhile.
     pub(crate) fn lookup_listed(
         &self,
         parent: &Arc<Node>,

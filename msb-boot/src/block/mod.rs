@@ -1,5 +1,6 @@
 //! A block root: disks that the guest's overlayfs merges. The image is a read-only EROFS, or one of its lower layers and one of each
-//! layer above; the patches, if there are any, are one more EROFS; the scratch disk is writable. The supervisor opens each file and the VMM inherits it, so no path is looked up for a guest.
+//! layer above; the patches, if there are any, are one more EROFS; the scratch disk is writable. The supervisor opens each file and
+//! the VMM inherits it, so no path is looked up for a guest.
 //!
 //! The host's kernel must never mount a file system that a guest wrote.
 

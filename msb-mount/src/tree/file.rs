@@ -102,8 +102,8 @@ impl Tree {
         let is_settled = is_whole || self.writer.is_none();
         // The kernel leaves clearing set-id bits to us, and we do not see passthrough writes. So a file with such bits, and a caller
         // whose writes would clear bits that are set later, use cached mode. In 4 KiB writes that takes such a caller 5 to 8 times the
-        // time. Passthrough for it was tried with a chmod that fails while it has the file open (ETXTBSY): tar and dpkg set the bits
-        // of a file that they have open. Clearing the bits when the mtime has changed leaves a moment in which exec(2) sees them.
+        // time. Passthrough would need a chmod that fails while it has the file open (ETXTBSY), but tar and dpkg set the bits of a
+        // file that they have open. Clearing the bits once the mtime has changed would leave a moment in which exec(2) sees them.
         let clears_set_id = to_write && caller.uid != 0;
         let passthrough = is_settled
             && self.passthrough.load(Ordering::Relaxed)

@@ -1,10 +1,10 @@
-//! Where a file of an upper was copied from: the handle of the lower file, in the xattr `overlay.origin`, as the kernel's overlayfs writes
-//! it. By it a file shows the inode number of the lower file in every mount of the upper, also under another name.
+//! Where a file of an upper was copied from: the handle of the lower file, in the xattr `overlay.origin`, as the kernel's overlayfs
+//! writes it. With it a file shows the inode number of the lower file in every mount of the upper, also under another name.
 //!
-//! The value is the kernel's `struct ovl_fb` (`fs/overlayfs/overlayfs.h`): version, magic number, length, flags, the type of the handle, the
-//! UUID of its file system, and the handle. User space has no general way to the UUID, so it is left empty: the kernel follows such an
-//! origin with its mount option `uuid=null` only, and the UUID of one that the kernel wrote is not compared here. A wrong origin only
-//! shows a wrong number.
+//! The value is the kernel's `struct ovl_fb` (`fs/overlayfs/overlayfs.h`): version, magic number, length, flags, the type of the handle,
+//! the UUID of its file system, and the handle. User space has no general way to the UUID, so it is left empty: the kernel follows such
+//! an origin with its mount option `uuid=null` only, and the UUID of one that the kernel wrote is not compared here. A wrong origin
+//! only shows a wrong number.
 
 use std::fs::File;
 use std::path::Path;
@@ -64,9 +64,9 @@ impl Origins {
     }
 }
 
-/// Notes the file that `copy` was copied from. The file system of either may not be able to, and a user may not, so errors are ignored: the
-/// number then changes with the next mount. A file with several names has no origin, as in the kernel, since its copy has one of
-/// them.
+/// Notes the file that `copy` was copied from. Not every file system has handles or xattrs, and only root may set this one, so errors are
+/// ignored: the number then changes with the next mount. A file with several names has no origin, as in the kernel, since its copy has
+/// one of them.
 pub fn note(copy: &Entry, from: &Entry) {
     if from.stat().st_nlink == 1
         && let Ok((handle, _)) = name_to_handle_at(from, Path::new(""), AT_EMPTY_PATH)

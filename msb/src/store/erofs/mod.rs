@@ -1,8 +1,9 @@
 //! EROFS images of trees in overlayfs form, made by mkfs.erofs(1): the read-only disks below a block root.
 //!
 //! The image of a stack of layers in the store is made once and kept. Its name holds the chain ID of the stack and the identity of the
-//! mkfs.erofs. A stack on top of one that has an image gets images of its own layers alone ([`Part`]). An image gets its name when it is complete and on disk, and only the holder of its lock makes it. The kernel's own
-//! overlayfs merges the layers, so whiteouts, opaque directories and hardlinks mean in the image what they mean in a guest.
+//! mkfs.erofs. A stack on top of one that has an image gets images of its own layers alone ([`Part`]). An image gets its name when it
+//! is complete and on disk, and only the holder of its lock makes it. The kernel's own overlayfs merges the layers, so whiteouts, opaque
+//! directories and hardlinks mean in the image what they mean in a guest.
 
 mod image;
 mod merge;
