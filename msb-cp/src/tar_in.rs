@@ -98,7 +98,8 @@ struct Tree<'a, S> {
     sink: &'a mut S,
     /// The names of those that are open, from the archive's root.
     open: Vec<OsString>,
-    /// Those that may come again, by path, as long as [`MAX_REMEMBERED`] lasts. Of the others only the modification time can be lost.
+    /// Those that may come again, by path, as long as [`MAX_REMEMBERED`] lasts. Of the others the modification time can be lost, and all
+    /// attributes of one that the archive describes after a file in it.
     directories: BTreeMap<PathBuf, Directory>,
     remembered: usize,
 }
