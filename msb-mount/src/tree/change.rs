@@ -9,7 +9,7 @@ use msb::overlay::WHOLE;
 use msb::overlay::attributes::DEFAULT_ACL;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::upper::upper_of;
-use msb::overlay::{self, Layer, Leaf, Merged};
+use msb::overlay::{self, Layer, Leaf, Merged, origin};
 use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
@@ -88,6 +88,11 @@ impl Tree {
         let above = self.in_upper(parent)?;
         let leaf = node.layer_file()?;
         let checked = Name::new(name)?;
+        if let Some(place) = node.place()
+            && self.may_have_origins(&place.parent).unwrap_or(false)
+        {
+            origin::note_in(upper_of(&above)?);
+        }
         self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| dir.link(name, &leaf.entry)))?;
         self.lookup(parent, name)?.ok_or_else(|| Errno::NOENT.into())
     }
@@ -161,6 +166,13 @@ impl Tree {
             self.redirect(node, parent.id == to.id)?;
         }
         let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
+        // A file takes its origin along.
+        if parent.id != to.id && self.may_have_origins(parent)? {
+            origin::note_in(upper_of(&to_above)?);
+        }
+        if parent.id != to.id && exchange && self.may_have_origins(to)? {
+            origin::note_in(upper_of(&above)?);
+        }
         let rename = || {
             let _moves = write(&self.table.descriptors.moves);
             if !exchange {
