@@ -18,7 +18,9 @@ fn limits() -> String {
      A mount has no file handles (name_to_handle_at(2) fails), so it cannot be exported by NFS; no unnamed files (O_TMPFILE), times of \
      creation, inode flags (lsattr, chattr) or extent maps (FIEMAP); and fallocate(2) cannot insert or collapse ranges.\n\n\
      syncfs(2) on the mount writes what was changed through memory maps to the upper, and not the upper to its disk. fsync(2) does, \
-     and so does the unmount."
+     and so does the unmount.\n\n\
+     A mount of --type overlay stays if the process that holds its locks is killed, but no lock keeps others from its upper then: \
+     unmount it before the upper is used again. A mount of the type fuse ends with its server."
         .to_owned()
 }
 
