@@ -87,7 +87,10 @@ impl Cgroup {
             let dir = self.dir(&hierarchy);
             let entered = self.make(&hierarchy).and_then(|()| fs::write(dir.join("cgroup.procs"), "0"));
             match entered {
-                Err(error) if is_forbidden(&error) && !user_namespace::is_initial() => {}
+                Err(error) if is_forbidden(&error) && !user_namespace::is_initial() => {
+                    // One without this process would limit and freeze nothing.
+                    let _ = fs::remove_dir(&dir);
+                }
                 other => other.with_context(|| format!("cgroup {dir:?}"))?,
             }
         }

@@ -66,7 +66,7 @@ struct Route {
     dev: Option<String>,
 }
 
-/// Plugs the interfaces of this process's network namespace into TAP interfaces. Returns the values of msb-boot's --network. Calls `save`
+/// Plugs the interfaces of this thread's network namespace into TAP interfaces. Returns the values of msb-boot's --network. Calls `save`
 /// with what [`unplug`] has to undo, whenever that grows.
 ///
 /// # Errors
@@ -141,7 +141,7 @@ fn connect(link: &Link, tap: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Removes what [`plug`] has made in this process's network namespace. What is gone already is no error.
+/// Removes what [`plug`] has made in this thread's network namespace. What is gone already is no error.
 pub(crate) fn unplug(plugged: &[Plugged]) {
     for Plugged { interface, tap, taken } in plugged {
         let _ = tc(&["qdisc", "del", "dev", interface, "ingress"]);

@@ -1,4 +1,4 @@
-//! The container's tree: its root with the binds on it, in the mount namespace of this process. The guest gets it as one share, and it is
+//! The container's tree: its root with the binds on it, in the mount namespace of this thread. The guest gets it as one share, and it is
 //! the root of the process that stands for the container.
 //!
 //! The image is hostile: a destination is resolved in the tree as after `chroot(2)`, one component at a time, and nothing is made outside.
@@ -124,7 +124,8 @@ fn mount_point(root: &Path, path: &Path, is_dir: bool) -> anyhow::Result<Entry> 
 /// Unmounts the roots of other containers, of which this mount namespace has got copies. An engine makes them private, so its unmounts do
 /// not reach this namespace, and a container that is started again would have its root mounted twice.
 fn release_other_roots(tree: &Path, rootfs: &Path) -> anyhow::Result<()> {
-    let table = fs::read("/proc/self/mountinfo")?;
+    // The process itself is in another mount namespace than this thread.
+    let table = fs::read("/proc/thread-self/mountinfo")?;
     // As the kernel writes mount points.
     let rootfs = rootfs.canonicalize()?;
     let mounts: Vec<_> = mountinfo::mounts(&table).collect();
