@@ -127,7 +127,7 @@ teardown() {
     done <<<"$expected"
     [ "$(vm_exec worker echo up)" = up ]
     msb-stop -r worker.json >stopped.json
-    [ -z "$(find /sys/fs/cgroup -name 'msb-worker.*')" ]
+    [ -z "$(find /sys/fs/cgroup -name "msb-worker.$(vm_pid worker)")" ]
     jq -e '.boot.limits | .cpu_quota_percent == 150 and .pids_max == 500 and .io_weight == null' stopped.json
 }
 

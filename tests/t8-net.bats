@@ -211,7 +211,8 @@ END
     vm_exec worker sh -c 'for port in 6 7 8; do udp-echo $port & done
         for port in 90 91 92; do mkdir -p /tmp/$port; echo $port >/tmp/$port/index.html; httpd -f -p $port -h /tmp/$port & done; wait' 3>&- &
     for pair in 127.0.0.1:18083=90 127.0.0.1:18084=91 127.0.0.1:18085=92; do
-        until [ "$(ip netns exec "$lab" curl -sS -g -m 60 "http://${pair%=*}/")" = "${pair#*=}" ]; do sleep 0.1; done
+        is_page() { [ "$(ip netns exec "$lab" curl -sS -g -m 60 "http://${pair%=*}/")" = "${pair#*=}" ]; }
+        vm_await is_page
     done
     for address in "$datagrams" 127.0.0.1:18088 127.0.0.1:18089; do
         ip netns exec "$lab" python3 -c '
