@@ -33,10 +33,11 @@ packages=(
     iproute2                                                            # tests: networks
     qemu-utils                                                          # tests: disk images
     podman conmon crun runc containerd netavark aardvark-dns buildah    # tests: containers
-    catatonit containernetworking-plugins iptables                      # tests: their networks
+    catatonit containernetworking-plugins iptables slirp4netns          # tests: their networks
     python3-grpcio                                                      # tests: the interface of kubelet
     python3 python3-jsonschema mandoc shellcheck                        # tests: the manual, scripts
     rsync git tmux                                                      # tests: what runs over msb-exec
+    procps time                                                         # tests: processes, memory
     hyperfine bsdextrautils pigz                                        # measuring
 )
 
