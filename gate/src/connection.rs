@@ -26,7 +26,7 @@ pub(crate) type Key = (u16, IpAddr, u16);
 pub(crate) enum Outcome {
     /// It goes on: the connection is not one of these, or what it says so far means nothing to a server.
     Pass,
-    /// It cannot be understood yet: a part is missing before it, or it differs from what was sent before.
+    /// It cannot be understood yet: a part is missing before it, or it differs from what was sent before, or follows a FIN.
     Drop,
     /// The client has sent data: the host name in it, if there is one.
     Named(Option<String>),
@@ -53,6 +53,8 @@ struct Beginning {
     is_judged: bool,
     /// The sequence number after the last byte that has passed.
     next: u32,
+    /// A FIN has passed after that byte.
+    has_ended: bool,
 }
 
 impl Beginning {
@@ -82,7 +84,9 @@ impl Openings {
             Some(beginning) => beginning.first == first,
             None if self.beginnings.len() >= MAX_CONNECTIONS => false,
             None => {
-                self.beginnings.insert(key, Beginning { first, bytes: Vec::new(), is_judged: false, next: first });
+                let bytes = Vec::new();
+                self.beginnings
+                    .insert(key, Beginning { first, bytes, is_judged: false, next: first, has_ended: false });
                 true
             }
         }
@@ -103,11 +107,12 @@ impl Openings {
         *self = Self::default();
     }
 
-    /// The server's side has acknowledged what comes before this sequence number. A connection whose judged bytes it has is not to
-    /// be looked at any more.
+    /// The server's side has acknowledged what comes before this sequence number. A connection whose judged bytes or whose FIN it
+    /// has is not to be looked at any more.
     pub(crate) fn acknowledge(&mut self, key: &Key, number: u32) {
-        let beginning = self.beginnings.get(key);
-        if beginning.is_some_and(|beginning| beginning.is_judged && is_after(number, beginning.end())) {
+        let Some(beginning) = self.beginnings.get(key) else { return };
+        let has_bytes = beginning.is_judged && is_after(number, beginning.end());
+        if has_bytes || (beginning.has_ended && is_after(number, beginning.next.wrapping_add(1))) {
             self.forget(key);
         }
     }
@@ -117,12 +122,13 @@ impl Openings {
         let Some(beginning) = self.beginnings.get_mut(key) else { return Outcome::Pass };
         let payload = segment.payload;
         if payload.is_empty() {
-            // Nothing can follow an end; a wrong sequence number may be ignored by the other side. A reset may follow a FIN, which
-            // has a number. Where there are bytes before a FIN, their acknowledgment is waited for.
+            // Nothing can follow a reset; a wrong sequence number may be ignored by the other side. A reset may follow a FIN, which
+            // has a number.
             let after = segment.sequence.wrapping_sub(beginning.next);
-            let is_reset = segment.flags & RST != 0 && after <= u32::from(beginning.is_judged);
-            if is_reset || (segment.flags & FIN != 0 && after == 0 && !beginning.is_judged) {
+            if segment.flags & RST != 0 && after <= u32::from(beginning.is_judged || beginning.has_ended) {
                 self.forget(key);
+            } else if segment.flags & FIN != 0 && after == 0 {
+                beginning.has_ended = true;
             }
             return Outcome::Pass;
         }
@@ -138,6 +144,10 @@ impl Openings {
                 beginning.next = end;
             }
             return Outcome::Pass;
+        }
+        if beginning.has_ended {
+            // passt sends on what it reads together with a FIN, also if it comes after that.
+            return if repeated == payload.len() { Outcome::Pass } else { Outcome::Drop };
         }
         if offset > beginning.bytes.len() {
             return Outcome::Drop;
@@ -224,7 +234,12 @@ mod tests {
             ),
             ("too long", &[(0, ACK, &long)], vec![Malformed]),
             ("cut short", &[(0, ACK | FIN, head)], vec![Malformed]),
-            ("ended", &[(0, ACK | FIN, b""), (0, ACK, b"GET /x")], vec![Pass, Pass]),
+            ("ended", &[(0, ACK | FIN, b""), (0, ACK, b"GET /x")], vec![Pass, Drop]),
+            (
+                "ended within it",
+                &[(0, ACK, head), (18, ACK | FIN, b""), (0, ACK, head), (18, ACK, tail)],
+                vec![Pass, Pass, Pass, Drop],
+            ),
             ("reset elsewhere", &[(9, RST, b""), (0, ACK, &whole)], vec![Pass, named("a.test")]),
             ("reset behind it", &[(1, RST, b""), (0, ACK, &whole)], vec![Pass, named("a.test")]),
             ("reset", &[(0, RST, b""), (0, ACK, &whole)], vec![Pass, Pass]),
@@ -269,6 +284,15 @@ mod tests {
         assert!(openings.expect(key(1), SYN));
         openings.acknowledge(&key(1), first);
         assert!(!openings.is_empty());
+        // If it ends without a name, its FIN is.
+        let payload: &[u8] = b"";
+        let fin =
+            Segment { source: 1, destination: 80, sequence: first, acknowledgment: 0, flags: FIN, window: 0, payload };
+        assert_eq!(openings.take(&key(1), &fin), Outcome::Pass);
+        openings.acknowledge(&key(1), first);
+        assert!(!openings.is_empty());
+        openings.acknowledge(&key(1), first.wrapping_add(1));
+        assert!(openings.is_empty());
         // The next byte would be 36, and a FIN takes that number.
         for (offset, flags, expected) in
             [(36, RST, false), (37, RST, false), (38, RST, true), (35, RST, true), (32, RST, true), (36, FIN, true)]
