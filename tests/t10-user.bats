@@ -26,6 +26,7 @@ setup_file() {
         [ ! -e "$tool" ] || cp -l "$tool" "$place/tools/" 2>/dev/null || cp "$tool" "$place/tools/"
     done
     useradd --home-dir "$place/home" --create-home --shell /bin/sh "$user"
+    touch /etc/subuid /etc/subgid
     sed -i "/^$user:/d" /etc/subuid /etc/subgid
     usermod --add-subuids 1000000000-1000999999 --add-subgids 1001000000-1001999999 "$user"
     mkdir -m 0700 "$place/run"
