@@ -24,6 +24,9 @@ pub const RESTART: u8 = b'r';
 
 /// No more is read from connections while so many bytes wait to be sent.
 const MAX_QUEUED: usize = 8 * (HEADER + MAX_DATA);
+/// How many bytes may wait to be sent. Data, and the frames about credit and the ends of all connections, are less. A peer that opens
+/// connections and does not read the answers would fill the memory.
+const MAX_UNSENT: usize = 1 << 20;
 /// How much is read from the port at a time, in bytes.
 const BLOCK: usize = 64 << 10;
 
@@ -191,6 +194,9 @@ impl<E: Ends> Multiplexer<E> {
         } else if self.sent >= MAX_QUEUED {
             self.out.drain(..self.sent);
             self.sent = 0;
+        }
+        if self.queued() + self.deferred.len() > MAX_UNSENT {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer sends and does not read"));
         }
         Ok(())
     }

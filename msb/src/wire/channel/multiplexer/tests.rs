@@ -152,6 +152,21 @@ fn a_frozen_channel_goes_on_where_it_was_or_begins_anew() {
 }
 
 #[test]
+fn a_peer_that_reads_no_answer_ends_the_channel() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+    let ends = TestEnds { listener, connected: channel().0, restarted: channel().0 };
+    // Each is refused with a frame.
+    let mut frames = Vec::new();
+    for _ in 0..1000 {
+        Frame::Open(2).put(&mut frames);
+    }
+    thread::spawn(move || while theirs.write_all(&frames).is_ok() {});
+    let error = Multiplexer::new(Side::Guest, ours.into(), ends, None).unwrap().run().unwrap_err();
+    assert_eq!(error.to_string(), "the peer sends and does not read");
+}
+
+#[test]
 fn a_peer_that_violates_the_protocol_ends_the_channel() {
     for side in [Side::Host, Side::Guest] {
         for bytes in [&b"\0\0\0\x01\0\0\0\0"[..], b"\0\0\0\x06\0\0\0\0"] {
