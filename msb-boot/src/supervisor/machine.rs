@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use msb::record::{Record, Rootfs};
 use msb::store::layers;
 use msb::store::sandbox::Hold;
@@ -105,12 +105,10 @@ impl<'f> Machine<'f> {
         (index.map(|index| self.disks.swap_remove(index)), self.initramfs, self.cgroup)
     }
 
-    /// A failure, with the reason if the limit of memory may be it.
-    pub(super) fn with_lack_of_memory(&self, error: anyhow::Error) -> anyhow::Error {
-        match self.cgroup.was_out_of_memory() {
-            true => anyhow!("{error:#}\n  the VM reached its limit of memory on the host (raise --memory-max)"),
-            false => error,
-        }
+    /// The likely reason for a failure, if the VM has reached its limit of memory.
+    pub(super) fn lack_of_memory(&self) -> Option<&'static str> {
+        let is_reached = self.cgroup.was_out_of_memory();
+        is_reached.then_some("the VM reached its limit of memory on the host (raise --memory-max)")
     }
 
     /// Records the files that the agent made in a shared root, which are removed when the last VM on that root has ended.

@@ -160,13 +160,18 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
                 None
             }
             // The client has not printed a record, so the boot has failed.
-            Err(error) if !machine.is_printed => return Err(machine.with_lack_of_memory(error)),
+            Err(error) if !machine.is_printed => {
+                return Err(match machine.lack_of_memory() {
+                    Some(why) => anyhow!("{error:#}\n  {why}"),
+                    None => error,
+                });
+            }
             outcome => {
-                let failed = |error| {
-                    let error = machine.with_lack_of_memory(error);
-                    Ended::failure(format!("{error:#}").replace('\n', ";"))
-                };
-                let ended = outcome.unwrap_or_else(failed);
+                let failed = |error: anyhow::Error| Ended::failure(format!("{error:#}").replace('\n', ";"));
+                let mut ended = outcome.unwrap_or_else(failed);
+                if let Some(why) = machine.lack_of_memory().filter(|_| ended.cause == Cause::Failure) {
+                    ended.reason = format!("{}; {why}", ended.reason);
+                }
                 log::note(format_args!("ended: {}", ended.reason));
                 if is_stopped || !restart::applies(config.restart, ended.cause) {
                     return Ok(ended);
