@@ -119,7 +119,9 @@ fn receive(
         rundir::READERS,
         rundir::COMMITTED,
     ])?;
-    vm.memory_mib = MEMORY_MIB;
+    // A limit of the host's memory has room for the memory that the guest had.
+    let is_limited = config.record.boot.as_ref().is_some_and(|boot| boot.limits.memory_max_mib.is_some());
+    vm.memory_mib = if is_limited { MEMORY_MIB.min(vm.memory_mib) } else { MEMORY_MIB };
     vm.cpus = 1;
     vm.cards = Vec::new();
     vm.volumes = Vec::new();
