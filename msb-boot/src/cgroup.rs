@@ -223,7 +223,7 @@ impl Cgroup {
     pub(crate) fn enter(parents: &[Parent], name: &str, limits: &Limits) -> anyhow::Result<Self> {
         let mut cgroup = Self::default();
         for parent in parents {
-            remove_empty(&parent.dir, &format!("msb-{name}."));
+            remove_left(&parent.dir);
             if parent.is_v2 {
                 for controller in &parent.controllers {
                     write(&parent.dir.join("cgroup.subtree_control"), &format!("+{controller}"))?;
@@ -263,11 +263,14 @@ fn oom_kills(text: &str) -> u64 {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Removes the cgroups that supervisors have left when they were killed. One with processes stays.
-fn remove_empty(parent: &Path, prefix: &str) {
+/// Removes the cgroups of supervisors that have ended: they were killed, or could not return to a scope that systemd had removed. One
+/// with processes stays.
+fn remove_left(parent: &Path) {
+    let has_ended = |id: u32| id == std::process::id() || !Path::new("/proc").join(id.to_string()).exists();
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let id = entry.file_name().to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
-        if id.is_some() {
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix("msb-")?.rsplit_once('.')?.1.parse::<u32>().ok());
+        if id.is_some_and(has_ended) {
             let _ = fs::remove_dir(entry.path());
         }
     }
@@ -357,14 +360,15 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_supervisors_left_is_removed_by_the_name_of_the_vm() {
+    fn what_ended_supervisors_left_is_removed() {
         let scratch = tempfile::tempdir().unwrap();
-        for name in ["msb-a.12", "msb-a.b.12", "msb-a.x", "msb-b.12"] {
-            fs::create_dir(scratch.path().join(name)).unwrap();
-        }
-        remove_empty(scratch.path(), "msb-a.");
-        let left = ["msb-a.12", "msb-a.b.12", "msb-a.x", "msb-b.12"].map(|name| scratch.path().join(name).exists());
-        assert_eq!(left, [false, true, true, true]);
+        let [own, parent] = [std::process::id(), std::os::unix::process::parent_id()].map(|id| format!("msb-a.{id}"));
+        // No PID is so large.
+        let dirs = ["msb-a.9999999", "msb-a.b.9999999", own.as_str(), "msb-a.x", "a.9999999", parent.as_str()];
+        let dirs = dirs.map(|name| scratch.path().join(name));
+        dirs.iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        remove_left(scratch.path());
+        assert_eq!(dirs.map(|dir| dir.exists()), [false, false, false, true, true, true]);
     }
 
     #[test]
