@@ -193,7 +193,7 @@ pub fn connect() -> io::Result<UnixStream> {
     Ok(ours)
 }
 
-/// Whether connections go through a process of the agent, which must run until they are at their end.
+/// Whether connections go through a thread of the agent, which must run until they are at their end.
 pub fn is_port() -> bool {
     PORT.get().is_some()
 }
