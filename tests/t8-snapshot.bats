@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What snapshots are made of: an agent that is reached by a virtio-serial port in the place of vsock, under QEMU.
+# An agent that is reached by a virtio-serial port in the place of vsock, under QEMU.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats and vm.bash set variables
 bats_require_minimum_version 1.5.0
