@@ -53,6 +53,8 @@ such as
 or
 .BR \-\-cpu\-quota ,
 these processes and the supervisor are in a cgroup that has it.
+In version 2 of cgroups it is beside the caller's, whose own limits then hold
+for them no longer.
 Without one they are in the caller's cgroup.
 What a guest writes to its console is kept up to a size and a rate.
 "#;
