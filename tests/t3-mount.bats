@@ -640,7 +640,7 @@ EOF
 }
 
 @test "--type overlay is the kernel's overlayfs under the same locks, and auto takes FUSE where overlayfs cannot be" {
-    [ "$(printf '6.5\n%s\n' "$(uname -r)" | sort -V | head -n 1)" = 6.5 ] || skip "this takes Linux 6.5"
+    [ "$(printf '6.7\n%s\n' "$(uname -r)" | sort -V | head -n 1)" = 6.7 ] || skip "this takes Linux 6.7"
     mounted --type overlay
     [ "$(jq -r .mount.fstype mounted)" = overlay ]
     [ "$(findmnt -rno FSTYPE,SOURCE root)" = "overlay msb:$pid" ]
