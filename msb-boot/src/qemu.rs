@@ -181,7 +181,7 @@ fn arguments(
         push(&["-device", &format!("virtio-balloon-device,free-page-reporting=on,{bus}")]);
     }
     let counter = khz.map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
-    // A kernel that the emulator has led astray, see `supervisor::restart::SilentEnd`, would otherwise go on without the thread
+    // A kernel that the emulator has led astray, see `supervisor::restart::KernelFault`, would otherwise go on without the thread
     // that it was in, and wait for it.
     let oops = if kvm { "" } else { " oops=panic" };
     push(&["-append", &format!("{} {COMMAND_LINE}{oops}{counter}", machine.command_line)]);

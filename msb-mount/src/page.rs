@@ -54,7 +54,6 @@ pub(crate) const PAGE: Page = Page {
             "msb-pull alpine | msb-mount -- cat /etc/passwd",
         ),
         ("the same in namespaces of its own, in a mount that stays", "unshare -fp --root ./root --mount-proc ls /proc"),
-        ("with the kernel's overlayfs, if that can be", "msb-pull alpine | msb-mount --type auto ./root > root.json"),
         ("unmount it", "msb-mount -u ./root"),
         ("only to look at", "msb-pull alpine | msb-mount --ro ./image > image-root.json"),
     ],

@@ -36,7 +36,7 @@ use crate::log;
 use crate::root::Root;
 use connection::{Client, Report};
 use machine::Machine;
-use restart::{Delay, SilentEnd};
+use restart::{Delay, KernelFault};
 use watch::Watch;
 
 /// The files of a run directory that stay while the VM is started again.
@@ -154,7 +154,7 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
         });
         drop(watch);
         let delay = match outcome {
-            Err(error) if !machine.is_printed && may_repeat && error.is::<SilentEnd>() => {
+            Err(error) if !machine.is_printed && may_repeat && error.is::<KernelFault>() => {
                 may_repeat = false;
                 log::note(format_args!("{error:#}: starting it once more"));
                 None

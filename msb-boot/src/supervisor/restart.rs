@@ -15,20 +15,27 @@ pub(super) fn applies(policy: RestartPolicy, cause: Cause) -> bool {
     }
 }
 
-/// The error for a guest that has ended without a message, before its kernel had a console.
+/// The error for a guest that has ended before its agent reported, without a message or by a fault in its kernel.
 ///
 /// QEMU's emulator is a cause: rarely it continues a guest after an interrupt with wrong processor flags. With QEMU 7.2, a kernel was
 /// found that had trapped as if it were single-stepped, and then copied backwards. So an emulated VM is started once more.
 #[derive(Debug)]
-pub(super) struct SilentEnd(pub String);
+pub(super) struct KernelFault(String);
 
-impl fmt::Display for SilentEnd {
+impl KernelFault {
+    /// The same error as one of these.
+    pub(super) fn error(error: anyhow::Error) -> anyhow::Error {
+        Self(error.to_string()).into()
+    }
+}
+
+impl fmt::Display for KernelFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for SilentEnd {}
+impl std::error::Error for KernelFault {}
 
 /// The first delay.
 const FIRST: Duration = Duration::from_millis(100);

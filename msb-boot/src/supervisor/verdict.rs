@@ -13,6 +13,8 @@ pub(super) enum Verdict {
     Rebooting,
     /// It panicked.
     Panicked,
+    /// It panicked because of a fault of its own (an oops).
+    Faulted,
 }
 
 impl Verdict {
@@ -23,6 +25,9 @@ impl Verdict {
     }
 
     fn of_message(message: &[u8]) -> Option<Self> {
+        if message.starts_with(b"Kernel panic - not syncing: Fatal exception") {
+            return Some(Self::Faulted);
+        }
         if message.starts_with(b"Kernel panic - not syncing") {
             return Some(Self::Panicked);
         }
@@ -42,7 +47,7 @@ impl Verdict {
         match Self::of(line) {
             None if line.trim_ascii().is_empty() => earlier,
             // More lines follow a panic and the end of PID 1, but not the other messages.
-            None => earlier.filter(|&verdict| matches!(verdict, Self::Panicked | Self::InitEnded)),
+            None => earlier.filter(|&verdict| matches!(verdict, Self::Panicked | Self::Faulted | Self::InitEnded)),
             Some(Self::Rebooting) if earlier == Some(Self::InitEnded) => earlier,
             verdict => verdict,
         }
@@ -100,6 +105,7 @@ mod tests {
             ("[    1.0] sysrq: Resetting", Some(Verdict::Rebooting)),
             ("[    1.0] reboot: Failed to start orderly reboot: forcing the issue", Some(Verdict::InitEnded)),
             ("[    1.0] Kernel panic - not syncing: Attempted to kill init!", Some(Verdict::Panicked)),
+            ("[    1.0] Kernel panic - not syncing: Fatal exception in interrupt", Some(Verdict::Faulted)),
             ("Kernel panic - not syncing: VFS", None),
             ("reboot: System halted", None),
             ("Power off not available", None),
@@ -133,6 +139,8 @@ mod tests {
         assert_eq!(last(&[exit, "[    1.0] kvm: exiting hardware virtualization", reboot]), Some(Verdict::InitEnded));
         assert_eq!(last(&[exit, halted]), Some(Verdict::Halted));
         assert_eq!(last(&[panic, "CPU: 0 PID: 1", "---[ end Kernel panic"]), Some(Verdict::Panicked));
+        let oops = "[    1.0] Kernel panic - not syncing: Fatal exception";
+        assert_eq!(last(&[oops, "Shutting down cpus with NMI"]), Some(Verdict::Faulted));
         assert_eq!(last(&[panic, halted]), Some(Verdict::Halted));
     }
 }

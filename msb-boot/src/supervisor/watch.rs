@@ -23,7 +23,7 @@ use super::recording::Recording;
 use super::stopping::Deadline;
 use super::timings::timings;
 use super::verdict::Verdict;
-use super::{ready, restart::SilentEnd, running, stopping};
+use super::{ready, restart::KernelFault, running, stopping};
 use crate::channel;
 use crate::config::{Config, now};
 use crate::inherited_fd::InheritedFd;
@@ -34,6 +34,8 @@ use crate::processes::{self, Processes};
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(3);
+/// The message about a guest that does not come up.
+const PANICKED: &str = "the guest's kernel panicked";
 /// How often passt, and how often the resolver, is started again.
 const MAX_REPLACEMENTS: u32 = 3;
 
@@ -405,8 +407,9 @@ impl<'a, 'f> Watch<'a, 'f> {
         let verdict = self.console.verdict();
         let by_guest = status.success() || verdict == Some(Verdict::Halted);
         let ended = match (&mut self.phase, verdict) {
-            (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed("the guest's kernel panicked")),
-            (_, Some(Verdict::Panicked)) => Ended::by(Cause::Panic),
+            (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed(PANICKED)),
+            (Phase::Booting { .. }, Some(Verdict::Faulted)) => return Err(KernelFault::error(self.failed(PANICKED))),
+            (_, Some(Verdict::Panicked | Verdict::Faulted)) => Ended::by(Cause::Panic),
             (Phase::Booting { .. }, _) if by_guest => return Err(self.early_end(&end)),
             (Phase::Booting { .. }, _) => return Err(self.failed(&message)),
             (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
@@ -475,17 +478,15 @@ impl<'a, 'f> Watch<'a, 'f> {
         anyhow!(self.console.quoted_after(format!("the VM did not come up: {message}")))
     }
 
-    /// The error for a guest that has ended before its agent reported. If its console is empty, for instance because the kernel panicked
-    /// before it had a console, the message has what else is known.
+    /// The error for a guest that has ended before its agent reported. With an empty console, the message has what else is known.
     fn early_end(&self, end: &str) -> anyhow::Error {
         let message = "the guest ended before its agent had reported";
         if !self.console.is_empty() {
             return self.failed(message);
         }
-        let after = now().saturating_sub(self.spawned).as_secs_f32();
-        let end = self.vmm_stderr.quoted_after(end);
+        let (after, end) = (now().saturating_sub(self.spawned).as_secs_f32(), self.vmm_stderr.quoted_after(end));
         let message = format!("{message}, without a message, {after:.1} s after its start ({end})");
-        SilentEnd(self.failed(&message).to_string()).into()
+        KernelFault::error(self.failed(&message))
     }
 }
 
