@@ -37,8 +37,8 @@ impl Neighbour {
         (own != guest && !gateways.contains(&own.into())).then_some(Self { guest, own, ethernet })
     }
 
-    /// Sets the TAP interface and the routes up. What the guest sends to this neighbour is not to go to `interface`, and its questions for
-    /// addresses go to both.
+    /// Sets up the TAP interface and the routes. Frames of the guest to this neighbour stay in the namespace. Its ARP requests go both to
+    /// the namespace and to `interface`.
     ///
     /// # Errors
     /// The step that failed.
@@ -48,7 +48,8 @@ impl Neighbour {
             ip(&["link", "set", "dev", tap, "address", &self.ethernet])?;
             // With a local route of its own, the kernel takes packets from an address that one of its interfaces has.
             ip(&["route", "add", "local", &own, "dev", tap, "table", "local"])?;
-            // It stays on the interface, for those who look there, and is no address of the namespace any more.
+            // The interface keeps the guest's address, so ip(8) still lists it. Without the local route the kernel forwards the
+            // packets to that address, and does not take them itself.
             ip(&["route", "del", "local", &guest, "dev", interface, "table", "local"])?;
             ip(&["route", "add", &format!("{guest}/32"), "dev", tap, "src", &own])?;
             // Filters of a lower preference come first.
