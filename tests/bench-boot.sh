@@ -61,7 +61,8 @@ ours() {
 row() {
     rm -rf "$MSB_HOME/kernel" "$work/bare" "$work/ours"
     ours >/dev/null # makes the kernel's file
-    kernel=$(find "$MSB_HOME/kernel" -type f)
+    # Beside it is the first part of the initramfs.
+    kernel=$(find "$MSB_HOME/kernel" -type f ! -name "*.cpio")
     [ -f "$kernel" ]
     bench_pair "$rounds"
     bench_table "$1" 'QEMU alone to a trivial init'
@@ -76,7 +77,7 @@ case $machine in
     *) machine=x86_64 platform=linux/amd64 ;;
 esac
 if [ ! -e "target/release/$machine/agentd" ] || ! command -v "qemu-system-$machine" >/dev/null; then
-    echo "no row for $platform guests: \"make guest-${platform#*/}\" makes what they need"
+    echo "no row for $platform guests: \"make guest-${platform#*/}\" makes what they need" >&2
     exit
 fi
 "$machine-linux-gnu-gcc" -Os -static -o "$work/share/init.krun" tests/guest/trivial-init.c

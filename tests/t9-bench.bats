@@ -10,7 +10,6 @@ setup() {
     cd "$BATS_TEST_DIRNAME/.." || return
 }
 
-# bats test_tags=slow
 @test "bench-boot, bench-run, bench-exec and bench-shutdown run" {
     run --separate-stderr tests/bench-boot.sh 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
@@ -47,14 +46,12 @@ setup() {
     [[ ${lines[-1]} == 'write 64 MiB and sync it '* ]]
 }
 
-# bats test_tags=slow
 @test "bench-net runs" {
     run --separate-stderr tests/bench-net.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
     [[ ${lines[-1]} == 'memory (PSS): passt '* ]]
 }
 
-# bats test_tags=slow
 @test "bench-oci runs, and what it prints is the input of the simulation of a node" {
     run --separate-stderr tests/bench-oci.sh 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
