@@ -2,7 +2,8 @@
 //! fork(2) without exec(2) is not safe in a process with threads.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 
@@ -11,7 +12,7 @@ use msb::store::layout::MOUNT_LOG;
 use msb::tool::exit;
 use msb::tool::interrupt::{self, DeferExit};
 use msb::tool::output::Output;
-use rustix::process::Pid;
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal};
 
 use crate::config::Config;
 use crate::fusermount::Mounted;
@@ -45,6 +46,8 @@ pub(crate) fn start(
             } else {
                 // No record names the mount.
                 let _ = mountpoint::unmount(&config.mountpoint);
+                // It may have got the signal too and unmount by itself. While it runs it can still make its log.
+                let _ = end(&pidfd_open(pid, PidfdFlags::empty())?);
                 config.undo();
             }
             put.map(|()| 0)
@@ -75,7 +78,7 @@ pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> a
     // From here on the mount goes with the server.
     drop(made);
     // An interrupt is passed on to the server, which unmounts.
-    let _registered = interrupt::register(&server, rustix::process::Signal::TERM)?;
+    let _registered = interrupt::register(&server, Signal::TERM)?;
     let mut record = serde_json::to_vec(&config.record)?;
     record.push(b'\n');
     // This fails if the server has ended before it read the record. It prints the reason.
@@ -90,6 +93,16 @@ pub(crate) fn spawn(config: &Config, made: Option<Mounted>, flags: &[&str]) -> a
         return Err(anyhow!("the server was killed: {status}"));
     }
     Ok(None)
+}
+
+/// Has a server that this process has started end, and waits for that.
+///
+/// # Errors
+/// That of waiting.
+pub(crate) fn end(server: &OwnedFd) -> io::Result<()> {
+    let _ = pidfd_send_signal(server, Signal::TERM);
+    rustix::process::waitid(WaitId::PidFd(server.as_fd()), WaitIdOptions::EXITED)?;
+    Ok(())
 }
 
 /// Runs the server, detached from the terminal and from the caller's streams.

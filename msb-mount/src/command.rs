@@ -190,11 +190,5 @@ fn end(root: &Path, server: Pid) -> anyhow::Result<()> {
         Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
         Err(error) => warn("msb-mount", &gone(error).to_string()),
     }
-    let _ = rustix::process::pidfd_send_signal(&server, rustix::process::Signal::TERM);
-    rustix::process::waitid(
-        rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&server)),
-        rustix::process::WaitIdOptions::EXITED,
-    )
-    .map_err(gone)?;
-    Ok(())
+    background::end(&server).map_err(|error| anyhow!("mount point {root:?}: {error}"))
 }

@@ -27,9 +27,9 @@ pub(crate) struct Config {
     pub(crate) lower: Vec<PathBuf>,
     pub(crate) access: Access,
     pub(crate) kind: Kind,
-    /// An existing directory, as an absolute path without symlinks.
+    /// An absolute path without symlinks, on which nothing is mounted. The directory may be missing.
     pub(crate) mountpoint: PathBuf,
-    /// Whether the mount point was made for this mount.
+    /// Whether the tool has made the mount point, for fusermount3. The server makes any other.
     pub(crate) is_new: bool,
     /// The sandbox that was made for this mount. It is removed if the mount fails.
     made: Option<PathBuf>,
@@ -72,12 +72,11 @@ impl Config {
             Some(path) => Ok(path),
             None => beside().context("no mount point").and_then(|path| mountpoint::locate(&path)),
         };
-        let mountpoint = located.and_then(mountpoint::prepare);
-        let is_new = matches!(mountpoint, Ok((_, true)));
+        let mountpoint = located.and_then(|path| mountpoint::check(&path).map(|()| path));
         let (access, kind) = (args.access, args.kind);
-        let config = Self { lower, access, kind, mountpoint: PathBuf::new(), is_new, made, record };
+        let config = Self { lower, access, kind, mountpoint: PathBuf::new(), is_new: false, made, record };
         match mountpoint {
-            Ok((mountpoint, _)) => Ok((Self { mountpoint, ..config }, begun)),
+            Ok(mountpoint) => Ok((Self { mountpoint, ..config }, begun)),
             Err(error) => {
                 config.undo();
                 Err(error)

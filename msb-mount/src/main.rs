@@ -112,9 +112,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         return command::run(&config, &program, &args.output, guard, begun);
     }
     let _guard = if args.foreground { None } else { Some(interrupt::Guard::new("msb-mount")?) };
-    let (config, begun) = Config::new(args)?;
-    let made = fusermount.map(|fusermount| fusermount.mount(&config.mountpoint)).transpose();
-    let made = made.inspect_err(|_| config.undo())?;
+    let (mut config, begun) = Config::new(args)?;
+    let made = fusermount.map(|fusermount| {
+        config.is_new = mountpoint::make(&config.mountpoint)?;
+        fusermount.mount(&config.mountpoint)
+    });
+    let made = made.transpose().inspect_err(|_| config.undo())?;
     if args.foreground {
         begun.finish();
         let mounted = |fstype: &str| config.mounted(rustix::process::getpid(), fstype);

@@ -24,24 +24,28 @@ pub(crate) fn locate(wanted: &Path) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Makes the mount point if it is missing, and checks that nothing is mounted there. True: it was made.
-pub(crate) fn prepare(path: PathBuf) -> anyhow::Result<(PathBuf, bool)> {
-    match is_mounted(&path) {
+/// Checks that nothing is mounted on a mount point. One that is missing is made later.
+pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
+    match is_mounted(path) {
         Err(Errno::NOTCONN) => {
             warn("msb-mount", &format!("mount point {path:?}: a mount without a server, cleared"));
-            detach(&path)?;
+            detach(path)
         }
-        Err(Errno::NOENT) => {}
+        Err(Errno::NOENT) => Ok(()),
         Err(error) => bail!("mount point {path:?}: {error}"),
         Ok(true) => {
             bail!("mount point {path:?}: something is mounted there (unmount it with msb-mount -u, or choose another)")
         }
-        Ok(false) => {}
+        Ok(false) => Ok(()),
     }
-    match std::fs::create_dir(&path) {
+}
+
+/// Makes the mount point if it is missing. True: it was made.
+pub(crate) fn make(path: &Path) -> anyhow::Result<bool> {
+    match std::fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => bail!("mount point {path:?}: {error}"),
         _ if !path.is_dir() => bail!("mount point {path:?}: not a directory"),
-        created => Ok((path, created.is_ok())),
+        created => Ok(created.is_ok()),
     }
 }
 

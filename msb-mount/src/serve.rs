@@ -49,16 +49,35 @@ pub(crate) fn run(
     };
     let upper = config.record.upper.as_ref().filter(|_| !config.access.is_read_only);
     let upper = upper.map(|upper| File::open(&upper.dir).map(Arc::new)).transpose()?;
-    let locked = lock(config)?;
+    let (writer, _lock) = lock(config)?;
+    // Under the lock: the last mount of this upper may have made the same mount point, and removes it before it unlocks the upper.
+    let is_new = config.is_new || (made.is_none() && mountpoint::make(path)?);
+    let served = serve(config, is_new, made, writer, signals, upper, ready);
+    // One that is mounted stays.
+    mountpoint::remove(path, is_new);
+    served
+}
+
+/// Mounts and serves. The caller keeps the locks, and removes the mount point if it `is_new`.
+fn serve(
+    config: &Config,
+    is_new: bool,
+    made: Option<Mounted>,
+    writer: Option<Writer>,
+    signals: SigSet,
+    upper: Option<Arc<File>>,
+    ready: impl FnOnce(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let path = &config.mountpoint;
     if config.kind != Kind::Fuse && made.is_none() {
         match (kernel::mount(config), config.kind) {
-            (Ok(()), _) => return hold_overlay(config, signals, upper, ready),
+            (Ok(()), _) => return hold_overlay(config, is_new, signals, upper, ready),
             (Err(_), Kind::Auto) => {}
             (Err(error), _) => bail!("mount point {path:?}: {error}"),
         }
     }
     let notifier = Arc::new(OnceLock::new());
-    let (tree, _lock) = open(config, locked, notifier.clone())?;
+    let tree = open(config, writer, notifier.clone())?;
     let (session, watcher) =
         session(config, Fs::new(tree), made).map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
     let watcher = watcher.map(Arc::new);
@@ -66,7 +85,7 @@ pub(crate) fn run(
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
         let (mountpoint, ended) = (config.mountpoint.clone(), ended.clone());
-        let (is_new, watcher, upper) = (config.is_new, watcher.clone(), upper.clone());
+        let (watcher, upper) = (watcher.clone(), upper.clone());
         move || await_signal(&signals, &mountpoint, is_new, watcher.as_deref(), &ended, upper.as_deref())
     })?;
     let server = std::thread::Builder::new().name("session".into()).spawn(move || session.run())?;
@@ -87,7 +106,6 @@ pub(crate) fn run(
     }
     sync_upper(upper.as_deref());
     ended.store(true, Ordering::Release);
-    mountpoint::remove(path, config.is_new);
     match served {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => bail!("mount point {path:?}: {error}"),
@@ -104,37 +122,31 @@ fn session(config: &Config, fs: Fs, made: Option<Mounted>) -> io::Result<(Sessio
     Ok((Session::from_fd(fs, device, SessionACL::All, options(config))?, Some(watcher)))
 }
 
-/// What excludes other writers of the upper.
-enum Locked {
-    ToWrite(Writer),
-    ToRead(OwnedFd),
-    NoUpper,
-}
-
-fn lock(config: &Config) -> anyhow::Result<Locked> {
-    let Some(upper) = &config.record.upper else { return Ok(Locked::NoUpper) };
-    let locked = match config.access.is_read_only {
-        true => lock_to_read(&upper.work).map(Locked::ToRead),
-        false => Writer::open(&upper.work, true).map(Locked::ToWrite),
-    };
-    let locked = locked.map_err(|error| match error.kind() {
+/// The right to change the upper, unless the mount is read-only; and the lock that excludes other writers, if there is an upper.
+fn lock(config: &Config) -> anyhow::Result<(Option<Writer>, Option<OwnedFd>)> {
+    let Some(upper) = &config.record.upper else { return Ok((None, None)) };
+    let refused = |error: io::Error| match error.kind() {
         io::ErrorKind::WouldBlock => anyhow!(in_use(&upper.dir)),
         _ => anyhow!("upper {:?}: {error}", upper.dir),
-    })?;
-    if let Locked::ToWrite(writer) = &locked {
-        require_whiteouts(writer, &upper.dir)?;
+    };
+    if config.access.is_read_only {
+        return Ok((None, Some(lock_to_read(&upper.work).map_err(refused)?)));
     }
-    Ok(locked)
+    let writer = Writer::open(&upper.work, true).map_err(refused)?;
+    require_whiteouts(&writer, &upper.dir)?;
+    let lock = writer.lock().map_err(refused)?;
+    Ok((Some(writer), Some(lock)))
 }
 
 /// Reports an overlayfs that is mounted, and returns when it is unmounted. The caller keeps the locks.
 fn hold_overlay(
     config: &Config,
+    is_new: bool,
     signals: SigSet,
     upper: Option<Arc<File>>,
     ready: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let (path, is_new) = (&config.mountpoint, config.is_new);
+    let path = &config.mountpoint;
     let watched = Watch::new().map_err(|error| anyhow!("mount point {path:?}: {error}"));
     let ended = Arc::new(AtomicBool::new(false));
     std::thread::Builder::new().name("signals".into()).spawn({
@@ -150,21 +162,14 @@ fn hold_overlay(
     }
     sync_upper(upper.as_deref());
     ended.store(true, Ordering::Release);
-    mountpoint::remove(path, is_new);
     Ok(())
 }
 
-/// The tree, with a lock that excludes other writers while it is served.
-fn open(config: &Config, locked: Locked, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<(Tree, Option<OwnedFd>)> {
+fn open(config: &Config, writer: Option<Writer>, notifier: Arc<OnceLock<Notifier>>) -> anyhow::Result<Tree> {
     let upper = config.record.upper.as_ref();
-    let (writer, lock) = match locked {
-        Locked::ToWrite(writer) => (Some(writer), None),
-        Locked::ToRead(lock) => (None, Some(lock)),
-        Locked::NoUpper => (None, None),
-    };
     let root = Merged::open_alone(&config.lower, upper.map(|upper| upper.dir.as_path()))?;
     let root = if config.access.has_oci_whiteouts { root.with_oci_whiteouts() } else { root };
-    Ok((Tree::new(root, writer, config.access.can_redirect, notifier)?, lock))
+    Ok(Tree::new(root, writer, config.access.can_redirect, notifier)?)
 }
 
 /// Refuses an upper in which no file of a lower layer could be removed or renamed, as the kernel's overlayfs does.

@@ -28,7 +28,7 @@ const STAGING_PREFIX: &str = "msb.";
 #[derive(Debug)]
 pub struct Writer {
     pub(super) work: Dir,
-    _lock: OwnedFd,
+    lock: OwnedFd,
     counter: AtomicU64,
     pub(super) durable: bool,
 }
@@ -57,7 +57,15 @@ impl Writer {
         }
         // Files that are prepared here must not inherit an ACL.
         remove_acls(&work.to_entry()?)?;
-        Ok(Self { work, _lock: lock, counter: AtomicU64::new(0), durable })
+        Ok(Self { work, lock, counter: AtomicU64::new(0), durable })
+    }
+
+    /// The lock, which excludes others until this copy is closed too.
+    ///
+    /// # Errors
+    /// That of duplicating a descriptor.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self.lock.try_clone()
     }
 
     /// Whether the upper's file system can have whiteouts: 0/0 devices. An overlayfs cannot, nor can NFS or vfat.
