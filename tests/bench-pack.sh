@@ -67,11 +67,17 @@ done
 row pack repack 0.5
 row layer tar-pigz 1.1
 
-registry_start registry
+# to_registry NAME COMMAND… IMAGE: the cost of a push of IMAGE to a registry that has no blobs yet.
+to_registry() {
+    registry_start registry
+    cost "${@:1:$#-1}" "docker://$registry_host/${*: -1}"
+    registry_stop registry
+    rm -rf registry
+}
 msb-pull -q oci:out:v1 -o pulled.json
 for ((round = 0; round < rounds; round++)); do
-    cost push msb-pack -q -r pulled.json --plain-http "docker://$registry_host/ours$round:v1" -o pushed.json
-    cost skopeo skopeo copy -q --dest-tls-verify=false oci:out:v1 "docker://$registry_host/theirs$round:v1"
+    to_registry push msb-pack -q -r pulled.json -o pushed.json --plain-http image:v1
+    to_registry skopeo skopeo copy -q --dest-tls-verify=false oci:out:v1 image:v1
 done
 row push skopeo 1.1
 
