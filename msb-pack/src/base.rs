@@ -11,7 +11,7 @@ use msb::store::{chain, layout};
 use msb_registry::reference::Reference;
 use serde_json::Value;
 
-use crate::digest::{Hashing, hex_of};
+use crate::digest::{Hashing, blob_path, hex_of};
 use crate::layer::Layer;
 use crate::registry::{Access, Registry};
 use crate::root::Root;
@@ -161,6 +161,14 @@ impl Origin {
         }
     }
 
+    /// The blob of a layer of the base if it is a file of its own, of which only the length is checked.
+    pub(crate) fn file(&self, layer: &Layer) -> Option<File> {
+        let Self::Layout(dir) = self else { return None };
+        let file = File::open(dir.join(blob_path(layer.digest()).ok()?)).ok()?;
+        let is_whole = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == layer.size());
+        is_whole.then_some(file)
+    }
+
     /// Writes the blob of a layer of the base to `out`, and checks it.
     ///
     /// # Errors
@@ -170,9 +178,8 @@ impl Origin {
         // One byte more than there may be, so that the digest of a longer blob is wrong.
         let limit = layer.size().saturating_add(1);
         let copy = || -> anyhow::Result<()> {
-            let hex = hex_of(digest).context("not a sha256 digest")?;
             let mut hashing = Hashing::new(out);
-            let blob = format!("blobs/sha256/{hex}");
+            let blob = blob_path(digest)?;
             match self {
                 Self::Layout(dir) => {
                     let path = dir.join(&blob);

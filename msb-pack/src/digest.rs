@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use anyhow::Context;
 use sha2::{Digest as _, Sha256};
 
 /// The SHA-256 digest of `bytes`, `sha256:…`.
@@ -14,6 +15,14 @@ pub(crate) fn hex_of(digest: &str) -> Option<&str> {
     let hex = digest.strip_prefix("sha256:")?;
     let is_hex = hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     (hex.len() == 64 && is_hex).then_some(hex)
+}
+
+/// The place of a blob in an OCI layout.
+///
+/// # Errors
+/// A digest of another kind.
+pub(crate) fn blob_path(digest: &str) -> anyhow::Result<String> {
+    Ok(format!("blobs/sha256/{}", hex_of(digest).context("not a sha256 digest")?))
 }
 
 fn name(hash: &[u8]) -> String {

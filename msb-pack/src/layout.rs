@@ -11,7 +11,7 @@ use msb::store::publish;
 use serde_json::{Value, json};
 
 use crate::base::Origin;
-use crate::digest::hex_of;
+use crate::digest::blob_path;
 use crate::document::{MANIFEST_TYPE, NewImage};
 use crate::layer::Layer;
 use crate::staged::{StagedDir, StagedFile, link_or_copy, parent, unnamed, write_blob};
@@ -71,9 +71,7 @@ pub(crate) fn write_dir(dir: &Path, tag: Option<&str>, image: &NewImage, origin:
 
 /// Adds the blobs of an image that are missing or not whole.
 fn add(dir: &Path, image: &NewImage, origin: &Origin) -> anyhow::Result<()> {
-    let path = |digest: &str| -> anyhow::Result<_> {
-        Ok(dir.join("blobs/sha256").join(hex_of(digest).context("not a sha256 digest")?))
-    };
+    let path = |digest: &str| -> anyhow::Result<_> { Ok(dir.join(blob_path(digest)?)) };
     let is_there = |path: &Path, size: u64| path.metadata().is_ok_and(|meta| meta.len() == size);
     for layer in &image.layers {
         let path = path(layer.digest())?;
@@ -128,7 +126,7 @@ pub(crate) fn write_archive(file: &Path, tag: Option<&str>, image: &NewImage, or
         tar.add_file("oci-layout".as_ref(), FILE_MODE, 0, MARKER)?;
         tar.add_file("index.json".as_ref(), FILE_MODE, 0, &serde_json::to_vec(&index(None, tag, image))?)?;
         for text in [&image.manifest, &image.config] {
-            tar.add_file(blob(&crate::digest::digest(text))?.as_ref(), FILE_MODE, 0, text)?;
+            tar.add_file(blob_path(&crate::digest::digest(text))?.as_ref(), FILE_MODE, 0, text)?;
         }
         let place = absolute(file)?;
         let mut seen = Vec::new();
@@ -136,7 +134,7 @@ pub(crate) fn write_archive(file: &Path, tag: Option<&str>, image: &NewImage, or
             if !seen.contains(&layer.digest()) {
                 seen.push(layer.digest());
                 let file = fetched(layer, origin, parent(&place))?;
-                tar.add_open_file(blob(layer.digest())?.as_ref(), &file, layer.size())?;
+                tar.add_open_file(blob_path(layer.digest())?.as_ref(), &file, layer.size())?;
             }
         }
         tar.finish()?.flush()?;
@@ -144,10 +142,6 @@ pub(crate) fn write_archive(file: &Path, tag: Option<&str>, image: &NewImage, or
     };
     write().with_context(|| format!("archive {file:?}"))?;
     staged.commit()
-}
-
-fn blob(digest: &str) -> anyhow::Result<String> {
-    Ok(format!("blobs/sha256/{}", hex_of(digest).context("not a sha256 digest")?))
 }
 
 /// The blob of a layer, at its beginning. One of the base is first copied to a file without a name in `dir`.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::tool::interrupt;
@@ -11,13 +12,11 @@ use msb_registry::credentials;
 use msb_registry::reference::Reference;
 use msb_registry::registries::{Endpoint, Registries};
 use msb_registry::retry::Retry;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE};
+use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, StatusCode, Url};
 
 use crate::digest::digest;
 
-/// How much of a blob one request sends, in bytes. It is held in memory, so that the request can be repeated.
-const CHUNK: u64 = 8 << 20;
 /// How often the upload of a blob is begun before its error counts.
 const ATTEMPTS: usize = 3;
 const OCTETS: &str = "application/octet-stream";
@@ -135,28 +134,15 @@ impl Registry {
         Ok(Url::parse(&self.client.url(""))?.join(location)?)
     }
 
-    /// Sends a blob of `size` bytes.
+    /// Sends a blob: the first `size` bytes of a file.
     ///
     /// # Errors
     /// A message that names the registry.
-    pub(crate) fn upload(&self, digest: &str, size: u64, file: &File) -> anyhow::Result<()> {
+    pub(crate) fn upload(&self, digest: &str, size: u64, file: &Arc<File>) -> anyhow::Result<()> {
         self.with_retries(|| {
-            let mut place = self.begin()?;
-            let mut at = 0;
-            while size - at > CHUNK {
-                interrupt::check()?;
-                let chunk = read_at(file, at, CHUNK)?;
-                let end = at + CHUNK - 1;
-                let build = |request: reqwest::RequestBuilder| {
-                    let request = request.header(CONTENT_TYPE, OCTETS).header(CONTENT_RANGE, format!("{at}-{end}"));
-                    request.body(chunk.clone())
-                };
-                let answer = self.client.request(Method::PATCH, place.as_str(), &build, &mut Retry::once())?;
-                ensure!(answer.status().is_success(), "the registry has another part of it");
-                place = self.location(&answer)?;
-                at += CHUNK;
-            }
-            self.put(digest, &place, read_at(file, at, size - at)?)
+            let answer = self.client.upload(self.begin()?.as_str(), file, size)?;
+            ensure!(answer.status().is_success(), "the registry has another part of it");
+            self.put(digest, &self.location(&answer)?, Vec::new())
         })
     }
 
@@ -183,12 +169,6 @@ impl Registry {
         }
         Err(last)
     }
-}
-
-fn read_at(file: &File, at: u64, length: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-    std::os::unix::fs::FileExt::read_exact_at(file, &mut bytes, at)?;
-    Ok(bytes)
 }
 
 /// Refuses more than a blob may have.

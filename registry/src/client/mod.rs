@@ -4,22 +4,23 @@
 mod authenticate;
 mod certificates;
 mod proxies;
+mod transport;
 mod trouble;
+mod upload;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use msb::tool::exit::printable;
 use reqwest::header::{ACCEPT, AUTHORIZATION, RANGE, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 
-use self::certificates::{Certificates, authorities};
-use self::proxies::proxies;
+use self::transport::Transport;
 use self::trouble::{TIMED_OUT, Trouble, decapitalize, deepest};
 use crate::credentials::{Credentials, Lookup};
 use crate::json::null_is_default;
@@ -53,6 +54,7 @@ pub struct Options {
 /// A client of one repository.
 pub struct Client {
     runtime: Runtime,
+    transport: Transport,
     http: reqwest::Client,
     scheme: &'static str,
     reference: Reference,
@@ -121,32 +123,10 @@ impl Client {
     /// # Errors
     /// A message for certificates that cannot be used, and for a registry on this host that cannot be reached.
     pub fn new(reference: &Reference, options: &Options, lookup: Lookup) -> anyhow::Result<Self> {
-        // reqwest leaves the choice to the program. An error: it is made already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        let transport = Transport::find(&reference.registry, options)?;
         let tls_verify = options.tls_verify.unwrap_or(true);
-        let mut certificates = Certificates::default();
-        if !options.plain_http {
-            certificates = Certificates::find(&reference.registry, options.cert_dir.as_deref())?;
-        }
-        if let Some(path) = &options.ca_file {
-            certificates.authorities.extend(authorities(path).context("--ca-file")?);
-        }
-        let may_be_plain = !options.plain_http && certificates.is_empty();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!("msb/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(PATIENCE)
-            .read_timeout(PATIENCE)
-            .tls_danger_accept_invalid_certs(!tls_verify);
-        if !certificates.authorities.is_empty() {
-            builder = builder.tls_certs_merge(certificates.authorities);
-        }
-        if let Some(identity) = certificates.identity {
-            builder = builder.identity(identity);
-        }
-        for proxy in proxies()? {
-            builder = builder.proxy(proxy);
-        }
-        let http = builder.build().map_err(|error| anyhow!("cannot set up TLS: {}", deepest(&error)))?;
+        let may_be_plain = !options.plain_http && transport.needs_no_tls();
+        let http = transport.client(Some(PATIENCE))?;
         // One thread moves the bytes of all connections; the processors are for decompressing and writing.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let Lookup { credentials, warning } = lookup;
@@ -156,6 +136,7 @@ impl Client {
         };
         let mut client = Self {
             runtime,
+            transport,
             http,
             scheme: if options.plain_http { "http" } else { "https" },
             reference: reference.clone(),
@@ -233,15 +214,28 @@ impl Client {
         build: &dyn Fn(RequestBuilder) -> RequestBuilder,
         retry: &mut Retry,
     ) -> anyhow::Result<Answer> {
+        self.request_with(&self.http, method, url, build, &|request| Ok(self.exchange(request)), retry)
+    }
+
+    /// As [`Self::request`], by another client, whose answers `exchange` awaits.
+    fn request_with(
+        &self,
+        http: &reqwest::Client,
+        method: Method,
+        url: &str,
+        build: &dyn Fn(RequestBuilder) -> RequestBuilder,
+        exchange: &dyn Fn(RequestBuilder) -> anyhow::Result<reqwest::Result<Response>>,
+        retry: &mut Retry,
+    ) -> anyhow::Result<Answer> {
         let is_own = Url::parse(url)?.origin() == Url::parse(&self.url_of(""))?.origin();
         let mut authentications = 0;
         loop {
             let authorization = self.authorization();
-            let mut request = build(self.http.request(method.clone(), url));
+            let mut request = build(http.request(method.clone(), url));
             if let Some(value) = authorization.as_ref().filter(|_| is_own) {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = match self.exchange(request) {
+            let response = match exchange(request)? {
                 Ok(response) => response,
                 Err(error) => {
                     self.pause(self.failure(&error)?, retry, &mut io::sink())?;
