@@ -376,7 +376,7 @@ END
             # What the kernel showed before must still be visible.
             case $writer in
                 kernel) cp -a kernel before ;;
-                patch) [ "$(diff -r --no-dereference before kernel | grep -v ' is a fifo while ')" = 'Only in kernel: of-patch' ] ;;
+                patch) [ "$(diff -r --no-dereference before kernel | grep -vE ' is a (.+) while file .* is a \1$')" = 'Only in kernel: of-patch' ] ;;
             esac
             umount kernel
         done
