@@ -9,7 +9,6 @@ mod trouble;
 mod upload;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,15 +19,14 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::runtime::Runtime;
 
-use self::transport::Transport;
+pub use self::transport::Options;
+use self::transport::{PATIENCE, Transport};
 use self::trouble::{TIMED_OUT, Trouble, decapitalize, deepest};
 use crate::credentials::{Credentials, Lookup};
 use crate::json::null_is_default;
 use crate::reference::Reference;
 use crate::retry::{Retry, parse_retry_after};
 
-/// How long a registry may be silent before the connection counts as broken.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How many bytes of a blob must come within [`PATIENCE`] of waiting.
 const FLOOR: u64 = 4096;
 /// How long a document may take as a whole.
@@ -37,19 +35,6 @@ const DOCUMENT_LIMIT: Duration = Duration::from_secs(120);
 const MAX_ERROR: u64 = 1 << 16;
 /// How often one request is authenticated: a token may expire between two requests, but a new one is accepted.
 const MAX_AUTHENTICATIONS: usize = 2;
-
-/// How to reach a registry.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Whether to speak HTTP without TLS.
-    pub plain_http: bool,
-    /// `None` unless the caller says so.
-    pub tls_verify: Option<bool>,
-    /// Authorities besides those of the system, as PEM.
-    pub ca_file: Option<PathBuf>,
-    /// The directory with the registry's certificates, in place of those of `certs.d`.
-    pub cert_dir: Option<PathBuf>,
-}
 
 /// A client of one repository.
 pub struct Client {

@@ -1,5 +1,6 @@
 //! How connections to one registry are made: TLS and proxies.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -7,7 +8,22 @@ use anyhow::{Context, anyhow};
 use super::certificates::{Certificates, authorities};
 use super::proxies::proxies;
 use super::trouble::deepest;
-use super::{Options, PATIENCE};
+
+/// How long a registry may be silent before the connection counts as broken.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How to reach a registry.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Whether to speak HTTP without TLS.
+    pub plain_http: bool,
+    /// `None` unless the caller says so.
+    pub tls_verify: Option<bool>,
+    /// Authorities besides those of the system, as PEM.
+    pub ca_file: Option<PathBuf>,
+    /// The directory with the registry's certificates, in place of those of `certs.d`.
+    pub cert_dir: Option<PathBuf>,
+}
 
 /// The settings of all connections to a registry.
 pub(super) struct Transport {

@@ -14,7 +14,8 @@ use http_body::{Body, Frame, SizeHint};
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Method, RequestBuilder, Response};
 
-use super::{Answer, Client, DOCUMENT_LIMIT, PATIENCE};
+use super::transport::PATIENCE;
+use super::{Answer, Client, DOCUMENT_LIMIT};
 use crate::retry::Retry;
 
 /// How much of the file is in memory at once, in bytes.
