@@ -191,7 +191,7 @@ fetch_fails() {
 @test "-p leads to a server in the guest but not from another guest, a taken port is an error, and passt is replaced" {
     cp "$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program udp-echo)" "$vm_root/bin/udp-echo"
     net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81 -p 0.0.0.0:18081:80 -p '[::]:18082:80' -p 18083-18085:90-92 \
-        -p 0:6/udp -p 18088-18089:7-8/udp
+        -p 0:6/udp -p 18088-18089:7-8/udp -p '[::1]:18086:90'
     jq -r '.vm.net.ports[] | "\(.host) \(.guest) \(.protocol)"' worker.json >ports
     port=$(awk 'NR == 1 { print $1 }' ports) datagrams=$(awk 'NR == 8 { print $1 }' ports)
     [[ $port == 127.0.0.1:* && $port != *:0 && $datagrams == 127.0.0.1:* && $datagrams != *:0 ]]
@@ -206,11 +206,12 @@ $port 80 tcp
 $datagrams 6 udp
 127.0.0.1:18088 7 udp
 127.0.0.1:18089 8 udp
+[::1]:18086 90 tcp
 END
     # The ports of a range, and for datagrams.
     vm_exec worker sh -c 'for port in 6 7 8; do udp-echo $port & done
         for port in 90 91 92; do mkdir -p /tmp/$port; echo $port >/tmp/$port/index.html; httpd -f -p $port -h /tmp/$port & done; wait' 3>&- &
-    for pair in 127.0.0.1:18083=90 127.0.0.1:18084=91 127.0.0.1:18085=92; do
+    for pair in 127.0.0.1:18083=90 127.0.0.1:18084=91 127.0.0.1:18085=92 '[::1]:18086=90'; do
         is_page() { [ "$(ip netns exec "$lab" curl -sS -g -m 60 "http://${pair%=*}/")" = "${pair#*=}" ]; }
         vm_await is_page
     done

@@ -13,6 +13,7 @@ use crate::frame::{
     self, ACK, Datagram, ETHERTYPE_ARP, MAX_FRAME, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
     RST, SYN, Segment,
 };
+use crate::link_local::Clients;
 use crate::log::Denial;
 use crate::names::{Asker, Names, Pending};
 use crate::policy::{Decision, Destination, Policy};
@@ -113,6 +114,8 @@ pub struct Gate {
     names: Names,
     /// What came in to a published UDP port.
     flows: Table<Key, ()>,
+    /// The clients of published ports on the host's IPv6 loopback.
+    clients: Clients,
     denials: Vec<Denial>,
 }
 
@@ -120,6 +123,7 @@ impl Gate {
     /// A gate without any traffic.
     pub fn new(config: Config) -> Self {
         Self {
+            clients: Clients::new(config.policy.ipv6_gateway().zip(config.ipv6)),
             config,
             handshakes: Table::new(MAX_HANDSHAKES),
             openings: Openings::default(),
@@ -191,6 +195,9 @@ impl Gate {
             let is_arp = frame::ethertype(frame) == Some(ETHERTYPE_ARP);
             return if is_arp { Verdict::Pass } else { Verdict::Drop };
         };
+        if Clients::are_source_of(&packet) {
+            return self.clients.to_guest(&packet, now).map_or(Verdict::Drop, Verdict::Replace);
+        }
         match packet.protocol {
             PROTOCOL_TCP => packet.tcp().map_or(Verdict::Drop, |segment| self.tcp_to_guest(&packet, &segment, now)),
             PROTOCOL_UDP => packet.udp().map_or(Verdict::Drop, |datagram| self.udp_to_guest(&packet, &datagram, now)),
@@ -231,6 +238,9 @@ impl Gate {
         }
         if address::is_never(packet.destination) {
             return Verdict::Drop;
+        }
+        if let Some(frame) = self.clients.from_guest(packet, segment, now) {
+            return Verdict::Replace(frame);
         }
         if self.openings.is_empty() {
             return Verdict::Pass;

@@ -17,6 +17,7 @@ mod dns_stream;
 pub mod frame;
 mod gate;
 mod http;
+mod link_local;
 mod log;
 mod lookup;
 mod names;

@@ -1,6 +1,6 @@
 //! The policy: rules in order, the first that matches decides; a mode for what no rule matches; addresses that no rule opens.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,14 @@ impl Policy {
             }
         }
         Decision { allowed: self.is_open(to.address), by_name, reason: self.mode.name().into() }
+    }
+
+    /// The gateway's IPv6 address.
+    pub(crate) fn ipv6_gateway(&self) -> Option<Ipv6Addr> {
+        self.gateways.iter().find_map(|gateway| match gateway {
+            IpAddr::V6(gateway) => Some(*gateway),
+            IpAddr::V4(_) => None,
+        })
     }
 
     /// Whether any rule is about a name.

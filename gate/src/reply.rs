@@ -1,6 +1,6 @@
 //! Frames that the gate itself makes: a refusal to the guest, a reset for both sides, a segment, and a datagram.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use crate::frame::{
     ACK, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
@@ -66,6 +66,25 @@ fn ip(ethernet: &[u8], source: IpAddr, destination: IpAddr, protocol: u8, body: 
     }
     frame.extend(body);
     Some(frame)
+}
+
+/// An IPv6 frame with other addresses. A checksum that was right is right again.
+pub(crate) fn readdressed(packet: &Packet<'_>, source: Ipv6Addr, destination: Ipv6Addr) -> Vec<u8> {
+    let mut frame = packet.frame.to_vec();
+    let addresses = ETHERNET + 8..ETHERNET + 40;
+    let before = sum(&frame[addresses.clone()]);
+    frame[addresses.start..addresses.start + 16].copy_from_slice(&source.octets());
+    frame[addresses.start + 16..addresses.end].copy_from_slice(&destination.octets());
+    let after = sum(&frame[addresses]);
+    let at = packet.transport + if packet.protocol == PROTOCOL_TCP { 16 } else { 6 };
+    if let Some(checksum) = frame.get_mut(at..at + 2) {
+        // RFC 1624: the complements of the old checksum and of the old words, and the new words. A word is at most 0xffff.
+        let old = u64::from(checksum[0]) << 8 | u64::from(checksum[1]);
+        let words = 16;
+        let new = fold((0xffff - old) + (words * 0xffff - before) + after);
+        checksum.copy_from_slice(&new.to_be_bytes());
+    }
+    frame
 }
 
 /// The Ethernet addresses of a frame back to where `frame` is from.
@@ -209,6 +228,26 @@ mod tests {
             assert_eq!(refusal.icmp_type(), Some(kind));
             assert!(is_summed(&refusal) && reply[..6] == frame[6..12] && reply[6..12] == frame[..6]);
             assert_eq!(refusal.body()[8..], packet.ip()[..QUOTED]);
+        }
+    }
+
+    #[test]
+    fn a_frame_with_other_addresses_is_summed_as_before() {
+        for payload in [&b"abc"[..], b"", &[0xff; 1000]] {
+            for is_tcp in [true, false] {
+                let ends = ("fe80::1".parse().unwrap(), "fe80::ffff:2".parse().unwrap());
+                let ethernet = [7; 12];
+                let frame = if is_tcp {
+                    segment(&ethernet, ends, (1000, 80), (5, 6), ACK, payload).unwrap()
+                } else {
+                    udp(&ethernet, ends, (1000, 80), payload).unwrap()
+                };
+                let (source, destination) = ("fd00:6d73::2".parse().unwrap(), "fd00:6d73::15".parse().unwrap());
+                let frame = readdressed(&Packet::parse(&frame).unwrap(), source, destination);
+                let packet = Packet::parse(&frame).unwrap();
+                assert_eq!((packet.source, packet.destination), (source.into(), destination.into()));
+                assert!(is_summed(&packet), "{payload:?} {is_tcp}");
+            }
         }
     }
 

@@ -141,6 +141,45 @@ fn only_what_passt_may_send_reaches_the_guest() {
     }
 }
 
+#[test]
+fn a_client_with_a_link_local_address_is_seen_at_the_gateway_and_gets_answers_alone() {
+    const GATEWAY_6: &str = "fd00:6d73::2";
+    /// The addresses of what goes on in the place of a frame, or the verdict.
+    fn ends(verdict: &Verdict) -> String {
+        let Verdict::Replace(frame) = verdict else { return word(verdict).into() };
+        let packet = Packet::parse(frame).unwrap();
+        format!("{} {}", packet.source, packet.destination)
+    }
+    let segment = |client, flags| make::tcp((client, 40000), ("fe80::99", 80), 5, flags, b"");
+    let answer = |port, flags| make::tcp((GUEST_6, port), (GATEWAY_6, 40000), 7, flags, b"x");
+    let mut gate = gate(Mode::Deny, &[]);
+    assert_eq!(ends(&gate.from_guest(&answer(80, ACK), NOW)), "pass");
+    assert_eq!(ends(&gate.to_guest(&segment("fe80::1", SYN), NOW)), "fd00:6d73::2 fd00:6d73::15");
+    for (what, frame, expected) in [
+        ("an answer", answer(80, SYN | ACK), "fe80::99 fe80::1"),
+        ("a refusal", answer(80, RST | ACK), "fe80::99 fe80::1"),
+        ("from another port", answer(81, ACK), "pass"),
+        ("a connection back", make::tcp((GUEST_6, 80), (GATEWAY_6, 40000), 7, SYN, b""), "prohibited"),
+        ("a datagram", make::udp((GUEST_6, 80), (GATEWAY_6, 40000), b"x"), "prohibited"),
+        ("past the gateway", make::tcp((GUEST_6, 80), ("fe80::1", 40000), 7, SYN, b""), "prohibited"),
+        ("from passt's address for the guest", make::tcp(("fe80::99", 80), ("fe80::1", 40000), 7, ACK, b""), "drop"),
+    ] {
+        assert_eq!(ends(&gate.from_guest(&frame, NOW)), expected, "{what}");
+    }
+    // Another client with its port, the same one on other days, and passt's next address for the guest.
+    let hours = |hours: u64| NOW + Duration::from_secs(hours * 3600);
+    assert_eq!(ends(&gate.to_guest(&segment("fe80::2", SYN), NOW)), "drop");
+    assert_eq!(ends(&gate.to_guest(&segment("fe80::1", ACK), hours(2))), "fd00:6d73::2 fd00:6d73::15");
+    assert_eq!(ends(&gate.from_guest(&answer(80, ACK), hours(4))), "fe80::99 fe80::1");
+    assert_eq!(ends(&gate.from_guest(&answer(80, ACK), hours(5))), "pass");
+    let learned = make::tcp(("fe80::1", 40000), ("fe80::77", 80), 5, ACK, b"");
+    assert_eq!(ends(&gate.to_guest(&learned, hours(5))), "fd00:6d73::2 fd00:6d73::15");
+    assert_eq!(ends(&gate.from_guest(&answer(80, ACK), hours(5))), "fe80::77 fe80::1");
+    // Datagrams stay as they are.
+    assert_eq!(ends(&gate.to_guest(&make::udp(("fe80::1", 40000), ("fe80::99", 80), b"x"), NOW)), "pass");
+    assert_eq!(ends(&gate.from_guest(&make::udp((GUEST_6, 80), (GATEWAY_6, 40000), b"x"), NOW)), "prohibited");
+}
+
 /// Asks the gate about a name over UDP.
 fn ask(gate: &mut Gate, message: &[u8]) -> Verdict {
     gate.from_guest(&make::udp((GUEST, 4000), (RESOLVER, 53), message), NOW)

@@ -2,12 +2,13 @@
 //! policy allows, and the frames of its own are ones that it would let in. Frames for the guest are tried as answers to its last
 //! question too, and as answers of a name server.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use msb_gate::{Config, Gate, Lease, Lookup, Mode, Policy, PolicyRule, Query, Reply, Verdict, is_never};
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const GUEST_6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x6d73, 0, 0, 0, 0, 0, 0x15);
 
 /// # Panics
 /// Where any of that is not so.
@@ -42,7 +43,7 @@ fn config(choice: u8) -> Config {
     });
     Config {
         ipv4: Some(GUEST),
-        ipv6: "fd00:6d73::15".parse().ok(),
+        ipv6: Some(GUEST_6),
         lease: Some(Lease {
             address: GUEST,
             prefix: 24,
@@ -108,6 +109,11 @@ fn check_passed(frame: &[u8]) {
         assert_eq!(address(26), GUEST);
         assert!(!is_never(IpAddr::V4(address(30))));
         assert_eq!((frame[14], frame[20] & 0xbf, frame[21]), (0x45, 0, 0));
+    } else if frame[12..14] == [0x86, 0xdd] && frame[20] != 58 {
+        let address = |at: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&frame[at..at + 16]).unwrap());
+        // The answer to a client with a link-local address, or the guest's own.
+        assert!(address(22) == GUEST_6 || address(22).is_unicast_link_local() && address(38).is_unicast_link_local());
+        assert!(!is_never(IpAddr::V6(address(38))));
     }
 }
 
