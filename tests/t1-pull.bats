@@ -301,6 +301,52 @@ END
     fails "the image is for linux/arm64, not for linux/amd64" msb-pull --plain-http --platform linux/amd64 "$registry_host/multi:arm64"
 }
 
+@test "in an index without platforms, the configurations decide, and a lone variant of the host's architecture is taken" {
+    local arch entries name
+    for arch in amd64 arm64; do
+        mkdir -p $arch/etc
+        echo $arch >$arch/etc/arch
+        tar -C $arch -cf $arch.tar .
+        umoci init --layout $arch.image
+        umoci new --image $arch.image:latest
+        umoci raw add-layer --image $arch.image:latest $arch.tar
+        umoci config --image $arch.image:latest --architecture $arch
+        skopeo copy -q --dest-tls-verify=false oci:$arch.image:latest "docker://$registry_host/silent:$arch"
+        skopeo inspect --raw --tls-verify=false "docker://$registry_host/silent:$arch" >$arch.json
+        descriptor $arch.json application/vnd.oci.image.manifest.v1+json >$arch.entry
+    done
+    # put_index NAME ENTRY…: pushes an index.
+    put_index() {
+        jq -s -c '{schemaVersion: 2, mediaType: "application/vnd.oci.image.index.v1+json", manifests: .}' "${@:2}" >index
+        curl -sf -X PUT -H 'Content-Type: application/vnd.oci.image.index.v1+json' --data-binary @index \
+            "http://$registry_host/v2/silent/manifests/$1"
+    }
+    # pulled NAME [ARG…]: the image's architecture, in its root and in the record.
+    pulled() {
+        msb-pull -q --plain-http "${@:2}" "$registry_host/silent:$1" >record
+        echo "$(cat "$(jq -r '.rootfs.lower[0]' record)/etc/arch") $(jq -r .image.platform record)"
+    }
+    put_index both arm64.entry amd64.entry
+    put_index alone amd64.entry
+    for arch in amd64 arm64; do [ "$(pulled both --platform linux/$arch)" = "$arch linux/$arch" ]; done
+    [ "$(pulled alone --platform linux/amd64)" = "amd64 linux/amd64" ]
+    rm -r home
+    fails "the image is for linux/amd64, not for linux/arm64" msb-pull --plain-http --platform linux/arm64 "$registry_host/silent:alone"
+    fails "no image for linux/s390x: it offers linux/arm64, linux/amd64" msb-pull --plain-http --platform linux/s390x "$registry_host/silent:both"
+
+    [ "$(uname -m)" = x86_64 ] || skip "the rest is about the levels of x86-64"
+    grep -q '^flags.* sse4_2 ' /proc/cpuinfo || skip "this processor has the lowest level"
+    for name in v2 v4; do
+        jq -c --arg variant $name '.platform = {os: "linux", architecture: "amd64", variant: $variant}' amd64.entry >$name.entry
+    done
+    put_index v2 v2.entry
+    put_index v4 v4.entry
+    [ "$(pulled v2)" = "amd64 linux/amd64" ]
+    rm -r home
+    fails "no image for linux/amd64: it offers linux/amd64/v4" msb-pull --plain-http "$registry_host/silent:v4"
+    [ "$(pulled v4 --platform linux/amd64/v4)" = "amd64 linux/amd64" ]
+}
+
 @test "an index in a layout may be nested" {
     tar -C "$BATS_TEST_DIRNAME" -cf layer.tar .
     image_of layer.tar

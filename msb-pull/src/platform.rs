@@ -23,6 +23,9 @@ pub(crate) struct Platform {
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) variant: Option<String>,
+    /// Where this is wanted without a variant: the highest variant that will do if nothing else is offered.
+    #[serde(skip)]
+    highest: Option<u8>,
 }
 
 impl Platform {
@@ -41,7 +44,10 @@ impl Platform {
         let host = Self::host();
         let new = |os: &str, architecture: &str, variant: Option<&&str>| {
             let (os, architecture) = (os.to_ascii_lowercase(), architecture.to_ascii_lowercase());
-            Self { os, architecture, variant: variant.map(|variant| variant.to_ascii_lowercase()) }.normalized()
+            let variant = variant.map(|variant| variant.to_ascii_lowercase());
+            let named = Self { os, architecture, variant, highest: None }.normalized();
+            let highest = host.highest.filter(|_| named.architecture == host.architecture);
+            Self { highest, ..named }
         };
         match parts.as_slice() {
             [os] if SYSTEMS.contains(&os.to_ascii_lowercase().as_str()) => Ok(new(os, &host.architecture, None)),
@@ -57,7 +63,8 @@ impl Platform {
 
     /// This host's.
     pub(crate) fn host() -> Self {
-        Self { os: "linux".into(), architecture: Architecture::HOST.oci_name().into(), variant: None }
+        let (os, architecture) = ("linux".into(), Architecture::HOST.oci_name().into());
+        Self { os, architecture, variant: None, highest: Architecture::level() }
     }
 
     /// The same platform in Go's names, as containerd normalizes it; `unknown` becomes empty.
@@ -74,7 +81,7 @@ impl Platform {
             ("aarch64", _) => ("arm64".to_owned(), variant),
             (architecture, _) => (architecture.to_owned(), variant),
         };
-        Self { os: known(&self.os), architecture, variant }
+        Self { os: known(&self.os), architecture, variant, highest: self.highest }
     }
 
     /// Whether neither the system nor the architecture is known.
@@ -106,15 +113,15 @@ impl Platform {
         if !offered.is_complete() {
             return Some(0);
         }
+        let highest = wanted.highest.unwrap_or(1);
         let (wanted, offered) = (wanted.level(), offered.level());
         match (wanted, offered) {
             (wanted, offered) if wanted == offered => Some(u8::MAX),
             (_, None) => Some(1),
             // A processor runs programs that were built for a lower level of its architecture.
             (Some(wanted), Some(offered)) => (offered < wanted).then_some(offered.saturating_add(2)),
-            // Every processor of the architecture has the lowest level.
-            (None, Some(1)) => Some(2),
-            (None, Some(_)) => None,
+            // Every processor of the architecture has the lowest level. The lower it is, the more machines have it.
+            (None, Some(offered)) => (offered <= highest).then_some(u8::MAX - offered.max(1)),
         }
     }
 
@@ -162,7 +169,7 @@ mod tests {
             ("x86_64", &["linux/arm64", "linux/amd64"], Some(1)),
             ("linux/amd64", &["windows/amd64", "linux/riscv64"], None),
         ] {
-            let wanted = Platform::parse(wanted).unwrap();
+            let wanted = Platform { highest: None, ..Platform::parse(wanted).unwrap() };
             let fits = offered.iter().enumerate();
             let fits = fits.filter_map(|(at, text)| Some((wanted.fit(&Platform::parse(text).unwrap())?, at)));
             assert_eq!(fits.max().map(|(_, at)| at), best, "{wanted} of {offered:?}");
@@ -170,10 +177,32 @@ mod tests {
     }
 
     #[test]
+    fn a_variant_that_this_machine_has_will_do_where_none_is_wanted() {
+        for (highest, offered, best) in [
+            (2, &["linux/amd64/v2"][..], Some(0)),
+            (2, &["linux/amd64/v3"], None),
+            (3, &["linux/amd64/v3", "linux/amd64/v2"], Some(1)),
+            (3, &["linux/amd64/v3", "linux/amd64/v1"], Some(1)),
+            (3, &["linux/amd64/v2", "linux/amd64"], Some(1)),
+            (3, &["linux/amd64/v4", "linux/arm64/v2"], None),
+        ] {
+            let wanted = Platform { highest: Some(highest), ..Platform::parse("linux/amd64").unwrap() };
+            let fits = offered.iter().enumerate();
+            let fits = fits.filter_map(|(at, text)| Some((wanted.fit(&Platform::parse(text).unwrap())?, at)));
+            assert_eq!(fits.max().map(|(_, at)| at), best, "v{highest} of {offered:?}");
+        }
+        // A variant that is named is the highest one, and this machine's says nothing about other architectures.
+        let host = Platform::host();
+        assert_eq!(Platform::parse("linux").unwrap().highest, host.highest);
+        let other = if host.architecture == "amd64" { "linux/386" } else { "linux/amd64" };
+        assert_eq!(Platform::parse(other).unwrap().highest, None);
+    }
+
+    #[test]
     fn an_incomplete_platform_fits_less_well_than_a_complete_one() {
         let wanted = Platform::parse("linux/amd64").unwrap();
         let offer = |os: &str, architecture: &str| {
-            let offered = Platform { os: os.into(), architecture: architecture.into(), variant: None };
+            let offered = Platform { os: os.into(), architecture: architecture.into(), ..Platform::default() };
             (wanted.fit(&offered), wanted.covers(&offered), offered.is_empty())
         };
         assert_eq!(offer("linux", "amd64"), (Some(u8::MAX), true, false));

@@ -28,7 +28,7 @@ impl RootArchive {
     pub(crate) fn image(&self, config: &ImageConfig, platform: &Platform) -> anyhow::Result<(Vec<u8>, Blob)> {
         let mut hash = Hashing(Hash::default());
         self.0.copy(&mut hash)?;
-        let Platform { os, architecture, variant } = platform;
+        let Platform { os, architecture, variant, .. } = platform;
         let diff_ids = [hash.0.finish().to_string()];
         let mut text = json!({"architecture": architecture, "os": os, "config": config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids}});

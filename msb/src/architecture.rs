@@ -89,6 +89,26 @@ impl Architecture {
     /// This program's.
     pub const HOST: Self = if cfg!(target_arch = "x86_64") { Self::X86_64 } else { Self::Aarch64 };
 
+    /// The highest level of this machine's processor, by the x86-64 psABI (x86-64-v2 is 2), that guests have on every VMM: QEMU's emulator
+    /// has no AVX-512, which level 4 takes. `None` on other architectures, for which no levels are defined.
+    pub fn level() -> Option<u8> {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let is_v2 = has!("cmpxchg16b")
+                && has!("popcnt")
+                && has!("sse3")
+                && has!("ssse3")
+                && has!("sse4.1")
+                && has!("sse4.2");
+            let is_v3 = has!("avx") && has!("avx2") && has!("bmi1") && has!("bmi2") && has!("f16c") && has!("fma");
+            let is_v3 = is_v2 && is_v3 && has!("lzcnt") && has!("movbe");
+            Some(1 + u8::from(is_v2) + u8::from(is_v3))
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        None
+    }
+
     /// The kernel's name of it (`uname -m`), which Rust and QEMU use too. The directory with its agent and kernel has this name.
     pub const fn name(self) -> &'static str {
         match self {
