@@ -678,6 +678,32 @@ EOF
     [ "$(msb-mount -r record --type overlay --in-place -- stat -fc %T .)" = overlayfs ]
 }
 
+@test "--type overlay takes directories with names of any length, and one that could not be reported is unmounted" {
+    [ "$(printf '6.7\n%s\n' "$(uname -r)" | sort -V | head -n 1)" = 6.7 ] || skip "this takes Linux 6.7"
+    # Longer than a string that fsconfig(2) takes, with a character that the kernel takes for an escape in two of its options.
+    long=$(printf 'l%.0s' {1..150})'\'
+    mkdir -p "$long/$long/home"
+    mv top bottom "$long/$long"
+    export MSB_HOME=$PWD/$long/$long/home
+    jq -c --arg dir "$PWD/$long/$long" '.rootfs.lower = [$dir + "/top", $dir + "/bottom"]' record >longer
+    mv longer record
+    mounted --type overlay
+    [ "${#upper}" -gt 300 ]
+    [ "$(findmnt -no FSTYPE root)" = overlay ]
+    [ "$(cat root/etc/motd root/etc/hosts)" = $'bottom\ntop' ]
+    echo new >root/etc/motd
+    [ "$(cat "$upper/etc/motd")" = new ]
+    msb-mount -u root
+    [ "$(msb-mount -r mounted --type overlay --in-place -- cat etc/motd)" = new ]
+
+    run ! msb-mount -r mounted --type overlay --foreground root -o /dev/full
+    [[ $output == *'No space left on device'* ]]
+    [ ! -e root ]
+    run ! findmnt -t overlay root
+    # Its locks are gone with it.
+    flock -n "$work" true
+}
+
 @test "an upper that cannot have whiteouts is refused, and its files can be read" {
     mkdir -p c/{lower,upper,work,root}
     mount -t overlay overlay c/root -o lowerdir=c/lower,upperdir=c/upper,workdir=c/work

@@ -146,21 +146,36 @@ fn hold_overlay(
     upper: Option<Arc<File>>,
     ready: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let path = &config.mountpoint;
-    let watched = Watch::new().map_err(|error| anyhow!("mount point {path:?}: {error}"));
-    let ended = Arc::new(AtomicBool::new(false));
-    std::thread::Builder::new().name("signals".into()).spawn({
-        let (mountpoint, ended, upper) = (path.clone(), ended.clone(), upper.clone());
-        move || await_signal(&signals, &mountpoint, is_new, None, &ended, upper.as_deref())
-    })?;
-    match watched.and_then(|watched| ready(holder::FSTYPE).map(|()| watched)) {
-        Ok(watched) => watched.wait()?,
-        Err(error) => {
-            let _ = mountpoint::detach(path);
-            return Err(error);
-        }
+    let held = await_unmount(config, is_new, signals, upper.clone(), ready);
+    // One that nobody holds would be changed without the locks.
+    if held.is_err()
+        && let Err(error) = mountpoint::detach(&config.mountpoint)
+    {
+        warn("msb-mount", &format!("{error:#}"));
     }
     sync_upper(upper.as_deref());
+    held
+}
+
+/// Reports an overlayfs that is mounted, and returns when it is unmounted. After an error it may be mounted still.
+fn await_unmount(
+    config: &Config,
+    is_new: bool,
+    signals: SigSet,
+    upper: Option<Arc<File>>,
+    ready: impl FnOnce(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let path = &config.mountpoint;
+    let failed = |error: io::Error| anyhow!("mount point {path:?}: {error}");
+    let watched = Watch::new().map_err(failed)?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let at_signal = {
+        let (mountpoint, ended) = (path.clone(), ended.clone());
+        move || await_signal(&signals, &mountpoint, is_new, None, &ended, upper.as_deref())
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(at_signal).map_err(failed)?;
+    ready(holder::FSTYPE)?;
+    watched.wait().map_err(failed)?;
     ended.store(true, Ordering::Release);
     Ok(())
 }
