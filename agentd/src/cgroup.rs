@@ -108,8 +108,7 @@ impl Cgroups {
     pub fn dispose(&self, mut cgroup: Cgroup) {
         let has_room = self.spare().len() < MOST_SPARE;
         if has_room && cgroup.is_empty() && !self.is_changed(&cgroup) {
-            cgroup.time_before = cgroup.total_time().unwrap_or_default();
-            cgroup.oom_kills_before = cgroup.total_oom_kills();
+            cgroup.begin_counts();
             self.spare().push(cgroup);
         } else {
             self.remove(cgroup.dir);
@@ -287,7 +286,7 @@ pub struct Cgroup {
 impl Cgroup {
     fn make(dir: PathBuf) -> io::Result<Self> {
         match fs::create_dir(&dir) {
-            // An earlier agent has created it.
+            // An earlier agent has created it, and its execs are in the counts.
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
@@ -297,7 +296,15 @@ impl Cgroup {
         let [events, cpu_stat, memory_events] =
             ["cgroup.events", "cpu.stat", "memory.events"].map(|name| File::open(dir.join(name)).ok());
         let (watch, time_before, oom_kills_before) = (None, (0, 0), 0);
-        Ok(Self { dir, entrance, events, cpu_stat, memory_events, watch, time_before, oom_kills_before })
+        let mut cgroup = Self { dir, entrance, events, cpu_stat, memory_events, watch, time_before, oom_kills_before };
+        cgroup.begin_counts();
+        Ok(cgroup)
+    }
+
+    /// Has the counts of the next exec begin here: the kernel's are those of all execs that were in the cgroup.
+    fn begin_counts(&mut self) {
+        self.time_before = self.total_time().unwrap_or_default();
+        self.oom_kills_before = self.total_oom_kills();
     }
 
     /// Its directory.
@@ -382,4 +389,31 @@ fn value(text: &str, name: &str) -> Option<u64> {
 
 fn is_populated(events: &File) -> bool {
     read_again(events).is_some_and(|text| text.lines().any(|line| line == "populated 1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_counts_of_an_exec_are_without_those_of_earlier_ones_in_its_cgroup() {
+        let scratch = tempfile::tempdir().unwrap();
+        let put = |(user, system): (u64, u64), oom_kills: u64| {
+            let write = |name: &str, text: String| fs::write(scratch.path().join(name), text).unwrap();
+            write("cgroup.procs", String::new());
+            write("cpu.stat", format!("usage_usec 9\nuser_usec {user}\nsystem_usec {system}\n"));
+            write("memory.events", format!("oom 7\noom_kill {oom_kills}\noom_group_kill 7\n"));
+        };
+        // As an earlier agent has left it.
+        put((1000, 100), 2);
+        let mut cgroup = Cgroup::make(scratch.path().to_owned()).unwrap();
+        assert_eq!((cgroup.was_out_of_memory(), cgroup.time()), (false, Some((0, 0))));
+        put((1007, 101), 3);
+        assert_eq!((cgroup.was_out_of_memory(), cgroup.time()), (true, Some((7, 1))));
+        // The next exec in it.
+        cgroup.begin_counts();
+        assert_eq!((cgroup.was_out_of_memory(), cgroup.time()), (false, Some((0, 0))));
+        put((1008, 103), 4);
+        assert_eq!((cgroup.was_out_of_memory(), cgroup.time()), (true, Some((1, 2))));
+    }
 }
