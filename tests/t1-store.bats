@@ -136,8 +136,11 @@ gone() {
     [[ $stderr == *"$tiny_layer"* ]]
 }
 
-@test "a VM has its layers and the upper that a pipe made, and msb-rm removes the upper with it" {
-    echo '{"op":"mkdir","path":"/new"}' | cat tiny.json - | msb-patch | msb-boot -q --network none --name worker >vm.json
+@test "a VM has its layers, its agent and the upper that a pipe made, and msb-rm removes the upper with it" {
+    # why_agent: why gc keeps or removes what was made of the agent.
+    why_agent() { jq -r 'select(.type == "initramfs") | .state + ": " + .why' listed; }
+    cp "$(dirname "$(command -v msb-boot)")/agentd" agentd
+    echo '{"op":"mkdir","path":"/new"}' | cat tiny.json - | msb-patch | MSB_AGENTD=$PWD/agentd msb-boot -q --network none --name worker >vm.json
     sandbox=$(dirname "$(jq -r .upper.dir vm.json)")
     rm "$MSB_HOME"/references/*
     touch -d '9 days ago' "$sandbox/hold"
@@ -145,6 +148,7 @@ gone() {
     msb-store gc >listed
     [ -d "$tiny_layer" ]
     [ -d "$sandbox" ]
+    [ "$(why_agent)" = 'kept: it is in use' ]
     [ "$(jq -r 'select(.type == "disk").state' listed)" = kept ]
     run -1 msb-store rm -t sandbox "${sandbox##*/}"
     run -1 msb-store rm -t disk worker
@@ -153,7 +157,13 @@ gone() {
     [ -e "$sandbox/hold" ]
     [ ! -s "$sandbox/hold" ]
     # The disk, and the upper for a day, still need the image.
+    MSB_AGENTD=$PWD/agentd msb-store gc >listed
+    [ "$(why_agent)" = 'kept: it is of the agentd that is installed' ]
+    msb-store gc --older-than 1d >listed
+    [ "$(why_agent)" = 'kept: it was used in the time of --older-than' ]
     msb-store gc >listed
+    [ "$(why_agent)" = 'removed: it is of an agentd that is not installed' ]
+    [ -z "$(find "$MSB_HOME/kernel" -name 'agentd-*')" ]
     [ -d "$tiny_layer" ]
     [ -d "$sandbox" ]
     msb-rm worker

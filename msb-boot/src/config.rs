@@ -74,9 +74,8 @@ pub(crate) struct Config {
     /// The process whose end ends the VM.
     #[serde(skip)]
     _process: Option<OwnedFd>,
-    /// agentd's file, for [`Config::make_files`].
-    #[serde(skip)]
-    agent: PathBuf,
+    /// agentd's file, from which that part is made.
+    pub agent: PathBuf,
     /// libkrunfw, likewise.
     #[serde(skip)]
     library: PathBuf,

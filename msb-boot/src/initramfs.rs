@@ -2,8 +2,9 @@
 //! configuration and the scripts, and nothing of the image.
 //!
 //! It is one cpio archive in three parts. The first one has the agent and is the same for all VMs, so it is a file in the store. A running
-//! VM holds it open: a restart and a commit take the agent that the VM was booted with, even if another release is installed by then. The
-//! second one has the scripts, and is made once for a VM. The third one has the configuration, and is made for each start.
+//! VM holds it open, with a lock against its removal: a restart and a commit take the agent that the VM was booted with, even if another
+//! release is installed by then. The second one has the scripts, and is made once for a VM. The third one has the configuration, and is
+//! made for each start.
 
 mod cpio;
 
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
+use msb::lock::{self, Lock};
 use msb::record::script;
 use msb::store::{home, layout, publish};
 use msb::vm::boot::{AGENT_NAME, Boot, FILE_NAME, MSB_DIR, VERSION, VOLUMES_DIR};
@@ -34,9 +36,7 @@ const PAGE: u64 = 4096;
 /// A file that does not exist.
 pub(crate) fn agent_part(agent: &Path) -> anyhow::Result<PathBuf> {
     let meta = fs::metadata(agent).with_context(|| format!("agentd {agent:?}"))?;
-    let (ino, size, mtime, nsec) = (meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
-    let name = format!("agentd-{VERSION}-{ino:x}-{size:x}-{mtime:x}.{nsec:x}.cpio");
-    Ok(layout::kernels(&home::home()?).join(name))
+    Ok(layout::agent_part(&home::home()?, &meta))
 }
 
 /// Writes the first part, if it does not exist.
@@ -57,6 +57,24 @@ pub(crate) fn write_agent_part(agent: &Path, part: &Path) -> anyhow::Result<()> 
     publish::write_file(part, &out, 0o600).with_context(|| format!("{part:?}"))
 }
 
+/// Opens the first part with a lock, so that nobody removes it, and notes its use.
+fn hold_agent_part(agent: &Path, part: &Path) -> anyhow::Result<File> {
+    loop {
+        // Again: msb-store may have removed it since.
+        write_agent_part(agent, part)?;
+        match lock::open(part, Lock::Shared).map(File::from) {
+            Ok(file) if file.metadata()?.nlink() > 0 => {
+                // A store that cannot be written has it all the same.
+                let _ = file.set_modified(SystemTime::now());
+                return Ok(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("{part:?}")),
+        }
+    }
+}
+
 /// The initramfs of a VM, but for its configuration.
 #[derive(Debug)]
 pub(crate) struct Initramfs {
@@ -65,12 +83,12 @@ pub(crate) struct Initramfs {
 }
 
 impl Initramfs {
-    /// Opens the first part, and makes the second one.
+    /// Opens the first part, which is written again if it is gone, and makes the second one.
     ///
     /// # Errors
     /// A file that cannot be read.
-    pub(crate) fn make(agent_part: &Path, scripts: &BTreeMap<String, PathBuf>) -> anyhow::Result<Self> {
-        let agent = File::open(agent_part).with_context(|| format!("{agent_part:?}"))?;
+    pub(crate) fn make(agent: &Path, part: &Path, scripts: &BTreeMap<String, PathBuf>) -> anyhow::Result<Self> {
+        let agent = hold_agent_part(agent, part)?;
         let mut out = Vec::new();
         cpio::directory(&mut out, &format!("{MSB_DIR}/scripts"));
         cpio::file(&mut out, &format!("{MSB_DIR}/{}", script::PROFILE_NAME), 0o644, script::PROFILE.as_bytes())?;
@@ -201,8 +219,9 @@ mod tests {
         let at = |name: &str| scratch.path().join(name);
         fs::write(at("agentd"), "agent").unwrap();
         fs::write(at("hello.sh"), "#!/bin/sh\n").unwrap();
-        write_agent_part(&at("agentd"), &at("part")).unwrap();
-        let initramfs = Initramfs::make(&at("part"), &BTreeMap::from([("hello".to_owned(), at("hello.sh"))])).unwrap();
+        let scripts = BTreeMap::from([("hello".to_owned(), at("hello.sh"))]);
+        let initramfs = Initramfs::make(&at("agentd"), &at("part"), &scripts).unwrap();
+        assert!(lock::open(&at("part"), Lock::TryExclusive).is_err());
         // Neither is read again.
         fs::remove_file(at("hello.sh")).unwrap();
         fs::remove_file(at("part")).unwrap();

@@ -77,6 +77,9 @@ pub(crate) enum Type {
     /// A manifest or configuration of an image
     #[value(skip)]
     Blob,
+    /// agentd as the first part of an initramfs
+    #[value(skip)]
+    Initramfs,
     /// What a pull or another tool left unfinished
     #[value(skip)]
     Unfinished,
@@ -93,6 +96,7 @@ impl Type {
             Self::Disk => "disk",
             Self::Volume => "volume",
             Self::Blob => "blob",
+            Self::Initramfs => "initramfs",
             Self::Unfinished => "unfinished",
         }
     }

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use msb::lock::{self, Lock};
+use msb::program;
 use msb::store::erofs::Mkfs;
 use msb::store::step::StepResult;
 use msb::store::{layers, layout, publish, sandbox};
@@ -115,6 +116,7 @@ impl Collector<'_> {
         self.layers(&inventory, &layers, &needed)?;
         self.checksums()?;
         self.erofs(&inventory)?;
+        self.agents()?;
         self.volumes()
     }
 
@@ -384,6 +386,34 @@ impl Collector<'_> {
             if !has_image && !self.scope.dry_run && lock::open(&path, Lock::TryExclusive).is_ok() {
                 let _ = fs::remove_file(&path);
             }
+        }
+        Ok(())
+    }
+
+    /// Settles the first parts of initramfs. msb-boot makes one for each agent that it finds.
+    fn agents(&mut self) -> anyhow::Result<()> {
+        if !self.is_general() {
+            return Ok(());
+        }
+        let installed: BTreeSet<PathBuf> = program::agents()
+            .iter()
+            .filter_map(|agent| fs::metadata(agent).ok())
+            .map(|agent| layout::agent_part(self.home, &agent))
+            .collect();
+        for path in size::children(&layout::kernels(self.home))?.into_iter().filter(|path| layout::is_agent_part(path))
+        {
+            // Held until it is removed.
+            let lock = lock::open(&path, Lock::TryExclusive);
+            let verdict = if lock.is_err() {
+                Ok(IN_USE)
+            } else if installed.contains(&path) {
+                Ok("it is of the agentd that is installed")
+            } else if self.is_young(fs::symlink_metadata(&path).and_then(|meta| meta.modified()).ok()) {
+                Ok(YOUNG)
+            } else {
+                Err("it is of an agentd that is not installed")
+            };
+            self.settle(Type::Initramfs, &path, verdict)?;
         }
         Ok(())
     }

@@ -34,11 +34,11 @@ pub(crate) const PAGE: Page = Page {
 
 fn kept() -> String {
     "gc removes layers and documents that no image has, EROFS images without their
-layers, and what tools left unfinished when they were killed. It never removes
-volumes and disks, and nothing that a VM, a mount, msb-patch, msb-pack or a
-running pull uses. All of these but pulls hold a shared lock, as flock(1) takes
-it, on each layer. Layers that another program uses, such as mount(8), need such
-a lock too.
+layers, the agents for guests (initramfs) of installations that are gone, and what
+tools left unfinished when they were killed. It never removes volumes and disks,
+and nothing that a VM, a mount, msb-patch, msb-pack or a running pull uses. All of
+these but pulls hold a shared lock, as flock(1) takes it, on each layer. Layers
+that another program uses, such as mount(8), need such a lock too.
 
 An image is kept as long as it has a reference. When a tag names another image,
 the old one has none, and gc removes its layers unless a sandbox, a disk or a VM

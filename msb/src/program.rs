@@ -4,8 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::architecture::Architecture;
+
 /// Where `make install` puts the programs that only msb's tools run, as seen from the directory of the tools.
 pub const LIBEXEC: &str = "../libexec/msb";
+
+/// The name of the agent's file.
+pub const AGENT: &str = "agentd";
 
 /// The running program's file, even if another release has replaced it on the disk.
 pub const OWN_EXECUTABLE: &str = "/proc/self/exe";
@@ -16,6 +21,14 @@ pub fn installed(dir: &str, name: &str) -> impl Iterator<Item = PathBuf> {
     let program = std::env::current_exe().ok();
     let here = program.as_deref().and_then(Path::parent).map(Path::to_owned);
     here.into_iter().flat_map(move |here| [here.join(name), here.join(dir).join(name)])
+}
+
+/// The agents of this installation, for guests of any architecture, and that of `$MSB_AGENTD`: those whose files exist.
+pub fn agents() -> Vec<PathBuf> {
+    let named = std::env::var_os("MSB_AGENTD").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let others = Architecture::ALL.map(|architecture| format!("{}/{AGENT}", architecture.name()));
+    let names = [AGENT].into_iter().chain(others.iter().map(String::as_str));
+    named.into_iter().chain(names.flat_map(|name| installed(LIBEXEC, name))).filter(|path| path.exists()).collect()
 }
 
 /// Finds a program: in this installation, on PATH, or in one of `dirs`. Relative directories on PATH are skipped.

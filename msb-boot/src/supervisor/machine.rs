@@ -68,7 +68,7 @@ impl<'f> Machine<'f> {
         vm.volumes = volume::shared(&config.volumes)?;
         volume::make_mount_points(&vm.volumes_dir(), &config.boot.volumes)
             .context("the mount points of the volumes")?;
-        let initramfs = Initramfs::make(&config.agent_part, &config.scripts)?;
+        let initramfs = Initramfs::make(&config.agent, &config.agent_part, &config.scripts)?;
         let (drives, disks) = config.root.open_drives()?.into_iter().unzip();
         vm.drives = drives;
         Ok(Self {

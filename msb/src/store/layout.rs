@@ -26,10 +26,15 @@
 //!
 //! What begins with a dot is being made.
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+
+use crate::vm::boot::VERSION;
 
 /// The name of an upper in a sandbox, and in a directory of the caller's.
 pub const UPPER: &str = "upper";
@@ -50,6 +55,8 @@ pub const HOLD: &str = "hold";
 
 const IMAGE_EXTENSION: &str = "erofs";
 const IMAGE_LOCK_EXTENSION: &str = "lock";
+const AGENT_PART: &str = "agentd-";
+const AGENT_PART_EXTENSION: &str = "cpio";
 
 /// The manifests and configurations of images.
 pub fn blobs(home: &Path) -> PathBuf {
@@ -145,6 +152,18 @@ pub fn is_image_lock(path: &Path) -> bool {
 /// The guest kernels, and the agents for them.
 pub fn kernels(home: &Path) -> PathBuf {
     home.join("kernel")
+}
+
+/// The first part of an initramfs, for the agent's file with these metadata.
+pub fn agent_part(home: &Path, agent: &Metadata) -> PathBuf {
+    let (ino, size, mtime, nsec) = (agent.ino(), agent.size(), agent.mtime(), agent.mtime_nsec());
+    kernels(home).join(format!("{AGENT_PART}{VERSION}-{ino:x}-{size:x}-{mtime:x}.{nsec:x}.{AGENT_PART_EXTENSION}"))
+}
+
+/// Whether a path is that of a first part of an initramfs, for any agent, and not of one that is being made.
+pub fn is_agent_part(path: &Path) -> bool {
+    let has_extension = path.extension().is_some_and(|extension| extension == AGENT_PART_EXTENSION);
+    has_extension && path.file_name().is_some_and(|name| name.as_bytes().starts_with(AGENT_PART.as_bytes()))
 }
 
 /// The empty disks that scratch disks are copied from.

@@ -20,6 +20,8 @@
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
+//! | `kernel/ID.cpio` | msb-boot | shared, waits | a VM that was booted with that agent lives |
+//! | the same | msb-store | exclusive | the file is removed |
 //! | `sandboxes/NAME` | msb-boot | exclusive, waits | a scratch disk gets or loses the name |
 //! | `sandboxes/NAME/top.ext4` | msb-boot | exclusive | a VM has the disk |
 //!
