@@ -373,6 +373,32 @@ loaded_trees() {
     [[ $stderr == *'connection refused'* ]]
 }
 
+@test "a writer that ignores the lock brings nothing of the host into a target, and no file that never was" {
+    mkdir races && cd races
+    "$BATS_TEST_DIRNAME/pack-races.py" 2 tar layer oci dir raw qcow2 erofs
+}
+
+# bats test_tags=kill
+@test "the same, many times" {
+    mkdir races && cd races
+    "$BATS_TEST_DIRNAME/pack-races.py" "${MSB_KILLS:-4}" tar layer oci dir raw qcow2 erofs
+}
+
+@test "a root that is mounted is packed after the unmount, or from a read-only mount" {
+    patch '{"op":"text","path":"/new","content":"x"}'
+    msb-mount -q -r patched.json merged -o mounted.json
+    run --separate-stderr msb-pack -r mounted.json tar:root.tar
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'in use by msb-patch, msb-mount, msb-pack or a running VM'* ]]
+    [ ! -e root.tar ]
+    echo y >merged/new
+    msb-mount -q -u merged
+    msb-pack -q -r mounted.json tar:root.tar -o new.json
+    [ "$(tar -xOf root.tar new)" = y ]
+    msb-mount -q --ro -r patched.json merged -o mounted.json
+    msb-pack -q -r mounted.json tar:- -o new.json | cmp - root.tar
+}
+
 # is_old FILE
 is_old() { echo old | cmp -s - "$1"; }
 

@@ -9,7 +9,7 @@ use msb::overlay::{Leaf, WHOLE, copy_data, copy_leaf_as};
 use rustix::fs::{FileType, Mode};
 
 use crate::hardlinks::Hardlinks;
-use crate::walk::{Item, Sink};
+use crate::walk::{Item, Sink, require_unchanged};
 
 /// A directory that is being filled.
 pub(crate) struct Directory {
@@ -46,7 +46,10 @@ impl Directory {
         } else {
             copy_leaf_as(&leaf.entry, dir, name, WHOLE, &attributes)?;
         }
-        Ok(())
+        match leaf.entry.file_type() {
+            FileType::RegularFile => require_unchanged(leaf.data()),
+            _ => Ok(()),
+        }
     }
 }
 

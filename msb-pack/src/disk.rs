@@ -3,6 +3,7 @@
 //! Label and UUID are fixed, so that the same root gives the same disk, and a boot loader can find it.
 
 use std::fs::File;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use msb::interrupt::{self, DeferExit};
 use msb::jail::mkfs::Mkfs;
-use msb::overlay::beneath::Dir;
+use msb::overlay::beneath::{Dir, Entry};
 use msb::program;
 use msb::record::path::absolute;
 use msb::store::erofs::merge;
@@ -24,6 +25,7 @@ use crate::root::Root;
 use crate::scripts::Scripts;
 use crate::staged::{StagedDir, StagedFile, parent};
 use crate::target::Disk;
+use crate::walk::CHANGED;
 
 const LABEL: &str = "msb-root";
 const UUID: &str = "6d73622d-726f-6f74-8000-000000000001";
@@ -43,14 +45,39 @@ struct Size {
     /// The time of the newest file, in seconds.
     newest: i64,
     has_trusted_xattrs: bool,
+    state: State,
+}
+
+/// The state of a tree, which tells whether it has changed: a sum of hashes of its files' paths and attributes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct State(u64);
+
+impl State {
+    fn of(root: &Path) -> anyhow::Result<Self> {
+        let mut state = Self::default();
+        Dir::open(root)?.walk(|path, entry| {
+            state.add(path, entry);
+            Ok(())
+        })?;
+        Ok(state)
+    }
+
+    fn add(&mut self, path: &Path, entry: &Entry) {
+        let stat = entry.stat();
+        let mut hasher = DefaultHasher::new();
+        (path, stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev, stat.st_size).hash(&mut hasher);
+        (stat.st_mtime, stat.st_mtime_nsec, stat.st_ctime, stat.st_ctime_nsec).hash(&mut hasher);
+        self.0 = self.0.wrapping_add(hasher.finish());
+    }
 }
 
 impl Size {
     fn of(root: &Path) -> anyhow::Result<Self> {
         let mut size = Self::default();
         Dir::open(root)?
-            .walk(|_, entry| {
+            .walk(|path, entry| {
                 let stat = entry.stat();
+                size.state.add(path, entry);
                 size.inodes += 1;
                 size.newest = size.newest.max(stat.st_mtime);
                 // Names and extents take a block each, at most, apart from what a large directory needs.
@@ -126,20 +153,25 @@ pub(crate) fn write(
                 let mkfs = |name, package, image: &File| -> anyhow::Result<Mkfs> {
                     Ok(Mkfs::new(&program(name, package)?, &home, &tree, size.has_trusted_xattrs, image)?)
                 };
-                let make_ext4 = |image: &File| {
+                let make_ext4 = |image: &File| -> anyhow::Result<()> {
                     let length = size.disk(free);
                     image.set_len(length)?;
                     ext4(mkfs("mke2fs", "e2fsprogs", image)?, size.inode_count(), time)?;
                     Ok(inode_times::settle(image, length)?)
                 };
                 match (form, &raw) {
-                    (Disk::Erofs, _) => erofs(mkfs("mkfs.erofs", "erofs-utils", &staged.file)?, time),
-                    (_, None) => make_ext4(&staged.file),
+                    (Disk::Erofs, _) => erofs(mkfs("mkfs.erofs", "erofs-utils", &staged.file)?, time)?,
+                    (_, None) => make_ext4(&staged.file)?,
                     (_, Some(raw)) => {
                         make_ext4(raw)?;
-                        qcow2(raw, &staged.file)
+                        qcow2(raw, &staged.file)?;
                     }
                 }
+                // The programs look at a file and read it later, and do not notice what happens between.
+                if State::of(&tree)? != size.state {
+                    bail!("the root: {CHANGED}");
+                }
+                Ok(())
             };
             scope.spawn(make).join().unwrap_or_else(|_| bail!("merging the layers: the thread panicked"))
         })?;

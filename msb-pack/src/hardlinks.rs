@@ -18,6 +18,30 @@ struct First {
     left: u32,
 }
 
+/// What tells a file from others. A writer that ignores the lock of an upper may remove a file and make one with the same inode number, so
+/// that alone does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    layer: Layer,
+    inode: (u64, u64),
+    mode: u32,
+    size: i64,
+    mtime: (i64, i64),
+}
+
+impl Key {
+    fn of(leaf: &Leaf) -> Self {
+        let stat = leaf.entry.stat();
+        Self {
+            layer: leaf.layer,
+            inode: (stat.st_dev, stat.st_ino),
+            mode: stat.st_mode,
+            size: stat.st_size,
+            mtime: (stat.st_mtime, stat.st_mtime_nsec as i64),
+        }
+    }
+}
+
 /// The first names that a walk has met.
 #[derive(Default)]
 pub(crate) struct Hardlinks {
@@ -25,7 +49,7 @@ pub(crate) struct Hardlinks {
     /// The directory of the last file that was noted, and the places of it and of those above it.
     at: PathBuf,
     open: Vec<usize>,
-    files: HashMap<(Layer, u64, u64), First>,
+    files: HashMap<Key, First>,
 }
 
 impl Hardlinks {
@@ -35,10 +59,10 @@ impl Hardlinks {
         if stat.st_nlink < 2 {
             return None;
         }
-        self.note(path, (leaf.layer, stat.st_dev, stat.st_ino), u32::try_from(stat.st_nlink).unwrap_or(u32::MAX))
+        self.note(path, Key::of(leaf), u32::try_from(stat.st_nlink).unwrap_or(u32::MAX))
     }
 
-    fn note(&mut self, path: &Path, key: (Layer, u64, u64), links: u32) -> Option<PathBuf> {
+    fn note(&mut self, path: &Path, key: Key, links: u32) -> Option<PathBuf> {
         if let Entry::Occupied(mut known) = self.files.entry(key) {
             let file = known.get_mut();
             let first = path_of(&self.dirs, file);
@@ -84,10 +108,13 @@ fn path_of(dirs: &[Dir], file: &First) -> PathBuf {
 mod tests {
     use super::*;
 
+    fn key(ino: u64) -> Key {
+        Key { layer: Layer::Upper, inode: (1, ino), mode: 0o100_644, size: 5, mtime: (1, 2) }
+    }
+
     #[test]
     fn a_link_leads_to_the_first_name_until_all_names_are_met() {
         let mut links = Hardlinks::default();
-        let key = |ino| (Layer::Upper, 1, ino);
         let mut note = |path: &str, ino, count| links.note(Path::new(path), key(ino), count);
         assert_eq!(note("a/b/first", 1, 3), None);
         assert_eq!(note("a/b/other", 2, 2), None);
@@ -100,10 +127,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_with_the_inode_number_of_one_that_was_removed_is_no_link_to_it() {
+        let mut links = Hardlinks::default();
+        assert_eq!(links.note(Path::new("a"), key(1), 2), None);
+        assert_eq!(links.note(Path::new("b"), Key { mode: 0o120_777, ..key(1) }, 2), None);
+        assert_eq!(links.note(Path::new("c"), Key { mtime: (1, 3), ..key(1) }, 2), None);
+        assert_eq!(links.note(Path::new("d"), key(1), 2), Some("a".into()));
+    }
+
+    #[test]
     fn a_directory_is_kept_once() {
         let mut links = Hardlinks::default();
         for ino in 0..10 {
-            assert_eq!(links.note(Path::new(&format!("a/b/{ino}")), (Layer::Upper, 1, ino), 2), None);
+            assert_eq!(links.note(Path::new(&format!("a/b/{ino}")), key(ino), 2), None);
         }
         assert_eq!(links.dirs.len(), 2);
     }

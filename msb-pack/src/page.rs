@@ -45,7 +45,12 @@ A registry gets the blobs that it does not have, and the manifest last. Layers o
 another repository of the same registry are mounted, not sent. A file or directory
 gets its name when it is complete, and replaces an old one then.
 A run that fails or is killed leaves the old one. Disks need the programs mke2fs,
-qemu-img or mkfs.erofs."#
+qemu-img or mkfs.erofs.
+
+Nothing may change the root meanwhile. msb-pack holds a lock on the upper, so a
+mount, a running VM or msb-patch is in the way, but a root that is a directory
+has no lock. A file that changes while it is read is an error, and so is, for a
+disk, any change. In other targets a file that comes or goes may be missing."#
         .into()
 }
 

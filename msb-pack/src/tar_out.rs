@@ -13,11 +13,12 @@ use msb::overlay::Leaf;
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::whiteout::{OciName, is_private_xattr, oci_opaque, oci_whiteout, read_oci_name};
 use rustix::fs::{FileType, Stat};
+use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use crate::hardlinks::Hardlinks;
 use crate::pax::{self, Records};
-use crate::walk::{Item, Sink};
+use crate::walk::{CHANGED, Item, Sink, require_unchanged};
 
 /// Xattrs of the host that mean nothing elsewhere.
 const OF_THE_HOST: &[&str] = &["security.selinux", "security.ima", "security.evm"];
@@ -96,7 +97,11 @@ impl<W: Write> TarOut<W> {
                 continue;
             }
             ensure!(!name.as_bytes().contains(&b'='), "xattr {name:?}: an archive cannot hold a name with \"=\"");
-            let value = entry.xattr(&name).with_context(|| format!("xattr {name:?}"))?;
+            let value = match entry.xattr(&name) {
+                // It was removed after it was listed.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => continue,
+                value => value.with_context(|| format!("xattr {name:?}"))?,
+            };
             member.records.add(&[b"SCHILY.xattr.", name.as_bytes()].concat(), &value);
         }
         Ok(member)
@@ -128,6 +133,7 @@ impl<W: Write> TarOut<W> {
                 member.set_size(size);
                 let mut content = Exactly { file: leaf.data().open_to_read()?, left: size };
                 member.write(&mut self.archive, &mut content)?;
+                require_unchanged(leaf.data())?;
             }
             EntryType::Symlink => {
                 member.set_target(&leaf.entry.read_link()?);
@@ -281,7 +287,7 @@ impl Read for Exactly {
         }
         let count = self.file.read(&mut block[..length])?;
         if count == 0 {
-            return Err(io::Error::other("it has become shorter while it was read"));
+            return Err(io::Error::other(CHANGED));
         }
         self.left -= count as u64;
         Ok(count)

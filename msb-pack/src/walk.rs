@@ -4,8 +4,10 @@
 use std::io;
 use std::path::Path;
 
+use anyhow::ensure;
 use msb::overlay::beneath::Entry;
 use msb::overlay::{Changes, Leaf, Merged, Node, Visit};
+use rustix::fs::Stat;
 
 /// What is at a path.
 pub(crate) enum Item<'a> {
@@ -38,6 +40,20 @@ pub(crate) trait Sink {
         Ok(())
     }
 }
+
+/// Refuses a file that has changed since it was opened, so that what was read of it may be of several moments. An upper has a lock against
+/// that; a root that is a directory has none.
+///
+/// # Errors
+/// That it has changed; the error of `fstat(2)`.
+pub(crate) fn require_unchanged(file: &Entry) -> anyhow::Result<()> {
+    let key = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    ensure!(key(file.stat()) == key(&file.stat_now()?), "{CHANGED}");
+    Ok(())
+}
+
+/// The message about a root that does not keep still.
+pub(crate) const CHANGED: &str = "it has changed while it was read (stop what writes to it, or pack a copy)";
 
 /// Visits the files of `root`; with `below`, those alone in which its upper differs from the layers below it.
 ///

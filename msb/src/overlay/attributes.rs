@@ -153,7 +153,12 @@ pub(super) fn copy_xattrs_with(
         if overlay_xattrs.drops(&name) || !select(&name) {
             continue;
         }
-        set_xattr(to, &name, &from.xattr(&name)?, Tolerance::Unsupported)?;
+        let value = match from.xattr(&name) {
+            // It was removed after it was listed.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NODATA) => continue,
+            value => value?,
+        };
+        set_xattr(to, &name, &value, Tolerance::Unsupported)?;
         is_any = true;
     }
     Ok(is_any)

@@ -273,18 +273,23 @@ impl Dir {
     /// before its entries.
     ///
     /// # Errors
-    /// The error of opening or reading, ENAMETOOLONG for a path longer than `PATH_MAX`, what `visit` says, and [`interrupt::check`].
+    /// The error of opening or reading, with the path, ENAMETOOLONG for a path longer than `PATH_MAX`, what `visit` says, and
+    /// [`interrupt::check`].
     pub fn walk(&self, mut visit: impl FnMut(&Path, &Entry) -> io::Result<()>) -> io::Result<()> {
         // Paths and not descriptors, since their number is not limited.
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
             interrupt::check()?;
-            let dir = self.descend(&path)?;
+            let at = |error: io::Error| match error.kind() {
+                io::ErrorKind::InvalidFilename => error,
+                kind => io::Error::new(kind, format!("{path:?}: {error}")),
+            };
+            let dir = self.descend(&path).map_err(at)?;
             visit(&path, &dir.to_entry()?)?;
-            for child in dir.read()? {
-                let child = child?;
+            for child in dir.read().map_err(at)? {
+                let child = child.map_err(|error| at(error.into()))?;
                 let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
-                match dir.entry(name)? {
+                match dir.entry(name).map_err(at)? {
                     Some(entry) if entry.is_dir() => pending.push(path.join(name.as_os_str())),
                     Some(entry) => visit(&path.join(name.as_os_str()), &entry)?,
                     None => {}
