@@ -103,6 +103,16 @@ teardown() {
     [[ $stderr == *'it is gone: the guest powered off'* ]]
 }
 
+# bats test_tags=slow
+@test "a VM that gets little of the host's processors has more time to boot, as its limit counts none in which it waits" {
+    msb-boot --probe | jq -e .parts.cgroup.usable || skip "no cgroup can be made here"
+    limit=8
+    begin=$SECONDS
+    vm_boot worker --cpu-quota 10% --timeout "$limit"
+    [ "$(vm_exec worker echo up)" = up ]
+    [ $((SECONDS - begin)) -gt "$limit" ] || skip "this machine boots it in time"
+}
+
 # bats test_tags=vmm-slow
 @test "a VM with limits has a cgroup of its own with all its processes, and a host that cannot make one is told" {
     limits=(--cpu-quota 150% --cpu-weight 50 --memory-max 1G --pids-max 500)

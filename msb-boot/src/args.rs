@@ -179,8 +179,8 @@ pub(crate) struct Args {
     #[arg(long)]
     pub probe: bool,
 
-    /// Fail if the agent does not answer, or the init is not usable, within this many seconds [default: 60, or 180 if an init is
-    /// waited for]
+    /// Fail if the agent does not answer, or the init is not usable, within this many seconds, without those in which the VM waits for a
+    /// processor [default: 60, or 180 if an init is waited for]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     pub timeout: Option<u32>,
 

@@ -10,6 +10,7 @@ pub(crate) const PAGE: Page = Page {
         ("Booting again", booting_again),
         ("Other architectures", other_architectures),
         ("Volumes", volumes),
+        ("Busy hosts", busy_hosts),
         ("Inits", inits),
     ],
     exit_status: man::EXIT_STATUS,
@@ -78,6 +79,16 @@ msb-mount has mounted. A path in it is resolved once: if it leads elsewhere when
 the VM starts, or starts again, the VM does not start.
 
 A new volume of the store is empty, and belongs to root."
+        .into()
+}
+
+fn busy_hosts() -> String {
+    "The time in which a VM waits for a processor of the host does not count for
+--timeout, nor for the limits in which msb-exec expects an answer of the agent.
+So a VM on a busy host, or with a small --cpu-quota, has as much time on
+processors as it would have on an idle one, and one that hangs is still
+reported. An init has half of --timeout to start, and three quarters until it
+is usable, by the guest's clock, for which all time counts."
         .into()
 }
 

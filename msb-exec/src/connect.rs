@@ -3,16 +3,18 @@
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use msb::record::Vm;
 use msb::tool::exit;
+use msb::vm::patience::Patience;
 use msb::wire::{self, dial};
 
 use crate::ended::{self, Fate};
 
-/// How long a refused connection is retried.
+/// How long a refused connection is retried. As with all limits here, the time does not count in which the VM waits for a processor
+/// ([`Patience`]).
 const RETRY: Duration = Duration::from_secs(10);
 /// How long a VM may take to restart.
 const RESTART: Duration = Duration::from_secs(90);
@@ -25,18 +27,18 @@ const LAST_PAUSE: Duration = Duration::from_millis(320);
 /// # Errors
 /// A VM that has ended or does not answer.
 pub fn connect(vm: &Vm, frames: &[u8]) -> anyhow::Result<UnixStream> {
-    let deadline = Instant::now() + RETRY;
+    let mut patience = Patience::with(&vm.endpoint, RETRY);
     let mut pause = FIRST_PAUSE;
     loop {
         match dial::ask(&vm.endpoint, frames) {
             Ok(connection) => return Ok(connection),
             // No event announces free room in the queue. The agent has not read the frames, so they can be sent again.
-            Err(error) if is_refused(&error) && Instant::now() + pause < deadline && ended::is_alive(vm) => {
+            Err(error) if is_refused(&error) && patience.left().is_some() && ended::is_alive(vm) => {
                 thread::sleep(pause);
                 pause = (pause * 2).min(LAST_PAUSE);
             }
             Err(error) if is_gone(&error) && matches!(ended::fate(vm), Fate::Restarting(_)) => {
-                if !ended::await_restart(vm, Instant::now() + RESTART) {
+                if !ended::await_restart(vm, Patience::with(&vm.endpoint, RESTART)) {
                     return Err(anyhow!(describe(vm, error)));
                 }
             }

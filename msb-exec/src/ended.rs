@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use msb::record::{self, Record, Vm};
+use msb::vm::patience::Patience;
 use msb::vm::rundir::{self, Ended, Restarting};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
@@ -62,17 +63,16 @@ fn recorded_fate(vm: &Vm) -> Option<Fate> {
     }
 }
 
-/// Waits until a VM that is being restarted is up. Returns false if it is not up by `deadline`.
-pub(crate) fn await_restart(vm: &Vm, deadline: Instant) -> bool {
-    let wait = || -> io::Result<bool> {
+/// Waits until a VM that is being restarted is up. Returns false if it is not up within the limit.
+pub(crate) fn await_restart(vm: &Vm, mut patience: Patience) -> bool {
+    let mut wait = || -> io::Result<bool> {
         let dir = vm.endpoint.unix.parent().unwrap_or(Path::new("/"));
         let process = pidfd_open(Pid::from_raw(vm.pid).ok_or(io::ErrorKind::InvalidData)?, PidfdFlags::empty())?;
         let watch = watch(dir)?;
         while dir.join(rundir::RESTARTING).exists() {
             let has_ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&Timespec::default()))? > 0;
-            if has_ended || !await_change(&watch, Some(&process), deadline)? {
-                return Ok(false);
-            }
+            let Some(left) = patience.left().filter(|_| !has_ended) else { return Ok(false) };
+            await_change(&watch, Some(&process), Instant::now() + left)?;
         }
         Ok(true)
     };

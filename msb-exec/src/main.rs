@@ -154,7 +154,7 @@ fn exec(args: &Args, vm: &Vm, call: Call) -> anyhow::Result<Ended> {
     let blocked = if args.wait.is_none() && !args.detach { Some(signals::block(args.stand_in)?) } else { None };
     let opening = call.opening()?;
     let connection = connect::connect(vm, &opening)?;
-    session::run(connection, call, blocked).map_err(|error| match error.downcast::<wire::Error>() {
+    session::run(vm, connection, call, blocked).map_err(|error| match error.downcast::<wire::Error>() {
         Ok(broken) => anyhow!(connect::describe(vm, broken)),
         Err(other) => other,
     })

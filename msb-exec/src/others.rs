@@ -4,7 +4,8 @@ use anyhow::{anyhow, bail};
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
 use msb::tool::line;
-use msb::wire::dial::TIMEOUT;
+use msb::vm::patience::Patience;
+use msb::wire::dial::{PatientReader, TIMEOUT};
 use msb::wire::exec::{Execs, Exit, Kill, Listed, Text};
 use msb::wire::{self, Message};
 use serde::Serialize;
@@ -64,10 +65,10 @@ pub fn signal(vm: &Vm, kill: Kill) -> anyhow::Result<u8> {
 }
 
 fn ask(vm: &Vm, question: &Message) -> anyhow::Result<Execs> {
-    let mut connection = connect(vm, &question.to_frame())?;
-    let mut answer = || -> Result<Message, wire::Error> {
-        connection.set_read_timeout(Some(TIMEOUT))?;
-        Message::receive(&mut connection)?
+    let connection = connect(vm, &question.to_frame())?;
+    let answer = || -> Result<Message, wire::Error> {
+        let patience = Patience::with(&vm.endpoint, TIMEOUT);
+        Message::receive(&mut PatientReader { stream: &connection, patience })?
             .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
     };
     match answer().map_err(|error| anyhow!(describe(vm, error)))? {

@@ -11,7 +11,10 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use msb::record::Vm;
 use msb::tool::exit::OutputError;
+use msb::vm::patience::Patience;
+use msb::wire::dial::PatientReader;
 use msb::wire::exec::{Attach, Exit, Failure, Listed, Request, Signal as SignalBody, Started, Text};
 use msb::wire::{self, Decoded, Decoder, MAX_DATA, Message, Stream};
 use nix::sys::signal::Signal;
@@ -23,7 +26,8 @@ use crate::sending::Sending;
 use crate::started::Reports;
 use crate::{go, signals, tty, typed};
 
-/// How long the guest may take to start a command. A guest that starts hundreds at once is slow.
+/// How long the guest may take to start a command, without the time in which the VM waits for a processor ([`Patience`]). A guest that
+/// starts hundreds at once is slow.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long writing the remaining output may take after a failure of the guest.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -119,7 +123,12 @@ impl Call {
 ///
 /// # Errors
 /// [`OutputError::ReaderGone`] if nobody reads stdout or stderr; a [`wire::Error`] if the connection or the guest fails.
-pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::BlockedSignals>) -> anyhow::Result<Ended> {
+pub fn run(
+    vm: &Vm,
+    connection: UnixStream,
+    mut call: Call,
+    blocked: Option<signals::BlockedSignals>,
+) -> anyhow::Result<Ended> {
     let sending = Sending::new(&connection)?;
     let turn = Turn::default();
     let mut go = call.go.take();
@@ -178,7 +187,9 @@ pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::Bloc
             None => Ok(()),
         }
     };
-    let ended = receive(&connection, &turn, &credit, [&stdout, &stderr], is_detached, prepare, start);
+    // A command may be silent forever; the agent that starts it may not.
+    let patience = Patience::with(&vm.endpoint, START_TIMEOUT);
+    let ended = receive(&connection, patience, &turn, &credit, [&stdout, &stderr], is_detached, prepare, start);
     // A slow reader has all the time it needs, unless the guest has failed.
     let limit = if ended.is_ok() { None } else { Some(FLUSH_TIMEOUT) };
     // Both are finished first: what is queued is written even if the other one failed.
@@ -204,6 +215,7 @@ pub fn run(connection: UnixStream, mut call: Call, blocked: Option<signals::Bloc
 /// Reads frames until the last one. Data is queued for the writers; credit bounds the queues.
 fn receive(
     mut connection: &UnixStream,
+    patience: Patience,
     turn: &Turn,
     credit: &Credit,
     [stdout, stderr]: [&Output; 2],
@@ -213,10 +225,19 @@ fn receive(
 ) -> Result<Ended, wire::Error> {
     let mut decoder = Decoder::default();
     let mut block = vec![0u8; MAX_DATA];
-    // A command may be silent forever; the agent that starts it may not.
-    connection.set_read_timeout(Some(START_TIMEOUT))?;
+    // Until the command has started.
+    let mut patience = Some(patience);
     loop {
-        let mut bytes = match connection.read(&mut block) {
+        let read = match patience.take() {
+            None => connection.read(&mut block),
+            Some(limit) => {
+                let mut reader = PatientReader { stream: connection, patience: limit };
+                let read = reader.read(&mut block);
+                patience = Some(reader.patience);
+                read
+            }
+        };
+        let mut bytes = match read {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
             Ok(got) => &block[..got],
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -237,6 +258,7 @@ fn receive(
             };
             match message {
                 Message::Prepared(prepared) => {
+                    patience = None;
                     connection.set_read_timeout(None)?;
                     prepare(&prepared)?;
                 }
@@ -253,6 +275,7 @@ fn receive(
                     return Ok(Ended::Detached(Some(listed)));
                 }
                 Message::Started(started) => {
+                    patience = None;
                     connection.set_read_timeout(None)?;
                     start(&started)?;
                 }

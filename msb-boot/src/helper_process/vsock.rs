@@ -6,10 +6,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use msb::jail::Profile;
+use msb::vm::patience::Patience;
 use msb::vm::rundir;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
@@ -27,7 +28,7 @@ const GUEST_CID: &str = "3";
 const TX_BUFFER_SIZE: &str = "1048576";
 /// The name of its vhost-user socket.
 const VHOST_SOCKET: &str = "vsock.sock";
-/// How long it may take to listen. It takes milliseconds.
+/// How long it may take to listen, without the time in which it waits for a processor. It takes milliseconds.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Finds the program.
@@ -71,13 +72,12 @@ impl Starting {
 
     /// Waits until the process listens, and connects to it.
     pub(super) fn connect(self) -> anyhow::Result<OwnedFd> {
-        let deadline = Instant::now() + START_TIMEOUT;
+        let mut patience = Patience::with_new_children(START_TIMEOUT);
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
             let has_ended = poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&Timespec::default()))? > 0;
-            if has_ended || left.is_zero() {
+            let Some(left) = patience.left().filter(|_| !has_ended) else {
                 bail!("vhost-device-vsock did not come up");
-            }
+            };
             match UnixStream::connect(&self.socket) {
                 Ok(connection) => {
                     // The process removes its socket too, maybe earlier.

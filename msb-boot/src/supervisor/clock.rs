@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use std::{io, thread};
 
 use msb::record::Endpoint;
+use msb::vm::patience::Patience;
 use msb::wire::exec::Clock as Time;
 use msb::wire::{Message, dial};
 use nix::sys::signal::{SigSet, Signal};
@@ -74,8 +75,8 @@ pub(super) fn send_time(endpoint: Endpoint) {
         let Ok(now_ms) = u64::try_from(now.as_millis()) else { return };
         if Message::Clock(Time { now_ms }).send(&mut stream).is_ok() {
             // The agent closes the connection when it has read the message. Closing it here first could discard the message.
-            let _ = stream.set_read_timeout(Some(dial::TIMEOUT));
-            let _ = Message::receive(&mut stream);
+            let patience = Patience::with(&endpoint, dial::TIMEOUT);
+            let _ = Message::receive(&mut dial::PatientReader { stream: &stream, patience });
         }
     });
 }

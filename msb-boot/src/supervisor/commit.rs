@@ -7,7 +7,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::reach;
@@ -15,6 +15,7 @@ use msb::record::{DiskFormat, Rootfs, Upper};
 use msb::store::sandbox::Owner;
 use msb::store::staging::{Layers, Staging, Start};
 use msb::vm::boot::{self, Boot, MountStep};
+use msb::vm::patience::Patience;
 use msb::vm::rundir::{self, Committed, LockedRunDir, StopRequest};
 use msb::wire::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -136,6 +137,7 @@ fn receive(
     let listener = UnixListener::bind(vm.ready_socket()).with_context(|| format!("{:?}", vm.ready_socket()))?;
     let (mut stderr, stderr_in) = std::io::pipe()?;
     let (mut console, console_in) = std::io::pipe()?;
+    let patience = Patience::with_new_children(config.timeout);
     let mut processes = Processes::new(stderr_in.try_clone()?, stderr_in, held.lock_alive()?)?;
     let mut fds = vec![disk, initramfs];
     let _channel = channel::start(&mut vm, &mut fds, &mut processes)?;
@@ -144,7 +146,7 @@ fn receive(
     // Both pipes must be read, or the VM would block on a full one.
     let console = std::thread::spawn(move || read_end(&mut console));
     let stderr = std::thread::spawn(move || read_end(&mut stderr));
-    let received = accept(&listener, &vmm, config.timeout).and_then(|mut guest| {
+    let received = accept(&listener, &vmm, config.timeout, patience).and_then(|mut guest| {
         guest.set_write_timeout(Some(config.timeout))?;
         msb::overlay::commit::send(&mut guest, &Message::hello())?;
         guest.set_read_timeout(Some(config.timeout))?;
@@ -180,14 +182,17 @@ fn mount_step() -> MountStep {
 }
 
 /// Accepts the connection of the guest's agent.
-fn accept(listener: &UnixListener, vmm: &OwnedFd, timeout: Duration) -> anyhow::Result<UnixStream> {
-    let until = Instant::now() + timeout;
+fn accept(
+    listener: &UnixListener,
+    vmm: &OwnedFd,
+    timeout: Duration,
+    mut patience: Patience,
+) -> anyhow::Result<UnixStream> {
     loop {
-        let left = Timespec::try_from(until.saturating_duration_since(Instant::now()))?;
+        let Some(left) = patience.left() else { bail!("the agent did not connect within {} s", timeout.as_secs()) };
         let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN), PollFd::new(vmm, PollFlags::IN)];
-        match poll(&mut fds, Some(&left)) {
-            Err(rustix::io::Errno::INTR) => continue,
-            Ok(0) => bail!("the agent did not connect within {} s", timeout.as_secs()),
+        match poll(&mut fds, Some(&Timespec::try_from(left)?)) {
+            Err(rustix::io::Errno::INTR) | Ok(0) => continue,
             other => drop(other?),
         }
         if !fds[0].revents().is_empty() {

@@ -1,11 +1,11 @@
 //! A guest that has halted according to its console, while its VMM still runs.
 
-use std::fs;
 use std::io::{PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use msb::record::Endpoint;
+use msb::vm::patience::Work;
 use msb::wire::dial;
 
 use crate::config::now;
@@ -72,11 +72,7 @@ fn is_idle(before: Duration, now: Duration) -> bool {
 
 /// How long a process's living threads have run, or have waited for a processor.
 fn work(pid: u32) -> Option<Duration> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let stats = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("schedstat")).ok());
-    let nanoseconds =
-        stats.map(|stat| stat.split_whitespace().take(2).filter_map(|number| number.parse::<u64>().ok()).sum());
-    Some(Duration::from_nanos(nanoseconds.fold(0, u64::saturating_add)))
+    Work::of(pid).map(|work| work.ran + work.waited)
 }
 
 /// Connects to the agent in a thread. The pipe gets a byte if that succeeds.

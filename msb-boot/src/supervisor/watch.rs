@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Channel, Endpoint};
 use msb::store::publish;
+use msb::vm::patience::Patience;
 use msb::vm::rundir::{self, Cause, Ended, LockedRunDir};
 use msb::wire::AGENT_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -41,8 +42,8 @@ const MAX_REPLACEMENTS: u32 = 3;
 
 /// The phase of the VM's life, and the time at which it must have ended.
 enum Phase {
-    /// The agent has not reported yet.
-    Booting { until: Duration },
+    /// The agent has not reported yet. `until`: when its limit is looked at.
+    Booting { until: Duration, patience: Patience },
     /// The record was sent to the client, which has not confirmed that it is printed.
     Reported,
     /// The VM runs, and the client has printed the record.
@@ -110,6 +111,7 @@ impl<'a, 'f> Watch<'a, 'f> {
         machine: &'a mut Machine<'f>,
     ) -> anyhow::Result<Self> {
         let started = if machine.restarts == 0 { config.started } else { now() };
+        let patience = Patience::with_new_children(config.timeout);
         let (vmm_stderr, vmm_stderr_in) = std::io::pipe()?;
         let (helper_stderr, helper_stderr_in) = std::io::pipe()?;
         let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.lock_alive()?)?;
@@ -147,7 +149,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             network: control,
             _channel: channel,
             replacements: BTreeMap::new(),
-            phase: Phase::Booting { until: now() + config.timeout },
+            phase: Phase::Booting { until: now() + config.timeout, patience },
             initramfs: Some(own_initramfs),
             clock,
             halt: None,
@@ -199,7 +201,7 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     fn wait(&self) -> anyhow::Result<Vec<Event>> {
         let until = match self.phase {
-            Phase::Booting { until } => Some(until),
+            Phase::Booting { until, .. } => Some(until),
             Phase::Stopping { deadline, .. } => Some(deadline.until),
             Phase::Reported | Phase::Running => None,
         };
@@ -457,10 +459,17 @@ impl<'a, 'f> Watch<'a, 'f> {
             log::note("the guest has halted, but its VMM still runs: killing it");
             self.processes.kill(self.config.vmm.name());
         }
+        if let Phase::Booting { until, patience } = &mut self.phase
+            && *until <= now
+            && let Some(left) = patience.left()
+        {
+            // The VM has waited for processors.
+            *until = now + left;
+        }
         match (&self.phase, &self.lost) {
             (Phase::Booting { .. }, Some((until, message))) if *until <= now => Err(self.failed(message)),
             (_, Some((until, message))) if *until <= now => Ok(Some(Ended::failure(message.clone()))),
-            (Phase::Booting { until }, _) if *until <= now => {
+            (Phase::Booting { until, .. }, _) if *until <= now => {
                 let limit = self.config.timeout.as_secs();
                 Err(self.failed(&format!("the agent did not report within {limit} s")))
             }

@@ -1,10 +1,11 @@
 //! The state of a running VM on the host, and its instructions to the guest's agent: the run directory, `boot.json`, the table of
-//! inits, and the mount points in a shared root. Nothing here depends on a VMM.
+//! inits, the mount points in a shared root, and how long a guest may take to answer. Nothing here depends on a VMM.
 
 pub mod boot;
 pub mod inits;
 #[cfg(feature = "vm")]
 pub mod name;
+pub mod patience;
 #[cfg(feature = "vm")]
 pub mod rundir;
 #[cfg(feature = "vm")]
