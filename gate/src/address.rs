@@ -200,6 +200,8 @@ mod tests {
             assert!(parsed.contains(inside.parse().unwrap()), "{prefix} {inside}");
             assert!(!parsed.contains(outside.parse().unwrap()), "{prefix} {outside}");
             assert_eq!(parsed.to_string(), prefix);
+            let json = serde_json::to_string(&parsed).unwrap();
+            assert_eq!((json.trim_matches('"'), serde_json::from_str(&json).unwrap()), (prefix, parsed));
         }
         for wrong in
             ["", "10", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0.0/+8", "10.0.0.0/8/8", "a/8", "1.2.3.4/-1"]

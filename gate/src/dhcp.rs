@@ -219,6 +219,21 @@ mod tests {
     }
 
     #[test]
+    fn a_reply_keeps_the_clients_hardware_and_clears_what_servers_fill_in() {
+        let mut message = request([10, 0, 2, 15], &[&[53, 1, 3]]);
+        message[8] = 7;
+        let frame = udp(("10.0.2.15", CLIENT), ("10.0.2.2", SERVER), &message);
+        let reply = answer(&Packet::parse(&frame).unwrap(), &lease()).unwrap();
+        let reply = Packet::parse(&reply).unwrap().udp().unwrap().payload;
+        // The seconds are cleared, and the flags are kept.
+        assert_eq!(reply[..FLAGS + 2], [REPLY, 1, 6, 0, 9, 8, 7, 6, 0, 0, 0x80, 0]);
+        assert_eq!(reply[CLIENT_ADDRESS..SERVER_ADDRESS], [10, 0, 2, 15, 10, 0, 2, 15]);
+        assert_eq!(reply[SERVER_ADDRESS..HARDWARE], [0; 8]);
+        assert_eq!(reply[HARDWARE..HARDWARE + 16], [1; 16]);
+        assert_eq!(reply[HARDWARE + 16..COOKIE], [0; COOKIE - HARDWARE - 16]);
+    }
+
+    #[test]
     fn what_is_not_a_request_gets_no_reply() {
         let whole = request([0; 4], &[&[53, 1, 1]]);
         for (what, message) in [

@@ -289,6 +289,36 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_name_has_up_to_253_bytes() {
+        let name = |last: usize| [vec!["x".repeat(63); 3], vec!["x".repeat(last)]].concat().join(".");
+        assert_eq!(Question::parse_query(&query(1, &name(61))).unwrap().name, name(61));
+        assert_eq!(Question::parse_query(&query(1, &name(62))), None);
+    }
+
+    #[test]
+    fn a_name_is_read_behind_up_to_16_pointers() {
+        // The question is a pointer, and the first of a chain. The last one leads to the name, beyond the first 256 bytes.
+        const NAME: u16 = 300;
+        let behind = |pointers: u16| {
+            let mut message = query(1, "");
+            message.truncate(HEADER);
+            message.extend([0xc0, 18, 0, 1, 0, 1]);
+            for at in 0..pointers - 1 {
+                let to = if at == pointers - 2 { NAME } else { 18 + 2 * at + 2 };
+                message.extend((0xc000 | to).to_be_bytes());
+            }
+            message.resize(NAME.into(), 0);
+            message.extend(encode("a.test"));
+            Question::parse_query(&message)
+        };
+        for pointers in [2, 16] {
+            let question = behind(pointers).unwrap();
+            assert_eq!((question.name.as_str(), question.kind, question.end), ("a.test", [0, 1, 0, 1], 18));
+        }
+        assert_eq!(behind(17), None);
+    }
+
+    #[test]
     fn a_query_about_a_name_with_other_characters_is_refused() {
         let good = query(7, "a/b.test");
         assert_eq!(Question::parse_query(&good), None);

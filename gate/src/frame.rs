@@ -144,12 +144,9 @@ impl<'f> Packet<'f> {
         (fits && self.body().len() >= ICMP).then(|| self.body()[0])
     }
 
-    /// IPv6's hop limit, 255 for a packet that no router has passed on.
+    /// The hop limit of an IPv6 packet: 255 if no router has passed it on.
     pub(crate) fn hop_limit(&self) -> u8 {
-        match self.source {
-            IpAddr::V4(_) => self.frame[ETHERNET + 8],
-            IpAddr::V6(_) => self.frame[ETHERNET + 7],
-        }
+        self.frame[ETHERNET + 7]
     }
 }
 

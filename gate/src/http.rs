@@ -149,6 +149,7 @@ mod tests {
             ("GET http://a.test\\b.test HTTP/1.1\r\n\r\n", named("a.test")),
             ("connect a.test:443 HTTP/1.1\r\n\r\n", named("a.test")),
             ("GET / HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", named("[2001:db8::1]")),
+            ("GET / HTTP/1.1\r\nHost: [2001:db8::1]\r\n\r\n", named("[2001:db8::1]")),
             ("GET / HTTP/1.1\r\nHost: a_b-c.test\r\n\r\n", named("a_b-c.test")),
             // What servers disagree about:
             ("GET /a b HTTP/1.1\r\n", Opening::Malformed),

@@ -131,6 +131,29 @@ mod tests {
     }
 
     #[test]
+    fn only_what_was_denied_again_is_left_to_be_written() {
+        let mut log = Log::default();
+        log.add(denial(80), at(0));
+        assert!(!log.has_counts());
+        assert_eq!(log.flush(at(60)), b"");
+        for _ in 0..2 {
+            log.add(denial(80), at(60));
+        }
+        assert!(log.has_counts());
+        assert!(!log.flush(at(120)).is_empty());
+        assert!(!log.has_counts());
+    }
+
+    #[test]
+    fn the_last_line_fits_as_a_whole() {
+        let length = Log::default().add(denial(80), at(0)).len();
+        for (written, expected) in [(MAX_BYTES - length, length), (MAX_BYTES - length + 1, 0)] {
+            let mut log = Log { written, ..Log::default() };
+            assert_eq!(log.add(denial(80), at(0)).len(), expected, "{written}");
+        }
+    }
+
+    #[test]
     fn a_flood_is_bounded() {
         let mut log = Log::default();
         let mut bytes = 0;

@@ -272,6 +272,8 @@ pub(crate) mod tests {
             (Deny, &["allow private"], "10.9.9.9", 80, &[], true),
             (Deny, &["allow private"], "198.51.100.3", 80, &[], true),
             (Deny, &["allow all"], "10.9.9.9", 80, &[], true),
+            (Deny, &["allow all"], "203.0.113.9", 80, &[], true),
+            (Public, &["deny all", "allow host"], "10.0.2.2", 80, &[], false),
             // What "all" does not open:
             (Deny, &["allow all"], "10.0.2.2", 80, &[], false),
             (Deny, &["allow all"], "198.51.100.2", 80, &[], false),
@@ -334,6 +336,7 @@ pub(crate) mod tests {
             (&["deny a.test:443"], 80, false),
             (&["allow 192.0.2.1", "deny a.test"], 80, false),
             (&["deny a.test", "allow 192.0.2.1"], 80, true),
+            (&["deny a.test", "deny b.test"], 80, true),
             (&[], 80, false),
         ] {
             let to = Destination { address, protocol: Protocol::Tcp, port, names: &[] };

@@ -215,6 +215,44 @@ mod tests {
         is_header_summed && whole == 0
     }
 
+    /// The checksums were computed with another implementation.
+    #[test]
+    fn checksums_are_those_of_the_rfcs() {
+        let udp = |source: &str, destination: &str, payload: &[u8]| {
+            let ends = (source.parse().unwrap(), destination.parse().unwrap());
+            let frame = udp(&[0; 12], ends, (53, 1000), payload).unwrap();
+            let packet = Packet::parse(&frame).unwrap();
+            u16::from_be_bytes([packet.body()[6], packet.body()[7]])
+        };
+        for (source, destination, payload, expected) in [
+            ("10.0.2.3", "10.0.2.15", &b"odd"[..], 0x1045),
+            ("10.0.2.3", "10.0.2.15", b"even", 0x18c3),
+            ("203.0.113.9", "10.0.2.15", b"odd", 0xe03d),
+            ("fd00:6d73::3", "fd00:6d73::15", b"odd", 0x5356),
+            ("2001:db8::9", "fd00:6d73::15", b"even", 0x9889),
+            // One that would be zero, which says that there is none.
+            ("10.0.2.3", "10.0.2.15", &[0xe3, 0xab], 0xffff),
+        ] {
+            assert_eq!(udp(source, destination, payload), expected, "{source} {payload:?}");
+        }
+        let ends = ("203.0.113.9".parse().unwrap(), "10.0.2.15".parse().unwrap());
+        let reset = segment(&[0; 12], ends, (80, 1000), (7, 8), RST | ACK, &[]).unwrap();
+        assert_eq!(reset[ETHERNET + 20 + 16..][..2], [0x63, 0x71]);
+        // The example of RFC 1071.
+        assert_eq!(fold(sum(&[0, 1, 0xf2, 3, 0xf4, 0xf5, 0xf6, 0xf7])), !0xddf2);
+    }
+
+    #[test]
+    fn what_was_sent_to_all_is_answered_from_the_gateway() {
+        for (to, expected) in [([0xff; 6], GATEWAY), ([0x9a, 0x55, 0, 0, 0, 1], [0x9a, 0x55, 0, 0, 0, 1])] {
+            let mut frame = make::udp(("10.0.2.15", 68), ("10.0.2.2", 67), b"question");
+            frame[..6].copy_from_slice(&to);
+            let ends = (("10.0.2.2".parse().unwrap(), 67), ("10.0.2.15".parse().unwrap(), 68));
+            let reply = datagram(&Packet::parse(&frame).unwrap(), ends.0, ends.1, b"answer").unwrap();
+            assert_eq!((&reply[..6], &reply[6..12]), (&frame[6..12], &expected[..]));
+        }
+    }
+
     #[test]
     fn a_refusal_goes_back_and_quotes_the_packet() {
         for (source, destination, gateway, kind) in
@@ -261,10 +299,11 @@ mod tests {
         assert!(is_summed(&reset));
         let tcp = reset.tcp().unwrap();
         assert_eq!((tcp.source, tcp.destination, tcp.flags), (80, 1000, RST | ACK));
-        assert_eq!((tcp.sequence, tcp.acknowledgment), (7, 8));
+        assert_eq!((tcp.sequence, tcp.acknowledgment, tcp.window), (7, 8, 0));
         let onward = reset_onward(&packet, &segment, 9).unwrap();
         let tcp = Packet::parse(&onward).unwrap().tcp().unwrap();
         assert_eq!((tcp.source, tcp.destination, tcp.sequence, tcp.acknowledgment), (1000, 80, 5, 9));
+        assert_eq!(onward[..12], frame[..12]);
 
         for (source, destination) in [("10.0.2.15", "10.0.2.3"), ("fd00:6d73::15", "fd00:6d73::3")] {
             let frame = make::udp((source, 1000), (destination, 53), b"question");

@@ -275,6 +275,8 @@ mod tests {
         ] {
             let rule: Rule = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
             assert_eq!(rule.to_string(), printed, "{text}");
+            let json = serde_json::to_string(&rule).unwrap();
+            assert_eq!((json.trim_matches('"'), serde_json::from_str(&json).unwrap()), (printed, rule.clone()));
             assert_eq!(printed.parse(), Ok(rule), "{printed}");
         }
     }

@@ -134,9 +134,12 @@ pub(crate) mod tests {
     }
 
     fn hello_with(extensions: &[u8]) -> Vec<u8> {
+        hello_ending_with(&vector(2, extensions))
+    }
+
+    fn hello_ending_with(end: &[u8]) -> Vec<u8> {
         let body = [&[3, 3][..], &[0; 32], &vector(1, &[9; 32]), &vector(2, &[0x13, 1]), &vector(1, &[0])].concat();
-        let body = [body, vector(2, extensions)].concat();
-        let message = [vec![CLIENT_HELLO], vector(3, &body)].concat();
+        let message = [vec![CLIENT_HELLO], vector(3, &[&body, end].concat())].concat();
         [&[HANDSHAKE, 3, 1][..], &vector(2, &message)].concat()
     }
 
@@ -151,6 +154,12 @@ pub(crate) mod tests {
         assert_eq!(opening(&hello("A.Test")), named("a.test"));
         assert_eq!(opening(&hello_with(&[])), Opening::Name(None));
         assert_eq!(opening(&hello_with(&extension(16, &[0, 0]))), Opening::Name(None));
+        assert_eq!(opening(&hello_ending_with(&[])), Opening::Name(None), "no extensions, as in TLS 1.0");
+        // An extension of more than 255 bytes, as padding or a large key share.
+        assert_eq!(
+            opening(&hello_with(&[extension(21, &[0; 700]), server_names(&["a.test"])].concat())),
+            named("a.test")
+        );
         // What follows the hello.
         assert_eq!(opening(&[hello("a.test"), vec![20, 3, 3, 0, 1, 1]].concat()), named("a.test"));
     }
@@ -203,15 +212,26 @@ pub(crate) mod tests {
             ("a part of it", &[0x80, 46, 1], Opening::Incomplete),
             ("a byte of it", &[0x80], Opening::Incomplete),
             ("another protocol that begins like it", &[0x80, 46, 1, 0, 1], Opening::Other),
+            ("the first byte of another message", &[22, 3, 1, 0, 9, 2], Opening::Malformed),
         ] {
             assert_eq!(opening(bytes), expected, "{what}");
         }
         assert_eq!(opening(&[22, 3, 1, 0, 0]), Opening::Malformed);
         assert_eq!(edited(5, 2), Opening::Malformed);
+        assert_eq!(edited(6, 1), Opening::Incomplete, "a hello of more than 64 KiB");
         assert_eq!(opening(&hello_with(&server_names(&["a.test", "b.test"]))), Opening::Malformed);
         assert_eq!(opening(&hello_with(&server_names(&["a.test"]).repeat(2))), Opening::Malformed);
         assert_eq!(opening(&hello_with(&extension(SERVER_NAME, &[]))), Opening::Malformed);
         assert_eq!(opening(&hello_with(&[0, 0, 9])), Opening::Malformed);
+        let entry = [vec![HOST_NAME], vector(2, b"a.test")].concat();
+        let other_kind = [vec![HOST_NAME + 1], vector(2, b"a.test")].concat();
+        for (what, end) in [
+            ("another kind of name", vector(2, &extension(SERVER_NAME, &vector(2, &other_kind)))),
+            ("a byte after the list", vector(2, &extension(SERVER_NAME, &[vector(2, &entry), vec![0]].concat()))),
+            ("a byte after the extensions", [vector(2, &server_names(&["a.test"])), vec![0]].concat()),
+        ] {
+            assert_eq!(opening(&hello_ending_with(&end)), Opening::Malformed, "{what}");
+        }
         // The second record is of another type or version.
         let (head, tail) = whole[5..].split_at(4);
         let length = (tail.len() as u16).to_be_bytes();

@@ -140,6 +140,7 @@ fn a_segment_outside_a_connection_is_reset() {
         ("no acknowledgment", 0, 0, 0, vec![1], Some(RST)),
         ("an acknowledgment of what was not sent", 0, ACK, 1, vec![], Some(RST)),
         ("an old acknowledgment", 0, ACK, u32::MAX, vec![], None),
+        ("as much as there is room for", 0, ACK, 0, vec![255; MAX_INPUT], Some(ACK)),
         ("too much", 0, ACK, 0, vec![255; MAX_INPUT + 1], Some(RST)),
         ("out of order", 1, ACK, 0, vec![1], Some(ACK)),
     ] {
