@@ -8,11 +8,8 @@ pub(crate) fn number(field: &[u8]) -> Option<i64> {
         let negative = field[0] & 0x40 != 0;
         let first = if negative { field[0] } else { field[0] & 0x7f };
         let start = if negative { -1 } else { 0 };
-        let bytes = std::iter::once(first).chain(field[1..].iter().copied());
-        return bytes.enumerate().try_fold(start, |value: i64, (at, byte)| match (at, negative) {
-            (0, true) => Some((-1i64 << 8) | i64::from(byte)),
-            _ => value.checked_mul(256)?.checked_add(byte.into()),
-        });
+        let mut bytes = std::iter::once(first).chain(field[1..].iter().copied());
+        return bytes.try_fold(start, |value: i64, byte| value.checked_mul(256)?.checked_add(byte.into()));
     }
     let is_blank = |byte: &u8| matches!(byte, 0 | b' ');
     let digits = &field[field.iter().take_while(|byte| is_blank(byte)).count()..];
@@ -54,8 +51,22 @@ mod tests {
             (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe", Some(-2)),
             (b"\x80\0\0\x7f\xff\xff\xff\xff\xff\xff\xff\xff", None),
             (b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff", Some(i64::MAX)),
+            (b"\xff\xff\xff\xff\x80\0\0\0\0\0\0\0", Some(i64::MIN)),
+            (b"\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff", None),
         ] {
             assert_eq!(number(field), expected, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_negative_has_its_own_range() {
+        for (field, expected) in [
+            (&b"0000644\0"[..], (Some(0o644), Some(0o644))),
+            (b"\x80\0\0\0\xff\xff\xff\xff", (Some(u32::MAX.into()), Some(u32::MAX))),
+            (b"\x80\0\0\x01\0\0\0\0", (Some(1 << 32), None)),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff", (None, None)),
+        ] {
+            assert_eq!((unsigned(field), device(field)), expected, "{field:?}");
         }
     }
 }

@@ -242,12 +242,15 @@ mod tests {
                 sparse(Some(9), &[1, 2, 5, 0], false),
             ),
             (&[("size", "9"), ("numblocks", "1"), ("map", "1,2")], sparse(Some(9), &[1, 2], false)),
+            (&[("major", "0"), ("minor", "1"), ("size", "9"), ("map", "")], sparse(Some(9), &[], false)),
             (&[("major", "1"), ("minor", "0"), ("realsize", "9")], sparse(Some(9), &[], true)),
         ] {
             let text = records.iter().flat_map(|(key, value)| record(&format!("GNU.sparse.{key}"), value.as_bytes()));
             assert_eq!(Pax::parse(&text.collect::<Vec<u8>>()).unwrap(), expected);
         }
         assert!(Pax::parse(&record("GNU.sparse.map", b"1,x")).is_err());
+        // The header's own name is one that readers without sparse files get.
+        assert_eq!(Pax::parse(&record("GNU.sparse.name", b"a")).unwrap().path.unwrap(), b"a");
     }
 
     #[test]
@@ -267,6 +270,13 @@ mod tests {
         for bad in ["", "x", "1.x", "1e9"] {
             assert!(parse_time(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_length_has_up_to_19_digits() {
+        let record = |digits: usize| format!("{:0digits$} uid=7\n", digits + 7);
+        assert_eq!(Pax::parse(record(19).as_bytes()).unwrap().uid, Some(7));
+        assert!(Pax::parse(record(20).as_bytes()).is_err());
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(crate) fn map(numbers: &[u64], size: u64, stored: u64) -> anyhow::Result<Vec
     let malformed = || anyhow!("malformed sparse map");
     ensure!(numbers.len().is_multiple_of(2), malformed());
     let (mut end, mut sum) = (0, 0u64);
-    let mut regions = Vec::with_capacity(numbers.len() / 2);
+    let mut regions = Vec::new();
     for pair in numbers.chunks_exact(2) {
         let region = Region { offset: pair[0], length: pair[1] };
         let next = region.offset.checked_add(region.length).filter(|&next| next <= size).ok_or_else(malformed)?;
@@ -132,6 +132,7 @@ mod tests {
     fn a_map_ascends_within_the_file_and_accounts_for_all_data() {
         let region = |offset, length| Region { offset, length };
         assert_eq!(map(&[0, 5, 10, 0], 10, 5).unwrap(), [region(0, 5), region(10, 0)]);
+        assert_eq!(map(&[0, 5, 5, 1], 10, 6).unwrap(), [region(0, 5), region(5, 1)]);
         assert_eq!(map(&[], 10, 0).unwrap(), []);
         for (numbers, size, stored) in [
             (&[0][..], 10, 0),
@@ -148,17 +149,33 @@ mod tests {
 
     #[test]
     fn a_prefix_may_end_in_any_block() {
-        for (text, expected) in
-            [("0\n", Some(vec![])), ("1\n0\n5\n", Some(vec![0, 5])), ("2\n0\n5\n10\n0\nrest", Some(vec![0, 5, 10, 0]))]
-        {
+        for (text, expected) in [
+            ("0\n", Some(vec![])),
+            ("1\n0\n5\n", Some(vec![0, 5])),
+            ("2\n0\n5\n10\n0\nrest", Some(vec![0, 5, 10, 0])),
+            ("1\n18446744073709551615\n0\n", Some(vec![u64::MAX, 0])),
+            ("262144\n", None),
+        ] {
             for size in [1, 3, 512] {
                 let mut prefix = Prefix::default();
                 let numbers = text.as_bytes().chunks(size).find_map(|block| prefix.push(block).unwrap());
                 assert_eq!(numbers, expected, "{text:?}");
             }
         }
-        for bad in ["x\n", "1\n\u{0}\n", "300000\n", "111111111111111111111", "1\n-1\n"] {
+        for bad in ["x\n", "1\n\u{0}\n", "262145\n", "111111111111111111111", "1\n-1\n"] {
             assert!(Prefix::default().push(bad.as_bytes()).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_old_map_ends_at_a_blank_entry_and_is_bounded() {
+        let entry = b"00000000010\x0000000000002\0";
+        let mut old = Old::default();
+        old.push(&[&entry[..], &[0; 24], entry].concat()).unwrap();
+        assert_eq!(old.finish(), [8, 2]);
+        let mut old = Old::default();
+        old.push(&entry.repeat(MAX_REGIONS)).unwrap();
+        assert!(old.push(entry).unwrap_err().to_string().contains("more than 262144 regions"));
+        assert!(Old::default().push(&[b'x'; 24]).is_err());
     }
 }

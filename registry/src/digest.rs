@@ -207,6 +207,10 @@ mod tests {
     fn a_digest_is_a_safe_file_name() {
         let hex = "a".repeat(64);
         assert_eq!(Digest::parse(&format!("sha256:{hex}")).unwrap().hex(), hex);
+        assert_eq!(
+            Digest::parse(&format!("sha256:0123456789abcdef{}", "0".repeat(48))).unwrap().short(),
+            "0123456789ab"
+        );
         let sha512 = Digest::parse(&format!("sha512:{hex}{hex}")).unwrap();
         assert_eq!((sha512.hex().len(), sha512.path_in_layout()), (128, format!("blobs/sha512/{hex}{hex}")));
         for bad in [

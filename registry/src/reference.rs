@@ -174,4 +174,86 @@ mod tests {
             assert_eq!(Reference::parse(name).unwrap().is_loopback(), is_loopback, "{name}");
         }
     }
+
+    const HEX: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+    #[test]
+    fn a_name_is_completed_as_docker_completes_it() {
+        for (text, whole, host) in [
+            ("a", "docker.io/library/a:latest", "registry-1.docker.io"),
+            ("b/a:v1", "docker.io/b/a:v1", "registry-1.docker.io"),
+            ("registry.hub.docker.com/a", "docker.io/library/a:latest", "registry-1.docker.io"),
+            ("localhost/a", "localhost/a:latest", "localhost"),
+            ("Host/a", "Host/a:latest", "Host"),
+            ("h:5000/a/b:v1", "h:5000/a/b:v1", "h:5000"),
+            ("[::1]:5000/a", "[::1]:5000/a:latest", "[::1]:5000"),
+            (&format!("h.x/a@sha256:{HEX}"), &format!("h.x/a@sha256:{HEX}"), "h.x"),
+            (&format!("h.x/a:v1@sha256:{HEX}"), &format!("h.x/a:v1@sha256:{HEX}"), "h.x"),
+        ] {
+            let reference = Reference::parse(text).unwrap();
+            assert_eq!((reference.whole(), reference.host()), (whole.to_owned(), host), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_part_of_a_name_has_its_grammar() {
+        let long = |length: usize| "a".repeat(length);
+        for (text, is_good) in [
+            (format!("a:{}", long(128)), true),
+            (format!("a:{}", long(129)), false),
+            ("a:_b.c-D".into(), true),
+            ("a:".into(), false),
+            ("a:.b".into(), false),
+            ("a:-b".into(), false),
+            ("a:b!".into(), false),
+            (format!("h.x/{}", long(255)), true),
+            (format!("h.x/{}", long(256)), false),
+            ("h.x/a.b/c_d/e__f/g---h/1".into(), true),
+            ("h.x/a..b".into(), false),
+            ("h.x/a___b".into(), false),
+            ("h.x/a-_b".into(), false),
+            ("h.x/_a".into(), false),
+            ("h.x/a_".into(), false),
+            ("h.x/".into(), false),
+            ("h.x/aB".into(), false),
+            // Its low byte is that of a letter.
+            ("h.x/a\u{161}b".into(), false),
+            ("a_b-c.x/a".into(), true),
+            ("-a.x/a".into(), false),
+            ("a-.x/a".into(), false),
+            ("a..x/a".into(), false),
+            ("a!.x/a".into(), false),
+            ("h:65535/a".into(), true),
+            ("h:65536/a".into(), false),
+            ("h:+1/a".into(), false),
+            ("h:/a".into(), false),
+            ("[::1]/a".into(), true),
+            ("[::1]x/a".into(), false),
+            ("[::1]:/a".into(), false),
+            ("[1.2.3.4]/a".into(), false),
+            (format!("a@sha256:{}", long(63)), false),
+        ] {
+            assert_eq!(Reference::parse(&text).is_ok(), is_good, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_short_name_has_no_registry() {
+        for (text, expected) in [
+            ("a", Some(("a", ""))),
+            ("b/a:v1", Some(("b/a", ":v1"))),
+            ("a@sha256:12", Some(("a", "@sha256:12"))),
+            ("a:v1@sha256:12", Some(("a", ":v1@sha256:12"))),
+            ("h.x/a", None),
+            ("h:5/a", None),
+            ("localhost/a", None),
+            ("Host/a", None),
+        ] {
+            let short = ShortName::parse(text);
+            let parts = short.as_ref().map(|short| (short.repository.as_str(), short.suffix.as_str()));
+            assert_eq!(parts, expected, "{text}");
+        }
+        assert!(Reference::parse_full("a:v1").unwrap_err().contains("names no registry"));
+        assert_eq!(Reference::parse_full("h.x/a:v1"), Reference::parse("h.x/a:v1"));
+    }
 }

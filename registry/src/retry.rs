@@ -75,7 +75,8 @@ mod tests {
         let mut retry = Retry::new();
         assert_eq!(retry.next(Some(Duration::from_secs(7))), Some(Duration::from_secs(7)));
         assert!(retry.next(Some(Duration::ZERO)).unwrap() > Duration::ZERO);
-        assert_eq!(retry.next(Some(Duration::from_secs(3600))), None);
+        assert_eq!(retry.next(Some(MAX_RETRY_AFTER)), Some(MAX_RETRY_AFTER));
+        assert_eq!(retry.next(Some(MAX_RETRY_AFTER + Duration::from_secs(1))), None);
     }
 
     #[test]
