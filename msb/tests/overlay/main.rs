@@ -1,6 +1,8 @@
 //! The merge rule and its writer, judged by the kernel's overlayfs on the same directories. Needs root, for whiteouts
 //! and for mounting. Nothing may be started here: a child has this process's locks until it execs.
 
+mod marks;
+
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -83,6 +85,11 @@ impl Stack {
 
     /// The same, by the kernel.
     fn kernels(&self) -> Vec<String> {
+        self.kernels_with("")
+    }
+
+    /// Options begin with a comma.
+    fn kernels_with(&self, options: &str) -> Vec<String> {
         fn walk(dir: &Path, path: &Path, lines: &mut Vec<String>) {
             for child in fs::read_dir(dir).unwrap() {
                 let child = child.unwrap();
@@ -97,8 +104,8 @@ impl Stack {
             }
         }
         let scratch = self.scratch.path().display();
-        let options =
-            format!("lowerdir={scratch}/top:{scratch}/bottom,upperdir={scratch}/upper,workdir={scratch}/work");
+        let dirs = format!("lowerdir={scratch}/top:{scratch}/bottom,upperdir={scratch}/upper,workdir={scratch}/work");
+        let options = dirs + options;
         let merged = self.path("merged");
         rustix::mount::mount("overlay", &merged, "overlay", MountFlags::empty(), &*CString::new(options).unwrap())
             .unwrap();
