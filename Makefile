@@ -19,7 +19,7 @@ DESTDIR ?=
 # The directory for what is fetched or built outside of this workspace. It outlives a clone.
 export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
 
-TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-ls msb-logs msb-stats msb-rm msb-store msb-oci
+TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-snapshot msb-ls msb-logs msb-stats msb-rm msb-store msb-oci
 RELEASE = target/release
 # agentd runs in any root, so it is linked statically. Its flags need a target directory of their own, and an explicit target so that
 # build scripts are built without them.

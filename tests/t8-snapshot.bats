@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# An agent that is reached by a virtio-serial port in the place of vsock, under QEMU.
+# An agent that is reached by a virtio-serial port in the place of vsock, under QEMU; and snapshots, which need that.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats and vm.bash set variables
 bats_require_minimum_version 1.5.0
@@ -45,4 +45,126 @@ teardown() {
     [ "$stderr" = 'msb-boot: krun: has no port for --channel serial (use --vmm qemu)' ]
     msb-stop base >stopped.json
     vm_assert_nothing
+}
+
+@test "two VMs go on from one snapshot: the same files and processes, other random numbers, names and disks" {
+    MSB_TEST_ROOT=block vm_setup
+    vm_boot base --vmm qemu --channel serial -m 128M -e KIND=saved
+    msb-exec base -- sh -c 'echo kept >/disk; mkdir /tmp/m; mount -t tmpfs none /tmp/m; echo kept >/tmp/m/memory'
+    # A command that has a caller, and one that has none.
+    mkfifo input
+    msb-exec base -- sh -c 'cat; echo "the end"' <input >streamed 3>&- &
+    caller=$!
+    exec 4>input
+    echo one >&4
+    vm_await grep -q one streamed
+    id=$(msb-exec -d base -- sh -c 'while :; do echo . >>/tmp/m/count; sleep 0.1; done' | jq .id)
+    msb-snapshot base >snap.json 2>snap.err 4>&-
+    grep -E '^msb-snapshot: base: saved, paused for [0-9]+ ms$' snap.err
+    jq -e '(has("vm") | not) and .snapshot.digest == "sha256:" + (.snapshot.path | split("/")[-1])' snap.json
+    dir=$(jq -r .snapshot.path snap.json)
+    [ "$(stat -c %a "$dir" "$dir"/{snapshot.json,state,memory} | xargs)" = '700 600 600 600' ]
+    # The saved VM goes on, with its connections.
+    msb-exec base -- sh -c 'echo changed >/disk'
+    echo two >&4
+    exec 4>&-
+    wait "$caller"
+    [ "$(<streamed)" = $'one\ntwo\nthe end' ]
+
+    vm_record=$PWD/snap.json
+    vm_boot a -e KIND=a &
+    first=$!
+    vm_boot b --hostname other.test
+    wait "$first"
+    for name in a b; do
+        jq -e '.vm.vmm == "qemu" and .boot.channel == "serial" and has("snapshot")' "$name.json"
+        [ "$(vm_exec "$name" cat /disk /tmp/m/memory)" = $'kept\nkept' ]
+        vm_exec "$name" head -c 16 /dev/urandom >"$name.random"
+        # The command without a caller goes on, and the one with a caller has seen the end of its input.
+        before=$(vm_exec "$name" wc -l </dev/null /tmp/m/count)
+        vm_await [ "$(vm_exec "$name" wc -l </dev/null /tmp/m/count)" != "$before" ]
+        vm_await [ -z "$(vm_exec "$name" pidof cat)" ]
+        skew=$(($(vm_exec "$name" date +%s) - $(date +%s)))
+        ((skew > -30 && skew < 30))
+    done
+    run ! cmp a.random b.random
+    vm_exec a sh -c '[ "$KIND" = a ] && [ "$(hostname)" = a ] && [ "$(cat /etc/hostname)" = a ] && grep "127.0.0.1.a$" /etc/hosts && ! grep base /etc/hosts'
+    vm_exec b sh -c '[ "$KIND" = saved ] && [ "$(hostname)" = other.test ] && grep "other.test other$" /etc/hosts'
+    # Each has a disk and a memory of its own.
+    vm_exec a sh -c 'echo a >/disk; echo a >/tmp/m/memory'
+    [ "$(vm_exec b cat /disk /tmp/m/memory)" = $'kept\nkept' ]
+    head -c 300000 /dev/urandom >random
+    msb-cp random a:/copied
+    vm_exec a sha256sum /copied | grep "$(sha256sum random | cut -d' ' -f1)"
+    # What was started from a snapshot can be saved.
+    msb-snapshot a --stop >again.json
+    [ ! -e "$MSB_RUN/a" ]
+    vm_record=$PWD/again.json
+    vm_boot c
+    [ "$(vm_exec c cat /disk)" = a ]
+    for name in b c base; do msb-stop -t 5 "$name" >stopped.json; done
+    vm_assert_nothing
+    [ "$(msb-store ls --json -t snapshot | jq -s 'length')" = 2 ]
+    msb-store rm -t snapshot "${dir##*/}"
+    [ ! -e "$dir" ]
+}
+
+@test "what cannot be saved is refused while the VM runs on, and a snapshot that does not fit or was changed before a VM starts" {
+    MSB_TEST_ROOT=block vm_setup
+    refused() {
+        run --separate-stderr "${@:2}"
+        [ "$status" -eq 1 ]
+        [[ $stderr == *"$1"* ]] || { echo "$stderr"; return 1; }
+        [ -z "$output" ]
+    }
+    vm_boot base --vmm qemu --channel serial -m 128M
+    msb-snapshot -q base --stop >snap.json
+    refused 'it does not run' msb-snapshot -r base.json
+    refused '--cpus 2: a saved VM keeps its number of processors, 1' msb-boot -r snap.json --name a --cpus 2
+    refused '--memory 256M: a saved VM keeps its memory of 128 MiB' msb-boot -r snap.json --name a --memory 256M
+    refused 'a saved VM keeps its init' msb-boot -r snap.json --name a --init auto
+    refused 'a saved VM keeps its volumes' msb-boot -r snap.json --name a -v cache:/cache
+    refused '--restart: a VM that starts from a snapshot' msb-boot -r snap.json --name a --restart always
+    jq -c '.rootfs.lower = ["/etc"]' snap.json >other.json
+    refused 'a saved VM keeps its root' msb-boot -r other.json --name a
+    dir=$(jq -r .snapshot.path snap.json)
+    # changed FILE: refused with that file as it is now, and then the file is as before.
+    changed() {
+        refused "$1: not as it was saved" msb-boot -r snap.json --name a
+        mv "$1.saved" "$dir/$1"
+    }
+    for file in state memory disk1; do
+        cp --sparse=always "$dir/$file" "$file.saved"
+        truncate -s -4096 "$dir/$file"
+        changed "$file"
+        cp --sparse=always "$dir/$file" "$file.saved"
+        printf x | dd of="$dir/$file" bs=1 seek=70000 conv=notrunc status=none
+        changed "$file"
+    done
+    # Another QEMU, in a description that nobody has tampered with otherwise.
+    jq -c '.machine.vmm = "0.1"' "$dir/snapshot.json" >"$dir/new"
+    refused 'snapshot.json: not as it was saved' msb-boot -r <(jq -c '.snapshot.digest = "sha256:0"' snap.json) --name a
+    mv "$dir/new" "$dir/snapshot.json"
+    jq -c --arg digest "sha256:$(sha256sum <"$dir/snapshot.json" | cut -d' ' -f1)" '.snapshot.digest = $digest' snap.json >other.json
+    refused 'it was saved by QEMU 0.1, and this is QEMU' msb-boot -r other.json --name a
+    jq -c '.machine.kernel = "other.vmlinux"' "$dir/snapshot.json" >new
+    mv new "$dir/snapshot.json"
+    jq -c --arg digest "sha256:$(sha256sum <"$dir/snapshot.json" | cut -d' ' -f1)" '.snapshot.digest = $digest' snap.json >other.json
+    refused 'it was saved with another guest kernel' msb-boot -r other.json --name a
+    msb-store ls --json -t snapshot | jq -e '.complete == false'
+    msb-store rm -t snapshot "${dir##*/}"
+    refused 'it is gone' msb-boot -r snap.json --name a
+    vm_assert_nothing
+
+    vm_boot base --vmm qemu
+    refused 'base: its agent is reached by vsock, which QEMU cannot save (boot it with --channel serial)' msb-snapshot base
+    jq -c '.vm.root = "share"' base.json >shared.json
+    refused 'a shared root cannot be saved' msb-snapshot -r shared.json
+    jq -c '.vm.vmm = "krun"' base.json >krun.json
+    refused 'libkrun cannot save a VM' msb-snapshot -r krun.json
+    jq -c '.boot.volumes = [{volume: "cache", target: "/cache"}]' base.json >volume.json
+    refused 'volume "/cache" cannot be saved' msb-snapshot -r volume.json
+    msb-exec base -- true
+    # A save that was killed leaves nothing that gc does not remove.
+    [ -z "$(ls -A "$MSB_HOME/snapshots")" ]
 }

@@ -6,7 +6,7 @@ bats_require_minimum_version 1.5.0
 setup() {
     root=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
     PATH="$root/target/release:$PATH"
-    tools=(msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-ls msb-logs msb-stats msb-rm msb-store msb-oci)
+    tools=(msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-snapshot msb-ls msb-logs msb-stats msb-rm msb-store msb-oci)
     unset MSB_RECORD
     export MSB_NETWORK=none
 }
@@ -357,7 +357,7 @@ END
     cd "$root"
     cargo metadata --offline --locked --no-deps --format-version 1 |
         jq -r '.packages[] | .name as $name | .dependencies[] | select(.path) | "\($name) \(.name)"' | sort -u > "$BATS_TEST_TMPDIR/edges"
-    [ "$(grep -c ' msb$' "$BATS_TEST_TMPDIR/edges")" = 17 ]
+    [ "$(grep -c ' msb$' "$BATS_TEST_TMPDIR/edges")" = 18 ]
     [ "$(grep -v ' msb$' "$BATS_TEST_TMPDIR/edges" | paste -sd,)" = 'msb-boot msb-gate,msb-cp msb-archive,msb-pack msb-registry,msb-pull msb-archive,msb-pull msb-registry' ]
 }
 

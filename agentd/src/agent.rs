@@ -1,6 +1,7 @@
 //! What the sessions share.
 
 use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use msb::vm::boot::Defaults;
 
@@ -24,7 +25,7 @@ pub struct Agent {
     /// Where the output of detached commands is recorded.
     pub recorder: Recorder,
     /// What a command gets if its request does not say otherwise.
-    pub defaults: Defaults,
+    pub defaults: RwLock<Arc<Defaults>>,
     /// The number of the signal with which the image wants its init to be stopped.
     pub init_stop_signal: i32,
     /// The shutdown that the host has asked for.
@@ -35,6 +36,11 @@ impl Agent {
     /// Whether it is PID 1, which the OOM killer never ends.
     pub fn is_init(&self) -> bool {
         std::process::id() == 1
+    }
+
+    /// What a command gets if its request does not say otherwise.
+    pub fn defaults(&self) -> Arc<Defaults> {
+        Arc::clone(&self.defaults.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether the root is not the agent's, so that commands run in containers alone.

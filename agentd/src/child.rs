@@ -124,7 +124,7 @@ fn here(
     cgroup: Option<&Cgroup>,
     late: Option<&LateMounts>,
 ) -> Result<Running, Failure> {
-    let defaults = &agent.defaults;
+    let defaults = agent.defaults();
     let argv = if request.argv.is_empty() { defaults.argv.clone() } else { request.argv };
     let argv: Vec<OsString> = argv.into_iter().map(OsString::from).collect();
     let program = argv.first().ok_or_else(|| Failure {

@@ -118,6 +118,38 @@ fn bind(
     Ok(mount(Some(source), &place, None::<&str>, MsFlags::MS_BIND, None::<&str>)?)
 }
 
+/// Gives the machine another name in the files that have it. What the guest has added to them stays.
+pub fn rename(old: &str, new: &str) {
+    let write = |file: &str, content: &dyn Fn(&[u8]) -> Vec<u8>| -> io::Result<()> {
+        let place = path::follow(Path::new("/"), &Path::new("/").join(file))?;
+        let content = content(&read(&place)?);
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        File::options().write(true).truncate(true).custom_flags(flags).open(&place)?.write_all(&content)
+    };
+    let renamed = |found: &[u8]| rename_in_hosts(found, old, new);
+    let name = |_: &[u8]| format!("{new}\n").into_bytes();
+    for (file, content) in [(FILES[0], &renamed as &dyn Fn(&[u8]) -> Vec<u8>), (FILES[1], &name)] {
+        if let Err(error) = write(file, content) {
+            console::log(&format!("/{file}: {error}"));
+        }
+    }
+}
+
+/// hosts(5) without the line that [`hosts`] has added for the old name, and with one for the new name.
+fn rename_in_hosts(found: &[u8], old: &str, new: &str) -> Vec<u8> {
+    let own = own_line(&[old]);
+    let own_label = old.split_once('.').map(|(label, _)| own_line(&[old, label]));
+    let is_own =
+        |line: &&[u8]| *line == own.as_bytes() || own_label.as_ref().is_some_and(|own| *line == own.as_bytes());
+    let kept: Vec<&[u8]> = found.split_inclusive(|&byte| byte == b'\n').filter(|line| !is_own(line)).collect();
+    hosts(&kept.concat(), new, false, None)
+}
+
+/// The line of hosts(5) for the machine's names.
+fn own_line(names: &[&str]) -> String {
+    format!("127.0.0.1\t{}\n", names.join(" "))
+}
+
 /// Reads a regular file. It is opened with care, because the host may replace it in a shared root.
 fn read(path: &PathBuf) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
@@ -158,7 +190,7 @@ fn hosts(image: &[u8], hostname: &str, has_ipv6: bool, network: Option<&Network>
     let is_missing = |name: &&str| !name.eq_ignore_ascii_case("localhost") && !has(name, false) && !has(name, true);
     let names: Vec<&str> = [Some(hostname), label].into_iter().flatten().filter(is_missing).collect();
     if !names.is_empty() {
-        lines.push_str(&format!("127.0.0.1\t{}\n", names.join(" ")));
+        lines.push_str(&own_line(&names));
     }
     for (address, name) in network.iter().flat_map(|network| &network.hosts) {
         lines.push_str(&format!("{address}\t{name}\n"));
@@ -214,6 +246,24 @@ mod tests {
         assert_eq!(hosts(b"127.0.0.1 localhost a\n", "a.b", false, None), b"127.0.0.1 localhost a\n127.0.0.1\ta.b\n");
         assert_eq!(hosts(b"", "localhost", false, None), LOCAL.as_bytes());
         assert_eq!(hosts(b"\xff\n", "localhost", false, None), [b"\xff\n", LOCAL.as_bytes()].concat());
+    }
+
+    #[test]
+    fn another_name_replaces_the_line_of_the_old_one_alone() {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        for (old, new, expected) in [
+            ("worker", "other", "127.0.0.1\tother\n"),
+            ("a.b.test", "other", "127.0.0.1\tother\n"),
+            ("worker", "a.b.test", "127.0.0.1\ta.b.test a\n"),
+            ("worker", "localhost", ""),
+        ] {
+            let mut found = hosts(b"10.0.0.9 db # worker\n", old, true, None);
+            found.extend(b"127.0.0.1 worker-2\n");
+            let renamed = text(rename_in_hosts(&found, old, new));
+            assert_eq!(renamed, format!("10.0.0.9 db # worker\n{LOCAL}{LOCAL_6}127.0.0.1 worker-2\n{expected}"));
+            // As often as one likes.
+            assert_eq!(text(rename_in_hosts(renamed.as_bytes(), new, new)), renamed);
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::channel::{self, Listener};
 use crate::error::Error;
 use crate::link::PEER_TIMEOUT;
 use crate::sessions::Server;
-use crate::{clock, console, copy, session, visit};
+use crate::{clock, console, copy, resume, session, visit};
 
 /// The longest grace of a shutdown.
 const MAX_GRACE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -72,6 +72,12 @@ fn greet(mut connection: UnixStream, agent: &Agent) -> Result<(), wire::Error> {
         Some(Message::Clock(clock)) => {
             clock::set(clock.now_ms);
             Ok(())
+        }
+        Some(Message::Resume(other)) => {
+            connection.set_read_timeout(None)?;
+            let ready = resume::run(agent, *other);
+            drop(connection);
+            Ok(report(ready)?)
         }
         Some(Message::Shutdown(shutdown)) => {
             // A longer time would overflow an Instant.

@@ -33,6 +33,7 @@ mod process;
 mod program;
 mod reap;
 mod recorder;
+mod resume;
 mod run;
 mod session;
 mod sessions;
@@ -51,7 +52,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -140,7 +141,7 @@ fn hand_over(
         Ok(init) => init,
         Err(message) => give_up(&message, kernel_ms, cleanup),
     };
-    let env = handoff::environment(&agent.defaults, &requested.env, init.is_systemd());
+    let env = handoff::environment(&agent.defaults(), &requested.env, init.is_systemd());
     let probe = handoff::probe_before_start(&init, &env).unwrap_or_else(|error| {
         console::log(&format!("listen to systemd: {error}"));
         None
@@ -217,7 +218,7 @@ fn enter(cleanup: &mut Cleanup) -> Result<(Agent, Option<boot::Init>, Option<boo
         sessions: Sessions::default(),
         execs: Execs::default(),
         recorder: Recorder::default(),
-        defaults: boot.defaults,
+        defaults: RwLock::new(Arc::new(boot.defaults)),
         init_stop_signal: boot.init.as_ref().map_or(Signal::SIGTERM as i32, |init| init.stop_signal),
         shutdown: ShutdownRequest::default(),
     };

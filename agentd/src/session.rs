@@ -82,7 +82,8 @@ pub fn run(mut connection: UnixStream, agent: &Agent, request: Request) -> Resul
     for fd in sources.iter().map(|(_, fd)| fd).chain(&stdin) {
         rustix::io::ioctl_fionbio(fd, true).map_err(io::Error::from)?;
     }
-    let argv = if argv.is_empty() { &agent.defaults.argv } else { &argv };
+    let defaults = agent.defaults();
+    let argv = if argv.is_empty() { &defaults.argv } else { &argv };
     let exec = agent.execs.add(Arc::clone(&child.group.process), argv, is_container, detach)?;
     let mut session = Session {
         agent,

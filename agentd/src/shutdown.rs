@@ -182,7 +182,7 @@ fn end_by_init(agent: &Arc<Agent>, cleanup: &Cleanup) -> ! {
     let grace = agent.shutdown.grace().unwrap_or(DEFAULT_GRACE);
     let since = Instant::now();
     // Commands get their signal first, so that they can end while callers are still connected.
-    agent.reaper.signal_all(agent.defaults.stop_signal);
+    agent.reaper.signal_all(agent.defaults().stop_signal);
     agent.reaper.signal_all(Signal::SIGCONT as i32);
     hang_up_shells(&agent.reaper);
     let deadline = since + grace - reserve(grace);
@@ -309,10 +309,11 @@ fn await_init(
 fn end_processes(agent: &Agent, grace: Duration) {
     let (reaper, all_processes, since) = (&agent.reaper, Pid::from_raw(-1), Instant::now());
     let mut grace = grace;
-    if agent.defaults.stop_signal != Signal::SIGTERM as i32 {
+    let stop_signal = agent.defaults().stop_signal;
+    if stop_signal != Signal::SIGTERM as i32 {
         // The image has a stop signal of its own. TERM may mean something else to its command, so TERM is sent when the commands have
         // ended, or shortly before the end of the grace.
-        reaper.signal_all(agent.defaults.stop_signal);
+        reaper.signal_all(stop_signal);
         reaper.signal_all(Signal::SIGCONT as i32);
         hang_up_shells(reaper);
         reaper.wait_unawaited(grace - TERM_TIME.min(grace / 4));

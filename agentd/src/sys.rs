@@ -398,6 +398,28 @@ pub fn signal_process(pid: i32, signal: i32) {
     }
 }
 
+/// Adds random bytes to the kernel's pool, counted as random, and makes its random number generator begin anew with them.
+///
+/// # Errors
+/// Those of the two requests of random(4).
+pub fn reseed(random: BorrowedFd<'_>, entropy: &[u8]) -> io::Result<()> {
+    /// `RNDADDENTROPY` and `RNDRESEEDCRNG` of linux/random.h, which are the same for all architectures of this program.
+    const ADD: libc::Ioctl = 0x4008_5203_u32 as libc::Ioctl;
+    const RESEED: libc::Ioctl = 0x5207;
+    let length = libc::c_int::try_from(entropy.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // struct rand_pool_info: the entropy in bits, the size in bytes, the bytes.
+    let info = [&(8 * length).to_ne_bytes()[..], &length.to_ne_bytes(), entropy].concat();
+    // SAFETY: the kernel reads the two numbers, and as many bytes as the second one says, which are there.
+    if unsafe { libc::ioctl(random.as_raw_fd(), ADD, info.as_ptr()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the request has no argument.
+    if unsafe { libc::ioctl(random.as_raw_fd(), RESEED) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// The side of a fork.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Side {

@@ -22,6 +22,7 @@ use crate::inherited_fd::InheritedFd;
 use crate::network::{self, Networks};
 use crate::notice::Notice;
 use crate::root::Root;
+use crate::saved::Saved;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
 use crate::volume::{self, Volume};
@@ -45,6 +46,8 @@ pub(crate) struct Config {
     pub volumes: Vec<Volume>,
     /// Its root.
     pub root: Root,
+    /// The saved VM that it starts from.
+    pub saved: Option<Saved>,
     /// Why the root has this form.
     pub root_why: String,
     /// The configuration of the agent.
@@ -69,6 +72,8 @@ pub(crate) struct Config {
     pub end_with: Option<InheritedFd>,
     /// The directory for the logs of failed boots.
     pub logs: PathBuf,
+    /// The directory with the store's EROFS images.
+    pub images: PathBuf,
     /// When the record was read, on the monotonic clock.
     pub started: Duration,
     /// The process whose end ends the VM.
@@ -104,7 +109,11 @@ impl Config {
     pub(crate) fn check(args: &Args, record: Record) -> anyhow::Result<Self> {
         let started = now();
         let mut notices = Vec::new();
-        let request = requested(record.boot.as_ref(), args)?;
+        let mut request = requested(record.boot.as_ref(), args)?;
+        let saved = record.snapshot.as_ref().map(Saved::read).transpose()?;
+        if let Some(saved) = &saved {
+            saved.check_request(&mut request, &record)?;
+        }
         let previous = record.vm.as_ref().map(require_ended).transpose()?;
         root_choice::check_flags(&record, &request)?;
         let architecture = defaults::architecture(record.image.as_ref().and_then(|image| image.platform.as_deref()))?;
@@ -180,6 +189,7 @@ impl Config {
             cards: Vec::new(),
             channel,
             port: None,
+            saving: None,
         };
         let boot = Boot {
             version: boot::VERSION,
@@ -195,6 +205,9 @@ impl Config {
             network: network_for_guest(&networks, &request, &record),
             port: channel == Channel::Serial,
         };
+        if let Some(saved) = &saved {
+            saved.check_machine(&vm, &boot, &scripts, vmm.processor())?;
+        }
         let overhead_mib = any::overhead_mib(vmm.name());
         let cgroup_parents = cgroup::check(&request.limits, request.memory_mib, overhead_mib)?;
         let mut record = record;
@@ -206,6 +219,7 @@ impl Config {
             networks,
             volumes,
             root_why: choice.why.into(),
+            saved,
             boot,
             agent_part: initramfs::agent_part(&agent)?,
             agent,
@@ -217,6 +231,7 @@ impl Config {
             end_with,
             _process: process,
             logs: layout::failed_boots(&home::home()?),
+            images: layout::images(&home::home()?),
             commit_on_stop: request.commit_on_stop && matches!(root, Root::Block(_)),
             root,
             record,
@@ -238,8 +253,8 @@ impl Config {
         initramfs::write_agent_part(&self.agent, &self.agent_part)?;
         self.volumes.iter().try_for_each(Volume::make)?;
         match &self.root {
-            Root::Block(block) => block.make_images(say),
-            Root::Share(_) | Root::Disk(_) => Ok(()),
+            Root::Block(block) if self.saved.is_none() => block.make_images(say),
+            _ => Ok(()),
         }
     }
 

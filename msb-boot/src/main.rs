@@ -40,6 +40,7 @@ mod role;
 mod root;
 mod root_choice;
 mod rotated;
+mod saved;
 mod supervisor;
 mod tsc;
 mod unusable;

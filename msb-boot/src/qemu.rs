@@ -91,6 +91,13 @@ impl Vmm for Qemu {
         self.architecture.qemu().buses.len()
     }
 
+    fn processor(&self) -> Option<String> {
+        Some(match self.is_accelerated() {
+            true => format!("host: {}", kvm::processor()),
+            false => self.architecture.qemu().cpu.to_owned(),
+        })
+    }
+
     fn start_helpers(&mut self, vm: &Vm, processes: &mut Processes) -> anyhow::Result<Vec<OwnedFd>> {
         self.counter = Reading::take();
         let (devices, sockets) = self.helpers.start(vm, processes)?;
@@ -140,7 +147,22 @@ fn arguments(
         push(&["-accel", "tcg,thread=multi", "-cpu", machine.cpu]);
     }
     push(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
-    push(&["-object", &format!("memory-backend-memfd,id=memory,size={}M,share=on", vm.memory_mib)]);
+    let memory = match &vm.saving {
+        Some(saving) => format!("memory-backend-file,mem-path={}", saving.memory.path().display()),
+        None => "memory-backend-memfd".into(),
+    };
+    push(&["-object", &format!("{memory},id=memory,size={}M,share=on", vm.memory_mib)]);
+    if let Some(saving) = &vm.saving {
+        push(&[
+            "-chardev",
+            &format!("socket,id=monitor,fd={}", saving.monitor),
+            "-mon",
+            "chardev=monitor,mode=control",
+        ]);
+        if saving.loads {
+            push(&["-incoming", "defer"]);
+        }
+    }
     let mut buses = machine.buses.iter().map(|number| format!("bus=virtio-mmio-bus.{number}"));
     let mut bus = || buses.next().unwrap_or_default();
     push(&["-chardev", "stdio,id=console,signal=off", "-device", &format!("virtio-serial-device,{}", bus())]);

@@ -119,7 +119,10 @@ pub(crate) fn root(
         let size = request::disk_size(request)?;
         let scratch = match &request.name {
             _ if request.ephemeral => Scratch::Memory,
-            Some(name) if !args.rm && !args.dry_run => Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?,
+            // A VM from a snapshot has a copy of the saved disk.
+            Some(name) if !args.rm && !args.dry_run && record.snapshot.is_none() => {
+                Scratch::named(name, size, base.as_encoded_bytes(), args.fresh)?
+            }
             _ => Scratch::unnamed(size),
         };
         if let (Some(existing), Some(name)) = (scratch.check(&home::home()?)?, &request.name) {

@@ -42,6 +42,19 @@ pub(crate) struct Vm {
     pub channel: Channel,
     /// The socket for its virtio-serial port, if that carries them.
     pub port: Option<InheritedFd>,
+    /// What saves it, if it can be saved.
+    pub saving: Option<Saving>,
+}
+
+/// What saves a VM, which the VMM inherits open.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Saving {
+    /// The file that is the guest's memory.
+    pub memory: InheritedFd,
+    /// The socket on which the VMM is told to save or load the state of the devices.
+    pub monitor: InheritedFd,
+    /// Whether the VMM waits for a state to load in the place of a boot.
+    pub loads: bool,
 }
 
 /// The network card of a VM. The VMM inherits its socket, on which each frame follows its length: four bytes, big-endian.
@@ -114,6 +127,15 @@ impl Vm {
             .iter()
             .filter_map(|drive| drive.backing_file.clone().or_else(|| (!drive.writable).then(|| drive.fd.path())));
         bases.into_iter().any(|base| fs::metadata(base).is_ok_and(|meta| meta.mode() & 0o004 == 0))
+    }
+
+    /// Whether all of its devices are such that a VMM can save them: none that another process serves.
+    pub(crate) fn has_saved_devices(&self) -> bool {
+        let is_virtual = |drive: &Drive| drive.backing_file.is_none();
+        self.channel == Channel::Serial
+            && self.root_share.is_none()
+            && self.volumes.is_empty()
+            && self.drives.iter().all(is_virtual)
     }
 
     /// An empty jail for a process of this VM.

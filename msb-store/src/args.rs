@@ -72,6 +72,8 @@ pub(crate) enum Type {
     Sandbox,
     /// The scratch disk of a VM with a name
     Disk,
+    /// A saved VM
+    Snapshot,
     /// A volume
     Volume,
     /// A manifest or configuration of an image
@@ -94,6 +96,7 @@ impl Type {
             Self::Erofs => "erofs",
             Self::Sandbox => "sandbox",
             Self::Disk => "disk",
+            Self::Snapshot => "snapshot",
             Self::Volume => "volume",
             Self::Blob => "blob",
             Self::Initramfs => "initramfs",

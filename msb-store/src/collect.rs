@@ -117,6 +117,7 @@ impl Collector<'_> {
         self.checksums()?;
         self.erofs(&inventory)?;
         self.agents()?;
+        self.snapshots()?;
         self.volumes()
     }
 
@@ -183,7 +184,7 @@ impl Collector<'_> {
         if !self.is_general() {
             return Ok(());
         }
-        for found in sandboxes(self.home, &vm::vms())? {
+        for found in sandboxes(self.home, &vm::vms(self.home))? {
             let mut verdict = found.state.verdict(self.scope.older_than);
             let bytes = size::of(&found.path)?;
             if verdict.is_err() && !self.scope.dry_run {
@@ -237,7 +238,7 @@ impl Collector<'_> {
             } else if !self.scope.all {
                 Ok("it has a reference")
             } else if is_needed() {
-                Ok("a VM or a sandbox has it")
+                Ok("a VM, a sandbox or a snapshot has it")
             } else if image
                 .layers
                 .iter()
@@ -416,6 +417,18 @@ impl Collector<'_> {
             self.settle(Type::Initramfs, &path, verdict)?;
         }
         Ok(())
+    }
+
+    /// gc removes snapshots that were never finished.
+    fn snapshots(&mut self) -> anyhow::Result<()> {
+        if !self.is_general() {
+            return Ok(());
+        }
+        let dir = layout::snapshots(self.home);
+        for path in size::children(&dir)?.into_iter().filter(|path| !layout::is_staging(path)) {
+            self.settle(Type::Snapshot, &path, Ok("snapshots are kept until they are removed by name"))?;
+        }
+        self.unfinished(&dir)
     }
 
     /// gc never removes volumes.

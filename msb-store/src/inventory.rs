@@ -47,7 +47,7 @@ impl Inventory {
     /// # Errors
     /// A directory that cannot be read.
     pub(crate) fn read(home: &Path) -> anyhow::Result<Self> {
-        let vms = vm::vms();
+        let vms = vm::vms(home);
         let layers = size::children(&layout::layers(home))?.into_iter().map(|path| name_of(&path));
         let erofs = size::children(&layout::images(home))?.into_iter().filter(|path| layout::is_image(path));
         let erofs = erofs.filter(|path| !layout::is_staging(path));
@@ -69,7 +69,7 @@ impl Inventory {
                 needed.insert(id.to_owned(), why);
             }
         };
-        self.vms.iter().for_each(|vm| need(vm.lower(), "a VM has it"));
+        self.vms.iter().for_each(|vm| need(vm.lower(), if vm.is_saved { "a snapshot has it" } else { "a VM has it" }));
         self.sandboxes.iter().for_each(|sandbox| need(&sandbox.owner.lower, "a sandbox has it"));
         for chain_id in self.sandboxes.iter().filter_map(Sandbox::chain_id) {
             for erofs in self.erofs.iter().filter(|erofs| erofs.name().starts_with(&chain_id)) {

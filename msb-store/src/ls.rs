@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use msb::store::{layers, layout};
+use msb::store::{layers, layout, snapshot};
 use msb::tool::{line, table};
 use serde::Serialize;
 
@@ -12,6 +12,7 @@ use crate::image::Image;
 use crate::inventory::{Erofs, Inventory, name_of};
 use crate::sandbox::Sandbox;
 use crate::size;
+use crate::vm::{self, Vm};
 
 /// A line of output. A member that is not known, or that a type does not have, is null.
 #[derive(Debug, Serialize)]
@@ -86,6 +87,12 @@ fn items(inventory: &Inventory, config: &Config) -> anyhow::Result<Vec<Item>> {
             items.push(of_disk(sandbox)?);
         }
     }
+    if is_wanted(Type::Snapshot) {
+        let snapshots = size::children(&layout::snapshots(&inventory.home))?;
+        for path in snapshots.into_iter().filter(|path| !layout::is_staging(path) && is_named(&name_of(path))) {
+            items.push(of_snapshot(&path)?);
+        }
+    }
     if is_wanted(Type::Volume) {
         let volumes = size::children(&layout::volumes(&inventory.home))?;
         for path in volumes.into_iter().filter(|path| is_named(&name_of(path))) {
@@ -110,7 +117,7 @@ fn of_image(inventory: &Inventory, image: &Image, count: impl Fn(&str) -> usize)
         !lower.is_empty() && lower.iter().all(has)
     };
     let vms = inventory.vms.iter().filter(|vm| is_root(vm.lower()));
-    let mut used_by: Vec<String> = vms.map(|vm| format!("VM {}", vm.name)).collect();
+    let mut used_by: Vec<String> = vms.map(|vm| vm.label()).collect();
     let sandboxes = inventory.sandboxes.iter().filter(|sandbox| is_root(&sandbox.owner.lower));
     used_by.extend(sandboxes.map(|sandbox| format!("sandbox {}", sandbox.name)));
     Ok(Item {
@@ -160,6 +167,17 @@ fn of_disk(sandbox: &Sandbox) -> anyhow::Result<Item> {
     })
 }
 
+fn of_snapshot(path: &Path) -> anyhow::Result<Item> {
+    let saved = vm::saved(path);
+    Ok(Item {
+        digest: snapshot::digest_of(path),
+        last_use: seconds(path.symlink_metadata().and_then(|meta| meta.modified()).ok()),
+        complete: Some(saved.is_some()),
+        used_by: saved.iter().map(Vm::origin).collect(),
+        ..Item::new(Type::Snapshot, path, size::of(path)?)
+    })
+}
+
 fn of_volume(inventory: &Inventory, path: &Path) -> anyhow::Result<Item> {
     let name = name_of(path);
     let vms = inventory.vms.iter().filter(|vm| vm.has_volume(&name));
@@ -193,9 +211,16 @@ fn row(item: &Item) -> [String; 7] {
     let now = seconds(Some(SystemTime::now())).unwrap_or_default();
     let digest =
         item.digest.as_ref().map(|digest| digest.split(':').next_back().unwrap_or_default().chars().take(12).collect());
-    let users =
-        if item.complete == Some(false) { "incomplete: pull it again".to_owned() } else { item.used_by.join(", ") };
-    let name = if item.kind == Type::Layer { item.name.chars().take(12).collect() } else { item.name.clone() };
+    let users = match (item.complete, item.kind) {
+        (Some(false), Type::Snapshot) => "damaged".to_owned(),
+        (Some(false), _) => "incomplete: pull it again".to_owned(),
+        _ => item.used_by.join(", "),
+    };
+    let name = if matches!(item.kind, Type::Layer | Type::Snapshot) {
+        item.name.chars().take(12).collect()
+    } else {
+        item.name.clone()
+    };
     [
         item.kind.name().to_owned(),
         name,

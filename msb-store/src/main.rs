@@ -1,4 +1,4 @@
-//! Shows and cleans the store: images, layers, EROFS images, sandboxes, disks and volumes.
+//! Shows and cleans the store: images, layers, EROFS images, sandboxes, disks, snapshots and volumes.
 //!
 //! Imports run one way: from the actions ([`ls`], [`rm`], [`gc`], [`check`], [`du`]) to [`collect`], to [`inventory`], to what is
 //! in the store.

@@ -17,6 +17,7 @@ pub(crate) const PAGE: Page = Page {
         ("$MSB_HOME/references", "The digest of each image, by its reference; written when the image is used"),
         ("$MSB_HOME/checksums", "The checksums of the files of each layer"),
         ("$MSB_HOME/sandboxes/ID/owner.json", "What a sandbox belongs to"),
+        ("$MSB_HOME/snapshots/HEX", "A saved VM, see msb-snapshot(1)"),
     ],
     examples: &[
         ("what is there", "msb-store ls"),
@@ -35,14 +36,14 @@ pub(crate) const PAGE: Page = Page {
 fn kept() -> String {
     "gc removes layers and documents that no image has, EROFS images without their
 layers, the agents for guests (initramfs) of installations that are gone, and what
-tools left unfinished when they were killed. It never removes volumes and disks,
-and nothing that a VM, a mount, msb-patch, msb-pack or a running pull uses. All of
-these but pulls hold a shared lock, as flock(1) takes it, on each layer. Layers
-that another program uses, such as mount(8), need such a lock too.
+tools left unfinished when they were killed. It never removes volumes, disks and
+snapshots, and nothing that a VM, a mount, msb-patch, msb-pack or a running pull
+uses. All of these but pulls hold a shared lock, as flock(1) takes it, on each
+layer. Layers that another program uses, such as mount(8), need such a lock too.
 
 An image is kept as long as it has a reference. When a tag names another image,
 the old one has none, and gc removes its layers unless a sandbox, a disk or a VM
-needs them.
+needs them. A snapshot, too, keeps the layers and the upper of its VM.
 
 The upper that msb-patch or msb-mount made in the store belongs to the mount or
 the VM that uses it. msb-rm removes it with the VM, and gc when nobody has used it

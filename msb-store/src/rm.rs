@@ -75,6 +75,7 @@ fn remove(config: &Config, name: &str) -> anyhow::Result<Option<Settled>> {
         Type::Erofs => erofs(config, &path)?,
         Type::Sandbox => upper(config, name, &path)?,
         Type::Disk => disk(config, name)?,
+        Type::Snapshot => snapshot(config, &path)?,
         _ => volume(config, name, &path)?,
     };
     let state = gone(config.dry_run);
@@ -92,6 +93,10 @@ fn path_of(home: &Path, kind: Type, name: &str) -> anyhow::Result<PathBuf> {
             let path = layout::images(home).join(name);
             ensure!(name_of(&path) == name && layout::is_image(&path), "not the name of an EROFS image");
             path
+        }
+        Type::Snapshot => {
+            ensure!(layout::is_id(name), "not the name of a snapshot");
+            layout::snapshot(home, name)
         }
         Type::Sandbox | Type::Disk => {
             name::check(name).map_err(anyhow::Error::msg)?;
@@ -122,10 +127,11 @@ fn disk(config: &Config, name: &str) -> anyhow::Result<bool> {
 
 /// The sandbox of this name, which no VM has. `None`: there is none.
 fn unused_sandbox(config: &Config, name: &str) -> anyhow::Result<Option<Sandbox>> {
-    let vms = vm::vms();
+    let vms = vm::vms(&config.home);
     let path = layout::sandbox(&config.home, name);
     let found = crate::sandbox::sandboxes(&config.home, &vms)?.into_iter().find(|sandbox| sandbox.path == path);
     if let Some(vm) = vms.iter().find(|vm| vm.name == name || vm.has_sandbox(&path)).filter(|_| found.is_some()) {
+        ensure!(!vm.is_saved, "{} has it (remove that with \"msb-store rm -t snapshot {}\")", vm.label(), vm.name);
         bail!("VM {:?} has it (remove the VM with \"msb-rm {}\")", vm.name, vm.name);
     }
     Ok(found)
@@ -175,11 +181,25 @@ fn erofs(config: &Config, path: &Path) -> anyhow::Result<bool> {
     Ok(true)
 }
 
+/// Removes a saved VM. VMs that were started from it have copies, or hold its files open.
+fn snapshot(config: &Config, path: &Path) -> anyhow::Result<bool> {
+    if !path.is_dir() {
+        return Ok(false);
+    }
+    if !config.dry_run {
+        // Nobody finds half of it.
+        let removed = publish::staging_path(path);
+        std::fs::rename(path, &removed)?;
+        publish::remove_tree(&removed)?;
+    }
+    Ok(true)
+}
+
 fn volume(config: &Config, name: &str, path: &Path) -> anyhow::Result<bool> {
     if !path.is_dir() {
         return Ok(false);
     }
-    if let Some(vm) = vm::vms().iter().find(|vm| vm.has_volume(name)) {
+    if let Some(vm) = vm::vms(&config.home).iter().find(|vm| vm.has_volume(name)) {
         bail!("VM {:?} uses it (stop it first)", vm.name);
     }
     if !config.dry_run {

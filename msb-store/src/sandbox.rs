@@ -79,13 +79,13 @@ fn sandbox(path: PathBuf, vms: &[Vm]) -> anyhow::Result<Sandbox> {
     let owner = Owner::read(&path);
     let has_disk = path.join(SCRATCH_DISK).exists();
     let users = vms.iter().filter(|vm| vm.name == name && has_disk || vm.has_sandbox(&path));
-    let mut users: Vec<String> = users.map(|vm| format!("VM {}", vm.name)).collect();
+    let mut users: Vec<String> = users.map(|vm| vm.label()).collect();
     let mut last_use = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
     let state = if layout::is_staging(&path) {
         State::Unfinished { is_running: lock::open(&path, Lock::TryExclusive).is_err() }
     } else {
         match sandbox::held(&path)? {
-            _ if !users.is_empty() => State::Needed("a VM has it"),
+            _ if !users.is_empty() => State::Needed("a VM or a snapshot has it"),
             _ if has_disk => State::Needed("it is the disk of a VM's name"),
             Held::Now => {
                 users.extend(owner.mount.iter().map(|mount| format!("mount {}", mount.display())));

@@ -1,10 +1,14 @@
-//! The VMs that have a run directory, running or dead, and what of the store their records name.
+//! The VMs that have a run directory, running or dead, and those that are saved, and what of the store their records name.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use msb::record::{self, Record, Rootfs, VolumeContent};
+use msb::record::{self, Record, Rootfs, Snapshot, VolumeContent};
+use msb::store::layout;
+use msb::store::snapshot::{self, Description};
 use msb::vm::{name, supervisor};
+
+use crate::size;
 
 /// The largest record that is read, in bytes.
 const MAX_RECORD: u64 = 8 << 20;
@@ -13,11 +17,28 @@ const MAX_RECORD: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct Vm {
     pub(crate) name: String,
+    /// Whether it is a snapshot in the store, by whose digest it goes then.
+    pub(crate) is_saved: bool,
     record: Record,
 }
 
-/// The VMs of this user. The list is empty if the directory for run directories is missing.
-pub(crate) fn vms() -> Vec<Vm> {
+/// The VMs of this user, and those that are saved in the store.
+pub(crate) fn vms(home: &Path) -> Vec<Vm> {
+    let mut vms = booted();
+    let paths = size::children(&layout::snapshots(home)).unwrap_or_default();
+    vms.extend(paths.iter().filter_map(|path| saved(path)));
+    vms
+}
+
+/// A saved VM; `None` for one that is not complete.
+pub(crate) fn saved(path: &Path) -> Option<Vm> {
+    let snapshot = Snapshot::new(path.to_owned(), snapshot::digest_of(path)?);
+    let description = Description::read(&snapshot).ok()?;
+    Some(Vm { name: path.file_name()?.to_str()?.to_owned(), is_saved: true, record: description.record })
+}
+
+/// The list is empty if the directory for run directories is missing.
+fn booted() -> Vec<Vm> {
     let Ok(base) = name::run_base() else { return Vec::new() };
     let entries = fs::read_dir(&base).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
@@ -28,10 +49,25 @@ fn vm(dir: &Path, name: String) -> Option<Vm> {
     let path = dir.join(record::FILE_NAME);
     let is_small = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_RECORD);
     let text = if is_small { fs::read(path).ok()? } else { return None };
-    Some(Vm { name, record: Record::parse(text.trim_ascii_end()).ok()? })
+    Some(Vm { name, is_saved: false, record: Record::parse(text.trim_ascii_end()).ok()? })
 }
 
 impl Vm {
+    /// What it is, for a person.
+    pub(crate) fn label(&self) -> String {
+        match self.is_saved {
+            true => format!("snapshot {}", self.name.chars().take(12).collect::<String>()),
+            false => format!("VM {}", self.name),
+        }
+    }
+
+    /// The image and the name of its VM, for a person.
+    pub(crate) fn origin(&self) -> String {
+        let image = self.record.image.as_ref().map_or("its root", |image| &image.reference);
+        let vm = self.record.boot.as_ref().and_then(|boot| boot.name.as_deref());
+        vm.map_or_else(|| image.to_owned(), |vm| format!("{image}, saved from VM {vm}"))
+    }
+
     /// The lower directories of its root.
     pub(crate) fn lower(&self) -> &[PathBuf] {
         match &self.record.rootfs {

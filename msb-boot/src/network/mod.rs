@@ -152,6 +152,11 @@ impl Networks {
         self.cards.iter().filter_map(ExternalCard::inherited_fd)
     }
 
+    /// Whether there are cards on networks that somebody else provides.
+    pub(crate) fn has_external_cards(&self) -> bool {
+        !self.cards.is_empty()
+    }
+
     /// The number of network cards.
     pub(crate) fn count(&self) -> usize {
         self.cards.len() + usize::from(self.gated.is_some())

@@ -69,7 +69,11 @@ impl<'f> Machine<'f> {
         volume::make_mount_points(&vm.volumes_dir(), &config.boot.volumes)
             .context("the mount points of the volumes")?;
         let initramfs = Initramfs::make(&config.agent, &config.agent_part, &config.scripts)?;
-        let (drives, disks) = config.root.open_drives()?.into_iter().unzip();
+        let opened = match &config.saved {
+            Some(saved) => saved.open_drives()?,
+            None => config.root.open_drives()?,
+        };
+        let (drives, disks) = opened.into_iter().unzip();
         vm.drives = drives;
         Ok(Self {
             vm,

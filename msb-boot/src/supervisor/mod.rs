@@ -15,6 +15,7 @@ mod ready;
 mod recording;
 mod restart;
 mod running;
+mod saving;
 mod stopping;
 mod timings;
 mod verdict;

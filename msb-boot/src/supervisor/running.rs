@@ -31,7 +31,8 @@ pub(super) fn record(
     running.scratch = root.scratch();
     running.cpus = machine.vm.cpus;
     running.memory_mib = machine.vm.memory_mib;
-    running.init = ready.init.clone();
+    let saved = || config.saved.as_ref()?.machine().init.clone();
+    running.init = ready.init.clone().or_else(saved);
     (running.net, running.cards) = config.networks.in_record(&machine.vm);
     running.volumes = config.volumes.iter().map(Volume::in_record).collect();
     running.timings_ms = timings;

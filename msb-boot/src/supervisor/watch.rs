@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -21,6 +20,7 @@ use super::console::{Console, Stderr};
 use super::halt::{self, Halt};
 use super::machine::Machine;
 use super::recording::Recording;
+use super::saving::{Loaded, Prepared, Saver};
 use super::stopping::Deadline;
 use super::timings::timings;
 use super::verdict::Verdict;
@@ -30,15 +30,14 @@ use crate::config::{Config, now};
 use crate::inherited_fd::InheritedFd;
 use crate::log;
 use crate::network::control::Control;
-use crate::network::resolver;
 use crate::processes::{self, Processes};
+
+mod loss;
 
 /// How long the VMM may outlive a helper process. If the VMM ends in that time, its own end is the one that is reported.
 const HELPER_LOSS_GRACE: Duration = Duration::from_secs(3);
 /// The message about a guest that does not come up.
 const PANICKED: &str = "the guest's kernel panicked";
-/// How often passt, and how often the resolver, is started again.
-const MAX_REPLACEMENTS: u32 = 3;
 
 /// The phase of the VM's life, and the time at which it must have ended.
 enum Phase {
@@ -66,6 +65,10 @@ pub(super) struct Watch<'a, 'f> {
     network: Option<Control>,
     /// What keeps the multiplexer of the guest's port running.
     _channel: Option<UnixStream>,
+    /// What saves the VM, if it can be saved.
+    saver: Option<Saver>,
+    /// A saved state is being loaded.
+    loaded: Option<Loaded>,
     /// How often a process was started again.
     replacements: BTreeMap<&'static str, u32>,
     phase: Phase,
@@ -98,6 +101,10 @@ enum Event {
     NetworkControl,
     ShutdownMessage,
     HaltAnswer,
+    /// msb-snapshot has connected.
+    Snapshot,
+    /// The load of a saved state has ended.
+    Loaded,
 }
 
 impl<'a, 'f> Watch<'a, 'f> {
@@ -135,7 +142,14 @@ impl<'a, 'f> Watch<'a, 'f> {
         let own_initramfs = File::from(initramfs.try_clone()?);
         fds.push(initramfs);
         let channel = channel::start(vm, &mut fds, &mut processes)?;
+        let prepared = Prepared::make(config, vm, &mut fds)?;
         config.vmm.start(vm, fds, console_in, &mut processes)?;
+        let saver = match (prepared, &channel) {
+            (Some(prepared), Some(channel)) => Some(prepared.started(config, channel)?),
+            _ => None,
+        };
+        let starting = Endpoint::new(vm.socket_dir().join(rundir::AGENT_SOCKET), AGENT_PORT, false);
+        let loaded = saver.as_ref().map(|saver| saver.load(config, starting)).transpose()?.flatten();
         Ok(Self {
             config,
             held,
@@ -148,6 +162,8 @@ impl<'a, 'f> Watch<'a, 'f> {
             recording: None,
             network: control,
             _channel: channel,
+            saver,
+            loaded,
             replacements: BTreeMap::new(),
             phase: Phase::Booting { until: now() + config.timeout, patience },
             initramfs: Some(own_initramfs),
@@ -195,6 +211,11 @@ impl<'a, 'f> Watch<'a, 'f> {
             Event::NetworkChange | Event::NetworkControl => self.inform_network()?,
             Event::ShutdownMessage => self.read_shutdown_messages(),
             Event::HaltAnswer => self.read_halt_answer(),
+            Event::Snapshot => {
+                let endpoint = self.endpoint();
+                self.saver.iter().for_each(|saver| saver.accept(endpoint.clone()));
+            }
+            Event::Loaded => self.check_loaded()?,
         }
         Ok(None)
     }
@@ -223,6 +244,8 @@ impl<'a, 'f> Watch<'a, 'f> {
         add(Event::EndWith, self.machine.end_with.as_ref().map(AsFd::as_fd));
         add(Event::Clock, Some(self.clock.as_fd()));
         add(Event::ShutdownMessage, shutdown);
+        add(Event::Snapshot, self.saver.as_ref().and_then(Saver::listener));
+        add(Event::Loaded, self.loaded.as_ref().map(AsFd::as_fd));
         add(Event::HaltAnswer, self.halt.as_ref().and_then(Halt::answer));
         if let Some(control) = &self.network {
             sources.extend(control.changes().map(|fd| (Event::NetworkChange, fd)));
@@ -311,6 +334,9 @@ impl<'a, 'f> Watch<'a, 'f> {
         line.push(b'\n');
         publish::write_volatile_file(&path, &line, 0o600).with_context(|| format!("{path:?}"))?;
         let _ = std::fs::remove_file(self.held.path().join(rundir::RESTARTING));
+        if let Some(saver) = &mut self.saver {
+            saver.listen(self.held.path(), ready.init.clone())?;
+        }
         log::note("ready");
         self.recording = Some(Recording::start(self.endpoint(), self.held.path()));
         if let (Some(warning), Some(client)) = (&ready.warning, self.machine.client.as_mut()) {
@@ -420,34 +446,6 @@ impl<'a, 'f> Watch<'a, 'f> {
             _ => Ended::failure(message),
         };
         Ok(Some(ended))
-    }
-
-    /// A process has ended that the VM can do without. While it boots, that is an error all the same.
-    fn lose(&mut self, name: &'static str, status: ExitStatus) {
-        let end = format!("{name} {}", processes::describe(status));
-        if matches!(self.phase, Phase::Booting { .. }) {
-            self.lost.get_or_insert((now(), self.helper_stderr.quoted_after(&end)));
-        } else {
-            let (lost, missing) = match name {
-                resolver::NAME => ("questions", "name server"),
-                _ => ("connections", "network"),
-            };
-            log::note(format_args!("{end}: the guest's {lost} are lost"));
-            if let Err(error) = self.replace(name) {
-                log::note(format_args!("the guest has no {missing} until the VM is started again: {error:#}"));
-            }
-        }
-    }
-
-    /// Starts a process again. A guest that can end one gets so many.
-    fn replace(&mut self, name: &'static str) -> anyhow::Result<()> {
-        let Some(control) = &mut self.network else { return Ok(()) };
-        let count = self.replacements.entry(name).or_default();
-        *count += 1;
-        if *count > MAX_REPLACEMENTS {
-            bail!("it was restarted {MAX_REPLACEMENTS} times");
-        }
-        self.config.networks.replace(name, &self.machine.vm, control, &mut self.processes)
     }
 
     /// Acts on the deadlines that have passed.

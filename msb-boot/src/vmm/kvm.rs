@@ -60,6 +60,20 @@ fn judge(opened: io::Result<()>, cpuinfo: &str) -> Result<(), Unusable> {
     }
 }
 
+/// The processor of this machine: its name, and what it can do.
+pub(crate) fn processor() -> String {
+    describe(&fs::read_to_string("/proc/cpuinfo").unwrap_or_default())
+}
+
+fn describe(cpuinfo: &str) -> String {
+    let value = |wanted: &[&str]| {
+        let mut members = cpuinfo.lines().filter_map(|line| line.split_once(':'));
+        members.find(|(key, _)| wanted.contains(&key.trim_end())).map_or("", |(_, value)| value.trim())
+    };
+    let name = value(&["model name", "CPU part"]);
+    format!("{name}, flags {}", value(&["flags", "Features"]))
+}
+
 /// The name of this user, for a command line. In a user namespace, it is that of the user who is root there.
 fn user() -> String {
     let uid = IdMap::of_this_process().ok().and_then(|map| id_map::outside(&map.uid, getuid().as_raw()));
@@ -98,6 +112,14 @@ mod tests {
             let why = judge(opened, cpuinfo).unwrap_err();
             assert!(why.found.contains(found) && why.remedy.contains(remedy), "{why}");
         }
+    }
+
+    #[test]
+    fn processors_with_other_flags_are_others() {
+        let cpuinfo =
+            "processor\t: 0\nmodel name\t: A CPU\nflags\t\t: fpu vmx\n\nprocessor\t: 1\nmodel name\t: A CPU\n";
+        assert_eq!(describe(cpuinfo), "A CPU, flags fpu vmx");
+        assert_ne!(describe(cpuinfo), describe(&cpuinfo.replace("vmx", "svm")));
     }
 
     #[test]

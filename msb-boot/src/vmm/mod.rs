@@ -57,6 +57,11 @@ pub(crate) trait Vmm {
         false
     }
 
+    /// The model of the guest's processor, which another VM must have to go on from a saved state. `None`: nothing can be saved.
+    fn processor(&self) -> Option<String> {
+        None
+    }
+
     /// How it enters a guest's kernel that is an ELF program.
     fn boot_protocol(&self) -> BootProtocol;
 

@@ -13,6 +13,7 @@ use super::boot::Boot;
 use super::image::Image;
 use super::mount::Mount;
 use super::rootfs::Rootfs;
+use super::snapshot::Snapshot;
 use super::unknown::Unknown;
 use super::upper::Upper;
 use super::vm::Vm;
@@ -84,6 +85,9 @@ pub struct Record {
     /// The mounted root; added by msb-mount.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mount: Option<Mount>,
+    /// The saved VM to start from; added by msb-snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
     /// What msb-boot is asked for; msb-boot writes it back with every default filled in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub boot: Option<Boot>,
@@ -141,6 +145,7 @@ impl Record {
         }
         paths.extend(self.upper.iter().flat_map(|upper| [upper.dir.as_path(), upper.work.as_path()]));
         paths.extend(self.mount.iter().map(|mount| mount.path.as_path()));
+        paths.extend(self.snapshot.iter().map(|snapshot| snapshot.path.as_path()));
         paths.extend(self.vm.iter().flat_map(|vm| [vm.endpoint.unix.as_path(), vm.kernel_log.as_path()]));
         paths.extend(self.vm.iter().filter_map(|vm| vm.scratch.as_ref()?.path.as_deref()));
         paths.extend(
@@ -211,6 +216,7 @@ mod tests {
             (r#"{"msb":1,"boot":{"init":{"args":[{}]}}}"#, "record: boot.init.args[0]: "),
             (r#"{"msb":1,"boot":{"root":"tape"}}"#, "record: boot.root: unknown variant"),
             (r#"{"msb":1,"boot":{"overlay":"rel"}}"#, "not absolute"),
+            (r#"{"msb":1,"snapshot":{"path":"rel","digest":"sha256:0"}}"#, "not absolute"),
             (r#"{"msb":1,"boot":{"volumes":[{"source":"rel","target":"/x"}]}}"#, "not absolute"),
         ] {
             let error = Record::parse(text.as_bytes()).unwrap_err().to_string();

@@ -17,6 +17,7 @@
 //! │   ├── hold                    locked by users of an upper that a pipe made, and written when the last one ends
 //! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
 //! ├── steps/HEX                   the upper that a step of a build made, by the digest of what the step depends on
+//! ├── snapshots/HEX/             saved VMs, by the SHA-256 of their description
 //! ├── volumes/NAME/               the content of volumes
 //! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
 //! ├── logs/NAME/                  logs of boots that failed
@@ -204,6 +205,16 @@ pub fn steps(home: &Path) -> PathBuf {
 /// The result of the step with this digest, in hex.
 pub fn step(home: &Path, digest: &str) -> PathBuf {
     steps(home).join(digest)
+}
+
+/// The saved VMs.
+pub fn snapshots(home: &Path) -> PathBuf {
+    home.join("snapshots")
+}
+
+/// The saved VM whose description has this SHA-256, in hex.
+pub fn snapshot(home: &Path, hex: &str) -> PathBuf {
+    snapshots(home).join(hex)
 }
 
 /// The volumes.

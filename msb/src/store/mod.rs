@@ -18,6 +18,7 @@
 //! | the same | `msb-mount --ro`, msb-boot, msb-pack, `msb-run --cache`, `msb-patch --copy` | shared | they read the upper, and nobody may change it |
 //! | `sandboxes/ID/hold` | msb-patch, msb-mount, msb-boot | shared, waits | a patch, a mount or a VM uses the upper |
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
+//! | `snapshots/.ID.PID.N` | msb-snapshot | exclusive | the snapshot is being made |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
 //! | `kernel/ID.cpio` | msb-boot | shared, waits | a VM that was booted with that agent lives |
@@ -40,6 +41,7 @@ pub mod layout;
 pub mod notices;
 pub mod publish;
 pub mod sandbox;
+pub mod snapshot;
 pub mod staging;
 pub mod step;
 pub mod support;

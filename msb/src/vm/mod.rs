@@ -9,6 +9,8 @@ pub mod patience;
 #[cfg(feature = "vm")]
 pub mod rundir;
 #[cfg(feature = "vm")]
+pub mod saving;
+#[cfg(feature = "vm")]
 pub mod shared_root;
 #[cfg(feature = "vm")]
 pub mod supervisor;

@@ -51,6 +51,8 @@ pub fn exec_log(dir: &Path, id: u32) -> PathBuf {
 
 /// What has passed between the guest and its network: a [`Traffic`], as [`Traffic::to_text`] writes it.
 pub const TRAFFIC: &str = "traffic";
+/// The socket on which the supervisor saves the VM, if that can be saved.
+pub const SNAPSHOT_SOCKET: &str = "snapshot.sock";
 /// The directory with the mount points of the volumes, which the guest gets as a share.
 pub const VOLUMES: &str = "volumes";
 /// The initramfs, while it is being written.

@@ -8,6 +8,7 @@ use super::container::Container;
 use super::frame::{Error, VERSION};
 pub use crate::record::Text;
 use crate::record::owner::Id;
+use crate::vm::boot::Defaults;
 
 /// PATH of a command if neither the image nor the request sets it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -298,6 +299,19 @@ pub struct Shutdown {
 pub struct Clock {
     /// In milliseconds since 1970.
     pub now_ms: u64,
+}
+
+/// What makes a machine that was started from a snapshot another one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Resume {
+    /// The host's time, in milliseconds since 1970.
+    pub now_ms: u64,
+    /// Random bytes of the host, for the guest's random number generator.
+    pub entropy: Vec<u8>,
+    /// The hostname.
+    pub hostname: String,
+    /// Defaults for commands.
+    pub defaults: Defaults,
 }
 
 /// The progress of a shutdown. The agent sends it on every change, and repeatedly while it writes data back.

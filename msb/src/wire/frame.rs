@@ -104,6 +104,7 @@ pub(super) const GET: u8 = 22;
 pub(super) const PUT: u8 = 23;
 pub(super) const PREPARED: u8 = 24;
 pub(super) const GO: u8 = 25;
+pub(super) const RESUME: u8 = 26;
 pub(super) const RECORD: u8 = 30;
 pub(super) const OUTPUT: u8 = 31;
 pub(super) const ENTRY: u8 = 32;
@@ -113,7 +114,7 @@ fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
         HELLO | STARTED | PREPARED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
         EXIT | FAILURE | READY | GET | PUT | OUTPUT | ENTRY => Ok(MAX_DATA),
-        EXEC | EXECS => Ok(MAX_CONTROL),
+        EXEC | EXECS | RESUME => Ok(MAX_CONTROL),
         LIST | DETACH | GO | RECORD => Ok(0),
         HOLE => Ok(8),
         DATA..EOF => Ok(MAX_DATA),

@@ -4,7 +4,8 @@ use std::io::{self, Read, Write};
 
 use super::copy::{Get, Put};
 use super::exec::{
-    Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Shutdown, Signal, Started, Stopping,
+    Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Resume, Shutdown, Signal, Started,
+    Stopping,
 };
 use super::frame::*;
 use super::upper;
@@ -56,6 +57,8 @@ pub enum Message {
     Detach,
     /// Host to guest: the current time, after the host's clock was set or the guest was paused. There is no answer.
     Clock(Clock),
+    /// Host to guest: the machine was started from a snapshot, and is another one from now on.
+    Resume(Box<Resume>),
     /// Host to guest: send a file or a tree.
     Get(Get),
     /// Host to guest: a file or a tree follows.
@@ -114,6 +117,7 @@ impl Message {
             Self::Execs(body) => put_json(out, EXECS, body),
             Self::Detach => put(out, DETACH, &[]),
             Self::Clock(body) => put_json(out, CLOCK, body),
+            Self::Resume(body) => put_json(out, RESUME, body),
             Self::Get(body) => put_json(out, GET, body),
             Self::Put(body) => put_json(out, PUT, body),
             Self::Record => put(out, RECORD, &[]),
@@ -175,6 +179,7 @@ impl Message {
             EXECS => Self::Execs(json(kind, payload)?),
             DETACH => Self::Detach,
             CLOCK => Self::Clock(json(kind, payload)?),
+            RESUME => Self::Resume(Box::new(json(kind, payload)?)),
             GET => Self::Get(json(kind, payload)?),
             PUT => Self::Put(json(kind, payload)?),
             RECORD => Self::Record,

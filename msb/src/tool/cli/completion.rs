@@ -37,7 +37,7 @@ enum Words {
 
 fn words(tool: &str) -> Words {
     match tool {
-        "msb-exec" | "msb-stop" | "msb-logs" => Words::VmFirst,
+        "msb-exec" | "msb-stop" | "msb-snapshot" | "msb-logs" => Words::VmFirst,
         "msb-ls" | "msb-rm" | "msb-stats" => Words::Vms,
         "msb-run" | "msb-pull" => Words::Image,
         "msb-cp" => Words::Places,

@@ -80,6 +80,8 @@ pub struct Multiplexer<E> {
     out: Vec<u8>,
     sent: usize,
     is_frozen: bool,
+    /// On the host: how many answers to [`Frame::Freeze`] are under way. Its owner may have thawed the channel meanwhile.
+    unanswered: u32,
     /// Frames that wait for the end of the freeze.
     deferred: Vec<u8>,
 }
@@ -111,6 +113,7 @@ impl<E: Ends> Multiplexer<E> {
             out: Vec::new(),
             sent: 0,
             is_frozen: false,
+            unanswered: 0,
             deferred: Vec::new(),
         })
     }
@@ -266,8 +269,9 @@ impl<E: Ends> Multiplexer<E> {
                 self.connections = Connections::new(self.side);
                 self.ends.restarted();
             }
-            (Side::Host, Frame::Frozen) if self.is_frozen => {
-                if let Some(control) = &self.control {
+            (Side::Host, Frame::Frozen) if self.unanswered > 0 => {
+                self.unanswered -= 1;
+                if let Some(control) = self.control.as_ref().filter(|_| self.is_frozen && self.unanswered == 0) {
                     rustix::io::write(control, &[FROZEN])?;
                 }
             }
@@ -286,6 +290,7 @@ impl<E: Ends> Multiplexer<E> {
         match wanted[0] {
             FREEZE => {
                 self.put(Frame::Freeze);
+                self.unanswered = self.unanswered.saturating_add(1);
                 self.is_frozen = true;
             }
             THAW => {

@@ -152,6 +152,19 @@ fn a_frozen_channel_goes_on_where_it_was_or_begins_anew() {
 }
 
 #[test]
+fn a_channel_that_is_thawed_before_the_answer_goes_on() {
+    let (mut host, guest) = channel_of_two();
+    for wanted in [FREEZE, THAW, FREEZE, FREEZE, THAW] {
+        host.wanted(wanted);
+    }
+    let mut caller = host.open();
+    caller.write_all(b"to").unwrap();
+    let mut to = [0; 2];
+    guest.connected.recv().unwrap().read_exact(&mut to).unwrap();
+    assert_eq!(&to, b"to");
+}
+
+#[test]
 fn a_peer_that_reads_no_answer_ends_the_channel() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();

@@ -1,0 +1,99 @@
+//! A VM that starts from a saved one: the VMM loads the state, and the agent is told what makes this machine another one.
+
+use std::io::{self, PipeReader, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::bail;
+use msb::record::Endpoint;
+use msb::vm::boot::Boot;
+use msb::wire::channel::RESTART;
+use msb::wire::exec::Resume;
+use msb::wire::{Message, dial};
+use serde_json::json;
+
+use super::Parts;
+use crate::inherited_fd::InheritedFd;
+
+/// How many random bytes the guest gets.
+const ENTROPY: usize = 64;
+
+/// Why a state was not loaded, once that is known.
+pub(in crate::supervisor) struct Loaded(PipeReader);
+
+impl Loaded {
+    /// Loads in a thread.
+    ///
+    /// # Errors
+    /// Those of pipe(2).
+    pub(super) fn start(load: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> io::Result<Self> {
+        let (ours, mut theirs) = io::pipe()?;
+        std::thread::spawn(move || {
+            if let Err(error) = load()
+                && !is_end(&error)
+            {
+                let _ = theirs.write_all(format!("{error:#}").as_bytes());
+            }
+        });
+        Ok(Self(ours))
+    }
+
+    /// The reason, or none for a state that was loaded. Waits until that is known.
+    pub(in crate::supervisor) fn failure(&self) -> Option<String> {
+        Some(super::read_message(&self.0)).filter(|message| !message.is_empty())
+    }
+}
+
+/// Whether the VMM has ended. One that does not take the state says why on its stderr.
+fn is_end(error: &anyhow::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let is_end = |error: &io::Error| matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
+    error.downcast_ref::<io::Error>().is_some_and(is_end)
+}
+
+impl AsFd for Loaded {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What makes a machine another one. The time and the random bytes are set when they are sent.
+///
+/// # Errors
+/// Those of `getrandom(2)`.
+pub(super) fn other(boot: &Boot) -> anyhow::Result<Resume> {
+    let mut entropy = vec![0; ENTROPY];
+    rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())?;
+    Ok(Resume { now_ms: 0, entropy, hostname: boot.hostname.clone(), defaults: boot.defaults.clone() })
+}
+
+/// Lets the VMM load the state in the descriptor `state`, which it has inherited, and lets the guest go on. The agent then reports as after
+/// a boot.
+///
+/// # Errors
+/// Another VMM than the `expected` one, which is not tried; a state that the VMM does not take; an agent that does not answer.
+pub(super) fn run(
+    parts: &Parts,
+    state: InheritedFd,
+    expected: &str,
+    endpoint: &Endpoint,
+    mut other: Resume,
+) -> anyhow::Result<()> {
+    let mut monitor = super::save::lock(&parts.monitor);
+    let version = monitor.version()?;
+    if version != expected {
+        bail!("it was saved by QEMU {expected}, and this is QEMU {version} (make another with msb-snapshot)");
+    }
+    monitor.execute("migrate-incoming", &json!({"uri": format!("fd:{state}")}), None)?;
+    monitor.await_migration()?;
+    monitor.execute("cont", &json!({}), None)?;
+    drop(monitor);
+    rustix::io::write(&parts.channel, &[RESTART])?;
+    let mut agent = dial::dial(endpoint)?;
+    other.now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+    Message::Resume(Box::new(other)).send(&mut agent)?;
+    // The agent closes the connection when it has read the message. Closing it here first could discard the message.
+    agent.set_read_timeout(Some(dial::TIMEOUT))?;
+    let _ = Message::receive(&mut agent);
+    Ok(())
+}

@@ -1,0 +1,171 @@
+//! Saving a VM, and starting one from what was saved. The guest's memory is a file that the supervisor has too, so the VMM writes only
+//! the state of the processor and the devices; it writes that to a pipe, and opens no file for it.
+//!
+//! The channel to the agent is frozen first, so that nothing is under way in the guest's port while its state is saved. A VM that starts
+//! from the state begins the channel anew.
+
+mod load;
+mod monitor;
+mod save;
+
+use std::fs::File;
+use std::io::PipeReader;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context;
+use msb::record::Endpoint;
+use msb::store::snapshot::{self, Machine};
+use msb::vm::rundir;
+
+use crate::config::Config;
+use crate::inherited_fd::InheritedFd;
+use crate::saved;
+use crate::vm::{Saving, Vm};
+use monitor::Monitor;
+
+pub(super) use load::Loaded;
+
+/// The supervisor's ends of what the VMM inherits, before the VMM runs.
+pub(super) struct Prepared {
+    memory: OwnedFd,
+    monitor: UnixStream,
+    state: Option<InheritedFd>,
+    disks: Vec<File>,
+    machine: Machine,
+}
+
+/// What it takes to save a VM or to load its state.
+struct Parts {
+    monitor: Mutex<Monitor>,
+    /// The control socket of the multiplexer.
+    channel: UnixStream,
+    memory: File,
+    disks: Vec<File>,
+    /// The machine, without the VMM's version, which the monitor has.
+    machine: Machine,
+    /// The directory with the EROFS images of the store, which never change.
+    images: PathBuf,
+}
+
+/// A VM that can be saved.
+pub(super) struct Saver {
+    parts: Arc<Parts>,
+    state: Option<InheritedFd>,
+    /// Where msb-snapshot connects, once the VM is up.
+    listener: Option<UnixListener>,
+}
+
+impl Prepared {
+    /// Makes what the VMM inherits for a VM that can be saved, and adds it to `fds`. For one that starts from a snapshot, reads the
+    /// memory and the state of that.
+    ///
+    /// # Errors
+    /// A snapshot that is not as it was saved.
+    pub(super) fn make(config: &Config, vm: &mut Vm, fds: &mut Vec<OwnedFd>) -> anyhow::Result<Option<Self>> {
+        vm.saving = None;
+        if !vm.has_saved_devices() || config.networks.has_external_cards() || config.vmm.processor().is_none() {
+            return Ok(None);
+        }
+        let (memory, state) = match &config.saved {
+            Some(saved) => (saved.memory()?, Some(saved.state()?)),
+            None => (saved::memory(vm.memory_mib)?, None),
+        };
+        let (machine, disks) = describe(config, vm)?;
+        let (monitor, theirs) = UnixStream::pair()?;
+        let inherited = memory.try_clone()?;
+        vm.saving = Some(Saving {
+            memory: InheritedFd::of(&inherited),
+            monitor: InheritedFd::of(&theirs),
+            loads: state.is_some(),
+        });
+        let state_fd = state.as_ref().map(InheritedFd::of);
+        fds.extend([inherited, theirs.into()]);
+        fds.extend(state);
+        Ok(Some(Self { memory, monitor, state: state_fd, disks, machine }))
+    }
+
+    /// The rest, for a VMM that was started. `channel` is the control socket of the multiplexer.
+    ///
+    /// # Errors
+    /// Those of `dup(2)`.
+    pub(super) fn started(self, config: &Config, channel: &UnixStream) -> anyhow::Result<Saver> {
+        let Self { memory, monitor, state, disks, machine } = self;
+        let (monitor, channel) = (Mutex::new(Monitor::new(monitor)?), channel.try_clone()?);
+        let parts = Parts { monitor, channel, memory: memory.into(), disks, machine, images: config.images.clone() };
+        Ok(Saver { parts: Arc::new(parts), state, listener: None })
+    }
+}
+
+/// The machine, and its disks.
+fn describe(config: &Config, vm: &Vm) -> anyhow::Result<(Machine, Vec<File>)> {
+    let mut files = Vec::new();
+    let mut disks = Vec::new();
+    for (number, drive) in vm.drives.iter().enumerate() {
+        let file = File::from(drive.fd.duplicate()?);
+        let (format, writable, size) = (drive.format, drive.writable, file.metadata()?.len());
+        disks.push(snapshot::Disk { file: format!("disk{number}"), format, writable, size });
+        files.push(file);
+    }
+    let machine = Machine {
+        vmm: String::new(),
+        processor: config.vmm.processor().unwrap_or_default(),
+        kernel: saved::kernel_name(&vm.kernel),
+        cpus: vm.cpus,
+        memory_mib: vm.memory_mib,
+        disks,
+        network: config.boot.network.clone(),
+        init: config.saved.as_ref().and_then(|saved| saved.machine().init.clone()),
+    };
+    Ok((machine, files))
+}
+
+impl Saver {
+    /// Starts to load the state that the VMM waits for, if it does. `endpoint` is the agent's socket during a boot.
+    ///
+    /// # Errors
+    /// Those of pipe(2).
+    pub(super) fn load(&self, config: &Config, endpoint: Endpoint) -> anyhow::Result<Option<Loaded>> {
+        let (Some(saved), Some(state)) = (&config.saved, self.state) else { return Ok(None) };
+        let expected = saved.machine().vmm.clone();
+        let other = load::other(&config.boot)?;
+        let parts = Arc::clone(&self.parts);
+        Ok(Some(Loaded::start(move || load::run(&parts, state, &expected, &endpoint, other))?))
+    }
+
+    /// Lets msb-snapshot connect, in the run directory. `init` is what the agent has reported.
+    ///
+    /// # Errors
+    /// Those of bind(2).
+    pub(super) fn listen(&mut self, dir: &Path, init: Option<String>) -> anyhow::Result<()> {
+        let path = dir.join(rundir::SNAPSHOT_SOCKET);
+        let listener = UnixListener::bind(&path).with_context(|| format!("{path:?}"))?;
+        listener.set_nonblocking(true)?;
+        if let Some(parts) = Arc::get_mut(&mut self.parts) {
+            parts.machine.init = init.or(parts.machine.init.take());
+        }
+        self.listener = Some(listener);
+        Ok(())
+    }
+
+    /// Readable when msb-snapshot has connected.
+    pub(super) fn listener(&self) -> Option<BorrowedFd<'_>> {
+        self.listener.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Serves a connection of msb-snapshot in a thread. `endpoint` is the agent's.
+    pub(super) fn accept(&self, endpoint: Endpoint) {
+        let Some(Ok((client, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
+        let parts = Arc::clone(&self.parts);
+        std::thread::spawn(move || save::serve(&client, &parts, endpoint));
+    }
+}
+
+/// Reads what a thread has said before its end: nothing, if all went well.
+fn read_message(mut pipe: &PipeReader) -> String {
+    let mut message = String::new();
+    let _ = std::io::Read::read_to_string(&mut pipe, &mut message);
+    message
+}

@@ -1,0 +1,226 @@
+//! QEMU's monitor: one JSON object a line in each direction (QMP). A guest that has taken QEMU over writes the answers, so they are
+//! bounded.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use serde_json::{Value, json};
+
+/// How long QEMU may take for an answer. On a busy host it waits for its turn.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest line, in bytes.
+const MAX_LINE: usize = 256 << 10;
+/// How many events are kept until somebody waits for one.
+const MAX_EVENTS: usize = 64;
+/// Memory that the supervisor has a descriptor of is not in the state, and the monitor reports how the migration goes.
+const CAPABILITIES: [&str; 2] = ["x-ignore-shared", "events"];
+
+/// The connection to a monitor.
+pub(super) struct Monitor {
+    socket: UnixStream,
+    read: Vec<u8>,
+    events: VecDeque<Value>,
+    /// QEMU's version, once it has greeted.
+    version: Option<String>,
+}
+
+impl Monitor {
+    /// A connection on which nothing was read yet. Until the first command QEMU says nothing more than its greeting.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_read_timeout(Some(TIMEOUT))?;
+        socket.set_write_timeout(Some(TIMEOUT))?;
+        Ok(Self { socket, read: Vec::new(), events: VecDeque::new(), version: None })
+    }
+
+    /// QEMU's version, with that of its package. Prepares the monitor for a migration, once.
+    ///
+    /// # Errors
+    /// No answer, or a command that failed.
+    pub(super) fn version(&mut self) -> anyhow::Result<String> {
+        if let Some(version) = &self.version {
+            return Ok(version.clone());
+        }
+        let greeting = self.line()?;
+        let version = version(&greeting).context("QEMU's monitor: no greeting")?;
+        self.execute("qmp_capabilities", &json!({}), None)?;
+        let capabilities: Vec<Value> =
+            CAPABILITIES.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        self.execute("migrate-set-capabilities", &json!({"capabilities": capabilities}), None)?;
+        self.version = Some(version.clone());
+        Ok(version)
+    }
+
+    /// Executes a command, which gets `fd` with it.
+    ///
+    /// # Errors
+    /// Why QEMU refuses it; no answer.
+    pub(super) fn execute(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments}))?;
+        line.push(b'\n');
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+        if !fds.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+        }
+        // A command is much shorter than the buffer of a socket that nobody else writes to.
+        let sent = sendmsg(self.socket.as_fd(), &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)
+            .map_err(io::Error::from)
+            .with_context(|| command.to_owned())?;
+        if sent != line.len() {
+            bail!("{command}: QEMU does not read");
+        }
+        loop {
+            let answer = self.line().with_context(|| command.to_owned())?;
+            if answer.get("event").is_some() {
+                self.keep(answer);
+            } else if let Some(error) = answer.get("error") {
+                let why = error.get("desc").and_then(Value::as_str).unwrap_or("it failed");
+                bail!("{command}: {}", msb::tool::exit::printable(why));
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until a migration has ended.
+    ///
+    /// # Errors
+    /// A migration that has failed; no answer.
+    pub(super) fn await_migration(&mut self) -> anyhow::Result<()> {
+        loop {
+            let event = match self.events.pop_front() {
+                Some(event) => event,
+                None => self.line()?,
+            };
+            match migration_status(&event) {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => bail!("QEMU could not do it"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Forgets the events of before.
+    pub(super) fn forget_events(&mut self) {
+        self.events.clear();
+    }
+
+    fn keep(&mut self, event: Value) {
+        if self.events.len() == MAX_EVENTS {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+    }
+
+    fn line(&mut self) -> anyhow::Result<Value> {
+        loop {
+            if let Some(end) = self.read.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return serde_json::from_slice(&line).map_err(|_| anyhow!("QEMU's monitor: not JSON"));
+            }
+            if self.read.len() > MAX_LINE {
+                bail!("QEMU's monitor: a line is too long");
+            }
+            let mut block = [0; 4096];
+            match self.socket.read(&mut block) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)).context("QEMU has ended"),
+                Ok(count) => self.read.extend_from_slice(&block[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    bail!("QEMU did not answer within {} s", TIMEOUT.as_secs())
+                }
+                Err(error) => return Err(error).context("QEMU's monitor"),
+            }
+        }
+    }
+}
+
+/// The version in a greeting, as "7.2.22 (Debian 1:7.2+dfsg-7)".
+fn version(greeting: &Value) -> Option<String> {
+    let version = greeting.get("QMP")?.get("version")?;
+    let number = |name: &str| version.get("qemu")?.get(name)?.as_u64();
+    let package = version.get("package").and_then(Value::as_str).unwrap_or_default();
+    let version = format!("{}.{}.{} {package}", number("major")?, number("minor")?, number("micro")?);
+    Some(msb::tool::exit::printable(version.trim()))
+}
+
+/// The state of a migration, if the event is about that.
+fn migration_status(event: &Value) -> Option<&str> {
+    if event.get("event")?.as_str()? != "MIGRATION" {
+        return None;
+    }
+    event.get("data")?.get("status")?.as_str()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::thread;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian 1"}, "capabilities": []}}"#;
+
+    /// A monitor whose other end answers each command with the next of these lines.
+    fn monitor(answers: &'static [&'static str]) -> Monitor {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || {
+            let mut commands = BufReader::new(theirs.try_clone().unwrap());
+            writeln!(&theirs, "{GREETING}").unwrap();
+            for answer in answers {
+                commands.read_line(&mut String::new()).unwrap();
+                writeln!(&theirs, "{answer}").unwrap();
+            }
+        });
+        Monitor::new(ours).unwrap()
+    }
+
+    #[test]
+    fn answers_are_told_from_events_and_errors_have_their_reason() {
+        let mut monitor = monitor(&[
+            r#"{"return": {}}"#,
+            r#"{"return": {}}"#,
+            "{\"event\": \"STOP\"}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n{\"return\": {}}",
+            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\\nway\"}}",
+            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": {}}",
+            "{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}",
+        ]);
+        assert_eq!(monitor.version().unwrap(), "7.2.22 Debian 1");
+        monitor.execute("stop", &json!({}), None).unwrap();
+        let error = monitor.execute("migrate", &json!({}), None).unwrap_err().to_string();
+        assert!(error.starts_with("migrate: no") && !error.contains('\n'), "{error}");
+        monitor.execute("migrate", &json!({}), None).unwrap();
+        monitor.await_migration().unwrap();
+        monitor.execute("migrate", &json!({}), None).unwrap();
+        assert!(monitor.await_migration().is_err());
+        assert!(monitor.execute("cont", &json!({}), None).is_err(), "it has ended");
+    }
+
+    #[test]
+    fn what_is_no_answer_is_an_error() {
+        for line in ["[]\n", "{}\n", "x\n", "{\"QMP\": {\"version\": {\"qemu\": {\"major\": \"7\"}}}}\n"] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(line.as_bytes()).unwrap();
+            drop(theirs);
+            assert!(Monitor::new(ours).unwrap().version().is_err(), "{line:?}");
+        }
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        thread::spawn(move || while theirs.write_all(&[b'x'; 4096]).is_ok() {});
+        let error = Monitor::new(ours).unwrap().version().unwrap_err().to_string();
+        assert!(error.contains("too long"), "{error}");
+    }
+}

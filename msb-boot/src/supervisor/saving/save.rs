@@ -1,0 +1,179 @@
+//! The save of a running VM into a directory of msb-snapshot.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, anyhow, bail};
+use msb::overlay::copy_data;
+use msb::record::Endpoint;
+use msb::store::snapshot::{self, Machine};
+use msb::vm::saving::{self, Answer, Saved};
+use msb::wire::channel::{FREEZE, FROZEN, THAW};
+use msb::wire::dial;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::net::RecvFlags;
+use serde_json::json;
+
+use super::Parts;
+use super::monitor::Monitor;
+use crate::inherited_fd::InheritedFd;
+use crate::log;
+use crate::supervisor::clock;
+
+/// The name of the descriptor in the monitor.
+const STATE_FD: &str = "state";
+
+/// Locks the monitor. A panic has left it between two commands at worst.
+pub(super) fn lock(monitor: &Mutex<Monitor>) -> MutexGuard<'_, Monitor> {
+    monitor.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Saves the VM for a caller, which has sent the directory. If the caller wants it, the VM waits until the caller has closed the connection,
+/// by which time the caller may have ended the VM.
+pub(super) fn serve(client: &UnixStream, parts: &Parts, endpoint: Endpoint) {
+    if let Err(error) = converse(client, parts) {
+        log::note(format_args!("not saved: {error:#}"));
+        let _ = saving::answer(client, &Answer::Failed(format!("{error:#}")));
+    }
+    // The guest's clock stood still.
+    clock::send_time(endpoint);
+}
+
+fn converse(mut client: &UnixStream, parts: &Parts) -> anyhow::Result<()> {
+    client.set_nonblocking(false)?;
+    let (request, directory) = saving::receive(client.as_fd())?;
+    let mut monitor = lock(&parts.monitor);
+    let frozen = Frozen::freeze(&parts.channel)?;
+    let (mut saved, paused) = save(parts, &mut monitor, &directory)?;
+    let waiting = if request.wait {
+        Some((paused, frozen))
+    } else {
+        saved.paused_ms = paused.end();
+        drop(frozen);
+        None
+    };
+    copy_read_only(parts, &directory)?;
+    log::note(format_args!("saved: the guest was paused for {} ms", saved.paused_ms));
+    saving::answer(client, &Answer::Saved(Box::new(saved)))?;
+    if waiting.is_some() {
+        let _ = client.read(&mut [0]);
+    }
+    Ok(())
+}
+
+/// A channel that is frozen, until this is dropped.
+struct Frozen<'a>(&'a UnixStream);
+
+impl<'a> Frozen<'a> {
+    fn freeze(channel: &'a UnixStream) -> anyhow::Result<Self> {
+        // The answer to an earlier request may have come too late.
+        while let Ok((1.., _)) = rustix::net::recv(channel, &mut [0; 16], RecvFlags::DONTWAIT) {}
+        rustix::io::write(channel, &[FREEZE])?;
+        let frozen = Self(channel);
+        channel.set_read_timeout(Some(dial::TIMEOUT))?;
+        let mut answer = [0];
+        let mut channel = channel;
+        match channel.read_exact(&mut answer) {
+            Ok(()) if answer == [FROZEN] => Ok(frozen),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("the guest's agent did not answer within {} s", dial::TIMEOUT.as_secs())
+            }
+            _ => bail!("the VM has ended"),
+        }
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = rustix::io::write(self.0, &[THAW]);
+    }
+}
+
+/// A guest that is paused, until this is dropped.
+struct Paused<'a> {
+    monitor: &'a mut Monitor,
+    since: Instant,
+}
+
+impl<'a> Paused<'a> {
+    fn pause(monitor: &'a mut Monitor) -> anyhow::Result<Self> {
+        let since = Instant::now();
+        monitor.execute("stop", &json!({}), None)?;
+        Ok(Self { monitor, since })
+    }
+
+    /// Lets the guest go on. Returns how long it was paused, in milliseconds.
+    fn end(self) -> u64 {
+        let since = self.since;
+        drop(self);
+        u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.monitor.execute("cont", &json!({}), None) {
+            log::note(format_args!("the guest was not let go on: {error:#}"));
+        }
+    }
+}
+
+/// Writes the state, the memory and the writable disks. The guest is paused from then on.
+fn save<'a>(parts: &Parts, monitor: &'a mut Monitor, directory: &OwnedFd) -> anyhow::Result<(Saved, Paused<'a>)> {
+    let vmm = monitor.version()?;
+    monitor.forget_events();
+    let paused = Paused::pause(monitor)?;
+    save_state(paused.monitor, create(directory, snapshot::STATE)?).context("the state of the devices")?;
+    let memory = create(directory, snapshot::MEMORY)?;
+    copy_data(&parts.memory, &memory, parts.memory.metadata()?.len()).context("the memory")?;
+    for (disk, file) in parts.machine.disks.iter().zip(&parts.disks).filter(|(disk, _)| disk.writable) {
+        copy_data(file, &create(directory, &disk.file)?, disk.size).with_context(|| disk.file.clone())?;
+    }
+    let machine = Machine { vmm, ..parts.machine.clone() };
+    let paused_ms = u64::try_from(paused.since.elapsed().as_millis())?;
+    Ok((Saved { machine, paused_ms }, paused))
+}
+
+/// Lets the VMM write the state to a pipe, and writes that to a file.
+fn save_state(monitor: &mut Monitor, mut file: File) -> anyhow::Result<()> {
+    let (reader, writer) = io::pipe()?;
+    monitor.execute("getfd", &json!({"fdname": STATE_FD}), Some(writer.as_fd()))?;
+    drop(writer);
+    monitor.execute("migrate", &json!({"uri": format!("fd:{STATE_FD}")}), None)?;
+    let size = io::copy(&mut reader.take(snapshot::MAX_STATE + 1), &mut file)?;
+    monitor.await_migration()?;
+    match size {
+        0 => Err(anyhow!("QEMU has written nothing")),
+        size if size > snapshot::MAX_STATE => Err(anyhow!("more than {} bytes", snapshot::MAX_STATE)),
+        _ => Ok(()),
+    }
+}
+
+/// Gives the snapshot the disks that the guest only reads. Images of the store never change, so they get another name in place of a copy.
+fn copy_read_only(parts: &Parts, directory: &OwnedFd) -> anyhow::Result<()> {
+    for (disk, file) in parts.machine.disks.iter().zip(&parts.disks).filter(|(disk, _)| !disk.writable) {
+        let copy = || -> anyhow::Result<()> {
+            let path = InheritedFd::of(file).path();
+            let target = std::fs::read_link(&path)?;
+            let is_image = target.parent() == Some(&parts.images) && !target.as_os_str().as_bytes().ends_with(b")");
+            let is_linked =
+                is_image && rustix::fs::linkat(CWD, &path, directory, &disk.file, AtFlags::SYMLINK_FOLLOW).is_ok();
+            if !is_linked {
+                copy_data(file, &create(directory, &disk.file)?, disk.size)?;
+            }
+            Ok(())
+        };
+        copy().with_context(|| disk.file.clone())?;
+    }
+    Ok(())
+}
+
+fn create(directory: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+}

@@ -1,0 +1,280 @@
+//! A saved VM in the store: a directory with its description, the state of its devices, its memory, and its disks. It is made under
+//! another name and renamed when it is complete, so it is never seen half made, and its name is the digest of its description, which
+//! has those of its files. A guest wrote the files, so nothing in them is trusted: sizes and digests are checked before a VMM reads
+//! them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::layout;
+use crate::record::{DiskFormat, Record, Snapshot};
+use crate::vm::boot::Network;
+
+/// The version of the format that this crate reads and writes.
+pub const VERSION: u32 = 1;
+/// The file with the description.
+pub const DESCRIPTION: &str = "snapshot.json";
+/// The file with the state of the processor and the devices.
+pub const STATE: &str = "state";
+/// The file with the guest's memory.
+pub const MEMORY: &str = "memory";
+/// The largest state, in bytes. That of a VM with all devices has some hundred KiB.
+pub const MAX_STATE: u64 = 64 << 20;
+/// The largest description, in bytes.
+const MAX_DESCRIPTION: u64 = 16 << 20;
+/// How much is compared with zeroes and hashed at a time, in bytes.
+const BLOCK: usize = 64 << 10;
+
+/// The description of a saved VM.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Description {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The machine.
+    pub machine: Machine,
+    /// The files that the guest has written, by name.
+    pub files: BTreeMap<String, Content>,
+    /// The record of the VM, without its member `vm`.
+    pub record: Record,
+}
+
+/// What the machine that loads the state must have, too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The VMM's version.
+    pub vmm: String,
+    /// The model of the guest's processor.
+    pub processor: String,
+    /// The guest's kernel: the name of its file in the store.
+    pub kernel: String,
+    /// The number of processors.
+    pub cpus: u8,
+    /// Memory, in MiB.
+    pub memory_mib: u32,
+    /// The disks, in the order in which the guest numbers them.
+    pub disks: Vec<Disk>,
+    /// The guest's network.
+    pub network: Option<Network>,
+    /// The init that runs as PID 1.
+    pub init: Option<String>,
+}
+
+/// A disk of a saved VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its file.
+    pub file: String,
+    /// The format of the file.
+    pub format: DiskFormat,
+    /// Whether the guest may write to it.
+    pub writable: bool,
+    /// Its size, in bytes.
+    pub size: u64,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    /// Its size, in bytes.
+    pub size: u64,
+    /// The BLAKE3 of its blocks that hold anything.
+    pub blake3: String,
+}
+
+/// Why a snapshot cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is none.
+    #[error("it is gone (msb-snapshot makes another)")]
+    Gone,
+    /// Its description is not the one that the record names, or is of another release.
+    #[error("{0} (make another with msb-snapshot)")]
+    Unusable(String),
+    /// A file of it is not as it was saved.
+    #[error("{0}: not as it was saved: it was truncated or modified (make another with msb-snapshot)")]
+    Modified(String),
+    /// A file of it cannot be read.
+    #[error("{0}: {1}")]
+    File(String, io::Error),
+}
+
+impl Content {
+    /// Reads a file, which takes as long as reading what is not a hole.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        let mut hasher = blake3::Hasher::new();
+        let mut block = vec![0; BLOCK];
+        let zeroes = vec![0; BLOCK];
+        let mut at = 0;
+        while at < size {
+            // Blocks begin at multiples of their size, so that the holes of a copy may be others.
+            at = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+                Ok(start) => start.max(at) / BLOCK as u64 * BLOCK as u64,
+                Err(Errno::NXIO) => break,
+                Err(_) => at,
+            };
+            let wanted = BLOCK.min(usize::try_from(size - at).unwrap_or(BLOCK));
+            file.read_exact_at(&mut block[..wanted], at)?;
+            if block[..wanted] != zeroes[..wanted] {
+                hasher.update(format!("{at} {wanted}\n").as_bytes());
+                hasher.update(&block[..wanted]);
+            }
+            at += wanted as u64;
+        }
+        Ok(Self { size, blake3: hasher.finalize().to_hex().to_string() })
+    }
+}
+
+impl Description {
+    /// The text of the file, and its SHA-256 in hex.
+    ///
+    /// # Errors
+    /// Paths in the record that are not UTF-8.
+    pub fn to_text(&self) -> serde_json::Result<(Vec<u8>, String)> {
+        let text = serde_json::to_vec(self)?;
+        let digest = hex::encode(Sha256::digest(&text));
+        Ok((text, digest))
+    }
+
+    /// Reads the description of a snapshot that a record names, and checks its digest.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn read(snapshot: &Snapshot) -> Result<Self, Error> {
+        let file = match open(&snapshot.path, DESCRIPTION) {
+            Err(Error::File(_, error)) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Gone),
+            other => other?,
+        };
+        let mut text = Vec::new();
+        file.take(MAX_DESCRIPTION).read_to_end(&mut text).map_err(|error| Error::File(DESCRIPTION.into(), error))?;
+        if snapshot.digest.strip_prefix("sha256:") != Some(&*hex::encode(Sha256::digest(&text))) {
+            return Err(Error::Modified(DESCRIPTION.into()));
+        }
+        let version = |text: &[u8]| serde_json::from_slice::<serde_json::Value>(text).ok()?.get("version")?.as_u64();
+        if version(&text) != Some(VERSION.into()) {
+            return Err(Error::Unusable("another release of msb has made it".into()));
+        }
+        serde_json::from_slice(&text).map_err(|error| Error::Unusable(format!("{DESCRIPTION}: {error}")))
+    }
+
+    /// Checks that a file, or a copy of it, is as it was saved.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn check(&self, name: &str, file: &File) -> Result<(), Error> {
+        let content = Content::of(file).map_err(|error| Error::File(name.into(), error))?;
+        if self.files.get(name) == Some(&content) { Ok(()) } else { Err(Error::Modified(name.into())) }
+    }
+}
+
+/// Opens a file of a snapshot.
+///
+/// # Errors
+/// [`Error::File`]; a name that is a path.
+pub fn open(dir: &Path, name: &str) -> Result<File, Error> {
+    let failed = |error: io::Error| Error::File(name.into(), error);
+    if Path::new(name).file_name().is_none_or(|last| last != name) {
+        return Err(failed(io::ErrorKind::InvalidInput.into()));
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = rustix::fs::open(dir.join(name), flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+    let file = File::from(file);
+    match file.metadata() {
+        Ok(meta) if meta.is_file() => Ok(file),
+        Ok(_) => Err(failed(io::Error::other("not a file"))),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The digest in the name of a snapshot in a store; `None` for anything else.
+pub fn digest_of(path: &Path) -> Option<String> {
+    path.file_name()?.to_str().filter(|name| layout::is_id(name)).map(|hex| format!("sha256:{hex}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(fill: impl FnOnce(&File)) -> Content {
+        let file = tempfile::tempfile().unwrap();
+        fill(&file);
+        Content::of(&file).unwrap()
+    }
+
+    #[test]
+    fn the_digest_is_of_what_a_file_holds_and_where_and_not_of_its_holes() {
+        let size = 5 * BLOCK as u64 + 100;
+        let with_holes = content(|file| {
+            file.set_len(size).unwrap();
+            file.write_all_at(b"x", 2 * BLOCK as u64 + 7).unwrap();
+            file.write_all_at(b"end", size - 3).unwrap();
+        });
+        let mut bytes = vec![0; usize::try_from(size).unwrap()];
+        bytes[2 * BLOCK + 7] = b'x';
+        let end = bytes.len() - 3;
+        bytes[end..].copy_from_slice(b"end");
+        let without = content(|file| file.write_all_at(&bytes, 0).unwrap());
+        assert_eq!(with_holes, without);
+        for changed in [
+            content(|file| file.write_all_at(&bytes[..bytes.len() - 1], 0).unwrap()),
+            content(|file| {
+                file.write_all_at(&bytes, 0).unwrap();
+                file.write_all_at(b"y", 4 * BLOCK as u64).unwrap();
+            }),
+            content(|file| {
+                file.set_len(size).unwrap();
+                file.write_all_at(b"x", BLOCK as u64 + 7).unwrap();
+                file.write_all_at(b"end", size - 3).unwrap();
+            }),
+            content(|file| file.set_len(size).unwrap()),
+            content(|_| ()),
+        ] {
+            assert_ne!(changed, without);
+        }
+    }
+
+    #[test]
+    fn a_description_that_was_modified_is_refused_and_so_are_files() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(STATE), "state").unwrap();
+        let state = open(dir.path(), STATE).unwrap();
+        let machine = Machine {
+            vmm: "7.2".into(),
+            processor: "max".into(),
+            kernel: "a.vmlinux".into(),
+            cpus: 1,
+            memory_mib: 256,
+            disks: Vec::new(),
+            network: None,
+            init: None,
+        };
+        let files = BTreeMap::from([(STATE.to_owned(), Content::of(&state).unwrap())]);
+        let description = Description { version: VERSION, machine, files, record: Record::new() };
+        let (text, digest) = description.to_text().unwrap();
+        let snapshot = Snapshot::new(dir.path().into(), format!("sha256:{digest}"));
+        assert!(matches!(Description::read(&snapshot), Err(Error::Gone)));
+        std::fs::write(dir.path().join(DESCRIPTION), &text).unwrap();
+        assert_eq!(Description::read(&snapshot).unwrap(), description);
+        description.check(STATE, &state).unwrap();
+        std::fs::write(dir.path().join(STATE), "stat").unwrap();
+        assert!(matches!(description.check(STATE, &state), Err(Error::Modified(_))));
+        assert!(matches!(description.check(MEMORY, &state), Err(Error::Modified(_))));
+        std::fs::write(dir.path().join(DESCRIPTION), &text[1..]).unwrap();
+        assert!(matches!(Description::read(&snapshot), Err(Error::Modified(_))));
+        for name in ["", ".", "..", "../x", "/x", "a/b"] {
+            assert!(open(dir.path(), name).is_err(), "{name:?}");
+        }
+    }
+}
