@@ -196,7 +196,7 @@ impl Gate {
             return if is_arp { Verdict::Pass } else { Verdict::Drop };
         };
         if Clients::are_source_of(&packet) {
-            return self.clients.to_guest(&packet, now).map_or(Verdict::Drop, Verdict::Replace);
+            return self.clients.inward(&packet, now).map_or(Verdict::Drop, Verdict::Replace);
         }
         match packet.protocol {
             PROTOCOL_TCP => packet.tcp().map_or(Verdict::Drop, |segment| self.tcp_to_guest(&packet, &segment, now)),
@@ -239,7 +239,7 @@ impl Gate {
         if address::is_never(packet.destination) {
             return Verdict::Drop;
         }
-        if let Some(frame) = self.clients.from_guest(packet, segment, now) {
+        if let Some(frame) = self.clients.outward(packet, segment, now) {
             return Verdict::Replace(frame);
         }
         if self.openings.is_empty() {

@@ -44,7 +44,7 @@ impl Clients {
 
     /// The frame for the guest in the place of one of a client, from the gateway to the guest's own address. `None` if another client has
     /// the same port.
-    pub(crate) fn to_guest(&mut self, packet: &Packet<'_>, now: Duration) -> Option<Vec<u8>> {
+    pub(crate) fn inward(&mut self, packet: &Packet<'_>, now: Duration) -> Option<Vec<u8>> {
         let ((gateway, own), segment) = self.shown.zip(packet.tcp())?;
         let (IpAddr::V6(client), IpAddr::V6(guest)) = (packet.source, packet.destination) else { return None };
         let key = (segment.destination, segment.source);
@@ -57,7 +57,7 @@ impl Clients {
     }
 
     /// The frame for a client in the place of one of the guest's to the gateway; `None` for what is not for such a client.
-    pub(crate) fn from_guest(&self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Option<Vec<u8>> {
+    pub(crate) fn outward(&self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Option<Vec<u8>> {
         let (gateway, _) = self.shown?;
         let Ends { client, guest } = *self.ends.get(&(segment.source, segment.destination), now)?;
         (packet.destination == IpAddr::V6(gateway)).then(|| reply::readdressed(packet, guest, client))

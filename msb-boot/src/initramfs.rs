@@ -20,7 +20,7 @@ use anyhow::{Context, bail};
 use msb::lock::{self, Lock};
 use msb::record::script;
 use msb::store::{home, layout, publish};
-use msb::vm::boot::{AGENT_NAME, Boot, FILE_NAME, MSB_DIR, VERSION, VOLUMES_DIR};
+use msb::vm::boot::{AGENT_NAME, Boot, FILE_NAME, MSB_DIR, VOLUMES_DIR};
 use msb::vm::rundir;
 
 /// The mount points for the agent.
@@ -168,7 +168,7 @@ fn has_dos_interpreter(file: impl Read) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use msb::vm::boot::Defaults;
+    use msb::vm::boot::{Defaults, VERSION};
 
     use super::*;
 
