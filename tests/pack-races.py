@@ -38,6 +38,13 @@ def exchange(one, other, parent=-100):
         raise OSError(ctypes.get_errno(), "renameat2")
 
 
+def overwrite(file, letter):
+    """Writes a version from the front, page by page: the kernel changes a file's time once in a call."""
+    page = letter.encode() * 4096
+    for place in range(0, BIG_SIZE, len(page)):
+        os.pwrite(file, page, place)
+
+
 def write(path, content):
     with open(path, "wb") as file:
         file.write(content)
@@ -163,11 +170,11 @@ class Writer:
             # From the next version on, the first letter begins again.
             if letter == "b":
                 os.ftruncate(file, 0)
-                os.pwrite(file, b"a" * BIG_SIZE, 0)
-            os.pwrite(file, letter.encode() * BIG_SIZE, 0)
+                overwrite(file, "a")
+            overwrite(file, letter)
             if rng.random() < 0.2:
                 os.ftruncate(file, rng.randrange(BIG_SIZE))
-                os.pwrite(file, letter.encode() * BIG_SIZE, 0)
+                overwrite(file, letter)
         finally:
             os.close(file)
 

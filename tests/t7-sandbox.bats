@@ -173,6 +173,22 @@ END
     done
 }
 
+# bats test_tags=slow
+@test "Python: every example in the documentation runs" {
+    # What the guest of an example has.
+    mkdir -p "$vm_root"/{app,src}
+    printf '#!/bin/sh\n[ "$*" != "-c print(6 * 7)" ] || echo $((6 * 7))\n' >"$vm_root/bin/python3"
+    printf '#!/bin/sh\necho "made in $PWD"\n' >"$vm_root/bin/make"
+    chmod +x "$vm_root/bin/make"
+    run --separate-stderr python3 "$BATS_TEST_DIRNAME/docstrings.py" "$python/README.md"
+    [ "$status" = 0 ] || { echo "$output $stderr"; return 1; }
+    for program in msb_sandbox README; do
+        grep -B2 "^ok $program$" <<<"$output" | diff - <(printf '%s\n' 'hello from worker' 'Patched before boot.' "ok $program")
+    done
+    grep -x 'worker running' <<<"$output"
+    vm_assert_nothing
+}
+
 @test "Python: the package's own tests pass" {
     cd "$python"
     python3 -m unittest discover -q -s tests -t .

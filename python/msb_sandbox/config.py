@@ -25,7 +25,11 @@ class InitConfig:
     wait: bool = True
 
     def to_json(self) -> Dict[str, Any]:
-        """The member ``boot.init`` of a record."""
+        """The member ``boot.init`` of a record.
+
+        >>> InitConfig("auto").to_json()
+        {'path': 'auto', 'args': [], 'env': {}, 'wait': True}
+        """
         return {"path": self.cmd, "args": list(self.args), "env": dict(self.env), "wait": self.wait}
 
     @staticmethod
@@ -60,7 +64,11 @@ class Network:
     hosts: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> Dict[str, Any]:
-        """The member ``boot.network`` of a record."""
+        """The member ``boot.network`` of a record.
+
+        >>> Network("public", hosts={"db": "10.1.2.3"}).to_json()
+        {'mode': 'public', 'rules': [], 'dns': [], 'hosts': ['db:10.1.2.3']}
+        """
         return {
             "mode": self.mode,
             "rules": [dict(rule) for rule in self.rules],
@@ -160,7 +168,11 @@ class Stdin:
 
     @staticmethod
     def of(stdin: StdinLike) -> Stdin:
-        """From text, bytes or an object."""
+        """From text, bytes or an object.
+
+        >>> Stdin.of("in") == Stdin.bytes(b"in")
+        True
+        """
         if isinstance(stdin, Stdin):
             return stdin
         return Stdin(stdin.encode() if isinstance(stdin, str) else stdin)

@@ -21,10 +21,6 @@ class ExitStatus:
     timed_out: bool = False
 
 
-#: How a command ended whose msb-exec was killed.
-KILLED = ExitStatus(signal=9)
-
-
 @dataclass(frozen=True)
 class ExecOutput:
     """The result of a command that has ended.

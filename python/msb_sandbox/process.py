@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from typing import AsyncIterator, List, Mapping, Optional, Sequence, Tuple
+from typing import AsyncIterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from . import tool
 from .config import Stdin
 from .errors import OutputLimit, SandboxError, ToolError
 from .memory_file import MemoryFile
-from .output import KILLED, ExecEvent, ExecOutput, ExitStatus, exit_code, read_status
+from .output import ExecEvent, ExecOutput, ExitStatus, exit_code, read_status
 
 TOOL = "msb-exec"
 #: The default of output_limit, in bytes.
@@ -97,7 +97,8 @@ class ExecHandle:
         self._status = status
         # Read by msb-exec when it starts.
         self._variables = variables
-        self._is_killed = False
+        # The signals that this process has sent.
+        self._sent: Set[int] = set()
         #: Its stdout: an asyncio.StreamReader.
         self.stdout: asyncio.StreamReader = process.stdout
         #: Its stderr, and the messages of msb-exec.
@@ -124,8 +125,9 @@ class ExecHandle:
         try:
             return read_status(self._status.read(), failure)
         except ToolError as error:
-            if error is failure and self._is_killed and status == -signals.SIGKILL:
-                return KILLED
+            # It ended msb-exec, before that could forward it. The command has ended with it, or was not started.
+            if error is failure and -status in self._sent:
+                return ExitStatus(signal=-status)
             raise
 
     def signal(self, signal: int) -> None:
@@ -133,8 +135,7 @@ class ExecHandle:
 
             process.signal(signal.SIGHUP)
         """
-        if signal == signals.SIGKILL:
-            self._is_killed = True
+        self._sent.add(int(signal))
         self._process.send_signal(signal)
 
     async def kill(self) -> None:
@@ -142,7 +143,7 @@ class ExecHandle:
 
             await process.kill()
         """
-        self._is_killed = True
+        self._sent.add(signals.SIGKILL)
         tool.kill(self._process)
         await self._process.wait()
 
