@@ -8,7 +8,7 @@ source "$BATS_TEST_DIRNAME/vm.bash"
 setup_file() {
     root=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
     export examples=$root/target/release/examples PYTHONPATH=$root/python python=$root/python PYTHONDONTWRITEBYTECODE=1
-    if [ ! -x "$examples/lifetime" ]; then
+    if [ ! -x "$examples/documented" ]; then
         (cd "$root" && cargo build --release --locked --workspace --exclude agentd --examples)
     fi
 }
@@ -120,6 +120,23 @@ END
     rm "$MSB_BIN/msb-boot"
     run --separate-stderr "$examples/scripts"
     [[ $stderr == *'NoTool { tool: "msb-boot"'* ]] || { echo "$stderr"; return 1; }
+    vm_assert_nothing
+}
+
+# bats test_tags=slow
+@test "Rust: every example in the documentation runs" {
+    # What the guest of an example has.
+    mkdir -p "$vm_root"/{app,src,srv} "$vm_root/var/log"
+    touch "$vm_root/var/log/app" app.conf
+    mkdir src site
+    printf '#!/bin/sh\n[ "$*" != "-c print(6 * 7)" ] || echo $((6 * 7))\n' >"$vm_root/bin/python3"
+    printf '#!/bin/sh\nexec sleep 600\n' >"$vm_root/bin/nginx"
+    for program in make cc git deploy; do printf '#!/bin/sh\necho "%s $* in $PWD"\n' "$program" >"$vm_root/bin/$program"; done
+    chmod +x "$vm_root"/bin/{nginx,make,cc,git,deploy}
+    run --separate-stderr "$examples/documented"
+    [ "$status" = 0 ] || { echo "$output $stderr"; return 1; }
+    grep -A1 '^hello from worker$' <<<"$output" | diff - <(printf '%s\n' 'hello from worker' 'Patched before boot.')
+    grep -c '^ok ' <<<"$output"
     vm_assert_nothing
 }
 

@@ -68,8 +68,10 @@ impl ExitStatus {
         self.timed_out
     }
 
-    /// How a command ended whose msb-exec was killed.
-    pub(crate) const KILLED: Self = Self { code: None, signal: Some(9), timed_out: false };
+    /// How a command ended whose msb-exec was ended by a signal.
+    pub(crate) fn of_signal(signal: i32) -> Self {
+        Self { code: None, signal: Some(signal), timed_out: false }
+    }
 }
 
 /// What `msb-exec --json-status` writes.

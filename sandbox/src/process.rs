@@ -1,7 +1,9 @@
 //! A command that runs in the guest, with its streams.
 
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::process::{Pid, kill_process};
 use tokio::io::AsyncWriteExt;
@@ -61,7 +63,8 @@ pub struct Process {
     child: Child,
     status: MemoryFile,
     _env: Option<MemoryFile>,
-    is_killed: bool,
+    /// The signals that were sent, a bit for the number of each.
+    sent: AtomicU32,
 }
 
 impl Process {
@@ -72,7 +75,7 @@ impl Process {
     pub(crate) fn start(vm: &str, line: &Line, options: &ExecOptions) -> Result<Self, Error> {
         let Started { mut child, status, _env } = exec::start(vm, line, options)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        Ok(Self { stdin, stdout, stderr, child, status, _env, is_killed: false })
+        Ok(Self { stdin, stdout, stderr, child, status, _env, sent: AtomicU32::new(0) })
     }
 
     /// Closes stdin and waits for the command's end.
@@ -94,9 +97,13 @@ impl Process {
     }
 
     fn status(&self, ended: process::ExitStatus, message: &str) -> Result<ExitStatus, Error> {
-        match status(&self.status, ended, message) {
-            Err(Error::Tool { status: None, .. }) if self.is_killed => Ok(ExitStatus::KILLED),
-            result => result,
+        let sent = self.sent.load(Ordering::Relaxed);
+        match (status(&self.status, ended, message), ended.signal()) {
+            // It ended msb-exec, before that could forward it. The command has ended with it, or was not started.
+            (Err(Error::Tool { status: None, .. }), Some(signal)) if sent & bit(signal) != 0 => {
+                Ok(ExitStatus::of_signal(signal))
+            }
+            (result, _) => result,
         }
     }
 
@@ -126,6 +133,7 @@ impl Process {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid.try_into().ok()?));
         // Until it is waited for, the process ID of msb-exec is not used again.
         let pid = pid.ok_or_else(|| failed(io::Error::other("the command has ended")))?;
+        self.sent.fetch_or(bit(signal.as_raw()), Ordering::Relaxed);
         kill_process(pid, signal).map_err(|error| failed(error.into()))
     }
 
@@ -143,7 +151,7 @@ impl Process {
     /// # Errors
     /// [`Error::Io`].
     pub async fn kill(&mut self) -> Result<(), Error> {
-        self.is_killed = true;
+        self.sent.fetch_or(bit(rustix::process::Signal::KILL.as_raw()), Ordering::Relaxed);
         self.child.kill().await.map_err(failed)
     }
 
@@ -181,6 +189,11 @@ impl Process {
         let status = self.status(ended, &String::from_utf8_lossy(&stderr))?;
         Ok(Output::new(status, stdout, stderr))
     }
+}
+
+/// The bit of a signal with a number below 32, as those have that this sends.
+fn bit(signal: i32) -> u32 {
+    1u32.checked_shl(signal.unsigned_abs()).unwrap_or(0)
 }
 
 fn failed(error: io::Error) -> Error {

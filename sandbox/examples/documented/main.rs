@@ -1,0 +1,34 @@
+//! The examples of this crate's documentation, one after the other, on real VMs.
+
+mod examples;
+
+use msb_sandbox::{Error, Sandbox};
+
+const NAME: &str = "worker";
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    examples::run().await?;
+    Ok(clear().await?)
+}
+
+/// The sandbox of an example that uses one.
+async fn sandbox() -> Result<Sandbox, Error> {
+    Sandbox::get(NAME).await
+}
+
+/// Creates it if an example has ended it.
+async fn ensure() -> Result<(), Error> {
+    if sandbox().await.is_err() {
+        Sandbox::builder(NAME).image("alpine").script("setup", "#!/bin/sh\n").create().await?;
+    }
+    Ok(())
+}
+
+/// Ends the sandboxes that examples have left.
+async fn clear() -> Result<(), Error> {
+    for vm in Sandbox::list().await?.iter().filter(|vm| vm.state == "running") {
+        Sandbox::get(&vm.name).await?.remove().await?;
+    }
+    Ok(())
+}
