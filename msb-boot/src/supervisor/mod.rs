@@ -3,6 +3,7 @@
 //!
 //! A boot that failed must leave no process, socket or directory.
 
+mod boot_limit;
 mod clock;
 mod commit;
 pub(crate) mod connection;

@@ -9,11 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use msb::record::{self, Channel, Endpoint};
 use msb::store::publish;
-use msb::vm::patience::Patience;
 use msb::vm::rundir::{self, Cause, Ended, LockedRunDir};
 use msb::wire::AGENT_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::boot_limit::BootLimit;
 use super::clock::{self, Clock};
 use super::connection::{Answer, Report};
 use super::console::{Console, Stderr};
@@ -41,8 +41,8 @@ const PANICKED: &str = "the guest's kernel panicked";
 
 /// The phase of the VM's life, and the time at which it must have ended.
 enum Phase {
-    /// The agent has not reported yet. `until`: when its limit is looked at.
-    Booting { until: Duration, patience: Patience },
+    /// The agent has not reported yet.
+    Booting(BootLimit),
     /// The record was sent to the client, which has not confirmed that it is printed.
     Reported,
     /// The VM runs, and the client has printed the record.
@@ -118,7 +118,6 @@ impl<'a, 'f> Watch<'a, 'f> {
         machine: &'a mut Machine<'f>,
     ) -> anyhow::Result<Self> {
         let started = if machine.restarts == 0 { config.started } else { now() };
-        let patience = Patience::with_new_children(config.timeout);
         let (vmm_stderr, vmm_stderr_in) = std::io::pipe()?;
         let (helper_stderr, helper_stderr_in) = std::io::pipe()?;
         let mut processes = Processes::new(vmm_stderr_in, helper_stderr_in, held.lock_alive()?)?;
@@ -165,7 +164,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             saver,
             loaded,
             replacements: BTreeMap::new(),
-            phase: Phase::Booting { until: now() + config.timeout, patience },
+            phase: Phase::Booting(BootLimit::new(config.timeout)),
             initramfs: Some(own_initramfs),
             clock,
             halt: None,
@@ -222,7 +221,7 @@ impl<'a, 'f> Watch<'a, 'f> {
 
     fn wait(&self) -> anyhow::Result<Vec<Event>> {
         let until = match self.phase {
-            Phase::Booting { until, .. } => Some(until),
+            Phase::Booting(BootLimit { until, .. }) => Some(until),
             Phase::Stopping { deadline, .. } => Some(deadline.until),
             Phase::Reported | Phase::Running => None,
         };
@@ -283,7 +282,7 @@ impl<'a, 'f> Watch<'a, 'f> {
             (Some(Verdict::Halted), None) => {
                 let vmm = self.processes.id(self.config.vmm.name());
                 self.halt = Some(match self.phase {
-                    Phase::Booting { .. } => Halt::new(halt::GRACE, vmm, None),
+                    Phase::Booting(_) => Halt::new(halt::GRACE, vmm, None),
                     Phase::Stopping { .. } => Halt::new(halt::STOPPED_GRACE, vmm, None),
                     _ => Halt::new(halt::GRACE, vmm, Some(self.endpoint())),
                 });
@@ -386,7 +385,7 @@ impl<'a, 'f> Watch<'a, 'f> {
     fn stop(&mut self, cause: &str) -> anyhow::Result<()> {
         let grace = stopping::grace(self.held.path());
         match &mut self.phase {
-            Phase::Booting { .. } => bail!("stopped by {cause} before the agent had reported"),
+            Phase::Booting(_) => bail!("stopped by {cause} before the agent had reported"),
             Phase::Stopping { deadline, .. } => {
                 log::note(format_args!("{cause} again, with a grace of {} s", grace.as_secs_f32()));
                 deadline.hurry(now(), grace);
@@ -435,11 +434,11 @@ impl<'a, 'f> Watch<'a, 'f> {
         let verdict = self.console.verdict();
         let by_guest = status.success() || verdict == Some(Verdict::Halted);
         let ended = match (&mut self.phase, verdict) {
-            (Phase::Booting { .. }, Some(Verdict::Panicked)) => return Err(self.failed(PANICKED)),
-            (Phase::Booting { .. }, Some(Verdict::Faulted)) => return Err(KernelFault::error(self.failed(PANICKED))),
+            (Phase::Booting(_), Some(Verdict::Panicked)) => return Err(self.failed(PANICKED)),
+            (Phase::Booting(_), Some(Verdict::Faulted)) => return Err(KernelFault::error(self.failed(PANICKED))),
             (_, Some(Verdict::Panicked | Verdict::Faulted)) => Ended::by(Cause::Panic),
-            (Phase::Booting { .. }, _) if by_guest => return Err(self.early_end(&end)),
-            (Phase::Booting { .. }, _) => return Err(self.failed(&message)),
+            (Phase::Booting(_), _) if by_guest => return Err(self.early_end(&end)),
+            (Phase::Booting(_), _) => return Err(self.failed(&message)),
             (Phase::Stopping { answer: Some(answer), .. }, _) if by_guest => answer.end(),
             (_, Some(Verdict::Rebooting)) if by_guest => Ended::by(Cause::Reboot),
             _ if by_guest => Ended::by(Cause::PowerOff),
@@ -457,26 +456,16 @@ impl<'a, 'f> Watch<'a, 'f> {
             log::note("the guest has halted, but its VMM still runs: killing it");
             self.processes.kill(self.config.vmm.name());
         }
-        if let Phase::Booting { until, patience } = &mut self.phase
-            && *until <= now
-            && let Some(left) = patience.left()
-        {
-            // The VM has waited for processors.
-            *until = now + left;
-        }
+        let late = if let Phase::Booting(limit) = &mut self.phase { limit.passed() } else { None };
         match (&self.phase, &self.lost) {
-            (Phase::Booting { .. }, Some((until, message))) if *until <= now => Err(self.failed(message)),
+            (Phase::Booting(_), Some((until, message))) if *until <= now => Err(self.failed(message)),
             (_, Some((until, message))) if *until <= now => Ok(Some(Ended::failure(message.clone()))),
-            (Phase::Booting { until, .. }, _) if *until <= now => {
-                let limit = self.config.timeout.as_secs();
-                Err(self.failed(&format!("the agent did not report within {limit} s")))
-            }
             (Phase::Stopping { deadline, .. }, _) if deadline.until <= now => {
                 let grace = deadline.grace.as_secs_f32();
                 let writing = if deadline.is_extended() { " (it was still writing data back)" } else { "" };
                 Ok(Some(Ended::forced(format!("did not stop within {grace} s, killed{writing}"))))
             }
-            _ => Ok(None),
+            _ => late.map_or(Ok(None), |message| Err(self.failed(&message))),
         }
     }
 

@@ -28,7 +28,7 @@ impl Watch<'_, '_> {
     /// A process has ended that the VM can do without. While it boots, that is an error all the same.
     pub(super) fn lose(&mut self, name: &'static str, status: ExitStatus) {
         let end = format!("{name} {}", processes::describe(status));
-        if matches!(self.phase, Phase::Booting { .. }) {
+        if matches!(self.phase, Phase::Booting(_)) {
             self.lost.get_or_insert((now(), self.helper_stderr.quoted_after(&end)));
         } else {
             let (lost, missing) = match name {
