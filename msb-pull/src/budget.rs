@@ -146,5 +146,9 @@ mod tests {
         budget.file().unwrap();
         budget.file().unwrap();
         assert!(budget.file().unwrap_err().is::<Exceeded>());
+        // An archive that is spooled is not the image, and a device that is left out takes nothing.
+        budget.spool(100).unwrap();
+        budget.left_out();
+        assert_eq!(budget.devices_left_out(), 1);
     }
 }

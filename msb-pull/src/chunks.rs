@@ -156,4 +156,25 @@ mod tests {
         assert!(is_hangup(&anyhow::Error::from(sink.write_all(b"x").unwrap_err()).context("words")));
         assert!(!is_hangup(&io::Error::other("full").into()));
     }
+
+    #[test]
+    fn bytes_are_skipped_across_chunks_and_the_rest_is_drained() {
+        let (mut sink, mut stream) = channel(4);
+        for part in [&b"abc"[..], b"def", b"ghi"] {
+            sink.write_all(part).unwrap();
+        }
+        sink.finish().unwrap();
+        stream.skip(4).unwrap();
+        let mut two = [0; 2];
+        stream.read_exact(&mut two).unwrap();
+        assert_eq!(&two, b"ef");
+        stream.drain().unwrap();
+        assert_eq!(stream.read(&mut two).unwrap(), 0);
+        stream.skip(0).unwrap();
+        assert_eq!(stream.skip(1).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+
+        let (sink, mut stream) = channel(4);
+        drop(sink);
+        assert!(is_hangup(&stream.drain().unwrap_err().into()));
+    }
 }

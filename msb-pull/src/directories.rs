@@ -219,4 +219,30 @@ mod tests {
         let one = size(OsStr::new("999"));
         assert!(dirs.list <= 2000 * one && one < 256, "{} {one}", dirs.list);
     }
+
+    #[test]
+    fn xattrs_are_bounded_and_given_back() {
+        let listed = |bytes: usize| {
+            let root = msb::record::owner::Id::ROOT;
+            let mtime = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
+            let xattrs = vec![(b"user.a".to_vec(), vec![0; bytes])];
+            Origin::Listed(Metadata { mode: 0o755, uid: root, gid: root, mtime, xattrs })
+        };
+        let most = MAX_XATTRS - xattrs_of(&listed(0));
+        let mut dirs = Directories::default();
+        dirs.insert(Path::new("a"), listed(most)).unwrap();
+        // One that is listed again has the new ones alone.
+        dirs.insert(Path::new("a"), listed(most)).unwrap();
+        assert!(dirs.insert(Path::new("b"), listed(0)).unwrap_err().contains("16 MiB of xattrs"));
+        dirs.remove_tree(Path::new("a"));
+        dirs.insert(Path::new("b"), listed(0)).unwrap();
+        assert_eq!(dirs.xattrs, xattrs_of(&listed(0)));
+    }
+
+    #[test]
+    fn other_bytes_count_as_part_of_the_list() {
+        let mut dirs = Directories::default();
+        dirs.reserve(MAX_LIST).unwrap();
+        assert!(dirs.reserve(1).unwrap_err().contains("64 MiB"));
+    }
 }

@@ -210,6 +210,52 @@ mod tests {
     }
 
     #[test]
+    fn a_command_without_a_word_is_none() {
+        let text = format!(
+            r#"{{"root":{{"path":"r"}},"process":{{"args":[],"cwd":"/","user":{{}}}},"linux":{{"namespaces":{NAMESPACES}}}}}"#
+        );
+        let all = refusals(&text);
+        assert!(all.len() == 1 && all[0].starts_with("process.args: "), "{all:?}");
+    }
+
+    #[test]
+    fn a_member_of_a_pod_names_its_sandbox_which_is_not_one_of_itself() {
+        for (args, annotations, expected) in [
+            (r#"["a"]"#, "{}", None),
+            (r#"["a"]"#, r#"{"io.kubernetes.cri.sandbox-id":"s"}"#, Some("s")),
+            (r#"["a"]"#, r#"{"io.kubernetes.cri-o.SandboxID":"s"}"#, Some("s")),
+            (r#"["/catatonit","-P"]"#, r#"{"io.kubernetes.cri-o.SandboxID":"s"}"#, None),
+        ] {
+            let text = format!(
+                r#"{{"root":{{"path":"r"}},"process":{{"args":{args},"cwd":"/","user":{{}}}},"annotations":{annotations},"linux":{{"namespaces":{NAMESPACES}}}}}"#
+            );
+            assert_eq!(plan(&spec(&text), Path::new("/bundle")).unwrap().sandbox(), expected, "{args} {annotations}");
+        }
+    }
+
+    #[test]
+    fn the_guest_gets_a_config_with_the_path_of_its_root() {
+        let text = format!(
+            r#"{{"root":{{"path":"r","readonly":true}},"process":{{"args":["a"],"cwd":"/","user":{{"uid":1,"gid":2}}}},"hostname":"h",
+               "mounts":[{{"destination":"/t","type":"tmpfs"}}],
+               "linux":{{"namespaces":{NAMESPACES},"maskedPaths":["/m"],"readonlyPaths":["/r"],"sysctl":{{"a.b":"1"}}}}}}"#
+        );
+        let plan = plan(&spec(&text), Path::new("/bundle")).unwrap();
+        let config = plan.guest_config("/tree/root");
+        for (pointer, expected) in [
+            ("/root", json!({"path": "/tree/root", "readonly": true})),
+            ("/hostname", json!("h")),
+            ("/mounts/0/destination", json!("/t")),
+            ("/process/args", json!(["a"])),
+            ("/linux/maskedPaths", json!(["/m"])),
+            ("/linux/readonlyPaths", json!(["/r"])),
+            ("/linux/sysctl", json!({"a.b": "1"})),
+        ] {
+            assert_eq!(config.pointer(pointer), Some(&expected), "{pointer}");
+        }
+    }
+
+    #[test]
     fn a_cgroup_above_its_directory_a_seccomp_listener_and_a_hook_in_the_container_are_refused() {
         let text = format!(
             r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},

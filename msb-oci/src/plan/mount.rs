@@ -195,7 +195,10 @@ mod tests {
         let (binds, guest, refusals, warnings) = plan_of(
             r#"[{"destination":"/a//b/./c","type":"bind","source":"/s","options":["rbind","ro"]},
                 {"destination":"rel","type":"none","source":"sub","options":["bind","ro","rw","rslave"]},
-                {"destination":"/x","type":"bind","source":"/s"}]"#,
+                {"destination":"/x","type":"bind","source":"/s"},
+                {"destination":"/y","type":"none","source":"/s","options":["rbind"]},
+                {"destination":"/z","type":"bind","source":"/s","options":["bind","rbind","ro","rrw"]},
+                {"destination":"/one","type":"bind","source":"/s","options":["bind","rro"]}]"#,
         );
         let bind = |source: &str, destination: &str, is_recursive, is_readonly| Bind {
             source: source.into(),
@@ -208,7 +211,10 @@ mod tests {
             [
                 bind("/s", "/a/b/c", true, true),
                 bind("/bundle/sub", "/rel", false, false),
-                bind("/s", "/x", true, false)
+                bind("/s", "/x", true, false),
+                bind("/s", "/y", true, false),
+                bind("/s", "/z", true, false),
+                bind("/s", "/one", false, true),
             ]
         );
         assert_eq!((guest.len(), refusals.len(), warnings.len()), (0, 0, 1), "{refusals:?} {warnings:?}");
@@ -297,6 +303,18 @@ mod tests {
             (r#"{"destination":"/a","type":"overlay","source":"overlay"}"#, "mount of type \"overlay\" on \"/a\": "),
             (
                 r#"{"destination":"/a","type":"bind","source":"/s","options":["rbind","idmap"]}"#,
+                "mount on \"/a\": mapped IDs",
+            ),
+            (
+                r#"{"destination":"/a","type":"bind","source":"/s","options":["rbind","ridmap"]}"#,
+                "mount on \"/a\": mapped IDs",
+            ),
+            (
+                r#"{"destination":"/a","type":"bind","source":"/s","uidMappings":[{"containerID":0,"hostID":1,"size":1}]}"#,
+                "mount on \"/a\": mapped IDs",
+            ),
+            (
+                r#"{"destination":"/a","type":"bind","source":"/s","gidMappings":[{"containerID":0,"hostID":1,"size":1}]}"#,
                 "mount on \"/a\": mapped IDs",
             ),
             (

@@ -182,5 +182,41 @@ mod tests {
             let (_, _, refusals) = plan_of("{}", &[(key, value)]);
             assert!(refusals[0].starts_with(&format!("annotation {key}={value:?}: ")), "{refusals:?}");
         }
+        let (machine, _, refusals) = plan_of("{}", &[("dev.msb.root", "share"), ("other.root", "block")]);
+        assert_eq!((machine.memory_mib, refusals.len()), (None, 0), "{refusals:?}");
+    }
+
+    #[test]
+    fn a_size_in_an_annotation_is_from_1_mib_to_1_tib() {
+        for (text, expected) in [
+            ("0", None),
+            ("1048575B", None),
+            ("1", Some(1)),
+            ("2097151B", Some(1)),
+            ("1T", Some(1 << 20)),
+            ("1048577", None),
+        ] {
+            assert_eq!(mib(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn zeros_and_empty_texts_are_no_limits() {
+        for (cpu, expected) in [
+            (r#"{"shares":0,"quota":0,"period":0,"cpus":"","mems":""}"#, Limits::default()),
+            (
+                r#"{"shares":2,"quota":-1,"period":1000,"cpus":"0-1","mems":"0"}"#,
+                Limits {
+                    memory: None,
+                    cpu_shares: Some(2),
+                    cpu_quota: Some(-1),
+                    cpu_period: Some(1000),
+                    cpuset_cpus: Some("0-1".into()),
+                    cpuset_mems: Some("0".into()),
+                },
+            ),
+        ] {
+            assert_eq!(plan_of(&format!(r#"{{"cpu":{cpu}}}"#), &[]).1, expected, "{cpu}");
+        }
     }
 }
