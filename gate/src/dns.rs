@@ -368,6 +368,10 @@ pub(crate) mod tests {
         assert_eq!((again, none.len()), (question.clone(), question.end));
         let refused = question.refused(&query(7, "a.test"));
         assert_eq!(refused[..4], [0, 7, 0x81, 0x85]);
+        // Of the bits beside the response code, "recursion desired" is kept.
+        for (asked, expected) in [(0, 0x80), (1, 0x81), (0x85, 0x81)] {
+            assert_eq!(question.refused(&with(query(7, "a.test"), 2, asked))[2], expected);
+        }
         let failed = question.failed(&query(7, "a.test"));
         assert_eq!(failed[..4], [0, 7, 0x81, 0x82]);
         let truncated = question.truncated(&with(message, 3, 0x83));

@@ -175,9 +175,8 @@ impl Stream {
             return self.is_open.then_some((None, None)).filter(|_| advance > u32::MAX / 2);
         }
         (self.acknowledged, self.sent) = (segment.acknowledgment, self.sent - advance);
-        // A SYN and an end have a number, and no byte.
-        let bytes = advance as usize - usize::from(!self.is_open);
-        self.output.drain(..bytes.min(self.output.len()));
+        // A SYN and an end have a number and no byte, and the output is empty then.
+        self.output.drain(..self.output.len().min(advance as usize));
         self.is_open = true;
         let has_content = !segment.payload.is_empty() || segment.flags & FIN != 0;
         if has_content && segment.sequence != self.expected {

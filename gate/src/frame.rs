@@ -267,6 +267,8 @@ pub(crate) mod tests {
         ] {
             assert_eq!(Packet::parse(&frame), None, "{what}");
         }
+        let empty = ip("10.0.2.15", "203.0.113.9", PROTOCOL_TCP, b"");
+        assert_eq!(Packet::parse(&empty).unwrap().body(), b"");
         let padded = [v4.as_slice(), &[0; 6]].concat();
         assert_eq!(Packet::parse(&padded).unwrap().end, v4.len());
     }
@@ -284,6 +286,7 @@ pub(crate) mod tests {
             (header(4), PROTOCOL_TCP, (false, false, None)),
             (header(6), PROTOCOL_TCP, (false, false, None)),
             (header(5)[..19].to_vec(), PROTOCOL_TCP, (false, false, None)),
+            (header(5), PROTOCOL_UDP, (false, false, None)),
             (vec![0, 1, 0, 2, 0, 8, 0, 0], PROTOCOL_UDP, (false, true, None)),
             (vec![0, 1, 0, 2, 0, 9, 0, 0], PROTOCOL_UDP, (false, false, None)),
             (vec![0, 1, 0, 2, 0, 7, 0], PROTOCOL_UDP, (false, false, None)),

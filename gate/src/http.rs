@@ -169,6 +169,7 @@ mod tests {
             ("QUIT\n", Opening::Other),
             ("\u{1}GET / HTTP/1.1\r\n", Opening::Other),
             (" /", Opening::Other),
+            ("\u{b}GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", Opening::Other),
             ("a/b", Opening::Other),
             ("", Opening::Incomplete),
             ("\r\n", Opening::Incomplete),

@@ -53,6 +53,20 @@ fn edited(mut frame: Vec<u8>, at: usize, byte: u8) -> Vec<u8> {
     frame
 }
 
+/// A frame with the largest packet.
+fn largest(source: &str, destination: &str) -> Vec<u8> {
+    let frame = make::udp((source, 1), (destination, 123), &vec![0; 65535 - 28]);
+    assert_eq!(frame.len(), MAX_FRAME);
+    frame
+}
+
+/// A question of this length.
+fn question(length: usize) -> Vec<u8> {
+    let mut question = query(7, "a.test");
+    question.resize(length, 0);
+    question
+}
+
 #[test]
 fn a_hostile_guest_reaches_nothing() {
     let echo = [8, 0, 0, 0, 0, 1, 0, 1];
@@ -90,6 +104,10 @@ fn a_hostile_guest_reaches_nothing() {
         ("half a TCP header", make::ip(GUEST, SERVER, PROTOCOL_TCP, &[0; 19]), "drop"),
         ("UDP", make::udp((GUEST, 1), (SERVER, 123), b"x"), "pass"),
         ("UDP to a private network", make::udp((GUEST, 1), ("10.9.9.9", 123), b"x"), "prohibited"),
+        ("UDP to another name server", make::udp((GUEST, 1), (SERVER, 53), b"x"), "pass"),
+        ("UDP to the resolver's other ports", make::udp((GUEST, 1), (RESOLVER, 80), b"x"), "prohibited"),
+        ("the longest question", make::udp((GUEST, 1), (RESOLVER, 53), &question(MAX_QUERY)), "ask"),
+        ("a longer one", make::udp((GUEST, 1), (RESOLVER, 53), &question(MAX_QUERY + 1)), "drop"),
         ("UDP to a group", make::udp((GUEST, 1), ("224.0.0.251", 5353), b"x"), "prohibited"),
         ("UDP with a false length", make::ip(GUEST, SERVER, PROTOCOL_UDP, &[0, 1, 0, 2, 0, 99, 0, 0]), "drop"),
         ("what is not a question", make::udp((GUEST, 1), (RESOLVER, 53), b"x"), "drop"),
@@ -116,7 +134,8 @@ fn a_hostile_guest_reaches_nothing() {
         ("ARP for another", edited(vec![0; 42], 12, 8), "drop"),
         ("a VLAN tag", edited(syn(GUEST, SERVER, 80), 12, 0x81), "drop"),
         ("nothing", Vec::new(), "drop"),
-        ("too much", vec![0; MAX_FRAME + 1], "drop"),
+        ("as much as there may be", largest(GUEST, SERVER), "pass"),
+        ("too much", [largest(GUEST, SERVER), vec![0]].concat(), "drop"),
     ] {
         assert_eq!(word(&gate(Mode::Public, &[]).from_guest(&frame, NOW)), expected, "{what}");
     }
@@ -135,7 +154,13 @@ fn only_what_passt_may_send_reaches_the_guest() {
         ("ARP", edited(edited(vec![0; 42], 12, 8), 13, 6), "pass"),
         ("a header alone", edited(edited(vec![0; 14], 12, 8), 13, 6), "pass"),
         ("another protocol", edited(edited(vec![0; 42], 12, 0x88), 13, 0xcc), "drop"),
-        ("too much", vec![0; MAX_FRAME + 1], "drop"),
+        (
+            "an echo reply over IPv6",
+            make::ip("2001:db8::9", GUEST_6, PROTOCOL_ICMPV6, &[129, 0, 0, 0, 0, 0, 0, 0]),
+            "pass",
+        ),
+        ("as much as there may be", largest(SERVER, GUEST), "pass"),
+        ("too much", [largest(SERVER, GUEST), vec![0]].concat(), "drop"),
     ] {
         assert_eq!(word(&gate(Mode::Public, &[]).to_guest(&frame, NOW)), expected, "{what}");
     }
@@ -275,6 +300,12 @@ fn a_long_answer_is_cut_to_what_the_datagram_may_have() {
         // What was cut is known all the same.
         assert_eq!(gate.names.of(SERVER.parse().unwrap(), NOW), ["a.test"]);
     }
+    // One that just fits.
+    let (mut gate, name) = (gate(Mode::Public, &[]), "abcdefgh.tests");
+    let Verdict::Ask { query, .. } = ask(&mut gate, &query(7, name)) else { panic!("not asked") };
+    let whole = answer(7, name, &[SERVER; 30]);
+    assert_eq!(whole.len(), 512);
+    assert_eq!(told(gate.answer(query.token, &whole, NOW)), Some((0, 512)));
 }
 
 #[test]
@@ -389,6 +420,32 @@ fn a_bare_reset_acknowledges_the_syn() {
     gate.from_guest(&syn(GUEST, SERVER, 80), NOW);
     assert_eq!(gate.to_guest(&make::tcp((SERVER, 80), (GUEST, 1000), 0, SYN | ACK, b""), NOW), Verdict::Pass);
     assert_eq!(gate.to_guest(&reset(RST), NOW), Verdict::Pass);
+}
+
+#[test]
+fn a_servers_reset_frees_the_ports_for_another_connection() {
+    for (flags, expected) in [(SYN | ACK, "prohibited"), (RST | ACK, "pass"), (RST, "pass")] {
+        let mut gate = gate(Mode::Public, &["deny b.test"]);
+        gate.from_guest(&syn(GUEST, SERVER, 443), NOW);
+        gate.to_guest(&make::tcp((SERVER, 443), (GUEST, 1000), 0, flags, b""), NOW);
+        let other = make::tcp((GUEST, 1000), (SERVER, 443), 500, SYN, b"");
+        assert_eq!(word(&gate.from_guest(&other, NOW)), expected, "{flags}");
+    }
+}
+
+#[test]
+fn a_denial_has_the_port_that_was_asked_for() {
+    let mut gate = gate(Mode::Public, &[]);
+    gate.from_guest(&syn(GUEST, "10.9.9.9", 80), NOW);
+    gate.from_guest(&make::udp((GUEST, 1), ("10.9.9.9", 123), b"x"), NOW);
+    gate.from_guest(&make::ip(GUEST, "10.9.9.9", PROTOCOL_ICMP, &[8, 0, 0, 0, 0, 1, 0, 1]), NOW);
+    let denials = gate.take_denials();
+    let parts: Vec<_> = denials.iter().map(|denial| (denial.protocol, denial.port, denial.reason.as_str())).collect();
+    let reason = "public";
+    assert_eq!(
+        parts,
+        [(Protocol::Tcp, Some(80), reason), (Protocol::Udp, Some(123), reason), (Protocol::Icmp, None, reason)]
+    );
 }
 
 #[test]
