@@ -94,3 +94,41 @@ impl Names {
         names.iter().filter(|(_, until)| *until > now).map(|(name, _)| name.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_known_for_its_time_and_an_old_one_pushes_no_other_out() {
+        let address = IpAddr::from([203, 0, 113, 9]);
+        let at = Duration::from_secs;
+        let mut names = Names::new();
+        names.learn(address, "long.test", 86400, at(0));
+        let short: Vec<String> = (1..MAX_NAMES).map(|number| format!("short{number}.test")).collect();
+        for name in &short {
+            names.learn(address, name, 60, at(0));
+        }
+        assert_eq!(names.of(address, at(59)).len(), MAX_NAMES);
+        assert_eq!(names.of(address, at(60)), ["long.test"]);
+        names.learn(address, "new.test", 60, at(60));
+        assert_eq!(names.of(address, at(60)), ["long.test", "new.test"]);
+        // As long as they are valid, the oldest goes.
+        for name in &short {
+            names.learn(address, name, 60, at(61));
+        }
+        let known = names.of(address, at(61));
+        assert_eq!((known.len(), known[0].as_str(), known[7].as_str()), (8, "new.test", "short7.test"));
+    }
+
+    #[test]
+    fn a_name_is_known_for_a_minute_at_least_and_a_day_at_most() {
+        let address = IpAddr::from([203, 0, 113, 9]);
+        for (ttl, seconds) in [(0, 60), (61, 61), (u32::MAX, 86400)] {
+            let mut names = Names::new();
+            names.learn(address, "a.test", ttl, Duration::ZERO);
+            let is_known = |seconds| !names.of(address, Duration::from_secs(seconds)).is_empty();
+            assert!(is_known(seconds - 1) && !is_known(seconds), "{ttl}");
+        }
+    }
+}

@@ -337,10 +337,28 @@ pub(crate) mod tests {
             (&["allow 192.0.2.1", "deny a.test"], 80, false),
             (&["deny a.test", "allow 192.0.2.1"], 80, true),
             (&["deny a.test", "deny b.test"], 80, true),
+            (&["allow 192.0.2.1"], 80, false),
             (&[], 80, false),
         ] {
             let to = Destination { address, protocol: Protocol::Tcp, port, names: &[] };
-            assert_eq!(policy(Mode::Public, rules).decide(&to).by_name, expected, "{rules:?} {port}");
+            let policy = policy(Mode::Public, rules);
+            assert_eq!(policy.decide(&to).by_name, expected, "{rules:?} {port}");
+            assert_eq!(policy.has_names(), rules.iter().any(|rule| rule.contains("test")), "{rules:?}");
+        }
+    }
+
+    #[test]
+    fn a_decision_names_what_has_decided() {
+        let address = "192.0.2.1".parse().unwrap();
+        let to = Destination { address, protocol: Protocol::Tcp, port: 80, names: &[] };
+        for (mode, rules, expected) in [
+            (Mode::Deny, &["allow 192.0.2.1:80"][..], "allow 192.0.2.1:80"),
+            (Mode::Public, &["deny a.test", "deny 192.0.2.0/24"], "deny 192.0.2.0/24"),
+            (Mode::Public, &["deny a.test"], "public"),
+            (Mode::Private, &[], "private"),
+            (Mode::Deny, &[], "deny"),
+        ] {
+            assert_eq!(policy(mode, rules).decide(&to).reason, expected);
         }
     }
 
