@@ -58,7 +58,8 @@ teardown() {
     exec 4>input
     echo one >&4
     vm_await grep -q one streamed
-    id=$(msb-exec -d base -- sh -c 'while :; do echo . >>/tmp/m/count; sleep 0.1; done' | jq .id)
+    msb-exec -d base -- sh -c 'while :; do echo . >>/tmp/m/count; sleep 0.1; done'
+    vm_exec base sh -c 'until [ -s /tmp/m/count ]; do sleep 0.05; done'
     msb-snapshot base >snap.json 2>snap.err 4>&-
     grep -E '^msb-snapshot: base: saved, paused for [0-9]+ ms$' snap.err
     jq -e '(has("vm") | not) and .snapshot.digest == "sha256:" + (.snapshot.path | split("/")[-1])' snap.json
@@ -81,9 +82,7 @@ teardown() {
         [ "$(vm_exec "$name" cat /disk /tmp/m/memory)" = $'kept\nkept' ]
         vm_exec "$name" head -c 16 /dev/urandom >"$name.random"
         # The command without a caller goes on, and the one with a caller has seen the end of its input.
-        before=$(vm_exec "$name" wc -l </dev/null /tmp/m/count)
-        vm_await [ "$(vm_exec "$name" wc -l </dev/null /tmp/m/count)" != "$before" ]
-        vm_await [ -z "$(vm_exec "$name" pidof cat)" ]
+        vm_exec "$name" sh -c 'before=$(wc -l </tmp/m/count); while [ "$(wc -l </tmp/m/count)" = "$before" ] || pidof cat; do sleep 0.05; done'
         skew=$(($(vm_exec "$name" date +%s) - $(date +%s)))
         ((skew > -30 && skew < 30))
     done
@@ -118,6 +117,15 @@ teardown() {
         [ -z "$output" ]
     }
     vm_boot base --vmm qemu --channel serial -m 128M
+    jq -c '.boot.channel = "vsock"' base.json >vsock.json
+    refused 'base: its agent is reached by vsock, which QEMU cannot save (boot it with --channel serial)' msb-snapshot -r vsock.json
+    jq -c '.vm.root = "share"' base.json >shared.json
+    refused 'a shared root cannot be saved' msb-snapshot -r shared.json
+    jq -c '.vm.vmm = "krun"' base.json >krun.json
+    refused 'libkrun cannot save a VM' msb-snapshot -r krun.json
+    jq -c '.boot.volumes = [{volume: "cache", target: "/cache"}]' base.json >volume.json
+    refused 'volume "/cache" cannot be saved' msb-snapshot -r volume.json
+    [ ! -e "$MSB_HOME/snapshots" ]
     msb-snapshot -q base --stop >snap.json
     refused 'it does not run' msb-snapshot -r base.json
     refused '--cpus 2: a saved VM keeps its number of processors, 1' msb-boot -r snap.json --name a --cpus 2
@@ -155,16 +163,44 @@ teardown() {
     msb-store rm -t snapshot "${dir##*/}"
     refused 'it is gone' msb-boot -r snap.json --name a
     vm_assert_nothing
+}
 
-    vm_boot base --vmm qemu
-    refused 'base: its agent is reached by vsock, which QEMU cannot save (boot it with --channel serial)' msb-snapshot base
-    jq -c '.vm.root = "share"' base.json >shared.json
-    refused 'a shared root cannot be saved' msb-snapshot -r shared.json
-    jq -c '.vm.vmm = "krun"' base.json >krun.json
-    refused 'libkrun cannot save a VM' msb-snapshot -r krun.json
-    jq -c '.boot.volumes = [{volume: "cache", target: "/cache"}]' base.json >volume.json
-    refused 'volume "/cache" cannot be saved' msb-snapshot -r volume.json
+# bats test_tags=slow
+@test "a save that is killed at any moment, or has no room, leaves the VM running, and nothing that gc does not remove" {
+    MSB_TEST_ROOT=block vm_setup
+    vm_boot base --vmm qemu --channel serial -m 128M
+    msb-snapshot base >first.json
+    mv "$MSB_HOME/snapshots" kept
+    mkdir -m 700 "$MSB_HOME/snapshots"
+    mount -t tmpfs -o size=4M,mode=700 none "$MSB_HOME/snapshots"
+    run --separate-stderr msb-snapshot base
+    left=$(ls -A "$MSB_HOME/snapshots")
+    umount "$MSB_HOME/snapshots"
+    [ "$status" -eq 1 ]
+    [[ $stderr == 'msb-snapshot: base: not saved: the memory: '*'No space left'* ]]
+    [ -z "$left" ]
+    rmdir "$MSB_HOME/snapshots"
+    mv kept "$MSB_HOME/snapshots"
     msb-exec base -- true
-    # A save that was killed leaves nothing that gc does not remove.
-    [ -z "$(ls -A "$MSB_HOME/snapshots")" ]
+    for delay in 0.00{2,4,6,8} 0.0{1,2,3,4,5,6,7,8,9} 0.{10,12,14,16,18,20}; do
+        for stop in '' --stop; do
+            timeout -s KILL "$delay" msb-snapshot -q base $stop >killed.json || true
+            # One that was about to stop the VM may have done so.
+            if [ ! -e "$MSB_RUN/base/agent.sock" ]; then
+                vm_await_end "$(vm_pid base)"
+                msb-stop -r base.json >stopped.json 2>&1 || true
+                [ -n "$stop" ]
+                vm_boot base --vmm qemu --channel serial -m 128M
+            fi
+            msb-exec base -- true
+        done
+    done
+    msb-store gc >/dev/null
+    [ -z "$(find "$MSB_HOME/snapshots" -maxdepth 1 -name '.*')" ]
+    msb-store ls --json -t snapshot | jq -se 'length > 0 and all(.complete)'
+    vm_record=$PWD/first.json
+    vm_boot other
+    msb-exec other -- true
+    for name in base other; do msb-stop -t 5 "$name" >stopped.json; done
+    vm_assert_nothing
 }

@@ -8,6 +8,7 @@ pub(crate) const PAGE: Page = Page {
     forms: &["--probe"],
     notes: &[
         ("Booting again", booting_again),
+        ("Snapshots", snapshots),
         ("Other architectures", other_architectures),
         ("Volumes", volumes),
         ("Busy hosts", busy_hosts),
@@ -37,6 +38,7 @@ pub(crate) const PAGE: Page = Page {
         ("an image, booted from disks", "msb-pull alpine | msb-boot --name worker > vm.json"),
         ("a mounted root, shared with the host", "msb-pull alpine | msb-mount ./root | msb-boot -m 1G > shared.json"),
         ("a VM that has ended, with more memory", "msb-boot -r vm.json -m 1G -o vm.json"),
+        ("a VM that goes on where a saved one was", "msb-snapshot worker | msb-boot --name other > other.json"),
         (
             "a directory of the host, and a cache that outlives the VM",
             "msb-pull alpine | msb-boot -v .:/src:ro -v cache:/cache > vm.json",
@@ -48,12 +50,29 @@ pub(crate) const PAGE: Page = Page {
             "msb-boot -r systemd.json -m 1G --init /lib/systemd/systemd \\\n  --init-arg --unit=multi-user.target > vm.json",
         ),
     ],
-    see_also: &["msb-mount(1)", "msb-exec(1)", "msb-stop(1)", "msb-record(5)", "msb(7)", "agentd(8)"],
+    see_also: &[
+        "msb-mount(1)",
+        "msb-exec(1)",
+        "msb-stop(1)",
+        "msb-snapshot(1)",
+        "msb-record(5)",
+        "msb(7)",
+        "agentd(8)",
+    ],
 };
 
 fn booting_again() -> String {
     "The member \"boot\" of the printed record holds what was asked for, so booting the
 record of a VM that has ended boots it again the same way. Flags override it."
+        .into()
+}
+
+fn snapshots() -> String {
+    "A record with the member \"snapshot\", as msb-snapshot(1) prints it, starts a VM that
+goes on where the saved one was. It needs --name if the saved VM still runs. -e,
+-w, -u and --hostname may differ; processors, memory, root, scripts, init, volumes
+and network may not. QEMU runs it. It has a copy of the saved disk, which
+disappears with it, unless msb-stop --commit commits it, and --restart is refused."
         .into()
 }
 

@@ -20,7 +20,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub output: Output,
 
-    /// End the VM once it is saved. Its guest does nothing after the moment that is saved
+    /// End the VM once it is saved. Its guest does nothing after the moment that is saved, and a disk that has its name is left as it
+    /// is then
     #[arg(long)]
     pub stop: bool,
 

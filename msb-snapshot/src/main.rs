@@ -9,7 +9,7 @@ mod stop;
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use msb::record::Snapshot;
 use msb::store::home;
 use msb::tool::{cli, exit, interrupt, start, user_namespace};
@@ -33,6 +33,9 @@ fn run(args: &args::Args) -> anyhow::Result<u8> {
     let process = supervisor::find(&vm).context("supervisor")?;
     let process = process.with_context(|| format!("{}: it does not run (boot it again)", vm.name))?;
     check::can_be_saved(&vm, record.boot.as_ref()).with_context(|| vm.name.clone())?;
+    if args.stop && record.boot.as_ref().is_some_and(|boot| boot.commit_on_stop) {
+        bail!("{0}: --stop commits nothing, and it has --commit-on-stop (save it, then \"msb-stop {0}\")", vm.name);
+    }
     let _guard = interrupt::Guard::new(TOOL)?;
     record.vm = None;
     record.snapshot = None;

@@ -1,6 +1,6 @@
 //! A VM that starts from a saved one: the VMM loads the state, and the agent is told what makes this machine another one.
 
-use std::io::{self, PipeReader, Write};
+use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,14 +12,14 @@ use msb::wire::exec::Resume;
 use msb::wire::{Message, dial};
 use serde_json::json;
 
-use super::Parts;
+use super::parts::Parts;
 use crate::inherited_fd::InheritedFd;
 
 /// How many random bytes the guest gets.
 const ENTROPY: usize = 64;
 
 /// Why a state was not loaded, once that is known.
-pub(in crate::supervisor) struct Loaded(PipeReader);
+pub(crate) struct Loaded(PipeReader);
 
 impl Loaded {
     /// Loads in a thread.
@@ -39,8 +39,10 @@ impl Loaded {
     }
 
     /// The reason, or none for a state that was loaded. Waits until that is known.
-    pub(in crate::supervisor) fn failure(&self) -> Option<String> {
-        Some(super::read_message(&self.0)).filter(|message| !message.is_empty())
+    pub(crate) fn failure(&self) -> Option<String> {
+        let mut message = String::new();
+        let _ = (&self.0).read_to_string(&mut message);
+        Some(message).filter(|message| !message.is_empty())
     }
 }
 
@@ -79,7 +81,7 @@ pub(super) fn run(
     endpoint: &Endpoint,
     mut other: Resume,
 ) -> anyhow::Result<()> {
-    let mut monitor = super::save::lock(&parts.monitor);
+    let mut monitor = parts.monitor();
     let version = monitor.version()?;
     if version != expected {
         bail!("it was saved by QEMU {expected}, and this is QEMU {version} (make another with msb-snapshot)");

@@ -6,13 +6,13 @@
 
 mod load;
 mod monitor;
+mod parts;
 mod save;
 
 use std::fs::File;
-use std::io::PipeReader;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
@@ -25,6 +25,7 @@ use crate::inherited_fd::InheritedFd;
 use crate::saved;
 use crate::vm::{Saving, Vm};
 use monitor::Monitor;
+use parts::Parts;
 
 pub(super) use load::Loaded;
 
@@ -35,19 +36,6 @@ pub(super) struct Prepared {
     state: Option<InheritedFd>,
     disks: Vec<File>,
     machine: Machine,
-}
-
-/// What it takes to save a VM or to load its state.
-struct Parts {
-    monitor: Mutex<Monitor>,
-    /// The control socket of the multiplexer.
-    channel: UnixStream,
-    memory: File,
-    disks: Vec<File>,
-    /// The machine, without the VMM's version, which the monitor has.
-    machine: Machine,
-    /// The directory with the EROFS images of the store, which never change.
-    images: PathBuf,
 }
 
 /// A VM that can be saved.
@@ -161,11 +149,4 @@ impl Saver {
         let parts = Arc::clone(&self.parts);
         std::thread::spawn(move || save::serve(&client, &parts, endpoint));
     }
-}
-
-/// Reads what a thread has said before its end: nothing, if all went well.
-fn read_message(mut pipe: &PipeReader) -> String {
-    let mut message = String::new();
-    let _ = std::io::Read::read_to_string(&mut pipe, &mut message);
-    message
 }

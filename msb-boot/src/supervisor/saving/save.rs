@@ -5,7 +5,6 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
@@ -19,19 +18,14 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::net::RecvFlags;
 use serde_json::json;
 
-use super::Parts;
 use super::monitor::Monitor;
+use super::parts::Parts;
 use crate::inherited_fd::InheritedFd;
 use crate::log;
 use crate::supervisor::clock;
 
 /// The name of the descriptor in the monitor.
 const STATE_FD: &str = "state";
-
-/// Locks the monitor. A panic has left it between two commands at worst.
-pub(super) fn lock(monitor: &Mutex<Monitor>) -> MutexGuard<'_, Monitor> {
-    monitor.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Saves the VM for a caller, which has sent the directory. If the caller wants it, the VM waits until the caller has closed the connection,
 /// by which time the caller may have ended the VM.
@@ -47,7 +41,7 @@ pub(super) fn serve(client: &UnixStream, parts: &Parts, endpoint: Endpoint) {
 fn converse(mut client: &UnixStream, parts: &Parts) -> anyhow::Result<()> {
     client.set_nonblocking(false)?;
     let (request, directory) = saving::receive(client.as_fd())?;
-    let mut monitor = lock(&parts.monitor);
+    let mut monitor = parts.monitor();
     let frozen = Frozen::freeze(&parts.channel)?;
     let (mut saved, paused) = save(parts, &mut monitor, &directory)?;
     let waiting = if request.wait {
