@@ -27,6 +27,9 @@ const MAX_QUEUED: usize = 8 * (HEADER + MAX_DATA);
 /// How many bytes may wait to be sent. Data, and the frames about credit and the ends of all connections, are less. A peer that opens
 /// connections and does not read the answers would fill the memory.
 const MAX_UNSENT: usize = 1 << 20;
+/// How many bytes for local ends that do not read the host keeps in all. A guest could otherwise fill its memory with the windows of all
+/// connections. Callers read what their connection has, and have an end-to-end credit above it, so only those that are stopped come near.
+const MAX_KEPT: usize = 64 << 20;
 /// How much is read from the port at a time, in bytes.
 const BLOCK: usize = 64 << 10;
 
@@ -76,6 +79,9 @@ pub struct Multiplexer<E> {
     decoder: Decoder,
     connections: Connections,
     locals: BTreeMap<u32, Local>,
+    /// The sum of all queues of `locals`, in bytes, and how much that may be.
+    kept: usize,
+    max_kept: usize,
     /// Frames that have not been sent, from `sent` on.
     out: Vec<u8>,
     sent: usize,
@@ -110,6 +116,9 @@ impl<E: Ends> Multiplexer<E> {
             decoder: Decoder::default(),
             connections: Connections::new(side),
             locals: BTreeMap::new(),
+            kept: 0,
+            // The guest trusts the host, which may have many callers.
+            max_kept: if side == Side::Host { MAX_KEPT } else { usize::MAX },
             out: Vec::new(),
             sent: 0,
             is_frozen: false,
@@ -266,6 +275,7 @@ impl<E: Ends> Multiplexer<E> {
                 self.deferred.clear();
                 self.thaw();
                 self.locals.clear();
+                self.kept = 0;
                 self.connections = Connections::new(self.side);
                 self.ends.restarted();
             }
@@ -385,14 +395,26 @@ impl<E: Ends> Multiplexer<E> {
             // An error will occur again when the queue is written.
             let written = if is_idle { send(&local.socket, bytes, SendFlags::NOSIGNAL).unwrap_or(0) } else { 0 };
             local.queue.extend(&bytes[written..]);
+            self.kept += bytes.len() - written;
             written
         };
         self.grant(connection, written);
+        while self.kept > self.max_kept {
+            self.close_fullest();
+        }
+    }
+
+    /// Closes the connection for which most is kept.
+    fn close_fullest(&mut self) {
+        let fullest = self.locals.iter().max_by_key(|(_, local)| local.queue.len());
+        if let Some((&connection, _)) = fullest {
+            self.close(connection);
+        }
     }
 
     /// Writes the queue of a connection to its local end.
     fn write_local(&mut self, connection: u32) {
-        let Some(local) = self.locals.get_mut(&connection) else { return };
+        let Some(local) = self.locals.get_mut(&connection).filter(|local| !local.queue.is_empty()) else { return };
         let mut written = 0;
         while !local.queue.is_empty() {
             match send(&local.socket, local.queue.as_slices().0, SendFlags::NOSIGNAL) {
@@ -409,6 +431,11 @@ impl<E: Ends> Multiplexer<E> {
                 }
             }
         }
+        if local.queue.is_empty() {
+            // Its memory, too.
+            local.queue = VecDeque::new();
+        }
+        self.kept -= written;
         self.grant(connection, written);
     }
 
@@ -437,7 +464,9 @@ impl<E: Ends> Multiplexer<E> {
         if self.connections.close(connection) {
             self.put(Frame::Close(connection));
         }
-        self.locals.remove(&connection);
+        if let Some(local) = self.locals.remove(&connection) {
+            self.kept -= local.queue.len();
+        }
     }
 }
 

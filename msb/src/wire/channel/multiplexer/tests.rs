@@ -11,6 +11,8 @@ struct TestEnds {
     listener: UnixListener,
     connected: Sender<UnixStream>,
     restarted: Sender<()>,
+    /// How many bytes the kernel keeps for a connection that is accepted, if not as many as usual.
+    send_buffer: Option<usize>,
 }
 
 impl Ends for TestEnds {
@@ -19,7 +21,11 @@ impl Ends for TestEnds {
     }
 
     fn accept(&mut self) -> io::Result<OwnedFd> {
-        Ok(self.listener.accept()?.0.into())
+        let (socket, _) = self.listener.accept()?;
+        if let Some(bytes) = self.send_buffer {
+            rustix::net::sockopt::set_socket_send_buffer_size(&socket, bytes)?;
+        }
+        Ok(socket.into())
     }
 
     fn connect(&mut self) -> io::Result<OwnedFd> {
@@ -48,7 +54,7 @@ impl TestSide {
         listener.set_nonblocking(true).unwrap();
         let ((connect, connected), (restart, restarted)) = (channel(), channel());
         let (control, theirs) = UnixStream::pair().unwrap();
-        let ends = TestEnds { listener, connected: connect, restarted: restart };
+        let ends = TestEnds { listener, connected: connect, restarted: restart, send_buffer: None };
         thread::spawn(move || Multiplexer::new(side, port.into(), ends, Some(theirs)).unwrap().run().unwrap());
         Self { dir, connected, restarted, control }
     }
@@ -168,7 +174,7 @@ fn a_channel_that_is_thawed_before_the_answer_goes_on() {
 fn a_peer_that_reads_no_answer_ends_the_channel() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
-    let ends = TestEnds { listener, connected: channel().0, restarted: channel().0 };
+    let ends = TestEnds { listener, connected: channel().0, restarted: channel().0, send_buffer: None };
     // Each is refused with a frame.
     let mut frames = Vec::new();
     for _ in 0..1000 {
@@ -180,12 +186,62 @@ fn a_peer_that_reads_no_answer_ends_the_channel() {
 }
 
 #[test]
+fn the_host_keeps_so_much_in_all_and_closes_the_connections_with_the_most() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let ends = TestEnds { listener, connected: channel().0, restarted: channel().0, send_buffer: Some(8192) };
+    let mut host = Multiplexer::new(Side::Host, ours.into(), ends, None).unwrap();
+    host.max_kept = 128 << 10;
+    let stalled: Vec<_> = (0..20).map(|_| UnixStream::connect(dir.path().join("s")).unwrap()).collect();
+    let reading = UnixStream::connect(dir.path().join("s")).unwrap();
+    let guest = thread::spawn(move || {
+        let (mut decoder, mut opened, mut block) = (Decoder::default(), Vec::new(), [0; 4096]);
+        while opened.len() < 21 {
+            let count = theirs.read(&mut block).unwrap();
+            let mut bytes = &block[..count];
+            while let Some(piece) = decoder.next(&mut bytes).unwrap() {
+                let Piece::Frame(Frame::Open(connection)) = piece else { panic!("{piece:?}") };
+                opened.push(connection);
+            }
+        }
+        let reading = opened.pop().unwrap();
+        for connection in opened {
+            for _ in 0..8 {
+                theirs.write_all(&data_header(connection, 4096)).unwrap();
+                theirs.write_all(&[7; 4096]).unwrap();
+            }
+        }
+        theirs.write_all(&data_header(reading, 4)).unwrap();
+        theirs.write_all(b"done").unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        read_end(theirs)
+    });
+    host.run().unwrap();
+    let queues = || host.locals.values().map(|local| local.queue.len());
+    assert!(host.kept > 0 && host.kept <= host.max_kept, "{}", host.kept);
+    assert_eq!(host.kept, queues().sum::<usize>());
+    let closed = 21 - host.locals.len();
+    assert!((1..20).contains(&closed), "{closed} were closed");
+    drop(host);
+    assert_eq!(read_end(reading), b"done");
+    drop(stalled);
+    let mut sent = &guest.join().unwrap()[..];
+    let (mut decoder, mut closes) = (Decoder::default(), 0);
+    while let Some(piece) = decoder.next(&mut sent).unwrap() {
+        closes += usize::from(matches!(piece, Piece::Frame(Frame::Close(_))));
+    }
+    assert_eq!(closes, closed);
+}
+
+#[test]
 fn a_peer_that_violates_the_protocol_ends_the_channel() {
     for side in [Side::Host, Side::Guest] {
         for bytes in [&b"\0\0\0\x01\0\0\0\0"[..], b"\0\0\0\x06\0\0\0\0"] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
-            let ends = TestEnds { listener, connected: channel().0, restarted: channel().0 };
+            let ends = TestEnds { listener, connected: channel().0, restarted: channel().0, send_buffer: None };
             theirs.write_all(bytes).unwrap();
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
             let ended = Multiplexer::new(side, ours.into(), ends, None).unwrap().run();
