@@ -39,7 +39,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-volume install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -184,6 +184,10 @@ bench-krun: deps build
 # The guest's network alone.
 bench-net: deps build
 	@tests/bench-net.sh
+
+# Volumes alone.
+bench-volume: deps build
+	@tests/bench-volume.sh
 
 # msb-pull, msb-pack, msb-patch and the containers of podman alone.
 bench-pull: inflate = $(CARGO) build --release --locked --workspace --exclude agentd --example inflate

@@ -46,6 +46,12 @@ setup() {
     [[ ${lines[-1]} == 'write 64 MiB and sync it '* ]]
 }
 
+@test "bench-volume runs" {
+    run --separate-stderr tests/bench-volume.sh 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'write 1 MiB and sync it '* ]]
+}
+
 @test "bench-net runs" {
     run --separate-stderr tests/bench-net.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
