@@ -188,8 +188,8 @@ pub fn run(
         }
     };
     // A command may be silent forever; the agent that starts it may not.
-    let patience = Patience::with(&vm.endpoint, START_TIMEOUT);
-    let ended = receive(&connection, patience, &turn, &credit, [&stdout, &stderr], is_detached, prepare, start);
+    let starting = PatientReader { stream: &connection, patience: Patience::with(&vm.endpoint, START_TIMEOUT) };
+    let ended = receive(starting, &turn, &credit, [&stdout, &stderr], is_detached, prepare, start);
     // A slow reader has all the time it needs, unless the guest has failed.
     let limit = if ended.is_ok() { None } else { Some(FLUSH_TIMEOUT) };
     // Both are finished first: what is queued is written even if the other one failed.
@@ -212,10 +212,9 @@ pub fn run(
     }
 }
 
-/// Reads frames until the last one. Data is queued for the writers; credit bounds the queues.
+/// Reads frames until the last one, with patience until the command has started. Data is queued for the writers; credit bounds the queues.
 fn receive(
-    mut connection: &UnixStream,
-    patience: Patience,
+    mut starting: PatientReader<'_>,
     turn: &Turn,
     credit: &Credit,
     [stdout, stderr]: [&Output; 2],
@@ -225,18 +224,10 @@ fn receive(
 ) -> Result<Ended, wire::Error> {
     let mut decoder = Decoder::default();
     let mut block = vec![0u8; MAX_DATA];
-    // Until the command has started.
-    let mut patience = Some(patience);
+    let mut connection = starting.stream;
+    let mut is_answered = false;
     loop {
-        let read = match patience.take() {
-            None => connection.read(&mut block),
-            Some(limit) => {
-                let mut reader = PatientReader { stream: connection, patience: limit };
-                let read = reader.read(&mut block);
-                patience = Some(reader.patience);
-                read
-            }
-        };
+        let read = if is_answered { connection.read(&mut block) } else { starting.read(&mut block) };
         let mut bytes = match read {
             Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionReset).into()),
             Ok(got) => &block[..got],
@@ -258,7 +249,7 @@ fn receive(
             };
             match message {
                 Message::Prepared(prepared) => {
-                    patience = None;
+                    is_answered = true;
                     connection.set_read_timeout(None)?;
                     prepare(&prepared)?;
                 }
@@ -275,7 +266,7 @@ fn receive(
                     return Ok(Ended::Detached(Some(listed)));
                 }
                 Message::Started(started) => {
-                    patience = None;
+                    is_answered = true;
                     connection.set_read_timeout(None)?;
                     start(&started)?;
                 }
