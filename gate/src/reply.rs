@@ -304,6 +304,10 @@ mod tests {
         let tcp = Packet::parse(&onward).unwrap().tcp().unwrap();
         assert_eq!((tcp.source, tcp.destination, tcp.sequence, tcp.acknowledgment), (1000, 80, 5, 9));
         assert_eq!(onward[..12], frame[..12]);
+        // Only a reset takes no more.
+        let ends = (packet.destination, packet.source);
+        let data = super::segment(&[0; 12], ends, (80, 1000), (7, 8), ACK, b"x").unwrap();
+        assert_eq!(Packet::parse(&data).unwrap().tcp().unwrap().window, u16::MAX);
 
         for (source, destination) in [("10.0.2.15", "10.0.2.3"), ("fd00:6d73::15", "fd00:6d73::3")] {
             let frame = make::udp((source, 1000), (destination, 53), b"question");

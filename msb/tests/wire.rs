@@ -2,11 +2,13 @@
 
 use msb::record::owner::Id;
 use msb::wire::container::{Container, Device, DeviceKind, Mount};
+use msb::wire::copy::{Get, Put};
 use msb::wire::exec::{
     Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Shutdown,
     Signal, Started, Stopping, Text, Tty, Usage,
 };
-use msb::wire::{Message, Stream};
+use msb::wire::upper::{Entry, What};
+use msb::wire::{Error, MAX_CONTROL, Message, Stream};
 
 /// Every kind once, with the bytes of its frame.
 fn goldens() -> Vec<(Message, &'static [u8])> {
@@ -152,6 +154,22 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             Message::Output { id: 258, stream: Stream::Stderr, bytes: b"no".to_vec() },
             b"\x07\0\0\0\x1f\x02\x01\0\0\x02no",
         ),
+        (Message::Get(Get { path: "a".into(), follow: false }), b"\x1b\0\0\0\x16{\"path\":\"a\",\"follow\":false}"),
+        (Message::Put(Put { path: "a".into(), contents: true, archive: false }), b"\x2c\0\0\0\x17{\"path\":\"a\",\"contents\":true,\"archive\":false}"),
+        (
+            Message::Entry(Box::new(Entry {
+                name: Some("f".into()),
+                what: What::File { size: 5 },
+                attributes: None,
+                number: Some(3),
+            })),
+            b"\x44\0\0\0\x20{\"name\":\"f\",\"what\":{\"file\":{\"size\":5}},\"attributes\":null,\"number\":3}",
+        ),
+        (
+            Message::Entry(Box::new(Entry { name: None, what: What::Leave, attributes: None, number: None })),
+            b"\x3c\0\0\0\x20{\"name\":null,\"what\":\"leave\",\"attributes\":null,\"number\":null}",
+        ),
+        (Message::Hole(258), b"\x08\0\0\0\x21\x02\x01\0\0\0\0\0\0"),
     ]
 }
 
@@ -171,4 +189,27 @@ fn hello_of_another_version_is_refused_with_both_versions_named() {
     };
     let message = hello.check().unwrap_err().to_string();
     assert!(message.contains("version 7") && message.contains("version 2"), "{message}");
+}
+
+#[test]
+fn a_hello_comes_first_and_has_this_version() {
+    let receive = |bytes: &[u8]| Message::receive_hello(&mut &*bytes);
+    receive(&Message::hello().to_frame()).unwrap();
+    assert!(matches!(receive(b"\x0d\0\0\0\x01{\"version\":7}"), Err(Error::OtherVersion(7))));
+    // Of another frame only the header is read.
+    assert!(matches!(receive(b"\x01\0\0\0\x07"), Err(Error::OutOfTurn(_))));
+    assert!(matches!(receive(b"\x0d\0\0\0\x01{"), Err(Error::Io(_))));
+}
+
+#[test]
+fn a_message_is_sent_as_its_frame_whose_length_can_be_checked_before() {
+    let mut sent = Vec::new();
+    Message::hello().send(&mut sent).unwrap();
+    assert_eq!(sent, Message::hello().to_frame());
+    Message::check_length(&sent).unwrap();
+    let request = |length| Request { argv: vec!["x".repeat(length).as_str().into()], ..Request::default() };
+    let frame = |length| Message::Exec(Box::new(request(length))).to_frame();
+    let others = frame(0).len();
+    assert!(Message::check_length(&frame(MAX_CONTROL + 5 - others)).is_ok());
+    assert!(matches!(Message::check_length(&frame(MAX_CONTROL + 6 - others)), Err(Error::TooLong { .. })));
 }

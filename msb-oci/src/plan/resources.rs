@@ -150,6 +150,7 @@ mod tests {
         for (cpu, cpus) in [
             (r#"{"quota":150000,"period":100000}"#, Some(2)),
             (r#"{"quota":200000,"period":100000}"#, Some(2)),
+            (r#"{"quota":150000,"period":50000}"#, Some(3)),
             (r#"{"quota":1000}"#, Some(1)),
             (r#"{"quota":-1,"period":100000}"#, None),
             (r#"{"quota":0}"#, None),
@@ -171,16 +172,17 @@ mod tests {
         let expected = Machine { memory_mib: Some(300), cpus: Some(3), vmm: Some("qemu".into()), overhead_mib: 1024 };
         assert_eq!(machine, expected);
         assert_eq!(limits.memory, Some((256 + 1024) << 20));
-        for (key, value) in [
-            ("dev.msb.memory", "much"),
-            ("dev.msb.cpus", "0"),
-            ("dev.msb.cpus", "65"),
-            ("dev.msb.vmm", "xen"),
-            ("dev.msb.root", "block"),
-            ("dev.msb.colour", "red"),
+        for (key, value, why) in [
+            ("dev.msb.memory", "much", "not a size"),
+            ("dev.msb.overhead", "0", "not a size"),
+            ("dev.msb.cpus", "0", "not a number of processors"),
+            ("dev.msb.cpus", "65", "not a number of processors"),
+            ("dev.msb.vmm", "xen", "not a VMM"),
+            ("dev.msb.root", "block", "a container's root is shared with the guest"),
+            ("dev.msb.colour", "red", "there is no such annotation"),
         ] {
             let (_, _, refusals) = plan_of("{}", &[(key, value)]);
-            assert!(refusals[0].starts_with(&format!("annotation {key}={value:?}: ")), "{refusals:?}");
+            assert!(refusals[0].starts_with(&format!("annotation {key}={value:?}: {why} (")), "{refusals:?}");
         }
         let (machine, _, refusals) = plan_of("{}", &[("dev.msb.root", "share"), ("other.root", "block")]);
         assert_eq!((machine.memory_mib, refusals.len()), (None, 0), "{refusals:?}");

@@ -403,6 +403,7 @@ mod tests {
         assert!(!exists(&mut trail));
         fs::remove_dir(upper.path().join("a")).unwrap();
         fs::rename(upper.path().join("b"), upper.path().join("a")).unwrap();
+        assert!(!exists(&mut trail), "the directory of the last path is not looked up again");
         trail.forget();
         assert!(exists(&mut trail));
     }

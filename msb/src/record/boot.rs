@@ -228,3 +228,18 @@ pub enum Channel {
     /// A virtio-serial port, which QEMU alone has
     Serial,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_takes_longer_with_an_init_that_is_awaited() {
+        let init = |wait| Some(Init { wait, ..Init::default() });
+        for (init, timeout_s, expected) in
+            [(None, None, 60), (init(false), None, 60), (init(true), None, 180), (init(true), Some(7), 7)]
+        {
+            assert_eq!(Boot { init, timeout_s, ..Boot::default() }.timeout_s(), expected);
+        }
+    }
+}

@@ -225,6 +225,32 @@ mod tests {
     }
 
     #[test]
+    fn the_files_of_a_rootfs_exist_when_it_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let (there, gone) = (dir.path().to_owned(), dir.path().join("gone"));
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let file = || dir.path().join("file");
+        let disk = |path| Rootfs::disk(path, crate::record::DiskFormat::Raw);
+        for (rootfs, missing) in [
+            (Rootfs::layers(vec![there.clone()]), None),
+            (Rootfs::layers(vec![there.clone(), gone.clone()]), Some(gone.clone())),
+            // A layer is a directory, and a disk may be any file.
+            (Rootfs::dir(file()), Some(file())),
+            (disk(file()), None),
+            (disk(gone.clone()), Some(gone)),
+        ] {
+            let record = Record { rootfs: Some(rootfs), ..Record::new() };
+            match (record.rootfs(), missing) {
+                (Ok(_), None) => {}
+                (Err(Error::RootfsGone(path)), Some(missing)) => assert_eq!(path, missing),
+                (other, missing) => panic!("{missing:?}: {other:?}"),
+            }
+        }
+        assert!(matches!(Record::new().rootfs(), Err(Error::NoRootfs)));
+        assert!(matches!(Record::new().vm(), Err(Error::NoVm)));
+    }
+
+    #[test]
     fn an_empty_record_holds_only_its_version() {
         assert_eq!(serde_json::to_string(&Record::new()).unwrap(), r#"{"msb":1}"#);
     }

@@ -65,3 +65,17 @@ pub struct ImageConfig {
 fn null_is_empty<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Vec<String>, D::Error> {
     Ok(Option::deserialize(value)?.unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_variables_may_be_null_as_go_writes_them() {
+        for (text, expected) in
+            [(r#"{"Env":null}"#, &[][..]), ("{}", &[]), (r#"{"Env":["A=1","B=2"]}"#, &["A=1", "B=2"])]
+        {
+            assert_eq!(serde_json::from_str::<ImageConfig>(text).unwrap().env, expected, "{text}");
+        }
+    }
+}

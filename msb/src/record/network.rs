@@ -198,3 +198,15 @@ impl PublishedPort {
         Self { host, guest, protocol }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_is_called_as_in_json() {
+        for (name, mode) in NetworkMode::ALL {
+            assert_eq!((mode.name(), serde_json::to_value(mode).unwrap()), (name, name.into()));
+        }
+    }
+}

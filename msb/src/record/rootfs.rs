@@ -81,3 +81,15 @@ impl std::fmt::Display for DiskFormat {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_shown_as_in_json() {
+        for format in [DiskFormat::Raw, DiskFormat::Qcow2, DiskFormat::Erofs] {
+            assert_eq!(serde_json::to_value(format).unwrap(), format.to_string());
+        }
+    }
+}

@@ -51,8 +51,19 @@ pub fn printable(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn a_string_that_is_not_utf_8_is_its_bytes_in_json() {
+        for (bytes, json) in [(&b"caf\xc3\xa9"[..], "\"caf\u{e9}\""), (b"\xff/", "[255,47]"), (b"", "\"\"")] {
+            let text = Text::from(OsStr::from_bytes(bytes));
+            assert_eq!(serde_json::to_string(&text).unwrap(), json);
+            assert_eq!(OsString::from(serde_json::from_str::<Text>(json).unwrap()).as_bytes(), bytes);
+        }
+    }
+
     #[test]
     fn a_message_of_a_guest_cannot_drive_the_terminal() {
-        assert_eq!(super::printable("no\u{1b}[2Jfile\n"), "no\u{fffd}[2Jfile\u{fffd}");
+        assert_eq!(printable("no\u{1b}[2Jfile\n"), "no\u{fffd}[2Jfile\u{fffd}");
     }
 }

@@ -202,3 +202,24 @@ pub struct Timings {
     #[serde(flatten)]
     pub unknown: Unknown,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_shown_as_in_json() {
+        for root in [RootKind::Share, RootKind::Block, RootKind::Disk] {
+            assert_eq!(serde_json::to_value(root).unwrap(), root.to_string());
+        }
+    }
+
+    #[test]
+    fn restarts_are_written_if_there_were_any() {
+        let endpoint = Endpoint::new("/s".into(), 1024, false);
+        let mut vm = Vm::new("a".into(), 1, Vmm::Qemu, RootKind::Share, endpoint, "/k".into());
+        assert_eq!(serde_json::to_value(&vm).unwrap().get("restarts"), None);
+        vm.restarts = 3;
+        assert_eq!(serde_json::to_value(&vm).unwrap()["restarts"], 3);
+    }
+}

@@ -92,3 +92,26 @@ pub enum DeviceKind {
     /// A named pipe.
     Fifo,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_container_has_is_sent() {
+        let device = Device {
+            path: "/dev/null".into(),
+            kind: DeviceKind::Character,
+            major: 1,
+            minor: 3,
+            mode: 0o666,
+            uid: 0,
+            gid: 0,
+        };
+        let mounts = vec![Mount { target: "/t".into(), ..Mount::default() }];
+        let container = Container { root: "/r".into(), mounts, devices: vec![device], ..Container::default() };
+        let text = r#"{"root":"/r","mounts":[{"target":"/t"}],"devices":[{"path":"/dev/null","kind":"character","major":1,"minor":3,"mode":438}]}"#;
+        assert_eq!(serde_json::to_string(&container).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Container>(text).unwrap(), container);
+    }
+}

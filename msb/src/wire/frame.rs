@@ -197,6 +197,28 @@ mod tests {
         assert!(matches!(header(2, EOF), Err(Error::TooLong { .. })));
         assert!(matches!(header(0, 0), Err(Error::UnknownKind(0))));
         assert!(matches!(header(0, 200), Err(Error::UnknownKind(200))));
-        assert_eq!(header(MAX_DATA as u32, DATA).unwrap(), (MAX_DATA, DATA));
+        for (limit, kinds) in [
+            (0, &[LIST, DETACH, GO, RECORD][..]),
+            (1, &[EOF]),
+            (5, &[CREDIT]),
+            (8, &[HOLE]),
+            (1 << 10, &[HELLO, STARTED, PREPARED, SIGNAL, RESIZE, SHUTDOWN, STOPPING, ATTACH, KILL, CLOCK]),
+            (MAX_DATA as u32, &[DATA, DATA + 1, DATA + 2, EXIT, FAILURE, READY, GET, PUT, OUTPUT, ENTRY]),
+            (MAX_CONTROL as u32, &[EXEC, EXECS]),
+        ] {
+            for &kind in kinds {
+                assert_eq!(header(limit, kind).unwrap(), (limit as usize, kind));
+                assert!(matches!(header(limit + 1, kind), Err(Error::TooLong { .. })), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_alone_is_that_of_the_frame() {
+        for stream in [Stream::Stdin, Stream::Stdout, Stream::Stderr] {
+            let mut frame = Vec::new();
+            put_data(&mut frame, stream, b"abc");
+            assert_eq!(data_header(stream, 3), frame[..HEADER]);
+        }
     }
 }

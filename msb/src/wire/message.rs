@@ -260,6 +260,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_length_of_a_frame_is_that_of_its_bytes() {
+        for message in [Message::hello(), Message::Data(Stream::Stdout, b"abc".to_vec()), Message::Hole(1)] {
+            assert_eq!(message.frame_length(), message.to_frame().len(), "{message:?}");
+        }
+    }
+
+    #[test]
     fn a_connection_that_ends_within_a_frame_is_an_error_and_between_two_is_none() {
         let frame = Message::hello().to_frame();
         assert!(Message::receive(&mut &frame[..0]).unwrap().is_none());

@@ -137,6 +137,13 @@ fn layers_merge_as_the_kernel_merges_them() {
     whiteout::make_opaque(&top.dir(name("var")).unwrap().dir(name("cache")).unwrap()).unwrap();
     let ours = stack.ours();
     assert_eq!(ours, stack.kernels());
+    // Only a directory is looked up in further layers.
+    let root = stack.open();
+    let Some(Node::Dir(etc)) = root.lookup(name("etc")).unwrap() else { panic!() };
+    assert!(etc.list().unwrap().iter().all(|listed| listed.below.is_empty()));
+    assert!(root.list().unwrap().iter().all(|listed| listed.below == [1]));
+    assert!(!root.is_empty().unwrap());
+    assert!(Merged::open(&[stack.path("merged")], None).unwrap().is_empty().unwrap());
     assert!(ours.iter().any(|line| line.starts_with("var/cache/new")));
     assert!(!ours.iter().any(|line| line.starts_with("var/cache/old") || line.starts_with("var/file")));
 }

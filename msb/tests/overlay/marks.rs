@@ -216,3 +216,21 @@ fn whiteouts_in_ocis_form_hide_what_is_below_them_if_they_are_read() {
     stack.write(&format!("bottom/{long}"), "");
     assert!(exists(&root, &format!("/{long}")));
 }
+
+#[test]
+fn an_upper_is_plain_if_guests_read_all_of_its_marks() {
+    for (path, name_of_mark, value, expected) in [
+        ("upper/dir", "opaque", "y", true),
+        ("upper/dir", "opaque", "x", false),
+        ("upper/dir", "redirect", "other", false),
+        ("upper/dir/file", "whiteout", "y", false),
+        ("upper/dir/file", "metacopy", "", false),
+    ] {
+        let stack = Stack::new();
+        stack.write("upper/dir/file", "");
+        mark(&stack, path, name_of_mark, value);
+        whiteout::make_whiteout(&Dir::open(&stack.path("upper")).unwrap(), name("gone")).unwrap();
+        let is_plain = msb::overlay::is_plain(&Dir::open(&stack.path("upper")).unwrap()).unwrap();
+        assert_eq!(is_plain, expected, "{name_of_mark} {value}");
+    }
+}
