@@ -39,7 +39,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-volume install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -200,6 +200,10 @@ bench-shutdown: deps build
 	@$(bare-krun)
 	@tests/bench-shutdown.sh
 	@tests/kvm-host/run tests/bench-shutdown.sh 1
+
+# How long a guest is paused to be saved, and how soon one goes on from there.
+bench-snapshot: deps build
+	@tests/bench-snapshot.sh
 
 install: build install-files
 

@@ -204,3 +204,33 @@ teardown() {
     for name in base other; do msb-stop -t 5 "$name" >stopped.json; done
     vm_assert_nothing
 }
+
+# bats test_tags=slow
+@test "a VM from a snapshot has its init and its network, publishes ports, and can be committed" {
+    MSB_TEST_ROOT=block vm_setup
+    mkdir -p "$vm_root"/{sbin,etc/init.d}
+    ln -s /bin/busybox "$vm_root/sbin/init"
+    echo '::respawn:/bin/sh -c "while :; do echo . >>/count; sleep 0.2; done"' >"$vm_root/etc/inittab"
+    export MSB_NETWORK=public
+    vm_boot base --vmm qemu --channel serial -m 128M --init auto --add-host db:192.0.2.1
+    msb-exec base -- sh -c 'echo one >/one'
+    msb-snapshot base >snap.json
+    vm_record=$PWD/snap.json
+    vm_boot a -p 127.0.0.1::80
+    jq -e '.vm.init == "/sbin/init"' a.json
+    # Its services go on.
+    # shellcheck disable=SC2016 # the guest expands it
+    vm_exec a sh -c 'before=$(wc -l </count); while [ "$before" = "$(wc -l </count)" ]; do sleep 0.05; done; echo two >/two'
+    vm_exec a grep 192.0.2.1 /etc/hosts
+    msb-exec -d a -- sh -c 'while :; do echo hello | nc -l -p 80; done' >exec.json
+    answers() { busybox nc -w 5 127.0.0.1 "$(jq -r '.vm.net.ports[0].host | split(":")[-1]' a.json)" </dev/null | grep hello; }
+    vm_await answers
+    run --separate-stderr msb-boot -r snap.json --name b --network none --add-host db:192.0.2.1
+    [ "$status" -eq 1 ]
+    msb-stop a --commit >committed.json
+    jq -e 'has("snapshot") | not' committed.json
+    upper=$(jq -r .upper.dir committed.json)
+    [ "$(cat "$upper"/{one,two})" = $'one\ntwo' ]
+    msb-stop base >stopped.json
+    vm_assert_nothing
+}

@@ -25,6 +25,12 @@ setup() {
     [[ ${lines[-1]} == 'busybox '* ]]
 }
 
+@test "bench-snapshot runs" {
+    run --separate-stderr tests/bench-snapshot.sh 1 1
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'ten at once '* ]]
+}
+
 @test "bench-pull, bench-patch, bench-pack and bench-mount run" {
     RUNS=1 run --separate-stderr tests/bench-pull.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }

@@ -77,6 +77,8 @@ fn stop(args: &args::Args, mut record: Record) -> anyhow::Result<u8> {
     record.vm = None;
     if let Ok(Some(upper)) = &committed {
         record.upper = Some(upper.clone());
+        // What was saved has another root.
+        record.snapshot = None;
     }
     // The VM is gone even if unmounting fails, so the record is printed in any case.
     let unmounted = match record.mount.take_if(|_| args.unmount) {

@@ -1,11 +1,12 @@
 //! The bytes of the wire, pinned. A change here is a new version of it.
 
 use msb::record::owner::Id;
+use msb::vm::boot::Defaults;
 use msb::wire::container::{Container, Device, DeviceKind, Mount};
 use msb::wire::copy::{Get, Put};
 use msb::wire::exec::{
-    Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Shutdown,
-    Signal, Started, Stopping, Text, Tty, Usage,
+    Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Resume,
+    Shutdown, Signal, Started, Stopping, Text, Tty, Usage,
 };
 use msb::wire::upper::{Entry, What};
 use msb::wire::{Error, MAX_CONTROL, Message, Stream};
@@ -104,6 +105,22 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             b"\x21\0\0\0\x03{\"pid\":42,\"id\":7,\"terminal\":true}",
         ),
         (Message::Clock(Clock { now_ms: 5 }), b"\x0c\0\0\0\x15{\"now_ms\":5}"),
+        (
+            Message::Resume(Box::new(Resume {
+                now_ms: 5,
+                entropy: vec![1, 2],
+                hostname: "b".into(),
+                defaults: Defaults {
+                    env: Vec::new(),
+                    cwd: String::new(),
+                    user: String::new(),
+                    argv: Vec::new(),
+                    stop_signal: 15,
+                },
+            })),
+            b"\x6f\0\0\0\x1a\
+              {\"now_ms\":5,\"entropy\":[1,2],\"hostname\":\"b\",\"defaults\":{\"env\":[],\"cwd\":\"\",\"user\":\"\",\"argv\":[],\"stop_signal\":15}}",
+        ),
         (Message::Execs(Execs { execs: Vec::new(), older: 9 }), b"\x16\0\0\0\x12{\"execs\":[],\"older\":9}"),
         (Message::Data(Stream::Stdin, b"in".to_vec()), b"\x02\0\0\0\x04in"),
         (Message::Data(Stream::Stdout, b"out".to_vec()), b"\x03\0\0\0\x05out"),
