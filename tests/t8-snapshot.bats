@@ -216,7 +216,7 @@ teardown() {
     msb-exec base -- sh -c 'echo one >/one'
     msb-snapshot base >snap.json
     vm_record=$PWD/snap.json
-    vm_boot a -p 127.0.0.1::80
+    vm_boot a -p 127.0.0.1:0:80
     jq -e '.vm.init == "/sbin/init"' a.json
     # Its services go on.
     # shellcheck disable=SC2016 # the guest expands it

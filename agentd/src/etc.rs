@@ -137,10 +137,10 @@ pub fn rename(old: &str, new: &str) {
 
 /// hosts(5) without the line that [`hosts`] has added for the old name, and with one for the new name.
 fn rename_in_hosts(found: &[u8], old: &str, new: &str) -> Vec<u8> {
-    let own = own_line(&[old]);
-    let own_label = old.split_once('.').map(|(label, _)| own_line(&[old, label]));
-    let is_own =
-        |line: &&[u8]| *line == own.as_bytes() || own_label.as_ref().is_some_and(|own| *line == own.as_bytes());
+    let label = old.split_once('.').map(|(label, _)| label);
+    let own = own_line(&[Some(old), label].into_iter().flatten().collect::<Vec<_>>());
+    // The line of localhost is not the machine's.
+    let is_own = |line: &&[u8]| *line == own.as_bytes() && !old.eq_ignore_ascii_case("localhost");
     let kept: Vec<&[u8]> = found.split_inclusive(|&byte| byte == b'\n').filter(|line| !is_own(line)).collect();
     hosts(&kept.concat(), new, false, None)
 }
@@ -211,10 +211,11 @@ fn names_in(line: &[u8], is_ipv6: bool, name: &str) -> bool {
 mod tests {
     use super::*;
 
+    const LOCAL: &str = "127.0.0.1\tlocalhost\n";
+    const LOCAL_6: &str = "::1\tlocalhost ip6-localhost ip6-loopback\n";
+
     #[test]
     fn hosts_keeps_the_images_lines_and_gets_those_that_are_missing() {
-        const LOCAL: &str = "127.0.0.1\tlocalhost\n";
-        const LOCAL_6: &str = "::1\tlocalhost ip6-localhost ip6-loopback\n";
         const OWN: &str = "127.0.0.1\tworker\n";
         for (image, expected) in [
             ("", format!("{LOCAL}{LOCAL_6}{OWN}")),
