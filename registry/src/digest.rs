@@ -248,5 +248,11 @@ mod tests {
         {
             assert!(verify(bytes).unwrap_err().to_string().contains(message));
         }
+        // It comes in parts, which are passed on.
+        let mut verifier = Verifier::new(io::BufWriter::new(Vec::new()), Some(&digest), 4);
+        verifier.write_all(b"blo").unwrap();
+        verifier.flush().unwrap();
+        assert_eq!(verifier.out.get_ref(), b"blo");
+        assert!(verifier.write_all(b"bs").unwrap_err().to_string().contains("longer than the 4"));
     }
 }

@@ -77,9 +77,16 @@ mod tests {
     fn a_mount_has_an_id_options_and_a_type() {
         let table = b"36 35 98:0 /a /mnt ro,noexec,noatime master:1 shared:2 - fuse.msb - rw,allow_other\n37 36 0:1 / /x rw,relatime - ext4 /dev/ro ro\nodd\n";
         let mounts: Vec<_> = super::mounts(table)
-            .map(|mount| (mount.id, mount.is_readonly, mount.is_noexec, mount.allows_others, mount.fstype))
+            .map(|mount| {
+                let flags = (mount.is_readonly, mount.is_noexec, mount.allows_others);
+                (mount.id, flags, mount.fstype.into_string().unwrap(), mount.source.into_string().unwrap())
+            })
             .collect();
-        assert_eq!(mounts, [(36, true, true, true, "fuse.msb".into()), (37, false, false, false, "ext4".into())]);
+        let expected = [
+            (36, (true, true, true), "fuse.msb".to_owned(), "-".to_owned()),
+            (37, (false, false, false), "ext4".to_owned(), "/dev/ro".to_owned()),
+        ];
+        assert_eq!(mounts, expected);
     }
 
     #[test]

@@ -436,6 +436,8 @@ mod tests {
     #[test]
     fn paths_that_cannot_be_resolved_have_a_message() {
         let (_scratch, root) = tree();
+        let longest = format!("/none/{}", "x".repeat(255));
+        assert_eq!(resolve(&root, Path::new(&longest), Last::Follow).unwrap().path(), Path::new(&longest));
         for (path, message) in [
             ("etc", "not absolute"),
             ("/loop-a", "too many levels of symlinks"),

@@ -259,6 +259,23 @@ impl Message {
 mod tests {
     use super::*;
 
+    /// A reader whose first call fails.
+    struct Failing<'a>(Option<io::ErrorKind>, &'a [u8]);
+
+    impl Read for Failing<'_> {
+        fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+            self.0.take().map_or_else(|| self.1.read(block), |kind| Err(kind.into()))
+        }
+    }
+
+    #[test]
+    fn a_signal_does_not_end_a_message_and_another_error_does() {
+        let frame = Message::hello().to_frame();
+        let receive = |kind| Message::receive(&mut Failing(Some(kind), &frame));
+        assert_eq!(receive(io::ErrorKind::Interrupted).unwrap(), Some(Message::hello()));
+        assert!(matches!(receive(io::ErrorKind::ConnectionReset), Err(Error::Io(_))));
+    }
+
     #[test]
     fn the_length_of_a_frame_is_that_of_its_bytes() {
         for message in [Message::hello(), Message::Data(Stream::Stdout, b"abc".to_vec()), Message::Hole(1)] {

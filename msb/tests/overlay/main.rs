@@ -129,6 +129,8 @@ fn layers_merge_as_the_kernel_merges_them() {
     stack.write("bottom/var/cache/old", "x");
     stack.write("bottom/var/file", "x");
     stack.write("bottom/opt/dir-below-file/x", "x");
+    stack.write("bottom/usr/share/doc/x", "x");
+    stack.write("top/usr/share/doc/y", "y");
     stack.write("top/etc/motd", "top wins");
     stack.write("top/var/cache/new", "yy");
     stack.write("top/opt/dir-below-file", "a file above a directory");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use msb::overlay::beneath::Dir;
@@ -72,6 +72,7 @@ fn redirects_metacopies_and_whiteouts_in_xattrs_mean_what_they_mean_to_the_kerne
         }
     }
     fs::set_permissions(stack.path("upper/file"), fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir(stack.path("upper/plain")).unwrap();
     // As a rename leaves it: the old name is a whiteout.
     for (layer, names) in [
         ("top", &["rel-from", "chain-from", "abs-from", "far-from", "hidden", "z"][..]),
@@ -85,6 +86,12 @@ fn redirects_metacopies_and_whiteouts_in_xattrs_mean_what_they_mean_to_the_kerne
     }
     assert_eq!(stack.ours(), stack.kernels_with(",redirect_dir=on,metacopy=on,index=off"));
     let root = stack.open();
+    // A directory keeps its inode number when it is copied up. With a redirect it shares its lower ones with others.
+    for (path, identity) in [("/plain", "bottom/plain"), ("/far", "upper/far"), ("/rel", "top/rel")] {
+        let resolved = resolve(&root, Path::new(path), Last::Follow).unwrap();
+        let shown = resolved.steps.last().unwrap().dir.identity().stat().unwrap().st_ino;
+        assert_eq!(shown, fs::metadata(stack.path(identity)).unwrap().ino(), "{path}");
+    }
     for (path, expected) in [
         ("/rel/f", "rel-from"),
         ("/chain/f", "chain-from"),
@@ -129,7 +136,11 @@ fn a_mark_that_cannot_be_followed_is_an_error_and_hides_no_other_name() {
         }
         setxattr(stack.path(path), format!("user.overlay.{mark}"), value, XattrFlags::empty()).unwrap();
     }
+    // In the lowest layer marks mean nothing.
+    fs::create_dir(stack.path("bottom/low")).unwrap();
+    mark(&stack, "bottom/low", "redirect", "..");
     let root = stack.open();
+    assert!(root.lookup(name("low")).unwrap().is_some());
     for (bad, kind) in [
         ("dots", io::ErrorKind::InvalidData),
         ("up", io::ErrorKind::InvalidData),
@@ -156,6 +167,7 @@ fn a_mark_that_cannot_be_followed_is_an_error_and_hides_no_other_name() {
         "empty",
         "fine",
         "lost",
+        "low",
         "plain",
         "slashes",
         "up",

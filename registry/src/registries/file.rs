@@ -233,6 +233,7 @@ mod tests {
             ("[[registry]]\nprefix = \"a.*.com\"\nlocation = \"a\"", "a wildcard is"),
             ("[[registry]]\nprefix = \"*.com/a\"\nlocation = \"a\"", "a wildcard is"),
             ("[[registry]]\nlocation = 5", "line 2"),
+            ("[[registry]]\nlocation = 5", "invalid type: integer"),
             (
                 "[[registry]]\nlocation = \"a\"\n[[registry.mirror]]\nlocation = \"b\"\npull-from-mirror = \"never\"",
                 "line 5",
