@@ -125,6 +125,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_variables_has_up_to_4_mib() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("env");
+        fs::write(&path, "A=b\n").unwrap();
+        assert_eq!(read_file(&path).unwrap(), ["A=b"]);
+        let with_length = |length| {
+            fs::File::create(&path).unwrap().set_len(length).unwrap();
+            read_file(&path).unwrap_err().reason
+        };
+        assert!(matches!(with_length(MAX_FILE), FileErrorReason::Line(_)));
+        assert!(matches!(with_length(MAX_FILE + 1), FileErrorReason::TooLong));
+    }
+
+    #[test]
     fn a_variable_has_a_name_and_maybe_a_value() {
         for (variable, name, value) in
             [("A=b=c", "A", Some("b=c")), ("A=", "A", Some("")), ("A", "A", None), ("", "", None)]

@@ -70,6 +70,14 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_without_a_text_has_a_dash() {
+        for (text, expected) in [(Some("a"), "a"), (Some(""), "-"), (None, "-")] {
+            assert_eq!(cell(text.map(str::to_owned)), expected);
+        }
+        assert!(!is_wanted(true));
+    }
+
+    #[test]
     fn durations_and_sizes_are_short() {
         let texts = [0, 59, 60, 3599, 3600, 90_000, 172_800].map(duration);
         assert_eq!(texts, ["0s", "59s", "1m", "59m", "1h", "25h", "2d"]);

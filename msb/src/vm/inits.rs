@@ -291,6 +291,8 @@ mod tests {
             (b"", "any other"),
         ] {
             assert_eq!(recognise("init", b"/sbin/init\0", content).name, expected, "{content:?}");
+            // A program with another name may mention an init.
+            assert_eq!(recognise("tini", b"/sbin/init\0", content).name, "any other", "{content:?}");
         }
     }
 

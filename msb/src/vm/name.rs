@@ -95,10 +95,10 @@ mod tests {
     #[test]
     fn names_of_vms_are_safe_as_directories_and_hostnames() {
         for bad in ["", ".", "..", "a/b", "-a", "a b", "a\n", &"x".repeat(65)] {
-            assert!(check(bad).is_err(), "{bad:?}");
+            assert!(check(bad).is_err() && parse(bad).is_err(), "{bad:?}");
         }
         for good in ["worker", "a", "9.b-c_d", &"x".repeat(64)] {
-            assert!(check(good).is_ok(), "{good:?}");
+            assert_eq!((check(good), parse(good)), (Ok(()), Ok(good.to_owned())), "{good:?}");
         }
     }
 }

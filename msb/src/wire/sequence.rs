@@ -298,6 +298,7 @@ mod tests {
             (vec![started(), Message::Credit(Stream::Stdin, 9), Message::Eof(Stream::Stdin), exit()], None),
             (vec![failure()], None),
             (vec![data(out, 1)], Some(0)),
+            (vec![Message::Eof(out)], Some(0)),
             (vec![exit()], Some(0)),
             (vec![started(), started()], Some(1)),
             (vec![started(), failure()], Some(1)),
@@ -363,7 +364,11 @@ mod tests {
     #[test]
     fn only_a_caller_that_asked_to_detach_is_detached() {
         let mut turn = FromGuest::default();
+        assert!(!turn.has_started());
         turn.take(&Decoded::from(&started())).unwrap();
+        assert!(turn.has_started());
+        let twice = turn.clone().take(&Decoded::from(&started())).unwrap_err().to_string();
+        assert!(twice.contains("started twice"), "{twice}");
         turn.detach();
         turn.take(&Decoded::from(&Message::Execs(Default::default()))).unwrap();
         assert!(turn.take(&Decoded::from(&Message::Exit(Exit::default()))).is_err());

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use msb::overlay::beneath::Dir;
 use msb::overlay::resolve::{End, Last, resolve};
-use msb::overlay::{Merged, whiteout};
+use msb::overlay::{Leaf, Merged, whiteout};
 use rustix::fs::{XattrFlags, setxattr};
 
 use super::{Stack, name};
@@ -17,9 +17,14 @@ fn mark(stack: &Stack, path: &str, mark: &str, value: &str) {
     setxattr(stack.path(path), format!("trusted.overlay.{mark}"), value.as_bytes(), XattrFlags::empty()).unwrap();
 }
 
+fn leaf(root: &Merged, path: &str) -> Leaf {
+    let End::Leaf(_, leaf) = resolve(root, Path::new(path), Last::Keep).unwrap().end else { panic!("{path}") };
+    leaf
+}
+
 /// The content of a regular file of the root.
 fn content(root: &Merged, path: &str) -> String {
-    let End::Leaf(_, leaf) = resolve(root, Path::new(path), Last::Keep).unwrap().end else { panic!("{path}") };
+    let leaf = leaf(root, path);
     let mut content = String::new();
     leaf.data().open_to_read().unwrap().read_to_string(&mut content).unwrap();
     content
@@ -86,6 +91,8 @@ fn redirects_metacopies_and_whiteouts_in_xattrs_mean_what_they_mean_to_the_kerne
     }
     assert_eq!(stack.ours(), stack.kernels_with(",redirect_dir=on,metacopy=on,index=off"));
     let root = stack.open();
+    let is_metacopy = ["/m-upper", "/file", "/xw/stays"].map(|path| leaf(&root, path).is_metacopy());
+    assert_eq!(is_metacopy, [true, true, false]);
     // A directory keeps its inode number when it is copied up. With a redirect it shares its lower ones with others.
     for (path, identity) in [("/plain", "bottom/plain"), ("/far", "upper/far"), ("/rel", "top/rel")] {
         let resolved = resolve(&root, Path::new(path), Last::Follow).unwrap();
