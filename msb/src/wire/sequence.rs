@@ -397,6 +397,7 @@ mod tests {
             let mut turn = FromHost::default();
             turn.grant(10);
             assert_eq!(frames.iter().position(|frame| turn.take(&frame.into()).is_err()), wrong, "{frames:?}");
+            assert_eq!(turn.stdin_ended(), frames.contains(&Message::Eof(stdin)), "{frames:?}");
         }
     }
 }
