@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, Shutdown, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::connections::{Connections, Side, Taken};
 use super::frame::{Decoder, Frame, HEADER, MAX_DATA, Piece, data_header};
@@ -452,6 +452,7 @@ impl<E: Ends> Multiplexer<E> {
             return;
         }
         if local.is_closed || !self.connections.is_open(connection) {
+            end(&local.socket);
             self.locals.remove(&connection);
         } else if !std::mem::replace(&mut local.is_shut, true) {
             // It fails if nobody has the other end, which the next read reports.
@@ -465,9 +466,19 @@ impl<E: Ends> Multiplexer<E> {
             self.put(Frame::Close(connection));
         }
         if let Some(local) = self.locals.remove(&connection) {
+            end(&local.socket);
             self.kept -= local.queue.len();
         }
     }
+}
+
+/// Ends a socket, so that its other end reads what was sent and then the end. If it is closed while it holds bytes that nobody has read, the
+/// other end gets ECONNRESET instead (`unix_release_sock` of the kernel).
+fn end(socket: &OwnedFd) {
+    // From here on no byte comes.
+    let _ = shutdown(socket, Shutdown::Both);
+    let mut block = [0; 4096];
+    while let Ok((1.., _)) = recv(socket, &mut block, RecvFlags::DONTWAIT) {}
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
