@@ -1,6 +1,17 @@
 //! The examples of this crate's documentation, one after the other, on real VMs.
 
-mod examples;
+mod builder;
+mod error;
+mod exec;
+mod init;
+mod introduction;
+mod list;
+mod network;
+mod output;
+mod patch;
+mod process;
+mod sandbox;
+mod volume;
 
 use msb_sandbox::{Error, Sandbox};
 
@@ -8,7 +19,18 @@ const NAME: &str = "worker";
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    examples::run().await?;
+    builder::run().await?;
+    error::run().await?;
+    exec::run().await?;
+    init::run().await?;
+    introduction::run().await?;
+    list::run().await?;
+    network::run().await?;
+    output::run().await?;
+    patch::run().await?;
+    process::run().await?;
+    sandbox::run().await?;
+    volume::run().await?;
     Ok(clear().await?)
 }
 
