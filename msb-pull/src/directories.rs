@@ -236,7 +236,7 @@ mod tests {
         assert!(dirs.insert(Path::new("b"), listed(0)).unwrap_err().contains("16 MiB of xattrs"));
         dirs.remove_tree(Path::new("a"));
         dirs.insert(Path::new("b"), listed(0)).unwrap();
-        assert_eq!(dirs.xattrs, xattrs_of(&listed(0)));
+        assert_eq!((dirs.xattrs, dirs.list), (xattrs_of(&listed(0)), size(OsStr::new("b"))));
     }
 
     #[test]
