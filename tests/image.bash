@@ -89,6 +89,7 @@ essential_recipe() {
 packages_image() { image_cached packages_recipe image_debian image_from_tars; }
 
 packages_recipe() {
+    # shellcheck disable=SC2016 # mmdebstrap's own shell has $1
     # The JDK makes links to manual pages, whose directory dpkg leaves out here.
     image_debian minbase layer.tar --include=build-essential,clang,git,golang-go,openjdk-17-jdk-headless,python3 \
         --essential-hook='mkdir -p "$1/usr/share/man/man1"'

@@ -14,7 +14,7 @@ pub(crate) const PAGE: Page = Page {
     ],
     examples: &[
         ("prepare a VM, and save it", "msb-snapshot worker > snap.json"),
-        ("start two others from it", "for n in 1 2; do msb-boot -r snap.json --name job$n > job$n.json; done"),
+        ("start two others from it", "for n in 1 2; do msb-boot -r snap.json --name job$n -o $n.json; done"),
         ("what is saved, and what it takes", "msb-store ls -t snapshot"),
     ],
     see_also: &["msb-boot(1)", "msb-stop(1)", "msb-store(1)", "msb-record(5)", "msb(7)"],

@@ -2,32 +2,6 @@
 
 use super::*;
 
-/// Asks the gate about a name over UDP.
-fn ask(gate: &mut Gate, message: &[u8]) -> Verdict {
-    gate.from_guest(&make::udp((GUEST, 4000), (RESOLVER, 53), message), NOW)
-}
-
-/// The response code and the length of the message in a datagram for the guest.
-fn told(frame: Option<Vec<u8>>) -> Option<(u8, usize)> {
-    let frame = frame?;
-    let packet = Packet::parse(&frame).unwrap();
-    let datagram = packet.udp().unwrap();
-    assert_eq!((packet.source, packet.destination), (RESOLVER.parse().unwrap(), GUEST.parse().unwrap()));
-    assert_eq!((datagram.source, datagram.destination, datagram.payload[..2].to_vec()), (53, 4000, vec![0, 7]));
-    Some((datagram.payload[3] & 0xf, datagram.payload.len()))
-}
-
-/// Asks for a name and takes an answer: what becomes of the question, and the response code that the guest gets.
-pub(super) fn resolve(gate: &mut Gate, name: &str, addresses: &[&str]) -> (&'static str, Option<u8>) {
-    let asked = ask(gate, &query(7, name));
-    let code = match &asked {
-        Verdict::Ask { query, .. } => told(gate.answer(query.token, &answer(7, name, addresses), NOW)),
-        Verdict::Reply(frame) => told(Some(frame.clone())),
-        _ => None,
-    };
-    (word(&asked), code.map(|(code, _)| code))
-}
-
 #[test]
 fn names_are_resolved_by_the_policy() {
     let mut public = gate(Mode::Public, &["deny bad.test"]);
