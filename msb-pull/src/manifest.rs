@@ -178,6 +178,42 @@ mod tests {
     }
 
     #[test]
+    fn an_attestation_is_no_image_and_a_platform_of_one_image_alone_may_be_unknown() {
+        let annotated = |value: &str| {
+            let mut entry = entry("linux/amd64");
+            entry["annotations"] = serde_json::json!({"vnd.docker.reference.type": value});
+            entry
+        };
+        let chosen = |entries: &[Value]| {
+            let entries: Vec<Descriptor> =
+                entries.iter().map(|entry| serde_json::from_value(entry.clone()).unwrap()).collect();
+            select(&entries, &Platform::parse("linux/amd64").unwrap()).map(|entry| entry.digest.clone()).ok()
+        };
+        assert_eq!(chosen(&[annotated("attestation-manifest")]), None);
+        assert_eq!(chosen(&[annotated("")]), Some(Digest::of(b"linux/amd64")));
+        let unknown = entry("unknown/unknown");
+        assert_eq!(chosen(std::slice::from_ref(&unknown)), Some(Digest::of(b"unknown/unknown")));
+        assert_eq!(chosen(&[unknown, entry("linux/arm64")]), None);
+        // An incomplete platform is worse than a complete one, and better than none.
+        let mut incomplete = entry("linux/");
+        incomplete["digest"] = Digest::of(b"incomplete").to_string().into();
+        assert_eq!(chosen(&[incomplete.clone(), annotated("attestation-manifest")]), Some(Digest::of(b"incomplete")));
+        assert_eq!(chosen(&[incomplete, entry("linux/amd64")]), Some(Digest::of(b"linux/amd64")));
+    }
+
+    #[test]
+    fn a_manifest_has_its_configuration_and_layers() {
+        let descriptor =
+            |bytes: &[u8]| serde_json::json!({"digest": Digest::of(bytes).to_string(), "size": bytes.len()});
+        let text = serde_json::json!({"schemaVersion": 2, "config": descriptor(b"c"), "layers": [descriptor(b"l"), descriptor(b"ll")]});
+        let Document::Manifest { config, layers } = Document::parse(text.to_string().as_bytes()).unwrap() else {
+            panic!("no manifest")
+        };
+        assert_eq!(config.digest, Digest::of(b"c"));
+        assert_eq!(layers.iter().map(|layer| layer.size).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
     fn what_is_no_manifest_is_refused() {
         let digest = Digest::of(b"").to_string();
         let descriptor = format!(r#"{{"digest":"{digest}","size":1}}"#);

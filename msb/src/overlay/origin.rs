@@ -123,6 +123,9 @@ mod tests {
         let mut of_kernel = value.clone();
         of_kernel[5..21].fill(3);
         assert_eq!(parse(&of_kernel).unwrap(), handle);
+        let mut of_any_order = value;
+        of_any_order[3] = BYTE_ORDER | ANY_ORDER;
+        assert_eq!(parse(&of_any_order).unwrap(), handle);
         assert!(format(&FileHandle { handle_type: 1, handle: vec![0; 235] }).is_none());
     }
 

@@ -116,6 +116,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_empty_file_and_a_directory_without_marks_hide_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("empty"), "").unwrap();
+        let dir = Dir::open(dir.path()).unwrap();
+        assert!(!is_opaque(&dir).unwrap());
+        let empty = dir.entry(Name::new(OsStr::new("empty")).unwrap()).unwrap().unwrap();
+        assert!(!is_either_whiteout(&empty).unwrap());
+    }
+
+    #[test]
     fn reads_oci_names() {
         for (name, meaning) in [
             ("etc", OciName::Plain),
