@@ -27,8 +27,8 @@ const MAX_QUEUED: usize = 8 * (HEADER + MAX_DATA);
 /// How many bytes may wait to be sent. Data, and the frames about credit and the ends of all connections, are less. A peer that opens
 /// connections and does not read the answers would fill the memory.
 const MAX_UNSENT: usize = 1 << 20;
-/// How many bytes for local ends that do not read the host keeps in all. A guest could otherwise fill its memory with the windows of all
-/// connections. Callers read what their connection has, and have an end-to-end credit above it, so only those that are stopped come near.
+/// How many bytes the host keeps in all for local ends that do not read. A guest could otherwise fill the host's memory with the windows of
+/// all connections. Callers read what arrives, and grant credit of their own above the channel's. So only many stopped callers come near.
 const MAX_KEPT: usize = 64 << 20;
 /// How much is read from the port at a time, in bytes.
 const BLOCK: usize = 64 << 10;
@@ -344,7 +344,11 @@ impl<E: Ends> Multiplexer<E> {
         set_nonblocking(&socket)?;
         let queue = VecDeque::new();
         let local = Local { socket, queue, is_last: false, is_closed: false, is_shut: false, is_deaf: false };
-        self.locals.insert(connection, local);
+        // The peer may use the number of a connection that it has closed, while the old local end has not read everything.
+        if let Some(old) = self.locals.insert(connection, local) {
+            end(&old.socket);
+            self.kept -= old.queue.len();
+        }
         Ok(())
     }
 

@@ -11,8 +11,15 @@ struct TestEnds {
     listener: UnixListener,
     connected: Sender<UnixStream>,
     restarted: Sender<()>,
-    /// How many bytes the kernel keeps for a connection that is accepted, if not as many as usual.
+    /// How many bytes the kernel keeps for a local end, if not as many as usual.
     send_buffer: Option<usize>,
+}
+
+impl TestEnds {
+    fn limit(&self, socket: &UnixStream) -> io::Result<()> {
+        let limit = |bytes| rustix::net::sockopt::set_socket_send_buffer_size(socket, bytes);
+        Ok(self.send_buffer.map_or(Ok(()), limit)?)
+    }
 }
 
 impl Ends for TestEnds {
@@ -22,14 +29,13 @@ impl Ends for TestEnds {
 
     fn accept(&mut self) -> io::Result<OwnedFd> {
         let (socket, _) = self.listener.accept()?;
-        if let Some(bytes) = self.send_buffer {
-            rustix::net::sockopt::set_socket_send_buffer_size(&socket, bytes)?;
-        }
+        self.limit(&socket)?;
         Ok(socket.into())
     }
 
     fn connect(&mut self) -> io::Result<OwnedFd> {
         let (ours, theirs) = UnixStream::pair()?;
+        self.limit(&ours)?;
         self.connected.send(theirs).map_err(io::Error::other)?;
         Ok(ours.into())
     }
@@ -233,6 +239,34 @@ fn the_host_keeps_so_much_in_all_and_closes_the_connections_with_the_most() {
         closes += usize::from(matches!(piece, Piece::Frame(Frame::Close(_))));
     }
     assert_eq!(closes, closed);
+}
+
+#[test]
+fn a_number_that_the_peer_uses_again_too_early_does_not_count_twice() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+    let (connect, connected) = channel();
+    let ends = TestEnds { listener, connected: connect, restarted: channel().0, send_buffer: Some(8192) };
+    let mut host = Multiplexer::new(Side::Host, ours.into(), ends, None).unwrap();
+    host.max_kept = 1 << 20;
+    // More than the socket of a local end takes.
+    let data: Vec<u8> = (0..8).flat_map(|_| [&data_header(1, MAX_DATA)[..], &[7; MAX_DATA]].concat()).collect();
+    let (mut open, mut close) = (Vec::new(), Vec::new());
+    Frame::Open(1).put(&mut open);
+    Frame::Close(1).put(&mut close);
+    let guest = thread::spawn(move || {
+        for _ in 0..50 {
+            theirs.write_all(&[&open[..], &data, &close].concat()).unwrap();
+        }
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        theirs
+    });
+    host.run().unwrap();
+    guest.join().unwrap();
+    assert_eq!(connected.iter().take(50).count(), 50);
+    let left: Vec<usize> = host.locals.values().map(|local| local.queue.len()).collect();
+    assert!(left.len() == 1 && left[0] > 0, "{left:?}");
+    assert_eq!(host.kept, left[0]);
 }
 
 #[test]
