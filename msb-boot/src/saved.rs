@@ -1,5 +1,5 @@
 //! The saved VM that a VM starts from: what must be the same, and its files. Each VM gets copies of what the guest may write, and a copy
-//! is checked against the digest of the day it was saved, so nobody can change it between the check and the start.
+//! is checked against the digest of the saved file, so nobody can change it between the check and the start.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::inherited_fd::InheritedFd;
 use crate::vm::{Drive, Vm};
 
-/// What to do about a VM that the snapshot does not fit.
+/// The remedy if the snapshot does not fit the VM.
 const REMEDY: &str = "boot without the snapshot: jq -c 'del(.snapshot)'";
 
 /// A saved VM.
@@ -48,10 +48,10 @@ impl Saved {
         &self.description.machine
     }
 
-    /// Checks what is asked for, and completes it.
+    /// Checks a request against the saved VM, and sets the channel in it.
     ///
     /// # Errors
-    /// What a saved VM keeps, or cannot have.
+    /// A member in which the request differs and may not.
     pub(crate) fn check_request(&self, request: &mut record::Boot, record: &Record) -> anyhow::Result<()> {
         let (machine, saved) = (self.machine(), &self.description.record);
         let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
@@ -102,7 +102,7 @@ impl Saved {
         Ok(())
     }
 
-    /// Opens its disks: those that the guest only reads as they are, and copies of the others.
+    /// Opens its disks. The guest gets copies of those that it writes to.
     ///
     /// # Errors
     /// A file that is missing, or not as it was saved.
@@ -168,7 +168,7 @@ fn subject(dir: &Path) -> String {
     format!("snapshot {dir:?}")
 }
 
-/// The name of a kernel's file, which is that of one kernel alone.
+/// The name of a kernel's file. No two kernels have the same.
 pub(crate) fn kernel_name(kernel: &Path) -> String {
     kernel.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::bail;
@@ -9,7 +10,7 @@ use msb::record::Endpoint;
 use msb::vm::boot::Boot;
 use msb::wire::channel::RESTART;
 use msb::wire::exec::Resume;
-use msb::wire::{Message, dial};
+use msb::wire::{self, Message, dial};
 use serde_json::json;
 
 use super::parts::Parts;
@@ -18,7 +19,7 @@ use crate::inherited_fd::InheritedFd;
 /// How many random bytes the guest gets.
 const ENTROPY: usize = 64;
 
-/// Why a state was not loaded, once that is known.
+/// The outcome of loading a state, once there is one.
 pub(crate) struct Loaded(PipeReader);
 
 impl Loaded {
@@ -38,7 +39,7 @@ impl Loaded {
         Ok(Self(ours))
     }
 
-    /// The reason, or none for a state that was loaded. Waits until that is known.
+    /// Waits for the outcome. Returns why the state was not loaded, or `None` if it was.
     pub(crate) fn failure(&self) -> Option<String> {
         let mut message = String::new();
         let _ = (&self.0).read_to_string(&mut message);
@@ -46,7 +47,7 @@ impl Loaded {
     }
 }
 
-/// Whether the VMM has ended. One that does not take the state says why on its stderr.
+/// Whether the error says that the VMM has ended. A VMM that refuses the state has written the reason to its stderr.
 fn is_end(error: &anyhow::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     let is_end = |error: &io::Error| matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe);
@@ -91,11 +92,23 @@ pub(super) fn run(
     monitor.execute("cont", &json!({}), None)?;
     drop(monitor);
     rustix::io::write(&parts.channel, &[RESTART])?;
-    let mut agent = dial::dial(endpoint)?;
+    let mut agent = dial_agent(endpoint)?;
     other.now_ms = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
     Message::Resume(Box::new(other)).send(&mut agent)?;
     // The agent closes the connection when it has read the message. Closing it here first could discard the message.
     agent.set_read_timeout(Some(dial::TIMEOUT))?;
     let _ = Message::receive(&mut agent);
     Ok(())
+}
+
+/// Connects to the agent. On a busy host that may take longer than one attempt allows. The supervisor ends the VM at the limit for its boot,
+/// and then there is nothing to connect to.
+fn dial_agent(endpoint: &Endpoint) -> Result<UnixStream, wire::Error> {
+    use io::ErrorKind::{TimedOut, WouldBlock};
+    loop {
+        match dial::dial(endpoint) {
+            Err(wire::Error::Io(error)) if matches!(error.kind(), TimedOut | WouldBlock) => {}
+            other => return other,
+        }
+    }
 }

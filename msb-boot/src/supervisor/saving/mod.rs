@@ -75,7 +75,7 @@ impl Prepared {
         Ok(Some(Self { memory, monitor, state: state_fd, disks, machine }))
     }
 
-    /// The rest, for a VMM that was started. `channel` is the control socket of the multiplexer.
+    /// Adds what only a VMM that was started has. `channel` is the control socket of the multiplexer.
     ///
     /// # Errors
     /// Those of `dup(2)`.
@@ -87,7 +87,7 @@ impl Prepared {
     }
 }
 
-/// The machine, and its disks.
+/// Describes the machine, and opens its disks once more.
 fn describe(config: &Config, vm: &Vm) -> anyhow::Result<(Machine, Vec<File>)> {
     let mut files = Vec::new();
     let mut disks = Vec::new();
@@ -131,6 +131,7 @@ impl Saver {
         let path = dir.join(rundir::SNAPSHOT_SOCKET);
         let listener = UnixListener::bind(&path).with_context(|| format!("{path:?}"))?;
         listener.set_nonblocking(true)?;
+        // A load that has not quite ended shares them, and then the init is known from the snapshot.
         if let Some(parts) = Arc::get_mut(&mut self.parts) {
             parts.machine.init = init.or(parts.machine.init.take());
         }

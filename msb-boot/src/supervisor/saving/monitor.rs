@@ -1,7 +1,6 @@
 //! QEMU's monitor: one JSON object a line in each direction (QMP). A guest that has taken QEMU over writes the answers, so they are
 //! bounded.
 
-use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,11 +12,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use serde_json::{Value, json};
 
 /// How long QEMU may take for an answer. On a busy host it waits for its turn.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest line, in bytes.
 const MAX_LINE: usize = 256 << 10;
-/// How many events are kept until somebody waits for one.
-const MAX_EVENTS: usize = 64;
 /// Memory that the supervisor has a descriptor of is not in the state, and the monitor reports how the migration goes.
 const CAPABILITIES: [&str; 2] = ["x-ignore-shared", "events"];
 
@@ -25,7 +22,10 @@ const CAPABILITIES: [&str; 2] = ["x-ignore-shared", "events"];
 pub(super) struct Monitor {
     socket: UnixStream,
     read: Vec<u8>,
-    events: VecDeque<Value>,
+    /// How many commands were sent. Each has its number as its ID, since the answer to an earlier one may come too late.
+    commands: u64,
+    /// How the last migration has ended: whether it is complete.
+    migrated: Option<bool>,
     /// QEMU's version, once it has greeted.
     version: Option<String>,
 }
@@ -38,7 +38,7 @@ impl Monitor {
     pub(super) fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_read_timeout(Some(TIMEOUT))?;
         socket.set_write_timeout(Some(TIMEOUT))?;
-        Ok(Self { socket, read: Vec::new(), events: VecDeque::new(), version: None })
+        Ok(Self { socket, read: Vec::new(), commands: 0, migrated: None, version: None })
     }
 
     /// QEMU's version, with that of its package. Prepares the monitor for a migration, once.
@@ -69,7 +69,9 @@ impl Monitor {
         arguments: &Value,
         fd: Option<BorrowedFd<'_>>,
     ) -> anyhow::Result<()> {
-        let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments}))?;
+        self.commands += 1;
+        let id = json!(self.commands);
+        let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments, "id": id}))?;
         line.push(b'\n');
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -86,14 +88,15 @@ impl Monitor {
         }
         loop {
             let answer = self.line().with_context(|| command.to_owned())?;
-            if answer.get("event").is_some() {
-                self.keep(answer);
-            } else if let Some(error) = answer.get("error") {
+            self.note(&answer);
+            if answer.get("id") != Some(&id) {
+                continue;
+            }
+            if let Some(error) = answer.get("error") {
                 let why = error.get("desc").and_then(Value::as_str).unwrap_or("it failed");
                 bail!("{command}: {}", msb::tool::exit::printable(why));
-            } else {
-                return Ok(());
             }
+            return Ok(());
         }
     }
 
@@ -103,28 +106,28 @@ impl Monitor {
     /// A migration that has failed; no answer.
     pub(super) fn await_migration(&mut self) -> anyhow::Result<()> {
         loop {
-            let event = match self.events.pop_front() {
-                Some(event) => event,
-                None => self.line()?,
-            };
-            match migration_status(&event) {
-                Some("completed") => return Ok(()),
-                Some("failed" | "cancelled") => bail!("QEMU could not do it"),
-                _ => {}
+            match self.migrated.take() {
+                Some(true) => return Ok(()),
+                Some(false) => bail!("QEMU could not do it"),
+                None => {}
             }
+            let event = self.line()?;
+            self.note(&event);
         }
     }
 
-    /// Forgets the events of before.
-    pub(super) fn forget_events(&mut self) {
-        self.events.clear();
+    /// Forgets how an earlier migration has ended.
+    pub(super) fn forget_migration(&mut self) {
+        self.migrated = None;
     }
 
-    fn keep(&mut self, event: Value) {
-        if self.events.len() == MAX_EVENTS {
-            self.events.pop_front();
+    /// Notes the end of a migration, if this is the event about it.
+    fn note(&mut self, event: &Value) {
+        match migration_status(event) {
+            Some("completed") => self.migrated = Some(true),
+            Some("failed" | "cancelled") => self.migrated = Some(false),
+            _ => {}
         }
-        self.events.push_back(event);
     }
 
     fn line(&mut self) -> anyhow::Result<Value> {
@@ -175,15 +178,17 @@ mod tests {
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian 1"}, "capabilities": []}}"#;
 
-    /// A monitor whose other end answers each command with the next of these lines.
+    /// A monitor whose other end answers each command with the next of these lines, in which `ID` is that of the command.
     fn monitor(answers: &'static [&'static str]) -> Monitor {
         let (ours, theirs) = UnixStream::pair().unwrap();
         thread::spawn(move || {
             let mut commands = BufReader::new(theirs.try_clone().unwrap());
             writeln!(&theirs, "{GREETING}").unwrap();
             for answer in answers {
-                commands.read_line(&mut String::new()).unwrap();
-                writeln!(&theirs, "{answer}").unwrap();
+                let mut command = String::new();
+                commands.read_line(&mut command).unwrap();
+                let command: Value = serde_json::from_str(&command).unwrap();
+                writeln!(&theirs, "{}", answer.replace("ID", &command["id"].to_string())).unwrap();
             }
         });
         Monitor::new(ours).unwrap()
@@ -192,12 +197,16 @@ mod tests {
     #[test]
     fn answers_are_told_from_events_and_errors_have_their_reason() {
         let mut monitor = monitor(&[
-            r#"{"return": {}}"#,
-            r#"{"return": {}}"#,
-            "{\"event\": \"STOP\"}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"setup\"}}\n{\"return\": {}}",
-            "{\"error\": {\"class\": \"GenericError\", \"desc\": \"no\\nway\"}}",
-            "{\"event\": \"MIGRATION\", \"data\": {\"status\": \"completed\"}}\n{\"return\": {}}",
-            "{\"return\": {}}\n{\"event\": \"MIGRATION\", \"data\": {\"status\": \"failed\"}}",
+            r#"{"return": {}, "id": ID}"#,
+            r#"{"return": {}, "id": ID}"#,
+            r#"{"event": "STOP"}
+               {"event": "MIGRATION", "data": {"status": "setup"}}
+               {"return": {}, "id": ID}"#,
+            r#"{"error": {"class": "GenericError", "desc": "no\nway"}, "id": ID}"#,
+            r#"{"event": "MIGRATION", "data": {"status": "completed"}}
+               {"return": {}, "id": ID}"#,
+            r#"{"return": {}, "id": ID}
+               {"event": "MIGRATION", "data": {"status": "failed"}}"#,
         ]);
         assert_eq!(monitor.version().unwrap(), "7.2.22 Debian 1");
         monitor.execute("stop", &json!({}), None).unwrap();
@@ -211,7 +220,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_an_error() {
+    fn the_late_answer_to_an_earlier_command_is_not_taken_for_that_of_the_next() {
+        let mut monitor = monitor(&[
+            r#"{"error": {"desc": "late"}, "id": 0}
+               {"return": {}, "id": ID}"#,
+            r#"{"return": {}, "id": 1}
+               {"error": {"desc": "refused"}, "id": ID}"#,
+        ]);
+        monitor.line().unwrap();
+        monitor.execute("stop", &json!({}), None).unwrap();
+        let error = monitor.execute("cont", &json!({}), None).unwrap_err().to_string();
+        assert_eq!(error, "cont: refused");
+    }
+
+    #[test]
+    fn lines_that_do_not_answer_are_errors() {
         for line in ["[]\n", "{}\n", "x\n", "{\"QMP\": {\"version\": {\"qemu\": {\"major\": \"7\"}}}}\n"] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             theirs.write_all(line.as_bytes()).unwrap();

@@ -1,24 +1,26 @@
 //! The save of a running VM into a directory of msb-snapshot.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use msb::overlay::copy_data;
 use msb::record::Endpoint;
 use msb::store::snapshot::{self, Machine};
+use msb::vm::patience::Patience;
 use msb::vm::saving::{self, Answer, Saved};
 use msb::wire::channel::{FREEZE, FROZEN, THAW};
-use msb::wire::dial;
+use msb::wire::dial::{PatientReader, TIMEOUT};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::net::RecvFlags;
 use serde_json::json;
 
-use super::monitor::Monitor;
+use super::monitor::{self, Monitor};
 use super::parts::Parts;
 use crate::inherited_fd::InheritedFd;
 use crate::log;
@@ -27,22 +29,22 @@ use crate::supervisor::clock;
 /// The name of the descriptor in the monitor.
 const STATE_FD: &str = "state";
 
-/// Saves the VM for a caller, which has sent the directory. If the caller wants it, the VM waits until the caller has closed the connection,
-/// by which time the caller may have ended the VM.
+/// Saves the VM for a caller, which sends the directory. If the caller wants that, the VM stays paused until the connection is closed, so that
+/// the caller can end it first.
 pub(super) fn serve(client: &UnixStream, parts: &Parts, endpoint: Endpoint) {
-    if let Err(error) = converse(client, parts) {
+    if let Err(error) = converse(client, parts, &endpoint) {
         log::note(format_args!("not saved: {error:#}"));
         let _ = saving::answer(client, &Answer::Failed(format!("{error:#}")));
     }
-    // The guest's clock stood still.
+    // The guest's clock has stood still.
     clock::send_time(endpoint);
 }
 
-fn converse(mut client: &UnixStream, parts: &Parts) -> anyhow::Result<()> {
+fn converse(mut client: &UnixStream, parts: &Parts, endpoint: &Endpoint) -> anyhow::Result<()> {
     client.set_nonblocking(false)?;
     let (request, directory) = saving::receive(client.as_fd())?;
     let mut monitor = parts.monitor();
-    let frozen = Frozen::freeze(&parts.channel)?;
+    let frozen = Frozen::freeze(&parts.channel, endpoint)?;
     let (mut saved, paused) = save(parts, &mut monitor, &directory)?;
     let waiting = if request.wait {
         Some((paused, frozen))
@@ -64,18 +66,17 @@ fn converse(mut client: &UnixStream, parts: &Parts) -> anyhow::Result<()> {
 struct Frozen<'a>(&'a UnixStream);
 
 impl<'a> Frozen<'a> {
-    fn freeze(channel: &'a UnixStream) -> anyhow::Result<Self> {
+    fn freeze(channel: &'a UnixStream, endpoint: &Endpoint) -> anyhow::Result<Self> {
         // The answer to an earlier request may have come too late.
         while let Ok((1.., _)) = rustix::net::recv(channel, &mut [0; 16], RecvFlags::DONTWAIT) {}
         rustix::io::write(channel, &[FREEZE])?;
         let frozen = Self(channel);
-        channel.set_read_timeout(Some(dial::TIMEOUT))?;
+        let patience = Patience::with(endpoint, TIMEOUT);
         let mut answer = [0];
-        let mut channel = channel;
-        match channel.read_exact(&mut answer) {
+        match (PatientReader { stream: channel, patience }).read_exact(&mut answer) {
             Ok(()) if answer == [FROZEN] => Ok(frozen),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                bail!("the guest's agent did not answer within {} s", dial::TIMEOUT.as_secs())
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                bail!("the guest's agent did not answer within {} s", TIMEOUT.as_secs())
             }
             _ => bail!("the VM has ended"),
         }
@@ -96,9 +97,10 @@ struct Paused<'a> {
 
 impl<'a> Paused<'a> {
     fn pause(monitor: &'a mut Monitor) -> anyhow::Result<Self> {
-        let since = Instant::now();
-        monitor.execute("stop", &json!({}), None)?;
-        Ok(Self { monitor, since })
+        // A VMM that does not answer in time may pause the guest later, so it is told to let the guest go on in any case.
+        let paused = Self { monitor, since: Instant::now() };
+        paused.monitor.execute("stop", &json!({}), None)?;
+        Ok(paused)
     }
 
     /// Lets the guest go on. Returns how long it was paused, in milliseconds.
@@ -112,7 +114,7 @@ impl<'a> Paused<'a> {
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.monitor.execute("cont", &json!({}), None) {
-            log::note(format_args!("the guest was not let go on: {error:#}"));
+            log::note(format_args!("the guest may still be paused: {error:#}"));
         }
     }
 }
@@ -120,7 +122,7 @@ impl Drop for Paused<'_> {
 /// Writes the state, the memory and the writable disks. The guest is paused from then on.
 fn save<'a>(parts: &Parts, monitor: &'a mut Monitor, directory: &OwnedFd) -> anyhow::Result<(Saved, Paused<'a>)> {
     let vmm = monitor.version()?;
-    monitor.forget_events();
+    monitor.forget_migration();
     let paused = Paused::pause(monitor)?;
     save_state(paused.monitor, create(directory, snapshot::STATE)?).context("the state of the devices")?;
     let memory = create(directory, snapshot::MEMORY)?;
@@ -139,12 +141,32 @@ fn save_state(monitor: &mut Monitor, mut file: File) -> anyhow::Result<()> {
     monitor.execute("getfd", &json!({"fdname": STATE_FD}), Some(writer.as_fd()))?;
     drop(writer);
     monitor.execute("migrate", &json!({"uri": format!("fd:{STATE_FD}")}), None)?;
-    let size = io::copy(&mut reader.take(snapshot::MAX_STATE + 1), &mut file)?;
+    let state = BoundedPipe { pipe: reader, limit: monitor::TIMEOUT };
+    let size = io::copy(&mut state.take(snapshot::MAX_STATE + 1), &mut file)?;
     monitor.await_migration()?;
     match size {
         0 => Err(anyhow!("QEMU has written nothing")),
         size if size > snapshot::MAX_STATE => Err(anyhow!("more than {} bytes", snapshot::MAX_STATE)),
         _ => Ok(()),
+    }
+}
+
+/// A pipe that must not be silent for longer than the limit. A guest that has taken the VMM over may keep the other end open.
+struct BoundedPipe {
+    pipe: PipeReader,
+    limit: Duration,
+}
+
+impl Read for BoundedPipe {
+    fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
+        let limit = Timespec::try_from(self.limit).map_err(io::Error::other)?;
+        loop {
+            match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&limit)) {
+                Err(rustix::io::Errno::INTR) => {}
+                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+                other => return other.map_err(io::Error::from).and_then(|_| self.pipe.read(block)),
+            }
+        }
     }
 }
 
@@ -170,4 +192,39 @@ fn copy_read_only(parts: &Parts, directory: &OwnedFd) -> anyhow::Result<()> {
 fn create(directory: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_pipe_that_stays_silent_is_not_read_forever() {
+        let (pipe, mut writer) = io::pipe().unwrap();
+        let mut state = BoundedPipe { pipe, limit: Duration::from_millis(20) };
+        writer.write_all(b"a").unwrap();
+        let mut read = Vec::new();
+        assert_eq!(io::copy(&mut state, &mut read).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(writer);
+        assert_eq!(io::copy(&mut state, &mut read).unwrap(), 0);
+        assert_eq!(read, b"a");
+    }
+
+    #[test]
+    fn a_guest_goes_on_although_its_vmm_was_late_to_pause_it() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut monitor = Monitor::new(ours).unwrap();
+        theirs.write_all(b"{\"error\": {\"desc\": \"late\"}, \"id\": 1}\n{\"return\": {}, \"id\": 2}\n").unwrap();
+        assert!(Paused::pause(&mut monitor).is_err());
+        drop(monitor);
+        let mut commands = String::new();
+        theirs.read_to_string(&mut commands).unwrap();
+        let commands: Vec<&str> = commands.lines().collect();
+        assert!(
+            commands.len() == 2 && commands[0].contains("\"stop\"") && commands[1].contains("\"cont\""),
+            "{commands:?}"
+        );
+    }
 }
