@@ -1,5 +1,7 @@
-//! Clients of a published port that have a link-local address. passt gives one to a client on the host's IPv6 loopback, that of an interface
-//! of the host, and takes the same for the guest's as long as it knows no other. The guest has none to answer from. So the guest sees such a client at the gateway's address, as it sees one on the IPv4 loopback.
+//! Clients of a published port that have a link-local address. passt shows a client on the host's IPv6 loopback with the link-local address
+//! of one of the host's interfaces. It also sends to a link-local address of the guest until it has seen another one. The guest has no
+//! link-local address, and could not answer. So the gate shows such a client at the gateway's address, where the guest sees clients on the
+//! IPv4 loopback too.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
@@ -20,8 +22,8 @@ struct Ends {
     guest: Ipv6Addr,
 }
 
-/// The clients. They are those of TCP alone: passt of 2023 sends the answer to a datagram to the host's link-local address, where it could
-/// reach others.
+/// The clients, of TCP only: passt of 2023 sends the answer to a datagram to the host's link-local address, where it could reach other
+/// programs.
 #[derive(Debug)]
 pub(crate) struct Clients {
     /// The addresses of the gateway and of the guest, if the guest's network has IPv6.
@@ -31,24 +33,23 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// None yet. `shown` are the addresses of the gateway and of the guest.
+    /// Without any client. `shown` are the addresses of the gateway and of the guest.
     pub(crate) fn new(shown: Option<(Ipv6Addr, Ipv6Addr)>) -> Self {
         Self { shown, ends: Table::new(MAX_CLIENTS) }
     }
 
-    /// Whether a packet for the guest is from such a client.
+    /// Whether a packet for the guest is from a client with a link-local address.
     pub(crate) fn are_source_of(packet: &Packet<'_>) -> bool {
         let is_link_local = |address| matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
         packet.protocol == PROTOCOL_TCP && is_link_local(packet.source) && is_link_local(packet.destination)
     }
 
-    /// The frame for the guest in the place of one of a client, from the gateway to the guest's own address. `None` if another client has
-    /// the same port.
+    /// Readdresses a client's frame: from the gateway to the guest's own address. `None` if another client has the same port.
     pub(crate) fn inward(&mut self, packet: &Packet<'_>, now: Duration) -> Option<Vec<u8>> {
         let ((gateway, own), segment) = self.shown.zip(packet.tcp())?;
         let (IpAddr::V6(client), IpAddr::V6(guest)) = (packet.source, packet.destination) else { return None };
         let key = (segment.destination, segment.source);
-        // The guest's address may be another one than before: passt takes over any that the guest uses.
+        // The guest's address may have changed: passt takes over any that the guest uses.
         if self.ends.get(&key, now).is_some_and(|known| known.client != client) {
             return None;
         }
@@ -56,7 +57,7 @@ impl Clients {
         Some(reply::readdressed(packet, gateway, own))
     }
 
-    /// The frame for a client in the place of one of the guest's to the gateway; `None` for what is not for such a client.
+    /// Readdresses a guest's frame for the gateway to the client that it is meant for. `None` if there is no such client.
     pub(crate) fn outward(&self, packet: &Packet<'_>, segment: &Segment<'_>, now: Duration) -> Option<Vec<u8>> {
         let (gateway, _) = self.shown?;
         let Ends { client, guest } = *self.ends.get(&(segment.source, segment.destination), now)?;
