@@ -158,11 +158,11 @@ gone() {
     [ ! -s "$sandbox/hold" ]
     # The disk, and the upper for a day, still need the image.
     MSB_AGENTD=$PWD/agentd msb-store gc >listed
-    [ "$(why_agent)" = 'kept: it is of the agentd that is installed' ]
+    [ "$(why_agent)" = 'kept: its agentd is installed' ]
     msb-store gc --older-than 1d >listed
     [ "$(why_agent)" = 'kept: it was used in the time of --older-than' ]
     msb-store gc >listed
-    [ "$(why_agent)" = 'removed: it is of an agentd that is not installed' ]
+    [ "$(why_agent)" = 'removed: its agentd is not installed' ]
     [ -z "$(find "$MSB_HOME/kernel" -name 'agentd-*')" ]
     [ -d "$tiny_layer" ]
     [ -d "$sandbox" ]

@@ -184,7 +184,7 @@ impl Collector<'_> {
         if !self.is_general() {
             return Ok(());
         }
-        for found in sandboxes(self.home, &vm::vms(self.home))? {
+        for found in sandboxes(self.home, &vm::vms(self.home)?)? {
             let mut verdict = found.state.verdict(self.scope.older_than);
             let bytes = size::of(&found.path)?;
             if verdict.is_err() && !self.scope.dry_run {
@@ -391,7 +391,7 @@ impl Collector<'_> {
         Ok(())
     }
 
-    /// Settles the first parts of initramfs. msb-boot makes one for each agent that it finds.
+    /// Settles the parts of initramfs that hold an agent. msb-boot makes one for each agentd that it runs with.
     fn agents(&mut self) -> anyhow::Result<()> {
         if !self.is_general() {
             return Ok(());
@@ -408,11 +408,11 @@ impl Collector<'_> {
             let verdict = if lock.is_err() {
                 Ok(IN_USE)
             } else if installed.contains(&path) {
-                Ok("it is of the agentd that is installed")
+                Ok("its agentd is installed")
             } else if self.is_young(fs::symlink_metadata(&path).and_then(|meta| meta.modified()).ok()) {
                 Ok(YOUNG)
             } else {
-                Err("it is of an agentd that is not installed")
+                Err("its agentd is not installed")
             };
             self.settle(Type::Initramfs, &path, verdict)?;
         }

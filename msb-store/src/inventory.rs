@@ -47,7 +47,7 @@ impl Inventory {
     /// # Errors
     /// A directory that cannot be read.
     pub(crate) fn read(home: &Path) -> anyhow::Result<Self> {
-        let vms = vm::vms(home);
+        let vms = vm::vms(home)?;
         let layers = size::children(&layout::layers(home))?.into_iter().map(|path| name_of(&path));
         let erofs = size::children(&layout::images(home))?.into_iter().filter(|path| layout::is_image(path));
         let erofs = erofs.filter(|path| !layout::is_staging(path));

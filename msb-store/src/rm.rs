@@ -127,7 +127,7 @@ fn disk(config: &Config, name: &str) -> anyhow::Result<bool> {
 
 /// The sandbox of this name, which no VM has. `None`: there is none.
 fn unused_sandbox(config: &Config, name: &str) -> anyhow::Result<Option<Sandbox>> {
-    let vms = vm::vms(&config.home);
+    let vms = vm::vms(&config.home)?;
     let path = layout::sandbox(&config.home, name);
     let found = crate::sandbox::sandboxes(&config.home, &vms)?.into_iter().find(|sandbox| sandbox.path == path);
     if let Some(vm) = vms.iter().find(|vm| vm.name == name || vm.has_sandbox(&path)).filter(|_| found.is_some()) {
@@ -199,7 +199,7 @@ fn volume(config: &Config, name: &str, path: &Path) -> anyhow::Result<bool> {
     if !path.is_dir() {
         return Ok(false);
     }
-    if let Some(vm) = vm::vms(&config.home).iter().find(|vm| vm.has_volume(name)) {
+    if let Some(vm) = vm::vms(&config.home)?.iter().find(|vm| vm.has_volume(name)) {
         bail!("VM {:?} uses it (stop it first)", vm.name);
     }
     if !config.dry_run {

@@ -17,17 +17,20 @@ const MAX_RECORD: u64 = 8 << 20;
 #[derive(Debug)]
 pub(crate) struct Vm {
     pub(crate) name: String,
-    /// Whether it is a snapshot in the store, by whose digest it goes then.
+    /// Whether it is a snapshot in the store. Its name is the digest then.
     pub(crate) is_saved: bool,
     record: Record,
 }
 
 /// The VMs of this user, and those that are saved in the store.
-pub(crate) fn vms(home: &Path) -> Vec<Vm> {
+///
+/// # Errors
+/// A directory of snapshots that cannot be read. What they need must not look unused.
+pub(crate) fn vms(home: &Path) -> anyhow::Result<Vec<Vm>> {
     let mut vms = booted();
-    let paths = size::children(&layout::snapshots(home)).unwrap_or_default();
+    let paths = size::children(&layout::snapshots(home))?;
     vms.extend(paths.iter().filter_map(|path| saved(path)));
-    vms
+    Ok(vms)
 }
 
 /// A saved VM; `None` for one that is not complete.
@@ -37,7 +40,7 @@ pub(crate) fn saved(path: &Path) -> Option<Vm> {
     Some(Vm { name: path.file_name()?.to_str()?.to_owned(), is_saved: true, record: description.record })
 }
 
-/// The list is empty if the directory for run directories is missing.
+/// The VMs with a run directory. The list is empty if the directory for run directories is missing.
 fn booted() -> Vec<Vm> {
     let Ok(base) = name::run_base() else { return Vec::new() };
     let entries = fs::read_dir(&base).into_iter().flatten().flatten();
