@@ -343,10 +343,16 @@ loaded_trees() {
     msb-pull -q oci:out:v1 -o of-layout.json
     msb-pack -q -r of-layout.json "docker://$registry_host/team/whole:v1" -o whole.json
     [ "$(jq -r .image.digest whole.json)" = "$(jq -r .image.digest new.json)" ]
-    printf x | dd of="$(du out/blobs/sha256/* | sort -n | tail -n 1 | cut -f 2)" bs=1 seek=1000000 conv=notrunc status=none
+    blob=$(du out/blobs/sha256/* | sort -n | tail -n 1 | cut -f 2)
+    printf x | dd of="$blob" bs=1 seek=1000000 conv=notrunc status=none
     run --separate-stderr msb-pack -q -r of-layout.json "docker://$registry_host/team/changed:v1"
     [[ "$status" -eq 1 && "$stderr" == *'did not match'* ]]
     run ! skopeo inspect --tls-verify=false "docker://$registry_host/team/changed:v1"
+    # One that leads elsewhere is checked before it is sent.
+    mv "$blob" elsewhere
+    ln -s "$PWD/elsewhere" "$blob"
+    run --separate-stderr msb-pack -q -r of-layout.json "docker://$registry_host/team/changed:v1"
+    [[ "$status" -eq 1 && "$stderr" == *"wrong digest: expected sha256:${blob##*/}"* ]]
     # A registry whose disk is full in the middle of an upload.
     mkdir -p small/storage
     mount -t tmpfs -o size=8M tmpfs small

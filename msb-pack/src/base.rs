@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::Record;
 use msb::store::{chain, layout};
 use msb_registry::reference::Reference;
+use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use crate::digest::{Hashing, blob_path, hex_of};
@@ -161,10 +162,13 @@ impl Origin {
         }
     }
 
-    /// The blob of a layer of the base if it is a file of its own, of which only the length is checked.
+    /// The blob of a layer of the base if it is a file in a layout. Only its length is checked, so a symlink, which could lead to any file of
+    /// the host, is not followed.
     pub(crate) fn file(&self, layer: &Layer) -> Option<File> {
         let Self::Layout(dir) = self else { return None };
-        let file = File::open(dir.join(blob_path(layer.digest()).ok()?)).ok()?;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = dir.join(blob_path(layer.digest()).ok()?);
+        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
         let is_whole = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == layer.size());
         is_whole.then_some(file)
     }
