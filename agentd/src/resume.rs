@@ -17,7 +17,7 @@ pub fn run(agent: &Agent, other: Resume) -> Ready {
     let now = uptime_ms();
     let ready = Ready { kernel_ms: now, agent_ms: now, ..Ready::default() };
     if let Err(error) = reseed(&other.entropy) {
-        // Machines with the same random numbers are worse than none.
+        // Better no machine than two with the same random numbers.
         return Ready { error: Some(format!("reseed the random number generator: {error}")), ..ready };
     }
     clock::set(other.now_ms);

@@ -60,7 +60,7 @@ pub(crate) fn write_agent_part(agent: &Path, part: &Path) -> anyhow::Result<()> 
 /// Opens the first part with a lock, so that nobody removes it, and notes its use.
 fn hold_agent_part(agent: &Path, part: &Path) -> anyhow::Result<File> {
     loop {
-        // Again: msb-store may have removed it since.
+        // It was written before, but msb-store may have removed it since.
         write_agent_part(agent, part)?;
         match lock::open(part, Lock::Shared).map(File::from) {
             Ok(file) if file.metadata()?.nlink() > 0 => {

@@ -129,7 +129,7 @@ impl Vm {
         bases.into_iter().any(|base| fs::metadata(base).is_ok_and(|meta| meta.mode() & 0o004 == 0))
     }
 
-    /// Whether all of its devices are such that a VMM can save them: none that another process serves.
+    /// Whether the VMM can save all of its devices, because no other process serves one of them.
     pub(crate) fn has_saved_devices(&self) -> bool {
         let is_virtual = |drive: &Drive| drive.backing_file.is_none();
         self.channel == Channel::Serial

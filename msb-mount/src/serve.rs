@@ -147,7 +147,7 @@ fn hold_overlay(
     ready: impl FnOnce(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let held = await_unmount(config, is_new, signals, upper.clone(), ready);
-    // One that nobody holds would be changed without the locks.
+    // This process has the locks. Without it, the upper would be written without them.
     if held.is_err()
         && let Err(error) = mountpoint::detach(&config.mountpoint)
     {

@@ -23,7 +23,7 @@ pub(crate) struct Platform {
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) variant: Option<String>,
-    /// Where this is wanted without a variant: the highest variant that will do if nothing else is offered.
+    /// For a platform that is wanted without a variant: the highest level that is taken if the index offers no lower one.
     #[serde(skip)]
     highest: Option<u8>,
 }

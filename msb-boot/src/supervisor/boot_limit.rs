@@ -6,7 +6,7 @@ use msb::vm::patience::Patience;
 
 use crate::config::now;
 
-/// The limit of a boot, in which the time does not count that the VM's processes wait for a processor.
+/// The limit of a boot. The time in which the VM's processes wait for a processor does not count.
 pub(super) struct BootLimit {
     limit: Duration,
     /// When to look whether it has passed.

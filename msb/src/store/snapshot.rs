@@ -93,7 +93,7 @@ pub struct Content {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is none.
+    /// The directory or its description is missing.
     #[error("it is gone (msb-snapshot makes another)")]
     Gone,
     /// Its description is not the one that the record names, or is of another release.
