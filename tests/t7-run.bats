@@ -245,3 +245,48 @@ descendants() {
         vm_await nothing_left 2>/dev/null || nothing_left
     done
 }
+
+# bats test_tags=slow
+@test "msb run --snapshot boots and saves once for an image and its patches, and goes on from there later" {
+    command -v qemu-system-x86_64 qemu-system-aarch64 >/dev/null || skip "QEMU is not installed"
+    # again ARG…: the times at which the guest's kernel has logged its boot, which no two boots have in common.
+    again() { msb-run -m 128M --snapshot web ./root "$@" 3>&-; }
+    log='dmesg | head -n 60 | sha256sum'
+    names() { msb-store ls --json -t snapshot | jq -r .name; }
+    again -e KIND=first -- sh -c "$log; echo \$KIND" >first 2>first.err
+    [ "$(<first.err)" = 'msb-run: snapshot "web": booting under QEMU, with --root block and --channel serial, to make it' ]
+    [ "$(tail -n 1 first)" = first ]
+    again -e KIND=second -- sh -c "$log; echo \$KIND; echo kept >/file" >second 2>second.err
+    [ ! -s second.err ]
+    [ "$(head -n 1 second)" = "$(head -n 1 first)" ]
+    [ "$(tail -n 1 second)" = second ]
+    made=$(names)
+
+    # Another patch makes another, which replaces it. Two at once make one.
+    echo '{"op":"script","name":"greet","content":"#!/bin/sh\necho patched\n"}' >ops.jsonl
+    again --patch ops.jsonl -q -- greet >greeted &
+    other=$!
+    run -7 again --patch ops.jsonl -q -- sh -c 'greet; [ ! -e /file ] && exit 7'
+    [ "$output" = patched ]
+    wait "$other"
+    [ "$(<greeted)" = patched ]
+    [ "$(names | wc -l)" = 1 ]
+    [ "$(names)" != "$made" ]
+    [ "$(ls -A "$MSB_HOME/sandboxes" | wc -l)" = 1 ]
+    [ "$(again --patch ops.jsonl -- greet 2>&1)" = patched ]
+
+    # refused MESSAGE ARG…: nothing is made or started.
+    refused() {
+        run --separate-stderr again "${@:2}"
+        [ "$status" = 125 ] && [[ $stderr == *"$1"* ]] || { echo "$*: $status $stderr"; return 1; }
+    }
+    refused '--volume cannot be used with --snapshot (copy files with msb-cp' -v cache:/cache -- true
+    refused '--restart cannot be used with --snapshot' --restart always -- true
+    refused '--vmm krun cannot be used with --snapshot (it needs qemu; leave --vmm out)' --vmm krun -- true
+    refused '--root share cannot be used with --snapshot (it needs block' --root share -- true
+    refused "cannot be used with '--print'" -x -- true
+    msb-store ls --json -t snapshot web | jq -e '.used_by | index("the name web")'
+    msb-store rm -t snapshot web
+    [ -z "$(names)$(ls -A "$MSB_HOME/snapshot-names")" ]
+    nothing_left
+}

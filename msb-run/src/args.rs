@@ -46,6 +46,11 @@ pub struct Args {
     #[arg(long, value_name = "OPS")]
     pub patch: Option<PathBuf>,
 
+    /// Start from the snapshot NAME of this image, patches and flags, in place of a boot. If there is none, or the one of that name was
+    /// made of something else, boot under QEMU with a block root, and save that VM before the command runs
+    #[arg(long, value_name = "NAME", value_parser = name::parse, conflicts_with_all = ["commit", "print"])]
+    pub snapshot: Option<String>,
+
     /// Run the command as a step of a build: on a block root, and if it succeeds, print the record with what it has written in a new
     /// upper. The record's own upper stays as it is, the image's entrypoint does not precede the command, and what the command
     /// prints goes to stderr
@@ -125,10 +130,42 @@ impl Args {
             // There is no image, so the first word is the command's.
             args.command.insert(0, std::mem::take(&mut args.image));
         }
+        if let Some(why) = args.unsavable() {
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, why));
+        }
         if args.commit && args.command.is_empty() {
             let message = "--commit needs a command (write it behind --)";
             return Err(Self::command().error(ErrorKind::MissingRequiredArgument, message));
         }
         Ok(args)
     }
+
+    /// Why a VM with these flags cannot start from a snapshot, and what to do.
+    fn unsavable(&self) -> Option<String> {
+        self.snapshot.as_ref()?;
+        for (flag, remedy) in UNSAVABLE {
+            if self.boot.has(flag) && self.boot.value(flag).is_none_or(|value| value != "no" && value != "false") {
+                return Some(format!("--{flag} cannot be used with --snapshot ({remedy})"));
+            }
+        }
+        for (flag, allowed) in [("vmm", "qemu"), ("root", "block"), ("channel", "serial")] {
+            if let Some(value) = self.boot.value(flag).filter(|value| value != allowed && value != "auto") {
+                let value = value.display();
+                return Some(format!(
+                    "--{flag} {value} cannot be used with --snapshot (it needs {allowed}; leave --{flag} out)"
+                ));
+            }
+        }
+        None
+    }
 }
+
+/// The flags of msb-boot that a VM which starts from a snapshot cannot have, and what to do.
+const UNSAVABLE: [(&str, &str); 6] = [
+    ("volume", "copy files with msb-cp, or leave --snapshot out"),
+    ("mount", "copy files with msb-cp, use --tmpfs, or leave --snapshot out"),
+    ("restart", "a VM that starts from a snapshot is not started again; leave one of them out"),
+    ("commit-on-stop", "a snapshot's upper stays as it is; leave one of them out"),
+    ("overlay", "it is for a disk, which cannot be saved; leave it out"),
+    ("fresh", "a snapshot has a disk of its own, which starts anew with each VM; leave it out"),
+];

@@ -14,12 +14,9 @@ use msb::tool::{exit, source};
 use crate::args::Args;
 use crate::caretaker::Caretaker;
 use crate::children::Children;
-use crate::plan::{Plan, Stage};
-use crate::stages::{TOOL, code, command, end, finish, spawn, status};
+use crate::plan::Plan;
+use crate::stages::{Made, TOOL, code, command, end, finish, spawn, stage, status};
 use crate::step::Step;
-
-/// A record, or the exit status of what has failed and has said why.
-type Made = Result<Record, u8>;
 
 /// Runs the step, or takes the result of an earlier run, and prints its record.
 ///
@@ -142,15 +139,4 @@ fn in_vm(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyh
     made.upper = stopped.upper;
     made.mount = None;
     Ok(Ok(made))
-}
-
-/// Runs a stage that prints a record.
-fn stage(stage: &Stage, stdin: Stdio, record: Vec<u8>, children: &Children) -> anyhow::Result<Made> {
-    let mut child = spawn(stage, stdin, Stdio::piped(), children)?;
-    let printed = finish(stage, &mut child, record)?;
-    children.forget();
-    match printed {
-        Ok(text) => Ok(Ok(Record::parse(text.trim_ascii_end()).context(stage.tool)?)),
-        Err(code) => Ok(Err(code)),
-    }
 }

@@ -11,6 +11,7 @@ pub mod commit;
 pub mod docker;
 pub mod doctor;
 pub mod front;
+pub mod kept;
 pub mod page;
 pub mod passed;
 pub mod plan;

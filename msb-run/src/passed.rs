@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, ensure};
 use clap::{ArgMatches, Command, FromArgMatches};
+use msb::tool::env as variable;
 use msb::tool::passed::Flag;
 
 use crate::programs;
@@ -76,6 +77,8 @@ pub struct Passed<T> {
     pub args: Vec<OsString>,
     /// Which of the flags were given.
     pub given: Vec<String>,
+    /// The arguments of each occurrence, and which flag it is of.
+    occurrences: Vec<(&'static str, Vec<OsString>)>,
     tool: PhantomData<T>,
 }
 
@@ -125,12 +128,15 @@ impl<T: Tool> clap::Args for Passed<T> {
 impl<T: Tool> FromArgMatches for Passed<T> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let flags = flags::<T>().unwrap_or_default();
-        let mut occurrences: Vec<_> = flags.iter().flat_map(|flag| flag.given(matches)).collect();
-        occurrences.sort_by_key(|(at, _)| *at);
+        let of = |flag: &'static Flag| flag.given(matches).into_iter().map(|(at, args)| (at, flag.long.as_str(), args));
+        let mut occurrences: Vec<_> = flags.iter().flat_map(of).collect();
+        occurrences.sort_by_key(|(at, ..)| *at);
+        let occurrences: Vec<_> = occurrences.into_iter().map(|(_, flag, args)| (flag, args)).collect();
         let is_given = |flag: &&Flag| !flag.given(matches).is_empty();
         Ok(Self {
-            args: occurrences.into_iter().flat_map(|(_, args)| args).collect(),
+            args: occurrences.iter().flat_map(|(_, args)| args).cloned().collect(),
             given: flags.iter().filter(is_given).map(|flag| flag.long.clone()).collect(),
+            occurrences,
             tool: PhantomData,
         })
     }
@@ -145,5 +151,18 @@ impl<T> Passed<T> {
     /// Whether the flag was given.
     pub fn has(&self, flag: &str) -> bool {
         self.given.iter().any(|given| given == flag)
+    }
+
+    /// The arguments of some of the flags, in the order in which they were given.
+    pub fn of(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<OsString> {
+        let wanted = self.occurrences.iter().filter(|(flag, _)| is_wanted(flag));
+        wanted.flat_map(|(_, args)| args).cloned().collect()
+    }
+
+    /// The value that a flag has: the last one that was given.
+    pub fn value(&self, flag: &str) -> Option<OsString> {
+        let (_, args) = self.occurrences.iter().rfind(|(given, _)| *given == flag)?;
+        let last = args.last()?;
+        Some(if args.len() > 1 { last.clone() } else { variable::value_of(last)?.to_owned() })
     }
 }

@@ -18,7 +18,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    fn new<A: Into<OsString>>(tool: &'static str, args: impl IntoIterator<Item = A>) -> Self {
+    /// A tool with arguments.
+    pub fn new<A: Into<OsString>>(tool: &'static str, args: impl IntoIterator<Item = A>) -> Self {
         Self { tool, args: args.into_iter().map(Into::into).collect() }
     }
 
@@ -30,6 +31,48 @@ impl Stage {
     }
 }
 
+/// How the snapshot that a run starts from is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saving {
+    /// The snapshot's name.
+    pub name: String,
+    /// The name of the VM that is saved, and of the sandbox with its upper.
+    pub vm: String,
+    /// The flags of msb-boot that it depends on.
+    pub flags: Vec<OsString>,
+    /// Boots the VM that is saved.
+    pub boot: Stage,
+    /// Saves and ends it.
+    pub save: Stage,
+    /// Ends it after a failure.
+    pub end: Stage,
+}
+
+impl Saving {
+    fn new(args: &Args, name: &str) -> io::Result<Self> {
+        let vm = format!("snapshot-{}", layout::fresh_id()?);
+        // These are the same for all snapshots.
+        let is_fixed = |flag: &str| ["vmm", "root", "channel"].contains(&flag);
+        let flags = args.boot.of(|flag| !is_fixed(flag) && !is_of_run(args, flag));
+        let boot = Stage::new("msb-boot", ["-q"].into_iter().filter(|_| args.quiet)).and(["--name", &vm, "--rm"]);
+        let boot = boot.and(["--vmm", "qemu", "--root", "block", "--channel", "serial"]);
+        let boot = boot.and(args.boot.of(|flag| flag == "timeout")).and(&flags);
+        let (save, end) = (Stage::new("msb-snapshot", ["-q", "--stop", &vm]), Stage::new("msb-rm", ["-f", &vm]));
+        Ok(Self { name: name.to_owned(), vm, flags, boot, save, end })
+    }
+}
+
+/// Whether a flag of msb-boot is for the VM that starts from a snapshot, and not for the one that is saved.
+fn is_of_run(args: &Args, flag: &str) -> bool {
+    match flag {
+        "hostname" | "workdir" | "user" | "stop-signal" | "publish" | "end-with" | "kernel-log" | "timeout" => true,
+        "cpu-quota" | "cpu-weight" | "io-weight" | "memory-max" | "pids-max" => true,
+        // An init gets them when it starts.
+        "env" | "env-file" | "entrypoint" => !args.boot.has("init"),
+        _ => false,
+    }
+}
+
 /// The commands of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -37,6 +80,8 @@ pub struct Plan {
     pub name: String,
     /// Checks whether the VM can boot, and removes one that has the name.
     pub replace: Option<[Stage; 2]>,
+    /// Makes the snapshot that the VM starts from, with --snapshot.
+    pub saving: Option<Saving>,
     /// Adds the image to a record.
     pub pull: Stage,
     /// Adds an upper.
@@ -69,11 +114,13 @@ impl Plan {
             if follows_entrypoint { (&args.command[..], &[][..]) } else { (&[][..], &args.command[..]) };
         let mut pull = Stage::new("msb-pull", quiet.clone()).and(["--policy", &args.pull.name()]);
         pull = pull.and(&args.pulling.args).and([&args.image]);
+        let saving = args.snapshot.as_ref().map(|name| Saving::new(args, name)).transpose()?;
         // A commit changes the upper of the VM, so that is always one of its own.
         let ops = args.patch.as_deref().or(args.commit.then_some(Path::new("/dev/null")));
         let patch = match ops {
             Some(ops) => {
-                let upper = layout::sandbox(&home::home()?, &name);
+                // That of a snapshot is not this VM's.
+                let upper = layout::sandbox(&home::home()?, saving.as_ref().map_or(&name, |saving| &saving.vm));
                 let stage = Stage::new("msb-patch", quiet.clone()).and([OsStr::new("-f"), ops.as_os_str()]);
                 let start = if args.commit { "--copy" } else { "--fresh" };
                 Some(stage.and([OsStr::new("--upper"), upper.as_os_str()]).and([start]))
@@ -84,7 +131,9 @@ impl Plan {
         boot = boot.and(["--rm"].into_iter().filter(|_| !keeps_disk));
         boot = boot.and(["--root", "block"].into_iter().filter(|_| args.commit && !args.boot.has("root")));
         boot = boot.and(["--entrypoint", ""].into_iter().filter(|_| args.commit && !args.boot.has("entrypoint")));
-        boot = boot.and(&args.boot.args).and(separated(of_boot));
+        // The others are in the record of the snapshot.
+        let flags = args.boot.of(|flag| saving.is_none() || is_of_run(args, flag));
+        boot = boot.and(flags).and(separated(of_boot));
         let mut exec = Stage::new("msb-exec", [&name]).and(&args.exec.args);
         // Detached from its terminal, the command would end with the VM.
         let is_on_terminal = args.exec.has("tty") || (!args.detach && io::stdin().is_terminal());
@@ -97,6 +146,7 @@ impl Plan {
         let end = if keeps_disk { Stage::new("msb-stop", ["-q"]) } else { Stage::new("msb-rm", ["-f"]) };
         Ok(Self {
             replace: args.replace.then(|| [check, Stage::new("msb-rm", ["-f", &name])]),
+            saving,
             pull,
             patch,
             boot,
@@ -190,6 +240,7 @@ mod tests {
         let plan = Plan {
             name: "web".into(),
             replace: Some([Stage::new("msb-boot", ["-n"]), Stage::new("msb-rm", ["-f", "web"])]),
+            saving: None,
             pull: Stage::new("msb-pull", ["alpine"]),
             patch: None,
             boot: Stage::new("msb-boot", ["--name", "web"]),

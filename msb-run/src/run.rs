@@ -14,6 +14,7 @@ use crate::args::Args;
 use crate::caretaker::{self, Caretaker};
 use crate::children::Children;
 use crate::commit;
+use crate::kept;
 use crate::page::PAGE;
 use crate::passed;
 use crate::plan::{Plan, Stage};
@@ -44,6 +45,11 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let children = Children::new()?;
+    let record = match plan.saving.as_ref().map(|saving| kept::record(&plan, saving, args, &children)).transpose()? {
+        Some(Ok(record)) => Some(serde_json::to_vec(&record)?),
+        Some(Err(code)) => return Ok(code),
+        None => None,
+    };
     let mut caretaker = Caretaker::start()?;
     let is_named = args.name.is_some();
     if is_named {
@@ -52,7 +58,11 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     } else {
         caretaker.order(&[&plan.end])?;
     }
-    if let Err(code) = boot(&plan, args, &children, &caretaker)? {
+    let booted = match record {
+        Some(record) => resume(&plan, record, &children, &caretaker)?,
+        None => boot(&plan, args, &children, &caretaker)?,
+    };
+    if let Err(code) = booted {
         if !is_named {
             end(&plan.end)?;
         }
@@ -100,14 +110,8 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
             };
             is_waiting.store(false, Ordering::Release);
             // Only now, when the image is there and the VM can boot: what the old VM wrote goes with it.
-            if let Some([check, remove]) = &plan.replace {
-                let mut check_boot = spawn(check, Stdio::piped(), Stdio::null(), children)?;
-                if let Err(code) = finish(check, &mut check_boot, record.clone())? {
-                    return Ok(Err(code));
-                }
-                if !shielded(remove)?.success() {
-                    return Ok(Err(exit::TOOL_FAILED));
-                }
+            if let Err(code) = replace(plan, &record, children)? {
+                return Ok(Err(code));
             }
             if let (Some(stage), Some(patch)) = (&plan.patch, &mut patch) {
                 record = match finish(stage, patch, record)? {
@@ -130,6 +134,38 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
         (Err(_), Some(signal)) => Err(exit::SIGNAL_BASE.saturating_add(signal)),
         (booted, _) => booted,
     })
+}
+
+/// Starts the VM from the record of a snapshot, as [`boot`] boots it.
+fn resume(plan: &Plan, record: Vec<u8>, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<(), u8>> {
+    caretaker.share(true)?;
+    let resumed = (|| -> anyhow::Result<Result<(), u8>> {
+        if let Err(code) = replace(plan, &record, children)? {
+            return Ok(Err(code));
+        }
+        let mut boot = spawn(&plan.boot, Stdio::piped(), caretaker.record()?, children)?;
+        Ok(finish(&plan.boot, &mut boot, record)?.map(drop))
+    })();
+    children.forget();
+    caretaker.share(false)?;
+    Ok(match (resumed?, children.first_signal()) {
+        (Err(_), Some(signal)) => Err(exit::SIGNAL_BASE.saturating_add(signal)),
+        (resumed, _) => resumed,
+    })
+}
+
+/// Removes the VM that has the name, with --replace, if the new one can boot.
+fn replace(plan: &Plan, record: &[u8], children: &Children) -> anyhow::Result<Result<(), u8>> {
+    if let Some([check, remove]) = &plan.replace {
+        let mut check_boot = spawn(check, Stdio::piped(), Stdio::null(), children)?;
+        if let Err(code) = finish(check, &mut check_boot, record.to_vec())? {
+            return Ok(Err(code));
+        }
+        if !shielded(remove)?.success() {
+            return Ok(Err(exit::TOOL_FAILED));
+        }
+    }
+    Ok(Ok(()))
 }
 
 /// Starts the command with `-d`. Returns its ID if there is one, or an exit status if it could not be started.

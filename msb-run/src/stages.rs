@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow};
+use msb::record::Record;
 use msb::tool::exit;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -15,6 +16,9 @@ use crate::programs;
 
 /// The tool that messages are from.
 pub const TOOL: &str = "msb-run";
+
+/// A record, or the exit status of what has failed and has said why.
+pub type Made = Result<Record, u8>;
 
 /// Gives a stage its record and takes what it prints, if that does not go elsewhere. A stage that failed has said why, and leaves the
 /// exit status.
@@ -103,6 +107,20 @@ pub fn status(command: &mut Command, children: &Children) -> anyhow::Result<Exit
     let status = child.wait()?;
     children.forget();
     Ok(status)
+}
+
+/// Runs a stage that prints a record.
+///
+/// # Errors
+/// Those of starting it, and text that is no record.
+pub fn stage(stage: &Stage, stdin: Stdio, record: Vec<u8>, children: &Children) -> anyhow::Result<Made> {
+    let mut child = spawn(stage, stdin, Stdio::piped(), children)?;
+    let printed = finish(stage, &mut child, record)?;
+    children.forget();
+    match printed {
+        Ok(text) => Ok(Ok(Record::parse(text.trim_ascii_end()).context(stage.tool)?)),
+        Err(code) => Ok(Err(code)),
+    }
 }
 
 /// A descriptor of a child.

@@ -45,21 +45,20 @@ impl Step {
     /// # Errors
     /// What cannot be read, and a root that is a disk.
     pub fn new(record: &Record, args: &Args) -> anyhow::Result<Self> {
-        let mut parts = Parts(Hasher::new());
+        let mut parts = Parts::new("--cache");
         parts.add(VERSION);
         parts.add_record(record)?;
         if let Some(ops) = &args.patch {
             parts.add_ops(ops)?;
         }
         for list in [&args.boot.args, &args.exec.args, &args.command] {
-            parts.add(&list.len().to_le_bytes());
-            list.iter().for_each(|arg| parts.add(arg.as_bytes()));
+            parts.add_list(list);
         }
         parts.add_named(&args.boot.args)?;
         for name in VARIABLES {
             parts.add(env::var_os(name).unwrap_or_default().as_bytes());
         }
-        Ok(Self { file: layout::step(&home::home()?, parts.0.finalize().to_hex().as_str()) })
+        Ok(Self { file: layout::step(&home::home()?, &parts.digest()) })
     }
 
     /// The record with the result of an earlier run, if there is one and nobody has changed it.
@@ -98,18 +97,39 @@ fn exclude_writers(upper: &Upper) -> anyhow::Result<OwnedFd> {
     })
 }
 
-/// What a step depends on.
-struct Parts(Hasher);
+/// What a step or a snapshot depends on.
+#[derive(Debug)]
+pub struct Parts {
+    hasher: Hasher,
+    /// The flag that messages are about.
+    flag: &'static str,
+}
 
 impl Parts {
+    /// No parts.
+    pub fn new(flag: &'static str) -> Self {
+        Self { hasher: Hasher::new(), flag }
+    }
+
+    /// The digest of all parts, in hex.
+    pub fn digest(&self) -> String {
+        self.hasher.finalize().to_hex().to_string()
+    }
+
     /// Adds a part, so that no two lists of parts give the same bytes.
-    fn add(&mut self, part: &[u8]) {
-        self.0.update(&(part.len() as u64).to_le_bytes());
-        self.0.update(part);
+    pub fn add(&mut self, part: &[u8]) {
+        self.hasher.update(&(part.len() as u64).to_le_bytes());
+        self.hasher.update(part);
+    }
+
+    /// Adds a list of arguments.
+    pub fn add_list(&mut self, list: &[OsString]) {
+        self.add(&list.len().to_le_bytes());
+        list.iter().for_each(|arg| self.add(arg.as_bytes()));
     }
 
     fn add_path(&mut self, path: &Path) -> anyhow::Result<()> {
-        let digest = digest(path).with_context(|| format!("--cache: {path:?}"))?;
+        let digest = digest(path).with_context(|| format!("{}: {path:?}", self.flag))?;
         self.add(digest.as_bytes());
         Ok(())
     }
@@ -121,13 +141,16 @@ impl Parts {
     }
 
     /// Adds the root by its content, and the other members of a record as they are.
-    fn add_record(&mut self, record: &Record) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// What cannot be read, and a root that is a disk.
+    pub fn add_record(&mut self, record: &Record) -> anyhow::Result<()> {
         let mut rest = record.clone();
         (rest.upper, rest.mount, rest.vm) = (None, None, None);
         let lower = match rest.rootfs.take() {
             Some(Rootfs::Layers { lower, .. } | Rootfs::Dir { lower, .. }) => lower,
             Some(Rootfs::Disk { .. }) => {
-                bail!("--commit: the root is a disk, and only layers and directories have an upper")
+                bail!("{}: the root is a disk (only layers and directories can be used)", self.flag)
             }
             None => Vec::new(),
         };
@@ -156,8 +179,11 @@ impl Parts {
     }
 
     /// Adds operations, and the files of the host that they name.
-    fn add_ops(&mut self, file: &Path) -> anyhow::Result<()> {
-        check_not_pipe(file)?;
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn add_ops(&mut self, file: &Path) -> anyhow::Result<()> {
+        self.check_not_pipe(file)?;
         let text = fs::read(file).with_context(|| format!("{file:?}"))?;
         self.add(&text);
         // What is not JSON, msb-patch refuses.
@@ -173,7 +199,10 @@ impl Parts {
     }
 
     /// Adds what the flags of msb-boot name: variables of the environment, and files.
-    fn add_named(&mut self, args: &[OsString]) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn add_named(&mut self, args: &[OsString]) -> anyhow::Result<()> {
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let flag = variable::name_of(arg).as_bytes();
@@ -186,7 +215,7 @@ impl Parts {
             };
             match flag {
                 b"--env-file" => {
-                    check_not_pipe(Path::new(value))?;
+                    self.check_not_pipe(Path::new(value))?;
                     for variable in variable::read_file(Path::new(value))? {
                         self.add_variable(&variable);
                     }
@@ -202,13 +231,17 @@ impl Parts {
         }
         Ok(())
     }
-}
 
-/// Checks that the tool which a file is for can still read it.
-fn check_not_pipe(file: &Path) -> anyhow::Result<()> {
-    let meta = fs::metadata(file).with_context(|| format!("{file:?}"))?;
-    ensure!(!meta.file_type().is_fifo(), "--cache: {file:?}: a pipe, which can be read only once (write it to a file)");
-    Ok(())
+    /// Checks that the tool which a file is for can still read it.
+    fn check_not_pipe(&self, file: &Path) -> anyhow::Result<()> {
+        let meta = fs::metadata(file).with_context(|| format!("{file:?}"))?;
+        ensure!(
+            !meta.file_type().is_fifo(),
+            "{}: {file:?}: a pipe, which can be read only once (write it to a file)",
+            self.flag
+        );
+        Ok(())
+    }
 }
 
 /// The digest of a path. In a store of a user namespace only root of that can read all files, and this process has to stay outside.

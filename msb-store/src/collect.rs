@@ -15,7 +15,7 @@ use msb::lock::{self, Lock};
 use msb::program;
 use msb::store::erofs::Mkfs;
 use msb::store::step::StepResult;
-use msb::store::{layers, layout, publish, sandbox};
+use msb::store::{layers, layout, publish, sandbox, snapshot_name};
 use serde::Serialize;
 
 use crate::args::Type;
@@ -427,6 +427,10 @@ impl Collector<'_> {
         let dir = layout::snapshots(self.home);
         for path in size::children(&dir)?.into_iter().filter(|path| !layout::is_staging(path)) {
             self.settle(Type::Snapshot, &path, Ok("snapshots are kept until they are removed by name"))?;
+        }
+        if !self.scope.dry_run {
+            // They are small, and msb-run would not use them.
+            snapshot_name::prune(self.home)?;
         }
         self.unfinished(&dir)
     }

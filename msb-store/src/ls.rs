@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use msb::store::snapshot_name::{self, Named};
 use msb::store::{layers, layout, snapshot};
 use msb::tool::{line, table};
 use serde::Serialize;
@@ -42,7 +43,11 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
         // An image may have a short name.
         let is_image =
             |item: &Item| inventory.images.iter().any(|image| image.path == item.path && image.is_named(name));
-        items.iter().any(|item| item.name == *name || is_image(item))
+        let is_snapshot = |item: &Item| {
+            item.kind == Type::Snapshot
+                && Named::read(&inventory.home, name).is_some_and(|named| item.digest.as_ref() == Some(&named.digest))
+        };
+        items.iter().any(|item| item.name == *name || is_image(item) || is_snapshot(item))
     };
     if let Some(missing) = config.names.iter().find(|name| !is_listed(name)) {
         anyhow::bail!("{missing:?}: nothing of that name (\"msb-store ls\" lists all)");
@@ -89,8 +94,12 @@ fn items(inventory: &Inventory, config: &Config) -> anyhow::Result<Vec<Item>> {
     }
     if is_wanted(Type::Snapshot) {
         let snapshots = size::children(&layout::snapshots(&inventory.home))?;
-        for path in snapshots.into_iter().filter(|path| !layout::is_staging(path) && is_named(&name_of(path))) {
-            items.push(of_snapshot(&path)?);
+        for path in snapshots.into_iter().filter(|path| !layout::is_staging(path)) {
+            let digest = snapshot::digest_of(&path);
+            let names = digest.map(|digest| snapshot_name::of(&inventory.home, &digest)).unwrap_or_default();
+            if is_named(&name_of(&path)) || names.iter().any(|name| config.names.contains(name)) {
+                items.push(of_snapshot(&path, &names)?);
+            }
         }
     }
     if is_wanted(Type::Volume) {
@@ -167,13 +176,14 @@ fn of_disk(sandbox: &Sandbox) -> anyhow::Result<Item> {
     })
 }
 
-fn of_snapshot(path: &Path) -> anyhow::Result<Item> {
+fn of_snapshot(path: &Path, names: &[String]) -> anyhow::Result<Item> {
     let saved = vm::saved(path);
+    let names = names.iter().map(|name| format!("the name {name}"));
     Ok(Item {
         digest: snapshot::digest_of(path),
         last_use: seconds(path.symlink_metadata().and_then(|meta| meta.modified()).ok()),
         complete: Some(saved.is_some()),
-        used_by: saved.iter().map(Vm::origin).collect(),
+        used_by: saved.iter().map(Vm::origin).chain(names).collect(),
         ..Item::new(Type::Snapshot, path, size::of(path)?)
     })
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail, ensure};
 use msb::lock::{self, Lock};
 use msb::record::check_volume_name;
-use msb::store::{layout, publish, sandbox};
+use msb::store::snapshot_name::{self, Named};
+use msb::store::{layout, publish, sandbox, snapshot};
 use msb::tool::exit;
 use msb::vm::name;
 
@@ -75,7 +76,7 @@ fn remove(config: &Config, name: &str) -> anyhow::Result<Option<Settled>> {
         Type::Erofs => erofs(config, &path)?,
         Type::Sandbox => upper(config, name, &path)?,
         Type::Disk => disk(config, name)?,
-        Type::Snapshot => snapshot(config, &path)?,
+        Type::Snapshot => saved(config, &path)?,
         _ => volume(config, name, &path)?,
     };
     let state = gone(config.dry_run);
@@ -94,9 +95,12 @@ fn path_of(home: &Path, kind: Type, name: &str) -> anyhow::Result<PathBuf> {
             ensure!(name_of(&path) == name && layout::is_image(&path), "not the name of an EROFS image");
             path
         }
+        Type::Snapshot if layout::is_id(name) => layout::snapshot(home, name),
         Type::Snapshot => {
-            ensure!(layout::is_id(name), "not the name of a snapshot");
-            layout::snapshot(home, name)
+            name::check(name).map_err(anyhow::Error::msg)?;
+            let named = Named::read(home, name).and_then(|named| named.snapshot(home));
+            // Of a name without a snapshot there is nothing to remove.
+            named.map_or_else(|| layout::snapshots(home).join(name), |snapshot| snapshot.path)
         }
         Type::Sandbox | Type::Disk => {
             name::check(name).map_err(anyhow::Error::msg)?;
@@ -182,15 +186,22 @@ fn erofs(config: &Config, path: &Path) -> anyhow::Result<bool> {
 }
 
 /// Removes a saved VM. VMs that were started from it have copies, or hold its files open.
-fn snapshot(config: &Config, path: &Path) -> anyhow::Result<bool> {
+fn saved(config: &Config, path: &Path) -> anyhow::Result<bool> {
     if !path.is_dir() {
         return Ok(false);
     }
     if !config.dry_run {
+        let digest = snapshot::digest_of(path).unwrap_or_default();
+        let names = snapshot_name::of(&config.home, &digest);
+        let named = names.first().and_then(|name| Named::read(&config.home, name));
         // Nobody finds half of it.
         let removed = publish::staging_path(path);
         std::fs::rename(path, &removed)?;
         publish::remove_tree(&removed)?;
+        if let Some(sandbox) = named.and_then(|named| named.sandbox).filter(|sandbox| name::check(sandbox).is_ok()) {
+            sandbox::remove(&layout::sandbox(&config.home, &sandbox))?;
+        }
+        snapshot_name::prune(&config.home)?;
     }
     Ok(true)
 }

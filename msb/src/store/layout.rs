@@ -18,6 +18,7 @@
 //! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
 //! ├── steps/HEX                   the upper that a step of a build made, by the digest of what the step depends on
 //! ├── snapshots/HEX/             saved VMs, by the SHA-256 of their description
+//! ├── snapshot-names/NAME        which of them has the name NAME, and what it was made of
 //! ├── volumes/NAME/               the content of volumes
 //! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
 //! ├── logs/NAME/                  logs of boots that failed
@@ -215,6 +216,16 @@ pub fn snapshots(home: &Path) -> PathBuf {
 /// The saved VM whose description has this SHA-256, in hex.
 pub fn snapshot(home: &Path, hex: &str) -> PathBuf {
     snapshots(home).join(hex)
+}
+
+/// The names of saved VMs.
+pub fn snapshot_names(home: &Path) -> PathBuf {
+    home.join("snapshot-names")
+}
+
+/// The file that says which saved VM has this name.
+pub fn snapshot_name(home: &Path, name: &str) -> PathBuf {
+    snapshot_names(home).join(name)
 }
 
 /// The volumes.

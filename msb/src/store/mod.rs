@@ -19,6 +19,7 @@
 //! | `sandboxes/ID/hold` | msb-patch, msb-mount, msb-boot | shared, waits | a patch, a mount or a VM uses the upper |
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `snapshots/.ID.PID.N` | msb-snapshot | exclusive | the snapshot is being made |
+//! | `snapshot-names` | `msb-run --snapshot`, msb-store | exclusive, waits | a snapshot gets or loses a name |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
 //! | `kernel/ID.cpio` | msb-boot | shared, waits | a VM that was booted with that agent lives |
@@ -42,6 +43,7 @@ pub mod notices;
 pub mod publish;
 pub mod sandbox;
 pub mod snapshot;
+pub mod snapshot_name;
 pub mod staging;
 pub mod step;
 pub mod support;

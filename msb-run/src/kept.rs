@@ -1,0 +1,165 @@
+//! msb-run --snapshot: the snapshot that a run starts from. The first run makes it: it boots a VM of its own, saves that before any
+//! command runs in it, and ends it. So the first run and all later ones start from the same state.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use anyhow::{Context, anyhow, ensure};
+use msb::record::{Record, Rootfs};
+use msb::store::home;
+use msb::store::snapshot::Description;
+use msb::store::snapshot_name::Named;
+use msb::tool::{env as variable, exit};
+use serde_json::Value;
+
+use crate::args::Args;
+use crate::caretaker::Caretaker;
+use crate::children::Children;
+use crate::plan::{Plan, Saving, Stage};
+use crate::programs;
+use crate::stages::{Made, TOOL, end, finish, shielded, spawn, stage};
+use crate::step::Parts;
+
+/// Changes with what the key covers.
+const VERSION: &[u8] = b"msb-run snapshot 1";
+
+/// The record with the snapshot of this name, which is made if there is none, or one that was made of something else.
+///
+/// # Errors
+/// Those of starting processes, of records and of the store.
+pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Made> {
+    let name = saving.name.as_str();
+    let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
+    let stdin = if from_stdin { Stdio::inherit() } else { Stdio::null() };
+    let pulled = match stage(&plan.pull, stdin, Vec::new(), children)? {
+        Ok(pulled) => pulled,
+        failed => return Ok(failed),
+    };
+    let key = key(&pulled, saving, args)?;
+    if let Some(found) = find(name, &key)? {
+        return Ok(Ok(found));
+    }
+    if !args.quiet {
+        exit::warn(
+            TOOL,
+            &format!("snapshot {name:?}: booting under QEMU, with --root block and --channel serial, to make it"),
+        );
+    }
+    let mut caretaker = Caretaker::start()?;
+    caretaker.order(&[&saving.end])?;
+    caretaker.share(true)?;
+    let made = make(plan, saving, pulled, children);
+    caretaker.share(false)?;
+    let saved = match made {
+        Ok(Ok(saved)) => saved,
+        failed => {
+            end(&saving.end)?;
+            caretaker.dismiss()?;
+            let code = children.first_signal().map(|signal| exit::SIGNAL_BASE.saturating_add(signal));
+            return failed.map(|made| made.map_err(|failed| code.unwrap_or(failed)));
+        }
+    };
+    caretaker.dismiss()?;
+    let snapshot = saved.snapshot.context("msb-snapshot: a record without a snapshot")?;
+    let sandbox = plan.patch.as_ref().map(|_| saving.vm.clone());
+    let named = Named { key: key.clone(), digest: snapshot.digest, sandbox };
+    if let Some(lost) = named.take(&home::home()?, name).with_context(|| format!("snapshot {name:?}"))? {
+        remove(&lost)?;
+    }
+    let found = find(name, &key)?;
+    Ok(Ok(found.with_context(|| format!("snapshot {name:?}: another one has just got that name (run it again)"))?))
+}
+
+/// The record of the snapshot that has this name, if it was made of this.
+fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
+    let home = home::home()?;
+    let Some(named) = Named::read(&home, name).filter(|named| named.key == key) else { return Ok(None) };
+    let Some(snapshot) = named.snapshot(&home) else { return Ok(None) };
+    match Description::read(&snapshot) {
+        Ok(description) => {
+            let mut record = description.record;
+            record.snapshot = Some(snapshot);
+            Ok(Some(record))
+        }
+        Err(error) => {
+            exit::warn(TOOL, &format!("snapshot {name:?} is made again: {error}"));
+            remove(&named)?;
+            Ok(None)
+        }
+    }
+}
+
+/// Patches the root, boots it, saves the VM, and ends it.
+fn make(plan: &Plan, saving: &Saving, mut record: Record, children: &Children) -> anyhow::Result<Made> {
+    if let Some(patch) = &plan.patch {
+        record = match stage(patch, Stdio::piped(), serde_json::to_vec(&record)?, children)? {
+            Ok(patched) => patched,
+            failed => return Ok(failed),
+        };
+    }
+    let mut boot = spawn(&saving.boot, Stdio::piped(), Stdio::null(), children)?;
+    let booted = finish(&saving.boot, &mut boot, serde_json::to_vec(&record)?)?;
+    children.forget();
+    match booted {
+        Ok(_) => stage(&saving.save, Stdio::null(), Vec::new(), children),
+        Err(code) => Ok(Err(code)),
+    }
+}
+
+/// Removes a snapshot and its upper. VMs that were started from it do not need it any more.
+fn remove(named: &Named) -> anyhow::Result<()> {
+    let hex = named.digest.trim_start_matches("sha256:");
+    // It says what is wrong; the run can go on.
+    shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", hex]))?;
+    if let Some(sandbox) = &named.sandbox {
+        shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "sandbox", sandbox]))?;
+    }
+    Ok(())
+}
+
+/// The digest of all that a snapshot is made of.
+fn key(record: &Record, saving: &Saving, args: &Args) -> anyhow::Result<String> {
+    ensure!(
+        !matches!(record.rootfs, Some(Rootfs::Disk { .. })),
+        "--snapshot: a VM whose root is a disk cannot be saved (use an image or a directory)"
+    );
+    let mut parts = Parts::new("--snapshot");
+    parts.add(VERSION);
+    parts.add(env!("CARGO_PKG_VERSION").as_bytes());
+    parts.add_record(record)?;
+    match &args.patch {
+        Some(ops) => parts.add_ops(ops)?,
+        None => parts.add(b"no operations"),
+    }
+    parts.add_list(&saving.flags);
+    parts.add_named(&saving.flags)?;
+    // The record has the paths of scripts, and the same file must be there when a VM starts from it.
+    for arg in &saving.flags {
+        let file = variable::value_of(arg).and_then(|file| fs::canonicalize(file).ok());
+        parts.add(file.unwrap_or_default().as_os_str().as_bytes());
+    }
+    parts.add(std::env::var_os("MSB_NETWORK").unwrap_or_default().as_bytes());
+    add_machine(&mut parts)?;
+    Ok(parts.digest())
+}
+
+/// Adds what this machine would run the VM with.
+fn add_machine(parts: &mut Parts) -> anyhow::Result<()> {
+    let mut probe = programs::command("msb-boot")?;
+    let output = probe.args(["--probe", "--vmm", "qemu"]).stdin(Stdio::null()).output().context("msb-boot --probe")?;
+    let found: Value = serde_json::from_slice(&output.stdout).map_err(|error| anyhow!("msb-boot --probe: {error}"))?;
+    parts.add(found["vmms"]["qemu"]["by"].to_string().as_bytes());
+    for part in ["agentd", "libkrunfw", "qemu"] {
+        let path = found["parts"][part]["by"].as_str().unwrap_or_default();
+        parts.add(path.as_bytes());
+        // What is missing, msb-boot says.
+        let identity = fs::metadata(Path::new(OsStr::new(path)))
+            .map(|file| format!("{} {} {}.{}", file.ino(), file.size(), file.mtime(), file.mtime_nsec()));
+        parts.add(identity.unwrap_or_default().as_bytes());
+    }
+    Ok(())
+}

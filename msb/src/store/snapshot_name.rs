@@ -1,0 +1,135 @@
+//! The names of snapshots, for people: `snapshot-names/NAME` says which snapshot has the name, and what that was made of. A name is
+//! written by a rename, and one whose snapshot is gone counts as none, so a kill at any moment leaves a name that is right or none.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{layout, publish, snapshot};
+use crate::lock::{self, Lock};
+use crate::record::Snapshot;
+use crate::vm::name;
+
+/// What a name stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    /// The digest of all that the snapshot was made of.
+    pub key: String,
+    /// The snapshot: `sha256:HEX`.
+    pub digest: String,
+    /// The sandbox with its upper, which was made for it and goes with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+}
+
+impl Named {
+    /// What this name stands for; `None` if it has no snapshot.
+    pub fn read(home: &Path, name: &str) -> Option<Self> {
+        read(home, &layout::snapshot_name(home, name))
+    }
+
+    /// The snapshot, which need not exist. `None`: the file has no digest.
+    pub fn snapshot(&self, home: &Path) -> Option<Snapshot> {
+        let hex = self.digest.strip_prefix("sha256:").filter(|hex| layout::is_id(hex))?;
+        Some(Snapshot::new(layout::snapshot(home, hex), self.digest.clone()))
+    }
+
+    /// Gives the snapshot this name, unless another one that was made of the same has it by now. Returns the snapshot that has lost:
+    /// the one that had the name, or this one.
+    ///
+    /// # Errors
+    /// Those of writing, and of the lock.
+    pub fn take(&self, home: &Path, name: &str) -> io::Result<Option<Self>> {
+        publish::make_private_dir(&layout::snapshot_names(home))?;
+        let _lock = lock(home)?;
+        let there = Self::read(home, name);
+        if let Some(there) = &there
+            && there.key == self.key
+        {
+            return Ok((there != self).then(|| self.clone()));
+        }
+        publish::write_file(&layout::snapshot_name(home, name), &serde_json::to_vec(self)?, 0o600)?;
+        Ok(there)
+    }
+}
+
+/// Removes the names that have no snapshot.
+///
+/// # Errors
+/// Those of reading and removing, and of the lock.
+pub fn prune(home: &Path) -> io::Result<()> {
+    let _lock = match lock(home) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in fs::read_dir(layout::snapshot_names(home))? {
+        let path = entry?.path();
+        // Names are made under the lock, so what is unfinished was left by a killed process.
+        if layout::is_staging(&path) || read(home, &path).is_none() {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The names of this snapshot, sorted.
+pub fn of(home: &Path, digest: &str) -> Vec<String> {
+    let entries = fs::read_dir(layout::snapshot_names(home)).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let has = |name: &str| Named::read(home, name).is_some_and(|named| named.digest == digest);
+    let mut names: Vec<String> = names.filter(|name| name::check(name).is_ok() && has(name)).collect();
+    names.sort();
+    names
+}
+
+fn read(home: &Path, file: &Path) -> Option<Named> {
+    let named: Named = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    named.snapshot(home)?.path.join(snapshot::DESCRIPTION).exists().then_some(named)
+}
+
+fn lock(home: &Path) -> io::Result<OwnedFd> {
+    lock::open(&layout::snapshot_names(home), Lock::Exclusive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_goes_to_the_first_snapshot_of_a_key_and_from_an_older_key_to_a_newer_one() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let make = |key: &str, digit: &str| {
+            let digest = format!("sha256:{}", digit.repeat(64));
+            let named = Named { key: key.into(), digest, sandbox: Some("upper".into()) };
+            let dir = named.snapshot(home).unwrap().path;
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(snapshot::DESCRIPTION), "{}").unwrap();
+            named
+        };
+        prune(home).unwrap();
+        assert_eq!(Named::read(home, "web"), None);
+        let [first, same, other] = [make("a", "1"), make("a", "2"), make("b", "3")];
+        assert_eq!(first.take(home, "web").unwrap(), None);
+        assert_eq!(first.take(home, "web").unwrap(), None);
+        assert_eq!(same.take(home, "web").unwrap(), Some(same.clone()));
+        assert_eq!(Named::read(home, "web"), Some(first.clone()));
+        assert_eq!(other.take(home, "web").unwrap(), Some(first.clone()));
+        assert_eq!(Named::read(home, "web"), Some(other.clone()));
+        assert_eq!((of(home, &other.digest), of(home, &first.digest)), (vec!["web".to_owned()], Vec::new()));
+        // A name without its snapshot is none, and the next one has it.
+        fs::remove_dir_all(other.snapshot(home).unwrap().path).unwrap();
+        assert_eq!(Named::read(home, "web"), None);
+        assert_eq!(first.take(home, "web").unwrap(), None);
+        fs::write(layout::snapshot_name(home, "half"), "{\"key\":").unwrap();
+        fs::copy(layout::snapshot_name(home, "web"), layout::snapshot_name(home, ".web.7.0")).unwrap();
+        assert_eq!(of(home, &first.digest), ["web"]);
+        fs::write(layout::snapshot_name(home, "odd"), "{\"key\":\"a\",\"digest\":\"sha256:../x\"}").unwrap();
+        prune(home).unwrap();
+        assert_eq!(fs::read_dir(layout::snapshot_names(home)).unwrap().count(), 1);
+        assert_eq!(Named::read(home, "web"), Some(first));
+    }
+}
