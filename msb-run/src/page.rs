@@ -6,7 +6,7 @@ use msb::tool::man::{self, Page};
 pub const PAGE: Page = Page {
     operands: "IMAGE [[--] CMD...]",
     forms: &[],
-    notes: &[("What is kept", kept), ("Steps of a build", steps)],
+    notes: &[("What is kept", kept), ("Snapshots", snapshots), ("Steps of a build", steps)],
     exit_status: &[
         ("N", "the command's own status"),
         ("128+N", "signal N ended it, or msb-run before the command ran"),
@@ -23,6 +23,7 @@ pub const PAGE: Page = Page {
     ],
     files: &[
         ("$MSB_HOME/sandboxes/NAME", "The disk of the VM NAME, and its upper with --patch or --commit"),
+        ("$MSB_HOME/snapshot-names/NAME", "Which snapshot has the name NAME of --snapshot, and what it was made of"),
         ("$MSB_HOME/steps", "Which upper each step of --cache has made"),
     ],
     examples: &[
@@ -31,6 +32,10 @@ pub const PAGE: Page = Page {
         (
             "a service in the background, and a command in it",
             "msb-run -d --name web nginx\nmsb-exec web -- nginx -v\nmsb-rm -f web",
+        ),
+        (
+            "a prepared system, which is booted once",
+            "msb-run --snapshot deb --patch ops.jsonl debian --init auto -- id",
         ),
         ("what it does, for a script", "msb-run -x alpine -- true"),
         (
@@ -47,6 +52,8 @@ pub const PAGE: Page = Page {
         "msb-boot(1)",
         "msb-exec(1)",
         "msb-stop(1)",
+        "msb-snapshot(1)",
+        "msb-store(1)",
     ],
 };
 
@@ -55,6 +62,24 @@ fn kept() -> String {
 ended. A second process cleans up if msb-run is killed. With --name the VM is
 stopped, and its disk stays for the next VM of that name. With --detach the VM
 runs until msb-stop stops it, also when the command has ended."
+        .into()
+}
+
+fn snapshots() -> String {
+    "--snapshot NAME starts the VM from a saved one. The first run boots a VM under
+QEMU with a block root, without the command, saves it when its agent answers (with
+--init: when the init is usable), and ends it. The run itself, and later ones,
+start from there. The snapshot counts for what it was made of: the image, the
+content of the operations of --patch and of scripts, the flags of msb-boot,
+$MSB_NETWORK, and the agent, the guest kernel, QEMU and release of msb. If
+anything differs, a new snapshot replaces the one of that name.
+
+The command, --hostname, --workdir, --user, --publish, the limits and, without
+--init, --env, --env-file and --entrypoint belong to each run and are not saved.
+Each run has a copy of the saved disk, which is not kept, also with --name.
+Volumes of the host, --restart and other VMMs, roots and channels are refused.
+\"msb-store rm -t snapshot NAME\" removes a snapshot. msb-snapshot(1) says what VMs
+from one snapshot have in common."
         .into()
 }
 
