@@ -6,13 +6,13 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, anyhow, ensure};
-use msb::record::{Record, Rootfs};
-use msb::store::home;
-use msb::store::snapshot::Description;
-use msb::store::snapshot_name::Named;
+use msb::record::{Record, Rootfs, Snapshot};
+use msb::store::snapshot::{self, Description};
+use msb::store::snapshot_name::{self, Named};
+use msb::store::{home, layout};
 use msb::tool::{env as variable, exit};
 use serde_json::Value;
 
@@ -26,6 +26,15 @@ use crate::step::Parts;
 
 /// Changes with what the key covers.
 const VERSION: &[u8] = b"msb-run snapshot 1";
+
+/// The argument that starts this program to remove what was made for a snapshot that has got no name.
+pub const ROLE: &str = "--as-forgetter";
+
+/// The role's main. The caretaker starts it once no other process of the run is at work any more.
+pub fn main() -> ExitCode {
+    let vm = std::env::args().nth(2).unwrap_or_default();
+    exit::report(TOOL, exit::TOOL_FAILED, forget(&vm).map(|()| 0))
+}
 
 /// The record with the snapshot of this name, which is made if there is none, or one that was made of something else.
 ///
@@ -50,26 +59,28 @@ pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) ->
         );
     }
     let mut caretaker = Caretaker::start()?;
-    caretaker.order(&[&saving.end])?;
+    caretaker.order(&[&Stage::new(TOOL, [ROLE, &saving.vm])])?;
     caretaker.share(true)?;
     let made = make(plan, saving, pulled, children);
     caretaker.share(false)?;
     let saved = match made {
         Ok(Ok(saved)) => saved,
         failed => {
-            end(&saving.end)?;
+            forget(&saving.vm)?;
             caretaker.dismiss()?;
             let code = children.first_signal().map(|signal| exit::SIGNAL_BASE.saturating_add(signal));
             return failed.map(|made| made.map_err(|failed| code.unwrap_or(failed)));
         }
     };
-    caretaker.dismiss()?;
     let snapshot = saved.snapshot.context("msb-snapshot: a record without a snapshot")?;
     let sandbox = plan.patch.as_ref().map(|_| saving.vm.clone());
     let named = Named { key: key.clone(), digest: snapshot.digest, sandbox };
-    if let Some(lost) = named.take(&home::home()?, name).with_context(|| format!("snapshot {name:?}"))? {
-        remove(&lost)?;
+    let lost = named.take(&home::home()?, name).with_context(|| format!("snapshot {name:?}"));
+    if lost.is_err() {
+        forget(&saving.vm)?;
     }
+    caretaker.dismiss()?;
+    lost?.map(|lost| remove(&lost)).transpose()?;
     let found = find(name, &key)?;
     Ok(Ok(found.with_context(|| format!("snapshot {name:?}: another one has just got that name (run it again)"))?))
 }
@@ -108,6 +119,22 @@ fn make(plan: &Plan, saving: &Saving, mut record: Record, children: &Children) -
         Ok(_) => stage(&saving.save, Stdio::null(), Vec::new(), children),
         Err(code) => Ok(Err(code)),
     }
+}
+
+/// Removes the VM that was to be saved, its upper, and the snapshot of it, unless that has a name by now.
+fn forget(vm: &str) -> anyhow::Result<()> {
+    let home = home::home()?;
+    for entry in fs::read_dir(layout::snapshots(&home)).into_iter().flatten().flatten() {
+        let Some(digest) = snapshot::digest_of(&entry.path()) else { continue };
+        let Ok(description) = Description::read(&Snapshot::new(entry.path(), digest.clone())) else { continue };
+        if description.record.boot.is_some_and(|boot| boot.name.as_deref() == Some(vm)) {
+            if !snapshot_name::of(&home, &digest).is_empty() {
+                return Ok(());
+            }
+            remove(&Named { key: String::new(), digest, sandbox: None })?;
+        }
+    }
+    end(&Stage::new("msb-rm", ["-f", vm]))
 }
 
 /// Removes a snapshot and its upper. VMs that were started from it do not need it any more.

@@ -44,8 +44,6 @@ pub struct Saving {
     pub boot: Stage,
     /// Saves and ends it.
     pub save: Stage,
-    /// Ends it after a failure.
-    pub end: Stage,
 }
 
 impl Saving {
@@ -57,8 +55,8 @@ impl Saving {
         let boot = Stage::new("msb-boot", ["-q"].into_iter().filter(|_| args.quiet)).and(["--name", &vm, "--rm"]);
         let boot = boot.and(["--vmm", "qemu", "--root", "block", "--channel", "serial"]);
         let boot = boot.and(args.boot.of(|flag| flag == "timeout")).and(&flags);
-        let (save, end) = (Stage::new("msb-snapshot", ["-q", "--stop", &vm]), Stage::new("msb-rm", ["-f", &vm]));
-        Ok(Self { name: name.to_owned(), vm, flags, boot, save, end })
+        let save = Stage::new("msb-snapshot", ["-q", "--stop", &vm]);
+        Ok(Self { name: name.to_owned(), vm, flags, boot, save })
     }
 }
 

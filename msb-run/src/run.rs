@@ -25,6 +25,7 @@ use crate::step;
 pub fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(role) if role == caretaker::ROLE => return caretaker::main(),
+        Some(role) if role == kept::ROLE => return kept::main(),
         Some(role) if role == step::ROLE => return step::main(),
         _ => {}
     }
