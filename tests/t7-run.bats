@@ -275,6 +275,16 @@ descendants() {
     [ "$(ls -A "$MSB_HOME/sandboxes" | wc -l)" = 1 ]
     [ "$(again --patch ops.jsonl -- greet 2>&1)" = patched ]
 
+    # A kill during the save leaves the snapshot that was there.
+    msb-run -q -m 128M --snapshot web --tmpfs /t ./root -- true 3>&- &
+    killed=$!
+    vm_await compgen -G "$MSB_HOME/snapshots/.[0-9a-f]*" >found
+    kill -9 "$killed"
+    wait "$killed" || true
+    vm_await sh -c '[ "$(ls -A "$MSB_HOME/snapshots" | wc -l)" = 1 ]'
+    vm_await no_vm
+    [ "$(again --patch ops.jsonl -- greet 2>&1)" = patched ]
+
     # refused MESSAGE ARG…: nothing is made or started.
     refused() {
         run --separate-stderr again "${@:2}"
