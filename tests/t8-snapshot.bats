@@ -234,3 +234,20 @@ teardown() {
     msb-stop base >stopped.json
     vm_assert_nothing
 }
+
+@test "msb-rm leaves the upper of a pipe that a snapshot has" {
+    source "$BATS_TEST_DIRNAME/image.bash"
+    echo '{"op":"script","name":"hello","content":"#!/bin/sh\necho hello\n"}' >ops.jsonl
+    msb-pull -q "oci:$(tiny_image):latest" | msb-patch -q -f ops.jsonl |
+        msb-boot --vmm qemu --channel serial -m 128M --name worker >worker.json 3>&-
+    upper=$(jq -r .upper.dir worker.json)
+    msb-snapshot -q worker -o snap.json
+    msb-rm -f worker
+    msb-boot -r snap.json --name other -o other.json 3>&-
+    [ "$(msb-exec other -- hello </dev/null)" = hello ]
+    # With the snapshot the last one goes that had it.
+    msb-store rm -t snapshot "$(basename "$(jq -r .snapshot.path snap.json)")"
+    msb-rm -f other
+    [ ! -e "$upper" ]
+    vm_assert_nothing
+}

@@ -23,7 +23,10 @@ const PAGE: Page = Page {
     environment: &[man::MSB_HOME, man::MSB_RUN],
     files: &[
         ("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, and the upper that msb-run made for it"),
-        ("$MSB_HOME/sandboxes/ID", "The upper of a pipe, if the VM was the last one that used it"),
+        (
+            "$MSB_HOME/sandboxes/ID",
+            "The upper of a pipe, if the VM was the last one that used it, and no snapshot has it",
+        ),
     ],
     examples: &[("a VM that is stopped", "msb-rm worker"), ("a VM that may be running", "msb-rm -f worker")],
     see_also: &["msb(1)", "msb-ls(1)", "msb-run(1)", "msb-stop(1)", "msb-store(1)"],

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use msb::record::{self, PublishedPort, Record, Rootfs};
 use msb::store::layout::{self, HOLD};
-use msb::store::{home, sandbox::Owner};
+use msb::store::{home, sandbox::Owner, snapshot};
 use msb::vm::rundir::{self, Ended, Restarting};
 use msb::vm::{name, supervisor};
 use serde::Serialize;
@@ -114,24 +114,37 @@ pub fn named(name: &str) -> anyhow::Result<Option<Vm>> {
     Ok(of_run_dir(&name::run_dir(name).context("run directory (set MSB_RUN)")?))
 }
 
-/// The sandboxes of uppers that pipes made and that this VM was the last one to use.
+/// The sandboxes of uppers that pipes made and that this VM was the last one to use. Those that a snapshot or another VM has are left out.
 ///
 /// # Errors
 /// A directory that cannot be read.
 pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
     let sandboxes = layout::sandboxes(home);
     let all = names(&sandboxes)?.into_iter().map(|id| sandboxes.join(id));
-    Ok(all.filter(|dir| dir.join(HOLD).exists() && Owner::read(dir).vm.as_deref() == Some(name)).collect())
+    let own: Vec<PathBuf> =
+        all.filter(|dir| dir.join(HOLD).exists() && Owner::read(dir).vm.as_deref() == Some(name)).collect();
+    if own.is_empty() {
+        return Ok(own);
+    }
+    let others = vms(false)?.into_iter().filter(|vm| vm.name != name).filter_map(|vm| vm.record);
+    let saved = entries(&layout::snapshots(home))?.into_iter().filter_map(|path| snapshot::record_of(&path));
+    let needed: Vec<Record> = others.chain(saved).collect();
+    Ok(own.into_iter().filter(|dir| !needed.iter().any(|record| record.has_sandbox(dir))).collect())
 }
 
 /// The names in a directory that are names of VMs.
 fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
+    let names = entries(dir)?.into_iter().filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()));
+    Ok(names.filter(|text| name::check(text).is_ok()).collect())
+}
+
+/// What is in a directory, which may be missing.
+fn entries(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.with_context(|| format!("{dir:?}"))?,
     };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    Ok(names.filter(|text| name::check(text).is_ok()).collect())
+    Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
 }
 
 /// The VM of a run directory; `None` if the directory is gone, or was left by a VM that never ran.

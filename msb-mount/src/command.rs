@@ -67,7 +67,10 @@ pub(crate) fn run(
         }
     };
     let ran = (|| {
-        interrupt::check()?;
+        if let Some(number) = interrupt::signal() {
+            warn("msb-mount", "interrupted");
+            return Ok(u8::try_from(number).map_or(exit::FAILED, |number| exit::SIGNAL_BASE + number));
+        }
         if !program.is_in_place {
             fill(&config.mountpoint, config.access.is_read_only).context("cannot prepare the root")?;
         }

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use msb::record::{self, Record, Rootfs, Snapshot, VolumeContent};
+use msb::record::{self, Record, Rootfs, VolumeContent};
 use msb::store::layout;
-use msb::store::snapshot::{self, Description};
+use msb::store::snapshot;
 use msb::vm::{name, supervisor};
 
 use crate::size;
@@ -35,9 +35,8 @@ pub(crate) fn vms(home: &Path) -> anyhow::Result<Vec<Vm>> {
 
 /// A saved VM; `None` for one that is not complete.
 pub(crate) fn saved(path: &Path) -> Option<Vm> {
-    let snapshot = Snapshot::new(path.to_owned(), snapshot::digest_of(path)?);
-    let description = Description::read(&snapshot).ok()?;
-    Some(Vm { name: path.file_name()?.to_str()?.to_owned(), is_saved: true, record: description.record })
+    let record = snapshot::record_of(path)?;
+    Some(Vm { name: path.file_name()?.to_str()?.to_owned(), is_saved: true, record })
 }
 
 /// The VMs with a run directory. The list is empty if the directory for run directories is missing.
@@ -81,8 +80,7 @@ impl Vm {
 
     /// Whether its upper or its scripts are in this sandbox.
     pub(crate) fn has_sandbox(&self, sandbox: &Path) -> bool {
-        let upper = self.record.upper.iter().map(|upper| upper.dir.as_path());
-        upper.chain(self.record.scripts.values().map(PathBuf::as_path)).any(|path| path.starts_with(sandbox))
+        self.record.has_sandbox(sandbox)
     }
 
     /// Whether it uses the volume of this name now.

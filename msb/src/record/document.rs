@@ -105,6 +105,12 @@ impl Record {
         Self { msb: VERSION, ..Self::default() }
     }
 
+    /// Whether its upper or its scripts are in a sandbox.
+    pub fn has_sandbox(&self, sandbox: &Path) -> bool {
+        let upper = self.upper.iter().map(|upper| upper.dir.as_path());
+        upper.chain(self.scripts.values().map(PathBuf::as_path)).any(|path| path.starts_with(sandbox))
+    }
+
     /// Parses a record in JSON. A byte order mark is skipped.
     ///
     /// # Errors

@@ -198,6 +198,12 @@ pub fn open(dir: &Path, name: &str) -> Result<File, Error> {
     }
 }
 
+/// The record of a snapshot in a store; `None` for one that is not complete.
+pub fn record_of(path: &Path) -> Option<Record> {
+    let snapshot = Snapshot::new(path.to_owned(), digest_of(path)?);
+    Description::read(&snapshot).ok().map(|description| description.record)
+}
+
 /// The digest in the name of a snapshot in a store; `None` for anything else.
 pub fn digest_of(path: &Path) -> Option<String> {
     path.file_name()?.to_str().filter(|name| layout::is_id(name)).map(|hex| format!("sha256:{hex}"))
