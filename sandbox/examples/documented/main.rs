@@ -50,7 +50,10 @@ async fn ensure() -> Result<(), Error> {
 /// Ends the sandboxes that examples have left.
 async fn clear() -> Result<(), Error> {
     for vm in Sandbox::list().await?.iter().filter(|vm| vm.state == "running") {
-        Sandbox::get(&vm.name).await?.remove().await?;
+        // One that is ephemeral ends by itself, maybe just now.
+        if let Ok(sandbox) = Sandbox::get(&vm.name).await {
+            sandbox.remove().await?;
+        }
     }
     Ok(())
 }
