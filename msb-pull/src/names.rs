@@ -47,8 +47,7 @@ pub(crate) fn choose<'a, T: PartialEq + Display>(
     let whole = |names: &[String]| names.first().cloned();
     let is_one = chosen.iter().all(|(names, _)| whole(names) == whole(first));
     ensure!(images.len() == 1 || is_one, AMBIGUOUS.replace("{}", &listed));
-    let asked = tag.and_then(|tag| first.iter().find(|name| is_same(name, tag))).cloned();
-    Ok(Chosen { images, name: whole(first).or(asked), listed })
+    Ok(Chosen { images, name: whole(first), listed })
 }
 
 fn list<T: Display>(entries: &[(Vec<String>, &T)]) -> String {
@@ -90,21 +89,27 @@ mod tests {
         for (list, tag, expected) in [
             (saved, None, Err("several images: docker.io/library/alpine:latest, docker.io/library/busybox:latest (")),
             (saved, Some("latest"), Err("several images")),
-            (saved, Some("busybox"), Ok(&[2][..])),
-            (saved, Some("docker.io/library/busybox:latest"), Ok(&[2])),
-            (saved, Some("@1"), Ok(&[2])),
+            (saved, Some("busybox"), Ok((&[2][..], Some("docker.io/library/busybox:latest")))),
+            (saved, Some("docker.io/library/busybox:latest"), Ok((&[2], Some("docker.io/library/busybox:latest")))),
+            (saved, Some("@1"), Ok((&[2], Some("docker.io/library/busybox:latest")))),
             (saved, Some("@2"), Err("no tag \"@2\"")),
             (saved, Some("debian"), Err("no tag \"debian\": it has docker.io/library/alpine:latest, ")),
-            (twice, None, Ok(&[1])),
-            (twice, Some("h:5/a:v2"), Ok(&[1])),
-            (platforms, None, Ok(&[1, 2])),
-            (platforms, Some("latest"), Ok(&[1, 2])),
-            (&[(&[], 1), (&[], 2)], None, Ok(&[1, 2])),
+            (twice, None, Ok((&[1], Some("h:5/a:v1")))),
+            (twice, Some("h:5/a:v2"), Ok((&[1], Some("h:5/a:v2")))),
+            (platforms, None, Ok((&[1, 2], Some("latest")))),
+            (platforms, Some("latest"), Ok((&[1, 2], Some("latest")))),
+            // Not a reference.
+            (&[(&["My Image"], 1), (&["Other"], 2)], Some("My Image"), Ok((&[1], Some("My Image")))),
+            (&[(&[], 1), (&[], 2)], None, Ok((&[1, 2], None))),
+            (&[(&[], 1), (&[], 2)], Some("@1"), Ok((&[2], None))),
+            (&[(&[], 1), (&[], 2)], Some("a"), Err("no tag \"a\": it has 1 without a name, 2 without a name")),
             (&[(&["a:v1"], 1), (&[], 2)], None, Err("several images: a:v1, 2 without a name")),
+            (&[(&["a"], 0), (&["a"], 1), (&["b"], 2)], None, Err("several images: a, b (")),
         ] {
             match (choose(entries(list), tag), expected) {
-                (Ok(chosen), Ok(ids)) => {
+                (Ok(chosen), Ok((ids, name))) => {
                     assert_eq!(chosen.images.iter().map(|id| **id).collect::<Vec<u8>>(), ids, "{tag:?}");
+                    assert_eq!(chosen.name.as_deref(), name, "{tag:?}");
                 }
                 (Err(error), Err(message)) => assert!(error.to_string().contains(message), "{error}"),
                 (chosen, _) => panic!("{tag:?}: {chosen:?}"),

@@ -168,6 +168,9 @@ mod tests {
             ("arm64", &["Linux/aarch64"], Some(0)),
             ("x86_64", &["linux/arm64", "linux/amd64"], Some(1)),
             ("linux/amd64", &["windows/amd64", "linux/riscv64"], None),
+            ("linux/amd64", &["linux/amd64", "linux/amd64/v1"], Some(0)),
+            ("linux/amd64", &["linux/amd64", "linux/amd64/v0"], Some(0)),
+            ("linux/amd64/v3", &["linux/amd64/v1", "linux/amd64"], Some(0)),
         ] {
             let wanted = Platform { highest: None, ..Platform::parse(wanted).unwrap() };
             let fits = offered.iter().enumerate();
@@ -207,6 +210,7 @@ mod tests {
         };
         assert_eq!(offer("linux", "amd64"), (Some(u8::MAX), true, false));
         assert_eq!(offer("", "x86_64"), (Some(0), true, false));
+        assert_eq!(offer("linux", "x86-64"), (Some(u8::MAX), true, false));
         assert_eq!(offer("linux", ""), (Some(0), true, false));
         assert_eq!(offer("unknown", "unknown"), (Some(0), true, true));
         assert_eq!(offer("", "arm64"), (None, false, false));
@@ -219,14 +223,21 @@ mod tests {
             ("linux", host.to_string()),
             ("amd64", "linux/amd64".into()),
             ("Linux/X86_64", "linux/amd64".into()),
-            ("aarch64", "linux/arm64".into()),
             ("linux/armhf", "linux/arm/v7".into()),
+            ("armel", "linux/arm/v6".into()),
             ("linux/arm/6", "linux/arm/v6".into()),
+            ("linux/arm64/8", "linux/arm64/v8".into()),
+            ("aarch64", "linux/arm64".into()),
             ("i386", "linux/386".into()),
+            ("linux/i686/v2", "linux/386".into()),
             ("windows/amd64", "windows/amd64".into()),
+            ("Windows", format!("windows/{}", host.architecture)),
+            ("linux/some_thing", "linux/some_thing".into()),
         ] {
             assert_eq!(Platform::parse(text).unwrap().to_string(), platform, "{text}");
         }
+        let silent = Platform { variant: Some(String::new()), ..Platform::parse("linux/amd64").unwrap() };
+        assert_eq!((silent.to_string(), silent.normalized().variant), ("linux/amd64".to_owned(), None));
     }
 
     #[test]

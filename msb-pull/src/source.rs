@@ -129,12 +129,25 @@ mod tests {
     }
 
     #[test]
+    fn a_short_name_is_left_to_registries_conf_unless_its_form_says_otherwise() {
+        for (text, is_short) in
+            [("alpine:3", true), ("a/b", true), ("quay.io/a/b", false), ("docker://alpine", false), ("h:5/a", false)]
+        {
+            match Source::parse(text) {
+                Ok(Source::Registry(_, short)) => assert_eq!(short.is_some(), is_short, "{text}"),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn archives_and_paths_are_told_from_names() {
         let tag = |tag: &str| Some(tag.to_owned());
         for (text, source) in [
             ("-", Source::Stdin(None)),
             ("-:a:v1", Source::Stdin(tag("a:v1"))),
             ("./root.tar.gz", Source::RootArchive("./root.tar.gz".into())),
+            ("/srv/root.tzst", Source::RootArchive("/srv/root.tzst".into())),
             ("./root", Source::Path("./root".into())),
             ("..", Source::Path("..".into())),
             ("/srv/a:b.qcow2", Source::Path("/srv/a:b.qcow2".into())),
@@ -172,6 +185,8 @@ mod tests {
             "oci-archive:",
             "docker://",
             "docker-daemon:",
+            "containers-storage:",
+            "-:",
         ] {
             assert!(Source::parse(text).is_err(), "{text:?}");
         }
