@@ -255,6 +255,21 @@ loaded_trees() {
     [ "$(skopeo inspect --raw oci:out:squashed | jq -r '.layers[].mediaType')" = application/vnd.oci.image.layer.v1.tar+zstd ]
     msb-pull -q oci:out:squashed >pulled.json
     only_scripts_differ
+    # A FIFO in a layout is refused, and nobody waits for its writer.
+    blob=base/blobs/$(jq -r '.layers[0].digest' "base/blobs/$(jq -r '.manifests[0].digest' base/index.json | tr : /)" | tr : /)
+    rm "$blob"
+    mkfifo "$blob"
+    mkdir fifo
+    cp base/oci-layout fifo
+    mkfifo fifo/index.json
+    for target in oci-archive:other.tar:v1 oci:fifo:v1; do
+        run --separate-stderr timeout 120 msb-pack -r patched.json "$target"
+        echo "$target: $stderr"
+        [ "$status" -eq 1 ]
+        [[ $stderr == *': not a regular file'* ]]
+    done
+    run --separate-stderr timeout 120 msb-pull oci:fifo:v1
+    [ "$status" -eq 1 ]
     rm -r base
     run --separate-stderr msb-pack -r patched.json oci:other:v1
     [ "$status" -eq 1 ]
@@ -310,6 +325,31 @@ loaded_trees() {
     msb-pack -r patched.json tar:- | tar -tf - | grep -qx new
     run --separate-stderr msb-pack -r patched.json zip:x
     [ "$status" -eq 2 ]
+    run --separate-stderr msb-pack -r patched.json docker://localhost:5000
+    [ "$status" -eq 2 ]
+    [[ $stderr == *'"localhost:5000" has no repository (docker://HOST[:PORT]/REPOSITORY[:TAG] is expected)'* ]]
+}
+
+@test "an interrupt that comes when the directory is there does not say otherwise" {
+    patch '{"op":"text","path":"/new","content":"x"}'
+    msb-pack -q -r patched.json dir:whole -o whole.json
+    tree_manifest whole >whole.manifest
+    for _ in {1..5}; do
+        env --default-signal=TERM msb-pack -q -r patched.json dir:out -o out.json 2>err 3>&- &
+        pack=$!
+        until [ -e out ] || ! kill -0 $pack 2>/dev/null; do :; done
+        kill -TERM $pack 2>/dev/null || true
+        code=0
+        wait $pack || code=$?
+        diff <(tree_manifest out) whole.manifest
+        # It may also come when the record is about to be written.
+        case $code in
+            0) jq -e .rootfs out.json >/dev/null ;;
+            143) [ "$(cat err)" = 'msb-pack: interrupted (targets that were complete stay)' ] ;;
+            *) cat err; return 1 ;;
+        esac
+        rm -rf out out.json
+    done
 }
 
 @test "docker:// pushes what the registry lacks, with credentials, and mounts layers of other repositories" {

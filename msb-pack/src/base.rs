@@ -187,7 +187,7 @@ impl Origin {
             match self {
                 Self::Layout(dir) => {
                     let path = dir.join(&blob);
-                    let file = File::open(&path).with_context(|| format!("{path:?}"))?;
+                    let file = open_regular(&path).with_context(|| format!("{path:?}"))?;
                     io::copy(&mut file.take(limit), &mut hashing)?;
                 }
                 Self::Archive(file) => {
@@ -209,8 +209,20 @@ impl Origin {
     }
 }
 
+/// Opens a regular file. Opening a FIFO that has its name would wait for a writer.
+///
+/// # Errors
+/// The error of `open(2)`; [`io::ErrorKind::InvalidInput`] for another type of file.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
+}
+
 fn copy_member(file: &Path, name: &str, limit: u64, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut archive = tar::Archive::new(File::open(file)?);
+    let mut archive = tar::Archive::new(open_regular(file)?);
     for member in archive.entries_with_seek()? {
         let member = member?;
         if member.path()?.strip_prefix(".").unwrap_or(&member.path()?) == Path::new(name) {

@@ -10,7 +10,7 @@ use msb::record::path::absolute;
 use msb::store::publish;
 use serde_json::{Value, json};
 
-use crate::base::Origin;
+use crate::base::{Origin, open_regular};
 use crate::digest::blob_path;
 use crate::document::{MANIFEST_TYPE, NewImage};
 use crate::layer::Layer;
@@ -51,9 +51,9 @@ pub(crate) fn write_dir(dir: &Path, tag: Option<&str>, image: &NewImage, origin:
         let _lock = lock::open(dir, Lock::Exclusive)?;
         let path = dir.join("index.json");
         let mut text = Vec::new();
-        match File::open(&path) {
+        match open_regular(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            file => drop(file?.take(MAX_INDEX).read_to_end(&mut text)?),
+            file => drop(file.context("index.json")?.take(MAX_INDEX).read_to_end(&mut text)?),
         }
         let old = if text.is_empty() { None } else { Some(serde_json::from_slice(&text).context("index.json")?) };
         fs::create_dir_all(dir.join("blobs/sha256"))?;

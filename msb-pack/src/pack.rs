@@ -46,8 +46,8 @@ pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
     let run = Run { config, record: &record, root, merged, scripts, origin };
     let image =
         if config.targets.iter().any(Target::is_image) { Some(run.image().map_err(with_remedy)?) } else { None };
-    for target in &config.targets {
-        run.write(target, image.as_ref()).map_err(with_remedy)?;
+    for (number, target) in config.targets.iter().enumerate() {
+        run.write(target, image.as_ref(), number + 1 == config.targets.len()).map_err(with_remedy)?;
     }
     let made = run.made(image.as_ref())?;
     Ok(made.into_record(record))
@@ -158,7 +158,7 @@ impl Run<'_> {
         }
     }
 
-    fn write(&self, target: &Target, image: Option<&NewImage>) -> anyhow::Result<()> {
+    fn write(&self, target: &Target, image: Option<&NewImage>, is_last: bool) -> anyhow::Result<()> {
         let origin = &self.origin;
         let image = || image.context("the image is made");
         match target {
@@ -168,7 +168,7 @@ impl Run<'_> {
             Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, origin),
             Target::Tar(file) => self.archive(file.as_deref(), false),
             Target::Layer(file) => self.archive(file.as_deref(), true),
-            Target::Dir(dir) => self.directory(dir),
+            Target::Dir(dir) => self.directory(dir, is_last),
             Target::Disk(form, file) => {
                 let config = self.config;
                 disk::write(*form, file, &self.root, self.scripts.as_ref(), config.free, config.epoch)
@@ -203,9 +203,9 @@ impl Run<'_> {
         Ok(written?.0)
     }
 
-    fn directory(&self, dir: &Path) -> anyhow::Result<()> {
+    fn directory(&self, dir: &Path, is_last: bool) -> anyhow::Result<()> {
         // An interrupted tool removes the staging directory before it ends.
-        let _deferred = DeferExit::new();
+        let deferred = DeferExit::new();
         let staged = StagedDir::begin(dir)?;
         let fill = || -> anyhow::Result<()> {
             walk(None, self.merged.clone(), &mut Directory::open(&staged.path)?)?;
@@ -215,7 +215,12 @@ impl Run<'_> {
             }
         };
         fill().with_context(|| format!("{dir:?}"))?;
-        staged.commit()
+        staged.commit()?;
+        if is_last {
+            // Otherwise an interrupt ends the tool before the next target.
+            deferred.finish();
+        }
+        Ok(())
     }
 
     /// What was made, for the record. The documents of an image go to the store, for a later run and for msb-diff.

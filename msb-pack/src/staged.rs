@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use msb::lock::{self, Lock};
 use msb::record::path::absolute;
 use msb::store::publish;
-use msb::tool::interrupt::DeferExit;
+use msb::tool::interrupt::{self, DeferExit};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -132,15 +132,18 @@ impl StagedDir {
     /// Gives the directory its name.
     ///
     /// # Errors
-    /// The error of syncing or renaming; it is removed then.
+    /// The error of syncing or renaming, and that of [`interrupt::check`]; it is removed then.
     pub(crate) fn commit(self) -> anyhow::Result<()> {
         let _deferred = DeferExit::new();
+        // Dropped before that.
+        let staged = self;
         let put = || -> io::Result<()> {
-            rustix::fs::syncfs(File::open(&self.path)?)?;
-            fs::rename(&self.path, &self.to)?;
-            publish::sync_parent(&self.to)
+            rustix::fs::syncfs(File::open(&staged.path)?)?;
+            interrupt::check()?;
+            fs::rename(&staged.path, &staged.to)?;
+            publish::sync_parent(&staged.to)
         };
-        put().with_context(|| format!("{:?}", self.to))
+        put().with_context(|| format!("{:?}", staged.to))
     }
 }
 

@@ -73,6 +73,10 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(name) = text.strip_prefix("docker://") {
+            // Otherwise HOST:PORT would be a tag of an image of docker's own, which nobody else can push.
+            if !name.is_empty() && !name.contains('/') {
+                return Err(format!("{name:?} has no repository (docker://HOST[:PORT]/REPOSITORY[:TAG] is expected)"));
+            }
             let reference = Reference::parse(name)?;
             if reference.digest.is_some() {
                 return Err("a digest cannot be pushed to (name a tag)".into());
@@ -125,8 +129,13 @@ mod tests {
         }
         let pushed = Target::Registry(Reference::parse("localhost:5000/a:v1").unwrap());
         assert_eq!("docker://localhost:5000/a:v1".parse(), Ok(pushed));
+        let pushed = Target::Registry(Reference::parse("user/a").unwrap());
+        assert_eq!("docker://user/a".parse(), Ok(pushed));
         for text in ["", "docker://", "docker:a", "out", "oci:", "oci::v1", "oci:d:", "tar:", "zip:x"] {
             assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+        for text in ["docker://localhost:5000", "docker://[::1]:5000", "docker://alpine"] {
+            assert!(text.parse::<Target>().unwrap_err().contains("has no repository"), "{text}");
         }
     }
 }
