@@ -155,7 +155,7 @@ END
     vm_record=patched.json vm_boot again --fresh --disk 1G
     run ! grep -q reusing again.err
     [ "$(vm_exec again sh -c 'cat /etc/group; ls /root')" = patched ]
-    [ "$(ls "$MSB_HOME/sandboxes/again")" = $'top.base\ntop.ext4' ]
+    [ "$(ls "$MSB_HOME/sandboxes/again")" = $'top.base\ntop.ext4\ntop.needs' ]
     # A boot that fails leaves the disk that is there.
     vm_exec again sh -c 'echo kept >/root/kept'
     msb-stop -r again >/dev/null
@@ -163,6 +163,18 @@ END
     [ "$status" -eq 1 ]
     vm_record=patched.json vm_boot again
     [ "$(vm_exec again cat /root/kept)" = kept ]
+    msb-stop -r again >/dev/null
+    # The upper stays as long as a VM that is stopped needs it, also if another VM was the last one that used it.
+    sandbox=$(dirname "$(jq -r .upper.dir patched.json)")
+    vm_record=patched.json vm_boot other
+    msb-rm -f other
+    touch -d '3 days ago' "$sandbox/hold"
+    msb-store gc | jq -se --arg path "$sandbox" 'any(.path == $path and .state == "kept" and .why == "a VM or a snapshot has it")'
+    run --separate-stderr msb-store rm -t sandbox "${sandbox##*/}"
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'VM "again", which is stopped, has it (remove the VM with "msb-rm again")' ]]
+    msb-rm again
+    [ ! -e "$sandbox" ]
 }
 
 @test "a boot that is bound to fail does so before an image is made" {

@@ -25,7 +25,7 @@ const PAGE: Page = Page {
         ("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, and the upper that msb-run made for it"),
         (
             "$MSB_HOME/sandboxes/ID",
-            "The upper of a pipe, if the VM was the last one that used it, and no snapshot has it",
+            "The upper of a pipe, if the VM was the last one that used it, and no snapshot and no other VM has it",
         ),
     ],
     examples: &[("a VM that is stopped", "msb-rm worker"), ("a VM that may be running", "msb-rm -f worker")],
@@ -85,8 +85,10 @@ fn remove(name: &str, force: bool, ignore: bool) -> anyhow::Result<()> {
     }
     let home = home::home()?;
     let sandbox = layout::sandbox(&home, name);
+    // Its disk says what it needs.
+    let uppers = survey::uppers_of(&home, name)?;
     let mut is_removed = sandbox::remove(&sandbox).with_context(|| format!("{sandbox:?}"))?;
-    for sandbox in survey::uppers_of(&home, name)? {
+    for sandbox in uppers {
         is_removed |= sandbox::remove(&sandbox).with_context(|| format!("{sandbox:?}"))?;
     }
     if vm.is_none() && !is_removed && !force && !ignore {

@@ -8,7 +8,8 @@ use std::time::SystemTime;
 use anyhow::Context;
 use msb::record::{self, PublishedPort, Record, Rootfs};
 use msb::store::layout::{self, HOLD};
-use msb::store::{home, sandbox::Owner, snapshot};
+use msb::store::sandbox::{self, Owner};
+use msb::store::{home, snapshot};
 use msb::vm::rundir::{self, Ended, Restarting};
 use msb::vm::{name, supervisor};
 use serde::Serialize;
@@ -114,22 +115,26 @@ pub fn named(name: &str) -> anyhow::Result<Option<Vm>> {
     Ok(of_run_dir(&name::run_dir(name).context("run directory (set MSB_RUN)")?))
 }
 
-/// The sandboxes of uppers that pipes made and that this VM was the last one to use. Those that a snapshot or another VM has are left out.
+/// The sandboxes of uppers that pipes made and that this VM was the last one to use, or needs with its disk. Those that a snapshot or
+/// another VM has, running or stopped, are left out.
 ///
 /// # Errors
 /// A directory that cannot be read.
 pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let sandboxes = layout::sandboxes(home);
-    let all = names(&sandboxes)?.into_iter().map(|id| sandboxes.join(id));
-    let own: Vec<PathBuf> =
-        all.filter(|dir| dir.join(HOLD).exists() && Owner::read(dir).vm.as_deref() == Some(name)).collect();
+    let needs = sandbox::needs_of(&layout::sandbox(home, name));
+    let (names, sandboxes) = (names(&layout::sandboxes(home))?, |id: &String| layout::sandbox(home, id));
+    let is_own = |dir: &PathBuf| needs.contains(dir) || Owner::read(dir).vm.as_deref() == Some(name);
+    let own: Vec<PathBuf> = names.iter().map(sandboxes).filter(|dir| dir.join(HOLD).exists() && is_own(dir)).collect();
     if own.is_empty() {
         return Ok(own);
     }
     let others = vms(false)?.into_iter().filter(|vm| vm.name != name).filter_map(|vm| vm.record);
     let saved = entries(&layout::snapshots(home))?.into_iter().filter_map(|path| snapshot::record_of(&path));
     let needed: Vec<Record> = others.chain(saved).collect();
-    Ok(own.into_iter().filter(|dir| !needed.iter().any(|record| record.has_sandbox(dir))).collect())
+    let stopped = names.iter().filter(|other| *other != name).map(sandboxes);
+    let below_disks: Vec<PathBuf> = stopped.flat_map(|dir| sandbox::needs_of(&dir)).collect();
+    let is_needed = |dir: &PathBuf| below_disks.contains(dir) || needed.iter().any(|record| record.has_sandbox(dir));
+    Ok(own.into_iter().filter(|dir| !is_needed(dir)).collect())
 }
 
 /// The names in a directory that are names of VMs.

@@ -49,7 +49,8 @@ take the name that msb-run --snapshot gave it, which goes with it.
 
 The upper that msb-patch or msb-mount made in the store belongs to the mount or
 the VM that uses it. msb-rm removes it with the VM, and gc when nobody has used it
-for a day. The directory of --upper and the upper of a commit stay."
+for a day. A VM that is stopped, and has a disk, still needs it. The directory of
+--upper and the upper of a commit stay."
         .into()
 }
 

@@ -138,6 +138,9 @@ fn unused_sandbox(config: &Config, name: &str) -> anyhow::Result<Option<Sandbox>
         ensure!(!vm.is_saved, "{} has it (remove that with \"msb-store rm -t snapshot {}\")", vm.label(), vm.name);
         bail!("VM {:?} has it (remove the VM with \"msb-rm {}\")", vm.name, vm.name);
     }
+    if let Some(vm) = found.iter().find_map(|sandbox| sandbox.stopped.first()) {
+        bail!("VM {vm:?}, which is stopped, has it (remove the VM with \"msb-rm {vm}\")");
+    }
     Ok(found)
 }
 

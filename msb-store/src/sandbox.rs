@@ -8,6 +8,7 @@ use msb::lock::{self, Lock};
 use msb::store::layout::{self, SCRATCH_BASE, SCRATCH_DISK, UPPER};
 use msb::store::sandbox::{self, Held, Owner};
 
+use crate::inventory::name_of;
 use crate::size;
 use crate::vm::Vm;
 
@@ -25,6 +26,8 @@ pub(crate) struct Sandbox {
     pub(crate) has_disk: bool,
     /// Whether an upper or scripts are in it.
     pub(crate) has_upper: bool,
+    /// The VMs that are stopped, but need it with their disks.
+    pub(crate) stopped: Vec<String>,
     /// Who uses it or may need it, for a person.
     pub(crate) users: Vec<String>,
     pub(crate) state: State,
@@ -64,22 +67,30 @@ impl State {
 /// # Errors
 /// A sandbox that cannot be read.
 pub(crate) fn sandboxes(home: &Path, vms: &[Vm]) -> anyhow::Result<Vec<Sandbox>> {
+    let mut paths = size::children(&layout::sandboxes(home))?;
+    // A file here is not ours.
+    paths.retain(|path| path.is_dir() && !path.is_symlink());
+    let needs: Vec<(String, Vec<PathBuf>)> = paths
+        .iter()
+        .map(|path| (name_of(path), sandbox::needs_of(path)))
+        .filter(|(_, needs)| !needs.is_empty())
+        .collect();
     let mut sandboxes = Vec::new();
-    for path in size::children(&layout::sandboxes(home))? {
-        // A file here is not ours.
-        if path.is_dir() && !path.is_symlink() {
-            sandboxes.push(sandbox(path.clone(), vms).with_context(|| format!("{path:?}"))?);
-        }
+    for path in paths {
+        let needed_by = needs.iter().filter(|(_, needs)| needs.contains(&path)).map(|(name, _)| name.clone());
+        let stopped = needed_by.filter(|name| vms.iter().all(|vm| vm.name != *name)).collect();
+        sandboxes.push(sandbox(path.clone(), vms, stopped).with_context(|| format!("{path:?}"))?);
     }
     Ok(sandboxes)
 }
 
-fn sandbox(path: PathBuf, vms: &[Vm]) -> anyhow::Result<Sandbox> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+fn sandbox(path: PathBuf, vms: &[Vm], stopped: Vec<String>) -> anyhow::Result<Sandbox> {
+    let name = name_of(&path);
     let owner = Owner::read(&path);
     let has_disk = path.join(SCRATCH_DISK).exists();
     let users = vms.iter().filter(|vm| vm.name == name && has_disk || vm.has_sandbox(&path));
     let mut users: Vec<String> = users.map(|vm| vm.label()).collect();
+    users.extend(stopped.iter().map(|name| format!("VM {name}, which is stopped")));
     let mut last_use = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
     let state = if layout::is_staging(&path) {
         State::Unfinished { is_running: lock::open(&path, Lock::TryExclusive).is_err() }
@@ -103,7 +114,7 @@ fn sandbox(path: PathBuf, vms: &[Vm]) -> anyhow::Result<Sandbox> {
         users.extend(owner.image.as_ref().map(|image| format!("a record of {image}")));
     }
     let has_upper = !has_disk || path.join(UPPER).exists();
-    Ok(Sandbox { name, path, owner, has_disk, has_upper, users, state, last_use })
+    Ok(Sandbox { name, path, owner, has_disk, has_upper, stopped, users, state, last_use })
 }
 
 impl Sandbox {
@@ -117,6 +128,7 @@ impl Sandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use msb::record::{Record, Upper};
 
     #[test]
     fn an_upper_of_a_pipe_is_garbage_after_a_day_and_after_the_time_that_was_asked_for() {
@@ -159,6 +171,16 @@ mod tests {
             ]
         );
         assert_eq!(found[1].users, ["a record of alpine"]);
+        // A stopped VM needs its upper, however long ago that was used.
+        let mut record = Record::new();
+        record.upper = Some(Upper::new(pipe.join(UPPER), pipe.join(layout::WORK)));
+        sandbox::note_needs(&layout::sandbox(home.path(), "worker"), &record).unwrap();
+        let needed = &sandboxes(home.path(), &[]).unwrap()[1];
+        assert_eq!(
+            (&needed.users, &needed.stopped),
+            (&vec!["VM worker, which is stopped".into()], &vec!["worker".into()])
+        );
+        assert_eq!(needed.state.verdict(Duration::ZERO), Ok("a VM or a snapshot has it"));
         assert_eq!(found[3].chain_id(), Some("a".repeat(64)));
         assert!(found[3].has_disk && found[3].has_upper && !found[1].has_disk);
     }

@@ -18,7 +18,7 @@ use msb::overlay::beneath::{Dir, Entry};
 use msb::overlay::upper::{in_use, lock_to_read};
 use msb::overlay::user_namespace;
 use msb::overlay::whiteout::is_private_xattr;
-use msb::record::Upper;
+use msb::record::{Record, Upper};
 use msb::store::erofs::{self, Form, Mkfs, Part};
 use msb::store::{chain, home, layout};
 use msb::vm::boot::{self, Directory, MountStep};
@@ -138,11 +138,13 @@ impl BlockRoot {
     ///
     /// # Errors
     /// A disk that cannot be linked.
-    pub(crate) fn keep(&self, name: &str, disk: &OwnedFd) -> anyhow::Result<PathBuf> {
-        match self.scratch.path() {
-            Some(path) => Ok(path),
-            None => scratch::keep(&self.home, name, &self.base_name, disk),
+    pub(crate) fn keep(&self, name: &str, disk: &OwnedFd, record: &Record) -> anyhow::Result<PathBuf> {
+        if let Some(path) = self.scratch.path() {
+            return Ok(path);
         }
+        let path = scratch::keep(&self.home, name, &self.base_name, disk)?;
+        scratch::note_needs(&path, record)?;
+        Ok(path)
     }
 
     /// Checks an EROFS image of the caller's, which is the whole tree. Makes nothing.

@@ -14,10 +14,10 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use msb::lock::{self, Lock};
 use msb::overlay::copy_data;
-use msb::record::{self, ScratchKind};
-use msb::store::layout::{self, SCRATCH_BASE, SCRATCH_DISK};
+use msb::record::{self, Record, ScratchKind};
+use msb::store::layout::{self, SCRATCH_BASE, SCRATCH_DISK, SCRATCH_NEEDS};
 use msb::store::publish::link;
-use msb::store::{home, publish};
+use msb::store::{home, publish, sandbox};
 use msb::tool::interrupt;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -124,8 +124,9 @@ impl Scratch {
     pub(crate) fn remove(&self) {
         if let Self::Named { dir, .. } = self {
             let _lock = lock_directory(dir);
-            let _ = fs::remove_file(dir.join(SCRATCH_DISK));
-            let _ = fs::remove_file(dir.join(SCRATCH_BASE));
+            for file in [SCRATCH_DISK, SCRATCH_BASE, SCRATCH_NEEDS] {
+                let _ = fs::remove_file(dir.join(file));
+            }
             // Fails for a sandbox that holds other files, which stays.
             let _ = fs::remove_dir(dir);
         }
@@ -231,6 +232,15 @@ fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8], fresh: bo
 /// A name that is taken, or a disk that cannot be linked.
 pub(crate) fn keep(home: &Path, name: &str, base: &[u8], disk: &OwnedFd) -> anyhow::Result<PathBuf> {
     give_name(disk, &layout::sandbox(home, name), base)
+}
+
+/// Notes beside the disk at `path` which uppers and scripts its VM needs to be booted again.
+///
+/// # Errors
+/// The error of writing.
+pub(crate) fn note_needs(path: &Path, record: &Record) -> anyhow::Result<()> {
+    let note = || sandbox::note_needs(path.parent().unwrap_or(path), record);
+    note().with_context(|| format!("disk {path:?}"))
 }
 
 fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {

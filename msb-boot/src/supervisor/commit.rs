@@ -59,7 +59,7 @@ pub(super) fn run(
 /// Keeps the disk because of `why`, and says how to commit it later. The disk of a VM without a name gets the VM's generated name.
 pub(super) fn keep(config: &Config, block: &BlockRoot, disk: &OwnedFd, why: &str) -> Committed {
     let name = &config.name;
-    Committed::Failed(match block.keep(name, disk) {
+    Committed::Failed(match block.keep(name, disk, &config.record) {
         Ok(path) => format!(
             "{why}; what it wrote is kept in {path:?} (to commit it: \"msb-boot --name {name}\" with this record, then \
              \"msb-stop -r {name} --commit\")"

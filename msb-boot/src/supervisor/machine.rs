@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::connection::{Client, Report};
+use crate::block::scratch;
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
@@ -73,6 +74,7 @@ impl<'f> Machine<'f> {
             Some(saved) => saved.open_drives()?,
             None => config.root.open_drives()?,
         };
+        note_needs(config)?;
         let (drives, disks) = opened.into_iter().unzip();
         vm.drives = drives;
         Ok(Self {
@@ -155,6 +157,15 @@ fn take(fd: InheritedFd) -> std::io::Result<OwnedFd> {
     let own = fd.duplicate()?;
     nix::unistd::close(fd.number())?;
     Ok(own)
+}
+
+/// Notes beside a disk that outlives the VM which uppers and scripts the VM needs to be booted again.
+fn note_needs(config: &Config) -> anyhow::Result<()> {
+    let Root::Block(block) = &config.root else { return Ok(()) };
+    match block.scratch.path() {
+        Some(disk) => scratch::note_needs(&disk, &config.record),
+        None => Ok(()),
+    }
 }
 
 /// Holds the layers of the root, and the sandboxes of the upper and of the scripts.

@@ -15,7 +15,8 @@
 //! │   ├── root/, mount.log        the default mount point, and the messages of its server
 //! │   ├── owner.json              the image below the upper, and its mount point
 //! │   ├── hold                    locked by users of an upper that a pipe made, and written when the last one ends
-//! │   └── top.ext4, top.base      a scratch disk, and the name of the tree below it
+//! │   ├── top.ext4, top.base      a scratch disk, and the name of the tree below it
+//! │   └── top.needs               the sandboxes of the upper and the scripts that the VM with the disk had
 //! ├── steps/HEX                   the upper that a step of a build made, by the digest of what the step depends on
 //! ├── snapshots/HEX/             saved VMs, by the SHA-256 of their description
 //! ├── snapshot-names/NAME        which of them has the name NAME, and what it was made of
@@ -50,6 +51,8 @@ pub const MOUNT_LOG: &str = "mount.log";
 pub const SCRATCH_DISK: &str = "top.ext4";
 /// The file beside it with the name of the tree below it, without which the disk makes no sense.
 pub const SCRATCH_BASE: &str = "top.base";
+/// The file beside it with the sandboxes that the VM with the disk needs.
+pub const SCRATCH_NEEDS: &str = "top.needs";
 /// The file in a sandbox that says what its upper belongs to.
 pub const OWNER: &str = "owner.json";
 /// The file in the sandbox of an upper that a pipe made, which the users of the upper lock.

@@ -2,6 +2,7 @@
 //! shared lock on the sandbox's file `hold`, and notes the time when it ends. One that nobody has held for a day is garbage. A
 //! sandbox without that file, such as that of a VM's name or of a commit, stays until someone removes it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,7 +12,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::layout::{self, HOLD, OWNER, SCRATCH_BASE, SCRATCH_DISK, UPPER, WORK};
+use super::layout::{self, HOLD, OWNER, SCRATCH_BASE, SCRATCH_DISK, SCRATCH_NEEDS, UPPER, WORK};
 use super::publish::{remove_tree, staging_path, write_file};
 use crate::lock::{self, Lock};
 use crate::record::{Record, Rootfs};
@@ -161,6 +162,31 @@ pub fn held(sandbox: &Path) -> io::Result<Held> {
     Ok(Held::Since(now, file))
 }
 
+/// Notes in the sandbox of a VM's disk which other sandboxes the VM needs to be booted again: those of its upper and of its scripts. Only
+/// the holder of the disk may do so.
+///
+/// # Errors
+/// The error of writing or removing.
+pub fn note_needs(sandbox: &Path, record: &Record) -> io::Result<()> {
+    let uppers = record.upper.iter().map(|upper| upper.dir.as_path());
+    let paths = uppers.chain(record.scripts.values().map(PathBuf::as_path));
+    let needs = paths.filter_map(|path| path.ancestors().find(|dir| layout::is_sandbox(dir)));
+    let needs: BTreeSet<&Path> = needs.filter(|dir| *dir != sandbox).collect();
+    let path = sandbox.join(SCRATCH_NEEDS);
+    if needs.is_empty() {
+        return remove_tree(&path);
+    }
+    let text = serde_json::to_vec(&needs)?;
+    if fs::read(&path).is_ok_and(|old| old == text) { Ok(()) } else { write_file(&path, &text, 0o600) }
+}
+
+/// The sandboxes that a VM needs to be booted again, if its disk is in this one.
+pub fn needs_of(sandbox: &Path) -> Vec<PathBuf> {
+    let is_small = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_OWNER);
+    let text = Some(sandbox.join(SCRATCH_NEEDS)).filter(|path| is_small(path) && sandbox.join(SCRATCH_DISK).exists());
+    text.and_then(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).unwrap_or_default()
+}
+
 /// Removes a sandbox that nothing uses. False: there is none.
 ///
 /// # Errors
@@ -201,7 +227,9 @@ pub fn remove_disk(sandbox: &Path) -> Result<bool, Error> {
     let _sandbox = lock::open(sandbox, Lock::Exclusive)?;
     let _disk = lock_part(&disk, DISK_IN_USE)?;
     fs::remove_file(&disk)?;
-    remove_tree(&sandbox.join(SCRATCH_BASE))?;
+    for note in [SCRATCH_BASE, SCRATCH_NEEDS] {
+        remove_tree(&sandbox.join(note))?;
+    }
     Ok(true)
 }
 
@@ -216,9 +244,11 @@ fn lock_part(path: &Path, in_use: &'static str) -> Result<Option<OwnedFd>, Error
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
     use std::time::Duration;
 
     use super::*;
+    use crate::record::Upper;
 
     #[test]
     fn a_sandbox_in_use_stays() {
@@ -251,7 +281,7 @@ mod tests {
             fs::create_dir_all(sandbox.join(dir)).unwrap();
         }
         assert!(!remove_disk(&sandbox).unwrap());
-        for file in [SCRATCH_DISK, SCRATCH_BASE] {
+        for file in [SCRATCH_DISK, SCRATCH_BASE, SCRATCH_NEEDS] {
             fs::write(sandbox.join(file), "").unwrap();
         }
         let lock = lock::open(&sandbox.join(SCRATCH_DISK), Lock::TryShared).unwrap();
@@ -291,6 +321,34 @@ mod tests {
         set_long_ago();
         lock::release(&hold.0).unwrap();
         assert!(matches!(held(&sandbox).unwrap(), Held::Since(since, _) if since > long_ago), "its end is not known");
+    }
+
+    #[test]
+    fn a_disk_knows_the_sandboxes_below_it() {
+        let home = tempfile::tempdir().unwrap();
+        let sandbox = |id: &str| layout::sandbox(home.path(), id);
+        let disk = sandbox("worker");
+        fs::create_dir_all(&disk).unwrap();
+        let mut record = Record::new();
+        record.upper = Some(Upper::new(sandbox("upper").join(UPPER), sandbox("upper").join(WORK)));
+        record.scripts.insert("own".into(), disk.join("scripts/own"));
+        record.scripts.insert("other".into(), sandbox("scripts").join("scripts/other"));
+        record.scripts.insert("elsewhere".into(), "/srv/scripts/elsewhere".into());
+        note_needs(&disk, &record).unwrap();
+        assert!(needs_of(&disk).is_empty(), "there is no disk");
+        fs::write(disk.join(SCRATCH_DISK), "").unwrap();
+        assert_eq!(needs_of(&disk), [sandbox("scripts"), sandbox("upper")]);
+        let inode = || fs::metadata(disk.join(SCRATCH_NEEDS)).unwrap().ino();
+        let before = inode();
+        note_needs(&disk, &record).unwrap();
+        assert_eq!(inode(), before, "nothing is written");
+        record.scripts.clear();
+        note_needs(&disk, &record).unwrap();
+        assert_eq!(needs_of(&disk), [sandbox("upper")]);
+        fs::write(disk.join(SCRATCH_NEEDS), "{").unwrap();
+        assert!(needs_of(&disk).is_empty());
+        note_needs(&disk, &Record::new()).unwrap();
+        assert!(!disk.join(SCRATCH_NEEDS).exists());
     }
 
     #[test]
