@@ -270,6 +270,51 @@ layer.tar $gzip
 END
 }
 
+@test "twelve layers, each compressed in another way than the one before, are all whole" {
+    local number file ids=() layers=()
+    mkdir -p made/blobs/sha256
+    for number in {0..11}; do
+        mkdir -p "tree$number/$number"
+        head -c "$((number * 70000))" /dev/urandom >"tree$number/$number/noise"
+        head -c 200000 /dev/zero >"tree$number/$number/zeros"
+        tar -C "tree$number" -cf "$number.tar" .
+        ids+=("\"sha256:$(sha256sum <"$number.tar" | cut -d' ' -f1)\"")
+        file=$number.layer
+        case $((number % 4)) in
+        0) gzip -n ;;
+        1) zstd -q ;;
+        2) xz -0 ;;
+        3) cat ;;
+        esac <"$number.tar" >"$file"
+        put_blob "$file"
+        layers+=("$(descriptor "$file")")
+    done
+    # index: writes the documents.
+    index() {
+        local IFS=,
+        printf '{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[%s]}}' "${ids[*]}" >config
+        put_blob config
+        printf '{"schemaVersion":2,"config":%s,"layers":[%s]}' "$(descriptor config)" "${layers[*]}" >manifest
+        put_blob manifest
+        printf '{"schemaVersion":2,"manifests":[%s]}' "$(descriptor manifest application/vnd.oci.image.manifest.v1+json)" >made/index.json
+    }
+    index
+    msb-pull oci:made >record
+    for number in {0..11}; do
+        diff -r "tree$number" "$(jq -r --argjson number "$number" '.rootfs.lower[11 - $number]' record)"
+    done
+    msb-store check
+    # One that is cut off is named, though its process has had others before it.
+    rm -r home
+    head -c 2000 8.layer >cut
+    put_blob cut
+    layers[8]=$(descriptor cut)
+    index
+    run --separate-stderr msb-pull -q oci:made
+    [[ $status -eq 1 && $stderr == *"layer \"sha256:$(sha256sum <cut | cut -d' ' -f1)\": truncated gzip data" ]]
+    [[ -z $(ls -A home/tmp) ]]
+}
+
 @test "an index yields the image of the wanted platform, and an error lists the platforms that it has" {
     mkdir -p one/etc
     echo amd64 >one/etc/arch

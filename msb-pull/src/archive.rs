@@ -13,7 +13,7 @@ use msb_archive::{Kind, Skip, Tape};
 
 use crate::budget::Budget;
 use crate::compression::{self, Compression};
-use crate::decompressor;
+use crate::decompressor::Decompressor;
 
 /// The most members an archive may have. Real ones have a few dozen.
 const MAX_MEMBERS: usize = 100_000;
@@ -88,7 +88,7 @@ impl Files {
     /// As [`Self::tar`].
     pub(crate) fn stream(input: impl BufRead + Send, path: &Path, budget: &Budget) -> anyhow::Result<Self> {
         let mut spool = File::options().read(true).write(true).create_new(true).open(path)?;
-        decompressor::decompress(input, |piece| {
+        Decompressor::default().decompress(input, |piece| {
             budget.spool(piece.len() as u64)?;
             spool.write_all(&piece).context("spooling the archive")
         })?;

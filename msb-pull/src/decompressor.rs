@@ -1,25 +1,31 @@
 //! Decompresses in a process of its own, which can read its stdin, write to its stdout, and do nothing else. The data is hostile, and
 //! the libraries for some formats are written in C. What comes out is checked against its digest by the caller, so a decompressor that
-//! was taken over cannot pass off one layer as another.
+//! was taken over cannot pass off one layer as another, nor spoil the next one unnoticed.
+//!
+//! It gets streams in [`frames`]: the name of the format, then the data. It answers each with a stream of the decompressed data. For data
+//! that is malformed it ends instead, and its exit status says why.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, ExitStatus, Stdio};
 use std::thread;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use msb::program::OWN_EXECUTABLE;
 use msb::{inherited, jail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::compression::{self, Compression};
+use crate::frames::{self, Frames};
 
-/// The argument that makes this program a decompressor. The format follows.
+/// The argument that makes this program a decompressor.
 const ROLE: &str = "--as-decompressor";
 
 /// The size of a piece that is passed on, in bytes.
 const PIECE: usize = 1 << 18;
+/// The most bytes of a format's name.
+const MAX_NAME: usize = 16;
 /// The size of a pipe, in bytes: the most that a user may set.
 const PIPE: usize = 1 << 20;
 
@@ -30,72 +36,128 @@ const MALFORMED: u8 = 4;
 /// The exit status of a decompressor that cannot confine itself.
 const NOT_SEALED: u8 = 5;
 
-/// Passes on what `packed` holds, decompressed, in pieces of at most 256 KiB.
-///
-/// # Errors
-/// Those of `packed` and `take`; a message for malformed data.
-pub(crate) fn decompress(
-    packed: impl BufRead + Send,
-    mut take: impl FnMut(Vec<u8>) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let (compression, mut packed) = compression::detect(packed)?;
-    if compression == Compression::None {
-        return pass_on(&mut packed, &mut take);
-    }
-    let (mut child, stdin, mut stdout) = start(compression).context("starting the decompressor")?;
-    let (fed, taken) = thread::scope(|scope| {
-        let fed = scope.spawn(move || feed(packed, stdin));
-        let taken = pass_on(&mut stdout, &mut take);
-        if taken.is_err() {
-            // Its end also ends the thread that feeds it.
-            let _ = child.kill();
+/// A process that decompresses one stream after another for the thread that has started it. It is started when it is first needed.
+#[derive(Default)]
+pub(crate) struct Decompressor(Option<Running>);
+
+struct Running {
+    child: Child,
+    /// `None` after data that could not be passed on to its end.
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+}
+
+impl Decompressor {
+    /// Passes on what `packed` holds, decompressed, in pieces of at most 256 KiB. All calls have to come from one thread.
+    ///
+    /// # Errors
+    /// Those of `packed` and `take`; a message for malformed data.
+    pub(crate) fn decompress(
+        &mut self,
+        packed: impl BufRead + Send,
+        mut take: impl FnMut(Vec<u8>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let (compression, mut packed) = compression::detect(packed)?;
+        if compression == Compression::None {
+            return pass_on(&mut packed, &mut take);
         }
-        (fed.join(), taken)
-    });
-    let status = child.wait()?;
-    fed.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
-    taken?;
-    check(compression, status)
+        let running = self.0.take().map_or_else(Running::start, Ok);
+        let mut running = running.context("starting the decompressor")?;
+        let Running { child, stdin, stdout } = &mut running;
+        let (fed, taken) = thread::scope(|scope| {
+            let fed = scope.spawn(move || feed(compression, packed, stdin));
+            let taken = receive(stdout, &mut take);
+            if taken.is_err() {
+                // Its end also ends the thread that feeds it.
+                let _ = child.kill();
+            }
+            (fed.join(), taken)
+        });
+        fed.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
+        if taken? {
+            // Only a process that has done all that was asked of it gets another stream.
+            self.0 = Some(running);
+            return Ok(());
+        }
+        check(compression, running.child.wait()?)
+    }
 }
 
-fn start(compression: Compression) -> io::Result<(Child, ChildStdin, ChildStdout)> {
-    let mut child = Command::new(OWN_EXECUTABLE)
-        .arg0("msb-pull")
-        .args([ROLE, compression.name()])
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let pipes = child.stdin.take().zip(child.stdout.take());
-    let (stdin, stdout) = pipes.ok_or(io::ErrorKind::BrokenPipe)?;
-    // The pipes work with any size.
-    let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE);
-    let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE);
-    Ok((child, stdin, stdout))
+impl Running {
+    fn start() -> io::Result<Self> {
+        let mut child = Command::new(OWN_EXECUTABLE)
+            .arg0("msb-pull")
+            .arg(ROLE)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (stdin, stdout) = pipes.ok_or(io::ErrorKind::BrokenPipe)?;
+        // The pipes work with any size.
+        let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE);
+        let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE);
+        Ok(Self { child, stdin: Some(stdin), stdout })
+    }
 }
 
-/// Writes all data to the decompressor, unless it has ended.
-fn feed(mut packed: impl BufRead, mut stdin: ChildStdin) -> io::Result<()> {
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended, or has nothing to do any more.
+        let _ = self.child.kill().and_then(|()| self.child.wait());
+    }
+}
+
+/// Sends a stream to the decompressor, unless that has ended. After an error the process gets no more, and ends.
+fn feed(compression: Compression, packed: impl BufRead, stdin: &mut Option<ChildStdin>) -> io::Result<()> {
+    let Some(pipe) = stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
+    match feed_pipe(compression, packed, pipe) {
+        // Its exit status tells why.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => {
+            *stdin = None;
+            Err(error)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn feed_pipe(compression: Compression, mut packed: impl BufRead, pipe: &mut ChildStdin) -> io::Result<()> {
+    frames::put(pipe, compression.name().as_bytes())?;
     loop {
         let data = match packed.fill_buf() {
-            Ok([]) => return Ok(()),
-            Ok(data) => data,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+            data => data?,
         };
-        match stdin.write(data) {
-            Ok(length) => packed.consume(length),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Its exit status tells why.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(error),
+        frames::put(pipe, data)?;
+        match data.len() {
+            0 => return Ok(()),
+            length => packed.consume(length),
         }
     }
 }
 
-/// Passes on what can be read, as soon as it can.
+/// Passes on the pieces of one stream. Returns whether it is complete: the process ends early if the data is malformed.
+fn receive(stdout: &mut ChildStdout, take: &mut impl FnMut(Vec<u8>) -> anyhow::Result<()>) -> anyhow::Result<bool> {
+    loop {
+        let length = match frames::length(stdout)? {
+            None => return Ok(false),
+            Some(0) => return Ok(true),
+            Some(length) => length,
+        };
+        ensure!(length <= PIECE, "the decompressor sends something else than was asked for");
+        let mut piece = vec![0; length];
+        match stdout.read_exact(&mut piece) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            read => read?,
+        }
+        take(piece)?;
+    }
+}
+
+/// Passes on data that is not compressed.
 fn pass_on(from: &mut impl Read, take: &mut impl FnMut(Vec<u8>) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut piece = vec![0; PIECE];
     loop {
@@ -111,7 +173,6 @@ fn pass_on(from: &mut impl Read, take: &mut impl FnMut(Vec<u8>) -> anyhow::Resul
 fn check(compression: Compression, status: ExitStatus) -> anyhow::Result<()> {
     let name = compression.name();
     match status.code().map(u8::try_from) {
-        Some(Ok(0)) => Ok(()),
         Some(Ok(TRUNCATED)) => Err(anyhow!("truncated {name} data")),
         Some(Ok(MALFORMED)) => Err(anyhow!("bad {name} data")),
         Some(Ok(NOT_SEALED)) => Err(anyhow!(
@@ -125,16 +186,14 @@ fn check(compression: Compression, status: ExitStatus) -> anyhow::Result<()> {
     }
 }
 
-/// The format to decompress, if this process is a decompressor.
-pub(crate) fn role() -> Option<Compression> {
-    let mut args = std::env::args().skip(1);
-    let (role, format) = (args.next()?, args.next()?);
-    (role == ROLE).then(|| Compression::from_name(&format)).flatten()
+/// Whether this process is a decompressor.
+pub(crate) fn is_role() -> bool {
+    std::env::args().nth(1).is_some_and(|role| role == ROLE)
 }
 
-/// Decompresses stdin to stdout, after it has given up everything else.
-pub(crate) fn run(compression: Compression) -> ExitCode {
-    let status = seal().map_or(NOT_SEALED, |()| match copy(compression) {
+/// Decompresses what comes on stdin to stdout, after it has given up everything else.
+pub(crate) fn run() -> ExitCode {
+    let status = seal().map_or(NOT_SEALED, |()| match serve() {
         Ok(()) => 0,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => TRUNCATED,
         Err(_) => MALFORMED,
@@ -149,19 +208,39 @@ fn seal() -> anyhow::Result<()> {
     Ok(jail::seal()?)
 }
 
-fn copy(compression: Compression) -> io::Result<()> {
-    let packed = BufReader::with_capacity(PIECE, Pipe(rustix::stdio::stdin()));
-    let mut plain = compression.reader(packed)?;
+fn serve() -> io::Result<()> {
+    let mut streams = Frames::new(BufReader::with_capacity(PIECE, Pipe(rustix::stdio::stdin())));
     let mut stdout = Pipe(rustix::stdio::stdout());
     let mut piece = vec![0; PIECE];
-    loop {
-        match plain.read(&mut piece) {
-            Ok(0) => return Ok(()),
-            Ok(length) => stdout.write_all(&piece[..length])?,
+    while let Some(name) = streams.begin(MAX_NAME)? {
+        let format = str::from_utf8(&name).ok().and_then(Compression::from_name).ok_or(io::ErrorKind::InvalidData)?;
+        let mut plain = format.reader(&mut streams)?;
+        loop {
+            match fill(&mut plain, &mut piece)? {
+                0 => break,
+                length => frames::put(&mut stdout, &piece[..length])?,
+            }
+        }
+        drop(plain);
+        // What follows the compressed data belongs to the stream.
+        streams.drain()?;
+        frames::put(&mut stdout, b"")?;
+    }
+    Ok(())
+}
+
+/// Reads a whole piece, or what is left.
+fn fill(from: &mut impl Read, piece: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < piece.len() {
+        match from.read(&mut piece[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
+    Ok(filled)
 }
 
 /// One of the standard streams, without a buffer.
@@ -176,6 +255,10 @@ impl Read for Pipe {
 impl Write for Pipe {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         Ok(rustix::io::write(self.0, bytes)?)
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::writev(self.0, parts)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -14,12 +14,14 @@ use msb::store::checksums;
 
 use crate::budget::Budget;
 use crate::chunks::is_hangup;
+use crate::decompressor::Decompressor;
 use crate::image::{ImageLayer, Origin};
 use crate::layer::fetch_and_unpack;
 use crate::lower_link::Dependent;
 use crate::progress::Progress;
 use crate::stack::Stack;
 use crate::store::{LayerLock, Store};
+use crate::unpack::Unpacked;
 
 /// How many layers are fetched at a time.
 const AT_ONCE: usize = 4;
@@ -92,8 +94,9 @@ impl<'a> Fetcher<'a> {
             for _ in 0..workers {
                 scope.spawn(|| {
                     let _ended = Ended { shared: &shared, changed: &changed };
+                    let mut decompressor = Decompressor::default();
                     while let Some(claim) = claims.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(error) = self.fetch_one(claim, &shared, &stop) {
+                        if let Err(error) = self.fetch_one(claim, &mut decompressor, &shared, &stop) {
                             stop.store(true, Ordering::Relaxed);
                             lock(&shared).errors.push(error);
                             return;
@@ -117,22 +120,29 @@ impl<'a> Fetcher<'a> {
     fn fetch_one(
         &self,
         (layer, claim): &Claim<'a>,
+        decompressor: &mut Decompressor,
         shared: &Mutex<Shared<'a>>,
         stop: &AtomicBool,
     ) -> anyhow::Result<()> {
-        let (scratch, dependent) = self.unpack_one(layer, stop)?;
+        let (scratch, dependent) = self.unpack_one(layer, decompressor, stop)?;
         let held = claim.lock().unwrap_or_else(PoisonError::into_inner).take();
         lock(shared).stack.add(&layer.diff_id, scratch, dependent, held)
     }
 
-    fn unpack_one(&self, layer: &ImageLayer, stop: &AtomicBool) -> anyhow::Result<(PathBuf, Dependent)> {
+    fn unpack_one(
+        &self,
+        layer: &ImageLayer,
+        decompressor: &mut Decompressor,
+        stop: &AtomicBool,
+    ) -> anyhow::Result<(PathBuf, Dependent)> {
         let scratch = self.store.scratch(layer.diff_id.hex());
         DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
         let bar = self.progress.layer(&layer.diff_id, layer.blob.size);
-        let dependent = fetch_and_unpack(self.origin, layer, &scratch, &bar, self.budget, stop)?;
+        let Unpacked { dependent, contents } =
+            fetch_and_unpack(self.origin, layer, decompressor, &scratch, &bar, self.budget, stop)?;
         // Otherwise the layers below decide some attributes, and [`Stack`] writes the checksums after that.
         if dependent.is_empty() {
-            checksums::write(&scratch, &checksums::beside(&scratch)).context("checksums")?;
+            checksums::write(&scratch, &contents, &checksums::beside(&scratch)).context("checksums")?;
         }
         Ok((scratch, dependent))
     }

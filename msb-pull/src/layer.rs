@@ -11,38 +11,38 @@ use anyhow::{Context, anyhow};
 
 use crate::budget::{Budget, Exceeded};
 use crate::chunks::{Hangup, Sink, Stream, channel, is_hangup};
-use crate::decompressor;
+use crate::decompressor::Decompressor;
 use crate::image::{Blob, EMPTY_LAYER, ImageLayer, Origin};
-use crate::lower_link::Dependent;
 use crate::progress::Bar;
-use crate::unpack::unpack;
+use crate::unpack::{Unpacked, unpack};
 use msb_archive::Tape;
 use msb_registry::digest::{Digest, Hash, Verifier};
 
 /// Chunks in a channel: at most 2 MiB between two threads.
 const DEPTH: usize = 8;
 
-/// Fetches a layer and unpacks it into the empty directory `into`. Returns what of it depends on the layers below.
+/// Fetches a layer and unpacks it into the empty directory `into`. `decompressor` is the calling thread's.
 ///
 /// # Errors
 /// A message with the first cause: if several steps failed, the error of the earliest one. [`Hangup`] if `stop` was set.
 pub(crate) fn fetch_and_unpack(
     origin: &dyn Origin,
     layer: &ImageLayer,
+    decompressor: &mut Decompressor,
     into: &Path,
     bar: &Bar,
     budget: &Budget,
     stop: &AtomicBool,
-) -> anyhow::Result<Dependent> {
+) -> anyhow::Result<Unpacked> {
     let (blob_out, blob_in) = channel(DEPTH * 2);
     let (hash_out, hash_in) = channel(DEPTH);
     let (tar_out, tar_in) = channel(DEPTH);
     let (fetched, inflated, hashed, unpacked) = thread::scope(|scope| {
         let fetched = scope.spawn(|| fetch(origin, &layer.blob, Watched { out: blob_out, bar, stop }));
-        let inflated = scope.spawn(|| inflate(blob_in, hash_out, tar_out));
         let hashed = scope.spawn(|| hash(hash_in, &layer.diff_id));
-        let unpacked = write(tar_in, into, budget);
-        (join(fetched), join(inflated), join(hashed), unpacked)
+        let unpacked = scope.spawn(|| write(tar_in, into, budget));
+        let inflated = inflate(decompressor, blob_in, hash_out, tar_out);
+        (join(fetched), inflated, join(hashed), join(unpacked))
     });
     let mut errors = Vec::new();
     errors.extend(fetched.err());
@@ -50,7 +50,7 @@ pub(crate) fn fetch_and_unpack(
     // Wrong bytes explain a malformed entry, so a wrong digest is reported first.
     errors.extend(hashed.err());
     match (unpacked, errors.is_empty()) {
-        (Ok(dependent), true) => Ok(dependent),
+        (Ok(unpacked), true) => Ok(unpacked),
         (unpacked, _) => {
             errors.extend(unpacked.err());
             let first = errors.iter().position(|error| !is_hangup(error)).unwrap_or(0);
@@ -98,8 +98,8 @@ fn fetch(origin: &dyn Origin, blob: &Blob, out: Watched<'_>) -> anyhow::Result<(
     Ok(verifier.finish(blob.digest.as_ref())?.out.finish()?)
 }
 
-fn inflate(mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
-    let inflated = decompress(&mut blob, &hash, &tar);
+fn inflate(decompressor: &mut Decompressor, mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
+    let inflated = decompress(decompressor, &mut blob, &hash, &tar);
     match inflated {
         Err(error) if !is_hangup(&error) => {
             // Wrong bytes are a likely cause, so the digest is computed to its end.
@@ -114,8 +114,8 @@ fn inflate(mut blob: Stream, hash: Sink, tar: Sink) -> anyhow::Result<()> {
     }
 }
 
-fn decompress(blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> {
-    decompressor::decompress(&mut *blob, |piece| {
+fn decompress(decompressor: &mut Decompressor, blob: &mut Stream, hash: &Sink, tar: &Sink) -> anyhow::Result<()> {
+    decompressor.decompress(&mut *blob, |piece| {
         let piece = Arc::new(piece);
         hash.send(piece.clone())?;
         Ok(tar.send(piece)?)
@@ -137,7 +137,7 @@ fn hash(mut tar: Stream, diff_id: &Digest) -> anyhow::Result<()> {
     }
 }
 
-fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Dependent> {
+fn write(tar: Stream, into: &Path, budget: &Budget) -> anyhow::Result<Unpacked> {
     let mut tape = Tape::new(tar);
     let unpacked = unpack(&mut tape, into, budget);
     let mut tar = tape.into_inner();

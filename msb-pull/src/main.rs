@@ -12,6 +12,7 @@ mod docker;
 mod endpoints;
 mod fetch;
 mod foreign;
+mod frames;
 mod image;
 mod implied;
 mod layer;
@@ -42,8 +43,8 @@ use msb::store::erofs::Mkfs;
 use msb::{store::home, tool::cli, tool::exit, tool::interrupt, tool::start, tool::user_namespace};
 
 fn main() -> ExitCode {
-    if let Some(compression) = decompressor::role() {
-        return decompressor::run(compression);
+    if decompressor::is_role() {
+        return decompressor::run();
     }
     if let Some(failure) = jail::process::enter_if_jailed() {
         return failure;

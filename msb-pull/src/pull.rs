@@ -255,13 +255,10 @@ impl Pull<'_> {
         let progress = Progress::new(&name, self.config.quiet);
         let fetcher = Fetcher { store: self.store, origin, progress: &progress, budget: &self.budget };
         let stack = fetcher.fetch(&found.layers)?;
-        let lower = stack.finish(&found.documents)?;
         // The first document is the configuration, all that an image from docker's archives has.
         let digest = named.or(found.digest.as_ref()).or(found.documents.first().map(|(digest, _)| digest));
-        if let Some(digest) = digest {
-            let reference = if name == "-" { digest.to_string() } else { name.clone() };
-            self.store.refer(&reference, digest)?;
-        }
+        let reference = if name == "-" { digest.map(Digest::to_string).unwrap_or_default() } else { name.clone() };
+        let lower = stack.finish(&found.documents, digest.map(|digest| (reference.as_str(), digest)))?;
         progress.finish();
         Ok(record(name, found, lower))
     }

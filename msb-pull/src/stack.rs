@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow};
 use msb::overlay::beneath::Dir;
 use msb::overlay::whiteout;
-use msb::store::{chain, checksums};
+use msb::store::chain;
+use msb::store::checksums::{self, Contents};
 
 use crate::budget::Budget;
 use crate::image::ImageLayer;
@@ -115,7 +116,7 @@ impl<'a> Stack<'a> {
                 complete().with_context(|| format!("layer {:?}", layer.blob.name()))?;
                 // A layer that comes again higher up is completed there.
                 if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
-                    checksums::write(path, &checksums::beside(path)).context("checksums")?;
+                    checksums::write(path, &Contents::default(), &checksums::beside(path)).context("checksums")?;
                     self.unpublished.push((path.clone(), stacked_id.clone()));
                 }
             }
@@ -151,7 +152,7 @@ impl<'a> Stack<'a> {
     /// The errors of syncing or renaming.
     pub(crate) fn publish(&mut self) -> anyhow::Result<()> {
         let batch = self.take_unpublished();
-        self.store.commit(&batch, &[])?;
+        self.store.commit(&batch, &[], None)?;
         self.settle(batch);
         Ok(())
     }
@@ -174,17 +175,21 @@ impl<'a> Stack<'a> {
         self.unpacked.values_mut().for_each(|layer| layer.lock = None);
     }
 
-    /// Makes all layers and then the documents visible. Returns the lower directories, top first.
+    /// Makes all layers, the documents and the reference visible. Returns the lower directories, top first.
     ///
     /// # Errors
     /// As [`Self::add`].
-    pub(crate) fn finish(mut self, documents: &[(Digest, Vec<u8>)]) -> anyhow::Result<Vec<PathBuf>> {
+    pub(crate) fn finish(
+        mut self,
+        documents: &[(Digest, Vec<u8>)],
+        reference: Option<(&str, &Digest)>,
+    ) -> anyhow::Result<Vec<PathBuf>> {
         self.advance()?;
         if self.complete < self.layers.len() {
             return Err(anyhow!("a layer vanished from the store"));
         }
         let batch = self.take_unpublished();
-        self.store.commit(&batch, documents)?;
+        self.store.commit(&batch, documents, reference)?;
         self.settle(batch);
         Ok(top_first(self.lower))
     }

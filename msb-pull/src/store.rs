@@ -3,7 +3,7 @@
 //! on its directory while it lives, and the next one removes directories that nobody has locked.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,6 +16,9 @@ use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use msb_registry::digest::Digest;
+
+/// The name of a new reference in the directory of a pull.
+const REFERENCE: &str = "reference";
 
 /// The store, opened for one pull.
 pub(crate) struct Store {
@@ -104,15 +107,19 @@ impl Store {
     /// # Errors
     /// The error of writing.
     pub(crate) fn refer(&self, reference: &str, digest: &Digest) -> anyhow::Result<()> {
-        let path = layout::reference(&self.home, reference);
-        if self.reference(reference).as_ref() == Some(digest)
-            && File::open(&path).and_then(|file| file.set_modified(SystemTime::now())).is_ok()
-        {
+        if self.touch(reference, digest) {
             return Ok(());
         }
         publish::make_private_dir(&layout::references(&self.home))?;
-        let line = format!("{reference} {digest}\n");
-        publish::write_file(&path, line.as_bytes(), 0o600).with_context(|| format!("{path:?}"))
+        let path = layout::reference(&self.home, reference);
+        publish::write_file(&path, line(reference, digest).as_bytes(), 0o600).with_context(|| format!("{path:?}"))
+    }
+
+    /// Notes that a reference is used now. False: it names another image, or none.
+    fn touch(&self, reference: &str, digest: &Digest) -> bool {
+        let set_now = |file: File| file.set_modified(SystemTime::now());
+        self.reference(reference).as_ref() == Some(digest)
+            && File::open(layout::reference(&self.home, reference)).and_then(set_now).is_ok()
     }
 
     /// The unpacked layer with this ID, if the store has it.
@@ -125,30 +132,64 @@ impl Store {
         layout::layer(&self.home, id)
     }
 
-    /// Syncs unpacked layers and documents and makes them visible, layers before the documents that name them.
+    /// Syncs unpacked layers and documents and makes them visible, layers before the documents that name them, and a reference last.
     ///
     /// # Errors
     /// The error of writing, syncing or renaming.
-    pub(crate) fn commit(&self, layers: &[(PathBuf, String)], documents: &[(Digest, Vec<u8>)]) -> anyhow::Result<()> {
+    pub(crate) fn commit(
+        &self,
+        layers: &[(PathBuf, String)],
+        documents: &[(Digest, Vec<u8>)],
+        reference: Option<(&str, &Digest)>,
+    ) -> anyhow::Result<()> {
         let is_missing = |digest: &Digest, text: &[u8]| {
             self.document(digest, text.len() as u64).map_or(true, |stored| stored.is_none())
         };
         let missing: Vec<_> = documents.iter().filter(|(digest, text)| is_missing(digest, text)).collect();
-        if layers.is_empty() && missing.is_empty() {
+        let reference = reference.filter(|(name, digest)| !self.touch(name, digest));
+        if layers.is_empty() && missing.is_empty() && reference.is_none() {
             return Ok(());
         }
+        let mut written = Vec::new();
         for (digest, text) in &missing {
-            fs::write(self.scratch(digest.hex()), text).context("writing a blob")?;
+            written.push(self.write(digest.hex(), text).context("writing a blob")?);
         }
-        self.sync()?;
-        self.publish(layers)?;
+        if let Some((name, digest)) = reference {
+            publish::make_private_dir(&layout::references(&self.home))?;
+            written.push(self.write(REFERENCE, line(name, digest).as_bytes()).context("writing the reference")?);
+        }
+        match layers {
+            [] => written.iter().try_for_each(File::sync_all)?,
+            _ => self.sync()?,
+        }
+        self.rename_layers(layers)?;
         for (digest, _) in &missing {
             // Replaces a damaged one, or that of another pull.
             let path = layout::blob(&self.home, digest.hex());
             fs::rename(self.scratch(digest.hex()), &path).with_context(|| format!("{path:?}"))?;
         }
-        File::open(layout::blobs(&self.home))?.sync_all()?;
+        if let Some((name, _)) = reference {
+            let path = layout::reference(&self.home, name);
+            fs::rename(self.scratch(REFERENCE), &path).with_context(|| format!("{path:?}"))?;
+        }
+        // The first of these writes the journal, with all of the names.
+        for (dir, has_new) in [
+            (layout::layers(&self.home), !layers.is_empty()),
+            (layout::blobs(&self.home), !missing.is_empty()),
+            (layout::references(&self.home), reference.is_some()),
+        ] {
+            if has_new {
+                File::open(dir)?.sync_all()?;
+            }
+        }
         Ok(())
+    }
+
+    /// Writes a file in the directory of this pull.
+    fn write(&self, name: &str, text: &[u8]) -> io::Result<File> {
+        let mut file = File::create(self.scratch(name))?;
+        file.write_all(text)?;
+        Ok(file)
     }
 
     /// Writes everything to disk that was unpacked so far.
@@ -164,6 +205,14 @@ impl Store {
     /// # Errors
     /// The error of renaming.
     pub(crate) fn publish(&self, layers: &[(PathBuf, String)]) -> anyhow::Result<()> {
+        self.rename_layers(layers)?;
+        if !layers.is_empty() {
+            File::open(layout::layers(&self.home))?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    fn rename_layers(&self, layers: &[(PathBuf, String)]) -> anyhow::Result<()> {
         for (scratch, id) in layers {
             let path = self.layer_path(id);
             // Another pull may have been faster, with the same content.
@@ -173,9 +222,6 @@ impl Store {
             // First the checksums: every layer that is visible has them.
             checksums::publish(&checksums::beside(scratch), &layout::checksums(&self.home, id)).context("checksums")?;
             rename_if_missing(scratch, &path)?;
-        }
-        if !layers.is_empty() {
-            File::open(layout::layers(&self.home))?.sync_all()?;
         }
         Ok(())
     }
@@ -207,6 +253,11 @@ impl Drop for Store {
         // The next pull removes what cannot be removed now.
         let _ = publish::remove_tree(&self.scratch);
     }
+}
+
+/// The content of the file of a reference.
+fn line(reference: &str, digest: &Digest) -> String {
+    format!("{reference} {digest}\n")
 }
 
 /// The lock on a layer that is being fetched.
@@ -258,6 +309,7 @@ fn spread(dir: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use msb::store::checksums::Contents;
 
     #[test]
     fn the_directory_of_a_killed_pull_is_removed_and_that_of_a_running_one_stays() {
@@ -285,6 +337,11 @@ mod tests {
             assert_eq!(store.reference(one).as_ref(), Some(digest));
         }
         assert_eq!(store.reference(other), None);
+        for digest in [&first, &first, &second] {
+            store.commit(&[], &[], Some((other, digest))).unwrap();
+            assert_eq!(store.reference(other).as_ref(), Some(digest));
+            assert!(!store.scratch(REFERENCE).exists());
+        }
     }
 
     #[test]
@@ -315,8 +372,8 @@ mod tests {
             let layer = store.scratch("layer");
             fs::create_dir(&layer).unwrap();
             fs::write(layer.join("file"), text).unwrap();
-            checksums::write(&layer, &checksums::beside(&layer)).unwrap();
-            store.commit(&[(layer, id.clone())], &[]).unwrap();
+            checksums::write(&layer, &Contents::default(), &checksums::beside(&layer)).unwrap();
+            store.commit(&[(layer, id.clone())], &[], None).unwrap();
         }
         let layer = two.layer(&id).unwrap();
         assert_eq!(fs::read_to_string(layer.join("file")).unwrap(), "one");
@@ -328,11 +385,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(home.path()).unwrap();
         let digest = Digest::of(b"text");
-        store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
+        store.commit(&[], &[(digest.clone(), b"text".to_vec())], None).unwrap();
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");
         fs::write(layout::blob(home.path(), digest.hex()), "tixt").unwrap();
         assert!(store.document(&digest, 100).unwrap().is_none());
-        store.commit(&[], &[(digest.clone(), b"text".to_vec())]).unwrap();
+        store.commit(&[], &[(digest.clone(), b"text".to_vec())], None).unwrap();
         assert_eq!(store.document(&digest, 100).unwrap().unwrap(), b"text");
     }
 }

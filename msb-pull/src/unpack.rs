@@ -14,6 +14,7 @@ use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::user_namespace;
 use msb::overlay::whiteout::{self, OciName};
 use msb::record::owner::Id;
+use msb::store::checksums::{ContentHash, Contents};
 use msb_archive::{Kind, Member, Metadata, Region, Skip, Tape, truncated};
 use rustix::fs::{FileType, Mode, Timespec, Timestamps};
 use rustix::io::Errno;
@@ -32,21 +33,35 @@ const DEFAULT: Metadata = Metadata {
     xattrs: Vec::new(),
 };
 
-/// Unpacks a layer into the empty directory `root`. Returns what depends on the layers below: directories that the layer has no
-/// entry for, and links to files that it does not have.
+/// A layer that was unpacked.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    /// What depends on the layers below: directories that the layer has no entry for, and links to files that it does not have.
+    pub(crate) dependent: Dependent,
+    /// What its files have, for the checksums.
+    pub(crate) contents: Contents,
+}
+
+/// Unpacks a layer into the empty directory `root`.
 ///
 /// # Errors
 /// A message for a malformed or hostile layer; the system's error for a full disk.
-pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path, budget: &Budget) -> anyhow::Result<Dependent> {
-    let mut tree = Tree::new(root)?;
+pub(crate) fn unpack<R: BufRead + Skip>(tape: &mut Tape<R>, root: &Path, budget: &Budget) -> anyhow::Result<Unpacked> {
+    let (mut tree, mut contents) = (Tree::new(root)?, Contents::default());
     while let Some(member) = tape.next_member()? {
         let shown = String::from_utf8_lossy(&member.path).into_owned();
-        put(&mut tree, tape, member, budget).with_context(|| format!("entry {shown:?}"))?;
+        put(&mut tree, tape, member, budget, &mut contents).with_context(|| format!("entry {shown:?}"))?;
     }
-    finish(tree)
+    Ok(Unpacked { dependent: finish(tree)?, contents })
 }
 
-fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, budget: &Budget) -> anyhow::Result<()> {
+fn put<R: BufRead + Skip>(
+    tree: &mut Tree,
+    tape: &mut Tape<R>,
+    member: Member,
+    budget: &Budget,
+    contents: &mut Contents,
+) -> anyhow::Result<()> {
     budget.file()?;
     let Member { path, link, kind, size, regions, metadata, device } = member;
     let parts = components(&path)?;
@@ -72,8 +87,12 @@ fn put<R: BufRead + Skip>(tree: &mut Tree, tape: &mut Tape<R>, member: Member, b
         Kind::Directory => tree.directory(&parent, name, metadata)?,
         Kind::File => {
             let file = replace(tree, &parent, name, |dir| dir.create(name, Mode::RUSR | Mode::WUSR))?;
-            fill(tape, &file, size, regions.as_deref(), budget)?;
-            apply_attributes(&Entry::of_open(file)?, &metadata)?;
+            let content = fill(tape, &file, size, regions.as_deref(), budget)?;
+            let entry = Entry::of_open(file)?;
+            if let Some(content) = content {
+                contents.remember(entry.stat().st_ino, size, &content);
+            }
+            apply_attributes(&entry, &metadata)?;
         }
         Kind::Symlink => {
             anyhow::ensure!(!link.is_empty(), "a symlink without a target");
@@ -138,22 +157,27 @@ fn made(parent: &Parent, name: Name<'_>) -> io::Result<Entry> {
     parent.dir.entry(name)?.ok_or_else(|| Errno::NOENT.into())
 }
 
-/// Writes the member's data. What a sparse file does not list stays a hole.
+/// Writes the member's data. What a sparse file does not list stays a hole. Returns the hash of the content, except for a sparse file.
 fn fill<R: BufRead + Skip>(
     tape: &mut Tape<R>,
     mut file: &File,
     size: u64,
     regions: Option<&[Region]>,
     budget: &Budget,
-) -> anyhow::Result<()> {
-    let Some(regions) = regions else { return copy(tape, file, size, budget) };
+) -> anyhow::Result<Option<ContentHash>> {
+    let Some(regions) = regions else {
+        let mut content = ContentHash::default();
+        copy(tape, file, size, budget, |data| content.update(data))?;
+        return Ok(Some(content));
+    };
     let data: u64 = regions.iter().map(|region| region.length).sum();
     budget.holes(size - data)?;
     for region in regions {
         file.seek(SeekFrom::Start(region.offset))?;
-        copy(tape, file, region.length, budget)?;
+        copy(tape, file, region.length, budget, |_| {})?;
     }
-    Ok(file.set_len(size)?)
+    file.set_len(size)?;
+    Ok(None)
 }
 
 fn copy<R: BufRead + Skip>(
@@ -161,6 +185,7 @@ fn copy<R: BufRead + Skip>(
     mut file: &File,
     mut length: u64,
     budget: &Budget,
+    mut written: impl FnMut(&[u8]),
 ) -> anyhow::Result<()> {
     while length > 0 {
         let (input, _) = tape.data();
@@ -171,6 +196,7 @@ fn copy<R: BufRead + Skip>(
         let step = data.len().min(usize::try_from(length).unwrap_or(usize::MAX));
         budget.data(step as u64)?;
         file.write_all(&data[..step])?;
+        written(&data[..step]);
         input.consume(step);
         tape.consumed(step as u64);
         length -= step as u64;

@@ -12,6 +12,8 @@
 //! counts as zeros. In PATH all bytes but visible ASCII are octal, as in mountinfo. The last line has what the layer takes of the
 //! disk, and the hash of the lines before it.
 
+mod content;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -27,8 +29,9 @@ use rustix::fs::{FileType, SeekFrom};
 use crate::interrupt;
 use crate::overlay::beneath::{Dir, Entry};
 
-/// The block that is hashed or left out, in bytes.
-const BLOCK: usize = 1 << 16;
+use self::content::BLOCK;
+pub use self::content::{ContentHash, Contents};
+
 /// How many files with several links are remembered, so that each is read once.
 const MAX_LINKED: usize = 4096;
 /// The longest line that is read. A path has at most 4095 bytes, of four characters each.
@@ -38,15 +41,15 @@ const MEMBERS: [&str; 9] = ["type", "mode", "owner", "owner", "size", "mtime", "
 /// An xattr that administrators change with restorecon(8).
 const LABEL: &str = "security.selinux";
 
-/// Writes the checksums of the tree `layer` to the new file `to`.
+/// Writes the checksums of the tree `layer` to the new file `to`. What `contents` has of its files is not read.
 ///
 /// # Errors
 /// The error of reading or of writing, and [`interrupt::check`].
-pub fn write(layer: &Path, to: &Path) -> io::Result<()> {
+pub fn write(layer: &Path, contents: &Contents, to: &Path) -> io::Result<()> {
     let mut out = BufWriter::new(File::create_new(to)?);
     let mut hash = Hasher::new();
     let mut bytes = 0;
-    each_line(layer, &mut bytes, |path, members| {
+    each_line(layer, contents, &mut bytes, |path, members| {
         let line = format!("{members} {}\n", escape(path));
         hash.update(line.as_bytes());
         out.write_all(line.as_bytes())
@@ -64,7 +67,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
     let mut lines: Vec<[u8; 32]> = Vec::new();
     let meta = fs::metadata(path)?;
     if meta.is_dir() {
-        each_line(path, &mut 0, |path, members| {
+        each_line(path, &Contents::default(), &mut 0, |path, members| {
             lines.push(blake3::hash(format!("{members} {}", escape(path)).as_bytes()).into());
             Ok(())
         })?;
@@ -125,7 +128,7 @@ pub enum Kind {
 pub fn verify(layer: &Path, checksums: &Path) -> io::Result<Vec<Difference>> {
     let mut expected = read(checksums)?;
     let mut differences = Vec::new();
-    each_line(layer, &mut 0, |path, members| {
+    each_line(layer, &Contents::default(), &mut 0, |path, members| {
         let (kind, changed) = match expected.remove(path.as_os_str().as_bytes()) {
             None => (Kind::Added, Vec::new()),
             Some(old) if old == members => return Ok(()),
@@ -172,7 +175,12 @@ fn read(checksums: &Path) -> io::Result<BTreeMap<Vec<u8>, String>> {
 }
 
 /// Calls `put` with the path and the members of each file of a tree. Adds what the tree takes of the disk to `bytes`.
-fn each_line(layer: &Path, bytes: &mut u64, mut put: impl FnMut(&Path, &str) -> io::Result<()>) -> io::Result<()> {
+fn each_line(
+    layer: &Path,
+    contents: &Contents,
+    bytes: &mut u64,
+    mut put: impl FnMut(&Path, &str) -> io::Result<()>,
+) -> io::Result<()> {
     let mut linked = HashMap::new();
     let mut block = vec![0; BLOCK];
     Dir::open(layer)?.walk(|path, entry| {
@@ -184,7 +192,10 @@ fn each_line(layer: &Path, bytes: &mut u64, mut put: impl FnMut(&Path, &str) -> 
         }
         let content = match (known, entry.file_type()) {
             (Some(known), _) => known,
-            (None, FileType::RegularFile) => content(entry, &mut block)?,
+            (None, FileType::RegularFile) => match contents.of(stat.st_ino, stat.st_size.unsigned_abs()) {
+                Some(known) => known.to_hex().to_string(),
+                None => content(entry, &mut block)?,
+            },
             (None, FileType::Symlink) => blake3::hash(entry.read_link()?.as_bytes()).to_hex().to_string(),
             _ => "-".to_owned(),
         };
@@ -241,7 +252,7 @@ fn content(entry: &Entry, block: &mut [u8]) -> io::Result<String> {
     let file = entry.open_to_read()?;
     let size = entry.stat().st_size.unsigned_abs();
     let is_sparse = entry.stat().st_blocks.unsigned_abs() * 512 < size;
-    let mut hash = Hasher::new();
+    let mut hash = ContentHash::default();
     let mut at = 0;
     while at < size {
         interrupt::check()?;
@@ -254,14 +265,11 @@ fn content(entry: &Entry, block: &mut [u8]) -> io::Result<String> {
             }
         }
         let got = read_block(&file, block, at)?;
-        let data = &block[..got];
-        if data.iter().any(|&byte| byte != 0) {
-            hash.update(&at.to_le_bytes());
-            hash.update(data);
-        }
+        hash.seek(at);
+        hash.update(&block[..got]);
         at += BLOCK as u64;
     }
-    Ok(hash.finalize().to_hex().to_string())
+    Ok(hash.finish().to_hex().to_string())
 }
 
 /// Reads a whole block, or what the file still has.
@@ -323,7 +331,7 @@ pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
 
@@ -345,7 +353,7 @@ mod tests {
         }
         fs::hard_link(layer.join("a"), layer.join("a2")).unwrap();
         symlink("b", layer.join("link")).unwrap();
-        write(&layer, &checksums).unwrap();
+        write(&layer, &Contents::default(), &checksums).unwrap();
         assert!(differences(&layer, &checksums).is_empty());
         assert!(size(&checksums).unwrap() > 0);
 
@@ -397,12 +405,39 @@ mod tests {
     }
 
     #[test]
+    fn content_that_is_known_is_not_read() {
+        let scratch = tempfile::tempdir().unwrap();
+        let layer = scratch.path().join("layer");
+        fs::create_dir(&layer).unwrap();
+        fs::write(layer.join("a"), "a").unwrap();
+        fs::hard_link(layer.join("a"), layer.join("link")).unwrap();
+        fs::write(layer.join("b"), "b").unwrap();
+        let lines = |contents: &Contents| {
+            let checksums = scratch.path().join("checksums");
+            write(&layer, contents, &checksums).unwrap();
+            let lines = fs::read_to_string(&checksums).unwrap();
+            fs::remove_file(checksums).unwrap();
+            lines
+        };
+        let known = |text: &str| {
+            let (mut contents, mut hash) = (Contents::default(), ContentHash::default());
+            hash.update(text.as_bytes());
+            contents.remember(fs::metadata(layer.join("a")).unwrap().ino(), 1, &hash);
+            lines(&contents)
+        };
+        let read = lines(&Contents::default());
+        assert_eq!(known("a"), read);
+        let differing = known("x").lines().zip(read.lines()).filter(|(known, read)| known != read).count();
+        assert_eq!(differing, 3, "both names of the file, and the last line");
+    }
+
+    #[test]
     fn checksums_that_are_damaged_are_refused() {
         let scratch = tempfile::tempdir().unwrap();
         let (layer, checksums) = (scratch.path().join("layer"), scratch.path().join("checksums"));
         fs::create_dir(&layer).unwrap();
         fs::write(layer.join("a"), "a").unwrap();
-        write(&layer, &checksums).unwrap();
+        write(&layer, &Contents::default(), &checksums).unwrap();
         let whole = fs::read(&checksums).unwrap();
         let refused = |text: &[u8]| {
             fs::write(&checksums, text).unwrap();
