@@ -191,7 +191,7 @@ fetch_fails() {
 @test "-p leads to a server in the guest but not from another guest, a taken port is an error, and passt is replaced" {
     cp "$(source "$BATS_TEST_DIRNAME/image.bash" && guest_program udp-echo)" "$vm_root/bin/udp-echo"
     net_boot worker --network public -p 0:80 -p 127.0.0.1:18080:81 -p 0.0.0.0:18081:80 -p '[::]:18082:80' -p 18083-18085:90-92 \
-        -p 0:6/udp -p 18088-18089:7-8/udp -p '[::1]:18086:90'
+        -p 0:6/udp -p 18088-18089:7-8/udp -p '[::1]:18086:90' -p 0.0.0.0:18087:91 -p '[::]:18087:91'
     jq -r '.vm.net.ports[] | "\(.host) \(.guest) \(.protocol)"' worker.json >ports
     port=$(awk 'NR == 1 { print $1 }' ports) datagrams=$(awk 'NR == 8 { print $1 }' ports)
     [[ $port == 127.0.0.1:* && $port != *:0 && $datagrams == 127.0.0.1:* && $datagrams != *:0 ]]
@@ -207,11 +207,14 @@ $datagrams 6 udp
 127.0.0.1:18088 7 udp
 127.0.0.1:18089 8 udp
 [::1]:18086 90 tcp
+0.0.0.0:18087 91 tcp
+[::]:18087 91 tcp
 END
     # The ports of a range, and for datagrams.
     vm_exec worker sh -c 'for port in 6 7 8; do udp-echo $port & done
         for port in 90 91 92; do mkdir -p /tmp/$port; echo $port >/tmp/$port/index.html; httpd -f -p $port -h /tmp/$port & done; wait' 3>&- &
-    for pair in 127.0.0.1:18083=90 127.0.0.1:18084=91 127.0.0.1:18085=92 '[::1]:18086=90'; do
+    for pair in 127.0.0.1:18083=90 127.0.0.1:18084=91 127.0.0.1:18085=92 '[::1]:18086=90' 127.0.0.1:18087=91 \
+        '[::1]:18087=91'; do
         is_page() { [ "$(ip netns exec "$lab" curl -sS -g -m 60 "http://${pair%=*}/")" = "${pair#*=}" ]; }
         vm_await is_page
     done
@@ -245,9 +248,6 @@ sys.exit(1)' "$address" || { echo "$address"; return 1; }
     run --separate-stderr net_boot other --network public -p 18080:80
     [ "$status" -eq 1 ]
     [[ $stderr == *"port 127.0.0.1:18080 of -p 127.0.0.1:18080:80: Address already in use"* ]]
-    run --separate-stderr net_boot other --network public -p 127.0.0.1:18090:80 -p 0.0.0.0:18090:81
-    [ "$status" -eq 1 ]
-    [[ $stderr == *"-p 0.0.0.0:18090:81: port 0.0.0.0:18090 is published twice"* ]]
     # passt has a user of its own and no capabilities, and another takes its place when it is lost.
     passt=$(net_process worker 'passt.*--fd=')
     grep -q '^CapEff:.0*$' "/proc/$passt/status"
@@ -317,6 +317,14 @@ os.execvp(sys.argv[1], sys.argv[1:])'
         [ "$status" -eq 2 ]
         [[ $stderr == *"${words#* }"* ]]
     done
+    run --separate-stderr msb-boot -r "$vm_record" -p 127.0.0.1:18090:80 -p 0.0.0.0:18090:81
+    [ "$status" -eq 2 ]
+    [[ $stderr == *"-p 0.0.0.0:18090:81: port 0.0.0.0:18090 is published twice"* ]]
+    for other in '[::1]:18090:80' 127.0.0.2:18090:80; do
+        run --separate-stderr msb-boot -r "$vm_record" -p 18090:80 -p "$other"
+        [ "$status" -eq 2 ]
+        [[ $stderr == *"-p 127.0.0.1:18090:80 and -p $other: passt listens on a port on one address, or on all"* ]]
+    done
     for policy in '{"rules":[{"allow":"a..b"}]}' '{"ports":["a..b"]}' '{"hosts":["a..b"]}' '{"mac":"a..b"}' '{"mode":"a..b"}' \
         '{"cards":[{"tap":"lo","addresses":["a..b"]}]}'; do
         run --separate-stderr msb-boot -r "$vm_record" --network-policy <(echo "$policy")
@@ -329,6 +337,10 @@ os.execvp(sys.argv[1], sys.argv[1:])'
         [ "$status" -eq 1 ]
         [[ $stderr == *"this machine has no default route"* ]]
     done
+    run --separate-stderr unshare -n sh -c 'ip link set lo up && ip route add default dev lo && exec "$@"' - \
+        msb-boot -r "$vm_record" -p '[::1]:80:80'
+    [ "$status" -eq 1 ]
+    [[ $stderr == *'-p [::1]:80:80: the guest has no IPv6 address, since this machine has no default route for IPv6'* ]]
     run --separate-stderr msb-boot -r "$vm_record" --network tap:msb-missing
     [ "$status" -eq 1 ]
     [[ $stderr == *"--network tap:msb-missing (ip tuntap add msb-missing mode tap): "* ]]

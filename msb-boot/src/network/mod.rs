@@ -98,6 +98,8 @@ pub(crate) fn choose(
         Err(why) => return Err(anyhow!(why).context("network")),
     };
     let mode = requested.unwrap_or(NetworkMode::Public);
+    let guest: Vec<IpAddr> = addresses.iter().map(|address| address.guest).collect();
+    publish::check_families(&parsed.ports, &guest).map_err(|why| anyhow!(why))?;
     let ports = publish::choose_ports(parsed.ports.clone(), ports_are_free)?;
     let gated = Gated::new(request, &parsed, mode, passt, addresses, ports);
     Ok(Choice { networks: Networks::new(Some(gated), cards, request, parsed)?, fallback: None })

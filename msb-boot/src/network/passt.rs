@@ -11,7 +11,7 @@ use msb::jail::{FIRST_USER, LAST_USER, Profile};
 use serde::{Deserialize, Serialize};
 
 use super::address::{Address, MTU};
-use super::publish::Publish;
+use super::publish::{self, Publish};
 use crate::processes::{Processes, Vital, fd_flag};
 use crate::program;
 use crate::unusable::Unusable;
@@ -149,12 +149,12 @@ impl Passt {
             _ => {}
         }
         for (flag, is_udp) in [("--tcp-ports", false), ("--udp-ports", true)] {
-            let of_protocol: Vec<&Publish> = ports.iter().filter(|publish| publish.is_udp == is_udp).collect();
-            if of_protocol.is_empty() {
+            let specifiers = publish::specifiers(ports, is_udp);
+            if specifiers.is_empty() {
                 push(&[flag, "none"]);
             }
-            for publish in of_protocol {
-                push(&[flag, &publish.for_passt()]);
+            for specifier in specifiers {
+                push(&[flag, &specifier]);
             }
         }
         args.push(fd_flag("--fd=", socket));

@@ -1,13 +1,12 @@
 //! Published ports: `[IP:]PORT:GUEST[/udp]`, where PORT and GUEST are ports or ranges of one length.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use msb::record::PublishedPort;
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +58,8 @@ impl FromStr for Publish {
 fn parse_address(text: &str) -> Result<IpAddr, String> {
     let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let address = match inner {
-        Some(inner) => inner.parse().map(IpAddr::V6).ok(),
+        // passt cannot bind an IPv4 address in IPv6's form.
+        Some(inner) => inner.parse().map(|address: Ipv6Addr| address.to_canonical()).ok(),
         None => text.parse().map(IpAddr::V4).ok(),
     };
     address.ok_or_else(|| format!("{text:?}: an IPv4 address, or an IPv6 address in brackets, is expected"))
@@ -129,12 +129,27 @@ impl Publish {
         (self.guest, self.guest + (self.count - 1))
     }
 
-    /// The argument of passt's `-t` and `-u`.
-    pub(crate) fn for_passt(&self) -> String {
+    /// The lowest port that both have, on any address.
+    fn common_port(&self, other: &Self) -> Option<u16> {
+        let port = self.host.max(other.host);
+        (self.has(port, self.is_udp) && other.has(port, self.is_udp)).then_some(port)
+    }
+
+    /// Whether the two differ in the address alone, and have all addresses together. passt has one specifier for that.
+    fn has_all_addresses_with(&self, other: &Self) -> bool {
+        self.address != other.address
+            && self.address.is_unspecified()
+            && other.address.is_unspecified()
+            && *self == Self { address: self.address, ..other.clone() }
+    }
+
+    /// The argument of passt's `-t` and `-u`, with its address or, `on_all`, without one.
+    fn specifier(&self, on_all: bool) -> String {
         let (host, guest) = (self.host, self.guest);
+        let address = if on_all { String::new() } else { format!("{}/", self.address) };
         match self.count - 1 {
-            0 => format!("{}/{host}:{guest}", self.address),
-            more => format!("{}/{host}-{}:{guest}-{}", self.address, host + more, guest + more),
+            0 => format!("{address}{host}:{guest}"),
+            more => format!("{address}{host}-{}:{guest}-{}", host + more, guest + more),
         }
     }
 
@@ -153,24 +168,64 @@ fn overlap(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4() && (one == other || one.is_unspecified() || other.is_unspecified())
 }
 
-/// Checks that the host's ports are used once, and unless `are_free` that they are free, and chooses one for each port 0. passt binds them a
-/// moment later.
+/// Checks that no port of the host is used twice. passt keeps one list of ports for all addresses: it takes a port for one address, or
+/// for all of both families.
 ///
 /// # Errors
-/// The port that cannot be bound, or that two entries use.
+/// The port that two entries use, and both entries if passt cannot have both.
+pub(super) fn check_ports(ports: &[Publish]) -> Result<(), String> {
+    for (index, publish) in ports.iter().enumerate() {
+        for other in &ports[..index] {
+            let Some(port) = publish.common_port(other) else { continue };
+            if overlap(publish.address, other.address) {
+                let port = SocketAddr::new(publish.address, port);
+                return Err(format!("-p {publish}: port {port} is published twice"));
+            }
+            if !publish.has_all_addresses_with(other) {
+                return Err(format!(
+                    "-p {other} and -p {publish}: passt listens on a port on one address, or on all (use 0.0.0.0 and [::] with the same \
+                     ports, or another port for one of them)"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the guest has an address of each port's family: passt forwards within a family.
+///
+/// # Errors
+/// The first entry of another family.
+pub(super) fn check_families(ports: &[Publish], guest: &[IpAddr]) -> Result<(), String> {
+    let is_missing = |publish: &&Publish| !guest.iter().any(|address| address.is_ipv4() == publish.address.is_ipv4());
+    let Some(publish) = ports.iter().find(is_missing) else { return Ok(()) };
+    let (own, other) = if publish.address.is_ipv4() { ("IPv4", "IPv6") } else { ("IPv6", "IPv4") };
+    Err(format!(
+        "-p {publish}: the guest has no {own} address, since this machine has no default route for {own} (publish an {other} address)"
+    ))
+}
+
+/// passt's arguments of `-t` or `-u` for ports that were checked.
+pub(super) fn specifiers(ports: &[Publish], is_udp: bool) -> Vec<String> {
+    let of_protocol: Vec<&Publish> = ports.iter().filter(|publish| publish.is_udp == is_udp).collect();
+    let mut specifiers = Vec::new();
+    for (index, publish) in of_protocol.iter().enumerate() {
+        let is_pair = |other: &&Publish| publish.has_all_addresses_with(other);
+        if !of_protocol[..index].iter().any(is_pair) {
+            specifiers.push(publish.specifier(of_protocol[index..].iter().any(is_pair)));
+        }
+    }
+    specifiers
+}
+
+/// Checks, unless `are_free`, that the host's ports are free, and chooses one for each port 0. passt binds them a moment later.
+///
+/// # Errors
+/// The port that cannot be bound.
 pub(crate) fn choose_ports(mut ports: Vec<Publish>, are_free: bool) -> anyhow::Result<Vec<Publish>> {
-    // The addresses on which each port is used.
-    let mut used: HashMap<(u16, bool), Vec<IpAddr>> = HashMap::new();
-    for publish in ports.iter().filter(|publish| publish.host != 0) {
-        for port in publish.in_record() {
-            let addresses = used.entry((port.host.port(), publish.is_udp)).or_default();
-            if addresses.iter().any(|other| overlap(*other, publish.address)) {
-                bail!("-p {publish}: port {} is published twice", port.host);
-            }
-            addresses.push(publish.address);
-            if !are_free {
-                publish.bind(port.host.port())?;
-            }
+    if !are_free {
+        for publish in ports.iter().filter(|publish| publish.host != 0) {
+            publish.in_record().try_for_each(|port| publish.bind(port.host.port()).map(drop))?;
         }
     }
     // The kernel gives out a port again once it is closed.
@@ -200,11 +255,12 @@ mod tests {
             ("0:80/tcp", "127.0.0.1:0:80", "127.0.0.1/0:80"),
             ("0.0.0.0:53:5353/udp", "0.0.0.0:53:5353/udp", "0.0.0.0/53:5353"),
             ("[::1]:8080:80", "[::1]:8080:80", "::1/8080:80"),
+            ("[::ffff:127.0.0.1]:8080:80", "127.0.0.1:8080:80", "127.0.0.1/8080:80"),
             ("8000-8010:80-90", "127.0.0.1:8000-8010:80-90", "127.0.0.1/8000-8010:80-90"),
             ("1-65535:1-65535", "127.0.0.1:1-65535:1-65535", "127.0.0.1/1-65535:1-65535"),
         ] {
             let publish: Publish = text.parse().unwrap_or_else(|why| panic!("{why}"));
-            assert_eq!((publish.to_string().as_str(), publish.for_passt().as_str()), (printed, passt));
+            assert_eq!((publish.to_string().as_str(), publish.specifier(false).as_str()), (printed, passt));
             assert_eq!(printed.parse(), Ok(publish));
         }
     }
@@ -232,9 +288,12 @@ mod tests {
         }
     }
 
+    fn parse(texts: &[&str]) -> Vec<Publish> {
+        texts.iter().map(|text| text.parse().unwrap_or_else(|why| panic!("{why}"))).collect()
+    }
+
     fn choose(texts: &[&str]) -> Result<Vec<Publish>, String> {
-        let ports = texts.iter().map(|text| text.parse().unwrap_or_else(|why| panic!("{why}"))).collect();
-        choose_ports(ports, false).map_err(|error| format!("{error:#}"))
+        choose_ports(parse(texts), false).map_err(|error| format!("{error:#}"))
     }
 
     #[test]
@@ -248,12 +307,77 @@ mod tests {
         assert!(error.starts_with(&format!("port 127.0.0.1:{port} of -p 127.0.0.1:{port}:80: ")), "{error}");
         assert!(choose_ports(vec![format!("{port}:80").parse().unwrap()], true).is_ok(), "it is not tried");
         drop(taken);
-        let twice = [&*format!("{port}:80"), "0:80", &*format!("{port}:81")];
-        let error = choose(&twice).unwrap_err();
-        assert_eq!(error, format!("-p 127.0.0.1:{port}:81: port 127.0.0.1:{port} is published twice"));
         assert!(choose(&[&format!("{port}:80"), &format!("{port}:80/udp")]).is_ok());
-        let error = choose(&[&format!("127.0.0.2:{port}:80"), &format!("0.0.0.0:{port}:80")]).unwrap_err();
-        assert_eq!(error, format!("-p 0.0.0.0:{port}:80: port 0.0.0.0:{port} is published twice"));
+    }
+
+    #[test]
+    fn a_port_of_the_host_is_published_once() {
+        for (texts, expected) in [
+            (&["8080:80", "8081:80", "8080:80/udp", "0:80", "[::1]:0:80"][..], ""),
+            (&["8080:80", "0:80", "8080:81"], "-p 127.0.0.1:8080:81: port 127.0.0.1:8080 is published twice"),
+            (&["127.0.0.2:8080:80", "0.0.0.0:8080:80"], "-p 0.0.0.0:8080:80: port 0.0.0.0:8080 is published twice"),
+            (
+                &["[::ffff:127.0.0.1]:8080:80", "8080:80"],
+                "-p 127.0.0.1:8080:80: port 127.0.0.1:8080 is published twice",
+            ),
+            (
+                &["8000-8010:80-90", "8010-8011:90-91"],
+                "-p 127.0.0.1:8010-8011:90-91: port 127.0.0.1:8010 is published twice",
+            ),
+            (&["8000-8010:80-90", "8011-8012:90-91", "7999:80"], ""),
+            (&["8080:80", "[::1]:8080:80"], "-p 127.0.0.1:8080:80 and -p [::1]:8080:80: passt listens"),
+            (&["8080:80", "127.0.0.2:8080:80"], "-p 127.0.0.1:8080:80 and -p 127.0.0.2:8080:80: passt listens"),
+            (&["0.0.0.0:8080:80", "[::1]:8080:80"], "-p 0.0.0.0:8080:80 and -p [::1]:8080:80: passt listens"),
+            (&["[::]:8080:80", "8080:80"], "-p [::]:8080:80 and -p 127.0.0.1:8080:80: passt listens"),
+            (&["0.0.0.0:8080:80", "[::]:8080:81"], "-p 0.0.0.0:8080:80 and -p [::]:8080:81: passt listens"),
+            (&["0.0.0.0:8-9:8-9", "[::]:9:9"], "-p 0.0.0.0:8-9:8-9 and -p [::]:9:9: passt listens"),
+            (&["0.0.0.0:8080:80", "[::]:8080:80", "[::]:8080:80/udp"], ""),
+            (
+                &["0.0.0.0:8080:80", "[::]:8080:80", "[::]:8080:80"],
+                "-p [::]:8080:80: port [::]:8080 is published twice",
+            ),
+        ] {
+            let why = check_ports(&parse(texts)).err().unwrap_or_default();
+            assert!(why.starts_with(expected) && why.is_empty() == expected.is_empty(), "{texts:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_port_has_the_family_of_an_address_of_the_guest() {
+        let (four, six): (IpAddr, IpAddr) = ("10.0.2.15".parse().unwrap(), "fd00:6d73::15".parse().unwrap());
+        for (texts, guest, expected) in [
+            (&[][..], &[][..], ""),
+            (&["8080:80", "[::1]:8081:80"], &[four, six], ""),
+            (&["8080:80"], &[four], ""),
+            (&["8080:80", "[::1]:8081:80"], &[four], "-p [::1]:8081:80: the guest has no IPv6 address, "),
+            (&["[::1]:8081:80", "8080:80/udp"], &[six], "-p 127.0.0.1:8080:80/udp: the guest has no IPv4 address, "),
+        ] {
+            let why = check_families(&parse(texts), guest).err().unwrap_or_default();
+            assert!(why.starts_with(expected) && why.is_empty() == expected.is_empty(), "{texts:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn all_addresses_of_both_families_are_one_specifier() {
+        for (texts, tcp, udp) in [
+            (&[][..], &[][..], &[][..]),
+            (&["8080:80", "[::1]:8081:80"], &["127.0.0.1/8080:80", "::1/8081:80"], &[]),
+            (&["0.0.0.0:8080:80", "[::]:8080:80/udp"], &["0.0.0.0/8080:80"], &["::/8080:80"]),
+            (&["[::]:8-9:8-9", "1:1", "0.0.0.0:8-9:8-9"], &["8-9:8-9", "127.0.0.1/1:1"], &[]),
+            (&["0.0.0.0:8:9/udp", "[::]:8:9/udp"], &[], &["8:9"]),
+            (&["0.0.0.0:8:9", "[::]:9:9"], &["0.0.0.0/8:9", "::/9:9"], &[]),
+        ] {
+            let ports = parse(texts);
+            assert_eq!(
+                (specifiers(&ports, false), specifiers(&ports, true)),
+                (strings(tcp), strings(udp)),
+                "{texts:?}"
+            );
+        }
+    }
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use msb::tool::exit;
 use msb_gate::PolicyRule;
 
 use super::address::HOST_GATEWAY;
-use super::publish::Publish;
+use super::publish::{self, Publish};
 
 /// The request, parsed.
 pub(super) struct Parsed {
@@ -31,14 +31,12 @@ pub(super) fn parse(request: &Network) -> anyhow::Result<Parsed> {
     for name in &request.dns_search {
         check_name(name).map_err(|why| wrong("dns_search", why))?;
     }
+    let ports: Vec<Publish> =
+        request.ports.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(|why| wrong("ports", why))?;
+    publish::check_ports(&ports).map_err(|why| wrong("ports", why))?;
     Ok(Parsed {
         rules: rules.collect::<Result<_, _>>().map_err(|why| wrong("rules", why))?,
-        ports: request
-            .ports
-            .iter()
-            .map(|text| text.parse())
-            .collect::<Result<_, _>>()
-            .map_err(|why| wrong("ports", why))?,
+        ports,
         hosts: request
             .hosts
             .iter()
