@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::frame::{FIN, RST, Segment};
+use crate::frame::{FIN, RST, SYN, Segment};
 use crate::tls::Opening;
 use crate::{http, tls};
 
@@ -34,6 +34,8 @@ pub(crate) enum Outcome {
     Unnamed,
     /// It is malformed, or too long.
     Malformed,
+    /// The guest has reset the connection, but not in a form that every receiver takes: a bare reset with this sequence number goes on.
+    Reset(u32),
 }
 
 /// The connections.
@@ -117,17 +119,22 @@ impl Openings {
         }
     }
 
-    /// Takes a segment of the guest's. The caller forgets a connection that it resets.
+    /// Takes a segment of the guest's. The caller forgets a connection that it resets itself.
     pub(crate) fn take(&mut self, key: &Key, segment: &Segment<'_>) -> Outcome {
         let Some(beginning) = self.beginnings.get_mut(key) else { return Outcome::Pass };
         let payload = segment.payload;
+        let after = segment.sequence.wrapping_sub(beginning.next);
+        if segment.flags & RST != 0 {
+            // passt ends a connection at any reset; another receiver ignores one with data or a wrong number. Both have to do the same,
+            // or the table keeps what is over. A reset may follow a FIN, which has a number.
+            let is_bare = payload.is_empty() && segment.flags & (SYN | FIN) == 0;
+            let is_next = after <= u32::from(beginning.is_judged || beginning.has_ended);
+            let number = beginning.next.wrapping_add(u32::from(beginning.has_ended));
+            self.forget(key);
+            return if is_bare && is_next { Outcome::Pass } else { Outcome::Reset(number) };
+        }
         if payload.is_empty() {
-            // Nothing can follow a reset; a wrong sequence number may be ignored by the other side. A reset may follow a FIN, which
-            // has a number.
-            let after = segment.sequence.wrapping_sub(beginning.next);
-            if segment.flags & RST != 0 && after <= u32::from(beginning.is_judged || beginning.has_ended) {
-                self.forget(key);
-            } else if segment.flags & FIN != 0 && after == 0 {
+            if segment.flags & FIN != 0 && after == 0 {
                 beginning.has_ended = true;
             }
             return Outcome::Pass;
@@ -180,7 +187,8 @@ mod tests {
     use super::*;
     use crate::frame::ACK;
 
-    const SYN: u32 = u32::MAX - 2;
+    /// The sequence number of the SYN.
+    const NUMBER: u32 = u32::MAX - 2;
 
     fn key(port: u16) -> Key {
         (port, "203.0.113.9".parse().unwrap(), 80)
@@ -189,9 +197,9 @@ mod tests {
     /// Takes segments: each has an offset from the first byte.
     fn take(segments: &[(u32, u8, &[u8])]) -> Vec<Outcome> {
         let mut openings = Openings::default();
-        assert!(openings.expect(key(1), SYN));
+        assert!(openings.expect(key(1), NUMBER));
         let take = |&(offset, flags, payload): &(u32, u8, &[u8])| {
-            let sequence = SYN.wrapping_add(1).wrapping_add(offset);
+            let sequence = NUMBER.wrapping_add(1).wrapping_add(offset);
             let segment =
                 Segment { source: 1, destination: 80, sequence, acknowledgment: 0, flags, window: 0, payload };
             openings.take(&key(1), &segment)
@@ -209,7 +217,8 @@ mod tests {
         let long = [b"GET / HTTP/1.1\r\nx: ", vec![b'x'; MAX_OPENING].as_slice()].concat();
         let much = [b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", vec![b'x'; 2 * MAX_OPENING].as_slice()].concat();
         let after_long = MAX_OPENING as u32 - 2;
-        use Outcome::{Drop, Malformed, Pass, Unnamed};
+        use Outcome::{Drop, Malformed, Pass, Reset, Unnamed};
+        let first = NUMBER.wrapping_add(1);
         for (what, segments, expected) in [
             ("at once", &[(0, ACK, whole.as_slice())][..], vec![named("a.test")]),
             ("a hello", &[(0, ACK, &hello)], vec![named("a.test")]),
@@ -240,9 +249,17 @@ mod tests {
                 &[(0, ACK, head), (18, ACK | FIN, b""), (0, ACK, head), (18, ACK, tail)],
                 vec![Pass, Pass, Pass, Drop],
             ),
-            ("reset elsewhere", &[(9, RST, b""), (0, ACK, &whole)], vec![Pass, named("a.test")]),
-            ("reset behind it", &[(1, RST, b""), (0, ACK, &whole)], vec![Pass, named("a.test")]),
             ("reset", &[(0, RST, b""), (0, ACK, &whole)], vec![Pass, Pass]),
+            ("reset elsewhere", &[(9, RST, b""), (0, ACK, &whole)], vec![Reset(first), Pass]),
+            ("reset behind it", &[(1, RST, b""), (0, ACK, &whole)], vec![Reset(first), Pass]),
+            ("reset before it", &[(u32::MAX, RST, b""), (0, ACK, &whole)], vec![Reset(first), Pass]),
+            ("reset with data", &[(0, RST | ACK, &whole), (0, ACK, &whole)], vec![Reset(first), Pass]),
+            ("reset with a SYN", &[(0, RST | ACK | SYN, b""), (0, ACK, &whole)], vec![Reset(first), Pass]),
+            ("reset with a FIN", &[(0, RST | FIN, b""), (0, ACK, &whole)], vec![Reset(first), Pass]),
+            ("reset within it", &[(0, ACK, head), (0, RST, b"")], vec![Pass, Reset(first.wrapping_add(18))]),
+            ("reset after it has ended", &[(0, FIN, b""), (0, RST, b"")], vec![Pass, Pass]),
+            ("reset behind its end", &[(0, FIN, b""), (1, RST, b"")], vec![Pass, Pass]),
+            ("reset far behind its end", &[(0, FIN, b""), (2, RST, b"")], vec![Pass, Reset(first.wrapping_add(1))]),
         ] {
             assert_eq!(take(segments), expected, "{what}");
         }
@@ -253,10 +270,10 @@ mod tests {
         const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
         let mut openings = Openings::default();
         let segment = |offset: u32, flags, payload| {
-            let sequence = SYN.wrapping_add(1).wrapping_add(offset);
+            let sequence = NUMBER.wrapping_add(1).wrapping_add(offset);
             Segment { source: 1, destination: 80, sequence, acknowledgment: 0, flags, window: 0, payload }
         };
-        assert!(openings.expect(key(1), SYN));
+        assert!(openings.expect(key(1), NUMBER));
         assert_eq!(openings.take(&key(1), &segment(0, ACK, REQUEST)), Outcome::Named(Some("a.test".into())));
         assert_eq!(openings.take(&key(1), &segment(REQUEST.len() as u32, ACK, b"body")), Outcome::Pass);
         // An older one comes again.
@@ -268,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_forgotten_once_its_name_is_acknowledged() {
-        let (first, end) = (SYN.wrapping_add(1), SYN.wrapping_add(1 + 32));
+        let (first, end) = (NUMBER.wrapping_add(1), NUMBER.wrapping_add(1 + 32));
         for (number, expected) in [
             (first, true),
             (end.wrapping_sub(1), true),
@@ -281,7 +298,7 @@ mod tests {
         assert!(is_kept(|openings, _| openings.acknowledge(&key(2), end)), "of another connection");
         // Before it has spoken there is nothing to acknowledge.
         let mut openings = Openings::default();
-        assert!(openings.expect(key(1), SYN));
+        assert!(openings.expect(key(1), NUMBER));
         openings.acknowledge(&key(1), first);
         assert!(!openings.is_empty());
         // If it ends without a name, its FIN is.
@@ -294,13 +311,19 @@ mod tests {
         openings.acknowledge(&key(1), first.wrapping_add(1));
         assert!(openings.is_empty());
         // The next byte would be 36, and a FIN takes that number.
-        for (offset, flags, expected) in
-            [(36, RST, false), (37, RST, false), (38, RST, true), (35, RST, true), (32, RST, true), (36, FIN, true)]
-        {
+        let next = first.wrapping_add(36);
+        for (offset, flags, expected, is_expected) in [
+            (36, RST, Outcome::Pass, false),
+            (37, RST, Outcome::Pass, false),
+            (38, RST, Outcome::Reset(next), false),
+            (35, RST, Outcome::Reset(next), false),
+            (32, RST, Outcome::Reset(next), false),
+            (36, FIN, Outcome::Pass, true),
+        ] {
             let take = |openings: &mut Openings, segment: &dyn Fn(u32, u8, &'static [u8]) -> Segment<'static>| {
-                assert_eq!(openings.take(&key(1), &segment(offset, flags, b"")), Outcome::Pass);
+                assert_eq!(openings.take(&key(1), &segment(offset, flags, b"")), expected, "{offset}");
             };
-            assert_eq!(is_kept(take), expected, "{offset} {flags}");
+            assert_eq!(is_kept(take), is_expected, "{offset} {flags}");
         }
         assert!(!is_kept(|openings, _| openings.clear()));
     }

@@ -10,8 +10,8 @@ use crate::dhcp::{self, Lease};
 use crate::dns::{self, Question};
 use crate::dns_stream::{self, Streams};
 use crate::frame::{
-    self, ACK, Datagram, ETHERTYPE_ARP, MAX_FRAME, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Packet,
-    RST, SYN, Segment,
+    self, ACK, Datagram, ETHERTYPE_ARP, FIN, MAX_FRAME, PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP,
+    Packet, RST, SYN, Segment,
 };
 use crate::link_local::Clients;
 use crate::log::Denial;
@@ -248,6 +248,10 @@ impl Gate {
         match self.openings.take(&key, segment) {
             Outcome::Pass | Outcome::Unnamed => Verdict::Pass,
             Outcome::Drop => Verdict::Drop,
+            Outcome::Reset(sequence) => {
+                let bare = Segment { sequence, ..*segment };
+                reply::reset_onward(packet, &bare, segment.acknowledgment).map_or(Verdict::Drop, Verdict::Replace)
+            }
             Outcome::Malformed => self.refuse_opening(packet, segment, None, "the beginning cannot be read".into()),
             Outcome::Named(name) => {
                 let names: Vec<String> = name.iter().cloned().collect();
@@ -261,8 +265,8 @@ impl Gate {
     }
 
     fn syn_from_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, key: Key, now: Duration) -> Verdict {
-        // Data in a SYN would be sent before it is read.
-        if !segment.payload.is_empty() {
+        // Data in a SYN would be sent before it is read, and one that is a reset too would end a connection that the gate goes on with.
+        if !segment.payload.is_empty() || segment.flags & (FIN | RST) != 0 {
             return Verdict::Drop;
         }
         let names = self.names_for_rules(packet.destination, now);

@@ -3,7 +3,7 @@ mod names;
 use super::*;
 use crate::dhcp::Lease;
 use crate::dns::tests::{answer, query};
-use crate::frame::{FIN, tests as make};
+use crate::frame::tests as make;
 use crate::policy::Mode;
 use crate::policy::tests::policy;
 use crate::tls::tests::hello;
@@ -122,8 +122,11 @@ fn a_hostile_guest_reaches_nothing() {
         ("another source", syn("1.2.3.4", SERVER, 80), "drop"),
         ("loopback as the source", syn("127.0.0.1", SERVER, 80), "drop"),
         ("another source over IPv6", syn("fd00:6d73::16", "2001:db8::9", 80), "drop"),
-        ("a SYN with FIN", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | FIN), "prohibited"),
-        ("a SYN with RST", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | RST), "prohibited"),
+        ("a SYN with FIN", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | FIN), "drop"),
+        ("a SYN with RST", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | RST), "drop"),
+        ("a SYN with URG", edited(syn(GUEST, "10.9.9.9", 80), 47, SYN | 0x20), "prohibited"),
+        ("a SYN with FIN to the internet", edited(syn(GUEST, SERVER, 80), 47, SYN | FIN), "drop"),
+        ("a SYN with RST to the internet", edited(syn(GUEST, SERVER, 80), 47, SYN | RST), "drop"),
         ("data in a SYN", make::tcp((GUEST, 1), (SERVER, 80), 5, SYN, b"x"), "drop"),
         ("a segment of a connection", make::tcp((GUEST, 1), ("10.9.9.9", 80), 5, ACK, b"x"), "pass"),
         ("a segment to loopback", make::tcp((GUEST, 1), ("127.0.0.1", 80), 5, ACK, b"x"), "drop"),
@@ -327,6 +330,40 @@ fn a_servers_reset_frees_the_ports_for_another_connection() {
         gate.to_guest(&make::tcp((SERVER, 443), (GUEST, 1000), 0, flags, b""), NOW);
         let other = make::tcp((GUEST, 1000), (SERVER, 443), 500, SYN, b"");
         assert_eq!(word(&gate.from_guest(&other, NOW)), expected, "{flags}");
+    }
+}
+
+#[test]
+fn connections_that_the_guest_resets_in_any_form_leave_room_for_others() {
+    for (what, number, flags, payload, expected) in [
+        ("as it should be", 6, RST, &b""[..], "pass"),
+        ("with an acknowledgment", 6, RST | ACK, b"", "pass"),
+        ("with another number", 7000, RST, b"", "replace"),
+        ("with the number of the SYN", 5, RST, b"", "replace"),
+        ("with data", 6, RST | ACK, b"GET", "replace"),
+        ("with a SYN-ACK", 6, RST | SYN | ACK, b"", "replace"),
+    ] {
+        let mut gate = gate(Mode::Public, &["deny b.test"]);
+        for port in 1..=3000 {
+            let segment =
+                |number, flags, payload: &[u8]| make::tcp((GUEST, port), (SERVER, 443), number, flags, payload);
+            assert_eq!(word(&gate.from_guest(&segment(5, SYN, b""), NOW)), "pass", "{what}: {port}");
+            let verdict = gate.from_guest(&segment(number, flags, payload), NOW);
+            assert_eq!(word(&verdict), expected, "{what}");
+            if let Verdict::Replace(frame) = verdict {
+                let packet = Packet::parse(&frame).unwrap();
+                let reset = packet.tcp().unwrap();
+                assert_eq!((packet.source, packet.destination), (GUEST.parse().unwrap(), SERVER.parse().unwrap()));
+                assert_eq!((reset.source, reset.destination, reset.sequence), (port, 443, 6));
+                assert_eq!((reset.acknowledgment, reset.flags, reset.payload), (7, RST | ACK, &b""[..]));
+            }
+        }
+    }
+    // One that is also a SYN does not get to passt, which would end the connection.
+    let mut gate = gate(Mode::Public, &["deny b.test"]);
+    let segment = |flags| make::tcp((GUEST, 1000), (SERVER, 443), 5, flags, b"");
+    for (flags, expected) in [(SYN, "pass"), (SYN | RST, "drop"), (SYN | FIN, "drop"), (SYN, "pass")] {
+        assert_eq!(word(&gate.from_guest(&segment(flags), NOW)), expected, "{flags}");
     }
 }
 
