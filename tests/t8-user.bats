@@ -35,6 +35,7 @@ teardown() {
     [ ! -e "$BATS_TEST_TMPDIR/fuse.conf" ] || cat "$BATS_TEST_TMPDIR/fuse.conf" >/etc/fuse.conf
     [ ! -e "$BATS_TEST_TMPDIR/subuid" ] || cat "$BATS_TEST_TMPDIR/subuid" >/etc/subuid
     user_stop_vms
+    ip netns delete "msb-user-$$" 2>/dev/null || true
     vm_teardown
 }
 
@@ -197,7 +198,22 @@ END
     [ ! -e "$(jq -r '.rootfs.lower[0]' devices.json)/lib/loop" ]
 }
 
+# make_network: makes as_user enter a network namespace with a default route that leads nowhere.
+make_network() {
+    local name=msb-user-$$
+    ip netns add "$name"
+    ip -n "$name" link set lo up
+    ip link add eth0 netns "$name" type veth peer name eth1 netns "$name"
+    ip -n "$name" link set eth0 up
+    ip -n "$name" link set eth1 up
+    ip -n "$name" addr add 198.51.100.2/24 dev eth0
+    ip -n "$name" route add default via 198.51.100.1
+    user_launcher=(ip netns exec "$name")
+}
+
+# bats test_tags=vmm-slow
 @test "msb-run with a network, and a disk root, as a user" {
+    make_network
     run --separate-stderr as_user env MSB_NETWORK=public msb-run -q "oci:$place/layout" -- \
         sh -c 'id -u; cat /etc/conf.d/three; ip -4 addr show eth0 | grep -c inet; exit 7'
     [ "$status" -eq 7 ]
@@ -231,6 +247,7 @@ END
     jq -e '.parts.privileges | .usable == false and (.remedy | contains("/etc/subuid"))' <<<"$probed"
 }
 
+# bats test_tags=vmm-slow
 @test "a user's mount shows the owners of the host, goes with its server, and is a guest's root where fuse.conf allows that" {
     # As udev makes it, which a container may not have.
     chmod 0666 /dev/fuse

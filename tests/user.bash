@@ -22,6 +22,7 @@ user_make() {
     touch /etc/subuid /etc/subgid
     sed -i "/^$user:/d" /etc/subuid /etc/subgid
     usermod --add-subuids 1000000000-1000999999 --add-subgids 1001000000-1001999999 "$user"
+    [ "$(stat -c %G /dev/kvm 2>/dev/null)" != kvm ] || usermod --append --groups kvm "$user"
     mkdir -m 0700 "$place/run"
     chown "$user" "$place/run"
 }
@@ -32,10 +33,10 @@ user_remove() {
     rm -rf "$place"
 }
 
-# as_user COMMAND…
+# as_user COMMAND…: the array user_launcher may have a command that goes before, such as "ip netns exec NAME".
 as_user() {
-    setpriv --reuid "$user" --regid "$user" --init-groups env -u MSB_RUN -u MSB_HOME -u XDG_DATA_HOME HOME="$place/home" \
-        PATH="$place/tools:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" XDG_RUNTIME_DIR="$place/run" "$@"
+    "${user_launcher[@]}" setpriv --reuid "$user" --regid "$user" --init-groups env -u MSB_RUN -u MSB_HOME -u XDG_DATA_HOME \
+        HOME="$place/home" PATH="$place/tools:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" XDG_RUNTIME_DIR="$place/run" "$@"
 }
 
 # user_stop_vms: stops the user's VMs.
