@@ -114,14 +114,28 @@ $config
 [ttrpc]
   address = "$oci/containerd.sock.ttrpc"
 END
-    # exec, so that the process has the number that is killed in the end.
-    (exec nsenter -m -n -t "$oci_ns" containerd -c "$oci/containerd.toml" 3>&- 4>&- >"$oci/containerd.log" 2>&1 </dev/null) &
-    oci_containerd=$!
-    disown "$oci_containerd"
-    export oci_containerd
-    until K version >/dev/null 2>&1; do kill -0 "$oci_containerd" || return; sleep 0.1; done
+    oci_containerd_start || return
     P save --quiet --format oci-archive -o "$oci/bb.tar" localhost/bb
     K image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
+}
+
+# oci_containerd_start: starts the containerd that oci_containerd has configured.
+oci_containerd_start() {
+    local pid
+    # exec, so that the process has the number that is killed in the end.
+    (exec nsenter -m -n -t "$oci_ns" containerd -c "$oci/containerd.toml" 3>&- 4>&- >>"$oci/containerd.log" 2>&1 </dev/null) &
+    pid=$!
+    disown "$pid"
+    echo "$pid" >"$oci/containerd.pid"
+    until K version >/dev/null 2>&1; do kill -0 "$pid" || return; sleep 0.1; done
+}
+
+# oci_containerd_stop: ends it. Its shims go on.
+oci_containerd_stop() {
+    local pid
+    pid=$(cat "$oci/containerd.pid" 2>/dev/null) || return 0
+    kill "$pid"
+    while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
 }
 
 # oci_cri: starts a containerd whose CRI has the runtime of the installed snippet, and a bridge where there are the plugins for one.

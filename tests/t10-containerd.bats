@@ -14,7 +14,7 @@ setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
 
 teardown_file() {
     source "$BATS_TEST_DIRNAME/oci.bash"
-    kill "$oci_containerd"
+    oci_containerd_stop
     oci_stop
 }
 
@@ -73,4 +73,63 @@ with() {
         K container rm three 2>/dev/null || true
     done
     [ -z "$(find /run/msb -maxdepth 1 -name 'oci-two-*' -o -maxdepth 1 -name 'oci-one-*')" ]
+}
+
+# bats test_tags=slow
+@test "a container goes on while containerd is restarted, has its ID for itself in its namespace, and ends with its shim" {
+    msb=$oci_here/../target/release/msb-oci
+    K --namespace other image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
+    with "$msb" same -d -- sleep 1000
+    K --namespace other run -d --runc-binary "$msb" localhost/bb:latest same sleep 2000
+    [ "$(K task exec --exec-id a same ps | grep -c 'sleep 1000')" = 1 ]
+    [ "$(K --namespace other task exec --exec-id a same ps | grep -c 'sleep 2000')" = 1 ]
+    oci_containerd_stop
+    oci_containerd_start
+    [ "$(K task exec --exec-id b same echo on)" = on ]
+    pid=$(K task ls | awk '$1 == "same" { print $2 }')
+    shim=$(ps -o ppid= -p "$pid")
+    [[ $(tr '\0' ' ' <"/proc/$((shim))/cmdline") == *shim* ]]
+    kill -KILL $((shim))
+    # containerd deletes what a shim has left. The container of the other namespace goes on.
+    until [ -z "$(K task ls | grep same)" ] && [ ! -e /run/containerd/runc/default/same ]; do sleep 0.1; done
+    K container rm same
+    [ "$(K --namespace other task exec --exec-id b same echo on)" = on ]
+    K --namespace other task kill -s KILL same
+    until K --namespace other task ls | grep -q 'same.*STOPPED'; do sleep 0.1; done
+    K --namespace other task rm same || true
+    K --namespace other container rm same
+    [ -z "$(find /run/msb -maxdepth 1 -name 'oci-same-*')" ]
+    [ -z "$(ls -A /run/containerd/runc/other 2>/dev/null)" ]
+}
+
+# bats test_tags=slow
+@test "ctr run -t has a terminal, as with runc" {
+    cat >"$oci/terminal.py" <<'END'
+import os, pty, select, sys
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[1], sys.argv[1:])
+out = b""
+for word, answer in (b"# ", b"tty; echo seen$((1 + 1))\n"), (b"seen2", b"exit 7\n"):
+    while word not in out:
+        if not select.select([fd], [], [], 240)[0]:
+            sys.exit(f"no {word} in {out}")
+        out += os.read(fd, 65536)
+    seen, out = out, b"" if word == b"# " else out
+    os.write(fd, answer)
+assert b"/dev/pts/" in seen, seen
+try:
+    while os.read(fd, 65536):
+        pass
+except OSError:
+    pass
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+END
+    for runtime in "$(command -v runc)" "$oci_here/../target/release/msb-oci"; do
+        status=0
+        python3 "$oci/terminal.py" nsenter -m -n -t "$oci_ns" ctr --address "$oci/containerd.sock" run --rm -t \
+            --runc-binary "$runtime" localhost/bb:latest terminal sh || status=$?
+        [ "$status" = 7 ]
+        K container rm terminal 2>/dev/null || true
+    done
 }

@@ -16,7 +16,7 @@ setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
 
 teardown_file() {
     source "$BATS_TEST_DIRNAME/oci.bash"
-    [ -z "${oci_containerd:-}" ] || kill "$oci_containerd"
+    [ -z "${oci:-}" ] || oci_containerd_stop
     oci_stop
 }
 
@@ -26,4 +26,15 @@ teardown_file() {
         { tail -n 50 "$oci/containerd.log"; return 1; }
     [ ! -e "$oci/cni/10-test.conflist" ] || [[ $pod == *10.91.0.* ]]
     [ -z "$(pgrep -af "$oci/containerd-state.*k8s.io" | grep -v containerd-shim)" ]
+}
+
+# bats test_tags=slow
+@test "a pod in one VM: two containers share localhost; logs, exec, stop, restart and removal; kills; and what they leave" {
+    vms() { find /run/msb -maxdepth 1 -name 'oci-*' | sort; }
+    before=$(vms)
+    in_ns /usr/bin/python3 "$oci_here/cri-pod.py" "$oci/containerd.sock" msb localhost/bb:latest "$oci/pod-vm" ||
+        { tail -n 50 "$oci/containerd.log"; return 1; }
+    [ "$(vms)" = "$before" ]
+    [ -z "$(pgrep -af "$oci/containerd-state.*k8s.io" | grep -v containerd-shim)" ]
+    [ -z "$(find /sys/fs/cgroup -path '*msb-cri-pod/*' -type d)" ]
 }

@@ -59,6 +59,34 @@ talk() { in_ns python3 "$oci/talk.py" "$@"; }
 http() { talk tcp "$1" "$2" $'GET /file HTTP/1.0\r\n\r\n' | tail -n 1; }
 
 # bats test_tags=slow
+@test "a macvtap interface carries published ports and what the guest asks for, and one VM has it" {
+    echo content >"$oci/file"
+    before=$(in_ns ip -o link | wc -l)
+    P run -d --name server --annotation dev.msb.network=macvtap --network one -p 8090:80 -v "$oci/file:/data/file" \
+        localhost/bb httpd -f -p 80 -h /data
+    pid=$(P inspect server --format '{{.State.Pid}}')
+    links=$(nsenter -n -t "$pid" ip -d link)
+    [[ $links == *'macvtap mode passthru'* ]]
+    [ -z "$(nsenter -n -t "$pid" tc filter show dev eth0 ingress)" ]
+    one=$(P inspect server --format '{{(index .NetworkSettings.Networks "one").IPAddress}}')
+    is_served() { [ "$(http 127.0.0.1 8090 2>/dev/null)" = content ]; }
+    vm_await is_served
+    [ "$(http "$one" 80)" = content ]
+    C run -d --name peer --network one localhost/bb httpd -f -p 80 -h /etc
+    peer=$(C inspect peer --format '{{(index .NetworkSettings.Networks "one").IPAddress}}')
+    P exec server wget -q -O - "http://$peer/passwd" | grep -q app
+    for runtime in tap macvtap; do
+        capture P run --rm --annotation dev.msb.network=$runtime --network container:server localhost/bb true
+        [ "$status" != 0 ]
+        [[ $stderr == *"the VM of another container has it"* ]]
+    done
+    P rm -f -t 0 server
+    C rm -f -t 0 peer
+    [ -z "$(oci_leftovers)" ] || { oci_leftovers; return 1; }
+    [ "$(in_ns ip -o link | wc -l)" -le "$before" ]
+}
+
+# bats test_tags=slow
 @test "two networks: TCP, UDP, IPv6, published ports, and names in both directions" {
     echo content >"$oci/file"
     P run -d --name server --network one,two -p 8080:80 -p 8053:53/udp -v "$oci/file:/data/file" -v "$oci/udp-echo:/udp-echo" \

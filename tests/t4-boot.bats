@@ -153,6 +153,32 @@ boot_halfway() {
     [ "$(vm_exec worker cat /tmp/host)" = 'from the host' ]
 }
 
+# bats test_tags=slow
+@test "--follow-mounts shows the guest what is mounted later below a shared mount of its root, until it is unmounted" {
+    vm_needs_share
+    mkdir "$vm_root/later"
+    # shellcheck disable=SC2016 # the inner shell expands them
+    vm_launcher=(unshare -m --propagation private sh -c 'mount --bind "$0" "$0" && mount --make-shared "$0" && exec "$@"' "$vm_root")
+    vm_boot following --follow-mounts
+    vm_boot other
+    for name in following other; do
+        inside() { nsenter -m -t "$(vm_pid "$name")" "$@"; }
+        inside mount -t tmpfs tmpfs "$vm_root/later"
+        inside sh -c 'echo mounted >"$1/later/file"' - "$vm_root"
+    done
+    [ "$(vm_exec following cat /later/file)" = mounted ]
+    [ -z "$(vm_exec other ls /later)" ]
+    [ ! -e "$vm_root/later/file" ]
+    name=following
+    # The server of the share has it open.
+    inside umount -l "$vm_root/later"
+    is_gone() { [ -z "$(vm_exec following ls /later)" ]; }
+    vm_await is_gone
+    run msb-boot -r "$vm_record" --root block --follow-mounts
+    [ "$status" = 1 ]
+    [[ $output == *'--follow-mounts is for a shared root'* ]]
+}
+
 @test "a root whose path has commas, spaces and backslashes boots" {
     vm_needs_share
     odd="$BATS_TEST_TMPDIR/a,b \\c"

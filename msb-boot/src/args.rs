@@ -158,6 +158,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PID|fd:FD", value_parser = end_with)]
     pub end_with: Option<EndWith>,
 
+    /// For a shared root: what is mounted later below a shared mount (mount(8), --make-shared) of the root, in the mount namespace of
+    /// msb-boot, appears in the guest. The record does not keep this
+    #[arg(long)]
+    pub follow_mounts: bool,
+
     /// Stay until the VM has ended, and show the guest's console (on stderr if stdout is not a terminal); Ctrl-C stops the VM
     #[arg(short, long)]
     pub foreground: bool,

@@ -174,6 +174,9 @@ impl Config {
         if let Some(fd) = end_with {
             fd.duplicate().with_context(|| format!("--end-with fd:{fd}"))?;
         }
+        if args.follow_mounts && root.share().is_none() {
+            bail!("--follow-mounts is for a shared root (use --root share, or leave it out)");
+        }
         let vm = Vm {
             dir,
             // The supervisor sets it: it is made from its PID.
@@ -183,6 +186,7 @@ impl Config {
             memory_mib: request.memory_mib,
             kernel: kernel::check(&library, architecture, vmm.boot_protocol())?,
             root_share: root.share(),
+            root_follows: args.follow_mounts,
             initramfs: InheritedFd::inherited(-1),
             volumes: Vec::new(),
             drives: Vec::new(),

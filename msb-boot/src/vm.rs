@@ -12,6 +12,7 @@ use msb::wire::READY_PORT;
 use serde::{Deserialize, Serialize};
 
 use crate::inherited_fd::InheritedFd;
+use crate::jail;
 
 /// A VM to run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub(crate) struct Vm {
     pub kernel: PathBuf,
     /// The directory that the guest mounts as its root, under the tag `rootfs`, if its root is shared.
     pub root_share: Option<PathBuf>,
+    /// Whether what is mounted below that directory later appears in the guest.
+    pub root_follows: bool,
     /// The guest's first root, which the VMM inherits open. The supervisor sets it for each start.
     pub initramfs: InheritedFd,
     /// The directories and files of the host that are volumes. They are shared together, if there are any.
@@ -118,6 +121,15 @@ impl Vm {
         self.volumes.iter().fold(jail.ro_bind(&self.volumes_dir(), target), |jail, volume| {
             jail.bind_pinned(&volume.source, &target.join(volume.number.to_string()), !volume.readonly)
         })
+    }
+
+    /// Adds the shared root to a jail, if there is one.
+    pub(crate) fn bind_root(&self, jail: Jail) -> Jail {
+        match &self.root_share {
+            Some(root) if self.root_follows => jail.bind_following(root, jail::ROOT.as_ref()),
+            Some(root) => jail.bind(root, jail::ROOT.as_ref()),
+            None => jail,
+        }
     }
 
     /// Whether the VMM reads a disk image that only its owner, or his group, may read: a base, or a read-only disk.

@@ -55,6 +55,11 @@ pub(crate) struct Global {
     #[arg(long, value_enum)]
     pub vmm: Option<VmmChoice>,
 
+    /// Boot one VM for a pod, in which its containers are, and not one for each container; the annotation dev.msb.pod=vm of the
+    /// sandbox does the same
+    #[arg(long)]
+    pub pod_vm: bool,
+
     /// Ignored
     #[arg(long, value_name = "BOOL", hide = true)]
     pub rootless: Option<String>,

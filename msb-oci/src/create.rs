@@ -17,10 +17,12 @@ use crate::command::{self, Invocation, What};
 use crate::delete;
 use crate::hooks;
 use crate::namespaces::{self, Set};
+use crate::net::{self, Cards, Plug};
 use crate::plan::{self, Plan};
+use crate::pod::{self, Pod};
 use crate::process::Identity;
 use crate::state::{self, Container, Locked, StateDir, Status};
-use crate::{console, inherited, log, net, role, stand_in, time, tool, tree};
+use crate::{console, inherited, log, role, stand_in, time, tool, tree};
 
 /// The largest config.json, in bytes.
 const MAX_CONFIG: u64 = 64 << 20;
@@ -45,6 +47,11 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
     }
     let root = global.root()?;
     add_sysctls_of_pod(&mut plan, &root);
+    let is_pod_vm = plan.is_sandbox && (global.pod_vm || plan.is_pod_vm());
+    if is_pod_vm {
+        plan.size_for_pod();
+    }
+    let pod = pod::find(&root, &plan)?;
     let locked = StateDir::of(&root, &args.id)?.make()?;
     let mut container = Container {
         id: args.id.clone(),
@@ -53,11 +60,14 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         created: time::now(),
         annotations: plan.annotations.clone(),
         is_sandbox: plan.is_sandbox,
+        is_pod_vm,
+        member: None,
         vm: state::vm_name(&root, &args.id),
         stand_in: None,
         cgroup: Cgroup::new(plan.cgroup.as_deref(), &args.id, global.systemd_cgroup)?,
         overhead_mib: plan.machine.overhead_mib,
         exec_id: None,
+        command: None,
         memory: plan.limits.memory,
         network: plan.namespaces.network.clone(),
         plugged: Vec::new(),
@@ -66,7 +76,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         poststop: Vec::new(),
     };
     let origin = Origin::of_self();
-    let built = build(global, args, &plan, &locked, &mut container);
+    let built = build(global, args, &plan, pod.as_ref(), &locked, &mut container);
     // "run" goes on, and a cgroup with a process in it cannot be removed.
     origin.enter();
     if built.is_err() {
@@ -109,6 +119,7 @@ fn build(
     global: &Global,
     args: &Create,
     plan: &Plan,
+    pod: Option<&Pod>,
     locked: &Locked,
     container: &mut Container,
 ) -> anyhow::Result<Child> {
@@ -121,7 +132,7 @@ fn build(
     let namespaces = namespaces::make(&plan.namespaces, plan.hostname.as_deref())?;
     let stand_in = namespaces.run(|| {
         tree::build(plan, &dir.tree())?;
-        start_stand_in(plan, dir, &container.bundle, &is_alive, &ended)
+        start_stand_in(dir, container, &is_alive, &ended)
     })?;
     drop((is_alive, ended));
     container.stand_in = Some(Identity::of(stand_in.id().cast_signed())?);
@@ -129,18 +140,32 @@ fn build(
     run_hooks(plan, dir, container, &namespaces)?;
     nix::unistd::mkfifo(&dir.start_fifo(), nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR)
         .context("FIFO")?;
+    if container.has_own_vm() && pod.is_none() {
+        namespaces.run(|| {
+            if container.is_pod_vm {
+                tree::share(&dir.tree())?;
+            }
+            let node = dir.node();
+            let plug = if plan.has_macvtap() { Plug::Macvtap(&node) } else { Plug::Tap };
+            let cards = net::plug(plug, |plugged| {
+                container.plugged = plugged.to_vec();
+                dir.save(container)
+            })?;
+            boot(global, plan, dir, container, &cards, &alive)
+        })?;
+    }
+    if let (Some(pod), Some(stand_in)) = (pod, &container.stand_in) {
+        let member = pod.member(stand_in);
+        container.member = Some(member.clone());
+        dir.save(container)?;
+        let copy = namespaces.run(|| tree::copy(&dir.tree()))?;
+        pod.attach(&member, &copy)?;
+    }
     if plan.is_sandbox {
         // Without this message the stand-in ends with this process.
         File::from(end).write_all(stand_in::CREATED).context("process of the container")?;
     } else {
-        namespaces.run(|| {
-            let cards = net::plug(|plugged| {
-                container.plugged = plugged.to_vec();
-                dir.save(container)
-            })?;
-            boot(global, plan, dir, container, &cards, &alive)?;
-            start_command(args, plan, dir, container, &end)
-        })?;
+        namespaces.run(|| start_command(args, plan, dir, container, &end))?;
         drop(end);
     }
     if let Some(file) = &args.pid_file {
@@ -150,19 +175,14 @@ fn build(
     Ok(stand_in)
 }
 
-fn start_stand_in(
-    plan: &Plan,
-    dir: &StateDir,
-    bundle: &Path,
-    is_alive: &OwnedFd,
-    ended: &OwnedFd,
-) -> anyhow::Result<Child> {
+fn start_stand_in(dir: &StateDir, container: &Container, is_alive: &OwnedFd, ended: &OwnedFd) -> anyhow::Result<Child> {
     let (ready, is_ready) = inherited::pipe()?;
     let description = stand_in::Description {
         tree: dir.tree().join(tree::ROOT),
-        bundle: bundle.to_owned(),
+        bundle: container.bundle.clone(),
         ready: inherited::number(&is_ready),
-        is_sandbox: plan.is_sandbox,
+        is_sandbox: container.is_sandbox,
+        has_vm: container.is_pod_vm,
         ended: inherited::number(ended),
         alive: inherited::number(is_alive),
     };
@@ -200,7 +220,7 @@ fn boot(
     plan: &Plan,
     dir: &StateDir,
     container: &Container,
-    cards: &[String],
+    cards: &Cards,
     alive: &OwnedFd,
 ) -> anyhow::Result<()> {
     let tree = dir.tree();
@@ -213,6 +233,9 @@ fn boot(
     command.args(["--root", "share", "--bare", "--timeout", BOOT_SECONDS, "--name", &container.vm]);
     // The VM ends with the process that stands for the container, whatever ends that.
     command.arg("--end-with").arg(format!("fd:{}", inherited::number(alive)));
+    if container.is_pod_vm {
+        command.arg("--follow-mounts");
+    }
     let hostname = plan.hostname.clone().or_else(own_hostname).filter(|name| msb::vm::name::check(name).is_ok());
     if let Some(hostname) = hostname {
         command.arg("--hostname").arg(hostname);
@@ -230,7 +253,7 @@ fn boot(
     if let Some(vmm) = plan.machine.vmm.clone().or(flag) {
         command.arg("--vmm").arg(vmm);
     }
-    match cards {
+    match cards.flags.as_slice() {
         [] => {
             command.args(["--network", "none"]);
         }
@@ -239,7 +262,8 @@ fn boot(
         }
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = inherited::with(&[alive], || command.spawn().context("msb-boot"))?;
+    let fds: Vec<&OwnedFd> = cards.fds.iter().chain([alive]).collect();
+    let mut child = inherited::with(&fds, || command.spawn().context("msb-boot"))?;
     let mut stdin = child.stdin.take().context("msb-boot")?;
     let _ = stdin.write_all(format!("{record}\n").as_bytes());
     drop(stdin);
@@ -265,13 +289,14 @@ fn start_command(
     end: &OwnedFd,
 ) -> anyhow::Result<()> {
     let config = dir.guest_config();
-    publish::write_volatile_file(&config, &serde_json::to_vec(&plan.guest_config(&format!("/{}", tree::ROOT)))?, 0o600)
+    let place = container.member.as_ref().map(|member| format!("/{}", member.place)).unwrap_or_default();
+    publish::write_volatile_file(&config, &serde_json::to_vec(&plan.guest_config(&place, tree::ROOT))?, 0o600)
         .with_context(|| format!("{config:?}"))?;
     let terminal = args.console_socket.as_deref().map(|socket| console::open(socket, &plan.process)).transpose()?;
     // Open for reading and writing, it has no end-of-file before the container is started.
     let fifo = File::options().read(true).write(true).open(dir.start_fifo()).context("FIFO")?;
     let running = command::start(Invocation {
-        record: &dir.record(),
+        record: &dir.record_for(container),
         what: What::Container(&config),
         terminal,
         is_detached: true,
@@ -280,5 +305,8 @@ fn start_command(
         end: Some(end),
     })?;
     container.exec_id = Some(running.id);
+    if container.member.is_some() {
+        container.command = Identity::of(running.child.id().cast_signed()).ok();
+    }
     dir.save(container)
 }

@@ -9,7 +9,7 @@ use crate::args::{Delete, Global};
 use crate::cgroup::Freezer;
 use crate::plan::Namespace;
 use crate::state::{self, Container, StateDir, Status};
-use crate::{hooks, log, namespaces, net, process, tool};
+use crate::{hooks, kill, log, namespaces, net, pod, process, tool};
 
 /// How long a killed process may take to end.
 const ENDING: Duration = Duration::from_secs(5);
@@ -68,10 +68,14 @@ pub(crate) fn remove(dir: &StateDir, container: &Container) -> anyhow::Result<()
     if freezer.is_frozen() {
         results.push(freezer.set(false));
     }
+    if let Some(member) = &container.member {
+        kill::end_in_pod(dir, container);
+        pod::detach(dir.root(), member);
+    }
     if let Some(stand_in) = &container.stand_in {
         results.push(process::kill(stand_in, ENDING).context("process of the container"));
     }
-    if !container.is_sandbox {
+    if container.has_own_vm() {
         results.push(stop_vm(dir, &container.vm));
     }
     if !container.plugged.is_empty() {

@@ -48,7 +48,7 @@ fn exec_in(global: &Global, args: &Exec) -> anyhow::Result<u8> {
     let file = dir.further_process();
     publish::write_volatile_file(&file, &serde_json::to_vec(&process)?, 0o600).with_context(|| format!("{file:?}"))?;
     let running = command::start(Invocation {
-        record: &dir.record(),
+        record: &dir.record_for(&container),
         what: What::Process(&file, container.exec_id.context("the container has no command yet")?),
         terminal,
         is_detached: args.detach,

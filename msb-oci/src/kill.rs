@@ -59,21 +59,38 @@ fn kill_command(dir: &StateDir, container: &Container, stand_in: &Identity, all:
     let told = signal_command(dir, container, KILL, all);
     if told.is_err() || !process::has_ended_within(stand_in, ANSWER)? {
         process::kill(stand_in, ANSWER)?;
+        // The VM of a pod does not end with it.
+        if let Some(command) = &container.command {
+            process::kill(command, ANSWER)?;
+        }
     }
     Ok(())
 }
 
-/// Sends a signal to the container's command, or to all commands in the guest.
+/// Ends the command of a container in the VM of its pod, which goes on.
+pub(crate) fn end_in_pod(dir: &StateDir, container: &Container) {
+    let is_running = |command: &&Identity| process::is_alive(command);
+    if let Some(command) = container.command.as_ref().filter(is_running) {
+        let told = signal_command(dir, container, KILL, false);
+        if told.is_err() || !process::has_ended_within(command, ANSWER).unwrap_or(false) {
+            let _ = process::kill(command, ANSWER);
+        }
+    }
+}
+
+/// Sends a signal to the container's command, or to all commands in its own VM.
 fn signal_command(dir: &StateDir, container: &Container, number: i32, all: bool) -> anyhow::Result<()> {
-    let ids = if all {
+    let record = dir.record_for(container);
+    // Further commands of a container end with its own, and those of other containers of a pod are not its.
+    let ids = if all && container.member.is_none() {
         let mut list = tool::command("msb-exec")?;
-        running(&within(list.args(["--list", "-r"]).arg(dir.record()), ANSWER)?)
+        running(&within(list.args(["--list", "-r"]).arg(&record), ANSWER)?)
     } else {
         container.exec_id.into_iter().collect()
     };
     for id in &ids {
         let mut send = tool::command("msb-exec")?;
-        send.arg("-r").arg(dir.record()).args(["--signal", &number.to_string(), &id.to_string()]);
+        send.arg("-r").arg(&record).args(["--signal", &number.to_string(), &id.to_string()]);
         within(&mut send, ANSWER)?;
     }
     Ok(())

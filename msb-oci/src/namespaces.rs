@@ -98,6 +98,21 @@ pub(crate) fn in_network<T: Send>(
     })
 }
 
+/// Runs `work` in the mount namespace of a process.
+///
+/// # Errors
+/// Those of `setns(2)`, and what `work` says.
+pub(crate) fn in_mounts<T: Send>(
+    process: &OwnedFd,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    in_thread(|| {
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(process, CloneFlags::CLONE_NEWNS).context("mount namespace")?;
+        work()
+    })
+}
+
 fn enter(path: &std::path::Path, flag: CloneFlags) -> io::Result<()> {
     Ok(setns(File::open(path)?, flag)?)
 }

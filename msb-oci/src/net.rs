@@ -1,16 +1,19 @@
 //! The container's network: interfaces of a network namespace that somebody else has made and configured, given to the VM.
 //!
-//! For each interface there is a TAP interface in the namespace, and tc(8) redirects what arrives on either to the other. The guest gets
-//! the interface's Ethernet address, MTU, addresses and routes.
+//! For each interface there is a TAP interface in the namespace, and tc(8) redirects what arrives on either to the other, or a macvtap
+//! interface. The guest gets the interface's Ethernet address, MTU, addresses and routes.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::iproute::{ip, list, tc};
 use crate::neighbour::{self, Neighbour};
+use crate::{inherited, macvtap};
 
 /// What this program's TAP interfaces are called, with a number.
 const TAP: &str = "msb";
@@ -66,22 +69,40 @@ struct Route {
     dev: Option<String>,
 }
 
-/// Plugs the interfaces of this thread's network namespace into TAP interfaces. Returns the values of msb-boot's --network. Calls `save`
-/// with what [`unplug`] has to undo, whenever that grows.
+/// How the guest is connected to an interface.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Plug<'a> {
+    /// By a TAP interface, and tc(8) between the two.
+    Tap,
+    /// By a macvtap interface, whose device is made in this directory of a mount namespace of the caller's own.
+    Macvtap(&'a Path),
+}
+
+/// What a VM is connected to.
+#[derive(Debug, Default)]
+pub(crate) struct Cards {
+    /// The values of msb-boot's --network.
+    pub flags: Vec<String>,
+    /// The descriptors that they name.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Plugs the interfaces of this thread's network namespace. Calls `save` with what [`unplug`] has to undo, whenever that grows.
 ///
 /// # Errors
 /// An interface that another VM has, or that cannot be plugged. Those of `save`.
-pub(crate) fn plug(mut save: impl FnMut(&[Plugged]) -> anyhow::Result<()>) -> anyhow::Result<Vec<String>> {
+pub(crate) fn plug(plug: Plug<'_>, mut save: impl FnMut(&[Plugged]) -> anyhow::Result<()>) -> anyhow::Result<Cards> {
     let links: Vec<Link> = list(&["-details", "address", "show"])?;
     let links: Vec<&Link> = links.iter().filter(|link| is_pluggable(link)).collect();
     if links.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Cards::default());
     }
     let mut routes: Vec<Route> = list(&["-4", "route", "show"])?;
     routes.extend(list::<Route>(&["-6", "route", "show"])?);
-    let mut plugged = Vec::new();
+    let (mut plugged, mut backends, mut fds) = (Vec::new(), Vec::new(), Vec::new());
     for (number, link) in links.iter().enumerate() {
-        let neighbour = neighbour(link, &routes);
+        // A macvtap interface takes everything from the namespace.
+        let neighbour = neighbour(link, &routes).filter(|_| matches!(plug, Plug::Tap));
         let taken = neighbour.as_ref().map(|(address, _)| *address);
         let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}"), taken };
         let subject = || format!("network interface {:?}", link.ifname);
@@ -89,12 +110,19 @@ pub(crate) fn plug(mut save: impl FnMut(&[Plugged]) -> anyhow::Result<()>) -> an
         take(link).with_context(subject)?;
         plugged.push(one.clone());
         save(&plugged)?;
+        if let Plug::Macvtap(place) = plug {
+            let fd = macvtap::make(&link.ifname, &link.address, link.mtu, &one.tap, place).with_context(subject)?;
+            backends.push(inherited::number(&fd).to_string());
+            fds.push(fd);
+            continue;
+        }
+        backends.push(one.tap.clone());
         connect(link, &one.tap).with_context(subject)?;
         if let Some((_, neighbour)) = neighbour {
             neighbour.connect(&link.ifname, &one.tap).with_context(subject)?;
         }
     }
-    Ok(cards(&links, &routes, &plugged))
+    Ok(Cards { flags: cards(&links, &routes, &backends), fds })
 }
 
 /// Ethernet interfaces, except for TAP interfaces of this program.
@@ -152,12 +180,12 @@ pub(crate) fn unplug(plugged: &[Plugged]) {
     }
 }
 
-/// The values of --network for each interface. Of several default routes of a family the guest gets the first, which the kernel prefers.
-fn cards(links: &[&Link], routes: &[Route], plugged: &[Plugged]) -> Vec<String> {
+/// The values of --network for each interface, with the interface or descriptor that carries it. Of several default routes of a family the guest gets the first, which the kernel prefers.
+fn cards(links: &[&Link], routes: &[Route], backends: &[String]) -> Vec<String> {
     let mut families_with_default = HashSet::new();
     let mut cards = Vec::new();
-    for (link, plugged) in links.iter().zip(plugged) {
-        let mut card = format!("tap:{},mac={},mtu={}", plugged.tap, link.address, link.mtu.clamp(1280, 65_535));
+    for (link, backend) in links.iter().zip(backends) {
+        let mut card = format!("tap:{backend},mac={},mtu={}", link.address, link.mtu.clamp(1280, 65_535));
         for address in link.addr_info.iter().filter(|address| address.scope == "global") {
             if let Some(local) = address.local {
                 card.push_str(&format!(",address={local}/{}", address.prefixlen));
@@ -205,16 +233,12 @@ mod tests {
                 {"dst":"default","gateway":"fd00::1","dev":"eth0"}]"#,
         )
         .unwrap();
-        let plugged: Vec<Plugged> = links
-            .iter()
-            .enumerate()
-            .map(|(number, link)| Plugged { interface: link.ifname.clone(), tap: format!("msb{number}"), taken: None })
-            .collect();
+        let backends = ["msb0", "7"].map(str::to_owned);
         assert_eq!(
-            cards(&links, &routes, &plugged),
+            cards(&links, &routes, &backends),
             [
                 "tap:msb0,mac=02:00:00:00:00:01,mtu=1400,address=10.88.0.2/16,address=fd00::2/64,gateway=10.88.0.1,gateway=fd00::1",
-                "tap:msb1,mac=02:00:00:00:00:02,mtu=65535,address=10.89.0.2/24,route=10.99.0.0/24=10.89.0.9,route=10.99.1.1/32=10.89.0.9",
+                "tap:7,mac=02:00:00:00:00:02,mtu=65535,address=10.89.0.2/24,route=10.99.0.0/24=10.89.0.9,route=10.99.1.1/32=10.89.0.9",
             ]
         );
     }

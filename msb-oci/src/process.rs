@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Identity {
     pub pid: i32,
     /// In ticks since the boot.
-    start_time: u64,
+    pub start_time: u64,
 }
 
 impl Identity {
@@ -72,7 +72,8 @@ pub(crate) fn has_ended_within(identity: &Identity, timeout: Duration) -> io::Re
     }
 }
 
-fn open(identity: &Identity) -> Option<OwnedFd> {
+/// Opens it, if it runs.
+pub(crate) fn open(identity: &Identity) -> Option<OwnedFd> {
     let fd = pidfd_open(Pid::from_raw(identity.pid)?, PidfdFlags::empty()).ok()?;
     // If it was another process before, it is the right one now or has ended.
     is_alive(identity).then_some(fd)

@@ -13,6 +13,8 @@ use anyhow::Context;
 use msb::inherited;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,8 @@ pub(crate) struct Description {
     pub ready: RawFd,
     /// Whether it only holds a pod's namespaces.
     pub is_sandbox: bool,
+    /// Whether it then ends with the VM of the pod.
+    pub has_vm: bool,
     /// Where it reads how the command has ended; for a sandbox, that its create has succeeded.
     pub ended: RawFd,
     /// What shows others that it lives.
@@ -66,7 +70,7 @@ pub(crate) fn run(description: Description) -> ExitCode {
     let status = if !description.is_sandbox {
         status(ended, &bundle)
     } else if is_created(ended) {
-        wait_for_signal()
+        wait_for_signal(description.has_vm.then_some(&alive))
     } else {
         UNKNOWN
     };
@@ -131,12 +135,27 @@ fn is_created(created: File) -> bool {
     created.take(MAX_LINE).read_to_end(&mut message).is_ok() && message == CREATED
 }
 
-/// Waits until a signal asks for the end.
-fn wait_for_signal() -> u8 {
+/// Waits until a signal asks for the end, or the VM that reads `alive` has ended.
+fn wait_for_signal(alive: Option<&OwnedFd>) -> u8 {
+    const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+    let Ok(signals) = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC) else { return UNKNOWN };
     loop {
-        match SigSet::all().wait() {
-            Ok(Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGHUP) | Err(_) => return 0,
-            Ok(_) => {}
+        let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
+        // A pipe without a reader is an error, which poll(2) tells unasked.
+        fds.extend(alive.map(|alive| PollFd::new(alive, PollFlags::empty())));
+        if poll(&mut fds, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
+            return UNKNOWN;
+        }
+        if fds.get(1).is_some_and(|alive| !alive.revents().is_empty()) {
+            return UNKNOWN;
+        }
+        if fds[0].revents().is_empty() {
+            continue;
+        }
+        let Ok(Some(info)) = signals.read_signal() else { continue };
+        let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
+        if signal.is_some_and(|signal| ENDING.contains(&signal)) {
+            return 0;
         }
     }
 }
@@ -152,6 +171,13 @@ mod tests {
             File::from(end).write_all(message).unwrap();
             assert_eq!(is_created(File::from(created)), expected, "{message:?}");
         }
+    }
+
+    #[test]
+    fn a_sandbox_ends_with_the_vm_that_reads_its_pipe() {
+        let (is_read, alive) = crate::inherited::pipe().unwrap();
+        drop(is_read);
+        assert_eq!(wait_for_signal(Some(&alive)), UNKNOWN);
     }
 
     #[test]

@@ -40,12 +40,21 @@ pub(crate) struct Container {
     pub annotations: HashMap<String, String>,
     /// Whether it only holds a pod's namespaces.
     pub is_sandbox: bool,
+    /// Whether a sandbox has a VM, which is that of the containers of its pod.
+    #[serde(default)]
+    pub is_pod_vm: bool,
+    /// The VM of its pod that it is in.
+    #[serde(default)]
+    pub member: Option<Member>,
     /// The name of its VM.
     pub vm: String,
     /// The process that stands for it; `None` while it is being created.
     pub stand_in: Option<Identity>,
     /// The id of its command in the guest.
     pub exec_id: Option<u32>,
+    /// The process of the host that carries the streams of its command.
+    #[serde(default)]
+    pub command: Option<Identity>,
     pub cgroup: Cgroup,
     /// The memory of its VM's processes besides the guest's.
     pub overhead_mib: u64,
@@ -60,6 +69,22 @@ pub(crate) struct Container {
     pub sysctl: BTreeMap<String, String>,
     pub poststart: Vec<Hook>,
     pub poststop: Vec<Hook>,
+}
+
+/// Where a container is in the VM of its pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Member {
+    /// The ID of the sandbox.
+    pub sandbox: String,
+    /// The name of the container's tree in that of the sandbox. It is never used again: a guest remembers names.
+    pub place: String,
+}
+
+impl Container {
+    /// Whether there is a VM that ends with it.
+    pub(crate) fn has_own_vm(&self) -> bool {
+        self.is_pod_vm || (!self.is_sandbox && self.member.is_none())
+    }
 }
 
 /// What a container is doing.
@@ -106,6 +131,11 @@ impl StateDir {
         Ok(Self(root.join(id)))
     }
 
+    /// The directory of all containers.
+    pub(crate) fn root(&self) -> &Path {
+        self.0.parent().unwrap_or(Path::new("/"))
+    }
+
     pub(crate) fn exists(&self) -> bool {
         self.0.is_dir()
     }
@@ -125,6 +155,14 @@ impl StateDir {
         self.0.join("vm.json")
     }
 
+    /// The record of the VM that a container is in.
+    pub(crate) fn record_for(&self, container: &Container) -> PathBuf {
+        match &container.member {
+            Some(member) => Self(self.0.with_file_name(&member.sandbox)).record(),
+            None => self.record(),
+        }
+    }
+
     /// The file with what is run in the guest, a config.json.
     pub(crate) fn guest_config(&self) -> PathBuf {
         self.0.join("guest.json")
@@ -140,12 +178,17 @@ impl StateDir {
         self.0.join("tree")
     }
 
+    /// A mount point for the time of a create.
+    pub(crate) fn node(&self) -> PathBuf {
+        self.0.join("node")
+    }
+
     /// Makes the directory, and locks it.
     ///
     /// # Errors
     /// There is such a container already.
     pub(crate) fn make(self) -> anyhow::Result<Locked> {
-        let root = self.0.parent().unwrap_or(Path::new("/"));
+        let root = self.root();
         DirBuilder::new().recursive(true).mode(0o700).create(root).with_context(|| format!("{root:?}"))?;
         match DirBuilder::new().mode(0o700).create(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

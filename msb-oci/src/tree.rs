@@ -66,6 +66,30 @@ pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
     release_other_roots(tree, &plan.rootfs)
 }
 
+/// Makes what is mounted on a tree later appear where the VM has it.
+///
+/// # Errors
+/// Those of `mount(2)`.
+pub(crate) fn share(tree: &Path) -> anyhow::Result<()> {
+    mount_change(tree, MountPropagationFlags::SHARED).with_context(|| format!("{tree:?}"))
+}
+
+/// A copy of a tree for the VM of a pod. Neither devices nor set-user-ID bits have an effect in it on the host, nor in the tree.
+///
+/// # Errors
+/// Those of `mount(2)` and `open_tree(2)`.
+pub(crate) fn copy(tree: &Path) -> anyhow::Result<OwnedFd> {
+    let table = fs::read("/proc/thread-self/mountinfo")?;
+    for mount in mountinfo::mounts(&table).filter(|mount| Path::new(&mount.point).starts_with(tree)) {
+        let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
+        flags.set(MountFlags::RDONLY, mount.is_readonly);
+        // In a user namespace, flags of the host's mounts cannot be taken away.
+        flags.set(MountFlags::NOEXEC, mount.is_noexec);
+        mount_remount(&mount.point, flags, c"").with_context(|| format!("{:?}", mount.point))?;
+    }
+    clone(tree, true).with_context(|| format!("{tree:?}"))
+}
+
 /// Clones the mounts at a path of the host, detached.
 fn clone(path: &Path, is_recursive: bool) -> io::Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

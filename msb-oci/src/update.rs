@@ -24,6 +24,9 @@ pub(crate) fn update(global: &Global, args: &Update) -> anyhow::Result<()> {
     if locked.dir.status(&container) == Status::Stopped {
         bail!("container not running");
     }
+    if container.member.is_some() {
+        bail!("container {:?}: it shares the VM of its pod, and has no limits of its own (limit the pod)", args.id);
+    }
     if !container.cgroup.exists() {
         bail!(
             "container {:?}: it has no cgroup, and so no limits (run the engine as root, or with a delegated cgroup)",

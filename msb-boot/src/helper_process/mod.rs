@@ -74,8 +74,8 @@ impl Programs {
             let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, volumes, Submounts::Announced, processes)?;
             sockets.push((DeviceKind::Fs(boot::VOLUMES_DIR.into()), socket));
         }
-        if let Some(root) = &vm.root_share {
-            let root = jail().bind(root, jail::ROOT.as_ref());
+        if vm.root_share.is_some() {
+            let root = vm.bind_root(jail());
             let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, Submounts::Hidden, processes)?;
             sockets.push((DeviceKind::Fs("rootfs".into()), socket));
         }

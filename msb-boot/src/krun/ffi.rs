@@ -5,7 +5,7 @@
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -178,6 +178,17 @@ pub(crate) fn join_new_session_keyring() -> io::Result<()> {
 /// # Errors
 /// Those of `open(2)` of `/dev/net/tun` and of its `TUNSETIFF`: EBUSY if another process has it.
 pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    let tap = fs::File::options().read(true).write(true).open("/dev/net/tun")?;
+    set_plain_frames(&tap, name)?;
+    Ok(tap.into())
+}
+
+/// Makes a descriptor carry Ethernet frames with nothing in front of them. One of `/dev/net/tun` is that of the TAP interface `name` from
+/// then on. One of a macvtap interface belongs to that already, and takes any name.
+///
+/// # Errors
+/// Those of `TUNSETIFF`.
+pub(crate) fn set_plain_frames(tap: &impl AsFd, name: &str) -> io::Result<()> {
     /// `struct ifreq`: the name and, in the union after it, the flags.
     #[repr(C)]
     struct InterfaceRequest {
@@ -191,10 +202,9 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     let mut request = InterfaceRequest { name: [0; 16], flags: IFF_TAP | IFF_NO_PI, rest: [0; 22] };
     let length = name.len().min(request.name.len() - 1);
     request.name[..length].copy_from_slice(&name.as_bytes()[..length]);
-    let tap = fs::File::options().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: TUNSETIFF takes a pointer to a `struct ifreq`, reads it and may write the name, and this one outlives the call.
-    unsafe { ioctl(&tap, Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request)) }?;
-    Ok(tap.into())
+    unsafe { ioctl(tap, Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request)) }?;
+    Ok(())
 }
 
 /// The configuration of a VM of libkrun.

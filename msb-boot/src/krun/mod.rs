@@ -138,9 +138,7 @@ fn jail(vm: &Vm) -> Jail {
     if !vm.volumes.is_empty() {
         jail = vm.bind_volumes(jail, jail::VOLUMES.as_ref());
     }
-    if let Some(root) = &vm.root_share {
-        jail = jail.bind(root, jail::ROOT.as_ref());
-    }
+    jail = vm.bind_root(jail);
     for file in vm.drives.iter().filter_map(|drive| drive.backing_file.as_deref()) {
         jail = jail.ro_bind(file, file);
     }

@@ -2,9 +2,11 @@
 //! no rule applies.
 
 use std::collections::hash_map::DefaultHasher;
+use std::fs;
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -22,7 +24,7 @@ use super::relay;
 use super::request::check_mac;
 use super::socket_pair::socket_pair;
 use crate::inherited_fd::InheritedFd;
-use crate::krun::ffi::{close_on_exec, open_tap};
+use crate::krun::ffi::{close_on_exec, open_tap, set_plain_frames};
 use crate::processes::{Processes, Vital};
 use crate::role;
 use crate::vm::{Card, Vm};
@@ -86,6 +88,13 @@ fn with_options(mut card: record::Card, options: &str) -> Result<record::Card, S
         }
     }
     Ok(card)
+}
+
+/// Whether a descriptor is the device of a macvtap interface, whose path may be any.
+fn is_macvtap(fd: InheritedFd) -> bool {
+    let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
+    let is_its = |rdev| devices.lines().any(|line| line.trim() == format!("{} macvtap", rustix::fs::major(rdev)));
+    fs::metadata(fd.path()).is_ok_and(|meta| meta.file_type().is_char_device() && is_its(meta.rdev()))
 }
 
 /// An interface's name, or the number of a descriptor.
@@ -154,11 +163,11 @@ impl ExternalCard {
                 if_nametoindex(name.as_str()).with_context(|| format!("--network tap:{name} ({remedy})"))?;
             }
             Backend::TapFd(fd) => {
-                let target = std::fs::read_link(fd.path()).with_context(|| format!("--network tap:{fd}"))?;
-                if target != Path::new("/dev/net/tun") {
+                let target = fs::read_link(fd.path()).with_context(|| format!("--network tap:{fd}"))?;
+                if target != Path::new("/dev/net/tun") && !is_macvtap(*fd) {
                     bail!(
                         "--network tap:{fd}: this descriptor is {target:?}, not a TAP interface (open /dev/net/tun with \
-                         IFF_TAP and IFF_NO_PI)"
+                         IFF_TAP and IFF_NO_PI, or the device of a macvtap interface)"
                     );
                 }
                 if fd.number() <= 2 {
@@ -226,7 +235,13 @@ impl ExternalCard {
                 self.check_backend()?;
                 open_tap(name).with_context(|| format!("--network tap:{name}"))?
             }
-            Backend::TapFd(fd) => fd.duplicate().with_context(|| format!("--network tap:{fd}"))?,
+            Backend::TapFd(fd) => {
+                let tap = fd.duplicate().with_context(|| format!("--network tap:{fd}"))?;
+                if is_macvtap(*fd) {
+                    set_plain_frames(&tap, "").with_context(|| format!("--network tap:{fd}"))?;
+                }
+                tap
+            }
             Backend::Unix(path) => {
                 let socket = UnixStream::connect(path).with_context(|| format!("--network unix:{}", path.display()))?;
                 // A network of the usual MTU checks checksums, and takes no packet of several segments.

@@ -72,13 +72,33 @@ impl Plan {
         id.filter(|_| !self.is_sandbox).map(String::as_str)
     }
 
-    /// The container in the guest, as a config.json with paths in the shared tree. `root` is that of the root.
-    pub(crate) fn guest_config(&self, root: &str) -> Value {
+    /// Whether the config asks for one VM for its pod.
+    pub(crate) fn is_pod_vm(&self) -> bool {
+        self.annotations.get(resources::POD).is_some_and(|value| value == resources::POD_IS_VM)
+    }
+
+    /// Whether its interfaces are plugged by macvtap.
+    pub(crate) fn has_macvtap(&self) -> bool {
+        self.annotations.get(resources::NETWORK).is_some_and(|value| value == resources::MACVTAP)
+    }
+
+    /// Gives the VM and its cgroup what all containers of the pod need.
+    pub(crate) fn size_for_pod(&mut self) {
+        self.limits = resources::of_pod(&self.annotations, &mut self.machine);
+    }
+
+    /// The container in the guest, as a config.json with paths in the shared tree. Its own tree is at `place` in that, an empty text or a
+    /// path, and its root at `root` in its own tree.
+    pub(crate) fn guest_config(&self, place: &str, root: &str) -> Value {
+        let mut mounts = self.guest_mounts.clone();
+        for mount in mounts.iter_mut().filter(|mount| mount.fstype == "bind") {
+            mount.source = format!("{place}{}", mount.source.display()).into();
+        }
         json!({
-            "root": {"path": root, "readonly": self.is_readonly},
+            "root": {"path": format!("{place}/{root}"), "readonly": self.is_readonly},
             "hostname": self.hostname,
             "domainname": self.domainname,
-            "mounts": self.guest_mounts,
+            "mounts": mounts,
             "process": self.process,
             "linux": {
                 "devices": self.devices,
@@ -241,9 +261,9 @@ mod tests {
                "linux":{{"namespaces":{NAMESPACES},"maskedPaths":["/m"],"readonlyPaths":["/r"],"sysctl":{{"a.b":"1"}}}}}}"#
         );
         let plan = plan(&spec(&text), Path::new("/bundle")).unwrap();
-        let config = plan.guest_config("/tree/root");
+        let config = plan.guest_config("", "root");
         for (pointer, expected) in [
-            ("/root", json!({"path": "/tree/root", "readonly": true})),
+            ("/root", json!({"path": "/root", "readonly": true})),
             ("/hostname", json!("h")),
             ("/mounts/0/destination", json!("/t")),
             ("/process/args", json!(["a"])),
@@ -252,6 +272,35 @@ mod tests {
             ("/linux/sysctl", json!({"a.b": "1"})),
         ] {
             assert_eq!(config.pointer(pointer), Some(&expected), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn in_the_vm_of_a_pod_the_paths_of_the_share_begin_with_the_containers_place() {
+        let text = format!(
+            r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},"annotations":{{"dev.msb.pod":"vm"}},
+               "mounts":[{{"destination":"/run","type":"tmpfs","source":"tmpfs"}},
+                         {{"destination":"/run/s","type":"bind","source":"/s"}}],"linux":{{"namespaces":{NAMESPACES}}}}}"#
+        );
+        let plan = plan(&spec(&text), Path::new("/bundle")).unwrap();
+        assert!(plan.is_pod_vm());
+        for (place, root, bind) in [("", "/rootfs", "/binds/0"), ("/7-8", "/7-8/rootfs", "/7-8/binds/0")] {
+            let config = plan.guest_config(place, "rootfs");
+            assert_eq!(config.pointer("/root/path"), Some(&json!(root)));
+            assert_eq!(config.pointer("/mounts/0/source"), Some(&json!("tmpfs")));
+            assert_eq!(config.pointer("/mounts/1/source"), Some(&json!(bind)));
+        }
+    }
+
+    #[test]
+    fn what_of_a_pod_is_a_vm_is_one_of_two() {
+        for (value, expected) in [("vm", Some(true)), ("containers", Some(false)), ("", None), ("VM", None)] {
+            let text = format!(
+                r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},"annotations":{{"dev.msb.pod":"{value}"}},
+                   "linux":{{"namespaces":{NAMESPACES}}}}}"#
+            );
+            let is_pod_vm = plan(&spec(&text), Path::new("/bundle")).map(|plan| plan.is_pod_vm());
+            assert_eq!(is_pod_vm.ok(), expected, "{value:?}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The VM's processors and memory, and the limits of the cgroup that the VM runs in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use clap::ValueEnum;
 use msb::record::{Boot, VmmChoice};
@@ -69,6 +69,9 @@ pub(super) fn machine(linux: &Linux, annotations: &BTreeMap<&str, &str>, refusal
             }
             "dev.msb.vmm" => VmmChoice::from_str(value, false).ok().map(|_| machine.vmm = Some(value.to_owned())),
             "dev.msb.root" => (value == "share").then_some(()),
+            // Whether a pod is a VM, or each of its containers.
+            NETWORK => matches!(value, MACVTAP | "tap").then_some(()),
+            POD => matches!(value, POD_IS_VM | "containers").then_some(()),
             _ => None,
         };
         if known.is_none() {
@@ -77,12 +80,39 @@ pub(super) fn machine(linux: &Linux, annotations: &BTreeMap<&str, &str>, refusal
                 "dev.msb.cpus" => ("not a number of processors", "give 1 to 64"),
                 "dev.msb.vmm" => ("not a VMM", "give auto, krun or qemu"),
                 "dev.msb.root" => ("a container's root is shared with the guest", "give share, or leave it out"),
-                _ => ("there is no such annotation", "there are memory, overhead, cpus, vmm and root"),
+                NETWORK => ("not a way to connect an interface", "give tap or macvtap"),
+                POD => ("not a way to run a pod", "give vm or containers"),
+                _ => ("there is no such annotation", "there are memory, overhead, cpus, vmm, root, network and pod"),
             };
             refusals.push(Refusal::new(format!("annotation {key}={value:?}"), why, remedy));
         }
     }
     machine
+}
+
+/// The annotation that says what of a pod is a VM, and its value for the pod.
+pub(super) const POD: &str = "dev.msb.pod";
+pub(super) const POD_IS_VM: &str = "vm";
+
+/// The annotation that says how interfaces are plugged, and a value of it.
+pub(super) const NETWORK: &str = "dev.msb.network";
+pub(super) const MACVTAP: &str = "macvtap";
+
+/// The sums of a pod's containers, as containerd writes them on its sandbox. Its own resources are those of a process that waits.
+pub(super) fn of_pod(annotations: &HashMap<String, String>, machine: &mut Machine) -> Limits {
+    let number = |name: &str| annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"))?.parse::<i64>().ok();
+    let positive = |name: &str| number(name).filter(|value| *value > 0).map(i64::unsigned_abs);
+    let (memory, quota, period) = (positive("memory"), positive("cpu-quota"), positive("cpu-period"));
+    machine.memory_mib = machine.memory_mib.or(memory.map(|bytes| (bytes >> 20).max(MIN_MEMORY_MIB)));
+    let cpus = quota.map(|quota| quota.div_ceil(period.unwrap_or(PERIOD)).clamp(1, MAX_CPUS));
+    machine.cpus = machine.cpus.or(cpus);
+    Limits {
+        memory: machine.memory_mib.map(|mib| (mib + machine.overhead_mib) << 20),
+        cpu_shares: positive("cpu-shares"),
+        cpu_quota: quota.and_then(|quota| i64::try_from(quota).ok()),
+        cpu_period: period,
+        ..Limits::default()
+    }
 }
 
 fn mib(text: &str) -> Option<u64> {
@@ -130,6 +160,33 @@ mod tests {
         let machine = machine(&linux, &annotations.iter().copied().collect(), &mut refusals);
         let limits = limits(&linux, &machine);
         (machine, limits, refusals.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_pods_vm_has_the_sums_of_its_containers_and_what_the_annotations_of_this_runtime_say() {
+        let of = |sums: &[(&str, &str)], mut machine: Machine| {
+            let sums =
+                sums.iter().map(|(name, value)| (format!("io.kubernetes.cri.sandbox-{name}"), (*value).to_owned()));
+            let limits = of_pod(&sums.collect(), &mut machine);
+            (machine.memory_mib, machine.cpus, limits)
+        };
+        let machine = || Machine { overhead_mib: 10, ..Machine::default() };
+        assert_eq!(of(&[], machine()), (None, None, Limits::default()));
+        let sums = [("memory", "268435456"), ("cpu-quota", "150000"), ("cpu-period", "100000"), ("cpu-shares", "512")];
+        let limits = Limits {
+            memory: Some(266 << 20),
+            cpu_shares: Some(512),
+            cpu_quota: Some(150_000),
+            cpu_period: Some(100_000),
+            ..Limits::default()
+        };
+        assert_eq!(of(&sums, machine()), (Some(256), Some(2), limits));
+        let (memory, cpus, limits) = of(&sums, Machine { memory_mib: Some(300), cpus: Some(4), ..machine() });
+        assert_eq!((memory, cpus, limits.memory), (Some(300), Some(4), Some(310 << 20)));
+        // What does not limit, what is no number, and what a guest needs at least.
+        assert_eq!(of(&[("memory", "0"), ("cpu-quota", "-1"), ("cpu-shares", "x")], machine()).2, Limits::default());
+        assert_eq!(of(&[("memory", "1000")], machine()).0, Some(MIN_MEMORY_MIB));
+        assert_eq!(of(&[("cpu-quota", "100001")], machine()).1, Some(2));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
 use super::landlock::Rule;
@@ -24,6 +24,8 @@ pub(super) struct Bind {
     pub source: Source,
     pub target: PathBuf,
     pub writable: bool,
+    /// Whether what the host mounts below it later appears in it.
+    pub follows: bool,
 }
 
 /// What a bind mount shows.
@@ -97,6 +99,9 @@ impl Bind {
         }
         let tree = own_node.unwrap_or(tree);
         rustix::mount::move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        if self.follows {
+            rustix::mount::mount_change(target, MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+        }
         match self.source {
             Source::Device(_) => Ok(Rule::device(tree)),
             _ => Rule::data(tree, self.writable),

@@ -105,6 +105,19 @@ impl Jail {
         self.add(Source::Path(source.to_owned()), target, true)
     }
 
+    /// The same. What is mounted on the host later below a shared mount of the source appears in the jail, with the flags that it has
+    /// there: who mounts it has to forbid devices.
+    #[must_use]
+    pub fn bind_following(mut self, source: &Path, target: &Path) -> Self {
+        self.binds.push(Bind {
+            source: Source::Path(source.to_owned()),
+            target: target.to_owned(),
+            writable: true,
+            follows: true,
+        });
+        self
+    }
+
     /// Binds a file or a directory with all mounts below it, read-only. Device nodes do not work in it.
     #[must_use]
     pub fn ro_bind(self, source: &Path, target: &Path) -> Self {
@@ -119,7 +132,7 @@ impl Jail {
     }
 
     fn add(mut self, source: Source, target: &Path, writable: bool) -> Self {
-        self.binds.push(Bind { source, target: target.to_owned(), writable });
+        self.binds.push(Bind { source, target: target.to_owned(), writable, follows: false });
         self
     }
 
@@ -268,9 +281,13 @@ impl Jail {
     /// Returns the rules for what is bound.
     fn mount_root(&self) -> Result<Vec<Rule>, Error> {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        // Clones of private mounts follow nothing.
+        let following = self.binds.iter().map(|bind| bind.follows.then(|| bind.clone_tree()).transpose());
+        let following: Vec<Option<OwnedFd>> = following.collect::<Result<_, _>>()?;
         rustix::mount::mount_change("/", private).map_err(io::Error::from).at(|| "propagation")?;
         // All sources are cloned before the tmpfs is mounted, which may hide them.
-        let trees: Vec<OwnedFd> = self.binds.iter().map(Bind::clone_tree).collect::<Result<_, _>>()?;
+        let trees = self.binds.iter().zip(following).map(|(bind, tree)| tree.map_or_else(|| bind.clone_tree(), Ok));
+        let trees: Vec<OwnedFd> = trees.collect::<Result<_, _>>()?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         let tmpfs = rustix::mount::mount("jail", &self.mount_point, "tmpfs", flags, ROOT_OPTIONS);
         tmpfs.map_err(io::Error::from).at(|| "tmpfs")?;
