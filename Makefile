@@ -39,7 +39,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci test-oci-many fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -134,6 +134,14 @@ test-block: deps build
 # podman and containerd with msb-oci, compared with crun and runc. "make test" has the short ones.
 test-oci: deps build
 	@tests/run tests/t10-*.bats
+
+# Many containers one after another, and some at once: "make test-oci-many OCI_ROW=1000".
+OCI_ROW ?= 100
+OCI_AT_ONCE ?= 20
+test-oci-many: export MSB_OCI_ROW = $(OCI_ROW)
+test-oci-many: export MSB_OCI_AT_ONCE = $(OCI_AT_ONCE)
+test-oci-many: deps build
+	@tests/run --filter 'one after another' tests/t10-kill.bats
 
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500

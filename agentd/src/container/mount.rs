@@ -1,7 +1,9 @@
 //! The mounts of a container, in the order of its description, and afterwards what is read-only.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use msb::overlay::beneath::{Dir, Entry};
@@ -83,7 +85,19 @@ fn one(described: &Mount, root: &Root, guest: &Dir, cgroup: Option<&Path>) -> io
         other => other?,
     }
     if options.copies_up && described.fstype == "tmpfs" {
-        run::copy_up(&covered.into_dir()?, &place::lookup(&root.dir, target)?.into_dir()?)?;
+        let mounted = place::lookup(&root.dir, target)?.into_dir()?;
+        let path = mounted.proc_path();
+        let asked = fs::metadata(&path)?;
+        run::copy_up(&covered.into_dir()?, &mounted)?;
+        // The options say more about the directory itself than what it covers.
+        let names = |key: &str| described.options.iter().any(|option| option.starts_with(key));
+        if names("uid=") || names("gid=") {
+            let id = |key: &str, id: u32| names(key).then_some(id);
+            std::os::unix::fs::chown(&path, id("uid=", asked.uid()), id("gid=", asked.gid()))?;
+        }
+        if names("mode=") {
+            fs::set_permissions(&path, asked.permissions())?;
+        }
     }
     Ok(())
 }
