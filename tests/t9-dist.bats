@@ -47,8 +47,13 @@ teardown() {
     tar -C unpacked -xzf out/msb-*.tar.gz
     dpkg-deb -x out/msb_*_"$architecture.deb" package
     diff <(listing installed/usr) <(listing package/usr | grep -v '^\./share/\(doc\|lintian\)/')
-    diff <(listing installed/usr) <(listing unpacked/* | grep -vxE '\./share/msb/(LICENSE|CHANGELOG\.md|README\.md|copyright)')
+    diff <(listing installed/usr) <(listing unpacked/* | grep -vxE '\./share/msb/(LICENSE|CHANGELOG\.md|README\.md|copyright|crates)')
     [ -x package/usr/share/doc/msb/examples/dockerfile/msb-build ]
+    # Each crate of the lock file that a tool is linked with is listed; of one that is not under Apache-2.0 there is the text.
+    zcat package/usr/share/doc/msb/crates.gz >crates
+    diff crates "$(echo unpacked/*)/share/msb/crates"
+    grep -x "libkrun [0-9.]*: Apache-2.0" crates
+    grep -A 8 '^nix [0-9.]*: LICENSE' crates | grep -i copyright
 }
 
 @test "binaries without a kernel, an unknown architecture and missing arguments are errors, and nothing is made" {
@@ -131,7 +136,7 @@ pipe_in() {
             apt-get -q install -y --no-install-recommends /root/msb.deb "$2" \$virtiofsd passt
             cd /root
             msb doctor
-            echo \"{\\\"op\\\": \\\"text\\\", \\\"path\\\": \\\"/etc/motd\\\", \\\"content\\\": \\\"from a package\\\"}\" >ops.jsonl
+            echo \"{\\\"op\\\": \\\"text\\\", \\\"path\\\": \\\"/etc/motd\\\", \\\"content\\\": \\\"from a package\\\", \\\"replace\\\": true}\" >ops.jsonl
             { msb-pull oci:layout:latest; cat ops.jsonl; } | msb-patch | msb-mount /root/mnt | msb-boot --name packed --network none --vmm qemu >vm.json
             msb-exec packed -- cat /etc/motd
             msb-stop packed >/dev/null

@@ -42,6 +42,9 @@ strip_all() {
     find "$1" -type f -perm -0100 -exec "$machine-linux-gnu-strip" --strip-unneeded {} +
 }
 
+# The licences of the crates, which are in every program.
+tools/notices.py "$machine" >"$stage/crates"
+
 # install_files PREFIX DIR: what "make install" installs, without the guests of other architectures.
 install_files() {
     make --no-print-directory --silent install-files BINARIES="$binaries" GUESTS= PREFIX="$1" DESTDIR="$2" >/dev/null
@@ -53,6 +56,7 @@ documents() {
     local dir=$1/usr/share/doc/$2
     mkdir -p "$dir"
     install -m 0644 dist/copyright "$dir"
+    gzip -9n <"$stage/crates" >"$dir/crates.gz"
     printf '%s (%s-1) unstable; urgency=medium\n\n  * Release %s.\n\n -- %s  %s\n' "$2" "$version" "$version" "$maintainer" \
         "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$dir/changelog.Debian.gz"
     gzip -9n <CHANGELOG.md >"$dir/changelog.gz"
@@ -86,7 +90,7 @@ glibc() {
 name=msb-$version-linux-$architecture
 install_files /usr/local "$stage/tarball"
 mv "$stage/tarball/usr/local" "$stage/$name"
-install -m 0644 -t "$stage/$name/share/msb" LICENSE CHANGELOG.md README.md dist/copyright
+install -m 0644 -t "$stage/$name/share/msb" LICENSE CHANGELOG.md README.md dist/copyright "$stage/crates"
 tar -C "$stage" --sort=name --mtime="@$SOURCE_DATE_EPOCH" --owner=0 --group=0 --numeric-owner --format=gnu -cf - "$name" |
     gzip -9n >"$packed/$name.tar.gz"
 
