@@ -22,8 +22,9 @@ use crate::vm::{self, Vm};
 use crate::vmm::{Vmm, kvm};
 
 /// The kernel's command line: libkrun's own, but for the file systems of its root. `reboot=k` ends the machine through the keyboard
-/// controller, which libkrun emulates for that.
-const COMMAND_LINE: &CStr = c"reboot=k panic=-1 panic_print=0 nomodule console=hvc0 quiet no-kvmapf rdinit=/agentd";
+/// controller, which libkrun emulates for that. As under QEMU there are no random numbers from jitter.
+const COMMAND_LINE: &CStr = c"reboot=k panic=-1 panic_print=0 nomodule console=hvc0 quiet no-kvmapf \
+    initcall_blacklist=jent_mod_init rdinit=/agentd";
 
 /// libkrun. It is linked into this program and needs no other.
 #[derive(Clone, Debug, Serialize, Deserialize)]
