@@ -39,26 +39,6 @@ ours() {
     bench_kill "$work/vm.json"
 }
 
-# processes_of RECORD: prints the supervisor and its children.
-processes_of() {
-    local supervisor
-    supervisor=$(jq .vm.pid "$1")
-    echo "$supervisor"
-    ps -o pid= --ppid "$supervisor"
-}
-
-# memory_of RECORD…: the host memory of the VMs in KiB, as "host guest": that of the processes, and that of the guests as far as they
-# have used it, with their kernels. A shared page is divided among its users.
-memory_of() {
-    local record pid
-    for record in "$@"; do
-        for pid in $(processes_of "$record"); do cat "/proc/$pid/smaps"; done
-    done | awk -v guest_kib=$((memory * 1024)) '
-        /^Size:/ { size = $2 }
-        /^Pss:/ { if (size >= guest_kib / 2) guest += $2; else host += $2 }
-        END { printf "%d %d\n", host, guest }'
-}
-
 echo "-- record to ready, $rounds rounds, milliseconds"
 ours >/dev/null
 rm "$work/timings"
@@ -72,38 +52,10 @@ jq -Msc 'def median: sort | .[(length - 1) / 2 | floor];
 echo "-- memory of one idle VM with $memory MiB"
 msb-boot -r "$work/record.json" --name one -m "$memory" >"$work/one.json"
 msb-exec -r "$work/one.json" -- true
-read -r host guest < <(memory_of "$work/one.json")
+read -r host guest < <(bench_memory "$memory" "$work/one.json")
 printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
 printf '%-46s %8.1f MiB\n' "the guest's memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
 msb-stop -r "$work/one.json" >/dev/null 2>&1
 
 echo "-- ten VMs at once"
-start=$(bench_now)
-pids=()
-for n in {0..9}; do
-    msb-boot -r "$work/record.json" --name "ten-$n" -m "$memory" --timeout 300 >"$work/ten-$n.json" &
-    pids+=($!)
-done
-wait "${pids[@]}"
-pids=()
-for n in {0..9}; do
-    msb-exec -r "$work/ten-$n.json" -- hostname >"$work/answer-$n" &
-    pids+=($!)
-done
-wait "${pids[@]}"
-printf '%-46s %8d ms\n' 'until all have answered' $((($(bench_now) - start) / 1000))
-for n in {0..9}; do [ "$(cat "$work/answer-$n")" = "ten-$n" ]; done
-read -r host guest < <(memory_of "$work"/ten-*.json)
-printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
-printf '%-46s %8.1f MiB\n' "the guests' memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
-supervisors=$(for n in {0..9}; do processes_of "$work/ten-$n.json"; done)
-start=$(bench_now)
-for n in {0..9}; do msb-stop -r "$work/ten-$n.json" >/dev/null 2>&1 & done
-wait
-printf '%-46s %8d ms\n' 'until all have stopped' $((($(bench_now) - start) / 1000))
-for pid in $supervisors; do
-    if [ -e "/proc/$pid" ]; then echo "process $pid is left" >&2; exit 1; fi
-done
-left=$(find "$XDG_RUNTIME_DIR" -mindepth 2; grep "$work" /proc/self/mountinfo || true)
-if [ -n "$left" ]; then echo "left over: $left" >&2; exit 1; fi
-echo "nothing is left over"
+bench_many 10 "$memory"

@@ -61,3 +61,72 @@ bench_table() {
 }
 
 bench_median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
+
+# bench_processes RECORD: prints the supervisor of a VM and its children.
+bench_processes() {
+    local supervisor
+    supervisor=$(jq .vm.pid "$1")
+    echo "$supervisor"
+    ps -o pid= --ppid "$supervisor"
+}
+
+# bench_memory MIB RECORD…: the host memory in KiB of VMs that have MIB each, as "host guest": that of the processes, and that of the guests
+# as far as they have used it, with their kernels. A shared page is divided among its users. The guest's memory is a memfd under QEMU, whose
+# buffer for translated code is as large, and the large mapping of a process under libkrun.
+bench_memory() {
+    local record pid guest=$(($1 * 1024))
+    for record in "${@:2}"; do
+        for pid in $(bench_processes "$record"); do
+            awk -v guest_kib="$guest" '
+                /^[0-9a-f]+-[0-9a-f]+ / { is_memfd = $6 ~ "^/memfd:" }
+                /^Size:/ { size = $2 }
+                /^Pss:/ { if (is_memfd) memfd += $2; else if (size >= guest_kib / 2) large += $2; else host += $2 }
+                END { if (memfd) print host + large, memfd; else print host, large + 0 }' "/proc/$pid/smaps"
+        done
+    done | awk '{ host += $1; guest += $2 } END { printf "%d %d\n", host, guest }'
+}
+
+# bench_started PID: prints when the process was started, in ticks. A number may be given to another process.
+bench_started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
+
+# bench_many COUNT MIB: starts that many VMs at once, and prints after how long each has answered, what they take, and after how long all
+# are gone. Fails if something is left.
+bench_many() {
+    local count=$1 memory=$2 start n pid pids=() host guest processes left
+    start=$(bench_now)
+    for ((n = 0; n < count; n++)); do
+        msb-boot -r "$work/record.json" --name "many-$n" -m "$memory" --timeout 300 >"$work/many-$n.json" &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid"; done
+    pids=()
+    for ((n = 0; n < count; n++)); do
+        msb-exec -r "$work/many-$n.json" -- hostname >"$work/answer-$n" &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid"; done
+    printf '%-46s %8d ms\n' 'until all have answered' $((($(bench_now) - start) / 1000))
+    for ((n = 0; n < count; n++)); do [ "$(cat "$work/answer-$n")" = "many-$n" ]; done
+    read -r host guest < <(bench_memory "$memory" "$work"/many-*.json)
+    printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
+    printf '%-46s %8.1f MiB\n' "the guests' memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
+    processes=$(for ((n = 0; n < count; n++)); do
+        for pid in $(bench_processes "$work/many-$n.json"); do echo "$pid $(bench_started "$pid")"; done
+    done)
+    start=$(bench_now)
+    for ((n = 0; n < count; n++)); do msb-stop -r "$work/many-$n.json" >/dev/null 2>&1 & done
+    wait
+    printf '%-46s %8d ms\n' 'until all have stopped' $((($(bench_now) - start) / 1000))
+    while read -r pid start; do
+        # The kernel may need a moment for what is dead already.
+        for ((n = 0; n < 100; n++)); do
+            [ "$(bench_started "$pid")" = "$start" ] || continue 2
+            sleep 0.1
+        done
+        echo "process $pid is left" >&2
+        return 1
+    done <<<"$processes"
+    left=$(find "$XDG_RUNTIME_DIR" -mindepth 2; grep "$work" /proc/self/mountinfo || true)
+    if [ -n "$left" ]; then echo "left over: $left" >&2; return 1; fi
+    echo "nothing is left over"
+}

@@ -58,6 +58,12 @@ setup() {
     [[ ${lines[-1]} == 'write 1 MiB and sync it '* ]]
 }
 
+@test "bench-many runs, and leaves nothing" {
+    run --separate-stderr tests/bench-many.sh 2
+    [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
+    [[ ${lines[-1]} == 'nothing is left over' ]]
+}
+
 @test "bench-net runs" {
     run --separate-stderr tests/bench-net.sh
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
