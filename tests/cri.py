@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+import urllib.request
 
 import grpc
 
@@ -93,6 +94,18 @@ class Runtime:
         return answer.get(1, b"").decode(), answer.get(2, b"").decode(), answer.get(3, 0)
 
 
+def fetch(url: str) -> None:
+    """Fetches until there is an answer."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            assert urllib.request.urlopen(url, timeout=60).read() == b"one"
+            return
+        except OSError:
+            assert time.monotonic() < deadline, url
+            time.sleep(0.1)
+
+
 def refused(call, message: dict) -> str:
     try:
         call(message)
@@ -136,7 +149,7 @@ def main() -> None:
     make = lambda *args, **more: {1: sandbox, 2: config(*args, **more), 3: pod}  # noqa: E731
     message = refused(lambda request: cri.StartContainer({1: cri.CreateContainer(request)[1].decode()}), make("missing", "nonexistent"))
     assert "nonexistent" in message, message
-    script = 'trap "exit 4" TERM; echo started; echo failed >&2; echo why >/dev/termination-log; while :; do sleep 0.1; done'
+    script = 'httpd -p 80 -h /etc/config; trap "exit 4" TERM; echo started; echo failed >&2; echo why >/dev/termination-log; while :; do sleep 0.1; done'
     mounts = [
         {1: "/etc/config", 2: f"{directory}/config", 3: True},
         {1: "/dev/termination-log", 2: f"{directory}/termination-log"},
@@ -155,6 +168,9 @@ def main() -> None:
         assert time.monotonic() < deadline, "the probe goes on"
     if address:
         assert f"{address}/" in cri.run(container, "ip", "address")[0]
+        fetch(f"http://{address}/key")
+        # The port of the host is mapped by a plugin.
+        fetch("http://10.91.0.1:8090/key")
     # A configMap changes by a rename of "..data".
     os.makedirs(f"{directory}/config/..2")
     with open(f"{directory}/config/..2/key", "w") as file:
@@ -192,6 +208,10 @@ def main() -> None:
     short = cri.CreateContainer(request)[1].decode()
     cri.StartContainer({1: short})
     assert cri.ended(short).get(7) == 5
+    # Its VM is gone, although the container is there.
+    deadline = time.monotonic() + 120
+    while any(name.startswith(f"oci-{short[:12]}") for name in os.listdir("/run/msb")):
+        assert time.monotonic() < deadline, "the VM goes on"
     with open(f"{directory}/empty/file") as file:
         assert file.read() == "written\n"
     cri.StopPodSandbox({1: sandbox})

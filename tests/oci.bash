@@ -144,7 +144,8 @@ oci_cri() {
     if [ -x /usr/lib/cni/bridge ] && [ -e /dev/net/tun ]; then
         cat >"$oci/cni/10-test.conflist" <<END
 {"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "bridge", "bridge": "cri-test", "isGateway": true, "ipMasq": false,
- "ipam": {"type": "host-local", "dataDir": "$oci/cni-data", "ranges": [[{"subnet": "10.91.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+ "ipam": {"type": "host-local", "dataDir": "$oci/cni-data", "ranges": [[{"subnet": "10.91.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+ {"type": "portmap", "capabilities": {"portMappings": true}}]}
 END
     fi
     oci_containerd "[plugins.\"io.containerd.grpc.v1.cri\"]

@@ -40,6 +40,15 @@ with socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_
     peer.connect((host, port))
     print((exchange_streams if kind == "tcp" else exchange_datagrams)(peer).decode(), end="")
 END
+    cat >"$oci/many.py" <<'END'
+"""A thousand connections to a published port, ten at a time."""
+from concurrent.futures import ThreadPoolExecutor
+from urllib.request import urlopen
+
+with ThreadPoolExecutor(10) as pool:
+    answers = set(pool.map(lambda _: urlopen("http://127.0.0.1:8080/file", timeout=300).read(), range(1000)))
+assert answers == {b"content\n"}, answers
+END
 }
 
 setup() {
@@ -108,6 +117,7 @@ http() { talk tcp "$1" "$2" $'GET /file HTTP/1.0\r\n\r\n' | tail -n 1; }
         # shellcheck disable=SC2086 # two words
         [ "$(talk udp $at datagram)" = datagram ] || { echo "$at"; return 1; }
     done
+    in_ns python3 "$oci/many.py"
     # By name, through aardvark: a container of crun finds the VM, and the VM that container.
     [ "$(C exec peer wget -q -O - http://server/file)" = content ]
     peer=$(C inspect peer --format '{{(index .NetworkSettings.Networks "one").IPAddress}}')
