@@ -87,10 +87,11 @@ nothing_left() {
 # bats test_tags=slow
 @test "containers one after another, and several at once, leave no process, file or cgroup" {
     local n pids=() before
-    count() { in_ns wc -l /proc/mounts; }
+    # Copies of the host's mounts go when their mount points are removed on the host.
+    mounts() { in_ns cut -d' ' -f 2,3 /proc/mounts | grep -E "^($oci|/run/|/var/|/sys/)" | sort; }
     P run --rm --network none localhost/bb true
     nothing_left
-    before=$(count)
+    before=$(mounts)
     for ((n = 0; n < ${MSB_OCI_ROW:-10}; n++)); do
         [ "$(P run --rm --network none localhost/bb echo "$n")" = "$n" ]
     done
@@ -104,5 +105,5 @@ nothing_left() {
         [ "$status" = $((n + 1)) ]
     done
     nothing_left
-    [ "$(count)" = "$before" ]
+    diff <(echo "$before") <(mounts)
 }
