@@ -91,7 +91,7 @@ with() {
     [[ $(tr '\0' ' ' <"/proc/$((shim))/cmdline") == *shim* ]]
     kill -KILL $((shim))
     # containerd deletes what a shim has left. The container of the other namespace goes on.
-    until [ -z "$(K task ls | grep same)" ] && [ ! -e /run/containerd/runc/default/same ]; do sleep 0.1; done
+    until ! K task ls | grep -q same && [ ! -e /run/containerd/runc/default/same ]; do sleep 0.1; done
     K container rm same
     [ "$(K --namespace other task exec --exec-id b same echo on)" = on ]
     K --namespace other task kill -s KILL same
