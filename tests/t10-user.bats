@@ -129,3 +129,17 @@ nothing_left() {
     U rm -f -t 0 one
     nothing_left
 }
+
+# bats test_tags=slow
+@test "a pod of a user in one VM: its containers share localhost" {
+    V() { U --runtime-flag pod-vm "$@"; }
+    V pod create --name pod --network none >/dev/null
+    V run -d --pod pod --name one localhost/bb sh -c 'echo served >/data/file; httpd -f -p 127.0.0.1:8080 -h /data'
+    V run -d --pod pod --name two localhost/bb sleep 1000
+    is_served() { [ "$(U exec two wget -q -O - http://127.0.0.1:8080/file 2>/dev/null)" = served ]; }
+    vm_await is_served
+    U rm -f -t 0 one
+    [ "$(U exec two echo on)" = on ]
+    U pod rm -f -t 0 pod
+    nothing_left
+}
