@@ -2,11 +2,16 @@
 # Test images, made with independent tools: mmdebstrap, tar, umoci. Each function prints the path of an OCI layout
 # with the tag "latest". A layout is made once and kept in target/fixtures under the hash of its recipe.
 #
+# They are for this machine's architecture, or for $IMAGE_ARCHITECTURE: amd64 or arm64.
+#
 #   source tests/image.bash; demo_image
 
 image_source=$(realpath "${BASH_SOURCE[0]}")
 image_fixtures=${image_source%/*/*}/target/fixtures
 image_epoch=1700000000
+image_own=$(dpkg --print-architecture)
+image_architecture=${IMAGE_ARCHITECTURE:-$image_own}
+[ "$image_architecture" = "$image_own" ] || image_fixtures+=/$image_architecture
 
 # image_cached RECIPE FUNCTION…: runs the function RECIPE in a scratch directory, unless its layout is there already.
 # The hash covers the functions named.
@@ -41,7 +46,11 @@ image_from_tars() {
     for layer in "$@"; do
         umoci raw add-layer --image layout:latest "$layer"
     done
+    umoci config --image layout:latest --architecture "$image_architecture"
 }
+
+# image_machine: prints the kernel's name of the images' architecture.
+image_machine() { case $image_architecture in amd64) echo x86_64 ;; arm64) echo aarch64 ;; *) return 1 ;; esac; }
 
 # demo_image: Debian bookworm, minbase, one layer: an image such as people pull.
 demo_image() {
@@ -59,9 +68,12 @@ demo_recipe() {
 
 # image_debian VARIANT TO.tar [FLAG…]: makes a Debian bookworm with mmdebstrap, without documentation and locales.
 image_debian() {
-    local words
+    local words mmdebstrap=(mmdebstrap --architectures="$image_architecture")
+    # The programs of the packages run while these are installed. Such a Debian has no /dev, whose nodes could not be made there.
+    [[ $1 == extract || $image_architecture == "$image_own" ]] ||
+        mmdebstrap=("${image_source%/*}/foreign-programs" "$(image_machine)" "${mmdebstrap[@]}" --skip=check/qemu --skip=output/dev)
     # Descriptors from 3 on are closed: mmdebstrap has apt run "cat >&N" with sh(1), and dash accepts an N of one digit only.
-    words=$(SOURCE_DATE_EPOCH=$image_epoch mmdebstrap --variant="$1" "${@:3}" \
+    words=$(SOURCE_DATE_EPOCH=$image_epoch "${mmdebstrap[@]}" --variant="$1" "${@:3}" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' bookworm "$2" \
         2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&-) || { printf '%s\n' "$words" >&2; return 1; }
@@ -71,7 +83,7 @@ image_debian() {
 image_more() {
     # shellcheck disable=SC2016 # the hook's own shell has $1
     image_debian custom "$2" --skip=check/empty --include="$3" "${@:4}" \
-        --setup-hook='tar -C "$1" --xattrs --xattrs-include="*" -xf "'"$1"'"'
+        --setup-hook='mkdir -p "$1/dev"; tar -C "$1" --xattrs --xattrs-include="*" -xf "'"$1"'"'
 }
 
 # essential_layer: Debian's essential packages, as a tar file. Making a Debian takes a minute, adding packages takes seconds.
@@ -131,35 +143,26 @@ init_recipe() {
     umoci gc --layout layout
 }
 
-# foreign_image: a static BusyBox for the other architecture, amd64 or arm64, in one layer. It is nowhere installed, so its package is
-# only unpacked.
-foreign_image() {
-    image_cached foreign_recipe image_debian image_from_tars image_tar
-}
-
-foreign_recipe() {
-    local architecture=arm64 applet
-    [ "$(dpkg --print-architecture)" = amd64 ] || architecture=amd64
-    image_debian extract layer.tar --architectures="$architecture" --include=busybox-static
-    mkdir -p more/{bin,dev,etc,proc,root,run,sys,tmp}
-    for applet in sh cat echo id mkdir uname; do ln -s busybox "more/bin/$applet"; done
-    printf 'root:x:0:0:root:/root:/bin/sh\n' >more/etc/passwd
-    image_tar more.tar more
-    image_from_tars layer.tar more.tar
-    umoci config --image layout:latest --architecture "$architecture" --config.cmd /bin/sh --config.env PATH=/bin
-    umoci gc --layout layout
-}
+# foreign_image: tiny_image for the other architecture.
+foreign_image() (
+    IMAGE_ARCHITECTURE=arm64
+    [ "$image_own" = amd64 ] || IMAGE_ARCHITECTURE=amd64
+    export IMAGE_ARCHITECTURE
+    # shellcheck source=/dev/null # this file
+    source "$image_source"
+    tiny_image
+)
 
 # tiny_image: a static BusyBox with its applets, in one layer, for VMs that start fast.
 tiny_image() {
-    image_cached tiny_recipe image_from_tars image_tar
+    image_cached tiny_recipe image_from_tars image_tar image_busybox
 }
 
 tiny_recipe() {
     local busybox applet
     busybox=$(command -v busybox) || { echo "image: busybox is missing (apt install busybox-static)" >&2; return 1; }
     mkdir -p root/{bin,dev,etc,proc,root,run,sbin,sys,tmp,usr/bin,usr/sbin,var/tmp}
-    cp "$busybox" root/bin/busybox
+    image_busybox root/bin/busybox
     "$busybox" --list | while read -r applet; do
         [[ $applet == busybox ]] || ln -s busybox "root/bin/$applet"
     done
@@ -173,6 +176,18 @@ tiny_recipe() {
     umoci config --image layout:latest --config.entrypoint /bin/echo --config.cmd hello \
         --config.env PATH=/bin:/sbin --config.env GREETING=hi --config.workingdir /root --config.stopsignal SIGTERM
     umoci gc --layout layout
+}
+
+# image_busybox FILE: copies a static BusyBox for the images' architecture. One of another architecture is nowhere installed, so its
+# package is only unpacked; it has the same applets.
+image_busybox() {
+    if [ "$image_architecture" = "$image_own" ]; then
+        cp "$(command -v busybox)" "$1"
+    else
+        image_debian extract busybox.tar --include=busybox-static
+        tar -xf busybox.tar -O --wildcards '*bin/busybox' >"$1"
+        chmod 0755 "$1"
+    fi
 }
 
 # layered_image: three layers with every kind of entry that a layer may have.
@@ -254,13 +269,14 @@ layered_implied() {
 
 # guest_program NAME: prints the path of tests/guest/NAME.c as a static program, which is compiled once.
 guest_program() {
-    local source=${BASH_SOURCE[0]%/*}/guest/$1.c program aside
+    local source=${BASH_SOURCE[0]%/*}/guest/$1.c program aside cc=cc
+    [ "$image_architecture" = "$image_own" ] || cc=$(image_machine)-linux-gnu-gcc
     program=$image_fixtures/guest/$1-$(sha256sum <"$source" | cut -c 1-12)
     if [[ ! -e $program ]]; then
         mkdir -p "${program%/*}"
         # BASHPID, since concurrent subshells share $$.
         aside=$program.$BASHPID
-        cc -Os -static -o "$aside" "$source" && mv "$aside" "$program" || return
+        "$cc" -Os -static -o "$aside" "$source" && mv "$aside" "$program" || return
     fi
     printf '%s\n' "$program"
 }
