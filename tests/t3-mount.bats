@@ -573,6 +573,22 @@ for change in (
 EOF
 }
 
+@test "data that another user writes does not pass through the server where that of root does not" {
+    mounted
+    mkdir -m 1777 root/tmp
+    # The bytes that the server has read, requests included.
+    through_server() {
+        local before
+        before=$(awk '/^rchar/ {print $2}' "/proc/$pid/io")
+        "$@" dd if=/dev/zero of=root/tmp/file bs=4k count=1024 status=none
+        rm root/tmp/file
+        awk -v before="$before" '/^rchar/ {print ($2 - before > 1000000) ? "yes" : "no"}' "/proc/$pid/io"
+    }
+    of_root=$(through_server env)
+    of_user=$(through_server setpriv --reuid=1000 --regid=1000 --clear-groups)
+    [ "$of_user" = "$of_root" ]
+}
+
 @test "what stat, listings, times and xattrs show is what the layers have" {
     setfattr -n trusted.secret -v 1 bottom/etc/motd
     setfattr -n user.open -v 1 bottom/etc/motd

@@ -7,6 +7,25 @@ use rustix::fs::{FileType as Type, Stat, Timespec, UTIME_NOW, UTIME_OMIT};
 
 use crate::host_ids;
 
+/// The attributes in a reply that says that there is no file.
+pub(crate) const NONE: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
+
 /// A `stat` as FUSE has it, with inode number `ino`.
 pub(crate) fn of(stat: &Stat, ino: u64) -> FileAttr {
     let (uid, gid) = host_ids::to_host(stat.st_uid, stat.st_gid);

@@ -14,14 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
+use crate::attr;
 use crate::caller::Caller;
+use crate::fs::entry::lasting;
 use crate::host_ids;
 use crate::leaf::IoMode;
 use crate::node::Node;
@@ -99,10 +101,7 @@ impl Filesystem for Fs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.node(parent).and_then(|parent| self.tree.lookup(&parent, name)) {
             // Id 0 is a negative entry, which the kernel caches too.
-            Ok(None) => match self.tree.root().and_then(|root| self.tree.attr(&root)) {
-                Ok(attr) => reply.entry(&LONG, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
-                Err(error) => reply.error(error.into()),
-            },
+            Ok(None) => reply.entry(&LONG, &attr::NONE, GENERATION),
             Ok(Some(node)) => self.reply_entry(Ok(node), reply),
             Err(error) => reply.error(error.into()),
         }
@@ -113,8 +112,8 @@ impl Filesystem for Fs {
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        match self.node(ino).and_then(|node| self.tree.attr(&node)) {
-            Ok(attr) => reply.attr(&LONG, &attr),
+        match self.node(ino).and_then(|node| Ok((self.tree.attr(&node)?, node))) {
+            Ok((attr, node)) => reply.attr(&lasting(&node, &attr), &attr),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -143,10 +142,10 @@ impl Filesystem for Fs {
         self.after_copy(self.node(ino), move |tree, node| {
             let set = node.and_then(|node| {
                 tree.set_attributes(&node, &requested, caller)?;
-                tree.attr(&node)
+                Ok((tree.attr(&node)?, node))
             });
             match set {
-                Ok(attr) => reply.attr(&LONG, &attr),
+                Ok((attr, node)) => reply.attr(&lasting(&node, &attr), &attr),
                 Err(error) => reply.error(error.into()),
             }
         });
@@ -162,12 +161,12 @@ impl Filesystem for Fs {
     fn mknod(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, rdev: u32, reply: ReplyEntry) {
         let made =
             self.node(parent).and_then(|parent| self.tree.mknod(&parent, name, mode, rdev, Caller::new(req, umask)));
-        self.reply_entry(made, reply);
+        Self::reply_made(made, reply);
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let made = self.node(parent).and_then(|parent| self.tree.mkdir(&parent, name, mode, Caller::new(req, umask)));
-        self.reply_entry(made, reply);
+        Self::reply_made(made, reply);
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -182,7 +181,7 @@ impl Filesystem for Fs {
         let made = self
             .node(parent)
             .and_then(|parent| self.tree.symlink(&parent, name, target.as_os_str(), Caller::new(req, 0)));
-        self.reply_entry(made, reply);
+        Self::reply_made(made, reply);
     }
 
     fn rename(
@@ -242,7 +241,7 @@ impl Filesystem for Fs {
         let flags = flags & !(OFlags::TRUNC.bits() as i32);
         let created = (|| {
             let made = self.tree.create(&self.node(parent)?, name, mode, Caller::new(req, umask))?;
-            let (node, attr, _) = self.looked_up(made)?;
+            let (node, attr, _) = Self::made(made);
             let flags = OFlags::from_bits_retain(flags as u32);
             match self.tree.open(&node, flags, Caller::new(req, 0), |file| reply.open_backing(file)) {
                 Ok(mode) => Ok((attr, mode)),

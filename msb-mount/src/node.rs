@@ -20,7 +20,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use msb::overlay::{self, Layer, Merged};
@@ -71,6 +71,8 @@ pub(crate) struct DirNode {
     pub(crate) listing: Mutex<Option<Arc<Listing>>>,
     /// How often a name in the directory has changed, or its layer has.
     version: AtomicU64,
+    /// Whether it is known to have no default ACL, which files that are made in it would get.
+    lacks_default_acl: AtomicBool,
 }
 
 /// Other names of a file of the upper that it was looked up by.
@@ -84,6 +86,21 @@ impl DirNode {
     /// The number of the state that a listing shows.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
+    }
+
+    /// Whether new files get a default ACL. `read`: reads that. The kernel changes no xattr of a directory while a file is made in it.
+    pub(crate) fn has_default_acl(&self, read: impl FnOnce() -> bool) -> bool {
+        if self.lacks_default_acl.load(Ordering::Acquire) {
+            return false;
+        }
+        let has = read();
+        self.lacks_default_acl.store(!has, Ordering::Release);
+        has
+    }
+
+    /// Notes that the xattrs have changed.
+    pub(crate) fn forget_default_acl(&self) {
+        self.lacks_default_acl.store(false, Ordering::Release);
     }
 
     /// Notes a change. Called before and after it, so that what was read between two looks at the same version is not outdated.
@@ -116,6 +133,7 @@ impl Node {
                 changes: Mutex::default(),
                 listing: Mutex::default(),
                 version: AtomicU64::new(0),
+                lacks_default_acl: AtomicBool::new(false),
             }),
             overlay::Node::Leaf(leaf) => Kind::Leaf(LeafNode::new(leaf)?),
         };

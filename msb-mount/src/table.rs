@@ -124,6 +124,16 @@ impl Table {
         Some(node.clone())
     }
 
+    /// Whether a directory of the upper is known to be merged with no other.
+    pub(crate) fn is_in_upper_alone(&self, stat: &Stat) -> bool {
+        let own = self.numbers.of(stat);
+        let id = read(&self.names).copied.get(&own).copied().unwrap_or(own);
+        let node = read(&self.nodes).get(&id).cloned();
+        let Some(Kind::Dir(dir)) = node.as_deref().map(|node| &node.kind) else { return false };
+        let is_it = dir.slot.identity() == (stat.st_dev, stat.st_ino);
+        is_it && dir.slot.get().is_some_and(|merged| merged.lower.is_empty())
+    }
+
     fn own_number(&self, found: &overlay::Node) -> io::Result<u64> {
         match found {
             overlay::Node::Dir(merged) => dir_number(&self.numbers, merged),

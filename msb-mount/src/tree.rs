@@ -13,7 +13,7 @@ use fuser::{FileAttr, INodeNo, Notifier};
 use msb::overlay::beneath::{Entry, Name};
 use msb::overlay::upper::{Writer, upper_of};
 use msb::overlay::{self, Layer, Leaf, Listed, Merged, origin};
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use crate::attr;
@@ -97,10 +97,15 @@ impl Tree {
 
     pub(crate) fn attr(&self, node: &Arc<Node>) -> io::Result<FileAttr> {
         let stat = self.table.within_limit(|| node.stat())?;
+        Ok(Self::report(node, &stat))
+    }
+
+    /// The attributes of a node for the kernel.
+    pub(crate) fn report(node: &Node, stat: &Stat) -> FileAttr {
         if let Kind::Leaf(leaf) = &node.kind {
-            leaf.report(&stat);
+            leaf.report(stat);
         }
-        Ok(attr::of(&stat, node.ino()))
+        attr::of(stat, node.ino())
     }
 
     /// The names of a directory. `rewind`: whether the reader starts over, and must see changes.

@@ -10,21 +10,28 @@ use msb::overlay::attributes::DEFAULT_ACL;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::upper::upper_of;
 use msb::overlay::{self, Layer, Leaf, Merged, origin};
-use rustix::fs::{FileType, Mode, RenameFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::Tree;
 use crate::caller::Caller;
 use crate::lock::{hold, read, write};
-use crate::node::{Node, Place};
+use crate::node::{DirNode, Node, Place};
 
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 
+/// A file that was made, with a lookup counted.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub(crate) node: Arc<Node>,
+    pub(crate) stat: Stat,
+}
+
 impl Tree {
-    /// Makes a regular file.
-    pub(crate) fn create(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Arc<Node>> {
-        self.add(parent, name, mode, caller, |dir, name, mode| dir.create(name, mode).map(drop))
+    /// Makes a regular file. It is not opened for that.
+    pub(crate) fn create(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Made> {
+        self.add(parent, name, mode, caller, |dir, name, mode| dir.mknod(name, FileType::RegularFile, mode, 0))
     }
 
     /// Makes a device node, FIFO, socket, or a regular file.
@@ -35,7 +42,7 @@ impl Tree {
         mode: u32,
         device: u32,
         caller: Caller,
-    ) -> io::Result<Arc<Node>> {
+    ) -> io::Result<Made> {
         let kind = FileType::from_raw_mode(mode);
         if kind == FileType::CharacterDevice && device == 0 {
             // A whiteout.
@@ -44,13 +51,7 @@ impl Tree {
         self.add(parent, name, mode, caller, |dir, name, mode| dir.mknod(name, kind, mode, u64::from(device)))
     }
 
-    pub(crate) fn symlink(
-        &self,
-        parent: &Arc<Node>,
-        name: &OsStr,
-        target: &OsStr,
-        caller: Caller,
-    ) -> io::Result<Arc<Node>> {
+    pub(crate) fn symlink(&self, parent: &Arc<Node>, name: &OsStr, target: &OsStr, caller: Caller) -> io::Result<Made> {
         self.add(parent, name, 0o777, caller, |dir, name, _| dir.symlink(name, target))
     }
 
@@ -61,25 +62,28 @@ impl Tree {
         mode: u32,
         caller: Caller,
         make: impl Fn(&Dir, Name<'_>, Mode) -> io::Result<()>,
-    ) -> io::Result<Arc<Node>> {
+    ) -> io::Result<Made> {
         let above = self.in_upper(parent)?;
         let checked = Name::new(name)?;
-        let new = NewFile::new(upper_of(&above)?, mode, caller)?;
+        let new = NewFile::new(parent.dir()?, upper_of(&above)?, mode, caller)?;
         self.changing(parent, || self.writer()?.make(&above, checked, |dir, name| make(dir, name, new.mode)))?;
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
-        let entry = new.set_owner_and_mode(entry)?;
-        self.table.intern(parent, name, overlay::Node::Leaf(Leaf::new(entry, Layer::Upper)))
+        let stat = new.set_owner_and_mode(&entry)?;
+        let node = self.table.intern(parent, name, overlay::Node::Leaf(Leaf::new(entry, Layer::Upper)))?;
+        Ok(Made { node, stat })
     }
 
-    pub(crate) fn mkdir(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Arc<Node>> {
+    pub(crate) fn mkdir(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Made> {
         let above = self.in_upper(parent)?;
         let checked = Name::new(name)?;
-        let mut new = NewFile::new(upper_of(&above)?, mode, caller)?;
+        let mut new = NewFile::new(parent.dir()?, upper_of(&above)?, mode, caller)?;
         new.set_id |= new.inherited;
         self.changing(parent, || self.writer()?.make_dir(&above, checked, new.mode))?;
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
-        let upper = Arc::new(new.set_owner_and_mode(entry)?.to_dir()?);
-        self.table.intern(parent, name, overlay::Node::Dir(above.new_upper(upper)))
+        let stat = new.set_owner_and_mode(&entry)?;
+        let upper = Arc::new(entry.into_dir()?);
+        let node = self.table.intern(parent, name, overlay::Node::Dir(above.new_upper(upper)))?;
+        Ok(Made { node, stat })
     }
 
     /// Makes `name` a hardlink to `node`.
@@ -126,8 +130,26 @@ impl Tree {
     pub(crate) fn rmdir(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
         let above = self.in_upper(parent)?;
         let name = Name::new(name)?;
+        if self.is_in_upper_alone(&above, name)? {
+            match self.changing(parent, || upper_of(&above)?.rmdir(name)) {
+                // It may have whiteouts.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                other => return other,
+            }
+        }
         self.check_empty(&above, name)?;
         self.remove(parent, &above, name)
+    }
+
+    /// Whether removing a directory needs no look at any layer: the kernel knows it, and that it is merged with no other, and no closed
+    /// node loses its name.
+    fn is_in_upper_alone(&self, parent: &Merged, name: Name<'_>) -> io::Result<bool> {
+        if self.table.descriptors.is_any_closed() {
+            return Ok(false);
+        }
+        let found = rustix::fs::statat(upper_of(parent)?, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
+        let is_alone = found.is_ok_and(|stat| self.table.is_in_upper_alone(&stat));
+        Ok(is_alone && !parent.shows_through(name)?)
     }
 
     fn check_empty(&self, parent: &Merged, name: Name<'_>) -> io::Result<()> {
@@ -147,24 +169,36 @@ impl Tree {
         to_name: &OsStr,
         flags: RenameFlags,
     ) -> io::Result<()> {
-        let exchange = flags == RenameFlags::EXCHANGE;
+        self.with_child(parent, name, |moved| {
+            if flags != RenameFlags::EXCHANGE {
+                return self.rename_known((parent, name, moved), (to, to_name, None), flags);
+            }
+            self.with_child(to, to_name, |other| {
+                self.rename_known((parent, name, moved), (to, to_name, Some(other)), flags)
+            })
+        })
+    }
+
+    /// Renames a file in a directory, and the other file if the two are exchanged.
+    fn rename_known(
+        &self,
+        (parent, name, moved): (&Arc<Node>, &OsStr, &Arc<Node>),
+        (to, to_name, other): (&Arc<Node>, &OsStr, Option<&Arc<Node>>),
+        flags: RenameFlags,
+    ) -> io::Result<()> {
+        let exchange = other.is_some();
         let (checked, to_checked) = (Name::new(name)?, Name::new(to_name)?);
+        let both = || [Some(moved), other].into_iter().flatten();
         // Checked before anything is copied up for a rename that fails.
-        self.with_child(parent, name, |node| self.check_movable(node))?;
-        if exchange {
-            self.with_child(to, to_name, |node| self.check_movable(node))?;
-        } else {
+        both().try_for_each(|node| self.check_movable(node))?;
+        if !exchange {
             let to_above = to.merged()?;
             if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
                 self.check_empty(&to_above, to_checked)?;
             }
         }
-        let copied_up = |node: &Arc<Node>| self.copy_up(node, WHOLE).map(|()| node.clone());
-        let moved = self.with_child(parent, name, copied_up)?;
-        let other = exchange.then(|| self.with_child(to, to_name, copied_up)).transpose()?;
-        for node in [Some(&moved), other.as_ref()].into_iter().flatten() {
-            self.redirect(node, parent.id == to.id)?;
-        }
+        both().try_for_each(|node| self.copy_up(node, WHOLE))?;
+        both().try_for_each(|node| self.redirect(node, parent.id == to.id))?;
         let (above, to_above) = (self.in_upper(parent)?, self.in_upper(to)?);
         // A file takes its origin along.
         if parent.id != to.id && self.may_have_origins(parent)? {
@@ -180,7 +214,7 @@ impl Tree {
             }
             self.writer()?.rename(&above, checked, &to_above, to_checked, flags)?;
             moved.renamed(parent, name, to, to_name);
-            if let Some(other) = &other {
+            if let Some(other) = other {
                 other.renamed(to, to_name, parent, name);
             }
             Ok(())
@@ -193,11 +227,7 @@ impl Tree {
             self.changing(to, || self.changing(parent, rename))?;
         }
         // The number of ".." in a directory.
-        [Some(moved), other]
-            .into_iter()
-            .flatten()
-            .filter(|node| node.dir().is_ok())
-            .for_each(|node| self.forget_listing(&node));
+        both().filter(|node| node.dir().is_ok()).for_each(|node| self.forget_listing(node));
         Ok(())
     }
 
@@ -250,12 +280,15 @@ struct NewFile {
 }
 
 impl NewFile {
-    fn new(parent: &Dir, mode: u32, caller: Caller) -> io::Result<Self> {
-        let stat: Stat = parent.stat()?;
+    /// `upper`: the directory `parent` in the upper.
+    fn new(parent: &DirNode, upper: &Dir, mode: u32, caller: Caller) -> io::Result<Self> {
+        let stat: Stat = upper.stat()?;
         let inherited = stat.st_mode & SET_GID;
-        let mut acl = [0u8; 0];
-        // Only its size is read.
-        let has_acl = rustix::fs::getxattr(parent.proc_path(), DEFAULT_ACL, &mut acl[..]).is_ok();
+        let has_acl = parent.has_default_acl(|| {
+            let mut acl = [0u8; 0];
+            // Only its size is read.
+            rustix::fs::getxattr(upper.proc_path(), DEFAULT_ACL, &mut acl[..]).is_ok()
+        });
         let mode = if has_acl { mode } else { mode & !caller.umask };
         Ok(Self {
             mode: Mode::from_raw_mode(mode & 0o7777),
@@ -266,16 +299,17 @@ impl NewFile {
         })
     }
 
-    /// Sets the owner of the new file, which clears set-id bits, and then those.
-    fn set_owner_and_mode(&self, entry: Entry) -> io::Result<Entry> {
-        let (stat, is_symlink) = (*entry.stat(), entry.file_type() == FileType::Symlink);
+    /// Sets the owner of the new file, which clears set-id bits, and then those. Returns its attributes.
+    fn set_owner_and_mode(&self, entry: &Entry) -> io::Result<Stat> {
+        let mut stat = *entry.stat();
         if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {
             entry.set_owner(Some(self.uid), Some(self.gid))?;
+            stat = entry.stat_now()?;
         }
-        let mode = if is_symlink { stat.st_mode } else { entry.stat_now()?.st_mode };
-        if !is_symlink && mode & (SET_UID | SET_GID) != self.set_id {
-            entry.set_mode(Mode::from_raw_mode(mode & 0o1777 | self.set_id))?;
+        if entry.file_type() != FileType::Symlink && stat.st_mode & (SET_UID | SET_GID) != self.set_id {
+            entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o1777 | self.set_id))?;
+            stat = entry.stat_now()?;
         }
-        Ok(entry)
+        Ok(stat)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use fuser::{BackingId, TimeOrNow};
 use msb::overlay::WHOLE;
-use msb::overlay::attributes::ACCESS_ACL;
+use msb::overlay::attributes::{ACCESS_ACL, CAPABILITY};
 use msb::overlay::beneath::Entry;
 use msb::overlay::{Layer, whiteout};
 use rustix::fs::{FallocateFlags, FileType, Mode, OFlags, Timestamps, XattrFlags};
@@ -17,7 +17,7 @@ use super::Tree;
 use crate::attr::timespec;
 use crate::caller::Caller;
 use crate::host_ids;
-use crate::leaf::{IoMode, has_set_id};
+use crate::leaf::{BackingOf, IoMode, LeafNode, has_set_id};
 use crate::node::{Kind, Node};
 
 /// The prefix of xattrs that only CAP_SYS_ADMIN may see and set. The kernel checks all but their names in a list.
@@ -100,20 +100,19 @@ impl Tree {
         // A lower file may be copied up while it is open, and its backing file cannot change then.
         let is_whole = current.layer == Layer::Upper && !current.is_metacopy();
         let is_settled = is_whole || self.writer.is_none();
-        // The kernel leaves clearing set-id bits to us, and we do not see passthrough writes. So a file with such bits, and a caller
-        // whose writes would clear bits that are set later, use cached mode. In 4 KiB writes that takes such a caller 5 to 8 times the
-        // time. Passthrough would need a chmod that fails while it has the file open (ETXTBSY), but tar and dpkg set the bits of a
-        // file that they have open. Clearing the bits once the mtime has changed would leave a moment in which exec(2) sees them.
-        let clears_set_id = to_write && caller.uid != 0;
-        let passthrough = is_settled
-            && self.passthrough.load(Ordering::Relaxed)
-            && (self.writer.is_none() || !clears_set_id && !has_set_id(&current.entry.stat_now()?));
-        let mode = leaf.opened(passthrough.then_some(|| back(current.data())));
-        Ok(match mode {
-            // An earlier open has decided for passthrough.
-            IoMode::Passthrough(backing) if clears_set_id => IoMode::Direct(backing),
-            other => other,
-        })
+        let of = BackingOf::caller(caller);
+        let passthrough = is_settled && self.passthrough.load(Ordering::Relaxed);
+        Ok(leaf.opened(
+            of,
+            to_write,
+            passthrough.then_some(|| {
+                // Bits that are set later are not cached by the kernel (see `may_lose_set_id`). That is known from here on.
+                if self.writer.is_some() && has_set_id(&current.entry.stat_now()?) {
+                    return Err(Errno::PERM.into());
+                }
+                of.register(|| back(current.data()))
+            }),
+        ))
     }
 
     /// Counts a release. Writes through a mapping of a backing file have changed attributes without the kernel's notice.
@@ -217,7 +216,17 @@ impl Tree {
         if whiteout::is_private_xattr(name) {
             return Err(Errno::NODATA.into());
         }
-        self.on_entry(node, |entry| entry.xattr(name)).map(|value| host_ids::xattr_to_host(name, value))
+        let leaf = node.leaf().ok().filter(|_| name == CAPABILITY);
+        if leaf.is_some_and(LeafNode::lacks_capability) {
+            return Err(Errno::NODATA.into());
+        }
+        let value = self.on_entry(node, |entry| entry.xattr(name));
+        if let (Some(leaf), Err(error)) = (leaf, &value)
+            && Errno::from_io_error(error) == Some(Errno::NODATA)
+        {
+            leaf.note_no_capability();
+        }
+        value.map(|value| host_ids::xattr_to_host(name, value))
     }
 
     /// The names of the xattrs that the caller may see, each with a NUL at its end.
@@ -250,7 +259,12 @@ impl Tree {
         }
         let value = host_ids::xattr_of_request(name, value).ok_or(Errno::INVAL)?;
         self.copy_up(node, WHOLE)?;
-        self.on_entry(node, |entry| {
+        if let Ok(leaf) = node.leaf()
+            && name == CAPABILITY
+        {
+            leaf.may_get_capability();
+        }
+        let set = self.on_entry(node, |entry| {
             entry.set_xattr(name, &value, XattrFlags::from_bits_retain(flags as u32))?;
             let stat = entry.stat_now()?;
             // As chmod(2) does. The caller's supplementary groups are unknown here, and clearing the bit is safe.
@@ -258,7 +272,11 @@ impl Tree {
                 entry.set_mode(Mode::from_raw_mode(stat.st_mode & 0o5777))?;
             }
             Ok(())
-        })
+        });
+        if let Ok(dir) = node.dir() {
+            dir.forget_default_acl();
+        }
+        set
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &OsStr) -> io::Result<()> {

@@ -6,7 +6,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType};
+use rustix::io::Errno;
 
 use super::beneath::{Dir, Name};
 use super::marks::Marks;
@@ -109,9 +110,12 @@ impl Merged {
             let mut file_type = child.file_type();
             let mut is_whiteout = false;
             // Some file systems do not return types.
-            if matches!(file_type, FileType::CharacterDevice | FileType::Unknown)
-                || files_may_be && file_type == FileType::RegularFile
-            {
+            if file_type == FileType::CharacterDevice {
+                match rustix::fs::statat(dir, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                    Err(Errno::NOENT) => continue,
+                    found => is_whiteout = whiteout::is_whiteout(&found?),
+                }
+            } else if file_type == FileType::Unknown || files_may_be && file_type == FileType::RegularFile {
                 let Some(entry) = dir.entry(name)? else { continue };
                 file_type = entry.file_type();
                 is_whiteout = whiteout::is_either_whiteout(&entry)?;

@@ -45,6 +45,8 @@ pub(super) struct Marks {
     pub(super) is_whiteout: bool,
     /// Of a regular file: its data is in a lower layer.
     pub(super) is_metacopy: bool,
+    /// Of a regular file: it has an `overlay.origin`.
+    pub(super) has_origin: bool,
     /// The name of the file in lower layers, if it is another.
     pub(super) redirect: Option<Redirect>,
 }
@@ -101,6 +103,7 @@ impl Marks {
                     true => marks.is_metacopy = true,
                     false => return refused("metacopy"),
                 },
+                (false, mark) if mark == ORIGIN.as_bytes() => marks.has_origin = true,
                 (is_dir, mark) if mark == REDIRECT.as_bytes() => match (is_trusted, is_dir) {
                     (true, _) => {
                         let value = entry.xattr(&name)?;

@@ -54,6 +54,9 @@ pub struct Leaf {
     pub layer: Layer,
     /// The file of a lower layer that has the data, if `entry` is a metacopy, which has only attributes and the size.
     pub(super) data: Option<Box<Entry>>,
+    /// Whether it may have an `overlay.origin`.
+    #[cfg_attr(not(feature = "store"), expect(dead_code, reason = "only uppers on the host have origins"))]
+    pub(super) may_have_origin: bool,
 }
 
 /// What a name stands for.
@@ -81,9 +84,9 @@ pub fn is_plain(upper: &Dir) -> io::Result<bool> {
 }
 
 impl Leaf {
-    /// A file whose data is its own.
+    /// A file whose data is its own, and that was not copied up before.
     pub fn new(entry: Entry, layer: Layer) -> Self {
-        Self { entry, layer, data: None }
+        Self { entry, layer, data: None, may_have_origin: false }
     }
 
     /// The file that holds the data.

@@ -50,7 +50,7 @@ impl Origins {
 
     /// The `stat` of the lower file that a file of the upper was copied from, if that is known and still there.
     pub fn find(&self, leaf: &Leaf) -> Option<Stat> {
-        if leaf.layer != Layer::Upper {
+        if leaf.layer != Layer::Upper || !leaf.may_have_origin {
             return None;
         }
         let handle = parse(&marks::origin(&leaf.entry)?)?;

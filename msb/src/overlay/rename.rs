@@ -48,7 +48,7 @@ impl Writer {
             }
             return source_dir.rename(name, target_dir, to_name, RenameFlags::EXCHANGE);
         }
-        let shows_through = from.lookup_lower(name)?.is_some();
+        let shows_through = from.shows_through(name)?;
         if moved_dir.is_some()
             && let Some(replaced) = target_dir.entry(to_name)?
         {

@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{AtFlags, FileType};
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
@@ -33,6 +33,8 @@ struct Search {
     stop: bool,
     /// Whether the layer may have whiteouts in OCI's form.
     reads_oci: bool,
+    /// Whether the last file that was found may have an origin.
+    has_origin: bool,
 }
 
 impl Merged {
@@ -65,6 +67,28 @@ impl Merged {
         self.search(None, name, |_| true)
     }
 
+    /// Whether [`Self::lookup_lower`] finds something. Opens nothing, unless the answer depends on xattrs.
+    ///
+    /// # Errors
+    /// As [`Self::lookup`].
+    pub fn shows_through(&self, name: Name<'_>) -> io::Result<bool> {
+        if self.has_oci_whiteouts {
+            return Ok(self.lookup_lower(name)?.is_some());
+        }
+        for part in &self.lower {
+            let stat = match rustix::fs::statat(&part.dir, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                Err(Errno::NOENT) => continue,
+                found => found?,
+            };
+            let may_be_marked = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0;
+            return match may_be_marked {
+                true => Ok(self.lookup_lower(name)?.is_some()),
+                false => Ok(!whiteout::is_whiteout(&stat)),
+            };
+        }
+        Ok(false)
+    }
+
     /// Looks `name` up in this directory's lower parts, and in `upper`. `may_have`: whether a layer may have this name.
     fn search(
         &self,
@@ -80,6 +104,7 @@ impl Merged {
             needs_data: false,
             stop: false,
             reads_oci: false,
+            has_origin: false,
         };
         let mut answer = Answer::new(self);
         if let Some(upper) = upper.filter(|_| may_have(Layer::Upper))
@@ -169,6 +194,8 @@ impl Search {
             self.stop = true;
             return Ok(None);
         }
+        // The marks of other files are not read.
+        self.has_origin = marks.has_origin || !is_regular;
         self.needs_data = marks.is_metacopy;
         self.stop = !marks.is_metacopy;
         if let Some(redirect) = marks.redirect.filter(|_| marks.is_metacopy) {
@@ -216,7 +243,9 @@ impl Answer {
     fn add(&mut self, entry: Entry, layer: Layer, search: &Search) -> io::Result<()> {
         if !search.is_dir {
             match &mut self.leaf {
-                None => self.leaf = Some(Leaf { entry, layer, data: None }),
+                None => {
+                    self.leaf = Some(Leaf { entry, layer, data: None, may_have_origin: search.has_origin });
+                }
                 // A metacopy below a metacopy has no data either.
                 Some(leaf) => leaf.data = Some(Box::new(entry)).filter(|_| !search.needs_data),
             }

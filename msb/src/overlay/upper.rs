@@ -146,7 +146,7 @@ impl Writer {
     /// The error of removing. A name that does not exist is not an error.
     pub fn remove(&self, parent: &Merged, name: Name<'_>) -> io::Result<()> {
         let upper = upper_of(parent)?;
-        if parent.lookup_lower(name)?.is_some() {
+        if parent.shows_through(name)? {
             return match whiteout::make_whiteout(upper, name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.replace(upper, name, whiteout::make_whiteout)
