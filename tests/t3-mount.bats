@@ -985,6 +985,19 @@ EOF
     [ ! -e home/sandboxes ] || [ -z "$(ls -A home/sandboxes)" ]
     run -2 msb-mount --nonsense
     [ ! -e root ]
+    # What the tools would not find any more.
+    mkdir -p home/sandboxes
+    for hidden in home home/sandboxes .; do
+        run msb-mount -r record "$hidden"
+        [ "$status" -eq 1 ]
+        [[ "$output" == *"would hide the store"* ]]
+    done
+    [ -z "$(ls -A home/sandboxes)" ]
+    # Nothing to run.
+    run msb-mount -r record ./root --
+    [ "$status" -eq 2 ]
+    [[ "$output" == *"no CMD"* ]]
+    [ ! -e root ]
 }
 
 @test "a full disk is an error, and no partial copy is visible" {

@@ -72,7 +72,11 @@ impl Config {
             Some(path) => Ok(path),
             None => beside().context("no mount point").and_then(|path| mountpoint::locate(&path)),
         };
-        let mountpoint = located.and_then(|path| mountpoint::check(&path).map(|()| path));
+        let mountpoint = located.and_then(|path| {
+            mountpoint::check(&path)?;
+            mountpoint::check_beside_store(&path, home::home().ok().as_deref())?;
+            Ok(path)
+        });
         let (access, kind) = (args.access, args.kind);
         let config = Self { lower, access, kind, mountpoint: PathBuf::new(), is_new: false, made, record };
         match mountpoint {

@@ -51,6 +51,10 @@ fn main() -> ExitCode {
         Err(error) => return exit::report("msb-mount", exit::USAGE, Err(error)),
     }
     let args: Args = msb::tool::cli::parse(&page::PAGE, exit::USAGE);
+    if args.command.is_empty() && std::env::args_os().last().is_some_and(|last| last == "--") {
+        let message = "no CMD after \"--\" (leave \"--\" out to mount for all processes)";
+        return exit::report("msb-mount", exit::USAGE, Err(anyhow::anyhow!(message)));
+    }
     let failed = if args.command.is_empty() { exit::FAILED } else { exit::TOOL_FAILED };
     exit::report_of_store("msb-mount", failed, run(&args))
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use msb::record::path;
+use msb::store::layout;
 use msb::tool::exit::warn;
 use msb::vm::supervisor::{self, vm_names};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxAttributes, StatxFlags};
@@ -37,6 +38,23 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
             bail!("mount point {path:?}: something is mounted there (unmount it with msb-mount -u, or choose another)")
         }
         Ok(false) => Ok(()),
+    }
+}
+
+/// Refuses a mount point that would hide the store from the tools.
+pub(crate) fn check_beside_store(path: &Path, home: Option<&Path>) -> anyhow::Result<()> {
+    let Some(home) = home.and_then(|home| home.canonicalize().ok()) else { return Ok(()) };
+    if hides(path, &home) {
+        bail!("mount point {path:?}: it would hide the store {home:?} or a part of it (choose another)");
+    }
+    Ok(())
+}
+
+/// Whether a mount on `path` hides the store, one of its directories, or an entry in one of those. In a sandbox there may be mounts.
+fn hides(path: &Path, home: &Path) -> bool {
+    match path.strip_prefix(home) {
+        Ok(inside) => inside.components().count() < 3 || path.starts_with(layout::layers(home)),
+        Err(_) => home.starts_with(path),
     }
 }
 
@@ -117,4 +135,30 @@ fn server(path: &Path) -> Option<Pid> {
     let length = read(SERVER_XATTR).or_else(|| read(SERVER_XATTR_OF_USER))?;
     let digits = std::str::from_utf8(value.get(..length)?).ok()?;
     Pid::from_raw(digits.parse().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_beside_the_store_or_in_a_sandbox_hides_nothing() {
+        let home = Path::new("/var/lib/msb");
+        for (path, expected) in [
+            ("/var/lib/msb", true),
+            ("/var/lib", true),
+            ("/", true),
+            ("/var/lib/msb/sandboxes", true),
+            ("/var/lib/msb/sandboxes/id", true),
+            ("/var/lib/msb/sandboxes/id/root", false),
+            ("/var/lib/msb/volumes/name/mnt", false),
+            ("/var/lib/msb/layers/sha256/id", true),
+            ("/var/lib/msb/layers/sha256/id/mnt", true),
+            ("/var/lib/msb2", false),
+            ("/var/lib/other", false),
+            ("/mnt", false),
+        ] {
+            assert_eq!(hides(Path::new(path), home), expected, "{path}");
+        }
+    }
 }
