@@ -11,6 +11,8 @@ PATH=$here/../target/release:$PATH
 runs=${RUNS:-9}
 read -ra rows <<<"${ROWS:-find tar read untar rm lower create list empty move layers user}"
 scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/msb-bench-mount.XXXXXX")
+# For a user.
+chmod 755 "$scratch"
 export MSB_HOME=$scratch/home
 
 cleanup() {

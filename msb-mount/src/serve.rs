@@ -207,6 +207,23 @@ fn sync_upper(upper: Option<&File>) {
     }
 }
 
+/// # Threads
+///
+/// A warm tar sends an OPEN and a RELEASE for each file, with one read(2) and one writev(2) of the server each. On two busy processors it
+/// took 2 to 3 times the time of the kernel's overlayfs, and 1.4 times the processor time: threads wait to be woken. Tried for that, and
+/// not done:
+///
+/// | | tar, s | processor time of the server, s |
+/// | --- | --- | --- |
+/// | two threads | 0.6 to 1.4 | 0.06 to 0.07 |
+/// | one thread: a slow request would hold up all others | 0.4 to 1.2 | 0.05 |
+/// | one thread that polls for 20 µs before it sleeps | 0.34 to 0.35 | 0.14 |
+/// | two threads of which one polls: a request wakes the other one nevertheless | 0.7 to 1.8 | 0.15 |
+/// | a descriptor of its own for each thread | 0.6 to 1.0 | 0.06 |
+///
+/// An ENOSYS to OPEN would save both requests, for all files and together with passthrough. FUSE over io_uring is off by default in the
+/// kernel, and the crate has it not. After each change of a directory the kernel asks for its attributes, to check permissions: a removal
+/// is two requests and a FORGET, each with one system call.
 fn options(config: &Config) -> Options {
     let mut options = Options::default();
     options.mount_options = vec![

@@ -253,3 +253,45 @@ fn an_upper_is_plain_if_guests_read_all_of_its_marks() {
         assert_eq!(is_plain, expected, "{name_of_mark} {value}");
     }
 }
+
+#[test]
+fn what_shows_through_is_what_a_search_of_the_lower_layers_finds() {
+    let stack = Stack::new();
+    for (file, content) in [
+        ("upper/alone", "a"),
+        ("upper/both", "a"),
+        ("bottom/both", "b"),
+        ("bottom/file", "b"),
+        ("bottom/empty", ""),
+        ("bottom/gone", "b"),
+        ("bottom/gone-too", "b"),
+        ("top/gone-too", ""),
+        ("bottom/dir/f", "b"),
+        ("top/.wh.of-oci", ""),
+        ("bottom/of-oci", "b"),
+    ] {
+        stack.write(file, content);
+    }
+    symlink("nowhere", stack.path("top/link")).unwrap();
+    mark(&stack, "top/gone-too", "whiteout", "y");
+    whiteout::make_whiteout(&Dir::open(&stack.path("top")).unwrap(), name("gone")).unwrap();
+    let root = stack.open();
+    let of_oci = root.clone().with_oci_whiteouts();
+    for (file, expected, expected_of_oci) in [
+        ("alone", false, false),
+        ("both", true, true),
+        ("file", true, true),
+        ("empty", true, true),
+        ("dir", true, true),
+        ("link", true, true),
+        ("gone", false, false),
+        ("gone-too", false, false),
+        ("of-oci", true, false),
+        ("missing", false, false),
+    ] {
+        for (root, expected) in [(&root, expected), (&of_oci, expected_of_oci)] {
+            assert_eq!(root.shows_through(name(file)).unwrap(), expected, "{file}");
+            assert_eq!(root.lookup_lower(name(file)).unwrap().is_some(), expected, "{file}");
+        }
+    }
+}
