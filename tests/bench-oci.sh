@@ -33,8 +33,9 @@ fetched() { in_ns python3 -c 'import sys, urllib.request as u; sys.exit(len(u.ur
 
 # memory: the bytes that the cgroup of the container "idle" is charged with.
 memory() {
-    find /sys/fs/cgroup -type d -name "libpod-$(P inspect idle --format '{{.Id}}')" \
-        -exec sh -c 'cat "$1/memory.usage_in_bytes" "$1/memory.current" 2>/dev/null' - {} \; | sort -n | tail -n 1
+    # Cgroups of other containers may be removed meanwhile.
+    { find /sys/fs/cgroup -type d -name "libpod-$(P inspect idle --format '{{.Id}}')" \
+        -exec sh -c 'cat "$1/memory.usage_in_bytes" "$1/memory.current" 2>/dev/null' - {} \; 2>/dev/null || true; } | sort -n | tail -n 1
 }
 
 networks=
