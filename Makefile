@@ -187,7 +187,7 @@ bench: deps build
 bench-krun: export MSB_KVM_HOST_LIMIT ?= 7200
 bench-krun: deps build
 	@$(bare-krun)
-	@for bench in bench-krun bench-exec bench-block-krun; do echo "== $$bench"; tests/kvm-host/run tests/$$bench.sh; done
+	@for bench in bench-krun bench-exec bench-net bench-block-krun; do echo "== $$bench"; tests/kvm-host/run tests/$$bench.sh; done
 
 # The guest's network alone.
 bench-net: deps build

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""A guest's network in one way of three: bench-net.py user|passt|gate KERNEL INITRD MTU MSB-BOOT [LINES].
+"""A guest's network in one way of three: bench-net.py user|passt|gate KERNEL INITRD MTU MSB-BOOT LINES.
 
 Boots QEMU's microvm from the initrd, whose init prints a line for each figure, and prints these lines. With "passt" and "gate" it also
 prints the memory of the processes, in KiB of PSS.
+
+bench-net.py listen PATH MTU gives the first connection to a socket to passt, and waits for its end.
 """
 import json
 import os
@@ -50,7 +52,18 @@ def memory(process):
         return next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
 
 
+def listen(path, mtu):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        end, _ = listener.accept()
+    end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER)
+    start_passt(end, mtu).wait()
+
+
 def main():
+    if sys.argv[1] == "listen":
+        return listen(*sys.argv[2:])
     way, kernel, initrd, mtu, program = sys.argv[1:6]
     lines = int(sys.argv[6])
     with tempfile.TemporaryDirectory() as directory:

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # The guest's network: QEMU's own user network, passt alone, and passt behind the gate, turn by turn in one run: megabits per second to
 # and from a server in a network namespace, with one stream and with 32, requests per second and connections per second. Then how much
-# later a VM is ready with a network than without.
+# later a VM is ready with a network than without. MSB_VMM=krun measures libkrun, which has no network of its own.
 #
 #   tests/bench-net.sh [ROUNDS [SECONDS]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PWD/target/release:$PATH:/usr/sbin:/sbin
 rounds=${1:-3} seconds=${2:-3}
+vmm=${MSB_VMM:-qemu}
 ways=(user passt gate)
+[ "$vmm" = qemu ] || ways=(passt gate)
 [ -z "${BENCH_SMOKE:-}" ] || rounds=1 seconds=1 ways=(gate)
 # shellcheck source-path=SCRIPTDIR/..
 source tests/bench.bash
@@ -16,8 +18,10 @@ source tests/image.bash
 bench_setup
 lab=msb-bench-net-$$
 server=
+listener=
 net_end() {
     [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    [ -z "$listener" ] || kill "$listener" 2>/dev/null || true
     ip netns delete "$lab" 2>/dev/null || true
     ip netns delete "$lab-far" 2>/dev/null || true
     bench_end
@@ -67,36 +71,69 @@ END
 chmod 0755 "$work/initrd/init"
 (cd "$work/initrd" && find . | busybox cpio -o -H newc) >"$work/initrd.cpio"
 
-# boot MODE: milliseconds from the record to the agent's answer.
+# boot MODE: milliseconds from the record to the agent's answer. The VM stays.
 boot() {
     local start
     start=$(bench_now)
-    ip netns exec "$lab" env MSB_RUN="$MSB_RUN" msb-boot -r "$work/record.json" --name bench --vmm qemu --network "$1" >"$work/vm.json"
+    ip netns exec "$lab" env MSB_RUN="$MSB_RUN" msb-boot -r "$work/record.json" --name bench --vmm "$vmm" --network "$1" >"$work/vm.json"
     echo $((($(bench_now) - start) / 1000))
-    bench_kill "$work/vm.json"
 }
-bare() { boot none; }
-ours() { boot public; }
+bare() { boot none && bench_kill "$work/vm.json"; }
+ours() { boot public && bench_kill "$work/vm.json"; }
 
-bare >/dev/null # makes the kernel's file
-kernel=$(find "$MSB_HOME/kernel" -name "*.vmlinux")
+# booted WAY: the figures of a VM of msb-boot. Without the gate, the card is on a socket that passt serves.
+booted() {
+    local number mode streams process pid network=public
+    if [ "$1" = passt ]; then
+        rm -f "$work/passt.sock"
+        ip netns exec "$lab" python3 tests/bench-net.py listen "$work/passt.sock" "$mtu" &
+        listener=$!
+        until [ -S "$work/passt.sock" ]; do sleep 0.05; done
+        network=unix:$work/passt.sock,address=10.0.2.15/24,gateway=10.0.2.2,mtu=$mtu
+    fi
+    boot "$network" >/dev/null
+    for number in "${!figures[@]}"; do
+        read -r mode streams <<<"${loads[number]}"
+        echo "${figures[number]} $(msb-exec -r "$work/vm.json" -- net-load "$mode" 203.0.113.9 5001 "$streams" "$seconds")"
+    done
+    [ "$1" = passt ] || for process in passt gate; do
+        pid=$(bench_processes "$work/vm.json" | while read -r pid; do
+            if grep -qzE "/$process\$|^--as-$process\$" "/proc/$pid/cmdline"; then echo "$pid"; fi
+        done)
+        echo "memory-$process $(awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup")"
+    done
+    bench_kill "$work/vm.json"
+    [ -z "$listener" ] || wait "$listener" || true
+    listener=
+}
+
+if [ "$vmm" = qemu ]; then
+    bare >/dev/null # makes the kernel's file
+    kernel=$(find "$MSB_HOME/kernel" -name "*.vmlinux")
+fi
+cp "$load" "$work/root/bin/net-load"
 for ((round = 0; round < rounds; round++)); do
     for way in "${ways[@]}"; do
         mtu=16384
         [ "$way" != user ] || mtu=1500
-        ip netns exec "$lab" timeout 300 python3 tests/bench-net.py "$way" "$kernel" "$work/initrd.cpio" "$mtu" "$(command -v msb-boot)" \
-            "${#figures[@]}" | sed "s/^/$way /" >>"$work/figures"
+        if [ "$vmm" = qemu ]; then
+            ip netns exec "$lab" timeout 300 python3 tests/bench-net.py "$way" "$kernel" "$work/initrd.cpio" "$mtu" \
+                "$(command -v msb-boot)" "${#figures[@]}"
+        else
+            booted "$way"
+        fi | sed "s/^/$way /" >>"$work/figures"
     done
 done
 
 # median WAY FIGURE
 median() { awk -v way="$1" -v figure="$2" '$1 == way && $2 == figure { print $3 }' "$work/figures" | bench_median; }
+# ratio ONE OTHER
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b) printf "%.2f", a / b; else print "-" }'; }
 printf '%-42s %9s %9s %9s %10s %10s\n' "$rounds rounds of $seconds s, medians" user passt gate gate/user gate/passt
 for figure in "${figures[@]}"; do
     user=$(median user "$figure") passt=$(median passt "$figure") gate=$(median gate "$figure")
-    printf '%-42s %9s %9s %9s %10s %10s\n' "$figure" "$user" "$passt" "$gate" \
-        "$(awk -v a="$gate" -v b="$user" 'BEGIN { printf "%.2f", a / (b ? b : 1) }')" \
-        "$(awk -v a="$gate" -v b="$passt" 'BEGIN { printf "%.2f", a / (b ? b : 1) }')"
+    printf '%-42s %9s %9s %9s %10s %10s\n' "$figure" "${user:--}" "$passt" "$gate" \
+        "$(ratio "$gate" "$user")" "$(ratio "$gate" "$passt")"
 done
 printf 'memory (PSS): passt %s KiB, gate %s KiB\n' "$(median gate memory-passt)" "$(median gate memory-gate)"
 [ -z "${BENCH_SMOKE:-}" ] || exit 0
