@@ -248,6 +248,7 @@ sys.exit(1)' "$address" || { echo "$address"; return 1; }
     run --separate-stderr net_boot other --network public -p 18080:80
     [ "$status" -eq 1 ]
     [[ $stderr == *"port 127.0.0.1:18080 of -p 127.0.0.1:18080:80: Address already in use"* ]]
+    [[ $(chrt -p "$(net_process worker 'msb-boot --as-gate')") == *SCHED_BATCH* ]]
     # passt has a user of its own and no capabilities, and another takes its place when it is lost.
     passt=$(net_process worker 'passt.*--fd=')
     grep -q '^CapEff:.0*$' "/proc/$passt/status"

@@ -155,6 +155,19 @@ pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?)
 }
 
+/// Makes this thread one that does not preempt the others of its processor when it is woken (SCHED_BATCH, sched(7)).
+///
+/// # Errors
+/// Those of `sched_setscheduler(2)`.
+pub(crate) fn schedule_in_batches() -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads the parameters, which outlive it. Zero is this thread.
+    match unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Gives this thread, and what it starts, a session keyring of its own, which is empty. None is needed where there are no keyrings: in a
 /// kernel without them, and in a container whose filter forbids them.
 ///
