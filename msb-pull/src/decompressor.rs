@@ -148,10 +148,10 @@ fn receive(stdout: &mut ChildStdout, take: &mut impl FnMut(Vec<u8>) -> anyhow::R
             Some(length) => length,
         };
         ensure!(length <= PIECE, "the decompressor sends something else than was asked for");
-        let mut piece = vec![0; length];
-        match stdout.read_exact(&mut piece) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
-            read => read?,
+        let mut piece = Vec::with_capacity(length);
+        stdout.by_ref().take(length as u64).read_to_end(&mut piece)?;
+        if piece.len() < length {
+            return Ok(false);
         }
         take(piece)?;
     }

@@ -17,7 +17,6 @@ use crate::chunks::is_hangup;
 use crate::decompressor::Decompressor;
 use crate::image::{ImageLayer, Origin};
 use crate::layer::fetch_and_unpack;
-use crate::lower_link::Dependent;
 use crate::progress::Progress;
 use crate::stack::Stack;
 use crate::store::{LayerLock, Store};
@@ -124,9 +123,9 @@ impl<'a> Fetcher<'a> {
         shared: &Mutex<Shared<'a>>,
         stop: &AtomicBool,
     ) -> anyhow::Result<()> {
-        let (scratch, dependent) = self.unpack_one(layer, decompressor, stop)?;
+        let (scratch, unpacked) = self.unpack_one(layer, decompressor, stop)?;
         let held = claim.lock().unwrap_or_else(PoisonError::into_inner).take();
-        lock(shared).stack.add(&layer.diff_id, scratch, dependent, held)
+        lock(shared).stack.add(&layer.diff_id, scratch, unpacked, held)
     }
 
     fn unpack_one(
@@ -134,17 +133,17 @@ impl<'a> Fetcher<'a> {
         layer: &ImageLayer,
         decompressor: &mut Decompressor,
         stop: &AtomicBool,
-    ) -> anyhow::Result<(PathBuf, Dependent)> {
+    ) -> anyhow::Result<(PathBuf, Unpacked)> {
         let scratch = self.store.scratch(layer.diff_id.hex());
         DirBuilder::new().mode(0o700).create(&scratch).with_context(|| format!("{scratch:?}"))?;
         let bar = self.progress.layer(&layer.diff_id, layer.blob.size);
-        let Unpacked { dependent, contents } =
-            fetch_and_unpack(self.origin, layer, decompressor, &scratch, &bar, self.budget, stop)?;
+        let mut unpacked = fetch_and_unpack(self.origin, layer, decompressor, &scratch, &bar, self.budget, stop)?;
         // Otherwise the layers below decide some attributes, and [`Stack`] writes the checksums after that.
-        if dependent.is_empty() {
+        if unpacked.dependent.is_empty() {
+            let contents = std::mem::take(&mut unpacked.contents);
             checksums::write(&scratch, &contents, &checksums::beside(&scratch)).context("checksums")?;
         }
-        Ok((scratch, dependent))
+        Ok((scratch, unpacked))
     }
 
     /// Publishes layers from time to time, until all of them are fetched.

@@ -16,6 +16,7 @@ use crate::image::ImageLayer;
 use crate::implied::inherit;
 use crate::lower_link::{Dependent, fill};
 use crate::store::{LayerLock, Store};
+use crate::unpack;
 use msb_registry::digest::Digest;
 
 /// The layers of one image.
@@ -41,6 +42,8 @@ struct Unpacked {
     path: PathBuf,
     /// What of it depends on the layers below.
     dependent: Dependent,
+    /// Its files, if the layers below are complete.
+    contents: Contents,
     /// Held until the layer is in the store.
     lock: Option<LayerLock>,
 }
@@ -86,21 +89,29 @@ impl<'a> Stack<'a> {
         &mut self,
         diff_id: &Digest,
         scratch: PathBuf,
-        dependent: Dependent,
+        unpacked: unpack::Unpacked,
         lock: Option<LayerLock>,
     ) -> anyhow::Result<()> {
+        let unpack::Unpacked { dependent, contents } = unpacked;
         if dependent.is_empty() {
             self.unpublished.push((scratch.clone(), diff_id.hex().to_owned()));
         }
-        self.unpacked.insert(diff_id.hex().to_owned(), Unpacked { path: scratch, dependent, lock });
-        self.advance()
+        // Files that are linked to those below get their content later.
+        let contents = if dependent.links.is_empty() { contents } else { Contents::default() };
+        self.unpacked.insert(diff_id.hex().to_owned(), Unpacked { path: scratch, dependent, contents, lock });
+        self.advance()?;
+        // Any number of layers may have to wait, and they are read again then.
+        if let Some(layer) = self.unpacked.get_mut(diff_id.hex()) {
+            layer.contents = Contents::default();
+        }
+        Ok(())
     }
 
     /// Completes layers from the bottom up to the first one that is missing.
     fn advance(&mut self) -> anyhow::Result<()> {
         while let Some(layer) = self.layers.get(self.complete) {
             let stacked_id = &self.stacked_ids[self.complete];
-            let Some(Unpacked { path, dependent, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
+            let Some(Unpacked { path, dependent, contents, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
                 let Some(stored) = in_store(self.store, layer, stacked_id) else { break };
                 push(&mut self.lower, stored)?;
                 self.complete += 1;
@@ -116,7 +127,7 @@ impl<'a> Stack<'a> {
                 complete().with_context(|| format!("layer {:?}", layer.blob.name()))?;
                 // A layer that comes again higher up is completed there.
                 if self.layers[self.complete + 1..].iter().all(|other| other.diff_id != layer.diff_id) {
-                    checksums::write(path, &Contents::default(), &checksums::beside(path)).context("checksums")?;
+                    checksums::write(path, contents, &checksums::beside(path)).context("checksums")?;
                     self.unpublished.push((path.clone(), stacked_id.clone()));
                 }
             }

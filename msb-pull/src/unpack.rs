@@ -38,7 +38,7 @@ const DEFAULT: Metadata = Metadata {
 pub(crate) struct Unpacked {
     /// What depends on the layers below: directories that the layer has no entry for, and links to files that it does not have.
     pub(crate) dependent: Dependent,
-    /// What its files have, for the checksums.
+    /// Its files, for the checksums.
     pub(crate) contents: Contents,
 }
 
@@ -86,13 +86,15 @@ fn put<R: BufRead + Skip>(
     match kind {
         Kind::Directory => tree.directory(&parent, name, metadata)?,
         Kind::File => {
-            let file = replace(tree, &parent, name, |dir| dir.create(name, Mode::RUSR | Mode::WUSR))?;
+            // Nobody else can enter the layer, so the file may have its permissions from the start.
+            let mode = Mode::from_raw_mode(metadata.mode & 0o777);
+            let file = replace(tree, &parent, name, |dir| dir.create(name, mode))?;
             let content = fill(tape, &file, size, regions.as_deref(), budget)?;
             let entry = Entry::of_open(file)?;
-            if let Some(content) = content {
-                contents.remember(entry.stat().st_ino, size, &content);
-            }
             apply_attributes(&entry, &metadata)?;
+            if let Some(content) = content {
+                contents.remember(&entry, &content)?;
+            }
         }
         Kind::Symlink => {
             anyhow::ensure!(!link.is_empty(), "a symlink without a target");

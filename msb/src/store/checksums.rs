@@ -24,7 +24,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use blake3::Hasher;
-use rustix::fs::{FileType, SeekFrom};
+use rustix::fs::{FileType, SeekFrom, Stat};
 
 use crate::interrupt;
 use crate::overlay::beneath::{Dir, Entry};
@@ -38,6 +38,8 @@ const MAX_LINKED: usize = 4096;
 const MAX_LINE: u64 = 1 << 15;
 /// The members of a line before the path, and what a difference in one of them is called.
 const MEMBERS: [&str; 9] = ["type", "mode", "owner", "owner", "size", "mtime", "device", "xattrs", "content"];
+/// A member that a file does not have.
+const NONE: &str = "-";
 /// An xattr that administrators change with restorecon(8).
 const LABEL: &str = "security.selinux";
 
@@ -74,7 +76,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
     } else if meta.is_file() {
         let entry = Entry::of_open(File::open(path)?)?;
         let content = content(&entry, &mut vec![0; BLOCK])?;
-        lines.push(blake3::hash(members(&entry, &content)?.as_bytes()).into());
+        lines.push(blake3::hash(members(entry.stat(), &xattrs(&entry)?, &content).as_bytes()).into());
     } else {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a directory"));
     }
@@ -183,21 +185,25 @@ fn each_line(
 ) -> io::Result<()> {
     let mut linked = HashMap::new();
     let mut block = vec![0; BLOCK];
-    Dir::open(layer)?.walk(|path, entry| {
-        let stat = entry.stat();
-        let is_linked = stat.st_nlink > 1 && !entry.is_dir();
+    let mut visit = |path: &Path, stat: &Stat, entry: Option<&Entry>| -> io::Result<bool> {
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        let written = contents.of(stat).filter(|_| file_type == FileType::RegularFile);
+        if entry.is_none() && written.is_none_or(|written| written.has_xattrs) {
+            return Ok(false);
+        }
+        let is_linked = stat.st_nlink > 1 && file_type != FileType::Directory;
         let known = linked.get(&stat.st_ino).filter(|_| is_linked).cloned();
         if known.is_none() {
             *bytes += stat.st_blocks.unsigned_abs() * 512;
         }
-        let content = match (known, entry.file_type()) {
-            (Some(known), _) => known,
-            (None, FileType::RegularFile) => match contents.of(stat.st_ino, stat.st_size.unsigned_abs()) {
-                Some(known) => known.to_hex().to_string(),
-                None => content(entry, &mut block)?,
-            },
-            (None, FileType::Symlink) => blake3::hash(entry.read_link()?.as_bytes()).to_hex().to_string(),
-            _ => "-".to_owned(),
+        let content = match (known, written, entry) {
+            (Some(known), ..) => known,
+            (None, Some(written), _) => written.content.to_hex().to_string(),
+            (None, None, Some(entry)) if file_type == FileType::RegularFile => content(entry, &mut block)?,
+            (None, None, Some(entry)) if file_type == FileType::Symlink => {
+                blake3::hash(entry.read_link()?.as_bytes()).to_hex().to_string()
+            }
+            _ => NONE.to_owned(),
         };
         if is_linked {
             if linked.len() >= MAX_LINKED {
@@ -205,13 +211,19 @@ fn each_line(
             }
             linked.insert(stat.st_ino, content.clone());
         }
-        put(path, &members(entry, &content)?)
-    })
+        let xattrs = entry.map_or(Ok(NONE.to_owned()), xattrs)?;
+        put(path, &members(stat, &xattrs, &content))?;
+        Ok(true)
+    };
+    let root = Dir::open(layer)?;
+    match contents.is_empty() {
+        true => root.walk(|path, entry| visit(path, entry.stat(), Some(entry)).map(drop)),
+        false => root.walk_lazily(visit),
+    }
 }
 
-fn members(entry: &Entry, content: &str) -> io::Result<String> {
-    let stat = entry.stat();
-    let (letter, has_size, is_device) = match entry.file_type() {
+fn members(stat: &Stat, xattrs: &str, content: &str) -> String {
+    let (letter, has_size, is_device) = match FileType::from_raw_mode(stat.st_mode) {
         FileType::Directory => ('d', false, false),
         FileType::RegularFile => ('f', true, false),
         FileType::Symlink => ('l', false, false),
@@ -221,11 +233,16 @@ fn members(entry: &Entry, content: &str) -> io::Result<String> {
         _ => ('s', false, false),
     };
     let mut members = format!("{letter} {:o} {} {} ", stat.st_mode & 0o7777, stat.st_uid, stat.st_gid);
-    let _ = if has_size { write!(members, "{} ", stat.st_size) } else { write!(members, "- ") };
+    let _ = if has_size { write!(members, "{} ", stat.st_size) } else { write!(members, "{NONE} ") };
     let _ = write!(members, "{}.{:09} ", stat.st_mtime, stat.st_mtime_nsec);
-    let _ = if is_device { write!(members, "{:x} ", stat.st_rdev) } else { write!(members, "- ") };
-    let _ = write!(members, "{} {content}", xattrs(entry)?);
-    Ok(members)
+    let _ = if is_device { write!(members, "{:x} ", stat.st_rdev) } else { write!(members, "{NONE} ") };
+    let _ = write!(members, "{xattrs} {content}");
+    members
+}
+
+/// Whether a file has xattrs that count.
+fn has_xattrs(entry: &Entry) -> io::Result<bool> {
+    Ok(entry.xattr_names()?.iter().any(|name| name != LABEL))
 }
 
 /// The hash of the xattrs, those of overlayfs among them.
@@ -233,7 +250,7 @@ fn xattrs(entry: &Entry) -> io::Result<String> {
     let mut names = entry.xattr_names()?;
     names.retain(|name| name != LABEL);
     if names.is_empty() {
-        return Ok("-".to_owned());
+        return Ok(NONE.to_owned());
     }
     names.sort();
     let mut hash = Hasher::new();
@@ -331,7 +348,7 @@ pub fn publish(from: &Path, to: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -422,13 +439,15 @@ mod tests {
         let known = |text: &str| {
             let (mut contents, mut hash) = (Contents::default(), ContentHash::default());
             hash.update(text.as_bytes());
-            contents.remember(fs::metadata(layer.join("a")).unwrap().ino(), 1, &hash);
+            contents.remember(&Entry::of_open(File::open(layer.join("a")).unwrap()).unwrap(), &hash).unwrap();
             lines(&contents)
         };
         let read = lines(&Contents::default());
         assert_eq!(known("a"), read);
         let differing = known("x").lines().zip(read.lines()).filter(|(known, read)| known != read).count();
         assert_eq!(differing, 3, "both names of the file, and the last line");
+        rustix::fs::setxattr(layer.join("a"), "user.note", b"x", rustix::fs::XattrFlags::empty()).unwrap();
+        assert_eq!(known("a"), lines(&Contents::default()), "its xattrs are read");
     }
 
     #[test]

@@ -276,6 +276,23 @@ impl Dir {
     /// The error of opening or reading, with the path, ENAMETOOLONG for a path longer than `PATH_MAX`, what `visit` says, and
     /// [`interrupt::check`].
     pub fn walk(&self, mut visit: impl FnMut(&Path, &Entry) -> io::Result<()>) -> io::Result<()> {
+        self.walk_with(false, |path, _, entry| entry.map_or(Ok(()), |entry| visit(path, entry)).map(|()| true))
+    }
+
+    /// As [`Self::walk`], but calls `visit` without an entry first, except for a directory. If it says that it has seen enough, the file is
+    /// not opened, which takes three times as long.
+    ///
+    /// # Errors
+    /// As [`Self::walk`].
+    pub fn walk_lazily(&self, visit: impl FnMut(&Path, &Stat, Option<&Entry>) -> io::Result<bool>) -> io::Result<()> {
+        self.walk_with(true, visit)
+    }
+
+    fn walk_with(
+        &self,
+        is_lazy: bool,
+        mut visit: impl FnMut(&Path, &Stat, Option<&Entry>) -> io::Result<bool>,
+    ) -> io::Result<()> {
         // Paths and not descriptors, since their number is not limited.
         let mut pending = vec![PathBuf::new()];
         while let Some(path) = pending.pop() {
@@ -285,13 +302,25 @@ impl Dir {
                 kind => io::Error::new(kind, format!("{path:?}: {error}")),
             };
             let dir = self.descend(&path).map_err(at)?;
-            visit(&path, &dir.to_entry()?)?;
+            let entry = dir.to_entry()?;
+            visit(&path, entry.stat(), Some(&entry))?;
             for child in dir.read().map_err(at)? {
                 let child = child.map_err(|error| at(error.into()))?;
                 let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
+                let child_path = path.join(name.as_os_str());
+                if is_lazy {
+                    let stat = match rustix::fs::statat(&dir.0, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+                        Err(rustix::io::Errno::NOENT) => continue,
+                        stat => stat.map_err(|error| at(error.into()))?,
+                    };
+                    let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                    if !is_dir && visit(&child_path, &stat, None)? {
+                        continue;
+                    }
+                }
                 match dir.entry(name).map_err(at)? {
-                    Some(entry) if entry.is_dir() => pending.push(path.join(name.as_os_str())),
-                    Some(entry) => visit(&path.join(name.as_os_str()), &entry)?,
+                    Some(entry) if entry.is_dir() => pending.push(child_path),
+                    Some(entry) => _ = visit(&child_path, entry.stat(), Some(&entry))?,
                     None => {}
                 }
             }

@@ -2,12 +2,17 @@
 //! was hashed while it was written, and whether zeros are data or holes.
 
 use std::collections::HashMap;
+use std::io;
 
 use blake3::{Hash, Hasher};
+use rustix::fs::Stat;
+
+use super::has_xattrs;
+use crate::overlay::beneath::Entry;
 
 /// The block that is hashed or left out, in bytes.
 pub(super) const BLOCK: usize = 1 << 16;
-/// How many files are remembered: 6 MiB. The content of further ones is read again.
+/// How many files are remembered: 8 MiB. Further ones are read again.
 const MAX_REMEMBERED: usize = 1 << 17;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
@@ -53,27 +58,50 @@ impl ContentHash {
     }
 }
 
-/// The content of the files that a process has written into a layer, so that the layer need not be read again for its checksums.
+/// The files that a process has written into a layer, so that they need not be opened again for its checksums.
 #[derive(Clone, Debug, Default)]
-pub struct Contents(HashMap<u64, (u64, Hash)>);
+pub struct Contents(HashMap<u64, Written>);
+
+/// A file that was written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Written {
+    size: i64,
+    pub(super) content: Hash,
+    /// Whether it has xattrs, which have to be read.
+    pub(super) has_xattrs: bool,
+}
 
 impl Contents {
-    /// Remembers the content of the file with this inode number and size. It must not change after that, but may be removed.
-    pub fn remember(&mut self, inode: u64, size: u64, content: &ContentHash) {
+    /// Remembers an open file that has its content and its attributes. Neither must change after that, but the file may be renamed, linked
+    /// and removed.
+    ///
+    /// # Errors
+    /// The error of `flistxattr(2)`.
+    pub fn remember(&mut self, entry: &Entry, content: &ContentHash) -> io::Result<()> {
+        let stat = entry.stat();
         // The file that had the number before is gone.
-        if self.0.len() < MAX_REMEMBERED || self.0.contains_key(&inode) {
-            self.0.insert(inode, (size, content.finish()));
+        if self.0.len() < MAX_REMEMBERED || self.0.contains_key(&stat.st_ino) {
+            let has_xattrs = has_xattrs(entry)?;
+            self.0.insert(stat.st_ino, Written { size: stat.st_size, content: content.finish(), has_xattrs });
         }
+        Ok(())
     }
 
-    /// The content of a file, if it is known.
-    pub(super) fn of(&self, inode: u64, size: u64) -> Option<Hash> {
-        self.0.get(&inode).filter(|(known, _)| *known == size).map(|(_, hash)| *hash)
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What is known of a file.
+    pub(super) fn of(&self, stat: &Stat) -> Option<&Written> {
+        self.0.get(&stat.st_ino).filter(|written| written.size == stat.st_size)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, File};
+
     use super::*;
 
     /// The definition, by whole blocks.
@@ -110,21 +138,32 @@ mod tests {
 
     #[test]
     fn the_last_file_with_an_inode_number_and_its_size_counts() {
-        let mut contents = Contents::default();
-        let hash = |text: &str| {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("file");
+        let (mut contents, hash) = (Contents::default(), |text: &[u8]| {
             let mut hash = ContentHash::default();
-            hash.update(text.as_bytes());
+            hash.update(text);
             hash
+        });
+        let entry = |text: &[u8]| {
+            fs::write(&path, text).unwrap();
+            Entry::of_open(File::open(&path).unwrap()).unwrap()
         };
-        contents.remember(7, 3, &hash("one"));
-        contents.remember(7, 4, &hash("four"));
-        assert_eq!(contents.of(7, 4), Some(hash("four").finish()));
-        assert_eq!((contents.of(7, 3), contents.of(8, 4)), (None, None));
-        for inode in 8..8 + MAX_REMEMBERED as u64 {
-            contents.remember(inode, 1, &hash("x"));
-        }
-        assert_eq!(contents.0.len(), MAX_REMEMBERED);
-        contents.remember(7, 3, &hash("new"));
-        assert_eq!(contents.of(7, 3), Some(hash("new").finish()));
+        let known = |contents: &Contents, entry: &Entry| contents.of(entry.stat()).map(|written| written.content);
+        let one = entry(b"one");
+        contents.remember(&one, &hash(b"one")).unwrap();
+        let four = entry(b"four");
+        assert_eq!((known(&contents, &one), known(&contents, &four)), (Some(hash(b"one").finish()), None));
+        contents.remember(&four, &hash(b"four")).unwrap();
+        assert_eq!((known(&contents, &one), known(&contents, &four)), (None, Some(hash(b"four").finish())));
+        // Of a layer with too many files, none is added, but a number may have another file.
+        let written = *contents.of(four.stat()).unwrap();
+        contents.0.extend((0..MAX_REMEMBERED as u64).map(|number| (u64::MAX - number, written)));
+        let full = contents.0.len();
+        contents.remember(&Entry::of_open(tempfile::tempfile().unwrap()).unwrap(), &hash(b"")).unwrap();
+        assert_eq!(contents.0.len(), full);
+        let other = entry(b"other");
+        contents.remember(&other, &hash(b"other")).unwrap();
+        assert_eq!(known(&contents, &other), Some(hash(b"other").finish()));
     }
 }
