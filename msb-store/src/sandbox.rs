@@ -8,7 +8,6 @@ use msb::lock::{self, Lock};
 use msb::store::layout::{self, SCRATCH_BASE, SCRATCH_DISK, UPPER};
 use msb::store::sandbox::{self, Held, Owner};
 
-use crate::inventory::name_of;
 use crate::size;
 use crate::vm::Vm;
 
@@ -82,6 +81,10 @@ pub(crate) fn sandboxes(home: &Path, vms: &[Vm]) -> anyhow::Result<Vec<Sandbox>>
         sandboxes.push(sandbox(path.clone(), vms, stopped).with_context(|| format!("{path:?}"))?);
     }
     Ok(sandboxes)
+}
+
+fn name_of(sandbox: &Path) -> String {
+    sandbox.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn sandbox(path: PathBuf, vms: &[Vm], stopped: Vec<String>) -> anyhow::Result<Sandbox> {

@@ -29,7 +29,7 @@ use rustix::fs::{FileType, SeekFrom, Stat};
 use crate::interrupt;
 use crate::overlay::beneath::{Dir, Entry};
 
-use self::content::BLOCK;
+use self::content::{BLOCK, xattr_names};
 pub use self::content::{ContentHash, Contents};
 
 /// How many files with several links are remembered, so that each is read once.
@@ -40,8 +40,6 @@ const MAX_LINE: u64 = 1 << 15;
 const MEMBERS: [&str; 9] = ["type", "mode", "owner", "owner", "size", "mtime", "device", "xattrs", "content"];
 /// A member that a file does not have.
 const NONE: &str = "-";
-/// An xattr that administrators change with restorecon(8).
-const LABEL: &str = "security.selinux";
 
 /// Writes the checksums of the tree `layer` to the new file `to`. What `contents` has of its files is not read.
 ///
@@ -240,19 +238,12 @@ fn members(stat: &Stat, xattrs: &str, content: &str) -> String {
     members
 }
 
-/// Whether a file has xattrs that count.
-fn has_xattrs(entry: &Entry) -> io::Result<bool> {
-    Ok(entry.xattr_names()?.iter().any(|name| name != LABEL))
-}
-
 /// The hash of the xattrs, those of overlayfs among them.
 fn xattrs(entry: &Entry) -> io::Result<String> {
-    let mut names = entry.xattr_names()?;
-    names.retain(|name| name != LABEL);
+    let names = xattr_names(entry)?;
     if names.is_empty() {
         return Ok(NONE.to_owned());
     }
-    names.sort();
     let mut hash = Hasher::new();
     for name in names {
         let value = entry.xattr(&name)?;

@@ -1,13 +1,13 @@
 //! The hash of a file's content: that of the blocks that are not zero, each with its offset. It is the same whether the file is read or
-//! was hashed while it was written, and whether zeros are data or holes.
+//! was hashed while it was written, and whether zeros are data or holes. Which xattrs count is decided here as well.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
 
 use blake3::{Hash, Hasher};
 use rustix::fs::Stat;
 
-use super::has_xattrs;
 use crate::overlay::beneath::Entry;
 
 /// The block that is hashed or left out, in bytes.
@@ -15,7 +15,18 @@ pub(super) const BLOCK: usize = 1 << 16;
 /// How many files are remembered: 8 MiB. Further ones are read again.
 const MAX_REMEMBERED: usize = 1 << 17;
 
+/// An xattr that administrators change with restorecon(8).
+const LABEL: &str = "security.selinux";
+
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
+/// The names of the xattrs that count, sorted.
+pub(super) fn xattr_names(entry: &Entry) -> io::Result<Vec<OsString>> {
+    let mut names = entry.xattr_names()?;
+    names.retain(|name| name != LABEL);
+    names.sort();
+    Ok(names)
+}
 
 /// Hashes a file from front to back.
 #[derive(Clone, Debug, Default)]
@@ -81,7 +92,7 @@ impl Contents {
         let stat = entry.stat();
         // The file that had the number before is gone.
         if self.0.len() < MAX_REMEMBERED || self.0.contains_key(&stat.st_ino) {
-            let has_xattrs = has_xattrs(entry)?;
+            let has_xattrs = !xattr_names(entry)?.is_empty();
             self.0.insert(stat.st_ino, Written { size: stat.st_size, content: content.finish(), has_xattrs });
         }
         Ok(())
