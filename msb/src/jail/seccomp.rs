@@ -75,17 +75,22 @@ fn flags() -> Vec<u64> {
     NEW_NAMESPACES.iter().map(|flag| u64::from(flag.cast_unsigned())).collect()
 }
 
+/// The calls of a list, each under no condition.
+fn unconditional<'a>(calls: impl IntoIterator<Item = &'a Syscall>) -> BTreeMap<i64, Conditions> {
+    calls.into_iter().filter_map(|call| Some((call.number?, Vec::new()))).collect()
+}
+
 /// What the filter of other people's programs refuses. `program` is the descriptor that may be executed.
 fn refused(rules: &Rules, program: Option<RawFd>) -> io::Result<BTreeMap<i64, Conditions>> {
     let has_all = |flag| (MaskedEq(flag), flag);
-    let mut refused: BTreeMap<i64, Conditions> = FORBIDDEN.iter().map(|call| (call.number, Vec::new())).collect();
+    let mut refused = unconditional(FORBIDDEN);
     refused.insert(libc::SYS_clone, any(0, has_all, &flags())?);
     refused.insert(libc::SYS_unshare, any(0, has_all, &[flags(), vec![NEW_TIME]].concat())?);
     refused.insert(libc::SYS_ioctl, any(1, |operation| (Eq, operation), &TERMINAL_INPUT)?);
     let families: Vec<u64> = rules.sockets.iter().map(|family| family.number()).collect();
     refused.insert(libc::SYS_socket, if families.is_empty() { Vec::new() } else { none_of(0, &families)? });
-    for call in rules.own_sandbox {
-        refused.remove(&call.number);
+    for number in rules.own_sandbox.iter().filter_map(|call| call.number) {
+        refused.remove(&number);
     }
     if rules.execution != Execution::Free {
         refused.insert(libc::SYS_execve, Vec::new());
@@ -97,8 +102,7 @@ fn refused(rules: &Rules, program: Option<RawFd>) -> io::Result<BTreeMap<i64, Co
 
 /// What the filter of our own programs allows.
 fn allowed(rules: &Rules, lists: &[&[Syscall]]) -> io::Result<BTreeMap<i64, Conditions>> {
-    let mut allowed: BTreeMap<i64, Conditions> =
-        lists.iter().copied().flatten().map(|call| (call.number, Vec::new())).collect();
+    let mut allowed = unconditional(lists.iter().copied().flatten());
     let all_flags = flags().into_iter().fold(0, |all, flag| all | flag);
     allowed.insert(libc::SYS_clone, any(0, |none| (MaskedEq(all_flags), none), &[0])?);
     allowed.insert(

@@ -1,13 +1,11 @@
 //! System calls by name: what no jail allows, and what the processes need whose filter allows nothing else.
 
-use nix::libc;
-
 /// A system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Syscall {
     name: &'static str,
-    /// The number on this architecture.
-    pub number: i64,
+    /// The number on this architecture, if it has the call.
+    pub number: Option<i64>,
 }
 
 impl Syscall {
@@ -17,8 +15,30 @@ impl Syscall {
     }
 }
 
+/// The numbers of the system calls. A negative one is that of a call which this architecture does not have: arm64 has no call for which
+/// Linux had a newer form when arm64 came, and nothing of x86's ports and segments.
+mod numbers {
+    pub(super) use nix::libc::*;
+
+    macro_rules! absent {
+        ($($name:ident)*) => { $(#[allow(non_upper_case_globals)] pub(super) const $name: c_long = -1;)* };
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    absent![
+        SYS_access SYS_arch_prctl SYS_chmod SYS_chown SYS_dup2 SYS_epoll_wait SYS_ioperm SYS_iopl SYS_lchown SYS_link SYS_lstat SYS_mkdir
+        SYS_mknod SYS_modify_ldt SYS_open SYS_poll SYS_readlink SYS_rename SYS_rmdir SYS_select SYS_stat SYS_symlink SYS_time SYS_unlink
+    ];
+    #[cfg(target_arch = "x86_64")]
+    absent![];
+}
+
 macro_rules! syscalls {
-    ($($name:ident)*) => { &[$(Syscall { name: stringify!($name), number: libc::$name }),*] };
+    ($($name:ident)*) => { &[$(Syscall { name: stringify!($name), number: present(numbers::$name) }),*] };
+}
+
+const fn present(number: i64) -> Option<i64> {
+    if number < 0 { None } else { Some(number) }
 }
 
 /// What no process of a VM may call. A few more are restricted by their arguments, see [`super::seccomp`].
