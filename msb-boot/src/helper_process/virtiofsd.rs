@@ -56,10 +56,12 @@ pub(super) fn start(
     if submounts == Submounts::Announced {
         options.push_str(",announce_submounts");
     }
-    // It reopens files through /proc/self/fd, and reads /proc/self/task. It also reads file-max, although --rlimit-nofile=0 tells it to
-    // leave the limit as it is.
-    let (itself, file_max) = (Path::new("/proc/self"), Path::new("/proc/sys/fs/file-max"));
-    let jail = jail.ro_bind_program(program).ro_bind(itself, itself).ro_bind(file_max, file_max);
+    // It reopens files through /proc/self/fd, and reads /proc/self/task. It also reads file-max, and Debian 13's reads nr_open, although
+    // --rlimit-nofile=0 tells it to leave the limit as it is.
+    let mut jail = jail.ro_bind_program(program);
+    for path in ["/proc/self", "/proc/sys/fs/file-max", "/proc/sys/fs/nr_open"].map(Path::new) {
+        jail = jail.ro_bind(path, path);
+    }
     let args = [&socket, OsStr::new("--rlimit-nofile=0"), OsStr::new("-o"), OsStr::new(&options)];
     processes.start_helper("virtiofsd", Vital::Yes, &jail, program, &args, &[listener])?;
     Ok(connection.into())
