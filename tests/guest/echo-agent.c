@@ -12,13 +12,13 @@
 //   T   as t, with the bytes to a command's pipe
 //
 // As PID 1 it mounts the shared root and listens on port 2000.
+#include <sys/socket.h>
 #include <linux/vm_sockets.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/mount.h>
 #include <stdlib.h>
 #include <sys/prctl.h>

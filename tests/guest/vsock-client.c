@@ -2,11 +2,11 @@
 //
 //   vsock-client CID PORT
 #include <errno.h>
+#include <sys/socket.h>
 #include <linux/vm_sockets.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 int main(int argc, char **argv) {
