@@ -39,7 +39,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci test-oci-many fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci test-oci-many test-arm64 fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -122,6 +122,12 @@ test-krun test-krun-all: deps build
 test-slow: deps build
 	@tests/run --filter-tags slow tests/*.bats
 
+# An emulated arm64 machine, in which the Debian package is installed and VMs run with libkrun and with QEMU, on its KVM.
+test-arm64: export MSB_KVM_HOST_ARCH = arm64
+test-arm64: export MSB_KVM_HOST_LIMIT ?= 7200
+test-arm64: deps-arm64 dist-arm64
+	@tests/kvm-host/run tests/kvm-host/package.bats
+
 # The tests that should pass on a block root as they do on a shared one, with both VMMs.
 alike = $(wildcard tests/t[4-6]-*.bats) tests/t8-handoff.bats
 test-block: export MSB_TEST_ROOT = block
@@ -175,7 +181,7 @@ lint:
 	$(CARGO) clippy --release --locked -p agentd -- -D warnings
 	$(CARGO) clippy --release --locked -p msb --no-default-features --features record -- -D warnings
 	mandoc -T lint man/*.[1578]
-	shellcheck -x tools/*.sh tests/run tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh examples/dockerfile/msb-build .ci/run
+	shellcheck -x tools/*.sh tests/run tests/foreign-programs tests/kvm-host/run tests/kvm-host/init tests/*.bash tests/*.sh examples/dockerfile/msb-build .ci/run
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny check bans licenses sources; \
 	else echo "cargo-deny is missing, so licences and sources were not checked (cargo install --locked cargo-deny)"; fi
 

@@ -46,6 +46,7 @@ cross_packages() {
     local name=${machine//_/-}
     packages=(build-essential pkg-config curl ca-certificates "${qemu[$machine]}")
     packages+=("gcc-$name-linux-gnu" "libc6-dev-$1-cross")
+    if [ "$purpose" = tools ]; then packages+=(qemu-user-static); fi  # tests: a Debian of that architecture
 }
 
 say() { echo "deps: $*" >&2; }
