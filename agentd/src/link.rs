@@ -9,10 +9,12 @@ use msb::wire::sequence::FromHost;
 use msb::wire::{self, Decoded, Decoder, HEADER, Message, Stream};
 use nix::poll::PollFlags;
 
+use crate::channel;
+
 /// How long the host may take to send a frame of the hello, and to accept the last frame.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
-/// The most bytes of one write, and so of one packet. The guest's kernel (seen with 6.12.113) scatters packets of over 32 KiB over several
-/// descriptors, and vhost-device-vsock 0.3.0 drops those.
+/// The most bytes of one write, and so of one packet of vsock. The guest's kernel (seen with 6.12.113) scatters packets of over 32 KiB over
+/// several descriptors, which not every VMM takes.
 pub const MAX_PACKET: usize = 31 << 10;
 /// How much of an output is read at a time, in bytes: with its header, two packets.
 pub const CHUNK: usize = 2 * MAX_PACKET - HEADER;
@@ -139,15 +141,17 @@ impl Link {
     }
 }
 
-/// Writes as much as the connection accepts now, in packets that a VMM passes on. Returns how many bytes that was.
+/// Writes as much as the connection accepts now, in packets that a VMM passes on. What goes to the port's thread is written at once, which
+/// wakes that once. Returns how many bytes that was.
 ///
 /// # Errors
 /// Those of `write(2)`.
 pub fn write(connection: &mut UnixStream, bytes: &[u8]) -> io::Result<usize> {
+    let most = if channel::is_port() { usize::MAX } else { MAX_PACKET };
     let mut sent = 0;
     while sent < bytes.len() {
         let packet = &bytes[sent..];
-        match connection.write(&packet[..packet.len().min(MAX_PACKET)]) {
+        match connection.write(&packet[..packet.len().min(most)]) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => sent += count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::frame::{Error, Frame, Piece};
 
 /// How many bytes may be under way on a connection, in each direction.
-pub const WINDOW: u32 = 256 << 10;
+pub const WINDOW: u32 = 1 << 20;
 /// The most connections at a time. A side refuses more.
 pub const MAX_CONNECTIONS: usize = 4096;
 
