@@ -1,12 +1,14 @@
 //! How the agent and the host reach each other: by vsock, or by a virtio-serial port that carries all connections. A connection is a
 //! stream socket either way, and the rest of the agent does not know the difference.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use msb::vm::boot;
 use msb::wire::channel::{Ends, Multiplexer, Side};
@@ -33,17 +35,50 @@ static PORT: OnceLock<Port> = OnceLock::new();
 struct Port {
     /// The multiplexer's own part, until its thread starts.
     parked: Mutex<Option<(OwnedFd, PortEnds)>>,
-    /// Connections from the host.
-    accepted: Mutex<Receiver<UnixStream>>,
+    accepted: Arc<Accepted>,
     opened: Sender<OwnedFd>,
+    /// Wakes the multiplexer for one that was opened, or to be asked whether it is drained.
     has_opened: Arc<EventFd>,
+    drained: Arc<Drained>,
+}
+
+/// Whether somebody waits until the multiplexer has sent everything.
+#[derive(Default)]
+struct Drained {
+    is_awaited: Mutex<bool>,
+    happened: Condvar,
+}
+
+/// Connections from the host that no thread serves yet. One waiting thread is woken for each.
+#[derive(Default)]
+pub struct Accepted {
+    queue: Mutex<VecDeque<UnixStream>>,
+    arrived: Condvar,
+}
+
+impl Accepted {
+    fn put(&self, connection: UnixStream) {
+        lock(&self.queue).push_back(connection);
+        self.arrived.notify_one();
+    }
+
+    fn take(&self) -> UnixStream {
+        let mut queue = lock(&self.queue);
+        loop {
+            match queue.pop_front() {
+                Some(connection) => return connection,
+                None => queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
 }
 
 /// The multiplexer's side.
 struct PortEnds {
-    accepted: Sender<UnixStream>,
+    accepted: Arc<Accepted>,
     opened: Receiver<OwnedFd>,
     has_opened: Arc<EventFd>,
+    drained: Arc<Drained>,
 }
 
 /// Opens the port. Nothing is read from it before the first connection.
@@ -53,10 +88,16 @@ struct PortEnds {
 pub fn use_port() -> io::Result<()> {
     let port = open_port()?;
     let has_opened = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
-    let ((accept, accepted), (open, opened)) = (channel(), channel());
-    let ends = PortEnds { accepted: accept, opened, has_opened: Arc::clone(&has_opened) };
+    let (accepted, (open, opened)) = (Arc::<Accepted>::default(), channel());
+    let drained = Arc::<Drained>::default();
+    let ends = PortEnds {
+        accepted: Arc::clone(&accepted),
+        opened,
+        has_opened: Arc::clone(&has_opened),
+        drained: Arc::clone(&drained),
+    };
     let parked = Mutex::new(Some((port, ends)));
-    let _ = PORT.set(Port { parked, accepted: Mutex::new(accepted), opened: open, has_opened });
+    let _ = PORT.set(Port { parked, accepted, opened: open, has_opened, drained });
     Ok(())
 }
 
@@ -76,7 +117,7 @@ fn open_port() -> io::Result<OwnedFd> {
 impl Port {
     /// Starts the multiplexer, if it does not run yet.
     fn start(&self) -> io::Result<()> {
-        let Some((port, ends)) = self.parked.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some((port, ends)) = lock(&self.parked).take() else {
             return Ok(());
         };
         let run = move || {
@@ -119,23 +160,29 @@ impl Ends for PortEnds {
 
     fn accept(&mut self) -> io::Result<OwnedFd> {
         let _ = self.has_opened.read();
-        let next = self.opened.try_recv().map_err(|_| io::ErrorKind::WouldBlock)?;
-        // There may be more.
-        self.has_opened.write(1)?;
-        Ok(next)
+        Ok(self.opened.try_recv().map_err(|_| io::ErrorKind::WouldBlock)?)
     }
 
     fn connect(&mut self) -> io::Result<OwnedFd> {
         let (agents, ours) = UnixStream::pair()?;
-        self.accepted.send(agents).map_err(|_| io::ErrorKind::ConnectionRefused)?;
+        self.accepted.put(agents);
         Ok(ours.into())
+    }
+
+    fn awaits_drained(&self) -> bool {
+        *lock(&self.drained.is_awaited)
+    }
+
+    fn drained(&mut self) {
+        *lock(&self.drained.is_awaited) = false;
+        self.drained.happened.notify_all();
     }
 }
 
 /// Where the host's connections arrive.
 pub enum Listener {
     Vsock(VsockListener),
-    Port(&'static Mutex<Receiver<UnixStream>>),
+    Port(&'static Accepted),
 }
 
 impl Listener {
@@ -167,13 +214,8 @@ impl Listener {
                     Err(error) => console::log(&format!("accept: {error}")),
                 }
             },
-            Self::Port(accepted) => match accepted.lock().unwrap_or_else(PoisonError::into_inner).recv() {
-                Ok(connection) => connection,
-                // The multiplexer has ended, and has said why.
-                Err(_) => loop {
-                    thread::park();
-                },
-            },
+            // It waits for good once the multiplexer has ended, which has said why.
+            Self::Port(accepted) => accepted.take(),
         }
     }
 }
@@ -196,6 +238,21 @@ pub fn connect() -> io::Result<UnixStream> {
 /// Whether connections go through a thread of the agent, which must run until they are at their end.
 pub fn is_port() -> bool {
     PORT.get().is_some()
+}
+
+/// Waits until that thread has sent what was written to connections, before this process or the machine ends. The host may not read, so it
+/// waits no longer than `limit`.
+pub fn drain(limit: Duration) {
+    let Some(port) = PORT.get() else { return };
+    *lock(&port.drained.is_awaited) = true;
+    let _ = port.has_opened.write(1);
+    let is_awaited = lock(&port.drained.is_awaited);
+    let _ = port.drained.happened.wait_timeout_while(is_awaited, limit, |is_awaited| *is_awaited);
+}
+
+/// A lock that no panic makes unusable.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection of vsock as the type for any stream socket.

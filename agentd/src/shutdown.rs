@@ -22,7 +22,7 @@ use crate::init::trace::Traced;
 use crate::process::{self, Stat};
 use crate::reap::Reaper;
 use crate::shutdown_request::{Killed, ShutdownRequest, WRITING_INTERVAL};
-use crate::{console, early};
+use crate::{channel, console, early};
 
 /// How long sessions may take to send the rest of an output and the exit status when the machine ends.
 const SESSIONS_GRACE: Duration = Duration::from_secs(1);
@@ -112,6 +112,7 @@ pub fn as_pid_1(agent: &Agent, cleanup: &Cleanup, next: Next) -> ! {
     // Callers are told how their commands ended.
     agent.sessions.wait_until_none(SESSIONS_GRACE);
     agent.recorder.finish();
+    channel::drain(SESSIONS_GRACE);
     end_machine(cleanup, since, Some(&agent.shutdown), next)
 }
 
@@ -162,6 +163,7 @@ fn leave(agent: &Arc<Agent>) -> ! {
     reap_in_thread(agent);
     agent.sessions.wait_until_none(SESSIONS_GRACE);
     agent.recorder.finish();
+    channel::drain(SESSIONS_GRACE);
     std::process::exit(0)
 }
 
@@ -214,6 +216,7 @@ fn end_by_init(agent: &Arc<Agent>, cleanup: &Cleanup) -> ! {
     agent.reaper.wait_unawaited(KILL_GRACE);
     agent.sessions.wait_until_none(SESSIONS_GRACE);
     agent.recorder.finish();
+    channel::drain(SESSIONS_GRACE);
     end_machine(cleanup, since, Some(&agent.shutdown), Next::Off)
 }
 

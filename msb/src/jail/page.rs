@@ -206,11 +206,12 @@ fn calls(list: &[Syscall]) -> String {
 }
 
 /// The names of the lists, in the order of the page.
-const LISTS: [(&str, &[Syscall]); 7] = [
+const LISTS: [(&str, &[Syscall]); 8] = [
     ("base", syscalls::BASE),
     ("messages", syscalls::MESSAGES),
     ("connections", syscalls::CONNECTIONS),
     ("callers", syscalls::CALLERS),
+    ("events", syscalls::EVENTS),
     ("vmm", syscalls::VMM),
     ("files", syscalls::FILES),
     ("serve", syscalls::SERVE_FILES),

@@ -170,6 +170,7 @@ impl Profile {
                     syscalls::MESSAGES,
                     syscalls::CONNECTIONS,
                     syscalls::CALLERS,
+                    syscalls::EVENTS,
                     syscalls::VMM,
                     syscalls::FILES,
                 ]);
@@ -184,6 +185,7 @@ impl Profile {
                     syscalls::MESSAGES,
                     syscalls::CONNECTIONS,
                     syscalls::CALLERS,
+                    syscalls::EVENTS,
                     syscalls::VMM,
                     syscalls::FILES,
                     syscalls::SERVE_FILES,
@@ -208,6 +210,7 @@ impl Profile {
                     syscalls::MESSAGES,
                     syscalls::CONNECTIONS,
                     syscalls::CALLERS,
+                    syscalls::EVENTS,
                 ]),
                 open_files: Some(16384),
                 ..NOTHING

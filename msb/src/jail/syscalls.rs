@@ -87,9 +87,12 @@ pub(super) const CONNECTIONS: &[Syscall] = syscalls![SYS_connect];
 /// Accepting connections.
 pub(super) const CALLERS: &[Syscall] = syscalls![SYS_accept4];
 
+/// Waiting for many descriptors.
+pub(super) const EVENTS: &[Syscall] = syscalls![SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait];
+
 /// Threads, and everything that a VMM waits for.
 pub(super) const VMM: &[Syscall] = syscalls![
-    SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_wait SYS_epoll_pwait SYS_epoll_pwait2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime
+    SYS_epoll_wait SYS_epoll_pwait2 SYS_eventfd2 SYS_timerfd_create SYS_timerfd_settime
     SYS_timerfd_gettime SYS_signalfd4 SYS_rt_sigtimedwait SYS_pipe2 SYS_dup SYS_dup2 SYS_dup3 SYS_close_range SYS_memfd_create SYS_mincore
     SYS_uname SYS_sysinfo SYS_getrlimit SYS_prlimit64 SYS_getrusage SYS_preadv SYS_pwritev SYS_preadv2 SYS_pwritev2 SYS_bind SYS_listen
     SYS_accept SYS_socketpair SYS_getsockname SYS_getpeername SYS_capget SYS_tkill SYS_select SYS_pselect6

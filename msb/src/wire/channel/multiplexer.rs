@@ -1,17 +1,21 @@
 //! The loop that moves bytes between a channel and the local end of each connection, which is a stream socket.
 
+mod local;
+mod port;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::OFlags;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::connections::{Connections, Side, Taken};
 use super::frame::{Decoder, Frame, HEADER, MAX_DATA, Piece, data_header};
+use local::{Local, Read};
+use port::Port;
 
 /// A byte on the control socket of the host: freeze the channel. The answer is [`FROZEN`].
 pub const FREEZE: u8 = b'f';
@@ -32,13 +36,21 @@ const MAX_UNSENT: usize = 1 << 20;
 const MAX_KEPT: usize = 64 << 20;
 /// How much is read from the port at a time, in bytes.
 const BLOCK: usize = 64 << 10;
+/// How many frames of a connection are sent before it is the turn of the next one.
+const TURN: usize = 4;
+/// How many events are taken at a time.
+const MAX_EVENTS: usize = 64;
+/// What an event is about, if it is not the number of a connection.
+const PORT: u64 = 1 << 32;
+const CONTROL: u64 = 2 << 32;
+const ACCEPTING: u64 = 3 << 32;
 
 /// Where the connections of a channel end on this side.
 pub trait Ends {
     /// Readable when [`Self::accept`] may have a connection.
     fn accepting(&self) -> BorrowedFd<'_>;
 
-    /// Takes a connection that this side opens, if one waits. [`io::ErrorKind::WouldBlock`] if none does.
+    /// Takes a connection that this side opens, if one waits, and does not block. [`io::ErrorKind::WouldBlock`] if none does.
     ///
     /// # Errors
     /// Another one ends the channel.
@@ -52,39 +64,39 @@ pub trait Ends {
 
     /// The channel begins anew, and all local ends have been closed.
     fn restarted(&mut self) {}
-}
 
-/// The local end of a connection.
-struct Local {
-    socket: OwnedFd,
-    /// What the peer has sent and the socket did not accept yet.
-    queue: VecDeque<u8>,
-    /// The peer sends no more, so the socket is shut down after the queue.
-    is_last: bool,
-    /// The peer has closed the connection: nothing more is read from the socket.
-    is_closed: bool,
-    /// The socket was shut down.
-    is_shut: bool,
-    /// Nobody reads the socket. What the peer sends is discarded.
-    is_deaf: bool,
+    /// Whether [`Self::drained`] is to be called. An event of [`Self::accepting`] makes the loop ask.
+    fn awaits_drained(&self) -> bool {
+        false
+    }
+
+    /// All that local ends had sent has been written to the port, as far as the peer gave credit.
+    fn drained(&mut self) {}
 }
 
 /// One side of a channel.
 pub struct Multiplexer<E> {
     side: Side,
-    port: OwnedFd,
+    port: Port,
+    /// An epoll descriptor for the port, the control socket, new connections and local ends.
+    events: OwnedFd,
+    /// The event that the port accepts more is waited for.
+    awaits_port: bool,
     ends: E,
     /// On the host: the socket on which the owner freezes the channel.
     control: Option<UnixStream>,
     decoder: Decoder,
     connections: Connections,
     locals: BTreeMap<u32, Local>,
+    /// The connections that may have something to send, in the order of their turns.
+    waiting: VecDeque<u32>,
+    /// A connection may wait to be accepted.
+    may_accept: bool,
     /// The sum of all queues of `locals`, in bytes, and how much that may be.
     kept: usize,
     max_kept: usize,
-    /// Frames that have not been sent, from `sent` on.
-    out: Vec<u8>,
-    sent: usize,
+    /// Space for a frame of data.
+    frame: Vec<u8>,
     is_frozen: bool,
     /// On the host: how many answers to [`Frame::Freeze`] are under way. Its owner may have thawed the channel meanwhile.
     unanswered: u32,
@@ -92,35 +104,36 @@ pub struct Multiplexer<E> {
     deferred: Vec<u8>,
 }
 
-/// What is polled.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Source {
-    Port,
-    Control,
-    Accepting,
-    Local(u32),
-}
-
 impl<E: Ends> Multiplexer<E> {
     /// A side of a channel on `port`, a character device or a socket, which does not block from now on.
     ///
     /// # Errors
-    /// Those of fcntl(2).
+    /// Those of fcntl(2) and epoll(7).
     pub fn new(side: Side, port: OwnedFd, ends: E, control: Option<UnixStream>) -> io::Result<Self> {
-        set_nonblocking(&port)?;
+        let port = Port::new(port)?;
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let add = |fd: BorrowedFd<'_>, data, flags| epoll::add(&events, fd, epoll::EventData::new_u64(data), flags);
+        add(port.as_fd(), PORT, epoll::EventFlags::IN)?;
+        if let Some(control) = &control {
+            add(control.as_fd(), CONTROL, epoll::EventFlags::IN)?;
+        }
+        add(ends.accepting(), ACCEPTING, epoll::EventFlags::IN | epoll::EventFlags::ET)?;
         Ok(Self {
             side,
             port,
+            events,
+            awaits_port: false,
             ends,
             control,
             decoder: Decoder::default(),
             connections: Connections::new(side),
             locals: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            may_accept: false,
             kept: 0,
             // The guest trusts the host, which may have many callers.
             max_kept: if side == Side::Host { MAX_KEPT } else { usize::MAX },
-            out: Vec::new(),
-            sent: 0,
+            frame: vec![0; HEADER + MAX_DATA],
             is_frozen: false,
             unanswered: 0,
             deferred: Vec::new(),
@@ -130,24 +143,34 @@ impl<E: Ends> Multiplexer<E> {
     /// Moves bytes until the port or the control socket is at its end.
     ///
     /// # Errors
-    /// Those of poll(2), read(2) and write(2), and [`io::ErrorKind::InvalidData`] for a peer that violates the protocol.
+    /// Those of epoll(7), read(2) and write(2), and [`io::ErrorKind::InvalidData`] for a peer that violates the protocol.
     pub fn run(&mut self) -> io::Result<()> {
-        let mut block = vec![0; BLOCK];
+        let (mut block, mut events) = (vec![0; BLOCK], Vec::with_capacity(MAX_EVENTS));
         loop {
             self.flush()?;
-            for (source, flags) in self.wait()? {
-                let is_open = match source {
-                    Source::Port if flags.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) => {
-                        self.read_port(&mut block)?
-                    }
-                    Source::Port => true,
-                    Source::Control => self.read_control()?,
-                    Source::Accepting => {
-                        self.accept()?;
+            events.clear();
+            let may_be_drained = self.waiting.is_empty() && self.port.queued() == 0 && self.ends.awaits_drained();
+            // With something to do, events are taken and not waited for.
+            let timeout = (may_be_drained || self.has_work()).then(Timespec::default);
+            match epoll::wait(&self.events, spare_capacity(&mut events), timeout.as_ref()) {
+                Err(Errno::INTR) => continue,
+                other => other?,
+            };
+            if may_be_drained && events.is_empty() {
+                self.ends.drained();
+            }
+            for event in &events {
+                let (flags, data): (epoll::EventFlags, _) = (event.flags, event.data);
+                let is_open = match data.u64() {
+                    PORT if flags.difference(epoll::EventFlags::OUT).is_empty() => true,
+                    PORT => self.read_port(&mut block)?,
+                    CONTROL => self.read_control()?,
+                    ACCEPTING => {
+                        self.may_accept = true;
                         true
                     }
-                    Source::Local(connection) => {
-                        self.serve(connection, flags);
+                    connection => {
+                        self.note(u32::try_from(connection).unwrap_or_default(), flags)?;
                         true
                     }
                 };
@@ -155,59 +178,30 @@ impl<E: Ends> Multiplexer<E> {
                     return Ok(());
                 }
             }
+            self.accept()?;
+            self.take_turns()?;
         }
     }
 
-    fn queued(&self) -> usize {
-        self.out.len() - self.sent
+    /// Whether more may be sent now.
+    fn may_send(&self) -> bool {
+        !self.is_frozen && self.port.queued() < MAX_QUEUED
     }
 
-    /// Waits for events. A connection that can move nothing is not polled, because its end would be reported again and again.
-    fn wait(&self) -> io::Result<Vec<(Source, PollFlags)>> {
-        let may_send = !self.is_frozen && self.queued() < MAX_QUEUED;
-        let out = if self.queued() > 0 { PollFlags::OUT } else { PollFlags::empty() };
-        let mut polled = vec![(Source::Port, self.port.as_fd(), PollFlags::IN | out)];
-        polled.extend(self.control.as_ref().map(|control| (Source::Control, control.as_fd(), PollFlags::IN)));
-        if may_send && self.connections.has_room() {
-            polled.push((Source::Accepting, self.ends.accepting(), PollFlags::IN));
-        }
-        for (&connection, local) in &self.locals {
-            let mut flags = PollFlags::empty();
-            flags.set(PollFlags::IN, may_send && !local.is_closed && self.connections.credit(connection) > 0);
-            flags.set(PollFlags::OUT, !local.queue.is_empty());
-            // Without an event to wait for, only the end of the socket is reported, which matters once this side sends no more.
-            let is_watched = may_send && !local.is_closed && !self.connections.is_open(connection);
-            if !flags.is_empty() || is_watched {
-                polled.push((Source::Local(connection), local.socket.as_fd(), flags));
-            }
-        }
-        let mut fds: Vec<_> = polled.iter().map(|(_, fd, flags)| PollFd::from_borrowed_fd(*fd, *flags)).collect();
-        match poll(&mut fds, None) {
-            Err(Errno::INTR) => return Ok(Vec::new()),
-            other => other?,
-        };
-        let events = polled.iter().zip(&fds).map(|((source, ..), fd)| (*source, fd.revents()));
-        Ok(events.filter(|(_, flags)| !flags.is_empty()).collect())
+    fn has_work(&self) -> bool {
+        self.may_send() && (!self.waiting.is_empty() || self.may_accept && self.connections.has_room())
     }
 
     /// Sends as much as the port accepts now.
     fn flush(&mut self) -> io::Result<()> {
-        while self.queued() > 0 {
-            match rustix::io::write(&self.port, &self.out[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(error) => return Err(error.into()),
-            }
+        self.port.flush()?;
+        let awaits_port = self.port.queued() > 0;
+        if std::mem::replace(&mut self.awaits_port, awaits_port) != awaits_port {
+            let mut flags = epoll::EventFlags::IN;
+            flags.set(epoll::EventFlags::OUT, awaits_port);
+            epoll::modify(&self.events, &self.port, epoll::EventData::new_u64(PORT), flags)?;
         }
-        if self.queued() == 0 {
-            self.out.clear();
-            self.sent = 0;
-        } else if self.sent >= MAX_QUEUED {
-            self.out.drain(..self.sent);
-            self.sent = 0;
-        }
-        if self.queued() + self.deferred.len() > MAX_UNSENT {
+        if self.port.queued() + self.deferred.len() > MAX_UNSENT {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the peer sends and does not read"));
         }
         Ok(())
@@ -215,13 +209,7 @@ impl<E: Ends> Multiplexer<E> {
 
     /// Reads what has arrived on the port. False at its end.
     fn read_port(&mut self, block: &mut [u8]) -> io::Result<bool> {
-        let count = match rustix::io::read(&self.port, &mut *block) {
-            Ok(0) => return Ok(false),
-            Ok(count) => count,
-            Err(Errno::INTR | Errno::AGAIN) => return Ok(true),
-            Err(Errno::CONNRESET) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
+        let Some(count) = self.port.read(block)? else { return Ok(false) };
         let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
         let mut bytes = &block[..count];
         while let Some(piece) = self.decoder.next(&mut bytes).map_err(invalid)? {
@@ -240,12 +228,12 @@ impl<E: Ends> Multiplexer<E> {
 
     fn handle(&mut self, piece: Piece<'_>) -> io::Result<()> {
         match piece {
-            Piece::Data(connection, bytes) => self.deliver(connection, bytes),
+            Piece::Data(connection, bytes) => self.deliver(connection, bytes)?,
             Piece::Frame(Frame::Open(connection)) => match self.ends.connect() {
                 Ok(socket) => self.add(connection, socket)?,
                 Err(_) => self.close(connection),
             },
-            Piece::Frame(Frame::Credit(..)) => {}
+            Piece::Frame(Frame::Credit(connection, _)) => self.line_up(connection),
             Piece::Frame(Frame::End(connection)) => {
                 if let Some(local) = self.locals.get_mut(&connection) {
                     local.is_last = true;
@@ -275,6 +263,7 @@ impl<E: Ends> Multiplexer<E> {
                 self.deferred.clear();
                 self.thaw();
                 self.locals.clear();
+                self.waiting.clear();
                 self.kept = 0;
                 self.connections = Connections::new(self.side);
                 self.ends.restarted();
@@ -304,7 +293,7 @@ impl<E: Ends> Multiplexer<E> {
                 self.is_frozen = true;
             }
             THAW => {
-                Frame::Thaw.put(&mut self.out);
+                self.port.put(Frame::Thaw);
                 self.thaw();
             }
             _ => self.put(Frame::Restart),
@@ -314,98 +303,148 @@ impl<E: Ends> Multiplexer<E> {
 
     /// Queues a frame.
     fn put(&mut self, frame: Frame) {
-        frame.put(if self.is_frozen { &mut self.deferred } else { &mut self.out });
+        if self.is_frozen { frame.put(&mut self.deferred) } else { self.port.put(frame) }
     }
 
     fn thaw(&mut self) {
         self.is_frozen = false;
-        self.out.append(&mut self.deferred);
+        self.port.append(&mut self.deferred);
     }
 
-    /// Opens a connection for a local end that waits.
+    /// Opens connections for local ends that wait.
     fn accept(&mut self) -> io::Result<()> {
-        let socket = match self.ends.accept() {
-            Ok(socket) => socket,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted) => {
-                return Ok(());
+        while self.may_accept && self.may_send() && self.connections.has_room() {
+            match self.ends.accept() {
+                Ok(socket) => {
+                    if let Some(connection) = self.connections.open() {
+                        self.put(Frame::Open(connection));
+                        self.add(connection, socket)?;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.may_accept = false,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        };
-        if let Some(connection) = self.connections.open() {
-            self.put(Frame::Open(connection));
-            self.add(connection, socket)?;
-            // The caller has mostly sent its first frames already.
-            self.serve(connection, PollFlags::IN);
         }
         Ok(())
     }
 
     fn add(&mut self, connection: u32, socket: OwnedFd) -> io::Result<()> {
-        set_nonblocking(&socket)?;
-        let queue = VecDeque::new();
-        let local = Local { socket, queue, is_last: false, is_closed: false, is_shut: false, is_deaf: false };
+        epoll::add(&self.events, &socket, epoll::EventData::new_u64(connection.into()), local::EVENTS)?;
         // The peer may use the number of a connection that it has closed, while the old local end has not read everything.
-        if let Some(old) = self.locals.insert(connection, local) {
-            end(&old.socket);
+        if let Some(old) = self.locals.insert(connection, Local::new(socket)) {
             self.kept -= old.queue.len();
+            old.end();
+        }
+        self.line_up(connection);
+        Ok(())
+    }
+
+    /// Takes note of what has happened to a local end.
+    fn note(&mut self, connection: u32, flags: epoll::EventFlags) -> io::Result<()> {
+        let Some(local) = self.locals.get_mut(&connection) else { return Ok(()) };
+        local.note(flags);
+        if !local.queue.is_empty() {
+            let written = local.write_queue();
+            self.kept -= written;
+            self.watch(connection)?;
+            self.grant(connection, written);
+            self.settle(connection);
+        }
+        self.line_up(connection);
+        Ok(())
+    }
+
+    /// Gives a connection a turn if it may have something to send.
+    fn line_up(&mut self, connection: u32) {
+        let Some(local) = self.locals.get_mut(&connection) else { return };
+        if local.is_readable && !local.is_closed && !local.is_waiting {
+            local.is_waiting = true;
+            self.waiting.push_back(connection);
+        }
+    }
+
+    /// Sends what connections have, a turn of each.
+    fn take_turns(&mut self) -> io::Result<()> {
+        for _ in 0..self.waiting.len() {
+            if !self.may_send() {
+                break;
+            }
+            let Some(connection) = self.waiting.pop_front() else { break };
+            if let Some(local) = self.locals.get_mut(&connection) {
+                local.is_waiting = false;
+            }
+            for _ in 0..TURN {
+                if !self.serve(connection)? {
+                    break;
+                }
+            }
+            let has_credit = self.connections.credit(connection) > 0;
+            if has_credit || !self.connections.is_open(connection) {
+                self.line_up(connection);
+            }
         }
         Ok(())
     }
 
-    /// Passes on what a connection can move.
-    fn serve(&mut self, connection: u32, flags: PollFlags) {
-        self.write_local(connection);
-        self.settle(connection);
-        let Some(local) = self.locals.get(&connection).filter(|local| !local.is_closed) else { return };
+    /// Sends a frame of what a connection has. Returns whether there may be more that can be sent now.
+    fn serve(&mut self, connection: u32) -> io::Result<bool> {
+        let may_send = self.may_send();
+        let Some(local) = self.locals.get_mut(&connection).filter(|local| !local.is_closed) else { return Ok(false) };
         if !self.connections.is_open(connection) {
-            // Nobody has the other end of the socket any more.
-            if flags.intersects(PollFlags::HUP | PollFlags::ERR) {
+            local.is_readable = false;
+            if local.is_abandoned {
                 self.close(connection);
             }
-            return;
+            return Ok(false);
         }
         let room = (self.connections.credit(connection) as usize).min(MAX_DATA);
-        if room == 0 || self.is_frozen || self.queued() >= MAX_QUEUED {
-            return;
+        if room == 0 || !may_send {
+            return Ok(false);
         }
-        let (start, data) = (self.out.len(), self.out.len() + HEADER);
-        self.out.resize(data + room, 0);
-        let read = rustix::io::read(&local.socket, &mut self.out[data..]);
-        if let Ok(count @ 1..) = read {
-            self.out[start..data].copy_from_slice(&data_header(connection, count));
-            self.out.truncate(data + count);
-            self.connections.sent(connection, count);
-            return;
-        }
-        self.out.truncate(start);
-        match read {
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            _ if local.is_deaf => self.close(connection),
-            _ => {
+        match local.read(&mut self.frame[HEADER..HEADER + room]) {
+            Read::Bytes(count) => {
+                let has_more = local.is_readable;
+                self.frame[..HEADER].copy_from_slice(&data_header(connection, count));
+                self.connections.sent(connection, count);
+                self.port.send(&self.frame[..HEADER + count])?;
+                return Ok(has_more);
+            }
+            Read::Nothing => return Ok(local.is_readable),
+            Read::End if local.is_deaf || local.is_abandoned => self.close(connection),
+            Read::End => {
+                local.is_readable = false;
                 self.put(Frame::End(connection));
                 self.connections.end(connection);
                 self.settle(connection);
             }
         }
+        Ok(false)
     }
 
     /// Passes data of the peer on, or queues it.
-    fn deliver(&mut self, connection: u32, bytes: &[u8]) {
-        let Some(local) = self.locals.get_mut(&connection) else { return };
-        let is_idle = local.queue.is_empty();
-        let written = if local.is_deaf {
-            bytes.len()
-        } else {
-            // An error will occur again when the queue is written.
-            let written = if is_idle { send(&local.socket, bytes, SendFlags::NOSIGNAL).unwrap_or(0) } else { 0 };
-            local.queue.extend(&bytes[written..]);
-            self.kept += bytes.len() - written;
-            written
-        };
+    fn deliver(&mut self, connection: u32, bytes: &[u8]) -> io::Result<()> {
+        let Some(local) = self.locals.get_mut(&connection) else { return Ok(()) };
+        let written = local.deliver(bytes);
+        self.kept += bytes.len() - written;
+        self.watch(connection)?;
         self.grant(connection, written);
         while self.kept > self.max_kept {
             self.close_fullest();
         }
+        Ok(())
+    }
+
+    /// Waits for room in a local end as long as something is queued for it.
+    fn watch(&mut self, connection: u32) -> io::Result<()> {
+        let Some(local) = self.locals.get_mut(&connection) else { return Ok(()) };
+        let awaits_room = !local.queue.is_empty();
+        if std::mem::replace(&mut local.awaits_room, awaits_room) != awaits_room {
+            let mut flags = local::EVENTS;
+            flags.set(epoll::EventFlags::OUT, awaits_room);
+            epoll::modify(&self.events, &*local, epoll::EventData::new_u64(connection.into()), flags)?;
+        }
+        Ok(())
     }
 
     /// Closes the connection for which most is kept.
@@ -414,33 +453,6 @@ impl<E: Ends> Multiplexer<E> {
         if let Some((&connection, _)) = fullest {
             self.close(connection);
         }
-    }
-
-    /// Writes the queue of a connection to its local end.
-    fn write_local(&mut self, connection: u32) {
-        let Some(local) = self.locals.get_mut(&connection).filter(|local| !local.queue.is_empty()) else { return };
-        let mut written = 0;
-        while !local.queue.is_empty() {
-            match send(&local.socket, local.queue.as_slices().0, SendFlags::NOSIGNAL) {
-                Ok(count) => {
-                    local.queue.drain(..count);
-                    written += count;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => break,
-                Err(_) => {
-                    local.is_deaf = true;
-                    written += local.queue.len();
-                    local.queue.clear();
-                }
-            }
-        }
-        if local.queue.is_empty() {
-            // Its memory, too.
-            local.queue = VecDeque::new();
-        }
-        self.kept -= written;
-        self.grant(connection, written);
     }
 
     fn grant(&mut self, connection: u32, bytes: usize) {
@@ -455,12 +467,10 @@ impl<E: Ends> Multiplexer<E> {
         if !local.is_last || !local.queue.is_empty() {
             return;
         }
-        if local.is_closed || !self.connections.is_open(connection) {
-            end(&local.socket);
-            self.locals.remove(&connection);
-        } else if !std::mem::replace(&mut local.is_shut, true) {
-            // It fails if nobody has the other end, which the next read reports.
-            let _ = shutdown(&local.socket, Shutdown::Write);
+        if !local.is_closed && self.connections.is_open(connection) {
+            local.shut();
+        } else if let Some(local) = self.locals.remove(&connection) {
+            local.end();
         }
     }
 
@@ -470,24 +480,10 @@ impl<E: Ends> Multiplexer<E> {
             self.put(Frame::Close(connection));
         }
         if let Some(local) = self.locals.remove(&connection) {
-            end(&local.socket);
             self.kept -= local.queue.len();
+            local.end();
         }
     }
-}
-
-/// Ends a socket, so that its other end reads what was sent and then the end. If it is closed while it holds bytes that nobody has read, the
-/// other end gets ECONNRESET instead (`unix_release_sock` of the kernel).
-fn end(socket: &OwnedFd) {
-    // From here on no byte comes.
-    let _ = shutdown(socket, Shutdown::Both);
-    let mut block = [0; 4096];
-    while let Ok((1.., _)) = recv(socket, &mut block, RecvFlags::DONTWAIT) {}
-}
-
-fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
-    let flags = rustix::fs::fcntl_getfl(fd)?;
-    Ok(rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK)?)
 }
 
 #[cfg(test)]

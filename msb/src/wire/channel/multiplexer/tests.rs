@@ -4,6 +4,7 @@ use super::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// Ends for a test: connections are accepted from a listener, and those of the peer are handed to the test.
@@ -11,11 +12,18 @@ struct TestEnds {
     listener: UnixListener,
     connected: Sender<UnixStream>,
     restarted: Sender<()>,
+    /// Where it is told that the channel is drained, while somebody waits for that.
+    drained: Arc<Mutex<Option<Sender<()>>>>,
     /// How many bytes the kernel keeps for a local end, if not as many as usual.
     send_buffer: Option<usize>,
 }
 
 impl TestEnds {
+    /// Ends that nobody looks at.
+    fn new(listener: UnixListener) -> Self {
+        Self { listener, connected: channel().0, restarted: channel().0, drained: Arc::default(), send_buffer: None }
+    }
+
     fn limit(&self, socket: &UnixStream) -> io::Result<()> {
         let limit = |bytes| rustix::net::sockopt::set_socket_send_buffer_size(socket, bytes);
         Ok(self.send_buffer.map_or(Ok(()), limit)?)
@@ -43,6 +51,14 @@ impl Ends for TestEnds {
     fn restarted(&mut self) {
         let _ = self.restarted.send(());
     }
+
+    fn awaits_drained(&self) -> bool {
+        self.drained.lock().unwrap().is_some()
+    }
+
+    fn drained(&mut self) {
+        let _ = self.drained.lock().unwrap().take().unwrap().send(());
+    }
 }
 
 /// One side of a channel, which runs in a thread.
@@ -60,7 +76,7 @@ impl TestSide {
         listener.set_nonblocking(true).unwrap();
         let ((connect, connected), (restart, restarted)) = (channel(), channel());
         let (control, theirs) = UnixStream::pair().unwrap();
-        let ends = TestEnds { listener, connected: connect, restarted: restart, send_buffer: None };
+        let ends = TestEnds { connected: connect, restarted: restart, ..TestEnds::new(listener) };
         thread::spawn(move || Multiplexer::new(side, port.into(), ends, Some(theirs)).unwrap().run().unwrap());
         Self { dir, connected, restarted, control }
     }
@@ -111,6 +127,27 @@ fn bytes_pass_both_ways_beside_a_connection_that_nobody_reads() {
             read_end(&mut caller)
         });
         assert!(echoed == sent);
+    }
+}
+
+#[test]
+fn hundreds_of_connections_at_once_have_their_turns() {
+    // More than events are taken at a time.
+    const COUNT: u32 = 300;
+    let (host, guest) = channel_of_two();
+    let mut callers: Vec<_> = (0..COUNT).map(|_| host.open()).collect();
+    for (number, caller) in (0..COUNT).zip(&mut callers) {
+        caller.write_all(&number.to_le_bytes()).unwrap();
+        caller.shutdown(std::net::Shutdown::Write).unwrap();
+    }
+    let called: Vec<_> = guest.connected.iter().take(COUNT as usize).collect();
+    for mut called in called {
+        let number = read_end(&called);
+        // More than a frame.
+        called.write_all(&number.repeat(10_000)).unwrap();
+    }
+    for (number, caller) in (0..COUNT).zip(callers) {
+        assert!(read_end(caller) == number.to_le_bytes().repeat(10_000), "{number}");
     }
 }
 
@@ -177,10 +214,46 @@ fn a_channel_that_is_thawed_before_the_answer_goes_on() {
 }
 
 #[test]
+fn a_drained_channel_has_sent_what_local_ends_had_written() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let (connect, connected) = channel();
+    let ends = TestEnds { connected: connect, ..TestEnds::new(listener) };
+    let awaited = Arc::clone(&ends.drained);
+    thread::spawn(move || Multiplexer::new(Side::Guest, ours.into(), ends, None).unwrap().run());
+    let mut open = Vec::new();
+    Frame::Open(2).put(&mut open);
+    theirs.write_all(&open).unwrap();
+    let mut called: UnixStream = connected.recv().unwrap();
+    called.write_all(&[7; 100_000]).unwrap();
+    drop(called);
+    let (drained, is_drained) = channel();
+    *awaited.lock().unwrap() = Some(drained);
+    // An event, with which the loop asks.
+    let _caller = UnixStream::connect(dir.path().join("s")).unwrap();
+    is_drained.recv().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let (mut sent, mut arrived, mut closes) = (Vec::new(), 0, 0);
+    let _ = theirs.read_to_end(&mut sent);
+    let (mut decoder, mut bytes) = (Decoder::default(), &sent[..]);
+    while let Some(piece) = decoder.next(&mut bytes).unwrap() {
+        match piece {
+            Piece::Data(2, data) => arrived += data.len(),
+            Piece::Frame(Frame::Close(2)) => closes += 1,
+            // The end can be noticed before it is known that both directions are over.
+            other => assert!(matches!(other, Piece::Frame(Frame::Open(1) | Frame::End(2))), "{other:?}"),
+        }
+    }
+    assert_eq!((arrived, closes), (100_000, 1));
+}
+
+#[test]
 fn a_peer_that_reads_no_answer_ends_the_channel() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
-    let ends = TestEnds { listener, connected: channel().0, restarted: channel().0, send_buffer: None };
+    let ends = TestEnds::new(listener);
     // Each is refused with a frame.
     let mut frames = Vec::new();
     for _ in 0..1000 {
@@ -197,7 +270,7 @@ fn the_host_keeps_so_much_in_all_and_closes_the_connections_with_the_most() {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     listener.set_nonblocking(true).unwrap();
-    let ends = TestEnds { listener, connected: channel().0, restarted: channel().0, send_buffer: Some(8192) };
+    let ends = TestEnds { send_buffer: Some(8192), ..TestEnds::new(listener) };
     let mut host = Multiplexer::new(Side::Host, ours.into(), ends, None).unwrap();
     host.max_kept = 128 << 10;
     let stalled: Vec<_> = (0..20).map(|_| UnixStream::connect(dir.path().join("s")).unwrap()).collect();
@@ -246,7 +319,7 @@ fn a_number_that_the_peer_uses_again_too_early_does_not_count_twice() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
     let (connect, connected) = channel();
-    let ends = TestEnds { listener, connected: connect, restarted: channel().0, send_buffer: Some(8192) };
+    let ends = TestEnds { connected: connect, send_buffer: Some(8192), ..TestEnds::new(listener) };
     let mut host = Multiplexer::new(Side::Host, ours.into(), ends, None).unwrap();
     host.max_kept = 1 << 20;
     // More than the socket of a local end takes.
@@ -275,7 +348,7 @@ fn a_peer_that_violates_the_protocol_ends_the_channel() {
         for bytes in [&b"\0\0\0\x01\0\0\0\0"[..], b"\0\0\0\x06\0\0\0\0"] {
             let (ours, mut theirs) = UnixStream::pair().unwrap();
             let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
-            let ends = TestEnds { listener, connected: channel().0, restarted: channel().0, send_buffer: None };
+            let ends = TestEnds::new(listener);
             theirs.write_all(bytes).unwrap();
             theirs.shutdown(std::net::Shutdown::Write).unwrap();
             let ended = Multiplexer::new(side, ours.into(), ends, None).unwrap().run();
