@@ -64,7 +64,7 @@ teardown() {
     grep -E '^msb-snapshot: base: saved, paused for [0-9]+ ms$' snap.err
     jq -e '(has("vm") | not) and .snapshot.digest == "sha256:" + (.snapshot.path | split("/")[-1])' snap.json
     dir=$(jq -r .snapshot.path snap.json)
-    [ "$(stat -c %a "$dir" "$dir"/{snapshot.json,state,memory} | xargs)" = '700 600 600 600' ]
+    [ "$(stat -c %a "$dir" "$dir"/{snapshot.json,state,memory} | xargs)" = '700 600 600 400' ]
     # The saved VM goes on, with its connections.
     msb-exec base -- sh -c 'echo changed >/disk'
     echo two >&4
@@ -132,6 +132,9 @@ teardown() {
     refused '--memory 256M: a saved VM keeps its memory of 128 MiB' msb-boot -r snap.json --name a --memory 256M
     refused 'a saved VM keeps its init' msb-boot -r snap.json --name a --init auto
     refused 'a saved VM keeps its volumes' msb-boot -r snap.json --name a -v cache:/cache
+    refused 'a saved VM keeps its disk' msb-boot -r snap.json --name a --disk 1G
+    refused 'a saved VM keeps its disk' msb-boot -r snap.json --name a --fresh
+    refused 'a saved VM keeps the channel to its agent' msb-boot -r snap.json --name a --channel vsock
     refused '--restart: a VM that starts from a snapshot' msb-boot -r snap.json --name a --restart always
     jq -c '.rootfs.lower = ["/etc"]' snap.json >other.json
     refused 'a saved VM keeps its root' msb-boot -r other.json --name a
@@ -182,17 +185,19 @@ teardown() {
     rmdir "$MSB_HOME/snapshots"
     mv kept "$MSB_HOME/snapshots"
     msb-exec base -- true
+    asked=
     for delay in 0.00{2,4,6,8} 0.0{1,2,3,4,5,6,7,8,9} 0.{10,12,14,16,18,20}; do
         for stop in '' --stop; do
             timeout -s KILL "$delay" msb-snapshot -q base $stop >killed.json || true
-            # One that was about to stop the VM may have done so.
-            if [ ! -e "$MSB_RUN/base/agent.sock" ]; then
+            # One that was about to stop the VM may have done so, or have asked for that.
+            asked+=$stop
+            if ! msb-exec base -- true 2>exec.err; then
+                [ -n "$asked" ] || { cat exec.err; return 1; }
                 vm_await_end "$(vm_pid base)"
                 msb-stop -r base.json >stopped.json 2>&1 || true
-                [ -n "$stop" ]
                 vm_boot base --vmm qemu --channel serial -m 128M
+                asked=
             fi
-            msb-exec base -- true
         done
     done
     msb-store gc >/dev/null
@@ -245,9 +250,17 @@ teardown() {
     msb-rm -f worker
     msb-boot -r snap.json --name other -o other.json 3>&-
     [ "$(msb-exec other -- hello </dev/null)" = hello ]
-    # With the snapshot the last one goes that had it.
-    msb-store rm -t snapshot "$(basename "$(jq -r .snapshot.path snap.json)")"
+    # Also if the snapshot was damaged since.
+    echo damaged >>"$(jq -r .snapshot.path snap.json)/snapshot.json"
+    msb-store ls --json -t snapshot | jq -e '.complete == false'
     msb-rm -f other
+    sandbox=$(basename "$(dirname "$upper")")
+    run -1 msb-store rm -t sandbox "$sandbox"
+    [[ $output == *'snapshot '*' has it'* ]]
+    [ -e "$upper" ]
+    # It was the last one that had it.
+    msb-store rm -t snapshot "$(jq -r .snapshot.digest snap.json)"
+    msb-store rm -t sandbox "$sandbox"
     [ ! -e "$upper" ]
     vm_assert_nothing
 }

@@ -149,6 +149,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     pub channel: Option<Channel>,
 
+    /// For a VM that starts from a snapshot: give it another /etc/machine-id. What has read the old one keeps that [default: all VMs from
+    /// one snapshot have the same]
+    #[arg(long)]
+    pub new_machine_id: bool,
+
     /// Start the VM again after it has ended, with the same name and disk. A VM that msb-stop has stopped stays stopped
     #[arg(long, value_enum, value_name = "POLICY")]
     pub restart: Option<RestartPolicy>,

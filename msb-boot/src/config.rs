@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::{self, Channel, Record, RestartPolicy, VmmChoice, path};
 use msb::store::{home, layout};
 use msb::vm::boot::{self, Boot};
@@ -110,9 +110,14 @@ impl Config {
         let started = now();
         let mut notices = Vec::new();
         let mut request = requested(record.boot.as_ref(), args)?;
-        let saved = record.snapshot.as_ref().map(Saved::read).transpose()?;
+        let saved = record.snapshot.as_ref();
+        let saved = saved.map(|snapshot| Saved::read(snapshot, args.new_machine_id)).transpose()?;
+        ensure!(
+            saved.is_some() || !args.new_machine_id,
+            "--new-machine-id is for a VM that starts from a snapshot (leave it out: a boot keeps no machine ID)"
+        );
         if let Some(saved) = &saved {
-            saved.check_request(&mut request, &record)?;
+            saved.check_request(&mut request, &record, args.fresh)?;
         }
         let previous = record.vm.as_ref().map(require_ended).transpose()?;
         root_choice::check_flags(&record, &request)?;

@@ -34,8 +34,8 @@ impl Granted {
     pub(crate) fn grant(vm: &Vm, console: &PipeWriter) -> anyhow::Result<Self> {
         let (uid, gid) = (Uid::from_raw(vm.user), Gid::from_raw(vm.user));
         rustix::fs::fchown(console, Some(uid), Some(gid)).context("the console")?;
-        if let Some(saving) = &vm.saving {
-            rustix::fs::fchown(saving.memory.duplicate()?, Some(uid), Some(gid)).context("the guest's memory")?;
+        if let Some(memory) = vm.saving.and_then(|saving| saving.memory) {
+            rustix::fs::fchown(memory.duplicate()?, Some(uid), Some(gid)).context("the guest's memory")?;
         }
         for path in [vm.socket_dir(), vm.ready_socket()] {
             chown(&path, Some(vm.user), Some(vm.user)).with_context(|| format!("{path:?}"))?;

@@ -18,6 +18,7 @@ mod defaults;
 mod disk;
 mod granted;
 mod guest_files;
+mod guest_memory;
 mod helper_process;
 mod inherited_fd;
 mod initramfs;

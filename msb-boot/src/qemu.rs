@@ -23,6 +23,7 @@ use msb::record::{self, DiskFormat};
 use msb::vm::boot;
 use serde::{Deserialize, Serialize};
 
+use crate::guest_memory;
 use crate::helper_process::{Device, DeviceKind, Programs};
 use crate::jail;
 use crate::kernel::{self, BootProtocol};
@@ -119,6 +120,11 @@ impl Vmm for Qemu {
     }
 
     fn run(&self, vm: &Vm) -> anyhow::Error {
+        if let Some(saving) = vm.saving.filter(|saving| saving.memory.is_none())
+            && let Err(error) = guest_memory::ask(saving.monitor)
+        {
+            return error;
+        }
         let kvm = self.is_accelerated();
         let kernel = Path::new(jail::KERNEL);
         // With KVM the guest's kernel asks its host. The counter of another architecture is not that of this machine.
@@ -151,7 +157,9 @@ fn arguments(
     let mut push = |more: &[&str]| args.extend(more.iter().map(OsString::from));
     push(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
     push(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
-    push(&["-M", if kvm { machine.accelerated } else { machine.emulated }]);
+    let kind = if kvm { machine.accelerated } else { machine.emulated };
+    // A saved state ends without a description of itself.
+    push(&["-M", &format!("{kind},suppress-vmdesc=on")]);
     // With the default, true, virtiofsd refuses the device, and the guest hangs without a message.
     push(&["-global", "virtio-mmio.force-legacy=false"]);
     if kvm {
@@ -160,19 +168,22 @@ fn arguments(
         push(&["-accel", "tcg,thread=multi", "-cpu", machine.cpu]);
     }
     push(&["-smp", &vm.cpus.to_string(), "-m", &vm.memory_mib.to_string()]);
-    let memory = match &vm.saving {
-        Some(saving) => format!("memory-backend-file,mem-path={}", saving.memory.path().display()),
-        None => "memory-backend-memfd".into(),
+    let memory = match vm.saving.map(|saving| saving.memory) {
+        Some(Some(file)) => format!("memory-backend-file,share=on,mem-path={}", file.path().display()),
+        Some(None) => format!("memory-backend-file,share=off,merge=off,mem-path={}", guest_memory::PATH),
+        None => "memory-backend-memfd,share=on".into(),
     };
-    push(&["-object", &format!("{memory},id=memory,size={}M,share=on", vm.memory_mib)]);
+    push(&["-object", &format!("{memory},id=memory,size={}M", vm.memory_mib)]);
     if let Some(saving) = &vm.saving {
+        // What is saved is the state of the devices alone.
+        push(&["-global", "migration.send-configuration=off"]);
         push(&[
             "-chardev",
             &format!("socket,id=monitor,fd={}", saving.monitor),
             "-mon",
             "chardev=monitor,mode=control",
         ]);
-        if saving.loads {
+        if saving.memory.is_none() {
             push(&["-incoming", "defer"]);
         }
     }
@@ -214,6 +225,10 @@ fn arguments(
     // The guest's free memory goes back to the host. The guest runs without that too if its cards have taken all buses.
     if let Some(bus) = buses.next() {
         push(&["-device", &format!("virtio-balloon-device,free-page-reporting=on,{bus}")]);
+    }
+    // A guest that goes on has its kernel in memory. QEMU's machine for arm64 does not start without one.
+    if vm.saving.is_some_and(|saving| saving.memory.is_none()) && vm.architecture == Architecture::X86_64 {
+        return args;
     }
     let counter = khz.map(|khz| format!("tsc_early_khz={khz}")).unwrap_or_default();
     // A kernel that the emulator has led astray, see `supervisor::restart::KernelFault`, would otherwise go on without the thread

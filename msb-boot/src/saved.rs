@@ -1,5 +1,6 @@
-//! The saved VM that a VM starts from: what must be the same, and its files. Each VM gets copies of what the guest may write, and a copy
-//! is checked against the digest of the saved file, so nobody can change it between the check and the start.
+//! The saved VM that a VM starts from: what must be the same, and its files. Each VM gets a copy of the disk, and one of the state. A copy
+//! is checked against the digest of the saved file, so nobody can change it between the check and the start. The memory, which is large,
+//! is not copied: it is read once, and later the kernel tells whether the file is the same.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,6 +31,8 @@ pub(crate) struct Saved {
     description: Description,
     /// Where the copies of its disks are made, without names.
     copies: PathBuf,
+    /// Whether the guest gets another machine ID.
+    pub new_machine_id: bool,
 }
 
 impl Saved {
@@ -37,10 +40,10 @@ impl Saved {
     ///
     /// # Errors
     /// A snapshot that is gone, modified, or of another release.
-    pub(crate) fn read(snapshot: &Snapshot) -> anyhow::Result<Self> {
+    pub(crate) fn read(snapshot: &Snapshot, new_machine_id: bool) -> anyhow::Result<Self> {
         let description = Description::read(snapshot).with_context(|| subject(&snapshot.path))?;
         let copies = layout::sandboxes(&home::home()?);
-        Ok(Self { dir: snapshot.path.clone(), description, copies })
+        Ok(Self { dir: snapshot.path.clone(), description, copies, new_machine_id })
     }
 
     /// The saved machine.
@@ -48,11 +51,16 @@ impl Saved {
         &self.description.machine
     }
 
-    /// Checks a request against the saved VM, and sets the channel in it.
+    /// Checks a request against the saved VM, and sets the channel in it. `is_fresh` asks for a new disk.
     ///
     /// # Errors
     /// A member in which the request differs and may not.
-    pub(crate) fn check_request(&self, request: &mut record::Boot, record: &Record) -> anyhow::Result<()> {
+    pub(crate) fn check_request(
+        &self,
+        request: &mut record::Boot,
+        record: &Record,
+        is_fresh: bool,
+    ) -> anyhow::Result<()> {
         let (machine, saved) = (self.machine(), &self.description.record);
         let (cpus, memory_mib) = (machine.cpus, machine.memory_mib);
         if request.cpus != cpus {
@@ -70,6 +78,14 @@ impl Saved {
         ensure!(
             request.restart == RestartPolicy::No,
             "--restart: a VM that starts from a snapshot is not started again ({REMEDY})"
+        );
+        let has = |boot: &record::Boot| (boot.disk.clone(), boot.ephemeral);
+        if is_fresh || saved.boot.as_ref().is_some_and(|boot| has(boot) != has(&*request)) {
+            bail!("--disk, --fresh, --ephemeral: a saved VM keeps its disk ({REMEDY})");
+        }
+        ensure!(
+            request.channel.is_none_or(|channel| channel == Channel::Serial),
+            "--channel: a saved VM keeps the channel to its agent, serial ({REMEDY})"
         );
         request.channel = Some(Channel::Serial);
         Ok(())
@@ -127,13 +143,17 @@ impl Saved {
         Ok((Drive { fd, format: disk.format, writable: disk.writable, backing_file: None }, file.into()))
     }
 
-    /// A copy of its memory.
+    /// Its memory, for reading.
     ///
     /// # Errors
     /// As [`Self::open_drives`].
-    pub(crate) fn memory(&self) -> anyhow::Result<OwnedFd> {
-        let memory = memory(self.machine().memory_mib)?;
-        self.read_into(snapshot::MEMORY, memory)
+    pub(crate) fn memory(&self) -> anyhow::Result<File> {
+        let open = || -> Result<File, snapshot::Error> {
+            let file = snapshot::open(&self.dir, snapshot::MEMORY)?;
+            self.description.check_once(&self.dir, snapshot::MEMORY, &file)?;
+            Ok(file)
+        };
+        open().with_context(|| subject(&self.dir))
     }
 
     /// A copy of the state of its devices.
@@ -141,17 +161,12 @@ impl Saved {
     /// # Errors
     /// As [`Self::open_drives`].
     pub(crate) fn state(&self) -> anyhow::Result<OwnedFd> {
-        let state = self.read_into(snapshot::STATE, rustix::fs::memfd_create("msb-state", MemfdFlags::CLOEXEC)?)?;
+        let state = File::from(rustix::fs::memfd_create("msb-state", MemfdFlags::CLOEXEC)?);
+        let copy = || self.copy(snapshot::STATE, &snapshot::open(&self.dir, snapshot::STATE)?, &state);
+        copy().with_context(|| subject(&self.dir))?;
         // The VMM reads on from where its digest was read.
         rustix::fs::seek(&state, SeekFrom::Start(0))?;
-        Ok(state)
-    }
-
-    fn read_into(&self, name: &str, copy: OwnedFd) -> anyhow::Result<OwnedFd> {
-        let copy = File::from(copy);
-        let read = || -> anyhow::Result<()> { self.copy(name, &snapshot::open(&self.dir, name)?, &copy) };
-        read().with_context(|| subject(&self.dir))?;
-        Ok(copy.into())
+        Ok(state.into())
     }
 
     fn copy(&self, name: &str, file: &File, copy: &File) -> anyhow::Result<()> {

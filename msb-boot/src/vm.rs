@@ -52,12 +52,11 @@ pub(crate) struct Vm {
 /// What saves a VM, which the VMM inherits open.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Saving {
-    /// The file that is the guest's memory.
-    pub memory: InheritedFd,
+    /// The file that is the guest's memory. `None`: the VMM maps that of a snapshot, see [`crate::guest_memory`], and waits for a state
+    /// to load in the place of a boot.
+    pub memory: Option<InheritedFd>,
     /// The socket on which the VMM is told to save or load the state of the devices.
     pub monitor: InheritedFd,
-    /// Whether the VMM waits for a state to load in the place of a boot.
-    pub loads: bool,
 }
 
 /// The network card of a VM. The VMM inherits its socket, on which each frame follows its length: four bytes, big-endian.

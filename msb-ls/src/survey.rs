@@ -129,7 +129,7 @@ pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
         return Ok(own);
     }
     let others = vms(false)?.into_iter().filter(|vm| vm.name != name).filter_map(|vm| vm.record);
-    let saved = entries(&layout::snapshots(home))?.into_iter().filter_map(|path| snapshot::record_of(&path));
+    let saved = entries(&layout::snapshots(home))?.into_iter().filter_map(|path| snapshot::named_record(&path));
     let needed: Vec<Record> = others.chain(saved).collect();
     let stopped = names.iter().filter(|other| *other != name).map(sandboxes);
     let below_disks: Vec<PathBuf> = stopped.flat_map(|dir| sandbox::needs_of(&dir)).collect();

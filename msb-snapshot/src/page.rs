@@ -9,7 +9,7 @@ pub(crate) const PAGE: Page = Page {
     exit_status: man::EXIT_STATUS,
     environment: &[man::MSB_RECORD, man::MSB_HOME, man::MSB_RUN],
     files: &[
-        ("$MSB_HOME/snapshots/HEX", "A saved VM: snapshot.json, state, memory, and a file for each disk"),
+        ("$MSB_HOME/snapshots/HEX", "A saved VM: snapshot.json, state, memory, a file for each disk, and verified"),
         ("/run/msb/NAME/snapshot.sock", "Where the supervisor of the VM NAME takes the request"),
     ],
     examples: &[
@@ -17,7 +17,7 @@ pub(crate) const PAGE: Page = Page {
         ("start two others from it", "for n in 1 2; do msb-boot -r snap.json --name job$n -o $n.json; done"),
         ("what is saved, and what it takes", "msb-store ls -t snapshot"),
     ],
-    see_also: &["msb-boot(1)", "msb-stop(1)", "msb-store(1)", "msb-record(5)", "msb(7)"],
+    see_also: &["msb-boot(1)", "msb-fork(1)", "msb-stop(1)", "msb-store(1)", "msb-record(5)", "msb(7)"],
 };
 
 fn what() -> String {
@@ -34,19 +34,25 @@ much as the guest has used of its memory and written to its disk.
 
 All of a snapshot appears in the store, or nothing. Its name is the digest of its
 description, which has the digests of the other files. msb-boot checks them
-before a VM starts, and refuses a file that was truncated or modified."
+before a VM starts, and refuses a file that was truncated or modified. It does
+not read all of the memory for that if size, inode number and times of the file,
+which the kernel changes with each write, are those of the last time."
         .into()
 }
 
 fn keeps() -> String {
     "A VM that starts from a snapshot has a name, a hostname, a run directory and
-variables of its own, and copies of the memory and the disk, which disappear with
-it. Its guest gets the time, and its kernel's random number generator begins anew
+variables of its own, and a copy of the disk, which disappears with it. It maps
+the memory: VMs of one snapshot share the pages that they have not written to.
+The snapshot can be removed while they run; its files must not be changed. Its
+guest gets the time, and its kernel's random number generator begins anew
 with bytes of the host, before the agent answers. Connections to the saved VM
 have no other end in it: commands that had a caller get the end of their streams,
 and detached ones go on.
 
-Processors, memory, root, scripts, init and network are those of the saved VM.
+Processors, memory, disk, root, scripts, init and network are those of the saved
+VM. MAC address and address of a card are the same in all VMs of a snapshot; each
+is on a network of its own, which no other VM is on.
 msb-boot refuses another version of QEMU, another model of the processor and
 another guest kernel."
         .into()
@@ -60,8 +66,8 @@ whether the blocks of the disk are overwritten is up to the file system and the
 device.
 
 VMs from one snapshot have in common what was in memory: private keys and session
-keys of running services, tokens, host keys of ssh, and /etc/machine-id. The
-kernel's random numbers differ, and so do those of programs that ask the kernel
+keys of running services, tokens, host keys of ssh, and, without
+--new-machine-id of msb-boot, /etc/machine-id. The kernel's random numbers differ, and so do those of programs that ask the kernel
 for each. A program that has seeded a generator of its own before goes on with
 the same numbers in each VM: save the VM before such programs start, or let them
 begin anew."

@@ -6,15 +6,20 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use msb::lock::{self, Lock};
-use msb::record::Record;
+use msb::record::{self, Record};
 use msb::store::snapshot::{self, Content, DESCRIPTION, Description, MEMORY, STATE};
+use msb::store::snapshot_stamp::Stamp;
 use msb::store::{layout, publish};
 use msb::tool::interrupt::{self, DeferExit};
 use msb::vm::rundir;
 use msb::vm::saving::{self, Answer, Request};
+
+/// The message if another tool was faster, such as an msb-snapshot --stop.
+const ENDED: &str = "not saved: the VM has ended";
 
 /// A saved VM.
 pub(crate) struct Saved {
@@ -37,11 +42,13 @@ pub(crate) fn save(home: &Path, run_dir: &Path, record: &Record, waits: bool) ->
     publish::make_private_dir(&dir).with_context(|| format!("{dir:?}"))?;
     let staging = publish::staging_path(&dir.join(layout::fresh_id()?));
     // An interrupted tool removes it before it ends; after a kill, msb-store gc does.
-    let _deferred = DeferExit::new();
+    let deferred = DeferExit::new();
     publish::make_private_dir(&staging).with_context(|| format!("{staging:?}"))?;
     let saved = fill(&dir, &staging, run_dir, record, waits);
-    if saved.is_err() {
-        let _ = publish::remove_tree(&staging);
+    match saved {
+        // It is there now, so its record is printed.
+        Ok(_) => deferred.finish(),
+        Err(_) => drop(publish::remove_tree(&staging)),
     }
     saved
 }
@@ -50,29 +57,38 @@ fn fill(dir: &Path, staging: &Path, run_dir: &Path, record: &Record, waits: bool
     let lock = lock::open(staging, Lock::TryExclusive).with_context(|| format!("{staging:?}"))?;
     let socket = run_dir.join(rundir::SNAPSHOT_SOCKET);
     let connection = UnixStream::connect(&socket).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if !run_dir.join(record::FILE_NAME).exists() => {
+            anyhow::anyhow!("{ENDED}")
+        }
         io::ErrorKind::NotFound => {
             anyhow::anyhow!("it cannot be saved: another release of msb has booted it (boot it again)")
         }
         _ => anyhow::Error::from(error).context(format!("{socket:?}")),
     })?;
-    let answer = saving::ask(&connection, Request { wait: waits }, lock.as_fd()).context("supervisor")?;
+    let asked = saving::ask(&connection, Request { wait: waits }, lock.as_fd());
+    let answered = asked.and_then(|()| {
+        interrupt::await_readable(connection.as_fd())?;
+        saving::receive_answer(&connection)
+    });
+    let answer = answered.map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            anyhow::anyhow!("{ENDED}")
+        }
+        _ => anyhow::Error::from(error).context("supervisor"),
+    })?;
     let saving::Saved { machine, paused_ms } = match answer {
         Answer::Saved(saved) => *saved,
         Answer::Failed(why) => bail!("not saved: {why}"),
     };
+    for disk in &machine.disks {
+        snapshot::open(staging, &disk.file)?.sync_all()?;
+    }
     let mut files = BTreeMap::new();
     let written = machine.disks.iter().filter(|disk| disk.writable).map(|disk| disk.file.as_str());
-    for name in [STATE, MEMORY].into_iter().chain(written) {
+    // The memory last, so that it is older than the reading.
+    for name in [STATE].into_iter().chain(written).chain([MEMORY]) {
         interrupt::check()?;
-        let describe = || -> anyhow::Result<Content> {
-            let file = snapshot::open(staging, name)?;
-            file.sync_all()?;
-            Ok(Content::of(&file)?)
-        };
-        files.insert(name.to_owned(), describe().with_context(|| format!("{staging:?}"))?);
-    }
-    for disk in machine.disks.iter().filter(|disk| !disk.writable) {
-        snapshot::open(staging, &disk.file)?.sync_all()?;
+        files.insert(name.to_owned(), describe(staging, name).with_context(|| format!("{staging:?}"))?);
     }
     let description = Description { version: snapshot::VERSION, machine, files, record: record.clone() };
     let (text, hex) = description.to_text()?;
@@ -82,4 +98,16 @@ fn fill(dir: &Path, staging: &Path, run_dir: &Path, record: &Record, waits: bool
     fs::rename(staging, &path).with_context(|| format!("{path:?}"))?;
     publish::sync_parent(&path)?;
     Ok(Saved { path, digest: format!("sha256:{hex}"), paused_ms, _connection: connection })
+}
+
+/// Writes a file to the disk, and computes its digest. msb-boot need not read the memory again.
+fn describe(staging: &Path, name: &str) -> anyhow::Result<Content> {
+    let file = snapshot::open(staging, name)?;
+    file.sync_all()?;
+    let (stamp, since) = (Stamp::of(&file)?, SystemTime::now());
+    let content = Content::of(&file)?;
+    if name == MEMORY {
+        stamp.note(staging, name, &file, since);
+    }
+    Ok(content)
 }

@@ -1,11 +1,11 @@
 //! The end of a VM that was saved: its guest waits, so it is not asked, and msb-stop has nothing to wait for.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use msb::tool::interrupt;
 use msb::vm::rundir::{self, LockedRunDir};
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
 /// Ends the VM, and removes its run directory.
@@ -19,7 +19,7 @@ pub(crate) fn stop(dir: &Path, supervisor: &OwnedFd) -> anyhow::Result<()> {
         Err(rustix::io::Errno::SRCH) => {}
         other => other.context("supervisor")?,
     }
-    while poll(&mut [PollFd::new(supervisor, PollFlags::IN)], None) != Ok(1) {}
+    interrupt::await_readable(supervisor.as_fd())?;
     let Some(held) = LockedRunDir::lock(dir).with_context(subject)? else {
         bail!("run directory {dir:?} is held by another process (is an msb-stop at work?)");
     };

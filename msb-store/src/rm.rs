@@ -95,7 +95,7 @@ fn path_of(home: &Path, kind: Type, name: &str) -> anyhow::Result<PathBuf> {
             ensure!(name_of(&path) == name && layout::is_image(&path), "not the name of an EROFS image");
             path
         }
-        Type::Snapshot if layout::is_id(name) => layout::snapshot(home, name),
+        Type::Snapshot if layout::is_id(hex_of(name)) => layout::snapshot(home, hex_of(name)),
         Type::Snapshot => {
             name::check(name).map_err(anyhow::Error::msg)?;
             let named = Named::read(home, name).and_then(|named| named.snapshot(home));
@@ -112,6 +112,11 @@ fn path_of(home: &Path, kind: Type, name: &str) -> anyhow::Result<PathBuf> {
             layout::volume(home, name)
         }
     })
+}
+
+/// The hex digits of a digest, with or without its algorithm.
+fn hex_of(name: &str) -> &str {
+    name.strip_prefix("sha256:").unwrap_or(name)
 }
 
 /// Removes the upper in a sandbox, with everything else in that.

@@ -29,13 +29,18 @@ pub(crate) struct Vm {
 pub(crate) fn vms(home: &Path) -> anyhow::Result<Vec<Vm>> {
     let mut vms = booted();
     let paths = size::children(&layout::snapshots(home))?;
-    vms.extend(paths.iter().filter_map(|path| saved(path)));
+    // What a damaged one names is kept as well.
+    let saved = paths.iter().filter(|path| snapshot::digest_of(path).is_some());
+    vms.extend(saved.filter_map(|path| of_snapshot(path, snapshot::named_record(path)?)));
     Ok(vms)
 }
 
 /// A saved VM; `None` for one that is not complete.
 pub(crate) fn saved(path: &Path) -> Option<Vm> {
-    let record = snapshot::record_of(path)?;
+    of_snapshot(path, snapshot::record_of(path)?)
+}
+
+fn of_snapshot(path: &Path, record: Record) -> Option<Vm> {
     Some(Vm { name: path.file_name()?.to_str()?.to_owned(), is_saved: true, record })
 }
 

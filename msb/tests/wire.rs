@@ -117,6 +117,7 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
                     argv: Vec::new(),
                     stop_signal: 15,
                 },
+                new_machine_id: false,
             })),
             b"\x6f\0\0\0\x1a\
               {\"now_ms\":5,\"entropy\":[1,2],\"hostname\":\"b\",\"defaults\":{\"env\":[],\"cwd\":\"\",\"user\":\"\",\"argv\":[],\"stop_signal\":15}}",

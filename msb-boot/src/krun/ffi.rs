@@ -1,11 +1,11 @@
-//! The C interfaces of libkrun, libkrunfw, keyrings and the TAP driver, the time-stamp counter, and all unsafe code of this program. Every
-//! function that this file exports is safe.
+//! The C interfaces of libkrun, libkrunfw, keyrings, the TAP driver and the kernel's notices of system calls, the time-stamp counter, and
+//! all unsafe code of this program. Every function that this file exports is safe.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -15,7 +15,7 @@ use msb::architecture::KernelFormat;
 use msb::record::DiskFormat;
 use nix::libc;
 use rustix::io::FdFlags;
-use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
+use rustix::ioctl::{Opcode, Setter, Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// The features of a network card that leaves checksums and TCP segmentation to the host: libkrun's `NET_COMPAT_FEATURES`. Without them,
@@ -218,6 +218,115 @@ pub(crate) fn set_plain_frames(tap: &impl AsFd, name: &str) -> io::Result<()> {
     // SAFETY: TUNSETIFF takes a pointer to a `struct ifreq`, reads it and may write the name, and this one outlives the call.
     unsafe { ioctl(tap, Updater::<TUNSETIFF, InterfaceRequest>::new(&mut request)) }?;
     Ok(())
+}
+
+/// The size of a page of memory, in bytes.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: the call reads a constant of the system.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// A call of openat(2) that waits for an answer.
+pub(crate) struct Opening {
+    id: u64,
+    /// The process.
+    pub process: u32,
+    /// The address of the path in its memory.
+    pub path: u64,
+}
+
+/// From now on a file that this thread, and what it executes, opens with `O_RDWR` and no other flag is opened by the process that has the
+/// returned descriptor. fallocate(2) of the descriptor `memory` is said to succeed and does nothing. The filters of a jail apply as well.
+///
+/// # Errors
+/// Those of seccomp(2): EBUSY if another process answers already.
+pub(crate) fn divert_opens(memory: RawFd) -> io::Result<OwnedFd> {
+    const LOAD: u16 = 0x20;
+    const AND: u16 = 0x54;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    // Offsets in `struct seccomp_data`: the number of the call, and the lower halves of its first and third argument.
+    const NUMBER: u32 = 0;
+    const FIRST: u32 = 16;
+    const THIRD: u32 = 32;
+    /// O_LARGEFILE of all architectures, which musl sets.
+    const LARGE_FILE: u32 = 0o500_000;
+    let call = |number: libc::c_long| u32::try_from(number).unwrap_or(u32::MAX);
+    let statement = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut filter = [
+        statement(LOAD, 0, 0, NUMBER),
+        statement(JUMP_IF_EQUAL, 1, 0, call(libc::SYS_openat)),
+        statement(JUMP_IF_EQUAL, 3, 6, call(libc::SYS_fallocate)),
+        statement(LOAD, 0, 0, THIRD),
+        statement(AND, 0, 0, !LARGE_FILE),
+        statement(JUMP_IF_EQUAL, 2, 3, libc::O_RDWR.cast_unsigned()),
+        statement(LOAD, 0, 0, FIRST),
+        statement(JUMP_IF_EQUAL, 2, 1, memory.cast_unsigned()),
+        statement(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+        statement(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        // An error of 0 is no error.
+        statement(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO),
+    ];
+    let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    let flags = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    // SAFETY: the kernel copies the program, whose pointer and length are those of an array that outlives the call.
+    match unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) } {
+        -1 => Err(io::Error::last_os_error()),
+        number => {
+            let number = RawFd::try_from(number).map_err(io::Error::other)?;
+            // SAFETY: the descriptor is new, and nothing else owns it.
+            Ok(unsafe { OwnedFd::from_raw_fd(number) })
+        }
+    }
+}
+
+/// Waits for the next call.
+///
+/// # Errors
+/// ENOENT from a process that has ended.
+pub(crate) fn next_opening(listener: BorrowedFd<'_>) -> io::Result<Opening> {
+    const RECEIVE: Opcode = opcode::read_write::<libc::seccomp_notif>(b'!', 0);
+    let data = libc::seccomp_data { nr: 0, arch: 0, instruction_pointer: 0, args: [0; 6] };
+    let mut notice = libc::seccomp_notif { id: 0, pid: 0, flags: 0, data };
+    // SAFETY: SECCOMP_IOCTL_NOTIF_RECV takes a pointer to a `struct seccomp_notif` of zeroes and fills it.
+    unsafe { ioctl(listener, Updater::<RECEIVE, libc::seccomp_notif>::new(&mut notice)) }?;
+    Ok(Opening { id: notice.id, process: notice.pid, path: notice.data.args[1] })
+}
+
+/// Lets the process open the file itself.
+///
+/// # Errors
+/// ENOENT from a process that has ended.
+pub(crate) fn leave_opening(listener: BorrowedFd<'_>, opening: &Opening) -> io::Result<()> {
+    const SEND: Opcode = opcode::read_write::<libc::seccomp_notif_resp>(b'!', 1);
+    let flags = u32::try_from(libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE).map_err(io::Error::other)?;
+    let mut answer = libc::seccomp_notif_resp { id: opening.id, val: 0, error: 0, flags };
+    // SAFETY: SECCOMP_IOCTL_NOTIF_SEND reads a `struct seccomp_notif_resp`.
+    Ok(unsafe { ioctl(listener, Updater::<SEND, libc::seccomp_notif_resp>::new(&mut answer)) }?)
+}
+
+/// Gives the process `file`, open as it is here, under the number `number`, which is what its call returns.
+///
+/// # Errors
+/// ENOENT from a process that has ended; EINVAL from Linux before 5.14.
+pub(crate) fn answer_opening(
+    listener: BorrowedFd<'_>,
+    opening: &Opening,
+    file: BorrowedFd<'_>,
+    number: RawFd,
+) -> io::Result<()> {
+    const ADD: Opcode = opcode::write::<libc::seccomp_notif_addfd>(b'!', 3);
+    let flags = libc::SECCOMP_ADDFD_FLAG_SETFD | libc::SECCOMP_ADDFD_FLAG_SEND;
+    let answer = libc::seccomp_notif_addfd {
+        id: opening.id,
+        flags: u32::try_from(flags).map_err(io::Error::other)?,
+        srcfd: file.as_raw_fd().cast_unsigned(),
+        newfd: number.cast_unsigned(),
+        newfd_flags: libc::O_CLOEXEC.cast_unsigned(),
+    };
+    // SAFETY: SECCOMP_IOCTL_NOTIF_ADDFD reads a `struct seccomp_notif_addfd`.
+    Ok(unsafe { ioctl(listener, Setter::<ADD, libc::seccomp_notif_addfd>::new(answer)) }?)
 }
 
 /// The configuration of a VM of libkrun.

@@ -1,13 +1,12 @@
 //! The connection between the supervisor and the client: the messages, and the supervisor's end.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-use anyhow::Context;
+use anyhow::ensure;
 use msb::record::Record;
 use msb::tool::interrupt::Guard;
-use msb::tool::line;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
@@ -55,7 +54,10 @@ impl Client {
     /// # Errors
     /// A message if the client did not send it.
     pub(super) fn config(&self) -> anyhow::Result<Config> {
-        let text = line::take(&self.0)?.context("no configuration")?;
+        // Nothing follows it until the VM is up, so it need not be read byte by byte.
+        let mut text = Vec::new();
+        BufReader::new(&self.0).read_until(b'\n', &mut text)?;
+        ensure!(text.ends_with(b"\n"), "no configuration");
         Ok(serde_json::from_slice(&text)?)
     }
 

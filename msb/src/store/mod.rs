@@ -44,6 +44,7 @@ pub mod publish;
 pub mod sandbox;
 pub mod snapshot;
 pub mod snapshot_name;
+pub mod snapshot_stamp;
 pub mod staging;
 pub mod step;
 pub mod support;

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -15,11 +16,12 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::layout;
+use super::snapshot_stamp::Stamp;
 use crate::record::{DiskFormat, Record, Snapshot};
 use crate::vm::boot::Network;
 
 /// The version of the format that this crate reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The file with the description.
 pub const DESCRIPTION: &str = "snapshot.json";
 /// The file with the state of the processor and the devices.
@@ -169,6 +171,21 @@ impl Description {
         serde_json::from_slice(&text).map_err(|error| Error::Unusable(format!("{DESCRIPTION}: {error}")))
     }
 
+    /// Checks that a file in the snapshot's directory is as it was saved. It is read if it may have changed since it was read last.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn check_once(&self, dir: &Path, name: &str, file: &File) -> Result<(), Error> {
+        let stamp = Stamp::of(file).map_err(|error| Error::File(name.into(), error))?;
+        if self.files.get(name).is_some_and(|content| content.size == stamp.size) && stamp.is_noted(dir, name) {
+            return Ok(());
+        }
+        let since = SystemTime::now();
+        self.check(name, file)?;
+        stamp.note(dir, name, file, since);
+        Ok(())
+    }
+
     /// Checks that a file, or a copy of it, is as it was saved.
     ///
     /// # Errors
@@ -202,6 +219,16 @@ pub fn open(dir: &Path, name: &str) -> Result<File, Error> {
 pub fn record_of(path: &Path) -> Option<Record> {
     let snapshot = Snapshot::new(path.to_owned(), digest_of(path)?);
     Description::read(&snapshot).ok().map(|description| description.record)
+}
+
+/// The record of a snapshot in a store, also of one that cannot be used: damaged, or of another release. What it names must not look
+/// unused. `None`: there is none, or nothing that can be read.
+pub fn named_record(path: &Path) -> Option<Record> {
+    let mut text = Vec::new();
+    open(path, DESCRIPTION).ok()?.take(MAX_DESCRIPTION).read_to_end(&mut text).ok()?;
+    // What comes after it does not matter.
+    let value: serde_json::Value = serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()?;
+    serde_json::from_value(value.get("record")?.clone()).ok()
 }
 
 /// The digest in the name of a snapshot in a store; `None` for anything else.
@@ -277,8 +304,16 @@ mod tests {
         std::fs::write(dir.path().join(STATE), "stat").unwrap();
         assert!(matches!(description.check(STATE, &state), Err(Error::Modified(_))));
         assert!(matches!(description.check(MEMORY, &state), Err(Error::Modified(_))));
-        std::fs::write(dir.path().join(DESCRIPTION), &text[1..]).unwrap();
-        assert!(matches!(Description::read(&snapshot), Err(Error::Modified(_))));
+        for (other, record) in [
+            (text[1..].to_vec(), None),
+            ([&text[..], b"x"].concat(), Some(Record::new())),
+            (b"{\"version\":0,\"record\":{\"msb\":1}}".to_vec(), Some(Record::new())),
+            (b"{\"version\":2}".to_vec(), None),
+        ] {
+            std::fs::write(dir.path().join(DESCRIPTION), &other).unwrap();
+            assert!(matches!(Description::read(&snapshot), Err(Error::Modified(_))));
+            assert_eq!(named_record(dir.path()), record);
+        }
         for name in ["", ".", "..", "../x", "/x", "a/b"] {
             assert!(open(dir.path(), name).is_err(), "{name:?}");
         }

@@ -2,7 +2,7 @@
 //! the signal's number within a moment. A second signal ends it at once. What an operation itself calls is in [`crate::interrupt`].
 
 use std::io::{self, PipeReader, PipeWriter, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -113,20 +113,29 @@ pub struct Stdin;
 
 impl Read for Stdin {
     fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
-        let interrupted = INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner);
-        let interrupted = interrupted.as_ref().map(PipeReader::try_clone).transpose()?;
-        loop {
-            check()?;
-            let stdin = rustix::stdio::stdin();
-            let mut fds = vec![PollFd::from_borrowed_fd(stdin, PollFlags::IN)];
-            fds.extend(interrupted.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-            match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                other => other?,
-            };
-            if !fds[0].revents().is_empty() {
-                return Ok(rustix::io::read(stdin, &mut *block)?);
-            }
+        let stdin = rustix::stdio::stdin();
+        await_readable(stdin)?;
+        Ok(rustix::io::read(stdin, &mut *block)?)
+    }
+}
+
+/// Waits until a descriptor is readable or at its end.
+///
+/// # Errors
+/// Those of [`check`], once this process is interrupted.
+pub fn await_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let interrupted = INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let interrupted = interrupted.as_ref().map(PipeReader::try_clone).transpose()?;
+    loop {
+        check()?;
+        let mut fds = vec![PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        fds.extend(interrupted.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        if !fds[0].revents().is_empty() {
+            return Ok(());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Lines between stages: one line or JSON value is read from stdin and what follows stays unread; one is written to stdout whole.
+//! Lines between stages: one JSON value is read from stdin and what follows stays unread; one line is written to stdout whole.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,40 +14,6 @@ use crate::tool::exit::OutputError;
 
 /// The longest line or value that is read, in bytes.
 pub const MAX: usize = 16 << 20;
-
-/// Reads one line from `fd` and leaves every byte after its newline unread.
-///
-/// The rest of the stream belongs to another reader (operations, the stdin of a child), so a pipe is read byte by byte; a
-/// seekable file is read in blocks, and its offset set back. Returns `None` at end-of-file. The newline is not part of the
-/// result; a last line without one counts.
-///
-/// # Errors
-/// [`io::ErrorKind::InvalidData`] for a line longer than [`MAX`]; otherwise those of `read(2)`.
-pub fn take(fd: impl AsFd) -> io::Result<Option<Vec<u8>>> {
-    let fd = fd.as_fd();
-    let seekable = rustix::fs::tell(fd).is_ok();
-    let mut line = Vec::new();
-    let mut block = [0u8; 4096];
-    loop {
-        let size = if seekable { block.len() } else { 1 };
-        let got = read(fd, &mut block[..size])?;
-        if got == 0 {
-            return Ok(if line.is_empty() { None } else { Some(line) });
-        }
-        if let Some(end) = block[..got].iter().position(|&byte| byte == b'\n') {
-            line.extend_from_slice(&block[..end]);
-            if seekable {
-                let surplus = i64::try_from(got - end - 1).unwrap_or(0);
-                rustix::fs::seek(fd, rustix::fs::SeekFrom::Current(-surplus))?;
-            }
-            return Ok(Some(line));
-        }
-        line.extend_from_slice(&block[..got]);
-        if line.len() > MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "line longer than 16 MiB"));
-        }
-    }
-}
 
 /// Reads the first JSON value from `fd`, with the newline directly after it if there is one, and leaves every other byte
 /// unread. Text that is not an object is read to the end of its line. Returns `None` at end-of-file.
@@ -228,37 +194,6 @@ mod tests {
     use super::*;
     use std::io::{Read, Seek};
 
-    #[test]
-    fn leaves_the_rest_of_a_pipe_unread() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        (&writer).write_all(b"first\nrest of it").unwrap();
-        drop(writer);
-        assert_eq!(take(&reader).unwrap().unwrap(), b"first");
-        let mut rest = String::new();
-        (&reader).read_to_string(&mut rest).unwrap();
-        assert_eq!(rest, "rest of it");
-    }
-
-    #[test]
-    fn leaves_the_rest_of_a_file_unread() {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"first\nrest of it").unwrap();
-        file.rewind().unwrap();
-        assert_eq!(take(&file).unwrap().unwrap(), b"first");
-        let mut rest = String::new();
-        file.read_to_string(&mut rest).unwrap();
-        assert_eq!(rest, "rest of it");
-    }
-
-    #[test]
-    fn a_last_line_without_newline_counts_and_the_end_of_the_file_is_none() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        (&writer).write_all(b"only").unwrap();
-        drop(writer);
-        assert_eq!(take(&reader).unwrap().unwrap(), b"only");
-        assert!(take(&reader).unwrap().is_none());
-    }
-
     /// A text, the value that is read from it, and what stays unread.
     const VALUES: [(&str, &str, &str); 16] = [
         ("{}", "{}", ""),
@@ -353,12 +288,5 @@ mod tests {
         file.set_len(MAX as u64 + 8192).unwrap();
         file.rewind().unwrap();
         assert_eq!(take_value(&file).unwrap_err().kind(), io::ErrorKind::InvalidData);
-    }
-
-    #[test]
-    fn refuses_a_line_without_end() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(MAX as u64 + 8192).unwrap();
-        assert_eq!(take(&file).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -46,17 +46,25 @@ pub struct Saved {
     pub paused_ms: u64,
 }
 
-/// Asks a supervisor to save its VM in `directory`, and waits for the answer.
+/// Asks a supervisor to save its VM in `directory`.
 ///
 /// # Errors
-/// Those of sending and receiving; [`io::ErrorKind::UnexpectedEof`] from a supervisor that has ended.
-pub fn ask(socket: &UnixStream, request: Request, directory: BorrowedFd<'_>) -> io::Result<Answer> {
+/// Those of sending.
+pub fn ask(socket: &UnixStream, request: Request, directory: BorrowedFd<'_>) -> io::Result<()> {
     let text = serde_json::to_vec(&request)?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = [directory];
     ancillary.push(SendAncillaryMessage::ScmRights(&fds));
     sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Receives the answer. The supervisor sends it at once when the VM is saved, or is not.
+///
+/// # Errors
+/// Those of receiving; [`io::ErrorKind::UnexpectedEof`] from a supervisor that has ended.
+pub fn receive_answer(socket: &UnixStream) -> io::Result<Answer> {
     let mut line = Vec::new();
     BufReader::new(socket).take(MAX_ANSWER).read_until(b'\n', &mut line)?;
     if line.is_empty() {
@@ -112,7 +120,8 @@ mod tests {
             answer(&server, &Answer::Failed(format!("{}", request.wait))).unwrap();
         });
         let opened = std::fs::File::open(dir.path()).unwrap();
-        let answered = ask(&client, Request { wait: true }, opened.as_fd()).unwrap();
+        ask(&client, Request { wait: true }, opened.as_fd()).unwrap();
+        let answered = receive_answer(&client).unwrap();
         supervisor.join().unwrap();
         assert_eq!(answered, Answer::Failed("true".into()));
         assert!(dir.path().join("made").is_dir());

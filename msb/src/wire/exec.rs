@@ -312,6 +312,9 @@ pub struct Resume {
     pub hostname: String,
     /// Defaults for commands.
     pub defaults: Defaults,
+    /// Whether it gets another `/etc/machine-id`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub new_machine_id: bool,
 }
 
 /// The progress of a shutdown. The agent sends it on every change, and repeatedly while it writes data back.

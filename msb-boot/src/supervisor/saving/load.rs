@@ -13,7 +13,9 @@ use msb::wire::exec::Resume;
 use msb::wire::{self, Message, dial};
 use serde_json::json;
 
+use super::memory::Memory;
 use super::parts::Parts;
+use crate::guest_memory;
 use crate::inherited_fd::InheritedFd;
 
 /// How many random bytes the guest gets.
@@ -64,10 +66,11 @@ impl AsFd for Loaded {
 ///
 /// # Errors
 /// Those of `getrandom(2)`.
-pub(super) fn other(boot: &Boot) -> anyhow::Result<Resume> {
+pub(super) fn other(boot: &Boot, new_machine_id: bool) -> anyhow::Result<Resume> {
     let mut entropy = vec![0; ENTROPY];
     rustix::rand::getrandom(&mut entropy, rustix::rand::GetRandomFlags::empty())?;
-    Ok(Resume { now_ms: 0, entropy, hostname: boot.hostname.clone(), defaults: boot.defaults.clone() })
+    let (hostname, defaults) = (boot.hostname.clone(), boot.defaults.clone());
+    Ok(Resume { now_ms: 0, entropy, hostname, defaults, new_machine_id })
 }
 
 /// Lets the VMM load the state in the descriptor `state`, which it has inherited, and lets the guest go on. The agent then reports as after
@@ -83,6 +86,9 @@ pub(super) fn run(
     mut other: Resume,
 ) -> anyhow::Result<()> {
     let mut monitor = parts.monitor();
+    if let Memory::Private { saved, .. } = &parts.memory {
+        guest_memory::give(monitor.socket(), saved.as_fd())?;
+    }
     let version = monitor.version()?;
     if version != expected {
         bail!("it was saved by QEMU {expected}, and this is QEMU {version} (make another with msb-snapshot)");

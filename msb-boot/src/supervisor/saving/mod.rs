@@ -1,10 +1,11 @@
-//! Saving a VM, and starting one from what was saved. The guest's memory is a file that the supervisor has too, so the VMM writes only
-//! the state of the processor and the devices; it writes that to a pipe, and opens no file for it.
+//! Saving a VM, and starting one from what was saved. The supervisor can read the guest's memory, so the VMM writes only the state of the
+//! processor and the devices, to a descriptor that it gets for that.
 //!
 //! The channel to the agent is frozen first, so that nothing is under way in the guest's port while its state is saved. A VM that starts
 //! from the state begins the channel anew.
 
 mod load;
+mod memory;
 mod monitor;
 mod parts;
 mod save;
@@ -24,6 +25,7 @@ use crate::config::Config;
 use crate::inherited_fd::InheritedFd;
 use crate::saved;
 use crate::vm::{Saving, Vm};
+use memory::Memory;
 use monitor::Monitor;
 use parts::Parts;
 
@@ -31,7 +33,7 @@ pub(super) use load::Loaded;
 
 /// The supervisor's ends of what the VMM inherits, before the VMM runs.
 pub(super) struct Prepared {
-    memory: OwnedFd,
+    memory: File,
     monitor: UnixStream,
     state: Option<InheritedFd>,
     disks: Vec<File>,
@@ -59,30 +61,31 @@ impl Prepared {
         }
         let (memory, state) = match &config.saved {
             Some(saved) => (saved.memory()?, Some(saved.state()?)),
-            None => (saved::memory(vm.memory_mib)?, None),
+            None => (File::from(saved::memory(vm.memory_mib)?), None),
         };
         let (machine, disks) = describe(config, vm)?;
         let (monitor, theirs) = UnixStream::pair()?;
-        let inherited = memory.try_clone()?;
-        vm.saving = Some(Saving {
-            memory: InheritedFd::of(&inherited),
-            monitor: InheritedFd::of(&theirs),
-            loads: state.is_some(),
-        });
+        // The saved memory is not inherited: the VMM must not write to it.
+        let inherited = if state.is_none() { Some(OwnedFd::from(memory.try_clone()?)) } else { None };
+        vm.saving = Some(Saving { memory: inherited.as_ref().map(InheritedFd::of), monitor: InheritedFd::of(&theirs) });
         let state_fd = state.as_ref().map(InheritedFd::of);
-        fds.extend([inherited, theirs.into()]);
-        fds.extend(state);
+        fds.push(theirs.into());
+        fds.extend(inherited.into_iter().chain(state));
         Ok(Some(Self { memory, monitor, state: state_fd, disks, machine }))
     }
 
-    /// Adds what only a VMM that was started has. `channel` is the control socket of the multiplexer.
+    /// Adds what only a VMM that was started has: its process ID, and `channel`, the control socket of the multiplexer.
     ///
     /// # Errors
     /// Those of `dup(2)`.
-    pub(super) fn started(self, config: &Config, channel: &UnixStream) -> anyhow::Result<Saver> {
+    pub(super) fn started(self, config: &Config, vmm: u32, channel: &UnixStream) -> anyhow::Result<Saver> {
         let Self { memory, monitor, state, disks, machine } = self;
         let (monitor, channel) = (Mutex::new(Monitor::new(monitor)?), channel.try_clone()?);
-        let parts = Parts { monitor, channel, memory: memory.into(), disks, machine, images: config.images.clone() };
+        let memory = match state {
+            Some(_) => Memory::Private { saved: memory, vmm },
+            None => Memory::Shared(memory),
+        };
+        let parts = Parts { monitor, channel, memory, disks, machine, images: config.images.clone() };
         Ok(Saver { parts: Arc::new(parts), state, listener: None })
     }
 }
@@ -118,7 +121,7 @@ impl Saver {
     pub(super) fn load(&self, config: &Config, endpoint: Endpoint) -> anyhow::Result<Option<Loaded>> {
         let (Some(saved), Some(state)) = (&config.saved, self.state) else { return Ok(None) };
         let expected = saved.machine().vmm.clone();
-        let other = load::other(&config.boot)?;
+        let other = load::other(&config.boot, saved.new_machine_id)?;
         let parts = Arc::clone(&self.parts);
         Ok(Some(Loaded::start(move || load::run(&parts, state, &expected, &endpoint, other))?))
     }

@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest line, in bytes.
 const MAX_LINE: usize = 256 << 10;
-/// Memory that the supervisor has a descriptor of is not in the state, and the monitor reports how the migration goes.
-const CAPABILITIES: [&str; 2] = ["x-ignore-shared", "events"];
+/// The monitor reports how loading a state goes.
+const CAPABILITY: &str = "events";
 
 /// The connection to a monitor.
 pub(super) struct Monitor {
@@ -24,7 +24,7 @@ pub(super) struct Monitor {
     read: Vec<u8>,
     /// How many commands were sent. Each has its number as its ID, since the answer to an earlier one may come too late.
     commands: u64,
-    /// How the last migration has ended: whether it is complete.
+    /// How loading a state has ended: whether it is complete.
     migrated: Option<bool>,
     /// QEMU's version, once it has greeted.
     version: Option<String>,
@@ -41,6 +41,11 @@ impl Monitor {
         Ok(Self { socket, read: Vec::new(), commands: 0, migrated: None, version: None })
     }
 
+    /// The socket, on which the VMM's process sends the supervisor a descriptor before QEMU greets.
+    pub(super) fn socket(&self) -> &UnixStream {
+        &self.socket
+    }
+
     /// QEMU's version, with that of its package. Prepares the monitor for a migration, once.
     ///
     /// # Errors
@@ -52,8 +57,7 @@ impl Monitor {
         let greeting = self.line()?;
         let version = version(&greeting).context("QEMU's monitor: no greeting")?;
         self.execute("qmp_capabilities", &json!({}), None)?;
-        let capabilities: Vec<Value> =
-            CAPABILITIES.iter().map(|name| json!({"capability": name, "state": true})).collect();
+        let capabilities = json!([{"capability": CAPABILITY, "state": true}]);
         self.execute("migrate-set-capabilities", &json!({"capabilities": capabilities}), None)?;
         self.version = Some(version.clone());
         Ok(version)
@@ -100,10 +104,10 @@ impl Monitor {
         }
     }
 
-    /// Waits until a migration has ended.
+    /// Waits until a state is loaded.
     ///
     /// # Errors
-    /// A migration that has failed; no answer.
+    /// A state that QEMU does not take; no answer.
     pub(super) fn await_migration(&mut self) -> anyhow::Result<()> {
         loop {
             match self.migrated.take() {
@@ -116,12 +120,7 @@ impl Monitor {
         }
     }
 
-    /// Forgets how an earlier migration has ended.
-    pub(super) fn forget_migration(&mut self) {
-        self.migrated = None;
-    }
-
-    /// Notes the end of a migration, if this is the event about it.
+    /// Notes the end of loading, if this is the event about it.
     fn note(&mut self, event: &Value) {
         match migration_status(event) {
             Some("completed") => self.migrated = Some(true),

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use msb::store::snapshot::Machine;
 
+use super::memory::Memory;
 use super::monitor::Monitor;
 
 /// The supervisor's ends of a VM that can be saved.
@@ -14,7 +15,7 @@ pub(super) struct Parts {
     pub monitor: Mutex<Monitor>,
     /// The control socket of the multiplexer.
     pub channel: UnixStream,
-    pub memory: File,
+    pub memory: Memory,
     pub disks: Vec<File>,
     /// The machine, without the VMM's version, which the monitor has.
     pub machine: Machine,

@@ -1,13 +1,13 @@
 //! The save of a running VM into a directory of msb-snapshot.
 
 use std::fs::File;
-use std::io::{self, PipeReader, Read};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use msb::overlay::copy_data;
 use msb::record::Endpoint;
 use msb::store::snapshot::{self, Machine};
@@ -15,19 +15,20 @@ use msb::vm::patience::Patience;
 use msb::vm::saving::{self, Answer, Saved};
 use msb::wire::channel::{FREEZE, FROZEN, THAW};
 use msb::wire::dial::{PatientReader, TIMEOUT};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, MemfdFlags, Mode, OFlags, memfd_create};
 use rustix::net::RecvFlags;
 use serde_json::json;
 
-use super::monitor::{self, Monitor};
+use super::monitor::Monitor;
 use super::parts::Parts;
 use crate::inherited_fd::InheritedFd;
 use crate::log;
 use crate::supervisor::clock;
 
-/// The name of the descriptor in the monitor.
-const STATE_FD: &str = "state";
+/// The number of the state's descriptor in the monitor.
+const FD_SET: u32 = 1;
+/// The mode of a file.
+const READ_AND_WRITE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// Saves the VM for a caller, which sends the directory. If the caller wants that, the VM stays paused until the connection is closed, so that
 /// the caller can end it first.
@@ -122,51 +123,38 @@ impl Drop for Paused<'_> {
 /// Writes the state, the memory and the writable disks. The guest is paused from then on.
 fn save<'a>(parts: &Parts, monitor: &'a mut Monitor, directory: &OwnedFd) -> anyhow::Result<(Saved, Paused<'a>)> {
     let vmm = monitor.version()?;
-    monitor.forget_migration();
+    // Nobody writes to it once it is saved.
+    let memory = create(directory, snapshot::MEMORY, Mode::RUSR)?;
+    parts.memory.begin_copy(&memory).context("the memory")?;
     let paused = Paused::pause(monitor)?;
-    save_state(paused.monitor, create(directory, snapshot::STATE)?).context("the state of the devices")?;
-    let memory = create(directory, snapshot::MEMORY)?;
-    copy_data(&parts.memory, &memory, parts.memory.metadata()?.len()).context("the memory")?;
+    save_state(paused.monitor, &create(directory, snapshot::STATE, READ_AND_WRITE)?)
+        .context("the state of the devices")?;
+    parts.memory.complete_copy(&memory).context("the memory")?;
     for (disk, file) in parts.machine.disks.iter().zip(&parts.disks).filter(|(disk, _)| disk.writable) {
-        copy_data(file, &create(directory, &disk.file)?, disk.size).with_context(|| disk.file.clone())?;
+        let copy = create(directory, &disk.file, READ_AND_WRITE)?;
+        copy_data(file, &copy, disk.size).with_context(|| disk.file.clone())?;
     }
     let machine = Machine { vmm, ..parts.machine.clone() };
     let paused_ms = u64::try_from(paused.since.elapsed().as_millis())?;
     Ok((Saved { machine, paused_ms }, paused))
 }
 
-/// Lets the VMM write the state to a pipe, and writes that to a file.
-fn save_state(monitor: &mut Monitor, mut file: File) -> anyhow::Result<()> {
-    let (reader, writer) = io::pipe()?;
-    monitor.execute("getfd", &json!({"fdname": STATE_FD}), Some(writer.as_fd()))?;
-    drop(writer);
-    monitor.execute("migrate", &json!({"uri": format!("fd:{STATE_FD}")}), None)?;
-    let state = BoundedPipe { pipe: reader, limit: monitor::TIMEOUT };
-    let size = io::copy(&mut state.take(snapshot::MAX_STATE + 1), &mut file)?;
-    monitor.await_migration()?;
-    match size {
-        0 => Err(anyhow!("QEMU has written nothing")),
-        size if size > snapshot::MAX_STATE => Err(anyhow!("more than {} bytes", snapshot::MAX_STATE)),
-        _ => Ok(()),
-    }
-}
-
-/// A pipe that must not be silent for longer than the limit. A guest that has taken the VMM over may keep the other end open.
-struct BoundedPipe {
-    pipe: PipeReader,
-    limit: Duration,
-}
-
-impl Read for BoundedPipe {
-    fn read(&mut self, block: &mut [u8]) -> io::Result<usize> {
-        let limit = Timespec::try_from(self.limit).map_err(io::Error::other)?;
-        loop {
-            match poll(&mut [PollFd::new(&self.pipe, PollFlags::IN)], Some(&limit)) {
-                Err(rustix::io::Errno::INTR) => {}
-                Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-                other => return other.map_err(io::Error::from).and_then(|_| self.pipe.read(block)),
-            }
-        }
+/// Lets the VMM write the state to memory, and copies that to a file. A guest that has taken the VMM over has no descriptor of the file.
+///
+/// The command is the one that Xen's tools use: the same state as for a migration, without the guest's memory.
+fn save_state(monitor: &mut Monitor, file: &File) -> anyhow::Result<()> {
+    let state = File::from(memfd_create("msb-state", MemfdFlags::CLOEXEC)?);
+    // QEMU wants a descriptor that is open as it would open a file.
+    let writer = File::options().write(true).open(InheritedFd::of(&state).path())?;
+    monitor.execute("add-fd", &json!({"fdset-id": FD_SET}), Some(writer.as_fd()))?;
+    let arguments = json!({"filename": format!("/dev/fdset/{FD_SET}"), "live": false});
+    let saved = monitor.execute("xen-save-devices-state", &arguments, None);
+    monitor.execute("remove-fd", &json!({"fdset-id": FD_SET}), None)?;
+    saved?;
+    match state.metadata()?.len() {
+        0 => bail!("QEMU has written nothing"),
+        size if size > snapshot::MAX_STATE => bail!("more than {} bytes", snapshot::MAX_STATE),
+        size => Ok(copy_data(&state, file, size)?),
     }
 }
 
@@ -180,7 +168,7 @@ fn copy_read_only(parts: &Parts, directory: &OwnedFd) -> anyhow::Result<()> {
             let is_linked =
                 is_image && rustix::fs::linkat(CWD, &path, directory, &disk.file, AtFlags::SYMLINK_FOLLOW).is_ok();
             if !is_linked {
-                copy_data(file, &create(directory, &disk.file)?, disk.size)?;
+                copy_data(file, &create(directory, &disk.file, READ_AND_WRITE)?, disk.size)?;
             }
             Ok(())
         };
@@ -189,9 +177,9 @@ fn copy_read_only(parts: &Parts, directory: &OwnedFd) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn create(directory: &OwnedFd, name: &str) -> io::Result<File> {
+fn create(directory: &OwnedFd, name: &str, mode: Mode) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::openat(directory, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+    Ok(rustix::fs::openat(directory, name, flags, mode)?.into())
 }
 
 #[cfg(test)]
@@ -199,18 +187,6 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-
-    #[test]
-    fn a_pipe_that_stays_silent_is_not_read_forever() {
-        let (pipe, mut writer) = io::pipe().unwrap();
-        let mut state = BoundedPipe { pipe, limit: Duration::from_millis(20) };
-        writer.write_all(b"a").unwrap();
-        let mut read = Vec::new();
-        assert_eq!(io::copy(&mut state, &mut read).unwrap_err().kind(), io::ErrorKind::TimedOut);
-        drop(writer);
-        assert_eq!(io::copy(&mut state, &mut read).unwrap(), 0);
-        assert_eq!(read, b"a");
-    }
 
     #[test]
     fn a_guest_goes_on_although_its_vmm_was_late_to_pause_it() {

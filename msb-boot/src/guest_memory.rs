@@ -1,0 +1,89 @@
+//! The memory of a VM that starts from a snapshot. The VMM maps the saved file privately: nothing is copied, and the VMs of one snapshot
+//! share all pages that they have not written to.
+//!
+//! QEMU before 8.2 opens the file of a private mapping for writing, and a guest that has taken QEMU over could then write what other VMs
+//! start from. So this call of QEMU's is answered by the supervisor, with a descriptor that is open for reading alone, which does for a
+//! private mapping.
+
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
+
+use crate::inherited_fd::InheritedFd;
+use crate::krun::ffi;
+
+/// The number under which the VMM has the file. It has some dozens of files, and its limit is above this.
+const NUMBER: RawFd = 500;
+/// The path that the VMM is told to open.
+pub(crate) const PATH: &str = "/proc/self/fd/500";
+
+/// Has the supervisor open the file, when what this process executes opens [`PATH`]. `supervisor` is a socket on which nothing was sent yet.
+///
+/// # Errors
+/// A kernel that cannot do it, or another supervisor of system calls.
+pub(crate) fn ask(supervisor: InheritedFd) -> anyhow::Result<()> {
+    let listener = ffi::divert_opens(NUMBER).context("a filter for the guest's memory (it takes Linux 5.14)")?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [listener.as_fd()];
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(supervisor.duplicate()?, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// Gives the VMM at the other end of the socket its memory, once it opens that.
+///
+/// # Errors
+/// A VMM that ends before.
+pub(crate) fn give(vmm: &UnixStream, memory: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let listener = receive(vmm)?;
+    loop {
+        let mut fds = [PollFd::new(&listener, PollFlags::IN)];
+        match poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        if !fds[0].revents().contains(PollFlags::IN) {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        // A process that is killed in its call, or gets a signal, is answered no more.
+        let Ok(opening) = ffi::next_opening(listener.as_fd()) else { continue };
+        if opens_memory(&opening) {
+            // Later calls of this kind would fail: the descriptor that answers is closed now. QEMU makes none.
+            return ffi::answer_opening(listener.as_fd(), &opening, memory, NUMBER).context("the guest's memory");
+        }
+        let _ = ffi::leave_opening(listener.as_fd(), &opening);
+    }
+}
+
+fn receive(vmm: &UnixStream) -> anyhow::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(vmm, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut listener = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+            listener = fds.next();
+        }
+    }
+    Ok(listener.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?)
+}
+
+/// Whether this is the memory. Where the path cannot be read (Yama's ptrace_scope 3), it is: QEMU makes no other call of this kind. A
+/// process that lies gets a file that it may read.
+fn opens_memory(opening: &ffi::Opening) -> bool {
+    let mut path = [0; PATH.len() + 1];
+    let read = File::open(format!("/proc/{}/mem", opening.process))
+        .and_then(|memory| memory.read_exact_at(&mut path, opening.path));
+    read.is_err() || path[..PATH.len()] == *PATH.as_bytes() && path[PATH.len()] == 0
+}
