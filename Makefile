@@ -19,7 +19,7 @@ DESTDIR ?=
 # The directory for what is fetched or built outside of this workspace. It outlives a clone.
 export MSB_DEPS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/msb/deps
 
-TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-snapshot msb-ls msb-logs msb-stats msb-rm msb-store msb-oci
+TOOLS = msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-snapshot msb-fork msb-ls msb-logs msb-stats msb-rm msb-store msb-oci
 RELEASE = target/release
 # agentd runs in any root, so it is linked statically. Its flags need a target directory of their own, and an explicit target so that
 # build scripts are built without them.
@@ -152,7 +152,7 @@ test-oci-many: deps build
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500
 test-kill: deps build
-	@tests/run --filter-tags kill tests/t1-pull.bats tests/t1-store.bats tests/t2-pack.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats tests/t10-kill.bats
+	@tests/run --filter-tags kill tests/t1-pull.bats tests/t1-store.bats tests/t2-pack.bats tests/t2-repeat.bats tests/t3-mount.bats tests/t7-run.bats tests/t8-commit.bats tests/t8-snapshot-kill.bats tests/t10-kill.bats
 
 # Many generated images of a new seed, unpacked by msb-pull and umoci. "make test" has ten.
 LAYERS ?= 200

@@ -6,7 +6,7 @@ bats_require_minimum_version 1.5.0
 setup() {
     root=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
     PATH="$root/target/release:$PATH"
-    tools=(msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-snapshot msb-ls msb-logs msb-stats msb-rm msb-store msb-oci)
+    tools=(msb msb-run msb-pull msb-patch msb-mount msb-boot msb-exec msb-cp msb-pack msb-diff msb-stop msb-snapshot msb-fork msb-ls msb-logs msb-stats msb-rm msb-store msb-oci)
     unset MSB_RECORD
     export MSB_NETWORK=none
 }

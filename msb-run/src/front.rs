@@ -37,6 +37,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("store", "list, remove and check images and what else is kept"),
     ("logs", "show a console, or the output of a command"),
     ("stats", "show what running microVMs use"),
+    ("snapshot", "save a running microVM"),
+    ("fork", "start copies of a running microVM"),
     ("stop", "stop a microVM"),
     ("rm", "remove a microVM's disk and upper"),
     ("pull", "fetch an image, and print its record"),

@@ -64,6 +64,7 @@ impl Saving {
 fn is_of_run(args: &Args, flag: &str) -> bool {
     match flag {
         "hostname" | "workdir" | "user" | "stop-signal" | "publish" | "end-with" | "kernel-log" | "timeout" => true,
+        "new-machine-id" => true,
         "cpu-quota" | "cpu-weight" | "io-weight" | "memory-max" | "pids-max" => true,
         // An init gets them when it starts.
         "env" | "env-file" | "entrypoint" => !args.boot.has("init"),
