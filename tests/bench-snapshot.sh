@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a snapshot costs and saves: how long a guest is paused by the memory that it has touched, and from a record to the first answered
-# command by a boot, from a snapshot, and from a snapshot ten times at once.
+# What a snapshot costs and saves: how long a guest is paused by the memory that it has touched; from a record to the first answered
+# command by a boot, from a snapshot, and from a snapshot ten times at once; and the memory of ten VMs that were booted, and of ten from a
+# snapshot. Snapshots are on the file system of /tmp, or of $TMPDIR.
 #
 #   tests/bench-snapshot.sh [ROUNDS [MIB…]]
 set -euo pipefail
@@ -31,12 +32,15 @@ ended() {
     msb-stop -q -t 0 "$@" >/dev/null 2>&1 || [ $? -eq 1 ]
 }
 
-# all_started: starts ten at once, and prints how long the last one took.
+# all_started RECORD MEMORY [FLAG…]: starts ten at once, and prints how long the last one took. Their proportional set sizes, in MiB, go
+# to the file MEMORY.
 all_started() {
     local n pids=()
-    for n in {0..9}; do started "many$n" snap.json >"took$n" & pids+=($!); done
+    for n in {0..9}; do started "many$n" "$1" "${@:3}" >"took$n" & pids+=($!); done
     wait "${pids[@]}"
     sort -n took? | tail -n 1
+    "$here/vm-processes.pl" "$MSB_RUN/many" | while read -r pid; do cat "/proc/$pid/smaps_rollup"; done |
+        awk '/^Pss:/ { sum += $2 } END { print int(sum / 1024) }' >>"$2"
     ended many{0..9}
 }
 
@@ -48,15 +52,18 @@ for ((turn = 0; turn < rounds; turn++)); do
         sed -n 's/.*paused for \([0-9]*\) ms/\1/p' said >>"pause-$mib"
         started other snap.json >>"load-$mib"
         ended base other
-        [ "$mib" != "${touched[0]}" ] || all_started >>many
+        [ "$mib" != "${touched[0]}" ] || all_started snap.json memory-of-many >>many
         msb-store rm -t snapshot "$(jq -r '.snapshot.path | split("/")[-1]' snap.json)" >/dev/null
     done
 done
+# Each of them holds all that its guest has touched, so this is done once.
+all_started disk.json memory-of-booted --channel serial -m "${memory}M" >many-booted
 echo "a guest of $memory MiB, medians of $rounds, milliseconds"
 {
     printf 'touched\tpaused\tfirst command from the snapshot\tby a boot\n'
     for mib in "${touched[@]}"; do
         printf '%s MiB\t%s\t%s\t%s\n' "$mib" "$(bench_median <"pause-$mib")" "$(bench_median <"load-$mib")" "$(bench_median <boot)"
     done
-    printf 'ten at once\t-\t%s\t-\n' "$(bench_median <many)"
+    printf 'ten at once\t-\t%s\t%s\n' "$(bench_median <many)" "$(<many-booted)"
+    printf 'memory of ten\t-\t%s MiB\t%s MiB\n' "$(bench_median <memory-of-many)" "$(<memory-of-booted)"
 } | column -t -s $'\t'

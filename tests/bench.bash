@@ -8,7 +8,7 @@
 
 # bench_setup: makes $work, which is removed when the shell exits. A share for a trivial init is in $work/share.
 bench_setup() {
-    work=$(mktemp -d /tmp/msb-bench.XXXXXX)
+    work=$(mktemp -d "${TMPDIR:-/tmp}/msb-bench.XXXXXX")
     export MSB_NETWORK=none MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_RUN=$work/run/msb
     trap bench_end EXIT
     mkdir "$XDG_RUNTIME_DIR"

@@ -41,3 +41,31 @@ source "$BATS_TEST_DIRNAME/init-vm.bash"
     [ "$(vm_exec worker systemd-detect-virt --container)" != none ]
     stop_init
 }
+
+# bats test_tags=slow
+@test "systemd, a service, a timer and the journal go on in a VM from a snapshot, which powers off in order" {
+    { inits_text /etc/systemd/system/count.service <<<$'[Service]\nExecStart=/bin/sh -c "while :; do echo . >>/srv/count; sleep 0.5; done"'
+        inits_text /etc/systemd/system/tick.service <<<$'[Service]\nType=oneshot\nExecStart=/bin/sh -c "echo ticked; echo . >>/srv/ticks"'
+        inits_text /etc/systemd/system/tick.timer <<<$'[Timer]\nOnActiveSec=1\nOnUnitActiveSec=1\nAccuracySec=100ms'
+        inits_link ../count.service /etc/systemd/system/multi-user.target.wants/count.service
+        inits_link ../tick.timer /etc/systemd/system/multi-user.target.wants/tick.timer
+        echo '{"op":"mkdir","path":"/srv"}'; } >ops
+    msb-pull -q "oci:$(inits_image):latest" | msb-patch -f ops >patched.json
+    vm_record=patched.json vm_boot worker --vmm qemu --channel serial --root block --init auto --timeout 900
+    vm_exec worker sh -c 'until [ -s /srv/ticks ]; do sleep 0.2; done'
+    msb-snapshot -q worker --stop >snap.json
+    vm_record=snap.json vm_boot again --timeout 900
+    jq -e '.vm.init == "/lib/systemd/systemd"' again.json
+    [ "$(vm_exec again systemctl is-system-running)" = running ]
+    [ "$(vm_exec again hostname)" = again ]
+    for file in count ticks; do
+        vm_exec again sh -c "before=\$(wc -l </srv/$file); until [ \"\$(wc -l </srv/$file)\" -gt \$((before + 1)) ]; do sleep 0.2; done"
+    done
+    # The journal has what was logged before, and what is now.
+    vm_exec again sh -c 'echo afterwards | systemd-cat -t probe; until journalctl -q -o cat -t probe | grep -x afterwards; do sleep 0.2; done'
+    vm_exec again journalctl -q -o cat -u tick.service | grep -x ticked
+    [ "$(vm_exec again systemctl is-active count.service)" = active ]
+    run --separate-stderr msb-stop -t 240 again
+    [ "$stderr" = 'msb-stop: again: stopped' ] || { echo "$stderr"; return 1; }
+    vm_assert_nothing
+}
