@@ -116,11 +116,11 @@ prepare_hostile_guest() {
     program=$(guest_program jail-attempts)
     vm_boot worker
     mkdir jail
-    binds=$(jq -nc --arg program "$program" '[{source: {path: $program}, target: $program, writable: false}]')
+    binds=$(jq -nc --arg program "$program" '[{source: {path: $program}, target: $program, writable: false, follows: false}]')
     # A filter sees no paths, so it takes Landlock to refuse another program.
     if msb-boot --probe | jq -e .parts.landlock.usable; then
         cp "$program" second
-        binds=$(jq -c --arg second "$PWD/second" '. + [{source: {path: $second}, target: "/second", writable: false}]' <<<"$binds")
+        binds=$(jq -c --arg second "$PWD/second" '. + [{source: {path: $second}, target: "/second", writable: false, follows: false}]' <<<"$binds")
     fi
     run -1 msb-boot --as-jailed-process '{}' "$program"
     [[ $output == 'jail: its description: missing field'* ]]

@@ -181,7 +181,7 @@ END
     as_user mkdir -p jail
     for profile in qemu vsock mkfs; do
         jail=$(jq -nc --arg profile "$profile" --arg program "$place/tools/attempts" --arg mount_point "$PWD/jail" '{profile: $profile,
-            user: 65534, binds: [{source: {path: $program}, target: $program, writable: false}], dirs: [], mount_point: $mount_point}')
+            user: 65534, binds: [{source: {path: $program}, target: $program, writable: false, follows: false}], dirs: [], mount_point: $mount_point}')
         run as_user unshare --map-root-user --map-auto --pid --fork msb-boot --as-jailed-process "$jail" "$place/tools/attempts" \
             "$place/home" "$place/run" /etc/passwd
         echo "$output"
