@@ -274,8 +274,9 @@ sys.exit(1)' "$address" || { echo "$address"; return 1; }
     done
     ip netns exec "$lab" passt --foreground --quiet --runas 0 --socket switch --address 10.0.3.15 --netmask 24 --gateway 10.0.3.2 --ipv4-only \
         --no-dhcp --mtu 1500 2>/dev/null 3>&- &
+    own_passt=$!
     until [ -S switch ]; do
-        kill -0 $!
+        kill -0 "$own_passt"
         sleep 0.1
     done
     ip netns exec "$lab" python3 -m http.server 8080 >/dev/null 2>&1 3>&- &
@@ -308,7 +309,7 @@ os.execvp(sys.argv[1], sys.argv[1:])'
         readlink "/proc/$pid/fd/"* | grep -qx /dev/net/tun || continue
         grep -qz -- --as-relay "/proc/$pid/cmdline"
     done
-    kill "$server"
+    kill "$server" "$own_passt"
 }
 
 @test "a network that cannot be had is an error, and a wrong word is named" {
