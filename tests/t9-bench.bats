@@ -28,7 +28,7 @@ setup() {
 @test "bench-snapshot runs" {
     run --separate-stderr tests/bench-snapshot.sh 1 1
     [ "$status" -eq 0 ] || { echo "$stderr"; return 1; }
-    [[ ${lines[-1]} == 'ten at once '* ]]
+    [[ ${lines[-2]} == 'ten at once '* && ${lines[-1]} == 'memory of ten '* ]]
 }
 
 @test "bench-pull, bench-patch, bench-pack and bench-mount run" {

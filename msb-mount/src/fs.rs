@@ -23,7 +23,6 @@ use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 
 use crate::attr;
 use crate::caller::Caller;
-use crate::fs::entry::lasting;
 use crate::host_ids;
 use crate::leaf::IoMode;
 use crate::node::Node;
@@ -113,7 +112,7 @@ impl Filesystem for Fs {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.node(ino).and_then(|node| Ok((self.tree.attr(&node)?, node))) {
-            Ok((attr, node)) => reply.attr(&lasting(&node, &attr), &attr),
+            Ok((attr, node)) => reply.attr(&Self::lasting(&node, &attr), &attr),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -145,7 +144,7 @@ impl Filesystem for Fs {
                 Ok((tree.attr(&node)?, node))
             });
             match set {
-                Ok((attr, node)) => reply.attr(&lasting(&node, &attr), &attr),
+                Ok((attr, node)) => reply.attr(&Self::lasting(&node, &attr), &attr),
                 Err(error) => reply.error(error.into()),
             }
         });

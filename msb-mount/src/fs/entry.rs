@@ -12,19 +12,19 @@ use crate::node::Node;
 use crate::tree::Tree;
 use crate::tree::change::Made;
 
-/// How long the kernel may cache attributes. Set-id bits may go without its notice ([`crate::leaf`]).
-pub(super) fn lasting(node: &Node, attr: &FileAttr) -> Duration {
-    let may_change = attr.perm & 0o6000 != 0 && node.leaf().is_ok_and(LeafNode::may_lose_set_id);
-    if may_change { Duration::ZERO } else { LONG }
-}
-
 impl Fs {
+    /// How long the kernel may cache attributes. Set-id bits may go without its notice ([`crate::leaf`]).
+    pub(super) fn lasting(node: &Node, attr: &FileAttr) -> Duration {
+        let may_change = attr.perm & 0o6000 != 0 && node.leaf().is_ok_and(LeafNode::may_lose_set_id);
+        if may_change { Duration::ZERO } else { LONG }
+    }
+
     /// The attributes of a node for a reply that counts a lookup, and how long the kernel may cache them. Such a reply has the id in
     /// place of the inode number. If the two differ, the attributes are not cached, and the kernel asks for them again.
     fn entry_attr(node: &Node, mut attr: FileAttr) -> (FileAttr, Duration) {
         let is_itself = attr.ino.0 == node.id;
         attr.ino = INodeNo(node.id);
-        (attr, if is_itself { lasting(node, &attr) } else { Duration::ZERO })
+        (attr, if is_itself { Self::lasting(node, &attr) } else { Duration::ZERO })
     }
 
     /// A node that was looked up, as [`Self::entry_attr`]. After an error the kernel does not know of the lookup, so it is not counted
