@@ -180,6 +180,8 @@ nothing_left() {
     nothing_left
     msb-run -q ./root -- true 3>&- &
     run=$!
+    # Before that it is a process of this shell.
+    vm_await grep -qx msb-run "/proc/$run/comm"
     kill -TERM $run
     status=0
     wait $run || status=$?
