@@ -144,7 +144,7 @@ fn boot_and_watch(client: &mut Option<Client>) -> anyhow::Result<()> {
 /// Starts the VM, and starts it again as its restart policy says. Returns the last end.
 fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyhow::Result<Ended> {
     let mut delays = Delay::default();
-    let mut may_repeat = config.vmm.is_emulator();
+    let mut repeats = if config.vmm.is_emulator() { restart::REPEATS } else { 0 };
     loop {
         let since = now();
         let mut watch = Watch::start(config, held, machine);
@@ -156,8 +156,8 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
         });
         drop(watch);
         let delay = match outcome {
-            Err(error) if !machine.is_printed && may_repeat && error.is::<KernelFault>() => {
-                may_repeat = false;
+            Err(error) if !machine.is_printed && repeats > 0 && error.is::<KernelFault>() => {
+                repeats -= 1;
                 log::note(format_args!("{error:#}: starting it once more"));
                 None
             }

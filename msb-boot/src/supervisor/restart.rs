@@ -18,7 +18,8 @@ pub(super) fn applies(policy: RestartPolicy, cause: Cause) -> bool {
 /// The error for a guest that has ended before its agent reported, without a message or by a fault in its kernel.
 ///
 /// QEMU's emulator is a cause: rarely it continues a guest after an interrupt with wrong processor flags. With QEMU 7.2, a kernel was
-/// found that had trapped as if it were single-stepped, and then copied backwards. So an emulated VM is started once more.
+/// found that had trapped as if it were single-stepped, and then copied backwards. With two processors a kernel that changes its own code
+/// traps in up to one of ten starts: a processor runs the old code. So an emulated VM is started again, [`REPEATS`] times.
 #[derive(Debug)]
 pub(super) struct KernelFault(String);
 
@@ -36,6 +37,9 @@ impl fmt::Display for KernelFault {
 }
 
 impl std::error::Error for KernelFault {}
+
+/// How often a VM is started again after a [`KernelFault`].
+pub(super) const REPEATS: u32 = 2;
 
 /// The first delay.
 const FIRST: Duration = Duration::from_millis(100);
