@@ -149,7 +149,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     pub channel: Option<Channel>,
 
-    /// For a VM that starts from a snapshot: give it another /etc/machine-id. What has read the old one keeps that [default: all VMs from
+    /// Give a VM that starts from a snapshot another /etc/machine-id. Programs that have read the old one keep it [default: all VMs from
     /// one snapshot have the same]
     #[arg(long)]
     pub new_machine_id: bool,
@@ -163,8 +163,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PID|fd:FD", value_parser = end_with)]
     pub end_with: Option<EndWith>,
 
-    /// For a shared root: what is mounted later below a shared mount (mount(8), --make-shared) of the root, in the mount namespace of
-    /// msb-boot, appears in the guest. The record does not keep this
+    /// Make later mounts visible in the guest: those below a shared mount (mount(8), --make-shared) of a shared root, in the mount
+    /// namespace of msb-boot. The record does not keep this
     #[arg(long)]
     pub follow_mounts: bool,
 

@@ -25,7 +25,7 @@ const PAGE: Page = Page {
         ("$MSB_HOME/sandboxes/NAME", "The scratch disk of the VM NAME, and the upper that msb-run made for it"),
         (
             "$MSB_HOME/sandboxes/ID",
-            "The upper of a pipe, if the VM was the last one that used it, and no snapshot and no other VM has it",
+            "The upper of a pipe, if the VM used it last and no snapshot and no other VM needs it",
         ),
     ],
     examples: &[("a VM that is stopped", "msb-rm worker"), ("a VM that may be running", "msb-rm -f worker")],

@@ -55,7 +55,7 @@ pub(crate) struct Global {
     #[arg(long, value_enum)]
     pub vmm: Option<VmmChoice>,
 
-    /// Boot one VM for a pod, in which its containers are, and not one for each container; the annotation dev.msb.pod=vm of the
+    /// Boot one VM for a pod and run all its containers in it, not one VM for each container. The annotation dev.msb.pod=vm of the
     /// sandbox does the same
     #[arg(long)]
     pub pod_vm: bool,

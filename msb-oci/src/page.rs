@@ -64,13 +64,13 @@ fn container() -> String {
      processes in it; its memory limit is higher by the overhead of a VM.
 
      An interface of the network namespace is connected to the guest, which gets its Ethernet address, MTU, addresses and routes. That \
-     needs ip(8) and tc(8). The connection is a TAP interface with filters of tc(8), or a macvtap interface, which only root can have \
-     and which leaves nothing of the interface to the namespace.
+     needs ip(8), and tc(8) for the default, a TAP interface with filters. With dev.msb.network=macvtap it is a macvtap interface, which \
+     only root can create; the namespace itself cannot use the interface then.
 
-     The sandbox of a pod gets no VM: it only holds the namespaces. With --pod-vm or the annotation dev.msb.pod=vm it gets the VM of the \
-     pod instead, with the pod's network, and each container of the pod runs in that one, beside the others: they share localhost, and \
-     each has its own root, processes and names. The VM has the memory and processors of the sandbox's annotations. The containers have no \
-     limits of their own in it, and cannot be paused.
+     The sandbox of a pod gets no VM: it only holds the namespaces. With --pod-vm or the annotation dev.msb.pod=vm the sandbox boots the \
+     VM of the pod, with the pod's network, and all containers of the pod run in it. They share localhost; each has its own root and \
+     processes. The sandbox's annotations set memory and processors of the VM. The containers have no limits of their own, and cannot be \
+     paused.
 
      A rootless podman calls with the user namespace that it has made, and everything is made in that one. The cgroup is left out where \
      its user may not make one, and with it the limits and pause. The network is that of slirp4netns or of a network of podman; \
@@ -87,8 +87,8 @@ fn refused() -> String {
 
      Mounts of other types than bind, tmpfs and those of the kernel: only directories and files of the host can be shared.
 
-     A second container with a network in one network namespace, as in a pod of several whose containers are VMs: the first one has \
-     the interface.
+     A second container with a network in one network namespace, as in a pod with a VM for each container: the first container has the \
+     interface.
 
      More memory by update than the VM was booted with, checkpoint, restore, events, descriptors above 2 (--preserve-fds), hooks of \
      startContainer, the option rro with rbind, and a listener for seccomp."
@@ -116,8 +116,8 @@ fn annotations() -> String {
     "  dev.msb.memory    the guest's memory, in MiB or with a suffix M or G
   dev.msb.cpus      virtual processors
   dev.msb.vmm       auto, krun or qemu
-  dev.msb.network   tap or macvtap, to connect an interface [default: tap]
-  dev.msb.pod       vm: a pod is one VM, and not each of its containers
+  dev.msb.network   tap (default) or macvtap: how to connect an interface
+  dev.msb.pod       vm: one VM for the pod, not one for each container
   dev.msb.overhead  memory for the VM's processes [default: 160M]"
         .into()
 }

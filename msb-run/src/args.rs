@@ -46,8 +46,8 @@ pub struct Args {
     #[arg(long, value_name = "OPS")]
     pub patch: Option<PathBuf>,
 
-    /// Start from the snapshot NAME of this image, patches and flags, in place of a boot. If there is none, or the one of that name was
-    /// made of something else, boot under QEMU with a block root, and save that VM before the command runs
+    /// Start from the snapshot NAME in place of a boot. If there is none, or it was made of another image, other patches or other flags,
+    /// boot under QEMU with a block root, and save that VM before the command runs
     #[arg(long, value_name = "NAME", value_parser = name::parse, conflicts_with_all = ["commit", "print"])]
     pub snapshot: Option<String>,
 

@@ -23,7 +23,7 @@ pub const PAGE: Page = Page {
     ],
     files: &[
         ("$MSB_HOME/sandboxes/NAME", "The disk of the VM NAME, and its upper with --patch or --commit"),
-        ("$MSB_HOME/snapshot-names/NAME", "Which snapshot has the name NAME of --snapshot, and what it was made of"),
+        ("$MSB_HOME/snapshot-names/NAME", "The digest of the snapshot NAME of --snapshot, and that of its inputs"),
         ("$MSB_HOME/steps", "Which upper each step of --cache has made"),
     ],
     examples: &[
@@ -66,20 +66,19 @@ runs until msb-stop stops it, also when the command has ended."
 }
 
 fn snapshots() -> String {
-    "--snapshot NAME starts the VM from a saved one. The first run boots a VM under
-QEMU with a block root, without the command, saves it when its agent answers (with
---init: when the init is usable), and ends it. The run itself, and later ones,
-start from there. The snapshot counts for what it was made of: the image, the
-content of the operations of --patch and of scripts, the flags of msb-boot,
-$MSB_NETWORK, and the agent, the guest kernel, QEMU and release of msb. If
-anything differs, a new snapshot replaces the one of that name.
+    "--snapshot NAME starts the VM from a snapshot. The first run boots a VM under
+QEMU with a block root and without the command, saves it when its agent answers
+(with --init: when the init is usable), and ends it. This run and later ones
+start from the snapshot, as long as its inputs are the same: the image, the
+operations of --patch, scripts, the flags of msb-boot, $MSB_NETWORK, agentd, the
+guest kernel, QEMU and the release of msb. Otherwise a new snapshot replaces it.
 
 The command, --hostname, --workdir, --user, --publish, the limits and, without
 --init, --env, --env-file and --entrypoint belong to each run and are not saved.
-Each run has a copy of the saved disk, which is not kept, also with --name.
-Volumes of the host, --restart and other VMMs, roots and channels are refused.
-\"msb-store rm -t snapshot NAME\" removes a snapshot. msb-snapshot(1) says what VMs
-from one snapshot have in common."
+Each run has a copy of the saved disk, which is removed when the VM ends, also
+with --name. Volumes of the host, --restart and other VMMs, roots and channels
+are refused. \"msb-store rm -t snapshot NAME\" removes a snapshot. msb-snapshot(1)
+says what VMs from one snapshot have in common."
         .into()
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub stop: bool,
 
-    /// The VM, as the name of a running VM or a file with a record
+    /// The name of a running VM, or a file with its record
     #[arg(value_name = "NAME", conflicts_with = "record")]
     pub name: Option<String>,
 }

@@ -9,7 +9,11 @@ pub(crate) const PAGE: Page = Page {
     exit_status: man::EXIT_STATUS,
     environment: &[man::MSB_RECORD, man::MSB_HOME, man::MSB_RUN],
     files: &[
-        ("$MSB_HOME/snapshots/HEX", "A saved VM: snapshot.json, state, memory, a file for each disk, and verified"),
+        (
+            "$MSB_HOME/snapshots/HEX",
+            "A saved VM: snapshot.json, state, memory, a file for each disk, and verified, which records for which files the \
+             digest was checked",
+        ),
         ("/run/msb/NAME/snapshot.sock", "Where the supervisor of the VM NAME takes the request"),
     ],
     examples: &[
@@ -34,9 +38,9 @@ much as the guest has used of its memory and written to its disk.
 
 All of a snapshot appears in the store, or nothing. Its name is the digest of its
 description, which has the digests of the other files. msb-boot checks them
-before a VM starts, and refuses a file that was truncated or modified. It does
-not read all of the memory for that if size, inode number and times of the file,
-which the kernel changes with each write, are those of the last time."
+before a VM starts, and refuses a file that was truncated or modified. It reads
+the memory again only if size, inode number or times of the file have changed
+since the last check; the kernel changes the times with each write."
         .into()
 }
 
@@ -44,32 +48,31 @@ fn keeps() -> String {
     "A VM that starts from a snapshot has a name, a hostname, a run directory and
 variables of its own, and a copy of the disk, which disappears with it. It maps
 the memory: VMs of one snapshot share the pages that they have not written to.
-The snapshot can be removed while they run; its files must not be changed. Its
-guest gets the time, and its kernel's random number generator begins anew
-with bytes of the host, before the agent answers. Connections to the saved VM
-have no other end in it: commands that had a caller get the end of their streams,
-and detached ones go on.
+The snapshot can be removed while they run; its files must not be changed. The
+guest gets the time, and its kernel's random number generator begins anew with
+bytes of the host, before the agent answers. Connections to the saved VM have no
+other end in it: commands that had a caller get the end of their streams, and
+detached ones go on.
 
 Processors, memory, disk, root, scripts, init and network are those of the saved
-VM. MAC address and address of a card are the same in all VMs of a snapshot; each
-is on a network of its own, which no other VM is on.
-msb-boot refuses another version of QEMU, another model of the processor and
-another guest kernel."
+VM. All VMs of a snapshot have the same MAC and IP addresses; each is alone on a
+network of its own. msb-boot refuses another version of QEMU, another model of
+the processor and another guest kernel."
         .into()
 }
 
 fn secrets() -> String {
     "A snapshot holds all of the guest's memory: keys, passwords, the environment of
-every process, and files that were read. Its directory has mode 0700 and its files
-0600, and they are not encrypted. \"msb-store rm -t snapshot\" removes the files;
-whether the blocks of the disk are overwritten is up to the file system and the
-device.
+every process, and files that were read. Its directory has mode 0700, its files
+0600 (memory: 0400); they are not encrypted. \"msb-store rm -t snapshot\" removes
+the files; whether the blocks of the disk are overwritten is up to the file
+system and the device.
 
-VMs from one snapshot have in common what was in memory: private keys and session
-keys of running services, tokens, host keys of ssh, and, without
---new-machine-id of msb-boot, /etc/machine-id. The kernel's random numbers differ, and so do those of programs that ask the kernel
-for each. A program that has seeded a generator of its own before goes on with
-the same numbers in each VM: save the VM before such programs start, or let them
-begin anew."
+VMs from one snapshot have in common what was in memory: private keys and
+session keys of running services, tokens, host keys of ssh, and /etc/machine-id,
+unless msb-boot has --new-machine-id. The kernel's random numbers differ, and so
+do those of programs that ask the kernel for each. A program that has seeded a
+generator of its own before goes on with the same numbers in each VM: save the
+VM before such programs start, or let them begin anew."
         .into()
 }

@@ -18,7 +18,7 @@ pub(crate) const PAGE: Page = Page {
         ("$MSB_HOME/checksums", "The checksums of the files of each layer"),
         ("$MSB_HOME/sandboxes/ID/owner.json", "What a sandbox belongs to"),
         ("$MSB_HOME/snapshots/HEX", "A saved VM, see msb-snapshot(1)"),
-        ("$MSB_HOME/snapshot-names/NAME", "Which of them is that of \"msb-run --snapshot NAME\""),
+        ("$MSB_HOME/snapshot-names/NAME", "The digest of the snapshot of \"msb-run --snapshot NAME\""),
     ],
     examples: &[
         ("what is there", "msb-store ls"),
@@ -45,11 +45,12 @@ layer. Layers that another program uses, such as mount(8), need such a lock too.
 An image is kept as long as it has a reference. When a tag names another image,
 the old one has none, and gc removes its layers unless a sandbox, a disk or a VM
 needs them. A snapshot, too, keeps the layers and the upper of its VM. ls and rm
-take the name that msb-run --snapshot gave it, which goes with it.
+accept the name that msb-run --snapshot gave a snapshot; rm removes the name
+too.
 
 The upper that msb-patch or msb-mount made in the store belongs to the mount or
-the VM that uses it. msb-rm removes it with the VM, and gc when nobody has used it
-for a day. A VM that is stopped, and has a disk, still needs it. The directory of
+the VM that uses it. msb-rm removes it with the VM, and gc when nobody has used
+it for a day. A stopped VM that has a disk still needs it. The directory of
 --upper and the upper of a commit stay."
         .into()
 }

@@ -8,8 +8,8 @@ use super::page::PAGE;
 
 /// Start copies of a running microVM
 ///
-/// Saves the VM as msb-snapshot does, starts VMs from that, and removes what was saved. The VM goes on. Prints the record of each copy on a
-/// line of its own.
+/// Saves the VM as msb-snapshot does, starts copies from the snapshot, and removes it. The VM keeps running. Prints the record of each copy
+/// on a line of its own.
 #[derive(Debug, Parser)]
 #[command(name = "msb-fork", version, after_help = PAGE.help())]
 pub struct Args {
@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(short, long)]
     pub quiet: bool,
 
-    /// The VM, as the name of a running VM or a file with a record
+    /// The name of a running VM, or a file with its record
     #[arg(value_name = "VM", conflicts_with = "record")]
     pub vm: Option<String>,
 }

@@ -11,7 +11,7 @@ pub const PAGE: Page = Page {
     environment: &[man::MSB_RECORD, man::MSB_HOME, man::MSB_RUN],
     files: &[],
     examples: &[
-        ("three VMs that go on where worker is", "msb-fork -n 3 worker"),
+        ("three copies of the VM worker", "msb-fork -n 3 worker"),
         (
             "a command in each of them",
             "msb-fork -n 3 --name job worker | while read -r vm\n\
@@ -22,13 +22,13 @@ pub const PAGE: Page = Page {
 };
 
 fn copies() -> String {
-    "What can be saved, what a copy has of its own, and what all copies have in common
-is said in msb-snapshot(1). A copy publishes no ports, has its VM's name as its
-hostname, is not started again, and is not committed. Its disk disappears with
-it. Copies share the pages of memory that they have not written to.
+    "msb-snapshot(1) says which VMs can be saved, what a copy has of its own, and
+what all copies have in common. A copy publishes no ports, has its VM's name as
+hostname, and is neither restarted nor committed. Its disk is removed with it.
+Copies share the pages of memory that they have not written to.
 
-If one copy does not start, or msb-fork gets a signal, the others are removed. The
-snapshot is removed in any case, so none of the records starts another VM. If
+If a copy does not start, or msb-fork gets a signal, the other copies are removed.
+The snapshot is always removed, so the records start no further VMs. Only if
 msb-fork itself is killed, copies that are up stay, and so may the snapshot:
 \"msb-store ls -t snapshot\" shows it."
         .into()
