@@ -50,8 +50,9 @@ deps:
 build: agentd
 	@echo "== building the tools (cargo, release)"
 	$(CARGO) build --release --locked --workspace --exclude agentd
-	@test -e $(MSB_DEPS)/bin/vhost-device-vsock || { echo "vhost-device-vsock is missing: run \"make deps\" first" >&2; exit 1; }
-	@cp -uL --remove-destination $(MSB_DEPS)/bin/vhost-device-vsock $(RELEASE)/
+	@test -e $(MSB_DEPS)/bin/vhost-device-vsock.crates || \
+		{ echo "vhost-device-vsock or the list of its crates is missing: run \"make deps\" first" >&2; exit 1; }
+	@cp -uL --remove-destination $(MSB_DEPS)/bin/vhost-device-vsock{,.crates} $(RELEASE)/
 	@if [ -e $(MSB_DEPS)/lib/libkrunfw.so.5 ]; then cp -uL --remove-destination $(MSB_DEPS)/lib/libkrunfw.so.5 $(RELEASE)/; fi
 
 agentd:
@@ -79,9 +80,9 @@ $(ARCHITECTURES:%=deps-%): deps-%:
 $(ARCHITECTURES): %: guest-%
 	@echo "== building the tools for $* (cargo, release)"
 	$(call linker,$*) RUSTFLAGS='$(remap)' $(CARGO) build --release --locked --workspace --exclude agentd --target $(call triple,$*)
-	@test -e $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock || \
-		{ echo "vhost-device-vsock is missing: run \"make deps-$*\" first" >&2; exit 1; }
-	@cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock $(RELEASE)/$(machine_$*)/* \
+	@test -e $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock.crates || \
+		{ echo "vhost-device-vsock or the list of its crates is missing: run \"make deps-$*\" first" >&2; exit 1; }
+	@cp -uL --remove-destination $(MSB_DEPS)/$(call deps-dir,$*)bin/vhost-device-vsock{,.crates} $(RELEASE)/$(machine_$*)/* \
 		target/$(call triple,$*)/release/
 
 # A tarball and Debian packages, in target/dist. The same binaries make the same bytes.

@@ -27,6 +27,7 @@ stubs() {
     local name
     mkdir stubs
     for name in $(sed -n 's/^TOOLS = //p' "$checkout/Makefile") agentd vhost-device-vsock; do cp /bin/true "stubs/$name"; done
+    cp "$checkout/target/release/vhost-device-vsock.crates" stubs/
     echo kernel >stubs/libkrunfw.so.5
 }
 
@@ -49,11 +50,12 @@ teardown() {
     diff <(listing installed/usr) <(listing package/usr | grep -v '^\./share/\(doc\|lintian\)/')
     diff <(listing installed/usr) <(listing unpacked/* | grep -vxE '\./share/msb/(LICENSE|CHANGELOG\.md|README\.md|copyright|crates)')
     [ -x package/usr/share/doc/msb/examples/dockerfile/msb-build ]
-    # Each crate of the lock file that a tool is linked with is listed; of one that is not under Apache-2.0 there is the text.
+    # The list has Apache-2.0 crates by name, and others with their text; also those of vhost-device-vsock.
     zcat package/usr/share/doc/msb/crates.gz >crates
     diff crates "$(echo unpacked/*)/share/msb/crates"
     grep -x "libkrun [0-9.]*: Apache-2.0" crates
     grep -A 8 '^nix [0-9.]*: LICENSE' crates | grep -i copyright
+    grep -A 8 '^unsafe-libyaml [0-9.]*: LICENSE' crates
 }
 
 @test "binaries without a kernel, an unknown architecture and missing arguments are errors, and nothing is made" {

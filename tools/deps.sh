@@ -129,13 +129,15 @@ install_target() {
     rustup --quiet target add "$triple" || die "rustup cannot add $triple"
 }
 
-# install_vsock: builds it with our patch. It aborts on a panic: the supervisor notices a process that ends, but not a thread.
+# install_vsock: builds it with our patch, and lists its crates with their licences. It aborts on a panic: the supervisor notices a process that ends, but not a thread.
 install_vsock() {
-    local patch stamp wanted build triple=$machine-unknown-linux-gnu
-    patch=$(realpath "$(dirname "$0")")/vhost-device-vsock.patch
+    local tools patch stamp crates wanted build triple=$machine-unknown-linux-gnu
+    tools=$(realpath "$(dirname "$0")")
+    patch=$tools/vhost-device-vsock.patch
     stamp=$deps/bin/vhost-device-vsock.version
+    crates=$deps/bin/vhost-device-vsock.crates
     wanted="$vsock_version $(sha256sum <"$patch")"
-    if [ -x "$deps/bin/vhost-device-vsock" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+    if [ -x "$deps/bin/vhost-device-vsock" ] && [ -s "$crates" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
     say "building vhost-device-vsock $vsock_version, patched, into $deps"
@@ -156,10 +158,14 @@ install_vsock() {
     cargo vendor --quiet --manifest-path "$build/fetch/Cargo.toml" "$build/vendor" >/dev/null 2>&1 ||
         die "vhost-device-vsock $vsock_version cannot be fetched (cargo vendor)"
     patch --quiet -d "$build/vendor/vhost-device-vsock" -p 1 <"$patch"
+    # In a clone, cargo would take it for a member of the clone's workspace.
+    printf '\n[workspace]\n' >>"$build/vendor/vhost-device-vsock/Cargo.toml"
     # The program is packed, so it holds no path of this machine.
     CARGO_ENCODED_RUSTFLAGS=--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo \
         CARGO_PROFILE_RELEASE_PANIC=abort CARGO_TARGET_DIR=$build/target cargo install --quiet --locked --force --root "$deps" \
         "${target[@]}" --path "$build/vendor/vhost-device-vsock"
+    "$tools/notices.py" "$machine" vhost-device-vsock "$build/vendor/vhost-device-vsock/Cargo.toml" >"$build/crates"
+    mv "$build/crates" "$crates"
     echo "$wanted" >"$stamp"
     rm -rf "$build"
     trap - EXIT

@@ -20,7 +20,7 @@ case $architecture in
     *) usage "architecture \"$architecture\": amd64 or arm64 is expected" ;;
 esac
 # On a machine with the distribution's libkrunfw "make build" brings no kernel.
-for file in msb agentd vhost-device-vsock libkrunfw.so.5; do
+for file in msb agentd vhost-device-vsock vhost-device-vsock.crates libkrunfw.so.5; do
     [ -e "$binaries/$file" ] || die "\"$binaries/$file\": it is missing (run \"make dist-$architecture\", which makes it)"
 done
 mkdir -p "$out"
@@ -42,8 +42,12 @@ strip_all() {
     find "$1" -type f -perm -0100 -exec "$machine-linux-gnu-strip" --strip-unneeded {} +
 }
 
-# The licences of the crates, which are in every program.
-tools/notices.py "$machine" >"$stage/crates"
+# The licences of the crates that are linked into the programs.
+{
+    tools/notices.py "$machine"
+    echo
+    cat "$binaries/vhost-device-vsock.crates"
+} >"$stage/crates"
 
 # install_files PREFIX DIR: what "make install" installs, without the guests of other architectures.
 install_files() {

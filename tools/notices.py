@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Prints which crates the programs for an architecture contain, and the licences that have to go with them.
 
-    tools/notices.py x86_64|aarch64
+    tools/notices.py x86_64|aarch64 [NAME MANIFEST]
+
+The programs are those of this workspace, or those of another package: its name, and the path of its Cargo.toml.
 
 For a crate that can be had under Apache-2.0, as msb itself, that is its NOTICE, if it has one; for every other crate all of its texts.
 """
@@ -15,9 +17,9 @@ import sys
 TEXTS = re.compile(r"(licen[cs]e|copying|copyright|unlicense|notice)", re.IGNORECASE)
 
 
-def crates(machine):
-    """The packages that are linked into a program of the workspace, without those that only build or test it."""
-    command = ["cargo", "metadata", "--locked", "--offline", "--format-version", "1"]
+def crates(machine, flags):
+    """The packages that are linked into a program of a workspace, without those that only build or test it."""
+    command = ["cargo", "metadata", "--quiet", "--locked", "--format-version", "1", *flags]
     command += ["--filter-platform", f"{machine}-unknown-linux-gnu"]
     metadata = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     packages = {package["id"]: package for package in metadata["packages"]}
@@ -45,11 +47,15 @@ def texts(package):
 
 
 def main():
-    if len(sys.argv) != 2:
+    if len(sys.argv) == 2:
+        programs, flags = "the programs of msb", ["--offline"]
+    elif len(sys.argv) == 4:
+        programs, flags = sys.argv[2], ["--manifest-path", sys.argv[3]]
+    else:
         sys.exit(__doc__)
-    print("The crates that are linked into the programs of msb, and their licences.\n")
+    print(f"The crates that are linked into {programs}, and their licences.\n")
     users = {}
-    for package in crates(sys.argv[1]):
+    for package in crates(sys.argv[1], flags):
         name = f"{package['name']} {package['version']}"
         print(f"{name}: {package['license']}")
         for file, text in texts(package):
