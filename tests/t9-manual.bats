@@ -26,12 +26,17 @@ teardown() {
     fi
 }
 
-@test "every tool has help with an example, and a version" {
+@test "every tool has help with an example, and a version, and msb --help lists them" {
     for tool in "${tools[@]}"; do
         help=$("$tool" --help)
         [[ $help == *"Usage: $tool"* ]]
         [[ $help == *xample* ]]
         [ "$("$tool" --version)" = "$tool $(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)" ]
+    done
+    help=$(msb --help)
+    for tool in "${tools[@]:1}"; do
+        # Engines start msb-oci, not people.
+        [[ $tool = msb-oci || $help == *$'\n'"  ${tool#msb-} "* ]]
     done
 }
 

@@ -52,7 +52,7 @@ const TOOLS: &[(&str, &str)] = &[
 ];
 
 fn tools() -> String {
-    let rows: Vec<_> = TOOLS.iter().map(|(name, what)| format!("  {name:<8}{what}")).collect();
+    let rows: Vec<_> = TOOLS.iter().map(|(name, what)| format!("  {name:<10}{what}")).collect();
     rows.join("\n")
 }
 
