@@ -1,6 +1,6 @@
 #!/bin/bash
 # What a mount costs: the same work through the kernel's overlayfs, fuse-overlayfs and msb-mount, on a Debian root, in one
-# run. Each figure is the median of RUNS (default 9) in seconds; the last columns are ratios to msb-mount's.
+# run. Each figure is the median of RUNS (default 9) in seconds; the last columns are msb-mount's time divided by the other's.
 #
 #   tests/bench-mount.sh [ROOT]      ROOT: an unpacked root file system [default: the demo image's]
 #
@@ -19,8 +19,8 @@ cleanup() {
     for mount in "$scratch"/*/{root,new} "$scratch"/tmpfs/*/root; do
         umount "$mount" 2>/dev/null || true
     done
-    # The servers may not have ended yet.
-    umount -l "$scratch/tmpfs"
+    # The FUSE servers may still be ending.
+    umount -l "$scratch/tmpfs" 2>/dev/null || true
     rm -rf "$scratch"
 }
 trap cleanup EXIT
@@ -167,4 +167,4 @@ for row in "${rows[@]}"; do
         printf "%-32s %10.3f %15.3f %10.3f %11.2fx %19.2fx\n", words, k / 1e6, f / 1e6, m / 1e6, m / k, m / f
     }'
 done
-echo "(ratios: msb-mount's time in terms of the other's)"
+echo "(ratios: msb-mount's time divided by the other's)"

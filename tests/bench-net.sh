@@ -83,12 +83,15 @@ ours() { boot public && bench_kill "$work/vm.json"; }
 
 # booted WAY: the figures of a VM of msb-boot. Without the gate, the card is on a socket that passt serves.
 booted() {
-    local number mode streams process pid network=public
+    local number mode streams process pid pss network=public
     if [ "$1" = passt ]; then
         rm -f "$work/passt.sock"
         ip netns exec "$lab" python3 tests/bench-net.py listen "$work/passt.sock" "$mtu" &
         listener=$!
-        until [ -S "$work/passt.sock" ]; do sleep 0.05; done
+        until [ -S "$work/passt.sock" ]; do
+            kill -0 "$listener" || return
+            sleep 0.05
+        done
         network=unix:$work/passt.sock,address=10.0.2.15/24,gateway=10.0.2.2,mtu=$mtu
     fi
     boot "$network" >/dev/null
@@ -96,12 +99,15 @@ booted() {
         read -r mode streams <<<"${loads[number]}"
         echo "${figures[number]} $(msb-exec -r "$work/vm.json" -- net-load "$mode" 203.0.113.9 5001 "$streams" "$seconds")"
     done
-    [ "$1" = passt ] || for process in passt gate; do
-        pid=$(bench_processes "$work/vm.json" | while read -r pid; do
-            if grep -qzE "/$process\$|^--as-$process\$" "/proc/$pid/cmdline"; then echo "$pid"; fi
-        done)
-        echo "memory-$process $(awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup")"
-    done
+    if [ "$1" != passt ]; then
+        for process in passt gate; do
+            pid=$(bench_processes "$work/vm.json" | while read -r pid; do
+                if grep -qzE "/$process\$|^--as-$process\$" "/proc/$pid/cmdline"; then echo "$pid"; fi
+            done)
+            pss=$(awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup")
+            echo "memory-$process $pss"
+        done
+    fi
     bench_kill "$work/vm.json"
     [ -z "$listener" ] || wait "$listener" || true
     listener=
@@ -118,10 +124,12 @@ for ((round = 0; round < rounds; round++)); do
         [ "$way" != user ] || mtu=1500
         if [ "$vmm" = qemu ]; then
             ip netns exec "$lab" timeout 300 python3 tests/bench-net.py "$way" "$kernel" "$work/initrd.cpio" "$mtu" \
-                "$(command -v msb-boot)" "${#figures[@]}"
+                "$(command -v msb-boot)" "${#figures[@]}" >"$work/round"
         else
-            booted "$way"
-        fi | sed "s/^/$way /" >>"$work/figures"
+            # Not left of a pipe, whose subshell would keep the listener to itself.
+            booted "$way" >"$work/round"
+        fi
+        sed "s/^/$way /" "$work/round" >>"$work/figures"
     done
 done
 
