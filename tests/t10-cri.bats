@@ -16,7 +16,7 @@ setup() { source "$BATS_TEST_DIRNAME/oci.bash"; }
 
 teardown_file() {
     source "$BATS_TEST_DIRNAME/oci.bash"
-    [ -z "${oci:-}" ] || oci_containerd_stop
+    oci_containerd_stop
     oci_stop
 }
 
