@@ -155,7 +155,9 @@ foreign_image() (
 
 # tiny_image: a static BusyBox with its applets, in one layer, for VMs that start fast.
 tiny_image() {
-    image_cached tiny_recipe image_from_tars image_tar image_busybox
+    local used=(image_from_tars image_tar image_busybox)
+    [ "$image_architecture" = "$image_own" ] || used+=(image_debian)
+    image_cached tiny_recipe "${used[@]}"
 }
 
 tiny_recipe() {
