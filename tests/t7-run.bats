@@ -250,7 +250,7 @@ descendants() {
 
 # bats test_tags=slow
 @test "msb run --snapshot boots and saves once for an image and its patches, and goes on from there later" {
-    command -v qemu-system-x86_64 qemu-system-aarch64 >/dev/null || skip "QEMU is not installed"
+    vm_needs_qemu
     # again ARG…: the times at which the guest's kernel has logged its boot, which no two boots have in common.
     again() { msb-run -m 128M --snapshot web ./root "$@" 3>&-; }
     log='dmesg | head -n 60 | sha256sum'

@@ -7,6 +7,7 @@ bats_require_minimum_version 1.5.0
 setup() {
     source "$BATS_TEST_DIRNAME/vm.bash"
     MSB_TEST_ROOT=block vm_setup
+    vm_needs_qemu
     vm_boot base --vmm qemu --channel serial -m 128M
     msb-snapshot -q base >first.json
 }

@@ -7,6 +7,7 @@ bats_require_minimum_version 1.5.0
 setup() {
     source "$BATS_TEST_DIRNAME/vm.bash"
     vm_setup
+    vm_needs_qemu
 }
 
 teardown() {

@@ -42,6 +42,11 @@ vm_needs_share() {
     [ "${MSB_TEST_ROOT:-share}" = share ] || skip "it looks into a shared root from the host"
 }
 
+# vm_needs_qemu: skips a test that boots with QEMU, which the nested host of the machine's own architecture lacks.
+vm_needs_qemu() {
+    command -v qemu-system-x86_64 qemu-system-aarch64 >/dev/null || skip "QEMU is not installed"
+}
+
 # vm_file NAME PATH: prints a file that the guest wrote, once the VM has ended; fails if there is none.
 vm_file() {
     if [ "${MSB_TEST_ROOT:-share}" = share ]; then
