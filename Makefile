@@ -148,7 +148,7 @@ OCI_AT_ONCE ?= 20
 test-oci-many: export MSB_OCI_ROW = $(OCI_ROW)
 test-oci-many: export MSB_OCI_AT_ONCE = $(OCI_AT_ONCE)
 test-oci-many: deps build
-	@tests/run --filter 'one after another' tests/t10-kill.bats
+	@tests/run --filter-tags many tests/t10-kill.bats
 
 # The tests that kill a tool at many moments, with many more moments than "make test" has: a twentieth of them for a commit.
 test-kill: export MSB_KILLS ?= 500

@@ -17,7 +17,6 @@ setup() {
 teardown() {
     P pod rm -fa -t 0 >/dev/null 2>&1 || true
     P rm -fa -t 0 >/dev/null 2>&1 || true
-    rm -rf "/tmp/msb-hostile-$$"
 }
 
 teardown_file() {
@@ -88,7 +87,7 @@ exit_code() { P inspect "$1" --format '{{.State.ExitCode}}'; }
 }
 
 # bats test_tags=slow
-@test "stop: a command without a handler takes the grace, and the image's signal is sent" {
+@test "stop kills a command without a handler after the grace period, and sends the signal of --stop-signal" {
     for runtime in crun msb; do
         podman_with $runtime run -d --name plain --network none localhost/bb sleep 1000
         podman_with $runtime stop -t 1 plain
@@ -168,7 +167,7 @@ END
 
 # bats test_tags=slow
 @test "a hostile image and its volumes reach nothing outside of its root" {
-    outside=/tmp/msb-hostile-$$
+    outside=$BATS_TEST_TMPDIR/outside
     mkdir "$outside"
     up=../../../../../../../../../../..
     cp -a "$oci/bb" "$oci/hostile"
@@ -177,18 +176,25 @@ END
     ln -s "$up$outside" "$oci/hostile/etc"
     ln -s "$up$outside" "$oci/hostile/run/secrets"
     ln -s "$up$outside/made" "$oci/hostile/vol"
-    ln -s /proc/1/root/tmp "$oci/hostile/proc-root"
+    ln -s "/proc/1/root$BATS_TEST_TMPDIR" "$oci/hostile/proc-root"
     mknod "$oci/hostile/zero" c 1 5 || true
     tar -C "$oci/hostile" -c . | C import - localhost/hostile >/dev/null
-    echo content >"$oci/content"
     echo hidden | P secret create hostile - >/dev/null
-    for volume in /vol/file /etc/file /proc-root/msb-hostile-$$/file /run/secrets/other; do
+    P run --rm --network none localhost/hostile true
+    written=
+    for volume in /vol/file /etc/file /proc-root/outside/file /run/secrets/other; do
+        echo content >"$oci/content"
         capture P run --rm --network none --secret hostile -v "$oci/content:$volume" localhost/hostile sh -c "cat $volume; echo x >$volume"
         echo "$volume: $status $output $stderr"
         [ -z "$(ls -A "$outside")" ]
+        # A volume may have written to its source, and to nothing else.
+        case $(cat "$oci/content") in
+            x) [ "$status" != 0 ] || written=$volume ;;
+            content) ;;
+            *) return 1 ;;
+        esac
     done
-    # The host's file is what is written, by the volume alone.
-    [ "$(cat "$oci/content")" = x ] || [ "$(cat "$oci/content")" = content ]
+    [ -n "$written" ]
     [ -z "$(oci_leftovers)" ] || { oci_leftovers; return 1; }
 }
 

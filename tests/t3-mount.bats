@@ -573,7 +573,7 @@ for change in (
 EOF
 }
 
-@test "data that another user writes does not pass through the server where that of root does not" {
+@test "writes of another user bypass the server where root's do" {
     mounted
     mkdir -m 1777 root/tmp
     # The bytes that the server has read, requests included.
@@ -585,8 +585,9 @@ EOF
         awk -v before="$before" '/^rchar/ {print ($2 - before > 1000000) ? "yes" : "no"}' "/proc/$pid/io"
     }
     of_root=$(through_server env)
+    [ "$of_root" = no ] || skip "this kernel has no FUSE passthrough"
     of_user=$(through_server setpriv --reuid=1000 --regid=1000 --clear-groups)
-    [ "$of_user" = "$of_root" ]
+    [ "$of_user" = no ]
 }
 
 @test "what stat, listings, times and xattrs show is what the layers have" {

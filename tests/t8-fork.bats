@@ -14,7 +14,7 @@ teardown() {
     vm_teardown
 }
 
-# fork [FLAG…]: forks the VM base; the records are in $forked, one a line.
+# fork [FLAG…]: forks the VM base; the records are in the file forked, one a line.
 fork() {
     msb-fork "$@" base >forked 2>fork.err || { cat fork.err >&2; return 1; }
 }
@@ -45,6 +45,7 @@ own_memory() {
     echo 0123456789abcdef0123456789abcdef >"$vm_root/etc/machine-id"
     vm_boot base --vmm qemu --channel serial -m 128M
     msb-exec base -- sh -c 'mkdir /tmp/m; mount -t tmpfs none /tmp/m; head -c 30000000 /dev/urandom >/tmp/m/large; sha256sum /tmp/m/large >/tmp/m/sum'
+    msb-exec base -- cat /tmp/m/sum >sum
     fork -n 2 --new-machine-id
     [ ! -s fork.err ]
     [ "$(jq -r .vm.name forked | xargs)" = 'base-1 base-2' ]
@@ -53,7 +54,7 @@ own_memory() {
         [ "$(in_copy "$name" sh -c 'hostname; sha256sum -c -s /tmp/m/sum && echo same' | xargs)" = "$name same" ]
         in_copy "$name" cat /etc/machine-id >>ids
         in_copy "$name" sh -c 'echo changed >/tmp/m/large'
-        # What a copy has not changed is not in its own memory, of which it has read all but what the kernel has not used.
+        # The copy has read all of the guest's memory that is in use. Only the pages that it changed are its own.
         own=$(own_memory "$name")
         echo "$name: $own KiB of its own"
         ((own > 0 && own < 60000))
@@ -67,7 +68,7 @@ own_memory() {
     vm_record=$PWD/snap.json
     vm_boot again
     [ "$(vm_exec again cat /tmp/m/large)" = changed ]
-    [ "$(vm_exec again cut -c 1-8 /tmp/m/sum)" != '' ]
+    vm_exec again cat /tmp/m/sum | diff sum -
     msb-stop -q -t 5 again >/dev/null
     vm_assert_nothing
     run -1 --separate-stderr msb-boot -r "$PWD/base.json" --name other --new-machine-id
@@ -75,7 +76,7 @@ own_memory() {
 }
 
 # bats test_tags=slow
-@test "of several msb-snapshot at once each saves the VM, or says that it has ended; a silent supervisor does not hold one up" {
+@test "concurrent msb-snapshots each save the VM or report that it has ended; one that waits for a stopped supervisor can be interrupted" {
     vm_boot base --vmm qemu --channel serial -m 128M
     kill -STOP "$(vm_pid base)"
     msb-snapshot base >snap.json 2>snap.err 3>&- &
@@ -103,7 +104,7 @@ own_memory() {
 }
 
 # bats test_tags=slow
-@test "a fork of which one copy does not start, or that is interrupted, leaves neither copies nor the snapshot" {
+@test "a fork that is interrupted, or has a copy that does not start, leaves no copies and no snapshot" {
     vm_boot base --vmm qemu --channel serial -m 128M
     vm_boot base-2 -m 128M
     run --separate-stderr msb-fork -n 3 base
@@ -114,7 +115,7 @@ own_memory() {
     [ "$(ls "$MSB_RUN")" = base ]
     for delay in 0.0{1,2,4,6,8} 0.{1,12,15,2,25,3,4,5,6}; do
         run timeout --preserve-status -s TERM "$delay" msb-fork -n 4 --name copy base
-        # It may have been faster.
+        # It may have finished before the signal.
         [ "$status" -eq 143 ] || { [ "$status" -eq 0 ] && msb-rm -f copy-{1..4}; }
         [ "$(ls "$MSB_RUN")" = base ]
         [ -z "$(ls "$MSB_HOME/snapshots")" ]
