@@ -11,7 +11,7 @@ PATH=$here/../target/release:$PATH
 runs=${RUNS:-9}
 read -ra rows <<<"${ROWS:-find tar read untar rm lower create list empty move layers user}"
 scratch=$(mktemp -d "${TMPDIR:-/var/tmp}/msb-bench-mount.XXXXXX")
-# For a user.
+# Another user must reach it.
 chmod 755 "$scratch"
 export MSB_HOME=$scratch/home
 
@@ -72,7 +72,7 @@ old() {
     rm -rf "$dir/once"
 }
 
-# Of a row: what is done before the time is taken, what takes the time, and what is done after it. $dir has the mounts of a way.
+# The functions of a row: before_ROW and after_ROW are not timed, work_ROW is. $dir has the mounts.
 warm() { "work_$row"; }
 before_find() { warm; }
 work_find() { find "$dir/root" -printf '%s %m\n' >/dev/null; }
@@ -80,7 +80,7 @@ before_tar() { warm; }
 work_tar() { tar -C "$dir/root" -cf - usr etc | cat >/dev/null; }
 before_read() { warm; }
 work_read() { dd if="$dir/root/large" of=/dev/null bs=1M status=none; }
-# Dirty pages of one are not written during the next.
+# Otherwise the dirty pages of one run are written during the next.
 before_untar() { sync -f "$scratch"; }
 work_untar() { mkdir "$dir/root/new" && tar -C "$dir/root/new" -xf "$scratch/usr.tar"; }
 before_rm() { sync -f "$scratch"; }

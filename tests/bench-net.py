@@ -4,7 +4,7 @@
 Boots QEMU's microvm from the initrd, whose init prints a line for each figure, and prints these lines. With "passt" and "gate" it also
 prints the memory of the processes, in KiB of PSS.
 
-bench-net.py listen PATH MTU gives the first connection to a socket to passt, and waits for its end.
+bench-net.py listen PATH MTU passes the first connection on the socket PATH to passt, and waits until passt ends.
 """
 import json
 import os

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The guest's network: QEMU's own user network, passt alone, and passt behind the gate, turn by turn in one run: megabits per second to
 # and from a server in a network namespace, with one stream and with 32, requests per second and connections per second. Then how much
-# later a VM is ready with a network than without. MSB_VMM=krun measures libkrun, which has no network of its own.
+# later a VM is ready with a network than without. MSB_VMM=krun measures libkrun, which has no user network of its own.
 #
 #   tests/bench-net.sh [ROUNDS [SECONDS]]
 set -euo pipefail
@@ -71,7 +71,7 @@ END
 chmod 0755 "$work/initrd/init"
 (cd "$work/initrd" && find . | busybox cpio -o -H newc) >"$work/initrd.cpio"
 
-# boot MODE: milliseconds from the record to the agent's answer. The VM stays.
+# boot MODE: boots, and prints the milliseconds until the agent answers. The VM keeps running.
 boot() {
     local start
     start=$(bench_now)
@@ -81,7 +81,7 @@ boot() {
 bare() { boot none && bench_kill "$work/vm.json"; }
 ours() { boot public && bench_kill "$work/vm.json"; }
 
-# booted WAY: the figures of a VM of msb-boot. Without the gate, the card is on a socket that passt serves.
+# booted WAY: prints the figures of a VM of msb-boot. With passt alone the card is a socket that passt serves.
 booted() {
     local number mode streams process pid pss network=public
     if [ "$1" = passt ]; then

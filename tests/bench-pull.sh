@@ -45,7 +45,7 @@ push() {
         gzip) (cd "$work/$1" && image_from_tars "$work/large.tar") ;;
         zstd)
             [ -d "$work/gzip/layout" ] || (mkdir "$work/gzip" && cd "$work/gzip" && image_from_tars "$work/large.tar")
-            # On the way to a registry skopeo does not compress again.
+            # skopeo does not recompress a layer while it pushes, so this is done before.
             skopeo copy -q --dest-compress-format zstd "oci:$work/gzip/layout:latest" "oci:$layout:latest"
             skopeo inspect --raw "oci:$layout:latest" | grep -q 'tar+zstd'
             ;;

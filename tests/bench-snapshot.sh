@@ -32,8 +32,8 @@ ended() {
     msb-stop -q -t 0 "$@" >/dev/null 2>&1 || [ $? -eq 1 ]
 }
 
-# all_started RECORD MEMORY [FLAG…]: starts ten at once, and prints how long the last one took. Their proportional set sizes, in MiB, go
-# to the file MEMORY.
+# all_started RECORD MEMORY [FLAG…]: starts ten at once, and prints how long the last one took. Appends the sum of their PSS, in MiB, to
+# the file MEMORY.
 all_started() {
     local n pids=()
     for n in {0..9}; do started "many$n" "$1" "${@:3}" >"took$n" & pids+=($!); done
@@ -56,7 +56,7 @@ for ((turn = 0; turn < rounds; turn++)); do
         msb-store rm -t snapshot "$(jq -r '.snapshot.path | split("/")[-1]' snap.json)" >/dev/null
     done
 done
-# Each of them holds all that its guest has touched, so this is done once.
+# Done once: each of these VMs has all of its memory to itself.
 all_started disk.json memory-of-booted --channel serial -m "${memory}M" >many-booted
 echo "a guest of $memory MiB, medians of $rounds, milliseconds"
 {

@@ -70,9 +70,9 @@ bench_processes() {
     ps -o pid= --ppid "$supervisor"
 }
 
-# bench_memory MIB RECORD…: the host memory in KiB of VMs that have MIB each, as "host guest": that of the processes, and that of the guests
-# as far as they have used it, with their kernels. A shared page is divided among its users. The guest's memory is a memfd under QEMU, whose
-# buffer for translated code is as large, and the large mapping of a process under libkrun.
+# bench_memory MIB RECORD…: prints the host memory in KiB of VMs with MIB each as "host guest": that of the processes, and what the guests
+# have touched. A shared page is divided among its users. Under QEMU the guest's memory is a memfd (its translation buffer is as large and
+# is not counted as guest); under libkrun it is the large mapping.
 bench_memory() {
     local record pid guest=$(($1 * 1024))
     for record in "${@:2}"; do
@@ -89,8 +89,8 @@ bench_memory() {
 # bench_started PID: prints when the process was started, in ticks. A number may be given to another process.
 bench_started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
 
-# bench_many COUNT MIB: starts that many VMs at once, and prints after how long each has answered, what they take, and after how long all
-# are gone. Fails if something is left.
+# bench_many COUNT MIB: starts that many VMs at once. Prints how long until all have answered, how much memory they use, and how long until
+# all are gone. Fails if something is left.
 bench_many() {
     local count=$1 memory=$2 start n pid pids=() host guest processes left
     start=$(bench_now)

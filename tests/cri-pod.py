@@ -34,7 +34,7 @@ def main() -> None:
         3: logs,
         6: {"app": "test"},
         7: {"dev.msb.pod": "vm"},
-        # The sums of the containers, from which the VM has its size.
+        # The sums over the containers, which set the size of the VM.
         8: {1: "/msb-cri-pod", 2: {1: {1: 0, 2: 1, 3: 0}}, 5: {1: 100000, 2: 100000, 3: 512, 4: 256 << 20}},
     }
 
@@ -90,11 +90,11 @@ def main() -> None:
     assert cri.run(client, "echo", "on")[0] == "on\n" and fetch()[2] != 0
     server = create("server", serve, 1)
     wait_until(lambda: fetch() == ("served\n", "", 0), "nothing is served again")
-    # One that does not end by itself is killed.
+    # A container that ignores TERM is killed.
     stubborn = create("stubborn", 'trap "" TERM; echo up; while :; do sleep 0.1; done')
     cri.StopContainer({1: stubborn, 2: 1})
     assert cri.ended(stubborn).get(7) == 137
-    # The process that stands for it is killed: the command goes with the container.
+    # The stand-in is killed: the command ends with the container.
     with open(f"{STATE}/{server}/state.json") as file:
         state = json.load(file)
     os.kill(state["stand_in"]["pid"], signal.SIGKILL)

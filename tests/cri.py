@@ -95,7 +95,7 @@ class Runtime:
 
 
 def fetch(url: str) -> None:
-    """Fetches until there is an answer."""
+    """Fetches a URL until the server answers."""
     deadline = time.monotonic() + 120
     while True:
         try:
@@ -169,7 +169,7 @@ def main() -> None:
     if address:
         assert f"{address}/" in cri.run(container, "ip", "address")[0]
         fetch(f"http://{address}/key")
-        # The port of the host is mapped by a plugin.
+        # A CNI plugin maps the port of the host.
         fetch("http://10.91.0.1:8090/key")
     # A configMap changes by a rename of "..data".
     os.makedirs(f"{directory}/config/..2")

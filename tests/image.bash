@@ -2,7 +2,7 @@
 # Test images, made with independent tools: mmdebstrap, tar, umoci. Each function prints the path of an OCI layout
 # with the tag "latest". A layout is made once and kept in target/fixtures under the hash of its recipe.
 #
-# They are for this machine's architecture, or for $IMAGE_ARCHITECTURE: amd64 or arm64.
+# The images are for this machine's architecture, or for $IMAGE_ARCHITECTURE: amd64 or arm64.
 #
 #   source tests/image.bash; demo_image
 
@@ -49,7 +49,7 @@ image_from_tars() {
     umoci config --image layout:latest --architecture "$image_architecture"
 }
 
-# image_machine: prints the kernel's name of the images' architecture.
+# image_machine: prints the architecture of the images as uname -m does.
 image_machine() { case $image_architecture in amd64) echo x86_64 ;; arm64) echo aarch64 ;; *) return 1 ;; esac; }
 
 # demo_image: Debian bookworm, minbase, one layer: an image such as people pull.
@@ -69,7 +69,7 @@ demo_recipe() {
 # image_debian VARIANT TO.tar [FLAG…]: makes a Debian bookworm with mmdebstrap, without documentation and locales.
 image_debian() {
     local words mmdebstrap=(mmdebstrap --architectures="$image_architecture")
-    # The programs of the packages run while these are installed. Such a Debian has no /dev, whose nodes could not be made there.
+    # The packages' programs run during the installation. /dev is left out, since device nodes cannot be made in a user namespace.
     [[ $1 == extract || $image_architecture == "$image_own" ]] ||
         mmdebstrap=("${image_source%/*}/foreign-programs" "$(image_machine)" "${mmdebstrap[@]}" --skip=check/qemu --skip=output/dev)
     # Descriptors from 3 on are closed: mmdebstrap has apt run "cat >&N" with sh(1), and dash accepts an N of one digit only.
@@ -180,7 +180,7 @@ tiny_recipe() {
     umoci gc --layout layout
 }
 
-# image_busybox FILE: copies a static BusyBox for the images' architecture. One of another architecture is nowhere installed, so its
+# image_busybox FILE: copies a static BusyBox for the images' architecture. For a foreign architecture none is installed here, so Debian's
 # package is only unpacked; it has the same applets.
 image_busybox() {
     if [ "$image_architecture" = "$image_own" ]; then

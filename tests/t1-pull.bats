@@ -270,7 +270,7 @@ layer.tar $gzip
 END
 }
 
-@test "twelve layers, each compressed in another way than the one before, are all whole" {
+@test "twelve layers with alternating compressions unpack, and a truncated one is named" {
     local number file ids=() layers=()
     mkdir -p made/blobs/sha256
     for number in {0..11}; do

@@ -76,7 +76,7 @@ with() {
 }
 
 # bats test_tags=slow
-@test "a container goes on while containerd is restarted, has its ID for itself in its namespace, and ends with its shim" {
+@test "a container survives a restart of containerd, does not conflict with the same ID in another namespace, and ends with its shim" {
     msb=$oci_here/../target/release/msb-oci
     K --namespace other image import --base-name localhost/bb "$oci/bb.tar" >/dev/null
     with "$msb" same -d -- sleep 1000

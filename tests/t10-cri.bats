@@ -29,7 +29,7 @@ teardown_file() {
 }
 
 # bats test_tags=slow
-@test "a pod in one VM: two containers share localhost; logs, exec, stop, restart and removal; kills; and what they leave" {
+@test "a pod in one VM: two containers share localhost; logs, exec, stop, restart and removal; kills; and nothing is left" {
     vms() { find /run/msb -maxdepth 1 -name 'oci-*' | sort; }
     before=$(vms)
     in_ns /usr/bin/python3 "$oci_here/cri-pod.py" "$oci/containerd.sock" msb localhost/bb:latest "$oci/pod-vm" ||

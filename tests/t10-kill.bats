@@ -91,7 +91,8 @@ nothing_left() {
 # bats test_tags=slow,many
 @test "containers one after another, and several at once, leave no process, file or cgroup" {
     local n pids=() before
-    # Copies of the host's mounts go when their mount points are removed on the host.
+    # The namespace has copies of the host's mounts, which disappear when their mount points are removed on the host. So only these are
+    # compared.
     mounts() { in_ns cut -d' ' -f 2,3 /proc/mounts | grep -E "^($oci|/run/|/var/|/sys/)" | sort; }
     P run --rm --network none localhost/bb true
     nothing_left

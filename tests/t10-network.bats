@@ -68,7 +68,7 @@ talk() { in_ns python3 "$oci/talk.py" "$@"; }
 http() { talk tcp "$1" "$2" $'GET /file HTTP/1.0\r\n\r\n' | tail -n 1; }
 
 # bats test_tags=slow
-@test "a macvtap interface carries published ports and what the guest asks for, and one VM has it" {
+@test "a macvtap interface carries published ports and the guest's own connections, and a second VM cannot have it" {
     echo content >"$oci/file"
     before=$(in_ns ip -o link | wc -l)
     P run -d --name server --annotation dev.msb.network=macvtap --network one -p 8090:80 -v "$oci/file:/data/file" \
@@ -84,8 +84,8 @@ http() { talk tcp "$1" "$2" $'GET /file HTTP/1.0\r\n\r\n' | tail -n 1; }
     C run -d --name peer --network one localhost/bb httpd -f -p 80 -h /etc
     peer=$(C inspect peer --format '{{(index .NetworkSettings.Networks "one").IPAddress}}')
     P exec server wget -q -O - "http://$peer/passwd" | grep -q app
-    for runtime in tap macvtap; do
-        capture P run --rm --annotation dev.msb.network=$runtime --network container:server localhost/bb true
+    for kind in tap macvtap; do
+        capture P run --rm --annotation dev.msb.network=$kind --network container:server localhost/bb true
         [ "$status" != 0 ]
         [[ $stderr == *"the VM of another container has it"* ]]
     done

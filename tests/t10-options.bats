@@ -46,7 +46,7 @@ exit_code() { P inspect "$1" --format '{{.State.ExitCode}}'; }
     [[ $output == *CapEff:*0000000000000000* ]]
     both run --rm --network none --cap-add sys_time --cap-drop chown localhost/bb grep -E '^Cap...' /proc/self/status
     [ "$status" = 0 ]
-    # One kernel for the container and what is executed in it, and not the host's.
+    # The container and what is executed in it have one kernel, which is not the host's.
     P run -d --name one --network none localhost/bb sh -c 'uname -r; sleep 1000'
     kernel=$(P exec one uname -r)
     logged msb one "$kernel"
@@ -74,7 +74,7 @@ exit_code() { P inspect "$1" --format '{{.State.ExitCode}}'; }
         with run -d --name signals --network none localhost/bb sh -c "$script" >/dev/null
         logged $runtime signals ready
         for n in {1..64}; do
-            # CHLD is for the shell, and the two others cannot be caught.
+            # The shell needs CHLD; KILL and STOP cannot be caught.
             case $n in 9 | 17 | 19) ;; *) with kill -s "$n" signals >/dev/null 2>&1 || true ;; esac
         done
         with exec signals touch /end
@@ -110,7 +110,7 @@ exit_code() { P inspect "$1" --format '{{.State.ExitCode}}'; }
     mkfifo "$oci/unread"
     P exec one head -c 104857600 /dev/zero >"$oci/unread" &
     writer=$!
-    # It is open, and nobody reads.
+    # Open it without reading.
     exec 9<"$oci/unread"
     until P exec one ps | grep -q '[h]ead -c'; do kill -0 $writer; done
     [ "$(timeout 120 bash -c 'source tests/oci.bash; P exec one echo goes on')" = 'goes on' ]
@@ -120,7 +120,7 @@ exit_code() { P inspect "$1" --format '{{.State.ExitCode}}'; }
 }
 
 # bats test_tags=slow
-@test "a command that takes all memory is killed, and podman says so" {
+@test "a command that takes all memory is killed, and podman reports OOMKilled" {
     status=0
     P run --name hog --network none -m 128m localhost/bb tail /dev/zero || status=$?
     [ "$status" = 137 ]
@@ -149,7 +149,7 @@ exit_code() { P inspect "$1" --format '{{.State.ExitCode}}'; }
 }
 
 # bats test_tags=slow
-@test "podman build runs its steps in VMs, as root and as a user" {
+@test "podman build runs its steps in VMs, also after USER" {
     cat >"$oci/Containerfile" <<'END'
 FROM localhost/bb
 RUN uname -r >/kernel
@@ -258,7 +258,7 @@ def talk(command, *steps):
 
 def resize(fd, slave):
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
-    # The shell is told by a signal. It asks until the size is there.
+    # A signal tells the shell the new size. It asks until it has that.
     os.write(fd, b"until stty size | grep '33 99'; do sleep 0.1; done; echo seen$((1 + 1))\n")
 
 def detach(fd, slave):

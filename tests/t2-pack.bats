@@ -330,7 +330,7 @@ loaded_trees() {
     [[ $stderr == *'"localhost:5000" has no repository (docker://HOST[:PORT]/REPOSITORY[:TAG] is expected)'* ]]
 }
 
-@test "an interrupt that comes when the directory is there does not say otherwise" {
+@test "an interrupt after dir:DIR is complete is ignored, or says that completed targets stay" {
     patch '{"op":"text","path":"/new","content":"x"}'
     msb-pack -q -r patched.json dir:whole -o whole.json
     tree_manifest whole >whole.manifest
@@ -342,7 +342,7 @@ loaded_trees() {
         code=0
         wait $pack || code=$?
         diff <(tree_manifest out) whole.manifest
-        # It may also come when the record is about to be written.
+        # It may also arrive just before the record is written.
         case $code in
             0) jq -e .rootfs out.json >/dev/null ;;
             143) [ "$(cat err)" = 'msb-pack: interrupted (targets that were complete stay)' ] ;;
@@ -388,7 +388,7 @@ loaded_trees() {
     run --separate-stderr msb-pack -q -r of-layout.json "docker://$registry_host/team/changed:v1"
     [[ "$status" -eq 1 && "$stderr" == *'did not match'* ]]
     run ! skopeo inspect --tls-verify=false "docker://$registry_host/team/changed:v1"
-    # One that leads elsewhere is checked before it is sent.
+    # A blob that is a symlink to another file is checked before it is sent.
     mv "$blob" elsewhere
     ln -s "$PWD/elsewhere" "$blob"
     run --separate-stderr msb-pack -q -r of-layout.json "docker://$registry_host/team/changed:v1"

@@ -986,7 +986,7 @@ EOF
     [ ! -e home/sandboxes ] || [ -z "$(ls -A home/sandboxes)" ]
     run -2 msb-mount --nonsense
     [ ! -e root ]
-    # What the tools would not find any more.
+    # The tools would no longer find the store.
     mkdir -p home/sandboxes
     for hidden in home home/sandboxes .; do
         run msb-mount -r record "$hidden"
@@ -994,7 +994,7 @@ EOF
         [[ "$output" == *"would hide the store"* ]]
     done
     [ -z "$(ls -A home/sandboxes)" ]
-    # Nothing to run.
+    # There is no command.
     run msb-mount -r record ./root --
     [ "$status" -eq 2 ]
     [[ "$output" == *"no CMD"* ]]

@@ -156,7 +156,7 @@ boot_halfway() {
 }
 
 # bats test_tags=slow
-@test "--follow-mounts shows the guest what is mounted later below a shared mount of its root, until it is unmounted" {
+@test "--follow-mounts shows the guest later mounts below a shared mount of its root, until they are unmounted" {
     vm_needs_share
     mkdir "$vm_root/later"
     # shellcheck disable=SC2016 # the inner shell expands them
@@ -172,7 +172,7 @@ boot_halfway() {
     [ -z "$(vm_exec other ls /later)" ]
     [ ! -e "$vm_root/later/file" ]
     name=following
-    # The server of the share has it open.
+    # virtiofsd still has it open.
     inside umount -l "$vm_root/later"
     is_gone() { [ -z "$(vm_exec following ls /later)" ]; }
     vm_await is_gone

@@ -180,7 +180,7 @@ nothing_left() {
     nothing_left
     msb-run -q ./root -- true 3>&- &
     run=$!
-    # Before that it is a process of this shell.
+    # Before its exec it is a copy of this shell.
     vm_await grep -qx msb-run "/proc/$run/comm"
     kill -TERM $run
     status=0
@@ -249,10 +249,11 @@ descendants() {
 }
 
 # bats test_tags=slow
-@test "msb run --snapshot boots and saves once for an image and its patches, and goes on from there later" {
+@test "msb run --snapshot boots and saves a VM once for an image and its patches, and later runs start from it" {
     vm_needs_qemu
-    # again ARG…: the times at which the guest's kernel has logged its boot, which no two boots have in common.
+    # again ARG…: msb-run with the snapshot web.
     again() { msb-run -m 128M --snapshot web ./root "$@" 3>&-; }
+    # A digest of the kernel's boot messages: their times differ in every boot.
     log='dmesg | head -n 60 | sha256sum'
     names() { msb-store ls --json -t snapshot | jq -r .name; }
     again -e KIND=first -- sh -c "$log; echo \$KIND" >first 2>first.err
@@ -264,7 +265,7 @@ descendants() {
     [ "$(tail -n 1 second)" = second ]
     made=$(names)
 
-    # Another patch makes another, which replaces it. Two at once make one.
+    # A changed patch makes a new snapshot, which replaces the old one. Two concurrent runs make one.
     echo '{"op":"script","name":"greet","content":"#!/bin/sh\necho patched\n"}' >ops.jsonl
     again --patch ops.jsonl -q -- greet >greeted &
     other=$!

@@ -18,7 +18,7 @@ teardown() {
     if [ -n "${server:-}" ]; then kill "$server"; fi
 }
 
-# needs_foreign: skips a test without what guests of the other architecture need.
+# needs_foreign: skips a test if what guests of the other architecture need is missing.
 needs_foreign() {
     [ -e "$release/$machine/agentd" ] || skip "there is no agentd for $foreign guests (make guest-$foreign)"
     command -v "qemu-system-$machine" || skip "$qemu is not installed"
@@ -114,7 +114,7 @@ END
 }
 
 # bats test_tags=slow
-@test "what a guest of another architecture wrote is committed and packed as an image of that architecture, which msb-run runs" {
+@test "a guest of another architecture is committed and packed as an image of that architecture, and msb-run runs it" {
     needs_foreign
     foreign | msb-boot --name foreign --timeout 1000 -o foreign.json
     vm_exec foreign sh -c 'echo kept >/root/kept; mkdir -p /srv/made; chown 5:6 /srv/made'
@@ -131,7 +131,7 @@ END
 }
 
 # bats test_tags=slow
-@test "a guest of another architecture serves a published port, reaches what is allowed and nothing else, and has volumes" {
+@test "a guest of another architecture serves a published port, reaches only what is allowed, and has volumes" {
     needs_foreign
     mkdir volume served
     echo 'from the host' >served/page
@@ -142,7 +142,7 @@ END
     foreign | msb-boot --name foreign --network deny --allow "host:$port" --add-host near:host-gateway -p 0:80 -v "$PWD/volume:/volume" \
         -v named:/named --timeout 1000 -o foreign.json
     near=$(vm_exec foreign sh -c 'grep near /etc/hosts' | awk '{ print $1 }')
-    # The wget of Debian's static BusyBox for arm64 crashes, and its nc would end its half of the connection with its stdin.
+    # The wget of Debian's static BusyBox for arm64 crashes, and its nc shuts down the connection at the end of stdin.
     fetch() {
         vm_exec foreign sh -c 'rm -f /tmp/in; mkfifo /tmp/in; exec 3<>/tmp/in; printf "GET /page HTTP/1.0\r\n\r\n" >&3; nc "$@" <&3' - "$@"
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bats
-# What is left of a save or a start from a snapshot of which a process was killed, and of many starts.
+# What a save or a start from a snapshot leaves if one of its processes is killed, and what many starts leave.
 
 # shellcheck source-path=SCRIPTDIR disable=SC2154 # bats and vm.bash set variables
 bats_require_minimum_version 1.5.0
@@ -31,7 +31,7 @@ kill_one() {
 
 # MSB_KILLS / 20 rounds: 5, and 25 with "make test-kill".
 # bats test_tags=kill,slow
-@test "whichever process is killed at whatever moment of a save, no snapshot is half made, and the VM runs or has ended" {
+@test "a kill of any process during a save leaves no incomplete snapshot, and the VM runs or has ended" {
     local rounds=$(((${MSB_KILLS:-100} + 19) / 20)) n saving
     for ((n = 0; n < rounds; n++)); do
         msb-snapshot -q base >saved.json 2>saved.err 3>&- &
@@ -54,7 +54,7 @@ kill_one() {
 }
 
 # bats test_tags=kill,slow
-@test "whichever process is killed at whatever moment of a start from a snapshot, nothing is left, and the next one starts" {
+@test "a kill of any process during a start from a snapshot leaves nothing, and the next start works" {
     local rounds=$(((${MSB_KILLS:-100} + 19) / 20)) n starting
     msb-stop -q -t 5 base >/dev/null
     for ((n = 0; n < rounds; n++)); do
@@ -74,7 +74,7 @@ kill_one() {
     msb-store check
 }
 
-# MSB_KILLS resumes: 20, and 500 with "make test-kill".
+# MSB_KILLS starts: 20, and 500 with "make test-kill".
 # bats test_tags=kill,slow
 @test "after many starts from a snapshot nothing is left" {
     local n before

@@ -190,7 +190,7 @@ teardown() {
     for delay in 0.00{2,4,6,8} 0.0{1,2,3,4,5,6,7,8,9} 0.{10,12,14,16,18,20}; do
         for stop in '' --stop; do
             timeout -s KILL "$delay" msb-snapshot -q base $stop >killed.json || true
-            # One that was about to stop the VM may have done so, or have asked for that.
+            # A killed msb-snapshot --stop may have stopped the VM, or asked for that.
             asked+=$stop
             if ! msb-exec base -- true 2>exec.err; then
                 [ -n "$asked" ] || { cat exec.err; return 1; }
@@ -241,7 +241,7 @@ teardown() {
     vm_assert_nothing
 }
 
-@test "msb-rm leaves the upper of a pipe that a snapshot has" {
+@test "msb-rm leaves the upper of a pipe that a snapshot needs" {
     source "$BATS_TEST_DIRNAME/image.bash"
     echo '{"op":"script","name":"hello","content":"#!/bin/sh\necho hello\n"}' >ops.jsonl
     msb-pull -q "oci:$(tiny_image):latest" | msb-patch -q -f ops.jsonl |
@@ -251,7 +251,7 @@ teardown() {
     msb-rm -f worker
     msb-boot -r snap.json --name other -o other.json 3>&-
     [ "$(msb-exec other -- hello </dev/null)" = hello ]
-    # Also if the snapshot was damaged since.
+    # Also if the snapshot has been damaged.
     echo damaged >>"$(jq -r .snapshot.path snap.json)/snapshot.json"
     msb-store ls --json -t snapshot | jq -e '.complete == false'
     msb-rm -f other
@@ -259,7 +259,7 @@ teardown() {
     run -1 msb-store rm -t sandbox "$sandbox"
     [[ $output == *'snapshot '*' has it'* ]]
     [ -e "$upper" ]
-    # It was the last one that had it.
+    # No snapshot needs it any more.
     msb-store rm -t snapshot "$(jq -r .snapshot.digest snap.json)"
     msb-store rm -t sandbox "$sandbox"
     [ ! -e "$upper" ]

@@ -33,7 +33,8 @@ user_remove() {
     rm -rf "$place"
 }
 
-# as_user COMMAND…: the array user_launcher may have a command that goes before, such as "ip netns exec NAME".
+# as_user COMMAND…: runs a command as the user. The array user_launcher, if set, is the command that executes it, such as
+# "ip netns exec NAME".
 as_user() {
     "${user_launcher[@]}" setpriv --reuid "$user" --regid "$user" --init-groups env -u MSB_RUN -u MSB_HOME -u XDG_DATA_HOME \
         HOME="$place/home" PATH="$place/tools:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin" XDG_RUNTIME_DIR="$place/run" "$@"

@@ -162,11 +162,12 @@ vm_member_name() {
     if [ "$2" = "$(vm_vmm "$1")" ]; then jq -r .vm.vmm "$BATS_TEST_TMPDIR/$1.json"; else basename "$(readlink "/proc/$2/exe")"; fi
 }
 
-# vm_has_ended PID: whether a process has ended, reaped or not. While another thread than its first one is left, its files are open.
+# vm_has_ended PID: whether a process has ended, reaped or not. A process whose main thread has exited still has its files open while other
+# threads run.
 vm_has_ended() {
     case $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null) in
         '' | X*) return 0 ;;
-        Z*) ! [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" -gt 1 ] ;;
+        Z*) [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" -le 1 ] ;;
         *) return 1 ;;
     esac
 }

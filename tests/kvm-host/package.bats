@@ -81,13 +81,13 @@ END
     msb doctor
 }
 
-@test "krun: an image is pulled, patched, mounted and booted; commands, and a stop that keeps what they wrote" { share krun; }
+@test "krun: an image is pulled, patched, mounted and booted; commands run, and their files are kept after a stop" { share krun; }
 
-@test "QEMU: an image is pulled, patched, mounted and booted; commands, and a stop that keeps what they wrote" { share qemu; }
+@test "QEMU: an image is pulled, patched, mounted and booted; commands run, and their files are kept after a stop" { share qemu; }
 
-@test "krun: a VM of disks runs commands, and what they wrote is committed" { block krun; }
+@test "krun: a VM with a block root runs commands, and what they wrote is committed" { block krun; }
 
-@test "QEMU: a VM of disks runs commands, and what they wrote is committed" { block qemu; }
+@test "QEMU: a VM with a block root runs commands, and what they wrote is committed" { block qemu; }
 
 @test "krun: BusyBox's init is PID 1, and shuts down" { init krun; }
 
