@@ -188,7 +188,7 @@ lint:
 
 # Ratios against other tools, measured in one run. Nothing passes or fails.
 bench: deps build
-	@for bench in $(filter-out %-krun.sh %-shutdown.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
+	@for bench in $(filter-out %-krun.sh %-many.sh %-shutdown.sh,$(wildcard tests/bench-*.sh)); do echo "== $$bench"; $$bench; done
 
 # The same for libkrun, in the nested host where this machine has no KVM.
 bench-krun: export MSB_KVM_HOST_LIMIT ?= 7200

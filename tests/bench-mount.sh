@@ -62,12 +62,12 @@ mounted_msb() {
 }
 mounted_before() { msb_mount=$BEFORE mounted_msb "$@"; }
 
-# new WAY LOWERS: mounts layers with a new upper on $dir/new.
-new() {
+# mount_new WAY LOWERS: mounts layers with a new upper on $dir/new.
+mount_new() {
     mkdir -p "$dir"/new "$dir"/once/{upper,work}
     "mounted_$1" "$2" "$dir/once" "$dir/new"
 }
-old() {
+unmount_new() {
     umount "$dir/new"
     rm -rf "$dir/once"
 }
@@ -86,11 +86,11 @@ work_untar() { mkdir "$dir/root/new" && tar -C "$dir/root/new" -xf "$scratch/usr
 before_rm() { sync -f "$scratch"; }
 work_rm() { rm -r "$dir/root/new"; }
 before_lower() {
-    new "$way" "$lower"
+    mount_new "$way" "$lower"
     sync -f "$scratch"
 }
 work_lower() { rm -rf "$dir/new/usr"; }
-after_lower() { old; }
+after_lower() { unmount_new; }
 work_create() { mkdir "$tmpfs/root/many" && cd "$tmpfs/root/many" && "$scratch/files" "$many"; }
 work_list() { find "$tmpfs/root/many" -printf '%s %m\n' >/dev/null; }
 work_empty() { rm -r "$tmpfs/root/many"; }
@@ -104,9 +104,9 @@ for i in range(int(sys.argv[2])):
     os.rename(f"a{i}", f"b{i}")' "$tmpfs/root" "$dirs"
 }
 after_move() { rm -r "$tmpfs"/root/b*; }
-before_layers() { new "$way" "$stack"; }
+before_layers() { mount_new "$way" "$stack"; }
 work_layers() { find "$dir/new" -printf '%s %m\n' >/dev/null; }
-after_layers() { old; }
+after_layers() { unmount_new; }
 before_user() { install -d -m 1777 "$tmpfs/root/open"; }
 work_user() {
     setpriv --reuid=1000 --regid=1000 --clear-groups \
@@ -114,7 +114,7 @@ work_user() {
 }
 after_user() { rm -r "$tmpfs/root/open"; }
 
-declare -A words=(
+declare -A labels=(
     [find]="find -printf, warm"
     [tar]="tar of /usr and /etc, warm"
     [read]="read $size MiB, warm"
@@ -133,8 +133,8 @@ declare -A words=(
 median() { sort -n "$1" | awk '{line[NR] = $1} END {print line[int((NR + 1) / 2)]}'; }
 is_made() { declare -F "$1" >/dev/null; }
 
-ways=(kernel "${BEFORE:+before}" msb)
-[ -n "${BEFORE:-}" ] || ways[1]=fuse_overlayfs
+ways=(kernel fuse_overlayfs msb)
+[ -z "${BEFORE:-}" ] || ways[1]=before
 for way in "${ways[@]}"; do
     for dir in "$scratch/$way" "$scratch/tmpfs/$way"; do
         mkdir -p "$dir"/{upper,work,root}
@@ -163,8 +163,8 @@ for row in "${rows[@]}"; do
     for way in "${ways[@]}"; do
         figures+=("$(median "$scratch/$way.$row")")
     done
-    awk -v words="${words[$row]}" -v k="${figures[0]}" -v f="${figures[1]}" -v m="${figures[2]}" 'BEGIN {
-        printf "%-32s %10.3f %15.3f %10.3f %11.2fx %19.2fx\n", words, k / 1e6, f / 1e6, m / 1e6, m / k, m / f
+    awk -v label="${labels[$row]}" -v k="${figures[0]}" -v f="${figures[1]}" -v m="${figures[2]}" 'BEGIN {
+        printf "%-32s %10.3f %15.3f %10.3f %11.2fx %19.2fx\n", label, k / 1e6, f / 1e6, m / 1e6, m / k, m / f
     }'
 done
 echo "(ratios: msb-mount's time divided by the other's)"

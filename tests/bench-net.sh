@@ -101,10 +101,9 @@ booted() {
     done
     if [ "$1" != passt ]; then
         for process in passt gate; do
-            pid=$(bench_processes "$work/vm.json" | while read -r pid; do
-                if grep -qzE "/$process\$|^--as-$process\$" "/proc/$pid/cmdline"; then echo "$pid"; fi
-            done)
-            pss=$(awk '/^Pss:/ { print $2 }' "/proc/$pid/smaps_rollup")
+            pss=$(bench_processes "$work/vm.json" | while read -r pid; do
+                if grep -qzE "/$process\$|^--as-$process\$" "/proc/$pid/cmdline"; then cat "/proc/$pid/smaps_rollup"; fi
+            done | awk '/^Pss:/ { sum += $2 } END { if (!NR) exit 1; print sum }')
             echo "memory-$process $pss"
         done
     fi

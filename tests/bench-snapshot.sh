@@ -39,8 +39,7 @@ all_started() {
     for n in {0..9}; do started "many$n" "$1" "${@:3}" >"took$n" & pids+=($!); done
     wait "${pids[@]}"
     sort -n took? | tail -n 1
-    "$here/vm-processes.pl" "$MSB_RUN/many" | while read -r pid; do cat "/proc/$pid/smaps_rollup"; done |
-        awk '/^Pss:/ { sum += $2 } END { print int(sum / 1024) }' >>"$2"
+    bench_memory "$memory" many{0..9}.json | awk '{ print int(($1 + $2) / 1024) }' >>"$2"
     ended many{0..9}
 }
 

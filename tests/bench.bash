@@ -6,9 +6,12 @@
 #
 # With BENCH_SMOKE set a benchmark does little and its figures mean nothing: tests/t9-bench.bats checks that it still runs.
 
+bench_here=$(realpath "${BASH_SOURCE[0]%/*}")
+
 # bench_setup: makes $work, which is removed when the shell exits. A share for a trivial init is in $work/share.
 bench_setup() {
-    work=$(mktemp -d "${TMPDIR:-/tmp}/msb-bench.XXXXXX")
+    # vm-processes.pl compares it with paths that the kernel has resolved.
+    work=$(realpath "$(mktemp -d "${TMPDIR:-/tmp}/msb-bench.XXXXXX")")
     export MSB_NETWORK=none MSB_HOME=$work/home XDG_RUNTIME_DIR=$work/run MSB_RUN=$work/run/msb
     trap bench_end EXIT
     mkdir "$XDG_RUNTIME_DIR"
@@ -62,13 +65,8 @@ bench_table() {
 
 bench_median() { sort -n | awk '{ value[NR] = $1 } END { print value[int((NR + 1) / 2)] }'; }
 
-# bench_processes RECORD: prints the supervisor of a VM and its children.
-bench_processes() {
-    local supervisor
-    supervisor=$(jq .vm.pid "$1")
-    echo "$supervisor"
-    ps -o pid= --ppid "$supervisor"
-}
+# bench_processes RECORD: prints the processes of a VM.
+bench_processes() { "$bench_here/vm-processes.pl" "$MSB_RUN/$(jq -r .vm.name "$1")/"; }
 
 # bench_memory MIB RECORD…: prints the host memory in KiB of VMs with MIB each as "host guest": that of the processes, and what the guests
 # have touched. A shared page is divided among its users. Under QEMU the guest's memory is a memfd (its translation buffer is as large and
@@ -86,13 +84,10 @@ bench_memory() {
     done | awk '{ host += $1; guest += $2 } END { printf "%d %d\n", host, guest }'
 }
 
-# bench_started PID: prints when the process was started, in ticks. A number may be given to another process.
-bench_started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20; }
-
 # bench_many COUNT MIB: starts that many VMs at once. Prints how long until all have answered, how much memory they use, and how long until
 # all are gone. Fails if something is left.
 bench_many() {
-    local count=$1 memory=$2 start n pid pids=() host guest processes left
+    local count=$1 memory=$2 start n pid pids=() host guest left
     start=$(bench_now)
     for ((n = 0; n < count; n++)); do
         msb-boot -r "$work/record.json" --name "many-$n" -m "$memory" --timeout 300 >"$work/many-$n.json" &
@@ -110,23 +105,11 @@ bench_many() {
     read -r host guest < <(bench_memory "$memory" "$work"/many-*.json)
     printf '%-46s %8.1f MiB\n' 'host processes, their own' "$(awk -v k="$host" 'BEGIN { print k / 1024 }')"
     printf '%-46s %8.1f MiB\n' "the guests' memory that was touched" "$(awk -v k="$guest" 'BEGIN { print k / 1024 }')"
-    processes=$(for ((n = 0; n < count; n++)); do
-        for pid in $(bench_processes "$work/many-$n.json"); do echo "$pid $(bench_started "$pid")"; done
-    done)
     start=$(bench_now)
     for ((n = 0; n < count; n++)); do msb-stop -r "$work/many-$n.json" >/dev/null 2>&1 & done
     wait
     printf '%-46s %8d ms\n' 'until all have stopped' $((($(bench_now) - start) / 1000))
-    while read -r pid start; do
-        # The kernel may need a moment for what is dead already.
-        for ((n = 0; n < 100; n++)); do
-            [ "$(bench_started "$pid")" = "$start" ] || continue 2
-            sleep 0.1
-        done
-        echo "process $pid is left" >&2
-        return 1
-    done <<<"$processes"
-    left=$(find "$XDG_RUNTIME_DIR" -mindepth 2; grep "$work" /proc/self/mountinfo || true)
+    left=$("$bench_here/vm-processes.pl" "$MSB_RUN/"; find "$XDG_RUNTIME_DIR" -mindepth 2; grep "$work" /proc/self/mountinfo || true)
     if [ -n "$left" ]; then echo "left over: $left" >&2; return 1; fi
     echo "nothing is left over"
 }
