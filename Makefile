@@ -126,7 +126,7 @@ test-slow: deps build
 # An emulated arm64 machine, in which the Debian package is installed and VMs run with libkrun and with QEMU, on its KVM.
 test-arm64: export MSB_KVM_HOST_ARCH = arm64
 test-arm64: export MSB_KVM_HOST_LIMIT ?= 7200
-test-arm64: deps-arm64 dist-arm64
+test-arm64: deps deps-arm64 dist-arm64
 	@tests/kvm-host/run tests/kvm-host/package.bats
 
 # The tests that should pass on a block root as they do on a shared one, with both VMMs.
