@@ -102,11 +102,23 @@ teardown() {
     vm_record=$PWD/again.json
     vm_boot c
     [ "$(vm_exec c cat /disk)" = a ]
-    for name in b c base; do msb-stop -t 5 "$name" >stopped.json; done
-    vm_assert_nothing
     [ "$(msb-store ls --json -t snapshot | jq -s 'length')" = 2 ]
+    # What a snapshot holds is erased when it is removed, or when the last VM that uses it has ended.
+    again=$(jq -r .snapshot.path again.json)
+    exec 5<"$dir/memory" 6<"$again/memory" 7<"$again/state"
+    is_erased() { cmp -n "$(stat -Lc %s "/dev/fd/$1")" "/dev/fd/$1" /dev/zero; }
     msb-store rm -t snapshot "${dir##*/}"
     [ ! -e "$dir" ]
+    run ! is_erased 5
+    [ "$(vm_exec b cat /disk)" = kept ]
+    for name in b c base; do msb-stop -t 5 "$name" >stopped.json; done
+    is_erased 5
+    run ! is_erased 6
+    run ! is_erased 7
+    msb-store rm -t snapshot "${again##*/}"
+    is_erased 6
+    is_erased 7
+    vm_assert_nothing
 }
 
 @test "what cannot be saved is refused while the VM runs on, and a snapshot that does not fit or was changed before a VM starts" {

@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use msb::lock::{self, Lock};
 use msb::overlay::copy_data;
 use msb::record::{self, Channel, Record, RestartPolicy, Snapshot};
+use msb::store::erase::Use;
 use msb::store::snapshot::{self, Description, Machine};
 use msb::store::{home, layout, publish};
 use msb::vm::boot::Boot;
@@ -143,13 +144,14 @@ impl Saved {
         Ok((Drive { fd, format: disk.format, writable: disk.writable, backing_file: None }, file.into()))
     }
 
-    /// Its memory, for reading.
+    /// Its memory, for reading. Nobody erases it meanwhile.
     ///
     /// # Errors
     /// As [`Self::open_drives`].
-    pub(crate) fn memory(&self) -> anyhow::Result<File> {
-        let open = || -> Result<File, snapshot::Error> {
-            let file = snapshot::open(&self.dir, snapshot::MEMORY)?;
+    pub(crate) fn memory(&self) -> anyhow::Result<Use> {
+        let open = || -> Result<Use, snapshot::Error> {
+            let file = Use::begin(snapshot::open(&self.dir, snapshot::MEMORY)?)
+                .map_err(|error| snapshot::Error::File(snapshot::MEMORY.into(), error))?;
             self.description.check_once(&self.dir, snapshot::MEMORY, &file)?;
             Ok(file)
         };

@@ -64,9 +64,12 @@ the processor and another guest kernel."
 fn secrets() -> String {
     "A snapshot holds all of the guest's memory: keys, passwords, the environment of
 every process, and files that were read. Its directory has mode 0700, its files
-0600 (memory: 0400); they are not encrypted. \"msb-store rm -t snapshot\" removes
-the files; whether the blocks of the disk are overwritten is up to the file
-system and the device.
+0600 (memory: 0400); they are not encrypted. \"msb-store rm -t snapshot\"
+overwrites the files with zeros before it removes them. If VMs that have started
+from the snapshot still run, the last of them does that when it ends. Old blocks
+may remain on a file system that writes to new ones (Btrfs, or XFS after a copy
+with shared blocks), on the device, and after a kill of the last VM's supervisor.
+\"msb-store gc\" does the same for a save that was not completed.
 
 VMs from one snapshot have in common what was in memory: private keys and
 session keys of running services, tokens, host keys of ssh, and /etc/machine-id,

@@ -13,7 +13,7 @@ use msb::lock::{self, Lock};
 use msb::record::{self, Record};
 use msb::store::snapshot::{self, Content, DESCRIPTION, Description, MEMORY, STATE};
 use msb::store::snapshot_stamp::Stamp;
-use msb::store::{layout, publish};
+use msb::store::{erase, layout, publish};
 use msb::tool::interrupt::{self, DeferExit};
 use msb::vm::rundir;
 use msb::vm::saving::{self, Answer, Request};
@@ -48,7 +48,7 @@ pub(crate) fn save(home: &Path, run_dir: &Path, record: &Record, waits: bool) ->
     match saved {
         // It is there now, so its record is printed.
         Ok(_) => deferred.finish(),
-        Err(_) => drop(publish::remove_tree(&staging)),
+        Err(_) => drop(erase::remove_tree(&staging)),
     }
     saved
 }

@@ -15,7 +15,7 @@ use msb::lock::{self, Lock};
 use msb::program;
 use msb::store::erofs::Mkfs;
 use msb::store::step::StepResult;
-use msb::store::{layers, layout, publish, sandbox, snapshot_name};
+use msb::store::{erase, layers, layout, publish, sandbox, snapshot_name};
 use serde::Serialize;
 
 use crate::args::Type;
@@ -137,7 +137,9 @@ impl Collector<'_> {
     fn settle(&mut self, kind: Type, path: &Path, verdict: Verdict) -> anyhow::Result<()> {
         let bytes = size::of(path)?;
         if verdict.is_err() && !self.scope.dry_run {
-            publish::remove_tree(path).with_context(|| format!("{path:?}"))?;
+            let is_saved = path.starts_with(layout::snapshots(self.home));
+            let remove = if is_saved { erase::remove_tree } else { publish::remove_tree };
+            remove(path).with_context(|| format!("{path:?}"))?;
         }
         self.put(kind, path, bytes, verdict)
     }

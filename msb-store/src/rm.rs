@@ -8,7 +8,7 @@ use anyhow::{Context, bail, ensure};
 use msb::lock::{self, Lock};
 use msb::record::check_volume_name;
 use msb::store::snapshot_name::{self, Named};
-use msb::store::{layout, publish, sandbox, snapshot};
+use msb::store::{erase, layout, publish, sandbox, snapshot};
 use msb::tool::exit;
 use msb::vm::name;
 
@@ -205,7 +205,7 @@ fn saved(config: &Config, path: &Path) -> anyhow::Result<bool> {
         // Nobody finds half of it.
         let removed = publish::staging_path(path);
         std::fs::rename(path, &removed)?;
-        publish::remove_tree(&removed)?;
+        erase::remove_tree(&removed)?;
         if let Some(sandbox) = named.and_then(|named| named.sandbox).filter(|sandbox| name::check(sandbox).is_ok()) {
             sandbox::remove(&layout::sandbox(&config.home, &sandbox))?;
         }

@@ -19,6 +19,8 @@
 //! | `sandboxes/ID/hold` | msb-patch, msb-mount, msb-boot | shared, waits | a patch, a mount or a VM uses the upper |
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `snapshots/.ID.PID.N` | msb-snapshot | exclusive | the snapshot is being made |
+//! | `snapshots/HEX/memory` | msb-boot | shared, waits | a VM that has started from the snapshot lives |
+//! | the same | msb-store | exclusive | the file is erased |
 //! | `snapshot-names` | `msb-run --snapshot`, msb-store | exclusive, waits | a snapshot gets or loses a name |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
@@ -34,6 +36,7 @@ pub mod chain;
 pub mod checksums;
 mod clone;
 pub mod draft;
+pub mod erase;
 pub mod erofs;
 pub mod home;
 pub mod id_map;

@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, ensure};
 use msb::overlay::copy_data;
+use msb::store::erase::Use;
 
 use crate::krun::ffi;
 
@@ -25,7 +26,7 @@ pub(super) enum Memory {
     /// A saved file that the VMM has mapped privately.
     Private {
         /// The file.
-        saved: File,
+        saved: Use,
         /// The VMM's process ID.
         vmm: u32,
     },

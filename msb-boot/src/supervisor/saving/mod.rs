@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use msb::record::Endpoint;
+use msb::store::erase::Use;
 use msb::store::snapshot::{self, Machine};
 use msb::vm::rundir;
 
@@ -33,11 +34,18 @@ pub(super) use load::Loaded;
 
 /// The supervisor's ends of what the VMM inherits, before the VMM runs.
 pub(super) struct Prepared {
-    memory: File,
+    memory: Source,
     monitor: UnixStream,
-    state: Option<InheritedFd>,
     disks: Vec<File>,
     machine: Machine,
+}
+
+/// Where the VMM gets the guest's memory from.
+enum Source {
+    /// Empty memory.
+    Empty(File),
+    /// The memory of a snapshot, and the state of its devices.
+    Saved(Use, InheritedFd),
 }
 
 /// A VM that can be saved.
@@ -59,19 +67,25 @@ impl Prepared {
         if !vm.has_saved_devices() || config.networks.has_external_cards() || config.vmm.processor().is_none() {
             return Ok(None);
         }
-        let (memory, state) = match &config.saved {
-            Some(saved) => (saved.memory()?, Some(saved.state()?)),
-            None => (File::from(saved::memory(vm.memory_mib)?), None),
-        };
         let (machine, disks) = describe(config, vm)?;
         let (monitor, theirs) = UnixStream::pair()?;
-        // The saved memory is not inherited: the VMM must not write to it.
-        let inherited = if state.is_none() { Some(OwnedFd::from(memory.try_clone()?)) } else { None };
-        vm.saving = Some(Saving { memory: inherited.as_ref().map(InheritedFd::of), monitor: InheritedFd::of(&theirs) });
-        let state_fd = state.as_ref().map(InheritedFd::of);
+        let mut inherited = None;
+        let memory = if let Some(saved) = &config.saved {
+            // The saved memory is not inherited: the VMM must not write to it.
+            let (memory, state) = (saved.memory()?, saved.state()?);
+            let source = Source::Saved(memory, InheritedFd::of(&state));
+            fds.push(state);
+            source
+        } else {
+            let memory = saved::memory(vm.memory_mib)?;
+            let file = File::from(memory.try_clone()?);
+            inherited = Some(InheritedFd::of(&memory));
+            fds.push(memory);
+            Source::Empty(file)
+        };
+        vm.saving = Some(Saving { memory: inherited, monitor: InheritedFd::of(&theirs) });
         fds.push(theirs.into());
-        fds.extend(inherited.into_iter().chain(state));
-        Ok(Some(Self { memory, monitor, state: state_fd, disks, machine }))
+        Ok(Some(Self { memory, monitor, disks, machine }))
     }
 
     /// Adds what only a VMM that was started has: its process ID, and `channel`, the control socket of the multiplexer.
@@ -79,11 +93,11 @@ impl Prepared {
     /// # Errors
     /// Those of `dup(2)`.
     pub(super) fn started(self, config: &Config, vmm: u32, channel: &UnixStream) -> anyhow::Result<Saver> {
-        let Self { memory, monitor, state, disks, machine } = self;
+        let Self { memory, monitor, disks, machine } = self;
         let (monitor, channel) = (Mutex::new(Monitor::new(monitor)?), channel.try_clone()?);
-        let memory = match state {
-            Some(_) => Memory::Private { saved: memory, vmm },
-            None => Memory::Shared(memory),
+        let (memory, state) = match memory {
+            Source::Empty(memory) => (Memory::Shared(memory), None),
+            Source::Saved(saved, state) => (Memory::Private { saved, vmm }, Some(state)),
         };
         let parts = Parts { monitor, channel, memory, disks, machine, images: config.images.clone() };
         Ok(Saver { parts: Arc::new(parts), state, listener: None })
