@@ -104,13 +104,19 @@ own_memory() {
 }
 
 # bats test_tags=slow
-@test "a fork that is interrupted, or has a copy that does not start, leaves no copies and no snapshot" {
+@test "a fork that is interrupted, or has a copy that does not start, leaves no copies, no snapshot, and the disks of other VMs" {
     vm_boot base --vmm qemu --channel serial -m 128M
     vm_boot base-2 -m 128M
+    # A stopped VM has the name of a copy, and keeps its disk.
+    vm_boot base-1 -m 128M
+    msb-stop -q -t 5 base-1 >/dev/null
+    disk=$MSB_HOME/sandboxes/base-1/top.ext4
+    made=$(stat -c %i "$disk")
     run --separate-stderr msb-fork -n 3 base
     [ "$status" -eq 1 ]
     [[ $stderr == *'name "base-2": a VM of that name is running'* ]]
     [ -z "$output" ]
+    [ "$(stat -c %i "$disk")" = "$made" ]
     msb-stop -q -t 5 base-2 >/dev/null
     [ "$(ls "$MSB_RUN")" = base ]
     for delay in 0.0{1,2,4,6,8} 0.{1,12,15,2,25,3,4,5,6}; do

@@ -99,10 +99,10 @@ fn start_all(args: &Args, names: &[String], record: &[u8], children: &Children) 
     Ok((copies, true))
 }
 
-/// Removes copies that are up.
+/// Ends copies that are up. Their disks have no names. A disk with the name of a copy is that of another VM, which is stopped.
 fn end_all(copies: &[Booted]) -> anyhow::Result<()> {
     if !copies.is_empty() {
-        shielded(&Stage::new("msb-rm", ["-f"]).and(copies.iter().map(|(name, _)| name)))?;
+        shielded(&Stage::new("msb-stop", ["-q", "-t", "0"]).and(copies.iter().map(|(name, _)| name)))?;
     }
     Ok(())
 }
