@@ -36,22 +36,25 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         Err(_) => return Ok(failed(&children)),
     };
     let digest = saved.snapshot.as_ref().map(|snapshot| snapshot.digest.clone()).unwrap_or_default();
-    let copies = start_all(args, &names, &serde_json::to_vec(&of_copies(saved))?, &children);
-    let code = copies.and_then(|(copies, is_complete)| {
-        let printed = match is_complete && children.first_signal().is_none() {
-            true => line::put_bytes(&copies.iter().flat_map(|(_, record)| record.clone()).collect::<Vec<u8>>()),
-            false => Ok(()),
-        };
-        if is_complete && printed.is_ok() && children.first_signal().is_none() {
-            return Ok(0);
+    let record = serde_json::to_vec(&of_copies(saved))?;
+    let mut copies = Vec::new();
+    let start = |name: &str| start(args, name, &record, &children);
+    let printed = start_all(&names, start, &children, &mut copies).and_then(|is_complete| {
+        if !is_complete || children.first_signal().is_some() {
+            return Ok(false);
         }
-        // Nobody would know of them.
-        end_all(&copies)?;
-        printed?;
-        Ok(failed(&children))
+        line::put_bytes(&copies.iter().flat_map(|(_, record)| record.clone()).collect::<Vec<u8>>())?;
+        Ok(children.first_signal().is_none())
     });
+    let ended = match printed {
+        Ok(true) => Ok(()),
+        // The caller gets no records, so the copies are removed.
+        _ => end_all(&copies),
+    };
     shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", &digest]))?;
-    code
+    let is_done = printed?;
+    ended?;
+    Ok(if is_done { 0 } else { failed(&children) })
 }
 
 /// A copy that is up: its name, and its record as a line.
@@ -67,36 +70,50 @@ fn of_copies(mut record: Record) -> Record {
     record
 }
 
-/// Starts the copies, as many at a time as there are processors. Returns those that are up, and whether these are all.
-fn start_all(args: &Args, names: &[String], record: &[u8], children: &Children) -> anyhow::Result<(Vec<Booted>, bool)> {
-    let (mut copies, mut is_complete) = (Vec::new(), true);
+/// Starts a copy.
+fn start(args: &Args, name: &str, record: &[u8], children: &Children) -> anyhow::Result<(Stage, Child)> {
+    let flags = ["--new-machine-id"].into_iter().filter(|_| args.new_machine_id);
+    let boot = Stage::new("msb-boot", ["-q", "-r", "-", "--name", name]).and(flags);
+    let mut child = spawn(&boot, Stdio::piped(), Stdio::piped(), children)?;
+    // Written before the next one is started, so that all of them boot at the same time.
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(record);
+    }
+    Ok((boot, child))
+}
+
+/// Starts the copies, as many at a time as there are processors. Adds those that are up to `copies`, also if it fails, and returns
+/// whether these are all.
+fn start_all(
+    names: &[String],
+    start: impl Fn(&str) -> anyhow::Result<(Stage, Child)>,
+    children: &Children,
+    copies: &mut Vec<Booted>,
+) -> anyhow::Result<bool> {
     for names in names.chunks(available_parallelism()?.get()) {
         if children.first_signal().is_some() {
-            return Ok((copies, false));
+            return Ok(false);
         }
-        let mut booting: Vec<(String, Stage, Child)> = Vec::new();
-        for name in names {
-            let flags = ["--new-machine-id"].into_iter().filter(|_| args.new_machine_id);
-            let boot = Stage::new("msb-boot", ["-q", "-r", "-", "--name", name]).and(flags);
-            let mut child = spawn(&boot, Stdio::piped(), Stdio::piped(), children)?;
-            // All of them read at the same time.
-            if let Some(mut stdin) = child.stdin.take() {
-                let _ = stdin.write_all(record);
-            }
-            booting.push((name.clone(), boot, child));
-        }
-        for (name, boot, mut child) in booting {
-            match finish(&boot, &mut child, Vec::new())? {
-                Ok(record) => copies.push((name, record)),
-                Err(_) => is_complete = false,
+        let mut booting = Vec::new();
+        let mut result: anyhow::Result<()> = names.iter().try_for_each(|name| {
+            booting.push((name, start(name)?));
+            Ok(())
+        });
+        let mut is_complete = true;
+        for (name, (boot, mut child)) in booting {
+            match finish(&boot, &mut child, Vec::new()) {
+                Ok(Ok(record)) => copies.push((name.clone(), record)),
+                Ok(Err(_)) => is_complete = false,
+                Err(error) => result = result.and(Err(error)),
             }
         }
         children.forget();
+        result?;
         if !is_complete {
-            return Ok((copies, false));
+            return Ok(false);
         }
     }
-    Ok((copies, true))
+    Ok(true)
 }
 
 /// Ends copies that are up. Their disks have no names. A disk with the name of a copy is that of another VM, which is stopped.
@@ -110,4 +127,24 @@ fn end_all(copies: &[Booted]) -> anyhow::Result<()> {
 /// The exit code after a tool that has failed and has said why.
 fn failed(children: &Children) -> u8 {
     children.first_signal().map_or(exit::FAILED, |signal| exit::SIGNAL_BASE.saturating_add(signal))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn the_copies_that_are_up_are_known_when_another_one_cannot_be_started() {
+        let start = |name: &str| {
+            anyhow::ensure!(name != "base-2", "no process");
+            let child = Command::new("sh").args(["-c", "echo record"]).stdout(Stdio::piped()).spawn()?;
+            Ok((Stage::new("sh", [name]), child))
+        };
+        let names = ["base-1", "base-2"].map(str::to_owned);
+        let (children, mut copies) = (Children::new().unwrap(), Vec::new());
+        assert_eq!(start_all(&names, start, &children, &mut copies).unwrap_err().to_string(), "no process");
+        assert_eq!(copies, [("base-1".to_owned(), b"record\n".to_vec())]);
+    }
 }
