@@ -117,6 +117,13 @@ own_memory() {
     [[ $stderr == *'name "base-2": a VM of that name is running'* ]]
     [ -z "$output" ]
     [ "$(stat -c %i "$disk")" = "$made" ]
+    # A killed msb-boot is reported by msb-fork.
+    vm_copy_alone msb-fork
+    printf '#!/bin/sh\nkill -9 $$\n' >alone/msb-boot
+    chmod +x alone/msb-boot
+    run --separate-stderr alone/msb-fork base
+    [ "$status" -eq 1 ]
+    [ "$stderr" = 'msb-fork: msb-boot was ended by signal 9' ]
     msb-stop -q -t 5 base-2 >/dev/null
     [ "$(ls "$MSB_RUN")" = base ]
     for delay in 0.0{1,2,4,6,8} 0.{1,12,15,2,25,3,4,5,6}; do

@@ -18,7 +18,11 @@ const FORWARDED: [Signal; 6] =
 
 /// The children that run now. Signals do not end this process: it ends after its children, when all is cleaned up.
 #[derive(Clone, Debug)]
-pub struct Children(Arc<Mutex<State>>);
+pub struct Children {
+    /// The tool whose children they are, for messages.
+    pub tool: &'static str,
+    state: Arc<Mutex<State>>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -27,16 +31,17 @@ struct State {
 }
 
 impl Children {
-    /// Starts passing on signals, except those that the caller has set to be ignored. Call this before any other thread is started.
+    /// Starts passing on the signals of this tool, except those that its caller has set to be ignored. Call this before any other thread is
+    /// started.
     ///
     /// # Errors
     /// Those of signalfd(2).
-    pub fn new() -> io::Result<Self> {
+    pub fn new(tool: &'static str) -> io::Result<Self> {
         let ignored = start::ignored().unwrap_or(SigSet::empty());
         let signals: SigSet = FORWARDED.into_iter().filter(|&signal| !ignored.contains(signal)).collect();
         signals.thread_block()?;
         let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
-        let children = Self(Arc::default());
+        let children = Self { tool, state: Arc::default() };
         let own = children.clone();
         thread::spawn(move || {
             while let Ok(info) = signals.read_signal() {
@@ -52,7 +57,7 @@ impl Children {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn signalled(&self, signal: Signal, passes_on: bool) {

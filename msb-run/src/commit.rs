@@ -25,7 +25,7 @@ use crate::step::Step;
 pub fn run(plan: &Plan, args: &Args) -> anyhow::Result<u8> {
     let output = Output { output: args.output.clone(), json: false, quiet: args.quiet };
     output.check()?;
-    let children = Children::new()?;
+    let children = Children::new(TOOL)?;
     let record = match input(plan, args, &children)? {
         Ok(record) => record,
         Err(code) => return Ok(code),
@@ -112,7 +112,7 @@ fn in_vm(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyh
         failed => return Ok(failed),
     };
     let mut boot = spawn(&plan.boot, Stdio::piped(), Stdio::null(), children)?;
-    if let Err(code) = finish(&plan.boot, &mut boot, serde_json::to_vec(&patched)?)? {
+    if let Err(code) = finish(&plan.boot, &mut boot, serde_json::to_vec(&patched)?, children)? {
         return Ok(Err(code));
     }
     children.forget();

@@ -113,7 +113,7 @@ fn make(plan: &Plan, saving: &Saving, mut record: Record, children: &Children) -
         };
     }
     let mut boot = spawn(&saving.boot, Stdio::piped(), Stdio::null(), children)?;
-    let booted = finish(&saving.boot, &mut boot, serde_json::to_vec(&record)?)?;
+    let booted = finish(&saving.boot, &mut boot, serde_json::to_vec(&record)?, children)?;
     children.forget();
     match booted {
         Ok(_) => stage(&saving.save, Stdio::null(), Vec::new(), children),

@@ -45,7 +45,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         line::put_bytes(plan.script(args).as_bytes())?;
         return Ok(0);
     }
-    let children = Children::new()?;
+    let children = Children::new(TOOL)?;
     let record = match plan.saving.as_ref().map(|saving| kept::record(&plan, saving, args, &children)).transpose()? {
         Some(Ok(record)) => Some(serde_json::to_vec(&record)?),
         Some(Err(code)) => return Ok(code),
@@ -105,7 +105,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
             }
         });
         let made = (|| -> anyhow::Result<Result<(), u8>> {
-            let mut record = match finish_unless(&plan.pull, &mut pull, Vec::new(), is_ended)? {
+            let mut record = match finish_unless(&plan.pull, &mut pull, Vec::new(), children, is_ended)? {
                 Ok(record) => record,
                 Err(code) => return Ok(Err(code)),
             };
@@ -115,12 +115,12 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
                 return Ok(Err(code));
             }
             if let (Some(stage), Some(patch)) = (&plan.patch, &mut patch) {
-                record = match finish(stage, patch, record)? {
+                record = match finish(stage, patch, record, children)? {
                     Ok(record) => record,
                     Err(code) => return Ok(Err(code)),
                 };
             }
-            Ok(finish(&plan.boot, &mut boot, record)?.map(drop))
+            Ok(finish(&plan.boot, &mut boot, record, children)?.map(drop))
         })();
         // After a failure the stages behind it still wait for a record.
         is_waiting.store(false, Ordering::Release);
@@ -145,7 +145,7 @@ fn resume(plan: &Plan, record: Vec<u8>, children: &Children, caretaker: &Caretak
             return Ok(Err(code));
         }
         let mut boot = spawn(&plan.boot, Stdio::piped(), caretaker.record()?, children)?;
-        Ok(finish(&plan.boot, &mut boot, record)?.map(drop))
+        Ok(finish(&plan.boot, &mut boot, record, children)?.map(drop))
     })();
     children.forget();
     caretaker.share(false)?;
@@ -159,7 +159,7 @@ fn resume(plan: &Plan, record: Vec<u8>, children: &Children, caretaker: &Caretak
 fn replace(plan: &Plan, record: &[u8], children: &Children) -> anyhow::Result<Result<(), u8>> {
     if let Some([check, remove]) = &plan.replace {
         let mut check_boot = spawn(check, Stdio::piped(), Stdio::null(), children)?;
-        if let Err(code) = finish(check, &mut check_boot, record.to_vec())? {
+        if let Err(code) = finish(check, &mut check_boot, record.to_vec(), children)? {
             return Ok(Err(code));
         }
         if !shielded(remove)?.success() {

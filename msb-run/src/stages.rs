@@ -14,7 +14,7 @@ use crate::children::Children;
 use crate::plan::Stage;
 use crate::programs;
 
-/// The tool that messages are from.
+/// The name of msb-run in messages.
 pub const TOOL: &str = "msb-run";
 
 /// A record, or the exit status of what has failed and has said why.
@@ -25,8 +25,13 @@ pub type Made = Result<Record, u8>;
 ///
 /// # Errors
 /// Those of the pipes, and of wait(2).
-pub fn finish(stage: &Stage, child: &mut Child, record: Vec<u8>) -> anyhow::Result<Result<Vec<u8>, u8>> {
-    finish_unless(stage, child, record, &AtomicBool::new(false))
+pub fn finish(
+    stage: &Stage,
+    child: &mut Child,
+    record: Vec<u8>,
+    children: &Children,
+) -> anyhow::Result<Result<Vec<u8>, u8>> {
+    finish_unless(stage, child, record, children, &AtomicBool::new(false))
 }
 
 /// As [`finish`], for a stage that this process may end because another one has failed. It sets `is_ended` then.
@@ -37,6 +42,7 @@ pub fn finish_unless(
     stage: &Stage,
     child: &mut Child,
     record: Vec<u8>,
+    children: &Children,
     is_ended: &AtomicBool,
 ) -> anyhow::Result<Result<Vec<u8>, u8>> {
     if let Some(mut stdin) = child.stdin.take() {
@@ -51,7 +57,7 @@ pub fn finish_unless(
     if let Some(signal) = status.signal()
         && !is_ended.load(Ordering::Acquire)
     {
-        exit::warn(TOOL, &format!("{} was ended by signal {signal}", stage.tool));
+        exit::warn(children.tool, &format!("{} was ended by signal {signal}", stage.tool));
     }
     Ok(if status.success() { Ok(printed) } else { Err(exit::TOOL_FAILED) })
 }
@@ -115,7 +121,7 @@ pub fn status(command: &mut Command, children: &Children) -> anyhow::Result<Exit
 /// Those of starting it, and text that is no record.
 pub fn stage(stage: &Stage, stdin: Stdio, record: Vec<u8>, children: &Children) -> anyhow::Result<Made> {
     let mut child = spawn(stage, stdin, Stdio::piped(), children)?;
-    let printed = finish(stage, &mut child, record)?;
+    let printed = finish(stage, &mut child, record, children)?;
     children.forget();
     match printed {
         Ok(text) => Ok(Ok(Record::parse(text.trim_ascii_end()).context(stage.tool)?)),

@@ -29,7 +29,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let record = args.record.take(args.vm.as_deref())?;
     let prefix = args.name.clone().map_or_else(|| Ok(record.vm()?.name.clone()), Ok::<_, anyhow::Error>)?;
     let names: Vec<String> = (1..=args.count).map(|number| format!("{prefix}-{number}")).collect();
-    let children = Children::new()?;
+    let children = Children::new(TOOL)?;
     let save = Stage::new("msb-snapshot", ["-q", "-r", "-"]);
     let saved = match stage(&save, Stdio::piped(), serde_json::to_vec(&record)?, &children)? {
         Ok(saved) => saved,
@@ -101,7 +101,7 @@ fn start_all(
         });
         let mut is_complete = true;
         for (name, (boot, mut child)) in booting {
-            match finish(&boot, &mut child, Vec::new()) {
+            match finish(&boot, &mut child, Vec::new(), children) {
                 Ok(Ok(record)) => copies.push((name.clone(), record)),
                 Ok(Err(_)) => is_complete = false,
                 Err(error) => result = result.and(Err(error)),
@@ -143,7 +143,7 @@ mod tests {
             Ok((Stage::new("sh", [name]), child))
         };
         let names = ["base-1", "base-2"].map(str::to_owned);
-        let (children, mut copies) = (Children::new().unwrap(), Vec::new());
+        let (children, mut copies) = (Children::new(TOOL).unwrap(), Vec::new());
         assert_eq!(start_all(&names, start, &children, &mut copies).unwrap_err().to_string(), "no process");
         assert_eq!(copies, [("base-1".to_owned(), b"record\n".to_vec())]);
     }
