@@ -14,10 +14,10 @@ use crate::args::Args;
 use crate::caretaker::{self, Caretaker};
 use crate::children::Children;
 use crate::commit;
-use crate::kept;
 use crate::page::PAGE;
 use crate::passed;
 use crate::plan::{Plan, Stage};
+use crate::snapshot;
 use crate::stages::{TOOL, code, command, end, finish, finish_unless, process, shielded, spawn, status};
 use crate::step;
 
@@ -25,7 +25,7 @@ use crate::step;
 pub fn main() -> ExitCode {
     match std::env::args_os().nth(1) {
         Some(role) if role == caretaker::ROLE => return caretaker::main(),
-        Some(role) if role == kept::ROLE => return kept::main(),
+        Some(role) if role == snapshot::ROLE => return snapshot::main(),
         Some(role) if role == step::ROLE => return step::main(),
         _ => {}
     }
@@ -46,11 +46,12 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let children = Children::new(TOOL)?;
-    let record = match plan.saving.as_ref().map(|saving| kept::record(&plan, saving, args, &children)).transpose()? {
-        Some(Ok(record)) => Some(serde_json::to_vec(&record)?),
-        Some(Err(code)) => return Ok(code),
-        None => None,
-    };
+    let record =
+        match plan.saving.as_ref().map(|saving| snapshot::record(&plan, saving, args, &children)).transpose()? {
+            Some(Ok(record)) => Some(serde_json::to_vec(&record)?),
+            Some(Err(code)) => return Ok(code),
+            None => None,
+        };
     let mut caretaker = Caretaker::start()?;
     let is_named = args.name.is_some();
     if is_named {

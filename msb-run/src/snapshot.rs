@@ -1,5 +1,5 @@
-//! msb-run --snapshot: the snapshot that a run starts from. The first run makes it: it boots a VM of its own, saves that before any
-//! command runs in it, and ends it. So the first run and all later ones start from the same state.
+//! msb-run --snapshot: the snapshot that a run starts from. The first run makes it: it boots a VM, saves it before any command runs, and
+//! ends it. So the first run and all later ones start from the same state.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -24,19 +24,19 @@ use crate::programs;
 use crate::stages::{Made, TOOL, end, finish, shielded, spawn, stage};
 use crate::step::Parts;
 
-/// Changes with what the key covers.
+/// Part of the key. Change it when the key covers something else.
 const VERSION: &[u8] = b"msb-run snapshot 1";
 
-/// The argument that starts this program to remove what was made for a snapshot that has got no name.
-pub const ROLE: &str = "--as-forgetter";
+/// The argument that makes this program clean up after a snapshot that was not completed.
+pub const ROLE: &str = "--as-cleanup";
 
-/// The role's main. The caretaker starts it once no other process of the run is at work any more.
+/// The role's main. The caretaker starts it after all other processes of the run have ended.
 pub fn main() -> ExitCode {
     let vm = std::env::args().nth(2).unwrap_or_default();
-    exit::report(TOOL, exit::TOOL_FAILED, forget(&vm).map(|()| 0))
+    exit::report(TOOL, exit::TOOL_FAILED, discard(&vm).map(|()| 0))
 }
 
-/// The record with the snapshot of this name, which is made if there is none, or one that was made of something else.
+/// The record of the snapshot with this name. Makes the snapshot if there is none, or if its key differs.
 ///
 /// # Errors
 /// Those of starting processes, of records and of the store.
@@ -66,7 +66,7 @@ pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) ->
     let saved = match made {
         Ok(Ok(saved)) => saved,
         failed => {
-            forget(&saving.vm)?;
+            discard(&saving.vm)?;
             caretaker.dismiss()?;
             let code = children.first_signal().map(|signal| exit::SIGNAL_BASE.saturating_add(signal));
             return failed.map(|made| made.map_err(|failed| code.unwrap_or(failed)));
@@ -77,15 +77,16 @@ pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) ->
     let named = Named { key: key.clone(), digest: snapshot.digest, sandbox };
     let lost = named.take(&home::home()?, name).with_context(|| format!("snapshot {name:?}"));
     if lost.is_err() {
-        forget(&saving.vm)?;
+        discard(&saving.vm)?;
     }
     caretaker.dismiss()?;
     lost?.map(|lost| remove(&lost)).transpose()?;
     let found = find(name, &key)?;
-    Ok(Ok(found.with_context(|| format!("snapshot {name:?}: another one has just got that name (run it again)"))?))
+    Ok(Ok(found
+        .with_context(|| format!("snapshot {name:?}: another run has just replaced it (run the command again)"))?))
 }
 
-/// The record of the snapshot that has this name, if it was made of this.
+/// The record of the snapshot with this name, if it has this key.
 fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
     let home = home::home()?;
     let Some(named) = Named::read(&home, name).filter(|named| named.key == key) else { return Ok(None) };
@@ -97,7 +98,7 @@ fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
             Ok(Some(record))
         }
         Err(error) => {
-            exit::warn(TOOL, &format!("snapshot {name:?} is made again: {error}"));
+            exit::warn(TOOL, &format!("snapshot {name:?}: making it again: {error}"));
             remove(&named)?;
             Ok(None)
         }
@@ -121,8 +122,8 @@ fn make(plan: &Plan, saving: &Saving, mut record: Record, children: &Children) -
     }
 }
 
-/// Removes the VM that was to be saved, its upper, and the snapshot of it, unless that has a name by now.
-fn forget(vm: &str) -> anyhow::Result<()> {
+/// Removes the VM that was to be saved, its upper and its snapshot, unless the snapshot has a name.
+fn discard(vm: &str) -> anyhow::Result<()> {
     let home = home::home()?;
     for entry in fs::read_dir(layout::snapshots(&home)).into_iter().flatten().flatten() {
         let Some(digest) = snapshot::digest_of(&entry.path()) else { continue };
@@ -140,7 +141,7 @@ fn forget(vm: &str) -> anyhow::Result<()> {
 /// Removes a snapshot and its upper. VMs that were started from it do not need it any more.
 fn remove(named: &Named) -> anyhow::Result<()> {
     let hex = named.digest.trim_start_matches("sha256:");
-    // It says what is wrong; the run can go on.
+    // msb-store reports its errors. They do not stop the run.
     shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", hex]))?;
     if let Some(sandbox) = &named.sandbox {
         shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "sandbox", sandbox]))?;
@@ -148,7 +149,7 @@ fn remove(named: &Named) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The digest of all that a snapshot is made of.
+/// The digest of everything that a snapshot depends on.
 fn key(record: &Record, saving: &Saving, args: &Args) -> anyhow::Result<String> {
     ensure!(
         !matches!(record.rootfs, Some(Rootfs::Disk { .. })),
@@ -174,7 +175,7 @@ fn key(record: &Record, saving: &Saving, args: &Args) -> anyhow::Result<String> 
     Ok(parts.digest())
 }
 
-/// Adds what this machine would run the VM with.
+/// Adds the agent, the kernel and the QEMU that msb-boot would use.
 fn add_machine(parts: &mut Parts) -> anyhow::Result<()> {
     let mut probe = programs::command("msb-boot")?;
     let output = probe.args(["--probe", "--vmm", "qemu"]).stdin(Stdio::null()).output().context("msb-boot --probe")?;
@@ -183,7 +184,7 @@ fn add_machine(parts: &mut Parts) -> anyhow::Result<()> {
     for part in ["agentd", "libkrunfw", "qemu"] {
         let path = found["parts"][part]["by"].as_str().unwrap_or_default();
         parts.add(path.as_bytes());
-        // What is missing, msb-boot says.
+        // msb-boot reports a missing part.
         let identity = fs::metadata(Path::new(OsStr::new(path)))
             .map(|file| format!("{} {} {}.{}", file.ino(), file.size(), file.mtime(), file.mtime_nsec()));
         parts.add(identity.unwrap_or_default().as_bytes());
