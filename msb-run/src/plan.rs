@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
-use msb::store::{home, layout};
+use msb::store::{home, layout, snapshot_name};
 
 use crate::args::Args;
 
@@ -48,7 +48,7 @@ pub struct Saving {
 
 impl Saving {
     fn new(args: &Args, name: &str) -> io::Result<Self> {
-        let vm = format!("snapshot-{}", layout::fresh_id()?);
+        let vm = snapshot_name::fresh_vm()?;
         // These are the same for all snapshots.
         let is_fixed = |flag: &str| ["vmm", "root", "channel"].contains(&flag);
         let flags = args.boot.of(|flag| !is_fixed(flag) && !is_of_run(args, flag));

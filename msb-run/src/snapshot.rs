@@ -73,14 +73,13 @@ pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) ->
         }
     };
     let snapshot = saved.snapshot.context("msb-snapshot: a record without a snapshot")?;
-    let sandbox = plan.patch.as_ref().map(|_| saving.vm.clone());
-    let named = Named { key: key.clone(), digest: snapshot.digest, sandbox };
+    let named = Named { key: key.clone(), digest: snapshot.digest };
     let lost = named.take(&home::home()?, name).with_context(|| format!("snapshot {name:?}"));
     if lost.is_err() {
         discard(&saving.vm)?;
     }
     caretaker.dismiss()?;
-    lost?.map(|lost| remove(&lost)).transpose()?;
+    lost?.map(|lost| remove(&lost.digest)).transpose()?;
     let found = find(name, &key)?;
     Ok(Ok(found
         .with_context(|| format!("snapshot {name:?}: another run has just replaced it (run the command again)"))?))
@@ -99,7 +98,7 @@ fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
         }
         Err(error) => {
             exit::warn(TOOL, &format!("snapshot {name:?}: making it again: {error}"));
-            remove(&named)?;
+            remove(&named.digest)?;
             Ok(None)
         }
     }
@@ -132,21 +131,16 @@ fn discard(vm: &str) -> anyhow::Result<()> {
             if !snapshot_name::of(&home, &digest).is_empty() {
                 return Ok(());
             }
-            remove(&Named { key: String::new(), digest, sandbox: None })?;
+            remove(&digest)?;
         }
     }
     end(&Stage::new("msb-rm", ["-f", vm]))
 }
 
 /// Removes a snapshot and its upper. VMs that were started from it do not need it any more.
-fn remove(named: &Named) -> anyhow::Result<()> {
-    let hex = named.digest.trim_start_matches("sha256:");
+fn remove(digest: &str) -> anyhow::Result<()> {
     // msb-store reports its errors. They do not stop the run.
-    shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", hex]))?;
-    if let Some(sandbox) = &named.sandbox {
-        shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "sandbox", sandbox]))?;
-    }
-    Ok(())
+    shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", digest])).map(drop)
 }
 
 /// The digest of everything that a snapshot depends on.

@@ -193,22 +193,30 @@ fn erofs(config: &Config, path: &Path) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Removes a saved VM. VMs that were started from it have copies, or hold its files open.
+/// Removes a saved VM, with the upper that msb-run --snapshot made for it. VMs that were started from it have copies, or hold its files
+/// open.
 fn saved(config: &Config, path: &Path) -> anyhow::Result<bool> {
     if !path.is_dir() {
         return Ok(false);
     }
     if !config.dry_run {
-        let digest = snapshot::digest_of(path).unwrap_or_default();
-        let names = snapshot_name::of(&config.home, &digest);
-        let named = names.first().and_then(|name| Named::read(&config.home, name));
+        let record = snapshot::named_record(path);
+        let upper = record.and_then(|record| snapshot_name::sandbox_of(&config.home, &record));
+        let is_of_another = |sandbox: &Path| {
+            let vms = vm::vms(&config.home)?;
+            let mut others = vms.iter().filter(|vm| vm.is_saved && vm.name != name_of(path));
+            anyhow::Ok(others.any(|vm| vm.has_sandbox(sandbox)))
+        };
+        // Without the snapshot nothing would name its upper, so that is removed first.
+        if let Some(upper) = upper
+            && !is_of_another(&upper)?
+        {
+            sandbox::remove(&upper).with_context(|| format!("{upper:?}"))?;
+        }
         // Nobody finds half of it.
         let removed = publish::staging_path(path);
         std::fs::rename(path, &removed)?;
         erase::remove_tree(&removed)?;
-        if let Some(sandbox) = named.and_then(|named| named.sandbox).filter(|sandbox| name::check(sandbox).is_ok()) {
-            sandbox::remove(&layout::sandbox(&config.home, &sandbox))?;
-        }
         snapshot_name::prune(&config.home)?;
     }
     Ok(true)
@@ -228,4 +236,53 @@ fn volume(config: &Config, name: &str, path: &Path) -> anyhow::Result<bool> {
         publish::remove_tree(&removed)?;
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use msb::record::{Record, Upper};
+
+    use super::*;
+    use crate::args::Action;
+
+    #[test]
+    fn a_snapshot_is_removed_with_its_upper_or_both_stay() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let sandbox = layout::sandbox(home, "snapshot-0123456789ab");
+        let mut record = Record::new();
+        record.upper = Some(Upper::new(sandbox.join(layout::UPPER), sandbox.join(layout::WORK)));
+        fs::create_dir_all(sandbox.join(layout::WORK)).unwrap();
+        let [one, other] = ["1", "2"].map(|digit| digit.repeat(64));
+        for hex in [&one, &other] {
+            let dir = layout::snapshot(home, hex);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(snapshot::DESCRIPTION), serde_json::json!({ "record": record }).to_string()).unwrap();
+            Named { key: "key".into(), digest: format!("sha256:{hex}") }.take(home, &format!("name{hex:.1}")).unwrap();
+        }
+        let config = Config {
+            home: home.into(),
+            action: Action::Rm,
+            kind: Some(Type::Snapshot),
+            names: Vec::new(),
+            older_than: std::time::Duration::ZERO,
+            all: false,
+            dry_run: false,
+            force: false,
+            json: false,
+        };
+        let remove = |name: &str| remove(&config, name).map(|removed| removed.is_some());
+        assert!(remove(&one).unwrap());
+        assert!(sandbox.exists(), "the other snapshot has it");
+        let lock = lock::open(&sandbox.join(layout::WORK), Lock::TryShared).unwrap();
+        remove("name2").unwrap_err();
+        assert!(layout::snapshot(home, &other).exists());
+        drop(lock);
+        assert!(remove("name2").unwrap());
+        assert!(!remove(&other).unwrap());
+        assert!(!sandbox.exists());
+        assert_eq!(fs::read_dir(layout::snapshot_names(home)).unwrap().count(), 0);
+    }
 }

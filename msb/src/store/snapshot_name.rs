@@ -4,14 +4,18 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{layout, publish, snapshot};
+use super::layout::{self, SCRATCH_DISK};
+use super::{publish, snapshot};
 use crate::lock::{self, Lock};
-use crate::record::Snapshot;
+use crate::record::{Record, Snapshot};
 use crate::vm::name;
+
+/// How the names of VMs begin that are saved for a name.
+const VM_PREFIX: &str = "snapshot-";
 
 /// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,9 +24,6 @@ pub struct Named {
     pub key: String,
     /// The snapshot: `sha256:HEX`.
     pub digest: String,
-    /// The sandbox with its upper, which was made for it and goes with it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sandbox: Option<String>,
 }
 
 impl Named {
@@ -54,6 +55,23 @@ impl Named {
         publish::write_file(&layout::snapshot_name(home, name), &serde_json::to_vec(self)?, 0o600)?;
         Ok(there)
     }
+}
+
+/// A new name for a VM that is saved for a name, and for the sandbox with its upper.
+///
+/// # Errors
+/// The error of `getrandom(2)`.
+pub fn fresh_vm() -> io::Result<String> {
+    Ok(format!("{VM_PREFIX}{}", layout::fresh_id()?))
+}
+
+/// The sandbox with the upper of a snapshot, if it was made for snapshots alone: it has a name of [`fresh_vm`], and no VM's disk.
+pub fn sandbox_of(home: &Path, record: &Record) -> Option<PathBuf> {
+    let name = record.upper.as_ref()?.dir.parent()?.file_name()?.to_str()?;
+    let id = name.strip_prefix(VM_PREFIX)?;
+    let sandbox = layout::sandbox(home, name);
+    let is_own = id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && record.has_sandbox(&sandbox);
+    (is_own && !sandbox.join(SCRATCH_DISK).exists()).then_some(sandbox)
 }
 
 /// Removes the names that have no snapshot.
@@ -97,6 +115,7 @@ fn lock(home: &Path) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Upper;
 
     #[test]
     fn a_name_goes_to_the_first_snapshot_of_a_key_and_from_an_older_key_to_a_newer_one() {
@@ -104,7 +123,7 @@ mod tests {
         let home = home.path();
         let make = |key: &str, digit: &str| {
             let digest = format!("sha256:{}", digit.repeat(64));
-            let named = Named { key: key.into(), digest, sandbox: Some("upper".into()) };
+            let named = Named { key: key.into(), digest };
             let dir = named.snapshot(home).unwrap().path;
             fs::create_dir_all(&dir).unwrap();
             fs::write(dir.join(snapshot::DESCRIPTION), "{}").unwrap();
@@ -131,5 +150,27 @@ mod tests {
         prune(home).unwrap();
         assert_eq!(fs::read_dir(layout::snapshot_names(home)).unwrap().count(), 1);
         assert_eq!(Named::read(home, "web"), Some(first));
+    }
+
+    #[test]
+    fn the_sandbox_of_a_snapshot_is_one_that_was_made_for_it() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let of = |name: &str| {
+            let sandbox = layout::sandbox(home, name);
+            let mut record = Record::new();
+            record.upper = Some(Upper::new(sandbox.join(layout::UPPER), sandbox.join(layout::WORK)));
+            sandbox_of(home, &record)
+        };
+        let vm = fresh_vm().unwrap();
+        assert_eq!(of(&vm), Some(layout::sandbox(home, &vm)));
+        for other in ["worker", "snapshot-", "snapshot-web", "snapshot-0123456789abc", "0123456789ab"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        // A disk is that of a user's VM with such a name.
+        fs::create_dir_all(layout::sandbox(home, &vm)).unwrap();
+        fs::write(layout::sandbox(home, &vm).join(SCRATCH_DISK), "").unwrap();
+        assert_eq!(of(&vm), None);
+        assert_eq!(sandbox_of(home, &Record::new()), None);
     }
 }
