@@ -78,8 +78,13 @@ pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) ->
     if lost.is_err() {
         discard(&saving.vm)?;
     }
+    if let Some(lost) = lost? {
+        // No name leads to it.
+        let removal = removal(&lost.digest);
+        caretaker.order(&[&removal])?;
+        shielded(&removal)?;
+    }
     caretaker.dismiss()?;
-    lost?.map(|lost| remove(&lost.digest)).transpose()?;
     let found = find(name, &key)?;
     Ok(Ok(found
         .with_context(|| format!("snapshot {name:?}: another run has just replaced it (run the command again)"))?))
@@ -98,7 +103,7 @@ fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
         }
         Err(error) => {
             exit::warn(TOOL, &format!("snapshot {name:?}: making it again: {error}"));
-            remove(&named.digest)?;
+            shielded(&removal(&named.digest))?;
             Ok(None)
         }
     }
@@ -131,16 +136,16 @@ fn discard(vm: &str) -> anyhow::Result<()> {
             if !snapshot_name::of(&home, &digest).is_empty() {
                 return Ok(());
             }
-            remove(&digest)?;
+            shielded(&removal(&digest))?;
         }
     }
     end(&Stage::new("msb-rm", ["-f", vm]))
 }
 
-/// Removes a snapshot and its upper. VMs that were started from it do not need it any more.
-fn remove(digest: &str) -> anyhow::Result<()> {
-    // msb-store reports its errors. They do not stop the run.
-    shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", digest])).map(drop)
+/// Removes a snapshot and its upper, which VMs that were started from it do not need. msb-store reports its errors. They do not stop the
+/// run.
+fn removal(digest: &str) -> Stage {
+    Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", digest])
 }
 
 /// The digest of everything that a snapshot depends on.
