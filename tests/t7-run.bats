@@ -187,6 +187,17 @@ nothing_left() {
     wait $run || status=$?
     [ "$status" = 143 ]
     nothing_left
+    # One during the pull for a snapshot.
+    mkfifo in
+    msb-run -q --snapshot web - -- true <in 3>&- &
+    run=$!
+    exec 8>in
+    vm_await pgrep -P $run -f -- 'msb-pull .*--policy' >pulling
+    kill -TERM $run
+    status=0
+    wait $run || status=$?
+    [ "$status" = 143 ]
+    nothing_left
 }
 
 @test "a VM with a name ends also if msb-run is killed between its boot and the command" {

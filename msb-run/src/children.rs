@@ -6,7 +6,7 @@ use std::process::Child;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use msb::tool::start;
+use msb::tool::{exit, start};
 use nix::libc::SI_KERNEL;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -88,6 +88,11 @@ impl Children {
     /// Forgets the children, which have ended.
     pub fn forget(&self) {
         self.state().running.clear();
+    }
+
+    /// The exit status after a tool that has failed: that of the first signal, if one came, or `code`.
+    pub fn exit_code(&self, code: u8) -> u8 {
+        self.first_signal().map_or(code, |signal| exit::SIGNAL_BASE.saturating_add(signal))
     }
 
     /// The number of the first signal that came.

@@ -15,7 +15,7 @@ use crate::args::Args;
 use crate::caretaker::Caretaker;
 use crate::children::Children;
 use crate::plan::Plan;
-use crate::stages::{Made, TOOL, code, command, end, finish, spawn, stage, status};
+use crate::stages::{Made, TOOL, code, command, end, finish, pull, spawn, stage, status};
 use crate::step::Step;
 
 /// Runs the step, or takes the result of an earlier run, and prints its record.
@@ -71,11 +71,7 @@ fn input(plan: &Plan, args: &Args, children: &Children) -> anyhow::Result<Made> 
     match args.record.as_deref() {
         Some("-") => Ok(Ok(source::stdin()?)),
         Some(name) => Ok(Ok(source::named(name)?)),
-        None => {
-            let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
-            let stdin = if from_stdin { Stdio::inherit() } else { Stdio::null() };
-            stage(&plan.pull, stdin, Vec::new(), children)
-        }
+        None => pull(plan, args, children),
     }
 }
 
@@ -99,8 +95,7 @@ fn execute(
     };
     end(&plan.end)?;
     caretaker.dismiss()?;
-    let code = failed?;
-    Ok(Err(children.first_signal().map_or(code, |signal| exit::SIGNAL_BASE.saturating_add(signal))))
+    Ok(Err(children.exit_code(failed?)))
 }
 
 fn in_vm(plan: &Plan, args: &Args, record: &Record, children: &Children) -> anyhow::Result<Made> {

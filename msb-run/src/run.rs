@@ -18,7 +18,7 @@ use crate::page::PAGE;
 use crate::passed;
 use crate::plan::{Plan, Stage};
 use crate::snapshot;
-use crate::stages::{TOOL, code, command, end, finish, finish_unless, process, shielded, spawn, status};
+use crate::stages::{TOOL, code, command, end, finish, finish_unless, process, pull_stdin, shielded, spawn, status};
 use crate::step;
 
 /// The tool's main.
@@ -88,15 +88,13 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 /// Boots the VM, or returns an exit status if a tool has failed, which has said why.
 fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<(), u8>> {
     caretaker.share(true)?;
-    let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
     // msb-boot checks its flags before it reads the record. What is wrong there ends a pull that may take minutes.
     let (is_waiting, is_ended) = (&AtomicBool::new(true), &AtomicBool::new(false));
     let booted = thread::scope(|scope| {
         let mut boot = spawn(&plan.boot, Stdio::piped(), caretaker.record()?, children)?;
         let patch = |stage| spawn(stage, Stdio::piped(), Stdio::piped(), children);
         let mut patch = plan.patch.as_ref().map(patch).transpose()?;
-        let source = if from_stdin { Stdio::inherit() } else { Stdio::null() };
-        let mut pull = spawn(&plan.pull, source, Stdio::piped(), children)?;
+        let mut pull = spawn(&plan.pull, pull_stdin(args), Stdio::piped(), children)?;
         let (booting, pulling) = (process(&boot)?, process(&pull)?);
         scope.spawn(move || {
             while let Err(rustix::io::Errno::INTR) = poll(&mut [PollFd::new(&booting, PollFlags::IN)], None) {}
@@ -132,10 +130,7 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
         made
     })?;
     caretaker.share(false)?;
-    Ok(match (booted, children.first_signal()) {
-        (Err(_), Some(signal)) => Err(exit::SIGNAL_BASE.saturating_add(signal)),
-        (booted, _) => booted,
-    })
+    Ok(booted.map_err(|code| children.exit_code(code)))
 }
 
 /// Starts the VM from the record of a snapshot, as [`boot`] boots it.
@@ -150,10 +145,7 @@ fn resume(plan: &Plan, record: Vec<u8>, children: &Children, caretaker: &Caretak
     })();
     children.forget();
     caretaker.share(false)?;
-    Ok(match (resumed?, children.first_signal()) {
-        (Err(_), Some(signal)) => Err(exit::SIGNAL_BASE.saturating_add(signal)),
-        (resumed, _) => resumed,
-    })
+    Ok(resumed?.map_err(|code| children.exit_code(code)))
 }
 
 /// Removes the VM that has the name, with --replace, if the new one can boot.

@@ -21,7 +21,7 @@ use crate::caretaker::Caretaker;
 use crate::children::Children;
 use crate::plan::{Plan, Saving, Stage};
 use crate::programs;
-use crate::stages::{Made, TOOL, end, finish, shielded, spawn, stage};
+use crate::stages::{Made, TOOL, end, finish, pull, shielded, spawn, stage};
 use crate::step::Parts;
 
 /// Part of the key. Change it when the key covers something else.
@@ -41,10 +41,13 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// Those of starting processes, of records and of the store.
 pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Made> {
+    let made = find_or_make(plan, saving, args, children)?;
+    Ok(made.map_err(|code| children.exit_code(code)))
+}
+
+fn find_or_make(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Made> {
     let name = saving.name.as_str();
-    let from_stdin = args.image.as_encoded_bytes().starts_with(b"-");
-    let stdin = if from_stdin { Stdio::inherit() } else { Stdio::null() };
-    let pulled = match stage(&plan.pull, stdin, Vec::new(), children)? {
+    let pulled = match pull(plan, args, children)? {
         Ok(pulled) => pulled,
         failed => return Ok(failed),
     };
@@ -68,8 +71,7 @@ pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) ->
         failed => {
             discard(&saving.vm)?;
             caretaker.dismiss()?;
-            let code = children.first_signal().map(|signal| exit::SIGNAL_BASE.saturating_add(signal));
-            return failed.map(|made| made.map_err(|failed| code.unwrap_or(failed)));
+            return failed;
         }
     };
     let snapshot = saved.snapshot.context("msb-snapshot: a record without a snapshot")?;

@@ -10,8 +10,9 @@ use msb::record::Record;
 use msb::tool::exit;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::args::Args;
 use crate::children::Children;
-use crate::plan::Stage;
+use crate::plan::{Plan, Stage};
 use crate::programs;
 
 /// The name of msb-run in messages.
@@ -127,6 +128,19 @@ pub fn stage(stage: &Stage, stdin: Stdio, record: Vec<u8>, children: &Children) 
         Ok(text) => Ok(Ok(Record::parse(text.trim_ascii_end()).context(stage.tool)?)),
         Err(code) => Ok(Err(code)),
     }
+}
+
+/// Runs msb-pull, which gets the stdin of this process if the record comes from there.
+///
+/// # Errors
+/// As [`stage`].
+pub fn pull(plan: &Plan, args: &Args, children: &Children) -> anyhow::Result<Made> {
+    stage(&plan.pull, pull_stdin(args), Vec::new(), children)
+}
+
+/// The stdin of msb-pull.
+pub fn pull_stdin(args: &Args) -> Stdio {
+    if args.image.as_encoded_bytes().starts_with(b"-") { Stdio::inherit() } else { Stdio::null() }
 }
 
 /// A descriptor of a child.

@@ -33,7 +33,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     let save = Stage::new("msb-snapshot", ["-q", "-r", "-"]);
     let saved = match stage(&save, Stdio::piped(), serde_json::to_vec(&record)?, &children)? {
         Ok(saved) => saved,
-        Err(_) => return Ok(failed(&children)),
+        Err(_) => return Ok(children.exit_code(exit::FAILED)),
     };
     let digest = saved.snapshot.as_ref().map(|snapshot| snapshot.digest.clone()).unwrap_or_default();
     let record = serde_json::to_vec(&of_copies(saved))?;
@@ -54,7 +54,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", &digest]))?;
     let is_done = printed?;
     ended?;
-    Ok(if is_done { 0 } else { failed(&children) })
+    Ok(if is_done { 0 } else { children.exit_code(exit::FAILED) })
 }
 
 /// A copy that is up: its name, and its record as a line.
@@ -122,11 +122,6 @@ fn end_all(copies: &[Booted]) -> anyhow::Result<()> {
         shielded(&Stage::new("msb-stop", ["-q", "-t", "0"]).and(copies.iter().map(|(name, _)| name)))?;
     }
     Ok(())
-}
-
-/// The exit code after a tool that has failed and has said why.
-fn failed(children: &Children) -> u8 {
-    children.first_signal().map_or(exit::FAILED, |signal| exit::SIGNAL_BASE.saturating_add(signal))
 }
 
 #[cfg(test)]
