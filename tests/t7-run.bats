@@ -299,6 +299,21 @@ descendants() {
     vm_await no_vm
     [ "$(again --patch ops.jsonl -- greet 2>&1)" = patched ]
 
+    # A file that is changed during the save may be in the snapshot or not, so no snapshot is kept.
+    echo old >file
+    printf '{"op":"copy_file","src":"%s","dst":"/file"}\n' "$PWD/file" >files.jsonl
+    msb-run -q -m 128M --snapshot web --patch files.jsonl ./root -- true 2>changed.err 3>&- &
+    run=$!
+    vm_await compgen -G "$MSB_HOME/snapshots/.[0-9a-f]*" >found
+    echo new >file
+    status=0
+    wait $run || status=$?
+    [ "$status" = 125 ]
+    [ "$(<changed.err)" = 'msb-run: snapshot "web": what it depends on has changed while it was made (run the command again)' ]
+    [ "$(ls -A "$MSB_HOME/snapshots" | wc -l)" = 1 ]
+    no_vm
+    [ "$(again --patch ops.jsonl -- greet 2>&1)" = patched ]
+
     # refused MESSAGE ARG…: nothing is made or started.
     refused() {
         run --separate-stderr again "${@:2}"

@@ -64,32 +64,30 @@ fn find_or_make(plan: &Plan, saving: &Saving, args: &Args, children: &Children) 
     let mut caretaker = Caretaker::start()?;
     caretaker.order(&[&Stage::new(TOOL, [ROLE, &saving.vm])])?;
     caretaker.share(true)?;
-    let made = make(plan, saving, pulled, children);
+    let made = make(plan, saving, &pulled, children).and_then(|made| match made {
+        Ok(digest) => take_name(saving, args, &pulled, Named { key: key.clone(), digest }).map(Ok),
+        Err(code) => Ok(Err(code)),
+    });
     caretaker.share(false)?;
-    let saved = match made {
-        Ok(Ok(saved)) => saved,
-        failed => {
-            discard(&saving.vm)?;
+    let failed = match made {
+        Ok(Ok(lost)) => {
+            if let Some(lost) = lost {
+                // No name leads to it.
+                let removal = removal(&lost.digest);
+                caretaker.order(&[&removal])?;
+                shielded(&removal)?;
+            }
             caretaker.dismiss()?;
-            return failed;
+            let found = find(name, &key)?;
+            let replaced = || format!("snapshot {name:?}: another run has just replaced it (run the command again)");
+            return Ok(Ok(found.with_context(replaced)?));
         }
+        Ok(Err(code)) => Ok(Err(code)),
+        Err(error) => Err(error),
     };
-    let snapshot = saved.snapshot.context("msb-snapshot: a record without a snapshot")?;
-    let named = Named { key: key.clone(), digest: snapshot.digest };
-    let lost = named.take(&home::home()?, name).with_context(|| format!("snapshot {name:?}"));
-    if lost.is_err() {
-        discard(&saving.vm)?;
-    }
-    if let Some(lost) = lost? {
-        // No name leads to it.
-        let removal = removal(&lost.digest);
-        caretaker.order(&[&removal])?;
-        shielded(&removal)?;
-    }
+    discard(&saving.vm)?;
     caretaker.dismiss()?;
-    let found = find(name, &key)?;
-    Ok(Ok(found
-        .with_context(|| format!("snapshot {name:?}: another run has just replaced it (run the command again)"))?))
+    failed
 }
 
 /// The record of the snapshot with this name, if it has this key.
@@ -111,21 +109,40 @@ fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
     }
 }
 
-/// Patches the root, boots it, saves the VM, and ends it.
-fn make(plan: &Plan, saving: &Saving, mut record: Record, children: &Children) -> anyhow::Result<Made> {
+/// Patches the root, boots it, saves the VM, and ends it. Returns the digest of the snapshot.
+fn make(plan: &Plan, saving: &Saving, pulled: &Record, children: &Children) -> anyhow::Result<Result<String, u8>> {
+    let mut record = serde_json::to_vec(pulled)?;
     if let Some(patch) = &plan.patch {
-        record = match stage(patch, Stdio::piped(), serde_json::to_vec(&record)?, children)? {
-            Ok(patched) => patched,
-            failed => return Ok(failed),
+        record = match stage(patch, Stdio::piped(), record, children)? {
+            Ok(patched) => serde_json::to_vec(&patched)?,
+            Err(code) => return Ok(Err(code)),
         };
     }
     let mut boot = spawn(&saving.boot, Stdio::piped(), Stdio::null(), children)?;
-    let booted = finish(&saving.boot, &mut boot, serde_json::to_vec(&record)?, children)?;
+    let booted = finish(&saving.boot, &mut boot, record, children)?;
     children.forget();
-    match booted {
-        Ok(_) => stage(&saving.save, Stdio::null(), Vec::new(), children),
+    if let Err(code) = booted {
+        return Ok(Err(code));
+    }
+    match stage(&saving.save, Stdio::null(), Vec::new(), children)? {
+        Ok(saved) => {
+            let snapshot = saved.snapshot.context("msb-snapshot: a record without a snapshot")?;
+            Ok(Ok(snapshot.digest))
+        }
         Err(code) => Ok(Err(code)),
     }
+}
+
+/// Gives a new snapshot its name. Returns the snapshot that nobody needs then, if there is one.
+fn take_name(saving: &Saving, args: &Args, pulled: &Record, named: Named) -> anyhow::Result<Option<Named>> {
+    let subject = || format!("snapshot {:?}", saving.name);
+    // A file may have been changed before msb-patch or msb-boot has read it.
+    ensure!(
+        key(pulled, saving, args)? == named.key,
+        "{}: what it depends on has changed while it was made (run the command again)",
+        subject()
+    );
+    named.take(&home::home()?, &saving.name).with_context(subject)
 }
 
 /// Removes the VM that was to be saved, its upper and its snapshot, unless the snapshot has a name.
