@@ -17,7 +17,7 @@ use crate::commit;
 use crate::page::PAGE;
 use crate::passed;
 use crate::plan::{Plan, Stage};
-use crate::snapshot;
+use crate::snapshot::{self, Held};
 use crate::stages::{TOOL, code, command, end, finish, finish_unless, process, pull_stdin, shielded, spawn, status};
 use crate::step;
 
@@ -46,12 +46,11 @@ fn run(args: &Args) -> anyhow::Result<u8> {
         return Ok(0);
     }
     let children = Children::new(TOOL)?;
-    let record =
-        match plan.saving.as_ref().map(|saving| snapshot::record(&plan, saving, args, &children)).transpose()? {
-            Some(Ok(record)) => Some(serde_json::to_vec(&record)?),
-            Some(Err(code)) => return Ok(code),
-            None => None,
-        };
+    let snapshot = match plan.saving.as_ref().map(|saving| snapshot::get(&plan, saving, args, &children)).transpose()? {
+        Some(Ok(held)) => Some(held),
+        Some(Err(code)) => return Ok(code),
+        None => None,
+    };
     let mut caretaker = Caretaker::start()?;
     let is_named = args.name.is_some();
     if is_named {
@@ -60,8 +59,8 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     } else {
         caretaker.order(&[&plan.end])?;
     }
-    let booted = match record {
-        Some(record) => resume(&plan, record, &children, &caretaker)?,
+    let booted = match snapshot {
+        Some(held) => resume(&plan, &held, &children, &caretaker)?,
         None => boot(&plan, args, &children, &caretaker)?,
     };
     if let Err(code) = booted {
@@ -133,8 +132,9 @@ fn boot(plan: &Plan, args: &Args, children: &Children, caretaker: &Caretaker) ->
     Ok(booted.map_err(|code| children.exit_code(code)))
 }
 
-/// Starts the VM from the record of a snapshot, as [`boot`] boots it.
-fn resume(plan: &Plan, record: Vec<u8>, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<(), u8>> {
+/// Starts the VM from a snapshot, in place of [`boot`].
+fn resume(plan: &Plan, held: &Held, children: &Children, caretaker: &Caretaker) -> anyhow::Result<Result<(), u8>> {
+    let record = serde_json::to_vec(&held.record)?;
     caretaker.share(true)?;
     let resumed = (|| -> anyhow::Result<Result<(), u8>> {
         if let Err(code) = replace(plan, &record, children)? {

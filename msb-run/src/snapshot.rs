@@ -3,14 +3,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, anyhow, ensure};
+use msb::lock::{self, Lock};
 use msb::record::{Record, Rootfs, Snapshot};
-use msb::store::snapshot::{self, Description};
+use msb::store::snapshot::{self, Description, Error};
 use msb::store::snapshot_name::{self, Named};
 use msb::store::{home, layout};
 use msb::tool::{env as variable, exit};
@@ -21,7 +24,7 @@ use crate::caretaker::Caretaker;
 use crate::children::Children;
 use crate::plan::{Plan, Saving, Stage};
 use crate::programs;
-use crate::stages::{Made, TOOL, end, finish, pull, shielded, spawn, stage};
+use crate::stages::{TOOL, end, finish, pull, shielded, spawn, stage};
 use crate::step::Parts;
 
 /// Part of the key. Change it when the key covers something else.
@@ -30,26 +33,34 @@ const VERSION: &[u8] = b"msb-run snapshot 1";
 /// The argument that makes this program clean up after a snapshot that was not completed.
 pub const ROLE: &str = "--as-cleanup";
 
+/// A snapshot that a VM can start from. msb-store does not remove it before this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    /// The record to boot.
+    pub record: Record,
+    _lock: OwnedFd,
+}
+
 /// The role's main. The caretaker starts it after all other processes of the run have ended.
 pub fn main() -> ExitCode {
     let vm = std::env::args().nth(2).unwrap_or_default();
     exit::report(TOOL, exit::TOOL_FAILED, discard(&vm).map(|()| 0))
 }
 
-/// The record of the snapshot with this name. Makes the snapshot if there is none, or if its key differs.
+/// The snapshot with this name. Makes it if there is none, or if its key differs.
 ///
 /// # Errors
 /// Those of starting processes, of records and of the store.
-pub fn record(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Made> {
-    let made = find_or_make(plan, saving, args, children)?;
-    Ok(made.map_err(|code| children.exit_code(code)))
+pub fn get(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Result<Held, u8>> {
+    let held = find_or_make(plan, saving, args, children)?;
+    Ok(held.map_err(|code| children.exit_code(code)))
 }
 
-fn find_or_make(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Made> {
+fn find_or_make(plan: &Plan, saving: &Saving, args: &Args, children: &Children) -> anyhow::Result<Result<Held, u8>> {
     let name = saving.name.as_str();
     let pulled = match pull(plan, args, children)? {
         Ok(pulled) => pulled,
-        failed => return Ok(failed),
+        Err(code) => return Ok(Err(code)),
     };
     let key = key(&pulled, saving, args)?;
     if let Some(found) = find(name, &key)? {
@@ -90,19 +101,26 @@ fn find_or_make(plan: &Plan, saving: &Saving, args: &Args, children: &Children) 
     failed
 }
 
-/// The record of the snapshot with this name, if it has this key.
-fn find(name: &str, key: &str) -> anyhow::Result<Option<Record>> {
+/// The snapshot with this name, if it has this key.
+fn find(name: &str, key: &str) -> anyhow::Result<Option<Held>> {
     let home = home::home()?;
     let Some(named) = Named::read(&home, name).filter(|named| named.key == key) else { return Ok(None) };
     let Some(snapshot) = named.snapshot(&home) else { return Ok(None) };
+    // A run with another key may be removing it.
+    let lock = match lock::open(&snapshot.path, Lock::Shared) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.with_context(|| format!("snapshot {name:?}"))?,
+    };
     match Description::read(&snapshot) {
         Ok(description) => {
             let mut record = description.record;
             record.snapshot = Some(snapshot);
-            Ok(Some(record))
+            Ok(Some(Held { record, _lock: lock }))
         }
+        Err(Error::Gone) => Ok(None),
         Err(error) => {
             exit::warn(TOOL, &format!("snapshot {name:?}: making it again: {error}"));
+            drop(lock);
             shielded(&removal(&named.digest))?;
             Ok(None)
         }

@@ -200,6 +200,14 @@ fn saved(config: &Config, path: &Path) -> anyhow::Result<bool> {
         return Ok(false);
     }
     if !config.dry_run {
+        // A run may be starting a VM from it.
+        let _lock = match lock::open(path, Lock::Exclusive) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            other => other?,
+        };
+        if !path.is_dir() {
+            return Ok(false);
+        }
         let record = snapshot::named_record(path);
         let upper = record.and_then(|record| snapshot_name::sandbox_of(&config.home, &record));
         let is_of_another = |sandbox: &Path| {
@@ -274,7 +282,14 @@ mod tests {
             json: false,
         };
         let remove = |name: &str| remove(&config, name).map(|removed| removed.is_some());
-        assert!(remove(&one).unwrap());
+        let starts = lock::open(&layout::snapshot(home, &one), Lock::Shared).unwrap();
+        std::thread::scope(|scope| {
+            let removal = scope.spawn(|| remove(&one));
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            assert!(!removal.is_finished(), "a VM starts from it");
+            drop(starts);
+            assert!(removal.join().unwrap().unwrap());
+        });
         assert!(sandbox.exists(), "the other snapshot has it");
         let lock = lock::open(&sandbox.join(layout::WORK), Lock::TryShared).unwrap();
         remove("name2").unwrap_err();

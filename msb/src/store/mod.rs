@@ -21,6 +21,8 @@
 //! | `snapshots/.ID.PID.N` | msb-snapshot | exclusive | the snapshot is being made |
 //! | `snapshots/HEX/memory` | msb-boot | shared, waits | a VM that has started from the snapshot lives |
 //! | the same | msb-store | exclusive | the file is erased |
+//! | `snapshots/HEX` | `msb-run --snapshot` | shared, waits | a VM starts from the snapshot |
+//! | the same | msb-store | exclusive, waits | the snapshot is removed |
 //! | `snapshot-names` | `msb-run --snapshot`, msb-store | exclusive, waits | a snapshot gets or loses a name |
 //! | `erofs/NAME.lock` | msb-pull, msb-boot | exclusive, waits | the image is made |
 //! | `erofs/NAME.erofs` | msb-boot | shared, waits | a VM uses the image |
@@ -30,7 +32,8 @@
 //! | `sandboxes/NAME/top.ext4` | msb-boot | exclusive | a VM has the disk |
 //!
 //! A lock that does not wait fails if another process holds it, so only those that wait could deadlock. A process that waits for a
-//! lock holds none that others wait for, with one exception: `erofs/NAME.lock` is taken before `erofs/NAME.erofs`.
+//! lock holds none that others wait for, with two exceptions: `erofs/NAME.lock` is taken before `erofs/NAME.erofs`, and `snapshots/HEX`
+//! before `sandboxes/NAME` and `snapshot-names`.
 
 pub mod chain;
 pub mod checksums;
