@@ -73,11 +73,7 @@ tool!(
 /// The arguments for a tool, in the order in which they were given.
 #[derive(Clone, Debug)]
 pub struct Passed<T> {
-    /// The arguments.
-    pub args: Vec<OsString>,
-    /// Which of the flags were given.
-    pub given: Vec<String>,
-    /// The arguments of each occurrence, and which flag it is of.
+    /// Each occurrence of a flag: its name and its arguments.
     occurrences: Vec<(&'static str, Vec<OsString>)>,
     tool: PhantomData<T>,
 }
@@ -131,14 +127,8 @@ impl<T: Tool> FromArgMatches for Passed<T> {
         let of = |flag: &'static Flag| flag.given(matches).into_iter().map(|(at, args)| (at, flag.long.as_str(), args));
         let mut occurrences: Vec<_> = flags.iter().flat_map(of).collect();
         occurrences.sort_by_key(|(at, ..)| *at);
-        let occurrences: Vec<_> = occurrences.into_iter().map(|(_, flag, args)| (flag, args)).collect();
-        let is_given = |flag: &&Flag| !flag.given(matches).is_empty();
-        Ok(Self {
-            args: occurrences.iter().flat_map(|(_, args)| args).cloned().collect(),
-            given: flags.iter().filter(is_given).map(|flag| flag.long.clone()).collect(),
-            occurrences,
-            tool: PhantomData,
-        })
+        let occurrences = occurrences.into_iter().map(|(_, flag, args)| (flag, args)).collect();
+        Ok(Self { occurrences, tool: PhantomData })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -150,19 +140,61 @@ impl<T: Tool> FromArgMatches for Passed<T> {
 impl<T> Passed<T> {
     /// Whether the flag was given.
     pub fn has(&self, flag: &str) -> bool {
-        self.given.iter().any(|given| given == flag)
+        self.occurrences.iter().any(|(given, _)| *given == flag)
     }
 
-    /// The arguments of some of the flags, in the order in which they were given.
+    /// The arguments, in their order on the command line.
+    pub fn args(&self) -> Vec<OsString> {
+        self.of(|_| true)
+    }
+
+    /// The arguments of the flags that `is_wanted` selects, in their order on the command line.
     pub fn of(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<OsString> {
         let wanted = self.occurrences.iter().filter(|(flag, _)| is_wanted(flag));
         wanted.flat_map(|(_, args)| args).cloned().collect()
     }
 
-    /// The value that a flag has: the last one that was given.
+    /// The value of a flag; the last one if it was repeated.
     pub fn value(&self, flag: &str) -> Option<OsString> {
-        let (_, args) = self.occurrences.iter().rfind(|(given, _)| *given == flag)?;
-        let last = args.last()?;
-        Some(if args.len() > 1 { last.clone() } else { variable::value_of(last)?.to_owned() })
+        value(self.of_flag(flag).next_back()?)
+    }
+
+    /// The values of a flag, in their order on the command line. An occurrence without a value is left out.
+    pub fn values(&self, flag: &str) -> Vec<OsString> {
+        self.of_flag(flag).filter_map(value).collect()
+    }
+
+    fn of_flag(&self, flag: &str) -> impl DoubleEndedIterator<Item = &[OsString]> {
+        self.occurrences.iter().filter(move |(given, _)| *given == flag).map(|(_, args)| args.as_slice())
+    }
+}
+
+/// The value in the arguments of an occurrence.
+fn value(args: &[OsString]) -> Option<OsString> {
+    match args {
+        [flag] => variable::value_of(flag).map(ToOwned::to_owned),
+        args => args.last().cloned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_has_its_values_in_order_and_the_last_occurrence_counts() {
+        let given = [
+            ("script", &["--script", "a=/a"][..]),
+            ("commit-on-stop", &["--commit-on-stop=no"]),
+            ("script", &["--script=-b=/b"]),
+            ("commit-on-stop", &["--commit-on-stop"]),
+        ];
+        let occurrences = given.map(|(flag, args)| (flag, args.iter().map(OsString::from).collect())).into();
+        let passed = Passed::<Boot> { occurrences, tool: PhantomData };
+        assert_eq!(passed.values("script"), ["a=/a", "-b=/b"]);
+        assert_eq!(passed.value("script").unwrap(), "-b=/b");
+        assert_eq!(passed.value("commit-on-stop"), None);
+        assert!(passed.has("commit-on-stop") && !passed.has("env"));
+        assert_eq!(passed.args(), ["--script", "a=/a", "--commit-on-stop=no", "--script=-b=/b", "--commit-on-stop"]);
     }
 }

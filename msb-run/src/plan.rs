@@ -112,7 +112,7 @@ impl Plan {
         let (of_boot, of_exec) =
             if follows_entrypoint { (&args.command[..], &[][..]) } else { (&[][..], &args.command[..]) };
         let mut pull = Stage::new("msb-pull", quiet.clone()).and(["--policy", &args.pull.name()]);
-        pull = pull.and(&args.pulling.args).and([&args.image]);
+        pull = pull.and(args.pulling.args()).and([&args.image]);
         let saving = args.snapshot.as_ref().map(|name| Saving::new(args, name)).transpose()?;
         // A commit changes the upper of the VM, so that is always one of its own.
         let ops = args.patch.as_deref().or(args.commit.then_some(Path::new("/dev/null")));
@@ -133,7 +133,7 @@ impl Plan {
         // The others are in the record of the snapshot.
         let flags = args.boot.of(|flag| saving.is_none() || is_of_run(args, flag));
         boot = boot.and(flags).and(separated(of_boot));
-        let mut exec = Stage::new("msb-exec", [&name]).and(&args.exec.args);
+        let mut exec = Stage::new("msb-exec", [&name]).and(args.exec.args());
         // Detached from its terminal, the command would end with the VM.
         let is_on_terminal = args.exec.has("tty") || (!args.detach && io::stdin().is_terminal());
         exec = exec.and(["--detach-keys", ""].into_iter().filter(|_| is_on_terminal));

@@ -28,7 +28,7 @@ use crate::stages::{TOOL, end, finish, pull, shielded, spawn, stage};
 use crate::step::Parts;
 
 /// Part of the key. Change it when the key covers something else.
-const VERSION: &[u8] = b"msb-run snapshot 1";
+const VERSION: &[u8] = b"msb-run snapshot 2";
 
 /// The argument that makes this program clean up after a snapshot that was not completed.
 pub const ROLE: &str = "--as-cleanup";
@@ -201,9 +201,9 @@ fn key(record: &Record, saving: &Saving, args: &Args) -> anyhow::Result<String> 
     }
     parts.add_list(&saving.flags);
     parts.add_named(&saving.flags)?;
-    // The record has the paths of scripts, and the same file must be there when a VM starts from it.
-    for arg in &saving.flags {
-        let file = variable::value_of(arg).and_then(|file| fs::canonicalize(file).ok());
+    // The record contains the paths of scripts, so the key covers them.
+    for script in args.boot.values("script") {
+        let file = variable::value_of(&script).and_then(|file| fs::canonicalize(file).ok());
         parts.add(file.unwrap_or_default().as_os_str().as_bytes());
     }
     parts.add(std::env::var_os("MSB_NETWORK").unwrap_or_default().as_bytes());

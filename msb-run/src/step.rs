@@ -51,10 +51,11 @@ impl Step {
         if let Some(ops) = &args.patch {
             parts.add_ops(ops)?;
         }
-        for list in [&args.boot.args, &args.exec.args, &args.command] {
+        let of_boot = args.boot.args();
+        for list in [&of_boot, &args.exec.args(), &args.command] {
             parts.add_list(list);
         }
-        parts.add_named(&args.boot.args)?;
+        parts.add_named(&of_boot)?;
         for name in VARIABLES {
             parts.add(env::var_os(name).unwrap_or_default().as_bytes());
         }
