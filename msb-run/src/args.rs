@@ -160,12 +160,12 @@ impl Args {
     }
 }
 
-/// The flags of msb-boot that a VM which starts from a snapshot cannot have, and what to do.
+/// Flags of msb-boot that --snapshot excludes, each with a remedy.
 const UNSAVABLE: [(&str, &str); 6] = [
     ("volume", "copy files with msb-cp, or leave --snapshot out"),
     ("mount", "copy files with msb-cp, use --tmpfs, or leave --snapshot out"),
-    ("restart", "a VM that starts from a snapshot is not started again; leave one of them out"),
-    ("commit-on-stop", "a snapshot's upper stays as it is; leave one of them out"),
-    ("overlay", "it is for a disk, which cannot be saved; leave it out"),
-    ("fresh", "a snapshot has a disk of its own, which starts anew with each VM; leave it out"),
+    ("restart", "a VM that starts from a snapshot is not restarted; leave one of them out"),
+    ("commit-on-stop", "the upper of a snapshot is not changed; leave one of them out"),
+    ("overlay", "a VM with a disk root cannot be saved; leave it out"),
+    ("fresh", "each VM starts with a new copy of the saved disk; leave it out"),
 ];

@@ -28,7 +28,7 @@ pub fn run(plan: &Plan, args: &Args) -> anyhow::Result<u8> {
     let children = Children::new(TOOL)?;
     let record = match input(plan, args, &children)? {
         Ok(record) => record,
-        Err(code) => return Ok(code),
+        Err(code) => return Ok(children.exit_code(code)),
     };
     let step = args.cache.then(|| Step::new(&record, args)).transpose()?;
     let cached = step.as_ref().and_then(|step| step.result(&record));

@@ -38,7 +38,7 @@ pub struct Saving {
     pub name: String,
     /// The name of the VM that is saved, and of the sandbox with its upper.
     pub vm: String,
-    /// The flags of msb-boot that it depends on.
+    /// The flags of msb-boot that the snapshot depends on.
     pub flags: Vec<OsString>,
     /// Boots the VM that is saved.
     pub boot: Stage,
@@ -63,10 +63,9 @@ impl Saving {
 /// Whether a flag of msb-boot is for the VM that starts from a snapshot, and not for the one that is saved.
 fn is_of_run(args: &Args, flag: &str) -> bool {
     match flag {
-        "hostname" | "workdir" | "user" | "stop-signal" | "publish" | "end-with" | "kernel-log" | "timeout" => true,
-        "new-machine-id" => true,
-        "cpu-quota" | "cpu-weight" | "io-weight" | "memory-max" | "pids-max" => true,
-        // An init gets them when it starts.
+        "hostname" | "workdir" | "user" | "stop-signal" | "publish" | "end-with" | "kernel-log" | "timeout"
+        | "new-machine-id" | "cpu-quota" | "cpu-weight" | "io-weight" | "memory-max" | "pids-max" => true,
+        // An init gets these when it starts, so they are saved with it.
         "env" | "env-file" | "entrypoint" => !args.boot.has("init"),
         _ => false,
     }
@@ -118,7 +117,7 @@ impl Plan {
         let ops = args.patch.as_deref().or(args.commit.then_some(Path::new("/dev/null")));
         let patch = match ops {
             Some(ops) => {
-                // That of a snapshot is not this VM's.
+                // With --snapshot the upper belongs to the VM that is saved.
                 let upper = layout::sandbox(&home::home()?, saving.as_ref().map_or(&name, |saving| &saving.vm));
                 let stage = Stage::new("msb-patch", quiet.clone()).and([OsStr::new("-f"), ops.as_os_str()]);
                 let start = if args.commit { "--copy" } else { "--fresh" };
@@ -130,7 +129,7 @@ impl Plan {
         boot = boot.and(["--rm"].into_iter().filter(|_| !keeps_disk));
         boot = boot.and(["--root", "block"].into_iter().filter(|_| args.commit && !args.boot.has("root")));
         boot = boot.and(["--entrypoint", ""].into_iter().filter(|_| args.commit && !args.boot.has("entrypoint")));
-        // The others are in the record of the snapshot.
+        // With --snapshot the other flags are in the snapshot's record.
         let flags = args.boot.of(|flag| saving.is_none() || is_of_run(args, flag));
         boot = boot.and(flags).and(separated(of_boot));
         let mut exec = Stage::new("msb-exec", [&name]).and(args.exec.args());

@@ -12,7 +12,7 @@ use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, anyhow, ensure};
 use msb::lock::{self, Lock};
-use msb::record::{Record, Rootfs, Snapshot};
+use msb::record::{Record, Snapshot};
 use msb::store::snapshot::{self, Description, Error};
 use msb::store::snapshot_name::{self, Named};
 use msb::store::{home, layout};
@@ -187,10 +187,6 @@ fn removal(digest: &str) -> Stage {
 
 /// The digest of everything that a snapshot depends on.
 fn key(record: &Record, saving: &Saving, args: &Args) -> anyhow::Result<String> {
-    ensure!(
-        !matches!(record.rootfs, Some(Rootfs::Disk { .. })),
-        "--snapshot: a VM whose root is a disk cannot be saved (use an image or a directory)"
-    );
     let mut parts = Parts::new("--snapshot");
     parts.add(VERSION);
     parts.add(env!("CARGO_PKG_VERSION").as_bytes());
@@ -214,8 +210,10 @@ fn key(record: &Record, saving: &Saving, args: &Args) -> anyhow::Result<String> 
 /// Adds the agent, the kernel and the QEMU that msb-boot would use.
 fn add_machine(parts: &mut Parts) -> anyhow::Result<()> {
     let mut probe = programs::command("msb-boot")?;
-    let output = probe.args(["--probe", "--vmm", "qemu"]).stdin(Stdio::null()).output().context("msb-boot --probe")?;
-    let found: Value = serde_json::from_slice(&output.stdout).map_err(|error| anyhow!("msb-boot --probe: {error}"))?;
+    probe.args(["--probe", "--vmm", "qemu"]).stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = probe.output().context("msb-boot --probe")?;
+    let found: Value = serde_json::from_slice(&output.stdout)
+        .map_err(|error| anyhow!("msb-boot --probe: {error} (is it of another release?)"))?;
     parts.add(found["vmms"]["qemu"]["by"].to_string().as_bytes());
     for part in ["agentd", "libkrunfw", "qemu"] {
         let path = found["parts"][part]["by"].as_str().unwrap_or_default();

@@ -18,7 +18,7 @@ use crate::programs;
 /// The name of msb-run in messages.
 pub const TOOL: &str = "msb-run";
 
-/// A record, or the exit status of what has failed and has said why.
+/// A record, or the exit status of a tool that has failed and reported why.
 pub type Made = Result<Record, u8>;
 
 /// Gives a stage its record and takes what it prints, if that does not go elsewhere. A stage that failed has said why, and leaves the
@@ -119,7 +119,7 @@ pub fn status(command: &mut Command, children: &Children) -> anyhow::Result<Exit
 /// Runs a stage that prints a record.
 ///
 /// # Errors
-/// Those of starting it, and text that is no record.
+/// Those of starting it, and output that is not a record.
 pub fn stage(stage: &Stage, stdin: Stdio, record: Vec<u8>, children: &Children) -> anyhow::Result<Made> {
     let mut child = spawn(stage, stdin, Stdio::piped(), children)?;
     let printed = finish(stage, &mut child, record, children)?;

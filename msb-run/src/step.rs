@@ -43,7 +43,7 @@ impl Step {
     /// The step that a command line asks for.
     ///
     /// # Errors
-    /// What cannot be read, and a root that is a disk.
+    /// A file that cannot be read, and a root that is a disk.
     pub fn new(record: &Record, args: &Args) -> anyhow::Result<Self> {
         let mut parts = Parts::new("--cache");
         parts.add(VERSION);
@@ -102,12 +102,12 @@ fn exclude_writers(upper: &Upper) -> anyhow::Result<OwnedFd> {
 #[derive(Debug)]
 pub struct Parts {
     hasher: Hasher,
-    /// The flag that messages are about.
+    /// The flag that error messages name.
     flag: &'static str,
 }
 
 impl Parts {
-    /// No parts.
+    /// An empty list of parts.
     pub fn new(flag: &'static str) -> Self {
         Self { hasher: Hasher::new(), flag }
     }
@@ -144,7 +144,7 @@ impl Parts {
     /// Adds the root by its content, and the other members of a record as they are.
     ///
     /// # Errors
-    /// What cannot be read, and a root that is a disk.
+    /// A file that cannot be read, and a root that is a disk.
     pub fn add_record(&mut self, record: &Record) -> anyhow::Result<()> {
         let mut rest = record.clone();
         (rest.upper, rest.mount, rest.vm) = (None, None, None);
@@ -182,7 +182,7 @@ impl Parts {
     /// Adds operations, and the files of the host that they name.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// A file that cannot be read.
     pub fn add_ops(&mut self, file: &Path) -> anyhow::Result<()> {
         self.check_not_pipe(file)?;
         let text = fs::read(file).with_context(|| format!("{file:?}"))?;
@@ -202,7 +202,7 @@ impl Parts {
     /// Adds what the flags of msb-boot name: variables of the environment, and files.
     ///
     /// # Errors
-    /// What cannot be read.
+    /// A file that cannot be read.
     pub fn add_named(&mut self, args: &[OsString]) -> anyhow::Result<()> {
         let mut args = args.iter();
         while let Some(arg) = args.next() {
@@ -233,7 +233,7 @@ impl Parts {
         Ok(())
     }
 
-    /// Checks that the tool which a file is for can still read it.
+    /// Refuses a pipe, which the tool could not read again.
     fn check_not_pipe(&self, file: &Path) -> anyhow::Result<()> {
         let meta = fs::metadata(file).with_context(|| format!("{file:?}"))?;
         ensure!(

@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub count: u16,
 
-    /// The beginning of the copies' names, NAME-1 and so on [default: the VM's name]
+    /// The prefix of the copies' names: NAME-1, NAME-2 and so on [default: the VM's name]
     #[arg(long, value_name = "NAME", value_parser = name::parse)]
     pub name: Option<String>,
 

@@ -60,7 +60,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
 /// A copy that is up: its name, and its record as a line.
 type Booted = (String, Vec<u8>);
 
-/// The record that copies start from: that of the VM, without what only one VM can have.
+/// The record that the copies start from: that of the VM without its hostname, log, ports, restart policy and commit.
 fn of_copies(mut record: Record) -> Record {
     if let Some(boot) = &mut record.boot {
         (boot.hostname, boot.kernel_log) = (None, None);
