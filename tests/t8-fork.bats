@@ -97,7 +97,7 @@ own_memory() {
     for n in 1 2 3; do wait "${saving[n]}" || [ $? -eq 1 ]; done
     [ "$(cat stopped? | wc -l)" = 1 ]
     for n in 1 2 3; do
-        [ -s "stopped$n" ] || grep -qxE 'msb-snapshot: (base: not saved: the VM has ended|base: it does not run .*|record "base": no such .*)' "stopped$n.err" ||
+        [ -s "stopped$n" ] || grep -qxE 'msb-snapshot: (base: not saved: the VM has ended \(boot it again\)|base: it does not run .*|record "base": no such .*)' "stopped$n.err" ||
             { cat "stopped$n.err"; return 1; }
     done
     vm_assert_nothing

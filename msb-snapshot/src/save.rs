@@ -18,8 +18,8 @@ use msb::tool::interrupt::{self, DeferExit};
 use msb::vm::rundir;
 use msb::vm::saving::{self, Answer, Request};
 
-/// The message if another tool was faster, such as an msb-snapshot --stop.
-const ENDED: &str = "not saved: the VM has ended";
+/// The message if the VM ends first, for example because of another msb-snapshot --stop.
+const ENDED: &str = "not saved: the VM has ended (boot it again)";
 
 /// A saved VM.
 pub(crate) struct Saved {
@@ -46,7 +46,7 @@ pub(crate) fn save(home: &Path, run_dir: &Path, record: &Record, waits: bool) ->
     publish::make_private_dir(&staging).with_context(|| format!("{staging:?}"))?;
     let saved = fill(&dir, &staging, run_dir, record, waits);
     match saved {
-        // It is there now, so its record is printed.
+        // The snapshot is complete. A late signal is ignored, so that its record is printed.
         Ok(_) => deferred.finish(),
         Err(_) => drop(erase::remove_tree(&staging)),
     }
@@ -80,12 +80,13 @@ fn fill(dir: &Path, staging: &Path, run_dir: &Path, record: &Record, waits: bool
         Answer::Saved(saved) => *saved,
         Answer::Failed(why) => bail!("not saved: {why}"),
     };
-    for disk in &machine.disks {
-        snapshot::open(staging, &disk.file)?.sync_all()?;
+    for disk in machine.disks.iter().filter(|disk| !disk.writable) {
+        let sync = || anyhow::Ok(snapshot::open(staging, &disk.file)?.sync_all()?);
+        sync().with_context(|| format!("{:?}", staging.join(&disk.file)))?;
     }
     let mut files = BTreeMap::new();
     let written = machine.disks.iter().filter(|disk| disk.writable).map(|disk| disk.file.as_str());
-    // The memory last, so that it is older than the reading.
+    // The memory comes last, so that its last change is older than the read (see `Stamp::note`).
     for name in [STATE].into_iter().chain(written).chain([MEMORY]) {
         interrupt::check()?;
         files.insert(name.to_owned(), describe(staging, name).with_context(|| format!("{staging:?}"))?);
@@ -100,7 +101,7 @@ fn fill(dir: &Path, staging: &Path, run_dir: &Path, record: &Record, waits: bool
     Ok(Saved { path, digest: format!("sha256:{hex}"), paused_ms, _connection: connection })
 }
 
-/// Writes a file to the disk, and computes its digest. msb-boot need not read the memory again.
+/// Syncs a file and computes its digest. The stamp of the memory is noted, so that msb-boot need not read it again.
 fn describe(staging: &Path, name: &str) -> anyhow::Result<Content> {
     let file = snapshot::open(staging, name)?;
     file.sync_all()?;
