@@ -324,7 +324,7 @@ descendants() {
     refused '--vmm krun cannot be used with --snapshot (it needs qemu; leave --vmm out)' --vmm krun -- true
     refused '--root share cannot be used with --snapshot (it needs block' --root share -- true
     refused "cannot be used with '--print'" -x -- true
-    msb-store ls --json -t snapshot web | jq -e '.used_by | index("the name web")'
+    msb-store ls --json -t snapshot web | jq -e '.used_by | index("msb-run --snapshot web")'
     msb-store rm -t snapshot web
     [ -z "$(names)$(ls -A "$MSB_HOME/snapshot-names")" ]
     nothing_left

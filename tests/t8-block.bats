@@ -172,7 +172,7 @@ END
     msb-store gc | jq -se --arg path "$sandbox" 'any(.path == $path and .state == "kept" and .why == "a VM or a snapshot has it")'
     run --separate-stderr msb-store rm -t sandbox "${sandbox##*/}"
     [ "$status" -eq 1 ]
-    [[ $stderr == *'VM "again", which is stopped, has it (remove the VM with "msb-rm again")' ]]
+    [[ $stderr == *'the stopped VM "again" needs it (remove the VM with "msb-rm again")' ]]
     msb-rm again
     [ ! -e "$sandbox" ]
 }

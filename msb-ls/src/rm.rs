@@ -85,7 +85,7 @@ fn remove(name: &str, force: bool, ignore: bool) -> anyhow::Result<()> {
     }
     let home = home::home()?;
     let sandbox = layout::sandbox(&home, name);
-    // Its disk says what it needs.
+    // Read before the disk is removed: a file beside it lists what the VM needs.
     let uppers = survey::uppers_of(&home, name)?;
     let mut is_removed = sandbox::remove(&sandbox).with_context(|| format!("{sandbox:?}"))?;
     for sandbox in uppers {

@@ -115,23 +115,22 @@ pub fn named(name: &str) -> anyhow::Result<Option<Vm>> {
     Ok(of_run_dir(&name::run_dir(name).context("run directory (set MSB_RUN)")?))
 }
 
-/// The sandboxes of uppers that pipes made and that this VM was the last one to use, or needs with its disk. Those that a snapshot or
-/// another VM has, running or stopped, are left out.
+/// The uppers of pipes that this VM was the last to use, or that its disk needs, except those that a snapshot or another VM needs.
 ///
 /// # Errors
 /// A directory that cannot be read.
 pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
     let needs = sandbox::needs_of(&layout::sandbox(home, name));
-    let (names, sandboxes) = (names(&layout::sandboxes(home))?, |id: &String| layout::sandbox(home, id));
+    let (names, path_of) = (names(&layout::sandboxes(home))?, |id: &String| layout::sandbox(home, id));
     let is_own = |dir: &PathBuf| needs.contains(dir) || Owner::read(dir).vm.as_deref() == Some(name);
-    let own: Vec<PathBuf> = names.iter().map(sandboxes).filter(|dir| dir.join(HOLD).exists() && is_own(dir)).collect();
+    let own: Vec<PathBuf> = names.iter().map(path_of).filter(|dir| dir.join(HOLD).exists() && is_own(dir)).collect();
     if own.is_empty() {
         return Ok(own);
     }
     let others = vms(false)?.into_iter().filter(|vm| vm.name != name).filter_map(|vm| vm.record);
     let saved = entries(&layout::snapshots(home))?.into_iter().filter_map(|path| snapshot::named_record(&path));
     let needed: Vec<Record> = others.chain(saved).collect();
-    let stopped = names.iter().filter(|other| *other != name).map(sandboxes);
+    let stopped = names.iter().filter(|other| *other != name).map(path_of);
     let below_disks: Vec<PathBuf> = stopped.flat_map(|dir| sandbox::needs_of(&dir)).collect();
     let is_needed = |dir: &PathBuf| below_disks.contains(dir) || needed.iter().any(|record| record.has_sandbox(dir));
     Ok(own.into_iter().filter(|dir| !is_needed(dir)).collect())
@@ -143,7 +142,7 @@ fn names(dir: &Path) -> anyhow::Result<Vec<String>> {
     Ok(names.filter(|text| name::check(text).is_ok()).collect())
 }
 
-/// What is in a directory, which may be missing.
+/// The entries of a directory; none if it does not exist.
 fn entries(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -170,7 +170,7 @@ fn discard(vm: &str) -> anyhow::Result<()> {
         let Some(digest) = snapshot::digest_of(&entry.path()) else { continue };
         let Ok(description) = Description::read(&Snapshot::new(entry.path(), digest.clone())) else { continue };
         if description.record.boot.is_some_and(|boot| boot.name.as_deref() == Some(vm)) {
-            if !snapshot_name::of(&home, &digest).is_empty() {
+            if snapshot_name::all(&home).values().any(|named| named.digest == digest) {
                 return Ok(());
             }
             shielded(&removal(&digest))?;

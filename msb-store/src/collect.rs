@@ -431,7 +431,7 @@ impl Collector<'_> {
             self.settle(Type::Snapshot, &path, Ok("snapshots are kept until they are removed by name"))?;
         }
         if !self.scope.dry_run {
-            // They are small, and msb-run would not use them.
+            // Names without a snapshot are not reported: msb-run ignores them.
             snapshot_name::prune(self.home)?;
         }
         self.unfinished(&dir)

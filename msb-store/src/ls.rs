@@ -1,5 +1,6 @@
 //! ls: what is in the store.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,14 +39,15 @@ struct Item {
 /// What cannot be read; a name that nothing has.
 pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
     let inventory = Inventory::read(&config.home)?;
-    let items = items(&inventory, config)?;
+    let names = snapshot_name::all(&inventory.home);
+    let items = items(&inventory, &names, config)?;
     let is_listed = |name: &String| {
         // An image may have a short name.
         let is_image =
             |item: &Item| inventory.images.iter().any(|image| image.path == item.path && image.is_named(name));
         let is_snapshot = |item: &Item| {
             item.kind == Type::Snapshot
-                && Named::read(&inventory.home, name).is_some_and(|named| item.digest.as_ref() == Some(&named.digest))
+                && names.get(name).is_some_and(|named| item.digest.as_ref() == Some(&named.digest))
         };
         items.iter().any(|item| item.name == *name || is_image(item) || is_snapshot(item))
     };
@@ -61,7 +63,7 @@ pub(crate) fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 /// The things of the types and names that are asked for.
-fn items(inventory: &Inventory, config: &Config) -> anyhow::Result<Vec<Item>> {
+fn items(inventory: &Inventory, names: &BTreeMap<String, Named>, config: &Config) -> anyhow::Result<Vec<Item>> {
     let is_wanted = |kind| config.kind.is_none_or(|wanted| wanted == kind);
     let is_named = |name: &String| config.names.is_empty() || config.names.contains(name);
     let is_image_named =
@@ -96,7 +98,8 @@ fn items(inventory: &Inventory, config: &Config) -> anyhow::Result<Vec<Item>> {
         let snapshots = size::children(&layout::snapshots(&inventory.home))?;
         for path in snapshots.into_iter().filter(|path| !layout::is_staging(path)) {
             let digest = snapshot::digest_of(&path);
-            let names = digest.map(|digest| snapshot_name::of(&inventory.home, &digest)).unwrap_or_default();
+            let has = |named: &Named| digest.as_ref() == Some(&named.digest);
+            let names: Vec<_> = names.iter().filter(|(_, named)| has(named)).map(|(name, _)| name).collect();
             if is_named(&name_of(&path)) || names.iter().any(|name| config.names.contains(name)) {
                 items.push(of_snapshot(&path, &names)?);
             }
@@ -176,9 +179,9 @@ fn of_disk(sandbox: &Sandbox) -> anyhow::Result<Item> {
     })
 }
 
-fn of_snapshot(path: &Path, names: &[String]) -> anyhow::Result<Item> {
+fn of_snapshot(path: &Path, names: &[&String]) -> anyhow::Result<Item> {
     let saved = vm::saved(path);
-    let names = names.iter().map(|name| format!("the name {name}"));
+    let names = names.iter().map(|name| format!("msb-run --snapshot {name}"));
     Ok(Item {
         digest: snapshot::digest_of(path),
         last_use: seconds(path.symlink_metadata().and_then(|meta| meta.modified()).ok()),

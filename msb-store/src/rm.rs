@@ -99,8 +99,8 @@ fn path_of(home: &Path, kind: Type, name: &str) -> anyhow::Result<PathBuf> {
         Type::Snapshot => {
             name::check(name).map_err(anyhow::Error::msg)?;
             let named = Named::read(home, name).and_then(|named| named.snapshot(home));
-            // Of a name without a snapshot there is nothing to remove.
-            named.map_or_else(|| layout::snapshots(home).join(name), |snapshot| snapshot.path)
+            // A name without a snapshot gets a path that does not exist.
+            named.map_or_else(|| layout::snapshot(home, name), |snapshot| snapshot.path)
         }
         Type::Sandbox | Type::Disk => {
             name::check(name).map_err(anyhow::Error::msg)?;
@@ -144,7 +144,7 @@ fn unused_sandbox(config: &Config, name: &str) -> anyhow::Result<Option<Sandbox>
         bail!("VM {:?} has it (remove the VM with \"msb-rm {}\")", vm.name, vm.name);
     }
     if let Some(vm) = found.iter().find_map(|sandbox| sandbox.stopped.first()) {
-        bail!("VM {vm:?}, which is stopped, has it (remove the VM with \"msb-rm {vm}\")");
+        bail!("the stopped VM {vm:?} needs it (remove the VM with \"msb-rm {vm}\")");
     }
     Ok(found)
 }

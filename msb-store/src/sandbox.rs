@@ -25,7 +25,7 @@ pub(crate) struct Sandbox {
     pub(crate) has_disk: bool,
     /// Whether an upper or scripts are in it.
     pub(crate) has_upper: bool,
-    /// The VMs that are stopped, but need it with their disks.
+    /// The stopped VMs whose disks need it.
     pub(crate) stopped: Vec<String>,
     /// Who uses it or may need it, for a person.
     pub(crate) users: Vec<String>,
@@ -93,7 +93,7 @@ fn sandbox(path: PathBuf, vms: &[Vm], stopped: Vec<String>) -> anyhow::Result<Sa
     let has_disk = path.join(SCRATCH_DISK).exists();
     let users = vms.iter().filter(|vm| vm.name == name && has_disk || vm.has_sandbox(&path));
     let mut users: Vec<String> = users.map(|vm| vm.label()).collect();
-    users.extend(stopped.iter().map(|name| format!("VM {name}, which is stopped")));
+    users.extend(stopped.iter().map(|name| format!("stopped VM {name}")));
     let mut last_use = path.symlink_metadata().and_then(|meta| meta.modified()).ok();
     let state = if layout::is_staging(&path) {
         State::Unfinished { is_running: lock::open(&path, Lock::TryExclusive).is_err() }
@@ -179,10 +179,7 @@ mod tests {
         record.upper = Some(Upper::new(pipe.join(UPPER), pipe.join(layout::WORK)));
         sandbox::note_needs(&layout::sandbox(home.path(), "worker"), &record).unwrap();
         let needed = &sandboxes(home.path(), &[]).unwrap()[1];
-        assert_eq!(
-            (&needed.users, &needed.stopped),
-            (&vec!["VM worker, which is stopped".into()], &vec!["worker".into()])
-        );
+        assert_eq!((&needed.users, &needed.stopped), (&vec!["stopped VM worker".into()], &vec!["worker".into()]));
         assert_eq!(needed.state.verdict(Duration::ZERO), Ok("a VM or a snapshot has it"));
         assert_eq!(found[3].chain_id(), Some("a".repeat(64)));
         assert!(found[3].has_disk && found[3].has_upper && !found[1].has_disk);

@@ -25,11 +25,11 @@ pub(crate) struct Vm {
 /// The VMs of this user, and those that are saved in the store.
 ///
 /// # Errors
-/// A directory of snapshots that cannot be read. What they need must not look unused.
+/// The directory of snapshots cannot be read. Ignoring that would make what snapshots need look unused.
 pub(crate) fn vms(home: &Path) -> anyhow::Result<Vec<Vm>> {
     let mut vms = booted();
     let paths = size::children(&layout::snapshots(home))?;
-    // What a damaged one names is kept as well.
+    // Layers and uppers that a damaged snapshot names are in use, too.
     let saved = paths.iter().filter(|path| snapshot::digest_of(path).is_some());
     vms.extend(saved.filter_map(|path| of_snapshot(path, snapshot::named_record(path)?)));
     Ok(vms)

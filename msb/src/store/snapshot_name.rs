@@ -1,6 +1,7 @@
 //! The names of snapshots, for people: `snapshot-names/NAME` says which snapshot has the name, and what that was made of. A name is
 //! written by a rename, and one whose snapshot is gone counts as none, so a kill at any moment leaves a name that is right or none.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -93,14 +94,12 @@ pub fn prune(home: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The names of this snapshot, sorted.
-pub fn of(home: &Path, digest: &str) -> Vec<String> {
+/// All names that have a snapshot.
+pub fn all(home: &Path) -> BTreeMap<String, Named> {
     let entries = fs::read_dir(layout::snapshot_names(home)).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let has = |name: &str| Named::read(home, name).is_some_and(|named| named.digest == digest);
-    let mut names: Vec<String> = names.filter(|name| name::check(name).is_ok() && has(name)).collect();
-    names.sort();
-    names
+    let names = names.filter(|name| name::check(name).is_ok());
+    names.filter_map(|name| Some((name.clone(), Named::read(home, &name)?))).collect()
 }
 
 fn read(home: &Path, file: &Path) -> Option<Named> {
@@ -138,14 +137,14 @@ mod tests {
         assert_eq!(Named::read(home, "web"), Some(first.clone()));
         assert_eq!(other.take(home, "web").unwrap(), Some(first.clone()));
         assert_eq!(Named::read(home, "web"), Some(other.clone()));
-        assert_eq!((of(home, &other.digest), of(home, &first.digest)), (vec!["web".to_owned()], Vec::new()));
+        assert_eq!(all(home), BTreeMap::from([("web".to_owned(), other.clone())]));
         // A name without its snapshot is none, and the next one has it.
         fs::remove_dir_all(other.snapshot(home).unwrap().path).unwrap();
         assert_eq!(Named::read(home, "web"), None);
         assert_eq!(first.take(home, "web").unwrap(), None);
         fs::write(layout::snapshot_name(home, "half"), "{\"key\":").unwrap();
         fs::copy(layout::snapshot_name(home, "web"), layout::snapshot_name(home, ".web.7.0")).unwrap();
-        assert_eq!(of(home, &first.digest), ["web"]);
+        assert_eq!(all(home), BTreeMap::from([("web".to_owned(), first.clone())]));
         fs::write(layout::snapshot_name(home, "odd"), "{\"key\":\"a\",\"digest\":\"sha256:../x\"}").unwrap();
         prune(home).unwrap();
         assert_eq!(fs::read_dir(layout::snapshot_names(home)).unwrap().count(), 1);
