@@ -13,8 +13,8 @@ use msb::wire::{self, dial};
 
 use crate::ended::{self, Fate};
 
-/// How long a refused connection is retried. The time in which the VM waits for a processor does not count for this limit, nor for the others
-/// here ([`Patience`]).
+/// How long a refused connection is retried. As with the other limits here, the time in which the VM waits for a processor does not count
+/// ([`Patience`]).
 const RETRY: Duration = Duration::from_secs(10);
 /// How long a VM may take to restart.
 const RESTART: Duration = Duration::from_secs(90);

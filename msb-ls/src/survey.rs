@@ -121,17 +121,17 @@ pub fn named(name: &str) -> anyhow::Result<Option<Vm>> {
 /// A directory that cannot be read.
 pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
     let needs = sandbox::needs_of(&layout::sandbox(home, name));
-    let (names, path_of) = (names(&layout::sandboxes(home))?, |id: &String| layout::sandbox(home, id));
     let is_own = |dir: &PathBuf| needs.contains(dir) || Owner::read(dir).vm.as_deref() == Some(name);
-    let own: Vec<PathBuf> = names.iter().map(path_of).filter(|dir| dir.join(HOLD).exists() && is_own(dir)).collect();
+    let sandboxes = names(&layout::sandboxes(home))?.into_iter().map(|id| layout::sandbox(home, &id));
+    let own: Vec<PathBuf> = sandboxes.filter(|dir| dir.join(HOLD).exists() && is_own(dir)).collect();
     if own.is_empty() {
         return Ok(own);
     }
     let others = vms(false)?.into_iter().filter(|vm| vm.name != name).filter_map(|vm| vm.record);
-    let saved = entries(&layout::snapshots(home))?.into_iter().filter_map(|path| snapshot::named_record(&path));
-    let needed: Vec<Record> = others.chain(saved).collect();
-    let stopped = names.iter().filter(|other| *other != name).map(path_of);
-    let below_disks: Vec<PathBuf> = stopped.flat_map(|dir| sandbox::needs_of(&dir)).collect();
+    let saved = snapshot::records(home).with_context(|| format!("{:?}", layout::snapshots(home)))?;
+    let needed: Vec<Record> = others.chain(saved.into_iter().map(|(_, record)| record)).collect();
+    let stopped = sandbox::all_needs(home)?.into_iter().filter(|(other, _)| other != name);
+    let below_disks: Vec<PathBuf> = stopped.flat_map(|(_, needs)| needs).collect();
     let is_needed = |dir: &PathBuf| below_disks.contains(dir) || needed.iter().any(|record| record.has_sandbox(dir));
     Ok(own.into_iter().filter(|dir| !is_needed(dir)).collect())
 }

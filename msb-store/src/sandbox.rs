@@ -69,11 +69,7 @@ pub(crate) fn sandboxes(home: &Path, vms: &[Vm]) -> anyhow::Result<Vec<Sandbox>>
     let mut paths = size::children(&layout::sandboxes(home))?;
     // A file here is not ours.
     paths.retain(|path| path.is_dir() && !path.is_symlink());
-    let needs: Vec<(String, Vec<PathBuf>)> = paths
-        .iter()
-        .map(|path| (name_of(path), sandbox::needs_of(path)))
-        .filter(|(_, needs)| !needs.is_empty())
-        .collect();
+    let needs = sandbox::all_needs(home).with_context(|| format!("{:?}", layout::sandboxes(home)))?;
     let mut sandboxes = Vec::new();
     for path in paths {
         let needed_by = needs.iter().filter(|(_, needs)| needs.contains(&path)).map(|(name, _)| name.clone());

@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use msb::record::{self, Record, Rootfs, VolumeContent};
 use msb::store::layout;
 use msb::store::snapshot;
 use msb::vm::{name, supervisor};
-
-use crate::size;
 
 /// The largest record that is read, in bytes.
 const MAX_RECORD: u64 = 8 << 20;
@@ -28,10 +27,9 @@ pub(crate) struct Vm {
 /// The directory of snapshots cannot be read. Ignoring that would make what snapshots need look unused.
 pub(crate) fn vms(home: &Path) -> anyhow::Result<Vec<Vm>> {
     let mut vms = booted();
-    let paths = size::children(&layout::snapshots(home))?;
     // Layers and uppers that a damaged snapshot names are in use, too.
-    let saved = paths.iter().filter(|path| snapshot::digest_of(path).is_some());
-    vms.extend(saved.filter_map(|path| of_snapshot(path, snapshot::named_record(path)?)));
+    let saved = snapshot::records(home).with_context(|| format!("{:?}", layout::snapshots(home)))?;
+    vms.extend(saved.into_iter().filter_map(|(path, record)| of_snapshot(&path, record)));
     Ok(vms)
 }
 

@@ -187,6 +187,26 @@ pub fn needs_of(sandbox: &Path) -> Vec<PathBuf> {
     text.and_then(|path| serde_json::from_slice(&fs::read(path).ok()?).ok()).unwrap_or_default()
 }
 
+/// The sandboxes that VMs need to be booted again, for each VM that needs any.
+///
+/// # Errors
+/// Those of reading the directory of sandboxes.
+pub fn all_needs(home: &Path) -> io::Result<Vec<(String, Vec<PathBuf>)>> {
+    let entries = match fs::read_dir(layout::sandboxes(home)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let needs = needs_of(&path);
+        if !needs.is_empty() && !layout::is_staging(&path) {
+            all.push((path.file_name().unwrap_or_default().to_string_lossy().into_owned(), needs));
+        }
+    }
+    Ok(all)
+}
+
 /// Removes a sandbox that nothing uses. False: there is none.
 ///
 /// # Errors
@@ -338,6 +358,8 @@ mod tests {
         assert!(needs_of(&disk).is_empty(), "there is no disk");
         fs::write(disk.join(SCRATCH_DISK), "").unwrap();
         assert_eq!(needs_of(&disk), [sandbox("scripts"), sandbox("upper")]);
+        fs::create_dir(sandbox("other")).unwrap();
+        assert_eq!(all_needs(home.path()).unwrap(), [("worker".to_owned(), needs_of(&disk))]);
         let inode = || fs::metadata(disk.join(SCRATCH_NEEDS)).unwrap().ino();
         let before = inode();
         note_needs(&disk, &record).unwrap();

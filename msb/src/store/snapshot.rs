@@ -4,10 +4,10 @@
 //! them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::{Mode, OFlags, SeekFrom};
@@ -229,6 +229,20 @@ pub fn named_record(path: &Path) -> Option<Record> {
     // What comes after it does not matter.
     let value: serde_json::Value = serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()?;
     serde_json::from_value(value.get("record")?.clone()).ok()
+}
+
+/// The records of all snapshots in a store, each with the snapshot's directory. See [`named_record`].
+///
+/// # Errors
+/// Those of reading the directory of snapshots. Ignoring them would make what snapshots need look unused.
+pub fn records(home: &Path) -> io::Result<Vec<(PathBuf, Record)>> {
+    let entries = match fs::read_dir(layout::snapshots(home)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let snapshots = paths.into_iter().filter(|path| digest_of(path).is_some());
+    Ok(snapshots.filter_map(|path| Some((path.clone(), named_record(&path)?))).collect())
 }
 
 /// The digest in the name of a snapshot in a store; `None` for anything else.
