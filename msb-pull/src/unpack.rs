@@ -92,8 +92,10 @@ fn put<R: BufRead + Skip>(
             let content = fill(tape, &file, size, regions.as_deref(), budget)?;
             let entry = Entry::of_open(file)?;
             apply_attributes(&entry, &metadata)?;
-            if let Some(content) = content {
-                contents.remember(&entry, &content)?;
+            match content {
+                Some(content) => contents.remember(&entry, &content)?,
+                // It may have the inode number of a file that it replaces.
+                None => contents.forget(&entry),
             }
         }
         Kind::Symlink => {

@@ -98,6 +98,11 @@ impl Contents {
         Ok(())
     }
 
+    /// Forgets an earlier file with the inode number of a file that is not remembered.
+    pub fn forget(&mut self, entry: &Entry) {
+        self.0.remove(&entry.stat().st_ino);
+    }
+
     /// Whether nothing is remembered.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -167,6 +172,10 @@ mod tests {
         assert_eq!((known(&contents, &one), known(&contents, &four)), (Some(hash(b"one").finish()), None));
         contents.remember(&four, &hash(b"four")).unwrap();
         assert_eq!((known(&contents, &one), known(&contents, &four)), (None, Some(hash(b"four").finish())));
+        let same_size = entry(b"4444");
+        contents.forget(&same_size);
+        assert_eq!(known(&contents, &same_size), None);
+        contents.remember(&four, &hash(b"four")).unwrap();
         // Of a layer with too many files, none is added, but a number may have another file.
         let written = *contents.of(four.stat()).unwrap();
         contents.0.extend((0..MAX_REMEMBERED as u64).map(|number| (u64::MAX - number, written)));
