@@ -12,8 +12,8 @@ use crate::overlay::beneath::Entry;
 
 /// The block that is hashed or left out, in bytes.
 pub(super) const BLOCK: usize = 1 << 16;
-/// How many files are remembered: 8 MiB. Further ones are read again.
-const MAX_REMEMBERED: usize = 1 << 17;
+/// How many files are remembered, in 7 MiB. Others are read again.
+const MAX_REMEMBERED: usize = 7 << 14;
 
 /// An xattr that administrators change with restorecon(8).
 const LABEL: &str = "security.selinux";
