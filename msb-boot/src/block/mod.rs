@@ -142,9 +142,7 @@ impl BlockRoot {
         if let Some(path) = self.scratch.path() {
             return Ok(path);
         }
-        let path = scratch::keep(&self.home, name, &self.base_name, disk)?;
-        scratch::note_needs(&path, record)?;
-        Ok(path)
+        scratch::keep(&self.home, name, &self.base_name, record, disk)
     }
 
     /// Checks an EROFS image of the caller's, which is the whole tree. Makes nothing.

@@ -182,7 +182,7 @@ impl Open<'_> {
         if let Some(Name { dir, base, replaced }) = self.name {
             self.file.sync_all()?;
             match replaced {
-                None => give_name(&self.file, dir, base)?,
+                None => give_name(&self.file, dir, base, None)?,
                 Some(_) => replace(&self.file, dir, base)?,
             };
         }
@@ -226,12 +226,12 @@ fn open_named(dir: &Path, path: &Path, size: Option<u64>, base: &[u8], fresh: bo
     Ok(Some(disk))
 }
 
-/// Gives an unnamed disk the name of a VM, so that it stays.
+/// Gives an unnamed disk the name of the record's VM, so that it stays.
 ///
 /// # Errors
 /// A name that is taken, or a disk that cannot be linked.
-pub(crate) fn keep(home: &Path, name: &str, base: &[u8], disk: &OwnedFd) -> anyhow::Result<PathBuf> {
-    give_name(disk, &layout::sandbox(home, name), base)
+pub(crate) fn keep(home: &Path, name: &str, base: &[u8], record: &Record, disk: &OwnedFd) -> anyhow::Result<PathBuf> {
+    give_name(disk, &layout::sandbox(home, name), base, Some(record))
 }
 
 /// Notes beside the disk at `path` which uppers and scripts its VM needs to be booted again.
@@ -243,7 +243,7 @@ pub(crate) fn note_needs(path: &Path, record: &Record) -> anyhow::Result<()> {
     note().with_context(|| format!("disk {path:?}"))
 }
 
-fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<PathBuf> {
+fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8], record: Option<&Record>) -> anyhow::Result<PathBuf> {
     let path = dir.join(SCRATCH_DISK);
     let give = || -> anyhow::Result<()> {
         publish::make_private_dir(dir)?;
@@ -252,6 +252,9 @@ fn give_name(disk: &impl AsRawFd, dir: &Path, base: &[u8]) -> anyhow::Result<Pat
             bail!(TAKEN);
         }
         publish::write_file(&dir.join(SCRATCH_BASE), base, 0o600)?;
+        if let Some(record) = record {
+            sandbox::note_needs(dir, record)?;
+        }
         link(disk, &path)?;
         Ok(publish::sync_parent(&path)?)
     };
@@ -338,5 +341,28 @@ fn template(home: &Path, size: u64) -> anyhow::Result<File> {
         Ok(()) => Ok(file),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(file),
         Err(error) => Err(error).with_context(|| format!("{path:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use msb::record::Upper;
+
+    #[test]
+    fn a_disk_is_kept_only_with_the_list_of_the_sandboxes_that_its_vm_needs() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let (dir, other) = (layout::sandbox(home, "worker"), layout::sandbox(home, "other"));
+        let mut record = Record::new();
+        record.upper = Some(Upper::new(other.join("upper"), other.join("work")));
+        // Here the list cannot be written.
+        fs::create_dir_all(dir.join(SCRATCH_NEEDS)).unwrap();
+        let disk = OwnedFd::from(publish::unnamed_file(&layout::sandboxes(home)).unwrap());
+        keep(home, "worker", b"base", &record, &disk).unwrap_err();
+        assert!(!dir.join(SCRATCH_DISK).exists());
+        fs::remove_dir(dir.join(SCRATCH_NEEDS)).unwrap();
+        assert_eq!(keep(home, "worker", b"base", &record, &disk).unwrap(), dir.join(SCRATCH_DISK));
+        assert_eq!(sandbox::needs_of(&dir), [other]);
     }
 }
