@@ -32,7 +32,7 @@ pub(crate) const PATH: &str = "/proc/self/fd/500";
 /// # Errors
 /// A kernel that cannot do it, or another supervisor of system calls.
 pub(crate) fn ask(supervisor: InheritedFd) -> anyhow::Result<()> {
-    let listener = ffi::divert_opens(NUMBER).context("a filter for the guest's memory (it takes Linux 5.14)")?;
+    let listener = ffi::divert_opens(NUMBER).context("a filter for the guest's memory")?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = [listener.as_fd()];
@@ -56,11 +56,14 @@ pub(crate) fn give(vmm: &UnixStream, memory: BorrowedFd<'_>) -> anyhow::Result<(
         if !fds[0].revents().contains(PollFlags::IN) {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
-        // A process that is killed in its call, or gets a signal, is answered no more.
+        // The call is gone if its process was killed or got a signal. Then both functions fail with ENOENT.
         let Ok(opening) = ffi::next_opening(listener.as_fd()) else { continue };
         if opens_memory(&opening) {
-            // Later calls of this kind would fail: the descriptor that answers is closed now. QEMU makes none.
-            return ffi::answer_opening(listener.as_fd(), &opening, memory, NUMBER).context("the guest's memory");
+            match ffi::answer_opening(listener.as_fd(), &opening, memory, NUMBER) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // The listener is closed now, so later calls of this kind fail. QEMU makes none.
+                answered => return answered.context("the guest's memory (a VM from a snapshot needs Linux 5.14)"),
+            }
         }
         let _ = ffi::leave_opening(listener.as_fd(), &opening);
     }
