@@ -73,6 +73,8 @@ own_memory() {
     vm_assert_nothing
     run -1 --separate-stderr msb-boot -r "$PWD/base.json" --name other --new-machine-id
     [[ $stderr == 'msb-boot: --new-machine-id is for a VM that starts from a snapshot'* ]]
+    run -1 --separate-stderr msb-boot -r "$PWD/base.json" --name other --new-machine-id --bare
+    [[ $stderr == 'msb-boot: --new-machine-id: --bare leaves the root unchanged'* ]]
 }
 
 # bats test_tags=slow

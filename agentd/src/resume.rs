@@ -26,8 +26,8 @@ pub fn run(agent: &Agent, other: Resume) -> Ready {
     clock::set(other.now_ms);
     rename(agent, &other.hostname);
     *agent.defaults.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(other.defaults);
-    let warning = other.new_machine_id.then(|| new_machine_id(agent)).and_then(Result::err);
-    let warning = warning.map(|error| format!("another /etc/machine-id: {error}"));
+    let warning = other.new_machine_id.then(new_machine_id).and_then(Result::err);
+    let warning = warning.map(|error| format!("new machine ID: {error}"));
     Ready { sent_ms: Some(uptime_ms()), warning, ..ready }
 }
 
@@ -36,11 +36,8 @@ fn reseed(entropy: &[u8]) -> io::Result<()> {
     sys::reseed(random.as_fd(), entropy)
 }
 
-/// Replaces the machine ID, see machine-id(5). A root without the file has none.
-fn new_machine_id(agent: &Agent) -> io::Result<()> {
-    if agent.is_bare() {
-        return Err(io::Error::other("the root is left as it is (--bare)"));
-    }
+/// Replaces the machine ID, see machine-id(5). A missing file is not made.
+fn new_machine_id() -> io::Result<()> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     let id = machine_id(bytes);
@@ -53,7 +50,7 @@ fn new_machine_id(agent: &Agent) -> io::Result<()> {
     Ok(())
 }
 
-/// The text of a machine ID, which is also a UUID of version 4, as systemd makes them.
+/// Formats a machine ID. Like those of systemd, it is a UUID of version 4.
 fn machine_id(mut bytes: [u8; 16]) -> String {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;

@@ -113,8 +113,12 @@ impl Config {
         let saved = record.snapshot.as_ref();
         let saved = saved.map(|snapshot| Saved::read(snapshot, args.new_machine_id)).transpose()?;
         ensure!(
+            !(request.bare && args.new_machine_id),
+            "--new-machine-id: --bare leaves the root unchanged (leave one of them out)"
+        );
+        ensure!(
             saved.is_some() || !args.new_machine_id,
-            "--new-machine-id is for a VM that starts from a snapshot (leave it out: a boot keeps no machine ID)"
+            "--new-machine-id is for a VM that starts from a snapshot (leave it out)"
         );
         if let Some(saved) = &saved {
             saved.check_request(&mut request, &record, args.fresh)?;
