@@ -3,7 +3,7 @@
 mod local;
 mod port;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -88,6 +88,8 @@ pub struct Multiplexer<E> {
     decoder: Decoder,
     connections: Connections,
     locals: BTreeMap<u32, Local>,
+    /// The connections that were added since the last epoll_wait(2). Its events are about earlier connections with these numbers.
+    added: BTreeSet<u32>,
     /// The connections that may have something to send, in the order of their turns.
     waiting: VecDeque<u32>,
     /// A connection may wait to be accepted.
@@ -128,6 +130,7 @@ impl<E: Ends> Multiplexer<E> {
             decoder: Decoder::default(),
             connections: Connections::new(side),
             locals: BTreeMap::new(),
+            added: BTreeSet::new(),
             waiting: VecDeque::new(),
             may_accept: false,
             kept: 0,
@@ -149,6 +152,7 @@ impl<E: Ends> Multiplexer<E> {
         loop {
             self.flush()?;
             events.clear();
+            self.added.clear();
             let may_be_drained = self.waiting.is_empty() && self.port.queued() == 0 && self.ends.awaits_drained();
             // With something to do, events are taken and not waited for.
             let timeout = (may_be_drained || self.has_work()).then(Timespec::default);
@@ -336,12 +340,16 @@ impl<E: Ends> Multiplexer<E> {
             self.kept -= old.queue.len();
             old.end();
         }
+        self.added.insert(connection);
         self.line_up(connection);
         Ok(())
     }
 
     /// Takes note of what has happened to a local end.
     fn note(&mut self, connection: u32, flags: epoll::EventFlags) -> io::Result<()> {
+        if self.added.contains(&connection) {
+            return Ok(());
+        }
         let Some(local) = self.locals.get_mut(&connection) else { return Ok(()) };
         local.note(flags);
         if !local.queue.is_empty() {

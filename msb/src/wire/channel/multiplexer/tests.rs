@@ -343,6 +343,38 @@ fn a_number_that_the_peer_uses_again_too_early_does_not_count_twice() {
 }
 
 #[test]
+fn the_events_of_an_earlier_local_end_are_not_those_of_a_new_one_with_its_number() {
+    for (frames, is_ended) in [
+        (&[Frame::Close(2), Frame::Open(2)][..], false),
+        (&[Frame::Restart, Frame::Open(2), Frame::Open(4)], false),
+        (&[], true),
+        (&[Frame::Open(6)], true),
+    ] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+        let (connect, _connected) = channel();
+        let ends = TestEnds { connected: connect, ..TestEnds::new(listener) };
+        let mut guest = Multiplexer::new(Side::Guest, ours.into(), ends, None).unwrap();
+        let mut arrive = |guest: &mut Multiplexer<TestEnds>, frames: &[Frame]| {
+            let mut bytes = Vec::new();
+            frames.iter().for_each(|frame| frame.put(&mut bytes));
+            theirs.write_all(&bytes).unwrap();
+            guest.read_port(&mut [0; 64]).unwrap()
+        };
+        arrive(&mut guest, &[Frame::Open(2), Frame::Open(4)]);
+        guest.added.clear();
+        if !frames.is_empty() {
+            arrive(&mut guest, frames);
+        }
+        guest.note(2, epoll::EventFlags::HUP).unwrap();
+        assert_eq!(guest.locals[&2].is_abandoned, is_ended, "{frames:?}");
+        // The event of another one is not lost.
+        guest.note(4, epoll::EventFlags::HUP).unwrap();
+        assert_eq!(guest.locals[&4].is_abandoned, !frames.contains(&Frame::Restart), "{frames:?}");
+    }
+}
+
+#[test]
 fn a_peer_that_violates_the_protocol_ends_the_channel() {
     for side in [Side::Host, Side::Guest] {
         for bytes in [&b"\0\0\0\x01\0\0\0\0"[..], b"\0\0\0\x06\0\0\0\0"] {
