@@ -143,9 +143,11 @@ impl<'a, 'f> Watch<'a, 'f> {
         let channel = channel::start(vm, &mut fds, &mut processes)?;
         let prepared = Prepared::make(config, vm, &mut fds)?;
         config.vmm.start(vm, fds, console_in, &mut processes)?;
-        let vmm = processes.id(config.vmm.name()).unwrap_or_default();
         let saver = match (prepared, &channel) {
-            (Some(prepared), Some(channel)) => Some(prepared.started(config, vmm, channel)?),
+            (Some(prepared), Some(channel)) => {
+                let vmm = processes.id(config.vmm.name()).context("the VMM has no process")?;
+                Some(prepared.started(config, vmm, channel)?)
+            }
             _ => None,
         };
         let starting = Endpoint::new(vm.socket_dir().join(rundir::AGENT_SOCKET), AGENT_PORT, false);
