@@ -130,19 +130,25 @@ impl Tree {
     pub(crate) fn rmdir(&self, parent: &Arc<Node>, name: &OsStr) -> io::Result<()> {
         let above = self.in_upper(parent)?;
         let name = Name::new(name)?;
-        if self.is_in_upper_alone(&above, name)? {
-            match self.changing(parent, || upper_of(&above)?.rmdir(name)) {
-                // It may have whiteouts.
-                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-                other => return other,
+        let is_removed = self.changing(parent, || {
+            let _moves = read(&self.table.descriptors.moves);
+            if !self.is_in_upper_alone(&above, name)? {
+                return Ok(false);
             }
+            match upper_of(&above)?.rmdir(name) {
+                // It may hold whiteouts, which `remove` deletes.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(false),
+                other => other.map(|()| true),
+            }
+        })?;
+        if is_removed {
+            return Ok(());
         }
         self.check_empty(&above, name)?;
         self.remove(parent, &above, name)
     }
 
-    /// Whether removing a directory needs no look at any layer: the kernel knows it, and that it is merged with no other, and no closed
-    /// node loses its name.
+    /// Whether rmdir(2) in the upper is enough: the kernel knows the directory, no lower layer has it, and no node is closed.
     fn is_in_upper_alone(&self, parent: &Merged, name: Name<'_>) -> io::Result<bool> {
         if self.table.descriptors.is_any_closed() {
             return Ok(false);
