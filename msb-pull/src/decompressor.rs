@@ -188,7 +188,7 @@ fn check(compression: Compression, status: ExitStatus) -> anyhow::Result<()> {
 
 /// Whether this process is a decompressor.
 pub(crate) fn is_role() -> bool {
-    std::env::args().nth(1).is_some_and(|role| role == ROLE)
+    std::env::args_os().nth(1).is_some_and(|role| role == ROLE)
 }
 
 /// Decompresses what comes on stdin to stdout, after it has given up everything else.
