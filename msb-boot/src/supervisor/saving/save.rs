@@ -149,11 +149,12 @@ fn save_state(monitor: &mut Monitor, file: &File) -> anyhow::Result<()> {
     monitor.execute("add-fd", &json!({"fdset-id": FD_SET}), Some(writer.as_fd()))?;
     let arguments = json!({"filename": format!("/dev/fdset/{FD_SET}"), "live": false});
     let saved = monitor.execute("xen-save-devices-state", &arguments, None);
-    monitor.execute("remove-fd", &json!({"fdset-id": FD_SET}), None)?;
+    let removed = monitor.execute("remove-fd", &json!({"fdset-id": FD_SET}), None);
     saved?;
+    removed?;
     match state.metadata()?.len() {
         0 => bail!("QEMU has written nothing"),
-        size if size > snapshot::MAX_STATE => bail!("more than {} bytes", snapshot::MAX_STATE),
+        size if size > snapshot::MAX_STATE => bail!("larger than {} bytes", snapshot::MAX_STATE),
         size => Ok(copy_data(&state, file, size)?),
     }
 }
