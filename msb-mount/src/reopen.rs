@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::{self, Layer, Leaf, Merged};
-use rustix::fs::AtFlags;
 use rustix::io::Errno;
 
 use crate::descriptors::{Open, Slot};
@@ -164,11 +163,8 @@ impl Node {
         }
         let Some((above, name)) = self.open_place()? else { return Ok(false) };
         let Some(upper) = &above.upper else { return Ok(false) };
-        match rustix::fs::statat(upper, Name::new(&name)?.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(found) => Ok((found.st_dev, found.st_ino) == leaf.identity()?),
-            Err(Errno::NOENT) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        let Some(stat) = upper.stat_of(Name::new(&name)?)? else { return Ok(false) };
+        Ok((stat.st_dev, stat.st_ino) == leaf.identity()?)
     }
 
     /// The directory of the node's place, and the name in it; `None` if there is none, or it has been removed.

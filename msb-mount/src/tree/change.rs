@@ -10,7 +10,7 @@ use msb::overlay::attributes::DEFAULT_ACL;
 use msb::overlay::beneath::{Dir, Entry, Name};
 use msb::overlay::upper::upper_of;
 use msb::overlay::{self, Layer, Leaf, Merged, origin};
-use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, Stat};
+use rustix::fs::{FileType, Mode, RenameFlags, Stat};
 use rustix::io::Errno;
 
 use super::Tree;
@@ -153,8 +153,8 @@ impl Tree {
         if self.table.descriptors.is_any_closed() {
             return Ok(false);
         }
-        let found = rustix::fs::statat(upper_of(parent)?, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW);
-        let is_alone = found.is_ok_and(|stat| self.table.is_in_upper_alone(&stat));
+        let stat = upper_of(parent)?.stat_of(name)?;
+        let is_alone = stat.is_some_and(|stat| self.table.is_in_upper_alone(&stat));
         Ok(is_alone && !parent.shows_through(name)?)
     }
 

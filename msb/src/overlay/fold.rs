@@ -172,7 +172,7 @@ fn plan(root: Merged, staged: &Dir) -> io::Result<Vec<Step>> {
         let old = upper.entry(name).map_err(at)?;
         let (new, old_ino) = (entry.stat().st_ino, old.as_ref().map(|old| old.stat().st_ino));
         if whiteout::is_either_whiteout(&entry).map_err(at)? {
-            let shows_through = level.below.lookup_lower(name).map_err(at)?.is_some();
+            let shows_through = level.below.shows_through(name).map_err(at)?;
             match old_ino {
                 _ if shows_through => steps.push(Step::Place { path, new, old: old_ino }),
                 Some(old) => steps.push(Step::Remove { path, new, old }),

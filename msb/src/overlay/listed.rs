@@ -6,8 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::fs::{AtFlags, FileType};
-use rustix::io::Errno;
+use rustix::fs::FileType;
 
 use super::beneath::{Dir, Name};
 use super::marks::Marks;
@@ -111,10 +110,8 @@ impl Merged {
             let mut is_whiteout = false;
             // Some file systems do not return types.
             if file_type == FileType::CharacterDevice {
-                match rustix::fs::statat(dir, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
-                    Err(Errno::NOENT) => continue,
-                    found => is_whiteout = whiteout::is_whiteout(&found?),
-                }
+                let Some(stat) = dir.stat_of(name)? else { continue };
+                is_whiteout = whiteout::is_whiteout(&stat);
             } else if file_type == FileType::Unknown || files_may_be && file_type == FileType::RegularFile {
                 let Some(entry) = dir.entry(name)? else { continue };
                 file_type = entry.file_type();

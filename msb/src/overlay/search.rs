@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::beneath::{Dir, Entry, Name};
@@ -76,10 +76,7 @@ impl Merged {
             return Ok(self.lookup_lower(name)?.is_some());
         }
         for part in &self.lower {
-            let stat = match rustix::fs::statat(&part.dir, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
-                Err(Errno::NOENT) => continue,
-                found => found?,
-            };
+            let Some(stat) = part.dir.stat_of(name)? else { continue };
             let may_be_marked = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0;
             return match may_be_marked {
                 true => Ok(self.lookup_lower(name)?.is_some()),

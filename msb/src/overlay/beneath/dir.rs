@@ -86,6 +86,17 @@ impl Dir {
         }
     }
 
+    /// The attributes of the file `name`, which is not opened; `None` if it does not exist. A symlink is not followed.
+    ///
+    /// # Errors
+    /// The error of `fstatat(2)`, except ENOENT.
+    pub fn stat_of(&self, name: Name<'_>) -> io::Result<Option<Stat>> {
+        match rustix::fs::statat(&self.0, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            other => Ok(Some(other?)),
+        }
+    }
+
     /// The regular file `name`, open for reading, in one step instead of the two of [`Entry::open_to_read`]; `None` if it is not one any
     /// more. Call it only for names that `readdir(3)` returned as regular files: opening a device has effects.
     ///
@@ -309,10 +320,7 @@ impl Dir {
                 let Ok(name) = Name::new(OsStr::from_bytes(child.file_name().to_bytes())) else { continue };
                 let child_path = path.join(name.as_os_str());
                 if is_lazy {
-                    let stat = match rustix::fs::statat(&dir.0, name.as_os_str(), AtFlags::SYMLINK_NOFOLLOW) {
-                        Err(rustix::io::Errno::NOENT) => continue,
-                        stat => stat.map_err(|error| at(error.into()))?,
-                    };
+                    let Some(stat) = dir.stat_of(name).map_err(at)? else { continue };
                     let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
                     if !is_dir && visit(&child_path, &stat, None)? {
                         continue;
