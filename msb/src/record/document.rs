@@ -105,10 +105,15 @@ impl Record {
         Self { msb: VERSION, ..Self::default() }
     }
 
-    /// Whether its upper or its scripts are in a sandbox.
-    pub fn has_sandbox(&self, sandbox: &Path) -> bool {
+    /// The paths of its upper and its scripts, which may be in sandboxes.
+    pub fn upper_and_scripts(&self) -> impl Iterator<Item = &Path> {
         let upper = self.upper.iter().map(|upper| upper.dir.as_path());
-        upper.chain(self.scripts.values().map(PathBuf::as_path)).any(|path| path.starts_with(sandbox))
+        upper.chain(self.scripts.values().map(PathBuf::as_path))
+    }
+
+    /// Whether its upper or one of its scripts is in this sandbox.
+    pub fn has_sandbox(&self, sandbox: &Path) -> bool {
+        self.upper_and_scripts().any(|path| path.starts_with(sandbox))
     }
 
     /// Parses a record in JSON. A byte order mark is skipped.

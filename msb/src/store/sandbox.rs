@@ -168,8 +168,7 @@ pub fn held(sandbox: &Path) -> io::Result<Held> {
 /// # Errors
 /// The error of writing or removing.
 pub fn note_needs(sandbox: &Path, record: &Record) -> io::Result<()> {
-    let uppers = record.upper.iter().map(|upper| upper.dir.as_path());
-    let paths = uppers.chain(record.scripts.values().map(PathBuf::as_path));
+    let paths = record.upper_and_scripts();
     let needs = paths.filter_map(|path| path.ancestors().find(|dir| layout::is_sandbox(dir)));
     let needs: BTreeSet<&Path> = needs.filter(|dir| *dir != sandbox).collect();
     let path = sandbox.join(SCRATCH_NEEDS);
