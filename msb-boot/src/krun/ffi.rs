@@ -220,12 +220,6 @@ pub(crate) fn set_plain_frames(tap: &impl AsFd, name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// The size of a page of memory, in bytes.
-pub(crate) fn page_size() -> usize {
-    // SAFETY: the call reads a constant of the system.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
 /// A call of openat(2) that waits for an answer.
 pub(crate) struct Opening {
     id: u64,

@@ -9,8 +9,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, ensure};
 use msb::overlay::copy_data;
 use msb::store::erase::Use;
-
-use crate::krun::ffi;
+use rustix::param::page_size;
 
 /// How much is copied at a time, in bytes.
 const BLOCK: usize = 1 << 20;
@@ -112,7 +111,7 @@ fn is_changed(entry: u64) -> bool {
 }
 
 fn copy_changed_pages(mapping: &Mapping, pages: &File, memory: &File, copy: &File) -> io::Result<()> {
-    let page = ffi::page_size() as u64;
+    let page = page_size() as u64;
     let mut block = vec![0; BLOCK];
     let mut entries = vec![0; BLOCK];
     let mut at = mapping.start;
@@ -120,7 +119,8 @@ fn copy_changed_pages(mapping: &Mapping, pages: &File, memory: &File, copy: &Fil
         let count = ((mapping.end - at) / page).min(BLOCK as u64 / 8).max(1);
         let entries = &mut entries[..count as usize * 8];
         pages.read_exact_at(entries, at / page * 8)?;
-        let changed: Vec<bool> = entries.chunks_exact(8).map(|entry| is_changed(native(entry))).collect();
+        let entries = entries.chunks_exact(8).map(|entry| u64::from_ne_bytes(entry.try_into().unwrap_or_default()));
+        let changed: Vec<bool> = entries.map(is_changed).collect();
         for run in changed.chunk_by(|one, next| one == next) {
             let length = run.len() as u64 * page;
             if run[0] {
@@ -130,12 +130,6 @@ fn copy_changed_pages(mapping: &Mapping, pages: &File, memory: &File, copy: &Fil
         }
     }
     Ok(())
-}
-
-fn native(entry: &[u8]) -> u64 {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(entry);
-    u64::from_ne_bytes(bytes)
 }
 
 fn copy_range(from: &File, at: u64, to: &File, offset: u64, length: u64, block: &mut [u8]) -> io::Result<()> {
