@@ -195,7 +195,7 @@ impl Config {
             memory_mib: request.memory_mib,
             kernel: kernel::check(&library, architecture, vmm.boot_protocol())?,
             root_share: root.share(),
-            root_follows: args.follow_mounts,
+            root_follows_mounts: args.follow_mounts,
             initramfs: InheritedFd::inherited(-1),
             volumes: Vec::new(),
             drives: Vec::new(),

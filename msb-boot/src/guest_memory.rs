@@ -6,18 +6,14 @@
 //! private mapping.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 
 use anyhow::Context;
+use msb::descriptor;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
-};
 
 use crate::inherited_fd::InheritedFd;
 use crate::krun::ffi;
@@ -31,13 +27,9 @@ pub(crate) const PATH: &str = "/proc/self/fd/500";
 ///
 /// # Errors
 /// A kernel that cannot do it, or another supervisor of system calls.
-pub(crate) fn ask(supervisor: InheritedFd) -> anyhow::Result<()> {
+pub(crate) fn install(supervisor: InheritedFd) -> anyhow::Result<()> {
     let listener = ffi::divert_opens(NUMBER).context("a filter for the guest's memory")?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [listener.as_fd()];
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(supervisor.duplicate()?, &[IoSlice::new(&[0])], &mut ancillary, SendFlags::NOSIGNAL)?;
+    descriptor::send(supervisor.duplicate()?, &[0], Some(listener.as_fd()))?;
     Ok(())
 }
 
@@ -45,8 +37,9 @@ pub(crate) fn ask(supervisor: InheritedFd) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// A VMM that ends before.
-pub(crate) fn give(vmm: &UnixStream, memory: BorrowedFd<'_>) -> anyhow::Result<()> {
-    let listener = receive(vmm)?;
+pub(crate) fn answer(vmm: &UnixStream, memory: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let (_, listener) = descriptor::receive(vmm, &mut [0])?;
+    let listener = listener.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?;
     loop {
         let mut fds = [PollFd::new(&listener, PollFlags::IN)];
         match poll(&mut fds, None) {
@@ -67,19 +60,6 @@ pub(crate) fn give(vmm: &UnixStream, memory: BorrowedFd<'_>) -> anyhow::Result<(
         }
         let _ = ffi::leave_opening(listener.as_fd(), &opening);
     }
-}
-
-fn receive(vmm: &UnixStream) -> anyhow::Result<OwnedFd> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    recvmsg(vmm, &mut [IoSliceMut::new(&mut [0])], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut listener = None;
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(mut fds) = message {
-            listener = fds.next();
-        }
-    }
-    Ok(listener.ok_or(io::ErrorKind::UnexpectedEof).map_err(io::Error::from)?)
 }
 
 /// Whether this is the memory. Where the path cannot be read (Yama's ptrace_scope 3), it is: QEMU makes no other call of this kind. A

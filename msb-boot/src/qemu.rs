@@ -31,7 +31,7 @@ use crate::processes::Processes;
 use crate::program;
 use crate::tsc::Reading;
 use crate::unusable::Unusable;
-use crate::vm::Vm;
+use crate::vm::{Saving, Vm};
 use crate::vmm::{Vmm, kvm};
 
 /// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow. Without `jent_mod_init` the kernel has
@@ -120,8 +120,8 @@ impl Vmm for Qemu {
     }
 
     fn run(&self, vm: &Vm) -> anyhow::Error {
-        if let Some(saving) = vm.saving.filter(|saving| saving.memory.is_none())
-            && let Err(error) = guest_memory::ask(saving.monitor)
+        if let Some(saving) = vm.saving.filter(Saving::loads)
+            && let Err(error) = guest_memory::install(saving.monitor)
         {
             return error;
         }
@@ -183,7 +183,7 @@ fn arguments(
             "-mon",
             "chardev=monitor,mode=control",
         ]);
-        if saving.memory.is_none() {
+        if saving.loads() {
             push(&["-incoming", "defer"]);
         }
     }
@@ -227,7 +227,7 @@ fn arguments(
         push(&["-device", &format!("virtio-balloon-device,free-page-reporting=on,{bus}")]);
     }
     // A guest that goes on has its kernel in memory. QEMU's machine for arm64 does not start without one.
-    if vm.saving.is_some_and(|saving| saving.memory.is_none()) && vm.architecture == Architecture::X86_64 {
+    if vm.saving.is_some_and(|saving| saving.loads()) && vm.architecture == Architecture::X86_64 {
         return args;
     }
     let counter = khz.map(|khz| format!("tsc_early_khz={khz}")).unwrap_or_default();

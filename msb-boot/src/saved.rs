@@ -80,8 +80,8 @@ impl Saved {
             request.restart == RestartPolicy::No,
             "--restart: a VM that starts from a snapshot is not started again ({REMEDY})"
         );
-        let has = |boot: &record::Boot| (boot.disk.clone(), boot.ephemeral);
-        if is_fresh || saved.boot.as_ref().is_some_and(|boot| has(boot) != has(&*request)) {
+        let disk_of = |boot: &record::Boot| (boot.disk.clone(), boot.ephemeral);
+        if is_fresh || saved.boot.as_ref().is_some_and(|boot| disk_of(boot) != disk_of(&*request)) {
             bail!("--disk, --fresh, --ephemeral: a saved VM keeps its disk ({REMEDY})");
         }
         ensure!(
@@ -194,9 +194,9 @@ pub(crate) fn kernel_name(kernel: &Path) -> String {
 ///
 /// # Errors
 /// Those of memfd_create(2) and ftruncate(2).
-pub(crate) fn memory(mib: u32) -> std::io::Result<OwnedFd> {
+pub(crate) fn memory(mib: u32) -> std::io::Result<File> {
     let memory = rustix::fs::memfd_create("msb-memory", MemfdFlags::CLOEXEC)?;
     rustix::fs::fchmod(&memory, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)?;
     rustix::fs::ftruncate(&memory, u64::from(mib) << 20)?;
-    Ok(memory)
+    Ok(memory.into())
 }

@@ -32,7 +32,7 @@ pub(crate) struct Vm {
     /// The directory that the guest mounts as its root, under the tag `rootfs`, if its root is shared.
     pub root_share: Option<PathBuf>,
     /// Whether what is mounted below that directory later appears in the guest.
-    pub root_follows: bool,
+    pub root_follows_mounts: bool,
     /// The guest's first root, which the VMM inherits open. The supervisor sets it for each start.
     pub initramfs: InheritedFd,
     /// The directories and files of the host that are volumes. They are shared together, if there are any.
@@ -57,6 +57,13 @@ pub(crate) struct Saving {
     pub memory: Option<InheritedFd>,
     /// The socket on which the VMM is told to save or load the state of the devices.
     pub monitor: InheritedFd,
+}
+
+impl Saving {
+    /// Whether the VMM loads a state instead of booting.
+    pub(crate) fn loads(&self) -> bool {
+        self.memory.is_none()
+    }
 }
 
 /// The network card of a VM. The VMM inherits its socket, on which each frame follows its length: four bytes, big-endian.
@@ -125,7 +132,7 @@ impl Vm {
     /// Adds the shared root to a jail, if there is one.
     pub(crate) fn bind_root(&self, jail: Jail) -> Jail {
         match &self.root_share {
-            Some(root) if self.root_follows => jail.bind_following(root, jail::ROOT.as_ref()),
+            Some(root) if self.root_follows_mounts => jail.bind_following(root, jail::ROOT.as_ref()),
             Some(root) => jail.bind(root, jail::ROOT.as_ref()),
             None => jail,
         }

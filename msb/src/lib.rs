@@ -19,6 +19,7 @@
 //! | `signals` | the signal masks of a process; with `overlay` | |
 //! | `overlay` | the merge rule: lowers, an upper, whiteouts, copy-up | |
 //! | `inherited` | descriptors by their numbers; with `store` | and nix |
+//! | `descriptor` | a descriptor on a Unix socket; with `store` | |
 //! | `transfer` | copies of files between host and guest; with `overlay` | |
 //! | `program` | where the programs are that msb runs; with `store` | |
 //! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler, landlock |
@@ -46,6 +47,8 @@
 pub mod architecture;
 #[cfg(feature = "store")]
 pub mod cgroup;
+#[cfg(feature = "store")]
+pub mod descriptor;
 #[cfg(feature = "store")]
 pub mod inherited;
 #[cfg(feature = "overlay")]

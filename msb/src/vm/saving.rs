@@ -2,17 +2,13 @@
 //! [`SNAPSHOT_SOCKET`](super::rundir::SNAPSHOT_SOCKET): a request with the directory for the files, and an answer. A VM that is to wait
 //! does not go on until the connection is closed.
 
-use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
 use serde::{Deserialize, Serialize};
 
+use crate::descriptor;
 use crate::store::snapshot::Machine;
 
 /// The longest request, in bytes.
@@ -51,13 +47,7 @@ pub struct Saved {
 /// # Errors
 /// Those of sending.
 pub fn ask(socket: &UnixStream, request: Request, directory: BorrowedFd<'_>) -> io::Result<()> {
-    let text = serde_json::to_vec(&request)?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [directory];
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(socket, &[IoSlice::new(&text)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
+    descriptor::send(socket, &serde_json::to_vec(&request)?, Some(directory)).map(drop)
 }
 
 /// Receives the answer. The supervisor sends it at once when the VM is saved, or is not.
@@ -79,19 +69,10 @@ pub fn receive_answer(socket: &UnixStream) -> io::Result<Answer> {
 /// Those of receiving; [`io::ErrorKind::InvalidData`] for something else than a request.
 pub fn receive(socket: BorrowedFd<'_>) -> io::Result<(Request, OwnedFd)> {
     let mut text = [0; MAX_REQUEST];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let mut fds = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    match fds.next().and_then(|mut fds| fds.next()) {
-        Some(directory) if !received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) => {
-            Ok((serde_json::from_slice(&text[..received.bytes])?, directory))
-        }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "not a request with a directory")),
-    }
+    let (length, directory) = descriptor::receive(socket, &mut text)?;
+    let directory =
+        directory.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a request with a directory"))?;
+    Ok((serde_json::from_slice(&text[..length])?, directory))
 }
 
 /// Sends an answer.

@@ -87,7 +87,7 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     let mut monitor = parts.monitor();
     if let Memory::Private { saved, .. } = &parts.memory {
-        guest_memory::give(monitor.socket(), saved.as_fd())?;
+        guest_memory::answer(monitor.socket(), saved.as_fd())?;
     }
     let version = monitor.version()?;
     if version != expected {

@@ -78,10 +78,10 @@ impl Prepared {
             source
         } else {
             let memory = saved::memory(vm.memory_mib)?;
-            let file = File::from(memory.try_clone()?);
-            inherited = Some(InheritedFd::of(&memory));
-            fds.push(memory);
-            Source::Empty(file)
+            let passed_on = OwnedFd::from(memory.try_clone()?);
+            inherited = Some(InheritedFd::of(&passed_on));
+            fds.push(passed_on);
+            Source::Empty(memory)
         };
         vm.saving = Some(Saving { memory: inherited, monitor: InheritedFd::of(&theirs) });
         fds.push(theirs.into());

@@ -1,14 +1,13 @@
 //! QEMU's monitor: one JSON object a line in each direction (QMP). A guest that has taken QEMU over writes the answers, so they are
 //! bounded.
 
-use std::io::{self, IoSlice, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use msb::descriptor;
 use serde_json::{Value, json};
 
 /// How long QEMU may take for an answer. On a busy host it waits for its turn.
@@ -77,16 +76,8 @@ impl Monitor {
         let id = json!(self.commands);
         let mut line = serde_json::to_vec(&json!({"execute": command, "arguments": arguments, "id": id}))?;
         line.push(b'\n');
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-        if !fds.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&fds));
-        }
         // A command is much shorter than the buffer of a socket that nobody else writes to.
-        let sent = sendmsg(self.socket.as_fd(), &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)
-            .map_err(io::Error::from)
-            .with_context(|| command.to_owned())?;
+        let sent = descriptor::send(&self.socket, &line, fd).with_context(|| command.to_owned())?;
         if sent != line.len() {
             bail!("{command}: QEMU does not read");
         }
