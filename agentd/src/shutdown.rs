@@ -109,10 +109,7 @@ pub fn as_pid_1(agent: &Agent, cleanup: &Cleanup, next: Next) -> ! {
     let since = Instant::now();
     let grace = agent.shutdown.grace().unwrap_or(DEFAULT_GRACE);
     end_processes(agent, grace - reserve(grace));
-    // Callers are told how their commands ended.
-    agent.sessions.wait_until_none(SESSIONS_GRACE);
-    agent.recorder.finish();
-    channel::drain(SESSIONS_GRACE);
+    finish_sessions(agent);
     end_machine(cleanup, since, Some(&agent.shutdown), next)
 }
 
@@ -156,15 +153,20 @@ pub fn show_kernel_messages(level: u8) {
     }
 }
 
-/// Ends this process, as the init has asked. Callers are told how their commands ended.
+/// Ends this process, as the init has asked.
 fn leave(agent: &Arc<Agent>) -> ! {
     // The image's sysctl.conf may have changed it.
     show_kernel_messages(NOTICES);
     reap_in_thread(agent);
+    finish_sessions(agent);
+    std::process::exit(0)
+}
+
+/// Waits until callers know how their commands ended, and everything is written that the agent has for them.
+fn finish_sessions(agent: &Agent) {
     agent.sessions.wait_until_none(SESSIONS_GRACE);
     agent.recorder.finish();
     channel::drain(SESSIONS_GRACE);
-    std::process::exit(0)
 }
 
 /// Starts a thread that reaps children: sessions wait for the exit of their commands, and the caller waits for the sessions.
@@ -214,9 +216,7 @@ fn end_by_init(agent: &Arc<Agent>, cleanup: &Cleanup) -> ! {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     // The init is not killed: the kernel protects PID 1.
     agent.reaper.wait_unawaited(KILL_GRACE);
-    agent.sessions.wait_until_none(SESSIONS_GRACE);
-    agent.recorder.finish();
-    channel::drain(SESSIONS_GRACE);
+    finish_sessions(agent);
     end_machine(cleanup, since, Some(&agent.shutdown), Next::Off)
 }
 

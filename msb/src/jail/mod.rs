@@ -109,12 +109,8 @@ impl Jail {
     /// there: who mounts it has to forbid devices.
     #[must_use]
     pub fn bind_following(mut self, source: &Path, target: &Path) -> Self {
-        self.binds.push(Bind {
-            source: Source::Path(source.to_owned()),
-            target: target.to_owned(),
-            writable: true,
-            follows: true,
-        });
+        let (source, target) = (Source::Path(source.to_owned()), target.to_owned());
+        self.binds.push(Bind { source, target, writable: true, follows: true });
         self
     }
 

@@ -124,8 +124,10 @@ impl Read for Stdin {
 /// # Errors
 /// Those of [`check`], once this process is interrupted.
 pub fn await_readable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let interrupted = INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner);
-    let interrupted = interrupted.as_ref().map(PipeReader::try_clone).transpose()?;
+    let interrupted = {
+        let pipe = INTERRUPTED.lock().unwrap_or_else(PoisonError::into_inner);
+        pipe.as_ref().map(PipeReader::try_clone).transpose()?
+    };
     loop {
         check()?;
         let mut fds = vec![PollFd::from_borrowed_fd(fd, PollFlags::IN)];
