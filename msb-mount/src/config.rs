@@ -74,7 +74,7 @@ impl Config {
         };
         let mountpoint = located.and_then(|path| {
             mountpoint::check(&path)?;
-            mountpoint::check_beside_store(&path, home::home().ok().as_deref())?;
+            mountpoint::check_not_over_store(&path, home::home().ok().as_deref())?;
             Ok(path)
         });
         let (access, kind) = (args.access, args.kind);

@@ -112,7 +112,7 @@ impl Filesystem for Fs {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         match self.node(ino).and_then(|node| Ok((self.tree.attr(&node)?, node))) {
-            Ok((attr, node)) => reply.attr(&Self::lasting(&node, &attr), &attr),
+            Ok((attr, node)) => reply.attr(&Self::attr_timeout(&node, &attr), &attr),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -144,7 +144,7 @@ impl Filesystem for Fs {
                 Ok((tree.attr(&node)?, node))
             });
             match set {
-                Ok((attr, node)) => reply.attr(&Self::lasting(&node, &attr), &attr),
+                Ok((attr, node)) => reply.attr(&Self::attr_timeout(&node, &attr), &attr),
                 Err(error) => reply.error(error.into()),
             }
         });

@@ -72,13 +72,13 @@ impl BackingOf {
     pub(crate) fn register<T>(self, register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
         match self {
             Self::Root => register(),
-            Self::User => without_set_id(register),
+            Self::User => without_fsetid(register),
         }
     }
 }
 
 /// Runs `with` while this thread lacks CAP_FSETID.
-fn without_set_id<T>(with: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+fn without_fsetid<T>(with: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let all = capabilities(None)?;
     set_capabilities(None, CapabilitySets { effective: all.effective - CapabilitySet::FSETID, ..all })?;
     let done = with();

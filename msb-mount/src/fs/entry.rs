@@ -14,7 +14,7 @@ use crate::tree::change::Made;
 
 impl Fs {
     /// How long the kernel may cache attributes. Set-id bits may go without its notice ([`crate::leaf`]).
-    pub(super) fn lasting(node: &Node, attr: &FileAttr) -> Duration {
+    pub(super) fn attr_timeout(node: &Node, attr: &FileAttr) -> Duration {
         let may_change = attr.perm & 0o6000 != 0 && node.leaf().is_ok_and(LeafNode::may_lose_set_id);
         if may_change { Duration::ZERO } else { LONG }
     }
@@ -24,7 +24,7 @@ impl Fs {
     fn entry_attr(node: &Node, mut attr: FileAttr) -> (FileAttr, Duration) {
         let is_itself = attr.ino.0 == node.id;
         attr.ino = INodeNo(node.id);
-        (attr, if is_itself { Self::lasting(node, &attr) } else { Duration::ZERO })
+        (attr, if is_itself { Self::attr_timeout(node, &attr) } else { Duration::ZERO })
     }
 
     /// A node that was looked up, as [`Self::entry_attr`]. After an error the kernel does not know of the lookup, so it is not counted

@@ -196,6 +196,15 @@ pub fn is_sandbox(path: &Path) -> bool {
     path.parent().and_then(Path::parent).is_some_and(|home| path.parent() == Some(&sandboxes(home)))
 }
 
+/// Whether a mount on `path` would hide the store, or something in it that the tools use. Other paths in a sandbox are allowed, such as
+/// [`MOUNT_POINT`].
+pub fn is_hidden_by(home: &Path, path: &Path) -> bool {
+    let Ok(inside) = path.strip_prefix(home) else { return home.starts_with(path) };
+    let in_sandbox = path.strip_prefix(sandboxes(home)).ok().and_then(|inside| inside.components().nth(1));
+    let is_upper = in_sandbox.is_some_and(|part| part.as_os_str() == UPPER || part.as_os_str() == WORK);
+    inside.components().count() < 3 || path.starts_with(layers(home)) || is_upper
+}
+
 /// Whether a path has the name of something that is being made or removed, or was abandoned meanwhile.
 pub fn is_staging(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
@@ -279,4 +288,35 @@ pub fn fresh_id() -> io::Result<String> {
     let mut bytes = [0u8; 6];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(hex::encode(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_on_or_above_the_store_hides_it_and_one_in_a_sandbox_does_not() {
+        let home = Path::new("/var/lib/msb");
+        for (path, expected) in [
+            ("/var/lib/msb", true),
+            ("/var/lib", true),
+            ("/", true),
+            ("/var/lib/msb/sandboxes", true),
+            ("/var/lib/msb/sandboxes/id", true),
+            ("/var/lib/msb/sandboxes/id/root", false),
+            ("/var/lib/msb/sandboxes/id/upper", true),
+            ("/var/lib/msb/sandboxes/id/upper/mnt", true),
+            ("/var/lib/msb/sandboxes/id/work", true),
+            ("/var/lib/msb/sandboxes/id/mnt/upper", false),
+            ("/var/lib/msb/volumes/name/mnt", false),
+            ("/var/lib/msb/volumes/name/upper", false),
+            ("/var/lib/msb/layers/sha256/id", true),
+            ("/var/lib/msb/layers/sha256/id/mnt", true),
+            ("/var/lib/msb2", false),
+            ("/var/lib/other", false),
+            ("/mnt", false),
+        ] {
+            assert_eq!(is_hidden_by(home, Path::new(path)), expected, "{path}");
+        }
+    }
 }
