@@ -147,7 +147,7 @@ fn receive(stdout: &mut ChildStdout, take: &mut impl FnMut(Vec<u8>) -> anyhow::R
             Some(0) => return Ok(true),
             Some(length) => length,
         };
-        ensure!(length <= PIECE, "the decompressor sends something else than was asked for");
+        ensure!(length <= PIECE, "the decompressor sent a frame of {length} bytes (report this)");
         let mut piece = Vec::with_capacity(length);
         stdout.by_ref().take(length as u64).read_to_end(&mut piece)?;
         if piece.len() < length {

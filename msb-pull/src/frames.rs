@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_is_cut_off_has_no_end() {
+    fn a_truncated_stream_is_an_error() {
         let mut pipe = Vec::new();
         put(&mut pipe, b"xz").unwrap();
         put(&mut pipe, b"data").unwrap();

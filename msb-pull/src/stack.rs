@@ -14,9 +14,9 @@ use msb::store::checksums::{self, Contents};
 use crate::budget::Budget;
 use crate::image::ImageLayer;
 use crate::implied::inherit;
-use crate::lower_link::{Dependent, fill};
+use crate::lower_link::fill;
 use crate::store::{LayerLock, Store};
-use crate::unpack;
+use crate::unpack::Unpacked;
 use msb_registry::digest::Digest;
 
 /// The layers of one image.
@@ -27,7 +27,7 @@ pub(crate) struct Stack<'a> {
     /// The stacked ID of each layer, for layers whose form depends on those below.
     stacked_ids: Vec<String>,
     /// The layers that this pull has unpacked, by diff_id.
-    unpacked: HashMap<String, Unpacked>,
+    unpacked: HashMap<String, Waiting>,
     /// How many layers are complete, counted from the bottom.
     complete: usize,
     /// The lower directories so far, bottom first.
@@ -37,13 +37,11 @@ pub(crate) struct Stack<'a> {
 }
 
 /// A layer that was unpacked.
-struct Unpacked {
+struct Waiting {
     /// Its scratch directory, or its place in the store once it is there.
     path: PathBuf,
-    /// What of it depends on the layers below.
-    dependent: Dependent,
-    /// Its files, if the layers below are complete.
-    contents: Contents,
+    /// The hashes in it are dropped if it has to wait for layers below.
+    unpacked: Unpacked,
     /// Held until the layer is in the store.
     lock: Option<LayerLock>,
 }
@@ -89,20 +87,21 @@ impl<'a> Stack<'a> {
         &mut self,
         diff_id: &Digest,
         scratch: PathBuf,
-        unpacked: unpack::Unpacked,
+        mut unpacked: Unpacked,
         lock: Option<LayerLock>,
     ) -> anyhow::Result<()> {
-        let unpack::Unpacked { dependent, contents } = unpacked;
-        if dependent.is_empty() {
+        if unpacked.dependent.is_empty() {
             self.unpublished.push((scratch.clone(), diff_id.hex().to_owned()));
         }
-        // Files that are linked to those below get their content later.
-        let contents = if dependent.links.is_empty() { contents } else { Contents::default() };
-        self.unpacked.insert(diff_id.hex().to_owned(), Unpacked { path: scratch, dependent, contents, lock });
+        // Hardlinks to files of layers below get their content in `fill`.
+        if !unpacked.dependent.links.is_empty() {
+            unpacked.contents = Contents::default();
+        }
+        self.unpacked.insert(diff_id.hex().to_owned(), Waiting { path: scratch, unpacked, lock });
         self.advance()?;
-        // Any number of layers may have to wait, and they are read again then.
+        // Any number of layers may have to wait, so their hashes are dropped, and the files are read again.
         if let Some(layer) = self.unpacked.get_mut(diff_id.hex()) {
-            layer.contents = Contents::default();
+            layer.unpacked.contents = Contents::default();
         }
         Ok(())
     }
@@ -111,12 +110,13 @@ impl<'a> Stack<'a> {
     fn advance(&mut self) -> anyhow::Result<()> {
         while let Some(layer) = self.layers.get(self.complete) {
             let stacked_id = &self.stacked_ids[self.complete];
-            let Some(Unpacked { path, dependent, contents, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
+            let Some(Waiting { path, unpacked, .. }) = self.unpacked.get(layer.diff_id.hex()) else {
                 let Some(stored) = in_store(self.store, layer, stacked_id) else { break };
                 push(&mut self.lower, stored)?;
                 self.complete += 1;
                 continue;
             };
+            let Unpacked { dependent, contents } = unpacked;
             if !dependent.is_empty() {
                 let below = top_first(self.lower.clone());
                 let below: Vec<PathBuf> = below.into_iter().filter(|dir| dir != path).collect();

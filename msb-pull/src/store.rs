@@ -107,12 +107,7 @@ impl Store {
     /// # Errors
     /// The error of writing.
     pub(crate) fn refer(&self, reference: &str, digest: &Digest) -> anyhow::Result<()> {
-        if self.touch(reference, digest) {
-            return Ok(());
-        }
-        publish::make_private_dir(&layout::references(&self.home))?;
-        let path = layout::reference(&self.home, reference);
-        publish::write_file(&path, line(reference, digest).as_bytes(), 0o600).with_context(|| format!("{path:?}"))
+        self.commit(&[], &[], Some((reference, digest)))
     }
 
     /// Notes that a reference is used now. False: it names another image, or none.
