@@ -325,7 +325,7 @@ os.execvp(sys.argv[1], sys.argv[1:])'
     for other in '[::1]:18090:80' 127.0.0.2:18090:80; do
         run --separate-stderr msb-boot -r "$vm_record" -p 18090:80 -p "$other"
         [ "$status" -eq 2 ]
-        [[ $stderr == *"-p 127.0.0.1:18090:80 and -p $other: passt listens on a port on one address, or on all"* ]]
+        [[ $stderr == *"-p 127.0.0.1:18090:80 and -p $other: passt can listen on a port on one address or on all"* ]]
     done
     for policy in '{"rules":[{"allow":"a..b"}]}' '{"ports":["a..b"]}' '{"hosts":["a..b"]}' '{"mac":"a..b"}' '{"mode":"a..b"}' \
         '{"cards":[{"tap":"lo","addresses":["a..b"]}]}'; do

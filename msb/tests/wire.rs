@@ -70,6 +70,21 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
     };
     let usage = Usage { wall_us: 1, user_us: 2, system_us: 3, max_rss_kib: 4 };
     let ended = Exit { code: None, signal: Some(9), usage: Some(usage), oom: true };
+    let resume = |new_machine_id| {
+        Message::Resume(Box::new(Resume {
+            now_ms: 5,
+            entropy: vec![1, 2],
+            hostname: "b".into(),
+            defaults: Defaults {
+                env: Vec::new(),
+                cwd: String::new(),
+                user: String::new(),
+                argv: Vec::new(),
+                stop_signal: 15,
+            },
+            new_machine_id,
+        }))
+    };
     let listed = |exit| Listed { id: 7, pid: 42, argv: vec!["a".into()], detached: true, attached: false, exit };
     vec![
         (Message::hello(), b"\x0d\0\0\0\x01{\"version\":2}"),
@@ -106,21 +121,15 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         ),
         (Message::Clock(Clock { now_ms: 5 }), b"\x0c\0\0\0\x15{\"now_ms\":5}"),
         (
-            Message::Resume(Box::new(Resume {
-                now_ms: 5,
-                entropy: vec![1, 2],
-                hostname: "b".into(),
-                defaults: Defaults {
-                    env: Vec::new(),
-                    cwd: String::new(),
-                    user: String::new(),
-                    argv: Vec::new(),
-                    stop_signal: 15,
-                },
-                new_machine_id: false,
-            })),
+            resume(false),
             b"\x6f\0\0\0\x1a\
               {\"now_ms\":5,\"entropy\":[1,2],\"hostname\":\"b\",\"defaults\":{\"env\":[],\"cwd\":\"\",\"user\":\"\",\"argv\":[],\"stop_signal\":15}}",
+        ),
+        (
+            resume(true),
+            b"\x85\0\0\0\x1a\
+              {\"now_ms\":5,\"entropy\":[1,2],\"hostname\":\"b\",\"defaults\":{\"env\":[],\"cwd\":\"\",\"user\":\"\",\"argv\":[],\"stop_signal\":15},\
+              \"new_machine_id\":true}",
         ),
         (Message::Execs(Execs { execs: Vec::new(), older: 9 }), b"\x16\0\0\0\x12{\"execs\":[],\"older\":9}"),
         (Message::Data(Stream::Stdin, b"in".to_vec()), b"\x02\0\0\0\x04in"),

@@ -93,8 +93,9 @@ fn with_options(mut card: record::Card, options: &str) -> Result<record::Card, S
 /// Whether a descriptor is the device of a macvtap interface, whose path may be any.
 fn is_macvtap(fd: InheritedFd) -> bool {
     let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
-    let is_its = |rdev| devices.lines().any(|line| line.trim() == format!("{} macvtap", rustix::fs::major(rdev)));
-    fs::metadata(fd.path()).is_ok_and(|meta| meta.file_type().is_char_device() && is_its(meta.rdev()))
+    let is_macvtap_number =
+        |rdev| devices.lines().any(|line| line.trim() == format!("{} macvtap", rustix::fs::major(rdev)));
+    fs::metadata(fd.path()).is_ok_and(|meta| meta.file_type().is_char_device() && is_macvtap_number(meta.rdev()))
 }
 
 /// An interface's name, or the number of a descriptor.

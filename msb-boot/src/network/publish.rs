@@ -136,7 +136,7 @@ impl Publish {
     }
 
     /// Whether the two differ in the address alone, and have all addresses together. passt has one specifier for that.
-    fn has_all_addresses_with(&self, other: &Self) -> bool {
+    fn is_same_for_other_family(&self, other: &Self) -> bool {
         self.address != other.address
             && self.address.is_unspecified()
             && other.address.is_unspecified()
@@ -179,11 +179,11 @@ pub(super) fn check_ports(ports: &[Publish]) -> Result<(), String> {
             let Some(port) = publish.common_port(other) else { continue };
             if overlap(publish.address, other.address) {
                 let port = SocketAddr::new(publish.address, port);
-                return Err(format!("-p {publish}: port {port} is published twice"));
+                return Err(format!("-p {publish}: port {port} is published twice (leave one of them out)"));
             }
-            if !publish.has_all_addresses_with(other) {
+            if !publish.is_same_for_other_family(other) {
                 return Err(format!(
-                    "-p {other} and -p {publish}: passt listens on a port on one address, or on all (use 0.0.0.0 and [::] with the same \
+                    "-p {other} and -p {publish}: passt can listen on a port on one address or on all (use 0.0.0.0 and [::] with the same \
                      ports, or another port for one of them)"
                 ));
             }
@@ -210,7 +210,7 @@ pub(super) fn specifiers(ports: &[Publish], is_udp: bool) -> Vec<String> {
     let of_protocol: Vec<&Publish> = ports.iter().filter(|publish| publish.is_udp == is_udp).collect();
     let mut specifiers = Vec::new();
     for (index, publish) in of_protocol.iter().enumerate() {
-        let is_pair = |other: &&Publish| publish.has_all_addresses_with(other);
+        let is_pair = |other: &&Publish| publish.is_same_for_other_family(other);
         if !of_protocol[..index].iter().any(is_pair) {
             specifiers.push(publish.specifier(of_protocol[index..].iter().any(is_pair)));
         }
@@ -325,12 +325,12 @@ mod tests {
                 "-p 127.0.0.1:8010-8011:90-91: port 127.0.0.1:8010 is published twice",
             ),
             (&["8000-8010:80-90", "8011-8012:90-91", "7999:80"], ""),
-            (&["8080:80", "[::1]:8080:80"], "-p 127.0.0.1:8080:80 and -p [::1]:8080:80: passt listens"),
-            (&["8080:80", "127.0.0.2:8080:80"], "-p 127.0.0.1:8080:80 and -p 127.0.0.2:8080:80: passt listens"),
-            (&["0.0.0.0:8080:80", "[::1]:8080:80"], "-p 0.0.0.0:8080:80 and -p [::1]:8080:80: passt listens"),
-            (&["[::]:8080:80", "8080:80"], "-p [::]:8080:80 and -p 127.0.0.1:8080:80: passt listens"),
-            (&["0.0.0.0:8080:80", "[::]:8080:81"], "-p 0.0.0.0:8080:80 and -p [::]:8080:81: passt listens"),
-            (&["0.0.0.0:8-9:8-9", "[::]:9:9"], "-p 0.0.0.0:8-9:8-9 and -p [::]:9:9: passt listens"),
+            (&["8080:80", "[::1]:8080:80"], "-p 127.0.0.1:8080:80 and -p [::1]:8080:80: passt can listen"),
+            (&["8080:80", "127.0.0.2:8080:80"], "-p 127.0.0.1:8080:80 and -p 127.0.0.2:8080:80: passt can listen"),
+            (&["0.0.0.0:8080:80", "[::1]:8080:80"], "-p 0.0.0.0:8080:80 and -p [::1]:8080:80: passt can listen"),
+            (&["[::]:8080:80", "8080:80"], "-p [::]:8080:80 and -p 127.0.0.1:8080:80: passt can listen"),
+            (&["0.0.0.0:8080:80", "[::]:8080:81"], "-p 0.0.0.0:8080:80 and -p [::]:8080:81: passt can listen"),
+            (&["0.0.0.0:8-9:8-9", "[::]:9:9"], "-p 0.0.0.0:8-9:8-9 and -p [::]:9:9: passt can listen"),
             (&["0.0.0.0:8080:80", "[::]:8080:80", "[::]:8080:80/udp"], ""),
             (
                 &["0.0.0.0:8080:80", "[::]:8080:80", "[::]:8080:80"],
@@ -340,6 +340,11 @@ mod tests {
             let why = check_ports(&parse(texts)).err().unwrap_or_default();
             assert!(why.starts_with(expected) && why.is_empty() == expected.is_empty(), "{texts:?}: {why}");
         }
+        assert_eq!(
+            check_ports(&parse(&["8080:80", "[::1]:8080:80"])).unwrap_err(),
+            "-p 127.0.0.1:8080:80 and -p [::1]:8080:80: passt can listen on a port on one address or on all (use 0.0.0.0 and [::] with \
+             the same ports, or another port for one of them)"
+        );
     }
 
     #[test]
