@@ -188,7 +188,7 @@ mod tests {
     use crate::frame::ACK;
 
     /// The sequence number of the SYN.
-    const NUMBER: u32 = u32::MAX - 2;
+    const SYN_NUMBER: u32 = u32::MAX - 2;
 
     fn key(port: u16) -> Key {
         (port, "203.0.113.9".parse().unwrap(), 80)
@@ -197,9 +197,9 @@ mod tests {
     /// Takes segments: each has an offset from the first byte.
     fn take(segments: &[(u32, u8, &[u8])]) -> Vec<Outcome> {
         let mut openings = Openings::default();
-        assert!(openings.expect(key(1), NUMBER));
+        assert!(openings.expect(key(1), SYN_NUMBER));
         let take = |&(offset, flags, payload): &(u32, u8, &[u8])| {
-            let sequence = NUMBER.wrapping_add(1).wrapping_add(offset);
+            let sequence = SYN_NUMBER.wrapping_add(1).wrapping_add(offset);
             let segment =
                 Segment { source: 1, destination: 80, sequence, acknowledgment: 0, flags, window: 0, payload };
             openings.take(&key(1), &segment)
@@ -218,7 +218,7 @@ mod tests {
         let much = [b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", vec![b'x'; 2 * MAX_OPENING].as_slice()].concat();
         let after_long = MAX_OPENING as u32 - 2;
         use Outcome::{Drop, Malformed, Pass, Reset, Unnamed};
-        let first = NUMBER.wrapping_add(1);
+        let first = SYN_NUMBER.wrapping_add(1);
         for (what, segments, expected) in [
             ("at once", &[(0, ACK, whole.as_slice())][..], vec![named("a.test")]),
             ("a hello", &[(0, ACK, &hello)], vec![named("a.test")]),
@@ -270,10 +270,10 @@ mod tests {
         const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n";
         let mut openings = Openings::default();
         let segment = |offset: u32, flags, payload| {
-            let sequence = NUMBER.wrapping_add(1).wrapping_add(offset);
+            let sequence = SYN_NUMBER.wrapping_add(1).wrapping_add(offset);
             Segment { source: 1, destination: 80, sequence, acknowledgment: 0, flags, window: 0, payload }
         };
-        assert!(openings.expect(key(1), NUMBER));
+        assert!(openings.expect(key(1), SYN_NUMBER));
         assert_eq!(openings.take(&key(1), &segment(0, ACK, REQUEST)), Outcome::Named(Some("a.test".into())));
         assert_eq!(openings.take(&key(1), &segment(REQUEST.len() as u32, ACK, b"body")), Outcome::Pass);
         // An older one comes again.
@@ -285,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_forgotten_once_its_name_is_acknowledged() {
-        let (first, end) = (NUMBER.wrapping_add(1), NUMBER.wrapping_add(1 + 32));
+        let (first, end) = (SYN_NUMBER.wrapping_add(1), SYN_NUMBER.wrapping_add(1 + 32));
         for (number, expected) in [
             (first, true),
             (end.wrapping_sub(1), true),
@@ -298,7 +298,7 @@ mod tests {
         assert!(is_kept(|openings, _| openings.acknowledge(&key(2), end)), "of another connection");
         // Before it has spoken there is nothing to acknowledge.
         let mut openings = Openings::default();
-        assert!(openings.expect(key(1), NUMBER));
+        assert!(openings.expect(key(1), SYN_NUMBER));
         openings.acknowledge(&key(1), first);
         assert!(!openings.is_empty());
         // If it ends without a name, its FIN is.
@@ -312,7 +312,7 @@ mod tests {
         assert!(openings.is_empty());
         // The next byte would be 36, and a FIN takes that number.
         let next = first.wrapping_add(36);
-        for (offset, flags, expected, is_expected) in [
+        for (offset, flags, outcome, kept) in [
             (36, RST, Outcome::Pass, false),
             (37, RST, Outcome::Pass, false),
             (38, RST, Outcome::Reset(next), false),
@@ -321,9 +321,9 @@ mod tests {
             (36, FIN, Outcome::Pass, true),
         ] {
             let take = |openings: &mut Openings, segment: &dyn Fn(u32, u8, &'static [u8]) -> Segment<'static>| {
-                assert_eq!(openings.take(&key(1), &segment(offset, flags, b"")), expected, "{offset}");
+                assert_eq!(openings.take(&key(1), &segment(offset, flags, b"")), outcome, "{offset}");
             };
-            assert_eq!(is_kept(take), is_expected, "{offset} {flags}");
+            assert_eq!(is_kept(take), kept, "{offset} {flags}");
         }
         assert!(!is_kept(|openings, _| openings.clear()));
     }

@@ -208,7 +208,7 @@ fn saved(config: &Config, path: &Path) -> anyhow::Result<bool> {
         if !path.is_dir() {
             return Ok(false);
         }
-        let record = snapshot::named_record(path);
+        let record = snapshot::readable_record(path);
         let upper = record.and_then(|record| snapshot_name::sandbox_of(&config.home, &record));
         let is_of_another = |sandbox: &Path| {
             let vms = vm::vms(&config.home)?;

@@ -46,7 +46,7 @@ pub fn enter_new(
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     nix::mount::mount(None::<&str>, "/", None::<&str>, private, None::<&str>).map_err(at("make the mounts private"))?;
     let guest = Dir::open(guest_root).map_err(at("open the guest's root"))?;
-    forget_removed(&guest, &container.root);
+    drop_removed_roots(&guest, &container.root);
     let step = || format!("root {:?}", container.root);
     let source = place::lookup(&guest, Path::new(&container.root)).map_err(at(step()))?;
     if !source.is_dir() {
@@ -74,7 +74,7 @@ pub fn enter_new(
 
 /// Looks for the roots of earlier containers. Where the host has unmounted one from a shared root, that makes the kernel drop what it keeps
 /// of it, and the host's server of the share close its files.
-fn forget_removed(guest: &Dir, new: &str) {
+fn drop_removed_roots(guest: &Dir, new: &str) {
     static ROOTS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut roots = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
     roots.retain(|root| place::lookup(guest, Path::new(root)).is_ok());

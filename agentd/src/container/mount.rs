@@ -87,16 +87,16 @@ fn one(described: &Mount, root: &Root, guest: &Dir, cgroup: Option<&Path>) -> io
     if options.copies_up && described.fstype == "tmpfs" {
         let mounted = place::lookup(&root.dir, target)?.into_dir()?;
         let path = mounted.proc_path();
-        let asked = fs::metadata(&path)?;
+        let requested = fs::metadata(&path)?;
         run::copy_up(&covered.into_dir()?, &mounted)?;
         // The options say more about the directory itself than what it covers.
-        let names = |key: &str| described.options.iter().any(|option| option.starts_with(key));
-        if names("uid=") || names("gid=") {
-            let id = |key: &str, id: u32| names(key).then_some(id);
-            std::os::unix::fs::chown(&path, id("uid=", asked.uid()), id("gid=", asked.gid()))?;
+        let is_given = |key: &str| described.options.iter().any(|option| option.starts_with(key));
+        if is_given("uid=") || is_given("gid=") {
+            let id = |key: &str, id: u32| is_given(key).then_some(id);
+            std::os::unix::fs::chown(&path, id("uid=", requested.uid()), id("gid=", requested.gid()))?;
         }
-        if names("mode=") {
-            fs::set_permissions(&path, asked.permissions())?;
+        if is_given("mode=") {
+            fs::set_permissions(&path, requested.permissions())?;
         }
     }
     Ok(())

@@ -223,15 +223,15 @@ pub fn record_of(path: &Path) -> Option<Record> {
 
 /// The record of a snapshot in a store, also of one that cannot be used: damaged, or of another release. What it names must not look
 /// unused. `None`: there is none, or nothing that can be read.
-pub fn named_record(path: &Path) -> Option<Record> {
+pub fn readable_record(path: &Path) -> Option<Record> {
     let mut text = Vec::new();
     open(path, DESCRIPTION).ok()?.take(MAX_DESCRIPTION).read_to_end(&mut text).ok()?;
     // What comes after it does not matter.
-    let value: serde_json::Value = serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()?;
-    serde_json::from_value(value.get("record")?.clone()).ok()
+    let mut value: serde_json::Value = serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()?;
+    serde_json::from_value(value.get_mut("record")?.take()).ok()
 }
 
-/// The records of all snapshots in a store, each with the snapshot's directory. See [`named_record`].
+/// The records of all snapshots in a store, each with the snapshot's directory. See [`readable_record`].
 ///
 /// # Errors
 /// Those of reading the directory of snapshots. Ignoring them would make what snapshots need look unused.
@@ -242,7 +242,7 @@ pub fn records(home: &Path) -> io::Result<Vec<(PathBuf, Record)>> {
     };
     let paths = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     let snapshots = paths.into_iter().filter(|path| digest_of(path).is_some());
-    Ok(snapshots.filter_map(|path| Some((path.clone(), named_record(&path)?))).collect())
+    Ok(snapshots.filter_map(|path| Some((path.clone(), readable_record(&path)?))).collect())
 }
 
 /// The digest in the name of a snapshot in a store; `None` for anything else.
@@ -326,7 +326,7 @@ mod tests {
         ] {
             std::fs::write(dir.path().join(DESCRIPTION), &other).unwrap();
             assert!(matches!(Description::read(&snapshot), Err(Error::Modified(_))));
-            assert_eq!(named_record(dir.path()), record);
+            assert_eq!(readable_record(dir.path()), record);
         }
         for name in ["", ".", "..", "../x", "/x", "a/b"] {
             assert!(open(dir.path(), name).is_err(), "{name:?}");

@@ -44,7 +44,7 @@ impl Named {
     ///
     /// # Errors
     /// Those of writing, and of the lock.
-    pub fn take(&self, home: &Path, name: &str) -> io::Result<Option<Self>> {
+    pub fn assign(&self, home: &Path, name: &str) -> io::Result<Option<Self>> {
         publish::make_private_dir(&layout::snapshot_names(home))?;
         let _lock = lock(home)?;
         let there = Self::read(home, name);
@@ -131,17 +131,17 @@ mod tests {
         prune(home).unwrap();
         assert_eq!(Named::read(home, "web"), None);
         let [first, same, other] = [make("a", "1"), make("a", "2"), make("b", "3")];
-        assert_eq!(first.take(home, "web").unwrap(), None);
-        assert_eq!(first.take(home, "web").unwrap(), None);
-        assert_eq!(same.take(home, "web").unwrap(), Some(same.clone()));
+        assert_eq!(first.assign(home, "web").unwrap(), None);
+        assert_eq!(first.assign(home, "web").unwrap(), None);
+        assert_eq!(same.assign(home, "web").unwrap(), Some(same.clone()));
         assert_eq!(Named::read(home, "web"), Some(first.clone()));
-        assert_eq!(other.take(home, "web").unwrap(), Some(first.clone()));
+        assert_eq!(other.assign(home, "web").unwrap(), Some(first.clone()));
         assert_eq!(Named::read(home, "web"), Some(other.clone()));
         assert_eq!(all(home), BTreeMap::from([("web".to_owned(), other.clone())]));
         // A name without its snapshot is none, and the next one has it.
         fs::remove_dir_all(other.snapshot(home).unwrap().path).unwrap();
         assert_eq!(Named::read(home, "web"), None);
-        assert_eq!(first.take(home, "web").unwrap(), None);
+        assert_eq!(first.assign(home, "web").unwrap(), None);
         fs::write(layout::snapshot_name(home, "half"), "{\"key\":").unwrap();
         fs::copy(layout::snapshot_name(home, "web"), layout::snapshot_name(home, ".web.7.0")).unwrap();
         assert_eq!(all(home), BTreeMap::from([("web".to_owned(), first.clone())]));
