@@ -291,7 +291,7 @@ boot_halfway() {
     [ "$status" -eq 1 ]
     [ -z "$output" ]
     [[ $stderr == *'the guest ended before its agent had reported, without a message, '*' s after its start (qemu ended with 0)'* ]]
-    [ "$(grep -c 'starting it once more$' "${stderr##*log: }")" = 2 ]
+    [ "$(grep -c 'starting it again$' "${stderr##*log: }")" = 2 ]
     vm_assert_nothing
 }
 

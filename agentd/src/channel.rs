@@ -37,7 +37,7 @@ struct Port {
     parked: Mutex<Option<(OwnedFd, PortEnds)>>,
     accepted: Arc<Accepted>,
     opened: Sender<OwnedFd>,
-    /// Wakes the multiplexer for one that was opened, or to be asked whether it is drained.
+    /// Wakes the multiplexer: a connection was opened, or [`drain`] waits.
     has_opened: Arc<EventFd>,
     drained: Arc<Drained>,
 }
@@ -214,7 +214,7 @@ impl Listener {
                     Err(error) => console::log(&format!("accept: {error}")),
                 }
             },
-            // It waits for good once the multiplexer has ended, which has said why.
+            // Once the multiplexer has ended, this waits forever. The multiplexer has logged the reason.
             Self::Port(accepted) => accepted.take(),
         }
     }
@@ -240,8 +240,8 @@ pub fn is_port() -> bool {
     PORT.get().is_some()
 }
 
-/// Waits until that thread has sent what was written to connections, before this process or the machine ends. The host may not read, so it
-/// waits no longer than `limit`.
+/// Waits until the multiplexer has sent everything that was written to connections. It is called before this process or the machine ends.
+/// It waits no longer than `limit`, because the host may not read.
 pub fn drain(limit: Duration) {
     let Some(port) = PORT.get() else { return };
     *lock(&port.drained.is_awaited) = true;
@@ -250,7 +250,7 @@ pub fn drain(limit: Duration) {
     let _ = port.drained.happened.wait_timeout_while(is_awaited, limit, |is_awaited| *is_awaited);
 }
 
-/// A lock that no panic makes unusable.
+/// Locks a mutex, even after a thread has panicked while it held it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

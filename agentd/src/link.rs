@@ -14,7 +14,7 @@ use crate::channel;
 /// How long the host may take to send a frame of the hello, and to accept the last frame.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The most bytes of one write, and so of one packet of vsock. The guest's kernel (seen with 6.12.113) scatters packets of over 32 KiB over
-/// several descriptors, which not every VMM takes.
+/// several descriptors, and some VMMs drop those.
 pub const MAX_PACKET: usize = 31 << 10;
 /// How much of an output is read at a time, in bytes: with its header, two packets.
 pub const CHUNK: usize = 2 * MAX_PACKET - HEADER;
@@ -141,8 +141,8 @@ impl Link {
     }
 }
 
-/// Writes as much as the connection accepts now, in packets that a VMM passes on. What goes to the port's thread is written at once, which
-/// wakes that once. Returns how many bytes that was.
+/// Writes as much as the connection accepts now. Over vsock, it writes packets of at most [`MAX_PACKET`] bytes. Over the port, it writes
+/// everything at once, so that the multiplexer's thread wakes only once. Returns the number of bytes.
 ///
 /// # Errors
 /// Those of `write(2)`.

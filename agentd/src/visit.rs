@@ -59,7 +59,7 @@ pub fn kill(mut connection: UnixStream, agent: &Agent, kill: Kill) -> Result<(),
         Lookup::Forgotten => return refuse(connection, forgotten(kill.id)),
         Lookup::Unused => return refuse(connection, no_such(kill.id)),
     };
-    // As it was before the signal, which may end it at once.
+    // The state before the signal: the signal may end the command at once.
     let execs = vec![exec.listed()];
     agent.reaper.signal(&exec.process, kill.signal);
     Ok(Message::Execs(Execs { execs, ..Execs::default() }).send(&mut connection)?)

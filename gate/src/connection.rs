@@ -34,7 +34,8 @@ pub(crate) enum Outcome {
     Unnamed,
     /// It is malformed, or too long.
     Malformed,
-    /// The guest has reset the connection, but not in a form that every receiver takes: a bare reset with this sequence number goes on.
+    /// The guest has reset the connection, but some receivers would ignore its segment. A bare reset with this sequence number is sent in
+    /// its place.
     Reset(u32),
 }
 
@@ -119,14 +120,14 @@ impl Openings {
         }
     }
 
-    /// Takes a segment of the guest's. The caller forgets a connection that it resets itself.
+    /// Takes a segment of the guest's. If the caller resets the connection itself, it calls [`Self::forget`].
     pub(crate) fn take(&mut self, key: &Key, segment: &Segment<'_>) -> Outcome {
         let Some(beginning) = self.beginnings.get_mut(key) else { return Outcome::Pass };
         let payload = segment.payload;
         let after = segment.sequence.wrapping_sub(beginning.next);
         if segment.flags & RST != 0 {
-            // passt ends a connection at any reset; another receiver ignores one with data or a wrong number. Both have to do the same,
-            // or the table keeps what is over. A reset may follow a FIN, which has a number.
+            // passt ends a connection at any reset. Other receivers ignore a reset with data or with a wrong sequence number. The gate and
+            // the receiver must agree, or the table keeps connections that have ended. A reset may follow a FIN, which has a number.
             let is_bare = payload.is_empty() && segment.flags & (SYN | FIN) == 0;
             let is_next = after <= u32::from(beginning.is_judged || beginning.has_ended);
             let number = beginning.next.wrapping_add(u32::from(beginning.has_ended));

@@ -265,7 +265,8 @@ impl Gate {
     }
 
     fn syn_from_guest(&mut self, packet: &Packet<'_>, segment: &Segment<'_>, key: Key, now: Duration) -> Verdict {
-        // Data in a SYN would be sent before it is read, and one that is a reset too would end a connection that the gate goes on with.
+        // Data in a SYN would be sent before the gate has read it. A SYN with RST or FIN could end a connection at passt that the gate
+        // still tracks.
         if !segment.payload.is_empty() || segment.flags & (FIN | RST) != 0 {
             return Verdict::Drop;
         }

@@ -33,7 +33,7 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Without any client. `shown` are the addresses of the gateway and of the guest.
+    /// No clients yet. `shown` are the addresses of the gateway and of the guest.
     pub(crate) fn new(shown: Option<(Ipv6Addr, Ipv6Addr)>) -> Self {
         Self { shown, ends: Table::new(MAX_CLIENTS) }
     }
@@ -49,7 +49,7 @@ impl Clients {
         let ((gateway, own), segment) = self.shown.zip(packet.tcp())?;
         let (IpAddr::V6(client), IpAddr::V6(guest)) = (packet.source, packet.destination) else { return None };
         let key = (segment.destination, segment.source);
-        // The guest's address may have changed: passt takes over any that the guest uses.
+        // The guest's address may have changed: passt adopts any address that the guest sends from.
         if self.ends.get(&key, now).is_some_and(|known| known.client != client) {
             return None;
         }

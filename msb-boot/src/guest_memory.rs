@@ -2,8 +2,7 @@
 //! share all pages that they have not written to.
 //!
 //! QEMU before 8.2 opens the file of a private mapping for writing, and a guest that has taken QEMU over could then write what other VMs
-//! start from. So this call of QEMU's is answered by the supervisor, with a descriptor that is open for reading alone, which does for a
-//! private mapping.
+//! start from. So the supervisor answers this call of QEMU's with a read-only descriptor. That is enough for a private mapping.
 
 use std::fs::File;
 use std::io;
@@ -18,22 +17,23 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::inherited_fd::InheritedFd;
 use crate::krun::ffi;
 
-/// The number under which the VMM has the file. It has some dozens of files, and its limit is above this.
+/// The number of the file's descriptor in the VMM, which has a few dozen descriptors. Its limit is higher.
 const NUMBER: RawFd = 500;
 /// The path that the VMM is told to open.
 pub(crate) const PATH: &str = "/proc/self/fd/500";
 
-/// Has the supervisor open the file, when what this process executes opens [`PATH`]. `supervisor` is a socket on which nothing was sent yet.
+/// Installs the filter with which the supervisor answers when the program that this process executes opens [`PATH`]. Nothing may have been
+/// sent on the socket `supervisor` before.
 ///
 /// # Errors
-/// A kernel that cannot do it, or another supervisor of system calls.
+/// A kernel without user notifications, or another process that receives them.
 pub(crate) fn install(supervisor: InheritedFd) -> anyhow::Result<()> {
     let listener = ffi::divert_opens(NUMBER).context("a filter for the guest's memory")?;
     descriptor::send(supervisor.duplicate()?, &[0], Some(listener.as_fd()))?;
     Ok(())
 }
 
-/// Gives the VMM at the other end of the socket its memory, once it opens that.
+/// Waits until the VMM at the other end of the socket opens its memory, and answers with `memory`.
 ///
 /// # Errors
 /// A VMM that ends before.
@@ -62,8 +62,8 @@ pub(crate) fn answer(vmm: &UnixStream, memory: BorrowedFd<'_>) -> anyhow::Result
     }
 }
 
-/// Whether this is the memory. Where the path cannot be read (Yama's ptrace_scope 3), it is: QEMU makes no other call of this kind. A
-/// process that lies gets a file that it may read.
+/// Whether the call opens [`PATH`]. If the path cannot be read (Yama's ptrace_scope 3), it is assumed: QEMU makes no other call of this
+/// kind. A hostile VMM gains nothing, because it may read the file.
 fn opens_memory(opening: &ffi::Opening) -> bool {
     let mut path = [0; PATH.len() + 1];
     let read = File::open(format!("/proc/{}/mem", opening.process))

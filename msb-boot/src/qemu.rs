@@ -1,17 +1,17 @@
 //! QEMU's machines `microvm` and `virt`, with libkrunfw's kernel and helper processes for the shares and the vsock device. It
 //! emulates the processor if KVM is not usable, or if the guest is for another one.
 //!
-//! What was tried for the guest's memory, emulated on Linux 6.18, and dropped:
+//! Tried for the guest's memory, emulated on Linux 6.18, without a gain:
 //!
 //! - Huge pages. QEMU requests them (`madvise(2)`), and gets none: the memory is shared with the helper processes, and the kernel gives
-//!   shared memory huge pages only where `shmem_enabled` in /sys/kernel/mm/transparent_hugepage is not `never`, the default, and only to
-//!   an aligned mapping, which takes `memory-backend-file` with `align=2M`. With both, all of the memory was in huge pages, and a boot took
-//!   as much processor time as before (1.28 and 1.24 s to the first process), writing and reading 192 MiB too (3.7 s both), while a
-//!   guest that had just booted held 68 MiB in place of 61. It was not measured with KVM, where huge pages save exits.
+//!   shared memory huge pages only where `shmem_enabled` in /sys/kernel/mm/transparent_hugepage is not `never`, the default, and only to an
+//!   aligned mapping, which takes `memory-backend-file` with `align=2M`. With both, all of the memory was in huge pages, and a boot took as
+//!   much processor time as before (1.28 and 1.24 s to the first process), writing and reading 192 MiB too (3.7 s both), while a guest that
+//!   had just booted held 68 MiB instead of 61. It was not measured with KVM, where huge pages save VM exits.
 //! - Reporting smaller free areas than the guest's huge pages (`page_reporting_order` 5 and 2 in place of 9): an idle guest of 128 MiB held
-//!   57 MiB either way. As it is, of 200 MiB that a guest frees 150 are back after two seconds, and 190 after twenty.
-//! - A kernel that is mapped. QEMU copies the 21 MiB of the ELF file's segments into the guest's memory, and has no other way. libkrun
-//!   has, and it was slower, see [`kernel::write`].
+//!   57 MiB either way. With the default, the host has 150 of 200 MiB that a guest frees back after 2 s, and 190 after 20 s.
+//! - Mapping the kernel. QEMU can only copy the 21 MiB of the ELF file's segments into the guest's memory. libkrun can map it, but that was
+//!   slower, see [`kernel::write`].
 
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -34,8 +34,8 @@ use crate::unusable::Unusable;
 use crate::vm::{Saving, Vm};
 use crate::vmm::{Vmm, kvm};
 
-/// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow. Without `jent_mod_init` the kernel has
-/// no random numbers from jitter, whose test takes 45 ms of an emulated boot: it has those of the processor.
+/// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow. `jent_mod_init` is left out: the
+/// self-test of the jitter entropy source takes 45 ms of an emulated boot, and the kernel has the processor's random numbers.
 const COMMAND_LINE: &str = "panic=-1 quiet random.trust_cpu=on initcall_blacklist=jent_mod_init rdinit=/agentd";
 
 /// QEMU, with the programs that it needs.
@@ -158,7 +158,7 @@ fn arguments(
     push(&["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"]);
     push(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]);
     let kind = if kvm { machine.accelerated } else { machine.emulated };
-    // A saved state ends without a description of itself.
+    // A saved state does not need QEMU's JSON description of it.
     push(&["-M", &format!("{kind},suppress-vmdesc=on")]);
     // With the default, true, virtiofsd refuses the device, and the guest hangs without a message.
     push(&["-global", "virtio-mmio.force-legacy=false"]);
@@ -175,7 +175,7 @@ fn arguments(
     };
     push(&["-object", &format!("{memory},id=memory,size={}M", vm.memory_mib)]);
     if let Some(saving) = &vm.saving {
-        // What is saved is the state of the devices alone.
+        // Only the state of the devices is saved.
         push(&["-global", "migration.send-configuration=off"]);
         push(&[
             "-chardev",
@@ -226,7 +226,7 @@ fn arguments(
     if let Some(bus) = buses.next() {
         push(&["-device", &format!("virtio-balloon-device,free-page-reporting=on,{bus}")]);
     }
-    // A guest that goes on has its kernel in memory. QEMU's machine for arm64 does not start without one.
+    // A guest that is restored has its kernel in memory. QEMU's arm64 machine does not start without a kernel file.
     if vm.saving.is_some_and(|saving| saving.loads()) && vm.architecture == Architecture::X86_64 {
         return args;
     }

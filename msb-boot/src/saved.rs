@@ -1,6 +1,6 @@
-//! The saved VM that a VM starts from: what must be the same, and its files. Each VM gets a copy of the disk, and one of the state. A copy
-//! is checked against the digest of the saved file, so nobody can change it between the check and the start. The memory, which is large,
-//! is not copied: it is read once, and later the kernel tells whether the file is the same.
+//! The saved VM that a VM starts from: what must be the same, and its files. Each VM gets copies of the disk and of the state. A copy is
+//! checked against the digest of the saved file, so nobody can change it between the check and the start. The memory is too large to copy.
+//! It is checked once, and again only if its stamp has changed ([`msb::store::snapshot_stamp`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -55,7 +55,7 @@ impl Saved {
     /// Checks a request against the saved VM, and sets the channel in it. `is_fresh` asks for a new disk.
     ///
     /// # Errors
-    /// A member in which the request differs and may not.
+    /// A member that must not differ from the saved VM.
     pub(crate) fn check_request(
         &self,
         request: &mut record::Boot,

@@ -31,7 +31,7 @@ pub(crate) struct Vm {
     pub kernel: PathBuf,
     /// The directory that the guest mounts as its root, under the tag `rootfs`, if its root is shared.
     pub root_share: Option<PathBuf>,
-    /// Whether what is mounted below that directory later appears in the guest.
+    /// Whether mounts that are added later below that directory appear in the guest.
     pub root_follows_mounts: bool,
     /// The guest's first root, which the VMM inherits open. The supervisor sets it for each start.
     pub initramfs: InheritedFd,
@@ -52,8 +52,8 @@ pub(crate) struct Vm {
 /// What saves a VM, which the VMM inherits open.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Saving {
-    /// The file that is the guest's memory. `None`: the VMM maps that of a snapshot, see [`crate::guest_memory`], and waits for a state
-    /// to load in the place of a boot.
+    /// The file that is the guest's memory. `None`: the VMM maps the memory of a snapshot (see [`crate::guest_memory`]), and waits for a
+    /// state to load instead of booting.
     pub memory: Option<InheritedFd>,
     /// The socket on which the VMM is told to save or load the state of the devices.
     pub monitor: InheritedFd,
@@ -147,7 +147,7 @@ impl Vm {
         bases.into_iter().any(|base| fs::metadata(base).is_ok_and(|meta| meta.mode() & 0o004 == 0))
     }
 
-    /// Whether the VMM can save all of its devices, because no other process serves one of them.
+    /// Whether the VMM can save all of its devices: no other process serves any of them.
     pub(crate) fn has_saved_devices(&self) -> bool {
         let is_virtual = |drive: &Drive| drive.backing_file.is_none();
         self.channel == Channel::Serial

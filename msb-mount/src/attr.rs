@@ -7,7 +7,7 @@ use rustix::fs::{FileType as Type, Stat, Timespec, UTIME_NOW, UTIME_OMIT};
 
 use crate::host_ids;
 
-/// The attributes in a reply that says that there is no file.
+/// The attributes of a negative reply to a lookup. The kernel ignores them.
 pub(crate) const NONE: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,

@@ -4,11 +4,11 @@
 //!
 //! # Set-id bits
 //!
-//! A write by another user than root clears set-id bits. The kernel leaves that to the server, which does not see passthrough writes. But
-//! it writes to a backing file with the credentials of the thread that has registered it, and the backing file's own file system
-//! clears the bits of a writer without CAP_FSETID. So a backing file for a user is registered without that capability
-//! ([`BackingOf`]). The kernel does not notice that the bits are gone: attributes with such bits are not cached meanwhile. Without
-//! passthrough, 4 KiB writes take a user 5 to 8 times the time.
+//! A write by a user other than root clears set-id bits. The kernel leaves that to the server, which does not see passthrough writes. The
+//! kernel makes these with the credentials of the thread that registered the backing file, and the backing file system clears the bits if
+//! that thread lacked CAP_FSETID. So a backing file for a user is registered without it ([`BackingOf`]). FUSE does not notice that the bits
+//! were cleared, so attributes with such bits are not cached meanwhile. Without passthrough, 4 KiB writes of a user take 5 to 8 times as
+//! long.
 
 use std::fs::File;
 use std::io;
@@ -51,12 +51,12 @@ struct OpenFiles {
     is_writable: bool,
 }
 
-/// Whose writes a backing file takes.
+/// Who writes to a backing file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BackingOf {
-    /// They leave set-id bits alone.
+    /// Writes keep set-id bits.
     Root,
-    /// They clear set-id bits.
+    /// Writes clear set-id bits.
     User,
 }
 
@@ -77,7 +77,7 @@ impl BackingOf {
     }
 }
 
-/// Runs `with` while this thread lacks CAP_FSETID.
+/// Runs `with` in this thread without CAP_FSETID.
 fn without_fsetid<T>(with: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let all = capabilities(None)?;
     set_capabilities(None, CapabilitySets { effective: all.effective - CapabilitySet::FSETID, ..all })?;
@@ -144,7 +144,7 @@ impl LeafNode {
         self.reported.swap(hash, Ordering::Relaxed) == hash
     }
 
-    /// Counts an open, and returns its mode. For passthrough, `back` registers a backing file, for the writes `of` root or a user.
+    /// Counts an open, and returns its mode. For passthrough, `back` registers a backing file. `of` is who opens the file.
     pub(crate) fn opened(
         &self,
         of: BackingOf,
@@ -164,7 +164,7 @@ impl LeafNode {
             Some((backing, owner)) => {
                 let (backing, is_other) = (backing.clone(), *owner != of);
                 open.passthrough += 1;
-                // An earlier open has decided for the backing file.
+                // An earlier open has registered the backing file for the other kind of writer.
                 if to_write && is_other { IoMode::Direct(backing) } else { IoMode::Passthrough(backing) }
             }
             None => {

@@ -71,7 +71,7 @@ pub(crate) struct DirNode {
     pub(crate) listing: Mutex<Option<Arc<Listing>>>,
     /// How often a name in the directory has changed, or its layer has.
     version: AtomicU64,
-    /// Whether it is known to have no default ACL, which files that are made in it would get.
+    /// Whether the directory is known to have no default ACL for new files.
     lacks_default_acl: AtomicBool,
 }
 
@@ -88,7 +88,8 @@ impl DirNode {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether new files get a default ACL. `read`: reads that. The kernel changes no xattr of a directory while a file is made in it.
+    /// Whether new files inherit a default ACL. `read` asks the file system. The kernel locks a directory while it makes a file in it and
+    /// while it sets its xattrs, so the result can be cached.
     pub(crate) fn has_default_acl(&self, read: impl FnOnce() -> bool) -> bool {
         if self.lacks_default_acl.load(Ordering::Acquire) {
             return false;

@@ -124,7 +124,7 @@ impl Table {
         Some(node.clone())
     }
 
-    /// Whether a directory of the upper is known to be merged with no other.
+    /// Whether a directory of the upper is known to have no lower directories.
     pub(crate) fn is_in_upper_alone(&self, stat: &Stat) -> bool {
         let own = self.numbers.of(stat);
         let id = read(&self.names).copied.get(&own).copied().unwrap_or(own);

@@ -1,9 +1,9 @@
-//! Decompresses in a process of its own, which can read its stdin, write to its stdout, and do nothing else. The data is hostile, and
-//! the libraries for some formats are written in C. What comes out is checked against its digest by the caller, so a decompressor that
-//! was taken over cannot pass off one layer as another, nor spoil the next one unnoticed.
+//! Decompresses in a process of its own, which can read its stdin, write to its stdout, and do nothing else. The data is hostile, and the
+//! libraries for some formats are written in C. What comes out is checked against its digest by the caller, so a decompressor that was
+//! taken over cannot pass off one layer as another, and damage to a later layer is noticed in the same way.
 //!
-//! It gets streams in [`frames`]: the name of the format, then the data. It answers each with a stream of the decompressed data. For data
-//! that is malformed it ends instead, and its exit status says why.
+//! It reads streams in [`frames`], each the name of the format and then the data, and writes a stream of decompressed data for each. On
+//! malformed data it exits, and its exit status says why.
 
 use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
 use std::os::fd::BorrowedFd;
@@ -36,19 +36,20 @@ const MALFORMED: u8 = 4;
 /// The exit status of a decompressor that cannot confine itself.
 const NOT_SEALED: u8 = 5;
 
-/// A process that decompresses one stream after another for the thread that has started it. It is started when it is first needed.
+/// A process that decompresses one stream after another. It is started at the first use, and the kernel kills it when the thread that
+/// started it ends.
 #[derive(Default)]
 pub(crate) struct Decompressor(Option<Running>);
 
 struct Running {
     child: Child,
-    /// `None` after data that could not be passed on to its end.
+    /// `None` after a stream that could not be sent completely.
     stdin: Option<ChildStdin>,
     stdout: ChildStdout,
 }
 
 impl Decompressor {
-    /// Passes on what `packed` holds, decompressed, in pieces of at most 256 KiB. All calls have to come from one thread.
+    /// Decompresses `packed`, and passes the result to `take` in pieces of at most 256 KiB. All calls must come from one thread.
     ///
     /// # Errors
     /// Those of `packed` and `take`; a message for malformed data.
@@ -75,7 +76,7 @@ impl Decompressor {
         });
         fed.unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))?;
         if taken? {
-            // Only a process that has done all that was asked of it gets another stream.
+            // A process is used again only if it has completed the stream.
             self.0 = Some(running);
             return Ok(());
         }
@@ -105,12 +106,12 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It has ended, or has nothing to do any more.
+        // It has ended, or is idle.
         let _ = self.child.kill().and_then(|()| self.child.wait());
     }
 }
 
-/// Sends a stream to the decompressor, unless that has ended. After an error the process gets no more, and ends.
+/// Sends a stream. That the decompressor has ended is not an error here. After an error its stdin is closed, and it exits.
 fn feed(compression: Compression, packed: impl BufRead, stdin: &mut Option<ChildStdin>) -> io::Result<()> {
     let Some(pipe) = stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
     match feed_pipe(compression, packed, pipe) {
@@ -222,7 +223,7 @@ fn serve() -> io::Result<()> {
             }
         }
         drop(plain);
-        // What follows the compressed data belongs to the stream.
+        // Skips what follows the compressed data.
         streams.drain()?;
         frames::put(&mut stdout, b"")?;
     }

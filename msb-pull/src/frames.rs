@@ -1,5 +1,5 @@
-//! Streams in frames, so that several of them go through one pipe, one after another. A frame is its length, four bytes of which the least
-//! significant is the first, and so many bytes. An empty frame ends a stream.
+//! Framing for several streams on one pipe, one after another. A frame is a 32-bit little-endian length, and that many bytes. An empty
+//! frame ends a stream.
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 
@@ -33,7 +33,7 @@ pub(crate) fn length(input: &mut impl Read) -> io::Result<Option<usize>> {
     }
 }
 
-/// The data of one stream after another.
+/// Reads one stream after another.
 pub(crate) struct Frames<R> {
     input: R,
     /// How many bytes of the current frame are left.
@@ -46,8 +46,8 @@ impl<R: BufRead> Frames<R> {
         Self { input, left: 0, is_over: true }
     }
 
-    /// Reads the first frame of the next stream, which has at most `limit` bytes, and begins with the data after it. `None` at the end of
-    /// the pipe.
+    /// Starts the next stream: reads its first frame, of at most `limit` bytes. Reads return what follows it. `None` at the end of the
+    /// pipe.
     ///
     /// # Errors
     /// The error of reading; [`io::ErrorKind::InvalidData`] for a longer frame.
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use std::io::BufReader;
 
-    /// A pipe that takes and gives a few bytes at a time.
+    /// A pipe that transfers at most three bytes at a time.
     struct Narrow<T>(T);
 
     impl<T: Write> Write for Narrow<T> {

@@ -21,7 +21,7 @@ use msb_registry::digest::{Digest, Hash, Verifier};
 /// Chunks in a channel: at most 2 MiB between two threads.
 const DEPTH: usize = 8;
 
-/// Fetches a layer and unpacks it into the empty directory `into`. `decompressor` is the calling thread's.
+/// Fetches a layer and unpacks it into the empty directory `into`. `decompressor` belongs to the calling thread.
 ///
 /// # Errors
 /// A message with the first cause: if several steps failed, the error of the earliest one. [`Hangup`] if `stop` was set.

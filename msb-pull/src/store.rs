@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use msb_registry::digest::Digest;
 
-/// The name of a new reference in the directory of a pull.
+/// The file name of a new reference in the scratch directory.
 const REFERENCE: &str = "reference";
 
 /// The store, opened for one pull.
@@ -110,7 +110,7 @@ impl Store {
         self.commit(&[], &[], Some((reference, digest)))
     }
 
-    /// Notes that a reference is used now. False: it names another image, or none.
+    /// Notes that a reference is used now. Returns false if it names another image, or does not exist.
     fn touch(&self, reference: &str, digest: &Digest) -> bool {
         let set_now = |file: File| file.set_modified(SystemTime::now());
         self.reference(reference).as_ref() == Some(digest)
@@ -167,7 +167,7 @@ impl Store {
             let path = layout::reference(&self.home, name);
             fs::rename(self.scratch(REFERENCE), &path).with_context(|| format!("{path:?}"))?;
         }
-        // The first of these writes the journal, with all of the names.
+        // The first fsync(2) commits the journal with all renames, so the others take little time.
         for (dir, has_new) in [
             (layout::layers(&self.home), !layers.is_empty()),
             (layout::blobs(&self.home), !missing.is_empty()),

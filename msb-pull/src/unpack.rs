@@ -38,7 +38,7 @@ const DEFAULT: Metadata = Metadata {
 pub(crate) struct Unpacked {
     /// What depends on the layers below: directories that the layer has no entry for, and links to files that it does not have.
     pub(crate) dependent: Dependent,
-    /// Its files, for the checksums.
+    /// The hashes of its files, for the checksums.
     pub(crate) contents: Contents,
 }
 
@@ -86,7 +86,7 @@ fn put<R: BufRead + Skip>(
     match kind {
         Kind::Directory => tree.directory(&parent, name, metadata)?,
         Kind::File => {
-            // Nobody else can enter the layer, so the file may have its permissions from the start.
+            // Other users cannot enter the scratch directory, so the file is created with its final permissions.
             let mode = Mode::from_raw_mode(metadata.mode & 0o777);
             let file = replace(tree, &parent, name, |dir| dir.create(name, mode))?;
             let content = fill(tape, &file, size, regions.as_deref(), budget)?;

@@ -160,7 +160,7 @@ fn take_name(saving: &Saving, args: &Args, pulled: &Record, named: Named) -> any
         "{}: what it depends on has changed while it was made (run the command again)",
         subject()
     );
-    named.take(&home::home()?, &saving.name).with_context(subject)
+    named.assign(&home::home()?, &saving.name).with_context(subject)
 }
 
 /// Removes the VM that was to be saved, its upper and its snapshot, unless the snapshot has a name.

@@ -44,7 +44,7 @@ pub struct QemuMachine {
     pub buses: &'static [u8],
     /// The kernel's parameters about the machine: its console, and how it ends.
     pub command_line: &'static str,
-    /// Further ones, for a guest with a single processor that is emulated.
+    /// More parameters, for an emulated guest with one processor.
     pub uniprocessor: &'static str,
 }
 
@@ -57,12 +57,12 @@ pub struct QemuMachine {
 /// real-time clock, for which the guest then has no driver. There are no more: the second interrupt controller of `ioapic2=on` is
 /// found through ACPI, which the guest's kernel does not have.
 ///
-/// Without virtualization of its own (svm) the guest has no /dev/kvm, which would be of no use there, and its kernel does not spend a tenth
-/// of the boot on setting it up.
+/// `svm=off`: an emulated guest has no use for nested virtualization, and its kernel would spend a tenth of the boot on setting it up.
 ///
-/// A kernel with one processor replaces the bus locks in its own code. The emulator, which needs none, has to translate that code
-/// anew after each write: `noreplace-smp` saves another tenth of the boot. `nolapic_timer` would save 200 ms, in which the kernel measures
-/// a timer. But the timer that it then uses wakes it at least 36 times a second: an idle guest took 1 % of a processor in place of 0.2.
+/// A kernel with one processor replaces the bus locks in its own code. The emulator then has to translate the code again after each write.
+/// `noreplace-smp` leaves the code as it is and saves another tenth of the boot. `nolapic_timer` would save 200 ms, in which the kernel
+/// measures a timer. But the timer used instead wakes the guest at least 36 times a second: an idle guest took 1 % of a processor instead
+/// of 0.2 %.
 const MICROVM: QemuMachine = QemuMachine {
     program: "qemu-system-x86_64",
     remedy: "apt-get install qemu-system-x86",

@@ -23,7 +23,7 @@ pub fn installed(dir: &str, name: &str) -> impl Iterator<Item = PathBuf> {
     here.into_iter().flat_map(move |here| [here.join(name), here.join(dir).join(name)])
 }
 
-/// The files of the agents that exist: `$MSB_AGENTD`, and those of this installation for the guests of each architecture.
+/// The agents that exist: `$MSB_AGENTD`, and those of this installation for each architecture.
 pub fn agents() -> Vec<PathBuf> {
     let named = std::env::var_os("MSB_AGENTD").filter(|path| !path.is_empty()).map(PathBuf::from);
     let others = Architecture::ALL.map(|architecture| format!("{}/{AGENT}", architecture.name()));

@@ -72,8 +72,8 @@ pub fn enter_new(
     Ok(late)
 }
 
-/// Looks for the roots of earlier containers. Where the host has unmounted one from a shared root, that makes the kernel drop what it keeps
-/// of it, and the host's server of the share close its files.
+/// Looks up the roots of earlier containers. If the host has unmounted one below the shared root, the lookup makes the kernel drop its
+/// cached entries, and the host's file server closes the files.
 fn drop_removed_roots(guest: &Dir, new: &str) {
     static ROOTS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     let mut roots = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);

@@ -89,7 +89,7 @@ fn one(described: &Mount, root: &Root, guest: &Dir, cgroup: Option<&Path>) -> io
         let path = mounted.proc_path();
         let requested = fs::metadata(&path)?;
         run::copy_up(&covered.into_dir()?, &mounted)?;
-        // The options say more about the directory itself than what it covers.
+        // For the directory itself, the options override the attributes of the directory that it covers.
         let is_given = |key: &str| described.options.iter().any(|option| option.starts_with(key));
         if is_given("uid=") || is_given("gid=") {
             let id = |key: &str, id: u32| is_given(key).then_some(id);

@@ -336,7 +336,7 @@ fn a_servers_reset_frees_the_ports_for_another_connection() {
 #[test]
 fn connections_that_the_guest_resets_in_any_form_leave_room_for_others() {
     for (what, number, flags, payload, expected) in [
-        ("as it should be", 6, RST, &b""[..], "pass"),
+        ("well-formed", 6, RST, &b""[..], "pass"),
         ("with an acknowledgment", 6, RST | ACK, b"", "pass"),
         ("with another number", 7000, RST, b"", "replace"),
         ("with the number of the SYN", 5, RST, b"", "replace"),
@@ -359,7 +359,7 @@ fn connections_that_the_guest_resets_in_any_form_leave_room_for_others() {
             }
         }
     }
-    // One that is also a SYN does not get to passt, which would end the connection.
+    // A reset with SYN does not reach passt, which would end the connection.
     let mut gate = gate(Mode::Public, &["deny b.test"]);
     let segment = |flags| make::tcp((GUEST, 1000), (SERVER, 443), 5, flags, b"");
     for (flags, expected) in [(SYN, "pass"), (SYN | RST, "drop"), (SYN | FIN, "drop"), (SYN, "pass")] {

@@ -234,7 +234,7 @@ pub(crate) fn keep(home: &Path, name: &str, base: &[u8], record: &Record, disk: 
     give_name(disk, &layout::sandbox(home, name), base, Some(record))
 }
 
-/// Notes beside the disk at `path` which uppers and scripts its VM needs to be booted again.
+/// Writes the list of the sandboxes that the disk's VM needs for its next boot.
 ///
 /// # Errors
 /// The error of writing.

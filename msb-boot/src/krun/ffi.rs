@@ -1,5 +1,5 @@
-//! The C interfaces of libkrun, libkrunfw, keyrings, the TAP driver and the kernel's notices of system calls, the time-stamp counter, and
-//! all unsafe code of this program. Every function that this file exports is safe.
+//! The C interfaces of libkrun, libkrunfw, keyrings, the TAP driver and seccomp's user notifications, the time-stamp counter, and all
+//! unsafe code of this program. Every function that this file exports is safe.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -155,7 +155,7 @@ pub(crate) fn close_on_exec(number: RawFd) -> io::Result<()> {
     Ok(rustix::io::fcntl_setfd(fd, FdFlags::CLOEXEC)?)
 }
 
-/// Makes this thread one that does not preempt the others of its processor when it is woken (SCHED_BATCH, sched(7)).
+/// Gives this thread the policy SCHED_BATCH (sched(7)): when it wakes, it does not preempt the running thread.
 ///
 /// # Errors
 /// Those of `sched_setscheduler(2)`.
@@ -196,8 +196,8 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     Ok(tap.into())
 }
 
-/// Makes a descriptor carry Ethernet frames with nothing in front of them. One of `/dev/net/tun` is that of the TAP interface `name` from
-/// then on. One of a macvtap interface belongs to that already, and takes any name.
+/// Makes a descriptor carry Ethernet frames without a header. A descriptor of `/dev/net/tun` is attached to the TAP interface `name`. A
+/// macvtap descriptor has its interface already, and the name is ignored.
 ///
 /// # Errors
 /// Those of `TUNSETIFF`.
@@ -223,14 +223,14 @@ pub(crate) fn set_plain_frames(tap: &impl AsFd, name: &str) -> io::Result<()> {
 /// A call of openat(2) that waits for an answer.
 pub(crate) struct Opening {
     id: u64,
-    /// The process.
+    /// The process ID of the caller.
     pub process: u32,
     /// The address of the path in its memory.
     pub path: u64,
 }
 
-/// From now on a file that this thread, and what it executes, opens with `O_RDWR` and no other flag is opened by the process that has the
-/// returned descriptor. fallocate(2) of the descriptor `memory` is said to succeed and does nothing. The filters of a jail apply as well.
+/// Installs a filter for this thread and the program that it executes. Each openat(2) with `O_RDWR` alone waits for an answer on the
+/// returned descriptor. fallocate(2) on the descriptor `memory` returns 0 and does nothing. The filters of a jail apply as well.
 ///
 /// # Errors
 /// Those of seccomp(2): EBUSY if another process answers already.
@@ -243,7 +243,7 @@ pub(crate) fn divert_opens(memory: RawFd) -> io::Result<OwnedFd> {
     const NUMBER: u32 = 0;
     const FIRST: u32 = 16;
     const THIRD: u32 = 32;
-    /// O_LARGEFILE of all architectures, which musl sets.
+    /// O_LARGEFILE of x86-64 and of arm64, which musl sets. Each bit is O_NOFOLLOW on the other architecture, and is ignored too.
     const LARGE_FILE: u32 = 0o500_000;
     let call = |number: libc::c_long| u32::try_from(number).unwrap_or(u32::MAX);
     let statement = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
@@ -258,7 +258,7 @@ pub(crate) fn divert_opens(memory: RawFd) -> io::Result<OwnedFd> {
         statement(JUMP_IF_EQUAL, 2, 1, memory.cast_unsigned()),
         statement(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
         statement(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-        // An error of 0 is no error.
+        // With the error 0 the call returns 0.
         statement(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO),
     ];
     let len = u16::try_from(filter.len()).map_err(io::Error::other)?;
@@ -300,7 +300,7 @@ pub(crate) fn leave_opening(listener: BorrowedFd<'_>, opening: &Opening) -> io::
     Ok(unsafe { ioctl(listener, Updater::<SEND, libc::seccomp_notif_resp>::new(&mut answer)) }?)
 }
 
-/// Gives the process `file`, open as it is here, under the number `number`, which is what its call returns.
+/// Adds `file` to the process as the descriptor `number`, which its call returns.
 ///
 /// # Errors
 /// ENOENT from a process that has ended; EINVAL from Linux before 5.14.

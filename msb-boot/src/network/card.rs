@@ -90,7 +90,7 @@ fn with_options(mut card: record::Card, options: &str) -> Result<record::Card, S
     Ok(card)
 }
 
-/// Whether a descriptor is the device of a macvtap interface, whose path may be any.
+/// Whether a descriptor is the device of a macvtap interface. The device can have any path.
 fn is_macvtap(fd: InheritedFd) -> bool {
     let devices = fs::read_to_string("/proc/devices").unwrap_or_default();
     let is_macvtap_number =

@@ -149,7 +149,7 @@ impl Pump {
             serde_json::from_str(description).context("description of the gate")?;
         let file = open_log(&log).with_context(|| format!("{log:?}"))?;
         let counter = Counter::new(&traffic).with_context(|| format!("{traffic:?}"))?;
-        // Where all share one processor, the gate would take it from the sender for nearly each frame. It is slower then, and that is all.
+        // On a single processor the gate would preempt the sender for nearly every frame. An error is ignored: the gate is only slower.
         let _ = schedule_in_batches();
         jail.enter().context("jail")?;
         // The supervisor has sent it before it started this process.

@@ -58,7 +58,7 @@ impl FromStr for Publish {
 fn parse_address(text: &str) -> Result<IpAddr, String> {
     let inner = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
     let address = match inner {
-        // passt cannot bind an IPv4 address in IPv6's form.
+        // passt cannot bind an IPv4-mapped IPv6 address.
         Some(inner) => inner.parse().map(|address: Ipv6Addr| address.to_canonical()).ok(),
         None => text.parse().map(IpAddr::V4).ok(),
     };
@@ -135,7 +135,7 @@ impl Publish {
         (self.has(port, self.is_udp) && other.has(port, self.is_udp)).then_some(port)
     }
 
-    /// Whether the two differ in the address alone, and have all addresses together. passt has one specifier for that.
+    /// Whether the two differ only in the address, and one is `0.0.0.0` and the other `[::]`. passt has one specifier for that.
     fn is_same_for_other_family(&self, other: &Self) -> bool {
         self.address != other.address
             && self.address.is_unspecified()
@@ -143,7 +143,7 @@ impl Publish {
             && *self == Self { address: self.address, ..other.clone() }
     }
 
-    /// The argument of passt's `-t` and `-u`, with its address or, `on_all`, without one.
+    /// The argument of passt's `-t` or `-u`. With `on_all` it has no address, which means all addresses of both families.
     fn specifier(&self, on_all: bool) -> String {
         let (host, guest) = (self.host, self.guest);
         let address = if on_all { String::new() } else { format!("{}/", self.address) };
@@ -168,8 +168,8 @@ fn overlap(one: IpAddr, other: IpAddr) -> bool {
     one.is_ipv4() == other.is_ipv4() && (one == other || one.is_unspecified() || other.is_unspecified())
 }
 
-/// Checks that no port of the host is used twice. passt keeps one list of ports for all addresses: it takes a port for one address, or
-/// for all of both families.
+/// Checks that no port of the host is used twice. passt keeps one list of ports for all addresses, so a port is on one address, or on all
+/// addresses of both families.
 ///
 /// # Errors
 /// The port that two entries use, and both entries if passt cannot have both.
@@ -205,7 +205,7 @@ pub(super) fn check_families(ports: &[Publish], guest: &[IpAddr]) -> Result<(), 
     ))
 }
 
-/// passt's arguments of `-t` or `-u` for ports that were checked.
+/// The arguments of passt's `-t` or `-u`, for ports that have passed [`check_ports`].
 pub(super) fn specifiers(ports: &[Publish], is_udp: bool) -> Vec<String> {
     let of_protocol: Vec<&Publish> = ports.iter().filter(|publish| publish.is_udp == is_udp).collect();
     let mut specifiers = Vec::new();

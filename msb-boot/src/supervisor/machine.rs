@@ -159,7 +159,7 @@ fn take(fd: InheritedFd) -> std::io::Result<OwnedFd> {
     Ok(own)
 }
 
-/// Notes beside a disk that outlives the VM which uppers and scripts the VM needs to be booted again.
+/// Writes the list of the sandboxes that the VM needs for its next boot, if its disk has a name.
 fn note_needs(config: &Config) -> anyhow::Result<()> {
     let Root::Block(block) = &config.root else { return Ok(()) };
     match block.scratch.path() {

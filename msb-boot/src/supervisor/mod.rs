@@ -158,7 +158,7 @@ fn run(config: &Config, held: &LockedRunDir, machine: &mut Machine<'_>) -> anyho
         let delay = match outcome {
             Err(error) if !machine.is_printed && repeats > 0 && error.is::<KernelFault>() => {
                 repeats -= 1;
-                log::note(format_args!("{error:#}: starting it once more"));
+                log::note(format_args!("{error:#}: starting it again"));
                 None
             }
             // The client has not printed a record, so the boot has failed.

@@ -17,9 +17,9 @@ pub(super) fn applies(policy: RestartPolicy, cause: Cause) -> bool {
 
 /// The error for a guest that has ended before its agent reported, without a message or by a fault in its kernel.
 ///
-/// QEMU's emulator is a cause: rarely it continues a guest after an interrupt with wrong processor flags. With QEMU 7.2, a kernel was
-/// found that had trapped as if it were single-stepped, and then copied backwards. With two processors a kernel that changes its own code
-/// traps in up to one of ten starts: a processor runs the old code. So an emulated VM is started again, [`REPEATS`] times.
+/// QEMU's emulator is a cause: rarely it continues a guest after an interrupt with wrong processor flags. With QEMU 7.2, a kernel was found
+/// that had trapped as if it were single-stepped, and then copied backwards. With two processors, up to one boot in ten traps while the
+/// kernel patches its own code, because a processor still runs the old code. So an emulated VM is started again, [`REPEATS`] times.
 #[derive(Debug)]
 pub(super) struct KernelFault(String);
 

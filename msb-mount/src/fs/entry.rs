@@ -13,7 +13,7 @@ use crate::tree::Tree;
 use crate::tree::change::Made;
 
 impl Fs {
-    /// How long the kernel may cache attributes. Set-id bits may go without its notice ([`crate::leaf`]).
+    /// How long the kernel may cache attributes. Set-id bits may be cleared without its notice ([`crate::leaf`]).
     pub(super) fn attr_timeout(node: &Node, attr: &FileAttr) -> Duration {
         let may_change = attr.perm & 0o6000 != 0 && node.leaf().is_ok_and(LeafNode::may_lose_set_id);
         if may_change { Duration::ZERO } else { LONG }
@@ -27,8 +27,8 @@ impl Fs {
         (attr, if is_itself { Self::attr_timeout(node, &attr) } else { Duration::ZERO })
     }
 
-    /// A node that was looked up, as [`Self::entry_attr`]. After an error the kernel does not know of the lookup, so it is not counted
-    /// any more.
+    /// The reply for a node that was looked up, see [`Self::entry_attr`]. After an error the kernel does not know of the lookup, so its
+    /// count is released.
     pub(super) fn looked_up(&self, node: Arc<Node>) -> io::Result<(Arc<Node>, FileAttr, Duration)> {
         match self.tree.attr(&node) {
             Ok(attr) => {
@@ -42,7 +42,7 @@ impl Fs {
         }
     }
 
-    /// A node that was made, as [`Self::entry_attr`].
+    /// The reply for a new node, see [`Self::entry_attr`].
     pub(super) fn made(made: Made) -> (Arc<Node>, FileAttr, Duration) {
         let (attr, ttl) = Self::entry_attr(&made.node, Tree::report(&made.node, &made.stat));
         (made.node, attr, ttl)

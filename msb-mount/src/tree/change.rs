@@ -21,7 +21,7 @@ use crate::node::{DirNode, Node, Place};
 const SET_UID: u32 = 0o4000;
 const SET_GID: u32 = 0o2000;
 
-/// A file that was made, with a lookup counted.
+/// A new file. One lookup of its node is counted.
 #[derive(Debug)]
 pub(crate) struct Made {
     pub(crate) node: Arc<Node>,
@@ -29,7 +29,7 @@ pub(crate) struct Made {
 }
 
 impl Tree {
-    /// Makes a regular file. It is not opened for that.
+    /// Makes a regular file with mknod(2), which does not open it.
     pub(crate) fn create(&self, parent: &Arc<Node>, name: &OsStr, mode: u32, caller: Caller) -> io::Result<Made> {
         self.add(parent, name, mode, caller, |dir, name, mode| dir.mknod(name, FileType::RegularFile, mode, 0))
     }
@@ -185,7 +185,7 @@ impl Tree {
         })
     }
 
-    /// Renames a file in a directory, and the other file if the two are exchanged.
+    /// Renames `moved`, or exchanges it with `other`.
     fn rename_known(
         &self,
         (parent, name, moved): (&Arc<Node>, &OsStr, &Arc<Node>),
@@ -305,7 +305,7 @@ impl NewFile {
         })
     }
 
-    /// Sets the owner of the new file, which clears set-id bits, and then those. Returns its attributes.
+    /// Sets the owner of the new file, which clears set-id bits, and then the bits. Returns the attributes.
     fn set_owner_and_mode(&self, entry: &Entry) -> io::Result<Stat> {
         let mut stat = *entry.stat();
         if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {

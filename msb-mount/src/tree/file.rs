@@ -106,7 +106,7 @@ impl Tree {
             of,
             to_write,
             passthrough.then_some(|| {
-                // Bits that are set later are not cached by the kernel (see `may_lose_set_id`). That is known from here on.
+                // Attributes with bits that are set later are not cached (see `may_lose_set_id`): the open files are locked here.
                 if self.writer.is_some() && has_set_id(&current.entry.stat_now()?) {
                     return Err(Errno::PERM.into());
                 }

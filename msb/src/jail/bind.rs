@@ -24,7 +24,7 @@ pub(super) struct Bind {
     pub source: Source,
     pub target: PathBuf,
     pub writable: bool,
-    /// Whether what the host mounts below it later appears in it.
+    /// Whether mounts that the host adds later below the source appear in the jail.
     pub follows: bool,
 }
 

@@ -105,8 +105,8 @@ impl Jail {
         self.add(Source::Path(source.to_owned()), target, true)
     }
 
-    /// The same. What is mounted on the host later below a shared mount of the source appears in the jail, with the flags that it has
-    /// there: who mounts it has to forbid devices.
+    /// As [`Self::bind`]. In addition, mounts that the host adds later below a shared mount of the source appear in the jail. They keep
+    /// their own flags, so the caller must mount them with `nodev`.
     #[must_use]
     pub fn bind_following(mut self, source: &Path, target: &Path) -> Self {
         let (source, target) = (Source::Path(source.to_owned()), target.to_owned());
@@ -277,7 +277,7 @@ impl Jail {
     /// Returns the rules for what is bound.
     fn mount_root(&self) -> Result<Vec<Rule>, Error> {
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        // Clones of private mounts follow nothing.
+        // These are cloned first: the clone of a private mount receives no later mounts.
         let following = self.binds.iter().map(|bind| bind.follows.then(|| bind.clone_tree()).transpose());
         let following: Vec<Option<OwnedFd>> = following.collect::<Result<_, _>>()?;
         rustix::mount::mount_change("/", private).map_err(io::Error::from).at(|| "propagation")?;

@@ -75,7 +75,7 @@ fn flags() -> Vec<u64> {
     NEW_NAMESPACES.iter().map(|flag| u64::from(flag.cast_unsigned())).collect()
 }
 
-/// The calls of a list, each under no condition.
+/// The calls of a list, without conditions.
 fn unconditional<'a>(calls: impl IntoIterator<Item = &'a Syscall>) -> BTreeMap<i64, Conditions> {
     calls.into_iter().filter_map(|call| Some((call.number?, Vec::new()))).collect()
 }

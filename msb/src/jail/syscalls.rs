@@ -15,8 +15,8 @@ impl Syscall {
     }
 }
 
-/// The numbers of the system calls. A negative one is that of a call which this architecture does not have: arm64 has no call for which
-/// Linux had a newer form when arm64 came, and nothing of x86's ports and segments.
+/// The numbers of the system calls, or -1 for a call that this architecture lacks. arm64 lacks the calls that Linux had replaced before the
+/// port, and those for x86's I/O ports and segments.
 mod numbers {
     pub(super) use nix::libc::*;
 

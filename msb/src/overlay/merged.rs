@@ -84,7 +84,7 @@ pub fn is_plain(upper: &Dir) -> io::Result<bool> {
 }
 
 impl Leaf {
-    /// A file whose data is its own, and that was not copied up before.
+    /// A file with its own data. Its `overlay.origin` is not read.
     pub fn new(entry: Entry, layer: Layer) -> Self {
         Self { entry, layer, data: None, may_have_origin: false }
     }

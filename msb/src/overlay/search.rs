@@ -191,7 +191,7 @@ impl Search {
             self.stop = true;
             return Ok(None);
         }
-        // The marks of other files are not read.
+        // The marks of a file that is not regular are not read, so it may have an origin.
         self.has_origin = marks.has_origin || !is_regular;
         self.needs_data = marks.is_metacopy;
         self.stop = !marks.is_metacopy;

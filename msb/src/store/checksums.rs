@@ -38,10 +38,10 @@ const MAX_LINKED: usize = 4096;
 const MAX_LINE: u64 = 1 << 15;
 /// The members of a line before the path, and what a difference in one of them is called.
 const MEMBERS: [&str; 9] = ["type", "mode", "owner", "owner", "size", "mtime", "device", "xattrs", "content"];
-/// A member that a file does not have.
+/// The value of a member that does not apply to a file.
 const NONE: &str = "-";
 
-/// Writes the checksums of the tree `layer` to the new file `to`. What `contents` has of its files is not read.
+/// Writes the checksums of the tree `layer` to the new file `to`. Files in `contents` are not read again.
 ///
 /// # Errors
 /// The error of reading or of writing, and [`interrupt::check`].
@@ -413,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn content_that_is_known_is_not_read() {
+    fn a_remembered_file_is_not_read_again() {
         let scratch = tempfile::tempdir().unwrap();
         let layer = scratch.path().join("layer");
         fs::create_dir(&layer).unwrap();

@@ -16,10 +16,10 @@
 //! │   ├── owner.json              the image below the upper, and its mount point
 //! │   ├── hold                    locked by users of an upper that a pipe made, and written when the last one ends
 //! │   ├── top.ext4, top.base      a scratch disk, and the name of the tree below it
-//! │   └── top.needs               the sandboxes of the upper and the scripts that the VM with the disk had
+//! │   └── top.needs               the sandboxes that a VM with the disk needs
 //! ├── steps/HEX                   the upper that a step of a build made, by the digest of what the step depends on
 //! ├── snapshots/HEX/             saved VMs, by the SHA-256 of their description
-//! ├── snapshot-names/NAME        which of them has the name NAME, and what it was made of
+//! ├── snapshot-names/NAME        the digest of the snapshot with this name, and that of its sources
 //! ├── volumes/NAME/               the content of volumes
 //! ├── references/HEX              a reference and its digest, by the SHA-256 of the reference
 //! ├── logs/NAME/                  logs of boots that failed

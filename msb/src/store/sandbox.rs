@@ -162,8 +162,8 @@ pub fn held(sandbox: &Path) -> io::Result<Held> {
     Ok(Held::Since(now, file))
 }
 
-/// Notes in the sandbox of a VM's disk which other sandboxes the VM needs to be booted again: those of its upper and of its scripts. Only
-/// the holder of the disk may do so.
+/// Writes the list of the other sandboxes that a VM with a named disk needs for its next boot: those of its upper and its scripts. The
+/// caller must hold the disk's lock.
 ///
 /// # Errors
 /// The error of writing or removing.
@@ -179,7 +179,7 @@ pub fn note_needs(sandbox: &Path, record: &Record) -> io::Result<()> {
     if fs::read(&path).is_ok_and(|old| old == text) { Ok(()) } else { write_file(&path, &text, 0o600) }
 }
 
-/// The sandboxes that a VM needs to be booted again, if its disk is in this one.
+/// Reads the list of [`note_needs`]. It is empty if the sandbox has no disk.
 pub fn needs_of(sandbox: &Path) -> Vec<PathBuf> {
     let is_small = |path: &Path| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_OWNER);
     let text = Some(sandbox.join(SCRATCH_NEEDS)).filter(|path| is_small(path) && sandbox.join(SCRATCH_DISK).exists());
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_knows_the_sandboxes_below_it() {
+    fn the_sandboxes_that_a_disk_needs_are_listed() {
         let home = tempfile::tempdir().unwrap();
         let sandbox = |id: &str| layout::sandbox(home.path(), id);
         let disk = sandbox("worker");

@@ -171,7 +171,8 @@ impl Description {
         serde_json::from_slice(&text).map_err(|error| Error::Unusable(format!("{DESCRIPTION}: {error}")))
     }
 
-    /// Checks that a file in the snapshot's directory is as it was saved. It is read if it may have changed since it was read last.
+    /// Checks that a file in the snapshot's directory is as it was saved. The file is read only if it may have changed since the last
+    /// check.
     ///
     /// # Errors
     /// See [`Error`].
@@ -221,12 +222,12 @@ pub fn record_of(path: &Path) -> Option<Record> {
     Description::read(&snapshot).ok().map(|description| description.record)
 }
 
-/// The record of a snapshot in a store, also of one that cannot be used: damaged, or of another release. What it names must not look
-/// unused. `None`: there is none, or nothing that can be read.
+/// The record of a snapshot in a store, even of a damaged one or one of another release: the layers and uppers in it must not be removed as
+/// unused. `None` if no record can be read.
 pub fn readable_record(path: &Path) -> Option<Record> {
     let mut text = Vec::new();
     open(path, DESCRIPTION).ok()?.take(MAX_DESCRIPTION).read_to_end(&mut text).ok()?;
-    // What comes after it does not matter.
+    // Bytes after the JSON value are ignored.
     let mut value: serde_json::Value = serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()?;
     serde_json::from_value(value.get_mut("record")?.take()).ok()
 }

@@ -1,5 +1,5 @@
-//! The names of snapshots, for people: `snapshot-names/NAME` says which snapshot has the name, and what that was made of. A name is
-//! written by a rename, and one whose snapshot is gone counts as none, so a kill at any moment leaves a name that is right or none.
+//! Names of snapshots. `snapshot-names/NAME` has the digest of the snapshot and that of its sources. A name appears with a rename, and a
+//! name without its snapshot is ignored, so a kill at any moment leaves a valid name or none.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,29 +18,29 @@ use crate::vm::name;
 /// How the names of VMs begin that are saved for a name.
 const VM_PREFIX: &str = "snapshot-";
 
-/// What a name stands for.
+/// The content of a name's file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Named {
-    /// The digest of all that the snapshot was made of.
+    /// The digest of the snapshot's sources.
     pub key: String,
     /// The snapshot: `sha256:HEX`.
     pub digest: String,
 }
 
 impl Named {
-    /// What this name stands for; `None` if it has no snapshot.
+    /// Reads a name. `None` if there is no such name, or its snapshot is gone.
     pub fn read(home: &Path, name: &str) -> Option<Self> {
         read(home, &layout::snapshot_name(home, name))
     }
 
-    /// The snapshot, which need not exist. `None`: the file has no digest.
+    /// The snapshot, which may be gone. `None` if the digest is malformed.
     pub fn snapshot(&self, home: &Path) -> Option<Snapshot> {
         let hex = self.digest.strip_prefix("sha256:").filter(|hex| layout::is_id(hex))?;
         Some(Snapshot::new(layout::snapshot(home, hex), self.digest.clone()))
     }
 
-    /// Gives the snapshot this name, unless another one that was made of the same has it by now. Returns the snapshot that has lost:
-    /// the one that had the name, or this one.
+    /// Assigns the name to this snapshot, unless another snapshot with the same key has it already. Returns the snapshot that is left
+    /// without the name: the previous one, or this one.
     ///
     /// # Errors
     /// Those of writing, and of the lock.
@@ -86,7 +86,7 @@ pub fn prune(home: &Path) -> io::Result<()> {
     };
     for entry in fs::read_dir(layout::snapshot_names(home))? {
         let path = entry?.path();
-        // Names are made under the lock, so what is unfinished was left by a killed process.
+        // Names are written under the lock, so a staging file was left by a killed process.
         if layout::is_staging(&path) || read(home, &path).is_none() {
             fs::remove_file(&path)?;
         }
@@ -138,7 +138,7 @@ mod tests {
         assert_eq!(other.assign(home, "web").unwrap(), Some(first.clone()));
         assert_eq!(Named::read(home, "web"), Some(other.clone()));
         assert_eq!(all(home), BTreeMap::from([("web".to_owned(), other.clone())]));
-        // A name without its snapshot is none, and the next one has it.
+        // A name whose snapshot is gone is free.
         fs::remove_dir_all(other.snapshot(home).unwrap().path).unwrap();
         assert_eq!(Named::read(home, "web"), None);
         assert_eq!(first.assign(home, "web").unwrap(), None);

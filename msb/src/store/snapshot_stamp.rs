@@ -1,5 +1,5 @@
-//! Whether a large file of a snapshot is the one whose digest was computed. The kernel changes a file's time of change with each write, and
-//! nobody can set it, so a file with the same times, size and inode number holds the same. What was found is in `verified`, beside the file.
+//! Detects that a large file of a snapshot has not changed since its digest was checked. Each write updates the file's ctime, and no system
+//! call sets it, so the same inode number, size and times mean the same content. The stamps are in `verified`, beside the file.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,11 +14,11 @@ use super::publish;
 
 /// The file with the stamps.
 const VERIFIED: &str = "verified";
-/// How much older than the reading a file's last change must be. The clock for these times has steps of up to 10 ms, so a write during the
-/// reading could leave the time as it is.
+/// How long before a read the last change must be. The kernel's clock for timestamps ticks at least every 10 ms, so a write during the read
+/// could leave the ctime unchanged.
 const STEP: Duration = Duration::from_millis(20);
 
-/// What the kernel says about a file.
+/// The members of a file's `stat` that change when it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     inode: u64,
@@ -30,7 +30,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// That of an open file.
+    /// The stamp of an open file.
     ///
     /// # Errors
     /// Those of `fstat(2)`.
@@ -44,13 +44,13 @@ impl Stamp {
         })
     }
 
-    /// Whether the file `name` in the directory of a snapshot had this stamp when its digest was right.
+    /// Whether the digest of the file `name` was verified with this stamp.
     pub(super) fn is_noted(&self, dir: &Path, name: &str) -> bool {
         read(dir).get(name) == Some(self)
     }
 
-    /// Notes that the digest of this file was right, if reading it has begun at `since` and it has not changed. Where that cannot be noted,
-    /// the next one reads the file again.
+    /// Records that the digest of this file was correct, unless it may have changed since the read began at `since`. If that cannot be
+    /// recorded, the next check reads the file again.
     pub fn note(&self, dir: &Path, name: &str, file: &File, since: SystemTime) {
         if Self::of(file).ok().as_ref() != Some(self) || !self.is_older_than(since) {
             return;
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_known_until_it_changes_and_not_if_it_may_have_changed_meanwhile() {
+    fn a_stamp_is_valid_until_the_file_changes() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("memory");
         fs::write(&path, "memory").unwrap();
@@ -97,7 +97,7 @@ mod tests {
         assert!(!stamp.is_noted(dir.path(), "disk"));
         stamp.note(dir.path(), "disk", &file, changed + STEP);
         assert!(stamp.is_noted(dir.path(), "memory") && stamp.is_noted(dir.path(), "disk"));
-        // Times that were set back do not hide a write.
+        // Setting the mtime back does not hide a write.
         std::thread::sleep(STEP);
         fs::write(&path, "memorx").unwrap();
         let written = File::options().write(true).open(&path).unwrap();

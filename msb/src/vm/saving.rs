@@ -50,7 +50,7 @@ pub fn ask(socket: &UnixStream, request: Request, directory: BorrowedFd<'_>) -> 
     descriptor::send(socket, &serde_json::to_vec(&request)?, Some(directory)).map(drop)
 }
 
-/// Receives the answer. The supervisor sends it at once when the VM is saved, or is not.
+/// Receives the answer, which comes when the VM is saved or saving has failed. This blocks until then.
 ///
 /// # Errors
 /// Those of receiving; [`io::ErrorKind::UnexpectedEof`] from a supervisor that has ended.

@@ -312,7 +312,7 @@ pub struct Resume {
     pub hostname: String,
     /// Defaults for commands.
     pub defaults: Defaults,
-    /// Whether it gets another `/etc/machine-id`.
+    /// Whether the agent writes a new `/etc/machine-id`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub new_machine_id: bool,
 }

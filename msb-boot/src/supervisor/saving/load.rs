@@ -107,8 +107,8 @@ pub(super) fn run(
     Ok(())
 }
 
-/// Connects to the agent. On a busy host that may take longer than one attempt allows. The supervisor ends the VM at the limit for its boot,
-/// and then there is nothing to connect to.
+/// Connects to the agent. On a busy host one attempt may time out. The loop ends when the supervisor ends the VM at its boot limit, because
+/// connecting then fails.
 fn dial_agent(endpoint: &Endpoint) -> Result<UnixStream, wire::Error> {
     use io::ErrorKind::{TimedOut, WouldBlock};
     loop {

@@ -1,6 +1,6 @@
-//! The memory of a guest that is saved. It is a file that the VMM writes to, or, if the VM has started from a snapshot, the saved file
-//! with the pages over it that the VMM has changed. Those are in the VMM's memory alone, and are read from there. A guest that has taken
-//! the VMM over decides what they hold, which it does in any case.
+//! The memory of a guest that is saved. Usually it is a file that the VMM has mapped shared. If the VM started from a snapshot, it is the
+//! saved file and the pages that the VMM has changed, which are read from the VMM's memory. A guest that has taken the VMM over controls
+//! those pages, as it controls its memory in any case.
 
 use std::fs::{self, File};
 use std::io;
@@ -43,7 +43,7 @@ impl Memory {
         }
     }
 
-    /// Copies the rest.
+    /// Copies the rest. The guest must be paused.
     ///
     /// # Errors
     /// As [`Self::begin_copy`]; a VMM that has not mapped the file, or has ended.
@@ -75,8 +75,8 @@ struct Mapping {
     offset: u64,
 }
 
-/// The mappings of the file that is the guest's memory, in a `/proc/PID/maps`: private ones of one file, which are all of its `size` in
-/// their order. The numbers of the file's device are not the file system's on all file systems, so they are not asked for.
+/// Finds the guest's memory in a `/proc/PID/maps`: private mappings of one file that cover it in order, from 0 to `size`. The device number
+/// in the table is not compared with that of the file, because on some file systems they differ.
 fn guest_mappings(maps: &str, size: u64) -> Vec<Mapping> {
     let (mut found, mut file): (Vec<Mapping>, Option<(&str, &str)>) = (Vec::new(), None);
     for (mapping, of) in maps.lines().filter_map(private_mapping) {
@@ -105,7 +105,7 @@ fn private_mapping(line: &str) -> Option<(Mapping, (&str, &str))> {
     (is_private && file.1 != "0" && mapping.start < mapping.end).then_some((mapping, file))
 }
 
-/// Whether a page of a private mapping is the process's own, by its entry in the pagemap.
+/// Whether the process has its own copy of a page of a private mapping. `entry` is the page's entry in the pagemap.
 fn is_changed(entry: u64) -> bool {
     entry & SWAPPED != 0 || entry & (PRESENT | OF_FILE) == PRESENT
 }

@@ -1,5 +1,5 @@
 //! Saving a VM, and starting one from what was saved. The supervisor can read the guest's memory, so the VMM writes only the state of the
-//! processor and the devices, to a descriptor that it gets for that.
+//! processor and the devices, to a descriptor from the supervisor.
 //!
 //! The channel to the agent is frozen first, so that nothing is under way in the guest's port while its state is saved. A VM that starts
 //! from the state begins the channel anew.
@@ -88,7 +88,7 @@ impl Prepared {
         Ok(Some(Self { memory, monitor, disks, machine }))
     }
 
-    /// Adds what only a VMM that was started has: its process ID, and `channel`, the control socket of the multiplexer.
+    /// Completes the parts once the VMM runs. `vmm` is its process ID, and `channel` the control socket of the multiplexer.
     ///
     /// # Errors
     /// Those of `dup(2)`.
@@ -104,7 +104,7 @@ impl Prepared {
     }
 }
 
-/// Describes the machine, and opens its disks once more.
+/// Describes the machine, and duplicates the descriptors of its disks.
 fn describe(config: &Config, vm: &Vm) -> anyhow::Result<(Machine, Vec<File>)> {
     let mut files = Vec::new();
     let mut disks = Vec::new();
@@ -148,7 +148,7 @@ impl Saver {
         let path = dir.join(rundir::SNAPSHOT_SOCKET);
         let listener = UnixListener::bind(&path).with_context(|| format!("{path:?}"))?;
         listener.set_nonblocking(true)?;
-        // A load that has not quite ended shares them, and then the init is known from the snapshot.
+        // If the loading thread still has the parts, they keep the init from the snapshot.
         if let Some(parts) = Arc::get_mut(&mut self.parts) {
             parts.machine.init = init.or(parts.machine.init.take());
         }

@@ -14,16 +14,16 @@ use serde_json::{Value, json};
 pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest line, in bytes.
 const MAX_LINE: usize = 256 << 10;
-/// The monitor reports how loading a state goes.
+/// The monitor sends events about loading a state.
 const CAPABILITY: &str = "events";
 
 /// The connection to a monitor.
 pub(super) struct Monitor {
     socket: UnixStream,
     read: Vec<u8>,
-    /// How many commands were sent. Each has its number as its ID, since the answer to an earlier one may come too late.
+    /// How many commands were sent. The number is the command's ID, because a late answer to an earlier command may come first.
     commands: u64,
-    /// How loading a state has ended: whether it is complete.
+    /// Whether loading a state has succeeded, once it has ended.
     migrated: Option<bool>,
     /// QEMU's version, once it has greeted.
     version: Option<String>,
@@ -98,12 +98,12 @@ impl Monitor {
     /// Waits until a state is loaded.
     ///
     /// # Errors
-    /// A state that QEMU does not take; no answer.
+    /// A state that QEMU rejects; no answer.
     pub(super) fn await_migration(&mut self) -> anyhow::Result<()> {
         loop {
             match self.migrated.take() {
                 Some(true) => return Ok(()),
-                Some(false) => bail!("QEMU could not do it"),
+                Some(false) => bail!("QEMU could not load the state"),
                 None => {}
             }
             let event = self.line()?;
@@ -111,7 +111,7 @@ impl Monitor {
         }
     }
 
-    /// Notes the end of loading, if this is the event about it.
+    /// Records the end of loading, if `event` reports it.
     fn note(&mut self, event: &Value) {
         match migration_status(event) {
             Some("completed") => self.migrated = Some(true),

@@ -25,9 +25,9 @@ use crate::inherited_fd::InheritedFd;
 use crate::log;
 use crate::supervisor::clock;
 
-/// The number of the state's descriptor in the monitor.
+/// The ID of the fd set with the state's descriptor.
 const FD_SET: u32 = 1;
-/// The mode of a file.
+/// The mode of a file that its owner may write.
 const READ_AND_WRITE: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// Saves the VM for a caller, which sends the directory. If the caller wants that, the VM stays paused until the connection is closed, so that
@@ -98,7 +98,7 @@ struct Paused<'a> {
 
 impl<'a> Paused<'a> {
     fn pause(monitor: &'a mut Monitor) -> anyhow::Result<Self> {
-        // A VMM that does not answer in time may pause the guest later, so it is told to let the guest go on in any case.
+        // If `stop` times out, QEMU may pause the guest later. So this value exists before the command: dropping it sends `cont`.
         let paused = Self { monitor, since: Instant::now() };
         paused.monitor.execute("stop", &json!({}), None)?;
         Ok(paused)
@@ -123,7 +123,7 @@ impl Drop for Paused<'_> {
 /// Writes the state, the memory and the writable disks. The guest is paused from then on.
 fn save<'a>(parts: &Parts, monitor: &'a mut Monitor, directory: &OwnedFd) -> anyhow::Result<(Saved, Paused<'a>)> {
     let vmm = monitor.version()?;
-    // Nobody writes to it once it is saved.
+    // The file is read-only: it does not change after it is saved.
     let memory = create(directory, snapshot::MEMORY, Mode::RUSR)?;
     parts.memory.begin_copy(&memory).context("the memory")?;
     let paused = Paused::pause(monitor)?;
@@ -139,12 +139,12 @@ fn save<'a>(parts: &Parts, monitor: &'a mut Monitor, directory: &OwnedFd) -> any
     Ok((Saved { machine, paused_ms }, paused))
 }
 
-/// Lets the VMM write the state to memory, and copies that to a file. A guest that has taken the VMM over has no descriptor of the file.
+/// Lets the VMM write the state to a memfd, and copies that to the file. So a hostile VMM never has a descriptor of the file.
 ///
-/// The command is the one that Xen's tools use: the same state as for a migration, without the guest's memory.
+/// The command was made for Xen's tools. It writes the state of a migration without the guest's memory.
 fn save_state(monitor: &mut Monitor, file: &File) -> anyhow::Result<()> {
     let state = File::from(memfd_create("msb-state", MemfdFlags::CLOEXEC)?);
-    // QEMU wants a descriptor that is open as it would open a file.
+    // QEMU takes a descriptor of the set only if it is open with the access mode that QEMU asks for: write-only.
     let writer = File::options().write(true).open(InheritedFd::of(&state).path())?;
     monitor.execute("add-fd", &json!({"fdset-id": FD_SET}), Some(writer.as_fd()))?;
     let arguments = json!({"filename": format!("/dev/fdset/{FD_SET}"), "live": false});

@@ -1,5 +1,5 @@
-//! The hash of a file's content: that of the blocks that are not zero, each with its offset. It is the same whether the file is read or
-//! was hashed while it was written, and whether zeros are data or holes. Which xattrs count is decided here as well.
+//! The hash of a file's content. It covers the blocks that are not zero, each with its offset. So it is the same for holes and for zeros,
+//! and for a file that is read and one that is hashed while it is written. This module also decides which xattrs count.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -34,7 +34,7 @@ pub struct ContentHash {
     hash: Hasher,
     /// The offset of the next byte.
     at: u64,
-    /// Whether the hash has the block that this byte is in. Otherwise all bytes before it in the block are zero.
+    /// Whether the current block is part of the hash. If not, all of its bytes so far are zero.
     has_block: bool,
 }
 
@@ -58,7 +58,7 @@ impl ContentHash {
         }
     }
 
-    /// Leaves out blocks that are zero: the next byte is the one at `offset`, a multiple of the block size.
+    /// Skips blocks that are zero. The next byte is at `offset`, a multiple of the block size.
     pub(super) fn seek(&mut self, offset: u64) {
         (self.at, self.has_block) = (offset, false);
     }
@@ -83,14 +83,14 @@ pub(super) struct Written {
 }
 
 impl Contents {
-    /// Remembers an open file that has its content and its attributes. Neither must change after that, but the file may be renamed, linked
-    /// and removed.
+    /// Remembers an open file whose content and attributes are complete. They must not change after that. The file may still be renamed,
+    /// linked and removed.
     ///
     /// # Errors
     /// The error of `flistxattr(2)`.
     pub fn remember(&mut self, entry: &Entry, content: &ContentHash) -> io::Result<()> {
         let stat = entry.stat();
-        // The file that had the number before is gone.
+        // An earlier file with this inode number was removed.
         if self.0.len() < MAX_REMEMBERED || self.0.contains_key(&stat.st_ino) {
             let has_xattrs = !xattr_names(entry)?.is_empty();
             self.0.insert(stat.st_ino, Written { size: stat.st_size, content: content.finish(), has_xattrs });
@@ -108,7 +108,7 @@ impl Contents {
         self.0.is_empty()
     }
 
-    /// What is known of a file.
+    /// The entry of a file, if it is remembered.
     pub(super) fn of(&self, stat: &Stat) -> Option<&Written> {
         self.0.get(&stat.st_ino).filter(|written| written.size == stat.st_size)
     }
@@ -176,7 +176,7 @@ mod tests {
         contents.forget(&same_size);
         assert_eq!(known(&contents, &same_size), None);
         contents.remember(&four, &hash(b"four")).unwrap();
-        // Of a layer with too many files, none is added, but a number may have another file.
+        // When the table is full, no file is added, but an entry can be replaced.
         let written = *contents.of(four.stat()).unwrap();
         contents.0.extend((0..MAX_REMEMBERED as u64).map(|number| (u64::MAX - number, written)));
         let full = contents.0.len();

@@ -32,15 +32,16 @@ const MAX_QUEUED: usize = 8 * (HEADER + MAX_DATA);
 /// connections and does not read the answers would fill the memory.
 const MAX_UNSENT: usize = 1 << 20;
 /// How many bytes the host keeps in all for local ends that do not read. A guest could otherwise fill the host's memory with the windows of
-/// all connections. Callers read what arrives, and grant credit of their own above the channel's. So only many stopped callers come near.
+/// all connections. Callers read what arrives, and grant credit of their own above the channel's. So only many stopped callers can reach
+/// the limit.
 const MAX_KEPT: usize = 64 << 20;
 /// How much is read from the port at a time, in bytes.
 const BLOCK: usize = 64 << 10;
-/// How many frames of a connection are sent before it is the turn of the next one.
+/// How many frames a connection sends in a turn.
 const TURN: usize = 4;
 /// How many events are taken at a time.
 const MAX_EVENTS: usize = 64;
-/// What an event is about, if it is not the number of a connection.
+/// The data of events that are not about a connection.
 const PORT: u64 = 1 << 32;
 const CONTROL: u64 = 2 << 32;
 const ACCEPTING: u64 = 3 << 32;
@@ -50,7 +51,7 @@ pub trait Ends {
     /// Readable when [`Self::accept`] may have a connection.
     fn accepting(&self) -> BorrowedFd<'_>;
 
-    /// Takes a connection that this side opens, if one waits, and does not block. [`io::ErrorKind::WouldBlock`] if none does.
+    /// Takes a waiting connection that this side opens. It does not block. [`io::ErrorKind::WouldBlock`] if none does.
     ///
     /// # Errors
     /// Another one ends the channel.
@@ -65,12 +66,12 @@ pub trait Ends {
     /// The channel begins anew, and all local ends have been closed.
     fn restarted(&mut self) {}
 
-    /// Whether [`Self::drained`] is to be called. An event of [`Self::accepting`] makes the loop ask.
+    /// Whether the loop should call [`Self::drained`]. An event of [`Self::accepting`] makes it check.
     fn awaits_drained(&self) -> bool {
         false
     }
 
-    /// All that local ends had sent has been written to the port, as far as the peer gave credit.
+    /// Called when all data of the local ends, up to the peer's credit, is written to the port.
     fn drained(&mut self) {}
 }
 
@@ -80,7 +81,7 @@ pub struct Multiplexer<E> {
     port: Port,
     /// An epoll descriptor for the port, the control socket, new connections and local ends.
     events: OwnedFd,
-    /// The event that the port accepts more is waited for.
+    /// Whether `events` reports that the port accepts more.
     awaits_port: bool,
     ends: E,
     /// On the host: the socket on which the owner freezes the channel.
@@ -97,7 +98,7 @@ pub struct Multiplexer<E> {
     /// The sum of all queues of `locals`, in bytes, and how much that may be.
     kept: usize,
     max_kept: usize,
-    /// Space for a frame of data.
+    /// The buffer for a frame of data.
     frame: Vec<u8>,
     is_frozen: bool,
     /// On the host: how many answers to [`Frame::Freeze`] are under way. Its owner may have thawed the channel meanwhile.
@@ -154,7 +155,7 @@ impl<E: Ends> Multiplexer<E> {
             events.clear();
             self.added.clear();
             let may_be_drained = self.waiting.is_empty() && self.port.queued() == 0 && self.ends.awaits_drained();
-            // With something to do, events are taken and not waited for.
+            // If there is work to do, this does not wait for events.
             let timeout = (may_be_drained || self.has_work()).then(Timespec::default);
             match epoll::wait(&self.events, spare_capacity(&mut events), timeout.as_ref()) {
                 Err(Errno::INTR) => continue,
@@ -345,7 +346,7 @@ impl<E: Ends> Multiplexer<E> {
         Ok(())
     }
 
-    /// Takes note of what has happened to a local end.
+    /// Records the events of a local end.
     fn note(&mut self, connection: u32, flags: epoll::EventFlags) -> io::Result<()> {
         if self.added.contains(&connection) {
             return Ok(());
@@ -363,7 +364,7 @@ impl<E: Ends> Multiplexer<E> {
         Ok(())
     }
 
-    /// Gives a connection a turn if it may have something to send.
+    /// Queues a connection for a turn if it may have something to send.
     fn line_up(&mut self, connection: u32) {
         let Some(local) = self.locals.get_mut(&connection) else { return };
         if local.is_readable && !local.is_closed && !local.is_waiting {
@@ -372,7 +373,7 @@ impl<E: Ends> Multiplexer<E> {
         }
     }
 
-    /// Sends what connections have, a turn of each.
+    /// Sends data of the queued connections, one turn each.
     fn take_turns(&mut self) -> io::Result<()> {
         for _ in 0..self.waiting.len() {
             if !self.may_send() {
@@ -443,7 +444,7 @@ impl<E: Ends> Multiplexer<E> {
         Ok(())
     }
 
-    /// Waits for room in a local end as long as something is queued for it.
+    /// Watches a local end for room while data is queued for it.
     fn watch(&mut self, connection: u32) -> io::Result<()> {
         let Some(local) = self.locals.get_mut(&connection) else { return Ok(()) };
         let awaits_room = !local.queue.is_empty();

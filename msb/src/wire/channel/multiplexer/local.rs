@@ -1,4 +1,4 @@
-//! The local end of a connection: a stream socket, and what it did not accept yet.
+//! The local end of a connection: a stream socket, and the data that it has not accepted yet.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +7,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
-/// The events that are waited for on a local end: each is reported once, when it happens.
+/// The events of a local end. They are edge-triggered.
 pub(super) const EVENTS: EventFlags = EventFlags::IN.union(EventFlags::RDHUP).union(EventFlags::ET);
 
 /// The local end of a connection.
@@ -15,7 +15,7 @@ pub(super) struct Local {
     pub(super) socket: OwnedFd,
     /// What the peer has sent and the socket did not accept yet.
     pub(super) queue: VecDeque<u8>,
-    /// The event that the socket has room is waited for.
+    /// Whether epoll reports that the socket has room.
     pub(super) awaits_room: bool,
     /// The peer sends no more, so the socket is shut down after the queue.
     pub(super) is_last: bool,
@@ -27,9 +27,9 @@ pub(super) struct Local {
     pub(super) is_deaf: bool,
     /// The socket may have bytes, or be at its end.
     pub(super) is_readable: bool,
-    /// The end of the socket was reported, and is after what is still to be read.
+    /// The end of the socket was reported. Data before it may still be unread.
     is_ending: bool,
-    /// Nobody has the other end of the socket any more, or both directions are over.
+    /// The other end of the socket is closed, or both directions are shut down.
     pub(super) is_abandoned: bool,
     /// It waits for its turn.
     pub(super) is_waiting: bool,
@@ -53,7 +53,7 @@ impl Local {
             is_closed: false,
             is_shut: false,
             is_deaf: false,
-            // Its owner has mostly sent something already.
+            // Its owner has usually sent something already.
             is_readable: true,
             is_ending: false,
             is_abandoned: false,
@@ -61,19 +61,19 @@ impl Local {
         }
     }
 
-    /// Takes note of events.
+    /// Records events.
     pub(super) fn note(&mut self, flags: EventFlags) {
         self.is_ending |= flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         self.is_abandoned |= flags.intersects(EventFlags::HUP | EventFlags::ERR);
         self.is_readable |= self.is_ending || flags.contains(EventFlags::IN);
     }
 
-    /// Reads what is there, as far as `room` suffices.
+    /// Reads at most as many bytes as `room` holds.
     pub(super) fn read(&mut self, room: &mut [u8]) -> Read {
         let wanted = room.len();
         match recv(&self.socket, room, RecvFlags::DONTWAIT) {
             Ok((count @ 1.., _)) => {
-                // Less than what there is room for is all: what comes next is another event.
+                // A short read has emptied the socket. New data is a new event.
                 self.is_readable = count == wanted || self.is_ending;
                 Read::Bytes(count)
             }
@@ -97,7 +97,7 @@ impl Local {
         written
     }
 
-    /// Passes on the queue. Returns how many bytes of it are settled.
+    /// Writes the queue to the socket. Returns how many bytes have left the queue.
     pub(super) fn write_queue(&mut self) -> usize {
         let mut written = 0;
         while !self.queue.is_empty() {
@@ -124,7 +124,7 @@ impl Local {
         send(&self.socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
     }
 
-    /// The peer's last byte has been passed on: the other end of the socket reads its end.
+    /// Shuts the socket down for writing after the peer's last byte, so that the other end reads end-of-file.
     pub(super) fn shut(&mut self) {
         if !std::mem::replace(&mut self.is_shut, true) {
             // It fails if nobody has the other end, which the next read reports.

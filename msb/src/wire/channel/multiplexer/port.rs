@@ -8,9 +8,9 @@ use rustix::io::Errno;
 
 use super::super::frame::Frame;
 
-/// A shorter frame waits until a turn of the loop is over, so that several are sent together. Each write interrupts the peer.
+/// Shorter frames wait for the end of the loop's iteration, and are sent together. Each write interrupts the peer.
 const LARGE: usize = 4096;
-/// The most that Linux returns for one read of a guest's port, in bytes. After fewer there is hardly more to read.
+/// The most that Linux returns for one read of a guest's port, in bytes. After a shorter read the port is usually empty.
 const PIECE: usize = 4096;
 
 /// A character device or a socket, which does not block.

@@ -12,14 +12,14 @@ struct TestEnds {
     listener: UnixListener,
     connected: Sender<UnixStream>,
     restarted: Sender<()>,
-    /// Where it is told that the channel is drained, while somebody waits for that.
+    /// Receives a message when the channel is drained, if a test waits for that.
     drained: Arc<Mutex<Option<Sender<()>>>>,
     /// How many bytes the kernel keeps for a local end, if not as many as usual.
     send_buffer: Option<usize>,
 }
 
 impl TestEnds {
-    /// Ends that nobody looks at.
+    /// Ends without receivers.
     fn new(listener: UnixListener) -> Self {
         Self { listener, connected: channel().0, restarted: channel().0, drained: Arc::default(), send_buffer: None }
     }
@@ -132,7 +132,7 @@ fn bytes_pass_both_ways_beside_a_connection_that_nobody_reads() {
 
 #[test]
 fn hundreds_of_connections_at_once_have_their_turns() {
-    // More than events are taken at a time.
+    // More than [`MAX_EVENTS`].
     const COUNT: u32 = 300;
     let (host, guest) = channel_of_two();
     let mut callers: Vec<_> = (0..COUNT).map(|_| host.open()).collect();
@@ -231,7 +231,7 @@ fn a_drained_channel_has_sent_what_local_ends_had_written() {
     drop(called);
     let (drained, is_drained) = channel();
     *awaited.lock().unwrap() = Some(drained);
-    // An event, with which the loop asks.
+    // An event makes the loop call `awaits_drained`.
     let _caller = UnixStream::connect(dir.path().join("s")).unwrap();
     is_drained.recv().unwrap();
     theirs.set_nonblocking(true).unwrap();
