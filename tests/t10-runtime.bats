@@ -88,6 +88,24 @@ bundle() {
     [ -z "$(ls -A state)$(find /sys/fs/cgroup -name "$id")" ]
 }
 
+# annotate NAME KEY=VALUE…: adds annotations to a bundle.
+annotate() {
+    printf '%s\0' "${@:2}" | jq -Rs --slurpfile config "$oci/$1/config.json" \
+        '(split("\u0000") | map(select(. != "") | capture("(?<key>[^=]*)=(?<value>.*)")) | from_entries) as $new
+        | $config[0] | .annotations += $new' >"$oci/$1/new"
+    mv "$oci/$1/new" "$oci/$1/config.json"
+}
+
+@test "the annotation dev.msb.pod=containers of a sandbox overrides --pod-vm" {
+    bundle sandbox pause
+    annotate sandbox io.kubernetes.cri.container-type=sandbox dev.msb.pod=containers
+    O --pod-vm create -b sandbox pod
+    O state pod | jq -e '.status == "created"'
+    [ ! -e state/pod/vm.json ]
+    O delete --force pod
+    [ -z "$(ls -A state)" ]
+}
+
 # bats test_tags=slow
 @test "the commands in Slurm's oci.conf create, find, kill and delete a container" {
     sed -n 's|@PREFIX@/bin/msb-oci|O|; s/^RunTime\([A-Za-z]*\)="\(.*\)"$/\1 \2/p' "$BATS_TEST_DIRNAME/../msb-oci/dist/oci.conf" |

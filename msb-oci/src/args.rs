@@ -55,8 +55,7 @@ pub(crate) struct Global {
     #[arg(long, value_enum)]
     pub vmm: Option<VmmChoice>,
 
-    /// Boot one VM for a pod and run all its containers in it, not one VM for each container. The annotation dev.msb.pod=vm of the
-    /// sandbox does the same
+    /// Run all containers of a pod in one VM, in place of a VM for each. The annotation dev.msb.pod of the sandbox overrides this
     #[arg(long)]
     pub pod_vm: bool,
 

@@ -47,7 +47,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
     }
     let root = global.root()?;
     add_sysctls_of_pod(&mut plan, &root);
-    let is_pod_vm = plan.is_sandbox && (global.pod_vm || plan.is_pod_vm());
+    let is_pod_vm = plan.is_sandbox && plan.pod_vm().unwrap_or(global.pod_vm);
     if is_pod_vm {
         plan.size_for_pod();
     }

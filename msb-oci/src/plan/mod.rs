@@ -72,9 +72,9 @@ impl Plan {
         id.filter(|_| !self.is_sandbox).map(String::as_str)
     }
 
-    /// Whether the config asks for one VM for its pod.
-    pub(crate) fn is_pod_vm(&self) -> bool {
-        self.annotations.get(resources::POD).is_some_and(|value| value == resources::POD_IS_VM)
+    /// Whether the config asks for one VM for its pod, or for one for each container. `None`: it does not say.
+    pub(crate) fn pod_vm(&self) -> Option<bool> {
+        self.annotations.get(resources::POD).map(|value| value == resources::POD_IS_VM)
     }
 
     /// Whether its interfaces are plugged by macvtap.
@@ -283,7 +283,7 @@ mod tests {
                          {{"destination":"/run/s","type":"bind","source":"/s"}}],"linux":{{"namespaces":{NAMESPACES}}}}}"#
         );
         let plan = plan(&spec(&text), Path::new("/bundle")).unwrap();
-        assert!(plan.is_pod_vm());
+        assert_eq!(plan.pod_vm(), Some(true));
         for (place, root, bind) in [("", "/rootfs", "/binds/0"), ("/7-8", "/7-8/rootfs", "/7-8/binds/0")] {
             let config = plan.guest_config(place, "rootfs");
             assert_eq!(config.pointer("/root/path"), Some(&json!(root)));
@@ -293,14 +293,20 @@ mod tests {
     }
 
     #[test]
-    fn what_of_a_pod_is_a_vm_is_one_of_two() {
-        for (value, expected) in [("vm", Some(true)), ("containers", Some(false)), ("", None), ("VM", None)] {
+    fn the_pod_annotation_is_vm_or_containers() {
+        for (annotations, expected) in [
+            (r#"{"dev.msb.pod":"vm"}"#, Some(Some(true))),
+            (r#"{"dev.msb.pod":"containers"}"#, Some(Some(false))),
+            ("{}", Some(None)),
+            (r#"{"dev.msb.pod":""}"#, None),
+            (r#"{"dev.msb.pod":"VM"}"#, None),
+        ] {
             let text = format!(
-                r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},"annotations":{{"dev.msb.pod":"{value}"}},
+                r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},"annotations":{annotations},
                    "linux":{{"namespaces":{NAMESPACES}}}}}"#
             );
-            let is_pod_vm = plan(&spec(&text), Path::new("/bundle")).map(|plan| plan.is_pod_vm());
-            assert_eq!(is_pod_vm.ok(), expected, "{value:?}");
+            let pod_vm = plan(&spec(&text), Path::new("/bundle")).map(|plan| plan.pod_vm());
+            assert_eq!(pod_vm.ok(), expected, "{annotations}");
         }
     }
 
