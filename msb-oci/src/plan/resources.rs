@@ -54,12 +54,20 @@ const PERIOD: u64 = 100_000;
 pub(super) fn machine(linux: &Linux, annotations: &BTreeMap<&str, &str>, refusals: &mut Vec<Refusal>) -> Machine {
     let resources = linux.resources().clone().unwrap_or_default();
     let limit = resources.memory().as_ref().and_then(|memory| memory.limit()).filter(|limit| *limit > 0);
-    let mut machine = Machine {
-        memory_mib: limit.map(|bytes| (bytes.unsigned_abs() >> 20).max(MIN_MEMORY_MIB)),
-        cpus: cpus(&resources),
-        vmm: None,
-        overhead_mib: OVERHEAD_MIB,
-    };
+    let mut machine = annotated(annotations, refusals);
+    machine.memory_mib = machine.memory_mib.or(limit.map(|bytes| guest_mib(bytes.unsigned_abs())));
+    machine.cpus = machine.cpus.or_else(|| cpus(&resources));
+    machine
+}
+
+/// The guest's memory for a limit in bytes.
+fn guest_mib(bytes: u64) -> u64 {
+    (bytes >> 20).max(MIN_MEMORY_MIB)
+}
+
+/// The VM that the annotations of this runtime describe.
+fn annotated(annotations: &BTreeMap<&str, &str>, refusals: &mut Vec<Refusal>) -> Machine {
+    let mut machine = Machine { overhead_mib: OVERHEAD_MIB, ..Machine::default() };
     for (&key, &value) in annotations.iter().filter(|(key, _)| key.starts_with("dev.msb.")) {
         let known = match key {
             "dev.msb.memory" => mib(value).map(|mib| machine.memory_mib = Some(mib)),
@@ -98,14 +106,18 @@ pub(super) const POD_IS_VM: &str = "vm";
 pub(super) const NETWORK: &str = "dev.msb.network";
 pub(super) const MACVTAP: &str = "macvtap";
 
-/// The sums of a pod's containers, as containerd writes them on its sandbox. Its own resources are those of a process that waits.
+/// The limits of a pod. containerd writes the sums of its containers into annotations of the sandbox, whose own resources count only
+/// where there is no sum. The annotations of this runtime override both.
 pub(super) fn of_pod(annotations: &HashMap<String, String>, machine: &mut Machine) -> Limits {
+    let texts = annotations.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    // They were checked with the config.
+    let annotated = annotated(&texts, &mut Vec::new());
     let number = |name: &str| annotations.get(&format!("io.kubernetes.cri.sandbox-{name}"))?.parse::<i64>().ok();
     let positive = |name: &str| number(name).filter(|value| *value > 0).map(i64::unsigned_abs);
     let (memory, quota, period) = (positive("memory"), positive("cpu-quota"), positive("cpu-period"));
-    machine.memory_mib = machine.memory_mib.or(memory.map(|bytes| (bytes >> 20).max(MIN_MEMORY_MIB)));
+    machine.memory_mib = annotated.memory_mib.or(memory.map(guest_mib)).or(machine.memory_mib);
     let cpus = quota.map(|quota| quota.div_ceil(period.unwrap_or(PERIOD)).clamp(1, MAX_CPUS));
-    machine.cpus = machine.cpus.or(cpus);
+    machine.cpus = annotated.cpus.or(cpus).or(machine.cpus);
     Limits {
         memory: machine.memory_mib.map(|mib| (mib + machine.overhead_mib) << 20),
         cpu_shares: positive("cpu-shares"),
@@ -163,13 +175,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_vm_has_the_sums_of_its_containers_and_what_the_annotations_of_this_runtime_say() {
-        let of = |sums: &[(&str, &str)], mut machine: Machine| {
-            let sums =
-                sums.iter().map(|(name, value)| (format!("io.kubernetes.cri.sandbox-{name}"), (*value).to_owned()));
-            let limits = of_pod(&sums.collect(), &mut machine);
+    fn a_pods_vm_has_the_sums_of_its_containers_unless_dev_msb_annotations_override_them() {
+        let of_annotated = |sums: &[(&str, &str)], own: &[(&str, &str)], mut machine: Machine| {
+            let sums = sums.iter().map(|(name, value)| (format!("io.kubernetes.cri.sandbox-{name}"), *value));
+            let own = own.iter().map(|(name, value)| (format!("dev.msb.{name}"), *value));
+            let annotations = sums.chain(own).map(|(name, value)| (name, value.to_owned())).collect();
+            let limits = of_pod(&annotations, &mut machine);
             (machine.memory_mib, machine.cpus, limits)
         };
+        let of = |sums: &[(&str, &str)], machine: Machine| of_annotated(sums, &[], machine);
         let machine = || Machine { overhead_mib: 10, ..Machine::default() };
         assert_eq!(of(&[], machine()), (None, None, Limits::default()));
         let sums = [("memory", "268435456"), ("cpu-quota", "150000"), ("cpu-period", "100000"), ("cpu-shares", "512")];
@@ -180,9 +194,14 @@ mod tests {
             cpu_period: Some(100_000),
             ..Limits::default()
         };
-        assert_eq!(of(&sums, machine()), (Some(256), Some(2), limits));
-        let (memory, cpus, limits) = of(&sums, Machine { memory_mib: Some(300), cpus: Some(4), ..machine() });
+        assert_eq!(of(&sums, machine()), (Some(256), Some(2), limits.clone()));
+        // The sandbox's own resources.
+        let own = || Machine { memory_mib: Some(300), cpus: Some(4), ..machine() };
+        assert_eq!(of(&sums, own()), (Some(256), Some(2), limits));
+        let (memory, cpus, limits) = of(&[], own());
         assert_eq!((memory, cpus, limits.memory), (Some(300), Some(4), Some(310 << 20)));
+        let (memory, cpus, limits) = of_annotated(&sums, &[("memory", "1G"), ("cpus", "3")], own());
+        assert_eq!((memory, cpus, limits.memory), (Some(1024), Some(3), Some(1034 << 20)));
         // What does not limit, what is no number, and what a guest needs at least.
         assert_eq!(of(&[("memory", "0"), ("cpu-quota", "-1"), ("cpu-shares", "x")], machine()).2, Limits::default());
         assert_eq!(of(&[("memory", "1000")], machine()).0, Some(MIN_MEMORY_MIB));
