@@ -107,6 +107,25 @@ annotate() {
 }
 
 # bats test_tags=slow
+@test "a mount that a later one covers is no error, in a VM of its own and in that of a pod" {
+    mkdir first second
+    echo second >second/file
+    bundle covered cat /data/file
+    jq --arg oci "$oci" '.mounts += ([{destination: "/data/below", source: "first"}, {destination: "/data", source: "second"}]
+        | map(.source = $oci + "/" + .source | .type = "bind" | .options = ["bind"]))' covered/config.json >covered/new
+    mv covered/new covered/config.json
+    [ "$(O run -b covered alone)" = second ]
+    bundle pod pause
+    annotate pod io.kubernetes.cri.container-type=sandbox dev.msb.pod=vm
+    O create -b pod pod
+    annotate covered io.kubernetes.cri.sandbox-id=pod
+    [ "$(O run -b covered member)" = second ]
+    O delete --force pod
+    rmdir bb/data/below
+    [ -z "$(ls -A state)" ]
+}
+
+# bats test_tags=slow
 @test "the commands in Slurm's oci.conf create, find, kill and delete a container" {
     sed -n 's|@PREFIX@/bin/msb-oci|O|; s/^RunTime\([A-Za-z]*\)="\(.*\)"$/\1 \2/p' "$BATS_TEST_DIRNAME/../msb-oci/dist/oci.conf" |
         sed 's/%b/step/; s/%n.%u.%j.%s.%t/n1.root.7.0.0/' >commands

@@ -9,9 +9,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use msb::overlay::Merged;
 use msb::overlay::beneath::{Entry, Name};
+use msb::overlay::mountinfo::{self, Mount};
 use msb::overlay::resolve::{End, Last, Resolved, resolve};
-use msb::overlay::{Merged, mountinfo};
 use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, fstat, fstatvfs};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, mount_remount,
@@ -80,7 +81,10 @@ pub(crate) fn share(tree: &Path) -> anyhow::Result<()> {
 /// Those of `mount(2)` and `open_tree(2)`.
 pub(crate) fn copy(tree: &Path) -> anyhow::Result<OwnedFd> {
     let table = fs::read("/proc/thread-self/mountinfo")?;
-    for mount in mountinfo::mounts(&table).filter(|mount| Path::new(&mount.point).starts_with(tree)) {
+    let mounts: Vec<Mount> =
+        mountinfo::mounts(&table).filter(|mount| Path::new(&mount.point).starts_with(tree)).collect();
+    // The path of a mount that is covered is another file's.
+    for mount in mounts.iter().filter(|mount| !mountinfo::is_covered(mount, &mounts)) {
         let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
         flags.set(MountFlags::RDONLY, mount.is_readonly);
         // In a user namespace, flags of the host's mounts cannot be taken away.

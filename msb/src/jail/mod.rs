@@ -309,7 +309,10 @@ impl Jail {
     /// that.
     fn restrict_submounts(&self) -> Result<(), Error> {
         let table = fs::read("/proc/thread-self/mountinfo")?;
-        for mount in mountinfo::mounts(&table) {
+        let mounts = mountinfo::mounts(&table).filter(|mount| Path::new(&mount.point).starts_with(&self.mount_point));
+        let mounts: Vec<_> = mounts.collect();
+        // The path of a mount that is covered is another file's.
+        for mount in mounts.iter().filter(|mount| !mountinfo::is_covered(mount, &mounts)) {
             let point = Path::new(&mount.point);
             // A bind inside another one is the later of the two.
             let is_above = |bind: &&Bind| point.starts_with(self.mount_point.join(bind.relative_target()));

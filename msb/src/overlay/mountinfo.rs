@@ -2,12 +2,15 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
     /// The ID that `statx(2)` shows.
     pub id: u64,
+    /// The ID of the mount that has its mount point.
+    pub parent: u64,
     /// The mount point.
     pub point: OsString,
     /// Whether the mount is read-only, whatever its file system is.
@@ -26,12 +29,14 @@ pub struct Mount {
 pub fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
     table.split(|&byte| byte == b'\n').filter_map(|line| {
         let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-        let &[id, _, _, _, point, options, ..] = &fields[..] else { return None };
+        let &[id, parent, _, _, point, options, ..] = &fields[..] else { return None };
+        let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
         // The fields between the options and the separator vary in number.
         let separator = fields.iter().skip(6).position(|field| *field == b"-")? + 6;
         let has = |name: &[u8]| options.split(|&byte| byte == b',').any(|option| option == name);
         Some(Mount {
-            id: std::str::from_utf8(id).ok()?.parse().ok()?,
+            id: number(id)?,
+            parent: number(parent)?,
             point: unescape(point),
             is_readonly: has(b"ro"),
             is_noexec: has(b"noexec"),
@@ -47,6 +52,26 @@ pub fn mounts(table: &[u8]) -> impl DoubleEndedIterator<Item = Mount> {
 /// The mount points in a table, in its order.
 pub fn mount_points(table: &[u8]) -> impl DoubleEndedIterator<Item = OsString> {
     mounts(table).map(|mount| mount.point)
+}
+
+/// Whether a path does not reach a mount, because one of `mounts` was mounted on it, or later on a directory above it. All of them are
+/// below one directory.
+pub fn is_covered(mount: &Mount, mounts: &[Mount]) -> bool {
+    if mounts.iter().any(|other| other.parent == mount.id && other.point == mount.point && other.id != mount.id) {
+        return true;
+    }
+    let mut next = Some(mount);
+    // The first root of all has itself as its parent.
+    let with_parent = || mounts.iter().filter(|other| other.id != other.parent);
+    while let Some(mount) = next {
+        // What is mounted below an earlier mount has that as its parent, so of two with one parent the upper one is the later.
+        let is_above = |other: &Mount| other.point != mount.point && Path::new(&mount.point).starts_with(&other.point);
+        if with_parent().any(|other| other.parent == mount.parent && is_above(other)) {
+            return true;
+        }
+        next = with_parent().find(|other| other.id == mount.parent);
+    }
+    false
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits.
@@ -79,14 +104,46 @@ mod tests {
         let mounts: Vec<_> = super::mounts(table)
             .map(|mount| {
                 let flags = (mount.is_readonly, mount.is_noexec, mount.allows_others);
-                (mount.id, flags, mount.fstype.into_string().unwrap(), mount.source.into_string().unwrap())
+                (
+                    (mount.id, mount.parent),
+                    flags,
+                    mount.fstype.into_string().unwrap(),
+                    mount.source.into_string().unwrap(),
+                )
             })
             .collect();
         let expected = [
-            (36, (true, true, true), "fuse.msb".to_owned(), "-".to_owned()),
-            (37, (false, false, false), "ext4".to_owned(), "/dev/ro".to_owned()),
+            ((36, 35), (true, true, true), "fuse.msb".to_owned(), "-".to_owned()),
+            ((37, 36), (false, false, false), "ext4".to_owned(), "/dev/ro".to_owned()),
         ];
         assert_eq!(mounts, expected);
+    }
+
+    #[test]
+    fn a_later_mount_covers_those_at_its_place_and_below_it() {
+        // ID, parent and mount point.
+        let table: String = [
+            (1, 1, "/"),
+            (10, 1, "/t"),
+            (11, 10, "/t/rootfs"),
+            // Before /t/rootfs/a.
+            (12, 11, "/t/rootfs/a/b"),
+            (13, 12, "/t/rootfs/a/b/c"),
+            (14, 11, "/t/rootfs/a"),
+            (15, 14, "/t/rootfs/a/b"),
+            // Twice at a place, and one that was below the first.
+            (16, 11, "/t/rootfs/d"),
+            (17, 16, "/t/rootfs/d/e"),
+            (18, 16, "/t/rootfs/d"),
+            (19, 18, "/t/rootfs/d/f"),
+            (20, 11, "/t/rootfs/ab"),
+        ]
+        .iter()
+        .map(|(id, parent, point)| format!("{id} {parent} 0:1 / {point} rw - tmpfs none rw\n"))
+        .collect();
+        let mounts: Vec<_> = super::mounts(table.as_bytes()).collect();
+        let covered = mounts.iter().filter(|mount| super::is_covered(mount, &mounts)).map(|mount| mount.id);
+        assert_eq!(covered.collect::<Vec<_>>(), [12, 13, 16, 17]);
     }
 
     #[test]
