@@ -106,7 +106,7 @@ pub(crate) fn plug(plug: Plug<'_>, mut save: impl FnMut(&[Plugged]) -> anyhow::R
         let taken = neighbour.as_ref().map(|(address, _)| *address);
         let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}"), taken };
         let subject = || format!("network interface {:?}", link.ifname);
-        // Only an interface that is this VM's is unplugged later.
+        // Also with macvtap, since another VM may have it through a TAP interface. Only what is this VM's is unplugged later.
         take(link).with_context(subject)?;
         plugged.push(one.clone());
         save(&plugged)?;

@@ -64,7 +64,7 @@ fn container() -> String {
      processes in it; its memory limit is higher by the overhead of a VM.
 
      An interface of the network namespace is connected to the guest, which gets its Ethernet address, MTU, addresses and routes. That \
-     needs ip(8), and tc(8) for the default, a TAP interface with filters. With dev.msb.network=macvtap it is a macvtap interface, which \
+     needs ip(8) and tc(8). The default is a TAP interface with filters. With dev.msb.network=macvtap it is a macvtap interface, which \
      only root can create; the namespace itself cannot use the interface then.
 
      The sandbox of a pod gets no VM: it only holds the namespaces. With --pod-vm or the annotation dev.msb.pod=vm the sandbox boots the \
