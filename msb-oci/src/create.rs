@@ -145,8 +145,8 @@ fn build(
             if container.is_pod_vm {
                 tree::share(&dir.tree())?;
             }
-            let node = dir.node();
-            let plug = if plan.has_macvtap() { Plug::Macvtap(&node) } else { Plug::Tap };
+            let place = dir.temporary_mount();
+            let plug = if plan.has_macvtap() { Plug::Macvtap(&place) } else { Plug::Tap };
             let cards = net::plug(plug, |plugged| {
                 container.plugged = plugged.to_vec();
                 dir.save(container)
@@ -289,7 +289,7 @@ fn start_command(
     end: &OwnedFd,
 ) -> anyhow::Result<()> {
     let config = dir.guest_config();
-    let place = container.member.as_ref().map(|member| format!("/{}", member.place)).unwrap_or_default();
+    let place = container.member.as_ref().map(|member| format!("/{}", member.tree_name)).unwrap_or_default();
     publish::write_volatile_file(&config, &serde_json::to_vec(&plan.guest_config(&place, tree::ROOT))?, 0o600)
         .with_context(|| format!("{config:?}"))?;
     let terminal = args.console_socket.as_deref().map(|socket| console::open(socket, &plan.process)).transpose()?;

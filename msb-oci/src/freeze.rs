@@ -25,12 +25,10 @@ pub(crate) fn resume(global: &Global, id: &str) -> anyhow::Result<()> {
 fn set(global: &Global, id: &str, is_frozen: bool) -> anyhow::Result<()> {
     let locked = StateDir::of(&global.root()?, id)?.lock()?;
     let container = locked.dir.load()?;
-    if container.member.is_some() {
-        bail!(
-            "container {id:?}: it shares the VM of its pod, which cannot be frozen in part (freeze the pod's sandbox)"
-        );
-    }
     let (status, verb) = (locked.dir.status(&container), if is_frozen { "paused" } else { "resumed" });
+    if container.member.is_some() {
+        bail!("container {id:?}: it shares the VM of its pod, and cannot be {verb} alone (use the pod's sandbox)");
+    }
     let expected = if is_frozen { Status::Running } else { Status::Paused };
     if status != expected && !(is_frozen && status == Status::Created) {
         bail!("container {id:?}: it cannot be {verb}, because it is {}", status.as_str());

@@ -56,10 +56,10 @@ fn kill_command(dir: &StateDir, container: &Container, stand_in: &Identity, all:
     if dir.status(container) == Status::Paused {
         crate::cgroup::Freezer::of(&container.cgroup).set(false)?;
     }
-    let told = signal_command(dir, container, KILL, all);
-    if told.is_err() || !process::has_ended_within(stand_in, ANSWER)? {
+    let sent = signal_command(dir, container, KILL, all);
+    if sent.is_err() || !process::has_ended_within(stand_in, ANSWER)? {
         process::kill(stand_in, ANSWER)?;
-        // The VM of a pod does not end with it.
+        // This does not end the VM of a pod, so the command is killed, too.
         if let Some(command) = &container.command {
             process::kill(command, ANSWER)?;
         }
@@ -67,12 +67,12 @@ fn kill_command(dir: &StateDir, container: &Container, stand_in: &Identity, all:
     Ok(())
 }
 
-/// Ends the command of a container in the VM of its pod, which goes on.
+/// Ends the command of a container in its pod's VM. The VM keeps running.
 pub(crate) fn end_in_pod(dir: &StateDir, container: &Container) {
     let is_running = |command: &&Identity| process::is_alive(command);
     if let Some(command) = container.command.as_ref().filter(is_running) {
-        let told = signal_command(dir, container, KILL, false);
-        if told.is_err() || !process::has_ended_within(command, ANSWER).unwrap_or(false) {
+        let sent = signal_command(dir, container, KILL, false);
+        if sent.is_err() || !process::has_ended_within(command, ANSWER).unwrap_or(false) {
             let _ = process::kill(command, ANSWER);
         }
     }
@@ -81,7 +81,8 @@ pub(crate) fn end_in_pod(dir: &StateDir, container: &Container) {
 /// Sends a signal to the container's command, or to all commands in its own VM.
 fn signal_command(dir: &StateDir, container: &Container, number: i32, all: bool) -> anyhow::Result<()> {
     let record = dir.record_for(container);
-    // Further commands of a container end with its own, and those of other containers of a pod are not its.
+    // In a pod's VM only the container's command is signalled: its further commands end with it, and the list has other containers'
+    // commands, too.
     let ids = if all && container.member.is_none() {
         let mut list = tool::command("msb-exec")?;
         running(&within(list.args(["--list", "-r"]).arg(&record), ANSWER)?)

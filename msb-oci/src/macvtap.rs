@@ -1,4 +1,5 @@
-//! macvtap interfaces: the kernel hands the frames of an interface to whoever has opened the device of its macvtap interface.
+//! macvtap interfaces. The kernel passes the frames of an interface to the process that has opened the character device of its macvtap
+//! interface.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -11,18 +12,18 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::iproute::ip;
 
 /// Makes the macvtap interface `name` on an interface of this thread's network namespace, with its Ethernet address, and opens its device.
-/// `place` is a directory in a mount namespace that is the caller's own.
+/// `place` is a directory for temporary mounts. The caller has a mount namespace of its own.
 ///
 /// # Errors
-/// The kernel has no such interfaces. Those of `mknod(2)`: a user namespace cannot make devices.
+/// Those of ip(8), also if the kernel has no macvtap; those of `mount(2)`, and of `mknod(2)`, which fails in a user namespace.
 pub(crate) fn make(interface: &str, ethernet: &str, mtu: u32, name: &str, place: &Path) -> anyhow::Result<OwnedFd> {
     ip(&["link", "add", "link", interface, "name", name, "address", ethernet, "type", "macvtap", "mode", "passthru"])?;
     ip(&["link", "set", "dev", name, "mtu", &mtu.to_string(), "up"])?;
     fs::create_dir_all(place)?;
-    open_device(name, place).context("device of macvtap")
+    open_device(name, place).context("device of macvtap (run the engine as root, or use dev.msb.network=tap)")
 }
 
-/// The kernel names the device in sysfs alone, and no udev makes it in the namespaces of a container.
+/// Opens the device of a macvtap interface. There is no udev here, so the number comes from sysfs.
 fn open_device(name: &str, place: &Path) -> anyhow::Result<OwnedFd> {
     let quiet = MountFlags::NOSUID | MountFlags::NOEXEC;
     // A sysfs shows the interfaces of the network namespace in which it was mounted.

@@ -1,7 +1,7 @@
 //! The container's network: interfaces of a network namespace that somebody else has made and configured, given to the VM.
 //!
-//! For each interface there is a TAP interface in the namespace, and tc(8) redirects what arrives on either to the other, or a macvtap
-//! interface. The guest gets the interface's Ethernet address, MTU, addresses and routes.
+//! Each interface gets a TAP interface, and tc(8) redirects all frames between the two, or it gets a macvtap interface. The guest gets the
+//! interface's Ethernet address, MTU, addresses and routes.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -72,13 +72,13 @@ struct Route {
 /// How the guest is connected to an interface.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Plug<'a> {
-    /// By a TAP interface, and tc(8) between the two.
+    /// Through a TAP interface. tc(8) redirects frames between the two.
     Tap,
-    /// By a macvtap interface, whose device is made in this directory of a mount namespace of the caller's own.
+    /// Through a macvtap interface. Its device node is made in this directory, in a mount namespace of the caller's own.
     Macvtap(&'a Path),
 }
 
-/// What a VM is connected to.
+/// The network cards of a VM.
 #[derive(Debug, Default)]
 pub(crate) struct Cards {
     /// The values of msb-boot's --network.
@@ -101,7 +101,7 @@ pub(crate) fn plug(plug: Plug<'_>, mut save: impl FnMut(&[Plugged]) -> anyhow::R
     routes.extend(list::<Route>(&["-6", "route", "show"])?);
     let (mut plugged, mut backends, mut fds) = (Vec::new(), Vec::new(), Vec::new());
     for (number, link) in links.iter().enumerate() {
-        // A macvtap interface takes everything from the namespace.
+        // With macvtap the namespace receives no frames, so there is no neighbour.
         let neighbour = neighbour(link, &routes).filter(|_| matches!(plug, Plug::Tap));
         let taken = neighbour.as_ref().map(|(address, _)| *address);
         let one = Plugged { interface: link.ifname.clone(), tap: format!("{TAP}{number}"), taken };
@@ -180,7 +180,9 @@ pub(crate) fn unplug(plugged: &[Plugged]) {
     }
 }
 
-/// The values of --network for each interface, with the interface or descriptor that carries it. Of several default routes of a family the guest gets the first, which the kernel prefers.
+/// The values of --network, one for each interface. `backends` has the TAP interface or the descriptor of each.
+///
+/// Of several default routes of a family the guest gets the first, which the kernel prefers.
 fn cards(links: &[&Link], routes: &[Route], backends: &[String]) -> Vec<String> {
     let mut families_with_default = HashSet::new();
     let mut cards = Vec::new();

@@ -1,7 +1,7 @@
-//! A pod whose containers are in one VM, which is that of its sandbox: they share the network, and with it localhost.
+//! A pod whose containers run in one VM, that of the sandbox. They share its network, and so localhost.
 //!
-//! The VM's share is the tree of the sandbox. The tree of a container is mounted below that when the container is created. The mount
-//! namespace in which that is done is the one of the VM's supervisor, and it reaches the jail that serves the share by propagation.
+//! The VM's share is the tree of the sandbox. When a container is created, its tree is mounted below it, in the mount namespace of the VM's
+//! supervisor. By mount propagation it appears in the jail that serves the share.
 
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -9,9 +9,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use msb::record::Record;
+use msb::vm::supervisor;
 use rustix::fs::CWD;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
-use serde_json::Value;
 
 use crate::namespaces;
 use crate::plan::{Namespace, Plan};
@@ -25,7 +26,7 @@ pub(crate) struct Pod {
     sandbox: Container,
 }
 
-/// Finds the VM that a container belongs in: that of the sandbox which the config names, or of the one whose network namespace it has.
+/// Finds the pod's VM of a container: that of the sandbox that the config names, or of the sandbox with the same network namespace.
 ///
 /// # Errors
 /// The VM has ended.
@@ -62,9 +63,9 @@ fn by_network(root: &Path, path: &Path) -> Option<(StateDir, Container)> {
 }
 
 impl Pod {
-    /// The place of the container that this process stands for.
+    /// Where a container is mounted in the VM. No other container gets that name.
     pub(crate) fn member(&self, stand_in: &Identity) -> Member {
-        Member { sandbox: self.sandbox.id.clone(), place: format!("{}-{}", stand_in.pid, stand_in.start_time) }
+        Member { sandbox: self.sandbox.id.clone(), tree_name: format!("{}-{}", stand_in.pid, stand_in.start_time) }
     }
 
     /// Mounts the tree of a container in that of the sandbox.
@@ -72,7 +73,7 @@ impl Pod {
     /// # Errors
     /// Those of mounting. The VM has ended.
     pub(crate) fn attach(&self, member: &Member, tree: &OwnedFd) -> anyhow::Result<()> {
-        let place = self.dir.tree().join(&member.place);
+        let place = self.dir.tree().join(&member.tree_name);
         in_namespace_of_vm(&self.dir, || {
             fs::create_dir(&place)?;
             Ok(move_mount(tree, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
@@ -81,10 +82,10 @@ impl Pod {
     }
 }
 
-/// Unmounts the tree of a container from that of its sandbox. The VM may be gone with it.
+/// Unmounts the tree of a container from that of its sandbox. Does nothing if the VM has ended.
 pub(crate) fn detach(root: &Path, member: &Member) {
     let Ok(dir) = StateDir::of(root, &member.sandbox) else { return };
-    let place = dir.tree().join(&member.place);
+    let place = dir.tree().join(&member.tree_name);
     let _ = in_namespace_of_vm(&dir, || {
         let _ = unmount(&place, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         Ok(fs::remove_dir(&place)?)
@@ -92,8 +93,8 @@ pub(crate) fn detach(root: &Path, member: &Member) {
 }
 
 fn in_namespace_of_vm<T: Send>(dir: &StateDir, work: impl FnOnce() -> anyhow::Result<T> + Send) -> anyhow::Result<T> {
-    let record: Value = serde_json::from_slice(&fs::read(dir.record())?).context("record of the VM")?;
-    let supervisor: Identity = serde_json::from_value(record["vm"].clone()).context("record of the VM")?;
-    let supervisor = process::open(&supervisor).context("the VM has ended")?;
+    let record = Record::parse(&fs::read(dir.record())?).context("record of the VM")?;
+    let supervisor = record.vm.as_ref().map(supervisor::find).transpose()?.flatten();
+    let supervisor = supervisor.context("the VM has ended (create the pod again)")?;
     namespaces::in_mounts(&supervisor, work)
 }

@@ -73,7 +73,7 @@ pub(crate) fn has_ended_within(identity: &Identity, timeout: Duration) -> io::Re
 }
 
 /// Opens it, if it runs.
-pub(crate) fn open(identity: &Identity) -> Option<OwnedFd> {
+fn open(identity: &Identity) -> Option<OwnedFd> {
     let fd = pidfd_open(Pid::from_raw(identity.pid)?, PidfdFlags::empty()).ok()?;
     // If it was another process before, it is the right one now or has ended.
     is_alive(identity).then_some(fd)

@@ -33,7 +33,7 @@ pub(crate) struct Description {
     pub ready: RawFd,
     /// Whether it only holds a pod's namespaces.
     pub is_sandbox: bool,
-    /// Whether it then ends with the VM of the pod.
+    /// For a sandbox: whether it has the pod's VM, and ends with it.
     pub has_vm: bool,
     /// Where it reads how the command has ended; for a sandbox, that its create has succeeded.
     pub ended: RawFd,
@@ -141,7 +141,7 @@ fn wait_for_signal(alive: Option<&OwnedFd>) -> u8 {
     let Ok(signals) = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_CLOEXEC) else { return UNKNOWN };
     loop {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
-        // A pipe without a reader is an error, which poll(2) tells unasked.
+        // poll(2) reports a pipe without a reader even if no event is requested.
         fds.extend(alive.map(|alive| PollFd::new(alive, PollFlags::empty())));
         if poll(&mut fds, None).is_err_and(|error| error != rustix::io::Errno::INTR) {
             return UNKNOWN;

@@ -40,10 +40,10 @@ pub(crate) struct Container {
     pub annotations: HashMap<String, String>,
     /// Whether it only holds a pod's namespaces.
     pub is_sandbox: bool,
-    /// Whether a sandbox has a VM, which is that of the containers of its pod.
+    /// Whether it is a sandbox with a VM, in which the containers of its pod run.
     #[serde(default)]
     pub is_pod_vm: bool,
-    /// The VM of its pod that it is in.
+    /// Where it is in the VM of its pod, if it runs there.
     #[serde(default)]
     pub member: Option<Member>,
     /// The name of its VM.
@@ -52,7 +52,7 @@ pub(crate) struct Container {
     pub stand_in: Option<Identity>,
     /// The id of its command in the guest.
     pub exec_id: Option<u32>,
-    /// The process of the host that carries the streams of its command.
+    /// The msb-exec that carries the streams of its command, for a container in the VM of its pod.
     #[serde(default)]
     pub command: Option<Identity>,
     pub cgroup: Cgroup,
@@ -76,8 +76,8 @@ pub(crate) struct Container {
 pub(crate) struct Member {
     /// The ID of the sandbox.
     pub sandbox: String,
-    /// The name of the container's tree in that of the sandbox. It is never used again: a guest remembers names.
-    pub place: String,
+    /// The name of the container's tree in that of the sandbox. It is not used again, because guests cache names.
+    pub tree_name: String,
 }
 
 impl Container {
@@ -131,7 +131,7 @@ impl StateDir {
         Ok(Self(root.join(id)))
     }
 
-    /// The directory of all containers.
+    /// The directory with the state of all containers.
     pub(crate) fn root(&self) -> &Path {
         self.0.parent().unwrap_or(Path::new("/"))
     }
@@ -158,7 +158,7 @@ impl StateDir {
     /// The record of the VM that a container is in.
     pub(crate) fn record_for(&self, container: &Container) -> PathBuf {
         match &container.member {
-            Some(member) => Self(self.0.with_file_name(&member.sandbox)).record(),
+            Some(member) => Self(self.root().join(&member.sandbox)).record(),
             None => self.record(),
         }
     }
@@ -178,9 +178,9 @@ impl StateDir {
         self.0.join("tree")
     }
 
-    /// A mount point for the time of a create.
-    pub(crate) fn node(&self) -> PathBuf {
-        self.0.join("node")
+    /// A mount point for temporary mounts during create.
+    pub(crate) fn temporary_mount(&self) -> PathBuf {
+        self.0.join("mount")
     }
 
     /// Makes the directory, and locks it.

@@ -67,7 +67,7 @@ pub(crate) fn build(plan: &Plan, tree: &Path) -> anyhow::Result<()> {
     release_other_roots(tree, &plan.rootfs)
 }
 
-/// Makes what is mounted on a tree later appear where the VM has it.
+/// Makes a tree a shared mount, so that later mounts on it propagate to the VM's jail.
 ///
 /// # Errors
 /// Those of `mount(2)`.
@@ -75,7 +75,7 @@ pub(crate) fn share(tree: &Path) -> anyhow::Result<()> {
     mount_change(tree, MountPropagationFlags::SHARED).with_context(|| format!("{tree:?}"))
 }
 
-/// A copy of a tree for the VM of a pod. Neither devices nor set-user-ID bits have an effect in it on the host, nor in the tree.
+/// Clones a tree for the VM of a pod. All mounts get nosuid and nodev, also those of the original.
 ///
 /// # Errors
 /// Those of `mount(2)` and `open_tree(2)`.
@@ -87,7 +87,7 @@ pub(crate) fn copy(tree: &Path) -> anyhow::Result<OwnedFd> {
     for mount in mounts.iter().filter(|mount| !mountinfo::is_covered(mount, &mounts)) {
         let mut flags = MountFlags::BIND | MountFlags::NOSUID | MountFlags::NODEV;
         flags.set(MountFlags::RDONLY, mount.is_readonly);
-        // In a user namespace, flags of the host's mounts cannot be taken away.
+        // The root of a user namespace may not clear noexec of a host's mount.
         flags.set(MountFlags::NOEXEC, mount.is_noexec);
         mount_remount(&mount.point, flags, c"").with_context(|| format!("{:?}", mount.point))?;
     }

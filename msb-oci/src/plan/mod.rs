@@ -77,18 +77,18 @@ impl Plan {
         self.annotations.get(resources::POD).map(|value| value == resources::POD_IS_VM)
     }
 
-    /// Whether its interfaces are plugged by macvtap.
+    /// Whether its interfaces are connected through macvtap.
     pub(crate) fn has_macvtap(&self) -> bool {
         self.annotations.get(resources::NETWORK).is_some_and(|value| value == resources::MACVTAP)
     }
 
-    /// Gives the VM and its cgroup what all containers of the pod need.
+    /// Sizes the VM and its cgroup for all containers of the pod.
     pub(crate) fn size_for_pod(&mut self) {
         self.limits = resources::of_pod(&self.annotations, &mut self.machine);
     }
 
-    /// The container in the guest, as a config.json with paths in the shared tree. Its own tree is at `place` in that, an empty text or a
-    /// path, and its root at `root` in its own tree.
+    /// The container in the guest, as a config.json with paths in the share. `place` is the path of the container's tree in the share; it
+    /// is empty if the tree is the share. `root` is the name of the root in the tree.
     pub(crate) fn guest_config(&self, place: &str, root: &str) -> Value {
         let mut mounts = self.guest_mounts.clone();
         for mount in mounts.iter_mut().filter(|mount| mount.fstype == "bind") {

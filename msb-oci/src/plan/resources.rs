@@ -77,8 +77,8 @@ fn annotated(annotations: &BTreeMap<&str, &str>, refusals: &mut Vec<Refusal>) ->
             }
             "dev.msb.vmm" => VmmChoice::from_str(value, false).ok().map(|_| machine.vmm = Some(value.to_owned())),
             "dev.msb.root" => (value == "share").then_some(()),
-            // Whether a pod is a VM, or each of its containers.
             NETWORK => matches!(value, MACVTAP | "tap").then_some(()),
+            // One VM for the pod, or one for each container.
             POD => matches!(value, POD_IS_VM | "containers").then_some(()),
             _ => None,
         };
@@ -98,11 +98,11 @@ fn annotated(annotations: &BTreeMap<&str, &str>, refusals: &mut Vec<Refusal>) ->
     machine
 }
 
-/// The annotation that says what of a pod is a VM, and its value for the pod.
+/// The annotation that selects one VM for a pod, and the value that does so.
 pub(super) const POD: &str = "dev.msb.pod";
 pub(super) const POD_IS_VM: &str = "vm";
 
-/// The annotation that says how interfaces are plugged, and a value of it.
+/// The annotation that selects how interfaces are connected, and its value for macvtap.
 pub(super) const NETWORK: &str = "dev.msb.network";
 pub(super) const MACVTAP: &str = "macvtap";
 
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!((memory, cpus, limits.memory), (Some(300), Some(4), Some(310 << 20)));
         let (memory, cpus, limits) = of_annotated(&sums, &[("memory", "1G"), ("cpus", "3")], own());
         assert_eq!((memory, cpus, limits.memory), (Some(1024), Some(3), Some(1034 << 20)));
-        // What does not limit, what is no number, and what a guest needs at least.
+        // No limit, not a number, and less than a guest needs.
         assert_eq!(of(&[("memory", "0"), ("cpu-quota", "-1"), ("cpu-shares", "x")], machine()).2, Limits::default());
         assert_eq!(of(&[("memory", "1000")], machine()).0, Some(MIN_MEMORY_MIB));
         assert_eq!(of(&[("cpu-quota", "100001")], machine()).1, Some(2));
