@@ -46,10 +46,17 @@ pub(crate) fn pack(config: &Config, record: Record) -> anyhow::Result<Record> {
     let run = Run { config, record: &record, root, merged, scripts, origin };
     let image =
         if config.targets.iter().any(Target::is_image) { Some(run.image().map_err(with_remedy)?) } else { None };
-    for (number, target) in config.targets.iter().enumerate() {
-        run.write(target, image.as_ref(), number + 1 == config.targets.len()).map_err(with_remedy)?;
+    let mut written = None;
+    for target in &config.targets {
+        // An interrupt ends the tool between two targets.
+        drop(written.take());
+        written = Some(run.write(target, image.as_ref()).map_err(with_remedy)?);
     }
     let made = run.made(image.as_ref())?;
+    if let Some(deferred) = written {
+        // The output is complete, so a late interrupt is ignored.
+        deferred.finish();
+    }
     Ok(made.into_record(record))
 }
 
@@ -158,22 +165,26 @@ impl Run<'_> {
         }
     }
 
-    fn write(&self, target: &Target, image: Option<&NewImage>, is_last: bool) -> anyhow::Result<()> {
+    /// Writes a target. What is returned defers an interrupt that comes when the target is complete.
+    fn write(&self, target: &Target, image: Option<&NewImage>) -> anyhow::Result<DeferExit> {
         let origin = &self.origin;
         let image = || image.context("the image is made");
         match target {
-            Target::Registry(reference) => push::push(reference, &self.config.access, image()?, origin, &home::home()?),
-            Target::OciDir(dir, tag) => layout::write_dir(dir, tag.as_deref(), image()?, origin),
-            Target::OciArchive(file, tag) => layout::write_archive(file, tag.as_deref(), image()?, origin),
-            Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, origin),
-            Target::Tar(file) => self.archive(file.as_deref(), false),
-            Target::Layer(file) => self.archive(file.as_deref(), true),
-            Target::Dir(dir) => self.directory(dir, is_last),
+            Target::Registry(reference) => {
+                push::push(reference, &self.config.access, image()?, origin, &home::home()?)?;
+            }
+            Target::OciDir(dir, tag) => layout::write_dir(dir, tag.as_deref(), image()?, origin)?,
+            Target::OciArchive(file, tag) => layout::write_archive(file, tag.as_deref(), image()?, origin)?,
+            Target::DockerArchive(file, name) => docker::write(file, name.as_deref(), image()?, origin)?,
+            Target::Tar(file) => self.archive(file.as_deref(), false)?,
+            Target::Layer(file) => self.archive(file.as_deref(), true)?,
+            Target::Dir(dir) => return self.directory(dir),
             Target::Disk(form, file) => {
                 let config = self.config;
-                disk::write(*form, file, &self.root, self.scripts.as_ref(), config.free, config.epoch)
+                disk::write(*form, file, &self.root, self.scripts.as_ref(), config.free, config.epoch)?;
             }
         }
+        Ok(DeferExit::new())
     }
 
     fn archive(&self, file: Option<&Path>, is_layer: bool) -> anyhow::Result<()> {
@@ -203,7 +214,7 @@ impl Run<'_> {
         Ok(written?.0)
     }
 
-    fn directory(&self, dir: &Path, is_last: bool) -> anyhow::Result<()> {
+    fn directory(&self, dir: &Path) -> anyhow::Result<DeferExit> {
         // An interrupted tool removes the staging directory before it ends.
         let deferred = DeferExit::new();
         let staged = StagedDir::begin(dir)?;
@@ -216,11 +227,7 @@ impl Run<'_> {
         };
         fill().with_context(|| format!("{dir:?}"))?;
         staged.commit()?;
-        if is_last {
-            // Otherwise an interrupt ends the tool before the next target.
-            deferred.finish();
-        }
-        Ok(())
+        Ok(deferred)
     }
 
     /// What was made, for the record. The documents of an image go to the store, for a later run and for msb-diff.
