@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::Record;
+use msb::regular_file::{self, Symlinks};
 use msb::store::{chain, layout};
 use msb_registry::reference::Reference;
-use rustix::fs::{Mode, OFlags};
 use serde_json::Value;
 
 use crate::digest::{Hashing, blob_path, hex_of};
@@ -162,14 +162,12 @@ impl Origin {
         }
     }
 
-    /// The blob of a layer of the base if it is a file in a layout. Only its length is checked, so a symlink, which could lead to any file of
-    /// the host, is not followed.
+    /// The blob of a layer of the base, if it is a file in a layout. Only its length is checked, so a symlink is not followed: it could
+    /// point to any file of the host.
     pub(crate) fn file(&self, layer: &Layer) -> Option<File> {
         let Self::Layout(dir) = self else { return None };
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = dir.join(blob_path(layer.digest()).ok()?);
-        let file = File::from(rustix::fs::open(path, flags, Mode::empty()).ok()?);
-        let is_whole = file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() == layer.size());
+        let file = regular_file::open(&dir.join(blob_path(layer.digest()).ok()?), Symlinks::Refuse).ok()?;
+        let is_whole = file.metadata().is_ok_and(|meta| meta.len() == layer.size());
         is_whole.then_some(file)
     }
 
@@ -187,7 +185,7 @@ impl Origin {
             match self {
                 Self::Layout(dir) => {
                     let path = dir.join(&blob);
-                    let file = open_regular(&path).with_context(|| format!("{path:?}"))?;
+                    let file = regular_file::open(&path, Symlinks::Follow).with_context(|| format!("{path:?}"))?;
                     io::copy(&mut file.take(limit), &mut hashing)?;
                 }
                 Self::Archive(file) => {
@@ -209,20 +207,8 @@ impl Origin {
     }
 }
 
-/// Opens a regular file. Opening a FIFO that has its name would wait for a writer.
-///
-/// # Errors
-/// The error of `open(2)`; [`io::ErrorKind::InvalidInput`] for another type of file.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?);
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    Ok(file)
-}
-
 fn copy_member(file: &Path, name: &str, limit: u64, out: &mut impl Write) -> anyhow::Result<()> {
-    let mut archive = tar::Archive::new(open_regular(file)?);
+    let mut archive = tar::Archive::new(regular_file::open(file, Symlinks::Follow)?);
     for member in archive.entries_with_seek()? {
         let member = member?;
         if member.path()?.strip_prefix(".").unwrap_or(&member.path()?) == Path::new(name) {

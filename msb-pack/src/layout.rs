@@ -7,10 +7,11 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use msb::lock::{self, Lock};
 use msb::record::path::absolute;
+use msb::regular_file::{self, Symlinks};
 use msb::store::publish;
 use serde_json::{Value, json};
 
-use crate::base::{Origin, open_regular};
+use crate::base::Origin;
 use crate::digest::blob_path;
 use crate::document::{MANIFEST_TYPE, NewImage};
 use crate::layer::Layer;
@@ -51,7 +52,7 @@ pub(crate) fn write_dir(dir: &Path, tag: Option<&str>, image: &NewImage, origin:
         let _lock = lock::open(dir, Lock::Exclusive)?;
         let path = dir.join("index.json");
         let mut text = Vec::new();
-        match open_regular(&path) {
+        match regular_file::open(&path, Symlinks::Follow) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             file => drop(file.context("index.json")?.take(MAX_INDEX).read_to_end(&mut text)?),
         }

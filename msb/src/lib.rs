@@ -22,6 +22,7 @@
 //! | `descriptor` | a descriptor on a Unix socket; with `store` | |
 //! | `transfer` | copies of files between host and guest; with `overlay` | |
 //! | `program` | where the programs are that msb runs; with `store` | |
+//! | `regular_file` | opening a regular file at a path that may hold anything; with `store` | |
 //! | `jail` | what the processes that face a guest may see and do; with `store` | and seccompiler, landlock |
 //! | `store` | the state directories on the host, EROFS images | and sha2 |
 //! | `vm` | run directories, supervisors, shared roots | |
@@ -63,6 +64,8 @@ pub mod overlay;
 pub mod program;
 #[cfg(feature = "record")]
 pub mod record;
+#[cfg(feature = "store")]
+pub mod regular_file;
 #[cfg(feature = "overlay")]
 pub mod signals;
 #[cfg(feature = "store")]

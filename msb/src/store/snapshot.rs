@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::layout;
 use super::snapshot_stamp::Stamp;
 use crate::record::{DiskFormat, Record, Snapshot};
+use crate::regular_file::{self, Symlinks};
 use crate::vm::boot::Network;
 
 /// The version of the format that this crate reads and writes.
@@ -206,14 +207,7 @@ pub fn open(dir: &Path, name: &str) -> Result<File, Error> {
     if Path::new(name).file_name().is_none_or(|last| last != name) {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     }
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = rustix::fs::open(dir.join(name), flags, Mode::empty()).map_err(|error| failed(error.into()))?;
-    let file = File::from(file);
-    match file.metadata() {
-        Ok(meta) if meta.is_file() => Ok(file),
-        Ok(_) => Err(failed(io::Error::other("not a file"))),
-        Err(error) => Err(failed(error)),
-    }
+    regular_file::open(&dir.join(name), Symlinks::Refuse).map_err(failed)
 }
 
 /// The record of a snapshot in a store; `None` for one that is not complete.
