@@ -330,7 +330,7 @@ loaded_trees() {
     [[ $stderr == *'"localhost:5000" has no repository (docker://HOST[:PORT]/REPOSITORY[:TAG] is expected)'* ]]
 }
 
-@test "an interrupt after dir:DIR is complete is ignored, or says that completed targets stay" {
+@test "an interrupt after dir:DIR is complete is ignored, or says that complete targets are kept" {
     patch '{"op":"text","path":"/new","content":"x"}'
     msb-pack -q -r patched.json dir:whole -o whole.json
     tree_manifest whole >whole.manifest
@@ -345,7 +345,7 @@ loaded_trees() {
         # It may also arrive just before the record is written.
         case $code in
             0) jq -e .rootfs out.json >/dev/null ;;
-            143) [ "$(cat err)" = 'msb-pack: interrupted (targets that were complete stay)' ] ;;
+            143) [ "$(cat err)" = 'msb-pack: interrupted (complete targets are kept)' ] ;;
             *) cat err; return 1 ;;
         esac
         rm -rf out out.json

@@ -64,7 +64,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
             "what the guest has written is on its disk, and not in the upper (msb-stop --commit puts it there)",
         );
     }
-    let _guard = interrupt::Guard::with_message(TOOL, "interrupted (targets that were complete stay)")?;
+    let _guard = interrupt::Guard::with_message(TOOL, "interrupted (complete targets are kept)")?;
     user_namespace::keep_map()?;
     let packed = pack::pack(&config, record)?;
     if config.targets.iter().any(target::Target::is_stdout) && args.output.output.is_none() {

@@ -135,7 +135,7 @@ impl StagedDir {
     /// The error of syncing or renaming, and that of [`interrupt::check`]; it is removed then.
     pub(crate) fn commit(self) -> anyhow::Result<()> {
         let _deferred = DeferExit::new();
-        // Dropped before that.
+        // Declared after `_deferred`, so that the staging directory is removed before the tool exits.
         let staged = self;
         let put = || -> io::Result<()> {
             rustix::fs::syncfs(File::open(&staged.path)?)?;

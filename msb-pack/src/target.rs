@@ -73,7 +73,7 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(name) = text.strip_prefix("docker://") {
-            // Otherwise HOST:PORT would be a tag of an image of docker's own, which nobody else can push.
+            // Otherwise HOST:PORT would be parsed as an official image of Docker Hub with a tag.
             if !name.is_empty() && !name.contains('/') {
                 return Err(format!("{name:?} has no repository (docker://HOST[:PORT]/REPOSITORY[:TAG] is expected)"));
             }

@@ -27,7 +27,7 @@ impl Client {
     /// # Errors
     /// A message that names the registry, also if it takes nothing for a while.
     pub fn upload(&self, url: &str, file: &Arc<File>, size: u64) -> anyhow::Result<Answer> {
-        // The answer comes after the whole blob, so its time has no limit here.
+        // The registry answers after the whole blob, so the answer has no timeout.
         let http = self.transport.client(None)?;
         let sent = Arc::new(AtomicU64::new(0));
         let build = |request: RequestBuilder| {

@@ -50,7 +50,7 @@ async fn ensure() -> Result<(), Error> {
 /// Ends the sandboxes that examples have left.
 async fn clear() -> Result<(), Error> {
     for vm in Sandbox::list().await?.iter().filter(|vm| vm.state == "running") {
-        // One that is ephemeral ends by itself, maybe just now.
+        // An ephemeral sandbox may have ended meanwhile.
         if let Ok(sandbox) = Sandbox::get(&vm.name).await {
             sandbox.remove().await?;
         }
