@@ -76,6 +76,8 @@ def main() -> None:
     assert cri.run(client, "hostname")[0] == "pod-host\n"
     memory = int(cri.run(client, "sh", "-c", "grep MemTotal /proc/meminfo")[0].split()[1]) >> 10
     assert 190 < memory < 256, memory
+    # The limit of the container, which has less than the pod. Its command goes on.
+    assert cri.run(client, "dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1")[2] == 137
     assert "deadline" in refused(cri.ExecSync, {1: client, 2: ["sleep", "10000"], 3: 1})
     wait_until(lambda: "sleep 10000" not in cri.run(client, "ps")[0], "the probe goes on")
     assert "pod" in refused(cri.UpdateContainerResources, {1: client, 2: {1: 100000, 2: 50000}})

@@ -125,6 +125,56 @@ annotate() {
     [ -z "$(ls -A state)" ]
 }
 
+# limit NAME RESOURCES: sets linux.resources of a bundle in the pod of the next test.
+limit() {
+    annotate "$1" io.kubernetes.cri.sandbox-id=limits
+    jq --argjson resources "$2" '.linux.resources = $resources' "$oci/$1/config.json" >"$oci/$1/new"
+    mv "$oci/$1/new" "$oci/$1/config.json"
+}
+
+# bats test_tags=slow
+@test "in the VM of a pod, a container and its further commands have its limits of memory, PIDs and processors, and others do not" {
+    bundle limits pause
+    annotate limits io.kubernetes.cri.container-type=sandbox dev.msb.pod=vm dev.msb.memory=512
+    O create -b limits limits
+    for name in free limited; do
+        bundle $name sh -c 'while :; do sleep 1; done'
+        limit $name '{}'
+    done
+    limit limited '{"memory": {"limit": 67108864}, "pids": {"limit": 20}, "cpu": {"quota": 20000, "period": 100000, "shares": 512}}'
+    for name in free limited; do
+        O create -b $name $name </dev/null >$name.log 2>&1
+        O start $name
+    done
+    # A block of 100 MB is more than the limit, and fits into the VM.
+    fill=(dd if=/dev/zero of=/dev/null bs=100M count=1)
+    O exec free "${fill[@]}"
+    status=0
+    O exec limited "${fill[@]}" || status=$?
+    [ "$status" = 137 ]
+    fork='for i in $(seq 30); do sleep 100 >/dev/null 2>&1 & done; echo all'
+    [ "$(O exec free sh -c "$fork")" = all ]
+    run O exec limited sh -c "$fork"
+    [[ $output == *"can't fork"* ]]
+    # In hundredths of a second of processor time, of 300.
+    used=$(O exec limited sh -c 'timeout 3 sh -c "while :; do :; done"; cut -d " " -f 16-17 /proc/$$/stat')
+    read -r user system <<<"$used"
+    [ $((user + system)) -lt 150 ] && [ $((user + system)) -gt 5 ]
+    [ "$(O exec limited echo on)" = on ]
+    run O update --memory 134217728 limited
+    [ "$status" = 1 ]
+    [[ $output == *'its limits cannot be changed'* ]]
+    # The command of a container.
+    bundle filled "${fill[@]}"
+    limit filled '{"memory": {"limit": 67108864}}'
+    run O run -b filled filled
+    [ "$status" = 137 ]
+    [ -e filled/oom ]
+    [ "$(O exec free echo on)" = on ]
+    for name in limited free limits; do O delete --force $name; done
+    [ -z "$(ls -A state)" ]
+}
+
 # bats test_tags=slow
 @test "the commands in Slurm's oci.conf create, find, kill and delete a container" {
     sed -n 's|@PREFIX@/bin/msb-oci|O|; s/^RunTime\([A-Za-z]*\)="\(.*\)"$/\1 \2/p' "$BATS_TEST_DIRNAME/../msb-oci/dist/oci.conf" |

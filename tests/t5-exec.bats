@@ -539,6 +539,18 @@ pts/ptmx
     run --separate-stderr msb-exec -n --container container.json
     [ "$status" = 125 ]
     [ "$stderr" = 'msb-exec: container: mount on "/etc/passwd": No such file or directory (os error 2)' ]
+    container '.process.args = ["true"] | .linux.resources = {cpu: {quota: 1}}'
+    run --separate-stderr msb-exec -n --container container.json
+    [ "$status" = 125 ]
+    [ "$stderr" = 'msb-exec: container: limit cpu.max "1 100000": Invalid argument (os error 22)' ]
+    # The cgroup with the limits, which the container does not see, ends with it, and so does the thread that watches it.
+    container '.process.args = ["sh", "-c", "cat /sys/fs/cgroup/pids.max; sleep 1000 & exit 7"] |
+        .linux.resources = {pids: {limit: 20}, memory: {limit: 67108864}}'
+    run --separate-stderr msb-exec -n --container container.json
+    [ "$status" = 7 ]
+    [ "$output" -gt 20 ]
+    is_removed() { [ "$(msb-exec -n -- sh -c 'ls /sys/fs/cgroup/msb | grep container-; cat /proc/1/task/*/comm | grep thrash')" = thrash ]; }
+    exec_await is_removed
     # Symlinks of the container lead nowhere else.
     msb-exec -n -- sh -c 'mkdir -p /srv/c/bin /srv/c/tmp && cp /bin/busybox /srv/c/bin/sh && ln -s /../../tmp/out /srv/c/etc'
     container '.root.path = "srv/c" | .process.cwd = "/" | .process.args = ["sh", "-c", "echo $PATH; echo /*; echo /tmp/out/*"] |

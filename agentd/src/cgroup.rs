@@ -10,18 +10,22 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use msb::wire::container::Limits;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
+use crate::container::{self, Limited};
 use crate::{console, thrash};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The parent of all cgroups of execs. An init that manages cgroups does not touch cgroups of others.
 const OURS: &str = "/sys/fs/cgroup/msb";
+/// The start of the names of containers' cgroups in that.
+pub const CONTAINER: &str = "container-";
 /// How long killed processes may take to end.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// The least memory that is reserved for the agent and the kernel, in bytes.
@@ -70,6 +74,59 @@ impl Cgroups {
         Some(cgroup)
     }
 
+    /// A cgroup with limits for a container. [`Self::dispose`] removes it with the last one in it.
+    ///
+    /// # Errors
+    /// There are no cgroups. A limit that the kernel does not have or take.
+    pub fn limit(&self, limits: &Limits) -> Result<Arc<Limited>, container::Failed> {
+        let failed = |error| ("cgroup".to_owned(), error);
+        if !*self.usable.get_or_init(set_up_or_log) {
+            return Err(failed(io::Error::other("the guest has none, and so no limits")));
+        }
+        if container::need_cpu(limits) {
+            // Only now: with this controller, processes of different cgroups share the processors by their cgroups.
+            [ROOT, OURS].into_iter().try_for_each(|dir| enable(dir, "cpu")).map_err(failed)?;
+        }
+        loop {
+            let dir = Path::new(OURS).join(format!("{CONTAINER}{}", self.number()));
+            match Limited::make(dir, limits) {
+                // An earlier agent's.
+                Err((_, error)) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return other.map(Arc::new),
+            }
+        }
+    }
+
+    /// A cgroup for an exec in a container with limits. The OOM killer ends one process, as on a host.
+    ///
+    /// # Errors
+    /// Those of creating it.
+    pub fn take_in(&self, limited: Arc<Limited>) -> io::Result<Cgroup> {
+        let dir = limited.dir().join(self.number().to_string());
+        match Cgroup::make(dir) {
+            Ok(mut cgroup) => {
+                let _ = fs::write(cgroup.dir.join(OOM_GROUP), "0");
+                cgroup.limited = Some(limited);
+                Ok(cgroup)
+            }
+            Err(error) => {
+                self.release(limited);
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the cgroup of a container with the last one in it.
+    fn release(&self, limited: Arc<Limited>) {
+        if let Some(limited) = Arc::into_inner(limited) {
+            self.remove(limited.into_dir());
+        }
+    }
+
+    fn number(&self) -> u32 {
+        self.made.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Whether anything but the processes of a cgroup has changed.
     fn is_changed(&self, cgroup: &Cgroup) -> bool {
         match (self.changes.get(), cgroup.watch) {
@@ -97,8 +154,7 @@ impl Cgroups {
     }
 
     fn make(&self) -> Option<Cgroup> {
-        let number = self.made.fetch_add(1, Ordering::Relaxed);
-        let mut cgroup = Cgroup::make(Path::new(OURS).join(number.to_string())).ok()?;
+        let mut cgroup = Cgroup::make(Path::new(OURS).join(self.number().to_string())).ok()?;
         let changes = self.changes.get_or_init(|| Changes::new().ok());
         cgroup.watch = changes.as_ref().and_then(|changes| changes.watch(&cgroup.dir).ok());
         Some(cgroup)
@@ -106,6 +162,10 @@ impl Cgroups {
 
     /// Keeps or removes the cgroup of an exec that has ended.
     pub fn dispose(&self, mut cgroup: Cgroup) {
+        if let Some(limited) = cgroup.limited.take() {
+            self.remove(cgroup.dir);
+            return self.release(limited);
+        }
         let has_room = self.spare().len() < MOST_SPARE;
         if has_room && cgroup.is_empty() && !self.is_changed(&cgroup) {
             cgroup.begin_counts();
@@ -153,7 +213,6 @@ fn set_up() -> io::Result<Vec<&'static str>> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let enable = |dir: &str, name: &str| fs::write(Path::new(dir).join("cgroup.subtree_control"), format!("+{name}"));
     let has = |name: &str| controllers.split_whitespace().any(|there| there == name);
     let mut missing = Vec::new();
     // With the memory controller, fork and exec take a tenth longer, mostly for the accounting of kernel memory (measured against
@@ -163,16 +222,21 @@ fn set_up() -> io::Result<Vec<&'static str>> {
             missing.push(name);
         }
     }
-    let ours: &'static Path = Path::new(OURS);
+    let ours = Path::new(OURS);
     // Some processes and memory are reserved for the agent, and for an exec that investigates.
     let _ = fs::write(ours.join("pids.max"), (most_processes() / 8 * 7).to_string());
     if let Some(memory) = Memory::read() {
         let limit = memory.for_execs();
         if fs::write(ours.join("memory.max"), limit.to_string()).is_ok() {
-            thrash::watch(ours, limit)?;
+            thrash::watch(ours.to_owned(), limit, None)?;
         }
     }
     Ok(missing)
+}
+
+/// Enables a controller for the cgroups below one.
+fn enable(dir: &str, controller: &str) -> io::Result<()> {
+    fs::write(Path::new(dir).join("cgroup.subtree_control"), format!("+{controller}"))
 }
 
 /// The most processes and threads that the kernel allows, read once.
@@ -277,6 +341,8 @@ pub struct Cgroup {
     memory_events: Option<File>,
     /// Its watch of [`Changes`].
     watch: Option<i32>,
+    /// The container's that it is in.
+    limited: Option<Arc<Limited>>,
     /// The CPU time of earlier execs in this cgroup, in microseconds: in user mode and in the kernel.
     time_before: (u64, u64),
     /// How many processes of earlier execs the OOM killer has ended.
@@ -295,8 +361,17 @@ impl Cgroup {
         let entrance = File::options().write(true).open(dir.join("cgroup.procs"))?.into();
         let [events, cpu_stat, memory_events] =
             ["cgroup.events", "cpu.stat", "memory.events"].map(|name| File::open(dir.join(name)).ok());
-        let (watch, time_before, oom_kills_before) = (None, (0, 0), 0);
-        let mut cgroup = Self { dir, entrance, events, cpu_stat, memory_events, watch, time_before, oom_kills_before };
+        let mut cgroup = Self {
+            dir,
+            entrance,
+            events,
+            cpu_stat,
+            memory_events,
+            watch: None,
+            limited: None,
+            time_before: (0, 0),
+            oom_kills_before: 0,
+        };
         cgroup.begin_counts();
         Ok(cgroup)
     }
@@ -310,6 +385,11 @@ impl Cgroup {
     /// Its directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The cgroup of its container, if that has limits.
+    pub fn limited(&self) -> Option<&Arc<Limited>> {
+        self.limited.as_ref()
     }
 
     /// The open `cgroup.procs`: a process that writes "0" to it enters the cgroup.

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use msb::wire::container::Limits;
 use msb::wire::exec::{DEFAULT_PATH, Failure, Limit, Request};
 use msb::wire::exit_status::{NOT_EXECUTABLE, NOT_FOUND, TOOL_FAILED};
 use rustix::process::{Resource, Rlimit};
@@ -15,7 +16,7 @@ use rustix::process::{Resource, Rlimit};
 use crate::agent::Agent;
 use crate::barrier::{Barrier, Waiting};
 use crate::cgroup::Cgroup;
-use crate::container::LateMounts;
+use crate::container::{LateMounts, Limited};
 use crate::execs::Lookup;
 use crate::group::Group;
 use crate::not_started::NotStarted;
@@ -58,8 +59,16 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
         let why = "the VM was booted with --bare, so commands run in containers alone (msb-exec --container)";
         return Err(failure(TOOL_FAILED, why));
     }
-    // In a container, the OOM killer ends one process, as on a host.
-    let cgroup = agent.execs.cgroups.take(request.tty.is_none() && !is_contained);
+    let cgroups = &agent.execs.cgroups;
+    let cgroup = match limited(agent, &request)? {
+        Some(limited) => Some(
+            cgroups
+                .take_in(limited)
+                .map_err(|error| failure(TOOL_FAILED, format!("container: its cgroup: {error}")))?,
+        ),
+        // In a container, the OOM killer ends one process, as on a host.
+        None => cgroups.take(request.tty.is_none() && !is_contained),
+    };
     let started = match is_contained {
         true => in_container(agent, request, cgroup.as_ref()),
         false => here(agent, request, cgroup.as_ref(), None),
@@ -68,10 +77,25 @@ pub fn start(agent: &Agent, request: Request) -> Result<Child, Failure> {
         Ok(Running { process, streams, waiting }) => Ok(Child { group: Group::new(process, cgroup), streams, waiting }),
         Err(failure) => {
             if let Some(cgroup) = cgroup {
-                agent.execs.cgroups.dispose(cgroup);
+                cgroups.dispose(cgroup);
             }
             Err(failure)
         }
+    }
+}
+
+/// The cgroup of a command's container, if that has limits.
+fn limited(agent: &Agent, request: &Request) -> Result<Option<Arc<Limited>>, Failure> {
+    match (&request.container, request.inside) {
+        (Some(container), _) if container.limits != Limits::default() => {
+            let limited = agent.execs.cgroups.limit(&container.limits);
+            limited.map(Some).map_err(|(step, why)| failure(TOOL_FAILED, format!("container: {step}: {why}")))
+        }
+        (None, Some(id)) => match agent.execs.find(id) {
+            Lookup::Exec(exec) => Ok(exec.limited()),
+            _ => Ok(None),
+        },
+        _ => Ok(None),
     }
 }
 

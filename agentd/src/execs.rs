@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use msb::wire::Stream;
 use msb::wire::exec::{Execs as Listing, Exit, Listed, Text};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::cgroup::Cgroups;
+use crate::container::Limited;
 use crate::reap::Awaited;
 
 /// How many detached execs are kept after their end with the newest bytes of their outputs.
@@ -77,6 +78,7 @@ pub struct Exec {
     pub process: Arc<Awaited>,
     argv: Vec<Text>,
     is_container: bool,
+    limited: Weak<Limited>,
     detached: AtomicBool,
     attachment: Mutex<Attachment>,
     caller_event: EventFd,
@@ -119,6 +121,7 @@ impl Execs {
         process: Arc<Awaited>,
         argv: &[Text],
         is_container: bool,
+        limited: Weak<Limited>,
         detached: bool,
     ) -> std::io::Result<Arc<Exec>> {
         let caller_event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
@@ -129,6 +132,7 @@ impl Execs {
             process,
             argv: cut(argv),
             is_container,
+            limited,
             detached: detached.into(),
             attachment: Mutex::new(Attachment::Running { attached: !detached, waiting: None }),
             caller_event,
@@ -196,6 +200,11 @@ impl Exec {
     /// Whether it is the first process of a container.
     pub fn is_container(&self) -> bool {
         self.is_container
+    }
+
+    /// The cgroup of its container, if that has limits and has not ended.
+    pub fn limited(&self) -> Option<Arc<Limited>> {
+        self.limited.upgrade()
     }
 
     /// The first word of its command.

@@ -1,11 +1,12 @@
 //! All processes of an exec: those in its cgroup or, without cgroups, those in its process group and session.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use nix::libc::SIGKILL;
 use rustix::process::{Pid, getpgid};
 
 use crate::cgroup::{Cgroup, Cgroups};
+use crate::container::Limited;
 use crate::process::{self, Stat};
 use crate::reap::{Awaited, Reaper};
 use crate::sys;
@@ -70,6 +71,11 @@ impl Group {
     /// Whether the OOM killer has ended one of the processes.
     pub fn was_out_of_memory(&self) -> bool {
         self.cgroup.as_ref().is_some_and(Cgroup::was_out_of_memory)
+    }
+
+    /// The cgroup of its container, if that has limits.
+    pub fn limited(&self) -> Weak<Limited> {
+        self.cgroup.as_ref().and_then(Cgroup::limited).map(Arc::downgrade).unwrap_or_default()
     }
 
     /// Returns the cgroup to the pool.

@@ -84,7 +84,8 @@ pub fn run(mut connection: UnixStream, agent: &Agent, request: Request) -> Resul
     }
     let defaults = agent.defaults();
     let argv = if argv.is_empty() { &defaults.argv } else { &argv };
-    let exec = agent.execs.add(Arc::clone(&child.group.process), argv, is_container, detach)?;
+    let limited = child.group.limited();
+    let exec = agent.execs.add(Arc::clone(&child.group.process), argv, is_container, limited, detach)?;
     let mut session = Session {
         agent,
         exec,

@@ -3,8 +3,9 @@
 //! but libkrunfw's kernel is built without that, so refaults are counted here.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek};
+use std::io::{self, PipeReader, Read, Seek};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::cgroup::CONTAINER;
 use crate::{console, sys};
 
 /// How long refaults are counted.
@@ -21,26 +23,32 @@ const WINDOWS: u32 = 3;
 /// How many refaults in a window are too many.
 const MANY: u64 = 250;
 
-/// Starts a thread that watches the cgroup of all execs, whose limit is `limit` bytes, and kills its largest child when it thrashes.
+/// Starts a thread that watches the cgroup of all execs or of a container, whose limit is `limit` bytes, and kills the largest exec in it
+/// when it thrashes. The thread ends with the writer of `end`.
 ///
 /// # Errors
 /// Those of opening the cgroup's files and of starting the thread.
-pub fn watch(cgroup: &'static Path, limit: u64) -> io::Result<()> {
+pub fn watch(cgroup: PathBuf, limit: u64, end: Option<PipeReader>) -> io::Result<()> {
     let mut events = File::open(cgroup.join("memory.events"))?;
     let watch = move || {
         loop {
             // Waits until the limit is hit again.
             let seen = events.rewind().and_then(|()| events.read_to_string(&mut String::new()));
-            if seen.is_err() || poll(&mut [PollFd::new(events.as_fd(), PollFlags::POLLPRI)], PollTimeout::NONE).is_err()
-            {
+            let mut fds = vec![PollFd::new(events.as_fd(), PollFlags::POLLPRI)];
+            fds.extend(end.as_ref().map(|end| PollFd::new(end.as_fd(), PollFlags::empty())));
+            if seen.is_err() || poll(&mut fds, PollTimeout::NONE).is_err() || fds.get(1).is_some_and(has_events) {
                 return;
             }
-            if thrashes(cgroup, limit) {
-                kill_largest(cgroup);
+            if thrashes(&cgroup, limit) {
+                kill_largest(&cgroup);
             }
         }
     };
     thread::Builder::new().name("thrash".into()).spawn(watch).map(drop)
+}
+
+fn has_events(fd: &PollFd<'_>) -> bool {
+    fd.revents().is_some_and(|events| !events.is_empty())
 }
 
 /// Whether the cgroup thrashes in each of the next windows.
@@ -82,9 +90,18 @@ impl Usage {
     }
 }
 
+/// The entries of a cgroup: those below it, and its files.
+fn children(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(cgroup).into_iter().flatten().filter_map(|child| Some(child.ok()?.path()))
+}
+
 fn kill_largest(cgroup: &Path) {
-    let children = fs::read_dir(cgroup).into_iter().flatten().filter_map(|child| Some(child.ok()?.path()));
-    let sized = children.filter_map(|child| Some((fs::read_to_string(child.join("memory.current")).ok()?, child)));
+    // A container's cgroup has those of its execs.
+    let is_container =
+        |child: &Path| child.file_name().is_some_and(|name| name.as_bytes().starts_with(CONTAINER.as_bytes()));
+    let execs =
+        children(cgroup).flat_map(|child| if is_container(&child) { children(&child).collect() } else { vec![child] });
+    let sized = execs.filter_map(|child| Some((fs::read_to_string(child.join("memory.current")).ok()?, child)));
     let parsed = sized.filter_map(|(bytes, child)| Some((bytes.trim().parse::<u64>().ok()?, child)));
     let Some((bytes, largest)): Option<(u64, PathBuf)> = parsed.max() else { return };
     console::log(&format!(

@@ -96,7 +96,8 @@ pub struct Args {
     /// Run the command as the first process of a new container, which FILE describes: a configuration of the OCI runtime
     /// specification (config.json), whose paths are those of the guest. root.path is a directory of the guest's root, and so are the
     /// sources of bind mounts. The namespaces are new, except that of the network; the command is that of FILE, unless --process or a
-    /// command is given. "seccomp", the propagation of mounts and what limits resources are ignored
+    /// command is given. Of linux.resources, the limits of memory and pids and the shares, quota and period of cpu apply to all
+    /// commands in the container together. Its other members, "seccomp" and the propagation of mounts are ignored
     #[arg(long, value_name = "FILE", conflicts_with_all = ["inside", "shell", "rsh", "attach", "wait", "signal", "list"])]
     pub container: Option<PathBuf>,
 

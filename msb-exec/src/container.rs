@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use msb::wire::container::{Container, Device, DeviceKind, Mount};
+use msb::cgroup;
+use msb::wire::container::{Container, Device, DeviceKind, Limits, Mount};
 use serde::Deserialize;
 
 use crate::process::Process;
@@ -50,6 +51,35 @@ struct Linux {
     masked_paths: Vec<String>,
     readonly_paths: Vec<String>,
     sysctl: BTreeMap<String, String>,
+    resources: Resources,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Resources {
+    memory: Memory,
+    pids: Pids,
+    cpu: Cpu,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Memory {
+    limit: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Pids {
+    limit: Option<i64>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Cpu {
+    shares: Option<u64>,
+    quota: Option<i64>,
+    period: Option<u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -87,7 +117,7 @@ impl Config {
     /// # Errors
     /// A member with a wrong value.
     pub fn container(&self) -> anyhow::Result<Container> {
-        let Linux { devices, masked_paths, readonly_paths, sysctl } = &self.linux;
+        let Linux { devices, masked_paths, readonly_paths, sysctl, resources } = &self.linux;
         for path in self.mounts.iter().map(|mount| &mount.destination).chain(masked_paths).chain(readonly_paths) {
             if !path.starts_with('/') {
                 bail!("container: {path:?}: an absolute path is expected");
@@ -109,7 +139,24 @@ impl Config {
             masked_paths: masked_paths.clone(),
             readonly_paths: readonly_paths.clone(),
             sysctl: sysctl.clone(),
+            limits: resources.limits(),
         })
+    }
+}
+
+impl Resources {
+    /// Zeros and negative numbers are no limits.
+    fn limits(&self) -> Limits {
+        let positive = |number: Option<i64>| number.filter(|number| *number > 0).map(i64::unsigned_abs);
+        let cpu_quota = positive(self.cpu.quota);
+        Limits {
+            memory: positive(self.memory.limit),
+            pids: positive(self.pids.limit),
+            cpu_quota,
+            // It has no meaning without a quota.
+            cpu_period: self.cpu.period.filter(|period| *period > 0 && cpu_quota.is_some()),
+            cpu_weight: self.cpu.shares.filter(|shares| *shares > 0).map(cgroup::weight),
+        }
     }
 }
 
@@ -156,6 +203,10 @@ mod tests {
                 "namespaces": [{"type": "pid"}], "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"],
                 "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438, "gid": 5}, {"path": "/p", "type": "p"}],
                 "sysctl": {"kernel.msgmax": "1"}, "seccomp": {},
+                "resources": {
+                    "memory": {"limit": 1048576, "swap": -1}, "pids": {"limit": 20}, "devices": [],
+                    "cpu": {"shares": 1024, "quota": 50000, "period": 100000},
+                },
             },
         }))
         .unwrap();
@@ -172,7 +223,14 @@ mod tests {
                     {"path": "/p", "kind": "fifo", "mode": 438},
                 ],
                 "masked_paths": ["/proc/kcore"], "readonly_paths": ["/proc/sys"], "sysctl": {"kernel.msgmax": "1"},
+                "limits": {"memory": 1048576, "pids": 20, "cpu_quota": 50000, "cpu_period": 100000, "cpu_weight": 39},
             })
+        );
+        let none =
+            json!({"memory": {"limit": -1}, "pids": {"limit": 0}, "cpu": {"shares": 0, "quota": -1, "period": 100000}});
+        assert_eq!(
+            container(json!({"root": {"path": "/"}, "linux": {"resources": none}})).unwrap(),
+            json!({"root": "/"})
         );
         assert_eq!(container(json!({"root": {"path": "/"}})).unwrap(), json!({"root": "/"}));
     }

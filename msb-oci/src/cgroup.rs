@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use msb::cgroup::{Hierarchy, hierarchies};
+use msb::cgroup::{Hierarchy, hierarchies, weight};
 use msb::overlay::user_namespace;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -242,11 +242,6 @@ fn files(limits: &Limits, is_v2: bool) -> Vec<(&'static str, &'static str, Strin
     files
 }
 
-/// The weight of version 2 for shares of version 1, as the runtime specification converts them.
-fn weight(shares: u64) -> u64 {
-    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
-}
-
 /// What freezes a cgroup.
 #[derive(Debug)]
 pub(crate) struct Freezer {
@@ -349,6 +344,5 @@ mod tests {
         let unlimited = Limits { cpu_quota: Some(-1), ..Limits::default() };
         assert_eq!(text(&unlimited, true), "cpu.max=max 100000");
         assert_eq!(text(&unlimited, false), "cpu.cfs_quota_us=-1");
-        assert_eq!((weight(0), weight(2), weight(262_144), weight(u64::MAX)), (1, 1, 10_000, 10_000));
     }
 }

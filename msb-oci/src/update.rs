@@ -25,7 +25,10 @@ pub(crate) fn update(global: &Global, args: &Update) -> anyhow::Result<()> {
         bail!("container not running");
     }
     if container.member.is_some() {
-        bail!("container {:?}: it shares the VM of its pod, and has no limits of its own (limit the pod)", args.id);
+        bail!(
+            "container {:?}: it shares the VM of its pod, where its limits cannot be changed (create the container again)",
+            args.id
+        );
     }
     if !container.cgroup.exists() {
         bail!(

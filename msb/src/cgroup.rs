@@ -58,9 +58,19 @@ impl Hierarchy {
     }
 }
 
+/// `cpu.weight` of version 2 for `cpu.shares` of version 1, as the OCI runtime specification converts them.
+pub fn weight(shares: u64) -> u64 {
+    1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_are_from_1_to_10_000() {
+        assert_eq!([0, 2, 1024, 262_144, u64::MAX].map(weight), [1, 1, 39, 10_000, 10_000]);
+    }
 
     #[test]
     fn the_cgroup_of_a_process_is_found_in_each_hierarchy() {

@@ -2,7 +2,7 @@
 
 use msb::record::owner::Id;
 use msb::vm::boot::Defaults;
-use msb::wire::container::{Container, Device, DeviceKind, Mount};
+use msb::wire::container::{Container, Device, DeviceKind, Limits, Mount};
 use msb::wire::copy::{Get, Put};
 use msb::wire::exec::{
     Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Resume,
@@ -64,6 +64,13 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
             masked_paths: vec!["/m".into()],
             readonly_paths: vec!["/r".into()],
             sysctl: [("a.b".to_owned(), "1".to_owned())].into(),
+            limits: Limits {
+                memory: Some(1),
+                pids: Some(2),
+                cpu_quota: Some(3),
+                cpu_period: Some(4),
+                cpu_weight: Some(5),
+            },
         }),
         inside: Some(7),
         ..Request::default()
@@ -106,11 +113,12 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         ),
         (
             Message::Exec(Box::new(contained)),
-            b"\x74\x01\0\0\x02{\"argv\":[],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"container\":{\"root\":\"/c\",\
+            b"\xbf\x01\0\0\x02{\"argv\":[],\"env\":[],\"cwd\":null,\"user\":null,\"tty\":null,\"container\":{\"root\":\"/c\",\
               \"readonly\":true,\"hostname\":\"box\",\"domainname\":\"d\",\"mounts\":[{\"target\":\"/t\",\"fstype\":\"tmpfs\",\
               \"source\":\"s\",\"options\":[\"ro\"]}],\"devices\":[{\"path\":\"/d\",\"kind\":\"character\",\"major\":1,\"minor\":2,\
               \"mode\":3,\"uid\":4,\"gid\":5}],\"masked_paths\":[\"/m\"],\"readonly_paths\":[\"/r\"],\
-              \"sysctl\":{\"a.b\":\"1\"}},\"inside\":7}",
+              \"sysctl\":{\"a.b\":\"1\"},\
+              \"limits\":{\"memory\":1,\"pids\":2,\"cpu_quota\":3,\"cpu_period\":4,\"cpu_weight\":5}},\"inside\":7}",
         ),
         (Message::Prepared(Started { pid: 42, id: 7, terminal: false }), b"\x11\0\0\0\x18{\"pid\":42,\"id\":7}"),
         (Message::Go, b"\0\0\0\0\x19"),

@@ -6,6 +6,7 @@
 mod device;
 mod failed;
 mod late;
+mod limits;
 mod mount;
 mod options;
 mod place;
@@ -25,6 +26,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 pub use failed::Failed;
 use failed::at;
 pub use late::LateMounts;
+pub use limits::{Limited, need_cpu};
 
 /// Where the root is assembled. The namespace is the container's own by then, so nobody else sees what is mounted there.
 const STAGING: &str = "/dev/shm";

@@ -12,7 +12,7 @@ mod resources;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path, PathBuf};
 
-use oci_spec::runtime::{Hooks, LinuxDevice, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxDevice, LinuxResources, Process, Spec};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -57,12 +57,19 @@ pub(crate) struct Plan {
     pub cgroup: Option<PathBuf>,
     /// The limits of the cgroup.
     pub limits: Limits,
+    /// The limits in the guest, for a container in the VM of its pod.
+    #[serde(skip_serializing_if = "is_default")]
+    pub in_pod: LinuxResources,
     /// The command, as it is in the config.
     pub process: Process,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Hooks>,
     /// What is done otherwise than the config asks for.
     pub warnings: Vec<String>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Plan {
@@ -88,12 +95,13 @@ impl Plan {
     }
 
     /// The container in the guest, as a config.json with paths in the share. `place` is the path of the container's tree in the share; it
-    /// is empty if the tree is the share. `root` is the name of the root in the tree.
+    /// is empty if the tree is the share, and the container then has the whole VM. `root` is the name of the root in the tree.
     pub(crate) fn guest_config(&self, place: &str, root: &str) -> Value {
         let mut mounts = self.guest_mounts.clone();
         for mount in mounts.iter_mut().filter(|mount| mount.fstype == "bind") {
             mount.source = format!("{place}{}", mount.source.display()).into();
         }
+        let resources = if place.is_empty() { LinuxResources::default() } else { self.in_pod.clone() };
         json!({
             "root": {"path": format!("{place}/{root}"), "readonly": self.is_readonly},
             "hostname": self.hostname,
@@ -105,6 +113,7 @@ impl Plan {
                 "maskedPaths": self.masked_paths,
                 "readonlyPaths": self.readonly_paths,
                 "sysctl": self.sysctl,
+                "resources": resources,
             },
         })
     }
@@ -189,6 +198,7 @@ pub(crate) fn plan(spec: &Spec, bundle: &Path) -> Result<Plan, Vec<Refusal>> {
             machine,
             cgroup,
             limits,
+            in_pod: resources::in_pod(&linux),
             process,
             hooks: spec.hooks().clone(),
             warnings,
@@ -276,11 +286,13 @@ mod tests {
     }
 
     #[test]
-    fn in_the_vm_of_a_pod_the_paths_of_the_share_begin_with_the_containers_place() {
+    fn in_the_vm_of_a_pod_a_container_has_its_limits_and_paths_that_begin_with_its_place() {
         let text = format!(
             r#"{{"root":{{"path":"r"}},"process":{{"args":["a"],"cwd":"/","user":{{}}}},"annotations":{{"dev.msb.pod":"vm"}},
                "mounts":[{{"destination":"/run","type":"tmpfs","source":"tmpfs"}},
-                         {{"destination":"/run/s","type":"bind","source":"/s"}}],"linux":{{"namespaces":{NAMESPACES}}}}}"#
+                         {{"destination":"/run/s","type":"bind","source":"/s"}}],
+               "linux":{{"namespaces":{NAMESPACES},"resources":{{"memory":{{"limit":1}},"pids":{{"limit":2}},"cpu":{{"quota":3}},
+               "unified":{{"memory.low":"4"}}}}}}}}"#
         );
         let plan = plan(&spec(&text), Path::new("/bundle")).unwrap();
         assert_eq!(plan.pod_vm(), Some(true));
@@ -289,6 +301,9 @@ mod tests {
             assert_eq!(config.pointer("/root/path"), Some(&json!(root)));
             assert_eq!(config.pointer("/mounts/0/source"), Some(&json!("tmpfs")));
             assert_eq!(config.pointer("/mounts/1/source"), Some(&json!(bind)));
+            let limits = json!({"memory": {"limit": 1}, "pids": {"limit": 2}, "cpu": {"quota": 3}});
+            let expected = if place.is_empty() { json!({}) } else { limits };
+            assert_eq!(config.pointer("/linux/resources"), Some(&expected));
         }
     }
 

@@ -144,6 +144,14 @@ pub(super) fn limits(linux: &Linux, machine: &Machine) -> Limits {
     Limits::of(&resources, machine.overhead_mib)
 }
 
+/// The part of `linux.resources` that limits a container in the VM of its pod.
+pub(super) fn in_pod(linux: &Linux) -> LinuxResources {
+    let given = linux.resources().clone().unwrap_or_default();
+    let mut limits = LinuxResources::default();
+    limits.set_memory(*given.memory()).set_pids(*given.pids()).set_cpu(given.cpu().clone());
+    limits
+}
+
 impl Limits {
     /// The limits that a cgroup with a VM in it gets for these resources.
     pub(crate) fn of(resources: &LinuxResources, overhead_mib: u64) -> Self {

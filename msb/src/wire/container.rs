@@ -39,6 +39,29 @@ pub struct Container {
     /// Kernel parameters by name (`sysctl(8)`).
     #[serde(default, skip_serializing_if = "is_default")]
     pub sysctl: BTreeMap<String, String>,
+    /// What its processes may use together.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: Limits,
+}
+
+/// Limits of a cgroup of version 2. `None`: that of the guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// `memory.max`, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+    /// `pids.max`: processes and threads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pids: Option<u64>,
+    /// `cpu.max`: microseconds of processor time in each period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<u64>,
+    /// The period in microseconds; 100 000 without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_period: Option<u64>,
+    /// `cpu.weight`: from 1 to 10 000, relative to other containers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u64>,
 }
 
 /// A mount in a container.
@@ -109,8 +132,9 @@ mod tests {
             gid: 0,
         };
         let mounts = vec![Mount { target: "/t".into(), ..Mount::default() }];
-        let container = Container { root: "/r".into(), mounts, devices: vec![device], ..Container::default() };
-        let text = r#"{"root":"/r","mounts":[{"target":"/t"}],"devices":[{"path":"/dev/null","kind":"character","major":1,"minor":3,"mode":438}]}"#;
+        let limits = Limits { pids: Some(7), ..Limits::default() };
+        let container = Container { root: "/r".into(), mounts, devices: vec![device], limits, ..Container::default() };
+        let text = r#"{"root":"/r","mounts":[{"target":"/t"}],"devices":[{"path":"/dev/null","kind":"character","major":1,"minor":3,"mode":438}],"limits":{"pids":7}}"#;
         assert_eq!(serde_json::to_string(&container).unwrap(), text);
         assert_eq!(serde_json::from_str::<Container>(text).unwrap(), container);
     }
