@@ -268,7 +268,9 @@ mod tests {
             let dir = layout::snapshot(home, hex);
             fs::create_dir_all(&dir).unwrap();
             fs::write(dir.join(snapshot::DESCRIPTION), serde_json::json!({ "record": record }).to_string()).unwrap();
-            Named { key: "key".into(), digest: format!("sha256:{hex}") }.take(home, &format!("name{hex:.1}")).unwrap();
+            Named { key: "key".into(), digest: format!("sha256:{hex}") }
+                .assign(home, &format!("name{hex:.1}"))
+                .unwrap();
         }
         let config = Config {
             home: home.into(),
