@@ -51,7 +51,7 @@ pub trait Ends {
     /// Readable when [`Self::accept`] may have a connection.
     fn accepting(&self) -> BorrowedFd<'_>;
 
-    /// Takes a waiting connection that this side opens. It does not block. [`io::ErrorKind::WouldBlock`] if none does.
+    /// Takes a waiting connection that this side opens. It does not block. [`io::ErrorKind::WouldBlock`] if none waits.
     ///
     /// # Errors
     /// Another one ends the channel.
