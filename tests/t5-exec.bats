@@ -551,6 +551,14 @@ pts/ptmx
     [ "$output" -gt 20 ]
     is_removed() { [ "$(msb-exec -n -- sh -c 'ls /sys/fs/cgroup/msb | grep container-; cat /proc/1/task/*/comm | grep thrash')" = thrash ]; }
     exec_await is_removed
+    # A command that is killed because it has no memory left for files was out of memory.
+    msb-exec -n -- dd if=/dev/zero of=/large bs=1M count=20 2>/dev/null
+    thrash='dd if=/dev/zero bs=60M 2>/dev/null | sleep 1000 & sleep 1; while pidof dd >/dev/null; do cat /large >/dev/null; done; exit 3'
+    jq --arg script "$thrash" '.process.args = ["sh", "-c", $script] | .linux.resources.memory.limit = 67108864' container.json >thrash.json
+    status=0
+    msb-exec -n --json-status end.json --container thrash.json || status=$?
+    [ "$status" = 3 ]
+    [ "$(jq .oom end.json)" = true ]
     # Symlinks of the container lead nowhere else.
     msb-exec -n -- sh -c 'mkdir -p /srv/c/bin /srv/c/tmp && cp /bin/busybox /srv/c/bin/sh && ln -s /../../tmp/out /srv/c/etc'
     container '.root.path = "srv/c" | .process.cwd = "/" | .process.args = ["sh", "-c", "echo $PATH; echo /*; echo /tmp/out/*"] |

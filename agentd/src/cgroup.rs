@@ -102,8 +102,7 @@ impl Cgroups {
     /// # Errors
     /// Those of creating it.
     pub fn take_in(&self, limited: Arc<Limited>) -> io::Result<Cgroup> {
-        let dir = limited.dir().join(self.number().to_string());
-        match Cgroup::make(dir) {
+        match Cgroup::make(limited.dir().join(self.number().to_string())) {
             Ok(mut cgroup) => {
                 let _ = fs::write(cgroup.dir.join(OOM_GROUP), "0");
                 cgroup.limited = Some(limited);
@@ -162,6 +161,7 @@ impl Cgroups {
 
     /// Keeps or removes the cgroup of an exec that has ended.
     pub fn dispose(&self, mut cgroup: Cgroup) {
+        thrash::forget(&cgroup.dir);
         if let Some(limited) = cgroup.limited.take() {
             self.remove(cgroup.dir);
             return self.release(limited);
@@ -439,9 +439,9 @@ impl Cgroup {
         Some((user.saturating_sub(user_before), system.saturating_sub(system_before)))
     }
 
-    /// Whether the OOM killer has ended a process of this exec.
+    /// Whether a process of this exec was killed for want of memory: by the OOM killer, or because it thrashed.
     pub fn was_out_of_memory(&self) -> bool {
-        self.total_oom_kills() > self.oom_kills_before
+        self.total_oom_kills() > self.oom_kills_before || thrash::has_killed_in(&self.dir)
     }
 
     fn total_oom_kills(&self) -> u64 {

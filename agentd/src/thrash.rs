@@ -2,11 +2,13 @@
 //! The kernel takes that for progress and may go on for minutes before the OOM killer acts. Pressure stall information would show it,
 //! but libkrunfw's kernel is built without that, so refaults are counted here.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, PipeReader, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -22,6 +24,23 @@ const WINDOW: Duration = Duration::from_secs(1);
 const WINDOWS: u32 = 3;
 /// How many refaults in a window are too many.
 const MANY: u64 = 250;
+
+/// The cgroups of execs of which a process was killed.
+static KILLED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn killed() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    KILLED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a process in the cgroup of an exec was killed because it thrashed.
+pub fn has_killed_in(cgroup: &Path) -> bool {
+    killed().contains(cgroup)
+}
+
+/// The exec of a cgroup has ended.
+pub fn forget(cgroup: &Path) {
+    killed().remove(cgroup);
+}
 
 /// Starts a thread that watches the cgroup of all execs or of a container, whose limit is `limit` bytes, and kills the largest exec in it
 /// when it thrashes. The thread ends with the writer of `end`.
@@ -108,6 +127,7 @@ fn kill_largest(cgroup: &Path) {
         "out of memory: the commands are thrashing; killing the largest, {} MiB in {largest:?}",
         bytes >> 20
     ));
+    killed().insert(largest.clone());
     // Like the OOM killer, this respects memory.oom.group.
     if fs::read_to_string(largest.join("memory.oom.group")).is_ok_and(|text| text.trim() == "0") {
         let list = fs::read_to_string(largest.join("cgroup.procs")).unwrap_or_default();
@@ -130,6 +150,24 @@ fn largest_process(pids: impl Iterator<Item = i32>) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_exec_is_killed_also_in_a_container() {
+        let scratch = tempfile::tempdir().unwrap();
+        let put = |path: &str, bytes: u64| {
+            fs::create_dir_all(scratch.path().join(path)).unwrap();
+            fs::write(scratch.path().join(path).join("memory.current"), format!("{bytes}\n")).unwrap();
+        };
+        let (alone, contained) = (scratch.path().join("1"), scratch.path().join("container-2/3"));
+        [("1", 5), ("container-2", 11), ("container-2/3", 7), ("container-2/4", 4)]
+            .iter()
+            .for_each(|(path, bytes)| put(path, *bytes));
+        kill_largest(scratch.path());
+        assert_eq!(fs::read_to_string(contained.join("cgroup.kill")).unwrap(), "1");
+        assert!(has_killed_in(&contained) && !has_killed_in(&alone));
+        forget(&contained);
+        assert!(!has_killed_in(&contained));
+    }
 
     #[test]
     fn who_has_no_memory_for_files_and_reads_them_again_thrashes() {

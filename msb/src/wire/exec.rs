@@ -250,7 +250,7 @@ pub struct Exit {
     /// The resources it used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
-    /// The OOM killer ended one of the exec's processes. Only the caller of an exec is told.
+    /// The OOM killer ended one of the exec's processes, or the agent did because it thrashed. Only the caller of an exec is told.
     #[serde(default, skip_serializing_if = "is_default")]
     pub oom: bool,
 }
