@@ -18,14 +18,14 @@ use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
-use crate::container::{self, Limited};
-use crate::{console, thrash};
+use crate::console;
+use crate::container::Failed;
+use crate::limited::{Limited, need_cpu};
+use crate::thrash::{self, CONTAINER};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The parent of all cgroups of execs. An init that manages cgroups does not touch cgroups of others.
 const OURS: &str = "/sys/fs/cgroup/msb";
-/// The start of the names of containers' cgroups in that.
-pub const CONTAINER: &str = "container-";
 /// How long killed processes may take to end.
 const KILL_GRACE: Duration = Duration::from_secs(2);
 /// The least memory that is reserved for the agent and the kernel, in bytes.
@@ -78,12 +78,12 @@ impl Cgroups {
     ///
     /// # Errors
     /// There are no cgroups. A limit that the kernel does not have or take.
-    pub fn limit(&self, limits: &Limits) -> Result<Arc<Limited>, container::Failed> {
+    pub fn limit(&self, limits: &Limits) -> Result<Arc<Limited>, Failed> {
         let failed = |error| ("cgroup".to_owned(), error);
         if !*self.usable.get_or_init(set_up_or_log) {
             return Err(failed(io::Error::other("the guest has none, and so no limits")));
         }
-        if container::need_cpu(limits) {
+        if need_cpu(limits) {
             // Only now: with this controller, processes of different cgroups share the processors by their cgroups.
             [ROOT, OURS].into_iter().try_for_each(|dir| enable(dir, "cpu")).map_err(failed)?;
         }

@@ -12,7 +12,7 @@ use msb::wire::exec::{Execs as Listing, Exit, Listed, Text};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::cgroup::Cgroups;
-use crate::container::Limited;
+use crate::limited::Limited;
 use crate::reap::Awaited;
 
 /// How many detached execs are kept after their end with the newest bytes of their outputs.

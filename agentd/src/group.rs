@@ -6,7 +6,7 @@ use nix::libc::SIGKILL;
 use rustix::process::{Pid, getpgid};
 
 use crate::cgroup::{Cgroup, Cgroups};
-use crate::container::Limited;
+use crate::limited::Limited;
 use crate::process::{self, Stat};
 use crate::reap::{Awaited, Reaper};
 use crate::sys;

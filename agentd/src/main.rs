@@ -22,6 +22,7 @@ mod etc;
 mod execs;
 mod group;
 mod init;
+mod limited;
 mod link;
 mod listen;
 mod netlink;

@@ -15,9 +15,10 @@ use std::time::Duration;
 use nix::libc::SIGKILL;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::cgroup::CONTAINER;
 use crate::{console, sys};
 
+/// The start of the names of containers' cgroups, in that of all execs.
+pub const CONTAINER: &str = "container-";
 /// How long refaults are counted.
 const WINDOW: Duration = Duration::from_secs(1);
 /// How many consecutive windows must have too many refaults.

@@ -6,7 +6,6 @@
 mod device;
 mod failed;
 mod late;
-mod limits;
 mod mount;
 mod options;
 mod place;
@@ -23,10 +22,8 @@ use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-pub use failed::Failed;
-use failed::at;
+pub use failed::{Failed, at};
 pub use late::LateMounts;
-pub use limits::{Limited, need_cpu};
 
 /// Where the root is assembled. The namespace is the container's own by then, so nobody else sees what is mounted there.
 const STAGING: &str = "/dev/shm";

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use msb::wire::container::Limits;
 
-use super::failed::{Failed, at};
+use crate::container::{Failed, at};
 use crate::thrash;
 
 /// The period of a quota without one, in microseconds.
