@@ -511,6 +511,44 @@ many_files() {
     msb-mount -u slow/mount
 }
 
+@test "a request that hangs holds up no other" {
+    # The lookup of a new name cannot end: one layer is on a file system whose server is stopped.
+    mkdir -p slow/{data,mount}
+    jq -nc --arg dir "$PWD" '{msb: 1, rootfs: {kind: "dir", lower: [$dir + "/slow/data"]}}' |
+        msb-mount --ro ./slow/mount >slow/record 3>&-
+    jq -nc --arg dir "$PWD" '{msb: 1,
+        rootfs: {kind: "layers", lower: [$dir + "/slow/mount", $dir + "/bottom"]}}' >record
+    mounted
+    mkdir root/etc/made
+    kill -STOP "$(jq .mount.pid slow/record)"
+    stat root/absent >hung 2>&1 3>&- &
+    hung=$!
+    for name in {1..200}; do echo "$name" >root/etc/made/"$name"; done
+    [ "$(cat root/etc/made/* | wc -l)" -eq 200 ]
+    # It waits for the stopped server still.
+    kill -0 "$hung"
+    kill -CONT "$(jq .mount.pid slow/record)"
+    run ! wait "$hung"
+    grep -q 'No such file' hung
+    msb-mount -u root
+    msb-mount -u slow/mount
+}
+
+@test "the server of an idle mount does not run" {
+    mounted
+    for name in {1..50}; do echo "$name" >root/etc/"$name"; done
+    # How often its threads have run: the timer for the last request is the last thing.
+    runs() { awk '/ctxt_switches/ {sum += $2} END {print sum}' "/proc/$pid"/task/*/status; }
+    for _ in {1..10}; do
+        before=$(runs)
+        sleep 1
+        [ "$(runs)" -ne "$before" ] || break
+    done
+    [ "$(runs)" -eq "$before" ]
+    cat root/etc/50
+    [ "$(runs)" -gt "$before" ]
+}
+
 @test "what is mounted in a layer is not in the root, nor is the mount itself" {
     mkdir bottom/inner bottom/root
     mount -t tmpfs tmpfs bottom/inner

@@ -1,9 +1,11 @@
 //! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`entry`] has the replies that count
-//! lookups, [`readdir`] the listings, and [`copying`] the requests that take long.
+//! lookups, [`readdir`] the listings, [`copying`] the requests that take long, and [`served`] what
+//! the crate calls.
 
 mod copying;
 mod entry;
 mod readdir;
+pub(crate) mod served;
 
 use std::ffi::OsStr;
 use std::io;

@@ -22,6 +22,7 @@ mod node;
 mod number;
 mod options;
 mod page;
+mod readers;
 mod reopen;
 mod reply;
 mod serve;

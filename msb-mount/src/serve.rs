@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::num::NonZero;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -20,11 +21,13 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::config::Config;
+use crate::fs::served::Served;
 use crate::fs::{Fs, LARGEST_REQUEST};
 use crate::fusermount::{Mounted, Watcher};
 use crate::holder::{self, Watch};
 use crate::kernel;
 use crate::kind::Kind;
+use crate::readers::Readers;
 use crate::tree::Tree;
 use crate::{host_ids, mountpoint};
 
@@ -78,8 +81,7 @@ fn serve(
     }
     let notifier = Arc::new(OnceLock::new());
     let tree = open(config, writer, notifier.clone())?;
-    let (session, watcher) =
-        session(config, Fs::new(tree), made).map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
+    let (session, watcher) = session(config, tree, made).map_err(|error| anyhow!("mount point {path:?}: {error}"))?;
     let watcher = watcher.map(Arc::new);
     let _ = notifier.set(session.notifier());
     let ended = Arc::new(AtomicBool::new(false));
@@ -114,12 +116,23 @@ fn serve(
 }
 
 /// The session, and for a mount that was made already what keeps it.
-fn session(config: &Config, fs: Fs, made: Option<Mounted>) -> io::Result<(Session<Fs>, Option<Watcher>)> {
-    let Some(made) = made else { return Ok((Session::new(fs, &config.mountpoint, &options(config))?, None)) };
-    host_ids::set_host()?;
-    let (device, watcher) = made.split();
-    // The kernel has been told who may enter.
-    Ok((Session::from_fd(fs, device, SessionACL::All, options(config))?, Some(watcher)))
+fn session(config: &Config, tree: Tree, made: Option<Mounted>) -> io::Result<(Session<Served>, Option<Watcher>)> {
+    let processors = std::thread::available_parallelism().map_or(2, NonZero::get);
+    let threads = processors.clamp(2, 8);
+    let readers = Readers::new(threads, processors)?;
+    let fs = Served::new(Fs::new(tree), readers.clone());
+    let options = options(config, threads);
+    let (session, watcher) = match made {
+        None => (Session::new(fs, &config.mountpoint, &options)?, None),
+        Some(made) => {
+            host_ids::set_host()?;
+            let (device, watcher) = made.split();
+            // The kernel has been told who may enter.
+            (Session::from_fd(fs, device, SessionACL::All, options)?, Some(watcher))
+        }
+    };
+    readers.read_from(session.as_fd().try_clone_to_owned()?);
+    Ok((session, watcher))
 }
 
 /// The right to change the upper, unless the mount is read-only; and the lock that excludes other writers, if there is an upper.
@@ -207,24 +220,14 @@ fn sync_upper(upper: Option<&File>) {
     }
 }
 
-/// # Threads
-///
-/// A warm tar sends an OPEN and a RELEASE for each file, with one read(2) and one writev(2) of the server each. On two busy processors (load
-/// 14 to 28) it took 1.4 to 2.8 times the time of the kernel's overlayfs, and 1.5 times the processor time: threads wait to be woken.
-/// Tried for that in one run (the best and the median of 7; the kernel's overlayfs 0.18 and 0.79), and not done:
-///
-/// | | tar, s | processor time of the server, s |
-/// | --- | --- | --- |
-/// | two threads | 0.6 to 1.4 | 0.06 to 0.07 |
-/// | one thread: a slow request would hold up all others | 0.4 to 1.2 | 0.05 |
-/// | one thread that polls for 20 µs before it sleeps | 0.34 to 0.35 | 0.14 |
-/// | two threads of which one polls: a request wakes the other one nevertheless | 0.7 to 1.8 | 0.15 |
-/// | a descriptor of its own for each thread | 0.6 to 1.0 | 0.06 |
+/// A warm tar sends an OPEN and a RELEASE for each file, with one read(2) and one writev(2) of the server each; [`crate::readers`] has what
+/// its threads do for that. A descriptor of its own for each thread was not faster, nor were two threads of which one polls: a request
+/// wakes the other one nevertheless.
 ///
 /// An ENOSYS to OPEN would save both requests, for all files and together with passthrough. FUSE over io_uring is off by default in the
 /// kernel, and the crate has it not. After each change of a directory the kernel asks for its attributes, to check permissions: a removal
 /// is two requests and a FORGET, each with one system call.
-fn options(config: &Config) -> Options {
+fn options(config: &Config, threads: usize) -> Options {
     let mut options = Options::default();
     options.mount_options = vec![
         MountOption::FSName("msb".into()),
@@ -234,7 +237,7 @@ fn options(config: &Config) -> Options {
     ];
     options.mount_options.extend(config.access.mount_options());
     options.acl = config.access.acl();
-    options.n_threads = Some(std::thread::available_parallelism().map_or(2, |count| count.get()).clamp(2, 8));
+    options.n_threads = Some(threads);
     // One queue for all threads: cloned descriptors were not faster in any benchmark.
     options.clone_fd = false;
     options
