@@ -76,8 +76,9 @@ impl Filesystem for Fs {
         for capability in [
             InitFlags::FUSE_ATOMIC_O_TRUNC,
             InitFlags::FUSE_DONT_MASK,
+            // Without FUSE_READDIRPLUS_AUTO, with which only the first part of a listing has attributes if a program reads all of
+            // it before it looks at the first file, as find(1), rm(1) and tar(1) do: then each further file takes a request.
             InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_POSIX_ACL,
             InitFlags::FUSE_CACHE_SYMLINKS,

@@ -55,7 +55,6 @@ const BACKLOG: Duration = Duration::from_micros(250);
 pub(crate) struct Readers {
     /// How many threads there are.
     count: usize,
-    can_poll: bool,
     /// Where requests come from. Nothing is polled or parked before it is set.
     device: OnceLock<OwnedFd>,
     /// How many threads have had a request.
@@ -102,15 +101,13 @@ impl Drop for Reader {
 }
 
 impl Readers {
-    /// For so many threads, on so many processors.
+    /// For so many threads.
     ///
     /// # Errors
     /// That of making a timer or a thread.
-    pub(crate) fn new(count: usize, processors: usize) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(count: usize) -> io::Result<Arc<Self>> {
         let readers = Arc::new(Self {
             count,
-            // With one processor a client cannot send a request while this process polls.
-            can_poll: processors > 1,
             device: OnceLock::new(),
             known: AtomicUsize::new(0),
             active: AtomicUsize::new(count),
@@ -134,6 +131,9 @@ impl Readers {
 
     /// Serves a request of this thread, and returns when the thread should read the next one.
     pub(crate) fn serve<T>(self: &Arc<Self>, serve: impl FnOnce() -> T) -> T {
+        if self.device.get().is_none() {
+            return serve();
+        }
         self.begin();
         let served = serve();
         self.finish(true);
@@ -142,6 +142,9 @@ impl Readers {
 
     /// As [`Self::serve`], for one that takes no time and is followed by others without a read. This thread is not parked.
     pub(crate) fn serve_first<T>(self: &Arc<Self>, serve: impl FnOnce() -> T) -> T {
+        if self.device.get().is_none() {
+            return serve();
+        }
         self.begin();
         let served = serve();
         self.finish(false);
@@ -205,9 +208,7 @@ impl Readers {
             }
             let since = Instant::now();
             reader.waits_since = Some(since);
-            if self.can_poll {
-                self.poll(device, since);
-            }
+            self.poll(device, since);
         });
     }
 

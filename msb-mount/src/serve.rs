@@ -119,7 +119,7 @@ fn serve(
 fn session(config: &Config, tree: Tree, made: Option<Mounted>) -> io::Result<(Session<Served>, Option<Watcher>)> {
     let processors = std::thread::available_parallelism().map_or(2, NonZero::get);
     let threads = processors.clamp(2, 8);
-    let readers = Readers::new(threads, processors)?;
+    let readers = Readers::new(threads)?;
     let fs = Served::new(Fs::new(tree), readers.clone());
     let options = options(config, threads);
     let (session, watcher) = match made {
@@ -131,7 +131,10 @@ fn session(config: &Config, tree: Tree, made: Option<Mounted>) -> io::Result<(Se
             (Session::from_fd(fs, device, SessionACL::All, options)?, Some(watcher))
         }
     };
-    readers.read_from(session.as_fd().try_clone_to_owned()?);
+    // With one processor a client cannot send a request while this process polls, and a wakeup is no more than a switch.
+    if processors > 1 {
+        readers.read_from(session.as_fd().try_clone_to_owned()?);
+    }
     Ok((session, watcher))
 }
 

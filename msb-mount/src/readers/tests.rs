@@ -41,7 +41,7 @@ impl Server {
     fn start(count: usize) -> Self {
         let (client, device) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
-        let readers = Readers::new(count, 2).unwrap();
+        let readers = Readers::new(count).unwrap();
         readers.read_from(device.try_clone().unwrap());
         let device = Arc::new(device);
         let (resume, resumed) = channel();
@@ -72,7 +72,9 @@ impl Server {
         let threads = (0..count).map(thread).collect();
         let server = Self { readers, client, threads, resume, ended };
         (0..count).for_each(|_| server.send(Request::Meet));
-        (0..count).for_each(|_| drop(server.end_of_one()));
+        for _ in 0..count {
+            server.end_of_one();
+        }
         server
     }
 
@@ -100,7 +102,7 @@ impl Server {
             std::thread::yield_now();
         }
         self.readers.is_timer_set.store(true, SeqCst);
-        let never = rustix::time::Itimerspec::default();
+        let never = super::Itimerspec { it_interval: super::Timespec::default(), it_value: super::Timespec::default() };
         let none = rustix::time::TimerfdTimerFlags::empty();
         rustix::time::timerfd_settime(&self.readers.timer, none, &never).unwrap();
     }
@@ -142,7 +144,9 @@ fn a_request_does_not_wait_for_one_that_hangs() {
     }
     // The threads of the two take part again.
     (0..2).for_each(|_| server.resume.send(()).unwrap());
-    (0..2).for_each(|_| drop(server.end_of_one()));
+    for _ in 0..2 {
+        server.end_of_one();
+    }
     server.settle();
     server.stop();
 }
