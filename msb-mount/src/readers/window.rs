@@ -2,8 +2,9 @@
 //! `Documentation/virt/kvm/halt-polling.rst`): the window grows when a request comes soon after it, and shrinks when one comes late.
 //!
 //! KVM does not poll while another process wants the processor. A process cannot see that, only that its polls fail: on a busy host the
-//! client cannot run before this thread sleeps. So each request that comes in time earns credit, and each other one costs some. Without
-//! credit the window closes, and each time it takes twice as many requests until the next try.
+//! client cannot run before this thread sleeps, or this thread waits in the middle of a poll. So each request that comes in time earns
+//! credit, and each other one costs some. Without credit the window closes, and each time it takes twice as many requests until the next
+//! try. After an interrupted poll it takes most.
 
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ const CREDIT: u32 = 4;
 /// The most credit. With it all earlier tries are forgotten.
 const MOST_CREDIT: u32 = 8;
 /// The most doublings of the requests until the next try.
-const MOST_DOUBLINGS: u32 = 8;
+const MOST_DOUBLINGS: u32 = 6;
+/// How many requests must come soon after another process has run. To wait for it costs as much as a hundred sleeps.
+const UNTIL_FREE: u32 = 250;
 
 /// The time to poll for.
 #[derive(Debug, Default)]
@@ -57,6 +60,11 @@ impl Window {
         } else {
             self.length = (self.length / 2).max(FIRST);
         }
+    }
+
+    /// Another process has run on the processor that polled. A process that polls uses up its share, and then waits for all others.
+    pub(super) fn lost_processor(&mut self) {
+        (self.length, self.until_try) = (Duration::ZERO, UNTIL_FREE);
     }
 
     fn arrived_unpolled(&mut self, after: Duration) {
@@ -113,7 +121,17 @@ mod tests {
         assert_eq!(polled(&[5, 1000]), 2000);
         assert_eq!(polled(&[5, 5, 1000]), 3000);
         assert!(polled(&[5, 1000, 1000]) < 300);
-        assert!(polled(&[150]) < 80);
+        assert!(polled(&[150]) < 100);
+    }
+
+    #[test]
+    fn a_lost_processor_closes_the_window_for_long() {
+        let mut window = Window::default();
+        assert_eq!(lengths(&mut window, &[50, 50]), [10, 20]);
+        window.lost_processor();
+        let lengths = lengths(&mut window, &[50; 251]);
+        assert!(lengths[..249].iter().all(|length| *length == 0));
+        assert_eq!(lengths[249..], [10, 20]);
     }
 
     #[test]
@@ -129,9 +147,9 @@ mod tests {
             requests
         };
         let tries: Vec<_> = (0..12).map(|_| until_try()).collect();
-        assert_eq!(tries, [1, 1, 2, 4, 8, 16, 32, 64, 128, 256, 256, 256]);
+        assert_eq!(tries, [1, 1, 2, 4, 8, 16, 32, 64, 64, 64, 64, 64]);
         // So many in time make up for all.
-        for (in_time, until_next) in [(3, 256), (4, 1)] {
+        for (in_time, until_next) in [(3, 64), (4, 1)] {
             while window.length().is_zero() {
                 window.arrived(Duration::from_micros(100));
             }
