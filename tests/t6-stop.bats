@@ -10,7 +10,9 @@ setup() {
 }
 
 teardown() {
-    if mountpoint -q "$BATS_TEST_TMPDIR/mounted"; then umount -l "$BATS_TEST_TMPDIR/mounted"; fi
+    for mount in mounted other; do
+        if mountpoint -q "$BATS_TEST_TMPDIR/$mount"; then umount -l "$BATS_TEST_TMPDIR/$mount"; fi
+    done
     vm_teardown
 }
 
@@ -171,6 +173,19 @@ teardown() {
     [ "$status" -eq 1 ]
     [[ $stderr == *'msb-stop: mount "'*'/mounted": it is in use'* ]]
     jq -e 'has("mount") and (has("vm") | not)' <<<"$output"
+}
+
+@test "--unmount leaves what is not the mount of the record" {
+    mkdir other
+    mount -t tmpfs none other
+    jq -c --arg path "$PWD/other" '.mount = {path: $path, pid: 1, fstype: "fuse.msb"}' "$vm_record" >foreign.json
+    vm_boot worker
+    jq -c --slurpfile foreign foreign.json '.mount = $foreign[0].mount' worker.json >mixed.json
+    run -1 --separate-stderr msb-stop -r mixed.json --unmount
+    [[ $stderr == *'msb-stop: mount "'*'/other": it is not the mount of the record '* ]]
+    mountpoint -q other
+    umount other
+    vm_assert_nothing
 }
 
 @test "a record without a VM, a wrong directory and a usage error are reported" {

@@ -18,7 +18,7 @@ use crate::store::Error;
 /// The error of a system call, named.
 pub fn merge(dir: &Path, lower: &[PathBuf]) -> Result<PathBuf, Error> {
     let namespace = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(std::io::Error::from);
-    namespace.at(|| "a mount namespace (this takes root)")?;
+    namespace.at(|| "a mount namespace (this takes CAP_SYS_ADMIN; in a container: docker run --privileged)")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
     // Opened in the new namespace, since overlayfs takes no layer from another one, and before the tmpfs hides `dir`.
