@@ -155,6 +155,14 @@ END
     [[ $output == *'was made with other IDs'* ]]
     as_user msb-rm worker
     [ ! -e .local/share/msb/sandboxes/worker ]
+
+    # A store of the user's own.
+    [ "$(as_user msb-store ls --json -t image | jq -s length)" -ge 1 ]
+    as_user msb-store check
+    image=$(as_user msb-store ls --json -t image | jq -rs '.[0].name')
+    as_user msb-store rm "$image"
+    as_user msb-store gc
+    [ -z "$(as_user msb-store ls --json -t image | jq -r --arg name "$image" 'select(.name == $name)')" ]
 }
 
 @test "what a user packs has the digests of what root packs" {
