@@ -77,8 +77,9 @@ without() {
     [ "$status" -eq 1 ]
     jq -e '.vmm == null and (.vmms | all(.usable | not)) and (.words | contains("guest kernel \"/nonexistent\""))' <<<"$output"
     run without 'for dir in /usr/lib/qemu /usr/libexec; do [ ! -d $dir ] || mount --bind empty $dir || exit; done'
-    [ "$status" -eq 1 ]
-    jq -e '.vmm == null and (.parts.virtiofsd.remedy | contains("apt-get install virtiofsd")) and (.words | contains("virtiofsd is not installed"))' <<<"$output"
+    [ "$status" -eq 0 ]
+    jq -e '.vmm == "qemu" and .vmms.qemu.usable and (.words | contains("virtiofsd") | not)' <<<"$output"
+    jq -e '.parts.virtiofsd | (.remedy | contains("apt-get install virtiofsd")) and .found == "virtiofsd is not installed, so shared roots and volumes do not work with qemu"' <<<"$output"
     run without 'mount --bind /etc/passwd "$(command -v qemu-system-x86_64)"'
     [ "$status" -eq 1 ]
     jq -e '.vmm == null and (.parts.qemu.remedy == "apt-get install qemu-system-x86")' <<<"$output"
@@ -105,12 +106,36 @@ without() {
     run --separate-stderr env PATH=/usr/bin alone/msb-boot -r "$vm_record" --vmm qemu
     [ "$status" -eq 1 ]
     [[ $stderr == *'vhost-device-vsock is not installed (make deps build;'* ]]
-    run --separate-stderr unshare -m --propagation slave sh -c '
-        for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
-        PATH=/usr/bin exec alone/msb-boot -r "$1" --vmm qemu' - "$vm_record"
-    [ "$status" -eq 1 ]
-    [[ $stderr == *'virtiofsd is not installed (apt-get install virtiofsd'* ]]
     vm_assert_nothing
+}
+
+@test "without virtiofsd QEMU boots a block root, and shared roots and volumes are refused" {
+    vm_needs_qemu
+    export MSB_HOME=$PWD/home
+    vm_launcher=(unshare -m --propagation slave sh -c '
+        for dir in /usr/lib/qemu /usr/libexec; do [ ! -d "$dir" ] || mount -t tmpfs none "$dir" || exit; done
+        exec "$@"' -)
+    local missing='msb-boot: qemu: virtiofsd is not installed (apt-get install virtiofsd; on Debian 12: qemu-system-common'
+    # The root in each form, and as a mount alone.
+    jq -c --arg root "$vm_root" '.mount = {path: $root, pid: 1, fstype: "none"}' "$vm_record" >share.json
+    jq -c 'del(.rootfs)' share.json >mount.json
+    jq -c 'del(.mount)' "$vm_record" >block.json
+    run --separate-stderr "${vm_launcher[@]}" msb-boot -r share.json --vmm qemu
+    [ "$status" -eq 1 ]
+    [ "$stderr" = "$missing; or --root block)" ]
+    run --separate-stderr "${vm_launcher[@]}" msb-boot -r mount.json --vmm qemu
+    [ "$status" -eq 1 ]
+    [ "$stderr" = "$missing)" ]
+    for volume in "$vm_root:/data" data:/data; do
+        run --separate-stderr "${vm_launcher[@]}" msb-boot -r block.json --vmm qemu -v "$volume"
+        [ "$status" -eq 1 ]
+        [ "$stderr" = "$missing)" ]
+    done
+    [ ! -e "$MSB_HOME/volumes/data" ]
+    vm_assert_nothing
+    vm_record=share.json vm_boot worker --vmm qemu --root block --tmpfs /data
+    [ "$(vm_exec worker stat -f -c %T /data)" = tmpfs ]
+    [ "$(jq -r .vm.root worker.json)" = block ]
 }
 
 @test "no room for the kernel's file is an error, and no partial file is left" {

@@ -160,6 +160,7 @@ impl Config {
         let network::Choice { networks, fallback: network_fallback } =
             network::choose(&request.network, network_args::default_mode()?, &name, args.dry_run)?;
         let volumes = volume::check(&request, &mut notices)?;
+        check_shares(&vmm, &root, &volumes, &record)?;
         // The console, the vsock device and the share with the volumes are devices too.
         let others = 2 + networks.count() + usize::from(volume::is_shared(&volumes));
         if let Root::Block(block) = &mut root {
@@ -359,6 +360,26 @@ fn check_capacity(request: &record::Boot) -> anyhow::Result<Vec<String>> {
         warnings.push(format!("{} MiB of memory are more than the {memory} MiB of this machine", request.memory_mib));
     }
     Ok(warnings)
+}
+
+/// Checks that the VMM can share what the VM shares with its guest, if anything.
+///
+/// # Errors
+/// What is missing for that.
+fn check_shares(vmm: &AnyVmm, root: &Root, volumes: &[Volume], record: &Record) -> anyhow::Result<()> {
+    let has_volumes = volume::is_shared(volumes);
+    if root.share().is_none() && !has_volumes {
+        return Ok(());
+    }
+    vmm.check_shares()
+        .map_err(|mut missing| {
+            // A mount may be all that the record has, and volumes are shared whatever the root is.
+            if record.rootfs.is_some() && !has_volumes {
+                missing.remedy.push_str("; or --root block");
+            }
+            missing
+        })
+        .with_context(|| vmm.name())
 }
 
 /// Checks the file that --kernel-log names. It is made when the VM starts.

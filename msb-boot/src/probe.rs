@@ -76,6 +76,13 @@ fn landlock() -> Finding<PathBuf> {
     }
 }
 
+/// What QEMU's shares need. Other VMs run without it.
+fn virtiofsd() -> Result<PathBuf, Unusable> {
+    helper_process::find_virtiofsd().map_err(|Unusable { found, remedy }| {
+        Unusable::new(format!("{found}, so shared roots and volumes do not work with qemu"), remedy)
+    })
+}
+
 impl Probe {
     /// Checks everything that a boot needs. For a user other than root, this process enters a user namespace.
     pub(crate) fn run(choice: VmmChoice) -> Self {
@@ -110,7 +117,7 @@ impl Probe {
             ("privileges", privileges.map(PathBuf::from).into()),
             ("qemu", qemu::find_program(host).into()),
             ("vhost-device-vsock", helper_process::find_vsock().into()),
-            ("virtiofsd", helper_process::find_virtiofsd().into()),
+            ("virtiofsd", virtiofsd().into()),
         ];
         let overhead_mib = vmm.and_then(any::overhead_mib);
         let vmms = any::survey().map(|(name, result)| (name, result.into()));

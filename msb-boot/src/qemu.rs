@@ -105,6 +105,10 @@ impl Vmm for Qemu {
         self.architecture.qemu().buses.len()
     }
 
+    fn check_shares(&self) -> Result<(), Unusable> {
+        self.helpers.virtiofsd().map(drop)
+    }
+
     fn processor(&self) -> Option<String> {
         Some(match self.is_accelerated() {
             true => format!("host: {}", kvm::processor()),

@@ -5,7 +5,7 @@ mod virtiofsd;
 mod vsock;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use msb::jail::Profile;
 use msb::record::Channel;
@@ -24,7 +24,8 @@ pub(crate) use {virtiofsd::find as find_virtiofsd, vsock::find as find_vsock};
 /// The programs of the helper processes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Programs {
-    virtiofsd: PathBuf,
+    /// What serves the shares. A VM without any does not need it.
+    virtiofsd: Result<PathBuf, Unusable>,
     vsock: PathBuf,
 }
 
@@ -51,9 +52,17 @@ impl Programs {
     /// Finds them.
     ///
     /// # Errors
-    /// The first one that is missing.
+    /// One that every VM needs is missing.
     pub(crate) fn find() -> Result<Self, Unusable> {
-        Ok(Self { virtiofsd: find_virtiofsd()?, vsock: find_vsock()? })
+        Ok(Self { virtiofsd: find_virtiofsd(), vsock: find_vsock()? })
+    }
+
+    /// The program that serves a share.
+    ///
+    /// # Errors
+    /// It is missing.
+    pub(crate) fn virtiofsd(&self) -> Result<&Path, Unusable> {
+        self.virtiofsd.as_deref().map_err(Clone::clone)
     }
 
     /// Starts the helper processes of a VM: one for the vsock device, if it has one, one for the volumes of the host if there are any, and
@@ -71,12 +80,12 @@ impl Programs {
         let mut sockets = Vec::new();
         if !vm.volumes.is_empty() {
             let volumes = vm.bind_volumes(jail(), jail::ROOT.as_ref());
-            let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, volumes, Submounts::Announced, processes)?;
+            let socket = virtiofsd::start(&vm.dir, self.virtiofsd()?, volumes, Submounts::Announced, processes)?;
             sockets.push((DeviceKind::Fs(boot::VOLUMES_DIR.into()), socket));
         }
         if vm.root_share.is_some() {
             let root = vm.bind_root(jail());
-            let socket = virtiofsd::start(&vm.dir, &self.virtiofsd, root, Submounts::Hidden, processes)?;
+            let socket = virtiofsd::start(&vm.dir, self.virtiofsd()?, root, Submounts::Hidden, processes)?;
             sockets.push((DeviceKind::Fs("rootfs".into()), socket));
         }
         if let Some(vsock) = vsock {

@@ -17,8 +17,8 @@
 //! | network cards | TAP, so the relay in the other direction | TAP or vhost-user |
 //! | descriptors | opens files by path: `/proc/self/fd` in its jail | the same |
 //!
-//! No method says that a VMM lacks shares, qcow2 or stream sockets for cards: both VMMs have them. Such a method belongs beside
-//! [`Vmm::max_devices`], and is asked where the configuration is checked, before anything is made.
+//! [`Vmm::check_shares`] says that a VMM lacks shares. No method says that it lacks qcow2 or stream sockets for cards: both VMMs have them.
+//! Such a method belongs beside that one, and is asked where the configuration is checked, before anything is made.
 
 pub(crate) mod any;
 pub(crate) mod kvm;
@@ -35,7 +35,7 @@ use crate::vm::Vm;
 
 /// A VMM that can run VMs on this machine, with the programs that were found for it.
 pub(crate) trait Vmm {
-    /// Finds what the VMM needs for guests of an architecture.
+    /// Finds what the VMM needs for all guests of an architecture.
     ///
     /// # Errors
     /// The first thing that is missing.
@@ -75,6 +75,14 @@ pub(crate) trait Vmm {
 
     /// How many devices a VM may have.
     fn max_devices(&self) -> usize;
+
+    /// Checks that the VMM can share directories of the host with a guest: a shared root, or volumes.
+    ///
+    /// # Errors
+    /// What is missing for that.
+    fn check_shares(&self) -> Result<(), Unusable> {
+        Ok(())
+    }
 
     /// Starts the helper processes that serve the VM's devices. The supervisor calls it before it starts the VMM's own process.
     /// Returns the descriptors that the VMM inherits, and keeps their numbers for [`Vmm::run`].
