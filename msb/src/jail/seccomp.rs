@@ -204,6 +204,56 @@ mod tests {
         assert_eq!(errno(bound), None);
     }
 
+    /// Makes a system call that has no effect: its arguments are invalid.
+    #[allow(unsafe_code)]
+    fn call(number: i64, arguments: [i64; 2]) -> i32 {
+        let [first, second] = arguments;
+        // SAFETY: the callers pass no valid address and no valid combination of flags, so the kernel writes no memory, and makes no
+        // process that would go on here.
+        let result = unsafe { libc::syscall(number, first, second, 0, 0, 0) };
+        assert_eq!(result, -1, "system call {number}");
+        io::Error::last_os_error().raw_os_error().unwrap()
+    }
+
+    #[test]
+    fn no_process_has_the_calls_that_reach_past_its_jail_but_those_for_its_own_sandbox() {
+        // CLONE_THREAD is invalid for clone() without CLONE_SIGHAND, and for unshare() in a process with threads.
+        let namespaces = NEW_NAMESPACES.map(|flag| i64::from(flag | libc::CLONE_THREAD));
+        let new_time = NEW_TIME.cast_signed() | i64::from(libc::CLONE_THREAD);
+        let mut calls: Vec<_> = namespaces.iter().map(|&flags| (libc::SYS_clone, [flags, 0])).collect();
+        calls.extend(namespaces.iter().chain([&new_time]).map(|&flags| (libc::SYS_unshare, [flags, 0])));
+        calls.extend([
+            (libc::SYS_clone3, [0, 0]),
+            (libc::SYS_setns, [-1, 0]),
+            (libc::SYS_mount, [0, 0]),
+            (libc::SYS_add_key, [0, 0]),
+            (libc::SYS_request_key, [0, 0]),
+            (libc::SYS_keyctl, [-1, 0]),
+            (libc::SYS_bpf, [-1, 0]),
+            (libc::SYS_perf_event_open, [0, 0]),
+            (libc::SYS_io_uring_setup, [0, 0]),
+            (libc::SYS_userfaultfd, [-1, 0]),
+            (libc::SYS_ptrace, [-1, -1]),
+        ]);
+        for profile in Profile::ALL {
+            let calls = calls.clone();
+            let answers = under(profile, move || -> Vec<_> {
+                calls.into_iter().map(|(number, arguments)| (number, arguments, call(number, arguments))).collect()
+            });
+            let rules = profile.rules();
+            for (number, arguments, answer) in answers {
+                let is_allowed = rules.own_sandbox.iter().any(|call| call.number == Some(number));
+                let expected: &[i32] = match rules.syscalls {
+                    // The kernel's own answers to these arguments.
+                    _ if is_allowed => &[libc::EINVAL, libc::EFAULT],
+                    Syscalls::AllBut if number != libc::SYS_clone3 => &[libc::EPERM],
+                    _ => &[libc::ENOSYS],
+                };
+                assert!(expected.contains(&answer), "{profile:?}: system call {number} {arguments:x?}: errno {answer}");
+            }
+        }
+    }
+
     #[test]
     fn every_process_has_a_filter_with_and_without_a_program() {
         for profile in Profile::ALL {
