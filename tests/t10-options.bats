@@ -171,9 +171,8 @@ END
     mkdir "$outside"
     up=../../../../../../../../../../..
     cp -a "$oci/bb" "$oci/hostile"
-    rm -r "$oci/hostile/etc"
     mkdir "$oci/hostile/run"
-    ln -s "$up$outside" "$oci/hostile/etc"
+    ln -s "$up$outside" "$oci/hostile/etc/link"
     ln -s "$up$outside" "$oci/hostile/run/secrets"
     ln -s "$up$outside/made" "$oci/hostile/vol"
     ln -s "/proc/1/root$BATS_TEST_TMPDIR" "$oci/hostile/proc-root"
@@ -182,19 +181,32 @@ END
     echo hidden | P secret create hostile - >/dev/null
     P run --rm --network none localhost/hostile true
     written=
-    for volume in /vol/file /etc/file /proc-root/outside/file /run/secrets/other; do
-        echo content >"$oci/content"
-        capture P run --rm --network none --secret hostile -v "$oci/content:$volume" localhost/hostile sh -c "cat $volume; echo x >$volume"
-        echo "$volume: $status $output $stderr"
-        [ -z "$(ls -A "$outside")" ]
-        # A volume may have written to its source, and to nothing else.
-        case $(cat "$oci/content") in
-            x) [ "$status" != 0 ] || written=$volume ;;
-            content) ;;
-            *) return 1 ;;
-        esac
+    for volume in /vol/file /etc/link/file /proc-root/outside/file /run/secrets/other; do
+        for secret in '' --secret=hostile; do
+            echo content >"$oci/content"
+            # shellcheck disable=SC2086 # none, or one
+            capture P run --rm --network none $secret -v "$oci/content:$volume" localhost/hostile sh -c "cat $volume; echo x >$volume"
+            echo "$volume $secret: $status $output $stderr"
+            [ -z "$(ls -A "$outside")" ]
+            # A volume may have written to its source, and to nothing else.
+            case $(cat "$oci/content") in
+                x) [ "$status" != 0 ] || written+=" $volume" ;;
+                content) ;;
+                *) return 1 ;;
+            esac
+        done
     done
+    echo "written:$written"
     [ -n "$written" ]
+    # podman itself refuses an image whose /etc leads nowhere.
+    rm -r "$oci/hostile/etc"
+    ln -s "$up$outside" "$oci/hostile/etc"
+    tar -C "$oci/hostile" -c . | C import - localhost/hostile >/dev/null
+    for runtime in crun msb; do
+        capture podman_with $runtime run --rm --network none localhost/hostile true
+        [ "$status" = 127 ]
+        [ -z "$(ls -A "$outside")" ]
+    done
     [ -z "$(oci_leftovers)" ] || { oci_leftovers; return 1; }
 }
 
