@@ -246,10 +246,12 @@ impl Readers {
     /// Sleeps until another thread is wanted to read, unless none but this one is free.
     fn park(&self) {
         let mut parked = hold(&self.parked);
-        if self.free() < 2 || parked.is_over {
+        // First: a request that begins after the check sees that this thread does not read.
+        self.active.fetch_sub(1, SeqCst);
+        if self.free() == 0 || parked.is_over {
+            self.active.fetch_add(1, SeqCst);
             return;
         }
-        self.active.fetch_sub(1, SeqCst);
         parked.count += 1;
         while parked.calls == 0 && !parked.is_over {
             parked = self.called.wait(parked).unwrap_or_else(PoisonError::into_inner);
