@@ -4,7 +4,7 @@ use std::process::ExitStatus;
 
 use anyhow::bail;
 
-use super::{Phase, Watch, now};
+use super::{HELPER_LOSS_GRACE, Phase, Watch, now};
 use crate::log;
 use crate::network::resolver;
 use crate::processes;
@@ -29,7 +29,8 @@ impl Watch<'_, '_> {
     pub(super) fn lose(&mut self, name: &'static str, status: ExitStatus) {
         let end = format!("{name} {}", processes::describe(status));
         if matches!(self.phase, Phase::Booting(_)) {
-            self.lost.get_or_insert((now(), self.helper_stderr.quoted_after(&end)));
+            // It may have ended because the VMM has, whose own end says why.
+            self.lost.get_or_insert((now() + HELPER_LOSS_GRACE, self.helper_stderr.quoted_after(&end)));
         } else {
             let (lost, missing) = match name {
                 resolver::NAME => ("questions", "name server"),
