@@ -1,8 +1,9 @@
 //! Unmounts what msb-mount mounted, according to the record, and nothing else.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use msb::overlay::mountinfo;
@@ -15,26 +16,39 @@ use rustix::process::{Pid, PidfdFlags, geteuid, pidfd_open};
 /// # Errors
 /// A mount that is in use, that is not one of msb-mount, or that this user may not unmount.
 pub(crate) fn unmount(mount: &Mount) -> anyhow::Result<()> {
-    let table = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
     let path = &mount.path;
+    let resolved = match resolve(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.with_context(|| format!("mount {path:?}"))?,
+    };
+    let table = std::fs::read("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
     ensure!(
-        may_unmount(&table, mount),
+        may_unmount(&table, &resolved, mount.pid),
         "mount {path:?}: it is not the mount of the record (see it with: findmnt {path:?})"
     );
     let server = Pid::from_raw(mount.pid)
         .filter(|_| is_msb_mount(mount.pid))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    match unmount_path(&mount.path, server.as_ref().map(AsFd::as_fd)) {
+    match unmount_path(&resolved, server.as_ref().map(AsFd::as_fd)) {
         Ok(()) | Err(UnmountError::NotMounted) => Ok(()),
         Err(error) => Err(error).with_context(|| format!("mount {path:?}")),
     }
 }
 
-/// Whether nothing is mounted at the path, or what msb-mount has mounted. Records come from anywhere, and root may unmount everything.
-fn may_unmount(table: &[u8], mount: &Mount) -> bool {
-    let there = mountinfo::mounts(table).rfind(|there| Path::new(&there.point) == mount.path);
+/// The path as the mount table has it. Its last name is not followed if it is a symlink, nor does umount(2) follow it.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not end in a name"));
+    };
+    Ok(parent.canonicalize()?.join(name))
+}
+
+/// Whether nothing is mounted at the resolved path, or what msb-mount has mounted, with the overlayfs of the server `pid`. Records come
+/// from anywhere, and root may unmount everything.
+fn may_unmount(table: &[u8], path: &Path, pid: i32) -> bool {
+    let there = mountinfo::mounts(table).rfind(|there| Path::new(&there.point) == path);
     there.is_none_or(|there| {
-        let holder = format!("msb:{}", mount.pid);
+        let holder = format!("msb:{pid}");
         there.fstype == Mount::FSTYPE || there.fstype == "overlay" && there.source == *holder
     })
 }
@@ -56,7 +70,6 @@ mod tests {
 
     #[test]
     fn only_what_msb_mount_has_mounted_is_unmounted() {
-        let mount = Mount::new("/mnt/root".into(), 77, Mount::FSTYPE.into());
         let line =
             |point: &str, fstype: &str, source: &str| format!("36 35 0:70 / {point} rw - {fstype} {source} rw\n");
         for (lines, expected) in [
@@ -71,7 +84,26 @@ mod tests {
             (vec![line("/mnt/root", "fuse.msb", "msb"), line("/mnt/root", "tmpfs", "tmpfs")], false),
             (vec![line("/mnt/root", "tmpfs", "tmpfs"), line("/mnt/root", "fuse.msb", "msb")], true),
         ] {
-            assert_eq!(may_unmount(lines.concat().as_bytes(), &mount), expected, "{lines:?}");
+            assert_eq!(may_unmount(lines.concat().as_bytes(), Path::new("/mnt/root"), 77), expected, "{lines:?}");
         }
+    }
+
+    #[test]
+    fn a_path_is_resolved_up_to_its_last_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = dir.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", base.join("link")).unwrap();
+        for (path, expected) in [
+            ("real/root", Some("real/root")),
+            ("link/root", Some("real/root")),
+            ("link/../real/root", Some("real/root")),
+            ("real/../link", Some("link")),
+            ("missing/root", None),
+            ("real/..", None),
+        ] {
+            assert_eq!(resolve(&base.join(path)).ok(), expected.map(|path| base.join(path)), "{path}");
+        }
+        assert!(resolve(Path::new("/")).is_err());
     }
 }
