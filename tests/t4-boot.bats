@@ -295,6 +295,27 @@ boot_halfway() {
     vm_assert_nothing
 }
 
+@test "it is started again, too, if the end of a helper process is noticed before that of the VMM" {
+    [[ $MSB_VMM = qemu && $(msb-boot --probe) == *"software emulation"* ]] || skip "it is about emulated guests"
+    mkdir bin
+    gcc -x c -static -o "bin/qemu-system-$(uname -m)" - <<<'#include <unistd.h>
+        int main(void) { sleep(1); }'
+    env PATH="$PWD/bin:$PATH" msb-boot -r "$vm_record" --network public --name worker 2>stderr 3>&- &
+    boot=$!
+    kill_resolver() {
+        local pid
+        for pid in $(vm_processes worker/); do
+            if grep -qz '^--as-resolver' "/proc/$pid/cmdline"; then kill -9 "$pid" && return; fi
+        done
+        return 1
+    }
+    vm_await kill_resolver
+    if wait "$boot"; then return 1; fi
+    grep -qF '(qemu ended with 0)' stderr
+    [ "$(grep -c 'starting it again$' "$(sed -n 's/^  log: //p' stderr)")" = 2 ]
+    vm_assert_nothing
+}
+
 # bats test_tags=vmm-slow
 @test "if a guest's kernel panics, the error shows the panic" {
     # An ELF file without a segment: msb-boot accepts its header, and no kernel can run it.
