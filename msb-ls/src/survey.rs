@@ -130,7 +130,8 @@ pub fn uppers_of(home: &Path, name: &str) -> anyhow::Result<Vec<PathBuf>> {
     let others = vms(false)?.into_iter().filter(|vm| vm.name != name).filter_map(|vm| vm.record);
     let saved = snapshot::records(home).with_context(|| format!("{:?}", layout::snapshots(home)))?;
     let needed: Vec<Record> = others.chain(saved.into_iter().map(|(_, record)| record)).collect();
-    let stopped = sandbox::all_needs(home)?.into_iter().filter(|(other, _)| other != name);
+    let disks = sandbox::all_needs(home).with_context(|| format!("{:?}", layout::sandboxes(home)))?;
+    let stopped = disks.into_iter().filter(|(other, _)| other != name);
     let below_disks: Vec<PathBuf> = stopped.flat_map(|(_, needs)| needs).collect();
     let is_needed = |dir: &PathBuf| below_disks.contains(dir) || needed.iter().any(|record| record.has_sandbox(dir));
     Ok(own.into_iter().filter(|dir| !is_needed(dir)).collect())
