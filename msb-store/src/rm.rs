@@ -211,9 +211,9 @@ fn saved(config: &Config, path: &Path) -> anyhow::Result<bool> {
         let record = snapshot::readable_record(path);
         let upper = record.and_then(|record| snapshot_name::sandbox_of(&config.home, &record));
         let is_of_another = |sandbox: &Path| {
-            let vms = vm::vms(&config.home)?;
-            let mut others = vms.iter().filter(|vm| vm.is_saved && vm.name != name_of(path));
-            anyhow::Ok(others.any(|vm| vm.has_sandbox(sandbox)))
+            let records = snapshot::records(&config.home)?;
+            let mut others = records.iter().filter(|(other, _)| other != path);
+            anyhow::Ok(others.any(|(_, record)| record.has_sandbox(sandbox)))
         };
         // Without the snapshot nothing would name its upper, so that is removed first.
         if let Some(upper) = upper

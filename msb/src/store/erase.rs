@@ -12,11 +12,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, SeekFrom};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::publish;
 use crate::lock::{self, Lock};
+use crate::regular_file::{self, Symlinks};
 
 /// How much is overwritten at a time, in bytes.
 const BLOCK: usize = 1 << 20;
@@ -57,8 +58,8 @@ impl Drop for Use {
     }
 }
 
-/// Erases and removes a directory of files, which has lost its name in the store. Files with other names, such as images of layers, are
-/// only removed here.
+/// Erases and removes a directory of files, which has lost its name in the store. A file that has another name as well, such as the
+/// image of a layer, only loses this one.
 ///
 /// # Errors
 /// Those of reading the directory and of unlinking. A file that cannot be overwritten is removed.
@@ -70,10 +71,8 @@ pub fn remove_tree(dir: &Path) -> io::Result<()> {
 }
 
 fn remove_file(path: &Path) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()).map(File::from) else { return Ok(()) };
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.nlink() > 1 {
+    let Ok(file) = regular_file::open(path, Symlinks::Refuse) else { return Ok(()) };
+    if file.metadata()?.nlink() > 1 {
         return Ok(());
     }
     let is_erased = erase_unless_used(&file).unwrap_or(true);

@@ -290,6 +290,11 @@ pub fn fresh_id() -> io::Result<String> {
     Ok(hex::encode(bytes))
 }
 
+/// Whether a text has the form of [`fresh_id`].
+pub fn is_fresh_id(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,7 +20,7 @@
 //! | `sandboxes/ID/hold` | msb-store, msb-rm | exclusive | the sandbox is removed |
 //! | `snapshots/.ID.PID.N` | msb-snapshot | exclusive | the snapshot is being made |
 //! | `snapshots/HEX/memory` | msb-boot | shared, waits | a VM that has started from the snapshot lives |
-//! | the same | msb-store | exclusive | the file is erased |
+//! | each file of a snapshot | msb-store, msb-boot, msb-snapshot | exclusive | the file is erased |
 //! | `snapshots/HEX` | `msb-run --snapshot` | shared, waits | a VM starts from the snapshot |
 //! | the same | msb-store | exclusive, waits | the snapshot is removed |
 //! | `snapshot-names` | `msb-run --snapshot`, msb-store | exclusive, waits | a snapshot gets or loses a name |

@@ -71,7 +71,7 @@ pub fn sandbox_of(home: &Path, record: &Record) -> Option<PathBuf> {
     let name = record.upper.as_ref()?.dir.parent()?.file_name()?.to_str()?;
     let id = name.strip_prefix(VM_PREFIX)?;
     let sandbox = layout::sandbox(home, name);
-    let is_own = id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && record.has_sandbox(&sandbox);
+    let is_own = layout::is_fresh_id(id) && record.has_sandbox(&sandbox);
     (is_own && !sandbox.join(SCRATCH_DISK).exists()).then_some(sandbox)
 }
 
