@@ -34,8 +34,8 @@ use crate::unusable::Unusable;
 use crate::vm::{Saving, Vm};
 use crate::vmm::{Vmm, kvm};
 
-/// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow. `jent_mod_init` is left out: the
-/// self-test of the jitter entropy source takes 45 ms of an emulated boot, and the kernel has the processor's random numbers.
+/// The kernel's command line, besides what the machine needs. `quiet`, because the console is slow. The kernel skips `jent_mod_init`:
+/// the self-test of the jitter entropy source takes 45 ms of an emulated boot, and the kernel has the processor's random numbers.
 const COMMAND_LINE: &str = "panic=-1 quiet random.trust_cpu=on initcall_blacklist=jent_mod_init rdinit=/agentd";
 
 /// QEMU, with the programs that it needs.

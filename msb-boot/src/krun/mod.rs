@@ -22,7 +22,7 @@ use crate::vm::{self, Vm};
 use crate::vmm::{Vmm, kvm};
 
 /// The kernel's command line: libkrun's own, but for the file systems of its root. `reboot=k` ends the machine through the keyboard
-/// controller, which libkrun emulates for that. `jent_mod_init` is left out for the same reason as under QEMU.
+/// controller, which libkrun emulates for that. The kernel skips `jent_mod_init` for the same reason as under QEMU.
 const COMMAND_LINE: &CStr = c"reboot=k panic=-1 panic_print=0 nomodule console=hvc0 quiet no-kvmapf \
     initcall_blacklist=jent_mod_init rdinit=/agentd";
 

@@ -19,7 +19,7 @@ pub(super) fn applies(policy: RestartPolicy, cause: Cause) -> bool {
 ///
 /// QEMU's emulator is a cause: rarely it continues a guest after an interrupt with wrong processor flags. With QEMU 7.2, a kernel was found
 /// that had trapped as if it were single-stepped, and then copied backwards. With two processors, up to one boot in ten traps while the
-/// kernel patches its own code, because a processor still runs the old code. So an emulated VM is started again, [`REPEATS`] times.
+/// kernel patches its own code, because a processor still runs the old code. So an emulated VM is started again, at most [`REPEATS`] times.
 #[derive(Debug)]
 pub(super) struct KernelFault(String);
 

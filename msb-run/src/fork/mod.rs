@@ -48,7 +48,7 @@ fn run(args: &Args) -> anyhow::Result<u8> {
     });
     let ended = match printed {
         Ok(true) => Ok(()),
-        // The caller gets no records, so the copies are removed.
+        // msb-fork has failed or got a signal, perhaps after it printed the records.
         _ => end_all(&copies),
     };
     shielded(&Stage::new("msb-store", ["rm", "-f", "-t", "snapshot", &digest]))?;
