@@ -126,6 +126,11 @@ without() {
     run --separate-stderr "${vm_launcher[@]}" msb-boot -r mount.json --vmm qemu
     [ "$status" -eq 1 ]
     [ "$stderr" = "$missing)" ]
+    # If krun was the first choice, the message says why it was not taken.
+    if [ "$(msb-boot --probe | jq .vmms.krun.usable)" = false ]; then
+        run -1 --separate-stderr "${vm_launcher[@]}" msb-boot -r mount.json --vmm auto
+        [[ $stderr == "msb-boot: krun: "*"; using qemu ("*"): ${missing#*qemu: })" ]]
+    fi
     for volume in "$vm_root:/data" data:/data; do
         run --separate-stderr "${vm_launcher[@]}" msb-boot -r block.json --vmm qemu -v "$volume"
         [ "$status" -eq 1 ]

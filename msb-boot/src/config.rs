@@ -23,6 +23,7 @@ use crate::network::{self, Networks};
 use crate::notice::Notice;
 use crate::root::Root;
 use crate::saved::Saved;
+use crate::unusable::Unusable;
 use crate::vm::{self, Vm};
 use crate::vmm::any::{self, AnyVmm};
 use crate::volume::{self, Volume};
@@ -160,7 +161,8 @@ impl Config {
         let network::Choice { networks, fallback: network_fallback } =
             network::choose(&request.network, network_args::default_mode()?, &name, args.dry_run)?;
         let volumes = volume::check(&request, &mut notices)?;
-        check_shares(&vmm, &root, &volumes, &record)?;
+        check_shares(&vmm, &root, &volumes, &record)
+            .with_context(|| message.clone().filter(|_| is_fallback).unwrap_or_else(|| vmm.name().to_owned()))?;
         // The console, the vsock device and the share with the volumes are devices too.
         let others = 2 + networks.count() + usize::from(volume::is_shared(&volumes));
         if let Root::Block(block) = &mut root {
@@ -366,20 +368,18 @@ fn check_capacity(request: &record::Boot) -> anyhow::Result<Vec<String>> {
 ///
 /// # Errors
 /// What is missing for that.
-fn check_shares(vmm: &AnyVmm, root: &Root, volumes: &[Volume], record: &Record) -> anyhow::Result<()> {
+fn check_shares(vmm: &AnyVmm, root: &Root, volumes: &[Volume], record: &Record) -> Result<(), Unusable> {
     let has_volumes = volume::is_shared(volumes);
     if root.share().is_none() && !has_volumes {
         return Ok(());
     }
-    vmm.check_shares()
-        .map_err(|mut missing| {
-            // A mount may be all that the record has, and volumes are shared whatever the root is.
-            if record.rootfs.is_some() && !has_volumes {
-                missing.remedy.push_str("; or --root block");
-            }
-            missing
-        })
-        .with_context(|| vmm.name())
+    vmm.check_shares().map_err(|mut missing| {
+        // A mount may be all that the record has, and volumes are shared whatever the root is.
+        if record.rootfs.is_some() && !has_volumes {
+            missing.remedy.push_str("; or --root block");
+        }
+        missing
+    })
 }
 
 /// Checks the file that --kernel-log names. It is made when the VM starts.
