@@ -112,27 +112,90 @@ prepare_hostile_guest() {
     [ -S "$XDG_RUNTIME_DIR/msb/worker/agent.sock" ]
 }
 
-@test "a program in the place of QEMU or vhost-device-vsock reaches nothing of the kernel, of the host or of another VM" {
-    program=$(guest_program jail-attempts)
+# may PROFILE: prints what a hostile program in that jail reaches: all that it may do beyond the use of its own memory, of its
+# descriptors, and of the files that everybody may read.
+may() {
+    local -A may=(
+        [krun-private-disk]="reading another user's file"
+        [krun-shares]=serve
+        [qemu-private-disk]="reading another user's file"
+        # It confines itself once more, and so do the next ones; their own filters forbid these calls then.
+        [virtiofsd]="serve;another root;execve: Bad address"
+        [resolver]="IPv4: success;IPv6: success"
+        [passt]="network"
+        [passt-low-port]="network;a port below 1024"
+        [mkfs]="reading another user's file"
+        [mkfs-trusted]="reading another user's file;trusted xattrs"
+    )
+    local serve="reading another user's file;writing another user's file;making a file;making a device node;changing a mode"
+    serve+=";changing an owner;another user"
+    local network="IPv4: success;IPv6: success;netfilter: success;execve: Bad address;umount2: Bad address;another program;a user namespace: success"
+    # These depend on the host: from which port on every user may have one, Landlock's rule for abstract sockets (Linux 6.12), and
+    # whether there is another program at all, and user namespaces.
+    [ "$(cat /proc/sys/net/ipv4/ip_unprivileged_port_start)" -gt 7 ] || network+=";a port below 1024"
+    jq -e '.parts.landlock | .usable and (.by | ltrimstr("ABI ") | tonumber >= 6)' probe >/dev/null || network+=";a socket of the host"
+    [ -e second ] || network=${network/;another program/}
+    unshare --user true || network=${network/;a user namespace: success/}
+    local list=${may[$1]:-}
+    list=${list/serve/$serve}
+    list=${list/network/$network}
+    tr ';' '\n' <<<"$list" | sed '/./!d; s/^/reached: /'
+}
+
+@test "a hostile program in the jail of any process reaches nothing of the kernel, of the host or of another VM but what the jail is for" {
+    attempts=$(guest_program jail-attempts)
+    keyed=$(guest_program with-key)
+    cc -Os -DLIBRARY -shared -fPIC -o attempts.so "$BATS_TEST_DIRNAME/guest/jail-attempts.c"
     vm_boot worker
-    mkdir jail
-    binds=$(jq -nc --arg program "$program" '[{source: {path: $program}, target: $program, writable: false, follows: false}]')
+    msb-boot --probe >probe
+    mkdir -p jail data given
+    echo public | tee data/public >given/public
+    echo private | tee data/private >given/private
+    chmod 0600 data/private given/private
+    setfattr -n trusted.msb-test -v x data/public
+    mknod -m 0666 data/zero c 1 5
+    chown -R 12345 data given
+    binds=$(jq -nc --arg program "$attempts" --arg data "$PWD/data" --arg given "$PWD/given" '
+        [[$program, $program, false], [$data, "/data", true], [$given, "/given", false]] |
+        map({source: {path: .[0]}, target: .[1], writable: .[2], follows: false})')
     # A filter sees no paths, so it takes Landlock to refuse another program.
-    if msb-boot --probe | jq -e .parts.landlock.usable; then
-        cp "$program" second
+    if jq -e .parts.landlock.usable probe; then
+        cp "$attempts" second
         binds=$(jq -c --arg second "$PWD/second" '. + [{source: {path: $second}, target: "/second", writable: false, follows: false}]' <<<"$binds")
     fi
-    run -1 msb-boot --as-jailed-process '{}' "$program"
+    run -1 msb-boot --as-jailed-process '{}' "$attempts"
     [[ $output == 'jail: its description: missing field'* ]]
-    for profile in qemu qemu-private-disk vsock; do
+    # The table of the profiles itself, so that a new one cannot be forgotten.
+    run -1 msb-boot --as-jailed-process '{"profile": ""}' "$attempts"
+    profiles=$(grep -o '`[a-z0-9-]*`' <<<"${output#*expected one of}" | tr -d '`')
+    [[ $(sort <<<"$profiles" | xargs) == 'channel gate krun krun-private-disk krun-shares mkfs mkfs-trusted passt passt-low-port qemu '* ]]
+    # A socket of the host that is in no directory.
+    perl -MSocket -e 'socket(my $s, AF_UNIX, SOCK_STREAM, 0); bind($s, pack_sockaddr_un("\0msb-test-$ARGV[0]")) or die; listen($s, 64);
+        print "up\n"; close(STDOUT); sleep' "$$" >abstract 3>&- &
+    abstract=$!
+    vm_await test -s abstract
+    for profile in $profiles; do
+        echo "== $profile"
         jail=$(jq -nc --arg profile "$profile" --argjson binds "$binds" --arg mount_point "$PWD/jail" '{profile: $profile, user: 1879048193,
             binds: $binds, dirs: [], mount_point: $mount_point}')
-        run unshare --pid --fork msb-boot --as-jailed-process "$jail" "$program" \
-            "$XDG_RUNTIME_DIR" "$XDG_RUNTIME_DIR/msb/worker/agent.sock" "$MSB_HOME" "$vm_root" "$PWD" /etc/passwd /root /proc/self/root /dev/kvm
+        run "$keyed" sh -c 'exec unshare --pid --fork env LD_PRELOAD="$PWD/attempts.so" msb-boot --as-jailed-process "$@" "key:$MSB_TEST_KEY"' - \
+            "$jail" "$attempts" "@msb-test-$$" "$XDG_RUNTIME_DIR" "$XDG_RUNTIME_DIR/msb/worker/agent.sock" "$MSB_HOME" "$vm_root" "$PWD" \
+            /etc/passwd /root /proc/self/root /dev/kvm </dev/null
         echo "$output"
         [ "$status" -eq 0 ]
-        [[ $output == 'attempts: '*', user: 1879048193, '*"at the parent's death: 9" ]]
+        diff <(may "$profile" | sort) <(grep '^reached: ' <<<"$output" | sort -u)
+        case $profile in
+            krun-shares | virtiofsd | mkfs*) user=0 ;;
+            *) user=1879048193 ;;
+        esac
+        [ "$(grep -c '^attempts: ' <<<"$output")" -eq 1 ]
+        # A program of our own may not ask which signal it gets.
+        grep -qE "^attempts: [0-9]+, user: $user, .*, at the parent's death: (9|-1)$" <<<"$output"
+        rm -rf data/made data/node
+        chown -R 12345 data
+        chmod 0644 data/public
     done
+    kill "$abstract"
 }
 
 @test "a program in the place of mkfs.erofs or mke2fs reads its tree, inherits nothing, and ends with the tool" {
