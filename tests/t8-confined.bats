@@ -112,6 +112,69 @@ prepare_hostile_guest() {
     [ -S "$XDG_RUNTIME_DIR/msb/worker/agent.sock" ]
 }
 
+# role PID: prints what a process of a VM is.
+role() {
+    local args
+    mapfile -d '' -t args <"/proc/$1/cmdline"
+    case ${args[1]:-} in
+        --as-*) echo "${args[1]#--as-}" ;;
+        # passt has left the file system of its program.
+        *) basename "${args[0]}" ;;
+    esac
+}
+
+# assert_limits NAME: the resource limits, and the number of filters, of each process of a VM.
+assert_limits() {
+    local pid files threads filters own=$((0x70000000 + $(vm_pid "$1"))) most
+    # What nothing limits further.
+    most=$(awk '/^Max open files/ { print $5 }' "/proc/$(vm_pid "$1")/limits")
+    for pid in $(vm_members "$1"); do
+        # Two filters are of the jail. QEMU adds one, and passt and virtiofsd one that forbids what the jail has let them do.
+        filters=2
+        case $(role "$pid") in
+            gate) files=64 ;;
+            resolver) files=256 ;;
+            qemu-system-*) files=4096 filters=3 ;;
+            vmm) if grep -q "^Uid:.*$own$" "/proc/$pid/status"; then files=4096; else files=$most; fi ;;
+            channel | vhost-device-vsock) files=16384 ;;
+            passt* | virtiofsd) files=$most filters=3 ;;
+            *) echo "which limits does $(role "$pid") have?"; return 1 ;;
+        esac
+        [ "$files" -le "$most" ] || files=$most
+        # Those of root are counted together.
+        threads=1024
+        grep -q "^Uid:.*$own$" "/proc/$pid/status" || threads=$(awk '/^Max processes/ { print $4 }' "/proc/$(vm_pid "$1")/limits")
+        echo "$(role "$pid"): $files files, $threads threads, $filters filters"
+        diff <(printf '%s\n' "core 0 0" "processes $threads $threads" "files $files $files" "locked 0 0" "$filters") \
+            <(awk '/^Max core file/ { print "core", $5, $6 } /^Max processes/ { print "processes", $3, $4 }
+                /^Max open files/ { print "files", $4, $5 } /^Max locked memory/ { print "locked", $4, $5 }
+                /^Seccomp_filters:/ { print $2 }' "/proc/$pid/limits" "/proc/$pid/status") || return
+    done
+}
+
+# bats test_tags=vmm
+@test "each process that serves a VM has the limits of its jail, and an empty session keyring in the place of the caller's" {
+    command -v passt >/dev/null || skip "passt is not installed"
+    vm_launcher=("$(guest_program with-key)")
+    # A container may have no keyrings.
+    "${vm_launcher[@]}" true || vm_launcher=()
+    # The numbers of empty session keyrings that more than $1 processes have.
+    sessions() { awk -v least="$1" '/ _ses: empty$/ && $3 > least { print $1 }' /proc/keys | sort; }
+    [ -z "${vm_launcher[*]}" ] || sessions 0 >before
+    MSB_NETWORK='' vm_boot worker
+    assert_limits worker >limits || { cat limits; return 1; }
+    cat limits
+    # The gate, the resolver, passt, and the VMM with its helpers.
+    [ "$(grep -cE '^(gate|resolver|passt|vmm|qemu-system-.*|virtiofsd|vhost-device-vsock): ' limits)" -ge 4 ]
+    # All of them have the supervisor's, and the caller's key is in none that is called so.
+    if [ -n "${vm_launcher[*]}" ]; then
+        sessions "$(vm_members worker | wc -l)" >after
+        [ -n "$(comm -13 before after)" ]
+    fi
+    msb-stop -r worker.json >stopped.json
+    vm_assert_nothing
+}
+
 # may PROFILE: prints what a hostile program in that jail reaches: all that it may do beyond the use of its own memory, of its
 # descriptors, and of the files that everybody may read.
 may() {
@@ -144,7 +207,8 @@ may() {
 
 @test "a hostile program in the jail of any process reaches nothing of the kernel, of the host or of another VM but what the jail is for" {
     attempts=$(guest_program jail-attempts)
-    keyed=$(guest_program with-key)
+    keyed=("$(guest_program with-key)")
+    "${keyed[@]}" true || keyed=(env MSB_TEST_KEY=1)
     cc -Os -DLIBRARY -shared -fPIC -o attempts.so "$BATS_TEST_DIRNAME/guest/jail-attempts.c"
     vm_boot worker
     msb-boot --probe >probe
@@ -178,7 +242,7 @@ may() {
         echo "== $profile"
         jail=$(jq -nc --arg profile "$profile" --argjson binds "$binds" --arg mount_point "$PWD/jail" '{profile: $profile, user: 1879048193,
             binds: $binds, dirs: [], mount_point: $mount_point}')
-        run "$keyed" sh -c 'exec unshare --pid --fork env LD_PRELOAD="$PWD/attempts.so" msb-boot --as-jailed-process "$@" "key:$MSB_TEST_KEY"' - \
+        run "${keyed[@]}" sh -c 'exec unshare --pid --fork env LD_PRELOAD="$PWD/attempts.so" msb-boot --as-jailed-process "$@" "key:$MSB_TEST_KEY"' - \
             "$jail" "$attempts" "@msb-test-$$" "$XDG_RUNTIME_DIR" "$XDG_RUNTIME_DIR/msb/worker/agent.sock" "$MSB_HOME" "$vm_root" "$PWD" \
             /etc/passwd /root /proc/self/root /dev/kvm </dev/null
         echo "$output"
