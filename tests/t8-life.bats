@@ -116,6 +116,7 @@ teardown() {
 # bats test_tags=vmm-slow
 @test "a VM with limits has a cgroup of its own with all its processes, and a host that cannot make one is told" {
     limits=(--cpu-quota 150% --cpu-weight 50 --memory-max 1G --pids-max 500)
+    io_weight=300
     run --separate-stderr msb-boot -r "$vm_record" --name worker --memory-max 100M
     [ "$status" -eq 1 ]
     [[ $stderr == *'--memory-max 100M: the VM needs '*' MiB, of which 512 are'* ]]
@@ -126,19 +127,26 @@ teardown() {
         vm_assert_nothing
         return
     fi
-    vm_boot worker "${limits[@]}"
-    expected=$'cpu.max 150000 100000\ncpu.weight 50\nmemory.max 1073741824\npids.max 500'
+    vm_boot worker "${limits[@]}" --io-weight "$io_weight" 2>refused || {
+        # Weights of disks are an option of the kernel, or a module.
+        grep -qE '(this kernel has no (io.weight and no io.bfq.weight|blkio.bfq.weight and no blkio.weight) there|no controller \"io\")' refused
+        vm_assert_nothing
+        io_weight=null
+        vm_boot worker "${limits[@]}"
+    }
+    expected=$'cpu.max 150000 100000\ncpu.weight 50\nmemory.max 1073741824\npids.max 500\nio.weight default 300'
     [ "$(stat -f -c %T /sys/fs/cgroup)" = cgroup2fs ] ||
-        expected=$'cpu.cfs_quota_us 150000\ncpu.shares 512\nmemory.limit_in_bytes 1073741824\npids.max 500'
+        expected=$'cpu.cfs_quota_us 150000\ncpu.shares 512\nmemory.limit_in_bytes 1073741824\npids.max 500\nblkio.bfq.weight 300'
+    [ "$io_weight" = 300 ] || expected=${expected%$'\n'*}
     while read -r file value; do
-        dir=$(dirname "$(find /sys/fs/cgroup -path "*/msb-worker.$(vm_pid worker)/$file")")
+        dir=$(dirname "$(find /sys/fs/cgroup -path "*/msb-worker.$(vm_pid worker)/$file" | grep .)")
         [ "$(cat "$dir/$file")" = "$value" ]
         [ "$(sort -n "$dir/cgroup.procs")" = "$(vm_processes | sort -n)" ]
     done <<<"$expected"
     [ "$(vm_exec worker echo up)" = up ]
     msb-stop -r worker.json >stopped.json
     [ -z "$(find /sys/fs/cgroup -name "msb-worker.$(vm_pid worker)")" ]
-    jq -e '.boot.limits | .cpu_quota_percent == 150 and .pids_max == 500 and .io_weight == null' stopped.json
+    jq -e '.boot.limits | .cpu_quota_percent == 150 and .pids_max == 500 and .io_weight == '"$io_weight" stopped.json
 }
 
 @test "agentd cannot be killed in the guest, and TERM makes it end the machine" {
@@ -241,6 +249,35 @@ teardown() {
     run --separate-stderr timeout 600 msb-stop -r worker.json -t 180
     [ "$stderr" = 'msb-stop: worker: stopped' ]
     vm_assert_nothing
+}
+
+# bats test_tags=vmm-slow
+@test "a flood of the console and of a VMM's stderr delays no command, and is cut to what the logs may take, which they say" {
+    vm_boot worker
+    vmm=$(vm_vmm worker)
+    # An emulated guest is too slow for that, so the pipes of its VMM are written to.
+    for number in 1 2; do
+        yes $'\e[2Jflood' | head -c 64m >"/proc/$vmm/fd/$number" &
+        flood=$!
+        [ "$(vm_exec worker echo answered)" = answered ]
+        wait "$flood"
+    done
+    cd "$XDG_RUNTIME_DIR/msb/worker" || return
+    [ "$(cat kernel.log kernel.log.1 | wc -c)" -lt $((8500 << 10)) ]
+    [ "$(cat supervisor.log* | wc -c)" -lt $((4 << 20)) ]
+    # The message comes with the next line that is written.
+    wrote_after() {
+        msb-exec worker -- sh -c 'echo after the flood >/dev/console' && grep -q '^after the flood' kernel.log
+    }
+    vm_await wrote_after
+    grep -aq '^\[msb: [0-9]* bytes came too fast and are left out\]$' kernel.log
+    vm_await grep -aq '[0-9] bytes came too fast and are left out$' supervisor.log
+    # Control characters do not reach a terminal that shows the log.
+    run ! grep -q $'\e' supervisor.log
+    cd "$BATS_TEST_TMPDIR" || return
+    [ "$(vm_exec worker echo alive)" = alive ]
+    run --separate-stderr msb-stop -r worker.json
+    [ "$stderr" = 'msb-stop: worker: stopped' ]
 }
 
 # watch_clock: boots a VM that writes its time into the file "clock" ten times a second. The writer is in $watching.
