@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -13,9 +12,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
+use msb::descriptor;
 use msb::inherited::duplicate;
 use rustix::io::FdFlags;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::access::Access;
 
@@ -80,7 +79,7 @@ impl Fusermount {
             bail!("mount point {path:?}: its name has a line break (choose another)");
         }
         self.socket.write_all(&[name, b"\n"].concat())?;
-        match receive(&self.socket)? {
+        match descriptor::receive(&self.socket, &mut [0])?.1 {
             Some(device) => Ok(Mounted { device, watcher: self.socket.into() }),
             None => {
                 let status = self.child.wait()?;
@@ -91,18 +90,6 @@ impl Fusermount {
             }
         }
     }
-}
-
-/// The descriptor that fusermount3 sends; `None` if it sends none.
-fn receive(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut byte = [0u8; 1];
-    recvmsg(socket, &mut [io::IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    Ok(control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    }))
 }
 
 impl Mounted {
