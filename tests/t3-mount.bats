@@ -611,6 +611,43 @@ for change in (
 EOF
 }
 
+@test "the attributes of a file are those of its data after each way to write it" {
+    mounted
+    python3 - root/etc "$upper/etc" <<'EOF'
+import mmap, os, struct, sys, time
+shown, own = (path + "/written" for path in sys.argv[1:])
+CAPABILITY = struct.pack("<5I", 0x02000000, 1 << 10, 0, 0, 0)
+def write(fd):
+    os.pwrite(fd, b"further", 4)
+def map(fd):
+    with mmap.mmap(fd, 0) as view:
+        # To map a file changes its access time, so the kernel asks for the attributes.
+        os.stat(shown)
+        view[0:1] = b"x"
+os.close(os.open(shown, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+for flags, change in ((os.O_WRONLY, write), (os.O_WRONLY | os.O_APPEND, lambda fd: os.write(fd, b"more")),
+                      (os.O_WRONLY, lambda fd: os.ftruncate(fd, 3)), (os.O_RDWR, write), (os.O_RDWR, map)):
+    # Something that the kernel may have cached.
+    os.utime(shown, (1, 1))
+    os.setxattr(shown, "security.capability", CAPABILITY)
+    assert os.getxattr(shown, "security.capability") == CAPABILITY
+    assert os.stat(shown).st_mtime == 1
+    fd = os.open(shown, flags)
+    change(fd)
+    os.close(fd)
+    limit = time.monotonic() + 60
+    while True:
+        now, expected = os.stat(shown), os.stat(own)
+        if (now.st_size, now.st_mtime_ns) == (expected.st_size, expected.st_mtime_ns):
+            break
+        # The kernel does not wait for the release of a file that was mapped.
+        assert change is map and time.monotonic() < limit, (flags, now, expected)
+    assert expected.st_mtime > 1
+    # A write through a mapping does not clear capabilities.
+    assert change is map or "security.capability" not in os.listxattr(shown), flags
+EOF
+}
+
 @test "writes of another user bypass the server where root's do" {
     mounted
     mkdir -m 1777 root/tmp

@@ -1,6 +1,5 @@
 //! FUSE requests as calls on the merged tree, and its results as replies. Nothing is decided here. [`entry`] has the replies that count
-//! lookups, [`readdir`] the listings, [`copying`] the requests that take long, and [`served`] what
-//! the crate calls.
+//! lookups, [`readdir`] the listings, [`copying`] the requests that take long, and [`served`] what the crate calls.
 
 mod copying;
 mod entry;
@@ -68,6 +67,18 @@ impl Fs {
     fn node(&self, ino: INodeNo) -> io::Result<Arc<Node>> {
         self.tree.table.trim();
         self.tree.table.get(ino.0)
+    }
+
+    /// What a release does.
+    fn releasing(
+        &self,
+        ino: INodeNo,
+        handle: FileHandle,
+        mode: OpenAccMode,
+        reply: ReplyEmpty,
+    ) -> impl FnOnce() + use<> {
+        let tree = self.tree.clone();
+        move || reply::empty(tree.table.get(ino.0).and_then(|node| tree.release(&node, handle.0, mode)), reply)
     }
 }
 
@@ -313,20 +324,6 @@ impl Filesystem for Fs {
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _lock_owner: LockOwner, reply: ReplyEmpty) {
         // Nothing is buffered. The kernel does not send flushes after this.
         reply.error(Errno::ENOSYS);
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        let was_writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        reply::empty(self.node(ino).and_then(|node| self.tree.release(&node, fh.0, was_writable)), reply);
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, datasync: bool, reply: ReplyEmpty) {

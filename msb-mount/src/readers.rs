@@ -27,6 +27,10 @@
 //! Where other processes take both processors, the client runs only after the server sleeps, polls fail, and the window stays closed. With
 //! everything on one processor two threads that sleep are fastest (10k files in 0.75 s; with two processors and polling 1.2 s).
 //!
+//! A release is put off ([`Readers::serve_later`]): no client waits for it, but the next request would wait for the thread that is busy
+//! with it. It is done when the next request was answered, while the client wakes up, or before the thread sleeps. A warm tar takes
+//! 0.96 of the time, new files 0.92 (with two system calls fewer for each), and their removal 0.95.
+//!
 //! A thread takes part from its first request on, and nothing is polled or parked before all threads do: the last one that reads must be
 //! one whose end is noticed here, so that the parked ones end too.
 
@@ -47,7 +51,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 use crate::lock::hold;
 use window::Window;
 
-/// How long a request may wait for threads that are busy, half of the time at least.
+/// The period of the timer. When all threads are busy, another one is called after one to two of these.
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 /// How long there may be further requests before another thread reads them too.
 const BACKLOG: Duration = Duration::from_micros(250);
@@ -55,6 +59,8 @@ const BACKLOG: Duration = Duration::from_micros(250);
 const INTERRUPTED: Duration = Duration::from_micros(500);
 /// While nothing is polled for, one of so many requests is looked at. Looking at all took 8 to 12 % of the time of small requests.
 const SAMPLE: u32 = 4;
+/// The most work that a thread puts off.
+const MOST_LATER: usize = 8;
 
 /// The threads that read requests.
 #[derive(Debug)]
@@ -96,6 +102,8 @@ struct Reader {
     backlog_since: Option<Instant>,
     /// How many requests it has finished while nothing was polled for.
     unpolled: u32,
+    /// Work that was put off, each with the id of what it concerns.
+    later: Vec<(u64, Box<dyn FnOnce()>)>,
 }
 
 thread_local! {
@@ -112,9 +120,9 @@ impl Readers {
     /// For so many threads.
     ///
     /// # Errors
-    /// That of making a timer or a thread.
+    /// That of making a timer.
     pub(crate) fn new(count: usize) -> io::Result<Arc<Self>> {
-        let readers = Arc::new(Self {
+        Ok(Arc::new(Self {
             count,
             device: OnceLock::new(),
             known: AtomicUsize::new(0),
@@ -126,15 +134,20 @@ impl Readers {
             called: Condvar::new(),
             timer: timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?,
             is_timer_set: AtomicBool::new(false),
-        });
-        let watched = readers.clone();
-        std::thread::Builder::new().name("watch".into()).spawn(move || watched.watch())?;
-        Ok(readers)
+        }))
     }
 
     /// Requests come from this device.
-    pub(crate) fn read_from(&self, device: OwnedFd) {
+    ///
+    /// # Errors
+    /// That of making a thread.
+    pub(crate) fn read_from(self: &Arc<Self>, device: OwnedFd) -> io::Result<()> {
+        if self.count > 1 {
+            let watched = self.clone();
+            std::thread::Builder::new().name("watch".into()).spawn(move || watched.watch())?;
+        }
         let _ = self.device.set(device);
+        Ok(())
     }
 
     /// Serves a request of this thread, and returns when the thread should read the next one.
@@ -144,8 +157,41 @@ impl Readers {
         }
         self.begin();
         let served = serve();
+        catch_up();
         self.finish(true);
         served
+    }
+
+    /// Serves a request that no client waits for, once the next one was answered. `id`: what it concerns.
+    pub(crate) fn serve_later(self: &Arc<Self>, id: u64, serve: impl FnOnce() + 'static) {
+        // The thread sleeps after this request, or others read too.
+        if hold(&self.window).length().is_zero() || self.known.load(SeqCst) < self.count {
+            return self.serve(serve);
+        }
+        self.begin();
+        let is_full = READER.with_borrow_mut(|reader| {
+            let Some(Reader { later, .. }) = reader else { return false };
+            later.push((id, Box::new(serve)));
+            later.len() >= MOST_LATER
+        });
+        if is_full {
+            catch_up();
+        }
+        if !self.finish(false) {
+            self.serving.fetch_add(1, SeqCst);
+            self.set_timer();
+            catch_up();
+            self.finished.fetch_add(1, SeqCst);
+            self.serving.fetch_sub(1, SeqCst);
+        }
+    }
+
+    /// Does what this thread has put off, if some of it concerns `id`.
+    pub(crate) fn catch_up_on(&self, id: u64) {
+        let concerns = |reader: &Reader| reader.later.iter().any(|(of, _)| *of == id);
+        if READER.with_borrow(|reader| reader.as_ref().is_some_and(concerns)) {
+            catch_up();
+        }
     }
 
     /// As [`Self::serve`], for one that takes no time and is followed by others without a read. This thread is not parked.
@@ -184,25 +230,28 @@ impl Readers {
                 }
             }
             None => {
-                *reader = Some(Reader { readers: self.clone(), waits_since: None, backlog_since: None, unpolled: 0 });
+                let readers = self.clone();
+                *reader =
+                    Some(Reader { readers, waits_since: None, backlog_since: None, unpolled: 0, later: Vec::new() });
                 self.known.fetch_add(1, SeqCst);
             }
         });
     }
 
-    fn finish(&self, may_park: bool) {
+    /// Returns whether there is a next request already.
+    fn finish(&self, may_park: bool) -> bool {
         self.finished.fetch_add(1, SeqCst);
         self.serving.fetch_sub(1, SeqCst);
-        let Some(device) = self.device.get() else { return };
+        let Some(device) = self.device.get() else { return false };
         if self.known.load(SeqCst) < self.count {
-            return;
+            return false;
         }
         READER.with_borrow_mut(|reader| {
-            let Some(reader) = reader else { return };
+            let Some(reader) = reader else { return false };
             if hold(&self.window).length().is_zero() && self.free() == 1 {
                 reader.unpolled = reader.unpolled.wrapping_add(1);
                 if !reader.unpolled.is_multiple_of(SAMPLE) {
-                    return;
+                    return false;
                 }
             }
             if is_ready(device) {
@@ -211,23 +260,23 @@ impl Readers {
                     reader.backlog_since = None;
                     self.call();
                 }
-                return;
+                return true;
             }
             reader.backlog_since = None;
             if self.free() > 1 {
                 if may_park {
                     self.park();
                 }
-                return;
+                return false;
             }
             let since = Instant::now();
             reader.waits_since = Some(since);
-            self.poll(device, since);
-        });
+            self.poll(device, since)
+        })
     }
 
-    /// Polls for the next request, for the window's length.
-    fn poll(&self, device: &OwnedFd, since: Instant) {
+    /// Polls for the next request, for the window's length. Returns whether there is one.
+    fn poll(&self, device: &OwnedFd, since: Instant) -> bool {
         let length = hold(&self.window).length();
         let mut last = Duration::ZERO;
         while last < length {
@@ -237,10 +286,11 @@ impl Readers {
                 hold(&self.window).lost_processor();
             }
             if is_ready {
-                return;
+                return true;
             }
             last = now;
         }
+        false
     }
 
     /// Sleeps until another thread is wanted to read, unless none but this one is free.
@@ -313,6 +363,12 @@ impl Readers {
             }
         }
     }
+}
+
+/// Does what this thread has put off.
+fn catch_up() {
+    let later = READER.with_borrow_mut(|reader| reader.as_mut().map(|reader| std::mem::take(&mut reader.later)));
+    later.into_iter().flatten().for_each(|(_, serve)| serve());
 }
 
 /// Whether a read would return at once: there is a request, or the mount is gone.

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, RequestId, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, IoctlFlags, KernelConfig, LockOwner,
+    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, RequestId,
+    TimeOrNow, WriteFlags,
 };
 
 use super::Fs;
@@ -43,6 +44,28 @@ macro_rules! requests {
                 self.forget_in_batch(request, ino, count);
             }
 
+            fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+                self.readers.serve(|| {
+                    // A file that is open keeps its mode.
+                    self.readers.catch_up_on(ino.0);
+                    self.fs.open(request, ino, flags, reply);
+                });
+            }
+
+            fn release(
+                &self, _request: &Request, ino: INodeNo, handle: FileHandle, flags: OpenFlags,
+                _owner: Option<LockOwner>, _flush: bool, reply: ReplyEmpty
+            ) {
+                let mode = flags.acc_mode();
+                let release = self.fs.releasing(ino, handle, mode, reply);
+                // The kernel may have to be told of changes.
+                if mode == OpenAccMode::O_RDWR {
+                    self.readers.serve(release);
+                } else {
+                    self.readers.serve_later(ino.0, release);
+                }
+            }
+
             $(fn $name(&self, request: &Request, $($argument: $type),*) {
                 self.readers.serve(|| {
                     requests!(@hand_over $kind self.readers);
@@ -70,7 +93,6 @@ requests! {
     brief symlink(parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry);
     brief rename(parent: INodeNo, name: &OsStr, to: INodeNo, to_name: &OsStr, flags: RenameFlags, reply: ReplyEmpty);
     brief link(ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry);
-    brief open(ino: INodeNo, flags: OpenFlags, reply: ReplyOpen);
     brief create(parent: INodeNo, name: &OsStr, mode: u32, umask: u32, flags: i32, reply: ReplyCreate);
     brief read(
         ino: INodeNo, handle: FileHandle, offset: u64, size: u32, flags: OpenFlags, owner: Option<LockOwner>,
@@ -81,10 +103,6 @@ requests! {
         owner: Option<LockOwner>, reply: ReplyWrite
     );
     brief flush(ino: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty);
-    brief release(
-        ino: INodeNo, handle: FileHandle, flags: OpenFlags, owner: Option<LockOwner>, flush: bool,
-        reply: ReplyEmpty
-    );
     long fsync(ino: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty);
     brief opendir(ino: INodeNo, flags: OpenFlags, reply: ReplyOpen);
     brief readdir(ino: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory);
@@ -108,7 +126,8 @@ requests! {
 }
 
 impl Served {
-    /// The kernel sends many of these as one request. The crate does not tell where that ends.
+    /// The kernel sends many of these as one request. The crate does not tell where that ends: the type of the argument of
+    /// `Filesystem::batch_forget` is private.
     fn forget_in_batch(&self, request: &Request, ino: INodeNo, count: u64) {
         thread_local! {
             static BATCH: Cell<Option<RequestId>> = const { Cell::new(None) };

@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use super::{BACKLOG, Readers};
+use super::{BACKLOG, MOST_LATER, Readers, hold};
 
 /// A limit for what takes no time.
 const LIMIT: Duration = Duration::from_secs(60);
 
+#[derive(Clone, Copy)]
 enum Request {
     /// Ends when so many threads have one.
     Meet,
@@ -24,7 +25,13 @@ enum Request {
     Long,
     /// Takes a tenth of a backlog.
     Brief,
+    /// Concerns [`FILE`], and is put off.
+    Later,
+    /// Concerns [`FILE`].
+    Open,
 }
+
+const FILE: u64 = 7;
 
 struct Server {
     readers: Arc<Readers>,
@@ -32,8 +39,8 @@ struct Server {
     threads: Vec<JoinHandle<()>>,
     /// Ends one hanging request.
     resume: Sender<()>,
-    /// The thread of each request that has ended.
-    ended: Receiver<ThreadId>,
+    /// The thread of each request that has ended, and which one it was.
+    ended: Receiver<(ThreadId, u8)>,
 }
 
 impl Server {
@@ -42,7 +49,7 @@ impl Server {
         let (client, device) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let readers = Readers::new(count).unwrap();
-        readers.read_from(device.try_clone().unwrap());
+        readers.read_from(device.try_clone().unwrap()).unwrap();
         let device = Arc::new(device);
         let (resume, resumed) = channel();
         let (end, ended) = channel();
@@ -53,10 +60,17 @@ impl Server {
             std::thread::spawn(move || {
                 let mut request = [0];
                 while rustix::io::read(&device, &mut request).unwrap() > 0 {
+                    let (end, request) = (end.clone(), request[0]);
+                    let send = move || end.send((std::thread::current().id(), request)).unwrap();
+                    if request == 4 {
+                        readers.serve_later(FILE, send);
+                        continue;
+                    }
                     readers.serve(|| {
-                        match request[0] {
+                        match request {
                             0 => drop(meeting.wait()),
                             3 => busy(BACKLOG / 10),
+                            5 => readers.catch_up_on(FILE),
                             hangs => {
                                 if hangs == 2 {
                                     readers.hand_over();
@@ -64,7 +78,7 @@ impl Server {
                                 resumed.lock().unwrap().recv().unwrap();
                             }
                         }
-                        end.send(std::thread::current().id()).unwrap();
+                        send();
                     });
                 }
             })
@@ -83,7 +97,20 @@ impl Server {
     }
 
     fn end_of_one(&self) -> ThreadId {
-        self.ended.recv_timeout(LIMIT).expect("no request ends")
+        self.ended.recv_timeout(LIMIT).expect("no request ends").0
+    }
+
+    /// The order in which the only thread serves requests that it finds together.
+    fn order_of(&self, requests: &[Request]) -> Vec<u8> {
+        // As after a request that came soon.
+        while hold(&self.readers.window).length().is_zero() {
+            hold(&self.readers.window).arrived(Duration::ZERO);
+        }
+        self.send(Request::Hang);
+        requests.iter().for_each(|request| self.send(*request));
+        self.resume.send(()).unwrap();
+        self.end_of_one();
+        requests.iter().map(|_| self.ended.recv_timeout(LIMIT).expect("a request is put off for ever").1).collect()
     }
 
     /// Waits until one thread reads and the others are parked.
@@ -178,5 +205,23 @@ fn requests_that_queue_up_are_read_by_another_thread_too() {
         threads.insert(server.end_of_one());
         server.send(Request::Brief);
     }
+    server.stop();
+}
+
+#[test]
+fn what_is_put_off_waits_for_the_next_answer_only() {
+    use Request::{Brief, Later, Open};
+    let server = Server::start(1);
+    assert_eq!(server.order_of(&[Later, Brief, Brief]), [3, 4, 3]);
+    assert_eq!(server.order_of(&[Later, Later, Brief]), [3, 4, 4]);
+    // The thread sleeps after these.
+    assert_eq!(server.order_of(&[Later, Later]), [4, 4]);
+    assert_eq!(server.order_of(&[Later, Open]), [4, 5]);
+    // So many are not put off.
+    let mut many = vec![Later; MOST_LATER + 1];
+    many.push(Brief);
+    let mut order = vec![4; MOST_LATER];
+    order.extend([3, 4]);
+    assert_eq!(server.order_of(&many), order);
     server.stop();
 }

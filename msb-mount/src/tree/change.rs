@@ -70,6 +70,7 @@ impl Tree {
         let entry = upper_of(&above)?.entry(checked)?.ok_or(Errno::NOENT)?;
         let stat = new.set_owner_and_mode(&entry)?;
         let node = self.table.intern(parent, name, overlay::Node::Leaf(Leaf::new(entry, Layer::Upper)))?;
+        node.leaf()?.note_no_capability();
         Ok(Made { node, stat })
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use fuser::{BackingId, TimeOrNow};
+use fuser::{BackingId, OpenAccMode, TimeOrNow};
 use msb::overlay::WHOLE;
 use msb::overlay::attributes::{ACCESS_ACL, CAPABILITY};
 use msb::overlay::beneath::Entry;
@@ -115,11 +115,12 @@ impl Tree {
         ))
     }
 
-    /// Counts a release. Writes through a mapping of a backing file have changed attributes without the kernel's notice.
-    pub(crate) fn release(&self, node: &Arc<Node>, handle: u64, was_writable: bool) -> io::Result<()> {
+    /// Counts a release. Writes through a mapping of a backing file have changed attributes without FUSE's notice. A file that was
+    /// opened for writing only cannot be mapped.
+    pub(crate) fn release(&self, node: &Arc<Node>, handle: u64, mode: OpenAccMode) -> io::Result<()> {
         let leaf = node.leaf()?;
         leaf.released(handle);
-        if handle != 0 && was_writable && !leaf.report(&node.layer_file()?.entry.stat_now()?) {
+        if handle != 0 && mode == OpenAccMode::O_RDWR && !leaf.report(&node.layer_file()?.entry.stat_now()?) {
             self.forget_attributes(node);
         }
         Ok(())
