@@ -994,6 +994,30 @@ EOF
     [ "$(cat root/kept)" = kept ]
 }
 
+# It would be too early in three of four rounds.
+@test "whoever sees that a killed mount fails can lock its upper at once" {
+    for _ in {1..10}; do
+        mounted
+        python3 - "$pid" root/none "$work" <<'EOF'
+import errno, fcntl, os, signal, sys
+pid, path, work = sys.argv[1:]
+work = os.open(work, os.O_RDONLY)
+os.kill(int(pid), signal.SIGKILL)
+while True:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        continue
+    except OSError as error:
+        assert error.errno in (errno.ENOTCONN, errno.ECONNABORTED), error
+        break
+fcntl.flock(work, fcntl.LOCK_EX | fcntl.LOCK_NB)
+EOF
+        umount root
+        jq -c 'del(.mount)' mounted >record
+    done
+}
+
 # make test-kill has more moments.
 # bats test_tags=kill
 @test "killed at many moments of a copy-up, the server leaves the layer's file or the changed one, and the next mount shows it" {
