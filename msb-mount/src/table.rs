@@ -124,6 +124,26 @@ impl Table {
         Some(node.clone())
     }
 
+    /// The node at a name of the upper that `stat` is of, if the kernel knows it by this name. Counts a lookup of it. A directory that
+    /// lower layers have too is not found.
+    pub(crate) fn known_in_upper(&self, parent: &Node, name: &OsStr, stat: &Stat) -> Option<Arc<Node>> {
+        let own = self.numbers.of(stat);
+        let id = read(&self.names).copied.get(&own).copied().unwrap_or(own);
+        let nodes = read(&self.nodes);
+        let node = nodes.get(&id)?;
+        let (identity, layer, is_kept) = match &node.kind {
+            Kind::Dir(dir) => (dir.slot.identity(), dir.slot.layer(), dir.slot.is_kept()),
+            Kind::Leaf(leaf) => (leaf.slot.identity(), leaf.slot.layer(), leaf.slot.is_kept()),
+        };
+        let is_it =
+            identity == (stat.st_dev, stat.st_ino) && layer == Layer::Upper && !is_kept && node.is_at(parent, name);
+        if !is_it {
+            return None;
+        }
+        node.count_lookup();
+        Some(node.clone())
+    }
+
     /// Whether a directory of the upper is known to have no lower directories.
     pub(crate) fn is_in_upper_alone(&self, stat: &Stat) -> bool {
         let own = self.numbers.of(stat);

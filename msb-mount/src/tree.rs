@@ -89,7 +89,14 @@ impl Tree {
         name: &OsStr,
         with: impl FnOnce(&Arc<Node>) -> io::Result<T>,
     ) -> io::Result<T> {
-        let node = self.lookup(parent, name)?.ok_or(Errno::NOENT)?;
+        let known = match &parent.merged()?.upper {
+            Some(upper) => upper.stat_of(Name::new(name)?)?,
+            None => None,
+        };
+        let node = match known.and_then(|stat| self.table.known_in_upper(parent, name, &stat)) {
+            Some(node) => node,
+            None => self.lookup(parent, name)?.ok_or(Errno::NOENT)?,
+        };
         let result = with(&node);
         self.table.release(node);
         result

@@ -198,7 +198,8 @@ impl Tree {
         let both = || [Some(moved), other].into_iter().flatten();
         // Checked before anything is copied up for a rename that fails.
         both().try_for_each(|node| self.check_movable(node))?;
-        if !exchange {
+        // The kernel lets a file replace no directory.
+        if !exchange && moved.dir().is_ok() {
             let to_above = to.merged()?;
             if matches!(to_above.lookup(to_checked)?, Some(overlay::Node::Dir(_))) {
                 self.check_empty(&to_above, to_checked)?;

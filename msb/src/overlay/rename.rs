@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{FileType, RenameFlags};
 use rustix::io::Errno;
 
 use super::beneath::Name;
@@ -33,17 +33,16 @@ impl Writer {
         if !exchange && !flags.difference(RenameFlags::NOREPLACE).is_empty() {
             return Err(Errno::INVAL.into());
         }
-        let target = to.lookup(to_name)?;
-        if flags == RenameFlags::NOREPLACE && target.is_some() {
+        if flags == RenameFlags::NOREPLACE && to.lookup(to_name)?.is_some() {
             return Err(Errno::EXIST.into());
         }
-        let moved_dir = movable_dir(from.lookup(name)?)?;
+        let moved_dir = if is_plainly_a_file(from, name)? { None } else { movable_dir(from.lookup(name)?)? };
         if let Some(dir) = &moved_dir {
             hide_lower(dir, to, to_name)?;
         }
         let (source_dir, target_dir) = (upper_of(from)?, upper_of(to)?);
         if exchange {
-            if let Some(dir) = movable_dir(target)? {
+            if let Some(dir) = movable_dir(to.lookup(to_name)?)? {
                 hide_lower(&dir, from, name)?;
             }
             return source_dir.rename(name, target_dir, to_name, RenameFlags::EXCHANGE);
@@ -124,6 +123,16 @@ fn absolute(own: Option<marks::Redirect>, name: &OsStr, above: &[(Arc<Merged>, O
         path.push(name);
         path
     }))
+}
+
+/// Whether the upper has a visible file at `name` that is no directory. False where xattrs decide that.
+fn is_plainly_a_file(dir: &Merged, name: Name<'_>) -> io::Result<bool> {
+    let Some(stat) = upper_of(dir)?.stat_of(name)? else { return Ok(false) };
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => false,
+        FileType::RegularFile => stat.st_size > 0,
+        _ => !whiteout::is_whiteout(&stat),
+    })
 }
 
 fn movable_dir(node: Option<Node>) -> io::Result<Option<Merged>> {
