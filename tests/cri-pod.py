@@ -80,7 +80,10 @@ def main() -> None:
     assert cri.run(client, "dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1")[2] == 137
     assert "deadline" in refused(cri.ExecSync, {1: client, 2: ["sleep", "10000"], 3: 1})
     wait_until(lambda: "sleep 10000" not in cri.run(client, "ps")[0], "the probe goes on")
-    assert "pod" in refused(cri.UpdateContainerResources, {1: client, 2: {1: 100000, 2: 50000}})
+    # It is resized in place, as far as the pod's VM reaches.
+    cri.UpdateContainerResources({1: client, 2: {1: 100000, 2: 50000, 3: 256, 4: 200 << 20}})
+    assert cri.run(client, "dd", "if=/dev/zero", "of=/dev/null", "bs=150M", "count=1")[2] == 0
+    assert "cannot get more" in refused(cri.UpdateContainerResources, {1: client, 2: {4: 300 << 20}})
     for text in (" stdout F started\n", " stderr F failed\n"):
         assert text in log("server.0")
     assert " stdout F up\n" in log("client.0")

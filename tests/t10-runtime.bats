@@ -161,9 +161,28 @@ limit() {
     read -r user system <<<"$used"
     [ $((user + system)) -lt 150 ] && [ $((user + system)) -gt 5 ]
     [ "$(O exec limited echo on)" = on ]
-    run O update --memory 134217728 limited
+    # Other limits, and none of them if one is wrong.
+    O update --memory 134217728 limited
+    O exec limited "${fill[@]}"
+    run O update -r - limited <<<'{"pids": {"limit": 60}, "cpu": {"quota": 1}}'
     [ "$status" = 1 ]
-    [[ $output == *'its limits cannot be changed'* ]]
+    [[ $output == *'limit cpu.max "1 100000": Invalid argument'* ]]
+    run O exec limited sh -c "$fork"
+    [[ $output == *"can't fork"* ]]
+    O update -r - limited <<<'{"pids": {"limit": 60}, "cpu": {"shares": 2, "quota": -1}}'
+    [ "$(O exec limited sh -c "$fork")" = all ]
+    # One that was created without limits.
+    O update -r - free <<<'{"pids": {"limit": 20}}'
+    run O exec free sh -c "$fork"
+    [[ $output == *"can't fork"* ]]
+    run O update --memory 1073741824 free
+    [ "$status" = 1 ]
+    [[ $output == *'memory limit of 1024 MiB: the VM of the pod was booted with 512 MiB, and cannot get more (create the pod again)'* ]]
+    O pause limits
+    run O update --memory 134217728 limited
+    O resume limits
+    [ "$status" = 1 ]
+    [[ $output == *'its pod is paused (resume the sandbox first)'* ]]
     # The command of a container.
     bundle filled "${fill[@]}"
     limit filled '{"memory": {"limit": 67108864}}'

@@ -298,6 +298,16 @@ $hello\1\0|its agent does not answer (see "
 END
 }
 
+@test "an agent that does not know how to change limits is named as the reason" {
+    printf '\r\0\0\0\1{"version":2}' >answer
+    fake_agent close
+    echo '{"pids": {"limit": 7}}' >limits.json
+    run --separate-stderr timeout 180 msb-exec -r fake.json --limits limits.json 1
+    wait "$AGENT_PID" || true
+    [ "$status" = 125 ]
+    [ "$stderr" = 'msb-exec: vm "worker": its agent is of an older version, and cannot change limits (boot the VM again)' ]
+}
+
 @test "a guest that sends more than its credit is disconnected" {
     { printf '\r\0\0\0\1{"version":2}\20\0\0\0\3{"pid":1,"id":1}'; for _ in $(seq 40); do printf '\0\0\1\0\5'; head -c 65536 /dev/zero; done; } > answer
     fake_agent
@@ -551,6 +561,31 @@ pts/ptmx
     [ "$output" -gt 20 ]
     is_removed() { [ "$(msb-exec -n -- sh -c 'ls /sys/fs/cgroup/msb | grep container-; cat /proc/1/task/*/comm | grep thrash')" = thrash ]; }
     exec_await is_removed
+    # Limits are changed, all of them or none, and back to none.
+    container '.process.args = ["sleep", "1000"] | .linux.resources = {pids: {limit: 20}, cpu: {quota: 50000, period: 50000}}'
+    id=$(msb-exec -d --container container.json | jq .id)
+    limits() { msb-exec -n -- sh -c 'cd /sys/fs/cgroup/msb/container-* && cat pids.max cpu.weight cpu.max memory.max' | paste -sd ' '; }
+    change() { echo "$1" >limits.json && msb-exec --limits limits.json "${2:-$id}"; }
+    [ "$(limits)" = '20 100 50000 50000 max' ]
+    change '{"pids": {"limit": 30}, "cpu": {"shares": 1024, "quota": 20000}, "memory": {"limit": 67108864}}'
+    [ "$(limits)" = '30 39 20000 50000 67108864' ]
+    run --separate-stderr change '{"pids": {"limit": 40}, "cpu": {"shares": 2, "quota": 1}, "memory": {"limit": 33554432}}'
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: exec $id: limit cpu.max \"1 50000\": Invalid argument (os error 22)" ]
+    [ "$(limits)" = '30 39 20000 50000 67108864' ]
+    change '{"pids": {"limit": -1}, "cpu": {"quota": -1, "period": 100000}, "memory": {"limit": -1}}'
+    [ "$(limits)" = 'max 39 max 100000 max' ]
+    other=$(msb-exec -n -d -- sleep 1000 | jq .id)
+    run --separate-stderr change '{"pids": {"limit": 40}}' "$other"
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: exec $other: it is no container with limits, or has ended" ]
+    run --separate-stderr change '{}'
+    [ "$stderr" = 'msb-exec: limits "limits.json": there are none of memory, pids or cpu' ]
+    for ended in "$id" "$other"; do msb-exec --signal KILL "$ended"; done
+    exec_await is_removed
+    run --separate-stderr change '{"pids": {"limit": 40}}'
+    [ "$status" = 125 ]
+    [ "$stderr" = "msb-exec: exec $id: it is no container with limits, or has ended" ]
     # A command that is killed because it has no memory left for files was out of memory.
     msb-exec -n -- dd if=/dev/zero of=/large bs=1M count=20 2>/dev/null
     thrash='dd if=/dev/zero bs=60M 2>/dev/null | sleep 1000 & sleep 1; while pidof dd >/dev/null; do cat /large >/dev/null; done; exit 3'

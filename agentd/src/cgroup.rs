@@ -1,11 +1,10 @@
 //! A cgroup for each exec, below one for all of them: it limits the exec, finds all of its processes, and counts their CPU time. A guest's
 //! kernel may lack cgroups and its init may change them, so no error here fails an exec: its process group is used instead.
 
-use std::collections::HashSet;
-use std::ffi::CStr;
+mod changes;
+
 use std::fs::{self, File};
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use changes::Changes;
 use msb::wire::container::Limits;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 
 use crate::console;
 use crate::container::Failed;
@@ -83,10 +82,7 @@ impl Cgroups {
         if !*self.usable.get_or_init(set_up_or_log) {
             return Err(failed(io::Error::other("the guest has none, and so no limits")));
         }
-        if need_cpu(limits) {
-            // Only now: with this controller, processes of different cgroups share the processors by their cgroups.
-            [ROOT, OURS].into_iter().try_for_each(|dir| enable(dir, "cpu")).map_err(failed)?;
-        }
+        enable_cpu_for(limits)?;
         loop {
             let dir = Path::new(OURS).join(format!("{CONTAINER}{}", self.number()));
             match Limited::make(dir, limits) {
@@ -113,6 +109,17 @@ impl Cgroups {
                 Err(error)
             }
         }
+    }
+
+    /// Changes limits of a container.
+    ///
+    /// # Errors
+    /// A limit that the kernel does not have or take.
+    pub fn change(&self, limited: Arc<Limited>, limits: &Limits) -> Result<(), Failed> {
+        let changed = enable_cpu_for(limits).and_then(|()| limited.change(limits));
+        // The container may have ended meanwhile.
+        self.release(limited);
+        changed
     }
 
     /// Removes the cgroup of a container with the last one in it.
@@ -189,6 +196,19 @@ impl Cgroups {
     }
 }
 
+/// Enables the controller that limits of the processors need. Only now: with it, processes of different cgroups share the processors by
+/// their cgroups.
+///
+/// # Errors
+/// The kernel does not have it.
+fn enable_cpu_for(limits: &Limits) -> Result<(), Failed> {
+    let enabled = match need_cpu(limits) {
+        true => [ROOT, OURS].into_iter().try_for_each(|dir| enable(dir, "cpu")),
+        false => Ok(()),
+    };
+    enabled.map_err(|error| ("cgroup".to_owned(), error))
+}
+
 fn set_up_or_log() -> bool {
     match set_up() {
         Ok(missing) if missing.is_empty() => true,
@@ -228,7 +248,7 @@ fn set_up() -> io::Result<Vec<&'static str>> {
     if let Some(memory) = Memory::read() {
         let limit = memory.for_execs();
         if fs::write(ours.join("memory.max"), limit.to_string()).is_ok() {
-            thrash::watch(ours.to_owned(), limit, None)?;
+            thrash::watch(ours.to_owned(), None)?;
         }
     }
     Ok(missing)
@@ -270,63 +290,6 @@ impl Memory {
     /// limit the machine would thrash for minutes before the OOM killer acts.
     fn for_execs(self) -> u64 {
         self.available.saturating_sub(LEAST_RESERVE.max(self.total / 16)).max(self.total / 2)
-    }
-}
-
-/// Detects changes to files in cgroups with inotify(7).
-#[derive(Debug)]
-struct Changes {
-    inotify: OwnedFd,
-    /// The cgroups that were changed, by their watch.
-    changed: Mutex<Changed>,
-}
-
-#[derive(Debug, Default)]
-struct Changed {
-    watches: HashSet<i32>,
-    /// Whether events were lost.
-    overflowed: bool,
-}
-
-impl Changes {
-    /// Files to which agentd itself writes.
-    const HARMLESS: [&str; 3] = ["cgroup.procs", "cgroup.threads", "cgroup.kill"];
-
-    fn new() -> io::Result<Self> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Self { inotify, changed: Mutex::default() })
-    }
-
-    fn watch(&self, dir: &Path) -> io::Result<i32> {
-        let what = WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::ATTRIB | WatchFlags::ONLYDIR;
-        let watch = inotify::add_watch(&self.inotify, dir, what)?;
-        self.lock().watches.remove(&watch);
-        Ok(watch)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Changed> {
-        self.changed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the cgroup with this watch was changed. The processes that could do so have ended, so all events have arrived.
-    fn include(&self, watch: i32) -> bool {
-        let mut changed = self.lock();
-        let mut block = [MaybeUninit::uninit(); 4096];
-        let mut events = Reader::new(&self.inotify, &mut block);
-        while let Ok(event) = events.next() {
-            if event.events().contains(ReadFlags::IGNORED) {
-                // The cgroup was removed. Its watch number is not reused.
-                changed.watches.remove(&event.wd());
-                continue;
-            }
-            changed.overflowed |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
-            let name = event.file_name().map(CStr::to_string_lossy).unwrap_or_default();
-            // The kernel changes memory.events and its like.
-            if !Self::HARMLESS.contains(&&*name) && !name.contains(".events") {
-                changed.watches.insert(event.wd());
-            }
-        }
-        changed.overflowed || changed.watches.contains(&watch)
     }
 }
 

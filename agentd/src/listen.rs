@@ -59,6 +59,7 @@ fn greet(mut connection: UnixStream, agent: &Agent) -> Result<(), wire::Error> {
             visit::attach(connection, agent, attach)
         }
         Some(Message::Kill(kill)) => visit::kill(connection, agent, kill),
+        Some(Message::Change(change)) => visit::change(connection, agent, change),
         Some(Message::List) => Ok(Message::Execs(agent.execs.list()).send(&mut connection)?),
         Some(Message::Record) => agent.recorder.connect(connection),
         Some(Message::Get(get)) => {

@@ -43,12 +43,11 @@ pub fn forget(cgroup: &Path) {
     killed().remove(cgroup);
 }
 
-/// Starts a thread that watches the cgroup of all execs or of a container, whose limit is `limit` bytes, and kills the largest exec in it
-/// when it thrashes. The thread ends with the writer of `end`.
+/// Starts a thread that watches the cgroup of all execs or of a container, and kills the largest exec in it when it thrashes. The thread ends with the writer of `end`.
 ///
 /// # Errors
 /// Those of opening the cgroup's files and of starting the thread.
-pub fn watch(cgroup: PathBuf, limit: u64, end: Option<PipeReader>) -> io::Result<()> {
+pub fn watch(cgroup: PathBuf, end: Option<PipeReader>) -> io::Result<()> {
     let mut events = File::open(cgroup.join("memory.events"))?;
     let watch = move || {
         loop {
@@ -59,7 +58,7 @@ pub fn watch(cgroup: PathBuf, limit: u64, end: Option<PipeReader>) -> io::Result
             if seen.is_err() || poll(&mut fds, PollTimeout::NONE).is_err() || fds.get(1).is_some_and(has_events) {
                 return;
             }
-            if thrashes(&cgroup, limit) {
+            if thrashes(&cgroup) {
                 kill_largest(&cgroup);
             }
         }
@@ -72,8 +71,10 @@ fn has_events(fd: &PollFd<'_>) -> bool {
 }
 
 /// Whether the cgroup thrashes in each of the next windows.
-fn thrashes(cgroup: &Path, limit: u64) -> bool {
-    let Some(mut before) = Usage::read(cgroup) else { return false };
+fn thrashes(cgroup: &Path) -> bool {
+    // The limit may have been changed. "max" is no number: without a limit nothing thrashes.
+    let limit = fs::read_to_string(cgroup.join("memory.max")).ok().and_then(|text| text.trim().parse().ok());
+    let (Some(limit), Some(mut before)) = (limit, Usage::read(cgroup)) else { return false };
     for _ in 0..WINDOWS {
         thread::sleep(WINDOW);
         let Some(now) = Usage::read(cgroup) else { return false };

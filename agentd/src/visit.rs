@@ -1,10 +1,13 @@
-//! Connections for an exec that another connection has started: to attach to it, to wait for its end, or to send it a signal.
+//! Connections for an exec that another connection has started: to attach to it, to wait for its end, to send it a signal, or to change
+//! its limits.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use msb::wire::container::Change;
 use msb::wire::exec::{Attach, Execs, Failure, Kill, Started};
 use msb::wire::exit_status::TOOL_FAILED;
 use msb::wire::{self, Message, sequence};
@@ -53,16 +56,43 @@ pub fn attach(mut connection: UnixStream, agent: &Agent, attach: Attach) -> Resu
 /// A broken connection, or an invalid signal number.
 pub fn kill(mut connection: UnixStream, agent: &Agent, kill: Kill) -> Result<(), wire::Error> {
     sequence::check_signal(kill.signal)?;
-    let exec = match agent.execs.find(kill.id) {
-        Lookup::Exec(exec) => exec,
-        Lookup::Exit(_) => return refuse(connection, format!("exec {}: it has ended", kill.id)),
-        Lookup::Forgotten => return refuse(connection, forgotten(kill.id)),
-        Lookup::Unused => return refuse(connection, no_such(kill.id)),
+    let exec = match find(agent, kill.id) {
+        Ok(exec) => exec,
+        Err(why) => return refuse(connection, why),
     };
     // The state before the signal: the signal may end the command at once.
     let execs = vec![exec.listed()];
     agent.reaper.signal(&exec.process, kill.signal);
     Ok(Message::Execs(Execs { execs, ..Execs::default() }).send(&mut connection)?)
+}
+
+/// Changes the limits of a container, and with them those of its further commands.
+///
+/// # Errors
+/// A broken connection.
+pub fn change(mut connection: UnixStream, agent: &Agent, change: Change) -> Result<(), wire::Error> {
+    let Change { id, limits } = change;
+    let changed = find(agent, id).and_then(|exec| {
+        let limited = if exec.is_container() { exec.limited() } else { None };
+        let limited = limited.ok_or_else(|| format!("exec {id}: it is no container with limits, or has ended"))?;
+        let changed = agent.execs.cgroups.change(limited, &limits);
+        changed.map_err(|(step, why)| format!("exec {id}: {step}: {why}"))?;
+        Ok(exec.listed())
+    });
+    match changed {
+        Ok(listed) => Ok(Message::Execs(Execs { execs: vec![listed], ..Execs::default() }).send(&mut connection)?),
+        Err(why) => refuse(connection, why),
+    }
+}
+
+/// An exec that is there, or why not.
+fn find(agent: &Agent, id: u32) -> Result<Arc<Exec>, String> {
+    match agent.execs.find(id) {
+        Lookup::Exec(exec) => Ok(exec),
+        Lookup::Exit(_) => Err(format!("exec {id}: it has ended")),
+        Lookup::Forgotten => Err(forgotten(id)),
+        Lookup::Unused => Err(no_such(id)),
+    }
 }
 
 fn no_such(id: u32) -> String {

@@ -25,7 +25,7 @@ use crate::page::PAGE;
 /// anything the command left running is killed; use --detach to keep it.
 #[derive(Debug, Parser)]
 #[command(name = "msb-exec", version, after_help = PAGE.help(), override_usage = USAGE)]
-#[command(group = ArgGroup::new("other").args(["detach", "attach", "wait", "signal", "list", "rsh"]).multiple(false))]
+#[command(group = ArgGroup::new("other").args(["detach", "attach", "wait", "signal", "limits", "list", "rsh"]).multiple(false))]
 pub struct Args {
     #[command(flatten)]
     pub record: VmRecord,
@@ -98,16 +98,16 @@ pub struct Args {
     /// sources of bind mounts. The namespaces are new, except that of the network; the command is that of FILE, unless --process or a
     /// command is given. Of linux.resources, the limits of memory and pids and the shares, quota and period of cpu apply to all
     /// commands in the container together. Its other members, "seccomp" and the propagation of mounts are ignored
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["inside", "shell", "rsh", "attach", "wait", "signal", "list"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["inside", "shell", "rsh", "attach", "wait", "signal", "limits", "list"])]
     pub container: Option<PathBuf>,
 
     /// Run the command in the container whose first process is the command ID
-    #[arg(long, value_name = "ID", conflicts_with_all = ["rsh", "attach", "wait", "signal", "list"])]
+    #[arg(long, value_name = "ID", conflicts_with_all = ["rsh", "attach", "wait", "signal", "limits", "list"])]
     pub inside: Option<u32>,
 
     /// Write a line of JSON to the descriptor FD and close it: {"event":"started","id":ID,"pid":PID} when the command runs, or
     /// {"event":"failed","status":N,"error":MESSAGE} if it does not, with the exit status that msb-exec then has
-    #[arg(long, value_name = "FD", value_parser = descriptor(), conflicts_with_all = ["wait", "signal", "list"])]
+    #[arg(long, value_name = "FD", value_parser = descriptor(), conflicts_with_all = ["wait", "signal", "limits", "list"])]
     pub started_fd: Option<i32>,
 
     /// Prepare the command up to its execve(2), and run it when a byte can be read from the descriptor FD. At end-of-file it is
@@ -159,6 +159,11 @@ pub struct Args {
     #[arg(long, value_names = ["SIGNAL", "ID"], num_args = 2)]
     pub signal: Option<Vec<String>>,
 
+    /// Change limits of the container whose first process is the command ID: those of FILE, as in linux.resources of --container. They
+    /// apply at once, and all of them or none. A limit of -1 is none. A container that was created without limits gets none
+    #[arg(long, value_names = ["FILE", "ID"], num_args = 2)]
+    pub limits: Option<Vec<OsString>>,
+
     /// Print a line of JSON for each running command, and for the last 32 detached commands that have ended
     #[arg(long)]
     pub list: bool,
@@ -174,8 +179,10 @@ pub struct Args {
 }
 
 /// What a process object says itself.
-const PROCESS_EXCLUDES: [&str; 12] =
-    ["env", "env_file", "workdir", "user", "rlimits", "umask", "shell", "rsh", "attach", "wait", "signal", "list"];
+const PROCESS_EXCLUDES: [&str; 13] = [
+    "env", "env_file", "workdir", "user", "rlimits", "umask", "shell", "rsh", "attach", "wait", "signal", "limits",
+    "list",
+];
 
 /// A descriptor besides the streams.
 fn descriptor() -> clap::builder::RangedI64ValueParser<i32> {
@@ -198,9 +205,10 @@ impl Args {
             let with_flag = before.iter().cloned().chain(["-r".into()]).chain(words.iter().cloned());
             args = Self { is_named_by_word: true, ..Self::try_parse_from(with_flag)? };
         }
-        let is_about_others = args.attach.is_some() || args.wait.is_some() || args.signal.is_some() || args.list;
+        let is_about_others =
+            args.attach.is_some() || args.wait.is_some() || args.signal.is_some() || args.limits.is_some() || args.list;
         if is_about_others && !args.command.is_empty() {
-            let message = "--attach, --wait, --signal and --list take no command";
+            let message = "--attach, --wait, --signal, --limits and --list take no command";
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
         }
         if args.process.is_some() && !args.command.is_empty() {
@@ -320,7 +328,15 @@ mod tests {
 
     #[test]
     fn options_about_other_commands_take_a_name_and_no_command() {
-        for line in ["--list w1", "w1 --list", "--wait 3 w1", "w1 --attach 3", "--signal TERM 3 w1", "-r w1 --list"] {
+        for line in [
+            "--list w1",
+            "w1 --list",
+            "--wait 3 w1",
+            "w1 --attach 3",
+            "--signal TERM 3 w1",
+            "--limits file 3 w1",
+            "-r w1 --list",
+        ] {
             let args = read(line).unwrap();
             assert_eq!(args.record.record.as_deref(), Some("w1"), "{line}");
         }

@@ -48,7 +48,7 @@ pub fn connect(vm: &Vm, frames: &[u8]) -> anyhow::Result<UnixStream> {
 }
 
 /// Whether nothing answered the connection.
-fn is_gone(error: &wire::Error) -> bool {
+pub fn is_gone(error: &wire::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset, NotFound, UnexpectedEof};
     matches!(error, wire::Error::Io(error) if matches!(error.kind(),
         BrokenPipe | ConnectionAborted | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof))

@@ -56,7 +56,7 @@ struct Linux {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
-struct Resources {
+pub struct Resources {
     memory: Memory,
     pids: Pids,
     cpu: Cpu,
@@ -145,16 +145,24 @@ impl Config {
 }
 
 impl Resources {
-    /// Zeros and negative numbers are no limits.
-    fn limits(&self) -> Limits {
-        let positive = |number: Option<i64>| number.filter(|number| *number > 0).map(i64::unsigned_abs);
-        let cpu_quota = positive(self.cpu.quota);
+    /// Reads the object from a file.
+    ///
+    /// # Errors
+    /// Those of reading and parsing.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let text = fs::read(file).with_context(|| format!("limits {file:?}"))?;
+        serde_json::from_slice(&text).with_context(|| format!("limits {file:?}"))
+    }
+
+    /// The limits. A negative number is no limit, and zero says nothing.
+    pub fn limits(&self) -> Limits {
+        let limit = |number: i64| u64::try_from(number).unwrap_or(Limits::UNLIMITED);
+        let given = |number: Option<i64>| number.filter(|number| *number != 0).map(limit);
         Limits {
-            memory: positive(self.memory.limit),
-            pids: positive(self.pids.limit),
-            cpu_quota,
-            // It has no meaning without a quota.
-            cpu_period: self.cpu.period.filter(|period| *period > 0 && cpu_quota.is_some()),
+            memory: given(self.memory.limit),
+            pids: given(self.pids.limit),
+            cpu_quota: given(self.cpu.quota),
+            cpu_period: self.cpu.period.filter(|period| *period > 0),
             cpu_weight: self.cpu.shares.filter(|shares| *shares > 0).map(cgroup::weight),
         }
     }
@@ -226,12 +234,23 @@ mod tests {
                 "limits": {"memory": 1048576, "pids": 20, "cpu_quota": 50000, "cpu_period": 100000, "cpu_weight": 39},
             })
         );
-        let none =
-            json!({"memory": {"limit": -1}, "pids": {"limit": 0}, "cpu": {"shares": 0, "quota": -1, "period": 100000}});
-        assert_eq!(
-            container(json!({"root": {"path": "/"}, "linux": {"resources": none}})).unwrap(),
-            json!({"root": "/"})
-        );
+        for (resources, limits) in [
+            (
+                json!({"memory": {"limit": 0}, "pids": {"limit": 0}, "cpu": {"shares": 0, "quota": 0, "period": 0}}),
+                None,
+            ),
+            (
+                json!({"pids": {"limit": -1}, "cpu": {"quota": -1}}),
+                Some(json!({"pids": u64::MAX, "cpu_quota": u64::MAX})),
+            ),
+            (
+                json!({"memory": {"limit": -1}, "cpu": {"period": 5}}),
+                Some(json!({"memory": u64::MAX, "cpu_period": 5})),
+            ),
+        ] {
+            let given = container(json!({"root": {"path": "/"}, "linux": {"resources": resources}})).unwrap();
+            assert_eq!(given.get("limits"), limits.as_ref(), "{resources}");
+        }
         assert_eq!(container(json!({"root": {"path": "/"}})).unwrap(), json!({"root": "/"}));
     }
 

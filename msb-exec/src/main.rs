@@ -23,17 +23,20 @@ mod status;
 mod tty;
 mod typed;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::panic;
+use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail, ensure};
 use args::Args;
-use container::Config;
+use container::{Config, Resources};
 use keys::Keys;
 use msb::inherited;
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
+use msb::wire::container::{Change, Limits};
 use msb::wire::exec::{Attach, Failure, Kill, Listed, Text};
 use msb::{tool::cli, tool::start, wire};
 use process::Process;
@@ -74,6 +77,7 @@ fn report_start(args: &Args, is_reported: &mut bool) -> anyhow::Result<u8> {
 fn run(args: &Args, reports: &Reports) -> anyhow::Result<u8> {
     let signal = args.signal.as_deref().map(args::signal_and_id).transpose();
     let signal = signal.map_err(|why| anyhow!(why))?;
+    let change = args.limits.as_deref().map(change).transpose()?;
     let call = call(args, reports)?;
     let status = args.json_status.as_deref().map(Status::open).transpose()?;
     let record = ready::take(&args.record, args.wait_ready).map_err(|error| match &args.record.record {
@@ -85,6 +89,9 @@ fn run(args: &Args, reports: &Reports) -> anyhow::Result<u8> {
     let vm = record.vm()?;
     if let Some((signal, id)) = signal {
         return others::signal(vm, Kill { id, signal });
+    }
+    if let Some(change) = change {
+        return others::change(vm, change);
     }
     if args.list {
         return others::list(vm);
@@ -119,6 +126,16 @@ fn run(args: &Args, reports: &Reports) -> anyhow::Result<u8> {
         Ended::Failure(failure) if is_nothing_to_do(&failure) => Ok(code),
         Ended::Failure(failure) => Err(coded(code, exit::printable(&failure.message)).into()),
     }
+}
+
+/// The file and the id of `--limits`.
+fn change(words: &[OsString]) -> anyhow::Result<Change> {
+    let [file, id] = words else { bail!("--limits FILE ID is expected") };
+    let number = id.to_str().and_then(|id| id.parse().ok());
+    let id = number.with_context(|| format!("id {id:?}: not a number"))?;
+    let limits = Resources::read(Path::new(file))?.limits();
+    ensure!(limits != Limits::default(), "limits {file:?}: there are none of memory, pids or cpu");
+    Ok(Change { id, limits })
 }
 
 /// The call that the command line describes.

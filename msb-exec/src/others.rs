@@ -1,16 +1,18 @@
-//! Commands that other callers started: listing them, and sending them signals. Each is printed as a line of JSON.
+//! Commands that other callers started: listing them, sending them signals, and changing their limits. A list has a line of JSON for each.
 
 use anyhow::{anyhow, bail};
 use msb::record::Vm;
 use msb::tool::exit::{self, coded};
 use msb::tool::line;
 use msb::vm::patience::Patience;
+use msb::wire::container::Change;
 use msb::wire::dial::{PatientReader, TIMEOUT};
 use msb::wire::exec::{Execs, Exit, Kill, Listed, Text};
 use msb::wire::{self, Message};
 use serde::Serialize;
 
-use crate::connect::{connect, describe};
+use crate::connect::{connect, describe, is_gone};
+use crate::ended;
 
 /// An exec as it is printed.
 #[derive(Serialize)]
@@ -64,6 +66,15 @@ pub fn signal(vm: &Vm, kill: Kill) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// Changes the limits of a container.
+///
+/// # Errors
+/// An agent that fails, or an exec that is no container with limits. Then none has changed.
+pub fn change(vm: &Vm, change: Change) -> anyhow::Result<u8> {
+    ask(vm, &Message::Change(change))?;
+    Ok(0)
+}
+
 fn ask(vm: &Vm, question: &Message) -> anyhow::Result<Execs> {
     let connection = connect(vm, &question.to_frame())?;
     let answer = || -> Result<Message, wire::Error> {
@@ -71,7 +82,15 @@ fn ask(vm: &Vm, question: &Message) -> anyhow::Result<Execs> {
         Message::receive(&mut PatientReader { stream: &connection, patience })?
             .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::ConnectionReset).into())
     };
-    match answer().map_err(|error| anyhow!(describe(vm, error)))? {
+    let explain = |error| match question {
+        // It ends a connection with a frame that it does not know.
+        Message::Change(_) if is_gone(&error) && ended::is_alive(vm) => {
+            let name = &vm.name;
+            anyhow!("vm {name:?}: its agent is of an older version, and cannot change limits (boot the VM again)")
+        }
+        _ => anyhow!(describe(vm, error)),
+    };
+    match answer().map_err(explain)? {
         Message::Execs(execs) => Ok(execs),
         Message::Failure(failure) => Err(coded(failure.code, exit::printable(&failure.message)).into()),
         _ => Err(anyhow!(describe(vm, wire::Error::OutOfTurn("not an answer to a question")))),

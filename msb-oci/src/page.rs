@@ -70,7 +70,7 @@ fn container() -> String {
      The sandbox of a pod gets no VM: it only holds the namespaces. With --pod-vm or the annotation dev.msb.pod=vm the sandbox boots the \
      VM of the pod, with the pod's network, and all containers of the pod run in it. They share localhost; each has its own root and \
      processes. The sandbox's annotations set memory and processors of the VM. In the guest, each container has its own limits of memory \
-     and PIDs and its shares and quota of the processors. They cannot be changed, and a container cannot be paused alone.
+     and PIDs and its shares and quota of the processors, which update changes. A container cannot be paused alone.
 
      A rootless podman calls with the user namespace that it has made, and everything is made in that one. The cgroup is left out where \
      its user may not make one, and with it the limits and pause. The network is that of slirp4netns or of a network of podman; \
@@ -99,8 +99,8 @@ fn differs() -> String {
     "AppArmor, SELinux, seccomp, the cgroup's devices and, except in the VM of a pod, the limit of PIDs are accepted and have no effect: \
      they protect the kernel of the host, which a guest does not use. Nothing is mounted on /sys/fs/cgroup.
 
-     Of linux.resources, the memory limit, the shares, quota and period of the processors and the cpuset apply. Its other members have \
-     no effect, and neither have scheduler, ioPriority, personality and time offsets.
+     Of linux.resources, the memory limit, the shares, quota and period of the processors and the cpuset apply. Its other members, and \
+     the cpuset of a container in the VM of a pod, have no effect, and neither have scheduler, ioPriority, personality and time offsets.
 
      A device is a node of the guest's kernel with the same numbers: no device of the host is behind it. The options nosuid, nodev and \
      noexec of a bind have no effect.

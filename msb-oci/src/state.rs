@@ -173,6 +173,11 @@ impl StateDir {
         self.0.join(format!("process-{}.json", std::process::id()))
     }
 
+    /// A file with the limits that a container in the VM of its pod gets.
+    pub(crate) fn limits(&self) -> PathBuf {
+        self.0.join("limits.json")
+    }
+
     /// The mount point of the container's tree.
     pub(crate) fn tree(&self) -> PathBuf {
         self.0.join("tree")

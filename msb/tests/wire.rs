@@ -2,7 +2,7 @@
 
 use msb::record::owner::Id;
 use msb::vm::boot::Defaults;
-use msb::wire::container::{Container, Device, DeviceKind, Limits, Mount};
+use msb::wire::container::{Change, Container, Device, DeviceKind, Limits, Mount};
 use msb::wire::copy::{Get, Put};
 use msb::wire::exec::{
     Attach, Capabilities, Clock, Execs, Exit, Failure, Ids, Kill, Limit, Listed, Ready, Request, Resize, Resume,
@@ -171,6 +171,10 @@ fn goldens() -> Vec<(Message, &'static [u8])> {
         (Message::Attach(Attach { id: 7, streams: true }), b"\x17\0\0\0\x0f{\"id\":7,\"streams\":true}"),
         (Message::List, b"\0\0\0\0\x10"),
         (Message::Kill(Kill { id: 7, signal: 15 }), b"\x14\0\0\0\x11{\"id\":7,\"signal\":15}"),
+        (
+            Message::Change(Change { id: 7, limits: Limits { pids: Some(Limits::UNLIMITED), ..Limits::default() } }),
+            b"\x2f\0\0\0\x1b{\"id\":7,\"limits\":{\"pids\":18446744073709551615}}",
+        ),
         (
             Message::Execs(Execs { execs: vec![listed(None)], older: 0 }),
             b"\x4b\0\0\0\x12{\"execs\":[{\"id\":7,\"pid\":42,\"argv\":[\"a\"],\"detached\":true,\"attached\":false}]}",

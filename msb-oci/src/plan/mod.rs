@@ -101,7 +101,7 @@ impl Plan {
         for mount in mounts.iter_mut().filter(|mount| mount.fstype == "bind") {
             mount.source = format!("{place}{}", mount.source.display()).into();
         }
-        let resources = if place.is_empty() { LinuxResources::default() } else { self.in_pod.clone() };
+        let resources = if place.is_empty() { LinuxResources::default() } else { resources::changeable(&self.in_pod) };
         json!({
             "root": {"path": format!("{place}/{root}"), "readonly": self.is_readonly},
             "hostname": self.hostname,

@@ -152,6 +152,17 @@ pub(super) fn in_pod(linux: &Linux) -> LinuxResources {
     limits
 }
 
+/// The same limits, for a container that can get others later: one without any would have no cgroup for them.
+pub(super) fn changeable(in_pod: &LinuxResources) -> LinuxResources {
+    let mut resources = in_pod.clone();
+    let mut pids = resources.pids().unwrap_or_default();
+    if pids.limit() == 0 {
+        pids.set_limit(-1);
+        resources.set_pids(Some(pids));
+    }
+    resources
+}
+
 impl Limits {
     /// The limits that a cgroup with a VM in it gets for these resources.
     pub(crate) fn of(resources: &LinuxResources, overhead_mib: u64) -> Self {

@@ -44,24 +44,38 @@ pub struct Container {
     pub limits: Limits,
 }
 
-/// Limits of a cgroup of version 2. `None`: that of the guest.
+/// Limits of a cgroup of version 2. `None`: that of the guest or, in a change, left as it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// `memory.max`, in bytes.
+    /// `memory.max`, in bytes; [`Self::UNLIMITED`] for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
-    /// `pids.max`: processes and threads.
+    /// `pids.max`: processes and threads; [`Self::UNLIMITED`] for any number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u64>,
-    /// `cpu.max`: microseconds of processor time in each period.
+    /// `cpu.max`: microseconds of processor time in each period; [`Self::UNLIMITED`] for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_quota: Option<u64>,
-    /// The period in microseconds; 100 000 without one.
+    /// The period in microseconds; 100 000 in a new cgroup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_period: Option<u64>,
     /// `cpu.weight`: from 1 to 10 000, relative to other containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_weight: Option<u64>,
+}
+
+impl Limits {
+    /// The value of a limit that is to be none.
+    pub const UNLIMITED: u64 = u64::MAX;
+}
+
+/// Other limits for a container that exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// The number of the exec that is its first process.
+    pub id: u32,
+    /// What changes.
+    pub limits: Limits,
 }
 
 /// A mount in a container.

@@ -105,6 +105,7 @@ pub(super) const PUT: u8 = 23;
 pub(super) const PREPARED: u8 = 24;
 pub(super) const GO: u8 = 25;
 pub(super) const RESUME: u8 = 26;
+pub(super) const CHANGE: u8 = 27;
 pub(super) const RECORD: u8 = 30;
 pub(super) const OUTPUT: u8 = 31;
 pub(super) const ENTRY: u8 = 32;
@@ -112,7 +113,9 @@ pub(super) const HOLE: u8 = 33;
 
 fn limit(kind: u8) -> Result<usize, Error> {
     match kind {
-        HELLO | STARTED | PREPARED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK => Ok(1 << 10),
+        HELLO | STARTED | PREPARED | SIGNAL | RESIZE | SHUTDOWN | STOPPING | ATTACH | KILL | CLOCK | CHANGE => {
+            Ok(1 << 10)
+        }
         EXIT | FAILURE | READY | GET | PUT | OUTPUT | ENTRY => Ok(MAX_DATA),
         EXEC | EXECS | RESUME => Ok(MAX_CONTROL),
         LIST | DETACH | GO | RECORD => Ok(0),
@@ -202,7 +205,7 @@ mod tests {
             (1, &[EOF]),
             (5, &[CREDIT]),
             (8, &[HOLE]),
-            (1 << 10, &[HELLO, STARTED, PREPARED, SIGNAL, RESIZE, SHUTDOWN, STOPPING, ATTACH, KILL, CLOCK]),
+            (1 << 10, &[HELLO, STARTED, PREPARED, SIGNAL, RESIZE, SHUTDOWN, STOPPING, ATTACH, KILL, CLOCK, CHANGE]),
             (MAX_DATA as u32, &[DATA, DATA + 1, DATA + 2, EXIT, FAILURE, READY, GET, PUT, OUTPUT, ENTRY]),
             (MAX_CONTROL as u32, &[EXEC, EXECS]),
         ] {

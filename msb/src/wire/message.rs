@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 
+use super::container::Change;
 use super::copy::{Get, Put};
 use super::exec::{
     Attach, Clock, Execs, Exit, Failure, Hello, Kill, Ready, Request, Resize, Resume, Shutdown, Signal, Started,
@@ -50,8 +51,10 @@ pub enum Message {
     List,
     /// Host to guest: send a signal to an exec.
     Kill(Kill),
-    /// Guest to host: every exec for [`Message::List`], the addressed one for [`Message::Kill`] and [`Message::Detach`], as the last
-    /// frame. After [`Message::Record`]: one that was detached, or has ended.
+    /// Host to guest: other limits for a container.
+    Change(Change),
+    /// Guest to host: every exec for [`Message::List`], the addressed one for [`Message::Kill`], [`Message::Change`] and
+    /// [`Message::Detach`], as the last frame. After [`Message::Record`]: one that was detached, or has ended.
     Execs(Execs),
     /// Host to guest: the caller detaches, and the command keeps running.
     Detach,
@@ -114,6 +117,7 @@ impl Message {
             Self::Attach(body) => put_json(out, ATTACH, body),
             Self::List => put(out, LIST, &[]),
             Self::Kill(body) => put_json(out, KILL, body),
+            Self::Change(body) => put_json(out, CHANGE, body),
             Self::Execs(body) => put_json(out, EXECS, body),
             Self::Detach => put(out, DETACH, &[]),
             Self::Clock(body) => put_json(out, CLOCK, body),
@@ -176,6 +180,7 @@ impl Message {
             ATTACH => Self::Attach(json(kind, payload)?),
             LIST => Self::List,
             KILL => Self::Kill(json(kind, payload)?),
+            CHANGE => Self::Change(json(kind, payload)?),
             EXECS => Self::Execs(json(kind, payload)?),
             DETACH => Self::Detach,
             CLOCK => Self::Clock(json(kind, payload)?),
