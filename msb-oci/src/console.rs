@@ -1,16 +1,14 @@
 //! The terminal of a command: a pseudoterminal whose controlling end goes to the caller over a socket.
 
 use std::fs::File;
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::Context;
+use msb::descriptor;
 use oci_spec::runtime::Process;
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -32,22 +30,17 @@ pub(crate) fn open(socket: &Path, process: &Process) -> anyhow::Result<OwnedFd> 
         tcsetwinsize(&controller, size).context("terminal")?;
     }
     let stream = UnixStream::connect(socket).with_context(|| format!("console socket {socket:?}"))?;
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [controller.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&fds));
     // Callers take the bytes for the terminal's name.
-    sendmsg(&stream, &[IoSlice::new(name.as_bytes())], &mut control, SendFlags::NOSIGNAL)
+    descriptor::send(&stream, name.as_bytes(), Some(controller.as_fd()))
         .with_context(|| format!("console socket {socket:?}"))?;
     Ok(terminal.into())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::IoSliceMut;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     use rustix::termios::tcgetwinsize;
 
     use super::*;
@@ -64,13 +57,15 @@ mod tests {
         let terminal = open(&path, &process).unwrap();
         assert_eq!(tcgetwinsize(&terminal).unwrap().ws_col, 99);
         let (stream, _) = listener.accept().unwrap();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; 64];
-        recvmsg(&stream, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::empty()).unwrap();
-        assert!(bytes.starts_with(b"/dev/pts/"));
-        let messages: Vec<_> = control.drain().collect();
-        let [RecvAncillaryMessage::ScmRights(_)] = messages.as_slice() else { panic!("no descriptor") };
+        let (length, controller) = descriptor::receive(&stream, &mut bytes).unwrap();
+        assert!(bytes[..length].starts_with(b"/dev/pts/"));
+        // What is written to it is read from the terminal.
+        let mut controller = File::from(controller.unwrap());
+        controller.write_all(b"typed\n").unwrap();
+        let mut line = [0; 6];
+        File::from(terminal).read_exact(&mut line).unwrap();
+        assert_eq!(&line, b"typed\n");
     }
 
     #[test]
