@@ -39,7 +39,7 @@ GUESTS ?= $(foreach name,$(ARCHITECTURES),$(machine_$(name)))
 # The directory below $(MSB_DEPS) for an architecture, with a slash: none for this machine's own.
 deps-dir = $(if $(filter $1,$(HOST_ARCHITECTURE)),,$(machine_$1)/)
 
-.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci test-oci-many test-arm64 fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
+.PHONY: help deps build install-files agentd $(ARCHITECTURES) $(foreach name,deps guest dist,$(ARCHITECTURES:%=$(name)-%)) dist man demo uninstall test test-slow test-kill test-layers test-krun test-krun-all test-block test-oci test-oci-krun test-oci-many test-arm64 fuzz lint bench bench-krun bench-net bench-oci bench-pack bench-patch bench-pull bench-shutdown bench-snapshot bench-volume install clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -141,6 +141,13 @@ test-block: deps build
 # podman and containerd with msb-oci, compared with crun and runc. "make test" has the short ones.
 test-oci: deps build
 	@tests/run tests/t10-*.bats
+
+# The same with libkrun, without the tests of users, whose packages the nested host does not have, and those of kills and many containers.
+test-oci-krun: export MSB_KVM_HOST_LIMIT ?= 7200
+test-oci-krun: deps build
+	@$(bare-krun)
+	@tests/kvm-host/run $(OCI_KRUN)
+OCI_KRUN = tests/t10-runtime.bats tests/t10-podman.bats tests/t10-options.bats
 
 # Many containers one after another, and some at once: "make test-oci-many OCI_ROW=1000".
 OCI_ROW ?= 100
