@@ -96,6 +96,25 @@ annotate() {
     mv "$oci/$1/new" "$oci/$1/config.json"
 }
 
+@test "systemd's manager is refused where systemd does not run, and so is a path that is not one of its" {
+    bundle unmanaged true
+    paths=(/a/b 'box.slice:a:b c' box.slice:a:b)
+    # tests/t10-systemd.bats has those that are not refused.
+    [ ! -d /run/systemd/system ] || unset 'paths[2]'
+    for path in "${paths[@]}"; do
+        jq --arg path "$path" '.linux.cgroupsPath = $path' unmanaged/config.json >unmanaged/new
+        mv unmanaged/new unmanaged/config.json
+        run O --systemd-cgroup create -b unmanaged unmanaged
+        [ "$status" = 1 ]
+        case $path in
+            /a/b) [[ $output == *'cgroupsPath "/a/b": SLICE:PREFIX:NAME is expected with --systemd-cgroup' ]] ;;
+            *' '*) [[ $output == *'"a-b c.scope" is not the name of a scope' ]] ;;
+            *) [[ $output == *'--systemd-cgroup: systemd does not run here'* ]] ;;
+        esac
+    done
+    [ -z "$(ls -A state)" ]
+}
+
 @test "the annotation dev.msb.pod=containers of a sandbox overrides --pod-vm" {
     bundle sandbox pause
     annotate sandbox io.kubernetes.cri.container-type=sandbox dev.msb.pod=containers

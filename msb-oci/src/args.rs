@@ -47,7 +47,7 @@ pub(crate) struct Global {
     #[arg(long)]
     pub debug: bool,
 
-    /// The path of the cgroup is SLICE:PREFIX:NAME, as systemd's manager has it
+    /// Let systemd make the cgroup: its path is SLICE:PREFIX:NAME, and it is a scope
     #[arg(long)]
     pub systemd_cgroup: bool,
 

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_si
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Limits;
+use crate::scope::Scope;
 
 /// Where containers without a path have their cgroups.
 const PARENT: &str = "msb-oci";
@@ -25,6 +26,9 @@ const DYING: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cgroup {
     path: PathBuf,
+    /// What systemd knows it as, if it manages cgroups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scope: Option<Scope>,
 }
 
 /// The cgroups that a process was in.
@@ -47,29 +51,22 @@ impl Origin {
 }
 
 impl Cgroup {
-    /// The cgroup that a config names. With systemd's manager the path is SLICE:PREFIX:NAME, and the scope is made without systemd.
+    /// The cgroup that a config names. With systemd's manager the path is SLICE:PREFIX:NAME, and the cgroup is a scope of systemd.
     ///
     /// # Errors
     /// A path of the wrong form.
     pub(crate) fn new(path: Option<&Path>, id: &str, is_systemds: bool) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Ok(Self { path: Path::new(PARENT).join(id) }) };
-        if !is_systemds {
-            return Ok(Self { path: path.strip_prefix("/").unwrap_or(path).to_owned() });
+        let Some(path) = path else { return Ok(Self { path: Path::new(PARENT).join(id), scope: None }) };
+        if is_systemds {
+            let scope = Scope::parse(path)?;
+            return Ok(Self { path: scope.path(), scope: Some(scope) });
         }
-        let text = path.to_str().unwrap_or_default();
-        let parts: Vec<&str> = text.split(':').collect();
-        let [slice, prefix, name] = parts.as_slice() else {
-            anyhow::bail!("cgroupsPath {text:?}: SLICE:PREFIX:NAME is expected with --systemd-cgroup");
-        };
-        let slice = if slice.is_empty() { "system.slice" } else { slice };
-        let scope = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
-        anyhow::ensure!(!format!("{slice}{scope}").contains('/'), "cgroupsPath {text:?}: a name with \"/\"");
-        let mut path = PathBuf::new();
-        // A slice is below those that its name begins with: a-b.slice is in a.slice.
-        let stem = slice.strip_suffix(".slice").unwrap_or(slice);
-        let ends = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
-        ends.filter(|_| !stem.is_empty() && stem != "-").for_each(|end| path.push(format!("{}.slice", &stem[..end])));
-        Ok(Self { path: path.join(scope) })
+        Ok(Self { path: path.strip_prefix("/").unwrap_or(path).to_owned(), scope: None })
+    }
+
+    /// Its scope, if systemd manages it. That of a user's systemd is not used: it is below another cgroup.
+    fn systemds(&self) -> Option<&Scope> {
+        self.scope.as_ref().filter(|_| user_namespace::is_initial())
     }
 
     /// Its directory in a hierarchy.
@@ -77,7 +74,18 @@ impl Cgroup {
         hierarchy.root.join(&self.path)
     }
 
-    /// Makes it in every hierarchy, and moves this process into it. The root of a user namespace, as a rootless engine has it, does so in
+    /// Makes it with these limits, and moves this process into it.
+    ///
+    /// # Errors
+    /// A hierarchy that this process cannot write to, or a limit that one does not take. systemd's message.
+    pub(crate) fn make_and_enter(&mut self, limits: &Limits) -> anyhow::Result<()> {
+        let scope = self.scope.as_mut().filter(|_| user_namespace::is_initial());
+        let _holder = scope.map(|scope| scope.make(limits)).transpose()?;
+        self.enter()?;
+        self.write(limits)
+    }
+
+    /// Moves this process into it in every hierarchy, and makes it where it is missing. The root of a user namespace, as a rootless engine has it, does so in
     /// those that its user may write to, which may be none.
     ///
     /// # Errors
@@ -130,6 +138,16 @@ impl Cgroup {
     /// # Errors
     /// The file that does not take its value.
     pub(crate) fn limit(&self, limits: &Limits) -> anyhow::Result<()> {
+        self.write(limits)?;
+        if let Some(scope) = self.systemds() {
+            scope.limit(limits)?;
+            // systemd has rounded them.
+            self.write(limits)?;
+        }
+        Ok(())
+    }
+
+    fn write(&self, limits: &Limits) -> anyhow::Result<()> {
         for hierarchy in hierarchies() {
             let dir = self.dir(&hierarchy);
             for (controller, file, value) in files(limits, hierarchy.is_v2) {
@@ -148,6 +166,9 @@ impl Cgroup {
     /// # Errors
     /// It still has processes in a hierarchy. It is removed from the others.
     pub(crate) fn remove(&self) -> io::Result<()> {
+        if self.systemds().is_some_and(|scope| !scope.is_made()) {
+            return Ok(());
+        }
         let start = Instant::now();
         let mut result: io::Result<()> = Ok(());
         for hierarchy in hierarchies() {
@@ -166,6 +187,9 @@ impl Cgroup {
                 }
             };
             result = result.and(removed);
+        }
+        if let Some(scope) = self.systemds() {
+            scope.end();
         }
         result
     }
@@ -312,15 +336,11 @@ mod tests {
             (None, false, "msb-oci/id"),
             (Some("/a/b"), false, "a/b"),
             (Some("a/b"), false, "a/b"),
-            (Some("machine.slice:libpod:x"), true, "machine.slice/libpod-x.scope"),
-            (Some("a-b-c.slice:cri:x"), true, "a.slice/a-b.slice/a-b-c.slice/cri-x.scope"),
-            (Some("::x"), true, "system.slice/x.scope"),
+            (Some("a-b.slice:cri:x"), true, "a.slice/a-b.slice/cri-x.scope"),
         ] {
             assert_eq!(path(given, systemd).unwrap(), Path::new(expected), "{given:?}");
         }
-        for bad in ["/a/b", "a:b", "a:b:c:d", "a:../b:c"] {
-            assert!(path(Some(bad), true).is_err(), "{bad}");
-        }
+        assert!(path(Some("/a/b"), true).is_err());
     }
 
     #[test]

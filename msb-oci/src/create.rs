@@ -52,6 +52,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         plan.size_for_pod();
     }
     let pod = pod::find(&root, &plan)?;
+    let cgroup = Cgroup::new(plan.cgroup.as_deref(), &args.id, global.systemd_cgroup)?;
     let locked = StateDir::of(&root, &args.id)?.make()?;
     let mut container = Container {
         id: args.id.clone(),
@@ -64,7 +65,7 @@ pub(crate) fn create(global: &Global, args: &Create) -> anyhow::Result<Child> {
         member: None,
         vm: state::vm_name(&root, &args.id),
         stand_in: None,
-        cgroup: Cgroup::new(plan.cgroup.as_deref(), &args.id, global.systemd_cgroup)?,
+        cgroup,
         overhead_mib: plan.machine.overhead_mib,
         exec_id: None,
         command: None,
@@ -127,8 +128,8 @@ fn build(
     dir.save(container)?;
     let (alive, is_alive) = inherited::pipe()?;
     let (ended, end) = inherited::pipe()?;
-    container.cgroup.enter()?;
-    container.cgroup.limit(&plan.limits)?;
+    container.cgroup.make_and_enter(&plan.limits)?;
+    dir.save(container)?;
     let namespaces = namespaces::make(&plan.namespaces, plan.hostname.as_deref())?;
     let stand_in = namespaces.run(|| {
         tree::build(plan, &dir.tree())?;

@@ -23,6 +23,7 @@ mod pod;
 mod process;
 mod role;
 mod run;
+mod scope;
 mod show;
 mod spec;
 mod stand_in;

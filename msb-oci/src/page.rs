@@ -63,6 +63,9 @@ fn container() -> String {
      The VM's memory is the memory limit, and its processors are the quota, rounded up. The cgroup has the VMM and all its helper \
      processes in it; its memory limit is higher by the overhead of a VM.
 
+     With --systemd-cgroup the cgroup is a scope of systemd, which systemd-run(1) makes and systemctl(1) changes and ends. Its limits are \
+     properties of the unit. Without systemd that is refused.
+
      An interface of the network namespace is connected to the guest, which gets its Ethernet address, MTU, addresses and routes. That \
      needs ip(8) and tc(8). The default is a TAP interface with filters. With dev.msb.network=macvtap it is a macvtap interface, which \
      only root can create; the namespace itself cannot use the interface then.
@@ -73,7 +76,8 @@ fn container() -> String {
      and PIDs and its shares and quota of the processors, which update changes. A container cannot be paused alone.
 
      A rootless podman calls with the user namespace that it has made, and everything is made in that one. The cgroup is left out where \
-     its user may not make one, and with it the limits and pause. The network is that of slirp4netns or of a network of podman; \
+     its user may not make one, and with it the limits and pause. That is so with the user's systemd: a process outside of its part of the \
+     hierarchy cannot enter a scope in it. The network is that of slirp4netns or of a network of podman; \
      /dev/net/tun must be open to the user, as udev makes it."
         .replace("\n     ", "\n")
 }

@@ -42,7 +42,7 @@ fn document() -> Value {
         "linux": {
             "namespaces": ["pid", "network", "ipc", "uts", "mount"],
             "capabilities": [],
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false},
             "seccomp": {"enabled": false, "actions": [], "operators": [], "archs": [], "knownFlags": [], "supportedFlags": []},
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
