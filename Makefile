@@ -224,9 +224,11 @@ bench-shutdown: deps build
 	@tests/bench-shutdown.sh
 	@tests/kvm-host/run tests/bench-shutdown.sh 1
 
-# How long a guest is paused to be saved, and how soon one goes on from there.
+# How long a guest is paused to be saved, and how soon one goes on from there: emulated, and on KVM in a nested host.
 bench-snapshot: deps build
 	@tests/bench-snapshot.sh
+	@$(bare-krun)
+	@MSB_KVM_HOST_QEMU=1 tests/kvm-host/run tests/bench-snapshot.sh 1 0 64
 
 install: build install-files
 

@@ -57,7 +57,7 @@ for ((turn = 0; turn < rounds; turn++)); do
 done
 # Done once: each of these VMs has all of its memory to itself.
 all_started disk.json memory-of-booted --channel serial -m "${memory}M" >many-booted
-echo "a guest of $memory MiB, medians of $rounds, milliseconds"
+echo "QEMU, $(msb-boot --probe --vmm qemu | jq -r .vmms.qemu.by), a guest of $memory MiB, medians of $rounds, milliseconds"
 {
     printf 'touched\tpaused\tfirst command from the snapshot\tby a boot\n'
     for mib in "${touched[@]}"; do
