@@ -164,8 +164,9 @@ impl Readers {
 
     /// Serves a request that no client waits for, once the next one was answered. `id`: what it concerns.
     pub(crate) fn serve_later(self: &Arc<Self>, id: u64, serve: impl FnOnce() + 'static) {
-        // The thread sleeps after this request, or others read too.
-        if hold(&self.window).length().is_zero() || self.known.load(SeqCst) < self.count {
+        // The thread sleeps after this request, or another one may take the next.
+        let is_alone = self.known.load(SeqCst) >= self.count && self.active.load(SeqCst) == 1;
+        if !is_alone || hold(&self.window).length().is_zero() {
             return self.serve(serve);
         }
         self.begin();
@@ -201,6 +202,7 @@ impl Readers {
         }
         self.begin();
         let served = serve();
+        catch_up();
         self.finish(false);
         served
     }
@@ -238,7 +240,7 @@ impl Readers {
         });
     }
 
-    /// Returns whether there is a next request already.
+    /// Returns whether there is a next request already, which this thread will take.
     fn finish(&self, may_park: bool) -> bool {
         self.finished.fetch_add(1, SeqCst);
         self.serving.fetch_sub(1, SeqCst);
@@ -258,7 +260,7 @@ impl Readers {
                 let since = *reader.backlog_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > BACKLOG {
                     reader.backlog_since = None;
-                    self.call();
+                    return !self.call();
                 }
                 return true;
             }
@@ -310,14 +312,16 @@ impl Readers {
         parked.count -= 1;
     }
 
-    /// Has a parked thread read.
-    fn call(&self) {
+    /// Has a parked thread read. Returns whether there is one.
+    fn call(&self) -> bool {
         let mut parked = hold(&self.parked);
-        if parked.count > parked.calls {
+        let is_one = parked.count > parked.calls;
+        if is_one {
             parked.calls += 1;
             self.active.fetch_add(1, SeqCst);
             self.called.notify_one();
         }
+        is_one
     }
 
     /// Ends the parked threads, and the one that watches.

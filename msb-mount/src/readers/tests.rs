@@ -29,6 +29,8 @@ enum Request {
     Later,
     /// Concerns [`FILE`].
     Open,
+    /// Others may follow it without a read.
+    First,
 }
 
 const FILE: u64 = 7;
@@ -62,9 +64,16 @@ impl Server {
                 while rustix::io::read(&device, &mut request).unwrap() > 0 {
                     let (end, request) = (end.clone(), request[0]);
                     let send = move || end.send((std::thread::current().id(), request)).unwrap();
-                    if request == 4 {
-                        readers.serve_later(FILE, send);
-                        continue;
+                    match request {
+                        4 => {
+                            readers.serve_later(FILE, send);
+                            continue;
+                        }
+                        6 => {
+                            readers.serve_first(send);
+                            continue;
+                        }
+                        _ => {}
                     }
                     readers.serve(|| {
                         match request {
@@ -100,13 +109,16 @@ impl Server {
         self.ended.recv_timeout(LIMIT).expect("no request ends").0
     }
 
-    /// The order in which the only thread serves requests that it finds together.
+    /// The order in which a thread serves requests that it finds together. The others hang.
     fn order_of(&self, requests: &[Request]) -> Vec<u8> {
-        // As after a request that came soon.
+        self.send(Request::Hang);
+        while self.readers.serving.load(SeqCst) < self.threads.len() {
+            std::thread::yield_now();
+        }
+        // As after a request that came soon. The thread does not poll now, so nothing changes that on a busy host.
         while hold(&self.readers.window).length().is_zero() {
             hold(&self.readers.window).arrived(Duration::ZERO);
         }
-        self.send(Request::Hang);
         requests.iter().for_each(|request| self.send(*request));
         self.resume.send(()).unwrap();
         self.end_of_one();
@@ -210,18 +222,31 @@ fn requests_that_queue_up_are_read_by_another_thread_too() {
 
 #[test]
 fn what_is_put_off_waits_for_the_next_answer_only() {
-    use Request::{Brief, Later, Open};
+    use Request::{Brief, First, Later, Open};
     let server = Server::start(1);
     assert_eq!(server.order_of(&[Later, Brief, Brief]), [3, 4, 3]);
     assert_eq!(server.order_of(&[Later, Later, Brief]), [3, 4, 4]);
     // The thread sleeps after these.
     assert_eq!(server.order_of(&[Later, Later]), [4, 4]);
     assert_eq!(server.order_of(&[Later, Open]), [4, 5]);
+    assert_eq!(server.order_of(&[Later, First]), [6, 4]);
     // So many are not put off.
     let mut many = vec![Later; MOST_LATER + 1];
     many.push(Brief);
     let mut order = vec![4; MOST_LATER];
     order.extend([3, 4]);
     assert_eq!(server.order_of(&many), order);
+    server.stop();
+}
+
+#[test]
+fn nothing_is_put_off_if_another_thread_may_take_the_next_request() {
+    let server = Server::start(2);
+    server.settle();
+    server.send(Request::Hang);
+    // The timer calls the other thread for this one, so that both take part when it ends.
+    assert_eq!(server.order_of(&[Request::Later, Request::Brief]), [4, 3]);
+    server.resume.send(()).unwrap();
+    server.end_of_one();
     server.stop();
 }
