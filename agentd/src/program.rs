@@ -16,6 +16,15 @@ use crate::stamp::Stamp;
 /// The most programs that are cached.
 const MOST: usize = 64;
 
+/// How much of a file [`is_text`] looks at, in bytes.
+pub const SAMPLE: usize = 128;
+
+/// Whether a file that begins so is text. As in bash, the first line of text has no NUL, and an ELF file is none.
+pub fn is_text(start: &[u8]) -> bool {
+    let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+    !start.starts_with(b"\x7fELF") && !line.contains(&0)
+}
+
 /// Finds the file of a program in the command's PATH, as `execvp(3)` does.
 ///
 /// # Errors
@@ -170,6 +179,23 @@ fn check(program: &OsStr, file: &Path, cwd: &Path) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_whose_first_line_has_no_nul_is_text_and_an_elf_file_is_not() {
+        for (start, expected) in [
+            (&b""[..], true),
+            (b"echo x", true),
+            (b"echo x\n\0\0", true),
+            (b"\xff\xfe\n", true),
+            (b"echo\0x\n", false),
+            (b"\0", false),
+            (b"\x7fELF\n", false),
+            (b"\x7fEL", true),
+            (b"MZ\x90\0", false),
+        ] {
+            assert_eq!(is_text(start), expected, "{start:?}");
+        }
+    }
 
     #[test]
     fn an_error_of_storage_says_nothing_about_the_file() {

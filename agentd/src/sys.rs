@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicI32;
 use msb::record::owner::Id;
 use msb::wire::exec::{Capabilities, Usage};
 use nix::libc;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
@@ -20,6 +21,7 @@ use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use crate::barrier::Barrier;
 use crate::container::LateMounts;
 use crate::not_started::{Failed, NotStarted};
+use crate::program;
 
 /// The hard limit of open files, as container runtimes set it.
 pub const OPEN_FILES: u64 = 1 << 20;
@@ -283,8 +285,8 @@ extern "C" fn become_command(child: *mut libc::c_void) -> libc::c_int {
         Err(failed) => failed,
         Ok(()) => {
             let mut error = child.execute(&child.launch.file, &child.argv);
-            if error == Errno::NOEXEC {
-                // A script without "#!": a shell would run it itself.
+            if error == Errno::NOEXEC && is_script(&child.launch.file) {
+                // One without "#!": a shell would run it itself.
                 error = child.execute(SHELL, &child.shell_argv);
             }
             (None, error)
@@ -295,6 +297,14 @@ extern "C" fn become_command(child: *mut libc::c_void) -> libc::c_int {
     }
     child.failed = Some(failed);
     127
+}
+
+/// Whether a file that the kernel does not execute is text. It may be a program of another architecture. False for one that cannot be read.
+fn is_script(file: &CStr) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(file, flags, Mode::empty()) else { return false };
+    let mut start = [0; program::SAMPLE];
+    rustix::io::read(&file, &mut start).is_ok_and(|length| program::is_text(start.get(..length).unwrap_or_default()))
 }
 
 impl Child<'_> {
