@@ -56,6 +56,15 @@ line][*][-n][--][ü]' ]
     [ "$(msb-exec -n -- cat /proc/sys/net/ipv4/ping_group_range | xargs)" = '0 2147483647' ]
 }
 
+@test "users have the devices and message queues of a host, and its protection from the links of others" {
+    msb-exec -n -u nobody --shell ': <>/dev/fuse && : <>/dev/net/tun'
+    [ "$(msb-exec -n -- stat -f -c %T /dev/mqueue)" != "$(msb-exec -n -- stat -f -c %T /dev)" ]
+    [ "$(msb-exec -n -- stat -c %a /dev/mqueue)" = 1777 ]
+    for name in hardlinks symlinks fifos regular; do
+        [ "$(msb-exec -n -- cat /proc/sys/fs/protected_$name)" = 1 ]
+    done
+}
+
 @test "--shell runs a line with /bin/sh, and further words are its arguments" {
     [ "$(msb-exec --shell 'echo "$0 $1" | tr a-z A-Z; exit 3' -- zero one || echo "$?")" = $'ZERO ONE\n3' ]
 }
@@ -133,6 +142,10 @@ line][*][-n][--][ü]' ]
     msb-exec -- sh -c 'printf "#!/no/interpreter\n" > /tmp/odd && chmod +x /tmp/odd'
     run -127 --separate-stderr msb-exec -- /tmp/odd
     [[ $stderr == *'interpreter'* ]]
+    # A program of another architecture is not run as a script.
+    msb-exec -- sh -c '{ head -c 18 /bin/busybox; printf "\377\377"; tail -c +21 /bin/busybox; } >/tmp/foreign && chmod +x /tmp/foreign'
+    run -126 --separate-stderr msb-exec -- /tmp/foreign
+    [ "$stderr" = 'msb-exec: "/tmp/foreign": Exec format error (os error 8)' ]
 }
 
 @test "scripts are run by name, also without a shebang, and cannot be changed" {

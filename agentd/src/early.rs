@@ -1,9 +1,9 @@
 //! The first mounts: the kernel's file systems, from a table, and then the real root, by the steps in boot.json, which becomes `/`.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use msb::overlay::attributes::{copy_attributes, keeping_times};
@@ -36,7 +36,14 @@ const TABLE: &[Early] = &[
     Early { fstype: "devtmpfs", target: "/dev", flags: MsFlags::MS_NOSUID, data: Some("mode=0755") },
     Early { fstype: "devpts", target: "/dev/pts", flags: SAFE, data: Some("gid=5,mode=0620,ptmxmode=0666") },
     Early { fstype: "tmpfs", target: "/dev/shm", flags: SAFE.union(MsFlags::MS_NODEV), data: Some("mode=1777") },
+    Early { fstype: "mqueue", target: "/dev/mqueue", flags: SAFE.union(MsFlags::MS_NODEV), data: None },
 ];
+
+/// The file systems that a kernel may lack.
+const OPTIONAL: [&str; 2] = ["cgroup2", "mqueue"];
+
+/// Devices that udev opens to all users. Their drivers check what a user may do.
+const FOR_ALL_USERS: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
 
 /// The mount points that are moved, each with all that is mounted below it.
 const MOVED: &[&str] = &["proc", "sys", "dev"];
@@ -73,13 +80,13 @@ fn move_to_root(mount_point: &Path) -> nix::Result<()> {
 /// Mounts the kernel's file systems. The kernel may have mounted `/dev` itself.
 ///
 /// # Errors
-/// The first mount that fails, except that of cgroup2, which a kernel may lack.
+/// The first mount that fails, except those of [`OPTIONAL`].
 pub fn mount_kernel_file_systems() -> Result<(), Error> {
     for entry in TABLE {
         let _ = fs::create_dir(entry.target);
         match mount(Some(entry.fstype), entry.target, Some(entry.fstype), entry.flags, entry.data) {
             Ok(()) | Err(nix::Error::EBUSY) => {}
-            Err(error) if entry.fstype == "cgroup2" => console::log(&format!("no cgroup2: {error}")),
+            Err(error) if OPTIONAL.contains(&entry.fstype) => console::log(&format!("no {}: {error}", entry.fstype)),
             Err(error) => return Err(Error::step(format!("mount {}", entry.target), error.into())),
         }
     }
@@ -87,6 +94,12 @@ pub fn mount_kernel_file_systems() -> Result<(), Error> {
         // devtmpfs has its own node for ptmx; the one of devpts has the options from the table.
         let _ = fs::remove_file(link);
         std::os::unix::fs::symlink(target, link).map_err(|error| Error::step(format!("symlink {link}"), error))?;
+    }
+    for device in FOR_ALL_USERS {
+        match fs::set_permissions(device, Permissions::from_mode(0o666)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => console::log(&format!("{device}: {error}")),
+            _ => {}
+        }
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Kernel parameters (`sysctl.d(5)`): those that give commands the rights they have in a container, and the one that images set to a
-//! value which this kernel refuses.
+//! Kernel parameters (`sysctl.d(5)`): those that commands have elsewhere, and the one that images set to a value which this kernel
+//! refuses.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,9 +9,16 @@ use std::path::Path;
 
 use crate::console;
 
-/// What Docker sets in a container: any user may bind low ports and send pings.
-const FOR_COMMANDS: [(&str, &str); 2] =
-    [("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"), ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")];
+/// What Docker sets in a container: any user may bind low ports and send pings. And what systemd sets on a host: no user is harmed by the
+/// links, FIFOs and files of another one in `/tmp`.
+const FOR_COMMANDS: [(&str, &str); 6] = [
+    ("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"),
+    ("/proc/sys/net/ipv4/ping_group_range", "0 2147483647"),
+    ("/proc/sys/fs/protected_hardlinks", "1"),
+    ("/proc/sys/fs/protected_symlinks", "1"),
+    ("/proc/sys/fs/protected_fifos", "1"),
+    ("/proc/sys/fs/protected_regular", "1"),
+];
 
 /// The directories that `systemd-sysctl` reads. A file hides those with the same name in later directories.
 const DIRECTORIES: [&str; 5] =
