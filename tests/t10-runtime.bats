@@ -157,7 +157,8 @@ limit() {
     annotate limits io.kubernetes.cri.container-type=sandbox dev.msb.pod=vm dev.msb.memory=512
     O create -b limits limits
     for name in free limited; do
-        bundle $name sh -c 'while :; do sleep 1; done'
+        # It reaps processes, and makes none later: that would fail while others use up the limit.
+        bundle $name sh -c 'sleep 1000000 & wait'
         limit $name '{}'
     done
     limit limited '{"memory": {"limit": 67108864}, "pids": {"limit": 20}, "cpu": {"quota": 20000, "period": 100000, "shares": 512}}'
@@ -175,6 +176,8 @@ limit() {
     [ "$(O exec free sh -c "$fork")" = all ]
     run O exec limited sh -c "$fork"
     [[ $output == *"can't fork"* ]]
+    # Those that were killed count until they are reaped.
+    until O exec limited sh -c 'true | true' 2>/dev/null; do [ "$(O state limited | jq -r .status)" = running ]; done
     # In hundredths of a second of processor time, of 300.
     used=$(O exec limited sh -c 'timeout 3 sh -c "while :; do :; done"; cut -d " " -f 16-17 /proc/$$/stat')
     read -r user system <<<"$used"
