@@ -314,6 +314,15 @@ descendants() {
     no_vm
     [ "$(again --patch ops.jsonl -- greet 2>&1)" = patched ]
 
+    # What the caretaker of a killed run does: it removes a replaced snapshot, once that has lost its name.
+    replaced=$(jq -r .digest "$MSB_HOME/snapshot-names/web")
+    msb-run --as-cleanup snapshot-000000000000 "$replaced"
+    [ "$(ls "$MSB_HOME/snapshots")" = "${replaced#sha256:}" ]
+    mv "$MSB_HOME/snapshot-names/web" name
+    msb-run --as-cleanup snapshot-000000000000 "$replaced"
+    [ -z "$(ls -A "$MSB_HOME/snapshots" "$MSB_HOME/sandboxes" | grep -v :)" ]
+    [ "$(again -q --patch ops.jsonl -- greet 2>&1)" = patched ]
+
     # refused MESSAGE ARG…: nothing is made or started.
     refused() {
         run --separate-stderr again "${@:2}"

@@ -150,8 +150,7 @@ impl Saved {
     /// As [`Self::open_drives`].
     pub(crate) fn memory(&self) -> anyhow::Result<Use> {
         let open = || -> Result<Use, snapshot::Error> {
-            let file = Use::begin(snapshot::open(&self.dir, snapshot::MEMORY)?)
-                .map_err(|error| snapshot::Error::File(snapshot::MEMORY.into(), error))?;
+            let file = snapshot::open_for_use(&self.dir, snapshot::MEMORY)?;
             self.description.check_once(&self.dir, snapshot::MEMORY, &file)?;
             Ok(file)
         };

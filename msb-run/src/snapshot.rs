@@ -12,10 +12,10 @@ use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context, anyhow, ensure};
 use msb::lock::{self, Lock};
-use msb::record::{Record, Snapshot};
+use msb::record::Record;
+use msb::store::home;
 use msb::store::snapshot::{self, Description, Error};
 use msb::store::snapshot_name::{self, Named};
-use msb::store::{home, layout};
 use msb::tool::{env as variable, exit};
 use serde_json::Value;
 
@@ -43,8 +43,10 @@ pub struct Held {
 
 /// The role's main. The caretaker starts it after all other processes of the run have ended.
 pub fn main() -> ExitCode {
-    let vm = std::env::args().nth(2).unwrap_or_default();
-    exit::report(TOOL, exit::TOOL_FAILED, discard(&vm).map(|()| 0))
+    let mut args = std::env::args().skip(2);
+    let (vm, replaced) = (args.next().unwrap_or_default(), args.next());
+    let cleaned_up = replaced.map_or(Ok(()), |replaced| remove_unnamed(&replaced)).and_then(|()| discard(&vm));
+    exit::report(TOOL, exit::TOOL_FAILED, cleaned_up.map(|()| 0))
 }
 
 /// The snapshot with this name. Makes it if there is none, or if its key differs.
@@ -76,17 +78,15 @@ fn find_or_make(plan: &Plan, saving: &Saving, args: &Args, children: &Children) 
     caretaker.order(&[&Stage::new(TOOL, [ROLE, &saving.vm])])?;
     caretaker.share(true)?;
     let made = make(plan, saving, &pulled, children).and_then(|made| match made {
-        Ok(digest) => take_name(saving, args, &pulled, Named { key: key.clone(), digest }).map(Ok),
+        Ok(digest) => take_name(saving, args, &pulled, Named { key: key.clone(), digest }, &mut caretaker).map(Ok),
         Err(code) => Ok(Err(code)),
     });
     caretaker.share(false)?;
     let failed = match made {
         Ok(Ok(lost)) => {
             if let Some(lost) = lost {
-                // No name leads to it.
-                let removal = removal(&lost.digest);
-                caretaker.order(&[&removal])?;
-                shielded(&removal)?;
+                // No name leads to it. The caretaker removes it if this process is killed.
+                shielded(&removal(&lost.digest))?;
             }
             caretaker.dismiss()?;
             let found = find(name, &key)?;
@@ -151,8 +151,14 @@ fn make(plan: &Plan, saving: &Saving, pulled: &Record, children: &Children) -> a
     }
 }
 
-/// Gives a new snapshot its name. Returns the snapshot that nobody needs then, if there is one.
-fn take_name(saving: &Saving, args: &Args, pulled: &Record, named: Named) -> anyhow::Result<Option<Named>> {
+/// Gives a new snapshot its name. Returns the snapshot that nobody needs then, if there is one, which the caretaker knows too.
+fn take_name(
+    saving: &Saving,
+    args: &Args,
+    pulled: &Record,
+    named: Named,
+    caretaker: &mut Caretaker,
+) -> anyhow::Result<Option<Named>> {
     let subject = || format!("snapshot {:?}", saving.name);
     // A file may have been changed before msb-patch or msb-boot has read it.
     ensure!(
@@ -160,23 +166,30 @@ fn take_name(saving: &Saving, args: &Args, pulled: &Record, named: Named) -> any
         "{}: what it depends on has changed while it was made (run the command again)",
         subject()
     );
-    named.assign(&home::home()?, &saving.name).with_context(subject)
+    let order = |there: &Named| caretaker.order(&[&Stage::new(TOOL, [ROLE, &saving.vm, &there.digest])]);
+    named.assign(&home::home()?, &saving.name, order).with_context(subject)
 }
 
 /// Removes the VM that was to be saved, its upper and its snapshot, unless the snapshot has a name.
 fn discard(vm: &str) -> anyhow::Result<()> {
     let home = home::home()?;
-    for entry in fs::read_dir(layout::snapshots(&home)).into_iter().flatten().flatten() {
-        let Some(digest) = snapshot::digest_of(&entry.path()) else { continue };
-        let Ok(description) = Description::read(&Snapshot::new(entry.path(), digest.clone())) else { continue };
-        if description.record.boot.is_some_and(|boot| boot.name.as_deref() == Some(vm)) {
-            if snapshot_name::all(&home).values().any(|named| named.digest == digest) {
-                return Ok(());
-            }
-            shielded(&removal(&digest))?;
+    for (path, record) in snapshot::records(&home).context("snapshots")? {
+        let is_own = record.boot.is_some_and(|boot| boot.name.as_deref() == Some(vm));
+        let Some(digest) = snapshot::digest_of(&path).filter(|_| is_own) else { continue };
+        if snapshot_name::has_name(&home, &digest) {
+            return Ok(());
         }
+        shielded(&removal(&digest))?;
     }
     end(&Stage::new("msb-rm", ["-f", vm]))
+}
+
+/// Removes a snapshot, unless it has a name.
+fn remove_unnamed(digest: &str) -> anyhow::Result<()> {
+    if snapshot_name::has_name(&home::home()?, digest) {
+        return Ok(());
+    }
+    shielded(&removal(digest)).map(drop)
 }
 
 /// Removes a snapshot and its upper, which VMs that were started from it do not need. msb-store reports its errors. They do not stop the

@@ -269,7 +269,7 @@ mod tests {
             fs::create_dir_all(&dir).unwrap();
             fs::write(dir.join(snapshot::DESCRIPTION), serde_json::json!({ "record": record }).to_string()).unwrap();
             Named { key: "key".into(), digest: format!("sha256:{hex}") }
-                .assign(home, &format!("name{hex:.1}"))
+                .assign(home, &format!("name{hex:.1}"), |_| Ok(()))
                 .unwrap();
         }
         let config = Config {

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::erase::Use;
 use super::layout;
 use super::snapshot_stamp::Stamp;
 use crate::record::{DiskFormat, Record, Snapshot};
@@ -96,7 +97,7 @@ pub struct Content {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The directory or its description is missing.
+    /// It was removed, or one of its files was.
     #[error("it is gone (msb-snapshot makes another)")]
     Gone,
     /// Its description is not the one that the record names, or is of another release.
@@ -108,6 +109,16 @@ pub enum Error {
     /// A file of it cannot be read.
     #[error("{0}: {1}")]
     File(String, io::Error),
+}
+
+impl Error {
+    /// The error of opening or locking a file. A missing file means that the snapshot was removed.
+    fn of_file(name: &str, error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Gone,
+            _ => Self::File(name.into(), error),
+        }
+    }
 }
 
 impl Content {
@@ -156,10 +167,7 @@ impl Description {
     /// # Errors
     /// See [`Error`].
     pub fn read(snapshot: &Snapshot) -> Result<Self, Error> {
-        let file = match open(&snapshot.path, DESCRIPTION) {
-            Err(Error::File(_, error)) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Gone),
-            other => other?,
-        };
+        let file = open(&snapshot.path, DESCRIPTION)?;
         let mut text = Vec::new();
         file.take(MAX_DESCRIPTION).read_to_end(&mut text).map_err(|error| Error::File(DESCRIPTION.into(), error))?;
         if snapshot.digest.strip_prefix("sha256:") != Some(&*hex::encode(Sha256::digest(&text))) {
@@ -201,13 +209,21 @@ impl Description {
 /// Opens a file of a snapshot.
 ///
 /// # Errors
-/// [`Error::File`]; a name that is a path.
+/// [`Error::Gone`]; [`Error::File`]; a name that is a path.
 pub fn open(dir: &Path, name: &str) -> Result<File, Error> {
-    let failed = |error: io::Error| Error::File(name.into(), error);
+    let failed = |error| Error::of_file(name, error);
     if Path::new(name).file_name().is_none_or(|last| last != name) {
         return Err(failed(io::ErrorKind::InvalidInput.into()));
     }
     regular_file::open(&dir.join(name), Symlinks::Refuse).map_err(failed)
+}
+
+/// Opens a large file of a snapshot that is read in place. Nobody erases it before the result is dropped.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_for_use(dir: &Path, name: &str) -> Result<Use, Error> {
+    Use::begin(open(dir, name)?).map_err(|error| Error::of_file(name, error))
 }
 
 /// The record of a snapshot in a store; `None` for one that is not complete.
@@ -247,7 +263,10 @@ pub fn digest_of(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+    use crate::lock::{self, Lock};
 
     fn content(fill: impl FnOnce(&File)) -> Content {
         let file = tempfile::tempfile().unwrap();
@@ -324,7 +343,32 @@ mod tests {
             assert_eq!(readable_record(dir.path()), record);
         }
         for name in ["", ".", "..", "../x", "/x", "a/b"] {
-            assert!(open(dir.path(), name).is_err(), "{name:?}");
+            assert!(matches!(open(dir.path(), name), Err(Error::File(..))), "{name:?}");
         }
+    }
+    #[test]
+    fn a_snapshot_that_is_removed_while_a_vm_starts_from_it_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(MEMORY);
+        std::fs::write(&path, "memory").unwrap();
+        drop(open_for_use(dir.path(), MEMORY).unwrap());
+        // Another process has the lock while it erases the file, and unlinks it at the end.
+        let erased = open(dir.path(), MEMORY).unwrap();
+        lock::take(&erased, Lock::Exclusive).unwrap();
+        let starting = std::thread::spawn({
+            let dir = dir.path().to_owned();
+            move || open_for_use(&dir, MEMORY)
+        });
+        while !std::fs::read_to_string("/proc/locks")
+            .unwrap()
+            .lines()
+            .any(|line| line.contains("->") && line.contains(&format!(":{} ", erased.metadata().unwrap().ino())))
+        {
+            std::thread::yield_now();
+        }
+        std::fs::remove_file(&path).unwrap();
+        drop(erased);
+        assert!(matches!(starting.join().unwrap(), Err(Error::Gone)));
+        assert!(matches!(open_for_use(dir.path(), MEMORY), Err(Error::Gone)));
     }
 }

@@ -40,11 +40,16 @@ impl Named {
     }
 
     /// Assigns the name to this snapshot, unless another snapshot with the same key has it already. Returns the snapshot that is left
-    /// without the name: the previous one, or this one.
+    /// without the name: the previous one, or this one. Calls `before` with the previous one while that still has the name.
     ///
     /// # Errors
-    /// Those of writing, and of the lock.
-    pub fn assign(&self, home: &Path, name: &str) -> io::Result<Option<Self>> {
+    /// Those of writing, of the lock, and of `before`; then the name stays where it was.
+    pub fn assign(
+        &self,
+        home: &Path,
+        name: &str,
+        before: impl FnOnce(&Self) -> io::Result<()>,
+    ) -> io::Result<Option<Self>> {
         publish::make_private_dir(&layout::snapshot_names(home))?;
         let _lock = lock(home)?;
         let there = Self::read(home, name);
@@ -53,6 +58,7 @@ impl Named {
         {
             return Ok((there != self).then(|| self.clone()));
         }
+        there.as_ref().map_or(Ok(()), before)?;
         publish::write_file(&layout::snapshot_name(home, name), &serde_json::to_vec(self)?, 0o600)?;
         Ok(there)
     }
@@ -94,6 +100,11 @@ pub fn prune(home: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a snapshot has a name.
+pub fn has_name(home: &Path, digest: &str) -> bool {
+    all(home).values().any(|named| named.digest == digest)
+}
+
 /// All names that have a snapshot.
 pub fn all(home: &Path) -> BTreeMap<String, Named> {
     let entries = fs::read_dir(layout::snapshot_names(home)).into_iter().flatten().flatten();
@@ -131,17 +142,28 @@ mod tests {
         prune(home).unwrap();
         assert_eq!(Named::read(home, "web"), None);
         let [first, same, other] = [make("a", "1"), make("a", "2"), make("b", "3")];
-        assert_eq!(first.assign(home, "web").unwrap(), None);
-        assert_eq!(first.assign(home, "web").unwrap(), None);
-        assert_eq!(same.assign(home, "web").unwrap(), Some(same.clone()));
+        let unexpected = |there: &Named| panic!("{there:?} loses its name");
+        assert_eq!(first.assign(home, "web", unexpected).unwrap(), None);
+        assert_eq!(first.assign(home, "web", unexpected).unwrap(), None);
+        assert_eq!(same.assign(home, "web", unexpected).unwrap(), Some(same.clone()));
         assert_eq!(Named::read(home, "web"), Some(first.clone()));
-        assert_eq!(other.assign(home, "web").unwrap(), Some(first.clone()));
+        // If this process is killed from now on, another one must know which snapshot has lost its name.
+        assert!(other.assign(home, "web", |_| Err(io::ErrorKind::BrokenPipe.into())).is_err());
+        assert_eq!(Named::read(home, "web"), Some(first.clone()));
+        let mut warned = None;
+        let note = |there: &Named| {
+            assert_eq!(Named::read(home, "web").as_ref(), Some(there));
+            warned = Some(there.clone());
+            Ok(())
+        };
+        assert_eq!(other.assign(home, "web", note).unwrap(), Some(first.clone()));
+        assert_eq!(warned, Some(first.clone()));
         assert_eq!(Named::read(home, "web"), Some(other.clone()));
         assert_eq!(all(home), BTreeMap::from([("web".to_owned(), other.clone())]));
         // A name whose snapshot is gone is free.
         fs::remove_dir_all(other.snapshot(home).unwrap().path).unwrap();
         assert_eq!(Named::read(home, "web"), None);
-        assert_eq!(first.assign(home, "web").unwrap(), None);
+        assert_eq!(first.assign(home, "web", unexpected).unwrap(), None);
         fs::write(layout::snapshot_name(home, "half"), "{\"key\":").unwrap();
         fs::copy(layout::snapshot_name(home, "web"), layout::snapshot_name(home, ".web.7.0")).unwrap();
         assert_eq!(all(home), BTreeMap::from([("web".to_owned(), first.clone())]));
