@@ -1,4 +1,12 @@
 //! A VM that starts from a saved one: the VMM loads the state, and the agent is told what makes this machine another one.
+//!
+//! Where the time goes, emulated by QEMU 7.2 (a small guest, two processors, real-time priority, Linux 6.18): from the record to the first
+//! answered command 199 ms, 0.17 of a boot with a command (1196 ms). Of 185 ms in another run, 8 passed in the client, 10 until QEMU's
+//! process, 20 until QEMU had opened the memory, 8 until it had loaded the state; then the guest ran, 62 ms until the agent's report and
+//! 84 ms for the command. In these, QEMU translates code that it has not seen: 9600 blocks until the report and 14000 for the command, at
+//! 6 µs each (a second command: about 100, and 8 ms in all; a boot with a command: 80000). 84 % of the virtual processor's time is the
+//! translator, and 4 % the translated code. So a start takes as much processor time (198 ms) as time, and ten at once on two processors
+//! take five times as long as one at the least. With QEMU's options for the sandbox and for its devices left out, it starts no sooner.
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
