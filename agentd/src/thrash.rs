@@ -43,7 +43,8 @@ pub fn forget(cgroup: &Path) {
     killed().remove(cgroup);
 }
 
-/// Starts a thread that watches the cgroup of all execs or of a container, and kills the largest exec in it when it thrashes. The thread ends with the writer of `end`.
+/// Starts a thread that watches the cgroup of all execs or of a container, and kills the largest exec in it when it thrashes. The thread
+/// ends with the writer of `end`.
 ///
 /// # Errors
 /// Those of opening the cgroup's files and of starting the thread.

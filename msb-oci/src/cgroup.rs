@@ -85,8 +85,8 @@ impl Cgroup {
         self.write(limits)
     }
 
-    /// Moves this process into it in every hierarchy, and makes it where it is missing. The root of a user namespace, as a rootless engine has it, does so in
-    /// those that its user may write to, which may be none.
+    /// Moves this process into it in every hierarchy, and makes it where it is missing. The root of a user namespace, as a rootless engine
+    /// has it, does so in those that its user may write to, which may be none.
     ///
     /// # Errors
     /// A hierarchy that this process cannot write to.

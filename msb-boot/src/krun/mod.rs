@@ -24,8 +24,8 @@ use crate::vmm::{Vmm, kvm};
 /// The kernel's command line: libkrun's own, but for the file systems of its root. `reboot=k` ends the machine through the keyboard
 /// controller, which libkrun emulates for that. The kernel skips `jent_mod_init` for the same reason as under QEMU.
 ///
-/// `noreplace-smp`, which an emulated guest has, saves a tenth of the boot on a KVM host that is emulated itself (1631 ms in place of 1808).
-/// It is left out: patching costs a real processor next to nothing, and its atomic operations would stay slower.
+/// `noreplace-smp`, which an emulated guest has, saves a tenth of the boot on a KVM host that is emulated itself (1631 ms in place of
+/// 1808). It is left out: patching costs a real processor next to nothing, and its atomic operations would stay slower.
 const COMMAND_LINE: &CStr = c"reboot=k panic=-1 panic_print=0 nomodule console=hvc0 quiet no-kvmapf \
     initcall_blacklist=jent_mod_init rdinit=/agentd";
 
