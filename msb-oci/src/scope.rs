@@ -147,9 +147,12 @@ fn properties(limits: &Limits) -> Vec<String> {
     properties.extend(limits.memory.map(|bytes| format!("MemoryMax={bytes}")));
     properties.extend(limits.cpu_shares.map(|shares| format!("CPUWeight={}", weight(shares))));
     if let Some(quota) = limits.cpu_quota {
-        let period = limits.cpu_period.unwrap_or(PERIOD);
+        let period = limits.cpu_period.filter(|period| *period > 0).unwrap_or(PERIOD);
         // In hundredths of a percent, which are the least that systemd reads.
-        let share = u64::try_from(quota).ok().filter(|quota| *quota > 0).map(|quota| (quota * 10_000 / period).max(1));
+        let share = u64::try_from(quota)
+            .ok()
+            .filter(|quota| *quota > 0)
+            .map(|quota| (quota.saturating_mul(10_000) / period).max(1));
         properties.push(
             share.map_or("CPUQuota=".to_owned(), |share| format!("CPUQuota={}.{:02}%", share / 100, share % 100)),
         );
@@ -209,11 +212,14 @@ mod tests {
             (12_345, "CPUQuota=12.34%"),
             (1000, "CPUQuota=1.00%"),
             (1, "CPUQuota=0.01%"),
+            (i64::MAX, "CPUQuota=1844674407370.95%"),
             (-1, "CPUQuota="),
             (0, "CPUQuota="),
         ] {
             assert_eq!(of(&Limits { cpu_quota: Some(quota), ..Limits::default() }), expected);
         }
+        let without_period = Limits { cpu_quota: Some(1000), cpu_period: Some(0), ..Limits::default() };
+        assert_eq!(of(&without_period), "CPUQuota=1.00% CPUQuotaPeriodSec=0us");
         assert_eq!(of(&Limits::default()), "");
     }
 }
