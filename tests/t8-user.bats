@@ -165,6 +165,77 @@ END
     [ -z "$(as_user msb-store ls --json -t image | jq -r --arg name "$image" 'select(.name == $name)')" ]
 }
 
+# in_guest COMMAND…: boots a VM of the record in the file "record.json", for which the variable "boot" has the flags, and shows the
+# manifest of its root. The command starts the tools: as_user, or env for root.
+in_guest() {
+    "$@" sh -euc 'msb-boot -q -r record.json --name worker --timeout 600 $1 >worker.json
+        msb-exec worker -- /opt/manifest /
+        msb-stop -q -r worker.json >/dev/null' - "$boot"
+}
+
+# plain FILE: what two runs of the same operations have in common: a time of today is that of the run.
+plain() {
+    awk -v begin="$begin" '{ if ($4 ~ /^[0-9]+\.[0-9]+$/ && $4 + 0 >= begin) $4 = "now" } 1' "$1"
+}
+
+# bats test_tags=vmm-slow,slow
+@test "after every operation of msb-patch, root's guest and a user's have the same tree, on a block root and on a shared one" {
+    begin=$EPOCHSECONDS
+    source "$BATS_TEST_DIRNAME/image.bash"
+    mkdir -p src/deep
+    cp "$(guest_program manifest)" src/manifest
+    echo copied >src/deep/file
+    ln -s file src/deep/link
+    chmod 0711 src/deep
+    chmod -R go+rX src
+    cat >ops.jsonl <<'END'
+{"op":"text","path":"/etc/greeting.txt","content":"Hello from a patched rootfs!\n"}
+{"op":"text","path":"/etc/passwd","content":"root:x:0:0::/root:/bin/sh\n","mode":"0640","gid":42,"replace":true}
+{"op":"mkdir","path":"/app","mode":"0755"}
+{"op":"text","path":"/app/config.json","content":"{}","mode":"0644","uid":654321,"gid":123456}
+{"op":"file","path":"/app/bytes","content_base64":"AAEC"}
+{"op":"copy_file","src":"src/manifest","dst":"/opt/manifest","mode":"0755"}
+{"op":"copy_dir","src":"src/deep","dst":"/app/deep"}
+{"op":"append","path":"/etc/conf.d/three","content":"127.0.0.1 myapp.local\n"}
+{"op":"symlink","target":"/etc/greeting.txt","link":"/app/greeting"}
+{"op":"remove","path":"/opt/fifo"}
+{"op":"rename","from":"/etc/conf.d","to":"/etc/moved.d"}
+{"op":"hardlink","target":"/app/config.json","link":"/app/again"}
+{"op":"chmod","path":"/opt/program","mode":"2711"}
+{"op":"chown","path":"/app/deep","uid":7,"gid":8,"recursive":true}
+{"op":"touch","path":"/srv/mine","mtime":5}
+{"op":"edit","path":"/etc/moved.d/three","line":"three","with":"edited"}
+{"op":"xattr","path":"/app","name":"user.note","value":"x"}
+{"op":"capability","path":"/opt/manifest","caps":"cap_kill=ep"}
+{"op":"script","name":"hello","content":"#!/bin/sh\n"}
+END
+    # Each operation that the manual has.
+    diff <(grep -o '"op":"[a-z_]*"' ops.jsonl | sort -u) <(grep -o '"op":"[a-z_]*"' "$BATS_TEST_DIRNAME/../man/msb-ops.5" | sort -u)
+    patch='umask 022; msb-pull -q "oci:$1/layout" | msb-patch -q -f ops.jsonl >patched.json'
+    as_user sh -euc "$patch" - "$place"
+    own=$BATS_TEST_TMPDIR/of-root
+    mkdir "$own"
+    cp -r ops.jsonl src "$own/"
+    (cd "$own" && sh -euc "$patch" - "$place")
+    cp /etc/fuse.conf "$BATS_TEST_TMPDIR/"
+    echo user_allow_other >>/etc/fuse.conf
+    chmod 0666 /dev/fuse
+    for boot in '--root block' '--root share'; do
+        prepare='cp patched.json record.json'
+        [ "$boot" = '--root block' ] || prepare='msb-mount -q -r patched.json mounted >record.json'
+        as_user sh -euc "$prepare"
+        in_guest as_user >users
+        (cd "$own" && sh -euc "$prepare" && in_guest env >roots)
+        diff <(plain "$own/roots") <(plain users)
+        [ "$(wc -l <users)" -gt 100 ]
+        grep -q '^/app/again 100644 654321:123456 now links 2 size 2 ' <(plain users)
+        grep -q '^/opt/manifest 100755 0:0 .* security.capability=' users
+        grep -q '^/srv/mine 100644 654321:123456 5.000000000 .* user.note=6b657074$' users
+    done
+    as_user msb-mount -u mounted
+    msb-mount -u "$own/mounted"
+}
+
 @test "what a user packs has the digests of what root packs" {
     cat >ops.jsonl <<'END'
 {"op":"text","path":"/etc/motd","content":"patched\n"}
