@@ -152,7 +152,7 @@ assert_limits() {
     done
 }
 
-# bats test_tags=vmm
+# bats test_tags=vmm-slow
 @test "each process that serves a VM has the limits of its jail, and an empty session keyring in the place of the caller's" {
     command -v passt >/dev/null || skip "passt is not installed"
     vm_launcher=("$(guest_program with-key)")
@@ -206,6 +206,7 @@ may() {
 }
 
 @test "a hostile program in the jail of any process reaches nothing of the kernel, of the host or of another VM but what the jail is for" {
+    command -v cc >/dev/null || skip "there is no compiler for the library"
     attempts=$(guest_program jail-attempts)
     keyed=("$(guest_program with-key)")
     "${keyed[@]}" true || keyed=(env MSB_TEST_KEY=1)
