@@ -120,6 +120,16 @@ fn serve(
     }
 }
 
+/// The error of a mount, or that the device is missing, which gives the same errors as a missing mount point.
+fn or_without_device(error: io::Error) -> io::Error {
+    const REMEDY: &str = "in a container: docker run --device /dev/fuse";
+    match File::options().read(true).write(true).open("/dev/fuse").map_err(|error| error.kind()) {
+        Err(io::ErrorKind::NotFound) => io::Error::other(format!("there is no /dev/fuse (modprobe fuse; {REMEDY})")),
+        Err(io::ErrorKind::PermissionDenied) => io::Error::other(format!("/dev/fuse may not be opened ({REMEDY})")),
+        _ => error,
+    }
+}
+
 /// The session, for a mount that was made already what keeps it, and the highest number of a descriptor of the device.
 fn session(config: &Config, tree: Tree, made: Option<Mounted>) -> io::Result<(Session<Served>, Option<Watcher>, i32)> {
     let processors = std::thread::available_parallelism().map_or(2, NonZero::get);
@@ -128,7 +138,7 @@ fn session(config: &Config, tree: Tree, made: Option<Mounted>) -> io::Result<(Se
     let fs = Served::new(Fs::new(tree), readers.clone());
     let options = options(config, threads);
     let (session, watcher) = match made {
-        None => (Session::new(fs, &config.mountpoint, &options)?, None),
+        None => (Session::new(fs, &config.mountpoint, &options).map_err(or_without_device)?, None),
         Some(made) => {
             host_ids::set_host()?;
             let (device, watcher) = made.split();

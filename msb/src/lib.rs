@@ -49,6 +49,8 @@ pub mod architecture;
 #[cfg(feature = "store")]
 pub mod cgroup;
 #[cfg(feature = "store")]
+mod container;
+#[cfg(feature = "store")]
 pub mod descriptor;
 #[cfg(feature = "store")]
 pub mod inherited;

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use self::landlock::Rule;
 pub use self::landlock::landlock_abi;
+use crate::container;
 use crate::inherited;
 use crate::overlay::error::{At, Error};
 use crate::overlay::{mountinfo, raise_open_files, user_namespace};
@@ -239,7 +240,7 @@ impl Jail {
         let keeps_groups = !user_namespace::is_initial();
         let mut namespaces = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
         namespaces.set(CloneFlags::CLONE_NEWNET, !self.rules().has_network);
-        nix::sched::unshare(namespaces).map_err(io::Error::from).at(|| "new namespaces")?;
+        container::step(nix::sched::unshare(namespaces).map_err(io::Error::from), "new namespaces")?;
         rules.extend(self.mount_root().at(|| "a new root")?);
         privileges::drop(self.rules().capabilities, self.user(), keeps_groups).at(|| "dropping privileges")?;
         Ok(rules)
@@ -280,7 +281,7 @@ impl Jail {
         // These are cloned first: the clone of a private mount receives no later mounts.
         let following = self.binds.iter().map(|bind| bind.follows.then(|| bind.clone_tree()).transpose());
         let following: Vec<Option<OwnedFd>> = following.collect::<Result<_, _>>()?;
-        rustix::mount::mount_change("/", private).map_err(io::Error::from).at(|| "propagation")?;
+        container::step(rustix::mount::mount_change("/", private).map_err(io::Error::from), "propagation")?;
         // All sources are cloned before the tmpfs is mounted, which may hide them.
         let trees = self.binds.iter().zip(following).map(|(bind, tree)| tree.map_or_else(|| bind.clone_tree(), Ok));
         let trees: Vec<OwnedFd> = trees.collect::<Result<_, _>>()?;
@@ -297,7 +298,7 @@ impl Jail {
         }
         self.restrict_submounts()?;
         // pivot_root(2) stacks the old root on the new one, and the unmount takes it away.
-        rustix::process::pivot_root(".", ".").map_err(io::Error::from).at(|| "pivot_root")?;
+        container::step(rustix::process::pivot_root(".", ".").map_err(io::Error::from), "pivot_root")?;
         rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(io::Error::from).at(|| "old root")?;
         std::env::set_current_dir("/")?;
         let read_only = rustix::mount::mount_remount("/", flags | MountFlags::BIND | MountFlags::RDONLY, c"");

@@ -58,7 +58,7 @@ pub(super) fn drop(kept: CapabilitySet, user: Option<u32>, keeps_groups: bool) -
     }
     let permitted = rustix::thread::capabilities(None).map_err(io::Error::from)?.permitted;
     if !permitted.contains(kept) {
-        return Err(Error::Host(format!("this user lacks {:?}", kept.difference(permitted))));
+        return Err(Error::Host(lacking(kept.difference(permitted))));
     }
     // What a program keeps that is executed as a user.
     let inheritable = if user.is_some() { kept } else { CapabilitySet::empty() };
@@ -68,6 +68,15 @@ pub(super) fn drop(kept: CapabilitySet, user: Option<u32>, keeps_groups: bool) -
         rustix::thread::configure_capability_in_ambient_set(capability, true).map_err(io::Error::from)?;
     }
     Ok(rustix::thread::set_no_new_privs(true).map_err(io::Error::from)?)
+}
+
+/// A message about capabilities that are missing: root in a container has only some.
+fn lacking(missing: CapabilitySet) -> String {
+    let names: Vec<_> = missing.iter_names().map(|(name, _)| name).collect();
+    let list = |prefix: &str, separator: &str| {
+        names.iter().map(|name| format!("{prefix}{name}")).collect::<Vec<_>>().join(separator)
+    };
+    format!("this user lacks {} (in a container: docker run {})", list("CAP_", ", "), list("--cap-add ", " "))
 }
 
 /// Becomes a user and the group of the same number.
@@ -82,6 +91,15 @@ fn become_user(user: u32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_names_the_capabilities_that_are_missing() {
+        assert_eq!(
+            lacking(CapabilitySet::DAC_READ_SEARCH | CapabilitySet::MKNOD),
+            "this user lacks CAP_DAC_READ_SEARCH, CAP_MKNOD (in a container: docker run --cap-add DAC_READ_SEARCH \
+             --cap-add MKNOD)"
+        );
+    }
 
     #[test]
     fn a_user_is_one_that_the_namespace_has() {

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::container;
+
 /// The number of CAP_SYS_ADMIN in `linux/capability.h`.
 const SYS_ADMIN: u32 = 21;
 
@@ -31,10 +33,7 @@ fn check(status: Option<&str>) -> Result<(), Missing> {
     let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     match effective >> SYS_ADMIN & 1 {
         1 => Ok(()),
-        _ => Err(Missing {
-            found: "the capability CAP_SYS_ADMIN is missing",
-            remedy: "in a container: docker run --privileged",
-        }),
+        _ => Err(Missing { found: "the capability CAP_SYS_ADMIN is missing", remedy: container::REMEDY }),
     }
 }
 
@@ -49,7 +48,7 @@ mod tests {
             (Some("CapEff:\t0000000000200000\n"), ""),
             (
                 Some("CapPrm:\t000001ffffffffff\nCapEff:\t00000000a80425fb\n"),
-                "CAP_SYS_ADMIN is missing (in a container",
+                "CAP_SYS_ADMIN is missing (in a container: docker run --cap-add SYS_ADMIN ",
             ),
             (Some(""), "CAP_SYS_ADMIN is missing"),
             (None, "/proc is not mounted (mount -t proc"),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags};
 
+use crate::container;
 use crate::overlay::error::At;
 use crate::overlay::user_namespace;
 use crate::store::Error;
@@ -18,9 +19,9 @@ use crate::store::Error;
 /// The error of a system call, named.
 pub fn merge(dir: &Path, lower: &[PathBuf]) -> Result<PathBuf, Error> {
     let namespace = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).map_err(std::io::Error::from);
-    namespace.at(|| "a mount namespace (this takes CAP_SYS_ADMIN; in a container: docker run --privileged)")?;
+    container::step(namespace, "a mount namespace")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    rustix::mount::mount_change("/", private)?;
+    container::step(rustix::mount::mount_change("/", private).map_err(std::io::Error::from), "propagation")?;
     // Opened in the new namespace, since overlayfs takes no layer from another one, and before the tmpfs hides `dir`.
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let open = |dir: &PathBuf| rustix::fs::open(dir, flags, Mode::empty()).at(|| format!("{dir:?}"));
