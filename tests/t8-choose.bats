@@ -49,7 +49,7 @@ has_virtualization() {
     [ "$(wc -l <probe.json)" -eq 1 ]
     jq -e '.parts | keys == ["agentd", "cgroup", "kvm", "landlock", "libkrunfw", "mke2fs", "mkfs.erofs", "passt", "ping", "privileges", "qemu", "vhost-device-vsock", "virtiofsd"]' probe.json
     jq -e '[.parts[], .vmms[], .guests[]] | length > 12 and all(if .usable then .by else .found and .remedy end)' probe.json
-    jq -e '.overhead_mib == (if .vmm == "qemu" then 128 else null end)' probe.json
+    jq -e '.overhead_mib == {qemu: 128, krun: 48}[.vmm]' probe.json
     if has_virtualization; then skip "this CPU has virtualization"; fi
     jq -e '.vmm == "qemu" and .vmms.qemu.by == "software emulation" and (.words | endswith("; using qemu (software emulation)"))' probe.json
     vm_boot worker --verbose
