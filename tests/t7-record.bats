@@ -169,7 +169,7 @@ sys.exit(subprocess.run(["msb-patch", "-f", "/dev/null"], stdin=theirs).returnco
         # shellcheck disable=SC2086 # words
         run --separate-stderr lacking ${try%|*}
         [ "$status" -eq 1 ]
-        [ "$stderr" = "${try%% *}: ${try#*|}: the capability CAP_SYS_ADMIN is missing (in a container: docker run --privileged)" ]
+        [[ $stderr == "${try%% *}: ${try#*|}: the capability CAP_SYS_ADMIN is missing (in a container: docker run --cap-add SYS_ADMIN "*", or --privileged)" ]]
     done
     run --separate-stderr setpriv --reuid 65534 --regid 65534 --clear-groups "$(command -v msb-boot)" -r - \
         <<<'{"msb":1,"rootfs":{"kind":"dir","lower":["/usr"]}}'
