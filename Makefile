@@ -148,7 +148,7 @@ test-oci-krun: deps build
 	@$(bare-krun)
 	@tests/kvm-host/run $(OCI_KRUN)
 	@tests/kvm-host/run tests/t10-systemd.bats
-OCI_KRUN = tests/t10-runtime.bats tests/t10-podman.bats tests/t10-options.bats
+OCI_KRUN = $(patsubst %,tests/t10-%.bats,runtime podman options network)
 
 # Many containers one after another, and some at once: "make test-oci-many OCI_ROW=1000".
 OCI_ROW ?= 100
