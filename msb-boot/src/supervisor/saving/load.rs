@@ -6,7 +6,7 @@
 //! 84 ms for the command. In these, QEMU translates code that it has not seen: 9600 blocks until the report and 14000 for the command, at
 //! 6 µs each (a second command: about 100, and 8 ms in all; a boot with a command: 80000). 84 % of the virtual processor's time is the
 //! translator, and 4 % the translated code. So a start takes as much processor time (198 ms) as time, and ten at once on two processors
-//! take five times as long as one at the least. With QEMU's options for the sandbox and for its devices left out, it starts no sooner.
+//! take five times as long as one at the least. Without `-sandbox` QEMU starts no sooner.
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
