@@ -359,11 +359,9 @@ mod tests {
             let dir = dir.path().to_owned();
             move || open_for_use(&dir, MEMORY)
         });
-        while !std::fs::read_to_string("/proc/locks")
-            .unwrap()
-            .lines()
-            .any(|line| line.contains("->") && line.contains(&format!(":{} ", erased.metadata().unwrap().ino())))
-        {
+        let inode = format!(":{} ", erased.metadata().unwrap().ino());
+        let is_waiting = |line: &str| line.contains("->") && line.contains(&inode);
+        while !starting.is_finished() && !std::fs::read_to_string("/proc/locks").unwrap().lines().any(is_waiting) {
             std::thread::yield_now();
         }
         std::fs::remove_file(&path).unwrap();
