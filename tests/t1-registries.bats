@@ -173,3 +173,52 @@ END
     run -1 --separate-stderr env PATH="$PWD/only" msb-pull containers-storage:tiny
     [[ $stderr == *'neither podman nor skopeo is on PATH'* ]]
 }
+
+@test "an image is pulled where HEAD fails, where manifests have no digest in their path, and a wrong one is refused" {
+    touch registries.conf
+    mkfifo port
+    # The repository's name is the fault.
+    python3 - "$tiny" >port 2>log 3>&- <<'END' &
+import http.server, json, sys
+def blob(digest): return open(f"{sys.argv[1]}/blobs/" + digest.replace(":", "/"), "rb").read()
+named = json.load(open(f"{sys.argv[1]}/index.json"))["manifests"][0]["digest"]
+class Faulty(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def answer(self, status, body=b"", digest=None):
+        self.send_response(status)
+        if digest: self.send_header("Docker-Content-Digest", digest)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET": self.wfile.write(body)
+    def do_GET(self):
+        print(self.command, self.path, file=sys.stderr, flush=True)
+        if self.path == "/v2/": return self.answer(200)
+        _, _, fault, kind, name = self.path.split("/")
+        if kind == "blobs": return self.answer(200, blob(name))
+        if self.command == "HEAD" and fault == "status": return self.answer(500)
+        if self.command == "HEAD" and fault == "drop": self.close_connection = True; return
+        if name != "v1" and fault in ("tree", "other"): return self.answer(404)
+        if fault == "down": return self.answer(503)
+        self.answer(200, blob(named), "sha256:" + "0" * 64 if fault == "other" else named)
+    do_HEAD = do_GET
+    def log_message(self, *words): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
+print(server.server_port, flush=True)
+server.serve_forever()
+END
+    local pid=$! port fault
+    read -r port <port
+    for fault in status drop tree; do
+        MSB_HOME=$PWD/$fault msb-pull -q "127.0.0.1:$port/$fault:v1" >record
+    done
+    # One HEAD, without retries.
+    [[ $(grep -c HEAD log) -eq 3 ]]
+    run -1 --separate-stderr msb-pull -q "127.0.0.1:$port/other:v1"
+    [[ $stderr == *"wrong digest: expected sha256:0000"* ]]
+    # A mirror has one more attempt; the trouble that is reported is that of GET.
+    printf '[[registry]]\nlocation = "127.0.0.1:%s/tree"\n[[registry.mirror]]\nlocation = "127.0.0.1:%s/down"\n' \
+        "$port" "$port" >registries.conf
+    msb-pull -q "127.0.0.1:$port/tree:v1" >record
+    kill $pid
+    [[ $(grep -c '/down/manifests/v1' log) -eq 3 ]]
+}

@@ -21,6 +21,8 @@ pub(crate) struct Endpoints<'a> {
     options: &'a Options,
     authfile: Option<&'a Path>,
     endpoints: Vec<Lazy>,
+    /// What the tag of the reference names.
+    tagged: OnceLock<Digest>,
     /// The one that answered last.
     first: AtomicUsize,
 }
@@ -40,7 +42,7 @@ impl<'a> Endpoints<'a> {
         authfile: Option<&'a Path>,
     ) -> Self {
         let endpoints = list.into_iter().map(|endpoint| Lazy { endpoint, registry: OnceLock::new() }).collect();
-        Self { registries, options, authfile, endpoints, first: AtomicUsize::new(0) }
+        Self { registries, options, authfile, endpoints, tagged: OnceLock::new(), first: AtomicUsize::new(0) }
     }
 
     /// The digest that the reference names now.
@@ -48,7 +50,8 @@ impl<'a> Endpoints<'a> {
     /// # Errors
     /// A message for an image that is not there.
     pub(crate) fn resolve(&self) -> anyhow::Result<Digest> {
-        self.ask(|registry| registry.resolve())
+        let digest = self.ask(|registry| registry.resolve())?;
+        Ok(self.tagged.get_or_init(|| digest).clone())
     }
 
     fn connect(&self, Endpoint { reference, insecure }: &Endpoint) -> anyhow::Result<Registry> {
@@ -87,10 +90,7 @@ impl<'a> Endpoints<'a> {
 
 impl Origin for Endpoints<'_> {
     fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
-        self.ask(|registry| {
-            let text = registry.manifest(digest)?;
-            digest.check(&text).map(|()| text)
-        })
+        self.ask(|registry| registry.manifest(digest, self.tagged.get() == Some(digest)))
     }
 
     fn copy_blob(&self, blob: &Blob, out: &mut dyn Write) -> anyhow::Result<()> {

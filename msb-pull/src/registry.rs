@@ -49,19 +49,22 @@ impl Registry {
     /// # Errors
     /// A message for an image that is not there.
     pub(crate) fn resolve(&self) -> anyhow::Result<Digest> {
-        let path = format!("manifests/{}", self.reference.tag.as_deref().unwrap_or("latest"));
-        let mut retry = self.retry();
-        match self.client.send(Method::HEAD, &path, Some(MEDIA_TYPES), None, &mut retry) {
+        let path = self.path_by_tag();
+        match self.client.send(Method::HEAD, &path, Some(MEDIA_TYPES), None, &mut Retry::none()) {
             Ok(answer) => {
                 if let Some(Ok(digest)) = answer.header("docker-content-digest").map(Digest::parse) {
                     return Ok(digest);
                 }
             }
-            // The body of a GET has the reason, and some proxies do not pass HEAD on.
-            Err(error) if self.client.is_answer(&error) => {}
+            // The body of a GET has the reason, and some servers fail at HEAD alone. Only the GET is made again.
+            Err(error) if self.client.is_answer(&error) || self.client.is_transient(&error) => {}
             Err(error) => return Err(error),
         }
         Ok(Digest::of(&self.document(&path)?))
+    }
+
+    fn path_by_tag(&self) -> String {
+        format!("manifests/{}", self.reference.tag.as_deref().unwrap_or("latest"))
     }
 
     fn document(&self, path: &str) -> anyhow::Result<Vec<u8>> {
@@ -76,12 +79,17 @@ impl Registry {
         }
     }
 
-    /// The manifest with this digest, not verified.
+    /// The manifest with this digest. `is_tagged`: the tag of the reference names it.
     ///
     /// # Errors
-    /// A message that names the registry.
-    pub(crate) fn manifest(&self, digest: &Digest) -> anyhow::Result<Vec<u8>> {
-        self.document(&format!("manifests/{digest}"))
+    /// A message that names the registry, or has both digests.
+    pub(crate) fn manifest(&self, digest: &Digest, is_tagged: bool) -> anyhow::Result<Vec<u8>> {
+        let text = match self.document(&format!("manifests/{digest}")) {
+            // A tree of files on a web server may have manifests by tag only.
+            Err(error) if is_tagged && self.client.is_answer(&error) => self.document(&self.path_by_tag())?,
+            other => other?,
+        };
+        digest.check(&text).map(|()| text)
     }
 
     /// Writes a blob without its first `done` bytes to `out`, not verified, and counts in `done` what was written. Continues

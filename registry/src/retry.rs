@@ -31,6 +31,11 @@ impl Retry {
         Self::with_times(1)
     }
 
+    /// No retry, for a request whose failure the next one explains.
+    pub fn none() -> Self {
+        Self::with_times(0)
+    }
+
     fn with_times(times: usize) -> Self {
         let builder = ExponentialBuilder::new().with_factor(2.5).with_min_delay(MIN_DELAY).with_max_delay(MAX_DELAY);
         Self(builder.with_max_times(times).with_jitter().build())
@@ -67,6 +72,7 @@ mod tests {
         assert_eq!(delays.len(), MAX_TIMES);
         let mut once = Retry::once();
         assert!(once.next(None).is_some() && once.next(None).is_none());
+        assert!(Retry::none().next(None).is_none());
         assert!(delays.iter().all(|delay| *delay >= MIN_DELAY && *delay <= MAX_DELAY * 2), "{delays:?}");
     }
 

@@ -102,6 +102,18 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// The last of the failures after which a retry might have helped.
+#[derive(Debug)]
+struct Transient(String);
+
+impl std::fmt::Display for Transient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Transient {}
+
 impl Client {
     /// Sets up TLS and proxies.
     ///
@@ -251,6 +263,11 @@ impl Client {
         error.is::<Refused>()
     }
 
+    /// Whether an error of [`Self::send`] ended its attempts, although another one might have helped.
+    pub fn is_transient(&self, error: &anyhow::Error) -> bool {
+        error.is::<Transient>()
+    }
+
     /// Reads a body of at most `limit` bytes.
     ///
     /// # Errors
@@ -326,19 +343,21 @@ impl Client {
 
     fn last(&self, failure: Failure) -> anyhow::Error {
         let registry = &self.reference.registry;
-        match failure {
-            Failure::Output(error) => error.into(),
-            Failure::Connection(why) => anyhow!("registry {registry:?}: {why}"),
+        let message = match failure {
+            Failure::Output(error) => return error.into(),
+            Failure::Connection(why) => format!("registry {registry:?}: {why}"),
             Failure::Busy { status, after, message } => {
                 let message = if message.is_empty() { String::new() } else { format!(": {message}") };
-                if status != StatusCode::TOO_MANY_REQUESTS {
-                    return anyhow!("registry {registry:?}: HTTP status {}{message}", status.as_u16());
+                if status == StatusCode::TOO_MANY_REQUESTS {
+                    let when = after.map_or_else(|| "later".to_owned(), |after| format!("in {} s", after.as_secs()));
+                    let advice = if self.credentials.is_some() { "" } else { ", or log in for a higher limit" };
+                    format!("registry {registry:?}: rate limit reached{message} (try again {when}{advice})")
+                } else {
+                    format!("registry {registry:?}: HTTP status {}{message}", status.as_u16())
                 }
-                let when = after.map_or_else(|| "later".to_owned(), |after| format!("in {} s", after.as_secs()));
-                let advice = if self.credentials.is_some() { "" } else { ", or log in for a higher limit" };
-                anyhow!("registry {registry:?}: rate limit reached{message} (try again {when}{advice})")
             }
-        }
+        };
+        Transient(message).into()
     }
 
     fn busy(&self, response: Response) -> Failure {
