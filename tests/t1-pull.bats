@@ -691,6 +691,21 @@ END
     jq -e '.image.config | .Cmd == ["/bin/true"] and .WorkingDir == "/etc" and (.Env | index("A=b")) != null' record
 }
 
+@test "names in a docker archive need not be written alike" {
+    skopeo copy -q "oci:$tiny:latest" docker-archive:docker.tar:name:v1
+    msb-pull docker-archive:docker.tar | jq -c .rootfs >expected
+    mkdir -p saved/l
+    tar -C saved -xf docker.tar
+    mv "saved/$(jq -r '.[0].Config' saved/manifest.json)" saved/c.json
+    mv "saved/$(jq -r '.[0].Layers[0]' saved/manifest.json)" saved/l/layer.tar
+    ln saved/l/layer.tar saved/second.tar
+    for layer in ./l/layer.tar /l//layer.tar l/./layer.tar second.tar l/../second.tar; do
+        echo "[{\"Config\":\"./c.json\",\"Layers\":[\"$layer\"]}]" >saved/manifest.json
+        tar -C saved -cf made.tar manifest.json c.json ./l/layer.tar second.tar
+        msb-pull docker-archive:made.tar | jq -c .rootfs | cmp - expected
+    done
+}
+
 @test "a store on a file system that cannot hold whiteouts is named with the cause" {
     mkdir -p lower upper work merged empty
     touch empty/.wh.file

@@ -150,7 +150,7 @@ impl Index {
             let at = tape.data().0.at;
             let stored = tape.data().1;
             let name = String::from_utf8_lossy(&member.path);
-            let name = name.trim_start_matches("./").trim_start_matches('/').to_owned();
+            let name = clean(&name);
             ensure!(stored <= length.saturating_sub(at), "truncated tar archive: {name:?} is cut off");
             is_root |= ROOT_DIRECTORIES.contains(&name.split('/').next().unwrap_or_default());
             if members.len() >= MAX_MEMBERS {
@@ -167,7 +167,7 @@ impl Index {
                     members.insert(name.clone(), MemberData::Link(beside(&name, &link)));
                 }
                 Kind::Hardlink => {
-                    members.insert(name, MemberData::Link(link.trim_start_matches("./").to_owned()));
+                    members.insert(name, MemberData::Link(clean(&link)));
                 }
                 _ => {}
             }
@@ -181,7 +181,7 @@ impl Index {
     }
 
     fn open(&self, name: &str) -> anyhow::Result<ArchiveFile> {
-        let mut found = self.members.get(name);
+        let mut found = self.members.get(&clean(name));
         for _ in 0..8 {
             match found {
                 Some(MemberData::File { at, size }) => {
@@ -197,9 +197,15 @@ impl Index {
 
 /// The target of a relative symlink of the member `name`, computed from the two names alone.
 fn beside(name: &str, link: &str) -> String {
-    let mut parts: Vec<&str> = name.split('/').collect();
-    parts.pop();
-    for part in link.split('/') {
+    let above = name.rsplit_once('/').map_or("", |(above, _)| above);
+    clean(&format!("{above}/{link}"))
+}
+
+/// A name as it is looked up: relative to the archive's top, which no `..` leaves, without `.` and doubled slashes. Names in an
+/// archive and in its documents need not be written alike.
+fn clean(name: &str) -> String {
+    let mut parts = Vec::new();
+    for part in name.split('/') {
         match part {
             "" | "." => {}
             ".." => drop(parts.pop()),
@@ -261,6 +267,21 @@ impl Skip for Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_is_the_same_however_it_is_written() {
+        for (name, expected) in [
+            ("a/layer.tar", "a/layer.tar"),
+            ("./a/layer.tar", "a/layer.tar"),
+            ("/a//layer.tar", "a/layer.tar"),
+            ("././a/./layer.tar/", "a/layer.tar"),
+            ("a/b/../layer.tar", "a/layer.tar"),
+            ("../../a/.../layer.tar", "a/.../layer.tar"),
+            (".", ""),
+        ] {
+            assert_eq!(clean(name), expected, "{name}");
+        }
+    }
 
     #[test]
     fn links_between_members_are_followed_by_words() {
