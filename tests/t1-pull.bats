@@ -691,6 +691,26 @@ END
     jq -e '.image.config | .Cmd == ["/bin/true"] and .WorkingDir == "/etc" and (.Env | index("A=b")) != null' record
 }
 
+@test "an entry of another platform may have a digest of any kind, and lists that are null are empty" {
+    tar -cf layer.tar -C "$BATS_TEST_DIRNAME" registry.bash
+    image_of layer.tar
+    jq -c '.manifests[0].platform = {os: "linux", architecture: "amd64"} | .manifests +=
+        [.manifests[0] + {digest: "blake3:00", platform: {os: "linux", architecture: "s390x"}}]' made/index.json >index
+    cp index made/index.json
+    msb-pull --platform linux/amd64 oci:made >record
+    MSB_HOME=$PWD/other fails 'digest "blake3:00": neither sha256 nor sha512' msb-pull --platform linux/s390x oci:made
+    printf '{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":null}}' >config
+    put_blob config
+    printf '{"schemaVersion":2,"config":%s,"layers":null,"manifests":null}' "$(descriptor config)" >manifest
+    put_blob manifest
+    printf '{"schemaVersion":2,"manifests":[%s]}' \
+        "$(descriptor manifest application/vnd.oci.image.manifest.v1+json)" >made/index.json
+    msb-pull --platform linux/amd64 oci:made >record
+    [[ -z $(ls -A "$(jq -r '.rootfs.lower[0]' record)") ]]
+    echo '{"schemaVersion":2,"manifests":null}' >made/index.json
+    MSB_HOME=$PWD/other fails "the layout holds no image" msb-pull oci:made
+}
+
 @test "names in a docker archive need not be written alike" {
     skopeo copy -q "oci:$tiny:latest" docker-archive:docker.tar:name:v1
     msb-pull docker-archive:docker.tar | jq -c .rootfs >expected

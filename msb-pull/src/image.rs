@@ -5,7 +5,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 
-use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
+use crate::manifest::{Configuration, Descriptor, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, select};
 use crate::platform::Platform;
 use crate::store::Store;
 use msb_registry::digest::{Digest, Verifier};
@@ -136,7 +136,7 @@ pub(crate) fn find(
                 add_platforms(origin, store, wanted, &mut entries);
                 let entry = select(&entries, wanted)?;
                 offered = entry.platform.clone().filter(|platform| !platform.is_empty()).or(offered);
-                digest = entry.digest.clone();
+                digest = Digest::parse(&entry.digest)?;
             }
             Document::Manifest { config, layers } => {
                 let text = configuration(origin, store, &config)?;
@@ -172,11 +172,11 @@ fn manifest(origin: &dyn Origin, store: &Store, digest: &Digest) -> anyhow::Resu
 }
 
 /// Where an index does not say which platforms its entries are for, their configurations may.
-fn add_platforms(origin: &dyn Origin, store: &Store, wanted: &Platform, entries: &mut [Descriptor]) {
+fn add_platforms(origin: &dyn Origin, store: &Store, wanted: &Platform, entries: &mut [IndexEntry]) {
     if entries.iter().filter_map(|entry| wanted.fit(entry.platform.as_ref()?)).any(|fit| fit > 0) {
         return;
     }
-    let is_silent = |entry: &&mut Descriptor| {
+    let is_silent = |entry: &&mut IndexEntry| {
         let is_blank = |platform: &Platform| platform.os.is_empty() && platform.architecture.is_empty();
         entry.platform.as_ref().is_none_or(is_blank) && !entry.is_attestation()
     };
@@ -186,7 +186,7 @@ fn add_platforms(origin: &dyn Origin, store: &Store, wanted: &Platform, entries:
     }
     for entry in silent.iter_mut().take(MAX_SILENT) {
         // One that is not an image may be there without harm.
-        entry.platform = platform(origin, store, &entry.digest).ok();
+        entry.platform = Digest::parse(&entry.digest).and_then(|digest| platform(origin, store, &digest)).ok();
     }
 }
 

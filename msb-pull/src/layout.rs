@@ -7,7 +7,7 @@ use anyhow::{Context, bail, ensure};
 
 use crate::archive::Files;
 use crate::image::{Blob, Origin, Start};
-use crate::manifest::{Configuration, Descriptor, Document, MAX_CONFIG, MAX_MANIFEST, select};
+use crate::manifest::{Configuration, Document, IndexEntry, MAX_CONFIG, MAX_MANIFEST, select};
 use crate::names;
 use crate::platform::Platform;
 use msb_registry::digest::Digest;
@@ -52,11 +52,11 @@ impl Layout {
         let Document::Index(entries) = Document::parse(&text).context(INDEX)? else {
             bail!("not an OCI layout: {INDEX:?} is not an index");
         };
-        let entries: Vec<Descriptor> = entries.into_iter().filter(|entry| !entry.is_attestation()).collect();
+        let entries: Vec<IndexEntry> = entries.into_iter().filter(|entry| !entry.is_attestation()).collect();
         ensure!(!entries.is_empty(), "the layout holds no image");
         let named = entries.iter().map(|entry| (names(entry), &entry.digest)).collect();
         let chosen = names::choose(named, tag)?;
-        let mut candidates: Vec<Descriptor> = Vec::new();
+        let mut candidates: Vec<IndexEntry> = Vec::new();
         for entry in &entries {
             if chosen.images.contains(&&entry.digest) && candidates.iter().all(|other| other.digest != entry.digest) {
                 candidates.push(entry.clone());
@@ -67,13 +67,13 @@ impl Layout {
             for candidate in
                 candidates.iter_mut().filter(|entry| entry.platform.as_ref().is_none_or(Platform::is_empty))
             {
-                candidate.platform = self.platform(&candidate.digest);
+                candidate.platform = Digest::parse(&candidate.digest).ok().and_then(|digest| self.platform(&digest));
             }
         }
         let best = select(&candidates, wanted)?;
         let rivals = candidates.iter().filter(|other| other.platform == best.platform).count();
         ensure!(rivals == 1, names::AMBIGUOUS.replace("{}", &chosen.listed));
-        Ok((Start { digest: best.digest.clone(), platform: best.platform.clone() }, chosen.name))
+        Ok((Start { digest: Digest::parse(&best.digest)?, platform: best.platform.clone() }, chosen.name))
     }
 
     /// The platform of a manifest, as its configuration says.
@@ -86,7 +86,7 @@ impl Layout {
 }
 
 /// The name of an entry. docker and containerd put the full name into an annotation of their own.
-fn names(entry: &Descriptor) -> Vec<String> {
+fn names(entry: &IndexEntry) -> Vec<String> {
     [IMAGE_NAME, REF_NAME].iter().filter_map(|name| entry.annotation(name)).map(str::to_owned).collect()
 }
 

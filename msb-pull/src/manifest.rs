@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow, bail, ensure};
 use msb::record::ImageConfig;
 use msb::store::chain::MAX_LAYERS;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::platform::Platform;
@@ -26,15 +26,18 @@ pub(crate) const MEDIA_TYPES: &[&str] = &[
 /// A pointer to a blob.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Descriptor {
-    pub(crate) digest: Digest,
+pub(crate) struct Descriptor<D = Digest> {
+    pub(crate) digest: D,
     pub(crate) size: u64,
     pub(crate) platform: Option<Platform>,
     #[serde(default, deserialize_with = "null_is_default")]
     pub(crate) annotations: serde_json::Map<String, Value>,
 }
 
-impl Descriptor {
+/// An entry of an index. Its digest is read only if it is chosen: an index may have others with algorithms of the future.
+pub(crate) type IndexEntry = Descriptor<String>;
+
+impl<D> Descriptor<D> {
     /// The annotation of this name.
     pub(crate) fn annotation(&self, name: &str) -> Option<&str> {
         self.annotations.get(name)?.as_str().filter(|value| !value.is_empty())
@@ -49,7 +52,7 @@ impl Descriptor {
 /// An index or a manifest.
 #[derive(Debug)]
 pub(crate) enum Document {
-    Index(Vec<Descriptor>),
+    Index(Vec<IndexEntry>),
     Manifest { config: Descriptor, layers: Vec<Descriptor> },
 }
 
@@ -63,19 +66,28 @@ impl Document {
         #[serde(rename_all = "camelCase")]
         struct Either {
             schema_version: Option<u64>,
-            manifests: Option<Vec<Descriptor>>,
+            /// Some(None) is null.
+            #[serde(default, deserialize_with = "is_there")]
+            manifests: Option<Option<Vec<IndexEntry>>>,
             config: Option<Descriptor>,
             layers: Option<Vec<Descriptor>>,
+        }
+        fn is_there<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+            T::deserialize(value).map(Some)
         }
         let either: Either = serde_json::from_slice(text).context("malformed manifest")?;
         ensure!(either.schema_version != Some(1), "manifest schema 1 is not supported (push the image again)");
         match either {
             // A document that is both would be read differently by different tools (CVE-2021-41190).
-            Either { manifests: Some(_), config: Some(_), .. } | Either { manifests: Some(_), layers: Some(_), .. } => {
+            Either { manifests: Some(Some(_)), config: Some(_), .. }
+            | Either { manifests: Some(Some(_)), layers: Some(_), .. } => {
                 bail!("malformed manifest: it is an index and a manifest at once")
             }
-            Either { manifests: Some(manifests), .. } => Ok(Self::Index(manifests)),
-            Either { config: Some(config), layers: Some(layers), .. } => Ok(Self::Manifest { config, layers }),
+            // Go writes an empty list as null, or leaves it out.
+            Either { config: Some(config), layers, .. } => {
+                Ok(Self::Manifest { config, layers: layers.unwrap_or_default() })
+            }
+            Either { manifests: Some(manifests), layers: None, .. } => Ok(Self::Index(manifests.unwrap_or_default())),
             _ => bail!("malformed manifest: neither an index nor an image manifest"),
         }
     }
@@ -85,9 +97,9 @@ impl Document {
 ///
 /// # Errors
 /// A message that lists what the index offers.
-pub(crate) fn select<'a>(entries: &'a [Descriptor], wanted: &Platform) -> anyhow::Result<&'a Descriptor> {
+pub(crate) fn select<'a>(entries: &'a [IndexEntry], wanted: &Platform) -> anyhow::Result<&'a IndexEntry> {
     let images = || entries.iter().filter(|entry| !entry.is_attestation());
-    let fit = |entry: &Descriptor| match &entry.platform {
+    let fit = |entry: &IndexEntry| match &entry.platform {
         // Before BuildKit had an annotation for them, attestations had the platform unknown/unknown.
         Some(offered) if offered.os == "unknown" && images().count() > 1 => None,
         Some(offered) => wanted.fit(offered),
@@ -166,15 +178,20 @@ mod tests {
 
     #[test]
     fn an_index_is_searched_and_says_what_it_has() {
+        let mut future = entry("linux/riscv64");
+        future["digest"] = "blake3:00".into();
         let text = serde_json::json!({"schemaVersion": 2, "manifests":
-            [entry("linux/arm64"), entry("linux/amd64"), entry("unknown/unknown")]});
+            [entry("linux/arm64"), entry("linux/amd64"), entry("unknown/unknown"), future]});
         let Document::Index(entries) = Document::parse(text.to_string().as_bytes()).unwrap() else {
             panic!("no index")
         };
         let chosen = select(&entries, &Platform::parse("linux/amd64").unwrap()).unwrap();
-        assert_eq!(chosen.digest, Digest::of(b"linux/amd64"));
+        assert_eq!(chosen.digest, Digest::of(b"linux/amd64").to_string());
         let error = select(&entries, &Platform::parse("linux/s390x").unwrap()).unwrap_err().to_string();
-        assert!(error.contains("no image for linux/s390x: it offers linux/arm64, linux/amd64 ("), "{error}");
+        assert!(
+            error.contains("no image for linux/s390x: it offers linux/arm64, linux/amd64, linux/riscv64 ("),
+            "{error}"
+        );
     }
 
     #[test]
@@ -185,9 +202,11 @@ mod tests {
             entry
         };
         let chosen = |entries: &[Value]| {
-            let entries: Vec<Descriptor> =
+            let entries: Vec<IndexEntry> =
                 entries.iter().map(|entry| serde_json::from_value(entry.clone()).unwrap()).collect();
-            select(&entries, &Platform::parse("linux/amd64").unwrap()).map(|entry| entry.digest.clone()).ok()
+            select(&entries, &Platform::parse("linux/amd64").unwrap())
+                .map(|entry| Digest::parse(&entry.digest).unwrap())
+                .ok()
         };
         assert_eq!(chosen(&[annotated("attestation-manifest")]), None);
         assert_eq!(chosen(&[annotated("")]), Some(Digest::of(b"linux/amd64")));
@@ -214,6 +233,26 @@ mod tests {
     }
 
     #[test]
+    fn a_list_that_is_null_is_empty() {
+        let config = format!(r#""config":{{"digest":"{}","size":1}}"#, Digest::of(b"c"));
+        for text in [
+            format!(r#"{{{config}}}"#),
+            format!(r#"{{{config},"layers":null}}"#),
+            format!(r#"{{{config},"layers":[],"manifests":null}}"#),
+        ] {
+            let parsed = Document::parse(text.as_bytes());
+            assert!(
+                matches!(&parsed, Ok(Document::Manifest { layers, .. }) if layers.is_empty()),
+                "{text}: {parsed:?}"
+            );
+        }
+        for text in [r#"{"manifests":null}"#, r#"{"manifests":null,"config":null,"layers":null}"#] {
+            let parsed = Document::parse(text.as_bytes());
+            assert!(matches!(&parsed, Ok(Document::Index(entries)) if entries.is_empty()), "{text}: {parsed:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_manifest_is_refused() {
         let digest = Digest::of(b"").to_string();
         let descriptor = format!(r#"{{"digest":"{digest}","size":1}}"#);
@@ -221,6 +260,9 @@ mod tests {
             ("", "malformed manifest"),
             ("[]", "malformed manifest"),
             (r#"{"schemaVersion":2}"#, "neither"),
+            (r#"{"layers":[]}"#, "neither"),
+            (r#"{"manifests":null,"layers":[]}"#, "neither"),
+            (r#"{"manifests":[],"layers":[]}"#, "at once"),
             (r#"{"schemaVersion":1,"fsLayers":[]}"#, "schema 1"),
             (&format!(r#"{{"manifests":[],"layers":[],"config":{descriptor}}}"#), "at once"),
             (r#"{"config":{"digest":"sha256:../../etc","size":1},"layers":[]}"#, "hex digits"),
