@@ -726,6 +726,20 @@ END
     done
 }
 
+@test "the last member of a layer or an archive may lack its padding, but not its data" {
+    echo here >file
+    tar -cf whole.tar file
+    head -c 517 whole.tar >layer.tar
+    image_of layer.tar
+    msb-pull oci:made >record
+    [[ $(cat "$(jq -r '.rootfs.lower[0]' record)/file") == here ]]
+    MSB_HOME=$PWD/other msb-pull ./layer.tar >record
+    head -c 516 whole.tar >cut.tar
+    image_of cut.tar
+    MSB_HOME=$PWD/none fails "truncated tar archive" msb-pull oci:made
+    MSB_HOME=$PWD/none fails "truncated tar archive" msb-pull ./cut.tar
+}
+
 @test "a store on a file system that cannot hold whiteouts is named with the cause" {
     mkdir -p lower upper work merged empty
     touch empty/.wh.file

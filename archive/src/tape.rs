@@ -212,8 +212,16 @@ impl<R: Skip> Tape<R> {
 
     fn skip_rest(&mut self) -> io::Result<()> {
         self.input.skip(self.left)?;
-        self.input.skip(self.padding)?;
-        (self.left, self.padding) = (0, 0);
+        self.left = 0;
+        while self.padding > 0 {
+            let mut block = [0; BLOCK];
+            let length = usize::try_from(self.padding).map_or(BLOCK, |padding| padding.min(BLOCK));
+            match self.input.read(&mut block[..length])? {
+                // Some writers leave out the padding of the last member. It carries no data.
+                0 => self.padding = 0,
+                got => self.padding -= got as u64,
+            }
+        }
         Ok(())
     }
 

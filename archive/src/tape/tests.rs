@@ -219,6 +219,19 @@ fn an_archive_ends_at_zero_blocks_or_with_the_stream() {
 }
 
 #[test]
+fn the_last_padding_may_be_missing_and_data_may_not() {
+    let archive = [block(EntryType::Regular, "a", &[7; 300]), block(EntryType::Regular, "b", &[7; 300])].concat();
+    let data_end = archive.len() - BLOCK + 300;
+    for (length, is_whole) in [(data_end - 1, false), (data_end, true), (data_end + 100, true), (archive.len(), true)] {
+        let mut tape = Tape::new(Dripping(&archive[..length]));
+        for name in [b"a", b"b"] {
+            assert_eq!(tape.next_member().unwrap().unwrap().path, name, "{length}");
+        }
+        assert_eq!(tape.next_member().is_ok_and(|end| end.is_none()), is_whole, "{length}");
+    }
+}
+
+#[test]
 fn a_sparse_map_of_version_1_is_in_front_of_the_data() {
     let records = [&b"22 GNU.sparse.major=1\n"[..], b"28 GNU.sparse.realsize=9000\n", b"21 GNU.sparse.name=s\n"];
     let mut data = b"1\n8000\n5\n".to_vec();
