@@ -691,6 +691,29 @@ END
     jq -e '.image.config | .Cmd == ["/bin/true"] and .WorkingDir == "/etc" and (.Env | index("A=b")) != null' record
 }
 
+@test "an archive is what it holds: a file that ends in .tar may be an image, and a root may have any files" {
+    skopeo copy -q "oci:$tiny:latest" docker-archive:docker.tar:name:v1
+    skopeo copy -q "oci:$tiny:latest" oci-archive:oci.tar:v1
+    local kind
+    for kind in oci docker; do
+        msb-pull "./$kind.tar" >record
+        msb-pull "$kind-archive:$kind.tar" | cmp - record
+    done
+    mkdir bare
+    echo here >bare/hello
+    tar -C bare -cf bare.tar hello
+    msb-pull ./bare.tar >record
+    [[ $(jq -r .image.ref record) == "$PWD/bare.tar" ]]
+    [[ $(cat "$(jq -r '.rootfs.lower[0]' record)/hello") == here ]]
+    msb-pull --cmd '["/hello"]' - <bare.tar >record
+    jq -e '.image.config.Cmd == ["/hello"]' record
+    # A root's directories decide, not a file that has the name of an image's document.
+    mkdir bare/usr
+    echo '[]' | tee bare/manifest.json >bare/index.json
+    tar -C bare -c . | msb-pull - >record
+    [[ $(cat "$(jq -r '.rootfs.lower[0]' record)/manifest.json") == "[]" ]]
+}
+
 @test "an entry of another platform may have a digest of any kind, and lists that are null are empty" {
     tar -cf layer.tar -C "$BATS_TEST_DIRNAME" registry.bash
     image_of layer.tar
@@ -906,7 +929,15 @@ END
     fails "the archive is empty" msb-pull - </dev/null
     fails "not an OCI layout" msb-pull oci-archive:other.tar
     fails "not a docker archive" msb-pull docker-archive:oci.tar
-    fails "neither an OCI nor a docker archive" msb-pull - <other.tar
+    fails "neither an OCI nor a docker archive" msb-pull -- -:v1 <other.tar
+    mkdir no-files
+    tar -cf directories.tar no-files
+    for file in directories.tar noise; do
+        fails "not a" msb-pull - <"$file"
+        cp "$file" bad.tar
+        fails "not a" msb-pull ./bad.tar
+    done
+    fails "(leave them out)" msb-pull --cmd sh - <docker.tar
     fails 'no tag "v2": it has v1' msb-pull oci-archive:oci.tar:v2
     fails 'no tag "v2": it has docker.io/library/name:v1' msb-pull docker-archive:docker.tar:v2
     fails "No such file or directory" msb-pull oci:missing

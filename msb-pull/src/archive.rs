@@ -97,11 +97,19 @@ impl Files {
         Ok(Self::Tar(Index::read(spool)?))
     }
 
-    /// The whole tar file, if it looks like a root file system.
-    pub(crate) fn root(&self) -> Option<anyhow::Result<ArchiveFile>> {
+    /// Whether this is a tar file with the directories of a root file system at its top.
+    pub(crate) fn is_root(&self) -> bool {
+        matches!(self, Self::Tar(index) if index.is_root)
+    }
+
+    /// The whole tar file.
+    ///
+    /// # Errors
+    /// A message for a directory.
+    pub(crate) fn whole(&self) -> anyhow::Result<ArchiveFile> {
         match self {
-            Self::Tar(index) if index.is_root => Some(index.whole()),
-            _ => None,
+            Self::Tar(index) => index.whole(),
+            Self::Dir(_) => bail!("not an archive: a directory"),
         }
     }
 

@@ -52,7 +52,7 @@ pub(crate) fn pull(config: &Config) -> anyhow::Result<Record> {
 
 fn from_elsewhere(config: &Config, home: &Path) -> anyhow::Result<Record> {
     let pull = Pull { config, store: &Store::open(home)?, budget: Budget::new(config.limits, home)? };
-    let takes_config = matches!(config.source, Source::Stdin(_) | Source::RootArchive(_));
+    let takes_config = matches!(config.source, Source::Stdin(_) | Source::TarFile(_));
     ensure!(takes_config || config.config.is_none(), NOT_A_ROOT);
     let record = from_source(&pull)?;
     let devices = pull.budget.devices_left_out();
@@ -96,10 +96,15 @@ fn from_source(pull: &Pull<'_>) -> anyhow::Result<Record> {
             };
             open().with_context(|| format!("archive {path:?}"))
         }
-        Source::RootArchive(file) => {
+        Source::TarFile(file) => {
             let open = || {
-                let root = pull.archive(file)?.root().context(NEITHER)??;
-                pull.pull_root(root, path::absolute(file)?.display().to_string())
+                let archive = pull.archive(file)?;
+                let prefix = match Content::of(&archive) {
+                    Content::Root => "",
+                    Content::Layout => "oci-archive:",
+                    Content::Docker => "docker-archive:",
+                };
+                pull.pull_any(archive, None, Some(named(prefix, file, &None)?))
             };
             open().with_context(|| format!("archive {file:?}"))
         }
@@ -108,8 +113,7 @@ fn from_source(pull: &Pull<'_>) -> anyhow::Result<Record> {
     }
 }
 
-const NEITHER: &str =
-    "neither an OCI nor a docker archive, and not that of a root file system (it has no /usr, /bin or /etc)";
+const NEITHER: &str = "neither an OCI nor a docker archive, and only those have tags";
 const NOT_A_ROOT: &str =
     "--cmd, --entrypoint, --env, --workdir and --user are for the tar archive of a root (leave them out)";
 
@@ -117,6 +121,26 @@ const NOT_A_ROOT: &str =
 fn named(prefix: &str, path: &Path, tag: &Option<String>) -> anyhow::Result<String> {
     let tag = tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
     Ok(format!("{prefix}{}{tag}", path::absolute(path)?.display()))
+}
+
+/// What an archive holds, as far as its names tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Root,
+    Layout,
+    Docker,
+}
+
+impl Content {
+    /// A root may have files of any name, so its directories decide before the documents of images do.
+    fn of(files: &Files) -> Self {
+        match files {
+            _ if files.is_root() => Self::Root,
+            _ if Layout::is_in(files) => Self::Layout,
+            _ if DockerArchive::is_in(files) => Self::Docker,
+            _ => Self::Root,
+        }
+    }
 }
 
 /// One pull.
@@ -225,19 +249,20 @@ impl Pull<'_> {
         ensure!(!std::io::stdin().is_terminal(), "stdin is a terminal (pipe an archive in)");
         let stdin = BufReader::with_capacity(1 << 18, File::from(std::io::stdin().as_fd().try_clone_to_owned()?));
         let files = Files::stream(stdin, &self.store.scratch("archive"), &self.budget)?;
-        let is_image = Layout::is_in(&files) || DockerArchive::is_in(&files);
-        if !is_image
-            && tag.is_none()
-            && let Some(tar) = files.root()
-        {
-            return self.pull_root(tar?, "-".into());
+        self.pull_any(files, tag, None)
+    }
+
+    /// Pulls what an archive turns out to hold. `name` is the image's name in the record; `None` for what the archive says.
+    fn pull_any(&self, files: Files, tag: Option<&str>, name: Option<String>) -> anyhow::Result<Record> {
+        let content = Content::of(&files);
+        if content == Content::Root {
+            ensure!(tag.is_none(), NEITHER);
+            return self.pull_root(files.whole()?, name.unwrap_or_else(|| "-".into()));
         }
-        ensure!(is_image, NEITHER);
         ensure!(self.config.config.is_none(), NOT_A_ROOT);
-        if Layout::is_in(&files) {
-            self.pull_layout(Layout::of(files)?, tag, None)
-        } else {
-            self.pull_docker(&DockerArchive::of(files)?, tag, None)
+        match content {
+            Content::Layout => self.pull_layout(Layout::of(files)?, tag, name),
+            _ => self.pull_docker(&DockerArchive::of(files)?, tag, name),
         }
     }
 }

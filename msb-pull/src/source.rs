@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use msb_registry::reference::{Reference, ShortName};
 
-/// The suffixes of a tar file that a root file system comes in.
+/// The suffixes of a tar file. A path with one is read as an archive.
 const TAR_SUFFIXES: &[&str] =
     &[".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst"];
 
@@ -42,8 +42,8 @@ pub(crate) enum Source {
     DockerArchive(PathBuf, Option<String>),
     /// An archive of either kind or of a root file system, on stdin.
     Stdin(Option<String>),
-    /// A root file system in a tar file.
-    RootArchive(PathBuf),
+    /// An archive of either kind or of a root file system, in a file.
+    TarFile(PathBuf),
     /// A directory or a disk image of the caller's.
     Path(PathBuf),
 }
@@ -63,7 +63,7 @@ impl Source {
         // Before everything else: a file name may hold anything, so a path begins like one.
         if text.starts_with(['.', '/']) {
             let is_tar = TAR_SUFFIXES.iter().any(|suffix| text.ends_with(suffix));
-            return Ok(if is_tar { Self::RootArchive(text.into()) } else { Self::Path(text.into()) });
+            return Ok(if is_tar { Self::TarFile(text.into()) } else { Self::Path(text.into()) });
         }
         for (prefix, make) in [
             ("oci:", Self::OciDir as fn(PathBuf, Option<String>) -> Self),
@@ -146,8 +146,8 @@ mod tests {
         for (text, source) in [
             ("-", Source::Stdin(None)),
             ("-:a:v1", Source::Stdin(tag("a:v1"))),
-            ("./root.tar.gz", Source::RootArchive("./root.tar.gz".into())),
-            ("/srv/root.tzst", Source::RootArchive("/srv/root.tzst".into())),
+            ("./root.tar.gz", Source::TarFile("./root.tar.gz".into())),
+            ("/srv/root.tzst", Source::TarFile("/srv/root.tzst".into())),
             ("./root", Source::Path("./root".into())),
             ("..", Source::Path("..".into())),
             ("/srv/a:b.qcow2", Source::Path("/srv/a:b.qcow2".into())),
