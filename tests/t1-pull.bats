@@ -734,6 +734,26 @@ END
     MSB_HOME=$PWD/other fails "the layout holds no image" msb-pull oci:made
 }
 
+@test "a hardlink leads to a file that aufs kept aside, and nothing of those stays" {
+    hostile_layer "add('.wh..wh.plnk', DIR); add('.wh..wh.plnk/1.2', data=b'shared'); add('.wh..wh.plnk/3.4', data=b'alone')
+add('.wh..wh.plnk/../a', data=b'a'); add('d/one', LINK, '.wh..wh.plnk/1.2'); add('two', LINK, '/.wh..wh.plnk/1.2')
+add('.wh..wh.plnk/sub/5.6', data=b'no'); add('.wh..wh.plnk/s', SYM, '/etc'); add('.wh..wh.aufs/7.8', data=b'no')"
+    msb-pull oci:made >record
+    local root
+    root=$(jq -r '.rootfs.lower[0]' record)
+    [[ $(find "$root" -mindepth 1 -printf '%P\n' | sort | xargs) == "a d d/one two" ]]
+    [[ $(cat "$root/d/one") == shared && $(stat -c '%i %h' "$root/two") == "$(stat -c %i "$root/d/one") 2" ]]
+    msb-store check
+    # Links to what is not there, and to a name that is skipped, are refused.
+    local target
+    for target in 9.9 sub/5.6; do
+        hostile_layer "add('.wh..wh.plnk/1.2', data=b'x'); add('.wh..wh.plnk/sub/5.6', data=b'x'); add('h', LINK, '.wh..wh.plnk/$target')"
+        MSB_HOME=$PWD/other fails "neither this layer nor one below has such a file" msb-pull oci:made
+    done
+    hostile_layer "add('.wh..wh.plnk/1.2', data=b'x' * 2000000)"
+    MSB_HOME=$PWD/other fails "unpacks to more than" msb-pull --max-size 1M oci:made
+}
+
 @test "names in a docker archive need not be written alike" {
     skopeo copy -q "oci:$tiny:latest" docker-archive:docker.tar:name:v1
     msb-pull docker-archive:docker.tar | jq -c .rootfs >expected
