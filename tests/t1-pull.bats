@@ -762,6 +762,7 @@ add('.wh..wh.plnk/sub/5.6', data=b'no'); add('.wh..wh.plnk/s', SYM, '/etc'); add
     mv "saved/$(jq -r '.[0].Config' saved/manifest.json)" saved/c.json
     mv "saved/$(jq -r '.[0].Layers[0]' saved/manifest.json)" saved/l/layer.tar
     ln saved/l/layer.tar saved/second.tar
+    local layer
     for layer in ./l/layer.tar /l//layer.tar l/./layer.tar second.tar l/../second.tar; do
         echo "[{\"Config\":\"./c.json\",\"Layers\":[\"$layer\"]}]" >saved/manifest.json
         tar -C saved -cf made.tar manifest.json c.json ./l/layer.tar second.tar

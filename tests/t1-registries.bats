@@ -206,7 +206,10 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
 print(server.server_port, flush=True)
 server.serve_forever()
 END
-    local pid=$! port fault
+    # The end of the test stops it.
+    mkdir registry
+    echo $! >registry/pid
+    local port fault
     read -r port <port
     for fault in status drop tree; do
         MSB_HOME=$PWD/$fault msb-pull -q "127.0.0.1:$port/$fault:v1" >record
@@ -219,6 +222,5 @@ END
     printf '[[registry]]\nlocation = "127.0.0.1:%s/tree"\n[[registry.mirror]]\nlocation = "127.0.0.1:%s/down"\n' \
         "$port" "$port" >registries.conf
     msb-pull -q "127.0.0.1:$port/tree:v1" >record
-    kill $pid
     [[ $(grep -c '/down/manifests/v1' log) -eq 3 ]]
 }
