@@ -212,6 +212,10 @@ END
 
 # bats test_tags=slow
 @test "a pod of podman: a VM for each container, or one for all of them, which share localhost" {
+    # The cgroup that podman 4.3 makes for a pod, if it is one of version 2 and not systemd's, refuses all devices.
+    C pod create --name pod --network none >/dev/null
+    C run --rm --pod pod localhost/bb true || skip "crun cannot run a container in a pod here, either"
+    C pod rm -f -t 0 pod >/dev/null
     for flags in '' '--runtime-flag pod-vm'; do
         with() {
             # shellcheck disable=SC2086 # two words
