@@ -85,7 +85,7 @@ pub(crate) struct Args {
     pub(crate) output: Output,
     /// The image: NAME[:TAG][@DIGEST], oci:DIR[:TAG], oci-archive:FILE[:TAG], docker-archive:FILE[:TAG], containers-storage:NAME
     /// and docker-daemon:NAME (with podman, docker or skopeo), ./FILE.tar[.gz] (an archive of images or of a root),
-    /// - (such an archive on stdin; -:TAG), ./DIR, or a disk file (./DISK.qcow2, .raw, .img or .erofs)
+    /// - (such an archive on stdin; or -- -:TAG), ./DIR, or a disk file (./DISK.qcow2, .raw, .img or .erofs)
     #[arg(value_name = "SOURCE")]
     source: String,
 }
