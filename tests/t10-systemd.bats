@@ -5,14 +5,16 @@
 # shellcheck source-path=SCRIPTDIR disable=SC2154,SC2016 # bats sets variables; inner shells expand theirs
 bats_require_minimum_version 1.5.0
 
+is_host() { [ "$(id -u)" = 0 ] && [ -d /run/systemd/system ]; }
+
 setup_file() {
-    [ "$(id -u)" = 0 ] || skip "root is needed"
-    [ -d /run/systemd/system ] || skip "systemd does not run here (make test-oci-krun has a host where it does)"
+    is_host || return 0
     source "$BATS_TEST_DIRNAME/oci.bash"
     oci_start
 }
 
 setup() {
+    is_host || skip "root, and systemd as the init, are needed (make test-oci-krun has such a host)"
     source "$BATS_TEST_DIRNAME/oci.bash"
     oci_msb=$BATS_TEST_DIRNAME/../target/release/msb-oci
     cd "$oci" || return
@@ -21,6 +23,7 @@ setup() {
 teardown() { S rm -fa -t 0 >/dev/null 2>&1 || true; }
 
 teardown_file() {
+    is_host || return 0
     source "$BATS_TEST_DIRNAME/oci.bash"
     oci_containerd_stop
     oci_stop
@@ -56,7 +59,7 @@ S() {
         # The VM is in it, and what made it is not.
         pid=$(O state one | jq .pid)
         grep -qx "0::/msb.slice/msb-test.slice/$scope" "/proc/$pid/cgroup"
-        for process in $(cat $dir/cgroup.procs); do cat "/proc/$process/comm"; done >names
+        while read -r process; do cat "/proc/$process/comm"; done <$dir/cgroup.procs >names
         grep -q msb-boot names
         run grep -xE 'cat|systemd-run' names
         [ "$status" = 1 ]
