@@ -207,7 +207,7 @@ kernel_overlay() {
             upper: {dir: ($dir + "/upper"), work: ($dir + "/work")}}' >record
         # So few descriptors that most files are closed and opened again.
         limited=()
-        case $seed in 27 | 93) limited=(with_descriptors 42) ;; esac
+        case $seed in 27 | 93) limited=(with_descriptors 44) ;; esac
         # In half of them directories of the layers are renamed.
         redirect=off flags=()
         case $seed in 3 | 27 | 176) redirect=on flags=(--redirect-dir) ;; esac

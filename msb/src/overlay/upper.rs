@@ -170,9 +170,7 @@ impl Writer {
             other => other,
         }
     }
-}
 
-impl Writer {
     /// Makes a whiteout at a free name. All are links to one file, as those of the kernel's overlayfs are (`ovl_whiteout` in
     /// `fs/overlayfs/dir.c`): on an ext4 of 264 GB that was in use, a file took 1600 µs and a link 57 µs.
     fn make_whiteout(&self, dir: &Dir, name: Name<'_>) -> io::Result<()> {
