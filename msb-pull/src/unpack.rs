@@ -24,12 +24,6 @@ use crate::directories::Origin;
 use crate::lower_link::Dependent;
 use crate::tree::{Parent, Tree, components};
 
-/// The directory at a layer's top where aufs kept the files that have several names. The layers of old images have it: its files are
-/// unpacked like others, because hardlinks lead to them, and removed when the layer is complete.
-fn aufs_links() -> &'static OsStr {
-    OsStr::new(".wh..wh.plnk")
-}
-
 /// The metadata of a directory without an entry of its own.
 const DEFAULT: Metadata = Metadata {
     mode: 0o755,
@@ -75,7 +69,7 @@ fn put<R: BufRead + Skip>(
         anyhow::ensure!(kind == Kind::Directory, "the layer's root must be a directory");
         return tree.list(Path::new(""), metadata);
     };
-    let is_aufs_link = kind == Kind::File && parents == [aufs_links()];
+    let is_aufs_link = kind == Kind::File && parents == [whiteout::aufs_links()];
     if !is_aufs_link && parents.iter().any(|part| whiteout::read_oci_name(part) != OciName::Plain) {
         return Ok(());
     }
@@ -235,7 +229,7 @@ const MAX_IMPLIED: usize = 16 << 20;
 /// Applies the attributes of the directories, now that all of their entries exist.
 fn finish(mut tree: Tree) -> anyhow::Result<Dependent> {
     let top = tree.parent(&[])?;
-    tree.clear(&top, Name::new(aufs_links())?)?;
+    tree.clear(&top, Name::new(whiteout::aufs_links())?)?;
     let (mut implied, mut bytes, links) = (Vec::new(), 0, tree.take_lower_links());
     tree.for_each_dir(|path, origin, dir| {
         let metadata = if let Origin::Listed(metadata) = origin { metadata } else { &DEFAULT };

@@ -17,6 +17,7 @@ pub use super::marks::is_private_xattr;
 const OCI_PREFIX: &[u8] = b".wh.";
 const OCI_RESERVED: &[u8] = b".wh..wh.";
 const OCI_OPAQUE: &[u8] = b".wh..wh..opq";
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// The meaning of a file name in an OCI layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,12 @@ pub fn read_oci_name(name: &OsStr) -> OciName<'_> {
 /// The name of the file that makes a directory of an OCI layer opaque.
 pub fn oci_opaque() -> &'static OsStr {
     OsStr::from_bytes(OCI_OPAQUE)
+}
+
+/// The directory at a layer's top where aufs kept the files that have several names. The layers of old images have it: its files are
+/// unpacked like others, because hardlinks lead to them, and removed when the layer is complete.
+pub fn aufs_links() -> &'static OsStr {
+    OsStr::from_bytes(AUFS_LINKS)
 }
 
 /// The name of the file that hides `name` in an OCI layer. It may be too long for a file system.
