@@ -72,6 +72,8 @@ shows() {
     type_in 'echo st''atus $?' Enter
     shows 'status 130'
     type_in cat Enter
+    # What is typed before the shell has left its raw mode is no line, and no end of file.
+    exec_await in_front cat
     type_in typed Enter
     type_in C-d
     type_in 'echo ca''t $?' Enter
