@@ -61,6 +61,13 @@ bundle() {
     [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ] || quota=cpu.max memory=memory.max
     O update --cpu-quota 50000 --cpu-period 100000 "$id"
     [[ $(limit $quota) == 50000* ]]
+    # A period alone leaves the quota, and a quota alone the period.
+    period=cpu.cfs_period_us
+    [ "$quota" = cpu.cfs_quota_us ] || period=cpu.max
+    O update --cpu-period 80000 "$id"
+    [[ $(limit $quota) == 50000* && $(limit $period) == *80000 ]]
+    O update --cpu-quota 60000 "$id"
+    [[ $(limit $quota) == 60000* && $(limit $period) == *80000 ]]
     booted=$(limit $memory)
     O update -r - "$id" <<<'{"memory": {"limit": 209715200}}'
     [ "$(limit $memory)" = $((booted - (56 << 20))) ]
@@ -98,11 +105,11 @@ annotate() {
 
 @test "systemd's manager is refused where systemd does not run, and so is a path that is not one of its" {
     bundle unmanaged true
-    paths=(/a/b 'box.slice:a:b c' box.slice:a:b)
+    paths=(/a/b 'box.slice:a:b c' box.slice:a:b none)
     # tests/t10-systemd.bats has those that are not refused.
-    [ ! -d /run/systemd/system ] || unset 'paths[2]'
+    [ ! -d /run/systemd/system ] || unset 'paths[2]' 'paths[3]'
     for path in "${paths[@]}"; do
-        jq --arg path "$path" '.linux.cgroupsPath = $path' unmanaged/config.json >unmanaged/new
+        jq --arg path "$path" '.linux.cgroupsPath = $path | if $path == "none" then del(.linux.cgroupsPath) else . end' unmanaged/config.json >unmanaged/new
         mv unmanaged/new unmanaged/config.json
         run O --systemd-cgroup create -b unmanaged unmanaged
         [ "$status" = 1 ]

@@ -20,7 +20,10 @@ setup() {
     cd "$oci" || return
 }
 
-teardown() { S rm -fa -t 0 >/dev/null 2>&1 || true; }
+teardown() {
+    S rm -fa -t 0 >/dev/null 2>&1 || true
+    systemctl stop box-one.scope >/dev/null 2>&1 || true
+}
 
 teardown_file() {
     is_host || return 0
@@ -68,6 +71,10 @@ S() {
         systemctl daemon-reload
         [ "$(cat $dir/memory.max)" = $(((128 + 160) << 20)) ]
         [ "$(cat $dir/cpu.max)" = '50000 100000' ]
+        # A period alone leaves the quota, in the unit too.
+        O update --cpu-period 40000 one
+        systemctl daemon-reload
+        [ "$(cat $dir/cpu.max)" = '50000 40000' ]
         O exec one true
         O pause one
         [ "$(O state one | jq -r .status)" = paused ]
@@ -90,6 +97,14 @@ S() {
     [[ $output == *'systemd-run: '*'box-one.scope'* ]]
     [ "$(systemctl is-active $scope)" = active ]
     systemctl stop $scope
+    # Without a path it is a scope of its own.
+    jq 'del(.linux.cgroupsPath) | .process.args = ["sleep", "1000"]' job/config.json >job/new
+    mv job/new job/config.json
+    O --systemd-cgroup create -b job one+more </dev/null >log 2>&1 || { cat log; return 1; }
+    [ "$(systemctl is-active 'msb-oci-one\x2bmore.scope')" = active ]
+    grep -qxF '0::/system.slice/msb-oci-one\x2bmore.scope' "/proc/$(O state one+more | jq .pid)/cgroup"
+    O delete --force one+more
+    [ "$(systemctl show 'msb-oci-one\x2bmore.scope' -p LoadState --value)" = not-found ]
     [ -z "$(ls -A state)" ]
 }
 

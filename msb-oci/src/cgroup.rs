@@ -12,8 +12,8 @@ use msb::overlay::user_namespace;
 use rustix::process::{Pid, PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Limits;
-use crate::scope::Scope;
+use crate::plan::{Limits, PERIOD};
+use crate::scope::{Holder, Scope};
 
 /// Where containers without a path have their cgroups.
 const PARENT: &str = "msb-oci";
@@ -56,12 +56,12 @@ impl Cgroup {
     /// # Errors
     /// A path of the wrong form.
     pub(crate) fn new(path: Option<&Path>, id: &str, is_systemds: bool) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Ok(Self { path: Path::new(PARENT).join(id), scope: None }) };
         if is_systemds {
-            let scope = Scope::parse(path)?;
+            let scope = path.map_or_else(|| Scope::of_container(id), Scope::parse)?;
             return Ok(Self { path: scope.path(), scope: Some(scope) });
         }
-        Ok(Self { path: path.strip_prefix("/").unwrap_or(path).to_owned(), scope: None })
+        let path = path.map(|path| path.strip_prefix("/").unwrap_or(path).to_owned());
+        Ok(Self { path: path.unwrap_or_else(|| Path::new(PARENT).join(id)), scope: None })
     }
 
     /// Its scope, if systemd manages it. That of a user's systemd is not used: it is below another cgroup.
@@ -74,13 +74,21 @@ impl Cgroup {
         hierarchy.root.join(&self.path)
     }
 
-    /// Makes it with these limits, and moves this process into it.
+    /// Has systemd make its scope with these limits, if systemd manages it. The scope lives until the holder is dropped, or longer if a
+    /// process has entered it.
     ///
     /// # Errors
-    /// A hierarchy that this process cannot write to, or a limit that one does not take. systemd's message.
-    pub(crate) fn make_and_enter(&mut self, limits: &Limits) -> anyhow::Result<()> {
+    /// systemd's message.
+    pub(crate) fn make_scope(&mut self, limits: &Limits) -> anyhow::Result<Option<Holder>> {
         let scope = self.scope.as_mut().filter(|_| user_namespace::is_initial());
-        let _holder = scope.map(|scope| scope.make(limits)).transpose()?;
+        scope.map(|scope| scope.make(limits)).transpose()
+    }
+
+    /// Moves this process into it, and sets the limits of a new cgroup.
+    ///
+    /// # Errors
+    /// A hierarchy that this process cannot write to, or a limit that one does not take.
+    pub(crate) fn enter_with(&self, limits: &Limits) -> anyhow::Result<()> {
         self.enter()?;
         self.write(limits)
     }
@@ -138,6 +146,8 @@ impl Cgroup {
     /// # Errors
     /// The file that does not take its value.
     pub(crate) fn limit(&self, limits: &Limits) -> anyhow::Result<()> {
+        // The kernel takes quota and period together.
+        let limits = &with_both(limits, hierarchies().iter().find_map(|hierarchy| self.quota(hierarchy)));
         self.write(limits)?;
         if let Some(scope) = self.systemds() {
             scope.limit(limits)?;
@@ -145,6 +155,15 @@ impl Cgroup {
             self.write(limits)?;
         }
         Ok(())
+    }
+
+    /// Its quota and period in a hierarchy.
+    fn quota(&self, hierarchy: &Hierarchy) -> Option<(i64, u64)> {
+        let read = |file| fs::read_to_string(self.dir(hierarchy).join(file)).ok();
+        match hierarchy.is_v2 {
+            true => parse_quota(&read("cpu.max")?),
+            false => parse_quota(&format!("{} {}", read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?)),
+        }
     }
 
     fn write(&self, limits: &Limits) -> anyhow::Result<()> {
@@ -188,7 +207,9 @@ impl Cgroup {
             };
             result = result.and(removed);
         }
-        if let Some(scope) = self.systemds() {
+        if result.is_ok()
+            && let Some(scope) = self.systemds()
+        {
             scope.end();
         }
         result
@@ -242,6 +263,25 @@ fn enable_controllers(dir: &Path) {
     }
 }
 
+/// The quota, -1 for none, and the period, from the kernel's text.
+fn parse_quota(text: &str) -> Option<(i64, u64)> {
+    let mut words = text.split_whitespace();
+    let (quota, period) = (words.next()?, words.next()?.parse().ok()?);
+    Some((if quota == "max" { -1 } else { quota.parse().ok()? }, period))
+}
+
+/// The limits with both quota and period, if they have one of these: the other one stays as it is now.
+fn with_both(limits: &Limits, now: Option<(i64, u64)>) -> Limits {
+    let mut limits = limits.clone();
+    if let Some((quota, period)) = now
+        && (limits.cpu_quota.is_some() || limits.cpu_period.is_some())
+    {
+        limits.cpu_quota.get_or_insert(quota);
+        limits.cpu_period.get_or_insert(period);
+    }
+    limits
+}
+
 /// Controllers, files and values of limits.
 fn files(limits: &Limits, is_v2: bool) -> Vec<(&'static str, &'static str, String)> {
     let mut files = Vec::new();
@@ -255,7 +295,7 @@ fn files(limits: &Limits, is_v2: bool) -> Vec<(&'static str, &'static str, Strin
         if limits.cpu_quota.is_some() || limits.cpu_period.is_some() {
             let quota =
                 limits.cpu_quota.filter(|quota| *quota > 0).map_or_else(|| "max".to_owned(), |quota| quota.to_string());
-            files.push(("cpu", "cpu.max", format!("{quota} {}", limits.cpu_period.unwrap_or(100_000))));
+            files.push(("cpu", "cpu.max", format!("{quota} {}", limits.cpu_period.unwrap_or(PERIOD))));
         }
     } else {
         files.extend(limits.memory.map(|bytes| ("memory", "memory.limit_in_bytes", bytes.to_string())));
@@ -340,7 +380,35 @@ mod tests {
         ] {
             assert_eq!(path(given, systemd).unwrap(), Path::new(expected), "{given:?}");
         }
+        assert_eq!(path(None, true).unwrap(), Path::new("system.slice/msb-oci-id.scope"));
         assert!(path(Some("/a/b"), true).is_err());
+    }
+
+    #[test]
+    fn a_quota_or_a_period_alone_leaves_the_other_one() {
+        for (text, expected) in [
+            ("max 100000\n", Some((-1, 100_000))),
+            ("30000 70000\n", Some((30_000, 70_000))),
+            ("-1\n 50000\n", Some((-1, 50_000))),
+            ("30000", None),
+            ("", None),
+            ("x 70000", None),
+        ] {
+            assert_eq!(parse_quota(text), expected, "{text:?}");
+        }
+        let limits = |cpu_quota, cpu_period| Limits { cpu_quota, cpu_period, ..Limits::default() };
+        let now = Some((30_000, 70_000));
+        for (quota, period, expected) in [
+            (None, None, (None, None)),
+            (Some(5), None, (Some(5), Some(70_000))),
+            (Some(-1), None, (Some(-1), Some(70_000))),
+            (None, Some(5), (Some(30_000), Some(5))),
+            (Some(5), Some(6), (Some(5), Some(6))),
+        ] {
+            let (expected_quota, expected_period) = expected;
+            assert_eq!(with_both(&limits(quota, period), now), limits(expected_quota, expected_period));
+        }
+        assert_eq!(with_both(&limits(Some(5), None), None), limits(Some(5), None));
     }
 
     #[test]

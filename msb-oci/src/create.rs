@@ -128,8 +128,11 @@ fn build(
     dir.save(container)?;
     let (alive, is_alive) = inherited::pipe()?;
     let (ended, end) = inherited::pipe()?;
-    container.cgroup.make_and_enter(&plan.limits)?;
+    let scope = container.cgroup.make_scope(&plan.limits)?;
+    // After a kill, delete removes what this process makes in the scope.
     dir.save(container)?;
+    container.cgroup.enter_with(&plan.limits)?;
+    drop(scope);
     let namespaces = namespaces::make(&plan.namespaces, plan.hostname.as_deref())?;
     let stand_in = namespaces.run(|| {
         tree::build(plan, &dir.tree())?;

@@ -4,21 +4,22 @@
 //! systemd delegates the cgroup, so its processes and files are msb-oci's. The limits are properties of the unit too: systemd writes those
 //! again when it reloads its configuration.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use msb::cgroup::weight;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Limits;
+use crate::plan::{Limits, PERIOD};
 use crate::tool;
 
 /// What exists as long as systemd is the init (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
-/// The period of a quota without one, in microseconds.
-const PERIOD: u64 = 100_000;
+/// How long systemd may take to make a scope.
+const LIMIT: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 /// A scope, and the slice that it is in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +63,20 @@ impl Scope {
             "cgroupsPath {text:?}: {slice:?} is not the name of a slice"
         );
         ensure!(
-            is_plain(&name) && !name.starts_with(['.', '-']),
+            // The cgroup of a name that begins with "_" has another name.
+            is_plain(&name) && !name.starts_with(['.', '-', '_']),
             "cgroupsPath {text:?}: {name:?} is not the name of a scope"
         );
         Ok(Self { slice, name, is_made: false })
+    }
+
+    /// The scope of a container whose config names none.
+    ///
+    /// # Errors
+    /// An ID that cannot be part of a unit's name.
+    pub(crate) fn of_container(id: &str) -> anyhow::Result<Self> {
+        // As systemd-escape(1) writes the only character of an ID that a unit's name cannot have.
+        Self::parse(Path::new(&format!(":msb-oci:{}", id.replace('+', r"\x2b"))))
     }
 
     /// Its cgroup. A slice is below those that its name begins with: a-b.slice is in a.slice.
@@ -98,15 +109,15 @@ impl Scope {
         command.args(["--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("systemd-run")?;
         // It executes cat when systemd has moved it into the scope.
-        let mut echo = [0];
-        let answered = match (&mut child.stdin, &mut child.stdout) {
-            (Some(stdin), Some(stdout)) => stdin.write_all(b"\n").and_then(|()| stdout.read_exact(&mut echo)),
-            _ => Ok(()),
-        };
-        match answered {
-            Ok(()) => {
+        match echo(&mut child) {
+            Ok(true) => {
                 self.is_made = true;
                 Ok(Holder(child))
+            }
+            Ok(false) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                bail!("systemd has not made {:?} within {} s (see \"systemctl list-jobs\")", self.name, LIMIT.tv_sec)
             }
             Err(_) => {
                 let output = child.wait_with_output().context("systemd-run")?;
@@ -141,6 +152,19 @@ impl Scope {
     }
 }
 
+/// Whether a process writes to its stdout what it reads from its stdin, within [`LIMIT`].
+///
+/// # Errors
+/// It has ended.
+fn echo(child: &mut Child) -> io::Result<bool> {
+    let (Some(stdin), Some(stdout)) = (&mut child.stdin, &mut child.stdout) else { return Ok(true) };
+    stdin.write_all(b"\n")?;
+    if poll(&mut [PollFd::new(stdout, PollFlags::IN)], Some(&LIMIT))? == 0 {
+        return Ok(false);
+    }
+    stdout.read_exact(&mut [0]).map(|()| true)
+}
+
 /// The limits as properties of a unit (systemd.resource-control(5)).
 fn properties(limits: &Limits) -> Vec<String> {
     let mut properties = Vec::new();
@@ -148,14 +172,10 @@ fn properties(limits: &Limits) -> Vec<String> {
     properties.extend(limits.cpu_shares.map(|shares| format!("CPUWeight={}", weight(shares))));
     if let Some(quota) = limits.cpu_quota {
         let period = limits.cpu_period.filter(|period| *period > 0).unwrap_or(PERIOD);
-        // In hundredths of a percent, which are the least that systemd reads.
-        let share = u64::try_from(quota)
-            .ok()
-            .filter(|quota| *quota > 0)
-            .map(|quota| (quota.saturating_mul(10_000) / period).max(1));
-        properties.push(
-            share.map_or("CPUQuota=".to_owned(), |share| format!("CPUQuota={}.{:02}%", share / 100, share % 100)),
-        );
+        // In whole percents, rounded up as by runc: systemd rounds down what it stores, and a reload would lower the quota.
+        let share = u64::try_from(quota).ok().filter(|quota| *quota > 0);
+        let percent = share.map(|quota| quota.saturating_mul(100).div_ceil(period));
+        properties.push(percent.map_or("CPUQuota=".to_owned(), |percent| format!("CPUQuota={percent}%")));
     }
     properties.extend(limits.cpu_period.map(|period| format!("CPUQuotaPeriodSec={period}us")));
     properties.extend(limits.cpuset_cpus.as_ref().map(|cpus| format!("AllowedCPUs={cpus}")));
@@ -188,9 +208,22 @@ mod tests {
             "a.slice:b:c d",
             "a.slice::-x",
             "a.slice::.x",
+            "a.slice::_x",
         ] {
             assert!(Scope::parse(Path::new(bad)).is_err(), "{bad}");
         }
+        let path = Scope::of_container("a+b").unwrap().path();
+        assert_eq!(path, Path::new(r"system.slice/msb-oci-a\x2bb.scope"));
+    }
+
+    #[test]
+    fn a_process_that_has_ended_does_not_echo() {
+        let start = |program: &str| {
+            Command::new(program).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let mut cat = Holder(start("cat"));
+        assert!(echo(&mut cat.0).unwrap());
+        assert!(echo(&mut Holder(start("true")).0).is_err());
     }
 
     #[test]
@@ -206,20 +239,20 @@ mod tests {
         };
         assert_eq!(
             of(&limits),
-            "MemoryMax=1048576 CPUWeight=39 CPUQuota=300.00% CPUQuotaPeriodSec=50000us AllowedCPUs=0-1 AllowedMemoryNodes=0"
+            "MemoryMax=1048576 CPUWeight=39 CPUQuota=300% CPUQuotaPeriodSec=50000us AllowedCPUs=0-1 AllowedMemoryNodes=0"
         );
         for (quota, expected) in [
-            (12_345, "CPUQuota=12.34%"),
-            (1000, "CPUQuota=1.00%"),
-            (1, "CPUQuota=0.01%"),
-            (i64::MAX, "CPUQuota=1844674407370.95%"),
+            (12_345, "CPUQuota=13%"),
+            (1000, "CPUQuota=1%"),
+            (1, "CPUQuota=1%"),
+            (i64::MAX, "CPUQuota=184467440737096%"),
             (-1, "CPUQuota="),
             (0, "CPUQuota="),
         ] {
             assert_eq!(of(&Limits { cpu_quota: Some(quota), ..Limits::default() }), expected);
         }
         let without_period = Limits { cpu_quota: Some(1000), cpu_period: Some(0), ..Limits::default() };
-        assert_eq!(of(&without_period), "CPUQuota=1.00% CPUQuotaPeriodSec=0us");
+        assert_eq!(of(&without_period), "CPUQuota=1% CPUQuotaPeriodSec=0us");
         assert_eq!(of(&Limits::default()), "");
     }
 }

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 pub(crate) use mount::{Bind, GuestMount, Place};
 pub(crate) use namespace::{Namespace, Namespaces};
 pub(crate) use refusal::Refusal;
-pub(crate) use resources::{Limits, Machine};
+pub(crate) use resources::{Limits, Machine, PERIOD};
 
 /// How a container becomes a VM.
 #[derive(Debug, Serialize)]

@@ -48,8 +48,8 @@ pub(crate) const OVERHEAD_MIB: u64 = 160;
 /// The least memory with which a guest runs a program besides its kernel.
 const MIN_MEMORY_MIB: u64 = 128;
 const MAX_CPUS: u64 = Boot::MAX_CPUS as u64;
-/// The period of a quota without one, in microseconds.
-const PERIOD: u64 = 100_000;
+/// The period of a quota without one, in microseconds: that of a new cgroup.
+pub(crate) const PERIOD: u64 = 100_000;
 
 pub(super) fn machine(linux: &Linux, annotations: &BTreeMap<&str, &str>, refusals: &mut Vec<Refusal>) -> Machine {
     let resources = linux.resources().clone().unwrap_or_default();
